@@ -1,0 +1,169 @@
+"""YAML files as frozen, typed models, with every problem named at once by file, line and key.
+
+In: a path and a pydantic model. Out: the model, or one ConfigurationError that lists all problems as
+`study.yaml:12: privacy.epsilon: ...`. Guaranteed: size cap, plain data only (no tags, no aliases, no duplicate keys),
+`1e-6` is a number, an unknown key is an error with "did you mean". Not covered: what the values mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import ConfigurationError
+from common.tensors import read_capped
+
+Where = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
+FILE_CAP_BYTES = 1 << 20
+DEPTH_CAP = 20
+INTEGER = re.compile(r"[-+]?[0-9]+")
+FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "~": None, "": None}
+
+
+class FrozenModel(BaseModel):
+    """Base of every configuration model: frozen, strict about unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Reader:
+    """Turns a YAML node tree into plain data and remembers the line of every key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[Where, int] = {}
+        self.problems: list[str] = []
+
+    def value(self, node: yaml.Node, where: Where) -> Any:
+        self.lines.setdefault(where, node.start_mark.line + 1)
+        if len(where) > DEPTH_CAP:
+            return self._problem(node, where, f"nested deeper than {DEPTH_CAP} levels")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, where)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*where, i)) for i, child in enumerate(node.value)]
+        return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key_node, child in node.value:
+            key = str(key_node.value)
+            self.lines[(*where, key)] = key_node.start_mark.line + 1
+            if key in found:
+                self._problem(key_node, (*where, key), "given twice")
+            found[key] = self.value(child, (*where, key))
+        return found
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        text = str(node.value)
+        if getattr(node, "style", None):  # quoted: a string, whatever it looks like
+            return text
+        if text.lower() in WORDS:
+            return WORDS[text.lower()]
+        if INTEGER.fullmatch(text):
+            return int(text)
+        return float(text) if FLOAT.fullmatch(text) else text
+
+    def _problem(self, node: yaml.Node, where: Where, message: str) -> None:
+        self.problems.append(f"{self.path.name}:{node.start_mark.line + 1}: {dotted(where)}: {message}")
+
+
+def dotted(where: Where) -> str:
+    """Return `privacy.epsilon` or `sites[2].name` for a path of keys."""
+    text = ""
+    for part in where:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "(file)"
+
+
+def _compose(path: Path, text: str) -> yaml.Node:
+    """The file's node tree; aliases are refused because they make small files huge."""
+    try:
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
+                line = token.start_mark.line + 1
+                raise ConfigurationError(f"{path.name}:{line}: anchors, aliases and tags are not allowed")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise ConfigurationError(
+            f"{path.name}:{line}: not readable as YAML: {getattr(error, 'problem', None) or 'nested too deeply'}"
+        ) from error
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigurationError(f"{path.name}:1: expected `key: value` lines, got an empty file or another shape")
+    return node
+
+
+def _fields_at(model: type[BaseModel], where: Where) -> list[str]:
+    """The keys that the model knows at the place of an unknown key."""
+    current: Any = model
+    for part in where:
+        if isinstance(part, int):
+            continue
+        field = getattr(current, "model_fields", {}).get(part)
+        current = next(iter(_models_in(field.annotation)), None) if field else None
+    return list(getattr(current, "model_fields", {}))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models inside an annotation such as `tuple[SitePlan, ...]` or `GanPlan | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def _explain(path: Path, model: type[BaseModel], lines: dict[Where, int], error: ValidationError) -> list[str]:
+    """One line a problem, in the order of the file."""
+    rows = []
+    for item in error.errors(include_url=False):
+        where = tuple(item["loc"])
+        line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(str(where[-1]), _fields_at(model, where[:-1]), 1)
+            message = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+        elif item["type"] != "value_error" and not isinstance(item["input"], dict | list):
+            message += f", got {item['input']!r}"
+        rows.append((line, f"{path.name}:{line}: {dotted(where)}: {message}"))
+    return [text for _, text in sorted(rows)]
+
+
+def load_yaml(path: Path, model: type[M], *, max_bytes: int = FILE_CAP_BYTES) -> M:
+    """Return the model in a YAML file of at most `max_bytes`; raises ConfigurationError with all problems."""
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: no such file", hint="give the path of an existing YAML file")
+    try:
+        text = read_capped(path, max_bytes).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path.name}:1: not UTF-8 text") from error
+    return parse_yaml(text, model, path)
+
+
+def parse_yaml(text: str, model: type[M], path: Path) -> M:
+    """Return the model in YAML text; `path` is used for messages alone."""
+    node = _compose(path, text)
+    reader = _Reader(path)
+    data = reader.value(node, ())
+    problems = list(reader.problems)
+    try:
+        return _only_if(model.model_validate(data), problems, path)
+    except ValidationError as error:
+        problems += _explain(path, model, reader.lines, error)
+    raise ConfigurationError("\n".join(problems), problems=problems, hint=f"correct {path} and try again")
+
+
+def _only_if(value: M, problems: list[str], path: Path) -> M:
+    """The value, unless the reader itself found problems."""
+    if problems:
+        raise ConfigurationError("\n".join(problems), problems=problems, hint=f"correct {path} and try again")
+    return value

@@ -1,0 +1,84 @@
+"""An append-only journal on disk: what happened to which key, in order, surviving `kill -9` and a power cut.
+
+In: (key, state, data). Out: entries in the order they were written. Guaranteed: an entry that `append` returned from is on
+disk; nothing is changed or removed. Not covered: tamper evidence (that is the ledger's, client/ledger.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import EnvironmentFault, disk_faults_named
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS entry (seq INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS by_key ON entry (key, seq);
+CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'append only'); END;
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the journal."""
+
+    seq: int
+    key: str
+    state: str
+    data: dict[str, Any]
+
+
+class Journal:
+    """A journal file; safe to use from several threads of one process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        with disk_faults_named("cannot open the journal", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise EnvironmentFault(f"cannot open the journal {path}: {error}") from error
+
+    def append(self, key: str, state: str, data: Mapping[str, Any] | None = None) -> None:
+        """Write one entry and wait until it is on disk."""
+        text = json.dumps(dict(data or {}), sort_keys=True)
+        try:
+            with self._lock:
+                self._db.execute("INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", (key, state, text))
+        except sqlite3.Error as error:
+            full = "full" in str(error)
+            raise EnvironmentFault(
+                f"cannot write the journal {self.path}: {error}",
+                hint="free some space there and start again; what was journaled is kept",
+                code="E-DISK-FULL" if full else None,
+            ) from error
+
+    def latest(self, key: str) -> Entry | None:
+        """Return the newest entry of `key`, or None."""
+        found = self._rows("WHERE key = ? ORDER BY seq DESC LIMIT 1", (key,))
+        return found[0] if found else None
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Return all entries whose key starts with `prefix`, oldest first."""
+        return [entry for entry in self._rows("ORDER BY seq", ()) if entry.key.startswith(prefix)]
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def _rows(self, clause: str, values: tuple[str, ...]) -> list[Entry]:
+        with self._lock:
+            rows = self._db.execute(f"SELECT seq, key, state, data FROM entry {clause}", values).fetchall()
+        return [Entry(seq, key, state, json.loads(data)) for seq, key, state, data in rows]

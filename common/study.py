@@ -1,0 +1,342 @@
+"""The study plan: one YAML file that both sides read, hash and sign.
+
+In: study.yaml. Out: a frozen `Study`, its hash, and on disk a signed bundle (study.yaml, study.sig, checkpoints/). Guaranteed:
+every privacy parameter is a public constant of the file; the hash covers every field and every checkpoint's SHA-256; a bundle
+opens only with the operator's signature and exact checkpoints. Not covered: whether a site agrees (its own policy decides)
+and whether the constants reach the stated epsilon (common/privacy/accounting.py computes that; signing refuses if not).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import Field, model_validator
+
+from common import signing
+from common.config import FrozenModel, load_yaml
+from common.errors import ConfigurationError, RefusedError
+from common.messages import canonical
+from common.tensors import atomic_write, read_capped
+
+Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+Positive = Annotated[float, Field(gt=0)]
+CHECKPOINT_CAP_BYTES = 1 << 30
+SIZES = (32, 64, 128, 256, 512)
+
+
+class Checkpoint(FrozenModel):
+    """A public starting checkpoint: a safetensors file beside the plan, pinned by its SHA-256."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,3}\.safetensors$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def name(self) -> str:
+        """The file's name inside a bundle's checkpoints/ folder."""
+        return Path(self.file).name
+
+
+class SitePlan(FrozenModel):
+    """A hospital and its public weight in every average."""
+
+    name: Identifier
+    weight: Positive = 1.0
+
+
+class Intake(FrozenModel):
+    """Which images enter a cohort, and how they look there."""
+
+    dicom_modalities: tuple[Literal["OP", "CR", "DX", "MR"], ...] = Field(min_length=1)
+    size_px: Literal[32, 64, 128, 256, 512]
+    channels: Literal[1, 3]
+    labels: tuple[Label, ...] = Field(min_length=1, max_length=100)
+    ordinal_labels: bool = False
+    merge_labels: dict[Label, Label] = Field(default_factory=dict)
+    stratify_laterality: bool = False
+    window: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _known_labels(self) -> Intake:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a label stands twice")
+        unknown = sorted(set(self.merge_labels) - set(self.labels))
+        if unknown:
+            raise ValueError(f"merge_labels: {unknown} are not among labels {list(self.labels)}")
+        if self.window and self.window[0] >= self.window[1]:
+            raise ValueError(f"window: expected low < high, got {list(self.window)}")
+        return self
+
+
+class TrainedModel(FrozenModel):
+    """What every privately trained model states. All are public constants of the plan."""
+
+    rounds: int = Field(ge=1, le=10_000)
+    local_steps: int = Field(ge=1, le=100_000)
+    learning_rate: Positive
+    noise_multiplier: float = Field(ge=0.3, le=1000)
+    patients_per_step: int = Field(ge=1, le=100_000)
+    clip: float = Field(gt=0, le=1000)
+    items_per_patient: int = Field(default=1, ge=1, le=1000)
+    max_update_norm: Positive
+    trainable: tuple[str, ...] = ()
+    start: Checkpoint | None = None
+
+    @property
+    def steps(self) -> int:
+        """All private steps that one site takes for this model."""
+        return self.rounds * self.local_steps
+
+
+class GanPlan(TrainedModel):
+    """The style-based generator and its critic (common/models/stylegan.py)."""
+
+    width: int = Field(ge=8, le=512)
+    latent: int = Field(ge=16, le=512)
+    generator_learning_rate: Positive
+    critic_steps: int = Field(default=1, ge=1, le=1000)
+    loss: Literal["hinge", "logistic"] = "logistic"
+    fakes_per_item: int = Field(default=1, ge=1, le=16)
+
+
+class WganPlan(TrainedModel):
+    """Image + mask pairs (Kossen et al. 2022)."""
+
+    width: int = Field(ge=8, le=512)
+    latent: int = Field(ge=16, le=512)
+    generator_learning_rate: Positive
+    critic_steps: int = Field(default=10, ge=1, le=1000)
+    loss: Literal["wgan", "hinge", "logistic"] = "hinge"
+    fakes_per_item: int = Field(default=1, ge=1, le=16)
+    released_pairs: int = Field(default=256, ge=1, le=1_000_000)
+
+
+class GlowPlan(TrainedModel):
+    """The flow (common/models/glow.py)."""
+
+    levels: int = Field(ge=1, le=7)
+    steps_per_level: int = Field(ge=1, le=64)
+    width: int = Field(ge=8, le=1024)
+    input_noise: float = Field(default=0.03, ge=0, le=0.5)
+
+
+class EncoderPlan(FrozenModel):
+    """The inversion encoder: trained on generator samples alone, on site, never sent."""
+
+    steps: int = Field(ge=0, le=1_000_000)
+    learning_rate: Positive
+    iterations: int = Field(default=2, ge=1, le=10)
+    width: int = Field(ge=8, le=512)
+    start: Checkpoint | None = None
+
+
+class Models(FrozenModel):
+    """Which models the study trains."""
+
+    gan: GanPlan | None = None
+    glow: GlowPlan | None = None
+    wgan: WganPlan | None = None
+    encoder: EncoderPlan | None = None
+
+    def trained(self) -> dict[str, TrainedModel]:
+        """Return the privately trained models in the order in which they train."""
+        named: dict[str, TrainedModel | None] = {"gan": self.gan, "glow": self.glow, "wgan": self.wgan}
+        return {name: model for name, model in named.items() if model is not None}
+
+
+class Privacy(FrozenModel):
+    """The promise for model updates: (epsilon, delta) per patient, zero-out adjacency, over the whole study."""
+
+    unit: Literal["patient"] = "patient"
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, le=0.01)
+    planned_patients: int = Field(ge=1, le=10_000_000)
+    accept_infeasible: bool = False
+
+
+class PrivatizePlan(FrozenModel):
+    """Laplace privatization of group means in GLOW's latent space (Shibata et al. 2023)."""
+
+    mechanism: Literal["laplace"] = "laplace"
+    share: float = Field(gt=0, le=1)
+    clip: Literal["box", "l1_ball"] = "l1_ball"
+    radius: float = Field(gt=0, le=10)
+    scale: float = Field(gt=0, le=10)
+    levels: Literal["top", "all"] = "top"
+    temperature: float = Field(default=0.7, ge=0, le=1.5)
+
+
+class Synthesis(FrozenModel):
+    """Groups, alignment and privatization on site (Jeon et al. 2022)."""
+
+    k: int = Field(ge=2, le=10_000)
+    grouping: Literal["similar", "random"]
+    windows: int = Field(default=2, ge=1, le=16)
+    inversion_steps: int = Field(ge=0, le=10_000)
+    alignment_steps: int = Field(ge=0, le=10_000)
+    content_weight: float = Field(default=1.0, ge=0)
+    style_weight: float = Field(default=1.0, ge=0)
+    trust_weight: float = Field(default=1.0, ge=0)
+    outputs_per_group: int = Field(default=1, ge=1, le=100)
+    max_images_per_site: int = Field(ge=1, le=100_000)
+    privatize: PrivatizePlan | None = None
+
+
+class Release(FrozenModel):
+    """What the released set says of itself."""
+
+    version: str = Field(default="1.0.0", pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")
+    licence: str = Field(default="CC-BY-4.0", max_length=64)
+    models: bool = True
+    min_images: int = Field(default=1, ge=1)
+    date: str = Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
+
+
+class Study(FrozenModel):
+    """A study plan. Every number in it is public and signed."""
+
+    format: Literal["kohort-study/1"]
+    name: Identifier
+    title: str = Field(min_length=1, max_length=200)
+    modality: Literal["fundus", "chest", "vessels"]
+    sites: tuple[SitePlan, ...] = Field(min_length=2, max_length=1000)
+    quorum: int = Field(ge=2)
+    round_deadline_s: float = Field(default=3600, gt=0, le=30 * 86400)
+    intake: Intake
+    models: Models
+    privacy: Privacy
+    synthesis: Synthesis | None = None
+    release: Release
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> list[str]:
+        """What fits no single field."""
+        names = [site.name for site in self.sites]
+        found = []
+        if len(set(names)) != len(names):
+            found.append("sites: a name stands twice")
+        if self.quorum > len(names):
+            found.append(f"quorum: {self.quorum} of {len(names)} sites can never be met")
+        if not self.models.trained():
+            found.append("models: at least one of gan, glow, wgan must be trained")
+        for name, model in self.models.trained().items():
+            if model.patients_per_step > self.privacy.planned_patients:
+                found.append(f"models.{name}.patients_per_step: more than privacy.planned_patients")
+        if self.synthesis and not (self.models.gan and self.models.encoder):
+            found.append("synthesis: needs models.gan and models.encoder")
+        if self.synthesis and self.synthesis.privatize and not self.models.glow:
+            found.append("synthesis.privatize: needs models.glow")
+        if self.models.glow and self.intake.size_px % 2**self.models.glow.levels:
+            found.append(f"models.glow.levels: {self.intake.size_px} px cannot be halved that often")
+        if self.privacy.delta > 1 / (10 * self.privacy.planned_patients):
+            found.append("privacy.delta: at most 1/(10 x planned_patients)")
+        return found
+
+    def strata(self) -> tuple[str, ...]:
+        """Return the released label names: labels after merging, in order of first appearance."""
+        merged = (self.intake.merge_labels.get(label, label) for label in self.intake.labels)
+        return tuple(dict.fromkeys(merged))
+
+    def sampling_rate(self, model: TrainedModel) -> float:
+        """Return q: the chance of a patient to be drawn in one step. A public constant."""
+        return model.patients_per_step / self.privacy.planned_patients
+
+    def weight_of(self, site: str) -> float:
+        """Return a site's public share of every average (all shares sum to 1)."""
+        total = sum(s.weight for s in self.sites)
+        return next(s.weight for s in self.sites if s.name == site) / total
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Return every starting checkpoint of the plan."""
+        plans = (self.models.gan, self.models.glow, self.models.wgan, self.models.encoder)
+        return tuple(plan.start for plan in plans if plan is not None and plan.start is not None)
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the plan's canonical JSON, in hex."""
+        return hashlib.sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+
+
+WORDS = (
+    "amber anchor apple arrow autumn badge bamboo basin beacon birch bishop bloom bottle bridge bronze butter "
+    "cabin camel candle canyon carbon castle cedar chalk cherry circle clover cobalt copper coral cotton crane "
+    "crystal dahlia desert dolphin donkey dragon eagle ember engine falcon feather fennel ferry flint forest fossil "
+    "garden garnet ginger glacier goblet granite harbor hazel heron hollow honey horizon ivory island jasmine juniper"
+).split()
+
+
+def fingerprint_words(plan_hash: str) -> str:
+    """Return six words for reading a plan's hash aloud; both sides compute them from the hash (36 bits)."""
+    bits = int(plan_hash[:9], 16)
+    return " ".join(WORDS[(bits >> (6 * i)) % 64] for i in range(6))
+
+
+def load_study(path: Path) -> Study:
+    """Return the validated plan in a YAML file; raises ConfigurationError with every problem at once."""
+    return load_yaml(path, Study)
+
+
+def _checked(path: Path, checkpoint: Checkpoint) -> bytes:
+    """A checkpoint's bytes, if they have the pinned SHA-256."""
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{path}: the starting checkpoint of the plan is missing", hint="put it beside the plan"
+        )
+    data = read_capped(path, CHECKPOINT_CAP_BYTES)
+    got = hashlib.sha256(data).hexdigest()
+    if got != checkpoint.sha256:
+        raise RefusedError(
+            f"{path}: SHA-256 is {got[:12]}..., the plan pins {checkpoint.sha256[:12]}...",
+            hint="use the file that the plan was written for, or write and sign a new plan",
+        )
+    return data
+
+
+def write_bundle(study_path: Path, key: Ed25519PrivateKey, out: Path) -> Study:
+    """Write a signed bundle of the plan at `study_path` into the folder `out` and return the plan.
+
+    Checkpoint paths in the plan are relative to the plan's folder.
+    """
+    study = load_study(study_path)
+    for checkpoint in study.checkpoints():
+        data = _checked(study_path.parent / checkpoint.file, checkpoint)
+        atomic_write(out / "checkpoints" / checkpoint.name, data)
+    text = read_capped(study_path, 1 << 20)
+    atomic_write(out / "study.yaml", text)
+    atomic_write(out / "study.sig", signing.sign(key, signing.PLAN, study.hash().encode()))
+    return study
+
+
+def open_bundle(folder: Path, public: Ed25519PublicKey) -> Study:
+    """Return the plan of a bundle that `public` signed and whose checkpoints are the pinned ones."""
+    if not (folder / "study.yaml").is_file() or not (folder / "study.sig").is_file():
+        raise ConfigurationError(
+            f"{folder}: expected a plan bundle with study.yaml and study.sig",
+            hint="give the folder that the operator's `kohort-server sign` wrote",
+        )
+    study = load_study(folder / "study.yaml")
+    signature = read_capped(folder / "study.sig", signing.KEY_CAP_BYTES)
+    signing.verify(public, signing.PLAN, study.hash().encode(), signature, what=f"{folder}/study.sig")
+    for checkpoint in study.checkpoints():
+        _checked(folder / "checkpoints" / checkpoint.name, checkpoint)
+    return study
+
+
+def copy_bundle(source: Path, public: Ed25519PublicKey, target: Path) -> Study:
+    """Copy the files of a checked bundle, and nothing else, into `target`; returns the plan."""
+    study = open_bundle(source, public)
+    for name in ("study.yaml", "study.sig"):
+        atomic_write(target / name, read_capped(source / name, 1 << 20))
+    for checkpoint in study.checkpoints():
+        (target / "checkpoints").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / "checkpoints" / checkpoint.name, target / "checkpoints" / checkpoint.name)
+    return open_bundle(target, public)

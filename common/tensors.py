@@ -1,0 +1,173 @@
+"""Weights and image batches as canonical safetensors bytes, in numpy alone (the parent daemon imports no torch).
+
+In: a mapping of names to arrays, or bytes from outside. Out: bytes, or arrays. Guaranteed: the same arrays give the same
+bytes on every machine (names sorted, little endian, no clock); a reader allocates nothing beyond `max_bytes`, and refuses
+an unknown dtype, an overlapping or short buffer, and a header that is not plain JSON. Not covered: what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import RefusedError, disk_faults_named
+
+Arrays = dict[str, NDArray[np.generic]]
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+HEADER_CAP_BYTES = 1 << 20
+
+
+def dumps(arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return canonical safetensors bytes of `arrays` (dtypes F64, F32, I64, I32, U8; any shape)."""
+    header: dict[str, object] = {}
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    blocks, offset = [], 0
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        dtype = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
+        if dtype not in NAMES:
+            raise RefusedError(f"tensor {name}: dtype {array.dtype} cannot be stored; expected one of {sorted(DTYPES)}")
+        block = array.astype(dtype, copy=False).tobytes()
+        header[name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(arrays[name].shape),
+            "data_offsets": [offset, offset + len(block)],
+        }
+        blocks.append(block)
+        offset += len(block)
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(blocks)
+
+
+def _header(data: bytes, where: str) -> tuple[dict[str, dict[str, object]], int]:
+    """The parsed header and the offset at which the numbers start."""
+    size = int.from_bytes(data[:8], "little") if len(data) >= 8 else HEADER_CAP_BYTES + 1
+    if size > HEADER_CAP_BYTES or 8 + size > len(data):
+        raise RefusedError(f"{where}: not a safetensors file (header of {size} bytes in a file of {len(data)})")
+    try:
+        header = json.loads(data[8 : 8 + size])
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"{where}: the safetensors header is not JSON") from error
+    if not isinstance(header, dict):
+        raise RefusedError(f"{where}: the safetensors header is not a mapping")
+    return header, 8 + size
+
+
+def _entry(entry: object, where: str, name: str, room: int) -> tuple[np.dtype[np.generic], tuple[int, ...], int, int]:
+    """One tensor's dtype, shape and byte range, checked against the room that the file has."""
+    try:
+        assert isinstance(entry, dict)
+        dtype = DTYPES[str(entry["dtype"])]
+        shape = tuple(entry["shape"])
+        start, end = entry["data_offsets"]
+        assert all(type(n) is int and 0 <= n < 1 << 40 for n in (*shape, start, end)) and start <= end <= room
+        count = 1
+        for n in shape:
+            count *= n
+        assert end - start == count * dtype.itemsize
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise RefusedError(f"{where}: tensor {name[:80]!r} has a damaged description") from error
+    return dtype, shape, start, end
+
+
+def loads(data: bytes, *, max_bytes: int, where: str = "payload") -> Arrays:
+    """Return the arrays (copies, writable) in safetensors bytes of at most `max_bytes`.
+
+    Raises RefusedError on size, header, dtype, shape or offsets that do not fit, and on gaps or overlaps.
+    """
+    if len(data) > max_bytes:
+        raise RefusedError(f"{where}: {len(data)} bytes, at most {max_bytes} expected")
+    header, base = _header(data, where)
+    arrays: Arrays = {}
+    ranges = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, start, end = _entry(entry, where, name, len(data) - base)
+        ranges.append((start, end))
+        arrays[name] = np.frombuffer(data[base + start : base + end], dtype=dtype).reshape(shape).copy()
+    position = 0
+    for start, end in sorted(ranges):
+        if start != position:
+            raise RefusedError(f"{where}: tensors overlap or leave a gap at byte {position}")
+        position = end
+    if position != len(data) - base:
+        raise RefusedError(f"{where}: {len(data) - base - position} bytes belong to no tensor")
+    return arrays
+
+
+def read_capped(path: Path, max_bytes: int) -> bytes:
+    """Return the bytes of a file of at most `max_bytes`, checked before and while reading."""
+    with disk_faults_named("cannot read", path), open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise RefusedError(f"{path}: larger than the {max_bytes} bytes allowed", hint="is this the right file?")
+    return data
+
+
+def read(path: Path, *, max_bytes: int) -> Arrays:
+    """Return the arrays in a safetensors file of at most `max_bytes`."""
+    return loads(read_capped(path, max_bytes), max_bytes=max_bytes, where=str(path))
+
+
+def shapes(path: Path, *, max_bytes: int = 1 << 31) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return {name: (dtype name, shape)} of a safetensors file, reading its header alone."""
+    with disk_faults_named("cannot read", path), open(path, "rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        head = file.read(8 + HEADER_CAP_BYTES)
+    if total > max_bytes:
+        raise RefusedError(f"{path}: {total} bytes, at most {max_bytes} expected")
+    header, base = _header(head, str(path))
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            dtype, shape, _, _ = _entry(entry, str(path), name, total - base)
+            found[name] = (NAMES[dtype], shape)
+    return found
+
+
+def write(path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    atomic_write(path, dumps(arrays, metadata))
+
+
+def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` to `path` so that a crash leaves the old file or the new one, never a half."""
+    with disk_faults_named("cannot write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new name in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
