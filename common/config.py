@@ -125,8 +125,11 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _explain(path: Path, model: type[BaseModel], lines: dict[Where, int], error: ValidationError) -> list[str]:
     """One line a problem, in the order of the file."""
     rows = []
-    for item in error.errors(include_url=False):
-        where = tuple(item["loc"])
+    items = error.errors(include_url=False)
+    places = [tuple(item["loc"]) for item in items]
+    for item, where in zip(items, places, strict=True):
+        if item["type"] == "too_short" and any(len(p) > len(where) and p[: len(where)] == where for p in places):
+            continue  # the elements were given, but are wrong themselves
         line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
