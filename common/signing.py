@@ -98,6 +98,11 @@ def sign(key: Ed25519PrivateKey, namespace: str, data: bytes) -> bytes:
     raw = _string(b"ssh-ed25519") + _string(key.sign(_signed_bytes(namespace, data)))
     blob = MAGIC + struct.pack(">I", 1) + _string(public) + _string(namespace.encode())
     blob += _string(b"") + _string(b"sha512") + _string(raw)
+    return _armour(blob)
+
+
+def _armour(blob: bytes) -> bytes:
+    """The one spelling of a signature file that we write and accept."""
     text = base64.b64encode(blob).decode()
     lines = [text[i : i + 70] for i in range(0, len(text), 70)]
     return "\n".join([BEGIN, *lines, END, ""]).encode()
@@ -118,6 +123,8 @@ def verify(public: Ed25519PublicKey, namespace: str, data: bytes, signature: byt
     )
     tail = _string(b"ssh-ed25519")
     start = len(head) + 4 + len(tail) + 4
+    if _armour(blob) != signature:
+        raise RefusedError(f"{what}: the signature file was altered")
     if len(blob) != start + 64 or not blob.startswith(head) or blob[len(head) + 4 : start - 4] != tail:
         raise RefusedError(f"{what}: made by another key or for another purpose than {namespace}")
     try:
