@@ -1,0 +1,46 @@
+"""One process at a time in a folder: a lock that the kernel gives back when its holder dies.
+
+In: the path of a lock file. Out: a held lock, or EnvironmentFault `E-LOCKED`. Guaranteed: `kill -9` frees it. Not covered:
+a copy of the folder on another machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from common.errors import EnvironmentFault, disk_faults_named
+
+
+class FolderLock:
+    """Held from construction until `release()`; also a context manager."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        with disk_faults_named("cannot lock", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise EnvironmentFault(
+                f"{path}: another process is already running {what} here",
+                hint="stop it first, or use another folder",
+                code="E-LOCKED",
+            ) from error
+
+    def release(self) -> None:
+        """Give the lock back; once is enough."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,245 @@
+"""The consortium's private certificate authority: one CA, the server's certificate, one client certificate per hospital.
+
+In: folders, host names, a hospital's public key line. Out: PEM files, keys 0600, written atomically. Guaranteed: a site
+certificate holds the very key that the site registers with Flower (one identity, revoked in one place), can only act as
+a client, and never leaves the CA's private key in reach of a hospital; an expired or foreign file is named as such
+before a server starts with it. Not covered: revocation (the operator unregisters the node; nginx may carry a CRL).
+All keys are EC P-384 with SHA-384.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from common.errors import ConfigurationError, disk_faults_named
+from common.tensors import atomic_write, read_capped
+
+CA_DAYS = 3650
+SERVER_DAYS = 825
+SITE_DAYS = 397
+BACKDATED = timedelta(hours=1)  # a site whose clock is a little behind must not refuse a fresh certificate
+PEM_CAP_BYTES = 65_536
+LOOPBACK = ("localhost", "127.0.0.1")
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The CA's certificate and the key that signs with it."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True)
+class ServerFiles:
+    """Where a server's certificate, its private key and the CA certificate lie."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+def create_authority(folder: Path, name: str = "kohort") -> Authority:
+    """Return a new CA, stored as `ca.crt` and `ca.key` (0600) in `folder`; refuses to replace one."""
+    for path in (folder / "ca.key", folder / "ca.crt"):
+        if path.exists():
+            raise ConfigurationError(
+                f"{path}: a certificate authority is already here",
+                hint="every hospital trusts it; renew single certificates instead of making a new one",
+            )
+    key = ec.generate_private_key(ec.SECP384R1())
+    subject = _name(f"{name} certificate authority")
+    builder = _builder(subject, subject, key.public_key(), CA_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    certificate = builder.sign(key, hashes.SHA384())
+    _make_folder(folder)
+    atomic_write(folder / "ca.key", _private_pem(key), mode=0o600)
+    atomic_write(folder / "ca.crt", _pem(certificate))
+    return Authority(certificate, key)
+
+
+def load_authority(folder: Path) -> Authority:
+    """Return the CA stored in `folder`; raises ConfigurationError if a file is missing, foreign or expired."""
+    certificate = read_certificate(folder / "ca.crt")
+    key = _read_key(folder / "ca.key")
+    if certificate.public_key() != key.public_key():
+        raise ConfigurationError(f"{folder / 'ca.key'}: not the key of {folder / 'ca.crt'}")
+    _check_dates(certificate, folder / "ca.crt", datetime.now(UTC))
+    return Authority(certificate, key)
+
+
+def issue_server_certificate(
+    authority: Authority, folder: Path, hosts: Sequence[str] = (), *, days: float = SERVER_DAYS
+) -> ServerFiles:
+    """Return the files of a server certificate valid for `localhost`, `127.0.0.1` and `hosts`; replaces an older one."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    names = list(dict.fromkeys((*LOOPBACK, *hosts)))
+    builder = _leaf(authority, _name(names[-1]), key.public_key(), days, ExtendedKeyUsageOID.SERVER_AUTH)
+    builder = builder.add_extension(
+        x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
+    )
+    _make_folder(folder)
+    files = ServerFiles(folder / "server.crt", folder / "server.key", folder / "ca.crt")
+    atomic_write(files.ca, _pem(authority.certificate))
+    atomic_write(files.key, _private_pem(key), mode=0o600)
+    atomic_write(files.certificate, _pem(builder.sign(authority.key, hashes.SHA384())))
+    return files
+
+
+def issue_site_certificate(
+    authority: Authority, site: str, public_key: str, out: Path, *, days: float = SITE_DAYS
+) -> None:
+    """Write the client certificate of `site` to `out`, from its public key line `ecdsa-sha2-nistp384 AAAA...`."""
+    key = parse_site_key(public_key)
+    builder = _leaf(authority, _name(site), key, days, ExtendedKeyUsageOID.CLIENT_AUTH)
+    atomic_write(out, _pem(builder.sign(authority.key, hashes.SHA384())))
+
+
+def parse_site_key(public_key: str) -> ec.EllipticCurvePublicKey:
+    """Return the EC key in a site's OpenSSH public key line; raises ConfigurationError for any other kind."""
+    expected = "expected one line `ecdsa-sha2-nistp384 AAAA...` (the site's keys/node.pub)"
+    try:
+        key = serialization.load_ssh_public_key(" ".join(public_key.split()[:2]).encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(f"not an OpenSSH public key; {expected}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigurationError(f"a {type(key).__name__}; {expected}")
+    return key
+
+
+def check_certificate(path: Path, authority: x509.Certificate, *, now: datetime | None = None) -> datetime:
+    """Return when the certificate at `path` expires (UTC); raises ConfigurationError if it is expired or not this CA's."""
+    certificate = read_certificate(path)
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise ConfigurationError(
+            f"{path}: not issued by {authority.subject.rfc4514_string()}",
+            hint="use the CA file and the certificate of the same consortium",
+        ) from error
+    _check_dates(certificate, path, now or datetime.now(UTC))
+    return certificate.not_valid_after_utc
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """Return the first PEM certificate in `path`; raises ConfigurationError if there is none."""
+    _must_exist(path)
+    try:
+        return x509.load_pem_x509_certificate(read_capped(path, PEM_CAP_BYTES))
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: not a PEM certificate") from error
+
+
+def _check_dates(certificate: x509.Certificate, path: Path, now: datetime) -> None:
+    """Refuse a certificate outside its dates."""
+    if now > certificate.not_valid_after_utc:
+        raise ConfigurationError(
+            f"{path}: expired on {certificate.not_valid_after_utc:%Y-%m-%d}", hint="issue a new one"
+        )
+    if now < certificate.not_valid_before_utc:
+        start = certificate.not_valid_before_utc
+        raise ConfigurationError(
+            f"{path}: not valid before {start:%Y-%m-%d %H:%M} UTC", hint="check this machine's clock"
+        )
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The unencrypted EC private key at `path`."""
+    _must_exist(path)
+    try:
+        key = serialization.load_pem_private_key(read_capped(path, PEM_CAP_BYTES), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(f"{path}: not an unencrypted PEM private key") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigurationError(f"{path}: expected an EC key, got {type(key).__name__}")
+    return key
+
+
+def _must_exist(path: Path) -> None:
+    """A missing file is a mistake in a configuration, not a fault of the disk."""
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: no such file", hint="`kohort-server init` creates the certificate authority")
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder that only its owner enters."""
+    with disk_faults_named("create", folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _leaf(
+    authority: Authority, subject: x509.Name, key: ec.EllipticCurvePublicKey, days: float, usage: x509.ObjectIdentifier
+) -> x509.CertificateBuilder:
+    """A certificate that signs nothing and does one thing."""
+    builder = _builder(subject, authority.certificate.subject, key, days)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    return builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
+    )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float
+) -> x509.CertificateBuilder:
+    """What every certificate of ours has."""
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(min(now, now + timedelta(days=days)) - BACKDATED)
+    builder = builder.not_valid_after(now + timedelta(days=days))
+    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    """CA: sign certificates and revocation lists. Leaf: sign handshakes."""
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    """A subject of one field (at most 64 characters, as X.520 wants it)."""
+    if not 1 <= len(common_name) <= 64:
+        raise ConfigurationError(f"certificate name {common_name!r}: {len(common_name)} characters, expected 1 to 64")
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    """A host as the alternative name that TLS compares: an address or a DNS name."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    """A certificate as text."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as unencrypted PKCS #8 text."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
