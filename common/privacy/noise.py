@@ -1,0 +1,160 @@
+"""Noise for the privacy mechanisms, drawn from an AES-256-CTR key stream.
+
+In: how many values, and the public parameters of the distribution. Out: integers on the mechanism's lattice.
+Guaranteed: a `NoiseSource` is keyed by the operating system's entropy, is never seeded (no torch, numpy or python seed
+changes it) and is re-keyed in every forked child; its Gaussian reaches beyond 9 sigma (64-bit radius) and its discrete
+Laplace is exact to 192 bits in fixed work.
+Not: protection against a cloned virtual machine (the clone holds the same key), or use by two threads at once.
+`SeededNoiseSource` repeats itself: for tests only; the private step refuses it with a ledger's reservation.
+
+Sources: Box and Muller 1958; Mironov 2012 (why a lattice); the bitwise geometric sampler is methods/dp-glow.md, section 5.
+"""
+
+import hashlib
+import math
+import os
+from abc import ABC, abstractmethod
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from functools import lru_cache
+from typing import ClassVar, final
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from numpy.typing import NDArray
+
+from common.errors import ConfigurationError
+
+LATTICE = 2**24  # Gaussian noise comes in multiples of clip / LATTICE
+LARGEST_SIGMA = 2.0**24  # keeps sigma * LATTICE * 9.5 below 2^53, exact in float64
+LARGEST_SCALE = 2.0**50  # in lattice steps; keeps the geometric variables inside int64
+WORDS_PER_THRESHOLD = 3  # 3 * 64 = 192 bits
+
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class Noise(ABC):
+    """A stream of random words and the distributions drawn from it. Two kinds exist: `NoiseSource` and `SeededNoiseSource`."""
+
+    private: ClassVar[bool]
+
+    @abstractmethod
+    def uniform_u64(self, n: int) -> NDArray[np.uint64]:
+        """`n` independent uniform 64-bit words, uint64 [n]."""
+
+    def bernoulli(self, q: float, n: int) -> NDArray[np.bool_]:
+        """`n` coins of bias `q` in (0, 1], bool [n]; the bias is floor(q * 2^64) / 2^64, so q = 1 means always."""
+        if not 0.0 < q <= 1.0:
+            raise ConfigurationError(f"noise: coin bias: expected 0 < q <= 1, got {q!r}")
+        words = self.uniform_u64(n)
+        threshold = int(Fraction(q) * 2**64)
+        return words < np.uint64(threshold) if threshold < 2**64 else np.ones(n, dtype=np.bool_)
+
+    def gaussian_lattice(self, n: int, sigma: float) -> NDArray[np.int64]:
+        """round(sigma * 2^24 * N(0, 1)), int64 [n], in units of clip / 2^24.
+
+        Raises `ConfigurationError` for a sigma outside (0, 2^24].
+        """
+        if not 0.0 < sigma <= LARGEST_SIGMA:
+            raise ConfigurationError(f"noise: sigma: expected 0 < sigma <= 2^24, got {sigma!r}")
+        pairs = (n + 1) // 2
+        words = self.uniform_u64(2 * pairs)
+        radius = radius_of(words[:pairs]) * (sigma * LATTICE)
+        angle = (words[pairs:] >> np.uint64(11)).astype(np.float64) * (2.0 * math.pi * 2.0**-53)
+        values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
+        lattice: NDArray[np.int64] = np.rint(values).astype(np.int64)
+        return lattice
+
+    def discrete_laplace(self, n: int, scale_in_steps: float) -> NDArray[np.int64]:
+        """`n` values with P(z) proportional to exp(-|z| / scale_in_steps), int64 [n], each bit exact to 2^-192.
+
+        The difference of two geometric variables, whose bits are independent coins of bias 1 / (1 + exp(2^j / scale)):
+        fixed work, and no floating-point number touches a draw. Raises `ConfigurationError` for a scale outside (0, 2^50].
+        """
+        total = np.zeros(2 * n, dtype=np.int64)
+        for bit, threshold in enumerate(laplace_thresholds(float(scale_in_steps))):
+            total += self._below(threshold, 2 * n).astype(np.int64) << bit
+        return total[:n] - total[n:]
+
+    def _below(self, threshold: tuple[int, ...], n: int) -> NDArray[np.bool_]:
+        """True where a fresh 192-bit number lies below the threshold; ties (probability 2^-64) draw the next word."""
+        words = self.uniform_u64(n)
+        below = words < np.uint64(threshold[0])
+        tied = np.flatnonzero(words == np.uint64(threshold[0]))
+        if tied.size and len(threshold) > 1:
+            below[tied] = self._below(threshold[1:], tied.size)
+        return below
+
+
+@final
+class NoiseSource(Noise):
+    """The production source: AES-256-CTR keyed by `os.urandom`, re-keyed after a fork. There is no way to seed it."""
+
+    private = True
+
+    def __init__(self) -> None:
+        self._rekey()
+
+    def _rekey(self) -> None:
+        self._fork = _forks
+        self._stream = _key_stream(os.urandom(32), os.urandom(16))
+
+    def uniform_u64(self, n: int) -> NDArray[np.uint64]:
+        if self._fork != _forks:
+            self._rekey()
+        return _words(self._stream, n)
+
+
+@final
+class SeededNoiseSource(Noise):
+    """NOT PRIVATE: the same seed gives the same noise. For tests; the private step refuses it with a ledger's reservation."""
+
+    private = False
+
+    def __init__(self, seed: int) -> None:
+        digest = hashlib.sha512(f"kohort test noise {seed}".encode()).digest()
+        self._stream = _key_stream(digest[:32], digest[32:48])
+
+    def uniform_u64(self, n: int) -> NDArray[np.uint64]:
+        return _words(self._stream, n)
+
+
+def radius_of(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Box–Muller's radius sqrt(-2 ln u) with u = (w + 1/2) 2^-64: up to 9.49 sigma, where 53 bits would stop at 8.6."""
+    u = (words.astype(np.float64) + 0.5) * 2.0**-64
+    return np.sqrt(-2.0 * np.log(u))
+
+
+@lru_cache(maxsize=32)
+def laplace_thresholds(scale_in_steps: float) -> tuple[tuple[int, ...], ...]:
+    """floor(2^192 / (1 + exp(2^j / scale))) for j = 0, 1, … as three 64-bit words each, until the bias falls below 2^-192."""
+    if not 0.0 < scale_in_steps <= LARGEST_SCALE:
+        raise ConfigurationError(
+            f"noise: Laplace scale: expected 0 < scale <= 2^50 lattice steps, got {scale_in_steps!r}"
+        )
+    thresholds: list[tuple[int, ...]] = []
+    with localcontext() as context:
+        context.prec = 120
+        rate = 1 / Decimal(scale_in_steps)
+        while rate * 2 ** len(thresholds) < 134:  # 192 ln 2 = 133.1
+            bias = 1 / (1 + (rate * 2 ** len(thresholds)).exp())
+            scaled = int(bias * 2 ** (64 * WORDS_PER_THRESHOLD))
+            thresholds.append(tuple((scaled >> shift) & (2**64 - 1) for shift in (128, 64, 0)))
+    return tuple(thresholds)
+
+
+def _key_stream(key: bytes, nonce: bytes) -> CipherContext:
+    return Cipher(algorithms.AES256(key), modes.CTR(nonce)).encryptor()
+
+
+def _words(stream: CipherContext, n: int) -> NDArray[np.uint64]:
+    """The next n words of the key stream (the encryption of zeros)."""
+    return np.frombuffer(stream.update(bytes(8 * n)), dtype=np.uint64)
