@@ -1,0 +1,77 @@
+"""The Flower ClientApp of a site, from Flower's public types alone: records in, signed bytes to the daemon, records out.
+
+In: Flower messages of type `train` and `query.synthesize`, each one `Sealed`. Out: a reply with one `Sealed`, or
+`Error(2, "E-...")`. Guaranteed: an error that leaves is a code from our own list of shapes, never the text of an exception.
+Not covered: every decision; `answer` (client/daemon.py) takes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from common.errors import KohortError, RefusedError
+from common.messages import Sealed
+
+Answer = Callable[[Sealed], Sealed]
+REFUSED = 2
+CODE = re.compile(r"E(-[A-Z0-9]+){1,6}")
+
+
+def build_app(answer: Answer) -> ClientApp:
+    """Return the ClientApp that gives every instruction to `answer` and sends back what it returns."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return reply_to(message, answer)
+
+    @app.query("synthesize")
+    def synthesize(message: Message, context: Context) -> Message:
+        return reply_to(message, answer)
+
+    return app
+
+
+def reply_to(message: Message, answer: Answer) -> Message:
+    """Return the reply: what `answer` made of the instruction, or a code (never a text)."""
+    try:
+        return Message(record_of(answer(sealed_of(message.content))), reply_to=message)
+    except KohortError as error:
+        return Message(Error(REFUSED, public_code(error)), reply_to=message)
+    except Exception:  # an unknown exception's text could hold a patient's name
+        return Message(Error(REFUSED, "E-BUG"), reply_to=message)
+
+
+def public_code(error: KohortError) -> str:
+    """Return the error's code if it has the shape of one, else E-BUG."""
+    return error.code if CODE.fullmatch(error.code) else "E-BUG"
+
+
+def record_of(sealed: Sealed) -> RecordDict:
+    """Return the Flower record of one sealed message."""
+    payload = Array(np.frombuffer(sealed.payload, np.uint8))
+    head = ConfigRecord({"header": sealed.header, "signature": sealed.signature})
+    return RecordDict({"sealed": head, "payload": ArrayRecord({"payload": payload})})
+
+
+def sealed_of(record: RecordDict) -> Sealed:
+    """Return the sealed message in a Flower record; raises RefusedError (E-RECORD) for any other content."""
+    head, arrays = record.get("sealed"), record.get("payload")
+    if len(record) != 2 or not isinstance(head, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+        raise _unknown_record()
+    header, signature, payload = head.get("header"), head.get("signature"), arrays.get("payload")
+    if len(head) != 2 or len(arrays) != 1 or not isinstance(payload, Array):
+        raise _unknown_record()
+    if not isinstance(header, bytes) or not isinstance(signature, bytes) or payload.dtype != "uint8":
+        raise _unknown_record()
+    return Sealed(header, payload.numpy().tobytes(), signature)
+
+
+def _unknown_record() -> RefusedError:
+    """The refusal of a record that is not one sealed message."""
+    return RefusedError("record: expected one sealed message: header, signature, payload", code="E-RECORD")

@@ -1,0 +1,151 @@
+"""The hospital's own file, `site.yaml`: where the data lie, what may leave, how the network looks.
+
+In: site.yaml, or nothing for a sample. Out: a frozen `SiteConfig`. Guaranteed: every limit has a default that denies more
+rather than less; a plan outside the policy is refused with all its problems at once; the sample file is made from the model
+itself. Not covered: whether a plan is signed (common/study.py) and what was spent before (client/ledger.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from common.config import FrozenModel, load_yaml
+from common.errors import PolicyError
+from common.study import Identifier, Study
+
+FILE = "site.yaml"
+
+
+class Data(FrozenModel):
+    """Where the images of patients lie. Read only."""
+
+    folder: str = Field(min_length=1, description="folder with DICOM or image files; kohort only reads it")
+    labels_csv: str | None = Field(default=None, description="CSV with file, patient, label, laterality; null: none")
+
+
+class Policy(FrozenModel):
+    """What this hospital allows, whatever a plan or a server asks."""
+
+    max_epsilon: float = Field(
+        default=10.0, gt=0, le=100, description="most a patient may ever spend, over all studies"
+    )
+    max_delta: float = Field(default=1e-5, gt=0, le=0.01, description="delta of that promise; fixed by the first run")
+    min_k: int = Field(default=5, ge=2, description="least patients behind an image; 10 is recommended")
+    min_noise_multiplier: float = Field(default=0.5, gt=0, description="least noise of a private step")
+    groupings: tuple[Literal["similar", "random"], ...] = Field(
+        default=("similar", "random"), description="ways to form groups that are allowed"
+    )
+    max_images: int = Field(default=1000, ge=0, description="most images that may leave for one study")
+    review: Literal["required", "not_required"] = Field(
+        default="required", description="whether a person must approve each image batch (kohort-site review)"
+    )
+
+
+class Network(FrozenModel):
+    """How the server is reached; its address comes with the join file."""
+
+    proxy: str | None = Field(default=None, description="http://host:port of a CONNECT proxy; null: direct")
+    poll_s: float = Field(default=0.3, gt=0, le=60, description="seconds between questions while a round is on")
+    send_slot_s: float = Field(
+        default=2.0, ge=0, le=3600, description="replies leave at multiples of this after the question"
+    )
+
+
+class Limits(FrozenModel):
+    """What this machine gives."""
+
+    max_file_mib: int = Field(default=256, ge=1, le=4096, description="largest image file that is opened")
+    max_message_mib: int = Field(default=512, ge=1, le=4096, description="largest instruction that is accepted")
+    child_memory_gib: float = Field(default=0, ge=0, description="memory of the working child process; 0: no limit")
+    threads: int = Field(default=0, ge=0, le=512, description="threads of the working child process; 0: all cores")
+    retries: int = Field(
+        default=2, ge=0, le=10, description="how often a crashed child is started again, each at full cost"
+    )
+
+
+class SiteConfig(FrozenModel):
+    """The whole of site.yaml."""
+
+    site: Identifier = Field(description="this hospital's name in study plans")
+    data: Data
+    policy: Policy = Field(default_factory=Policy)
+    network: Network = Field(default_factory=Network)
+    limits: Limits = Field(default_factory=Limits)
+
+
+def load_site(state: Path) -> SiteConfig:
+    """Return the site's configuration in a state folder; raises ConfigurationError with every problem."""
+    return load_yaml(state / FILE, SiteConfig)
+
+
+class PlanRefused(PolicyError):
+    """A plan asks for more than the policy allows; `problems` lists everything at once."""
+
+    default_code = "E-POLICY-PLAN"
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        hint = "ask the operator for another plan, or let whoever owns site.yaml change its policy"
+        super().__init__("\n".join(problems), hint=hint)
+        self.problems = problems
+
+
+def check_plan(study: Study, policy: Policy, site: str) -> None:
+    """Raise PlanRefused, with every problem, unless the plan names this site and stays within its policy."""
+    problems = tuple(_plan_problems(study, policy, site))
+    if problems:
+        raise PlanRefused(problems)
+
+
+def _plan_problems(study: Study, policy: Policy, site: str) -> Iterator[str]:
+    """What the plan asks and the policy does not give."""
+    if site not in {planned.name for planned in study.sites}:
+        yield f"plan {study.name}: sites: {site} is not among the sites of the plan"
+    if study.privacy.epsilon > policy.max_epsilon:
+        yield f"plan {study.name}: privacy.epsilon is {study.privacy.epsilon:g}, policy.max_epsilon is {policy.max_epsilon:g}"
+    if study.privacy.delta > policy.max_delta:
+        yield f"plan {study.name}: privacy.delta is {study.privacy.delta:g}, policy.max_delta is {policy.max_delta:g}"
+    for name, model in study.models.trained().items():
+        if model.noise_multiplier < policy.min_noise_multiplier:
+            yield (
+                f"plan {study.name}: models.{name}.noise_multiplier is {model.noise_multiplier:g}, "
+                f"policy.min_noise_multiplier is {policy.min_noise_multiplier:g}"
+            )
+    if study.synthesis is None:
+        return
+    if study.synthesis.k < policy.min_k:
+        yield f"plan {study.name}: synthesis.k is {study.synthesis.k}, policy.min_k is {policy.min_k}"
+    if study.synthesis.grouping not in policy.groupings:
+        yield f"plan {study.name}: synthesis.grouping {study.synthesis.grouping} is not in policy.groupings"
+    if study.synthesis.max_images_per_site > policy.max_images:
+        yield (
+            f"plan {study.name}: synthesis.max_images_per_site is {study.synthesis.max_images_per_site}, "
+            f"policy.max_images is {policy.max_images}"
+        )
+
+
+def sample(site: str, folder: str, labels_csv: str | None = None) -> str:
+    """Return a site.yaml with every key, its default and what it means, made from the model."""
+    config = SiteConfig(site=site, data=Data(folder=folder, labels_csv=labels_csv))
+    lines = ["# kohort: what this hospital gives and allows. Nothing in a study plan can raise these limits.", ""]
+    return "\n".join([*lines, *_sample_lines(config, "")]) + "\n"
+
+
+def _sample_lines(model: FrozenModel, indent: str) -> Iterator[str]:
+    """One commented line a field; nested models as blocks."""
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, FrozenModel):
+            yield f"\n# {value.__doc__}\n{name}:"
+            yield from _sample_lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name}: {_spelled(value)}  # {field.description}"
+
+
+def _spelled(value: Any) -> str:
+    """A value as YAML."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""What leaves the hospital: audited, reviewed, cleared by the gate, kept in the outbox."""

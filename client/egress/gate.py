@@ -1,0 +1,251 @@
+"""The gate: the only maker of `Cleared`, the only type that the outbox takes and the transport sends.
+
+In: payload bytes that a child process left, the instruction they answer, and the site's own records. Out: `Cleared`, or
+RefusedError with the code of the first rule that does not hold. The rules are numbered in common/privacy/boundary.py:
+1-14 hold for values (the server checks them again), 20-25 need what only the site has. All are checked before anything
+changes; only then is the artefact committed to the ledger. Guaranteed: nothing is sent that no rule names. Not covered: the
+privacy of the numbers themselves (client/learn/private_step.py) and how groups are formed (client/synthesize/group.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.config import Policy, check_plan
+from client.egress.review import Reviews, batch_digest
+from client.ledger import Ledger, Reservation
+from client.synthesize.group import Group, GroupStore, Stratum
+from common.errors import Bug, KohortError, RefusedError
+from common.messages import Header, canonical, digest_of
+from common.privacy.boundary import (
+    PART_CAP_BYTES,
+    UPDATE_CAP_BYTES,
+    Shapes,
+    Statement,
+    check_images,
+    check_instruction,
+    check_total,
+    check_update,
+    open_payload,
+    public_statement,
+    refuse,
+)
+from common.privacy.mechanisms import Mechanism
+from common.study import Study
+from common.tensors import Arrays, read_capped
+
+_TOKEN = object()
+EVIDENCE_CAP_BYTES = 1 << 28
+
+
+class Cleared:
+    """A message that the gate let through: header and payload, unchangeable. Only this module can make one."""
+
+    __slots__ = ("header", "payload")
+    header: Header
+    payload: bytes
+
+    def __init__(self, token: object, header: Header, payload: bytes) -> None:
+        if token is not _TOKEN:
+            raise Bug("only the gate makes a Cleared", hint="call Gate.clear_update or Gate.clear_images")
+        object.__setattr__(self, "header", header)
+        object.__setattr__(self, "payload", payload)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise Bug(f"a Cleared cannot be changed ({name})")
+
+    def __delattr__(self, name: str) -> None:
+        raise Bug(f"a Cleared cannot be changed ({name})")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the child says of a batch, for the site's eyes: groups, each image's group in order, audit codes (none: passed)."""
+
+    groups: tuple[Group, ...]
+    group_of: tuple[int, ...]
+    audit: tuple[str, ...]
+
+    def to_json(self) -> bytes:
+        """The canonical text for the job folder."""
+        groups = [
+            {"members": g.members, "label": g.stratum.label, "laterality": g.stratum.laterality, "k": g.k}
+            for g in self.groups
+        ]
+        return canonical({"groups": groups, "group_of": self.group_of, "audit": self.audit})
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Evidence:
+        """Return the evidence in `to_json`'s text; raises RefusedError, or PolicyError for a group below k."""
+        try:
+            data = json.loads(text)
+            groups = tuple(_group(row) for row in data["groups"])
+            group_of, audit = tuple(data["group_of"]), tuple(data["audit"])
+            if len(data) != 3 or not all(type(i) is int and 0 <= i < len(groups) for i in group_of):
+                raise ValueError("fields")
+        except (ValueError, KeyError, TypeError) as error:
+            raise RefusedError("evidence: expected groups, the group of each image and audit codes") from error
+        return cls(groups, group_of, tuple(str(code) for code in audit))
+
+    @classmethod
+    def read(cls, path: Path) -> Evidence:
+        """Return the evidence in a file of a job folder."""
+        return cls.from_json(read_capped(path, EVIDENCE_CAP_BYTES))
+
+
+def _group(row: dict[str, Any]) -> Group:
+    """A group as written by `Evidence.to_json`; its own constructor refuses fewer than k distinct members."""
+    return Group(
+        tuple(str(m) for m in row["members"]), Stratum(int(row["label"]), int(row["laterality"])), int(row["k"])
+    )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The gate for one plan at one site. `approved(plan hash)`: whether the site's staff approved it."""
+
+    study: Study
+    policy: Policy
+    site: str
+    ledger: Ledger
+    approved: Callable[[str], bool]
+    groups: GroupStore
+    reviews: Reviews
+
+    def clear_update(
+        self, instruction: Header, payload: bytes, expected: Shapes, reservation: Reservation, event: Mechanism
+    ) -> Cleared:
+        """Return the cleared update of one training round.
+
+        `expected`: names and shapes of the global weights it answers; `event`: what the plan spends in one round.
+        """
+        self._check_plan(instruction, "train")  # 1, 20
+        header = self._header(instruction, "update", payload)
+        check_update(open_payload(payload, header, UPDATE_CAP_BYTES), expected, header, self.study)  # 1-9
+        self._check_reservation(reservation, event, header.digest)  # 21
+        self.ledger.commit(reservation, header.digest)
+        return Cleared(_TOKEN, self._header(instruction, "update", payload), payload)
+
+    def clear_images(
+        self,
+        instruction: Header,
+        parts: Sequence[bytes],
+        evidence: Evidence,
+        persons: Collection[str],
+        reservation: Reservation | None = None,
+        event: Mechanism | None = None,
+    ) -> tuple[Cleared, ...]:
+        """Return the cleared parts of one image batch, all or none.
+
+        `persons`: pseudonyms of the cohort after merging; `event`: the plan's mechanism on images, if it has one, and
+        `reservation` its ledger entry where it claims epsilon per patient.
+        """
+        self._check_plan(instruction, "synthesize")  # 1, 20
+        batch = [self._check_part(instruction, parts, index) for index in range(len(parts))]  # 1-4, 10-14
+        labels = [int(label) for arrays in batch for label in arrays["labels"]]
+        check_total(len(labels), self.study)  # 12
+        self._check_groups(evidence, labels, persons)  # 22, 23
+        self._check_image_event(event, reservation, batch_digest(parts))  # 21
+        if evidence.audit:
+            raise refuse(
+                24, f"audit codes {', '.join(evidence.audit[:5])}", hint="see the job folder; nothing was sent"
+            )
+        self._check_review(batch_digest(parts))  # 25
+        if reservation is not None:
+            self.ledger.commit(reservation, batch_digest(parts))
+        return tuple(
+            Cleared(_TOKEN, self._header(instruction, "images", payload, index, len(parts)), payload)
+            for index, payload in enumerate(parts)
+        )
+
+    def _check_plan(self, instruction: Header, phase: str) -> None:
+        """Rules 1 and 20: the instruction is of this plan, which is approved and within the policy."""
+        check_instruction(instruction, self.study)
+        if instruction.phase != phase:
+            raise refuse(1, f"an instruction of phase {instruction.phase} for an artefact of {phase}")
+        if not self.approved(self.study.hash()):
+            raise refuse(20, "nobody here approved it", hint="kohort-site approve BUNDLE")
+        try:
+            check_plan(self.study, self.policy, self.site)
+        except KohortError as error:
+            raise refuse(20, str(error), hint=error.hint) from error
+
+    def _header(self, instruction: Header, kind: str, payload: bytes, part: int = 0, parts: int = 1) -> Header:
+        """The reply's header: the instruction's place, the plan's constants and the ledger's head, nothing from outside."""
+        seq, head = self.ledger.head.split(":")
+        statement: Statement = public_statement(self.study, kind, instruction.model)
+        return Header.model_validate(
+            {
+                "kind": kind,
+                "study": instruction.study,
+                "phase": instruction.phase,
+                "model": instruction.model,
+                "round": instruction.round,
+                "part": part,
+                "parts": parts,
+                "sender": self.site,
+                "digest": digest_of(payload),
+                "statement": statement | {"ledger_head": head, "ledger_seq": int(seq)},
+            }
+        )
+
+    def _check_part(self, instruction: Header, parts: Sequence[bytes], index: int) -> Arrays:
+        """Rules 1 to 4 and 10 to 14 for one part; returns its tensors."""
+        header = self._header(instruction, "images", parts[index], index, len(parts))
+        arrays = open_payload(parts[index], header, PART_CAP_BYTES)
+        check_images(arrays, header, self.study)
+        return arrays
+
+    def _check_reservation(self, reservation: Reservation, event: Mechanism, artefact: str) -> None:
+        """Rule 21: reserved for this plan's own event, and led to no other artefact."""
+        rows = self.ledger.rows()
+        reserved = {row.seq: row.data for row in rows if row.kind == "reserve"}.get(reservation.id)
+        if reserved is None or reserved["plan"] != self.study.hash():
+            raise refuse(21, f"entry {reservation.id} is no reservation of this plan")
+        if reserved["event"] != json.loads(event.event()):
+            raise refuse(21, f"entry {reservation.id} was reserved for another event")
+        others = {
+            row.data["artefact"] for row in rows if row.kind == "commit" and row.data["reservation"] == reservation.id
+        }
+        if others - {artefact}:
+            raise refuse(21, f"entry {reservation.id} is committed to another artefact")
+
+    def _check_image_event(self, event: Mechanism | None, reservation: Reservation | None, artefact: str) -> None:
+        """Rule 21 for images: the plan's mechanism is reserved, or declared where it claims nothing per patient."""
+        privatizes = self.study.synthesis is not None and self.study.synthesis.privatize is not None
+        if privatizes != (event is not None) or (event is None and reservation is not None):
+            raise refuse(21, "the mechanism on images is not the plan's")
+        if event is not None and reservation is not None:
+            self._check_reservation(reservation, event, artefact)
+        elif event is not None:
+            wanted = {"event": json.loads(event.event()), "plan": self.study.hash()}
+            if getattr(event, "covers_patient", True) or wanted not in [
+                r.data for r in self.ledger.rows() if r.kind == "declare"
+            ]:
+                raise refuse(21, "the mechanism on images is in the ledger neither as reserved nor as declared")
+
+    def _check_groups(self, evidence: Evidence, labels: Sequence[int], persons: Collection[str]) -> None:
+        """Rules 22 and 23: every image's group is large enough, of known persons, frozen, and of the image's label."""
+        if len(evidence.group_of) != len(labels):
+            raise refuse(22, f"{len(evidence.group_of)} groups named for {len(labels)} images")
+        least = max(self.policy.min_k, self.study.synthesis.k if self.study.synthesis else self.policy.min_k)
+        frozen = {group.token for group in self.groups.groups()}
+        known = frozenset(persons)
+        for label, index in zip(labels, evidence.group_of, strict=True):
+            group = evidence.groups[index]
+            if len(known & set(group.members)) < least or not known.issuperset(group.members):
+                raise refuse(22, f"an image aggregates fewer than {least} persons of the cohort")
+            if group.token not in frozen:
+                raise refuse(23, "an image's group is not frozen")
+            if group.stratum.label != label:
+                raise refuse(23, "an image has another label than its group")
+
+    def _check_review(self, digest: str) -> None:
+        """Rule 25: a person approved exactly this batch; a rejection holds even where none is asked for."""
+        state = self.reviews.state(digest)
+        if state == "rejected" or (self.policy.review == "required" and state != "approved"):
+            raise refuse(25, f"batch {digest[:16]} is {state}", hint="kohort-site review")

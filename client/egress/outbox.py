@@ -1,0 +1,70 @@
+"""The outbox: what the gate cleared, signed, on disk before it is sent, and sent again byte for byte.
+
+In: `Cleared` from the gate and the site's signing key. Out: `Sealed`. Guaranteed: a message is complete on disk before
+`store` returns; the same key always gives the same bytes; a second payload for a key is refused; nothing is removed.
+Not covered: when it is sent, and whether it arrived (a receipt in the operator's next signed instruction says so).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.egress.gate import Cleared
+from common.errors import Bug, PolicyError
+from common.messages import Header, Sealed, seal
+from common.tensors import atomic_write, dumps, read
+
+ENTRY_CAP_BYTES = (1 << 30) + (1 << 20)
+
+
+class Outbox:
+    """A folder with one file a message, named by the digest of its key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def store(self, cleared: Cleared, key: Ed25519PrivateKey) -> Sealed:
+        """Sign and write a cleared message, and return it; one that is there already is returned as it is.
+
+        Raises Bug for anything but a `Cleared`, PolicyError (E-OUTBOX-SECOND) for a second payload under one key.
+        """
+        if type(cleared) is not Cleared:
+            raise Bug(f"the outbox takes Cleared alone, got {type(cleared).__name__}")
+        stored = self.get(cleared.header.key)
+        if stored is not None:
+            if stored.payload != cleared.payload:
+                raise PolicyError("outbox: this round was answered with another payload", code="E-OUTBOX-SECOND")
+            return stored
+        sealed = seal(cleared.header, cleared.payload, key)
+        fields = {name: np.frombuffer(value, np.uint8) for name, value in sealed._asdict().items()}
+        atomic_write(self._path(cleared.header.key), dumps(fields), mode=0o600)
+        return sealed
+
+    def get(self, key: str) -> Sealed | None:
+        """Return the stored message of a key, or None."""
+        path = self._path(key)
+        if not path.exists():
+            return None
+        fields = read(path, max_bytes=ENTRY_CAP_BYTES)
+        return Sealed(*(fields[name].tobytes() for name in Sealed._fields))
+
+    def headers(self) -> tuple[Header, ...]:
+        """Return the headers of all stored messages, in no particular order."""
+        files = sorted(self.folder.glob("*.sealed")) if self.folder.is_dir() else []
+        found = (read(path, max_bytes=ENTRY_CAP_BYTES)["header"].tobytes() for path in files)
+        return tuple(Header.model_validate_json(header) for header in found)
+
+    def acknowledge(self, key: str) -> None:
+        """Mark that a signed receipt for this message came."""
+        atomic_write(self._path(key).with_suffix(".receipt"), b"")
+
+    def acknowledged(self, key: str) -> bool:
+        """Return whether a receipt came."""
+        return self._path(key).with_suffix(".receipt").exists()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.sealed"
