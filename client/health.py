@@ -105,8 +105,11 @@ NOTHING_LISTENS = _declare(
 TIMED_OUT = _declare(
     "TIMED-OUT", _C, "warning", "the server does not answer in time", "check the line; the site keeps trying"
 )
+MACHINE_FAULT = _declare(
+    "MACHINE-FAULT", _C, "error", "this machine cannot store what it receives", "see the facts: disk, path or owner"
+)
 BODY_REFUSED = _declare(
-    "BODY-REFUSED", _C, "error", "the server or a proxy refuses bodies of our size; the reply is kept",
+    "BODY-REFUSED", "reply", "error", "the server or a proxy refuses bodies of our size; the reply is kept",
     "ask for a body limit of at least 8 MB",
 )  # fmt: skip
 FORBIDDEN = _declare(
@@ -142,10 +145,6 @@ MESSAGE_CORRUPT = _declare(
 WORK_FAILED = _declare(
     "WORK-FAILED", _M, "error", "an instruction could not be carried out; the server got the code only",
     "see this site's log",
-)  # fmt: skip
-REPLY_EXPIRED = _declare(
-    "REPLY-EXPIRED", _M, "warning", "a reply was ready after its instruction had expired",
-    "none: the server asks again and gets the stored reply",
 )  # fmt: skip
 
 
