@@ -188,6 +188,17 @@ def round_event(study: "Study", model: str, dimension: int) -> SubsampledGaussia
     return SubsampledGaussian(study.sampling_rate(plan), plan.noise_multiplier, plan.local_steps, dimension, model)
 
 
+def latent_event(study: "Study") -> LatentLaplace:
+    """The mechanism of the plan's `synthesis.privatize`, from public constants alone. Raises ConfigurationError without one."""
+    synthesis, glow = study.synthesis, study.models.glow
+    if synthesis is None or synthesis.privatize is None or glow is None:
+        raise ConfigurationError("privatize: the plan has no synthesis.privatize, or no models.glow")
+    plan = synthesis.privatize
+    dimension = study.intake.channels * study.intake.size_px**2  # every split halves what stays
+    dimension = dimension if plan.levels == "all" else dimension >> (glow.levels - 1)
+    return LatentLaplace(plan.clip, plan.radius, dimension, synthesis.k, synthesis.grouping, plan.scale)
+
+
 def _canonical(kind: str, mechanism: Mechanism) -> str:
     return json.dumps({"mechanism": kind, **asdict(mechanism)}, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
