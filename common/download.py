@@ -130,7 +130,7 @@ def _download(client: httpx.Client, url: str, name: str, part: Path, size_cap_by
 def _append(response: httpx.Response, part: Path, name: str, size_cap_bytes: int, *, anew: bool) -> None:
     """Write the body behind what is there, or over it when the server sent the whole file."""
     with disk_faults_named("cannot write", part), open(part, "wb" if anew else "ab") as file:
-        for block in response.iter_raw(BLOCK_BYTES):
+        for block in response.iter_raw():
             if file.tell() + len(block) > size_cap_bytes:
                 raise RefusedError(
                     f"{name}: the server sends more than the {size_cap_bytes} bytes of the signed manifest"

@@ -121,13 +121,13 @@ def verify(public: Ed25519PublicKey, namespace: str, data: bytes, signature: byt
     head = (
         MAGIC + struct.pack(">I", 1) + _string(wire) + _string(namespace.encode()) + _string(b"") + _string(b"sha512")
     )
-    tail = _string(b"ssh-ed25519")
-    start = len(head) + 4 + len(tail) + 4
+    tail = _string(b"ssh-ed25519") + struct.pack(">I", 64)
+    head += struct.pack(">I", len(tail) + 64) + tail
     if _armour(blob) != signature:
         raise RefusedError(f"{what}: the signature file was altered")
-    if len(blob) != start + 64 or not blob.startswith(head) or blob[len(head) + 4 : start - 4] != tail:
+    if len(blob) != len(head) + 64 or not blob.startswith(head):
         raise RefusedError(f"{what}: made by another key or for another purpose than {namespace}")
     try:
-        public.verify(blob[start:], _signed_bytes(namespace, data))
+        public.verify(blob[-64:], _signed_bytes(namespace, data))
     except InvalidSignature as error:
         raise RefusedError(f"{what}: the signed bytes were changed") from error

@@ -1,0 +1,263 @@
+"""The shared release: an immutable, versioned, signed folder of synthetic images that verifies offline.
+
+In: the accepted batches of the sites with their signatures, the plan, the final weights. Out: `<name>-<version>/`. The build,
+numbered as in the code:
+  1. the quorum of the plan has sent images, and every batch still has its site's signature and digest;
+  2. every batch passes the boundary rules again (common/privacy/boundary.py);
+  3. identical pictures enter once; at least `release.min_images` remain;
+  4. order and numbers come from a keyed shuffle: a name says nothing about site, group or patient;
+  5. pictures are re-encoded PNG without metadata; the same inputs give the same bytes;
+  6. statement, evaluation, Croissant, page, manifest, SHA256SUMS, signature; then one rename makes it visible.
+Guaranteed: a release that exists is never changed; a build that fails leaves nothing. Not covered: whether sharing is lawful.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import hmac
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from numpy.typing import NDArray
+from PIL import Image
+
+from common import manifest as layout
+from common import signing, tensors
+from common.errors import PolicyError, RefusedError, disk_faults_named
+from common.messages import Header, Sealed, unseal
+from common.privacy import boundary
+from common.study import Study
+from server import evaluate, page
+
+BATCH_CAP_BYTES = 1 << 28
+SHEET_COLUMNS = 9
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SiteBatch:
+    """What one site sent for the release: its signing key line and its sealed parts, as they came over the wire."""
+
+    site: str
+    key: str
+    parts: Sequence[Sealed]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Epsilon of all model updates of one site, by each accountant, at the plan's delta."""
+
+    epsilon: Mapping[str, float]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ReleaseInputs:
+    """All that a release is made from. `weights` are the files of the final models, `reference` is public."""
+
+    study: Study
+    bundle: Path
+    batches: Sequence[SiteBatch]
+    account: Account
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    reference: Images | None = None
+    reference_name: str = ""
+
+
+@dataclass(frozen=True)
+class Items:
+    """The released pictures in their final order: uint8 [N, H, W, C], label index [N], privatized flag [N]."""
+
+    images: Images
+    labels: NDArray[np.int64]
+    privatized: NDArray[np.uint8]
+
+
+def build_release(
+    inputs: ReleaseInputs, out: Path, key: Ed25519PrivateKey, progress: Callable[[int, int], None] = lambda *_: None
+) -> Path:
+    """Build, sign and publish the release below `out`; returns its folder.
+
+    Raises PolicyError (quorum, too few images), RefusedError (a batch does not verify, the version exists with other bytes).
+    """
+    study = inputs.study
+    headers, arrays = _accepted(inputs)  # steps 1, 2
+    items = _shuffled(arrays, study, key)  # steps 3, 4
+    target, part = out / f"{study.name}-{study.release.version}", out / f".{study.name}-{study.release.version}.part"
+    with disk_faults_named("cannot write the release", part):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            _write_items(part, items, study, progress)  # step 5
+            _write_documents(part, inputs, items, headers, key)  # step 6
+            _seal_folder(part, inputs, items, key)
+            _publish(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _accepted(inputs: ReleaseInputs) -> tuple[dict[str, Header], list[tensors.Arrays]]:
+    """Steps 1 and 2: every part verified again with the rules that the gate and the intake used."""
+    study = inputs.study
+    if len(inputs.batches) < study.quorum:
+        raise PolicyError(
+            f"{len(inputs.batches)} sites sent images, the plan's quorum is {study.quorum}",
+            hint="wait for the others, or ask them for `kohort-site status`",
+            code="E-QUORUM",
+        )
+    headers, arrays = {}, []
+    for batch in sorted(inputs.batches, key=lambda b: b.site):
+        for sealed in batch.parts:
+            header = unseal(sealed, signing.parse_public(batch.key), max_bytes=BATCH_CAP_BYTES)
+            if header.sender != batch.site or header.study != study.hash() or header.kind != "images":
+                raise RefusedError(f"{batch.site}: its batch is signed for another site, plan or purpose")
+            found = boundary.open_payload(sealed.payload, header, BATCH_CAP_BYTES)
+            boundary.check_images(found, header, study)
+            headers[batch.site] = header
+            arrays.append(found)
+    return headers, arrays
+
+
+def _shuffled(arrays: Sequence[tensors.Arrays], study: Study, key: Ed25519PrivateKey) -> Items:
+    """Steps 3 and 4: without identical pictures, in an order that only the operator's key explains."""
+    secret = hashlib.sha256(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()) + b"order").digest()
+    rows: dict[bytes, tuple[Images, int, int]] = {}
+    for batch in arrays:
+        for image, label, flag in zip(batch["images"], batch["labels"], batch["privatized"], strict=True):
+            rank = hmac.digest(secret, study.hash().encode() + image.tobytes(), "sha256")
+            rows.setdefault(rank, (image, label, flag))
+    if len(rows) < study.release.min_images:
+        raise PolicyError(f"{len(rows)} images, the plan's release.min_images is {study.release.min_images}")
+    ordered = [rows[rank] for rank in sorted(rows)]
+    images, labels, flags = zip(*ordered, strict=True)
+    return Items(np.stack(images), np.array(labels, np.int64), np.array(flags, np.uint8))
+
+
+def png_bytes(image: Images) -> bytes:
+    """Return a PNG without any metadata of a uint8 picture [H, W] or [H, W, C]."""
+    data = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image).save(
+        data, "PNG", optimize=True
+    )
+    return data.getvalue()
+
+
+def contact_sheet(images: Images, columns: int = SHEET_COLUMNS, pad: int = 2) -> Images:
+    """Return one uint8 picture with all of `images` [N, H, W, C] in rows of `columns`."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = pad + (i // columns) * (h + pad), pad + (i % columns) * (w + pad)
+        sheet[y : y + h, x : x + w] = image
+    return sheet
+
+
+def file_name(index: int, label: str) -> str:
+    """Return a picture's path in the release."""
+    return f"data/{label}/{index:05d}.png"
+
+
+def _write_items(part: Path, items: Items, study: Study, progress: Callable[[int, int], None]) -> None:
+    """Step 5: pictures by label folder (torchvision's and HF's layout) and the table of them."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["file_name", "label", "k", "grouping", "mechanism", "synthetic"])
+    synthesis = study.synthesis
+    for i, (image, label, flag) in enumerate(zip(items.images, items.labels, items.privatized, strict=True)):
+        name = file_name(i, study.strata()[label])
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).write_bytes(png_bytes(image))
+        mechanism = synthesis.privatize.mechanism if flag and synthesis and synthesis.privatize else "average"
+        row = (synthesis.k, synthesis.grouping) if synthesis else (0, "none")
+        writer.writerow([name, study.strata()[label], *row, mechanism, "yes"])
+        progress(i + 1, len(items.images))
+    (part / "metadata.csv").write_text(table.getvalue())
+    (part / "contact_sheet.png").write_bytes(png_bytes(contact_sheet(items.images)))
+
+
+def _write_documents(
+    part: Path, inputs: ReleaseInputs, items: Items, headers: Mapping[str, Header], key: Ed25519PrivateKey
+) -> None:
+    """Step 6, documents: all generated from the plan, the headers and the findings."""
+    study = inputs.study
+    statement = page.privacy_statement(study, headers, inputs.account)
+    findings = evaluate.evaluate(items.images, items.labels, study.strata(), inputs.reference)
+    report = {"reference": inputs.reference_name or None, "findings": evaluate.to_json(findings)}
+    _json(part / "privacy_statement.json", statement)
+    _json(part / "evaluation.json", report)
+    (part / "privacy_statement.md").write_text(page.statement_markdown(statement))
+    (part / "README.md").write_text(page.readme(study, statement, report, len(items.images)))
+    (part / "LICENSE").write_text(page.licence_text(study))
+    for name in ("study.yaml", "study.sig"):
+        shutil.copyfile(inputs.bundle / name, part / name)
+    if study.release.models and inputs.weights:
+        (part / "models").mkdir()
+        for name, path in sorted(inputs.weights.items()):
+            shutil.copyfile(path, part / "models" / f"{name}.safetensors")
+    (part / "statements").mkdir()
+    for batch in inputs.batches:
+        last = batch.parts[-1]
+        data = layout.statement_json(batch.site, batch.key, last.header, last.signature)
+        (part / "statements" / f"{batch.site}.json").write_bytes(data)
+    _json(part / "croissant.json", page.croissant(study, statement, layout.file_digest(part / "metadata.csv")))
+    fingerprint = signing.fingerprint(key.public_key())
+    (part / "index.html").write_text(page.html(study, statement, report, items, fingerprint))
+
+
+def _json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _seal_folder(part: Path, inputs: ReleaseInputs, items: Items, key: Ed25519PrivateKey) -> None:
+    """Step 6, seal: manifest, sums, signature, the signer's line; then the researcher's own check."""
+    study = inputs.study
+    key_line = signing.public_text(key.public_key())
+    synthesis = study.synthesis
+    files = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
+    manifest = layout.Manifest(
+        format="kohort-release/1",
+        name=study.name,
+        version=study.release.version,
+        title=study.title,
+        date=study.release.date,
+        study=study.hash(),
+        operator_key=key_line,
+        k=synthesis.k if synthesis else 2,
+        grouping=synthesis.grouping if synthesis else "none",
+        epsilon=study.privacy.epsilon,
+        delta=study.privacy.delta,
+        images=len(items.images),
+        labels=study.strata(),
+        sites=tuple(sorted(batch.site for batch in inputs.batches)),
+        files=tuple(layout.FileEntry(path=name, size_bytes=(part / name).stat().st_size) for name in files),
+    )
+    _json(part / layout.MANIFEST, manifest.model_dump(mode="json"))
+    digests = {name: layout.file_digest(part / name) for name in (*files, layout.MANIFEST)}
+    sums = layout.sums_text(digests).encode()
+    (part / layout.SUMS).write_bytes(sums)
+    (part / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))
+    (part / layout.SIGNERS).write_text(layout.signers_line(manifest.principal, key_line))
+    layout.verify(part)
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Step 6, last: the rename; a version that exists must be the very same bytes."""
+    if target.exists():
+        if (target / layout.SUMS).read_bytes() == (part / layout.SUMS).read_bytes():
+            return
+        raise RefusedError(
+            f"{target}: this version is published with other bytes", hint="raise release.version in a new plan"
+        )
+    part.rename(target)
+    tensors.sync_folder(target.parent)

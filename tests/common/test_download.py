@@ -1,0 +1,120 @@
+"""`kohort pull`: resumes, verifies, refuses what a release does not hold."""
+
+import http.server
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import trustme
+
+from common import download
+from common.errors import ConfigurationError, KohortError, PeerError, RefusedError
+from tests.releases import small_release
+
+
+class Mirror(http.server.SimpleHTTPRequestHandler):
+    """Static files with Range; cuts every first answer to a picture in half, and counts requests."""
+
+    cut: ClassVar[set[str]] = set()
+    seen: ClassVar[list[tuple[str, str]]] = []
+    lies: ClassVar[dict[str, bytes]] = {}
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range", "")
+        self.seen.append((self.path, asked))
+        path = Path(self.directory) / self.path.lstrip("/")
+        if not path.is_file():
+            return self.send_error(404)
+        data = self.lies.get(self.path) or path.read_bytes()
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        if start >= len(data):
+            return self.send_error(416)
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        if self.path.endswith(".png") and self.path not in self.cut:
+            self.cut.add(self.path)
+            self.wfile.write(data[start : start + (len(data) - start) // 2])
+            self.close_connection = True
+            return None
+        self.wfile.write(data[start:])
+        return None
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
+    release, _ = small_release(tmp_path / "made")
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    Mirror.cut, Mirror.seen, Mirror.lies = set(), [], {}
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0),
+        lambda *a: Mirror(*a, directory=str(release)),  # type: ignore[misc]
+    )
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"https://localhost:{server.server_port}", tmp_path / "ca.pem", release
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def nothing(done: int, total: int) -> None:
+    pass
+
+
+def test_a_cut_download_continues_with_a_range_request_and_verifies(
+    mirror: tuple[str, Path, Path], tmp_path: Path
+) -> None:
+    url, ca, _ = mirror
+    assert download.pull(url, tmp_path / "got", ca=ca, progress=nothing).images == 12
+    assert any(path.endswith(".png") and asked.startswith("bytes=") for path, asked in Mirror.seen)
+    assert not list((tmp_path / "got").rglob("*.part"))
+
+
+def test_a_second_pull_fetches_no_picture_again(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+    url, ca, _ = mirror
+    download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
+    Mirror.seen.clear()
+    download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
+    assert not [path for path, _ in Mirror.seen if path.endswith(".png")]
+
+
+def test_bytes_that_nobody_signed_never_get_their_name(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+    url, ca, release = mirror
+    Mirror.lies["/README.md"] = b"x" * (release / "README.md").stat().st_size
+    with pytest.raises(PeerError, match=r"README\.md: the server's bytes"):
+        download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
+    assert not (tmp_path / "got" / "README.md").exists()
+
+
+def test_an_endless_file_stops_at_its_signed_size(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+    url, ca, _ = mirror
+    Mirror.lies["/README.md"] = b"x" * 10_000_000
+    with pytest.raises(RefusedError, match="sends more than"):
+        download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
+
+
+def test_an_unknown_certificate_plain_http_or_a_wrong_path_are_told(
+    mirror: tuple[str, Path, Path], tmp_path: Path
+) -> None:
+    url, ca, _ = mirror
+    download.TRIES, tries = 1, download.TRIES
+    try:
+        with pytest.raises(PeerError, match="certificate verify failed"):
+            download.pull(url, tmp_path / "got", progress=nothing)
+    finally:
+        download.TRIES = tries
+    with pytest.raises(ConfigurationError, match="https"):
+        download.pull(url.replace("https", "http"), tmp_path / "got", progress=nothing)
+    with pytest.raises(KohortError, match="404"):
+        download.pull(url + "/nowhere", tmp_path / "got", ca=ca, progress=nothing)

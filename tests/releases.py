@@ -1,0 +1,55 @@
+"""Builds a small signed release from invented batches, as the server would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common import signing, tensors
+from common.messages import Header, digest_of, seal
+from common.privacy import boundary
+from common.study import Study, write_bundle
+from server.release import Account, ReleaseInputs, SiteBatch, build_release
+from tests.studies import small_plan
+
+ACCOUNT = Account({"PLD": 3.2, "RDP": 3.6}, {"dp-accounting": "0.6.0"})
+
+
+def batch(study: Study, site: str, seed: int, *, count: int = 6, key: Ed25519PrivateKey | None = None) -> SiteBatch:
+    """A site's signed batch of invented pictures."""
+    rng = np.random.default_rng(seed)
+    size, channels = study.intake.size_px, study.intake.channels
+    arrays: tensors.Arrays = {
+        "images": rng.integers(0, 255, (count, size, size, channels), dtype=np.uint8),
+        "labels": np.arange(count, dtype=np.int64) % 3,
+        "privatized": (np.arange(count) % 4 == 0).astype(np.uint8),
+    }
+    payload = tensors.dumps(arrays)
+    statement = {**boundary.public_statement(study, "images"), "ledger_head": "0" * 64, "ledger_seq": 7}
+    header = Header(
+        kind="images", study=study.hash(), phase="synthesize", round=0, sender=site,
+        digest=digest_of(payload), statement=statement,
+    )  # fmt: skip
+    key = key or signing.new_key()
+    return SiteBatch(site, signing.public_text(key.public_key()), (seal(header, payload, key),))
+
+
+def release_inputs(folder: Path, operator: Ed25519PrivateKey, **changes: object) -> ReleaseInputs:
+    """Inputs of two sites for the small plan (no checkpoints)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "study.yaml"
+    plan.write_text(yaml.safe_dump(json.loads(json.dumps(small_plan(**changes)))))
+    study = write_bundle(plan, operator, folder / "bundle")
+    batches = [batch(study, "hospital-a", 1), batch(study, "hospital-b", 2)]
+    reference = np.random.default_rng(3).integers(0, 255, (16, 32, 32, 3), dtype=np.uint8)
+    return ReleaseInputs(study, folder / "bundle", batches, ACCOUNT, {}, reference, "invented pictures")
+
+
+def small_release(folder: Path) -> tuple[Path, Ed25519PrivateKey]:
+    """A release below `folder`, and the operator's key."""
+    operator = signing.new_key()
+    return build_release(release_inputs(folder, operator), folder / "releases", operator), operator

@@ -1,0 +1,142 @@
+"""The release builder: layout, loaders, determinism, refusals."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder
+
+from common import signing
+from common.errors import PolicyError, RefusedError
+from common.manifest import verify
+from common.messages import Sealed
+from server.release import build_release
+from tests.releases import batch, release_inputs, small_release
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_release(tmp_path_factory.mktemp("release"))[0]
+
+
+def test_image_folder_loads_every_image_with_its_label(release: Path) -> None:
+    dataset = ImageFolder(str(release / "data"))
+    assert len(dataset) == 12
+    assert dataset.classes == ["mild-moderate", "none", "severe"]
+    assert dataset[0][0].size == (32, 32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlcroissant_validates_the_metadata_and_reads_the_records(release: Path) -> None:
+    import mlcroissant
+
+    dataset = mlcroissant.Dataset(jsonld=str(release / "croissant.json"))
+    assert not dataset.metadata.ctx.issues.errors
+    assert not dataset.metadata.ctx.issues.warnings
+    records = list(dataset.records("items"))
+    assert len(records) == 12
+    assert json.loads((release / "croissant.json").read_text())["rai:hasSyntheticData"] is True
+
+
+def test_ssh_keygen_and_sha256sum_alone_verify_a_release(release: Path) -> None:
+    if not shutil.which("ssh-keygen"):
+        pytest.skip("ssh-keygen is not installed")
+    command = [
+        "ssh-keygen", "-Y", "verify", "-f", "allowed_signers", "-I", "operator@small",
+        "-n", "kohort-release-v1", "-s", "SHA256SUMS.sig",
+    ]  # fmt: skip
+    with open(release / "SHA256SUMS", "rb") as sums:
+        assert subprocess.run(command, cwd=release, stdin=sums, check=False, capture_output=True).returncode == 0
+    done = subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=release, check=False)
+    assert done.returncode == 0
+
+
+def test_the_same_inputs_give_the_same_bytes_and_order_says_nothing_about_the_site(tmp_path: Path) -> None:
+    operator = signing.new_key()
+    inputs = release_inputs(tmp_path, operator)
+    one = build_release(inputs, tmp_path / "one", operator)
+    swapped = dataclasses.replace(inputs, batches=inputs.batches[::-1])
+    other = build_release(swapped, tmp_path / "two", operator)
+    assert (one / "SHA256SUMS").read_bytes() == (other / "SHA256SUMS").read_bytes()
+    assert build_release(inputs, tmp_path / "one", operator) == one  # a second build changes nothing
+
+
+def test_a_published_version_is_never_changed(tmp_path: Path) -> None:
+    operator = signing.new_key()
+    inputs = release_inputs(tmp_path, operator)
+    build_release(inputs, tmp_path / "out", operator)
+    changed = dataclasses.replace(inputs, batches=[batch(inputs.study, "hospital-a", 9), inputs.batches[1]])
+    with pytest.raises(RefusedError, match="published with other bytes"):
+        build_release(changed, tmp_path / "out", operator)
+    verify(tmp_path / "out" / "small-1.0.0")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small-1.0.0"]
+
+
+def test_below_the_quorum_nothing_is_released(tmp_path: Path) -> None:
+    operator = signing.new_key()
+    inputs = release_inputs(tmp_path, operator)
+    with pytest.raises(PolicyError, match="quorum is 2"):
+        build_release(dataclasses.replace(inputs, batches=inputs.batches[:1]), tmp_path / "out", operator)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_with_changed_pixels_or_another_signer_is_refused(tmp_path: Path) -> None:
+    operator = signing.new_key()
+    inputs = release_inputs(tmp_path, operator)
+    good = inputs.batches[0]
+    sealed = good.parts[0]
+    payload = sealed.payload[:-1] + bytes([sealed.payload[-1] ^ 1])
+    changed = dataclasses.replace(good, parts=(Sealed(sealed.header, payload, sealed.signature),))
+    foreign = dataclasses.replace(good, key=signing.public_text(signing.new_key().public_key()))
+    for bad in (changed, foreign):
+        with pytest.raises(RefusedError):
+            build_release(dataclasses.replace(inputs, batches=[bad, inputs.batches[1]]), tmp_path / "out", operator)
+
+
+def test_identical_pictures_enter_once(tmp_path: Path) -> None:
+    operator = signing.new_key()
+    inputs = release_inputs(tmp_path, operator)
+    twin = batch(inputs.study, "hospital-b", 1)
+    release = build_release(dataclasses.replace(inputs, batches=[inputs.batches[0], twin]), tmp_path / "out", operator)
+    assert verify(release).images == 6
+
+
+def test_too_few_images_are_not_released(tmp_path: Path) -> None:
+    operator = signing.new_key()
+    inputs = release_inputs(tmp_path, operator, release__min_images=100)
+    with pytest.raises(PolicyError, match="min_images is 100"):
+        build_release(inputs, tmp_path / "out", operator)
+
+
+def test_the_page_has_no_script_and_loads_nothing(release: Path) -> None:
+    page = (release / "index.html").read_text()
+    assert "<script" not in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert page.count("data:image/png") == 12
+
+
+def test_the_statement_keeps_k_and_epsilon_apart(release: Path) -> None:
+    statement = json.loads((release / "privacy_statement.json").read_text())
+    assert statement["images"]["k"] == 5
+    assert statement["updates"]["epsilon_by_accountant"] == {"PLD": 3.2, "RDP": 3.6}
+    assert statement["privatized_images"]["epsilon_per_image"] > 0
+    text = (release / "privacy_statement.md").read_text() + (release / "README.md").read_text()
+    for word in ("anonymous", "HIPAA", "GDPR", "zero risk", "certified"):
+        assert word not in text
+    assert "no epsilon per patient is claimed for images" in text
+
+
+def test_pictures_carry_no_metadata(release: Path) -> None:
+    for path in (release / "data").rglob("*.png"):
+        data, kinds, at = path.read_bytes(), [], 8
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 4], "big")
+            kinds.append(data[at + 4 : at + 8])
+            at += 12 + length
+        assert set(kinds) <= {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+    assert np.unique([p.parent.name for p in (release / "data").rglob("*.png")]).size == 3
