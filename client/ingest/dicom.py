@@ -1,0 +1,304 @@
+"""One DICOM file as one 8-bit image and the patient's id, reading only what the allow-list names.
+
+In: an open file. Out: `DicomImage`. Guaranteed: no `force`, only ALLOWED attributes are ever parsed (no dates, names,
+free text, private tags, overlays, icons, preamble); every bound holds before pixels are read. Runs inside the
+decoding process (decode.py), whose memory and time limits catch what a codec does within these bounds. Not covered:
+text burned into pixels that the header does not admit.
+
+1. Bound: a deflated data set may not inflate beyond the cap.
+2. Header: allow-listed attributes, without pixels.
+3. Rules: modality, burned-in text, photometric interpretation, bits, decoder.
+4. Size: rows x columns x frames x samples x bytes.
+5. Decode one frame: of a multi-frame object the middle one ((frames - 1) // 2). One file is one image.
+6. Display: modality LUT or rescale, then the study's window or the file's VOI LUT or window, else the full range of
+   8-bit data or the 0.5 to 99.5 percentiles of deeper data; padding black; MONOCHROME1 inverted. Colour: YBR and
+   palettes to RGB, 16 bits to 8.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import config, dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array
+
+from client.ingest.images import Pixels
+from client.ingest.quarantine import Reason, Unusable
+
+config.settings.reading_validation_mode = (
+    config.IGNORE
+)  # a bad value is judged here, by need, not warned about with its text
+
+Window = tuple[float, float]
+
+ALLOWED = (
+    "PatientID IssuerOfPatientID Modality ImageType BurnedInAnnotation ImageLaterality Laterality "
+    "Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation PlanarConfiguration BitsAllocated BitsStored HighBit "
+    "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept ModalityLUTSequence "
+    "WindowCenter WindowWidth VOILUTFunction VOILUTSequence "
+    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
+    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
+).split()
+GREY = {"MONOCHROME1", "MONOCHROME2"}
+COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
+OFTEN_ANNOTATED = {"US", "SC", "XA", "OT"}  # modalities whose missing BurnedInAnnotation means "perhaps"
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+MAX_ID_CHARACTERS = 256  # the standard says 64
+SIDES = {"R": 2, "L": 1}
+
+
+@dataclass(frozen=True)
+class DicomImage:
+    """uint8 [H, W, 1 or 3], the raw patient id and issuer (for the HMAC, then dropped), side 0 unknown, 1 left, 2
+    right."""
+
+    pixels: Pixels
+    patient_id: str
+    issuer: str
+    laterality: int
+
+
+def read_dicom(file: BinaryIO, modalities: tuple[str, ...], window: Window | None, max_bytes: int) -> DicomImage:
+    """Return the image in a DICOM file with a preamble. Raises Unusable; a codec's own errors become `undecodable`."""
+    try:
+        _bound_inflation(file, max_bytes)  # 1
+        header = _read(file, pixels=False)  # 2
+        identity = (_text(header, "PatientID"), _text(header, "IssuerOfPatientID"), _side(header))
+        _check_rules(header, modalities)  # 3
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unusable(Reason.DAMAGED_HEADER) from error
+    check_size(header, max_bytes)  # 4
+    try:
+        shown = _shown(*_decoded(file, header), window)  # 5, 6
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unusable(Reason.UNDECODABLE) from error
+    return DicomImage(shown, *identity)
+
+
+def _bound_inflation(file: BinaryIO, max_bytes: int) -> None:
+    """Inflate a deflated data set piece by piece, keeping nothing, until it ends or passes the cap."""
+    file.seek(132)  # behind the preamble and DICM
+    group_length = file.read(12)  # (0002,0000), whose value is the size of the rest of the meta group
+    meta = file.read(min(int.from_bytes(group_length[8:], "little"), 1 << 16))
+    if DEFLATED not in meta:
+        return
+    inflater, total, piece = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read(1 << 16)
+    while piece and not inflater.eof:
+        total += len(inflater.decompress(piece, 1 << 20))
+        piece = inflater.unconsumed_tail or file.read(1 << 16)
+        if total > max_bytes:
+            raise Unusable(Reason.DECLARED_TOO_LARGE)
+
+
+def _read(file: BinaryIO, *, pixels: bool) -> Dataset:
+    """The allow-listed attributes, with or without the pixel data."""
+    file.seek(0)
+    tags: list[Any] = [*ALLOWED, "PixelData"]
+    return dcmread(file, stop_before_pixels=not pixels, specific_tags=tags)
+
+
+def _text(header: Dataset, name: str) -> str:
+    """One short text value; anything else (absent, several values, overlong) counts as empty."""
+    value = header.get(name, "")
+    return value if isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS else ""
+
+
+def _number(header: Dataset, name: str, default: int = 0) -> int:
+    """One whole number; a missing or empty value is the default."""
+    value = header.get(name)
+    return default if value is None or value == "" else int(value)
+
+
+def _side(header: Dataset) -> int:
+    """Left or right from ImageLaterality, else Laterality; both eyes or neither is unknown."""
+    return SIDES.get(_text(header, "ImageLaterality") or _text(header, "Laterality"), 0)
+
+
+def _check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
+    """Modality, admitted text, photometric interpretation, integer depth, decoder: each its own reason."""
+    if "PhotometricInterpretation" not in header or "Rows" not in header:
+        raise Unusable(Reason.NOT_AN_IMAGE)
+    if _text(header, "Modality") not in modalities:
+        raise Unusable(Reason.WRONG_MODALITY)
+    if _suspect_text(header):
+        raise Unusable(Reason.BURNED_IN_TEXT)
+    samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
+    stored, allocated = _number(header, "BitsStored"), _number(header, "BitsAllocated")
+    if (
+        samples.get(_text(header, "PhotometricInterpretation")) != _number(header, "SamplesPerPixel")
+        or allocated not in (8, 16)
+        or not 1 < stored <= allocated
+        or _number(header, "HighBit", stored - 1) != stored - 1
+    ):
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    try:
+        available = get_decoder(header.file_meta.TransferSyntaxUID).is_available
+    except (NotImplementedError, AttributeError):
+        available = False
+    if not available:
+        raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
+
+
+def _suspect_text(header: Dataset) -> bool:
+    """BurnedInAnnotation YES, a screen shot, or no word about it where text is common: some modalities, secondary
+    images."""
+    kinds = header.get("ImageType") or ()
+    kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+    likely = _text(header, "Modality") in OFTEN_ANNOTATED or "SECONDARY" in kinds
+    admitted = _text(header, "BurnedInAnnotation")
+    return admitted == "YES" or "SCREEN SAVE" in kinds or (likely and admitted != "NO")
+
+
+def check_size(header: Dataset, max_bytes: int) -> None:
+    """Raise Unusable (declared-too-large, unsupported-pixels) from the header alone, before a pixel is read."""
+    try:
+        factors = [_number(header, name, 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
+    except (TypeError, ValueError) as error:
+        raise Unusable(Reason.DAMAGED_HEADER) from error
+    size = _number(header, "BitsAllocated") // 8
+    for factor in factors:
+        size *= factor
+    if min(factors) < 1:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    if size > max_bytes:
+        raise Unusable(Reason.DECLARED_TOO_LARGE)
+
+
+def _decoded(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
+    """The full data set, and the stored values of its middle frame, [H, W] or [H, W, 3] (colour already RGB)."""
+    full = _read(file, pixels=True)
+    frames = _number(header, "NumberOfFrames", 1)
+    if "PixelData" not in full:
+        raise Unusable(Reason.NOT_AN_IMAGE)
+    if not full["PixelData"].is_undefined_length and len(full.PixelData) < _native_bytes(full, frames):
+        raise Unusable(Reason.TRUNCATED)
+    stored = pixel_array(full, index=(frames - 1) // 2)
+    if stored.shape[:2] != (full.Rows, full.Columns) or stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
+        raise Unusable(Reason.UNDECODABLE)
+    return full, stored.astype(stored.dtype.newbyteorder("="), copy=False)
+
+
+def _native_bytes(header: Dataset, frames: int) -> int:
+    """Bytes of uncompressed pixel data; 4:2:2 chroma takes two thirds."""
+    size = (
+        int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel) * frames * int(header.BitsAllocated) // 8
+    )
+    return size * 2 // 3 if header.PhotometricInterpretation == "YBR_FULL_422" else size
+
+
+def _shown(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | None) -> Pixels:
+    """Stored values as uint8 [H, W, 1 or 3] the way a viewer would show them."""
+    kind = header.PhotometricInterpretation
+    if kind in GREY:
+        bits = min(int(header.BitsStored), 8 * stored.dtype.itemsize)
+        raw = stored.view(f"u{stored.dtype.itemsize}").astype(np.uint16, copy=False)
+        counts = np.bincount(raw.ravel(), minlength=1 << 8 * stored.dtype.itemsize)
+        table = display_table(header, counts, bits, stored.dtype.kind == "i", window)
+        return np.asarray(table[raw])[..., None]
+    if kind == "PALETTE COLOR":
+        stored = apply_color_lut(stored, header)
+        bits = 16 if int(stored.max()) > 255 else 8  # some 16-bit palettes hold 8-bit values
+    else:
+        bits = min(int(header.BitsStored), 8 * stored.dtype.itemsize)
+    return np.asarray(stored >> max(bits - 8, 0) << max(8 - bits, 0), dtype=np.uint8)
+
+
+def display_table(
+    header: Dataset, counts: NDArray[np.int64], bits: int, signed: bool, window: Window | None
+) -> NDArray[np.uint8]:
+    """Return the uint8 grey level of every possible stored value, [256] or [65536] (DICOM PS3.3 C.11.1, C.11.2,
+    C.7.6.3).
+
+    `counts`: how often each value occurs; percentiles need it. One table costs nothing beside an image, and needs no
+    float copy of the image.
+    """
+    values = _stored_values(len(counts), bits, signed)
+    padding = _padding(header, values, counts)
+    modality = _modality(header, values)
+    shown = _windowed(header, modality, np.where(padding, 0, counts), bits, window)
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    return np.asarray(np.rint(255 * np.where(padding, 0, shown)), dtype=np.uint8)
+
+
+def _stored_values(size: int, bits: int, signed: bool) -> NDArray[np.int64]:
+    """The number that each raw pattern means: the low `bits`, two's complement if signed; old overlays above are
+    ignored."""
+    values = np.arange(size) & ((1 << bits) - 1)
+    return np.asarray(values - ((values >> (bits - 1)) << bits) if signed else values, dtype=np.int64)
+
+
+def _padding(header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which stored values mean `no image here`; a declared padding that is the whole image is not believed."""
+    if header.get("PixelPaddingValue") is None:
+        return np.zeros(len(values), bool)
+    first = _number(header, "PixelPaddingValue")
+    low, high = sorted((first, _number(header, "PixelPaddingRangeLimit", first)))
+    padding = (values >= low) & (values <= high)
+    return padding & bool(counts[~padding].any())
+
+
+def _modality(header: Dataset, values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Modality LUT, or slope and intercept."""
+    if header.get("ModalityLUTSequence"):
+        return _looked_up(header.ModalityLUTSequence[0], values)[0]
+    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    shown = values * float(1 if slope is None else slope) + float(0 if intercept is None else intercept)
+    return np.asarray(shown, dtype=np.float64)
+
+
+def _looked_up(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+    """Values through a DICOM LUT, and the largest output that its depth allows."""
+    length, first, depth = (int(n) for n in item.LUTDescriptor)
+    data = item.LUTData
+    table = np.asarray(np.frombuffer(data, "<u2") if isinstance(data, bytes) else data, dtype=np.float64)
+    first = first - (1 << 16) if first >= 1 << 15 and values.min() < 0 else first
+    places = np.clip(np.rint(values).astype(np.int64) - first, 0, min(length or 1 << 16, len(table)) - 1)
+    return np.take(table, places), float((1 << depth) - 1)
+
+
+def _windowed(
+    header: Dataset, values: NDArray[np.float64], counts: NDArray[np.int64], bits: int, window: Window | None
+) -> NDArray[np.float64]:
+    """Modality values as shares of full brightness, 0..1."""
+    if window is None and header.get("VOILUTSequence"):
+        table, largest = _looked_up(header.VOILUTSequence[0], values)
+        return np.clip(table / largest, 0, 1)
+    if window is None and header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
+        return _header_window(header, values)
+    low, high = window or _plain_range(values, counts, bits)
+    return np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+
+
+def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The first window of the file by its VOI LUT function (C.11.2.1.2 and .3)."""
+    center, width = (float(np.ravel(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    function = _text(header, "VOILUTFunction") or "LINEAR"
+    if function == "SIGMOID":
+        return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50))), dtype=np.float64)
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    return np.clip((values - center) / max(width, 1e-12) + 0.5, 0, 1)
+
+
+def _plain_range(values: NDArray[np.float64], counts: NDArray[np.int64], bits: int) -> Window:
+    """Without any window: everything that 8-bit data can hold, or the 0.5 to 99.5 percentiles of what deeper data
+    does."""
+    if bits <= 8:
+        return float(values.min()), float(values.max())
+    order = np.argsort(values, kind="stable")
+    share = np.cumsum(counts[order]) / max(counts.sum(), 1)
+    low, high = (values[order[min(int(np.searchsorted(share, p)), len(order) - 1)]] for p in (0.005, 0.995))
+    return float(low), float(high)

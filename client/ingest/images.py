@@ -1,0 +1,117 @@
+"""Photographs (PNG, JPEG) as arrays, and the one framing that every image of a cohort gets.
+
+In: an open file, or decoded pixels. Out: uint8 [H, W, C], or the square uint8 [S, S, C] of the study. Guaranteed:
+width x height is checked before anything is decoded; EXIF, comments and colour profiles are never read. In fundus
+studies the black surround is cut away and marks in its corners are blanked. Not covered: finding text inside the
+field of view, EXIF rotation.
+
+Framing: 1. fundus only: bounding box of the field of view, corners outside its circle blanked. 2. The longer side is
+resized to S (antialiased bicubic). 3. The shorter side is padded with black to a square, the image in the middle.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from client.ingest.quarantine import Reason, Unusable
+
+Pixels = NDArray[np.uint8]
+
+SURROUND_LEVEL = 16  # the surround of a fundus camera is black plus JPEG noise, well under this
+STRAY_SHARE = 0.2  # more light than this outside the circle, and the picture has no dark corners to blank
+BLANK_SPREAD = 1.0  # grey levels of standard deviation
+COLOUR_MODES = {"RGB", "RGBA", "P", "YCbCr", "CMYK"}
+GREY_MODES = {"L", "LA", "1"}
+DEEP_MODES = {"I;16", "I;16B", "I", "I;16L"}
+
+
+def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
+    """Return the uint8 [H, W, 1 or 3] pixels of a PNG or JPEG file.
+
+    Raises Unusable: declared-too-large before decoding; undecodable; unsupported-pixels.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # our own cap, below, is the lower one
+    try:
+        picture = Image.open(file, formats=("PNG", "JPEG"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Unusable(Reason.UNDECODABLE) from error
+    if picture.width * picture.height * 4 > max_pixel_bytes:
+        raise Unusable(Reason.DECLARED_TOO_LARGE)
+    if picture.mode in DEEP_MODES:
+        return _eight_bits(np.asarray(picture, dtype=np.int64))[..., None]
+    if picture.mode not in COLOUR_MODES | GREY_MODES:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    converted = picture.convert("L" if picture.mode in GREY_MODES else "RGB")
+    pixels = np.asarray(converted, dtype=np.uint8)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _eight_bits(deep: NDArray[np.int64]) -> Pixels:
+    """A 16-bit grey picture, its middle 99 % of values spread over 0..255."""
+    low, high = np.percentile(deep, (0.5, 99.5))
+    return np.asarray(np.rint(255 * np.clip((deep - low) / max(high - low, 1), 0, 1)), dtype=np.uint8)
+
+
+def framed(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) -> Pixels:
+    """Return uint8 [size_px, size_px, channels] of uint8 [H, W, 1 or 3].
+
+    Raises Unusable: wrong-channels (grey where colour is asked), blank-image, too-small.
+    """
+    pixels = _with_channels(pixels, channels)
+    if field_of_view:
+        pixels = _without_stray_marks(pixels[field_box(pixels)])
+    height, width = pixels.shape[:2]
+    if max(height, width) < size_px / 2:
+        raise Unusable(Reason.TOO_SMALL)
+    scale = size_px / max(height, width)
+    new = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    resized = np.asarray(small.resize(new, Image.Resampling.BICUBIC)).reshape(new[1], new[0], channels)
+    if float(resized.std(axis=(0, 1)).max()) < BLANK_SPREAD:
+        raise Unusable(Reason.BLANK)
+    square = np.zeros((size_px, size_px, channels), np.uint8)
+    top, left = (size_px - new[1]) // 2, (size_px - new[0]) // 2
+    square[top : top + new[1], left : left + new[0]] = resized
+    return square
+
+
+def _with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Colour to grey by ITU-R 601 luma; grey is never passed off as colour."""
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        raise Unusable(Reason.WRONG_CHANNELS)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def field_box(pixels: Pixels) -> tuple[slice, slice]:
+    """Return the rows and columns of a fundus photograph's field of view.
+
+    A row or column belongs to it when at least a twentieth of the widest such line is brighter than the surround,
+    so small marks beside the circle do not widen the box. Raises Unusable (blank-image) when all is dark.
+    """
+    lit = pixels.max(axis=2) > SURROUND_LEVEL
+    slices = []
+    for axis in (1, 0):
+        counts = lit.sum(axis=axis)
+        inside = np.flatnonzero(counts >= max(1, counts.max() / 20))
+        if counts.max() == 0:
+            raise Unusable(Reason.BLANK)
+        slices.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return slices[0], slices[1]
+
+
+def _without_stray_marks(pixels: Pixels) -> Pixels:
+    """Corners outside the field's circle set to black, unless the picture fills them with light."""
+    height, width = pixels.shape[:2]
+    rows = np.arange(height)[:, None] - (height - 1) / 2
+    columns = np.arange(width)[None, :] - (width - 1) / 2
+    outside = np.hypot(rows, columns) > 1.02 * max(height, width) / 2
+    lit = pixels.max(axis=2)[outside] > SURROUND_LEVEL
+    if not lit.any() or lit.mean() > STRAY_SHARE:
+        return pixels
+    return np.asarray(np.where(outside[..., None], 0, pixels), dtype=np.uint8)

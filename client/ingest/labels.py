@@ -1,0 +1,147 @@
+"""The hospital's labels file: which label, patient and eye belongs to which image.
+
+In: a CSV (UTF-8, comma or semicolon) with a header naming the columns
+    label        one of the study's labels                                 (required)
+    patient      the patient id as it stands in the DICOM header           (required for photographs)
+    file         path below the source folder, or a file name that occurs once there   (required for photographs)
+    laterality   L or R                                                    (optional; a DICOM header that names a side wins)
+A row with a file speaks for that file; a row without one speaks for all of the patient's images (of that side, if it names one).
+Out: `Labels`, asked per image. Guaranteed: no cell of the file stands in any message. Not covered: spreadsheets, other encodings.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client.ingest.persons import normalised_id
+from client.ingest.quarantine import Reason, Unusable
+from common.errors import ConfigurationError
+from common.tensors import read_capped
+
+COLUMNS = {"file", "patient", "label", "laterality"}
+SIDES = {"": 0, "L": 1, "LEFT": 1, "OS": 1, "R": 2, "RIGHT": 2, "OD": 2}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, normalised; label as written."""
+
+    patient: str
+    label: str
+    laterality: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Rows by file and by patient; `declared` are the study's labels, in order. Without a file the only declared
+    label fits all."""
+
+    declared: tuple[str, ...]
+    by_file: dict[str, list[Row]] = field(default_factory=dict)
+    by_patient: dict[str, list[Row]] = field(default_factory=dict)
+    everywhere: bool = False
+
+    def row_of_file(self, relative: str) -> Row | None:
+        """Return the row that names this file. Raises Unusable (ambiguous-label)."""
+        return _agreed(self.by_file.get(_file_key(relative), []))
+
+    def row_of_patient(self, patient: str, laterality: int) -> Row | None:
+        """Return the row for this patient's image of this side (0: side unknown). Raises Unusable (ambiguous-label)."""
+        rows = self.by_patient.get(normalised_id(patient), [])
+        if laterality:
+            rows = [r for r in rows if r.laterality == laterality] or [r for r in rows if r.laterality == 0]
+        return _agreed(rows)
+
+    def index(self, row: Row | None) -> int:
+        """Return the label's position among the declared ones. Raises Unusable (no-label, unknown-label)."""
+        if self.everywhere:
+            return 0
+        if row is None:
+            raise Unusable(Reason.NO_LABEL)
+        if row.label not in self.declared:
+            raise Unusable(Reason.UNKNOWN_LABEL)
+        return self.declared.index(row.label)
+
+
+def _agreed(rows: Sequence[Row]) -> Row | None:
+    """The one thing that all rows say; a side that they differ in is unknown."""
+    if not rows:
+        return None
+    if len({(r.patient, r.label) for r in rows}) > 1:
+        raise Unusable(Reason.AMBIGUOUS_LABEL)
+    sides = {r.laterality for r in rows}
+    return Row(rows[0].patient, rows[0].label, sides.pop() if len(sides) == 1 else 0)
+
+
+def _file_key(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip().replace("\\", "/").removeprefix("./")
+
+
+def read_labels(path: Path | None, declared: Sequence[str], files: Iterable[str], max_bytes: int) -> Labels:
+    """Return the labels in `path` for a study with `declared` labels and `files` (relative paths).
+
+    Raises ConfigurationError: no file although the study has several labels; not UTF-8; a missing, unknown or doubled column.
+    """
+    if path is None:
+        if len(declared) == 1:
+            return Labels(tuple(declared), everywhere=True)
+        raise ConfigurationError(f"the study declares {len(declared)} labels, but no labels file was given", hint=_HINT)
+    reader = _reader(path, max_bytes)
+    labels = Labels(tuple(declared))
+    full_names = _unique_names(files)
+    try:
+        for cells in reader:
+            _take(labels, {name: (cells.get(name) or "").strip() for name in COLUMNS}, full_names)
+    except csv.Error as error:
+        raise ConfigurationError(f"{path}: line {reader.line_num}: not a CSV row", hint=_HINT) from error
+    return labels
+
+
+_HINT = "give a CSV with the columns patient,label[,laterality] or file,patient,label[,laterality]"
+
+
+def _unique_names(files: Iterable[str]) -> dict[str, str]:
+    """Bare file names that occur once below the source, with their relative path."""
+    keys = [_file_key(name) for name in files]
+    counts = Counter(key.rpartition("/")[2] for key in keys)
+    return {key.rpartition("/")[2]: key for key in keys if counts[key.rpartition("/")[2]] == 1}
+
+
+def _reader(path: Path, max_bytes: int) -> csv.DictReader[str]:
+    """A reader whose header names known columns only."""
+    try:
+        text = read_capped(path, max_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not UTF-8 text", hint="export the table as CSV in UTF-8") from error
+    first = text.partition("\n")[0]
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=";" if first.count(";") > first.count(",") else ","
+    )
+    names = [name.strip().lower() for name in reader.fieldnames or ()]
+    reader.fieldnames = names
+    if (
+        "label" not in names
+        or not {"file", "patient"} & set(names)
+        or len(set(names)) != len(names)
+        or set(names) - COLUMNS
+    ):
+        raise ConfigurationError(
+            f"{path}: line 1: expected columns among {sorted(COLUMNS)}, label among them", hint=_HINT
+        )
+    return reader
+
+
+def _take(labels: Labels, cells: dict[str, str], full_names: dict[str, str]) -> None:
+    """File one row by its file, else by its patient; a row with neither speaks for nobody."""
+    row = Row(normalised_id(cells["patient"]), cells["label"], SIDES.get(cells["laterality"].upper(), 0))
+    if cells["file"]:
+        key = _file_key(cells["file"])
+        labels.by_file.setdefault(full_names.get(key, key), []).append(row)
+    elif row.patient:
+        labels.by_patient.setdefault(row.patient, []).append(row)

@@ -1,0 +1,81 @@
+"""Every reason for which a file or an image does not enter a cohort, as a stable code with one sentence.
+
+In: nothing. Out: `Reason`, and `Unusable`, the only exception that a decoder may raise. Guaranteed: neither ever
+carries text from a file, a file's name or another exception, so both may be shown, counted and logged on site.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Reason(Enum):
+    """A stable code (`.value`) and what it means (`.sentence`)."""
+
+    sentence: str
+
+    def __new__(cls, code: str, sentence: str = "") -> Reason:
+        member = object.__new__(cls)
+        member._value_ = code
+        member.sentence = sentence
+        return member
+
+    # the file
+    NOT_A_FILE = (
+        "not-a-regular-file",
+        "A link, pipe or device stands where a file was expected; links are not followed.",
+    )
+    UNREADABLE = ("unreadable-file", "The operating system did not let us read the file.")
+    FILE_TOO_LARGE = ("file-too-large", "The file is larger than the size cap.")
+    UNKNOWN_FORMAT = ("unknown-format", "The file is neither DICOM (with its DICM mark), PNG nor JPEG.")
+    # the DICOM header
+    DAMAGED_HEADER = ("damaged-header", "The header cannot be parsed.")
+    NOT_AN_IMAGE = ("not-an-image", "The DICOM object holds no pixel data (report, plan, directory, waveform).")
+    WRONG_MODALITY = ("wrong-modality", "The Modality is missing or not among those of the study.")
+    UNSUPPORTED_TRANSFER_SYNTAX = ("unsupported-transfer-syntax", "No decoder is installed for the transfer syntax.")
+    UNSUPPORTED_PIXELS = (
+        "unsupported-pixels",
+        "Not 8 to 16 bit integers in a photometric interpretation that is known.",
+    )
+    BURNED_IN_TEXT = ("burned-in-text", "The header says or suggests that text is burned into the image.")
+    # the pixels
+    DECLARED_TOO_LARGE = (
+        "declared-too-large",
+        "Rows x columns x frames x bytes is larger than the cap; nothing was decoded.",
+    )
+    TRUNCATED = ("truncated", "There are fewer pixel bytes than the header declares.")
+    UNDECODABLE = ("undecodable", "The pixel data cannot be decoded.")
+    OUT_OF_MEMORY = ("decoder-out-of-memory", "Decoding needed more memory than allowed.")
+    TIMED_OUT = ("decoder-timed-out", "Decoding took longer than allowed; its process was ended.")
+    DECODER_DIED = ("decoder-died", "The decoding process ended without an answer.")
+    WRONG_CHANNELS = ("wrong-channels", "A grey image in a study of colour photographs.")
+    TOO_SMALL = ("too-small", "The image has less than half of the study's size in pixels.")
+    BLANK = ("blank-image", "The image shows one even shade.")
+    # the person
+    NO_PATIENT = (
+        "no-patient-id",
+        "The patient id is empty or a placeholder, so nobody can be protected as one person.",
+    )
+    NO_LABEL = ("no-label", "The labels file has no row for this image.")
+    AMBIGUOUS_LABEL = ("ambiguous-label", "The labels file has several rows that fit, and they differ.")
+    UNKNOWN_LABEL = ("unknown-label", "The label is not one that the study declares.")
+    NO_LATERALITY = ("no-laterality", "The study separates left and right eyes, and the side is not known.")
+    # choices among the images of one person
+    CONFLICTING_LABELS = (
+        "conflicting-labels",
+        "The person's images carry different labels and the labels have no order.",
+    )
+    LOWER_LABEL = (
+        "lower-label-of-person",
+        "Another image of this person carries a higher label, and only those enter.",
+    )
+    OTHER_SIDE = ("other-side-of-person", "A person enters with one eye, and the other eye was chosen.")
+    DUPLICATE = ("duplicate-image", "The same pixels of this person have entered already.")
+
+
+class Unusable(Exception):
+    """A file or image is refused for one `reason`."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
