@@ -1,0 +1,379 @@
+"""The site's daemon: one signed instruction in, one signed answer out, the same one for the same round for ever.
+
+In: `Sealed` instructions (through client/app.py). Out: `Sealed` replies, or a KohortError whose code alone leaves. Must hold:
+   1 the operator signed the instruction          2 the plan is approved, unaltered and within the site's policy
+   3 kind, phase, model and round are the plan's  4 receipts in it are noted
+   5 a round that was answered gets the stored bytes, whatever is asked now
+   6 the global weights fit the plan's model      7 the whole plan fits under the cap before its first step
+   8 the ledger holds the reservation before a child starts, and one reservation has one child at most
+   9 a person approved the images (policy), and their groups are frozen
+  10 the gate clears what leaves                  11 it is signed and on disk before it is sent, at a fixed slot
+Guaranteed after `kill -9` anywhere: a finished output is gated and sent; a child that was at work is dead, what it had reserved
+stays spent and a new reservation is taken. Not covered: the wire (client/fleet.py) and the numbers (client/work.py).
+Logs hold phase, round and code alone. This process imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from client.config import SiteConfig, check_plan
+from client.egress.gate import Evidence, Gate
+from client.egress.outbox import Outbox
+from client.egress.review import SHEET, Reviews, batch_digest
+from client.ingest.cohort import Cohort, IngestReport, ingest
+from client.ingest.decode import Limits
+from client.jobs import Job, Progress, Stopped, is_finished, run_child
+from client.ledger import Ledger, Reservation
+from client.plans import Membership, Plans, State
+from client.synthesize.group import Grouping, GroupStore
+from common.errors import EnvironmentFault, PolicyError, RefusedError
+from common.messages import Header, Sealed, unseal
+from common.privacy.accounting import epsilon_rdp, spend
+from common.privacy.boundary import (
+    PART_CAP_BYTES,
+    PREFIXES,
+    Shapes,
+    check_instruction,
+    check_total,
+    check_weights,
+    is_trained,
+)
+from common.privacy.mechanisms import PLAIN_DIMENSION, LatentLaplace, Mechanism, latent_event, round_event
+from common.study import Study
+from common.tensors import Arrays, dumps, loads, read, read_capped, shapes
+
+OUTPUT_CAP_BYTES = 1 << 32
+HEADER_ROOM_BYTES = 1 << 16
+REVIEW_POLL_S = 1.0
+FILTER_ORDER = 4.0
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Site:
+    """The daemon's decisions, one instruction at a time (`answer`). `done` is set when the operator has closed the study."""
+
+    state: State
+    config: SiteConfig
+    membership: Membership
+    stop: threading.Event = field(default_factory=threading.Event)
+    progress: Progress = lambda done, total: None
+    done: threading.Event = field(default_factory=threading.Event)
+    _crashes: dict[str, int] = field(default_factory=dict)
+    _refusals: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.plans = Plans(self.state, self.membership.operator)
+        self.outbox = Outbox(self.state.root / "outbox")
+        self.reviews = Reviews(self.state.root / "review")
+
+    def answer(self, sealed: Sealed) -> Sealed:
+        """Return the reply to an instruction; raises KohortError, of which only the code may leave."""
+        began = time.monotonic()
+        header = unseal(sealed, self.membership.operator, max_bytes=self.config.limits.max_message_mib << 20)  # 1
+        study = self.plans.open(header.study)  # 2
+        check_plan(study, self.config.policy, self.config.site)
+        check_order(header, study)  # 3
+        self._note_receipts(header)  # 4
+        name = " ".join(part for part in (header.phase, header.model, f"round {header.round}") if part)
+        reply = self.outbox.get(_reply_key(header))  # 5
+        if reply is None:
+            log.info("%s: %s: at work", study.name, name)
+            reply = (
+                self._train(header, study, sealed) if header.kind == "train" else self._images(header, study, sealed)
+            )
+            self._wait_for_slot(began)  # 11
+        log.info("%s: %s: answered", study.name, name)
+        if header.statement.get("done") is True:
+            self.done.set()
+        return reply
+
+    # --- training
+
+    def _train(self, header: Header, study: Study, sealed: Sealed) -> Sealed:
+        """One round of one model: reserve, train, clear, store."""
+        weights = loads(sealed.payload, max_bytes=len(sealed.payload))
+        expected = self._expected(study, header.model, weights)
+        check_weights(weights, expected)  # 6
+        event = round_event(study, header.model, _trained_dimension(study, header.model, expected))
+        folder, reservation = self._computed(header, study, sealed.payload, event)
+        assert reservation is not None
+        payload = read_capped(folder / "out.safetensors", OUTPUT_CAP_BYTES)
+        with Groups(self.state.groups) as groups:
+            cleared = self._gate(study, groups).clear_update(header, payload, expected, reservation, event)  # 10
+        reply = self.outbox.store(cleared, self.state.signing_key())  # 11
+        self.state.journal.append(header.key, "answered", {"digest": cleared.header.digest})
+        shutil.rmtree(folder, ignore_errors=True)
+        return reply
+
+    def _expected(self, study: Study, model: str, weights: Arrays) -> Shapes:
+        """Names and shapes of a model's weights: the plan's starting checkpoint says; without one, the child's model will."""
+        start = study.models.trained()[model].start
+        if start is None:
+            found: Shapes = {name: array.shape for name, array in weights.items()}
+        else:
+            path = self.plans.folder(study.hash()) / "checkpoints" / start.name
+            found = {name: shape for name, (_, shape) in shapes(path).items()}
+        return {name: shape for name, shape in found.items() if start is None or name.startswith(PREFIXES[model])}
+
+    # --- images
+
+    def _images(self, header: Header, study: Study, sealed: Sealed) -> Sealed:
+        """The one image batch of a plan: synthesize, review, freeze, clear, store all parts; returns the part asked for."""
+        if header.part or header.round:
+            raise PolicyError("the first part of the images was never asked for", code="E-PART-UNKNOWN")
+        weights = loads(sealed.payload, max_bytes=len(sealed.payload))
+        check_weights(weights, self._expected_for_images(study, weights))  # 6
+        event = latent_event(study) if study.synthesis and study.synthesis.privatize else None
+        folder, reservation = self._computed(header, study, sealed.payload, event)
+        evidence = Evidence.read(folder / "evidence.json")
+        parts = split(read(folder / "out.safetensors", max_bytes=OUTPUT_CAP_BYTES), study)
+        self._reviewed(parts, study, folder)  # 9
+        with Groups(self.state.groups) as groups:
+            groups.freeze(Grouping(evidence.groups, ()))
+            gate = self._gate(study, groups)
+            persons = persons_of(Cohort.open(self.state.cohort(study.intake)))
+            batch = gate.clear_images(header, parts, evidence, persons, reservation, event)  # 10
+        stored = [
+            self.outbox.store(cleared, self.state.signing_key()) for cleared in reversed(batch)
+        ]  # 11: part 0 last
+        self.state.journal.append(header.key, "answered", {"digest": batch_digest(parts)})
+        (folder / "in.safetensors").unlink(missing_ok=True)
+        return stored[-1]
+
+    def _expected_for_images(self, study: Study, weights: Arrays) -> Shapes:
+        """Names and shapes of the weights that synthesis gets: the generator and critic, and the flow where it is used."""
+        expected: dict[str, tuple[int, ...]] = dict(self._expected(study, "gan", _only(weights, PREFIXES["gan"])))
+        privatizes = study.synthesis is not None and study.synthesis.privatize is not None
+        if study.models.glow and (privatizes or any(name.startswith("glow.") for name in weights)):
+            expected |= self._expected(study, "glow", _only(weights, PREFIXES["glow"]))
+        return expected
+
+    def _reviewed(self, parts: list[bytes], study: Study, folder: Path) -> None:
+        """Wait until a person has decided on exactly these bytes, where the policy asks for it; raises PolicyError."""
+        digest = batch_digest(parts)
+        if self.config.policy.review == "required":
+            self.reviews.propose(digest, study.hash(), folder / SHEET)
+            log.info("%s: images wait for a person: kohort-site review", study.name)
+        while self.reviews.state(digest) == "waiting":
+            if self.stop.wait(REVIEW_POLL_S):
+                raise Stopped("stopped while images wait for review")
+        if self.reviews.state(digest) == "rejected":
+            raise PolicyError("a person rejected the images; nothing was sent", code="E-REVIEW-REJECTED")
+
+    # --- one computation
+
+    def _computed(
+        self, header: Header, study: Study, weights: bytes, event: Mechanism | None
+    ) -> tuple[Path, Reservation | None]:
+        """The folder of a finished output and its reservation: an earlier one's, or that of a new child."""
+        self.cohort(study)
+        while True:
+            folder, reservation, state = self._latest(header)
+            if state == "started" and is_finished(folder):
+                return folder, reservation
+            self._check_given_up(header.key)
+            if state != "reserved":  # 8: one that was started and has no output stays spent
+                folder, reservation = self._reserve(header, study, event)
+            self._job(header, study, reservation).write(folder, weights, self._frozen_groups())
+            record = {"folder": folder.name, "reservation": reservation.to_json() if reservation else ""}
+            self.state.journal.append(header.key, "started", record)
+            ending = run_child(folder, self.config.limits.threads, self._group_key(), self.stop, self.progress)
+            if ending.code:
+                self._refusals[header.key] = ending.code
+            elif not ending.finished:
+                self._crashes[header.key] = self._crashes.get(header.key, 0) + 1
+                log.warning("a child crashed; see child.log in its job folder")
+
+    def _latest(self, header: Header) -> tuple[Path, Reservation | None, str]:
+        """Folder, reservation and state of the newest try of a round."""
+        latest = self.state.journal.latest(header.key)
+        if latest is None or latest.state not in ("reserved", "started"):
+            return self.state.root / "jobs", None, "none"
+        text = str(latest.data["reservation"])
+        reservation = Reservation.from_json(text) if text else None
+        return self.state.root / "jobs" / str(latest.data["folder"]), reservation, latest.state
+
+    def _reserve(self, header: Header, study: Study, event: Mechanism | None) -> tuple[Path, Reservation | None]:
+        """Write the round down as spent, in the ledger and then in the journal, before anything is computed."""
+        self._check_whole_plan(study)  # 7
+        reservation = None
+        if isinstance(event, LatentLaplace) and not event.covers_patient:
+            self.ledger().declare(event, study.hash())
+        elif event is not None:
+            reservation = self.ledger().reserve(event, study.hash())
+        tries = sum((e.key, e.state) == (header.key, "reserved") for e in self.state.journal.entries(header.key))
+        folder = self.state.root / "jobs" / f"{hashlib.sha256(header.key.encode()).hexdigest()[:16]}-{tries}"
+        record = {"folder": folder.name, "reservation": reservation.to_json() if reservation else ""}
+        self.state.journal.append(header.key, "reserved", record)
+        return folder, reservation
+
+    def _check_whole_plan(self, study: Study) -> None:
+        """Refuse a plan that could not be finished under the cap, before its first step; raises PolicyError (E-POLICY-CAP)."""
+        ledger, policy = self.ledger(), self.config.policy
+        plans = {row.data["plan"] for row in ledger.rows() if row.kind == "reserve"}
+        if study.hash() in plans:
+            return
+        history = (
+            (*ledger.report(prv=False).mechanisms, *self._plan_events(study)) if plans else self._plan_events(study)
+        )
+        epsilon = spend(history, policy.max_delta).pld
+        if plans:
+            epsilon = max(epsilon, epsilon_rdp(history, policy.max_delta, order=FILTER_ORDER))
+        if not epsilon <= policy.max_epsilon:
+            raise PolicyError(
+                f"plan {study.name}: all its rounds would bring epsilon per patient to {epsilon:.3f}, "
+                f"policy.max_epsilon is {policy.max_epsilon:g}; nothing was spent",
+                hint="ask the operator for a plan with fewer steps or more noise",
+                code="E-POLICY-CAP",
+            )
+
+    def _plan_events(self, study: Study) -> tuple[Mechanism, ...]:
+        """Everything that the plan will spend at this site."""
+        events: list[Mechanism] = []
+        for model, plan in study.models.trained().items():
+            expected = self._expected(study, model, {})
+            dimension = _trained_dimension(study, model, expected) if expected else PLAIN_DIMENSION
+            events += [round_event(study, model, dimension)] * plan.rounds
+        if study.synthesis and study.synthesis.privatize and latent_event(study).covers_patient:
+            events.append(latent_event(study))
+        return tuple(events)
+
+    def _job(self, header: Header, study: Study, reservation: Reservation | None) -> Job:
+        """The job of one round."""
+        return Job(
+            kind="train" if header.kind == "train" else "synthesize",
+            model=header.model,
+            plan=str(self.plans.folder(study.hash()).resolve()),
+            cohort=str(self.state.cohort(study.intake).resolve()),
+            reservation=reservation.to_json() if reservation else "",
+            threads=self.config.limits.threads,
+            memory_gib=self.config.limits.child_memory_gib,
+        )
+
+    def _frozen_groups(self) -> bytes:
+        """The frozen groups, for the child to form again exactly as they are."""
+        with Groups(self.state.groups) as store:
+            return Evidence(store.groups(), (), ()).to_json()
+
+    def _group_key(self) -> bytes:
+        """The secret that orders patients in groupings; from it nobody can compute the pseudonym key."""
+        return hmac.digest(self.state.pseudonym_bytes(), b"kohort-group-key", "sha256")
+
+    def _check_given_up(self, key: str) -> None:
+        """Spend nothing on what a child refused, or crashed over too often, since this daemon started."""
+        if key in self._refusals:
+            hint = "read jobs/*/child.log, repair, restart kohort-site run"
+            raise PolicyError("the child refused the work", hint=hint, code=self._refusals[key])
+        if self._crashes.get(key, 0) > self.config.limits.retries:
+            raise EnvironmentFault(
+                "the child crashed again; no more retries",
+                hint="read jobs/*/child.log, repair, restart kohort-site run",
+                code="E-WORK-CRASHED",
+            )
+
+    # --- shared by both
+
+    def ledger(self) -> Ledger:
+        """The site's ledger under the policy's cap."""
+        policy = self.config.policy
+        return Ledger.open(
+            self.state.ledger, cap_epsilon=policy.max_epsilon, delta=policy.max_delta, cohort=self.state.cohort_name(),
+            filter_order=FILTER_ORDER,
+        )  # fmt: skip
+
+    def cohort(self, study: Study) -> IngestReport | None:
+        """Build the cohort of a plan unless it is there; returns the report of a new one, for the site's eyes."""
+        folder = self.state.cohort(study.intake)
+        if folder.is_dir():
+            return None
+        data, limits = self.config.data, self.config.limits
+        log.info("%s: ingest", study.name)
+        return ingest(
+            Path(data.folder),
+            study.intake,
+            self.state.pseudonym_bytes(),
+            folder,
+            labels_csv=Path(data.labels_csv) if data.labels_csv else None,
+            limits=Limits(max_file_bytes=limits.max_file_mib << 20),
+            progress=self.progress,
+        )
+
+    def _gate(self, study: Study, groups: GroupStore) -> Gate:
+        """The gate for one plan."""
+        return Gate(
+            study, self.config.policy, self.config.site, self.ledger(), self.plans.approved, groups, self.reviews
+        )
+
+    def _note_receipts(self, header: Header) -> None:
+        """Mark what the operator's signed receipts name, by payload digest."""
+        if header.receipts:
+            for stored in self.outbox.headers():
+                if stored.digest in header.receipts and stored.study == header.study:
+                    self.outbox.acknowledge(stored.key)
+
+    def _wait_for_slot(self, began: float) -> None:
+        """Sleep until a multiple of the send slot has passed since the question, so that the time of leaving tells less."""
+        slot = self.config.network.send_slot_s
+        if slot > 0:
+            self.stop.wait(slot - (time.monotonic() - began) % slot)
+
+
+class Groups(GroupStore):
+    """A group store that closes at the end of a block."""
+
+    def __enter__(self) -> Groups:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_order(header: Header, study: Study) -> None:
+    """Check an instruction against the plan, and that its statement says at most that the study is done."""
+    check_instruction(header, study)
+    unknown = set(header.statement) - {"done"}
+    if unknown or not isinstance(header.statement.get("done", False), bool):
+        raise RefusedError("instruction: its statement has keys that are not known", code="E-STATEMENT")
+
+
+def _reply_key(header: Header) -> str:
+    """The outbox key of the reply: the instruction's own place, and round 0 for the closing round of the images."""
+    place = header.model_copy(update={"round": 0}) if header.phase == "synthesize" else header
+    return place.key
+
+
+def _only(arrays: Arrays, prefixes: tuple[str, ...]) -> Arrays:
+    """The tensors whose names start with one of the prefixes."""
+    return {name: array for name, array in arrays.items() if name.startswith(prefixes)}
+
+
+def _trained_dimension(study: Study, model: str, expected: Shapes) -> int:
+    """How many numbers a private step of this model moves: trained tensors, without the post-processed generator."""
+    plan = study.models.trained()[model]
+    names = (name for name in expected if is_trained(name, plan) and not name.startswith("generator."))
+    return sum(int(np.prod(expected[name], dtype=np.int64)) for name in names)
+
+
+def persons_of(cohort: Cohort) -> dict[str, int]:
+    """Return the person behind every pseudonym of a cohort, aliases included."""
+    return {alias: person for person, names in enumerate(cohort.aliases) for alias in names}
+
+
+def split(images: Arrays, study: Study) -> list[bytes]:
+    """Return the payloads of a batch, each of at most 32 MiB, in order."""
+    count = len(images["images"])
+    check_total(count, study)
+    each = images["images"][0].nbytes + images["labels"].itemsize + images["privatized"].itemsize
+    size = max(1, (PART_CAP_BYTES - HEADER_ROOM_BYTES) // each)
+    return [dumps({name: array[i : i + size] for name, array in images.items()}) for i in range(0, count, size)]
