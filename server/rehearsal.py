@@ -1,0 +1,373 @@
+"""`kohort demo`: the whole path on one machine with public photographs, through the real commands as child processes.
+
+In: deploy/demo (public photographs), deploy/studies (a plan), deploy/checkpoints. Out: a signed release below `--out`, and one
+line that says where. Guaranteed: every step is a command that hospital IT, the operator or a researcher would type; servers
+and daemons listen on loopback alone; whatever ends the run (success, failure, ctrl-C) ends every process that it started.
+Not covered: what only real hospitals have: their network, their data, their staff's judgement (the demo approves itself).
+
+The run, numbered as in the code:
+  1. three hospitals: DICOM folders with invented people around real public photographs;
+  2. the operator: `init`, `plan`, `sign`, `run`;
+  3. every site: `init`, `enrol` at the operator, `join`, `approve`, `run`;
+  4. training rounds and synthesis; a person at each site reviews (`review --approve`);
+  5. the release: `release`, then a researcher's `kohort verify`.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from common.config import load_yaml
+from common.errors import ConfigurationError, EnvironmentFault, PeerError
+from common.manifest import Manifest, read_manifest
+from common.research import run_typer
+from common.study import Study
+from server.hospitals import Truth, write_hospital
+
+DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+MARKER = ".kohort-demo"
+DEADLINE_S, POLL_S, STOP_S = 1500.0, 0.5, 15.0
+PATIENTS_A_SITE_AT_LEAST = 30
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@dataclass
+class Crew:
+    """The child processes of one rehearsal and their logs."""
+
+    logs: Path
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def do(self, program: str, *arguments: str) -> str:
+        """Run one command to its end and return its standard output; raises PeerError with its last lines."""
+        done = subprocess.run(
+            _command(program, arguments), capture_output=True, text=True, check=False, preexec_fn=_die_with_parent,
+            env=_environment(),
+        )  # fmt: skip
+        if done.returncode:
+            raise PeerError(
+                f"`{program} {' '.join(arguments)}` ended with {done.returncode}:\n{done.stderr[-2000:].strip()}"
+            )
+        return done.stdout
+
+    def start(self, name: str, program: str, *arguments: str) -> None:
+        """Start a daemon whose output goes to its own log."""
+        with open(self.logs / f"{name}.log", "ab") as log:
+            self.running[name] = subprocess.Popen(
+                _command(program, arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                preexec_fn=_die_with_parent, start_new_session=True, env=_environment(),
+            )  # fmt: skip
+
+    def check(self) -> None:
+        """Raise PeerError if a daemon ended with an error."""
+        for name, process in self.running.items():
+            if process.poll() not in (None, 0):
+                tail = (self.logs / f"{name}.log").read_text(errors="replace")[-2000:].strip()
+                raise PeerError(f"{name} ended with {process.returncode}; the end of its log:\n{tail}")
+
+    def done(self, names: Sequence[str]) -> bool:
+        """Return whether these daemons have ended by themselves."""
+        return all(self.running[name].poll() == 0 for name in names)
+
+    def stop(self) -> None:
+        """End every process that is still there: politely, then not."""
+        alive = [process for process in self.running.values() if process.poll() is None]
+        for process in alive:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        for process in alive:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _command(program: str, arguments: Sequence[str]) -> list[str]:
+    """The installed console script beside this Python."""
+    return [str(Path(sys.executable).parent / program), *arguments]
+
+
+def _environment() -> dict[str, str]:
+    """Telemetry off, one thread a process: four programs share this machine."""
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **quiet, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def _die_with_parent() -> None:
+    """Linux: the kernel ends the child when the rehearsal dies, even by kill -9."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fresh_folder(out: Path) -> Path:
+    """Return an empty output folder; only a folder that an earlier demo made is replaced."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).is_file():
+            raise ConfigurationError(
+                f"{out}: not empty, and not made by an earlier demo", hint="give another folder with --out"
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text("made by kohort demo; the next demo may replace this folder\n")
+    return out.resolve()
+
+
+def write_plan(source: Path, target: Path, sites: Sequence[str]) -> Study:
+    """Write the preset with these sites and absolute checkpoints beside it; returns the plan."""
+    study = load_yaml(source, Study)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for checkpoint in study.checkpoints():
+        copy = target.parent / checkpoint.file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.parent.parent / checkpoint.file, copy)
+    data: dict[str, Any] = study.model_dump(mode="json")
+    data["sites"] = [{"name": name} for name in sites]
+    data["quorum"] = min(study.quorum, len(sites))
+    # JSON is YAML; the plan's own loader reads it.
+    target.write_text(json.dumps(data, indent=1) + "\n")
+    return load_yaml(target, Study)
+
+
+def make_hospitals(folder: Path, names: Sequence[str], progress: Callable[[int, int], None]) -> dict[str, Truth]:
+    """Step 1: one DICOM folder a site; with other than three sites the photographs are dealt anew."""
+    with open(DEPLOY / "demo" / "fundus" / "labels.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) // len(names) < PATIENTS_A_SITE_AT_LEAST:
+        most = len(rows) // PATIENTS_A_SITE_AT_LEAST
+        raise ConfigurationError(f"--sites {len(names)}: the demo's photographs are enough for 2 to {most} hospitals")
+    hospitals = {}
+    by_kind = sorted(rows, key=lambda r: (r["grade"], r["laterality"], r["file"]))
+    for index, name in enumerate(names):
+        own = [r for r in rows if r["hospital"] == name] if len(names) == 3 else by_kind[index :: len(names)]
+        crops = [(DEPLOY / "demo" / "fundus" / r["file"], int(r["grade"]), r["laterality"]) for r in own]
+        hospitals[name] = write_hospital(crops, folder / name, index)
+        progress(index + 1, len(names))
+    return hospitals
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of one rehearsal."""
+
+    out: Path
+
+    @property
+    def work(self) -> Path:
+        return self.out / "work"
+
+    @property
+    def server(self) -> Path:
+        return self.work / "server"
+
+    @property
+    def bundle(self) -> Path:
+        return self.work / "plan-bundle"
+
+    def site(self, name: str) -> Path:
+        return self.work / "sites" / name
+
+
+def start_operator(crew: Crew, places: Places, plan: Path) -> None:
+    """Step 2: keys and certificates, the signed plan, the server."""
+    port = free_port()
+    state = str(places.server)
+    crew.do("kohort-server", "init", "--state", state, "--name", "demo", "--url", f"https://127.0.0.1:{port}")
+    crew.do("kohort-server", "sign", str(plan), "--state", state, "--out", str(places.bundle))
+    crew.start("server", "kohort-server", "run", str(places.bundle), "--state", state, "--port", str(port))
+
+
+def start_site(crew: Crew, places: Places, name: str, truth: Truth) -> None:
+    """Step 3: the site's keys, its enrolment, its approval of the plan, its daemon."""
+    state = str(places.site(name))
+    join = str(places.work / f"{name}.join.json")
+    folder, labels = str(truth.folder), str(truth.labels_csv)
+    crew.do("kohort-site", "init", "--state", state, "--site", name, "--data", folder, "--labels", labels)
+    request = str(places.site(name) / f"{name}.request.json")
+    crew.do("kohort-server", "enrol", request, "--state", str(places.server), "--out", join)
+    crew.do("kohort-site", "join", join, "--state", state)
+    crew.do("kohort-site", "approve", str(places.bundle), "--state", state, "--yes")
+    crew.start(name, "kohort-site", "run", "--state", state, "--until-done")
+
+
+def waiting_batches(places: Places, names: Sequence[str], reviewed: set[str]) -> Iterator[str]:
+    """Names of sites whose batch waits for a person."""
+    for name in names:
+        if name not in reviewed and any((places.site(name) / "review").glob("*/contact_sheet.png")):
+            yield name
+
+
+def watch(crew: Crew, places: Places, names: Sequence[str], report: Callable[[str], None]) -> None:
+    """Step 4: wait for the sites to finish, play the reviewer where one is asked for."""
+    deadline, reviewed = time.monotonic() + DEADLINE_S, set[str]()
+    while not crew.done(names):
+        crew.check()
+        for name in waiting_batches(places, names, reviewed):
+            reviewed.add(name)
+            crew.do(
+                "kohort-site", "review", "--state", str(places.site(name)), "--approve", "--reviewer", "Demo Reviewer"
+            )
+            report(f"{name}: images reviewed")
+        for name in names:
+            report(_last_line(crew.logs / f"{name}.log", name))
+        if time.monotonic() > deadline:
+            raise PeerError(f"the sites were not done after {DEADLINE_S:.0f} s", hint=f"see the logs in {crew.logs}")
+        time.sleep(POLL_S)
+
+
+def _last_line(log: Path, name: str) -> str:
+    """What a daemon said last."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 400))
+        lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return f"{name}: {lines[-1].strip()}" if lines else f"{name}: starting"
+
+
+def publish(crew: Crew, places: Places) -> tuple[Path, Manifest]:
+    """Step 5: the operator's release and the researcher's check."""
+    arguments = ["release", str(places.bundle), "--state", str(places.server), "--out", str(places.out / "release")]
+    crew.do("kohort-server", *arguments, "--reference", str(DEPLOY / "demo" / "fundus"))
+    folder = next(path.parent for path in (places.out / "release").glob("*/manifest.json"))
+    crew.do("kohort", "verify", str(folder))
+    return folder, read_manifest(folder)
+
+
+@contextmanager
+def steps(console: Console) -> Iterator[Callable[[str], Callable[[str], None]]]:
+    """Yield a function that opens the next step's progress line and returns a function that describes it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        last: list[TaskID] = []
+
+        def close() -> None:
+            for task in last:
+                progress.update(task, total=1, completed=1, now="")
+            last.clear()
+
+        def step(title: str) -> Callable[[str], None]:
+            close()
+            last.append(progress.add_task(title, total=None, now=""))
+            if not console.is_terminal:
+                console.print(title)
+            return lambda now: progress.update(last[0], now=now[:100])
+
+        yield step
+        close()
+
+
+def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tuple[Path, Manifest]:
+    """Run all five steps; returns the release's folder and manifest. Every process that it started has ended afterwards."""
+    places = Places(fresh_folder(out))
+    crew = Crew(places.out / "logs")
+    crew.logs.mkdir()
+    try:
+        with steps(Console(stderr=True)) as step:
+            step("1/5 hospitals: DICOM around public photographs")
+            hospitals = make_hospitals(places.work / "hospitals", names, lambda *_: None)
+            plan = places.work / "plan" / "study.yaml"
+            write_plan(preset, plan, names)
+            step("2/5 operator: keys, signed plan, server")
+            start_operator(crew, places, plan)
+            report = step("3/5 sites: keys, enrolment, approval")
+            for name, truth in hospitals.items():
+                report(name)
+                start_site(crew, places, name, truth)
+            watch(crew, places, names, step("4/5 training, synthesis, review"))
+            step("5/5 release and verification")
+            return publish(crew, places)
+    finally:
+        crew.stop()
+        if not keep:
+            shutil.rmtree(places.work, ignore_errors=True)
+
+
+def preset_of(study: str) -> Path:
+    """Return the preset's path; only studies whose public photographs are shipped can be rehearsed."""
+    path = DEPLOY / "studies" / f"{study}.yaml"
+    if not path.is_file() or not (DEPLOY / "demo" / study).is_dir():
+        able = sorted(p.name for p in (DEPLOY / "demo").iterdir() if (DEPLOY / "studies" / f"{p.name}.yaml").is_file())
+        raise ConfigurationError(
+            f"--study {study}: no public photographs are shipped for it",
+            hint=f"these can be rehearsed: {', '.join(able)}",
+        )
+    return path
+
+
+def _stop_on_term(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command(help="Three hospitals and an operator on this machine, from DICOM to a signed, verified release.")
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the release and the logs")] = Path("demo-output"),
+    study: Annotated[str, typer.Option(help="a preset of deploy/studies whose photographs are shipped")] = "fundus",
+    sites: Annotated[int, typer.Option(help="how many hospitals", min=2, max=6)] = 3,
+    keep: Annotated[bool, typer.Option("--keep", help="keep the hospitals' and the server's folders")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="end with one JSON line")] = False,
+) -> None:
+    """Run the rehearsal and say where the release is."""
+    if not DEPLOY.is_dir():
+        raise EnvironmentFault(f"{DEPLOY}: missing", hint="run the demo from a clone of the repository")
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, _stop_on_term)
+    names = [f"hospital-{chr(ord('a') + i)}" for i in range(sites)]
+    folder, manifest = rehearse(out, preset_of(study), names, keep=keep)
+    seconds = round(time.monotonic() - started, 1)
+    write = sys.stdout.write
+    if not as_json:
+        write(
+            f"\n{manifest.images} synthetic images, each from at least {manifest.k} distinct patients, in {seconds:.0f} s\n"
+        )
+        write(f"release:  {folder}\n")
+        write(f"page:     {folder / 'index.html'}\n")
+        write(f"pictures: {folder / 'contact_sheet.png'}\n")
+        write(f"check it: kohort verify {folder}\n")
+        return
+    facts = {
+        "seconds": seconds,
+        "release": str(folder),
+        "images": manifest.images,
+        "k": manifest.k,
+        "epsilon": manifest.epsilon,
+    }
+    write(json.dumps(facts) + "\n")
+
+
+def main() -> None:
+    """Entry point of `python -m server.rehearsal`."""
+    sys.exit(run_typer("kohort demo", lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()
