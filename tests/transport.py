@@ -1,0 +1,145 @@
+"""A real SuperLink on free loopback ports over TLS, for the transport tests, with a toy ServerApp that obeys a script.
+
+The toy app (`tests/toy_serverapp.py`) lies on the ServerApp's PYTHONPATH: the submitted bundle carries no code, as in
+production. A `Consortium` is one certificate authority and one SuperLink; a `Site` is one key and one client thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+
+from client.fleet import FleetClient, FleetSettings, create_node_key
+from client.health import Health
+from common.bundle import write_app
+from server.certificates import create_authority, issue_server_certificate
+from server.superlink import SuperLink, free_port
+
+TOY = {"server_app": "toy_serverapp:app", "client_app": "toy_serverapp:nothing"}
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    """Return the first true value of `condition`, asked every 20 ms; fail after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout_s} s: {condition}")
+
+
+@dataclass
+class Consortium:
+    """One CA, one SuperLink, and the folder through which the toy ServerApp is told what to do."""
+
+    folder: Path
+    link: SuperLink
+    url: str
+    ca: Path
+    orders: Path
+    count: int = 0
+
+    def site(self, name: str, handle: Callable[[Message, Context], Message | None], **settings: Any) -> Site:
+        """A registered site with a running client."""
+        site = Site.create(self, name, handle, **settings)
+        site.node_id = self.link.register(site.folder / "node.pub", name)
+        return site.start()
+
+    def ask(self, node_ids: list[int], payload: bytes, timeout_s: float = 20.0) -> list[dict[str, Any]]:
+        """Let the running toy ServerApp send `payload` to the nodes and wait; return what each replied."""
+        self.count += 1
+        order = {"nodes": node_ids, "payload": payload.hex(), "timeout_s": timeout_s}
+        part = self.orders / "part"
+        part.write_text(json.dumps(order))
+        part.rename(self.orders / f"order-{self.count}.json")
+        answer = self.orders / f"answer-{self.count}.json"
+        until(answer.exists, timeout_s + 20.0)
+        replies: list[dict[str, Any]] = json.loads(answer.read_text())
+        return replies
+
+    def submit(self, study: bytes = b"study: {name: toy}\n") -> tuple[int, str]:
+        """Start a run of the toy app for this plan; its id and the hash that a site would pin."""
+        app = self.folder / "bundle"
+        shutil.rmtree(app, ignore_errors=True)
+        pin = write_app(app, study, **TOY)
+        return self.link.submit(app, **TOY), pin
+
+
+@dataclass
+class Site:
+    """One site: its folder, its settings and, while started, its client."""
+
+    folder: Path
+    settings: FleetSettings
+    handle: Callable[[Message, Context], Message | None]
+    pins: set[str] = field(default_factory=set)
+    health: Health = field(default_factory=Health)
+    node_id: int = 0
+    seen: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+
+    @classmethod
+    def create(
+        cls, consortium: Consortium, name: str, handle: Callable[[Message, Context], Message | None], **settings: Any
+    ) -> Site:
+        """A site with a fresh key, not registered and not started."""
+        folder = consortium.folder / "sites" / name
+        create_node_key(folder / "node.key", folder / "node.pub", name)
+        base = FleetSettings(
+            consortium.url,
+            consortium.ca,
+            folder / "node.key",
+            folder / "fleet",
+            poll_s=0.05,
+            retry_first_s=0.1,
+            retry_cap_s=0.5,
+            refused_retry_s=0.5,
+        )
+        return cls(folder, replace(base, **settings), handle)
+
+    def start(self) -> Site:
+        """Run the client in a thread."""
+        self.stop = threading.Event()
+        client = FleetClient(self.settings, lambda: self.pins, self.handle, self.health)
+        self.thread = threading.Thread(target=client.run, args=(self.stop,), daemon=True)
+        self.thread.start()
+        return self
+
+    def end(self) -> None:
+        """Stop the client."""
+        self.stop.set()
+        if self.thread is not None:
+            self.thread.join(15.0)
+            assert not self.thread.is_alive()
+
+    def state(self) -> str:
+        """The code of the connection's state."""
+        active = self.health.get("connection")
+        return active.state.code if active else ""
+
+    def wait_state(self, code: str, timeout_s: float = 30.0) -> None:
+        """Wait for a state of the connection."""
+        until(lambda: self.state() == code, timeout_s)
+
+
+@contextlib.contextmanager
+def consortium(folder: Path) -> Iterator[Consortium]:
+    """A running SuperLink."""
+    authority = create_authority(folder / "ca")
+    files = issue_server_certificate(authority, folder / "tls")
+    orders = folder / "orders"
+    orders.mkdir()
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "TOY_ORDERS": str(orders), "OMP_NUM_THREADS": "1"}
+    port = free_port()
+    with SuperLink(folder / "superlink", port, files, environment=environment) as link:
+        yield Consortium(folder, link, f"https://127.0.0.1:{port}", files.ca, orders)
