@@ -1,0 +1,64 @@
+"""The journal: order, append only, survives a crash."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import EnvironmentFault
+from common.journal import Journal
+
+
+def test_entries_come_back_in_order_and_the_latest_wins(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.sqlite")
+    journal.append("a/1", "started", {"n": 1})
+    journal.append("b/1", "started")
+    journal.append("a/1", "done", {"n": 2})
+    assert journal.latest("a/1") is not None
+    assert journal.latest("a/1").state == "done"  # type: ignore[union-attr]
+    assert journal.latest("c") is None
+    journal.close()
+    again = Journal(tmp_path / "j.sqlite")
+    assert [(e.key, e.state) for e in again.entries("a/")] == [("a/1", "started"), ("a/1", "done")]
+    again.close()
+
+
+def test_nothing_is_changed_or_removed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.sqlite")
+    journal.append("a", "x")
+    journal.close()
+    database = sqlite3.connect(tmp_path / "j.sqlite")
+    for statement in ("UPDATE entry SET state = 'y'", "DELETE FROM entry"):
+        with pytest.raises(sqlite3.IntegrityError, match="append only"):
+            database.execute(statement)
+    database.close()
+
+
+def test_what_append_returned_from_survives_kill_9(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from common.journal import Journal\n"
+        "j = Journal(Path(sys.argv[1]))\n"
+        "for n in range(10000):\n j.append('k', str(n)); print(n, flush=True)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "j")], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for _ in range(20):
+        last = int(child.stdout.readline())
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    journal = Journal(tmp_path / "j")
+    entry = journal.latest("k")
+    assert entry is not None
+    assert int(entry.state) >= last
+    journal.close()
+
+
+def test_a_file_that_is_no_journal_is_told(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b"not a database at all, but long enough to be read as one" * 20)
+    with pytest.raises(EnvironmentFault, match="cannot open the journal"):
+        Journal(tmp_path / "j")

@@ -1,0 +1,58 @@
+"""Sealed messages: what was signed is what is read."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from common import signing
+from common.errors import RefusedError
+from common.messages import Header, Sealed, canonical, digest_of, seal, unseal
+
+KEY = signing.new_key()
+PAYLOAD = b"payload"
+
+
+def header(**changes: object) -> Header:
+    fields = {
+        "kind": "update", "study": "a" * 64, "phase": "train", "model": "gan", "round": 1, "sender": "hospital-a",
+        "digest": digest_of(PAYLOAD),
+    }  # fmt: skip
+    return Header.model_validate({**fields, **changes})
+
+
+def test_a_sealed_message_gives_its_header_back() -> None:
+    sealed = seal(header(statement={"k": 5}), PAYLOAD, KEY)
+    assert unseal(sealed, KEY.public_key(), max_bytes=100) == header(statement={"k": 5})
+    assert seal(header(), PAYLOAD, KEY) == seal(header(), PAYLOAD, KEY)
+
+
+def test_changed_bytes_foreign_keys_and_large_payloads_are_refused() -> None:
+    sealed = seal(header(), PAYLOAD, KEY)
+    for bad in (
+        sealed._replace(payload=b"other"),
+        sealed._replace(header=sealed.header.replace(b"hospital-a", b"hospital-b")),
+        sealed._replace(signature=signing.sign(signing.new_key(), signing.MESSAGE, sealed.header)),
+        sealed._replace(signature=signing.sign(KEY, signing.PLAN, sealed.header)),
+    ):
+        with pytest.raises(RefusedError):
+            unseal(bad, KEY.public_key(), max_bytes=100)
+    with pytest.raises(RefusedError, match="at most 3"):
+        unseal(sealed, KEY.public_key(), max_bytes=3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": 2}, {"kind": "metrics"}, {"loss": 0.3}, {"round": -1}, {"sender": "../x"}, {"statement": {"a": [1]}}],
+)
+def test_an_unknown_field_kind_or_version_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        header(**changes)
+    text = canonical({**json.loads(canonical(header().model_dump(mode="json"))), **changes})
+    sealed = Sealed(text, PAYLOAD, signing.sign(KEY, signing.MESSAGE, text))
+    with pytest.raises(RefusedError, match="unknown or damaged"):
+        unseal(sealed, KEY.public_key(), max_bytes=100)
+
+
+def test_the_key_never_depends_on_a_run() -> None:
+    assert header().key == f"{'a' * 64}/train/gan/1/0"

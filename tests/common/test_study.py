@@ -1,0 +1,112 @@
+"""The plan: validation, hash, signature, presets."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from common import signing, tensors
+from common.errors import ConfigurationError, KohortError, RefusedError
+from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle, write_bundle
+from tests.studies import small_plan, small_study
+
+PRESETS = sorted((Path(__file__).parents[2] / "deploy" / "studies").glob("*.yaml"))
+
+
+def written(folder: Path, **changes: object) -> Path:
+    """A plan with a checkpoint on disk."""
+    tensors.write(folder / "gan.safetensors", {"generator.w": np.ones(3, np.float32)})
+    digest = hashlib.sha256((folder / "gan.safetensors").read_bytes()).hexdigest()
+    data = small_plan(models__gan__start={"file": "gan.safetensors", "sha256": digest}, **changes)
+    (folder / "study.yaml").write_text(json.dumps(data))
+    return folder / "study.yaml"
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_every_preset_is_valid(path: Path) -> None:
+    assert load_study(path).name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    {
+        "a quorum that can never be met": ({"quorum": 4}, "can never be met"),
+        "a quorum of one": ({"quorum": 1}, "greater than or equal to 2"),
+        "two sites of one name": ({"sites": [{"name": "a"}, {"name": "a"}]}, "stands twice"),
+        "more drawn than planned": ({"models__gan__patients_per_step": 500}, "more than privacy.planned_patients"),
+        "delta too large for the patients": ({"privacy__delta": 0.01}, "at most 1/"),
+        "negative epsilon": ({"privacy__epsilon": -1}, "greater than 0"),
+        "infinite epsilon": ({"privacy__epsilon": float("inf")}, "finite"),
+        "k of one": ({"synthesis__k": 1}, "greater than or equal to 2"),
+        "noise below any use": ({"models__gan__noise_multiplier": 0.0}, "greater than or equal to 0.3"),
+        "privatization without a flow": ({"models__glow": None}, "needs models.glow"),
+        "a merge of an unknown label": ({"intake__merge_labels": {"x": "y"}}, "not among labels"),
+        "a path out of the folder": (
+            {"models__gan__start": {"file": "../../x.safetensors", "sha256": "0" * 64}}, "should match pattern",
+        ),
+        "an unknown mechanism": ({"synthesis__privatize__mechanism": "magic"}, "laplace"),
+    }.values(),
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_impossible_plans_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        small_study(**changes)
+
+
+def test_the_hash_covers_every_field_and_ignores_spelling() -> None:
+    base = small_study().hash()
+    assert small_study().hash() == base
+    assert Study.model_validate(json.loads(json.dumps(small_plan(), sort_keys=True))).hash() == base
+    seen = {base}
+    for changes in (
+        {"privacy__epsilon": 7.9}, {"synthesis__k": 6}, {"sites": small_plan()["sites"][:2]}, {"title": "x"},
+        {"models__gan__clip": 0.9}, {"release__version": "1.0.1"}, {"synthesis__privatize__scale": 0.4},
+    ):  # fmt: skip
+        seen.add(small_study(**changes).hash())
+    assert len(seen) == 8
+
+
+def test_a_bundle_opens_with_the_operators_key_alone(tmp_path: Path) -> None:
+    key = signing.new_key()
+    study = write_bundle(written(tmp_path), key, tmp_path / "bundle")
+    assert open_bundle(tmp_path / "bundle", key.public_key()) == study
+    assert copy_bundle(tmp_path / "bundle", key.public_key(), tmp_path / "copy") == study
+    with pytest.raises(RefusedError, match="another key"):
+        open_bundle(tmp_path / "bundle", signing.new_key().public_key())
+
+
+@pytest.mark.parametrize("name", ["study.yaml", "study.sig", "checkpoints/gan.safetensors"])
+def test_an_altered_bundle_is_refused(tmp_path: Path, name: str) -> None:
+    key = signing.new_key()
+    write_bundle(written(tmp_path), key, tmp_path / "bundle")
+    path = tmp_path / "bundle" / name
+    data = path.read_bytes()
+    if name == "study.yaml":
+        path.write_bytes(data.replace(b'"epsilon": 8.0', b'"epsilon": 9.0'))
+    else:
+        path.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    with pytest.raises(KohortError):
+        open_bundle(tmp_path / "bundle", key.public_key())
+
+
+def test_a_checkpoint_other_than_the_pinned_one_is_not_signed(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    tensors.write(tmp_path / "gan.safetensors", {"generator.w": np.zeros(3, np.float32)})
+    with pytest.raises(RefusedError, match="the plan pins"):
+        write_bundle(path, signing.new_key(), tmp_path / "bundle")
+    (tmp_path / "gan.safetensors").unlink()
+    with pytest.raises(ConfigurationError, match="is missing"):
+        write_bundle(path, signing.new_key(), tmp_path / "bundle")
+
+
+def test_strata_weights_and_words() -> None:
+    study = small_study(
+        intake__merge_labels={"severe": "mild-moderate"}, sites=[{"name": "a", "weight": 3}, {"name": "b"}]
+    )
+    assert study.strata() == ("none", "mild-moderate")
+    assert study.weight_of("a") == 0.75
+    assert len(fingerprint_words(study.hash()).split()) == 6
+    assert fingerprint_words("0" * 64) != fingerprint_words("f" * 64)

@@ -1,0 +1,94 @@
+"""Canonical safetensors in numpy."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import tensors
+from common.errors import EnvironmentFault, RefusedError
+
+ARRAYS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.array(3, np.int64),
+    "c": np.zeros((0, 4), np.uint8),
+    "d": np.array([1.5], np.float64),
+}
+
+
+def test_round_trip_and_the_reference_library_agrees() -> None:
+    data = tensors.dumps(ARRAYS, {"made": "here"})
+    for found in (tensors.loads(data, max_bytes=10_000), safetensors.numpy.load(data)):
+        assert set(found) == set(ARRAYS)
+        for name, array in ARRAYS.items():
+            assert found[name].dtype == array.dtype
+            assert np.array_equal(found[name], array)
+    other = safetensors.numpy.save(ARRAYS)
+    assert set(tensors.loads(other, max_bytes=10_000)) == set(ARRAYS)
+
+
+def test_the_order_of_names_does_not_change_the_bytes() -> None:
+    assert tensors.dumps(ARRAYS) == tensors.dumps(dict(reversed(ARRAYS.items())))
+    assert tensors.dumps({"x": np.asfortranarray(ARRAYS["b"])}) == tensors.dumps({"x": ARRAYS["b"]})
+
+
+def header(text: str, body: bytes = b"") -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode() + body
+
+
+def entry(**changes: object) -> str:
+    return json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"\x00" * 7, (1 << 60).to_bytes(8, "little") + b"{}", header("[]"), header("{"), header("[" * 5000),
+        header(entry(dtype="BF99"), b"1234"), header(entry(shape=[2]), b"1234"), header(entry(shape=[-1]), b"1234"),
+        header(entry(data_offsets=[0, 8]), b"1234"), header(entry(data_offsets=[4, 0]), b"1234"),
+        header(entry(shape=[1 << 62, 4]), b"1234"), header(entry(), b"12345678"), header('{"x":3}'),
+        header(entry(shape=["1"]), b"1234"), header(entry(shape=[True]), b"1234"),
+        header(entry(dtype="U8", shape=[2], data_offsets=[0, 2])[:-1] + ",\"y\":" + entry(dtype="U8", shape=[2], data_offsets=[1, 3])[6:], b"123"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused(data: bytes) -> None:
+    with pytest.raises(RefusedError):
+        tensors.loads(data, max_bytes=1 << 20)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 400), st.integers(0, 255))
+def test_no_altered_byte_crashes_the_reader(at: int, value: int) -> None:
+    data = bytearray(tensors.dumps(ARRAYS))
+    data[at % len(data)] = value
+    try:
+        tensors.loads(bytes(data), max_bytes=10_000)
+    except RefusedError:
+        pass
+
+
+def test_size_caps_hold_before_reading(tmp_path: Path) -> None:
+    tensors.write(tmp_path / "x.safetensors", ARRAYS)
+    with pytest.raises(RefusedError, match="larger than"):
+        tensors.read(tmp_path / "x.safetensors", max_bytes=50)
+    assert tensors.shapes(tmp_path / "x.safetensors")["b"] == ("F32", (2, 3))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors.atomic_write(tmp_path / "x", b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentFault, match="No space left") as caught:
+        tensors.atomic_write(tmp_path / "x", b"new")
+    assert caught.value.code == "E-DISK-FULL"
+    assert "free some space" in caught.value.hint
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
