@@ -33,6 +33,7 @@ from common.privacy.mechanisms import LatentLaplace
 from common.privacy.noise import Noise
 from common.study import Study
 
+GIANT = 1e100  # larger entries count as this, so that a norm cannot overflow
 BATCH = 16  # images per encoder and decoder call, whatever a group holds
 
 Integers = NDArray[np.int64]
@@ -106,7 +107,7 @@ def encode_released(images: Images, model: Glow, dimension: int) -> Floats:
 def clip(latents: Floats, mechanism: LatentLaplace) -> Floats:
     """Step 4: each row of [N, d] on its own into the clip set, float64; the radius is the one on the lattice, rounded down."""
     latents = np.asarray(latents, dtype=np.float64)
-    latents = np.where(np.isfinite(latents), latents, 0.0)
+    latents = np.where(np.isfinite(latents), np.clip(latents, -GIANT, GIANT), 0.0)
     radius = mechanism.radius_in_steps * mechanism.lattice_step
     if mechanism.clip == "box":
         return np.clip(latents, -radius, radius)
