@@ -8,18 +8,19 @@ batch. Not covered: who the reviewer is (the operating system's accounts decide 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.errors import ConfigurationError, PolicyError, disk_faults_named
+from common.errors import ConfigurationError, PolicyError
 from common.journal import Journal
 from common.messages import digest_of
+from common.tensors import atomic_write, read_capped
 
 State = Literal["unknown", "waiting", "approved", "rejected"]
 SHEET = "contact_sheet.png"
+SHEET_CAP_BYTES = 1 << 30
 
 
 def batch_digest(parts: Sequence[bytes]) -> str:
@@ -52,12 +53,11 @@ class Reviews:
 
     def propose(self, digest: str, study: str, sheet: Path) -> Batch:
         """Let a batch wait for a person; proposing it again changes nothing."""
-        target = self.folder / digest[:16]
+        target = self.folder / digest[:16] / SHEET
         if self.state(digest) == "unknown":
-            with disk_faults_named("cannot write the review folder", target):
-                target.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(sheet, target / SHEET)
             self._journal.append(digest, "waiting", {"study": study})
+        if not target.exists():
+            atomic_write(target, read_capped(sheet, SHEET_CAP_BYTES), mode=0o600)
         return self._batch(digest)
 
     def decide(self, batch: str, *, approve: bool, reviewer: str) -> Batch:

@@ -1,0 +1,324 @@
+"""The child process: one round of private training, or one image batch. `python -m client.work FOLDER`.
+
+In: a job folder (client/jobs.py) and, as one line on standard input, the grouping secret. Out: out.safetensors, written last
+and whole; for images also evidence.json and contact_sheet.png; on refusal `error` with a code. Guaranteed: no signing key and
+no network is used here; fresh noise from the operating system; the process dies with its parent. Not covered: whether the
+output may leave: the parent's gate decides, and freezes the groups that are only proposed here.
+
+An image batch, numbered: 1 encoder on generator samples  2 invert  3 group (frozen groups come again)  4 align and render
+5 privatize a public share of the groups  6 audit, drop what fails  7 random order, write
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import hmac
+import os
+import resource
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.egress.audit import audit, contact_sheet
+from client.egress.gate import EVIDENCE_CAP_BYTES, Evidence
+from client.egress.review import SHEET
+from client.ingest.cohort import Cohort
+from client.jobs import Job, write_progress
+from client.learn import train_encoder, train_gan, train_glow
+from client.ledger import Reservation
+from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
+from client.synthesize.group import Group, Grouping, GroupStore, Roster, patient_codes, regroup, roster
+from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from client.synthesize.privatize import privatize
+from common.errors import ConfigurationError, KohortError, PolicyError
+from common.models.encoder import load_encoder
+from common.models.glow import Glow
+from common.models.glow import load_weights as load_glow
+from common.models.stylegan import Critic, Generator, load_critic, load_generator
+from common.privacy.mechanisms import latent_event
+from common.privacy.noise import NoiseSource
+from common.study import Study, Synthesis, load_study
+from common.tensors import Arrays, atomic_write, read, read_capped, write
+
+Images = NDArray[np.uint8]
+WEIGHTS_CAP_BYTES = 1 << 32
+PARENT_DEATH = 1  # PR_SET_PDEATHSIG
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do the job in the folder named on the command line; returns 0, or the exit code of the refusal."""
+    folder = Path((arguments or sys.argv[1:])[0])
+    secret = bytes.fromhex(sys.stdin.readline().strip())
+    die_with_parent()
+    try:
+        job = Job.read(folder)
+        confine(job)
+        work(job, folder, secret)
+    except KohortError as error:
+        atomic_write(folder / "error", error.code.encode())
+        sys.stderr.write(f"{error.code}: {error}\n")  # child.log, which stays in the job folder
+        return error.exit_code
+    return 0
+
+
+def die_with_parent() -> None:
+    """Let this process end with its parent, by the kernel's signal and by the end of standard input."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PARENT_DEATH, signal.SIGKILL)
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(70)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def confine(job: Job) -> None:
+    """Apply the job's limits on threads and memory."""
+    torch.set_num_threads(job.threads or os.cpu_count() or 1)
+    if job.memory_gib:
+        size_bytes = int(job.memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (size_bytes, size_bytes))
+
+
+def work(job: Job, folder: Path, secret: bytes) -> None:
+    """Train or synthesize, and write the output."""
+    study = load_study(Path(job.plan) / "study.yaml")
+    cohort = Cohort.open(Path(job.cohort))
+    weights = read(folder / "in.safetensors", max_bytes=WEIGHTS_CAP_BYTES)
+    if job.kind == "train":
+        write(folder / "out.safetensors", train(job, study, cohort, weights, folder))
+    else:
+        synthesize(Batch(study, cohort, weights, Path(job.plan), folder, secret))
+
+
+def train(job: Job, study: Study, cohort: Cohort, weights: Arrays, folder: Path) -> Arrays:
+    """One round of the job's model with its reservation and fresh noise; returns float32 deltas."""
+    trainers = {"gan": train_gan.train, "glow": train_glow.train}
+    if job.model not in trainers:
+        raise ConfigurationError(f"no trainer for model {job.model!r}", code="E-MODEL-UNKNOWN")
+    reservation = Reservation.from_json(job.reservation)
+    steps = trainers[job.model](
+        cohort, study, weights, reservation, NoiseSource(), lambda done, total: write_progress(folder, done, total)
+    )
+    return dict(steps)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an image batch is made from."""
+
+    study: Study
+    cohort: Cohort
+    weights: Arrays
+    plan_folder: Path
+    folder: Path
+    secret: bytes
+
+    @property
+    def synthesis(self) -> Synthesis:
+        """The plan's synthesis; raises ConfigurationError without one."""
+        if self.study.synthesis is None:
+            raise ConfigurationError("the plan synthesizes nothing")
+        return self.study.synthesis
+
+    def generator(self) -> Generator:
+        """The study's generator with the final global weights."""
+        assert self.study.models.gan is not None
+        intake = self.study.intake
+        return load_generator(self.weights, self.study.models.gan, intake.size_px, intake.channels)
+
+    def critic(self) -> Critic:
+        """The study's critic with the final global weights."""
+        assert self.study.models.gan is not None
+        intake = self.study.intake
+        return load_critic(self.weights, self.study.models.gan, intake.size_px, intake.channels)
+
+    def glow(self) -> Glow:
+        """The study's flow with the final global weights."""
+        model = train_glow.build(self.study)
+        load_glow(model, {name: array for name, array in self.weights.items() if name.startswith("glow.")})
+        return model
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how far this is."""
+        write_progress(self.folder, done, total)
+
+
+@dataclass(frozen=True)
+class Made:
+    """One image that may leave: pixels, its group, and whether it is privatized."""
+
+    image: Images
+    group: Group
+    privatized: bool
+
+
+def synthesize(batch: Batch) -> None:
+    """Make, audit and write the image batch; raises PolicyError when nothing can leave."""
+    random = torch.Generator().manual_seed(secrets.randbits(63))  # noise maps and order; privacy noise is NoiseSource's
+    known, seen = inverted(batch, random)  # 1, 2
+    grouping, who = grouped(batch, known, seen)  # 3
+    private = privatized_share(batch, grouping)
+    plain = [group for group in grouping.groups if group not in private]
+    made = aligned(batch, plain, who, seen, known.spread, random)  # 4
+    made += privatized(batch, private, who)  # 5
+    limit = batch.synthesis.max_images_per_site
+    made = sorted(made, key=lambda one: keyed(batch.secret, "leaves", one.group.token))[:limit]
+    made = audited(batch, made)  # 6
+    order = torch.randperm(len(made), generator=random).tolist()
+    write_batch(batch, [made[i] for i in order])  # 7
+
+
+def inverted(batch: Batch, random: torch.Generator) -> tuple[Reference, Inversion]:
+    """Steps 1 and 2: the encoder, trained on generator samples alone, and the code of every image of the cohort."""
+    plan, intake, gan = batch.study.models.encoder, batch.study.intake, batch.study.models.gan
+    assert plan is not None and gan is not None
+    generator = batch.generator()
+    start: Arrays = {}
+    if plan.start is not None:
+        start = read(batch.plan_folder / "checkpoints" / plan.start.name, max_bytes=WEIGHTS_CAP_BYTES)
+    trained = train_encoder.train(batch.weights, start, batch.study, batch.progress)
+    encoder = load_encoder(trained, plan.width, gan.latent, intake.size_px, intake.channels)
+    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
+    known = reference(generator, encoder, constants, random)
+    return known, invert(np.asarray(batch.cohort.images), generator, encoder, constants, known, batch.progress)
+
+
+def grouped(batch: Batch, known: Reference, seen: Inversion) -> tuple[Grouping, Roster]:
+    """Step 3: frozen groups again and new groups of at least k; `random` groups are formed without looking at a pixel."""
+    store = GroupStore(batch.folder / "groups.sqlite")
+    frozen = Evidence.from_json(read_capped(batch.folder / "groups.json", EVIDENCE_CAP_BYTES)).groups
+    store.freeze(Grouping(frozen, ()))
+    mode, k = batch.synthesis.grouping, batch.synthesis.k
+    names = person_names(batch.cohort, frozen)
+    who = roster_of(batch, names, None if mode == "random" else seen.accepted)
+    codes = patient_codes(known.whitening(seen.encoded.numpy()), who) if mode == "similar" else None
+    grouping = regroup(store, who, k, mode, key=batch.secret, codes=codes)
+    store.close()
+    if not grouping.groups:
+        raise PolicyError("no stratum has k patients", code="E-GROUP-SIZE")
+    return grouping, who
+
+
+def person_names(cohort: Cohort, frozen: Sequence[Group]) -> tuple[str, ...]:
+    """One name a person: the one under which a group is frozen, if any, else the cohort's own."""
+    taken = {member for group in frozen for member in group.members}
+    return tuple(
+        next((alias for alias in aliases if alias in taken), name)
+        for name, aliases in zip(cohort.pseudonyms, cohort.aliases, strict=True)
+    )
+
+
+def roster_of(batch: Batch, names: Sequence[str], usable: NDArray[np.bool_] | None) -> Roster:
+    """The patients with merged labels as strata (and the eye, where the plan says so)."""
+    intake, strata = batch.study.intake, batch.study.strata()
+    merged = [strata.index(intake.merge_labels.get(label, label)) for label in batch.cohort.label_names]
+    labels = np.array([*merged, -1], np.int64)[batch.cohort.labels]  # -1, unknown, takes the last entry
+    sides = batch.cohort.laterality if intake.stratify_laterality else None
+    return roster(names, batch.cohort.patient_of, labels, key=batch.secret, laterality_of=sides, usable=usable)
+
+
+def privatized_share(batch: Batch, grouping: Grouping) -> tuple[Group, ...]:
+    """The groups whose image is privatized: a public share, picked by keyed hash and by nothing in the images."""
+    plan = batch.synthesis.privatize
+    count = round(plan.share * len(grouping.groups)) if plan else 0
+    ranked = sorted(grouping.groups, key=lambda group: keyed(batch.secret, "privatize", group.token))
+    return tuple(ranked[: max(count, 1) if plan else 0])
+
+
+def keyed(secret: bytes, purpose: str, token: str) -> bytes:
+    """Digest that nobody without the site's secret can predict."""
+    return hmac.digest(secret, f"kohort-batch-{purpose}\0{token}".encode(), hashlib.sha256)
+
+
+def aligned(
+    batch: Batch, groups: Sequence[Group], who: Roster, seen: Inversion, spread: float, random: torch.Generator
+) -> list[Made]:
+    """Step 4: `outputs_per_group` images of each group, all of whose members have an accepted image."""
+    plan = batch.synthesis
+    constants = AlignmentPlan(
+        steps=plan.alignment_steps,
+        windows=plan.windows,
+        content_weight=plan.content_weight,
+        style_weight=plan.style_weight,
+        trust_weight=plan.trust_weight,
+    )
+    who = accepted_only(who, seen.accepted)
+    groups = [group for group in groups if set(group.members) <= set(who.pseudonyms)]
+    if not groups:
+        return []
+    generator, critic = batch.generator(), batch.critic()
+    members = {name for group in groups for name in group.members}
+    who = who.without(set(who.pseudonyms) - members)
+    patients = measure_patients(np.asarray(batch.cohort.images), seen, who, critic, constants)
+    statistics = gather(groups, patients, generator, constants)
+    codes = align(statistics, generator, critic, constants, spread, batch.progress).codes
+    rendered = [render(codes, generator, random) for _ in range(plan.outputs_per_group)]
+    return [Made(images[i], group, False) for images in rendered for i, group in enumerate(groups)]
+
+
+def accepted_only(who: Roster, accepted: NDArray[np.bool_]) -> Roster:
+    """The roster with accepted images alone; a patient without one is not on it."""
+    rows = [
+        (name, stratum, tuple(i for i in images if accepted[i]))
+        for name, stratum, images in zip(who.pseudonyms, who.strata, who.images, strict=True)
+    ]
+    kept = [row for row in rows if row[2]]
+    return Roster(tuple(r[0] for r in kept), tuple(r[1] for r in kept), tuple(r[2] for r in kept))
+
+
+def privatized(batch: Batch, groups: Sequence[Group], who: Roster) -> list[Made]:
+    """Step 5: one Laplace-privatized average a group."""
+    plan = batch.synthesis.privatize
+    if plan is None or not groups:
+        return []
+    rows = dict(zip(who.pseudonyms, who.images, strict=True))
+    images = [[np.asarray(batch.cohort.images[list(rows[m])]) for m in group.members] for group in groups]
+    result = privatize(images, batch.glow(), latent_event(batch.study), plan.temperature, NoiseSource())
+    return [Made(image, group, True) for image, group in zip(result.images, groups, strict=True)]
+
+
+def audited(batch: Batch, made: list[Made]) -> list[Made]:
+    """Step 6: the images that pass the audit against every image of the cohort, in the order given."""
+    if not made:
+        raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
+    codes = audit(np.stack([one.image for one in made]), np.asarray(batch.cohort.images)).codes
+    passed = [one for one, code in zip(made, codes, strict=True) if code == "A-PASS"]
+    if not passed:
+        raise PolicyError("every image failed the audit", code="E-AUDIT")
+    return passed
+
+
+def write_batch(batch: Batch, made: Sequence[Made]) -> None:
+    """Step 7: sheet and evidence for the site's eyes, then the tensors that are proposed to leave."""
+    images = np.stack([one.image for one in made])
+    real = np.asarray(batch.cohort.images)
+    report = audit(images, real)
+    groups = tuple(dict.fromkeys(one.group for one in made))
+    number = {group.token: i for i, group in enumerate(groups)}
+    failed = tuple(code for code in report.codes if code != "A-PASS")
+    evidence = Evidence(groups, tuple(number[one.group.token] for one in made), failed)
+    atomic_write(batch.folder / SHEET, contact_sheet(images, real, report), mode=0o600)
+    atomic_write(batch.folder / "evidence.json", evidence.to_json(), mode=0o600)
+    write(
+        batch.folder / "out.safetensors",
+        {
+            "images": images,
+            "labels": np.array([one.group.stratum.label for one in made], np.int64),
+            "privatized": np.array([one.privatized for one in made], np.uint8),
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
