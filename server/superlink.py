@@ -43,6 +43,7 @@ from server.certificates import ServerFiles, check_certificate, read_certificate
 CONNECTION = "kohort"
 CLI_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 10.0
+STOP_GRACE_S = 1.0
 WATCH_S = 0.3
 RESTART_DELAYS_S = (0.5, 1.0, 2.0, 5.0, 15.0)
 FIXED_ENVIRONMENT = {
@@ -436,24 +437,22 @@ _PRCTL = _prctl()
 
 
 def _end(child: _Child) -> None:
-    """SIGTERM to everything the child ever started, SIGKILL to what is left after ten seconds."""
+    """SIGTERM to everything the child ever started; SIGKILL to what is left when the child's time is over."""
     for group in child.groups:
         _signal_group(group, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while any(_alive(child, group) for group in child.groups) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    if child.process is not None:
+        try:
+            child.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            log.warning("%s does not stop: killed", child.name)
+    deadline = time.monotonic() + STOP_GRACE_S  # for its children; short, as a dead one may wait long to be reaped
+    while any(_signal_group(group, 0) for group in child.groups) and time.monotonic() < deadline:
+        time.sleep(0.02)
     for group in child.groups:
         _signal_group(group, signal.SIGKILL)
     if child.process is not None:
         child.process.wait()
         child.process = None
-
-
-def _alive(child: _Child, group: int) -> bool:
-    """Whether a process of the group still runs (a zombie of ours is reaped first)."""
-    if child.process is not None:
-        child.process.poll()
-    return _signal_group(group, 0)
 
 
 def _signal_group(group: int, number: int) -> bool:
