@@ -80,7 +80,9 @@ def epsilon_rdp_opacus(mechanisms: Iterable[Mechanism], delta: float) -> float:
 
     accountant = RDPAccountant()
     accountant.history = _opacus_history(mechanisms, delta)
-    return float(accountant.get_epsilon(delta=delta, alphas=list(RDP_ORDERS)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about its orders
+        return float(accountant.get_epsilon(delta=delta, alphas=list(RDP_ORDERS)))
 
 
 def sampler_delta(mechanisms: Iterable[Mechanism], epsilon: float) -> float:
@@ -302,7 +304,7 @@ def feasibility(study: Study, parameter_counts: Mapping[str, int], *, site_cap: 
     events = [model.event for model in models]
     spent = spend(events, study.privacy.delta, prv=True)
     verdict = _verdict(study, spent, max(model.federated_ratio for model in models))
-    return PlanReport(study, models, spent, site_cap, verdict, tuple(_fixes(study, events, models, verdict)))
+    return PlanReport(study, models, spent, site_cap, verdict, tuple(_fixes(study, spent, models, verdict)))
 
 
 def _whole(study: Study, name: str, dimension: int) -> SubsampledGaussian:
@@ -317,13 +319,13 @@ def _verdict(study: Study, spent: Spent, ratio: float) -> str:
     return "marginal" if ratio <= RATIO_MARGINAL else "infeasible"
 
 
-def _fixes(
-    study: Study, events: list[SubsampledGaussian], models: tuple[ModelReport, ...], verdict: str
-) -> Iterable[str]:
+def _fixes(study: Study, spent: Spent, models: tuple[ModelReport, ...], verdict: str) -> Iterable[str]:
     """What would change the verdict, cheapest first."""
     worst = max(models, key=lambda model: model.federated_ratio)
-    if verdict == "over budget":
-        factor = _noise_factor(events, study.privacy.epsilon, study.privacy.delta)
+    if verdict == "over budget" and spent.pld <= study.privacy.epsilon:
+        yield "the sampler's tail adds over 1 % of delta: fewer steps or trained parameters, or a smaller epsilon"
+    elif verdict == "over budget":
+        factor = _noise_factor([model.event for model in models], study.privacy.epsilon, study.privacy.delta)
         yield f"multiply every noise_multiplier by {factor:.2f}, or take fewer rounds or local steps"
     elif verdict != "feasible":
         shrink = (RATIO_FEASIBLE / worst.federated_ratio) ** 2
@@ -334,10 +336,10 @@ def _fixes(
 
 
 def _noise_factor(events: list[SubsampledGaussian], epsilon: float, delta: float) -> float:
-    """By what all noise must grow to fit, in steps of 5 %, by PLD."""
-    factor = 1.0
-    while epsilon_pld([replace(e, noise_multiplier=e.noise_multiplier * factor) for e in events], delta) > epsilon:
-        factor *= 1.05
-        if factor > 1e4:
-            break
-    return factor
+    """By what all noise must grow to fit, by RDP (a little more than PLD asks for), rounded up."""
+    low, high = 1.0, 4096.0
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        louder = [replace(e, noise_multiplier=e.noise_multiplier * middle) for e in events]
+        low, high = (middle, high) if epsilon_rdp(louder, delta) > epsilon else (low, middle)
+    return math.ceil(high * 100) / 100

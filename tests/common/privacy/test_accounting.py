@@ -1,0 +1,233 @@
+"""Accounting: golden values, agreement of the accountants, and what they refuse (methods/dp-training.md, section 4)."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import Bug, ConfigurationError
+from common.privacy.accounting import (
+    SAMPLER_SHARE,
+    Spent,
+    calibrate,
+    check_agreement,
+    epsilon_pld,
+    epsilon_prv,
+    epsilon_rdp,
+    epsilon_rdp_opacus,
+    feasibility,
+    merged,
+    sampler_delta,
+    spend,
+)
+from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
+from common.study import Study
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
+
+GOLDEN = [  # q, sigma, steps, delta, RDP, PRV, PLD
+    (0.01, 1.0, 1000, 1e-5, 2.1014, 1.8384, 1.8282),
+    (0.2, 4.0, 500, 1e-3, 4.1835, 3.7155, 3.7052),
+    (1.0, 10.0, 50, 1e-5, 3.1890, 2.9534, 2.9432),
+    (32 / 41000, 1.0, 64050, 1 / 41000, 1.0395, 0.9271, 0.9178),
+    (0.064, 1.87, 2000, 1e-5, 8.665, None, 8.026),
+]
+
+
+@pytest.mark.parametrize(("q", "sigma", "steps", "delta", "rdp", "prv", "pld"), GOLDEN)
+def test_golden_epsilons_hold_to_two_in_a_thousand(
+    q: float, sigma: float, steps: int, delta: float, rdp: float, prv: float | None, pld: float
+) -> None:
+    history = [SubsampledGaussian(q, sigma, steps)]
+    assert epsilon_pld(history, delta) == pytest.approx(pld, rel=2e-3)
+    assert epsilon_rdp(history, delta) == pytest.approx(rdp, rel=2e-3)
+    assert epsilon_rdp_opacus(history, delta) == pytest.approx(rdp, rel=5e-3)
+    if prv is not None:
+        assert epsilon_prv(history, delta) == pytest.approx(prv, rel=2e-3)
+
+
+def test_zero_out_is_the_relation_of_all_accounting() -> None:
+    """Replace-one would read 17.04 here; the golden 8.026 pins zero-out."""
+    assert epsilon_pld([SubsampledGaussian(0.064, 1.87, 2000)], 1e-5) == pytest.approx(8.026, rel=2e-3)
+
+
+def test_gaussian_and_laplace_compose_in_one_pld() -> None:
+    gaussian = SubsampledGaussian(0.01, 1.1, 1000)
+    laplace = LatentLaplace("box", 1.0, 1, 1, "random", 4.0)  # pure epsilon 0.5
+    assert epsilon_pld([gaussian], 1e-5) == pytest.approx(1.515, rel=2e-3)
+    assert epsilon_pld([gaussian, laplace], 1e-5) == pytest.approx(1.946, rel=2e-3)
+    assert epsilon_rdp([gaussian, laplace], 1e-5) == pytest.approx(2.137, rel=2e-3)
+    assert epsilon_rdp([gaussian], 1e-5, order=8.0) == pytest.approx(1.80, rel=2e-3)
+    assert epsilon_pld([gaussian, gaussian], 1e-5) == pytest.approx(2.160, rel=2e-3)
+
+
+def test_merged_equals_unmerged() -> None:
+    parts = [SubsampledGaussian(0.05, 2.0, 40, 10, "gan"), SubsampledGaussian(0.05, 2.0, 60, 30, "gan")]
+    assert merged(parts) == (SubsampledGaussian(0.05, 2.0, 100, 30, "gan"),)
+    unmerged = [dataclasses.replace(part, model=f"m{i}") for i, part in enumerate(parts)]
+    assert len(merged(unmerged)) == 2
+    assert epsilon_pld(parts, 1e-5) == pytest.approx(epsilon_pld(unmerged, 1e-5), rel=1e-3)
+
+
+def test_a_large_pure_epsilon_adds_up_and_never_looks_small() -> None:
+    big = LatentLaplace("box", 3.0, 1024, 1, "random", 0.5)
+    small = SubsampledGaussian(0.01, 1.1, 1000)
+    assert epsilon_pld([big, small], 1e-5) == pytest.approx(big.epsilon_per_image + epsilon_pld([small], 1e-5))
+    assert epsilon_pld([big, big], 1e-5) == pytest.approx(2 * big.epsilon_per_image)
+    loud = SubsampledGaussian(1.0, 0.3, 100)
+    assert epsilon_pld([loud], 1e-5) > 500
+
+
+REFUSED: dict[str, tuple[list[object], float]] = {
+    "an empty history": ([], 1e-5),
+    "an unknown mechanism": (["gaussian"], 1e-5),
+    "delta of zero": ([SubsampledGaussian(0.1, 1.0, 1)], 0.0),
+    "delta of one": ([SubsampledGaussian(0.1, 1.0, 1)], 1.0),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_accountants_cannot_mean_is_refused(case: str) -> None:
+    history, delta = REFUSED[case]
+    for accountant in (epsilon_pld, epsilon_rdp, epsilon_prv):
+        with pytest.raises(ConfigurationError):
+            accountant(history, delta)  # type: ignore[arg-type]
+
+
+def test_a_mechanism_without_noise_cannot_be_written_down() -> None:
+    with pytest.raises(ConfigurationError):
+        SubsampledGaussian(0.1, 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    "spent",
+    [
+        Spent(1e-5, 5.0, 4.98, None, 0.0),
+        Spent(1e-5, 5.0, 6.0, 5.1, 0.0),
+        Spent(1e-5, 5.0, 6.0, 4.9, 0.0),
+        Spent(1e-5, float("nan"), 6.0, None, 0.0),
+        Spent(1e-5, float("inf"), float("inf"), None, 0.0),
+    ],
+)
+def test_accountants_that_disagree_refuse_the_run(spent: Spent) -> None:
+    with pytest.raises(Bug) as refusal:
+        check_agreement(spent)
+    assert refusal.value.code == "E-ACCOUNTANTS"
+
+
+def test_spend_compares_three_accountants() -> None:
+    spent = spend([SubsampledGaussian(0.05, 2.0, 100, model="gan"), SubsampledGaussian(0.1, 3.0, 50)], 1e-5, prv=True)
+    assert spent.prv == pytest.approx(spent.pld, abs=0.02 + 0.005 * spent.pld)
+    assert spent.pld < spent.rdp < 1.3 * spent.pld
+    assert spend([], 1e-5).pld == 0.0
+
+
+def test_the_samplers_missing_tail_is_priced() -> None:
+    small, huge = SubsampledGaussian(0.1, 2.0, 2000, 250_000), SubsampledGaussian(0.1, 2.0, 100_000, 10**9)
+    assert sampler_delta([small], 8.0) == pytest.approx(250_000 * 2000 * 5e-21 * 2981.96, rel=1e-4)
+    assert sampler_delta([small], 8.0) < SAMPLER_SHARE * 1e-5 < sampler_delta([huge], 8.0)
+
+
+def test_calibration_rounds_up_and_stays_within_the_target() -> None:
+    sigma = calibrate(0.2, 10, 2.0, 1e-4)
+    assert sigma == round(sigma, 2)
+    assert epsilon_pld([SubsampledGaussian(0.2, sigma, 10)], 1e-4) <= 2.0
+    assert epsilon_pld([SubsampledGaussian(0.2, sigma - 0.05, 10)], 1e-4) > 2.0
+
+
+def test_a_reserves_arithmetic_needs_no_torch() -> None:
+    program = (
+        "import sys, json, client.ledger; from common.privacy.accounting import spend;"
+        "from common.privacy.mechanisms import SubsampledGaussian as G; spend([G(.1, 2., 20)], 1e-5);"
+        "print(json.dumps([m for m in ('torch', 'opacus') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+def plan(**changes: object) -> Study:
+    """A small plan: five hospitals, N_plan 1,000."""
+    gan = {
+        "rounds": 20, "local_steps": 100, "learning_rate": 2e-4, "noise_multiplier": 1.88, "patients_per_step": 64, "clip": 1.0,
+        "max_update_norm": 10.0, "width": 16, "latent": 64, "generator_learning_rate": 2e-4,
+    }  # fmt: skip
+    privacy: dict[str, object] = {"epsilon": 8.0, "delta": 1e-5, "planned_patients": 1000}
+    for key, value in changes.items():
+        (gan if key in gan else privacy)[key] = value  # type: ignore[assignment]
+    return Study.model_validate(
+        {
+            "format": "kohort-study/1", "name": "test", "title": "test", "modality": "fundus", "quorum": 2,
+            "sites": [{"name": f"site-{i}"} for i in range(5)],
+            "intake": {"dicom_modalities": ["OP"], "size_px": 64, "channels": 3, "labels": ["a"]},
+            "models": {"gan": gan}, "privacy": privacy, "release": {"date": "2026-01-01"},
+        }
+    )  # fmt: skip
+
+
+def test_the_plan_report_prints_what_a_plan_spends() -> None:
+    report = feasibility(plan(), {"gan": 250_000})
+    text = report.to_text()
+    assert report.models[0].ratio == pytest.approx(14.7, rel=0.01)
+    assert report.models[0].federated_ratio == pytest.approx(6.57, rel=0.01)
+    assert report.spent.pld == pytest.approx(7.95, abs=0.06)
+    assert (report.verdict, report.accepted, report.fixes) == ("feasible", True, ())
+    for word in (
+        "unit patient",
+        "zero-out",
+        "N_plan=1,000",
+        "q=0.064",
+        "B=64",
+        "m=1",
+        "T=2000",
+        "sigma=1.88",
+        "PLD",
+        "PRV",
+        "RDP",
+    ):
+        assert word in text
+    for word in (
+        "delta 1e-05",
+        "sampler",
+        "d=250,000",
+        "r=14.7",
+        "r/sqrt(S)=6.6",
+        "1.0 MB",
+        "cap of 10: 8",
+        "verdict: feasible",
+    ):
+        assert word in text
+
+
+VERDICTS = {
+    "marginal": ({}, 1_000_000, True, "marginal"),
+    "infeasible": ({}, 3_200_000, False, "infeasible"),
+    "infeasible but accepted": ({"accept_infeasible": True}, 3_200_000, True, "infeasible"),
+    "over budget, whatever the plan accepts": (
+        {"noise_multiplier": 1.5, "accept_infeasible": True},
+        250_000,
+        False,
+        "over budget",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_the_verdict_follows_the_noise_ratio_and_the_budget(case: str) -> None:
+    changes, dimension, accepted, verdict = VERDICTS[case]
+    report = feasibility(plan(**changes), {"gan": dimension})
+    assert (report.verdict, report.accepted) == (verdict, accepted)
+    assert report.fixes
+    assert "fix:" in report.to_text()
+
+
+def test_a_plan_whose_sampler_tail_is_too_heavy_says_so() -> None:
+    report = feasibility(plan(accept_infeasible=True), {"gan": 8_000_000})
+    assert (report.verdict, report.accepted) == ("over budget", False)
+    assert "sampler" in report.fixes[0]
+
+
+def test_a_plan_without_a_parameter_count_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="gan"):
+        feasibility(plan(), {})

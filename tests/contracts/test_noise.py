@@ -1,0 +1,147 @@
+"""Theorems about the noise source (methods/dp-training.md, sections 3 and 10)."""
+
+import math
+import os
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import ConfigurationError
+from common.privacy.noise import LATTICE, NoiseSource, SeededNoiseSource, laplace_thresholds, radius_of
+
+
+def test_torch_manual_seed_changes_no_noise() -> None:
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        np.random.seed(7)
+        random.seed(7)
+        draws.append(NoiseSource().gaussian_lattice(1000, 1.0))
+    assert not np.array_equal(draws[0], draws[1])
+
+
+def test_no_argument_can_seed_the_production_source() -> None:
+    with pytest.raises(TypeError):
+        NoiseSource(7)  # type: ignore[call-arg]
+    assert NoiseSource.private
+    assert not SeededNoiseSource.private
+    assert not isinstance(SeededNoiseSource(1), NoiseSource)
+
+
+def test_a_forked_child_draws_other_noise_than_its_parent() -> None:
+    source = NoiseSource()
+    source.uniform_u64(1)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, source.uniform_u64(64).tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = np.frombuffer(os.read(reader, 512), dtype=np.uint64)
+    ours = source.uniform_u64(64)
+    assert not np.intersect1d(theirs, ours).size
+
+
+def test_the_radius_reaches_beyond_nine_sigma() -> None:
+    radius = radius_of(np.array([0, 2**63, 2**64 - 1], dtype=np.uint64))
+    assert 9.4 < radius[0] < 9.6
+    assert radius[1] == pytest.approx(math.sqrt(2 * math.log(2)))
+    assert radius[2] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_gaussian_noise_lies_on_the_lattice_and_follows_the_normal_law() -> None:
+    n, sigma = 400_000, 1.3
+    noise = NoiseSource().gaussian_lattice(n, sigma)
+    assert noise.dtype == np.int64
+    ordered = np.sort(noise) / (sigma * LATTICE)
+    cdf = 0.5 * (1 + torch.erf(torch.from_numpy(ordered) / math.sqrt(2))).numpy()
+    distance = np.abs(cdf - (np.arange(n) + 0.5) / n).max()
+    assert distance * math.sqrt(n) < 2.6  # Kolmogorov–Smirnov: exceeded with probability 3e-6
+    halves = noise[: n // 2], noise[n // 2 :]
+    assert abs(np.corrcoef(*halves)[0, 1]) < 5 / math.sqrt(n / 2)
+
+
+@pytest.mark.parametrize("scale", [0.4, 3.0, 50.0])
+def test_discrete_laplace_follows_its_mass_function(scale: float) -> None:
+    n = 300_000
+    noise = NoiseSource().discrete_laplace(n, scale)
+    ratio = math.exp(-1 / scale)
+    values = np.arange(-int(4 * scale) - 1, int(4 * scale) + 2)
+    expected = n * (1 - ratio) / (1 + ratio) * ratio ** np.abs(values)
+    counts = np.array([(noise == v).sum() for v in values])
+    kept = expected > 20
+    chi = ((counts - expected) ** 2 / expected)[kept].sum()
+    freedom = kept.sum()
+    assert chi < freedom + 6 * math.sqrt(2 * freedom)
+
+
+def test_laplace_thresholds_are_exact_to_192_bits() -> None:
+    """Against a rational enclosure of exp by its Taylor series, in exact fractions."""
+    scale = 3.0
+    words = laplace_thresholds(scale)
+    for bit in range(4):
+        x = Fraction(2**bit) / Fraction(scale)
+        term = power = Fraction(1)
+        for order in range(1, 90):
+            term = term * x / order
+            power += term
+        exact = Fraction(2**192) / (1 + power)
+        got = (words[bit][0] << 128) + (words[bit][1] << 64) + words[bit][2]
+        assert abs(exact - got) < 2
+    assert Fraction(2 ** len(words)) / Fraction(scale) > Fraction(133)  # what is left out has bias below 2^-192
+
+
+def test_a_tie_on_the_first_word_is_settled_by_the_next_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, _ = laplace_thresholds(1000.0)[0]
+    for next_word, below in ((second - 1, 1), (second + 1, 0)):
+        words = iter([first, next_word])
+        source = SeededNoiseSource(0)
+        monkeypatch.setattr(source, "uniform_u64", lambda n, w=words: np.array([next(w)] * n, dtype=np.uint64))
+        assert source._below((first, second, 0), 1).tolist() == [bool(below)]
+
+
+def test_the_draws_of_laplace_noise_are_fixed_work() -> None:
+    drawn: list[int] = []
+
+    class Counting:
+        """Counts the words that a draw asks for."""
+
+        def __init__(self) -> None:
+            self.inner = NoiseSource()
+
+        def __call__(self, n: int) -> np.ndarray:
+            drawn.append(n)
+            return self.inner.uniform_u64(n)
+
+    for _ in range(20):
+        source = SeededNoiseSource(0)
+        source.uniform_u64 = Counting()  # type: ignore[method-assign]
+        source.discrete_laplace(100, 1024.0)
+    assert set(drawn) == {200}
+    assert len(drawn) == 20 * len(laplace_thresholds(1024.0))
+
+
+def test_a_coin_of_bias_one_always_falls_heads_and_the_bias_is_an_integer_threshold() -> None:
+    source = NoiseSource()
+    assert source.bernoulli(1.0, 10_000).all()
+    assert not source.bernoulli(2.0**-64, 10_000).any()
+    assert abs(source.bernoulli(0.064, 100_000).mean() - 0.064) < 0.005
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_a_distribution_without_a_proper_width_is_refused(bad: float) -> None:
+    source = NoiseSource()
+    for draw in (source.gaussian_lattice, source.discrete_laplace):
+        with pytest.raises(ConfigurationError):
+            draw(4, bad)
+    with pytest.raises(ConfigurationError):
+        source.bernoulli(bad, 4)
+
+
+def test_seeded_noise_repeats_itself() -> None:
+    a, b = (SeededNoiseSource(5).gaussian_lattice(9, 1.0) for _ in range(2))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, SeededNoiseSource(6).gaussian_lattice(9, 1.0))

@@ -1,0 +1,395 @@
+"""Theorems about the private step (methods/dp-training.md, sections 2 and 10)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from client.learn.private_step import PrivateStep, StepConstants, check_model, check_neighbours, to_lattice
+from client.ledger import PracticeReservation, Reservation
+from common.errors import ConfigurationError, EnvironmentFault, PolicyError
+from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
+from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
+
+torch.set_num_threads(1)
+CONSTANTS = StepConstants(clip=0.7, noise_multiplier=1.5, sampling_rate=0.5, divisor=8, items_per_patient=1)
+EVENT = SubsampledGaussian(q=0.5, noise_multiplier=1.5, steps=1000)
+
+
+def linear_step(
+    d: int, *, chunk: int = 1, seed: int = 0, draw: Sequence[int] | None = None, silent: bool = False
+) -> PrivateStep:
+    """A step whose per-patient gradient is the patient's own tensor; `draw` fixes who is drawn, `silent` drops the noise."""
+    noise = SeededNoiseSource(seed)
+    if draw is not None:
+        noise.bernoulli = lambda q, n: np.isin(np.arange(n), draw)  # type: ignore[method-assign]
+    if silent:
+        noise.gaussian_lattice = lambda n, sigma: np.zeros(n, dtype=np.int64)  # type: ignore[method-assign]
+    parameters = {"w": torch.zeros(d)}
+    return PrivateStep(
+        parameters,
+        lambda p, patient: (p["w"] * patient[0]).sum(),
+        CONSTANTS,
+        PracticeReservation(EVENT),
+        noise,
+        chunk=chunk,
+    )
+
+
+def rows_of(table: Tensor) -> Callable[[Sequence[int]], tuple[Tensor, ...]]:
+    """The batch of some patients whose tensors are the rows of a table."""
+    return lambda patients: (table[list(patients)],)
+
+
+def on_lattice(update: Tensor) -> Tensor:
+    """An update back in lattice steps, int64."""
+    return torch.round(update.double() * (LATTICE * CONSTANTS.divisor / CONSTANTS.clip)).to(torch.int64)
+
+
+@pytest.mark.parametrize("d", [1, 7, 5000, 1_500_000])
+def test_one_patient_moves_the_sum_by_at_most_the_clip_norm(d: int) -> None:
+    generator = torch.Generator().manual_seed(d)
+    for size in (1e-12, 1e-3, 1.0, 1e6, 1e20, 3e38):
+        gradient = torch.randn(1, d, generator=generator).clamp(-1, 1) * size
+        moved = to_lattice(gradient, CONSTANTS.clip)
+        whole = moved.to(torch.int64)
+        assert torch.equal(whole.double(), moved)  # integers
+        assert int((whole * whole).sum()) <= LATTICE**2  # exact in int64: at most 2^48
+    if d <= 5000:  # the margin is not what fails first: a patient at the bound keeps 99.98 % of it
+        assert int((whole * whole).sum()) > 0.999 * LATTICE**2
+
+
+def test_one_patient_moves_the_update_by_at_most_the_clip_norm_over_the_divisor() -> None:
+    d = 300
+    table = torch.randn(9, d, generator=torch.Generator().manual_seed(1)) * 50
+    for patient in range(9):
+        without = table.clone()
+        without[patient] = 0.0  # zero-out
+        moved = on_lattice(linear_step(d, silent=True, draw=range(9)).step(9, rows_of(table))["w"]) - on_lattice(
+            linear_step(d, silent=True, draw=range(9)).step(9, rows_of(without))["w"]
+        )
+        assert (
+            int((moved * moved).sum()) <= (LATTICE + d) ** 2
+        )  # fp32 of the update rounds each entry by less than a step
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_a_nan_or_huge_patient_leaves_the_update_finite_and_bounded(bad: float) -> None:
+    d = 64
+    table = torch.randn(5, d, generator=torch.Generator().manual_seed(2))
+    spoiled = table.clone()
+    spoiled[3, ::2] = bad
+    for chunk in (1, 4):
+        clean, dirty = (
+            linear_step(d, chunk=chunk, silent=True, draw=range(5)).step(5, rows_of(t))["w"] for t in (table, spoiled)
+        )
+        assert torch.isfinite(dirty).all()
+        assert float((clean - dirty).norm()) <= 2 * CONSTANTS.clip / CONSTANTS.divisor
+    assert float(to_lattice(torch.full((1, d), bad), 1.0).norm()) <= LATTICE
+
+
+def test_the_lattice_sum_is_bitwise_equal_for_every_chunking_and_order() -> None:
+    d, n = 200, 23
+    table = torch.randn(n, d, generator=torch.Generator().manual_seed(3)) * torch.logspace(-6, 6, n)[:, None]
+    sums = [linear_step(d, chunk=c, silent=True, draw=range(n)).step(n, rows_of(table))["w"] for c in (1, 2, 5, 23, 40)]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(4))
+    sums.append(linear_step(d, chunk=4, silent=True, draw=range(n)).step(n, rows_of(table[order]))["w"])
+    assert all(torch.equal(sums[0], other) for other in sums[1:])
+
+
+class Critic(nn.Module):
+    """A small critic with everything the linter allows inside."""
+
+    per_example = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 8, 4, 2, 1), nn.GroupNorm(4, 8), nn.LeakyReLU(0.2), nn.Conv2d(8, 8, 3, 1, 1),
+            nn.Flatten(), nn.Linear(128, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.body(x))[:, 0]
+
+
+def critic_step(chunk: int, noise: Noise | None = None) -> tuple[Critic, PrivateStep]:
+    torch.manual_seed(0)
+    critic = Critic()
+
+    def loss(parameters: dict[str, Tensor], patient: tuple[Tensor, ...]) -> Tensor:
+        real, fake = (functional_call(critic, parameters, (items,)) for items in patient)
+        return (torch.relu(1 - real) + torch.relu(1 + fake)).mean()
+
+    source = noise or SeededNoiseSource(1)
+    source.gaussian_lattice = lambda n, sigma: np.zeros(n, dtype=np.int64)  # type: ignore[method-assign]
+    parameters = dict(critic.named_parameters())
+    return critic, PrivateStep(parameters, loss, CONSTANTS, PracticeReservation(EVENT), source, chunk=chunk)
+
+
+def test_both_back_ends_give_the_same_update_to_1e_6() -> None:
+    items = torch.randn(12, 3, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+
+    def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
+        return items[list(patients)], -items[list(patients)]
+
+    one, four = (critic_step(chunk)[1].step(12, batch_for) for chunk in (1, 4))
+    assert one.keys() == four.keys()
+    assert all(torch.allclose(one[name], four[name], atol=1e-6, rtol=1e-5) for name in one)
+    assert max(float(g.abs().max()) for g in one.values()) > 1e-3
+
+
+def test_a_neighbour_in_the_chunk_moves_no_gradient_beyond_the_margin() -> None:
+    _, step = critic_step(4)
+    items = torch.randn(4, 3, 2, 8, 8, generator=torch.Generator().manual_seed(6))
+    check_neighbours(step._vmapped, (items, -items), CONSTANTS.clip)
+
+    def coupled(batch: tuple[Tensor, ...]) -> Tensor:
+        return batch[0].flatten(1) + 1e-6 * batch[0].flatten(1).mean(0)
+
+    with pytest.raises(EnvironmentFault, match="neighbour"):
+        check_neighbours(coupled, (items,), CONSTANTS.clip)
+
+
+def test_adding_a_patient_changes_neither_rate_nor_divisor_nor_noise() -> None:
+    d = 40
+    asked: list[list[tuple[float, int]]] = []
+    updates = []
+    table = torch.randn(11, d, generator=torch.Generator().manual_seed(8))
+    for patients in (10, 11):
+        calls: list[tuple[float, int]] = []
+        noise = SeededNoiseSource(0)
+
+        def coins(q: float, n: int, calls: list[tuple[float, int]] = calls) -> np.ndarray:
+            calls.append((q, 0))
+            return np.arange(n) < 3
+
+        def gaussian(n: int, sigma: float, calls: list[tuple[float, int]] = calls) -> np.ndarray:
+            calls.append((sigma, n))
+            return np.arange(n, dtype=np.int64) * 1000
+
+        noise.bernoulli = coins  # type: ignore[method-assign]
+        noise.gaussian_lattice = gaussian  # type: ignore[method-assign]
+        step = PrivateStep(
+            {"w": torch.zeros(d)}, lambda p, x: (p["w"] * x[0]).sum(), CONSTANTS, PracticeReservation(EVENT), noise
+        )
+        updates.append(step.step(patients, rows_of(table))["w"])
+        asked.append(calls)
+    assert asked[0] == asked[1] == [(CONSTANTS.sampling_rate, 0), (CONSTANTS.noise_multiplier, d)]
+    assert torch.equal(updates[0], updates[1])
+
+
+def test_an_empty_draw_is_a_step_of_pure_noise() -> None:
+    def nobody(patients: Sequence[int]) -> tuple[Tensor, ...]:
+        raise AssertionError("an empty draw asks for no batch")
+
+    d = 20_000
+    reservation = PracticeReservation(EVENT)
+    step = PrivateStep({"w": torch.zeros(d)}, lambda p, x: p["w"].sum(), CONSTANTS, reservation, SeededNoiseSource(3))
+    for count in (0, 4):
+        step._noise.bernoulli = lambda q, n: np.zeros(n, dtype=np.bool_)  # type: ignore[method-assign]
+        update = step.step(count, nobody)["w"]
+        scale = CONSTANTS.noise_multiplier * CONSTANTS.clip / CONSTANTS.divisor
+        assert float(update.std()) == pytest.approx(scale, rel=0.03)
+        assert torch.unique(update).numel() > d / 2
+    assert reservation.taken == 2
+
+
+def test_each_step_draws_its_own_patients() -> None:
+    drawn: list[tuple[int, ...]] = []
+    table = torch.zeros(64, 3)
+
+    def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
+        drawn[-1] += tuple(patients)
+        return (table[list(patients)],)
+
+    step = linear_step(3, chunk=8)
+    for _ in range(6):
+        drawn.append(())
+        step.step(64, batch_for)
+    assert len(set(drawn)) == 6
+    assert all(list(d) == sorted(set(d)) for d in drawn)
+
+
+def test_memory_does_not_depend_on_the_number_drawn() -> None:
+    asked: list[int] = []
+    table = torch.zeros(50, 3)
+
+    def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
+        asked.append(len(patients))
+        return (table[list(patients)],)
+
+    for draw in ([], [7], range(50)):
+        linear_step(3, chunk=4, draw=draw).step(50, batch_for)
+    assert max(asked) == 4
+    assert sum(asked) == 51
+
+
+@pytest.mark.parametrize("chunk", [2, 5])
+def test_every_chunk_that_is_computed_has_one_fixed_shape(chunk: int) -> None:
+    shapes = set()
+    step = linear_step(3, chunk=chunk, draw=range(7))
+    inner = step._vmapped
+    step._vmapped = lambda batch: (shapes.add(batch[0].shape), inner(batch))[1]  # type: ignore[func-returns-value, method-assign]
+    step.step(7, rows_of(torch.ones(7, 3)))
+    assert shapes == {(chunk, 3)}
+
+
+PAIRS = {
+    "a ledger's reservation with test noise": (Reservation(1, 3, EVENT), SeededNoiseSource(1)),
+    "practice with production noise": (PracticeReservation(EVENT), NoiseSource()),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_test_noise_never_meets_a_ledger_reservation(case: str) -> None:
+    reservation, noise = PAIRS[case]
+    with pytest.raises(PolicyError) as refusal:
+        PrivateStep({"w": torch.zeros(3)}, lambda p, x: p["w"].sum(), CONSTANTS, reservation, noise)
+    assert refusal.value.code == "E-NOISE"
+
+
+RESERVED = {
+    "less noise than reserved": dataclasses.replace(EVENT, noise_multiplier=1.6),
+    "a higher rate than reserved": dataclasses.replace(EVENT, q=0.4),
+    "more parameters than reserved": dataclasses.replace(EVENT, dimension=2),
+    "another mechanism": LatentLaplace("box", 3.0, 4, 5, "random", 1.0),
+}
+
+
+@pytest.mark.parametrize("case", RESERVED)
+def test_what_was_reserved_is_what_is_done(case: str) -> None:
+    with pytest.raises(PolicyError) as refusal:
+        PrivateStep(
+            {"w": torch.zeros(3)},
+            lambda p, x: p["w"].sum(),
+            CONSTANTS,
+            Reservation(1, 3, RESERVED[case]),
+            NoiseSource(),
+        )
+    assert refusal.value.code == "E-RESERVATION"
+
+
+def test_no_step_is_computed_beyond_the_reservation() -> None:
+    worked: list[int] = []
+
+    def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
+        worked.append(len(patients))
+        return (torch.ones(len(patients), 3),)
+
+    event = dataclasses.replace(EVENT, q=1.0, steps=2)
+    constants = dataclasses.replace(CONSTANTS, sampling_rate=1.0)
+    step = PrivateStep(
+        {"w": torch.zeros(3)}, lambda p, x: (p["w"] * x[0]).sum(), constants, Reservation(1, 2, event), NoiseSource()
+    )
+    step.step(1, batch_for)
+    step.step(1, batch_for)
+    with pytest.raises(PolicyError) as refusal:
+        step.step(1, batch_for)
+    assert refusal.value.code == "E-EXHAUSTED"
+    assert worked == [1, 1]
+
+
+class Unknown(nn.Module):
+    """Nobody vouched for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Coupled(nn.Module):
+    """Vouched for, wrongly: subtracts the mean of the batch."""
+
+    per_example = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 0.01 * x.mean(0, keepdim=True)
+
+
+def _with_buffer() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.register_buffer("mean", torch.zeros(4))
+    return layer
+
+
+def _with_hook() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.register_forward_hook(lambda module, inputs, output: output)
+    return layer
+
+
+class MarkedNorm(nn.BatchNorm2d):
+    """A mark does not make batch norm private."""
+
+    per_example = True
+
+
+REFUSED: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.BatchNorm2d(4),
+    "batch norm without parameters": lambda: nn.BatchNorm2d(4, affine=False),
+    "batch norm without statistics": lambda: nn.BatchNorm2d(4, affine=False, track_running_stats=False),
+    "batch norm in one dimension": lambda: nn.BatchNorm1d(4),
+    "synchronised batch norm": lambda: nn.SyncBatchNorm(4),
+    "marked batch norm": lambda: MarkedNorm(4, affine=False, track_running_stats=False),
+    "tracked instance norm": lambda: nn.InstanceNorm2d(4, track_running_stats=True),
+    "a buffer": _with_buffer,
+    "a hook": _with_hook,
+    "spectral norm (old)": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),  # type: ignore[no-untyped-call]
+    "spectral norm (new)": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+    "in-place activation": lambda: nn.LeakyReLU(0.2, inplace=True),
+    "in-place relu": lambda: nn.ReLU(inplace=True),
+    "dropout": lambda: nn.Dropout(0.1),
+    "unknown class": Unknown,
+}
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("case", REFUSED)
+def test_linter_refuses_every_batch_coupled_module_at_any_depth(case: str, depth: int) -> None:
+    module = REFUSED[case]()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)  # frozen modules couple just as well
+    for _ in range(depth):
+        module = nn.Sequential(nn.Identity(), nn.ModuleDict({"inner": module}), nn.Tanh())
+    with pytest.raises(ConfigurationError) as refusal:
+        check_model(module)
+    assert refusal.value.code == "E-MODEL"
+
+
+def test_linter_accepts_a_critic_and_its_probe_finds_a_hidden_coupling() -> None:
+    check_model(Critic(), (2, 8, 8))
+    with pytest.raises(ConfigurationError, match="other items"):
+        check_model(nn.Sequential(nn.Conv2d(2, 4, 3), Coupled()), (2, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_update_equals_opacus_hooks_and_autograd_without_noise() -> None:
+    """Oracle: opacus' per-sample gradients of the paired hinge loss, averaged over a patient's items, clipped and summed."""
+    from opacus import GradSampleModule
+
+    patients, m = 6, 2
+    items = torch.randn(patients, m, 2, 8, 8, generator=torch.Generator().manual_seed(9))
+    fakes = torch.randn(patients, m, 2, 8, 8, generator=torch.Generator().manual_seed(10))
+    critic, step = critic_step(1)
+    step._noise.bernoulli = lambda q, n: np.ones(n, dtype=np.bool_)  # type: ignore[method-assign]
+    update = step.step(patients, lambda who: (items[list(who)], fakes[list(who)]))
+
+    hooked = GradSampleModule(critic.body)
+    scores = hooked(torch.cat([items.flatten(0, 1), fakes.flatten(0, 1)]))[:, 0]
+    real, fake = scores.chunk(2)
+    (torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()).backward()
+    n = patients * m
+    named = dict(hooked._module.named_parameters())
+    grads = {f"body.{k}": p.grad_sample[:n] + p.grad_sample[n:] for k, p in named.items()}  # type: ignore[attr-defined]
+    means = {k: g.reshape(patients, m, *g.shape[1:]).mean(1) for k, g in grads.items()}
+    # the hooks' loss is a mean over 2 n rows: their grad_sample is scaled to each row's own loss times 2 (real and fake halves)
+    means = {k: g / 2 for k, g in means.items()}
+    flat = torch.cat([means[k].reshape(patients, -1) for k in update], dim=1).double()
+    factor = (CONSTANTS.clip / flat.norm(dim=1, keepdim=True)).clamp(max=1.0)
+    oracle = (flat * factor).sum(0) / CONSTANTS.divisor
+    ours = torch.cat([g.reshape(-1) for g in update.values()]).double()
+    assert float((ours - oracle).norm() / oracle.norm()) < 2e-4  # eta = 1e-4 of clip, by design
