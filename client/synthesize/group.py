@@ -1,0 +1,418 @@
+"""Groups of at least k distinct patients, frozen for good before any image made from them leaves.
+
+In: who is in the cohort and in which stratum (`Roster`), one code per patient, k and the site's key. Out: a `Grouping`
+of `Group`s and the patients left out (site-local).
+
+Guaranteed
+1. A `Group` holds k or more distinct patients of one stratum; it cannot be constructed otherwise.
+2. A patient is in at most one group of a grouping, and with many images still counts once.
+3. Every group of `form_groups` has k to 2k-1 patients; a stratum with fewer than k patients yields none.
+4. The result depends on the patients and the key, not on the order in which they are listed.
+5. Mode `random` sees no pixel: it takes a roster and a key and refuses codes.
+6. A `GroupStore` freezes a patient into one group across all studies; what overlaps a frozen group without being
+   that group is refused.
+
+Not covered: k-anonymity is not differential privacy; `similar` groups depend on the images (Jeon et al. 2022, and
+methods/ksalsa.md section 4 for what they leak). Two pseudonyms of one person are for the intake to merge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import Bug, ConfigurationError, EnvironmentFault, PolicyError, disk_faults_named
+
+Mode = Literal["similar", "paper", "random"]
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+SWAP_NEIGHBOURS, SWAP_SWEEPS, SWAP_LEAST_GAIN = 20, 60, 1e-6
+
+
+class Stratum(NamedTuple):
+    """What all images of a group share: merged label (position in the study's strata) and laterality (0, 1 L, 2 R)."""
+
+    label: int
+    laterality: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """At least k distinct patients of one stratum; members are kept sorted. Raises PolicyError below k (promise 1)."""
+
+    members: tuple[str, ...]
+    stratum: Stratum
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 2:
+            raise PolicyError(f"group: k is {self.k}; expected 2 or more", code="E-GROUP-SIZE")
+        if len(set(self.members)) < max(self.k, len(self.members)):
+            raise PolicyError(
+                f"group: expected at least k={self.k} distinct patients, each once; got fewer", code="E-GROUP-SIZE"
+            )
+        object.__setattr__(self, "members", tuple(sorted(self.members)))
+        object.__setattr__(self, "stratum", Stratum(*self.stratum))
+
+    @property
+    def token(self) -> str:
+        """Digest of stratum and membership: two groups are identical exactly when their tokens are."""
+        text = "\n".join((f"{self.stratum.label},{self.stratum.laterality}", *self.members))
+        return hashlib.sha256(b"kohort-group\0" + text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Disjoint groups, and the patients in none of them (`suppressed`, site-local). Raises Bug on overlap (promise 2)."""
+
+    groups: tuple[Group, ...]
+    suppressed: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        everyone = [*chain.from_iterable(group.members for group in self.groups), *self.suppressed]
+        if len(set(everyone)) < len(everyone):
+            raise Bug("grouping: one patient in two places; expected each patient once")
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The patients that can be grouped, in canonical order, with stratum and cohort image indices. Made by `roster`."""
+
+    pseudonyms: tuple[str, ...]
+    strata: tuple[Stratum, ...]
+    images: tuple[tuple[int, ...], ...]
+
+    def without(self, pseudonyms: set[str]) -> Roster:
+        """The roster less those patients."""
+        keep = [i for i, name in enumerate(self.pseudonyms) if name not in pseudonyms]
+        return Roster(
+            tuple(self.pseudonyms[i] for i in keep),
+            tuple(self.strata[i] for i in keep),
+            tuple(self.images[i] for i in keep),
+        )
+
+
+def roster(
+    pseudonyms: Sequence[str],
+    patient_of: NDArray[np.integer],
+    label_of: NDArray[np.integer],
+    *,
+    key: bytes,
+    laterality_of: NDArray[np.integer] | None = None,
+    usable: NDArray[np.bool_] | None = None,
+) -> Roster:
+    """Return the patients to group, each in one stratum with the images that count there.
+
+    `patient_of` int [N] indexes `pseudonyms`; `label_of` int [N] is the merged stratum index (-1: leave the image out);
+    `laterality_of` int [N] (0 unknown, 1 left, 2 right) or None to ignore it; `usable` bool [N] False where inversion
+    rejected the image. Leave `usable` out for mode `random`: there no pixel may decide who is grouped.
+    A patient's stratum is the highest label among the images (ordinal grades), then the eye with that label, ties by
+    keyed digest; only images of that stratum count (methods/ksalsa.md 3.2).
+    """
+    sides = np.zeros(len(patient_of), np.int64) if laterality_of is None else laterality_of
+    counts = np.asarray(label_of) >= 0
+    if usable is not None:
+        counts &= usable
+    images_of: dict[str, dict[Stratum, list[int]]] = {}
+    for i in np.flatnonzero(counts).tolist():
+        stratum = Stratum(int(label_of[i]), int(sides[i]))
+        images_of.setdefault(pseudonyms[int(patient_of[i])], {}).setdefault(stratum, []).append(i)
+    rows = [(name, *_chosen_stratum(name, strata, key)) for name, strata in images_of.items()]
+    rows.sort(key=lambda row: _keyed(key, "order", row[0]))
+    return Roster(tuple(r[0] for r in rows), tuple(r[1] for r in rows), tuple(tuple(r[2]) for r in rows))
+
+
+def _chosen_stratum(name: str, strata: dict[Stratum, list[int]], key: bytes) -> tuple[Stratum, list[int]]:
+    """The patient's one stratum: highest label, ties between eyes by keyed digest."""
+    best = max(strata, key=lambda s: (s.label, _keyed(key, f"eye-{s.laterality}", name)))
+    return best, strata[best]
+
+
+def patient_codes(image_codes: NDArray[np.floating], who: Roster) -> Floats:
+    """Return float64 [patients, D] in roster order: the mean over each patient's images of image_codes [N, D].
+
+    Each patient weighs 1 whatever the number of images; summation order does not depend on input order.
+    """
+    picked = (np.asarray(image_codes, np.float64)[list(rows)] for rows in who.images)
+    means = [np.sort(codes, axis=0).mean(axis=0) for codes in picked]
+    return np.stack(means) if means else np.zeros((0, *image_codes.shape[1:]))
+
+
+def form_groups(
+    who: Roster, k: int, mode: Mode, *, key: bytes, codes: NDArray[np.floating] | None = None, swap: bool = False
+) -> Grouping:
+    """Return groups of k to 2k-1 patients, stratum by stratum, and who is suppressed (strata below k).
+
+    `similar`: outlier-first greedy on `codes` float [patients, D] in roster order (whitened codes: see
+    `invert.Whitening`), optionally with pairwise swaps, which tighten the groups and leak more. `paper`: the same rule
+    on raw W+ codes, never swapped (Jeon et al. 2022, `nearestNeighborClust`; the remainder rule is ours).
+    `random`: by keyed hash alone; refuses codes. Raises PolicyError when there are fewer than k patients in all,
+    ConfigurationError on codes that are missing, not finite or not allowed.
+    """
+    if len(who.pseudonyms) < k:
+        raise PolicyError(
+            f"grouping: expected at least k={k} distinct patients with a usable image; got fewer",
+            hint="ingest more patients, or agree on a study with a smaller k",
+            code="E-GROUP-SIZE",
+        )
+    points = _checked_codes(who, mode, codes, swap)
+    groups: list[Group] = []
+    suppressed: list[str] = []
+    for stratum in sorted(set(who.strata)):
+        rows = np.array([i for i, s in enumerate(who.strata) if s == stratum], np.int64)
+        names = [who.pseudonyms[i] for i in rows]
+        if len(rows) < k:
+            suppressed += names
+            continue
+        if points is None:
+            parts = _random_parts(names, k, key)
+        else:
+            parts = _greedy_parts(points[rows], k)
+            parts = _swapped(points[rows], parts) if swap else parts
+        groups += [Group(tuple(names[i] for i in part), stratum, k) for part in parts]
+    return Grouping(tuple(groups), tuple(sorted(suppressed)))
+
+
+def _checked_codes(who: Roster, mode: Mode, codes: NDArray[np.floating] | None, swap: bool) -> Floats | None:
+    """The codes as float64, or None for `random`; what does not fit the mode is refused."""
+    if mode not in ("similar", "paper", "random") or (swap and mode != "similar"):
+        raise ConfigurationError(
+            f"grouping: mode {mode!r} with swap={swap}; expected similar (swap or not), paper, random"
+        )
+    if mode == "random":
+        if codes is not None:
+            raise ConfigurationError("grouping: mode random takes no codes; no pixel may decide who is grouped")
+        return None
+    if codes is None or len(codes) != len(who.pseudonyms):
+        raise ConfigurationError(f"grouping: mode {mode} needs one code per patient of the roster")
+    points = np.asarray(codes, np.float64).reshape(len(codes), -1)
+    if not np.isfinite(points).all():
+        raise ConfigurationError(
+            "grouping: a patient's code is not finite; expected finite numbers",
+            hint="leave the image out of the roster (usable=False): inversion rejects such images",
+        )
+    return points
+
+
+def _random_parts(names: Sequence[str], k: int, key: bytes) -> list[list[int]]:
+    """Equal parts of the permutation that the keyed hash of each pseudonym gives."""
+    order = sorted(range(len(names)), key=lambda i: _keyed(key, "random", names[i]))
+    return [part.tolist() for part in np.array_split(np.array(order, np.int64), len(names) // k)]
+
+
+def _greedy_parts(points: Floats, k: int) -> list[list[int]]:
+    """Outlier first: largest sum of distances to the unassigned, with its k-1 nearest; O(n^2) by incremental sums."""
+    distances = _distances(points)
+    free = np.ones(len(points), bool)
+    sums = distances.sum(axis=1)
+    group_of = np.full(len(points), -1, np.int64)
+    for g in range(len(points) // k):
+        rows = np.flatnonzero(free)
+        seed = rows[np.argmax(sums[rows])]
+        rows = rows[rows != seed]
+        nearest = rows[np.argsort(distances[seed, rows], kind="stable")[: k - 1]]
+        part = np.append(nearest, seed)
+        group_of[part], free[part] = g, False
+        sums -= distances[part].sum(axis=0)
+    for i in np.flatnonzero(free):  # fewer than k are left: each joins the group of the nearest one assigned above
+        assigned = np.flatnonzero(~free)
+        group_of[i] = group_of[assigned[np.argmin(distances[i, assigned])]]
+    return _parts(group_of)
+
+
+def _distances(points: Floats) -> Floats:
+    """Euclidean distances [n, n], exactly symmetric."""
+    squares = (points**2).sum(axis=1)
+    products = points @ points.T
+    squared = squares[:, None] + squares[None, :] - (products + products.T)
+    np.fill_diagonal(squared, 0.0)
+    return np.asarray(np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared))
+
+
+def _parts(group_of: Indices) -> list[list[int]]:
+    """Member rows of each group number."""
+    return [np.flatnonzero(group_of == g).tolist() for g in range(int(group_of.max()) + 1)]
+
+
+def _swapped(points: Floats, parts: list[list[int]]) -> list[list[int]]:
+    """Exchange pairs while that lowers the squared error; sizes stay (methods/ksalsa.md 3.3)."""
+    group_of = np.empty(len(points), np.int64)
+    for g, part in enumerate(parts):
+        group_of[part] = g
+    squared = _distances(points) ** 2
+    count = min(SWAP_NEIGHBOURS, len(points) - 1)
+    neighbours = np.argpartition(squared, count, axis=1)[:, : count + 1]
+    for _ in range(SWAP_SWEEPS):
+        touched: set[int] = set()
+        for i, j in _gainful_pairs(points, squared, group_of, neighbours):
+            a, b = int(group_of[i]), int(group_of[j])
+            if a not in touched and b not in touched:
+                touched |= {a, b}
+                group_of[i], group_of[j] = b, a
+        if not touched:
+            break
+    return _parts(group_of)
+
+
+def _gainful_pairs(points: Floats, squared: Floats, group_of: Indices, neighbours: Indices) -> list[tuple[int, int]]:
+    """For each i the best j in its neighbours' groups whose exchange lowers the error, best pair first."""
+    parts = _parts(group_of)
+    sizes = np.array([len(part) for part in parts])
+    table = np.full((len(parts), sizes.max()), -1, np.int64)
+    for g, part in enumerate(parts):
+        table[g, : len(part)] = part
+    inner = points @ np.stack([points[part].mean(axis=0) for part in parts]).T
+    i = np.arange(len(points))[:, None]
+    j = table[group_of[neighbours]].reshape(len(points), -1)
+    a, b = group_of[i], group_of[j]
+    gain = 2 * (inner[j, a] - inner[j, b] - inner[i, a] + inner[i, b]) + squared[i, j] * (1 / sizes[a] + 1 / sizes[b])
+    gain[(j < 0) | (a == b)] = 0.0
+    best = gain.argmax(axis=1)
+    gains = gain[i[:, 0], best]
+    order = np.argsort(-gains, kind="stable")
+    return [(int(p), int(j[p, best[p]])) for p in order if gains[p] > SWAP_LEAST_GAIN]
+
+
+def _keyed(key: bytes, purpose: str, pseudonym: str) -> bytes:
+    """Digest that orders patients; without the site's key nobody can predict it."""
+    return hmac.digest(key, f"kohort-group-{purpose}\0{pseudonym}".encode(), "sha256")
+
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS grouped (token TEXT PRIMARY KEY, label INTEGER NOT NULL, laterality INTEGER NOT NULL, k INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS member (pseudonym TEXT PRIMARY KEY, token TEXT NOT NULL REFERENCES grouped);
+CREATE TRIGGER IF NOT EXISTS grouped_kept BEFORE DELETE ON grouped BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS grouped_same BEFORE UPDATE ON grouped BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS member_kept BEFORE DELETE ON member BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS member_same BEFORE UPDATE ON member BEGIN SELECT RAISE(ABORT, 'append only'); END;
+"""  # noqa: E501 - one statement a line
+
+
+class GroupStore:
+    """The site's frozen memberships: append-only SQLite, on disk before `freeze` returns (promise 6)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with disk_faults_named("cannot open the group store", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        with self._faults_named():
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(SCHEMA)
+
+    def freeze(self, grouping: Grouping) -> None:
+        """Write every group of `grouping` for good, all or none; call it before any image leaves.
+
+        A group that is frozen already is left alone. Raises PolicyError when a group shares a patient with a frozen
+        group and is not that group: the difference of their averages would be about one patient.
+        """
+        with self._faults_named(), self._transaction():
+            for group in grouping.groups:
+                tokens = self._tokens_of(group.members)
+                if set(tokens) == {group.token} and len(tokens) == len(group.members):
+                    continue
+                if tokens:
+                    raise PolicyError(
+                        "a group overlaps a frozen group without being identical to it",
+                        hint="let GroupStore.settle split the roster: frozen groups stay, new patients group apart",
+                        code="E-GROUP-OVERLAP",
+                    )
+                row = (group.token, group.stratum.label, group.stratum.laterality, group.k)
+                self._db.execute("INSERT INTO grouped VALUES (?, ?, ?, ?)", row)
+                self._db.executemany("INSERT INTO member VALUES (?, ?)", ((m, group.token) for m in group.members))
+
+    def groups(self) -> tuple[Group, ...]:
+        """Return all frozen groups."""
+        with self._faults_named():
+            rows = self._db.execute("SELECT token, label, laterality, k FROM grouped ORDER BY token").fetchall()
+            members = self._db.execute("SELECT token, pseudonym FROM member").fetchall()
+        of: dict[str, list[str]] = {}
+        for token, pseudonym in members:
+            of.setdefault(token, []).append(pseudonym)
+        return tuple(Group(tuple(of.get(token, ())), Stratum(label, side), k) for token, label, side, k in rows)
+
+    def settle(self, who: Roster, k: int) -> tuple[tuple[Group, ...], tuple[str, ...], Roster]:
+        """Return (frozen groups to release again, patients held back, roster of patients in no frozen group).
+
+        A frozen group comes again only whole: every member on the roster, in its stratum, and k or more of them. The
+        members of any other frozen group are held back: averaging those that are left would isolate who is missing.
+        """
+        stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
+        frozen = self.groups()
+        again = [
+            Group(group.members, group.stratum, k)
+            for group in frozen
+            if len(group.members) >= k and all(stratum_of.get(m) == group.stratum for m in group.members)
+        ]
+        taken = set(chain.from_iterable(group.members for group in frozen))
+        released = set(chain.from_iterable(group.members for group in again))
+        held = tuple(sorted((taken - released) & stratum_of.keys()))
+        return tuple(again), held, who.without(taken)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _tokens_of(self, members: Sequence[str]) -> list[str]:
+        """Tokens of the frozen groups that hold those members, one for each member that is frozen."""
+        find = "SELECT token FROM member WHERE pseudonym = ?"
+        return [row[0] for member in members for row in self._db.execute(find, (member,))]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, on disk when it ends."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _faults_named(self) -> Iterator[None]:
+        """SQLite's errors as this machine's fault, with the fix."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            full = "full" in str(error)
+            hint = "free some space there and start again" if full else "restore the file from backup; never delete it"
+            raise EnvironmentFault(
+                f"group store {self.path}: {error}", hint=hint, code="E-DISK-FULL" if full else None
+            ) from error
+
+
+def regroup(
+    store: GroupStore,
+    who: Roster,
+    k: int,
+    mode: Mode,
+    *,
+    key: bytes,
+    codes: NDArray[np.floating] | None = None,
+    swap: bool = False,
+) -> Grouping:
+    """Return frozen groups that come again plus new groups among patients never frozen; does not freeze.
+
+    Same arguments and errors as `form_groups`. Fewer than k new patients wait (suppressed) when frozen groups exist.
+    """
+    again, held, fresh = store.settle(who, k)
+    if again and len(fresh.pseudonyms) < k:
+        return Grouping(again, (*held, *fresh.pseudonyms))
+    row_of = {name: i for i, name in enumerate(who.pseudonyms)}
+    left = None if codes is None else np.asarray(codes)[[row_of[name] for name in fresh.pseudonyms]]
+    new = form_groups(fresh, k, mode, key=key, codes=left, swap=swap)
+    return Grouping((*again, *new.groups), (*held, *new.suppressed))

@@ -1,0 +1,210 @@
+"""Images into W+ codes: by the encoder's iterations, refined by optimisation, each with an inversion error.
+
+In: uint8 images [N, H, W, C], the study's generator and encoder. Out: an `Inversion`: codes, reconstructions, an error
+per image and which images are accepted.
+
+Guaranteed
+1. What decides about acceptance (`Reference`: threshold, whitening, spread of w) is computed from generator samples
+   before an image of the cohort is seen; nothing in it is fitted to the cohort.
+2. A constant or black image is rejected by rule, an image that the generator cannot express by the threshold, and so
+   is whatever gives a code that is not finite. A rejected image does not count to k: pass `accepted` to `group.roster`.
+3. No image influences another image's code beyond rounding; nothing is random; the generator is not changed.
+
+Not covered: a small error is no proof that the medical content survived (methods/ksalsa.md trap 26).
+Source: ReStyle (Alaluf et al. 2021) for the encoder, then optimisation in W+ (Karras et al. 2020, appendix D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import Bug, ConfigurationError
+from common.models.encoder import Encoder
+from common.models.stylegan import Generator, to_unit
+
+Progress = Callable[[int, int], None]
+BLANK_DEVIATION = 0.02  # of the grey values in [0, 1]: below it an image shows nothing
+EIGENVALUE_FLOOR = 1e-4  # of the largest eigenvalue (methods/ksalsa.md 3.2)
+
+
+@dataclass(frozen=True)
+class InversionPlan:
+    """Public constants of the inversion; `steps` and `iterations` come from the study plan."""
+
+    steps: int = 20
+    iterations: int = 3
+    learning_rate: float = 0.05
+    trust_weight: float = 0.003
+    batch: int = 16
+    samples: int = 384
+    components: int = 64
+    mismatch_quantile: float = 0.1
+
+
+@dataclass(frozen=True)
+class GeneratorCodes:
+    """Encoder codes of generator samples, float64 [M, D]. Only `reference` makes them: never of the cohort."""
+
+    codes: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Principal components of generator codes, each scaled to unit variance (eigenvalues floored)."""
+
+    mean: NDArray[np.float64]
+    directions: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, of: GeneratorCodes, components: int) -> Whitening:
+        """Return the whitening by up to `components` principal directions; refuses anything but `GeneratorCodes`."""
+        if not isinstance(of, GeneratorCodes):
+            raise Bug("Whitening.fit takes GeneratorCodes; the cohort's codes must not shape the space")
+        mean = of.codes.mean(axis=0)
+        _, singular, directions = np.linalg.svd(of.codes - mean, full_matrices=False)
+        variance = singular**2 / max(1, len(of.codes) - 1)
+        count = int(min(components, len(of.codes) - 1, (variance > 0).sum()))
+        scale = np.sqrt(np.maximum(variance, EIGENVALUE_FLOOR * variance[0]))[:count]
+        return cls(mean, directions[:count].T / scale)
+
+    def __call__(self, codes: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return float64 [N, components] for codes [N, ...]."""
+        flat = np.asarray(codes, np.float64).reshape(len(codes), -1)
+        return np.asarray((flat - self.mean) @ self.directions)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the generator alone says: whitening, reject threshold (RMSE in [0, 1] units) and spread of w (RMS)."""
+
+    whitening: Whitening
+    threshold: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Per image: `encoded` (encoder) and `codes` (refined) float32 [N, L, d_w], `reconstructions` float32 [N, C, H, W],
+    `errors` float64 [N] (RMSE, image range [0, 1]) and `accepted` bool [N]. Group on `encoded`, average `codes`."""
+
+    encoded: Tensor
+    codes: Tensor
+    reconstructions: Tensor
+    errors: NDArray[np.float64]
+    accepted: NDArray[np.bool_]
+
+
+def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, random: torch.Generator) -> Reference:
+    """Return the reference from `plan.samples` generator samples (`random` may be seeded: nothing here is private).
+
+    Threshold: the `mismatch_quantile` of the RMSE between unrelated samples. A reconstruction further from its image
+    than that is not about this image.
+    """
+    if plan.samples < 8:
+        raise ConfigurationError(f"inversion: samples is {plan.samples}; expected 8 or more")
+    codes, images, means = [], [], []
+    with frozen(generator, encoder), torch.no_grad():
+        for start in range(0, plan.samples, plan.batch):
+            w = generator.mapping(
+                torch.randn(min(plan.batch, plan.samples - start), generator.latent, generator=random)
+            )
+            image = generator.synthesis(generator.broadcast(w), noise=random).clamp(-1, 1)
+            codes.append(encoder.invert(image, generator, plan.iterations).codes.flatten(1))
+            images.append(image)
+            means.append(w)
+    whitening = Whitening.fit(GeneratorCodes(torch.cat(codes).double().numpy()), plan.components)
+    x, w = torch.cat(images), torch.cat(means)
+    mismatch = _rmse(x, x.roll(1, dims=0))
+    spread = float((w - w.mean(dim=0)).square().mean().sqrt())
+    return Reference(whitening, float(np.quantile(mismatch, plan.mismatch_quantile)), max(spread, 1e-6))
+
+
+def invert(
+    images: NDArray[np.uint8],
+    generator: Generator,
+    encoder: Encoder,
+    plan: InversionPlan,
+    known: Reference,
+    progress: Progress = lambda done, total: None,
+) -> Inversion:
+    """Return the inversion of uint8 images [N, H, W, C], `plan.batch` at a time; `known` was made before.
+
+    Raises ConfigurationError when there is no image or when its size is not the generator's.
+    """
+    expected = (generator.size_px, generator.size_px, generator.channels)
+    if len(images) == 0 or images.shape[1:] != expected or images.dtype != np.uint8:
+        raise ConfigurationError(
+            f"inversion: expected uint8 images of {expected}; got {images.dtype} {images.shape[1:]}"
+        )
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    errors: list[NDArray[np.float64]] = []
+    with frozen(generator, encoder):
+        for start in range(0, len(images), plan.batch):
+            x = to_unit(np.asarray(images[start : start + plan.batch]))
+            with torch.no_grad():
+                encoded = encoder.invert(x, generator, plan.iterations).codes
+            codes = _refined(x, encoded, generator, plan, known.spread)
+            with torch.no_grad():
+                seen = generator.synthesis(codes).clamp(-1, 1)
+            parts.append((encoded, codes, seen))
+            errors.append(_rmse(x, seen))
+            progress(min(start + plan.batch, len(images)), len(images))
+    encoded, codes, seen = (torch.cat(column) for column in zip(*parts, strict=True))
+    error = np.concatenate(errors)
+    finite = torch.isfinite(codes).flatten(1).all(1) & torch.isfinite(encoded).flatten(1).all(1)
+    accepted = finite.numpy() & np.isfinite(error) & (error <= known.threshold) & ~blank(images)
+    return Inversion(encoded, codes, seen, error, accepted)
+
+
+def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return bool [N]: True where a uint8 image [N, H, W, C] is black or constant."""
+    grey = [float(image.mean(axis=-1, dtype=np.float64).std()) / 255 for image in images]
+    return np.array(grey) < BLANK_DEVIATION
+
+
+def _refined(x: Tensor, start: Tensor, generator: Generator, plan: InversionPlan, spread: float) -> Tensor:
+    """Codes after `plan.steps` of Adam on the pixels at three scales, held near the encoder's codes."""
+    codes = start.clone().requires_grad_()
+    adam = torch.optim.Adam([codes], lr=plan.learning_rate * spread)
+    for step in range(plan.steps):
+        for group in adam.param_groups:
+            group["lr"] = plan.learning_rate * spread * (1 - step / plan.steps)
+        loss = _pyramid_error(generator.synthesis(codes), x).sum()
+        loss = loss + plan.trust_weight * ((codes - start) / spread).square().mean((1, 2)).sum()
+        (gradient,) = torch.autograd.grad(loss, [codes])
+        codes.grad = torch.nan_to_num(gradient)
+        adam.step()
+    return codes.detach()
+
+
+def _pyramid_error(a: Tensor, b: Tensor) -> Tensor:
+    """Squared difference [N], averaged over full, half and quarter resolution."""
+    terms = [(F.avg_pool2d(a - b, s) if s > 1 else a - b).square().mean((1, 2, 3)) for s in (1, 2, 4)]
+    return torch.stack(terms).mean(0)
+
+
+def _rmse(a: Tensor, b: Tensor) -> NDArray[np.float64]:
+    """Root mean square difference [N] of images in [-1, 1], in units of the range [0, 1]."""
+    return np.asarray((a - b).double().square().mean((1, 2, 3)).sqrt().div(2))
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """No parameter of `modules` requires a gradient inside; afterwards each is as before."""
+    parameters = [p for module in modules for p in module.parameters()]
+    before = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, flag in zip(parameters, before, strict=True):
+            p.requires_grad_(flag)

@@ -1,0 +1,232 @@
+"""Alignment: loss and gradient against naive loops, weights untouched, patients weigh alike, fresh noise, speed seams."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from client.synthesize import align as al
+from client.synthesize import group as g
+from client.synthesize import invert as inv
+from common.errors import Bug, ConfigurationError
+from common.models.encoder import Encoder
+from common.models.stylegan import Critic, Generator, to_uint8, to_unit
+
+torch.set_num_threads(1)
+KEY = b"k" * 32
+PLAN = al.AlignmentPlan(steps=6, batch=4)
+
+
+@dataclasses.dataclass
+class Site:
+    generator: Generator
+    critic: Critic
+    images: np.ndarray
+    inversion: inv.Inversion
+    who: g.Roster
+    groups: tuple[g.Group, ...]
+    spread: float
+
+
+def make_site(patients: int = 10, k: int = 5, dtype: torch.dtype = torch.float32) -> Site:
+    """A tiny site: patient 0 has three images, the others one."""
+    torch.manual_seed(5)
+    generator, critic = Generator(16, 3, 4, 8).to(dtype), Critic(16, 3, 8).to(dtype)
+    for name, p in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            p.data.fill_(0.3)
+    patient_of = np.array([0, 0] + list(range(patients)))
+    with torch.no_grad():
+        w = torch.randn(len(patient_of), 6, 8, dtype=dtype)
+        images = to_uint8(generator.synthesis(w, noise=torch.Generator().manual_seed(1)).div(3))
+        seen = generator.synthesis(w)
+    inversion = inv.Inversion(w, w, seen, np.zeros(len(w)), np.ones(len(w), bool))
+    who = g.roster([f"{i:064x}" for i in range(patients)], patient_of, np.zeros(len(w), int), key=KEY)
+    groups = g.form_groups(who, k, "random", key=KEY).groups
+    return Site(generator, critic, images, inversion, who, groups, 1.0)
+
+
+def gathered(site: Site, plan: al.AlignmentPlan = PLAN) -> list[al.GroupStatistics]:
+    patients = al.measure_patients(site.images, site.inversion, site.who, site.critic, plan)
+    return al.gather(site.groups, patients, site.generator, plan)
+
+
+def naive_gram(x: torch.Tensor, row: int, column: int, p: int) -> torch.Tensor:
+    """Gram of one window of one image, one product at a time."""
+    c, size = x.shape[0], x.shape[1] // p
+    window = x[:, row * size : (row + 1) * size, column * size : (column + 1) * size]
+    flat = [window[i].flatten() for i in range(c)]
+    return torch.stack([torch.stack([(a * b).sum() for b in flat]) for a in flat]) / (c * size * size)
+
+
+def naive_loss(site: Site, code: torch.Tensor, group: g.Group, plan: al.AlignmentPlan) -> torch.Tensor:
+    """The loss of one group from its members' images, in plain loops and without any cached target."""
+    p, rows_of = plan.windows, dict(zip(site.who.pseudonyms, site.who.images, strict=True))
+    windows = [(a, b) for a in range(p) for b in range(p)]
+    grams_of, contents, codes = [], [], []
+    for name in group.members:
+        rows = list(rows_of[name])
+        features = [al.style_features(to_unit(site.images[[i]]))[0] for i in rows]
+        grams_of.append([sum(naive_gram(f, a, b, p) for f in features) / len(rows) for a, b in windows])
+        seen = [al.content_features(site.critic, site.inversion.reconstructions[[i]])[0] for i in rows]
+        contents.append(sum(seen) / len(rows))
+        codes.append(sum(site.inversion.codes[i] for i in rows) / len(rows))
+    centroid = sum(codes) / len(codes)
+    base = al.style_features(site.generator.synthesis(centroid[None]).detach())[0]
+    targets = []
+    for a, b in windows:
+        own = naive_gram(base, a, b, p).flatten()
+        picked = [
+            max(grams, key=lambda t: float(torch.cosine_similarity(own, t.flatten(), dim=0))) for grams in grams_of
+        ]
+        targets.append(sum(picked) / len(picked))
+    image = site.generator.synthesis(code[None])
+    features = al.style_features(image)[0]
+    style = sum((naive_gram(features, a, b, p) - t).square().sum() for (a, b), t in zip(windows, targets, strict=True))
+    style = style / sum(t.square().sum() for t in targets)
+    f = al.content_features(site.critic, image)[0]
+    content = sum(1 - f @ c for c in contents) / len(contents)
+    trust = ((code - centroid) / site.spread).square().mean()
+    return plan.content_weight * content + plan.style_weight * style + plan.trust_weight * trust
+
+
+def test_loss_and_gradient_equal_naive_loops() -> None:
+    site, plan = make_site(), al.AlignmentPlan(content_weight=2.0, style_weight=3.0, trust_weight=0.5)
+    targets = gathered(site, plan)
+    moved = torch.stack([t.centroid for t in targets]) + 0.1 * torch.randn(2, 6, 8)
+    codes = moved.clone().requires_grad_()
+    loss = al.alignment_loss(codes, targets, site.generator, site.critic, plan, site.spread)
+    (gradient,) = torch.autograd.grad(loss.sum(), [codes])
+    for i, group in enumerate(site.groups):
+        code = moved[i].clone().requires_grad_()
+        expected = naive_loss(site, code, group, plan)
+        (slope,) = torch.autograd.grad(expected, [code])
+        torch.testing.assert_close(loss[i].detach(), expected.detach(), rtol=1e-5, atol=1e-6)
+        assert float(torch.cosine_similarity(gradient[i].flatten(), slope.flatten(), dim=0)) > 0.99999
+        torch.testing.assert_close(gradient[i], slope, rtol=1e-3, atol=1e-5)
+
+
+def test_aligning_lowers_the_loss_and_leaves_the_weights_bit_identical() -> None:
+    site = make_site()
+    before = [p.detach().clone() for net in (site.generator, site.critic) for p in net.parameters()]
+    result = al.align(gathered(site), site.generator, site.critic, PLAN, site.spread)
+    after = [p for net in (site.generator, site.critic) for p in net.parameters()]
+    assert all(torch.equal(a, p) and p.grad is None and p.requires_grad for a, p in zip(before, after, strict=True))
+    assert result.codes.shape == (2, 6, 8)
+    assert (result.after < result.before).all()
+
+
+def test_the_first_step_moves_the_code() -> None:
+    site = make_site()
+    targets = gathered(site)
+    result = al.align(targets, site.generator, site.critic, dataclasses.replace(PLAN, steps=1), site.spread)
+    assert (result.steps == 1).all()
+    assert not torch.equal(result.codes, torch.stack([t.centroid for t in targets]))
+    assert [al._learning_rate(s, 40) > 0 for s in range(40)] == [True] * 40
+    assert al._learning_rate(10, 40) == 1.0
+    assert al._learning_rate(0, 40) == 0.5
+
+
+def test_no_steps_give_the_plain_average() -> None:
+    site = make_site()
+    targets = gathered(site)
+    result = al.align(targets, site.generator, site.critic, dataclasses.replace(PLAN, steps=0), site.spread)
+    assert torch.equal(result.codes, torch.stack([t.centroid for t in targets]))
+
+
+def test_a_group_that_stalls_stops_and_never_ends_worse() -> None:
+    site, plan = make_site(), al.AlignmentPlan(steps=60, patience=2, learning_rate=50.0)
+    result = al.align(gathered(site, plan), site.generator, site.critic, plan, site.spread)
+    assert (result.after <= result.before).all()
+    assert (result.steps < 60).all()
+
+
+def test_a_group_is_aligned_alike_whatever_its_batch() -> None:
+    site = make_site(patients=15)
+    targets = gathered(site)
+    together = al.align(targets, site.generator, site.critic, PLAN, site.spread)
+    alone = al.align(targets[2:], site.generator, site.critic, PLAN, site.spread)
+    torch.testing.assert_close(together.codes[2:], alone.codes, rtol=1e-3, atol=1e-3)
+
+
+def test_each_patient_weighs_one_whatever_the_number_of_images() -> None:
+    site = make_site()
+    patients = al.measure_patients(site.images, site.inversion, site.who, site.critic, PLAN)
+    assert site.who.images[site.who.pseudonyms.index(f"{0:064x}")] == (0, 1, 2)
+    for group, statistics in zip(site.groups, gathered(site), strict=True):
+        mean = torch.stack([patients[m].code for m in group.members]).mean(0)
+        torch.testing.assert_close(statistics.centroid, mean)
+        assert statistics.support == (len(group.members),) * 4
+
+
+def test_the_optimiser_time_does_not_depend_on_k() -> None:
+    small, large = make_site(10, 5), make_site(10, 10)
+    assert [t.grams.shape for t in gathered(small)[:1]] == [t.grams.shape for t in gathered(large)]
+
+
+def test_a_rejected_image_on_the_roster_is_a_bug() -> None:
+    site = make_site()
+    accepted = np.ones(12, bool)
+    accepted[4] = False
+    site.inversion = dataclasses.replace(site.inversion, accepted=accepted)
+    with pytest.raises(Bug, match="rejected image"):
+        gathered(site)
+
+
+def test_noise_maps_are_fresh_for_each_image_and_come_from_the_source() -> None:
+    site = make_site()
+    codes = site.inversion.codes[:1].expand(3, -1, -1)
+    once, again = (al.render(codes, site.generator, torch.Generator().manual_seed(9)) for _ in range(2))
+    assert once.shape == (3, 16, 16, 3)
+    assert once.dtype == np.uint8
+    assert (once == again).all()
+    assert (once[0] != once[1]).any()
+    assert (once[1] != once[2]).any()
+
+
+def test_a_gram_of_constant_texture_does_not_depend_on_size_and_windows_must_divide() -> None:
+    texture = torch.rand(1, 3, 8, 8)
+    small, large = texture.tile(1, 1, 2, 2), texture.tile(1, 1, 8, 8)
+    torch.testing.assert_close(al.window_grams(small, 2)[0, 0], al.window_grams(large, 2)[0, 3])
+    with pytest.raises(ConfigurationError, match="divisor of 16"):
+        al.window_grams(small, 3)
+
+
+def test_features_have_unit_length_and_the_filters_are_constants() -> None:
+    site = make_site()
+    x = to_unit(site.images)
+    torch.testing.assert_close(al.content_features(site.critic, x).norm(dim=1), torch.ones(len(x)))
+    torch.manual_seed(123)
+    first = al.style_features(x)
+    torch.manual_seed(321)
+    assert torch.equal(first, al.style_features(x))
+    assert (first >= 0).all()  # ReLU before the Gram
+    assert math.isclose(float(al.style_features(x[:, :1]).shape[1]), al.STYLE_CHANNELS)
+
+
+def test_no_group_is_an_error() -> None:
+    site = make_site()
+    with pytest.raises(ConfigurationError, match="at least one group"):
+        al.align([], site.generator, site.critic, PLAN, 1.0)
+
+
+def test_a_site_goes_from_photographs_to_averages() -> None:
+    """The calls in the order in which client/work.py makes them."""
+    site = make_site()
+    torch.manual_seed(8)
+    encoder, plan = Encoder(16, 3, 4, 8), inv.InversionPlan(steps=2, iterations=1, samples=16, components=4)
+    random = torch.Generator().manual_seed(4)
+    known = dataclasses.replace(inv.reference(site.generator, encoder, plan, random), threshold=10.0)
+    found = inv.invert(site.images, site.generator, encoder, plan, known)
+    patient_of = np.array([0, 0, *range(10)])
+    who = g.roster(site.who.pseudonyms, patient_of, np.zeros(12, int), key=KEY, usable=found.accepted)
+    codes = known.whitening(g.patient_codes(found.encoded.flatten(1).double().numpy(), who))
+    grouping = g.form_groups(who, 5, "similar", key=KEY, codes=codes)
+    patients = al.measure_patients(site.images, found, who, site.critic, PLAN)
+    statistics = al.gather(grouping.groups, patients, site.generator, PLAN)
+    result = al.align(statistics, site.generator, site.critic, PLAN, known.spread)
+    images = al.render(result.codes, site.generator, random)
+    assert images.shape == (2, 16, 16, 3)
+    assert images.dtype == np.uint8

@@ -1,0 +1,197 @@
+"""What DESIGN.md promises of groups, as theorems: k distinct patients behind every number, memberships for good."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.synthesize import group as g
+from client.synthesize.align import GroupStatistics, PatientStatistics
+from client.synthesize.invert import Whitening
+from common.errors import Bug, PolicyError
+
+KEY = b"k" * 32
+STRATUM = g.Stratum(1, 2)
+
+
+def names(count: int, first: int = 0) -> list[str]:
+    return [f"{i:064x}" for i in range(first, first + count)]
+
+
+def flat_roster(pseudonyms: list[str], label: int = 1) -> g.Roster:
+    return g.roster(pseudonyms, np.arange(len(pseudonyms)), np.full(len(pseudonyms), label), key=KEY)
+
+
+def frozen(path: Path, *memberships: list[str], k: int = 3) -> g.GroupStore:
+    store = g.GroupStore(path)
+    store.freeze(g.Grouping(tuple(g.Group(tuple(m), g.Stratum(1), k) for m in memberships), ()))
+    return store
+
+
+@pytest.mark.parametrize(
+    "members",
+    [("a", "b"), ("a", "b", "b"), ("a", "b", "c", "c"), ()],
+    ids=["two", "one twice", "k and a repeat", "none"],
+)
+def test_no_group_holds_fewer_than_k_distinct_patients(members: tuple[str, ...]) -> None:
+    with pytest.raises(PolicyError) as caught:
+        g.Group(members, STRATUM, 3)
+    assert caught.value.code == "E-GROUP-SIZE"
+    with pytest.raises(PolicyError):
+        replace(g.Group(("a", "b", "c"), STRATUM, 3), members=members)
+
+
+@pytest.mark.parametrize("k", [1, 0, -5])
+def test_no_group_has_a_k_below_two(k: int) -> None:
+    with pytest.raises(PolicyError):
+        g.Group(("a",), STRATUM, k)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), mode=st.sampled_from(["similar", "paper", "random"]))
+def test_grouping_does_not_depend_on_input_order(seed: int, mode: g.Mode) -> None:
+    rng = np.random.default_rng(seed)
+    patient_of = np.repeat(np.arange(17), rng.integers(1, 4, 17))
+    labels, codes = rng.integers(0, 2, len(patient_of)), rng.normal(size=(len(patient_of), 4)).round(1)
+
+    def grouped(order: np.ndarray, relabel: np.ndarray) -> g.Grouping:
+        pseudonyms = [names(17)[i] for i in np.argsort(relabel)]
+        who = g.roster(pseudonyms, relabel[patient_of[order]], labels[order], key=KEY)
+        points = None if mode == "random" else g.patient_codes(codes[order], who)
+        return g.form_groups(who, 3, mode, key=KEY, codes=points)
+
+    plain = grouped(np.arange(len(patient_of)), np.arange(17))
+    assert grouped(rng.permutation(len(patient_of)), rng.permutation(17)) == plain
+
+
+def test_one_patient_with_many_images_counts_once() -> None:
+    patient_of = np.repeat(np.arange(5), 2)  # ten images, five people
+    who = g.roster(names(5), patient_of, np.zeros(10, int), key=KEY)
+    (only,) = g.form_groups(who, 5, "random", key=KEY).groups
+    assert only.members == tuple(names(5))
+    with pytest.raises(PolicyError):
+        g.form_groups(who, 6, "random", key=KEY)
+
+
+def test_two_rows_with_one_pseudonym_are_one_patient() -> None:
+    who = g.roster(["a", "b", "a"], np.arange(3), np.zeros(3, int), key=KEY)
+    with pytest.raises(PolicyError):
+        g.form_groups(who, 3, "random", key=KEY)
+
+
+def test_random_groups_see_no_pixel() -> None:
+    with pytest.raises(Exception, match="no pixel"):
+        g.form_groups(flat_roster(names(6)), 3, "random", key=KEY, codes=np.zeros((6, 2)))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [names(4), names(2) + names(1, 9), names(3, 2), names(3) + names(3, 3)],
+    ids=["one more", "one swapped", "across two groups", "two groups joined"],
+)
+def test_an_intersecting_re_release_is_refused(tmp_path: Path, members: list[str]) -> None:
+    store = frozen(tmp_path / "groups.sqlite", names(3), names(3, 3))
+    with pytest.raises(PolicyError) as caught:
+        store.freeze(g.Grouping((g.Group(tuple(members), g.Stratum(1), 3),), ()))
+    assert caught.value.code == "E-GROUP-OVERLAP"
+    store.close()
+
+
+def test_one_patient_fewer_is_refused(tmp_path: Path) -> None:
+    store = frozen(tmp_path / "groups.sqlite", names(4))
+    with pytest.raises(PolicyError):
+        store.freeze(g.Grouping((g.Group(tuple(names(3)), g.Stratum(1), 3),), ()))
+    store.close()
+
+
+def test_an_identical_re_release_is_allowed(tmp_path: Path) -> None:
+    store = frozen(tmp_path / "groups.sqlite", names(3))
+    before = store.groups()
+    store.freeze(g.Grouping((g.Group(tuple(reversed(names(3))), g.Stratum(1), 3),), ()))
+    assert store.groups() == before
+    store.close()
+
+
+def test_a_refused_freeze_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = frozen(tmp_path / "groups.sqlite", names(3))
+    good, bad = (g.Group(tuple(m), g.Stratum(1), 3) for m in (names(3, 50), names(3, 2)))
+    with pytest.raises(PolicyError):
+        store.freeze(g.Grouping((good, bad), ()))
+    assert len(store.groups()) == 1
+    store.close()
+
+
+def test_new_patients_group_only_among_themselves(tmp_path: Path) -> None:
+    store = g.GroupStore(tmp_path / "groups.sqlite")
+    first = g.regroup(store, flat_roster(names(6)), 3, "random", key=KEY)
+    store.freeze(first)
+    two_more = g.regroup(store, flat_roster(names(8)), 3, "random", key=KEY)
+    assert (set(two_more.groups), two_more.suppressed) == (set(first.groups), tuple(names(2, 6)))
+    four_more = g.regroup(store, flat_roster(names(10)), 3, "random", key=KEY)
+    assert set(first.groups) < set(four_more.groups)
+    assert {m for group in set(four_more.groups) - set(first.groups) for m in group.members} == set(names(4, 6))
+    store.freeze(four_more)
+    store.close()
+
+
+def test_a_group_that_lost_a_patient_is_held_back_whole(tmp_path: Path) -> None:
+    store = frozen(tmp_path / "groups.sqlite", names(5), k=3)
+    left = flat_roster(names(4) + names(3, 20))
+    grouping = g.regroup(store, left, 3, "random", key=KEY)
+    assert [set(group.members) for group in grouping.groups] == [set(names(3, 20))]
+    assert grouping.suppressed == tuple(names(4))
+    store.close()
+
+
+CRASH = """
+import os, signal, sys
+from pathlib import Path
+from client.synthesize.group import Group, Grouping, GroupStore, Stratum
+store = GroupStore(Path(sys.argv[1]))
+store.freeze(Grouping((Group(("a", "b", "c"), Stratum(1), 3),), ()))
+os.kill(os.getpid(), signal.SIGKILL)  # before anything is sent
+"""
+
+
+def test_a_crash_between_freeze_and_send_leaves_the_freeze(tmp_path: Path) -> None:
+    path = tmp_path / "groups.sqlite"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", CRASH, str(path)], check=False, env=env)
+    assert done.returncode == -signal.SIGKILL
+    store = g.GroupStore(path)
+    assert [group.members for group in store.groups()] == [("a", "b", "c")]
+    with pytest.raises(PolicyError):
+        store.freeze(g.Grouping((g.Group(("a", "b", "d"), g.Stratum(1), 3),), ()))
+    store.close()
+
+
+def statistics(group: object, support: tuple[int, ...]) -> GroupStatistics:
+    grams = torch.zeros(len(support), 2, 2)
+    return GroupStatistics(group, torch.zeros(6, 4), torch.zeros(8), grams, support)  # type: ignore[arg-type]
+
+
+def test_alignment_sees_only_statistics_over_at_least_k_patients() -> None:
+    group = g.Group(("a", "b", "c"), STRATUM, 3)
+    assert statistics(group, (3, 3)).group is group
+    for support in ((2, 3), (3, 0), ()):
+        with pytest.raises(PolicyError):
+            statistics(group, support)
+    with pytest.raises(PolicyError):
+        GroupStatistics(group, torch.zeros(6, 4), torch.zeros(8), torch.zeros(2, 2, 2), (3,))
+    with pytest.raises(Bug):
+        statistics(("a", "b", "c"), (3, 3))
+    with pytest.raises(Bug):
+        statistics(PatientStatistics(torch.zeros(6, 4), torch.zeros(8), torch.zeros(1, 2, 2)), (3,))
+
+
+def test_whitening_is_never_fitted_to_the_cohort() -> None:
+    with pytest.raises(Bug, match="GeneratorCodes"):
+        Whitening.fit(np.zeros((20, 4)), 2)  # type: ignore[arg-type]
