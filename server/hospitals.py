@@ -5,7 +5,7 @@ full of invented names, dates, ids and comments, a labels file, and `Truth`. Gua
 the same bytes; every identifying string stands in `Truth.identifiers`, so that a test can search for it wherever it
 should not be. Not covered: anything but test data.
 
-Among the files, beside one photograph a person: mixed transfer syntaxes; a few second exposures (slightly moved, brighter);
+Among the files, beside one photograph a person: mixed transfer syntaxes; a few second exposures (moved, brighter);
 one photograph that stands under two patient ids; and broken files, one of each kind.
 """
 

@@ -1,11 +1,13 @@
 """Image files with known truth: DICOM of several modalities, photometric interpretations, transfer syntaxes; PNG.
 
-Everything is small, seeded and invented. `MARKERS` are strings planted in every header text that must never reach a cohort.
+Everything is small, seeded and invented. `MARKERS` are planted in every header text that must never reach a cohort.
 """
 
 from __future__ import annotations
 
 import csv
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ MARKERS = (
 
 
 def fundus(seed: int, size: int = 128) -> NDArray[np.uint8]:
-    """Return a fundus-like photograph uint8 [size, size, 3]: a lit disc with a bright spot and dark vessels on black."""
+    """Return a fundus-like photograph uint8 [size, size, 3]: a lit disc, bright spot, dark vessels, on black."""
     chance = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size - 0.5
     disc = np.hypot(x, y) < 0.48
@@ -140,6 +142,16 @@ def encapsulated(dataset: Dataset, frame: bytes, syntax: UID, photometric: str) 
     dataset.PixelData = encapsulate([frame])
     dataset["PixelData"].is_undefined_length = True
     return dataset
+
+
+def hollow_png(width: int, height: int) -> bytes:
+    """Return a PNG that declares width x height colour pixels and holds almost none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
 def write_labels(path: Path, rows: Sequence[Sequence[str]], columns: str = "patient,label") -> Path:

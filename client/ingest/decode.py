@@ -6,7 +6,8 @@ that file gets a reason, a new child starts, and the next file goes on. Answers 
 pickles), checked by the parent as if from a stranger. Not covered: a codec exploit reading other files of the same
 user (run the site under its own account).
 
-Child: 1. open without following links or waiting on pipes; 2. size cap; 3. format by content; 4. decode; 5. digest; 6. frame.
+Child: 1. open, following no link and waiting on no pipe; 2. size cap; 3. format by content; 4. decode; 5. digest;
+6. frame.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The hospital's labels file: which label, patient and eye belongs to which image.
 
 In: a CSV (UTF-8, comma or semicolon) with a header naming the columns
-    label        one of the study's labels                                 (required)
-    patient      the patient id as it stands in the DICOM header           (required for photographs)
-    file         path below the source folder, or a file name that occurs once there   (required for photographs)
-    laterality   L or R                                                    (optional; a DICOM header that names a side wins)
-A row with a file speaks for that file; a row without one speaks for all of the patient's images (of that side, if it names one).
-Out: `Labels`, asked per image. Guaranteed: no cell of the file stands in any message. Not covered: spreadsheets, other encodings.
+    label        required: one of the study's labels
+    patient      the patient id as it stands in the DICOM header; required for photographs
+    file         path below the source folder, or a file name that occurs once there; required for photographs
+    laterality   optional: L or R; a DICOM header that names a side wins
+A row with a file speaks for that file; a row without one speaks for all of the patient's images (of that side, if it
+names one). A DICOM file's own patient id and the one in its row are taken for the same person. Out: `Labels`, asked
+per image. Guaranteed: no cell of the file stands in any message. Not covered: spreadsheets, other encodings.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def _file_key(text: str) -> str:
 def read_labels(path: Path | None, declared: Sequence[str], files: Iterable[str], max_bytes: int) -> Labels:
     """Return the labels in `path` for a study with `declared` labels and `files` (relative paths).
 
-    Raises ConfigurationError: no file although the study has several labels; not UTF-8; a missing, unknown or doubled column.
+    Raises ConfigurationError: no file although the study has several labels; not UTF-8; a missing, unknown or doubled
+    column.
     """
     if path is None:
         if len(declared) == 1:

@@ -1,0 +1,100 @@
+"""client/ingest/images.py: photographs are bounded, framed alike, and lose marks beside the field of view."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from client.ingest.images import framed, read_photograph
+from client.ingest.quarantine import Reason, Unusable
+from tests import phantoms
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> io.BytesIO:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    buffer.seek(0)
+    return buffer
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
+def test_png_modes(mode: str) -> None:
+    picture = Image.fromarray(phantoms.fundus(1)).convert(mode)
+    pixels = read_photograph(encoded(picture), 1 << 20)
+    expected = np.asarray(picture if mode == "L" else picture.convert("RGB"))
+    assert np.array_equal(pixels.squeeze(), expected)
+
+
+def test_sixteen_bit_png_is_stretched() -> None:
+    pixels = read_photograph(encoded(Image.fromarray(phantoms.grey(1, bits=16))), 1 << 20)
+    assert pixels.dtype == np.uint8
+    assert (pixels.min(), pixels.max()) == (0, 255)
+
+
+def test_a_png_that_declares_too_much_is_refused_before_decoding() -> None:
+    with pytest.raises(Unusable) as refusal:
+        read_photograph(io.BytesIO(phantoms.hollow_png(60000, 60000)), 1 << 28)
+    assert refusal.value.reason is Reason.DECLARED_TOO_LARGE
+
+
+def test_comments_do_not_change_what_is_read() -> None:
+    notes = PngInfo()
+    notes.add_text("Comment", phantoms.MARKERS[4])
+    picture = Image.fromarray(phantoms.fundus(2))
+    plain, noted = (read_photograph(encoded(picture, pnginfo=n), 1 << 20) for n in (None, notes))
+    assert np.array_equal(plain, noted)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (90, 128), (128, 90), (65, 64), (2000, 33)])
+def test_framing_keeps_the_aspect_and_fills_the_square(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(40, 255, (*shape, 3), dtype=np.uint8)
+    square = framed(pixels, 64, 3, field_of_view=False)
+    lit = square.max(axis=2) > 0
+    assert square.shape == (64, 64, 3)
+    assert lit.any(axis=1).sum() == max(1, round(64 * shape[0] / max(shape)))
+    assert lit.any(axis=0).sum() == max(1, round(64 * shape[1] / max(shape)))
+
+
+def test_the_black_surround_is_cut_away() -> None:
+    photograph = phantoms.fundus(3, 128)
+    wide = np.zeros((300, 400, 3), np.uint8)
+    wide[60:188, 150:278] = photograph
+    a, b = (framed(p, 64, 3, field_of_view=True).astype(int) for p in (photograph, wide))
+    assert np.abs(a - b).mean() < 4
+
+
+def test_text_beside_the_field_of_view_is_gone() -> None:
+    photograph = phantoms.fundus(4, 128)
+    marked = photograph.copy()
+    marked[2:7, 2:30:3] = 255
+    a, b = (framed(p, 128, 3, field_of_view=True) for p in (photograph, marked))
+    assert np.array_equal(a, b)
+
+
+def test_a_picture_without_dark_corners_keeps_them() -> None:
+    full = np.random.default_rng(1).integers(60, 255, (128, 128, 3), dtype=np.uint8)
+    assert np.array_equal(framed(full, 128, 3, field_of_view=True), full)
+
+
+def test_colour_becomes_grey_and_grey_is_not_colour() -> None:
+    assert framed(phantoms.fundus(5), 64, 1, field_of_view=False).shape == (64, 64, 1)
+    with pytest.raises(Unusable) as refusal:
+        framed(phantoms.grey(5, bits=8)[..., None], 64, 3, field_of_view=False)
+    assert refusal.value.reason is Reason.WRONG_CHANNELS
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_blank_and_tiny_images_are_refused(crop: bool) -> None:
+    for pixels, reason in (
+        (np.zeros((128, 128, 3), np.uint8), Reason.BLANK),
+        (np.full((128, 128, 3), 90, np.uint8), Reason.BLANK),
+        (phantoms.fundus(6, 24), Reason.TOO_SMALL),
+    ):
+        with pytest.raises(Unusable) as refusal:
+            framed(pixels, 64, 3, field_of_view=crop)
+        assert refusal.value.reason is reason

@@ -1,0 +1,119 @@
+"""client/ingest/persons.py: who is one person, and what of a person enters."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.ingest.persons import (
+    Sighting,
+    chosen,
+    grouped_by_person,
+    is_placeholder,
+    near_duplicates,
+    normalised_id,
+    pseudonym,
+)
+from client.ingest.quarantine import Reason
+from tests import phantoms
+
+KEY = bytes(32)
+
+
+def sighting(
+    position: int, ids: str, digest: str, label: int = 0, side: int = 1, refusal: Reason | None = None
+) -> Sighting:
+    return Sighting(position, tuple(ids), label, side, digest, refusal)
+
+
+def test_ids_are_normalised_and_leading_zeros_stay() -> None:
+    assert normalised_id(" 0042\0 ") == "0042"
+    assert pseudonym(KEY, "A", "Mu\u0308ller") == pseudonym(KEY, " A", "M\u00fcller ")
+    assert len({pseudonym(KEY, *parts) for parts in (("", "42"), ("", "042"), ("A", "42"), ("4", "2"))}) == 4
+    assert pseudonym(bytes(32), "", "42") != pseudonym(bytes([1]) * 32, "", "42")
+    assert len(bytes.fromhex(pseudonym(KEY, "", "42"))) == 16
+
+
+@pytest.mark.parametrize("text", ["", "-", "0", "0000", "XXX", "Anonymous", "N/A", "unknown", "NO ID", "9999999", "^^"])
+def test_placeholders(text: str) -> None:
+    assert is_placeholder(text)
+
+
+@pytest.mark.parametrize("text", ["7", "P-0001", "00042", "MRN-01-0000001", "ANNA", "1111"])
+def test_real_ids(text: str) -> None:
+    assert not is_placeholder(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz")), min_size=1, max_size=12), st.randoms())
+def test_persons_are_connected_components_in_any_order(links: list[tuple[str, str]], chance: object) -> None:
+    sightings = [sighting(i, name, digest) for i, (name, digest) in enumerate(links)]
+    groups = grouped_by_person(sightings, ())
+    assert sorted(s.position for group in groups for s in group) == list(range(len(links)))
+    for a, b in permutations(groups, 2):
+        assert not {n for s in a for n in s.pseudonyms} & {n for s in b for n in s.pseudonyms}
+        assert not {s.digest for s in a} & {s.digest for s in b}
+    chance.shuffle(sightings)  # type: ignore[attr-defined]
+    assert {frozenset(g) for g in grouped_by_person(sightings, ())} == {frozenset(g) for g in groups}
+
+
+def test_near_duplicates_join_and_a_chain_is_one_person() -> None:
+    sightings = [sighting(i, name, digest) for i, (name, digest) in enumerate(zip("abcd", "wxyz", strict=True))]
+    assert sorted(map(len, grouped_by_person(sightings, [(0, 1), (1, 2)]))) == [1, 3]
+
+
+def test_a_brighter_resaved_copy_is_found_and_strangers_are_not() -> None:
+    photographs = [phantoms.fundus(i, 128) for i in range(40)]
+    photographs.append(np.clip(photographs[7] * 1.05 + 3, 0, 255).astype(np.uint8))
+    assert list(near_duplicates(np.stack(photographs))) == [(7, 40)]
+
+
+def test_idrid_has_six_pairs_and_no_other() -> None:
+    path = Path(__file__).parents[4] / "shared" / "data" / "idrid_64.npz"
+    if not path.exists():
+        pytest.skip("the IDRiD array lies outside the repository and is not here")
+    with np.load(path) as data:
+        images = data["images"]
+    pairs = list(near_duplicates(images))
+    assert len(pairs) == 6
+    assert all(np.array_equal(images[i], images[j]) for i, j in pairs)
+
+
+def test_the_highest_label_wins_and_only_its_images_enter() -> None:
+    person = [sighting(0, "a", "p", label=0), sighting(1, "a", "q", label=2), sighting(2, "b", "r", label=2)]
+    fates = chosen(person, ordinal=True, one_eye=False)
+    assert fates[0] is Reason.LOWER_LABEL
+    assert [fates[i].label for i in (1, 2) if isinstance(fates[i], Sighting)] == [2, 2]  # type: ignore[union-attr]
+
+
+def test_identical_pixels_count_once_with_their_highest_label() -> None:
+    fates = chosen([sighting(0, "a", "p", label=0), sighting(1, "b", "p", label=2)], ordinal=True, one_eye=False)
+    entering = [fate for fate in fates.values() if isinstance(fate, Sighting)]
+    assert [s.label for s in entering] == [2]
+    assert Reason.DUPLICATE in fates.values()
+
+
+def test_without_order_a_conflict_excludes_the_person() -> None:
+    person = [sighting(0, "a", "p", label=0), sighting(1, "a", "q", label=2)]
+    assert set(chosen(person, ordinal=False, one_eye=False).values()) == {Reason.CONFLICTING_LABELS}
+
+
+def test_one_eye_enters_where_the_study_separates_them() -> None:
+    person = [sighting(i, "a", digest, side=side) for i, (digest, side) in enumerate((("p", 1), ("q", 2), ("r", 1)))]
+    fates = chosen(person, ordinal=True, one_eye=True)
+    assert {s.laterality for s in fates.values() if isinstance(s, Sighting)} == {1}
+    assert fates[1] is Reason.OTHER_SIDE
+    assert all(isinstance(fate, Sighting) for fate in chosen(person, ordinal=True, one_eye=False).values())
+
+
+def test_a_refused_image_still_tells_that_two_ids_are_one_person() -> None:
+    sightings = [sighting(0, "a", "p"), sighting(1, "b", "q"), sighting(2, "b", "p", refusal=Reason.NO_LABEL)]
+    (person,) = grouped_by_person(sightings, ())
+    fates = chosen(person, ordinal=True, one_eye=False)
+    assert fates[2] is Reason.NO_LABEL
+    assert isinstance(fates[0], Sighting)
