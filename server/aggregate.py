@@ -1,0 +1,69 @@
+"""The average of a round: pure functions over values.
+
+In: the global weights, the public weights of the accepted sites, their accepted updates one at a time. Out: new weights.
+  theta' = theta + sum_i w_i delta_i / sum_i w_i, over the accepted sites i, and only if they are at least the quorum.
+Guaranteed: the sum runs in float64 in the order of site names and is rounded to float32 once, so the order of arrival changes
+no byte; memory is one accumulator and one update, whatever the number of sites; what is not finite, of another shape or
+below the quorum is refused. Not covered: where updates lie and who sent them (app.py, intake.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import PolicyError, RefusedError
+from common.tensors import Arrays
+from server.intake import Accepted
+
+Accumulator = dict[str, NDArray[np.float64]]
+
+
+def average(
+    weights: Arrays, shares: Mapping[str, float], quorum: int, read: Callable[[str], Accepted]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the new float32 weights from the accepted sites' public `shares`, read one by one in order of name.
+
+    Raises PolicyError (E-QUORUM) below the quorum, RefusedError (E-AGGREGATE) for an update that does not fit.
+    """
+    if len(shares) < quorum:
+        raise PolicyError(f"{len(shares)} accepted updates, the plan's quorum is {quorum}", code="E-QUORUM")
+    total = begin(weights)
+    for site in sorted(shares):
+        fold(total, read(site).arrays, shares[site])
+    return finish(weights, total, sum(shares[site] for site in sorted(shares)))
+
+
+def begin(weights: Arrays) -> Accumulator:
+    """Return an empty sum for these weights."""
+    return {name: np.zeros(array.shape, np.float64) for name, array in weights.items()}
+
+
+def fold(total: Accumulator, delta: Arrays, weight: float) -> None:
+    """Add `weight` · `delta` to the sum in place, or raise RefusedError (E-AGGREGATE) and leave it as it was."""
+    if not (np.isfinite(weight) and weight > 0):
+        raise _refused(f"a weight is {weight!r}")
+    if set(delta) != set(total):
+        raise _refused("the update has other tensors than the global weights")
+    for name, array in delta.items():
+        if array.shape != total[name].shape or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise _refused(f"{name} has another shape or dtype, or is not finite")
+    for name, array in delta.items():
+        total[name] += weight * array.astype(np.float64)
+
+
+def finish(weights: Arrays, total: Accumulator, weight: float) -> dict[str, NDArray[np.float32]]:
+    """Return weights + total / weight, rounded once to float32; raises RefusedError where that is not finite."""
+    new = {}
+    for name, array in weights.items():
+        moved = array.astype(np.float64) + total[name] / weight
+        if not (np.abs(moved) <= np.finfo(np.float32).max).all():
+            raise _refused(f"{name} would leave the range of float32")
+        new[name] = moved.astype(np.float32)
+    return new
+
+
+def _refused(what: str) -> RefusedError:
+    return RefusedError(f"aggregate: {what}", code="E-AGGREGATE")

@@ -1,0 +1,157 @@
+"""The operator's configuration (server.yaml) and where everything lies in the server's state folder.
+
+In: server.yaml. Out: a frozen `ServerConfig`; `ServerState`, the paths. Guaranteed: an unknown key is an error; the sample
+file is generated from the model; nothing here can change a privacy parameter (those stand in the signed plan).
+Not covered: what is written to the paths (sites.py, record.py, superlink.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, field_validator
+
+from common.config import FrozenModel, load_yaml, parse_yaml
+from common.study import Identifier
+from common.tensors import atomic_write
+
+DEFAULT_PORT = 9443
+
+
+class Listen(FrozenModel):
+    """Where the SuperLink listens. Behind nginx it stays on the loopback interface."""
+
+    host: str = Field(
+        default="127.0.0.1", pattern=r"^[0-9a-zA-Z.:-]{1,255}$", description="interface; 127.0.0.1 behind nginx"
+    )
+    port: int = Field(default=DEFAULT_PORT, ge=1, le=65535, description="port of the SuperLink itself")
+
+
+class Limits(FrozenModel):
+    """Times and counts of the round loop. None of them touches privacy."""
+
+    poll_s: float = Field(default=0.25, gt=0, le=60, description="pause between two looks for a reply")
+    reask_s: float = Field(default=300, gt=0, le=86400, description="ask a silent site again after this time")
+    retry_first_s: float = Field(
+        default=1, gt=0, le=3600, description="pause after a site's error code; doubles each time"
+    )
+    retry_cap_s: float = Field(default=30, gt=0, le=86400, description="longest such pause")
+    goodbye_s: float = Field(
+        default=120, ge=0, le=86400, description="how long the closing message waits for the sites"
+    )
+    replies_in_memory: int = Field(default=4, ge=1, le=256, description="replies held in memory at once")
+    failures: int = Field(default=5, ge=1, le=1000, description="failed attempts without progress before giving up")
+
+
+class ServerConfig(FrozenModel):
+    """The operator's file."""
+
+    format: Literal["kohort-server/1"] = Field(default="kohort-server/1", description="version of this file")
+    name: Identifier = Field(description="name of the consortium")
+    url: str = Field(max_length=300, description="what sites connect to: https://HOST:PORT, no path")
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+
+    @field_validator("url")
+    @classmethod
+    def _plain_https(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname or parts.path or parts.query or parts.username:
+            raise ValueError("expected https://HOST:PORT without a path")
+        if parts.port is None:
+            raise ValueError("expected a port, as in https://HOST:PORT")
+        return url
+
+    @property
+    def host(self) -> str:
+        """The host in the URL: a name of the server's certificate."""
+        return str(urlsplit(self.url).hostname)
+
+
+def new_config(name: str, url: str, path: Path) -> ServerConfig:
+    """Return the configuration that `kohort-server init` writes to `path`: it listens on the URL's port."""
+    port = ServerConfig.model_validate({"name": name, "url": url}).url.rsplit(":", 1)[1]
+    config = ServerConfig.model_validate({"name": name, "url": url, "listen": {"port": int(port)}})
+    atomic_write(path, sample(config).encode())
+    return load_config(path)
+
+
+def load_config(path: Path) -> ServerConfig:
+    """Return the configuration in a file; raises ConfigurationError with every problem at once."""
+    return load_yaml(path, ServerConfig)
+
+
+def sample(config: ServerConfig) -> str:
+    """Return the YAML text of a configuration, every key with its description; it reads back as the same value."""
+    text = "# kohort-server: the operator's file. Generated; every key but name and url may be left out.\n"
+    text += _lines(config, "")
+    assert parse_yaml(text, ServerConfig, Path("server.yaml")) == config
+    return text
+
+
+def _lines(model: BaseModel, indent: str) -> str:
+    """One commented `key: value` line a field."""
+    text = ""
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            text += f"\n{indent}# {(type(value).__doc__ or '').strip()}\n{indent}{name}:\n" + _lines(
+                value, indent + "  "
+            )
+        else:
+            text += f"{indent}{name}: {value}  # {field.description}\n"
+    return text
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The server's state folder. One server runs in it at a time (`lock`)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """server.yaml."""
+        return self.root / "server.yaml"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate authority's folder."""
+        return self.root / "ca"
+
+    @property
+    def operator_key(self) -> Path:
+        """The Ed25519 key that signs plans, instructions and releases."""
+        return self.root / "keys" / "operator.key"
+
+    @property
+    def tls(self) -> Path:
+        """The server's certificate files."""
+        return self.root / "tls"
+
+    @property
+    def sites(self) -> Path:
+        """The registry of sites."""
+        return self.root / "sites.sqlite"
+
+    @property
+    def node_keys(self) -> Path:
+        """Public key files as Flower's command line wants them."""
+        return self.root / "node-keys"
+
+    @property
+    def superlink(self) -> Path:
+        """Flower's own folder."""
+        return self.root / "superlink"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the running server."""
+        return self.root / "lock"
+
+    def study(self, study_hash: str) -> Path:
+        """The folder of one study."""
+        return self.root / "studies" / study_hash

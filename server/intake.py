@@ -1,0 +1,102 @@
+"""The intake: the only maker of `Accepted`, the only type that the aggregate and the image store take.
+
+In: one sealed reply, the site behind the node that sent it, and what was asked. Out: `Accepted`, or RefusedError with the code
+of the first check that does not hold. The checks, numbered as in the code and in the tests:
+  1. size; the site's own signature over the header; the payload has the signed SHA-256
+  2. the sender named in the header is the site behind the node
+  3. the header answers the very instruction that was sent: study, kind, phase, model, round, part
+  4. the boundary rules 1 to 4: the plan's constants in the statement, nothing else; canonical bytes
+  5. the boundary rules 5 to 9 (updates) or 10 to 14 (images, over all parts)
+Guaranteed: nothing is written and nobody is punished here; the caller quarantines. Not covered: whether an honest-looking
+update is useful, or poisoned within its public bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common import signing
+from common.errors import Bug, RefusedError
+from common.messages import Header, Sealed, unseal
+from common.privacy import boundary
+from common.study import Study
+from common.tensors import Arrays
+
+_TOKEN = object()
+REPLIES: Mapping[str, Literal["update", "images"]] = {"train": "update", "synthesize": "images"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one instruction asked of every site. `shapes`: the global weights' (train); `parts`: 0 = the reply says."""
+
+    study: Study
+    phase: Literal["train", "synthesize"]
+    model: str
+    round: int
+    part: int = 0
+    parts: int = 0
+    images_before: int = 0
+    shapes: boundary.Shapes = field(default_factory=dict)
+
+    @property
+    def cap_bytes(self) -> int:
+        """The largest payload of a reply."""
+        return boundary.UPDATE_CAP_BYTES if self.phase == "train" else boundary.PART_CAP_BYTES
+
+
+class Accepted:
+    """A checked reply: its header, its tensors and its sealed bytes. Only `accept` can make one."""
+
+    __slots__ = ("arrays", "header", "sealed")
+    header: Header
+    arrays: Arrays
+    sealed: Sealed
+
+    def __init__(self, token: object, header: Header, arrays: Arrays, sealed: Sealed) -> None:
+        if token is not _TOKEN:
+            raise Bug("only the intake makes an Accepted", hint="call server.intake.accept")
+        object.__setattr__(self, "header", header)
+        object.__setattr__(self, "arrays", arrays)
+        object.__setattr__(self, "sealed", sealed)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise Bug(f"an Accepted cannot be changed ({name})")
+
+
+def accept(sealed: Sealed, site: str, sign_key: str, asked: Asked) -> Accepted:
+    """Return the accepted reply of `site`, whose signing key line is `sign_key`; raises RefusedError."""
+    header = open_header(sealed, site, sign_key, asked.cap_bytes)  # 1, 2
+    _check_answer(header, asked)  # 3
+    boundary.check_reply(header, asked.study)  # 4
+    arrays = boundary.open_payload(sealed.payload, header, asked.cap_bytes)  # 4
+    if asked.phase == "train":  # 5
+        boundary.check_update(arrays, asked.shapes, header, asked.study)
+    else:
+        boundary.check_total(asked.images_before + boundary.check_images(arrays, header, asked.study), asked.study)
+    return Accepted(_TOKEN, header, arrays, sealed)
+
+
+def open_header(sealed: Sealed, site: str, sign_key: str, max_bytes: int) -> Header:
+    """Return the header that `site` itself signed (checks 1 and 2); raises RefusedError."""
+    try:
+        header = unseal(sealed, signing.parse_public(sign_key), max_bytes=max_bytes)
+    except RefusedError as error:
+        code = "E-INTAKE-SIGNATURE" if error.code == RefusedError.default_code else error.code
+        raise RefusedError(str(error), code=code) from error
+    if header.sender != site:
+        raise RefusedError(f"signed as {header.sender}, sent by the node of {site}", code="E-INTAKE-SENDER")
+    return header
+
+
+def _check_answer(header: Header, asked: Asked) -> None:
+    """Check 3."""
+    got = (header.study, header.kind, header.phase, header.model, header.round, header.part)
+    kind = REPLIES[asked.phase]
+    expected = (asked.study.hash(), kind, asked.phase, asked.model, asked.round, asked.part)
+    if got != expected:
+        raise RefusedError(f"answers {got[1:]} where {expected[1:]} was asked", code="E-INTAKE-ANSWER")
+    if asked.parts and header.parts != asked.parts:
+        raise RefusedError(f"says {header.parts} parts, said {asked.parts} before", code="E-INTAKE-PARTS")

@@ -1,0 +1,202 @@
+"""What the server remembers of one study: files, journal and the views on them.
+
+In: a study's folder. Out: weights of a round, accepted replies as they came, round records, progress, image batches.
+Guaranteed: a round is closed if and only if its journal entry says so, and then its new weights are on disk with the SHA-256 in
+the entry; accepted replies are on disk before anything else learns of them. Not covered: decisions (intake.py, app.py).
+
+Files: bundle/ (the signed plan), journal.sqlite, weights/MODEL-ROUND.safetensors (before that round; the last two of a
+model), rounds/MODEL-ROUND/SITE.sealed (until the round is closed), images/SITE/PART.sealed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import tensors
+from common.errors import Bug
+from common.journal import Entry, Journal
+from common.messages import Sealed
+from common.privacy.boundary import PREFIXES
+from common.study import CHECKPOINT_CAP_BYTES, Study
+
+WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES
+SEALED_CAP_BYTES = (1 << 29) + (1 << 20)
+RECEIPTS = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One site's accepted images: its signing key at that time and the sealed parts."""
+
+    site: str
+    key: str
+    parts: tuple[Sealed, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is. `done` of `total` rounds (all models' rounds and one of images)."""
+
+    done: int
+    total: int
+    phase: str
+    waiting: str
+    complete: bool
+
+
+class StudyRecord:
+    """The folder of one study."""
+
+    def __init__(self, root: Path, study: Study) -> None:
+        self.root, self.study = root, study
+        self.journal = Journal(root / "journal.sqlite")
+
+    # --- weights
+
+    def weights_file(self, model: str, round_: int) -> Path:
+        """Where the weights before round `round_` lie."""
+        return self.root / "weights" / f"{model}-{round_:06d}.safetensors"
+
+    def weights(self, model: str, round_: int) -> tensors.Arrays:
+        """Return the global weights before a round; round 0 is the plan's starting checkpoint."""
+        path = self.weights_file(model, round_)
+        if round_ == 0 and not path.exists():
+            tensors.write(path, self._start(model))
+        arrays = tensors.read(path, max_bytes=WEIGHTS_CAP_BYTES)
+        entry = self.closed("train", model, round_ - 1) if round_ else None
+        if entry and entry.data["weights"] != file_digest(path):
+            raise Bug(f"{path}: does not have the SHA-256 that the journal names")
+        return arrays
+
+    def _start(self, model: str) -> tensors.Arrays:
+        """The model's part of the starting checkpoint in the bundle, as float32."""
+        start = self.study.models.trained()[model].start
+        if start is None:
+            raise Bug(f"the plan was signed without a starting checkpoint for {model}")
+        found = tensors.read(self.root / "bundle" / "checkpoints" / start.name, max_bytes=WEIGHTS_CAP_BYTES)
+        return {name: a.astype(np.float32) for name, a in found.items() if name.startswith(PREFIXES[model])}
+
+    def final_weights(self) -> dict[str, Path]:
+        """Return the files of the final weights by model, once every round is closed."""
+        trained = self.study.models.trained()
+        return {model: self.weights_file(model, plan.rounds) for model, plan in trained.items()}
+
+    # --- rounds
+
+    def place(self, phase: str, model: str, round_: int) -> str:
+        """The journal key of a round."""
+        return f"{self.study.hash()}/{phase}/{model}/{round_}"
+
+    def closed(self, phase: str, model: str, round_: int) -> Entry | None:
+        """Return the entry that closed a round, or None."""
+        entry = self.journal.latest(self.place(phase, model, round_))
+        return entry if entry and entry.state == "closed" else None
+
+    def close_round(self, phase: str, model: str, round_: int, data: Mapping[str, Any]) -> None:
+        """Journal a round as closed, then drop what it no longer needs."""
+        self.journal.append(self.place(phase, model, round_), "closed", data)
+        if phase == "train":
+            shutil.rmtree(self.round_folder(model, round_), ignore_errors=True)
+            if round_:
+                self.weights_file(model, round_ - 1).unlink(missing_ok=True)
+
+    def round_folder(self, model: str, round_: int) -> Path:
+        """Where the accepted updates of an open round lie."""
+        return self.root / "rounds" / f"{model}-{round_:06d}"
+
+    def reply_file(self, phase: str, model: str, round_: int, site: str, part: int) -> Path:
+        """Where an accepted reply lies."""
+        if phase == "train":
+            return self.round_folder(model, round_) / f"{site}.sealed"
+        return self.root / "images" / site / f"{part:05d}.sealed"
+
+    # --- replies
+
+    def note_accepted(self, key: str, site: str, digest: str, sign_key: str) -> None:
+        """Journal that the reply to `key` (a header's) was accepted from a site."""
+        self.journal.append(f"{key}/{site}", "accepted", {"digest": digest, "site": site, "key": sign_key})
+
+    def accepted_digest(self, key: str, site: str) -> str | None:
+        """Return the payload digest that was accepted for a key, or None."""
+        entry = self.journal.latest(f"{key}/{site}")
+        return str(entry.data["digest"]) if entry and entry.state == "accepted" else None
+
+    def note_refused(self, key: str, site: str, code: str) -> None:
+        """Journal that a site's reply was refused; an earlier acceptance for the key is void."""
+        self.journal.append(f"{key}/{site}", "refused", {"code": code, "site": site})
+
+    def receipts(self, site: str) -> tuple[str, ...]:
+        """Return the payload digests of the newest accepted replies of a site, oldest first."""
+        entries = self.journal.entries(self.study.hash())
+        found = [e.data["digest"] for e in entries if e.state == "accepted" and e.data["site"] == site]
+        return tuple(dict.fromkeys(found))[-RECEIPTS:]
+
+    def refused(self, phase: str, model: str, round_: int) -> dict[str, str]:
+        """Return the sites whose reply in a round was refused, with the code."""
+        entries = self.journal.entries(self.place(phase, model, round_) + "/")
+        return {e.data["site"]: e.data["code"] for e in entries if e.state == "refused"}
+
+    # --- views
+
+    def batches(self) -> tuple[Batch, ...]:
+        """Return the complete image batches of the closed synthesis round, in order of site."""
+        entry = self.closed("synthesize", "", 0)
+        sites = sorted(entry.data["accepted"]) if entry else []
+        return tuple(self._batch(site) for site in sites)
+
+    def _batch(self, site: str) -> Batch:
+        files = sorted((self.root / "images" / site).glob("*.sealed"))
+        entry = self.journal.latest(f"{self.place('synthesize', '', 0)}/0/{site}")
+        assert entry is not None
+        return Batch(site, str(entry.data["key"]), tuple(read_sealed(path) for path in files))
+
+    def complete(self) -> bool:
+        """Whether everything that the plan asks for is done."""
+        entry = self.journal.latest(self.study.hash())
+        return entry is not None and entry.state == "complete"
+
+    def progress(self) -> Progress:
+        """Return how far the study is, from the journal alone."""
+        entries = self.journal.entries(self.study.hash())
+        closed = {e.key for e in entries if e.state == "closed"}
+        rounds = [
+            (f"{model} round {i + 1} of {plan.rounds}", self.place("train", model, i))
+            for model, plan in self.study.models.trained().items()
+            for i in range(plan.rounds)
+        ]
+        if self.study.synthesis:
+            rounds.append(("images", self.place("synthesize", "", 0)))
+        names = [name for name, key in rounds if key not in closed]
+        state = next((e for e in reversed(entries) if e.key == self.study.hash() + "/state"), None)
+        waiting = str(state.data.get("text", "")) if state and names else ""
+        return Progress(
+            len(rounds) - len(names), len(rounds), names[0] if names else "closing", waiting, self.complete()
+        )
+
+    def close(self) -> None:
+        """Close the journal."""
+        self.journal.close()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def store_sealed(path: Path, sealed: Sealed) -> None:
+    """Write a sealed message as one safetensors file, atomically."""
+    tensors.write(path, {name: np.frombuffer(value, np.uint8) for name, value in sealed._asdict().items()})
+
+
+def read_sealed(path: Path) -> Sealed:
+    """Return the sealed message in a file that `store_sealed` wrote."""
+    fields = tensors.read(path, max_bytes=SEALED_CAP_BYTES)
+    return Sealed(*(fields[name].tobytes() for name in Sealed._fields))

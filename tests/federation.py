@@ -1,0 +1,295 @@
+"""Both sides of a federation in memory: a Flower `Grid` without network, scripted misbehaviour, and sites that need no data.
+
+`LocalGrid` hands an instruction to a node's ClientApp at once (any ClientApp: the real one or a toy's) and keeps the reply
+until it is pulled. What goes wrong on the way is a script: a list of `Fate`s a node, one per instruction, honest afterwards.
+`ToySite` answers as a site does, with made-up numbers; `forge` changes an answer before it is signed or after.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import build_app
+from common import signing, tensors
+from common.messages import Header, Sealed, digest_of, seal, unseal
+from common.privacy import boundary
+from common.study import Study, write_bundle
+from server.app import StudyRun
+from server.config import Limits, ServerState
+from server.record import StudyRecord
+from server.sites import Registry, Request
+from tests.studies import small_plan
+
+Fate = Callable[[Message, Callable[[], Message]], list[tuple[float, Message]]]
+QUICK = Limits(poll_s=0.01, reask_s=0.3, retry_first_s=0.02, retry_cap_s=0.1, goodbye_s=1.0)
+
+
+# --- what can happen to an instruction ------------------------------------------------------------------------------------
+
+
+def honest(message: Message, answer: Callable[[], Message]) -> list[tuple[float, Message]]:
+    """It is answered at once."""
+    return [(0.0, answer())]
+
+
+def dropped(message: Message, answer: Callable[[], Message]) -> list[tuple[float, Message]]:
+    """It never arrives."""
+    return []
+
+
+def crashed(message: Message, answer: Callable[[], Message]) -> list[tuple[float, Message]]:
+    """The site does the work and dies before it sends anything."""
+    answer()
+    return []
+
+
+def delayed(seconds: float) -> Fate:
+    """The answer comes late."""
+    return lambda message, answer: [(seconds, answer())]
+
+
+def failed(code: int, reason: str) -> Fate:
+    """Flower or the site answers with an error."""
+    return lambda message, answer: [(0.0, Message(Error(code, reason), reply_to=message))]
+
+
+# --- the grid -------------------------------------------------------------------------------------------------------------
+
+
+class LocalGrid(Grid):
+    """Nodes by id; `scripts[node id]` is used up one fate an instruction. Thread-safe; one instruction a node at a time."""
+
+    def __init__(self, apps: Mapping[int, ClientApp], scripts: Mapping[int, Iterable[Fate]] | None = None) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        self.apps = dict(apps)
+        self.online = set(apps)
+        self.scripts = {node: list(fates) for node, fates in (scripts or {}).items()}
+        self.pushed: list[tuple[int, str]] = []
+        self._replies: dict[str, list[tuple[float, Message]]] = {}
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._busy = {node: threading.Lock() for node in apps}
+
+    def set_run(self, run: Run) -> None:
+        """Not needed."""
+
+    @property
+    def run(self) -> Run:
+        """Not needed."""
+        raise NotImplementedError
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """As Flower's own."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes that are online."""
+        return sorted(self.online)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Deliver each message to its node's app, unless the script says otherwise."""
+        return [self._deliver(message) for message in messages]
+
+    def _deliver(self, message: Message) -> str:
+        node = message.metadata.dst_node_id
+        with self._lock:
+            message_id = f"message-{next(self._ids)}"
+            message.metadata.__dict__["_message_id"] = message_id
+            self.pushed.append((node, message.metadata.message_type))
+            fates = self.scripts.get(node, [])
+            fate = fates.pop(0) if fates else honest
+        with self._busy[node]:
+            replies = fate(message, lambda: self._answer(node, message))
+        with self._lock:
+            now = time.monotonic()
+            self._replies[message_id] = [(now + delay, reply) for delay, reply in replies]
+        return message_id
+
+    def _answer(self, node: int, message: Message) -> Message:
+        context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
+        reply = self.apps[node](message, context)
+        assert isinstance(reply, Message)
+        return reply
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Whatever is due, once."""
+        found = []
+        with self._lock:
+            for message_id in message_ids:
+                waiting = self._replies.get(message_id, [])
+                found += [reply for due, reply in waiting if due <= time.monotonic()]
+                self._replies[message_id] = [(due, r) for due, r in waiting if due > time.monotonic()]
+        return found
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Not used by kohort: it would aggregate whatever came."""
+        raise NotImplementedError
+
+
+# --- sites ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ToySite:
+    """Answers instructions as a site does. `forge(header, arrays)` may change both before signing; `spoil` the sealed bytes."""
+
+    name: str
+    study: Study
+    operator: signing.Ed25519PublicKey
+    seed: int = 0
+    size: float = 0.01
+    image_parts: int = 1
+    key: signing.Ed25519PrivateKey = field(default_factory=signing.new_key)
+    forge: Callable[[dict[str, Any], tensors.Arrays], None] | None = None
+    spoil: Callable[[Sealed], Sealed] | None = None
+    forget: bool = False
+    asked: list[Header] = field(default_factory=list)
+    stored: dict[str, Sealed] = field(default_factory=dict)
+
+    def app(self) -> ClientApp:
+        """The real ClientApp around this toy."""
+        return build_app(self.answer)
+
+    def answer(self, sealed: Sealed) -> Sealed:
+        """The stored answer of a place, or a new one."""
+        header = unseal(sealed, self.operator, max_bytes=1 << 30)
+        boundary.check_instruction(header, self.study)
+        self.asked.append(header)
+        place = f"{header.phase}/{header.model}/{0 if header.phase == 'synthesize' else header.round}/{header.part}"
+        if place not in self.stored or self.forget:
+            self.stored[place] = self._made(header, tensors.loads(sealed.payload, max_bytes=1 << 30))
+        return self.stored[place]
+
+    def _made(self, asked: Header, weights: tensors.Arrays) -> Sealed:
+        kind = "update" if asked.kind == "train" else "images"
+        arrays = self.update(asked, weights) if kind == "update" else self.images(asked.part)
+        fields: dict[str, Any] = {
+            "kind": kind,
+            "study": asked.study,
+            "phase": asked.phase,
+            "model": asked.model,
+            "round": 0 if kind == "images" else asked.round,
+            "part": asked.part,
+            "parts": self.image_parts if kind == "images" else 1,
+            "sender": self.name,
+            "statement": boundary.public_statement(self.study, kind, asked.model)
+            | {"ledger_head": "0" * 64, "ledger_seq": 1},
+        }
+        if self.forge:
+            self.forge(fields, arrays)
+        payload = tensors.dumps(arrays)
+        sealed = seal(Header.model_validate({"digest": digest_of(payload), **fields}), payload, self.key)
+        return self.spoil(sealed) if self.spoil else sealed
+
+    def update(self, asked: Header, weights: tensors.Arrays) -> tensors.Arrays:
+        """Made-up deltas of the right shapes."""
+        rng = np.random.default_rng([self.seed, asked.round, len(self.stored) if self.forget else 0])
+        plan = self.study.models.trained()[asked.model]
+        return {
+            name: (self.size * rng.standard_normal(a.shape) * boundary.is_trained(name, plan)).astype(np.float32)
+            for name, a in weights.items()
+        }
+
+    def images(self, part: int) -> tensors.Arrays:
+        """Made-up pictures."""
+        rng = np.random.default_rng([self.seed, part])
+        size, channels = self.study.intake.size_px, self.study.intake.channels
+        return {
+            "images": rng.integers(0, 255, (6, size, size, channels), dtype=np.uint8),
+            "labels": np.arange(6, dtype=np.int64) % len(self.study.strata()),
+            "privatized": np.zeros(6, np.uint8),
+        }
+
+
+# --- a consortium ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Federation:
+    """An operator's state folder with a signed plan, and enrolled and registered toy sites."""
+
+    state: ServerState
+    study: Study
+    key: signing.Ed25519PrivateKey
+    sites: dict[str, ToySite]
+    limits: Limits = QUICK
+
+    @classmethod
+    def create(cls, folder: Path, **changes: Any) -> Federation:
+        """A small study with tiny checkpoints and its three sites."""
+        key = signing.new_key()
+        state = ServerState(folder / "server")
+        signing.save_private(state.operator_key, key)
+        study = write_bundle(tiny_plan(folder / "plan", **changes), key, folder / "bundle")
+        root = state.study(study.hash())
+        write_bundle(folder / "plan" / "study.yaml", key, root / "bundle")
+        names = [site.name for site in study.sites]
+        sites = {name: ToySite(name, study, key.public_key(), seed) for seed, name in enumerate(names)}
+        federation = cls(state, study, key, sites)
+        registry = Registry(state.sites)
+        for seed, (name, site) in enumerate(sites.items()):
+            registry.enrol(federation.request(name, site))
+            registry.registered(name, 100 + seed)
+        registry.close()
+        return federation
+
+    def request(self, name: str, site: ToySite) -> Request:
+        """The request that a toy would send (its node key is a placeholder: nothing here speaks TLS)."""
+        line = signing.public_text(site.key.public_key())
+        return Request(
+            format="kohort-request/1", site=name, node_key=f"node {name}-{id(site)}", sign_key=line, signature=""
+        )
+
+    def grid(self, scripts: Mapping[str, Iterable[Fate]] | None = None) -> LocalGrid:
+        """A fresh grid over all sites; scripts by site name."""
+        node = {name: 100 + seed for seed, name in enumerate(self.sites)}
+        apps = {node[name]: site.app() for name, site in self.sites.items()}
+        return LocalGrid(apps, {node[name]: fates for name, fates in (scripts or {}).items()})
+
+    def open(self) -> StudyRun:
+        """A study run on the state as it lies on disk: what a new process would see."""
+        record = StudyRecord(self.state.study(self.study.hash()), self.study)
+        return StudyRun(self.study, record, Registry(self.state.sites), self.key, self.limits)
+
+    def run(self, scripts: Mapping[str, Iterable[Fate]] | None = None) -> StudyRun:
+        """Run the study to its end; returns the finished run."""
+        study_run = self.open()
+        study_run.run(self.grid(scripts))
+        return study_run
+
+
+def tiny_plan(folder: Path, **changes: Any) -> Path:
+    """Write a plan with checkpoints of a few numbers, two GAN rounds, one flow round and images; returns its path."""
+    import hashlib
+    import json
+
+    rng = np.random.default_rng(1)
+    arrays = {
+        "gan": {"generator.a": (4, 3), "critic.a": (5,), "critic.b": (2, 2)},
+        "glow": {"glow.a": (7,)},
+    }
+    data = small_plan(**{"round_deadline_s": 20.0, **changes})
+    for model, shapes in arrays.items():
+        if model not in data["models"]:
+            continue
+        path = folder / f"{model}.safetensors"
+        tensors.write(path, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        data["models"][model]["start"] = {"file": path.name, "sha256": digest}
+    tensors.atomic_write(folder / "study.yaml", json.dumps(data).encode())
+    return folder / "study.yaml"
