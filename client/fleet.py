@@ -205,7 +205,7 @@ def _classify_status(response: httpx.Response) -> _Trouble:
     if status == 401:
         return _unauthorized(response, facts)
     if status == 412 and code == ACTIVATION_REFUSED:
-        return _Trouble(states.KEY_IN_USE, facts)
+        return _Trouble(states.KEY_NOT_ADMITTED, facts)
     fixed = {400: states.CLIENT_CERTIFICATE_REFUSED, 403: states.FORBIDDEN, 413: states.BODY_REFUSED}
     if status in fixed:
         return _Trouble(fixed[status], facts, slow=True)
@@ -725,12 +725,21 @@ class FleetClient:
         if self._node_id is None or not self._revived(wire):
             wire.call(lambda client: None)  # opens the connection, which reads the key
             request = ActivateNodeRequest(public_key=wire.public_key, heartbeat_interval=HEARTBEAT_INTERVAL_S)
-            answer = wire.call(lambda client: client.ActivateNode(request))
+            answer = self._activated(wire, request)
             atomic_write(self.settings.state_dir / "node-id", f"{answer.node_id}\n".encode(), mode=0o600)
             self._node_id = int(answer.node_id)
             self._health.beat()
         self._last_message = time.monotonic()
         self._joined.set()
+
+    def _activated(self, wire: _Wire, request: ActivateNodeRequest) -> Any:
+        """The answer to an activation; a key that had a node id and has none any more was revoked."""
+        try:
+            return wire.call(lambda client: client.ActivateNode(request))
+        except _Trouble as trouble:
+            if trouble.state is states.KEY_NOT_ADMITTED and self._node_id is not None:
+                raise _Trouble(states.KEY_UNKNOWN, trouble.facts, slow=True) from trouble
+            raise
 
     def _revived(self, wire: _Wire) -> bool:
         """Whether the server takes a heartbeat for the remembered node id (it would not take a second activation)."""

@@ -79,15 +79,15 @@ CLIENT_CERTIFICATE_UNUSABLE = _declare(
     "check the files in `server.ca` and `identity`; they are read again at every attempt",
 )  # fmt: skip
 KEY_UNKNOWN = _declare(
-    "KEY-UNKNOWN", _C, "error", "the server does not know our key, or has revoked it",
-    "send keys/node.pub to the operator; a revoked key can never come back, make a new one",
+    "KEY-UNKNOWN", _C, "error", "the server no longer knows our key",
+    "ask the operator whether the site was revoked; a revoked key can never come back, make a new one",
 )  # fmt: skip
 CLOCK_OFF = _declare(
     "CLOCK-OFF", _C, "error", "this machine's clock differs from the server's", "turn on time synchronisation (NTP)"
 )
-KEY_IN_USE = _declare(
-    "KEY-IN-USE", _C, "warning", "the server counts another session with our key as active",
-    "it ends by itself after 60 s; if it stays, another machine uses a copy of this site's key",
+KEY_NOT_ADMITTED = _declare(
+    "KEY-NOT-ADMITTED", _C, "error", "the server does not let our key in: not registered, or counted in another session",
+    "send keys/node.pub to the operator; a session that was cut off counts for 60 s, a copied key for as long as it runs",
 )  # fmt: skip
 PROXY_REFUSED = _declare(
     "PROXY-REFUSED", _C, "error", "the proxy refuses the connection", "ask for CONNECT to the server's name and port"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from flwr.app import Context, Message
 from client.fleet import FleetClient, FleetSettings, create_node_key
 from client.health import Health
 from common.bundle import write_app
-from server.certificates import create_authority, issue_server_certificate
+from server.certificates import ServerFiles, create_authority, issue_server_certificate
 from server.superlink import SuperLink, free_port
 
 TOY = {"server_app": "toy_serverapp:app", "client_app": "toy_serverapp:nothing"}
@@ -143,3 +145,67 @@ def consortium(folder: Path) -> Iterator[Consortium]:
     port = free_port()
     with SuperLink(folder / "superlink", port, files, environment=environment) as link:
         yield Consortium(folder, link, f"https://127.0.0.1:{port}", files.ca, orders)
+
+
+class Front:
+    """A TLS terminator before the SuperLink, as nginx is in production: its certificate can expire and be renewed."""
+
+    def __init__(self, backend: str, ca: Path) -> None:
+        self._backend = backend.removeprefix("https://").rsplit(":", 1)
+        self._ca = ca
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._pairs: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def use(self, files: ServerFiles, *, wants_client: bool = False) -> None:
+        """Serve with this certificate from now on; open connections are cut."""
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(files.certificate, files.key)
+        if wants_client:
+            self._context.verify_mode = ssl.CERT_REQUIRED
+            self._context.load_verify_locations(files.ca)
+        self.cut()
+
+    def cut(self) -> None:
+        """Cut every connection."""
+        pairs, self._pairs = self._pairs, []
+        for one in pairs:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Stop."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                raw, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(raw,), daemon=True).start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        """Pass bytes both ways until one side ends."""
+        outward = ssl.create_default_context(cafile=str(self._ca))
+        with contextlib.suppress(OSError), raw, self._context.wrap_socket(raw, server_side=True) as near:
+            plain = socket.create_connection((self._backend[0], int(self._backend[1])))
+            with plain, outward.wrap_socket(plain, server_hostname="localhost") as far:
+                self._pairs += [near, far]
+                other = threading.Thread(target=_copy, args=(far, near), daemon=True)
+                other.start()
+                _copy(near, far)
+                other.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    """Bytes from one to the other; when one ends, both do."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for one in (source, target):
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)

@@ -490,7 +490,7 @@ TABLE = [
     (httpx.ReadError("cut"), states.SERVER_BUSY, False),
     (request_error(401), states.KEY_UNKNOWN, True),
     (request_error(401, headers={"date": "Mon, 01 Jan 2024 00:00:00 GMT"}), states.CLOCK_OFF, True),
-    (request_error(412, b'{"code": 2004}'), states.KEY_IN_USE, False),
+    (request_error(412, b'{"code": 2004}'), states.KEY_NOT_ADMITTED, False),
     (request_error(413), states.BODY_REFUSED, True),
     (request_error(502), states.SERVER_BUSY, False),
     (request_error(302, headers={"location": "https://y"}), states.REDIRECTED, True),
