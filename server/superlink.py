@@ -6,8 +6,7 @@ check and run-time dependency installation off; listens on the loopback interfac
 folder; children end with this process, even after `kill -9`; an app bundle with code in it is refused before submission.
 Not covered: who may reach the port (nginx exposes the Fleet API alone, see deploy/); what a run computes (`server/app.py`).
 
-No flwr import here: only the programs that lie beside this interpreter. One call of Flower's command line costs about a
-second of CPU, so watch a run every few seconds, not every few milliseconds.
+No flwr import here: only the programs that lie beside this interpreter.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from common.errors import EnvironmentFault, PeerError, RefusedError, disk_faults
 from common.lock import FolderLock
 from common.tensors import atomic_write, read_capped
 from server.certificates import ServerFiles, check_certificate, read_certificate
+from server.flower_cli import FlowerCli
 
 CONNECTION = "kohort"
 CLI_TIMEOUT_S = 90.0
@@ -125,6 +125,7 @@ class SuperLink:
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._children: tuple[_Child, ...] = ()
+        self._cli = FlowerCli(_program("flwr"), self._environment(), self.state_dir, CLI_TIMEOUT_S)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -165,6 +166,7 @@ class SuperLink:
         if self._watcher is not None:
             self._watcher.join()
             self._watcher = None
+        self._cli.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -228,7 +230,7 @@ class SuperLink:
         return run_id
 
     def run_status(self, run_id: int) -> RunStatus:
-        """Where the run is. Costs about a second."""
+        """Where the run is."""
         row = self._flwr("list", CONNECTION, "--run-id", str(run_id))["runs"][0]
         status, _, outcome = str(row["status"]).partition(":")
         return RunStatus(run_id, status, outcome, str(row.get("status-details", "")), str(row["fab-hash"]))
@@ -239,7 +241,7 @@ class SuperLink:
 
     def run_log(self, run_id: int) -> str:
         """What the ServerApp of this run has printed."""
-        return self._cli(["log", str(run_id), CONNECTION, "--show"]).stdout
+        return self._cli.run(["log", str(run_id), CONNECTION, "--show"]).text
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -347,31 +349,15 @@ class SuperLink:
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """The answer of one command of Flower's command line; raises with Flower's own words if it fails."""
-        done = self._cli([*arguments, "--format", "json"])
-        answer = _json_in(done.stdout)
-        if done.returncode == 0 and answer is not None and answer.get("success", True):
+        done = self._cli.run([*arguments, "--format", "json"])
+        answer = _json_in(done.text)
+        if done.code == 0 and answer is not None and answer.get("success", True):
             return answer
-        words = str((answer or {}).get("error-message", "")) or (done.stderr or done.stdout)[-400:].strip()
+        words = str((answer or {}).get("error-message", "")) or done.text[-400:].strip()
         what = f"flwr {' '.join(arguments[:2])}: {words}"
         if "[code: 23]" in words:
             raise RefusedError(what, hint="this key was revoked: the site must make a new one", code="E-KEY-REVOKED")
         raise PeerError(what, code="E-FLOWER")
-
-    def _cli(self, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run Flower's command line against this server."""
-        command = [_program("flwr"), *arguments]
-        try:
-            return subprocess.run(
-                command,
-                env=self._environment(),
-                cwd=self.state_dir,
-                capture_output=True,
-                text=True,
-                timeout=CLI_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise PeerError(f"flwr {arguments[0]}: no answer within {CLI_TIMEOUT_S:g} s", code="E-FLOWER") from error
 
     def _known(self) -> dict[str, str]:
         """Node id → digest of its public key, of every site registered here."""

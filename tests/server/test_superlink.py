@@ -18,7 +18,8 @@ import server.superlink as superlink
 from common.bundle import write_app
 from common.errors import ConfigurationError, EnvironmentFault, PeerError, RefusedError
 from server.certificates import ServerFiles, create_authority, issue_server_certificate
-from server.superlink import RunStatus, SuperLink, free_port
+from server.flower_cli import FlowerCli
+from server.superlink import RunStatus, SuperLink, _json_in, free_port
 from tests.transport import until
 
 STAND_IN = """\
@@ -30,6 +31,21 @@ echo $$ >> "$name.pids"
 sleep 1000 &
 echo $! >> "$name.pids"
 wait
+"""
+
+FLWR = """\
+import pathlib, sys, time
+here = pathlib.Path(__file__).parent
+def app(arguments, prog_name):
+    with (here / "flwr.args").open("a") as file:
+        file.write(" ".join(arguments) + "\\n")
+    if "crash" in arguments:
+        __import__("os")._exit(3)
+    if "hang" in arguments:
+        time.sleep(100)
+    print("Using SuperLink")
+    sys.__stdout__.write((here / "flwr.json").read_text())
+    raise SystemExit(2 if "fail" in arguments else 0)
 """
 
 
@@ -46,7 +62,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name in ("flower-superlink", "flower-superexec"):
         (folder / name).write_text(STAND_IN)
-    (folder / "flwr").write_text(f'#!/bin/sh\necho "$@" >> {folder}/flwr.args\necho Using\ncat {folder}/flwr.json\n')
+    (folder / "flwr").write_text(FLWR)
     for path in folder.iterdir():
         path.chmod(0o755)
     monkeypatch.setattr(superlink, "_program", lambda name: str(folder / name))
@@ -247,3 +263,25 @@ def test_a_run_status_is_read_from_flowers_words(link: SuperLink, programs: Path
     assert link.run_status(9).completed
     answer(programs, success=True, runs=[{**row, "status": "running"}])
     assert not link.run_status(9).finished
+
+
+def test_flowers_command_line_is_loaded_once_and_survives_its_own_death(
+    link: SuperLink, programs: Path, tmp_path: Path
+) -> None:
+    answer(programs, success=True)
+    cli = FlowerCli(str(programs / "flwr"), dict(os.environ), tmp_path, 1.0)
+    first = cli.run(["list"])
+    assert (first.code, _json_in(first.text)) == (0, {"success": True})
+    assert cli._child is not None
+    pid = cli._child.pid
+    assert cli.run(["fail"]).code == 2
+    assert cli._child.pid == pid
+    with pytest.raises(PeerError, match="without an answer"):
+        cli.run(["crash"])
+    assert cli.run(["list"]).code == 0
+    with pytest.raises(PeerError, match="no answer within"):
+        cli.run(["hang"])
+    assert cli.run(["list"]).code == 0
+    last = cli._child.pid
+    cli.close()
+    assert not alive(last)
