@@ -3,9 +3,9 @@
 In: settings, the pins of approved plans, and `handle`, the installed ClientApp. Out: replies on the wire. Guaranteed:
 no code is fetched or run from the server (GetFab is never called); nothing of an app that is not pinned is pulled; a
 message is on disk before the server hears that it arrived; every object is what its identifier says; a reply is deflated
-once, stored, and sent again with the same bytes; only error codes leave, never text, never a run time; no redirect, no
-proxy of the environment, no unbounded answer; only `stop` ends the loop. Not covered: what a message means, whether it is
-signed by the operator, which round it belongs to and what may leave (`client/app.py`, `client/egress/`).
+once, stored, and sent again with the same bytes; only error codes leave, never text, never a run time; only `stop` ends
+the loop. Not covered: TLS, limits of answers, causes of failures (`client/connection.py`); files (`client/inbox.py`); what
+a message means, whether the operator signed it, which round it belongs to, what may leave (`client/app.py`, `client/egress/`).
 
 How it runs: `run` pulls; one thread sends heartbeats; one worker thread calls `handle`, one message at a time in order
 of arrival, for as long as it takes; one thread sends replies. Each has its own connection. A message lives in
@@ -20,29 +20,18 @@ The steps of one message, as in the threat model:
 
 from __future__ import annotations
 
-import calendar
 import json
 import logging
-import os
 import queue
-import random
 import re
-import shutil
-import socket
-import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import flwr
 import httpx
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -65,224 +54,39 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client import health as states
+from client.connection import (
+    CappedClient,
+    FleetSettings,
+    Pause,
+    Trouble,
+    classify,
+    create_node_key,
+    read_node_key,
+    tls_context,
+)
 from client.health import Health, State
-from common.errors import Bug, ConfigurationError, EnvironmentFault, KohortError, disk_faults_named
+from client.inbox import MESSAGE_ID, Inbox
+from common.errors import Bug, ConfigurationError, EnvironmentFault, KohortError
 from common.lock import FolderLock
-from common.tensors import atomic_write, read_capped, sync_folder
+from common.tensors import atomic_write, read_capped
 
 FLWR_VERSION = "1.41.0"
 HEARTBEAT_S = 10.0
 HEARTBEAT_INTERVAL_S = 30.0  # what the server is told: it counts the node as offline after twice this
-ANSWER_CAP_BYTES = 64 << 20
 PULL_LIMIT_S = 600.0
 EAGER_S = 60.0  # how long after a message the server is asked every `poll_s`
 IDLE_POLL_S = 5.0
 STOP_WAIT_S = 10.0
-PROTOBUF = "application/protobuf"
-MESSAGE_ID = re.compile(r"[0-9a-f]{64}")
 ERROR_CODE = re.compile(r"E-[A-Z0-9-]{1,40}")
-RUN_ENDED = 2007
-ACTIVATION_REFUSED = 2004
-CLOCK_AHEAD_S, CLOCK_BEHIND_S = 4.0, 295.0  # Flower accepts a signature from -5 to +305 seconds old
+
+__all__ = ["FleetClient", "FleetSettings", "Handle", "create_node_key", "read_node_key"]
 
 Handle = Callable[[Message, Context], Message | None]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FleetSettings:
-    """Where the server is and what this site shows to it. Files are read anew at every connection."""
-
-    url: str
-    ca_file: Path
-    node_key_file: Path
-    state_dir: Path
-    client_certificate: Path | None = None
-    client_key: Path | None = None
-    proxy: str | None = None
-    poll_s: float = 0.3
-    max_message_bytes: int = 256 << 20
-    max_objects: int = 4096
-    timeout_s: float = 30.0
-    retry_first_s: float = 1.0
-    retry_cap_s: float = 60.0
-    refused_retry_s: float = 300.0
-
-
-def create_node_key(private: Path, public: Path, comment: str) -> None:
-    """Write a new P-384 node key: `private` as PKCS #8 PEM (0600), `public` as the line that the operator registers.
-
-    The same key signs Flower's requests and is the key of the TLS client certificate. Refuses to replace a key.
-    """
-    if private.exists():
-        raise ConfigurationError(f"{private}: a node key is already here", hint="the server knows this site by it")
-    key = ec.generate_private_key(ec.SECP384R1())
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    atomic_write(private, pem, mode=0o600)
-    atomic_write(public, line + b" " + comment.encode() + b"\n")
-
-
-# --- what goes wrong, in declared words ------------------------------------------------------------------------------
-
-
-class _Trouble(Exception):
-    """A call failed: the state that says why, whether waiting long is better, and whether the run has ended."""
-
-    def __init__(self, state: State, facts: str = "", *, slow: bool = False, run_ended: bool = False) -> None:
-        super().__init__(state.code)
-        self.state, self.facts, self.slow, self.run_ended = state, facts, slow, run_ended
-
-
-class _AnswerTooLarge(Exception):
-    """The server's answer exceeded the cap in size or time."""
-
-
-class _NotProtobuf(Exception):
-    """Something answered that does not speak Flower's protocol."""
-
-
-class _Refused(Exception):
-    """A message is not what it should be; `state` says what and the server gets `error`."""
-
-    def __init__(self, state: State, error: Error, facts: str = "") -> None:
-        super().__init__(state.code)
-        self.state, self.error, self.facts = state, error, facts
-
-
-TLS_STATES = {10: states.SERVER_CERTIFICATE_EXPIRED, 62: states.SERVER_NAME_WRONG, 64: states.SERVER_NAME_WRONG}
-
-
-def classify(error: BaseException) -> _Trouble:
-    """Return the declared state for whatever a call raised (the table of the federation's reference)."""
-    if isinstance(error, _Trouble):
-        return error
-    if isinstance(error, httpx.HTTPStatusError):
-        return _classify_status(error.response)
-    if isinstance(error, _AnswerTooLarge):
-        return _Trouble(states.ANSWER_TOO_LARGE, slow=True)
-    if isinstance(error, (_NotProtobuf, httpx.DecodingError, httpx.RemoteProtocolError)):
-        return _Trouble(states.NOT_THE_SERVER)
-    if isinstance(error, ConfigurationError):
-        return _Trouble(states.CLIENT_CERTIFICATE_UNUSABLE, str(error))
-    if isinstance(error, EnvironmentFault):
-        return _Trouble(states.MACHINE_FAULT, str(error))
-    return _classify_transport(error)
-
-
-def _classify_transport(error: BaseException) -> _Trouble:
-    """The same for errors below HTTP."""
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            state = TLS_STATES.get(cause.verify_code, states.SERVER_CA_UNKNOWN)
-            return _Trouble(state, f"TLS error {cause.verify_code}")
-        if isinstance(cause, ssl.SSLError):
-            refused = "ALERT" in str(cause).upper() and "CERTIFICATE" in str(cause).upper()
-            return _Trouble(states.CLIENT_CERTIFICATE_REFUSED if refused else states.TLS_FAILED, slow=refused)
-        if isinstance(cause, socket.gaierror):
-            return _Trouble(states.NAME_UNKNOWN)
-    if isinstance(error, httpx.ProxyError):
-        return _Trouble(states.PROXY_LOGIN if str(error).startswith("407") else states.PROXY_REFUSED)
-    if isinstance(error, httpx.TimeoutException):
-        return _Trouble(states.TIMED_OUT)
-    if isinstance(error, httpx.ConnectError):
-        return _Trouble(states.NOTHING_LISTENS)
-    if isinstance(error, httpx.TransportError):
-        return _Trouble(states.SERVER_BUSY)
-    return _Trouble(states.NOT_THE_SERVER, type(error).__name__)
-
-
-def _classify_status(response: httpx.Response) -> _Trouble:
-    """The same for an HTTP status."""
-    status, code = response.status_code, _flower_code(response)
-    facts = f"HTTP {status}" + (f", code {code}" if code else "")
-    if response.is_redirect:
-        return _Trouble(states.REDIRECTED, facts, slow=True)
-    if code == RUN_ENDED:
-        return _Trouble(states.CONNECTED, facts, run_ended=True)
-    if status == 401:
-        return _unauthorized(response, facts)
-    if status == 412 and code == ACTIVATION_REFUSED:
-        return _Trouble(states.KEY_NOT_ADMITTED, facts)
-    fixed = {400: states.CLIENT_CERTIFICATE_REFUSED, 403: states.FORBIDDEN, 413: states.BODY_REFUSED}
-    if status in fixed:
-        return _Trouble(fixed[status], facts, slow=True)
-    busy = status == 429 or status >= 500
-    return _Trouble(states.SERVER_BUSY if busy else states.NOT_THE_SERVER, facts)
-
-
-def _unauthorized(response: httpx.Response, facts: str) -> _Trouble:
-    """401: the clock is off, or the key is not (or no longer) registered."""
-    ahead = _seconds_ahead(response)
-    if ahead is not None and not -CLOCK_BEHIND_S < ahead < CLOCK_AHEAD_S:
-        return _Trouble(states.CLOCK_OFF, f"{ahead:+.0f} s against the server", slow=True)
-    return _Trouble(states.KEY_UNKNOWN, facts, slow=True)
-
-
-def _seconds_ahead(response: httpx.Response) -> float | None:
-    """How far this machine's clock is ahead of the server's."""
-    try:
-        server = time.strptime(response.headers.get("date", ""), "%a, %d %b %Y %H:%M:%S GMT")
-    except ValueError:
-        return None
-    return time.time() - calendar.timegm(server)
-
-
-def _flower_code(response: httpx.Response) -> int:
-    """Flower's error code in an error answer, 0 if it has none."""
-    try:
-        answer = json.loads(response.content)
-    except ValueError:
-        return 0
-    code = answer.get("code") if isinstance(answer, dict) else None
-    return code if isinstance(code, int) else 0
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and everything it came from."""
-    for _ in range(10):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 # --- the wire --------------------------------------------------------------------------------------------------------
-
-
-class _CappedClient(httpx.Client):
-    """httpx without trust in the other side: bounded answers, no redirects, nothing of the environment."""
-
-    def __init__(self, context: ssl.SSLContext, proxy: str | None, timeout_s: float) -> None:
-        super().__init__(
-            verify=context,
-            proxy=proxy,
-            timeout=timeout_s,
-            trust_env=False,
-            follow_redirects=False,
-            headers={"accept-encoding": "identity"},
-        )
-        self._limit_s = 4 * timeout_s
-
-    def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
-        """Send, and read an answer of at most 64 MiB within four timeouts."""
-        deadline = time.monotonic() + self._limit_s
-        response = super().send(request, stream=True, follow_redirects=False)
-        body = bytearray()
-        try:
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise _NotProtobuf
-            for block in response.iter_raw():
-                body += block
-                if len(body) > ANSWER_CAP_BYTES or time.monotonic() > deadline:
-                    raise _AnswerTooLarge
-        finally:
-            response.close()
-        if response.is_success and response.headers.get("content-type", "").split(";")[0] != PROTOBUF:
-            raise _NotProtobuf
-        return httpx.Response(response.status_code, headers=response.headers, content=bytes(body), request=request)
 
 
 class _VersionHeaders:
@@ -306,7 +110,7 @@ class _Wire:
         self.public_key = b""
 
     def call(self, ask: Callable[[FleetHttpClient], T]) -> T:
-        """The answer to one request; raises _Trouble."""
+        """The answer to one request; raises Trouble."""
         try:
             if self._client is None:
                 self._client = self._open()
@@ -333,130 +137,19 @@ class _Wire:
             interceptors=[_VersionHeaders(), NodeAuthHttpInterceptor(key, key.public_key())],
         )
         client._client.close()
-        client._client = _CappedClient(context, settings.proxy, settings.timeout_s)
+        client._client = CappedClient(context, settings.proxy, settings.timeout_s)
         return client
 
 
-def tls_context(settings: FleetSettings) -> ssl.SSLContext:
-    """TLS 1.3 with the site's CA alone and the client certificate if there is one."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_verify_locations(settings.ca_file)
-        if settings.client_certificate is not None:
-            context.load_cert_chain(settings.client_certificate, settings.client_key or settings.node_key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(
-            f"{settings.ca_file} or {settings.client_certificate}: not usable for TLS",
-            hint="the CA and the certificate come from the operator; the certificate must be for this site's node key",
-        ) from error
-    return context
-
-
-def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Return the EC private key at `path` (PEM, or OpenSSH's own format); raises ConfigurationError."""
-    if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file", hint="`kohort-site init` creates the node key")
-    data = read_capped(path, 65_536)
-    load = serialization.load_ssh_private_key if b"OPENSSH" in data else serialization.load_pem_private_key
-    try:
-        key = load(data, password=None)
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"{path}: not an unencrypted private key") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigurationError(f"{path}: expected an EC key, got {type(key).__name__}")
-    return key
-
-
-# --- messages on disk ------------------------------------------------------------------------------------------------
-
-
-class _Inbox:
-    """One folder per message; a folder appears whole or not at all, and so does its reply."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with disk_faults_named("create", folder):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for stale in folder.glob(".part-*"):
-                shutil.rmtree(stale, ignore_errors=True)
-
-    def waiting(self) -> list[str]:
-        """The ids of all stored messages, oldest first."""
-        found = [path for path in self.folder.iterdir() if MESSAGE_ID.fullmatch(path.name)]
-        return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
-
-    def store(self, pulled: PullMessagesResponse, objects: Iterator[tuple[str, bytes]]) -> None:
-        """Write one message and its objects, synced; the objects may raise while they are pulled."""
-        message_id = pulled.message_object_trees[0].object_id
-        if (self.folder / message_id).exists():
-            return
-        part = self.folder / f".part-{message_id}"
-        try:
-            with disk_faults_named("store a message in", self.folder):
-                part.mkdir(mode=0o700, exist_ok=True)
-            atomic_write(part / "message", pulled.SerializeToString(), mode=0o600)
-            with (part / "objects").open("wb") as file:
-                for object_id, content in objects:
-                    _write_object(file, object_id, content)
-                file.flush()
-                os.fsync(file.fileno())
-            with disk_faults_named("store a message in", self.folder):
-                os.replace(part, self.folder / message_id)
-                sync_folder(self.folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-    def message(self, message_id: str) -> PullMessagesResponse:
-        """The shell and the object tree."""
-        pulled = PullMessagesResponse()
-        pulled.ParseFromString((self.folder / message_id / "message").read_bytes())
-        return pulled
-
-    def objects(self, message_id: str, name: str = "objects") -> dict[str, bytes]:
-        """Identifier → content."""
-        with (self.folder / message_id / name).open("rb") as file:
-            return dict(_read_objects(file))
-
-    def reply(self, message_id: str) -> PushMessagesRequest | None:
-        """The stored reply, if there is one."""
-        path = self.folder / message_id / "reply"
-        if not path.exists():
-            return None
-        request = PushMessagesRequest()
-        request.ParseFromString(path.read_bytes())
-        return request
-
-    def store_reply(self, message_id: str, request: PushMessagesRequest, objects: dict[str, bytes]) -> None:
-        """Write the reply, its objects first: `reply` exists only when all is there."""
-        folder = self.folder / message_id
-        with disk_faults_named("store a reply in", folder), (folder / "reply.objects").open("wb") as file:
-            for object_id, content in objects.items():
-                _write_object(file, object_id, content)
-            file.flush()
-            os.fsync(file.fileno())
-        atomic_write(folder / "reply", request.SerializeToString(), mode=0o600)
-
-    def drop(self, message_id: str) -> None:
-        """Forget a message."""
-        shutil.rmtree(self.folder / message_id, ignore_errors=True)
-
-
-def _write_object(file: BinaryIO, object_id: str, content: bytes) -> None:
-    """Identifier (64 bytes), length (8 bytes, little endian), content."""
-    with disk_faults_named("store an object in", Path(file.name)):
-        file.write(object_id.encode())
-        file.write(struct.pack("<Q", len(content)))
-        file.write(content)
-
-
-def _read_objects(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """The reverse, until the file ends."""
-    while head := file.read(72):
-        yield head[:64].decode(), file.read(struct.unpack("<Q", head[64:])[0])
-
-
 # --- rules about messages, without I/O -------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """A message is not what it should be; `state` says what and the server gets `error`."""
+
+    def __init__(self, state: State, error: Error, facts: str = "") -> None:
+        super().__init__(state.code)
+        self.state, self.error, self.facts = state, error, facts
 
 
 def object_ids(pulled: PullMessagesResponse, max_objects: int) -> list[str]:
@@ -543,25 +236,6 @@ def expired(metadata: Any) -> bool:
 # --- the client ------------------------------------------------------------------------------------------------------
 
 
-class _Pause:
-    """How long to wait after the n-th failure in a row: doubling with a cap, ±20 %; long at once after a refusal."""
-
-    def __init__(self, settings: FleetSettings) -> None:
-        self._settings = settings
-        self._failures = 0
-
-    def reset(self) -> None:
-        """The last call worked."""
-        self._failures = 0
-
-    def after(self, trouble: _Trouble) -> float:
-        """Seconds to wait now."""
-        settings = self._settings
-        wait = min(settings.retry_first_s * 2.0 ** min(self._failures, 30), settings.retry_cap_s)
-        self._failures += 1
-        return (settings.refused_retry_s if trouble.slow else wait) * random.uniform(0.8, 1.2)
-
-
 class FleetClient:
     """The site's connection to the server. `run` is the whole life of it; see the module's docstring.
 
@@ -605,7 +279,7 @@ class FleetClient:
         read_node_key(self.settings.node_key_file)
         self._stop = stop
         with FolderLock(self.settings.state_dir / "lock", "a fleet client"):
-            self._inbox = _Inbox(self.settings.state_dir / "inbox")
+            self._inbox = Inbox(self.settings.state_dir / "inbox")
             self._node_id = self._stored_node_id()
             for message_id in self._inbox.waiting():
                 (self._to_send if self._inbox.reply(message_id) else self._to_handle).put(message_id)
@@ -621,7 +295,7 @@ class FleetClient:
 
     def _pull_loop(self) -> None:
         """Turn after turn until stop; no failure ends it."""
-        wire, pause, wait = _Wire(self.settings), _Pause(self.settings), 0.0
+        wire, pause, wait = _Wire(self.settings), Pause(self.settings), 0.0
         self._health.set(states.CONNECTING)
         while not self._stop.wait(wait):
             try:
@@ -634,8 +308,7 @@ class FleetClient:
                 self._joined.clear()
                 self._note(trouble)
                 wait = pause.after(trouble)
-            if self._on_turn is not None:
-                self._on_turn()
+            self._turned()
         wire.close()
 
     def _turn(self, wire: _Wire, last_wait: float) -> float:
@@ -653,17 +326,19 @@ class FleetClient:
     def _receive(self, wire: _Wire, node: Node, pulled: PullMessagesResponse) -> None:
         """Steps 2 to 6: a message that passes is on disk and in line; one that does not gets an error reply."""
         if len(pulled.messages_list) != 1 or len(pulled.message_object_trees) != 1:
-            raise _Trouble(states.NOT_THE_SERVER, "more than one message")
+            raise Trouble(states.NOT_THE_SERVER, "more than one message")
         run_id, message_id = pulled.messages_list[0].metadata.run_id, pulled.message_object_trees[0].object_id
         if not MESSAGE_ID.fullmatch(message_id):
-            raise _Trouble(states.NOT_THE_SERVER, "message identifier")
+            raise Trouble(states.NOT_THE_SERVER, "message identifier")
         try:
             run = wire.call(lambda client: client.GetRun(GetRunRequest(node=node, run_id=run_id))).run
             if run.fab_hash not in self._pins():  # 2
                 raise _Refused(states.APP_UNPINNED, Error(7, "E-APP-UNPINNED"))
             ids = object_ids(pulled, self.settings.max_objects)  # 3
-            self._inbox.store(pulled, self._pull_objects(wire, node, run_id, ids))  # 4, 5
-        except _Trouble as trouble:
+            self._inbox.store(
+                message_id, pulled.SerializeToString(), self._pull_objects(wire, node, run_id, ids)
+            )  # 4, 5
+        except Trouble as trouble:
             if not trouble.run_ended:
                 raise
             return
@@ -689,16 +364,17 @@ class FleetClient:
 
     def _pull_object(self, wire: _Wire, request: PullObjectRequest, deadline: float) -> bytes:
         """One object, waited for while it is still being uploaded or the line is cut."""
-        pause = _Pause(self.settings)
+        pause = Pause(self.settings)
         while True:
+            self._turned()
             try:
                 answer = wire.call(lambda client: client.PullObject(request))
                 if not answer.object_found:
                     raise _Refused(states.MESSAGE_CORRUPT, Error(3, "E-MESSAGE-LOST"), "object gone")
                 if answer.object_available:
                     return bytes(answer.object_content)
-                trouble = _Trouble(states.SERVER_BUSY, "object not there yet")
-            except _Trouble as error:
+                trouble = Trouble(states.SERVER_BUSY, "object not there yet")
+            except Trouble as error:
                 trouble = error
             if (
                 trouble.slow
@@ -713,7 +389,7 @@ class FleetClient:
         log.warning("refused a message: %s %s", refused.state.code, refused.facts)
         self._health.set(refused.state, refused.facts)
         message_id = pulled.message_object_trees[0].object_id
-        self._inbox.store(pulled, iter(()))
+        self._inbox.store(message_id, pulled.SerializeToString(), iter(()))
         self._answer(message_id, Message(refused.error, reply_to=_shell(pulled)))
 
     # --- joining ------------------------------------------------------------------------------------------------------
@@ -736,16 +412,16 @@ class FleetClient:
         """The answer to an activation; a key that had a node id and has none any more was revoked."""
         try:
             return wire.call(lambda client: client.ActivateNode(request))
-        except _Trouble as trouble:
+        except Trouble as trouble:
             if trouble.state is states.KEY_NOT_ADMITTED and self._node_id is not None:
-                raise _Trouble(states.KEY_UNKNOWN, trouble.facts, slow=True) from trouble
+                raise Trouble(states.KEY_UNKNOWN, trouble.facts, slow=True) from trouble
             raise
 
     def _revived(self, wire: _Wire) -> bool:
         """Whether the server takes a heartbeat for the remembered node id (it would not take a second activation)."""
         try:
             return self._beat(wire)
-        except _Trouble as trouble:
+        except Trouble as trouble:
             if trouble.state is not states.KEY_UNKNOWN:
                 raise
             return False  # the id may be of another server; activation tells whether the key is known
@@ -796,7 +472,8 @@ class FleetClient:
 
     def _handle_one(self, message_id: str) -> None:
         """Steps 7 to 9 for one message. An exception becomes a code, unless we are stopping: then it is for next time."""
-        pulled = self._inbox.message(message_id)
+        pulled = PullMessagesResponse()
+        pulled.ParseFromString(self._inbox.message(message_id))
         shell = _shell(pulled)
         if expired(shell.metadata):
             self._inbox.drop(message_id)
@@ -826,14 +503,15 @@ class FleetClient:
 
     def _answer(self, message_id: str, reply: Message) -> None:
         """Deflate the reply once, store it, and put it in line."""
-        self._inbox.store_reply(message_id, *deflate(reply))
+        request, objects = deflate(reply)
+        self._inbox.store_reply(message_id, request.SerializeToString(), objects)
         self._to_send.put(message_id)
 
     # --- replying -----------------------------------------------------------------------------------------------------
 
     def _send_replies(self) -> None:
         """Send stored replies; one that cannot be sent now goes to the end of the line."""
-        wire, pause = _Wire(self.settings), _Pause(self.settings)
+        wire, pause = _Wire(self.settings), Pause(self.settings)
         while (message_id := self._next(self._to_send)) is not None:
             if not self._wait_joined():
                 break
@@ -852,16 +530,18 @@ class FleetClient:
 
     def _send(self, wire: _Wire, message_id: str) -> None:
         """Push one stored reply; its folder goes once the server has all of it, or wants none of it any more."""
-        request = self._inbox.reply(message_id)
-        if request is None:
+        stored = self._inbox.reply(message_id)
+        if stored is None:
             return
+        request = PushMessagesRequest()
+        request.ParseFromString(stored)
         if expired(request.messages_list[0].metadata):
             log.warning("a reply was ready after its instruction had expired; the server asks again")
             self._inbox.drop(message_id)
             return
         node, run_id = self._node(), request.messages_list[0].metadata.run_id
         request.node.CopyFrom(node)
-        objects = self._inbox.objects(message_id, "reply.objects")
+        objects = self._inbox.reply_objects(message_id)
         try:
             answer = wire.call(lambda client: client.PushMessages(request))
             for object_id in answer.objects_to_push:
@@ -871,20 +551,20 @@ class FleetClient:
                     )
                     push.object_content = objects[object_id]
                     self._push_object(wire, push)
-        except _Trouble as trouble:
+        except Trouble as trouble:
             if not trouble.run_ended:
                 raise
         self._inbox.drop(message_id)
 
     def _push_object(self, wire: _Wire, request: PushObjectRequest) -> None:
         """One object, tried until the server's upload window (180 s) would be over."""
-        pause, deadline = _Pause(self.settings), time.monotonic() + 120.0
+        pause, deadline = Pause(self.settings), time.monotonic() + 120.0
         while True:
             try:
                 if wire.call(lambda client: client.PushObject(request)).stored:
                     return
-                raise _Trouble(states.SERVER_BUSY, "upload window closed", run_ended=False)
-            except _Trouble as trouble:
+                raise Trouble(states.SERVER_BUSY, "upload window closed", run_ended=False)
+            except Trouble as trouble:
                 closed = trouble.facts == "upload window closed"
                 if closed or trouble.slow or trouble.run_ended or time.monotonic() > deadline:
                     raise
@@ -892,6 +572,11 @@ class FleetClient:
                     raise
 
     # --- small --------------------------------------------------------------------------------------------------------
+
+    def _turned(self) -> None:
+        """Tell the watchdog that the loop lives."""
+        if self._on_turn is not None:
+            self._on_turn()
 
     def _next(self, line: queue.SimpleQueue[str]) -> str | None:
         """The next id in line; None when stopped."""
@@ -909,7 +594,7 @@ class FleetClient:
                 return True
         return False
 
-    def _note(self, trouble: _Trouble) -> None:
+    def _note(self, trouble: Trouble) -> None:
         """Say in the log and in the health states why the server is not reached."""
         log.warning("%s %s", trouble.state.code, trouble.facts)
         self._health.set(trouble.state, trouble.facts)

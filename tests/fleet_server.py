@@ -40,7 +40,7 @@ REQUESTS: dict[str, Any] = {
 class FleetServer:
     """`url`, what was asked (`calls`), what was pushed (`pushed`: object id → bytes), and hooks per path (`instead`)."""
 
-    def __init__(self, files: ServerFiles) -> None:
+    def __init__(self, files: ServerFiles, *, newest_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
         self.calls: list[tuple[str, Any, bytes]] = []
         self.pushed: dict[str, bytes] = {}
         self.instead: dict[str, Callable[[Any], Answer | None]] = {}
@@ -50,6 +50,7 @@ class FleetServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.maximum_version = newest_tls
         context.load_cert_chain(files.certificate, files.key)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.url = f"https://127.0.0.1:{self._server.server_port}"

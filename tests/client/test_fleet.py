@@ -17,14 +17,18 @@ import httpx
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
+import client.connection as connection
 import client.fleet as fleet
 from client import health as states
-from client.fleet import FleetClient, FleetSettings, classify, create_node_key, deflate, expanded_bytes
+from client.connection import classify
+from client.fleet import FleetClient, FleetSettings, create_node_key, deflate, expanded_bytes
 from client.health import Health
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
-from server.certificates import ServerFiles, create_authority, issue_server_certificate
+from server.certificates import ServerFiles, create_authority, issue_server_certificate, load_authority
 from tests.fleet_server import NODE_ID, PIN, PROTOBUF, RUN_ID, Answer, FleetServer, instruction
 from tests.transport import until
 
@@ -190,6 +194,12 @@ def test_an_array_that_names_one_chunk_many_times_counts_each_time() -> None:
     head, body = objects[array_id].split(b"\x00", 1)
     objects[array_id] = b" ".join([*head.split(b" ")[:2], str(len(body)).encode()]) + b"\x00" + body
     assert expanded_bytes(objects) == 4 * honest
+    pulled = PullMessagesResponse(
+        messages_list=[message_to_proto(message)], message_object_trees=[get_object_tree(message)]
+    )
+    with pytest.raises(fleet._Refused) as refused:
+        fleet.inflate(pulled, objects, NODE_ID, 2 * honest)
+    assert refused.value.state is states.MESSAGE_TOO_LARGE
 
 
 def test_a_message_for_another_node_is_refused(server: FleetServer, site: Running) -> None:
@@ -382,6 +392,24 @@ def test_an_address_without_tls_or_with_a_path_is_refused(url: str, tmp_path: Pa
 # --- a hostile or broken server --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("why", ["another authority", "expired", "TLS 1.2"])
+def test_a_server_that_cannot_prove_itself_gets_no_request(why: str, files: ServerFiles, tmp_path: Path) -> None:
+    authority = (
+        create_authority(tmp_path / "ca") if why == "another authority" else load_authority(files.ca.parents[1] / "ca")
+    )
+    shown = issue_server_certificate(authority, tmp_path / "shown", days=-1 if why == "expired" else 1)
+    newest = ssl.TLSVersion.TLSv1_2 if why == "TLS 1.2" else ssl.TLSVersion.TLSv1_3
+    impostor = FleetServer(shown, newest_tls=newest)
+    site = Running(impostor, files, tmp_path)
+    code = {"another authority": "SERVER-CA-UNKNOWN", "expired": "SERVER-CERTIFICATE-EXPIRED", "TLS 1.2": "TLS-FAILED"}[
+        why
+    ]
+    until(lambda: site.code() == code)
+    site.end()
+    impostor.close()
+    assert impostor.calls == []
+
+
 def test_a_redirect_is_not_followed(server: FleetServer, site: Running, files: ServerFiles) -> None:
     until(lambda: site.code() == "CONNECTED")
     elsewhere = FleetServer(files)
@@ -396,7 +424,7 @@ def test_a_redirect_is_not_followed(server: FleetServer, site: Running, files: S
 
 
 def test_an_endless_answer_is_cut(server: FleetServer, site: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "ANSWER_CAP_BYTES", 1 << 20)
+    monkeypatch.setattr(connection, "ANSWER_CAP_BYTES", 1 << 20)
     server.instead["pull-messages"] = lambda request: (200, {**PROTOBUF, "transfer-encoding": "chunked"}, b"")
     until(lambda: site.code() == "ANSWER-TOO-LARGE")
     server.instead.clear()

@@ -9,9 +9,10 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
 
     certificate = tmp_path / "guest.crt"
     issue_site_certificate(authority, "guest", (guest.folder / "node.pub").read_text(), certificate)
-    admitted = Site(guest.folder, dataclass_with(guest, client_certificate=certificate), echo, pins=set(site.pins))
+    admitted = Site(guest.folder, replace(guest.settings, client_certificate=certificate), echo, pins=set(site.pins))
     admitted.start().wait_state("CONNECTED")
     assert hub.ask([guest.node_id], b"xyz") == [{"node": guest.node_id, "payload": b"zyx".hex()}]
 
@@ -139,13 +140,6 @@ def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
     with pytest.raises(RefusedError) as revoked:
         hub.link.register(guest.folder / "node.pub", "guest")
     assert revoked.value.code == "E-KEY-REVOKED"
-
-
-def dataclass_with(site: Site, **changes: object) -> object:
-    """The site's settings with changes."""
-    from dataclasses import replace
-
-    return replace(site.settings, **changes)  # type: ignore[arg-type]
 
 
 CLIENT = """
@@ -164,7 +158,7 @@ def handle(message, context):
     return echo(message, context)
 
 settings = FleetSettings(url, ca, folder / "node.key", folder / "fleet", poll_s=0.05)
-FleetClient(settings, lambda: {{pin}}, handle, Health()).run(threading.Event())
+FleetClient(settings, lambda: {pin}, handle, Health()).run(threading.Event())
 """
 
 
@@ -174,15 +168,12 @@ def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
     """kill -9 while a handler works: the same message is answered after the restart, under the remembered node id."""
     killed = Site.create(hub, "killed", echo)
     killed.node_id = hub.link.register(killed.folder / "node.pub", "killed")
-    code = textwrap.dedent(CLIENT.replace("{{", "{").replace("}}", "}"))
     arguments = [str(killed.folder), hub.url, str(hub.ca), run[1], "hang"]
     root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=root)
+    process = subprocess.Popen([sys.executable, "-c", CLIENT, *arguments], cwd=root)
     replies: list[object] = []
     try:
         until((killed.folder / "fleet" / "node-id").exists)
-        import threading
-
         asking = threading.Thread(target=lambda: replies.extend(hub.ask([killed.node_id], b"12", 60)), daemon=True)
         asking.start()
         until((killed.folder / "started").exists)
@@ -190,7 +181,7 @@ def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
 
-    twin = Site(killed.folder, dataclass_with(killed, state_dir=killed.folder / "without-id"), echo).start()
+    twin = Site(killed.folder, replace(killed.settings, state_dir=killed.folder / "without-id"), echo).start()
     twin.wait_state("KEY-NOT-ADMITTED")  # without the remembered id the server would keep us out for a minute
     twin.end()
 

@@ -1,0 +1,104 @@
+"""Instructions that have arrived and replies that must leave, on disk: one folder per message.
+
+In: bytes. Out: the same bytes, after `kill -9` too. A folder appears whole or not at all, and so does its reply:
+`message` and `objects`, later `reply.objects` and `reply`. Guaranteed: synced before the name appears; what was half
+written is removed at the next start. Not covered: what the bytes mean (`client/fleet.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from common.errors import disk_faults_named
+from common.tensors import atomic_write, sync_folder
+
+MESSAGE_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class Inbox:
+    """The stored messages of one site, by identifier (64 hex digits)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with disk_faults_named("create", folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for stale in folder.glob(".part-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+
+    def waiting(self) -> list[str]:
+        """The ids of all stored messages, oldest first."""
+        found = [path for path in self.folder.iterdir() if MESSAGE_ID.fullmatch(path.name)]
+        return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+
+    def store(self, message_id: str, message: bytes, objects: Iterable[tuple[str, bytes]]) -> None:
+        """Write one message and its objects, synced; the objects may raise while they are pulled, then nothing is left."""
+        if (self.folder / message_id).exists():
+            return
+        part = self.folder / f".part-{message_id}"
+        try:
+            with disk_faults_named("store a message in", self.folder):
+                part.mkdir(mode=0o700, exist_ok=True)
+            atomic_write(part / "message", message, mode=0o600)
+            _write_objects(part / "objects", objects)
+            with disk_faults_named("store a message in", self.folder):
+                os.replace(part, self.folder / message_id)
+                sync_folder(self.folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def message(self, message_id: str) -> bytes:
+        """The message as it was stored."""
+        return (self.folder / message_id / "message").read_bytes()
+
+    def objects(self, message_id: str) -> dict[str, bytes]:
+        """Its objects: identifier → content."""
+        return _read_objects(self.folder / message_id / "objects")
+
+    def reply(self, message_id: str) -> bytes | None:
+        """The stored reply, if there is one."""
+        path = self.folder / message_id / "reply"
+        return path.read_bytes() if path.exists() else None
+
+    def reply_objects(self, message_id: str) -> dict[str, bytes]:
+        """The reply's objects: identifier → content."""
+        return _read_objects(self.folder / message_id / "reply.objects")
+
+    def store_reply(self, message_id: str, reply: bytes, objects: dict[str, bytes]) -> None:
+        """Write the reply, its objects first: `reply` exists only when all is there."""
+        folder = self.folder / message_id
+        _write_objects(folder / "reply.objects", objects.items())
+        atomic_write(folder / "reply", reply, mode=0o600)
+
+    def drop(self, message_id: str) -> None:
+        """Forget a message."""
+        shutil.rmtree(self.folder / message_id, ignore_errors=True)
+
+
+def _write_objects(path: Path, objects: Iterable[tuple[str, bytes]]) -> None:
+    """Per object: identifier (64 bytes), length (8 bytes, little endian), content. Synced."""
+    with path.open("wb") as file:
+        for object_id, content in objects:
+            with disk_faults_named("store an object in", path):
+                file.write(object_id.encode() + struct.pack("<Q", len(content)))
+                file.write(content)
+        with disk_faults_named("store an object in", path):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read_objects(path: Path) -> dict[str, bytes]:
+    """The reverse."""
+    with path.open("rb") as file:
+        return dict(_each_object(file))
+
+
+def _each_object(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Until the file ends."""
+    while head := file.read(72):
+        yield head[:64].decode(), file.read(struct.unpack("<Q", head[64:])[0])
