@@ -92,9 +92,12 @@ def test_a_nan_or_huge_patient_leaves_the_update_finite_and_bounded(bad: float) 
     assert float(to_lattice(torch.full((1, d), bad), 1.0).norm()) <= LATTICE
 
 
-def test_the_lattice_sum_is_bitwise_equal_for_every_chunking_and_order() -> None:
-    d, n = 200, 23
+@pytest.mark.parametrize("d", [3, 200])
+def test_the_lattice_sum_is_bitwise_equal_for_every_chunking_and_order(d: int) -> None:
+    n = 23
     table = torch.randn(n, d, generator=torch.Generator().manual_seed(3)) * torch.logspace(-6, 6, n)[:, None]
+    if d == 3:
+        table = table.abs()  # patients who agree: the sum outgrows what fp32 holds exactly
     sums = [linear_step(d, chunk=c, silent=True, draw=range(n)).step(n, rows_of(table))["w"] for c in (1, 2, 5, 23, 40)]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(4))
     sums.append(linear_step(d, chunk=4, silent=True, draw=range(n)).step(n, rows_of(table[order]))["w"])
