@@ -43,8 +43,8 @@ class Encoder(nn.Module):
         self.shared = nn.Linear(hidden, latent)
         self.detail = nn.Linear(hidden, self.layer_count * latent)
         self.start = nn.Parameter(torch.zeros(latent))
-        for head in (self.shared, self.detail):
-            nn.init.normal_(head.weight, std=0.1 / math.sqrt(hidden))
+        for head, gain in ((self.shared, 1.0), (self.detail, 0.3)):
+            nn.init.normal_(head.weight, std=gain / math.sqrt(hidden))
             nn.init.zeros_(head.bias)
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:

@@ -206,9 +206,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 def numpy_weights(module: nn.Module, prefix: str) -> dict[str, np.ndarray]:
     """The module's parameters as float32 arrays named `prefix` + name (`generator.`, `critic.`, `encoder.`)."""
-    return {
-        prefix + name: np.array(p.detach().to(torch.float32).cpu(), order="C") for name, p in module.named_parameters()
-    }
+    return {prefix + name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in module.named_parameters()}
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray], prefix: str) -> None:

@@ -1,0 +1,468 @@
+"""Trains the starting checkpoint of generator, critic and encoder on public photographs: phase 1 of a run.
+
+In: a folder of public photographs or an .npz with `images` uint8 [N, S, S, C] (optional `names`, `laterality`).
+Out: a folder with gan.safetensors (`generator.*`, `critic.*`), encoder.safetensors (`encoder.*`), MODEL_CARD.md, and
+`training/`: the state from which an interrupted run continues, sample sheets and the losses.
+Guaranteed: excluded names do not enter; the card names source, licence and hashes; each file is written atomically.
+Not: privacy. Whatever is trained on here must be public, for nothing is clipped and no noise is added.
+
+Recipe (three hundred photographs are too few for a GAN alone): encoder and generator learn together to reconstruct,
+the critic judges reconstructions, samples of the prior and *averages of two to five codes* of one side of the body,
+and the mapping network follows the distribution of the codes (sliced Wasserstein distance), so that samples, inversions
+and the k-anonymous averages that the product releases are all decoded from one region of the latent space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import ConfigurationError
+from common.models.encoder import Encoder
+from common.models.stylegan import Critic, Generator, load_weights, numpy_weights, to_uint8, to_unit
+from common.tensors import atomic_write, read, read_capped, write
+from server.public_images import Source, read_source, tinted, views
+
+CHECKPOINT_CAP_BYTES = 2 << 30
+EXCLUDE_CAP_BYTES = 64 << 20
+R1_EVERY = 8
+GRADIENT_NORM = 10.0
+PREFIXES = ("generator.", "critic.", "encoder.")
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class PretrainPlan:
+    """The public options of one pretraining. A study that starts from it repeats size, channels, width and latent."""
+
+    size_px: int = 64
+    channels: int = 3
+    width: int = 24
+    latent: int = 128
+    encoder_width: int = 24
+    reconstructed: int = 8  # photographs a step
+    sampled: int = 4  # samples of the prior a step
+    averaged: int = 4  # averages of codes a step
+    largest_average: int = 5  # codes in an average, at most
+    alone: float = 0.25  # share of the run in which there is no critic yet
+    again: float = 0.3  # share of steps in which the encoder looks a second time
+    generator_learning_rate: float = 1e-3
+    encoder_learning_rate: float = 5e-4
+    critic_learning_rate: float = 5e-4
+    gradient_penalty: float = 0.5
+    average_decay: float = 0.998
+    bank: int = 1024
+    seed: int = 0
+    weights: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "reconstruction": 4.0,
+            "feature": 1.0,
+            "adversarial": 0.2,
+            "prior": 1.0,
+            "cycle": 0.1,
+            "detail": 0.02,
+            "size": 0.002,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the photographs come from, for the card. All three are required: weights without a source are of no use."""
+
+    source: str
+    licence: str
+    attribution: str
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("source", "licence", "attribution") if not getattr(self, name).strip()]
+        if missing:
+            raise ConfigurationError(f"pretrain: {', '.join(missing)}: missing", hint="the model card must name them")
+
+
+class Networks(NamedTuple):
+    """The three networks that are trained together."""
+
+    generator: Generator
+    critic: Critic
+    encoder: Encoder
+
+
+def run(
+    images: Path,
+    out: Path,
+    plan: PretrainPlan,
+    provenance: Provenance,
+    *,
+    minutes: float = math.inf,
+    steps: int = 1 << 40,
+    resume: bool = False,
+    exclude: Path | None = None,
+    progress: Progress = lambda step, share: None,
+) -> Training:
+    """What `kohort-server pretrain` does: read, train, write the checkpoint and its card into `out`.
+
+    `exclude`: a text file with one name per line that must not be in the training set. Raises ConfigurationError for
+    sources that do not fit, for neither `minutes` nor `steps`, and for an existing checkpoint without `resume`.
+    """
+    if math.isinf(minutes) and steps >= 1 << 40:
+        raise ConfigurationError("pretrain: give minutes or steps")
+    if (out / "gan.safetensors").exists() and not resume:
+        raise ConfigurationError(f"{out}: holds a checkpoint already", hint="resume it, or name another folder")
+    text = read_capped(exclude, EXCLUDE_CAP_BYTES).decode() if exclude else ""
+    names = sorted({line.strip() for line in text.splitlines() if line.strip()})
+    source = read_source(images, plan.size_px, plan.channels, names)
+    training = pretrain(source, plan, out, minutes=minutes, steps=steps, resume=resume, progress=progress)
+    atomic_write(out / "MODEL_CARD.md", card(training, source, plan, provenance, names, out).encode())
+    return training
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """What the critic sees: brightness, saturation, contrast and shift changed at random (Zhao et al. 2020)."""
+    bright, colour, contrast = (torch.rand(len(x), 1, 1, 1, generator=generator) for _ in range(3))
+    x = x + (bright - 0.5) * 0.4
+    grey = x.mean(1, keepdim=True)
+    x = (x - grey) * (0.5 + colour) + grey
+    middle = x.mean((1, 2, 3), keepdim=True)
+    x = (x - middle) * (0.75 + 0.5 * contrast) + middle
+    reach = max(1, x.shape[3] // 10)
+    dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+    return torch.roll(x, (dy, dx), (2, 3))
+
+
+def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    """L1 of pixels, of horizontal and vertical differences (doubled: vessels) and of the image at a quarter the size."""
+    difference = y - x
+    loss = difference.abs().mean()
+    loss = loss + 2 * (difference.diff(dim=3).abs().mean() + difference.diff(dim=2).abs().mean())
+    return loss + 0.5 * F.avg_pool2d(difference, 4).abs().mean()
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128) -> Tensor:
+    """Mean squared 1-d Wasserstein distance of samples a, b [N, d] over random directions."""
+    axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator), dim=0)
+    return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean()
+
+
+def gradient_penalty(critic: Critic, x: Tensor) -> Tensor:
+    """Mean squared gradient of the critic's score at real images (R1, Mescheder et al. 2018). Public images only."""
+    x = x.detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return slope.square().sum((1, 2, 3)).mean()
+
+
+class CodeBank:
+    """The latest codes of real photographs [M, L, latent] by side, from which averages and the prior's target come."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.codes: list[Tensor] = []
+        self.sides: list[int] = []
+
+    def add(self, codes: Tensor, sides: Tensor) -> None:
+        self.codes = (self.codes + list(codes.detach()))[-self.size :]
+        self.sides = (self.sides + sides.tolist())[-self.size :]
+
+    def averages(self, count: int, largest: int, random: np.random.Generator) -> Tensor:
+        """`count` means of 2 to `largest` codes of one side, [count, L, latent]."""
+        sides = np.array(self.sides)
+        made = []
+        for _ in range(count):
+            same = np.flatnonzero(sides == sides[random.integers(len(sides))])
+            members = random.choice(same, random.integers(2, largest + 1))
+            made.append(torch.stack([self.codes[i] for i in members]).mean(0))
+        return torch.stack(made)
+
+    def shared(self, count: int, random: np.random.Generator) -> Tensor:
+        """`count` codes averaged over layers, [count, latent]."""
+        return torch.stack([self.codes[i].mean(0) for i in random.integers(len(self.codes), size=count)])
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+@dataclass
+class Training:
+    """Everything that a resumed run needs: networks, their moving averages, optimiser moments, steps and seconds done."""
+
+    networks: Networks
+    averages: Networks
+    optimisers: tuple[torch.optim.Adam, torch.optim.Adam]
+    step: int = 0
+    seconds: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def begin(plan: PretrainPlan) -> Training:
+    """Fresh networks and optimisers."""
+    torch.manual_seed(plan.seed)
+    networks = Networks(
+        Generator(plan.size_px, plan.channels, plan.width, plan.latent),
+        Critic(plan.size_px, plan.channels, plan.width),
+        Encoder(plan.size_px, plan.channels, plan.encoder_width, plan.latent),
+    )
+    made: list[dict[str, Any]] = [
+        {"params": list(networks.generator.parameters()), "lr": plan.generator_learning_rate},
+        {"params": list(networks.encoder.parameters()), "lr": plan.encoder_learning_rate},
+    ]
+    return Training(
+        networks,
+        deepcopy(networks),
+        (
+            torch.optim.Adam(made, betas=(0.9, 0.99)),
+            torch.optim.Adam(networks.critic.parameters(), lr=plan.critic_learning_rate, betas=(0.0, 0.99)),
+        ),
+    )
+
+
+def pretrain(
+    source: Source,
+    plan: PretrainPlan,
+    out: Path,
+    *,
+    minutes: float = math.inf,
+    steps: int = 1 << 40,
+    resume: bool = False,
+    save_every_s: float = 180.0,
+    progress: Progress = lambda step, share: None,
+) -> Training:
+    """The networks after `minutes` of training or `steps` steps, whichever ends first; files in `out` as in the header.
+
+    With `resume` the state in `out` is continued; minutes and steps count from the very beginning.
+    """
+    training = begin(plan)
+    if resume and (out / "training" / "state.safetensors").is_file():
+        restore(training, out / "training" / "state.safetensors")
+    random = np.random.default_rng([plan.seed, training.step])
+    draw = torch.Generator().manual_seed(plan.seed + training.step)
+    x_all, side_all = views(source, 6, np.random.default_rng(plan.seed))
+    bank = CodeBank(plan.bank)
+    saved = began = time.monotonic() - training.seconds
+    generator, critic, encoder = training.networks
+    make, judge = training.optimisers
+
+    while True:
+        # 1. How far we are; learning rates: 100 steps of warm-up, then half a cosine down to 5 %.
+        training.seconds = time.monotonic() - began
+        share = max(training.seconds / (60 * minutes), training.step / steps)
+        progress(training.step, min(share, 1.0))
+        if share >= 1:
+            break
+        rate = min(1.0, (training.step + 1) / 100) * max(0.05, 0.5 + 0.5 * math.cos(math.pi * share))
+        make.param_groups[0]["lr"] = plan.generator_learning_rate * rate
+        make.param_groups[1]["lr"] = plan.encoder_learning_rate * rate
+        judge.param_groups[0]["lr"] = plan.critic_learning_rate * rate
+        judging, ramp = share >= plan.alone, min(1.0, 10 * (share - plan.alone))
+
+        # 2. A batch of photographs and their codes, now and then after one more iteration of the encoder.
+        chosen = torch.as_tensor(random.integers(len(x_all), size=plan.reconstructed))
+        x, side = tinted(x_all[chosen], draw), side_all[chosen]
+        start = encoder.start_codes(len(x))
+        seen = generator.synthesis(start[:1]).expand(len(x), -1, -1, -1)
+        if random.random() < plan.again:
+            with torch.no_grad():
+                start = start + encoder(x, seen)
+                seen = generator.synthesis(start)
+        residual = encoder(x, seen)
+        codes = start + residual
+        bank.add(codes, side)
+
+        # 3. One pass of the generator: reconstructions and, once there is a critic, samples of the prior and averages.
+        fakes = [codes]
+        if judging:
+            w = generator.mapping(torch.randn(plan.sampled, plan.latent, generator=draw))
+            fakes += [generator.broadcast(w), bank.averages(plan.averaged, plan.largest_average, random)]
+        fake = generator.synthesis(torch.cat(fakes), draw)
+
+        # 4. Encoder and generator reconstruct, keep codes together, and the prior follows the codes.
+        shared = codes.mean(1)
+        fresh = generator.mapping(torch.randn(256, plan.latent, generator=draw))
+        parts = {
+            "reconstruction": reconstruction_loss(x, fake[: len(x)]),
+            "prior": sliced_wasserstein(fresh, bank.shared(256, random), draw),
+            "detail": (codes - shared[:, None]).square().mean(),
+            "size": shared.square().mean(),
+        }
+        if judging:  # ... and please the critic; the encoder finds the code of a sample that it did not make
+            critic.requires_grad_(False)
+            with torch.no_grad():
+                wanted = critic.features(x)
+                known, first = fake[len(x) : len(x) + len(w)], generator.synthesis(encoder.start_codes(1))
+            pairs = zip(critic.features(fake[: len(x)]), wanted, strict=True)
+            parts["feature"] = torch.stack([F.l1_loss(a, b) for a, b in pairs]).mean()
+            parts["adversarial"] = F.softplus(-critic(augmented(fake, draw))).mean()
+            found = encoder.start_codes(len(w)) + encoder(known.detach(), first.expand_as(known))
+            parts["cycle"] = F.mse_loss(found, generator.broadcast(w).detach())
+            critic.requires_grad_(True)
+        weights = dict(plan.weights) | {"adversarial": plan.weights["adversarial"] * ramp}
+        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        make.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([*generator.parameters(), *encoder.parameters()], GRADIENT_NORM)
+        make.step()
+
+        # 5. The critic: photographs against all three kinds of fakes, and now and then the gradient penalty.
+        if judging:
+            real = tinted(x_all[torch.as_tensor(random.integers(len(x_all), size=len(fake)))], draw)
+            judged_real, judged_fake = critic(augmented(real, draw)), critic(augmented(fake.detach(), draw))
+            critic_loss = F.softplus(-judged_real).mean() + F.softplus(judged_fake).mean()
+            if training.step % R1_EVERY == 0:
+                critic_loss = critic_loss + 0.5 * R1_EVERY * plan.gradient_penalty * gradient_penalty(critic, real)
+            judge.zero_grad(set_to_none=True)
+            critic_loss.backward()  # type: ignore[no-untyped-call]
+            judge.step()
+            parts |= {"critic_real": judged_real.mean(), "critic_fake": judged_fake.mean()}
+
+        # 6. Moving averages of the weights, figures, and files now and then.
+        training.step += 1
+        follow(training, min(plan.average_decay, (1 + training.step) / (10 + training.step)))
+        for name, value in parts.items():
+            now = float(value.detach())
+            training.losses[name] = 0.98 * training.losses.get(name, now) + 0.02 * now
+        if time.monotonic() - saved > save_every_s:
+            save(training, source, plan, out)
+            saved = time.monotonic()
+
+    save(training, source, plan, out)
+    return training
+
+
+@torch.no_grad()
+def follow(training: Training, decay: float) -> None:
+    """Moves each average a share 1 − `decay` of the way to the weights it follows (the critic's average is the critic)."""
+    for average, network in zip(training.averages, training.networks, strict=True):
+        share = 1.0 if isinstance(network, Critic) else 1 - decay
+        for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
+            mean.lerp_(parameter, share)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+def save(training: Training, source: Source, plan: PretrainPlan, out: Path) -> None:
+    """Writes checkpoint, state and sample sheet into `out`."""
+    generator, critic, encoder = training.averages
+    write(out / "gan.safetensors", numpy_weights(generator, "generator.") | numpy_weights(critic, "critic."))
+    write(out / "encoder.safetensors", numpy_weights(encoder, "encoder."))
+    write(out / "training" / "state.safetensors", state(training))
+    sheet = io.BytesIO()
+    Image.fromarray(sample_sheet(training.averages, source, plan)).save(sheet, format="PNG")
+    atomic_write(out / "training" / f"samples-{training.step:06d}.png", sheet.getvalue())
+    losses = {name: round(value, 4) for name, value in training.losses.items()}
+    atomic_write(out / "training" / f"losses-{training.step:06d}.json", json.dumps(losses).encode())
+
+
+def card(
+    training: Training, source: Source, plan: PretrainPlan, provenance: Provenance, excluded: list[str], out: Path
+) -> str:
+    """The model card in Markdown: what it is, what it was trained on, who is not in it, and the files' SHA-256."""
+    rows = []
+    for file, parts in (("gan.safetensors", PREFIXES[:2]), ("encoder.safetensors", PREFIXES[2:])):
+        digest = hashlib.sha256((out / file).read_bytes()).hexdigest()
+        for prefix in parts:
+            network = training.averages[PREFIXES.index(prefix)]
+            count = sum(p.numel() for p in network.parameters())
+            rows.append(f"| {file} | `{prefix}*` | {count:,} | `{digest}` |")
+    left_out = hashlib.sha256("\n".join(excluded).encode()).hexdigest()
+    return CARD.format(
+        plan=plan,
+        provenance=provenance,
+        count=len(source.images),
+        digest=source.digest,
+        excluded=len(excluded),
+        left_out=left_out,
+        steps=training.step,
+        minutes=training.seconds / 60,
+        rows="\n".join(rows),
+    )
+
+
+CARD = """# Starting checkpoint: generator, critic and encoder, {plan.size_px} px, {plan.channels} channels
+
+Trained by `kohort-server pretrain` (server/pretrain.py) on public photographs alone, so a study that starts from it
+spends no privacy budget on it. It is **not** differentially private towards the people in those photographs, and the
+generator can resemble single photographs of that public set.
+
+| | |
+| --- | --- |
+| source | {provenance.source} |
+| licence of the photographs | {provenance.licence} |
+| attribution | {provenance.attribution} |
+| photographs | {count}, SHA-256 of the source `{digest}` |
+| left out | {excluded} names that must not be in it; SHA-256 of the sorted list, one per line: `{left_out}` |
+| sizes, for the study plan | size_px {plan.size_px}, width {plan.width}, latent {plan.latent}, encoder width {plan.encoder_width} |
+| training | {steps} steps, {minutes:.0f} minutes on a CPU |
+
+| file | tensors | parameters | SHA-256 of the file |
+| --- | --- | --- | --- |
+{rows}
+
+Intended use: the `start` of `models.gan` and `models.encoder` in a study plan. Not for diagnosis, and not a source of
+data by itself: its samples are public-data samples. Nobody whose images take part in a study may be in the source.
+"""
+
+
+def state(training: Training) -> dict[str, np.ndarray]:
+    """Weights, averages and Adam's moments as named arrays."""
+    arrays: dict[str, np.ndarray] = {"progress": np.array([training.step, training.seconds], dtype=np.float64)}
+    for prefix, network, average in zip(PREFIXES, training.networks, training.averages, strict=True):
+        arrays |= numpy_weights(network, "now." + prefix) | numpy_weights(average, "average." + prefix)
+    for which, optimiser in enumerate(training.optimisers):
+        for index, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+            moments = optimiser.state.get(parameter, {})
+            for name in ("exp_avg", "exp_avg_sq", "step"):
+                if name in moments:
+                    arrays[f"adam{which}.{index}.{name}"] = np.asarray(moments[name].numpy(), dtype=np.float32)
+    return arrays
+
+
+def restore(training: Training, path: Path) -> None:
+    """Puts the arrays of a state file back; raises ConfigurationError where they fit another plan."""
+    arrays = read(path, max_bytes=CHECKPOINT_CAP_BYTES)
+    training.step, training.seconds = int(arrays["progress"][0]), float(arrays["progress"][1])
+    for prefix, network, average in zip(PREFIXES, training.networks, training.averages, strict=True):
+        load_weights(network, arrays, "now." + prefix)
+        load_weights(average, arrays, "average." + prefix)
+    for which, optimiser in enumerate(training.optimisers):
+        for index, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+            names = {name: f"adam{which}.{index}.{name}" for name in ("exp_avg", "exp_avg_sq", "step")}
+            if names["step"] in arrays:
+                moments = {name: torch.as_tensor(arrays[key]).clone() for name, key in names.items()}
+                optimiser.state[parameter] = moments
+
+
+@torch.no_grad()
+def sample_sheet(networks: Networks, source: Source, plan: PretrainPlan, columns: int = 12) -> np.ndarray:
+    """uint8 [rows·S, columns·S, C]: photographs, their inversions, averages of five of one side, samples of the prior."""
+    generator, _, encoder = networks
+    order = np.random.default_rng(1).permutation(len(source.images))
+    side = np.zeros(len(order), dtype=int) if source.right is None else source.right.astype(int)
+    shown = order[:columns]
+    x = to_unit(source.images[shown])
+    rows = [x, encoder.invert(x, generator, 1).reconstructions, encoder.invert(x, generator, 2).reconstructions]
+    for which in sorted(set(side.tolist())):
+        members = [i for i in order if side[i] == which][: 5 * columns]
+        codes = encoder.invert(to_unit(source.images[members]), generator, 2).codes
+        means = torch.stack([codes[i::columns][:5].mean(0) for i in range(min(columns, len(members)))])
+        rows.append(generator.synthesis(means, torch.Generator().manual_seed(1)))
+    draw = torch.Generator().manual_seed(plan.seed)
+    for _ in range(3):
+        rows.append(generator(torch.randn(columns, plan.latent, generator=draw), draw))
+    lines = []
+    for row in rows:
+        line = np.zeros((columns, plan.size_px, plan.size_px, plan.channels), dtype=np.uint8)
+        line[: len(row)] = to_uint8(row)
+        lines.append(line.transpose(1, 0, 2, 3).reshape(plan.size_px, -1, plan.channels))
+    sheet = np.concatenate(lines)
+    return sheet[..., 0] if plan.channels == 1 else sheet

@@ -1,0 +1,148 @@
+"""Generator and critic: shapes, modulation against its definition, no hidden state, checkpoints that fit or are refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from client.learn.private_step import check_model
+from common.errors import ConfigurationError, RefusedError
+from common.models.stylegan import (
+    Critic,
+    Generator,
+    ModulatedConv,
+    layer_count,
+    load_critic,
+    load_generator,
+    load_weights,
+    numpy_weights,
+    to_uint8,
+    to_unit,
+)
+from common.study import GanPlan
+
+torch.set_num_threads(1)
+
+
+def plan(**changes: object) -> GanPlan:
+    """A tiny GAN plan."""
+    constants = {"rounds": 1, "local_steps": 1, "learning_rate": 1e-4, "noise_multiplier": 1.0, "patients_per_step": 4}
+    bounds = {"clip": 1.0, "max_update_norm": 1.0, "generator_learning_rate": 1e-4}
+    return GanPlan.model_validate({**constants, **bounds, "width": 8, "latent": 16, **changes})
+
+
+@pytest.mark.parametrize(("size_px", "layers", "channels"), [(32, 8, 3), (64, 10, 1), (128, 12, 3), (256, 14, 1)])
+def test_one_dial_gives_every_size(size_px: int, layers: int, channels: int) -> None:
+    generator = Generator(size_px, channels, 8, 16)
+    with torch.no_grad():
+        images = generator(torch.randn(2, 16))
+        assert images.shape == (2, channels, size_px, size_px)
+        assert Critic(size_px, channels, 8)(images).shape == (2,)
+    assert generator.layer_count == layer_count(size_px) == layers
+
+
+def test_an_unknown_size_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="96"):
+        Generator(96, 3, 8, 16)
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_scaling_activations_equals_scaling_each_samples_weights(demodulate: bool) -> None:
+    """StyleGAN2's definition: w' = s·w, divided by its norm over input channels and taps, one kernel per sample."""
+    conv = ModulatedConv(6, 5, 4, demodulate=demodulate).double()
+    x, w = torch.randn(3, 6, 8, 8, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    for i in range(3):
+        kernel = conv.weight * conv.style(w[i])[None, :, None, None]
+        if demodulate:
+            kernel = kernel * torch.rsqrt(kernel.square().sum((1, 2, 3), keepdim=True) + 1e-8)
+        expected = F.conv2d(x[i : i + 1], kernel, padding=1)
+        assert torch.allclose(conv(x, w)[i : i + 1], expected, atol=1e-10)
+
+
+def test_each_layers_code_reaches_the_image() -> None:
+    generator = Generator(32, 3, 8, 16)
+    codes = torch.randn(1, 8, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(generator.synthesis(codes).square().sum(), codes)
+    assert bool((gradient.abs().sum(2) > 0).all())
+
+
+def test_noise_comes_only_from_what_is_passed_in() -> None:
+    generator = Generator(32, 3, 8, 16)
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(1.0)
+    codes = generator.broadcast(torch.randn(2, 16))
+    with torch.no_grad():
+        plain = generator.synthesis(codes)
+        assert torch.equal(plain, generator.synthesis(codes))
+        one = generator.synthesis(codes, torch.Generator().manual_seed(1))
+        assert torch.equal(one, generator.synthesis(codes, torch.Generator().manual_seed(1)))
+        assert not torch.equal(one, generator.synthesis(codes, torch.Generator().manual_seed(2)))
+        assert not torch.equal(generator.synthesis(codes, "random"), generator.synthesis(codes, "random"))
+        assert not torch.equal(one, plain)
+
+
+def test_a_forward_pass_changes_nothing_and_nothing_is_a_buffer() -> None:
+    for module, given in ((Generator(32, 3, 8, 16), torch.randn(2, 16)), (Critic(32, 3, 8), torch.randn(2, 3, 32, 32))):
+        before = copy.deepcopy(module.state_dict())
+        module(given)
+        assert list(module.buffers()) == []
+        assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_the_private_step_accepts_the_critic() -> None:
+    for size_px, channels, width in ((32, 3, 16), (64, 3, 24), (128, 1, 32)):
+        check_model(Critic(size_px, channels, width), (channels, size_px, size_px))
+
+
+def test_the_critics_features_end_in_its_score() -> None:
+    critic, x = Critic(32, 3, 16), torch.randn(2, 3, 32, 32)
+    taps = critic.features(x)
+    assert [t.shape[2] for t in taps] == [16, 8, 4]
+    assert torch.equal(critic.score(taps[-1]).flatten(), critic(x))
+
+
+def test_a_code_of_another_shape_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"\[N, 8, 16\].*\[2, 10, 16\]"):
+        Generator(32, 3, 8, 16).synthesis(torch.zeros(2, 10, 16))
+
+
+def test_a_checkpoint_comes_back_as_it_was() -> None:
+    generator, critic = Generator(32, 3, 8, 16), Critic(32, 3, 8)
+    weights = numpy_weights(generator, "generator.") | numpy_weights(critic, "critic.")
+    assert {array.dtype for array in weights.values()} == {np.dtype("f4")}
+    again = numpy_weights(load_generator(weights, plan(), 32, 3), "generator.")
+    again |= numpy_weights(load_critic(weights, plan(), 32, 3), "critic.")
+    assert again.keys() == weights.keys()
+    assert all(np.array_equal(again[name], weights[name]) for name in weights)
+
+
+def test_a_checkpoint_of_another_size_is_refused_with_both_shapes() -> None:
+    weights = numpy_weights(Generator(32, 3, 8, 16), "generator.")
+    with pytest.raises(RefusedError, match=r"constant: expected \(1, 64, 4, 4\), got \(1, 32, 4, 4\)") as caught:
+        load_generator(weights, plan(width=16), 32, 3)
+    assert "width" in caught.value.hint
+    with pytest.raises(RefusedError, match="missing"):
+        load_generator(weights, plan(), 64, 3)
+    with pytest.raises(RefusedError, match="not part of this model"):
+        load_generator(weights | {"generator.extra": np.zeros(1, np.float32)}, plan(), 32, 3)
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused_before_anything_is_copied() -> None:
+    critic = Critic(32, 3, 8)
+    before, weights = numpy_weights(critic, "critic."), numpy_weights(Critic(32, 3, 8), "critic.")
+    weights["critic.score.bias"][:] = np.nan
+    with pytest.raises(RefusedError, match="not finite"):
+        load_weights(critic, weights, "critic.")
+    assert all(np.array_equal(before[name], value) for name, value in numpy_weights(critic, "critic.").items())
+
+
+def test_pixels_survive_the_round_trip_and_bad_values_are_clamped() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    assert np.array_equal(to_uint8(to_unit(pixels)), pixels)
+    assert float(to_unit(pixels).min()) == -1.0
+    assert float(to_unit(pixels).max()) == 1.0
+    odd = torch.tensor([-7.0, 7.0, float("nan"), float("inf")]).reshape(1, 1, 2, 2)
+    assert to_uint8(odd).flatten().tolist() == [0, 255, 0, 255]

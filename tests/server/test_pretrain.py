@@ -1,0 +1,170 @@
+"""Pretraining on public photographs: what enters, what is written, and that an interrupted run continues."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import ConfigurationError, RefusedError
+from common.models.encoder import load_encoder
+from common.models.stylegan import Generator, load_weights
+from common.tensors import read
+from server import pretrain, public_images
+from server.pretrain import CodeBank, PretrainPlan, Provenance
+from server.public_images import Source, read_source, views
+
+torch.set_num_threads(1)
+PLAN = PretrainPlan(size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, sampled=2, averaged=2, alone=0.4)
+PROVENANCE = Provenance("ten painted discs", "CC0", "nobody")
+NAMES = tuple(f"disc-{i}" for i in range(10))
+
+
+def discs() -> np.ndarray:
+    """Ten discs of different colours on black, uint8 [10, 32, 32, 3], each with a bright spot at its left."""
+    y, x = np.mgrid[:32, :32] - 15.5
+    images = np.zeros((10, 32, 32, 3), np.uint8)
+    for i, image in enumerate(images):
+        image[x**2 + y**2 < 190] = (120 + 10 * i, 60 + 5 * i, 20)
+        image[(x + 8) ** 2 + y**2 < 9] = (250, 220, 120)
+    return images
+
+
+def npz(folder: Path, **more: object) -> Path:
+    """The discs as an .npz file with names and sides."""
+    path = folder / "discs.npz"
+    given = {"images": discs(), "names": np.array(NAMES), "laterality": np.zeros(10, bool), **more}
+    np.savez(path, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return path
+
+
+def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(tmp_path: Path) -> None:
+    exclude = tmp_path / "exclude.txt"
+    exclude.write_text("disc-3\nsomebody-else\n")
+    out, seen = tmp_path / "out", []
+    pretrain.run(npz(tmp_path), out, PLAN, PROVENANCE, steps=5, exclude=exclude, progress=lambda *at: seen.append(at))
+    gan, encoder = (read(out / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder"))
+    generator = Generator(32, 3, 8, 16)
+    load_weights(generator, gan, "generator.")
+    load_encoder(encoder, 8, 16, 32, 3)
+    card = (out / "MODEL_CARD.md").read_text()
+    files = [hashlib.sha256((out / f"{name}.safetensors").read_bytes()).hexdigest() for name in ("gan", "encoder")]
+    for text in (*files, "ten painted discs", "CC0", "nobody", "9, SHA-256", "2 names", "5 steps", "latent 16"):
+        assert text in card
+    assert [step for step, _ in seen] == [0, 1, 2, 3, 4, 5]
+    with Image.open(out / "training" / "samples-000005.png") as sheet:
+        assert sheet.size == (12 * 32, 7 * 32)
+    assert json.loads((out / "training" / "losses-000005.json").read_text())["reconstruction"] > 0
+
+
+def test_an_interrupted_run_continues_where_it_stopped(tmp_path: Path) -> None:
+    source = npz(tmp_path)
+    first = pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=3)
+    state = pretrain.state(first)
+    again = pretrain.begin(PLAN)
+    pretrain.restore(again, tmp_path / "out" / "training" / "state.safetensors")
+    restored = pretrain.state(again)
+    assert restored.keys() == state.keys()
+    assert any(name.startswith("adam1.") for name in state)
+    assert all(np.array_equal(restored[name], state[name]) for name in state)
+    assert pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=4, resume=True).step == 4
+
+
+def test_a_finished_checkpoint_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    source = npz(tmp_path)
+    pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=1)
+    with pytest.raises(ConfigurationError, match="holds a checkpoint"):
+        pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=1)
+    with pytest.raises(ConfigurationError, match="minutes or steps"):
+        pretrain.run(source, tmp_path / "new", PLAN, PROVENANCE)
+    wider = dataclasses.replace(PLAN, width=16)
+    with pytest.raises(RefusedError, match="does not fit"):
+        pretrain.run(source, tmp_path / "out", wider, PROVENANCE, steps=2, resume=True)
+
+
+def test_reconstruction_gets_better(tmp_path: Path) -> None:
+    source = read_source(npz(tmp_path), 32, 3)
+    plan = dataclasses.replace(PLAN, alone=1.0, generator_learning_rate=3e-3)
+    early = pretrain.pretrain(source, plan, tmp_path / "a", steps=2).losses["reconstruction"]
+    late = pretrain.pretrain(source, plan, tmp_path / "b", steps=40).losses["reconstruction"]
+    assert late < 0.9 * early
+
+
+def test_excluded_names_do_not_enter(tmp_path: Path) -> None:
+    source = read_source(npz(tmp_path), 32, 3, ["disc-0", "disc-9", "not-there"])
+    assert source.names == NAMES[1:9]
+    assert np.array_equal(source.images, discs()[1:9])
+    assert source.right is not None
+    assert len(source.right) == 8
+
+
+def test_without_names_nothing_can_be_excluded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nothing can be excluded"):
+        read_source(npz(tmp_path, names=None), 32, 3, ["disc-0"])
+
+
+def test_a_folder_is_cut_square_resized_and_given_its_sides(tmp_path: Path) -> None:
+    for name, image in zip(NAMES[:3], discs(), strict=False):
+        wide = np.pad(np.kron(image, np.ones((2, 2, 1), np.uint8)), ((0, 0), (20, 20), (0, 0)))
+        Image.fromarray(wide).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text(
+        "file,laterality\n" + "".join(f"{n}.png,{s}\n" for n, s in zip(NAMES, "LRL", strict=False))
+    )
+    source = read_source(tmp_path, 32, 3, ["disc-2.png"])
+    assert source.names == ("disc-0.png", "disc-1.png")
+    assert source.right is not None
+    assert source.right.tolist() == [False, True]
+    assert np.abs(source.images.astype(int) - discs()[:2]).mean() < 4
+
+
+def test_a_pickled_array_an_oversized_file_and_another_size_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = np.array([object()])
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        read_source(npz(tmp_path, images=hidden), 32, 3)
+    with pytest.raises(ConfigurationError, match=r"\[N, 64, 64, 3\], got uint8 \[10, 32, 32, 3\]"):
+        read_source(npz(tmp_path), 64, 3)
+    with pytest.raises(ConfigurationError, match="no array `images`"):
+        read_source(npz(tmp_path, images=None), 32, 3)
+    monkeypatch.setattr(public_images, "SOURCE_CAP_BYTES", 1000)
+    with pytest.raises(RefusedError, match="1000 bytes"):
+        read_source(npz(tmp_path), 32, 3)
+
+
+@pytest.mark.parametrize("missing", ["source", "licence", "attribution"])
+def test_photographs_without_provenance_are_refused(missing: str) -> None:
+    with pytest.raises(ConfigurationError, match=missing):
+        dataclasses.replace(PROVENANCE, **{missing: " "})
+
+
+def test_a_mirrored_view_changes_side_and_unknown_sides_are_not_mirrored() -> None:
+    source = Source(discs(), NAMES, np.zeros(10, bool), "")
+    x, side = views(source, 2, np.random.default_rng(0))
+    assert x.shape == (40, 3, 32, 32)
+    assert torch.equal(x[20:], x[:20].flip(3))
+    assert side.tolist() == [0] * 20 + [1] * 20
+    x, side = views(dataclasses.replace(source, right=None), 2, np.random.default_rng(0))
+    assert len(x) == 20
+    assert set(side.tolist()) == {0}
+
+
+def test_averages_never_mix_the_two_sides() -> None:
+    bank = CodeBank(8)
+    bank.add(torch.ones(6, 8, 16), torch.zeros(6, dtype=torch.long))
+    bank.add(-torch.ones(4, 8, 16), torch.ones(4, dtype=torch.long))
+    assert len(bank.codes) == 8
+    averages = bank.averages(50, 5, np.random.default_rng(0))
+    assert set(averages.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_the_sliced_distance_is_zero_for_the_same_sample_and_grows_with_the_shift() -> None:
+    a, draw = torch.randn(64, 8), torch.Generator().manual_seed(0)
+    shuffled = a[torch.randperm(64)]
+    assert float(pretrain.sliced_wasserstein(a, shuffled, draw)) < 1e-9
+    near, far = (float(pretrain.sliced_wasserstein(a, a + shift, draw)) for shift in (0.1, 1.0))
+    assert 0 < near < far
