@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from client.synthesize.group import Group, Roster
-from client.synthesize.invert import Inversion, frozen
+from client.synthesize.invert import Adam, Inversion, frozen
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit
 
@@ -205,7 +205,7 @@ def _align_batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best codes of a batch of groups, loss at the start, best loss, steps; a group that stalls is done."""
     codes = torch.stack([t.centroid for t in targets]).requires_grad_()
-    adam = torch.optim.Adam([codes], lr=plan.learning_rate * spread)
+    adam = Adam(codes)
     best, taken = codes.detach().clone(), torch.zeros(len(targets), dtype=torch.int64)
     lowest = torch.full((len(targets),), torch.inf)
     stale = torch.zeros(len(targets), dtype=torch.int64)
@@ -220,9 +220,7 @@ def _align_batch(
         if step == plan.steps or not (stale < plan.patience).any():
             break
         (gradient,) = torch.autograd.grad(loss.sum(), [codes])
-        codes.grad = torch.nan_to_num(gradient)
-        adam.param_groups[0]["lr"] = plan.learning_rate * spread * _learning_rate(step, plan.steps)
-        adam.step()
+        adam.step(gradient, plan.learning_rate * spread * _learning_rate(step, plan.steps))
     return best, first[0], lowest, taken
 
 

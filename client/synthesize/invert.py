@@ -47,6 +47,7 @@ class InversionPlan:
     samples: int = 384
     components: int = 64
     mismatch_quantile: float = 0.1
+    least_threshold: float = 0.12
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
     """Return the reference from `plan.samples` generator samples (`random` may be seeded: nothing here is private).
 
     Threshold: the `mismatch_quantile` of the RMSE between unrelated samples. A reconstruction further from its image
-    than that is not about this image.
+    than that is not about this image. It is at least `least_threshold`, or a generator of little variety rejects all.
     """
     if plan.samples < 8:
         raise ConfigurationError(f"inversion: samples is {plan.samples}; expected 8 or more")
@@ -123,8 +124,9 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
     whitening = Whitening.fit(GeneratorCodes(torch.cat(codes).double().numpy()), plan.components)
     x, w = torch.cat(images), torch.cat(means)
     mismatch = _rmse(x, x.roll(1, dims=0))
+    threshold = max(float(np.quantile(mismatch, plan.mismatch_quantile)), plan.least_threshold)
     spread = float((w - w.mean(dim=0)).square().mean().sqrt())
-    return Reference(whitening, float(np.quantile(mismatch, plan.mismatch_quantile)), max(spread, 1e-6))
+    return Reference(whitening, threshold, max(spread, 1e-6))
 
 
 def invert(
@@ -173,16 +175,35 @@ def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _refined(x: Tensor, start: Tensor, generator: Generator, plan: InversionPlan, spread: float) -> Tensor:
     """Codes after `plan.steps` of Adam on the pixels at three scales, held near the encoder's codes."""
     codes = start.clone().requires_grad_()
-    adam = torch.optim.Adam([codes], lr=plan.learning_rate * spread)
+    adam = Adam(codes)
     for step in range(plan.steps):
-        for group in adam.param_groups:
-            group["lr"] = plan.learning_rate * spread * (1 - step / plan.steps)
         loss = _pyramid_error(generator.synthesis(codes), x).sum()
         loss = loss + plan.trust_weight * ((codes - start) / spread).square().mean((1, 2)).sum()
         (gradient,) = torch.autograd.grad(loss, [codes])
-        codes.grad = torch.nan_to_num(gradient)
-        adam.step()
+        adam.step(gradient, plan.learning_rate * spread * (1 - step / plan.steps))
     return codes.detach()
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015) on one tensor, in place; a gradient that is not finite counts as 0.
+
+    Why not torch.optim: its first use imports torch's compiler, 7 CPU-seconds in every child process.
+    """
+
+    def __init__(self, values: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.values, self.betas, self.steps = values, betas, 0
+        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
+
+    def step(self, gradient: Tensor, learning_rate: float) -> None:
+        """Move the values once against `gradient`."""
+        gradient = torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+        first, second = self.betas
+        self.steps += 1
+        self.mean.lerp_(gradient, 1 - first)
+        self.square.lerp_(gradient.square(), 1 - second)
+        scale = (self.square / (1 - second**self.steps)).sqrt_().add_(1e-8)
+        with torch.no_grad():
+            self.values -= learning_rate / (1 - first**self.steps) * self.mean / scale
 
 
 def _pyramid_error(a: Tensor, b: Tensor) -> Tensor:

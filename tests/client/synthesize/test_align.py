@@ -103,9 +103,9 @@ def test_loss_and_gradient_equal_naive_loops() -> None:
         code = moved[i].clone().requires_grad_()
         expected = naive_loss(site, code, group, plan)
         (slope,) = torch.autograd.grad(expected, [code])
-        torch.testing.assert_close(loss[i].detach(), expected.detach(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(loss[i].detach(), expected.detach(), rtol=1e-5, atol=1e-6)
         assert float(torch.cosine_similarity(gradient[i].flatten(), slope.flatten(), dim=0)) > 0.99999
-        torch.testing.assert_close(gradient[i], slope, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(gradient[i], slope, rtol=1e-3, atol=1e-5)
 
 
 def test_aligning_lowers_the_loss_and_leaves_the_weights_bit_identical() -> None:
@@ -148,7 +148,7 @@ def test_a_group_is_aligned_alike_whatever_its_batch() -> None:
     targets = gathered(site)
     together = al.align(targets, site.generator, site.critic, PLAN, site.spread)
     alone = al.align(targets[2:], site.generator, site.critic, PLAN, site.spread)
-    torch.testing.assert_close(together.codes[2:], alone.codes, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(together.codes[2:], alone.codes, rtol=1e-3, atol=1e-3)
 
 
 def test_each_patient_weighs_one_whatever_the_number_of_images() -> None:
@@ -157,7 +157,7 @@ def test_each_patient_weighs_one_whatever_the_number_of_images() -> None:
     assert site.who.images[site.who.pseudonyms.index(f"{0:064x}")] == (0, 1, 2)
     for group, statistics in zip(site.groups, gathered(site), strict=True):
         mean = torch.stack([patients[m].code for m in group.members]).mean(0)
-        torch.testing.assert_close(statistics.centroid, mean)
+        np.testing.assert_allclose(statistics.centroid, mean, rtol=1e-5)
         assert statistics.support == (len(group.members),) * 4
 
 
@@ -189,7 +189,7 @@ def test_noise_maps_are_fresh_for_each_image_and_come_from_the_source() -> None:
 def test_a_gram_of_constant_texture_does_not_depend_on_size_and_windows_must_divide() -> None:
     texture = torch.rand(1, 3, 8, 8)
     small, large = texture.tile(1, 1, 2, 2), texture.tile(1, 1, 8, 8)
-    torch.testing.assert_close(al.window_grams(small, 2)[0, 0], al.window_grams(large, 2)[0, 3])
+    np.testing.assert_allclose(al.window_grams(small, 2)[0, 0], al.window_grams(large, 2)[0, 3], rtol=1e-5)
     with pytest.raises(ConfigurationError, match="divisor of 16"):
         al.window_grams(small, 3)
 
@@ -197,7 +197,7 @@ def test_a_gram_of_constant_texture_does_not_depend_on_size_and_windows_must_div
 def test_features_have_unit_length_and_the_filters_are_constants() -> None:
     site = make_site()
     x = to_unit(site.images)
-    torch.testing.assert_close(al.content_features(site.critic, x).norm(dim=1), torch.ones(len(x)))
+    np.testing.assert_allclose(al.content_features(site.critic, x).norm(dim=1).detach(), torch.ones(len(x)), rtol=1e-5)
     torch.manual_seed(123)
     first = al.style_features(x)
     torch.manual_seed(321)
