@@ -1,0 +1,88 @@
+"""The inversion encoder: shapes, iterations, independence of the images of a batch, and the shipped checkpoint."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import RefusedError
+from common.models.encoder import Encoder, load_encoder
+from common.models.stylegan import Generator, load_weights, numpy_weights, to_unit
+from common.tensors import read
+
+torch.set_num_threads(1)
+SHIPPED = Path(__file__).parents[3] / "deploy" / "checkpoints" / "fundus-64"
+DEMO = Path(__file__).parents[3] / "deploy" / "demo" / "fundus"
+
+
+@pytest.mark.parametrize(("size_px", "layers", "channels"), [(32, 8, 1), (64, 10, 3), (128, 12, 3)])
+def test_codes_fit_the_generator_of_the_same_size(size_px: int, layers: int, channels: int) -> None:
+    generator, encoder = Generator(size_px, channels, 8, 16), Encoder(size_px, channels, 8, 16)
+    with torch.no_grad():
+        found = encoder.invert(torch.rand(2, channels, size_px, size_px), generator, 2)
+        assert found.codes.shape == (2, layers, 16)
+        assert torch.equal(generator.synthesis(found.codes), found.reconstructions)
+
+
+def test_each_iteration_adds_a_residual_of_the_reconstruction_before() -> None:
+    generator, encoder = Generator(32, 3, 8, 16), Encoder(32, 3, 8, 16)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        one, two = encoder.invert(x, generator, 1), encoder.invert(x, generator, 2)
+        assert torch.allclose(two.codes, one.codes + encoder(x, one.reconstructions), atol=1e-6)
+
+
+def test_an_image_is_inverted_alike_alone_and_in_a_batch() -> None:
+    generator, encoder = Generator(32, 3, 8, 16), Encoder(32, 3, 8, 16)
+    x = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        together = encoder.invert(x, generator, 2).codes
+        for i in range(3):
+            assert torch.allclose(encoder.invert(x[i : i + 1], generator, 2).codes[0], together[i], atol=1e-5)
+    assert list(encoder.buffers()) == []
+
+
+def test_an_encoder_of_another_size_is_refused() -> None:
+    weights = numpy_weights(Encoder(32, 3, 8, 16), "encoder.")
+    assert np.array_equal(
+        numpy_weights(load_encoder(weights, 8, 16, 32, 3), "encoder.")["encoder.start"], weights["encoder.start"]
+    )
+    with pytest.raises(RefusedError, match="expected"):
+        load_encoder(weights, 8, 32, 32, 3)
+
+
+def shipped() -> tuple[Generator, Encoder]:
+    """The shipped networks in the sizes that the card states."""
+    generator, encoder = Generator(64, 3, 24, 128), Encoder(64, 3, 24, 128)
+    load_weights(generator, read(SHIPPED / "gan.safetensors", max_bytes=1 << 24), "generator.")
+    load_weights(encoder, read(SHIPPED / "encoder.safetensors", max_bytes=1 << 24), "encoder.")
+    return generator, encoder
+
+
+def test_the_shipped_encoder_inverts_photographs_that_it_has_never_seen() -> None:
+    """The demo's photographs are not in the training set; twice as close as the mean photograph, in mean absolute error."""
+    from PIL import Image
+
+    generator, encoder = shipped()
+    files = sorted(DEMO.glob("*.jpg"))[:24]
+    x = to_unit(np.stack([np.asarray(Image.open(f).resize((64, 64), Image.Resampling.LANCZOS)) for f in files]))
+    with torch.no_grad():
+        error = (encoder.invert(x, generator, 2).reconstructions - x).abs().mean()
+    assert float(error) < 0.5 * float((x - x.mean(0)).abs().mean())
+
+
+def test_the_shipped_generators_samples_vary_and_show_a_round_field_on_black() -> None:
+    generator, _ = shipped()
+    with torch.no_grad():
+        samples = generator(torch.randn(16, 128, generator=torch.Generator().manual_seed(0)))
+    assert float(samples[:, :, :2, :2].mean()) < -0.9
+    assert float(samples[:, 0, 28:36, 28:36].mean()) > -0.3
+    assert float(samples.std(0).mean()) > 0.1
+
+
+def test_the_card_states_the_hashes_of_the_shipped_files() -> None:
+    card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for name in ("gan.safetensors", "encoder.safetensors"):
+        assert hashlib.sha256((SHIPPED / name).read_bytes()).hexdigest() in card
