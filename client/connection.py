@@ -29,6 +29,7 @@ from common.errors import ConfigurationError, KohortError
 from common.tensors import atomic_write, read_capped
 
 ANSWER_CAP_BYTES = 64 << 20
+ADMISSION_RETRY_S = 5.0  # a site waits for its registration by a person: let that feel immediate
 PROTOBUF = "application/protobuf"
 RUN_ENDED, ACTIVATION_REFUSED = 2007, 2004  # Flower's own codes
 CLOCK_AHEAD_S, CLOCK_BEHIND_S = 4.0, 295.0  # Flower accepts a signature from -5 to +305 seconds old
@@ -231,6 +232,8 @@ class Pause:
         """Seconds to wait now."""
         settings = self._settings
         wait = min(settings.retry_first_s * 2.0 ** min(self._failures, 30), settings.retry_cap_s)
+        if trouble.state is states.KEY_NOT_ADMITTED:
+            wait = min(wait, ADMISSION_RETRY_S)
         self._failures += 1
         return (settings.refused_retry_s if trouble.slow else wait) * random.uniform(0.8, 1.2)
 

@@ -119,6 +119,7 @@ class SuperLink:
         self.state_dir = state_dir.resolve()
         self.address = f"{host}:{port}"
         self._host, self._port = host, port
+        self._reach = "127.0.0.1" if host in ("0.0.0.0", "localhost") else host  # how this machine reaches it
         self._files = files
         self._extra = dict(environment or {})
         self._lock: FolderLock | None = None
@@ -145,7 +146,7 @@ class SuperLink:
         self._watcher = threading.Thread(target=self._watch, name="superlink-watch", daemon=True)
         self._watcher.start()
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
         """Return once the server answers over TLS; raises EnvironmentFault with the end of its log if it does not."""
         context = ssl.create_default_context(cafile=str(self._files.ca))
         deadline = time.monotonic() + timeout_s
@@ -258,7 +259,7 @@ class SuperLink:
             *("--superexec-auth-secret-file", secret),
         ]
         superexec = [
-            *(_program("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{self._port}"),
+            *(_program("flower-superexec"), "--runtime-api-address", f"{self._reach}:{self._port}"),
             *("--root-certificates", ca, "--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())),
         ]
         return (
@@ -277,7 +278,7 @@ class SuperLink:
         secret = self.state_dir / "superexec.secret"
         if not secret.exists():
             atomic_write(secret, secrets.token_urlsafe(48).encode(), mode=0o600)
-        entry = {"address": f"127.0.0.1:{self._port}", "root-certificates": str(self._files.ca.resolve())}
+        entry = {"address": f"{self._reach}:{self._port}", "root-certificates": str(self._files.ca.resolve())}
         lines = [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
         text = "\n".join(["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]", *lines, ""])
         atomic_write(home / "config.toml", text.encode(), mode=0o600)
@@ -338,7 +339,7 @@ class SuperLink:
         if process is None or process.poll() is not None:
             return False
         try:
-            return client.get(f"https://127.0.0.1:{self._port}/health").status_code == 200
+            return client.get(f"https://{self._reach}:{self._port}/health").status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -179,8 +179,9 @@ def test_too_many_objects_are_refused_before_any_is_pulled(
 
 def test_too_many_bytes_are_refused_while_they_come(server: FleetServer, files: ServerFiles, tmp_path: Path) -> None:
     site = Running(server, files, tmp_path, max_message_bytes=100_000)
-    server.queue(instruction(np.zeros(200_000, np.uint8)))
+    _, objects = server.queue(instruction(np.zeros(200_000, np.uint8)))
     assert error_of(server) == (2, "E-MESSAGE-TOO-LARGE")
+    assert server.names().count("pull-object") < len(objects)
     assert site.seen == []
     site.end()
 
