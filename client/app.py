@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.jobs import Stopped
 from common.errors import KohortError, RefusedError
 from common.messages import Sealed
 
@@ -41,6 +42,8 @@ def reply_to(message: Message, answer: Answer) -> Message:
     """Return the reply: what `answer` made of the instruction, or a code (never a text)."""
     try:
         return Message(record_of(answer(sealed_of(message.content))), reply_to=message)
+    except Stopped:
+        raise  # no reply: the transport keeps the message for the next start
     except KohortError as error:
         return Message(Error(REFUSED, public_code(error)), reply_to=message)
     except Exception:  # an unknown exception's text could hold a patient's name

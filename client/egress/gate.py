@@ -10,7 +10,7 @@ privacy of the numbers themselves (client/learn/private_step.py) and how groups 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,13 +135,13 @@ class Gate:
         instruction: Header,
         parts: Sequence[bytes],
         evidence: Evidence,
-        persons: Collection[str],
+        persons: Mapping[str, int],
         reservation: Reservation | None = None,
         event: Mechanism | None = None,
     ) -> tuple[Cleared, ...]:
         """Return the cleared parts of one image batch, all or none.
 
-        `persons`: pseudonyms of the cohort after merging; `event`: the plan's mechanism on images, if it has one, and
+        `persons`: the person behind every pseudonym of the cohort; `event`: the plan's mechanism on images, if it has one, and
         `reservation` its ledger entry where it claims epsilon per patient.
         """
         self._check_plan(instruction, "synthesize")  # 1, 20
@@ -228,16 +228,16 @@ class Gate:
             ]:
                 raise refuse(21, "the mechanism on images is in the ledger neither as reserved nor as declared")
 
-    def _check_groups(self, evidence: Evidence, labels: Sequence[int], persons: Collection[str]) -> None:
+    def _check_groups(self, evidence: Evidence, labels: Sequence[int], persons: Mapping[str, int]) -> None:
         """Rules 22 and 23: every image's group is large enough, of known persons, frozen, and of the image's label."""
         if len(evidence.group_of) != len(labels):
             raise refuse(22, f"{len(evidence.group_of)} groups named for {len(labels)} images")
         least = max(self.policy.min_k, self.study.synthesis.k if self.study.synthesis else self.policy.min_k)
         frozen = {group.token for group in self.groups.groups()}
-        known = frozenset(persons)
         for label, index in zip(labels, evidence.group_of, strict=True):
             group = evidence.groups[index]
-            if len(known & set(group.members)) < least or not known.issuperset(group.members):
+            distinct = {persons[member] for member in group.members if member in persons}
+            if len(distinct) < least or len(distinct) < len(group.members):
                 raise refuse(22, f"an image aggregates fewer than {least} persons of the cohort")
             if group.token not in frozen:
                 raise refuse(23, "an image's group is not frozen")

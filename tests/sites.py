@@ -1,0 +1,212 @@
+"""Small hospitals for tests: a state folder, an operator, an approved plan, invented patients, and children that are scripted."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client import config as site_config
+from client.config import load_site
+from client.daemon import Site
+from client.egress.gate import Evidence
+from client.ingest.cohort import FORMAT, SCHEMA
+from client.jobs import Ending, Job, Progress
+from client.ledger import Reservation
+from client.plans import Membership, Plans, State, new_pseudonym_key
+from client.synthesize.group import Group, Stratum
+from common import signing, tensors
+from common.messages import Header, Sealed, canonical, digest_of, seal
+from common.privacy.accounting import Spent, spend
+from common.privacy.mechanisms import Mechanism
+from common.study import Study, load_study, write_bundle
+from tests.studies import small_plan
+
+SITE = "hospital-a"
+WEIGHTS: dict[str, tensors.Arrays] = {
+    "gan": {"generator.a": np.ones((2, 3), np.float32), "critic.a": np.ones((4,), np.float32)},
+    "glow": {"glow.a": np.ones((5,), np.float32)},
+}
+
+
+def write_plan(folder: Path, weights: dict[str, tensors.Arrays] | None = None, **changes: Any) -> Path:
+    """The small plan with starting checkpoints for the given weights, as a file."""
+    data = small_plan(**changes)
+    for model, arrays in (WEIGHTS if weights is None else weights).items():
+        tensors.write(folder / f"{model}.safetensors", arrays)
+        sha256 = hashlib.sha256((folder / f"{model}.safetensors").read_bytes()).hexdigest()
+        data["models"][model]["start"] = {"file": f"{model}.safetensors", "sha256": sha256}
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(data))))
+    return path
+
+
+def write_cohort(folder: Path, study: Study, patients: int = 16, seed: int = 0) -> None:
+    """A cohort of invented patients, one picture each, all right eyes of label 0 or 1."""
+    folder.mkdir(parents=True)
+    size, channels = study.intake.size_px, study.intake.channels
+    blobs = np.random.default_rng(seed).integers(0, 255, (patients, 4, 4, channels))
+    images = np.repeat(np.repeat(blobs, size // 4, 1), size // 4, 2).astype(np.uint8)
+    np.save(folder / "images.npy", images)
+    with closing(sqlite3.connect(folder / "index.sqlite")) as index, index:
+        index.executescript(SCHEMA)
+        for patient in range(patients):
+            name = pseudonym(patient)
+            index.execute("INSERT INTO patient VALUES (?, ?)", (patient, name))
+            index.execute("INSERT INTO alias VALUES (?, ?)", (name, patient))
+            row = (patient, patient, patient * 2 // patients, 2, f"{patient:064x}")
+            index.execute("INSERT INTO image VALUES (?, ?, ?, ?, ?)", row)
+    facts = {
+        "format": FORMAT,
+        "size_px": size,
+        "channels": channels,
+        "label_names": list(study.intake.labels),
+        "digest": "0" * 64,
+    }
+    (folder / "cohort.json").write_text(json.dumps(facts))
+
+
+def pseudonym(patient: int) -> str:
+    """The pseudonym of an invented patient."""
+    return hashlib.sha256(f"patient {patient}".encode()).hexdigest()
+
+
+@dataclass
+class Hospital:
+    """A site with its operator: what a test needs to ask and to look."""
+
+    root: Path
+    operator: Ed25519PrivateKey
+    study: Study
+    bundle: Path
+
+    def site(self, **policy: Any) -> Site:
+        """A freshly started daemon over the state on disk."""
+        state = State(self.root)
+        config = load_site(self.root)
+        config = config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
+        membership = Membership(
+            format="kohort-join/1",
+            site=SITE,
+            server_url="https://127.0.0.1:1",
+            ca="",
+            operator_key=signing.public_text(self.operator.public_key()),
+            client_certificate="",
+        )
+        return Site(state, config, membership)
+
+    def ask(self, kind: str, *, key: Ed25519PrivateKey | None = None, weights: Any = None, **fields: Any) -> Sealed:
+        """A signed instruction; `fields` change its header."""
+        model = fields.setdefault("model", "gan" if kind == "train" else "")
+        arrays = weights or (WEIGHTS[model] if model else {**WEIGHTS["gan"], **WEIGHTS["glow"]})
+        payload = tensors.dumps(arrays)
+        header = {"kind": kind, "phase": kind, "study": self.study.hash(), "round": 0, "sender": "operator"}
+        header |= {"digest": digest_of(payload), **fields}
+        return seal(Header.model_validate(header), payload, key or self.operator)
+
+
+def make_hospital(root: Path, *, approve: bool = True, weights: Any = None, **changes: Any) -> Hospital:
+    """A hospital whose staff approved the small plan, with a cohort; `changes` go into the plan."""
+    plans, state = root / "operator", root / "state"
+    plans.mkdir(parents=True)
+    operator = signing.new_key()
+    plan = write_plan(plans, weights, **changes)
+    write_bundle(plan, operator, plans / "bundle")
+    study = load_study(plan)
+    (root / "data").mkdir()
+    state.mkdir()
+    text = site_config.sample(SITE, str(root / "data")).replace("send_slot_s: 2.0", "send_slot_s: 0")
+    (state / "site.yaml").write_text(text.replace("threads: 0", "threads: 1"))
+    place = State(state)
+    new_pseudonym_key(place.pseudonym_key)
+    signing.save_private(place.sign_key, signing.new_key())
+    write_cohort(place.cohort(study.intake), study)
+    if approve:
+        Plans(place, operator.public_key()).approve(plans / "bundle")
+    return Hospital(state, operator, study, plans / "bundle")
+
+
+@dataclass
+class Children:
+    """Stands in for `run_child`: writes what a child would write, counts, and misbehaves as scripted."""
+
+    study: Study
+    script: list[str] = field(default_factory=list)
+    reservations: list[int] = field(default_factory=list)
+    runs: int = 0
+    change: Callable[[tensors.Arrays], tensors.Arrays] = lambda arrays: arrays
+    evidence: Callable[[Evidence], Evidence] = lambda evidence: evidence
+
+    def __call__(self, folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress) -> Ending:
+        job = Job.read(folder)
+        self.runs += 1
+        if job.reservation:
+            self.reservations.append(Reservation.from_json(job.reservation).id)
+        what = self.script.pop(0) if self.script else "finish"
+        if what == "crash":
+            return Ending(False)
+        if what == "refuse":
+            return Ending(False, "E-GROUP-SIZE")
+        if what == "die":
+            raise Killed
+        output = self._update(folder) if job.kind == "train" else self._images(folder)
+        tensors.write(folder / "out.safetensors", self.change(output))
+        if what == "die after":
+            raise Killed
+        return Ending(True)
+
+    def _update(self, folder: Path) -> tensors.Arrays:
+        weights = tensors.read(folder / "in.safetensors", max_bytes=1 << 20)
+        rng = np.random.default_rng(self.runs)  # another result each time: a second computation would be seen
+        return {name: rng.normal(0, 0.1, array.shape).astype(np.float32) for name, array in weights.items()}
+
+    def _images(self, folder: Path) -> tensors.Arrays:
+        groups = tuple(
+            Group(tuple(pseudonym(p) for p in range(8 * label, 8 * label + 8)), Stratum(label, 2), 5)
+            for label in (0, 1)
+        )
+        (folder / "evidence.json").write_bytes(self.evidence(Evidence(groups, (0, 1), ())).to_json())
+        (folder / "contact_sheet.png").write_bytes(b"sheet")
+        size = self.study.intake.size_px
+        images = np.random.default_rng(self.runs).integers(0, 255, (2, size, size, 3), dtype=np.uint8)
+        return {"images": images, "labels": np.array([0, 1]), "privatized": np.array([0, 1], np.uint8)}
+
+
+class Killed(BaseException):
+    """Stands for `kill -9`: nothing catches it, and the next start sees only what is on disk."""
+
+
+@functools.cache
+def _spent(mechanisms: tuple[Mechanism, ...], delta: float, prv: bool) -> Spent:
+    return spend(mechanisms, delta, prv=prv)
+
+
+def spend_once(mechanisms: Iterable[Mechanism], delta: float, *, prv: bool = False) -> Spent:
+    """The real accountants, asked once for each history: the same few plans come again and again."""
+    return _spent(tuple(mechanisms), delta, prv)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, study: Study, *script: str) -> Children:
+    """Let the daemon's children follow a script; after its end every child finishes."""
+    children = Children(study, list(script))
+    monkeypatch.setattr("client.daemon.run_child", children)
+    for module in ("client.daemon", "client.ledger"):
+        monkeypatch.setattr(f"{module}.spend", spend_once)
+    return children
+
+
+def request_text(fields: dict[str, str], key: Ed25519PrivateKey) -> str:
+    """A signed request as `kohort-site init` writes it."""
+    return json.dumps(fields | {"signature": signing.sign(key, signing.REQUEST, canonical(fields)).decode()})
