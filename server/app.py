@@ -130,8 +130,7 @@ class StudyRun:
         gathering.gather()  # 1-5
         shares = {site: self.study.weight_of(site) for site in gathering.complete}
         new = aggregate.average(weights, shares, self.study.quorum, gathering.read)  # 6
-        path = self.record.weights_file(model, round_ + 1)
-        tensors.write(path, new)
+        path = self.record.write_weights(model, round_ + 1, new)
         self.record.close_round("train", model, round_, gathering.outcome() | {"weights": file_digest(path)})
         log.info("%s round %d: closed with %s", model, round_, ", ".join(sorted(shares)))
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
 
 from common import tensors
 from common.errors import Bug
@@ -68,19 +70,31 @@ class StudyRecord:
         """Return the global weights before a round; round 0 is the plan's starting checkpoint."""
         path = self.weights_file(model, round_)
         if round_ == 0 and not path.exists():
-            tensors.write(path, self._start(model))
+            self.write_weights(model, 0, self._start(model))
         arrays = tensors.read(path, max_bytes=WEIGHTS_CAP_BYTES)
         entry = self.closed("train", model, round_ - 1) if round_ else None
         if entry and entry.data["weights"] != file_digest(path):
             raise Bug(f"{path}: does not have the SHA-256 that the journal names")
         return arrays
 
-    def _start(self, model: str) -> tensors.Arrays:
-        """The model's part of the starting checkpoint in the bundle, as float32."""
+    def write_weights(self, model: str, round_: int, weights: Mapping[str, NDArray[np.generic]]) -> Path:
+        """Write the weights before a round, with the metadata of the starting checkpoint; returns their file."""
+        with safe_open(self._start_file(model), framework="numpy") as file:
+            metadata: dict[str, str] | None = file.metadata()
+        path = self.weights_file(model, round_)
+        tensors.write(path, weights, metadata)
+        return path
+
+    def _start_file(self, model: str) -> Path:
+        """The starting checkpoint in the bundle."""
         start = self.study.models.trained()[model].start
         if start is None:
             raise Bug(f"the plan was signed without a starting checkpoint for {model}")
-        found = tensors.read(self.root / "bundle" / "checkpoints" / start.name, max_bytes=WEIGHTS_CAP_BYTES)
+        return self.root / "bundle" / "checkpoints" / start.name
+
+    def _start(self, model: str) -> tensors.Arrays:
+        """The model's part of the starting checkpoint, as float32."""
+        found = tensors.read(self._start_file(model), max_bytes=WEIGHTS_CAP_BYTES)
         return {name: a.astype(np.float32) for name, a in found.items() if name.startswith(PREFIXES[model])}
 
     def final_weights(self) -> dict[str, Path]:

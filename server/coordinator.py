@@ -1,0 +1,136 @@
+"""Keeps a study running: registers sites, submits the thin bundle, watches, submits again after a failure.
+
+In: a running SuperLink (`Link`), the registry, the study's record. Out: returns when the study is complete. Guaranteed: one
+run at a time; a new start resumes, because every decision is in the record; it gives up with a code after `limits.failures`
+failed runs without a round closed in between. Not covered: what a run does (server/app.py), the programs (superlink.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from common.errors import KohortError, PeerError, RefusedError
+from server.config import Limits, ServerState
+from server.record import Progress, StudyRecord
+from server.sites import Registry
+from server.superlink import RunStatus
+
+TURN_S = 0.5
+STATUS_S = 5.0  # a look at a run costs Flower's command line a second of CPU
+RESUBMIT_S = 5.0
+FINISH_S = 20.0
+log = logging.getLogger("kohort.server")
+
+
+class Link(Protocol):
+    """What the coordinator needs of `server.superlink.SuperLink`."""
+
+    def register(self, public_key: Path, name: str) -> int: ...
+    def unregister(self, node_id: int) -> None: ...
+    def submit(self, app: Path) -> int: ...
+    def run_status(self, run_id: int) -> RunStatus: ...
+    def stop_run(self, run_id: int) -> None: ...
+
+
+@dataclass
+class Coordinator:
+    """One study on one link. `show` gets the progress whenever it may have changed, `say` what a person should read."""
+
+    state: ServerState
+    link: Link
+    registry: Registry
+    record: StudyRecord
+    app_folder: Path
+    limits: Limits
+    show: Callable[[Progress], None] = lambda progress: None
+    say: Callable[[str], None] = lambda text: None
+    turn_s: float = TURN_S
+    resubmit_s: float = RESUBMIT_S
+    _refused: set[str] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Return when the study is complete; raises PeerError (E-RUN-FAILED) when it cannot be completed."""
+        self._stop_old_run()
+        failures, best = 0, -1
+        while not self.record.complete():
+            done = self.record.progress().done
+            failures, best = (0, done) if done > best else (failures, best)
+            if failures >= self.limits.failures:
+                raise PeerError(
+                    f"{failures} runs failed without a round closed in between",
+                    hint=f"read {self.state.superlink / 'superexec.log'}, then start `kohort-server run` again",
+                    code="E-RUN-FAILED",
+                )
+            if not self._attempt():
+                failures += 1
+                self.say(f"run failed ({failures} of {self.limits.failures}); submitted again from the last round")
+                time.sleep(self.resubmit_s)
+        self.show(self.record.progress())
+
+    def sync_sites(self) -> None:
+        """Tell Flower of newly enrolled and of revoked sites."""
+        for name, site in self.registry.sites().items():
+            if name in self._refused:
+                continue
+            try:
+                if site.state == "enrolled":
+                    node_id = self.link.register(self.state.node_keys / f"{name}.pub", name)
+                    self.registry.registered(name, node_id)
+                    self.say(f"{name}: registered")
+                elif site.state == "revoked" and site.node_id is not None:
+                    self.link.unregister(site.node_id)
+                    self.registry.unregistered(name)
+                    self.say(f"{name}: revoked")
+            except RefusedError as error:
+                self._refused.add(name)
+                self.say(f"{name}: {error}")
+
+    # --- inside
+
+    def _attempt(self) -> bool:
+        """Submit one run and watch it; True when the study is complete."""
+        try:
+            self.sync_sites()
+            run_id = self.link.submit(self.app_folder)
+            self.record.journal.append("run", "submitted", {"run_id": run_id})
+            return self._watch(run_id)
+        except PeerError as error:
+            log.warning("%s", error)
+            return self.record.complete()
+
+    def _watch(self, run_id: int) -> bool:
+        """Look after one run until it has ended."""
+        next_status = time.monotonic() + STATUS_S
+        while not self.record.complete():
+            self.show(self.record.progress())
+            self.sync_sites()
+            if time.monotonic() >= next_status:
+                if self.link.run_status(run_id).finished:
+                    break
+                next_status = time.monotonic() + STATUS_S
+            time.sleep(self.turn_s)
+        self._let_finish(run_id)
+        self.record.journal.append("run", "ended", {"run_id": run_id})
+        return self.record.complete()
+
+    def _let_finish(self, run_id: int) -> None:
+        """Give the run of a complete study a moment to end by itself."""
+        deadline = time.monotonic() + FINISH_S
+        while self.record.complete() and time.monotonic() < deadline and not self.link.run_status(run_id).finished:
+            time.sleep(self.turn_s)
+
+    def _stop_old_run(self) -> None:
+        """End a run that an earlier coordinator left behind."""
+        entry = self.record.journal.latest("run")
+        if entry is None or entry.state != "submitted":
+            return
+        try:
+            if not self.link.run_status(int(entry.data["run_id"])).finished:
+                self.link.stop_run(int(entry.data["run_id"]))
+        except KohortError as error:
+            log.warning("%s", error)

@@ -1,0 +1,130 @@
+"""What an operator does with a plan before anything is spent: pin its checkpoints, read its cost, sign it.
+
+In: study.yaml and the checkpoints beside it. Out: the file with fresh SHA-256 lines; a `PlanReport`; a signed bundle.
+Guaranteed: a plan over its own epsilon, or infeasible without saying so, or without starting weights is not signed.
+Not covered: whether the hospitals agree (each approves the plan's hash within its own policy).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.errors import ConfigurationError, PolicyError
+from common.privacy.accounting import PlanReport, feasibility
+from common.privacy.boundary import POST_PROCESSED, PREFIXES, is_trained
+from common.study import Checkpoint, Study, load_study, write_bundle
+from common.tensors import atomic_write, read_capped, shapes
+from server.record import file_digest
+
+ACCOUNTANTS = ("dp-accounting", "opacus")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def report(study: Study, checkpoints: Path) -> PlanReport:
+    """Return the accountants' report; `checkpoints`: the plan's folder, or a bundle's checkpoints/."""
+    return feasibility(study, parameter_counts(study, checkpoints))
+
+
+def parameter_counts(study: Study, checkpoints: Path) -> dict[str, int]:
+    """Return, by model, how many numbers a private step moves: trained tensors, without the post-processed generator."""
+    counts = {}
+    for model, plan in study.models.trained().items():
+        places = (checkpoints / plan.start.file, checkpoints / plan.start.name) if plan.start else ()
+        start = next((path for path in places if path.is_file()), None)
+        found = _shapes_of(start) if start else model_shapes(study, model)
+        names = [n for n in found if n.startswith(PREFIXES[model]) and not n.startswith(POST_PROCESSED)]
+        counts[model] = sum(math.prod(found[name]) for name in names if is_trained(name, plan))
+        if not counts[model]:
+            raise ConfigurationError(f"models.{model}.trainable: {list(plan.trainable)} names no tensor of the model")
+    return counts
+
+
+def _shapes_of(path: Path) -> Shapes:
+    return {name: shape for name, (_, shape) in shapes(path).items()}
+
+
+def model_shapes(study: Study, model: str) -> Shapes:
+    """Return the shapes of a model that has no starting checkpoint yet (imports torch; nothing is allocated)."""
+    import torch
+
+    from common.models.glow import Glow
+    from common.models.stylegan import Critic
+
+    size, channels = study.intake.size_px, study.intake.channels
+    flow, gan = study.models.glow, study.models.gan if model == "gan" else study.models.wgan
+    with torch.device("meta"):
+        if model == "glow" and flow:
+            network: torch.nn.Module = Glow(size, channels, flow.levels, flow.steps_per_level, flow.width)
+        else:
+            assert gan is not None
+            network = Critic(size, channels + (model == "wgan"), gan.width)  # wgan: the mask is one more channel
+    prefix = "glow." if model == "glow" else "critic."
+    return {prefix + name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+
+
+def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, PlanReport]:
+    """Write the signed bundle of a plan into `out`; raises PolicyError (E-PLAN-BUDGET, E-PLAN-INFEASIBLE, E-PLAN-START)."""
+    study = load_study(study_path)
+    missing = [f"models.{name}.start" for name, plan in study.models.trained().items() if plan.start is None]
+    if (
+        study.synthesis
+        and study.models.encoder
+        and study.models.encoder.start is None
+        and study.models.encoder.steps == 0
+    ):
+        missing.append("models.encoder.start")
+    if missing:
+        raise PolicyError(
+            f"{', '.join(missing)}: every model starts from a public checkpoint",
+            hint="kohort-server pretrain makes one from public images",
+            code="E-PLAN-START",
+        )
+    found = report(study, study_path.parent)
+    if not found.accepted:
+        over = found.verdict == "over budget"
+        raise PolicyError(
+            f"not signed: {found.verdict}\n{found.to_text()}",
+            hint="change the plan as `fix` says" + ("" if over else ", or set privacy.accept_infeasible: true"),
+            code="E-PLAN-BUDGET" if over else "E-PLAN-INFEASIBLE",
+        )
+    return write_bundle(study_path, key, out), found
+
+
+def accountant_versions() -> dict[str, str]:
+    """Return the versions of the accountants that computed epsilon."""
+    return {name: version(name) for name in ACCOUNTANTS}
+
+
+def pin(study_path: Path) -> dict[str, str]:
+    """Rewrite every `sha256:` that stands beside a `file:` in place; returns {file: SHA-256}. Comments stay."""
+    text = read_capped(study_path, 1 << 20).decode()
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    pinned, new = {}, text
+    for file, old in sorted(_pairs(node), key=lambda pair: -pair[1].start_mark.index):
+        path = study_path.parent / file
+        if not path.is_file():
+            raise ConfigurationError(f"{path}: the checkpoint named in {study_path.name} is missing")
+        pinned[file] = file_digest(path)
+        value = f'"{pinned[file]}"'
+        new = new[: old.start_mark.index] + value + new[old.end_mark.index :]
+    atomic_write(study_path, new.encode())
+    return pinned
+
+
+def _pairs(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node]]:
+    """Every (file, node of its sha256) in a YAML tree."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            yield from _pairs(child)
+    if isinstance(node, yaml.MappingNode):
+        entries = {str(key.value): value for key, value in node.value}
+        if set(entries) == set(Checkpoint.model_fields):
+            yield str(entries["file"].value), entries["sha256"]
+        for child in entries.values():
+            yield from _pairs(child)
