@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.synthesize import privatize as stage
+from common.errors import Bug
 from common.models import glow
 from common.models.glow import Glow
 from common.privacy.mechanisms import LatentLaplace
@@ -73,6 +74,13 @@ def test_non_finite_giant_and_zero_latents_are_bounded(clip: str, value: float) 
     m = mechanism(clip, 8)
     for row in (np.full(8, value), np.array([value, *np.ones(7)])):
         assert size(stage.quantise(stage.clip(row[None], m)[0], m), m) <= m.radius_in_steps
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_a_latent_outside_the_clip_set_is_never_summed(clip: str) -> None:
+    m = mechanism(clip, 4)
+    with pytest.raises(Bug, match="lattice steps"):
+        stage.quantise(np.full(4, 0.7 + 2**-9), m)
 
 
 def test_quantising_never_lifts_a_coordinate() -> None:
