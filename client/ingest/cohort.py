@@ -114,10 +114,8 @@ class Cohort:
 
     def verify(self) -> None:
         """Read everything and raise RefusedError when the digest does not fit."""
-        if (
-            _digest(self.images, self.patient_of, self.labels, self.laterality, self.aliases, self.label_names)
-            != self.digest
-        ):
+        found = _digest(self.images, self.patient_of, self.labels, self.laterality, self.aliases, self.label_names)
+        if found != self.digest:
             raise RefusedError(f"{self.folder}: the cohort's digest does not fit its images", hint="ingest again")
 
 

@@ -5,8 +5,9 @@ width x height is checked before anything is decoded; EXIF, comments and colour 
 studies the black surround is cut away and marks in its corners are blanked. Not covered: finding text inside the
 field of view, EXIF rotation.
 
-Framing: 1. fundus only: bounding box of the field of view, corners outside its circle blanked. 2. The longer side is
-resized to S (antialiased bicubic). 3. The shorter side is padded with black to a square, the image in the middle.
+Framing: 1. fundus only: bounding box of the field of view. 2. The longer side is resized to S (antialiased bicubic).
+3. Fundus only: corners outside the circle of the field are blanked. 4. The shorter side is padded with black to a
+square, the image in the middle.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ Pixels = NDArray[np.uint8]
 
 SURROUND_LEVEL = 16  # the surround of a fundus camera is black plus JPEG noise, well under this
 STRAY_SHARE = 0.2  # more light than this outside the circle, and the picture has no dark corners to blank
+SEARCH_PX = 500
 BLANK_SPREAD = 1.0  # grey levels of standard deviation
 COLOUR_MODES = {"RGB", "RGBA", "P", "YCbCr", "CMYK"}
 GREY_MODES = {"L", "LA", "1"}
@@ -63,7 +65,7 @@ def framed(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) 
     """
     pixels = _with_channels(pixels, channels)
     if field_of_view:
-        pixels = _without_stray_marks(pixels[field_box(pixels)])
+        pixels = np.ascontiguousarray(pixels[field_box(pixels)])
     height, width = pixels.shape[:2]
     if max(height, width) < size_px / 2:
         raise Unusable(Reason.TOO_SMALL)
@@ -71,6 +73,8 @@ def framed(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) 
     new = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
     resized = np.asarray(small.resize(new, Image.Resampling.BICUBIC)).reshape(new[1], new[0], channels)
+    if field_of_view:
+        resized = _without_stray_marks(resized)
     if float(resized.std(axis=(0, 1)).max()) < BLANK_SPREAD:
         raise Unusable(Reason.BLANK)
     square = np.zeros((size_px, size_px, channels), np.uint8)
@@ -92,10 +96,13 @@ def field_box(pixels: Pixels) -> tuple[slice, slice]:
     """Return the rows and columns of a fundus photograph's field of view.
 
     A row or column belongs to it when it has an unbroken stretch brighter than the surround, a twentieth of the picture
-    long: strokes of letters beside the circle have none. Raises Unusable (blank-image) when all is dark.
+    long: strokes of letters beside the circle have none. Large pictures are searched on a grid of about SEARCH_PX places.
+    Raises Unusable (blank-image) when all is dark.
     """
-    lit = pixels.max(axis=2) > SURROUND_LEVEL
-    return _lines_with_a_stretch(lit), _lines_with_a_stretch(lit.T)
+    step = max(1, max(pixels.shape[:2]) // SEARCH_PX)
+    lit = pixels[::step, ::step].max(axis=2) > SURROUND_LEVEL
+    rows, columns = _lines_with_a_stretch(lit), _lines_with_a_stretch(lit.T)
+    return slice(rows.start * step, rows.stop * step), slice(columns.start * step, columns.stop * step)
 
 
 def _lines_with_a_stretch(lit: NDArray[np.bool_]) -> slice:
