@@ -277,29 +277,34 @@ def pretrain(
     model: Annotated[str, typer.Option(help="gan (with its encoder) or glow")] = "gan",
     size_px: Annotated[int, typer.Option("--size")] = 64,
     channels: Annotated[int, typer.Option()] = 3,
+    source: Annotated[str, typer.Option(help="gan: where the images come from, for the card")] = "",
+    licence: Annotated[str, typer.Option(help="gan: the images' licence, for the card")] = "",
+    attribution: Annotated[str, typer.Option(help="gan: whom the licence wants named, for the card")] = "",
+    exclude: Annotated[Path | None, typer.Option(help="names that must not be in it, one per line")] = None,
+    resume: Annotated[bool, typer.Option(help="gan: continue the run in --out")] = False,
 ) -> None:
     """Imports torch only here."""
-    from server.public_images import read_source
+    from server.public_images import read_names, read_source
 
     if model not in ("gan", "glow"):
         raise ConfigurationError(f"--model {model}: expected gan or glow")
-    source = read_source(images, size_px, channels)
-    out.mkdir(parents=True, exist_ok=True)
     with _bar("pretrain") as bar:
         task = bar.add_task(model, total=100)
         if model == "gan":
-            from server.pretrain import PretrainPlan
-            from server.pretrain import pretrain as train_gan
+            from server.pretrain import PretrainPlan, Provenance, run
 
-            public = PretrainPlan(size_px=size_px, channels=channels)
-            train_gan(source, public, out, minutes=minutes, progress=lambda _, s: bar.update(task, completed=100 * s))
+            public, origin = PretrainPlan(size_px=size_px, channels=channels), Provenance(source, licence, attribution)
+            show = lambda _, share: bar.update(task, completed=100 * share)  # noqa: E731
+            run(images, out, public, origin, minutes=minutes, resume=resume, exclude=exclude, progress=show)
         else:
             from common.models.glow import save
             from server.pretrain_glow import Pretraining
             from server.pretrain_glow import pretrain as train_glow
 
+            public_images = read_source(images, size_px, channels, read_names(exclude)).images
+            out.mkdir(parents=True, exist_ok=True)
             options = Pretraining(minutes=minutes)
-            save(train_glow(source.images, options, 0, lambda *_: bar.advance(task, 1)), out / "glow.safetensors")
+            save(train_glow(public_images, options, 0, lambda *_: bar.advance(task, 1)), out / "glow.safetensors")
     write(f"checkpoint in {out}; pin it with kohort-server pin STUDY.yaml\n")
 
 

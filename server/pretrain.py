@@ -34,11 +34,10 @@ from torch.nn import functional as F
 from common.errors import ConfigurationError
 from common.models.encoder import Encoder
 from common.models.stylegan import Critic, Generator, load_weights, numpy_weights, to_uint8, to_unit
-from common.tensors import atomic_write, read, read_capped, write
-from server.public_images import Source, read_source, tinted, views
+from common.tensors import atomic_write, read, write
+from server.public_images import Source, read_names, read_source, tinted, views
 
 CHECKPOINT_CAP_BYTES = 2 << 30
-EXCLUDE_CAP_BYTES = 64 << 20
 R1_EVERY = 8
 GRADIENT_NORM = 10.0
 PREFIXES = ("generator.", "critic.", "encoder.")
@@ -62,8 +61,8 @@ class PretrainPlan:
     again: float = 0.3  # share of steps in which the encoder looks a second time
     generator_learning_rate: float = 1e-3
     encoder_learning_rate: float = 5e-4
-    critic_learning_rate: float = 5e-4
-    gradient_penalty: float = 0.5
+    critic_learning_rate: float = 1e-3
+    gradient_penalty: float = 0.02
     average_decay: float = 0.998
     bank: int = 1024
     seed: int = 0
@@ -71,10 +70,10 @@ class PretrainPlan:
         default_factory=lambda: {
             "reconstruction": 4.0,
             "feature": 1.0,
-            "adversarial": 0.2,
+            "adversarial": 0.3,
             "prior": 1.0,
             "cycle": 0.1,
-            "detail": 0.02,
+            "detail": 0.05,
             "size": 0.002,
         }
     )
@@ -123,8 +122,7 @@ def run(
         raise ConfigurationError("pretrain: give minutes or steps")
     if (out / "gan.safetensors").exists() and not resume:
         raise ConfigurationError(f"{out}: holds a checkpoint already", hint="resume it, or name another folder")
-    text = read_capped(exclude, EXCLUDE_CAP_BYTES).decode() if exclude else ""
-    names = sorted({line.strip() for line in text.splitlines() if line.strip()})
+    names = read_names(exclude)
     source = read_source(images, plan.size_px, plan.channels, names)
     training = pretrain(source, plan, out, minutes=minutes, steps=steps, resume=resume, progress=progress)
     atomic_write(out / "MODEL_CARD.md", card(training, source, plan, provenance, names, out).encode())
@@ -401,7 +399,7 @@ generator can resemble single photographs of that public set.
 | attribution | {provenance.attribution} |
 | photographs | {count}, SHA-256 of the source `{digest}` |
 | left out | {excluded} names that must not be in it; SHA-256 of the sorted list, one per line: `{left_out}` |
-| sizes, for the study plan | size_px {plan.size_px}, width {plan.width}, latent {plan.latent}, encoder width {plan.encoder_width} |
+| sizes for a study | size_px {plan.size_px}, width {plan.width}, latent {plan.latent}, encoder width {plan.encoder_width} |
 | training | {steps} steps, {minutes:.0f} minutes on a CPU |
 
 | file | tensors | parameters | SHA-256 of the file |

@@ -67,6 +67,12 @@ def read_source(path: Path, size_px: int, channels: int, exclude: Sequence[str] 
     return replace(source, images=source.images[keep], names=names, right=right)
 
 
+def read_names(path: Path | None) -> list[str]:
+    """The names in a text file, one per line, sorted and without repetition; none for no file."""
+    text = read_capped(path, TABLE_CAP_BYTES).decode() if path else ""
+    return sorted({line.strip() for line in text.splitlines() if line.strip()})
+
+
 def _read_npz(path: Path) -> Source:
     """`images` and, if present, `names` and `laterality` (true = right) of an .npz file, never unpickled."""
     data = read_capped(path, SOURCE_CAP_BYTES)
