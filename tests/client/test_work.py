@@ -1,0 +1,219 @@
+"""The child process on tiny models: what it writes, what it refuses, and that it dies with its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from client.egress.gate import Evidence
+from client.ingest.cohort import Cohort
+from client.jobs import Job, Stopped, run_child
+from client.ledger import Reservation
+from client.plans import State
+from client.synthesize.group import Group, Stratum
+from client.work import main, person_names, work
+from common import tensors
+from common.errors import PolicyError
+from common.models.glow import Glow, weights_of
+from common.models.stylegan import Critic, Generator, numpy_weights
+from common.privacy.mechanisms import round_event
+from tests.sites import Hospital, make_hospital, pseudonym
+
+SECRET = bytes(32)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, tensors.Arrays]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    gan = numpy_weights(Generator(32, 3, 16, 16), "generator.") | numpy_weights(Critic(32, 3, 16), "critic.")
+    return {"gan": dict(gan), "glow": dict(weights_of(Glow(32, 3, 3, 2, 16)))}
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, tensors.Arrays]) -> Hospital:
+    return make_hospital(tmp_path_factory.mktemp("hospital"), weights=weights)
+
+
+def job_folder(hospital: Hospital, folder: Path, kind: str, model: str, inputs: tensors.Arrays, groups: bytes) -> Path:
+    """A job as the daemon writes it, with a reservation of one round."""
+    event = round_event(hospital.study, model, 2**20) if model else None
+    job = Job(
+        kind="train" if kind == "train" else "synthesize",
+        model=model,
+        plan=str(hospital.root / "plans" / hospital.study.hash()),
+        cohort=str(State(hospital.root).cohort(hospital.study.intake)),
+        reservation=Reservation(2, event.steps, event).to_json() if event else "",
+        threads=1,
+        memory_gib=0,
+    )
+    job.write(folder, tensors.dumps(inputs), groups)
+    return folder
+
+
+NO_GROUPS = Evidence((), (), ()).to_json()
+
+
+def test_a_round_in_a_real_child_leaves_the_models_own_tensors(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path
+) -> None:
+    folder = job_folder(hospital, tmp_path / "job", "train", "gan", weights["gan"], NO_GROUPS)
+    seen: list[tuple[int, int]] = []
+    ending = run_child(folder, 1, SECRET, threading.Event(), lambda done, total: seen.append((done, total)))
+    assert ending.finished, (folder / "child.log").read_text()
+    deltas = tensors.read(folder / "out.safetensors", max_bytes=1 << 26)
+    assert {name: a.shape for name, a in deltas.items()} == {name: a.shape for name, a in weights["gan"].items()}
+    assert any(a.any() for name, a in deltas.items() if name.startswith("critic."))
+    assert (0, 0) in seen
+
+
+def test_two_children_of_one_job_never_give_the_same_noise(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path
+) -> None:
+    outputs = []
+    for name in ("one", "two"):
+        folder = job_folder(hospital, tmp_path / name, "train", "glow", weights["glow"], NO_GROUPS)
+        work(Job.read(folder), folder, SECRET)
+        outputs.append((folder / "out.safetensors").read_bytes())
+    assert outputs[0] != outputs[1]
+
+
+def test_a_child_has_no_key_and_no_proxy_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from client.jobs import _environment
+
+    monkeypatch.setenv("KOHORT_SECRET", "x")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    environment = _environment(3)
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert not {"KOHORT_SECRET", "HTTPS_PROXY"} & set(environment)
+
+
+def test_a_refusal_leaves_its_code_and_no_output(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path
+) -> None:
+    folder = job_folder(hospital, tmp_path / "job", "train", "gan", weights["glow"], NO_GROUPS)
+    ending = run_child(folder, 1, SECRET, threading.Event(), lambda *_: None)
+    assert not ending.finished
+    assert ending.code == "E-REFUSED"
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_a_stop_kills_the_child(hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path) -> None:
+    folder = job_folder(hospital, tmp_path / "job", "train", "gan", weights["gan"], NO_GROUPS)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        run_child(folder, 1, SECRET, stop, lambda *_: None)
+    assert not (folder / "out.safetensors").exists()
+
+
+CHILD = """
+from client.work import die_with_parent
+import os, time
+die_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+PARENT = f"""
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {CHILD!r}], stdin=subprocess.PIPE)
+time.sleep(60)
+"""
+
+
+def test_a_child_dies_with_its_parent_even_by_kill_9() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+        deadline = time.monotonic() + 20
+        while alive(child) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive(child)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def batch(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A job folder after one image batch; untrained models know nothing, so every image counts as accepted and as passed."""
+    monkeypatch.setattr("client.synthesize.invert.BLANK_DEVIATION", -1.0)
+    monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
+    monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", -1.0)
+    monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
+    folder = job_folder(hospital, tmp_path / "batch", "synthesize", "", weights["gan"] | weights["glow"], NO_GROUPS)
+    work(Job.read(folder), folder, SECRET)
+    return folder
+
+
+def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(hospital: Hospital, batch: Path) -> None:
+    arrays = tensors.read(batch / "out.safetensors", max_bytes=1 << 26)
+    evidence = Evidence.read(batch / "evidence.json")
+    assert arrays["images"].shape[1:] == (32, 32, 3)
+    assert len(arrays["images"]) == len(evidence.group_of) == len(evidence.groups) == 2
+    assert evidence.audit == ()
+    assert arrays["privatized"].sum() == 1  # a quarter of two groups, at least one
+    assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays["labels"].tolist()
+    assert all(len(group.members) == 8 for group in evidence.groups)
+    assert (batch / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_frozen_groups_come_again_exactly(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Evidence.read(batch / "evidence.json").groups
+    frozen = Evidence((first[0],), (), ()).to_json()
+    folder = job_folder(hospital, tmp_path / "again", "synthesize", "", weights["gan"] | weights["glow"], frozen)
+    work(Job.read(folder), folder, bytes(31) + b"\x01")
+    assert first[0].token in {group.token for group in Evidence.read(folder / "evidence.json").groups}
+
+
+def test_a_person_keeps_the_name_under_which_a_group_was_frozen(hospital: Hospital) -> None:
+    cohort = Cohort.open(State(hospital.root).cohort(hospital.study.intake))
+    object.__setattr__(cohort, "aliases", ((pseudonym(0), "old name"), *cohort.aliases[1:]))
+    frozen = Group(("old name", *(pseudonym(p) for p in range(1, 5))), Stratum(0, 2), 5)
+    names = person_names(cohort, (frozen,))
+    assert names[0] == "old name"
+    assert names[1:] == cohort.pseudonyms[1:]
+
+
+def test_a_batch_that_fails_the_audit_is_no_batch(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
+    monkeypatch.setattr("client.synthesize.invert.BLANK_DEVIATION", -1.0)
+    monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", 10.0)
+    folder = job_folder(hospital, tmp_path / "job", "synthesize", "", weights["gan"] | weights["glow"], NO_GROUPS)
+    with pytest.raises(PolicyError) as refused:
+        work(Job.read(folder), folder, SECRET)
+    assert refused.value.code == "E-AUDIT"
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_a_job_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job.json").write_text('{"kind": "train"}')
+    monkeypatch.setattr("client.work.die_with_parent", lambda: None)
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"00\n")
+    os.close(write_end)
+    with os.fdopen(read_end) as secret:
+        monkeypatch.setattr(sys, "stdin", secret)
+        assert main([str(tmp_path)]) == 1
+    assert (tmp_path / "error").read_text() == "E-REFUSED"
