@@ -194,7 +194,7 @@ class Critic(nn.Module):
 
 def to_unit(images: np.ndarray | Tensor) -> Tensor:
     """float32 [N, C, H, W] in [−1, 1] of uint8 [N, H, W, C]."""
-    tensor = torch.as_tensor(np.require(images, requirements="CW") if isinstance(images, np.ndarray) else images)
+    tensor = torch.as_tensor(np.require(images, requirements=["C", "W"]) if isinstance(images, np.ndarray) else images)
     return tensor.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0)
 
 
