@@ -31,7 +31,6 @@ from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.glow import Glow, from_uint8, to_uint8
 from common.privacy.mechanisms import LatentLaplace
 from common.privacy.noise import Noise
-from common.study import Study
 
 GIANT = 1e100  # larger entries count as this, so that a norm cannot overflow
 BATCH = 16  # images per encoder and decoder call, whatever a group holds
@@ -47,17 +46,6 @@ class Privatized:
 
     images: Images
     mechanism: LatentLaplace
-
-
-def mechanism_for(study: Study) -> LatentLaplace:
-    """The mechanism of the plan's `synthesis.privatize`, from public constants alone. Raises ConfigurationError without one."""
-    synthesis, glow = study.synthesis, study.models.glow
-    if synthesis is None or synthesis.privatize is None or glow is None:
-        raise ConfigurationError("privatize: the plan has no synthesis.privatize, or no models.glow")
-    plan = synthesis.privatize
-    dimension = study.intake.channels * study.intake.size_px**2  # every split halves what stays
-    dimension = dimension if plan.levels == "all" else dimension >> (glow.levels - 1)
-    return LatentLaplace(plan.clip, plan.radius, dimension, synthesis.k, synthesis.grouping, plan.scale)
 
 
 def privatize(

@@ -8,7 +8,7 @@ from client.synthesize import privatize as stage
 from common.errors import ConfigurationError, PolicyError
 from common.models import glow
 from common.models.glow import Glow
-from common.privacy.mechanisms import LatentLaplace
+from common.privacy.mechanisms import LatentLaplace, latent_event
 from common.privacy.noise import NoiseSource, SeededNoiseSource
 from tests.studies import small_study
 
@@ -82,6 +82,14 @@ def test_step_1_an_image_has_the_same_latent_in_any_company(model: Glow) -> None
     assert np.array_equal(together, alone)
 
 
+def test_step_1_the_encoder_always_gets_the_same_number_of_images(model: Glow, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda x: seen.append(len(x)) or encode(x))  # type: ignore[func-returns-value]
+    for count in (1, stage.BATCH, stage.BATCH + 1):
+        stage.encode_released(images(count), model, model.top_dimension)
+    assert seen == [stage.BATCH] * 4
+
+
 def test_step_3_the_released_coordinates_are_the_top_levels(model: Glow) -> None:
     parts, _ = model.encode(glow.from_uint8(images(2)))
     top = parts[-1].detach().flatten(1).double().numpy()
@@ -137,11 +145,11 @@ def test_the_plans_mechanism_has_the_flows_dimension(levels: str, layout: tuple[
         models__glow__levels=depth,
         synthesis__privatize={"share": 0.5, "radius": 0.4, "scale": 0.25, "levels": levels},
     )
-    m = stage.mechanism_for(plan)
+    m = latent_event(plan)
     assert m.dimension == (flow.top_dimension if levels == "top" else flow.dimension)
     assert (m.k, m.scale, m.radius, m.clip, m.grouping) == (5, 0.25, 0.4, "l1_ball", "similar")
 
 
 def test_a_plan_without_privatization_has_no_mechanism() -> None:
     with pytest.raises(ConfigurationError, match="privatize"):
-        stage.mechanism_for(small_study(synthesis__privatize=None))
+        latent_event(small_study(synthesis__privatize=None))
