@@ -62,7 +62,7 @@ class PretrainPlan:
     generator_learning_rate: float = 1e-3
     encoder_learning_rate: float = 5e-4
     critic_learning_rate: float = 1e-3
-    gradient_penalty: float = 0.02
+    gradient_penalty: float = 0.005
     average_decay: float = 0.998
     bank: int = 1024
     seed: int = 0
@@ -133,11 +133,11 @@ def run(
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     """What the critic sees: brightness, saturation, contrast and shift changed at random (Zhao et al. 2020)."""
     bright, colour, contrast = (torch.rand(len(x), 1, 1, 1, generator=generator) for _ in range(3))
-    x = x + (bright - 0.5) * 0.4
+    x = x + (bright - 0.5) * 0.1
     grey = x.mean(1, keepdim=True)
-    x = (x - grey) * (0.5 + colour) + grey
+    x = (x - grey) * (0.8 + 0.4 * colour) + grey
     middle = x.mean((1, 2, 3), keepdim=True)
-    x = (x - middle) * (0.75 + 0.5 * contrast) + middle
+    x = (x - middle) * (0.9 + 0.2 * contrast) + middle
     reach = max(1, x.shape[3] // 10)
     dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
     return torch.roll(x, (dy, dx), (2, 3))
@@ -221,7 +221,7 @@ def begin(plan: PretrainPlan) -> Training:
         deepcopy(networks),
         (
             torch.optim.Adam(made, betas=(0.9, 0.99)),
-            torch.optim.Adam(networks.critic.parameters(), lr=plan.critic_learning_rate, betas=(0.0, 0.99)),
+            torch.optim.Adam(networks.critic.parameters(), lr=plan.critic_learning_rate, betas=(0.5, 0.99)),
         ),
     )
 

@@ -161,7 +161,9 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Scores [N] of images [N, channels, S, S]; 4×4 stride-2 convolutions, GroupNorm from the second on.
 
-    The base n is 3/4 of the plan's `width` (392 k parameters at 64 px, width 32), doubled per layer up to 8n.
+    It sees each image twice: as it is, and its fine structure five times enlarged (`with_detail`). Without that a small
+    critic took a blurred photograph for a sharp one for thousands of steps: vessels are 1–2 % of the grey range.
+    The base n is 3/4 of the plan's `width` (223 k parameters at 64 px, width 24), doubled per layer up to 8n.
     """
 
     def __init__(self, size_px: int, channels: int, width: int) -> None:
@@ -169,7 +171,7 @@ class Critic(nn.Module):
         layer_count(size_px)  # refuses an unknown size
         base = max(1, 3 * width // 4)
         depth = int(math.log2(size_px)) - 2
-        wide = [channels] + [min(base * 2**i, 8 * base) for i in range(depth)]
+        wide = [2 * channels] + [min(base * 2**i, 8 * base) for i in range(depth)]
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(cin, cout, 4, stride=2, padding=1),
@@ -179,10 +181,20 @@ class Critic(nn.Module):
             for i, (cin, cout) in enumerate(itertools.pairwise(wide))
         )
         self.score = nn.Conv2d(wide[-1], 1, 4)
+        for conv in (part for part in self.modules() if isinstance(part, nn.Conv2d)):
+            nn.init.kaiming_normal_(conv.weight, a=0.2)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+
+    @staticmethod
+    def with_detail(x: Tensor) -> Tensor:
+        """[N, 2·channels, S, S]: the images, and five times their difference from a local mean (4×4 px, bilinear)."""
+        mean = F.interpolate(F.avg_pool2d(x, 4), scale_factor=4, mode="bilinear", align_corners=False)
+        return torch.cat([x, 5.0 * (x - mean)], 1)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Activations after each block, from [N, n, S/2, S/2] down to [N, ·, 4, 4]."""
-        taps = []
+        taps, x = [], self.with_detail(x)
         for block in self.blocks:
             x = block(x)
             taps.append(x)
