@@ -1,0 +1,68 @@
+"""The outbox: on disk first, the same bytes again, never a second payload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client.egress import gate
+from client.egress.gate import Cleared
+from client.egress.outbox import Outbox
+from common import signing
+from common.errors import EnvironmentFault, PolicyError
+from common.messages import Header, digest_of, unseal
+
+KEY = signing.new_key()
+
+
+def cleared(payload: bytes, round_: int = 0) -> Cleared:
+    """A cleared message, made with the gate's own token."""
+    header = Header(
+        kind="update", study="0" * 64, phase="train", model="gan", round=round_, sender="a", digest=digest_of(payload)
+    )
+    return Cleared(gate._TOKEN, header, payload)
+
+
+def test_a_stored_message_is_signed_and_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    sealed = Outbox(tmp_path).store(cleared(b"numbers"), KEY)
+    header = unseal(sealed, KEY.public_key(), max_bytes=100)
+    assert Outbox(tmp_path).get(header.key) == sealed
+    assert Outbox(tmp_path).get("another key") is None
+
+
+def test_storing_again_gives_the_first_bytes_even_under_a_new_key(tmp_path: Path) -> None:
+    first = Outbox(tmp_path).store(cleared(b"numbers"), KEY)
+    assert Outbox(tmp_path).store(cleared(b"numbers"), signing.new_key()) == first
+
+
+def test_a_second_payload_for_a_round_is_refused(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    first = outbox.store(cleared(b"numbers"), KEY)
+    with pytest.raises(PolicyError) as refused:
+        outbox.store(cleared(b"other numbers"), KEY)
+    assert refused.value.code == "E-OUTBOX-SECOND"
+    assert outbox.get(cleared(b"numbers").header.key) == first
+
+
+def test_headers_and_receipts_are_kept(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.store(cleared(b"one", 0), KEY)
+    outbox.store(cleared(b"two", 1), KEY)
+    keys = {header.key for header in outbox.headers()}
+    assert len(keys) == 2
+    key = cleared(b"one", 0).header.key
+    outbox.acknowledge(key)
+    assert [outbox.acknowledged(k) for k in sorted(keys)] == [k == key for k in sorted(keys)]
+    assert outbox.get(key) is not None
+
+
+def test_nothing_half_written_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("common.tensors.os.replace", full)
+    with pytest.raises(EnvironmentFault) as fault:
+        Outbox(tmp_path).store(cleared(b"numbers"), KEY)
+    assert fault.value.code == "E-DISK-FULL"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,64 @@
+"""Human review: a decision holds for one digest, with a name, for good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client.egress.review import Reviews, batch_digest
+from common.errors import ConfigurationError, PolicyError
+
+ONE, TWO = batch_digest([b"one"]), batch_digest([b"two"])
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Reviews:
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"pictures")
+    reviews = Reviews(tmp_path / "review")
+    reviews.propose(ONE, "f" * 64, sheet)
+    return reviews
+
+
+def test_a_proposed_batch_waits_with_its_sheet(reviews: Reviews) -> None:
+    batch = reviews.find("")
+    assert (batch.digest, batch.state, batch.sheet.read_bytes()) == (ONE, "waiting", b"pictures")
+    assert reviews.state(TWO) == "unknown"
+
+
+def test_a_decision_is_bound_to_the_digest_and_names_the_reviewer(reviews: Reviews) -> None:
+    assert reviews.decide("", approve=True, reviewer="Dr. R").state == "approved"
+    again = Reviews(reviews.folder)
+    assert again.state(ONE) == "approved"
+    assert again.find(ONE[:8]).reviewer == "Dr. R"
+    assert again.state(TWO) == "unknown"
+
+
+def test_a_decision_is_final(reviews: Reviews) -> None:
+    reviews.decide(ONE, approve=False, reviewer="R")
+    assert reviews.decide(ONE, approve=False, reviewer="R").state == "rejected"
+    with pytest.raises(PolicyError):
+        reviews.decide(ONE, approve=True, reviewer="R")
+
+
+def test_proposing_again_changes_nothing(reviews: Reviews, tmp_path: Path) -> None:
+    reviews.decide(ONE, approve=True, reviewer="R")
+    assert reviews.propose(ONE, "f" * 64, tmp_path / "sheet.png").state == "approved"
+
+
+@pytest.mark.parametrize("batch", ["", "no such digest"])
+def test_an_unclear_batch_is_no_decision(reviews: Reviews, tmp_path: Path, batch: str) -> None:
+    reviews.propose(TWO, "f" * 64, tmp_path / "sheet.png")
+    with pytest.raises(ConfigurationError):
+        reviews.decide(batch, approve=True, reviewer="R")
+    assert reviews.state(ONE) == reviews.state(TWO) == "waiting"
+
+
+def test_a_decision_needs_a_name(reviews: Reviews) -> None:
+    with pytest.raises(ConfigurationError):
+        reviews.decide("", approve=True, reviewer="  ")
+
+
+def test_the_order_and_number_of_parts_are_in_the_digest() -> None:
+    assert len({batch_digest(p) for p in ([b"a", b"b"], [b"b", b"a"], [b"a"], [b"ab"])}) == 4
