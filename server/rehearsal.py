@@ -146,7 +146,7 @@ def write_plan(source: Path, target: Path, sites: Sequence[str]) -> Study:
     for checkpoint in study.checkpoints():
         copy = target.parent / checkpoint.file
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.parent.parent / checkpoint.file, copy)
+        shutil.copyfile(source.parent / checkpoint.file, copy)
     data: dict[str, Any] = study.model_dump(mode="json")
     data["sites"] = [{"name": name} for name in sites]
     data["quorum"] = min(study.quorum, len(sites))

@@ -1,0 +1,91 @@
+"""A TLS-terminating wire tap on loopback: forwards bytes both ways and keeps everything that the sites sent."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+
+class WireTap:
+    """Listens with the server's own certificate, forwards to the real port, records what clients send."""
+
+    def __init__(self, port: int, upstream_port: int, certificate: Path, key: Path) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate, key)
+        self._upstream = upstream_port
+        self._sent: list[bytearray] = []
+        self._stop = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
+        self._listener.settimeout(0.2)
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def sent(self) -> bytes:
+        """Everything that came from the sites so far."""
+        return b"\n".join(bytes(block) for block in self._sent)
+
+    def close(self) -> None:
+        """Stop listening and wait for the forwarding threads."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(5)
+        self._listener.close()
+
+    def _start(self, work: object, *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                raw, _ = self._listener.accept()
+                self._start(self._serve, raw)
+
+    def _serve(self, raw: socket.socket) -> None:
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        try:
+            raw.settimeout(10)
+            inner = self._context.wrap_socket(raw, server_side=True)
+        except OSError:
+            raw.close()
+            return
+        try:
+            outer = trusting.wrap_socket(socket.create_connection(("127.0.0.1", self._upstream), 5))
+        except OSError:
+            inner.close()
+            return
+        record = bytearray()
+        self._sent.append(record)
+        done = threading.Event()
+        self._start(self._pipe, outer, inner, None, done)
+        self._pipe(inner, outer, record, done)
+        inner.close()
+        outer.close()
+
+    def _pipe(
+        self, source: ssl.SSLSocket, target: ssl.SSLSocket, record: bytearray | None, done: threading.Event
+    ) -> None:
+        source.settimeout(0.2)
+        while not done.is_set() and not self._stop.is_set():
+            try:
+                data = source.recv(1 << 16)
+            except (TimeoutError, ssl.SSLWantReadError):
+                continue
+            except OSError:
+                break
+            if not data:
+                break
+            if record is not None:
+                record += data
+            try:
+                target.settimeout(30)
+                target.sendall(data)
+                target.settimeout(0.2)
+            except OSError:
+                break
+        done.set()
