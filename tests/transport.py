@@ -29,7 +29,7 @@ from server.superlink import SuperLink, free_port
 TOY = {"server_app": "toy_serverapp:app", "client_app": "toy_serverapp:nothing"}
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 240.0) -> Any:
     """Return the first true value of `condition`, asked every 20 ms; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -56,7 +56,7 @@ class Consortium:
         site.node_id = self.link.register(site.folder / "node.pub", name)
         return site.start()
 
-    def ask(self, node_ids: list[int], payload: bytes, timeout_s: float = 20.0) -> list[dict[str, Any]]:
+    def ask(self, node_ids: list[int], payload: bytes, timeout_s: float = 60.0) -> list[dict[str, Any]]:
         """Let the running toy ServerApp send `payload` to the nodes and wait; return what each replied."""
         self.count += 1
         order = {"nodes": node_ids, "payload": payload.hex(), "timeout_s": timeout_s}
@@ -64,7 +64,7 @@ class Consortium:
         part.write_text(json.dumps(order))
         part.rename(self.orders / f"order-{self.count}.json")
         answer = self.orders / f"answer-{self.count}.json"
-        until(answer.exists, timeout_s + 20.0)
+        until(answer.exists, timeout_s + 60.0)
         replies: list[dict[str, Any]] = json.loads(answer.read_text())
         return replies
 
@@ -73,7 +73,9 @@ class Consortium:
         app = self.folder / "bundle"
         shutil.rmtree(app, ignore_errors=True)
         pin = write_app(app, study, **TOY)
-        return self.link.submit(app, **TOY), pin
+        run_id = self.link.submit(app, **TOY)
+        until((self.orders / "running").exists)
+        return run_id, pin
 
 
 @dataclass
@@ -129,7 +131,7 @@ class Site:
         active = self.health.get("connection")
         return active.state.code if active else ""
 
-    def wait_state(self, code: str, timeout_s: float = 30.0) -> None:
+    def wait_state(self, code: str, timeout_s: float = 240.0) -> None:
         """Wait for a state of the connection."""
         until(lambda: self.state() == code, timeout_s)
 

@@ -23,7 +23,7 @@ from common.errors import RefusedError
 from server.certificates import create_authority, issue_server_certificate, issue_site_certificate, load_authority
 from tests.transport import TOY, Consortium, Front, Site, consortium, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def echo(message: Message, context: Context) -> Message:
@@ -61,7 +61,7 @@ def test_a_message_goes_there_and_back(hub: Consortium, site: Site) -> None:
 
 def test_a_payload_of_several_chunks_is_bit_identical(hub: Consortium, site: Site) -> None:
     payload = np.random.default_rng(0).integers(0, 256, 12 << 20, np.uint8).tobytes()
-    [reply] = hub.ask([site.node_id], payload, 60)
+    [reply] = hub.ask([site.node_id], payload)
     assert bytes.fromhex(reply["payload"]) == payload[::-1]
 
 
@@ -174,7 +174,7 @@ def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
     replies: list[object] = []
     try:
         until((killed.folder / "fleet" / "node-id").exists)
-        asking = threading.Thread(target=lambda: replies.extend(hub.ask([killed.node_id], b"12", 60)), daemon=True)
+        asking = threading.Thread(target=lambda: replies.extend(hub.ask([killed.node_id], b"12")), daemon=True)
         asking.start()
         until((killed.folder / "started").exists)
     finally:
@@ -189,7 +189,7 @@ def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
     begun = time.monotonic()
     back.start().wait_state("CONNECTED")
     assert time.monotonic() - begun < 1.0 * (1 + os.getloadavg()[0] / (os.cpu_count() or 1))
-    asking.join(60)
+    asking.join(150)
     assert replies == [{"node": killed.node_id, "payload": b"21".hex()}]
     back.end()
 
@@ -201,6 +201,6 @@ def test_a_killed_superlink_comes_back_with_its_nodes_and_its_run(
     assert child.process is not None
     os.kill(child.process.pid, signal.SIGKILL)
     until(lambda: site.state() != "CONNECTED")
-    site.wait_state("CONNECTED", 60)
-    assert hub.ask([site.node_id], b"again", 60) == [{"node": site.node_id, "payload": b"niaga".hex()}]
+    site.wait_state("CONNECTED")
+    assert hub.ask([site.node_id], b"again") == [{"node": site.node_id, "payload": b"niaga".hex()}]
     assert not hub.link.run_status(run[0]).finished
