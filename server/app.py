@@ -111,11 +111,10 @@ class StudyRun:
             for round_ in range(plan.rounds):
                 if self.record.closed("train", model, round_) is None:
                     self._train_round(grid, model, round_)
-        if self.study.synthesis and not self.record.complete():
-            if self.record.closed("synthesize", "", 0) is None:
-                self._image_round(grid)
-            self._goodbye(grid)
+        if self.study.synthesis and self.record.closed("synthesize", "", 0) is None:
+            self._image_round(grid)
         if not self.record.complete():
+            self._goodbye(grid)
             self.record.journal.append(self.study.hash(), "complete")
         log.info("study %s: complete", self.study.name)
 
@@ -143,12 +142,20 @@ class StudyRun:
         log.info("images: closed with %s", ", ".join(sorted(gathering.complete)))
 
     def _goodbye(self, grid: Grid) -> None:
-        """Tell the sites whose images are accepted that the study is done; wait a bounded time for their last word."""
-        entry = self.record.closed("synthesize", "", 0)
+        """Tell the sites of the last round that the study is done; wait a bounded time for their last word."""
+        if self.study.synthesis:
+            last = ("synthesize", "", 0)
+            asked = Asked(self.study, "synthesize", "", boundary.LAST_SYNTHESIS_ROUND)
+            payload = self._synthesis_weights()
+        else:
+            model, plan = list(self.study.models.trained().items())[-1]
+            last = ("train", model, plan.rounds - 1)
+            asked = Asked(self.study, "train", model, plan.rounds - 1)
+            payload = tensors.dumps(self.record.weights(model, plan.rounds - 1))
+        entry = self.record.closed(*last)
         assert entry is not None
         sites = {name: site for name, site in self.active().items() if name in entry.data["accepted"]}
-        farewell = Farewell(self, grid, self._synthesis_weights())
-        farewell.say(sites)
+        Farewell(self, Exchange(self, grid, payload), asked, f"{self.record.place(*last)}/0").say(sites)
 
     def _synthesis_weights(self) -> bytes:
         """The payload of a synthesize instruction: the final generator, critic and flow."""
@@ -445,15 +452,15 @@ class Gathering:
         """Check again what an earlier process accepted in this round; what does not pass is asked anew."""
         active = self.run.active()
         for site in sorted(active):
-            part = 0
-            while self._file(site, part).exists():
+            part, parts = 0, 1
+            while part < parts and self._file(site, part).exists():
                 try:
                     accepted = self._checked(site, part)
                 except KohortError:
                     self._file(site, part).unlink()
                     break
                 self._remember(site, part, accepted, active[site].sign_key)
-                part += 1
+                part, parts = part + 1, accepted.header.parts
 
     def _refresh(self) -> frozenset[str]:
         """Open lines to sites that became active, close those of sites that are not; return the awaited sites."""
@@ -564,36 +571,32 @@ def check_same(sealed: Sealed, site: Site, digest: str) -> None:
 
 @dataclass
 class Farewell:
-    """The closing instruction: receipts for the images; the answer is the same images again."""
+    """The closing instruction: receipts, and `done`; the answer is the reply that is stored under `key` once more."""
 
     run: StudyRun
-    grid: Grid
-    payload: bytes
+    exchange: Exchange
+    asked: Asked
+    key: str
 
     def say(self, sites: Mapping[str, Site]) -> None:
         """Tell the sites and wait until all have answered, or for `goodbye_s`."""
-        exchange = Exchange(self.run, self.grid, self.payload)
-        asked = Asked(self.run.study, "synthesize", "", boundary.LAST_SYNTHESIS_ROUND)
-        key = f"{self.run.record.place('synthesize', '', 0)}/0"
         waiting = set(sites)
-        for site in sites.values():
-            exchange.ask(site, asked, {"done": True})
         deadline = time.monotonic() + self.run.limits.goodbye_s
         try:
+            for site in sites.values():
+                self.exchange.ask(site, self.asked, {"done": True})
             while waiting and time.monotonic() < deadline:
-                reply = exchange.next()
-                if reply is None or reply.record is None:
-                    continue
-                waiting.discard(reply.site)
-                self._check(reply, sites[reply.site], key)
+                reply = self.exchange.next()
+                if reply is not None and reply.record is not None:
+                    waiting.discard(reply.site)
+                    self._check(reply.record, sites[reply.site])
         finally:
-            exchange.close()
+            self.exchange.close()
 
-    def _check(self, reply: Reply, site: Site, key: str) -> None:
-        """The last word must be the accepted images."""
-        assert reply.record is not None
+    def _check(self, record: RecordDict, site: Site) -> None:
+        """The last word must be what was accepted."""
         try:
-            check_same(sealed_of(reply.record), site, self.run.record.accepted_digest(key, site.name) or "")
+            check_same(sealed_of(record), site, self.run.record.accepted_digest(self.key, site.name) or "")
         except RefusedError as error:
             self.run.registry.quarantine(site.name, error.code)
             log.warning("%s: in quarantine, %s", site.name, error.code)

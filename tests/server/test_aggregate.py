@@ -1,0 +1,64 @@
+"""The average: against numpy, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.errors import RefusedError
+from common.tensors import Arrays
+from server import aggregate
+
+
+def deltas(count: int) -> list[Arrays]:
+    rng = np.random.default_rng(0)
+    return [{"critic.a": rng.standard_normal((3, 2)).astype(np.float32)} for _ in range(count)]
+
+
+def test_the_average_is_the_weighted_mean_of_the_updates() -> None:
+    weights: Arrays = {"critic.a": np.ones((3, 2), np.float32)}
+    total, updates, shares = aggregate.begin(weights), deltas(3), [0.5, 0.3, 0.2]
+    for update, share in zip(updates, shares, strict=True):
+        aggregate.fold(total, update, share)
+    expected = 1 + np.average(np.stack([u["critic.a"].astype(float) for u in updates]), axis=0, weights=shares)
+    np.testing.assert_allclose(aggregate.finish(weights, total, 1.0)["critic.a"], expected, rtol=1e-6)
+
+
+def test_weights_are_renormalised_over_the_accepted_sites() -> None:
+    weights: Arrays = {"critic.a": np.zeros((3, 2), np.float32)}
+    total, update = aggregate.begin(weights), deltas(1)[0]
+    aggregate.fold(total, update, 0.25)
+    aggregate.fold(total, update, 0.25)
+    np.testing.assert_array_equal(aggregate.finish(weights, total, 0.5)["critic.a"], update["critic.a"])
+
+
+REFUSED: dict[str, Arrays] = {
+    "NaN": {"critic.a": np.full((3, 2), np.nan, np.float32)},
+    "infinite": {"critic.a": np.full((3, 2), np.inf, np.float32)},
+    "transposed": {"critic.a": np.zeros((2, 3), np.float32)},
+    "float64": {"critic.a": np.zeros((3, 2))},
+    "another name": {"critic.b": np.zeros((3, 2), np.float32)},
+    "one more": {"critic.a": np.zeros((3, 2), np.float32), "loss": np.zeros(1, np.float32)},
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_fold_refuses_and_leaves_the_sum_as_it_was(sentence: str) -> None:
+    total = aggregate.begin({"critic.a": np.zeros((3, 2), np.float32)})
+    with pytest.raises(RefusedError):
+        aggregate.fold(total, REFUSED[sentence], 1.0)
+    assert not total["critic.a"].any()
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_must_be_positive(weight: float) -> None:
+    with pytest.raises(RefusedError):
+        aggregate.fold(aggregate.begin({"critic.a": np.zeros((3, 2), np.float32)}), deltas(1)[0], weight)
+
+
+def test_a_result_beyond_float32_is_refused() -> None:
+    weights: Arrays = {"critic.a": np.full(2, 3e38, np.float32)}
+    total = aggregate.begin(weights)
+    aggregate.fold(total, {"critic.a": np.full(2, 3e38, np.float32)}, 1.0)
+    with pytest.raises(RefusedError, match="float32"):
+        aggregate.finish(weights, total, 1.0)

@@ -1,0 +1,44 @@
+"""server.yaml: generated, read back, refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import parse_yaml
+from common.errors import ConfigurationError
+from server.config import Limits, ServerConfig, load_config, new_config, sample
+
+
+def test_the_generated_file_reads_back_as_the_same_value(tmp_path: Path) -> None:
+    config = new_config("demo", "https://server.example:9443", tmp_path / "server.yaml")
+    assert config == load_config(tmp_path / "server.yaml")
+    assert (config.host, config.listen.port, config.listen.host) == ("server.example", 9443, "127.0.0.1")
+
+
+def test_the_sample_names_every_key_with_its_meaning() -> None:
+    text = sample(ServerConfig(name="demo", url="https://localhost:1"))
+    for name, field in Limits.model_fields.items():
+        assert f"  {name}: " in text and field.description and field.description in text
+
+
+BAD = {
+    "http": ("http://server:80", "expected https"),
+    "no port": ("https://server", "expected a port"),
+    "a path": ("https://server:1/v1", "without a path"),
+    "a login": ("https://a:b@server:1", "without a path"),
+}
+
+
+@pytest.mark.parametrize("sentence", BAD)
+def test_a_url_is_refused_with(sentence: str) -> None:
+    url, reason = BAD[sentence]
+    with pytest.raises(ConfigurationError, match=reason):
+        parse_yaml(f"name: demo\nurl: {url}\n", ServerConfig, Path("server.yaml"))
+
+
+def test_an_unknown_key_is_named_with_its_line() -> None:
+    text = "name: demo\nlimits:\n  reask: 3\nurl: https://a:1\n"
+    with pytest.raises(ConfigurationError, match=r"server.yaml:3: limits.reask: unknown key; did you mean 'reask_s'"):
+        parse_yaml(text, ServerConfig, Path("server.yaml"))

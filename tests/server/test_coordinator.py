@@ -1,0 +1,115 @@
+"""The coordinator against a scripted link: registration, resubmission, giving up, resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from common.errors import PeerError, RefusedError
+from server import coordinator
+from server.coordinator import Coordinator
+from server.superlink import RunStatus
+from tests.federation import QUICK, Federation
+
+
+@dataclass
+class ScriptedLink:
+    """Answers as a SuperLink does; `runs[i]` is what the i-th run does before it ends."""
+
+    runs: list[Callable[[], None]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    revoked: bool = False
+
+    def register(self, public_key: Path, name: str) -> int:
+        self.calls.append(f"register {name}")
+        if self.revoked:
+            raise RefusedError("this key was revoked", code="E-KEY-REVOKED")
+        return 7
+
+    def unregister(self, node_id: int) -> None:
+        self.calls.append(f"unregister {node_id}")
+
+    def submit(self, app: Path) -> int:
+        self.calls.append("submit")
+        if self.runs:
+            self.runs.pop(0)()
+        return len(self.calls)
+
+    def run_status(self, run_id: int) -> RunStatus:
+        return RunStatus(run_id, "finished", "failed", "", "")
+
+    def stop_run(self, run_id: int) -> None:
+        self.calls.append(f"stop {run_id}")
+
+
+@pytest.fixture
+def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
+    monkeypatch.setattr(coordinator, "STATUS_S", 0.0)
+    return Federation.create(tmp_path)
+
+
+def coordinate(federation: Federation, link: ScriptedLink) -> tuple[Coordinator, list[str]]:
+    run, said = federation.open(), list[str]()
+    place = federation.state
+    made = Coordinator(place, link, run.registry, run.record, place.root / "app", QUICK, say=said.append)
+    made.turn_s = made.resubmit_s = 0.0
+    return made, said
+
+
+def test_a_failed_run_is_submitted_again_until_the_study_is_complete(federation: Federation) -> None:
+    link = ScriptedLink([lambda: None, lambda: None, lambda: federation.run() and None])
+    coordinate(federation, link)[0].run()
+    assert link.calls.count("submit") == 3
+
+
+def test_it_gives_up_after_five_failures_without_progress(federation: Federation) -> None:
+    link = ScriptedLink()
+    with pytest.raises(PeerError) as caught:
+        coordinate(federation, link)[0].run()
+    assert caught.value.code == "E-RUN-FAILED" and link.calls.count("submit") == 5
+
+
+def test_progress_gives_new_attempts(federation: Federation) -> None:
+    run = federation.open()
+    link = ScriptedLink([*[lambda: None] * 4, lambda: run._train_round(federation.grid(), "gan", 0)])
+    with pytest.raises(PeerError):
+        coordinate(federation, link)[0].run()
+    assert link.calls.count("submit") == 10
+
+
+def test_newly_enrolled_sites_are_registered_and_revoked_ones_unregistered(federation: Federation) -> None:
+    link = ScriptedLink()
+    made, said = coordinate(federation, link)
+    made.registry.revoke("hospital-a")
+    made.registry.revoke("hospital-b")
+    made.registry.enrol(federation.request("hospital-b", federation.sites["hospital-b"]).model_copy(
+        update={"node_key": "node x", "sign_key": "key x"}))  # fmt: skip
+    made.sync_sites()
+    made.sync_sites()
+    assert link.calls == ["unregister 100", "register hospital-b"]
+    assert made.registry.get("hospital-b").node_id == 7
+    assert said == ["hospital-a: revoked", "hospital-b: registered"]
+
+
+def test_a_key_that_flower_refuses_stops_nothing(federation: Federation) -> None:
+    link = ScriptedLink(revoked=True)
+    made, said = coordinate(federation, link)
+    made.registry.revoke("hospital-b")
+    made.registry.enrol(federation.request("hospital-b", federation.sites["hospital-b"]).model_copy(
+        update={"node_key": "node x", "sign_key": "key x"}))  # fmt: skip
+    made.sync_sites()
+    made.sync_sites()
+    assert link.calls.count("register hospital-b") == 1 and "revoked" in said[-1]
+
+
+def test_a_run_that_an_earlier_server_left_is_ended_first(federation: Federation) -> None:
+    link = ScriptedLink([lambda: federation.run() and None])
+    link.run_status = lambda run_id: RunStatus(run_id, "running", "", "", "")  # type: ignore[method-assign]
+    made, _ = coordinate(federation, link)
+    made.record.journal.append("run", "submitted", {"run_id": 41})
+    federation.run()
+    made.run()
+    assert link.calls == ["stop 41"]

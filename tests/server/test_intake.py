@@ -1,0 +1,72 @@
+"""The intake's checks in their order, on single sealed replies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common import signing
+from common.errors import Bug, RefusedError
+from common.messages import Header, Sealed
+from server.intake import Asked, accept
+from tests.federation import Federation, ToySite
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> tuple[ToySite, Asked, str]:
+    federation = Federation.create(tmp_path)
+    site = federation.sites["hospital-a"]
+    weights = federation.open().record.weights("gan", 0)
+    shapes = {name: a.shape for name, a in weights.items()}
+    asked = Asked(federation.study, "train", "gan", 0, shapes=shapes)
+    return site, asked, signing.public_text(site.key.public_key())
+
+
+def reply(site: ToySite, asked: Asked) -> Sealed:
+    question = Header(
+        kind="train", study=asked.study.hash(), phase="train", model="gan", round=0, sender="operator",
+        digest="0" * 64,
+    )  # fmt: skip
+    import numpy as np
+
+    return site._made(question, {name: np.zeros(shape, np.float32) for name, shape in asked.shapes.items()})
+
+
+def test_an_honest_reply_is_accepted_with_its_bytes(setting: tuple[ToySite, Asked, str]) -> None:
+    site, asked, line = setting
+    sealed = reply(site, asked)
+    accepted = accept(sealed, "hospital-a", line, asked)
+    assert accepted.sealed == sealed and set(accepted.arrays) == set(asked.shapes)
+    with pytest.raises(Bug):
+        accepted.arrays = {}
+
+
+def test_size_comes_first_even_for_a_wrong_signature(setting: tuple[ToySite, Asked, str]) -> None:
+    site, asked, line = setting
+    sealed = reply(site, asked)
+    with pytest.raises(RefusedError) as caught:
+        accept(Sealed(b"x" * 70_000, sealed.payload, b""), "hospital-a", line, asked)
+    assert caught.value.code == "E-SIZE"
+
+
+def test_another_key_of_the_same_name_is_refused(setting: tuple[ToySite, Asked, str]) -> None:
+    site, asked, _ = setting
+    with pytest.raises(RefusedError) as caught:
+        accept(reply(site, asked), "hospital-a", signing.public_text(signing.new_key().public_key()), asked)
+    assert caught.value.code == "E-INTAKE-SIGNATURE"
+
+
+def test_a_site_cannot_answer_for_another_node(setting: tuple[ToySite, Asked, str]) -> None:
+    site, asked, line = setting
+    with pytest.raises(RefusedError) as caught:
+        accept(reply(site, asked), "hospital-b", line, asked)
+    assert caught.value.code == "E-INTAKE-SENDER"
+
+
+def test_the_number_of_parts_may_not_change(setting: tuple[ToySite, Asked, str]) -> None:
+    site, asked, line = setting
+    other = Asked(asked.study, "train", "gan", 0, parts=2, shapes=asked.shapes)
+    with pytest.raises(RefusedError) as caught:
+        accept(reply(site, asked), "hospital-a", line, other)
+    assert caught.value.code == "E-INTAKE-PARTS"
