@@ -94,7 +94,10 @@ class Aligned:
 
 
 def style_features(x: Tensor) -> Tensor:
-    """Return [N, 24, H, W]: two 3×3 convolutions with fixed orthogonal filters and ReLU, of images in [-1, 1]."""
+    """Return [N, 24, H, W]: two 3×3 convolutions with fixed random filters and ReLU, of images in [-1, 1].
+
+    The first filters have mean zero: brightness would drown the texture in a Gram.
+    """
     first, second = _filters(x.shape[1])
     x = F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), first))
     return F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), second))
@@ -114,9 +117,13 @@ def window_grams(features: Tensor, windows: int) -> Tensor:
 
 
 def content_features(critic: Critic, x: Tensor) -> Tensor:
-    """Return unit vectors [N, D]: the critic's last two activations on a 4×4 grid, each normalised."""
-    taps = [F.adaptive_avg_pool2d(tap, CONTENT_CELLS).flatten(1) for tap in critic.features(x)[-2:]]
-    return torch.cat([F.normalize(tap, dim=1) for tap in taps], dim=1) / math.sqrt(len(taps))
+    """Return unit vectors [N, D]: the critic's last two activations on a 4×4 grid, each centred and normalised.
+
+    Centred over the grid: what all images share would hide where the disc and the vessels are.
+    """
+    taps = [F.adaptive_avg_pool2d(tap, CONTENT_CELLS) for tap in critic.features(x)[-2:]]
+    centred = [(tap - tap.mean((2, 3), keepdim=True)).flatten(1) for tap in taps]
+    return torch.cat([F.normalize(tap, dim=1) for tap in centred], dim=1) / math.sqrt(len(taps))
 
 
 def measure_patients(
@@ -231,11 +238,11 @@ def _learning_rate(step: int, steps: int) -> float:
 
 
 def _filters(channels: int) -> tuple[Tensor, Tensor]:
-    """The fixed filters [24, C, 3, 3] and [24, 24, 3, 3]; orthogonal rows, scaled to keep the variance through ReLU."""
+    """The fixed filters [24, C, 3, 3], each of mean zero over its window, and [24, 24, 3, 3]."""
     random = torch.Generator().manual_seed(STYLE_SEED)
     shapes = ((STYLE_CHANNELS, channels, 3, 3), (STYLE_CHANNELS, STYLE_CHANNELS, 3, 3))
     filters = [torch.nn.init.orthogonal_(torch.empty(shape), math.sqrt(2), generator=random) for shape in shapes]
-    return filters[0], filters[1]
+    return filters[0] - filters[0].mean((2, 3), keepdim=True), filters[1]
 
 
 def _cosines(own: Tensor, grams: Tensor) -> Tensor:
