@@ -7,8 +7,11 @@ Not covered: every decision; `answer` (client/daemon.py) takes them.
 
 from __future__ import annotations
 
+import logging
 import re
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -20,6 +23,7 @@ from common.messages import Sealed
 
 Answer = Callable[[Sealed], Sealed]
 REFUSED = 2
+log = logging.getLogger(__name__)
 CODE = re.compile(r"E(-[A-Z0-9]+){1,6}")
 
 
@@ -45,8 +49,11 @@ def reply_to(message: Message, answer: Answer) -> Message:
     except Stopped:
         raise  # no reply: the transport keeps the message for the next start
     except KohortError as error:
+        log.warning("answered with %s%s", public_code(error), f" ({error.hint})" if error.hint else "")
         return Message(Error(REFUSED, public_code(error)), reply_to=message)
-    except Exception:  # an unknown exception's text could hold a patient's name
+    except Exception as error:  # an unknown exception's text could hold a patient's name: only its place is logged
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("answered with E-BUG (%s in %s:%s)", type(error).__name__, Path(place.filename).name, place.lineno)
         return Message(Error(REFUSED, "E-BUG"), reply_to=message)
 
 
