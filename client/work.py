@@ -292,7 +292,7 @@ def audited(batch: Batch, made: list[Made]) -> list[Made]:
     """Step 6: the images that pass the audit against every image of the cohort, in the order given."""
     if not made:
         raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
-    codes = audit(np.stack([one.image for one in made]), np.asarray(batch.cohort.images)).codes
+    codes = audit(np.stack([one.image for one in made]), np.asarray(batch.cohort.images), batch.cohort.patient_of).codes
     passed = [one for one, code in zip(made, codes, strict=True) if code == "A-PASS"]
     if not passed:
         raise PolicyError("every image failed the audit", code="E-AUDIT")
@@ -303,7 +303,7 @@ def write_batch(batch: Batch, made: Sequence[Made]) -> None:
     """Step 7: sheet and evidence for the site's eyes, then the tensors that are proposed to leave."""
     images = np.stack([one.image for one in made])
     real = np.asarray(batch.cohort.images)
-    report = audit(images, real)
+    report = audit(images, real, batch.cohort.patient_of)
     groups = tuple(dict.fromkeys(one.group for one in made))
     number = {group.token: i for i, group in enumerate(groups)}
     failed = tuple(code for code in report.codes if code != "A-PASS")
