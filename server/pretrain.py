@@ -6,10 +6,10 @@ Out: a folder with gan.safetensors (`generator.*`, `critic.*`), encoder.safetens
 Guaranteed: excluded names do not enter; the card names source, licence and hashes; each file is written atomically.
 Not: privacy. Whatever is trained on here must be public, for nothing is clipped and no noise is added.
 
-Recipe (three hundred photographs are too few for a GAN alone): encoder and generator learn together to reconstruct,
-the critic judges reconstructions, samples of the prior and *averages of two to five codes* of one side of the body,
-and the mapping network follows the distribution of the codes (sliced Wasserstein distance), so that samples, inversions
-and the k-anonymous averages that the product releases are all decoded from one region of the latent space.
+Recipe (three hundred photographs are too few for a GAN alone): encoder and generator learn together to reconstruct;
+then a critic judges reconstructions and *averages of two to five codes* of one side of the body, so that the k-anonymous
+averages that the product releases look like photographs; last, the mapping network learns the distribution of the codes
+(`fit_prior`), so that samples, inversions and averages are decoded from one region of the latent space.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from common.errors import ConfigurationError
 from common.models.encoder import Encoder
-from common.models.stylegan import Critic, Generator, load_weights, numpy_weights, to_uint8, to_unit
+from common.models.stylegan import Critic, Generator, MappingNetwork, load_weights, numpy_weights, to_uint8, to_unit
 from common.tensors import atomic_write, read, write
 from server.public_images import Source, read_names, read_source, tinted, views
 
@@ -54,26 +54,27 @@ class PretrainPlan:
     latent: int = 128
     encoder_width: int = 24
     reconstructed: int = 8  # photographs a step
-    sampled: int = 4  # samples of the prior a step
-    averaged: int = 4  # averages of codes a step
+    averaged: int = 4  # averages of W+ codes a step
+    flattened: int = 4  # averages with one w for all layers a step: what the mapping network can make
     largest_average: int = 5  # codes in an average, at most
     alone: float = 0.25  # share of the run in which there is no critic yet
     again: float = 0.3  # share of steps in which the encoder looks a second time
+    critic_steps: int = 2
+    prior_steps: int = 400  # of `fit_prior`, at every save
     generator_learning_rate: float = 1e-3
     encoder_learning_rate: float = 5e-4
     critic_learning_rate: float = 1e-3
     gradient_penalty: float = 0.005
     average_decay: float = 0.998
-    bank: int = 1024
+    bank: int = 2048
     seed: int = 0
     weights: Mapping[str, float] = field(
         default_factory=lambda: {
             "reconstruction": 4.0,
             "feature": 1.0,
             "adversarial": 0.3,
-            "prior": 1.0,
             "cycle": 0.1,
-            "detail": 0.05,
+            "detail": 0.2,
             "size": 0.002,
         }
     )
@@ -165,7 +166,7 @@ def gradient_penalty(critic: Critic, x: Tensor) -> Tensor:
 
 
 class CodeBank:
-    """The latest codes of real photographs [M, L, latent] by side, from which averages and the prior's target come."""
+    """The latest codes of real photographs [M, L, latent] by side, from which averages and the prior come."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -185,10 +186,6 @@ class CodeBank:
             members = random.choice(same, random.integers(2, largest + 1))
             made.append(torch.stack([self.codes[i] for i in members]).mean(0))
         return torch.stack(made)
-
-    def shared(self, count: int, random: np.random.Generator) -> Tensor:
-        """`count` codes averaged over layers, [count, latent]."""
-        return torch.stack([self.codes[i].mean(0) for i in random.integers(len(self.codes), size=count)])
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -253,7 +250,7 @@ def pretrain(
     make, judge = training.optimisers
 
     while True:
-        # 1. How far we are; learning rates: 100 steps of warm-up, then half a cosine down to 5 %.
+        # 1. How far we are; learning rates: 100 steps of warm-up, then half a cosine down to 5 % (critic: constant).
         training.seconds = time.monotonic() - began
         share = max(training.seconds / (60 * minutes), training.step / steps)
         progress(training.step, min(share, 1.0))
@@ -262,7 +259,7 @@ def pretrain(
         rate = min(1.0, (training.step + 1) / 100) * max(0.05, 0.5 + 0.5 * math.cos(math.pi * share))
         make.param_groups[0]["lr"] = plan.generator_learning_rate * rate
         make.param_groups[1]["lr"] = plan.encoder_learning_rate * rate
-        judge.param_groups[0]["lr"] = plan.critic_learning_rate * rate
+        judge.param_groups[0]["lr"] = plan.critic_learning_rate * min(1.0, 5 * (1.05 - share))
         judging, ramp = share >= plan.alone, min(1.0, 10 * (share - plan.alone))
 
         # 2. A batch of photographs and their codes, now and then after one more iteration of the encoder.
@@ -278,32 +275,30 @@ def pretrain(
         codes = start + residual
         bank.add(codes, side)
 
-        # 3. One pass of the generator: reconstructions and, once there is a critic, samples of the prior and averages.
+        # 3. One pass of the generator: reconstructions and, once there is a critic, averages of codes.
         fakes = [codes]
         if judging:
-            w = generator.mapping(torch.randn(plan.sampled, plan.latent, generator=draw))
-            fakes += [generator.broadcast(w), bank.averages(plan.averaged, plan.largest_average, random)]
+            w = bank.averages(plan.flattened, plan.largest_average, random).mean(1)
+            fakes += [bank.averages(plan.averaged, plan.largest_average, random), generator.broadcast(w)]
         fake = generator.synthesis(torch.cat(fakes), draw)
 
-        # 4. Encoder and generator reconstruct, keep codes together, and the prior follows the codes.
+        # 4. Encoder and generator reconstruct and keep the layers' codes together.
         shared = codes.mean(1)
-        fresh = generator.mapping(torch.randn(256, plan.latent, generator=draw))
         parts = {
             "reconstruction": reconstruction_loss(x, fake[: len(x)]),
-            "prior": sliced_wasserstein(fresh, bank.shared(256, random), draw),
             "detail": (codes - shared[:, None]).square().mean(),
             "size": shared.square().mean(),
         }
-        if judging:  # ... and please the critic; the encoder finds the code of a sample that it did not make
+        if judging:  # ... and please the critic; the encoder finds the code of an image that it has not seen
             critic.requires_grad_(False)
             with torch.no_grad():
                 wanted = critic.features(x)
-                known, first = fake[len(x) : len(x) + len(w)], generator.synthesis(encoder.start_codes(1))
+                known, first = fake[-len(w) :], generator.synthesis(encoder.start_codes(1))
             pairs = zip(critic.features(fake[: len(x)]), wanted, strict=True)
             parts["feature"] = torch.stack([F.l1_loss(a, b) for a, b in pairs]).mean()
             parts["adversarial"] = F.softplus(-critic(augmented(fake, draw))).mean()
             found = encoder.start_codes(len(w)) + encoder(known.detach(), first.expand_as(known))
-            parts["cycle"] = F.mse_loss(found, generator.broadcast(w).detach())
+            parts["cycle"] = F.mse_loss(found, generator.broadcast(w))
             critic.requires_grad_(True)
         weights = dict(plan.weights) | {"adversarial": plan.weights["adversarial"] * ramp}
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
@@ -312,12 +307,12 @@ def pretrain(
         nn.utils.clip_grad_norm_([*generator.parameters(), *encoder.parameters()], GRADIENT_NORM)
         make.step()
 
-        # 5. The critic: photographs against all three kinds of fakes, and now and then the gradient penalty.
-        if judging:
+        # 5. The critic: photographs against all kinds of fakes, and now and then the gradient penalty.
+        for turn in range(plan.critic_steps if judging else 0):
             real = tinted(x_all[torch.as_tensor(random.integers(len(x_all), size=len(fake)))], draw)
             judged_real, judged_fake = critic(augmented(real, draw)), critic(augmented(fake.detach(), draw))
             critic_loss = F.softplus(-judged_real).mean() + F.softplus(judged_fake).mean()
-            if training.step % R1_EVERY == 0:
+            if turn == 0 and training.step % R1_EVERY == 0:
                 critic_loss = critic_loss + 0.5 * R1_EVERY * plan.gradient_penalty * gradient_penalty(critic, real)
             judge.zero_grad(set_to_none=True)
             critic_loss.backward()  # type: ignore[no-untyped-call]
@@ -331,11 +326,68 @@ def pretrain(
             now = float(value.detach())
             training.losses[name] = 0.98 * training.losses.get(name, now) + 0.02 * now
         if time.monotonic() - saved > save_every_s:
+            finish(training, bank, plan.prior_steps, draw)
             save(training, source, plan, out)
             saved = time.monotonic()
 
+    finish(training, bank, 4 * plan.prior_steps, draw)
     save(training, source, plan, out)
     return training
+
+
+# ---- the prior ------------------------------------------------------------------------------------------------------
+def finish(training: Training, bank: CodeBank, steps: int, draw: torch.Generator) -> None:
+    """Centres the layers' codes, then teaches the averaged generator's mapping network their distribution."""
+    if not bank.codes:
+        return
+    codes = torch.stack(bank.codes)
+    offset = codes.mean(0) - codes.mean((0, 1))
+    for networks in (training.networks, training.averages):
+        centre(networks.generator, networks.encoder, offset)
+    bank.codes = list(codes - offset)
+    mapping = training.averages.generator.mapping
+    fit_prior(mapping, torch.stack(bank.codes).mean(1), steps, draw)
+    training.networks.generator.mapping.load_state_dict(mapping.state_dict())
+
+
+@torch.no_grad()
+def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
+    """Moves a constant `offset` [L, latent] per layer from the encoder's codes into the generator's style biases.
+
+    G(code) before equals G(code − offset) after, exactly; what one w in every layer decodes to is then an average image.
+    """
+    encoder.start.sub_(offset)
+    for conv, layer in generator.styled():
+        conv.style.bias.add_(conv.style.weight @ offset[layer])
+
+
+def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Generator) -> None:
+    """Trains `mapping` until its outputs are distributed as `codes` [M, latent]: a small GAN in the latent space.
+
+    Logistic loss with gradient penalty, plus the sliced Wasserstein distance, on codes scaled to unit variance.
+    """
+    latent, mean, scale = codes.shape[1], codes.mean(0), codes.std(0).mean() + 1e-8
+    judge = nn.Sequential(
+        nn.Linear(latent, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, 1)
+    )
+    makers = torch.optim.Adam(mapping.parameters(), lr=1e-3, betas=(0.5, 0.99))
+    judges = torch.optim.Adam(judge.parameters(), lr=1e-3, betas=(0.5, 0.99))
+    for step in range(steps):
+        made = (mapping(torch.randn(256, latent, generator=draw)) - mean) / scale
+        real = (codes[torch.randint(len(codes), (256,), generator=draw)] - mean) / scale
+        real = (real + 0.1 * torch.randn(real.shape, generator=draw)).requires_grad_(True)
+        scores = judge(real)
+        loss = F.softplus(-scores).mean() + F.softplus(judge(made.detach())).mean()
+        if step % 4 == 0:
+            (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
+            loss = loss + 0.2 * slope.square().sum(1).mean()
+        judges.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        judges.step()
+        loss = F.softplus(-judge(made)).mean() + sliced_wasserstein(made, real.detach(), draw)
+        makers.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        makers.step()
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         self.project = nn.Sequential(nn.Flatten(), nn.Linear(wide[-1] * 16, hidden), nn.LeakyReLU(0.2))
         self.shared = nn.Linear(hidden, latent)
         self.detail = nn.Linear(hidden, self.layer_count * latent)
-        self.start = nn.Parameter(torch.zeros(latent))
+        self.start = nn.Parameter(torch.zeros(self.layer_count, latent))
         for head, gain in ((self.shared, 1.0), (self.detail, 0.3)):
             nn.init.normal_(head.weight, std=gain / math.sqrt(hidden))
             nn.init.zeros_(head.bias)
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
 
     def start_codes(self, count: int) -> Tensor:
         """The code every inversion starts from, [count, L, latent]."""
-        return self.start.expand(count, self.layer_count, -1)
+        return self.start.expand(count, -1, -1)
 
     def invert(self, x: Tensor, generator: Generator, iterations: int) -> Inverted:
         """Codes and reconstructions of `x` after `iterations` ≥ 1 residual steps (no noise maps in the generator)."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, Protocol
 
 import numpy as np
@@ -152,6 +152,16 @@ class Generator(nn.Module):
             x = same(x, wplus[:, 2 * i + 2], noise)
             image = upsample(image) + self.to_image[i + 1](x, wplus[:, 2 * i + 3])
         return image + self.image_bias[None, :, None, None]
+
+    def styled(self) -> Iterator[tuple[ModulatedConv, int]]:
+        """Every modulated convolution with the layer of W+ that styles it (`synthesis`)."""
+        layers = {"first.conv": 0, "to_image.0": 1}
+        for i in range(len(self.up)):
+            layers |= {f"up.{i}.conv": 2 * i + 1, f"same.{i}.conv": 2 * i + 2, f"to_image.{i + 1}": 2 * i + 3}
+        for name, layer in layers.items():
+            part = self.get_submodule(name)
+            assert isinstance(part, ModulatedConv)
+            yield part, layer
 
     def forward(self, z: Tensor, noise: Noise = None) -> Tensor:
         """Images [N, channels, S, S] for latents z [N, latent] ~ N(0, I)."""
