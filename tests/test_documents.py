@@ -51,3 +51,16 @@ def test_no_machine_path_or_registry_host_is_tracked() -> None:
         ["git", "grep", "-nE", pattern, "--", ".", ":!Makefile"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout == ""
+
+
+FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
+
+
+@pytest.mark.parametrize("name", ["client/app.py", "server/app.py"])
+def test_the_apps_import_flowers_public_types_alone(name: str) -> None:
+    tree = ast.parse((ROOT / name).read_text())
+    froms = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    used = {module for module in froms | plain if module.split(".")[0] == "flwr"}
+    assert used
+    assert used <= FLOWER_PUBLIC

@@ -1,0 +1,1 @@
+"""From a cohort to k-anonymous images."""

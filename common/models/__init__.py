@@ -1,0 +1,1 @@
+"""The models of a study: generator and critic, encoder, flow."""

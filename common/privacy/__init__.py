@@ -1,0 +1,1 @@
+"""The privacy rules of both sides: noise, mechanisms, accounting, the boundary."""
