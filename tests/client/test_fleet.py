@@ -436,6 +436,7 @@ def test_an_endless_answer_is_cut(server: FleetServer, site: Running, monkeypatc
     ("answer", "code"),
     [
         ((200, {"content-type": "text/html"}, b"<html>log in</html>"), "NOT-THE-SERVER"),
+        ((200, {"content-type": "text/html"}, b""), "NOT-THE-SERVER"),
         ((200, PROTOBUF, b"\xff\xff\xff"), "NOT-THE-SERVER"),
         ((200, {**PROTOBUF, "content-encoding": "gzip"}, b"\x1f\x8b"), "NOT-THE-SERVER"),
         ((404, {}, b""), "NOT-THE-SERVER"),
@@ -452,6 +453,19 @@ def test_no_answer_ends_the_loop(answer: Answer, code: str, server: FleetServer,
     until(lambda: site.code() == code)
     server.instead.clear()
     until(lambda: site.code() == "CONNECTED")
+
+
+def test_no_error_of_our_own_ends_the_loop(server: FleetServer, files: ServerFiles, tmp_path: Path) -> None:
+    site = Running(server, files, tmp_path)
+    until(lambda: site.code() == "CONNECTED")
+    site.pins = None  # type: ignore[assignment]  # a broken store of plans: `in` raises
+    server.queue(instruction())
+    until(lambda: "get-run" in server.names())
+    site.pins = {PIN}
+    server.queue(instruction())
+    until(lambda: server.replies())
+    assert site.thread.is_alive()
+    site.end()
 
 
 def test_a_version_message_of_the_server_does_not_end_this_process(server: FleetServer, site: Running) -> None:
