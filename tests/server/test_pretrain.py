@@ -19,7 +19,10 @@ from server.pretrain import CodeBank, PretrainPlan, Provenance
 from server.public_images import Source, read_source, views
 
 torch.set_num_threads(1)
-PLAN = PretrainPlan(size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, sampled=2, averaged=2, alone=0.4)
+PLAN = PretrainPlan(
+    size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, averaged=2, flattened=2, alone=0.4
+)
+PLAN = dataclasses.replace(PLAN, prior_steps=2)
 PROVENANCE = Provenance("ten painted discs", "CC0", "nobody")
 NAMES = tuple(f"disc-{i}" for i in range(10))
 
@@ -160,6 +163,39 @@ def test_averages_never_mix_the_two_sides() -> None:
     assert len(bank.codes) == 8
     averages = bank.averages(50, 5, np.random.default_rng(0))
     assert set(averages.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_centring_the_layers_changes_no_image() -> None:
+    """G(code) before equals G(code − offset) after, and so does every inversion."""
+    generator, _, encoder = pretrain.begin(PLAN).networks
+    x, codes, offset = torch.rand(2, 3, 32, 32), torch.randn(2, 8, 16), torch.randn(8, 16)
+    with torch.no_grad():
+        image, inverted = generator.synthesis(codes), encoder.invert(x, generator, 2)
+        pretrain.centre(generator, encoder, offset)
+        assert torch.allclose(generator.synthesis(codes - offset), image, atol=1e-4)
+        again = encoder.invert(x, generator, 2)
+    assert torch.allclose(again.codes, inverted.codes - offset, atol=1e-4)
+    assert torch.allclose(again.reconstructions, inverted.reconstructions, atol=1e-4)
+
+
+def test_the_prior_learns_two_separate_clouds_of_codes() -> None:
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.where(torch.arange(400) % 2 == 0, 1.0, -1.0)[:, None] * torch.ones(16)
+    codes = centres + 0.1 * torch.randn(400, 16, generator=draw)
+    mapping = pretrain.begin(PLAN).networks.generator.mapping
+
+    def distance() -> float:
+        with torch.no_grad():
+            made = mapping(torch.randn(200, 16, generator=draw))
+        return float(torch.cdist(made, codes).min(1).values.mean())
+
+    before = distance()
+    pretrain.fit_prior(mapping, codes, 150, draw)
+    assert distance() < 0.5 * before
+    with torch.no_grad():
+        sides = mapping(torch.randn(200, 16, generator=draw)).mean(1) > 0
+    assert 0.2 < float(sides.float().mean()) < 0.8
 
 
 def test_the_sliced_distance_is_zero_for_the_same_sample_and_grows_with_the_shift() -> None:
