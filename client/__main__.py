@@ -260,7 +260,7 @@ def _serve(site: Site, until_done: bool) -> None:
 
     thread = threading.Thread(target=transport, name="transport")
     thread.start()
-    log.info("connected to %s as %s", site.membership.server_url, site.config.site)
+    log.info("serving %s as %s", site.membership.server_url, site.config.site)
     while not site.stop.wait(0.2):
         if until_done and site.done.is_set():
             _wait_for_delivery(root / "fleet" / "inbox")

@@ -3,7 +3,7 @@
 In: `Sealed` instructions (through client/app.py). Out: `Sealed` replies, or a KohortError whose code alone leaves. Must hold:
    1 the operator signed the instruction          2 the plan is approved, unaltered and within the site's policy
    3 kind, phase, model and round are the plan's  4 receipts in it are noted
-   5 a round that was answered gets the stored bytes, whatever is asked now
+   5 a round that was answered gets the stored bytes, whatever is asked now (an old backup is refused before it spends)
    6 the global weights fit the plan's model      7 the whole plan fits under the cap before its first step
    8 the ledger holds the reservation before a child starts, and one reservation has one child at most
    9 a person approved the images (policy), and their groups are frozen
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from client.config import SiteConfig, check_plan
-from client.egress.gate import Evidence, Gate
+from client.egress.gate import Cleared, Evidence, Gate
 from client.egress.outbox import Outbox
 from client.egress.review import SHEET, Reviews, batch_digest
 from client.ingest.cohort import Cohort, IngestReport, ingest
@@ -111,8 +111,7 @@ class Site:
         payload = read_capped(folder / "out.safetensors", OUTPUT_CAP_BYTES)
         with Groups(self.state.groups) as groups:
             cleared = self._gate(study, groups).clear_update(header, payload, expected, reservation, event)  # 10
-        reply = self.outbox.store(cleared, self.state.signing_key())  # 11
-        self.state.journal.append(header.key, "answered", {"digest": cleared.header.digest})
+        reply = self._store(header, (cleared,))  # 11
         shutil.rmtree(folder, ignore_errors=True)
         return reply
 
@@ -195,17 +194,31 @@ class Site:
                 self._crashes[header.key] = self._crashes.get(header.key, 0) + 1
                 log.warning("a child crashed; see child.log in its job folder")
 
+    def _store(self, header: Header, batch: tuple[Cleared, ...]) -> Sealed:
+        """Note what is about to be signed, sign and store every part, the first one last; returns the first."""
+        record = {"digests": [cleared.header.digest for cleared in batch], "head": self.ledger().head}
+        self.state.journal.append(header.key, "cleared", record)
+        stored = [self.outbox.store(cleared, self.state.signing_key()) for cleared in reversed(batch)]
+        self.state.journal.append(header.key, "answered")
+        return stored[-1]
+
     def _latest(self, header: Header) -> tuple[Path, Reservation | None, str]:
         """Folder, reservation and state of the newest try of a round."""
-        latest = self.state.journal.latest(header.key)
-        if latest is None or latest.state not in ("reserved", "started"):
+        tries = [
+            entry
+            for entry in self.state.journal.entries(header.key)
+            if entry.key == header.key and entry.state in ("reserved", "started")
+        ]
+        if not tries:
             return self.state.root / "jobs", None, "none"
+        latest = tries[-1]
         text = str(latest.data["reservation"])
         reservation = Reservation.from_json(text) if text else None
         return self.state.root / "jobs" / str(latest.data["folder"]), reservation, latest.state
 
     def _reserve(self, header: Header, study: Study, event: Mechanism | None) -> tuple[Path, Reservation | None]:
         """Write the round down as spent, in the ledger and then in the journal, before anything is computed."""
+        self._check_rollback()
         self._check_whole_plan(study)  # 7
         reservation = None
         if isinstance(event, LatentLaplace) and not event.covers_patient:
@@ -217,6 +230,12 @@ class Site:
         record = {"folder": folder.name, "reservation": reservation.to_json() if reservation else ""}
         self.state.journal.append(header.key, "reserved", record)
         return folder, reservation
+
+    def _check_rollback(self) -> None:
+        """Refuse to spend from a ledger that is older than what was last signed."""
+        cleared = [entry for entry in self.state.journal.entries() if entry.state == "cleared"]
+        if cleared:
+            self.ledger().refuse_if_behind(str(cleared[-1].data["head"]))
 
     def _check_whole_plan(self, study: Study) -> None:
         """Refuse a plan that could not be finished under the cap, before its first step; raises PolicyError (E-POLICY-CAP)."""
@@ -316,11 +335,16 @@ class Site:
         )
 
     def _note_receipts(self, header: Header) -> None:
-        """Mark what the operator's signed receipts name, by payload digest."""
-        if header.receipts:
-            for stored in self.outbox.headers():
-                if stored.digest in header.receipts and stored.study == header.study:
-                    self.outbox.acknowledge(stored.key)
+        """Mark what the operator's signed receipts name, by payload digest; one for what is not here is a rollback."""
+        sent: dict[str, str] = {}
+        for entry in self.state.journal.entries(f"{header.study}/"):
+            if entry.state == "cleared":
+                place = entry.key.rpartition("/")[0]
+                sent |= {digest: f"{place}/{part}" for part, digest in enumerate(entry.data["digests"])}
+        if not sent.keys() >= set(header.receipts):
+            raise _rollback("the operator has receipts for messages that this state folder never sent")
+        for digest in header.receipts:
+            self.outbox.acknowledge(sent[digest])
 
     def _wait_for_slot(self, began: float) -> None:
         """Sleep until a multiple of the send slot has passed since the question, so that the time of leaving tells less."""
@@ -345,6 +369,12 @@ def check_order(header: Header, study: Study) -> None:
     unknown = set(header.statement) - {"done"}
     if unknown or not isinstance(header.statement.get("done", False), bool):
         raise RefusedError("instruction: its statement has keys that are not known", code="E-STATEMENT")
+
+
+def _rollback(what: str) -> PolicyError:
+    """The refusal of a state folder that is older than what left it."""
+    hint = "put the newest copy of the state folder back; nothing is spent until then"
+    return PolicyError(what, hint=hint, code="E-ROLLBACK")
 
 
 def _reply_key(header: Header) -> str:

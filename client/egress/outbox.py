@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.egress.gate import Cleared
 from common.errors import Bug, PolicyError
-from common.messages import Header, Sealed, seal
+from common.messages import Sealed, seal
 from common.tensors import atomic_write, dumps, read
 
 ENTRY_CAP_BYTES = (1 << 30) + (1 << 20)
@@ -51,12 +51,6 @@ class Outbox:
             return None
         fields = read(path, max_bytes=ENTRY_CAP_BYTES)
         return Sealed(*(fields[name].tobytes() for name in Sealed._fields))
-
-    def headers(self) -> tuple[Header, ...]:
-        """Return the headers of all stored messages, in no particular order."""
-        files = sorted(self.folder.glob("*.sealed")) if self.folder.is_dir() else []
-        found = (read(path, max_bytes=ENTRY_CAP_BYTES)["header"].tobytes() for path in files)
-        return tuple(Header.model_validate_json(header) for header in found)
 
     def acknowledge(self, key: str) -> None:
         """Mark that a signed receipt for this message came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,9 +63,30 @@ def test_receipts_in_a_signed_instruction_are_noted(hospital: Hospital, monkeypa
     site = hospital.site()
     first = unseal(site.answer(hospital.ask("train")), site.state.signing_key().public_key(), max_bytes=1 << 20)
     assert not site.outbox.acknowledged(first.key)
-    site.answer(hospital.ask("train", round=1, receipts=("0" * 64, first.digest)))
+    site.answer(hospital.ask("train", round=1, receipts=(first.digest,)))
     assert site.outbox.acknowledged(first.key)
     assert not site.done.is_set()
+
+
+def test_a_receipt_for_what_was_never_sent_is_a_rollback(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = scripted(monkeypatch, hospital.study)
+    with pytest.raises(PolicyError) as refused:
+        hospital.site().answer(hospital.ask("train", receipts=("0" * 64,)))
+    assert refused.value.code == "E-ROLLBACK"
+    assert children.runs == 0
+
+
+def test_an_old_ledger_spends_nothing(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = scripted(monkeypatch, hospital.study)
+    site = hospital.site()
+    site.ledger()
+    backup = site.state.ledger.read_bytes()
+    site.answer(hospital.ask("train"))
+    site.state.ledger.write_bytes(backup)
+    with pytest.raises(PolicyError) as refused:
+        hospital.site().answer(hospital.ask("train", round=1))
+    assert refused.value.code == "E-ROLLBACK"
+    assert children.runs == 1
 
 
 def test_the_closing_instruction_sets_done(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +143,47 @@ def test_logs_hold_no_name_and_no_number_of_patients(
         "small: train gan round 0: at work",
         "small: train gan round 0: answered",
     ]
+
+
+KILLED_DAEMON = """
+import os, signal, sys
+from pathlib import Path
+import client.daemon
+from client.config import load_site
+from client.daemon import Site
+from client.plans import State, read_membership
+from common.messages import Sealed
+from tests.sites import Children
+from common.study import load_study
+
+root, asked, plan = map(Path, sys.argv[1:])
+children = Children(load_study(plan / "study.yaml"))
+
+def run_child(*arguments):
+    children(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+client.daemon.run_child = run_child
+parts = [bytes.fromhex(line) for line in asked.read_text().splitlines()]
+Site(State(root), load_site(root), read_membership(root / "membership.json")).answer(Sealed(*parts))
+"""
+
+
+def test_after_kill_9_a_new_daemon_sends_what_the_child_had_finished(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = hospital.ask("train")
+    (tmp_path / "asked").write_text("\n".join(part.hex() for part in asked))
+    site = hospital.site()
+    site.state.membership.write_text(site.membership.model_dump_json())
+    command = [sys.executable, "-c", KILLED_DAEMON, str(hospital.root), str(tmp_path / "asked"), str(hospital.bundle)]
+    killed = subprocess.run(command, check=False, cwd=Path(__file__).parents[2], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    made = next((hospital.root / "jobs").glob("*/out.safetensors")).read_bytes()
+    children = scripted(monkeypatch, hospital.study)
+    reply = hospital.site().answer(asked)
+    assert (reply.payload, children.runs) == (made, 0)
+    assert sum(row.kind == "reserve" for row in site.ledger().rows()) == 1
 
 
 # --- the Flower app
