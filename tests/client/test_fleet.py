@@ -458,10 +458,16 @@ def test_no_answer_ends_the_loop(answer: Answer, code: str, server: FleetServer,
 def test_no_error_of_our_own_ends_the_loop(server: FleetServer, files: ServerFiles, tmp_path: Path) -> None:
     site = Running(server, files, tmp_path)
     until(lambda: site.code() == "CONNECTED")
-    site.pins = None  # type: ignore[assignment]  # a broken store of plans: `in` raises
+    asked: list[int] = []
+
+    def broken() -> set[str]:
+        asked.append(1)
+        raise OSError("the store of plans")
+
+    site.client._pins = broken
     server.queue(instruction())
-    until(lambda: "get-run" in server.names())
-    site.pins = {PIN}
+    until(lambda: asked)
+    site.client._pins = lambda: {PIN}
     server.queue(instruction())
     until(lambda: server.replies())
     assert site.thread.is_alive()
