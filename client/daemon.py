@@ -143,12 +143,9 @@ class Site:
             gate = self._gate(study, groups)
             persons = persons_of(Cohort.open(self.state.cohort(study.intake)))
             batch = gate.clear_images(header, parts, evidence, persons, reservation, event)  # 10
-        stored = [
-            self.outbox.store(cleared, self.state.signing_key()) for cleared in reversed(batch)
-        ]  # 11: part 0 last
-        self.state.journal.append(header.key, "answered", {"digest": batch_digest(parts)})
+        reply = self._store(header, tuple(batch))  # 11
         (folder / "in.safetensors").unlink(missing_ok=True)
-        return stored[-1]
+        return reply
 
     def _expected_for_images(self, study: Study, weights: Arrays) -> Shapes:
         """Names and shapes of the weights that synthesis gets: the generator and critic, and the flow where it is used."""
