@@ -248,10 +248,10 @@ def release(
         quarantined = {site.name for site in registry.sites().values() if site.state == "quarantined"}
         batches = [SiteBatch(b.site, b.key, b.parts) for b in record.batches() if b.site not in quarantined]
         weights = record.final_weights() if study.release.models else {}
-    spent = plans.report(study, bundle / "checkpoints").spent
-    epsilon = {"PLD": spent.pld, "RDP": spent.rdp} | ({"PRV": spent.prv} if spent.prv is not None else {})
+    spent = plans.spent(study, bundle / "checkpoints")
+    account = Account({"PLD": spent.pld, "RDP": spent.rdp}, {"dp-accounting": version("dp-accounting")})
     inputs = ReleaseInputs(
-        study, bundle, batches, Account(epsilon, plans.accountant_versions()), weights,
+        study, bundle, batches, account, weights,
         _reference(reference, study), (reference_name or reference.name) if reference else "",
     )  # fmt: skip
     with _bar("release") as bar:

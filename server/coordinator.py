@@ -21,9 +21,9 @@ from server.sites import Registry
 from server.superlink import RunStatus
 
 TURN_S = 0.5
-STATUS_S = 5.0  # a look at a run costs Flower's command line a second of CPU
+STATUS_S = 15.0  # a look at a run costs Flower's command line a second of CPU
 RESUBMIT_S = 5.0
-FINISH_S = 20.0
+FINISH_S = 1.0  # for the app of a complete study to end by itself
 log = logging.getLogger("kohort.server")
 
 
@@ -114,15 +114,9 @@ class Coordinator:
                     break
                 next_status = time.monotonic() + STATUS_S
             time.sleep(self.turn_s)
-        self._let_finish(run_id)
+        time.sleep(FINISH_S if self.record.complete() else 0.0)
         self.record.journal.append("run", "ended", {"run_id": run_id})
         return self.record.complete()
-
-    def _let_finish(self, run_id: int) -> None:
-        """Give the run of a complete study a moment to end by itself."""
-        deadline = time.monotonic() + FINISH_S
-        while self.record.complete() and time.monotonic() < deadline and not self.link.run_status(run_id).finished:
-            time.sleep(self.turn_s)
 
     def _stop_old_run(self) -> None:
         """End a run that an earlier coordinator left behind."""

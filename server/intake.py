@@ -5,8 +5,8 @@ of the first check that does not hold. The checks, numbered as in the code and i
   1. size; the site's own signature over the header; the payload has the signed SHA-256
   2. the sender named in the header is the site behind the node
   3. the header answers the very instruction that was sent: study, kind, phase, model, round, part
-  4. the boundary rules 1 to 4: the plan's constants in the statement, nothing else; canonical bytes
-  5. the boundary rules 5 to 9 (updates) or 10 to 14 (images, over all parts)
+  4. the boundary rules 3 and 4: the payload's bytes are canonical
+  5. the boundary rules 1, 2 (the statement: the plan's constants, nothing else) and 5 to 9 (updates) or 10 to 14 (images)
 Guaranteed: nothing is written and nobody is punished here; the caller quarantines. Not covered: whether an honest-looking
 update is useful, or poisoned within its public bound.
 """
@@ -70,7 +70,6 @@ def accept(sealed: Sealed, site: str, sign_key: str, asked: Asked) -> Accepted:
     """Return the accepted reply of `site`, whose signing key line is `sign_key`; raises RefusedError."""
     header = open_header(sealed, site, sign_key, asked.cap_bytes)  # 1, 2
     _check_answer(header, asked)  # 3
-    boundary.check_reply(header, asked.study)  # 4
     arrays = boundary.open_payload(sealed.payload, header, asked.cap_bytes)  # 4
     if asked.phase == "train":  # 5
         boundary.check_update(arrays, asked.shapes, header, asked.study)

@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, PolicyError
-from common.privacy.accounting import PlanReport, feasibility
+from common.privacy.accounting import PlanReport, Spent, feasibility, spend
 from common.privacy.boundary import POST_PROCESSED, PREFIXES, is_trained
+from common.privacy.mechanisms import round_event
 from common.study import Checkpoint, Study, load_study, write_bundle
 from common.tensors import atomic_write, read_capped, shapes
 from server.record import file_digest
 
-ACCOUNTANTS = ("dp-accounting", "opacus")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def report(study: Study, checkpoints: Path) -> PlanReport:
     """Return the accountants' report; `checkpoints`: the plan's folder, or a bundle's checkpoints/."""
     return feasibility(study, parameter_counts(study, checkpoints))
+
+
+def spent(study: Study, checkpoints: Path) -> Spent:
+    """Return what all model updates of one site spend by PLD and RDP: the release's account (imports no torch)."""
+    counts, trained = parameter_counts(study, checkpoints), study.models.trained()
+    events = [replace(round_event(study, name, counts[name]), steps=plan.steps) for name, plan in trained.items()]
+    return spend(events, study.privacy.delta)
 
 
 def parameter_counts(study: Study, checkpoints: Path) -> dict[str, int]:
@@ -94,11 +101,6 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
             code="E-PLAN-BUDGET" if over else "E-PLAN-INFEASIBLE",
         )
     return write_bundle(study_path, key, out), found
-
-
-def accountant_versions() -> dict[str, str]:
-    """Return the versions of the accountants that computed epsilon."""
-    return {name: version(name) for name in ACCOUNTANTS}
 
 
 def pin(study_path: Path) -> dict[str, str]:

@@ -176,6 +176,15 @@ def test_lost_messages_and_dead_sites_are_asked_again_until_all_have_answered(fe
     assert all(len({h.digest for h in site.asked}) == 1 for site in federation.sites.values())
 
 
+def test_a_site_that_answers_with_codes_is_asked_again_long_before_a_silent_one(federation: Federation) -> None:
+    federation.limits = federation.limits.model_copy(update={"reask_s": 3600.0})
+    codes = [failed(code, "E-X") for code in (2, 3, 4, 5, 7, 8)]
+    run = federation.open()
+    run._train_round(federation.grid({"hospital-a": codes}), "gan", 0)
+    closed = run.record.closed("train", "gan", 0)
+    assert closed is not None and "hospital-a" in closed.data["accepted"]
+
+
 def test_no_text_of_a_site_is_repeated_by_the_server(federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
     scripts = {"hospital-a": [failed(2, "Doe^Jane 1931-05-05"), failed(2, "E-Doe^Jane"), failed(8, "e-doe")]}
     run = federation.open()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 
 from common.errors import RefusedError
 from common.tensors import Arrays
 from server import aggregate
+from server.intake import Accepted
 
 
 def deltas(count: int) -> list[Arrays]:
@@ -30,6 +35,22 @@ def test_weights_are_renormalised_over_the_accepted_sites() -> None:
     aggregate.fold(total, update, 0.25)
     aggregate.fold(total, update, 0.25)
     np.testing.assert_array_equal(aggregate.finish(weights, total, 0.5)["critic.a"], update["critic.a"])
+
+
+def test_the_sum_runs_in_the_order_of_names_whatever_the_order_of_the_mapping() -> None:
+    weights: Arrays = {"critic.a": np.zeros(1, np.float32)}
+    values = {"a": 1e30, "b": 1.0, "c": -1e30}  # in another order the float64 sum is another one
+    found = []
+    for names in itertools.permutations(values):
+        shares = {name: 1.0 for name in names}
+        made = aggregate.average(weights, shares, 3, lambda name: update_of(values[name]))
+        found.append(float(made["critic.a"][0]))
+    assert len(set(found)) == 1
+
+
+def update_of(value: float) -> Accepted:
+    """Stands for an accepted update of one number."""
+    return cast(Accepted, SimpleNamespace(arrays={"critic.a": np.full(1, value, np.float32)}))
 
 
 REFUSED: dict[str, Arrays] = {

@@ -190,12 +190,9 @@ def test_a_release_needs_a_complete_study(
     assert code == PolicyError.exit_code and "not complete" in errors and not (tmp_path / "out").exists()
 
 
-def test_a_complete_study_is_released_and_verifies(
-    tmp_path: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_complete_study_is_released_and_verifies(tmp_path: Path, kohort: Kohort) -> None:
     from common.manifest import verify
 
-    monkeypatch.setattr(plans, "feasibility", fake_report("feasible"))
     federation = Federation.create(tmp_path)
     run = federation.run()
     run.registry.quarantine("hospital-c", "E-TEST")
