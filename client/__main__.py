@@ -1,8 +1,8 @@
 """`kohort-site`: what hospital IT types. Every command works on one state folder (`--state`).
 
 In: a command line. Out: lines for a person, or one JSON line with `--json`; exit codes of common/errors.py. Guaranteed: only
-`run` talks to the server; nothing here can raise what site.yaml allows. Counts are shown by `ingest` and `check` alone, on
-this screen, and are never logged. Not covered: the decisions (client/daemon.py) and the wire (client/fleet.py).
+`run` and `check` talk to the server; nothing here can raise what site.yaml allows. Counts are shown by `ingest` alone, on this
+screen, and are never logged. Not covered: the decisions (client/daemon.py) and the wire (client/fleet.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Annotated, Any
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before the first import of flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
+import httpx
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -32,10 +33,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from client import config as site_config
 from client.app import build_app
 from client.config import check_plan, load_site
+from client.connection import classify, tls_context
 from client.daemon import Site
 from client.egress.review import Batch, Reviews
 from client.fleet import FleetClient, FleetSettings, create_node_key, read_node_key
-from client.health import Health
+from client.health import CLIENT_CERTIFICATE_REFUSED, Health
 from client.ingest.cohort import Cohort, IngestReport
 from client.jobs import Progress as Report
 from client.plans import Membership, Plans, State, new_pseudonym_key, read_membership
@@ -402,15 +404,18 @@ def site_status(state: Path) -> dict[str, Any]:
 
 
 @app.command(help="Look for everything that would stop a run, before it starts.")
-def check(state: StateOption) -> None:
+def check(
+    state: StateOption, offline: Annotated[bool, typer.Option("--offline", help="do not call the server")] = False
+) -> None:
     """Name every problem at once; ends with 2 if there is one."""
     problems: list[str] = []
-    for name, look in (
+    looks: list[tuple[str, Callable[[Path], Iterator[str]]]] = [
         ("configuration", _check_files),
         ("program", _check_program),
         ("machine", _check_machine),
         ("plans", _check_plans),
-    ):
+    ]
+    for name, look in looks if offline else [*looks, ("server", _check_server)]:
         found = list(_problems_of(look, state))
         _line(f"{name}: {'ok' if not found else f'{len(found)} to repair'}")
         problems += found
@@ -418,7 +423,7 @@ def check(state: StateOption) -> None:
         raise ConfigurationError(f"{len(problems)} problems", problems=problems, hint="repair them and check again")
 
 
-def _problems_of(look: Any, state: Path) -> Iterator[str]:
+def _problems_of(look: Callable[[Path], Iterator[str]], state: Path) -> Iterator[str]:
     """A check's findings; an error of ours is a finding too."""
     try:
         yield from look(state)
@@ -476,6 +481,21 @@ def _check_plans(state: Path) -> Iterator[str]:
             yield f"plan {study.name}: no cohort yet (kohort-site ingest)"
         elif study.synthesis and Cohort.open(folder).patient_count < study.synthesis.k:
             yield f"plan {study.name}: fewer patients than k={study.synthesis.k}"
+
+
+def _check_server(state: Path) -> Iterator[str]:
+    """The server answers on TLS with this site's certificate; whatever it answers is enough."""
+    place = State(state)
+    settings = _settings(Site(place, load_site(state), read_membership(place.membership)))
+    try:
+        with httpx.Client(verify=tls_context(settings), proxy=settings.proxy, trust_env=False, timeout=10) as http:
+            refused = http.get(settings.url).status_code == 400
+    except httpx.HTTPError as error:
+        trouble = classify(error)
+        yield f"{settings.url}: {trouble.state.text} ({trouble.state.fix})"
+        return
+    if refused:
+        yield f"{settings.url}: {CLIENT_CERTIFICATE_REFUSED.text} ({CLIENT_CERTIFICATE_REFUSED.fix})"
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from common.errors import PolicyError
 from common.study import Identifier, Study
 
 FILE = "site.yaml"
+TRAINERS = ("gan", "glow")  # the models that client/work.py can train
 
 
 class Data(FrozenModel):
@@ -110,6 +111,8 @@ def _plan_problems(study: Study, policy: Policy, site: str) -> Iterator[str]:
     if study.privacy.delta > policy.max_delta:
         yield f"plan {study.name}: privacy.delta is {study.privacy.delta:g}, policy.max_delta is {policy.max_delta:g}"
     for name, model in study.models.trained().items():
+        if name not in TRAINERS:
+            yield f"plan {study.name}: models.{name}: this version of kohort-site cannot train it"
         if model.noise_multiplier < policy.min_noise_multiplier:
             yield (
                 f"plan {study.name}: models.{name}.noise_multiplier is {model.noise_multiplier:g}, "

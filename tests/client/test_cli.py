@@ -85,7 +85,10 @@ def test_a_site_is_set_up_by_typing_and_everything_it_needs_is_checked(joined: t
     assert code == 0
     assert "12 images of 12 patients" in out
     assert "is there already" in cli("ingest", "--state", state)[1]
-    assert cli("check", "--state", state)[0] == 0
+    assert cli("check", "--state", state, "--offline")[0] == 0
+    code, _, err = cli("check", "--state", state)
+    assert code == 2
+    assert "nothing answers" in err
     code, out, _ = cli("status", "--state", state, "--json")
     facts = json.loads(out)
     assert facts["plans"][0]["rounds"] == {"gan": [0, 2], "glow": [0, 1]}

@@ -17,7 +17,7 @@ from client.synthesize.group import Group, Stratum
 from common import signing, tensors
 from common.errors import Bug, KohortError, PolicyError, RefusedError
 from common.messages import Header, digest_of, unseal
-from common.study import open_bundle
+from common.study import open_bundle, write_bundle
 from tests.sites import WEIGHTS, Hospital, Killed, make_hospital, pseudonym, scripted
 
 
@@ -122,7 +122,7 @@ def test_an_unapproved_plan_never_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (hospital.root / "ledger.sqlite").exists()
 
 
-@pytest.mark.parametrize("what", ["a byte of the plan", "the signature", "a checkpoint"])
+@pytest.mark.parametrize("what", ["a byte of the plan", "the signature", "a checkpoint", "another signed plan"])
 def test_an_altered_plan_never_runs(hospital: Hospital, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     children = scripted(monkeypatch, hospital.study)
     folder = hospital.root / "plans" / hospital.study.hash()
@@ -132,9 +132,13 @@ def test_an_altered_plan_never_runs(hospital: Hospital, monkeypatch: pytest.Monk
     elif what == "the signature":
         signature = signing.sign(signing.new_key(), signing.PLAN, hospital.study.hash().encode())
         (folder / "study.sig").write_bytes(signature)
+    elif what == "another signed plan":
+        other = make_hospital(hospital.root.parent / "other", approve=False, models__gan__clip=9.0)
+        write_bundle(other.bundle.parent / "study.yaml", hospital.operator, folder)
     else:
         tensors.write(folder / "checkpoints" / "gan.safetensors", {"generator.a": np.zeros(1, np.float32)})
-    assert refused(lambda: hospital.site().answer(hospital.ask("train"))) == "E-REFUSED"
+    code = "E-PLAN-ALTERED" if what == "another signed plan" else "E-REFUSED"
+    assert refused(lambda: hospital.site().answer(hospital.ask("train"))) == code
     assert children.runs == 0
 
 
