@@ -66,6 +66,7 @@ BAD_EVENTS = {
     "no mechanism": "{}",
     "a field too many": GAUSSIAN.event().replace('"q"', '"extra":1,"q"'),
     "a field too few": GAUSSIAN.event().replace('"q":0.064,', ""),
+    "a field left to its default": GAUSSIAN.event().replace('"dimension":250000,', ""),
     "a value out of range": GAUSSIAN.event().replace("0.064", "1.5"),
     "a value of another type": GAUSSIAN.event().replace("0.064", '"x"'),
     "not a number": GAUSSIAN.event().replace("0.064", "NaN"),
