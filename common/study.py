@@ -180,7 +180,7 @@ class Synthesis(FrozenModel):
     alignment_steps: int = Field(ge=0, le=10_000)
     content_weight: float = Field(default=1.0, ge=0)
     style_weight: float = Field(default=1.0, ge=0)
-    trust_weight: float = Field(default=1.0, ge=0)
+    trust_weight: float = Field(default=0.05, ge=0)
     outputs_per_group: int = Field(default=1, ge=1, le=100)
     max_images_per_site: int = Field(ge=1, le=100_000)
     privatize: PrivatizePlan | None = None

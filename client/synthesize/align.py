@@ -47,8 +47,8 @@ class AlignmentPlan:
     windows: int = 2
     content_weight: float = 1.0
     style_weight: float = 1.0
-    trust_weight: float = 1.0
-    learning_rate: float = 0.05  # of the spread of w
+    trust_weight: float = 0.05
+    learning_rate: float = 0.1  # of the spread of w
     patience: int = 10
     batch: int = 16
 

@@ -44,7 +44,7 @@ class InversionPlan:
     learning_rate: float = 0.05
     trust_weight: float = 0.003
     batch: int = 16
-    samples: int = 384
+    samples: int = 192
     components: int = 64
     mismatch_quantile: float = 0.1
     least_threshold: float = 0.12
