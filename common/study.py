@@ -325,7 +325,11 @@ def open_bundle(folder: Path, public: Ed25519PublicKey) -> Study:
         )
     study = load_study(folder / "study.yaml")
     signature = read_capped(folder / "study.sig", signing.KEY_CAP_BYTES)
-    signing.verify(public, signing.PLAN, study.hash().encode(), signature, what=f"{folder}/study.sig")
+    try:
+        signing.verify(public, signing.PLAN, study.hash().encode(), signature, what=f"{folder}/study.sig")
+    except RefusedError as error:
+        error.hint = "ask the operator for the bundle again; both sides must run the same version of kohort"
+        raise
     for checkpoint in study.checkpoints():
         _checked(folder / "checkpoints" / checkpoint.name, checkpoint)
     return study
