@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,6 +191,15 @@ def test_a_server_that_does_not_answer_is_reported_with_its_log(link: SuperLink)
     with pytest.raises(EnvironmentFault) as fault:
         link.wait_ready(0.3)
     assert fault.value.code == "E-SUPERLINK-START"
+
+
+def test_a_server_that_keeps_dying_is_reported_at_once(link: SuperLink, programs: Path) -> None:
+    (programs / "flower-superlink").write_text("#!/bin/sh\necho no such thing; exit 3\n")
+    link.start()
+    begun = time.monotonic()
+    with pytest.raises(EnvironmentFault, match="no such thing"):
+        link.wait_ready(300.0)
+    assert time.monotonic() - begun < 60.0
 
 
 def test_the_children_end_when_this_process_is_killed(tmp_path: Path, files: ServerFiles, programs: Path) -> None:
