@@ -57,8 +57,16 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that the environment names until it is complete."""
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     with opened(dict(os.environ)) as study_run:
         study_run.run(grid)
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent has died (`kill -9` of the server): an orphan would keep the study's lock."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 @contextmanager

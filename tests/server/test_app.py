@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,14 @@ def test_the_app_finds_its_study_in_the_environment(federation: Federation) -> N
 def test_the_server_process_loads_no_torch() -> None:
     code = "import server.app, sys; sys.exit('torch' in sys.modules or 'opacus' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_app_ends_with_the_process_that_started_it() -> None:
+    child = "import os; from server.app import end_with_parent; print(os.getpid(), flush=True); end_with_parent(os.getppid())"
+    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE); print(p.stdout.readline().decode(), flush=True); import os; os._exit(0)"  # noqa: E501
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    for _ in range(300):
+        if not Path(f"/proc/{done.stdout.strip()}").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the app outlived its parent")
