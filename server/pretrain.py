@@ -82,11 +82,12 @@ class PretrainPlan:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the photographs come from, for the card. All three are required: weights without a source are of no use."""
+    """Where the photographs come from, for the card. The first three are required: no weights without a source."""
 
     source: str
     licence: str
     attribution: str
+    note: str = ""  # anything else that a reader must know about this training
 
     def __post_init__(self) -> None:
         missing = [name for name in ("source", "licence", "attribution") if not getattr(self, name).strip()]
@@ -330,9 +331,20 @@ def pretrain(
             save(training, source, plan, out)
             saved = time.monotonic()
 
-    finish(training, bank, 4 * plan.prior_steps, draw)
+    finish(training, coded(training.averages, source), 8 * plan.prior_steps, draw)
     save(training, source, plan, out)
     return training
+
+
+@torch.no_grad()
+def coded(networks: Networks, source: Source) -> CodeBank:
+    """The codes of every photograph and, where sides are known, its mirror image, after one look of the encoder."""
+    x, side = views(source, 1, np.random.default_rng(0))
+    bank = CodeBank(len(x))
+    for start in range(0, len(x), 64):
+        part = x[start : start + 64]
+        bank.add(networks.encoder.invert(part, networks.generator, 1).codes, side[start : start + 64])
+    return bank
 
 
 # ---- the prior ------------------------------------------------------------------------------------------------------
@@ -452,7 +464,7 @@ generator can resemble single photographs of that public set.
 | photographs | {count}, SHA-256 of the source `{digest}` |
 | left out | {excluded} names that must not be in it; SHA-256 of the sorted list, one per line: `{left_out}` |
 | sizes for a study | size_px {plan.size_px}, width {plan.width}, latent {plan.latent}, encoder width {plan.encoder_width} |
-| training | {steps} steps, {minutes:.0f} minutes on a CPU |
+| training | {steps} steps, {minutes:.0f} minutes on a CPU. {provenance.note} |
 
 | file | tensors | parameters | SHA-256 of the file |
 | --- | --- | --- | --- |
