@@ -51,7 +51,7 @@ class Network(FrozenModel):
     """How the server is reached; its address comes with the join file."""
 
     proxy: str | None = Field(default=None, description="http://host:port of a CONNECT proxy; null: direct")
-    poll_s: float = Field(default=0.3, gt=0, le=60, description="seconds between questions while a round is on")
+    poll_s: float = Field(default=0.5, gt=0, le=60, description="seconds between questions while a round is on")
     send_slot_s: float = Field(
         default=2.0, ge=0, le=3600, description="replies leave at multiples of this after the question"
     )

@@ -169,13 +169,16 @@ def _dp_events(mechanisms: Iterable[Mechanism]) -> list[Any]:
     """dp-accounting's events. Laplace as its continuous limit: an upper bound for the lattice, equal from 64 steps on."""
     from dp_accounting import dp_event
 
-    events = []
+    steps: dict[tuple[float, float], int] = {}  # models of one rate and noise compose as one: half the time, same epsilon
+    events: list[Any] = []
     for m in mechanisms:
         if isinstance(m, SubsampledGaussian):
-            sampled = dp_event.PoissonSampledDpEvent(m.q, dp_event.GaussianDpEvent(m.noise_multiplier))
-            events.append(dp_event.SelfComposedDpEvent(sampled, m.steps))
+            steps[m.q, m.noise_multiplier] = steps.get((m.q, m.noise_multiplier), 0) + m.steps
         else:
             events.append(dp_event.LaplaceDpEvent(1.0 / m.epsilon_per_image))
+    for (q, sigma), count in steps.items():
+        sampled = dp_event.PoissonSampledDpEvent(q, dp_event.GaussianDpEvent(sigma))
+        events.append(dp_event.SelfComposedDpEvent(sampled, count))
     return events
 
 
