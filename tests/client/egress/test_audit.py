@@ -72,7 +72,9 @@ def test_a_second_exposure_of_the_same_patient_does_not_hide_a_copy() -> None:
     twin = np.clip(REAL * 1.02, 0, 255).astype(np.uint8)
     real, owner = np.concatenate([REAL, twin]), np.tile(np.arange(30), 2)
     between = ((REAL[4].astype(int) + twin[4]) // 2 + 1).clip(0, 255).astype(np.uint8)
-    assert au.audit(between[None], real, owner).codes == ("A-NEAR",)
+    report = au.audit(between[None], real, owner)
+    assert report.codes == ("A-NEAR",)
+    assert max(report.evidence[0].leads) < au.LEAD  # against the next patient, not against the other exposure
 
 
 def test_the_evidence_names_the_nearest_real_image() -> None:
