@@ -169,7 +169,8 @@ def _dp_events(mechanisms: Iterable[Mechanism]) -> list[Any]:
     """dp-accounting's events. Laplace as its continuous limit: an upper bound for the lattice, equal from 64 steps on."""
     from dp_accounting import dp_event
 
-    steps: dict[tuple[float, float], int] = {}  # models of one rate and noise compose as one: half the time, same epsilon
+    # Models of one rate and noise compose as one: half the time, the same epsilon.
+    steps: dict[tuple[float, float], int] = {}
     events: list[Any] = []
     for m in mechanisms:
         if isinstance(m, SubsampledGaussian):
