@@ -237,8 +237,15 @@ def test_the_server_process_loads_no_torch() -> None:
 
 
 def test_the_app_ends_with_the_process_that_started_it() -> None:
-    child = "import os; from server.app import end_with_parent; print(os.getpid(), flush=True); end_with_parent(os.getppid())"
-    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE); print(p.stdout.readline().decode(), flush=True); import os; os._exit(0)"  # noqa: E501
+    child = (
+        "import os; from server.app import end_with_parent; parent = os.getppid(); "
+        "print(os.getpid(), flush=True); end_with_parent(parent)"
+    )
+    parent = (
+        "import os, subprocess, sys; "
+        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL); "
+        "print(p.stdout.readline().decode(), flush=True); os._exit(0)"
+    )
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
     for _ in range(300):
         if not Path(f"/proc/{done.stdout.strip()}").exists():
