@@ -80,10 +80,10 @@ def features(images: Images) -> NDArray[np.float64]:
 
 
 def kernel_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return the unbiased squared MMD of two feature sets under the cubic kernel (Binkowski et al. 2018, KID)."""
+    """Return the unbiased squared MMD of two standardised feature sets under the cubic kernel (Binkowski et al. 2018, KID)."""
     both = np.concatenate([a, b])
-    scale = both.std(axis=0) + 1e-6
-    a, b = a / scale, b / scale
+    middle, scale = both.mean(axis=0), both.std(axis=0) + 1e-6
+    a, b = (a - middle) / scale, (b - middle) / scale
     d = a.shape[1]
     kaa, kbb, kab = ((x @ y.T / d + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
     n, m = len(a), len(b)
