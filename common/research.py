@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Trust = Annotated[
     str | None, typer.Option(help="the operator's fingerprint SHA256:... or key line, from another channel")
 ]
+INTERRUPTED = 130
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]
 
 
@@ -120,29 +121,28 @@ def demo_command(context: typer.Context) -> None:
 
 def main() -> None:
     """Entry point of `kohort`."""
-    code = 0
-
-    def command() -> None:
-        nonlocal code
-        code = app(standalone_mode=False) or 0
-
-    sys.exit(run_typer("kohort", command) or code)
+    sys.exit(run_typer("kohort", lambda: app(standalone_mode=False)))
 
 
-def run_typer(program: str, command: object) -> int:
-    """Return the exit code of a typer application, usage errors included, with our `error:` and `hint:` lines."""
+def run_typer(program: str, command: Callable[[], object]) -> int:
+    """Return the exit code of a typer application, usage errors and ctrl-C included, with our `error:` and `hint:` lines."""
     import click
 
+    code = 0
+
     def call() -> None:
+        nonlocal code
         try:
-            assert callable(command)
-            command()
+            given = command()  # typer returns the code of an Exit, and 130 for ctrl-C
         except click.exceptions.Abort as error:
             raise KeyboardInterrupt from error
         except click.ClickException as error:
             raise ConfigurationError(error.format_message(), hint=f"`{program} --help` lists the commands") from error
+        code = given if isinstance(given, int) else 0
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
 
-    return run_command(program, call)
+    return run_command(program, call) or code
 
 
 if __name__ == "__main__":
