@@ -26,7 +26,7 @@ Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 Positive = Annotated[float, Field(gt=0)]
 CHECKPOINT_CAP_BYTES = 1 << 30
-SIZES = (32, 64, 128, 256, 512)
+SIZES = (32, 64, 96, 128, 256, 512)
 
 
 class Checkpoint(FrozenModel):
@@ -48,17 +48,31 @@ class SitePlan(FrozenModel):
     weight: Positive = 1.0
 
 
+class Volumes(FrozenModel):
+    """MR volumes with vessel masks, cut into image + mask patches: half centred on a vessel, half anywhere (Kossen et al.
+    2022). Intensities come from `intake.window`, or from each patient's own minimum and maximum without one.
+    """
+
+    patches_per_patient: int = Field(ge=2, le=1000)
+
+
 class Intake(FrozenModel):
     """Which images enter a cohort, and how they look there."""
 
     dicom_modalities: tuple[Literal["OP", "CR", "DX", "MR"], ...] = Field(min_length=1)
-    size_px: Literal[32, 64, 128, 256, 512]
+    size_px: Literal[32, 64, 96, 128, 256, 512]
     channels: Literal[1, 3]
     labels: tuple[Label, ...] = Field(min_length=1, max_length=100)
     ordinal_labels: bool = False
     merge_labels: dict[Label, Label] = Field(default_factory=dict)
     stratify_laterality: bool = False
     window: tuple[float, float] | None = None
+    volumes: Volumes | None = None
+
+    @property
+    def planes(self) -> int:
+        """Channels of a cohort's images: the image's own, and one more where a mask comes with it."""
+        return self.channels + (self.volumes is not None)
 
     @model_validator(mode="after")
     def _known_labels(self) -> Intake:
@@ -104,15 +118,32 @@ class GanPlan(TrainedModel):
 
 
 class WganPlan(TrainedModel):
-    """Image + mask pairs (Kossen et al. 2022)."""
+    """Image + mask pairs (common/models/wgan.py; Kossen et al. 2022).
 
+    `width`, `generator_width`: channels of the first critic and the last hidden generator layer. `critic_steps`: private
+    critic steps for one generator step; with `adaptive` the start of a ladder (client/learn/train_wgan.py). `weight_clip`:
+    bound on every critic weight after each step, needed by the loss `wgan`. `average_decay`: of the generator's moving average.
+    """
+
+    architecture: Literal["small", "kossen2022"] = "small"
     width: int = Field(ge=8, le=512)
+    generator_width: int = Field(ge=8, le=512)
     latent: int = Field(ge=16, le=512)
     generator_learning_rate: Positive
     critic_steps: int = Field(default=10, ge=1, le=1000)
-    loss: Literal["wgan", "hinge", "logistic"] = "hinge"
+    adaptive: bool = True
+    loss: Literal["wgan", "wgan-gp", "hinge", "logistic"] = "hinge"
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    weight_clip: float | None = Field(default=None, gt=0, le=100)
+    average_decay: float = Field(default=0.999, ge=0, lt=1)
     fakes_per_item: int = Field(default=1, ge=1, le=16)
     released_pairs: int = Field(default=256, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> WganPlan:
+        if self.loss == "wgan" and self.weight_clip is None:
+            raise ValueError("weight_clip: the loss wgan needs one (Kossen et al. 2022: 0.01)")
+        return self
 
 
 class GlowPlan(TrainedModel):
@@ -149,13 +180,18 @@ class Models(FrozenModel):
 
 
 class Privacy(FrozenModel):
-    """The promise for model updates: (epsilon, delta) per patient, zero-out adjacency, over the whole study."""
+    """The promise for model updates: (epsilon, delta) per patient, zero-out adjacency, over the whole study.
+
+    `canaries`: invented patients on coordinates of their own that each site carries through its private steps to audit the
+    claim (Steinke et al. 2023); they cost no privacy and touch no weight.
+    """
 
     unit: Literal["patient"] = "patient"
     epsilon: float = Field(gt=0, le=100)
     delta: float = Field(gt=0, le=0.01)
     planned_patients: int = Field(ge=1, le=10_000_000)
     accept_infeasible: bool = False
+    canaries: int = Field(default=300, ge=0, le=10_000)
 
 
 class PrivatizePlan(FrozenModel):
@@ -236,6 +272,12 @@ class Study(FrozenModel):
             found.append("synthesis: needs models.gan and models.encoder")
         if self.synthesis and self.synthesis.privatize and not self.models.glow:
             found.append("synthesis.privatize: needs models.glow")
+        if self.models.wgan and self.intake.volumes is None:
+            found.append("models.wgan: needs intake.volumes, where its image + mask patches come from")
+        if self.intake.volumes and (self.intake.channels != 1 or self.models.gan or self.models.glow):
+            found.append("intake.volumes: for one channel and models.wgan alone")
+        if self.models.wgan and self.intake.size_px > 128:
+            found.append("models.wgan: at most 128 px")
         if self.models.glow and self.intake.size_px % 2**self.models.glow.levels:
             found.append(f"models.glow.levels: {self.intake.size_px} px cannot be halved that often")
         if self.privacy.delta > 1 / (10 * self.privacy.planned_patients):
