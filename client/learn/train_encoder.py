@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from client.learn.adam import Adam
 from common.errors import ConfigurationError
+from common.models.adam import Adam
 from common.models.encoder import Encoder, load_encoder
 from common.models.stylegan import Generator, load_generator, numpy_weights
 from common.study import Study

@@ -26,10 +26,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from client.ingest.cohort import Cohort
-from client.learn.adam import Adam
 from client.learn.private_step import Parameters, PatientLoss, PrivateStep, StepConstants, check_model
 from client.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError
+from common.models.adam import Adam
 from common.models.stylegan import Critic, Generator, load_critic, load_generator, to_unit
 from common.privacy.noise import Noise
 from common.study import GanPlan, Study

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from client.ingest.cohort import Cohort
-from client.learn.adam import Adam
 from client.learn.private_step import Parameters, PatientLoss, PrivateStep, StepConstants, check_model
 from client.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError
+from common.models.adam import Adam
 from common.models.glow import PREFIX, Glow, from_uint8, load_weights
 from common.privacy.noise import Noise
 from common.study import GlowPlan, Study

@@ -8,9 +8,9 @@ import torch
 
 from client.ingest.cohort import Cohort
 from client.learn import train_glow
-from client.learn.adam import Adam
 from client.ledger import PracticeReservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
+from common.models.adam import Adam
 from common.models.glow import Glow, weights_of
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import NoiseSource, SeededNoiseSource
