@@ -32,7 +32,7 @@ from common.errors import Bug, ConfigurationError
 from common.models.adam import Adam
 from common.models.stylegan import Critic, Generator, load_critic, load_generator, to_unit
 from common.privacy.noise import Noise
-from common.study import GanPlan, Study
+from common.study import GanPlan, Study, TrainedModel
 
 NORM_MARGIN = 1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
 GENERATOR_BATCH = 16
@@ -192,7 +192,7 @@ class Batches:
         return self._generator(torch.randn(count, self._generator.latent, generator=self._draw), self._draw)  # type: ignore[no-any-return]
 
 
-def within(deltas: Mapping[str, Tensor], plan: GanPlan) -> Deltas:
+def within(deltas: Mapping[str, Tensor], plan: TrainedModel) -> Deltas:
     """The deltas as float32 arrays, scaled down together where their joint L2 norm exceeds the plan's public bound."""
     norm = float(torch.cat([delta.double().flatten() for delta in deltas.values()]).norm())
     allowed = plan.max_update_norm * (1 - NORM_MARGIN)

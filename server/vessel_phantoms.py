@@ -1,0 +1,135 @@
+"""Procedural vessel phantoms: MR-like volumes with known vessel masks, for demonstrations, pretraining and benchmarks.
+
+In: a numpy generator and a `Style`. Out: a `Phantom` (image and mask of one invented patient), or 2-D patches of it.
+Guaranteed: the mask is exact, the same generator state gives the same phantom, and nothing of it comes from a person.
+Not: an anatomy. Vessels are random branching walks with tapering radius that run mostly in the axial plane, under smooth
+tissue and Rician noise; what is measured on phantoms says how a method behaves, not what it would reach in patients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHAPE = (12, 96, 96)
+STEP = 1.0  # voxels between two points of a centre line
+SOFT_EDGE = 1.6  # of the radius: beyond it a tube's signal, below 0.17, is cut
+
+
+@dataclass(frozen=True)
+class Style:
+    """What one scanner and its patients look like. Radii in voxels; intensities on a scale where tissue is about 0.3."""
+
+    trunks: tuple[int, int]
+    radius: tuple[float, float]
+    bend: float  # standard deviation of the change of direction a step, radians
+    branching: float  # chance of a branch a step
+    brightness: tuple[float, float]
+    tissue: float
+    texture: float
+    noise: float
+
+
+STYLES = {
+    "hospital": Style((3, 4), (1.6, 2.8), 0.14, 0.020, (0.75, 1.00), 0.30, 0.10, 0.05),
+    "public": Style((3, 4), (1.3, 2.2), 0.10, 0.020, (0.65, 0.85), 0.42, 0.14, 0.08),
+}
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One invented patient: `image` float32 [D, H, W] in [0, 1], `mask` uint8 [D, H, W] of 0 and 1."""
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+
+
+def volume(rng: np.random.Generator, style: Style, shape: tuple[int, int, int] = SHAPE) -> Phantom:
+    """One phantom of `shape` [D, H, W], at least one vessel voxel in each."""
+    points = np.concatenate([_tree(rng, style, shape) for _ in range(rng.integers(*style.trunks, endpoint=True))])
+    signal = _rendered(points, shape)  # 1 on a centre line, 0.5 at the wall
+    brightness = rng.uniform(*style.brightness)
+    tissue = style.tissue + style.texture * _smooth(rng, shape, 12)
+    weight = np.clip(signal * 1.6, 0, 1)
+    clean = tissue * (1 - weight) + brightness * weight
+    first, second = rng.normal(0, style.noise, (2, *shape))
+    image = np.sqrt((clean + first) ** 2 + second**2)  # Rician: the magnitude of a complex signal
+    return Phantom(np.clip(image, 0, 1).astype(np.float32), (signal >= 0.5).astype(np.uint8))
+
+
+def patches(phantom: Phantom, count: int, size_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """`count` axial image + mask patches, uint8 [count, S, S, 2]: half centred on a vessel, half anywhere."""
+    _, height, width = phantom.mask.shape
+    vessel = np.argwhere(phantom.mask)
+    anywhere = rng.integers(0, phantom.mask.shape, (count, 3))
+    centres = np.concatenate([vessel[rng.integers(0, len(vessel), (count + 1) // 2)], anywhere])[:count]
+    low, high = float(phantom.image.min()), float(phantom.image.max())
+    scaled = np.rint((phantom.image - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
+    found = np.empty((count, size_px, size_px, 2), np.uint8)
+    for i, (z, y, x) in enumerate(centres):
+        top, left = np.clip((y - size_px // 2, x - size_px // 2), 0, (height - size_px, width - size_px))
+        window = (z, slice(top, top + size_px), slice(left, left + size_px))
+        found[i, ..., 0], found[i, ..., 1] = scaled[window], phantom.mask[window] * 255
+    return found
+
+
+def _tree(rng: np.random.Generator, style: Style, shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Centre-line points (z, y, x, radius) of one trunk from the border inwards, and of its branches."""
+    size = np.array(shape, float)
+    angle = rng.uniform(0, 2 * np.pi)
+    centre = size / 2 + rng.normal(0, 0.18, 3) * size
+    start = centre - 0.75 * size[1] * np.array([0.0, np.sin(angle), np.cos(angle)])
+    open_ends = [(start, angle, rng.uniform(*style.radius), 0)]
+    rows: list[tuple[float, float, float, float]] = []
+    while open_ends:
+        place, angle, radius, generation = open_ends.pop()
+        place, slope = place.copy(), rng.normal(0, 0.06)
+        turns = rng.normal(0, style.bend, 300)
+        climbs = rng.normal(0, 0.02, 300)
+        forks = rng.random(300) < style.branching
+        for turn, climb, fork in zip(turns, climbs, forks, strict=True):
+            angle, slope = angle + turn, slope * 0.98 + climb
+            place = place + STEP * np.array([slope, np.sin(angle), np.cos(angle)])
+            radius *= 0.9985
+            if np.any(np.abs(place - size / 2) > size * 0.9):
+                break
+            rows.append((place[0], place[1], place[2], radius))
+            if fork and generation < 3 and radius > 1.0:
+                side = rng.choice((-1.0, 1.0)) * rng.uniform(0.5, 1.1)
+                open_ends.append((place, angle + side, radius * rng.uniform(0.6, 0.8), generation + 1))
+                angle -= side * 0.3
+                radius *= 0.92
+    return np.array(rows or [(*(size / 2), style.radius[0])])
+
+
+def _rendered(points: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Soft tubes around centre-line points: 2^-(d/r)^2 of the nearest point in units of its radius, so 0.5 at the wall."""
+    points = points[np.argsort(-points[:, 3])]
+    base = np.rint(points[:, :3]).astype(np.int64)
+    reach = int(np.ceil(points[0, 3] * SOFT_EDGE))
+    inside = np.all((base > -reach) & (base < np.array(shape) + reach), axis=1)
+    points, base = points[inside], base[inside]
+    signal = np.zeros(shape)
+    steps = np.arange(-reach, reach + 1)
+    for offset in np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3):
+        wide = int((points[:, 3] * SOFT_EDGE >= np.linalg.norm(offset) - 0.87).sum())  # these come first
+        at = base[:wide] + offset
+        kept = np.all((at >= 0) & (at < np.array(shape)), axis=1)
+        squared = ((at[kept] - points[:wide][kept, :3]) ** 2).sum(1) / points[:wide][kept, 3] ** 2
+        np.maximum.at(signal, tuple(at[kept].T), np.exp2(-squared))
+    if not (signal >= 0.5).any():
+        signal[tuple(n // 2 for n in shape)] = 1.0
+    return signal
+
+
+def _smooth(rng: np.random.Generator, shape: tuple[int, int, int], grain: int) -> NDArray[np.float64]:
+    """Smooth noise of about unit amplitude: a coarse random grid, linearly interpolated along each axis."""
+    field = rng.normal(0, 1, [n // grain + 2 for n in shape])
+    for axis, n in enumerate(shape):
+        place = np.linspace(0, field.shape[axis] - 1.001, n)
+        low = place.astype(np.int64)
+        part = (place - low).reshape([-1 if a == axis else 1 for a in range(3)])
+        field = np.take(field, low, axis) * (1 - part) + np.take(field, low + 1, axis) * part
+    return field
