@@ -23,11 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from client.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError, EnvironmentFault, PolicyError
+from common.privacy.canaries import RAW_NORM, Canaries
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
 
@@ -63,6 +65,7 @@ class PrivateStep:
     `loss(parameters, patient)`: the scalar loss of one patient (mean over its items), deterministic given its arguments:
     whatever is random comes in through `batch_for`. `chunk` = 1 is a plain backward pass per patient (CPU), more is
     `vmap(grad)` (GPU).
+    `canaries`: invented patients that take the same road on coordinates of their own (common/privacy/canaries.py).
     """
 
     def __init__(
@@ -74,9 +77,13 @@ class PrivateStep:
         noise: Noise,
         *,
         chunk: int = 1,
+        canaries: Canaries | None = None,
     ) -> None:
+        self._canaries = Canaries(np.zeros(0, dtype=np.bool_)) if canaries is None else canaries
+        self._weights = sum(p.numel() for p in parameters.values())
+        self._dimension = self._weights + len(self._canaries)  # the dummy coordinates stand last
         _check_pair(reservation, noise)
-        _check_event(reservation.event, constants, sum(p.numel() for p in parameters.values()))
+        _check_event(reservation.event, constants, self._dimension)
         if chunk < 1 or any(p.dtype is not torch.float32 for p in parameters.values()):
             raise ConfigurationError("private step: expected fp32 parameters and a chunk of at least 1")
         self._parameters = parameters
@@ -95,18 +102,26 @@ class PrivateStep:
         """
         constants = self._constants
         self._reservation.take()  # 1
-        drawn = np.flatnonzero(self._noise.bernoulli(constants.sampling_rate, patient_count)).tolist()  # 2
+        coins = self._noise.bernoulli(constants.sampling_rate, patient_count + len(self._canaries))  # 2
+        drawn = np.flatnonzero(coins[:patient_count]).tolist()
         total = torch.zeros(self._dimension, dtype=torch.float64)
         for patients in _chunks(drawn, self._chunk):  # 3
             gradients = self._gradients(batch_for(patients), len(patients))  # 4
-            total += to_lattice(gradients, constants.clip).sum(0).cpu()  # 5, 6, 7
+            total[: self._weights] += to_lattice(gradients, constants.clip).sum(0).cpu()  # 5, 6, 7
+        total[self._weights :] = self._canary_sum(coins[patient_count:])
         noise = torch.from_numpy(self._noise.gaussian_lattice(self._dimension, constants.noise_multiplier))
         update = (total + noise) * (constants.clip / (LATTICE * constants.divisor))  # 8
-        return self._by_name(update.to(torch.float32))
+        released = update.to(torch.float32)
+        self._canaries.observe(released[self._weights :].double().cpu().numpy())
+        return self._by_name(released[: self._weights])
 
-    @property
-    def _dimension(self) -> int:
-        return sum(p.numel() for p in self._parameters.values())
+    def _canary_sum(self, coins: NDArray[np.bool_]) -> Tensor:
+        """The lattice sum on the dummy coordinates, fp64 [M]: each drawn canary's gradient is RAW_NORM·C on its own."""
+        total = torch.zeros(len(self._canaries), dtype=torch.float64)
+        drawn = torch.from_numpy(self._canaries.drawn(coins))
+        clip = self._constants.clip
+        total[drawn] = to_lattice(torch.full((len(drawn), 1), RAW_NORM * clip), clip)[:, 0]
+        return total
 
     def _gradients(self, batch: tuple[Tensor, ...], count: int) -> Tensor:
         """One flat gradient per patient, fp32 [count, d]."""
