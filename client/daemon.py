@@ -4,7 +4,7 @@ In: `Sealed` instructions (through client/app.py). Out: `Sealed` replies, or a K
    1 the operator signed the instruction          2 the plan is approved, unaltered and within the site's policy
    3 kind, phase, model and round are the plan's  4 receipts in it are noted
    5 a round that was answered gets the stored bytes, whatever is asked now (an old backup is refused before it spends)
-   6 the global weights fit the plan's model      7 the whole plan fits under the cap before its first step
+   6 the global weights fit the plan's model      7 the whole plan fits under the cap, and can learn, before its first step
    8 the ledger holds the reservation before a child starts, and one reservation has one child at most
    9 a person approved the images (policy), and their groups are frozen
   10 the gate clears what leaves                  11 it is signed and on disk before it is sent, at a fixed slot
@@ -26,13 +26,14 @@ from pathlib import Path
 
 import numpy as np
 
+from client.canaries import TALLY_CAP_BYTES, CanaryFile, Heard
 from client.config import SiteConfig, check_plan
 from client.egress.gate import Cleared, Evidence, Gate
 from client.egress.outbox import Outbox
 from client.egress.review import SHEET, Reviews, batch_digest
 from client.ingest.cohort import Cohort, IngestReport, ingest
 from client.ingest.decode import Limits
-from client.jobs import Job, Progress, Stopped, is_finished, run_child
+from client.jobs import TALLY, Job, Progress, Stopped, is_finished, run_child
 from client.ledger import Ledger, Reservation
 from client.plans import Membership, Plans, State
 from client.synthesize.group import Grouping, GroupStore
@@ -41,6 +42,7 @@ from common.messages import Header, Sealed, unseal
 from common.privacy.accounting import epsilon_rdp, spend
 from common.privacy.boundary import (
     PART_CAP_BYTES,
+    POST_PROCESSED,
     PREFIXES,
     Shapes,
     check_instruction,
@@ -48,7 +50,9 @@ from common.privacy.boundary import (
     check_weights,
     is_trained,
 )
+from common.privacy.canaries import Tally
 from common.privacy.mechanisms import PLAIN_DIMENSION, LatentLaplace, Mechanism, latent_event, round_event
+from common.privacy.planning import parameter_counts, refuse_hopeless
 from common.study import Study
 from common.tensors import Arrays, dumps, loads, read, read_capped, shapes
 
@@ -105,15 +109,36 @@ class Site:
         weights = loads(sealed.payload, max_bytes=len(sealed.payload))
         expected = self._expected(study, header.model, weights)
         check_weights(weights, expected)  # 6
-        event = round_event(study, header.model, _trained_dimension(study, header.model, expected))
+        dimension = _trained_dimension(study, header.model, expected) + study.privacy.canaries
+        event = round_event(study, header.model, dimension)
         folder, reservation = self._computed(header, study, sealed.payload, event)
         assert reservation is not None
         payload = read_capped(folder / "out.safetensors", OUTPUT_CAP_BYTES)
         with Groups(self.state.groups) as groups:
-            cleared = self._gate(study, groups).clear_update(header, payload, expected, reservation, event)  # 10
+            gate, heard = self._gate(study, groups), self._heard(header, study, folder)
+            cleared = gate.clear_update(header, payload, expected, reservation, event, heard)  # 10
+        if heard:
+            self._canaries(header, study).count_round(header.round, heard.latest)
         reply = self._store(header, (cleared,))  # 11
         shutil.rmtree(folder, ignore_errors=True)
         return reply
+
+    def _canaries(self, header: Header, study: Study) -> CanaryFile:
+        """The canaries of the model that is trained."""
+        return CanaryFile(self.state.canaries, study.hash(), header.model, study.privacy.canaries)
+
+    def _coins(self, header: Header, study: Study) -> bytes:
+        """The canaries' coins for a child that trains; empty without canaries."""
+        if header.kind != "train" or not study.privacy.canaries:
+            return b""
+        return dumps({"included": self._canaries(header, study).coins().astype(np.uint8)})
+
+    def _heard(self, header: Header, study: Study, folder: Path) -> Heard | None:
+        """What the canaries of a finished round heard, alone and with the rounds that were answered before."""
+        if not study.privacy.canaries:
+            return None
+        latest = Tally.from_arrays(read(folder / TALLY, max_bytes=TALLY_CAP_BYTES))
+        return self._canaries(header, study).with_round(header.round, latest)
 
     def _expected(self, study: Study, model: str, weights: Arrays) -> Shapes:
         """Names and shapes of a model's weights: the plan's starting checkpoint says; without one, the child's model will."""
@@ -181,7 +206,8 @@ class Site:
             self._check_given_up(header.key)
             if state != "reserved":  # 8: one that was started and has no output stays spent
                 folder, reservation = self._reserve(header, study, event)
-            self._job(header, study, reservation).write(folder, weights, self._frozen_groups())
+            job = self._job(header, study, reservation)
+            job.write(folder, weights, self._frozen_groups(), self._coins(header, study))
             record = {"folder": folder.name, "reservation": reservation.to_json() if reservation else ""}
             self.state.journal.append(header.key, "started", record)
             ending = run_child(folder, self.config.limits.threads, self._group_key(), self.stop, self.progress)
@@ -235,11 +261,18 @@ class Site:
             self.ledger().refuse_if_behind(str(cleared[-1].data["head"]))
 
     def _check_whole_plan(self, study: Study) -> None:
-        """Refuse a plan that could not be finished under the cap, before its first step; raises PolicyError (E-POLICY-CAP)."""
+        """Refuse a plan that cannot be finished under the cap, or not learn, before its first step.
+
+        Raises PolicyError (E-POLICY-CAP, E-PLAN-INFEASIBLE).
+        """
         ledger, policy = self.ledger(), self.config.policy
         plans = {row.data["plan"] for row in ledger.rows() if row.kind == "reserve"}
         if study.hash() in plans:
             return
+        if all(
+            plan.start for plan in study.models.trained().values()
+        ):  # without one, `approve` has built and checked the model
+            refuse_hopeless(study, parameter_counts(study, self.plans.folder(study.hash()) / "checkpoints"))
         history = (
             (*ledger.report(prv=False).mechanisms, *self._plan_events(study)) if plans else self._plan_events(study)
         )
@@ -260,7 +293,7 @@ class Site:
         for model, plan in study.models.trained().items():
             expected = self._expected(study, model, {})
             dimension = _trained_dimension(study, model, expected) if expected else PLAIN_DIMENSION
-            events += [round_event(study, model, dimension)] * plan.rounds
+            events += [round_event(study, model, dimension + study.privacy.canaries)] * plan.rounds
         if study.synthesis and study.synthesis.privatize and latent_event(study).covers_patient:
             events.append(latent_event(study))
         return tuple(events)
@@ -388,7 +421,7 @@ def _only(arrays: Arrays, prefixes: tuple[str, ...]) -> Arrays:
 def _trained_dimension(study: Study, model: str, expected: Shapes) -> int:
     """How many numbers a private step of this model moves: trained tensors, without the post-processed generator."""
     plan = study.models.trained()[model]
-    names = (name for name in expected if is_trained(name, plan) and not name.startswith("generator."))
+    names = (name for name in expected if is_trained(name, plan) and not name.startswith(POST_PROCESSED))
     return sum(int(np.prod(expected[name], dtype=np.int64)) for name in names)
 
 

@@ -4,8 +4,9 @@ In: a `Job`. Out: a finished folder (out.safetensors), or how the child ended. G
 all; the child has no keys, a bare environment, one secret over a pipe, and dies with the parent; what it prints stays in the
 folder. Not covered: what the child computes (client/work.py) and whether it may leave (client/egress/gate.py).
 
-Folder: job.json, in.safetensors (global weights), groups.json (frozen groups) -> progress, out.safetensors, evidence.json,
-contact_sheet.png, error (a code), child.log. All of it stays on site.
+Folder: job.json, in.safetensors (global weights), groups.json (frozen groups), canaries.safetensors (coins) -> progress,
+tally.safetensors (of the canaries), out.safetensors, evidence.json, contact_sheet.png, error (a code), child.log. All of it
+stays on site.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from common.messages import canonical
 from common.tensors import atomic_write, read_capped
 
 JSON_CAP_BYTES = 1 << 28
+CANARIES, TALLY = "canaries.safetensors", "tally.safetensors"
 POLL_S = 0.1
 KILL_WAIT_S = 5.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TZ")
@@ -51,13 +53,15 @@ class Job:
     threads: int
     memory_gib: float
 
-    def write(self, folder: Path, weights: bytes, groups: bytes) -> None:
+    def write(self, folder: Path, weights: bytes, groups: bytes, canaries: bytes = b"") -> None:
         """Fill a job folder; what an earlier try left there is removed."""
         with disk_faults_named("cannot prepare the job", folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, mode=0o700)
         atomic_write(folder / "in.safetensors", weights, mode=0o600)
         atomic_write(folder / "groups.json", groups, mode=0o600)
+        if canaries:
+            atomic_write(folder / CANARIES, canaries, mode=0o600)
         atomic_write(folder / "job.json", canonical(asdict(self)), mode=0o600)
 
     @classmethod

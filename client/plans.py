@@ -96,6 +96,11 @@ class State:
         """The frozen groups."""
         return self.root / "groups.sqlite"
 
+    @property
+    def canaries(self) -> Path:
+        """The folder of the canaries' coins and sums, by plan and model. They never leave."""
+        return self.root / "canaries"
+
     def cohort(self, intake: Intake) -> Path:
         """The cohort folder of these intake rules."""
         digest = hashlib.sha256(canonical(intake.model_dump(mode="json"))).hexdigest()

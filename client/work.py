@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.canaries import TALLY_CAP_BYTES
 from client.egress.audit import audit, contact_sheet
 from client.egress.gate import EVIDENCE_CAP_BYTES, Evidence
 from client.egress.review import SHEET
 from client.ingest.cohort import Cohort
-from client.jobs import Job, write_progress
-from client.learn import train_encoder, train_gan, train_glow
+from client.jobs import CANARIES, TALLY, Job, write_progress
+from client.learn import train_encoder, train_gan, train_glow, train_wgan
 from client.ledger import Reservation
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
 from client.synthesize.group import Group, Grouping, GroupStore, Roster, patient_codes, regroup, roster
@@ -44,10 +45,11 @@ from common.models.encoder import load_encoder
 from common.models.glow import Glow
 from common.models.glow import load_weights as load_glow
 from common.models.stylegan import Critic, Generator, load_critic, load_generator
+from common.privacy.canaries import Canaries
 from common.privacy.mechanisms import latent_event
 from common.privacy.noise import NoiseSource
 from common.study import Study, Synthesis, load_study
-from common.tensors import Arrays, atomic_write, read, read_capped, write
+from common.tensors import Arrays, atomic_write, dumps, read, read_capped, write
 
 Images = NDArray[np.uint8]
 WEIGHTS_CAP_BYTES = 1 << 32
@@ -103,14 +105,28 @@ def work(job: Job, folder: Path, secret: bytes) -> None:
 
 def train(job: Job, study: Study, cohort: Cohort, weights: Arrays, folder: Path) -> Arrays:
     """One round of the job's model with its reservation and fresh noise; returns float32 deltas."""
-    trainers = {"gan": train_gan.train, "glow": train_glow.train}
+    trainers = {"gan": train_gan.train, "glow": train_glow.train, "wgan": train_wgan.train}
     if job.model not in trainers:
         raise ConfigurationError(f"no trainer for model {job.model!r}", code="E-MODEL-UNKNOWN")
-    reservation = Reservation.from_json(job.reservation)
+    reservation, canaries = Reservation.from_json(job.reservation), canaries_in(folder)
     steps = trainers[job.model](
-        cohort, study, weights, reservation, NoiseSource(), lambda done, total: write_progress(folder, done, total)
+        cohort,
+        study,
+        weights,
+        reservation,
+        NoiseSource(),
+        lambda done, total: write_progress(folder, done, total),
+        canaries,
     )
+    if canaries is not None:
+        atomic_write(folder / TALLY, dumps(canaries.tally().arrays()), mode=0o600)
     return dict(steps)
+
+
+def canaries_in(folder: Path) -> Canaries | None:
+    """The canaries whose coins lie in the job folder, or None."""
+    path = folder / CANARIES
+    return Canaries(read(path, max_bytes=TALLY_CAP_BYTES)["included"].astype(np.bool_)) if path.is_file() else None
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,18 @@ from client.config import load_site
 from client.daemon import Site
 from client.egress.gate import Evidence
 from client.ingest.cohort import FORMAT, SCHEMA
-from client.jobs import Ending, Job, Progress
+from client.jobs import CANARIES, TALLY, Ending, Job, Progress
 from client.ledger import Reservation
 from client.plans import Membership, Plans, State, new_pseudonym_key
 from client.synthesize.group import Group, Stratum
 from common import signing, tensors
 from common.messages import Header, Sealed, canonical, digest_of, seal
 from common.privacy.accounting import Spent, spend
-from common.privacy.mechanisms import Mechanism
+from common.privacy.canaries import Canaries, Tally, rehearse
+from common.privacy.mechanisms import Mechanism, SubsampledGaussian
+from common.privacy.noise import NoiseSource
 from common.study import Study, load_study, write_bundle
+from common.tensors import atomic_write
 from tests.studies import small_plan
 
 SITE = "hospital-a"
@@ -148,6 +151,7 @@ class Children:
     runs: int = 0
     change: Callable[[tensors.Arrays], tensors.Arrays] = lambda arrays: arrays
     evidence: Callable[[Evidence], Evidence] = lambda evidence: evidence
+    tally: Callable[[Tally], Tally] = lambda tally: tally
 
     def __call__(self, folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress) -> Ending:
         job = Job.read(folder)
@@ -162,6 +166,8 @@ class Children:
         if what == "die":
             raise Killed
         output = self._update(folder) if job.kind == "train" else self._images(folder)
+        if (folder / CANARIES).is_file():
+            atomic_write(folder / TALLY, tensors.dumps(self.tally(self._heard(job, folder)).arrays()))
         tensors.write(folder / "out.safetensors", self.change(output))
         if what == "die after":
             raise Killed
@@ -171,6 +177,14 @@ class Children:
         weights = tensors.read(folder / "in.safetensors", max_bytes=1 << 20)
         rng = np.random.default_rng(self.runs)  # another result each time: a second computation would be seen
         return {name: rng.normal(0, 0.1, array.shape).astype(np.float32) for name, array in weights.items()}
+
+    def _heard(self, job: Job, folder: Path) -> Tally:
+        """What canaries hear in an honest round."""
+        plan, event = self.study.models.trained()[job.model], Reservation.from_json(job.reservation).event
+        assert isinstance(event, SubsampledGaussian)
+        canaries = Canaries(tensors.read(folder / CANARIES, max_bytes=1 << 20)["included"].astype(np.bool_))
+        rehearse(canaries, event, plan.clip, plan.patients_per_step, NoiseSource())
+        return canaries.tally()
 
     def _images(self, folder: Path) -> tensors.Arrays:
         groups = tuple(

@@ -2,7 +2,7 @@
 
 In: payload bytes that a child process left, the instruction they answer, and the site's own records. Out: `Cleared`, or
 RefusedError with the code of the first rule that does not hold. The rules are numbered in common/privacy/boundary.py:
-1-14 hold for values (the server checks them again), 20-25 need what only the site has. All are checked before anything
+1-14 hold for values (the server checks them again), 20-26 need what only the site has. All are checked before anything
 changes; only then is the artefact committed to the ledger. Guaranteed: nothing is sent that no rule names. Not covered: the
 privacy of the numbers themselves (client/learn/private_step.py) and how groups are formed (client/synthesize/group.py).
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.canaries import Heard
 from client.config import Policy, check_plan
 from client.egress.review import Reviews, batch_digest
 from client.ledger import Ledger, Reservation
@@ -34,7 +35,8 @@ from common.privacy.boundary import (
     public_statement,
     refuse,
 )
-from common.privacy.mechanisms import Mechanism
+from common.privacy.canaries import Claim, fault
+from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.study import Study
 from common.tensors import Arrays, read_capped
 
@@ -117,16 +119,24 @@ class Gate:
     reviews: Reviews
 
     def clear_update(
-        self, instruction: Header, payload: bytes, expected: Shapes, reservation: Reservation, event: Mechanism
+        self,
+        instruction: Header,
+        payload: bytes,
+        expected: Shapes,
+        reservation: Reservation,
+        event: SubsampledGaussian,
+        heard: Heard | None = None,
     ) -> Cleared:
         """Return the cleared update of one training round.
 
-        `expected`: names and shapes of the global weights it answers; `event`: what the plan spends in one round.
+        `expected`: names and shapes of the global weights it answers; `event`: what the plan spends in one round; `heard`: what
+        its canaries heard, where the plan has any.
         """
         self._check_plan(instruction, "train")  # 1, 20
         header = self._header(instruction, "update", payload)
         check_update(open_payload(payload, header, UPDATE_CAP_BYTES), expected, header, self.study)  # 1-9
         self._check_reservation(reservation, event, header.digest)  # 21
+        self._check_canaries(instruction.model, event, heard)  # 26
         self.ledger.commit(reservation, header.digest)
         return Cleared(_TOKEN, self._header(instruction, "update", payload), payload)
 
@@ -213,6 +223,19 @@ class Gate:
         }
         if others - {artefact}:
             raise refuse(21, f"entry {reservation.id} is committed to another artefact")
+
+    def _check_canaries(self, model: str, event: SubsampledGaussian, heard: Heard | None) -> None:
+        """Rule 26: the noise is as loud as the plan says, and no bound refutes the epsilon spent so far on this model."""
+        count, plan = self.study.privacy.canaries, self.study.models.trained()[model]
+        if not count:
+            return
+        if heard is None:
+            raise refuse(26, f"nothing heard of {count} canaries")
+        deviation = plan.noise_multiplier * plan.clip / plan.patients_per_step
+        claim = Claim(event, deviation, self.study.privacy.delta, plan.rounds, count)
+        found = fault(heard.latest, heard.total, claim)
+        if found:
+            raise refuse(26, found, hint="the private step does not do what it claims: report it; nothing was sent")
 
     def _check_image_event(self, event: Mechanism | None, reservation: Reservation | None, artefact: str) -> None:
         """Rule 21 for images: the plan's mechanism is reserved, or declared where it claims nothing per patient."""

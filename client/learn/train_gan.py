@@ -31,6 +31,7 @@ from client.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError
 from common.models.adam import Adam
 from common.models.stylegan import Critic, Generator, load_critic, load_generator, to_unit
+from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study import GanPlan, Study, TrainedModel
 
@@ -49,12 +50,14 @@ def train(
     reservation: Reservation | PracticeReservation,
     noise: Noise,
     progress: Callable[[int, int], None],
+    canaries: Canaries | None = None,
 ) -> Deltas:
     """The deltas of one round, float32 `generator.*` and `critic.*`.
 
-    `weights` are the round's global weights; `reservation` covers the plan's `local_steps`; `progress(done, total)` is
-    called after each step. Raises ConfigurationError for a plan without a GAN or with a prefix that fits no critic
-    weight, RefusedError for weights that do not fit the plan, PolicyError when the reservation does not cover it.
+    `weights` are the round's global weights; `reservation` covers the plan's `local_steps`; `progress(done, total)` is called
+    after each step; `canaries` take part and are tallied. Raises ConfigurationError for a plan without a GAN or with a prefix
+    that fits no critic weight, RefusedError for weights that do not fit the plan, PolicyError when the reservation does not
+    cover it.
     """
     plan, intake = plan_of(study), study.intake
 
@@ -74,7 +77,9 @@ def train(
         divisor=plan.patients_per_step,
         items_per_patient=plan.items_per_patient,
     )
-    private = PrivateStep(trained, loss_of(critic, trained, plan.loss), constants, reservation, noise)
+    private = PrivateStep(
+        trained, loss_of(critic, trained, plan.loss), constants, reservation, noise, canaries=canaries
+    )
     batches = Batches(cohort, generator, plan, stream(noise))
     latents = stream(noise)
 

@@ -24,6 +24,7 @@ from client.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.glow import PREFIX, Glow, from_uint8, load_weights
+from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study import GlowPlan, Study
 
@@ -40,12 +41,13 @@ def train(
     reservation: Reservation | PracticeReservation,
     noise: Noise,
     progress: Callable[[int, int], None],
+    canaries: Canaries | None = None,
 ) -> Deltas:
     """The deltas of one round, float32 `glow.*`.
 
     `weights` are the round's global weights; `reservation` covers the plan's `local_steps`; `progress(done, total)` is called
-    after each step. Raises ConfigurationError for a plan without a flow, RefusedError for weights that do not fit it,
-    PolicyError when the reservation does not cover what the plan asks.
+    after each step; `canaries` take part and are tallied. Raises ConfigurationError for a plan without a flow, RefusedError
+    for weights that do not fit it, PolicyError when the reservation does not cover what the plan asks.
     """
     plan = plan_of(study)
     model = build(study)
@@ -62,7 +64,7 @@ def train(
         divisor=plan.patients_per_step,
         items_per_patient=plan.items_per_patient,
     )
-    private = PrivateStep(trained, loss_of(model, trained), constants, reservation, noise)
+    private = PrivateStep(trained, loss_of(model, trained), constants, reservation, noise, canaries=canaries)
     optimiser = Adam(trained, plan.learning_rate)
     batches = Batches(cohort, plan, torch.Generator().manual_seed(int(noise.uniform_u64(1)[0] >> np.uint64(1))))
 

@@ -43,6 +43,7 @@ from common.models.wgan import (
     named,
     to_unit,
 )
+from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study import Study, WganPlan
 
@@ -62,12 +63,14 @@ def train(
     reservation: Reservation | PracticeReservation,
     noise: Noise,
     progress: Callable[[int, int], None],
+    canaries: Canaries | None = None,
 ) -> Deltas:
     """The deltas of one round, float32 `generator.*`, `average.*` and `critic.*`.
 
-    `weights` are the round's global weights; `reservation` covers the plan's `local_steps`; `progress(done, total)` is
-    called after each step. Raises ConfigurationError for a plan without a WGAN or with a prefix that fits no critic
-    weight, RefusedError for weights that do not fit the plan, PolicyError when the reservation does not cover it.
+    `weights` are the round's global weights; `reservation` covers the plan's `local_steps`; `progress(done, total)` is called
+    after each step; `canaries` take part and are tallied. Raises ConfigurationError for a plan without a WGAN or with a
+    prefix that fits no critic weight, RefusedError for weights that do not fit the plan, PolicyError when the reservation
+    does not cover it.
     """
     plan, size_px = plan_of(study), study.intake.size_px
 
@@ -85,7 +88,9 @@ def train(
         divisor=plan.patients_per_step,
         items_per_patient=plan.items_per_patient,
     )
-    private = PrivateStep(trained, loss_of(critic, trained, plan.loss), constants, reservation, noise)
+    private = PrivateStep(
+        trained, loss_of(critic, trained, plan.loss), constants, reservation, noise, canaries=canaries
+    )
     batches = Batches(cohort, generator, plan, stream(noise))
     latents = stream(noise)
 
@@ -214,7 +219,7 @@ class Batches:
 
     @torch.no_grad()
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
-        """(items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K]) for P patient indices; pairs in [−1, 1], mix in [0, 1)."""
+        """(items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K]) for P patient indices: pairs in [−1, 1], mix in [0, 1)."""
         items = torch.stack([self._items(patient) for patient in patients])
         count, each = len(patients), items.shape[1] * self._plan.fakes_per_item
         fakes = self._generator(torch.randn(count * each, self._generator.latent, generator=self._draw))

@@ -2,7 +2,7 @@
 
 In: a signed header's fields, the decoded tensors, the signed plan. Out: nothing, or RefusedError with the code of the first
 rule that does not hold. Guaranteed: what no rule names is refused; no rule reads a clock, a file or a setting outside the
-signed plan. Not covered: whether the numbers are private (the private step and the ledger see to that); the rules 20-25
+signed plan. Not covered: whether the numbers are private (the private step and the ledger see to that); the rules 20-26
 need the site's own ledger, groups and staff and live in client/egress/gate.py.
 """
 
@@ -24,8 +24,11 @@ Statement = dict[str, str | int | float | bool]
 UPDATE_CAP_BYTES = 1 << 29
 PART_CAP_BYTES = 32 << 20
 HEX64 = re.compile(r"[0-9a-f]{64}")
-PREFIXES = {"gan": ("generator.", "critic."), "glow": ("glow.",), "wgan": ("generator.", "critic.")}
-POST_PROCESSED = "generator."  # trained on the private critic alone, so the plan's `trainable` does not bind it
+PREFIXES = {"gan": ("generator.", "critic."), "glow": ("glow.",), "wgan": ("generator.", "average.", "critic.")}
+POST_PROCESSED = (
+    "generator.",
+    "average.",
+)  # made from the private critic alone: the plan's `trainable` does not bind it
 NORM_SLACK = 1e-6  # of the bound: float32 deltas, float64 norm
 
 
@@ -74,6 +77,7 @@ RULES: dict[int, Rule] = {
         Rule(23, "each image's group is frozen in the group store, and its label is the image's", "site"),
         Rule(24, "the audit of the batch passed", "site"),
         Rule(25, "a person of the site approved exactly this batch, where the policy asks for it", "site"),
+        Rule(26, "the canaries heard noise as loud as the plan says, and no more of themselves than was spent", "site"),
     )
 }
 
@@ -200,7 +204,7 @@ def check_weights(arrays: Arrays, expected: Shapes) -> None:
 
 def is_trained(name: str, model: TrainedModel) -> bool:
     """Return whether the plan lets a site change this tensor; `trainable` holds prefixes of global names, () is all."""
-    return not model.trainable or name.startswith((POST_PROCESSED, *model.trainable))
+    return not model.trainable or name.startswith((*POST_PROCESSED, *model.trainable))
 
 
 def norm_of(arrays: Arrays) -> float:

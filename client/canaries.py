@@ -1,0 +1,69 @@
+"""The site's canaries between rounds: coins drawn once for a model of a plan, and what its answered rounds added up to.
+
+In: the tally that a child left for one round. Out: the coins for the next child; the sum over rounds for the gate. Guaranteed:
+a round counts once, however often it is asked, redone or interrupted; the file is readable by the site's account alone and
+changes as a whole or not at all. Not covered: what the sums mean (common/privacy/canaries.py) and what is refused (the gate).
+Nothing here leaves the site: the coins are the audit's secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import RefusedError
+from common.privacy.canaries import Coins, Tally, draw
+from common.privacy.noise import NoiseSource
+from common.tensors import Arrays, atomic_write, dumps, read
+
+TALLY_CAP_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One round's tally and that of all rounds with it."""
+
+    latest: Tally
+    total: Tally
+
+
+class CanaryFile:
+    """The canaries of one model of one plan, in one file."""
+
+    def __init__(self, folder: Path, plan: str, model: str, count: int) -> None:
+        self._path = folder / f"{plan[:16]}-{model}.safetensors"
+        self._count = count
+
+    def coins(self) -> Coins:
+        """The coins, drawn and stored at the first call."""
+        return self._read()[0].included
+
+    def with_round(self, number: int, latest: Tally) -> Heard:
+        """A round's tally with the sum of the rounds that count; one that counts already is not added again."""
+        total, rounds = self._read()
+        return Heard(latest, total if number in rounds else total + latest)
+
+    def count_round(self, number: int, latest: Tally) -> None:
+        """Let a round count from now on; a second time changes nothing."""
+        total, rounds = self._read()
+        if number not in rounds:
+            self._write(total + latest, [*rounds, number])
+
+    def _read(self) -> tuple[Tally, list[int]]:
+        if not self._path.is_file():
+            nothing = np.zeros(self._count)
+            self._write(Tally(draw(NoiseSource(), self._count), nothing, nothing, 0), [])
+        arrays = read(self._path, max_bytes=TALLY_CAP_BYTES)
+        rounds = arrays.pop("rounds", np.zeros(0, np.int64))
+        tally = Tally.from_arrays(arrays)
+        if len(tally.included) != self._count:
+            raise RefusedError(
+                f"{self._path.name}: {len(tally.included)} canaries, the plan has {self._count}", code="E-CANARIES"
+            )
+        return tally, [int(number) for number in rounds]
+
+    def _write(self, tally: Tally, rounds: list[int]) -> None:
+        arrays: Arrays = {**tally.arrays(), "rounds": np.array(rounds, np.int64)}
+        atomic_write(self._path, dumps(arrays), mode=0o600)
