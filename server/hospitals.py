@@ -54,7 +54,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class _Person:
+class Person:
     """An invented patient. Dates are YYYYMMDD."""
 
     name: str
@@ -65,7 +65,7 @@ class _Person:
 
 
 @dataclass
-class _Export:
+class Export:
     """The folder being written and what it gives away."""
 
     folder: Path
@@ -95,17 +95,17 @@ def write_hospital(
     crop.
     """
     (out / "dicom").mkdir(parents=True)
-    export = _Export(out / "dicom", random.Random(f"kohort demo hospital {hospital_index}"), f"{hospital_index:02d}")
+    export = Export(out / "dicom", random.Random(f"kohort demo hospital {hospital_index}"), f"{hospital_index:02d}")
     rows = [("patient", "label", "laterality")]
     for number, (path, grade, laterality) in enumerate(crops):
-        person = _invented(export, laterality)
+        person = invented(export, laterality)
         rows.append((person.patient_id, label_of[grade], laterality))
         jpeg = _jpeg(path, size_px)
         _write_exposure(export, person, jpeg, SYNTAXES[number % len(SYNTAXES)])
         if number % max(1, len(crops) // SECOND_EXPOSURES) == 1:
             _write_exposure(export, person, _moved(jpeg, export.chance), JPEGBaseline8Bit)
         if number == 0:
-            alias = _invented(export, laterality)
+            alias = invented(export, laterality)
             rows.append((alias.patient_id, label_of[grade], laterality))
             _write_exposure(export, alias, jpeg, ExplicitVRLittleEndian)
     for kind in BROKEN:
@@ -117,8 +117,8 @@ def write_hospital(
     return Truth(out / "dicom", out / "labels.csv", len(crops), export.files, len(BROKEN), secrets, by_label)
 
 
-def _invented(export: _Export, laterality: str) -> _Person:
-    """A person whose every string is noted."""
+def invented(export: Export, laterality: str) -> Person:
+    """Return a person whose every string is noted."""
     chance = export.chance
     family, given = ("".join(chance.choices(SYLLABLES, k=3)).upper() for _ in range(2))
     birth = f"{chance.randint(1930, 1990)}{chance.randint(1, 12):02d}{chance.randint(1, 28):02d}"
@@ -126,7 +126,7 @@ def _invented(export: _Export, laterality: str) -> _Person:
     patient_id = f"MRN-{export.tag}-{chance.randrange(10**7):07d}"
     for text in (family, given, birth, study, patient_id):
         export.note(text)
-    return _Person(f"{family}^{given}", patient_id, birth, study, laterality)
+    return Person(f"{family}^{given}", patient_id, birth, study, laterality)
 
 
 def _jpeg(path: Path, size_px: int) -> bytes:
@@ -160,7 +160,7 @@ def _pixels(jpeg: bytes) -> Pixels:
         return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
 
-def _write_exposure(export: _Export, person: _Person, jpeg: bytes, syntax: UID) -> Path:
+def _write_exposure(export: Export, person: Person, jpeg: bytes, syntax: UID) -> Path:
     """One photograph as one DICOM file under a name that gives its person away, as exports do."""
     dataset = _header(export, person, syntax)
     _put_pixels(dataset, jpeg, syntax)
@@ -188,15 +188,15 @@ def _put_pixels(dataset: Dataset, jpeg: bytes, syntax: UID) -> None:
         dataset.compress(RLELossless, generate_instance_uid=False)
 
 
-def _header(export: _Export, person: _Person, syntax: UID) -> Dataset:
+def _header(export: Export, person: Person, syntax: UID) -> Dataset:
     """A header as talkative as a real one."""
     note, dataset = export.note, Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
     dataset.SOPClassUID = OPHTHALMIC_PHOTOGRAPHY_8_BIT
-    dataset.SOPInstanceUID = note(_uid(export, "instance"))
-    dataset.StudyInstanceUID = note(_uid(export, "study"))
-    dataset.SeriesInstanceUID = note(_uid(export, "series"))
+    dataset.SOPInstanceUID = note(uid(export, "instance"))
+    dataset.StudyInstanceUID = note(uid(export, "study"))
+    dataset.SeriesInstanceUID = note(uid(export, "series"))
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.Modality, dataset.ImageType, dataset.BurnedInAnnotation = "OP", ["ORIGINAL", "PRIMARY", "", "COLOR"], "NO"
@@ -215,15 +215,15 @@ def _header(export: _Export, person: _Person, syntax: UID) -> Dataset:
     return dataset
 
 
-def _uid(export: _Export, kind: str) -> str:
-    """A deterministic 2.25 UID."""
+def uid(export: Export, kind: str) -> str:
+    """Return a deterministic 2.25 UID."""
     text = f"{export.tag} {kind} {export.chance.random()}"
     return f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}"
 
 
-def _write_broken(export: _Export, kind: str, jpeg: bytes) -> None:
+def _write_broken(export: Export, kind: str, jpeg: bytes) -> None:
     """One file that cannot be used, for the reason that `kind` names."""
-    person = _invented(export, "R")
+    person = invented(export, "R")
     path = _write_exposure(export, person, jpeg, ExplicitVRLittleEndian)
     if kind == "not-dicom":
         path.write_bytes(f"export log of {person.name}\n".encode())

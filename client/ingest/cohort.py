@@ -1,19 +1,20 @@
 """A hospital's folder becomes a frozen, patient-indexed cohort on its own disk.
 
-In: a folder with DICOM files and photographs, the plan's intake rules, the site's pseudonym key, a labels file.
+In: a folder with DICOM files and photographs (or MR series and masks: sources.py), the plan's intake rules, the site's
+pseudonym key, a labels file.
 Out: a folder with
 
-    images.npy       uint8 [N, S, S, C], memory-mapped by readers
+    images.npy       uint8 [N, S, S, C], memory-mapped by readers; of volumes patches, C = 2: image, mask (0 or 255)
     index.sqlite     patients (pseudonym, aliases) and images (patient, label, side, keyed digest)
     quarantine.csv   opaque file id, reason code: everything that did not enter (`locate` finds the file again, on site)
     cohort.json      label names, counts, key fingerprint, digest over all of the above but the quarantine
 
 Guaranteed: every file enters or gets a reason; nothing that a header or file name says is stored, logged or raised
-(ids only as HMACs); one person under several ids that share a photograph is one patient; the same files give the same
-digest whatever their names and order; the folder appears whole or not at all. Not covered: one person under two ids
+(ids only as HMACs); one person under several ids that share a photograph (or a slice) is one patient; the same files give the
+same digest whatever their names and order; the folder appears whole or not at all. Not covered: one person under two ids
 with different photographs; text burned into pixels; fewer than k patients (synthesis refuses that).
 
-1. List.  2. Read the labels.  3. Decode (decode.py) into a spool.  4. Identify.  5. Merge persons.  6. Choose images.
+1. List.  2. Read the labels.  3. Decode (sources.py) into a spool.  4. Identify.  5. Merge persons.  6. Choose images.
    7. Write, rename.
 """
 
@@ -33,20 +34,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.decode import Limits, Photograph, Settings, decode_all
+from client.ingest.decode import Limits
+from client.ingest.identify import Identities
 from client.ingest.labels import Labels, read_labels
-from client.ingest.persons import (
-    Sighting,
-    aliases,
-    chosen,
-    grouped_by_person,
-    is_placeholder,
-    keyed_hash,
-    near_duplicates,
-    normalised_id,
-    pseudonym,
-)
-from client.ingest.quarantine import Reason, Unusable
+from client.ingest.persons import Sighting, aliases, chosen, grouped_by_person, keyed_hash
+from client.ingest.quarantine import Reason
+from client.ingest.sources import Photographs, Source, Volumes
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError, disk_faults_named
 from common.messages import canonical
 from common.study import Intake
@@ -121,7 +114,7 @@ class Cohort:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of the files: for the site's eyes alone. `ingested` images of `patients` persons, `merged` of them
+    """What became of the files: for the site's eyes alone. `ingested` files of `patients` persons, `merged` of them
     under several ids (`most_ids` at most), the rest by reason code; `ingested` + the sum of `quarantined` = files
     found.
     """
@@ -155,7 +148,8 @@ def ingest(
         raise ConfigurationError(f"pseudonym key: {len(key)} bytes, expected {KEY_BYTES}", hint="run kohort-site init")
     files = listed(source, out, limits, skip=labels_csv)  # 1
     relative = [_relative(path, source) for path in files]
-    labels = read_labels(labels_csv, intake.labels, relative, limits.max_labels_bytes)  # 2
+    masks = intake.volumes is not None
+    labels = read_labels(labels_csv, intake.labels, relative, limits.max_labels_bytes, masks=masks)  # 2
     partial = out.with_name(f".{out.name}.partial")
     with _disk_faults(out):
         shutil.rmtree(partial, ignore_errors=True)
@@ -210,132 +204,69 @@ class _Build:
     """Steps 3 to 7 in the temporary folder."""
 
     def __init__(self, intake: Intake, key: bytes, labels: Labels, folder: Path) -> None:
-        self.intake, self.key, self.labels, self.folder = intake, key, labels, folder
-        self.quarantine: list[tuple[str, Reason]] = []
-        self.sightings: list[Sighting] = []
-        self.file_ids: list[str] = []  # of each sighting
-        self.said: set[str] = (
-            set()
-        )  # pseudonyms of ids that some file or row gives in just this form, with its issuer or without
+        self.intake, self.key, self.folder = intake, key, folder
+        self.identities = Identities(key, labels, intake)
+        kind = Volumes if intake.volumes else Photographs
+        self.source: Source = kind(intake, self.identities, folder / "spool")
 
     def run(self, files: Sequence[Path], relative: Sequence[str], limits: Limits, progress: Progress) -> IngestReport:
         """Decode, identify, merge, choose, write."""
-        spool = self.folder / "spool"
-        with open(spool, "wb") as rows:
-            photographs = decode_all(files, self._settings(limits), limits.workers)
-            for done, (name, outcome) in enumerate(zip(relative, photographs, strict=True), 1):  # 3
-                self._take(name, outcome, rows.write)
-                progress(done, len(files))
-        side, channels = self.intake.size_px, self.intake.channels
-        if not self.sightings:
-            raise self._nothing_usable(len(files))
-        squares = np.memmap(spool, np.uint8, "r", shape=(len(self.sightings), side, side, channels))
-        persons = self._persons(squares)  # 5, 6
+        self.source.collect(files, relative, limits, progress)  # 3, 4
+        persons = self._persons() if self.source.sightings else []  # 5, 6
         if not persons:
             raise self._nothing_usable(len(files))
-        digest = self._write(squares, persons)  # 7
-        spool.unlink()
+        digest = self._write(persons)  # 7
+        self.source.spool.unlink()
         for path in (*self.folder.iterdir(), self.folder):
             sync_folder(path)
         ids = [len(names) for names, _ in persons]
-        counts = Counter(reason.value for _, reason in self.quarantine)
-        entered = sum(len(images) for _, images in persons)
+        counts = Counter(reason.value for _, reason in self.source.quarantine)
+        used = {sighting.position for _, images in persons for sighting, _ in images}
+        entered = sum(self.source.file_count(position) for position in used)
         return IngestReport(
             entered, len(persons), sum(n > 1 for n in ids), max(ids), dict(sorted(counts.items())), digest
         )
 
-    def _settings(self, limits: Limits) -> Settings:
-        return Settings(
-            size_px=self.intake.size_px,
-            channels=self.intake.channels,
-            modalities=tuple(self.intake.dicom_modalities),
-            window=self.intake.window,
-            max_file_bytes=limits.max_file_bytes,
-            max_pixel_bytes=limits.max_pixel_bytes,
-            memory_bytes=limits.decode_memory_bytes,
-            timeout_s=limits.decode_timeout_s,
-        )
-
-    def _take(self, name: str, outcome: Photograph | Reason, write: Callable[[bytes], int]) -> None:
-        """Spool one decoded file with what it says of its person, or note why not."""
-        file_id = _file_id(self.key, name)
-        try:
-            if isinstance(outcome, Reason):
-                raise Unusable(outcome)
-            sighting = self._sighting(outcome, name)  # 4
-        except Unusable as refusal:
-            self.quarantine.append((file_id, refusal.reason))
-            return
-        write(outcome.pixels.tobytes())
-        self.sightings.append(sighting)
-        self.file_ids.append(file_id)
-
-    def _sighting(self, photograph: Photograph, name: str) -> Sighting:
-        """Who and what this is: header and labels file together. Raises Unusable when it is nobody."""
-        refusal, row, label = None, None, -1
-        try:
-            row = self.labels.row_of_file(name)
-        except Unusable as ambiguous:
-            refusal = ambiguous.reason
-        given = [
-            (normalised_id(photograph.issuer), normalised_id(photograph.patient_id)),
-            ("", row.patient if row else ""),
-        ]
-        known = [(issuer, identifier) for issuer, identifier in given if not is_placeholder(identifier)]
-        if not known:
-            raise Unusable(refusal or Reason.NO_PATIENT)
-        try:
-            row = row or self.labels.row_of_patient(photograph.patient_id, photograph.laterality)
-            label = self.labels.index(row)
-        except Unusable as unlabelled:
-            refusal = refusal or unlabelled.reason
-        laterality = photograph.laterality or (row.laterality if row else 0)
-        if self.intake.stratify_laterality and not laterality:
-            refusal = refusal or Reason.NO_LATERALITY
-        names = [pseudonym(self.key, issuer, identifier) for issuer, identifier in known]
-        self.said.update(names)
-        names += [
-            pseudonym(self.key, "", identifier) for _, identifier in known
-        ]  # joins only if also said: in `_persons`
-        digest = keyed_hash(self.key, "pixels", photograph.digest.hex())
-        return Sighting(len(self.sightings), tuple(dict.fromkeys(names)), label, laterality, digest, refusal)
-
-    def _persons(self, squares: NDArray[np.uint8]) -> list[tuple[tuple[str, ...], list[Sighting]]]:
-        """Each person's pseudonyms and entering images, in the cohort's order.
+    def _persons(self) -> list[tuple[tuple[str, ...], list[tuple[Sighting, int]]]]:
+        """Each person's pseudonyms and entering images with their rows of the spool, in the cohort's order.
 
         An id under an issuer joins the same id without one: counting one person as two would be the unsafe mistake.
         """
         persons = []
-        said = [replace(s, pseudonyms=tuple(n for n in s.pseudonyms if n in self.said)) for s in self.sightings]
-        for person in grouped_by_person(said, near_duplicates(squares)):
+        said = self.identities.said
+        sightings = [replace(s, pseudonyms=tuple(n for n in s.pseudonyms if n in said)) for s in self.source.sightings]
+        for person in grouped_by_person(sightings, self.source.alike()):
             fates = chosen(person, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality)
             entering = [fate for fate in fates.values() if isinstance(fate, Sighting)]
-            refused = ((self.file_ids[position], fate) for position, fate in fates.items() if isinstance(fate, Reason))
-            self.quarantine.extend(refused)
+            for position, fate in fates.items():
+                if isinstance(fate, Reason):
+                    self.source.refuse(position, fate)
             if entering:
-                persons.append((aliases(person), sorted(entering, key=lambda s: s.digest)))
-        return sorted(persons)
+                rows = self.source.rows(sorted(entering, key=lambda s: s.digest))
+                persons.append((aliases(person), rows))
+        return sorted(persons, key=lambda person: person[0])
 
     def _nothing_usable(self, files: int) -> ConfigurationError:
         """The error for a folder in which no image can be used; it counts codes and quotes nothing."""
-        counts = Counter(reason for _, reason in self.quarantine).most_common()
+        counts = Counter(reason for _, reason in self.source.quarantine).most_common()
         why = ", ".join(f"{reason.value} ({count})" for reason, count in counts) or "the folder is empty"
         hint = counts[0][0].sentence if counts else "name the folder with the DICOM files or photographs"
         return ConfigurationError(f"no usable image among {files} files: {why}", hint=hint, code="E-EMPTY-COHORT")
 
-    def _write(self, squares: NDArray[np.uint8], persons: Sequence[tuple[tuple[str, ...], list[Sighting]]]) -> str:
+    def _write(self, persons: Sequence[tuple[tuple[str, ...], list[tuple[Sighting, int]]]]) -> str:
         """The four files; returns the digest."""
-        images = [(patient, s) for patient, (_, entering) in enumerate(persons) for s in entering]
-        order = [s.position for _, s in images]
+        images = [(patient, s) for patient, (_, entering) in enumerate(persons) for s, _ in entering]
+        order = [row for _, entering in persons for _, row in entering]
+        spool = self.source.images()
         write_images(
             self.folder / "images.npy",
-            (squares[order[i : i + CHUNK_ROWS]] for i in range(0, len(order), CHUNK_ROWS)),
-            (len(order), *squares.shape[1:]),
+            (spool[order[i : i + CHUNK_ROWS]] for i in range(0, len(order), CHUNK_ROWS)),
+            (len(order), *spool.shape[1:]),
         )
         all_names = tuple(names for names, _ in persons)
         _write_index(self.folder / "index.sqlite", all_names, images)
-        lines = ["file,code", *sorted(f"{file_id},{reason.value}" for file_id, reason in self.quarantine)]
-        (self.folder / "quarantine.csv").write_text("\n".join(lines) + "\n", encoding="ascii")
+        fates = sorted(f"{_file_id(self.key, name)},{reason.value}" for name, reason in self.source.quarantine)
+        (self.folder / "quarantine.csv").write_text("\n".join(["file,code", *fates]) + "\n", encoding="ascii")
         digest = _digest(
             np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False),
             np.array([patient for patient, _ in images], np.int64),
@@ -349,7 +280,7 @@ class _Build:
             "images": len(order),
             "patients": len(persons),
             "size_px": self.intake.size_px,
-            "channels": self.intake.channels,
+            "channels": self.intake.planes,
             "label_names": list(self.intake.labels),
             "intake": hashlib.sha256(canonical(self.intake.model_dump(mode="json"))).hexdigest(),
             "key_fingerprint": keyed_hash(self.key, "fingerprint"),

@@ -18,6 +18,7 @@ text burned into pixels that the header does not admit.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -69,17 +70,17 @@ class DicomImage:
 def read_dicom(file: BinaryIO, modalities: tuple[str, ...], window: Window | None, max_bytes: int) -> DicomImage:
     """Return the image in a DICOM file with a preamble. Raises Unusable; a codec's own errors become `undecodable`."""
     try:
-        _bound_inflation(file, max_bytes)  # 1
-        header = _read(file, pixels=False)  # 2
-        identity = (_text(header, "PatientID"), _text(header, "IssuerOfPatientID"), _side(header))
-        _check_rules(header, modalities)  # 3
+        bound_inflation(file, max_bytes)  # 1
+        header = read_header(file, pixels=False)  # 2
+        identity = (text_of(header, "PatientID"), text_of(header, "IssuerOfPatientID"), _side(header))
+        check_rules(header, modalities)  # 3
     except (Unusable, MemoryError):
         raise
     except Exception as error:
         raise Unusable(Reason.DAMAGED_HEADER) from error
     check_size(header, max_bytes)  # 4
     try:
-        shown = _shown(*_decoded(file, header), window)  # 5, 6
+        shown = _shown(*decoded(file, header), window)  # 5, 6
     except (Unusable, MemoryError):
         raise
     except Exception as error:
@@ -87,8 +88,8 @@ def read_dicom(file: BinaryIO, modalities: tuple[str, ...], window: Window | Non
     return DicomImage(shown, *identity)
 
 
-def _bound_inflation(file: BinaryIO, max_bytes: int) -> None:
-    """Inflate a deflated data set piece by piece, keeping nothing, until it ends or passes the cap."""
+def bound_inflation(file: BinaryIO, max_bytes: int) -> None:
+    """Inflate a deflated data set, if it is one, piece by piece, keeping nothing, until it ends or passes the cap."""
     file.seek(132)  # behind the preamble and DICM
     group_length = file.read(12)  # (0002,0000), whose value is the size of the rest of the meta group
     meta = file.read(min(int.from_bytes(group_length[8:], "little"), 1 << 16))
@@ -102,45 +103,45 @@ def _bound_inflation(file: BinaryIO, max_bytes: int) -> None:
             raise Unusable(Reason.DECLARED_TOO_LARGE)
 
 
-def _read(file: BinaryIO, *, pixels: bool) -> Dataset:
-    """The allow-listed attributes, with or without the pixel data."""
+def read_header(file: BinaryIO, *, pixels: bool, more: Sequence[str] = ()) -> Dataset:
+    """Return the allow-listed attributes and those in `more`, with or without the pixel data."""
     file.seek(0)
-    tags: list[Any] = [*ALLOWED, "PixelData"]
+    tags: list[Any] = [*ALLOWED, *more, "PixelData"]
     return dcmread(file, stop_before_pixels=not pixels, specific_tags=tags)
 
 
-def _text(header: Dataset, name: str) -> str:
-    """One short text value; anything else (absent, several values, overlong) counts as empty."""
+def text_of(header: Dataset, name: str) -> str:
+    """Return one short text value; anything else (absent, several values, overlong) counts as empty."""
     value = header.get(name, "")
     return value if isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS else ""
 
 
-def _number(header: Dataset, name: str, default: int = 0) -> int:
-    """One whole number; a missing or empty value is the default."""
+def number_of(header: Dataset, name: str, default: int = 0) -> int:
+    """Return one whole number; a missing or empty value is the default."""
     value = header.get(name)
     return default if value is None or value == "" else int(value)
 
 
 def _side(header: Dataset) -> int:
     """Left or right from ImageLaterality, else Laterality; both eyes or neither is unknown."""
-    return SIDES.get(_text(header, "ImageLaterality") or _text(header, "Laterality"), 0)
+    return SIDES.get(text_of(header, "ImageLaterality") or text_of(header, "Laterality"), 0)
 
 
-def _check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
-    """Modality, admitted text, photometric interpretation, integer depth, decoder: each its own reason."""
+def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
+    """Check modality, admitted text, photometric interpretation, integer depth, decoder: each its own reason."""
     if "PhotometricInterpretation" not in header or "Rows" not in header:
         raise Unusable(Reason.NOT_AN_IMAGE)
-    if _text(header, "Modality") not in modalities:
+    if text_of(header, "Modality") not in modalities:
         raise Unusable(Reason.WRONG_MODALITY)
     if _suspect_text(header):
         raise Unusable(Reason.BURNED_IN_TEXT)
     samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
-    stored, allocated = _number(header, "BitsStored"), _number(header, "BitsAllocated")
+    stored, allocated = number_of(header, "BitsStored"), number_of(header, "BitsAllocated")
     if (
-        samples.get(_text(header, "PhotometricInterpretation")) != _number(header, "SamplesPerPixel")
+        samples.get(text_of(header, "PhotometricInterpretation")) != number_of(header, "SamplesPerPixel")
         or allocated not in (8, 16)
         or not 1 < stored <= allocated
-        or _number(header, "HighBit", stored - 1) != stored - 1
+        or number_of(header, "HighBit", stored - 1) != stored - 1
     ):
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
     try:
@@ -156,18 +157,18 @@ def _suspect_text(header: Dataset) -> bool:
     images."""
     kinds = header.get("ImageType") or ()
     kinds = {kinds} if isinstance(kinds, str) else set(kinds)
-    likely = _text(header, "Modality") in OFTEN_ANNOTATED or "SECONDARY" in kinds
-    admitted = _text(header, "BurnedInAnnotation")
+    likely = text_of(header, "Modality") in OFTEN_ANNOTATED or "SECONDARY" in kinds
+    admitted = text_of(header, "BurnedInAnnotation")
     return admitted == "YES" or "SCREEN SAVE" in kinds or (likely and admitted != "NO")
 
 
 def check_size(header: Dataset, max_bytes: int) -> None:
     """Raise Unusable (declared-too-large, unsupported-pixels) from the header alone, before a pixel is read."""
     try:
-        factors = [_number(header, name, 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
+        factors = [number_of(header, name, 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
     except (TypeError, ValueError) as error:
         raise Unusable(Reason.DAMAGED_HEADER) from error
-    size = _number(header, "BitsAllocated") // 8
+    size = number_of(header, "BitsAllocated") // 8
     for factor in factors:
         size *= factor
     if min(factors) < 1:
@@ -176,13 +177,13 @@ def check_size(header: Dataset, max_bytes: int) -> None:
         raise Unusable(Reason.DECLARED_TOO_LARGE)
 
 
-def _decoded(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
-    """The full data set, and the stored values of its middle frame, [H, W] or [H, W, 3] (colour already RGB)."""
-    full = _read(file, pixels=True)
-    frames = _number(header, "NumberOfFrames", 1)
+def decoded(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
+    """Return the full data set, and the stored values of its middle frame, [H, W] or [H, W, 3] (colour already RGB)."""
+    full = read_header(file, pixels=True)
+    frames = number_of(header, "NumberOfFrames", 1)
     if "PixelData" not in full:
         raise Unusable(Reason.NOT_AN_IMAGE)
-    if not full["PixelData"].is_undefined_length and len(full.PixelData) < _native_bytes(full, frames):
+    if not full["PixelData"].is_undefined_length and len(full.PixelData) < native_bytes(full, frames):
         raise Unusable(Reason.TRUNCATED)
     stored = pixel_array(full, index=(frames - 1) // 2)
     if stored.shape[:2] != (full.Rows, full.Columns) or stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
@@ -190,7 +191,7 @@ def _decoded(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.integ
     return full, stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
-def _native_bytes(header: Dataset, frames: int) -> int:
+def native_bytes(header: Dataset, frames: int) -> int:
     """Bytes of uncompressed pixel data; 4:2:2 chroma takes two thirds."""
     size = (
         int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel) * frames * int(header.BitsAllocated) // 8
@@ -224,34 +225,34 @@ def display_table(
     `counts`: how often each value occurs; percentiles need it. One table costs nothing beside an image, and needs no
     float copy of the image.
     """
-    values = _stored_values(len(counts), bits, signed)
-    padding = _padding(header, values, counts)
-    modality = _modality(header, values)
+    values = stored_values(len(counts), bits, signed)
+    padding = padding_of(header, values, counts)
+    modality = modality_values(header, values)
     shown = _windowed(header, modality, np.where(padding, 0, counts), bits, window)
     if header.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     return np.asarray(np.rint(255 * np.where(padding, 0, shown)), dtype=np.uint8)
 
 
-def _stored_values(size: int, bits: int, signed: bool) -> NDArray[np.int64]:
-    """The number that each raw pattern means: the low `bits`, two's complement if signed; old overlays above are
+def stored_values(size: int, bits: int, signed: bool) -> NDArray[np.int64]:
+    """Return the number that each raw pattern means: the low `bits`, two's complement if signed; old overlays above are
     ignored."""
     values = np.arange(size) & ((1 << bits) - 1)
     return np.asarray(values - ((values >> (bits - 1)) << bits) if signed else values, dtype=np.int64)
 
 
-def _padding(header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which stored values mean `no image here`; a declared padding that is the whole image is not believed."""
+def padding_of(header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which stored values mean `no image here`; a declared padding that is the whole image is not believed."""
     if header.get("PixelPaddingValue") is None:
         return np.zeros(len(values), bool)
-    first = _number(header, "PixelPaddingValue")
-    low, high = sorted((first, _number(header, "PixelPaddingRangeLimit", first)))
+    first = number_of(header, "PixelPaddingValue")
+    low, high = sorted((first, number_of(header, "PixelPaddingRangeLimit", first)))
     padding = (values >= low) & (values <= high)
     return padding & bool(counts[~padding].any())
 
 
-def _modality(header: Dataset, values: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Modality LUT, or slope and intercept."""
+def modality_values(header: Dataset, values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return values through the modality LUT, or slope and intercept."""
     if header.get("ModalityLUTSequence"):
         return _looked_up(header.ModalityLUTSequence[0], values)[0]
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
@@ -285,7 +286,7 @@ def _windowed(
 def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The first window of the file by its VOI LUT function (C.11.2.1.2 and .3)."""
     center, width = (float(np.ravel(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-    function = _text(header, "VOILUTFunction") or "LINEAR"
+    function = text_of(header, "VOILUTFunction") or "LINEAR"
     if function == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50))), dtype=np.float64)
     if function == "LINEAR":

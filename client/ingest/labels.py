@@ -5,6 +5,8 @@ In: a CSV (UTF-8, comma or semicolon) with a header naming the columns
     patient      the patient id as it stands in the DICOM header; required for photographs
     file         path below the source folder, or a file name that occurs once there; required for photographs
     laterality   optional: L or R; a DICOM header that names a side wins
+    mask         studies of volumes alone, optional: the NIfTI mask of the series of which `file` is a slice, or of the
+                 patient's only series; path below the source folder, or a file name that occurs once there
 A row with a file speaks for that file; a row without one speaks for all of the patient's images (of that side, if it
 names one). A DICOM file's own patient id and the one in its row are taken for the same person. Out: `Labels`, asked
 per image. Guaranteed: no cell of the file stands in any message. Not covered: spreadsheets, other encodings.
@@ -41,16 +43,17 @@ class Row:
 @dataclass(frozen=True)
 class Labels:
     """Rows by file and by patient; `declared` are the study's labels, in order. Without a file the only declared
-    label fits all."""
+    label fits all. `masks`: the (file, patient) of each row that names a mask, by mask; either may be empty."""
 
     declared: tuple[str, ...]
     by_file: dict[str, list[Row]] = field(default_factory=dict)
     by_patient: dict[str, list[Row]] = field(default_factory=dict)
     everywhere: bool = False
+    masks: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
-    def row_of_file(self, relative: str) -> Row | None:
-        """Return the row that names this file. Raises Unusable (ambiguous-label)."""
-        return _agreed(self.by_file.get(_file_key(relative), []))
+    def row_of_files(self, relatives: Iterable[str]) -> Row | None:
+        """Return the row that names one of these files of one image. Raises Unusable (ambiguous-label)."""
+        return _agreed([row for relative in relatives for row in self.by_file.get(file_key(relative), [])])
 
     def row_of_patient(self, patient: str, laterality: int) -> Row | None:
         """Return the row for this patient's image of this side (0: side unknown). Raises Unusable (ambiguous-label)."""
@@ -80,12 +83,16 @@ def _agreed(rows: Sequence[Row]) -> Row | None:
     return Row(rows[0].patient, rows[0].label, sides.pop() if len(sides) == 1 else 0)
 
 
-def _file_key(text: str) -> str:
+def file_key(text: str) -> str:
+    """Return a path below the source as rows and files are compared by."""
     return unicodedata.normalize("NFC", text).strip().replace("\\", "/").removeprefix("./")
 
 
-def read_labels(path: Path | None, declared: Sequence[str], files: Iterable[str], max_bytes: int) -> Labels:
-    """Return the labels in `path` for a study with `declared` labels and `files` (relative paths).
+def read_labels(
+    path: Path | None, declared: Sequence[str], files: Iterable[str], max_bytes: int, *, masks: bool = False
+) -> Labels:
+    """Return the labels in `path` for a study with `declared` labels and `files` (relative paths); `masks`: the column is
+    known.
 
     Raises ConfigurationError: no file although the study has several labels; not UTF-8; a missing, unknown or doubled
     column.
@@ -94,12 +101,12 @@ def read_labels(path: Path | None, declared: Sequence[str], files: Iterable[str]
         if len(declared) == 1:
             return Labels(tuple(declared), everywhere=True)
         raise ConfigurationError(f"the study declares {len(declared)} labels, but no labels file was given", hint=_HINT)
-    reader = _reader(path, max_bytes)
+    reader = _reader(path, max_bytes, COLUMNS | {"mask"} if masks else COLUMNS)
     labels = Labels(tuple(declared))
     full_names = _unique_names(files)
     try:
         for cells in reader:
-            _take(labels, {name: (cells.get(name) or "").strip() for name in COLUMNS}, full_names)
+            _take(labels, {name: (cells.get(name) or "").strip() for name in (*COLUMNS, "mask")}, full_names)
     except csv.Error as error:
         raise ConfigurationError(f"{path}: line {reader.line_num}: not a CSV row", hint=_HINT) from error
     return labels
@@ -110,12 +117,12 @@ _HINT = "give a CSV with the columns patient,label[,laterality] or file,patient,
 
 def _unique_names(files: Iterable[str]) -> dict[str, str]:
     """Bare file names that occur once below the source, with their relative path."""
-    keys = [_file_key(name) for name in files]
+    keys = [file_key(name) for name in files]
     counts = Counter(key.rpartition("/")[2] for key in keys)
     return {key.rpartition("/")[2]: key for key in keys if counts[key.rpartition("/")[2]] == 1}
 
 
-def _reader(path: Path, max_bytes: int) -> csv.DictReader[str]:
+def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str]:
     """A reader whose header names known columns only."""
     try:
         text = read_capped(path, max_bytes).decode("utf-8-sig")
@@ -131,10 +138,10 @@ def _reader(path: Path, max_bytes: int) -> csv.DictReader[str]:
         "label" not in names
         or not {"file", "patient"} & set(names)
         or len(set(names)) != len(names)
-        or set(names) - COLUMNS
+        or set(names) - columns
     ):
         raise ConfigurationError(
-            f"{path}: line 1: expected columns among {sorted(COLUMNS)}, label among them", hint=_HINT
+            f"{path}: line 1: expected columns among {sorted(columns)}, label among them", hint=_HINT
         )
     return reader
 
@@ -142,8 +149,10 @@ def _reader(path: Path, max_bytes: int) -> csv.DictReader[str]:
 def _take(labels: Labels, cells: dict[str, str], full_names: dict[str, str]) -> None:
     """File one row by its file, else by its patient; a row with neither speaks for nobody."""
     row = Row(normalised_id(cells["patient"]), cells["label"], SIDES.get(cells["laterality"].upper(), 0))
-    if cells["file"]:
-        key = _file_key(cells["file"])
-        labels.by_file.setdefault(full_names.get(key, key), []).append(row)
+    file, mask = (full_names.get(key, key) for key in (file_key(cells["file"]), file_key(cells["mask"])))
+    if mask and (file or row.patient):
+        labels.masks.setdefault(mask, []).append((file, row.patient))
+    if file:
+        labels.by_file.setdefault(file, []).append(row)
     elif row.patient:
         labels.by_patient.setdefault(row.patient, []).append(row)

@@ -90,11 +90,12 @@ def near_duplicates(images: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
 
 
 def _standardised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Rows of zero mean and unit length, one per image, at 64 px (or the images' own size if smaller)."""
+    """Rows of zero mean and unit length, one per image, at 64 px (96: 48; smaller images: their own size)."""
     grey = images.mean(axis=3, dtype=np.float32)
     if grey.shape[1] > NEAR_DUPLICATE_SIZE_PX:
-        step = grey.shape[1] // NEAR_DUPLICATE_SIZE_PX  # the sizes of a study are powers of two
-        grey = grey.reshape(len(grey), NEAR_DUPLICATE_SIZE_PX, step, NEAR_DUPLICATE_SIZE_PX, step).mean(axis=(2, 4))
+        step = -(-grey.shape[1] // NEAR_DUPLICATE_SIZE_PX)  # 2 for 96 and 128
+        side = grey.shape[1] // step
+        grey = grey.reshape(len(grey), side, step, side, step).mean(axis=(2, 4))
     flat = grey.reshape(len(grey), -1)
     flat -= flat.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(flat, axis=1, keepdims=True)

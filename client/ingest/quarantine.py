@@ -27,7 +27,10 @@ class Reason(Enum):
     )
     UNREADABLE = ("unreadable-file", "The operating system did not let us read the file.")
     FILE_TOO_LARGE = ("file-too-large", "The file is larger than the size cap.")
-    UNKNOWN_FORMAT = ("unknown-format", "The file is neither DICOM (with its DICM mark), PNG nor JPEG.")
+    UNKNOWN_FORMAT = (
+        "unknown-format",
+        "The file is neither DICOM (with its DICM mark), PNG nor JPEG (nor NIfTI, in a study of volumes).",
+    )
     # the DICOM header
     DAMAGED_HEADER = ("damaged-header", "The header cannot be parsed.")
     NOT_AN_IMAGE = ("not-an-image", "The DICOM object holds no pixel data (report, plan, directory, waveform).")
@@ -51,6 +54,34 @@ class Reason(Enum):
     WRONG_CHANNELS = ("wrong-channels", "A grey image in a study of colour photographs.")
     TOO_SMALL = ("too-small", "The image has less than half of the study's size in pixels.")
     BLANK = ("blank-image", "The image shows one even shade.")
+    # slices that should make a volume
+    NOT_A_VOLUME = ("not-a-volume", "A photograph in a study of volumes.")
+    NO_SERIES = ("no-series", "The header names no series.")
+    NO_GEOMETRY = ("no-geometry", "Position, orientation or pixel spacing of the slice is missing or impossible.")
+    MULTI_FRAME = ("multi-frame-object", "One object holds all frames (enhanced MR); only single slices are read.")
+    MIXED_PATIENTS = ("mixed-patients", "The slices of the series carry different patient ids.")
+    MIXED_SERIES = ("mixed-series", "The slices of the series differ in orientation, size, spacing or pixel format.")
+    NOT_AXIAL = ("not-axial", "The slices are nearer to sagittal or coronal than to axial.")
+    DUPLICATE_SLICE = ("duplicate-slice", "Two slices of the series lie at the same place.")
+    MISSING_SLICE = ("missing-slice", "Between two slices of the series one is missing.")
+    UNEVEN_SLICES = ("uneven-slices", "The slices of the series are not equally spaced along one line.")
+    VOLUME_TOO_SMALL = ("volume-too-small", "Fewer than three slices, or slices smaller than one patch.")
+    INCOMPLETE_SERIES = ("incomplete-series", "Another slice of the series cannot be used; its own code says why.")
+    NO_MASK = ("no-mask", "No mask belongs to the series.")
+    MASK_REFUSED = ("mask-refused", "The mask of the series cannot be used; its own code says why.")
+    SPARE_SERIES = ("spare-series-of-person", "Other series of this person gave all the patches that a person gives.")
+    # masks
+    FRACTIONAL_MASK = ("fractional-mask", "The segmentation holds fractions; only binary ones are read.")
+    SEGMENT_COUNT = ("segment-count", "The segmentation does not hold exactly one segment.")
+    MASK_GRID = ("mask-grid", "The mask does not lie on the grid of its series.")
+    EMPTY_MASK = ("empty-mask", "The mask marks nothing.")
+    NOT_BINARY = ("not-binary-mask", "The mask holds more than one value beside zero.")
+    TWO_MASKS = ("two-masks", "The series has several masks.")
+    UNNAMED_MASK = ("unnamed-mask", "No row of the labels file names this mask.")
+    AMBIGUOUS_MASK = ("ambiguous-mask", "The labels file names the mask for several series; let the row name a slice.")
+    MASK_WITHOUT_SERIES = ("mask-without-series", "The series that the mask belongs to is not here.")
+    MASK_OF_OTHER_PATIENT = ("mask-of-other-patient", "The mask and its series carry different patient ids.")
+    SERIES_REFUSED = ("series-refused", "The series of the mask cannot be used; its own code says why.")
     # the person
     NO_PATIENT = (
         "no-patient-id",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client.ingest import cohort, decode
+from client.ingest import decode
 from client.ingest.quarantine import Reason, Unusable
 from common.study import Intake
 
@@ -53,4 +53,4 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             except Unusable as refusal:
                 yield refusal.reason
 
-    monkeypatch.setattr(cohort, "decode_all", decode_all)
+    monkeypatch.setattr(decode, "decode_all", decode_all)

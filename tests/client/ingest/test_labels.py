@@ -35,9 +35,9 @@ def test_rows_by_patient_and_side(separator: str, tmp_path: Path) -> None:
 
 def test_rows_by_file_take_paths_and_unique_names(tmp_path: Path) -> None:
     found = labels(tmp_path, "file,patient,label\na/1.dcm,p,none\n2.dcm,q,severe\n1.dcm,r,none\n")
-    assert found.row_of_file("a/1.dcm") == Row("p", "none", 0)
-    assert found.row_of_file("b/2.dcm") == Row("q", "severe", 0)
-    assert found.row_of_file("b/1.dcm") is None
+    assert found.row_of_files(["a/1.dcm"]) == Row("p", "none", 0)
+    assert found.row_of_files(["b/2.dcm"]) == Row("q", "severe", 0)
+    assert found.row_of_files(["b/1.dcm"]) is None
 
 
 @pytest.mark.parametrize(("row", "reason"), [(None, Reason.NO_LABEL), (Row("p", "mild", 0), Reason.UNKNOWN_LABEL)])

@@ -1,0 +1,220 @@
+"""A vessel mask, DICOM segmentation or NIfTI, laid on the grid of its series.
+
+In: an open file and the `Grid` of the series. Out: the mask as booleans [D, H, W], or a reason. Guaranteed: every size is
+checked before anything of that size is allocated, compressed NIfTI inflates up to the cap and no further; a mask enters only if
+its own geometry says that its voxels are those of the series (each corner within a tenth of a voxel): axes may be swapped and
+flipped, nothing is ever resampled or guessed; it marks something, with one value. Not covered: whether the marks are vessels.
+
+DICOM SEG: binary, one segment, native transfer syntax; a slice without a frame is background. NIfTI 1 and 2 in one file: sform,
+else qform; RAS becomes LPS. (DICOM PS3.3 A.51, C.8.20; nifti1.h)
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from client.ingest.dicom import bound_inflation, number_of, text_of
+from client.ingest.quarantine import Reason, Unusable
+from client.ingest.series import Grid, Plane, plane_of
+
+Mask = NDArray[np.bool_]
+
+SEGMENTATION = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99")
+ALLOWED = (
+    "SegmentationType SegmentSequence Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated "
+    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence PixelData"
+).split()
+GZIP = b"\x1f\x8b"
+NIFTI_1, NIFTI_2 = b"n+1\0", b"n+2\0\r\n\x1a\n"
+HEAD_BYTES = 540
+TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_segmentation(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
+    """Return the mask in a DICOM SEG. Raises Unusable."""
+    try:
+        bound_inflation(file, max_bytes)
+        file.seek(0)
+        tags: list[Any] = list(ALLOWED)
+        header = dcmread(file, specific_tags=tags)
+        _check_segmentation(header)
+        shape = (number_of(header, "NumberOfFrames", 1), int(header.Rows), int(header.Columns))
+        if min(shape) < 1 or shape[1:] != grid.shape[1:] or shape[0] > grid.shape[0]:
+            raise Unusable(Reason.MASK_GRID)
+        depths = _depths(header, shape, grid)
+        marks = _unpacked(header, shape)
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unusable(Reason.DAMAGED_HEADER) from error
+    mask = np.zeros(grid.shape, np.bool_)
+    mask[depths] = marks
+    return _marked(mask)
+
+
+def _check_segmentation(header: Dataset) -> None:
+    """Binary, one segment, bits that lie as they are."""
+    kind = text_of(header, "SegmentationType")
+    if kind != "BINARY":
+        raise Unusable(Reason.FRACTIONAL_MASK if kind == "FRACTIONAL" else Reason.UNSUPPORTED_PIXELS)
+    if number_of(header, "BitsAllocated") != 1 or number_of(header, "SamplesPerPixel", 1) != 1:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    if header.file_meta.TransferSyntaxUID not in NATIVE:
+        raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
+    if len(header.get("SegmentSequence") or ()) != 1:
+        raise Unusable(Reason.SEGMENT_COUNT)
+
+
+def _depths(header: Dataset, shape: tuple[int, int, int], grid: Grid) -> list[int]:
+    """The slice of each frame, by the frame's own plane."""
+    frames = header.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    if len(frames) != shape[0]:
+        raise Unusable(Reason.MASK_GRID)
+    depths = [_depth(_plane(frame, shared, grid.shape[1:]), grid) for frame in frames]
+    if len(set(depths)) != len(depths):
+        raise Unusable(Reason.MASK_GRID)
+    return depths
+
+
+def _plane(frame: Dataset, shared: Dataset, shape: tuple[int, int]) -> Plane:
+    """A frame's plane from its own functional groups, else from the shared ones."""
+
+    def value(sequence: str, name: str) -> Any:
+        found = frame.get(sequence) or shared.get(sequence)
+        return found[0].get(name) if found else None
+
+    position = value("PlanePositionSequence", "ImagePositionPatient")
+    orientation = value("PlaneOrientationSequence", "ImageOrientationPatient")
+    return plane_of(position, orientation, value("PixelMeasuresSequence", "PixelSpacing"), shape)
+
+
+def _depth(plane: Plane, grid: Grid) -> int:
+    """The slice on which a plane lies, corner by corner. Raises Unusable (mask-grid)."""
+    step = grid.affine[:3, 2]
+    depth = round(float((np.array(plane.origin) - grid.affine[:3, 3]) @ step / (step @ step)))
+    if not 0 <= depth < grid.shape[0]:
+        raise Unusable(Reason.MASK_GRID)
+    if np.linalg.norm(plane.corners() - grid.plane(depth).corners(), axis=1).max() > grid.tolerance_mm:
+        raise Unusable(Reason.MASK_GRID)
+    return depth
+
+
+def _unpacked(header: Dataset, shape: tuple[int, int, int]) -> Mask:
+    """One bit a pixel, the first in the lowest bit, frames without a gap between them (PS3.5 8.1.1)."""
+    count = shape[0] * shape[1] * shape[2]
+    if len(header.get("PixelData") or b"") < (count + 7) // 8:
+        raise Unusable(Reason.TRUNCATED)
+    bits = np.unpackbits(np.frombuffer(header.PixelData, np.uint8), count=count, bitorder="little")
+    return bits.reshape(shape).view(np.bool_)
+
+
+def is_nifti(file: BinaryIO) -> bool:
+    """Return whether an open file is a NIfTI file, plain or compressed, by its first bytes. Reads from the start."""
+    file.seek(0)
+    head = file.read(2 * HEAD_BYTES)
+    if head.startswith(GZIP):
+        try:
+            head = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(head, HEAD_BYTES)
+        except zlib.error:
+            return False
+    return head[344:348] == NIFTI_1 or head[4:12] == NIFTI_2
+
+
+def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
+    """Return the mask in a NIfTI file. Raises Unusable."""
+    import nibabel  # takes a second, and most hospitals have no NIfTI
+
+    try:
+        data = _inflated(file, max_bytes)
+        kind: Any = nibabel.Nifti2Image if data[4:12] == NIFTI_2 else nibabel.Nifti1Image
+        header = kind.header_class(data[: kind.header_class.sizeof_hdr])
+        shape = _shape(header, max_bytes)
+        if len(data) < int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize:
+            raise Unusable(Reason.TRUNCATED)
+        if not (header["sform_code"] > 0 or header["qform_code"] > 0):
+            raise Unusable(Reason.MASK_GRID)
+        image = kind.from_bytes(data)
+        turn = _onto(TO_LPS @ np.asarray(image.affine, np.float64), shape, grid)
+        stored = np.asanyarray(image.dataobj).reshape(shape)
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unusable(Reason.UNDECODABLE) from error
+    if stored.dtype.kind not in "biuf":
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    marked = stored != 0
+    if marked.any() and stored.min(where=marked, initial=stored.max()) != stored.max():
+        raise Unusable(Reason.NOT_BINARY)
+    return _marked(np.ascontiguousarray(_turned(marked, turn)))
+
+
+def _inflated(file: BinaryIO, max_bytes: int) -> bytes:
+    """The plain bytes of the file; never more than the cap is inflated."""
+    file.seek(0)
+    plain = file
+    if file.read(2) == GZIP:
+        file.seek(0)
+        plain = gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[assignment]
+    else:
+        file.seek(0)
+    data = plain.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise Unusable(Reason.DECLARED_TOO_LARGE)
+    return data
+
+
+def _shape(header: Any, max_bytes: int) -> tuple[int, int, int]:
+    """The three sizes; further axes must have length one."""
+    sizes = [int(n) for n in header["dim"][1 : 1 + min(max(int(header["dim"][0]), 0), 7)]]
+    if len(sizes) < 3 or min(sizes) < 1 or any(n != 1 for n in sizes[3:]):
+        raise Unusable(Reason.MASK_GRID)
+    if sizes[0] * sizes[1] * sizes[2] > max_bytes:
+        raise Unusable(Reason.DECLARED_TOO_LARGE)
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _onto(affine: NDArray[np.float64], shape: tuple[int, int, int], grid: Grid) -> NDArray[np.int64]:
+    """How the file's axes become (w, h, d): a signed permutation [3, 3]. Raises Unusable (mask-grid) if they do not.
+
+    The file's voxels must be the grid's: the same box, every corner in its place.
+    """
+    if not np.isfinite(affine).all():
+        raise Unusable(Reason.MASK_GRID)
+    between = np.linalg.inv(grid.affine) @ affine
+    turn = np.rint(np.clip(between[:3, :3], -2, 2)).astype(np.int64)
+    if not (np.abs(turn).sum(0) == 1).all() or not (np.abs(turn).sum(1) == 1).all():
+        raise Unusable(Reason.MASK_GRID)
+    size = np.array(grid.shape[::-1])
+    if tuple(np.abs(turn) @ np.array(shape)) != tuple(size):
+        raise Unusable(Reason.MASK_GRID)
+    ends = np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]) * (np.array(shape) - 1)
+    start = np.where(turn.sum(1) < 0, size - 1, 0)
+    meant = grid.affine[:3, :3] @ ((turn @ ends.T) + start[:, None]) + grid.affine[:3, 3:]
+    said = affine[:3, :3] @ ends.T + affine[:3, 3:]
+    if np.linalg.norm(meant - said, axis=0).max() > grid.tolerance_mm:
+        raise Unusable(Reason.MASK_GRID)
+    return turn
+
+
+def _turned(marked: Mask, turn: NDArray[np.int64]) -> Mask:
+    """Voxels [i, j, k] of the file as [D, H, W]."""
+    source = np.abs(turn).argmax(1)  # the file's axis that becomes w, h, d
+    flipped = turn.sum(1) < 0
+    laid = marked.transpose(source)
+    laid = laid[tuple(slice(None, None, -1 if back else 1) for back in flipped)]
+    return laid.transpose(2, 1, 0)
+
+
+def _marked(mask: Mask) -> Mask:
+    if not mask.any():
+        raise Unusable(Reason.EMPTY_MASK)
+    return mask

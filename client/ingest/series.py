@@ -1,0 +1,147 @@
+"""From the headers of one MR series to the grid of its volume: rules over values, without files.
+
+In: a `Plane` (geometry and pixel format) for each slice of one series. Out: the order of the slices and the `Grid` on which
+their voxels lie, in DICOM's patient coordinates (LPS, mm). Guaranteed: the order comes from geometry alone, never from
+InstanceNumber or names; a series of mixed slices, with a slice missing, doubled or off the line is refused with its reason. Not
+covered: slices missing at an end (a segmentation of the whole volume shows them); resampling (there is none).
+
+1. Same orientation, size, spacing, pixel format.  2. Axial.  3. Sorted along the normal.  4. None doubled, none missing, all on
+one line at equal distances.  (DICOM PS3.3 C.7.6.2: image plane module)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.ingest.quarantine import Reason, Unusable
+
+Vector = NDArray[np.float64]
+
+MIN_SLICES = 3
+FARTHEST_MM = 1e5
+ANGLE_TOLERANCE = 1e-3  # of a direction cosine
+SPACING_TOLERANCE = 1e-3  # relative
+PLACE_TOLERANCE = 0.1  # of the smallest voxel edge
+DOUBLED, MISSING = 0.1, 1.5  # gaps, in units of the median gap
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One slice: millimetres in LPS. `row`, `column`: directions in which the column and the row index grow; `spacing`:
+    between rows, between columns; `kind`: whatever of the pixel format must be the same in all slices.
+    """
+
+    origin: tuple[float, ...]
+    row: tuple[float, ...]
+    column: tuple[float, ...]
+    spacing: tuple[float, float]
+    shape: tuple[int, int]
+    kind: tuple[Any, ...] = ()
+
+    def corners(self) -> Vector:
+        """Return the centres of the four corner pixels, [4, 3]."""
+        across = np.array(self.row) * self.spacing[1] * (self.shape[1] - 1)
+        down = np.array(self.column) * self.spacing[0] * (self.shape[0] - 1)
+        origin = np.array(self.origin)
+        return np.stack([origin, origin + across, origin + down, origin + across + down])
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The voxels of a volume [D, H, W]: voxel (d, h, w) is centred at `affine` @ (w, h, d, 1), LPS, mm."""
+
+    affine: Vector
+    shape: tuple[int, int, int]
+
+    @property
+    def edges(self) -> Vector:
+        """The three edges of a voxel, mm: along a row, along a column, between slices."""
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def tolerance_mm(self) -> float:
+        """How far a place may be off."""
+        return PLACE_TOLERANCE * float(self.edges.min())
+
+    def plane(self, depth: int) -> Plane:
+        """Return the plane of slice `depth`."""
+        across, down, step = self.affine[:3, :3].T
+        origin = self.affine[:3, 3] + depth * step
+        row, column = across / self.edges[0], down / self.edges[1]
+        spacing = (float(self.edges[1]), float(self.edges[0]))
+        return Plane(tuple(origin), tuple(row), tuple(column), spacing, self.shape[1:])
+
+
+def plane_of(
+    position: Any, orientation: Any, spacing: Any, shape: tuple[int, int], kind: tuple[Any, ...] = ()
+) -> Plane:
+    """Return the plane of ImagePositionPatient, ImageOrientationPatient and PixelSpacing as they stand in a header.
+
+    Raises Unusable (no-geometry): missing, wrong count, not finite, not orthonormal, not positive.
+    """
+    try:
+        place, turn, gaps = ([float(v) for v in values] for values in (position, orientation, spacing))
+    except (TypeError, ValueError) as error:
+        raise Unusable(Reason.NO_GEOMETRY) from error
+    if (len(place), len(turn), len(gaps)) != (3, 6, 2) or not np.isfinite([*place, *turn, *gaps]).all():
+        raise Unusable(Reason.NO_GEOMETRY)
+    row, column = np.array(turn[:3]), np.array(turn[3:])
+    square = np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], rtol=0, atol=10 * ANGLE_TOLERANCE)
+    if not square or min(gaps) <= 0 or max(*gaps, *map(abs, place)) > FARTHEST_MM:
+        raise Unusable(Reason.NO_GEOMETRY)
+    row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
+    return Plane(tuple(place), tuple(row), tuple(column), (gaps[0], gaps[1]), shape, kind)
+
+
+def arranged(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
+    """Return the positions of `planes` in the order of the normal (row x column), and the grid.
+
+    Raises Unusable: mixed-series, not-axial, volume-too-small, duplicate-slice, missing-slice, uneven-slices.
+    """
+    first = planes[0]
+    if any(not _alike(first, plane) for plane in planes):  # 1
+        raise Unusable(Reason.MIXED_SERIES)
+    normal = np.cross(first.row, first.column)
+    if abs(normal[2]) < np.abs(normal).max():  # 2
+        raise Unusable(Reason.NOT_AXIAL)
+    origins = np.array([plane.origin for plane in planes])
+    along = origins @ normal
+    order = np.argsort(along, kind="stable")  # 3
+    if len(order) < MIN_SLICES:
+        raise Unusable(Reason.VOLUME_TOO_SMALL)
+    _check_gaps(np.diff(along[order]))  # 4
+    step = (origins[order[-1]] - origins[order[0]]) / (len(order) - 1)
+    grid = _grid(planes[order[0]], step, len(order))
+    line = origins[order[0]] + np.arange(len(order))[:, None] * step
+    if np.linalg.norm(origins[order] - line, axis=1).max() > grid.tolerance_mm:
+        raise Unusable(Reason.UNEVEN_SLICES)
+    return order.tolist(), grid
+
+
+def _alike(one: Plane, other: Plane) -> bool:
+    same = one.shape == other.shape and one.kind == other.kind
+    turned = np.abs(np.array([*one.row, *one.column]) - np.array([*other.row, *other.column])).max()
+    return same and turned <= ANGLE_TOLERANCE and np.allclose(one.spacing, other.spacing, rtol=SPACING_TOLERANCE)
+
+
+def _check_gaps(gaps: Vector) -> None:
+    """Doubled and missing slices, each with its reason; the rest is left to the line."""
+    usual = float(np.median(gaps))
+    if usual <= 0 or gaps.min() < DOUBLED * usual:
+        raise Unusable(Reason.DUPLICATE_SLICE)
+    if gaps.max() > MISSING * usual:
+        raise Unusable(Reason.MISSING_SLICE)
+
+
+def _grid(first: Plane, step: Vector, depth: int) -> Grid:
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(first.row) * first.spacing[1]
+    affine[:3, 1] = np.array(first.column) * first.spacing[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = first.origin
+    return Grid(affine, (depth, *first.shape))

@@ -1,0 +1,297 @@
+"""MR slices and masks as volumes, and volumes as patches: what the decoding child does in a study of volumes.
+
+In: one file to look at (`scan`), or all slices of one series and its mask (`read_volume`), and a seed (`patches`). Out: what a
+file says of itself; a `Volume` of 8-bit intensities with its mask; image + mask patches. Guaranteed: at most one volume is held
+at a time and its size is checked before it is allocated; slices lie as geometry says (series.py); one scaling for the whole
+volume, so that intensities of its patches relate; each patch lies inside the volume, nothing is padded or resampled; the choice
+of patches follows from the seed alone. Not covered: bias fields, skull and air (removed by nothing), a series in another plane.
+
+Intensity: modality LUT or rescale, then the study's window, else the volume's own minimum and maximum; padding black; MONOCHROME1
+inverted. Patches: half are centred on a voxel of the mask, half anywhere in the volume that is not air, drawn with replacement
+(Kossen et al. 2022 draw the second half in the brain; we have no brain mask, so air is what stays below a tenth of the volume's
+98th percentile). A centre near a border moves the patch inwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from client.ingest import dicom
+from client.ingest.files import opened
+from client.ingest.images import BLANK_SPREAD
+from client.ingest.masks import SEGMENTATION, Mask, is_nifti, read_nifti, read_segmentation
+from client.ingest.quarantine import Reason, Unusable
+from client.ingest.request import LOOK_PX, SLICE_DIGEST_BYTES, Caps, Kind, Scan
+from client.ingest.series import Grid, Plane, arranged, plane_of
+
+UIDS = (
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+)  # they tell series apart, enter the HMAC and are dropped
+GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+MULTI_FRAME = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.3", "1.2.840.10008.5.1.4.1.1.4.4")
+AIR_SHARE, AIR_PERCENTILE = 0.1, 0.98
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """`shown` uint8 [D, H, W]; its `mask`, or the `refusal` that says why there is none; SHA-256 of the values; digests of the
+    slices that show anything; a `look` uint8 [64, 64, 1] for telling near-duplicates.
+    """
+
+    shown: NDArray[np.uint8]
+    mask: Mask | None
+    refusal: Reason | None
+    digest: bytes
+    slices: tuple[bytes, ...]
+    look: NDArray[np.uint8]
+
+
+class BadSlice(Unusable):
+    """One slice of a series, number `at`, is what makes the series unusable."""
+
+    def __init__(self, reason: Reason, at: int) -> None:
+        super().__init__(reason)
+        self.at = at
+
+
+def scan(path: str, caps: Caps) -> Scan:
+    """Return what the file at `path` says of itself. Raises Unusable when it can be no part of a volume."""
+    with opened(path, caps.max_file_bytes) as file:
+        head = file.read(132)
+        if head[128:] == b"DICM":
+            return _scan_dicom(file, caps)
+        if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+            raise Unusable(Reason.NOT_A_VOLUME)
+        if is_nifti(file):
+            return Scan("nifti", _content(file))
+    raise Unusable(Reason.UNKNOWN_FORMAT)
+
+
+def _content(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
+    """A slice or a segmentation."""
+    try:
+        dicom.bound_inflation(file, caps.max_pixel_bytes)
+        more = (*UIDS, *GEOMETRY, "ReferencedSeriesSequence")
+        header = dicom.read_header(file, pixels=False, more=more)
+        if header.get("SOPClassUID") in SEGMENTATION:
+            drawn_on: Any = header.get("ReferencedSeriesSequence") or ()
+            series = dicom.text_of(drawn_on[0], "SeriesInstanceUID") if len(drawn_on) == 1 else ""
+        else:
+            _check_slice(header, caps)
+            series = dicom.text_of(header, "SeriesInstanceUID")
+            if not series:
+                raise Unusable(Reason.NO_SERIES)
+        patient_id, issuer = dicom.text_of(header, "PatientID"), dicom.text_of(header, "IssuerOfPatientID")
+        frame = dicom.text_of(header, "FrameOfReferenceUID")
+        kind: Kind = "segmentation" if header.get("SOPClassUID") in SEGMENTATION else "slice"
+        return Scan(kind, _content(file), patient_id, issuer, series, frame)
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unusable(Reason.DAMAGED_HEADER) from error
+
+
+def _check_slice(header: Dataset, caps: Caps) -> Plane:
+    """The plane of a grey, single-frame slice within the caps."""
+    dicom.check_rules(header, caps.modalities)
+    if header.get("SOPClassUID") in MULTI_FRAME or dicom.number_of(header, "NumberOfFrames", 1) != 1:
+        raise Unusable(Reason.MULTI_FRAME)
+    shown_as = header.PhotometricInterpretation
+    if shown_as not in dicom.GREY:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    dicom.check_size(header, caps.max_pixel_bytes)
+    kind = (shown_as, header.BitsAllocated, header.PixelRepresentation)
+    shape = (int(header.Rows), int(header.Columns))
+    position, orientation, spacing = (header.get(name) for name in GEOMETRY)
+    return plane_of(position, orientation, spacing, shape, kind)
+
+
+def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps) -> Volume:
+    """Return the volume of the slices at `paths`, in any order, with the mask at (kind, path).
+
+    A mask that cannot be used is a `refusal`, not an exception. Raises Unusable when the slices make no volume, BadSlice when
+    one of them is at fault.
+    """
+    planes = [_blamed(at, lambda path=path: _plane(path, caps)) for at, path in enumerate(paths)]
+    if 4 * len(planes) * planes[0].shape[0] * planes[0].shape[1] > caps.max_volume_bytes:
+        raise Unusable(Reason.DECLARED_TOO_LARGE)
+    order, grid = arranged(planes)
+    if min(grid.shape[1:]) < caps.size_px:
+        raise Unusable(Reason.VOLUME_TOO_SMALL)
+    values = np.empty(grid.shape, np.float32)
+    for depth, at in enumerate(order):
+        values[depth] = _blamed(at, lambda path=paths[at]: _values(path, grid.shape[1:], caps))
+    digest = _sha(values)
+    slices = tuple(_sha(values[d])[:SLICE_DIGEST_BYTES] for d in range(len(values)) if _shows_anything(values[d]))
+    shown = scaled(values, caps.window, inverted=planes[0].kind[0] == "MONOCHROME1")
+    del values
+    laid, refusal = _mask(mask, grid, caps)
+    return Volume(shown, laid, refusal, digest, slices, look(shown))
+
+
+def _blamed(at: int, read: Any) -> Any:
+    """What `read` returns; its refusal names slice `at`."""
+    try:
+        return read()
+    except (Unusable, MemoryError) as refusal:
+        if isinstance(refusal, Unusable):
+            raise BadSlice(refusal.reason, at) from refusal
+        raise
+    except Exception as error:
+        raise BadSlice(Reason.UNDECODABLE, at) from error
+
+
+def _plane(path: str, caps: Caps) -> Plane:
+    with opened(path, caps.max_file_bytes) as file:
+        dicom.bound_inflation(file, caps.max_pixel_bytes)
+        return _check_slice(dicom.read_header(file, pixels=False, more=(*UIDS, *GEOMETRY)), caps)
+
+
+def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32]:
+    """The values that one slice means, float32 [H, W]; padding is NaN."""
+    with opened(path, caps.max_file_bytes) as file:
+        dicom.bound_inflation(file, caps.max_pixel_bytes)
+        header = dicom.read_header(file, pixels=False)
+        dicom.check_size(header, caps.max_pixel_bytes)
+        full, stored = dicom.decoded(file, header)
+    if stored.shape != shape:
+        raise Unusable(Reason.UNDECODABLE)
+    raw = stored.view(f"u{stored.dtype.itemsize}").astype(np.uint16, copy=False)
+    counts = np.bincount(raw.ravel(), minlength=1 << 8 * stored.dtype.itemsize)
+    bits = min(int(full.BitsStored), 8 * stored.dtype.itemsize)
+    patterns = dicom.stored_values(len(counts), bits, stored.dtype.kind == "i")
+    with np.errstate(over="ignore", invalid="ignore"):
+        table = dicom.modality_values(full, patterns).astype(np.float32)
+    table[dicom.padding_of(full, patterns, counts)] = np.nan
+    if np.isinf(table).any():
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    return np.asarray(table[raw])
+
+
+def _sha(values: NDArray[np.float32]) -> bytes:
+    """SHA-256 over shape and values."""
+    digest = hashlib.sha256(repr(values.shape).encode())
+    digest.update(np.ascontiguousarray(values).data)
+    return digest.digest()
+
+
+def _shows_anything(values: NDArray[np.float32]) -> bool:
+    """Whether a slice has two different values: even ones (air, padding) are alike in all patients."""
+    return bool((values != values.flat[0]).any() and not np.isnan(values).all())
+
+
+def scaled(values: NDArray[np.float32], window: tuple[float, float] | None, *, inverted: bool) -> NDArray[np.uint8]:
+    """Return `values` [D, H, W] as uint8: the window, or the volume's own range, becomes 0 to 255; NaN becomes 0.
+
+    Raises Unusable (blank-image) when the volume is even, or nearly so, inside its range.
+    """
+    if window is None and np.isnan(values).all():
+        raise Unusable(Reason.BLANK)
+    low, high = window or (float(np.nanmin(values)), float(np.nanmax(values)))
+    if not high > low:
+        raise Unusable(Reason.BLANK)
+    shown = np.empty(values.shape, np.uint8)
+    for depth, plane in enumerate(values):
+        share = np.clip((plane.astype(np.float64) - low) / (high - low), 0, 1)
+        share = np.where(np.isnan(plane), 0, 1 - share if inverted else share)
+        shown[depth] = np.rint(255 * share)
+    if _spread(shown) < BLANK_SPREAD:
+        raise Unusable(Reason.BLANK)
+    return shown
+
+
+def _counts(shown: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each grey level occurs; slice by slice, because bincount widens what it is given."""
+    return np.asarray(np.sum([np.bincount(plane.ravel(), minlength=256) for plane in shown], axis=0), dtype=np.int64)
+
+
+def _spread(shown: NDArray[np.uint8]) -> float:
+    counts, levels = _counts(shown), np.arange(256)
+    mean = (counts * levels).sum() / shown.size
+    return float(np.sqrt((counts * (levels - mean) ** 2).sum() / shown.size))
+
+
+def _mask(mask: tuple[Kind, str] | None, grid: Grid, caps: Caps) -> tuple[Mask | None, Reason | None]:
+    """The mask, or why there is none."""
+    if mask is None:
+        return None, Reason.NO_MASK
+    kind, path = mask
+    read = read_nifti if kind == "nifti" else read_segmentation
+    try:
+        with opened(path, caps.max_file_bytes) as file:
+            return read(file, grid, caps.max_pixel_bytes), None
+    except Unusable as refusal:
+        return None, refusal.reason
+
+
+def look(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a volume's look, uint8 [64, 64, 1]: the means of four slabs, 32 px each, two by two, over the full grey range."""
+    depth, half = len(shown), LOOK_PX // 2
+    slabs = [shown[q * depth // 4 : max(q * depth // 4 + 1, (q + 1) * depth // 4)] for q in range(4)]
+    small = [_reduced(slab.mean(axis=0, dtype=np.float32), half) for slab in slabs]
+    tiles = np.block([[small[0], small[1]], [small[2], small[3]]])
+    low, high = float(tiles.min()), float(tiles.max())
+    return np.asarray(np.rint(255 * (tiles - low) / max(high - low, 1e-6)), dtype=np.uint8)[..., None]
+
+
+def _reduced(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Block means, [size, size], of a plane at least that large."""
+    rows, columns = (np.arange(size) * n // size for n in plane.shape)
+    sums = np.add.reduceat(np.add.reduceat(plane, rows, axis=0), columns, axis=1)
+    areas = np.outer(np.diff([*rows, plane.shape[0]]), np.diff([*columns, plane.shape[1]]))
+    return np.asarray(sums / areas, dtype=np.float32)
+
+
+def patches(volume: Volume, seed: bytes, count: int, size_px: int) -> NDArray[np.uint8]:
+    """Return uint8 [2 x half, S, S, 2] with half = ceil(count / 2): first those centred on the mask, then those anywhere.
+
+    Plane 0 is the image, plane 1 the mask (0 or 255). `volume` must have a mask.
+    """
+    if volume.mask is None:
+        raise Unusable(volume.refusal or Reason.NO_MASK)
+    half = (count + 1) // 2
+    draws = np.frombuffer(hashlib.shake_256(seed).digest(16 * half), "<u8").reshape(2, half)
+    inside = volume.shown > _air_level(volume.shown)
+    found = np.empty((2 * half, size_px, size_px, 2), np.uint8)
+    for row, (depth, y, x) in enumerate((*_picked(volume.mask, draws[0]), *_picked(inside, draws[1]))):
+        top, left = (
+            min(max(c - size_px // 2, 0), n - size_px) for c, n in zip((y, x), volume.shown.shape[1:], strict=True)
+        )
+        window = (depth, slice(top, top + size_px), slice(left, left + size_px))
+        found[row, ..., 0] = volume.shown[window]
+        found[row, ..., 1] = volume.mask[window].view(np.uint8) * 255
+    return found
+
+
+def _air_level(shown: NDArray[np.uint8]) -> float:
+    """The grey level at and below which a voxel counts as air."""
+    share = np.cumsum(_counts(shown)) / shown.size
+    return AIR_SHARE * int(np.searchsorted(share, AIR_PERCENTILE))
+
+
+def _picked(marked: Mask, draws: NDArray[np.uint64]) -> Iterable[tuple[int, int, int]]:
+    """A marked voxel (d, y, x) for each draw, uniformly; slice by slice, so that no list of all voxels is made."""
+    counts = np.array([np.count_nonzero(plane) for plane in marked])
+    ends = np.cumsum(counts)
+    ranks = (draws % np.uint64(ends[-1])).astype(np.int64)
+    depths = np.searchsorted(ends, ranks, side="right")
+    places = np.empty(len(draws), np.int64)
+    for depth in np.unique(depths):
+        own = depths == depth
+        places[own] = np.flatnonzero(marked[depth])[ranks[own] - (ends[depth] - counts[depth])]
+    rows, columns = np.divmod(places, marked.shape[2])
+    return list(zip(depths.tolist(), rows.tolist(), columns.tolist(), strict=True))
