@@ -7,8 +7,7 @@ Not covered: whether the hospitals agree (each approves the plan's hash within i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,63 +15,27 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, PolicyError
-from common.privacy.accounting import PlanReport, Spent, feasibility, spend
-from common.privacy.boundary import POST_PROCESSED, PREFIXES, is_trained
+from common.privacy.accounting import Spent, spend
 from common.privacy.mechanisms import round_event
+from common.privacy.planning import PlanReport, feasibility, parameter_counts, wire_counts
 from common.study import Checkpoint, Study, load_study, write_bundle
-from common.tensors import atomic_write, read_capped, shapes
+from common.tensors import atomic_write, read_capped
 from server.record import file_digest
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def report(study: Study, checkpoints: Path) -> PlanReport:
     """Return the accountants' report; `checkpoints`: the plan's folder, or a bundle's checkpoints/."""
-    return feasibility(study, parameter_counts(study, checkpoints))
+    return feasibility(study, parameter_counts(study, checkpoints), wire=wire_counts(study, checkpoints))
 
 
 def spent(study: Study, checkpoints: Path) -> Spent:
     """Return what all model updates of one site spend by PLD and RDP: the release's account (imports no torch)."""
     counts, trained = parameter_counts(study, checkpoints), study.models.trained()
-    events = [replace(round_event(study, name, counts[name]), steps=plan.steps) for name, plan in trained.items()]
+    canaries = study.privacy.canaries  # their coordinates get noise too
+    events = [
+        replace(round_event(study, name, counts[name] + canaries), steps=plan.steps) for name, plan in trained.items()
+    ]
     return spend(events, study.privacy.delta)
-
-
-def parameter_counts(study: Study, checkpoints: Path) -> dict[str, int]:
-    """Return, by model, how many numbers a private step moves: trained tensors, without the post-processed generator."""
-    counts = {}
-    for model, plan in study.models.trained().items():
-        places = (checkpoints / plan.start.file, checkpoints / plan.start.name) if plan.start else ()
-        start = next((path for path in places if path.is_file()), None)
-        found = _shapes_of(start) if start else model_shapes(study, model)
-        names = [n for n in found if n.startswith(PREFIXES[model]) and not n.startswith(POST_PROCESSED)]
-        counts[model] = sum(math.prod(found[name]) for name in names if is_trained(name, plan))
-        if not counts[model]:
-            raise ConfigurationError(f"models.{model}.trainable: {list(plan.trainable)} names no tensor of the model")
-    return counts
-
-
-def _shapes_of(path: Path) -> Shapes:
-    return {name: shape for name, (_, shape) in shapes(path).items()}
-
-
-def model_shapes(study: Study, model: str) -> Shapes:
-    """Return the shapes of a model that has no starting checkpoint yet (imports torch; nothing is allocated)."""
-    import torch
-
-    from common.models.glow import Glow
-    from common.models.stylegan import Critic
-
-    size, channels = study.intake.size_px, study.intake.channels
-    flow, gan = study.models.glow, study.models.gan if model == "gan" else study.models.wgan
-    with torch.device("meta"):
-        if model == "glow" and flow:
-            network: torch.nn.Module = Glow(size, channels, flow.levels, flow.steps_per_level, flow.width)
-        else:
-            assert gan is not None
-            network = Critic(size, channels + (model == "wgan"), gan.width)  # wgan: the mask is one more channel
-    prefix = "glow." if model == "glow" else "critic."
-    return {prefix + name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, PlanReport]:
@@ -96,7 +59,7 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
     if not found.accepted:
         over = found.verdict == "over budget"
         raise PolicyError(
-            f"not signed: {found.verdict}\n{found.to_text()}",
+            f"not signed: {found.sentence}\n{found.to_text()}",
             hint="change the plan as `fix` says" + ("" if over else ", or set privacy.accept_infeasible: true"),
             code="E-PLAN-BUDGET" if over else "E-PLAN-INFEASIBLE",
         )

@@ -1,33 +1,30 @@
-"""How much privacy a list of mechanisms spends, by three accountants, and whether a study plan can work at all.
+"""How much privacy a list of mechanisms spends, by three accountants.
 
-In: mechanisms (public constants) and a delta; or a study plan and its models' parameter counts. Out: epsilons; a `PlanReport`.
+In: mechanisms (public constants) and a delta. Out: epsilons. Whether a plan can learn with it: planning.py.
 Guaranteed: one adjacency for all (zero-out of one patient; a replace-one epsilon is charged in full, which is no less);
 equal mechanisms are merged before composing; unknown mechanisms, an empty history or accountants that disagree are refused,
 never guessed.
 Not: whether the mechanisms were run as described (private_step.py), or who may spend what (ledger.py).
 
 PLD (dp-accounting) is the truth; RDP (dp-accounting) and PRV (opacus) are second opinions. This is the only file that
-imports opacus, which imports torch: `epsilon_prv`, `epsilon_rdp_opacus`, `calibrate` and `feasibility` do; `spend` does so
-only when asked for PRV.
+imports opacus, which imports torch: `epsilon_prv`, `epsilon_rdp_opacus`, `calibrate` do; `spend` does so only
+when asked for PRV.
 Sources: Koskela et al. 2020 (PLD); Mironov 2017 (RDP); Gopi et al. 2021 (PRV); Feldman and Zrnic 2021 (filter at one order).
 """
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import Bug, ConfigurationError
-from common.privacy.mechanisms import LatentLaplace, Mechanism, SubsampledGaussian, round_event
-from common.study import Study, TrainedModel
+from common.privacy.mechanisms import LatentLaplace, Mechanism, SubsampledGaussian
 
 TAIL_MASS = 5e-21  # a Box–Muller draw with a 64-bit radius misses 2.3e-21 of a Gaussian's mass
 SAMPLER_SHARE = 0.01  # of delta: what the sampler's missing tail may add
 RDP_ORDERS = (*(2 + tenth / 10 for tenth in range(90)), *range(11, 64), 128, 256, 512, 1024)
 LARGEST_COMPOSED = 50.0  # beyond it an upper bound stands in for PLD: nobody's cap lies there
-RATIO_FEASIBLE, RATIO_MARGINAL = 10.0, 20.0
-SAMPLE_SITE_CAP = 10.0
 
 
 # --- composition --------------------------------------------------------------------------------------------------------
@@ -197,7 +194,7 @@ def _opacus_history(mechanisms: Iterable[Mechanism], delta: float) -> list[tuple
     return [(m.noise_multiplier, m.q, m.steps) for m in gaussian]
 
 
-# --- planning -----------------------------------------------------------------------------------------------------------
+# --- calibration -----------------------------------------------------------------------------------------------------------
 
 
 def calibrate(q: float, steps: int, epsilon: float, delta: float) -> float:
@@ -216,134 +213,3 @@ def calibrate(q: float, steps: int, epsilon: float, delta: float) -> float:
     while epsilon_pld([SubsampledGaussian(q, sigma, steps)], delta) > epsilon:
         sigma = round(sigma + 0.01, 2)
     return sigma
-
-
-@dataclass(frozen=True)
-class ModelReport:
-    """One trained model of a plan: its constants and how loud the noise is against the clipped signal."""
-
-    name: str
-    event: SubsampledGaussian  # all its steps
-    plan: TrainedModel
-    sites: int
-
-    @property
-    def ratio(self) -> float:
-        """r = sigma·sqrt(d)/B: the noise's norm over the largest possible signal's, at one site."""
-        return self.event.noise_multiplier * math.sqrt(self.event.dimension) / self.plan.patients_per_step
-
-    @property
-    def federated_ratio(self) -> float:
-        """r / sqrt(S) after averaging S equal sites."""
-        return self.ratio / math.sqrt(self.sites)
-
-    @property
-    def round_bytes(self) -> int:
-        """Bytes of the trained parameters' update, fp32."""
-        return 4 * self.event.dimension
-
-    def to_text(self) -> str:
-        """Two lines."""
-        e, p = self.event, self.plan
-        return (
-            f"  {self.name}: q={e.q:.4g} B={p.patients_per_step} m={p.items_per_patient} T={e.steps} "
-            f"({p.rounds} rounds x {p.local_steps}) sigma={e.noise_multiplier:g} C={p.clip:g} d={e.dimension:,}\n"
-            f"    noise ratio r={self.ratio:.1f}, over {self.sites} sites r/sqrt(S)={self.federated_ratio:.1f}; "
-            f"{self.round_bytes / 1e6:.1f} MB a round"
-        )
-
-
-@dataclass(frozen=True)
-class PlanReport:
-    """What a plan would spend and whether it can learn: the numbers of `kohort-server plan`.
-
-    `verdict`: "feasible" (r/sqrt(S) <= 10), "marginal" (<= 20), "infeasible" (above: refused unless the plan accepts it) or
-    "over budget" (always refused). `fixes`: cheapest first.
-    """
-
-    study: Study
-    models: tuple[ModelReport, ...]
-    spent: Spent
-    site_cap: float
-    verdict: str
-    fixes: tuple[str, ...]
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the plan may be signed."""
-        marked = self.verdict == "infeasible" and self.study.privacy.accept_infeasible
-        return self.verdict in ("feasible", "marginal") or marked
-
-    def to_text(self) -> str:
-        """The report as printed."""
-        privacy, spent = self.study.privacy, self.spent
-        prv = "n/a" if spent.prv is None else f"{spent.prv:.3f}"
-        lines = [
-            f"plan {self.study.name}: unit {privacy.unit}, adjacency zero-out, N_plan={privacy.planned_patients:,}",
-            *(model.to_text() for model in self.models),
-            f"  together: epsilon PLD {spent.pld:.3f}, PRV {prv}, RDP {spent.rdp:.3f} "
-            f"at delta {spent.delta:g} + sampler {spent.sampler_delta:.1g} (plan allows {privacy.epsilon:g})",
-            f"  share of a site's cap of {self.site_cap:g}: {spent.pld / self.site_cap:.0%}",
-            f"  verdict: {self.verdict}{', accepted by the plan' if self.verdict == 'infeasible' and self.accepted else ''}",
-            *(f"    fix: {fix}" for fix in self.fixes),
-        ]
-        return "\n".join(lines)
-
-
-def feasibility(study: Study, parameter_counts: Mapping[str, int], *, site_cap: float = SAMPLE_SITE_CAP) -> PlanReport:
-    """The report on a plan; `parameter_counts`: trainable parameters by model name (imports torch). Spends nothing.
-
-    Raises `ConfigurationError` when a trained model has no parameter count.
-    """
-    trained = study.models.trained()
-    missing = sorted(set(trained) - set(parameter_counts))
-    if missing:
-        raise ConfigurationError(
-            f"plan {study.name}: parameter counts: expected one for each trained model, missing {missing}"
-        )
-    models = tuple(
-        ModelReport(name, _whole(study, name, parameter_counts[name]), plan, len(study.sites))
-        for name, plan in trained.items()
-    )
-    events = [model.event for model in models]
-    spent = spend(events, study.privacy.delta, prv=True)
-    verdict = _verdict(study, spent, max(model.federated_ratio for model in models))
-    return PlanReport(study, models, spent, site_cap, verdict, tuple(_fixes(study, spent, models, verdict)))
-
-
-def _whole(study: Study, name: str, dimension: int) -> SubsampledGaussian:
-    return replace(round_event(study, name, dimension), steps=study.models.trained()[name].steps)
-
-
-def _verdict(study: Study, spent: Spent, ratio: float) -> str:
-    if spent.pld > study.privacy.epsilon or spent.sampler_delta > SAMPLER_SHARE * spent.delta:
-        return "over budget"
-    if ratio <= RATIO_FEASIBLE:
-        return "feasible"
-    return "marginal" if ratio <= RATIO_MARGINAL else "infeasible"
-
-
-def _fixes(study: Study, spent: Spent, models: tuple[ModelReport, ...], verdict: str) -> Iterable[str]:
-    """What would change the verdict, cheapest first."""
-    worst = max(models, key=lambda model: model.federated_ratio)
-    if verdict == "over budget" and spent.pld <= study.privacy.epsilon:
-        yield "the sampler's tail adds over 1 % of delta: fewer steps or trained parameters, or a smaller epsilon"
-    elif verdict == "over budget":
-        factor = _noise_factor([model.event for model in models], study.privacy.epsilon, study.privacy.delta)
-        yield f"multiply every noise_multiplier by {factor:.2f}, or take fewer rounds or local steps"
-    elif verdict != "feasible":
-        shrink = (RATIO_FEASIBLE / worst.federated_ratio) ** 2
-        sites = math.ceil(worst.sites / shrink)
-        yield f"{worst.name}: fewer steps allow a smaller noise_multiplier"
-        yield f"{worst.name}: train about {max(1, int(worst.event.dimension * shrink)):,} parameters (trainable: the last blocks)"
-        yield f"{sites:,} sites of this size, or start from a checkpoint pretrained on public images"
-
-
-def _noise_factor(events: list[SubsampledGaussian], epsilon: float, delta: float) -> float:
-    """By what all noise must grow to fit, by RDP (a little more than PLD asks for), rounded up."""
-    low, high = 1.0, 4096.0
-    while high / low > 1.01:
-        middle = math.sqrt(low * high)
-        louder = [replace(e, noise_multiplier=e.noise_multiplier * middle) for e in events]
-        low, high = (middle, high) if epsilon_rdp(louder, delta) > epsilon else (low, middle)
-    return math.ceil(high * 100) / 100

@@ -42,12 +42,13 @@ def test_a_plan_within_the_policy_passes() -> None:
     check_plan(small_study(synthesis=None), config.policy, "hospital-a")
 
 
-def test_a_plan_with_a_model_that_no_trainer_is_for_is_refused_before_it_costs_anything() -> None:
-    wgan = small_study().models.gan.model_dump() if small_study().models.gan else {}
-    study = small_study(models={"wgan": {k: v for k, v in wgan.items() if v is not None}}, synthesis=None)
+def test_a_plan_with_a_model_that_no_trainer_is_for_is_refused_before_it_costs_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("client.config.TRAINERS", ("gan",))
     config = SiteConfig.model_validate({"site": "hospital-a", "data": {"folder": "/data"}})
-    with pytest.raises(PlanRefused, match="cannot train"):
-        check_plan(study, config.policy, "hospital-a")
+    with pytest.raises(PlanRefused, match=r"models\.glow: .* cannot train"):
+        check_plan(small_study(), config.policy, "hospital-a")
 
 
 def test_every_excess_of_a_plan_is_named_at_once() -> None:

@@ -17,13 +17,11 @@ from common.privacy.accounting import (
     epsilon_prv,
     epsilon_rdp,
     epsilon_rdp_opacus,
-    feasibility,
     merged,
     sampler_delta,
     spend,
 )
 from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
-from common.study import Study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
 
@@ -145,89 +143,3 @@ def test_a_reserves_arithmetic_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
-
-
-def plan(**changes: object) -> Study:
-    """A small plan: five hospitals, N_plan 1,000."""
-    gan = {
-        "rounds": 20, "local_steps": 100, "learning_rate": 2e-4, "noise_multiplier": 1.88, "patients_per_step": 64, "clip": 1.0,
-        "max_update_norm": 10.0, "width": 16, "latent": 64, "generator_learning_rate": 2e-4,
-    }  # fmt: skip
-    privacy: dict[str, object] = {"epsilon": 8.0, "delta": 1e-5, "planned_patients": 1000}
-    for key, value in changes.items():
-        (gan if key in gan else privacy)[key] = value  # type: ignore[assignment]
-    return Study.model_validate(
-        {
-            "format": "kohort-study/1", "name": "test", "title": "test", "modality": "fundus", "quorum": 2,
-            "sites": [{"name": f"site-{i}"} for i in range(5)],
-            "intake": {"dicom_modalities": ["OP"], "size_px": 64, "channels": 3, "labels": ["a"]},
-            "models": {"gan": gan}, "privacy": privacy, "release": {"date": "2026-01-01"},
-        }
-    )  # fmt: skip
-
-
-def test_the_plan_report_prints_what_a_plan_spends() -> None:
-    report = feasibility(plan(), {"gan": 250_000})
-    text = report.to_text()
-    assert report.models[0].ratio == pytest.approx(14.7, rel=0.01)
-    assert report.models[0].federated_ratio == pytest.approx(6.57, rel=0.01)
-    assert report.spent.pld == pytest.approx(7.95, abs=0.06)
-    assert (report.verdict, report.accepted, report.fixes) == ("feasible", True, ())
-    for word in (
-        "unit patient",
-        "zero-out",
-        "N_plan=1,000",
-        "q=0.064",
-        "B=64",
-        "m=1",
-        "T=2000",
-        "sigma=1.88",
-        "PLD",
-        "PRV",
-        "RDP",
-    ):
-        assert word in text
-    for word in (
-        "delta 1e-05",
-        "sampler",
-        "d=250,000",
-        "r=14.7",
-        "r/sqrt(S)=6.6",
-        "1.0 MB",
-        "cap of 10: 8",
-        "verdict: feasible",
-    ):
-        assert word in text
-
-
-VERDICTS = {
-    "marginal": ({}, 1_000_000, True, "marginal"),
-    "infeasible": ({}, 3_200_000, False, "infeasible"),
-    "infeasible but accepted": ({"accept_infeasible": True}, 3_200_000, True, "infeasible"),
-    "over budget, whatever the plan accepts": (
-        {"noise_multiplier": 1.5, "accept_infeasible": True},
-        250_000,
-        False,
-        "over budget",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", VERDICTS)
-def test_the_verdict_follows_the_noise_ratio_and_the_budget(case: str) -> None:
-    changes, dimension, accepted, verdict = VERDICTS[case]
-    report = feasibility(plan(**changes), {"gan": dimension})
-    assert (report.verdict, report.accepted) == (verdict, accepted)
-    assert report.fixes
-    assert "fix:" in report.to_text()
-
-
-def test_a_plan_whose_sampler_tail_is_too_heavy_says_so() -> None:
-    report = feasibility(plan(accept_infeasible=True), {"gan": 8_000_000})
-    assert (report.verdict, report.accepted) == ("over budget", False)
-    assert "sampler" in report.fixes[0]
-
-
-def test_a_plan_without_a_parameter_count_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="gan"):
-        feasibility(plan(), {})
