@@ -123,6 +123,8 @@ class WganPlan(TrainedModel):
     `width`, `generator_width`: channels of the first critic and the last hidden generator layer. `critic_steps`: private
     critic steps for one generator step; with `adaptive` the start of a ladder (client/learn/train_wgan.py). `weight_clip`:
     bound on every critic weight after each step, needed by the loss `wgan`. `average_decay`: of the generator's moving average.
+    `input_noise`: standard deviation of Gaussian noise on every pair that the critic sees, on the scale of [-1, 1]: it steadies
+    the game where vessels are thin (Arjovsky and Bottou 2017); no privacy noise.
     """
 
     architecture: Literal["small", "kossen2022"] = "small"
@@ -136,6 +138,7 @@ class WganPlan(TrainedModel):
     optimizer: Literal["adam", "rmsprop"] = "adam"
     weight_clip: float | None = Field(default=None, gt=0, le=100)
     average_decay: float = Field(default=0.999, ge=0, lt=1)
+    input_noise: float = Field(default=0.1, ge=0, le=1)
     fakes_per_item: int = Field(default=1, ge=1, le=16)
     released_pairs: int = Field(default=256, ge=1, le=1_000_000)
 

@@ -106,7 +106,7 @@ def train(
         clip_weights(trained, plan)
         since += 1
         if since >= ladder.critic_steps:
-            gradients, accuracy = generator_step(generator, critic, plan.loss, latents)
+            gradients, accuracy = generator_step(generator, critic, plan, latents)
             generator_optimizer.step(gradients)
             follow(average, generator, plan.average_decay)
             ladder.saw(accuracy)
@@ -162,13 +162,14 @@ def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
 
 
 def generator_step(
-    generator: Generator, critic: Critic, kind: str, latents: torch.Generator
+    generator: Generator, critic: Critic, plan: WganPlan, latents: torch.Generator
 ) -> tuple[Parameters, float]:
     """The generator's gradient by name against the critic as it is, on fresh samples, and the share of these that the critic
     scores below 0. Sees no patient's data."""
-    scores = critic(generator(torch.randn(GENERATOR_BATCH, generator.latent, generator=latents)))
+    fakes = generator(torch.randn(GENERATOR_BATCH, generator.latent, generator=latents))
+    scores = critic(fakes + plan.input_noise * torch.randn(fakes.shape, generator=latents))
     parameters = dict(generator.named_parameters())
-    gradients = torch.autograd.grad(generator_loss(scores, kind), list(parameters.values()), materialize_grads=True)
+    gradients = torch.autograd.grad(generator_loss(scores, plan.loss), list(parameters.values()))
     return dict(zip(parameters, gradients, strict=True)), float((scores < 0).float().mean())
 
 
@@ -224,7 +225,11 @@ class Batches:
         count, each = len(patients), items.shape[1] * self._plan.fakes_per_item
         fakes = self._generator(torch.randn(count * each, self._generator.latent, generator=self._draw))
         mix = torch.rand(count, each, generator=self._draw)
-        return items, fakes.view(count, each, *items.shape[2:]), mix
+        return self._noised(items), self._noised(fakes.view(count, each, *items.shape[2:])), mix
+
+    def _noised(self, pairs: Tensor) -> Tensor:
+        """The pairs with the plan's noise on them."""
+        return pairs + self._plan.input_noise * torch.randn(pairs.shape, generator=self._draw)
 
     def _items(self, patient: int) -> Tensor:
         """m pairs of one patient, without repetition as far as there are enough."""

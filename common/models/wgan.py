@@ -60,7 +60,7 @@ class Critic(nn.Module):
 
 
 class Generator(nn.Module):
-    """Pairs [N, 2, S, S] in (-1, 1) of latents [N, z]. It takes nothing else: no patient can enter here."""
+    """Pairs [N, 2, S, S] of latents [N, z], in about [-1, 1]. It takes nothing else: no patient can enter here."""
 
     def __init__(self, size_px: int, width: int, latent: int, architecture: str = "small") -> None:
         super().__init__()
@@ -69,18 +69,32 @@ class Generator(nn.Module):
         self.latent, self._side = latent, size_px >> levels
         widest = width << (levels - 1)
         self.start = nn.Linear(latent, widest * self._side**2)
-        layers: list[nn.Module] = [nn.GroupNorm(GROUPS, widest), nn.ReLU()]
-        for level in reversed(range(levels)):
-            after = width << (level - 1) if level else PLANES
-            layers.append(nn.ConvTranspose2d(width << level, after, 4, stride=2, padding=1))
-            layers += [nn.GroupNorm(GROUPS, after), nn.ReLU()] if level else [nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*(_transposed(width, levels) if seed else _upsampled(width, levels)))
         _start(self, seed)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.start(z)
         pairs: Tensor = self.layers(x.view(len(z), -1, self._side, self._side))
         return pairs
+
+
+def _upsampled(width: int, levels: int) -> Iterator[nn.Module]:
+    """Nearest neighbour and 3x3 convolutions: no checkerboard; a linear end, since a mask's Tanh saturates and stops learning."""
+    yield from (nn.GroupNorm(GROUPS, width << (levels - 1)), nn.LeakyReLU(0.2))
+    for level in reversed(range(levels)):
+        after = width << max(level - 1, 0)
+        yield from (nn.Upsample(scale_factor=2), nn.Conv2d(width << level, after, 3, padding=1))
+        yield from (nn.GroupNorm(GROUPS, after), nn.LeakyReLU(0.2))
+    yield nn.Conv2d(width, PLANES, 3, padding=1)
+
+
+def _transposed(width: int, levels: int) -> Iterator[nn.Module]:
+    """The seed's transposed 4x4 convolutions and Tanh."""
+    yield from (nn.GroupNorm(GROUPS, width << (levels - 1)), nn.ReLU())
+    for level in reversed(range(levels)):
+        after = width << (level - 1) if level else PLANES
+        yield nn.ConvTranspose2d(width << level, after, 4, stride=2, padding=1)
+        yield from (nn.GroupNorm(GROUPS, after), nn.ReLU()) if level else (nn.Tanh(),)
 
 
 def _levels(size_px: int, architecture: str) -> int:
