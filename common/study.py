@@ -146,6 +146,8 @@ class WganPlan(TrainedModel):
     def _bounded(self) -> WganPlan:
         if self.loss == "wgan" and self.weight_clip is None:
             raise ValueError("weight_clip: the loss wgan needs one (Kossen et al. 2022: 0.01)")
+        if self.width % 4 or self.generator_width % 8:
+            raise ValueError("width, generator_width: expected multiples of 4 and 8, for the group norms")
         return self
 
 

@@ -220,7 +220,7 @@ class Batches:
 
     @torch.no_grad()
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
-        """(items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K]) for P patient indices: pairs in [−1, 1], mix in [0, 1)."""
+        """(items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K] in [0, 1)) for P patient indices."""
         items = torch.stack([self._items(patient) for patient in patients])
         count, each = len(patients), items.shape[1] * self._plan.fakes_per_item
         fakes = self._generator(torch.randn(count * each, self._generator.latent, generator=self._draw))
