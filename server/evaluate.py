@@ -8,12 +8,16 @@ utility (train on synthetic, test on real) and attacks; they stand in the report
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from server.canaries import ModelAudit
 
 Images = NDArray[np.uint8]
 FEATURE_SEED, CHANNELS, SCALES = 20_230_310, 48, 3
@@ -54,10 +58,24 @@ def evaluate(
         "downstream accuracy on real images",
         "membership inference",
         "re-identification",
-        "canary lower bound",
     ):
         findings.append(Finding(name, None, "", "did not run for this release", NOT_EVALUATED))
     return findings
+
+
+def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:
+    """Return the lower bounds on epsilon of the canary audits by model (server/canaries.py): no patient took part in them."""
+    if not audits:
+        return [Finding("canary lower bound", None, "", "the plan has no canaries", NOT_EVALUATED)]
+    return [
+        Finding(
+            f"canary lower bound, {name}",
+            round(found.lower_bound, 2),
+            f"epsilon at {found.confidence:.0%} confidence; PLD says at most {found.upper_bound:.2f}",
+            f"{found.correct} of {found.guesses} guesses right in a rehearsal with {found.canaries} canaries",
+        )
+        for name, found in audits.items()
+    ]
 
 
 def features(images: Images) -> NDArray[np.float64]:

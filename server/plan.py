@@ -20,6 +20,7 @@ from common.privacy.mechanisms import round_event
 from common.privacy.planning import PlanReport, feasibility, parameter_counts, wire_counts
 from common.study import Checkpoint, Study, load_study, write_bundle
 from common.tensors import atomic_write, read_capped
+from server.pairs import check_releasable
 from server.record import file_digest
 
 
@@ -39,7 +40,7 @@ def spent(study: Study, checkpoints: Path) -> Spent:
 
 
 def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, PlanReport]:
-    """Write the signed bundle of a plan into `out`; raises PolicyError (E-PLAN-BUDGET, E-PLAN-INFEASIBLE, E-PLAN-START)."""
+    """Write the signed bundle of a plan into `out`; raises PolicyError (E-PLAN-START, -PAIRS, -BUDGET, -INFEASIBLE)."""
     study = load_study(study_path)
     missing = [f"models.{name}.start" for name, plan in study.models.trained().items() if plan.start is None]
     if (
@@ -55,6 +56,7 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
             hint="kohort-server pretrain makes one from public images",
             code="E-PLAN-START",
         )
+    check_releasable(study)
     found = report(study, study_path.parent)
     if not found.accepted:
         over = found.verdict == "over budget"
