@@ -45,6 +45,7 @@ from common import signing
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, PolicyError
 from common.lock import FolderLock
 from common.messages import canonical
+from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
 from common.research import run_typer
 from common.study import Study, fingerprint_words, open_bundle
 from common.tensors import atomic_write, read_capped
@@ -147,6 +148,9 @@ def approve(
     for text in plan_lines(study):
         _line(text)
     check_plan(study, config.policy, config.site)
+    counts = parameter_counts(study, bundle / "checkpoints")
+    refuse_hopeless(study, counts)
+    _line(f"  verdict      {feasibility(study, counts, prv=False).sentence}")
     if not yes and not typer.confirm("Allow this plan to run here?"):
         raise PolicyError("not approved", hint="nothing was changed")
     plans.approve(bundle)
@@ -214,7 +218,7 @@ def ingest_lines(report: IngestReport | None) -> Iterator[str]:
     if report is None:
         yield "the cohort is there already"
         return
-    yield f"{report.ingested} images of {report.patients} patients ({report.merged} under several ids)"
+    yield f"{report.ingested} files of {report.patients} patients ({report.merged} under several ids)"
     for code, count in report.quarantined.items():
         yield f"not used: {count} files, {code}"
 

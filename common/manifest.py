@@ -5,8 +5,9 @@ In: a release folder. Out: a `Manifest`, or RefusedError that names the file. Gu
   2. the signature over SHA256SUMS is by the key in allowed_signers (or by the key that the reader trusts);
   3. every file listed in SHA256SUMS is there with exactly that digest, and no other file is;
   4. manifest.json and allowed_signers agree with each other and with the files;
-  5. metadata.csv lists exactly the images, each with its label folder;
-  6. every site's statement is signed by that site's key, is about this study's plan, and states no smaller k.
+  5. metadata.csv lists exactly the images, each with its label folder, and exactly the masks where images have them;
+  6. every site's statement is signed by that site's key, is about this study's plan, and states no smaller k (images), or
+     the release's own epsilon and delta (a release without k: pairs drawn from a generator trained on updates).
 Not covered: whether the operator's key deserves trust: compare the fingerprint with one from another channel (`--trust`).
 """
 
@@ -37,7 +38,8 @@ TOP_LEVEL = {
     "privacy_statement.json", "privacy_statement.md", "evaluation.json", "study.yaml", "study.sig",
 }  # fmt: skip
 INNER = re.compile(
-    r"data/[a-z0-9][a-z0-9-]{0,31}/[0-9]{5}\.png|models/[a-z]{1,16}\.safetensors|statements/[a-z][a-z0-9-]{0,31}\.json"
+    r"data/[a-z0-9][a-z0-9-]{0,31}/[0-9]{5}\.png|masks/[0-9]{5}\.(?:png|nii\.gz)"
+    r"|models/[a-z]{1,16}\.safetensors|statements/[a-z][a-z0-9-]{0,31}\.json"
 )
 FILES_CAP, FILE_CAP_BYTES, TEXT_CAP_BYTES = 200_000, 1 << 30, 1 << 26
 
@@ -50,7 +52,7 @@ class FileEntry(FrozenModel):
 
 
 class Manifest(FrozenModel):
-    """What a release says of itself; everything in it is public."""
+    """What a release says of itself; everything in it is public. `k` is None where k-anonymity is not claimed."""
 
     format: str = Field(pattern=r"^kohort-release/1$")
     name: str
@@ -59,7 +61,7 @@ class Manifest(FrozenModel):
     date: str
     study: str = Field(pattern=r"^[0-9a-f]{64}$")
     operator_key: str
-    k: int = Field(ge=2)
+    k: int | None = Field(default=None, ge=2)
     grouping: str
     epsilon: float = Field(gt=0)
     delta: float = Field(gt=0)
@@ -238,28 +240,56 @@ def _metadata_agrees(folder: Path, manifest: Manifest, digests: dict[str, str]) 
     for row in rows:
         if row["label"] not in manifest.labels or row["file_name"].split("/")[1] != row["label"]:
             raise RefusedError(f"metadata.csv: {row['file_name']} stands in another folder than its label")
-        if not row["k"].isdigit() or int(row["k"]) < manifest.k:
-            raise RefusedError(
-                f"metadata.csv: {row['file_name']} states k = {row['k']}, at least {manifest.k} expected"
-            )
+        _k_agrees(row, manifest)
+    _masks_agree(rows, {name for name in digests if name.startswith("masks/")})
+
+
+def _k_agrees(row: dict[str, str], manifest: Manifest) -> None:
+    """Step 5, k: at least the manifest's; not stated where the manifest claims none."""
+    stated = row.get("k", "")
+    if manifest.k is None and not stated:
+        return
+    if manifest.k is None or not stated.isdigit() or int(stated) < manifest.k:
+        expected = "none" if manifest.k is None else f"at least {manifest.k}"
+        raise RefusedError(f"metadata.csv: {row['file_name']} states k = {stated}, {expected} expected")
+
+
+def _masks_agree(rows: list[dict[str, str]], masks: set[str]) -> None:
+    """Step 5, masks: a picture and a NIfTI file of each row's mask under the image's own number, and no others."""
+    listed = [name for row in rows for name in (row.get("mask", ""), row.get("mask_nifti", "")) if name]
+    if set(listed) != masks or len(listed) != len(masks):
+        raise RefusedError(f"metadata.csv: lists {len(listed)} mask files, {len(masks)} are there")
+    for row in rows if masks else ():
+        number = row["file_name"].rpartition("/")[2].removesuffix(".png")
+        if (row.get("mask"), row.get("mask_nifti")) != (f"masks/{number}.png", f"masks/{number}.nii.gz"):
+            raise RefusedError(f"metadata.csv: {row['file_name']} stands beside another image's mask")
 
 
 def _statement_holds(path: Path, site: str, manifest: Manifest) -> None:
     """Step 6: the site's own signature over what it sent for this plan."""
     name = f"statements/{path.name}"
+    _, header = open_statement(read_capped(path, 1 << 20), name)
+    kind = "update" if manifest.k is None else "images"
+    if header.sender != site or header.study != manifest.study or header.kind != kind:
+        raise RefusedError(f"{name}: about another site or study, or not about {kind}")
+    if manifest.k is not None and int(header.statement.get("k", 0)) < manifest.k:
+        raise RefusedError(f"{name}: the site states k = {header.statement.get('k')}, the release {manifest.k}")
+    stated = (header.statement.get("epsilon"), header.statement.get("delta"))
+    if manifest.k is None and stated != (manifest.epsilon, manifest.delta):
+        raise RefusedError(f"{name}: the site states (epsilon, delta) = {stated}, not the release's")
+
+
+def open_statement(data: bytes, name: str) -> tuple[Statement, Header]:
+    """Return a statement and the header in it, if the site's key in the statement signed it; raises RefusedError."""
     try:
-        statement = Statement.model_validate_json(read_capped(path, 1 << 20))
-        header_bytes = base64.b64decode(statement.header, validate=True)
+        statement = Statement.model_validate_json(data)
+        header = base64.b64decode(statement.header, validate=True)
         signature = base64.b64decode(statement.signature, validate=True)
-        signing.verify(signing.parse_public(statement.key), signing.MESSAGE, header_bytes, signature, what=name)
-        header = Header.model_validate_json(header_bytes)
+        signing.verify(signing.parse_public(statement.key), signing.MESSAGE, header, signature, what=name)
+        return statement, Header.model_validate_json(header)
     except (ValidationError, binascii.Error, KohortError) as error:
         reason = str(error) if isinstance(error, KohortError) else "damaged"
         raise RefusedError(f"{name}: {reason}") from error
-    if header.sender != site or header.study != manifest.study or header.kind not in ("images", "update"):
-        raise RefusedError(f"{name}: about another site or study")
-    if header.kind == "images" and int(header.statement.get("k", 0)) < manifest.k:
-        raise RefusedError(f"{name}: the site states k = {header.statement.get('k')}, the release {manifest.k}")
 
 
 def statement_json(site: str, key: str, header: bytes, signature: bytes) -> bytes:

@@ -57,6 +57,8 @@ def _summary(manifest: Manifest, as_json: bool) -> None:
     )
     _line(
         f"  each image aggregates at least k = {manifest.k} distinct patients of one site (grouping: {manifest.grouping})"
+        if manifest.k is not None
+        else "  image + mask pairs drawn from a generator trained on the updates; k-anonymity is not claimed"
     )
     _line(f"  model updates: ({manifest.epsilon:g}, {manifest.delta:g})-DP per patient, zero-out adjacency")
     _line(f"  signed by {key}")

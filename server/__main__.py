@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from common import signing
 from common.bundle import write_app
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
 from common.lock import FolderLock
+from common.privacy.planning import ModelReport
 from common.research import run_typer
 from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle
 from common.tensors import atomic_write, read_capped
@@ -37,14 +39,22 @@ from server import sites as registry_of_sites
 from server.certificates import create_authority, issue_server_certificate, load_authority
 from server.config import ServerConfig, ServerState, load_config, new_config
 from server.coordinator import Coordinator
-from server.record import Progress, StudyRecord
+from server.record import Progress, StudyRecord, file_digest
 from server.sites import Registry
 from server.superlink import SuperLink
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from server.release import Pairs
+
 FLWR_VERSION = "1.41.0"
+PHANTOM_PATCHES = 16
+PHANTOM_ORIGIN = (
+    "procedural vessel phantoms (server/vessel_phantoms.py, style public)",
+    "CC0-1.0",
+    "none: nobody is in them",
+)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 State = Annotated[Path, typer.Option("--state", help="the server's state folder")]
 Bundle = Annotated[Path, typer.Argument(help="signed plan bundle that `kohort-server sign` wrote")]
@@ -100,13 +110,34 @@ def plan(study: StudyFile, as_json: Annotated[bool, typer.Option("--json")] = Fa
         "plan": loaded.name,
         "hash": loaded.hash(),
         "verdict": report.verdict,
+        "sentence": report.sentence,
         "accepted": report.accepted,
         "epsilon": {"pld": report.spent.pld, "prv": report.spent.prv, "rdp": report.spent.rdp},
         "delta": report.spent.delta,
+        "sampler_delta": report.spent.sampler_delta,
+        "share_of_cap": report.spent.pld / report.site_cap,
         "parameters": {model.name: model.event.dimension for model in report.models},
+        "models": {model.name: _constants(model) for model in report.models},
         "fixes": list(report.fixes),
+        "needs": [asdict(needs) for needs in report.needs],
     }
     write(json.dumps(facts) + "\n")
+
+
+def _constants(model: ModelReport) -> dict[str, float | int | None]:
+    """What `plan --json` says of one model."""
+    return {
+        "sampling_rate": model.event.q,
+        "patients_per_step": model.plan.patients_per_step,
+        "items_per_patient": model.plan.items_per_patient,
+        "steps": model.event.steps,
+        "noise_multiplier": model.event.noise_multiplier,
+        "calibrated_noise_multiplier": model.calibrated,
+        "parameters": model.event.dimension,
+        "noise_ratio": model.ratio,
+        "federated_noise_ratio": model.federated_ratio,
+        "round_bytes": model.round_bytes,
+    }
 
 
 @app.command(help="Write the SHA-256 of the starting checkpoints into a plan, in place.")
@@ -233,10 +264,14 @@ def release(
     bundle: Bundle,
     state: State,
     out: Annotated[Path, typer.Option(help="folder in which releases lie")],
-    reference: Annotated[Path | None, typer.Option(help="public real images (folder or .npz) to compare with")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="public real images, or image + mask pairs (folder or .npz), to compare with")
+    ] = None,
     reference_name: Annotated[str, typer.Option(help="what the report calls them")] = "",
 ) -> None:
     """Everything is verified again first."""
+    from server.canaries import rehearsed
+    from server.pairs import releases_pairs
     from server.release import Account, ReleaseInputs, SiteBatch, build_release
 
     place = ServerState(state)
@@ -248,16 +283,39 @@ def release(
         quarantined = {site.name for site in registry.sites().values() if site.state == "quarantined"}
         batches = [SiteBatch(b.site, b.key, b.parts) for b in record.batches() if b.site not in quarantined]
         weights = record.final_weights() if study.release.models else {}
+        pairs = _pairs(record, quarantined, reference) if releases_pairs(study) else None
     spent = plans.spent(study, bundle / "checkpoints")
-    account = Account({"PLD": spent.pld, "RDP": spent.rdp}, {"dp-accounting": version("dp-accounting")})
+    audits = rehearsed(study, place.study(study.hash()) / "canaries.json")
+    account = Account({"PLD": spent.pld, "RDP": spent.rdp}, {"dp-accounting": version("dp-accounting")}, audits)
     inputs = ReleaseInputs(
         study, bundle, batches, account, weights,
-        _reference(reference, study), (reference_name or reference.name) if reference else "",
+        None if pairs else _reference(reference, study), (reference_name or reference.name) if reference else "", pairs,
     )  # fmt: skip
     with _bar("release") as bar:
         task = bar.add_task("pictures", total=None)
         folder = build_release(inputs, out, key, lambda done, total: bar.update(task, completed=done, total=total))
     write(f"released {folder}\n")
+
+
+def _pairs(record: StudyRecord, quarantined: set[str], reference: Path | None) -> Pairs:
+    """The pairs of a study without synthesis, its sites' statements, and the public pairs to compare with."""
+    from server.pairs import drawn
+    from server.public_pairs import read_pairs
+    from server.release import Pairs
+
+    study, plan = record.study, record.study.models.wgan
+    assert plan is not None
+    statements = record.evidence("wgan")
+    if len(set(statements) - quarantined) < study.quorum:
+        raise PolicyError(
+            f"{len(set(statements) - quarantined)} sites of the last round are in good standing, the quorum is {study.quorum}",
+            hint="look at `kohort-server sites`; their updates are in the weights, so a release names them all",
+            code="E-QUORUM",
+        )
+    weights, file = record.weights("wgan", plan.rounds), record.final_weights()["wgan"]
+    pairs = drawn(record.root / "pairs", weights, file_digest(file), plan, study.intake.size_px)
+    public = read_pairs(reference, study.intake.size_px) if reference else None
+    return Pairs(pairs, statements, public)
 
 
 def _reference(path: Path | None, study: Study) -> NDArray[Any] | None:
@@ -271,23 +329,33 @@ def _reference(path: Path | None, study: Study) -> NDArray[Any] | None:
 
 @app.command(help="Train a starting checkpoint on public images (never on patients' images: nothing here is private).")
 def pretrain(
-    images: Annotated[Path, typer.Argument(help="folder or .npz of public images")],
+    images: Annotated[
+        Path | None, typer.Argument(help="folder or .npz of public images (wgan: image + mask pairs, or --phantoms)")
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(help="folder for the checkpoint")],
     minutes: Annotated[float, typer.Option(min=0.01)] = 40.0,
-    model: Annotated[str, typer.Option(help="gan (with its encoder) or glow")] = "gan",
+    model: Annotated[str, typer.Option(help="gan (with its encoder), glow or wgan")] = "gan",
     size_px: Annotated[int, typer.Option("--size")] = 64,
     channels: Annotated[int, typer.Option()] = 3,
-    source: Annotated[str, typer.Option(help="gan: where the images come from, for the card")] = "",
-    licence: Annotated[str, typer.Option(help="gan: the images' licence, for the card")] = "",
-    attribution: Annotated[str, typer.Option(help="gan: whom the licence wants named, for the card")] = "",
+    source: Annotated[str, typer.Option(help="gan, wgan: where the images come from, for the card")] = "",
+    licence: Annotated[str, typer.Option(help="gan, wgan: the images' licence, for the card")] = "",
+    attribution: Annotated[str, typer.Option(help="gan, wgan: whom the licence wants named, for the card")] = "",
     exclude: Annotated[Path | None, typer.Option(help="names that must not be in it, one per line")] = None,
-    resume: Annotated[bool, typer.Option(help="gan: continue the run in --out")] = False,
+    resume: Annotated[bool, typer.Option(help="gan, wgan: continue the run in --out")] = False,
+    study: Annotated[Path | None, typer.Option(help="wgan: a study.yaml whose sizes and widths to train")] = None,
+    phantoms: Annotated[int, typer.Option(min=0, help="wgan: so many invented patients instead of public pairs")] = 0,
 ) -> None:
     """Imports torch only here."""
     from server.public_images import read_names, read_source
 
-    if model not in ("gan", "glow"):
-        raise ConfigurationError(f"--model {model}: expected gan or glow")
+    if model not in ("gan", "glow", "wgan"):
+        raise ConfigurationError(f"--model {model}: expected gan, glow or wgan")
+    if model == "wgan":
+        _pretrain_pairs(images, out, minutes, size_px, study, phantoms, (source, licence, attribution), resume)
+        return
+    if images is None:
+        raise ConfigurationError("pretrain: expected a folder or .npz of public images")
     with _bar("pretrain") as bar:
         task = bar.add_task(model, total=100)
         if model == "gan":
@@ -305,6 +373,39 @@ def pretrain(
             out.mkdir(parents=True, exist_ok=True)
             options = Pretraining(minutes=minutes)
             save(train_glow(public_images, options, 0, lambda *_: bar.advance(task, 1)), out / "glow.safetensors")
+    write(f"checkpoint in {out}; pin it with kohort-server pin STUDY.yaml\n")
+
+
+def _pretrain_pairs(
+    images: Path | None,
+    out: Path,
+    minutes: float,
+    size_px: int,
+    study: Path | None,
+    phantoms: int,
+    origin: tuple[str, str, str],
+    resume: bool,
+) -> None:
+    """A starting checkpoint of the image + mask WGAN."""
+    from server.pretrain import Provenance
+    from server.pretrain_pairs import public_plan, run
+    from server.public_pairs import phantom_pairs, read_pairs
+
+    wanted = load_study(study) if study else None
+    plan = (wanted.models.wgan if wanted else None) or public_plan()
+    size_px = wanted.intake.size_px if wanted else size_px
+    if (images is None) == (phantoms == 0):
+        raise ConfigurationError("pretrain --model wgan: expected public pairs, or --phantoms N")
+    if images is None:
+        provenance = Provenance(*PHANTOM_ORIGIN)
+        pairs = phantom_pairs(phantoms, PHANTOM_PATCHES, size_px, seed=0)
+    else:
+        provenance, pairs = Provenance(*origin), read_pairs(images, size_px)
+    with _bar("pretrain") as bar:
+        task = bar.add_task("wgan", total=100)
+        show = lambda _, share: bar.update(task, completed=100 * share)  # noqa: E731
+        steps = run(pairs, out, plan, provenance, minutes=minutes, resume=resume, progress=show)
+    write(f"{steps} steps; look at {out / 'training' / 'samples.png'}\n")
     write(f"checkpoint in {out}; pin it with kohort-server pin STUDY.yaml\n")
 
 

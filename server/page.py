@@ -2,7 +2,8 @@
 
 In: the plan, the sites' signed headers, the account of epsilon, the findings. Out: plain data and text. Guaranteed: every
 sentence is made from a field of the plan or a signed header; what has no evidence reads "not evaluated"; k and epsilon stand
-side by side and are never folded into one number; the page holds no script and loads nothing. Not: a legal assessment.
+side by side and are never folded into one number, and where the plan has no k none is claimed; the page holds no script and
+loads nothing. Not: a legal assessment.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from PIL import Image
 
 from common.messages import Header
 from common.privacy.mechanisms import LatentLaplace
-from common.study import Study
+from common.study import Study, Synthesis
+from server.pairs import SHOWN, triptychs
 
 if TYPE_CHECKING:
     from server.release import Account, Items
@@ -32,6 +34,30 @@ LIMITS = (
     "The number of images shows that at least k times as many patients took part.",
     "Nothing is unlearned after release: withdrawal of consent stops future releases only.",
 )
+PAIR_LIMITS = (
+    "Differential privacy bounds what can be learned about one patient from all that the sites sent; epsilon is how much, and not 0.",
+    "The promise counts one patient at one site: a person treated at several sites is covered by the sum of their promises.",
+    "Masks are drawn by the generator together with the images: nobody outlined or checked them.",
+    "The starting checkpoint comes from public data, which the promise does not cover.",
+    "Pairs resemble what many patients share; what is rare is missing or wrong.",
+    "Nothing is unlearned after release: withdrawal of consent stops future releases only.",
+)
+AUDIT_METHOD = (
+    "one-run canary audit (Steinke, Nasr, Jagielski 2023) in the operator's rehearsal of the plan's private steps: invented "
+    "patients on coordinates of their own, no real patient"
+)
+AUDIT_LIMITS = (
+    "A low bound proves little: one run shows only a part of what could leak, and even noise at half its strength may stay below "
+    "the claim. A bound above the claim would prove a fault. That the noise is as loud as promised is measured separately, on "
+    "coordinates that hold nothing else."
+)
+AUDIT_SITES = (
+    "Each site carries canaries through its own training too. Its gate (rule 26) stays closed when its noise or its bound "
+    "contradicts the plan, so the updates that left passed; no number of a site's own audit leaves it."
+)
+PAIR_FILES = """- the mask of `data/<label>/NNNNN.png` is `masks/NNNNN.png` (0 or 255) and, for radiology software, `masks/NNNNN.nii.gz` (uint8 0 or
+  1, pixels of 1 mm; the first axis is the picture's column, so in nibabel the array is the transposed PNG)
+"""
 NOT_FOR = (
     "diagnosis, triage or any decision about a person",
     "claims about how common a finding is in any population",
@@ -73,6 +99,7 @@ def privacy_statement(study: Study, headers: Mapping[str, Header], account: Acco
                 }
                 for name, plan in study.models.trained().items()
             },
+            "audit": audit_statement(account),
             "evidence": {
                 name: {
                     "ledger_head": header.statement.get("ledger_head"),
@@ -80,54 +107,113 @@ def privacy_statement(study: Study, headers: Mapping[str, Header], account: Acco
                 }
                 for name, header in sorted(headers.items())
             },
+            "consortium": consortium(study),
         },
-        "images": {
-            "claim": f"Each image aggregates at least {synthesis.k} distinct patients of one site, as identified there."
-            if synthesis
-            else "not evaluated",
-            "k": synthesis.k if synthesis else None,
-            "grouping": synthesis.grouping if synthesis else None,
-            "groups_independent_of_the_data": bool(synthesis and synthesis.grouping == "random"),
-            "evidence": "every site's gate checks each image's group; its signed header is in statements/",
-        },
+        "images": averages_statement(synthesis) if synthesis else pairs_statement(study),
         "privatized_images": {**mechanism.describe(), "statement": mechanism.statement()}
         if mechanism
         else "not evaluated",
         "human_review": "decided by each site's own policy; the outcome is not sent",
-        "limits": list(LIMITS),
+        "limits": list(LIMITS if synthesis else PAIR_LIMITS),
     }
+
+
+def averages_statement(synthesis: Synthesis) -> dict[str, Any]:
+    """Return what is promised of k-anonymous averages."""
+    return {
+        "claim": f"Each image aggregates at least {synthesis.k} distinct patients of one site, as identified there.",
+        "k": synthesis.k,
+        "grouping": synthesis.grouping,
+        "groups_independent_of_the_data": synthesis.grouping == "random",
+        "evidence": "every site's gate checks each image's group; its signed header is in statements/",
+    }
+
+
+def pairs_statement(study: Study) -> dict[str, Any]:
+    """Return what is promised of pairs that were drawn from the trained generator: the promise of the updates, and no k."""
+    privacy = study.privacy
+    return {
+        "claim": "Every pair of image and mask was drawn from a generator that learned from the sites' noised updates alone. "
+        f"Drawing is post-processing: the pairs fall under the same ({privacy.epsilon:g}, {privacy.delta:g})-differential privacy "
+        "for each patient of a site. k-anonymity is not claimed.",
+        "k": None,
+        "grouping": None,
+        "evidence": "each site's signed header of its update in the last round is in statements/",
+    }
+
+
+def consortium(study: Study) -> dict[str, Any]:
+    """Return what the promise is for a person who is a patient at one site, and at all of them (the sum)."""
+    privacy, sites = study.privacy, len(study.sites)
+    return {
+        "patient_of_one_site": {"epsilon": privacy.epsilon, "delta": privacy.delta},
+        "patient_of_every_site": {"epsilon": privacy.epsilon * sites, "delta": privacy.delta * sites, "sites": sites},
+    }
+
+
+def audit_statement(account: Account) -> dict[str, Any] | str:
+    """Return the canary audits by model, each lower bound beside the accountant's upper bound, with what they prove."""
+    if not account.canaries:
+        return "not evaluated"
+    models = {name: found.model_dump(mode="json") for name, found in account.canaries.items()}
+    return {"method": AUDIT_METHOD, "models": models, "sites": AUDIT_SITES, "limits": AUDIT_LIMITS}
+
+
+def audit_lines(statement: Mapping[str, Any]) -> list[str]:
+    """Return one sentence a model: lower bound, upper bound, and the noise measured."""
+    audit = statement["updates"]["audit"]
+    if isinstance(audit, str):
+        return [f"Canary audit: {audit}."]
+    return [
+        f"{name}: {m['lower_bound']:.2f} ≤ ε ≤ {m['upper_bound']:.2f} (delta {m['delta']:g}). Lower bound: {m['correct']} of "
+        f"{m['guesses']} guesses about {m['canaries']} canaries right over {m['steps']:,} steps, {m['confidence']:.0%} confidence, "
+        f"{m['ceiling']:.2f} at most with perfect guesses. Upper bound: PLD. "
+        f"Noise measured: {m['noise_ratio']:.3f} times the plan's variance."
+        for name, m in audit["models"].items()
+    ]
 
 
 def statement_markdown(statement: Mapping[str, Any]) -> str:
     """Return the statement as Markdown."""
     updates, images, privatized = statement["updates"], statement["images"], statement["privatized_images"]
     accounts = ", ".join(f"{name} {value:.4g}" for name, value in updates["epsilon_by_accountant"].items())
+    everywhere = updates["consortium"]["patient_of_every_site"]
+    promises = "Two different promises, side by side" if images["k"] is not None else "One promise"
     lines = [
         "# Privacy statement",
         "",
-        f"Plan `{statement['plan'][:16]}`. Unit of protection: one {statement['unit']}. Two different promises, side by side:",
+        f"Plan `{statement['plan'][:16]}`. Unit of protection: one {statement['unit']}. {promises}:",
         "",
         "## Model updates",
         updates["claim"],
         f"Epsilon computed from the plan's constants: {accounts} (delta {updates['delta']:g}).",
+        "The promise of the consortium is the largest of its sites' (all are equal) for a patient of one site; a person treated "
+        f"at all {everywhere['sites']} is promised epsilon {everywhere['epsilon']:g} (the sum).",
+        "",
+        "### Audit of the claim",
+        *(f"- {line}" for line in audit_lines(statement)),
+        *(f"- {updates['audit'][key]}" for key in ("sites", "limits") if isinstance(updates["audit"], dict)),
         "",
         "## Images",
         images["claim"],
-        f"Grouping: {images['grouping']}."
-        + (
-            ""
-            if images["groups_independent_of_the_data"]
-            else " Groups were chosen by similarity: no epsilon per patient is claimed for images."
-        ),
-        "",
-        "## Privatized images",
-        privatized if isinstance(privatized, str) else privatized["statement"],
+        *(grouping_lines(images, privatized) if images["k"] is not None else ()),
         "",
         "## Limits",
         *(f"- {line}" for line in statement["limits"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def grouping_lines(images: Mapping[str, Any], privatized: str | Mapping[str, Any]) -> list[str]:
+    """Return what the statement says of groups and of privatized averages."""
+    similar = (
+        ""
+        if images["groups_independent_of_the_data"]
+        else " Groups were chosen by similarity: no epsilon per patient is claimed for images."
+    )
+    said = privatized if isinstance(privatized, str) else privatized["statement"]
+    return [f"Grouping: {images['grouping']}.{similar}", "", "## Privatized images", said]
 
 
 def readme(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], count: int) -> str:
@@ -137,9 +223,10 @@ def readme(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any]
         for f in report["findings"]
     )
     uses = "\n".join(f"- {line}" for line in NOT_FOR)
+    what = "synthetic images" if statement["images"]["k"] is not None else "synthetic pairs of image and vessel mask"
     return f"""# {study.title}
 
-{count} synthetic images ({study.intake.size_px} x {study.intake.size_px}), version {study.release.version}, {study.release.date}.
+{count} {what} ({study.intake.size_px} x {study.intake.size_px}), version {study.release.version}, {study.release.date}.
 No picture in it is a photograph of a person: {statement["images"]["claim"]}
 See `privacy_statement.md` for what is promised and what is not.
 
@@ -147,7 +234,7 @@ See `privacy_statement.md` for what is promised and what is not.
 - torchvision: `ImageFolder("data")`
 - Hugging Face datasets: `load_dataset("imagefolder", data_dir="data")`
 - Croissant: `croissant.json`; the table of all images is `metadata.csv`
-
+{PAIR_FILES if statement["images"]["k"] is None else ""}
 ## Check it, offline
 `kohort verify .` or, without kohort,
 `ssh-keygen -Y verify -f allowed_signers -I operator@{study.name} -n kohort-release-v1 -s SHA256SUMS.sig < SHA256SUMS && sha256sum -c SHA256SUMS`
@@ -182,6 +269,13 @@ def croissant(study: Study, statement: Mapping[str, Any], metadata_sha256: str) 
         source = mlc.Source(file_object="metadata.csv", extract=mlc.Extract(column=name))
         return mlc.Field(id=f"items/{name}", name=name, data_types=[mlc.DataType.TEXT], source=source)
 
+    columns = ("file_name", "label", "k") if study.synthesis else ("file_name", "mask", "mask_nifti", "label")
+    masks = [
+        mlc.FileSet(id="masks", name="masks", includes=["masks/*.png"], encoding_formats=["image/png"]),
+        mlc.FileSet(
+            id="masks-nifti", name="masks-nifti", includes=["masks/*.nii.gz"], encoding_formats=["application/gzip"]
+        ),
+    ]
     metadata = mlc.Metadata(
         name=study.name,
         description=f"{study.title}. Synthetic medical images. {statement['images']['claim']}",
@@ -192,8 +286,10 @@ def croissant(study: Study, statement: Mapping[str, Any], metadata_sha256: str) 
         cite_as=f"{study.title}, version {study.release.version}",
         creators=[mlc.Organization(name=study.name)],
         personal_sensitive_information=f"{statement['images']['claim']} {statement['updates']['claim']}",
-        data_biases="Averages remove what is rare first; label shares follow the groups, not a population.",
-        data_limitations="; ".join(LIMITS),
+        data_biases="Averages remove what is rare first; label shares follow the groups, not a population."
+        if study.synthesis
+        else "A generator trained under noise keeps what many patients share and loses what is rare.",
+        data_limitations="; ".join(statement["limits"]),
         data_use_cases=f"Training and testing of image models. Must not be used for: {'; '.join(NOT_FOR)}.",
         data_social_impact="Made so that images can be shared without sharing patients; see privacy_statement.md.",
         data_release_maintenance_plan="Releases are immutable; corrections appear as a new version.",
@@ -206,10 +302,9 @@ def croissant(study: Study, statement: Mapping[str, Any], metadata_sha256: str) 
                 sha256=metadata_sha256,
             ),
             mlc.FileSet(id="images", name="images", includes=["data/*/*.png"], encoding_formats=["image/png"]),
+            *([] if study.synthesis else masks),
         ],
-        record_sets=[
-            mlc.RecordSet(id="items", name="items", fields=[column(name) for name in ("file_name", "label", "k")])
-        ],
+        record_sets=[mlc.RecordSet(id="items", name="items", fields=[column(name) for name in columns])],
     )
     document: dict[str, Any] = metadata.to_json()
     document["rai:hasSyntheticData"] = True
@@ -226,6 +321,7 @@ h1{font-size:1.7rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin:2rem 0 .5re
 .boxes{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:1rem}
 .box{background:#fff;border:1px solid #dde2ea;border-radius:.5rem;padding:1rem} .box b{display:block;font-size:1.4rem}
 .grid{display:flex;flex-wrap:wrap;gap:4px} .grid img{width:96px;height:96px;image-rendering:auto;border-radius:3px;display:block}
+.grid.pairs{gap:12px} .grid.pairs img{width:auto;height:128px}
 figure{margin:0;position:relative} .flag{outline:2px solid #2f6fdf} table{border-collapse:collapse;background:#fff}
 td,th{border:1px solid #dde2ea;padding:.3rem .6rem;text-align:left;font-size:.9rem} code{background:#eef1f6;padding:.1rem .3rem}
 </style></head><body>
@@ -233,14 +329,16 @@ td,th{border:1px solid #dde2ea;padding:.3rem .6rem;text-align:left;font-size:.9r
 <p class="soft">version {{ study.release.version }} · {{ study.release.date }} · {{ study.release.licence }} ·
 plan <code>{{ statement.plan[:16] }}</code></p>
 <div class="boxes">
-<div class="box">Images<b>{{ count }} averages, k ≥ {{ statement.images.k }}</b>{{ statement.images.claim }}
-{% if not statement.images.groups_independent_of_the_data %}Groups were chosen by similarity: no ε per patient is claimed for images.{% endif %}</div>
-<div class="box">Model updates<b>ε ≤ {{ statement.updates.epsilon_promised }} per patient</b>{{ statement.updates.claim }}</div>
-<div class="box">Privatized images<b>{{ privatized }} of {{ count }}</b>
-{{ statement.privatized_images.statement if statement.privatized_images is mapping else "not evaluated" }} (blue frame)</div>
+{% if statement.images.k is none %}<div class="box">Pairs<b>{{ count }} images with masks</b>{{ statement.images.claim }}</div>
+{% else %}<div class="box">Images<b>{{ count }} averages, k ≥ {{ statement.images.k }}</b>{{ statement.images.claim }}
+{% if not statement.images.groups_independent_of_the_data %}Groups were chosen by similarity: no ε per patient is claimed for images.{% endif %}</div>{% endif %}
+<div class="box">Model updates<b>ε ≤ {{ statement.updates.epsilon_promised }} per patient</b>{{ statement.updates.claim }}
+<p class="soft">{% for line in audit %}{{ line }}<br>{% endfor %}</p></div>
+{% if statement.images.k is not none %}<div class="box">Privatized images<b>{{ privatized }} of {{ count }}</b>
+{{ statement.privatized_images.statement if statement.privatized_images is mapping else "not evaluated" }} (blue frame)</div>{% endif %}
 </div>
-{% for label, pictures in gallery %}<h2>{{ label }} <span class="soft">({{ pictures|length }})</span></h2>
-<div class="grid">{% for uri, flag in pictures %}<figure><img {% if flag %}class="flag" {% endif %}alt="synthetic image, {{ label }}" src="{{ uri }}"></figure>{% endfor %}</div>
+{% for label, pictures in gallery %}<h2>{{ label }} <span class="soft">({{ pictures|length }}{% if statement.images.k is none %} of {{ count }}: image, mask, mask in red over the image{% endif %})</span></h2>
+<div class="grid{% if statement.images.k is none %} pairs{% endif %}">{% for uri, flag in pictures %}<figure><img {% if flag %}class="flag" {% endif %}alt="synthetic image, {{ label }}" src="{{ uri }}"></figure>{% endfor %}</div>
 {% endfor %}
 <h2>Measured</h2><p class="soft">Reference: {{ report.reference or "none" }}. No number on this page was computed from a hospital's patients
 unless the reference says that public photographs played them.</p>
@@ -262,13 +360,15 @@ def data_uri(image: NDArray[np.uint8]) -> str:
 
 def html(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], items: Items, fingerprint: str) -> str:
     """Return the gallery page: one file, no script, nothing loaded from anywhere."""
-    gallery = [
-        (name, [(data_uri(items.images[i]), bool(items.privatized[i])) for i in np.flatnonzero(items.labels == index)])
-        for index, name in enumerate(study.strata())
-    ]
+    if items.masks is not None:
+        shown = triptychs(items.images[:SHOWN], items.masks[:SHOWN])
+        gallery = [(study.strata()[0], [(data_uri(picture), False) for picture in shown])]
+    else:
+        gallery = _by_label(study, items)
     return PAGE.render(
         study=study,
         statement=statement,
+        audit=audit_lines(statement),
         report=report,
         gallery=gallery,
         count=len(items.images),
@@ -276,3 +376,11 @@ def html(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], 
         not_for=NOT_FOR,
         fingerprint=fingerprint,
     )
+
+
+def _by_label(study: Study, items: Items) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """The pictures of each label with their privatized flag."""
+    return [
+        (name, [(data_uri(items.images[i]), bool(items.privatized[i])) for i in np.flatnonzero(items.labels == index)])
+        for index, name in enumerate(study.strata())
+    ]

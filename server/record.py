@@ -5,14 +5,15 @@ Guaranteed: a round is closed if and only if its journal entry says so, and then
 the entry; accepted replies are on disk before anything else learns of them. Not covered: decisions (intake.py, app.py).
 
 Files: bundle/ (the signed plan), journal.sqlite, weights/MODEL-ROUND.safetensors (before that round; the last two of a
-model), rounds/MODEL-ROUND/SITE.sealed (until the round is closed), images/SITE/PART.sealed.
+model), rounds/MODEL-ROUND/SITE.sealed (until the round is closed), evidence/MODEL/SITE.json (of a model's last round: signed
+header without payload), images/SITE/PART.sealed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from safetensors import safe_open
 from common import tensors
 from common.errors import Bug
 from common.journal import Entry, Journal
+from common.manifest import statement_json
 from common.messages import Sealed
 from common.privacy.boundary import PREFIXES
 from common.study import CHECKPOINT_CAP_BYTES, Study
 
 WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES
 SEALED_CAP_BYTES = (1 << 29) + (1 << 20)
+STATEMENT_CAP_BYTES = 1 << 20
 RECEIPTS = 64
 
 
@@ -114,7 +117,9 @@ class StudyRecord:
         return entry if entry and entry.state == "closed" else None
 
     def close_round(self, phase: str, model: str, round_: int, data: Mapping[str, Any]) -> None:
-        """Journal a round as closed, then drop what it no longer needs."""
+        """Journal a round as closed, then drop what it no longer needs; of a model's last round the signed headers stay."""
+        if phase == "train" and round_ == self.study.models.trained()[model].rounds - 1:
+            self._keep_evidence(model, round_, data["accepted"])
         self.journal.append(self.place(phase, model, round_), "closed", data)
         if phase == "train":
             shutil.rmtree(self.round_folder(model, round_), ignore_errors=True)
@@ -157,7 +162,23 @@ class StudyRecord:
         entries = self.journal.entries(self.place(phase, model, round_) + "/")
         return {e.data["site"]: e.data["code"] for e in entries if e.state == "refused"}
 
+    def _keep_evidence(self, model: str, round_: int, sites: Sequence[str]) -> None:
+        """Write the signed headers of the accepted updates."""
+        for site in sites:
+            sealed = read_sealed(self.reply_file("train", model, round_, site, 0))
+            entry = self.journal.latest(f"{self.place('train', model, round_)}/0/{site}")
+            assert entry is not None
+            line = statement_json(site, str(entry.data["key"]), sealed.header, sealed.signature)
+            tensors.atomic_write(self.root / "evidence" / model / f"{site}.json", line)
+
     # --- views
+
+    def evidence(self, model: str) -> dict[str, bytes]:
+        """Return each site's statement (common/manifest.py) of its update in a model's closed last round."""
+        entry = self.closed("train", model, self.study.models.trained()[model].rounds - 1)
+        sites = sorted(entry.data["accepted"]) if entry else []
+        folder = self.root / "evidence" / model
+        return {site: tensors.read_capped(folder / f"{site}.json", STATEMENT_CAP_BYTES) for site in sites}
 
     def batches(self) -> tuple[Batch, ...]:
         """Return the complete image batches of the closed synthesis round, in order of site."""

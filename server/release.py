@@ -1,12 +1,13 @@
 """The shared release: an immutable, versioned, signed folder of synthetic images that verifies offline.
 
-In: the accepted batches of the sites with their signatures, the plan, the final weights. Out: `<name>-<version>/`. The build,
-numbered as in the code:
-  1. the quorum of the plan has sent images, and every batch still has its site's signature and digest;
-  2. every batch passes the boundary rules again (common/privacy/boundary.py);
+In: the accepted batches of the sites with their signatures, the plan, the final weights; or, of a study without synthesis, the
+sites' signed last updates and the pairs drawn from the final generator. Out: `<name>-<version>/`. The build, numbered as in
+the code:
+  1. the quorum of the plan has sent images (updates), and every batch (update) still has its site's signature and digest;
+  2. every batch passes the boundary rules again (common/privacy/boundary.py); of an update those that its header answers for;
   3. identical pictures enter once; at least `release.min_images` remain;
   4. order and numbers come from a keyed shuffle: a name says nothing about site, group or patient;
-  5. pictures are re-encoded PNG without metadata; the same inputs give the same bytes;
+  5. pictures are re-encoded PNG without metadata, masks PNG and NIfTI; the same inputs give the same bytes;
   6. statement, evaluation, Croissant, page, manifest, SHA256SUMS, signature; then one rename makes it visible.
 Guaranteed: a release that exists is never changed; a build that fails leaves nothing. Not covered: whether sharing is lawful.
 """
@@ -37,9 +38,13 @@ from common.messages import Header, Sealed, unseal
 from common.privacy import boundary
 from common.study import Study
 from server import evaluate, page
+from server.canaries import ModelAudit
+from server.extractors import Extractor
+from server.pairs import SHOWN, nifti_bytes, triptychs
+from server.public_pairs import PublicPairs
 
 BATCH_CAP_BYTES = 1 << 28
-SHEET_COLUMNS = 9
+SHEET_COLUMNS, TRIPTYCH_COLUMNS = 9, 4
 Images = NDArray[np.uint8]
 
 
@@ -54,10 +59,11 @@ class SiteBatch:
 
 @dataclass(frozen=True)
 class Account:
-    """Epsilon of all model updates of one site, by each accountant, at the plan's delta."""
+    """Epsilon of all model updates of one site, by each accountant, at the plan's delta; by model, what canaries refuted."""
 
     epsilon: Mapping[str, float]
     versions: Mapping[str, str]
+    canaries: Mapping[str, ModelAudit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,41 @@ class ReleaseInputs:
     weights: Mapping[str, Path] = field(default_factory=dict)
     reference: Images | None = None
     reference_name: str = ""
+    pairs: Pairs | None = None
+    extractor: Extractor | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a study without synthesis releases: pairs uint8 [N, S, S, 2] and the sites' statements of their last updates.
+
+    `statements`: site -> common.manifest.Statement as JSON. `reference`: public real pairs to compare with.
+    """
+
+    drawn: Images
+    statements: Mapping[str, bytes]
+    reference: PublicPairs | None = None
 
 
 @dataclass(frozen=True)
 class Items:
-    """The released pictures in their final order: uint8 [N, H, W, C], label index [N], privatized flag [N]."""
+    """The released pictures in their final order: uint8 [N, H, W, C], label index [N], privatized flag [N].
+
+    `masks` uint8 [N, H, W] of 0 and 255 where every picture has one.
+    """
 
     images: Images
     labels: NDArray[np.int64]
     privatized: NDArray[np.uint8]
+    masks: Images | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the sites signed: the newest header of each, and the file that goes into statements/."""
+
+    headers: Mapping[str, Header]
+    statements: Mapping[str, bytes]
 
 
 def build_release(
@@ -90,32 +122,41 @@ def build_release(
     Raises PolicyError (quorum, too few images), RefusedError (a batch does not verify, the version exists with other bytes).
     """
     study = inputs.study
-    headers, arrays = _accepted(inputs)  # steps 1, 2
-    items = _shuffled(arrays, study, key)  # steps 3, 4
+    if inputs.pairs is None:
+        evidence, arrays = _accepted(inputs)  # steps 1, 2
+        items = _shuffled(arrays, study, key)  # steps 3, 4
+    else:
+        evidence = _updates(inputs.pairs.statements, study)  # steps 1, 2
+        items = _shuffled_pairs(inputs.pairs.drawn, study, key)  # steps 3, 4
     target, part = out / f"{study.name}-{study.release.version}", out / f".{study.name}-{study.release.version}.part"
     with disk_faults_named("cannot write the release", part):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
             _write_items(part, items, study, progress)  # step 5
-            _write_documents(part, inputs, items, headers, key)  # step 6
-            _seal_folder(part, inputs, items, key)
+            _write_documents(part, inputs, items, evidence, key)  # step 6
+            _seal_folder(part, study, len(items.images), tuple(sorted(evidence.headers)), key)
             _publish(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return target
 
 
-def _accepted(inputs: ReleaseInputs) -> tuple[dict[str, Header], list[tensors.Arrays]]:
-    """Steps 1 and 2: every part verified again with the rules that the gate and the intake used."""
-    study = inputs.study
-    if len(inputs.batches) < study.quorum:
+def _check_quorum(sites: int, study: Study, what: str) -> None:
+    """Step 1, the quorum."""
+    if sites < study.quorum:
         raise PolicyError(
-            f"{len(inputs.batches)} sites sent images, the plan's quorum is {study.quorum}",
+            f"{sites} sites sent {what}, the plan's quorum is {study.quorum}",
             hint="wait for the others, or ask them for `kohort-site status`",
             code="E-QUORUM",
         )
-    headers, arrays = {}, []
+
+
+def _accepted(inputs: ReleaseInputs) -> tuple[Evidence, list[tensors.Arrays]]:
+    """Steps 1 and 2: every part verified again with the rules that the gate and the intake used."""
+    study = inputs.study
+    _check_quorum(len({batch.site for batch in inputs.batches}), study, "images")
+    headers, statements, arrays = {}, {}, []
     for batch in sorted(inputs.batches, key=lambda b: b.site):
         for sealed in batch.parts:
             header = unseal(sealed, signing.parse_public(batch.key), max_bytes=BATCH_CAP_BYTES)
@@ -124,20 +165,58 @@ def _accepted(inputs: ReleaseInputs) -> tuple[dict[str, Header], list[tensors.Ar
             found = boundary.open_payload(sealed.payload, header, BATCH_CAP_BYTES)
             boundary.check_images(found, header, study)
             headers[batch.site] = header
+            statements[batch.site] = layout.statement_json(batch.site, batch.key, sealed.header, sealed.signature)
             arrays.append(found)
-    return headers, arrays
+    return Evidence(headers, statements), arrays
+
+
+def _updates(statements: Mapping[str, bytes], study: Study) -> Evidence:
+    """Steps 1 and 2 for a release of pairs: each site signed an update of the last round of the model that is drawn from."""
+    _check_quorum(len(statements), study, "updates")
+    headers = {}
+    assert study.models.wgan is not None
+    for site, data in sorted(statements.items()):
+        statement, header = layout.open_statement(data, f"statements/{site}.json")
+        boundary.check_reply(header, study)
+        place = (header.sender, header.kind, header.model, header.round)
+        if statement.site != site or place != (site, "update", "wgan", study.models.wgan.rounds - 1):
+            raise RefusedError(f"{site}: its statement is not about its update of the last round")
+        headers[site] = header
+    return Evidence(headers, dict(sorted(statements.items())))
+
+
+def _secret(key: Ed25519PrivateKey) -> bytes:
+    """The key of the shuffle."""
+    return hashlib.sha256(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()) + b"order").digest()
+
+
+def _shuffled_pairs(drawn: Images, study: Study, key: Ed25519PrivateKey) -> Items:
+    """Steps 3 and 4 for pairs; there is one label (server/pairs.py checks the plan)."""
+    secret, size = _secret(key), study.intake.size_px
+    if drawn.dtype != np.uint8 or drawn.shape[1:] != (size, size, 2) or not np.isin(drawn[..., 1], (0, 255)).all():
+        raise RefusedError(f"pairs: expected uint8 [N, {size}, {size}, 2] with masks of 0 and 255, got {drawn.shape}")
+    rows = {hmac.digest(secret, study.hash().encode() + pair.tobytes(), "sha256"): pair for pair in drawn}
+    _check_enough(len(rows), study)
+    pairs = np.stack([rows[rank] for rank in sorted(rows)])
+    zeros = np.zeros(len(pairs), np.int64)
+    return Items(pairs[..., :1], zeros, zeros.astype(np.uint8), np.ascontiguousarray(pairs[..., 1]))
+
+
+def _check_enough(count: int, study: Study) -> None:
+    """Step 3, the least number."""
+    if count < study.release.min_images:
+        raise PolicyError(f"{count} images, the plan's release.min_images is {study.release.min_images}")
 
 
 def _shuffled(arrays: Sequence[tensors.Arrays], study: Study, key: Ed25519PrivateKey) -> Items:
     """Steps 3 and 4: without identical pictures, in an order that only the operator's key explains."""
-    secret = hashlib.sha256(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()) + b"order").digest()
+    secret = _secret(key)
     rows: dict[bytes, tuple[Images, int, int]] = {}
     for batch in arrays:
         for image, label, flag in zip(batch["images"], batch["labels"], batch["privatized"], strict=True):
             rank = hmac.digest(secret, study.hash().encode() + image.tobytes(), "sha256")
             rows.setdefault(rank, (image, label, flag))
-    if len(rows) < study.release.min_images:
-        raise PolicyError(f"{len(rows)} images, the plan's release.min_images is {study.release.min_images}")
+    _check_enough(len(rows), study)
     ordered = [rows[rank] for rank in sorted(rows)]
     images, labels, flags = zip(*ordered, strict=True)
     return Items(np.stack(images), np.array(labels, np.int64), np.array(flags, np.uint8))
@@ -170,6 +249,9 @@ def file_name(index: int, label: str) -> str:
 
 def _write_items(part: Path, items: Items, study: Study, progress: Callable[[int, int], None]) -> None:
     """Step 5: pictures by label folder (torchvision's and HF's layout) and the table of them."""
+    if items.masks is not None:
+        _write_pairs(part, items, items.masks, study, progress)
+        return
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["file_name", "label", "k", "grouping", "mechanism", "synthetic"])
@@ -186,13 +268,32 @@ def _write_items(part: Path, items: Items, study: Study, progress: Callable[[int
     (part / "contact_sheet.png").write_bytes(png_bytes(contact_sheet(items.images)))
 
 
+def _write_pairs(part: Path, items: Items, masks: Images, study: Study, progress: Callable[[int, int], None]) -> None:
+    """Step 5 for pairs: each picture in its label folder, its mask under the same number as PNG and as NIfTI."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["file_name", "mask", "mask_nifti", "label", "mechanism", "synthetic"])
+    (part / "masks").mkdir()
+    for i, (image, label, mask) in enumerate(zip(items.images, items.labels, masks, strict=True)):
+        name, masked = file_name(i, study.strata()[label]), f"masks/{i:05d}"
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).write_bytes(png_bytes(image))
+        (part / f"{masked}.png").write_bytes(png_bytes(mask))
+        (part / f"{masked}.nii.gz").write_bytes(nifti_bytes(mask))
+        writer.writerow([name, f"{masked}.png", f"{masked}.nii.gz", study.strata()[label], "dp-generator", "yes"])
+        progress(i + 1, len(items.images))
+    (part / "metadata.csv").write_text(table.getvalue())
+    sheet = contact_sheet(triptychs(items.images[:SHOWN], masks[:SHOWN]), columns=TRIPTYCH_COLUMNS, pad=8)
+    (part / "contact_sheet.png").write_bytes(png_bytes(sheet))
+
+
 def _write_documents(
-    part: Path, inputs: ReleaseInputs, items: Items, headers: Mapping[str, Header], key: Ed25519PrivateKey
+    part: Path, inputs: ReleaseInputs, items: Items, evidence: Evidence, key: Ed25519PrivateKey
 ) -> None:
     """Step 6, documents: all generated from the plan, the headers and the findings."""
     study = inputs.study
-    statement = page.privacy_statement(study, headers, inputs.account)
-    findings = evaluate.evaluate(items.images, items.labels, study.strata(), inputs.reference)
+    statement = page.privacy_statement(study, evidence.headers, inputs.account)
+    findings = _findings(inputs, items) + evaluate.canary_findings(inputs.account.canaries)
     report = {"reference": inputs.reference_name or None, "findings": evaluate.to_json(findings)}
     _json(part / "privacy_statement.json", statement)
     _json(part / "evaluation.json", report)
@@ -206,22 +307,35 @@ def _write_documents(
         for name, path in sorted(inputs.weights.items()):
             shutil.copyfile(path, part / "models" / f"{name}.safetensors")
     (part / "statements").mkdir()
-    for batch in inputs.batches:
-        last = batch.parts[-1]
-        data = layout.statement_json(batch.site, batch.key, last.header, last.signature)
-        (part / "statements" / f"{batch.site}.json").write_bytes(data)
+    for site, data in evidence.statements.items():
+        (part / "statements" / f"{site}.json").write_bytes(data)
     _json(part / "croissant.json", page.croissant(study, statement, layout.file_digest(part / "metadata.csv")))
     fingerprint = signing.fingerprint(key.public_key())
     (part / "index.html").write_text(page.html(study, statement, report, items, fingerprint))
+
+
+def _findings(inputs: ReleaseInputs, items: Items) -> list[evaluate.Finding]:
+    """What the pictures are worth against public ones, and pairs against public pairs, where some were given."""
+    names = inputs.study.strata()
+    if inputs.pairs is None or items.masks is None:
+        return evaluate.evaluate(items.images, items.labels, names, inputs.reference, extractor=inputs.extractor)
+    from server.utility import evaluate_pairs
+
+    real = inputs.pairs.reference
+    pairs, patient_of = (None, None) if real is None else (real.pairs, real.patient_of)
+    released = np.concatenate([items.images, items.masks[..., None]], axis=-1)
+    return evaluate.evaluate(
+        items.images, items.labels, names, inputs.reference if pairs is None else pairs[..., :1],
+        patient_of=patient_of, extractor=inputs.extractor, downstream=evaluate_pairs(released, pairs, patient_of),
+    )  # fmt: skip
 
 
 def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def _seal_folder(part: Path, inputs: ReleaseInputs, items: Items, key: Ed25519PrivateKey) -> None:
+def _seal_folder(part: Path, study: Study, images: int, sites: tuple[str, ...], key: Ed25519PrivateKey) -> None:
     """Step 6, seal: manifest, sums, signature, the signer's line; then the researcher's own check."""
-    study = inputs.study
     key_line = signing.public_text(key.public_key())
     synthesis = study.synthesis
     files = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
@@ -233,13 +347,13 @@ def _seal_folder(part: Path, inputs: ReleaseInputs, items: Items, key: Ed25519Pr
         date=study.release.date,
         study=study.hash(),
         operator_key=key_line,
-        k=synthesis.k if synthesis else 2,
+        k=synthesis.k if synthesis else None,
         grouping=synthesis.grouping if synthesis else "none",
         epsilon=study.privacy.epsilon,
         delta=study.privacy.delta,
-        images=len(items.images),
+        images=images,
         labels=study.strata(),
-        sites=tuple(sorted(batch.site for batch in inputs.batches)),
+        sites=sites,
         files=tuple(layout.FileEntry(path=name, size_bytes=(part / name).stat().st_size) for name in files),
     )
     _json(part / layout.MANIFEST, manifest.model_dump(mode="json"))

@@ -31,7 +31,7 @@ from server.app import StudyRun
 from server.config import Limits, ServerState
 from server.record import StudyRecord
 from server.sites import Registry, Request
-from tests.studies import small_plan
+from tests.studies import small_plan, vessels_plan
 
 Fate = Callable[[Message, Callable[[], Message]], list[tuple[float, Message]]]
 QUICK = Limits(poll_s=0.01, reask_s=0.3, retry_first_s=0.02, retry_cap_s=0.1, goodbye_s=1.0)
@@ -230,12 +230,24 @@ class Federation:
     limits: Limits = QUICK
 
     @classmethod
+    def of_pairs(cls, folder: Path, **changes: Any) -> Federation:
+        """A small study of image + mask pairs without synthesis, with real, untrained starting weights."""
+        key, state = signing.new_key(), ServerState(folder / "server")
+        signing.save_private(state.operator_key, key)
+        return cls.of(folder, pairs_plan(folder / "plan", **changes), key, state)
+
+    @classmethod
     def create(cls, folder: Path, **changes: Any) -> Federation:
         """A small study with tiny checkpoints and its three sites."""
         key = signing.new_key()
         state = ServerState(folder / "server")
         signing.save_private(state.operator_key, key)
-        study = write_bundle(tiny_plan(folder / "plan", **changes), key, folder / "bundle")
+        return cls.of(folder, tiny_plan(folder / "plan", **changes), key, state)
+
+    @classmethod
+    def of(cls, folder: Path, plan: Path, key: signing.Ed25519PrivateKey, state: ServerState) -> Federation:
+        """The federation of a written plan."""
+        study = write_bundle(plan, key, folder / "bundle")
         root = state.study(study.hash())
         write_bundle(folder / "plan" / "study.yaml", key, root / "bundle")
         names = [site.name for site in study.sites]
@@ -291,5 +303,26 @@ def tiny_plan(folder: Path, **changes: Any) -> Path:
         tensors.write(path, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         data["models"][model]["start"] = {"file": path.name, "sha256": digest}
+    tensors.atomic_write(folder / "study.yaml", json.dumps(data).encode())
+    return folder / "study.yaml"
+
+
+def pairs_plan(folder: Path, **changes: Any) -> Path:
+    """Write a plan without synthesis and the untrained weights of its generator and critic; returns its path (imports torch)."""
+    import hashlib
+    import json
+
+    import torch
+
+    from common.models.wgan import build, named
+    from common.study import WganPlan
+
+    data = vessels_plan(**{"round_deadline_s": 20.0, **changes})
+    torch.manual_seed(1)
+    generator, critic = build(WganPlan.model_validate(data["models"]["wgan"]), data["intake"]["size_px"])
+    path = folder / "wgan.safetensors"
+    tensors.write(path, {name: p.detach().numpy() for name, p in named(generator, generator, critic).items()})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    data["models"]["wgan"]["start"] = {"file": path.name, "sha256": digest}
     tensors.atomic_write(folder / "study.yaml", json.dumps(data).encode())
     return folder / "study.yaml"

@@ -62,9 +62,43 @@ SMALL: dict[str, Any] = {
 }
 
 
+VESSELS: dict[str, Any] = {
+    **{name: SMALL[name] for name in ("format", "name", "title", "sites", "quorum", "privacy")},
+    "modality": "vessels",
+    "intake": {
+        "dicom_modalities": ["MR"],
+        "size_px": 32,
+        "channels": 1,
+        "labels": ["vessels"],
+        "volumes": {"patches_per_patient": 4},
+    },
+    "models": {
+        "wgan": {
+            **{k: v for k, v in SMALL["models"]["gan"].items() if k not in ("width", "latent")},
+            "width": 8,
+            "generator_width": 8,
+            "latent": 16,
+            "items_per_patient": 2,
+            "released_pairs": 12,
+        },
+    },
+    "release": {"date": "2026-11-21", "min_images": 4},
+}
+
+
 def small_plan(**changes: Any) -> dict[str, Any]:
     """The small plan as plain data, with changes given as `privacy__epsilon=3`."""
-    data = copy.deepcopy(SMALL)
+    return varied(SMALL, **changes)
+
+
+def vessels_plan(**changes: Any) -> dict[str, Any]:
+    """A small plan without synthesis that releases image + mask pairs; changes as in `small_plan`."""
+    return varied(VESSELS, **changes)
+
+
+def varied(plan: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy of a plan with changes given as `privacy__epsilon=3`."""
+    data = copy.deepcopy(plan)
     for path, value in changes.items():
         place = data
         *parents, last = path.split("__")

@@ -1,0 +1,158 @@
+"""What `kohort-server pretrain --model wgan` does: public pairs in, a starting checkpoint with its card out.
+
+In: public pairs (server/public_pairs.py) or phantoms, and the sizes of a plan. Out: a folder with wgan.safetensors
+(`generator.*`, `average.*`, `critic.*`), MODEL_CARD.md, and training/: a sample sheet and how far it is.
+Guaranteed: a run that is killed goes on from its last save with `resume`; each file is written atomically; the card names
+source, licence, sizes and SHA-256. Not: privacy (the training is server/pretrain_wgan.py, plain steps), or the optimisers'
+state: a resumed run starts them afresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from common import tensors
+from common.errors import ConfigurationError
+from common.models.wgan import load_average, sample
+from common.study import WganPlan
+from server.pairs import triptychs
+from server.pretrain import Provenance
+from server.pretrain_wgan import Recipe, pretrain
+from server.public_pairs import PublicPairs
+from server.release import contact_sheet
+
+CHECKPOINT = "wgan.safetensors"
+CHECKPOINT_CAP_BYTES = 1 << 30
+SAVE_EVERY_S = 120.0
+SHEET_PAIRS = 24
+Weights = Mapping[str, NDArray[np.float32]]
+Progress = Callable[[int, float], None]
+
+
+def public_plan(**changes: object) -> WganPlan:
+    """Return a plan's WGAN for public training: the sizes and the loss count; the private constants are placeholders."""
+    placeholders = {
+        "rounds": 1, "local_steps": 1, "learning_rate": 1e-3, "generator_learning_rate": 1e-3, "noise_multiplier": 1.0,
+        "patients_per_step": 1, "clip": 1.0, "max_update_norm": 1.0, "width": 24, "generator_width": 24, "latent": 128,
+    }  # fmt: skip
+    return WganPlan.model_validate({**placeholders, **changes})
+
+
+def run(
+    source: PublicPairs,
+    out: Path,
+    plan: WganPlan,
+    provenance: Provenance,
+    *,
+    minutes: float = math.inf,
+    steps: int = 1 << 40,
+    resume: bool = False,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    progress: Progress = lambda step, share: None,
+) -> int:
+    """Train on `source` for `minutes` or until `steps` steps are done (both counted from the very first run); returns the steps.
+
+    Raises ConfigurationError for neither, and for an existing checkpoint without `resume`.
+    """
+    if math.isinf(minutes) and steps >= 1 << 40:
+        raise ConfigurationError("pretrain: give minutes or steps")
+    begun, start = _earlier(out, resume)
+    done, seconds = int(begun["steps"]), float(begun["seconds"])
+    began = saved = time.monotonic()
+    weights: Weights | None = start
+    for weights in pretrain(source.pairs, plan, seed + done, recipe, start):
+        done += 1
+        now = time.monotonic()
+        share = max((seconds + now - began) / (60 * minutes), done / steps)
+        progress(done, min(1.0, share))
+        if share >= 1 or now - saved >= SAVE_EVERY_S:
+            _save(out, weights, plan, source.pairs.shape[1], {"steps": done, "seconds": seconds + now - began})
+            saved = time.monotonic()
+        if share >= 1:
+            break
+    text = card(out, source, plan, provenance, done, seconds + time.monotonic() - began)
+    tensors.atomic_write(out / "MODEL_CARD.md", text.encode())
+    return done
+
+
+def _earlier(out: Path, resume: bool) -> tuple[dict[str, float], dict[str, NDArray[np.float32]] | None]:
+    """How far an earlier run in this folder came, and its weights."""
+    path = out / CHECKPOINT
+    if not path.exists():
+        return {"steps": 0, "seconds": 0.0}, None
+    if not resume:
+        raise ConfigurationError(f"{out}: holds a checkpoint already", hint="give --resume, or name another folder")
+    state = json.loads(tensors.read_capped(out / "training" / "state.json", 1 << 16))
+    found = tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)
+    return state, {name: array.astype(np.float32) for name, array in found.items()}
+
+
+def _save(out: Path, weights: Weights, plan: WganPlan, size_px: int, state: Mapping[str, float]) -> None:
+    """Checkpoint, state and sample sheet."""
+    tensors.write(out / CHECKPOINT, weights)
+    tensors.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
+    average = load_average(weights, plan, size_px)
+    pairs = sample(average, SHEET_PAIRS, torch.Generator().manual_seed(0))
+    data = io.BytesIO()
+    sheet = contact_sheet(triptychs(pairs[..., :1], np.ascontiguousarray(pairs[..., 1])), columns=4, pad=8)
+    Image.fromarray(sheet).save(data, "PNG")
+    tensors.atomic_write(out / "training" / "samples.png", data.getvalue())
+
+
+def card(out: Path, source: PublicPairs, plan: WganPlan, provenance: Provenance, steps: int, seconds: float) -> str:
+    """Return the model card in Markdown."""
+    path = out / CHECKPOINT
+    arrays = tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)
+    rows = [
+        f"| `{prefix}*` | {sum(a.size for name, a in arrays.items() if name.startswith(prefix)):,} |"
+        for prefix in ("generator.", "average.", "critic.")
+    ]
+    return CARD.format(
+        plan=plan,
+        provenance=provenance,
+        size=source.pairs.shape[1],
+        count=len(source.pairs),
+        patients=len(np.unique(source.patient_of)),
+        source_digest=source.digest,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        steps=steps,
+        minutes=seconds / 60,
+        rows="\n".join(rows),
+    )
+
+
+CARD = """# Starting checkpoint: generator and critic of image + mask pairs, {size} px
+
+Trained by `kohort-server pretrain --model wgan` (server/pretrain_wgan.py) on public pairs alone, so a study that starts from it
+spends no privacy budget on it. It is **not** differentially private towards whoever is in those pairs.
+
+| | |
+| --- | --- |
+| source | {provenance.source} |
+| licence of the pairs | {provenance.licence} |
+| attribution | {provenance.attribution} |
+| pairs | {count} of {patients} patients, SHA-256 `{source_digest}` |
+| size of a study | size_px {size} |
+| networks of a study | {plan.architecture}, width {plan.width}, generator_width {plan.generator_width}, latent {plan.latent} |
+| training | loss {plan.loss}, {steps} steps, {minutes:.0f} minutes on a CPU. {provenance.note} |
+| wgan.safetensors | SHA-256 `{digest}` |
+
+| tensors | parameters |
+| --- | --- |
+{rows}
+
+Intended use: the `start` of `models.wgan` in a study plan. Not for diagnosis, and not a source of data by itself. Nobody whose
+images take part in a study may be in the source.
+"""
