@@ -2,43 +2,61 @@
 
 In: released images, and public reference images (in a rehearsal: the public photographs that played the patients).
 Out: an `Evaluation`: statements with value, unit, evidence and status; what did not run reads "not evaluated".
-Guaranteed: no number comes from a hospital's patients; the same inputs give the same numbers. Not covered yet: downstream
-utility (train on synthetic, test on real) and attacks; they stand in the report as "not evaluated".
+Guaranteed: no number comes from a hospital's patients; the same inputs give the same numbers; a distance stands beside its
+floor, the same distance between two halves of the reference with no patient in both. Not here: downstream utility of pairs
+(server/utility.py), attacks ("not evaluated").
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from server import distances
+from server.distances import Features
+from server.extractors import Extractor, Texture
 
 if TYPE_CHECKING:
     from server.canaries import ModelAudit
 
 Images = NDArray[np.uint8]
-FEATURE_SEED, CHANNELS, SCALES = 20_230_310, 48, 3
 NOT_EVALUATED = "not evaluated"
+LEAST_IMAGES, LEAST_REFERENCES = 4, 8
+DISTANCES = ("Fréchet distance", "kernel distance", "precision", "recall", "nearest reference ratio")
+FLOOR = ", real against real"
+DOWNSTREAM = "downstream accuracy on real images"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement of a report; `status` is "shown" or "not evaluated"."""
+    """One statement of a report; `status` is "shown" or "not evaluated", `interval` the 95 % interval where there is one."""
 
     name: str
     value: float | int | None
     unit: str
     evidence: str
     status: str = "shown"
+    interval: tuple[float, float] | None = None
 
 
 def evaluate(
-    images: Images, labels: NDArray[np.int64], names: tuple[str, ...], reference: Images | None
+    images: Images,
+    labels: NDArray[np.int64],
+    names: tuple[str, ...],
+    reference: Images | None,
+    *,
+    patient_of: NDArray[np.int64] | None = None,
+    extractor: Extractor | None = None,
+    downstream: Sequence[Finding] = (),
 ) -> list[Finding]:
-    """Return the findings on uint8 images [N, H, W, C] with label indices [N]; `reference` is uint8 [M, H, W, C] or None."""
+    """Return the findings on uint8 images [N, H, W, C] with label indices [N]; `reference` is uint8 [M, H, W, C] or None.
+
+    `patient_of` [M] keeps the images of a person in one half of the floor. `downstream`: what was measured elsewhere.
+    """
     findings = [
         Finding("images", len(images), "images", "counted in the release"),
         Finding("exact duplicates", len(images) - len({x.tobytes() for x in images}), "images", "bytes compared"),
@@ -47,20 +65,16 @@ def evaluate(
             for i, name in enumerate(names)
         ),
     ]
-    if reference is not None and len(reference) >= 8 and len(images) >= 4:
-        findings += compare(features(images), features(reference))
+    if reference is not None and len(reference) >= LEAST_REFERENCES and len(images) >= LEAST_IMAGES:
+        findings += compare(images, reference, extractor or Texture(), patient_of)
     else:
-        findings += [
-            Finding(name, None, "", "no public reference images were given", NOT_EVALUATED)
-            for name in ("kernel distance", "nearest reference ratio")
-        ]
-    for name in (
-        "downstream accuracy on real images",
-        "membership inference",
-        "re-identification",
-    ):
-        findings.append(Finding(name, None, "", "did not run for this release", NOT_EVALUATED))
-    return findings
+        findings += [_missing(name, "no public reference images were given") for name in DISTANCES]
+    findings += downstream or [_missing(DOWNSTREAM)]
+    return findings + [_missing(name) for name in ("membership inference", "re-identification")]
+
+
+def _missing(name: str, evidence: str = "did not run for this release") -> Finding:
+    return Finding(name, None, "", evidence, NOT_EVALUATED)
 
 
 def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:
@@ -78,59 +92,73 @@ def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:
     ]
 
 
-def features(images: Images) -> NDArray[np.float64]:
-    """Return fixed-seed multi-scale texture features [N, D] of uint8 images [N, H, W, C].
-
-    Random 5x5 convolutions at three scales, rectified; mean and standard deviation over the picture. They need no download
-    and favour nobody's training set; they see colour and texture, not anatomy.
-    """
-    generator = torch.Generator().manual_seed(FEATURE_SEED)
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1  # [N, C, H, W]
-    filters = torch.randn(CHANNELS, x.shape[1], 5, 5, generator=generator)
-    filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
-    parts = []
-    with torch.no_grad():
-        for _ in range(SCALES):
-            y = torch.relu(torch.nn.functional.conv2d(x, filters))
-            parts += [y.mean(dim=(2, 3)), y.std(dim=(2, 3))]
-            x = torch.nn.functional.avg_pool2d(x, 2)
-    return torch.cat(parts, dim=1).double().numpy()  # [N, 2 * CHANNELS * SCALES]
-
-
-def kernel_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return the unbiased squared MMD of two standardised feature sets under the cubic kernel (Binkowski et al. 2018, KID)."""
-    both = np.concatenate([a, b])
-    middle, scale = both.mean(axis=0), both.std(axis=0) + 1e-6
-    a, b = (a - middle) / scale, (b - middle) / scale
-    d = a.shape[1]
-    kaa, kbb, kab = ((x @ y.T / d + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
-    n, m = len(a), len(b)
-    within = (kaa.sum() - np.trace(kaa)) / (n * (n - 1)) + (kbb.sum() - np.trace(kbb)) / (m * (m - 1))
-    return float(within - 2 * kab.mean())
-
-
-def compare(released: NDArray[np.float64], reference: NDArray[np.float64]) -> list[Finding]:
-    """Return distances between released and reference features [N, D], each beside its real-against-real floor."""
-    order = np.random.default_rng(0).permutation(len(reference))
-    half = len(order) // 2
-    floor = kernel_distance(reference[order[:half]], reference[order[half:]])
-    nearest = _distances(released, reference).min(axis=1)
-    among = _distances(reference, reference)
-    np.fill_diagonal(among, np.inf)
-    ratio = float(np.median(nearest) / np.median(among.min(axis=1)))
-    how = "fixed-seed random convolutions against public reference images"
+def compare(
+    images: Images, reference: Images, extractor: Extractor, patient_of: NDArray[np.int64] | None = None
+) -> list[Finding]:
+    """Return distances between released and reference images [N, H, W, C], each beside its real-against-real floor."""
+    released, real = extractor.features(images), extractor.features(reference)
+    if extractor.standardised:
+        middle, scale = real.mean(axis=0), real.std(axis=0) + 1e-6
+        released, real = (released - middle) / scale, (real - middle) / scale
+    first, second = (real[rows] for rows in halves(len(real), patient_of))
+    how = f"{extractor.name}, against public reference images"
     return [
-        Finding("kernel distance", round(kernel_distance(released, reference), 5), "squared MMD", how),
-        Finding("kernel distance, real against real", round(floor, 5), "squared MMD", f"{how}: two halves"),
-        Finding("nearest reference ratio", round(ratio, 4), "ratio to the real-to-real median; 0 is a copy", how),
+        *_frechet(released, first, second, how),
+        *_kernel(released, real, first, second, how),
+        *_coverage(released, real, first, second, how),
+        Finding(
+            "nearest reference ratio",
+            round(distances.nearest_ratio(released, real), 4),
+            "ratio to the real-to-real median; 0 is a copy",
+            how,
+        ),
     ]
 
 
-def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Euclidean distances [N, M]."""
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    distances: NDArray[np.float64] = np.sqrt(np.maximum(squares, 0))
-    return distances
+def halves(count: int, patient_of: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions of two halves of a reference in a fixed random order; no patient is in both."""
+    patients = np.arange(count) if patient_of is None else np.asarray(patient_of)
+    names = np.random.default_rng(0).permutation(np.unique(patients))
+    inside = np.isin(patients, names[: len(names) // 2])
+    rng = np.random.default_rng(1)
+    return rng.permutation(np.flatnonzero(inside)), rng.permutation(np.flatnonzero(~inside))
+
+
+def _frechet(released: Features, first: Features, second: Features, how: str) -> list[Finding]:
+    """The Fréchet distance and its floor at one sample size, for it grows as the sample shrinks."""
+    count, dimension = min(len(released), len(first), len(second)), released.shape[1]
+    names = ("Fréchet distance", "Fréchet distance" + FLOOR)
+    if count <= dimension:
+        why = f"{how}: {count} images a side cannot carry a covariance of {dimension} features"
+        return [_missing(name, why) for name in names]
+    some = released[np.random.default_rng(2).permutation(len(released))[:count]]
+    sets = (some, second[:count])
+    evidence = f"{how}; {count} images a side"
+    return [
+        Finding(name, round(distances.frechet(x, first[:count]), 4), "squared distance", evidence)
+        for name, x in zip(names, sets, strict=True)
+    ]
+
+
+def _kernel(released: Features, real: Features, first: Features, second: Features, how: str) -> list[Finding]:
+    """The kernel distance, which is unbiased at any size, and its floor."""
+    if min(len(first), len(second)) < 2:
+        return [_missing(name, f"{how}: one patient a half") for name in ("kernel distance", "kernel distance" + FLOOR)]
+    found = []
+    for name, a, b in (("kernel distance", released, real), ("kernel distance" + FLOOR, second, first)):
+        distance = distances.kernel(a, b)
+        evidence = f"{how}; deviation {distance.deviation:.2g} over subsets of {distance.subset_size}"
+        found.append(Finding(name, round(distance.value, 5), "squared MMD", evidence))
+    return found
+
+
+def _coverage(released: Features, real: Features, first: Features, second: Features, how: str) -> list[Finding]:
+    """Precision (are released images like real ones?) and recall (are all kinds of real ones there?)."""
+    found = []
+    for end, a, b in (("", released, real), (FLOOR, second, first)):
+        for name, value in zip(("precision", "recall"), distances.precision_recall(a, b), strict=True):
+            found.append(Finding(name + end, round(value, 4), "share", how))
+    return found
 
 
 def to_json(findings: list[Finding]) -> list[dict[str, Any]]:

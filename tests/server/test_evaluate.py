@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from server import evaluate
+from server import distances, evaluate
+from server.extractors import Texture
 
 
 def discs(count: int, seed: int, *, radius: float = 10.0, noise: float = 8.0) -> np.ndarray:
@@ -15,19 +16,58 @@ def discs(count: int, seed: int, *, radius: float = 10.0, noise: float = 8.0) ->
     return pictures.clip(0, 255).astype(np.uint8)
 
 
-def test_more_of_the_same_is_nearer_than_something_else() -> None:
-    real = evaluate.features(discs(40, 0))
-    same, other = evaluate.features(discs(40, 1)), evaluate.features(discs(40, 2, radius=6, noise=40))
-    assert abs(evaluate.kernel_distance(same, real)) < 0.1 * evaluate.kernel_distance(other, real)
+def values(findings: list[evaluate.Finding]) -> dict[str, float | None]:
+    return {f.name: f.value for f in findings}
+
+
+def test_more_of_the_same_is_nearer_than_something_else_by_every_distance() -> None:
+    real = discs(80, 0)
+    same, other = (
+        values(evaluate.compare(images, real, Texture(2)))
+        for images in (discs(40, 1), discs(40, 2, radius=6, noise=40))
+    )
+    for name in ("Fréchet distance", "kernel distance"):
+        near, far, floor = same[name], other[name], same[f"{name}, real against real"]
+        assert near is not None and far is not None and floor is not None
+        assert abs(near) < 0.1 * far
+        assert abs(floor) < 0.1 * far
+    assert same["precision"] > 0.5 > other["precision"]  # type: ignore[operator]
+    assert same["recall"] > 0.5 > other["recall"]  # type: ignore[operator]
 
 
 def test_a_copy_has_ratio_zero_and_a_stranger_a_large_one() -> None:
     real = discs(40, 0)
     for images, low, high in ((real[:10], -1e-9, 1e-3), (discs(10, 3, radius=6, noise=40), 1.5, 1e9)):
-        found = evaluate.compare(evaluate.features(images), evaluate.features(real))
-        ratio = next(f.value for f in found if f.name == "nearest reference ratio")
+        ratio = values(evaluate.compare(images, real, Texture()))["nearest reference ratio"]
         assert ratio is not None
         assert low <= ratio <= high
+
+
+def test_too_few_images_for_a_covariance_read_not_evaluated() -> None:
+    found = {f.name: f for f in evaluate.compare(discs(30, 1), discs(30, 0), Texture(48))}
+    for name in ("Fréchet distance", "Fréchet distance, real against real"):
+        assert found[name].status == evaluate.NOT_EVALUATED
+        assert "15 images a side cannot carry a covariance of 288 features" in found[name].evidence
+    assert found["kernel distance"].status == "shown"
+
+
+def test_the_floor_has_no_patient_in_both_halves() -> None:
+    patients = np.repeat(np.arange(9), 4)
+    first, second = evaluate.halves(len(patients), patients)
+    assert not set(patients[first]) & set(patients[second])
+    assert sorted([*first, *second]) == list(range(36))
+    # near-copies of each patient: split by image the floor would be of the same pictures twice
+    real = discs(9, 0)[np.repeat(np.arange(9), 4)]
+    by_image, by_patient = (Texture(2).features(real[rows]) for rows in (np.arange(0, 36, 2), first))
+    rest = Texture(2).features(real[second])
+    assert distances.nearest_ratio(by_patient, rest) > 0
+    assert distances.euclidean(by_image, Texture(2).features(real[1::2])).min(axis=1).max() < 1e-3
+
+
+def test_what_was_measured_elsewhere_takes_the_place_of_not_evaluated() -> None:
+    extra = evaluate.Finding("worth", 0.5, "Dice", "test", interval=(0.4, 0.6))
+    found = evaluate.evaluate(discs(6, 0), np.zeros(6, np.int64), ("none",), None, downstream=[extra])
+    assert extra in found and evaluate.DOWNSTREAM not in {f.name for f in found}
 
 
 def test_what_did_not_run_says_so() -> None:

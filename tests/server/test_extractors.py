@@ -1,0 +1,84 @@
+"""Feature extractors: fixed texture features, and networks from a local file whose every tensor must fit."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import tensors
+from common.errors import ConfigurationError, RefusedError
+from server import extractors
+
+torch.set_num_threads(1)
+
+
+def pictures(count: int, channels: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 32, 32, channels), dtype=np.uint8)
+
+
+def test_texture_features_are_fixed_and_of_each_image_alone() -> None:
+    for channels in (1, 3):
+        images, texture = pictures(4, channels), extractors.Texture(8)
+        found = texture.features(images)
+        assert found.shape == (4, 48)
+        assert np.array_equal(found, extractors.Texture(8).features(images))
+        assert np.allclose(texture.features(images[1:2]), found[1:2], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    """resnet18 with weights drawn here."""
+    from torchvision.models import get_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {name: t.numpy() for name, t in get_model("resnet18", weights=None).state_dict().items()}
+
+
+def written(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Path, str]:
+    tensors.write(path, arrays)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_network_gives_the_features_before_its_classifier(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
+    from torchvision.models import get_model
+
+    network = extractors.load_network("resnet18", *written(tmp_path / "w.safetensors", weights))
+    grey = pictures(2, 1)
+    found = network.features(grey)
+    assert found.shape == (2, 512)
+    assert np.allclose(network.features(grey.repeat(3, axis=3)), found, atol=1e-4)
+    whole = get_model("resnet18", weights=None).eval()
+    whole.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    scores = found.astype(np.float32) @ weights["fc.weight"].T + weights["fc.bias"]
+    mean, deviation = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (extractors.IMAGENET_MEAN, extractors.IMAGENET_DEVIATION)
+    )
+    x = torch.from_numpy(grey.repeat(3, axis=3)).permute(0, 3, 1, 2).float() / 255
+    x = torch.nn.functional.interpolate(x, 224, mode="bilinear", antialias=True)
+    with torch.no_grad():
+        assert np.allclose(whole((x - mean) / deviation).numpy(), scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "not finite", "digest", "architecture", "file"])
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, weights: dict[str, np.ndarray], fault: str) -> None:
+    given, architecture = dict(weights), "resnet18"
+    if fault == "missing":
+        del given["conv1.weight"]
+    elif fault == "unknown":
+        given["extra.weight"] = np.zeros(1, np.float32)
+    elif fault == "misshapen":
+        given["bn1.bias"] = np.zeros(3, np.float32)
+    elif fault == "not finite":
+        given["bn1.bias"] = np.full(64, np.nan, np.float32)
+    elif fault == "architecture":
+        architecture = "alexnet"
+    path, digest = written(tmp_path / "w.safetensors", given)
+    if fault == "digest":
+        digest = "0" * 64
+    if fault == "file":
+        path = tmp_path / "none.safetensors"
+    with pytest.raises(ConfigurationError if fault in ("architecture", "file") else RefusedError):
+        extractors.load_network(architecture, path, digest)
