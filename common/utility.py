@@ -29,6 +29,7 @@ Pairs = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 BOOTSTRAP_DRAWS, INTERVAL = 2000, (2.5, 97.5)
 PREDICTED_AT_ONCE = 128
+STARTS, SEED_STRIDE, DEAD_DSC = 3, 1_000_003, 0.01
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def fit(
 ) -> Segmenter:
     """Return the network of the configuration and epoch with the best Dice on the validation part of `pairs`.
 
+    A start that died (every mask empty, as Dice loss on thin vessels sometimes ends) is made again from another seed.
     `progress(done, total)` counts epochs over the whole grid.
     """
     groups = np.arange(len(pairs)) if group_of is None else np.asarray(group_of)
@@ -151,7 +153,10 @@ def fit(
         def count(epoch: int, before: int = i * recipe.epochs) -> None:
             progress(before + epoch, total)
 
-        found = _trained(pairs[kept], pairs[held], recipe, choice, seed, device, count)
+        for start in range(STARTS):
+            found = _trained(pairs[kept], pairs[held], recipe, choice, seed + start * SEED_STRIDE, device, count)
+            if found.validation_dsc > DEAD_DSC:
+                break
         if best is None or found.validation_dsc > best.validation_dsc:
             best = found
     if best is None:

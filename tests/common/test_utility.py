@@ -79,6 +79,19 @@ def test_the_best_epoch_and_configuration_are_those_of_the_validation_part() -> 
         assert 1 <= found.epoch <= 2
 
 
+def test_a_start_that_died_is_made_again_from_another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds, real = [], utility._trained
+
+    def dies_once(*args: object) -> utility.Segmenter:
+        seeds.append(args[4])
+        found = real(*args)  # type: ignore[arg-type]
+        return replace(found, validation_dsc=0.0) if len(seeds) == 1 else replace(found, validation_dsc=0.5)
+
+    monkeypatch.setattr(utility, "_trained", dies_once)
+    assert utility.fit(bars(8, 0), replace(RECIPE, epochs=1), 5).validation_dsc == 0.5
+    assert seeds == [5, 5 + utility.SEED_STRIDE]
+
+
 def test_no_patient_is_in_both_parts() -> None:
     groups = np.repeat(np.arange(7), 3)
     kept, held = utility._split(groups, 0.2, 0)

@@ -10,7 +10,7 @@ from common import utility as common_utility
 from server import utility
 
 torch.set_num_threads(1)
-RECIPE = common_utility.Recipe(width=4, epochs=8, batch_size=4, grid=(common_utility.Choice(0.0, 5e-3),))
+RECIPE = common_utility.Recipe(width=8, epochs=6, batch_size=4, grid=(common_utility.Choice(0.0, 2e-3),))
 
 
 def blocks(count: int, seed: int) -> np.ndarray:
