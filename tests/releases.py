@@ -13,10 +13,15 @@ from common import signing, tensors
 from common.messages import Header, digest_of, seal
 from common.privacy import boundary
 from common.study import Study, write_bundle
+from server.canaries import ModelAudit
 from server.release import Account, ReleaseInputs, SiteBatch, build_release
 from tests.studies import small_plan
 
-ACCOUNT = Account({"PLD": 3.2, "RDP": 3.6}, {"dp-accounting": "0.6.0"})
+AUDIT = ModelAudit(
+    canaries=300, steps=4, guesses=150, correct=90, lower_bound=0.12, ceiling=3.9, upper_bound=3.1,
+    delta=1e-5, confidence=0.95, noise_ratio=1.01,
+)  # fmt: skip
+ACCOUNT = Account({"PLD": 3.2, "RDP": 3.6}, {"dp-accounting": "0.6.0"}, {"gan": AUDIT})
 
 
 def batch(study: Study, site: str, seed: int, *, count: int = 6, key: Ed25519PrivateKey | None = None) -> SiteBatch:

@@ -59,7 +59,7 @@ def write_plan(folder: Path, weights: dict[str, tensors.Arrays] | None = None, *
 def write_cohort(folder: Path, study: Study, patients: int = 16, seed: int = 0) -> None:
     """A cohort of invented patients, one picture each, all right eyes of label 0 or 1."""
     folder.mkdir(parents=True)
-    size, channels = study.intake.size_px, study.intake.channels
+    size, channels = study.intake.size_px, study.intake.planes
     blobs = np.random.default_rng(seed).integers(0, 255, (patients, 4, 4, channels))
     images = np.repeat(np.repeat(blobs, size // 4, 1), size // 4, 2).astype(np.uint8)
     np.save(folder / "images.npy", images)

@@ -425,8 +425,8 @@ def _remedies(study: Study, worst: ModelReport, needs: Sequence[Needs]) -> Itera
     """One line a remedy, cheapest first: noise the budget does not ask for, steps, parameters, patients, sites."""
     first, comfortable = needs[0], needs[1] if len(needs) > 1 else None
     if first.steps == worst.event.steps:
-        sigma = f" {worst.calibrated:g}" if worst.calibrated else ", as `kohort-server plan` suggests,"
-        yield f"models.{worst.name}.noise_multiplier:{sigma} is enough for the epsilon of the plan"
+        less = f"models.{worst.name}.noise_multiplier: {worst.calibrated:g}" if worst.calibrated else "less noise"
+        yield f"{less} is enough for the epsilon of the plan"
         return
     few = first.steps is None or first.steps < FEWEST_STEPS
     if first.steps and not few:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,7 +21,7 @@ from server.certificates import create_authority
 from server.config import ServerState, new_config
 from server.sites import enrol
 from tests import phantoms
-from tests.sites import Hospital, make_hospital, scripted, write_plan
+from tests.sites import WEIGHTS, Hospital, make_hospital, scripted, write_plan
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -83,7 +84,7 @@ def test_a_site_is_set_up_by_typing_and_everything_it_needs_is_checked(joined: t
     assert "each of at least 5 distinct patients" in out
     code, out, _ = cli("ingest", "--state", state)
     assert code == 0
-    assert "12 images of 12 patients" in out
+    assert "12 files of 12 patients" in out
     assert "is there already" in cli("ingest", "--state", state)[1]
     assert cli("check", "--state", state, "--offline")[0] == 0
     code, _, err = cli("check", "--state", state)
@@ -145,6 +146,28 @@ def test_a_plan_of_a_stranger_or_above_the_policy_is_not_approved(
     assert err.count("kohort-site: error:") == 2
     assert "kohort-site: hint:" in err
     assert cli("run", "--state", state)[0] == 3
+
+
+def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
+    weights = {
+        "gan": {"generator.a": np.ones(3, np.float32), "critic.a": np.ones(40_000, np.float32)},
+        "glow": WEIGHTS["glow"],
+    }
+    hospital = make_hospital(tmp_path, weights=weights, approve=False, privacy__accept_infeasible=False)
+    line = signing.public_text(hospital.operator.public_key())
+    join = {
+        "format": "kohort-join/1",
+        "site": "hospital-a",
+        "server_url": "https://127.0.0.1:1",
+        "ca": "",
+        "operator_key": line,
+    }
+    (hospital.root / "membership.json").write_text(json.dumps({**join, "client_certificate": ""}))
+    code, _, err = cli("approve", "--state", hospital.root, hospital.bundle, "--yes")
+    assert code == 3
+    assert "infeasible: at 100 patients a site this will not learn" in err
+    assert "hint:" in err
+    assert not hospital.site().plans.approved(hospital.study.hash())
 
 
 def test_a_second_daemon_on_one_state_folder_is_refused(joined: tuple[Path, Path], cli: Cli) -> None:

@@ -19,8 +19,8 @@ from common import tensors
 from common.errors import KohortError, PolicyError, RefusedError
 from common.messages import Sealed, unseal
 from common.privacy.boundary import PART_CAP_BYTES
-from tests.sites import Hospital, make_hospital, scripted
-from tests.studies import small_study
+from tests.sites import WEIGHTS, Hospital, make_hospital, scripted
+from tests.studies import VESSELS, small_study
 
 
 @pytest.fixture
@@ -95,6 +95,50 @@ def test_the_closing_instruction_sets_done(hospital: Hospital, monkeypatch: pyte
     images = site.answer(hospital.ask("synthesize"))
     assert site.answer(hospital.ask("synthesize", round=1, statement={"done": True})) == images
     assert site.done.is_set()
+
+
+def test_a_study_of_pairs_trains_its_wgan_and_ends_with_its_last_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"wgan": {f"{part}.a": np.ones(3, np.float32) for part in ("generator", "average", "critic")}}
+    changes = {name: VESSELS[name] for name in ("modality", "intake", "models", "release")}
+    hospital = make_hospital(tmp_path, weights=weights, synthesis=None, **changes)
+    scripted(monkeypatch, hospital.study)
+    site = hospital.site()
+    ask = {"model": "wgan", "weights": weights["wgan"]}
+    site.answer(hospital.ask("train", **ask))
+    last = site.answer(hospital.ask("train", round=1, **ask))
+    assert not site.done.is_set()
+    assert site.answer(hospital.ask("train", round=1, statement={"done": True}, **ask)) == last
+    assert site.done.is_set() and site.ledger().report(prv=False).committed == 2
+    (event,) = {row.data["event"]["dimension"] for row in site.ledger().rows() if row.kind == "reserve"}
+    assert event == 3 + hospital.study.privacy.canaries  # generator and average cost nothing
+
+
+def test_a_hopeless_plan_spends_nothing_unless_it_says_so_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {
+        "gan": {"generator.a": np.ones(3, np.float32), "critic.a": np.ones(40_000, np.float32)},
+        "glow": WEIGHTS["glow"],
+    }
+    for accepts in (False, True):
+        hospital = make_hospital(
+            tmp_path / str(accepts),
+            weights=weights,
+            privacy__accept_infeasible=accepts,
+            models__gan__max_update_norm=100.0,
+        )
+        children = scripted(monkeypatch, hospital.study)
+        site = hospital.site()
+        if accepts:
+            site.answer(hospital.ask("train", weights=weights["gan"]))
+            assert children.runs == 1
+            continue
+        with pytest.raises(PolicyError, match="100 patients a site this will not learn") as refused:
+            site.answer(hospital.ask("train", weights=weights["gan"]))
+        assert refused.value.code == "E-PLAN-INFEASIBLE" and "less noise is enough" in refused.value.hint
+        assert children.runs == 0 and [row.kind for row in site.ledger().rows()] == ["open"]
 
 
 def test_an_instruction_with_an_unknown_statement_is_refused(hospital: Hospital) -> None:

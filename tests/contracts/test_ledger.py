@@ -49,6 +49,25 @@ def test_a_second_plan_must_pass_the_renyi_filter(tmp_path: Path) -> None:
     ledger.reserve(EVENT, PLAN)  # the same plan, fixed beforehand, still fits
 
 
+def test_models_rounds_runs_and_studies_compose_in_one_budget(tmp_path: Path) -> None:
+    """Each `opened` is a new run of the daemon; the second study's wgan meets what the first study's models left."""
+    flow, pairs = SubsampledGaussian(0.05, 3.0, 50, 9, "glow"), SubsampledGaussian(0.2, 4.0, 30, 9, "wgan")
+    laplace = LatentLaplace("box", 1.0, 1, 1, "random", 8.0)  # pure epsilon 0.25
+    spent: list[SubsampledGaussian | LatentLaplace] = []
+    for event, plan in ((EVENT, PLAN), (EVENT, PLAN), (flow, PLAN), (laplace, PLAN), (pairs, LATER)):
+        opened(tmp_path).reserve(event, plan)
+        spent.append(event)
+    report = opened(tmp_path).report(prv=False)
+    assert report.spent.pld == pytest.approx(epsilon_pld(spent, 1e-5), abs=1e-9)
+    pld, rdp = epsilon_pld([*spent, pairs], 1e-5), epsilon_rdp([*spent, pairs], 1e-5, order=4.0)
+    assert pld < rdp and pld > epsilon_pld([pairs, pairs], 1e-5) + 0.5
+    for cap, code in ((pld - 1e-6, "E-CAP"), (rdp - 1e-6, "E-FILTER")):
+        with pytest.raises(PolicyError) as refusal:
+            opened(tmp_path, cap).reserve(pairs, LATER)
+        assert refusal.value.code == code
+    opened(tmp_path, rdp + 1e-6).reserve(pairs, LATER)
+
+
 REFUSALS = {
     "an epsilon that nobody can reach": (LatentLaplace("box", 3.0, 64, 5, "random", 0.5), "E-CAP"),
     "groups by similarity": (LatentLaplace("box", 3.0, 64, 5, "similar", 100.0), "E-DECLARE"),

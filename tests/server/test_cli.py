@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,64 @@ def test_a_complete_study_is_released_and_verifies(tmp_path: Path, kohort: Kohor
     verify(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["images"] == 12 and manifest["sites"] == ["hospital-a", "hospital-b"] and str(folder) in output
+
+
+def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(tmp_path: Path, kohort: Kohort) -> None:
+    from common.manifest import verify
+    from tests.server.test_public_pairs import folder as public_folder
+
+    federation = Federation.of_pairs(tmp_path)
+    run = federation.run()
+    run.registry.quarantine("hospital-c", "E-TEST")
+    command = ("release", tmp_path / "bundle", "--state", federation.state.root, "--out", tmp_path / "out")
+    code, output, errors = kohort(*command, "--reference", public_folder(tmp_path / "public"))
+    assert code == 0, errors
+    (folder,) = (tmp_path / "out").iterdir()
+    manifest = verify(folder)
+    assert manifest.k is None and manifest.images == 12 and str(folder) in output
+    assert manifest.sites == ("hospital-a", "hospital-b", "hospital-c")  # all of them are in the weights
+    names = {finding["name"] for finding in json.loads((folder / "evaluation.json").read_text())["findings"]}
+    assert any("segmentation DSC" in name for name in names)
+    run.registry.quarantine("hospital-b", "E-TEST")
+    code, _, errors = kohort(*command)
+    assert code == PolicyError.exit_code and "1 sites of the last round" in errors
+
+
+def test_plan_prints_verdict_and_figures_for_people_and_programs(
+    tmp_path: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common.privacy.planning import feasibility
+    from tests.federation import pairs_plan
+
+    monkeypatch.setattr(plans, "feasibility", partial(feasibility, prv=False))  # opacus takes seconds to load
+    path = pairs_plan(tmp_path / "plan", privacy__accept_infeasible=False)
+    code, output, _ = kohort("plan", path)
+    assert code == 0 and "would use the budget exactly" in output and "verdict: " in output
+    code, output, _ = kohort("plan", path, "--json")
+    facts = json.loads(output)
+    model = facts["models"]["wgan"]
+    assert model["steps"] == 4 and model["calibrated_noise_multiplier"] < 4.0 == model["noise_multiplier"]
+    assert (
+        facts["sampler_delta"] < 1e-10
+        and 0 < facts["share_of_cap"] < 1
+        and facts["sentence"].startswith(facts["verdict"])
+    )
+    assert model["round_bytes"] > 4 * model["parameters"] == 4 * facts["parameters"]["wgan"]
+
+
+def test_pretrain_makes_a_checkpoint_of_phantoms_that_a_plan_can_start_from(tmp_path: Path, kohort: Kohort) -> None:
+    from tests.federation import pairs_plan
+
+    path = pairs_plan(tmp_path / "plan")
+    command = ("pretrain", "--model", "wgan", "--out", tmp_path / "made", "--minutes", "0.02", "--study", path)
+    code, _, errors = kohort(*command)
+    assert code == 2 and "--phantoms N" in errors
+    code, output, errors = kohort(*command, "--phantoms", "2")
+    assert code == 0 and "samples.png" in output, errors
+    (tmp_path / "plan" / "wgan.safetensors").write_bytes((tmp_path / "made" / "wgan.safetensors").read_bytes())
+    assert kohort("pin", path)[0] == 0
+    assert load_study(path).checkpoints()[0].sha256 in (tmp_path / "made" / "MODEL_CARD.md").read_text()
+    assert plans.parameter_counts(load_study(path), path.parent)["wgan"] > 1000
 
 
 @pytest.mark.parametrize("name", ["fundus", "chest", "vessels"])

@@ -131,6 +131,17 @@ def test_the_statement_keeps_k_and_epsilon_apart(release: Path) -> None:
     assert "no epsilon per patient is claimed for images" in text
 
 
+def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(release: Path) -> None:
+    statement = json.loads((release / "privacy_statement.json").read_text())
+    found = statement["updates"]["audit"]["models"]["gan"]
+    assert (found["lower_bound"], found["upper_bound"], found["confidence"]) == (0.12, 3.1, 0.95)
+    line = "gan: 0.12 ≤ ε ≤ 3.10"
+    assert line in (release / "privacy_statement.md").read_text() and line in (release / "index.html").read_text()
+    findings = {f["name"]: f for f in json.loads((release / "evaluation.json").read_text())["findings"]}
+    assert findings["canary lower bound, gan"]["value"] == 0.12
+    assert set(statement["updates"]["evidence"]["hospital-a"]) == {"ledger_head", "ledger_seq"}  # nothing of a site's audit
+
+
 def test_pictures_carry_no_metadata(release: Path) -> None:
     for path in (release / "data").rglob("*.png"):
         data, kinds, at = path.read_bytes(), [], 8
