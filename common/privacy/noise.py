@@ -29,6 +29,8 @@ LATTICE = 2**24  # Gaussian noise comes in multiples of clip / LATTICE
 LARGEST_SIGMA = 2.0**24  # keeps sigma * LATTICE * 9.5 below 2^53, exact in float64
 LARGEST_SCALE = 2.0**50  # in lattice steps; keeps the geometric variables inside int64
 WORDS_PER_THRESHOLD = 3  # 3 * 64 = 192 bits
+GAUSSIAN_BLOCK = 2**15  # values at a time, so that a block stays in cache
+ZEROS = bytes(2**18)  # what the cipher encrypts
 
 _forks = 0
 
@@ -65,12 +67,17 @@ class Noise(ABC):
         """
         if not 0.0 < sigma <= LARGEST_SIGMA:
             raise ConfigurationError(f"noise: sigma: expected 0 < sigma <= 2^24, got {sigma!r}")
-        pairs = (n + 1) // 2
-        words = self.uniform_u64(2 * pairs)
-        radius = radius_of(words[:pairs]) * (sigma * LATTICE)
-        angle = (words[pairs:] >> np.uint64(11)).astype(np.float64) * (2.0 * math.pi * 2.0**-53)
-        values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
-        lattice: NDArray[np.int64] = np.rint(values).astype(np.int64)
+        lattice = np.empty(n, dtype=np.int64)
+        for at in range(0, n, GAUSSIAN_BLOCK):
+            block = lattice[at : at + GAUSSIAN_BLOCK]
+            pairs = (len(block) + 1) // 2
+            words = self.uniform_u64(2 * pairs)
+            radius = radius_of(words[:pairs])
+            radius *= sigma * LATTICE
+            angle = (words[pairs:] >> np.uint64(11)).astype(np.float64)
+            angle *= 2.0 * math.pi * 2.0**-53
+            block[:pairs] = _rounded(np.cos(angle), radius)
+            block[pairs:] = _rounded(np.sin(angle, out=angle), radius)[: len(block) - pairs]
         return lattice
 
     def discrete_laplace(self, n: int, scale_in_steps: float) -> NDArray[np.int64]:
@@ -129,8 +136,18 @@ class SeededNoiseSource(Noise):
 
 def radius_of(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Box–Muller's radius sqrt(-2 ln u) with u = (w + 1/2) 2^-64: up to 9.49 sigma, where 53 bits would stop at 8.6."""
-    u = (words.astype(np.float64) + 0.5) * 2.0**-64
-    return np.sqrt(-2.0 * np.log(u))
+    u = words.astype(np.float64)
+    u += 0.5
+    u *= 2.0**-64
+    np.log(u, out=u)
+    u *= -2.0
+    return np.sqrt(u, out=u)
+
+
+def _rounded(direction: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.float64]:
+    """round(direction · radius), in place."""
+    direction *= radius
+    return np.rint(direction, out=direction)
 
 
 @lru_cache(maxsize=32)
@@ -157,4 +174,8 @@ def _key_stream(key: bytes, nonce: bytes) -> CipherContext:
 
 def _words(stream: CipherContext, n: int) -> NDArray[np.uint64]:
     """The next n words of the key stream (the encryption of zeros)."""
-    return np.frombuffer(stream.update(bytes(8 * n)), dtype=np.uint64)
+    words = np.empty(n + 2, dtype=np.uint64)  # the cipher asks for a block of 16 bytes to spare
+    room, size = memoryview(words.data).cast("B"), 8 * n
+    for at in range(0, size, len(ZEROS)):
+        stream.update_into(ZEROS[: size - at], room[at:])
+    return words[:n]

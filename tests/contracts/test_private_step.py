@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
-from client.learn.private_step import PrivateStep, StepConstants, check_model, check_neighbours, to_lattice
+from client.learn import patient_gradients
+from client.learn.lattice import LatticeSum, to_lattice
+from client.learn.model_check import check_model
+from client.learn.patient_gradients import Backend, PatientGradients, check_neighbours
+from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
 from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
@@ -20,8 +25,23 @@ CONSTANTS = StepConstants(clip=0.7, noise_multiplier=1.5, sampling_rate=0.5, div
 EVENT = SubsampledGaussian(q=0.5, noise_multiplier=1.5, steps=1000)
 
 
+BACKENDS = {
+    "layers": Execution("layers", chunk=4),
+    "vmap": Execution("vmap", chunk=4),
+    "backward": Execution("backward"),
+    "auto": Execution(),
+    "bfloat16": Execution("layers", chunk=4, autocast=True),
+}
+
+
 def linear_step(
-    d: int, *, chunk: int = 1, seed: int = 0, draw: Sequence[int] | None = None, silent: bool = False
+    d: int,
+    execution: Execution | None = None,
+    *,
+    seed: int = 0,
+    draw: Sequence[int] | None = None,
+    silent: bool = False,
+    divisor: float = CONSTANTS.divisor,
 ) -> PrivateStep:
     """A step whose per-patient gradient is the patient's own tensor; `draw` fixes who is drawn, `silent` drops the noise."""
     noise = SeededNoiseSource(seed)
@@ -29,14 +49,14 @@ def linear_step(
         noise.bernoulli = lambda q, n: np.isin(np.arange(n), draw)  # type: ignore[method-assign]
     if silent:
         noise.gaussian_lattice = lambda n, sigma: np.zeros(n, dtype=np.int64)  # type: ignore[method-assign]
-    parameters = {"w": torch.zeros(d)}
+    parameters = {"w": torch.zeros(1, d)}
     return PrivateStep(
         parameters,
-        lambda p, patient: (p["w"] * patient[0]).sum(),
-        CONSTANTS,
+        lambda p, patient: F.linear(patient[0].float(), p["w"]).sum(),
+        dataclasses.replace(CONSTANTS, divisor=divisor),
         PracticeReservation(EVENT),
         noise,
-        chunk=chunk,
+        execution=execution or Execution("backward"),
     )
 
 
@@ -53,7 +73,7 @@ def on_lattice(update: Tensor) -> Tensor:
 @pytest.mark.parametrize("d", [1, 7, 5000, 1_500_000])
 def test_one_patient_moves_the_sum_by_at_most_the_clip_norm(d: int) -> None:
     generator = torch.Generator().manual_seed(d)
-    for size in (1e-12, 1e-3, 1.0, 1e6, 1e20, 3e38):
+    for size in (1e-12, 1e-3, 1.0, 1e6, 1e20, 3e38) if d < 10**6 else (1.0, 3e38):
         gradient = torch.randn(1, d, generator=generator).clamp(-1, 1) * size
         moved = to_lattice(gradient, CONSTANTS.clip)
         whole = moved.to(torch.int64)
@@ -77,18 +97,45 @@ def test_one_patient_moves_the_update_by_at_most_the_clip_norm_over_the_divisor(
         )  # fp32 of the update rounds each entry by less than a step
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
-def test_a_nan_or_huge_patient_leaves_the_update_finite_and_bounded(bad: float) -> None:
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_patient_moves_the_noised_sum_by_at_most_the_clip_norm(backend: str, dtype: torch.dtype) -> None:
+    """Whatever a patient holds, however many others are drawn (nobody too), by every back end; noise and coins the same."""
+    d = 50
+    values = torch.randn(9, d, generator=torch.Generator().manual_seed(1)) * 100
+    table = values.to(dtype)
+    if dtype.is_floating_point:
+        table[2, ::3], table[5, 1], table[7] = float("nan"), float("inf"), torch.finfo(dtype).max
+    for drawn in ([], [2], [0, 2, 7], range(9)):
+        noised = {}
+        for patient in (None, *drawn):
+            changed = table.clone()
+            if patient is not None:
+                changed[patient] = 0  # zero-out
+            step = linear_step(d, BACKENDS[backend], seed=3, draw=drawn)
+            update = step.step(9, rows_of(changed))["w"]
+            assert torch.isfinite(update).all()
+            noised[patient] = step._sum.total.clone()
+        for patient in drawn:
+            moved = noised[None] - noised[patient]
+            assert int((moved * moved).sum()) <= LATTICE**2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38, 1e38])
+def test_a_nan_or_huge_patient_leaves_the_update_finite_and_bounded(bad: float, backend: str) -> None:
     d = 64
     table = torch.randn(5, d, generator=torch.Generator().manual_seed(2))
     spoiled = table.clone()
     spoiled[3, ::2] = bad
-    for chunk in (1, 4):
-        clean, dirty = (
-            linear_step(d, chunk=chunk, silent=True, draw=range(5)).step(5, rows_of(t))["w"] for t in (table, spoiled)
-        )
-        assert torch.isfinite(dirty).all()
-        assert float((clean - dirty).norm()) <= 2 * CONSTANTS.clip / CONSTANTS.divisor
+    clean, dirty = (
+        linear_step(d, BACKENDS[backend], silent=True, draw=range(5)).step(5, rows_of(t))["w"] for t in (table, spoiled)
+    )
+    assert torch.isfinite(dirty).all()
+    assert float((clean - dirty).norm()) <= 2 * CONSTANTS.clip / CONSTANTS.divisor
     assert float(to_lattice(torch.full((1, d), bad), 1.0).norm()) <= LATTICE
 
 
@@ -98,10 +145,23 @@ def test_the_lattice_sum_is_bitwise_equal_for_every_chunking_and_order(d: int) -
     table = torch.randn(n, d, generator=torch.Generator().manual_seed(3)) * torch.logspace(-6, 6, n)[:, None]
     if d == 3:
         table = table.abs()  # patients who agree: the sum outgrows what fp32 holds exactly
-    sums = [linear_step(d, chunk=c, silent=True, draw=range(n)).step(n, rows_of(table))["w"] for c in (1, 2, 5, 23, 40)]
+    ways = [Execution("backward"), *(Execution(b, c) for b in ("layers", "vmap") for c in (1, 2, 5, 23, 40))]  # type: ignore[arg-type]
+    sums = [linear_step(d, way, silent=True, draw=range(n)).step(n, rows_of(table))["w"] for way in ways]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(4))
-    sums.append(linear_step(d, chunk=4, silent=True, draw=range(n)).step(n, rows_of(table[order]))["w"])
+    sums.append(linear_step(d, ways[2], silent=True, draw=range(n)).step(n, rows_of(table[order]))["w"])
     assert all(torch.equal(sums[0], other) for other in sums[1:])
+
+
+def test_the_sum_of_many_patients_who_agree_is_exact() -> None:
+    """300 rows at the bound in one entry: beyond fp32, and beyond int32 in one go."""
+    rows = torch.zeros(300, 70_000)
+    rows[:, -1] = 5.0
+    total = LatticeSum(70_000, 1.0, torch.device("cpu"))
+    one = int(to_lattice(rows[:1], 1.0)[0, -1])
+    assert one > 0.999 * LATTICE
+    total.add(rows)
+    assert int(total.total[-1]) == 300 * one
+    assert int(total.total.count_nonzero()) == 1
 
 
 class Critic(nn.Module):
@@ -120,7 +180,7 @@ class Critic(nn.Module):
         return torch.as_tensor(self.body(x))[:, 0]
 
 
-def critic_step(chunk: int, noise: Noise | None = None) -> tuple[Critic, PrivateStep]:
+def critic_step(execution: Execution, noise: Noise | None = None) -> tuple[Critic, PrivateStep]:
     torch.manual_seed(0)
     critic = Critic()
 
@@ -131,31 +191,76 @@ def critic_step(chunk: int, noise: Noise | None = None) -> tuple[Critic, Private
     source = noise or SeededNoiseSource(1)
     source.gaussian_lattice = lambda n, sigma: np.zeros(n, dtype=np.int64)  # type: ignore[method-assign]
     parameters = dict(critic.named_parameters())
-    return critic, PrivateStep(parameters, loss, CONSTANTS, PracticeReservation(EVENT), source, chunk=chunk)
+    return critic, PrivateStep(parameters, loss, CONSTANTS, PracticeReservation(EVENT), source, execution=execution)
 
 
-def test_both_back_ends_give_the_same_update_to_1e_6() -> None:
+@pytest.mark.parametrize("backend", ["layers", "vmap"])
+def test_every_back_end_gives_the_same_update_to_1e_6(backend: Backend) -> None:
     items = torch.randn(12, 3, 2, 8, 8, generator=torch.Generator().manual_seed(5))
 
     def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
         return items[list(patients)], -items[list(patients)]
 
-    one, four = (critic_step(chunk)[1].step(12, batch_for) for chunk in (1, 4))
+    one, four = (critic_step(way)[1].step(12, batch_for) for way in (Execution("backward"), Execution(backend, 4)))
     assert one.keys() == four.keys()
     assert all(torch.allclose(one[name], four[name], atol=1e-6, rtol=1e-5) for name in one)
     assert max(float(g.abs().max()) for g in one.values()) > 1e-3
 
 
-def test_a_neighbour_in_the_chunk_moves_no_gradient_beyond_the_margin() -> None:
-    _, step = critic_step(4)
+@pytest.mark.parametrize("backend", ["layers", "vmap"])
+def test_a_neighbour_in_the_chunk_moves_no_gradient_beyond_the_margin(backend: Backend) -> None:
+    step = critic_step(Execution(backend, 4))[1]
     items = torch.randn(4, 3, 2, 8, 8, generator=torch.Generator().manual_seed(6))
-    check_neighbours(step._vmapped, (items, -items), CONSTANTS.clip)
+    step._gradients.prepare((items, -items))
+    check_neighbours(step._gradients.rows, (items, -items), CONSTANTS.clip)
 
     def coupled(batch: tuple[Tensor, ...]) -> Tensor:
         return batch[0].flatten(1) + 1e-6 * batch[0].flatten(1).mean(0)
 
     with pytest.raises(EnvironmentFault, match="neighbour"):
         check_neighbours(coupled, (items,), CONSTANTS.clip)
+
+
+@pytest.mark.parametrize("backend", ["layers", "vmap"])
+def test_a_back_end_is_tried_on_invented_patients_before_its_first_use(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(patient_gradients, "check_neighbours", lambda rows, batch, clip: tried.append(len(batch[0])))
+    items = torch.randn(12, 3, 2, 8, 8)
+    step = critic_step(Execution(backend, 4))[1]
+    for _ in range(2):
+        step.step(12, lambda who: (items[list(who)], items[list(who)]))
+    assert tried == [4]
+
+
+@pytest.mark.parametrize("backend", ["layers", "vmap"])
+def test_a_back_end_that_disagrees_with_a_plain_backward_pass_is_refused(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = PatientGradients._compute
+    monkeypatch.setattr(PatientGradients, "_compute", lambda self, batch: honest(self, batch) * 1.1)
+    items = torch.randn(12, 3, 2, 8, 8)
+    with pytest.raises(EnvironmentFault) as refusal:
+        critic_step(Execution(backend, 4))[1].step(12, lambda who: (items[list(who)], items[list(who)]))
+    assert refusal.value.code == "E-KERNEL"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_a_patient_stands_in_its_chunk_changes_nothing(backend: str) -> None:
+    """Stronger than the guarantee needs on this machine: any order, any neighbours, the same sum."""
+    items = torch.randn(9, 3, 2, 8, 8, generator=torch.Generator().manual_seed(7))
+    sums = []
+    for order in (
+        torch.arange(9),
+        torch.arange(9).flip(0),
+        torch.randperm(9, generator=torch.Generator().manual_seed(1)),
+    ):
+        step = critic_step(BACKENDS[backend])[1]
+        step._noise.bernoulli = lambda q, n: np.ones(n, dtype=np.bool_)  # type: ignore[method-assign]
+        step.step(9, lambda who, order=order: (items[order[list(who)]], -items[order[list(who)]]))  # type: ignore[misc]
+        sums.append(step._sum.total.clone())
+    assert all(torch.equal(sums[0], other) for other in sums[1:])
 
 
 def test_adding_a_patient_changes_neither_rate_nor_divisor_nor_noise() -> None:
@@ -210,7 +315,7 @@ def test_each_step_draws_its_own_patients() -> None:
         drawn[-1] += tuple(patients)
         return (table[list(patients)],)
 
-    step = linear_step(3, chunk=8)
+    step = linear_step(3, Execution("layers", 8))
     for _ in range(6):
         drawn.append(())
         step.step(64, batch_for)
@@ -218,7 +323,8 @@ def test_each_step_draws_its_own_patients() -> None:
     assert all(list(d) == sorted(set(d)) for d in drawn)
 
 
-def test_memory_does_not_depend_on_the_number_drawn() -> None:
+@pytest.mark.parametrize("backend", ["layers", "vmap"])
+def test_memory_does_not_depend_on_the_number_drawn(backend: Backend) -> None:
     asked: list[int] = []
     table = torch.zeros(50, 3)
 
@@ -227,19 +333,34 @@ def test_memory_does_not_depend_on_the_number_drawn() -> None:
         return (table[list(patients)],)
 
     for draw in ([], [7], range(50)):
-        linear_step(3, chunk=4, draw=draw).step(50, batch_for)
+        linear_step(3, Execution(backend, 4), draw=draw).step(50, batch_for)
     assert max(asked) == 4
     assert sum(asked) == 51
 
 
+@pytest.mark.parametrize("backend", ["layers", "vmap"])
 @pytest.mark.parametrize("chunk", [2, 5])
-def test_every_chunk_that_is_computed_has_one_fixed_shape(chunk: int) -> None:
+def test_every_chunk_that_is_computed_has_one_fixed_shape(chunk: int, backend: Backend) -> None:
     shapes = set()
-    step = linear_step(3, chunk=chunk, draw=range(7))
-    inner = step._vmapped
-    step._vmapped = lambda batch: (shapes.add(batch[0].shape), inner(batch))[1]  # type: ignore[func-returns-value, method-assign]
+    step = linear_step(3, Execution(backend, chunk), draw=range(7))
+    inner = step._gradients._compute
+    step._gradients._compute = lambda batch: (shapes.add(batch[0].shape), inner(batch))[1]  # type: ignore[func-returns-value, method-assign]
     step.step(7, rows_of(torch.ones(7, 3)))
     assert shapes == {(chunk, 3)}
+
+
+def test_the_chunk_follows_from_public_constants_alone() -> None:
+    """From a memory budget and the planned number of patients: the same for 3 drawn and for 40."""
+    d = 100_000
+    for memory, least, most in ((1, 1, 1), (8 * 2**20, 2, 8), (2**32, 16, 16)):
+        chunks = set()
+        for draw in ([1, 2, 3], range(40)):
+            step = linear_step(d, Execution(memory_bytes=memory), draw=draw, silent=True, divisor=64)
+            step.step(40, lambda who: (torch.ones(len(who), d),))
+            assert step._gradients.backend == "layers"
+            chunks.add(step._gradients.chunk)
+        assert len(chunks) == 1
+        assert least <= chunks.pop() <= most
 
 
 PAIRS = {
@@ -369,15 +490,16 @@ def test_linter_accepts_a_critic_and_its_probe_finds_a_hidden_coupling() -> None
         check_model(nn.Sequential(nn.Conv2d(2, 4, 3), Coupled()), (2, 8, 8))
 
 
+@pytest.mark.parametrize("backend", ["layers", "vmap", "backward"])
 @pytest.mark.filterwarnings("ignore")
-def test_the_update_equals_opacus_hooks_and_autograd_without_noise() -> None:
+def test_the_update_equals_opacus_hooks_and_autograd_without_noise(backend: str) -> None:
     """Oracle: opacus' per-sample gradients of the paired hinge loss, averaged over a patient's items, clipped and summed."""
     from opacus import GradSampleModule
 
     patients, m = 6, 2
     items = torch.randn(patients, m, 2, 8, 8, generator=torch.Generator().manual_seed(9))
     fakes = torch.randn(patients, m, 2, 8, 8, generator=torch.Generator().manual_seed(10))
-    critic, step = critic_step(1)
+    critic, step = critic_step(BACKENDS[backend])
     step._noise.bernoulli = lambda q, n: np.ones(n, dtype=np.bool_)  # type: ignore[method-assign]
     update = step.step(patients, lambda who: (items[list(who)], fakes[list(who)]))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from client.learn.private_step import PrivateStep, StepConstants, check_model
+from client.learn.private_step import Execution, PrivateStep, StepConstants, check_model
 from client.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError
 from common.privacy.mechanisms import SubsampledGaussian
@@ -54,7 +54,7 @@ def test_gradients_come_back_by_name_shape_and_dtype() -> None:
             StepConstants(1.0, 1.0, 1.0, 4),
             PracticeReservation(event),
             SeededNoiseSource(0),
-            chunk=chunk,
+            execution=Execution(chunk=chunk),
         )
         update = step.step(4, lambda who: (torch.ones(len(who), 2, 3),))
         assert list(update) == list(parameters)
@@ -88,7 +88,7 @@ def test_a_double_backward_loss_gives_the_same_gradient_by_both_back_ends() -> N
             constants,
             PracticeReservation(event),
             SeededNoiseSource(0),
-            chunk=chunk,
+            execution=Execution(chunk=chunk),
         )
         updates.append(step.step(7, lambda who: (items[0, list(who)], items[1, list(who)], mix[list(who)])))
     assert all(torch.allclose(updates[0][n], updates[1][n], atol=2e-6) for n in updates[0])

@@ -1,0 +1,97 @@
+"""Clips one gradient per patient and rounds it to the lattice C·2^-24; sums the integers exactly.
+
+In: fp32 rows [c, d], one per patient; the clip norm C. Out: integers, in lattice steps.
+Guaranteed, for whatever the rows hold (NaN, infinities and 3e38 included):
+  1. non-finite entries become 0
+  2. each row's integers have an L2 norm of at most 2^24, so one patient moves the sum by at most C
+  3. the sum is exact (int64), whatever the grouping and order of the rows
+Why 2: the norm n is taken in fp64 and the row multiplied in fp32 by s = min(1, (1 - eta)·C/n)·2^24/C, itself rounded to fp32: two
+roundings of 2^-24 each. With eta = max(1e-4, 2·sqrt(d)·2^-25): (1 - eta)(1 + 2^-23)·2^24 + sqrt(d)/2 <= 2^24.
+Not: how the rows were made (patient_gradients.py), noise (private_step.py).
+
+Source: methods/dp-training.md, section 2.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import ConfigurationError
+from common.privacy.noise import LATTICE
+
+SMALLEST_CLIP, LARGEST_CLIP = 1e-30, 1e30  # keeps s a normal fp32 number
+BLOCK = 2**16  # columns at a time, so that three passes over them stay in cache
+EXACT_ROWS = 127  # each entry is at most 2^24: as many stay below 2^31
+
+
+class LatticeSum:
+    """The exact sum of clipped, rounded rows: `total` int64 [d]. Buffers are kept from step to step."""
+
+    def __init__(self, dimension: int, clip: float, device: torch.device) -> None:
+        check_clip(clip)
+        self._clip = clip
+        self._integers = torch.empty(0, 0, dtype=torch.int32, device=device)
+        self.total = torch.zeros(dimension, dtype=torch.int64, device=device)
+
+    def clear(self) -> None:
+        """Start at zero."""
+        self.total.zero_()
+
+    def add(self, rows: Tensor) -> None:
+        """Add fp32 [c, d]; the rows are overwritten."""
+        for part in torch.split(rows, EXACT_ROWS):
+            factors = _factors(part, self._clip)[:, None]
+            for at in range(0, part.shape[1], BLOCK):
+                block = part[:, at : at + BLOCK]
+                integers = self._scratch(block).copy_(block.mul_(factors).round_())
+                self.total[at : at + BLOCK] += integers.sum(0, dtype=torch.int32)
+
+    def _scratch(self, block: Tensor) -> Tensor:
+        if len(self._integers) < len(block) or self._integers.shape[1] < block.shape[1]:
+            self._integers = torch.empty(block.shape, dtype=torch.int32, device=block.device)
+        return self._integers[: len(block), : block.shape[1]]
+
+
+def to_lattice(gradients: Tensor, clip: float) -> Tensor:
+    """The lattice vectors of fp32 rows [c, d] one by one, as fp64 [c, d] of integers; the rows stay as they are."""
+    check_clip(clip)
+    rows = gradients.clone()
+    factors = _factors(rows, clip)
+    return rows.mul_(factors[:, None]).round_().double()
+
+
+def check_clip(clip: float) -> None:
+    """Raise ConfigurationError unless 2^24/clip is an ordinary fp32 number."""
+    if not SMALLEST_CLIP <= clip <= LARGEST_CLIP:
+        raise ConfigurationError(f"private step: clip: expected 1e-30 to 1e30, got {clip!r}")
+
+
+def _factors(rows: Tensor, clip: float) -> Tensor:
+    """What each row is multiplied with, fp32 [c]; non-finite entries of `rows` become 0 in place."""
+    norms = _norms(rows)
+    if not bool(torch.isfinite(norms).all()):  # finite exactly when every fp32 entry is
+        torch.nan_to_num_(rows, nan=0.0, posinf=0.0, neginf=0.0)
+        norms = _norms(rows)
+    eta = max(1e-4, 2.0 * math.sqrt(rows.shape[1]) * 2.0**-25)
+    bound = (1.0 - eta) * clip
+    shrink = torch.where(norms > bound, bound / norms, torch.ones_like(norms))
+    return (shrink * (LATTICE / clip)).to(torch.float32)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Each row's L2 norm, fp64 [c]."""
+    if rows.device.type != "cpu":
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return norms
+    block = np.empty(min(BLOCK, rows.shape[1]))  # on a CPU, three times as fast as torch's conversion while reducing
+    squares = [
+        sum(_square(part, block) for part in np.split(row, range(BLOCK, len(row), BLOCK))) for row in rows.numpy()
+    ]
+    return torch.tensor(squares, dtype=torch.float64).sqrt_()
+
+
+def _square(part: np.ndarray, block: np.ndarray) -> float:
+    np.copyto(block[: len(part)], part)
+    return float(np.dot(block[: len(part)], block[: len(part)]))

@@ -1,0 +1,366 @@
+"""Per-patient weight gradients of a whole chunk from one forward and one backward pass, layer by layer.
+
+In: the loss of ONE patient, parameters, a batch with a leading patient axis. Out: fp32 rows [c, d], one per patient.
+The loss runs under vmap, so it still sees one patient; each conv2d, linear and group norm whose weights are trained is taken
+out of it: patients and items become one axis for the forward pass and the input's gradient (full batches, channels last on
+the way), and the weights' gradients come patient by patient from what the layer saved:
+  conv2d      sum over items and places of (output gradient) x (input patch): a batched matrix product over unfolded inputs
+  linear      the same without unfolding
+  group norm  sums of (output gradient) x (normalised input), and of the output gradient
+Guaranteed: no sum runs over the patient axis. A trained parameter that meets any other operation is noticed (`covers`).
+Not: gradients of gradients, grouped convolutions, anything random; client/learn/patient_gradients.py has the other ways.
+
+Source: Rochette, Manoel and Tramel 2019, "Efficient per-example gradient computations in convolutional neural networks".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Parameters = dict[str, Tensor]
+Batch = tuple[Tensor, ...]
+PatientLoss = Callable[[Parameters, Batch], Tensor]
+
+
+class NoRule(Exception):
+    """A loss uses a layer in a way that has no rule here."""
+
+
+class LayerRules:
+    """The rows of chunk after chunk, in buffers that the next call overwrites. Conv weights stand in the order (out, h, w, in):
+    `natural` brings a vector back into the parameters' own order.
+    """
+
+    def __init__(self, loss: PatientLoss, parameters: Parameters) -> None:
+        self._loss, self._parameters = loss, parameters
+        self._dimension = sum(p.numel() for p in parameters.values())
+        self._rows = torch.empty(0, 0)
+        self._scratch = Scratch()
+        self._sinks: list[Sink] = []
+        self.covers = True
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """fp32 [c, d]; `covers` is False afterwards if a parameter was used outside the rules (then the rows are wrong)."""
+        leaves = {name: p.detach().requires_grad_() for name, p in self._parameters.items()}
+        self._sinks = self._into(leaves, len(batch[0]))
+        by_leaf = {id(leaf): sink for leaf, sink in zip(leaves.values(), self._sinks, strict=True)}
+        with _without_decompositions(), _Interception(by_leaf, self._scratch):
+            losses = vmap(self._loss, in_dims=(None, 0), randomness="error")(leaves, batch)
+        outside = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        self.covers = all(gradient is None for gradient in outside)
+        for sink in self._sinks:
+            sink.finish()
+        return self._rows
+
+    def natural(self, vector: Tensor) -> Tensor:
+        """A vector [d] over the columns of the last rows, in the order of the parameters."""
+        parts = torch.split(vector, [sink.size for sink in self._sinks])
+        return torch.cat([sink.natural(part) for sink, part in zip(self._sinks, parts, strict=True)])
+
+    def _into(self, leaves: Parameters, patients: int) -> list[Sink]:
+        device = next(iter(leaves.values())).device
+        if self._rows.shape != (patients, self._dimension) or self._rows.device != device:
+            self._rows = torch.empty(patients, self._dimension, device=device)
+        columns = torch.split(self._rows, [leaf.numel() for leaf in leaves.values()], dim=1)
+        return [Sink(part, leaf.shape) for part, leaf in zip(columns, leaves.values(), strict=True)]
+
+
+@contextlib.contextmanager
+def _without_decompositions() -> Iterator[None]:
+    """Keep vmap from loading rules for loss functions that we do not use: five seconds of imports in every training process.
+
+    Where this torch has no such switch, they are loaded.
+    """
+    try:
+        switch: Any = importlib.import_module("torch._functorch.predispatch")
+    except ImportError:
+        switch = None
+    skip = getattr(switch, "DECOMPOSITIONS_LOADED", None) is False
+    if skip:
+        switch.DECOMPOSITIONS_LOADED = True
+    try:
+        yield
+    finally:
+        if skip:
+            switch.DECOMPOSITIONS_LOADED = False
+
+
+class Sink:
+    """The columns of one parameter in the rows, [c, size]; zero until something is added."""
+
+    def __init__(self, columns: Tensor, shape: torch.Size) -> None:
+        self._columns, self._shape, self._empty = columns, shape, True
+        self.size = columns.shape[1]
+        self._channels_last = False
+
+    def add_products(self, left: Tensor, right: Tensor, channels_last: bool = False) -> None:
+        """Add left^T @ right of each patient: [c, L, a] and [c, L, b] give a·b columns."""
+        products = left.transpose(1, 2)
+        out = self._columns.view(len(left), left.shape[2], right.shape[2])
+        if not left.dtype == right.dtype == out.dtype:  # autocast
+            self.add(torch.bmm(products.to(out.dtype), right.to(out.dtype)))
+        elif self._empty:
+            torch.bmm(products, right, out=out)
+        else:
+            out.baddbmm_(products, right)
+        self._empty, self._channels_last = False, channels_last
+
+    def add(self, values: Tensor) -> None:
+        """Add values [c, …]."""
+        values = values.reshape(self._columns.shape)
+        _ = self._columns.copy_(values) if self._empty else self._columns.add_(values)
+        self._empty = False
+
+    def finish(self) -> None:
+        """Zeros where nothing came."""
+        if self._empty:
+            self._columns.zero_()
+
+    def natural(self, part: Tensor) -> Tensor:
+        """A vector over these columns, in the parameter's own order."""
+        if not self._channels_last:
+            return part
+        out, channels, height, width = self._shape
+        return part.view(out, height, width, channels).permute(0, 3, 1, 2).reshape(-1)
+
+
+class Scratch:
+    """Buffers that live from step to step, by use and shape."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[object, Tensor] = {}
+
+    def zeros(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A buffer that was zero when it was made; what is written to it stays."""
+        key = (use, shape, like.dtype)
+        if key not in self._buffers:
+            self._buffers[key] = like.new_zeros(shape)
+        return self._buffers[key]
+
+    def empty(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A buffer of any content; one per use, as large as the largest asked for."""
+        size, key = torch.Size(shape).numel(), (use, like.dtype)
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            self._buffers[key] = like.new_empty(size)
+        return self._buffers[key][:size].view(shape)
+
+
+class _Interception(TorchFunctionMode):
+    """While a chunk's loss is computed: layers with a rule and a trained parameter go through `_OutOfVmap`."""
+
+    def __init__(self, sinks: Mapping[int, Sink], scratch: Scratch) -> None:
+        super().__init__()
+        self._sinks, self._scratch = sinks, scratch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        rule = RULES.get(func)
+        if rule is not None:
+            layer = rule(*args, **(kwargs or {}))
+            if layer.claims(self._sinks, self._scratch):
+                return _OutOfVmap.apply(layer.input, layer.weight, layer.bias, layer)
+        return func(*args, **(kwargs or {}))
+
+
+class _OutOfVmap(torch.autograd.Function):
+    """Makes patients and items of a layer's input one axis, and `_Node` its node in the ordinary backward pass."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
+        raise NoRule("a layer whose input is no patient's")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        raise NoRule("a gradient inside the loss")
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer) -> tuple[Tensor, int]:
+        if dims[0] is None or dims[1] is not None or dims[2] is not None:
+            raise NoRule("a layer whose weights are a patient's, or whose input is not")
+        x = x.movedim(dims[0], 0)
+        one_axis = x.reshape(-1, *x.shape[2:]) if x.dim() > 2 else x
+        y: Tensor = _Node.apply(one_axis, weight, bias, layer, len(x))
+        return (y.view(*x.shape[:2], *y.shape[1:]) if x.dim() > 2 else y), 0
+
+
+class _Node(torch.autograd.Function):
+    """A layer on [c·n, …]: ordinary forward and input gradient; the weights' gradients go to the sinks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer, patients: int) -> Tensor:
+        y, saved = layer.forward(x, weight, bias)
+        ctx.layer, ctx.patients = layer, patients
+        ctx.save_for_backward(*saved)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> Any:
+        gx = ctx.layer.backward(gy, ctx.saved_tensors, ctx.patients, ctx.needs_input_grad[0])
+        return gx, None, None, None, None
+
+
+class Layer(Protocol):
+    """One call of a layer: its tensors, and what it does with a chunk [c·n, …]."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def claims(self, sinks: Mapping[int, Sink], scratch: Scratch) -> bool: ...
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+
+    def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None: ...
+
+
+class _Trained:
+    """Finds the sinks of a call's weight and bias."""
+
+    dims: ClassVar[tuple[int, ...]] = ()  # of an input that the rule knows; () = any
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def claims(self, sinks: Mapping[int, Sink], scratch: Scratch) -> bool:
+        """Whether a trained parameter is in this call."""
+        self.to_weight, self.to_bias, self.scratch = sinks.get(id(self.weight)), sinks.get(id(self.bias)), scratch
+        if self.to_weight is None and self.to_bias is None:
+            return False
+        if self.dims and self.input.dim() not in self.dims:
+            raise NoRule(f"an input of {self.input.dim()} axes")
+        return True
+
+
+class _Linear(_Trained):
+    def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.input, self.weight, self.bias = input, weight, bias
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return F.linear(x, weight, bias), (x, weight)
+
+    def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None:
+        x, weight = saved
+        flat = gy.reshape(patients, -1, gy.shape[-1])
+        if self.to_bias is not None:
+            self.to_bias.add(flat.sum(1))
+        if self.to_weight is not None:
+            self.to_weight.add_products(flat, x.reshape(patients, -1, x.shape[-1]))
+        return gy @ weight.to(gy.dtype) if wants_x else None
+
+
+Pair = tuple[int, int]
+
+
+class _Conv2d(_Trained):
+    dims = (4,)
+
+    def __init__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+    ) -> None:
+        self.input, self.weight, self.bias = input, weight, bias
+        self._plain = groups == 1 and not isinstance(padding, str)
+        self.stride, self.dilation = _pair(stride), _pair(dilation)
+        self.padding = (0, 0) if isinstance(padding, str) else _pair(padding)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not self._plain:
+            raise NoRule("a convolution with groups or padding by name")
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+        return y, (x, weight)
+
+    def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None:
+        x, weight = saved
+        gy = gy.contiguous(memory_format=torch.channels_last)
+        flat = gy.permute(0, 2, 3, 1).reshape(patients, -1, gy.shape[1])  # [c, n·places, out]
+        if self.to_bias is not None:
+            self.to_bias.add(flat.sum(1))
+        if self.to_weight is not None:
+            self.to_weight.add_products(flat, self._patches(x, gy.shape[2:], patients), channels_last=True)
+        return self._to_input(gy, x.to(gy.dtype), weight.to(gy.dtype)) if wants_x else None
+
+    def _to_input(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        settings = (self.stride, self.padding, self.dilation, False, (0, 0), 1, (True, False, False))
+        gx: Tensor = torch.ops.aten.convolution_backward(gy, x, weight, None, *settings)[0]
+        return gx
+
+    def _patches(self, x: Tensor, places: torch.Size, patients: int) -> Tensor:
+        """The input under each place of the kernel, [c, n·places, h·w·in], in scratch memory."""
+        n, channels, height, width = x.shape
+        (up, left), (down, right), (dh, dw) = self.padding, self.stride, self.dilation
+        kernel = self.weight.shape[2:]
+        padded = self.scratch.zeros(f"padded by {self.padding}", (n, height + 2 * up, width + 2 * left, channels), x)
+        padded[:, up : up + height, left : left + width].copy_(x.permute(0, 2, 3, 1))
+        image, row, column, one = padded.stride()
+        steps = (image, row * down, column * right, row * dh, column * dw, one)
+        windows = padded.as_strided((n, *places, *kernel, channels), steps)
+        patches = self.scratch.empty("patches", tuple(windows.shape), x)
+        return patches.copy_(windows).view(patients, -1, kernel.numel() * channels)
+
+
+class _GroupNorm(_Trained):
+    dims = (4,)
+
+    def __init__(
+        self,
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        self.input, self.groups, self.eps = input, num_groups, eps
+        self._affine = weight is not None and bias is not None
+        self.weight, self.bias = input if weight is None else weight, bias
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not self._affine:
+            raise NoRule("a group norm with half its parameters")
+        n, channels, height, width = x.shape
+        y, mean, rstd = torch.native_group_norm(
+            x.float(), weight, bias, n, channels, height * width, self.groups, self.eps
+        )
+        return y, (x, weight, mean, rstd)
+
+    def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None:
+        x, weight, mean, rstd = saved
+        n, channels, *sides = x.shape
+        width = channels // self.groups
+        places = sides[0] * sides[1]
+        flat_gy, flat_x = (t.permute(0, 2, 3, 1).reshape(n, places, channels) for t in (gy, x.float()))
+        mean_of, rstd_of = (s.repeat_interleave(width, 1) for s in (mean, rstd))  # [n, channels]
+        plain, weighted = flat_gy.sum(1), (flat_gy * flat_x).sum(1)
+        if self.to_weight is not None:
+            self.to_weight.add(((weighted - mean_of * plain) * rstd_of).view(patients, -1, channels).sum(1))
+        if self.to_bias is not None:
+            self.to_bias.add(plain.view(patients, -1, channels).sum(1))
+        if not wants_x:
+            return None
+        plain, weighted = ((s * weight).view(n, self.groups, width).sum(2) for s in (plain, weighted))  # [n, groups]
+        slope = (plain * mean - weighted) * rstd**3 / (width * places)
+        shift = -slope * mean - plain * rstd / (width * places)
+        slope, shift = (s.repeat_interleave(width, 1)[:, None] for s in (slope, shift))
+        gx = torch.addcmul(shift, flat_x, slope).addcmul_(flat_gy, (rstd_of * weight)[:, None])
+        return gx.view(n, *sides, channels).permute(0, 3, 1, 2).to(x.dtype)
+
+
+def _pair(value: int | Pair) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+RULES: dict[Any, Callable[..., Any]] = {F.conv2d: _Conv2d, F.linear: _Linear, F.group_norm: _GroupNorm}

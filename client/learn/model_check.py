@@ -1,0 +1,107 @@
+"""The linter of the private step: which modules may stand inside a per-patient loss.
+
+In: a module. Out: nothing, or every problem at once: which layer, what is wrong with it, what to use instead.
+Guaranteed: all modules at any depth are known to treat each example alone: exact classes of `PER_EXAMPLE`, classes of
+common.models, and classes marked with a true class attribute `per_example` of their own. Refused: batch norm in any form, tracked
+instance norm, buffers (so both spectral norms), parametrizations, hooks, in-place activations, dropout, the unknown.
+Not: a coupling written by hand into a marked class's forward; the probe on random items finds most (`probe_shape`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import ConfigurationError
+
+PER_EXAMPLE: tuple[type[nn.Module], ...] = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+    nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.Flatten, nn.Unflatten, nn.Identity,
+    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid,
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict,
+)  # fmt: skip
+
+
+INSTEAD: tuple[tuple[type[nn.Module], str, str], ...] = (
+    (nn.modules.batchnorm._BatchNorm, "normalises over the batch", "GroupNorm"),
+    (
+        nn.modules.instancenorm._InstanceNorm,
+        "tracks statistics of the batch",
+        "track_running_stats=False, or GroupNorm",
+    ),
+    (nn.modules.dropout._DropoutNd, "draws random numbers", "no dropout: clip and noise regularise"),
+    (nn.RNNBase, "is not known to treat each example alone", "Conv1d or Linear layers"),
+    (nn.RNNCellBase, "is not known to treat each example alone", "Conv1d or Linear layers"),
+    (
+        nn.MultiheadAttention,
+        "is not known to treat each example alone",
+        "a module of your own, marked per_example = True",
+    ),
+)
+UNKNOWN = ("is not known to treat each example alone", "a layer of PER_EXAMPLE, or mark your class per_example = True")
+
+
+def check_model(module: nn.Module, probe_shape: Sequence[int] | None = None) -> None:
+    """Raise `ConfigurationError` (E-MODEL, all problems at once) unless no submodule can couple the patients of a batch.
+
+    `probe_shape` ([C, H, W] of one input): also requires that an item's output alone equals its output in a batch (1e-5).
+    """
+    problems = [
+        f"{name or 'model'}: {type(part).__name__} {wrong}: use {instead}"
+        for name, part in module.named_modules()
+        for wrong, instead in _problems(part)
+    ]
+    if not problems and probe_shape is not None and not _is_per_example(module, probe_shape):
+        problems = ["model: an item's output changes with the other items of its batch: use layers that see one item"]
+    if problems:
+        raise ConfigurationError(
+            f"model refused by the private step: {problems[0]}",
+            hint="use GroupNorm, out-of-place activations and no buffers",
+            code="E-MODEL",
+            problems=problems,
+        )
+
+
+def _problems(part: nn.Module) -> Iterator[tuple[str, str]]:
+    """What is wrong with one module, and what to use instead."""
+    kind = type(part)
+    tracked = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
+    batch_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
+    if tracked or batch_norm or not (kind in PER_EXAMPLE or _is_marked(kind)):
+        yield next(((wrong, instead) for base, wrong, instead in INSTEAD if isinstance(part, base)), UNKNOWN)
+    if any(True for _ in part.buffers(recurse=False)):
+        yield "keeps a buffer", "no buffers: what the model keeps is a parameter or a constant"
+    if nn.utils.parametrize.is_parametrized(part):
+        yield "has parametrized weights", "plain weights"
+    if getattr(part, "inplace", False):
+        yield "works in place", f"{kind.__name__}(inplace=False)"
+    if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        yield "carries a hook (old spectral or weight norm?)", "plain weights and no hooks"
+
+
+def _is_marked(kind: type[nn.Module]) -> bool:
+    return kind.__module__.startswith("common.models.") or vars(kind).get("per_example") is True
+
+
+@torch.no_grad()
+def _is_per_example(module: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether each of four random items has the same output alone as together."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    items = torch.randn((4, *shape), generator=torch.Generator().manual_seed(0)).clamp(-1, 1).to(device)
+    together = _tensors(module(items))
+    alone = zip(*(_tensors(module(items[i : i + 1])) for i in range(4)), strict=True)
+    return all(
+        bool(torch.allclose(torch.cat(parts), whole, rtol=1e-5, atol=1e-5 * max(1.0, float(whole.abs().max()))))
+        for parts, whole in zip(alone, together, strict=True)
+    )
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors of a nested output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output
+    return [tensor for part in parts for tensor in _tensors(part)]

@@ -1,0 +1,48 @@
+"""The processes of one host that share a private step, one GPU each.
+
+Guaranteed: rank 0 alone draws coins and noise; the others see the coins (inside the host), work their share of the drawn
+patients, and receive the finished update. Sums are int64 and therefore exact, whatever the number of processes.
+Not: several hosts (what they would exchange is private: drawn patients, sums before noise), or a process that dies: the others
+then fail at the group's timeout and the round's reservation stays spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Workers:
+    """A torch.distributed process group (the default group if None), or with `alone` no group at all."""
+
+    def __init__(self, group: Any = None, *, alone: bool = False) -> None:
+        self._group, self._alone = group, alone
+        self.rank = 0 if alone else dist.get_rank(group)
+        self.size = 1 if alone else dist.get_world_size(group)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process draws coins and noise."""
+        return self.rank == 0
+
+    def share(self, patients: Sequence[int]) -> list[int]:
+        """This process's part of the drawn patients."""
+        return list(patients[self.rank :: self.size])
+
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, on every rank; elsewhere `tensor` gives shape and dtype."""
+        if not self._alone:
+            dist.broadcast(tensor, group=self._group, group_src=0)
+        return tensor
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if not self._alone:
+            dist.all_reduce(tensor, dist.ReduceOp.SUM, group=self._group)
+        return tensor
+
+
+ALONE = Workers(alone=True)
