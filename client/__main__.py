@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Annotated, Any
@@ -330,6 +331,31 @@ def _batch_line(batch: Batch) -> str:
     """One batch in one line."""
     by = f" by {batch.reviewer}" if batch.reviewer else ""
     return f"{batch.digest[:16]}  plan {batch.study[:12]}  {batch.state}{by}"
+
+
+@app.command(help="Measure a release of image + mask pairs on this hospital's own cohort; the result stays here.")
+def utility(
+    state: StateOption,
+    release: Annotated[Path, typer.Argument(help="the downloaded release folder")],
+    full: Annotated[bool, typer.Option("--full", help="the published network and grid: hours without a GPU")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Verify the release, train on its pairs, test on the cohort; nothing is sent."""
+    if threads := load_site(state).limits.threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the import of torch, which comes next
+    from client.utility import measure_release, recipe
+
+    place = State(state)
+    plans = Plans(place, read_membership(place.membership).operator)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("epochs", total=None)
+        found = measure_release(
+            release, place, plans, recipe=recipe(full=full),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    for line in [json.dumps(asdict(found))] if as_json else found.lines():
+        _line(line)
 
 
 @app.command(
