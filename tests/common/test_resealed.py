@@ -1,0 +1,165 @@
+"""What an operator seals is checked by the reader too: releases that are correctly signed and still wrong (steps 1, 3 to 6)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common import manifest as layout
+from common import signing
+from common.errors import RefusedError
+from common.manifest import verify
+from common.messages import Header, seal
+from common.privacy import boundary
+from common.study import Study, load_study
+from tests.releases import small_release
+
+Change = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ed25519PrivateKey]:
+    return small_release(tmp_path_factory.mktemp("good"))
+
+
+def reseal(folder: Path, key: Ed25519PrivateKey, change: Change, *, sizes: bool = True, **fields: Any) -> None:
+    """Change a release and sign it again; `fields` go into the manifest."""
+    change(folder)
+    manifest = json.loads((folder / layout.MANIFEST).read_text()) | fields
+    if sizes:
+        for entry in manifest["files"]:
+            path = folder / entry["path"]
+            entry["size_bytes"] = path.stat().st_size if path.exists() else 0
+    (folder / layout.MANIFEST).write_text(json.dumps(manifest))
+    files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    names = [name for name in files if name not in layout.UNLISTED]
+    sums = layout.sums_text({name: layout.file_digest(folder / name) for name in names}).encode()
+    (folder / layout.SUMS).write_bytes(sums)
+    (folder / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))
+
+
+def table(old: str, new: str) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "metadata.csv"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def statement(folder: Path, **fields: Any) -> None:
+    """Replace hospital-a's statement by one that a key of its own signed, with other header fields."""
+    study: Study = load_study(folder / "study.yaml")
+    header: dict[str, Any] = {
+        "kind": "images", "study": study.hash(), "phase": "synthesize", "round": 0, "sender": "hospital-a",
+        "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "statement": boundary.public_statement(study, "images") | {"ledger_head": "0" * 64, "ledger_seq": 7},
+        **fields,
+    }  # fmt: skip
+    key = signing.new_key()
+    sealed = seal(Header.model_validate(header), b"", key)
+    line = layout.statement_json("hospital-a", signing.public_text(key.public_key()), sealed.header, sealed.signature)
+    (folder / "statements" / "hospital-a.json").write_bytes(line)
+
+
+def unsigned(folder: Path) -> None:
+    path = folder / "statements" / "hospital-a.json"
+    data = json.loads(path.read_text()) | {"key": signing.public_text(signing.new_key().public_key())}
+    path.write_text(json.dumps(data))
+
+
+def first(folder: Path) -> str:
+    """The first picture's name."""
+    return sorted(p.relative_to(folder).as_posix() for p in (folder / "data").rglob("*.png"))[0]
+
+
+def moved(folder: Path) -> None:
+    """A picture in another label's folder, and so in the table and the manifest."""
+    name = "data/none/99999.png"
+    old = first(folder)
+    (folder / old).rename(folder / name)
+    text = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(text.replace(old, name))
+    manifest = (folder / layout.MANIFEST).read_text()
+    (folder / layout.MANIFEST).write_text(manifest.replace(old, name))
+
+
+def masked(folder: Path) -> None:
+    """A mask that no row names, listed in the manifest."""
+    (folder / "masks").mkdir()
+    (folder / "masks" / "00000.png").write_bytes(b"x")
+    manifest = json.loads((folder / layout.MANIFEST).read_text())
+    manifest["files"].append({"path": "masks/00000.png", "size_bytes": 1})
+    (folder / layout.MANIFEST).write_text(json.dumps(manifest))
+
+
+NOTHING: Change = lambda folder: None  # noqa: E731
+WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
+    "a file that the manifest does not list": (lambda f: (f / "data/none/99998.png").write_bytes(b"x"), {}, "lists other files"),
+    "a file missing that the manifest lists": (lambda f: (f / "index.html").unlink(), {}, "lists other files"),
+    "sizes that are not the files'": (
+        lambda f: (f / "README.md").write_text("short"), {"sizes": False}, r"README\.md: 5 bytes",
+    ),
+    "another operator's key in its manifest": (
+        NOTHING, {"operator_key": signing.public_text(signing.new_key().public_key())}, "allowed_signers: altered",
+    ),
+    "a picture that the table does not list": (lambda f: table(first(f), "data/none/77777.png")(f), {}, r"metadata\.csv: lists"),
+    "another number of images": (NOTHING, {"images": 13}, "13 stated"),
+    "a picture in another label's folder": (moved, {}, "another folder than its label"),
+    "a label that the manifest does not name": (NOTHING, {"labels": ["none"]}, "another folder than its label"),
+    "a smaller k in its table": (table(",5,", ",4,"), {}, "states k = 4, at least 5"),
+    "a larger k in its manifest": (NOTHING, {"k": 6}, "states k = 5, at least 6"),
+    "no k although its images have one": (NOTHING, {"k": None}, "states k = 5, none expected"),
+    "a mask that nobody lists": (masked, {}, "lists 0 mask files, 1 are there"),
+    "a statement of another site": (lambda f: statement(f, sender="hospital-b"), {}, "hospital-a.json: about another site"),
+    "a statement about another plan": (lambda f: statement(f, study="0" * 64), {}, "hospital-a.json: about another site"),
+    "a statement that its site did not sign": (unsigned, {}, "hospital-a.json"),
+    "a statement of a smaller k": (
+        lambda f: statement(f, statement={"k": 2, "ledger_head": "0" * 64, "ledger_seq": 7}), {}, "the site states k = 2",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_a_release_is_refused_that_is_well_signed_and_has(
+    sentence: str, good: tuple[Path, Ed25519PrivateKey], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(good[0], tmp_path / "copy"))
+    reseal(folder, good[1], NOTHING)
+    verify(folder)
+    change, fields, message = WRONG[sentence]
+    reseal(folder, good[1], change, **fields)
+    with pytest.raises(RefusedError, match=message):
+        verify(folder)
+
+
+def test_the_same_statement_is_accepted_when_it_says_what_the_release_says(
+    good: tuple[Path, Ed25519PrivateKey], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(good[0], tmp_path / "copy"))
+    reseal(folder, good[1], statement)
+    verify(folder)
+
+
+SUMS: dict[str, Callable[[str], str]] = {
+    "another order": lambda text: "".join(reversed(text.splitlines(keepends=True))),
+    "a line twice": lambda text: text + text.splitlines(keepends=True)[-1],
+    "a name that a release may not hold": lambda text: "0" * 64 + "  ../evil\n" + text,
+    "an upper-case digest": lambda text: text[:64].upper() + text[64:],
+    "its own name": lambda text: "0" * 64 + "  SHA256SUMS\n" + text,
+}
+
+
+@pytest.mark.parametrize("sentence", SUMS)
+def test_sums_are_refused_with(sentence: str, good: tuple[Path, Ed25519PrivateKey]) -> None:
+    text = (good[0] / layout.SUMS).read_text()
+    layout.parse_sums(text.encode())
+    with pytest.raises(RefusedError, match="SHA256SUMS"):
+        layout.parse_sums(SUMS[sentence](text).encode())

@@ -1,0 +1,130 @@
+"""The release builder checks every batch again: each step of the build refuses what it is there for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common import signing, tensors
+from common.errors import KohortError, PolicyError, RefusedError
+from common.messages import Header, digest_of, seal
+from common.privacy import boundary
+from common.study import Study
+from server import release as module
+from server.release import ReleaseInputs, SiteBatch, build_release
+from tests.releases import release_inputs
+
+OPERATOR = signing.new_key()
+
+
+def forged(
+    plan: Study,
+    change: Callable[[tensors.Arrays], object] = lambda arrays: None,
+    metadata: dict[str, str] | None = None,
+    **fields: Any,
+) -> SiteBatch:
+    """A correctly signed batch of hospital-a with other numbers, bytes or header fields."""
+    size, channels = plan.intake.size_px, plan.intake.channels
+    arrays: tensors.Arrays = {
+        "images": np.random.default_rng(7).integers(0, 255, (3, size, size, channels), dtype=np.uint8),
+        "labels": np.zeros(3, np.int64),
+        "privatized": np.zeros(3, np.uint8),
+    }
+    change(arrays)
+    payload = tensors.dumps(arrays, metadata)
+    statement = {**boundary.public_statement(plan, "images"), "ledger_head": "0" * 64, "ledger_seq": 7}
+    header = {
+        "kind": "images", "study": plan.hash(), "phase": "synthesize", "round": 0, "sender": "hospital-a",
+        "digest": digest_of(payload), "statement": statement, **fields,
+    }  # fmt: skip
+    key = signing.new_key()
+    return SiteBatch(
+        "hospital-a", signing.public_text(key.public_key()), (seal(Header.model_validate(header), payload, key),)
+    )
+
+
+def as_update(study: Study) -> dict[str, Any]:
+    statement = boundary.public_statement(study, "update", "gan") | {"ledger_head": "0" * 64, "ledger_seq": 7}
+    return {"kind": "update", "phase": "train", "model": "gan", "statement": statement}
+
+
+def smaller_k(study: Study) -> dict[str, Any]:
+    return {
+        "statement": boundary.public_statement(study, "images") | {"k": 2, "ledger_head": "0" * 64, "ledger_seq": 7}
+    }
+
+
+BATCHES: dict[str, Callable[[Study], SiteBatch]] = {
+    "of another site": lambda study: forged(study, sender="hospital-b"),
+    "of another study": lambda study: forged(study, study="0" * 64),
+    "of another purpose": lambda study: forged(study, **as_update(study)),
+    "that states a smaller k": lambda study: forged(study, **smaller_k(study)),
+    "with a label that is no stratum": lambda study: forged(study, lambda a: a["labels"].fill(9)),
+    "with a fourth tensor": lambda study: forged(study, lambda a: a.update(losses=np.zeros(3))),
+    "that another key signed": lambda study: dataclasses.replace(
+        forged(study), key=signing.public_text(signing.new_key().public_key())
+    ),
+    "whose bytes are not canonical": lambda study: forged(study, metadata={"patient": "41"}),
+}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> ReleaseInputs:
+    return release_inputs(tmp_path / "plan", OPERATOR)
+
+
+@pytest.mark.parametrize("sentence", BATCHES)
+def test_a_batch_is_refused(sentence: str, inputs: ReleaseInputs) -> None:
+    module._accepted(dataclasses.replace(inputs, batches=[forged(inputs.study), inputs.batches[1]]))
+    batches = [BATCHES[sentence](inputs.study), inputs.batches[1]]
+    with pytest.raises(RefusedError):
+        module._accepted(dataclasses.replace(inputs, batches=batches))
+
+
+def test_one_site_twice_is_one_site_of_the_quorum(inputs: ReleaseInputs) -> None:
+    with pytest.raises(PolicyError, match="1 sites sent images"):
+        module._accepted(dataclasses.replace(inputs, batches=[inputs.batches[0]] * 2))
+
+
+def test_pictures_are_mixed_across_sites_and_only_the_operators_key_explains_their_order(inputs: ReleaseInputs) -> None:
+    _, arrays = module._accepted(inputs)
+    one = module._shuffled(arrays, inputs.study, OPERATOR)
+    other = module._shuffled(arrays, inputs.study, signing.new_key())
+    first = {image.tobytes() for image in arrays[0]["images"]}
+    order = [image.tobytes() in first for image in one.images]
+    assert order not in (sorted(order), sorted(order, reverse=True))
+    assert {i.tobytes() for i in one.images} == {i.tobytes() for i in other.images}
+    assert not np.array_equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("step", ["_write_items", "_write_documents", "_seal_folder", "_publish"])
+def test_a_build_that_fails_at_any_step_leaves_nothing(
+    step: str, inputs: ReleaseInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise PolicyError("no")
+
+    monkeypatch.setattr(module, step, fail)
+    with pytest.raises(KohortError):
+        build_release(inputs, tmp_path / "out", OPERATOR)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_build_verifies_what_it_sealed_before_it_is_seen(
+    inputs: ReleaseInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module._write_documents
+
+    def spoiled(part: Path, *arguments: Any) -> None:
+        original(part, *arguments)
+        (part / "metadata.csv").write_text("file_name,label,k\n")
+
+    monkeypatch.setattr(module, "_write_documents", spoiled)
+    with pytest.raises(RefusedError, match=r"metadata\.csv"):
+        build_release(inputs, tmp_path / "out", OPERATOR)
+    assert list((tmp_path / "out").iterdir()) == []
