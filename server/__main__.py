@@ -46,6 +46,7 @@ from server.superlink import SuperLink
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from server.extractors import Extractor
     from server.release import Pairs
 
 FLWR_VERSION = "1.41.0"
@@ -268,6 +269,10 @@ def release(
         Path | None, typer.Option(help="public real images, or image + mask pairs (folder or .npz), to compare with")
     ] = None,
     reference_name: Annotated[str, typer.Option(help="what the report calls them")] = "",
+    features: Annotated[
+        str,
+        typer.Option(help="ARCHITECTURE:WEIGHTS.safetensors:SHA256 of the network for FID and KID; empty: textures"),
+    ] = "",
 ) -> None:
     """Everything is verified again first."""
     from server.canaries import rehearsed
@@ -290,6 +295,7 @@ def release(
     inputs = ReleaseInputs(
         study, bundle, batches, account, weights,
         None if pairs else _reference(reference, study), (reference_name or reference.name) if reference else "", pairs,
+        _extractor(features),
     )  # fmt: skip
     with _bar("release") as bar:
         task = bar.add_task("pictures", total=None)
@@ -316,6 +322,19 @@ def _pairs(record: StudyRecord, quarantined: set[str], reference: Path | None) -
     pairs = drawn(record.root / "pairs", weights, file_digest(file), plan, study.intake.size_px)
     public = read_pairs(reference, study.intake.size_px) if reference else None
     return Pairs(pairs, statements, public)
+
+
+def _extractor(features: str) -> Extractor | None:
+    """The network that `--features` names, or None for texture features."""
+    if not features:
+        return None
+    from server.extractors import load_network
+
+    architecture, _, rest = features.partition(":")
+    weights, _, sha256 = rest.rpartition(":")
+    if not weights:
+        raise ConfigurationError(f"--features {features}: expected ARCHITECTURE:WEIGHTS.safetensors:SHA256")
+    return load_network(architecture, Path(weights), sha256)
 
 
 def _reference(path: Path | None, study: Study) -> NDArray[Any] | None:

@@ -10,6 +10,7 @@ import torch
 from common import tensors
 from common.errors import ConfigurationError, RefusedError
 from server import extractors
+from server.__main__ import _extractor
 
 torch.set_num_threads(1)
 
@@ -82,3 +83,14 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, weights: dict[str, 
         path = tmp_path / "none.safetensors"
     with pytest.raises(ConfigurationError if fault in ("architecture", "file") else RefusedError):
         extractors.load_network(architecture, path, digest)
+
+
+def test_the_release_commands_option_names_architecture_file_and_digest(
+    tmp_path: Path, weights: dict[str, np.ndarray]
+) -> None:
+    path, digest = written(tmp_path / "odd:name.safetensors", weights)
+    found = _extractor(f"resnet18:{path}:{digest}")
+    assert found is not None and found.name == f"resnet18 ({digest[:12]})"
+    assert _extractor("") is None
+    with pytest.raises(ConfigurationError, match="ARCHITECTURE"):
+        _extractor("resnet18")
