@@ -38,6 +38,12 @@ def plan(weights: tuple[float, ...] = EQUAL, **changes: object) -> Study:
     )  # fmt: skip
 
 
+def test_the_samplers_tail_counts_canaries_and_the_noise_ratio_does_not() -> None:
+    few, many = (feasibility(plan(canaries=count), {"gan": 1000}, prv=False) for count in (0, 1000))
+    assert many.spent.sampler_delta == pytest.approx(2 * few.spent.sampler_delta)
+    assert (many.models[0].ratio, many.spent.pld) == (few.models[0].ratio, few.spent.pld)
+
+
 def test_the_plan_report_prints_what_a_plan_spends() -> None:
     report = feasibility(plan(), {"gan": 250_000})
     text = report.to_text()
