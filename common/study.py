@@ -138,7 +138,7 @@ class WganPlan(TrainedModel):
     optimizer: Literal["adam", "rmsprop"] = "adam"
     weight_clip: float | None = Field(default=None, gt=0, le=100)
     average_decay: float = Field(default=0.999, ge=0, lt=1)
-    input_noise: float = Field(default=0.1, ge=0, le=1)
+    input_noise: float = Field(default=0.2, ge=0, le=1)
     fakes_per_item: int = Field(default=1, ge=1, le=16)
     released_pairs: int = Field(default=256, ge=1, le=1_000_000)
 

@@ -33,6 +33,7 @@ from server.public_pairs import PublicPairs
 from server.release import contact_sheet
 
 CHECKPOINT = "wgan.safetensors"
+ENCODER = "encoder.safetensors"  # beside the checkpoint, to go on from; no part of a study
 CHECKPOINT_CAP_BYTES = 1 << 30
 SAVE_EVERY_S = 120.0
 SHEET_PAIRS = 24
@@ -95,13 +96,15 @@ def _earlier(out: Path, resume: bool) -> tuple[dict[str, float], dict[str, NDArr
     if not resume:
         raise ConfigurationError(f"{out}: holds a checkpoint already", hint="give --resume, or name another folder")
     state = json.loads(tensors.read_capped(out / "training" / "state.json", 1 << 16))
-    found = tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)
+    found = {**tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)}
+    found |= tensors.read(out / "training" / ENCODER, max_bytes=CHECKPOINT_CAP_BYTES)
     return state, {name: array.astype(np.float32) for name, array in found.items()}
 
 
 def _save(out: Path, weights: Weights, plan: WganPlan, size_px: int, state: Mapping[str, float]) -> None:
     """Checkpoint, state and sample sheet."""
-    tensors.write(out / CHECKPOINT, weights)
+    tensors.write(out / "training" / ENCODER, {n: a for n, a in weights.items() if n.startswith("encoder.")})
+    tensors.write(out / CHECKPOINT, {n: a for n, a in weights.items() if not n.startswith("encoder.")})
     tensors.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
     average = load_average(weights, plan, size_px)
     pairs = sample(average, SHEET_PAIRS, torch.Generator().manual_seed(0))

@@ -30,11 +30,12 @@ class Style:
     tissue: float
     texture: float
     noise: float
+    blobs: int  # bright round structures that are no vessel, at most
 
 
 STYLES = {
-    "hospital": Style((3, 4), (2.0, 3.4), 0.12, 0.015, (0.75, 1.00), 0.30, 0.08, 0.02),
-    "public": Style((3, 4), (1.7, 2.8), 0.08, 0.015, (0.60, 0.80), 0.40, 0.11, 0.03),
+    "hospital": Style((3, 4), (2.0, 3.4), 0.12, 0.015, (0.55, 0.90), 0.30, 0.13, 0.05, 6),
+    "public": Style((3, 4), (1.7, 2.8), 0.08, 0.015, (0.65, 0.80), 0.38, 0.10, 0.03, 1),
 }
 
 
@@ -52,6 +53,8 @@ def volume(rng: np.random.Generator, style: Style, shape: tuple[int, int, int] =
     signal = _rendered(points, shape)  # 1 on a centre line, 0.5 at the wall
     brightness = rng.uniform(*style.brightness)
     tissue = style.tissue + style.texture * _smooth(rng, shape, 12)
+    for _ in range(rng.integers(0, style.blobs, endpoint=True)):
+        tissue += rng.uniform(0.2, 0.6) * _blob(rng, shape)
     weight = np.clip(signal * 1.6, 0, 1)
     clean = tissue * (1 - weight) + brightness * weight
     first, second = rng.normal(0, style.noise, (2, *shape))
@@ -122,6 +125,14 @@ def _rendered(points: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArr
     if not (signal >= 0.5).any():
         signal[tuple(n // 2 for n in shape)] = 1.0
     return signal
+
+
+def _blob(rng: np.random.Generator, shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """One soft ball of 3 to 6 voxels' radius somewhere."""
+    grids = np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij", sparse=True)
+    squared = sum((grid - rng.uniform(0, n)) ** 2 for grid, n in zip(grids, shape, strict=True))
+    soft: NDArray[np.float64] = 1 / (1 + np.exp((np.sqrt(squared) - rng.uniform(3, 6)) / 0.7))
+    return soft
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, int, int], grain: int) -> NDArray[np.float64]:
