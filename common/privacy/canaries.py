@@ -284,7 +284,7 @@ def rehearse(canaries: Canaries, event: SubsampledGaussian, clip: float, divisor
 
 
 def to_lattice(gradient: np.float32, clip: float) -> float:
-    """A one-coordinate gradient clipped and rounded: the number that client/learn/private_step.py makes of it (tested there)."""
-    value, bound = float(gradient), (1.0 - MARGIN) * clip
-    factor = bound / abs(value) if abs(value) > bound else 1.0
-    return float(np.rint(value * (factor * (LATTICE / clip))))
+    """A one-coordinate gradient clipped and rounded in fp32, to the bit as client/learn/lattice.py does it."""
+    norm, bound = abs(float(gradient)), (1.0 - MARGIN) * clip
+    factor = np.float32((bound / norm if norm > bound else 1.0) * (LATTICE / clip))
+    return float(np.rint(gradient * factor))

@@ -15,7 +15,8 @@ from torch import Tensor
 from client.canaries import CanaryFile
 from client.daemon import Site
 from client.jobs import CANARIES
-from client.learn.private_step import PrivateStep, StepConstants, to_lattice
+from client.learn.lattice import to_lattice
+from client.learn.private_step import PrivateStep, StepConstants
 from client.ledger import PracticeReservation
 from common import tensors
 from common.errors import KohortError, PolicyError
