@@ -322,7 +322,7 @@ def _write_broken(export: Export, person: Person, kind: str, volume: Volume) -> 
         slices[len(slices) // 2].unlink()
         export.files -= 1
     elif kind == "truncated":
-        slices[1].write_bytes(slices[1].read_bytes()[:-5000])
+        slices[1].write_bytes(slices[1].read_bytes()[: -image[1].size])  # half of its pixels
     if kind == "mask-grid":
         moved = scan.affine.copy()
         moved[:3, 3] += 3.0

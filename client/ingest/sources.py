@@ -155,7 +155,7 @@ class Volumes(Source):
         total = 2 * len(files)
         with decode.decoders(self._settings(limits), limits.workers) as pool, open(self.spool, "wb") as spool:
             scans: dict[int, Scan] = {}
-            for position, seen in enumerate(pool.each(Decoder.scan, files)):  # 1
+            for position, seen in enumerate(pool.each(lambda decoder, path: decoder.scan(path), files)):  # 1
                 if isinstance(seen, Unusable):
                     self.quarantine.append((names[position], seen.reason))
                 else:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from client.ingest import decode
+from client.ingest import decode, volumes
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.request import Cut, Scan, VolumeFiles
 from common.study import Intake
 
 KEY = bytes(range(32))
@@ -53,4 +55,19 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             except Unusable as refusal:
                 yield refusal.reason
 
+    class InProcess(decode.Decoder):
+        """Answers like a child."""
+
+        def scan(self, path: Path) -> Scan:
+            return volumes.scan(str(path), self._settings.caps)
+
+        def cut(self, files: VolumeFiles, seed_of: Callable[[bytes], bytes]) -> Cut:
+            mask = files.mask and (files.mask[0], str(files.mask[1]))
+            volume = volumes.read_volume([str(path) for path in files.slices], mask, self._settings.caps)
+            found = np.empty((0, 0, 0, 2), np.uint8)
+            if volume.refusal is None:
+                found = volumes.patches(volume, seed_of(volume.digest), self._settings.patches, self._settings.size_px)
+            return Cut(volume.digest, volume.slices, volume.look, volume.refusal, found)
+
     monkeypatch.setattr(decode, "decode_all", decode_all)
+    monkeypatch.setattr(decode, "Decoder", InProcess)
