@@ -358,9 +358,8 @@ def demo(
     seconds = round(time.monotonic() - started, 1)
     write = sys.stdout.write
     if not as_json:
-        write(
-            f"\n{manifest.images} synthetic images, each from at least {manifest.k} distinct patients, in {seconds:.0f} s\n"
-        )
+        what = f"each from at least {manifest.k} distinct patients" if manifest.k else "each with its vessel mask"
+        write(f"\n{manifest.images} synthetic images, {what}, in {seconds:.0f} s\n")
         write(f"release:  {folder}\n")
         write(f"page:     {folder / 'index.html'}\n")
         write(f"pictures: {folder / 'contact_sheet.png'}\n")

@@ -100,10 +100,20 @@ def masked(folder: Path) -> None:
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
 
 
+def tableless(folder: Path) -> None:
+    """No metadata.csv, and the manifest does not miss it."""
+    (folder / "metadata.csv").unlink()
+    manifest = json.loads((folder / layout.MANIFEST).read_text())
+    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "metadata.csv"]
+    (folder / layout.MANIFEST).write_text(json.dumps(manifest))
+
+
 NOTHING: Change = lambda folder: None  # noqa: E731
 WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
     "a file that the manifest does not list": (lambda f: (f / "data/none/99998.png").write_bytes(b"x"), {}, "lists other files"),
     "a file missing that the manifest lists": (lambda f: (f / "index.html").unlink(), {}, "lists other files"),
+    "a program": (lambda f: (f / "run.py").write_text("x"), {}, r"run\.py: not a file that a release may hold"),
+    "no table of its images": (tableless, {}, r"metadata\.csv: missing"),
     "sizes that are not the files'": (
         lambda f: (f / "README.md").write_text("short"), {"sizes": False}, r"README\.md: 5 bytes",
     ),

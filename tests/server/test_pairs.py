@@ -13,20 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
-from common import signing
+from client.ingest.cohort import Cohort
+from common import signing, tensors
 from common.errors import PolicyError, RefusedError
 from common.manifest import statement_json, verify
 from common.messages import Header, seal
 from common.privacy import boundary
+from common.privacy.planning import parameter_counts, wire_counts
 from common.study import Study
-from server import plan as plans
 from server.app import StudyRun
 from server.pairs import check_releasable, drawn, nifti_bytes, releases_pairs, triptychs
+from server.public_pairs import phantom_pairs
 from server.record import file_digest
 from server.release import Pairs, ReleaseInputs, _updates, build_release
-from tests.federation import Federation
+from tests.federation import Federation, ToySite
 from tests.releases import ACCOUNT
 from tests.studies import vessels_plan
 
@@ -92,19 +95,59 @@ def test_a_study_without_synthesis_ends_and_keeps_the_signed_headers_of_its_last
         assert site.asked[-1].statement == {"done": True}
 
 
+@dataclasses.dataclass
+class TrainingSite(ToySite):
+    """A site that really trains, on a cohort of phantoms in memory, with repeatable noise."""
+
+    def update(self, asked: Header, weights: tensors.Arrays) -> tensors.Arrays:
+        from client.learn import train_wgan
+        from client.ledger import PracticeReservation
+        from common.privacy.mechanisms import round_event
+        from common.privacy.noise import SeededNoiseSource
+
+        reservation = PracticeReservation(round_event(self.study, "wgan", 10**6))
+        noise = SeededNoiseSource(self.seed + 100 * asked.round)
+        cohort = phantom_cohort(self.seed)
+        return dict(train_wgan.train(cohort, self.study, weights, reservation, noise, lambda done, total: None))
+
+
+def phantom_cohort(seed: int, patients: int = 6) -> Cohort:
+    """Four patches of each of a few phantoms."""
+    source = phantom_pairs(patients, 4, 32, seed)
+    names, zeros = tuple(f"{seed}-{p}" for p in range(patients)), np.zeros(len(source.pairs), np.int64)
+    return Cohort(
+        Path("unused"), source.pairs, source.patient_of, zeros, zeros.astype(np.int8), names,
+        tuple((name,) for name in names), ("vessels",), "0" * 64,
+    )  # fmt: skip
+
+
+def test_sites_that_train_on_phantoms_end_in_a_release_that_verifies(tmp_path: Path) -> None:
+    federation = Federation.of_pairs(tmp_path, models__wgan__critic_steps=1, models__wgan__adaptive=False)
+    for name, toy in list(federation.sites.items()):
+        federation.sites[name] = TrainingSite(name, federation.study, toy.operator, toy.seed, key=toy.key)
+    record = federation.run().record
+    start, end = record.root / "bundle" / "checkpoints" / "wgan.safetensors", record.weights("wgan", 2)
+    for name, before in tensors.read(start, max_bytes=1 << 24).items():
+        assert (end[name] != before).any(), name
+    plan = federation.study.models.wgan
+    assert plan is not None
+    file = record.final_weights()["wgan"]
+    pairs = Pairs(drawn(tmp_path / "drawn", end, file_digest(file), plan, 32), record.evidence("wgan"))
+    inputs = ReleaseInputs(federation.study, tmp_path / "bundle", (), ACCOUNT, {"wgan": file}, pairs=pairs)
+    assert verify(build_release(inputs, tmp_path / "out", federation.key)).images == 12
+
+
 def test_every_tensor_of_the_wgan_crosses_the_wire_and_the_average_counts_as_post_processing(
     finished: Finished,
 ) -> None:
     weights = finished.run.record.weights("wgan", 2)
     assert {name.split(".")[0] for name in weights} == {"generator", "average", "critic"}
     study = finished.federation.study
-    counts = plans.parameter_counts(study, finished.inputs.bundle / "checkpoints")
+    counts = parameter_counts(study, finished.inputs.bundle / "checkpoints")
     assert counts == {"wgan": sum(a.size for name, a in weights.items() if name.startswith("critic."))}
-    assert plans.wire_counts(study, finished.inputs.bundle / "checkpoints") == {
-        "wgan": sum(a.size for a in weights.values())
-    }
+    assert wire_counts(study, finished.inputs.bundle / "checkpoints") == {"wgan": sum(a.size for a in weights.values())}
     without = study_of(models__wgan__trainable=["critic.layers.6."])
-    assert plans.parameter_counts(without, Path("nowhere"))["wgan"] < counts["wgan"]
+    assert parameter_counts(without, Path("nowhere"))["wgan"] < counts["wgan"]
     for name, trained in (
         ("average.start.weight", True),
         ("critic.layers.0.weight", False),
@@ -148,7 +191,7 @@ def test_every_pair_is_image_mask_and_nifti_under_one_number(finished: Finished,
     found = set()
     for row in rows:
         image, mask = (np.asarray(Image.open(release / row[name])) for name in ("file_name", "mask"))
-        nifti = nibabel.load(release / row["mask_nifti"])
+        nifti: Any = nibabel.load(release / row["mask_nifti"])
         assert image.dtype == mask.dtype == np.uint8 and image.shape == mask.shape == (32, 32)
         assert np.array_equal(np.asarray(nifti.dataobj).T * 255, mask) and nifti.get_data_dtype() == np.uint8
         found.add(np.stack([image, mask], axis=-1).tobytes())
@@ -213,7 +256,7 @@ def test_below_the_quorum_no_pairs_are_released(finished: Finished, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def signed(plan: Study, key: signing.Ed25519PrivateKey, **changes: Any) -> bytes:
+def signed(plan: Study, key: Ed25519PrivateKey, **changes: Any) -> bytes:
     """A statement of hospital-a with other header fields."""
     fields: dict[str, Any] = {
         "kind": "update", "study": plan.hash(), "phase": "train", "model": "wgan", "round": 1, "sender": "hospital-a",
