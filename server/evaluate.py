@@ -66,11 +66,17 @@ def evaluate(
         ),
     ]
     if reference is not None and len(reference) >= LEAST_REFERENCES and len(images) >= LEAST_IMAGES:
-        findings += compare(images, reference, extractor or Texture(), patient_of)
+        least = min(len(images), len(reference) // 2)
+        findings += compare(images, reference, extractor or _texture(least), patient_of)
     else:
         findings += [_missing(name, "no public reference images were given") for name in DISTANCES]
     findings += downstream or [_missing(DOWNSTREAM)]
     return findings + [_missing(name) for name in ("membership inference", "re-identification")]
+
+
+def _texture(images: int) -> Texture:
+    """The most texture features whose covariance this many images can carry; all of them where no choice does."""
+    return next((Texture(channels) for channels in (48, 24, 8) if images > 6 * channels), Texture())
 
 
 def _missing(name: str, evidence: str = "did not run for this release") -> Finding:

@@ -51,6 +51,12 @@ def test_too_few_images_for_a_covariance_read_not_evaluated() -> None:
     assert found["kernel distance"].status == "shown"
 
 
+def test_a_small_reference_gets_fewer_features_rather_than_no_distance() -> None:
+    found = values(evaluate.evaluate(discs(60, 1), np.zeros(60, np.int64), ("none",), discs(110, 0)))
+    assert found["Fréchet distance"] is not None
+    assert [evaluate._texture(n).channels for n in (20, 49, 200, 289)] == [48, 8, 24, 48]
+
+
 def test_the_floor_has_no_patient_in_both_halves() -> None:
     patients = np.repeat(np.arange(9), 4)
     first, second = evaluate.halves(len(patients), patients)
