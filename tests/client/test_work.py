@@ -25,7 +25,9 @@ from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
 from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy.mechanisms import round_event
+from common.study import WganPlan
 from tests.sites import Hospital, make_hospital, pseudonym
+from tests.studies import VESSELS
 
 SECRET = bytes(32)
 
@@ -73,6 +75,22 @@ def test_a_round_in_a_real_child_leaves_the_models_own_tensors(
     assert {name: a.shape for name, a in deltas.items()} == {name: a.shape for name, a in weights["gan"].items()}
     assert any(a.any() for name, a in deltas.items() if name.startswith("critic."))
     assert (0, 0) in seen
+
+
+def test_a_study_of_pairs_trains_its_wgan(tmp_path: Path) -> None:
+    from common.models.wgan import build, named
+
+    changes = {name: VESSELS[name] for name in ("modality", "intake", "models", "release")}
+    plan = WganPlan.model_validate(VESSELS["models"]["wgan"])
+    torch.manual_seed(0)
+    generator, critic = build(plan, 32)
+    pairs = {name: p.detach().numpy() for name, p in named(generator, generator, critic).items()}
+    site = make_hospital(tmp_path / "hospital", weights={"wgan": pairs}, synthesis=None, **changes)
+    folder = job_folder(site, tmp_path / "job", "train", "wgan", pairs, NO_GROUPS)
+    work(Job.read(folder), folder, SECRET)
+    deltas = tensors.read(folder / "out.safetensors", max_bytes=1 << 26)
+    assert {name: a.shape for name, a in deltas.items()} == {name: a.shape for name, a in pairs.items()}
+    assert any(a.any() for name, a in deltas.items() if name.startswith("critic."))
 
 
 def test_two_children_of_one_job_never_give_the_same_noise(
