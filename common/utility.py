@@ -177,10 +177,8 @@ def _trained(
     mean, deviation = float(train[..., 0].mean()), max(float(train[..., 0].std()), 1.0)
     images = _standardised(train[..., 0], mean, deviation).to(device)
     masks = torch.from_numpy((train[..., 1] > 127).astype(np.float32))[:, None].to(device)
-    with torch.random.fork_rng(
-        [] if device == "cpu" else [device]
-    ):  # initial weights and dropout draw from torch's generator
-        torch.manual_seed(seed)
+    with torch.random.fork_rng([] if device == "cpu" else [device]):
+        torch.manual_seed(seed)  # initial weights, order and dropout draw from torch's own generator
         network = UNet(recipe.width, choice.dropout).to(device).to(memory_format=torch.channels_last)
         parameters = dict(network.named_parameters())
         adam = Adam(parameters, choice.learning_rate, betas=(0.9, 0.999))
