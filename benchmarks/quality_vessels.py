@@ -1,0 +1,416 @@
+"""What private image + mask pairs are worth: Dice of a U-Net trained on them and tested on held-out patients.
+
+    python -m benchmarks.quality_vessels [--part phantoms|dias] [--seeds 3] [--json] [--work DIR] [--dias FILE] [--quick]
+
+Part (a), `phantoms`: 2,000 procedural patients over four sites (server/vessel_phantoms.py; nobody), federated training by
+the product's own trainer at patient-level epsilon 8 and 3, from scratch and from a network pretrained on phantoms of
+another style ("public": thinner, fainter vessels in brighter tissue). Part (b), `dias`: 60 sequences of cerebral angiography
+(DIAS, split by sequence), where the plan's verdict says infeasible: here it is run all the same to see whether it is right.
+Every result is a file in --work, so an interrupted run continues; the noise is seeded because the patients are not real
+or public, which the product refuses for real ones. Prints a Markdown table, and with --json one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from client.ingest.cohort import Cohort
+from client.learn import train_wgan
+from client.ledger import PracticeReservation
+from common import tensors, utility
+from common.models.wgan import build, load, load_average, named, sample
+from common.privacy.accounting import calibrate
+from common.privacy.mechanisms import round_event
+from common.privacy.noise import SeededNoiseSource
+from common.privacy.planning import feasibility
+from common.study import Study
+from server.pretrain_wgan import pretrain
+from server.vessel_phantoms import STYLES, patches, volume
+
+SIZE_PX, SHAPE = 32, (8, 48, 48)
+DELTA = 1e-5
+STRIP_PAIRS = 24
+Pairs = NDArray[np.uint8]
+Weights = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is public and equal for all rows of one part."""
+
+    patients: int  # that train, over all sites
+    sites: int
+    test_patients: int
+    public_patients: int
+    patches: int  # a patient
+    plain_steps: int
+    rounds: int
+    local_steps: int
+    patients_per_step: int
+    pairs: int  # that a segmentation network is trained on, in every row
+    epochs: int
+
+
+PHANTOMS = Setting(2000, 4, 150, 300, 8, 3000, 10, 20, 32, 1000, 8)
+DIAS = Setting(40, 1, 20, 300, 24, 3000, 10, 20, 16, 1000, 8)
+QUICK = Setting(40, 2, 10, 10, 4, 40, 2, 2, 8, 60, 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: how the pairs come about. `epsilon` None: no privacy; `tuned`: starts from the public network."""
+
+    name: str
+    label: str
+    kind: str  # real, public, plain or private
+    epsilon: float | None = None
+    tuned: bool = False
+
+
+ROWS = (
+    Row("real", "real pairs of the sites", "real"),
+    Row("plain", "GAN, not private", "plain"),
+    Row("public", "GAN of public phantoms alone, saw no patient", "public", tuned=True),
+    Row("scratch-8", "DP GAN, ε = 8 a patient, from scratch", "private", 8.0),
+    Row("scratch-3", "DP GAN, ε = 3 a patient, from scratch", "private", 3.0),
+    Row("tuned-8", "DP GAN, ε = 8 a patient, from the public network", "private", 8.0, tuned=True),
+    Row("tuned-3", "DP GAN, ε = 3 a patient, from the public network", "private", 3.0, tuned=True),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One data set: pairs [P, n, S, S, 2] of the training and of the held-out test patients, and of the public ones."""
+
+    name: str
+    setting: Setting
+    train: Pairs
+    test: Pairs
+    public: Pairs
+
+
+# --- data -----------------------------------------------------------------------------------------------------------------
+
+
+def phantoms(style: str, patients: int, per_patient: int, seed: int, show: Callable[[str], None]) -> Pairs:
+    """Pairs uint8 [P, n, 32, 32, 2] of procedural patients."""
+    made = []
+    for i in range(patients):
+        rng = np.random.default_rng([seed, i])
+        made.append(patches(volume(rng, STYLES[style], SHAPE), per_patient, SIZE_PX, rng))
+        if i % 50 == 49:
+            show(f"{style} phantoms: {i + 1} of {patients}")
+    return np.stack(made)
+
+
+def phantom_part(setting: Setting, work: Path, show: Callable[[str], None]) -> Part:
+    """Part (a)."""
+    train = kept(work / "train.npz", lambda: phantoms("hospital", setting.patients, setting.patches, 3, show))
+    test = kept(work / "test.npz", lambda: phantoms("hospital", setting.test_patients, setting.patches, 2, show))
+    return Part("phantoms", setting, train, test, public_pairs(setting, work, show))
+
+
+def dias_part(setting: Setting, work: Path, file: Path, show: Callable[[str], None]) -> Part:
+    """Part (b): centre crops at half resolution, vessels turned bright; split by sequence, as the set itself says."""
+    with np.load(file, allow_pickle=False) as data:
+        images = data["images"]
+        masks, sequence, held_out = data["vessel_masks"], data["sequence"], data["split"] == "test"
+    images = 255 - images.reshape(len(images), *images.shape[1:3])
+    pairs = np.stack([halved(images), (halved((masks > 0) * np.uint8(255)) >= 128) * np.uint8(255)], -1)
+    edge = (pairs.shape[1] - SIZE_PX) // 2
+    pairs = pairs[:, edge : edge + SIZE_PX, edge : edge + SIZE_PX]
+
+    def of(chosen: NDArray[np.bool_]) -> Pairs:
+        return np.stack([pairs[sequence == s][: setting.patches] for s in np.unique(sequence[chosen])])
+
+    return Part("dias", setting, of(~held_out), of(held_out), public_pairs(setting, work, show))
+
+
+def public_pairs(setting: Setting, work: Path, show: Callable[[str], None]) -> Pairs:
+    """Phantoms of the public style."""
+    return kept(work.parent / "public.npz", lambda: phantoms("public", setting.public_patients, 8, 1, show))
+
+
+def halved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, H, W] averaged over 2x2 pixels."""
+    n, h, w = images.shape
+    found: NDArray[np.uint8] = images.reshape(n, h // 2, 2, w // 2, 2).mean((2, 4)).round().astype(np.uint8)
+    return found
+
+
+def kept(path: Path, make: Callable[[], Pairs]) -> Pairs:
+    """An array from `path`, or made and written there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, pairs=make())
+        part.rename(path)
+    with np.load(path, allow_pickle=False) as file:
+        found: Pairs = file["pairs"]
+    return found
+
+
+def flat(pairs: Pairs) -> Pairs:
+    """[P, n, ...] as [P*n, ...]."""
+    return pairs.reshape(-1, *pairs.shape[2:])
+
+
+# --- one row --------------------------------------------------------------------------------------------------------------
+
+
+def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
+    """The plan of a private row: the smallest sigma that the budget allows. A network from scratch needs larger steps."""
+    planned = setting.patients // setting.sites
+    sigma = calibrate(setting.patients_per_step / planned, setting.rounds * setting.local_steps, epsilon, DELTA)
+    wgan = {
+        "rounds": setting.rounds,
+        "local_steps": setting.local_steps,
+        "learning_rate": 5e-4 if tuned else 1e-3,
+        "generator_learning_rate": 3e-4 if tuned else 1e-3,
+        "noise_multiplier": max(sigma, 0.3),
+        "patients_per_step": setting.patients_per_step,
+        "items_per_patient": 2,
+        "clip": 1.0,
+        "max_update_norm": 1000.0,
+        "width": 16,
+        "generator_width": 16,
+        "latent": 32,
+        "critic_steps": 1,
+        "loss": "logistic",
+        "average_decay": 0.95,
+    }
+    return Study.model_validate(
+        {
+            "format": "kohort-study/1",
+            "name": "quality",
+            "title": "quality of private pairs",
+            "modality": "vessels",
+            "sites": [{"name": f"site-{i}"} for i in range(max(2, setting.sites))],
+            "quorum": 2,
+            "intake": {
+                "dicom_modalities": ["MR"],
+                "size_px": SIZE_PX,
+                "channels": 1,
+                "labels": ["vessels"],
+                "volumes": {"patches_per_patient": setting.patches},
+            },
+            "models": {"wgan": wgan},
+            "privacy": {
+                "epsilon": epsilon,
+                "delta": DELTA if planned <= 10_000 else 1e-6,
+                "planned_patients": planned,
+                "accept_infeasible": True,
+                "canaries": 0,
+            },
+            "release": {"date": "2026-11-21"},
+        }
+    )
+
+
+def public_network(part: Part, work: Path, show: Callable[[str], None]) -> Weights:
+    """The network pretrained on public phantoms: one for all seeds, as a study has one."""
+    return trained_plainly(part.public, part.setting.plain_steps, 0, work.parent / "public.safetensors", show)
+
+
+def trained_plainly(pairs: Pairs, steps: int, seed: int, path: Path, show: Callable[[str], None]) -> Weights:
+    """The weights after non-private training on pairs [P, n, ...], from `path` if they are there."""
+    if not path.exists():
+        plan = study_of(QUICK, 8.0, True).models.wgan
+        assert plan is not None
+        run = pretrain(flat(pairs), plan, seed)
+        for step in range(1, steps):
+            next(run)
+            if step % 50 == 0:
+                show(f"{path.stem}: step {step} of {steps}")
+        weights = next(run)
+        tensors.write(path, {n: a for n, a in weights.items() if not n.startswith("encoder.")})
+    return {name: array.astype(np.float32) for name, array in tensors.read(path, max_bytes=1 << 30).items()}
+
+
+def trained_privately(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]) -> Weights:
+    """The weights after federated private training; rounds are averaged with equal weights, as the server does."""
+    setting, path = part.setting, work / f"{row.name}-{seed}.safetensors"
+    if path.exists():
+        return {name: array.astype(np.float32) for name, array in tensors.read(path, max_bytes=1 << 30).items()}
+    assert row.epsilon is not None
+    study = study_of(setting, row.epsilon, row.tuned)
+    plan = study.models.wgan
+    assert plan is not None
+    weights = public_network(part, work, show) if row.tuned else fresh(study, seed)
+    _, _, critic = load(weights, plan, SIZE_PX)
+    event = round_event(study, "wgan", sum(p.numel() for p in critic.parameters()))
+    share = setting.patients // setting.sites
+    cohorts = [cohort_of(part.train[i * share : (i + 1) * share]) for i in range(setting.sites)]
+    for round_ in range(plan.rounds):
+        total: dict[str, Any] = {}
+        for site, cohort in enumerate(cohorts):
+            noise = SeededNoiseSource(1_000_000 * seed + 1000 * round_ + site)
+            deltas = train_wgan.train(cohort, study, weights, PracticeReservation(event), noise, lambda *_: None)
+            total = {name: total.get(name, 0) + delta for name, delta in deltas.items()}
+            show(f"{path.stem}: round {round_ + 1} of {plan.rounds}, site {site + 1}")
+        weights = {name: weights[name] + total[name] / setting.sites for name in weights}
+    tensors.write(path, weights)
+    return weights
+
+
+def fresh(study: Study, seed: int) -> Weights:
+    """Random starting weights."""
+    assert study.models.wgan is not None
+    torch.manual_seed(seed)
+    generator, critic = build(study.models.wgan, SIZE_PX)
+    return {name: value.detach().numpy().copy() for name, value in named(generator, generator, critic).items()}
+
+
+def cohort_of(pairs: Pairs) -> Cohort:
+    """A cohort in memory of pairs [P, n, S, S, 2]."""
+    patients, each = pairs.shape[:2]
+    names = tuple(f"{i:08d}" for i in range(patients))
+    return Cohort(
+        folder=Path(),
+        images=flat(pairs),
+        patient_of=np.repeat(np.arange(patients), each),
+        labels=np.zeros(patients * each, np.int64),
+        laterality=np.zeros(patients * each, np.int8),
+        pseudonyms=names,
+        aliases=tuple((name,) for name in names),
+        label_names=("vessels",),
+        digest="",
+    )
+
+
+def pairs_of(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]) -> Pairs:
+    """The pairs that a segmentation network is trained on: real ones, or as many samples."""
+    setting = part.setting
+    if row.kind == "real":
+        order = np.random.default_rng(seed).permutation(len(flat(part.train)))
+        return flat(part.train)[order[: setting.pairs]]
+    if row.kind == "public":
+        weights = public_network(part, work, show)
+    elif row.kind == "plain":
+        weights = trained_plainly(part.train, setting.plain_steps, seed, work / f"plain-{seed}.safetensors", show)
+    else:
+        weights = trained_privately(part, row, seed, work, show)
+    plan = study_of(QUICK, 8.0, True).models.wgan
+    assert plan is not None
+    return sample(load_average(weights, plan, SIZE_PX), setting.pairs, torch.Generator().manual_seed(seed))
+
+
+def measured(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]) -> dict[str, Any]:
+    """Dice, bAHD and 95HD of one row and seed, from its file if it is there."""
+    path = work / f"{row.name}-{seed}.json"
+    if not path.exists():
+        pairs = pairs_of(part, row, seed, work, show)
+        strip(pairs[:STRIP_PAIRS], work / f"{row.name}-{seed}.png")
+        show(f"{row.name}-{seed}: segmentation network")
+        recipe = replace(utility.SMALL, epochs=part.setting.epochs)
+        patient_of = np.repeat(np.arange(len(part.test)), part.test.shape[1])
+        found = utility.utility(pairs, flat(part.test), patient_of, recipe=recipe, seed=seed)
+        share = float((pairs[..., 1] > 0).mean())
+        facts = {"dsc": found.dsc, "interval": found.dsc_interval, "bahd": found.bahd_mm, "hd95": found.hd95_mm}
+        tensors.atomic_write(path, json.dumps({**facts, "mask_share": share}).encode())
+    result: dict[str, Any] = json.loads(tensors.read_capped(path, 1 << 16))
+    return result
+
+
+def strip(pairs: Pairs, path: Path) -> None:
+    """A picture of pairs: images above, masks below."""
+    Image.fromarray(np.concatenate([np.concatenate(list(pairs[..., plane]), 1) for plane in (0, 1)])).save(path)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------------
+
+
+def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: mean over seeds, every seed, and the ratio to the non-private GAN."""
+    plain = np.mean([r["dsc"] for r in found["plain"]]) if found.get("plain") else float("nan")
+    lines = [
+        "| pairs from | DSC (mean of seeds) | each seed [95 % over patients] | ÷ not private | bAHD px | 95HD px | mask share |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in ROWS:
+        if results := found.get(row.name):
+            mean = {key: np.mean([r[key] for r in results]) for key in ("dsc", "bahd", "hd95", "mask_share")}
+            each = ", ".join(f"{r['dsc']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]" for r in results)
+            lines.append(
+                f"| {row.label} | **{mean['dsc']:.3f}** | {each} | {mean['dsc'] / plain:.2f} | {mean['bahd']:.2f} "
+                f"| {mean['hd95']:.1f} | {mean['mask_share']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def verdicts(setting: Setting) -> list[str]:
+    """What the plan says of the private rows before anything is trained."""
+    lines = []
+    for row in ROWS:
+        if row.epsilon is not None:
+            study = study_of(setting, row.epsilon, row.tuned)
+            plan = study.models.wgan
+            assert plan is not None
+            critic = build(plan, SIZE_PX)[1]
+            report = feasibility(study, {"wgan": sum(p.numel() for p in critic.parameters())})
+            model = report.models[0]
+            ratio = model.ratio / np.sqrt(setting.sites)
+            lines.append(
+                f"{row.name}: sigma {plan.noise_multiplier}, epsilon PLD {report.spent.pld:.2f}, r {model.ratio:.1f}, "
+                f"r/sqrt(S) {ratio:.1f}: {'infeasible' if ratio > 20 else 'marginal' if ratio > 10 else 'feasible'}"
+            )
+    return lines
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("phantoms", "dias"), default="phantoms")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
+    parser.add_argument("--dias", type=Path, default=Path("../shared/data/dias_dsa_patches_96.npz"))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    began = time.monotonic()
+
+    def show(text: str) -> None:
+        sys.stderr.write(f"\r\033[K{time.monotonic() - began:6.0f} s  {text}")
+
+    work = options.work / ("quick" if options.quick else "full") / options.part
+    work.mkdir(parents=True, exist_ok=True)
+    if options.part == "dias" and not options.dias.is_file():
+        sys.exit(f"{options.dias}: not there; name the DIAS patches with --dias")
+    setting = {"phantoms": PHANTOMS, "dias": DIAS}[options.part]
+    if options.quick:
+        setting = replace(QUICK, sites=setting.sites if options.part == "dias" else QUICK.sites)
+    part = (
+        phantom_part(setting, work, show)
+        if options.part == "phantoms"
+        else dias_part(setting, work, options.dias, show)
+    )
+    wanted = [row for row in ROWS if row.name in options.rows.split(",")]
+    found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in wanted}
+    for seed in range(options.seeds):
+        for row in wanted:
+            found[row.name].append(measured(part, row, seed, work, show))
+    sys.stderr.write("\n")
+    said = verdicts(setting)
+    if options.json:
+        print(json.dumps({"part": part.name, "setting": asdict(setting), "plan": said, "rows": found}))
+    else:
+        print(table(part, found), *said, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
