@@ -212,6 +212,8 @@ class Gate:
 
     def _check_reservation(self, reservation: Reservation, event: Mechanism, artefact: str) -> None:
         """Rule 21: reserved for this plan's own event, and led to no other artefact."""
+        if type(reservation) is not Reservation:
+            raise refuse(21, "practice steps, with noise that may repeat: NOT PRIVATE")
         rows = self.ledger.rows()
         reserved = {row.seq: row.data for row in rows if row.kind == "reserve"}.get(reservation.id)
         if reserved is None or reserved["plan"] != self.study.hash():

@@ -34,7 +34,7 @@ MIB = 2**20
 MEMORY_BYTES = {"cpu": 96 * MIB, "cuda": 4096 * MIB}
 NEIGHBOUR_MARGIN = 3e-5  # of the clip norm; eta keeps 6e-5 free at 1.5 M parameters
 OVERHEAD_ITEMS = 2.6  # a chunk's fixed cost on a CPU, in items of the 0.39 M critic (benchmarks/private_step.py)
-ACTIVATIONS = 3.0  # times what one patient's loss computes: backward pass and scratch included (measured)
+ACTIVATIONS = 4.5  # times what one patient's loss computes: backward pass and scratch included (measured)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,11 @@ class PrivateStep:
         self._sum = LatticeSum(self._weights, constants.clip, next(iter(parameters.values())).device)
         self._canary_sum = LatticeSum(len(self._canaries), constants.clip, torch.device("cpu"))
 
+    @property
+    def stamp(self) -> str:
+        """`private`, or NOT PRIVATE where the noise repeats itself."""
+        return self._noise.stamp
+
     def step(self, patient_count: int, batch_for: BatchFor) -> Parameters:
         """The privatized mean gradient by parameter name (fp32).
 

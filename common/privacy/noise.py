@@ -47,6 +47,7 @@ class Noise(ABC):
     """A stream of random words and the distributions drawn from it. Two kinds exist: `NoiseSource` and `SeededNoiseSource`."""
 
     private: ClassVar[bool]
+    stamp: ClassVar[str]  # on whatever is made with it
 
     @abstractmethod
     def uniform_u64(self, n: int) -> NDArray[np.uint64]:
@@ -106,6 +107,7 @@ class NoiseSource(Noise):
     """The production source: AES-256-CTR keyed by `os.urandom`, re-keyed after a fork. There is no way to seed it."""
 
     private = True
+    stamp = "private"
 
     def __init__(self) -> None:
         self._rekey()
@@ -125,6 +127,7 @@ class SeededNoiseSource(Noise):
     """NOT PRIVATE: the same seed gives the same noise. For tests; the private step refuses it with a ledger's reservation."""
 
     private = False
+    stamp = "NOT PRIVATE"
 
     def __init__(self, seed: int) -> None:
         digest = hashlib.sha512(f"kohort test noise {seed}".encode()).digest()

@@ -3,6 +3,9 @@
 import math
 import os
 import random
+import subprocess
+import sys
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 from common.errors import ConfigurationError
-from common.privacy.noise import LATTICE, NoiseSource, SeededNoiseSource, laplace_thresholds, radius_of
+from common.privacy.noise import GAUSSIAN_BLOCK, LATTICE, NoiseSource, SeededNoiseSource, laplace_thresholds, radius_of
 
 
 def test_torch_manual_seed_changes_no_noise() -> None:
@@ -43,6 +46,72 @@ def test_a_forked_child_draws_other_noise_than_its_parent() -> None:
     theirs = np.frombuffer(os.read(reader, 512), dtype=np.uint64)
     ours = source.uniform_u64(64)
     assert not np.intersect1d(theirs, ours).size
+
+
+def test_no_two_processes_forks_or_restarts_draw_the_same_noise() -> None:
+    """One word of 64 bits in common among these would have probability 1e-13: parent, child, grandchild, and fresh starts."""
+    source = NoiseSource()
+    reader, writer = os.pipe()
+    drawn = [source.uniform_u64(512)]
+    child = os.fork()
+    if child == 0:
+        os.write(writer, source.uniform_u64(512).tobytes())
+        grandchild = os.fork()
+        if grandchild == 0:
+            os.write(writer, source.uniform_u64(512).tobytes())
+            os._exit(0)
+        os.waitpid(grandchild, 0)
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    drawn += [np.frombuffer(os.read(reader, 8192), dtype=np.uint64), source.uniform_u64(512)]
+    os.close(reader)
+    assert len(drawn[1]) == 1024
+    program = (
+        "import sys; from common.privacy.noise import NoiseSource;"
+        "sys.stdout.write(NoiseSource().uniform_u64(512).tobytes().hex())"
+    )
+    for _ in range(2):  # the same command twice: a restart
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        drawn.append(np.frombuffer(bytes.fromhex(done.stdout), dtype=np.uint64))
+    drawn += [NoiseSource().uniform_u64(512) for _ in range(2)]
+    words = np.concatenate(drawn)
+    assert len(np.unique(words)) == len(words) == 512 * 8
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_draws_still_draws_other_noise() -> None:
+    """The private step draws in a thread: a child forked meanwhile is keyed anew."""
+    source, stop = NoiseSource(), threading.Event()
+    drawing = threading.Thread(target=lambda: [source.uniform_u64(64) for _ in iter(stop.is_set, True)])
+    drawing.start()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, source.uniform_u64(64).tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    stop.set()
+    drawing.join()
+    theirs = np.frombuffer(os.read(reader, 512), dtype=np.uint64)
+    assert len(np.unique(np.concatenate([theirs, source.uniform_u64(4096)]))) == 64 + 4096
+
+
+@pytest.mark.parametrize(
+    "n", [0, 1, 2, 3, GAUSSIAN_BLOCK - 1, GAUSSIAN_BLOCK, GAUSSIAN_BLOCK + 1, 2 * GAUSSIAN_BLOCK + 3]
+)
+def test_every_length_of_gaussian_noise_is_full_of_fresh_values(n: int) -> None:
+    noise = NoiseSource().gaussian_lattice(n, 8.0)
+    assert noise.shape == (n,)
+    assert len(np.unique(noise)) >= n - max(3, n**2 // 2**27)  # birthdays among about 2^28 values
+
+
+def test_no_word_of_the_key_stream_is_used_twice() -> None:
+    """One long draw equals the same words drawn in pieces, across the blocks in which the cipher works."""
+    whole = SeededNoiseSource(1).uniform_u64(100_000)
+    pieces = SeededNoiseSource(1)
+    assert np.array_equal(whole, np.concatenate([pieces.uniform_u64(n) for n in (1, 32_767, 32_768, 7, 34_457)]))
+    assert len(np.unique(whole)) == len(whole)
 
 
 def test_the_radius_reaches_beyond_nine_sigma() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from client.egress.gate import Gate
 from client.learn import patient_gradients
 from client.learn.lattice import LatticeSum, to_lattice
-from client.learn.model_check import check_model
+from client.learn.model_check import PER_EXAMPLE, check_model
 from client.learn.patient_gradients import Backend, PatientGradients, check_neighbours
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.ledger import PracticeReservation, Reservation
-from common.errors import ConfigurationError, EnvironmentFault, PolicyError
+from common.errors import ConfigurationError, EnvironmentFault, PolicyError, RefusedError
 from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
+from tests.sites import make_hospital, scripted
 
 torch.set_num_threads(1)
 CONSTANTS = StepConstants(clip=0.7, noise_multiplier=1.5, sampling_rate=0.5, divisor=8, items_per_patient=1)
@@ -263,14 +266,14 @@ def test_where_a_patient_stands_in_its_chunk_changes_nothing(backend: str) -> No
     assert all(torch.equal(sums[0], other) for other in sums[1:])
 
 
-def test_adding_a_patient_changes_neither_rate_nor_divisor_nor_noise() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adding_a_patient_changes_neither_rate_nor_divisor_nor_noise(backend: str) -> None:
+    """Nothing before the noise depends on N: the same three drawn of 10 or of 11, the same lattice sum, calls and update."""
     d = 40
-    asked: list[list[tuple[float, int]]] = []
-    updates = []
+    asked, sums, updates = [], [], []
     table = torch.randn(11, d, generator=torch.Generator().manual_seed(8))
     for patients in (10, 11):
         calls: list[tuple[float, int]] = []
-        noise = SeededNoiseSource(0)
 
         def coins(q: float, n: int, calls: list[tuple[float, int]] = calls) -> np.ndarray:
             calls.append((q, 0))
@@ -280,15 +283,32 @@ def test_adding_a_patient_changes_neither_rate_nor_divisor_nor_noise() -> None:
             calls.append((sigma, n))
             return np.arange(n, dtype=np.int64) * 1000
 
-        noise.bernoulli = coins  # type: ignore[method-assign]
-        noise.gaussian_lattice = gaussian  # type: ignore[method-assign]
-        step = PrivateStep(
-            {"w": torch.zeros(d)}, lambda p, x: (p["w"] * x[0]).sum(), CONSTANTS, PracticeReservation(EVENT), noise
-        )
+        step = linear_step(d, BACKENDS[backend])
+        step._noise.bernoulli = coins  # type: ignore[method-assign]
+        step._noise.gaussian_lattice = gaussian  # type: ignore[method-assign]
         updates.append(step.step(patients, rows_of(table))["w"])
+        sums.append(step._sum.total)
         asked.append(calls)
     assert asked[0] == asked[1] == [(CONSTANTS.sampling_rate, 0), (CONSTANTS.noise_multiplier, d)]
+    assert torch.equal(sums[0], sums[1])
     assert torch.equal(updates[0], updates[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_drawn_in_a_thread_is_the_same_noise(backend: str) -> None:
+    table = torch.randn(20, 30, generator=torch.Generator().manual_seed(9))
+    runs = []
+    for threaded in (True, False):
+        step = linear_step(30, dataclasses.replace(BACKENDS[backend], threaded=threaded), seed=5)
+        runs.append(torch.stack([step.step(20, rows_of(table))["w"] for _ in range(3)]))
+    assert torch.equal(runs[0], runs[1])
+
+
+def test_an_error_in_the_noise_thread_stops_the_step() -> None:
+    step = linear_step(30)
+    step._noise.gaussian_lattice = lambda n, sigma: 1 // 0  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ZeroDivisionError):
+        step.step(4, rows_of(torch.ones(4, 30)))
 
 
 def test_an_empty_draw_is_a_step_of_pure_noise() -> None:
@@ -377,6 +397,24 @@ def test_test_noise_never_meets_a_ledger_reservation(case: str) -> None:
     assert refusal.value.code == "E-NOISE"
 
 
+def test_a_seeded_run_is_stamped_not_private_and_the_gate_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert linear_step(3).stamp == SeededNoiseSource(1).stamp == "NOT PRIVATE"
+    assert NoiseSource().stamp == "private"
+    hospital = make_hospital(tmp_path)
+    scripted(monkeypatch, hospital.study)
+    check = Gate._check_reservation
+
+    def practised(gate: Gate, reservation: Reservation, event: SubsampledGaussian, artefact: str) -> None:
+        check(gate, PracticeReservation(event), event, artefact)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Gate, "_check_reservation", practised)
+    with pytest.raises(RefusedError, match="NOT PRIVATE") as refusal:
+        hospital.site().answer(hospital.ask("train"))
+    assert refusal.value.code == "E-GATE-21"
+
+
 RESERVED = {
     "less noise than reserved": dataclasses.replace(EVENT, noise_multiplier=1.6),
     "a higher rate than reserved": dataclasses.replace(EVENT, q=0.4),
@@ -457,17 +495,41 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "batch norm without parameters": lambda: nn.BatchNorm2d(4, affine=False),
     "batch norm without statistics": lambda: nn.BatchNorm2d(4, affine=False, track_running_stats=False),
     "batch norm in one dimension": lambda: nn.BatchNorm1d(4),
+    "batch norm in three dimensions": lambda: nn.BatchNorm3d(4),
+    "lazy batch norm": lambda: nn.LazyBatchNorm2d(affine=False, track_running_stats=False),
     "synchronised batch norm": lambda: nn.SyncBatchNorm(4),
     "marked batch norm": lambda: MarkedNorm(4, affine=False, track_running_stats=False),
     "tracked instance norm": lambda: nn.InstanceNorm2d(4, track_running_stats=True),
+    "tracked instance norm in three dimensions": lambda: nn.InstanceNorm3d(4, track_running_stats=True),
     "a buffer": _with_buffer,
     "a hook": _with_hook,
     "spectral norm (old)": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),  # type: ignore[no-untyped-call]
     "spectral norm (new)": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+    "weight norm (new)": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    "orthogonal weights": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
     "in-place activation": lambda: nn.LeakyReLU(0.2, inplace=True),
     "in-place relu": lambda: nn.ReLU(inplace=True),
+    "in-place elu": lambda: nn.ELU(inplace=True),
+    "in-place silu": lambda: nn.SiLU(inplace=True),
     "dropout": lambda: nn.Dropout(0.1),
+    "dropout of channels": lambda: nn.Dropout2d(0.1),
+    "alpha dropout": lambda: nn.AlphaDropout(0.1),
+    "random leaky relu": lambda: nn.RReLU(),
+    "recurrent": lambda: nn.LSTM(4, 4),
+    "recurrent cell": lambda: nn.GRUCell(4, 4),
+    "attention": lambda: nn.MultiheadAttention(4, 2),
+    "transformer": lambda: nn.TransformerEncoderLayer(4, 2, 8),
     "unknown class": Unknown,
+}
+NAMED = {
+    "batch norm without parameters": "BatchNorm2d normalises over the batch: use GroupNorm",
+    "synchronised batch norm": "SyncBatchNorm normalises over the batch: use GroupNorm",
+    "tracked instance norm": "InstanceNorm2d tracks statistics of the batch: use track_running_stats=False, or GroupNorm",
+    "in-place activation": "LeakyReLU works in place: use LeakyReLU(inplace=False)",
+    "recurrent": "LSTM is not known to treat each example alone: use Conv1d or Linear layers",
+    "dropout": "Dropout draws random numbers: use no dropout",
+    "spectral norm (new)": "ParametrizedLinear",
+    "unknown class": "Unknown is not known to treat each example alone: use a layer of PER_EXAMPLE",
 }
 
 
@@ -482,6 +544,21 @@ def test_linter_refuses_every_batch_coupled_module_at_any_depth(case: str, depth
     with pytest.raises(ConfigurationError) as refusal:
         check_model(module)
     assert refusal.value.code == "E-MODEL"
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_linter_says_which_layer_and_what_to_use_instead(case: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        check_model(nn.ModuleDict({"critic": nn.Sequential(nn.Tanh(), REFUSED[case]())}))
+    assert f"critic.1: {NAMED[case]}" in str(refusal.value)
+
+
+def test_every_class_of_torch_is_either_known_to_the_linter_or_refused() -> None:
+    """Nothing of torch.nn that keeps state over a batch slips in with a new torch."""
+    known = {kind.__name__ for kind in PER_EXAMPLE}
+    assert not {name for name in known if "Batch" in name or "Dropout" in name or "RReLU" in name or "RNN" in name}
+    for kind in PER_EXAMPLE:
+        assert not issubclass(kind, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase))
 
 
 def test_linter_accepts_a_critic_and_its_probe_finds_a_hidden_coupling() -> None:

@@ -1,0 +1,329 @@
+"""The private critic step beside the non-private one and beside opacus: time and peak memory, same shapes, one run.
+
+    python benchmarks/private_step.py [--json] [--device cpu|cuda] [--shapes 64x1,16x4,16x1] [--repeats 7]
+
+A step is whole: fakes from the generator, the critic's gradient (paired hinge loss), clip, noise, Adam. 64x64 pairs of two
+channels, critic of 391,945 parameters. `AxB` = A drawn patients of B items each, with as many fakes. On a CPU: one thread,
+process time (the noise thread's work included) and wall time, the smallest of alternating repeats; memory is the growth of the
+process's peak in a process of its own. On a GPU: wall time after synchronising, steps a second, allocated memory.
+
+What is compared: `ours` draws AES noise on a lattice and clips in fp64; opacus draws torch's normal numbers and clips in fp32.
+  hooks, functorch  the patient's mean by overriding `_get_flat_grad_sample`; the pair is the unit
+  fast, ghost       clip each row by itself (a real image, a fake): less than the patient-level promise, shown as a lower
+                    bound of their time; opacus has ghost norms for Linear and Embedding only: here `ghost` does what `fast` does
+Not: Poisson sampling's changing batch (each step draws exactly A patients) and the reading of images.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from client.learn.private_step import Execution, Parameters, PrivateStep, StepConstants
+from client.ledger import PracticeReservation
+from common.models.adam import Adam
+from common.models.wgan import Critic, Generator, critic_loss
+from common.privacy.mechanisms import SubsampledGaussian
+from common.privacy.noise import SeededNoiseSource
+
+SIZE_PX, WIDTH, LATENT, GENERATOR_WIDTH = 64, 24, 64, 16
+RATE, BETAS = 2e-4, (0.0, 0.999)
+MIB = 2**20
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Patients a step and items a patient."""
+
+    patients: int
+    items: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        patients, items = text.split("x")
+        return cls(int(patients), int(items))
+
+    def __str__(self) -> str:
+        return f"{self.patients}x{self.items}"
+
+
+@dataclass
+class Scene:
+    """What every variant starts from: images, a generator, a critic."""
+
+    shape: Shape
+    device: str
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.critic = Critic(SIZE_PX, WIDTH).to(self.device)
+        self.generator = Generator(SIZE_PX, GENERATOR_WIDTH, LATENT).to(self.device)
+        self.images = (
+            torch.randn(self.shape.patients, self.shape.items, 2, SIZE_PX, SIZE_PX).clamp(-1, 1).to(self.device)
+        )
+
+    @torch.no_grad()
+    def fakes(self, count: int) -> Tensor:
+        """`count` samples of the generator."""
+        found: Tensor = self.generator(torch.randn(count, LATENT, device=self.device))
+        return found
+
+    @property
+    def rows(self) -> int:
+        return self.shape.patients * self.shape.items
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.critic.parameters(), RATE, BETAS)
+
+
+# --- the variants ---------------------------------------------------------------------------------------------------------
+
+
+def non_private(scene: Scene, memory_format: torch.memory_format = torch.contiguous_format) -> Step:
+    """An ordinary step on the same images."""
+    critic, optimizer = scene.critic.to(memory_format=memory_format), scene.optimizer()
+    scene.generator.to(memory_format=memory_format)
+    real = scene.images.flatten(0, 1).contiguous(memory_format=memory_format)
+
+    def step() -> None:
+        scores = critic(torch.cat([real, scene.fakes(scene.rows)]))
+        optimizer.zero_grad(set_to_none=True)
+        critic_loss(scores[: scene.rows], scores[scene.rows :], "hinge").backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def ours(scene: Scene, execution: Execution) -> Step:
+    """The private step as a trainer runs it."""
+    critic, shape = scene.critic, scene.shape
+    parameters: Parameters = dict(critic.named_parameters())
+
+    def loss(weights: Parameters, patient: tuple[Tensor, ...]) -> Tensor:
+        items, fakes = patient
+        scores = functional_call(critic, weights, (torch.cat([items, fakes]),))
+        return critic_loss(scores[: len(items)], scores[len(items) :], "hinge")
+
+    def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
+        fakes = scene.fakes(len(patients) * shape.items)
+        return scene.images[list(patients)], fakes.view(len(patients), shape.items, *fakes.shape[1:])
+
+    private = PrivateStep(
+        parameters,
+        loss,
+        StepConstants(1.0, 1.0, 1.0, shape.patients, shape.items),
+        PracticeReservation(SubsampledGaussian(1.0, 1.0, 10**6)),
+        SeededNoiseSource(0),
+        execution=execution,
+    )
+    adam = Adam(parameters, RATE, BETAS)
+    return lambda: adam.step(private.step(shape.patients, batch_for))
+
+
+def opacus_pairs(scene: Scene, mode: str) -> Step:
+    """Per-sample gradients of the pairs by hooks or functorch, averaged over each patient's items before the clip."""
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    class PatientMean(DPOptimizer):  # type: ignore[misc]
+        """One gradient a patient: the mean of its items'."""
+
+        def _get_flat_grad_sample(self, p: Tensor) -> Tensor:
+            rows: Tensor = super()._get_flat_grad_sample(p)
+            return rows.view(scene.shape.patients, scene.shape.items, *rows.shape[1:]).mean(1)
+
+    critic = GradSampleModule(scene.critic, force_functorch=mode == "functorch")
+    optimizer = PatientMean(
+        scene.optimizer(), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=scene.shape.patients
+    )
+    real = scene.images.flatten(0, 1)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        critic_loss(critic(real), critic(scene.fakes(scene.rows)), "hinge").backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+class Hinge(nn.Module):
+    """Row by row, as opacus' two-pass modes need it."""
+
+    reduction = "mean"
+
+    def forward(self, scores: Tensor, signs: Tensor) -> Tensor:
+        return torch.relu(1 - signs * scores)
+
+
+def opacus_rows(scene: Scene, mode: str) -> Step:
+    """Fast gradient clipping and ghost clipping: each row clipped by itself."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+    critic = GradSampleModuleFastGradientClipping(scene.critic, max_grad_norm=1.0, use_ghost_clipping=mode == "ghost")
+    optimizer = DPOptimizerFastGradientClipping(
+        scene.optimizer(), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=2 * scene.rows
+    )
+    loss = DPLossFastGradientClipping(critic, optimizer, Hinge(), "mean")
+    real, signs = scene.images.flatten(0, 1), torch.ones(2 * scene.rows, 1, device=scene.device)
+    signs[scene.rows :] = -1
+
+    def step() -> None:
+        scores = critic(torch.cat([real, scene.fakes(scene.rows)]))[:, None]
+        loss(scores, signs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+VARIANTS: dict[str, Callable[[Scene], Step]] = {
+    "non-private": non_private,
+    "non-private, channels last": lambda scene: non_private(scene, torch.channels_last),
+    "ours (default)": lambda scene: ours(scene, Execution()),
+    "ours, vmap, chunk 4": lambda scene: ours(scene, Execution("vmap", 4)),
+    "ours, backward per patient": lambda scene: ours(scene, Execution("backward")),
+    "opacus hooks": lambda scene: opacus_pairs(scene, "hooks"),
+    "opacus functorch": lambda scene: opacus_pairs(scene, "functorch"),
+    "opacus fast (rows)": lambda scene: opacus_rows(scene, "fast"),
+    "opacus ghost (rows)": lambda scene: opacus_rows(scene, "ghost"),
+}
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one step: seconds of the process and of the wall, and bytes of memory growth."""
+
+    process_s: float
+    wall_s: float
+    memory_bytes: float
+
+
+def measure(shape: Shape, device: str, repeats: int) -> dict[str, Cost]:
+    """Every variant's cost at one shape."""
+    steps = {name: make(Scene(shape, device)) for name, make in VARIANTS.items()}
+    seconds = {name: [timed(step, device) for _ in range(2)][:0] for name, step in steps.items()}  # warm up
+    for _ in range(repeats):
+        for name, step in steps.items():
+            seconds[name].append(timed(step, device))
+    if device == "cpu":
+        memory = {name: memory_of(name, shape) for name in VARIANTS}
+    else:
+        memory = {name: gpu_memory(step) for name, step in steps.items()}
+    return {name: Cost(min(p for p, _ in s), min(w for _, w in s), memory[name]) for name, s in seconds.items()}
+
+
+def timed(step: Step, device: str) -> tuple[float, float]:
+    """Process and wall seconds of one step."""
+    wall, process = time.perf_counter(), time.process_time()
+    step()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.process_time() - process, time.perf_counter() - wall
+
+
+def memory_of(name: str, shape: Shape) -> float:
+    """Growth of the peak memory of a process of its own, bytes."""
+    command = [sys.executable, __file__, "--memory-of", name, "--shapes", str(shape)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def memory_growth(name: str, shape: Shape) -> float:
+    """Peak during three steps, over what stood before the first; a smaller scene first brings in what is imported late."""
+    VARIANTS[name](Scene(Shape(2, 1), "cpu"))()
+    step = VARIANTS[name](Scene(shape, "cpu"))
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
+    for _ in range(3):
+        step()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> float:
+    """A field of this process's status, bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def gpu_memory(step: Step) -> float:
+    """Peak of allocated memory over what stands, bytes."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return float(torch.cuda.max_memory_allocated() - before)
+
+
+def figures(costs: dict[str, Cost], device: str) -> dict[str, float]:
+    """The three figures of a shape, on process time (CPU) or wall time (GPU), and two more for the reader."""
+    time_of = {name: cost.process_s if device == "cpu" else cost.wall_s for name, cost in costs.items()}
+    opacus = [name for name in costs if name.startswith("opacus")]
+    mine = time_of["ours (default)"]
+    found = {
+        "ratio_to_nonprivate": mine / time_of["non-private"],
+        "speedup_over_best_opacus": min(time_of[name] for name in opacus) / mine,
+        "memory_over_best_opacus": costs["ours (default)"].memory_bytes
+        / min(costs[name].memory_bytes for name in opacus),
+        "ratio_to_nonprivate_channels_last": mine / time_of["non-private, channels last"],
+        "steps_per_second": 1 / costs["ours (default)"].wall_s,
+    }
+    return {key: round(value, 3) for key, value in found.items()}
+
+
+def table(shape: Shape, costs: dict[str, Cost], device: str) -> str:
+    """The costs of a shape as a Markdown table."""
+    base = costs["non-private"]
+    lines = [
+        f"### {shape.patients} patients x {shape.items} items, {device}",
+        "| step | process ms | wall ms | steps/s | ratio (process) | memory MiB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, cost in costs.items():
+        lines.append(
+            f"| {name} | {1e3 * cost.process_s:.0f} | {1e3 * cost.wall_s:.0f} | {1 / cost.wall_s:.1f} "
+            f"| {cost.process_s / base.process_s:.2f} | {cost.memory_bytes / MIB:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables, or one JSON object."""
+    parser = argparse.ArgumentParser(description="The private step beside the non-private one and opacus.")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shapes", default="64x1,16x4,16x1")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")  # opacus' and torch's remarks on hooks
+    torch.set_num_threads(1)
+    shapes = [Shape.parse(text) for text in options.shapes.split(",")]
+    if options.memory_of:
+        print(memory_growth(options.memory_of, shapes[0]))
+        return
+    found = {}
+    for shape in shapes:
+        costs = measure(shape, options.device, options.repeats)
+        found[str(shape)] = figures(costs, options.device)
+        if not options.json:
+            print(table(shape, costs, options.device), *(f"{k} {v}" for k, v in found[str(shape)].items()), sep="\n")
+    if options.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Two processes of one host share a private step: the same update as one process, bit for bit."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+PROGRAM = """
+import sys
+import numpy as np, torch
+import torch.distributed as dist
+from torch.nn import functional as F
+from client.learn.private_step import Execution, PrivateStep, StepConstants
+from client.learn.workers import ALONE, Workers
+from client.ledger import PracticeReservation
+from common.privacy.mechanisms import SubsampledGaussian
+from common.privacy.noise import SeededNoiseSource
+
+rank, size, port, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+if size > 1:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+workers = Workers() if size > 1 else ALONE
+table = torch.randn(30, 2, 40, generator=torch.Generator().manual_seed(1))
+parameters = {"w": torch.zeros(3, 40), "b": torch.zeros(3)}
+worked = []
+
+def batch_for(patients):
+    worked.extend(patients)
+    return (table[list(patients)],)
+
+step = PrivateStep(
+    parameters, lambda p, x: F.linear(x[0], p["w"], p["b"]).square().sum() + F.linear(x[0], p["w"], p["b"]).sum(),
+    StepConstants(1.0, 0.5, 0.4, 12), PracticeReservation(SubsampledGaussian(0.4, 0.5, 10)),
+    SeededNoiseSource(7 if rank == 0 else 1000 + rank), execution=Execution("layers", 4), workers=workers,
+)
+updates = []
+for _ in range(4):
+    update = step.step(30, batch_for)
+    updates.append(torch.cat([g.flatten() for g in update.values()]).numpy())
+    for name, gradient in update.items():
+        parameters[name] -= 0.1 * gradient
+np.savez(out, updates=np.stack(updates), worked=np.array(worked))
+if size > 1:
+    dist.destroy_process_group()
+"""
+
+
+def run(folder: Path, size: int) -> list[dict[str, np.ndarray]]:
+    """What each of `size` processes had at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = [folder / f"{size}-{rank}.npz" for rank in range(size)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank), str(size), str(port), str(file)])
+        for rank, file in enumerate(files)
+    ]
+    assert [child.wait(timeout=200) for child in children] == [0] * size
+    return [dict(np.load(file)) for file in files]
+
+
+def test_two_processes_give_bit_for_bit_the_update_of_one(tmp_path: Path) -> None:
+    """Same seeded noise on rank 0; rank 1's own source is never used: coins and noise are drawn once."""
+    (one,), (first, second) = run(tmp_path, 1), run(tmp_path, 2)
+    assert np.array_equal(one["updates"], first["updates"])
+    assert np.array_equal(one["updates"], second["updates"])
+    assert sorted(one["worked"]) == sorted([*first["worked"], *second["worked"]])
+    assert min(len(first["worked"]), len(second["worked"])) > 0
