@@ -221,11 +221,14 @@ class Batches:
     @torch.no_grad()
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
         """(items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K] in [0, 1)) for P patient indices."""
+        each = self._plan.items_per_patient * self._plan.fakes_per_item
         items = torch.stack([self._items(patient) for patient in patients])
-        count, each = len(patients), items.shape[1] * self._plan.fakes_per_item
-        fakes = self._generator(torch.randn(count * each, self._generator.latent, generator=self._draw))
-        mix = torch.rand(count, each, generator=self._draw)
-        return self._noised(items), self._noised(fakes.view(count, each, *items.shape[2:])), mix
+        fakes = torch.stack([self._fakes(each) for _ in patients])
+        return self._noised(items), self._noised(fakes), torch.rand(len(patients), each, generator=self._draw)
+
+    def _fakes(self, count: int) -> Tensor:
+        """Samples for one patient, in a batch of their own: a neighbour must not move them even by rounding."""
+        return self._generator(torch.randn(count, self._generator.latent, generator=self._draw))  # type: ignore[no-any-return]
 
     def _noised(self, pairs: Tensor) -> Tensor:
         """The pairs with the plan's noise on them."""
