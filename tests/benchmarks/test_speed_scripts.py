@@ -1,0 +1,55 @@
+"""The speed scripts run and print what their readers parse; nothing here judges a time."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+def script(name: str) -> ModuleType:
+    """A script of benchmarks/, by its file: opacus installs a package of that name."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"kohort_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+torch.set_num_threads(1)
+private_step, noise = script("private_step"), script("noise")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", private_step.VARIANTS)
+def test_every_variant_takes_a_step_and_moves_the_critic(name: str) -> None:
+    scene = private_step.Scene(private_step.Shape(2, 2), "cpu")
+    before = [p.detach().clone() for p in scene.critic.parameters()]
+    private_step.VARIANTS[name](scene)()
+    assert sum(p.numel() for p in before) == 391_945
+    assert all(not torch.equal(a, b) for a, b in zip(before, scene.critic.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_private_steps_script_prints_one_json_object(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_step, "memory_of", lambda name, shape: 1.0)
+    private_step.main(["--json", "--shapes", "2x1", "--repeats", "1"])
+    found = json.loads(capsys.readouterr().out)
+    assert {"ratio_to_nonprivate", "speedup_over_best_opacus", "memory_over_best_opacus"} <= set(found["2x1"])
+    assert all(value > 0 for value in found["2x1"].values())
+
+
+def test_memory_is_measured_as_growth_of_the_peak() -> None:
+    assert private_step.memory_growth("ours, backward per patient", private_step.Shape(2, 1)) > 0
+
+
+def test_the_noise_script_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    noise.main(["--json", "--repeats", "1", "--without-opendp"])
+    found = json.loads(capsys.readouterr().out)
+    assert {"laplace_200k_s", "gaussian_2_8m_s", "torch_laplace_200k_s", "torch_gaussian_2_8m_s"} == set(found)
