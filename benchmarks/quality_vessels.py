@@ -37,12 +37,13 @@ from common.privacy.mechanisms import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.privacy.planning import feasibility
 from common.study import Study
-from server.pretrain_wgan import pretrain
+from server.pretrain_wgan import Recipe, pretrain
 from server.vessel_phantoms import STYLES, patches, volume
 
 SIZE_PX, SHAPE = 32, (8, 48, 48)
 DELTA = 1e-5
 STRIP_PAIRS = 24
+RECIPE = Recipe(batch=24, adversarial=0.02, warm_up=800)
 Pairs = NDArray[np.uint8]
 Weights = dict[str, NDArray[np.float32]]
 
@@ -110,7 +111,7 @@ def phantoms(style: str, patients: int, per_patient: int, seed: int, show: Calla
     made = []
     for i in range(patients):
         rng = np.random.default_rng([seed, i])
-        made.append(patches(volume(rng, STYLES[style], SHAPE), per_patient, SIZE_PX, rng))
+        made.append(patches(volume(rng, STYLES[style], SHAPE, magnify=1), per_patient, SIZE_PX, rng))
         if i % 50 == 49:
             show(f"{style} phantoms: {i + 1} of {patients}")
     return np.stack(made)
@@ -230,7 +231,7 @@ def trained_plainly(pairs: Pairs, steps: int, seed: int, path: Path, show: Calla
     if not path.exists():
         plan = study_of(QUICK, 8.0, True).models.wgan
         assert plan is not None
-        run = pretrain(flat(pairs), plan, seed)
+        run = pretrain(flat(pairs), plan, seed, RECIPE)
         for step in range(1, steps):
             next(run)
             if step % 50 == 0:

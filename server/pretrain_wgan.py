@@ -35,12 +35,12 @@ class Recipe:
 
     learning_rate: float = 1e-3
     critic_learning_rate: float = 5e-4
-    batch: int = 24
+    batch: int = 16
     penalty: float = 0.1
     average_decay: float = 0.995
     deviation: float = 0.45
-    adversarial: float = 0.02
-    warm_up: int = 800
+    adversarial: float = 0.01
+    warm_up: int = 3000
 
 
 class Encoder(nn.Module):

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import ConfigurationError
+
 SHAPE = (12, 96, 96)
+MAGNIFY = 2
 STEP = 1.0  # voxels between two points of a centre line
 SOFT_EDGE = 1.6  # of the radius: beyond it a tube's signal, below 0.17, is cut
 
@@ -47,14 +50,20 @@ class Phantom:
     mask: NDArray[np.uint8]
 
 
-def volume(rng: np.random.Generator, style: Style, shape: tuple[int, int, int] = SHAPE) -> Phantom:
-    """One phantom of `shape` [D, H, W], at least one vessel voxel in each."""
-    points = np.concatenate([_tree(rng, style, shape) for _ in range(rng.integers(*style.trunks, endpoint=True))])
-    signal = _rendered(points, shape)  # 1 on a centre line, 0.5 at the wall
+def volume(
+    rng: np.random.Generator, style: Style, shape: tuple[int, int, int] = SHAPE, magnify: int = MAGNIFY
+) -> Phantom:
+    """One phantom of `shape` [D, H, W], at least one vessel voxel in each; in the plane everything is `magnify` times as large.
+
+    H and W are multiples of `magnify`.
+    """
+    coarse = (shape[0], shape[1] // magnify, shape[2] // magnify)
+    points = np.concatenate([_tree(rng, style, coarse) for _ in range(rng.integers(*style.trunks, endpoint=True))])
+    signal = _magnified(_rendered(points, coarse), magnify)  # 1 on a centre line, 0.5 at the wall
     brightness = rng.uniform(*style.brightness)
-    tissue = style.tissue + style.texture * _smooth(rng, shape, 12)
+    tissue = style.tissue + style.texture * _smooth(rng, shape, (12, 12 * magnify, 12 * magnify))
     for _ in range(rng.integers(0, style.blobs, endpoint=True)):
-        tissue += rng.uniform(0.2, 0.6) * _blob(rng, shape)
+        tissue += rng.uniform(0.2, 0.6) * _blob(rng, shape, magnify)
     weight = np.clip(signal * 1.6, 0, 1)
     clean = tissue * (1 - weight) + brightness * weight
     first, second = rng.normal(0, style.noise, (2, *shape))
@@ -63,8 +72,13 @@ def volume(rng: np.random.Generator, style: Style, shape: tuple[int, int, int] =
 
 
 def patches(phantom: Phantom, count: int, size_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """`count` axial image + mask patches, uint8 [count, S, S, 2]: half centred on a vessel, half anywhere."""
+    """`count` axial image + mask patches, uint8 [count, S, S, 2]: half centred on a vessel, half anywhere.
+
+    Raises ConfigurationError for patches that are larger than the phantom.
+    """
     _, height, width = phantom.mask.shape
+    if size_px > min(height, width):
+        raise ConfigurationError(f"phantom: patches of {size_px} px, expected at most {min(height, width)} px")
     vessel = np.argwhere(phantom.mask)
     anywhere = rng.integers(0, phantom.mask.shape, (count, 3))
     centres = np.concatenate([vessel[rng.integers(0, len(vessel), (count + 1) // 2)], anywhere])[:count]
@@ -127,20 +141,34 @@ def _rendered(points: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArr
     return signal
 
 
-def _blob(rng: np.random.Generator, shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """One soft ball of 3 to 6 voxels' radius somewhere."""
+def _magnified(field: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
+    """The field with `factor` times as many voxels along both in-plane axes, linearly interpolated."""
+    for axis in (1, 2) if factor > 1 else ():
+        n = field.shape[axis]
+        place = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1.001)
+        field = _interpolated(field, axis, place)
+    return field
+
+
+def _blob(rng: np.random.Generator, shape: tuple[int, int, int], magnify: int) -> NDArray[np.float64]:
+    """One soft ball of 3 to 6 coarse voxels' radius somewhere."""
     grids = np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij", sparse=True)
-    squared = sum((grid - rng.uniform(0, n)) ** 2 for grid, n in zip(grids, shape, strict=True))
+    scales = (1, magnify, magnify)
+    squared = sum(((grid - rng.uniform(0, n)) / f) ** 2 for grid, n, f in zip(grids, shape, scales, strict=True))
     soft: NDArray[np.float64] = 1 / (1 + np.exp((np.sqrt(squared) - rng.uniform(3, 6)) / 0.7))
     return soft
 
 
-def _smooth(rng: np.random.Generator, shape: tuple[int, int, int], grain: int) -> NDArray[np.float64]:
-    """Smooth noise of about unit amplitude: a coarse random grid, linearly interpolated along each axis."""
-    field = rng.normal(0, 1, [n // grain + 2 for n in shape])
+def _smooth(rng: np.random.Generator, shape: tuple[int, int, int], grains: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Smooth noise of about unit amplitude: a random grid, one value a grain, linearly interpolated along each axis."""
+    field = rng.normal(0, 1, [n // grain + 2 for n, grain in zip(shape, grains, strict=True)])
     for axis, n in enumerate(shape):
-        place = np.linspace(0, field.shape[axis] - 1.001, n)
-        low = place.astype(np.int64)
-        part = (place - low).reshape([-1 if a == axis else 1 for a in range(3)])
-        field = np.take(field, low, axis) * (1 - part) + np.take(field, low + 1, axis) * part
+        field = _interpolated(field, axis, np.linspace(0, field.shape[axis] - 1.001, n))
     return field
+
+
+def _interpolated(field: NDArray[np.float64], axis: int, place: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The field's values at fractional places along one axis."""
+    low = place.astype(np.int64)
+    part = (place - low).reshape([-1 if a == axis else 1 for a in range(field.ndim)])
+    return np.take(field, low, axis) * (1 - part) + np.take(field, low + 1, axis) * part
