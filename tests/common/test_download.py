@@ -1,6 +1,8 @@
 """`kohort pull`: resumes, verifies, refuses what a release does not hold."""
 
+import hashlib
 import http.server
+import json
 import ssl
 import threading
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ class Mirror(http.server.SimpleHTTPRequestHandler):
     cut: ClassVar[set[str]] = set()
     seen: ClassVar[list[tuple[str, str]]] = []
     lies: ClassVar[dict[str, bytes]] = {}
+    deaf: ClassVar[bool] = False  # to Range: it sends the whole file again
 
     def log_message(self, *_: object) -> None:
         pass
@@ -32,6 +35,7 @@ class Mirror(http.server.SimpleHTTPRequestHandler):
         if not path.is_file():
             return self.send_error(404)
         data = self.lies.get(self.path) or path.read_bytes()
+        asked = "" if self.deaf else asked
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
         if start >= len(data):
             return self.send_error(416)
@@ -54,7 +58,7 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    Mirror.cut, Mirror.seen, Mirror.lies = set(), [], {}
+    Mirror.cut, Mirror.seen, Mirror.lies, Mirror.deaf = set(), [], {}, False
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0),
         lambda *a: Mirror(*a, directory=str(release)),  # type: ignore[misc]
@@ -102,6 +106,47 @@ def test_an_endless_file_stops_at_its_signed_size(mirror: tuple[str, Path, Path]
     Mirror.lies["/README.md"] = b"x" * 10_000_000
     with pytest.raises(RefusedError, match="sends more than"):
         download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
+
+
+def test_a_mirror_that_sends_whole_files_again_does_no_harm(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+    url, ca, _ = mirror
+    Mirror.deaf = True
+    assert download.pull(url, tmp_path / "got", ca=ca, progress=nothing).images == 12
+    asked = [path for path, _ in Mirror.seen if path.endswith(".png")]
+    assert len(asked) == 2 * len(set(asked))  # cut once, and then whole in one request
+
+
+def test_a_mirrors_own_files_are_not_believed(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+    """It controls SHA256SUMS and manifest.json until the signature is checked; even then nothing unlisted is fetched."""
+    url, ca, release = mirror
+    manifest = json.loads((release / "manifest.json").read_text())
+    manifest["files"].append({"path": "data/none/99999.png", "size_bytes": 5})
+    text = json.dumps(manifest).encode()
+    sums = (release / "SHA256SUMS").read_text()
+    digest = hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
+    Mirror.lies["/manifest.json"] = text
+    Mirror.lies["/SHA256SUMS"] = sums.replace(digest, hashlib.sha256(text).hexdigest()).encode()
+    with pytest.raises(RefusedError, match=r"99999\.png: in manifest\.json but not in SHA256SUMS"):
+        download.pull(url, tmp_path / "one", ca=ca, progress=nothing)
+    Mirror.lies.clear()
+    Mirror.lies["/SHA256SUMS"] = ("0" * 64 + "  evil.py\n" + sums).encode()
+    with pytest.raises(RefusedError, match="SHA256SUMS"):
+        download.pull(url, tmp_path / "two", ca=ca, progress=nothing)
+    assert not (tmp_path / "two").exists()
+
+
+def test_what_was_pulled_is_verified_against_the_key_that_the_reader_trusts(
+    mirror: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, ca, release = mirror
+    with pytest.raises(RefusedError, match="you trust"):
+        download.pull(url, tmp_path / "got", ca=ca, trust="SHA256:" + "A" * 43, progress=nothing)
+    Mirror.lies["/SHA256SUMS.sig"] = (release / "SHA256SUMS.sig").read_bytes().replace(b"A", b"B")
+    with pytest.raises(RefusedError, match=r"SHA256SUMS\.sig"):
+        download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
+    monkeypatch.setattr(download.release, "TEXT_CAP_BYTES", 100)
+    with pytest.raises(RefusedError, match="more than a release may hold"):
+        download.pull(url, tmp_path / "other", ca=ca, progress=nothing)
 
 
 def test_an_unknown_certificate_plain_http_or_a_wrong_path_are_told(
