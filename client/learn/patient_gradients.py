@@ -134,7 +134,7 @@ class PatientGradients:
         balanced = self._expected
         if self._device.type == "cpu":
             balanced = math.sqrt(2 * self._expected * OVERHEAD_ITEMS / self._items)
-        return 1 << int(math.floor(math.log2(max(1.0, min(fits, balanced)))))
+        return 1 << math.floor(math.log2(max(1.0, min(fits, balanced))))
 
     def _bytes_per_patient(self, batch: Batch) -> float:
         """What a chunk holds for each patient: its row, and a multiple of what an invented patient's loss computes."""

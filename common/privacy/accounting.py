@@ -65,9 +65,7 @@ def epsilon_prv(mechanisms: Iterable[Mechanism], delta: float) -> float:
     accountant = PRVAccountant()
     accountant.history = _opacus_history(mechanisms, delta)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # opacus takes the log of 0 where q = 1, and then uses neither value
+        warnings.simplefilter("ignore")  # opacus: the log of 0 where q = 1, never used; the orders of its first guess
         return float(accountant.get_epsilon(delta=delta))
 
 
@@ -201,14 +199,16 @@ def calibrate(q: float, steps: int, epsilon: float, delta: float) -> float:
     """The smallest noise multiplier (to 0.01, rounded up) with which `steps` at rate `q` stay within `epsilon` by PLD."""
     from opacus.accountants.utils import get_noise_multiplier
 
-    found = get_noise_multiplier(
-        target_epsilon=epsilon,
-        target_delta=delta,
-        sample_rate=q,
-        steps=steps,
-        accountant="prv",
-        epsilon_tolerance=0.001,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the orders of its Rényi bounds, from which the search only starts
+        found = get_noise_multiplier(
+            target_epsilon=epsilon,
+            target_delta=delta,
+            sample_rate=q,
+            steps=steps,
+            accountant="prv",
+            epsilon_tolerance=0.001,
+        )
     sigma = math.ceil(float(found) * 100 - 1e-9) / 100
     while epsilon_pld([SubsampledGaussian(q, sigma, steps)], delta) > epsilon:
         sigma = round(sigma + 0.01, 2)
