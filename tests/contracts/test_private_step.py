@@ -167,6 +167,26 @@ def test_the_sum_of_many_patients_who_agree_is_exact() -> None:
     assert int(total.total.count_nonzero()) == 1
 
 
+@pytest.mark.parametrize("clip", [1e-3, 0.7, 1e5])
+def test_the_sum_in_blocks_is_the_sum_of_the_lattice_vectors(clip: float) -> None:
+    """Across block edges, clipped and unclipped rows, every entry rounded to the nearest step."""
+    rows = torch.randn(6, 70_000, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 2, 6)[:, None]
+    total = LatticeSum(70_000, clip, torch.device("cpu"))
+    total.add(rows.clone())
+    assert torch.equal(total.total.double(), to_lattice(rows, clip).sum(0))
+    exact = rows[0].double() * (LATTICE / clip)  # the smallest: never clipped for these clip norms, but 1e-3
+    if clip >= 0.7:
+        assert float((to_lattice(rows[:1], clip)[0] - exact).abs().max()) <= 0.51
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-31, 1e31, float("nan"), float("inf")])
+def test_a_clip_norm_that_fp32_cannot_scale_by_is_refused(clip: float) -> None:
+    with pytest.raises(ConfigurationError):
+        dataclasses.replace(CONSTANTS, clip=clip)
+    with pytest.raises(ConfigurationError):
+        LatticeSum(3, clip, torch.device("cpu"))
+
+
 class Critic(nn.Module):
     """A small critic with everything the linter allows inside."""
 
@@ -484,6 +504,23 @@ def _with_hook() -> nn.Module:
     return layer
 
 
+class OfOurModels(nn.Module):
+    """As if common.models had it."""
+
+    __module__ = "common.models.test"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+
+def _parametrized() -> nn.Module:
+    ours = OfOurModels()
+    check_model(ours)
+    nn.utils.parametrize.register_parametrization(ours, "weight", nn.Tanh())
+    return ours
+
+
 class MarkedNorm(nn.BatchNorm2d):
     """A mark does not make batch norm private."""
 
@@ -506,6 +543,7 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "spectral norm (old)": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),  # type: ignore[no-untyped-call]
     "spectral norm (new)": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
     "weight norm (new)": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    "parametrized weights of a known class": _parametrized,
     "orthogonal weights": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
     "in-place activation": lambda: nn.LeakyReLU(0.2, inplace=True),
     "in-place relu": lambda: nn.ReLU(inplace=True),
