@@ -283,6 +283,8 @@ class Study(FrozenModel):
             found.append("intake.volumes: for one channel and models.wgan alone")
         if self.models.wgan and self.intake.size_px > 128:
             found.append("models.wgan: at most 128 px")
+        if self.models.wgan and self.models.wgan.architecture == "kossen2022" and self.intake.size_px < 64:
+            found.append("models.wgan.architecture: kossen2022 needs at least 64 px")
         if self.models.glow and self.intake.size_px % 2**self.models.glow.levels:
             found.append(f"models.glow.levels: {self.intake.size_px} px cannot be halved that often")
         if self.privacy.delta > 1 / (10 * self.privacy.planned_patients):

@@ -102,10 +102,10 @@ def _earlier(out: Path, resume: bool) -> tuple[dict[str, float], dict[str, NDArr
 
 
 def _save(out: Path, weights: Weights, plan: WganPlan, size_px: int, state: Mapping[str, float]) -> None:
-    """Checkpoint, state and sample sheet."""
+    """State, encoder, checkpoint (the last of what `resume` needs: where it lies, so do the others) and sample sheet."""
+    tensors.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
     tensors.write(out / "training" / ENCODER, {n: a for n, a in weights.items() if n.startswith("encoder.")})
     tensors.write(out / CHECKPOINT, {n: a for n, a in weights.items() if not n.startswith("encoder.")})
-    tensors.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
     average = load_average(weights, plan, size_px)
     pairs = sample(average, SHEET_PAIRS, torch.Generator().manual_seed(0))
     data = io.BytesIO()

@@ -62,10 +62,11 @@ def read_pairs(path: Path, size_px: int) -> PublicPairs:
 
 def phantom_pairs(patients: int, per_patient: int, size_px: int, seed: int) -> PublicPairs:
     """Return patches of `patients` procedural phantoms of the style "public" (server/vessel_phantoms.py)."""
-    from server.vessel_phantoms import STYLES, patches, volume
+    from server.vessel_phantoms import SHAPE, STYLES, patches, volume
 
     rng = np.random.default_rng(seed)
-    made = [patches(volume(rng, STYLES["public"]), per_patient, size_px, rng) for _ in range(patients)]
+    shape = (SHAPE[0], max(SHAPE[1], size_px), max(SHAPE[2], size_px))
+    made = [patches(volume(rng, STYLES["public"], shape), per_patient, size_px, rng) for _ in range(patients)]
     pairs = np.concatenate(made)
     return PublicPairs(pairs, np.repeat(np.arange(patients), per_patient), hashlib.sha256(pairs.tobytes()).hexdigest())
 

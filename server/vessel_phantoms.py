@@ -60,6 +60,8 @@ def volume(
     coarse = (shape[0], shape[1] // magnify, shape[2] // magnify)
     points = np.concatenate([_tree(rng, style, coarse) for _ in range(rng.integers(*style.trunks, endpoint=True))])
     signal = _magnified(_rendered(points, coarse), magnify)  # 1 on a centre line, 0.5 at the wall
+    if not (signal >= 0.5).any():
+        signal[tuple(n // 2 for n in shape)] = 1.0
     brightness = rng.uniform(*style.brightness)
     tissue = style.tissue + style.texture * _smooth(rng, shape, (12, 12 * magnify, 12 * magnify))
     for _ in range(rng.integers(0, style.blobs, endpoint=True)):
@@ -136,8 +138,6 @@ def _rendered(points: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArr
         kept = np.all((at >= 0) & (at < np.array(shape)), axis=1)
         squared = ((at[kept] - points[:wide][kept, :3]) ** 2).sum(1) / points[:wide][kept, 3] ** 2
         np.maximum.at(signal, tuple(at[kept].T), np.exp2(-squared))
-    if not (signal >= 0.5).any():
-        signal[tuple(n // 2 for n in shape)] = 1.0
     return signal
 
 

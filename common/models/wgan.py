@@ -36,7 +36,7 @@ SAMPLE_BATCH = 64
 
 
 class Critic(nn.Module):
-    """Scores [N] of pairs [N, 2, S, S]; S is 32, 64, 96 or 128."""
+    """Scores [N] of pairs [N, 2, S, S]; S is 32 (`small` alone), 64, 96 or 128."""
 
     def __init__(self, size_px: int, width: int, architecture: str = "small") -> None:
         super().__init__()
@@ -102,6 +102,10 @@ def _levels(size_px: int, architecture: str) -> int:
     if size_px not in (32, 64, 96, 128) or architecture not in ("small", "kossen2022"):
         raise ConfigurationError(
             f"wgan: expected 32, 64, 96 or 128 px, small or kossen2022; got {size_px}, {architecture}"
+        )
+    if architecture == "kossen2022" and size_px == 32:
+        raise ConfigurationError(
+            "wgan: kossen2022 at 32 px: its instance norm would see one pixel", hint="64 px or more, or small"
         )
     if architecture == "kossen2022":
         return 5

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from common import signing, tensors
 from common.errors import ConfigurationError, KohortError, RefusedError
 from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle, write_bundle
-from tests.studies import small_plan, small_study
+from tests.studies import SMALL, small_plan, small_study, vessels_plan
 
 PRESETS = sorted((Path(__file__).parents[2] / "deploy" / "studies").glob("*.yaml"))
 
@@ -54,6 +54,35 @@ def test_every_preset_is_valid(path: Path) -> None:
 def test_impossible_plans_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         small_study(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    {
+        "wgan without a bound on its weights": ({"models__wgan__loss": "wgan"}, "weight_clip: the loss wgan needs one"),
+        "a bound of zero": ({"models__wgan__weight_clip": 0.0}, "greater than 0"),
+        "a critic that group norm cannot divide": ({"models__wgan__width": 10}, "multiples of 4 and 8"),
+        "a generator that group norm cannot divide": ({"models__wgan__generator_width": 12}, "multiples of 4 and 8"),
+        "an average that never moves": ({"models__wgan__average_decay": 1.0}, "less than 1"),
+        "an unknown loss": ({"models__wgan__loss": "lsgan"}, "hinge"),
+        "pairs without volumes": ({"intake__volumes": None}, "models.wgan: needs intake.volumes"),
+        "volumes in colour": ({"intake__channels": 3}, "for one channel and models.wgan alone"),
+        "volumes beside another model": ({"models__gan": SMALL["models"]["gan"]}, "for one channel and models.wgan alone"),
+        "pairs of 256 px": ({"intake__size_px": 256}, "models.wgan: at most 128 px"),
+        "the seed's architecture at 32 px": ({"models__wgan__architecture": "kossen2022"}, "needs at least 64 px"),
+        "one patch a patient": ({"intake__volumes": {"patches_per_patient": 1}}, "greater than or equal to 2"),
+    }.values(),
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_impossible_plans_of_pairs_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Study.model_validate(vessels_plan(**changes))
+
+
+def test_volumes_add_a_plane_for_the_mask_and_a_bound_makes_the_loss_wgan_valid() -> None:
+    study = Study.model_validate(vessels_plan(models__wgan__loss="wgan", models__wgan__weight_clip=0.01))
+    assert study.intake.planes == 2 and small_study().intake.planes == 3
+    assert list(study.models.trained()) == ["wgan"]
 
 
 def test_the_hash_covers_every_field_and_ignores_spelling() -> None:

@@ -1,0 +1,270 @@
+"""One round of the WGAN's training: what moves and by how much, every loss and optimiser, weight clipping, average, ladder."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from client.learn import train_wgan
+from client.learn.patient_gradients import Backend, Execution, PatientGradients
+from client.learn.train_wgan import LADDER_PATIENCE, Ladder
+from client.ledger import PracticeReservation
+from common.errors import ConfigurationError, PolicyError, RefusedError
+from common.models import wgan
+from common.models.adam import Adam
+from common.models.rmsprop import RMSprop
+from common.models.wgan import build
+from common.privacy.mechanisms import round_event
+from common.privacy.noise import SeededNoiseSource
+from tests.wgan_rounds import cohort, moved, norm, one_round, plan_of, start, study
+
+torch.set_num_threads(1)
+LOSSES: dict[str, dict[str, object]] = {
+    "wgan": {"loss": "wgan", "weight_clip": 0.01},
+    "wgan-gp": {"loss": "wgan-gp"},
+    "hinge": {"loss": "hinge"},
+    "logistic": {"loss": "logistic"},
+}
+
+
+# --- what is sent ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_a_round_and_returns_a_delta_for_every_weight(loss: str, optimiser: str) -> None:
+    plan = study(**LOSSES[loss], optimizer=optimiser)
+    deltas, weights = one_round(plan), start(plan)
+    assert {n: (d.dtype, d.shape) for n, d in deltas.items()} == {
+        n: (np.dtype("f4"), w.shape) for n, w in weights.items()
+    }
+    assert all(np.isfinite(d).all() for d in deltas.values())
+    assert moved(deltas) == set(deltas)
+
+
+def test_the_same_seed_gives_the_same_deltas_and_another_seed_others() -> None:
+    plan = study()
+    one, two, three = one_round(plan), one_round(plan), one_round(plan, seed=1)
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert all(not np.array_equal(one[name], three[name]) for name in one if one[name].ndim > 1)
+
+
+def test_the_update_stays_within_its_public_norm() -> None:
+    assert 0 < norm(one_round(study(max_update_norm=0.001))) <= 0.001
+    assert norm(one_round(study())) > 0.001
+
+
+def test_only_trainable_critic_weights_take_private_gradients() -> None:
+    deltas = one_round(study(trainable=["critic.layers.3.", "critic.layers.8."]))
+    chosen = {name for name in deltas if name.startswith(("critic.layers.3.", "critic.layers.8."))}
+    assert len(chosen) == 4 and {name for name in moved(deltas) if name.startswith("critic.")} == chosen
+
+
+@pytest.mark.parametrize("prefix", ["generator.", "average.", "critic.nothing", "layers.0."])
+def test_a_prefix_that_fits_no_critic_weight_is_refused_with_a_hint(prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="fits no critic weight") as caught:
+        one_round(study(trainable=["critic.layers.", prefix]))
+    assert repr(prefix) in str(caught.value) and "critic.layers." in str(caught.value.hint)
+
+
+def test_the_average_follows_the_generator_by_the_plans_decay() -> None:
+    plan = study(average_decay=0.75)
+    deltas, weights = one_round(plan), start(plan)
+    for name in (n for n in weights if n.startswith("generator.")):
+        slow = name.replace("generator.", "average.")
+        assert not np.array_equal(weights[slow], weights[name]) or "bias" in name or weights[name].ndim == 1
+        expected = 0.25 * (weights[name] + deltas[name] - weights[slow])
+        assert np.allclose(deltas[slow], expected, atol=1e-6), slow
+
+
+def test_the_average_moves_only_where_the_generator_stepped() -> None:
+    deltas = one_round(study(critic_steps=3))
+    assert {name.split(".")[0] for name in moved(deltas)} == {"critic"}
+
+
+# --- weight clipping and optimisers ---------------------------------------------------------------------------------------
+
+
+def test_weight_clipping_bounds_every_trained_weight_and_no_other() -> None:
+    plan = study(**LOSSES["wgan"], trainable=["critic.layers.3.", "critic.layers.8."])
+    weights, deltas = start(plan), one_round(plan)
+    for name in (n for n in deltas if n.startswith("critic.")):
+        assert weights[name].ndim == 1 or np.abs(weights[name]).max() > 0.01, name
+        after = np.abs(weights[name] + deltas[name]).max()
+        if name.startswith(("critic.layers.3.", "critic.layers.8.")):
+            assert after <= 0.01 * (1 + 1e-5), name
+        else:
+            assert not deltas[name].any(), name
+
+
+def test_a_plan_without_a_bound_clips_no_weight() -> None:
+    value = torch.tensor([-500.0, 500.0])
+    train_wgan.clip_weights({"w": value}, plan_of())
+    assert value.tolist() == [-500.0, 500.0]
+
+
+def test_the_plan_picks_the_optimiser_and_it_gives_torchs_numbers() -> None:
+    rates = {"adam": Adam, "rmsprop": RMSprop}
+    for kind, expected in rates.items():
+        ours = {"w": torch.tensor([1.0, -2.0, 3.0])}
+        theirs = ours["w"].clone().requires_grad_()
+        chosen = train_wgan.optimizer(ours, 0.01, plan_of(optimizer=kind))
+        assert type(chosen) is expected
+        oracle: torch.optim.Optimizer = (
+            torch.optim.Adam([theirs], lr=0.01, betas=train_wgan.BETAS)
+            if kind == "adam"
+            else torch.optim.RMSprop([theirs], lr=0.01)
+        )
+        for step in range(5):
+            gradient = torch.tensor([0.5, -1.0 * step, 2.0])
+            chosen.step({"w": gradient})
+            theirs.grad = gradient.clone()
+            oracle.step()
+        assert torch.allclose(ours["w"], theirs.detach(), rtol=1e-6)
+
+
+# --- ladder ---------------------------------------------------------------------------------------------------------------
+
+
+def told(ladder: Ladder, accuracy: float, steps: int) -> int:
+    """The ladder's critic steps after hearing one accuracy for some generator steps."""
+    for _ in range(steps):
+        ladder.saw(accuracy)
+    return ladder.critic_steps
+
+
+@pytest.mark.parametrize("loss", ["hinge", "logistic"])
+def test_the_ladder_climbs_a_rung_at_most_once_in_two_hundred_generator_steps(loss: str) -> None:
+    ladder = Ladder(plan_of(adaptive=True, loss=loss, critic_steps=10))
+    assert ladder.critic_steps == 10
+    assert told(ladder, 0.0, LADDER_PATIENCE - 1) == 10
+    assert told(ladder, 0.0, 1) == 20
+    assert told(ladder, 0.0, LADDER_PATIENCE - 1) == 20
+    assert told(ladder, 0.0, 1) == 50
+    assert told(ladder, 0.0, 10 * LADDER_PATIENCE) == 1000
+
+
+def test_the_ladder_starts_at_the_plans_steps_even_between_rungs() -> None:
+    ladder = Ladder(plan_of(adaptive=True, critic_steps=7))
+    assert ladder.critic_steps == 7 and told(ladder, 0.0, LADDER_PATIENCE) == 10
+
+
+def test_the_ladder_stays_where_the_critic_still_tells_fakes() -> None:
+    assert told(Ladder(plan_of(adaptive=True, critic_steps=10)), 0.66, 2000) == 10
+    assert told(Ladder(plan_of(adaptive=True, critic_steps=10)), 0.64, 2000) > 10
+
+
+def test_one_bad_sample_after_good_ones_moves_nothing() -> None:
+    ladder = Ladder(plan_of(adaptive=True, critic_steps=10))
+    told(ladder, 1.0, 500)
+    assert told(ladder, 0.0, 20) == 10
+
+
+@pytest.mark.parametrize(
+    "changes", [{**LOSSES["wgan"], "adaptive": True}, {**LOSSES["wgan-gp"], "adaptive": True}, {"adaptive": False}]
+)
+def test_the_ladder_never_climbs_without_a_threshold_or_against_the_plan(changes: dict[str, object]) -> None:
+    assert told(Ladder(plan_of(critic_steps=10, **changes)), 0.0, 1000) == 10
+
+
+def test_the_generator_steps_once_after_as_many_critic_steps_as_the_ladder_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With patience 2: steps after critic steps 1, 2, then the rung 2: 4, 6, then 5: 11, 16."""
+    monkeypatch.setattr(train_wgan, "LADDER_PATIENCE", 2)
+    monkeypatch.setattr(train_wgan, "LADDER_BELOW", 2.0)
+    done, seen = [0], list[int]()
+    original = train_wgan.generator_step
+
+    def step(*given: object) -> object:
+        seen.append(done[0] + 1)
+        return original(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train_wgan, "generator_step", step)
+    plan = study(adaptive=True, critic_steps=1, local_steps=17, patients_per_step=5)
+    one_round(plan, progress=lambda steps, total: done.__setitem__(0, steps))
+    assert seen == [1, 2, 4, 6, 11, 16] and done == [17]
+
+
+# --- batches and back ends ------------------------------------------------------------------------------------------------
+
+
+def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says() -> None:
+    plan = plan_of(items_per_patient=2, fakes_per_item=3, input_noise=0.0)
+    generator, _ = build(plan, 32)
+    items, fakes, mix = train_wgan.Batches(cohort(), generator, plan, torch.Generator().manual_seed(0))([3, 5])
+    assert items.shape == (2, 2, 2, 32, 32) and fakes.shape == (2, 6, 2, 32, 32) and mix.shape == (2, 6)
+    assert float(mix.min()) >= 0 and float(mix.max()) < 1 and not fakes.requires_grad
+    for place, patient in enumerate((3, 5)):
+        own = {x.tobytes() for x in cohort().images[3 * patient : 3 * patient + 3]}
+        shown = {pair.tobytes() for pair in wgan.to_pairs(items[place])}
+        assert len(shown) == 2 and shown < own
+
+
+def test_the_plans_input_noise_lies_on_real_and_fake_pairs_alike() -> None:
+    plan = plan_of(items_per_patient=2, input_noise=0.5)
+    generator, _ = build(plan, 32)
+    for value in generator.parameters():
+        value.data.zero_()
+    black = cohort()
+    black.images[:] = 0
+    items, fakes, _ = train_wgan.Batches(black, generator, plan, torch.Generator().manual_seed(0))([0, 1])
+    assert abs(float(items.std()) - 0.5) < 0.03 and abs(float(fakes.std()) - 0.5) < 0.03
+    assert abs(float(items.mean()) + 1) < 0.03 and abs(float(fakes.mean())) < 0.03
+
+
+@pytest.mark.parametrize("backend", ["layers", "vmap", "auto"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(loss: str, backend: Backend) -> None:
+    if (loss, backend) == ("wgan-gp", "layers"):
+        pytest.skip("gradients of gradients have no layer rule; tests/client/learn/test_private_step_layers.py")
+    plan = plan_of(**LOSSES[loss], items_per_patient=2, fakes_per_item=2)
+    torch.manual_seed(0)
+    generator, critic = build(plan, 32)
+    trained = train_wgan.trainable(critic, plan)
+    score = train_wgan.loss_of(critic, trained, plan.loss)
+    batch = train_wgan.Batches(cohort(), generator, plan, torch.Generator().manual_seed(0))([0, 1])
+    rows: list[Tensor] = []
+    for execution in (Execution("backward"), Execution(backend, chunk=2)):
+        engine = PatientGradients(trained, score, execution, plan.clip, 4, plan.items_per_patient)
+        engine.prepare(batch)
+        at = [tuple(t[i : i + engine.chunk] for t in batch) for i in range(0, 2, engine.chunk)]
+        found = torch.cat([engine.rows(part).clone() for part in at])
+        rows.append(torch.stack([engine.natural(row) for row in found]))
+    assert torch.allclose(rows[0], rows[1], atol=1e-4 * float(rows[0].abs().max()))
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_without_a_wgan_or_with_other_weights_is_refused() -> None:
+    without = study().model_copy(update={"models": study().models.model_copy(update={"wgan": None})})
+    with pytest.raises(ConfigurationError, match=r"no models\.wgan"):
+        train_wgan.plan_of(without)
+    with pytest.raises(RefusedError, match="does not fit"):
+        one_round(study(), weights=start(study(width=16)))
+    lacking = {name: value for name, value in start(study()).items() if not name.startswith("average.")}
+    with pytest.raises(RefusedError, match="missing"):
+        one_round(study(), weights=lacking)
+
+
+def test_a_reservation_that_is_too_short_stops_the_round() -> None:
+    plan = study()
+    reservation = PracticeReservation(round_event(plan, "wgan", 10**6))
+    reservation.take()
+    with pytest.raises(PolicyError):
+        train_wgan.train(cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None)
+
+
+def test_a_critic_that_couples_its_batch_is_refused_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def coupled(*given: object) -> object:
+        generator, average, critic = wgan.load(*given)  # type: ignore[arg-type]
+        critic.layers.append(nn.BatchNorm2d(1, affine=False))
+        return generator, average, critic
+
+    monkeypatch.setattr(train_wgan, "load", coupled)
+    reservation, plan = PracticeReservation(round_event(study(), "wgan", 10**6)), study()
+    with pytest.raises(ConfigurationError, match="BatchNorm2d"):
+        train_wgan.train(cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None)
+    for _ in range(2):
+        reservation.take()  # both steps are still there

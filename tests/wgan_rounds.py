@@ -1,0 +1,79 @@
+"""One round of the WGAN on invented patients, with repeatable noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.ingest.cohort import Cohort
+from client.learn import train_wgan
+from client.ledger import PracticeReservation
+from common.models.wgan import build, named
+from common.privacy.mechanisms import round_event
+from common.privacy.noise import SeededNoiseSource
+from common.study import Study, WganPlan
+from tests.studies import vessels_plan
+
+PATIENTS = 6
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def study(**changes: object) -> Study:
+    """The small plan of pairs, every patient drawn with chance 1/2, two critic steps for a generator step; `changes` are the
+    WGAN's own."""
+    own = {"critic_steps": 2, "adaptive": False, "max_update_norm": 1e4, "patients_per_step": 50, **changes}
+    return Study.model_validate(vessels_plan(**{f"models__wgan__{name}": value for name, value in own.items()}))
+
+
+def plan_of(**changes: object) -> WganPlan:
+    """The WGAN of that plan."""
+    return train_wgan.plan_of(study(**changes))
+
+
+def cohort(seed: int = 0, counts: Sequence[int] = (3,) * PATIENTS) -> Cohort:
+    """Random pairs of invented patients, `counts` of each."""
+    rng, n = np.random.default_rng(seed), sum(counts)
+    images = rng.integers(0, 256, (n, 32, 32, 2), dtype=np.uint8)
+    images[..., 1] = (images[..., 1] > 200) * np.uint8(255)
+    names = tuple(f"{p:064x}" for p in range(len(counts)))
+    return Cohort(
+        Path("unused"), images, np.repeat(np.arange(len(counts)), counts), np.zeros(n, np.int64), np.zeros(n, np.int8),
+        names, tuple((name,) for name in names), ("vessels",), "0" * 64,
+    )  # fmt: skip
+
+
+def start(plan: Study) -> Arrays:
+    """Starting weights, the same at every call; the average is another network than the generator."""
+    torch.manual_seed(0)
+    wgan = train_wgan.plan_of(plan)
+    (generator, critic), (average, _) = build(wgan, 32), build(wgan, 32)
+    return {name: value.detach().numpy().copy() for name, value in named(generator, average, critic).items()}
+
+
+def one_round(
+    plan: Study,
+    seed: int = 0,
+    of: Cohort | None = None,
+    weights: Arrays | None = None,
+    noise: SeededNoiseSource | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Arrays:
+    """The deltas of one round with repeatable noise."""
+    reservation = PracticeReservation(round_event(plan, "wgan", 10**6))
+    given = start(plan) if weights is None else weights
+    source = noise or SeededNoiseSource(seed)
+    return train_wgan.train(of or cohort(), plan, given, reservation, source, progress)
+
+
+def moved(deltas: Arrays) -> set[str]:
+    """The names whose delta is not zero."""
+    return {name for name, delta in deltas.items() if np.abs(delta).max() > 0}
+
+
+def norm(deltas: Arrays) -> float:
+    """The joint L2 norm."""
+    return float(np.sqrt(sum(float((d.astype(np.float64) ** 2).sum()) for d in deltas.values())))
