@@ -121,7 +121,8 @@ class WganPlan(TrainedModel):
     """Image + mask pairs (common/models/wgan.py; Kossen et al. 2022).
 
     `width`, `generator_width`: channels of the first critic and the last hidden generator layer. `critic_steps`: private
-    critic steps for one generator step; with `adaptive` the start of a ladder (client/learn/train_wgan.py). `weight_clip`:
+    critic steps for one generator step; with `adaptive` the start of a ladder that each round climbs anew (train_wgan.py), so it
+    needs rounds of more than 200 generator steps. `weight_clip`:
     bound on every critic weight after each step, needed by the loss `wgan`. `average_decay`: of the generator's moving average.
     `input_noise`: standard deviation of Gaussian noise on every pair that the critic sees, on the scale of [-1, 1]: it steadies
     the game where vessels are thin (Arjovsky and Bottou 2017); no privacy noise.
