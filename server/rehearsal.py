@@ -1,21 +1,20 @@
-"""`kohort demo`: the whole path on one machine with public photographs, through the real commands as child processes.
+"""`kohort demo`: the whole path on one machine with public or invented patients, through the real commands as child processes.
 
-In: deploy/demo (public photographs), deploy/studies (a plan), deploy/checkpoints. Out: a signed release below `--out`, and one
-line that says where. Guaranteed: every step is a command that hospital IT, the operator or a researcher would type; servers
-and daemons listen on loopback alone; whatever ends the run (success, failure, ctrl-C) ends every process that it started.
-Not covered: what only real hospitals have: their network, their data, their staff's judgement (the demo approves itself).
+In: who plays the patients (demo_hospitals.py), deploy/studies (a plan), deploy/checkpoints. Out: a signed release below `--out`,
+and one line that says where. Guaranteed: every step is a command that hospital IT, the operator or a researcher would type;
+servers and daemons listen on loopback alone; whatever ends the run (success, failure, ctrl-C) ends every process that it
+started. Not covered: what only real hospitals have: their network, their data, their staff's judgement.
 
 The run, numbered as in the code:
-  1. three hospitals: DICOM folders with invented people around real public photographs;
+  1. three hospitals: DICOM folders of invented people, around public photographs or phantoms of vessels with masks;
   2. the operator: `init`, `plan`, `sign`, `run`;
   3. every site: `init`, `enrol` at the operator, `join`, `approve`, `run`;
-  4. training rounds and synthesis; a person at each site reviews (`review --approve`);
-  5. the release: `release`, then a researcher's `kohort verify`.
+  4. training rounds and, where the plan has it, synthesis, whose images a person at each site reviews (`review --approve`);
+  5. the release: `release` beside a public reference, then a researcher's `kohort verify`.
 """
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import json
 import os
@@ -41,12 +40,12 @@ from common.errors import Bug, ConfigurationError, EnvironmentFault, PeerError
 from common.manifest import Manifest, read_manifest
 from common.research import run_typer
 from common.study import Study
-from server.hospitals import Truth, write_hospital
+from server.demo_hospitals import DEPLOY, PHOTOGRAPHS, Reference, make_hospitals, make_reference, preset_of
+from server.hospitals import Truth
 
-DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 MARKER = ".kohort-demo"
 DEADLINE_S, POLL_S, STOP_S = 1500.0, 0.5, 15.0
-PATIENTS_A_SITE_AT_LEAST = 30
+MOST_SITES = 26  # hospital-a to hospital-z
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -57,11 +56,20 @@ class Crew:
     logs: Path
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    def environment(self) -> dict[str, str]:
+        """Telemetry off; one thread a process, because all share this machine; where Python may not keep compiled modules beside
+        their source, the demo's own folder keeps them: twenty processes load the same libraries."""
+        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
+        kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(self.logs.parent / "work" / "bytecode")}
+        return {
+            **os.environ, **quiet, **(kept if sys.dont_write_bytecode else {}), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"
+        }  # fmt: skip
+
     def do(self, program: str, *arguments: str) -> str:
         """Run one command to its end and return its standard output; raises PeerError with its last lines."""
         done = subprocess.run(
             _command(program, arguments), capture_output=True, text=True, check=False, preexec_fn=_die_with_parent,
-            env=_environment(),
+            env=self.environment(),
         )  # fmt: skip
         if done.returncode:
             raise PeerError(
@@ -74,7 +82,7 @@ class Crew:
         with open(self.logs / f"{name}.log", "ab") as log:
             self.running[name] = subprocess.Popen(
                 _command(program, arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent, start_new_session=True, env=_environment(),
+                preexec_fn=_die_with_parent, start_new_session=True, env=self.environment(),
             )  # fmt: skip
 
     def check(self) -> None:
@@ -105,12 +113,6 @@ class Crew:
 def _command(program: str, arguments: Sequence[str]) -> list[str]:
     """The installed console script beside this Python."""
     return [str(Path(sys.executable).parent / program), *arguments]
-
-
-def _environment() -> dict[str, str]:
-    """Telemetry off, one thread a process: four programs share this machine."""
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **quiet, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _die_with_parent() -> None:
@@ -153,23 +155,6 @@ def write_plan(source: Path, target: Path, sites: Sequence[str]) -> Study:
     # JSON is YAML; the plan's own loader reads it.
     target.write_text(json.dumps(data, indent=1) + "\n")
     return load_yaml(target, Study)
-
-
-def make_hospitals(folder: Path, names: Sequence[str], progress: Callable[[int, int], None]) -> dict[str, Truth]:
-    """Step 1: one DICOM folder a site; with other than three sites the photographs are dealt anew."""
-    with open(DEPLOY / "demo" / "fundus" / "labels.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if len(rows) // len(names) < PATIENTS_A_SITE_AT_LEAST:
-        most = len(rows) // PATIENTS_A_SITE_AT_LEAST
-        raise ConfigurationError(f"--sites {len(names)}: the demo's photographs are enough for 2 to {most} hospitals")
-    hospitals = {}
-    by_kind = sorted(rows, key=lambda r: (r["grade"], r["laterality"], r["file"]))
-    for index, name in enumerate(names):
-        own = [r for r in rows if r["hospital"] == name] if len(names) == 3 else by_kind[index :: len(names)]
-        crops = [(DEPLOY / "demo" / "fundus" / r["file"], int(r["grade"]), r["laterality"]) for r in own]
-        hospitals[name] = write_hospital(crops, folder / name, index)
-        progress(index + 1, len(names))
-    return hospitals
 
 
 @dataclass(frozen=True)
@@ -261,10 +246,10 @@ def _last_line(log: Path, name: str) -> str:
     return f"{name}: {lines[-1].strip()}" if lines else f"{name}: starting"
 
 
-def publish(crew: Crew, places: Places) -> tuple[Path, Manifest]:
+def publish(crew: Crew, places: Places, reference: Reference = PHOTOGRAPHS) -> tuple[Path, Manifest]:
     """Step 5: the operator's release and the researcher's check."""
     arguments = ["release", str(places.bundle), "--state", str(places.server), "--out", str(places.out / "release")]
-    crew.do("kohort-server", *arguments, "--reference", str(DEPLOY / "demo" / "fundus"))
+    crew.do("kohort-server", *arguments, "--reference", str(reference.path), "--reference-name", reference.name)
     folder = next(path.parent for path in (places.out / "release").glob("*/manifest.json"))
     crew.do("kohort", "verify", str(folder))
     return folder, read_manifest(folder)
@@ -305,35 +290,25 @@ def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tu
     crew.logs.mkdir()
     try:
         with steps(Console(stderr=True)) as step:
-            step("1/5 hospitals: DICOM around public photographs")
-            hospitals = make_hospitals(places.work / "hospitals", names, lambda *_: None)
+            report = step("1/5 hospitals: DICOM of invented people")
+            hospitals = make_hospitals(
+                preset, places.work / "hospitals", names, lambda done, total: report(f"{done} of {total}")
+            )
             plan = places.work / "plan" / "study.yaml"
-            write_plan(preset, plan, names)
+            study = write_plan(preset, plan, names)
             step("2/5 operator: keys, signed plan, server")
             start_operator(crew, places, plan)
             report = step("3/5 sites: keys, enrolment, approval")
             for name, truth in hospitals.items():
                 report(name)
                 start_site(crew, places, name, truth)
-            watch(crew, places, names, step("4/5 training, synthesis, review"))
+            watch(crew, places, names, step(f"4/5 training{', synthesis, review' if study.synthesis else ''}"))
             step("5/5 release and verification")
-            return publish(crew, places)
+            return publish(crew, places, make_reference(study, places.work / "reference"))
     finally:
         crew.stop()
         if not keep:
             shutil.rmtree(places.work, ignore_errors=True)
-
-
-def preset_of(study: str) -> Path:
-    """Return the preset's path; only studies whose public photographs are shipped can be rehearsed."""
-    path = DEPLOY / "studies" / f"{study}.yaml"
-    if not path.is_file() or not (DEPLOY / "demo" / study).is_dir():
-        able = sorted(p.name for p in (DEPLOY / "demo").iterdir() if (DEPLOY / "studies" / f"{p.name}.yaml").is_file())
-        raise ConfigurationError(
-            f"--study {study}: no public photographs are shipped for it",
-            hint=f"these can be rehearsed: {', '.join(able)}",
-        )
-    return path
 
 
 def _stop_on_term(number: int, frame: FrameType | None) -> None:
@@ -343,8 +318,10 @@ def _stop_on_term(number: int, frame: FrameType | None) -> None:
 @app.command(help="Three hospitals and an operator on this machine, from DICOM to a signed, verified release.")
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the release and the logs")] = Path("demo-output"),
-    study: Annotated[str, typer.Option(help="a preset of deploy/studies whose photographs are shipped")] = "fundus",
-    sites: Annotated[int, typer.Option(help="how many hospitals", min=2, max=6)] = 3,
+    study: Annotated[
+        str, typer.Option(help="fundus (public photographs) or vessels (invented phantoms with masks)")
+    ] = "fundus",
+    sites: Annotated[int, typer.Option(help="how many hospitals", min=2, max=MOST_SITES)] = 3,
     keep: Annotated[bool, typer.Option("--keep", help="keep the hospitals' and the server's folders")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="end with one JSON line")] = False,
 ) -> None:

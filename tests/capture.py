@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -61,31 +62,22 @@ class WireTap:
             return
         record = bytearray()
         self._sent.append(record)
-        done = threading.Event()
-        self._start(self._pipe, outer, inner, None, done)
-        self._pipe(inner, outer, record, done)
-        inner.close()
-        outer.close()
+        with inner, outer, contextlib.suppress(OSError):
+            self._forward({inner: (outer, record), outer: (inner, bytearray())})
 
-    def _pipe(
-        self, source: ssl.SSLSocket, target: ssl.SSLSocket, record: bytearray | None, done: threading.Event
-    ) -> None:
-        source.settimeout(0.2)
-        while not done.is_set() and not self._stop.is_set():
-            try:
-                data = source.recv(1 << 16)
-            except (TimeoutError, ssl.SSLWantReadError):
-                continue
-            except OSError:
-                break
-            if not data:
-                break
-            if record is not None:
+    def _forward(self, way: dict[ssl.SSLSocket, tuple[ssl.SSLSocket, bytearray]]) -> None:
+        """Both directions in this one thread, until one side closes: OpenSSL forbids two threads on one connection."""
+        while not self._stop.is_set():
+            ready = [source for source in way if source.pending()] or select.select(list(way), [], [], 0.2)[0]
+            for source in ready:
+                target, record = way[source]
+                source.settimeout(0)
+                try:
+                    data = source.recv(1 << 16)
+                except ssl.SSLWantReadError:
+                    continue
+                if not data:
+                    return
                 record += data
-            try:
                 target.settimeout(30)
                 target.sendall(data)
-                target.settimeout(0.2)
-            except OSError:
-                break
-        done.set()

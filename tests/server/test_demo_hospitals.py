@@ -1,0 +1,67 @@
+"""Who plays the patients of the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigurationError
+from server import demo_hospitals
+from server.public_pairs import read_pairs
+from tests.leaks import leaked
+
+
+@pytest.mark.parametrize("study", ["fundus", "vessels"])
+def test_studies_with_photographs_or_phantoms_have_a_preset(study: str) -> None:
+    assert demo_hospitals.preset_of(study).name == f"{study}.yaml"
+
+
+@pytest.mark.parametrize("study", ["chest", "vessels-consortium", "nothing", "../studies/fundus"])
+def test_a_study_that_nobody_can_play_is_refused_with_those_that_can_be(study: str) -> None:
+    with pytest.raises(ConfigurationError, match="no public photographs and no phantoms") as caught:
+        demo_hospitals.preset_of(study)
+    assert caught.value.hint == "these can be rehearsed: fundus, vessels"
+
+
+def test_any_number_of_hospitals_of_phantoms_with_nobody_twice(tmp_path: Path) -> None:
+    done: list[tuple[int, int]] = []
+    names = [f"hospital-{i}" for i in range(4)]
+    truth = demo_hospitals.phantom_hospitals(tmp_path, names, lambda *now: done.append(now), patients=1)
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(t.persons, t.persons_by_label) for t in truth.values()] == [(1, {"vessels": 1})] * 4
+    everyone = [text for t in truth.values() for text in t.identifiers if text.startswith("MRN-")]
+    assert len(everyone) > 4
+    assert len(everyone) == len(set(everyone))
+
+
+def test_photographs_are_enough_for_some_hospitals_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="enough for 2 to"):
+        demo_hospitals.photograph_hospitals(tmp_path, [f"hospital-{i}" for i in range(26)], lambda *_: None)
+
+
+def test_the_reference_of_phantoms_can_be_read_and_is_at_no_hospital(tmp_path: Path) -> None:
+    reference = demo_hospitals.phantom_reference(tmp_path, 64, patients=2)
+    assert "phantoms" in reference.name
+    found = read_pairs(reference.path, 64)
+    assert found.pairs.shape == (2 * demo_hospitals.REFERENCE_PATCHES, 64, 64, 2)
+    assert np.unique(found.patient_of).tolist() == [0, 1]
+    hospitals = [[demo_hospitals.HOSPITAL_STREAM, i] for i in range(26)]
+    streams = [np.random.default_rng(seed) for seed in (0, demo_hospitals.REFERENCE_STREAM, *hospitals)]
+    assert len({int(stream.integers(2**62)) for stream in streams}) == 28
+
+
+@pytest.mark.parametrize("hide", ["plain", "utf-16", "hex", "base64-0", "base64-1", "base64-2"])
+def test_the_leak_search_finds_a_string_in_every_spelling(hide: str) -> None:
+    import base64
+
+    name = "ZANPES^LUNMER"
+    hidden = {
+        "plain": name.encode(),
+        "utf-16": name.encode("utf-16-le"),
+        "hex": name.encode().hex().encode(),
+        **{f"base64-{n}": base64.b64encode(b"x" * n + name.encode() + b"yz") for n in range(3)},
+    }[hide]
+    assert leaked([name, "JAKVELTOR^GORHIN"], b"\1before" + hidden + b"after\2") == [name]
+    assert leaked([name], b"nothing here") == []
