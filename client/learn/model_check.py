@@ -70,12 +70,12 @@ def _problems(part: nn.Module) -> Iterator[tuple[str, str]]:
     kind = type(part)
     tracked = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
     batch_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
-    if tracked or batch_norm or not (kind in PER_EXAMPLE or _is_marked(kind)):
+    if nn.utils.parametrize.is_parametrized(part):
+        yield "has parametrized weights (new spectral or weight norm?)", "plain weights"
+    elif tracked or batch_norm or not (kind in PER_EXAMPLE or _is_marked(kind)):
         yield next(((wrong, instead) for base, wrong, instead in INSTEAD if isinstance(part, base)), UNKNOWN)
     if any(True for _ in part.buffers(recurse=False)):
         yield "keeps a buffer", "no buffers: what the model keeps is a parameter or a constant"
-    if nn.utils.parametrize.is_parametrized(part):
-        yield "has parametrized weights", "plain weights"
     if getattr(part, "inplace", False):
         yield "works in place", f"{kind.__name__}(inplace=False)"
     if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:

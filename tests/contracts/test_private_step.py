@@ -566,7 +566,7 @@ NAMED = {
     "in-place activation": "LeakyReLU works in place: use LeakyReLU(inplace=False)",
     "recurrent": "LSTM is not known to treat each example alone: use Conv1d or Linear layers",
     "dropout": "Dropout draws random numbers: use no dropout",
-    "spectral norm (new)": "ParametrizedLinear",
+    "spectral norm (new)": "ParametrizedLinear has parametrized weights (new spectral or weight norm?): use plain weights",
     "unknown class": "Unknown is not known to treat each example alone: use a layer of PER_EXAMPLE",
 }
 
