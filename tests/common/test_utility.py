@@ -79,16 +79,19 @@ def test_the_best_epoch_and_configuration_are_those_of_the_validation_part() -> 
         assert 1 <= found.epoch <= 2
 
 
-def test_a_start_that_died_is_made_again_from_another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_start_that_died_is_made_again_from_another_seed(monkeypatch: pytest.MonkeyPatch, everywhere: bool) -> None:
     seeds, real = [], utility._trained
+    held = bars(8, 0)[utility._split(np.arange(8), RECIPE.validation_share, 5)[1]]
+    dead = utility._dsc(np.full(held.shape[:3], everywhere), held)  # masks empty, or vessel throughout
 
     def dies_once(*args: object) -> utility.Segmenter:
         seeds.append(args[4])
         found = real(*args)  # type: ignore[arg-type]
-        return replace(found, validation_dsc=0.0) if len(seeds) == 1 else replace(found, validation_dsc=0.5)
+        return replace(found, validation_dsc=dead if len(seeds) == 1 else 0.9)
 
     monkeypatch.setattr(utility, "_trained", dies_once)
-    assert utility.fit(bars(8, 0), replace(RECIPE, epochs=1), 5).validation_dsc == 0.5
+    assert utility.fit(bars(8, 0), replace(RECIPE, epochs=1), 5).validation_dsc == 0.9
     assert seeds == [5, 5 + utility.SEED_STRIDE]
 
 
