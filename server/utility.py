@@ -21,8 +21,8 @@ from server.evaluate import NOT_EVALUATED, Finding, halves
 
 Pairs = NDArray[np.uint8]
 LEAST_PATIENTS, LEAST_PAIRS = 6, 16
-TSTR = "segmentation DSC, trained on the release, tested on real public pairs"
-TRTR = "segmentation DSC, trained on real public pairs, tested on others"
+TSTR = "segmentation DSC, trained on the release, tested on public reference pairs"
+TRTR = "segmentation DSC, trained on public reference pairs, tested on others"
 CONTRAST, COVER = "contrast between inside and outside the mask", "share of pixels in masks"
 
 
