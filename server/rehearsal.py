@@ -116,7 +116,7 @@ def _command(program: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _die_with_parent() -> None:
-    """Linux: the kernel ends the child when the rehearsal dies, even by kill -9."""
+    """Linux: the kernel ends this process when its parent dies, even by kill -9."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
@@ -330,6 +330,7 @@ def demo(
         raise EnvironmentFault(f"{DEPLOY}: missing", hint="run the demo from a clone of the repository")
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _stop_on_term)
+    _die_with_parent()
     names = [f"hospital-{chr(ord('a') + i)}" for i in range(sites)]
     folder, manifest = rehearse(out, preset_of(study), names, keep=keep)
     seconds = round(time.monotonic() - started, 1)
