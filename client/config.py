@@ -26,7 +26,9 @@ class Data(FrozenModel):
     """Where the images of patients lie. Read only."""
 
     folder: str = Field(min_length=1, description="folder with DICOM or image files; kohort only reads it")
-    labels_csv: str | None = Field(default=None, description="CSV with file, patient, label, laterality, mask; null: none")
+    labels_csv: str | None = Field(
+        default=None, description="CSV with file, patient, label, laterality, mask; null: none"
+    )
 
 
 class Policy(FrozenModel):

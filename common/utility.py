@@ -147,7 +147,9 @@ def fit(
     _checked(pairs, groups, "training pairs")
     kept, held = _split(groups, recipe.validation_share, seed)
     total = len(recipe.grid) * recipe.epochs
-    trivial = _dsc(np.ones(pairs[held].shape[:3], np.bool_), pairs[held]) + DEAD_MARGIN  # of a mask that is vessel throughout
+    trivial = (
+        _dsc(np.ones(pairs[held].shape[:3], np.bool_), pairs[held]) + DEAD_MARGIN
+    )  # of a mask that is vessel throughout
     best: Segmenter | None = None
     for i, choice in enumerate(recipe.grid):
 

@@ -139,7 +139,10 @@ def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(rele
     assert line in (release / "privacy_statement.md").read_text() and line in (release / "index.html").read_text()
     findings = {f["name"]: f for f in json.loads((release / "evaluation.json").read_text())["findings"]}
     assert findings["canary lower bound, gan"]["value"] == 0.12
-    assert set(statement["updates"]["evidence"]["hospital-a"]) == {"ledger_head", "ledger_seq"}  # nothing of a site's audit
+    assert set(statement["updates"]["evidence"]["hospital-a"]) == {
+        "ledger_head",
+        "ledger_seq",
+    }  # nothing of a site's audit
 
 
 def test_pictures_carry_no_metadata(release: Path) -> None:
