@@ -173,8 +173,10 @@ class Site:
         return reply
 
     def _expected_for_images(self, study: Study, weights: Arrays) -> Shapes:
-        """Names and shapes of the weights that synthesis gets: the generator and critic, and the flow where it is used."""
-        expected: dict[str, tuple[int, ...]] = dict(self._expected(study, "gan", _only(weights, PREFIXES["gan"])))
+        """Names and shapes of the weights that synthesis gets: generator and critic where trained, the flow where it is used."""
+        expected: dict[str, tuple[int, ...]] = {}
+        if study.models.gan:
+            expected |= self._expected(study, "gan", _only(weights, PREFIXES["gan"]))
         privatizes = study.synthesis is not None and study.synthesis.privatize is not None
         if study.models.glow and (privatizes or any(name.startswith("glow.") for name in weights)):
             expected |= self._expected(study, "glow", _only(weights, PREFIXES["glow"]))

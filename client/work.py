@@ -7,6 +7,8 @@ output may leave: the parent's gate decides, and freezes the groups that are onl
 
 An image batch, numbered: 1 encoder on generator samples  2 invert  3 group (frozen groups come again)  4 align and render
 5 privatize a public share of the groups  6 audit, drop what fails  7 random order, write
+Where all of `random` groups are privatized, 1, 2 and 4 have nothing to do. Where epsilon holds per patient (`random` groups),
+6 drops no privatized image: patients' images must not choose among noised ones, so one that fails stops the whole batch.
 """
 
 from __future__ import annotations
@@ -54,6 +56,10 @@ from common.tensors import Arrays, atomic_write, dumps, read, read_capped, write
 Images = NDArray[np.uint8]
 WEIGHTS_CAP_BYTES = 1 << 32
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG
+BY_PATIENTS = (
+    "A-COPY",
+    "A-NEAR",
+)  # the audit's codes that compare with patients' images; the others look at what leaves alone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,11 +188,11 @@ class Made:
 def synthesize(batch: Batch) -> None:
     """Make, audit and write the image batch; raises PolicyError when nothing can leave."""
     random = torch.Generator().manual_seed(secrets.randbits(63))  # noise maps and order; privacy noise is NoiseSource's
-    known, seen = inverted(batch, random)  # 1, 2
-    grouping, who = grouped(batch, known, seen)  # 3
+    looked = inverted(batch, random) if batch.synthesis.needs_generator else None  # 1, 2
+    grouping, who = grouped(batch, looked)  # 3
     private = privatized_share(batch, grouping)
     plain = [group for group in grouping.groups if group not in private]
-    made = aligned(batch, plain, who, seen, known.spread, random)  # 4
+    made = aligned(batch, plain, who, looked, random) if looked else []  # 4
     made += privatized(batch, private, who)  # 5
     limit = batch.synthesis.max_images_per_site
     made = sorted(made, key=lambda one: keyed(batch.secret, "leaves", one.group.token))[:limit]
@@ -210,15 +216,19 @@ def inverted(batch: Batch, random: torch.Generator) -> tuple[Reference, Inversio
     return known, invert(np.asarray(batch.cohort.images), generator, encoder, constants, known, batch.progress)
 
 
-def grouped(batch: Batch, known: Reference, seen: Inversion) -> tuple[Grouping, Roster]:
+def grouped(batch: Batch, looked: tuple[Reference, Inversion] | None) -> tuple[Grouping, Roster]:
     """Step 3: frozen groups again and new groups of at least k; `random` groups are formed without looking at a pixel."""
     store = GroupStore(batch.folder / "groups.sqlite")
     frozen = Evidence.from_json(read_capped(batch.folder / "groups.json", EVIDENCE_CAP_BYTES)).groups
     store.freeze(Grouping(frozen, ()))
     mode, k = batch.synthesis.grouping, batch.synthesis.k
     names = person_names(batch.cohort, frozen)
-    who = roster_of(batch, names, None if mode == "random" else seen.accepted)
-    codes = patient_codes(known.whitening(seen.encoded.numpy()), who) if mode == "similar" else None
+    if mode == "similar" and looked is not None:
+        known, seen = looked
+        who = roster_of(batch, names, seen.accepted)
+        codes: NDArray[np.float64] | None = patient_codes(known.whitening(seen.encoded.numpy()), who)
+    else:
+        who, codes = roster_of(batch, names, None), None
     grouping = regroup(store, who, k, mode, key=batch.secret, codes=codes)
     store.close()
     if not grouping.groups:
@@ -258,10 +268,10 @@ def keyed(secret: bytes, purpose: str, token: str) -> bytes:
 
 
 def aligned(
-    batch: Batch, groups: Sequence[Group], who: Roster, seen: Inversion, spread: float, random: torch.Generator
+    batch: Batch, groups: Sequence[Group], who: Roster, looked: tuple[Reference, Inversion], random: torch.Generator
 ) -> list[Made]:
     """Step 4: `outputs_per_group` images of each group, all of whose members have an accepted image."""
-    plan = batch.synthesis
+    plan, (known, seen) = batch.synthesis, looked
     constants = AlignmentPlan(
         steps=plan.alignment_steps,
         windows=plan.windows,
@@ -278,7 +288,7 @@ def aligned(
     who = who.without(set(who.pseudonyms) - members)
     patients = measure_patients(np.asarray(batch.cohort.images), seen, who, critic, constants)
     statistics = gather(groups, patients, generator, constants)
-    codes = align(statistics, generator, critic, constants, spread, batch.progress).codes
+    codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
     rendered = [render(codes, generator, random) for _ in range(plan.outputs_per_group)]
     return [Made(images[i], group, False) for images in rendered for i, group in enumerate(groups)]
 
@@ -305,10 +315,19 @@ def privatized(batch: Batch, groups: Sequence[Group], who: Roster) -> list[Made]
 
 
 def audited(batch: Batch, made: list[Made]) -> list[Made]:
-    """Step 6: the images that pass the audit against every image of the cohort, in the order given."""
+    """Step 6: the images that pass the audit against every image of the cohort, in the order given.
+
+    Raises PolicyError (E-AUDIT) when none passes, and when a privatized average of a `random` group is too near to a patient's
+    image: its epsilon per patient would not survive a choice by patients' images, so nothing leaves.
+    """
     if not made:
         raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
     codes = audit(np.stack([one.image for one in made]), np.asarray(batch.cohort.images), batch.cohort.patient_of).codes
+    chosen_by_patients = [one for one, code in zip(made, codes, strict=True) if one.privatized and code in BY_PATIENTS]
+    if chosen_by_patients and batch.synthesis.grouping == "random":
+        raise PolicyError(
+            "a privatized image is too near to a patient's; with `random` groups the batch stops", code="E-AUDIT"
+        )
     passed = [one for one, code in zip(made, codes, strict=True) if code == "A-PASS"]
     if not passed:
         raise PolicyError("every image failed the audit", code="E-AUDIT")

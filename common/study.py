@@ -227,6 +227,11 @@ class Synthesis(FrozenModel):
     max_images_per_site: int = Field(ge=1, le=100_000)
     privatize: PrivatizePlan | None = None
 
+    @property
+    def needs_generator(self) -> bool:
+        """Whether the generator makes or groups any image. Where all of `random` groups are privatized, the flow alone does."""
+        return self.grouping != "random" or self.privatize is None or self.privatize.share < 1
+
 
 class Release(FrozenModel):
     """What the released set says of itself."""
@@ -274,14 +279,19 @@ class Study(FrozenModel):
         for name, model in self.models.trained().items():
             if model.patients_per_step > self.privacy.planned_patients:
                 found.append(f"models.{name}.patients_per_step: more than privacy.planned_patients")
-        if self.synthesis and not (self.models.gan and self.models.encoder):
-            found.append("synthesis: needs models.gan and models.encoder")
+        if self.synthesis and self.synthesis.needs_generator and not (self.models.gan and self.models.encoder):
+            found.append(
+                "synthesis: needs models.gan and models.encoder (only `random` groups, all of them privatized, need neither)"
+            )
         if self.synthesis and self.synthesis.privatize and not self.models.glow:
             found.append("synthesis.privatize: needs models.glow")
         if self.models.wgan and self.intake.volumes is None:
             found.append("models.wgan: needs intake.volumes, where its image + mask patches come from")
         if self.intake.volumes and (self.intake.channels != 1 or self.models.gan or self.models.glow):
             found.append("intake.volumes: for one channel and models.wgan alone")
+        for name, game in (("gan", self.models.gan), ("wgan", self.models.wgan)):
+            if game and game.critic_steps > game.local_steps:
+                found.append(f"models.{name}.critic_steps: more than local_steps, so the generator would never move")
         if self.models.wgan and self.intake.size_px > 128:
             found.append("models.wgan: at most 128 px")
         if self.models.wgan and self.models.wgan.architecture == "kossen2022" and self.intake.size_px < 64:

@@ -8,11 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from client.egress.audit import AuditReport, Code
+from client.egress.audit import Evidence as AuditEvidence
 from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
 from client.jobs import Job, Stopped, run_child
@@ -27,7 +31,7 @@ from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy.mechanisms import round_event
 from common.study import WganPlan
 from tests.sites import Hospital, make_hospital, pseudonym
-from tests.studies import VESSELS
+from tests.studies import SMALL, VESSELS
 
 SECRET = bytes(32)
 
@@ -235,3 +239,63 @@ def test_a_job_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(sys, "stdin", secret)
         assert main([str(tmp_path)]) == 1
     assert (tmp_path / "error").read_text() == "E-REFUSED"
+
+
+@pytest.fixture(scope="module")
+def flow_hospital(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, tensors.Arrays]) -> Hospital:
+    """A hospital whose plan has no generator: `random` groups, all of them privatized."""
+    models = {"glow": SMALL["models"]["glow"]}
+    synthesis = SMALL["synthesis"] | {
+        "grouping": "random",
+        "privatize": SMALL["synthesis"]["privatize"] | {"share": 1.0},
+    }
+    folder = tmp_path_factory.mktemp("flow")
+    return make_hospital(folder, weights={"glow": weights["glow"]}, models=models, synthesis=synthesis)
+
+
+def flow_batch(site: Hospital, weights: dict[str, tensors.Arrays], folder: Path) -> Path:
+    """A job folder of an image batch from the flow's weights alone."""
+    return job_folder(site, folder, "synthesize", "", weights["glow"], NO_GROUPS)
+
+
+def test_without_a_generator_every_image_is_a_privatized_average_of_a_random_group(
+    flow_hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.work.inverted", lambda *_: pytest.fail("there is no generator to invert"))
+    monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
+    folder = flow_batch(flow_hospital, weights, tmp_path / "job")
+    work(Job.read(folder), folder, SECRET)
+    arrays, evidence = (
+        tensors.read(folder / "out.safetensors", max_bytes=1 << 26),
+        Evidence.read(folder / "evidence.json"),
+    )
+    assert arrays["privatized"].tolist() == [1, 1] and arrays["images"].shape == (2, 32, 32, 3)
+    assert sorted(len(group.members) for group in evidence.groups) == [8, 8]
+    assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays["labels"].tolist()
+
+
+@pytest.mark.parametrize("code", ["A-NEAR", "A-COPY"])
+def test_patients_images_never_choose_among_noised_averages_of_random_groups(
+    code: str,
+    flow_hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("client.work.audit", verdict("A-PASS", code))
+    folder = flow_batch(flow_hospital, weights, tmp_path / "job")
+    with pytest.raises(PolicyError, match="the batch stops") as refused:
+        work(Job.read(folder), folder, SECRET)
+    assert refused.value.code == "E-AUDIT"
+    assert not (folder / "out.safetensors").exists()
+
+
+def verdict(*codes: Code) -> Callable[..., AuditReport]:
+    """An audit that says these codes of two images, whatever they show, and A-PASS of fewer."""
+    seen = AuditEvidence(0, (2.0,) * 3, (1.0,) * 3)
+
+    def audit(released: np.ndarray, *_: object) -> AuditReport:
+        given = codes if len(released) == len(codes) else ("A-PASS",) * len(released)
+        return AuditReport(tuple(given), (seen,) * len(released))
+
+    return audit

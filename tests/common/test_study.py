@@ -13,6 +13,9 @@ from common.errors import ConfigurationError, KohortError, RefusedError
 from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle, write_bundle
 from tests.studies import SMALL, small_plan, small_study, vessels_plan
 
+FLOW_ALONE = {
+    "models__gan": None, "models__encoder": None, "synthesis__grouping": "random", "synthesis__privatize__share": 1.0
+}  # fmt: skip
 PRESETS = sorted((Path(__file__).parents[2] / "deploy" / "studies").glob("*.yaml"))
 
 
@@ -43,6 +46,10 @@ def test_every_preset_is_valid(path: Path) -> None:
         "k of one": ({"synthesis__k": 1}, "greater than or equal to 2"),
         "noise below any use": ({"models__gan__noise_multiplier": 0.0}, "greater than or equal to 0.3"),
         "privatization without a flow": ({"models__glow": None}, "needs models.glow"),
+        "similar groups without a generator": ({**FLOW_ALONE, "synthesis__grouping": "similar"}, "needs models.gan"),
+        "plain averages without a generator": ({**FLOW_ALONE, "synthesis__privatize__share": 0.5}, "needs models.gan"),
+        "averages without a flow or a generator": ({**FLOW_ALONE, "synthesis__privatize": None}, "needs models.gan"),
+        "a generator that nothing can invert": ({"models__encoder": None}, "needs models.gan and models.encoder"),
         "a merge of an unknown label": ({"intake__merge_labels": {"x": "y"}}, "not among labels"),
         "a path out of the folder": (
             {"models__gan__start": {"file": "../../x.safetensors", "sha256": "0" * 64}}, "should match pattern",
@@ -77,6 +84,14 @@ def test_impossible_plans_are_refused(changes: dict[str, object], message: str) 
 def test_impossible_plans_of_pairs_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Study.model_validate(vessels_plan(**changes))
+
+
+def test_random_groups_that_are_all_privatized_need_no_generator() -> None:
+    study = small_study(**FLOW_ALONE)
+    assert study.synthesis is not None and not study.synthesis.needs_generator
+    assert list(study.models.trained()) == ["glow"]
+    other = small_study().synthesis
+    assert other is not None and other.needs_generator
 
 
 def test_volumes_add_a_plane_for_the_mask_and_a_bound_makes_the_loss_wgan_valid() -> None:
