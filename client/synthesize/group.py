@@ -8,12 +8,15 @@ Guaranteed
 2. A patient is in at most one group of a grouping, and with many images still counts once.
 3. Every group of `form_groups` has k to 2k-1 patients; a stratum with fewer than k patients yields none.
 4. The result depends on the patients and the key, not on the order in which they are listed.
-5. Mode `random` sees no pixel: it takes a roster and a key and refuses codes.
+   In mode `anchors` a group has no upper bound: to split one would be a choice made by the data.
+5. Mode `random` sees no pixel: it takes a roster and a key and refuses codes. In mode `anchors` nobody but the patient
+   decides which cell a patient is in.
 6. A `GroupStore` freezes a patient into one group across all studies; what overlaps a frozen group without being
    that group is refused.
 
-Not covered: k-anonymity is not differential privacy; `similar` groups depend on the images (Jeon et al. 2022, and
-methods/ksalsa.md section 4 for what they leak). Two pseudonyms of one person are for the intake to merge.
+Not covered: k-anonymity is not differential privacy; `similar`, `similar-swap` and `cells` groups depend on the images
+(Jeon et al. 2022, and methods/ksalsa.md section 4 for what they leak); which `anchors` group is published is decided
+under noise in anchors.py, not here. Two pseudonyms of one person are for the intake to merge. Numerics: partition.py.
 """
 
 from __future__ import annotations
@@ -32,12 +35,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from client.synthesize import partition
+from client.synthesize.partition import Cells
 from common.errors import Bug, ConfigurationError, EnvironmentFault, PolicyError, disk_faults_named
 
-Mode = Literal["similar", "paper", "random"]
+Mode = Literal["similar", "similar-swap", "cells", "random", "anchors", "paper"]
+MODES: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random", "anchors", "paper")
 Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
-SWAP_NEIGHBOURS, SWAP_SWEEPS, SWAP_LEAST_GAIN = 20, 60, 1e-6
 
 
 class Stratum(NamedTuple):
@@ -150,46 +154,67 @@ def patient_codes(image_codes: NDArray[np.floating], who: Roster) -> Floats:
 
 
 def form_groups(
-    who: Roster, k: int, mode: Mode, *, key: bytes, codes: NDArray[np.floating] | None = None, swap: bool = False
+    who: Roster,
+    k: int,
+    mode: Mode,
+    *,
+    key: bytes,
+    codes: NDArray[np.floating] | None = None,
+    cells: Cells | None = None,
 ) -> Grouping:
     """Return groups of k to 2k-1 patients, stratum by stratum, and who is suppressed (strata below k).
 
     `similar`: outlier-first greedy on `codes` float [patients, D] in roster order (whitened codes: see
-    `invert.Whitening`), optionally with pairwise swaps, which tighten the groups and leak more. `paper`: the same rule
-    on raw W+ codes, never swapped (Jeon et al. 2022, `nearestNeighborClust`; the remainder rule is ours).
-    `random`: by keyed hash alone; refuses codes. Raises PolicyError when there are fewer than k patients in all,
-    ConfigurationError on codes that are missing, not finite or not allowed.
+    `invert.Whitening`). `similar-swap`: the same with exchanges of pairs, which tighten the groups and leak more.
+    `cells`: by keyed hash within cells of 3k patients or more around the public `cells`. `random`: by keyed hash alone;
+    refuses codes. `anchors`: each patient in the nearest of the public `cells`, groups of k or more without upper bound,
+    patients of smaller cells suppressed. `paper`: the greedy rule in float64 on raw W+ codes (Jeon et al. 2022,
+    `nearestNeighborClust`; the remainder rule is ours). Raises PolicyError when there are fewer than k patients in all,
+    ConfigurationError on codes or cells that are missing, not finite or not allowed.
     """
+    points = _checked_codes(who, mode, codes, cells)
     if len(who.pseudonyms) < k:
         raise PolicyError(
             f"grouping: expected at least k={k} distinct patients with a usable image; got fewer",
             hint="ingest more patients, or agree on a study with a smaller k",
             code="E-GROUP-SIZE",
         )
-    points = _checked_codes(who, mode, codes, swap)
     groups: list[Group] = []
-    suppressed: list[str] = []
+    grouped: set[str] = set()
     for stratum in sorted(set(who.strata)):
         rows = np.array([i for i, s in enumerate(who.strata) if s == stratum], np.int64)
-        names = [who.pseudonyms[i] for i in rows]
         if len(rows) < k:
-            suppressed += names
             continue
-        if points is None:
-            parts = _random_parts(names, k, key)
-        else:
-            parts = _greedy_parts(points[rows], k)
-            parts = _swapped(points[rows], parts) if swap else parts
-        groups += [Group(tuple(names[i] for i in part), stratum, k) for part in parts]
-    return Grouping(tuple(groups), tuple(sorted(suppressed)))
+        names = [who.pseudonyms[i] for i in rows]
+        for part in _parts(names, None if points is None else points[rows], k, mode, key, cells):
+            if len(part) >= k:  # fewer only in a cell of `anchors`
+                groups.append(Group(tuple(names[i] for i in part), stratum, k))
+                grouped.update(groups[-1].members)
+    return Grouping(tuple(groups), tuple(sorted(set(who.pseudonyms) - grouped)))
 
 
-def _checked_codes(who: Roster, mode: Mode, codes: NDArray[np.floating] | None, swap: bool) -> Floats | None:
+def _parts(
+    names: Sequence[str], points: Floats | None, k: int, mode: Mode, key: bytes, cells: Cells | None
+) -> list[list[int]]:
+    """One stratum's rows in parts, by the mode's rule."""
+    if points is None:
+        return _random_parts(names, list(range(len(names))), k, key)
+    if cells is None:
+        rule = {"paper": partition.greedy_paper, "similar-swap": partition.greedy_swapped}.get(mode, partition.greedy)
+        return partition.parts_of(rule(points, k))
+    if mode == "anchors":
+        near = partition.nearest(points, cells.centres)
+        return [np.flatnonzero(near == cell).tolist() for cell in np.unique(near)]
+    areas = partition.parts_of(partition.cells_of_rows(points, cells.centres, partition.CELL_LEAST * k))
+    return [part for area in areas for part in _random_parts(names, area, k, key)]
+
+
+def _checked_codes(who: Roster, mode: Mode, codes: NDArray[np.floating] | None, cells: Cells | None) -> Floats | None:
     """The codes as float64, or None for `random`; what does not fit the mode is refused."""
-    if mode not in ("similar", "paper", "random") or (swap and mode != "similar"):
-        raise ConfigurationError(
-            f"grouping: mode {mode!r} with swap={swap}; expected similar (swap or not), paper, random"
-        )
+    if mode not in MODES:
+        raise ConfigurationError(f"grouping: mode {mode!r}; expected one of {', '.join(MODES)}")
+    if (mode in ("cells", "anchors")) != isinstance(cells, Cells):
+        raise ConfigurationError("grouping: modes cells and anchors, and they alone, take Cells of generator samples")
     if mode == "random":
         if codes is not None:
             raise ConfigurationError("grouping: mode random takes no codes; no pixel may decide who is grouped")
@@ -202,86 +227,17 @@ def _checked_codes(who: Roster, mode: Mode, codes: NDArray[np.floating] | None, 
             "grouping: a patient's code is not finite; expected finite numbers",
             hint="leave the image out of the roster (usable=False): inversion rejects such images",
         )
+    if cells is not None and (not len(cells.centres) or cells.centres.shape[1] != points.shape[1]):
+        raise ConfigurationError(
+            f"grouping: cells of shape {cells.centres.shape} for codes of {points.shape[1]} numbers"
+        )
     return points
 
 
-def _random_parts(names: Sequence[str], k: int, key: bytes) -> list[list[int]]:
-    """Equal parts of the permutation that the keyed hash of each pseudonym gives."""
-    order = sorted(range(len(names)), key=lambda i: _keyed(key, "random", names[i]))
-    return [part.tolist() for part in np.array_split(np.array(order, np.int64), len(names) // k)]
-
-
-def _greedy_parts(points: Floats, k: int) -> list[list[int]]:
-    """Outlier first: largest sum of distances to the unassigned, with its k-1 nearest; O(n^2) by incremental sums."""
-    distances = _distances(points)
-    free = np.ones(len(points), bool)
-    sums = distances.sum(axis=1)
-    group_of = np.full(len(points), -1, np.int64)
-    for g in range(len(points) // k):
-        rows = np.flatnonzero(free)
-        seed = rows[np.argmax(sums[rows])]
-        rows = rows[rows != seed]
-        nearest = rows[np.argsort(distances[seed, rows], kind="stable")[: k - 1]]
-        part = np.append(nearest, seed)
-        group_of[part], free[part] = g, False
-        sums -= distances[part].sum(axis=0)
-    for i in np.flatnonzero(free):  # fewer than k are left: each joins the group of the nearest one assigned above
-        assigned = np.flatnonzero(~free)
-        group_of[i] = group_of[assigned[np.argmin(distances[i, assigned])]]
-    return _parts(group_of)
-
-
-def _distances(points: Floats) -> Floats:
-    """Euclidean distances [n, n], exactly symmetric."""
-    squares = (points**2).sum(axis=1)
-    products = points @ points.T
-    squared = squares[:, None] + squares[None, :] - (products + products.T)
-    np.fill_diagonal(squared, 0.0)
-    return np.asarray(np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared))
-
-
-def _parts(group_of: Indices) -> list[list[int]]:
-    """Member rows of each group number."""
-    return [np.flatnonzero(group_of == g).tolist() for g in range(int(group_of.max()) + 1)]
-
-
-def _swapped(points: Floats, parts: list[list[int]]) -> list[list[int]]:
-    """Exchange pairs while that lowers the squared error; sizes stay (methods/ksalsa.md 3.3)."""
-    group_of = np.empty(len(points), np.int64)
-    for g, part in enumerate(parts):
-        group_of[part] = g
-    squared = _distances(points) ** 2
-    count = min(SWAP_NEIGHBOURS, len(points) - 1)
-    neighbours = np.argpartition(squared, count, axis=1)[:, : count + 1]
-    for _ in range(SWAP_SWEEPS):
-        touched: set[int] = set()
-        for i, j in _gainful_pairs(points, squared, group_of, neighbours):
-            a, b = int(group_of[i]), int(group_of[j])
-            if a not in touched and b not in touched:
-                touched |= {a, b}
-                group_of[i], group_of[j] = b, a
-        if not touched:
-            break
-    return _parts(group_of)
-
-
-def _gainful_pairs(points: Floats, squared: Floats, group_of: Indices, neighbours: Indices) -> list[tuple[int, int]]:
-    """For each i the best j in its neighbours' groups whose exchange lowers the error, best pair first."""
-    parts = _parts(group_of)
-    sizes = np.array([len(part) for part in parts])
-    table = np.full((len(parts), sizes.max()), -1, np.int64)
-    for g, part in enumerate(parts):
-        table[g, : len(part)] = part
-    inner = points @ np.stack([points[part].mean(axis=0) for part in parts]).T
-    i = np.arange(len(points))[:, None]
-    j = table[group_of[neighbours]].reshape(len(points), -1)
-    a, b = group_of[i], group_of[j]
-    gain = 2 * (inner[j, a] - inner[j, b] - inner[i, a] + inner[i, b]) + squared[i, j] * (1 / sizes[a] + 1 / sizes[b])
-    gain[(j < 0) | (a == b)] = 0.0
-    best = gain.argmax(axis=1)
-    gains = gain[i[:, 0], best]
-    order = np.argsort(-gains, kind="stable")
-    return [(int(p), int(j[p, best[p]])) for p in order if gains[p] > SWAP_LEAST_GAIN]
+def _random_parts(names: Sequence[str], rows: Sequence[int], k: int, key: bytes) -> list[list[int]]:
+    """Equal parts of the permutation of `rows` that the keyed hash of each pseudonym gives."""
+    order = sorted(rows, key=lambda i: _keyed(key, "random", names[i]))
+    return [part.tolist() for part in np.array_split(np.array(order, np.int64), len(rows) // k)]
 
 
 def _keyed(key: bytes, purpose: str, pseudonym: str) -> bytes:
@@ -403,7 +359,7 @@ def regroup(
     *,
     key: bytes,
     codes: NDArray[np.floating] | None = None,
-    swap: bool = False,
+    cells: Cells | None = None,
 ) -> Grouping:
     """Return frozen groups that come again plus new groups among patients never frozen; does not freeze.
 
@@ -414,5 +370,5 @@ def regroup(
         return Grouping(again, (*held, *fresh.pseudonyms))
     row_of = {name: i for i, name in enumerate(who.pseudonyms)}
     left = None if codes is None else np.asarray(codes)[[row_of[name] for name in fresh.pseudonyms]]
-    new = form_groups(fresh, k, mode, key=key, codes=left, swap=swap)
+    new = form_groups(fresh, k, mode, key=key, codes=left, cells=cells)
     return Grouping((*again, *new.groups), (*held, *new.suppressed))

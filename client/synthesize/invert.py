@@ -84,11 +84,13 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the generator alone says: whitening, reject threshold (RMSE in [0, 1] units) and spread of w (RMS)."""
+    """What the generator alone says: whitening, reject threshold (RMSE in [0, 1] units), spread of w (RMS), and the codes
+    of its samples, around which `anchors.cells_of` lays cells."""
 
     whitening: Whitening
     threshold: float
     spread: float
+    samples: GeneratorCodes
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,13 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
             codes.append(encoder.invert(image, generator, plan.iterations).codes.flatten(1))
             images.append(image)
             means.append(w)
-    whitening = Whitening.fit(GeneratorCodes(torch.cat(codes).double().numpy()), plan.components)
+    samples = GeneratorCodes(torch.cat(codes).double().numpy())
+    whitening = Whitening.fit(samples, plan.components)
     x, w = torch.cat(images), torch.cat(means)
     mismatch = _rmse(x, x.roll(1, dims=0))
     threshold = max(float(np.quantile(mismatch, plan.mismatch_quantile)), plan.least_threshold)
     spread = float((w - w.mean(dim=0)).square().mean().sqrt())
-    return Reference(whitening, threshold, max(spread, 1e-6))
+    return Reference(whitening, threshold, max(spread, 1e-6), samples)
 
 
 def invert(

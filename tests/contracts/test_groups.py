@@ -55,8 +55,8 @@ def test_no_group_has_a_k_below_two(k: int) -> None:
         g.Group(("a",), STRATUM, k)
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), mode=st.sampled_from(["similar", "paper", "random"]))
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), mode=st.sampled_from(g.MODES))
 def test_grouping_does_not_depend_on_input_order(seed: int, mode: g.Mode) -> None:
     rng = np.random.default_rng(seed)
     patient_of = np.repeat(np.arange(17), rng.integers(1, 4, 17))
@@ -66,7 +66,8 @@ def test_grouping_does_not_depend_on_input_order(seed: int, mode: g.Mode) -> Non
         pseudonyms = [names(17)[i] for i in np.argsort(relabel)]
         who = g.roster(pseudonyms, relabel[patient_of[order]], labels[order], key=KEY)
         points = None if mode == "random" else g.patient_codes(codes[order], who)
-        return g.form_groups(who, 3, mode, key=KEY, codes=points)
+        cells = g.Cells(np.eye(2) * 2.5) if mode in ("cells", "anchors") else None
+        return g.form_groups(who, 3, mode, key=KEY, codes=points, cells=cells)
 
     plain = grouped(np.arange(len(patient_of)), np.arange(17))
     assert grouped(rng.permutation(len(patient_of)), rng.permutation(17)) == plain

@@ -1,4 +1,4 @@
-"""Grouping: sizes, strata, order, the greedy rule against a plain loop, swaps, codes, and the sticky store's file."""
+"""Grouping: sizes, strata and modes for any cohort, codes, bad input, and the sticky store's file."""
 
 import sqlite3
 from pathlib import Path
@@ -26,73 +26,48 @@ def points(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 6))
 
 
-@settings(max_examples=60, deadline=None)
+def public_cells(count: int = 12, dimension: int = 6) -> g.Cells:
+    return g.Cells(np.random.default_rng(99).normal(size=(count, dimension)))
+
+
+def arguments(mode: g.Mode, codes: np.ndarray) -> dict[str, object]:
+    """What a mode takes besides the roster."""
+    return {
+        "codes": None if mode == "random" else codes,
+        "cells": public_cells(dimension=codes.shape[1]) if mode in ("cells", "anchors") else None,
+    }
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     patients=st.integers(1, 40),
     k=st.integers(2, 7),
-    mode=st.sampled_from(["similar", "swap", "paper", "random"]),
+    mode=st.sampled_from(g.MODES),
     seed=st.integers(0, 10_000),
+    ties=st.booleans(),
 )
-def test_any_cohort_is_partitioned_into_groups_of_k_to_2k_minus_1(patients: int, k: int, mode: str, seed: int) -> None:
+def test_any_cohort_is_partitioned_into_groups_of_k_to_2k_minus_1(
+    patients: int, k: int, mode: g.Mode, seed: int, ties: bool
+) -> None:
     rng = np.random.default_rng(seed)
     patient_of = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
     who = g.roster(names(patients), patient_of, rng.integers(-1, 3, len(patient_of)), key=KEY,
                    laterality_of=rng.integers(0, 3, len(patient_of)))  # fmt: skip
-    codes = None if mode == "random" else g.patient_codes(rng.normal(size=(len(patient_of), 5)), who)
-    rule: g.Mode = "similar" if mode == "swap" else mode  # type: ignore[assignment]
+    images = rng.integers(0, 2, (len(patient_of), 5)) if ties else rng.normal(size=(len(patient_of), 5))
+    extra = arguments(mode, g.patient_codes(images, who))
     if len(who.pseudonyms) < k:
         with pytest.raises(PolicyError, match=f"at least k={k} distinct patients"):
-            g.form_groups(who, k, rule, key=KEY, codes=codes)
+            g.form_groups(who, k, mode, key=KEY, **extra)  # type: ignore[arg-type]
         return
-    grouping = g.form_groups(who, k, rule, key=KEY, codes=codes, swap=mode == "swap")
+    grouping = g.form_groups(who, k, mode, key=KEY, **extra)  # type: ignore[arg-type]
     everyone = [m for group in grouping.groups for m in group.members] + list(grouping.suppressed)
     assert sorted(everyone) == sorted(who.pseudonyms)
-    assert all(k <= len(group.members) <= 2 * k - 1 for group in grouping.groups)
+    assert all(k <= len(group.members) <= (2 * k - 1 if mode != "anchors" else 40) for group in grouping.groups)
     stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
     assert all(stratum_of[m] == group.stratum for group in grouping.groups for m in group.members)
     small = {s for s in who.strata if who.strata.count(s) < k}
-    assert {stratum_of[m] for m in grouping.suppressed} == small
-
-
-def naive_greedy(x: np.ndarray, k: int) -> list[set[int]]:
-    """The published rule, recomputing every sum; k must divide len(x)."""
-    left, found = list(range(len(x))), []
-    while left:
-        far = max(left, key=lambda i: sum(np.linalg.norm(x[i] - x[j]) for j in left))
-        near = sorted((i for i in left if i != far), key=lambda i: np.linalg.norm(x[i] - x[far]))[: k - 1]
-        found.append({far, *near})
-        left = [i for i in left if i not in found[-1]]
-    return found
-
-
-@pytest.mark.parametrize("k", [2, 3, 5])
-def test_greedy_gives_the_groups_of_the_published_rule(k: int) -> None:
-    x = points(30, seed=k)
-    who = flat_roster(30)
-    codes = g.patient_codes(x, who)
-    grouping = g.form_groups(who, k, "paper", key=KEY, codes=codes)
-    mine = {frozenset(group.members) for group in grouping.groups}
-    assert mine == {frozenset(who.pseudonyms[i] for i in part) for part in naive_greedy(codes, k)}
-
-
-def test_the_remainder_joins_the_group_of_its_nearest_patient() -> None:
-    x = np.array([[0.0], [0.1], [0.2], [10.0], [10.1], [10.2], [10.35]])
-    parts = {frozenset(part) for part in g._greedy_parts(x, 3)}
-    assert {len(p) for p in parts} == {3, 4}
-    assert frozenset({0, 1, 2}) in parts
-
-
-def squared_error(x: np.ndarray, parts: list[list[int]]) -> float:
-    return float(sum(((x[p] - x[p].mean(0)) ** 2).sum() for p in parts))
-
-
-def test_swaps_lower_the_error_and_keep_the_sizes() -> None:
-    x = points(53)
-    before = g._greedy_parts(x, 5)
-    after = g._swapped(x, before)
-    assert sorted(map(len, before)) == sorted(map(len, after))
-    assert sorted(i for part in after for i in part) == list(range(53))
-    assert squared_error(x, after) < squared_error(x, before)
+    suppressed = {stratum_of[m] for m in grouping.suppressed}
+    assert suppressed >= small if mode == "anchors" else suppressed == small
 
 
 def test_a_patient_code_is_the_mean_of_its_images_whatever_their_number() -> None:
@@ -114,19 +89,55 @@ def test_an_unlabelled_or_rejected_image_does_not_enter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "codes", "swap", "words"),
+    ("mode", "codes", "cells", "words"),
     [
-        ("random", points(6), False, "no pixel may decide"),
-        ("similar", None, False, "needs one code per patient"),
-        ("similar", points(5), False, "needs one code per patient"),
-        ("paper", points(6), True, "swap=True"),
-        ("nearest", points(6), False, "mode 'nearest'"),
-        ("similar", np.full((6, 2), np.nan), False, "not finite"),
+        ("random", points(6), None, "no pixel may decide"),
+        ("similar", None, None, "needs one code per patient"),
+        ("similar", points(5), None, "needs one code per patient"),
+        ("paper", points(6), public_cells(), "they alone, take Cells"),
+        ("cells", points(6), None, "they alone, take Cells"),
+        ("anchors", points(6), points(4), "they alone, take Cells"),
+        ("cells", points(6), public_cells(dimension=5), "cells of shape"),
+        ("cells", points(6), public_cells(0), "cells of shape"),
+        ("nearest", points(6), None, "mode 'nearest'"),
+        ("similar", np.full((6, 2), np.nan), None, "not finite"),
+        ("cells", np.full((6, 6), np.inf), public_cells(), "not finite"),
     ],
 )
-def test_what_does_not_fit_the_mode_is_refused(mode: str, codes: np.ndarray | None, swap: bool, words: str) -> None:
+def test_what_does_not_fit_the_mode_is_refused(
+    mode: g.Mode, codes: np.ndarray | None, cells: g.Cells | None, words: str
+) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        g.form_groups(flat_roster(6), 3, mode, key=KEY, codes=codes, swap=swap)  # type: ignore[arg-type]
+        g.form_groups(flat_roster(6), 3, mode, key=KEY, codes=codes, cells=cells)
+
+
+@pytest.mark.parametrize("mode", ["similar", "similar-swap", "cells", "paper"])
+def test_identical_images_still_make_groups_of_k(mode: g.Mode) -> None:
+    extra = arguments(mode, np.ones((11, 6)))
+    grouping = g.form_groups(flat_roster(11), 3, mode, key=KEY, **extra)  # type: ignore[arg-type]
+    assert sorted(len(group.members) for group in grouping.groups) in ([3, 3, 5], [3, 4, 4])
+
+
+def test_a_patient_with_500_images_is_one_of_k_and_weighs_1() -> None:
+    patient_of = np.append(np.zeros(500, int), np.arange(1, 5))
+    who = g.roster(names(5), patient_of, np.zeros(504, int), key=KEY)
+    codes = g.patient_codes(np.append(np.full((500, 1), 4.0), np.zeros((4, 1)), axis=0), who)
+    (only,) = g.form_groups(who, 5, "similar", key=KEY, codes=codes).groups
+    assert (len(only.members), codes.sum()) == (5, 4.0)
+    with pytest.raises(PolicyError):
+        g.form_groups(who, 6, "similar", key=KEY, codes=codes)
+
+
+def test_cells_keep_neighbours_together() -> None:
+    """Two clouds around two public centres: no group mixes them, and inside a cloud the key decides, not the distance."""
+    codes = np.concatenate([np.full((15, 2), -9.0), np.full((15, 2), 9.0)]) + points(30)[:, :2]
+    who = g.roster(names(30), np.arange(30), np.zeros(30, int), key=KEY)
+    side = {name: codes[rows[0], 0] > 0 for name, rows in zip(who.pseudonyms, who.images, strict=True)}
+    cells = g.Cells(np.array([[-9.0, -9.0], [9.0, 9.0]]))
+    grouping = g.form_groups(who, 5, "cells", key=KEY, codes=g.patient_codes(codes, who), cells=cells)
+    assert [len({side[m] for m in group.members}) for group in grouping.groups] == [1] * 6
+    other = g.form_groups(who, 5, "cells", key=b"x" * 32, codes=g.patient_codes(codes, who), cells=cells)
+    assert set(other.groups) != set(grouping.groups)
 
 
 def test_another_key_gives_another_random_grouping() -> None:
