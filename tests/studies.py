@@ -78,6 +78,7 @@ VESSELS: dict[str, Any] = {
             "width": 8,
             "generator_width": 8,
             "latent": 16,
+            "critic_steps": 1,
             "items_per_patient": 2,
             "released_pairs": 12,
         },

@@ -31,7 +31,7 @@ def study(**changes: object) -> Study:
 
 def plan_of(**changes: object) -> WganPlan:
     """The WGAN of that plan."""
-    return train_wgan.plan_of(study(**changes))
+    return train_wgan.plan_of(study(**{"local_steps": 1000, **changes}))
 
 
 def cohort(seed: int = 0, counts: Sequence[int] = (3,) * PATIENTS) -> Cohort:

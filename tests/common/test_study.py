@@ -38,6 +38,10 @@ def test_every_preset_is_valid(path: Path) -> None:
     {
         "a quorum that can never be met": ({"quorum": 4}, "can never be met"),
         "a quorum of one": ({"quorum": 1}, "greater than or equal to 2"),
+        "a generator that would never move": (
+            {"models__gan__critic_steps": 3},
+            "models.gan.critic_steps: more than local_steps",
+        ),
         "two sites of one name": ({"sites": [{"name": "a"}, {"name": "a"}]}, "stands twice"),
         "more drawn than planned": ({"models__gan__patients_per_step": 500}, "more than privacy.planned_patients"),
         "delta too large for the patients": ({"privacy__delta": 0.01}, "at most 1/"),
