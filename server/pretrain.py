@@ -14,10 +14,12 @@ averages that the product releases look like photographs; last, the mapping netw
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -33,12 +35,22 @@ from torch.nn import functional as F
 
 from common.errors import ConfigurationError
 from common.models.encoder import Encoder
-from common.models.stylegan import Critic, Generator, MappingNetwork, load_weights, numpy_weights, to_uint8, to_unit
+from common.models.stylegan import (
+    Critic,
+    Generator,
+    MappingNetwork,
+    load_weights,
+    numpy_weights,
+    to_uint8,
+    to_unit,
+    upsample,
+)
 from common.tensors import atomic_write, read, write
 from server.public_images import Source, read_names, read_source, tinted, views
 
 CHECKPOINT_CAP_BYTES = 2 << 30
 R1_EVERY = 8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 GRADIENT_NORM = 10.0
 PREFIXES = ("generator.", "critic.", "encoder.")
 Progress = Callable[[int, float], None]
@@ -53,17 +65,18 @@ class PretrainPlan:
     width: int = 24
     latent: int = 128
     encoder_width: int = 24
-    reconstructed: int = 8  # photographs a step
-    averaged: int = 4  # averages of W+ codes a step
-    flattened: int = 4  # averages with one w for all layers a step: what the mapping network can make
+    reconstructed: int = 6  # photographs a step
+    averaged: int = 2  # averages of W+ codes a step
+    flattened: int = 2  # averages with one w for all layers a step: what the mapping network can make
     largest_average: int = 5  # codes in an average, at most
-    alone: float = 0.25  # share of the run in which there is no critic yet
+    coarse: float = 0.2  # share of the run at half the size: a step costs less, and colour and disc settle there
+    alone: float = 0.3  # share of the run in which there is no critic yet
     again: float = 0.3  # share of steps in which the encoder looks a second time
-    critic_steps: int = 2
-    prior_steps: int = 400  # of `fit_prior`, at every save
-    generator_learning_rate: float = 1e-3
-    encoder_learning_rate: float = 5e-4
-    critic_learning_rate: float = 1e-3
+    critic_steps: int = 1
+    prior_steps: int = 400  # of `fit_prior`, at every look (`look_every_s`)
+    generator_learning_rate: float = 2e-3
+    encoder_learning_rate: float = 1e-3
+    critic_learning_rate: float = 2e-3
     gradient_penalty: float = 0.005
     average_decay: float = 0.998
     bank: int = 2048
@@ -113,6 +126,7 @@ def run(
     steps: int = 1 << 40,
     resume: bool = False,
     exclude: Path | None = None,
+    device: str = "cpu",
     progress: Progress = lambda step, share: None,
 ) -> Training:
     """What `kohort-server pretrain` does: read, train, write the checkpoint and its card into `out`.
@@ -126,7 +140,9 @@ def run(
         raise ConfigurationError(f"{out}: holds a checkpoint already", hint="resume it, or name another folder")
     names = read_names(exclude)
     source = read_source(images, plan.size_px, plan.channels, names)
-    training = pretrain(source, plan, out, minutes=minutes, steps=steps, resume=resume, progress=progress)
+    training = pretrain(
+        source, plan, out, minutes=minutes, steps=steps, resume=resume, device=device, progress=progress
+    )
     atomic_write(out / "MODEL_CARD.md", card(training, source, plan, provenance, names, out).encode())
     return training
 
@@ -134,7 +150,7 @@ def run(
 # ---- losses ---------------------------------------------------------------------------------------------------------
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     """What the critic sees: brightness, saturation, contrast and shift changed at random (Zhao et al. 2020)."""
-    bright, colour, contrast = (torch.rand(len(x), 1, 1, 1, generator=generator) for _ in range(3))
+    bright, colour, contrast = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x.device)
     x = x + (bright - 0.5) * 0.1
     grey = x.mean(1, keepdim=True)
     x = (x - grey) * (0.8 + 0.4 * colour) + grey
@@ -155,7 +171,7 @@ def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
 
 def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128) -> Tensor:
     """Mean squared 1-d Wasserstein distance of samples a, b [N, d] over random directions."""
-    axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator), dim=0)
+    axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator).to(a.device), dim=0)
     return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean()
 
 
@@ -202,13 +218,13 @@ class Training:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-def begin(plan: PretrainPlan) -> Training:
-    """Fresh networks and optimisers."""
+def begin(plan: PretrainPlan, device: str = "cpu") -> Training:
+    """Fresh networks and optimisers on `device` (a torch device; the same starting weights on each)."""
     torch.manual_seed(plan.seed)
     networks = Networks(
-        Generator(plan.size_px, plan.channels, plan.width, plan.latent),
-        Critic(plan.size_px, plan.channels, plan.width),
-        Encoder(plan.size_px, plan.channels, plan.encoder_width, plan.latent),
+        Generator(plan.size_px, plan.channels, plan.width, plan.latent).to(device),
+        Critic(plan.size_px, plan.channels, plan.width).to(device),
+        Encoder(plan.size_px, plan.channels, plan.encoder_width, plan.latent).to(device),
     )
     made: list[dict[str, Any]] = [
         {"params": list(networks.generator.parameters()), "lr": plan.generator_learning_rate},
@@ -218,8 +234,8 @@ def begin(plan: PretrainPlan) -> Training:
         networks,
         deepcopy(networks),
         (
-            torch.optim.Adam(made, betas=(0.9, 0.99)),
-            torch.optim.Adam(networks.critic.parameters(), lr=plan.critic_learning_rate, betas=(0.5, 0.99)),
+            torch.optim.Adam(made, betas=(0.9, 0.99), fused=True),
+            torch.optim.Adam(networks.critic.parameters(), lr=plan.critic_learning_rate, betas=(0.5, 0.99), fused=True),
         ),
     )
 
@@ -232,21 +248,26 @@ def pretrain(
     minutes: float = math.inf,
     steps: int = 1 << 40,
     resume: bool = False,
-    save_every_s: float = 180.0,
+    device: str = "cpu",
+    save_every_s: float = 120.0,
+    look_every_s: float = 900.0,
     progress: Progress = lambda step, share: None,
 ) -> Training:
     """The networks after `minutes` of training or `steps` steps, whichever ends first; files in `out` as in the header.
 
+    The state is written every `save_every_s` seconds, the checkpoint with prior, sheet and losses every `look_every_s`.
     With `resume` the state in `out` is continued; minutes and steps count from the very beginning.
     """
-    training = begin(plan)
+    keep_memory()
+    training = begin(plan, device)
     if resume and (out / "training" / "state.safetensors").is_file():
         restore(training, out / "training" / "state.safetensors")
     random = np.random.default_rng([plan.seed, training.step])
     draw = torch.Generator().manual_seed(plan.seed + training.step)
     x_all, side_all = views(source, 6, np.random.default_rng(plan.seed))
     bank = CodeBank(plan.bank)
-    saved = began = time.monotonic() - training.seconds
+    began = time.monotonic() - training.seconds
+    saved = looked = time.monotonic()
     generator, critic, encoder = training.networks
     make, judge = training.optimisers
 
@@ -262,16 +283,17 @@ def pretrain(
         make.param_groups[1]["lr"] = plan.encoder_learning_rate * rate
         judge.param_groups[0]["lr"] = plan.critic_learning_rate * min(1.0, 5 * (1.05 - share))
         judging, ramp = share >= plan.alone, min(1.0, 10 * (share - plan.alone))
+        size_px = plan.size_px if judging or share >= plan.coarse else plan.size_px // 2
 
         # 2. A batch of photographs and their codes, now and then after one more iteration of the encoder.
         chosen = torch.as_tensor(random.integers(len(x_all), size=plan.reconstructed))
-        x, side = tinted(x_all[chosen], draw), side_all[chosen]
+        x, side = tinted(x_all[chosen], draw).to(device), side_all[chosen]
         start = encoder.start_codes(len(x))
-        seen = generator.synthesis(start[:1]).expand(len(x), -1, -1, -1)
+        seen = enlarged(synthesis(generator, start[:1], size_px), plan.size_px).expand(len(x), -1, -1, -1)
         if random.random() < plan.again:
             with torch.no_grad():
                 start = start + encoder(x, seen)
-                seen = generator.synthesis(start)
+                seen = enlarged(synthesis(generator, start, size_px), plan.size_px)
         residual = encoder(x, seen)
         codes = start + residual
         bank.add(codes, side)
@@ -281,12 +303,12 @@ def pretrain(
         if judging:
             w = bank.averages(plan.flattened, plan.largest_average, random).mean(1)
             fakes += [bank.averages(plan.averaged, plan.largest_average, random), generator.broadcast(w)]
-        fake = generator.synthesis(torch.cat(fakes), draw)
+        fake = synthesis(generator, torch.cat(fakes), size_px, draw if judging else None)
 
         # 4. Encoder and generator reconstruct and keep the layers' codes together.
         shared = codes.mean(1)
         parts = {
-            "reconstruction": reconstruction_loss(x, fake[: len(x)]),
+            "reconstruction": reconstruction_loss(F.adaptive_avg_pool2d(x, size_px), fake[: len(x)]),
             "detail": (codes - shared[:, None]).square().mean(),
             "size": shared.square().mean(),
         }
@@ -310,7 +332,7 @@ def pretrain(
 
         # 5. The critic: photographs against all kinds of fakes, and now and then the gradient penalty.
         for turn in range(plan.critic_steps if judging else 0):
-            real = tinted(x_all[torch.as_tensor(random.integers(len(x_all), size=len(fake)))], draw)
+            real = tinted(x_all[torch.as_tensor(random.integers(len(x_all), size=len(fake)))], draw).to(device)
             judged_real, judged_fake = critic(augmented(real, draw)), critic(augmented(fake.detach(), draw))
             critic_loss = F.softplus(-judged_real).mean() + F.softplus(judged_fake).mean()
             if turn == 0 and training.step % R1_EVERY == 0:
@@ -326,14 +348,41 @@ def pretrain(
         for name, value in parts.items():
             now = float(value.detach())
             training.losses[name] = 0.98 * training.losses.get(name, now) + 0.02 * now
-        if time.monotonic() - saved > save_every_s:
+        if time.monotonic() - looked > look_every_s:
             finish(training, bank, plan.prior_steps, draw)
             save(training, source, plan, out)
+            saved = looked = time.monotonic()
+        elif time.monotonic() - saved > save_every_s:
+            write(out / "training" / "state.safetensors", state(training))
             saved = time.monotonic()
 
     finish(training, coded(training.averages, source), 8 * plan.prior_steps, draw)
     save(training, source, plan, out)
     return training
+
+
+def synthesis(generator: Generator, wplus: Tensor, size_px: int, noise: torch.Generator | None = None) -> Tensor:
+    """`generator.synthesis` of `wplus` up to `size_px`, the generator's own size or a smaller one."""
+    if size_px == generator.size_px:
+        return generator.synthesis(wplus, noise)
+    x = generator.first(generator.constant.expand(len(wplus), -1, -1, -1), wplus[:, 0], noise)
+    image: Tensor = generator.to_image[0](x, wplus[:, 1])
+    for i in range(int(math.log2(size_px)) - 2):
+        x = generator.same[i](generator.up[i](x, wplus[:, 2 * i + 1], noise), wplus[:, 2 * i + 2], noise)
+        image = upsample(image) + generator.to_image[i + 1](x, wplus[:, 2 * i + 3])
+    return image + generator.image_bias[None, :, None, None]
+
+
+def enlarged(image: Tensor, size_px: int) -> Tensor:
+    """`image` as it is, or doubled to `size_px`."""
+    return image if image.shape[-1] == size_px else upsample(image)
+
+
+def keep_memory() -> None:
+    """Lets glibc keep freed blocks instead of returning them: a tenth of a step was page faults. No-op elsewhere."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            libc.mallopt(option, 1 << 30)
 
 
 @torch.no_grad()
@@ -342,7 +391,7 @@ def coded(networks: Networks, source: Source) -> CodeBank:
     x, side = views(source, 1, np.random.default_rng(0))
     bank = CodeBank(len(x))
     for start in range(0, len(x), 64):
-        part = x[start : start + 64]
+        part = x[start : start + 64].to(networks.generator.constant.device)
         bank.add(networks.encoder.invert(part, networks.generator, 1).codes, side[start : start + 64])
     return bank
 
@@ -381,13 +430,13 @@ def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Ge
     latent, mean, scale = codes.shape[1], codes.mean(0), codes.std(0).mean() + 1e-8
     judge = nn.Sequential(
         nn.Linear(latent, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, 1)
-    )
+    ).to(codes.device)
     makers = torch.optim.Adam(mapping.parameters(), lr=1e-3, betas=(0.5, 0.99))
     judges = torch.optim.Adam(judge.parameters(), lr=1e-3, betas=(0.5, 0.99))
     for step in range(steps):
-        made = (mapping(torch.randn(256, latent, generator=draw)) - mean) / scale
+        made = (mapping(torch.randn(256, latent, generator=draw).to(codes.device)) - mean) / scale
         real = (codes[torch.randint(len(codes), (256,), generator=draw)] - mean) / scale
-        real = (real + 0.1 * torch.randn(real.shape, generator=draw)).requires_grad_(True)
+        real = (real + 0.1 * torch.randn(real.shape, generator=draw).to(codes.device)).requires_grad_(True)
         scores = judge(real)
         loss = F.softplus(-scores).mean() + F.softplus(judge(made.detach())).mean()
         if step % 4 == 0:
@@ -485,7 +534,7 @@ def state(training: Training) -> dict[str, np.ndarray]:
             moments = optimiser.state.get(parameter, {})
             for name in ("exp_avg", "exp_avg_sq", "step"):
                 if name in moments:
-                    arrays[f"adam{which}.{index}.{name}"] = np.asarray(moments[name].numpy(), dtype=np.float32)
+                    arrays[f"adam{which}.{index}.{name}"] = np.asarray(moments[name].cpu().numpy(), dtype=np.float32)
     return arrays
 
 
@@ -500,7 +549,7 @@ def restore(training: Training, path: Path) -> None:
         for index, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
             names = {name: f"adam{which}.{index}.{name}" for name in ("exp_avg", "exp_avg_sq", "step")}
             if names["step"] in arrays:
-                moments = {name: torch.as_tensor(arrays[key]).clone() for name, key in names.items()}
+                moments = {name: torch.tensor(arrays[key], device=parameter.device) for name, key in names.items()}
                 optimiser.state[parameter] = moments
 
 
@@ -511,16 +560,17 @@ def sample_sheet(networks: Networks, source: Source, plan: PretrainPlan, columns
     order = np.random.default_rng(1).permutation(len(source.images))
     side = np.zeros(len(order), dtype=int) if source.right is None else source.right.astype(int)
     shown = order[:columns]
-    x = to_unit(source.images[shown])
+    device = generator.constant.device
+    x = to_unit(source.images[shown]).to(device)
     rows = [x, encoder.invert(x, generator, 1).reconstructions, encoder.invert(x, generator, 2).reconstructions]
     for which in sorted(set(side.tolist())):
         members = [i for i in order if side[i] == which][: 5 * columns]
-        codes = encoder.invert(to_unit(source.images[members]), generator, 2).codes
+        codes = encoder.invert(to_unit(source.images[members]).to(device), generator, 2).codes
         means = torch.stack([codes[i::columns][:5].mean(0) for i in range(min(columns, len(members)))])
         rows.append(generator.synthesis(means, torch.Generator().manual_seed(1)))
     draw = torch.Generator().manual_seed(plan.seed)
     for _ in range(3):
-        rows.append(generator(torch.randn(columns, plan.latent, generator=draw), draw))
+        rows.append(generator(torch.randn(columns, plan.latent, generator=draw).to(device), draw))
     lines = []
     for row in rows:
         line = np.zeros((columns, plan.size_px, plan.size_px, plan.channels), dtype=np.uint8)
