@@ -1,31 +1,40 @@
 """Who plays the patients of `kohort demo`: public photographs or invented phantoms, and the public reference beside them.
 
-In: the plan, the hospitals' names, deploy/demo. Out: one DICOM folder with `Truth` a hospital, and a `Reference` that belongs to
-no hospital. Guaranteed: nobody plays at two hospitals; phantoms of the reference come from a stream of their own, so that nobody
-in it is at a hospital or behind a starting checkpoint; the same call writes the same bytes. Not: real patients.
+In: the plan, the hospitals' names, deploy/demo. Out: one DICOM folder with `Truth` a hospital, and a `Reference`. Guaranteed:
+nobody plays at two hospitals; radiographs and phantoms of the reference are of nobody at a hospital (phantoms come from a stream
+of their own, so that they are behind no starting checkpoint either); the same call writes the same bytes. Not: real patients;
+a reference apart from the patients in the fundus study, whose photographs are few.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from common.errors import ConfigurationError
 from common.study import Study, load_study
+from common.tensors import read_capped
+from server.chest_hospitals import Radiographed, enlarged, write_chest_hospital
 from server.hospitals import Truth, write_hospital
 from server.vessel_hospitals import write_vessel_hospital
 from server.vessel_phantoms import STYLES, patches, volume
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
-PHANTOM_STUDIES = ("vessels",)
+PRESETS = {"fundus": "fundus.yaml", "vessels": "vessels.yaml", "chest": "chest-demo.yaml"}
 PATIENTS_A_SITE_AT_LEAST = 30
 PHANTOMS_A_SITE = 60
 REFERENCE_PATIENTS, REFERENCE_PATCHES = 40, 6
 HOSPITAL_STREAM, REFERENCE_STREAM = 2026, 2027  # of numpy's seed sequences; public pretraining draws from seed 0
+RADIOGRAPHS = DEPLOY / "demo" / "chest"
+RADIOGRAPHS_CAP_BYTES = 16 << 20
+RADIOGRAPH_REFERENCE = "PneumoniaMNIST, validation split: public radiographs of nobody at a hospital"
 PHANTOM_REFERENCE = "phantoms: invented patients in the style of the hospitals', at no hospital, held out"
 Progress = Callable[[int, int], None]
 
@@ -43,21 +52,18 @@ PHOTOGRAPHS = Reference(DEPLOY / "demo" / "fundus")
 
 def preset_of(study: str) -> Path:
     """Return the preset's path. Raises ConfigurationError for a study that nobody can play: no photographs, no phantoms."""
-    able = [p.name for p in (DEPLOY / "demo").iterdir() if (DEPLOY / "studies" / f"{p.name}.yaml").is_file()]
-    able = sorted({*able, *PHANTOM_STUDIES})
-    if study not in able:
+    if study not in PRESETS:
         raise ConfigurationError(
             f"--study {study}: no public photographs and no phantoms play its patients",
-            hint=f"these can be rehearsed: {', '.join(able)}",
+            hint=f"these can be rehearsed: {', '.join(sorted(PRESETS))}",
         )
-    return DEPLOY / "studies" / f"{study}.yaml"
+    return DEPLOY / "studies" / PRESETS[study]
 
 
 def make_hospitals(preset: Path, folder: Path, names: Sequence[str], progress: Progress) -> dict[str, Truth]:
     """Write one hospital a name below `folder` for this preset; `progress(done, total)` counts hospitals."""
-    if load_study(preset).intake.volumes is None:
-        return photograph_hospitals(folder, names, progress)
-    return phantom_hospitals(folder, names, progress)
+    makers = {"fundus": photograph_hospitals, "chest": radiograph_hospitals, "vessels": phantom_hospitals}
+    return makers[load_study(preset).modality](folder, names, progress)
 
 
 def photograph_hospitals(folder: Path, names: Sequence[str], progress: Progress) -> dict[str, Truth]:
@@ -77,6 +83,42 @@ def photograph_hospitals(folder: Path, names: Sequence[str], progress: Progress)
     return hospitals
 
 
+def radiograph_hospitals(
+    folder: Path, names: Sequence[str], progress: Progress, patients: int | None = None
+) -> dict[str, Truth]:
+    """DX and CR around the chest radiographs, at most `patients` people a hospital; with other than three sites they are dealt anew."""
+    hospitals, people = {}, radiographed()
+    everyone = sorted((one for some in people.values() for one in some), key=lambda one: one.label)
+    if len(everyone) // len(names) < PATIENTS_A_SITE_AT_LEAST:
+        most = len(everyone) // PATIENTS_A_SITE_AT_LEAST
+        raise ConfigurationError(f"--sites {len(names)}: the demo's radiographs are enough for 2 to {most} hospitals")
+    for index, name in enumerate(names):
+        own = people[name] if len(names) == len(people) else everyone[index :: len(names)]
+        hospitals[name] = write_chest_hospital(own[:patients], folder / name, index)
+        progress(index + 1, len(names))
+    return hospitals
+
+
+def radiographed() -> dict[str, list[Radiographed]]:
+    """The people of each of the demo's chest hospitals, in a mixed order that is always the same."""
+    images, rows = _radiographs()
+    mixed = np.random.default_rng(HOSPITAL_STREAM)
+    found: dict[str, list[Radiographed]] = {}
+    patients = [(row, i) for i, row in enumerate(rows) if row["person"]]
+    for (hospital, _, label), some in groupby(patients, lambda p: (p[0]["hospital"], p[0]["person"], p[0]["label"])):
+        found.setdefault(hospital, []).append(Radiographed(tuple(images[i][..., 0] for _, i in some), label))
+    return {name: [people[i] for i in mixed.permutation(len(people))] for name, people in found.items()}
+
+
+def _radiographs() -> tuple[np.ndarray, list[dict[str, str]]]:
+    """uint8 images [N, 28, 28, 1] and their rows in labels.csv."""
+    data = read_capped(RADIOGRAPHS / "radiographs.npz", RADIOGRAPHS_CAP_BYTES)
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        images = file["images"]
+    with open(RADIOGRAPHS / "labels.csv", encoding="utf-8") as table:
+        return images, list(csv.DictReader(table))
+
+
 def phantom_hospitals(
     folder: Path, names: Sequence[str], progress: Progress, patients: int = PHANTOMS_A_SITE
 ) -> dict[str, Truth]:
@@ -91,8 +133,28 @@ def phantom_hospitals(
 
 
 def make_reference(study: Study, folder: Path) -> Reference:
-    """Return the reference of a study: the photographs, or fresh phantoms written to `folder`/phantoms.npz."""
-    return PHOTOGRAPHS if study.intake.volumes is None else phantom_reference(folder, study.intake.size_px)
+    """Return the reference of a study: the photographs, or an .npz in `folder` of held-out radiographs or fresh phantoms."""
+    if study.modality == "fundus":
+        return PHOTOGRAPHS
+    make = radiograph_reference if study.modality == "chest" else phantom_reference
+    return make(folder, study.intake.size_px)
+
+
+def radiograph_reference(folder: Path, size_px: int) -> Reference:
+    """The radiographs of nobody at a hospital, through the same enlargement: `images` uint8 [N, S, S, 1], `labels` [N]."""
+    images, rows = _radiographs()
+    chosen = [i for i, row in enumerate(rows) if not row["person"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "radiographs.npz"
+    small = np.stack([as_ingested(images[i][..., 0], size_px) for i in chosen])
+    np.savez(path, images=small, labels=np.array([rows[i]["label"] for i in chosen]))
+    return Reference(path, RADIOGRAPH_REFERENCE)
+
+
+def as_ingested(radiograph: np.ndarray, size_px: int) -> np.ndarray:
+    """uint8 [S, S, 1] of a uint8 [H, W] crop as a hospital's ingest would show its DICOM file."""
+    big = Image.fromarray(np.rint(255 * enlarged(radiograph)).astype(np.uint8))
+    return np.asarray(big.resize((size_px, size_px), Image.Resampling.BICUBIC))[..., None]
 
 
 def phantom_reference(folder: Path, size_px: int, patients: int = REFERENCE_PATIENTS) -> Reference:

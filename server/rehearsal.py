@@ -6,7 +6,7 @@ servers and daemons listen on loopback alone; whatever ends the run (success, fa
 started. Not covered: what only real hospitals have: their network, their data, their staff's judgement.
 
 The run, numbered as in the code:
-  1. three hospitals: DICOM folders of invented people, around public photographs or phantoms of vessels with masks;
+  1. three hospitals: DICOM folders of invented people, around public photographs, radiographs or phantoms of vessels with masks;
   2. the operator: `init`, `plan`, `sign`, `run`;
   3. every site: `init`, `enrol` at the operator, `join`, `approve`, `run`;
   4. training rounds and, where the plan has it, synthesis, whose images a person at each site reviews (`review --approve`);
@@ -319,7 +319,10 @@ def _stop_on_term(number: int, frame: FrameType | None) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the release and the logs")] = Path("demo-output"),
     study: Annotated[
-        str, typer.Option(help="fundus (public photographs) or vessels (invented phantoms with masks)")
+        str,
+        typer.Option(
+            help="fundus (public photographs), chest (public radiographs) or vessels (invented phantoms with masks)"
+        ),
     ] = "fundus",
     sites: Annotated[int, typer.Option(help="how many hospitals", min=2, max=MOST_SITES)] = 3,
     keep: Annotated[bool, typer.Option("--keep", help="keep the hospitals' and the server's folders")] = False,

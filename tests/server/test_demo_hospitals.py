@@ -8,21 +8,23 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigurationError
+from common.study import load_study
 from server import demo_hospitals
 from server.public_pairs import read_pairs
 from tests.leaks import leaked
 
 
-@pytest.mark.parametrize("study", ["fundus", "vessels"])
+@pytest.mark.parametrize("study", ["fundus", "vessels", "chest"])
 def test_studies_with_photographs_or_phantoms_have_a_preset(study: str) -> None:
-    assert demo_hospitals.preset_of(study).name == f"{study}.yaml"
+    found = load_study(demo_hospitals.preset_of(study))
+    assert (found.modality, found.name) == (study, f"{study}-demo")
 
 
-@pytest.mark.parametrize("study", ["chest", "vessels-consortium", "nothing", "../studies/fundus"])
+@pytest.mark.parametrize("study", ["chest-demo", "vessels-consortium", "nothing", "../studies/fundus"])
 def test_a_study_that_nobody_can_play_is_refused_with_those_that_can_be(study: str) -> None:
     with pytest.raises(ConfigurationError, match="no public photographs and no phantoms") as caught:
         demo_hospitals.preset_of(study)
-    assert caught.value.hint == "these can be rehearsed: fundus, vessels"
+    assert caught.value.hint == "these can be rehearsed: chest, fundus, vessels"
 
 
 def test_any_number_of_hospitals_of_phantoms_with_nobody_twice(tmp_path: Path) -> None:
@@ -39,6 +41,33 @@ def test_any_number_of_hospitals_of_phantoms_with_nobody_twice(tmp_path: Path) -
 def test_photographs_are_enough_for_some_hospitals_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="enough for 2 to"):
         demo_hospitals.photograph_hospitals(tmp_path, [f"hospital-{i}" for i in range(26)], lambda *_: None)
+
+
+def test_everybody_with_a_radiograph_is_at_one_hospital_and_nobody_of_the_reference_is(tmp_path: Path) -> None:
+    people = demo_hospitals.radiographed()
+    assert {name: len(some) for name, some in people.items()} == {f"hospital-{x}": 190 for x in "abc"}
+    shown = [picture.tobytes() for some in people.values() for one in some for picture in one.radiographs]
+    assert len(shown) == len(set(shown)) == 621
+    assert sum(len(one.radiographs) == 2 for some in people.values() for one in some) == 51
+    reference = demo_hospitals.radiograph_reference(tmp_path, 32)
+    with np.load(reference.path, allow_pickle=False) as file:
+        images, labels = file["images"], file["labels"]
+    assert images.shape == (300, 32, 32, 1) and set(labels) == {"normal", "pneumonia"}
+    patients = {
+        demo_hospitals.as_ingested(picture, 32).tobytes()
+        for some in people.values() for one in some for picture in one.radiographs
+    }  # fmt: skip
+    assert not patients & {image.tobytes() for image in images}
+
+
+def test_any_number_of_chest_hospitals_with_nobody_twice_and_not_too_many(tmp_path: Path) -> None:
+    names = [f"hospital-{i}" for i in range(2)]
+    truth = demo_hospitals.radiograph_hospitals(tmp_path, names, lambda *_: None, patients=4)
+    assert [t.persons for t in truth.values()] == [4, 4]
+    everyone = [text for t in truth.values() for text in t.identifiers if text.startswith("MRN-")]
+    assert len(everyone) == len(set(everyone))
+    with pytest.raises(ConfigurationError, match="radiographs are enough for 2 to 19"):
+        demo_hospitals.radiograph_hospitals(tmp_path, [f"hospital-{i}" for i in range(26)], lambda *_: None)
 
 
 def test_the_reference_of_phantoms_can_be_read_and_is_at_no_hospital(tmp_path: Path) -> None:

@@ -1,0 +1,219 @@
+"""A made-up hospital's chest radiographs for the demo, with known truth: DX and CR files as exports hold them, faults included.
+
+In: small public radiographs (uint8) with their label, dealt to invented people. Out: a folder of DICOM files full of invented
+names, dates, ids and comments, a labels file, and `Truth`. Guaranteed: the same hospital index and people give the same bytes;
+every identifying string stands in `Truth.identifiers`. Not covered: anything but test data; detail that the crops do not have
+(28 pixels are enlarged to 112).
+
+Among the files: 8 to 14 stored bits; MONOCHROME1; signed values with a rescale; linear and sigmoid windows, and files without
+any; run-length encoded and deflated pixels; CR beside DX; people with several radiographs; one radiograph that stands under two
+patient ids; and broken files, one of each kind.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    RLELossless,
+)
+
+from server.hospitals import Export, Person, Truth, invented, uid
+
+ENLARGED = 4
+SECOND_EXPOSURES = 6
+BROKEN = ("not-dicom", "truncated", "no-pixels", "huge", "no-patient-id", "burned-in-text", "ultrasound")
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one file stores its grey values. `window`: a VOI LUT function, or "" for a file without a window."""
+
+    bits: int
+    inverted: bool = False
+    signed: bool = False
+    window: str = "LINEAR"
+    syntax: UID = ExplicitVRLittleEndian
+    computed: bool = False  # CR, not DX
+
+
+STORED = (
+    Storage(12),
+    Storage(14, inverted=True),
+    Storage(12, window="SIGMOID"),
+    Storage(12, window="LINEAR_EXACT", syntax=RLELossless),
+    Storage(10, signed=True, computed=True),
+    Storage(8, window="", syntax=DeflatedExplicitVRLittleEndian),
+)
+
+
+@dataclass(frozen=True)
+class Radiographed:
+    """An invented person about to get a name: uint8 [H, W] radiographs, all of one label."""
+
+    radiographs: tuple[Pixels, ...]
+    label: str
+
+
+def write_chest_hospital(people: Sequence[Radiographed], out: Path, hospital_index: int) -> Truth:
+    """Write `out`/dicom and `out`/labels.csv and return the truth. Raises OSError when `out` cannot be written."""
+    (out / "dicom").mkdir(parents=True)
+    chance = random.Random(f"kohort demo chest hospital {hospital_index}")
+    export = Export(out / "dicom", chance, f"{hospital_index:02d}")
+    rows = [("patient", "label")]
+    for number, one in enumerate(people):
+        person = invented(export, "")
+        rows.append((person.patient_id, one.label))
+        for radiograph in one.radiographs:
+            _write(export, person, radiograph, STORED[export.files % len(STORED)])
+        if number % max(1, len(people) // SECOND_EXPOSURES) == 1:
+            _write(export, person, _again(one.radiographs[0], chance), STORED[0])
+        if number == 0:
+            alias = invented(export, "")
+            rows.append((alias.patient_id, one.label))
+            _write(export, alias, one.radiographs[0], STORED[0])
+    for kind in BROKEN:
+        _write_broken(export, kind, people[-1].radiographs[0])
+    with open(out / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    secrets = tuple(dict.fromkeys(export.identifiers))
+    by_label = Counter(one.label for one in people)
+    return Truth(out / "dicom", out / "labels.csv", len(people), export.files, len(BROKEN), secrets, by_label)
+
+
+def enlarged(radiograph: Pixels) -> NDArray[np.float64]:
+    """Grey shares [4H, 4W] in 0..1 of a uint8 [H, W] crop: what stands in for a detector's image."""
+    height, width = radiograph.shape
+    big = Image.fromarray(radiograph).resize((ENLARGED * width, ENLARGED * height), Image.Resampling.BICUBIC)
+    return np.asarray(big, dtype=np.float64) / 255
+
+
+def _again(radiograph: Pixels, chance: random.Random) -> Pixels:
+    """A later radiograph of the same person: shifted by a pixel, turned by up to 3 degrees, a little brighter."""
+    turned = Image.fromarray(radiograph).rotate(
+        chance.choice((-1, 1)) * chance.uniform(1, 3), Image.Resampling.BICUBIC, translate=(chance.choice((-1, 1)), 0)
+    )
+    return np.asarray(np.clip(np.asarray(turned, dtype=np.float64) * chance.uniform(1.03, 1.08), 0, 255), np.uint8)
+
+
+def _write(export: Export, person: Person, radiograph: Pixels, storage: Storage) -> Path:
+    """One radiograph as one DICOM file under a name that gives its person away, as exports do."""
+    dataset = _header(export, person, storage)
+    _put_pixels(dataset, enlarged(radiograph), storage)
+    path = export.folder / export.note(f"{person.name.replace('^', '_')}_{person.birth_date}_{export.files:03d}.dcm")
+    dataset.save_as(path, enforce_file_format=True)
+    export.files += 1
+    return path
+
+
+def _put_pixels(dataset: Dataset, shares: NDArray[np.float64], storage: Storage) -> None:
+    """Stored values such that a viewer shows `shares` [H, W]."""
+    full = (1 << storage.bits) - 1
+    dataset.Rows, dataset.Columns = shares.shape
+    dataset.SamplesPerPixel, dataset.BitsStored, dataset.HighBit = 1, storage.bits, storage.bits - 1
+    dataset.BitsAllocated = 8 if storage.bits == 8 else 16
+    dataset.PixelRepresentation = int(storage.signed)
+    dataset.PhotometricInterpretation = "MONOCHROME1" if storage.inverted else "MONOCHROME2"
+    values = np.rint(full * _before_window(1 - shares if storage.inverted else shares, storage.window)).astype(np.int32)
+    offset = (full + 1) // 2 if storage.signed else 0
+    if storage.window:
+        dataset.VOILUTFunction, dataset.WindowCenter, dataset.WindowWidth = storage.window, *_window(full, storage)
+    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, offset, "US"
+    kinds = {(8, 0): np.uint8, (16, 0): np.uint16, (16, 1): np.int16}
+    stored = (values - offset).astype(kinds[dataset.BitsAllocated, dataset.PixelRepresentation])
+    dataset.PixelData = stored.tobytes()
+    if storage.syntax == RLELossless:
+        dataset.compress(RLELossless, generate_instance_uid=False)
+
+
+def _window(full: int, storage: Storage) -> tuple[float, float]:
+    """Centre and width that show 0..full from black to white (DICOM PS3.3 C.11.2.1.2)."""
+    if storage.window == "LINEAR":
+        return (full + 1) / 2, full + 1
+    return full / 2, full
+
+
+def _before_window(shares: NDArray[np.float64], function: str) -> NDArray[np.float64]:
+    """What to store so that the window's function gives `shares`: the sigmoid's inverse, else the shares themselves."""
+    if function != "SIGMOID":
+        return shares
+    inside = np.clip(shares, 0.125, 0.875)  # the sigmoid of a full window runs from 0.12 to 0.88
+    return np.clip(0.5 + np.log(inside / (1 - inside)) / 4, 0, 1)
+
+
+def _header(export: Export, person: Person, storage: Storage) -> Dataset:
+    """A header as talkative as a real one."""
+    note, chance, dataset = export.note, export.chance, Dataset()
+    syntax = ExplicitVRLittleEndian if storage.syntax == RLELossless else storage.syntax
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.SOPClassUID = (
+        ComputedRadiographyImageStorage if storage.computed else DigitalXRayImageStorageForPresentation
+    )
+    dataset.SOPInstanceUID = note(uid(export, "instance"))
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = note(uid(export, "study")), note(uid(export, "series"))
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.Modality, dataset.ImageType = "CR" if storage.computed else "DX", ["ORIGINAL", "PRIMARY", ""]
+    dataset.PresentationIntentType, dataset.BurnedInAnnotation = "FOR PRESENTATION", "NO"
+    dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", chance.choice(("PA", "AP"))
+    dataset.PatientName, dataset.PatientID = person.name, person.patient_id
+    dataset.PatientBirthDate, dataset.PatientSex = person.birth_date, chance.choice("FM")
+    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = dataset.AcquisitionDate = person.study_date
+    dataset.StudyTime = dataset.ContentTime = f"{chance.randrange(8, 18):02d}{chance.randrange(60):02d}00"
+    dataset.AccessionNumber = note(f"ACC{export.tag}{chance.randrange(10**9):09d}")
+    dataset.StudyID = note(f"STU{export.tag}{chance.randrange(10**6):06d}")
+    dataset.InstitutionName = note(f"Invented Chest Clinic {export.tag}")
+    dataset.ReferringPhysicianName = note(f"REFERRER-{export.tag}") + "^INVENTED"
+    dataset.PatientComments = note(f"coughs since the fair, phone 0555-{chance.randrange(10**7):07d}")
+    dataset.ImageComments = note(f"compare with {person.name} of last winter")
+    dataset.DeviceSerialNumber = note(f"SN-{export.tag}-DETECTOR-{chance.randrange(10**5):05d}")
+    dataset.Manufacturer, dataset.InstanceNumber = "Invented X-Rays", 1
+    return dataset
+
+
+def _write_broken(export: Export, kind: str, radiograph: Pixels) -> None:
+    """One file that cannot be used, for the reason that `kind` names."""
+    person = invented(export, "")
+    path = _write(export, person, radiograph, STORED[0])
+    if kind == "not-dicom":
+        path.write_bytes(f"worklist of {person.name}\n".encode())
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-5000])
+    else:
+        path.write_bytes(_rewritten(path, kind))
+
+
+def _rewritten(path: Path, kind: str) -> bytes:
+    """The file again with the fault that `kind` names in its header."""
+    dataset = dcmread(path)
+    if kind == "no-pixels":
+        del dataset.PixelData
+    elif kind == "huge":
+        dataset.Rows, dataset.Columns = 46341, 65535
+    elif kind == "no-patient-id":
+        dataset.PatientID = " "
+    elif kind == "burned-in-text":
+        dataset.BurnedInAnnotation = "YES"
+    else:
+        dataset.Modality = "US"
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
