@@ -46,6 +46,7 @@ from common import signing
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, PolicyError
 from common.lock import FolderLock
 from common.messages import canonical
+from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
 from common.research import run_typer
 from common.study import Study, fingerprint_words, open_bundle
@@ -177,8 +178,9 @@ def plan_lines(study: Study) -> Iterator[str]:
         f"at most {synthesis.max_images_per_site}"
     )
     if synthesis.privatize is not None:
-        plan = synthesis.privatize
-        yield f"  privatized   {plan.share:.0%} of the groups, Laplace scale {plan.scale:g}, {plan.clip} {plan.radius:g}"
+        what = "single images of one patient" if synthesis.privatize.egress == "single" else "averages"
+        said = latent_event(study).statement(study.latent_dimension)
+        yield f"  privatized   {synthesis.privatize.share:.0%} of the groups, {what}: {said}"
 
 
 # --- work

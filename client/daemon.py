@@ -51,7 +51,7 @@ from common.privacy.boundary import (
     is_trained,
 )
 from common.privacy.canaries import Tally
-from common.privacy.mechanisms import PLAIN_DIMENSION, LatentLaplace, Mechanism, latent_event, round_event
+from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, latent_event, round_event
 from common.privacy.planning import parameter_counts, refuse_hopeless
 from common.study import Study
 from common.tensors import Arrays, dumps, loads, read, read_capped, shapes
@@ -246,7 +246,7 @@ class Site:
         self._check_rollback()
         self._check_whole_plan(study)  # 7
         reservation = None
-        if isinstance(event, LatentLaplace) and not event.covers_patient:
+        if event is not None and not event.covers_patient:
             self.ledger().declare(event, study.hash())
         elif event is not None:
             reservation = self.ledger().reserve(event, study.hash())

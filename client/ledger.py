@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError, RefusedError
 from common.messages import canonical
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_rdp, merged, spend
-from common.privacy.mechanisms import LatentLaplace, Mechanism, mechanism_from
+from common.privacy.mechanisms import Mechanism, mechanism_from
 
 FORMAT = "kohort-ledger/1"
 GENESIS = "0" * 64
@@ -200,7 +200,7 @@ class Ledger:
     def declare(self, event: Mechanism | str, plan_hash: str = "") -> None:
         """Record a mechanism that claims no patient-level epsilon: it is listed, not composed."""
         mechanism = mechanism_from(event if isinstance(event, str) else event.event())
-        if not isinstance(mechanism, LatentLaplace) or mechanism.covers_patient:
+        if mechanism.covers_patient:
             raise PolicyError(
                 "ledger: declare: this mechanism claims epsilon per patient: reserve it", code="E-RESERVE"
             )
@@ -249,7 +249,7 @@ class Ledger:
     def _admit(self, mechanism: Mechanism, entries: list[Entry], plan_hash: str) -> None:
         """Refuse what does not fit; decides only, changes nothing."""
         delta, cap = self._opening["delta"], self._cap
-        if isinstance(mechanism, LatentLaplace) and not mechanism.covers_patient:
+        if not mechanism.covers_patient:
             raise PolicyError("ledger: groups by similarity have no epsilon per patient: declare it", code="E-DECLARE")
         history = (*_mechanisms(entries, "reserve"), mechanism)
         spent = spend(history, delta)

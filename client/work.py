@@ -46,6 +46,8 @@ from common.errors import ConfigurationError, KohortError, PolicyError
 from common.models.encoder import load_encoder
 from common.models.glow import Glow
 from common.models.glow import load_weights as load_glow
+from common.models.latents import Basis
+from common.models.latents import load as load_basis
 from common.models.stylegan import Critic, Generator, load_critic, load_generator
 from common.privacy.canaries import Canaries
 from common.privacy.mechanisms import latent_event
@@ -170,6 +172,13 @@ class Batch:
         model = train_glow.build(self.study)
         load_glow(model, {name: array for name, array in self.weights.items() if name.startswith("glow.")})
         return model
+
+    def basis(self) -> Basis | None:
+        """The public basis of the plan's latents, its first `components`; None without one."""
+        plan = self.synthesis.privatize
+        if plan is None or plan.basis is None or plan.components is None:
+            return None
+        return load_basis(self.plan_folder / "checkpoints" / plan.basis.name).first(plan.components)
 
     def progress(self, done: int, total: int) -> None:
         """Show how far this is."""
@@ -304,13 +313,14 @@ def accepted_only(who: Roster, accepted: NDArray[np.bool_]) -> Roster:
 
 
 def privatized(batch: Batch, groups: Sequence[Group], who: Roster) -> list[Made]:
-    """Step 5: one Laplace-privatized average a group."""
+    """Step 5: one privatized average a group, by the plan's mechanism and basis."""
     plan = batch.synthesis.privatize
     if plan is None or not groups:
         return []
     rows = dict(zip(who.pseudonyms, who.images, strict=True))
     images = [[np.asarray(batch.cohort.images[list(rows[m])]) for m in group.members] for group in groups]
-    result = privatize(images, batch.glow(), latent_event(batch.study), plan.temperature, NoiseSource())
+    mechanism, basis = latent_event(batch.study), batch.basis()
+    result = privatize(images, batch.glow(), mechanism, plan.temperature, NoiseSource(), basis=basis)
     return [Made(image, group, True) for image, group in zip(result.images, groups, strict=True)]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field, model_validator
@@ -200,16 +201,83 @@ class Privacy(FrozenModel):
     canaries: int = Field(default=300, ge=0, le=10_000)
 
 
-class PrivatizePlan(FrozenModel):
-    """Laplace privatization of group means in GLOW's latent space (Shibata et al. 2023)."""
+# What each mechanism of `privatize` needs, may have, and what is said of a key that it does not take.
+PRIVATIZE_KEYS = {
+    "laplace": (("radius", "scale"), ("clip",)),
+    "gaussian": (("epsilon", "delta"), ()),
+    "privunit": (("epsilon",), ()),
+}
+PRIVATIZE_WHY = {
+    "laplace": "its noise is `scale`, from which epsilon per coordinate and, d times that, epsilon per image follow",
+    "gaussian": "it clips to the l2 ball of radius sqrt(d), and its noise follows from epsilon and delta per image or average",
+    "privunit": "it releases a direction, and pure epsilon per image is its only number",
+}
 
-    mechanism: Literal["laplace"] = "laplace"
+
+class PrivatizePlan(FrozenModel):
+    """Privatization in GLOW's latent space (Shibata et al. 2023; what each mechanism proves: common/privacy/mechanisms.py).
+
+    `laplace`: `clip` (box, or l1_ball by default), `radius`, `scale`. `gaussian`: `epsilon`, `delta`. `privunit`: `epsilon`,
+    one image, at most 64 coordinates. `epsilon` is always per image (per average of k), never per coordinate. `levels`: the
+    flow's top level or all; `components` of the public `basis` (common/models/latents.py) reduce them further. `claim`: refuse
+    the plan unless epsilon holds per patient. `egress`: what may leave, averages of k or single images.
+    """
+
+    mechanism: Literal["laplace", "gaussian", "privunit"] = "laplace"
     share: float = Field(gt=0, le=1)
-    clip: Literal["box", "l1_ball"] = "l1_ball"
-    radius: float = Field(gt=0, le=10)
-    scale: float = Field(gt=0, le=10)
+    clip: Literal["box", "l1_ball"] | None = None
+    radius: float | None = Field(default=None, gt=0, le=10)
+    scale: float | None = Field(default=None, gt=0, le=10)
+    epsilon: float | None = Field(default=None, gt=0, le=100)
+    delta: float | None = Field(default=None, gt=0, le=0.01)
     levels: Literal["top", "all"] = "top"
+    components: int | None = Field(default=None, ge=2, le=4096)
+    basis: Checkpoint | None = None
     temperature: float = Field(default=0.7, ge=0, le=1.5)
+    claim: Literal["patient"] | None = None
+    egress: Literal["averages", "single"] = "averages"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, data: Any) -> Any:
+        """Name a unit that was confused, and give `laplace` its default clip."""
+        if not isinstance(data, dict):
+            return data
+        for name in ("epsilon_per_coordinate", "epsilon_coordinate", "epsilon_per_element"):
+            if name in data:
+                raise ValueError(
+                    f"{name}: expected `epsilon` per image (per average), got {data[name]!r} per coordinate; "
+                    "an image spends d times its coordinate's epsilon"
+                )
+        laplace = data.get("mechanism", "laplace") == "laplace"
+        return {**data, "clip": "l1_ball"} if laplace and data.get("clip") is None else data
+
+    @model_validator(mode="after")
+    def _complete(self) -> PrivatizePlan:
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What fits no single field."""
+        needed, allowed = PRIVATIZE_KEYS[self.mechanism]
+        for name in ("clip", "radius", "scale", "epsilon", "delta"):
+            value = getattr(self, name)
+            if name in needed and value is None:
+                yield f"{name}: mechanism {self.mechanism} needs it, got none"
+            if name not in (*needed, *allowed) and value is not None:
+                why = PRIVATIZE_WHY[self.mechanism]
+                yield f"{name}: mechanism {self.mechanism} takes none, got {value!r}; {why}"
+        if self.mechanism == "privunit" and (self.epsilon or 0) > PRIVUNIT_LARGEST_EPSILON:
+            yield f"epsilon: privunit draws by rejection, at most {PRIVUNIT_LARGEST_EPSILON:g} per image, got {self.epsilon:g}"
+        if self.mechanism == "privunit" and self.egress != "single":
+            yield "mechanism: privunit privatizes single images (k = 1): set egress: single, or take gaussian for averages"
+        if (self.components is None) != (self.basis is None):
+            yield "components, basis: expected both or neither; without a public basis no direction is before another"
+
+
+PRIVUNIT_LARGEST_DIMENSION, PRIVUNIT_LARGEST_EPSILON = 64, 16.0  # common/privacy/privunit.py
 
 
 class Synthesis(FrozenModel):
@@ -285,6 +353,7 @@ class Study(FrozenModel):
             )
         if self.synthesis and self.synthesis.privatize and not self.models.glow:
             found.append("synthesis.privatize: needs models.glow")
+        found += self._privatize_problems()
         if self.models.wgan and self.intake.volumes is None:
             found.append("models.wgan: needs intake.volumes, where its image + mask patches come from")
         if self.intake.volumes and (self.intake.channels != 1 or self.models.gan or self.models.glow):
@@ -302,6 +371,36 @@ class Study(FrozenModel):
             found.append("privacy.delta: at most 1/(10 x planned_patients)")
         return found
 
+    def _privatize_problems(self) -> Iterator[str]:
+        """What of `synthesis.privatize` depends on groups, patients and the flow."""
+        synthesis, glow = self.synthesis, self.models.glow
+        if synthesis and synthesis.k > self.privacy.planned_patients:
+            yield f"synthesis.k: {synthesis.k} is more than privacy.planned_patients {self.privacy.planned_patients}"
+        if synthesis is None or synthesis.privatize is None or glow is None:
+            return
+        plan, where = synthesis.privatize, "synthesis.privatize"
+        coordinates = self.latent_dimension >> (glow.levels - 1 if plan.levels == "top" else 0)
+        if plan.components and plan.components > coordinates:
+            yield f"{where}.components: {plan.components} of {coordinates} coordinates ({plan.levels})"
+        dimension = plan.components or coordinates
+        if plan.mechanism == "privunit" and dimension > PRIVUNIT_LARGEST_DIMENSION:
+            yield (
+                f"{where}.mechanism: privunit takes at most {PRIVUNIT_LARGEST_DIMENSION} coordinates, got {dimension}; "
+                "set components and basis"
+            )
+        if plan.claim == "patient" and plan.egress == "averages" and synthesis.grouping != "random":
+            yield (
+                f"{where}.claim: expected grouping random for epsilon per patient, got {synthesis.grouping}: the images choose "
+                "those groups, so its epsilon is per average; change synthesis.grouping or leave claim out"
+            )
+        if plan.delta and plan.delta > 1 / (10 * self.privacy.planned_patients):
+            yield f"{where}.delta: at most 1/(10 x planned_patients), got {plan.delta:g}"
+
+    @property
+    def latent_dimension(self) -> int:
+        """D, the coordinates of a whole latent code: as many as an image has pixels and channels."""
+        return self.intake.channels * self.intake.size_px**2
+
     def strata(self) -> tuple[str, ...]:
         """Return the released label names: labels after merging, in order of first appearance."""
         merged = (self.intake.merge_labels.get(label, label) for label in self.intake.labels)
@@ -317,9 +416,11 @@ class Study(FrozenModel):
         return next(s.weight for s in self.sites if s.name == site) / total
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Return every starting checkpoint of the plan."""
+        """Return every public file of the plan: starting checkpoints, and the basis of its latents."""
         plans = (self.models.gan, self.models.glow, self.models.wgan, self.models.encoder)
-        return tuple(plan.start for plan in plans if plan is not None and plan.start is not None)
+        starts = [plan.start for plan in plans if plan is not None and plan.start is not None]
+        privatize = self.synthesis.privatize if self.synthesis else None
+        return (*starts, *([privatize.basis] if privatize and privatize.basis else []))
 
     def hash(self) -> str:
         """Return the SHA-256 of the plan's canonical JSON, in hex."""

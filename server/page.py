@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.messages import Header
-from common.privacy.mechanisms import LatentLaplace
+from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, latent_event
 from common.study import Study, Synthesis
 from server.pairs import SHOWN, triptychs
 
@@ -65,19 +65,33 @@ NOT_FOR = (
 )
 
 
-def latent_laplace(study: Study) -> LatentLaplace | None:
-    """Return the mechanism of the plan's privatized averages, or None."""
-    plan, flow = study.synthesis and study.synthesis.privatize, study.models.glow
-    if not study.synthesis or not plan or not flow:
-        return None
-    every = study.intake.channels * study.intake.size_px**2
-    dimension = every // 2 ** (flow.levels - 1) if plan.levels == "top" else every
-    return LatentLaplace(plan.clip, plan.radius, dimension, study.synthesis.k, study.synthesis.grouping, plan.scale)
+def latent_mechanism(study: Study) -> Latent | None:
+    """Return the mechanism of the plan's privatized images, or None."""
+    privatizes = study.synthesis is not None and study.synthesis.privatize is not None
+    return latent_event(study) if privatizes else None
+
+
+def privatized_statement(study: Study) -> dict[str, Any] | str:
+    """Return everything that is said of privatized images: the mechanism, which groups make the claim hold, the flow's own cost."""
+    mechanism = latent_mechanism(study)
+    if mechanism is None or study.synthesis is None:
+        return "not evaluated"
+    privacy, whole = study.privacy, study.latent_dimension
+    model = f"model ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient" + (
+        "; who is in both pays the sum" if mechanism.covers_patient else ""
+    )
+    return {
+        **mechanism.describe(),
+        "dimension_of": whole,
+        "model_epsilon": privacy.epsilon,
+        "model_delta": privacy.delta,
+        "groups_that_cover_patients": list(DATA_INDEPENDENT),
+        "statement": f"{mechanism.statement(whole)}; {model}. Claimed: {mechanism.describe()['claim']}.",
+    }
 
 
 def privacy_statement(study: Study, headers: Mapping[str, Header], account: Account) -> dict[str, Any]:
     """Return the statement: three boxes (updates, images, privatized images), per site the ledger head, and the limits."""
-    mechanism = latent_laplace(study)
     synthesis = study.synthesis
     return {
         "format": "kohort-privacy-statement/1",
@@ -110,9 +124,7 @@ def privacy_statement(study: Study, headers: Mapping[str, Header], account: Acco
             "consortium": consortium(study),
         },
         "images": averages_statement(synthesis) if synthesis else pairs_statement(study),
-        "privatized_images": {**mechanism.describe(), "statement": mechanism.statement()}
-        if mechanism
-        else "not evaluated",
+        "privatized_images": privatized_statement(study),
         "human_review": "decided by each site's own policy; the outcome is not sent",
         "limits": list(LIMITS if synthesis else PAIR_LIMITS),
     }

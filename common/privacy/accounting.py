@@ -16,10 +16,10 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from common.errors import Bug, ConfigurationError
-from common.privacy.mechanisms import LatentLaplace, Mechanism, SubsampledGaussian
+from common.privacy.mechanisms import KINDS, LatentLaplace, Mechanism, PrivUnit, SubsampledGaussian
 
 TAIL_MASS = 5e-21  # a Box–Muller draw with a 64-bit radius misses 2.3e-21 of a Gaussian's mass
 SAMPLER_SHARE = 0.01  # of delta: what the sampler's missing tail may add
@@ -82,7 +82,7 @@ def epsilon_rdp_opacus(mechanisms: Iterable[Mechanism], delta: float) -> float:
 
 def sampler_delta(mechanisms: Iterable[Mechanism], epsilon: float) -> float:
     """What the Gaussian sampler's missing tail adds to delta: d·T·5e-21·(1 + e^epsilon)."""
-    draws = sum(m.dimension * m.steps for m in mechanisms if isinstance(m, SubsampledGaussian))
+    draws = sum(m.dimension * m.steps for m in mechanisms if _is_gaussian(m))
     return draws * TAIL_MASS * (1.0 + math.exp(min(epsilon, 700.0)))
 
 
@@ -146,7 +146,7 @@ def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
 
 def _checked(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, ...]:
     mechanisms = tuple(mechanisms)
-    unknown = [type(m).__name__ for m in mechanisms if not isinstance(m, (SubsampledGaussian, LatentLaplace))]
+    unknown = [type(m).__name__ for m in mechanisms if type(m) not in KINDS.values()]
     if unknown or not mechanisms or not 0.0 < delta < 1.0:
         raise ConfigurationError(
             f"accounting: expected known mechanisms and 0 < delta < 1, got {unknown or mechanisms}, {delta!r}"
@@ -156,12 +156,36 @@ def _checked(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, 
 
 def _split(mechanisms: Sequence[Mechanism]) -> tuple[float, tuple[Mechanism, ...]]:
     """The summed epsilon of pure mechanisms too large to compose (basic composition), and the rest."""
-    large = [m for m in mechanisms if isinstance(m, LatentLaplace) and m.epsilon_per_image > LARGEST_COMPOSED]
+    large = [m for m in mechanisms if _is_pure(m) and m.epsilon_per_image > LARGEST_COMPOSED]
     return sum(m.epsilon_per_image for m in large), tuple(m for m in mechanisms if m not in large)
 
 
+def _is_gaussian(mechanism: Mechanism) -> bool:
+    """Whether its noise comes from the Gaussian sampler, which misses a tail."""
+    return isinstance(mechanism, SubsampledGaussian) or any(kind == "gaussian" for kind, _ in mechanism.losses)
+
+
+def _is_pure(mechanism: Mechanism) -> TypeGuard[LatentLaplace | PrivUnit]:
+    return not _is_gaussian(mechanism)
+
+
+def _loss_event(kind: str, value: float) -> Any:
+    """dp-accounting's event of one loss: Laplace as its continuous limit (an upper bound for the lattice, equal from 64 steps
+    on), any other pure mechanism as randomized response, which dominates it. Raises ConfigurationError for an unknown kind.
+    """
+    from dp_accounting import dp_event
+
+    if kind == "gaussian":
+        return dp_event.GaussianDpEvent(value)
+    if kind == "laplace":
+        return dp_event.LaplaceDpEvent(1.0 / value)
+    if kind == "pure":
+        return dp_event.RandomizedResponseDpEvent(2.0 / (1.0 + math.exp(value)), 2)
+    raise ConfigurationError(f"accounting: expected a loss of gaussian, laplace or pure, got {kind!r}")
+
+
 def _dp_events(mechanisms: Iterable[Mechanism]) -> list[Any]:
-    """dp-accounting's events. Laplace as its continuous limit: an upper bound for the lattice, equal from 64 steps on."""
+    """dp-accounting's events."""
     from dp_accounting import dp_event
 
     # Models of one rate and noise compose as one: half the time, the same epsilon.
@@ -171,7 +195,7 @@ def _dp_events(mechanisms: Iterable[Mechanism]) -> list[Any]:
         if isinstance(m, SubsampledGaussian):
             steps[m.q, m.noise_multiplier] = steps.get((m.q, m.noise_multiplier), 0) + m.steps
         else:
-            events.append(dp_event.LaplaceDpEvent(1.0 / m.epsilon_per_image))
+            events += [_loss_event(kind, value) for kind, value in m.losses]
     for (q, sigma), count in steps.items():
         sampled = dp_event.PoissonSampledDpEvent(q, dp_event.GaussianDpEvent(sigma))
         events.append(dp_event.SelfComposedDpEvent(sampled, count))

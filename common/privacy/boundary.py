@@ -29,6 +29,7 @@ POST_PROCESSED = (
     "generator.",
     "average.",
 )  # made from the private critic alone: the plan's `trainable` does not bind it
+PRIVATIZE_STATED = ("mechanism", "clip", "radius", "scale", "epsilon", "delta", "levels", "components", "egress")
 NORM_SLACK = 1e-6  # of the bound: float32 deltas, float64 norm
 
 
@@ -157,9 +158,8 @@ def public_statement(study: Study, kind: str, model: str = "") -> Statement:
     statement: Statement = {"unit": study.privacy.unit, "k": synthesis.k, "grouping": synthesis.grouping}
     if synthesis.privatize is not None:
         given = synthesis.privatize
-        statement |= {
-            f"privatize_{name}": getattr(given, name) for name in ("mechanism", "clip", "radius", "scale", "levels")
-        }
+        stated = {name: getattr(given, name) for name in PRIVATIZE_STATED}
+        statement |= {f"privatize_{name}": value for name, value in stated.items() if value is not None}
     return statement
 
 

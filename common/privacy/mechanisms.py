@@ -4,22 +4,32 @@ In: public constants of a study plan. Out: a description for statements, a canon
 Guaranteed: every number follows from the fields; an event of an unknown mechanism, or with an unknown field, is refused.
 Not: drawing noise (noise.py), composing events (accounting.py), or knowing whether the data were really clipped.
 
-Sources: Abadi et al. 2016 (subsampled Gaussian); Shibata et al. 2023 and methods/dp-glow.md, sections 5 and 6 (Laplace).
+Every mechanism on latents (`Latent`) says: sensitivity and norm, adjacency, d, k, grouping, epsilon per coordinate and per
+image, delta, expected cosine, and what its groups allow to claim. `losses` is what the accountants compose.
+
+Sources: Abadi et al. 2016 (subsampled Gaussian); Shibata et al. 2023 and methods/dp-glow.md, sections 5 and 6 (Laplace);
+Balle and Wang 2018 (arXiv 1805.06530), Theorem 8 (Gaussian); Bhowmick et al. 2018 (PrivUnit, privunit.py).
 """
 
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from common.errors import ConfigurationError, RefusedError
+from common.privacy import privunit
 
 if TYPE_CHECKING:
-    from common.study import Study
+    from common.study import PrivatizePlan, Study
 
 ZERO_OUT = "zero-out of one patient"
 REPLACE_ONE = "replace-one patient"
 PLAIN_DIMENSION = 2**20
+Grouping = Literal["similar", "similar-swap", "cells", "random"]
+DATA_INDEPENDENT = ("random",)  # groupings in which no pixel decides who is in a group
+Loss = tuple[Literal["gaussian", "laplace", "pure"], float]  # a Gaussian's noise over sensitivity; the others' epsilon
+MEAN_MAGNITUDE = math.sqrt(2 / math.pi)  # E |z| of a standard normal latent: 0.80
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,11 @@ class SubsampledGaussian:
         _require("noise_multiplier", self.noise_multiplier, 0.0 < self.noise_multiplier < math.inf, "a positive number")
         _require("steps", self.steps, isinstance(self.steps, int) and self.steps >= 1, "a whole number from 1")
         _require("dimension", self.dimension, self.dimension >= 1, "a whole number from 1")
+
+    @property
+    def covers_patient(self) -> bool:
+        """Yes: patients are the unit of sampling and clipping."""
+        return True
 
     def event(self) -> str:
         """The canonical JSON of the mechanism: what the ledger hashes."""
@@ -67,7 +82,7 @@ class LatentLaplace:
     """Discrete Laplace noise on the sum of `k` clipped latents of `dimension` coordinates. Replace-one; pure epsilon.
 
     `clip`: "box" (every abs z <= radius) or "l1_ball" (sum of abs z <= radius·dimension). `scale`: Laplace scale b of the
-    released *mean*, in latent units. `grouping`: "random" (no pixel decides who is in a group) or "similar".
+    released *mean*, in latent units. `grouping`: "random" (no pixel decides who is in a group) or one by the data.
     `lattice_step`: the grid h of the latents.
     """
 
@@ -75,18 +90,15 @@ class LatentLaplace:
     radius: float
     dimension: int
     k: int
-    grouping: Literal["random", "similar"]
+    grouping: Grouping
     scale: float
     lattice_step: float = 2**-10
 
     def __post_init__(self) -> None:
         _require("clip", self.clip, self.clip in ("box", "l1_ball"), "box or l1_ball")
-        _require("grouping", self.grouping, self.grouping in ("random", "similar"), "random or similar")
+        _require_group(self)
         for name in ("radius", "scale", "lattice_step"):
-            _require(name, getattr(self, name), 0.0 < getattr(self, name) < math.inf, "a positive number")
-        for name in ("dimension", "k"):
-            value = getattr(self, name)
-            _require(name, value, isinstance(value, int) and value >= 1, "a whole number from 1")
+            _require(name, getattr(self, name), _positive(getattr(self, name)), "a positive number")
         _require("radius", self.radius, self.radius_in_steps >= 1, "at least one lattice step")
 
     @property
@@ -115,6 +127,21 @@ class LatentLaplace:
         return self.sum_sensitivity_in_steps / self.sum_scale_in_steps
 
     @property
+    def delta(self) -> float:
+        """Zero: pure epsilon."""
+        return 0.0
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What the accountants compose."""
+        return (("laplace", self.epsilon_per_image),)
+
+    @property
+    def expected_cosine(self) -> float:
+        """Between a mean of k independent standard latents, clipped, and its release; methods/dp-glow.md, section 5."""
+        return _cosine(_clipped_variance(self.clip, self.radius) / self.k / (2 * self.scale**2))
+
+    @property
     def epsilon_per_coordinate(self) -> float:
         """Epsilon of a single coordinate. In an l1 ball one coordinate can carry all of the image's epsilon."""
         return 2 * self.radius_in_steps / self.sum_scale_in_steps
@@ -122,7 +149,7 @@ class LatentLaplace:
     @property
     def covers_patient(self) -> bool:
         """Whether epsilon holds per patient: only where the data did not choose the groups."""
-        return self.grouping == "random" or self.k == 1
+        return covers_patient(self)
 
     def event(self) -> str:
         """The canonical JSON of the mechanism: what the ledger hashes."""
@@ -130,39 +157,230 @@ class LatentLaplace:
 
     def describe(self) -> dict[str, Any]:
         """All constants and everything that follows from them."""
+        sensitivity = self.sum_sensitivity_in_steps * self.lattice_step / self.k
         return {
             "mechanism": "latent_laplace",
             **asdict(self),
-            "adjacency": REPLACE_ONE,
             "norm": "l1",
-            "sensitivity": self.sum_sensitivity_in_steps * self.lattice_step / self.k,
-            "epsilon_per_coordinate": self.epsilon_per_coordinate,
-            "epsilon_per_image": self.epsilon_per_image,
-            "delta": 0.0,
-            "unit": "patient" if self.covers_patient else "average",
-            "statement": self.statement(),
+            "sensitivity": sensitivity,
+            **_described(self),
         }
 
-    def statement(self) -> str:
-        """The sentence a release prints (methods/dp-glow.md, section 6); it never calls epsilon per coordinate the whole."""
+    def statement(self, whole: int | None = None) -> str:
+        """The sentence a release prints; it never calls epsilon per coordinate the whole. `whole`: all latent coordinates D."""
         if self.clip == "box":
             name, per_coordinate = "box", f"ε={self.epsilon_per_coordinate:,.4g} per coordinate = "
         else:
             compared = 6.0 / (self.k * self.scale)
             name, per_coordinate = "l1_ball", f"(a box of 3 would be ε={compared:,.4g} per coordinate) "
-        unit = "image" if self.k == 1 else "average"
-        text = f"laplace {name}: {per_coordinate}ε={_grouped(self.epsilon_per_image)} per {unit}"
-        if self.k > 1:
-            text += (
-                " and per patient" if self.covers_patient else ", grouping by similarity not covered, no ε per patient"
-            )
-        return f"{text}, replace-one, d={self.dimension:,}, k={self.k}, {self.grouping} groups"
+        return f"laplace {name}: {per_coordinate}{_stated(self, whole)}"
 
 
-Mechanism: TypeAlias = SubsampledGaussian | LatentLaplace
-KINDS: dict[str, type[SubsampledGaussian] | type[LatentLaplace]] = {
+@dataclass(frozen=True)
+class LatentGaussian:
+    """Gaussian noise, rounded to the lattice, on the sum of `k` latents in the l2 ball of radius sqrt(dimension). Replace-one.
+
+    `epsilon` and `delta` hold per released mean (per image where k = 1), over all its coordinates; the noise follows from them.
+    """
+
+    dimension: int
+    k: int
+    grouping: Grouping
+    epsilon: float
+    delta: float
+    lattice_step: float = 2**-10
+
+    def __post_init__(self) -> None:
+        _require_group(self)
+        _require("epsilon", self.epsilon, _positive(self.epsilon), "epsilon per image, a positive number")
+        _require("delta", self.delta, _positive(self.delta) and self.delta < 1, "a number between 0 and 1")
+        _require("lattice_step", self.lattice_step, self.lattice_step == 2**-10, "2^-10")
+
+    @property
+    def steps(self) -> int:
+        """One: all groups of a release together are one application (each patient is in one group)."""
+        return 1
+
+    @property
+    def clip(self) -> Literal["l2_ball"]:
+        """The clip set: the ball in which a standard normal latent's own length lies."""
+        return "l2_ball"
+
+    @property
+    def radius(self) -> float:
+        """sqrt(dimension), in latent units."""
+        return math.sqrt(self.dimension)
+
+    @property
+    def squared_radius_in_steps(self) -> int:
+        """The largest sum of squares of a clipped latent on the lattice, exact."""
+        return self.dimension * round(1 / self.lattice_step) ** 2
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The noise's deviation over the sensitivity 2 sqrt(d) of the sum."""
+        return analytic_noise_multiplier(self.epsilon, self.delta)
+
+    @property
+    def sum_deviation_in_steps(self) -> float:
+        """The deviation of the noise on the sum of k latents, in lattice steps."""
+        return self.noise_multiplier * 2 * self.radius / self.lattice_step
+
+    @property
+    def epsilon_per_image(self) -> float:
+        """Epsilon (at `delta`) of one released mean, over all its coordinates."""
+        return self.epsilon
+
+    @property
+    def epsilon_per_coordinate(self) -> float:
+        """The same: in a ball one coordinate can carry all of the image's epsilon."""
+        return self.epsilon
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What the accountants compose."""
+        return (("gaussian", self.noise_multiplier),)
+
+    @property
+    def expected_cosine(self) -> float:
+        """Between a mean of k independent standard latents and its release: SNR k / (4 d sigma^2)."""
+        return _cosine(self.k / (4 * self.dimension * self.noise_multiplier**2))
+
+    @property
+    def covers_patient(self) -> bool:
+        """Whether epsilon holds per patient: only where the data did not choose the groups."""
+        return covers_patient(self)
+
+    def event(self) -> str:
+        """The canonical JSON of the mechanism: what the ledger hashes."""
+        return _canonical("latent_gaussian", self)
+
+    def describe(self) -> dict[str, Any]:
+        """All constants and everything that follows from them."""
+        return {
+            "mechanism": "latent_gaussian",
+            **asdict(self),
+            "clip": self.clip,
+            "radius": self.radius,
+            "noise_multiplier": self.noise_multiplier,
+            "norm": "l2",
+            "sensitivity": 2 * self.radius / self.k,
+            **_described(self),
+        }
+
+    def statement(self, whole: int | None = None) -> str:
+        """The sentence a release prints. `whole`: all latent coordinates D."""
+        return f"gaussian l2_ball: {_stated(self, whole)}"
+
+
+@dataclass(frozen=True)
+class PrivUnit:
+    """A private direction for the direction of one image's latent (privunit.py). Any two images; pure epsilon per image."""
+
+    dimension: int
+    epsilon: float
+    lattice_step: float = 2**-10
+
+    def __post_init__(self) -> None:
+        largest, most = privunit.LARGEST_DIMENSION, privunit.LARGEST_EPSILON
+        fits = isinstance(self.dimension, int) and 2 <= self.dimension <= largest
+        _require("dimension", self.dimension, fits, f"2 to {largest} (`components` of a public basis reduce it)")
+        _require(
+            "epsilon",
+            self.epsilon,
+            _positive(self.epsilon) and 0.01 <= self.epsilon <= most,
+            f"0.01 to {most:g} per image",
+        )
+        _require("lattice_step", self.lattice_step, self.lattice_step == 2**-10, "2^-10")
+
+    @property
+    def steps(self) -> int:
+        """One: all images of a release together are one application (one image of each patient)."""
+        return 1
+
+    @property
+    def k(self) -> int:
+        """One image of one patient."""
+        return 1
+
+    @property
+    def grouping(self) -> Grouping:
+        """No groups, so no data chose them."""
+        return "random"
+
+    @property
+    def clip(self) -> Literal["sphere"]:
+        """The clip set: only the direction counts."""
+        return "sphere"
+
+    @property
+    def radius(self) -> float:
+        """sqrt(dimension), in latent units: the length to which latent and release are scaled."""
+        return math.sqrt(self.dimension)
+
+    @property
+    def squared_radius_in_steps(self) -> int:
+        """The largest sum of squares of a direction on the lattice, exact."""
+        return self.dimension * round(1 / self.lattice_step) ** 2
+
+    @property
+    def delta(self) -> float:
+        """Zero: pure epsilon."""
+        return 0.0
+
+    @property
+    def epsilon_per_image(self) -> float:
+        """Pure epsilon of one released image, over all its coordinates."""
+        return self.epsilon
+
+    @property
+    def epsilon_per_coordinate(self) -> float:
+        """The same: the coordinates of a direction are not released one by one."""
+        return self.epsilon
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What the accountants compose."""
+        return (("pure", self.epsilon),)
+
+    @property
+    def expected_cosine(self) -> float:
+        """Between an image's direction and its release."""
+        return privunit.cap(self.dimension, self.epsilon).expected_cosine
+
+    @property
+    def covers_patient(self) -> bool:
+        """Yes: one image of one patient."""
+        return True
+
+    def event(self) -> str:
+        """The canonical JSON of the mechanism: what the ledger hashes."""
+        return _canonical("privunit", self)
+
+    def describe(self) -> dict[str, Any]:
+        """All constants and everything that follows from them."""
+        return {
+            "mechanism": "privunit",
+            **asdict(self),
+            "clip": self.clip,
+            "radius": self.radius,
+            "norm": "direction",
+            "sensitivity": "any two directions",
+            **_described(self),
+        }
+
+    def statement(self, whole: int | None = None) -> str:
+        """The sentence a release prints. `whole`: all latent coordinates D."""
+        return f"privunit: {_stated(self, whole)}"
+
+
+Latent: TypeAlias = LatentLaplace | LatentGaussian | PrivUnit
+Mechanism: TypeAlias = SubsampledGaussian | Latent
+KINDS: dict[str, type[Mechanism]] = {
     "subsampled_gaussian": SubsampledGaussian,
     "latent_laplace": LatentLaplace,
+    "latent_gaussian": LatentGaussian,
+    "privunit": PrivUnit,
 }
 
 
@@ -188,15 +406,131 @@ def round_event(study: "Study", model: str, dimension: int) -> SubsampledGaussia
     return SubsampledGaussian(study.sampling_rate(plan), plan.noise_multiplier, plan.local_steps, dimension, model)
 
 
-def latent_event(study: "Study") -> LatentLaplace:
-    """The mechanism of the plan's `synthesis.privatize`, from public constants alone. Raises ConfigurationError without one."""
-    synthesis, glow = study.synthesis, study.models.glow
-    if synthesis is None or synthesis.privatize is None or glow is None:
+def latent_event(study: "Study") -> Latent:
+    """The mechanism of the plan's `synthesis.privatize`, from public constants alone. Raises ConfigurationError without one.
+
+    With egress `single` each image is of one patient: k = 1, and no group can depend on the data.
+    """
+    synthesis = study.synthesis
+    if synthesis is None or synthesis.privatize is None or study.models.glow is None:
         raise ConfigurationError("privatize: the plan has no synthesis.privatize, or no models.glow")
-    plan = synthesis.privatize
-    dimension = study.intake.channels * study.intake.size_px**2  # every split halves what stays
-    dimension = dimension if plan.levels == "all" else dimension >> (glow.levels - 1)
-    return LatentLaplace(plan.clip, plan.radius, dimension, synthesis.k, synthesis.grouping, plan.scale)
+    single = synthesis.privatize.egress == "single"
+    grouping: Any = "random" if single else synthesis.grouping
+    return latent_mechanism(synthesis.privatize, level_dimension(study), 1 if single else synthesis.k, grouping)
+
+
+def latent_mechanism(plan: "PrivatizePlan", coordinates: int, k: int, grouping: Grouping) -> Latent:
+    """The mechanism of a `privatize` section for averages of k; `coordinates`: of its levels, before any basis."""
+    dimension = plan.components or coordinates
+    if plan.mechanism == "gaussian":
+        return LatentGaussian(dimension, k, grouping, _given(plan.epsilon), _given(plan.delta))
+    if plan.mechanism == "privunit":
+        _require("k", k, k == 1, "1: privunit privatizes one image (egress: single)")
+        return PrivUnit(dimension, _given(plan.epsilon))
+    return LatentLaplace(plan.clip or "l1_ball", _given(plan.radius), dimension, k, grouping, _given(plan.scale))
+
+
+def level_dimension(study: "Study") -> int:
+    """The latent coordinates of the plan's `privatize.levels`: all D, or the top level's (every split halves what stays)."""
+    whole, glow = study.latent_dimension, study.models.glow
+    top = study.synthesis is None or study.synthesis.privatize is None or study.synthesis.privatize.levels == "top"
+    return whole >> (glow.levels - 1) if glow is not None and top else whole
+
+
+def covers_patient(mechanism: Latent) -> bool:
+    """Whether epsilon holds per patient: only where the data did not choose the groups, or where there is none (k = 1)."""
+    return mechanism.grouping in DATA_INDEPENDENT or mechanism.k == 1
+
+
+def claim(mechanism: Latent) -> str:
+    """What a statement may say of these groups (methods/dp-glow.md, section 5); k-anonymity and epsilon stay two promises."""
+    spent = f"ε={_grouped(mechanism.epsilon_per_image)}" + (f", δ={mechanism.delta:g}" if mechanism.delta else "")
+    if mechanism.k == 1:
+        return f"{spent} per image, and per patient where each patient has one image; no k-anonymity"
+    if mechanism.covers_patient:
+        return f"k-anonymity (k={mechanism.k}), and {spent} per patient for all averages of the release together"
+    return f"k-anonymity (k={mechanism.k}), and {spent} per average; the choice of the groups is not covered, no ε per patient"
+
+
+@lru_cache(maxsize=64)
+def analytic_noise_multiplier(epsilon: float, delta: float) -> float:
+    """The least deviation over sensitivity of a Gaussian with (epsilon, delta), rounded up to 2^-20 (Balle and Wang 2018)."""
+    low, high = 0.0, 1.0
+    while gaussian_delta(epsilon, high) > delta:
+        high *= 2.0
+    while high - low > 2.0**-22 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if gaussian_delta(epsilon, middle) > delta else (low, middle)
+    return math.ceil(high * 2**20) / 2**20
+
+
+def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
+    """The least delta of a Gaussian: Phi(1/(2s) - e s) - exp(e) Phi(-1/(2s) - e s), s its noise multiplier (Theorem 8)."""
+    half, shift = 1 / (2 * noise_multiplier), epsilon * noise_multiplier
+    above = 0.5 * math.erfc((shift - half) / math.sqrt(2))
+    tail = 0.5 * math.erfc((shift + half) / math.sqrt(2))
+    return above - (math.exp(epsilon + math.log(tail)) if tail > 0 else 0.0)
+
+
+def _described(mechanism: Latent) -> dict[str, Any]:
+    """What every description of a mechanism on latents says."""
+    return {
+        "k": mechanism.k,
+        "grouping": mechanism.grouping,
+        "adjacency": REPLACE_ONE,
+        "epsilon_per_coordinate": mechanism.epsilon_per_coordinate,
+        "epsilon_per_image": mechanism.epsilon_per_image,
+        "delta": mechanism.delta,
+        "unit": "patient" if mechanism.covers_patient else "average",
+        "expected_cosine": round(mechanism.expected_cosine, 4),
+        "claim": claim(mechanism),
+        "statement": mechanism.statement(),
+    }
+
+
+def _stated(mechanism: Latent, whole: int | None) -> str:
+    """From epsilon per image on, the same words for all mechanisms."""
+    pure = f", δ={mechanism.delta:g}" if mechanism.delta else " (pure)" if mechanism.clip == "sphere" else ""
+    text = f"ε={_grouped(mechanism.epsilon_per_image)}{pure} per {'image' if mechanism.k == 1 else 'average'}"
+    if mechanism.k > 1:
+        covered = mechanism.covers_patient
+        text += " and per patient" if covered else ", grouping by similarity not covered, no ε per patient"
+    dimension = f"d={mechanism.dimension:,}" + (f" of {whole:,}" if whole else "")
+    groups = "" if mechanism.clip == "sphere" else f", {mechanism.grouping} groups"
+    cosine = f"expected cosine {mechanism.expected_cosine:.2f}"
+    return f"{text}, replace-one, {dimension}, k={mechanism.k}{groups}, {cosine}"
+
+
+def _cosine(signal_to_noise: float) -> float:
+    return math.sqrt(signal_to_noise / (1 + signal_to_noise))
+
+
+def _clipped_variance(clip: str, radius: float) -> float:
+    """Variance of a standard normal latent's coordinate after the clip (the l1 ball: of a latent of typical length)."""
+    if clip == "l1_ball":
+        return min(1.0, radius / MEAN_MAGNITUDE) ** 2
+    outside = math.erfc(radius / math.sqrt(2))
+    inside = 1 - outside - radius * MEAN_MAGNITUDE * math.exp(-(radius**2) / 2)
+    return inside + radius**2 * outside
+
+
+def _require_group(mechanism: LatentLaplace | LatentGaussian) -> None:
+    names = get_args(Grouping)
+    _require("grouping", mechanism.grouping, mechanism.grouping in names, f"one of {', '.join(names)}")
+    for name in ("dimension", "k"):
+        value = getattr(mechanism, name)
+        _require(name, value, isinstance(value, int) and value >= 1, "a whole number from 1")
+
+
+def _positive(value: float) -> bool:
+    return 0.0 < value < math.inf
+
+
+def _given(value: float | None) -> float:
+    """A number that the plan's own checks made sure of."""
+    if value is None:
+        raise ConfigurationError("privatize: a number of the mechanism is missing", hint="validate the plan first")
+    return value
 
 
 def _canonical(kind: str, mechanism: Mechanism) -> str:

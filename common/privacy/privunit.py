@@ -1,0 +1,111 @@
+"""PrivUnit: a private direction for one direction, drawn by rejection on an integer lattice; pure epsilon for one image.
+
+In: the direction of an image as integers int64 [d], public constants, a noise source. Out: integers [d] whose direction is the
+release. Guaranteed: the comparison with the cap is exact in integers, so no rounding depends on the image; running time depends
+on coins and on the cap's mass alone, never on the image; a zero direction draws uniformly, which keeps epsilon.
+Not: a length (only directions are released), more than 64 dimensions, or an epsilon above 16, where rejection gets slow.
+
+Two directions can be told apart by at most e^epsilon: with a coin of bias p = e^e0 / (1 + e^e0) the draw lies in the cap
+{V: <V, v> >= gamma |V| |v|} or outside it, and the cap holds the share 1 / (1 + e^(epsilon - e0)) of all directions, whatever v.
+Lattice directions are uniform only up to rounding: V is a rounded Gaussian of deviation 2^24, no shorter than 2^24, so it
+stands within sqrt(d) / 2^25 of a uniform direction. `SLACK` of epsilon is kept back for that (at d = 64 it needs 1e-5).
+
+Sources: Bhowmick et al. 2018 (arXiv 1812.00984); Asi, Feldman and Talwar 2022 (arXiv 2205.02466): e0 by expected cosine.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import Bug
+from common.privacy.noise import LATTICE, Noise
+
+LARGEST_DIMENSION = 64
+LARGEST_EPSILON = 16.0
+SLACK = 2.0**-13  # of epsilon, for directions that are uniform up to rounding
+GAMMA_STEPS = 2**20  # gamma is a multiple of 1 / GAMMA_STEPS, rounded down: a larger cap tells less
+SHARE_GRID = 256  # values of e0 that are tried
+DEVIATION = LATTICE  # of a coordinate of V, in its own integers: 2^24
+LONGEST = 1 << 18  # of a direction's coordinate: keeps <V, v> below 2^53, where float64 sums of integers are exact
+BLOCKS = (16, 4096)  # fewest and most candidates drawn at a time
+DOUBT = 1e-9  # relative: nearer to the cap's edge than this, the comparison is made in exact integers
+
+
+@dataclass(frozen=True)
+class Cap:
+    """The public constants of a draw: coin bias `p`, cosine `gamma_steps / GAMMA_STEPS`, its share of directions."""
+
+    p: float
+    gamma_steps: int
+    mass: float
+    expected_cosine: float
+
+    @property
+    def block(self) -> int:
+        """Candidates drawn at a time: about three times what the rarer side needs on average."""
+        return min(max(BLOCKS[0], round(3.0 / self.mass)), BLOCKS[1])
+
+
+@lru_cache(maxsize=32)
+def cap(dimension: int, epsilon: float) -> Cap:
+    """The constants with the largest expected cosine for this dimension and epsilon (no data enters)."""
+    budget = epsilon - SLACK
+    shares = [budget * i / SHARE_GRID for i in range(SHARE_GRID)]
+    return max((_cap(dimension, budget, share) for share in shares), key=lambda found: found.expected_cosine)
+
+
+def _cap(dimension: int, epsilon: float, coin_epsilon: float) -> Cap:
+    """The cap where the coin spends `coin_epsilon` of epsilon; its mass is 1/2 I_{1 - gamma^2}((d - 1) / 2, 1/2)."""
+    from scipy.special import betainc, betaincinv
+
+    p = 1.0 / (1.0 + math.exp(-coin_epsilon))
+    mass = 1.0 / (1.0 + math.exp(epsilon - coin_epsilon))
+    half = (dimension - 1) / 2
+    steps = math.floor(math.sqrt(1.0 - float(betaincinv(half, 0.5, 2.0 * mass))) * GAMMA_STEPS)
+    gamma = steps / GAMMA_STEPS
+    mass = 0.5 * float(betainc(half, 0.5, 1.0 - gamma**2))
+    log_c = math.lgamma(dimension / 2) - math.lgamma(half) - 0.5 * math.log(math.pi)
+    moment = math.exp(log_c + half * math.log1p(-(gamma**2))) / (
+        dimension - 1
+    )  # E[T; T >= gamma] of a uniform cosine T
+    return Cap(p, steps, mass, moment * (p / mass - (1.0 - p) / (1.0 - mass)))
+
+
+def draw(direction: NDArray[np.int64], dimension: int, epsilon: float, noise: Noise) -> NDArray[np.int64]:
+    """One release for one direction: int64 [d] of length 2^24 or more. Raises Bug for a direction that is no such integers."""
+    if direction.shape != (dimension,) or int(np.abs(direction).max(initial=0)) > LONGEST:
+        raise Bug(f"privunit: expected {dimension} integers of at most {LONGEST}, got shape {direction.shape}")
+    constants = cap(dimension, epsilon)
+    if not direction.any():  # a uniform direction in its place makes the draw uniform, in the same time
+        direction = _directions(BLOCKS[0], dimension, noise)[0] >> 10
+    wanted = bool(noise.bernoulli(constants.p, 1)[0])
+    while True:
+        candidates = _directions(constants.block, dimension, noise)
+        inside = in_cap(candidates, direction, constants.gamma_steps)
+        hits = np.flatnonzero(inside == wanted)
+        if len(hits):
+            chosen: NDArray[np.int64] = candidates[hits[0]]
+            return chosen
+
+
+def in_cap(candidates: NDArray[np.int64], direction: NDArray[np.int64], gamma_steps: int) -> NDArray[np.bool_]:
+    """Whether each candidate [n, d] has a cosine of at least gamma with the direction, decided exactly, bool [n]."""
+    floats = candidates.astype(np.float64)
+    inner, squares = floats @ direction.astype(np.float64), np.einsum("nd,nd->n", floats, floats)
+    own = int((direction * direction).sum())
+    left, right = (inner * GAMMA_STEPS) ** 2, float(gamma_steps) ** 2 * own * squares
+    inside = (inner >= 0) & (left >= right)
+    for i in np.flatnonzero(np.abs(left - right) <= DOUBT * right):
+        square = sum(int(x) ** 2 for x in candidates[i])
+        inside[i] = inner[i] >= 0 and (int(inner[i]) * GAMMA_STEPS) ** 2 >= gamma_steps**2 * own * square
+    return np.asarray(inside, dtype=np.bool_)
+
+
+def _directions(count: int, dimension: int, noise: Noise) -> NDArray[np.int64]:
+    """Candidates [n, d]: rounded Gaussians of deviation 2^24, those shorter than 2^24 left out (no image decides which)."""
+    drawn = noise.gaussian_lattice(count * dimension, 1.0).reshape(count, dimension)
+    kept: NDArray[np.int64] = drawn[(drawn * drawn).sum(axis=1) >= DEVIATION**2]
+    return kept
