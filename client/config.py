@@ -40,8 +40,9 @@ class Policy(FrozenModel):
     max_delta: float = Field(default=1e-5, gt=0, le=0.01, description="delta of that promise; fixed by the first run")
     min_k: int = Field(default=5, ge=2, description="least patients behind an image; 10 is recommended")
     min_noise_multiplier: float = Field(default=0.5, gt=0, description="least noise of a private step")
-    groupings: tuple[Literal["similar", "random"], ...] = Field(
-        default=("similar", "random"), description="ways to form groups that are allowed"
+    groupings: tuple[Literal["similar", "similar-swap", "cells", "random", "anchors"], ...] = Field(
+        default=("similar", "cells", "random", "anchors"),
+        description="ways to form groups that are allowed; similar-swap, the tightest, leaks most about who took part",
     )
     max_images: int = Field(default=1000, ge=0, description="most images that may leave for one study")
     review: Literal["required", "not_required"] = Field(

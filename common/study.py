@@ -27,6 +27,7 @@ Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 Positive = Annotated[float, Field(gt=0)]
 CHECKPOINT_CAP_BYTES = 1 << 30
+MOST_CELLS = 192  # of one stratum: the generator samples that the inversion draws (client/synthesize/invert.py)
 SIZES = (32, 64, 96, 128, 256, 512)
 
 
@@ -280,11 +281,25 @@ class PrivatizePlan(FrozenModel):
 PRIVUNIT_LARGEST_DIMENSION, PRIVUNIT_LARGEST_EPSILON = 64, 16.0  # common/privacy/privunit.py
 
 
+class AnchorsPlan(FrozenModel):
+    """Cells and noise of grouping `anchors` (common/privacy/anchors.py): averages under (epsilon, delta).
+
+    `noise_multiplier` of all sums and counts together; `components` of a code; `threshold_delta`: what the threshold on noisy
+    counts takes off privacy.delta; `cells_per_stratum`: by default planned_patients / 3k, shared out among the strata.
+    """
+
+    noise_multiplier: float = Field(ge=0.3, le=1000)
+    threshold_delta: float = Field(gt=0, le=0.01)
+    components: int = Field(default=32, ge=2, le=64)
+    cells_per_stratum: int | None = Field(default=None, ge=1, le=MOST_CELLS)
+
+
 class Synthesis(FrozenModel):
-    """Groups, alignment and privatization on site (Jeon et al. 2022)."""
+    """Groups, alignment and privatization on site (Jeon et al. 2022). What each `grouping` does: client/synthesize/group.py."""
 
     k: int = Field(ge=2, le=10_000)
-    grouping: Literal["similar", "random"]
+    grouping: Literal["similar", "similar-swap", "cells", "random", "anchors"]
+    anchors: AnchorsPlan | None = None
     windows: int = Field(default=2, ge=1, le=16)
     inversion_steps: int = Field(ge=0, le=10_000)
     alignment_steps: int = Field(ge=0, le=10_000)
@@ -354,6 +369,7 @@ class Study(FrozenModel):
         if self.synthesis and self.synthesis.privatize and not self.models.glow:
             found.append("synthesis.privatize: needs models.glow")
         found += self._privatize_problems()
+        found += self._anchors_problems()
         if self.models.wgan and self.intake.volumes is None:
             found.append("models.wgan: needs intake.volumes, where its image + mask patches come from")
         if self.intake.volumes and (self.intake.channels != 1 or self.models.gan or self.models.glow):
@@ -395,6 +411,32 @@ class Study(FrozenModel):
             )
         if plan.delta and plan.delta > 1 / (10 * self.privacy.planned_patients):
             yield f"{where}.delta: at most 1/(10 x planned_patients), got {plan.delta:g}"
+
+    def _anchors_problems(self) -> Iterator[str]:
+        """What fits `synthesis.anchors` to the grouping and to delta."""
+        if self.synthesis is None:
+            return
+        plan, where = self.synthesis.anchors, "synthesis.anchors"
+        if (self.synthesis.grouping == "anchors") != (plan is not None):
+            yield f"{where}: expected with grouping anchors and with no other, got grouping {self.synthesis.grouping}"
+        if plan and self.synthesis.privatize:
+            yield "synthesis.privatize: not with grouping anchors, whose averages are private already"
+        if plan and plan.threshold_delta > self.privacy.delta / 2:
+            yield f"{where}.threshold_delta: at most half of privacy.delta {self.privacy.delta:g}, got {plan.threshold_delta:g}"
+
+    @property
+    def cells_per_stratum(self) -> int:
+        """How many anchors a stratum has: declared, or for 3k of the planned patients each."""
+        if self.synthesis is None or self.synthesis.anchors is None:
+            return 0
+        declared = self.synthesis.anchors.cells_per_stratum
+        eyes = 2 if self.intake.stratify_laterality else 1
+        fitting = self.privacy.planned_patients // (3 * self.synthesis.k * len(self.strata()) * eyes)
+        return declared or max(1, min(MOST_CELLS, fitting))
+
+    def sides(self) -> tuple[int, ...]:
+        """Return the lateralities that are strata of their own: 0 unknown, 1 left, 2 right; (0,) where none counts."""
+        return (0, 1, 2) if self.intake.stratify_laterality else (0,)
 
     @property
     def latent_dimension(self) -> int:

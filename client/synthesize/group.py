@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -166,9 +167,9 @@ def form_groups(
 
     `similar`: outlier-first greedy on `codes` float [patients, D] in roster order (whitened codes: see
     `invert.Whitening`). `similar-swap`: the same with exchanges of pairs, which tighten the groups and leak more.
-    `cells`: by keyed hash within cells of 3k patients or more around the public `cells`. `random`: by keyed hash alone;
-    refuses codes. `anchors`: each patient in the nearest of the public `cells`, groups of k or more without upper bound,
-    patients of smaller cells suppressed. `paper`: the greedy rule in float64 on raw W+ codes (Jeon et al. 2022,
+    `cells`: by keyed hash within cells of about 4k patients (2k at least) around the public `cells`. `random`: by keyed
+    hash alone; refuses codes. `anchors`: each patient in the nearest of the public `cells`, groups of k or more without
+    upper bound, patients of smaller cells suppressed. `paper`: the greedy rule in float64 on raw W+ codes (Jeon et al. 2022,
     `nearestNeighborClust`; the remainder rule is ours). Raises PolicyError when there are fewer than k patients in all,
     ConfigurationError on codes or cells that are missing, not finite or not allowed.
     """
@@ -221,7 +222,7 @@ def _checked_codes(who: Roster, mode: Mode, codes: NDArray[np.floating] | None, 
         return None
     if codes is None or len(codes) != len(who.pseudonyms):
         raise ConfigurationError(f"grouping: mode {mode} needs one code per patient of the roster")
-    points = np.asarray(codes, np.float64).reshape(len(codes), -1)
+    points = np.asarray(codes, np.float64).reshape(len(codes), math.prod(codes.shape[1:]))
     if not np.isfinite(points).all():
         raise ConfigurationError(
             "grouping: a patient's code is not finite; expected finite numbers",

@@ -31,7 +31,7 @@ DENSE_ROWS = 15_000
 BLOCK, LOOKED = 1024, 256  # rows at a time, so that a block stays in cache
 SWAP_NEIGHBOURS, SWAP_SWEEPS = 20, 60
 SWAP_LEAST_GAIN = 1e-5  # of the mean squared distance to the mean: ten times what float32 rounds away
-CELL_LEAST = 3  # times k: cells of 3k to about 6k rows, 4k on average
+CELL_LEAST = 2  # times k: cells of 2k rows or more, about 4k on average
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class _Swaps:
                 near = self.squares - 2.0 * (self.rows[at : at + BLOCK] @ self.rows.T)
             else:
                 near = self.distances[at : at + BLOCK]
-            found.append(np.argpartition(near, count, axis=1)[:, : count + 1])
+            found.append(np.argpartition(near, count, axis=1)[:, : count + 1].copy())
         return np.concatenate(found)
 
     def look(self, some: Indices) -> None:

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from common.errors import Bug, ConfigurationError
+from common.errors import Bug, ConfigurationError, PolicyError
+from common.privacy.anchors import NoisyAnchors
 from common.privacy.mechanisms import KINDS, LatentLaplace, Mechanism, PrivUnit, SubsampledGaussian
 
 TAIL_MASS = 5e-21  # a Box–Muller draw with a 64-bit radius misses 2.3e-21 of a Gaussian's mass
@@ -42,7 +43,7 @@ def epsilon_pld(mechanisms: Iterable[Mechanism], delta: float) -> float:
     accountant = PLDAccountant(_zero_out())
     for event in _dp_events(composed):
         accountant.compose(event)
-    return pure + float(accountant.get_epsilon(delta))
+    return pure + float(accountant.get_epsilon(_delta_left(composed, delta)))
 
 
 def epsilon_rdp(mechanisms: Iterable[Mechanism], delta: float, *, order: float | None = None) -> float:
@@ -55,7 +56,7 @@ def epsilon_rdp(mechanisms: Iterable[Mechanism], delta: float, *, order: float |
     accountant = RdpAccountant(RDP_ORDERS if order is None else [order], _zero_out())
     for event in _dp_events(composed):
         accountant.compose(event)
-    return pure + float(accountant.get_epsilon(delta))
+    return pure + float(accountant.get_epsilon(_delta_left(composed, delta)))
 
 
 def epsilon_prv(mechanisms: Iterable[Mechanism], delta: float) -> float:
@@ -158,6 +159,18 @@ def _split(mechanisms: Sequence[Mechanism]) -> tuple[float, tuple[Mechanism, ...
     """The summed epsilon of pure mechanisms too large to compose (basic composition), and the rest."""
     large = [m for m in mechanisms if _is_pure(m) and m.epsilon_per_image > LARGEST_COMPOSED]
     return sum(m.epsilon_per_image for m in large), tuple(m for m in mechanisms if m not in large)
+
+
+def _delta_left(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """Delta without what the thresholds of `anchors` releases take of it. Raises PolicyError (E-CAP) where nothing is left."""
+    left = delta - sum(m.threshold_delta for m in mechanisms if isinstance(m, NoisyAnchors))
+    if not left > 0:
+        raise PolicyError(
+            f"accounting: the thresholds of anchors releases add up to delta {delta:g} or more",
+            hint="ask for a plan with a smaller synthesis.anchors.threshold_delta; nothing was spent",
+            code="E-CAP",
+        )
+    return left
 
 
 def _is_gaussian(mechanism: Mechanism) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from common.errors import ConfigurationError, RefusedError
 from common.privacy import privunit
+from common.privacy.anchors import NoisyAnchors
 
 if TYPE_CHECKING:
     from common.study import PrivatizePlan, Study
@@ -375,12 +376,13 @@ class PrivUnit:
 
 
 Latent: TypeAlias = LatentLaplace | LatentGaussian | PrivUnit
-Mechanism: TypeAlias = SubsampledGaussian | Latent
+Mechanism: TypeAlias = SubsampledGaussian | Latent | NoisyAnchors
 KINDS: dict[str, type[Mechanism]] = {
     "subsampled_gaussian": SubsampledGaussian,
     "latent_laplace": LatentLaplace,
     "latent_gaussian": LatentGaussian,
     "privunit": PrivUnit,
+    "noisy_anchors": NoisyAnchors,
 }
 
 
