@@ -46,6 +46,7 @@ from common import signing
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, PolicyError
 from common.lock import FolderLock
 from common.messages import canonical
+from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
 from common.research import run_typer
@@ -177,6 +178,9 @@ def plan_lines(study: Study) -> Iterator[str]:
         f"  images       each of at least {synthesis.k} distinct patients ({synthesis.grouping} groups), "
         f"at most {synthesis.max_images_per_site}"
     )
+    noise = anchors_event(study)
+    if noise is not None:
+        yield f"  averages     {noise.statement()}; epsilon above covers them too"
     if synthesis.privatize is not None:
         what = "single images of one patient" if synthesis.privatize.egress == "single" else "averages"
         said = latent_event(study).statement(study.latent_dimension)

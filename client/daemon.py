@@ -51,7 +51,7 @@ from common.privacy.boundary import (
     is_trained,
 )
 from common.privacy.canaries import Tally
-from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, latent_event, round_event
+from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, image_event, round_event
 from common.privacy.planning import parameter_counts, refuse_hopeless
 from common.study import Study
 from common.tensors import Arrays, dumps, loads, read, read_capped, shapes
@@ -158,7 +158,7 @@ class Site:
             raise PolicyError("the first part of the images was never asked for", code="E-PART-UNKNOWN")
         weights = loads(sealed.payload, max_bytes=len(sealed.payload))
         check_weights(weights, self._expected_for_images(study, weights))  # 6
-        event = latent_event(study) if study.synthesis and study.synthesis.privatize else None
+        event = image_event(study)
         folder, reservation = self._computed(header, study, sealed.payload, event)
         evidence = Evidence.read(folder / "evidence.json")
         parts = split(read(folder / "out.safetensors", max_bytes=OUTPUT_CAP_BYTES), study)
@@ -296,8 +296,9 @@ class Site:
             expected = self._expected(study, model, {})
             dimension = _trained_dimension(study, model, expected) if expected else PLAIN_DIMENSION
             events += [round_event(study, model, dimension + study.privacy.canaries)] * plan.rounds
-        if study.synthesis and study.synthesis.privatize and latent_event(study).covers_patient:
-            events.append(latent_event(study))
+        event = image_event(study)
+        if event is not None and event.covers_patient:
+            events.append(event)
         return tuple(events)
 
     def _job(self, header: Header, study: Study, reservation: Reservation | None) -> Job:

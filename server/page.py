@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.messages import Header
+from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, latent_event
 from common.study import Study, Synthesis
 from server.pairs import SHOWN, triptychs
@@ -58,6 +59,12 @@ AUDIT_SITES = (
 PAIR_FILES = """- the mask of `data/<label>/NNNNN.png` is `masks/NNNNN.png` (0 or 255) and, for radiology software, `masks/NNNNN.nii.gz` (uint8 0 or
   1, pixels of 1 mm; the first axis is the picture's column, so in nibabel the array is the transposed PNG)
 """
+ONE_EPSILON = "one epsilon, above, covers these averages and the updates together"
+REHEARSED = (
+    "Attacks and downstream figures come from a rehearsal of this plan on public people ({cast}), not from a hospital's patients; "
+    "of its own batch each site says only whether its audit passed."
+)
+NOT_REHEARSED = "Attacks and the worth of labels were not evaluated: no rehearsal of this plan was given."
 NOT_FOR = (
     "diagnosis, triage or any decision about a person",
     "claims about how common a finding is in any population",
@@ -98,7 +105,7 @@ def privacy_statement(study: Study, headers: Mapping[str, Header], account: Acco
         "plan": study.hash(),
         "unit": study.privacy.unit,
         "updates": {
-            "claim": f"What each site sent through training is ({study.privacy.epsilon:g}, {study.privacy.delta:g})-differentially "
+            "claim": f"{what_was_sent(study)} is ({study.privacy.epsilon:g}, {study.privacy.delta:g})-differentially "
             "private for each of its patients, zero-out adjacency, over all steps and rounds of the plan.",
             "epsilon_promised": study.privacy.epsilon,
             "delta": study.privacy.delta,
@@ -123,21 +130,28 @@ def privacy_statement(study: Study, headers: Mapping[str, Header], account: Acco
             },
             "consortium": consortium(study),
         },
-        "images": averages_statement(synthesis) if synthesis else pairs_statement(study),
+        "images": averages_statement(study, synthesis) if synthesis else pairs_statement(study),
         "privatized_images": privatized_statement(study),
         "human_review": "decided by each site's own policy; the outcome is not sent",
         "limits": list(LIMITS if synthesis else PAIR_LIMITS),
     }
 
 
-def averages_statement(synthesis: Synthesis) -> dict[str, Any]:
-    """Return what is promised of k-anonymous averages."""
+def what_was_sent(study: Study) -> str:
+    """Return what the one epsilon of a plan covers: updates, and the averages where the plan makes them private too."""
+    return "What each site sent through training" + (", and as averages of patients," if anchors_event(study) else "")
+
+
+def averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
+    """Return what is promised of k-anonymous averages, and in mode `anchors` the mechanism that their epsilon comes from."""
+    anchors = anchors_event(study)
     return {
         "claim": f"Each image aggregates at least {synthesis.k} distinct patients of one site, as identified there.",
         "k": synthesis.k,
         "grouping": synthesis.grouping,
-        "groups_independent_of_the_data": synthesis.grouping == "random",
+        "groups_independent_of_the_data": synthesis.grouping in ("random", "anchors"),
         "evidence": "every site's gate checks each image's group; its signed header is in statements/",
+        "mechanism": anchors.describe() if anchors else "none: the averages carry no noise",
     }
 
 
@@ -225,7 +239,9 @@ def grouping_lines(images: Mapping[str, Any], privatized: str | Mapping[str, Any
         else " Groups were chosen by similarity: no epsilon per patient is claimed for images."
     )
     said = privatized if isinstance(privatized, str) else privatized["statement"]
-    return [f"Grouping: {images['grouping']}.{similar}", "", "## Privatized images", said]
+    noise = images["mechanism"]
+    noisy = "" if isinstance(noise, str) else f" {noise['statement']}; unit: {noise['unit']}; {ONE_EPSILON}."
+    return [f"Grouping: {images['grouping']}.{similar}{noisy}", "", "## Privatized images", said]
 
 
 def readme(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], count: int) -> str:
@@ -253,6 +269,7 @@ See `privacy_statement.md` for what is promised and what is not.
 
 ## Measured
 Reference: {report["reference"] or "none"}.
+{REHEARSED.format(cast=report["rehearsal"]["cast"]) if report["rehearsal"] else NOT_REHEARSED}
 
 | what | value | unit |
 | --- | --- | --- |
@@ -352,7 +369,7 @@ plan <code>{{ statement.plan[:16] }}</code></p>
 {% for label, pictures in gallery %}<h2>{{ label }} <span class="soft">({{ pictures|length }}{% if statement.images.k is none %} of {{ count }}: image, mask, mask in red over the image{% endif %})</span></h2>
 <div class="grid{% if statement.images.k is none %} pairs{% endif %}">{% for uri, flag in pictures %}<figure><img {% if flag %}class="flag" {% endif %}alt="synthetic image, {{ label }}" src="{{ uri }}"></figure>{% endfor %}</div>
 {% endfor %}
-<h2>Measured</h2><p class="soft">Reference: {{ report.reference or "none" }}. No number on this page was computed from a hospital's patients
+<h2>Measured</h2><p class="soft">Reference: {{ report.reference or "none" }}. {{ rehearsed }} No number on this page was computed from a hospital's patients
 unless the reference says that public photographs played them.</p>
 <table><tr><th>what</th><th>value</th><th>unit</th></tr>{% for f in report.findings %}
 <tr><td>{{ f.name }}</td><td>{{ f.value if f.status == "shown" else "not evaluated" }}</td><td>{{ f.unit }}</td></tr>{% endfor %}</table>
@@ -382,6 +399,7 @@ def html(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], 
         statement=statement,
         audit=audit_lines(statement),
         report=report,
+        rehearsed=REHEARSED.format(cast=report["rehearsal"]["cast"]) if report["rehearsal"] else NOT_REHEARSED,
         gallery=gallery,
         count=len(items.images),
         privatized=int(items.privatized.sum()),

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
-from common.privacy.mechanisms import round_event
+from common.privacy.anchors import anchors_event
+from common.privacy.mechanisms import Mechanism, round_event
 from common.privacy.planning import PlanReport, feasibility, parameter_counts, wire_counts
 from common.study import Checkpoint, Study, load_study, write_bundle
 from common.tensors import atomic_write, read_capped
@@ -30,13 +31,17 @@ def report(study: Study, checkpoints: Path) -> PlanReport:
 
 
 def spent(study: Study, checkpoints: Path) -> Spent:
-    """Return what all model updates of one site spend by PLD and RDP: the release's account (imports no torch)."""
+    """Return what all that one site sends spends by PLD and RDP: the release's account (imports no torch).
+
+    Model updates, and the averages of grouping `anchors`, which are of the same patients.
+    """
     counts, trained = parameter_counts(study, checkpoints), study.models.trained()
     canaries = study.privacy.canaries  # their coordinates get noise too
-    events = [
+    events: list[Mechanism] = [
         replace(round_event(study, name, counts[name] + canaries), steps=plan.steps) for name, plan in trained.items()
     ]
-    return spend(events, study.privacy.delta)
+    anchors = anchors_event(study)
+    return spend([*events, *([anchors] if anchors else [])], study.privacy.delta)
 
 
 def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, PlanReport]:

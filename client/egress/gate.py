@@ -36,7 +36,7 @@ from common.privacy.boundary import (
     refuse,
 )
 from common.privacy.canaries import Claim, fault
-from common.privacy.mechanisms import Mechanism, SubsampledGaussian
+from common.privacy.mechanisms import Mechanism, SubsampledGaussian, image_event
 from common.study import Study
 from common.tensors import Arrays, read_capped
 
@@ -241,8 +241,7 @@ class Gate:
 
     def _check_image_event(self, event: Mechanism | None, reservation: Reservation | None, artefact: str) -> None:
         """Rule 21 for images: the plan's mechanism is reserved, or declared where it claims nothing per patient."""
-        privatizes = self.study.synthesis is not None and self.study.synthesis.privatize is not None
-        if privatizes != (event is not None) or (event is None and reservation is not None):
+        if event != image_event(self.study) or (event is None and reservation is not None):
             raise refuse(21, "the mechanism on images is not the plan's")
         if event is not None and reservation is not None:
             self._check_reservation(reservation, event, artefact)

@@ -156,6 +156,14 @@ def public_statement(study: Study, kind: str, model: str = "") -> Statement:
     if kind != "images" or synthesis is None:
         raise refuse(2, f"no statement is known for kind {kind!r}")
     statement: Statement = {"unit": study.privacy.unit, "k": synthesis.k, "grouping": synthesis.grouping}
+    if synthesis.anchors is not None:
+        noise = synthesis.anchors
+        statement |= {
+            "anchors_noise_multiplier": noise.noise_multiplier,
+            "anchors_components": noise.components,
+            "anchors_cells_per_stratum": study.cells_per_stratum,
+            "anchors_threshold_delta": noise.threshold_delta,
+        }
     if synthesis.privatize is not None:
         given = synthesis.privatize
         stated = {name: getattr(given, name) for name in PRIVATIZE_STATED}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from common.errors import ConfigurationError, RefusedError
 from common.privacy import privunit
-from common.privacy.anchors import NoisyAnchors
+from common.privacy.anchors import NoisyAnchors, anchors_event
 
 if TYPE_CHECKING:
     from common.study import PrivatizePlan, Study
@@ -419,6 +419,13 @@ def latent_event(study: "Study") -> Latent:
     single = synthesis.privatize.egress == "single"
     grouping: Any = "random" if single else synthesis.grouping
     return latent_mechanism(synthesis.privatize, level_dimension(study), 1 if single else synthesis.k, grouping)
+
+
+def image_event(study: "Study") -> Latent | NoisyAnchors | None:
+    """What the plan's images spend or declare: the mechanism of `synthesis.anchors` or of `synthesis.privatize`, or None."""
+    if study.synthesis is None:
+        return None
+    return anchors_event(study) or (latent_event(study) if study.synthesis.privatize else None)
 
 
 def latent_mechanism(plan: "PrivatizePlan", coordinates: int, k: int, grouping: Grouping) -> Latent:
