@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.canaries import TALLY_CAP_BYTES
-from client.egress.audit import audit, contact_sheet
+from client.egress.audit import Code, audit, contact_sheet
 from client.egress.gate import EVIDENCE_CAP_BYTES, Evidence
 from client.egress.review import SHEET
 from client.ingest.cohort import Cohort
@@ -39,8 +39,13 @@ from client.jobs import CANARIES, TALLY, Job, write_progress
 from client.learn import train_encoder, train_gan, train_glow, train_wgan
 from client.ledger import Reservation
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
-from client.synthesize.group import Group, Grouping, GroupStore, Roster, patient_codes, regroup, roster
+from client.synthesize.anchors import cells_of, noisy_means
+from client.synthesize.anchors import images as decoded
+from client.synthesize.group import Group, Grouping, GroupStore, Roster, Stratum, patient_codes, regroup, roster
+from client.synthesize.inversion_sheet import FILE as INVERSIONS
+from client.synthesize.inversion_sheet import inversion_sheet
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
 from common.errors import ConfigurationError, KohortError, PolicyError
 from common.models.encoder import load_encoder
@@ -49,6 +54,7 @@ from common.models.glow import load_weights as load_glow
 from common.models.latents import Basis
 from common.models.latents import load as load_basis
 from common.models.stylegan import Critic, Generator, load_critic, load_generator
+from common.privacy.anchors import anchors_event
 from common.privacy.canaries import Canaries
 from common.privacy.mechanisms import latent_event
 from common.privacy.noise import NoiseSource
@@ -57,6 +63,9 @@ from common.tensors import Arrays, atomic_write, dumps, read, read_capped, write
 
 Images = NDArray[np.uint8]
 WEIGHTS_CAP_BYTES = 1 << 32
+MOST_LINKED = (
+    2  # ids of one person in mode `anchors`: a third may have joined two strangers (methods/ksalsa.md, trap 18)
+)
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 BY_PATIENTS = (
     "A-COPY",
@@ -108,7 +117,7 @@ def work(job: Job, folder: Path, secret: bytes) -> None:
     if job.kind == "train":
         write(folder / "out.safetensors", train(job, study, cohort, weights, folder))
     else:
-        synthesize(Batch(study, cohort, weights, Path(job.plan), folder, secret))
+        synthesize(Batch(study, cohort, weights, Path(job.plan), folder, secret, job.reservation))
 
 
 def train(job: Job, study: Study, cohort: Cohort, weights: Arrays, folder: Path) -> Arrays:
@@ -147,6 +156,7 @@ class Batch:
     plan_folder: Path
     folder: Path
     secret: bytes
+    reserved: str = ""
 
     @property
     def synthesis(self) -> Synthesis:
@@ -180,6 +190,10 @@ class Batch:
             return None
         return load_basis(self.plan_folder / "checkpoints" / plan.basis.name).first(plan.components)
 
+    def reservation(self) -> Reservation:
+        """What the ledger holds as spent for this batch; raises RefusedError where it holds nothing."""
+        return Reservation.from_json(self.reserved)
+
     def progress(self, done: int, total: int) -> None:
         """Show how far this is."""
         write_progress(self.folder, done, total)
@@ -198,20 +212,54 @@ def synthesize(batch: Batch) -> None:
     """Make, audit and write the image batch; raises PolicyError when nothing can leave."""
     random = torch.Generator().manual_seed(secrets.randbits(63))  # noise maps and order; privacy noise is NoiseSource's
     looked = inverted(batch, random) if batch.synthesis.needs_generator else None  # 1, 2
+    made = anchored(batch, looked, random) if batch.synthesis.anchors else averaged(batch, looked, random)
+    made = audited(batch, made)  # 6
+    order = torch.randperm(len(made), generator=random).tolist()
+    write_batch(batch, [made[i] for i in order])  # 7
+
+
+def averaged(batch: Batch, looked: tuple[Reference, Inversion] | None, random: torch.Generator) -> list[Made]:
+    """Steps 3 to 5 of every grouping but `anchors`; of too many images a secret share."""
     grouping, who = grouped(batch, looked)  # 3
     private = privatized_share(batch, grouping)
     plain = [group for group in grouping.groups if group not in private]
     made = aligned(batch, plain, who, looked, random) if looked else []  # 4
     made += privatized(batch, private, who)  # 5
     limit = batch.synthesis.max_images_per_site
-    made = sorted(made, key=lambda one: keyed(batch.secret, "leaves", one.group.token))[:limit]
-    made = audited(batch, made)  # 6
+    return sorted(made, key=lambda one: keyed(batch.secret, "leaves", one.group.token))[:limit]
+
+
+def anchored(batch: Batch, looked: tuple[Reference, Inversion] | None, random: torch.Generator) -> list[Made]:
+    """Steps 3 to 5 of grouping `anchors`: published cells, decoded; their epsilon was reserved before this process started.
+
+    Nothing here may tell more than the noisy means: a patient of a frozen group takes no part, no private Gram steers an image,
+    of too many images chance picks, and every refusal that depends on patients has one code (E-NO-IMAGES).
+    """
+    mechanism, plan = anchors_event(batch.study), batch.synthesis
+    assert looked is not None and mechanism is not None
+    (known, seen), frozen = looked, frozen_groups(batch)
+    if any(len(aliases) > MOST_LINKED for aliases in batch.cohort.aliases):
+        hint = "look at the images under those ids; leave them out of the data folder, or correct the ids, and ingest again"
+        raise PolicyError(f"anchors: more than {MOST_LINKED} patient ids are one person", hint=hint, code="E-NO-IMAGES")
+    who = roster_of(batch, person_names(batch.cohort, frozen), seen.accepted)
+    who = who.without({member for group in frozen for member in group.members})
+    codes = patient_codes(known.whitening(seen.encoded.numpy())[:, : mechanism.components], who)
+    anchors = cells_of(known.samples, known.whitening).centres[: batch.study.cells_per_stratum, : mechanism.components]
+    strata = [Stratum(label, side) for label in range(len(batch.study.strata())) for side in batch.study.sides()]
+    means = noisy_means(who, codes, Cells(anchors), strata, mechanism, batch.reservation(), NoiseSource())
+    if not means:
+        raise PolicyError("no cell holds enough patients to be published", code="E-NO-IMAGES")
+    stacks = decoded(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
+    made = [Made(image, mean.group, False) for stack in stacks for image, mean in zip(stack, means, strict=True)]
     order = torch.randperm(len(made), generator=random).tolist()
-    write_batch(batch, [made[i] for i in order])  # 7
+    return [made[i] for i in order[: plan.max_images_per_site]]
 
 
 def inverted(batch: Batch, random: torch.Generator) -> tuple[Reference, Inversion]:
-    """Steps 1 and 2: the encoder, trained on generator samples alone, and the code of every image of the cohort."""
+    """Steps 1 and 2: the encoder, trained on generator samples alone, and the code of every image of the cohort.
+
+    A picture of the inversions, worst first, is left in the job folder for the site, also where nothing can leave.
+    """
     plan, intake, gan = batch.study.models.encoder, batch.study.intake, batch.study.models.gan
     assert plan is not None and gan is not None
     generator = batch.generator()
@@ -220,29 +268,39 @@ def inverted(batch: Batch, random: torch.Generator) -> tuple[Reference, Inversio
         start = read(batch.plan_folder / "checkpoints" / plan.start.name, max_bytes=WEIGHTS_CAP_BYTES)
     trained = train_encoder.train(batch.weights, start, batch.study, batch.progress)
     encoder = load_encoder(trained, plan.width, gan.latent, intake.size_px, intake.channels)
-    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
+    alone = {"batch": 1} if batch.synthesis.anchors else {}  # not even rounding may depend on who else is in the cohort
+    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations, **alone)
     known = reference(generator, encoder, constants, random)
-    return known, invert(np.asarray(batch.cohort.images), generator, encoder, constants, known, batch.progress)
+    images = np.asarray(batch.cohort.images)
+    found = invert(images, generator, encoder, constants, known, batch.progress)
+    atomic_write(batch.folder / INVERSIONS, inversion_sheet(images, found), mode=0o600)
+    return known, found
 
 
 def grouped(batch: Batch, looked: tuple[Reference, Inversion] | None) -> tuple[Grouping, Roster]:
     """Step 3: frozen groups again and new groups of at least k; `random` groups are formed without looking at a pixel."""
+    frozen = frozen_groups(batch)
     store = GroupStore(batch.folder / "groups.sqlite")
-    frozen = Evidence.from_json(read_capped(batch.folder / "groups.json", EVIDENCE_CAP_BYTES)).groups
     store.freeze(Grouping(frozen, ()))
     mode, k = batch.synthesis.grouping, batch.synthesis.k
     names = person_names(batch.cohort, frozen)
-    if mode == "similar" and looked is not None:
+    if mode == "random" or looked is None:
+        who, codes, cells = roster_of(batch, names, None), None, None
+    else:
         known, seen = looked
         who = roster_of(batch, names, seen.accepted)
-        codes: NDArray[np.float64] | None = patient_codes(known.whitening(seen.encoded.numpy()), who)
-    else:
-        who, codes = roster_of(batch, names, None), None
-    grouping = regroup(store, who, k, mode, key=batch.secret, codes=codes)
+        codes = patient_codes(known.whitening(seen.encoded.numpy()), who)
+        cells = cells_of(known.samples, known.whitening) if mode == "cells" else None
+    grouping = regroup(store, who, k, mode, key=batch.secret, codes=codes, cells=cells)
     store.close()
     if not grouping.groups:
         raise PolicyError("no stratum has k patients", code="E-GROUP-SIZE")
     return grouping, who
+
+
+def frozen_groups(batch: Batch) -> tuple[Group, ...]:
+    """The site's frozen groups, as the daemon put them into the job folder."""
+    return Evidence.from_json(read_capped(batch.folder / "groups.json", EVIDENCE_CAP_BYTES)).groups
 
 
 def person_names(cohort: Cohort, frozen: Sequence[Group]) -> tuple[str, ...]:
@@ -333,6 +391,7 @@ def audited(batch: Batch, made: list[Made]) -> list[Made]:
     if not made:
         raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
     codes = audit(np.stack([one.image for one in made]), np.asarray(batch.cohort.images), batch.cohort.patient_of).codes
+    codes = deciding(batch, codes)
     chosen_by_patients = [one for one, code in zip(made, codes, strict=True) if one.privatized and code in BY_PATIENTS]
     if chosen_by_patients and batch.synthesis.grouping == "random":
         raise PolicyError(
@@ -344,6 +403,19 @@ def audited(batch: Batch, made: list[Made]) -> list[Made]:
     return passed
 
 
+def deciding(batch: Batch, codes: Sequence[Code]) -> tuple[Code, ...]:
+    """The audit codes that decide what leaves. In mode `anchors` nearness to a patient's image is none of them: to drop an
+    image for it would tell what the noise hides. It stands on the sheet and in child.log, as a fault to report."""
+    if not batch.synthesis.anchors:
+        return tuple(codes)
+    near = sum(code in BY_PATIENTS for code in codes)
+    if near:
+        sys.stderr.write(
+            f"anchors: {near} images are nearer to a patient's than noise should let them be: report this\n"
+        )
+    return tuple("A-PASS" if code in BY_PATIENTS else code for code in codes)
+
+
 def write_batch(batch: Batch, made: Sequence[Made]) -> None:
     """Step 7: sheet and evidence for the site's eyes, then the tensors that are proposed to leave."""
     images = np.stack([one.image for one in made])
@@ -351,7 +423,7 @@ def write_batch(batch: Batch, made: Sequence[Made]) -> None:
     report = audit(images, real, batch.cohort.patient_of)
     groups = tuple(dict.fromkeys(one.group for one in made))
     number = {group.token: i for i, group in enumerate(groups)}
-    failed = tuple(code for code in report.codes if code != "A-PASS")
+    failed = tuple(code for code in deciding(batch, report.codes) if code != "A-PASS")
     evidence = Evidence(groups, tuple(number[one.group.token] for one in made), failed)
     atomic_write(batch.folder / SHEET, contact_sheet(images, real, report), mode=0o600)
     atomic_write(batch.folder / "evidence.json", evidence.to_json(), mode=0o600)

@@ -1,8 +1,9 @@
 """Human review of image batches: what waits, what a person decided, bound to the digest of exactly those bytes.
 
-In: the SHA-256 of a batch and its contact sheet; a reviewer's decision. Out: the state of a digest. Guaranteed: a decision
-is on disk, with the reviewer's name, before it counts; it holds for one digest and is final; a changed batch is another
-batch. Not covered: who the reviewer is (the operating system's accounts decide who may run `kohort-site review`).
+In: the SHA-256 of a batch, its contact sheet and the pictures beside it; a reviewer's decision. Out: the state of a digest.
+Guaranteed: a decision is on disk, with the reviewer's name, before it counts; it holds for one digest and is final; a changed
+batch is another batch. Not covered: who the reviewer is (the operating system's accounts decide who may run
+`kohort-site review`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from common.tensors import atomic_write, read_capped
 
 State = Literal["unknown", "waiting", "approved", "rejected"]
 SHEET = "contact_sheet.png"
+BESIDE = (
+    "inversions.png",
+)  # further pictures of the job folder (client/synthesize/inversion_sheet.py), where they exist
 SHEET_CAP_BYTES = 1 << 30
 
 
@@ -57,6 +61,8 @@ class Reviews:
         if self.state(digest) == "unknown":
             self._journal.append(digest, "waiting", {"study": study})
         if not target.exists():
+            for name in (one for one in BESIDE if (sheet.parent / one).is_file()):
+                atomic_write(target.parent / name, read_capped(sheet.parent / name, SHEET_CAP_BYTES), mode=0o600)
             atomic_write(target, read_capped(sheet, SHEET_CAP_BYTES), mode=0o600)
         return self._batch(digest)
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import Bug, ConfigurationError
+from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.encoder import Encoder
 from common.models.stylegan import Generator, to_unit
 
@@ -47,7 +47,10 @@ class InversionPlan:
     samples: int = 192
     components: int = 64
     mismatch_quantile: float = 0.1
-    least_threshold: float = 0.12
+    least_mismatch: float = 0.12
+    own_quantile: float = 0.99
+    own_factor: float = 4.0
+    least_own: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -108,26 +111,38 @@ class Inversion:
 def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, random: torch.Generator) -> Reference:
     """Return the reference from `plan.samples` generator samples (`random` may be seeded: nothing here is private).
 
-    Threshold: the `mismatch_quantile` of the RMSE between unrelated samples. A reconstruction further from its image
-    than that is not about this image. It is at least `least_threshold`, or a generator of little variety rejects all.
+    Threshold: the smaller of two RMSEs. (a) The `mismatch_quantile` between unrelated samples: a reconstruction further
+    away than that is not about this image. (b) `own_factor` times the `own_quantile` of the encoder's errors on samples:
+    an image so much worse than what the generator can make is none of its kind. Each has a floor, or a generator of
+    little variety would reject everything. Raises ConfigurationError for fewer than 8 samples or networks of different
+    sizes, RefusedError for weights whose samples or codes are not finite.
     """
     if plan.samples < 8:
         raise ConfigurationError(f"inversion: samples is {plan.samples}; expected 8 or more")
-    codes, images, means = [], [], []
+    _check_fit(generator, encoder)
+    codes, images, rebuilt, means = [], [], [], []
     with frozen(generator, encoder), torch.no_grad():
         for start in range(0, plan.samples, plan.batch):
             w = generator.mapping(
                 torch.randn(min(plan.batch, plan.samples - start), generator.latent, generator=random)
             )
             image = generator.synthesis(generator.broadcast(w), noise=random).clamp(-1, 1)
-            codes.append(encoder.invert(image, generator, plan.iterations).codes.flatten(1))
+            inverted = encoder.invert(image, generator, plan.iterations)
+            codes.append(inverted.codes.flatten(1))
+            rebuilt.append(inverted.reconstructions.clamp(-1, 1))
             images.append(image)
             means.append(w)
-    samples = GeneratorCodes(torch.cat(codes).double().numpy())
+    every, x, w = torch.cat(codes), torch.cat(images), torch.cat(means)
+    if not (torch.isfinite(every).all() and torch.isfinite(x).all()):
+        raise RefusedError(
+            "inversion: the generator's samples or the encoder's codes of them are not finite; nothing can be inverted",
+            hint="the weights diverged: train models.gan again at a lower learning_rate",
+        )
+    samples = GeneratorCodes(every.double().numpy())
     whitening = Whitening.fit(samples, plan.components)
-    x, w = torch.cat(images), torch.cat(means)
-    mismatch = _rmse(x, x.roll(1, dims=0))
-    threshold = max(float(np.quantile(mismatch, plan.mismatch_quantile)), plan.least_threshold)
+    foreign = max(float(np.quantile(_rmse(x, x.roll(1, dims=0)), plan.mismatch_quantile)), plan.least_mismatch)
+    own = plan.own_factor * float(np.quantile(_rmse(x, torch.cat(rebuilt)), plan.own_quantile))
+    threshold = min(foreign, max(own, plan.least_own))
     spread = float((w - w.mean(dim=0)).square().mean().sqrt())
     return Reference(whitening, threshold, max(spread, 1e-6), samples)
 
@@ -142,8 +157,9 @@ def invert(
 ) -> Inversion:
     """Return the inversion of uint8 images [N, H, W, C], `plan.batch` at a time; `known` was made before.
 
-    Raises ConfigurationError when there is no image or when its size is not the generator's.
+    Raises ConfigurationError when there is no image, or when its size or the encoder's is not the generator's.
     """
+    _check_fit(generator, encoder)
     expected = (generator.size_px, generator.size_px, generator.channels)
     if len(images) == 0 or images.shape[1:] != expected or images.dtype != np.uint8:
         raise ConfigurationError(
@@ -167,6 +183,17 @@ def invert(
     finite = torch.isfinite(codes).flatten(1).all(1) & torch.isfinite(encoded).flatten(1).all(1)
     accepted = finite.numpy() & np.isfinite(error) & (error <= known.threshold) & ~blank(images)
     return Inversion(encoded, codes, seen, error, accepted)
+
+
+def _check_fit(generator: Generator, encoder: Encoder) -> None:
+    """Raises ConfigurationError when the two networks are not of one image size and code length."""
+    of_generator, of_encoder = ((net.layer_count, net.latent) for net in (generator, encoder))
+    if of_generator != of_encoder:
+        raise ConfigurationError(
+            f"inversion: the generator's codes are [{of_generator[0]}, {of_generator[1]}], the encoder's "
+            f"[{of_encoder[0]}, {of_encoder[1]}]",
+            hint="start models.gan and models.encoder from checkpoints that were trained together",
+        )
 
 
 def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -194,7 +194,9 @@ def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(hospital: Ho
     assert arrays["privatized"].sum() == 1  # a quarter of two groups, at least one
     assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays["labels"].tolist()
     assert all(len(group.members) == 8 for group in evidence.groups)
-    assert (batch / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("contact_sheet.png", "inversions.png"):
+        assert (batch / name).read_bytes()[:4] == b"\x89PNG"
+        assert (batch / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_frozen_groups_come_again_exactly(

@@ -27,6 +27,17 @@ def test_a_proposed_batch_waits_with_its_sheet(reviews: Reviews) -> None:
     assert reviews.state(TWO) == "unknown"
 
 
+def test_the_picture_of_the_inversions_goes_along_where_the_job_left_one(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    for name in ("contact_sheet.png", "inversions.png", "child.log"):
+        (tmp_path / "job" / name).write_bytes(name.encode())
+    batch = Reviews(tmp_path / "review").propose(ONE, "f" * 64, tmp_path / "job" / "contact_sheet.png")
+    assert {path.name: path.read_bytes() for path in batch.folder.iterdir()} == {
+        "contact_sheet.png": b"contact_sheet.png",
+        "inversions.png": b"inversions.png",
+    }
+
+
 def test_a_decision_is_bound_to_the_digest_and_names_the_reviewer(reviews: Reviews) -> None:
     assert reviews.decide("", approve=True, reviewer="Dr. R").state == "approved"
     again = Reviews(reviews.folder)

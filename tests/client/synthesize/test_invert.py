@@ -2,15 +2,18 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from client.synthesize import invert as inv
-from common.errors import ConfigurationError
-from common.models.encoder import Encoder
-from common.models.stylegan import Generator, to_uint8
+from common.errors import Bug, ConfigurationError, RefusedError
+from common.models.encoder import Encoder, load_encoder
+from common.models.stylegan import Generator, load_generator, to_uint8
+from common.study import GanPlan
+from common.tensors import read
 
 torch.set_num_threads(1)
 PLAN = inv.InversionPlan(steps=4, iterations=2, batch=4, samples=24, components=6)
@@ -132,3 +135,79 @@ def test_held_out_samples_are_white_and_empty_directions_do_not_blow_up() -> Non
     assert (variance > 0.2).all()
     assert (variance < 5).all()
     assert held_out[:, 6:].var(axis=0).max(initial=0.0) < 1e-3
+
+
+def test_the_whitening_takes_generator_codes_alone() -> None:
+    with pytest.raises(Bug, match="GeneratorCodes"):
+        inv.Whitening.fit(np.zeros((9, 4)), 2)  # type: ignore[arg-type]
+
+
+def test_the_threshold_is_the_smaller_of_foreign_and_own_each_with_its_floor(nets: tuple[Generator, Encoder]) -> None:
+    def threshold(**changed: float) -> float:
+        return inv.reference(*nets, dataclasses.replace(PLAN, **changed), seeded()).threshold  # type: ignore[arg-type]
+
+    low = {"mismatch_quantile": 0.0, "own_factor": 0.0, "least_mismatch": 0.0, "least_own": 0.0}
+    assert threshold(**low) == 0.0
+    assert threshold(**low | {"least_mismatch": 9.0, "least_own": 0.07}) == 0.07
+    assert threshold(**low | {"least_mismatch": 0.08, "least_own": 9.0}) >= 0.08
+    own, twice = (threshold(**low | {"least_mismatch": 9.0, "own_factor": factor}) for factor in (1.0, 2.0))
+    assert twice == pytest.approx(2 * own)
+    assert threshold(**low | {"least_own": 9.0, "mismatch_quantile": 0.9}) > threshold(**low | {"least_own": 9.0}) > 0
+
+
+@pytest.mark.parametrize("encoder", [(32, 8), (16, 12)], ids=["another size", "another code length"])
+def test_an_encoder_of_another_size_is_refused_before_anything_is_computed(
+    nets: tuple[Generator, Encoder], known: inv.Reference, encoder: tuple[int, int]
+) -> None:
+    other = Encoder(encoder[0], 3, 4, encoder[1])
+    with pytest.raises(ConfigurationError, match=r"generator's codes are \[6, 8\]"):
+        inv.reference(nets[0], other, PLAN, seeded())
+    with pytest.raises(ConfigurationError, match=r"generator's codes are \[6, 8\]"):
+        inv.invert(np.zeros((1, 16, 16, 3), np.uint8), nets[0], other, PLAN, known)
+
+
+def test_a_generator_that_diverged_is_refused_with_what_to_do(nets: tuple[Generator, Encoder]) -> None:
+    broken = Generator(16, 3, 4, 8)
+    with torch.no_grad():
+        broken.image_bias[0] = float("nan")
+    with pytest.raises(RefusedError, match="not finite"):
+        inv.reference(broken, nets[1], PLAN, seeded())
+
+
+SHIPPED = Path(__file__).parents[3] / "deploy" / "checkpoints" / "fundus-64"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Generator, Encoder, inv.InversionPlan, inv.Reference]:
+    """The demo's generator and encoder, and what they say before any cohort is seen."""
+    size = GanPlan.model_construct(width=24, latent=128)
+    gan, encoder = (read(SHIPPED / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder"))
+    nets = load_generator(gan, size, 64, 3), load_encoder(encoder, 24, 128, 64, 3)
+    plan = inv.InversionPlan(steps=2, iterations=2)
+    return *nets, plan, inv.reference(*nets, plan, seeded())
+
+
+def test_noise_a_negative_and_another_kind_of_picture_are_rejected_by_the_shipped_models(
+    shipped: tuple[Generator, Encoder, inv.InversionPlan, inv.Reference],
+) -> None:
+    generator, encoder, plan, known = shipped
+    rng, y = np.random.default_rng(0), np.linspace(0, 255, 64).astype(np.uint8)
+    with torch.no_grad():
+        own = to_uint8(generator(torch.randn(3, 128, generator=seeded(4)), seeded(5)))
+    foreign = [rng.integers(0, 256, (64, 64, 3)), np.repeat(rng.normal(128, 40, (64, 64, 1)), 3, 2).clip(0, 255)]
+    foreign += [np.broadcast_to(y[:, None, None], (64, 64, 3)), 255 - own[0]]
+    found = inv.invert(np.stack([*own, *foreign]).astype(np.uint8), generator, encoder, plan, known)
+    assert found.accepted.tolist() == [True] * 3 + [False] * 4
+
+
+def test_held_out_samples_of_the_shipped_models_are_white_in_every_direction(
+    shipped: tuple[Generator, Encoder, inv.InversionPlan, inv.Reference],
+) -> None:
+    generator, encoder, plan, known = shipped
+    with torch.no_grad():
+        images = generator(torch.randn(64, 128, generator=seeded(6)), seeded(7)).clamp(-1, 1)
+        codes = encoder.invert(images, generator, plan.iterations).codes
+    variance = known.whitening(codes.numpy()).var(axis=0)
+    assert len(variance) == plan.components
+    assert (variance > 0.2).all()
+    assert (variance < 5).all()
