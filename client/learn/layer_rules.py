@@ -4,11 +4,15 @@ In: the loss of ONE patient, parameters, a batch with a leading patient axis. Ou
 The loss runs under vmap, so it still sees one patient; each conv2d, linear and group norm whose weights are trained is taken
 out of it: patients and items become one axis for the forward pass and the input's gradient (full batches, channels last on
 the way), and the weights' gradients come patient by patient from what the layer saved:
-  conv2d      sum over items and places of (output gradient) x (input patch): a batched matrix product over unfolded inputs
+  conv2d      sum over items and places of (output gradient) x (input): a batched matrix product, the thinner side unfolded
   linear      the same without unfolding
   group norm  sums of (output gradient) x (normalised input), and of the output gradient
-Guaranteed: no sum runs over the patient axis. A trained parameter that meets any other operation is noticed (`covers`).
-Not: gradients of gradients, grouped convolutions, anything random; client/learn/patient_gradients.py has the other ways.
+A trained parameter that meets any other operation (a flow's log-scales, a weight made from several tensors) is found on the
+first call and from then on enters once per patient: autograd's gradient of a patient's own copy is that patient's. A pointwise
+convolution with such a weight is a batched matrix product.
+Guaranteed: no sum runs over the patient axis, whatever the loss does with a parameter.
+Not: gradients of gradients, grouped or larger convolutions with weights that are made from others, anything random;
+client/learn/patient_gradients.py has the other ways.
 
 Source: Rochette, Manoel and Tramel 2019, "Efficient per-example gradient computations in convolutional neural networks".
 """
@@ -18,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -36,8 +40,8 @@ class NoRule(Exception):
 
 
 class LayerRules:
-    """The rows of chunk after chunk, in buffers that the next call overwrites. Conv weights stand in the order (out, h, w, in):
-    `natural` brings a vector back into the parameters' own order.
+    """The rows of chunk after chunk, in buffers that the next call overwrites. A conv weight's columns stand in an order of
+    their own: `natural` brings a vector back into the parameters' order.
     """
 
     def __init__(self, loss: PatientLoss, parameters: Parameters) -> None:
@@ -46,32 +50,47 @@ class LayerRules:
         self._rows = torch.empty(0, 0)
         self._scratch = Scratch()
         self._sinks: list[Sink] = []
-        self.covers = True
+        self._apart: frozenset[str] = frozenset()  # used outside the rules: one copy a patient
 
     def __call__(self, batch: Batch) -> Tensor:
-        """fp32 [c, d]; `covers` is False afterwards if a parameter was used outside the rules (then the rows are wrong)."""
-        leaves = {name: p.detach().requires_grad_() for name, p in self._parameters.items()}
-        self._sinks = self._into(leaves, len(batch[0]))
-        by_leaf = {id(leaf): sink for leaf, sink in zip(leaves.values(), self._sinks, strict=True)}
-        with _without_decompositions(), _Interception(by_leaf, self._scratch):
-            losses = vmap(self._loss, in_dims=(None, 0), randomness="error")(leaves, batch)
-        outside = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-        self.covers = all(gradient is None for gradient in outside)
+        """fp32 [c, d]. Raises NoRule where the loss uses a layer in a way that is not covered."""
+        while outside := self._pass(batch):
+            self._apart |= outside
+        return self._rows
+
+    def _pass(self, batch: Batch) -> frozenset[str]:
+        """Fill the rows; returns the shared parameters that were used outside the rules (then the rows are wrong)."""
+        leaves = {name: self._leaf(name, len(batch[0])) for name in self._parameters}
+        self._sinks = self._into(len(batch[0]))
+        sinks = dict(zip(leaves, self._sinks, strict=True))
+        shared = {id(leaf): sinks[name] for name, leaf in leaves.items() if name not in self._apart}
+        axes = {name: 0 if name in self._apart else None for name in leaves}
+        with _without_decompositions(), _Interception(shared, self._scratch):
+            losses = vmap(self._loss, in_dims=(axes, 0), randomness="error")(leaves, batch)
+        gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        found = {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+        for name in found.keys() & self._apart:
+            sinks[name].add(found[name])
         for sink in self._sinks:
             sink.finish()
-        return self._rows
+        return frozenset(found.keys() - self._apart)
+
+    def _leaf(self, name: str, patients: int) -> Tensor:
+        """What the loss gets for a parameter: itself, or a view of it for each patient."""
+        parameter = self._parameters[name].detach()
+        return (parameter.expand(patients, *parameter.shape) if name in self._apart else parameter).requires_grad_()
 
     def natural(self, vector: Tensor) -> Tensor:
         """A vector [d] over the columns of the last rows, in the order of the parameters."""
         parts = torch.split(vector, [sink.size for sink in self._sinks])
         return torch.cat([sink.natural(part) for sink, part in zip(self._sinks, parts, strict=True)])
 
-    def _into(self, leaves: Parameters, patients: int) -> list[Sink]:
-        device = next(iter(leaves.values())).device
+    def _into(self, patients: int) -> list[Sink]:
+        device = next(iter(self._parameters.values())).device
         if self._rows.shape != (patients, self._dimension) or self._rows.device != device:
             self._rows = torch.empty(patients, self._dimension, device=device)
-        columns = torch.split(self._rows, [leaf.numel() for leaf in leaves.values()], dim=1)
-        return [Sink(part, leaf.shape) for part, leaf in zip(columns, leaves.values(), strict=True)]
+        columns = torch.split(self._rows, [p.numel() for p in self._parameters.values()], dim=1)
+        return [Sink(part, p.shape) for part, p in zip(columns, self._parameters.values(), strict=True)]
 
 
 @contextlib.contextmanager
@@ -94,16 +113,23 @@ def _without_decompositions() -> Iterator[None]:
             switch.DECOMPOSITIONS_LOADED = False
 
 
+Order = Literal[
+    "natural", "out h w in", "-h -w out in"
+]  # of a conv weight's columns; -h: from the last row to the first
+
+
 class Sink:
     """The columns of one parameter in the rows, [c, size]; zero until something is added."""
 
     def __init__(self, columns: Tensor, shape: torch.Size) -> None:
         self._columns, self._shape, self._empty = columns, shape, True
         self.size = columns.shape[1]
-        self._channels_last = False
+        self._order: Order = "natural"
 
-    def add_products(self, left: Tensor, right: Tensor, channels_last: bool = False) -> None:
+    def add_products(self, left: Tensor, right: Tensor, order: Order = "natural") -> None:
         """Add left^T @ right of each patient: [c, L, a] and [c, L, b] give a·b columns."""
+        if not self._empty and order != self._order:
+            raise NoRule("a convolution weight that is used in two ways")
         products = left.transpose(1, 2)
         out = self._columns.view(len(left), left.shape[2], right.shape[2])
         if not left.dtype == right.dtype == out.dtype:  # autocast
@@ -112,7 +138,7 @@ class Sink:
             torch.bmm(products, right, out=out)
         else:
             out.baddbmm_(products, right)
-        self._empty, self._channels_last = False, channels_last
+        self._empty, self._order = False, order
 
     def add(self, values: Tensor) -> None:
         """Add values [c, …]."""
@@ -127,10 +153,12 @@ class Sink:
 
     def natural(self, part: Tensor) -> Tensor:
         """A vector over these columns, in the parameter's own order."""
-        if not self._channels_last:
+        if self._order == "natural":
             return part
         out, channels, height, width = self._shape
-        return part.view(out, height, width, channels).permute(0, 3, 1, 2).reshape(-1)
+        if self._order == "out h w in":
+            return part.view(out, height, width, channels).permute(0, 3, 1, 2).reshape(-1)
+        return part.view(height, width, out, channels).flip(0, 1).permute(2, 3, 0, 1).reshape(-1)
 
 
 class Scratch:
@@ -166,8 +194,36 @@ class _Interception(TorchFunctionMode):
         if rule is not None:
             layer = rule(*args, **(kwargs or {}))
             if layer.claims(self._sinks, self._scratch):
-                return _OutOfVmap.apply(layer.input, layer.weight, layer.bias, layer)
+                return _beneath(_OutOfVmap, layer)
+            if isinstance(layer, _Conv2d):
+                return _beneath(_Untrained, layer)
         return func(*args, **(kwargs or {}))
+
+
+_functorch: Any = torch._C._functorch  # private: what `_beneath` uses of it is checked there
+
+
+def _beneath(function: Any, layer: Layer) -> Tensor:
+    """`function.apply` on a layer's tensors. Directly beneath vmap its own rule for vmap is called at once, which saves half a
+    millisecond a call over torch's general way. Where another transform stands between, or this torch is unlike, torch does it.
+    """
+    tensors = (layer.input, layer.weight, layer.bias)
+    try:
+        interpreter = _functorch.peek_interpreter_stack()
+        if _functorch.get_dynamic_layer_stack_depth() != 1 or interpreter.key() != _functorch.TransformType.Vmap:
+            raise AttributeError
+        level = interpreter.level()
+        unwrapped = [(t, None) if t is None else _functorch._unwrap_batched(t, level) for t in tensors]
+        stack = _functorch.pop_dynamic_layer_stack()
+    except AttributeError:
+        y: Tensor = function.apply(*tensors, layer)
+        return y
+    try:
+        plain, axis = function.vmap(None, [dim for _, dim in unwrapped], *(t for t, _ in unwrapped), layer)
+    finally:
+        _functorch.push_dynamic_layer_stack(stack)
+    wrapped: Tensor = _functorch._add_batch_dim(plain, axis, level)
+    return wrapped
 
 
 class _OutOfVmap(torch.autograd.Function):
@@ -189,6 +245,31 @@ class _OutOfVmap(torch.autograd.Function):
         one_axis = x.reshape(-1, *x.shape[2:]) if x.dim() > 2 else x
         y: Tensor = _Node.apply(one_axis, weight, bias, layer, len(x))
         return (y.view(*x.shape[:2], *y.shape[1:]) if x.dim() > 2 else y), 0
+
+
+class _Untrained(torch.autograd.Function):
+    """A convolution whose weight is no trained tensor itself: frozen, or made from trained ones (then one a patient)."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, layer: _Conv2d) -> Tensor:
+        return layer.plainly(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        raise NoRule("a convolution that is no patient's")
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: _Conv2d
+    ) -> tuple[Tensor, int]:
+        if dims[0] is None:
+            raise NoRule("a convolution whose input is no patient's")
+        x = x.movedim(dims[0], 0)
+        own_weight, own_bias = dims[1] is not None, bias is not None and dims[2] is not None
+        if own_weight or own_bias:
+            return layer.pointwise(x, weight.movedim(dims[1], 0) if own_weight else weight[None], bias), 0
+        y = layer.plainly(x.flatten(0, -4), weight, bias)
+        return y.view(*x.shape[:-3], *y.shape[1:]), 0
 
 
 class _Node(torch.autograd.Function):
@@ -277,34 +358,63 @@ class _Conv2d(_Trained):
         self.stride, self.dilation = _pair(stride), _pair(dilation)
         self.padding = (0, 0) if isinstance(padding, str) else _pair(padding)
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution of a batch with one weight for all."""
         if not self._plain:
             raise NoRule("a convolution with groups or padding by name")
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+
+    def pointwise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """y [c, n, out, H, W] for x [c, n, in, H, W], a weight [c or 1, out, in, 1, 1] and a bias [c, out] or [out]."""
+        if not self._plain or weight.shape[3:] != (1, 1) or self.stride != (1, 1) or self.padding != (0, 0):
+            raise NoRule("a convolution over more than one place with weights that are made from others")
+        patients, n, channels, height, width = x.shape
+        flat = x.permute(0, 1, 3, 4, 2).reshape(patients, n * height * width, channels)
+        matrix = weight[:, :, :, 0, 0].transpose(1, 2).expand(patients, -1, -1)
+        y = torch.bmm(flat, matrix) if bias is None else torch.baddbmm(bias.expand(patients, -1)[:, None], flat, matrix)
+        return y.view(patients, n, height, width, -1).permute(0, 1, 4, 2, 3)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = x.contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
-        return y, (x, weight)
+        return self.plainly(x, weight, bias), (x, weight)
 
     def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None:
         x, weight = saved
         gy = gy.contiguous(memory_format=torch.channels_last)
-        flat = gy.permute(0, 2, 3, 1).reshape(patients, -1, gy.shape[1])  # [c, n·places, out]
         if self.to_bias is not None:
-            self.to_bias.add(flat.sum(1))
+            self.to_bias.add(gy.permute(0, 2, 3, 1).reshape(patients, -1, gy.shape[1]).sum(1))
         if self.to_weight is not None:
-            self.to_weight.add_products(flat, self._patches(x, gy.shape[2:], patients), channels_last=True)
+            self._weight_gradient(self.to_weight, x, gy, patients)
         return self._to_input(gy, x.to(gy.dtype), weight.to(gy.dtype)) if wants_x else None
+
+    def _weight_gradient(self, to_weight: Sink, x: Tensor, gy: Tensor, patients: int) -> None:
+        """Products of the layer's two sides, the thinner one unfolded (the output only where no place is skipped)."""
+        (height, width), (up, left) = self.weight.shape[2:], self.padding
+        even = self.stride == self.dilation == (1, 1) and up < height and left < width
+        if even and gy.shape[1] < x.shape[1]:
+            back = (height - 1 - up, width - 1 - left)  # padding that brings the output to the input's places
+            patches = self._patches(gy, x.shape[2:], back, (1, 1), (1, 1), patients)
+            inputs = x.permute(0, 2, 3, 1).reshape(patients, -1, x.shape[1])
+            return to_weight.add_products(patches, inputs, "-h -w out in")
+        outputs = gy.permute(0, 2, 3, 1).reshape(patients, -1, gy.shape[1])  # [c, n·places, out]
+        patches = self._patches(x, gy.shape[2:], self.padding, self.stride, self.dilation, patients)
+        return to_weight.add_products(outputs, patches, "out h w in")
 
     def _to_input(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         settings = (self.stride, self.padding, self.dilation, False, (0, 0), 1, (True, False, False))
         gx: Tensor = torch.ops.aten.convolution_backward(gy, x, weight, None, *settings)[0]
         return gx
 
-    def _patches(self, x: Tensor, places: torch.Size, patients: int) -> Tensor:
-        """The input under each place of the kernel, [c, n·places, h·w·in], in scratch memory."""
+    def _patches(
+        self, x: Tensor, places: torch.Size, padding: Pair, stride: Pair, dilation: Pair, patients: int
+    ) -> Tensor:
+        """What lies under each place of the kernel, [c, n·places, h·w·channels], in scratch memory."""
         n, channels, height, width = x.shape
-        (up, left), (down, right), (dh, dw) = self.padding, self.stride, self.dilation
+        (up, left), (down, right), (dh, dw) = padding, stride, dilation
         kernel = self.weight.shape[2:]
-        padded = self.scratch.zeros(f"padded by {self.padding}", (n, height + 2 * up, width + 2 * left, channels), x)
+        if kernel == (1, 1) and padding == (0, 0) and stride == (1, 1):
+            return x.permute(0, 2, 3, 1).reshape(patients, -1, channels)
+        padded = self.scratch.zeros(f"padded by {padding}", (n, height + 2 * up, width + 2 * left, channels), x)
         padded[:, up : up + height, left : left + width].copy_(x.permute(0, 2, 3, 1))
         image, row, column, one = padded.stride()
         steps = (image, row * down, column * right, row * dh, column * dw, one)

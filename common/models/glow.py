@@ -60,6 +60,7 @@ class Mixing(nn.Module):
     """ActNorm and invertible 1x1 convolution in one: y = A (x + b), A = Q L U diag(e^s); log-determinant H W sum(s).
 
     Q is fixed; L and U are unit triangular and share one matrix (strict lower and strict upper, its diagonal is inert).
+    `composed` makes the matrices of all steps of a level at once.
     """
 
     def __init__(self, channels: int, index: int) -> None:
@@ -70,16 +71,10 @@ class Mixing(nn.Module):
         self._rotation = rotation(channels, index)  # a plain attribute: rebuilt, never stored
         self._inverse: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def _factors(self, triangles: Tensor) -> tuple[Tensor, Tensor]:
-        one = torch.eye(triangles.shape[0], dtype=triangles.dtype, device=triangles.device)
-        return triangles.tril(-1) + one, triangles.triu(1) + one
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(y, log-determinant of one sample) for x [N, c, H, W]."""
-        lower, upper = self._factors(self.triangles)
-        matrix = self._rotation.to(self.triangles) @ lower @ (upper * self.log_scale.exp())
-        y = F.conv2d(x, matrix[:, :, None, None], matrix @ self.bias)
-        return y, self.log_scale.sum() * (x.shape[-1] * x.shape[-2])
+        matrices, biases, log_scales = composed([self])
+        return F.conv2d(x, matrices[0], biases[0]), log_scales.sum() * (x.shape[-1] * x.shape[-2])
 
     @torch.no_grad()
     def inverse(self, y: Tensor) -> Tensor:
@@ -93,13 +88,30 @@ class Mixing(nn.Module):
         if kept is not None and _same(kept[0], self.log_scale) and _same(kept[1], self.triangles):
             return kept[2]
         log_scale, triangles = self.log_scale.detach().clone(), self.triangles.detach().clone()
-        lower, upper = self._factors(triangles.double())
+        lower, upper = _factors(triangles.double())
         right = self._rotation.T.to(triangles.device)
         half = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
         whole = torch.linalg.solve_triangular(upper, half, upper=True, unitriangular=True)
         inverse: Tensor = whole * (-log_scale.double()).exp()[:, None]
         self._inverse = (log_scale, triangles, inverse)
         return inverse
+
+
+def composed(mixings: Sequence[Mixing]) -> tuple[Tensor, Tensor, Tensor]:
+    """(A as kernels [K, c, c, 1, 1], A b [K, c], s [K, c]) of K mixings of one width."""
+    log_scale = torch.stack([mixing.log_scale for mixing in mixings])
+    triangles = torch.stack([mixing.triangles for mixing in mixings])
+    rotations = torch.stack([mixing._rotation for mixing in mixings]).to(triangles)
+    lower, upper = _factors(triangles)
+    matrices = rotations @ lower @ (upper * log_scale.exp()[:, None])
+    bias = torch.stack([mixing.bias for mixing in mixings])
+    return matrices[..., None, None], (matrices @ bias[..., None])[..., 0], log_scale
+
+
+def _factors(triangles: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit lower and unit upper triangles of [..., c, c]."""
+    one = torch.eye(triangles.shape[-1], dtype=triangles.dtype, device=triangles.device)
+    return triangles.tril(-1) + one, triangles.triu(1) + one
 
 
 def _same(kept: Tensor, current: Tensor) -> bool:
@@ -179,11 +191,11 @@ class Level(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(y, log-determinant [N]) for x [N, c/4, 2H, 2W]."""
         x = F.pixel_unshuffle(x, 2)
-        total = x.new_zeros(x.shape[0])
-        for mixing, coupling in zip(self.mixings, self.couplings, strict=True):
-            x, same_for_all = mixing(x)
-            x, each = coupling(x)
-            total = total + same_for_all + each
+        matrices, biases, log_scale = composed(cast(Sequence[Mixing], self.mixings))
+        total = log_scale.sum() * (x.shape[-1] * x.shape[-2])
+        for matrix, bias, coupling in zip(matrices.unbind(), biases.unbind(), self.couplings, strict=True):
+            x, each = coupling(F.conv2d(x, matrix, bias))
+            total = total + each
         return x, total
 
     def inverse(self, y: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from client.learn.patient_gradients import Execution, PatientGradients, by_backward
 from client.learn.private_step import check_model
+from client.learn.train_glow import loss_of
 from common.models.glow import Glow
 
 torch.set_num_threads(1)
@@ -50,6 +52,23 @@ def test_per_sample_gradients_equal_single_sample_gradients_for_every_tensor() -
         assert truth.keys() == parameters.keys(), "every tensor has a gradient"
         errors = farthest({name: g[patient] for name, g in together.items()}, truth)
         assert max(errors.values()) <= 1e-5, max(errors, key=lambda name: errors[name])
+
+
+@pytest.mark.parametrize("frozen", [(), ("mixings",), ("couplings", "splits")], ids=str)
+def test_the_private_steps_own_gradients_equal_a_plain_backward_pass_for_every_tensor(frozen: tuple[str, ...]) -> None:
+    """The back end that the step takes by itself is the batched one, and it is exact tensor by tensor, patient by patient."""
+    model, batch = flow(), images()
+    trained = {n: p for n, p in model.named_parameters() if not any(part in n for part in frozen)}
+    gradients = PatientGradients(trained, loss_of(model, trained), Execution(), 1.0, 4.0, 2)
+    gradients.prepare((batch,))
+    assert gradients.backend == "layers"
+    assert gradients.chunk >= len(batch)
+    found = torch.stack([gradients.natural(row) for row in gradients.rows((batch,))])
+    truth = by_backward(loss_of(model, trained), trained, (batch,))
+    sizes = [p.numel() for p in trained.values()]
+    for name, mine, plain in zip(trained, found.split(sizes, 1), truth.split(sizes, 1), strict=True):
+        errors = (mine - plain).norm(dim=1) / plain.norm(dim=1).clamp_min(1e-12)
+        assert float(errors.max()) <= 1e-5, name
 
 
 def test_another_patient_in_the_batch_changes_no_gradient() -> None:

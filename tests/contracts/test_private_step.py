@@ -392,7 +392,7 @@ def test_every_chunk_that_is_computed_has_one_fixed_shape(chunk: int, backend: B
 def test_the_chunk_follows_from_public_constants_alone() -> None:
     """From a memory budget and the planned number of patients: the same for 3 drawn and for 40."""
     d = 100_000
-    for memory, least, most in ((1, 1, 1), (8 * 2**20, 2, 8), (2**32, 16, 16)):
+    for memory, least, most in ((1, 1, 1), (8 * 2**20, 2, 8), (2**32, 64, 64)):
         chunks = set()
         for draw in ([1, 2, 3], range(40)):
             step = linear_step(d, Execution(memory_bytes=memory), draw=draw, silent=True, divisor=64)
