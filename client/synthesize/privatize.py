@@ -35,7 +35,7 @@ from common.privacy import privunit
 from common.privacy.mechanisms import Latent, LatentLaplace, PrivUnit
 from common.privacy.noise import LATTICE, Noise
 
-__all__ = ["BATCH", "Privatized", "clip", "encode_released", "matched", "patient_latent", "privatize", "quantise"]
+__all__ = ["BATCH", "Privatized", "clip", "encode_released", "matched", "noised_sums", "patient_latent", "privatize", "quantise"]
 
 GIANT = 1e100  # larger entries count as this, so that a norm cannot overflow
 OFF_DISTRIBUTION = 1e4  # a latent beyond it is of an image that this flow never saw the like of
@@ -157,16 +157,24 @@ def patient_latent(images: Images, model: Glow, mechanism: Latent, basis: Basis 
     return quantise(clip(rows, mechanism).mean(axis=0), mechanism)
 
 
+def noised_sums(sums: Integers, mechanism: Latent, noise: Noise) -> Integers:
+    """Step 7: one draw for each row of the sums [G, d], int64 [G, d]; `privunit`: its direction, of any length."""
+    if isinstance(mechanism, PrivUnit):
+        drawn = [privunit.draw(row, mechanism.dimension, mechanism.epsilon, noise) for row in sums]
+        return np.stack(drawn)
+    if isinstance(mechanism, LatentLaplace):
+        added = noise.discrete_laplace(sums.size, mechanism.sum_scale_in_steps)
+    else:
+        added = noise.gaussian_lattice(sums.size, mechanism.sum_deviation_in_steps / LATTICE)
+    return np.asarray(sums + added.reshape(sums.shape), dtype=np.int64)
+
+
 def _noised_mean(patients: Sequence[Integers], mechanism: Latent, noise: Noise) -> Floats:
     """Steps 6 to 8 for one group: float64 [d]."""
     total: Integers = np.stack(list(patients)).sum(axis=0, dtype=np.int64)  # 6
+    noised = noised_sums(total[None], mechanism, noise)[0].astype(np.float64)  # 7
     if isinstance(mechanism, PrivUnit):
-        direction = privunit.draw(total, mechanism.dimension, mechanism.epsilon, noise).astype(np.float64)  # 7
-        return np.asarray(direction * (mechanism.radius / np.linalg.norm(direction)), dtype=np.float64)  # 8
-    if isinstance(mechanism, LatentLaplace):
-        noised = total + noise.discrete_laplace(mechanism.dimension, mechanism.sum_scale_in_steps)  # 7
-    else:
-        noised = total + noise.gaussian_lattice(mechanism.dimension, mechanism.sum_deviation_in_steps / LATTICE)  # 7
+        return np.asarray(noised * (mechanism.radius / np.linalg.norm(noised)), dtype=np.float64)  # 8
     return np.asarray(noised * (mechanism.lattice_step / len(patients)), dtype=np.float64)  # 8
 
 

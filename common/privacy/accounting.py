@@ -156,9 +156,9 @@ def _checked(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, 
 
 
 def _split(mechanisms: Sequence[Mechanism]) -> tuple[float, tuple[Mechanism, ...]]:
-    """The summed epsilon of pure mechanisms too large to compose (basic composition), and the rest."""
-    large = [m for m in mechanisms if _is_pure(m) and m.epsilon_per_image > LARGEST_COMPOSED]
-    return sum(m.epsilon_per_image for m in large), tuple(m for m in mechanisms if m not in large)
+    """The summed epsilon of pure mechanisms that are added in full (basic composition), and the rest, which is composed."""
+    added = [m for m in mechanisms if _is_added(m)]
+    return sum(m.epsilon_per_image for m in added), tuple(m for m in mechanisms if not _is_added(m))
 
 
 def _delta_left(mechanisms: Sequence[Mechanism], delta: float) -> float:
@@ -173,18 +173,23 @@ def _delta_left(mechanisms: Sequence[Mechanism], delta: float) -> float:
     return left
 
 
+def _is_added(mechanism: Mechanism) -> TypeGuard[LatentLaplace | PrivUnit]:
+    """A pure mechanism of no known loss distribution (PrivUnit), or a Laplace beyond what is composed."""
+    if isinstance(mechanism, SubsampledGaussian):
+        return False
+    kinds = {kind for kind, _ in mechanism.losses}
+    return kinds == {"pure"} or (kinds == {"laplace"} and mechanism.epsilon_per_image > LARGEST_COMPOSED)
+
+
 def _is_gaussian(mechanism: Mechanism) -> bool:
     """Whether its noise comes from the Gaussian sampler, which misses a tail."""
     return isinstance(mechanism, SubsampledGaussian) or any(kind == "gaussian" for kind, _ in mechanism.losses)
 
 
-def _is_pure(mechanism: Mechanism) -> TypeGuard[LatentLaplace | PrivUnit]:
-    return not _is_gaussian(mechanism)
-
-
 def _loss_event(kind: str, value: float) -> Any:
-    """dp-accounting's event of one loss: Laplace as its continuous limit (an upper bound for the lattice, equal from 64 steps
-    on), any other pure mechanism as randomized response, which dominates it. Raises ConfigurationError for an unknown kind.
+    """dp-accounting's event of one loss: Laplace as its continuous limit, an upper bound for the lattice, equal from 64 steps on.
+
+    Raises ConfigurationError for a kind that it cannot compose.
     """
     from dp_accounting import dp_event
 
@@ -192,9 +197,7 @@ def _loss_event(kind: str, value: float) -> Any:
         return dp_event.GaussianDpEvent(value)
     if kind == "laplace":
         return dp_event.LaplaceDpEvent(1.0 / value)
-    if kind == "pure":
-        return dp_event.RandomizedResponseDpEvent(2.0 / (1.0 + math.exp(value)), 2)
-    raise ConfigurationError(f"accounting: expected a loss of gaussian, laplace or pure, got {kind!r}")
+    raise ConfigurationError(f"accounting: expected a loss of gaussian or laplace, got {kind!r}")
 
 
 def _dp_events(mechanisms: Iterable[Mechanism]) -> list[Any]:

@@ -428,6 +428,12 @@ def image_event(study: "Study") -> Latent | NoisyAnchors | None:
     return anchors_event(study) or (latent_event(study) if study.synthesis.privatize else None)
 
 
+def charged_image_event(study: "Study") -> Latent | NoisyAnchors | None:
+    """What the plan's images spend of each patient's epsilon, beside the updates: `image_event` where it covers patients."""
+    event = image_event(study)
+    return event if event is not None and event.covers_patient else None
+
+
 def latent_mechanism(plan: "PrivatizePlan", coordinates: int, k: int, grouping: Grouping) -> Latent:
     """The mechanism of a `privatize` section for averages of k; `coordinates`: of its levels, before any basis."""
     dimension = plan.components or coordinates

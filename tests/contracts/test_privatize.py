@@ -1,5 +1,8 @@
 """Theorems about privatized averages: what one image, one patient and one group can do to the released numbers."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,23 +10,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.synthesize import privatize as stage
-from common.errors import Bug
+from client.synthesize.group import Roster, Stratum, form_groups
+from common.errors import Bug, RefusedError
 from common.models import glow
 from common.models.glow import Glow
-from common.privacy.mechanisms import LatentLaplace
-from common.privacy.noise import SeededNoiseSource
+from common.models.latents import Basis, fit
+from common.privacy.mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
+from common.privacy.noise import NoiseSource, SeededNoiseSource
 
 torch.set_num_threads(1)
-CLIPS = ["box", "l1_ball"]
+LAPLACE = ["box", "l1_ball"]
+CLIPS = [*LAPLACE, "l2_ball", "sphere"]
 
 
-def mechanism(clip: str, dimension: int, radius: float = 0.7, k: int = 3, scale: float = 0.25) -> LatentLaplace:
+def mechanism(clip: str, dimension: int, radius: float = 0.7, k: int = 3, scale: float = 0.25) -> Any:
+    if clip == "l2_ball":
+        return LatentGaussian(dimension, k, "random", 2.0, 1e-5)
+    if clip == "sphere":
+        return PrivUnit(max(dimension, 2), 4.0)
     return LatentLaplace(clip, radius, dimension, k, "random", scale)  # type: ignore[arg-type]
 
 
-def size(integers: np.ndarray, m: LatentLaplace) -> int:
+def size(integers: np.ndarray, m: Latent) -> int:
     magnitude = np.abs(integers)
+    if not isinstance(m, LatentLaplace):
+        return int(np.square(magnitude).sum())
     return int(magnitude.max() if m.clip == "box" else magnitude.sum())
+
+
+def limit(m: Latent) -> int:
+    return m.radius_in_steps if isinstance(m, LatentLaplace) else m.squared_radius_in_steps
+
+
+def distance(moved: np.ndarray, m: Latent) -> float:
+    """How far a sum moved, in the mechanism's own norm and as a share of its sensitivity."""
+    if isinstance(m, LatentLaplace):
+        return float(np.abs(moved).sum()) / m.sum_sensitivity_in_steps
+    return math.sqrt(float(np.square(moved).sum()) / (4 * m.squared_radius_in_steps))
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +54,12 @@ def model() -> Glow:
     flow = Glow(8, 3, 2, 2, 8)
     glow.initialise_from_noise(flow, 16)
     return flow
+
+
+@pytest.fixture(scope="module")
+def basis(model: Glow) -> Basis:
+    """Public directions: of noise pictures that belong to nobody."""
+    return fit(stage.encode_released(pictures(60, 77), model, model.top_dimension), 6)
 
 
 def pictures(n: int, seed: int = 0) -> np.ndarray:
@@ -52,10 +81,10 @@ def test_every_sample_is_inside_the_clip_set_whatever_the_batch(
 ) -> None:
     m = mechanism(clip, dimension, radius)
     with np.errstate(over="ignore"):
-        latents = (np.random.default_rng(seed).normal(size=(rows, dimension)) * spread).astype(dtype)
+        latents = (np.random.default_rng(seed).normal(size=(rows, m.dimension)) * spread).astype(dtype)
     together = stage.clip(latents, m)
     for i, row in enumerate(together):
-        assert size(stage.quantise(row, m), m) <= m.radius_in_steps
+        assert size(stage.quantise(row, m), m) <= limit(m)
         assert np.array_equal(row, stage.clip(latents[i : i + 1], m)[0]), "the others decide nothing"
 
 
@@ -63,9 +92,10 @@ def test_every_sample_is_inside_the_clip_set_whatever_the_batch(
 def test_a_sample_inside_the_clip_set_is_left_alone_and_one_outside_reaches_its_edge(clip: str) -> None:
     m = mechanism(clip, 16)
     inside = np.full((1, 16), 0.5)
-    assert np.array_equal(stage.clip(inside, m), inside)
+    left_alone = np.array_equal(stage.clip(inside, m), inside)
+    assert left_alone == (clip != "sphere"), "on the sphere every length is one length"
     edge = stage.quantise(stage.clip(np.full((1, 16), 100.0), m)[0], m)
-    assert size(edge, m) > 0.97 * m.radius_in_steps
+    assert size(edge, m) > 0.97 * limit(m)
 
 
 @pytest.mark.parametrize("clip", CLIPS)
@@ -73,14 +103,23 @@ def test_a_sample_inside_the_clip_set_is_left_alone_and_one_outside_reaches_its_
 def test_non_finite_giant_and_zero_latents_are_bounded(clip: str, value: float) -> None:
     m = mechanism(clip, 8)
     for row in (np.full(8, value), np.array([value, *np.ones(7)])):
-        assert size(stage.quantise(stage.clip(row[None], m)[0], m), m) <= m.radius_in_steps
+        assert size(stage.quantise(stage.clip(row[None], m)[0], m), m) <= limit(m)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, 1e308, 1e-300, 5e-324, 0.0], ids=str)
+def test_privunit_gives_a_direction_whatever_the_latent(value: float) -> None:
+    m = PrivUnit(8, 2.0)
+    row = stage.quantise(stage.clip(np.array([[value, *np.zeros(7)]]), m)[0], m)
+    released = stage._noised_mean([row], m, SeededNoiseSource(0))
+    assert float(np.linalg.norm(released)) == pytest.approx(math.sqrt(8))
 
 
 @pytest.mark.parametrize("clip", CLIPS)
 def test_a_latent_outside_the_clip_set_is_never_summed(clip: str) -> None:
     m = mechanism(clip, 4)
+    outside = 0.7 + 2**-9 if clip in LAPLACE else 1 + 2**-9
     with pytest.raises(Bug, match="lattice steps"):
-        stage.quantise(np.full(4, 0.7 + 2**-9), m)
+        stage.quantise(np.full(4, outside), m)
 
 
 def test_quantising_never_lifts_a_coordinate() -> None:
@@ -90,37 +129,46 @@ def test_quantising_never_lifts_a_coordinate() -> None:
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_the_mean_of_a_patients_images_stays_inside_the_clip_set(clip: str, model: Glow) -> None:
-    m = mechanism(clip, model.dimension, 0.3)
+def test_the_mean_of_a_patients_images_stays_inside_the_clip_set(clip: str, model: Glow, basis: Basis) -> None:
+    m = mechanism(clip, basis.components if clip == "sphere" else model.dimension, 0.3)
     for count in (1, 2, 7):
-        assert size(stage.patient_latent(pictures(count), model, m), m) <= m.radius_in_steps
+        latent = stage.patient_latent(pictures(count), model, m, basis if clip == "sphere" else None)
+        assert size(latent, m) <= limit(m)
 
 
-@pytest.mark.parametrize("clip", CLIPS)
+OTHERS = (pictures(5, 99), np.zeros((1, 8, 8, 3), np.uint8), np.full((2, 8, 8, 3), 255, np.uint8))
+
+
+@pytest.mark.parametrize("clip", CLIPS[:3])
+@pytest.mark.parametrize("reduced", [False, True], ids=["levels", "basis"])
 @pytest.mark.parametrize("wild", [False, True], ids=["images", "broken flow"])
 def test_one_patient_moves_the_sum_by_at_most_the_sensitivity(
-    clip: str, wild: bool, model: Glow, monkeypatch: pytest.MonkeyPatch
+    clip: str, reduced: bool, wild: bool, model: Glow, basis: Basis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if wild:  # a flow that encodes to anything at all
-        values = np.array([1e30, -np.inf, np.nan, 3.0])
+        values = np.array([1e4, -1e4, 0.0, 3.0] if reduced else [1e30, -np.inf, np.nan, 3.0])
         monkeypatch.setattr(
             stage,
             "encode_released",
             lambda images, _, d: np.resize(np.roll(values, int(images.sum()) % 4), (len(images), d)),
         )
-    m = mechanism(clip, model.top_dimension, 0.3)
+    public = basis if reduced else None
+    m = mechanism(clip, basis.components if reduced else model.top_dimension, 0.3)
     group = [pictures(1, seed) for seed in range(3)]
-    base = np.sum([stage.patient_latent(p, model, m) for p in group], axis=0)
-    for other in (pictures(5, 99), np.zeros((1, 8, 8, 3), np.uint8), np.full((2, 8, 8, 3), 255, np.uint8)):
-        moved = np.sum([stage.patient_latent(p, model, m) for p in [*group[:2], other]], axis=0) - base
-        assert int(np.abs(moved).sum()) <= m.sum_sensitivity_in_steps
+    base = np.sum([stage.patient_latent(p, model, m, public) for p in group], axis=0)
+    for other in OTHERS:
+        moved = np.sum([stage.patient_latent(p, model, m, public) for p in [*group[:2], other]], axis=0) - base
+        assert distance(moved, m) <= 1
         if clip == "box":
             assert int(np.abs(moved).max()) <= 2 * m.radius_in_steps
 
 
+@pytest.mark.parametrize("clip", CLIPS[:3])
 @pytest.mark.parametrize("members", [3, 5])
-def test_the_group_mean_moves_by_at_most_delta_over_k_when_one_patient_changes(members: int, model: Glow) -> None:
-    m = mechanism("l1_ball", model.top_dimension, 0.3)
+def test_the_group_mean_moves_by_at_most_delta_over_k_when_one_patient_changes(
+    clip: str, members: int, model: Glow
+) -> None:
+    m = mechanism(clip, model.top_dimension, 0.3)
     group = [pictures(1, seed) for seed in range(members)]
 
     def mean(patients: list[np.ndarray]) -> np.ndarray:
@@ -128,11 +176,16 @@ def test_the_group_mean_moves_by_at_most_delta_over_k_when_one_patient_changes(m
         return stage._noised_mean(latents, m, SeededNoiseSource(0))  # the same noise cancels
 
     moved = mean([*group[:-1], pictures(4, 99)]) - mean(group)
-    assert float(np.abs(moved).sum()) <= m.sum_sensitivity_in_steps * m.lattice_step / m.k * (1 + 1e-12)
+    length = float(np.abs(moved).sum() if m.describe()["norm"] == "l1" else np.linalg.norm(moved))
+    assert length <= m.describe()["sensitivity"] * (1 + 1e-12)
+    assert m.describe()["sensitivity"] * m.k == pytest.approx(
+        mechanism(clip, model.top_dimension, 0.3, k=1).describe()["sensitivity"]
+    )
 
 
-def test_one_patient_changes_no_other_group(model: Glow) -> None:
-    m = mechanism("l1_ball", model.top_dimension)
+@pytest.mark.parametrize("clip", CLIPS[:3])
+def test_one_patient_changes_no_other_group(clip: str, model: Glow) -> None:
+    m = mechanism(clip, model.top_dimension)
     groups = [[pictures(1, 10 * g + p) for p in range(3)] for g in range(3)]
     changed = [groups[0], [*groups[1][:2], pictures(2, 99)], groups[2]]
     one, two = (
@@ -141,7 +194,7 @@ def test_one_patient_changes_no_other_group(model: Glow) -> None:
     assert [np.array_equal(a, b) for a, b in zip(one, two, strict=True)] == [True, False, True]
 
 
-@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("clip", LAPLACE)
 @pytest.mark.parametrize("scale", [0.05, 0.5, 4.0])
 def test_the_noise_on_the_sum_has_the_scale_that_the_epsilon_states(clip: str, scale: float) -> None:
     m = mechanism(clip, 4000, scale=scale)
@@ -156,3 +209,58 @@ def test_a_larger_group_gets_no_less_noise_on_its_sum() -> None:
     noise = [np.zeros(4000, np.int64)] * (2 * m.k - 1)
     drawn = stage._noised_mean(noise, m, SeededNoiseSource(3)) * len(noise) / m.lattice_step
     assert float(np.abs(drawn).mean()) == pytest.approx(m.sum_scale_in_steps, rel=0.08)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("k", [1, 10])
+def test_gaussian_noise_on_the_sum_has_the_deviation_that_epsilon_and_delta_state(epsilon: float, k: int) -> None:
+    m = LatentGaussian(20_000, k, "random", epsilon, 1e-5)
+    drawn = stage._noised_mean([np.zeros(20_000, np.int64)] * k, m, SeededNoiseSource(3)) * k
+    assert float(drawn.std()) == pytest.approx(m.noise_multiplier * 2 * math.sqrt(20_000), rel=0.03)
+
+
+def random_groups(model: Glow, names: list[str], pictures_of: dict[str, np.ndarray]) -> list[list[np.ndarray]]:
+    """Images of every group that a keyed permutation of the roster gives."""
+    who = Roster(tuple(names), (Stratum(0),) * len(names), tuple((i,) for i in range(len(names))))
+    formed = form_groups(who, 3, "random", key=b"0" * 32)
+    return [[pictures_of[name] for name in group.members] for group in formed.groups]
+
+
+def test_with_random_groups_exactly_one_sum_moves_when_one_patients_images_change(model: Glow) -> None:
+    """The roster is rebuilt from scratch: no pixel decides who is in a group, so parallel composition holds."""
+    m = mechanism("l2_ball", model.top_dimension)
+    names = [f"{n:064x}" for n in range(14)]
+    images = {name: pictures(1 + i % 2, i) for i, name in enumerate(names)}
+    changed = images | {names[5]: np.zeros((1, 8, 8, 3), np.uint8)}
+    sums = [
+        [
+            np.sum([stage.patient_latent(p, model, m) for p in group], axis=0)
+            for group in random_groups(model, names, what)
+        ]
+        for what in (images, changed)
+    ]
+    moved = [b - a for a, b in zip(*sums, strict=True)]
+    assert sum(bool(step.any()) for step in moved) == 1
+    assert max(distance(step, m) for step in moved) <= 1
+
+
+def test_an_image_that_the_flow_never_saw_the_like_of_counts_as_the_zero_latent(
+    model: Glow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = mechanism("l1_ball", model.top_dimension)
+    real, row = stage.encoded, np.ones((1, model.dimension))
+    for wild in (1.01e4, np.nan, -np.inf):
+        row[0, 3] = wild  # not even among the released coordinates
+        monkeypatch.setattr(stage, "encoded", lambda images, _, row=row: np.where(np.isfinite(row).all(), row, 0.0))
+        assert not stage.patient_latent(pictures(1), model, m).any()
+    monkeypatch.setattr(stage, "encoded", real)
+    assert stage.patient_latent(pictures(1), model, m).any()
+
+
+def test_a_flow_with_weights_that_are_not_finite_is_refused(model: Glow) -> None:
+    broken = Glow(8, 3, 2, 2, 8)
+    with torch.no_grad():
+        next(broken.parameters()).view(-1)[0] = float("nan")
+    m = mechanism("l1_ball", broken.top_dimension)
+    with pytest.raises(RefusedError, match="not finite"):
+        stage.privatize([[pictures(1)] * 3], broken, m, 0.7, NoiseSource())

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from common.errors import Bug, ConfigurationError
+from common.privacy import accounting
 from common.privacy.accounting import (
     SAMPLER_SHARE,
     Spent,
@@ -21,7 +22,7 @@ from common.privacy.accounting import (
     sampler_delta,
     spend,
 )
-from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
+from common.privacy.mechanisms import LatentGaussian, LatentLaplace, PrivUnit, SubsampledGaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
 
@@ -161,3 +162,45 @@ def test_a_reserves_arithmetic_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+def test_a_latent_gaussian_alone_spends_what_its_plan_says(epsilon: float) -> None:
+    m = LatentGaussian(32, 10, "random", epsilon, 1e-5)
+    assert epsilon_pld([m], 1e-5) == pytest.approx(epsilon, rel=0.01)
+    assert epsilon_rdp([m], 1e-5) >= epsilon
+
+
+def test_a_privunits_pure_epsilon_is_added_in_full() -> None:
+    """dp-accounting's randomized response would say 7.3 for 8 under this relation: nothing there fits, nothing is bought back."""
+    m, other = PrivUnit(16, 8.0), LatentGaussian(32, 10, "random", 1.0, 1e-5)
+    assert epsilon_pld([m], 1e-5) == epsilon_rdp([m], 1e-5) == 8.0
+    assert epsilon_pld([m, m], 1e-5) == 16.0
+    assert epsilon_pld([m, other], 1e-5) == pytest.approx(8.0 + epsilon_pld([other], 1e-5))
+
+
+def test_every_mechanism_composes_and_no_part_is_forgotten() -> None:
+    parts = [
+        LatentGaussian(32, 10, "random", 1.0, 1e-5),
+        PrivUnit(16, 1.0),
+        LatentLaplace("box", 1.0, 1, 1, "random", 4.0),
+    ]
+    whole = spend(parts, 1e-5)
+    assert whole.rdp >= whole.pld - 0.01
+    for i in range(len(parts)):
+        assert epsilon_pld(parts[:i] + parts[i + 1 :], 1e-5) < whole.pld - 0.1
+
+
+def test_the_latent_gaussians_sampler_has_its_share_of_delta() -> None:
+    assert sampler_delta([LatentGaussian(65_536, 10, "random", 8.0, 1e-5)], 8.0) > 0
+    assert sampler_delta([PrivUnit(16, 8.0)], 8.0) == 0
+
+
+def test_an_unknown_loss_is_refused() -> None:
+    class Odd(PrivUnit):
+        """A stranger that looks like one of ours."""
+
+    with pytest.raises(ConfigurationError, match="known mechanisms"):
+        epsilon_pld([Odd(16, 1.0)], 1e-5)
+    with pytest.raises(ConfigurationError, match="cauchy"):
+        accounting._loss_event("cauchy", 1.0)

@@ -5,15 +5,30 @@ import json
 import pytest
 
 from common.errors import ConfigurationError, RefusedError
-from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian, mechanism_from
+from common.privacy.mechanisms import (
+    Latent,
+    LatentGaussian,
+    LatentLaplace,
+    PrivUnit,
+    SubsampledGaussian,
+    analytic_noise_multiplier,
+    gaussian_delta,
+    latent_mechanism,
+    mechanism_from,
+)
+from common.study import PrivatizePlan
 
 GAUSSIAN = SubsampledGaussian(0.064, 1.87, 2000, 250_000, "gan")
 BOX = LatentLaplace("box", 3.0, 1024, 1, "random", 0.5)
 BALL = LatentLaplace("l1_ball", 0.8, 1024, 10, "random", 0.5)
 
 
-@pytest.mark.parametrize("mechanism", [GAUSSIAN, BOX, BALL])
-def test_an_event_comes_back_as_the_same_mechanism(mechanism: SubsampledGaussian | LatentLaplace) -> None:
+NORMAL = LatentGaussian(32, 10, "random", 8.0, 1e-5)
+UNIT = PrivUnit(32, 8.0)
+
+
+@pytest.mark.parametrize("mechanism", [GAUSSIAN, BOX, BALL, NORMAL, UNIT])
+def test_an_event_comes_back_as_the_same_mechanism(mechanism: SubsampledGaussian | Latent) -> None:
     assert mechanism_from(mechanism.event()) == mechanism
     assert json.loads(mechanism.event()).items() <= mechanism.describe().items()
 
@@ -63,6 +78,9 @@ BAD_EVENTS = {
     "not JSON": "{",
     "not an object": "[1]",
     "unknown mechanism": '{"mechanism":"gaussian"}',
+    "a Gaussian without its delta": NORMAL.event().replace('"delta":1e-05,', ""),
+    "a PrivUnit of two images": UNIT.event().replace('"dimension"', '"k":2,"dimension"'),
+    "a PrivUnit of too many coordinates": UNIT.event().replace("32", "65"),
     "no mechanism": "{}",
     "a field too many": GAUSSIAN.event().replace('"q"', '"extra":1,"q"'),
     "a field too few": GAUSSIAN.event().replace('"q":0.064,', ""),
@@ -91,3 +109,85 @@ def test_a_laplace_mechanism_without_meaning_is_refused(change: dict[str, object
     fields = {"clip": "box", "radius": 3.0, "dimension": 4, "k": 5, "grouping": "random", "scale": 1.0, **change}
     with pytest.raises(ConfigurationError):
         LatentLaplace(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epsilon": 0.0}, {"epsilon": -1.0}, {"epsilon": float("inf")}, {"epsilon": float("nan")}, {"delta": 0.0},
+     {"delta": 1.0}, {"k": 0}, {"dimension": 0}, {"grouping": "nearest"}, {"lattice_step": 0.5}],
+    ids=str,
+)  # fmt: skip
+def test_a_gaussian_without_meaning_is_refused(change: dict[str, object]) -> None:
+    fields = {"dimension": 32, "k": 10, "grouping": "random", "epsilon": 8.0, "delta": 1e-5, **change}
+    with pytest.raises(ConfigurationError, match=next(iter(change))):
+        LatentGaussian(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 0.0}, {"epsilon": 17.0}, {"epsilon": float("inf")}, {"dimension": 65}, {"dimension": 1}], ids=str)  # noqa: E501 # fmt: skip
+def test_a_privunit_without_meaning_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(change))):
+        PrivUnit(**{"dimension": 32, "epsilon": 8.0, **change})  # type: ignore[arg-type]
+
+
+BALLE_WANG = {  # methods/dp-glow.md, section 5: noise over sensitivity
+    1e-5: {1: 3.73, 2: 1.99, 4: 1.08, 8: 0.600, 16: 0.344},
+    1e-6: {1: 4.22, 2: 2.23, 4: 1.19, 8: 0.653, 16: 0.369},
+}
+
+
+@pytest.mark.parametrize("delta", BALLE_WANG)
+def test_the_gaussians_noise_is_balle_and_wangs(delta: float) -> None:
+    for epsilon, published in BALLE_WANG[delta].items():
+        sigma = analytic_noise_multiplier(float(epsilon), delta)
+        assert sigma == pytest.approx(published, abs=0.006)
+        assert gaussian_delta(epsilon, sigma) <= delta < gaussian_delta(epsilon, sigma * 0.9999)
+
+
+@pytest.mark.parametrize("make", [lambda e: LatentGaussian(32, 10, "random", e, 1e-5), lambda e: PrivUnit(32, e)])
+def test_what_is_released_answers_to_epsilon(make: object) -> None:
+    cosines = [make(e).expected_cosine for e in (0.5, 1.0, 4.0, 16.0)]  # type: ignore[operator]
+    assert cosines == sorted(cosines)
+    assert cosines[0] < 0.5 * cosines[2]
+
+
+EXPECTED_COSINES = {  # methods/dp-glow.md, section 5 (closed form: up to 8 % high)
+    LatentGaussian(32, 1, "random", 8.0, 1e-5): 0.15, LatentGaussian(32, 20, "random", 8.0, 1e-5): 0.55,
+    LatentGaussian(32, 50, "random", 8.0, 1e-5): 0.72, LatentGaussian(16, 10, "random", 8.0, 1e-5): 0.51,
+    LatentLaplace("box", 3.0, 16, 10, "random", 6.0 * 16 / 80): 0.20,
+    LatentLaplace("box", 3.0, 16, 50, "random", 6.0 * 16 / 400): 0.39,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mechanism", EXPECTED_COSINES)
+def test_the_expected_cosine_is_the_references(mechanism: Latent) -> None:
+    assert mechanism.expected_cosine == pytest.approx(EXPECTED_COSINES[mechanism], rel=0.09)
+
+
+def test_every_statement_says_what_the_reference_asks_for() -> None:
+    for m in (BOX, BALL, NORMAL, UNIT):
+        text, facts = m.statement(1024), m.describe()
+        for words in ("ε=", "replace-one", f"d={m.dimension:,} of 1,024", f"k={m.k}", "expected cosine"):
+            assert words in text
+        for name in ("clip", "radius", "lattice_step", "sensitivity", "norm", "epsilon_per_coordinate", "epsilon_per_image",
+                     "delta", "adjacency", "k", "grouping", "dimension", "expected_cosine", "claim"):  # fmt: skip
+            assert name in facts
+    assert UNIT.statement(1024).startswith("privunit: ε=8 (pure) per image, replace-one, d=32 of 1,024, k=1")
+    assert "δ=1e-05 per average and per patient" in NORMAL.statement()
+
+
+@pytest.mark.parametrize("grouping", ["similar", "similar-swap", "cells"])
+def test_groups_that_the_images_choose_claim_nothing_per_patient(grouping: str) -> None:
+    for m in (
+        LatentGaussian(32, 10, grouping, 8.0, 1e-5),  # type: ignore[arg-type]
+        LatentLaplace("box", 3.0, 32, 10, grouping, 0.5),  # type: ignore[arg-type]
+    ):
+        assert not m.covers_patient
+        assert "no ε per patient" in m.describe()["claim"]
+        assert "per patient for all averages" not in m.describe()["claim"]
+
+
+def test_privunit_is_for_one_image() -> None:
+    plan = PrivatizePlan(mechanism="privunit", share=1.0, epsilon=8.0, egress="single")
+    assert latent_mechanism(plan, 32, 1, "random") == UNIT
+    with pytest.raises(ConfigurationError, match="one image"):
+        latent_mechanism(plan, 32, 2, "random")
