@@ -1,0 +1,257 @@
+"""How good a fundus starting checkpoint is: inversions, samples and averages beside real photographs that it never saw.
+
+    python -m benchmarks.quality_generator [--checkpoint DIR ...] [--pictures DIR] [--json] [--quick]
+
+Data: IDRiD at 64 px by benchmarks/fundus_split.py. The 189 members are inverted and averaged in groups of 5, 10 and 20 of one
+side and one merged grade (grouping `similar`); the 110 held-out people are what everything is compared with; the public 211
+give the real-against-real floor. Per checkpoint: kernel distance (server/distances.py on `Texture`, standardised by the held-out)
+of samples, inversions and averages, with and without alignment, and of the pixel average; fine structure (mean absolute
+difference from a 4 px local mean, as a share of the held-out photographs'); inversion error (RMSE of the range [0, 1]), share
+accepted, and inversions per CPU-second by refinement steps (alternating, process time, one thread). `--pictures` writes the
+contact sheets of the first checkpoint. Several checkpoints are measured in one run on the same people. Nothing is selected here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from benchmarks import fundus_split
+from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
+from client.synthesize.group import Group, Roster, form_groups, patient_codes, roster
+from client.synthesize.invert import Inversion, InversionPlan, invert, reference
+from common.models.encoder import load_encoder
+from common.models.stylegan import load_critic, load_generator, to_uint8
+from common.study import GanPlan
+from common.tensors import read
+from server import distances
+from server.extractors import Texture
+
+SHIPPED = fundus_split.ROOT / "deploy" / "checkpoints" / "fundus-64"
+SIZE_PX, WIDTH, LATENT = 64, 24, 128
+CAP_BYTES = 1 << 28
+MERGED = np.array([0, 1, 1, 2, 2])  # deploy/studies/fundus.yaml: none, mild-moderate, severe
+KEY = b"kohort-benchmark-quality-generator"
+SIZES = (5, 10, 20)
+STEPS = (0, 10, 20, 40)
+Images = NDArray[np.uint8]
+
+
+class Bench:
+    """One checkpoint and what it makes of the same people."""
+
+    def __init__(self, folder: Path, people: dict[str, fundus_split.People], alignment: AlignmentPlan) -> None:
+        size = GanPlan.model_construct(width=WIDTH, latent=LATENT)
+        gan, encoder = (read(folder / f"{name}.safetensors", max_bytes=CAP_BYTES) for name in ("gan", "encoder"))
+        self.generator, self.critic = (load(gan, size, SIZE_PX, 3) for load in (load_generator, load_critic))
+        self.encoder = load_encoder(encoder, WIDTH, LATENT, SIZE_PX, 3)
+        self.people, self.alignment, self.plan = people, alignment, InversionPlan()
+        self.known = reference(self.generator, self.encoder, self.plan, seeded(0))
+
+    @cached_property
+    def members(self) -> Inversion:
+        """The members' inversions."""
+        return self.inverted(self.people["members"].images)
+
+    @cached_property
+    def who(self) -> Roster:
+        """The members by merged grade and side, without rejected ones."""
+        people = self.people["members"]
+        names = [f"{i:05d}" for i in range(len(people))]
+        each = np.arange(len(people))
+        sides = np.where(people.right, 2, 1)
+        return roster(names, each, MERGED[people.grades], key=KEY, laterality_of=sides, usable=self.members.accepted)
+
+    def inverted(self, images: Images, **changed: int) -> Inversion:
+        """The inversions of `images` under the plan with `changed` fields."""
+        return invert(images, self.generator, self.encoder, replace(self.plan, **changed), self.known)  # type: ignore[arg-type]
+
+    def groups(self, k: int) -> tuple[Group, ...]:
+        """Groups of `k` by mode `similar`."""
+        codes = patient_codes(self.known.whitening(self.members.encoded.numpy()), self.who)
+        return form_groups(self.who, k, "similar", key=KEY, codes=codes).groups
+
+    def averages(self, groups: tuple[Group, ...]) -> dict[str, Images]:
+        """One image a group: by centroid, aligned, and the mean of the photographs' pixels."""
+        photographs = self.people["members"].images
+        patients = measure_patients(photographs, self.members, self.who, self.critic, self.alignment)
+        statistics = gather(groups, patients, self.generator, self.alignment)
+        centroids = torch.stack([one.centroid for one in statistics])
+        aligned = align(statistics, self.generator, self.critic, self.alignment, self.known.spread).codes
+        pixels = [photographs[[int(m) for m in group.members]].mean(0).round() for group in groups]
+        return {
+            "centroid": render(centroids, self.generator, seeded(1)),
+            "aligned": render(aligned, self.generator, seeded(1)),
+            "pixel average": np.stack(pixels).astype(np.uint8),
+        }
+
+    @torch.no_grad()
+    def samples(self, count: int) -> Images:
+        """Samples of the prior with noise maps."""
+        draw = seeded(2)
+        made = [to_uint8(self.generator(torch.randn(10, LATENT, generator=draw), draw)) for _ in range(-(-count // 10))]
+        return np.concatenate(made)[:count]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def fine_structure(images: Images) -> float:
+    """Mean absolute difference from the local mean of 4 px, in grey levels."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    mean = F.interpolate(F.avg_pool2d(x, 4), scale_factor=4, mode="bilinear", align_corners=False)
+    return float((x - mean).abs()[:, :, 16:48, 16:48].mean())
+
+
+class Judge:
+    """The held-out photographs, seen by the texture features."""
+
+    def __init__(self, heldout: Images) -> None:
+        self.extractor = Texture()
+        raw = self.extractor.features(heldout)
+        self.middle, self.scale = raw.mean(0), raw.std(0) + 1e-6
+        self.real, self.fine = (raw - self.middle) / self.scale, fine_structure(heldout)
+
+    def __call__(self, images: Images) -> dict[str, float]:
+        """Kernel distance to the held-out and share of their fine structure."""
+        features = (self.extractor.features(images) - self.middle) / self.scale
+        distance = distances.kernel(features, self.real)
+        return {
+            "images": len(images),
+            "kernel": round(distance.value, 4),
+            "deviation": round(distance.deviation, 4),
+            "fine": round(fine_structure(images) / self.fine, 3),
+        }
+
+
+def measured(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Row name → figures for one checkpoint."""
+    people = bench.people
+    heldout = bench.inverted(people["heldout"].images)
+    rows = {
+        "real (public), the floor": judge(people["public"].images),
+        "samples": judge(bench.samples(len(people["heldout"]))),
+        "inversions of held-out": judge(to_uint8(heldout.reconstructions)),
+        "inversions of members": judge(to_uint8(bench.members.reconstructions)),
+    }
+    for k in sizes:
+        for name, images in bench.averages(bench.groups(k)).items():
+            rows[f"{name}, k = {k}"] = judge(images)
+    return rows
+
+
+def inversion_figures(bench: Bench) -> dict[str, float]:
+    """Errors, what is accepted, and what is rejected that should be."""
+    people = bench.people
+    heldout, rng = bench.inverted(people["heldout"].images), np.random.default_rng(0)
+    noise = rng.integers(0, 256, (8, SIZE_PX, SIZE_PX, 3)).astype(np.uint8)
+    foreign = bench.inverted(np.concatenate([noise, 255 - people["heldout"].images[:8]]))
+    turned = bench.inverted(np.ascontiguousarray(np.rot90(people["heldout"].images[:8], 1, (1, 2))))
+    return {
+        "threshold": round(bench.known.threshold, 4),
+        "median error, held-out": round(float(np.median(heldout.errors)), 4),
+        "95 % error, held-out": round(float(np.quantile(heldout.errors, 0.95)), 4),
+        "accepted, held-out": round(float(heldout.accepted.mean()), 3),
+        "accepted, members": round(float(bench.members.accepted.mean()), 3),
+        "accepted, noise and negatives": round(float(foreign.accepted.mean()), 3),
+        "accepted, turned by 90 degrees": round(float(turned.accepted.mean()), 3),
+    }
+
+
+def speeds(bench: Bench, count: int = 16, repeats: int = 2) -> dict[str, dict[str, float]]:
+    """Refinement steps → median error and inversions per CPU-second (the best of alternating repeats)."""
+    images = bench.people["heldout"].images[:count]
+    seconds: dict[int, list[float]] = {steps: [] for steps in STEPS}
+    error = {}
+    for _ in range(repeats):
+        for steps in STEPS:
+            began = time.process_time()
+            error[steps] = float(np.median(bench.inverted(images, steps=steps).errors))
+            seconds[steps].append(time.process_time() - began)
+    return {
+        str(steps): {"median error": round(error[steps], 4), "per CPU-second": round(count / min(seconds[steps]), 2)}
+        for steps in STEPS
+    }
+
+
+def pictures(bench: Bench, folder: Path, columns: int = 8) -> None:
+    """The two contact sheets, PNG: stages of groups of 5, and averages of 5, 10 and 20."""
+    folder.mkdir(parents=True, exist_ok=True)
+    photographs, found = bench.people["members"].images, bench.members
+    groups = bench.groups(5)
+    groups = tuple(groups[i] for i in np.linspace(0, len(groups) - 1, columns).astype(int))
+    first = [int(group.members[0]) for group in groups]
+    made = bench.averages(groups)
+    rows = [photographs[first], to_uint8(found.reconstructions[first]), *made.values()]
+    save(rows, folder / "fundus_stages.png")
+    rows = []
+    for k in SIZES:
+        groups = bench.groups(k)
+        some = tuple(groups[i] for i in np.linspace(0, len(groups) - 1, columns).astype(int))
+        made = bench.averages(some)
+        rows += [made["aligned"], made["pixel average"]]
+    save([*rows, bench.samples(columns), bench.people["heldout"].images[:columns]], folder / "fundus_averages.png")
+
+
+def save(rows: list[Images], path: Path) -> None:
+    """Rows of equally many images, enlarged twice, as one PNG."""
+    sheet = np.concatenate([np.concatenate(list(row), 1) for row in rows])
+    Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(path, optimize=True)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Markdown tables, a column for each checkpoint."""
+    forms = {
+        "rows": ("kernel distance ± deviation (fine structure)", "{kernel:.3f} ± {deviation:.3f} ({fine:.2f})"),
+        "inversion": ("inversion", "{}"),
+        "speed": ("refinement steps: median error, images per CPU-second", "{median error:.4f}, {per CPU-second:.1f}"),
+    }
+    for part, (title, form) in forms.items():
+        print(f"| {title} | {' | '.join(result)} |\n| --- |{' --- |' * len(result)}")
+        for row in next(iter(result.values()))[part]:
+            cells = (one[part][row] for one in result.values())
+            shown = (form.format(**cell) if isinstance(cell, dict) else form.format(cell) for cell in cells)
+            print(f"| {row} | {' | '.join(shown)} |")
+        print()
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, nargs="+", default=[SHIPPED])
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a few people and steps, to see whether it runs")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    people = fundus_split.split(SIZE_PX)
+    if given.quick:
+        people = {role: part[np.arange(40)] for role, part in people.items()}
+    judge, result = Judge(people["heldout"].images), {}
+    for folder in given.checkpoint:
+        bench = Bench(folder, people, AlignmentPlan(steps=2 if given.quick else AlignmentPlan.steps))
+        sizes = SIZES[:1] if given.quick else SIZES
+        rows = measured(bench, judge, sizes)
+        result[folder.name] = {"rows": rows, "inversion": inversion_figures(bench), "speed": speeds(bench)}
+        if given.pictures and folder == given.checkpoint[0]:
+            pictures(bench, given.pictures)
+    if given.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+
+
+if __name__ == "__main__":
+    main()
