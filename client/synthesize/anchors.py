@@ -70,12 +70,8 @@ def noisy_means(
     """
     _check_constants(cells, strata, mechanism)
     _check_paired(mechanism, reservation, noise)
-    integers = on_lattice(codes, mechanism, len(who.pseudonyms))  # 2
+    cell_of, sums, counts = totals(who, codes, cells, strata, mechanism)
     reservation.take()  # 1
-    cell_of = _cells_of_patients(who, integers, cells, strata, mechanism)  # 3
-    sums = np.zeros((mechanism.cells, mechanism.components), np.int64)
-    np.add.at(sums, cell_of, integers)  # 4
-    counts = np.bincount(cell_of, minlength=mechanism.cells)
     noisy_sums = sums + noise.gaussian_lattice(sums.size, mechanism.sum_multiplier).reshape(sums.shape)
     noisy_counts = counts * LATTICE + noise.gaussian_lattice(len(counts), mechanism.count_multiplier)
     shown = (counts >= mechanism.k) & (noisy_counts >= math.ceil(mechanism.threshold * LATTICE))  # 5
@@ -86,6 +82,21 @@ def noisy_means(
         for cell, names in zip(np.flatnonzero(shown).tolist(), members, strict=True)
     ]
     return [NoisyMean(group, code) for group, code in zip(groups, cut(means, mechanism.radius), strict=True)]
+
+
+def totals(
+    who: Roster, codes: NDArray[np.floating], cells: Cells, strata: Sequence[Stratum], mechanism: NoisyAnchors
+) -> tuple[Integers, Integers, Integers]:
+    """Steps 2 to 4: each patient's cell [patients], and of every cell the sum [cells, components] and count [cells]."""
+    integers = on_lattice(codes, mechanism, len(who.pseudonyms))  # 2
+    first = {stratum: place * len(cells.centres) for place, stratum in enumerate(strata)}
+    if not set(who.strata) <= set(first):
+        raise Bug("anchors: a patient of a stratum that the plan does not declare")
+    near = nearest(integers * (mechanism.radius / LATTICE), cells.centres)
+    cell_of = np.array([first[stratum] for stratum in who.strata], np.int64) + near  # 3
+    sums = np.zeros((mechanism.cells, mechanism.components), np.int64)
+    np.add.at(sums, cell_of, integers)  # 4
+    return cell_of, sums, np.bincount(cell_of, minlength=mechanism.cells)
 
 
 def on_lattice(codes: NDArray[np.floating], mechanism: NoisyAnchors, patients: int) -> Integers:
@@ -108,18 +119,6 @@ def cut(codes: Floats, radius: float) -> Floats:
     norms = np.linalg.norm(codes, axis=1, keepdims=True)
     shortened: Floats = np.where(norms > radius, codes * (radius * (1 - 1e-12) / np.maximum(norms, radius)), codes)
     return shortened
-
-
-def _cells_of_patients(
-    who: Roster, integers: Integers, cells: Cells, strata: Sequence[Stratum], mechanism: NoisyAnchors
-) -> Integers:
-    """Step 3: the number of each patient's cell among all declared ones."""
-    first = {stratum: place * len(cells.centres) for place, stratum in enumerate(strata)}
-    unknown = set(who.strata) - set(first)
-    if unknown:
-        raise Bug("anchors: a patient of a stratum that the plan does not declare")
-    near = nearest(integers * (mechanism.radius / LATTICE), cells.centres)
-    return np.array([first[stratum] for stratum in who.strata], np.int64) + near
 
 
 def _check_constants(cells: Cells, strata: Sequence[Stratum], mechanism: NoisyAnchors) -> None:
