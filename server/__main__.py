@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from server.extractors import Extractor
+    from server.played import Cast, Rehearsal
     from server.release import Pairs
 
 FLWR_VERSION = "1.41.0"
@@ -273,6 +274,15 @@ def release(
         str,
         typer.Option(help="ARCHITECTURE:WEIGHTS.safetensors:SHA256 of the network for FID and KID; empty: textures"),
     ] = "",
+    members: Annotated[
+        Path | None, typer.Option(help="a rehearsal: the public people who played the patients (photographs and labels.csv)")
+    ] = None,
+    heldout: Annotated[
+        Path | None, typer.Option(help="a rehearsal: public people who took no part, the same kind of folder")
+    ] = None,
+    rehearsal: Annotated[
+        Path | None, typer.Option(help="evaluation.json of a rehearsal of this plan, for attacks and downstream utility")
+    ] = None,
 ) -> None:
     """Everything is verified again first."""
     from server.canaries import rehearsed
@@ -282,6 +292,7 @@ def release(
     place = ServerState(state)
     key = _operator_key(place)
     study = open_bundle(bundle, key.public_key())
+    played_by = _rehearsal(members, heldout, rehearsal, study)
     with _record(place, study) as record, _registry(place) as registry:
         if not record.complete():
             raise PolicyError(f"study {study.name} is not complete", hint=f"kohort-server status --state {state}")
@@ -295,7 +306,7 @@ def release(
     inputs = ReleaseInputs(
         study, bundle, batches, account, weights,
         None if pairs else _reference(reference, study), (reference_name or reference.name) if reference else "", pairs,
-        _extractor(features),
+        _extractor(features), played_by,
     )  # fmt: skip
     with _bar("release") as bar:
         task = bar.add_task("pictures", total=None)
@@ -322,6 +333,21 @@ def _pairs(record: StudyRecord, quarantined: set[str], reference: Path | None) -
     pairs = drawn(record.root / "pairs", weights, file_digest(file), plan, study.intake.size_px)
     public = read_pairs(reference, study.intake.size_px) if reference else None
     return Pairs(pairs, statements, public)
+
+
+def _rehearsal(members: Path | None, heldout: Path | None, file: Path | None, study: Study) -> Cast | Rehearsal | None:
+    """Who played the patients, or what a rehearsal found; nothing where nothing was given."""
+    if (members is None) != (heldout is None) or (members and file):
+        raise ConfigurationError(
+            "give --members with --heldout (this run is a rehearsal), or --rehearsal FILE (another run was), or none of them"
+        )
+    if study.synthesis is None and (members or file):
+        raise ConfigurationError("--members, --rehearsal: for studies that release averages; this one releases pairs")
+    from server.played import read_cast, read_rehearsal
+
+    if members and heldout:
+        return read_cast(members, heldout, study)
+    return read_rehearsal(file, study) if file else None
 
 
 def _extractor(features: str) -> Extractor | None:
@@ -364,6 +390,7 @@ def pretrain(
     resume: Annotated[bool, typer.Option(help="gan, wgan: continue the run in --out")] = False,
     study: Annotated[Path | None, typer.Option(help="wgan: a study.yaml whose sizes and widths to train")] = None,
     phantoms: Annotated[int, typer.Option(min=0, help="wgan: so many invented patients instead of public pairs")] = 0,
+    device: Annotated[str, typer.Option(help="gan: cpu or cuda")] = "cpu",
 ) -> None:
     """Imports torch only here."""
     from server.public_images import read_names, read_source
@@ -382,7 +409,8 @@ def pretrain(
 
             public, origin = PretrainPlan(size_px=size_px, channels=channels), Provenance(source, licence, attribution)
             show = lambda _, share: bar.update(task, completed=100 * share)  # noqa: E731
-            run(images, out, public, origin, minutes=minutes, resume=resume, exclude=exclude, progress=show)
+            more = {"minutes": minutes, "resume": resume, "exclude": exclude, "device": device, "progress": show}
+            run(images, out, public, origin, **more)
         else:
             from common.models.glow import save
             from server.pretrain_glow import Pretraining

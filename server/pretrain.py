@@ -132,11 +132,13 @@ def run(
     """What `kohort-server pretrain` does: read, train, write the checkpoint and its card into `out`.
 
     `exclude`: a text file with one name per line that must not be in the training set. Raises ConfigurationError for
-    sources that do not fit, for neither `minutes` nor `steps`, and for an existing checkpoint without `resume`.
+    sources that do not fit, for neither `minutes` nor `steps`, for an unknown `device` (a torch device), and for an
+    existing checkpoint or an interrupted run without `resume`.
     """
     if math.isinf(minutes) and steps >= 1 << 40:
         raise ConfigurationError("pretrain: give minutes or steps")
-    if (out / "gan.safetensors").exists() and not resume:
+    check_device(device)
+    if any((out / name).exists() for name in ("gan.safetensors", "training/state.safetensors")) and not resume:
         raise ConfigurationError(f"{out}: holds a checkpoint already", hint="resume it, or name another folder")
     names = read_names(exclude)
     source = read_source(images, plan.size_px, plan.channels, names)
@@ -376,6 +378,14 @@ def synthesis(generator: Generator, wplus: Tensor, size_px: int, noise: torch.Ge
 def enlarged(image: Tensor, size_px: int) -> Tensor:
     """`image` as it is, or doubled to `size_px`."""
     return image if image.shape[-1] == size_px else upsample(image)
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigurationError for a device that torch does not know or that this machine does not have."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(f"pretrain: device {device}: not usable here", hint="expected cpu or cuda") from error
 
 
 def keep_memory() -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +206,63 @@ def test_the_sliced_distance_is_zero_for_the_same_sample_and_grows_with_the_shif
     assert float(pretrain.sliced_wasserstein(a, shuffled, draw)) < 1e-9
     near, far = (float(pretrain.sliced_wasserstein(a, a + shift, draw)) for shift in (0.1, 1.0))
     assert 0 < near < far
+
+
+KILLED = """
+import dataclasses, sys
+from pathlib import Path
+import torch
+from server.pretrain import PretrainPlan, pretrain
+from server.public_images import read_source
+torch.set_num_threads(1)
+plan = PretrainPlan(size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, prior_steps=2)
+source = read_source(Path(sys.argv[1]), 32, 3)
+pretrain(source, plan, Path(sys.argv[2]), steps=10**6, save_every_s=0.0, progress=lambda step, _: print(step, flush=True))
+"""
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_step_goes_on_from_its_last_state(tmp_path: Path) -> None:
+    source, out = npz(tmp_path), tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", KILLED, source, out], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        for _ in range(5):
+            reached = int(child.stdout.readline())
+        child.kill()
+    saved = read(out / "training" / "state.safetensors", max_bytes=1 << 24)
+    step = int(saved["progress"][0])
+    assert step >= reached > 3
+    with pytest.raises(ConfigurationError, match="holds a checkpoint"):
+        pretrain.run(source, out, PLAN, PROVENANCE, steps=step + 2)
+    seen: list[int] = []
+    done = pretrain.run(
+        source, out, PLAN, PROVENANCE, steps=step + 2, resume=True, progress=lambda at, _: seen.append(at)
+    )
+    assert seen == [step, step + 1, step + 2]
+    moments = done.optimisers[0].state_dict()["state"]
+    assert {int(one["step"]) for one in moments.values()} >= {step + 2}  # Adam counts from the very beginning too
+
+
+def test_one_dial_changes_the_size(tmp_path: Path) -> None:
+    large = np.kron(discs()[:3], np.ones((1, 4, 4, 1), np.uint8))
+    plan = dataclasses.replace(PLAN, size_px=128, width=2, latent=8, encoder_width=4, alone=0.6, coarse=0.4)
+    source = Source(large, NAMES[:3], None, "")
+    made = pretrain.pretrain(source, plan, tmp_path, steps=3)
+    assert made.averages.generator.synthesis(torch.zeros(1, 12, 8)).shape == (1, 3, 128, 128)
+    with Image.open(tmp_path / "training" / "samples-000003.png") as sheet:
+        assert sheet.size == (12 * 128, 7 * 128)
+
+
+@pytest.mark.parametrize("size_px", [64, 128, 256, 512])
+def test_synthesis_to_a_smaller_size_is_the_generators_own_below_its_last_layers(size_px: int) -> None:
+    torch.manual_seed(0)
+    generator = Generator(size_px, 3, 1, 4).requires_grad_(False)
+    codes = torch.randn(2, generator.layer_count, 4)
+    small = pretrain.synthesis(generator, codes, size_px // 2)
+    generator.to_image[-1].weight.zero_()  # then the last block adds nothing, and the whole is the half, enlarged
+    torch.testing.assert_close(pretrain.enlarged(small, size_px), generator.synthesis(codes), atol=1e-4, rtol=1e-4)
+    assert torch.equal(pretrain.synthesis(generator, codes, size_px), generator.synthesis(codes))
+
+
+def test_an_unknown_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="device abacus"):
+        pretrain.run(tmp_path / "absent.npz", tmp_path / "out", PLAN, PROVENANCE, steps=1, device="abacus")
