@@ -86,7 +86,7 @@ def photograph_hospitals(folder: Path, names: Sequence[str], progress: Progress)
 def radiograph_hospitals(
     folder: Path, names: Sequence[str], progress: Progress, patients: int | None = None
 ) -> dict[str, Truth]:
-    """DX and CR around the chest radiographs, at most `patients` people a hospital; with other than three sites they are dealt anew."""
+    """DX and CR around the chest radiographs, at most `patients` people a hospital; unless three sites ask, dealt anew."""
     hospitals, people = {}, radiographed()
     everyone = sorted((one for some in people.values() for one in some), key=lambda one: one.label)
     if len(everyone) // len(names) < PATIENTS_A_SITE_AT_LEAST:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from common.messages import Header
 from common.privacy.anchors import anchors_event
-from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, latent_event
+from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, charged_image_event, latent_event
 from common.study import Study, Synthesis
 from server.pairs import SHOWN, triptychs
 
@@ -34,6 +34,10 @@ LIMITS = (
     "Somebody who knows the photographs of k - 1 members of a group can subtract them from an average.",
     "The number of images shows that at least k times as many patients took part.",
     "Nothing is unlearned after release: withdrawal of consent stops future releases only.",
+)
+RANDOM_LIMITS = (
+    "Epsilon per patient takes as given who is on a site's roster and with which label; a change of the roster is not covered.",
+    "A batch that the site's audit or a person stops does not come: that alone may say something about its patients' images.",
 )
 PAIR_LIMITS = (
     "Differential privacy bounds what can be learned about one patient from all that the sites sent; epsilon is how much, and not 0.",
@@ -84,9 +88,8 @@ def privatized_statement(study: Study) -> dict[str, Any] | str:
     if mechanism is None or study.synthesis is None:
         return "not evaluated"
     privacy, whole = study.privacy, study.latent_dimension
-    model = f"model ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient" + (
-        "; who is in both pays the sum" if mechanism.covers_patient else ""
-    )
+    limit = f"ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient"
+    model = f"with the model's training together at most {limit}" if mechanism.covers_patient else f"model {limit}"
     return {
         **mechanism.describe(),
         "dimension_of": whole,
@@ -133,13 +136,22 @@ def privacy_statement(study: Study, headers: Mapping[str, Header], account: Acco
         "images": averages_statement(study, synthesis) if synthesis else pairs_statement(study),
         "privatized_images": privatized_statement(study),
         "human_review": "decided by each site's own policy; the outcome is not sent",
-        "limits": list(LIMITS if synthesis else PAIR_LIMITS),
+        "limits": limits_of(study),
     }
+
+
+def limits_of(study: Study) -> list[str]:
+    """Return what the promises do not cover."""
+    if study.synthesis is None:
+        return list(PAIR_LIMITS)
+    return [*LIMITS, *(RANDOM_LIMITS if study.synthesis.grouping == "random" and charged_image_event(study) else ())]
 
 
 def what_was_sent(study: Study) -> str:
     """Return what the one epsilon of a plan covers: updates, and the averages where the plan makes them private too."""
-    return "What each site sent through training" + (", and as averages of patients," if anchors_event(study) else "")
+    return "What each site sent through training" + (
+        ", and as averages of patients," if charged_image_event(study) else ""
+    )
 
 
 def averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
@@ -151,8 +163,17 @@ def averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
         "grouping": synthesis.grouping,
         "groups_independent_of_the_data": synthesis.grouping in ("random", "anchors"),
         "evidence": "every site's gate checks each image's group; its signed header is in statements/",
-        "mechanism": anchors.describe() if anchors else "none: the averages carry no noise",
+        "mechanism": anchors.describe() if anchors else _noise_of(synthesis),
     }
+
+
+def _noise_of(synthesis: Synthesis) -> str:
+    """What the averages of a plan without anchors carry."""
+    if synthesis.privatize is None:
+        return "none: the averages carry no noise"
+    if synthesis.privatize.share < 1:
+        return "none, but for the privatized share of them: see privatized_images"
+    return "every average is privatized: see privatized_images"
 
 
 def pairs_statement(study: Study) -> dict[str, Any]:

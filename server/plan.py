@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
-from common.privacy.anchors import anchors_event
-from common.privacy.mechanisms import Mechanism, round_event
+from common.privacy.mechanisms import Mechanism, charged_image_event, round_event
 from common.privacy.planning import PlanReport, feasibility, parameter_counts, wire_counts
 from common.study import Checkpoint, Study, load_study, write_bundle
 from common.tensors import atomic_write, read_capped
@@ -33,15 +32,15 @@ def report(study: Study, checkpoints: Path) -> PlanReport:
 def spent(study: Study, checkpoints: Path) -> Spent:
     """Return what all that one site sends spends by PLD and RDP: the release's account (imports no torch).
 
-    Model updates, and the averages of grouping `anchors`, which are of the same patients.
+    Model updates, and the images whose mechanism covers patients (anchors; `random` groups), for they are the same patients'.
     """
     counts, trained = parameter_counts(study, checkpoints), study.models.trained()
     canaries = study.privacy.canaries  # their coordinates get noise too
     events: list[Mechanism] = [
         replace(round_event(study, name, counts[name] + canaries), steps=plan.steps) for name, plan in trained.items()
     ]
-    anchors = anchors_event(study)
-    return spend([*events, *([anchors] if anchors else [])], study.privacy.delta)
+    images = charged_image_event(study)
+    return spend([*events, *([images] if images else [])], study.privacy.delta)
 
 
 def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, PlanReport]:

@@ -21,8 +21,7 @@ from pathlib import Path
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_pld, spend
 from common.privacy.boundary import POST_PROCESSED, PREFIXES, is_trained
-from common.privacy.anchors import anchors_event
-from common.privacy.mechanisms import SubsampledGaussian, round_event
+from common.privacy.mechanisms import SubsampledGaussian, charged_image_event, round_event
 from common.study import Study, TrainedModel
 from common.tensors import shapes
 
@@ -196,7 +195,7 @@ class PlanReport:
         lines = [
             f"plan {self.study.name}: unit {privacy.unit}, adjacency zero-out, N_plan={privacy.planned_patients:,}",
             *(model.to_text() for model in self.models),
-            *(f"  {event.statement()}" for event in [anchors_event(self.study)] if event),
+            *(f"  {event.statement()}" for event in [charged_image_event(self.study)] if event),
             f"  together: epsilon PLD {spent.pld:.3f}, PRV {prv}, RDP {spent.rdp:.3f} "
             f"at delta {spent.delta:g} + sampler {spent.sampler_delta:.1g} (plan allows {privacy.epsilon:g})",
             f"  share of a site's cap of {self.site_cap:g}: {spent.pld / self.site_cap:.0%}",
@@ -220,10 +219,11 @@ def feasibility(
     """
     models = model_reports(study, parameter_counts, wire or {})
     drawn = [replace(m.event, dimension=m.event.dimension + study.privacy.canaries) for m in models]  # what gets noise
-    anchors = anchors_event(study)  # their averages are of the same patients; `calibrated` and `needs` leave them out
-    spent = spend([*drawn, *([anchors] if anchors else [])], study.privacy.delta, prv=prv)
-    fitted = calibrated([model.event for model in models], study.privacy.epsilon, study.privacy.delta)
-    models = tuple(replace(model, calibrated=sigma) for model, sigma in zip(models, fitted, strict=True))
+    images = charged_image_event(study)  # of the same patients; `needs` leaves them out
+    spent = spend([*drawn, *([images] if images else [])], study.privacy.delta, prv=prv)
+    if images is None:
+        fitted = calibrated([model.event for model in models], study.privacy.epsilon, study.privacy.delta)
+        models = tuple(replace(model, calibrated=sigma) for model, sigma in zip(models, fitted, strict=True))
     verdict = _verdict(study, spent, max(model.federated_ratio for model in models))
     needs = tuple(needed(study, models, ratio) for ratio in _missed(verdict))
     return PlanReport(
@@ -415,6 +415,9 @@ def _fixes(
     """What would change the verdict, cheapest first."""
     if verdict == "over budget" and spent.pld <= study.privacy.epsilon:
         yield "fewer steps or trained parameters, or a smaller epsilon"
+    elif verdict == "over budget" and charged_image_event(study):
+        yield "more noise on the images (synthesis), which spend the same epsilon"
+        yield "or fewer rounds or local steps, or more noise on the updates"
     elif verdict == "over budget":
         quiet = "; ".join(f"models.{model.name}.noise_multiplier: {model.calibrated:g}" for model in models)
         then = max(_ratio_at(model, model.calibrated or 0.0) for model in models)

@@ -1,0 +1,73 @@
+"""A plan whose images spend the same patients' epsilon as its updates (`random` groups, all privatized): verdict, statement."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from common.privacy.accounting import epsilon_pld
+from common.privacy.mechanisms import charged_image_event
+from common.privacy.planning import feasibility
+from common.study import Study
+from server.canaries import ModelAudit
+from server.page import privacy_statement
+from server.release import Account
+from tests.studies import small_study
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants
+COUNTS = {"glow": 512}
+GAUSSIAN = {"share": 1.0, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-5}
+
+
+def study(grouping: str = "random", epsilon: float = 8.0) -> Study:
+    """A plan of a flow alone for `random` groups; the generator comes back where it is needed."""
+    changes: dict[str, object] = {"models__gan": None, "models__encoder": None} if grouping == "random" else {}
+    return small_study(
+        **changes,
+        synthesis__grouping=grouping,
+        synthesis__privatize=GAUSSIAN,
+        privacy__epsilon=epsilon,
+        models__glow__noise_multiplier=2.0,
+    )
+
+
+def test_one_epsilon_covers_the_updates_and_the_images_of_random_groups() -> None:
+    report = feasibility(study(), COUNTS, prv=False)
+    images = charged_image_event(study())
+    assert images is not None
+    training = dataclasses.replace(report.models[0].event)
+    together = epsilon_pld([training, images], 1e-5)
+    assert report.spent.pld == pytest.approx(together, rel=1e-3)
+    assert together > max(4.0, epsilon_pld([training], 1e-5)) + 0.02
+    assert images.statement() in report.to_text()
+    assert "would use the budget exactly" not in report.to_text()
+
+
+def test_images_that_do_not_fit_beside_the_updates_put_a_plan_over_budget() -> None:
+    fits, over = (feasibility(study(epsilon=e), COUNTS, prv=False) for e in (8.0, 4.01))
+    assert (fits.verdict, over.verdict) == ("feasible", "over budget")
+    assert not over.accepted
+    assert over.fixes[0].startswith("more noise on the images")
+
+
+def test_images_of_similar_groups_spend_nothing_of_a_patients_epsilon() -> None:
+    plan = study("similar")
+    assert charged_image_event(plan) is None
+    report = feasibility(plan, {**COUNTS, "gan": 512}, prv=False)
+    assert report.spent.pld == pytest.approx(epsilon_pld([m.event for m in report.models], 1e-5), rel=1e-3)
+
+
+def test_the_statement_of_random_groups_says_one_epsilon_and_what_it_takes_as_given() -> None:
+    account = Account({"PLD": 4.5}, {}, dict[str, ModelAudit]())
+    found = privacy_statement(study(), {}, account)
+    assert found["updates"]["claim"].startswith(
+        "What each site sent through training, and as averages of patients, is (8, 1e-05)"
+    )
+    assert "with the model's training together at most ε=8" in found["privatized_images"]["statement"]
+    assert found["images"]["groups_independent_of_the_data"] is True
+    assert found["images"]["mechanism"] == "every average is privatized: see privatized_images"
+    assert any("takes as given who is on a site's roster" in limit for limit in found["limits"])
+    similar = privacy_statement(study("similar"), {}, account)
+    assert not any("roster" in limit for limit in similar["limits"])
+    assert "no ε per patient" in similar["privatized_images"]["statement"]
