@@ -22,15 +22,16 @@ from torch.nn import functional as F
 from common import attacks
 from common.attacks import Inference, Links
 from common.models.encoder import Encoder
-from common.models.stylegan import Critic, Generator, to_unit
+from common.models.stylegan import Critic, Generator, to_uint8, to_unit
 from server.evaluate import NOT_EVALUATED, Finding
 from server.extractors import Texture
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Features = NDArray[np.float64]
-PIXELS_PX, CRITIC_CELLS, AT_ONCE, ITERATIONS, NEAREST = 32, 4, 64, 3, 5
+PIXELS_PX, CRITIC_CELLS, AT_ONCE, NEAREST = 32, 4, 64, 5
 MEMBERSHIP, MEMBERSHIP_CHANCE = "membership inference, AUC of the worst attacker", "membership inference, AUC by chance"
+MEMBERSHIP_CONTROL = "membership inference, AUC of the worst attacker on samples of the generator"
 MEMBERSHIP_RATE = "membership inference, true positives at 1 % false positives"
 LINKS = "linkage, share of the nearest people who took part"
 
@@ -42,6 +43,7 @@ class Networks:
     generator: Generator | None = None
     critic: Critic | None = None
     encoder: Encoder | None = None
+    iterations: int = 3  # of the encoder; one is enough for a look
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ def spaces(images: Images, networks: Networks) -> dict[str, Features]:
         if networks.critic is not None:
             found["critic"] = np.concatenate([_critic(networks.critic, part) for part in x.split(AT_ONCE)])
         if networks.encoder is not None and networks.generator is not None:
-            coded = [networks.encoder.invert(part, networks.generator, ITERATIONS).codes for part in x.split(AT_ONCE)]
-            found["codes"] = _rows(torch.cat(coded))
+            found["codes"] = np.concatenate([
+                _rows(networks.encoder.invert(part, networks.generator, networks.iterations).codes)
+                for part in x.split(AT_ONCE)
+            ])  # fmt: skip
     return found
 
 
@@ -145,22 +149,37 @@ def _sets(
     return found
 
 
-def membership(
-    released: Images,
-    labels: Labels,
-    who: People,
-    *,
-    reference: Images | None = None,
-    networks: Networks = Networks(),
-) -> Inference | None:
-    """Return what the attackers find out about who took part; None where there are too few people or no release of theirs.
+class Battery:
+    """All attackers with what they know of `who` and of public `reference` images (None: those who took no part are it)."""
 
-    `released` uint8 [R, S, S, C] with `labels` [R]; `reference` public images of people who are nowhere else here.
-    """
-    public = None if reference is None else spaces(reference, networks)
-    scores = scored(spaces(released, networks), labels, spaces(who.images, networks), who, public)
-    member, stratum = who.of_persons(who.member), who.of_persons(who.stratum)
-    return attacks.infer(scores, np.asarray(member, bool), np.asarray(stratum, np.int64))
+    def __init__(self, who: People, networks: Networks = Networks(), reference: Images | None = None) -> None:
+        self.who, self.networks = who, networks
+        self.targets = spaces(who.images, networks)
+        self.public = None if reference is None else spaces(reference, networks)
+
+    def membership(
+        self, released: Images, labels: Labels, seen: Mapping[str, Features] | None = None
+    ) -> Inference | None:
+        """Return what the attackers find out about who took part; None where there are too few people.
+
+        `released` uint8 [R, S, S, C] with `labels` [R]; `seen` their spaces, where they are known already.
+        """
+        ours = spaces(released, self.networks) if seen is None else seen
+        scores = scored(ours, labels, self.targets, self.who, self.public)
+        member, stratum = (self.who.of_persons(values) for values in (self.who.member, self.who.stratum))
+        return attacks.infer(scores, np.asarray(member, bool), np.asarray(stratum, np.int64))
+
+    def control(self, labels: Labels, seed: int = 0) -> Inference | None:
+        """Return the same attack on the generator's own samples, which nobody here is in: above 1/2, members merely differ
+        from the others in kind. None without a generator."""
+        generator = self.networks.generator
+        if generator is None:
+            return None
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            w = generator.mapping(torch.randn(len(labels), generator.latent, generator=random))
+            parts = [to_uint8(generator.synthesis(generator.broadcast(one), noise=random)) for one in w.split(AT_ONCE)]
+        return self.membership(np.concatenate(parts), labels)
 
 
 def linkage(released: Images, labels: Labels, who: People, count: int = NEAREST) -> Links | None:
@@ -174,19 +193,19 @@ def linkage(released: Images, labels: Labels, who: People, count: int = NEAREST)
     return attacks.links(apart, np.broadcast_to(who.member, apart.shape), count)
 
 
-def findings(found: Inference | None, linked: Links | None, how: str) -> list[Finding]:
+def findings(found: Inference | None, control: Inference | None, linked: Links | None, how: str) -> list[Finding]:
     """Return the statements of a report; `how` says who took part in which rehearsal."""
     if found is None:
-        few = [
-            _silent(name, "too few people on either side") for name in (MEMBERSHIP, MEMBERSHIP_RATE, MEMBERSHIP_CHANCE)
-        ]
-        return few + [_silent(LINKS, "too few people on either side")]
+        names = (MEMBERSHIP, MEMBERSHIP_CHANCE, MEMBERSHIP_CONTROL, MEMBERSHIP_RATE, LINKS)
+        return [_silent(name, "too few people on either side") for name in names]
     worst = found.worst
     said = f"{how}; {len(found.attackers)} attackers, the worst: {worst.attacker}"
     return [
         _ranged(MEMBERSHIP, worst.auc, worst.auc_interval, "AUC; 0.5 is a guess", said),
         Finding(MEMBERSHIP_CHANCE, round(found.chance, 4), "AUC that the worst exceeds by luck in 1 of 20 cases",
                 f"{how}; members and others dealt anew within each label"),
+        _silent(MEMBERSHIP_CONTROL, "no generator was given") if control is None else
+        _ranged(MEMBERSHIP_CONTROL, control.worst.auc, control.worst.auc_interval, "AUC; above 0.5: other kinds of people", how),
         _ranged(MEMBERSHIP_RATE, worst.tpr, worst.tpr_interval, "share; 0.01 is a guess", said),
         _silent(LINKS, "too few people of a label") if linked is None else
         _ranged(LINKS, linked.precision, linked.interval, f"of {linked.count} nearest; {linked.chance:.4f} is a guess", how),

@@ -4,7 +4,7 @@ In: released images, and public reference images (in a rehearsal: the public pho
 Out: an `Evaluation`: statements with value, unit, evidence and status; what did not run reads "not evaluated".
 Guaranteed: no number comes from a hospital's patients; the same inputs give the same numbers; a distance stands beside its
 floor, the same distance between two halves of the reference with no patient in both. Not here: downstream utility of pairs
-(server/utility.py), attacks ("not evaluated").
+(server/utility.py), attacks and utility of labelled images (server/played.py): what nobody measured reads "not evaluated".
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ LEAST_IMAGES, LEAST_REFERENCES = 4, 8
 DISTANCES = ("Fréchet distance", "kernel distance", "precision", "recall", "nearest reference ratio")
 FLOOR = ", real against real"
 DOWNSTREAM = "downstream accuracy on real images"
+ATTACKS = ("membership inference", "linkage", "re-identification")
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ def evaluate(
     patient_of: NDArray[np.int64] | None = None,
     extractor: Extractor | None = None,
     downstream: Sequence[Finding] = (),
+    attacks: Sequence[Finding] = (),
 ) -> list[Finding]:
     """Return the findings on uint8 images [N, H, W, C] with label indices [N]; `reference` is uint8 [M, H, W, C] or None.
 
-    `patient_of` [M] keeps the images of a person in one half of the floor. `downstream`: what was measured elsewhere.
+    `patient_of` [M] keeps the images of a person in one half of the floor. `downstream`, `attacks`: what was measured elsewhere;
+    an attack of `ATTACKS` that starts none of their names reads "not evaluated".
     """
     findings = [
         Finding("images", len(images), "images", "counted in the release"),
@@ -71,7 +74,8 @@ def evaluate(
     else:
         findings += [_missing(name, "no public reference images were given") for name in DISTANCES]
     findings += downstream or [_missing(DOWNSTREAM)]
-    return findings + [_missing(name) for name in ("membership inference", "re-identification")]
+    missing = [name for name in ATTACKS if not any(found.name.startswith(name) for found in attacks)]
+    return [*findings, *attacks, *(_missing(name) for name in missing)]
 
 
 def _texture(images: int) -> Texture:

@@ -37,8 +37,9 @@ from common.errors import PolicyError, RefusedError, disk_faults_named
 from common.messages import Header, Sealed, unseal
 from common.privacy import boundary
 from common.study import Study
-from server import evaluate, page
+from server import evaluate, page, played
 from server.canaries import ModelAudit
+from server.downstream import Labelled
 from server.extractors import Extractor
 from server.pairs import SHOWN, nifti_bytes, triptychs
 from server.public_pairs import PublicPairs
@@ -68,7 +69,10 @@ class Account:
 
 @dataclass(frozen=True)
 class ReleaseInputs:
-    """All that a release is made from. `weights` are the files of the final models, `reference` is public."""
+    """All that a release is made from. `weights` are the files of the final models, `reference` is public.
+
+    `rehearsal`: who played the patients, where public people did (server/played.py), or what a rehearsal of this plan found.
+    """
 
     study: Study
     bundle: Path
@@ -79,6 +83,7 @@ class ReleaseInputs:
     reference_name: str = ""
     pairs: Pairs | None = None
     extractor: Extractor | None = None
+    rehearsal: played.Cast | played.Rehearsal | None = None
 
 
 @dataclass(frozen=True)
@@ -293,8 +298,13 @@ def _write_documents(
     """Step 6, documents: all generated from the plan, the headers and the findings."""
     study = inputs.study
     statement = page.privacy_statement(study, evidence.headers, inputs.account)
-    findings = _findings(inputs, items) + evaluate.canary_findings(inputs.account.canaries)
-    report = {"reference": inputs.reference_name or None, "findings": evaluate.to_json(findings)}
+    rehearsed = _rehearsed(inputs, items)
+    findings = _findings(inputs, items, rehearsed) + evaluate.canary_findings(inputs.account.canaries)
+    report = {
+        "reference": inputs.reference_name or None,
+        "rehearsal": rehearsed and rehearsed.model_dump(mode="json"),
+        "findings": evaluate.to_json(findings),
+    }
     _json(part / "privacy_statement.json", statement)
     _json(part / "evaluation.json", report)
     (part / "privacy_statement.md").write_text(page.statement_markdown(statement))
@@ -314,11 +324,23 @@ def _write_documents(
     (part / "index.html").write_text(page.html(study, statement, report, items, fingerprint))
 
 
-def _findings(inputs: ReleaseInputs, items: Items) -> list[evaluate.Finding]:
+def _rehearsed(inputs: ReleaseInputs, items: Items) -> played.Rehearsal | None:
+    """What attackers and a classifier make of this release, where public people played, or of another that was rehearsed."""
+    if not isinstance(inputs.rehearsal, played.Cast):
+        return inputs.rehearsal
+    attacker = played.networks(inputs.study, inputs.weights, inputs.bundle / "checkpoints")
+    return played.rehearse(Labelled(items.images, items.labels), inputs.rehearsal, inputs.study, attacker)
+
+
+def _findings(inputs: ReleaseInputs, items: Items, rehearsed: played.Rehearsal | None) -> list[evaluate.Finding]:
     """What the pictures are worth against public ones, and pairs against public pairs, where some were given."""
     names = inputs.study.strata()
     if inputs.pairs is None or items.masks is None:
-        return evaluate.evaluate(items.images, items.labels, names, inputs.reference, extractor=inputs.extractor)
+        utility, attacks = played.findings(rehearsed)
+        return evaluate.evaluate(
+            items.images, items.labels, names, inputs.reference,
+            extractor=inputs.extractor, downstream=utility, attacks=attacks,
+        )  # fmt: skip
     from server.utility import evaluate_pairs
 
     real = inputs.pairs.reference

@@ -41,7 +41,7 @@ RELEASES = {
 @pytest.mark.parametrize("name", RELEASES)
 def test_membership_is_inferred_where_it_leaks_and_guessed_where_it_does_not(name: str) -> None:
     released, labels, low, high = RELEASES[name]
-    found = attacks.membership(released, labels, WHO)
+    found = attacks.Battery(WHO).membership(released, labels)
     assert found is not None
     assert low <= found.worst.auc < high
     assert found.worst.auc > found.chance if low else found.worst.auc < found.chance + 0.03
@@ -49,7 +49,7 @@ def test_membership_is_inferred_where_it_leaks_and_guessed_where_it_does_not(nam
 
 def test_networks_add_spaces_and_copies_are_found_in_each() -> None:
     networks = attacks.Networks(Generator(32, 3, 8, 16), Critic(32, 3, 8), Encoder(32, 3, 8, 16))
-    found = attacks.membership(MEMBERS, LABELS, WHO, networks=networks)
+    found = attacks.Battery(WHO, networks).membership(MEMBERS, LABELS)
     assert found is not None
     near = {one.attacker: one.auc for one in found.attackers if one.attacker.startswith("nearest")}
     assert {name.split(", ")[1] for name in near} == {
@@ -58,14 +58,27 @@ def test_networks_add_spaces_and_copies_are_found_in_each() -> None:
     assert min(near.values()) > 0.99
 
 
+def test_samples_of_a_generator_that_saw_nobody_find_nobody() -> None:
+    networks = attacks.Networks(Generator(32, 3, 8, 16))
+    control = attacks.Battery(WHO, networks).control(LABELS)
+    assert control is not None and control.worst.auc < control.chance + 0.05
+    assert attacks.Battery(WHO).control(LABELS) is None
+
+
+def test_people_of_another_kind_are_told_apart_by_the_control_too() -> None:
+    darker = attacks.people((MEMBERS // 2, LABELS, LABELS), (OTHERS, THEIRS, THEIRS))
+    control = attacks.Battery(darker, attacks.Networks(Generator(32, 3, 8, 16))).control(LABELS)
+    assert control is not None and control.worst.auc > 0.8
+
+
 def test_only_releases_of_the_own_label_speak_of_a_person() -> None:
-    found = attacks.membership(MEMBERS, 1 - LABELS, WHO)  # every photograph under the other label
+    found = attacks.Battery(WHO).membership(MEMBERS, 1 - LABELS)  # every photograph under the other label
     assert found is not None and found.worst.auc < found.chance + 0.03
 
 
 def test_a_label_without_a_release_gives_nobody_away() -> None:
     released = MEMBERS[LABELS == 0]
-    found = attacks.membership(released, LABELS[LABELS == 0], WHO)
+    found = attacks.Battery(WHO).membership(released, LABELS[LABELS == 0])
     assert found is not None
     near = next(one for one in found.attackers if one.attacker == "nearest release, pixels")
     assert near.auc == pytest.approx(0.75, abs=0.01)  # half of them are found, the others are ties
@@ -80,14 +93,16 @@ def test_links_point_at_those_who_took_part() -> None:
 
 def test_findings_carry_the_worst_attacker_and_what_chance_gives() -> None:
     labels = LABELS[::2]
-    inference, links = (f(averages(MEMBERS, 2), labels, WHO) for f in (attacks.membership, attacks.linkage))
-    found = {f.name: f for f in attacks.findings(inference, links, "60 public people")}
+    inference = attacks.Battery(WHO).membership(averages(MEMBERS, 2), labels)
+    links = attacks.linkage(averages(MEMBERS, 2), labels, WHO)
+    found = {f.name: f for f in attacks.findings(inference, inference, links, "60 public people")}
     assert inference is not None
     assert found[attacks.MEMBERSHIP].value == round(inference.worst.auc, 4)
     assert inference.worst.attacker in found[attacks.MEMBERSHIP].evidence
     assert found[attacks.MEMBERSHIP].interval is not None
     assert found[attacks.MEMBERSHIP_CHANCE].value == round(inference.chance, 4)
-    silent = attacks.findings(None, None, "")
+    assert found[attacks.MEMBERSHIP_CONTROL].value == round(inference.worst.auc, 4)
+    silent = attacks.findings(None, None, None, "")
     assert {f.status for f in silent} == {NOT_EVALUATED} and {f.name for f in silent} == set(found)
 
 

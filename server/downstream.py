@@ -1,0 +1,98 @@
+"""What released labelled images are worth to a researcher: a classifier trained on them, tested on public real people.
+
+In: released images with labels; public people who took part and others who did not. Out: findings for the report.
+Guaranteed: three trainings of the same recipe and seeds, tested on the same people, whom none of them saw: on the release, on as
+many real images as the release has, on all real images; nothing is chosen by the test people. Not: a tuned classifier, or one
+for pictures larger than 32 px (common/classifier.py); images of one group are not known here as such, so a snapshot is chosen by
+released images that may resemble those that it learned from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import classifier
+from common.classifier import Recipe, Scores
+from server.evaluate import DOWNSTREAM, NOT_EVALUATED, Finding
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+SEEDS, LEAST_IMAGES, LEAST_TESTED = 5, 6, 10
+KAPPA, MACRO_F1, RATIO = "downstream kappa", "downstream macro-F1", "downstream kappa, release over as many real images"
+ENDS = ("", ", trained on as many real images", ", trained on all real images")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images uint8 [N, S, S, C] with label indices [N]."""
+
+    images: Images
+    labels: Labels
+
+
+def downstream(
+    released: Labelled,
+    real: Labelled,
+    test: Labelled,
+    names: Sequence[str],
+    how: str,
+    *,
+    seeds: int = SEEDS,
+    recipe: Recipe = Recipe(),
+) -> list[Finding]:
+    """Return the findings; `real` are people who took part, `test` people who did not, `names` the labels, `how` says who.
+
+    Fewer than `LEAST_IMAGES` released or `LEAST_TESTED` tested images, or one label alone: "not evaluated".
+    """
+    if len(released.images) < LEAST_IMAGES or len(test.images) < LEAST_TESTED or len(np.unique(released.labels)) < 2:
+        why = f"needs {LEAST_IMAGES} released images of two labels and {LEAST_TESTED} tested people"
+        return [Finding(name, None, "", why, NOT_EVALUATED) for name in (DOWNSTREAM, KAPPA)]
+    sets = [[released] * seeds, [as_many(released, real, seed) for seed in range(seeds)], [real] * seeds]
+    found = [[_trained(one, test, len(names), seed, recipe) for seed, one in enumerate(some)] for some in sets]
+    said = f"small classifier on 32 px, {seeds} seeds, tested on {len(test.images)} people who did not take part; {how}"
+    findings = []
+    for end, scores in zip(ENDS, found, strict=True):
+        findings += [
+            _mean(KAPPA + end, [s.kappa for s in scores], "Cohen's kappa, quadratic weights", said),
+            _mean(DOWNSTREAM + end, [s.accuracy for s in scores], "share", said),
+            _mean(MACRO_F1 + end, [s.macro_f1 for s in scores], "F1", said),
+        ]
+    kappas = [float(np.mean([s.kappa for s in scores])) for scores in found]
+    ratio = round(kappas[0] / kappas[1], 3) if kappas[1] > 0 else None
+    findings.append(Finding(RATIO, ratio, "ratio", said, "shown" if ratio is not None else NOT_EVALUATED))
+    return findings + [
+        _mean(f"downstream recall of {name}", [s.recall[i] for s in found[0]], "share", said)
+        for i, name in enumerate(names) if (test.labels == i).any()
+    ]  # fmt: skip
+
+
+def as_many(released: Labelled, real: Labelled, seed: int) -> Labelled:
+    """Return as many real images of each label as were released, or all where there are fewer."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        rng.permutation(np.flatnonzero(real.labels == label))[: (released.labels == label).sum()]
+        for label in np.unique(released.labels)
+    ]
+    chosen = np.concatenate(rows)
+    return Labelled(real.images[chosen], real.labels[chosen])
+
+
+def _trained(train: Labelled, test: Labelled, classes: int, seed: int, recipe: Recipe) -> Scores:
+    model = classifier.fit(train.images, train.labels, classes, seed=seed, recipe=recipe)
+    return classifier.scores(model.predict(test.images), test.labels, classes)
+
+
+def _mean(name: str, values: Sequence[float], unit: str, how: str) -> Finding:
+    """The mean over seeds with 1.96 standard errors."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Finding(name, round(mean, 4), unit, how)
+    reach = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    low, high = round(mean - reach, 4), round(mean + reach, 4)
+    return Finding(
+        name, round(mean, 4), f"{unit}; 95 % interval of the seeds {low} to {high}", how, interval=(low, high)
+    )

@@ -1,0 +1,58 @@
+"""What a release is worth to a researcher: what teaches is worth more than what does not; nothing is learned from the test."""
+
+import numpy as np
+
+from common.classifier import Recipe
+from server import downstream as ds
+from server.evaluate import DOWNSTREAM, NOT_EVALUATED
+
+SHORT = Recipe(width=8, steps=40, batch=16)
+
+
+def spots(count: int, seed: int) -> ds.Labelled:
+    """Noise with none or six bright spots, uint8 [N, 16, 16, 1]."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = rng.normal(60, 12, (count, 16, 16, 1))
+    for i in np.flatnonzero(labels):
+        for y, x in rng.integers(1, 15, (6, 2)):
+            images[i, y - 1 : y + 1, x - 1 : x + 1] += 120
+    return ds.Labelled(images.clip(0, 255).astype(np.uint8), labels)
+
+
+REAL, TEST = spots(60, 0), spots(60, 1)
+
+
+def findings(released: ds.Labelled) -> dict[str, ds.Finding]:
+    found = ds.downstream(released, REAL, TEST, ("none", "some"), "invented", seeds=2, recipe=SHORT)
+    return {f.name: f for f in found}
+
+
+def test_a_release_that_teaches_is_worth_more_than_one_with_shuffled_labels() -> None:
+    good = findings(spots(40, 2))
+    bad = findings(ds.Labelled(spots(40, 2).images, np.random.default_rng(0).permutation(np.arange(40) % 2)))
+    for name in (ds.KAPPA, DOWNSTREAM, ds.MACRO_F1):
+        assert good[name].value > bad[name].value + 0.2  # type: ignore[operator]
+    assert good[ds.KAPPA + ds.ENDS[2]].value == bad[ds.KAPPA + ds.ENDS[2]].value  # the real ones are the same
+    assert good[ds.RATIO].value is not None and good[ds.RATIO].value > 0.6
+    assert good[ds.KAPPA].interval is not None
+    assert {"downstream recall of none", "downstream recall of some"} <= set(good)
+
+
+def test_the_comparison_has_as_many_real_images_of_each_label() -> None:
+    released = ds.Labelled(REAL.images[:9], np.array([0, 0, 0, 0, 0, 0, 1, 1, 1]))
+    chosen = ds.as_many(released, REAL, 0)
+    assert np.bincount(chosen.labels).tolist() == [6, 3]
+    few = ds.Labelled(REAL.images[:4], REAL.labels[:4])
+    assert np.bincount(ds.as_many(released, few, 0).labels).tolist() == [2, 2]
+
+
+def test_too_little_reads_not_evaluated() -> None:
+    one = ds.Labelled(REAL.images[::2], REAL.labels[::2])  # one label alone
+    for released, test in (
+        (ds.Labelled(REAL.images[:5], REAL.labels[:5]), TEST),
+        (one, TEST),
+        (REAL, ds.Labelled(TEST.images[:9], TEST.labels[:9])),
+    ):
+        found = ds.downstream(released, REAL, test, ("none", "some"), "")
+        assert {f.status for f in found} == {NOT_EVALUATED}

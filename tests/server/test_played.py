@@ -1,0 +1,159 @@
+"""A rehearsal speaks for its plan and no other; its figures come from the people who played."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from common.errors import ConfigurationError, RefusedError
+from common.study import Study, load_study
+from server import attacks, played
+from server.downstream import Labelled
+from server.rehearsal import DEPLOY
+from tests.studies import small_plan
+
+
+def study(folder: Path, **changes: object) -> Study:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(small_plan(**changes)))))
+    return load_study(path)
+
+
+def people(folder: Path, count: int, seed: int, labels: tuple[str, ...]) -> Path:
+    """A folder of invented photographs with its table."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    rows = [("file", "label", "laterality")]
+    for i in range(count):
+        coarse = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+        rows.append((f"{i:02d}.png", labels[i % len(labels)], "LR"[i // 3 % 2]))
+    with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return study(tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture(scope="module")
+def cast(plan: Study, tmp_path_factory: pytest.TempPathFactory) -> played.Cast:
+    folder, labels = tmp_path_factory.mktemp("people"), plan.strata()
+    return played.read_cast(people(folder / "in", 36, 0, labels), people(folder / "out", 24, 1, labels), plan)
+
+
+@pytest.fixture(scope="module")
+def copies(plan: Study, cast: played.Cast) -> played.Rehearsal:
+    """The rehearsal of a release that is the photographs themselves."""
+    return played.rehearse(cast.members, cast, plan, attacks.Networks())
+
+
+def test_a_rehearsal_of_copies_says_that_they_leak(copies: played.Rehearsal) -> None:
+    found = {one.name: one for one in copies.findings}
+    assert found[attacks.MEMBERSHIP].value == 1.0
+    assert found[attacks.MEMBERSHIP_RATE].value == 1.0
+    assert found[attacks.LINKS].value > 0.6  # type: ignore[operator]
+    assert "36 public people" in found[attacks.MEMBERSHIP].evidence
+    assert found["downstream kappa"].status == "shown"
+
+
+def test_a_rehearsal_of_strangers_says_that_nobody_is_found(plan: Study, cast: played.Cast) -> None:
+    rng = np.random.default_rng(9)
+    strangers = np.stack([
+        np.asarray(Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((32, 32), Image.Resampling.BICUBIC))
+        for _ in range(24)
+    ])  # fmt: skip
+    labels = np.arange(24) % len(plan.strata())
+    found = {
+        one.name: one for one in played.rehearse(Labelled(strangers, labels), cast, plan, attacks.Networks()).findings
+    }
+    chance, worst = found[attacks.MEMBERSHIP_CHANCE].value, found[attacks.MEMBERSHIP].value
+    assert worst is not None and chance is not None and worst < chance + 0.05
+
+
+def test_the_file_is_read_back_as_it_was_and_carries_no_image(
+    copies: played.Rehearsal, plan: Study, tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"reference": None, "findings": [], "rehearsal": copies.model_dump(mode="json")}))
+    assert played.read_rehearsal(path, plan) == copies
+    assert path.stat().st_size < 20_000
+    utility, attacked = played.findings(copies)
+    assert len(utility) + len(attacked) == len(copies.findings)
+    assert attacks.MEMBERSHIP in {f.name for f in attacked}
+
+
+SAME = {"name": "another-name", "title": "Another title", "quorum": 3, "round_deadline_s": 10.0}
+
+
+@pytest.mark.parametrize("key", SAME)
+def test_what_differs_between_studies_of_one_plan_does_not_matter(key: str, plan: Study) -> None:
+    changed = plan.model_copy(update={key: SAME[key]})
+    assert played.digest(changed) == played.digest(plan)
+    assert changed.hash() != plan.hash()
+
+
+def test_a_rehearsal_of_another_plan_is_refused(copies: played.Rehearsal, plan: Study, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"rehearsal": copies.model_dump(mode="json")}))
+    assert plan.synthesis is not None
+    for update in (
+        {"synthesis": plan.synthesis.model_copy(update={"k": plan.synthesis.k + 1})},
+        {"privacy": plan.privacy.model_copy(update={"epsilon": plan.privacy.epsilon + 0.5})},
+        {"intake": plan.intake.model_copy(update={"size_px": 64})},
+        {"modality": "chest"},
+    ):
+        with pytest.raises(RefusedError, match="another plan"):
+            played.read_rehearsal(path, plan.model_copy(update=update))
+
+
+BROKEN = {
+    "no rehearsal in it": {"findings": []},
+    "not an object": [],
+    "an unknown key": {"rehearsal": {"format": "kohort-rehearsal/1", "plan": "0" * 64, "cast": "", "findings": [], "extra": 1}},
+    "a number that is none": {"rehearsal": {"format": "kohort-rehearsal/1", "plan": "0" * 64, "cast": "",
+        "findings": [{"name": "a", "value": float("nan"), "unit": "", "evidence": "", "status": "shown"}]}},
+    "another format": {"rehearsal": {"format": "kohort-rehearsal/2", "plan": "0" * 64, "cast": "", "findings": []}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_files_that_hold_no_rehearsal_are_refused(name: str, plan: Study, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(BROKEN[name]))
+    with pytest.raises(RefusedError, match="holds no rehearsal"):
+        played.read_rehearsal(path, plan)
+
+
+def test_people_without_a_table_or_with_a_label_of_no_stratum_are_refused(plan: Study, tmp_path: Path) -> None:
+    folder = people(tmp_path / "x", 4, 0, ("green",))
+    with pytest.raises(ConfigurationError, match="label is 'green', expected one of"):
+        played.read_cast(folder, folder, plan)
+    (folder / "labels.csv").unlink()
+    with pytest.raises(ConfigurationError, match="missing"):
+        played.read_cast(folder, folder, plan)
+
+
+def test_the_demos_two_casts_are_different_people() -> None:
+    plan = load_study(DEPLOY / "studies" / "fundus.yaml")
+    found = played.read_cast(DEPLOY / "demo" / "fundus", DEPLOY / "demo" / "fundus-heldout", plan)
+    assert (len(found.members.images), len(found.heldout.images)) == (189, 60)
+    assert np.bincount(found.heldout.labels).tolist() == [20, 20, 20]
+    assert set(found.heldout_strata) <= set(found.members_strata)
+    tables = [
+        list(csv.DictReader((DEPLOY / "demo" / name / "labels.csv").read_text().splitlines()))
+        for name in ("fundus", "fundus-heldout")
+    ]
+    names = [{row["idrid"] for row in table} for table in tables]
+    assert not names[0] & names[1]
+    apart = np.abs(found.members.images[:, None, ::8, ::8].astype(int) - found.heldout.images[None, :, ::8, ::8]).mean(
+        (2, 3, 4)
+    )
+    assert apart.min() > 1.5  # nobody is in both
