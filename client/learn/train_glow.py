@@ -65,11 +65,12 @@ def train(
         items_per_patient=plan.items_per_patient,
     )
     private = PrivateStep(trained, loss_of(model, trained), constants, reservation, noise, canaries=canaries)
-    optimiser = Adam(trained, plan.learning_rate)
+    optimiser = Adam({"all": flattened(trained)}, plan.learning_rate)
     batches = Batches(cohort, plan, torch.Generator().manual_seed(int(noise.uniform_u64(1)[0] >> np.uint64(1))))
 
     for step in range(plan.local_steps):
-        optimiser.step(private.step(cohort.patient_count, batches))
+        gradients = private.step(cohort.patient_count, batches)
+        optimiser.step({"all": torch.cat([gradients[name].reshape(-1) for name in trained])})
         progress(step + 1, plan.local_steps)
 
     # What is sent: the change, within its public bound.
@@ -106,8 +107,23 @@ def trainable(model: Glow, plan: GlowPlan) -> Parameters:
     return {name: parameter for name, parameter in named.items() if (PREFIX + name).startswith(chosen)}
 
 
+def flattened(parameters: Parameters) -> Tensor:
+    """One vector [d] that the parameters become views of: the optimiser then makes one step, not one for each of 222 tensors."""
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+    for parameter, part in zip(parameters.values(), flat.split([p.numel() for p in parameters.values()]), strict=True):
+        parameter.data = part.view_as(parameter)
+    return flat
+
+
 def loss_of(model: Glow, trained: Parameters) -> PatientLoss:
-    """The loss of one patient: mean over items [m, C, H, W] of -log p in nats per dimension, as a function of `trained`."""
+    """The loss of one patient: mean over items [m, C, H, W] of -log p in nats per dimension, as a function of `trained`.
+
+    Raises ConfigurationError for a flow that rebuilds its activations: its gradient is the inverse's, to rounding only.
+    """
+    if model.reversible:
+        raise ConfigurationError(
+            "train_glow: a reversible flow in the private step", hint="for public pretraining only"
+        )
     frozen = {name: value.detach() for name, value in model.named_parameters() if name not in trained}
 
     def loss(parameters: Parameters, patient: tuple[Tensor, ...]) -> Tensor:

@@ -26,7 +26,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from common import tensors
-from common.errors import RefusedError
+from common.errors import ConfigurationError, RefusedError
+from common.models.reversible import reversible
 
 PREFIX = "glow."  # of every weight's global name, in payloads and checkpoints
 LOG_SCALE_BOUND = 0.5  # alpha: one coupling scales by e^-0.5 to e^0.5
@@ -79,10 +80,11 @@ class Mixing(nn.Module):
     @torch.no_grad()
     def inverse(self, y: Tensor) -> Tensor:
         """x for y, both [N, c, H, W]."""
-        x = F.conv2d(y, self._inverse_matrix().to(y)[:, :, None, None])
+        x = F.conv2d(y, self.inverse_matrix().to(y)[:, :, None, None])
         return x - self.bias[:, None, None]
 
-    def _inverse_matrix(self) -> Tensor:
+    @torch.no_grad()
+    def inverse_matrix(self) -> Tensor:
         """diag(e^-s) U^-1 L^-1 Q^T in float64, kept as long as s, L and U hold the very values it was computed from."""
         kept = self._inverse
         if kept is not None and _same(kept[0], self.log_scale) and _same(kept[1], self.triangles):
@@ -131,20 +133,21 @@ class Coupling(nn.Module):
             nn.init.zeros_(cast(Tensor, layer.bias))
         _zero(self.gather)
 
-    def _shift_and_log_scale(self, a: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """(t, g) of the half that is moved, for the half a that stays."""
         h, t = self.gather(F.relu(self.blend(F.relu(self.spread(a))))).chunk(2, dim=1)
         return t, LOG_SCALE_BOUND * torch.tanh(h / LOG_SCALE_BOUND)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(y, log-determinant [N]) for x [N, c, H, W]."""
         a, v = x.chunk(2, dim=1)
-        t, g = self._shift_and_log_scale(a)
+        t, g = self.moments(a)
         return torch.cat([a, (v + t) * g.exp()], dim=1), g.sum(dim=(1, 2, 3))
 
     def inverse(self, y: Tensor) -> Tensor:
         """x for y, both [N, c, H, W]."""
         a, v = y.chunk(2, dim=1)
-        t, g = self._shift_and_log_scale(a)
+        t, g = self.moments(a)
         return torch.cat([a, v * (-g).exp() - t], dim=1)
 
 
@@ -188,11 +191,15 @@ class Level(nn.Module):
         self.mixings = nn.ModuleList(Mixing(channels, index + step) for step in range(steps))
         self.couplings = nn.ModuleList(Coupling(channels, width, generator) for _ in range(steps))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(y, log-determinant [N]) for x [N, c/4, 2H, 2W]."""
+    def forward(self, x: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """(y, log-determinant [N]) for x [N, c/4, 2H, 2W]; `reverse`: activations are rebuilt, not stored."""
         x = F.pixel_unshuffle(x, 2)
         matrices, biases, log_scale = composed(cast(Sequence[Mixing], self.mixings))
         total = log_scale.sum() * (x.shape[-1] * x.shape[-2])
+        if reverse:
+            inverses = torch.stack([cast(Mixing, mixing).inverse_matrix() for mixing in self.mixings]).to(x)
+            x, each = reversible(x, matrices, biases, inverses, list(self.couplings))
+            return x, total + each
         for matrix, bias, coupling in zip(matrices.unbind(), biases.unbind(), self.couplings, strict=True):
             x, each = coupling(F.conv2d(x, matrix, bias))
             total = total + each
@@ -210,7 +217,10 @@ class Glow(nn.Module):
 
     `levels` (L) squeezes, `steps_per_level` (K) mixing-coupling steps each, coupling networks of `width` channels. A side that
     2^L does not divide is padded with black inside `encode` and cropped by `decode`. Raises ValueError for an impossible layout.
+    `reversible` = True trades a third more time for a backward pass that stores one tensor a level: public pretraining only.
     """
+
+    reversible: bool = False
 
     def __init__(self, size_px: int, channels: int, levels: int, steps_per_level: int, width: int) -> None:
         super().__init__()
@@ -247,12 +257,20 @@ class Glow(nn.Module):
         return self.encode(x)[1]
 
     def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(latent parts, finest first and top last, each [N, c, h, w]; log p(x) in nats [N]) for x [N, C, H, W]."""
+        """(latent parts, finest first and top last, each [N, c, h, w]; log p(x) in nats [N]) for x [N, C, H, W].
+
+        Raises ConfigurationError for another size or number of channels.
+        """
+        if tuple(x.shape[1:]) != (self.channels, self.size_px, self.size_px):
+            raise ConfigurationError(
+                f"flow: images {list(x.shape)}, expected [N, {self.channels}, {self.size_px}, {self.size_px}]",
+                hint="resize them as the study's intake does; another size or number of channels is another flow",
+            )
         x = self._pad(x)
         parts: list[Tensor] = []
         log_p = x.new_zeros(x.shape[0])
         for level, split in zip(self.levels, [*self.splits, None], strict=True):
-            x, log_determinant = level(x)
+            x, log_determinant = level(x, self.reversible and torch.is_grad_enabled())
             if split is None:
                 log_scale = self.top.log_scale()
                 part = (x - self.top.mean) * (-log_scale).exp()
@@ -287,22 +305,37 @@ class Glow(nn.Module):
             for shape in self.part_shapes
         ]
 
-    def bits_per_dimension(self, log_p: Tensor) -> Tensor:
-        """Bits per dimension of 8-bit images from log p in nats: -log_p / (D ln 2) + 8."""
-        return -log_p / (self.dimension * math.log(2)) + 8
+    def bits_per_dimension(self, log_p: Tensor, depth: int = 8) -> Tensor:
+        """Bits per dimension of images of `depth` bits from log p in nats: -log_p / (D ln 2) + depth."""
+        return -log_p / (self.dimension * math.log(2)) + depth
 
     def _pad(self, x: Tensor) -> Tensor:
         missing = self.padded_px - self.size_px
         return F.pad(x, (0, missing, 0, missing), value=-0.5) if missing else x
 
 
-def from_uint8(images: np.ndarray, dither: Tensor | None = None) -> Tensor:
+def from_uint8(images: np.ndarray, dither: Tensor | None = None, depth: int = 8) -> Tensor:
     """float32 [N, C, H, W] in [-1/2, 1/2] from uint8 [N, H, W, C]: (image + U) / 256 - 1/2.
 
-    U is `dither`, [N, C, H, W] in [0, 1), drawn by the caller for training; 1/2 when none is given (release).
+    U is `dither`, [N, C, H, W] in [0, 1), drawn by the caller for training; 1/2 when none is given (release). `depth` < 8 keeps
+    the upper bits alone and dithers over what is cut off. Raises ConfigurationError for another type, rank or depth.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(torch.float32)
-    return (pixels + (0.5 if dither is None else dither)) / 256 - 0.5
+    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= depth <= 8:
+        raise ConfigurationError(
+            f"flow: images {images.dtype} {list(images.shape)} at {depth} bits, expected uint8 [N, H, W, C] at 1 to 8"
+        )
+    pixels = torch.from_numpy(np.ascontiguousarray(images >> (8 - depth))).permute(0, 3, 1, 2).to(torch.float32)
+    return (pixels + (0.5 if dither is None else dither)) / 2**depth - 0.5
+
+
+def unfamiliar(parts: Sequence[Tensor], limit: float = 1e4) -> Tensor:
+    """bool [N]: images with a latent that is not finite or beyond `limit` in absolute value.
+
+    The flow knows nothing about such an image (another modality or contrast): a clip of its latent would release the clip set's
+    border, not the image.
+    """
+    inside = [(part.abs() <= limit).flatten(1).all(1) for part in parts]  # NaN compares false
+    return ~torch.stack(inside).all(0)
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

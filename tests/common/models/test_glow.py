@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import RefusedError
+from common.errors import ConfigurationError, RefusedError
 from common.models import glow
 from common.models.glow import Coupling, Glow, Mixing
 
@@ -126,7 +126,7 @@ def test_a_coupling_scales_by_at_most_e_to_the_half() -> None:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(generator=seeded(3))
-    _, g = layer._shift_and_log_scale(1e6 * torch.randn(2, 2, 4, 4, generator=seeded()))
+    _, g = layer.moments(1e6 * torch.randn(2, 2, 4, 4, generator=seeded()))
     assert float(g.detach().abs().max()) <= 0.5
 
 
@@ -175,6 +175,58 @@ def test_eight_bit_images_survive_the_conversion() -> None:
     assert np.array_equal(glow.to_uint8(glow.from_uint8(images)), images)
     dithered = glow.from_uint8(images, torch.rand(1, 1, 16, 16, generator=seeded()))
     assert np.array_equal(glow.to_uint8(dithered), images)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5, 8])
+def test_fewer_bits_keep_the_upper_ones_and_fill_the_range(depth: int) -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    x = glow.from_uint8(images, depth=depth)
+    assert len(x.unique()) == 2**depth
+    assert float(x.min()) == -float(x.max()) == 0.5 / 2**depth - 0.5
+    assert np.array_equal(glow.to_uint8(x) >> (8 - depth), images >> (8 - depth))
+    lowest, highest = (glow.from_uint8(images, torch.full(x.shape, u), depth) for u in (0.0, 1 - 2**-10))
+    assert float(lowest.min()) == -0.5
+    assert 0.5 - 2.0**-9 < float(highest.max()) < 0.5
+    uniform = Glow(16, 1, 2, 1, 8).bits_per_dimension(torch.zeros(1), depth)  # density 1 on the unit cube
+    assert float(uniform) == depth
+
+
+WRONG: dict[str, torch.Tensor] = {
+    "another size": torch.zeros(1, 1, 16, 16),
+    "another aspect": torch.zeros(1, 1, 8, 4),
+    "three channels for one": torch.zeros(1, 3, 8, 8),
+    "no batch": torch.zeros(1, 8, 8),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_images_of_another_shape_are_refused_in_words(case: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected"):
+        small().encode(WRONG[case])
+
+
+@pytest.mark.parametrize(
+    ("images", "depth"),
+    [
+        (np.zeros((1, 8, 8, 1), np.uint16), 8),
+        (np.zeros((1, 8, 8, 1), np.float32), 8),
+        (np.zeros((8, 8, 1), np.uint8), 8),
+        (np.zeros((1, 8, 8, 1), np.uint8), 0),
+        (np.zeros((1, 8, 8, 1), np.uint8), 16),
+    ],
+    ids=["16 bit", "float", "no batch", "0 bits", "16 bits"],
+)
+def test_pixels_of_another_depth_are_refused_in_words(images: np.ndarray, depth: int) -> None:
+    with pytest.raises(ConfigurationError, match="uint8"):
+        glow.from_uint8(images, depth=depth)
+
+
+def test_images_that_the_flow_knows_nothing_about_are_marked() -> None:
+    model, x = small(), pictures(5)
+    x[1], x[2], x[3, 0, 0, 0], x[4] = 1e9, math.nan, math.inf, -0.5
+    parts, _ = model.encode(x)
+    assert glow.unfamiliar(parts).tolist() == [False, True, True, True, False]
+    assert glow.unfamiliar(parts, limit=0.0).all()
 
 
 def test_weights_travel_under_their_global_names_and_nothing_odd_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,77 @@
+"""One level of the flow whose backward pass rebuilds the activations from its output instead of storing them.
+
+In: a level's input, its mixings' kernels and biases (`glow.composed`), its couplings. Out: the level's output and the couplings'
+log-determinants. Guaranteed: the same numbers forward; gradients to the rounding of the inverse (about 1e-6); stored are the
+output, the kernels and references to the weights, whatever the number of steps. Weights that change between forward and
+backward pass are noticed by autograd. Not: for private training (train_glow refuses it): the gradient then hangs on an inverse.
+
+Gomez et al. 2017 (arXiv 1707.04585), for the couplings of Kingma and Dhariwal 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Step(Protocol):
+    """A coupling: `moments(a)` is (shift, log-scale) of the other half."""
+
+    def moments(self, a: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def reversible(
+    x: Tensor, kernels: Tensor, biases: Tensor, inverses: Tensor, couplings: Sequence[nn.Module]
+) -> tuple[Tensor, Tensor]:
+    """(y, log-determinants [N] of the couplings) of K steps on x [N, c, H, W]; kernels [K, c, c, 1, 1], inverses [K, c, c]."""
+    weights = [p for coupling in couplings for p in coupling.parameters()]
+    y, log_determinant = _Steps.apply(x, kernels, biases, inverses, couplings, *weights)
+    return y, log_determinant
+
+
+class _Steps(torch.autograd.Function):
+    """K times pointwise convolution and coupling; backward from the last step to the first, each rebuilt from its output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kernels: Tensor, biases: Tensor, inverses: Tensor, couplings: Any, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        log_determinant = x.new_zeros(len(x))
+        for kernel, bias, coupling in zip(kernels, biases, couplings, strict=True):
+            x, each = coupling(F.conv2d(x, kernel, bias))
+            log_determinant += each
+        ctx.couplings = couplings
+        ctx.save_for_backward(x, kernels, biases, inverses, *weights)
+        return x, log_determinant
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor, g_log: Tensor) -> Any:
+        y, kernels, biases, inverses, *_ = ctx.saved_tensors
+        g_kernels, g_biases, g_weights = torch.empty_like(kernels), torch.empty_like(biases), []
+        for k in reversed(range(len(kernels))):
+            coupling = ctx.couplings[k]
+            middle, g_middle, own = _through_coupling(coupling, y, gy, g_log)
+            g_weights[:0] = own
+            y = F.conv2d(middle - biases[k][:, None, None], inverses[k][:, :, None, None])
+            gy = F.conv2d(g_middle, kernels[k].transpose(0, 1))
+            outputs, inputs = (t.transpose(0, 1).flatten(1) for t in (g_middle, y))  # [c, N places]
+            g_kernels[k], g_biases[k] = (outputs @ inputs.T)[..., None, None], outputs.sum(1)
+        return gy, g_kernels, g_biases, None, None, *g_weights
+
+
+def _through_coupling(coupling: Any, y: Tensor, gy: Tensor, g_log: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(the coupling's input, its gradient, the gradients of the coupling's weights) from its output."""
+    a, moved = y.chunk(2, dim=1)
+    with torch.enable_grad():
+        a = a.detach().requires_grad_()
+        t, g = coupling.moments(a)
+        v = (moved * (-g).exp() - t).detach().requires_grad_()
+        out = (v + t) * g.exp()
+        total = g.sum(dim=(1, 2, 3))
+    ga, gv = gy.chunk(2, dim=1)
+    found = torch.autograd.grad([out, total], [a, v, *coupling.parameters()], [gv, g_log])
+    return torch.cat([a, v], dim=1).detach(), torch.cat([ga + found[0], found[1]], dim=1), list(found[2:])
