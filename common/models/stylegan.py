@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ConfigurationError, RefusedError
+from common.models.winograd import conv3x3
 
 Noise = Literal["random"] | torch.Generator | None
+GAIN = math.sqrt(2)
 SIZES_PX = (16, 32, 64, 128, 256, 512)
 
 
@@ -59,11 +61,21 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.style(w)
-        y = F.conv2d(x * style[:, :, None, None], self.weight, padding=self.weight.shape[-1] // 2)
-        if not self.demodulate:
-            return y
-        gain = torch.rsqrt(style.square() @ self.weight.square().sum((2, 3)).T + 1e-8)
-        return y * gain[:, :, None, None]
+        if self.weight.shape[-1] == 1:
+            return self._pointwise(x, style)
+        y = conv3x3(x * style[:, :, None, None], self.weight)
+        return y * self.gain(style)[:, :, None, None] if self.demodulate else y
+
+    def gain(self, style: Tensor) -> Tensor:
+        """What demodulation multiplies each output channel with, [N, cout]."""
+        return torch.rsqrt(style.square() @ self.weight.square().sum((2, 3)).T + 1e-8)
+
+    def _pointwise(self, x: Tensor, style: Tensor) -> Tensor:
+        """1×1: the style goes into the few weights, not into the many pixels."""
+        weight = self.weight[:, :, 0, 0] * style[:, None, :]  # [N, cout, cin]
+        if self.demodulate:
+            weight = weight * self.gain(style)[:, :, None]
+        return torch.bmm(weight, x.flatten(2)).view(len(x), -1, *x.shape[2:])
 
 
 class StyledLayer(nn.Module):
@@ -77,15 +89,19 @@ class StyledLayer(nn.Module):
         self.upsample = upsample
 
     def forward(self, x: Tensor, w: Tensor, noise: Noise) -> Tensor:
-        y = self.conv(x, w)
+        style = self.conv.style(w)
+        y = conv3x3(x * style[:, :, None, None], self.conv.weight)
+        gain = (GAIN * self.conv.gain(style))[
+            :, :, None, None
+        ]  # √2 here and in the shift: the activation is homogeneous
+        shift = GAIN * self.bias[None, :, None, None]
         if self.upsample:
-            y = upsample(y)
-        shift = self.bias[None, :, None, None]
+            y, gain = upsample(y * gain), None
         if noise is not None:
             generator = noise if isinstance(noise, torch.Generator) else None
             maps = torch.randn((len(y), 1, *y.shape[2:]), generator=generator, dtype=y.dtype)
-            shift = shift + self.noise_strength * maps.to(y.device)
-        return F.leaky_relu(y + shift, 0.2) * math.sqrt(2)
+            shift = shift + GAIN * self.noise_strength * maps.to(y.device)
+        return F.leaky_relu(y + shift if gain is None else torch.addcmul(shift, y, gain), 0.2, inplace=True)
 
 
 def upsample(x: Tensor) -> Tensor:

@@ -1,0 +1,223 @@
+"""The alignment beside the paper's loop: CPU-seconds per group-step and per released image at 64, 128, 256 and 512 px.
+
+    python benchmarks/align.py [--json] [--sizes 64 128 256 512] [--repeats 3] [--weights features.yaml]
+
+Equal networks, equal loss (k = 5, 4×4 windows, float32): `loop` is benchmarks/paper_loop.py, one group at a time; `ours` is
+client/synthesize/parity.py on 4 groups at once with the same random weights (or the pinned ones of --weights; time does not
+depend on the values): activation-modulated convolutions, Winograd's convolution for wide frozen layers, one FIR, VGG-19 cut
+after conv1_2, two passes of the folded ResNet-50 instead of twenty. `light`: what the product runs at 256 px, its own generator
+(width 64 = channel base 16384, latent 256), style filters and critic, client/synthesize/align.py: other networks, so another row.
+
+One thread, process time, alternating, the smallest of the repeats after one warm-up of ours; large malloc thresholds for both
+(or batching pays page faults). Per image: 100 steps and what a group costs before them (loading, targets), without inversion.
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50, vgg19
+
+from benchmarks.paper_loop import PaperLoop
+from client.synthesize import align
+from client.synthesize.group import Group, Stratum
+from client.synthesize.parity import PaperLoss
+from common.config import load_yaml
+from common.models.external import Content, PaperFeatures, Texture, load_content, load_texture
+from common.models.stylegan import Critic, Generator
+from common.models.stylegan2 import PaperGenerator
+
+T = TypeVar("T")
+K, BATCH, STEPS = 5, 4, 100
+LIGHT_PX, LIGHT_WIDTH, LIGHT_LATENT = 256, 64, 256
+
+
+@dataclass
+class Row:
+    """Least CPU-seconds of the loop and of ours, per group-step and per group before the steps; how equal they are."""
+
+    size_px: int
+    loop: float
+    ours: float
+    loop_start: float
+    ours_start: float
+    loss_difference: float
+    cosine: float
+
+    @property
+    def speedup(self) -> float:
+        return self.loop / self.ours
+
+
+@dataclass
+class Networks:
+    """VGG-19 and ResNet-50 in both forms, with the same weights."""
+
+    vgg: nn.Sequential
+    resnet: nn.Module
+    texture: Texture
+    content: Content
+
+    @classmethod
+    def make(cls, weights: Path | None) -> "Networks":
+        vgg, resnet = vgg19(weights=None).features.eval(), resnet50(weights=None).eval()
+        resnet.fc = nn.Identity()
+        if weights is None:
+            texture = Texture()
+            for name, layer in texture.features.items():
+                layer.load_state_dict(vgg[int(name)].state_dict())
+            content = Content(copy.deepcopy(resnet))
+        else:
+            pinned = load_yaml(weights, PaperFeatures)
+            texture, content = load_texture(pinned.vgg19), load_content(pinned.moco_v2)
+            for name, layer in texture.features.items():
+                vgg[int(name)].load_state_dict(layer.state_dict())
+            given = {n: torch.from_numpy(a) for n, a in pinned.moco_v2.read().items() if not n.startswith("fc.")}
+            resnet.load_state_dict(given, strict=False)
+        return cls(*(net.requires_grad_(False) for net in (vgg, resnet, texture, content)))  # type: ignore[arg-type]
+
+    def reloaded(self) -> tuple[nn.Sequential, nn.Module]:
+        """Both networks built and filled anew, as the loop does for every group."""
+        vgg, resnet = vgg19(weights=None, init_weights=False).features, resnet50(weights=None)
+        vgg.load_state_dict(self.vgg.state_dict())
+        resnet.fc = nn.Identity()
+        resnet.load_state_dict(self.resnet.state_dict())
+        return vgg.eval().requires_grad_(False), resnet.eval().requires_grad_(False)
+
+
+def compare(size_px: int, networks: Networks, repeats: int, generator: PaperGenerator) -> Row:
+    """One size: the loop and ours in turn on the same weights, sources and codes."""
+    real, inverted = (torch.rand(BATCH, K, 3, size_px, size_px) * 2 - 1 for _ in range(2))
+    codes = torch.randn(BATCH, generator.layer_count, generator.latent)
+    loop = PaperLoop(generator, networks.reloaded)
+    frozen = copy.deepcopy(generator).requires_grad_(False)
+    ours = PaperLoss(frozen, networks.texture, networks.content)
+    loop_start, _ = timed(lambda: loop.start(real[0], inverted[0]))
+    ours_start, targets = timed(lambda: ours.targets(real, inverted))
+
+    def one() -> tuple[Tensor, Tensor]:
+        code = codes[0].clone().requires_grad_()
+        loss = loop.loss(code)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert code.grad is not None
+        generator.zero_grad(set_to_none=True)
+        return loss.detach(), code.grad
+
+    def all_at_once() -> tuple[Tensor, Tensor]:
+        code = codes.clone().requires_grad_()
+        loss = ours(code, targets)
+        return loss.detach()[0], torch.autograd.grad(loss.sum(), [code])[0][0]
+
+    all_at_once()
+    least_loop = least_ours = float("inf")
+    for _ in range(repeats):
+        seconds, (theirs, slope) = timed(one)
+        least_loop = min(least_loop, seconds)
+        seconds, (value, gradient) = timed(all_at_once)
+        least_ours = min(least_ours, seconds / BATCH)
+    cosine = float(torch.cosine_similarity(gradient.flatten().double(), slope.flatten().double(), dim=0))
+    difference = abs(float(value) / float(theirs) - 1)
+    return Row(size_px, least_loop, least_ours, loop_start, ours_start / BATCH, difference, cosine)
+
+
+def light(repeats: int) -> float:
+    """CPU-seconds per group-step of the product's own alignment at 256 px."""
+    generator = Generator(LIGHT_PX, 3, LIGHT_WIDTH, LIGHT_LATENT).requires_grad_(False)
+    critic, plan = Critic(LIGHT_PX, 3, LIGHT_WIDTH).requires_grad_(False), align.AlignmentPlan(windows=4)
+    codes = torch.randn(BATCH, generator.layer_count, LIGHT_LATENT)
+    with torch.no_grad():
+        image = generator.synthesis(codes)
+        contents = align.content_features(critic, image)
+        grams = align.window_grams(align.style_features(image), plan.windows)
+    group = Group(tuple(f"patient-{i}" for i in range(K)), Stratum(0), K)
+    rows = zip(codes, contents, grams, strict=True)
+    targets = [align.GroupStatistics(group, code, content, gram, (K,) * len(gram)) for code, content, gram in rows]
+    moved = codes + 0.1 * torch.randn_like(codes)
+
+    def step() -> Tensor:
+        code = moved.clone().requires_grad_()
+        loss = align.alignment_loss(code, targets, generator, critic, plan, 1.0)
+        return torch.autograd.grad(loss.sum(), [code])[0]
+
+    step()
+    return min(timed(step)[0] for _ in range(repeats + 1)) / BATCH
+
+
+def timed(what: Callable[[], T]) -> tuple[float, T]:
+    """CPU-seconds of this process, and the result."""
+    gc.collect()
+    start = time.process_time()
+    found = what()
+    return time.process_time() - start, found
+
+
+def large_malloc_thresholds() -> None:
+    """Let glibc keep what it freed: without this each large tensor is new pages from the kernel."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def table(rows: Sequence[Row], light_seconds: float | None) -> str:
+    """Markdown."""
+    lines = [
+        "| px | loop s/step | ours s/step | speedup | loop s/image | ours s/image | loss differs by | gradient cosine |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        images = (row.loop_start + STEPS * row.loop, row.ours_start + STEPS * row.ours)
+        lines.append(
+            f"| {row.size_px} | {row.loop:.2f} | {row.ours:.2f} | {row.speedup:.2f} | {images[0]:.0f} | {images[1]:.0f} "
+            f"| {row.loss_difference:.1e} | {row.cosine:.7f} |"
+        )
+        if light_seconds is not None and row.size_px == LIGHT_PX:
+            lines.append(
+                f"| {row.size_px}, light | {row.loop:.2f} | {light_seconds:.3f} | {row.loop / light_seconds:.1f} "
+                f"| {images[0]:.0f} | {STEPS * light_seconds:.0f} | other networks | |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--weights", type=Path, help="YAML with vgg19 and moco_v2: file and sha256 (common/models/external.py)"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    large_malloc_thresholds()
+    light_seconds = light(options.repeats) if LIGHT_PX in options.sizes else None
+    networks = Networks.make(options.weights)
+    rows = []
+    for size_px in options.sizes:
+        rows.append(compare(size_px, networks, options.repeats, PaperGenerator(size_px)))
+        gc.collect()
+        print(rows[-1], file=sys.stderr, flush=True)
+    if not options.json:
+        print(table(rows, light_seconds))
+        return
+    found = {f"speedup_{row.size_px}": round(row.speedup, 3) for row in rows}
+    found |= {f"{name}_s_{row.size_px}": round(getattr(row, name), 4) for row in rows for name in ("loop", "ours")}
+    if light_seconds is not None:
+        at = next(row for row in rows if row.size_px == LIGHT_PX)
+        found |= {"speedup_light_256": round(at.loop / light_seconds, 3), "light_s_256": round(light_seconds, 4)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
