@@ -5,8 +5,8 @@ all; the child has no keys, a bare environment, one secret over a pipe, and dies
 folder. Not covered: what the child computes (client/work.py) and whether it may leave (client/egress/gate.py).
 
 Folder: job.json, in.safetensors (global weights), groups.json (frozen groups), canaries.safetensors (coins) -> progress,
-tally.safetensors (of the canaries), out.safetensors, evidence.json, contact_sheet.png, error (a code), child.log. All of it
-stays on site.
+tally.safetensors (of the canaries), out.safetensors, evidence.json, contact_sheet.png, inversions.png, error (a code), child.log.
+All of it stays on site.
 """
 
 from __future__ import annotations
