@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ from client.ingest.cohort import Cohort
 from client.jobs import CANARIES, TALLY, Job, write_progress
 from client.learn import train_encoder, train_gan, train_glow, train_wgan
 from client.ledger import Reservation
-from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
+from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, outputs
 from client.synthesize.anchors import cells_of, noisy_means
 from client.synthesize.anchors import images as decoded
 from client.synthesize.group import Group, Grouping, GroupStore, Roster, Stratum, patient_codes, regroup, roster
@@ -268,9 +268,10 @@ def inverted(batch: Batch, random: torch.Generator) -> tuple[Reference, Inversio
         start = read(batch.plan_folder / "checkpoints" / plan.start.name, max_bytes=WEIGHTS_CAP_BYTES)
     trained = train_encoder.train(batch.weights, start, batch.study, batch.progress)
     encoder = load_encoder(trained, plan.width, gan.latent, intake.size_px, intake.channels)
-    alone = {"batch": 1} if batch.synthesis.anchors else {}  # not even rounding may depend on who else is in the cohort
-    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations, **alone)
+    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
     known = reference(generator, encoder, constants, random)
+    if batch.synthesis.anchors:
+        constants = replace(constants, batch=1)  # not even rounding may depend on who else is in the cohort
     images = np.asarray(batch.cohort.images)
     found = invert(images, generator, encoder, constants, known, batch.progress)
     atomic_write(batch.folder / INVERSIONS, inversion_sheet(images, found), mode=0o600)
@@ -323,7 +324,7 @@ def roster_of(batch: Batch, names: Sequence[str], usable: NDArray[np.bool_] | No
 
 def privatized_share(batch: Batch, grouping: Grouping) -> tuple[Group, ...]:
     """The groups whose image is privatized: a public share, picked by keyed hash and by nothing in the images."""
-    plan = batch.synthesis.privatize
+    plan = batch.synthesis.privatize if batch.synthesis.privatizes_averages else None
     count = round(plan.share * len(grouping.groups)) if plan else 0
     ranked = sorted(grouping.groups, key=lambda group: keyed(batch.secret, "privatize", group.token))
     return tuple(ranked[: max(count, 1) if plan else 0])
@@ -356,8 +357,8 @@ def aligned(
     patients = measure_patients(np.asarray(batch.cohort.images), seen, who, critic, constants)
     statistics = gather(groups, patients, generator, constants)
     codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
-    rendered = [render(codes, generator, random) for _ in range(plan.outputs_per_group)]
-    return [Made(images[i], group, False) for images in rendered for i, group in enumerate(groups)]
+    stacks = outputs(codes, plan.outputs_per_group, generator, random)
+    return [Made(images[i], group, False) for images in stacks for i, group in enumerate(groups)]
 
 
 def accepted_only(who: Roster, accepted: NDArray[np.bool_]) -> Roster:
