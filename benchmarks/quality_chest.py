@@ -84,23 +84,38 @@ def rows_of(part: str) -> list[Row]:
     if part == "choose":
         sizes = [(d, level) for level in ("all", "top") for d in (8, 16, 32)]
         return [Row("gaussian", 10, 7.5, d, level) for d, level in sizes]
-    base = [Row("real"), Row("mean image"), Row("pixel average", 10), *(Row("average", k) for k in (5, 10, 20))]
-    base.append(Row("average, all latents", 10))
+    base = [Row("real"), Row("mean image"), Row("pixel average", 10), Row("average", 10)]
     if part == "nih":
-        private = [Row("gaussian", 10, e) for e in (4.0, 8.0, 16.0)] + [Row("privunit", 1, e) for e in (8.0, 16.0)]
-        return [*base[:5], *private, Row("laplace box", 1, 6.0), Row("laplace box", 1, 12.0)]
-    private = [Row("gaussian", k, e) for k in (5, 10, 20) for e in (1.0, 2.0, 4.0, 8.0, 16.0)]
-    private += [Row("laplace l1", 10, e) for e in (1.0, 2.0, 4.0, 8.0, 16.0)]
-    private += [Row("laplace box", 1, e) for e in (1.0, 3.0, 6.0, 12.0)] + [
-        Row("laplace box", 10, e) for e in (1.0, 3.0, 6.0)
+        private = [
+            Row("gaussian", 10, 8.0),
+            Row("privunit", 1, 8.0),
+            Row("laplace box", 1, 12.0),
+            Row("laplace box", 1, 3.0),
+        ]
+        return [Row("real"), Row("average", 10), *private]
+    private = [Row("gaussian", 10, e) for e in (8.0, 4.0, 2.0, 1.0, 16.0)] + [
+        Row("gaussian", 20, e) for e in (8.0, 2.0)
     ]
-    private += [Row("privunit", 1, e) for e in (2.0, 4.0, 8.0, 12.0)]
-    return (
-        base
-        + private
-        + [Row("dp-pix", 10, e) for e in (8.0, 16.0)]
-        + [Row("pixel laplace", 10, e) for e in (8.0, 16.0)]
-    )
+    private += [
+        Row("laplace l1", 10, 8.0),
+        Row("privunit", 1, 8.0),
+        Row("laplace box", 1, 12.0),
+        Row("laplace box", 1, 3.0),
+    ]
+    private += [
+        Row("dp-pix", 10, 8.0),
+        Row("pixel laplace", 10, 8.0),
+        Row("laplace l1", 10, 2.0),
+        Row("laplace l1", 10, 16.0),
+    ]
+    private += [
+        Row("privunit", 1, 4.0),
+        Row("privunit", 1, 2.0),
+        Row("laplace box", 10, 3.0),
+        Row("laplace box", 10, 1.0),
+    ]
+    private += [Row("gaussian", 5, e) for e in (1.0, 2.0, 4.0, 8.0)]
+    return [*base, Row("average", 5), Row("average", 20), Row("average, all latents", 10), *private]
 
 
 # ---- data --------------------------------------------------------------------------------------------------------------

@@ -41,13 +41,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Reference:
-    """Public images, or image + mask pairs, to compare the release with, and what the report calls them ("": the path)."""
+    """Public images, or image + mask pairs, to compare the release with, and what the report calls them ("": the path).
+
+    `heldout`: people who play nobody, where those in `path` play the patients; then the release is attacked (server/played.py).
+    """
 
     path: Path
     name: str = ""
+    heldout: Path | None = None
 
 
-PHOTOGRAPHS = Reference(DEPLOY / "demo" / "fundus")
+PHOTOGRAPHS = Reference(DEPLOY / "demo" / "fundus", heldout=DEPLOY / "demo" / "fundus-heldout")
 
 
 def preset_of(study: str) -> Path:
