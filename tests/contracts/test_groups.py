@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.ingest.persons import Sighting, grouped_by_person, near_duplicates
 from client.synthesize import group as g
 from client.synthesize.align import GroupStatistics, PatientStatistics
 from client.synthesize.invert import Whitening
@@ -150,6 +151,74 @@ def test_a_group_that_lost_a_patient_is_held_back_whole(tmp_path: Path) -> None:
     assert [set(group.members) for group in grouping.groups] == [set(names(3, 20))]
     assert grouping.suppressed == tuple(names(4))
     store.close()
+
+
+def test_a_withdrawal_leaves_the_rest_in_no_group(tmp_path: Path) -> None:
+    """Neither again without the one who left, nor among new patients, in any later release."""
+    store = frozen(tmp_path / "groups.sqlite", names(5), names(5, 5), k=5)
+    stayed = flat_roster(names(4) + names(5, 5) + names(10, 20))
+    for _ in range(2):
+        grouping = g.regroup(store, stayed, 5, "random", key=KEY)
+        assert not {m for group in grouping.groups for m in group.members} & set(names(4))
+        assert set(names(4)) <= set(grouping.suppressed)
+        assert any(group.members == tuple(names(5, 5)) for group in grouping.groups)
+        store.freeze(grouping)
+    store.close()
+
+
+def test_two_frozen_members_who_turn_out_to_be_one_person_hold_their_group_back(tmp_path: Path) -> None:
+    """The intake joins them under one of the two names; the group of the other is no longer whole."""
+    store = frozen(tmp_path / "groups.sqlite", names(3), names(3, 3))
+    within = g.regroup(store, flat_roster(names(2) + names(3, 3)), 3, "random", key=KEY)  # members 1 and 2 are one
+    assert [group.members for group in within.groups] == [tuple(names(3, 3))]
+    across = g.regroup(store, flat_roster(names(5)), 3, "random", key=KEY)  # members 0 and 5 are one, named 0
+    assert [group.members for group in across.groups] == [tuple(names(3))]
+    assert across.suppressed == tuple(names(2, 3))
+    store.close()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), people=st.integers(3, 12))
+def test_photographs_under_two_ids_count_once(seed: int, people: int) -> None:
+    """The intake's own rule: the same picture, or almost, under two ids is one unit; k ids are not k people."""
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 255, (people, 16, 16, 1)).astype(np.uint8)
+    resaved = np.clip(pictures[:2] + rng.integers(0, 2, (2, 16, 16, 1)), 0, 255).astype(np.uint8)
+    images = np.concatenate([pictures, pictures[2:3], resaved])  # one copied, two saved again, each under a new id
+    digests = ["".join(map(str, image.tobytes())) for image in images]
+    sightings = [Sighting(i, (f"id {i}",), 0, 0, digest) for i, digest in enumerate(digests)]
+    persons = grouped_by_person(sightings, near_duplicates(images))
+    assert len(persons) == people
+    patient_of = np.empty(len(images), int)
+    for person, found in enumerate(persons):
+        patient_of[[s.position for s in found]] = person
+    who = g.roster(names(people), patient_of, np.zeros(len(images), int), key=KEY)
+    (only,) = g.form_groups(who, people, "random", key=KEY).groups
+    assert len(only.members) == people
+    with pytest.raises(PolicyError):
+        g.form_groups(who, people + 1, "random", key=KEY)
+
+
+THREADS = """
+import hashlib, sys
+import numpy as np
+from client.synthesize import partition
+codes = np.random.default_rng(0).normal(size=(900, 64))
+parts = [partition.greedy_swapped(codes, 7), partition.cells_of_rows(codes, codes[:40], 14)]
+partition.DENSE_ROWS = 10
+print(hashlib.sha256(b"".join(part.tobytes() for part in [*parts, partition.greedy(codes, 7)])).hexdigest())
+"""
+
+
+def test_one_and_two_threads_give_the_same_groups() -> None:
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", THREADS], check=True, capture_output=True, text=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
+        ).stdout
+        for threads in ("1", "2")
+    }  # fmt: skip
+    assert len(found) == 1
 
 
 CRASH = """
