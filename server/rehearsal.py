@@ -10,7 +10,7 @@ The run, numbered as in the code:
   2. the operator: `init`, `plan`, `sign`, `run`;
   3. every site: `init`, `enrol` at the operator, `join`, `approve`, `run`;
   4. training rounds and, where the plan has it, synthesis, whose images a person at each site reviews (`review --approve`);
-  5. the release: `release` beside a public reference, then a researcher's `kohort verify`.
+  5. the release: `release` beside a public reference, attacked where public people played; `kohort verify`.
 """
 
 from __future__ import annotations
@@ -249,6 +249,8 @@ def _last_line(log: Path, name: str) -> str:
 def publish(crew: Crew, places: Places, reference: Reference = PHOTOGRAPHS) -> tuple[Path, Manifest]:
     """Step 5: the operator's release and the researcher's check."""
     arguments = ["release", str(places.bundle), "--state", str(places.server), "--out", str(places.out / "release")]
+    if reference.heldout is not None:
+        arguments += ["--members", str(reference.path), "--heldout", str(reference.heldout)]
     crew.do("kohort-server", *arguments, "--reference", str(reference.path), "--reference-name", reference.name)
     folder = next(path.parent for path in (places.out / "release").glob("*/manifest.json"))
     crew.do("kohort", "verify", str(folder))
