@@ -6,7 +6,8 @@ Out: a folder with gan.safetensors (`generator.*`, `critic.*`), encoder.safetens
 Guaranteed: excluded names do not enter; the card names source, licence and hashes; each file is written atomically.
 Not: privacy. Whatever is trained on here must be public, for nothing is clipped and no noise is added.
 
-Recipe (three hundred photographs are too few for a GAN alone): encoder and generator learn together to reconstruct;
+Recipe (two hundred photographs are too few for a GAN alone): encoder and generator learn together to reconstruct, first at
+half the size;
 then a critic judges reconstructions and *averages of two to five codes* of one side of the body, so that the k-anonymous
 averages that the product releases look like photographs; last, the mapping network learns the distribution of the codes
 (`fit_prior`), so that samples, inversions and averages are decoded from one region of the latent space.
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -505,6 +506,7 @@ def card(
         left_out=left_out,
         steps=training.step,
         minutes=training.seconds / 60,
+        settings=", ".join(f"{name} {value}" for name, value in asdict(plan).items()),
         rows="\n".join(rows),
     )
 
@@ -523,7 +525,9 @@ generator can resemble single photographs of that public set.
 | photographs | {count}, SHA-256 of the source `{digest}` |
 | left out | {excluded} names that must not be in it; SHA-256 of the sorted list, one per line: `{left_out}` |
 | sizes for a study | size_px {plan.size_px}, width {plan.width}, latent {plan.latent}, encoder width {plan.encoder_width} |
-| training | {steps} steps, {minutes:.0f} minutes on a CPU. {provenance.note} |
+| training | {steps} steps, {minutes:.0f} minutes by the clock. {provenance.note} |
+| settings | {settings} |
+| command | `kohort-server pretrain IMAGES --out OUT --size {plan.size_px} --channels {plan.channels} --minutes {minutes:.0f}` |
 
 | file | tensors | parameters | SHA-256 of the file |
 | --- | --- | --- | --- |
