@@ -1,0 +1,57 @@
+"""The public PCA of a flow's latents for `synthesis.privatize.basis`: `python -m server.latent_basis study.yaml IMAGES OUT`.
+
+In: a plan whose models.glow has its starting checkpoint beside it, and public images (folder or .npz). Out: a basis of as many
+directions as the plan's `components`. Guaranteed: the level is the plan's; only public images are read, so it costs no privacy.
+Not: a basis from patients' images, which would publish them; choosing how many directions to release.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from common.errors import ConfigurationError
+from common.models import latents
+from common.models.glow import Glow, load
+from common.privacy.mechanisms import level_dimension
+from common.study import Study, load_study
+from server.public_images import read_source
+
+
+def basis_of(study: Study, checkpoint: Path, images: Path) -> latents.Basis:
+    """Return the basis for a plan's level and components from public images.
+
+    Raises ConfigurationError when the plan asks for none or there are too few images, RefusedError for a flow that does not fit.
+    """
+    plan, glow = study.synthesis and study.synthesis.privatize, study.models.glow
+    if not plan or plan.components is None or glow is None:
+        raise ConfigurationError(
+            "basis: the plan asks for none (synthesis.privatize.components)", hint="add components and basis"
+        )
+    intake = study.intake
+    flow = Glow(intake.size_px, intake.channels, glow.levels, glow.steps_per_level, glow.width)
+    load(flow, checkpoint)
+    rows = latents.encoded(read_source(images, intake.size_px, intake.channels).images, flow.eval())
+    return latents.fit(rows[:, -level_dimension(study) :], plan.components)
+
+
+def main() -> None:
+    """Read the plan and the images, write the basis."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    study = load_study(given.study)
+    start = study.models.glow and study.models.glow.start
+    if not start:
+        raise ConfigurationError(f"{given.study}: models.glow has no starting checkpoint")
+    latents.save(basis_of(study, given.study.parent / start.file, given.images), given.out)
+
+
+if __name__ == "__main__":
+    main()
