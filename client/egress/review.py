@@ -21,9 +21,7 @@ from common.tensors import atomic_write, read_capped
 
 State = Literal["unknown", "waiting", "approved", "rejected"]
 SHEET = "contact_sheet.png"
-BESIDE = (
-    "inversions.png",
-)  # further pictures of the job folder (client/synthesize/inversion_sheet.py), where they exist
+BESIDE = ("inversions.png",)  # further pictures that a job may leave (client/synthesize/inversion_sheet.py)
 SHEET_CAP_BYTES = 1 << 30
 
 
