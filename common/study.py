@@ -221,7 +221,8 @@ class PrivatizePlan(FrozenModel):
     `laplace`: `clip` (box, or l1_ball by default), `radius`, `scale`. `gaussian`: `epsilon`, `delta`. `privunit`: `epsilon`,
     one image, at most 64 coordinates. `epsilon` is always per image (per average of k), never per coordinate. `levels`: the
     flow's top level or all; `components` of the public `basis` (common/models/latents.py) reduce them further. `claim`: refuse
-    the plan unless epsilon holds per patient. `egress`: what may leave, averages of k or single images.
+    the plan unless epsilon holds per patient. `egress`: `averages` of k are privatized and sent; `single`: the averages that are
+    sent stay plain, and a site that allows it may hand over single images (`kohort-site privatize --export`), each at k = 1.
     """
 
     mechanism: Literal["laplace", "gaussian", "privunit"] = "laplace"
@@ -313,7 +314,13 @@ class Synthesis(FrozenModel):
     @property
     def needs_generator(self) -> bool:
         """Whether the generator makes or groups any image. Where all of `random` groups are privatized, the flow alone does."""
-        return self.grouping != "random" or self.privatize is None or self.privatize.share < 1
+        share = self.privatize.share if self.privatize is not None and self.privatizes_averages else 0.0
+        return self.grouping != "random" or share < 1
+
+    @property
+    def privatizes_averages(self) -> bool:
+        """Whether averages are privatized; with egress `single` the section is about images that a site hands over itself."""
+        return self.privatize is not None and self.privatize.egress == "averages"
 
 
 class Release(FrozenModel):
@@ -366,6 +373,8 @@ class Study(FrozenModel):
             found.append(
                 "synthesis: needs models.gan and models.encoder (only `random` groups, all of them privatized, need neither)"
             )
+        if self.synthesis and self.intake.size_px % self.synthesis.windows:
+            found.append(f"synthesis.windows: {self.synthesis.windows} does not divide {self.intake.size_px} px")
         if self.synthesis and self.synthesis.privatize and not self.models.glow:
             found.append("synthesis.privatize: needs models.glow")
         found += self._privatize_problems()

@@ -27,13 +27,18 @@ from server.pairs import SHOWN, triptychs
 if TYPE_CHECKING:
     from server.release import Account, Items
 
+COUNT_LIMIT = "The number of images shows that at least k times as many patients took part."
 LIMITS = (
     "k-anonymity is not differential privacy: the two are reported side by side and never as one number.",
     "Identities are those that each hospital knows: one person treated at two hospitals counts once at each.",
     "A group's label is public: whoever knows that a person is in a group of one label learns that label.",
     "Somebody who knows the photographs of k - 1 members of a group can subtract them from an average.",
-    "The number of images shows that at least k times as many patients took part.",
+    COUNT_LIMIT,
     "Nothing is unlearned after release: withdrawal of consent stops future releases only.",
+)
+SEVERAL_OUTPUTS = (
+    "Each group gives up to {count} images: they show the same patients and are not independent. Tests, error bars and "
+    "cross-validation that count them as separate patients are too sure of themselves."
 )
 RANDOM_LIMITS = (
     "Epsilon per patient takes as given who is on a site's roster and with which label; a change of the roster is not covered.",
@@ -78,7 +83,7 @@ NOT_FOR = (
 
 def latent_mechanism(study: Study) -> Latent | None:
     """Return the mechanism of the plan's privatized images, or None."""
-    privatizes = study.synthesis is not None and study.synthesis.privatize is not None
+    privatizes = study.synthesis is not None and study.synthesis.privatizes_averages
     return latent_event(study) if privatizes else None
 
 
@@ -144,7 +149,10 @@ def limits_of(study: Study) -> list[str]:
     """Return what the promises do not cover."""
     if study.synthesis is None:
         return list(PAIR_LIMITS)
-    return [*LIMITS, *(RANDOM_LIMITS if study.synthesis.grouping == "random" and charged_image_event(study) else ())]
+    several = study.synthesis.outputs_per_group
+    said = [SEVERAL_OUTPUTS.format(count=several)] if several > 1 else []
+    common = [line for line in LIMITS if several == 1 or line != COUNT_LIMIT]  # k times the images would be too many
+    return [*common, *said, *(RANDOM_LIMITS if study.synthesis.grouping == "random" and charged_image_event(study) else ())]
 
 
 def what_was_sent(study: Study) -> str:
@@ -169,7 +177,7 @@ def averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
 
 def _noise_of(synthesis: Synthesis) -> str:
     """What the averages of a plan without anchors carry."""
-    if synthesis.privatize is None:
+    if synthesis.privatize is None or not synthesis.privatizes_averages:
         return "none: the averages carry no noise"
     if synthesis.privatize.share < 1:
         return "none, but for the privatized share of them: see privatized_images"

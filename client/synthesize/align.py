@@ -8,8 +8,12 @@ Guaranteed
 3. Each patient weighs 1, whatever the number of images.
 4. A group's result is never worse, by its own loss, than its plain average; the generator is bit-identical afterwards.
 5. Each released image has fresh noise maps from the random source passed in.
+6. Further images of a group (`outputs`) are post-processing: they see its aligned code, the generator and randomness,
+   never a source image or how far the group's members lie apart.
 
-Not covered: who knows k-1 members can subtract them from the mean (methods/ksalsa.md trap 24).
+Not covered: who knows k-1 members can subtract them from the mean (methods/ksalsa.md trap 24). Several images of one group
+are not independent: they show the same patients, so who splits a release into folds must keep a group's images together;
+on site their index in the evidence (`group_of`, in random order) says which belong together.
 Source: Jeon et al. 2022, with our deviations: Grams are divided by C·h·w; every window of the average picks the best
 window of each patient (so that k patients stand behind it) instead of the reverse; a trust region holds the code near
 the average; features come from fixed random filters (style) and the study's critic (content), not from VGG and MoCo.
@@ -37,6 +41,8 @@ from common.models.stylegan import Critic, Generator, to_uint8, to_unit
 Progress = Callable[[int, int], None]
 STYLE_CHANNELS, STYLE_SEED = 24, 20220  # the filters are public constants, the same on every site
 CONTENT_CELLS = 4
+LEAST_TEXTURE = 1e-12  # the squared Gram of a group without any texture counts as this
+VARIATION, SPREAD_SAMPLES = 0.35, 256
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class AlignmentPlan:
     learning_rate: float = 0.1  # of the spread of w
     patience: int = 10
     batch: int = 16
+    bfloat16: bool = False  # of the convolutions; Grams and losses stay in float32
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ class GroupStatistics:
                 f"group statistics: expected at least k={self.group.k} distinct patients behind every window; got fewer",
                 code="E-GROUP-SIZE",
             )
+        if not all(bool(torch.isfinite(value).all()) for value in (self.centroid, self.content, self.grams)):
+            raise Bug("group statistics: not finite; inversion must reject such an image before it is averaged")
 
 
 @dataclass(frozen=True)
@@ -112,8 +121,10 @@ def window_grams(features: Tensor, windows: int) -> Tensor:
     if height % windows or width % windows:
         raise ConfigurationError(f"alignment: windows is {windows}; expected a divisor of {height} and {width}")
     h, w = height // windows, width // windows
-    cells = features.reshape(n, c, windows, h, windows, w).permute(0, 2, 4, 1, 3, 5).reshape(n * windows**2, c, h * w)
-    return torch.bmm(cells, cells.transpose(1, 2)).div(c * h * w).reshape(n, windows**2, c, c)
+    cells = features.float() if features.dtype == torch.bfloat16 else features
+    cells = cells.reshape(n, c, windows, h, windows, w).permute(0, 2, 4, 1, 3, 5).reshape(n * windows**2, c, h * w)
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.bmm(cells, cells.transpose(1, 2)).div(c * h * w).reshape(n, windows**2, c, c)
 
 
 def content_features(critic: Critic, x: Tensor) -> Tensor:
@@ -192,10 +203,12 @@ def alignment_loss(
 ) -> Tensor:  # fmt: skip
     """Return the loss [B] of codes [B, L, d_w] against each group's statistics (formula above)."""
     centroid, content, grams = (torch.stack([getattr(t, f) for t in targets]) for f in ("centroid", "content", "grams"))
-    image = generator.synthesis(codes)
-    away = 1 - (content_features(critic, image) * content).sum(1)
-    texture = (window_grams(style_features(image), plan.windows) - grams).square().sum((2, 3)).mean(1)
-    texture = texture / grams.square().sum((2, 3)).mean(1)
+    with torch.autocast(codes.device.type, torch.bfloat16, enabled=plan.bfloat16):
+        image = generator.synthesis(codes)
+        seen, drawn = content_features(critic, image).to(codes.dtype), style_features(image)
+    away = 1 - (seen * content).sum(1)
+    texture = (window_grams(drawn, plan.windows) - grams).square().sum((2, 3)).mean(1)
+    texture = texture / grams.square().sum((2, 3)).mean(1).clamp_min(LEAST_TEXTURE)
     trust = ((codes - centroid) / spread).square().mean((1, 2))
     return plan.content_weight * away + plan.style_weight * texture + plan.trust_weight * trust
 
@@ -205,6 +218,26 @@ def render(codes: Tensor, generator: Generator, random: torch.Generator) -> NDAr
     with torch.no_grad():
         images = [to_uint8(generator.synthesis(code[None], noise=random)) for code in codes]
     return np.concatenate(images)
+
+
+def outputs(
+    codes: Tensor, count: int, generator: Generator, random: torch.Generator, variation: float = VARIATION
+) -> list[NDArray[np.uint8]]:
+    """Return `count` stacks of uint8 images [G, H, W, C] of codes [G, L, d_w]: the first of the codes themselves, each
+    further one of codes moved by `variation` times the deviation of a fresh generator sample from their mean.
+
+    Every image has its own noise maps. The moves are the generator's covariance, which is public or private by its own
+    epsilon; the spread inside a group is not used. Raises ConfigurationError for a count below 1.
+    """
+    if count < 1:
+        raise ConfigurationError(f"alignment: outputs a group is {count}; expected 1 or more")
+    stacks = [render(codes, generator, random)]
+    with torch.no_grad():
+        mean = generator.mapping(torch.randn(SPREAD_SAMPLES, generator.latent, generator=random)).mean(0)
+        for _ in range(count - 1):
+            w = generator.mapping(torch.randn(len(codes), generator.latent, generator=random))
+            stacks.append(render(codes + variation * (w - mean)[:, None, :], generator, random))
+    return stacks
 
 
 def _align_batch(

@@ -10,7 +10,7 @@ import torch
 from client.synthesize import align as al
 from client.synthesize import group as g
 from client.synthesize import invert as inv
-from common.errors import Bug, ConfigurationError
+from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.encoder import Encoder
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit
 
@@ -161,9 +161,140 @@ def test_each_patient_weighs_one_whatever_the_number_of_images() -> None:
         assert statistics.support == (len(group.members),) * 4
 
 
-def test_the_optimiser_time_does_not_depend_on_k() -> None:
-    small, large = make_site(10, 5), make_site(10, 10)
-    assert [t.grams.shape for t in gathered(small)[:1]] == [t.grams.shape for t in gathered(large)]
+def operations_of_a_step(site: Site) -> tuple[int, int]:
+    targets = gathered(site)[:1]
+    codes = targets[0].centroid[None].clone().requires_grad_()
+    with torch.autograd.profiler.profile() as seen:
+        loss = al.alignment_loss(codes, targets, site.generator, site.critic, PLAN, site.spread)
+        torch.autograd.grad(loss.sum(), [codes])
+    names = [event.name for event in seen.function_events]
+    return len(names), names.count("aten::_local_scalar_dense")
+
+
+def test_a_step_is_few_operations_without_waiting_whatever_k_is() -> None:
+    small, large = operations_of_a_step(make_site(10, 5)), operations_of_a_step(make_site(10, 10))
+    assert small == large
+    assert small[0] < 2500
+    assert small[1] == 0
+
+
+def test_each_source_is_looked_at_once_however_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, looked = make_site(), []
+    whole = al.style_features
+    monkeypatch.setattr(al, "style_features", lambda x: (looked.append(len(x)), whole(x))[1])
+    targets = gathered(site)
+    assert sum(looked) == len(site.images) + len(targets)  # each source, and each group's average
+    looked.clear()
+    al.align(targets, site.generator, site.critic, dataclasses.replace(PLAN, steps=3, patience=9), site.spread)
+    assert looked == [len(targets)] * 4
+
+
+def test_what_stands_on_fewer_than_k_patients_cannot_reach_the_optimiser() -> None:
+    one = gathered(make_site())[0]
+    with pytest.raises(PolicyError, match="at least k=5 distinct patients") as caught:
+        dataclasses.replace(one, support=(5, 5, 4, 5))
+    assert caught.value.code == "E-GROUP-SIZE"
+    with pytest.raises(PolicyError):
+        dataclasses.replace(one, support=(5, 5, 5))  # a window without a count
+    with pytest.raises(Bug, match="expected a Group"):
+        dataclasses.replace(one, group=("a", "b", "c", "d", "e"))
+
+
+def test_five_windows_of_one_patient_count_as_one() -> None:
+    """Patient 0 has three images; the support counts patients."""
+    site = make_site()
+    statistics = gathered(site)
+    assert len(site.images) > len(site.who.pseudonyms)
+    assert {s for one in statistics for s in one.support} == {5}
+
+
+@pytest.mark.parametrize("field", ["centroid", "content", "grams"])
+def test_statistics_that_are_not_finite_are_a_bug(field: str) -> None:
+    one = gathered(make_site())[0]
+    bad = getattr(one, field).clone()
+    bad.view(-1)[0] = torch.nan
+    with pytest.raises(Bug, match="not finite"):
+        dataclasses.replace(one, **{field: bad})
+
+
+def test_nan_latents_do_not_reach_an_average() -> None:
+    site = make_site()
+    codes = site.inversion.codes.clone()
+    codes[3] = torch.nan
+    site.inversion = dataclasses.replace(site.inversion, codes=codes)
+    with pytest.raises(Bug, match="not finite"):
+        gathered(site)
+
+
+def test_black_and_constant_images_give_a_finite_loss() -> None:
+    """Inversion rejects them by rule; were they let through, nothing may turn into NaN."""
+    site = make_site()
+    site.images = np.stack([np.full((16, 16, 3), value, np.uint8) for value in range(0, 240, 20)])
+    targets = gathered(site)
+    result = al.align(targets, site.generator, site.critic, PLAN, site.spread)
+    assert bool(torch.isfinite(result.codes).all())
+    assert bool(torch.isfinite(result.after).all())
+
+
+def test_the_loss_at_the_targets_themselves_is_zero() -> None:
+    site = make_site()
+    with torch.no_grad():
+        code = site.inversion.codes[:1]
+        image = site.generator.synthesis(code)
+        own = al.window_grams(al.style_features(image), PLAN.windows)[0]
+        content = al.content_features(site.critic, image)[0]
+        target = al.GroupStatistics(site.groups[0], code[0], content, own, (5,) * 4)
+        loss = al.alignment_loss(code, [target], site.generator, site.critic, PLAN, site.spread)
+    assert abs(float(loss)) < 1e-6
+
+
+def test_bfloat16_changes_the_loss_by_less_than_one_percent() -> None:
+    site = make_site()
+    targets = gathered(site)
+    codes = torch.stack([t.centroid for t in targets]) + 0.3
+    exact, rough = (
+        al.alignment_loss(codes, targets, site.generator, site.critic, plan, site.spread).detach()
+        for plan in (PLAN, dataclasses.replace(PLAN, bfloat16=True))
+    )
+    assert rough.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    np.testing.assert_allclose(rough, exact, rtol=0.01)
+    features = torch.rand(1, 4, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(al.window_grams(features, 2), al.window_grams(features.clone(), 2))
+        assert al.window_grams(features.bfloat16(), 2).dtype == torch.float32
+
+
+def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
+    site = make_site()
+    for name, p in site.generator.named_parameters():
+        p.data.mul_(0.0 if name.endswith("noise_strength") else 1.0)  # so that only the moves tell them apart
+    codes = site.inversion.codes[:3]
+    made = al.outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
+    again = al.outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
+    assert [m.shape for m in made] == [(3, 16, 16, 3)] * 4
+    assert all((a == b).all() for a, b in zip(made, again, strict=True))
+    assert (made[0] == al.render(codes, site.generator, torch.Generator())).all()
+    for i in range(3):
+        for a in range(4):
+            for b in range(a):
+                apart = (made[a][i] / 255.0 - made[b][i] / 255.0).ravel()
+                assert np.sqrt(np.mean(apart**2)) > 5 * 0.004  # five times the audit's duplicate rule
+    with pytest.raises(ConfigurationError, match="1 or more"):
+        al.outputs(codes, 0, site.generator, torch.Generator())
+
+
+def test_other_outputs_do_not_see_how_far_members_lie_apart() -> None:
+    """The moves are the same whatever the codes are: drawn from the generator alone."""
+    site, moves = make_site(), []
+    for codes in (site.inversion.codes[:2], 9 * site.inversion.codes[2:4]):
+        taken: list[torch.Tensor] = []
+        whole = al.render
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(al, "render", lambda c, g, r, taken=taken, whole=whole: (taken.append(c), whole(c, g, r))[1])
+            al.outputs(codes, 2, site.generator, torch.Generator().manual_seed(4))
+        moves.append(taken[1] - taken[0])
+    np.testing.assert_allclose(moves[0], moves[1], atol=1e-5)
 
 
 def test_a_rejected_image_on_the_roster_is_a_bug() -> None:

@@ -43,6 +43,33 @@ def test_one_dial_gives_every_size(size_px: int, layers: int, channels: int) -> 
     assert generator.layer_count == layer_count(size_px) == layers
 
 
+@pytest.mark.parametrize("size_px", [64, 128, 256, 512])
+def test_a_gradient_reaches_the_code_at_every_size_and_noise_is_fresh_for_each_image(size_px: int) -> None:
+    generator = Generator(size_px, 3, 2, 4)
+    for name, parameter in generator.named_parameters():
+        parameter.requires_grad_(False)
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(0.5)
+    codes = torch.randn(1, layer_count(size_px), 4).expand(2, -1, -1).clone().requires_grad_()
+    images = generator.synthesis(codes, noise=torch.Generator().manual_seed(0))
+    assert images.shape == (2, 3, size_px, size_px)
+    assert not torch.equal(images[0], images[1])
+    (gradient,) = torch.autograd.grad(images.square().mean(), codes)
+    assert bool((gradient.abs().sum(2) > 0).all())
+    scores = Critic(size_px, 3, 2)(images.detach())
+    assert bool(torch.isfinite(scores).all())
+
+
+def test_frozen_wide_layers_give_the_same_images_as_trained_ones() -> None:
+    """Frozen, they take Winograd's convolution; needing a gradient, the direct one."""
+    generator = Generator(64, 3, 32, 16)  # 128 channels up to 16 px
+    codes = torch.randn(4, 10, 16)
+    expected = generator.synthesis(codes).detach()
+    images = generator.requires_grad_(False).synthesis(codes)
+    assert not torch.equal(images, expected)
+    assert torch.allclose(images, expected, atol=1e-4)
+
+
 def test_an_unknown_size_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="96"):
         Generator(96, 3, 8, 16)
