@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from common.privacy.accounting import epsilon_pld
 from common.privacy.anchors import anchors_event
 from server import page
 from server.release import Account
-from tests.sites import Hospital, Killed, make_hospital, pseudonym, spend_once, write_cohort
+from tests.sites import Hospital, Killed, make_hospital, pseudonym, scripted, spend_once, write_cohort
 
 PEOPLE = 56
 SYNTHESIS: dict[str, Any] = {
@@ -244,6 +245,18 @@ def test_fewer_than_k_patients_and_a_third_id_are_the_same_silence(
     with pytest.raises(PolicyError, match="are one person") as refused:
         work(Job.read(folder), folder, bytes(32))
     assert refused.value.code == "E-NO-IMAGES"
+
+
+def test_the_gate_refuses_averages_whose_mechanism_was_not_reserved(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that forgot the mechanism, and a child that made images all the same."""
+    children = scripted(monkeypatch, hospital.study)
+    children.change = lambda arrays: arrays | {"privatized": np.zeros(2, np.uint8)}
+    monkeypatch.setattr("client.daemon.image_event", lambda study: None)
+    with pytest.raises(RefusedError) as refused:
+        ask(hospital, weights)
+    assert refused.value.code == "E-GATE-21"
 
 
 def test_without_a_reservation_nothing_is_drawn(
