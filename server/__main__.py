@@ -383,12 +383,12 @@ def pretrain(
     model: Annotated[str, typer.Option(help="gan (with its encoder), glow or wgan")] = "gan",
     size_px: Annotated[int, typer.Option("--size")] = 64,
     channels: Annotated[int, typer.Option()] = 3,
-    source: Annotated[str, typer.Option(help="gan, wgan: where the images come from, for the card")] = "",
-    licence: Annotated[str, typer.Option(help="gan, wgan: the images' licence, for the card")] = "",
-    attribution: Annotated[str, typer.Option(help="gan, wgan: whom the licence wants named, for the card")] = "",
+    source: Annotated[str, typer.Option(help="where the images come from, for the card")] = "",
+    licence: Annotated[str, typer.Option(help="the images' licence, for the card")] = "",
+    attribution: Annotated[str, typer.Option(help="whom the licence wants named, for the card")] = "",
     exclude: Annotated[Path | None, typer.Option(help="names that must not be in it, one per line")] = None,
-    resume: Annotated[bool, typer.Option(help="gan, wgan: continue the run in --out")] = False,
-    study: Annotated[Path | None, typer.Option(help="wgan: a study.yaml whose sizes and widths to train")] = None,
+    resume: Annotated[bool, typer.Option(help="continue the run in --out")] = False,
+    study: Annotated[Path | None, typer.Option(help="glow, wgan: a study.yaml whose sizes and widths to train")] = None,
     phantoms: Annotated[int, typer.Option(min=0, help="wgan: so many invented patients instead of public pairs")] = 0,
     device: Annotated[str, typer.Option(help="gan: cpu or cuda")] = "cpu",
 ) -> None:
@@ -412,14 +412,15 @@ def pretrain(
             more = {"minutes": minutes, "resume": resume, "exclude": exclude, "device": device, "progress": show}
             run(images, out, public, origin, **more)
         else:
-            from common.models.glow import save
-            from server.pretrain_glow import Pretraining
-            from server.pretrain_glow import pretrain as train_glow
+            from server import pretrain_glow
+            from server.pretrain import Provenance
 
-            public_images = read_source(images, size_px, channels, read_names(exclude)).images
-            out.mkdir(parents=True, exist_ok=True)
-            options = Pretraining(minutes=minutes)
-            save(train_glow(public_images, options, 0, lambda *_: bar.advance(task, 1)), out / "glow.safetensors")
+            origin, found = Provenance(source, licence, attribution), load_study(study).models.glow if study else None
+            shape = {name: getattr(found, name) for name in ("levels", "steps_per_level", "width")} if found else {}
+            options = pretrain_glow.Pretraining(minutes=minutes, **shape)
+            public_images = read_source(images, size_px, channels, read_names(exclude))
+            advance = lambda _, share, bits: bar.update(task, completed=100 * share)  # noqa: E731
+            pretrain_glow.run(public_images, out, options, origin, resume=resume, progress=advance)
     write(f"checkpoint in {out}; pin it with kohort-server pin STUDY.yaml\n")
 
 
