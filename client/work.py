@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.canaries import TALLY_CAP_BYTES
-from client.egress.audit import Code, audit, contact_sheet
+from client.egress.audit import Code, audit, contact_sheet, gives_away_members
 from client.egress.gate import EVIDENCE_CAP_BYTES, Evidence
 from client.egress.review import SHEET
 from client.ingest.cohort import Cohort
@@ -67,6 +67,7 @@ MOST_LINKED = (
     2  # ids of one person in mode `anchors`: a third may have joined two strangers (methods/ksalsa.md, trap 18)
 )
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG
+CHOSEN_BY_IMAGES = ("similar", "similar-swap", "cells")  # elsewhere a refusal by patients' images would not be covered by epsilon
 BY_PATIENTS = (
     "A-COPY",
     "A-NEAR",
@@ -401,7 +402,21 @@ def audited(batch: Batch, made: list[Made]) -> list[Made]:
     passed = [one for one, code in zip(made, codes, strict=True) if code == "A-PASS"]
     if not passed:
         raise PolicyError("every image failed the audit", code="E-AUDIT")
+    if batch.synthesis.grouping in CHOSEN_BY_IMAGES and members_found(batch, passed):
+        raise PolicyError(
+            "the batch gives away who is in a group", hint="agree on a study with a larger k, or grouping random", code="E-AUDIT"
+        )
     return passed
+
+
+def members_found(batch: Batch, made: Sequence[Made]) -> bool:
+    """Whether the images tell the patients in their groups from the cohort's others (client/egress/audit.py)."""
+    grouped = {member for one in made for member in one.group.members}
+    names = zip(batch.cohort.pseudonyms, batch.cohort.aliases, strict=True)
+    inside = np.array([not grouped.isdisjoint((name, *aliases)) for name, aliases in names], np.bool_)
+    owner = np.asarray(batch.cohort.patient_of)
+    images = np.stack([one.image for one in made])
+    return bool(gives_away_members(images, np.asarray(batch.cohort.images), owner, inside[owner]))
 
 
 def deciding(batch: Batch, codes: Sequence[Code]) -> tuple[Code, ...]:

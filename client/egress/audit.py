@@ -13,10 +13,17 @@ Checked, in this order; the first that fails gives the image its code
                 its nearest real neighbour of another patient.
 A-PASS otherwise.
 
+Beside the codes, of the batch as a whole, `gives_away_members`: can somebody who has the released images tell the patients who
+are in a group from the site's others? Attackers: nearness in the three spaces of rule 4 (common/attacks.py). It answers only with
+`LEAST_OTHERS` other patients or more, and yes when the 95 % interval of the worst attacker's AUC lies above `MEMBERS_AUC`: with
+fewer the interval is too wide to say anything (measured: with 110 others an AUC up to 0.59 is luck). The constant is from
+benchmarks/RESULTS.md: at k = 10 no way of averaging has an interval above 0.61, averages of two and copies have.
+
 Guaranteed: numpy and Pillow only, nothing random, no time or path in the sheet; evidence never enters a code.
-Not covered: attacks with a trained classifier, membership inference over the whole release (methods/ksalsa.md 6). An
-average is near to everything: the rule finds copies (re-encoded, moved by a pixel, recoloured), it does not measure
-privacy. The filters are fixed, so somebody who knows them could evade them; they guard against faults, not malice.
+Not covered: attacks with a trained classifier; membership inference where nearly every patient is in a group, or finer than
+`MEMBERS_AUC` (methods/ksalsa.md 6; the operator's rehearsal measures it, server/played.py). An average is near to everything:
+the rules find copies (re-encoded, moved by a pixel, recoloured), they do not measure privacy. The filters are fixed, so somebody
+who knows them could evade them; they guard against faults, not malice.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from common import attacks
 from common.errors import ConfigurationError
 
 Code = Literal["A-PASS", "A-CONSTANT", "A-DUPLICATE", "A-COPY", "A-NEAR"]
@@ -39,6 +47,7 @@ Floats = NDArray[np.float64]
 BLANK_DEVIATION = 0.02  # of the grey values in [0, 1]
 DUPLICATE_RMSE = 0.004  # one grey level of 255
 NEAR_SHARE, LEAD = 0.4, 0.65
+LEAST_OTHERS, MEMBERS_AUC = 20, 0.65
 SIZE_PX = 64  # images are compared at this size
 CHANNELS, FILTER_SEED = 16, 50403
 BATCH = 256
@@ -95,6 +104,28 @@ def audit(released: Images, real: Images, patient_of: NDArray[np.integer] | None
         ("A-NEAR", np.array([seen.near for seen in evidence], bool)),
     )
     return AuditReport(tuple(_first_failure(checks, i) for i in range(len(released))), evidence)
+
+
+def gives_away_members(
+    released: Images, real: Images, patient_of: NDArray[np.integer], member: NDArray[np.bool_]
+) -> bool | None:
+    """Return whether the batch gives away which of the site's patients are in a group; None where too few are in none.
+
+    `real` uint8 [N, H, W, C] of patients `patient_of` int [N], `member` bool [N]: the image's patient is in a released group.
+    Raises ConfigurationError as `audit` does. Site-local: only what the caller does about a yes may be seen outside.
+    """
+    _check_images(released, real, patient_of)
+    persons, first, person_of = np.unique(patient_of, return_index=True, return_inverse=True)
+    inside = member[first]
+    if min(inside.sum(), len(persons) - inside.sum()) < LEAST_OTHERS:
+        return None
+    ours, theirs = _unit(released), _unit(real)
+    scores = {
+        view.__name__: attacks.by_person(attacks.nearness(view(theirs), view(ours)), person_of.astype(np.int64))
+        for view in (_pixels, _contrast, _filtered)
+    }
+    found = attacks.infer(scores, inside)
+    return found is not None and found.worst.auc_interval[0] > MEMBERS_AUC
 
 
 def _first_failure(checks: tuple[tuple[Code, NDArray[np.bool_]], ...], row: int) -> Code:
