@@ -27,6 +27,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import httpx
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -50,7 +51,7 @@ from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
 from common.research import run_typer
-from common.study import Study, fingerprint_words, open_bundle
+from common.study import PrivatizePlan, Study, fingerprint_words, open_bundle
 from common.tensors import atomic_write, read_capped
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -182,9 +183,12 @@ def plan_lines(study: Study) -> Iterator[str]:
     if noise is not None:
         yield f"  averages     {noise.statement()}; epsilon above covers them too"
     if synthesis.privatize is not None:
-        what = "single images of one patient" if synthesis.privatize.egress == "single" else "averages"
-        said = latent_event(study).statement(study.latent_dimension)
-        yield f"  privatized   {synthesis.privatize.share:.0%} of the groups, {what}: {said}"
+        sent = (
+            f"{synthesis.privatize.share:.0%} of the groups"
+            if synthesis.privatizes_averages
+            else "single images, by hand"
+        )
+        yield f"  privatized   {sent}: {latent_event(study).statement(study.latent_dimension)}"
 
 
 # --- work
@@ -362,6 +366,84 @@ def utility(
         )  # fmt: skip
     for line in [json.dumps(asdict(found))] if as_json else found.lines():
         _line(line)
+
+
+@app.command(
+    help="Privatize single images: on site, or with --export to hand over, where plan, policy, ledger and review agree."
+)
+def privatize(
+    state: StateOption,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="an image, or a folder: DICOM, PNG, JPEG")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder outside the state folder")],
+    plan: Annotated[str, typer.Option(help="first letters of the plan's hash; empty: the only one with a flow")] = "",
+    mechanism: Annotated[str, typer.Option(help="laplace, gaussian or privunit; empty: the plan's own")] = "",
+    epsilon: Annotated[float | None, typer.Option(help="per image, never per coordinate (gaussian, privunit)")] = None,
+    delta: Annotated[float | None, typer.Option(help="gaussian")] = None,
+    clip: Annotated[str | None, typer.Option(help="laplace: box or l1_ball")] = None,
+    radius: Annotated[float | None, typer.Option(help="laplace: bound of a coordinate, or of their mean size")] = None,
+    scale: Annotated[float | None, typer.Option(help="laplace: noise of a coordinate")] = None,
+    levels: Annotated[str, typer.Option(help="top or all")] = "top",
+    components: Annotated[int | None, typer.Option(help="coordinates of the public basis")] = None,
+    basis: Annotated[Path | None, typer.Option(help="public basis (safetensors)")] = None,
+    weights: Annotated[Path | None, typer.Option(help="flow weights of a release; else the plan's checkpoint")] = None,
+    dicom: Annotated[bool, typer.Option("--dicom", help="write DICOM with SyntheticData = YES; else PNG")] = False,
+    export: Annotated[
+        bool, typer.Option("--export", help="charge the ledger, ask for review, write what may leave")
+    ] = False,
+) -> None:
+    """Decode, privatize, write; nothing is sent."""
+    given = {
+        "epsilon": epsilon,
+        "delta": delta,
+        "clip": clip,
+        "radius": radius,
+        "scale": scale,
+        "components": components,
+    }
+    section = _section(mechanism, {**given, "levels": levels}, basis)
+    if threads := load_site(state).limits.threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the import of torch, which comes next
+    from client import single
+
+    wish = single.Wish(source, target, section, basis, weights, dicom, export)
+    with FolderLock(state / "lock", "kohort-site privatize"), _site(state, to_terminal=True) as site:
+        outcome = single.run(site, _plan_with_flow(site, plan), wish, site.progress)
+    for text in outcome.lines():
+        _line(text)
+
+
+def _section(mechanism: str, given: dict[str, Any], basis: Path | None) -> PrivatizePlan | None:
+    """The options as a plan's `privatize` section, checked like one; None without --mechanism."""
+    stray = [name for name, value in given.items() if value is not None and name != "levels"]
+    if not mechanism:
+        if stray or basis:
+            raise ConfigurationError(f"--{stray[0] if stray else 'basis'}: needs --mechanism")
+        return None
+    named = {name: value for name, value in given.items() if value is not None}
+    if basis is not None:
+        named["basis"] = {
+            "file": "basis.safetensors",
+            "sha256": "0" * 64,
+        }  # its own file is read, nothing is pinned on site
+    try:
+        return PrivatizePlan.model_validate({"mechanism": mechanism, "share": 1.0, "egress": "single", **named})
+    except ValidationError as error:
+        problems = [
+            f"--{'.'.join(map(str, e['loc'])) or 'mechanism'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
+        raise ConfigurationError("\n".join(problems), problems=problems, hint="kohort-site privatize --help") from error
+
+
+def _plan_with_flow(site: Site, prefix: str) -> Study:
+    """The one approved plan that has a flow and whose hash starts with `prefix`."""
+    found = [h for h in site.plans.hashes() if h.startswith(prefix) and site.plans.open(h).models.glow is not None]
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"{len(found)} approved plans with a flow match {prefix or '(any)'!r}, expected one",
+            hint="give the first letters of one hash: --plan; `kohort-site status` lists them",
+        )
+    return site.plans.open(found[0])
 
 
 @app.command(

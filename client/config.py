@@ -45,6 +45,12 @@ class Policy(FrozenModel):
         description="ways to form groups that are allowed; similar-swap, the tightest, leaks most about who took part",
     )
     max_images: int = Field(default=1000, ge=0, description="most images that may leave for one study")
+    single_images: Literal["never", "allowed"] = Field(
+        default="never", description="whether a privatized image of one patient may leave, where a plan says so"
+    )
+    max_epsilon_image: float = Field(
+        default=10.0, gt=0, le=100, description="most epsilon of one such image, per image and not per coordinate"
+    )
     review: Literal["required", "not_required"] = Field(
         default="required", description="whether a person must approve each image batch (kohort-site review)"
     )

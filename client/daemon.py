@@ -177,7 +177,7 @@ class Site:
         expected: dict[str, tuple[int, ...]] = {}
         if study.models.gan:
             expected |= self._expected(study, "gan", _only(weights, PREFIXES["gan"]))
-        privatizes = study.synthesis is not None and study.synthesis.privatize is not None
+        privatizes = study.synthesis is not None and study.synthesis.privatizes_averages
         if study.models.glow and (privatizes or any(name.startswith("glow.") for name in weights)):
             expected |= self._expected(study, "glow", _only(weights, PREFIXES["glow"]))
         return expected

@@ -2,7 +2,7 @@
 
 In: payload bytes that a child process left, the instruction they answer, and the site's own records. Out: `Cleared`, or
 RefusedError with the code of the first rule that does not hold. The rules are numbered in common/privacy/boundary.py:
-1-14 hold for values (the server checks them again), 20-26 need what only the site has. All are checked before anything
+1-14 hold for values (the server checks them again), 20-27 need what only the site has. All are checked before anything
 changes; only then is the artefact committed to the ledger. Guaranteed: nothing is sent that no rule names. Not covered: the
 privacy of the numbers themselves (client/learn/private_step.py) and how groups are formed (client/synthesize/group.py).
 """
@@ -29,6 +29,7 @@ from common.privacy.boundary import (
     Statement,
     check_images,
     check_instruction,
+    check_single,
     check_total,
     check_update,
     open_payload,
@@ -36,12 +37,13 @@ from common.privacy.boundary import (
     refuse,
 )
 from common.privacy.canaries import Claim, fault
-from common.privacy.mechanisms import Mechanism, SubsampledGaussian, image_event
+from common.privacy.mechanisms import Latent, Mechanism, SubsampledGaussian, image_event, latent_event
 from common.study import Study
 from common.tensors import Arrays, read_capped
 
 _TOKEN = object()
 EVIDENCE_CAP_BYTES = 1 << 28
+SINGLE = -1  # in Evidence.group_of: an image of one patient, of no group
 
 
 class Cleared:
@@ -87,7 +89,7 @@ class Evidence:
             data = json.loads(text)
             groups = tuple(_group(row) for row in data["groups"])
             group_of, audit = tuple(data["group_of"]), tuple(data["audit"])
-            if len(data) != 3 or not all(type(i) is int and 0 <= i < len(groups) for i in group_of):
+            if len(data) != 3 or not all(type(i) is int and SINGLE <= i < len(groups) for i in group_of):
                 raise ValueError("fields")
         except (ValueError, KeyError, TypeError) as error:
             raise RefusedError("evidence: expected groups, the group of each image and audit codes") from error
@@ -172,11 +174,35 @@ class Gate:
             for index, payload in enumerate(parts)
         )
 
+    def clear_export(self, images: Sequence[bytes], reservations: Sequence[int], event: Latent) -> None:
+        """Check that privatized images of one patient each may be handed over, in person; nothing here can send them.
+
+        `reservations`: the ledger's entry under which each image was drawn. Rules 20, 27, 21, 25; raises RefusedError.
+        """
+        self._check_allowed()  # 20
+        policy = self.policy
+        check_single(
+            self.study, policy.single_images == "allowed", event.epsilon_per_image, policy.max_epsilon_image
+        )  # 27
+        if event != latent_event(self.study) or len(images) != len(reservations):
+            raise refuse(21, "the mechanism on single images is not the plan's")
+        rows = {row.seq: row.data for row in self.ledger.rows() if row.kind == "reserve"}
+        for number in reservations:  # 21
+            if rows.get(number) is None or rows[number]["plan"] != self.study.hash():
+                raise refuse(21, f"entry {number} is no reservation of this plan")
+            if rows[number]["event"] != json.loads(event.event()):
+                raise refuse(21, f"entry {number} was reserved for another event")
+        self._check_review(batch_digest(images))  # 25
+
     def _check_plan(self, instruction: Header, phase: str) -> None:
         """Rules 1 and 20: the instruction is of this plan, which is approved and within the policy."""
         check_instruction(instruction, self.study)
         if instruction.phase != phase:
             raise refuse(1, f"an instruction of phase {instruction.phase} for an artefact of {phase}")
+        self._check_allowed()
+
+    def _check_allowed(self) -> None:
+        """Rule 20."""
         if not self.approved(self.study.hash()):
             raise refuse(20, "nobody here approved it", hint="kohort-site approve BUNDLE")
         try:
@@ -259,6 +285,8 @@ class Gate:
         least = max(self.policy.min_k, self.study.synthesis.k if self.study.synthesis else self.policy.min_k)
         frozen = {group.token for group in self.groups.groups()}
         for label, index in zip(labels, evidence.group_of, strict=True):
+            if index == SINGLE:
+                raise refuse(27, "an image of one patient in a batch", hint="kohort-site privatize keeps it on site")
             group = evidence.groups[index]
             distinct = {persons[member] for member in group.members if member in persons}
             if len(distinct) < least or len(distinct) < len(group.members):

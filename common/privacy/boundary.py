@@ -2,7 +2,7 @@
 
 In: a signed header's fields, the decoded tensors, the signed plan. Out: nothing, or RefusedError with the code of the first
 rule that does not hold. Guaranteed: what no rule names is refused; no rule reads a clock, a file or a setting outside the
-signed plan. Not covered: whether the numbers are private (the private step and the ledger see to that); the rules 20-26
+signed plan. Not covered: whether the numbers are private (the private step and the ledger see to that); the rules 20-27
 need the site's own ledger, groups and staff and live in client/egress/gate.py.
 """
 
@@ -79,6 +79,12 @@ RULES: dict[int, Rule] = {
         Rule(24, "the audit of the batch passed", "site"),
         Rule(25, "a person of the site approved exactly this batch, where the policy asks for it", "site"),
         Rule(26, "the canaries heard noise as loud as the plan says, and no more of themselves than was spent", "site"),
+        Rule(
+            27,
+            "an image of one patient leaves only if plan and policy say so, at an epsilon per image within the policy's cap, and "
+            "never in a batch",
+            "site",
+        ),
     )
 }
 
@@ -197,6 +203,20 @@ def open_payload(payload: bytes, header: Header, max_bytes: int) -> Arrays:
     return arrays
 
 
+# 27 --- single images
+
+
+def check_single(study: Study, allowed: bool, epsilon: float, most: float) -> None:
+    """Check that a privatized image of one patient may be handed over at all (rule 27).
+
+    `allowed`, `most`: whether the site's policy lets single images leave, and its cap; `epsilon`: per image, not per coordinate.
+    """
+    plan = study.synthesis.privatize if study.synthesis else None
+    _require(plan is not None and plan.egress == "single", 27, "synthesis.privatize.egress of the plan is not single")
+    _require(allowed, 27, "policy.single_images of this site is never")
+    _require(epsilon <= most, 27, f"epsilon per image is {epsilon:g}, policy.max_epsilon_image is {most:g}")
+
+
 # 5-9 --- updates and global weights
 
 
@@ -256,7 +276,7 @@ def check_images(arrays: Arrays, header: Header, study: Study) -> int:
     check_total(count, study)
     strata = np.arange(len(study.strata()))
     _require(bool(np.isin(labels, strata).all()), 13, "a label is out of range")
-    allowed = 1 if study.synthesis and study.synthesis.privatize else 0
+    allowed = 1 if study.synthesis and study.synthesis.privatizes_averages else 0
     _require(bool(np.isin(privatized, np.arange(allowed + 1)).all()), 14, f"a flag is above {allowed}")
     return count
 

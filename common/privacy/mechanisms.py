@@ -425,7 +425,7 @@ def image_event(study: "Study") -> Latent | NoisyAnchors | None:
     """What the plan's images spend or declare: the mechanism of `synthesis.anchors` or of `synthesis.privatize`, or None."""
     if study.synthesis is None:
         return None
-    return anchors_event(study) or (latent_event(study) if study.synthesis.privatize else None)
+    return anchors_event(study) or (latent_event(study) if study.synthesis.privatizes_averages else None)
 
 
 def charged_image_event(study: "Study") -> Latent | NoisyAnchors | None:

@@ -1,0 +1,53 @@
+"""A privatized image as a DICOM file that says of itself that it is synthetic.
+
+In: uint8 pixels, the modality, the privacy statement. Out: bytes of a Secondary Capture object with SyntheticData = YES.
+Guaranteed: nothing of the original file enters, because none is passed in: fresh UIDs, a patient called SYNTHETIC, no dates.
+Not: whether the image may leave (client/egress/gate.py).
+
+DICOM PS3.3 C.7.6.1.1.6 (Synthetic Data), A.8.1 (Secondary Capture Image).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+
+from client.ingest.images import Pixels
+
+SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
+TEXT_CAP = 1024  # of DerivationDescription (ST)
+
+
+def synthetic_dicom(pixels: Pixels, modality: str, statement: str) -> bytes:
+    """DICOM bytes (explicit VR little endian) of uint8 [H, W, 1 or 3]; `statement` becomes the derivation's description."""
+    height, width, channels = pixels.shape
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SECONDARY_CAPTURE
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(prefix=None)
+    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(prefix=None), generate_uid(prefix=None)
+    data.SpecificCharacterSet = "ISO_IR 192"
+    data.PatientName = data.PatientID = "SYNTHETIC"
+    for empty in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
+                  "ReferringPhysicianName", "SeriesNumber", "InstanceNumber", "PatientOrientation"):  # fmt: skip
+        setattr(data, empty, None)
+    data.Modality, data.ConversionType, data.Manufacturer = modality, "SYN", "kohort"
+    data.SyntheticData, data.BurnedInAnnotation = "YES", "NO"
+    data.ImageType = ["DERIVED", "SECONDARY"]
+    data.DerivationDescription = statement[:TEXT_CAP]
+    data.Rows, data.Columns, data.SamplesPerPixel = height, width, channels
+    data.PhotometricInterpretation = "MONOCHROME2" if channels == 1 else "RGB"
+    if channels == 3:
+        data.PlanarConfiguration = 0
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation = 7, 0
+    raw = np.ascontiguousarray(pixels, dtype=np.uint8).tobytes()
+    data.PixelData = raw + b"\0" * (len(raw) % 2)
+    data["PixelData"].VR = "OB"
+    stream = io.BytesIO()
+    data.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
