@@ -524,39 +524,50 @@ def some(labels: Labels, accepted: Labels, k: int, seed: int) -> Labels:
 # --- report ---------------------------------------------------------------------------------------------------------------
 
 
+COLUMNS = ("k", "row", "images", "KID", "Fréchet", "kappa", "of real n/k", "accuracy", "macro-F1", "recall", "worst AUC (95 %)",
+           "by chance", "TPR at 1 % FPR", "worst attacker", "linked (chance)", "re-id P@1 (chance)")  # fmt: skip
+
+
 def table(part: Part, rows: Sequence[dict[str, Any]], real: dict[str, Any], ks: Sequence[int]) -> str:
     """One Markdown table a part."""
-    lines = [
-        "| k | row | images | KID | Fréchet | kappa | of real n/k | accuracy | macro-F1 | recall | worst AUC (95 %) | by chance | "
-        "TPR at 1 % FPR | worst attacker | linked (chance) | re-id P@1 (chance) |",
-        "| " + " | ".join(["---"] * 16) + " |",
-    ]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join(["---"] * len(COLUMNS)) + " |"]
 
-    def plain(k: str, name: str, u: dict[str, Any], d: dict[str, float] | None, images: Any = "") -> str:
-        kid, frechet = (f"{d['kernel']:.3f}", f"{d['frechet']:.2f}") if d else ("", "")
-        recall = " ".join(f"{r:.2f}" for r in u["recall"])
-        return (f"| {k} | {name} | {images} | {kid} | {frechet} | {u['kappa']:.3f} ± {u['kappa_95']:.3f} |  | {u['accuracy']:.3f} | "
-                f"{u['macro_f1']:.3f} | {recall} |  |  |  |  |  |  |")  # fmt: skip
+    def add(*cells: str) -> None:
+        lines.append("| " + " | ".join([*cells, *[""] * (len(COLUMNS) - len(cells))]) + " |")
 
-    lines.append(plain("", "all real members", real["all"], real["floor"], len(part.members.images)))
+    add("", "all real members", str(len(part.members.images)), *far(real["floor"]), *worth(real["all"], None))
+    add("", "all, inverted", str(len(part.members.images)), *far(real["inverted_floor"]))
     for k in ks:
-        lines += [
-            plain(str(k), name, real[f"{kind} {k}"], None)
-            for kind, name in (("real", "real, n/k"), ("inverted", "inverted, n/k"))
-        ]
+        for kind in ("real", "inverted"):
+            add(str(k), f"{kind}, n/k", "", "", "", *worth(real[f"{kind} {k}"], None))
         for row in (r for r in rows if r["k"] == k):
-            u, d, m, link, re = row["utility"], row["distances"], row["membership"], row["linkage"], row["reidentified"]
-            worst, share = m["worst"], u["kappa"] / max(real[f"real {k}"]["kappa"], 1e-9)
-            recall = " ".join(f"{r:.2f}" for r in u["recall"])
-            low, high = worst["auc_interval"]
-            linked = f"{link['precision']:.2f} ({link['chance']:.2f})" if link else ""
-            again = f"{re['precision']:.2f} ({re['chance']:.2f})" if re else ""
-            lines.append(
-                f"| {k} | {row['row']} | {row['images']} | {d['kernel']:.3f} | {d['frechet']:.2f} | {u['kappa']:.3f} ± {u['kappa_95']:.3f} | "
-                f"{share:.2f} | {u['accuracy']:.3f} | {u['macro_f1']:.3f} | {recall} | {worst['auc']:.3f} ({low:.2f}-{high:.2f}) | "
-                f"{m['chance']:.3f} | {worst['tpr']:.3f} | {worst['attacker']} | {linked} | {again} |"
-            )
+            reached = worth(row["utility"], real[f"real {k}"]["kappa"])
+            add(str(k), row["row"], str(row["images"]), *far(row["distances"]), *reached, *leaked(row))
     return "\n".join(lines)
+
+
+def far(found: dict[str, float]) -> tuple[str, str]:
+    """The cells of the distances."""
+    return f"{found['kernel']:.3f}", f"{found['frechet']:.2f}"
+
+
+def worth(found: dict[str, Any], as_many: float | None) -> tuple[str, ...]:
+    """The cells of the classifier; `as_many`: kappa of as many real images."""
+    share = "" if as_many is None else f"{found['kappa'] / max(as_many, 1e-9):.2f}"
+    kappa, recall = f"{found['kappa']:.3f} ± {found['kappa_95']:.3f}", " ".join(f"{r:.2f}" for r in found["recall"])
+    return kappa, share, f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}", recall
+
+
+def leaked(row: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of the attacks."""
+    worst, link, again = row["membership"]["worst"], row["linkage"], row["reidentified"]
+    low, high = worst["auc_interval"]
+    return (
+        f"{worst['auc']:.3f} ({low:.2f}-{high:.2f})", f"{row['membership']['chance']:.3f}", f"{worst['tpr']:.3f}",
+        worst["attacker"],
+        f"{link['precision']:.2f} ({link['chance']:.2f})" if link else "",
+        f"{again['precision']:.2f} ({again['chance']:.2f})" if again else "",
+    )  # fmt: skip
 
 
 def run(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ import pytest
 import yaml
 from PIL import Image
 
+from common import signing
 from common.errors import ConfigurationError, RefusedError
 from common.study import Study, load_study
 from server import attacks, played
+from server.__main__ import _rehearsal
 from server.downstream import Labelled
 from server.rehearsal import DEPLOY
+from server.release import build_release
+from tests.releases import release_inputs
 from tests.studies import small_plan
 
 
@@ -157,3 +162,30 @@ def test_the_demos_two_casts_are_different_people() -> None:
         (2, 3, 4)
     )
     assert apart.min() > 1.5  # nobody is in both
+
+
+def test_a_release_shows_its_rehearsal_and_says_where_there_is_none(copies: played.Rehearsal, tmp_path: Path) -> None:
+    operator = signing.new_key()
+    inputs = release_inputs(tmp_path / "a", operator)
+    given = copies.model_copy(update={"plan": played.digest(inputs.study)})
+    for name, one, words in (
+        ("with", given, "36 public people"),
+        ("without", None, "no rehearsal of this plan was given"),
+    ):
+        folder = build_release(replace(inputs, rehearsal=one), tmp_path / name, operator)
+        report = json.loads((folder / "evaluation.json").read_text())
+        values = {f["name"]: f["value"] for f in report["findings"]}
+        assert values.get(attacks.MEMBERSHIP) == (1.0 if one else None)
+        assert ("membership inference" in values) == (one is None)
+        assert report["rehearsal"] == (one and one.model_dump(mode="json"))
+        for file in ("README.md", "index.html"):
+            assert words in (folder / file).read_text()
+
+
+def test_half_a_cast_two_sources_or_pairs_are_refused(plan: Study, tmp_path: Path) -> None:
+    assert _rehearsal(None, None, None, plan) is None
+    for given in ((tmp_path, None, None), (None, tmp_path, None), (tmp_path, tmp_path, tmp_path)):
+        with pytest.raises(ConfigurationError, match="give --members with --heldout"):
+            _rehearsal(*given, plan)
+    with pytest.raises(ConfigurationError, match="this one releases pairs"):
+        _rehearsal(None, None, tmp_path, plan.model_copy(update={"synthesis": None}))
