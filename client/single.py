@@ -297,7 +297,7 @@ def _kept(store: Path, key: str) -> Stored | None:
     if not path.is_file():
         return None
     arrays = read_tensors(path, max_bytes=STORED_CAP_BYTES)
-    return Stored(arrays["image"], int(arrays["reservation"][0]))
+    return Stored(np.asarray(arrays["image"], dtype=np.uint8), int(arrays["reservation"][0]))
 
 
 def _patient(site: Site, photograph: Photograph) -> str:

@@ -177,8 +177,7 @@ def _is_added(mechanism: Mechanism) -> TypeGuard[LatentLaplace | PrivUnit]:
     """A pure mechanism of no known loss distribution (PrivUnit), or a Laplace beyond what is composed."""
     if isinstance(mechanism, SubsampledGaussian):
         return False
-    kinds = {kind for kind, _ in mechanism.losses}
-    return kinds == {"pure"} or (kinds == {"laplace"} and mechanism.epsilon_per_image > LARGEST_COMPOSED)
+    return all(kind == "pure" or (kind == "laplace" and value > LARGEST_COMPOSED) for kind, value in mechanism.losses)
 
 
 def _is_gaussian(mechanism: Mechanism) -> bool:
