@@ -40,8 +40,9 @@ def test_the_held_out_have_the_others_grades_to_within_one_person() -> None:
     assert sorted(counts[1:]) in ([3, 7], [4, 6])
 
 
-def test_identical_files_are_one_person_with_the_highest_grade(tmp_path: Path) -> None:
-    folder = files(tmp_path, ["train/1", "train/2", "test/3"], [0, 2, 3], ["a", "b", "a"])
+@pytest.mark.parametrize("pair", [(0, 3), (3, 0)])
+def test_identical_files_are_one_person_with_the_highest_grade(tmp_path: Path, pair: tuple[int, int]) -> None:
+    folder = files(tmp_path, ["train/1", "train/2", "test/3"], [pair[0], 2, pair[1]], ["a", "b", "a"])
     everyone = people(64, folder)
     assert everyone.names.tolist() == ["train/1", "train/2"]
     assert everyone.grades.tolist() == [3, 2]
