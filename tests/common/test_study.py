@@ -158,3 +158,8 @@ def test_strata_weights_and_words() -> None:
     assert study.weight_of("a") == 0.75
     assert len(fingerprint_words(study.hash()).split()) == 6
     assert fingerprint_words("0" * 64) != fingerprint_words("f" * 64)
+
+
+def test_windows_that_do_not_divide_the_image_are_refused_before_anything_is_trained() -> None:
+    with pytest.raises(ValidationError, match=r"synthesis\.windows: 3 does not divide 32 px"):
+        small_study(synthesis={**small_plan()["synthesis"], "windows": 3})

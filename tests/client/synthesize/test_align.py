@@ -118,6 +118,20 @@ def test_aligning_lowers_the_loss_and_leaves_the_weights_bit_identical() -> None
     assert (result.after < result.before).all()
 
 
+def test_nothing_but_the_code_requires_a_gradient_while_aligning(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, seen = make_site(), []
+    whole = al.alignment_loss
+
+    def watched(codes: torch.Tensor, *rest: object) -> torch.Tensor:
+        nets = (site.generator, site.critic)
+        seen.append((codes.requires_grad, any(p.requires_grad for net in nets for p in net.parameters())))
+        return whole(codes, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(al, "alignment_loss", watched)
+    al.align(gathered(site), site.generator, site.critic, dataclasses.replace(PLAN, steps=1), site.spread)
+    assert seen == [(True, False)] * 2
+
+
 def test_the_first_step_moves_the_code() -> None:
     site = make_site()
     targets = gathered(site)
