@@ -22,7 +22,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ FLOW = DEPLOY / "checkpoints" / "chest-32" / "glow.safetensors"
 PICTURES = Path(__file__).parent / "pictures"
 RECIPE = classifier.Recipe(shift_px=2, flip=False)
 SINGLES = 400  # releases of single images that a row makes at most
-Images, Labels, Floats = NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64]
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -205,11 +207,9 @@ class Workshop:
             return Release(people.images, people.labels, [np.array([i]) for i in range(len(people.images))])
         if row.kind in ("mean image", "pixel average", "dp-pix", "pixel laplace"):
             return Release(in_pixels(row, people.images, groups, rng), labels, groups)
-        mechanism, basis = self.mechanism(row), self.basis(row.coordinates, row.level)
-        if row.kind in ("laplace box", "average, all latents"):  # the seed's own: every coordinate
-            basis, reduced = None, codes
-        else:
-            reduced = basis.reduced(codes[:, -basis.coordinates :])
+        whole = row.kind in ("laplace box", "average, all latents")  # the seed's own: every coordinate
+        mechanism, basis = self.mechanism(row), None if whole else self.basis(row.coordinates, row.level)
+        reduced = codes if basis is None else basis.reduced(codes[:, -basis.coordinates :])
         clipped = steps.clip(reduced, mechanism)
         noise, means = SeededNoiseSource(seed), []
         for members in groups:
@@ -376,9 +376,10 @@ def run(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     shop = Workshop(public, patients, test, options.flow)
     judge = classifier.fit(public.images, public.labels, 2, seed=1000, recipe=RECIPE)
     for row in rows_of(part):
-        figures = kept_in(options.work, f"{part} {row.name}", lambda row=row: measured(shop, row, options.seeds, judge))  # type: ignore[misc]
+        measure = partial(measured, shop, row, options.seeds, judge)
+        figures = kept_in(options.work, f"{part} {row.name}", measure)
         if part == "nih" and row.kind != "mean image":
-            again = lambda row=row: reidentified(shop, row, everybody, options.seeds)  # type: ignore[misc]  # noqa: E731
+            again = partial(reidentified, shop, row, everybody, options.seeds)
             figures |= kept_in(options.work, f"{part} reid {row.name}", again)
         print(f"{part}: {row.name}: AUC {np.mean(figures['auc']):.3f}", file=sys.stderr, flush=True)
         yield {"part": part, "name": row.name, **asdict(row), **figures}

@@ -117,8 +117,9 @@ def test_each_site_reserved_the_images_before_they_were_made_and_sent_them_once(
     assert isinstance(event, LatentGaussian)
     for site in SITES:
         state = State(story.places.site(site))
-        opening = {"cohort": state.cohort_name(), "filter_order": FILTER_ORDER}
-        ledger = Ledger.open(state.ledger, cap_epsilon=10.0, delta=1e-5, **opening)
+        ledger = Ledger.open(
+            state.ledger, cap_epsilon=10.0, delta=1e-5, cohort=state.cohort_name(), filter_order=FILTER_ORDER
+        )
         rows = ledger.rows()
         reserved = [row.seq for row in rows if row.kind == "reserve" and row.data["event"] == json.loads(event.event())]
         assert len(reserved) == 1
