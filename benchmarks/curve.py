@@ -34,7 +34,7 @@ def panel(name: str, rows: Sequence[dict[str, Any]], real: dict[str, Any]) -> Im
     points = {(r["row"], r["k"]): (r["membership"]["worst"]["auc"], r["utility"]["kappa"]) for r in rows}
     xs, ys = [p[0] for p in points.values()], [p[1] for p in points.values()] + [real["all"]["kappa"]]
     x0, x1 = min(0.5, min(xs)) - 0.01, max(xs) + 0.02
-    y0, y1 = min(0.0, min(ys)), max(ys) + 0.05
+    y0, y1 = min(ys) - 0.05, max(ys) + 0.05
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (

@@ -24,7 +24,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -308,11 +308,12 @@ def numbers(group: Group) -> tuple[int, ...]:
     return tuple(int(name) for name in group.members)
 
 
-def averaged(mode: str, outputs: int = 1) -> Callable[[Workshop, int], Released]:
-    """The product's path: groups, alignment, rendering."""
+def averaged(mode: str, outputs: int = 1, **changes: float) -> Callable[[Workshop, int], Released]:
+    """The product's path: groups, alignment (its constants with `changes`), rendering."""
 
     def maker(shop: Workshop, k: int) -> Released:
-        generator, critic, plan = shop.networks.generator, shop.networks.critic, shop.alignment_plan
+        generator, critic = shop.networks.generator, shop.networks.critic
+        plan = replace(shop.alignment_plan, **changes)  # type: ignore[arg-type]
         assert generator is not None and critic is not None
         groups = grouped(shop, mode, k)
         patients = measure_patients(shop.part.members.images, shop.seen, shop.who, critic, plan)
@@ -378,7 +379,9 @@ def classical(shop: Workshop, points: NDArray[np.float64], pictures: NDArray[np.
 
 MAKERS: dict[str, Callable[[Workshop, int], Released]] = {
     **{mode: averaged(mode) for mode in ("similar", "similar-swap", "cells", "random", "paper")},
-    f"cells, {OUTPUTS} outputs": averaged("cells", OUTPUTS),
+    **{f"{mode}, {OUTPUTS} outputs": averaged(mode, OUTPUTS) for mode in ("cells", "similar")},
+    "similar, style x 4": averaged("similar", style_weight=4.0),
+    "similar, trust / 10": averaged("similar", trust_weight=0.005),
     "centroid": centroid,
     "same-pixel": same_pixel,
     "same-pca": same_pca,
@@ -392,7 +395,7 @@ def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """JSON from a file, made where it is missing."""
     if not file.is_file():
         atomic_write(file, json.dumps(make()).encode())
-    found: dict[str, Any] = json.loads(file.read_text())
+    found: dict[str, Any] = json.loads(file.read_text(), parse_constant=lambda _: None)
     return found
 
 
@@ -419,7 +422,7 @@ def measured(shop: Workshop, row: str, k: int, seeds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fidelity(shop: Workshop, images: Images) -> dict[str, float]:
+def fidelity(shop: Workshop, images: Images) -> dict[str, float | None]:
     """Kernel distance on texture features and Fréchet distance on their first components, to the held-out people."""
     texture = Texture(24)
     rows = {"public": shop.part.public.images, "heldout": shop.part.heldout.images, "images": images}
@@ -428,7 +431,7 @@ def fidelity(shop: Workshop, images: Images) -> dict[str, float]:
     standard = {name: (x - middle) / scale for name, x in found.items()}
     few = attacks.whitened(standard, "public", FRECHET_COMPONENTS)
     enough = len(images) > FRECHET_COMPONENTS
-    frechet = distances.frechet(few["images"], few["heldout"]) if enough else float("nan")
+    frechet = distances.frechet(few["images"], few["heldout"]) if enough else None
     return {"kernel": distances.kernel(standard["images"], standard["heldout"]).value, "frechet": frechet}
 
 
@@ -546,9 +549,9 @@ def table(part: Part, rows: Sequence[dict[str, Any]], real: dict[str, Any], ks: 
     return "\n".join(lines)
 
 
-def far(found: dict[str, float]) -> tuple[str, str]:
-    """The cells of the distances."""
-    return f"{found['kernel']:.3f}", f"{found['frechet']:.2f}"
+def far(found: dict[str, float | None]) -> tuple[str, str]:
+    """The cells of the distances; too few images for a Fréchet distance leave it empty."""
+    return f"{found['kernel']:.3f}", "" if found["frechet"] is None else f"{found['frechet']:.2f}"
 
 
 def worth(found: dict[str, Any], as_many: float | None) -> tuple[str, ...]:
