@@ -92,7 +92,7 @@ def totals(
     first = {stratum: place * len(cells.centres) for place, stratum in enumerate(strata)}
     if not set(who.strata) <= set(first):
         raise Bug("anchors: a patient of a stratum that the plan does not declare")
-    near = nearest(integers * (mechanism.radius / LATTICE), cells.centres)
+    near = nearest(integers.astype(np.float64) * (mechanism.radius / LATTICE), cells.centres)
     cell_of = np.array([first[stratum] for stratum in who.strata], np.int64) + near  # 3
     sums = np.zeros((mechanism.cells, mechanism.components), np.int64)
     np.add.at(sums, cell_of, integers)  # 4

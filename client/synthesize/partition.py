@@ -283,7 +283,8 @@ class _Swaps:
         """Squared distances of rows i [P] to rows j [P, s]."""
         if self.distances is not None:
             found = self.distances.take(j + (i * len(self.rows))[:, None], mode="clip")
-            return np.square(found, out=found)
+            found *= found
+            return found
         inner = np.stack([self.rows[columns] @ self.rows[row] for row, columns in zip(i, j, strict=True)])
         return (self.squares[i, None] + self.squares[j] - 2.0 * inner).astype(np.float32)
 
