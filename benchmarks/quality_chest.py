@@ -116,7 +116,7 @@ def rows_of(part: str) -> list[Row]:
         Row("laplace box", 10, 3.0),
         Row("laplace box", 10, 1.0),
     ]
-    private += [Row("gaussian", 5, e) for e in (1.0, 2.0, 4.0, 8.0)]
+    private += [Row("gaussian", 5, e) for e in (1.0, 2.0, 4.0, 8.0, 16.0)]
     return [*base, Row("average", 5), Row("average", 20), Row("average, all latents", 10), *private]
 
 
