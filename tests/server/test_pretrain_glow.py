@@ -153,3 +153,17 @@ def test_the_module_trains_an_npz_and_constant_pictures_do_not_break_it(tmp_path
     np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
     with pytest.raises(ConfigurationError, match="no array"):
         pretrain_glow.main([str(tmp_path / "other.npz"), *given[1:]])
+
+
+def test_the_servers_command_trains_a_flow_of_the_studys_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from server.__main__ import pretrain as command
+
+    np.savez(tmp_path / "images.npz", images=source(size_px=16).images)
+    named = {"source": "invented", "licence": "CC0-1.0", "attribution": "nobody", "size_px": 16, "channels": 1}
+    command(tmp_path / "images.npz", out=tmp_path / "out", minutes=0.001, model="glow", **named)  # type: ignore[arg-type]
+    load(Glow(16, 1, 4, 6, 40), tmp_path / "out" / "glow.safetensors")
+    assert (tmp_path / "out" / "GLOW_CARD.md").is_file()
+    with pytest.raises(ConfigurationError, match="licence"):
+        command(tmp_path / "images.npz", out=tmp_path / "more", model="glow", **{**named, "licence": ""})  # type: ignore[arg-type]
