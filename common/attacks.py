@@ -70,7 +70,7 @@ def distances(a: Floats, b: Floats) -> Floats:
 def nearness(candidates: Floats, released: Floats, comparable: Flags | None = None) -> Floats:
     """Return minus the distance of each candidate to its nearest release, [N]; `comparable` bool [N, R] limits which count."""
     found = distances(candidates, released)
-    return -(found if comparable is None else np.where(comparable, found, np.inf)).min(axis=1)
+    return np.asarray(-(found if comparable is None else np.where(comparable, found, np.inf)).min(axis=1))
 
 
 def density_ratio(
@@ -123,7 +123,7 @@ def whitened(features: Mapping[str, Floats], fit_on: str, components: int = 64) 
 
 def together(scores: Mapping[str, Floats]) -> Floats:
     """Return the mean of the scores, each at mean 0 and deviation 1: the attacker who asks everybody."""
-    return np.mean([(x - x.mean()) / (x.std() + 1e-12) for x in scores.values()], axis=0)
+    return np.asarray(np.mean([(x - x.mean()) / (x.std() + 1e-12) for x in scores.values()], axis=0))
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------------

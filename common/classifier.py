@@ -190,7 +190,7 @@ def _balanced_loss(weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> float
     """Cross entropy in which every class weighs the same."""
     with torch.no_grad():
         losses = F.cross_entropy(_logits(weights, x), y, reduction="none")
-    return float(torch.stack([losses[y == label].mean() for label in y.unique()]).mean())
+    return float(torch.stack([losses[y == label].mean() for label in sorted(set(y.tolist()))]).mean())
 
 
 def _tensor(images: Images, largest_px: int) -> Tensor:

@@ -63,7 +63,8 @@ class People:
 
 def people(members: tuple[Images, Labels, Labels], others: tuple[Images, Labels, Labels]) -> People:
     """Return those who took part and those who did not, each given as images, labels and strata, one image a person."""
-    images, labels, stratum = (np.concatenate(pair) for pair in zip(members, others, strict=True))
+    images = np.concatenate([members[0], others[0]])
+    labels, stratum = (np.concatenate([members[i], others[i]]) for i in (1, 2))
     return People(images, labels, stratum, np.arange(len(images)), np.arange(len(images)) < len(members[0]))
 
 
@@ -77,11 +78,11 @@ def spaces(images: Images, networks: Networks) -> dict[str, Features]:
     }  # fmt: skip
     with torch.no_grad():
         if networks.critic is not None:
-            found["critic"] = np.concatenate([_critic(networks.critic, part) for part in x.split(AT_ONCE)])
+            found["critic"] = np.concatenate([_critic(networks.critic, part) for part in torch.split(x, AT_ONCE)])
         if networks.encoder is not None and networks.generator is not None:
             found["codes"] = np.concatenate([
                 _rows(networks.encoder.invert(part, networks.generator, networks.iterations).codes)
-                for part in x.split(AT_ONCE)
+                for part in torch.split(x, AT_ONCE)
             ])  # fmt: skip
     return found
 

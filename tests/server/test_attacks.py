@@ -127,6 +127,7 @@ def test_a_network_trained_on_others_finds_people_and_their_copies_but_not_avera
     images, who = exposures(30, 2, 6)
     control = siamese.recognised(network, images, who)
     assert control is not None and control.precision > 0.8 and control.auc > 0.95
+    assert control.chance == pytest.approx(1 / 59)  # nobody is found by the very same image
     queries, released = images[::2], images[1::2]
     for gallery, own, low, high in (
         (released, np.eye(30, dtype=bool), 0.8, 1.0),
