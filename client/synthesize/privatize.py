@@ -35,7 +35,17 @@ from common.privacy import privunit
 from common.privacy.mechanisms import Latent, LatentLaplace, PrivUnit
 from common.privacy.noise import LATTICE, Noise
 
-__all__ = ["BATCH", "Privatized", "clip", "encode_released", "matched", "noised_sums", "patient_latent", "privatize", "quantise"]
+__all__ = [
+    "BATCH",
+    "Privatized",
+    "clip",
+    "encode_released",
+    "matched",
+    "noised_sums",
+    "patient_latent",
+    "privatize",
+    "quantise",
+]
 
 GIANT = 1e100  # larger entries count as this, so that a norm cannot overflow
 OFF_DISTRIBUTION = 1e4  # a latent beyond it is of an image that this flow never saw the like of
