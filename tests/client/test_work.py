@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from client.jobs import Job, Stopped, run_child
 from client.ledger import Reservation
 from client.plans import State
 from client.synthesize.group import Group, Stratum
-from client.work import main, person_names, work
+from client.work import Made, main, members_found, person_names, work
 from common import tensors
 from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
@@ -301,3 +302,17 @@ def verdict(*codes: Code) -> Callable[..., AuditReport]:
         return AuditReport(codes if len(released) == len(codes) else (fine,) * len(released), (seen,) * len(released))
 
     return audit
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_groups(leaks: bool) -> None:
+    coarse = np.random.default_rng(4).integers(0, 255, (130, 4, 4, 3), dtype=np.uint8)
+    images = np.repeat(np.repeat(coarse, 8, axis=1), 8, axis=2)
+    names = tuple(f"{i:032x}" for i in range(80))
+    cohort = SimpleNamespace(pseudonyms=names, aliases=((),) * 80, patient_of=np.arange(80), images=images[:80])
+    shown = images if leaks else images[80:]  # averages of the groups' members, or of people who are not here
+    made = [
+        Made(shown[i : i + 2].mean(0).astype(np.uint8), Group(names[i : i + 2], Stratum(0), 2), False)
+        for i in range(0, 50, 2)
+    ]
+    assert members_found(SimpleNamespace(cohort=cohort), made) is leaks  # type: ignore[arg-type]

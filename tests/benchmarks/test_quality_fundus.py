@@ -1,0 +1,52 @@
+"""The quality benchmark's own rules: who is who, what is as many, and a curve that can be drawn without real images."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import chest_split
+from benchmarks import quality_fundus as q
+from benchmarks.curve import curve
+
+
+def test_a_patient_has_one_role_whatever_else_is_listed() -> None:
+    names = np.array([f"nih:{i:04d}" for i in range(200)])
+    roles = chest_split.role_of(names)
+    assert {role: list(roles.values()).count(role) for role in chest_split.ROLES} == {
+        "public": 100,
+        "members": 60,
+        "heldout": 40,
+    }
+    assert chest_split.role_of(np.repeat(names[::-1], 3)) == roles
+
+
+def test_members_are_dealt_with_the_same_share_of_each_label() -> None:
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    member = q.dealt(labels, 50)
+    assert [int(member[labels == label].sum()) for label in range(3)] == [30, 15, 5]
+    assert np.array_equal(member, q.dealt(labels, 50))
+
+
+def test_as_many_real_images_as_there_are_groups_of_each_label() -> None:
+    labels = np.repeat([0, 1], [23, 9])
+    rows = q.some(labels, np.arange(32), 5, seed=0)
+    assert np.bincount(labels[rows]).tolist() == [4, 1]
+    assert len(set(rows.tolist())) == 5
+
+
+def test_only_images_of_a_persons_highest_label_count() -> None:
+    given = q.Set(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 0, 0]), np.array([0, 0, 1, 1]))
+    found = q.one_label(given)
+    assert found.labels.tolist() == [1, 0, 0] and found.person_of.tolist() == [0, 1, 1]
+
+
+def test_the_curve_is_a_small_picture_with_a_panel_a_part() -> None:
+    rows = [
+        {"row": name, "k": k, "membership": {"worst": {"auc": 0.5 + 1 / k}}, "utility": {"kappa": 0.4 - 1 / k}}
+        for name in ("similar", "cells") for k in (5, 10)
+    ]  # fmt: skip
+    part = {"rows": rows, "real": {"all": {"kappa": 0.45}}}
+    one, two = (curve(found) for found in ({"fundus": part}, {"fundus": part, "chest": part}))
+    sizes = [Image.open(io.BytesIO(data)).size for data in (one, two)]
+    assert sizes[1] == (sizes[0][0], 2 * sizes[0][1]) and len(two) < 50_000
