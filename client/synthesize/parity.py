@@ -74,8 +74,9 @@ class PaperLoss:
             raise ConfigurationError(f"paper mode: expected as many inverted as real sources; got {list(real.shape)}")
         groups, k = real.shape[:2]
         with torch.no_grad():
-            content = self._content(self._pooled(inverted.flatten(0, 1))).unflatten(0, (groups, k)).mean(1)
-            grams = self._grams(self._pooled(real.flatten(0, 1))).unflatten(0, (groups, k)).flatten(1, 2)
+            content = self._content(self._pooled(inverted.flatten(0, 1))).view(groups, k, -1).mean(1)
+            grams = self._grams(self._pooled(real.flatten(0, 1)))  # [B·k, P, C, C]
+            grams = grams.view(groups, -1, *grams.shape[2:])
             return PaperTargets(content, grams, F.normalize(grams.flatten(2), dim=2, eps=0))
 
     def __call__(self, codes: Tensor, targets: PaperTargets) -> Tensor:
@@ -85,9 +86,7 @@ class PaperLoss:
         own = self._grams(image)  # [B, P, C, C]
         with torch.no_grad():
             unit = F.normalize(own.flatten(2), dim=2, eps=0)
-            best = (targets.units @ unit.transpose(1, 2)).argmax(
-                2
-            )  # [B, k·P]: a window of the average for each source's
+            best = (targets.units @ unit.transpose(1, 2)).argmax(2)  # [B, k·P]: windows of the average
         picked = own[torch.arange(len(own))[:, None], best]
         texture = (picked - targets.grams).square().sum((2, 3)).mean(1)
         return self.plan.content_weight * away + self.plan.style_weight * texture

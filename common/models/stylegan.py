@@ -91,17 +91,16 @@ class StyledLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: Noise) -> Tensor:
         style = self.conv.style(w)
         y = conv3x3(x * style[:, :, None, None], self.conv.weight)
-        gain = (GAIN * self.conv.gain(style))[
-            :, :, None, None
-        ]  # √2 here and in the shift: the activation is homogeneous
+        # √2 here and in the shift: LeakyReLU is homogeneous
+        gain = (GAIN * self.conv.gain(style))[:, :, None, None]
         shift = GAIN * self.bias[None, :, None, None]
         if self.upsample:
-            y, gain = upsample(y * gain), None
+            y = upsample(y * gain)
         if noise is not None:
             generator = noise if isinstance(noise, torch.Generator) else None
             maps = torch.randn((len(y), 1, *y.shape[2:]), generator=generator, dtype=y.dtype)
             shift = shift + GAIN * self.noise_strength * maps.to(y.device)
-        return F.leaky_relu(y + shift if gain is None else torch.addcmul(shift, y, gain), 0.2, inplace=True)
+        return F.leaky_relu(y + shift if self.upsample else torch.addcmul(shift, y, gain), 0.2, inplace=True)
 
 
 def upsample(x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)  # and infinity; the usual 0, 1, -1, 2,
 def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     """The convolution of [N, cin, H, W] with [cout, cin, 3, 3], padding 1, by the faster way."""
     if wins(x, weight):
-        return _Winograd.apply(x, weight)  # type: ignore[no-untyped-call, no-any-return]
+        return _Winograd.apply(x, weight)  # type: ignore[no-any-return]
     return F.conv2d(x, weight, padding=1)
 
 
