@@ -56,7 +56,7 @@ class Bench:
     def __init__(self, folder: Path, people: dict[str, fundus_split.People], alignment: AlignmentPlan) -> None:
         size = GanPlan.model_construct(width=WIDTH, latent=LATENT)
         gan, encoder = (read(folder / f"{name}.safetensors", max_bytes=CAP_BYTES) for name in ("gan", "encoder"))
-        self.generator, self.critic = (load(gan, size, SIZE_PX, 3) for load in (load_generator, load_critic))
+        self.generator, self.critic = load_generator(gan, size, SIZE_PX, 3), load_critic(gan, size, SIZE_PX, 3)
         self.encoder = load_encoder(encoder, WIDTH, LATENT, SIZE_PX, 3)
         self.people, self.alignment, self.plan = people, alignment, InversionPlan()
 
@@ -86,7 +86,7 @@ class Bench:
 
     def inverted(self, images: Images, **changed: int) -> Inversion:
         """The inversions of `images` under the plan with `changed` fields."""
-        return invert(images, self.generator, self.encoder, replace(self.plan, **changed), self.known)  # type: ignore[arg-type]
+        return invert(images, self.generator, self.encoder, replace(self.plan, **changed), self.known)
 
     def groups(self, k: int) -> tuple[Group, ...]:
         """Groups of `k` by mode `similar`."""
@@ -275,7 +275,8 @@ def main() -> None:
     people = fundus_split.split(SIZE_PX)
     if given.quick:
         people = {role: part[np.arange(40)] for role, part in people.items()}
-    judge, result = Judge(people["heldout"].images), {}
+    judge = Judge(people["heldout"].images)
+    result: dict[str, Any] = {}
     for folder in given.checkpoint:
         bench = Bench(folder, people, AlignmentPlan(steps=2 if given.quick else AlignmentPlan.steps))
         sizes = SIZES[:1] if given.quick else SIZES
