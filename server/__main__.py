@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -275,13 +276,15 @@ def release(
         typer.Option(help="ARCHITECTURE:WEIGHTS.safetensors:SHA256 of the network for FID and KID; empty: textures"),
     ] = "",
     members: Annotated[
-        Path | None, typer.Option(help="a rehearsal: the public people who played the patients (photographs and labels.csv)")
+        Path | None,
+        typer.Option(help="a rehearsal: the public people who played the patients (photographs and labels.csv)"),
     ] = None,
     heldout: Annotated[
         Path | None, typer.Option(help="a rehearsal: public people who took no part, the same kind of folder")
     ] = None,
     rehearsal: Annotated[
-        Path | None, typer.Option(help="evaluation.json of a rehearsal of this plan, for attacks and downstream utility")
+        Path | None,
+        typer.Option(help="evaluation.json of a rehearsal of this plan, for attacks and downstream utility"),
     ] = None,
 ) -> None:
     """Everything is verified again first."""
@@ -409,8 +412,8 @@ def pretrain(
 
             public, origin = PretrainPlan(size_px=size_px, channels=channels), Provenance(source, licence, attribution)
             show = lambda _, share: bar.update(task, completed=100 * share)  # noqa: E731
-            more = {"minutes": minutes, "resume": resume, "exclude": exclude, "device": device, "progress": show}
-            run(images, out, public, origin, **more)
+            start = partial(run, minutes=minutes, resume=resume, exclude=exclude, device=device, progress=show)
+            start(images, out, public, origin)
         else:
             from server import pretrain_glow
             from server.pretrain import Provenance
