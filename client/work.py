@@ -67,7 +67,11 @@ MOST_LINKED = (
     2  # ids of one person in mode `anchors`: a third may have joined two strangers (methods/ksalsa.md, trap 18)
 )
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG
-CHOSEN_BY_IMAGES = ("similar", "similar-swap", "cells")  # elsewhere a refusal by patients' images would not be covered by epsilon
+CHOSEN_BY_IMAGES = (
+    "similar",
+    "similar-swap",
+    "cells",
+)  # elsewhere a refusal by patients' images would not be covered by epsilon
 BY_PATIENTS = (
     "A-COPY",
     "A-NEAR",
@@ -404,7 +408,9 @@ def audited(batch: Batch, made: list[Made]) -> list[Made]:
         raise PolicyError("every image failed the audit", code="E-AUDIT")
     if batch.synthesis.grouping in CHOSEN_BY_IMAGES and members_found(batch, passed):
         raise PolicyError(
-            "the batch gives away who is in a group", hint="agree on a study with a larger k, or grouping random", code="E-AUDIT"
+            "the batch gives away who is in a group",
+            hint="agree on a study with a larger k, or grouping random",
+            code="E-AUDIT",
         )
     return passed
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -412,8 +411,9 @@ def pretrain(
 
             public, origin = PretrainPlan(size_px=size_px, channels=channels), Provenance(source, licence, attribution)
             show = lambda _, share: bar.update(task, completed=100 * share)  # noqa: E731
-            start = partial(run, minutes=minutes, resume=resume, exclude=exclude, device=device, progress=show)
-            start(images, out, public, origin)
+            run(
+                images, out, public, origin, minutes=minutes, resume=resume, exclude=exclude, device=device, progress=show
+            )  # fmt: skip
         else:
             from server import pretrain_glow
             from server.pretrain import Provenance

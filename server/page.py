@@ -152,7 +152,11 @@ def limits_of(study: Study) -> list[str]:
     several = study.synthesis.outputs_per_group
     said = [SEVERAL_OUTPUTS.format(count=several)] if several > 1 else []
     common = [line for line in LIMITS if several == 1 or line != COUNT_LIMIT]  # k times the images would be too many
-    return [*common, *said, *(RANDOM_LIMITS if study.synthesis.grouping == "random" and charged_image_event(study) else ())]
+    return [
+        *common,
+        *said,
+        *(RANDOM_LIMITS if study.synthesis.grouping == "random" and charged_image_event(study) else ()),
+    ]
 
 
 def what_was_sent(study: Study) -> str:

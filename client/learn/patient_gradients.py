@@ -167,7 +167,9 @@ class PatientGradients:
         allowed = 5 * KINK if self._execution.autocast else KINK
         sizes = [p.numel() for p in self._parameters.values()]
         floor = 1e-4 * float(expected.norm())
-        for name, mine, plain in zip(self._parameters, found.split(sizes, 1), expected.split(sizes, 1), strict=True):
+        for name, mine, plain in zip(
+            self._parameters, torch.split(found, sizes, dim=1), torch.split(expected, sizes, dim=1), strict=True
+        ):
             if not float((mine - plain).norm()) <= allowed * (float(plain.norm()) + floor):
                 raise EnvironmentFault(
                     f"private step: the {self.backend} back end disagrees with a plain backward pass on invented patients "

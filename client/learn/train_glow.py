@@ -110,7 +110,8 @@ def trainable(model: Glow, plan: GlowPlan) -> Parameters:
 def flattened(parameters: Parameters) -> Tensor:
     """One vector [d] that the parameters become views of: the optimiser then makes one step, not one for each of 222 tensors."""
     flat = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
-    for parameter, part in zip(parameters.values(), flat.split([p.numel() for p in parameters.values()]), strict=True):
+    parts = torch.split(flat, [p.numel() for p in parameters.values()])
+    for parameter, part in zip(parameters.values(), parts, strict=True):
         parameter.data = part.view_as(parameter)
     return flat
 

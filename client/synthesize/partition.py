@@ -94,7 +94,9 @@ def nearest(points: Floats, centres: Floats) -> Indices:
     """The nearest centre of every row; each row's own doing, whoever the others are."""
     found = np.empty(len(points), np.int64)
     for at in range(0, len(points), LOOKED):
-        apart = points[at : at + LOOKED, None] - centres  # differences, not products: no row's rounding knows another row
+        apart = (
+            points[at : at + LOOKED, None] - centres
+        )  # differences, not products: no row's rounding knows another row
         found[at : at + LOOKED] = np.square(apart, out=apart).sum(axis=2).argmin(axis=1)
     return found
 
@@ -282,11 +284,12 @@ class _Swaps:
     def _squared(self, i: Indices, j: Indices) -> Singles:
         """Squared distances of rows i [P] to rows j [P, s]."""
         if self.distances is not None:
-            found = self.distances.take(j + (i * len(self.rows))[:, None], mode="clip")
+            found: Singles = self.distances.take(j + (i * len(self.rows))[:, None], mode="clip")
             found *= found
             return found
         inner = np.stack([self.rows[columns] @ self.rows[row] for row, columns in zip(i, j, strict=True)])
-        return (self.squares[i, None] + self.squares[j] - 2.0 * inner).astype(np.float32)
+        squared: Singles = (self.squares[i, None] + self.squares[j] - 2.0 * inner).astype(np.float32)
+        return squared
 
     def apply(self) -> NDArray[np.bool_]:
         """Make the exchanges, best first, each part at most once; returns which parts changed."""

@@ -325,7 +325,8 @@ def from_uint8(images: np.ndarray, dither: Tensor | None = None, depth: int = 8)
             f"flow: images {images.dtype} {list(images.shape)} at {depth} bits, expected uint8 [N, H, W, C] at 1 to 8"
         )
     pixels = torch.from_numpy(np.ascontiguousarray(images >> (8 - depth))).permute(0, 3, 1, 2).to(torch.float32)
-    return (pixels + (0.5 if dither is None else dither)) / 2**depth - 0.5
+    x: Tensor = (pixels + (0.5 if dither is None else dither)) / 2**depth - 0.5
+    return x
 
 
 def unfamiliar(parts: Sequence[Tensor], limit: float = 1e4) -> Tensor:

@@ -51,7 +51,8 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor, g_log: Tensor) -> Any:
         y, kernels, biases, inverses, *_ = ctx.saved_tensors
-        g_kernels, g_biases, g_weights = torch.empty_like(kernels), torch.empty_like(biases), []
+        g_kernels, g_biases = torch.empty_like(kernels), torch.empty_like(biases)
+        g_weights: list[Tensor] = []
         for k in reversed(range(len(kernels))):
             coupling = ctx.couplings[k]
             middle, g_middle, own = _through_coupling(coupling, y, gy, g_log)

@@ -34,7 +34,9 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
     np.testing.assert_allclose(reduced.std(axis=0), 1.0, atol=0.01)  # whitened on its own images
     shipped = latents.load(PRESET.parent / "checkpoints" / "chest-32" / "basis.safetensors").first(2)
     alike = np.linalg.norm(shipped.directions @ found.directions.T, axis=1)
-    assert (alike > 0.4).all()  # a direction by chance: 0.13. The same flow finds its first ones again in other radiographs
+    assert (
+        alike > 0.4
+    ).all()  # a direction by chance: 0.13. The same flow finds its first ones again in other radiographs
 
 
 def test_a_plan_that_asks_for_no_basis_gets_none(tmp_path: Path) -> None:
