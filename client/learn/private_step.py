@@ -109,6 +109,14 @@ class PrivateStep:
         """`private`, or NOT PRIVATE where the noise repeats itself."""
         return self._noise.stamp
 
+    @property
+    def taken(self) -> str:
+        """Back end and chunk in words, and why a faster one was passed over; for this site alone, "" before the first patient."""
+        if not self._gradients.chunk:
+            return ""
+        why = "".join(f"; not {name}: {reason}" for name, reason in self._gradients.passed_over.items())
+        return f"{self._gradients.backend}, {self._gradients.chunk} patients at a time{why}"
+
     def step(self, patient_count: int, batch_for: BatchFor) -> Parameters:
         """The privatized mean gradient by parameter name (fp32).
 

@@ -269,6 +269,50 @@ def test_a_back_end_that_disagrees_with_a_plain_backward_pass_is_refused(
     assert refusal.value.code == "E-KERNEL"
 
 
+def off_by_a_tenth_in_one_tensor(monkeypatch: pytest.MonkeyPatch, wrong_for: Callable[[int], bool]) -> None:
+    """The first tensor's rows are wrong in the comparisons with a plain backward pass that `wrong_for` picks by their number."""
+    honest, compared = PatientGradients._compute, iter(range(10**6))
+    original = PatientGradients._disagreement
+
+    def disagreement(self: PatientGradients, invented: tuple[torch.Tensor, ...]) -> str:
+        factor = 1.1 if wrong_for(next(compared)) else 1.0
+
+        def compute(self: PatientGradients, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            rows = honest(self, batch).clone()
+            rows[:, : next(iter(self._parameters.values())).numel()] *= factor
+            return rows
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PatientGradients, "_compute", compute)
+            return original(self, invented)
+
+    monkeypatch.setattr(PatientGradients, "_disagreement", disagreement)
+
+
+@pytest.mark.parametrize(
+    ("wrong_for", "backend"),
+    [
+        (lambda trial: False, "layers"),
+        (lambda trial: trial == 0, "layers"),  # one set of invented patients on a kink
+        (lambda trial: trial in (0, 2), "backward"),
+        (lambda trial: True, "backward"),
+    ],
+    ids=["right", "one kink", "twice wrong", "wrong"],
+)
+def test_one_kink_is_forgiven_and_a_wrong_tensor_never(
+    wrong_for: Callable[[int], bool], backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off_by_a_tenth_in_one_tensor(monkeypatch, wrong_for)
+    items = torch.randn(12, 3, 2, 8, 8)
+    step = critic_step(Execution())[1]
+    assert step.taken == ""
+    step.step(12, lambda who: (items[list(who)], items[list(who)]))
+    assert step.taken.startswith(f"{backend}, ")
+    passed_over = "not layers: EnvironmentFault: private step: the layers back end disagrees" in step.taken
+    assert passed_over == (backend == "backward")
+    assert ("by 0.1 of its norm, allowed 0.02" in step.taken) == passed_over
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_where_a_patient_stands_in_its_chunk_changes_nothing(backend: str) -> None:
     """Stronger than the guarantee needs on this machine: any order, any neighbours, the same sum."""
