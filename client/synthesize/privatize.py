@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
-from common.models.glow import Glow
+from common.models.glow import Glow, unfamiliar
 from common.models.latents import BATCH, Basis, decoded, encoded
 from common.privacy import privunit
 from common.privacy.mechanisms import Latent, LatentLaplace, PrivUnit
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 GIANT = 1e100  # larger entries count as this, so that a norm cannot overflow
-OFF_DISTRIBUTION = 1e4  # a latent beyond it is of an image that this flow never saw the like of
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -113,7 +112,7 @@ def _check_dimensions(model: Glow, mechanism: Latent, basis: Basis | None) -> No
 def encode_released(images: Images, model: Glow, dimension: int) -> Floats:
     """Steps 1 to 3 without a basis: the last `dimension` latent coordinates of uint8 [N, H, W, C], float64 [N, d], finite."""
     latents = encoded(images, model)  # 1, 2
-    wild = np.abs(latents).max(axis=1, initial=0.0) > OFF_DISTRIBUTION
+    wild = unfamiliar([torch.from_numpy(latents)]).numpy()
     latents = np.where(wild[:, None], 0.0, latents)
     return latents[:, latents.shape[1] - dimension :]  # 3: the top level stands last
 
