@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.errors import KohortError, PeerError, RefusedError
+from common.tensors import atomic_write
 from server.config import Limits, ServerState
 from server.record import Progress, StudyRecord
 from server.sites import Registry
@@ -79,7 +80,10 @@ class Coordinator:
                 continue
             try:
                 if site.state == "enrolled":
-                    node_id = self.link.register(self.state.node_keys / f"{name}.pub", name)
+                    # The registry is the truth: an enrolment may have been noted a moment ago, by another process.
+                    key_file = self.state.node_keys / f"{name}.pub"
+                    atomic_write(key_file, (site.node_key + "\n").encode())
+                    node_id = self.link.register(key_file, name)
                     self.registry.registered(name, node_id)
                     self.say(f"{name}: registered")
                 elif site.state == "revoked" and site.node_id is not None:

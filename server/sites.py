@@ -26,7 +26,7 @@ from common.journal import Entry, Journal
 from common.lock import FolderLock
 from common.messages import canonical
 from common.study import Identifier
-from common.tensors import atomic_write, read_capped
+from common.tensors import read_capped
 from server.certificates import issue_site_certificate, load_authority, parse_site_key
 from server.config import ServerConfig, ServerState
 
@@ -208,7 +208,6 @@ def enrol(request_path: Path, state: ServerState, config: ServerConfig, operator
     certificate = state.root / "certificates" / f"{site.name}.crt"
     certificate.parent.mkdir(parents=True, exist_ok=True)
     issue_site_certificate(authority, site.name, site.node_key, certificate)
-    atomic_write(state.node_keys / f"{site.name}.pub", (site.node_key + "\n").encode())
     join = {
         "format": "kohort-join/1",
         "site": site.name,

@@ -24,6 +24,7 @@ class ScriptedLink:
     revoked: bool = False
 
     def register(self, public_key: Path, name: str) -> int:
+        assert public_key.read_text().strip(), "the coordinator writes the key file itself, from the registry"
         self.calls.append(f"register {name}")
         if self.revoked:
             raise RefusedError("this key was revoked", code="E-KEY-REVOKED")
