@@ -1,6 +1,7 @@
 """The flow beside normflows and opacus: speed, memory, exactness, and what noise does to decoded latents. One run.
 
-    python benchmarks/flow.py [--json] [--repeats 5] [--steps 200] [--data IMAGES.npz] [--without-normflows] [--quick]
+    python benchmarks/flow.py [--json] [--repeats 5] [--steps 700] [--data IMAGES.npz] [--pictures FILE.png]
+                              [--without-normflows] [--quick]
 
 Speed: 32x32 gray, L3 K8 width 64, batch 16; one thread, process time (the noise thread's work included), the smallest of
 alternating repeats. A private step is whole: gradients, clip, AES lattice noise, Adam; the non-private one is torch's Adam on the
@@ -9,9 +10,11 @@ its Gaussian noise and torch's Adam. normflows 1.7.3 is fetched from the package
 dependencies, and is thrown away; if that fails, its keys are null and `skipped` says why.
 Memory: unique storages kept for the backward pass, weights apart, 64x64 gray, L4 K8 width 64, batch 8.
 Exactness after training: greatest pixel error of decode(encode(x)), 32 to 128 px.
-Noise: two flows trained alike, ours and the naive one (couplings four times as loose, no input noise); box clip at 3, Laplace
-noise of scale b on every coordinate, with and without the variance match; PSNR in dB after the clamp, share of pixels out of
-range before it. Images: soft discs on gray made here, or uint8 [N, S, S, 1] of --data (the last eighth is for testing).
+Noise: two flows (32x32, L3 K8 width 32) trained alike on the same images, ours and the naive one (couplings four times as
+loose, no input noise); box clip at 3, Laplace noise of scale b on every coordinate; PSNR in dB after the clamp and share of
+pixels out of range before it. `gain`: ours with the variance match over naive without; `ours_raw` and `naive_matched`: the other
+two corners. `--pictures`: columns original | naive and ours at b = 0.5, 1 and 2. Images: soft discs on gray made here, or uint8
+[N, S, S, 1] of --data (the last eighth is for testing).
 Not: quality of the images (quality_chest.py), privacy of anything here: the floating-point Laplace noise is for PSNR only.
 """
 
@@ -71,8 +74,18 @@ class Layout:
         return torch.rand(count or self.batch, self.channels, self.size_px, self.size_px) - 0.5
 
 
-FULL = {"speed": Layout(32, 3, 8, 64, 16), "speed_64": Layout(64, 4, 8, 64, 8), "exact_128": Layout(128, 5, 8, 96, 2)}
-QUICK = {"speed": Layout(16, 2, 2, 8, 4), "speed_64": Layout(16, 2, 2, 16, 2), "exact_128": Layout(16, 2, 1, 8, 2)}
+FULL = {
+    "speed": Layout(32, 3, 8, 64, 16),
+    "speed_64": Layout(64, 4, 8, 64, 8),
+    "exact_128": Layout(128, 5, 8, 96, 2),
+    "noise": Layout(32, 3, 8, 32, 16),
+}
+QUICK = {
+    "speed": Layout(16, 2, 2, 8, 4),
+    "speed_64": Layout(16, 2, 2, 16, 2),
+    "exact_128": Layout(16, 2, 1, 8, 2),
+    "noise": Layout(16, 2, 2, 8, 4),
+}
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------------
@@ -103,8 +116,8 @@ def non_private(layout: Layout, x: Tensor, memory_format: torch.memory_format = 
     return step
 
 
-def private(layout: Layout, x: Tensor) -> Call:
-    """The private step as train_glow runs it, every patient drawn."""
+def private(layout: Layout, x: Tensor) -> tuple[PrivateStep, Call]:
+    """The private step as train_glow runs it, every patient drawn; and the step itself, which knows its back end."""
     model = layout.flow()
     parameters = dict(model.named_parameters())
     count = len(x)
@@ -122,7 +135,7 @@ def private(layout: Layout, x: Tensor) -> Call:
         gradients = step.step(count, lambda who: (x[list(who)][:, None],))
         adam.step({"all": torch.cat([gradients[name].reshape(-1) for name in parameters])})
 
-    return whole
+    return step, whole
 
 
 class PackedMixing(nn.Module):
@@ -276,18 +289,20 @@ def saved_mib(log_p: Callable[[Tensor], Tensor], parameters: Iterator[nn.Paramet
     return sum(t.untyped_storage().nbytes() for a, t in kept.items() if a not in weights) / MIB
 
 
-def private_figures(layouts: dict[str, Layout], repeats: int) -> dict[str, float | None]:
+def private_figures(layouts: dict[str, Layout], repeats: int) -> dict[str, float | str | None]:
     """The private step beside the non-private one and opacus' hooks, and what the hooks' gradients are worth."""
-    found: dict[str, float | None] = {}
+    found: dict[str, float | str | None] = {}
     for key, layout in (("", layouts["speed"]), ("_64", layouts["speed_64"])):
         x = layout.images()
+        taken, whole = private(layout, x)
         calls = {
             "plain": non_private(layout, x),
             "channels last": non_private(layout, x, torch.channels_last),
-            "private": private(layout, x),
+            "private": whole,
             "hooks": opacus_hooks(layout, x),
         }
         seconds = fastest(calls, repeats)
+        found[f"dp_back_end{key}"] = taken.taken
         found[f"dp_ratio{key}"] = seconds["private"] / seconds["plain"]
         found[f"dp_ratio_channels_last{key}"] = seconds["private"] / seconds["channels last"]
         found[f"dp_speedup_over_opacus_hooks{key}"] = seconds["hooks"] / seconds["private"]
@@ -413,8 +428,8 @@ def couplings_bounded_by(alpha: float) -> Iterator[None]:
 
 
 @torch.no_grad()
-def noised(model: Glow, x: Tensor, b: float, match: bool) -> tuple[float, float]:
-    """(PSNR in dB after the clamp, share of pixels out of range before it) at Laplace noise of scale b on every coordinate."""
+def noised(model: Glow, x: Tensor, b: float, match: bool) -> tuple[float, float, Tensor]:
+    """Laplace noise of scale b on every coordinate: (PSNR in dB after the clamp, share of pixels out before it, images)."""
     g = torch.Generator().manual_seed(3)
     parts = []
     for part in model.encode(x)[0]:
@@ -424,15 +439,27 @@ def noised(model: Glow, x: Tensor, b: float, match: bool) -> tuple[float, float]
         parts.append(y / (1 + 2 * b**2) ** 0.5 if match else y)
     decoded = torch.nan_to_num(model.decode(parts).double(), nan=1e9, posinf=1e9, neginf=-1e9)
     outside = float((decoded.abs() > 0.5).double().mean())
-    error = (decoded.clamp(-0.5, 0.5) - x.double()).square().flatten(1).mean(1)
-    return float((-10 * error.log10()).mean()), outside
+    shown = decoded.clamp(-0.5, 0.5)
+    error = (shown - x.double()).square().flatten(1).mean(1)
+    return float((-10 * error.log10()).mean()), outside, shown
 
 
-def trained_figures(layouts: dict[str, Layout], steps: int, data: Path | None) -> dict[str, float | None]:
+def write_strips(columns: Sequence[Tensor], path: Path, rows: int = 8) -> None:
+    """A PNG, enlarged four times: row by row the first images of each column [N, 1, S, S] in [-0.5, 0.5]."""
+    from PIL import Image
+
+    sheet = torch.cat([torch.cat(list(column[:rows, 0]), dim=0) for column in columns], dim=1).double()
+    levels = ((sheet + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    Image.fromarray(np.kron(levels, np.ones((4, 4), np.uint8))).save(path)
+
+
+def trained_figures(
+    layouts: dict[str, Layout], steps: int, data: Path | None, pictures: Path | None
+) -> dict[str, float | None]:
     """Round trips after training, and noise on latents: ours beside the naive pipeline."""
-    layout = layouts["speed"]
+    layout = layouts["noise"]
     if data is None:
-        learned, shown = discs(2000, layout.size_px, 0), discs(128, layout.size_px, 1)
+        learned, shown = discs(4000, layout.size_px, 0), discs(128, layout.size_px, 1)
     else:
         with np.load(data, allow_pickle=False) as file:
             every = from_uint8(file["images"])
@@ -442,12 +469,25 @@ def trained_figures(layouts: dict[str, Layout], steps: int, data: Path | None) -
     with couplings_bounded_by(2.0):
         naive = trained(layout, learned, steps, 0.0)
     found: dict[str, float | None] = {}
+    columns = [shown]
     for b, name in ((0.25, "b025"), (0.5, "b05"), (1.0, "b1"), (2.0, "b2")):
         with couplings_bounded_by(2.0):
-            theirs, their_outside = noised(naive, shown, b, match=False)
-        mine, outside = noised(ours, shown, b, match=True)
+            theirs, their_outside, their_images = noised(naive, shown, b, match=False)
+            matched = noised(naive, shown, b, match=True)[0]
+        mine, outside, images = noised(ours, shown, b, match=True)
+        columns += [their_images, images] if b >= 0.5 else []
+        found |= {
+            f"psnr_ours_raw_{name}_db": noised(ours, shown, b, match=False)[0],
+            f"psnr_naive_matched_{name}_db": matched,
+        }
         found |= {f"psnr_{name}_db": mine, f"psnr_naive_{name}_db": theirs, f"psnr_gain_{name}_db": mine - theirs}
         found |= {f"out_of_range_{name}": outside, f"out_of_range_naive_{name}": their_outside}
+    with torch.no_grad():
+        found["bits_per_dimension"] = float(ours.bits_per_dimension(ours(shown)).mean())
+        with couplings_bounded_by(2.0):
+            found["bits_per_dimension_naive"] = float(naive.bits_per_dimension(naive(shown)).mean())
+    if pictures is not None:
+        write_strips(columns, pictures)
     mean = -10 * (shown - learned.mean(0)).double().square().flatten(1).mean(1).log10()
     found["psnr_mean_image_db"] = float(mean.mean())
     pairs = [round_trip(ours, shown[:16])]
@@ -468,16 +508,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     layouts = QUICK if options.quick else FULL
     torch.manual_seed(0)
     found: dict[str, Any] = dict(private_figures(layouts, options.repeats))
+    print(f"private step: {found}", file=sys.stderr)
     found |= dict.fromkeys(KEYS_OF_PEER)
     with contextlib.nullcontext((None, "not asked for")) if options.without_normflows else fetched() as (peers, why):
         if peers is not None:
             found |= peer_figures(layouts, options.repeats, peers)
+            print(f"beside normflows: {found}", file=sys.stderr)
         found["skipped"] = f"normflows: {why}" if why else ""
     source = NoiseSource()
     draw = {"laplace": lambda: source.discrete_laplace(LAPLACE_DRAWS, LAPLACE_SCALE)}
     found["laplace_65k_s"] = fastest(draw, options.repeats)["laplace"]
     found["saved_mib"], found["reversible_mib"] = (stored(layouts["speed_64"], reverse) for reverse in (False, True))
-    found |= trained_figures(layouts, options.steps, options.data)
+    found |= trained_figures(layouts, options.steps, options.data, options.pictures)
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in found.items()}
 
 
@@ -486,8 +528,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The flow beside normflows and opacus.")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200, help="of the short trainings")
+    parser.add_argument(
+        "--steps", type=int, default=700, help="of the two trainings that the noise on latents is shown on"
+    )
     parser.add_argument("--data", type=Path, help=".npz with `images` uint8 [N, S, S, 1] for the noise on latents")
+    parser.add_argument("--pictures", type=Path, help="PNG to write: test images decoded from noised latents")
     parser.add_argument("--without-normflows", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: that it runs, not how fast")
     options = parser.parse_args(arguments)

@@ -35,7 +35,7 @@ MIB = 2**20
 MEMORY_BYTES = {"cpu": 128 * MIB, "cuda": 4096 * MIB}
 NEIGHBOUR_MARGIN = 3e-5  # of the clip norm; eta keeps 6e-5 free at 1.5 M parameters
 KINK = 0.02  # a kink of an activation mostly moves a tensor's gradient by 1e-3 of its norm, a wrong rule by all of it
-# Further sets of invented patients, all to agree, where the first did not: near zero, because far from its data a flow turns
+# Further sets of invented patients, all to agree, where the first did not: near zero, because far from its data a flow can turn
 # rounding into another gradient (losses of 1e5 nats a dimension; plain backward passes in float32 and float64 differ as much).
 SECOND_TRIALS, NEAR = 3, 0.05
 # A chunk's costs on a CPU in multiplications of a layer, 0.17 ns each (measured: the 0.39 M critic, flows of 32 and 64 px):
