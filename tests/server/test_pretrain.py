@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
-from common.models.stylegan import Generator, load_weights
+from common.models.stylegan import Generator, MappingNetwork, load_weights
 from common.tensors import read
 from server import pretrain, public_images
 from server.pretrain import CodeBank, PretrainPlan, Provenance
@@ -198,6 +198,47 @@ def test_the_prior_learns_two_separate_clouds_of_codes() -> None:
     with torch.no_grad():
         sides = mapping(torch.randn(200, 16, generator=draw)).mean(1) > 0
     assert 0.2 < float(sides.float().mean()) < 0.8
+
+
+def test_the_prior_keeps_the_variance_of_the_codes_along_their_axes() -> None:
+    """0.023 and 0.019 for two seeds; 0.045 and 0.047 without `moment_distance` in the loss."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
+    codes = 0.9 ** torch.arange(16) * torch.randn(60, 16)
+    mapping = MappingNetwork(16)
+    pretrain.fit_prior(mapping, codes, 300, draw)
+    with torch.no_grad():
+        made = mapping(torch.randn(2000, 16, generator=draw))
+    assert float(pretrain.moment_distance(made, pretrain.Principal.of(codes))) < 0.033
+
+
+def test_the_moment_distance_sees_a_shift_and_a_lost_variance() -> None:
+    codes = torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 9.0)
+    wanted = pretrain.Principal.of(codes)
+    assert float(pretrain.moment_distance(codes, wanted)) < 1e-6
+    shrunk = codes.mean(0) + 0.5 * (codes - codes.mean(0))
+    assert float(pretrain.moment_distance(shrunk, wanted)) == pytest.approx(0.25, abs=1e-3)
+    one = codes.mean(0) + wanted.axes[0] * wanted.deviation[0] + (codes - codes.mean(0))
+    share = float(wanted.deviation[0].square() / wanted.deviation.square().sum())
+    assert float(pretrain.moment_distance(one, wanted)) == pytest.approx(share, abs=1e-3)
+
+
+def test_flat_codes_come_closer_to_the_photographs_than_their_start() -> None:
+    torch.manual_seed(0)
+    generator = pretrain.begin(PLAN).networks.generator
+    with torch.no_grad():
+        wanted = generator.synthesis(generator.broadcast(torch.randn(3, 16)))
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    start = torch.zeros(3, 16)
+    found = pretrain.flat_codes(generator, wanted, start)
+
+    def loss(w: torch.Tensor) -> float:
+        with torch.no_grad():
+            return float(pretrain.reconstruction_loss(wanted, generator.synthesis(generator.broadcast(w))))
+
+    assert loss(found) < 0.95 * loss(start)
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    assert all(p.grad is None for p in generator.parameters())
 
 
 def test_the_sliced_distance_is_zero_for_the_same_sample_and_grows_with_the_shift() -> None:

@@ -79,7 +79,7 @@ def test_the_shipped_generators_samples_vary_and_show_a_round_field_on_black() -
         samples = generator(torch.randn(16, 128, generator=torch.Generator().manual_seed(0)))
     assert float(samples[:, :, :2, :2].mean()) < -0.9
     assert float(samples[:, 0, 28:36, 28:36].mean()) > -0.3
-    assert float(samples.std(0).mean()) > 0.05  # photographs: 0.15; these 0.08 (benchmarks/RESULTS.md); a collapse: 0
+    assert float(samples.std(0).mean()) > 0.1  # photographs: 0.15; these 0.13; a collapse: 0
 
 
 def test_the_card_states_the_hashes_of_the_shipped_files() -> None:
