@@ -46,7 +46,10 @@ def test_wrong_commands_and_places_end_with_2_and_a_hint() -> None:
 
 def test_ctrl_c_ends_the_demo_with_130(tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [KOHORT, "demo", "--out", str(tmp_path / "out")], stderr=subprocess.DEVNULL, start_new_session=True
+        [KOHORT, "demo", "--out", str(tmp_path / "out")],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "work").exists() and time.monotonic() < deadline:

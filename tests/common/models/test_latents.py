@@ -119,16 +119,17 @@ def test_a_basis_needs_more_images_than_components() -> None:
 
 
 def test_a_released_image_carries_its_reduced_coordinates_through_the_flow(model: Glow) -> None:
-    """Nearly no noise: the direction that was put in is the direction that the decoded image shows."""
+    """Nearly no noise: the directions that were put in are, on average, those that the decoded images show; by chance: 0."""
     basis = fit(encoded(pictures(80, 4), model)[:, -model.top_dimension :], 5)
     m = LatentGaussian(5, 1, "random", 100.0, 1e-2)
-    picture = decoded(
-        encoded(pictures(1), model) * 0.3, model
+    given = decoded(
+        encoded(pictures(64), model) * 0.3, model
     )  # well inside the range, so that the clamp changes little
-    back = stage.privatize([[picture]], model, m, 0.3, NoiseSource(), basis=basis).images
-    before, after = (basis.reduced(encoded(x, model)[:, -model.top_dimension :])[0] for x in (picture, back))
-    assert back.shape == picture.shape
-    assert float(before @ after / np.linalg.norm(before) / np.linalg.norm(after)) > 0.5
+    back = stage.privatize([[picture[None]] for picture in given], model, m, 0.3, NoiseSource(), basis=basis).images
+    before, after = (basis.reduced(encoded(x, model)[:, -model.top_dimension :]) for x in (given, back))
+    assert back.shape == given.shape
+    cosines = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+    assert cosines.mean() > 0.35  # 0.57 with a standard error of 0.04: what is not released is drawn anew
 
 
 def test_mechanism_basis_and_flow_must_fit(model: Glow) -> None:
