@@ -451,7 +451,7 @@ def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tens
     The mean over a code's layers is no such w: it decodes to two thirds of the photographs' variance. Public images only.
     """
     found = []
-    for x, w in zip(photographs.split(FLAT_BATCH), start.split(FLAT_BATCH), strict=True):
+    for x, w in zip(torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True):
         x, w = x.to(start.device), w.detach().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([w], lr=FLAT_RATE)
         for _ in range(FLAT_STEPS):
