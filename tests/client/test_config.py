@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from client.config import PlanRefused, SiteConfig, check_plan, load_site, sample
+from client.config import PlanRefused, Policy, SiteConfig, check_plan, load_site, sample
 from common.errors import ConfigurationError
-from tests.studies import small_study
+from tests.studies import SMALL, small_study
 
 
 def test_the_sample_file_is_the_models_defaults(tmp_path: Path) -> None:
@@ -49,6 +49,15 @@ def test_a_plan_with_a_model_that_no_trainer_is_for_is_refused_before_it_costs_a
     config = SiteConfig.model_validate({"site": "hospital-a", "data": {"folder": "/data"}})
     with pytest.raises(PlanRefused, match=r"models\.glow: .* cannot train"):
         check_plan(small_study(), config.policy, "hospital-a")
+
+
+def test_the_tightest_groups_are_allowed_only_where_the_hospital_says_so() -> None:
+    plan = small_study(synthesis=SMALL["synthesis"] | {"grouping": "similar-swap"})
+    usual = SiteConfig.model_validate({"site": "hospital-a", "data": {"folder": "/data"}}).policy
+    with pytest.raises(PlanRefused, match=r"grouping similar-swap is not in policy\.groupings") as refused:
+        check_plan(plan, usual, "hospital-a")
+    assert len(refused.value.problems) == 1
+    check_plan(plan, Policy(groupings=("similar-swap",)), "hospital-a")
 
 
 def test_every_excess_of_a_plan_is_named_at_once() -> None:

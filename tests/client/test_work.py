@@ -24,7 +24,7 @@ from client.jobs import Job, Stopped, run_child
 from client.ledger import Reservation
 from client.plans import State
 from client.synthesize.group import Group, Stratum
-from client.work import Made, main, members_found, person_names, work
+from client.work import Made, audited, main, members_found, person_names, work
 from common import tensors
 from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
@@ -316,3 +316,46 @@ def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_
         for i in range(0, 50, 2)
     ]
     assert members_found(SimpleNamespace(cohort=cohort), made) is leaks  # type: ignore[arg-type]
+
+
+def made_batch(grouping: str) -> tuple[SimpleNamespace, list[Made]]:
+    """A batch of that grouping with two images of plain groups."""
+    cohort = SimpleNamespace(images=np.zeros((4, 8, 8, 3), np.uint8), patient_of=np.arange(4))
+    anchors = object() if grouping == "anchors" else None
+    made = [Made(np.full((8, 8, 3), i, np.uint8), Group((f"a{i}", f"b{i}"), Stratum(0), 2), False) for i in (0, 1)]
+    return SimpleNamespace(cohort=cohort, synthesis=SimpleNamespace(grouping=grouping, anchors=anchors)), made
+
+
+@pytest.mark.parametrize("grouping", ["similar", "similar-swap", "cells"])
+def test_groups_that_images_chose_stop_when_the_batch_gives_their_members_away(
+    grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.work.members_found", lambda *_: True)
+    batch, made = made_batch(grouping)
+    with pytest.raises(PolicyError, match="gives away who is in a group") as refused:
+        audited(batch, made)  # type: ignore[arg-type]
+    assert refused.value.code == "E-AUDIT"
+
+
+@pytest.mark.parametrize("grouping", ["random", "anchors"])
+def test_the_check_of_the_whole_batch_does_not_even_look_where_epsilon_would_not_cover_its_answer(
+    grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.work.members_found", lambda *_: pytest.fail("patients' images decide what leaves"))
+    batch, made = made_batch(grouping)
+    assert audited(batch, made) == made  # type: ignore[arg-type]
+
+
+def test_in_mode_anchors_nearness_is_a_fault_to_report_and_drops_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch, made = made_batch("anchors")
+    monkeypatch.setattr("client.work.audit", verdict("A-NEAR", "A-COPY"))
+    assert audited(batch, made) == made  # type: ignore[arg-type]
+    said = capsys.readouterr().err  # child.log
+    assert said == "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
+    monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
+    assert audited(batch, made) == made  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
