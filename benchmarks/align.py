@@ -8,6 +8,9 @@ depend on the values): activation-modulated convolutions, Winograd's convolution
 after conv1_2, two passes of the folded ResNet-50 instead of twenty. `light`: what the product runs at 256 px, its own generator
 (width 64 = channel base 16384, latent 256), style filters and critic, client/synthesize/align.py: other networks, so another row.
 
+How equal they are is measured twice: in float32 as timed, and by one step of both in float64, in which six digits are far
+above the rounding. `own rounding` is the loop's float32 loss against its own float64 loss.
+
 One thread, process time, alternating, the smallest of the repeats after one warm-up of ours; large malloc thresholds for both
 (or batching pays page faults). Per image: 100 steps and what a group costs before them (loading, targets), without inversion.
 """
@@ -44,7 +47,10 @@ LIGHT_PX, LIGHT_WIDTH, LIGHT_LATENT = 256, 64, 256
 
 @dataclass
 class Row:
-    """Least CPU-seconds of the loop and of ours, per group-step and per group before the steps; how equal they are."""
+    """Least CPU-seconds of the loop and of ours, per group-step and per group before the steps; how equal they are.
+
+    Differences are relative: of the losses in float32 and in float64, and of the loop's float32 loss from its float64 one.
+    """
 
     size_px: int
     loop: float
@@ -53,6 +59,9 @@ class Row:
     ours_start: float
     loss_difference: float
     cosine: float
+    loss_difference_64: float
+    cosine_64: float
+    own_rounding: float
 
     @property
     def speedup(self) -> float:
@@ -86,13 +95,18 @@ class Networks:
             resnet.load_state_dict(given, strict=False)
         return cls(*(net.requires_grad_(False) for net in (vgg, resnet, texture, content)))  # type: ignore[arg-type]
 
+    def double(self) -> "Networks":
+        """A copy in float64."""
+        return Networks(*(copy.deepcopy(net).double() for net in (self.vgg, self.resnet, self.texture, self.content)))  # type: ignore[arg-type]
+
     def reloaded(self) -> tuple[nn.Sequential, nn.Module]:
         """Both networks built and filled anew, as the loop does for every group."""
         vgg, resnet = vgg19(weights=None, init_weights=False).features, resnet50(weights=None)
         vgg.load_state_dict(self.vgg.state_dict())
         resnet.fc = nn.Identity()
         resnet.load_state_dict(self.resnet.state_dict())
-        return vgg.eval().requires_grad_(False), resnet.eval().requires_grad_(False)
+        dtype = next(self.vgg.parameters()).dtype
+        return vgg.to(dtype).eval().requires_grad_(False), resnet.to(dtype).eval().requires_grad_(False)
 
 
 def compare(size_px: int, networks: Networks, repeats: int, generator: PaperGenerator) -> Row:
@@ -125,9 +139,40 @@ def compare(size_px: int, networks: Networks, repeats: int, generator: PaperGene
         least_loop = min(least_loop, seconds)
         seconds, (value, gradient) = timed(all_at_once)
         least_ours = min(least_ours, seconds / BATCH)
-    cosine = float(torch.cosine_similarity(gradient.flatten().double(), slope.flatten().double(), dim=0))
-    difference = abs(float(value) / float(theirs) - 1)
-    return Row(size_px, least_loop, least_ours, loop_start, ours_start / BATCH, difference, cosine)
+    times = (least_loop, least_ours, loop_start, ours_start / BATCH)
+    exact_loss, exact_ours, exact_cosine = exact_step(networks, generator, real[0], inverted[0], codes[0])
+    return Row(
+        size_px,
+        *times,
+        abs(float(value) / float(theirs) - 1),
+        cosine_of(gradient, slope),
+        abs(exact_ours / exact_loss - 1),
+        exact_cosine,
+        abs(float(theirs) / exact_loss - 1),
+    )
+
+
+def exact_step(
+    networks: Networks, generator: PaperGenerator, real: Tensor, inverted: Tensor, code: Tensor
+) -> tuple[float, float, float]:
+    """One group's losses in float64, of the loop and of ours, and the cosine of their gradients."""
+    networks, generator = networks.double(), copy.deepcopy(generator).double()
+    real, inverted, code = real.double(), inverted.double(), code.double()
+    loop = PaperLoop(generator, networks.reloaded)
+    loop.start(real, inverted)
+    theirs = code.clone().requires_grad_()
+    loop_loss = loop.loss(theirs)
+    loop_loss.backward()  # type: ignore[no-untyped-call]
+    assert theirs.grad is not None
+    ours = PaperLoss(copy.deepcopy(generator).requires_grad_(False), networks.texture, networks.content)
+    codes = code[None].clone().requires_grad_()
+    loss = ours(codes, ours.targets(real[None], inverted[None]))
+    gradient = torch.autograd.grad(loss.sum(), [codes])[0][0]
+    return float(loop_loss.detach()), float(loss.detach()[0]), cosine_of(gradient, theirs.grad)
+
+
+def cosine_of(one: Tensor, other: Tensor) -> float:
+    return float(torch.cosine_similarity(one.flatten().double(), other.flatten().double(), dim=0))
 
 
 def light(repeats: int) -> float:
@@ -172,19 +217,21 @@ def large_malloc_thresholds() -> None:
 def table(rows: Sequence[Row], light_seconds: float | None) -> str:
     """Markdown."""
     lines = [
-        "| px | loop s/step | ours s/step | speedup | loop s/image | ours s/image | loss differs by | gradient cosine |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| px | loop s/step | ours s/step | speedup | loop s/image | ours s/image | loss differs by | gradient cosine "
+        "| in float64 | cosine | own rounding |",
+        "|" + " --- |" * 11,
     ]
     for row in rows:
         images = (row.loop_start + STEPS * row.loop, row.ours_start + STEPS * row.ours)
         lines.append(
             f"| {row.size_px} | {row.loop:.2f} | {row.ours:.2f} | {row.speedup:.2f} | {images[0]:.0f} | {images[1]:.0f} "
-            f"| {row.loss_difference:.1e} | {row.cosine:.7f} |"
+            f"| {row.loss_difference:.1e} | {row.cosine:.7f} "
+            f"| {row.loss_difference_64:.1e} | {row.cosine_64:.7f} | {row.own_rounding:.1e} |"
         )
         if light_seconds is not None and row.size_px == LIGHT_PX:
             lines.append(
                 f"| {row.size_px}, light | {row.loop:.2f} | {light_seconds:.3f} | {row.loop / light_seconds:.1f} "
-                f"| {images[0]:.0f} | {STEPS * light_seconds:.0f} | other networks | |"
+                f"| {images[0]:.0f} | {STEPS * light_seconds:.0f} | other networks | | | | |"
             )
     return "\n".join(lines)
 
@@ -213,6 +260,7 @@ def main() -> None:
         return
     found = {f"speedup_{row.size_px}": round(row.speedup, 3) for row in rows}
     found |= {f"{name}_s_{row.size_px}": round(getattr(row, name), 4) for row in rows for name in ("loop", "ours")}
+    found |= {f"loss_difference_64_{row.size_px}": row.loss_difference_64 for row in rows}
     if light_seconds is not None:
         at = next(row for row in rows if row.size_px == LIGHT_PX)
         found |= {"speedup_light_256": round(at.loop / light_seconds, 3), "light_s_256": round(light_seconds, 4)}
