@@ -7,10 +7,10 @@ Guaranteed: excluded names do not enter; the card names source, licence and hash
 Not: privacy. Whatever is trained on here must be public, for nothing is clipped and no noise is added.
 
 Recipe (two hundred photographs are too few for a GAN alone): encoder and generator learn together to reconstruct, first at
-half the size;
-then a critic judges reconstructions and *averages of two to five codes* of one side of the body, so that the k-anonymous
-averages that the product releases look like photographs; last, the mapping network learns the distribution of the single
-w that come closest to the photographs (`flat_codes`, `fit_prior`): the mean of a code's layers varies too little.
+half the size; then a critic judges reconstructions and *averages of two to five codes* of one side of the body, so that the
+k-anonymous averages that the product releases look like photographs; from the middle on both also take the photographs'
+textures, window by window (server/pretrain_losses.py), for lesions that no code can place exactly; last, the mapping network
+learns which codes photographs have (server/pretrain_prior.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from common.models.encoder import Encoder
 from common.models.stylegan import (
     Critic,
     Generator,
-    MappingNetwork,
+    StyledLayer,
     load_weights,
     numpy_weights,
     to_uint8,
@@ -47,14 +47,21 @@ from common.models.stylegan import (
     upsample,
 )
 from common.tensors import atomic_write, read, write
+from server.pretrain_losses import (
+    WINDOWS,
+    augmented,
+    gradient_penalty,
+    reconstruction_loss,
+    texture_distance,
+    textures,
+)
+from server.pretrain_prior import centre, fit_prior, flat_codes
 from server.public_images import Source, read_names, read_source, tinted, views
 
 CHECKPOINT_CAP_BYTES = 2 << 30
 R1_EVERY = 8
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 GRADIENT_NORM = 10.0
-MOMENT_WEIGHT = 5.0  # of `moment_distance` in `fit_prior`
-FLAT_STEPS, FLAT_RATE, FLAT_BATCH = 12, 0.03, 64  # of `flat_codes`: Adam steps, learning rate, photographs at once
 PREFIXES = ("generator.", "critic.", "encoder.")
 Progress = Callable[[int, float], None]
 
@@ -74,6 +81,9 @@ class PretrainPlan:
     largest_average: int = 5  # codes in an average, at most
     coarse: float = 0.2  # share of the run at half the size: a step costs less, and colour and disc settle there
     alone: float = 0.3  # share of the run in which there is no critic yet
+    textured: float = 0.53  # share of the run after which textures count (`weights`) and `sharp` holds
+    sharp: float = 0.25  # from then on: share of the pixel differences that is taken at full size
+    least_noise: float = 0.15  # from then on: strength of the noise maps at full and half the size, at least
     again: float = 0.3  # share of steps in which the encoder looks a second time
     critic_steps: int = 1
     prior_steps: int = 400  # of `fit_prior`, at every look (`look_every_s`)
@@ -88,7 +98,9 @@ class PretrainPlan:
         default_factory=lambda: {
             "reconstruction": 4.0,
             "feature": 1.0,
-            "adversarial": 0.3,
+            "texture": 3.0,
+            "averaged_texture": 1.5,
+            "adversarial": 0.5,
             "cycle": 0.1,
             "detail": 0.2,
             "size": 0.002,
@@ -152,62 +164,49 @@ def run(
     return training
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------------
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """What the critic sees: brightness, saturation, contrast and shift changed at random (Zhao et al. 2020)."""
-    bright, colour, contrast = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x.device)
-    x = x + (bright - 0.5) * 0.1
-    grey = x.mean(1, keepdim=True)
-    x = (x - grey) * (0.8 + 0.4 * colour) + grey
-    middle = x.mean((1, 2, 3), keepdim=True)
-    x = (x - middle) * (0.9 + 0.2 * contrast) + middle
-    reach = max(1, x.shape[3] // 10)
-    dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
-    return torch.roll(x, (dy, dx), (2, 3))
-
-
-def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
-    """L1 of pixels, of horizontal and vertical differences (doubled: vessels) and of the image at a quarter the size."""
-    difference = y - x
-    loss = difference.abs().mean()
-    loss = loss + 2 * (difference.diff(dim=3).abs().mean() + difference.diff(dim=2).abs().mean())
-    return loss + 0.5 * F.avg_pool2d(difference, 4).abs().mean()
-
-
-def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128) -> Tensor:
-    """Mean squared 1-d Wasserstein distance of samples a, b [N, d] over random directions."""
-    axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator).to(a.device), dim=0)
-    return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean()
-
-
-def gradient_penalty(critic: Critic, x: Tensor) -> Tensor:
-    """Mean squared gradient of the critic's score at real images (R1, Mescheder et al. 2018). Public images only."""
-    x = x.detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
-    return slope.square().sum((1, 2, 3)).mean()
-
-
+# ---- codes ----------------------------------------------------------------------------------------------------------
 class CodeBank:
-    """The latest codes of real photographs [M, L, latent] by side, from which averages and the prior come."""
+    """The latest codes of real photographs [M, L, latent] by side, from which averages and the prior come, and, where
+    they are given, the photographs' textures [M, P, F, F] and brightest channels [M, 1, S, S] (where the surround is)."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.codes: list[Tensor] = []
         self.sides: list[int] = []
+        self.textures: list[Tensor] = []
+        self.brightest: list[Tensor] = []
 
-    def add(self, codes: Tensor, sides: Tensor) -> None:
+    def add(self, codes: Tensor, sides: Tensor, photographs: Tensor | None = None) -> None:
+        """Codes [N, L, latent] and sides [N]; with `photographs` [N, C, S, S] in each call, or in none."""
         self.codes = (self.codes + list(codes.detach()))[-self.size :]
         self.sides = (self.sides + sides.tolist())[-self.size :]
+        if photographs is not None:
+            self.textures = (self.textures + list(textures(photographs)))[-self.size :]
+            self.brightest = (self.brightest + list(photographs.amax(1, keepdim=True)))[-self.size :]
 
-    def averages(self, count: int, largest: int, random: np.random.Generator) -> Tensor:
-        """`count` means of 2 to `largest` codes of one side, [count, L, latent]."""
+    def groups(self, count: int, largest: int, random: np.random.Generator) -> list[np.ndarray]:
+        """`count` times 2 to `largest` rows of one side, drawn with replacement."""
         sides = np.array(self.sides)
         made = []
         for _ in range(count):
             same = np.flatnonzero(sides == sides[random.integers(len(sides))])
-            members = random.choice(same, random.integers(2, largest + 1))
-            made.append(torch.stack([self.codes[i] for i in members]).mean(0))
-        return torch.stack(made)
+            made.append(random.choice(same, random.integers(2, largest + 1)))
+        return made
+
+    def means(self, groups: list[np.ndarray]) -> Tensor:
+        """The mean code of each group, [len(groups), L, latent]."""
+        return _means(self.codes, groups)
+
+    def texture_distance(self, made: Tensor, groups: list[np.ndarray]) -> Tensor:
+        """How far the textures of `made` [len(groups), C, S, S] are from the mean texture of each group's photographs, which
+        is what k-SALSA's alignment asks of a group's average."""
+        surround = _means(self.brightest, groups)
+        return texture_distance(textures(made, surround=surround), _means(self.textures, groups))
+
+
+def _means(of: list[Tensor], groups: list[np.ndarray]) -> Tensor:
+    """The mean over each group's rows."""
+    return torch.stack([torch.stack([of[i] for i in rows]).mean(0) for rows in groups])
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -287,6 +286,7 @@ def pretrain(
         make.param_groups[0]["lr"] = plan.generator_learning_rate * rate
         make.param_groups[1]["lr"] = plan.encoder_learning_rate * rate
         judge.param_groups[0]["lr"] = plan.critic_learning_rate * min(1.0, 5 * (1.05 - share))
+        textured = share >= (since := max(plan.textured, plan.alone))
         judging, ramp = share >= plan.alone, min(1.0, 10 * (share - plan.alone))
         size_px = plan.size_px if judging or share >= plan.coarse else plan.size_px // 2
 
@@ -301,19 +301,25 @@ def pretrain(
                 seen = enlarged(synthesis(generator, start, size_px), plan.size_px)
         residual = encoder(x, seen)
         codes = start + residual
-        bank.add(codes, side)
+        if textured and not bank.textures:
+            bank = CodeBank(plan.bank)  # codes without textures go
+        bank.add(codes, side, x if textured else None)
 
         # 3. One pass of the generator: reconstructions and, once there is a critic, averages of codes.
         fakes = [codes]
         if judging:
-            w = bank.averages(plan.flattened, plan.largest_average, random).mean(1)
-            fakes += [bank.averages(plan.averaged, plan.largest_average, random), generator.broadcast(w)]
+            groups = bank.groups(plan.averaged + plan.flattened, plan.largest_average, random)
+            means = bank.means(groups)
+            w = means[plan.averaged :].mean(1)
+            fakes += [means[: plan.averaged], generator.broadcast(w)]
         fake = synthesis(generator, torch.cat(fakes), size_px, draw if judging else None)
 
         # 4. Encoder and generator reconstruct and keep the layers' codes together.
         shared = codes.mean(1)
         parts = {
-            "reconstruction": reconstruction_loss(F.adaptive_avg_pool2d(x, size_px), fake[: len(x)]),
+            "reconstruction": reconstruction_loss(
+                F.adaptive_avg_pool2d(x, size_px), fake[: len(x)], plan.sharp if textured else 1.0
+            ),
             "detail": (codes - shared[:, None]).square().mean(),
             "size": shared.square().mean(),
         }
@@ -328,12 +334,19 @@ def pretrain(
             found = encoder.start_codes(len(w)) + encoder(known.detach(), first.expand_as(known))
             parts["cycle"] = F.mse_loss(found, generator.broadcast(w))
             critic.requires_grad_(True)
-        weights = dict(plan.weights) | {"adversarial": plan.weights["adversarial"] * ramp}
+        if textured:  # ... and have the textures of the photographs, window by window
+            dy, dx = torch.randint(plan.size_px // WINDOWS, (2,), generator=draw).tolist()
+            parts["texture"] = texture_distance(textures(fake[: len(x)], (dy, dx), x), textures(x, (dy, dx)))
+            parts["averaged_texture"] = bank.texture_distance(fake[len(x) :], groups)
+        swell = {"adversarial": ramp} | dict.fromkeys(("texture", "averaged_texture"), min(1.0, 10 * (share - since)))
+        weights = {name: weight * swell.get(name, 1.0) for name, weight in plan.weights.items()}
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         make.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*generator.parameters(), *encoder.parameters()], GRADIENT_NORM)
         make.step()
+        if textured:
+            keep_noise(generator, plan.least_noise)
 
         # 5. The critic: photographs against all kinds of fakes, and now and then the gradient penalty.
         for turn in range(plan.critic_steps if judging else 0):
@@ -377,6 +390,18 @@ def synthesis(generator: Generator, wplus: Tensor, size_px: int, noise: torch.Ge
         x = generator.same[i](generator.up[i](x, wplus[:, 2 * i + 1], noise), wplus[:, 2 * i + 2], noise)
         image = upsample(image) + generator.to_image[i + 1](x, wplus[:, 2 * i + 3])
     return image + generator.image_bias[None, :, None, None]
+
+
+@torch.no_grad()
+def keep_noise(generator: Generator, least: float) -> None:
+    """Raises the noise strengths of the layers at full and half the size to ± `least`, whichever sign they have.
+
+    Pixel differences drive them to 0, and from there no style can learn to let noise through as texture.
+    """
+    for layer in [*generator.up[-2:], *generator.same[-2:]]:
+        assert isinstance(layer, StyledLayer)
+        strength = layer.noise_strength
+        strength.copy_(torch.where(strength < 0, strength.clamp(max=-least), strength.clamp(min=least)))
 
 
 def enlarged(image: Tensor, size_px: int) -> Tensor:
@@ -432,91 +457,6 @@ def finish(
         codes = flat_codes(training.averages.generator, photographs, codes)
     fit_prior(mapping, codes, steps, draw)
     training.networks.generator.mapping.load_state_dict(mapping.state_dict())
-
-
-@torch.no_grad()
-def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
-    """Moves a constant `offset` [L, latent] per layer from the encoder's codes into the generator's style biases.
-
-    G(code) before equals G(code − offset) after, exactly; what one w in every layer decodes to is then an average image.
-    """
-    encoder.start.sub_(offset)
-    for conv, layer in generator.styled():
-        conv.style.bias.add_(conv.style.weight @ offset[layer])
-
-
-def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tensor:
-    """The w [M, latent] that, used in every layer, come closest to `photographs` [M, C, S, S]; Adam from `start`.
-
-    The mean over a code's layers is no such w: it decodes to two thirds of the photographs' variance. Public images only.
-    """
-    found = []
-    for x, w in zip(torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True):
-        x, w = x.to(start.device), w.detach().clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([w], lr=FLAT_RATE)
-        for _ in range(FLAT_STEPS):
-            loss = len(x) * reconstruction_loss(x, generator.synthesis(generator.broadcast(w)))
-            (w.grad,) = torch.autograd.grad(loss, w)
-            optimiser.step()
-        found.append(w.detach())
-    return torch.cat(found)
-
-
-class Principal(NamedTuple):
-    """Mean [d], principal axes [r, d] and the deviation on each axis [r] of codes [M, d], M > 1."""
-
-    mean: Tensor
-    axes: Tensor
-    deviation: Tensor
-
-    @classmethod
-    def of(cls, codes: Tensor) -> Principal:
-        """The principal axes of `codes` [M, d], by singular values."""
-        _, size, axes = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
-        return cls(codes.mean(0), axes, size / math.sqrt(max(1, len(codes) - 1)) + 1e-6)
-
-
-def moment_distance(made: Tensor, codes: Principal) -> Tensor:
-    """How far mean and deviation of `made` [N, d] are from those of `codes`, along the principal axes of `codes`.
-
-    In units of the codes' deviation on each axis, averaged with the axes' variances as weights; 0: both agree on each.
-    """
-    seen = (made - codes.mean) @ codes.axes.T / codes.deviation
-    weight = codes.deviation.square() / codes.deviation.square().sum()
-    return (weight * (seen.mean(0).square() + (seen.std(0) - 1).square())).sum()
-
-
-def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Generator) -> None:
-    """Trains `mapping` until its outputs are distributed as `codes` [M, latent]: a small GAN in the latent space.
-
-    Logistic loss with gradient penalty, plus the sliced Wasserstein distance, on codes scaled to unit variance, plus
-    `moment_distance`, without which the samples vary less than the codes. The rate falls in the second half.
-    """
-    latent, mean, scale = codes.shape[1], codes.mean(0), codes.std(0).mean() + 1e-8
-    judge = nn.Sequential(
-        nn.Linear(latent, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, 1)
-    ).to(codes.device)
-    wanted = Principal.of((codes - mean) / scale)
-    makers = torch.optim.Adam(mapping.parameters(), lr=1e-3, betas=(0.5, 0.99))
-    judges = torch.optim.Adam(judge.parameters(), lr=1e-3, betas=(0.5, 0.99))
-    for step in range(steps):
-        makers.param_groups[0]["lr"] = 1e-3 * max(0.02, min(1.0, 2 - 2 * step / steps))
-        made = (mapping(torch.randn(256, latent, generator=draw).to(codes.device)) - mean) / scale
-        real = (codes[torch.randint(len(codes), (256,), generator=draw)] - mean) / scale
-        real = (real + 0.1 * torch.randn(real.shape, generator=draw).to(codes.device)).requires_grad_(True)
-        scores = judge(real)
-        loss = F.softplus(-scores).mean() + F.softplus(judge(made.detach())).mean()
-        if step % 4 == 0:
-            (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
-            loss = loss + 0.2 * slope.square().sum(1).mean()
-        judges.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        judges.step()
-        loss = F.softplus(-judge(made)).mean() + sliced_wasserstein(made, real.detach(), draw)
-        loss = loss + MOMENT_WEIGHT * moment_distance(made, wanted)
-        makers.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        makers.step()
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
 from common.models.stylegan import Generator, MappingNetwork, load_weights
 from common.tensors import read
-from server import pretrain, public_images
+from server import pretrain, pretrain_losses, pretrain_prior, public_images
 from server.pretrain import CodeBank, PretrainPlan, Provenance
 from server.public_images import Source, read_source, views
 
@@ -163,7 +163,7 @@ def test_averages_never_mix_the_two_sides() -> None:
     bank.add(torch.ones(6, 8, 16), torch.zeros(6, dtype=torch.long))
     bank.add(-torch.ones(4, 8, 16), torch.ones(4, dtype=torch.long))
     assert len(bank.codes) == 8
-    averages = bank.averages(50, 5, np.random.default_rng(0))
+    averages = bank.means(bank.groups(50, 5, np.random.default_rng(0)))
     assert set(averages.unique().tolist()) == {-1.0, 1.0}
 
 
@@ -173,7 +173,7 @@ def test_centring_the_layers_changes_no_image() -> None:
     x, codes, offset = torch.rand(2, 3, 32, 32), torch.randn(2, 8, 16), torch.randn(8, 16)
     with torch.no_grad():
         image, inverted = generator.synthesis(codes), encoder.invert(x, generator, 2)
-        pretrain.centre(generator, encoder, offset)
+        pretrain_prior.centre(generator, encoder, offset)
         assert torch.allclose(generator.synthesis(codes - offset), image, atol=1e-4)
         again = encoder.invert(x, generator, 2)
     assert torch.allclose(again.codes, inverted.codes - offset, atol=1e-4)
@@ -193,7 +193,7 @@ def test_the_prior_learns_two_separate_clouds_of_codes() -> None:
         return float(torch.cdist(made, codes).min(1).values.mean())
 
     before = distance()
-    pretrain.fit_prior(mapping, codes, 150, draw)
+    pretrain_prior.fit_prior(mapping, codes, 150, draw)
     assert distance() < 0.5 * before
     with torch.no_grad():
         sides = mapping(torch.randn(200, 16, generator=draw)).mean(1) > 0
@@ -206,21 +206,21 @@ def test_the_prior_keeps_the_variance_of_the_codes_along_their_axes() -> None:
     draw = torch.Generator().manual_seed(0)
     codes = 0.9 ** torch.arange(16) * torch.randn(60, 16)
     mapping = MappingNetwork(16)
-    pretrain.fit_prior(mapping, codes, 300, draw)
+    pretrain_prior.fit_prior(mapping, codes, 300, draw)
     with torch.no_grad():
         made = mapping(torch.randn(2000, 16, generator=draw))
-    assert float(pretrain.moment_distance(made, pretrain.Principal.of(codes))) < 0.033
+    assert float(pretrain_prior.moment_distance(made, pretrain_prior.Principal.of(codes))) < 0.033
 
 
 def test_the_moment_distance_sees_a_shift_and_a_lost_variance() -> None:
     codes = torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 9.0)
-    wanted = pretrain.Principal.of(codes)
-    assert float(pretrain.moment_distance(codes, wanted)) < 1e-6
+    wanted = pretrain_prior.Principal.of(codes)
+    assert float(pretrain_prior.moment_distance(codes, wanted)) < 1e-6
     shrunk = codes.mean(0) + 0.5 * (codes - codes.mean(0))
-    assert float(pretrain.moment_distance(shrunk, wanted)) == pytest.approx(0.25, abs=1e-3)
+    assert float(pretrain_prior.moment_distance(shrunk, wanted)) == pytest.approx(0.25, abs=1e-3)
     one = codes.mean(0) + wanted.axes[0] * wanted.deviation[0] + (codes - codes.mean(0))
     share = float(wanted.deviation[0].square() / wanted.deviation.square().sum())
-    assert float(pretrain.moment_distance(one, wanted)) == pytest.approx(share, abs=1e-3)
+    assert float(pretrain_prior.moment_distance(one, wanted)) == pytest.approx(share, abs=1e-3)
 
 
 def test_flat_codes_come_closer_to_the_photographs_than_their_start() -> None:
@@ -230,11 +230,11 @@ def test_flat_codes_come_closer_to_the_photographs_than_their_start() -> None:
         wanted = generator.synthesis(generator.broadcast(torch.randn(3, 16)))
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     start = torch.zeros(3, 16)
-    found = pretrain.flat_codes(generator, wanted, start)
+    found = pretrain_prior.flat_codes(generator, wanted, start)
 
     def loss(w: torch.Tensor) -> float:
         with torch.no_grad():
-            return float(pretrain.reconstruction_loss(wanted, generator.synthesis(generator.broadcast(w))))
+            return float(pretrain_losses.reconstruction_loss(wanted, generator.synthesis(generator.broadcast(w))))
 
     assert loss(found) < 0.95 * loss(start)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
@@ -244,8 +244,8 @@ def test_flat_codes_come_closer_to_the_photographs_than_their_start() -> None:
 def test_the_sliced_distance_is_zero_for_the_same_sample_and_grows_with_the_shift() -> None:
     a, draw = torch.randn(64, 8), torch.Generator().manual_seed(0)
     shuffled = a[torch.randperm(64)]
-    assert float(pretrain.sliced_wasserstein(a, shuffled, draw)) < 1e-9
-    near, far = (float(pretrain.sliced_wasserstein(a, a + shift, draw)) for shift in (0.1, 1.0))
+    assert float(pretrain_losses.sliced_wasserstein(a, shuffled, draw)) < 1e-9
+    near, far = (float(pretrain_losses.sliced_wasserstein(a, a + shift, draw)) for shift in (0.1, 1.0))
     assert 0 < near < far
 
 

@@ -1,0 +1,140 @@
+"""What the public pretraining of generator, critic and encoder minimises, apart from the loop that adds it up.
+
+In: images [N, C, S, S] in [−1, 1], codes, the critic. Out: scalars, and window textures [N, P, F, F].
+Guaranteed: `textures` does not change when something moves inside its window, by even numbers of pixels and 4 px off the
+window's edge (the reach of the filters), and does change when it goes to another window; its filters are constants.
+Not: privacy. Public images only.
+
+Why windows: a generator whose codes scale channels cannot place a spot of one pixel exactly, and a difference of pixels
+punishes a spot at the wrong place twice as much as no spot, so it teaches the generator to erase lesions. A Gram matrix of
+a window asks that the spot be somewhere in it.
+Sources: Gram matrices as texture (Gatys et al. 2016), by window as in k-SALSA's alignment (methods/ksalsa.md 1), here as the
+square root of their size, so that the gradient does not vanish where there is no texture yet.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.models.stylegan import Critic
+
+TEXTURE_SEED, TEXTURE_CHANNELS = 20_231, 16
+WINDOWS = 4  # along each side
+SCALES = 2  # full and half size
+DETAIL_GAIN = 2.0  # of the colour differences, beside the random filters
+NEVER_0 = 1e-8
+QUIET = 0.1  # of the mean texture: below it a window's texture does not count in full
+BLACK, REACH = -0.9, 4  # brighter than BLACK is not surround; texture counts from REACH + 1 px off it on
+
+
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """What the critic sees: brightness, saturation, contrast and shift changed at random (Zhao et al. 2020)."""
+    bright, colour, contrast = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x.device)
+    x = x + (bright - 0.5) * 0.1
+    grey = x.mean(1, keepdim=True)
+    x = (x - grey) * (0.8 + 0.4 * colour) + grey
+    middle = x.mean((1, 2, 3), keepdim=True)
+    x = (x - middle) * (0.9 + 0.2 * contrast) + middle
+    reach = max(1, x.shape[3] // 10)
+    dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+    return torch.roll(x, (dy, dx), (2, 3))
+
+
+def reconstruction_loss(x: Tensor, y: Tensor, sharp: float = 1.0) -> Tensor:
+    """L1 of pixels, of horizontal and vertical differences (doubled: vessels) and of the image at a quarter the size.
+
+    `sharp`: the weight of the first two at full size; they are taken at a quarter of the size too, with what is left of 1.
+    """
+    difference = y - x
+    coarse = F.avg_pool2d(difference, 4)
+    loss = 0.5 * coarse.abs().mean()
+    for share, part in ((sharp, difference), (1 - sharp, coarse)):
+        if share > 0:
+            edges = part.diff(dim=3).abs().mean() + part.diff(dim=2).abs().mean()
+            loss = loss + share * (part.abs().mean() + 2 * edges)
+    return loss
+
+
+def textures(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = None) -> Tensor:
+    """Gram matrices [N, P, F, F] of the windows of `x` [N, C, S, S], P = 2·16 (two scales), F = 16 + 2·C.
+
+    Features: 16 random filters as in the style alignment, and what is brighter and what is darker than its surroundings
+    in each colour; none near a black surround, whose edge would drown everything. `shift`: rows and columns by which the
+    picture is rolled first, so that a window's edge lies elsewhere; `surround`: the images [N, any, S, S] in which black is
+    looked for, `x` itself if none are given. What is made must not choose it: a black picture would have nothing to match.
+    """
+    seen = x.detach() if surround is None else surround
+    if any(shift):
+        x, seen = torch.roll(x, shift, (2, 3)), torch.roll(seen, shift, (2, 3))
+    grams = []
+    for _ in range(SCALES):
+        black = (seen.amax(1, keepdim=True) < BLACK).to(x.dtype)
+        inside = 1 - F.max_pool2d(black, 2 * REACH + 1, stride=1, padding=REACH)
+        grams.append(_grams(_texture_features(x) * inside))
+        x, seen = F.avg_pool2d(x, 2), F.avg_pool2d(seen, 2)
+    return torch.cat(grams, 1)
+
+
+def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
+    """How far textures `made` are from `wanted` (both [N, P, F, F]): about 1 for no texture where one is wanted, 0 if equal.
+
+    Both are divided by the root of their own size, so that twice the amplitude counts twice, not four times; the size of the
+    difference counts, not its square, so that no single window decides.
+    """
+    a, b = _amplitude(made), _amplitude(wanted)
+    size = _norm(b)
+    return ((_norm(a - b) - NEVER_0) / (size + QUIET * size.mean())).mean()
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128) -> Tensor:
+    """Mean squared 1-d Wasserstein distance of samples a, b [N, d] over random directions."""
+    axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator).to(a.device), dim=0)
+    return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean()
+
+
+def gradient_penalty(critic: Critic, x: Tensor) -> Tensor:
+    """Mean squared gradient of the critic's score at real images (R1, Mescheder et al. 2018). Public images only."""
+    x = x.detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return slope.square().sum((1, 2, 3)).mean()
+
+
+def _texture_features(x: Tensor) -> Tensor:
+    """[N, 16 + 2·C, S, S] of [N, C, S, S]."""
+    first, second = (filters.to(x.device) for filters in _texture_filters(x.shape[1]))
+    y = F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), first))
+    y = F.relu(F.conv2d(F.pad(y, (1, 1, 1, 1), mode="replicate"), second))
+    detail = DETAIL_GAIN * (x - F.avg_pool2d(x, 5, stride=1, padding=2, count_include_pad=False))
+    return torch.cat([y, F.relu(detail), F.relu(-detail)], 1)
+
+
+@cache
+def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
+    """Fixed filters [16, C, 3, 3], each of mean zero over its window (brightness is no texture), and [16, 16, 3, 3]."""
+    random = torch.Generator().manual_seed(TEXTURE_SEED)
+    shapes = ((TEXTURE_CHANNELS, channels, 3, 3), (TEXTURE_CHANNELS, TEXTURE_CHANNELS, 3, 3))
+    first, second = (torch.nn.init.orthogonal_(torch.empty(s), math.sqrt(2), generator=random) for s in shapes)
+    return first - first.mean((2, 3), keepdim=True), second
+
+
+def _grams(features: Tensor) -> Tensor:
+    """[N, 16, F, F] of [N, F, S, S]: each window's Gram matrix, divided by F·h·w."""
+    n, f, height, width = features.shape
+    h, w = height // WINDOWS, width // WINDOWS
+    cells = features.reshape(n, f, WINDOWS, h, WINDOWS, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, f, h * w)
+    return torch.bmm(cells, cells.transpose(1, 2)).div(f * h * w).reshape(n, WINDOWS**2, f, f)
+
+
+def _amplitude(grams: Tensor) -> Tensor:
+    """Matrices divided by the square root of their Frobenius norm."""
+    return grams / _norm(grams).sqrt()[..., None, None]
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    """Frobenius norms [N, P] of [N, P, F, F], at least `NEVER_0`: at 0 the root has no slope."""
+    return (matrices.square().sum((2, 3)) + NEVER_0**2).sqrt()

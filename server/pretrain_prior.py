@@ -1,0 +1,109 @@
+"""Which codes photographs have: the last step of public pretraining, in which the mapping network learns to draw them.
+
+In: codes of public photographs, the photographs, generator and encoder. Out: centred layers, and a mapping network whose
+outputs are distributed as the single w that come closest to the photographs.
+Guaranteed: `centre` changes no image; `flat_codes` leaves the generator as it is. Not: privacy. Public images only.
+
+The mapping learns `flat_codes`, not the mean of a code's layers: that mean varies too little (DECISIONS.md 2026-11-25).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.models.encoder import Encoder
+from common.models.stylegan import Generator, MappingNetwork
+from server.pretrain_losses import reconstruction_loss, sliced_wasserstein
+
+MOMENT_WEIGHT = 5.0  # of `moment_distance` in `fit_prior`
+FLAT_STEPS, FLAT_RATE, FLAT_BATCH = 12, 0.03, 64  # of `flat_codes`: Adam steps, learning rate, photographs at once
+
+
+@torch.no_grad()
+def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
+    """Moves a constant `offset` [L, latent] per layer from the encoder's codes into the generator's style biases.
+
+    G(code) before equals G(code − offset) after, exactly; what one w in every layer decodes to is then an average image.
+    """
+    encoder.start.sub_(offset)
+    for conv, layer in generator.styled():
+        conv.style.bias.add_(conv.style.weight @ offset[layer])
+
+
+def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tensor:
+    """The w [M, latent] that, used in every layer, come closest to `photographs` [M, C, S, S]; Adam from `start`.
+
+    The mean over a code's layers is no such w: it decodes to two thirds of the photographs' variance. Public images only.
+    """
+    found = []
+    for x, w in zip(torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True):
+        x, w = x.to(start.device), w.detach().clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([w], lr=FLAT_RATE)
+        for _ in range(FLAT_STEPS):
+            loss = len(x) * reconstruction_loss(x, generator.synthesis(generator.broadcast(w)))
+            (w.grad,) = torch.autograd.grad(loss, w)
+            optimiser.step()
+        found.append(w.detach())
+    return torch.cat(found)
+
+
+class Principal(NamedTuple):
+    """Mean [d], principal axes [r, d] and the deviation on each axis [r] of codes [M, d], M > 1."""
+
+    mean: Tensor
+    axes: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, codes: Tensor) -> Principal:
+        """The principal axes of `codes` [M, d], by singular values."""
+        _, size, axes = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
+        return cls(codes.mean(0), axes, size / math.sqrt(max(1, len(codes) - 1)) + 1e-6)
+
+
+def moment_distance(made: Tensor, codes: Principal) -> Tensor:
+    """How far mean and deviation of `made` [N, d] are from those of `codes`, along the principal axes of `codes`.
+
+    In units of the codes' deviation on each axis, averaged with the axes' variances as weights; 0: both agree on each.
+    """
+    seen = (made - codes.mean) @ codes.axes.T / codes.deviation
+    weight = codes.deviation.square() / codes.deviation.square().sum()
+    return (weight * (seen.mean(0).square() + (seen.std(0) - 1).square())).sum()
+
+
+def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Generator) -> None:
+    """Trains `mapping` until its outputs are distributed as `codes` [M, latent]: a small GAN in the latent space.
+
+    Logistic loss with gradient penalty, plus the sliced Wasserstein distance, on codes scaled to unit variance, plus
+    `moment_distance`, without which the samples vary less than the codes. The rate falls in the second half.
+    """
+    latent, mean, scale = codes.shape[1], codes.mean(0), codes.std(0).mean() + 1e-8
+    judge = nn.Sequential(
+        nn.Linear(latent, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, 1)
+    ).to(codes.device)
+    wanted = Principal.of((codes - mean) / scale)
+    makers = torch.optim.Adam(mapping.parameters(), lr=1e-3, betas=(0.5, 0.99))
+    judges = torch.optim.Adam(judge.parameters(), lr=1e-3, betas=(0.5, 0.99))
+    for step in range(steps):
+        makers.param_groups[0]["lr"] = 1e-3 * max(0.02, min(1.0, 2 - 2 * step / steps))
+        made = (mapping(torch.randn(256, latent, generator=draw).to(codes.device)) - mean) / scale
+        real = (codes[torch.randint(len(codes), (256,), generator=draw)] - mean) / scale
+        real = (real + 0.1 * torch.randn(real.shape, generator=draw).to(codes.device)).requires_grad_(True)
+        scores = judge(real)
+        loss = F.softplus(-scores).mean() + F.softplus(judge(made.detach())).mean()
+        if step % 4 == 0:
+            (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
+            loss = loss + 0.2 * slope.square().sum(1).mean()
+        judges.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        judges.step()
+        loss = F.softplus(-judge(made)).mean() + sliced_wasserstein(made, real.detach(), draw)
+        loss = loss + MOMENT_WEIGHT * moment_distance(made, wanted)
+        makers.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        makers.step()
