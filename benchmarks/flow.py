@@ -1,7 +1,7 @@
 """The flow beside normflows and opacus: speed, memory, exactness, and what noise does to decoded latents. One run.
 
-    python benchmarks/flow.py [--json] [--repeats 5] [--steps 700] [--data IMAGES.npz] [--pictures FILE.png]
-                              [--without-normflows] [--quick]
+    python benchmarks/flow.py [--json] [--repeats 5] [--steps 700] [--parts speed,noise,exact] [--data pneumoniamnist_28.npz]
+                              [--input-noise 0.03] [--flow SIZES:FILE ...] [--pictures FILE.png] [--without-normflows] [--quick]
 
 Speed: 32x32 gray, L3 K8 width 64, batch 16; one thread, process time (the noise thread's work included), the smallest of
 alternating repeats. A private step is whole: gradients, clip, AES lattice noise, Adam; the non-private one is torch's Adam on the
@@ -9,18 +9,29 @@ same flow. `hooks`: opacus' hooks with every log-determinant packed into its lay
 its Gaussian noise and torch's Adam. normflows 1.7.3 is fetched from the package registry into a temporary folder, without
 dependencies, and is thrown away; if that fails, its keys are null and `skipped` says why.
 Memory: unique storages kept for the backward pass, weights apart, 64x64 gray, L4 K8 width 64, batch 8.
-Exactness after training: greatest pixel error of decode(encode(x)), 32 to 128 px.
-Noise: two flows (32x32, L3 K8 width 32) trained alike on the same images, ours and the naive one (couplings four times as
-loose, no input noise); box clip at 3, Laplace noise of scale b on every coordinate; PSNR in dB after the clamp and share of
-pixels out of range before it. `gain`: ours with the variance match over naive without; `ours_raw` and `naive_matched`: the other
-two corners. `--pictures`: columns original | naive and ours at b = 0.5, 1 and 2. Images: soft discs on gray made here, or uint8
-[N, S, S, 1] of --data (the last eighth is for testing).
+Exactness: greatest pixel error of decode(encode(x)): the flows trained here, the shipped ones (32 and 64 px), 64 and 128 px after
+12 steps, and flows trained elsewhere (`--flow 128,1,5,8,96:FILE`: size, channels, L, K, width), on the demo's images.
+Noise: three flows (32x32, L3 K8 width 32) trained alike (same images, steps, Adam at 2e-3, 20 steps of warm-up) on two sets of
+images: box clip at 3, Laplace noise of scale b on every standardised coordinate, PSNR in dB after the clamp.
+  naive: the seed method with what its paper leaves out left out: a standard Glow, not by us (normflows: sigmoid couplings, whose
+      decoding scale has no bound; ActNorm set by the first batch), no input noise, decoded raw. Its latents are standardised by
+      its learned Gaussians, so that clip and noise mean the same. A pixel that is no number is black, as a cast to 8 bits makes
+      it here; `naive_gray`: the same with mid-gray for it, the kindest reading; `naive_matched`: with our variance match.
+  loose: our flow with couplings four times as wide (alpha = 2), from the identity, no input noise, decoded raw.
+  ours: alpha = 0.5, input noise, variance match; `ours_raw`: without the match. `gain` is ours over naive.
+`naive_breaks_at_step`: the first of a few checks at which a latent noised at b = 1 decodes to something that is no number.
+Images: 4,000 soft discs with pixel noise 0.02 of their own, which has 4.4 bits per dimension (the reference: 4.56 to 4.59;
+discs without noise are smooth, learned at 1.3 bits, and nothing breaks); and real radiographs (`_radiographs`): the demo's, 621
+to learn from and 128 of the other 300 to test, or train_images and val_images of `--data`. `--pictures`: radiographs, columns
+original | naive and ours at b = 0.5, 1 and 2.
 Not: quality of the images (quality_chest.py), privacy of anything here: the floating-point Laplace noise is for PSNR only.
 """
 
 import argparse
 import contextlib
+import csv
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -41,13 +52,18 @@ from client.learn.train_glow import flattened, loss_of
 from client.ledger import PracticeReservation
 from common.models import glow
 from common.models.adam import Adam
-from common.models.glow import Glow, Level, Mixing, Split, composed, from_uint8, initialise_from_noise
+from common.models.glow import Glow, Level, Mixing, Split, composed, initialise_from_noise
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import NoiseSource, SeededNoiseSource
+from server.demo_hospitals import DEPLOY, RADIOGRAPHS, as_ingested
 
 NORMFLOWS = "normflows==1.7.3"
 LAPLACE_DRAWS, LAPLACE_SCALE = 65_536, 2.0**10
 BOX = 3.0
+SCALES = {"b025": 0.25, "b05": 0.5, "b1": 1.0, "b2": 2.0}
+DISC_NOISE = 0.02  # of the image range
+CHECKS = (25, 50, 100, 200, 400)  # training steps after which the naive flow is looked at
+SHIPPED = {"chest-32": "32,1,3,6,32", "fundus-64": "64,3,4,6,40"}
 MIB = 2**20
 Call = Callable[[], object]
 
@@ -240,8 +256,11 @@ def fetched() -> Iterator[tuple[ModuleType | None, str]]:
             sys.path.remove(folder)
 
 
-def peer(normflows: Any, layout: Layout) -> Any:
-    """normflows' Glow of equal K, L and width: affine coupling, LU 1x1, ActNorm, split, diagonal Gaussians."""
+def peer(normflows: Any, layout: Layout, first: Tensor | None = None) -> Any:
+    """normflows' Glow of equal K, L and width: affine coupling, LU 1x1, ActNorm, split, diagonal Gaussians.
+
+    `first`: the batch by which ActNorm sets itself (random pictures without).
+    """
     bases, merges, flows = [], [], []
     for i in range(layout.levels):
         blocks = [
@@ -257,7 +276,7 @@ def peer(normflows: Any, layout: Layout) -> Any:
         bases.append(normflows.distributions.DiagGaussian((channels, side, side)))
     model = normflows.MultiscaleFlow(bases, flows, merges)
     with torch.no_grad():
-        model.log_prob(layout.images(64), None)  # ActNorm sets itself by its first batch
+        model.log_prob(layout.images(64) if first is None else first, None)
     return model
 
 
@@ -378,32 +397,89 @@ def stored(layout: Layout, reverse: bool) -> float:
     return saved_mib(model.forward, model.parameters(), layout.images())
 
 
-# --- after training -------------------------------------------------------------------------------------------------------
-def discs(count: int, size_px: int, seed: int) -> Tensor:
-    """[N, 1, S, S] in [-0.5, 0.5]: soft discs of random place, size and shade on a shaded ground, with 8-bit dither."""
+# --- images ---------------------------------------------------------------------------------------------------------------
+def discs(count: int, size_px: int, seed: int, noise: float = DISC_NOISE) -> Tensor:
+    """uint8 [N, 1, S, S]: soft discs of random place, size and shade on a shaded ground, with pixel noise of their own."""
     g = torch.Generator().manual_seed(seed)
     axis = torch.linspace(-1, 1, size_px)
     cx, cy, radius, shade, ground, tilt = (torch.rand(count, 1, 1, generator=g) for _ in range(6))
     distance = ((axis[None, None] - (cx - 0.5)).square() + (axis[None, :, None] - (cy - 0.5)).square()).sqrt()
     disc = torch.sigmoid((0.25 + 0.4 * radius - distance) * 20)
     x = 0.3 * (ground - 0.5) + 0.15 * (tilt - 0.5) * axis[None, None] + 0.4 * (shade - 0.5) * disc
-    levels = ((x + 0.5) * 256).floor().clamp(0, 255)
-    return ((levels + torch.rand(levels.shape, generator=g)) / 256 - 0.5)[:, None]
+    x = x + noise * torch.randn(x.shape, generator=g)
+    return ((x + 0.5) * 256).floor().clamp(0, 255).to(torch.uint8)[:, None]
 
 
-def trained(layout: Layout, images: Tensor, steps: int, input_noise: float) -> Glow:
-    """The layout's flow after a short training of maximum likelihood."""
-    model, g = layout.flow(), torch.Generator().manual_seed(2)
-    optimiser = torch.optim.Adam(model.parameters(), 2e-3)
+def radiographs(size_px: int, data: Path | None) -> tuple[Tensor, Tensor]:
+    """uint8 [N, 1, S, S] to learn from and to look at: the demo's patients and 128 of its reference, or two splits of `data`."""
+    with np.load(data or RADIOGRAPHS / "radiographs.npz", allow_pickle=False) as file:
+        if data is not None:
+            learned, shown = file["train_images"], file["val_images"][:128]
+        else:
+            with open(RADIOGRAPHS / "labels.csv", encoding="utf-8") as table:
+                plays = np.array([bool(row["person"]) for row in csv.DictReader(table)])
+            learned, shown = file["images"][plays][..., 0], file["images"][~plays][:128, ..., 0]
+    pairs = [np.stack([as_ingested(one, size_px)[..., 0] for one in some]) for some in (learned, shown)]
+    return torch.from_numpy(pairs[0])[:, None], torch.from_numpy(pairs[1])[:, None]
+
+
+def dithered(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """float [N, 1, S, S] in [-1/2, 1/2] of uint8: (pixel + U) / 256 - 1/2."""
+    return (pixels + torch.rand(pixels.shape, generator=generator)) / 256 - 0.5
+
+
+# --- after training -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Coder:
+    """A flow of either make: log p, images to standardised latent parts, and back. `bound`: of our couplings."""
+
+    model: nn.Module
+    log_p: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], list[Tensor]]
+    decode: Callable[[Sequence[Tensor]], Tensor]
+    bound: float = glow.LOG_SCALE_BOUND
+
+
+def ours_of(model: Glow, bound: float = glow.LOG_SCALE_BOUND) -> Coder:
+    """Our flow."""
+    return Coder(model, model.forward, lambda x: model.encode(x)[0], model.decode, bound)
+
+
+def naive_of(model: Any) -> Coder:
+    """normflows' flow: latents standardised by the learned means and scales of its bases, as ours are."""
+
+    def encode(x: Tensor) -> list[Tensor]:
+        parts, _ = model.inverse_and_log_det(x)
+        return [(part - base.loc) * (-base.log_scale).exp() for part, base in zip(parts, model.q0, strict=True)]
+
+    def decode(parts: Sequence[Tensor]) -> Tensor:
+        raw = [part * base.log_scale.exp() + base.loc for part, base in zip(parts, model.q0, strict=True)]
+        return cast(Tensor, model.forward_and_log_det(raw)[0])
+
+    return Coder(model, lambda x: cast(Tensor, model.log_prob(x, None)), encode, decode)
+
+
+def learn(
+    coder: Coder,
+    pixels: Tensor,
+    batch: int,
+    steps: int,
+    input_noise: float,
+    check: Callable[[int], None] = lambda _: None,
+) -> None:
+    """A training of maximum likelihood; `check(step)` after each of `CHECKS` steps."""
+    g = torch.Generator().manual_seed(2)
+    optimiser, dimension = torch.optim.Adam(coder.model.parameters(), 2e-3), pixels[0].numel()
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 20)
-        x = images[torch.randint(len(images), (layout.batch,), generator=g)]
-        loss = -model(x + input_noise * torch.randn(x.shape, generator=g)).mean() / model.dimension
+        x = dithered(pixels[torch.randint(len(pixels), (batch,), generator=g)], g)
+        loss = -coder.log_p(x + input_noise * torch.randn(x.shape, generator=g)).mean() / dimension
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(coder.model.parameters(), 5.0)
         optimiser.step()
-    return model
+        if step + 1 in CHECKS:
+            check(step + 1)
 
 
 @torch.no_grad()
@@ -428,20 +504,32 @@ def couplings_bounded_by(alpha: float) -> Iterator[None]:
 
 
 @torch.no_grad()
-def noised(model: Glow, x: Tensor, b: float, match: bool) -> tuple[float, float, Tensor]:
-    """Laplace noise of scale b on every coordinate: (PSNR in dB after the clamp, share of pixels out before it, images)."""
+def noised(coder: Coder, x: Tensor, b: float, match: bool) -> Tensor:
+    """What decodes with Laplace noise of scale b on every coordinate, float64 [N, 1, S, S], as it comes."""
     g = torch.Generator().manual_seed(3)
     parts = []
-    for part in model.encode(x)[0]:
-        u = torch.rand(part.shape, generator=g, dtype=torch.float64) - 0.5
-        noise = -b * u.sign() * torch.log1p(-2 * u.abs())
-        y = part.clamp(-BOX, BOX) + noise.to(part.dtype)
-        parts.append(y / (1 + 2 * b**2) ** 0.5 if match else y)
-    decoded = torch.nan_to_num(model.decode(parts).double(), nan=1e9, posinf=1e9, neginf=-1e9)
-    outside = float((decoded.abs() > 0.5).double().mean())
-    shown = decoded.clamp(-0.5, 0.5)
-    error = (shown - x.double()).square().flatten(1).mean(1)
-    return float((-10 * error.log10()).mean()), outside, shown
+    with couplings_bounded_by(coder.bound):
+        for part in coder.encode(x):
+            u = torch.rand(part.shape, generator=g, dtype=torch.float64) - 0.5
+            noise = -b * u.sign() * torch.log1p(-2 * u.abs())
+            y = part.clamp(-BOX, BOX) + noise.to(part.dtype)
+            parts.append(y / (1 + 2 * b**2) ** 0.5 if match else y)
+        return coder.decode(parts).double()
+
+
+def shown_as(decoded: Tensor, lost: float = -0.5) -> Tensor:
+    """What is seen of it: clamped to the range, `lost` where it is no number."""
+    return torch.nan_to_num(decoded, nan=lost, posinf=1e9, neginf=-1e9).clamp(-0.5, 0.5)
+
+
+def psnr(images: Tensor, x: Tensor) -> float:
+    """The mean over images, dB."""
+    return float((-10 * (images - x.double()).square().flatten(1).mean(1).log10()).mean())
+
+
+def outside(decoded: Tensor) -> float:
+    """Share of pixels out of range, or no number."""
+    return float((~(decoded.abs() <= 0.5)).double().mean())
 
 
 def write_strips(columns: Sequence[Tensor], path: Path, rows: int = 8) -> None:
@@ -453,73 +541,170 @@ def write_strips(columns: Sequence[Tensor], path: Path, rows: int = 8) -> None:
     Image.fromarray(np.kron(levels, np.ones((4, 4), np.uint8))).save(path)
 
 
-def trained_figures(
-    layouts: dict[str, Layout], steps: int, data: Path | None, pictures: Path | None
-) -> dict[str, float | None]:
-    """Round trips after training, and noise on latents: ours beside the naive pipeline."""
-    layout = layouts["noise"]
-    if data is None:
-        learned, shown = discs(4000, layout.size_px, 0), discs(128, layout.size_px, 1)
-    else:
-        with np.load(data, allow_pickle=False) as file:
-            every = from_uint8(file["images"])
-        layout = Layout(every.shape[2], 4, layout.steps, layout.width, layout.batch, every.shape[1])
-        learned, shown = every[: -len(every) // 8], every[-len(every) // 8 :][:128]
-    ours = trained(layout, learned, steps, 0.03)
-    with couplings_bounded_by(2.0):
-        naive = trained(layout, learned, steps, 0.0)
+@dataclass(frozen=True)
+class Conditions:
+    """How the flows of one comparison are trained; `peers` is normflows, or None."""
+
+    layout: Layout
+    steps: int
+    input_noise: float
+    peers: Any = None
+
+
+def naive_flow(learned: Tensor, shown: Tensor, how: Conditions) -> tuple[Coder, int | None]:
+    """The trained standard Glow, and at which of the checks a latent noised at b = 1 first decoded to no number."""
+    torch.manual_seed(0)
+    g, broken = torch.Generator().manual_seed(7), list[int]()
+    first = dithered(learned[torch.randint(len(learned), (64,), generator=g)], g)
+    coder = naive_of(peer(how.peers, how.layout, first))
+
+    def check(step: int) -> None:
+        if not bool(torch.isfinite(noised(coder, shown, 1.0, match=False)).all()):
+            broken.append(step)
+
+    learn(coder, learned, how.layout.batch, how.steps, 0.0, check)
+    return coder, broken[0] if broken else None
+
+
+def our_flow(learned: Tensor, how: Conditions, bound: float, input_noise: float) -> Coder:
+    """Our trained flow; with another bound than the product's it starts from the identity."""
+    layout = how.layout
+    fresh = Glow(layout.size_px, layout.channels, layout.levels, layout.steps, layout.width)
+    coder = ours_of(layout.flow() if bound == glow.LOG_SCALE_BOUND else fresh, bound)
+    with couplings_bounded_by(bound):
+        learn(coder, learned, layout.batch, how.steps, input_noise)
+    return coder
+
+
+def compared(
+    learned: Tensor, shown: Tensor, how: Conditions, end: str, pictures: Path | None
+) -> tuple[dict[str, float | None], Glow]:
+    """The figures of one set of images, their keys ending with `end`; and our trained flow."""
+    x = dithered(shown, torch.Generator().manual_seed(8))
+    coders = {
+        "ours": our_flow(learned, how, glow.LOG_SCALE_BOUND, how.input_noise),
+        "loose": our_flow(learned, how, 2.0, 0.0),
+    }
     found: dict[str, float | None] = {}
-    columns = [shown]
-    for b, name in ((0.25, "b025"), (0.5, "b05"), (1.0, "b1"), (2.0, "b2")):
-        with couplings_bounded_by(2.0):
-            theirs, their_outside, their_images = noised(naive, shown, b, match=False)
-            matched = noised(naive, shown, b, match=True)[0]
-        mine, outside, images = noised(ours, shown, b, match=True)
-        columns += [their_images, images] if b >= 0.5 else []
-        found |= {
-            f"psnr_ours_raw_{name}_db": noised(ours, shown, b, match=False)[0],
-            f"psnr_naive_matched_{name}_db": matched,
-        }
-        found |= {f"psnr_{name}_db": mine, f"psnr_naive_{name}_db": theirs, f"psnr_gain_{name}_db": mine - theirs}
-        found |= {f"out_of_range_{name}": outside, f"out_of_range_naive_{name}": their_outside}
+    if how.peers is not None:
+        coders["naive"], broken = naive_flow(learned, x, how)
+        found[f"naive_breaks_at_step{end}"] = broken
     with torch.no_grad():
-        found["bits_per_dimension"] = float(ours.bits_per_dimension(ours(shown)).mean())
-        with couplings_bounded_by(2.0):
-            found["bits_per_dimension_naive"] = float(naive.bits_per_dimension(naive(shown)).mean())
+        for name, coder in coders.items():
+            with couplings_bounded_by(coder.bound):
+                bits = -coder.log_p(x).mean() / x[0].numel() / math.log(2) + 8
+            found[f"bits_per_dimension_{name}{end}"] = float(bits)
+    columns = [x]
+    for name, b in SCALES.items():
+        raw = {who: noised(coder, x, b, match=False) for who, coder in coders.items()}
+        matched = {who: noised(coder, x, b, match=True) for who, coder in coders.items()}
+        figures = {"": psnr(shown_as(matched["ours"]), x), "ours_raw": psnr(shown_as(raw["ours"]), x)}
+        figures |= {f"{who}": psnr(shown_as(raw[who]), x) for who in coders if who != "ours"}
+        figures |= {f"{who}_matched": psnr(shown_as(matched[who]), x) for who in coders if who != "ours"}
+        if "naive" in coders:
+            figures["naive_gray"] = psnr(shown_as(raw["naive"], 0.0), x)
+            figures["gain"] = figures[""] - figures["naive"]
+            found[f"out_of_range_naive_{name}{end}"] = outside(raw["naive"])
+            columns += [shown_as(raw["naive"])] if b >= 0.5 else []
+        figures["gain_over_loose"] = figures[""] - figures["loose"]
+        columns += [shown_as(matched["ours"])] if b >= 0.5 else []
+        found |= {f"psnr_{who}_{name}{end}_db".replace("__", "_"): value for who, value in figures.items()}
+        found |= {f"out_of_range_{name}{end}": outside(matched["ours"])}
+        found |= {f"out_of_range_loose_{name}{end}": outside(raw["loose"])}
+    mean = dithered(learned, torch.Generator().manual_seed(9)).double().mean(0)
+    found[f"psnr_mean_image{end}_db"] = psnr(mean.expand(len(x), -1, -1, -1), x)
     if pictures is not None:
         write_strips(columns, pictures)
-    mean = -10 * (shown - learned.mean(0)).double().square().flatten(1).mean(1).log10()
-    found["psnr_mean_image_db"] = float(mean.mean())
-    pairs = [round_trip(ours, shown[:16])]
-    for key in ("speed_64", "exact_128"):
-        other = layouts[key]
-        pairs.append(
-            round_trip(trained(other, discs(64, other.size_px, 4), min(steps, 12), 0.03), discs(2, other.size_px, 5))
-        )
-    found["roundtrip_f32"], found["roundtrip_f64"] = (max(p[i] for p in pairs) for i in (0, 1))
+    return found, cast(Glow, coders["ours"].model)
+
+
+def stored_round_trips(more: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Those of the flows in deploy/checkpoints, and of `more` (SIZES:FILE), on the demo's radiographs or photographs."""
+    files = {name: (sizes, DEPLOY / "checkpoints" / name / "glow.safetensors") for name, sizes in SHIPPED.items()}
+    for one in more:
+        sizes, _, file = one.partition(":")
+        files[Path(file).stem] = (sizes, Path(file))
+    found = {}
+    for name, (sizes, path) in files.items():
+        size_px, channels, *rest = map(int, sizes.split(","))
+        model = Glow(size_px, channels, *rest)
+        glow.load(model, path)
+        pixels = radiographs(size_px, None)[1][:16] if channels == 1 else _photographs(size_px)
+        found[name] = round_trip(model, dithered(pixels, torch.Generator().manual_seed(10)))
     return found
 
 
-KEYS_OF_PEER = ("train_over_normflows", "encode_over_normflows", "invert_over_normflows", "memory_over_normflows")
+def _photographs(size_px: int, count: int = 16) -> Tensor:
+    """The demo's first fundus photographs, uint8 [N, 3, S, S]."""
+    from server.public_images import read_source
+
+    images = read_source(DEPLOY / "demo" / "fundus", size_px, 3).images[:count]
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+
+
+def exactness(layouts: dict[str, Layout], steps: int, more: Sequence[str]) -> dict[str, float | None]:
+    """Round trips of stored flows and of short trainings at 64 and 128 px."""
+    found: dict[str, float | None] = {}
+    pairs = stored_round_trips(more)
+    for key in ("speed_64", "exact_128"):
+        layout = layouts[key]
+        coder = ours_of(layout.flow())
+        learn(coder, discs(64, layout.size_px, 4), layout.batch, min(steps, 12), 0.03)
+        g = torch.Generator().manual_seed(10)
+        pairs[key] = round_trip(cast(Glow, coder.model), dithered(discs(2, layout.size_px, 5), g))
+    for name, pair in pairs.items():
+        found[f"roundtrip_f32_{name}"], found[f"roundtrip_f64_{name}"] = pair
+    return found
+
+
+def trained_figures(layouts: dict[str, Layout], options: argparse.Namespace, peers: Any) -> dict[str, float | None]:
+    """Noise on latents, ours beside the naive pipeline, on discs and on radiographs; round trips of what was trained."""
+    layout = layouts["noise"]
+    how = Conditions(layout, options.steps, options.input_noise, peers)
+    pictures = options.pictures
+    found, of_discs = compared(discs(4000, layout.size_px, 0), discs(128, layout.size_px, 1), how, "", None)
+    print(f"noise on discs: {found}", file=sys.stderr)
+    learned, shown = radiographs(layout.size_px, options.data)
+    more, of_chests = compared(learned, shown, how, "_radiographs", pictures)
+    g = torch.Generator().manual_seed(10)
+    for name, model, images in (
+        ("discs", of_discs, discs(16, layout.size_px, 1)),
+        ("radiographs", of_chests, shown[:16]),
+    ):
+        found[f"roundtrip_f32_{name}"], found[f"roundtrip_f64_{name}"] = round_trip(model, dithered(images, g))
+    return found | more
+
+
+KEYS_OF_PEER = (
+    "train_over_normflows", "encode_over_normflows", "invert_over_normflows", "memory_over_normflows", "psnr_gain_b1_db",
+    "psnr_gain_b1_radiographs_db",
+)  # fmt: skip
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every figure; those that need normflows are None where it was not fetched."""
     layouts = QUICK if options.quick else FULL
     torch.manual_seed(0)
-    found: dict[str, Any] = dict(private_figures(layouts, options.repeats))
-    print(f"private step: {found}", file=sys.stderr)
-    found |= dict.fromkeys(KEYS_OF_PEER)
+    found: dict[str, Any] = dict.fromkeys(KEYS_OF_PEER)
     with contextlib.nullcontext((None, "not asked for")) if options.without_normflows else fetched() as (peers, why):
-        if peers is not None:
-            found |= peer_figures(layouts, options.repeats, peers)
-            print(f"beside normflows: {found}", file=sys.stderr)
         found["skipped"] = f"normflows: {why}" if why else ""
-    source = NoiseSource()
-    draw = {"laplace": lambda: source.discrete_laplace(LAPLACE_DRAWS, LAPLACE_SCALE)}
-    found["laplace_65k_s"] = fastest(draw, options.repeats)["laplace"]
-    found["saved_mib"], found["reversible_mib"] = (stored(layouts["speed_64"], reverse) for reverse in (False, True))
-    found |= trained_figures(layouts, options.steps, options.data, options.pictures)
+        if "speed" in options.parts:
+            found |= private_figures(layouts, options.repeats)
+            print(f"private step: {found}", file=sys.stderr)
+            found |= {} if peers is None else peer_figures(layouts, options.repeats, peers)
+            print(f"beside normflows: {found}", file=sys.stderr)
+            source = NoiseSource()
+            draw = {"laplace": lambda: source.discrete_laplace(LAPLACE_DRAWS, LAPLACE_SCALE)}
+            found["laplace_65k_s"] = fastest(draw, options.repeats)["laplace"]
+            large = layouts["speed_64"]
+            found["saved_mib"], found["reversible_mib"] = (stored(large, reverse) for reverse in (False, True))
+        if "exact" in options.parts:
+            found |= exactness(layouts, options.steps, options.flow)
+        if "noise" in options.parts:
+            found |= trained_figures(layouts, options, peers)
+    for dtype in ("f32", "f64"):
+        errors = [value for key, value in found.items() if key.startswith(f"roundtrip_{dtype}_")]
+        found[f"roundtrip_{dtype}"] = max(errors, default=None)
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in found.items()}
 
 
@@ -528,10 +713,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The flow beside normflows and opacus.")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--steps", type=int, default=700, help="of the two trainings that the noise on latents is shown on"
-    )
-    parser.add_argument("--data", type=Path, help=".npz with `images` uint8 [N, S, S, 1] for the noise on latents")
+    parser.add_argument("--steps", type=int, default=700, help="of each training that the noise on latents is shown on")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=["speed", "exact", "noise"])
+    parser.add_argument("--data", type=Path, help=".npz with train_images and val_images, uint8 [N, S, S]")
+    parser.add_argument("--input-noise", type=float, default=0.03, help="of our flow's training images")
+    parser.add_argument("--flow", action="append", default=[], help="SIZE,CHANNELS,L,K,WIDTH:FILE.safetensors")
     parser.add_argument("--pictures", type=Path, help="PNG to write: test images decoded from noised latents")
     parser.add_argument("--without-normflows", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: that it runs, not how fast")
