@@ -54,7 +54,7 @@ def test_pixel_differences_prefer_no_spot_to_a_misplaced_one_and_textures_do_not
 
 def test_a_spot_in_another_window_of_another_colour_or_of_half_the_strength_counts() -> None:
     wanted = textures(spotted(22, 22))
-    assert float(texture_distance(textures(spotted(22, 22 + CELL)), wanted)) > 0.02
+    assert float(texture_distance(textures(spotted(22, 38)), wanted)) > 0.02
     assert float(texture_distance(textures(spotted(22, 22, (-0.5, -0.7, -0.8))), wanted)) > 0.02  # a haemorrhage
     half, none = spotted(22, 22, (0.55, 0.25, -0.45)), spotted(22, 22, (0.2, -0.3, -0.7))
     distances = [float(texture_distance(textures(x), wanted)) for x in (half, none)]
@@ -69,6 +69,16 @@ def test_textures_have_a_slope_where_there_is_no_texture_yet() -> None:
     assert none.grad is not None
     assert torch.isfinite(none.grad).all()
     assert float(none.grad[0, :, 16:32, 16:32].abs().max()) > 1e-3
+
+
+def test_flat_and_equal_pictures_have_a_finite_distance_and_slope() -> None:
+    for wanted in (spotted(22, 22), flat := torch.zeros(1, 3, S, S)):
+        made = flat.clone().requires_grad_(True)
+        distance = texture_distance(textures(made), textures(wanted))
+        distance.backward()  # type: ignore[no-untyped-call]
+        assert torch.isfinite(distance)
+        assert made.grad is not None
+        assert torch.isfinite(made.grad).all()
 
 
 def test_a_shift_moves_the_windows_and_not_the_verdict_on_equal_pictures() -> None:
