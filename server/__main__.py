@@ -276,10 +276,12 @@ def release(
     ] = "",
     members: Annotated[
         Path | None,
-        typer.Option(help="a rehearsal: the public people who played the patients (photographs and labels.csv)"),
+        typer.Option(
+            help="a rehearsal: the public people who played the patients (photographs and labels.csv, or .npz)"
+        ),
     ] = None,
     heldout: Annotated[
-        Path | None, typer.Option(help="a rehearsal: public people who took no part, the same kind of folder")
+        Path | None, typer.Option(help="a rehearsal: public people who took no part, in the same form")
     ] = None,
     rehearsal: Annotated[
         Path | None,

@@ -21,7 +21,9 @@ from torch.nn import functional as F
 
 from common import attacks
 from common.attacks import Inference, Links
+from common.models import glow
 from common.models.encoder import Encoder
+from common.models.glow import Glow
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit
 from server.evaluate import NOT_EVALUATED, Finding
 from server.extractors import Texture
@@ -44,6 +46,8 @@ class Networks:
     critic: Critic | None = None
     encoder: Encoder | None = None
     iterations: int = 3  # of the encoder; one is enough for a look
+    flow: Glow | None = None  # where a flow makes the images
+    temperature: float = 1.0  # of the flow's prior
 
 
 @dataclass(frozen=True)
@@ -171,16 +175,21 @@ class Battery:
         return attacks.infer(scores, np.asarray(member, bool), np.asarray(stratum, np.int64))
 
     def control(self, labels: Labels, seed: int = 0) -> Inference | None:
-        """Return the same attack on the generator's own samples, which nobody here is in: above 1/2, members merely differ
-        from the others in kind. None without a generator."""
-        generator = self.networks.generator
-        if generator is None:
-            return None
+        """Return the same attack on the generator's (or the flow's) own samples, which nobody here is in: above 1/2, members
+        merely differ from the others in kind. None without either."""
+        generator, flow = self.networks.generator, self.networks.flow
         random = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            w = generator.mapping(torch.randn(len(labels), generator.latent, generator=random))
-            parts = [to_uint8(generator.synthesis(generator.broadcast(one), noise=random)) for one in w.split(AT_ONCE)]
-        return self.membership(np.concatenate(parts), labels)
+        if generator is not None:
+            with torch.no_grad():
+                w = generator.mapping(torch.randn(len(labels), generator.latent, generator=random))
+                parts = [
+                    to_uint8(generator.synthesis(generator.broadcast(one), noise=random)) for one in w.split(AT_ONCE)
+                ]
+            return self.membership(np.concatenate(parts), labels)
+        if flow is not None:
+            drawn = glow.to_uint8(flow.decode(flow.prior(len(labels), self.networks.temperature, random)))
+            return self.membership(drawn, labels)
+        return None
 
 
 def linkage(released: Images, labels: Labels, who: People, count: int = NEAREST) -> Links | None:
@@ -205,7 +214,7 @@ def findings(found: Inference | None, control: Inference | None, linked: Links |
         _ranged(MEMBERSHIP, worst.auc, worst.auc_interval, "AUC; 0.5 is a guess", said),
         Finding(MEMBERSHIP_CHANCE, round(found.chance, 4), "AUC that the worst exceeds by luck in 1 of 20 cases",
                 f"{how}; members and others dealt anew within each label"),
-        _silent(MEMBERSHIP_CONTROL, "no generator was given") if control is None else
+        _silent(MEMBERSHIP_CONTROL, "no generator and no flow was given") if control is None else
         _ranged(MEMBERSHIP_CONTROL, control.worst.auc, control.worst.auc_interval, "AUC; above 0.5: other kinds of people", how),
         _ranged(MEMBERSHIP_RATE, worst.tpr, worst.tpr_interval, "share; 0.01 is a guess", said),
         _silent(LINKS, "too few people of a label") if linked is None else

@@ -43,15 +43,19 @@ Progress = Callable[[int, int], None]
 class Reference:
     """Public images, or image + mask pairs, to compare the release with, and what the report calls them ("": the path).
 
-    `heldout`: people who play nobody, where those in `path` play the patients; then the release is attacked (server/played.py).
+    `members` play the patients and `heldout` play nobody: where both are known the release is attacked, and a classifier learns
+    from it (server/played.py).
     """
 
     path: Path
     name: str = ""
+    members: Path | None = None
     heldout: Path | None = None
 
 
-PHOTOGRAPHS = Reference(DEPLOY / "demo" / "fundus", heldout=DEPLOY / "demo" / "fundus-heldout")
+PHOTOGRAPHS = Reference(
+    DEPLOY / "demo" / "fundus", members=DEPLOY / "demo" / "fundus", heldout=DEPLOY / "demo" / "fundus-heldout"
+)
 
 
 def preset_of(study: str) -> Path:
@@ -91,16 +95,22 @@ def radiograph_hospitals(
     folder: Path, names: Sequence[str], progress: Progress, patients: int | None = None
 ) -> dict[str, Truth]:
     """DX and CR around the chest radiographs, at most `patients` people a hospital; unless three sites ask, dealt anew."""
-    hospitals, people = {}, radiographed()
+    hospitals = {}
+    for index, (name, own) in enumerate(_dealt(names, patients).items()):
+        hospitals[name] = write_chest_hospital(own, folder / name, index)
+        progress(index + 1, len(names))
+    return hospitals
+
+
+def _dealt(names: Sequence[str], patients: int | None) -> dict[str, list[Radiographed]]:
+    """Who plays at which of these hospitals, at most `patients` people at each."""
+    people = radiographed()
     everyone = sorted((one for some in people.values() for one in some), key=lambda one: one.label)
     if len(everyone) // len(names) < PATIENTS_A_SITE_AT_LEAST:
         most = len(everyone) // PATIENTS_A_SITE_AT_LEAST
         raise ConfigurationError(f"--sites {len(names)}: the demo's radiographs are enough for 2 to {most} hospitals")
-    for index, name in enumerate(names):
-        own = people[name] if len(names) == len(people) else everyone[index :: len(names)]
-        hospitals[name] = write_chest_hospital(own[:patients], folder / name, index)
-        progress(index + 1, len(names))
-    return hospitals
+    own = people if len(names) == len(people) else {n: everyone[i :: len(names)] for i, n in enumerate(names)}
+    return {name: own[name][:patients] for name in names}
 
 
 def radiographed() -> dict[str, list[Radiographed]]:
@@ -136,23 +146,37 @@ def phantom_hospitals(
     return hospitals
 
 
-def make_reference(study: Study, folder: Path) -> Reference:
-    """Return the reference of a study: the photographs, or an .npz in `folder` of held-out radiographs or fresh phantoms."""
+def make_reference(study: Study, folder: Path, patients: int | None = None) -> Reference:
+    """Return the reference of a study: the photographs, or an .npz in `folder` of held-out radiographs or fresh phantoms.
+
+    `patients`: the limit that `radiograph_hospitals` was given.
+    """
     if study.modality == "fundus":
         return PHOTOGRAPHS
-    make = radiograph_reference if study.modality == "chest" else phantom_reference
-    return make(folder, study.intake.size_px)
+    if study.modality == "chest":
+        return radiograph_reference(folder, study.intake.size_px, [site.name for site in study.sites], patients)
+    return phantom_reference(folder, study.intake.size_px)
 
 
-def radiograph_reference(folder: Path, size_px: int) -> Reference:
-    """The radiographs of nobody at a hospital, through the same enlargement: `images` uint8 [N, S, S, 1], `labels` [N]."""
+def radiograph_reference(
+    folder: Path, size_px: int, names: Sequence[str] | None = None, patients: int | None = None
+) -> Reference:
+    """The radiographs of nobody at a hospital, and beside them one of each person who plays at `names` (all three without).
+
+    Both through the hospitals' enlargement and in one format: `images` uint8 [N, S, S, 1], `labels` and `names` [N]. The names
+    are numbers, made up here. Of a person with several radiographs the first stands for all.
+    """
     images, rows = _radiographs()
-    chosen = [i for i, row in enumerate(rows) if not row["person"]]
+    others = [(images[i][..., 0], row["label"]) for i, row in enumerate(rows) if not row["person"]]
+    dealt = _dealt(names or list(radiographed()), patients)
+    players = [(one.radiographs[0], one.label) for some in dealt.values() for one in some]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "radiographs.npz"
-    small = np.stack([as_ingested(images[i][..., 0], size_px) for i in chosen])
-    np.savez(path, images=small, labels=np.array([rows[i]["label"] for i in chosen]))
-    return Reference(path, RADIOGRAPH_REFERENCE)
+    paths = folder / "radiographs.npz", folder / "patients.npz"
+    for path, some in zip(paths, (others, players), strict=True):
+        small = np.stack([as_ingested(picture, size_px) for picture, _ in some])
+        numbers = np.array([f"{i:04d}" for i in range(len(some))])
+        np.savez(path, images=small, labels=np.array([label for _, label in some]), names=numbers)
+    return Reference(paths[0], RADIOGRAPH_REFERENCE, members=paths[1], heldout=paths[0])
 
 
 def as_ingested(radiograph: np.ndarray, size_px: int) -> np.ndarray:

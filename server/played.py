@@ -27,6 +27,7 @@ from common.config import FrozenModel
 from common.errors import ConfigurationError, RefusedError
 from common.messages import canonical
 from common.models.encoder import load_encoder
+from common.models.glow import Glow, load_weights
 from common.models.stylegan import load_critic, load_generator
 from common.study import Study
 from common.tensors import read, read_capped
@@ -34,7 +35,7 @@ from server import attacks
 from server.attacks import Battery, Networks
 from server.downstream import Labelled, downstream
 from server.evaluate import Finding
-from server.public_images import read_source
+from server.public_images import SOURCE_CAP_BYTES, read_source
 
 TABLE_CAP_BYTES, FILE_CAP_BYTES, WEIGHTS_CAP_BYTES = 1 << 22, 1 << 20, 1 << 32
 OTHER_IN_EVERY_STUDY = {"name", "title", "sites", "quorum", "round_deadline_s", "release"}
@@ -83,42 +84,67 @@ def digest(study: Study) -> str:
 
 
 def read_cast(members: Path, heldout: Path, study: Study) -> Cast:
-    """Return the people in two folders of photographs, each with labels.csv (file, label, perhaps laterality L or R)."""
+    """Return the people of two sources: folders of photographs with labels.csv (file, label, perhaps laterality L or R), or
+    .npz files with `images`, `names`, `labels` and perhaps `laterality`, one image a person."""
     inside, outside = (_read_people(folder, study) for folder in (members, heldout))
     sizes = len(inside[0].images), len(outside[0].images)
     name = f"{sizes[0]} public people of {members.name} played the patients, {sizes[1]} did not take part"
     return Cast(*inside, *outside, name)
 
 
-def _read_people(folder: Path, study: Study) -> tuple[Labelled, NDArray[np.int64]]:
+def _read_people(place: Path, study: Study) -> tuple[Labelled, NDArray[np.int64]]:
     """Images at the plan's size, labels as positions in the plan's strata, and label and eye as one number."""
+    rows = _table(place) if place.is_dir() else _arrays(place)
+    source = read_source(place, study.intake.size_px, study.intake.channels)
+    strata, labels, sides = study.strata(), [], []
+    for name in source.names:
+        given, side = rows.get(name, ("", ""))
+        merged = study.intake.merge_labels.get(given, given)
+        if merged not in strata:
+            raise ConfigurationError(f"{place}: {name}: label is {given!r}, expected one of {', '.join(strata)}")
+        labels.append(strata.index(merged))
+        sides.append(SIDES.get(side, 0) if study.intake.stratify_laterality else 0)
+    found = np.array(labels, np.int64)
+    return Labelled(source.images, found), found * len(SIDES) + np.array(sides, np.int64)
+
+
+def _table(folder: Path) -> dict[str, tuple[str, str]]:
+    """Label and side by file, from labels.csv."""
     table = folder / "labels.csv"
     if not table.is_file():
         raise ConfigurationError(
             f"{table}: missing", hint="a CSV file with columns file, label and, if known, laterality"
         )
-    rows = {
-        row.get("file", ""): row
-        for row in csv.DictReader(io.StringIO(read_capped(table, TABLE_CAP_BYTES).decode("utf-8-sig")))
+    text = read_capped(table, TABLE_CAP_BYTES).decode("utf-8-sig")
+    return {
+        row.get("file") or "": (row.get("label") or "", row.get("laterality") or "")
+        for row in csv.DictReader(io.StringIO(text))
     }
-    source = read_source(folder, study.intake.size_px, study.intake.channels)
-    strata, labels, sides = study.strata(), [], []
-    for name in source.names:
-        given = rows.get(name, {}).get("label") or ""
-        merged = study.intake.merge_labels.get(given, given)
-        if merged not in strata:
-            raise ConfigurationError(f"{table}: {name}: label is {given!r}, expected one of {', '.join(strata)}")
-        labels.append(strata.index(merged))
-        sides.append(SIDES.get(rows[name].get("laterality") or "", 0) if study.intake.stratify_laterality else 0)
-    found = np.array(labels, np.int64)
-    return Labelled(source.images, found), found * len(SIDES) + np.array(sides, np.int64)
+
+
+def _arrays(path: Path) -> dict[str, tuple[str, str]]:
+    """Label and side by name, from the arrays of an .npz."""
+    with np.load(io.BytesIO(read_capped(path, SOURCE_CAP_BYTES)), allow_pickle=False) as file:
+        found = {key: file[key] for key in ("images", "names", "labels", "laterality") if key in file}
+    counts = {key: len(found[key]) for key in ("images", "names", "labels") if key in found}
+    if len(counts) < 3 or len(set(counts.values())) > 1 or len(set(found["names"].tolist())) < counts["names"]:
+        raise ConfigurationError(
+            f"{path}: expected `images`, `names` and `labels` of one length, no name twice, found {counts}",
+            hint="or give a folder of photographs with labels.csv",
+        )
+    right = found.get("laterality")
+    sides = [""] * counts["names"] if right is None else ["R" if one else "L" for one in right.astype(bool)]
+    return {str(n): (str(v), side) for n, v, side in zip(found["names"], found["labels"], sides, strict=True)}
 
 
 def networks(study: Study, weights: Mapping[str, Path], checkpoints: Path) -> Networks:
-    """Return what an attacker has: the final generator and critic (else their starting checkpoint), the public encoder."""
+    """Return what an attacker has: the final generator and critic (else their starting checkpoint), the public encoder; of a
+    study whose images a flow alone makes, the flow."""
     plan, coder, intake = study.models.gan, study.models.encoder, study.intake
     file = weights.get("gan") or (plan and plan.start and checkpoints / plan.start.name)
-    if plan is None or not file or not file.is_file():
+    if plan is None:
+        return _flow(study, weights, checkpoints)
+    if not file or not file.is_file():
         return Networks(iterations=1)
     arrays = read(file, max_bytes=WEIGHTS_CAP_BYTES)
     generator, critic = (load(arrays, plan, intake.size_px, intake.channels) for load in (load_generator, load_critic))
@@ -127,6 +153,18 @@ def networks(study: Study, weights: Mapping[str, Path], checkpoints: Path) -> Ne
     start = read(checkpoints / coder.start.name, max_bytes=WEIGHTS_CAP_BYTES)
     encoder = load_encoder(start, coder.width, plan.latent, intake.size_px, intake.channels)
     return Networks(generator, critic, encoder, iterations=1)  # type: ignore[arg-type]
+
+
+def _flow(study: Study, weights: Mapping[str, Path], checkpoints: Path) -> Networks:
+    """The final flow, else its starting checkpoint, and the temperature of the plan's images."""
+    plan, intake, synthesis = study.models.glow, study.intake, study.synthesis
+    file = weights.get("glow") or (plan and plan.start and checkpoints / plan.start.name)
+    if plan is None or not file or not file.is_file():
+        return Networks(iterations=1)
+    flow = Glow(intake.size_px, intake.channels, plan.levels, plan.steps_per_level, plan.width)
+    load_weights(flow, read(file, max_bytes=WEIGHTS_CAP_BYTES))
+    warmth = synthesis.privatize.temperature if synthesis and synthesis.privatize else 1.0
+    return Networks(iterations=1, flow=flow, temperature=warmth)
 
 
 def rehearse(released: Labelled, cast: Cast, study: Study, attacker: Networks) -> Rehearsal:

@@ -249,8 +249,8 @@ def _last_line(log: Path, name: str) -> str:
 def publish(crew: Crew, places: Places, reference: Reference = PHOTOGRAPHS) -> tuple[Path, Manifest]:
     """Step 5: the operator's release and the researcher's check."""
     arguments = ["release", str(places.bundle), "--state", str(places.server), "--out", str(places.out / "release")]
-    if reference.heldout is not None:
-        arguments += ["--members", str(reference.path), "--heldout", str(reference.heldout)]
+    if reference.members is not None and reference.heldout is not None:
+        arguments += ["--members", str(reference.members), "--heldout", str(reference.heldout)]
     crew.do("kohort-server", *arguments, "--reference", str(reference.path), "--reference-name", reference.name)
     folder = next(path.parent for path in (places.out / "release").glob("*/manifest.json"))
     crew.do("kohort", "verify", str(folder))

@@ -25,8 +25,10 @@ from client.plans import State
 from common.manifest import verify
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
 from common.study import Study, load_study
-from server import demo_hospitals, rehearsal
+from server import attacks, demo_hospitals, rehearsal
 from server.config import ServerState
+from server.downstream import KAPPA, KEPT, KEPT_REAL
+from server.evaluate import DOWNSTREAM
 from server.hospitals import Truth
 from tests.capture import WireTap
 from tests.leaks import all_bytes, leaked
@@ -85,7 +87,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             rehearsal.start_site(crew, places, name, truth[name])
         rehearsal.watch(crew, places, SITES, lambda line: None)
         study = load_study(plan)
-        release, _ = rehearsal.publish(crew, places, demo_hospitals.make_reference(study, places.work / "reference"))
+        reference = demo_hospitals.make_reference(study, places.work / "reference", PATIENTS)
+        release, _ = rehearsal.publish(crew, places, reference)
         yield Story(places, truth, study, tap.sent(), release, crew)
     finally:
         crew.stop()
@@ -158,3 +161,12 @@ def test_the_statement_says_the_epsilon_that_the_ledgers_spent(story: Story) -> 
     assert statement["privatized_images"]["unit"] == "patient"
     assert statement["images"]["groups_independent_of_the_data"] is True
     assert "random groups" in (story.release / "privacy_statement.md").read_text()
+
+
+def test_the_report_says_what_a_classifier_learns_and_what_of_the_pathology_is_kept(story: Story) -> None:
+    report = json.loads((story.release / "evaluation.json").read_text())
+    found = {one["name"]: one for one in report["findings"]}
+    for name in (KAPPA, DOWNSTREAM, KEPT, KEPT_REAL, attacks.MEMBERSHIP, attacks.MEMBERSHIP_CONTROL):
+        assert found[name]["status"] == "shown", name
+    assert f"{len(SITES) * PATIENTS} public people" in report["rehearsal"]["cast"]
+    assert KEPT in (story.release / "index.html").read_text()

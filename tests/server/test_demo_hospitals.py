@@ -58,6 +58,24 @@ def test_everybody_with_a_radiograph_is_at_one_hospital_and_nobody_of_the_refere
         for some in people.values() for one in some for picture in one.radiographs
     }  # fmt: skip
     assert not patients & {image.tobytes() for image in images}
+    assert reference.heldout == reference.path and reference.members is not None
+    with np.load(reference.members, allow_pickle=False) as file:
+        played, names = file["images"], file["names"]
+    assert len(played) == len(set(names.tolist())) == 3 * 190
+    assert {image.tobytes() for image in played} <= patients
+
+
+def test_those_who_are_said_to_have_played_are_those_who_did(tmp_path: Path) -> None:
+    """Fewer hospitals deal anew, a limit leaves people out: neither may be called a member."""
+    dealt = demo_hospitals._dealt(["hospital-a", "hospital-b"], 5)
+    assert [len(some) for some in dealt.values()] == [5, 5]
+    reference = demo_hospitals.radiograph_reference(tmp_path, 32, ["hospital-a", "hospital-b"], 5)
+    assert reference.members is not None
+    with np.load(reference.members, allow_pickle=False) as file:
+        found = [image.tobytes() for image in file["images"]]
+    assert found == [
+        demo_hospitals.as_ingested(one.radiographs[0], 32).tobytes() for some in dealt.values() for one in some
+    ]
 
 
 def test_any_number_of_chest_hospitals_with_nobody_twice_and_not_too_many(tmp_path: Path) -> None:

@@ -47,6 +47,30 @@ def test_the_comparison_has_as_many_real_images_of_each_label() -> None:
     assert np.bincount(ds.as_many(released, few, 0).labels).tolist() == [2, 2]
 
 
+def test_what_a_release_keeps_is_judged_by_people_who_took_no_part() -> None:
+    """Shuffled labels are confirmed as often as by a coin, true ones as often as those of the people themselves."""
+    clear = findings(spots(40, 2))
+    shuffled = findings(ds.Labelled(spots(40, 2).images, np.random.default_rng(0).permutation(np.arange(40) % 2)))
+    real = clear[ds.KEPT_REAL].value
+    assert real is not None and real > 0.8
+    assert clear[ds.KEPT].value > real - 0.15  # type: ignore[operator]
+    assert shuffled[ds.KEPT].value < 0.7 < real  # type: ignore[operator]
+    assert shuffled[ds.KEPT_REAL].value == real
+    assert "trained on 60 people who did not take part" in clear[ds.KEPT].evidence
+
+
+def test_the_judges_learn_from_nobody_who_took_part() -> None:
+    """Without people of two labels outside, nothing is said; those inside do not stand in for them."""
+    alone = ds.Labelled(TEST.images[::2], TEST.labels[::2])
+    found = ds.kept(REAL, REAL, alone, 2, 1, SHORT, "")
+    assert [(f.name, f.value, f.status) for f in found] == [(ds.KEPT, None, NOT_EVALUATED)]
+
+
+def test_each_label_weighs_the_same_in_what_is_kept() -> None:
+    truth = np.array([0] * 9 + [1])
+    assert ds._balanced(np.zeros(10, np.int64), truth) == 0.5
+
+
 def test_too_little_reads_not_evaluated() -> None:
     one = ds.Labelled(REAL.images[::2], REAL.labels[::2])  # one label alone
     for released, test in (

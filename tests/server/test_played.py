@@ -13,7 +13,7 @@ from PIL import Image
 from common import signing
 from common.errors import ConfigurationError, RefusedError
 from common.study import Study, load_study
-from server import attacks, played
+from server import attacks, demo_hospitals, played
 from server.__main__ import _rehearsal
 from server.downstream import Labelled
 from server.rehearsal import DEPLOY
@@ -144,6 +144,75 @@ def test_people_without_a_table_or_with_a_label_of_no_stratum_are_refused(plan: 
     (folder / "labels.csv").unlink()
     with pytest.raises(ConfigurationError, match="missing"):
         played.read_cast(folder, folder, plan)
+
+
+def arrays(path: Path, count: int = 6, **changes: object) -> Path:
+    """An .npz of invented people."""
+    found: dict[str, object] = {
+        "images": np.random.default_rng(0).integers(0, 255, (count, 32, 32, 3), dtype=np.uint8),
+        "names": np.array([f"{i:02d}" for i in range(count)]),
+        "labels": np.array(["0", "2"] * (count // 2)),
+    }
+    np.savez(path, **{name: value for name, value in (found | changes).items() if value is not None})  # type: ignore[arg-type]
+    return path
+
+
+def test_people_in_an_npz_are_read_like_those_in_a_folder(plan: Study, tmp_path: Path) -> None:
+    strata = plan.strata()
+    names = np.array([strata[0], strata[-1]] * 3)
+    side = np.array([False, True, True, False, False, False])
+    given = arrays(tmp_path / "in.npz", labels=names, laterality=side)
+    found = played.read_cast(given, arrays(tmp_path / "out.npz", labels=names), plan)
+    last = len(strata) - 1
+    assert found.members.labels.tolist() == [0, last] * 3
+    expected = np.where(side, 2, 1) if plan.intake.stratify_laterality else 0
+    assert (found.members_strata - 3 * found.members.labels == expected).all()
+    assert (found.heldout_strata == 3 * found.heldout.labels).all()
+    assert found.name.startswith("6 public people of in.npz")
+
+
+LACKING = {
+    "no labels": {"labels": None},
+    "no names": {"names": None},
+    "labels of fewer people": {"labels": np.array(["0", "2"])},
+    "one name twice": {"names": np.array(["00", "00", "01", "02", "03", "04"])},
+}
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_an_npz_that_does_not_say_who_is_who_is_refused(what: str, plan: Study, tmp_path: Path) -> None:
+    path = arrays(tmp_path / "x.npz", **LACKING[what])
+    with pytest.raises(ConfigurationError, match="expected `images`, `names` and `labels`"):
+        played.read_cast(path, path, plan)
+
+
+def test_the_chest_demos_casts_are_the_hospitals_people_and_the_reference(tmp_path: Path) -> None:
+    chest = load_study(DEPLOY / "studies" / "chest-demo.yaml")
+    reference = demo_hospitals.make_reference(chest, tmp_path)
+    assert reference.members is not None and reference.heldout == reference.path
+    found = played.read_cast(reference.members, reference.heldout, chest)
+    assert (len(found.members.images), len(found.heldout.images)) == (3 * 190, 300)
+    shown = {image.tobytes() for image in found.members.images}
+    assert not shown & {image.tobytes() for image in found.heldout.images}
+    assert set(found.members.labels) == set(found.heldout.labels) == {0, 1}
+
+
+def test_a_flows_own_samples_say_how_far_members_differ_in_kind(tmp_path: Path) -> None:
+    chest = load_study(DEPLOY / "studies" / "chest-demo.yaml")
+    checkpoints = DEPLOY / "checkpoints" / "chest-32"
+    known = played.networks(chest, {}, checkpoints)
+    assert known.flow is not None and known.temperature == 0.7
+    assert played.networks(chest, {}, tmp_path) == attacks.Networks(iterations=1)
+    random = np.random.default_rng(0)
+
+    def crowd(bright: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        images = random.integers(bright, bright + 60, (40, 32, 32, 1), dtype=np.uint8)
+        return images, np.zeros(40, np.int64), np.zeros(40, np.int64)
+
+    who = attacks.people(crowd(90), crowd(0))  # members alone are of the samples' brightness: different in kind
+    found = attacks.Battery(who, known).control(np.zeros(20, np.int64))
+    assert found is not None and found.worst.auc > 0.9
+    assert attacks.Battery(who).control(np.zeros(20, np.int64)) is None
 
 
 def test_the_demos_two_casts_are_different_people() -> None:
