@@ -52,6 +52,7 @@ from server.pretrain_losses import (
     augmented,
     gradient_penalty,
     reconstruction_loss,
+    spots,
     texture_distance,
     textures,
 )
@@ -62,6 +63,7 @@ CHECKPOINT_CAP_BYTES = 2 << 30
 R1_EVERY = 8
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 GRADIENT_NORM = 10.0
+TEXTURES = ("texture", "averaged_texture", "spots", "averaged_spots")  # of a plan's weights: they grow together
 PREFIXES = ("generator.", "critic.", "encoder.")
 Progress = Callable[[int, float], None]
 
@@ -98,8 +100,10 @@ class PretrainPlan:
         default_factory=lambda: {
             "reconstruction": 4.0,
             "feature": 1.0,
-            "texture": 3.0,
-            "averaged_texture": 1.5,
+            "texture": 1.5,
+            "averaged_texture": 0.75,
+            "spots": 100.0,
+            "averaged_spots": 50.0,
             "adversarial": 0.5,
             "cycle": 0.1,
             "detail": 0.2,
@@ -166,14 +170,16 @@ def run(
 
 # ---- codes ----------------------------------------------------------------------------------------------------------
 class CodeBank:
-    """The latest codes of real photographs [M, L, latent] by side, from which averages and the prior come, and, where
-    they are given, the photographs' textures [M, P, F, F] and brightest channels [M, 1, S, S] (where the surround is)."""
+    """The latest codes of real photographs [M, L, latent] by side, from which averages and the prior come, and, where they
+    are given, the photographs' textures [M, P, F, F], spots [M, K] and brightest channels [M, 1, S, S] (for the surround).
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.codes: list[Tensor] = []
         self.sides: list[int] = []
         self.textures: list[Tensor] = []
+        self.spots: list[Tensor] = []
         self.brightest: list[Tensor] = []
 
     def add(self, codes: Tensor, sides: Tensor, photographs: Tensor | None = None) -> None:
@@ -182,6 +188,7 @@ class CodeBank:
         self.sides = (self.sides + sides.tolist())[-self.size :]
         if photographs is not None:
             self.textures = (self.textures + list(textures(photographs)))[-self.size :]
+            self.spots = (self.spots + list(spots(photographs)))[-self.size :]
             self.brightest = (self.brightest + list(photographs.amax(1, keepdim=True)))[-self.size :]
 
     def groups(self, count: int, largest: int, random: np.random.Generator) -> list[np.ndarray]:
@@ -202,6 +209,10 @@ class CodeBank:
         is what k-SALSA's alignment asks of a group's average."""
         surround = _means(self.brightest, groups)
         return texture_distance(textures(made, surround=surround), _means(self.textures, groups))
+
+    def spot_distance(self, made: Tensor, groups: list[np.ndarray]) -> Tensor:
+        """The same of `spots`: mean absolute difference."""
+        return F.l1_loss(spots(made, surround=_means(self.brightest, groups)), _means(self.spots, groups))
 
 
 def _means(of: list[Tensor], groups: list[np.ndarray]) -> Tensor:
@@ -337,8 +348,10 @@ def pretrain(
         if textured:  # ... and have the textures of the photographs, window by window
             dy, dx = torch.randint(plan.size_px // WINDOWS, (2,), generator=draw).tolist()
             parts["texture"] = texture_distance(textures(fake[: len(x)], (dy, dx), x), textures(x, (dy, dx)))
+            parts["spots"] = F.l1_loss(spots(fake[: len(x)], (dy, dx), x), spots(x, (dy, dx)))
             parts["averaged_texture"] = bank.texture_distance(fake[len(x) :], groups)
-        swell = {"adversarial": ramp} | dict.fromkeys(("texture", "averaged_texture"), min(1.0, 10 * (share - since)))
+            parts["averaged_spots"] = bank.spot_distance(fake[len(x) :], groups)
+        swell = {"adversarial": ramp} | dict.fromkeys(TEXTURES, min(1.0, 10 * (share - since)))
         weights = {name: weight * swell.get(name, 1.0) for name, weight in plan.weights.items()}
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         make.zero_grad(set_to_none=True)

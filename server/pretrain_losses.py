@@ -1,8 +1,8 @@
 """What the public pretraining of generator, critic and encoder minimises, apart from the loop that adds it up.
 
 In: images [N, C, S, S] in [−1, 1], codes, the critic. Out: scalars, and window textures [N, P, F, F].
-Guaranteed: `textures` does not change when something moves inside its window, by even numbers of pixels and 4 px off the
-window's edge (the reach of the filters), and does change when it goes to another window; its filters are constants.
+Guaranteed: `textures` and `spots` do not change when something moves inside its window, by even numbers of pixels and 4 px
+off the window's edge (the filters' reach), and do change when it goes to another window; filters are constants.
 Not: privacy. Public images only.
 
 Why windows: a generator whose codes scale channels cannot place a spot of one pixel exactly, and a difference of pixels
@@ -15,6 +15,7 @@ square root of their size, so that the gradient does not vanish where there is n
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -25,6 +26,7 @@ from common.models.stylegan import Critic
 
 TEXTURE_SEED, TEXTURE_CHANNELS = 20_231, 16
 WINDOWS = 4  # along each side
+SPOT_PARTS = 64  # of `spots`: at 64 px a part is 4 pixels, one spot of 2×2
 SCALES = 2  # full and half size
 DETAIL_GAIN = 2.0  # of the colour differences, beside the random filters
 NEVER_0 = 1e-8
@@ -68,15 +70,8 @@ def textures(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None
     picture is rolled first, so that a window's edge lies elsewhere; `surround`: the images [N, any, S, S] in which black is
     looked for, `x` itself if none are given. What is made must not choose it: a black picture would have nothing to match.
     """
-    seen = x.detach() if surround is None else surround
-    if any(shift):
-        x, seen = torch.roll(x, shift, (2, 3)), torch.roll(seen, shift, (2, 3))
-    grams = []
-    for _ in range(SCALES):
-        black = (seen.amax(1, keepdim=True) < BLACK).to(x.dtype)
-        inside = 1 - F.max_pool2d(black, 2 * REACH + 1, stride=1, padding=REACH)
-        grams.append(_grams(_texture_features(x) * inside))
-        x, seen = F.avg_pool2d(x, 2), F.avg_pool2d(seen, 2)
+    scales = _scales(x, shift, x.detach() if surround is None else surround)
+    grams = [_grams(_texture_features(y) * inside) for y, inside in scales]
     return torch.cat(grams, 1)
 
 
@@ -89,6 +84,24 @@ def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
     a, b = _amplitude(made), _amplitude(wanted)
     size = _norm(b)
     return ((_norm(a - b) - NEVER_0) / (size + QUIET * size.mean())).mean()
+
+
+def spots(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = None) -> Tensor:
+    """What stands out in the windows of `x` [N, C, S, S], in order of its strength, [N, K].
+
+    Differences from the surroundings in each colour and between neighbouring colours, sorted within each window, as means of
+    64 equal parts (4 px at 64 px): at two scales, of 16 windows, in 2·C − 1 colours. A Gram matrix cannot tell a few strong
+    spots from much weak grain; the first and the last part can.
+    `shift` and `surround` as in `textures`.
+    """
+    parts = []
+    for y, inside in _scales(x, shift, x.detach() if surround is None else surround):
+        detail = (y - F.avg_pool2d(y, 5, stride=1, padding=2, count_include_pad=False)) * inside
+        detail = torch.cat([detail, detail.diff(dim=1)], 1)
+        ordered = _cells(detail).sort(2).values  # [N·16, 2·C − 1, h·w]
+        mean = ordered.unflatten(2, (min(SPOT_PARTS, ordered.shape[2]), -1)).mean(3)
+        parts.append(mean.reshape(len(x), -1))
+    return torch.cat(parts, 1)
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128) -> Tensor:
@@ -122,12 +135,28 @@ def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
     return first - first.mean((2, 3), keepdim=True), second
 
 
-def _grams(features: Tensor) -> Tensor:
-    """[N, 16, F, F] of [N, F, S, S]: each window's Gram matrix, divided by F·h·w."""
+def _scales(x: Tensor, shift: tuple[int, int], surround: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """`x` [N, C, S, S] rolled by `shift`, and where [N, 1, S, S] there is no black surround near; then both at half the size."""
+    if any(shift):
+        x, surround = torch.roll(x, shift, (2, 3)), torch.roll(surround, shift, (2, 3))
+    for _ in range(SCALES):
+        black = (surround.amax(1, keepdim=True) < BLACK).to(x.dtype)
+        yield x, 1 - F.max_pool2d(black, 2 * REACH + 1, stride=1, padding=REACH)
+        x, surround = F.avg_pool2d(x, 2), F.avg_pool2d(surround, 2)
+
+
+def _cells(features: Tensor) -> Tensor:
+    """The windows [N·16, F, h·w] of [N, F, S, S]."""
     n, f, height, width = features.shape
     h, w = height // WINDOWS, width // WINDOWS
-    cells = features.reshape(n, f, WINDOWS, h, WINDOWS, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, f, h * w)
-    return torch.bmm(cells, cells.transpose(1, 2)).div(f * h * w).reshape(n, WINDOWS**2, f, f)
+    return features.reshape(n, f, WINDOWS, h, WINDOWS, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, f, h * w)
+
+
+def _grams(features: Tensor) -> Tensor:
+    """[N, 16, F, F] of [N, F, S, S]: each window's Gram matrix, divided by F·h·w."""
+    cells = _cells(features)
+    grams = torch.bmm(cells, cells.transpose(1, 2)).div(cells[0].numel())
+    return grams.unflatten(0, (len(features), WINDOWS**2))
 
 
 def _amplitude(grams: Tensor) -> Tensor:
