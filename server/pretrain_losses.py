@@ -99,7 +99,8 @@ def spots(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = 
         detail = (y - F.avg_pool2d(y, 5, stride=1, padding=2, count_include_pad=False)) * inside
         detail = torch.cat([detail, detail.diff(dim=1)], 1)
         ordered = _cells(detail).sort(2).values  # [N·16, 2·C − 1, h·w]
-        mean = ordered.unflatten(2, (min(SPOT_PARTS, ordered.shape[2]), -1)).mean(3)
+        cells, colours, pixels = ordered.shape
+        mean = ordered.reshape(cells, colours, min(SPOT_PARTS, pixels), -1).mean(3)
         parts.append(mean.reshape(len(x), -1))
     return torch.cat(parts, 1)
 
@@ -155,8 +156,8 @@ def _cells(features: Tensor) -> Tensor:
 def _grams(features: Tensor) -> Tensor:
     """[N, 16, F, F] of [N, F, S, S]: each window's Gram matrix, divided by F·h·w."""
     cells = _cells(features)
-    grams = torch.bmm(cells, cells.transpose(1, 2)).div(cells[0].numel())
-    return grams.unflatten(0, (len(features), WINDOWS**2))
+    f = features.shape[1]
+    return torch.bmm(cells, cells.transpose(1, 2)).div(cells[0].numel()).reshape(-1, WINDOWS**2, f, f)
 
 
 def _amplitude(grams: Tensor) -> Tensor:
