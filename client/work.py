@@ -47,6 +47,7 @@ from client.synthesize.inversion_sheet import inversion_sheet
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
 from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
+from client.synthesize.spread import directions_of
 from common.errors import ConfigurationError, KohortError, PolicyError
 from common.models.encoder import load_encoder
 from common.models.glow import Glow
@@ -362,6 +363,8 @@ def aligned(
     patients = measure_patients(np.asarray(batch.cohort.images), seen, who, critic, constants)
     statistics = gather(groups, patients, generator, constants)
     codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
+    if plan.spread_directions:
+        codes = directions_of(known, plan.spread_directions, plan.k, plan.grouping).moved(codes)
     stacks = outputs(codes, plan.outputs_per_group, generator, random)
     return [Made(images[i], group, False) for images in stacks for i, group in enumerate(groups)]
 

@@ -296,7 +296,11 @@ class AnchorsPlan(FrozenModel):
 
 
 class Synthesis(FrozenModel):
-    """Groups, alignment and privatization on site (Jeon et al. 2022). What each `grouping` does: client/synthesize/group.py."""
+    """Groups, alignment and privatization on site (Jeon et al. 2022). What each `grouping` does: client/synthesize/group.py.
+
+    `spread_directions`: along so many principal directions of the generator's codes averages are moved out until they vary as
+    single images do (client/synthesize/spread.py); 0: not at all.
+    """
 
     k: int = Field(ge=2, le=10_000)
     grouping: Literal["similar", "similar-swap", "cells", "random", "anchors"]
@@ -307,6 +311,7 @@ class Synthesis(FrozenModel):
     content_weight: float = Field(default=1.0, ge=0)
     style_weight: float = Field(default=1.0, ge=0)
     trust_weight: float = Field(default=0.05, ge=0)
+    spread_directions: int = Field(default=0, ge=0, le=64)
     outputs_per_group: int = Field(default=1, ge=1, le=100)
     max_images_per_site: int = Field(ge=1, le=100_000)
     privatize: PrivatizePlan | None = None
@@ -430,6 +435,8 @@ class Study(FrozenModel):
             yield f"{where}: expected with grouping anchors and with no other, got grouping {self.synthesis.grouping}"
         if plan and self.synthesis.privatize:
             yield "synthesis.privatize: not with grouping anchors, whose averages are private already"
+        if plan and self.synthesis.spread_directions:
+            yield "synthesis.spread_directions: not with grouping anchors, whose noise it would enlarge"
         if plan and plan.threshold_delta > self.privacy.delta / 2:
             yield f"{where}.threshold_delta: at most half of privacy.delta {self.privacy.delta:g}, got {plan.threshold_delta:g}"
 

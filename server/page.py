@@ -40,6 +40,10 @@ SEVERAL_OUTPUTS = (
     "Each group gives up to {count} images: they show the same patients and are not independent. Tests, error bars and "
     "cross-validation that count them as separate patients are too sure of themselves."
 )
+MOVED_OUT = (
+    "Averages vary less than single images, so each is moved away from the generator's middle along {count} principal directions by "
+    "public factors of at most the square root of k. An image shows the way in which its group differs larger than it is."
+)
 RANDOM_LIMITS = (
     "Epsilon per patient takes as given who is on a site's roster and with which label; a change of the roster is not covered.",
     "A batch that the site's audit or a person stops does not come: that alone may say something about its patients' images.",
@@ -151,10 +155,12 @@ def limits_of(study: Study) -> list[str]:
         return list(PAIR_LIMITS)
     several = study.synthesis.outputs_per_group
     said = [SEVERAL_OUTPUTS.format(count=several)] if several > 1 else []
+    moved = [MOVED_OUT.format(count=count)] if (count := study.synthesis.spread_directions) else []
     common = [line for line in LIMITS if several == 1 or line != COUNT_LIMIT]  # k times the images would be too many
     return [
         *common,
         *said,
+        *moved,
         *(RANDOM_LIMITS if study.synthesis.grouping == "random" and charged_image_event(study) else ()),
     ]
 

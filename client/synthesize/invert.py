@@ -4,13 +4,15 @@ In: uint8 images [N, H, W, C], the study's generator and encoder. Out: an `Inver
 per image and which images are accepted.
 
 Guaranteed
-1. What decides about acceptance (`Reference`: threshold, whitening, spread of w) is computed from generator samples
-   before an image of the cohort is seen; nothing in it is fitted to the cohort.
-2. A constant or black image is rejected by rule, an image that the generator cannot express by the threshold, and so
-   is whatever gives a code that is not finite. A rejected image does not count to k: pass `accepted` to `group.roster`.
+1. What decides about acceptance (`Reference`: threshold, whether samples have a way up, whitening, spread of w) is
+   computed from generator samples before an image of the cohort is seen; nothing in it is fitted to the cohort.
+2. A constant or black image is rejected by rule, an image that the generator cannot express by the threshold, one that
+   lies on its side by the encoder's errors on it and on it turned by a quarter, and so is whatever gives a code that is
+   not finite. A rejected image does not count to k: pass `accepted` to `group.roster`.
 3. No image influences another image's code beyond rounding; nothing is random; the generator is not changed.
 
-Not covered: a small error is no proof that the medical content survived (methods/ksalsa.md trap 26).
+Not covered: a small error is no proof that the medical content survived (methods/ksalsa.md trap 26); an image on its head
+(an eye turned by 180 degrees looks like the other eye).
 Source: ReStyle (Alaluf et al. 2021) for the encoder, then optimisation in W+ (Karras et al. 2020, appendix D).
 """
 
@@ -51,6 +53,8 @@ class InversionPlan:
     own_quantile: float = 0.99
     own_factor: float = 4.0
     least_own: float = 0.06
+    turned: int = 48  # samples that are also looked at lying on their sides
+    least_upright: float = 0.9  # share of them that must invert best upright, or the generator knows no way up
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,14 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the generator alone says: whitening, reject threshold (RMSE in [0, 1] units), spread of w (RMS), and the codes
-    of its samples, around which `anchors.cells_of` lays cells."""
+    """What the generator alone says: whitening, reject threshold (RMSE in [0, 1] units), spread of w (RMS), the codes
+    of its samples, around which `anchors.cells_of` lays cells, and whether its samples have a way up."""
 
     whitening: Whitening
     threshold: float
     spread: float
     samples: GeneratorCodes
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,12 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
     Threshold: the smaller of two RMSEs. (a) The `mismatch_quantile` between unrelated samples: a reconstruction further
     away than that is not about this image. (b) `own_factor` times the `own_quantile` of the encoder's errors on samples:
     an image so much worse than what the generator can make is none of its kind. Each has a floor, or a generator of
-    little variety would reject everything. Raises ConfigurationError for fewer than 8 samples or networks of different
-    sizes, RefusedError for weights whose samples or codes are not finite.
+    little variety would reject everything. The threshold is loose where samples are various (0.12 for the fundus checkpoint
+    of 2026-11-25), and a photograph on its side stays below it; so `upright` says whether `least_upright` of `plan.turned`
+    samples give the encoder a smaller error as they are than turned by a quarter either way: then `invert` asks the same of
+    each image. By chance a third of the samples would; where images have no way up the threshold decides alone.
+    Raises ConfigurationError for fewer than 8 samples or networks of different sizes, RefusedError for weights whose
+    samples or codes are not finite.
     """
     if plan.samples < 8:
         raise ConfigurationError(f"inversion: samples is {plan.samples}; expected 8 or more")
@@ -144,7 +153,11 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
     own = plan.own_factor * float(np.quantile(_rmse(x, torch.cat(rebuilt)), plan.own_quantile))
     threshold = min(foreign, max(own, plan.least_own))
     spread = float((w - w.mean(dim=0)).square().mean().sqrt())
-    return Reference(whitening, threshold, max(spread, 1e-6), samples)
+    some = x[: plan.turned]
+    with frozen(generator, encoder), torch.no_grad():
+        lying = _on_its_side(some, _rmse(some, torch.cat(rebuilt)[: plan.turned]), generator, encoder, plan)
+    upright = float(1 - lying.mean()) >= plan.least_upright
+    return Reference(whitening, threshold, max(spread, 1e-6), samples, upright)
 
 
 def invert(
@@ -167,11 +180,15 @@ def invert(
         )
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     errors: list[NDArray[np.float64]] = []
+    lying: list[NDArray[np.bool_]] = []
     with frozen(generator, encoder):
         for start in range(0, len(images), plan.batch):
             x = to_unit(np.asarray(images[start : start + plan.batch]))
             with torch.no_grad():
-                encoded = encoder.invert(x, generator, plan.iterations).codes
+                first = encoder.invert(x, generator, plan.iterations)
+                encoded, own = first.codes, _rmse(x, first.reconstructions.clamp(-1, 1))
+                looks = known.upright and _on_its_side(x, own, generator, encoder, plan)
+                lying.append(np.broadcast_to(looks, len(x)))
             codes = _refined(x, encoded, generator, plan, known.spread)
             with torch.no_grad():
                 seen = generator.synthesis(codes).clamp(-1, 1)
@@ -182,6 +199,7 @@ def invert(
     error = np.concatenate(errors)
     finite = torch.isfinite(codes).flatten(1).all(1) & torch.isfinite(encoded).flatten(1).all(1)
     accepted = finite.numpy() & np.isfinite(error) & (error <= known.threshold) & ~blank(images)
+    accepted &= ~np.concatenate(lying)
     return Inversion(encoded, codes, seen, error, accepted)
 
 
@@ -194,6 +212,20 @@ def _check_fit(generator: Generator, encoder: Encoder) -> None:
             f"[{of_encoder[0]}, {of_encoder[1]}]",
             hint="start models.gan and models.encoder from checkpoints that were trained together",
         )
+
+
+def _on_its_side(
+    x: Tensor, errors: NDArray[np.float64], generator: Generator, encoder: Encoder, plan: InversionPlan
+) -> NDArray[np.bool_]:
+    """bool [N]: True unless the encoder's `errors` on images [N, C, S, S] are below those on them turned by a quarter."""
+    lying = np.zeros(len(x), bool)
+    for start in range(0, len(x), plan.batch):
+        part = slice(start, start + plan.batch)
+        for quarters in (1, 3):
+            turned = x[part].rot90(quarters, (2, 3))
+            rebuilt = encoder.invert(turned, generator, plan.iterations).reconstructions.clamp(-1, 1)
+            lying[part] |= ~(errors[part] < _rmse(turned, rebuilt))
+    return lying
 
 
 def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:

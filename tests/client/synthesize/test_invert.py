@@ -211,3 +211,41 @@ def test_held_out_samples_of_the_shipped_models_are_white_in_every_direction(
     assert len(variance) == plan.components
     assert (variance > 0.2).all()
     assert (variance < 5).all()
+
+
+def test_a_picture_on_its_side_is_rejected_either_way_and_its_upright_self_is_not(
+    shipped: tuple[Generator, Encoder, inv.InversionPlan, inv.Reference],
+) -> None:
+    generator, encoder, plan, known = shipped
+    assert known.upright
+    with torch.no_grad():
+        own = to_uint8(generator(torch.randn(4, 128, generator=seeded(6)), seeded(7)))
+    turned = [np.ascontiguousarray(np.rot90(own, quarters, (1, 2))) for quarters in (1, 3)]
+    lax = dataclasses.replace(known, threshold=10.0)  # the threshold has no part in it
+    found = inv.invert(np.concatenate([own, *turned]), generator, encoder, plan, lax)
+    assert found.accepted.tolist() == [True] * 4 + [False] * 8
+    unasked = inv.invert(turned[0], generator, encoder, plan, dataclasses.replace(lax, upright=False))
+    assert unasked.accepted.all()
+
+
+def test_where_samples_have_no_way_up_no_image_is_asked_for_its_own(nets: tuple[Generator, Encoder]) -> None:
+    known = inv.reference(*nets, PLAN, seeded())
+    assert not known.upright  # weights of chance: about a third of the samples invert best as they are
+    every = inv.reference(*nets, dataclasses.replace(PLAN, least_upright=0.0), seeded())
+    assert every.upright
+    images = samples(nets[0], 6)
+    lax = dataclasses.replace(known, threshold=10.0)
+    assert inv.invert(images, *nets, PLAN, lax).accepted.all()
+    assert not inv.invert(images, *nets, PLAN, dataclasses.replace(lax, upright=True)).accepted.all()
+
+
+def test_whether_an_image_lies_on_its_side_is_its_own_matter(
+    shipped: tuple[Generator, Encoder, inv.InversionPlan, inv.Reference],
+) -> None:
+    generator, encoder, plan, known = shipped
+    with torch.no_grad():
+        own = to_uint8(generator(torch.randn(2, 128, generator=seeded(6)), seeded(7)))
+    images = np.stack([own[0], np.rot90(own[0]), own[1], np.rot90(own[1], 3)])
+    together = inv.invert(images, generator, encoder, dataclasses.replace(plan, batch=3), known).accepted
+    alone = [bool(inv.invert(images[i : i + 1], generator, encoder, plan, known).accepted[0]) for i in range(4)]
+    assert together.tolist() == alone == [True, False, True, False]
