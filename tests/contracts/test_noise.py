@@ -160,7 +160,15 @@ def test_laplace_thresholds_are_exact_to_192_bits() -> None:
         exact = Fraction(2**192) / (1 + power)
         got = (words[bit][0] << 128) + (words[bit][1] << 64) + words[bit][2]
         assert abs(exact - got) < 2
-    assert Fraction(2 ** len(words)) / Fraction(scale) > Fraction(133)  # what is left out has bias below 2^-192
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.4, 3.0, 5.0, 1024.0, 1e9, 2.0**50])
+def test_a_bit_that_laplace_noise_leaves_out_has_a_bias_below_2_to_the_minus_192(scale: float) -> None:
+    words = laplace_thresholds(scale)
+    assert Fraction(2 ** len(words)) / Fraction(scale) > Fraction(133)
+    assert len(words) == 0 or Fraction(2 ** (len(words) - 1)) / Fraction(scale) < Fraction(134), (
+        "and none more than that"
+    )
 
 
 def test_a_tie_on_the_first_word_is_settled_by_the_next_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +178,65 @@ def test_a_tie_on_the_first_word_is_settled_by_the_next_words(monkeypatch: pytes
         source = SeededNoiseSource(0)
         monkeypatch.setattr(source, "uniform_u64", lambda n, w=words: np.array([next(w)] * n, dtype=np.uint64))
         assert source._below((first, second, 0), 1).tolist() == [bool(below)]
+
+
+def scripted(*draws: list[int]) -> SeededNoiseSource:
+    """A source whose draws are these, one list a draw, each of the length asked for; one more is an error."""
+    source, words = SeededNoiseSource(0), iter(draws)
+
+    def uniform_u64(n: int) -> np.ndarray:
+        drawn = next(words)
+        assert len(drawn) == n
+        return np.array(drawn, dtype=np.uint64)
+
+    source.uniform_u64 = uniform_u64  # type: ignore[method-assign]
+    return source
+
+
+def test_a_tie_on_two_words_is_settled_by_the_third_and_on_all_three_it_is_not_below() -> None:
+    threshold = (7, 5, 3)
+    for last, below in ((2, True), (3, False), (4, False)):
+        assert scripted([7], [5], [last])._below(threshold, 1).tolist() == [below]
+
+
+def test_a_tie_changes_no_other_draw() -> None:
+    """Beside two ties stand words that are settled by themselves; the further words are for the ties alone."""
+    source = scripted([6, 7, 8, 7, 0], [4, 6])
+    assert source._below((7, 5, 3), 5).tolist() == [True, True, False, False, True]
+
+
+def test_the_two_sides_of_laplace_noise_are_drawn_apart() -> None:
+    noise = NoiseSource().discrete_laplace(40_000, 50.0).astype(np.float64)
+    for other in (noise[::-1], np.roll(noise, 1), np.roll(noise, 20_000)):
+        assert abs(np.corrcoef(noise, other)[0, 1]) < 6 / math.sqrt(len(noise))
+
+
+def test_gaussian_noise_is_rounded_to_the_nearest_lattice_point() -> None:
+    """At a deviation of two steps the masses tell nearest from downward and from toward zero."""
+    n, steps = 40_000, 2.0
+    noise = NoiseSource().gaussian_lattice(n, steps / LATTICE)
+    for value in range(-3, 4):
+        low, high = (0.5 * math.erf((value + side) / steps / math.sqrt(2)) for side in (-0.5, 0.5))
+        mass = high - low
+        assert abs((noise == value).mean() - mass) < 6 * math.sqrt(mass * (1 - mass) / n)
+
+
+def test_every_byte_of_key_and_nonce_comes_from_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit flipped anywhere in what it gives changes the stream; 32 bytes make a key of 256 bits."""
+
+    def first_word(size: int, place: int) -> int:
+        def urandom(n: int) -> bytes:
+            assert n in (32, 16)
+            given = bytearray(n)
+            if n == size:
+                given[place] ^= 1
+            return bytes(given)
+
+        monkeypatch.setattr(os, "urandom", urandom)
+        return int(NoiseSource().uniform_u64(1)[0])
+
+    words = [first_word(size, place) for size in (32, 16) for place in range(size)] + [first_word(0, 0)]
+    assert len(set(words)) == 49
 
 
 def test_the_draws_of_laplace_noise_are_fixed_work() -> None:
@@ -198,6 +265,21 @@ def test_a_coin_of_bias_one_always_falls_heads_and_the_bias_is_an_integer_thresh
     assert source.bernoulli(1.0, 10_000).all()
     assert not source.bernoulli(2.0**-64, 10_000).any()
     assert abs(source.bernoulli(0.064, 100_000).mean() - 0.064) < 0.005
+
+
+@pytest.mark.parametrize(("q", "threshold"), [(0.1, int(Fraction(0.1) * 2**64)), (1.5 * 2.0**-64, 1), (0.5, 2**63)])
+def test_a_coin_falls_heads_for_exactly_the_words_below_its_threshold(q: float, threshold: int) -> None:
+    around = [0, threshold - 1, threshold, threshold + 1, 2**64 - 1]
+    assert scripted(around).bernoulli(q, 5).tolist() == [True, True, False, False, False]
+
+
+def test_a_width_that_would_leave_int64_or_float64_is_refused() -> None:
+    source = NoiseSource()
+    source.gaussian_lattice(4, 2.0**24), source.discrete_laplace(4, 2.0**50)
+    with pytest.raises(ConfigurationError, match="2\\^24"):
+        source.gaussian_lattice(4, 2.0**24 * (1 + 2**-52))
+    with pytest.raises(ConfigurationError, match="2\\^50"):
+        source.discrete_laplace(4, 2.0**50 * (1 + 2**-52))
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
