@@ -31,6 +31,7 @@ def panel(name: str, rows: Sequence[dict[str, Any]], real: dict[str, Any]) -> Im
     """One part: left and up is better; the dashed line is what all real members teach."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
+    rows = [r for r in rows if r["utility"]]  # a release without labels teaches no classifier
     points = {(r["row"], r["k"]): (r["membership"]["worst"]["auc"], r["utility"]["kappa"]) for r in rows}
     xs, ys = [p[0] for p in points.values()], [p[1] for p in points.values()] + [real["all"]["kappa"]]
     x0, x1 = min(0.5, min(xs)) - 0.01, max(xs) + 0.02

@@ -1,7 +1,7 @@
 """What k-anonymous averages are worth, and what they give away: every grouping mode against the classical ones, on real images.
 
     python -m benchmarks.quality_fundus [--part fundus chest] [--k 5 10 20] [--rows similar cells ...] [--seeds 5]
-        [--checkpoint DIR] [--chest-checkpoint DIR] [--work DIR] [--json] [--plot FILE.png]
+        [--checkpoint DIR] [--chest-checkpoint DIR] [--work DIR] [--json] [--plot FILE.png] [--sheet FILE.png]
 
 fundus: IDRiD at 64 px by benchmarks/fundus_split.py: its 211 public people are the attacker's reference; of its 299 others, none
 of whom the checkpoint has seen, 189 are averaged and 110 are non-members and test set. They are dealt anew, at random within each
@@ -17,13 +17,14 @@ anything: snapshots are chosen on training images (common/classifier.py). Prints
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,15 +33,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks import chest_split, fundus_split
+from client.ledger import PracticeReservation
 from client.synthesize import anchors, partition
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
-from client.synthesize.group import Group, Roster, form_groups, patient_codes, roster
+from client.synthesize.group import Group, Mode, Roster, Stratum, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from client.synthesize.spread import directions_of
 from common import attacks, classifier
 from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator
+from common.privacy.anchors import NoisyAnchors
+from common.privacy.noise import SeededNoiseSource
 from common.study import GanPlan, Study, load_study
 from common.tensors import atomic_write, read, read_capped
 from server import distances, siamese
@@ -51,10 +57,10 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 GRADES = np.array([0, 1, 1, 2, 2])  # none, mild-moderate, severe
 KEY = b"kohort-benchmark-quality-fundus!"
-CAP_BYTES, FRECHET_COMPONENTS, OUTPUTS = 1 << 31, 8, 4
-PRODUCT = ("similar", "similar-swap", "cells", "random", "anchors")
-BASELINES = ("same-pixel", "same-pca", "centroid", "paper")
-REAL = ("real, n/k", "inverted, n/k")
+CAP_BYTES, FRECHET_COMPONENTS, OUTPUTS, DIRECTIONS = 1 << 31, 8, 4, 2
+ANCHORS_NOISE, ANCHORS_COMPONENTS, ANCHORS_THRESHOLD_DELTA = 0.605, 32, 1e-6  # epsilon 8 at delta 1e-5
+ANCHORS = "anchors, no labels"
+SHOWN = ("cells, moved out", "cells", "similar, moved out", "similar", "centroid", "same-pixel")
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -251,6 +257,13 @@ class Workshop:
         return Battery(self.people, self.networks, self.part.public.images)
 
     @cached_property
+    def blind(self) -> Battery:
+        """The same attackers where releases have no label, so that everybody is comparable with every release."""
+        blind = copy.copy(self.battery)
+        blind.who = replace(self.people, labels=np.zeros_like(self.people.labels))
+        return blind
+
+    @cached_property
     def people(self) -> People:
         """Members and held-out people as the attacker knows them: where a member has an image in no average, that one too."""
         part = self.part
@@ -308,17 +321,19 @@ def numbers(group: Group) -> tuple[int, ...]:
     return tuple(int(name) for name in group.members)
 
 
-def averaged(mode: str, outputs: int = 1, **changes: float) -> Callable[[Workshop, int], Released]:
-    """The product's path: groups, alignment (its constants with `changes`), rendering."""
+def averaged(mode: Mode, outputs: int = 1, directions: int = 0) -> Callable[[Workshop, int], Released]:
+    """The product's path: groups, alignment, moving out along so many `directions`, rendering."""
 
     def maker(shop: Workshop, k: int) -> Released:
         generator, critic = shop.networks.generator, shop.networks.critic
-        plan = replace(shop.alignment_plan, **changes)  # type: ignore[arg-type]
+        plan = shop.alignment_plan
         assert generator is not None and critic is not None
         groups = grouped(shop, mode, k)
         patients = measure_patients(shop.part.members.images, shop.seen, shop.who, critic, plan)
         statistics = gather(groups, patients, generator, plan)
         codes = align(statistics, generator, critic, plan, shop.known.spread).codes
+        if directions:
+            codes = directions_of(shop.known, directions, k, mode).moved(codes)
         return rendered(shop, codes, groups, outputs)
 
     return maker
@@ -340,6 +355,23 @@ def centroid(shop: Workshop, k: int) -> Released:
     rows_of = dict(zip(shop.who.pseudonyms, shop.who.images, strict=True))
     means = [torch.stack([codes[list(rows_of[m])].mean(0) for m in group.members]).mean(0) for group in groups]
     return rendered(shop, torch.stack(means), groups)
+
+
+def noised(shop: Workshop, k: int) -> Released:
+    """Mode `anchors` on all members as one stratum without labels: three strata of these are too few for cells of 3k."""
+    who = Roster(shop.who.pseudonyms, (Stratum(0),) * len(shop.who.pseudonyms), shop.who.images)
+    mechanism = NoisyAnchors(
+        ANCHORS_NOISE, ANCHORS_COMPONENTS, len(who.pseudonyms) // (3 * k), k, ANCHORS_THRESHOLD_DELTA
+    )
+    centres = anchors.cells_of(shop.known.samples, shop.known.whitening).centres
+    cells = partition.Cells(centres[: mechanism.cells, : mechanism.components])
+    means = anchors.noisy_means(
+        who, shop.codes[:, : mechanism.components], cells, [Stratum(0)], mechanism, PracticeReservation(mechanism),
+        SeededNoiseSource(5),
+    )  # fmt: skip
+    assert shop.networks.generator is not None
+    codes = anchors.latents([mean.code for mean in means], shop.known.whitening, shop.networks.generator)
+    return rendered(shop, codes, [mean.group for mean in means])
 
 
 def same_pixel(shop: Workshop, k: int) -> Released:
@@ -377,11 +409,14 @@ def classical(shop: Workshop, points: NDArray[np.float64], pictures: NDArray[np.
     return Released(pixels, np.array(labels, np.int64), np.arange(len(labels)), tuple(members))
 
 
+PLAIN: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random", "paper")
+MOVED: tuple[Mode, ...] = ("similar", "cells", "random")
+OF_SEVERAL: tuple[Mode, ...] = ("cells", "similar")
 MAKERS: dict[str, Callable[[Workshop, int], Released]] = {
-    **{mode: averaged(mode) for mode in ("similar", "similar-swap", "cells", "random", "paper")},
-    **{f"{mode}, {OUTPUTS} outputs": averaged(mode, OUTPUTS) for mode in ("cells", "similar")},
-    "similar, style x 4": averaged("similar", style_weight=4.0),
-    "similar, trust / 10": averaged("similar", trust_weight=0.005),
+    **{mode: averaged(mode) for mode in PLAIN},
+    **{f"{mode}, moved out": averaged(mode, directions=DIRECTIONS) for mode in MOVED},
+    **{f"{mode}, {OUTPUTS} outputs": averaged(mode, OUTPUTS) for mode in OF_SEVERAL},
+    ANCHORS: noised,
     "centroid": centroid,
     "same-pixel": same_pixel,
     "same-pca": same_pca,
@@ -409,15 +444,16 @@ def measured(shop: Workshop, row: str, k: int, seeds: int) -> dict[str, Any]:
     """Distances, utility, attacks."""
     released = made(shop, row, k)
     seen = spaces(released.images, shop.networks)
-    inference = shop.battery.membership(released.images, released.labels, seen)
+    labelled = row != ANCHORS
+    inference = (shop.battery if labelled else shop.blind).membership(released.images, released.labels, seen)
     assert inference is not None
     return {
         "row": row, "k": k, "images": len(released.images), "groups": len(released.members),
         "distances": fidelity(shop, released.images),
-        "utility": utility(shop, [(released.images, released.labels, released.group_of)] * seeds),
+        "utility": utility(shop, [(released.images, released.labels, released.group_of)] * seeds) if labelled else None,
         "membership": {"worst": asdict(inference.worst), "chance": inference.chance,
                        "all": {one.attacker: round(one.auc, 4) for one in inference.attackers}},
-        "linkage": linkage(shop, released, seen, k),
+        "linkage": linkage(shop.people if labelled else shop.blind.who, shop.battery.targets, released, seen, k),
         "reidentified": reidentified(shop, released),
     }  # fmt: skip
 
@@ -454,17 +490,20 @@ def utility(shop: Workshop, training: Sequence[tuple[Images, Labels, Labels]]) -
 
 
 def linkage(
-    shop: Workshop, released: Released, seen: dict[str, NDArray[np.float64]], k: int
+    people: People,
+    targets: Mapping[str, NDArray[np.float64]],
+    released: Released,
+    seen: Mapping[str, NDArray[np.float64]],
+    k: int,
 ) -> dict[str, float | str] | None:
     """Precision of the k candidates nearest to a release, in the space where it is worst; candidates are all of its label."""
-    people = shop.people
     possible = released.labels[:, None] == people.labels[None]
     own = np.zeros(possible.shape, bool)
     for r, g in enumerate(released.group_of):
         own[r] = np.isin(people.person_of, released.members[g]) & people.member
     worst: dict[str, float | str] | None = None
     for name, ours in seen.items():
-        apart = np.where(possible, attacks.distances(ours, shop.battery.targets[name]), np.inf)
+        apart = np.where(possible, attacks.distances(ours, targets[name]), np.inf)
         found = attacks.links(apart, own, k)
         if found is not None and (worst is None or found.precision > float(worst["precision"])):
             worst = {"precision": found.precision, "chance": found.chance, "space": name}
@@ -544,7 +583,7 @@ def table(part: Part, rows: Sequence[dict[str, Any]], real: dict[str, Any], ks: 
         for kind in ("real", "inverted"):
             add(str(k), f"{kind}, n/k", "", "", "", *worth(real[f"{kind} {k}"], None))
         for row in (r for r in rows if r["k"] == k):
-            reached = worth(row["utility"], real[f"real {k}"]["kappa"])
+            reached = worth(row["utility"], real[f"real {k}"]["kappa"]) if row["utility"] else ("",) * 5
             add(str(k), row["row"], str(row["images"]), *far(row["distances"]), *reached, *leaked(row))
     return "\n".join(lines)
 
@@ -590,6 +629,19 @@ def run(
     return {"real": real, "rows": rows, "rejected": rejected, "members": len(shop.part.members.images)}
 
 
+def sheet(shop: Workshop, k: int) -> bytes:
+    """PNG: the first images of each row of `SHOWN`, one row a line, largest label last."""
+    lines = [made(shop, row, k) for row in SHOWN]
+    picked = [
+        one.images[np.argsort(one.labels, kind="stable")][np.linspace(0, len(one.images) - 1, 10).astype(int)]
+        for one in lines
+    ]
+    whole = np.concatenate([np.concatenate(list(images), axis=1) for images in picked])
+    stream = io.BytesIO()
+    Image.fromarray(whole).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -602,6 +654,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--sheet", type=Path, help="PNG of fundus averages of 10")
     given = parser.parse_args()
     torch.set_num_threads(1)
     study = load_study(ROOT / "deploy" / "studies" / "fundus.yaml")
@@ -612,6 +665,8 @@ def main() -> None:
         part = fundus_part(given.checkpoint) if name == "fundus" else chest_part(given.chest_checkpoint)
         shop = Workshop(part, given.work, study)
         found[name] = run(shop, given.rows, given.k, given.seeds, lambda text: print(text, file=sys.stderr, flush=True))
+        if given.sheet and name == "fundus":
+            atomic_write(given.sheet, sheet(shop, 10))
         if not given.json:
             print(f"### {name}\n{table(part, found[name]['rows'], found[name]['real'], given.k)}\n")
     if given.json:

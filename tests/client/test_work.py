@@ -23,8 +23,8 @@ from client.ingest.cohort import Cohort
 from client.jobs import Job, Stopped, run_child
 from client.ledger import Reservation
 from client.plans import State
-from client.synthesize.group import Group, Stratum
-from client.work import Made, audited, main, members_found, person_names, work
+from client.synthesize.group import Group, Roster, Stratum
+from client.work import Made, aligned, audited, main, members_found, person_names, work
 from common import tensors
 from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
@@ -32,7 +32,7 @@ from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy.mechanisms import round_event
 from common.study import WganPlan
 from tests.sites import Hospital, make_hospital, pseudonym
-from tests.studies import SMALL, VESSELS
+from tests.studies import SMALL, VESSELS, small_study
 
 SECRET = bytes(32)
 
@@ -359,3 +359,27 @@ def test_in_mode_anchors_nearness_is_a_fault_to_report_and_drops_nothing(
     monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
     assert audited(batch, made) == made  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("directions", [0, 2])
+def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
+    directions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned_codes, asked, drawn = torch.zeros(1, 2, 3), [], []
+    plan = SMALL["synthesis"] | {"grouping": "cells", "spread_directions": directions}
+    group = Group(tuple("abcde"), Stratum(0), 5)
+    who = Roster(tuple("abcde"), (Stratum(0),) * 5, tuple((i,) for i in range(5)))
+    looked = SimpleNamespace(spread=1.0), SimpleNamespace(accepted=np.ones(5, np.bool_))
+    batch = SimpleNamespace(
+        synthesis=small_study(synthesis=plan).synthesis, cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
+        generator=lambda: None, critic=lambda: None, progress=None,
+    )  # fmt: skip
+    monkeypatch.setattr("client.work.measure_patients", lambda *_: {})
+    monkeypatch.setattr("client.work.gather", lambda *_: [])
+    monkeypatch.setattr("client.work.align", lambda *_: SimpleNamespace(codes=aligned_codes))
+    monkeypatch.setattr("client.work.outputs", lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))])
+    moved = SimpleNamespace(moved=lambda codes: codes + 1)
+    monkeypatch.setattr("client.work.directions_of", lambda *given: asked.append(given) or moved)
+    aligned(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
+    assert torch.equal(drawn[0], aligned_codes + (directions > 0))
+    assert asked == ([(looked[0], 2, 5, "cells")] if directions else [])
