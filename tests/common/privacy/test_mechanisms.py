@@ -55,6 +55,12 @@ def test_scale_belongs_to_the_mean_and_noise_to_the_sum() -> None:
     assert ten.describe()["sensitivity"] == pytest.approx(2 * 3.0 * 16 / 10)
 
 
+@pytest.mark.parametrize("mechanism", [NORMAL, UNIT])
+def test_the_radius_on_the_lattice_is_the_radius(mechanism: LatentGaussian | PrivUnit) -> None:
+    assert mechanism.squared_radius_in_steps == 32 * 1024**2
+    assert mechanism.radius**2 / mechanism.lattice_step**2 == pytest.approx(mechanism.squared_radius_in_steps)
+
+
 @pytest.mark.parametrize("clip", ["box", "l1_ball"])
 def test_epsilon_answers_to_the_scale(clip: str) -> None:
     """CADP's third bug: a scale of 0.5 whatever epsilon was asked for."""

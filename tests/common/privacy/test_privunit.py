@@ -82,6 +82,34 @@ def test_a_tie_on_the_edge_is_inside() -> None:
         assert privunit.in_cap(nudged, np.array([1, 0, 0, 0, 0], np.int64), steps).tolist() == [inside]
 
 
+def test_an_edge_that_float64_cannot_see_is_decided_in_integers() -> None:
+    """gamma = 3/4 and a candidate whose square is two more than at the edge, out of 2^54: its float is the edge's."""
+    m, steps = 2**25 + 1, privunit.GAMMA_STEPS * 3 // 4
+    direction = np.array([1, 0, 0, 0, 0], np.int64)
+    edge = np.array([3, 2, 1, 1, 1], np.int64) * m
+    beyond = edge + np.array([0, -1, 0, 1, 1])  # the same to first order
+    as_floats = [float(x) for x in np.einsum("nd,nd->n", *[np.stack([edge, beyond]).astype(np.float64)] * 2)]
+    assert _exactly(edge, direction, steps) and not _exactly(beyond, direction, steps)
+    assert 9 * as_floats[1] <= 16 * float(3 * m) ** 2, "floats alone would call it inside"
+    assert privunit.in_cap(np.stack([edge, beyond]), direction, steps).tolist() == [True, False]
+
+
+def test_no_candidate_is_shorter_than_what_rounding_allows_for() -> None:
+    """Short ones would be turned further by rounding than `SLACK` keeps back for; of a plane's, 39 % are."""
+    for dimension in (2, 5):
+        drawn = privunit._directions(4000, dimension, SeededNoiseSource(1)).astype(np.float64)
+        assert float(np.linalg.norm(drawn, axis=1).min()) >= privunit.DEVIATION
+        assert 2000 < len(drawn) < 4000
+
+
+def test_candidates_point_everywhere_alike() -> None:
+    """In a plane no angle is preferred: neither axes nor diagonals nor a side."""
+    drawn = privunit._directions(20_000, 2, SeededNoiseSource(2)).astype(np.float64)
+    angle = np.arctan2(drawn[:, 1], drawn[:, 0])
+    for times in (1, 2, 4, 8):
+        assert abs(np.exp(1j * times * angle).mean()) < 5 / math.sqrt(len(angle))
+
+
 def test_the_mean_cosine_is_the_expected_one_and_a_zero_direction_has_none() -> None:
     noise, dimension, epsilon = SeededNoiseSource(5), 16, 4.0
     direction = np.rint(np.random.default_rng(1).normal(size=dimension) * 900).astype(np.int64)
