@@ -80,6 +80,30 @@ def test_groups_by_similarity_claim_no_epsilon_per_patient() -> None:
     assert "per patient" in BALL.statement()
 
 
+def test_accountants_compose_what_a_mechanism_states() -> None:
+    """No statement is larger than what is charged: pure epsilons in full, the Gaussian by its noise over the sensitivity."""
+    assert UNIT.losses == (("pure", 8.0),)
+    assert UNIT.epsilon_per_image == UNIT.epsilon_per_coordinate == 8.0
+    assert BOX.losses == (("laplace", BOX.epsilon_per_image),)
+    assert BALL.losses == (("laplace", BALL.epsilon_per_image),)
+    (kind, noise) = NORMAL.losses[0]
+    assert (kind, len(NORMAL.losses)) == ("gaussian", 1)
+    assert gaussian_delta(NORMAL.epsilon, noise) <= NORMAL.delta
+    assert NORMAL.sum_deviation_in_steps == pytest.approx(noise * 2 * NORMAL.radius * 1024)
+
+
+def test_one_coordinate_of_a_ball_can_carry_all_of_an_images_epsilon() -> None:
+    assert NORMAL.epsilon_per_coordinate == NORMAL.epsilon_per_image == 8.0
+
+
+def test_an_average_of_one_is_of_one_patient_whatever_the_grouping() -> None:
+    for grouping in ("similar", "cells", "random"):
+        assert LatentGaussian(32, 1, grouping, 8.0, 1e-5).covers_patient  # type: ignore[arg-type]
+        assert LatentLaplace("box", 3.0, 32, 1, grouping, 0.5).covers_patient  # type: ignore[arg-type]
+        claimed = LatentGaussian(32, 1, grouping, 8.0, 1e-5).describe()["claim"]  # type: ignore[arg-type]
+        assert "no k-anonymity" in claimed and "per patient where each patient has one image" in claimed
+
+
 BAD_EVENTS = {
     "not JSON": "{",
     "not an object": "[1]",
