@@ -85,6 +85,7 @@ def test_each_section_gives_its_mechanism() -> None:
     assert latent_event(small_study(synthesis__privatize=GAUSSIAN)) == LatentGaussian(top, 5, "similar", 8.0, 1e-6)
     assert latent_event(small_study(synthesis__privatize=UNIT)) == PrivUnit(32, 8.0)
     single = latent_event(small_study(synthesis__privatize=GAUSSIAN | {"egress": "single"}))
+    assert (single.k, single.grouping) == (1, "random"), "one image is in no group, however the plan groups"
     assert (single.k, single.covers_patient) == (1, True), "one image of one patient: no groups that data could choose"
     reduced = latent_event(
         small_study(synthesis__privatize=GAUSSIAN | {"components": 20, "basis": BASIS, "levels": "all"})

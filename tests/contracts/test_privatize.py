@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from client.synthesize import privatize as stage
 from client.synthesize.group import Roster, Stratum, form_groups
-from common.errors import Bug, RefusedError
+from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models import glow
 from common.models.glow import Glow
 from common.models.latents import Basis, fit
@@ -264,3 +264,18 @@ def test_a_flow_with_weights_that_are_not_finite_is_refused(model: Glow) -> None
     m = mechanism("l1_ball", broken.top_dimension)
     with pytest.raises(RefusedError, match="not finite"):
         stage.privatize([[pictures(1)] * 3], broken, m, 0.7, NoiseSource())
+
+
+def test_privunit_takes_one_patient_and_no_group(model: Glow, basis: Basis) -> None:
+    m = PrivUnit(basis.components, 4.0)
+    assert len(stage.privatize([[pictures(1)]], model, m, 0.7, NoiseSource(), basis=basis).images) == 1
+    with pytest.raises(PolicyError, match="privunit takes one patient, got 2") as refused:
+        stage.privatize([[pictures(1), pictures(1, 2)]], model, m, 0.7, NoiseSource(), basis=basis)
+    assert refused.value.code == "E-GROUP-SIZE"
+
+
+def test_a_basis_of_another_space_is_refused(model: Glow) -> None:
+    for coordinates in (model.top_dimension - 1, model.top_dimension + 1, model.dimension + 1):
+        other = Basis(np.zeros(coordinates), np.eye(6, coordinates), np.ones(6))
+        with pytest.raises(ConfigurationError, match=f"a basis of {coordinates} coordinates"):
+            stage.privatize([[pictures(1)] * 3], model, mechanism("l2_ball", 6), 0.7, NoiseSource(), basis=other)

@@ -104,6 +104,14 @@ def test_an_average_of_one_is_of_one_patient_whatever_the_grouping() -> None:
         assert "no k-anonymity" in claimed and "per patient where each patient has one image" in claimed
 
 
+def test_a_number_that_is_none_never_enters_an_event() -> None:
+    """No mechanism can be made with one; a ledger's line would not be JSON, were one forced in."""
+    m = LatentGaussian(32, 10, "random", 8.0, 1e-5)
+    object.__setattr__(m, "epsilon", float("nan"))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        m.event()
+
+
 BAD_EVENTS = {
     "not JSON": "{",
     "not an object": "[1]",
@@ -153,7 +161,7 @@ def test_a_gaussian_without_meaning_is_refused(change: dict[str, object]) -> Non
         LatentGaussian(**fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"epsilon": 0.0}, {"epsilon": 17.0}, {"epsilon": float("inf")}, {"dimension": 65}, {"dimension": 1}], ids=str)  # noqa: E501 # fmt: skip
+@pytest.mark.parametrize("change", [{"epsilon": 0.0}, {"epsilon": 0.009}, {"epsilon": 17.0}, {"epsilon": float("inf")}, {"dimension": 65}, {"dimension": 1}], ids=str)  # noqa: E501 # fmt: skip
 def test_a_privunit_without_meaning_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(change))):
         PrivUnit(**{"dimension": 32, "epsilon": 8.0, **change})  # type: ignore[arg-type]
