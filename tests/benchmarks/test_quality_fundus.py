@@ -8,6 +8,8 @@ from PIL import Image
 from benchmarks import chest_split
 from benchmarks import quality_fundus as q
 from benchmarks.curve import curve
+from common.privacy.accounting import epsilon_pld
+from common.privacy.anchors import NoisyAnchors
 
 
 def test_a_patient_has_one_role_whatever_else_is_listed() -> None:
@@ -50,3 +52,30 @@ def test_the_curve_is_a_small_picture_with_a_panel_a_part() -> None:
     one, two = (curve(found) for found in ({"fundus": part}, {"fundus": part, "chest": part}))
     sizes = [Image.open(io.BytesIO(data)).size for data in (one, two)]
     assert sizes[1] == (sizes[0][0], 2 * sizes[0][1]) and len(two) < 50_000
+
+
+def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_in_the_curve() -> None:
+    attacked = {
+        "worst": {"auc": 0.52, "auc_interval": (0.4, 0.6), "tpr": 0.01, "attacker": "x"},
+        "chance": 0.6,
+        "all": {},
+    }
+    far = {"kernel": 0.5, "frechet": None}
+    blind = {"row": q.ANCHORS, "k": 10, "images": 6, "distances": far, "utility": None, "membership": attacked,
+             "linkage": None, "reidentified": None}  # fmt: skip
+    worth = {"kappa": 0.4, "kappa_95": 0.1, "accuracy": 0.5, "macro_f1": 0.4, "recall": [0.5]}
+    plain = blind | {"row": "similar", "utility": worth}
+    real = {"all": worth, "floor": far, "inverted_floor": far, "real 10": worth, "inverted 10": worth}
+    images = q.Set(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64), np.arange(2))
+    part = q.Part("fundus", ("a",), images, images, images, images, q.ROOT, 1, True)
+    line = next(line for line in q.table(part, [blind, plain], real, [10]).splitlines() if q.ANCHORS in line)
+    assert line.split(" | ")[5:10] == [""] * 5 and "0.520 (0.40-0.60)" in line
+    assert line.count("|") == len(q.COLUMNS) + 1
+    assert curve({"fundus": {"rows": [blind, plain], "real": real}}) == curve(
+        {"fundus": {"rows": [plain], "real": real}}
+    )
+
+
+def test_the_noise_of_the_anchors_row_is_worth_the_epsilon_that_the_table_states() -> None:
+    mechanism = NoisyAnchors(q.ANCHORS_NOISE, q.ANCHORS_COMPONENTS, 6, 10, q.ANCHORS_THRESHOLD_DELTA)
+    assert 7.9 < epsilon_pld([mechanism], 1e-5) <= 8.0
