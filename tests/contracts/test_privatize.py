@@ -106,6 +106,32 @@ def test_non_finite_giant_and_zero_latents_are_bounded(clip: str, value: float) 
         assert size(stage.quantise(stage.clip(row[None], m)[0], m), m) <= limit(m)
 
 
+@pytest.mark.parametrize("clip", CLIPS)
+def test_what_is_not_finite_counts_as_zero_and_leaves_the_rest_alone(clip: str) -> None:
+    m = mechanism(clip, 8)
+    for value in (np.nan, np.inf, -np.inf):
+        rows = np.array([[value, *np.full(7, 0.5)], np.full(8, value)])
+        zeroed = np.array([[0.0, *np.full(7, 0.5)], np.zeros(8)])
+        assert np.array_equal(stage.clip(rows, m), stage.clip(zeroed, m))
+        assert not stage.clip(rows, m)[1].any()
+
+
+@pytest.mark.parametrize("size_of_it", [1e-320, 1e-200, 1e-5, 1.0, 1e99])
+def test_a_direction_reaches_the_sphere_from_whatever_length(size_of_it: float) -> None:
+    """Squares of small and large numbers vanish or overflow; the direction must not."""
+    m = PrivUnit(4, 2.0)
+    found = stage.clip(np.array([[3.0, 0.0, -4.0, 0.0]]) * size_of_it, m)[0]
+    assert found == pytest.approx(np.array([0.6, 0.0, -0.8, 0.0]) * 2.0, rel=1e-3)
+
+
+def test_the_radius_of_many_coordinates_is_checked_beyond_32_bits() -> None:
+    """4,096 coordinates a little outside: the sum of squares is 2^32 and a bit, which 32 bits would call small."""
+    m = LatentGaussian(4096, 3, "random", 2.0, 1e-5)
+    stage.quantise(np.ones(4096), m)
+    with pytest.raises(Bug, match="lattice steps"):
+        stage.quantise(np.full(4096, 1 + 2**-9), m)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, 1e308, 1e-300, 5e-324, 0.0], ids=str)
 def test_privunit_gives_a_direction_whatever_the_latent(value: float) -> None:
     m = PrivUnit(8, 2.0)
@@ -255,6 +281,25 @@ def test_an_image_that_the_flow_never_saw_the_like_of_counts_as_the_zero_latent(
         assert not stage.patient_latent(pictures(1), model, m).any()
     monkeypatch.setattr(stage, "encoded", real)
     assert stage.patient_latent(pictures(1), model, m).any()
+
+
+def test_an_image_that_counts_as_the_zero_latent_stays_zero_in_every_basis(
+    model: Glow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = Basis(np.full(model.top_dimension, 0.5), np.eye(6, model.top_dimension), np.full(6, 0.25))
+    m = mechanism("l2_ball", 6)
+    monkeypatch.setattr(stage, "encode_released", lambda images, _, d: np.zeros((len(images), d)))
+    assert not stage.patient_latent(pictures(2), model, m, public).any()
+    monkeypatch.setattr(stage, "encode_released", lambda images, _, d: np.full((len(images), d), 0.25))
+    assert stage.patient_latent(pictures(2), model, m, public).tolist() == [-1024] * 6
+
+
+def test_each_image_of_a_patient_is_clipped_before_their_mean(model: Glow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wild image weighs no more than another: (clip(100) + 0.25) / 2, not the clip of their mean."""
+    m = mechanism("box", model.top_dimension, radius=1.0)
+    rows = np.stack([np.full(model.top_dimension, 100.0), np.full(model.top_dimension, 0.25)])
+    monkeypatch.setattr(stage, "encode_released", lambda images, _, d: rows)
+    assert set(stage.patient_latent(pictures(2), model, m).tolist()) == {640}
 
 
 def test_a_flow_with_weights_that_are_not_finite_is_refused(model: Glow) -> None:
