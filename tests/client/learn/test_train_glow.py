@@ -167,6 +167,14 @@ def test_refusals() -> None:
         train_glow.plan_of(small_study(models__glow=None, synthesis__privatize=None))
 
 
+def test_a_reversible_flow_is_refused_for_its_gradient_is_rounded() -> None:
+    plan = study()
+    model = train_glow.build(plan)
+    model.reversible = True
+    with pytest.raises(ConfigurationError, match="reversible"):
+        train_glow.loss_of(model, train_glow.trainable(model, plan.models.glow))
+
+
 def test_adam_is_adam() -> None:
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.zeros(5), torch.zeros(5)
