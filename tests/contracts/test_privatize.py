@@ -230,6 +230,24 @@ def test_the_noise_on_the_sum_has_the_scale_that_the_epsilon_states(clip: str, s
     assert float(np.abs(drawn).mean()) == pytest.approx(stated, rel=0.08)
 
 
+def test_a_sum_beyond_24_bits_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an l1 ball one coordinate can hold a patient's whole norm; rounding a sum would make its sensitivity a guess."""
+    m, seen = mechanism("l1_ball", 1024, radius=0.8, k=30), list[np.ndarray]()
+    monkeypatch.setattr(stage, "noised_sums", lambda sums, *_: seen.append(sums) or sums)
+    patients = [np.array([m.radius_in_steps - p, *np.zeros(1023, np.int64)]) for p in range(30)]
+    stage._noised_mean(patients, m, SeededNoiseSource(0))
+    assert seen[0].dtype == np.int64
+    assert int(seen[0][0, 0]) == 30 * m.radius_in_steps - sum(range(30)) > 2**24
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_every_sum_gets_noise_of_its_own(clip: str) -> None:
+    m = mechanism(clip, 12)
+    drawn = stage.noised_sums(np.zeros((40, 12), np.int64), m, NoiseSource())
+    assert len({row.tobytes() for row in drawn}) == 40
+    assert len(np.unique(drawn)) > 300, "and every coordinate"
+
+
 def test_a_larger_group_gets_no_less_noise_on_its_sum() -> None:
     m = mechanism("l1_ball", 4000)
     noise = [np.zeros(4000, np.int64)] * (2 * m.k - 1)
