@@ -2,35 +2,35 @@
 
 In: public constants of a study plan. Out: a description for statements, a canonical JSON event for ledger and accountants.
 Guaranteed: every number follows from the fields; an event of an unknown mechanism, or with an unknown field, is refused.
-Not: drawing noise (noise.py), composing events (accounting.py), or knowing whether the data were really clipped.
+Not: drawing noise (noise.py), composing events (accounting.py), wording statements (statements.py), calibrating noise
+(calibration.py), or knowing whether the data were really clipped.
 
 Every mechanism on latents (`Latent`) says: sensitivity and norm, adjacency, d, k, grouping, epsilon per coordinate and per
 image, delta, expected cosine, and what its groups allow to claim. `losses` is what the accountants compose.
 
 Sources: Abadi et al. 2016 (subsampled Gaussian); Shibata et al. 2023 and methods/dp-glow.md, sections 5 and 6 (Laplace);
-Balle and Wang 2018 (arXiv 1805.06530), Theorem 8 (Gaussian); Bhowmick et al. 2018 (PrivUnit, privunit.py).
+Balle and Wang 2018 (Gaussian, calibration.py); Bhowmick et al. 2018 (PrivUnit, privunit.py).
 """
 
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from common.errors import ConfigurationError, RefusedError
 from common.privacy import privunit
 from common.privacy.anchors import NoisyAnchors, anchors_event
+from common.privacy.calibration import analytic_noise_multiplier, clipped_variance, cosine
+from common.privacy.statements import described, stated
 
 if TYPE_CHECKING:
     from common.study import PrivatizePlan, Study
 
 ZERO_OUT = "zero-out of one patient"
-REPLACE_ONE = "replace-one patient"
 PLAIN_DIMENSION = 2**20
 Grouping = Literal["similar", "similar-swap", "cells", "random"]
 DATA_INDEPENDENT = ("random",)  # groupings in which no pixel decides who is in a group
 Loss = tuple[Literal["gaussian", "laplace", "pure"], float]  # a Gaussian's noise over sensitivity; the others' epsilon
-MEAN_MAGNITUDE = math.sqrt(2 / math.pi)  # E |z| of a standard normal latent: 0.80
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class LatentLaplace:
     @property
     def expected_cosine(self) -> float:
         """Between a mean of k independent standard latents, clipped, and its release; methods/dp-glow.md, section 5."""
-        return _cosine(_clipped_variance(self.clip, self.radius) / self.k / (2 * self.scale**2))
+        return cosine(clipped_variance(self.clip, self.radius) / self.k / (2 * self.scale**2))
 
     @property
     def epsilon_per_coordinate(self) -> float:
@@ -164,7 +164,7 @@ class LatentLaplace:
             **asdict(self),
             "norm": "l1",
             "sensitivity": sensitivity,
-            **_described(self),
+            **described(self),
         }
 
     def statement(self, whole: int | None = None) -> str:
@@ -174,7 +174,7 @@ class LatentLaplace:
         else:
             compared = 6.0 / (self.k * self.scale)
             name, per_coordinate = "l1_ball", f"(a box of 3 would be ε={compared:,.4g} per coordinate) "
-        return f"laplace {name}: {per_coordinate}{_stated(self, whole)}"
+        return f"laplace {name}: {per_coordinate}{stated(self, whole)}"
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class LatentGaussian:
     @property
     def expected_cosine(self) -> float:
         """Between a mean of k independent standard latents and its release: SNR k / (4 d sigma^2)."""
-        return _cosine(self.k / (4 * self.dimension * self.noise_multiplier**2))
+        return cosine(self.k / (4 * self.dimension * self.noise_multiplier**2))
 
     @property
     def covers_patient(self) -> bool:
@@ -266,12 +266,12 @@ class LatentGaussian:
             "noise_multiplier": self.noise_multiplier,
             "norm": "l2",
             "sensitivity": 2 * self.radius / self.k,
-            **_described(self),
+            **described(self),
         }
 
     def statement(self, whole: int | None = None) -> str:
         """The sentence a release prints. `whole`: all latent coordinates D."""
-        return f"gaussian l2_ball: {_stated(self, whole)}"
+        return f"gaussian l2_ball: {stated(self, whole)}"
 
 
 @dataclass(frozen=True)
@@ -367,12 +367,12 @@ class PrivUnit:
             "radius": self.radius,
             "norm": "direction",
             "sensitivity": "any two directions",
-            **_described(self),
+            **described(self),
         }
 
     def statement(self, whole: int | None = None) -> str:
         """The sentence a release prints. `whole`: all latent coordinates D."""
-        return f"privunit: {_stated(self, whole)}"
+        return f"privunit: {stated(self, whole)}"
 
 
 Latent: TypeAlias = LatentLaplace | LatentGaussian | PrivUnit
@@ -457,78 +457,6 @@ def covers_patient(mechanism: Latent) -> bool:
     return mechanism.grouping in DATA_INDEPENDENT or mechanism.k == 1
 
 
-def claim(mechanism: Latent) -> str:
-    """What a statement may say of these groups (methods/dp-glow.md, section 5); k-anonymity and epsilon stay two promises."""
-    spent = f"ε={_grouped(mechanism.epsilon_per_image)}" + (f", δ={mechanism.delta:g}" if mechanism.delta else "")
-    if mechanism.k == 1:
-        return f"{spent} per image, and per patient where each patient has one image; no k-anonymity"
-    if mechanism.covers_patient:
-        return f"k-anonymity (k={mechanism.k}), and {spent} per patient for all averages of the release together"
-    return f"k-anonymity (k={mechanism.k}), and {spent} per average; the choice of the groups is not covered, no ε per patient"
-
-
-@lru_cache(maxsize=64)
-def analytic_noise_multiplier(epsilon: float, delta: float) -> float:
-    """The least deviation over sensitivity of a Gaussian with (epsilon, delta), rounded up to 2^-20 (Balle and Wang 2018)."""
-    low, high = 0.0, 1.0
-    while gaussian_delta(epsilon, high) > delta:
-        high *= 2.0
-    while high - low > 2.0**-22 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if gaussian_delta(epsilon, middle) > delta else (low, middle)
-    return math.ceil(high * 2**20) / 2**20
-
-
-def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
-    """The least delta of a Gaussian: Phi(1/(2s) - e s) - exp(e) Phi(-1/(2s) - e s), s its noise multiplier (Theorem 8)."""
-    half, shift = 1 / (2 * noise_multiplier), epsilon * noise_multiplier
-    above = 0.5 * math.erfc((shift - half) / math.sqrt(2))
-    tail = 0.5 * math.erfc((shift + half) / math.sqrt(2))
-    return above - (math.exp(epsilon + math.log(tail)) if tail > 0 else 0.0)
-
-
-def _described(mechanism: Latent) -> dict[str, Any]:
-    """What every description of a mechanism on latents says."""
-    return {
-        "k": mechanism.k,
-        "grouping": mechanism.grouping,
-        "adjacency": REPLACE_ONE,
-        "epsilon_per_coordinate": mechanism.epsilon_per_coordinate,
-        "epsilon_per_image": mechanism.epsilon_per_image,
-        "delta": mechanism.delta,
-        "unit": "patient" if mechanism.covers_patient else "average",
-        "expected_cosine": round(mechanism.expected_cosine, 4),
-        "claim": claim(mechanism),
-        "statement": mechanism.statement(),
-    }
-
-
-def _stated(mechanism: Latent, whole: int | None) -> str:
-    """From epsilon per image on, the same words for all mechanisms."""
-    pure = f", δ={mechanism.delta:g}" if mechanism.delta else " (pure)" if mechanism.clip == "sphere" else ""
-    text = f"ε={_grouped(mechanism.epsilon_per_image)}{pure} per {'image' if mechanism.k == 1 else 'average'}"
-    if mechanism.k > 1:
-        covered = mechanism.covers_patient
-        text += " and per patient" if covered else ", grouping by similarity not covered, no ε per patient"
-    dimension = f"d={mechanism.dimension:,}" + (f" of {whole:,}" if whole else "")
-    groups = "" if mechanism.clip == "sphere" else f", {mechanism.grouping} groups"
-    cosine = f"expected cosine {mechanism.expected_cosine:.2f}"
-    return f"{text}, replace-one, {dimension}, k={mechanism.k}{groups}, {cosine}"
-
-
-def _cosine(signal_to_noise: float) -> float:
-    return math.sqrt(signal_to_noise / (1 + signal_to_noise))
-
-
-def _clipped_variance(clip: str, radius: float) -> float:
-    """Variance of a standard normal latent's coordinate after the clip (the l1 ball: of a latent of typical length)."""
-    if clip == "l1_ball":
-        return min(1.0, radius / MEAN_MAGNITUDE) ** 2
-    outside = math.erfc(radius / math.sqrt(2))
-    inside = 1 - outside - radius * MEAN_MAGNITUDE * math.exp(-(radius**2) / 2)
-    return inside + radius**2 * outside
-
-
 def _require_group(mechanism: LatentLaplace | LatentGaussian) -> None:
     names = get_args(Grouping)
     _require("grouping", mechanism.grouping, mechanism.grouping in names, f"one of {', '.join(names)}")
@@ -550,10 +478,6 @@ def _given(value: float | None) -> float:
 
 def _canonical(kind: str, mechanism: Mechanism) -> str:
     return json.dumps({"mechanism": kind, **asdict(mechanism)}, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _grouped(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:
