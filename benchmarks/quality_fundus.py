@@ -321,8 +321,10 @@ def numbers(group: Group) -> tuple[int, ...]:
     return tuple(int(name) for name in group.members)
 
 
-def averaged(mode: Mode, outputs: int = 1, directions: int = 0) -> Callable[[Workshop, int], Released]:
-    """The product's path: groups, alignment, moving out along so many `directions`, rendering."""
+def averaged(
+    mode: Mode, outputs: int = 1, directions: int = 0, share: float = 1.0
+) -> Callable[[Workshop, int], Released]:
+    """The product's path: groups, alignment, moving out along so many `directions` by a `share`, rendering."""
 
     def maker(shop: Workshop, k: int) -> Released:
         generator, critic = shop.networks.generator, shop.networks.critic
@@ -333,7 +335,7 @@ def averaged(mode: Mode, outputs: int = 1, directions: int = 0) -> Callable[[Wor
         statistics = gather(groups, patients, generator, plan)
         codes = align(statistics, generator, critic, plan, shop.known.spread).codes
         if directions:
-            codes = directions_of(shop.known, directions, k, mode).moved(codes)
+            codes = directions_of(shop.known, directions, k, mode, share).moved(codes)
         return rendered(shop, codes, groups, outputs)
 
     return maker
@@ -415,6 +417,7 @@ OF_SEVERAL: tuple[Mode, ...] = ("cells", "similar")
 MAKERS: dict[str, Callable[[Workshop, int], Released]] = {
     **{mode: averaged(mode) for mode in PLAIN},
     **{f"{mode}, moved out": averaged(mode, directions=DIRECTIONS) for mode in MOVED},
+    "cells, moved out by 3/4": averaged("cells", directions=DIRECTIONS, share=0.75),
     **{f"{mode}, {OUTPUTS} outputs": averaged(mode, OUTPUTS) for mode in OF_SEVERAL},
     ANCHORS: noised,
     "centroid": centroid,

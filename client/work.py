@@ -364,7 +364,7 @@ def aligned(
     statistics = gather(groups, patients, generator, constants)
     codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
     if plan.spread_directions:
-        codes = directions_of(known, plan.spread_directions, plan.k, plan.grouping).moved(codes)
+        codes = directions_of(known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share).moved(codes)
     stacks = outputs(codes, plan.outputs_per_group, generator, random)
     return [Made(images[i], group, False) for images in stacks for i, group in enumerate(groups)]
 

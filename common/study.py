@@ -299,7 +299,7 @@ class Synthesis(FrozenModel):
     """Groups, alignment and privatization on site (Jeon et al. 2022). What each `grouping` does: client/synthesize/group.py.
 
     `spread_directions`: along so many principal directions of the generator's codes averages are moved out until they vary as
-    single images do (client/synthesize/spread.py); 0: not at all.
+    single images do (client/synthesize/spread.py); 0: not at all. `spread_share`: how much of that, as a power of each factor.
     """
 
     k: int = Field(ge=2, le=10_000)
@@ -312,6 +312,7 @@ class Synthesis(FrozenModel):
     style_weight: float = Field(default=1.0, ge=0)
     trust_weight: float = Field(default=0.05, ge=0)
     spread_directions: int = Field(default=0, ge=0, le=64)
+    spread_share: float = Field(default=0.75, gt=0, le=1)
     outputs_per_group: int = Field(default=1, ge=1, le=100)
     max_images_per_site: int = Field(ge=1, le=100_000)
     privatize: PrivatizePlan | None = None

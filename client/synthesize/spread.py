@@ -51,11 +51,12 @@ class Directions:
         return codes + torch.from_numpy(added).to(codes.dtype).reshape(codes.shape)
 
 
-def directions_of(known: Reference, count: int, k: int, mode: Mode) -> Directions:
+def directions_of(known: Reference, count: int, k: int, mode: Mode, share: float = 1.0) -> Directions:
     """Return the first `count` principal directions of generator codes and what averages of k lose along each.
 
     The factor is the deviation of the samples' whitened codes over that of the means of their groups, formed by `mode`
-    with this k as a cohort's would be. Raises Bug for anything but a `Reference`, which holds no image of a cohort.
+    with this k as a cohort's would be, to the power `share`: 1 gives all of the spread back, 0 none. Raises Bug for anything
+    but a `Reference`, which holds no image of a cohort.
     """
     if not isinstance(known, Reference):
         raise Bug("directions_of takes a Reference; the cohort's codes must not shape what is done to averages")
@@ -63,7 +64,7 @@ def directions_of(known: Reference, count: int, k: int, mode: Mode) -> Direction
     used = known.whitening.directions[:, :count].T
     axes = used / np.linalg.norm(used, axis=1, keepdims=True)
     cells = cells_of(known.samples, known.whitening) if mode == "cells" else None
-    return Directions(known.whitening.mean, axes, _factors(white, k, mode, cells)[:count])
+    return Directions(known.whitening.mean, axes, _factors(white, k, mode, cells)[:count] ** share)
 
 
 def _factors(white: Floats, k: int, mode: Mode, cells: Cells | None) -> Floats:

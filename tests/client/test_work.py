@@ -382,4 +382,4 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
     monkeypatch.setattr("client.work.directions_of", lambda *given: asked.append(given) or moved)
     aligned(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
     assert torch.equal(drawn[0], aligned_codes + (directions > 0))
-    assert asked == ([(looked[0], 2, 5, "cells")] if directions else [])
+    assert asked == ([(looked[0], 2, 5, "cells", 0.75)] if directions else [])

@@ -49,6 +49,12 @@ def test_averages_of_strangers_get_the_square_root_of_k_and_of_similar_ones_less
     assert similar.mean() < cells.mean()
 
 
+def test_a_share_gives_back_that_power_of_every_factor() -> None:
+    every, some = (spread.directions_of(reference(), 3, 5, "similar", share).factors for share in (1.0, 0.5))
+    np.testing.assert_allclose(some**2, every)
+    assert (some < every).all() and (some > 1).all()
+
+
 def test_averages_of_strangers_vary_as_single_samples_again_along_the_directions_and_nowhere_else() -> None:
     known, k = reference(), 6
     singles = np.random.default_rng(7).normal(size=(1200, 12)) * np.linspace(3, 0.3, 12)  # of the samples' own kind
@@ -77,7 +83,7 @@ def test_moving_out_can_be_undone_with_public_numbers_so_it_tells_what_the_avera
 
 
 def test_the_factors_are_of_generator_samples_alone_and_the_same_each_time() -> None:
-    assert list(inspect.signature(spread.directions_of).parameters) == ["known", "count", "k", "mode"]
+    assert list(inspect.signature(spread.directions_of).parameters) == ["known", "count", "k", "mode", "share"]
     one, two = (spread.directions_of(reference(), 4, 5, "cells") for _ in range(2))
     np.testing.assert_array_equal(one.factors, two.factors)
     with pytest.raises(Bug, match="takes a Reference"):
