@@ -41,6 +41,7 @@ from client.synthesize import anchors, partition
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
 from client.synthesize.group import Group, Mode, Roster, Stratum, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from client.synthesize.metric import Metric, cells_in, points_of
 from client.synthesize.spread import directions_of
 from common import attacks, classifier
 from common.models.encoder import load_encoder
@@ -308,13 +309,13 @@ def made(shop: Workshop, row: str, k: int) -> Released:
         return Released(data["images"], data["labels"], data["group_of"], groups)
 
 
-def grouped(shop: Workshop, mode: str, k: int) -> tuple[Group, ...]:
+def grouped(shop: Workshop, mode: Mode, k: int, metric: Metric = "codes") -> tuple[Group, ...]:
     """The product's groups."""
-    cells = anchors.cells_of(shop.known.samples, shop.known.whitening) if mode in ("cells", "anchors") else None
-    codes = None if mode == "random" else shop.codes
+    cells = cells_in(shop.known, metric) if mode == "cells" else None
+    codes = None if mode == "random" else patient_codes(points_of(shop.known, shop.seen, metric), shop.who)
     if mode == "paper":
         codes = patient_codes(shop.seen.encoded.flatten(1).numpy(), shop.who)
-    return form_groups(shop.who, k, mode, key=KEY, codes=codes, cells=cells).groups  # type: ignore[arg-type]
+    return form_groups(shop.who, k, mode, key=KEY, codes=codes, cells=cells).groups
 
 
 def numbers(group: Group) -> tuple[int, ...]:
@@ -322,7 +323,7 @@ def numbers(group: Group) -> tuple[int, ...]:
 
 
 def averaged(
-    mode: Mode, outputs: int = 1, directions: int = 0, share: float = 1.0
+    mode: Mode, outputs: int = 1, directions: int = 0, share: float = 1.0, metric: Metric = "codes"
 ) -> Callable[[Workshop, int], Released]:
     """The product's path: groups, alignment, moving out along so many `directions` by a `share`, rendering."""
 
@@ -330,7 +331,7 @@ def averaged(
         generator, critic = shop.networks.generator, shop.networks.critic
         plan = shop.alignment_plan
         assert generator is not None and critic is not None
-        groups = grouped(shop, mode, k)
+        groups = grouped(shop, mode, k, metric)
         patients = measure_patients(shop.part.members.images, shop.seen, shop.who, critic, plan)
         statistics = gather(groups, patients, generator, plan)
         codes = align(statistics, generator, critic, plan, shop.known.spread).codes
@@ -413,10 +414,12 @@ def classical(shop: Workshop, points: NDArray[np.float64], pictures: NDArray[np.
 
 PLAIN: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random", "paper")
 MOVED: tuple[Mode, ...] = ("similar", "cells", "random")
+BY_COLOUR: tuple[Mode, ...] = ("similar", "cells")
 OF_SEVERAL: tuple[Mode, ...] = ("cells", "similar")
 MAKERS: dict[str, Callable[[Workshop, int], Released]] = {
     **{mode: averaged(mode) for mode in PLAIN},
     **{f"{mode}, moved out": averaged(mode, directions=DIRECTIONS) for mode in MOVED},
+    **{f"{mode}, by colour": averaged(mode, metric="colour") for mode in BY_COLOUR},
     "cells, moved out by 3/4": averaged("cells", directions=DIRECTIONS, share=0.75),
     **{f"{mode}, {OUTPUTS} outputs": averaged(mode, OUTPUTS) for mode in OF_SEVERAL},
     ANCHORS: noised,

@@ -45,6 +45,7 @@ from client.synthesize.group import Group, Grouping, GroupStore, Roster, Stratum
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
 from client.synthesize.inversion_sheet import inversion_sheet
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from client.synthesize.metric import cells_in, points_of
 from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
 from client.synthesize.spread import directions_of
@@ -296,8 +297,8 @@ def grouped(batch: Batch, looked: tuple[Reference, Inversion] | None) -> tuple[G
     else:
         known, seen = looked
         who = roster_of(batch, names, seen.accepted)
-        codes = patient_codes(known.whitening(seen.encoded.numpy()), who)
-        cells = cells_of(known.samples, known.whitening) if mode == "cells" else None
+        codes = patient_codes(points_of(known, seen, batch.synthesis.group_by), who)
+        cells = cells_in(known, batch.synthesis.group_by) if mode == "cells" else None
     grouping = regroup(store, who, k, mode, key=batch.secret, codes=codes, cells=cells)
     store.close()
     if not grouping.groups:

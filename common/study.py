@@ -298,6 +298,7 @@ class AnchorsPlan(FrozenModel):
 class Synthesis(FrozenModel):
     """Groups, alignment and privatization on site (Jeon et al. 2022). What each `grouping` does: client/synthesize/group.py.
 
+    `group_by`: what makes patients similar, or the space of the cells: whitened codes, or the inverted image's mean colour.
     `spread_directions`: along so many principal directions of the generator's codes averages are moved out until they vary as
     single images do (client/synthesize/spread.py); 0: not at all. `spread_share`: how much of that, as a power of each factor.
     """
@@ -311,6 +312,7 @@ class Synthesis(FrozenModel):
     content_weight: float = Field(default=1.0, ge=0)
     style_weight: float = Field(default=1.0, ge=0)
     trust_weight: float = Field(default=0.05, ge=0)
+    group_by: Literal["codes", "colour"] = "codes"
     spread_directions: int = Field(default=0, ge=0, le=64)
     spread_share: float = Field(default=0.75, gt=0, le=1)
     outputs_per_group: int = Field(default=1, ge=1, le=100)
@@ -384,6 +386,7 @@ class Study(FrozenModel):
         if self.synthesis and self.synthesis.privatize and not self.models.glow:
             found.append("synthesis.privatize: needs models.glow")
         found += self._privatize_problems()
+        found += self._metric_problems()
         found += self._anchors_problems()
         if self.models.wgan and self.intake.volumes is None:
             found.append("models.wgan: needs intake.volumes, where its image + mask patches come from")
@@ -426,6 +429,16 @@ class Study(FrozenModel):
             )
         if plan.delta and plan.delta > 1 / (10 * self.privacy.planned_patients):
             yield f"{where}.delta: at most 1/(10 x planned_patients), got {plan.delta:g}"
+
+    def _metric_problems(self) -> Iterator[str]:
+        """What of `synthesis.group_by` fits no other key."""
+        plan = self.synthesis
+        if plan is None or plan.group_by == "codes":
+            return
+        if plan.grouping in ("random", "anchors"):
+            yield f"synthesis.group_by: grouping {plan.grouping} takes codes alone, got {plan.group_by}"
+        if plan.spread_directions:
+            yield "synthesis.spread_directions: not with group_by colour, whose groups keep the spread of colour"
 
     def _anchors_problems(self) -> Iterator[str]:
         """What fits `synthesis.anchors` to the grouping and to delta."""

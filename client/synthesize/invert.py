@@ -92,12 +92,14 @@ class Whitening:
 @dataclass(frozen=True)
 class Reference:
     """What the generator alone says: whitening, reject threshold (RMSE in [0, 1] units), spread of w (RMS), the codes
-    of its samples, around which `anchors.cells_of` lays cells, and whether its samples have a way up."""
+    of its samples, around which `anchors.cells_of` lays cells, their mean colours float64 [M, C], and whether they have a
+    way up."""
 
     whitening: Whitening
     threshold: float
     spread: float
     samples: GeneratorCodes
+    colours: NDArray[np.float64]
     upright: bool = False
 
 
@@ -157,7 +159,7 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
     with frozen(generator, encoder), torch.no_grad():
         lying = _on_its_side(some, _rmse(some, torch.cat(rebuilt)[: plan.turned]), generator, encoder, plan)
     upright = float(1 - lying.mean()) >= plan.least_upright
-    return Reference(whitening, threshold, max(spread, 1e-6), samples, upright)
+    return Reference(whitening, threshold, max(spread, 1e-6), samples, mean_colours(x), upright)
 
 
 def invert(
@@ -212,6 +214,11 @@ def _check_fit(generator: Generator, encoder: Encoder) -> None:
             f"[{of_encoder[0]}, {of_encoder[1]}]",
             hint="start models.gan and models.encoder from checkpoints that were trained together",
         )
+
+
+def mean_colours(x: Tensor) -> NDArray[np.float64]:
+    """Return float64 [N, C]: the mean of each channel of images [N, C, H, W] in [-1, 1], in [0, 1]."""
+    return np.asarray((x.double().clamp(-1, 1).mean((2, 3)) + 1) / 2)
 
 
 def _on_its_side(

@@ -36,7 +36,7 @@ CELL_LEAST = 2  # times k: cells of 2k rows or more, about 4k on average
 
 @dataclass(frozen=True)
 class Cells:
-    """Centres float64 [J, D] in the space of the codes, from generator samples alone. Only `anchors.cells_of` makes them."""
+    """Centres float64 [J, D] in the space of the codes, of generator samples alone. Only `metric` and `anchors` make them."""
 
     centres: Floats
 

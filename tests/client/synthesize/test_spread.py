@@ -25,7 +25,7 @@ def reference(seed: int = 0, count: int = 192) -> Reference:
     rng = np.random.default_rng(seed)
     codes = rng.normal(size=(count, LAYERS * LATENT)) * np.linspace(3, 0.3, LAYERS * LATENT) + rng.normal(size=12)
     samples = GeneratorCodes(codes)
-    return Reference(Whitening.fit(samples, COMPONENTS), 0.06, 1.0, samples)
+    return Reference(Whitening.fit(samples, COMPONENTS), 0.06, 1.0, samples, rng.random((count, 3)))
 
 
 def some_codes(count: int, seed: int = 1) -> torch.Tensor:
