@@ -60,7 +60,11 @@ def test_what_a_release_keeps_is_judged_by_people_who_took_no_part() -> None:
 
 
 def test_the_judges_learn_from_nobody_who_took_part() -> None:
-    """Without people of two labels outside, nothing is said; those inside do not stand in for them."""
+    """Those inside may have every label wrong: the verdict on a release stays. Without people of two labels outside there is none."""
+    wrong = ds.Labelled(REAL.images, 1 - REAL.labels)
+    of_release, of_real = ds.kept(spots(40, 2), wrong, TEST, 2, 1, SHORT, "")
+    assert of_release.value is not None and of_release.value > 0.7
+    assert of_real.value is not None and of_real.value < 0.3
     alone = ds.Labelled(TEST.images[::2], TEST.labels[::2])
     found = ds.kept(REAL, REAL, alone, 2, 1, SHORT, "")
     assert [(f.name, f.value, f.status) for f in found] == [(ds.KEPT, None, NOT_EVALUATED)]
