@@ -60,7 +60,7 @@ def test_what_a_release_keeps_is_judged_by_people_who_took_no_part() -> None:
 
 
 def test_the_judges_learn_from_nobody_who_took_part() -> None:
-    """Those inside may have every label wrong: the verdict on a release stays. Without people of two labels outside there is none."""
+    """Those inside may have every label wrong: the verdict on a release stays. Without people of two labels outside: none."""
     wrong = ds.Labelled(REAL.images, 1 - REAL.labels)
     of_release, of_real = ds.kept(spots(40, 2), wrong, TEST, 2, 1, SHORT, "")
     assert of_release.value is not None and of_release.value > 0.7
@@ -84,3 +84,4 @@ def test_too_little_reads_not_evaluated() -> None:
     ):
         found = ds.downstream(released, REAL, test, ("none", "some"), "")
         assert {f.status for f in found} == {NOT_EVALUATED}
+        assert {f.name for f in found} == {DOWNSTREAM, ds.KAPPA, ds.KEPT}
