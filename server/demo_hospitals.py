@@ -103,14 +103,16 @@ def radiograph_hospitals(
 
 
 def _dealt(names: Sequence[str], patients: int | None) -> dict[str, list[Radiographed]]:
-    """Who plays at which of these hospitals, at most `patients` people at each."""
+    """Who plays at which of these hospitals, at most `patients` people at each, taken evenly so that all labels stay."""
     people = radiographed()
     everyone = sorted((one for some in people.values() for one in some), key=lambda one: one.label)
     if len(everyone) // len(names) < PATIENTS_A_SITE_AT_LEAST:
         most = len(everyone) // PATIENTS_A_SITE_AT_LEAST
         raise ConfigurationError(f"--sites {len(names)}: the demo's radiographs are enough for 2 to {most} hospitals")
     own = people if len(names) == len(people) else {n: everyone[i :: len(names)] for i, n in enumerate(names)}
-    return {name: own[name][:patients] for name in names}
+    if patients is None:
+        return {name: own[name] for name in names}
+    return {name: own[name][:: max(1, len(own[name]) // patients)][:patients] for name in names}
 
 
 def radiographed() -> dict[str, list[Radiographed]]:

@@ -69,6 +69,9 @@ def test_those_who_are_said_to_have_played_are_those_who_did(tmp_path: Path) -> 
     """Fewer hospitals deal anew, a limit leaves people out: neither may be called a member."""
     dealt = demo_hospitals._dealt(["hospital-a", "hospital-b"], 5)
     assert [len(some) for some in dealt.values()] == [5, 5]
+    assert all({one.label for one in some} == {"normal", "pneumonia"} for some in dealt.values()), (
+        "a limit keeps labels"
+    )
     reference = demo_hospitals.radiograph_reference(tmp_path, 32, ["hospital-a", "hospital-b"], 5)
     assert reference.members is not None
     with np.load(reference.members, allow_pickle=False) as file:
