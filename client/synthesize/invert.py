@@ -138,7 +138,7 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
                 torch.randn(min(plan.batch, plan.samples - start), generator.latent, generator=random)
             )
             image = generator.synthesis(generator.broadcast(w), noise=random).clamp(-1, 1)
-            inverted = encoder.invert(image, generator, plan.iterations)
+            inverted = encoder.invert(image, generator, plan.iterations, keep_best=True)
             codes.append(inverted.codes.flatten(1))
             rebuilt.append(inverted.reconstructions.clamp(-1, 1))
             images.append(image)
@@ -187,7 +187,7 @@ def invert(
         for start in range(0, len(images), plan.batch):
             x = to_unit(np.asarray(images[start : start + plan.batch]))
             with torch.no_grad():
-                first = encoder.invert(x, generator, plan.iterations)
+                first = encoder.invert(x, generator, plan.iterations, keep_best=True)
                 encoded, own = first.codes, _rmse(x, first.reconstructions.clamp(-1, 1))
                 looks = known.upright and _on_its_side(x, own, generator, encoder, plan)
                 lying.append(np.broadcast_to(looks, len(x)))
@@ -230,7 +230,8 @@ def _on_its_side(
         part = slice(start, start + plan.batch)
         for quarters in (1, 3):
             turned = x[part].rot90(quarters, (2, 3))
-            rebuilt = encoder.invert(turned, generator, plan.iterations).reconstructions.clamp(-1, 1)
+            inverted = encoder.invert(turned, generator, plan.iterations, keep_best=True)
+            rebuilt = inverted.reconstructions.clamp(-1, 1)
             lying[part] |= ~(errors[part] < _rmse(turned, rebuilt))
     return lying
 

@@ -56,14 +56,30 @@ class Encoder(nn.Module):
         """The code every inversion starts from, [count, L, latent]."""
         return self.start.expand(count, -1, -1)
 
-    def invert(self, x: Tensor, generator: Generator, iterations: int) -> Inverted:
-        """Codes and reconstructions of `x` after `iterations` ≥ 1 residual steps (no noise maps in the generator)."""
+    def invert(self, x: Tensor, generator: Generator, iterations: int, keep_best: bool = False) -> Inverted:
+        """Codes and reconstructions of `x` after `iterations` ≥ 1 residual steps (no noise maps in the generator).
+
+        `keep_best`: of each image those of the step with the least squared error, because for a few photographs the steps
+        lead away again. Training wants the last step, whose output is what the next one will see.
+        """
         codes = self.start_codes(len(x))
         image = generator.synthesis(codes[:1]).expand(len(x), -1, -1, -1)
-        for _ in range(iterations):
+        best = Inverted(codes, image)
+        for step in range(iterations):
             codes = codes + self(x, image)
             image = generator.synthesis(codes)
-        return Inverted(codes, image)
+            best = Inverted(codes, image) if step == 0 or not keep_best else _nearer(x, best, Inverted(codes, image))
+        return best
+
+
+def _nearer(x: Tensor, before: Inverted, now: Inverted) -> Inverted:
+    """Of each image of `x` whichever of the two is nearer; `before` where an error is not a number."""
+    errors = [(one.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3)) for one in (before, now)]
+    better = errors[1] < errors[0]
+    return Inverted(
+        torch.where(better[:, None, None], now.codes, before.codes),
+        torch.where(better[:, None, None, None], now.reconstructions, before.reconstructions),
+    )
 
 
 def _block(cin: int, cout: int, index: int) -> nn.Sequential:

@@ -34,6 +34,31 @@ def test_each_iteration_adds_a_residual_of_the_reconstruction_before() -> None:
         assert torch.allclose(two.codes, one.codes + encoder(x, one.reconstructions), atol=1e-6)
 
 
+def test_the_best_step_is_kept_for_each_image_by_itself() -> None:
+    generator, encoder = Generator(32, 3, 8, 16), Encoder(32, 3, 8, 16)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+        x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        steps = [encoder.invert(x, generator, count) for count in (1, 2, 3)]
+        best = encoder.invert(x, generator, 3, keep_best=True)
+    errors = torch.stack([(s.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3)) for s in steps])
+    chosen = errors.argmin(0)
+    assert len(chosen.unique()) > 1  # or the test shows nothing
+    for i, step in enumerate(chosen.tolist()):
+        assert torch.equal(best.codes[i], steps[step].codes[i])
+        assert torch.equal(best.reconstructions[i], steps[step].reconstructions[i])
+
+
+def test_an_image_whose_steps_are_no_number_keeps_no_other_code() -> None:
+    generator, encoder = Generator(32, 3, 8, 16), Encoder(32, 3, 8, 16)
+    x = torch.rand(2, 3, 32, 32)
+    x[1, 0, 3, 3] = torch.nan
+    with torch.no_grad():
+        found = encoder.invert(x, generator, 3, keep_best=True)
+    assert torch.isfinite(found.codes[0]).all() and not torch.isfinite(found.codes[1]).any()
+
+
 def test_an_image_is_inverted_alike_alone_and_in_a_batch() -> None:
     generator, encoder = Generator(32, 3, 8, 16), Encoder(32, 3, 8, 16)
     x = torch.rand(3, 3, 32, 32)
