@@ -61,7 +61,7 @@ KEY = b"kohort-benchmark-quality-fundus!"
 CAP_BYTES, FRECHET_COMPONENTS, OUTPUTS, DIRECTIONS = 1 << 31, 8, 4, 2
 ANCHORS_NOISE, ANCHORS_COMPONENTS, ANCHORS_THRESHOLD_DELTA = 0.605, 32, 1e-6  # epsilon 8 at delta 1e-5
 ANCHORS = "anchors, no labels"
-SHOWN = ("cells, moved out", "cells", "similar, moved out", "similar", "centroid", "same-pixel")
+SHOWN = ("similar", "similar, by colour", "cells", "random", "centroid", "same-pixel")
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -474,7 +474,8 @@ def fidelity(shop: Workshop, images: Images) -> dict[str, float | None]:
     few = attacks.whitened(standard, "public", FRECHET_COMPONENTS)
     enough = len(images) > FRECHET_COMPONENTS
     frechet = distances.frechet(few["images"], few["heldout"]) if enough else None
-    return {"kernel": distances.kernel(standard["images"], standard["heldout"]).value, "frechet": frechet}
+    kernel = distances.kernel(standard["images"], standard["heldout"]).value if len(images) > 1 else None
+    return {"kernel": kernel, "frechet": frechet}
 
 
 def utility(shop: Workshop, training: Sequence[tuple[Images, Labels, Labels]]) -> dict[str, Any]:
@@ -595,8 +596,9 @@ def table(part: Part, rows: Sequence[dict[str, Any]], real: dict[str, Any], ks: 
 
 
 def far(found: dict[str, float | None]) -> tuple[str, str]:
-    """The cells of the distances; too few images for a Fréchet distance leave it empty."""
-    return f"{found['kernel']:.3f}", "" if found["frechet"] is None else f"{found['frechet']:.2f}"
+    """The cells of the distances; too few images for one leave it empty."""
+    kernel, frechet = found["kernel"], found["frechet"]
+    return "" if kernel is None else f"{kernel:.3f}", "" if frechet is None else f"{frechet:.2f}"
 
 
 def worth(found: dict[str, Any], as_many: float | None) -> tuple[str, ...]:
@@ -644,7 +646,7 @@ def sheet(shop: Workshop, k: int) -> bytes:
     ]
     whole = np.concatenate([np.concatenate(list(images), axis=1) for images in picked])
     stream = io.BytesIO()
-    Image.fromarray(whole).save(stream, "PNG", optimize=True)
+    Image.fromarray(whole).quantize(128).save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
