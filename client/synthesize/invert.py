@@ -55,6 +55,9 @@ class InversionPlan:
     least_own: float = 0.06
     turned: int = 48  # samples that are also looked at lying on their sides
     least_upright: float = 0.9  # share of them that must invert best upright, or the generator knows no way up
+    clearly: float = (
+        1.5  # by this factor: an untrained generator's samples are alike, and invert a little better one way
+    )
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
     an image so much worse than what the generator can make is none of its kind. Each has a floor, or a generator of
     little variety would reject everything. The threshold is loose where samples are various (0.12 for the fundus checkpoint
     of 2026-11-25), and a photograph on its side stays below it; so `upright` says whether `least_upright` of `plan.turned`
-    samples give the encoder a smaller error as they are than turned by a quarter either way: then `invert` asks the same of
-    each image. By chance a third of the samples would; where images have no way up the threshold decides alone.
+    samples give the encoder a smaller error, by the factor `clearly`, as they are than turned by a quarter either way: then
+    `invert` asks each image for a smaller error. Where images have no way up the threshold decides alone.
     Raises ConfigurationError for fewer than 8 samples or networks of different sizes, RefusedError for weights whose
     samples or codes are not finite.
     """
@@ -157,7 +160,8 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
     spread = float((w - w.mean(dim=0)).square().mean().sqrt())
     some = x[: plan.turned]
     with frozen(generator, encoder), torch.no_grad():
-        lying = _on_its_side(some, _rmse(some, torch.cat(rebuilt)[: plan.turned]), generator, encoder, plan)
+        own_errors = plan.clearly * _rmse(some, torch.cat(rebuilt)[: plan.turned])
+        lying = _on_its_side(some, own_errors, generator, encoder, plan)
     upright = float(1 - lying.mean()) >= plan.least_upright
     return Reference(whitening, threshold, max(spread, 1e-6), samples, mean_colours(x), upright)
 
