@@ -100,10 +100,16 @@ class Flow:
         drawn: list[Images] = []
         for start in range(0, len(images), AT_ONCE):
             groups = [[image[None]] for image in images[start : start + AT_ONCE]]
-            temperature = self.plan.temperature
-            drawn += list(
-                privatize(groups, self.model, self.mechanism, temperature, NoiseSource(), basis=self.basis).images
+            made = privatize(
+                groups,
+                self.model,
+                self.mechanism,
+                self.plan.temperature,
+                NoiseSource(),
+                prior_temperature=self.plan.prior_temperature,
+                basis=self.basis,
             )
+            drawn += list(made.images)
             progress(len(drawn), len(images))
         return drawn
 

@@ -388,7 +388,15 @@ def privatized(batch: Batch, groups: Sequence[Group], who: Roster) -> list[Made]
     rows = dict(zip(who.pseudonyms, who.images, strict=True))
     images = [[np.asarray(batch.cohort.images[list(rows[m])]) for m in group.members] for group in groups]
     mechanism, basis = latent_event(batch.study), batch.basis()
-    result = privatize(images, batch.glow(), mechanism, plan.temperature, NoiseSource(), basis=basis)
+    result = privatize(
+        images,
+        batch.glow(),
+        mechanism,
+        plan.temperature,
+        NoiseSource(),
+        prior_temperature=plan.prior_temperature,
+        basis=basis,
+    )
     return [Made(image, group, True) for image, group in zip(result.images, groups, strict=True)]
 
 

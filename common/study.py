@@ -220,8 +220,9 @@ class PrivatizePlan(FrozenModel):
 
     `laplace`: `clip` (box, or l1_ball by default), `radius`, `scale`. `gaussian`: `epsilon`, `delta`. `privunit`: `epsilon`,
     one image, at most 64 coordinates. `epsilon` is always per image (per average of k), never per coordinate. `levels`: the
-    flow's top level or all; `components` of the public `basis` (common/models/latents.py) reduce them further. `claim`: refuse
-    the plan unless epsilon holds per patient. `egress`: `averages` of k are privatized and sent; `single`: the averages that are
+    flow's top level or all; `components` of the public `basis` (common/models/latents.py) reduce them further. `temperature`: the
+    spread of what is released; `prior_temperature`: of the rest, the same by default. `claim`: refuse the plan unless epsilon
+    holds per patient. `egress`: `averages` of k are privatized and sent; `single`: the averages that are
     sent stay plain, and a site that allows it may hand over single images (`kohort-site privatize --export`), each at k = 1.
     """
 
@@ -236,6 +237,7 @@ class PrivatizePlan(FrozenModel):
     components: int | None = Field(default=None, ge=2, le=4096)
     basis: Checkpoint | None = None
     temperature: float = Field(default=0.7, ge=0, le=1.5)
+    prior_temperature: float | None = Field(default=None, ge=0, le=1.5)
     claim: Literal["patient"] | None = None
     egress: Literal["averages", "single"] = "averages"
 

@@ -13,7 +13,7 @@ Guaranteed (numbers as in methods/dp-glow.md section 5, in the code and in the t
     its sum); PrivUnit draws a direction for the one latent instead
  8. divide by the number of patients; all that follows is post-processing
  9. scale to the spread of a latent at the temperature
-10. coordinates that are not released come fresh from the prior; decode, clamp, 8 bit
+10. coordinates that are not released come fresh from the prior, at a temperature of their own; decode, clamp, 8 bit
 Not: who is in a group (group.py), charging the ledger before the call, or keeping the result so that a second request gets the
 same bytes (client/daemon.py, client/single.py). For groups that the images choose, epsilon is per average and the choice is not
 covered. A member that counts as the zero latent stays in the group: leaving it out would let its image decide who is in.
@@ -69,14 +69,17 @@ def privatize(
     temperature: float,
     noise: Noise,
     *,
+    prior_temperature: float | None = None,
     basis: Basis | None = None,
     practice: bool = False,
 ) -> Privatized:
     """One privatized image per group.
 
     `groups[g][p]` holds all images of member p of group g, uint8 [n, H, W, C], n >= 1; for `privunit`, and wherever k is 1, a
-    group is one patient. `temperature` is the spread of the noised mean and of the coordinates that are not released. `basis`:
-    public directions of the flow's top level or of all its coordinates; the mechanism then has as many coordinates as it has.
+    group is one patient. `temperature` is the spread of the noised mean, `prior_temperature` (the same by default) that of the
+    coordinates that are not released: fine grain where they are the lower levels. Both are public and come after the noise.
+    `basis`: public directions of the flow's top level or of all its coordinates; the mechanism then has as many coordinates as
+    it has.
     Raises PolicyError (E-GROUP-SIZE) for a group of fewer than k patients, PolicyError (E-NOISE) for a repeatable noise source
     outside `practice`, ConfigurationError when the mechanism's dimension is not the flow's or the basis', RefusedError for a
     flow whose weights are not finite.
@@ -91,7 +94,8 @@ def privatize(
             raise PolicyError(f"privatize: privunit takes one patient, got {len(group)}", code="E-GROUP-SIZE")
     means = [_noised_mean(_patients(group, model, mechanism, basis), mechanism, noise) for group in groups]
     random = torch.Generator().manual_seed(int(noise.uniform_u64(1)[0] >> np.uint64(1)))
-    return Privatized(_decode(means, model, temperature, random, basis), mechanism)
+    rest = temperature if prior_temperature is None else prior_temperature
+    return Privatized(_decode(means, model, (temperature, rest), random, basis), mechanism)
 
 
 def _check_dimensions(model: Glow, mechanism: Latent, basis: Basis | None) -> None:
@@ -199,13 +203,17 @@ def matched(mean: Floats, temperature: float) -> Floats:
 
 @torch.no_grad()
 def _decode(
-    means: Sequence[Floats], model: Glow, temperature: float, random: torch.Generator, basis: Basis | None = None
+    means: Sequence[Floats],
+    model: Glow,
+    temperatures: tuple[float, float],
+    random: torch.Generator,
+    basis: Basis | None = None,
 ) -> Images:
-    """Steps 9 and 10: uint8 [G, H, W, C]."""
+    """Steps 9 and 10: uint8 [G, H, W, C]; `temperatures` of what is released and of the rest."""
     images = [np.empty((0, model.size_px, model.size_px, model.channels), np.uint8)]
     for start in range(0, len(means), BATCH):
-        released = np.stack([matched(mean, temperature) for mean in means[start : start + BATCH]])  # 9
-        drawn = model.prior(len(released), temperature, random)
+        released = np.stack([matched(mean, temperatures[0]) for mean in means[start : start + BATCH]])  # 9
+        drawn = model.prior(len(released), temperatures[1], random)
         fresh = torch.cat([part.flatten(1) for part in drawn], dim=1).double().numpy()
         if basis is not None:
             released = basis.restored(released, fresh[:, model.dimension - basis.coordinates :])

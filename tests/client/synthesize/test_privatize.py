@@ -109,6 +109,25 @@ def test_step_9_the_mean_gets_the_temperatures_norm() -> None:
     assert float(np.abs(stage.matched(np.zeros(64), 0.6)).max()) == 0.0
 
 
+def test_the_rest_has_a_temperature_of_its_own(model: Glow) -> None:
+    """At 0 the rest is the prior's middle: two draws of one mean are then one image, whatever the mean's temperature."""
+    m = mechanism(model, "box", radius=50.0, k=1, scale=2**-16)
+    picture = images(1)
+
+    def draws(rest: float | None) -> list[np.ndarray]:
+        sources = (SeededNoiseSource(seed) for seed in (0, 1))
+        return [
+            stage.privatize([[picture]], model, m, 0.9, s, prior_temperature=rest, practice=True).images
+            for s in sources
+        ]
+
+    still, moving = draws(0.0), draws(0.5)
+    assert int(np.abs(still[0].astype(int) - still[1]).max()) <= 1
+    assert int(np.abs(moving[0].astype(int) - moving[1]).max()) > 1
+    assert np.array_equal(draws(None)[0], draws(0.9)[0])
+    assert not np.array_equal(draws(None)[0], draws(0.5)[0])
+
+
 def test_fresh_noise_is_drawn_by_every_call(model: Glow) -> None:
     m, members = mechanism(model), groups(1)
     one, two = (stage.privatize(members, model, m, 0.7, NoiseSource()).images for _ in range(2))
