@@ -217,7 +217,7 @@ class Workshop:
             plain = np.sum(each, axis=0) * (mechanism.lattice_step / len(each))
             means.append(steps._noised_mean(each, mechanism, noise) if row.epsilon is not None else plain)
         random = torch.Generator().manual_seed(seed)
-        images = steps._decode(means, self.flow, TEMPERATURE, random, basis)
+        images = steps._decode(means, self.flow, (TEMPERATURE, TEMPERATURE), random, basis)
         return Release(images, labels, groups, mechanism.statement() if row.epsilon is not None else "")
 
     def mechanism(self, row: Row) -> Latent:
