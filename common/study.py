@@ -311,7 +311,7 @@ class Synthesis(FrozenModel):
     windows: int = Field(default=2, ge=1, le=16)
     inversion_steps: int = Field(ge=0, le=10_000)
     alignment_steps: int = Field(ge=0, le=10_000)
-    content_weight: float = Field(default=1.0, ge=0)
+    content_weight: float = Field(default=0.1, ge=0)
     style_weight: float = Field(default=1.0, ge=0)
     trust_weight: float = Field(default=0.05, ge=0)
     group_by: Literal["codes", "colour"] = "codes"

@@ -18,6 +18,9 @@ Source: Jeon et al. 2022, with our deviations: Grams are divided by C·h·w; eve
 window of each patient (so that k patients stand behind it) instead of the reverse; a trust region holds the code near
 the average; features come from fixed random filters (style) and the study's critic (content), not from VGG and MoCo.
 
+The content weight is small: at 1 that term and the texture pull apart on radiographs, and averages are worse than unaligned
+ones (benchmarks/RESULTS.md).
+
     loss = content·(1 - <f(G(w)), f_mean>) + style·mean_j |C_j - T_j|² / mean_j |T_j|² + trust·mean (w - w_mean)²/spread²
 """
 
@@ -51,7 +54,7 @@ class AlignmentPlan:
 
     steps: int = 40
     windows: int = 2
-    content_weight: float = 1.0
+    content_weight: float = 0.1
     style_weight: float = 1.0
     trust_weight: float = 0.05
     learning_rate: float = 0.1  # of the spread of w
