@@ -35,7 +35,7 @@ from server import attacks
 from server.attacks import Battery, Networks
 from server.downstream import Labelled, downstream
 from server.evaluate import Finding
-from server.public_images import SOURCE_CAP_BYTES, read_source
+from server.public_images import SOURCE_CAP_BYTES, arrays_of, read_source
 
 TABLE_CAP_BYTES, FILE_CAP_BYTES, WEIGHTS_CAP_BYTES = 1 << 22, 1 << 20, 1 << 32
 OTHER_IN_EVERY_STUDY = {"name", "title", "sites", "quorum", "round_deadline_s", "release"}
@@ -124,12 +124,15 @@ def _table(folder: Path) -> dict[str, tuple[str, str]]:
 
 def _arrays(path: Path) -> dict[str, tuple[str, str]]:
     """Label and side by name, from the arrays of an .npz."""
-    with np.load(io.BytesIO(read_capped(path, SOURCE_CAP_BYTES)), allow_pickle=False) as file:
-        found = {key: file[key] for key in ("images", "names", "labels", "laterality") if key in file}
-    counts = {key: len(found[key]) for key in ("images", "names", "labels") if key in found}
-    if len(counts) < 3 or len(set(counts.values())) > 1 or len(set(found["names"].tolist())) < counts["names"]:
+    found = arrays_of(read_capped(path, SOURCE_CAP_BYTES), path, ("images", "names", "labels", "laterality"))
+    counts = {key: array.shape[0] if array.ndim else 0 for key, array in found.items()}
+    if (
+        not {"images", "names", "labels"} <= set(counts)
+        or len(set(counts.values())) > 1
+        or len(set(found["names"].tolist())) < counts["names"]
+    ):
         raise ConfigurationError(
-            f"{path}: expected `images`, `names` and `labels` of one length, no name twice, found {counts}",
+            f"{path}: expected `images`, `names` and `labels` (and `laterality`) of one length, no name twice, found {counts}",
             hint="or give a folder of photographs with labels.csv",
         )
     right = found.get("laterality")

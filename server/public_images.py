@@ -11,12 +11,16 @@ import csv
 import hashlib
 import io
 import math
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -76,12 +80,30 @@ def read_names(path: Path | None) -> list[str]:
 def _read_npz(path: Path) -> Source:
     """`images` and, if present, `names` and `laterality` (true = right) of an .npz file, never unpickled."""
     data = read_capped(path, SOURCE_CAP_BYTES)
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        if "images" not in file:
-            raise ConfigurationError(f"{path}: no array `images`; found {sorted(file.files)}")
-        names = tuple(str(name) for name in file["names"]) if "names" in file else ()
-        right = file["laterality"].astype(bool) if "laterality" in file else None
-        return Source(file["images"], names, right, hashlib.sha256(data).hexdigest())
+    found = arrays_of(data, path, ("images", "names", "laterality"))
+    if "images" not in found:
+        raise ConfigurationError(f"{path}: no array `images`; found {sorted(found)}")
+    right = found["laterality"].astype(bool) if "laterality" in found else None
+    return Source(found["images"], tuple(map(str, found.get("names", ()))), right, hashlib.sha256(data).hexdigest())
+
+
+def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Those of the arrays `wanted` that the .npz `data` of `path` holds; nothing is unpickled.
+
+    Raises ConfigurationError for what is no .npz, is damaged, holds Python objects, or unpacks to more than the cap.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size <= SOURCE_CAP_BYTES:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                return {name: file[name] for name in wanted if name in file}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigurationError(
+            f"{path}: expected an .npz of arrays without Python objects; reading it gave {type(error).__name__}",
+            hint="write it with numpy.savez",
+        ) from None
+    raise ConfigurationError(f"{path}: unpacks to {size} bytes, expected at most {SOURCE_CAP_BYTES}")
 
 
 def _read_folder(folder: Path, size_px: int, channels: int) -> Source:

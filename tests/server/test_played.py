@@ -13,7 +13,7 @@ from PIL import Image
 from common import signing
 from common.errors import ConfigurationError, RefusedError
 from common.study import Study, load_study
-from server import attacks, demo_hospitals, played
+from server import attacks, demo_hospitals, played, public_images
 from server.__main__ import _rehearsal
 from server.downstream import Labelled
 from server.rehearsal import DEPLOY
@@ -175,6 +175,7 @@ LACKING = {
     "no labels": {"labels": None},
     "no names": {"names": None},
     "labels of fewer people": {"labels": np.array(["0", "2"])},
+    "sides of fewer people": {"laterality": np.array([True])},
     "one name twice": {"names": np.array(["00", "00", "01", "02", "03", "04"])},
 }
 
@@ -184,6 +185,24 @@ def test_an_npz_that_does_not_say_who_is_who_is_refused(what: str, plan: Study, 
     path = arrays(tmp_path / "x.npz", **LACKING[what])
     with pytest.raises(ConfigurationError, match="expected `images`, `names` and `labels`"):
         played.read_cast(path, path, plan)
+
+
+@pytest.mark.parametrize("what", ["no archive", "half an archive", "objects"])
+def test_a_file_that_is_no_npz_of_arrays_is_refused_in_words(what: str, plan: Study, tmp_path: Path) -> None:
+    path = arrays(tmp_path / "x.npz", labels=np.array([{}] * 6) if what == "objects" else np.array(["0"] * 6))
+    if what != "objects":
+        path.write_bytes(b"people" if what == "no archive" else path.read_bytes()[:900])
+    with pytest.raises(ConfigurationError, match=r"x\.npz: expected an \.npz of arrays without Python objects"):
+        played.read_cast(path, path, plan)
+
+
+def test_an_npz_that_unpacks_to_more_than_the_cap_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, images=np.zeros((4, 32, 32, 3), np.uint8))
+    monkeypatch.setattr(public_images, "SOURCE_CAP_BYTES", 4096)
+    assert path.stat().st_size < 4096
+    with pytest.raises(ConfigurationError, match="unpacks to"):
+        public_images.read_source(path, 32, 3)
 
 
 def test_the_chest_demos_casts_are_the_hospitals_people_and_the_reference(tmp_path: Path) -> None:
