@@ -69,11 +69,8 @@ MOST_LINKED = (
     2  # ids of one person in mode `anchors`: a third may have joined two strangers (methods/ksalsa.md, trap 18)
 )
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG
-CHOSEN_BY_IMAGES = (
-    "similar",
-    "similar-swap",
-    "cells",
-)  # elsewhere a refusal by patients' images would not be covered by epsilon
+# Elsewhere a refusal by patients' images would not be covered by epsilon.
+CHOSEN_BY_IMAGES = ("similar", "similar-swap", "cells")
 BY_PATIENTS = (
     "A-COPY",
     "A-NEAR",

@@ -55,9 +55,7 @@ class InversionPlan:
     least_own: float = 0.06
     turned: int = 48  # samples that are also looked at lying on their sides
     least_upright: float = 0.9  # share of them that must invert best upright, or the generator knows no way up
-    clearly: float = (
-        1.5  # by this factor: an untrained generator's samples are alike, and invert a little better one way
-    )
+    clearly: float = 1.5  # by this factor: samples of an untrained generator invert a little better one way
 
 
 @dataclass(frozen=True)

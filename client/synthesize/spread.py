@@ -32,7 +32,7 @@ from common.errors import Bug
 Floats = NDArray[np.float64]
 SAMPLES_KEY = b"kohort-public-generator-samples!"  # orders samples of the generator; there is nothing to keep secret
 LEAST_GROUPS = (
-    6  # below, a deviation over averages says nothing; the factor is then that of the largest k that gives so many
+    6  # fewer averages have no deviation to speak of: then the factor is that of the largest k that gives so many
 )
 
 

@@ -13,6 +13,7 @@ from client.synthesize import invert as inv
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.encoder import Encoder
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit
+from common.study import Synthesis
 
 torch.set_num_threads(1)
 KEY = b"k" * 32
@@ -375,3 +376,9 @@ def test_a_site_goes_from_photographs_to_averages() -> None:
     images = al.render(result.codes, site.generator, random)
     assert images.shape == (2, 16, 16, 3)
     assert images.dtype == np.uint8
+
+
+def test_the_constants_are_those_of_a_plan_that_says_nothing() -> None:
+    """Benchmarks take `AlignmentPlan()`, sites the study plan: one default must not drift from the other."""
+    for name in ("content_weight", "style_weight", "trust_weight"):
+        assert getattr(al.AlignmentPlan(), name) == Synthesis.model_fields[name].default
