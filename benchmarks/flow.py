@@ -636,7 +636,7 @@ def stored_round_trips(more: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 def _photographs(size_px: int, count: int = 16) -> Tensor:
     """The demo's first fundus photographs, uint8 [N, 3, S, S]."""
-    from server.public_images import read_source
+    from server.public_data.images import read_source
 
     images = read_source(DEPLOY / "demo" / "fundus", size_px, 3).images[:count]
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality_vessels [--part phantoms|dias] [--seeds 3] [--json] [--work DIR] [--dias FILE] [--quick]
 
-Part (a), `phantoms`: 2,000 procedural patients over four sites (server/vessel_phantoms.py; nobody), federated training by
+Part (a), `phantoms`: 2,000 procedural patients over four sites (server/public_data/phantoms.py; nobody), federated training by
 the product's own trainer at patient-level epsilon 8 and 3, from scratch and from a network pretrained on phantoms of
 another style ("public": thinner, fainter vessels in brighter tissue). Part (b), `dias`: 60 sequences of cerebral angiography
 (DIAS, split by sequence), where the plan's verdict says infeasible: here it is run all the same to see whether it is right.
@@ -38,7 +38,7 @@ from common.privacy.noise import SeededNoiseSource
 from common.privacy.planning import feasibility
 from common.study import Study
 from server.pretrain_wgan import Recipe, pretrain
-from server.vessel_phantoms import STYLES, patches, volume
+from server.public_data.phantoms import STYLES, patches, volume
 
 SIZE_PX, SHAPE = 32, (8, 48, 48)
 DELTA = 1e-5

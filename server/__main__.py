@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 FLWR_VERSION = "1.41.0"
 PHANTOM_PATCHES = 16
 PHANTOM_ORIGIN = (
-    "procedural vessel phantoms (server/vessel_phantoms.py, style public)",
+    "procedural vessel phantoms (server/public_data/phantoms.py, style public)",
     "CC0-1.0",
     "none: nobody is in them",
 )
@@ -321,7 +321,7 @@ def release(
 def _pairs(record: StudyRecord, quarantined: set[str], reference: Path | None) -> Pairs:
     """The pairs of a study without synthesis, its sites' statements, and the public pairs to compare with."""
     from server.pairs import drawn
-    from server.public_pairs import read_pairs
+    from server.public_data.pairs import read_pairs
     from server.release import Pairs
 
     study, plan = record.study, record.study.models.wgan
@@ -371,7 +371,7 @@ def _reference(path: Path | None, study: Study) -> NDArray[Any] | None:
     """The public reference images in the plan's size."""
     if path is None:
         return None
-    from server.public_images import read_source
+    from server.public_data.images import read_source
 
     return read_source(path, study.intake.size_px, study.intake.channels).images
 
@@ -397,7 +397,7 @@ def pretrain(
     device: Annotated[str, typer.Option(help="gan: cpu or cuda")] = "cpu",
 ) -> None:
     """Imports torch only here."""
-    from server.public_images import read_names, read_source
+    from server.public_data.images import read_names, read_source
 
     if model not in ("gan", "glow", "wgan"):
         raise ConfigurationError(f"--model {model}: expected gan, glow or wgan")
@@ -442,7 +442,7 @@ def _pretrain_pairs(
     """A starting checkpoint of the image + mask WGAN."""
     from server.pretrain import Provenance
     from server.pretrain_pairs import public_plan, run
-    from server.public_pairs import phantom_pairs, read_pairs
+    from server.public_data.pairs import phantom_pairs, read_pairs
 
     wanted = load_study(study) if study else None
     plan = (wanted.models.wgan if wanted else None) or public_plan()

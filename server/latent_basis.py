@@ -17,7 +17,7 @@ from common.models import latents
 from common.models.glow import Glow, load
 from common.privacy.mechanisms import level_dimension
 from common.study import Study, load_study
-from server.public_images import read_source
+from server.public_data.images import read_source
 
 
 def basis_of(study: Study, checkpoint: Path, images: Path) -> latents.Basis:

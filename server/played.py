@@ -35,7 +35,7 @@ from server import attacks
 from server.attacks import Battery, Networks
 from server.downstream import Labelled, downstream
 from server.evaluate import Finding
-from server.public_images import SOURCE_CAP_BYTES, arrays_of, read_source
+from server.public_data.images import SOURCE_CAP_BYTES, arrays_of, read_source
 
 TABLE_CAP_BYTES, FILE_CAP_BYTES, WEIGHTS_CAP_BYTES = 1 << 22, 1 << 20, 1 << 32
 OTHER_IN_EVERY_STUDY = {"name", "title", "sites", "quorum", "round_deadline_s", "release"}

@@ -57,7 +57,7 @@ from server.pretrain_losses import (
     textures,
 )
 from server.pretrain_prior import centre, fit_prior, flat_codes
-from server.public_images import Source, read_names, read_source, tinted, views
+from server.public_data.images import Source, read_names, read_source, tinted, views
 
 CHECKPOINT_CAP_BYTES = 2 << 30
 R1_EVERY = 8

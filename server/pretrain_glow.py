@@ -42,7 +42,7 @@ from common.models.glow import (
     weights_of,
 )
 from server.pretrain import Provenance
-from server.public_images import SOURCE_CAP_BYTES, Source
+from server.public_data.images import SOURCE_CAP_BYTES, Source
 
 WARM_UP_STEPS = 100
 GRADIENT_NORM = 5.0

@@ -1,6 +1,6 @@
 """What `kohort-server pretrain --model wgan` does: public pairs in, a starting checkpoint with its card out.
 
-In: public pairs (server/public_pairs.py) or phantoms, and the sizes of a plan. Out: a folder with wgan.safetensors
+In: public pairs (server/public_data/pairs.py) or phantoms, and the sizes of a plan. Out: a folder with wgan.safetensors
 (`generator.*`, `average.*`, `critic.*`), MODEL_CARD.md, and training/: a sample sheet and how far it is.
 Guaranteed: a run that is killed goes on from its last save with `resume`; each file is written atomically; the card names
 source, licence, sizes and SHA-256. Not: privacy (the training is server/pretrain_wgan.py, plain steps), or the optimisers'
@@ -29,7 +29,7 @@ from common.study import WganPlan
 from server.pairs import triptychs
 from server.pretrain import Provenance
 from server.pretrain_wgan import Recipe, pretrain
-from server.public_pairs import PublicPairs
+from server.public_data.pairs import PublicPairs
 from server.release import contact_sheet
 
 CHECKPOINT = "wgan.safetensors"

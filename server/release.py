@@ -42,7 +42,7 @@ from server.canaries import ModelAudit
 from server.downstream import Labelled
 from server.extractors import Extractor
 from server.pairs import SHOWN, nifti_bytes, triptychs
-from server.public_pairs import PublicPairs
+from server.public_data.pairs import PublicPairs
 
 BATCH_CAP_BYTES = 1 << 28
 SHEET_COLUMNS, TRIPTYCH_COLUMNS = 9, 4

@@ -18,8 +18,8 @@ from client.ingest.request import VolumeFiles
 from common.errors import ConfigurationError
 from common.study import Intake
 from server.hospitals import Truth
+from server.public_data.phantoms import STYLES, volume
 from server.vessel_hospitals import write_vessel_hospital
-from server.vessel_phantoms import STYLES, volume
 from tests import phantoms
 from tests import volume_phantoms as made
 

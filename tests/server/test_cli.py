@@ -210,7 +210,7 @@ def test_a_complete_study_is_released_and_verifies(tmp_path: Path, kohort: Kohor
 
 def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(tmp_path: Path, kohort: Kohort) -> None:
     from common.manifest import verify
-    from tests.server.test_public_pairs import folder as public_folder
+    from tests.server.public_data.test_pairs import folder as public_folder
 
     federation = Federation.of_pairs(tmp_path)
     run = federation.run()

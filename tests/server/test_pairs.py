@@ -26,7 +26,7 @@ from common.privacy.planning import parameter_counts, wire_counts
 from common.study import Study
 from server.app import StudyRun
 from server.pairs import check_releasable, drawn, nifti_bytes, releases_pairs, triptychs
-from server.public_pairs import phantom_pairs
+from server.public_data.pairs import phantom_pairs
 from server.record import file_digest
 from server.release import Pairs, ReleaseInputs, _updates, build_release
 from tests.federation import Federation, ToySite

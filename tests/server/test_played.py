@@ -13,9 +13,10 @@ from PIL import Image
 from common import signing
 from common.errors import ConfigurationError, RefusedError
 from common.study import Study, load_study
-from server import attacks, demo_hospitals, played, public_images
+from server import attacks, demo_hospitals, played
 from server.__main__ import _rehearsal
 from server.downstream import Labelled
+from server.public_data import images as public_images
 from server.rehearsal import DEPLOY
 from server.release import build_release
 from tests.releases import release_inputs

@@ -14,7 +14,7 @@ from common.models.glow import Glow, load, weights_of
 from server import pretrain_glow
 from server.pretrain import Provenance
 from server.pretrain_glow import Pretraining, augment, begin, pretrain, run
-from server.public_images import Source
+from server.public_data.images import Source
 
 torch.set_num_threads(1)
 SMALL = Pretraining(levels=2, steps_per_level=1, width=8, batch=4, steps=3, minutes=1e9)

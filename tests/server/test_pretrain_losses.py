@@ -16,7 +16,7 @@ from common.models.stylegan import Generator
 from common.tensors import read
 from server.pretrain import TEXTURES, CodeBank, PretrainPlan, keep_noise, pretrain
 from server.pretrain_losses import TEXTURE_CHANNELS, WINDOWS, reconstruction_loss, spots, texture_distance, textures
-from server.public_images import Source
+from server.public_data.images import Source
 
 torch.set_num_threads(1)
 S = 64

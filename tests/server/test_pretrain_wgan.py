@@ -21,7 +21,7 @@ from server import pretrain_pairs, pretrain_wgan
 from server.pretrain import Provenance
 from server.pretrain_pairs import public_plan, run
 from server.pretrain_wgan import PENALTY_EVERY, Encoder, Recipe, pretrain
-from server.public_pairs import PublicPairs, phantom_pairs
+from server.public_data.pairs import PublicPairs, phantom_pairs
 
 torch.set_num_threads(1)
 PLAN = public_plan(width=8, generator_width=8, latent=16)

@@ -12,8 +12,8 @@ import pytest
 from pydicom import dcmread
 
 from server.hospitals import Truth
+from server.public_data.phantoms import STYLES, Phantom, volume
 from server.vessel_hospitals import write_vessel_hospital
-from server.vessel_phantoms import STYLES, Phantom, volume
 
 
 @pytest.fixture(scope="module")

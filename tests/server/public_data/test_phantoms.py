@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from common.errors import ConfigurationError
-from server import vessel_phantoms
-from server.vessel_phantoms import STYLES, Phantom, Style, patches, volume
+from server.public_data import phantoms as vessel_phantoms
+from server.public_data.phantoms import STYLES, Phantom, Style, patches, volume
 
 SHAPE = (6, 40, 40)
 

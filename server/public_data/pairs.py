@@ -61,8 +61,8 @@ def read_pairs(path: Path, size_px: int) -> PublicPairs:
 
 
 def phantom_pairs(patients: int, per_patient: int, size_px: int, seed: int) -> PublicPairs:
-    """Return patches of `patients` procedural phantoms of the style "public" (server/vessel_phantoms.py)."""
-    from server.vessel_phantoms import SHAPE, STYLES, patches, volume
+    """Return patches of `patients` procedural phantoms of the style "public" (server/public_data/phantoms.py)."""
+    from server.public_data.phantoms import SHAPE, STYLES, patches, volume
 
     rng = np.random.default_rng(seed)
     shape = (SHAPE[0], max(SHAPE[1], size_px), max(SHAPE[2], size_px))

@@ -13,7 +13,7 @@ from common import tensors
 from common.errors import ConfigurationError
 from server.pretrain import Provenance
 from server.pretrain_pairs import public_plan, run
-from server.public_pairs import phantom_pairs, read_pairs
+from server.public_data.pairs import phantom_pairs, read_pairs
 
 ORIGIN = Provenance("invented", "CC0-1.0", "nobody")
 
