@@ -37,7 +37,7 @@ from common.privacy.mechanisms import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.privacy.planning import feasibility
 from common.study import Study
-from server.pretrain_wgan import Recipe, pretrain
+from server.pretrain.wgan import Recipe, pretrain
 from server.public_data.phantoms import STYLES, patches, volume
 
 SIZE_PX, SHAPE = 32, (8, 48, 48)

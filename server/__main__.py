@@ -409,7 +409,7 @@ def pretrain(
     with _bar("pretrain") as bar:
         task = bar.add_task(model, total=100)
         if model == "gan":
-            from server.pretrain import PretrainPlan, Provenance, run
+            from server.pretrain.gan import PretrainPlan, Provenance, run
 
             public, origin = PretrainPlan(size_px=size_px, channels=channels), Provenance(source, licence, attribution)
             show = lambda _, share: bar.update(task, completed=100 * share)  # noqa: E731
@@ -417,8 +417,8 @@ def pretrain(
                 images, out, public, origin, minutes=minutes, resume=resume, exclude=exclude, device=device, progress=show
             )  # fmt: skip
         else:
-            from server import pretrain_glow
-            from server.pretrain import Provenance
+            from server.pretrain import flow as pretrain_glow
+            from server.pretrain.gan import Provenance
 
             origin, found = Provenance(source, licence, attribution), load_study(study).models.glow if study else None
             shape = {name: getattr(found, name) for name in ("levels", "steps_per_level", "width")} if found else {}
@@ -440,8 +440,8 @@ def _pretrain_pairs(
     resume: bool,
 ) -> None:
     """A starting checkpoint of the image + mask WGAN."""
-    from server.pretrain import Provenance
-    from server.pretrain_pairs import public_plan, run
+    from server.pretrain.gan import Provenance
+    from server.pretrain.wgan_checkpoint import public_plan, run
     from server.public_data.pairs import phantom_pairs, read_pairs
 
     wanted = load_study(study) if study else None

@@ -8,7 +8,7 @@ the same form; or scores [N]. Two architectures, `build` picks by the plan:
               pair; weights start as N(0, 0.05). Not in place, GroupNorm instead of BatchNorm in the generator, both channels in
               [-1, 1] with threshold 0 (the seed: mask in [0, 1], threshold 0.8)
 Guaranteed: no module couples the items of a batch or keeps a buffer, so the critic may stand inside the private step.
-Not: training (client/learn/train_wgan.py on site, server/pretrain_wgan.py on public pairs).
+Not: training (client/learn/train_wgan.py on site, server/pretrain/wgan.py on public pairs).
 
 Global names: `generator.*`, `average.*` (the generator's exponential moving average: what is sampled), `critic.*`.
 """

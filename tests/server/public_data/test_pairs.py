@@ -11,8 +11,8 @@ from PIL import Image
 
 from common import tensors
 from common.errors import ConfigurationError
-from server.pretrain import Provenance
-from server.pretrain_pairs import public_plan, run
+from server.pretrain.gan import Provenance
+from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import phantom_pairs, read_pairs
 
 ORIGIN = Provenance("invented", "CC0-1.0", "nobody")

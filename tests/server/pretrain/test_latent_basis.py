@@ -12,7 +12,7 @@ from common.errors import ConfigurationError
 from common.models import latents
 from common.study import load_study
 from server import demo_hospitals
-from server.latent_basis import basis_of, main
+from server.pretrain.latent_basis import basis_of, main
 
 PRESET = demo_hospitals.preset_of("chest")
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from common.models.encoder import Encoder
 from common.models.stylegan import Generator, MappingNetwork
-from server.pretrain_losses import reconstruction_loss, sliced_wasserstein
+from server.pretrain.losses import reconstruction_loss, sliced_wasserstein
 
 MOMENT_WEIGHT = 5.0  # of `moment_distance` in `fit_prior`
 FLAT_STEPS, FLAT_RATE, FLAT_BATCH = 12, 0.03, 64  # of `flat_codes`: Adam steps, learning rate, photographs at once

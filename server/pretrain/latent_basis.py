@@ -1,4 +1,4 @@
-"""The public PCA of a flow's latents for `synthesis.privatize.basis`: `python -m server.latent_basis study.yaml IMAGES OUT`.
+"""The public PCA of a flow's latents for `synthesis.privatize.basis`: `python -m server.pretrain.latent_basis study.yaml IMAGES OUT`.
 
 In: a plan whose models.glow has its starting checkpoint beside it, and public images (folder or .npz). Out: a basis of as many
 directions as the plan's `components`. Guaranteed: the level is the plan's; only public images are read, so it costs no privacy.

@@ -3,7 +3,7 @@
 In: public pairs (server/public_data/pairs.py) or phantoms, and the sizes of a plan. Out: a folder with wgan.safetensors
 (`generator.*`, `average.*`, `critic.*`), MODEL_CARD.md, and training/: a sample sheet and how far it is.
 Guaranteed: a run that is killed goes on from its last save with `resume`; each file is written atomically; the card names
-source, licence, sizes and SHA-256. Not: privacy (the training is server/pretrain_wgan.py, plain steps), or the optimisers'
+source, licence, sizes and SHA-256. Not: privacy (the training is server/pretrain/wgan.py, plain steps), or the optimisers'
 state: a resumed run starts them afresh.
 """
 
@@ -27,8 +27,8 @@ from common.errors import ConfigurationError
 from common.models.wgan import load_average, sample
 from common.study import WganPlan
 from server.pairs import triptychs
-from server.pretrain import Provenance
-from server.pretrain_wgan import Recipe, pretrain
+from server.pretrain.gan import Provenance
+from server.pretrain.wgan import Recipe, pretrain
 from server.public_data.pairs import PublicPairs
 from server.release import contact_sheet
 
@@ -138,7 +138,7 @@ def card(out: Path, source: PublicPairs, plan: WganPlan, provenance: Provenance,
 
 CARD = """# Starting checkpoint: generator and critic of image + mask pairs, {size} px
 
-Trained by `kohort-server pretrain --model wgan` (server/pretrain_wgan.py) on public pairs alone, so a study that starts from it
+Trained by `kohort-server pretrain --model wgan` (server/pretrain/wgan.py) on public pairs alone, so a study that starts from it
 spends no privacy budget on it. It is **not** differentially private towards whoever is in those pairs.
 
 | | |

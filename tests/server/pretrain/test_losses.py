@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from common.models.stylegan import Generator
 from common.tensors import read
-from server.pretrain import TEXTURES, CodeBank, PretrainPlan, keep_noise, pretrain
-from server.pretrain_losses import TEXTURE_CHANNELS, WINDOWS, reconstruction_loss, spots, texture_distance, textures
+from server.pretrain.gan import TEXTURES, CodeBank, PretrainPlan, keep_noise, pretrain
+from server.pretrain.losses import TEXTURE_CHANNELS, WINDOWS, reconstruction_loss, spots, texture_distance, textures
 from server.public_data.images import Source
 
 torch.set_num_threads(1)

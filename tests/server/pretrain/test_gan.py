@@ -16,8 +16,10 @@ from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
 from common.models.stylegan import Generator, MappingNetwork, load_weights
 from common.tensors import read
-from server import pretrain, pretrain_losses, pretrain_prior
-from server.pretrain import CodeBank, PretrainPlan, Provenance
+from server.pretrain import gan as pretrain
+from server.pretrain import losses as pretrain_losses
+from server.pretrain import prior as pretrain_prior
+from server.pretrain.gan import CodeBank, PretrainPlan, Provenance
 from server.public_data import images as public_images
 from server.public_data.images import Source, read_source, views
 
@@ -254,7 +256,7 @@ KILLED = """
 import dataclasses, sys
 from pathlib import Path
 import torch
-from server.pretrain import PretrainPlan, pretrain
+from server.pretrain.gan import PretrainPlan, pretrain
 from server.public_data.images import read_source
 torch.set_num_threads(1)
 plan = PretrainPlan(size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, prior_steps=2)

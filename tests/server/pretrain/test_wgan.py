@@ -17,10 +17,11 @@ from common.errors import RefusedError
 from common.models.adam import Adam
 from common.models.stylegan import load_weights
 from common.models.wgan import critic_loss, load, to_unit
-from server import pretrain_pairs, pretrain_wgan
-from server.pretrain import Provenance
-from server.pretrain_pairs import public_plan, run
-from server.pretrain_wgan import PENALTY_EVERY, Encoder, Recipe, pretrain
+from server.pretrain import wgan as pretrain_wgan
+from server.pretrain import wgan_checkpoint as pretrain_pairs
+from server.pretrain.gan import Provenance
+from server.pretrain.wgan import PENALTY_EVERY, Encoder, Recipe, pretrain
+from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import PublicPairs, phantom_pairs
 
 torch.set_num_threads(1)

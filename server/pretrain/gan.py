@@ -9,8 +9,8 @@ Not: privacy. Whatever is trained on here must be public, for nothing is clipped
 Recipe (two hundred photographs are too few for a GAN alone): encoder and generator learn together to reconstruct, first at
 half the size; then a critic judges reconstructions and *averages of two to five codes* of one side of the body, so that the
 k-anonymous averages that the product releases look like photographs; from the middle on both also take the photographs'
-textures, window by window (server/pretrain_losses.py), for lesions that no code can place exactly; last, the mapping network
-learns which codes photographs have (server/pretrain_prior.py).
+textures, window by window (server/pretrain/losses.py), for lesions that no code can place exactly; last, the mapping network
+learns which codes photographs have (server/pretrain/prior.py).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from common.models.stylegan import (
     upsample,
 )
 from common.tensors import atomic_write, read, write
-from server.pretrain_losses import (
+from server.pretrain.losses import (
     WINDOWS,
     augmented,
     gradient_penalty,
@@ -56,7 +56,7 @@ from server.pretrain_losses import (
     texture_distance,
     textures,
 )
-from server.pretrain_prior import centre, fit_prior, flat_codes
+from server.pretrain.prior import centre, fit_prior, flat_codes
 from server.public_data.images import Source, read_names, read_source, tinted, views
 
 CHECKPOINT_CAP_BYTES = 2 << 30
@@ -523,7 +523,7 @@ def card(
 
 CARD = """# Starting checkpoint: generator, critic and encoder, {plan.size_px} px, {plan.channels} channels
 
-Trained by `kohort-server pretrain` (server/pretrain.py) on public photographs alone, so a study that starts from it
+Trained by `kohort-server pretrain` (server/pretrain/gan.py) on public photographs alone, so a study that starts from it
 spends no privacy budget on it. It is **not** differentially private towards the people in those photographs, and the
 generator can resemble single photographs of that public set.
 

@@ -41,7 +41,7 @@ from common.models.glow import (
     to_uint8,
     weights_of,
 )
-from server.pretrain import Provenance
+from server.pretrain.gan import Provenance
 from server.public_data.images import SOURCE_CAP_BYTES, Source
 
 WARM_UP_STEPS = 100
@@ -315,7 +315,7 @@ def card(training: Training, source: Source, options: Pretraining, provenance: P
 
 CARD = """# Starting checkpoint: the flow, {model.size_px} px, {model.channels} channels
 
-Trained by `kohort-server pretrain --model glow` (server/pretrain_glow.py) on public photographs alone, so a study that starts
+Trained by `kohort-server pretrain --model glow` (server/pretrain/flow.py) on public photographs alone, so a study that starts
 from it spends no privacy budget on it. It is **not** differentially private towards the people in those photographs.
 
 | | |

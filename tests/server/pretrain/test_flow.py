@@ -11,9 +11,9 @@ from PIL import Image
 
 from common.errors import ConfigurationError, RefusedError
 from common.models.glow import Glow, load, weights_of
-from server import pretrain_glow
-from server.pretrain import Provenance
-from server.pretrain_glow import Pretraining, augment, begin, pretrain, run
+from server.pretrain import flow as pretrain_glow
+from server.pretrain.flow import Pretraining, augment, begin, pretrain, run
+from server.pretrain.gan import Provenance
 from server.public_data.images import Source
 
 torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""Trains public starting checkpoints; it never touches a running study."""
