@@ -34,13 +34,13 @@ from common.privacy.planning import ModelReport
 from common.research import run_typer
 from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle
 from common.tensors import atomic_write, read_capped
-from server import plan as plans
-from server import sites as registry_of_sites
-from server.certificates import create_authority, issue_server_certificate, load_authority
-from server.config import ServerConfig, ServerState, load_config, new_config
 from server.coordinator import Coordinator
+from server.operator import plan as plans
+from server.operator import sites as registry_of_sites
+from server.operator.certificates import create_authority, issue_server_certificate, load_authority
+from server.operator.config import ServerConfig, ServerState, load_config, new_config
+from server.operator.sites import Registry
 from server.record import Progress, StudyRecord, file_digest
-from server.sites import Registry
 from server.superlink import SuperLink
 
 if TYPE_CHECKING:

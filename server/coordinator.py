@@ -16,9 +16,9 @@ from typing import Protocol
 
 from common.errors import KohortError, PeerError, RefusedError
 from common.tensors import atomic_write
-from server.config import Limits, ServerState
+from server.operator.config import Limits, ServerState
+from server.operator.sites import Registry
 from server.record import Progress, StudyRecord
-from server.sites import Registry
 from server.superlink import RunStatus
 
 TURN_S = 0.5

@@ -37,8 +37,8 @@ from common.bundle import CLIENT_APP, SERVER_APP, check_app
 from common.errors import EnvironmentFault, PeerError, RefusedError, disk_faults_named
 from common.lock import FolderLock
 from common.tensors import atomic_write, read_capped
-from server.certificates import ServerFiles, check_certificate, read_certificate
 from server.flower_cli import FlowerCli
+from server.operator.certificates import ServerFiles, check_certificate, read_certificate
 
 CONNECTION = "kohort"
 CLI_TIMEOUT_S = 90.0

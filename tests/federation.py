@@ -28,9 +28,9 @@ from common.messages import Header, Sealed, digest_of, seal, unseal
 from common.privacy import boundary
 from common.study import Study, write_bundle
 from server.app import StudyRun
-from server.config import Limits, ServerState
+from server.operator.config import Limits, ServerState
+from server.operator.sites import Registry, Request
 from server.record import StudyRecord
-from server.sites import Registry, Request
 from tests.studies import small_plan, vessels_plan
 
 Fate = Callable[[Message, Callable[[], Message]], list[tuple[float, Message]]]

@@ -20,7 +20,7 @@ from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-from server.certificates import ServerFiles
+from server.operator.certificates import ServerFiles
 
 NODE_ID, RUN_ID, PIN = 77, 5, "ab" * 32
 Answer = tuple[int, dict[str, str], bytes]

@@ -17,9 +17,9 @@ from common import signing
 from common.lock import FolderLock
 from common.research import run_typer
 from common.study import write_bundle
-from server.certificates import create_authority
-from server.config import ServerState, new_config
-from server.sites import enrol
+from server.operator.certificates import create_authority
+from server.operator.config import ServerState, new_config
+from server.operator.sites import enrol
 from tests import phantoms
 from tests.sites import WEIGHTS, Hospital, make_hospital, scripted, write_plan
 
@@ -61,7 +61,7 @@ def joined(tmp_path: Path, cli: Cli) -> tuple[Path, Path]:
     assert code == 0
     assert "hospital-a.request.json" in out
     server, operator = ServerState(tmp_path / "server"), signing.new_key()
-    config = new_config("test", "https://127.0.0.1:4433", server.config)
+    config = new_config("test", "https://127.0.0.1:4433", server.operator.config)
     create_authority(server.authority)
     join = tmp_path / "join.json"
     public = signing.public_text(operator.public_key())

@@ -28,7 +28,7 @@ from client.connection import classify
 from client.fleet import FleetClient, FleetSettings, create_node_key, deflate, expanded_bytes
 from client.health import Health
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
-from server.certificates import ServerFiles, create_authority, issue_server_certificate, load_authority
+from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate, load_authority
 from tests.fleet_server import NODE_ID, PIN, PROTOBUF, RUN_ID, Answer, FleetServer, instruction
 from tests.transport import until
 

@@ -28,8 +28,8 @@ from common.manifest import read_manifest, verify
 from common.messages import Header
 from common.study import Study, load_study
 from server import rehearsal
-from server.config import ServerState
 from server.hospitals import Truth, write_hospital
+from server.operator.config import ServerState
 from server.record import StudyRecord
 from tests.capture import WireTap
 from tests.leaks import all_bytes, leaked

@@ -26,10 +26,10 @@ from common.manifest import verify
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
 from common.study import Study, load_study
 from server import attacks, demo_hospitals, rehearsal
-from server.config import ServerState
 from server.downstream import KAPPA, KEPT, KEPT_REAL
 from server.evaluate import DOWNSTREAM
 from server.hospitals import Truth
+from server.operator.config import ServerState
 from tests.capture import WireTap
 from tests.leaks import all_bytes, leaked
 

@@ -26,8 +26,8 @@ from common.journal import Journal
 from common.manifest import read_manifest, verify
 from common.study import Study, load_study
 from server import demo_hospitals, rehearsal
-from server.config import ServerState
 from server.hospitals import Truth
+from server.operator.config import ServerState
 from tests.capture import WireTap
 from tests.federation import pairs_plan
 from tests.leaks import all_bytes, leaked

@@ -20,10 +20,10 @@ from common import signing
 from common.bundle import fab_hash
 from common.messages import Header
 from common.study import write_bundle
-from server.certificates import create_authority, issue_server_certificate
-from server.config import ServerState, new_config
+from server.operator.certificates import create_authority, issue_server_certificate
+from server.operator.config import ServerState, new_config
+from server.operator.sites import Registry, Request
 from server.record import StudyRecord
-from server.sites import Registry, Request
 from server.superlink import free_port
 from tests.federation import ToySite, tiny_plan
 

@@ -20,7 +20,12 @@ import pytest
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from common.errors import RefusedError
-from server.certificates import create_authority, issue_server_certificate, issue_site_certificate, load_authority
+from server.operator.certificates import (
+    create_authority,
+    issue_server_certificate,
+    issue_site_certificate,
+    load_authority,
+)
 from tests.transport import TOY, Consortium, Front, Site, consortium, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -21,11 +21,11 @@ from common.privacy.planning import ModelReport, PlanReport
 from common.research import run_typer
 from common.study import Study, load_study, open_bundle
 from server import __main__ as cli
-from server import plan as plans
-from server.config import ServerState
-from server.sites import Registry
+from server.operator import plan as plans
+from server.operator.config import ServerState
+from server.operator.sites import Registry
 from tests.federation import Federation, tiny_plan
-from tests.server.test_sites import request
+from tests.server.operator.test_sites import request
 
 STUDIES = Path(__file__).resolve().parents[2] / "deploy" / "studies"
 Kohort = Callable[..., tuple[int, str, str]]

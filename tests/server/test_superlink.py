@@ -18,8 +18,8 @@ import pytest
 import server.superlink as superlink
 from common.bundle import write_app
 from common.errors import ConfigurationError, EnvironmentFault, PeerError, RefusedError
-from server.certificates import ServerFiles, create_authority, issue_server_certificate
 from server.flower_cli import FlowerCli
+from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate
 from server.superlink import RunStatus, SuperLink, _json_in, free_port
 from tests.transport import until
 
@@ -208,7 +208,7 @@ def test_the_children_end_when_this_process_is_killed(tmp_path: Path, files: Ser
         import time
         from pathlib import Path
         import server.superlink as superlink
-        from server.certificates import ServerFiles
+        from server.operator.certificates import ServerFiles
         superlink._program = lambda name: "{programs}/" + name
         files = ServerFiles(Path("{files.certificate}"), Path("{files.key}"), Path("{files.ca}"))
         superlink.SuperLink(Path("{tmp_path}/killed"), superlink.free_port(), files).start()

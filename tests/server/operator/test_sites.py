@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from common import signing
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.messages import canonical
-from server.certificates import create_authority
-from server.config import ServerConfig, ServerState
-from server.sites import Registry, enrol, read_request
+from server.operator.certificates import create_authority
+from server.operator.config import ServerConfig, ServerState
+from server.operator.sites import Registry, enrol, read_request
 
 CONFIG = ServerConfig(name="demo", url="https://localhost:9443")
 

@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from client.fleet import create_node_key
 from common.errors import ConfigurationError
-from server.certificates import (
+from server.operator.certificates import (
     Authority,
     ServerFiles,
     check_certificate,

@@ -8,7 +8,7 @@ import pytest
 
 from common.config import parse_yaml
 from common.errors import ConfigurationError
-from server.config import Limits, ServerConfig, load_config, new_config, sample
+from server.operator.config import Limits, ServerConfig, load_config, new_config, sample
 
 
 def test_the_generated_file_reads_back_as_the_same_value(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from common.lock import FolderLock
 from common.messages import canonical
 from common.study import Identifier
 from common.tensors import read_capped
-from server.certificates import issue_site_certificate, load_authority, parse_site_key
-from server.config import ServerConfig, ServerState
+from server.operator.certificates import issue_site_certificate, load_authority, parse_site_key
+from server.operator.config import ServerConfig, ServerState
 
 REQUEST_CAP_BYTES = 65_536
 State = Literal["enrolled", "registered", "quarantined", "revoked"]
