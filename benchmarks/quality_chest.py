@@ -11,7 +11,7 @@ A row is a release made by the product's own steps (client/synthesize/privatize.
 classifier trained on the release and tested on real images; `kept`: how often a classifier trained on public real images says of
 a release what it says of most of its members; linkage: whether the patient whose latent is nearest to the release's is a member
 of its group (top 1, top 10, and what chance gives); bits per dimension; pixels at 0 or 255. With `nih` also re-identification by
-a network retrained on releases of public patients (server/siamese.py), asked with another image of the person.
+a network retrained on releases of public patients (server/evaluate/siamese.py), asked with another image of the person.
 Every row is a file in --work, so an interrupted run continues. Noise is seeded: the images are public.
 """
 
@@ -38,8 +38,8 @@ from common.models import latents
 from common.models.glow import Glow, from_uint8, load
 from common.privacy.mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.noise import SeededNoiseSource
-from server import siamese
 from server.demo_hospitals import DEPLOY, as_ingested
+from server.evaluate import siamese
 
 SIZE_PX, TEMPERATURE, DELTA = 32, 0.7, 1e-5
 COORDINATES, LEVEL = 16, "all"  # chosen on the validation split: --part choose

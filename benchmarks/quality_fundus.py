@@ -50,9 +50,9 @@ from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import SeededNoiseSource
 from common.study import GanPlan, Study, load_study
 from common.tensors import atomic_write, read, read_capped
-from server import distances, siamese
-from server.attacks import Battery, Networks, People, spaces
-from server.extractors import Texture
+from server.evaluate import distances, siamese
+from server.evaluate.attacks import Battery, Networks, People, spaces
+from server.evaluate.extractors import Texture
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

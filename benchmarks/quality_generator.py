@@ -4,7 +4,7 @@
 
 Data: IDRiD at 64 px by benchmarks/fundus_split.py. The 189 members are inverted and averaged in groups of 5, 10 and 20 of one
 side and one merged grade (grouping `similar`); the 110 held-out people are what everything is compared with; the public 211
-give the real-against-real floor. Per checkpoint: kernel distance (server/distances.py on `Texture`, standardised by the held-out)
+give the real-against-real floor. Per checkpoint: kernel distance (server/evaluate/distances.py on `Texture`, standardised by the held-out)
 of samples, inversions and averages, with and without alignment, and of the pixel average; fine structure (mean absolute
 difference from a 4 px local mean, as a share of the held-out photographs'); inversion error (RMSE of the range [0, 1]), share
 accepted, and inversions per CPU-second by refinement steps (alternating, process time, one thread). `--pictures` writes the
@@ -37,8 +37,8 @@ from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator, to_uint8, to_unit
 from common.study import GanPlan
 from common.tensors import read
-from server import distances
-from server.extractors import Texture
+from server.evaluate import distances
+from server.evaluate.extractors import Texture
 
 SHIPPED = fundus_split.ROOT / "deploy" / "checkpoints" / "fundus-64"
 SIZE_PX, WIDTH, LATENT = 64, 24, 128

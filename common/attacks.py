@@ -5,7 +5,7 @@ Out: scores, then figures: AUC, true positive rate at 1 % false positives, preci
 Guaranteed: numpy alone; members are compared with non-members of the same stratum only, so that a label or an eye gives nobody
 away; intervals are bootstrap intervals over people (95 %); of several attackers the worst is reported beside `chance`, which the
 worst of just these attackers reaches by luck alone in 1 of 20 cases; the same inputs and seed give the same numbers.
-Not covered: an attacker who trains a network on other releases (server/siamese.py re-identifies with one); a bound for every
+Not covered: an attacker who trains a network on other releases (server/evaluate/siamese.py re-identifies with one); a bound for every
 attacker. Many images of a person: `by_person` first, for intervals count people.
 
 Sources: nearest record: Chen et al. 2020 (GAN-Leaks); density ratio: van Breugel et al. 2023 (DOMIAS); methods/ksalsa.md 6.

@@ -46,8 +46,8 @@ from server.superlink import SuperLink
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from server.extractors import Extractor
-    from server.played import Cast, Rehearsal
+    from server.evaluate.extractors import Extractor
+    from server.evaluate.rehearsal_report import Cast, Rehearsal
     from server.release import Pairs
 
 FLWR_VERSION = "1.41.0"
@@ -289,7 +289,7 @@ def release(
     ] = None,
 ) -> None:
     """Everything is verified again first."""
-    from server.canaries import rehearsed
+    from server.evaluate.canary_rehearsal import rehearsed
     from server.pairs import releases_pairs
     from server.release import Account, ReleaseInputs, SiteBatch, build_release
 
@@ -347,7 +347,7 @@ def _rehearsal(members: Path | None, heldout: Path | None, file: Path | None, st
         )
     if study.synthesis is None and (members or file):
         raise ConfigurationError("--members, --rehearsal: for studies that release averages; this one releases pairs")
-    from server.played import read_cast, read_rehearsal
+    from server.evaluate.rehearsal_report import read_cast, read_rehearsal
 
     if members and heldout:
         return read_cast(members, heldout, study)
@@ -358,7 +358,7 @@ def _extractor(features: str) -> Extractor | None:
     """The network that `--features` names, or None for texture features."""
     if not features:
         return None
-    from server.extractors import load_network
+    from server.evaluate.extractors import load_network
 
     architecture, _, rest = features.partition(":")
     weights, _, sha256 = rest.rpartition(":")

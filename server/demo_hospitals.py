@@ -44,7 +44,7 @@ class Reference:
     """Public images, or image + mask pairs, to compare the release with, and what the report calls them ("": the path).
 
     `members` play the patients and `heldout` play nobody: where both are known the release is attacked, and a classifier learns
-    from it (server/played.py).
+    from it (server/evaluate/rehearsal_report.py).
     """
 
     path: Path

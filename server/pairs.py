@@ -3,7 +3,7 @@
 In: the final global weights of model "wgan". Out: uint8 pairs [N, S, S, 2] (image, mask 0 or 255), bytes of files, sheets for
 the eye. Guaranteed: drawing sees the weights alone, so it is post-processing of what the sites sent; the latents come from the
 operating system and are drawn once for a set of weights: a second release gives the same bytes; files hold no clock or name.
-Not: privacy (the noised updates have it) or worth (server/evaluate.py).
+Not: privacy (the noised updates have it) or worth (server/evaluate/findings.py).
 """
 
 from __future__ import annotations

@@ -37,10 +37,12 @@ from common.errors import PolicyError, RefusedError, disk_faults_named
 from common.messages import Header, Sealed, unseal
 from common.privacy import boundary
 from common.study import Study
-from server import evaluate, page, played
-from server.canaries import ModelAudit
-from server.downstream import Labelled
-from server.extractors import Extractor
+from server import page
+from server.evaluate import findings as evaluate
+from server.evaluate import rehearsal_report as played
+from server.evaluate.canary_rehearsal import ModelAudit
+from server.evaluate.downstream import Labelled
+from server.evaluate.extractors import Extractor
 from server.pairs import SHOWN, nifti_bytes, triptychs
 from server.public_data.pairs import PublicPairs
 
@@ -71,7 +73,7 @@ class Account:
 class ReleaseInputs:
     """All that a release is made from. `weights` are the files of the final models, `reference` is public.
 
-    `rehearsal`: who played the patients, where public people did (server/played.py), or what a rehearsal of this plan found.
+    `rehearsal`: who played the patients, where public people did (server/evaluate/rehearsal_report.py), or what a rehearsal of this plan found.
     """
 
     study: Study
@@ -341,7 +343,7 @@ def _findings(inputs: ReleaseInputs, items: Items, rehearsed: played.Rehearsal |
             items.images, items.labels, names, inputs.reference,
             extractor=inputs.extractor, downstream=utility, attacks=attacks,
         )  # fmt: skip
-    from server.utility import evaluate_pairs
+    from server.evaluate.pair_utility import evaluate_pairs
 
     real = inputs.pairs.reference
     pairs, patient_of = (None, None) if real is None else (real.pairs, real.patient_of)

@@ -13,7 +13,7 @@ from common import signing, tensors
 from common.messages import Header, digest_of, seal
 from common.privacy import boundary
 from common.study import Study, write_bundle
-from server.canaries import ModelAudit
+from server.evaluate.canary_rehearsal import ModelAudit
 from server.release import Account, ReleaseInputs, SiteBatch, build_release
 from tests.studies import small_plan
 

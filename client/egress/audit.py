@@ -22,7 +22,7 @@ benchmarks/RESULTS.md: intervals of `similar` begin at 0.63, 0.59 and 0.56 for k
 
 Guaranteed: numpy and Pillow only, nothing random, no time or path in the sheet; evidence never enters a code.
 Not covered: attacks with a trained classifier; membership inference where nearly every patient is in a group, or finer than
-`MEMBERS_AUC` (methods/ksalsa.md 6; the operator's rehearsal measures it, server/played.py). An average is near to everything:
+`MEMBERS_AUC` (methods/ksalsa.md 6; the operator's rehearsal measures it, server/evaluate/rehearsal_report.py). An average is near to everything:
 the rules find copies (re-encoded, moved by a pixel, recoloured), they do not measure privacy. The filters are fixed, so somebody
 who knows them could evade them; they guard against faults, not malice.
 """

@@ -25,9 +25,10 @@ from client.plans import State
 from common.manifest import verify
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
 from common.study import Study, load_study
-from server import attacks, demo_hospitals, rehearsal
-from server.downstream import KAPPA, KEPT, KEPT_REAL
-from server.evaluate import DOWNSTREAM
+from server import demo_hospitals, rehearsal
+from server.evaluate import attacks
+from server.evaluate.downstream import KAPPA, KEPT, KEPT_REAL
+from server.evaluate.findings import DOWNSTREAM
 from server.hospitals import Truth
 from server.operator.config import ServerState
 from tests.capture import WireTap

@@ -10,7 +10,7 @@ from common.privacy.accounting import epsilon_pld
 from common.privacy.mechanisms import charged_image_event
 from common.privacy.planning import feasibility
 from common.study import Study
-from server.canaries import ModelAudit
+from server.evaluate.canary_rehearsal import ModelAudit
 from server.page import privacy_statement
 from server.release import Account
 from tests.studies import small_study

@@ -3,8 +3,8 @@
 import numpy as np
 
 from common.classifier import Recipe
-from server import downstream as ds
-from server.evaluate import DOWNSTREAM, NOT_EVALUATED
+from server.evaluate import downstream as ds
+from server.evaluate.findings import DOWNSTREAM, NOT_EVALUATED
 
 SHORT = Recipe(width=8, steps=40, batch=16)
 

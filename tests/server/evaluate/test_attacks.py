@@ -5,8 +5,8 @@ import pytest
 
 from common.models.encoder import Encoder
 from common.models.stylegan import Critic, Generator
-from server import attacks, siamese
-from server.evaluate import NOT_EVALUATED
+from server.evaluate import attacks, siamese
+from server.evaluate.findings import NOT_EVALUATED
 
 
 def photographs(count: int, seed: int, size: int = 32) -> np.ndarray:

@@ -13,9 +13,11 @@ from PIL import Image
 from common import signing
 from common.errors import ConfigurationError, RefusedError
 from common.study import Study, load_study
-from server import attacks, demo_hospitals, played
+from server import demo_hospitals
 from server.__main__ import _rehearsal
-from server.downstream import Labelled
+from server.evaluate import attacks
+from server.evaluate import rehearsal_report as played
+from server.evaluate.downstream import Labelled
 from server.public_data import images as public_images
 from server.rehearsal import DEPLOY
 from server.release import build_release

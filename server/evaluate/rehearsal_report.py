@@ -31,10 +31,10 @@ from common.models.glow import Glow, load_weights
 from common.models.stylegan import load_critic, load_generator
 from common.study import Study
 from common.tensors import read, read_capped
-from server import attacks
-from server.attacks import Battery, Networks
-from server.downstream import Labelled, downstream
-from server.evaluate import Finding
+from server.evaluate import attacks
+from server.evaluate.attacks import Battery, Networks
+from server.evaluate.downstream import Labelled, downstream
+from server.evaluate.findings import Finding
 from server.public_data.images import SOURCE_CAP_BYTES, arrays_of, read_source
 
 TABLE_CAP_BYTES, FILE_CAP_BYTES, WEIGHTS_CAP_BYTES = 1 << 22, 1 << 20, 1 << 32

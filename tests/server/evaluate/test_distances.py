@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from server import distances
+from server.evaluate import distances
 
 
 def sample(count: int, seed: int, shift: float = 0.0, scale: float = 1.0, features: int = 4) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import utility as common_utility
-from server import utility
+from server.evaluate import pair_utility as utility
 
 torch.set_num_threads(1)
 RECIPE = common_utility.Recipe(width=8, epochs=6, batch_size=4, grid=(common_utility.Choice(0.0, 2e-3),))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import utility
-from server.evaluate import NOT_EVALUATED, Finding, halves
+from server.evaluate.findings import NOT_EVALUATED, Finding, halves
 
 Pairs = NDArray[np.uint8]
 LEAST_PATIENTS, LEAST_PAIRS = 6, 16

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from server import distances, evaluate
-from server.extractors import Texture
+from server.evaluate import distances
+from server.evaluate import findings as evaluate
+from server.evaluate.extractors import Texture
 
 
 def discs(count: int, seed: int, *, radius: float = 10.0, noise: float = 8.0) -> np.ndarray:

@@ -25,8 +25,8 @@ from common.models import glow
 from common.models.encoder import Encoder
 from common.models.glow import Glow
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit
-from server.evaluate import NOT_EVALUATED, Finding
-from server.extractors import Texture
+from server.evaluate.extractors import Texture
+from server.evaluate.findings import NOT_EVALUATED, Finding
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]

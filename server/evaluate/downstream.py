@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from common import classifier
 from common.classifier import Recipe, Scores
-from server.evaluate import DOWNSTREAM, NOT_EVALUATED, Finding
+from server.evaluate.findings import DOWNSTREAM, NOT_EVALUATED, Finding
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]

@@ -9,8 +9,8 @@ import torch
 
 from common import tensors
 from common.errors import ConfigurationError, RefusedError
-from server import extractors
 from server.__main__ import _extractor
+from server.evaluate import extractors
 
 torch.set_num_threads(1)
 

@@ -4,7 +4,7 @@ In: released images, and public reference images (in a rehearsal: the public pho
 Out: an `Evaluation`: statements with value, unit, evidence and status; what did not run reads "not evaluated".
 Guaranteed: no number comes from a hospital's patients; the same inputs give the same numbers; a distance stands beside its
 floor, the same distance between two halves of the reference with no patient in both. Not here: downstream utility of pairs
-(server/utility.py), attacks and utility of labelled images (server/played.py): what nobody measured reads "not evaluated".
+(server/evaluate/pair_utility.py), attacks and utility of labelled images (server/evaluate/rehearsal_report.py): what nobody measured reads "not evaluated".
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server import distances
-from server.distances import Features
-from server.extractors import Extractor, Texture
+from server.evaluate import distances
+from server.evaluate.distances import Features
+from server.evaluate.extractors import Extractor, Texture
 
 if TYPE_CHECKING:
-    from server.canaries import ModelAudit
+    from server.evaluate.canary_rehearsal import ModelAudit
 
 Images = NDArray[np.uint8]
 NOT_EVALUATED = "not evaluated"
@@ -88,7 +88,7 @@ def _missing(name: str, evidence: str = "did not run for this release") -> Findi
 
 
 def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:
-    """Return the lower bounds on epsilon of the canary audits by model (server/canaries.py): no patient took part in them."""
+    """Return the lower bounds on epsilon of the canary audits by model (server/evaluate/canary_rehearsal.py): no patient took part in them."""
     if not audits:
         return [Finding("canary lower bound", None, "", "the plan has no canaries", NOT_EVALUATED)]
     return [

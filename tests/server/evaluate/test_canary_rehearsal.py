@@ -9,8 +9,9 @@ import pytest
 
 from common.errors import PolicyError, RefusedError
 from common.privacy.noise import NoiseSource
-from server import evaluate, page
-from server.canaries import ModelAudit, rehearsed
+from server import page
+from server.evaluate import findings as evaluate
+from server.evaluate.canary_rehearsal import ModelAudit, rehearsed
 from server.release import Account
 from tests.studies import small_study
 

@@ -1,0 +1,1 @@
+"""Measures images against public data; it never reads what a hospital holds."""
