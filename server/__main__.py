@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from server.evaluate.extractors import Extractor
     from server.evaluate.rehearsal_report import Cast, Rehearsal
-    from server.release import Pairs
+    from server.release.build import Pairs
 
 FLWR_VERSION = "1.41.0"
 PHANTOM_PATCHES = 16
@@ -290,8 +290,8 @@ def release(
 ) -> None:
     """Everything is verified again first."""
     from server.evaluate.canary_rehearsal import rehearsed
-    from server.pairs import releases_pairs
-    from server.release import Account, ReleaseInputs, SiteBatch, build_release
+    from server.release.build import Account, ReleaseInputs, SiteBatch, build_release
+    from server.release.pairs import releases_pairs
 
     place = ServerState(state)
     key = _operator_key(place)
@@ -320,9 +320,9 @@ def release(
 
 def _pairs(record: StudyRecord, quarantined: set[str], reference: Path | None) -> Pairs:
     """The pairs of a study without synthesis, its sites' statements, and the public pairs to compare with."""
-    from server.pairs import drawn
     from server.public_data.pairs import read_pairs
-    from server.release import Pairs
+    from server.release.build import Pairs
+    from server.release.pairs import drawn
 
     study, plan = record.study, record.study.models.wgan
     assert plan is not None

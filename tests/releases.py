@@ -14,7 +14,7 @@ from common.messages import Header, digest_of, seal
 from common.privacy import boundary
 from common.study import Study, write_bundle
 from server.evaluate.canary_rehearsal import ModelAudit
-from server.release import Account, ReleaseInputs, SiteBatch, build_release
+from server.release.build import Account, ReleaseInputs, SiteBatch, build_release
 from tests.studies import small_plan
 
 AUDIT = ModelAudit(

@@ -9,7 +9,7 @@ Guaranteed
 
 Why: the mean of k codes lies near the middle, so a release of averages varies less than photographs do, most of all in
 colour and brightness. Not covered: more than k patients behind an image, or new detail; an image shows the average's
-way of differing from the middle larger than it is, and the release says so (server/page.py).
+way of differing from the middle larger than it is, and the release says so (server/release/page.py).
 Own design; measured in benchmarks/RESULTS.md.
 """
 

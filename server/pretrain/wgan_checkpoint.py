@@ -26,11 +26,11 @@ from common import tensors
 from common.errors import ConfigurationError
 from common.models.wgan import load_average, sample
 from common.study import WganPlan
-from server.pairs import triptychs
 from server.pretrain.gan import Provenance
 from server.pretrain.wgan import Recipe, pretrain
 from server.public_data.pairs import PublicPairs
-from server.release import contact_sheet
+from server.release.build import contact_sheet
+from server.release.pairs import triptychs
 
 CHECKPOINT = "wgan.safetensors"
 ENCODER = "encoder.safetensors"  # beside the checkpoint, to go on from; no part of a study

@@ -23,8 +23,8 @@ from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy import boundary
 from common.privacy.accounting import epsilon_pld
 from common.privacy.anchors import anchors_event
-from server import page
-from server.release import Account
+from server.release import page
+from server.release.build import Account
 from tests.sites import Hospital, Killed, make_hospital, pseudonym, scripted, spend_once, write_cohort
 
 PEOPLE = 56

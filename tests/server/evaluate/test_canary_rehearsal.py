@@ -9,10 +9,10 @@ import pytest
 
 from common.errors import PolicyError, RefusedError
 from common.privacy.noise import NoiseSource
-from server import page
 from server.evaluate import findings as evaluate
 from server.evaluate.canary_rehearsal import ModelAudit, rehearsed
-from server.release import Account
+from server.release import page
+from server.release.build import Account
 from tests.studies import small_study
 
 

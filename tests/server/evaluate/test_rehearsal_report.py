@@ -20,7 +20,7 @@ from server.evaluate import rehearsal_report as played
 from server.evaluate.downstream import Labelled
 from server.public_data import images as public_images
 from server.rehearsal import DEPLOY
-from server.release import build_release
+from server.release.build import build_release
 from tests.releases import release_inputs
 from tests.studies import small_plan
 

@@ -25,10 +25,10 @@ from common.privacy import boundary
 from common.privacy.planning import parameter_counts, wire_counts
 from common.study import Study
 from server.app import StudyRun
-from server.pairs import check_releasable, drawn, nifti_bytes, releases_pairs, triptychs
 from server.public_data.pairs import phantom_pairs
 from server.record import file_digest
-from server.release import Pairs, ReleaseInputs, _updates, build_release
+from server.release.build import Pairs, ReleaseInputs, _updates, build_release
+from server.release.pairs import check_releasable, drawn, nifti_bytes, releases_pairs, triptychs
 from tests.federation import Federation, ToySite
 from tests.releases import ACCOUNT
 from tests.studies import vessels_plan
@@ -329,7 +329,7 @@ def test_verify_refuses_a_table_with(
     sentence: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator's own build fails on it, because it verifies what it seals."""
-    from server import release as module
+    from server.release import build as module
 
     old, new = TABLES[sentence]
     original = module._write_pairs

@@ -15,8 +15,8 @@ from common.errors import KohortError, PolicyError, RefusedError
 from common.messages import Header, digest_of, seal
 from common.privacy import boundary
 from common.study import Study
-from server import release as module
-from server.release import ReleaseInputs, SiteBatch, build_release
+from server.release import build as module
+from server.release.build import ReleaseInputs, SiteBatch, build_release
 from tests.releases import release_inputs
 
 OPERATOR = signing.new_key()

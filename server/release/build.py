@@ -37,14 +37,14 @@ from common.errors import PolicyError, RefusedError, disk_faults_named
 from common.messages import Header, Sealed, unseal
 from common.privacy import boundary
 from common.study import Study
-from server import page
 from server.evaluate import findings as evaluate
 from server.evaluate import rehearsal_report as played
 from server.evaluate.canary_rehearsal import ModelAudit
 from server.evaluate.downstream import Labelled
 from server.evaluate.extractors import Extractor
-from server.pairs import SHOWN, nifti_bytes, triptychs
 from server.public_data.pairs import PublicPairs
+from server.release import page
+from server.release.pairs import SHOWN, nifti_bytes, triptychs
 
 BATCH_CAP_BYTES = 1 << 28
 SHEET_COLUMNS, TRIPTYCH_COLUMNS = 9, 4
@@ -198,7 +198,7 @@ def _secret(key: Ed25519PrivateKey) -> bytes:
 
 
 def _shuffled_pairs(drawn: Images, study: Study, key: Ed25519PrivateKey) -> Items:
-    """Steps 3 and 4 for pairs; there is one label (server/pairs.py checks the plan)."""
+    """Steps 3 and 4 for pairs; there is one label (server/release/pairs.py checks the plan)."""
     secret, size = _secret(key), study.intake.size_px
     if drawn.dtype != np.uint8 or drawn.shape[1:] != (size, size, 2) or not np.isin(drawn[..., 1], (0, 255)).all():
         raise RefusedError(f"pairs: expected uint8 [N, {size}, {size}, 2] with masks of 0 and 255, got {drawn.shape}")

@@ -22,10 +22,10 @@ from common.messages import Header
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, charged_image_event, latent_event
 from common.study import Study, Synthesis
-from server.pairs import SHOWN, triptychs
+from server.release.pairs import SHOWN, triptychs
 
 if TYPE_CHECKING:
-    from server.release import Account, Items
+    from server.release.build import Account, Items
 
 COUNT_LIMIT = "The number of images shows that at least k times as many patients took part."
 LIMITS = (

@@ -14,7 +14,7 @@ from common import signing
 from common.errors import PolicyError, RefusedError
 from common.manifest import verify
 from common.messages import Sealed
-from server.release import build_release
+from server.release.build import build_release
 from tests.releases import batch, release_inputs, small_release
 
 
