@@ -40,7 +40,7 @@ from server.operator import sites as registry_of_sites
 from server.operator.certificates import create_authority, issue_server_certificate, load_authority
 from server.operator.config import ServerConfig, ServerState, load_config, new_config
 from server.operator.sites import Registry
-from server.record import Progress, StudyRecord, file_digest
+from server.rounds.record import Progress, StudyRecord, file_digest
 from server.superlink import SuperLink
 
 if TYPE_CHECKING:

@@ -36,11 +36,11 @@ from common.lock import FolderLock
 from common.messages import Header, Sealed, digest_of, seal
 from common.privacy import boundary
 from common.study import Study, open_bundle
-from server import aggregate, intake
-from server.intake import Accepted, Asked
 from server.operator.config import Limits, ServerState, load_config
 from server.operator.sites import Registry, Site
-from server.record import StudyRecord, file_digest, read_sealed, store_sealed
+from server.rounds import aggregate, intake
+from server.rounds.intake import Accepted, Asked
+from server.rounds.record import StudyRecord, file_digest, read_sealed, store_sealed
 
 STATE_VARIABLE, STUDY_VARIABLE = "KOHORT_SERVER_STATE", "KOHORT_STUDY_HASH"
 MESSAGE_TYPES = {"train": "train", "synthesize": "query.synthesize"}

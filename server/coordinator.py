@@ -18,7 +18,7 @@ from common.errors import KohortError, PeerError, RefusedError
 from common.tensors import atomic_write
 from server.operator.config import Limits, ServerState
 from server.operator.sites import Registry
-from server.record import Progress, StudyRecord
+from server.rounds.record import Progress, StudyRecord
 from server.superlink import RunStatus
 
 TURN_S = 0.5

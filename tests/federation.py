@@ -30,7 +30,7 @@ from common.study import Study, write_bundle
 from server.app import StudyRun
 from server.operator.config import Limits, ServerState
 from server.operator.sites import Registry, Request
-from server.record import StudyRecord
+from server.rounds.record import StudyRecord
 from tests.studies import small_plan, vessels_plan
 
 Fate = Callable[[Message, Callable[[], Message]], list[tuple[float, Message]]]

@@ -20,8 +20,8 @@ from common.privacy.mechanisms import Mechanism, charged_image_event, round_even
 from common.privacy.planning import PlanReport, feasibility, parameter_counts, wire_counts
 from common.study import Checkpoint, Study, load_study, write_bundle
 from common.tensors import atomic_write, read_capped
-from server.record import file_digest
 from server.release.pairs import check_releasable
+from server.rounds.record import file_digest
 
 
 def report(study: Study, checkpoints: Path) -> PlanReport:

@@ -13,8 +13,8 @@ import pytest
 from common import signing, tensors
 from common.errors import Bug, PolicyError, RefusedError
 from common.messages import Header, Sealed, seal
-from server import aggregate, intake
-from server.intake import Accepted, Asked, accept
+from server.rounds import aggregate, intake
+from server.rounds.intake import Accepted, Asked, accept
 from tests.federation import Federation, ToySite, crashed, delayed, dropped, failed
 
 Forge = Callable[[dict[str, Any], tensors.Arrays], None]

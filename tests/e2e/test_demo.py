@@ -30,7 +30,7 @@ from common.study import Study, load_study
 from server import rehearsal
 from server.hospitals import Truth, write_hospital
 from server.operator.config import ServerState
-from server.record import StudyRecord
+from server.rounds.record import StudyRecord
 from tests.capture import WireTap
 from tests.leaks import all_bytes, leaked
 

@@ -23,7 +23,7 @@ from common.study import write_bundle
 from server.operator.certificates import create_authority, issue_server_certificate
 from server.operator.config import ServerState, new_config
 from server.operator.sites import Registry, Request
-from server.record import StudyRecord
+from server.rounds.record import StudyRecord
 from server.superlink import free_port
 from tests.federation import ToySite, tiny_plan
 

@@ -26,9 +26,9 @@ from common.privacy.planning import parameter_counts, wire_counts
 from common.study import Study
 from server.app import StudyRun
 from server.public_data.pairs import phantom_pairs
-from server.record import file_digest
 from server.release.build import Pairs, ReleaseInputs, _updates, build_release
 from server.release.pairs import check_releasable, drawn, nifti_bytes, releases_pairs, triptychs
+from server.rounds.record import file_digest
 from tests.federation import Federation, ToySite
 from tests.releases import ACCOUNT
 from tests.studies import vessels_plan

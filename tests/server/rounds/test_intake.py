@@ -9,7 +9,7 @@ import pytest
 from common import signing
 from common.errors import Bug, RefusedError
 from common.messages import Header, Sealed
-from server.intake import Asked, accept
+from server.rounds.intake import Asked, accept
 from tests.federation import Federation, ToySite
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common.errors import PolicyError, RefusedError
 from common.tensors import Arrays
-from server.intake import Accepted
+from server.rounds.intake import Accepted
 
 Accumulator = dict[str, NDArray[np.float64]]
 

@@ -57,7 +57,7 @@ class Accepted:
 
     def __init__(self, token: object, header: Header, arrays: Arrays, sealed: Sealed) -> None:
         if token is not _TOKEN:
-            raise Bug("only the intake makes an Accepted", hint="call server.intake.accept")
+            raise Bug("only the intake makes an Accepted", hint="call server.rounds.intake.accept")
         object.__setattr__(self, "header", header)
         object.__setattr__(self, "arrays", arrays)
         object.__setattr__(self, "sealed", sealed)

@@ -11,8 +11,8 @@ import pytest
 
 from common.errors import RefusedError
 from common.tensors import Arrays
-from server import aggregate
-from server.intake import Accepted
+from server.rounds import aggregate
+from server.rounds.intake import Accepted
 
 
 def deltas(count: int) -> list[Arrays]:

@@ -1,0 +1,1 @@
+"""A study's loop: ask, gather, check, average, remember; it never opens a port."""
