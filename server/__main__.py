@@ -34,14 +34,14 @@ from common.privacy.planning import ModelReport
 from common.research import run_typer
 from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle
 from common.tensors import atomic_write, read_capped
-from server.coordinator import Coordinator
+from server.flower.coordinator import Coordinator
+from server.flower.superlink import SuperLink
 from server.operator import plan as plans
 from server.operator import sites as registry_of_sites
 from server.operator.certificates import create_authority, issue_server_certificate, load_authority
 from server.operator.config import ServerConfig, ServerState, load_config, new_config
 from server.operator.sites import Registry
 from server.rounds.record import Progress, StudyRecord, file_digest
-from server.superlink import SuperLink
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,7 @@ accepted image batches in the study's folder. A round, numbered as in the code:
   5. the round closes when all awaited sites have answered, or at the deadline, and never below the quorum
   6. fold in the order of sites, write the weights, journal the round as closed, drop the updates
 Guaranteed: `kill -9` anywhere loses no accepted reply; a closed round stays as it is. Logs and journal hold site names and
-codes alone. Not covered: starting and restarting this app (server/coordinator.py). This process imports no torch.
+codes alone. Not covered: starting and restarting this app (server/flower/coordinator.py). This process imports no torch.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from flwr.app import Context, Message
 from client.fleet import FleetClient, FleetSettings, create_node_key
 from client.health import Health
 from common.bundle import write_app
+from server.flower.superlink import SuperLink, free_port
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate
-from server.superlink import SuperLink, free_port
 
 TOY = {"server_app": "toy_serverapp:app", "client_app": "toy_serverapp:nothing"}
 

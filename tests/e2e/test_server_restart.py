@@ -20,11 +20,11 @@ from common import signing
 from common.bundle import fab_hash
 from common.messages import Header
 from common.study import write_bundle
+from server.flower.superlink import free_port
 from server.operator.certificates import create_authority, issue_server_certificate
 from server.operator.config import ServerState, new_config
 from server.operator.sites import Registry, Request
 from server.rounds.record import StudyRecord
-from server.superlink import free_port
 from tests.federation import ToySite, tiny_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -16,10 +16,10 @@ from typing import Protocol
 
 from common.errors import KohortError, PeerError, RefusedError
 from common.tensors import atomic_write
+from server.flower.superlink import RunStatus
 from server.operator.config import Limits, ServerState
 from server.operator.sites import Registry
 from server.rounds.record import Progress, StudyRecord
-from server.superlink import RunStatus
 
 TURN_S = 0.5
 STATUS_S = 15.0  # a look at a run costs Flower's command line a second of CPU
@@ -29,7 +29,7 @@ log = logging.getLogger("kohort.server")
 
 
 class Link(Protocol):
-    """What the coordinator needs of `server.superlink.SuperLink`."""
+    """What the coordinator needs of `server.flower.superlink.SuperLink`."""
 
     def register(self, public_key: Path, name: str) -> int: ...
     def unregister(self, node_id: int) -> None: ...

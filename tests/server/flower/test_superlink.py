@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-import server.superlink as superlink
+import server.flower.superlink as superlink
 from common.bundle import write_app
 from common.errors import ConfigurationError, EnvironmentFault, PeerError, RefusedError
-from server.flower_cli import FlowerCli
+from server.flower.calls import FlowerCli
+from server.flower.superlink import RunStatus, SuperLink, _json_in, free_port
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate
-from server.superlink import RunStatus, SuperLink, _json_in, free_port
 from tests.transport import until
 
 STAND_IN = """\
@@ -207,7 +207,7 @@ def test_the_children_end_when_this_process_is_killed(tmp_path: Path, files: Ser
         f"""
         import time
         from pathlib import Path
-        import server.superlink as superlink
+        import server.flower.superlink as superlink
         from server.operator.certificates import ServerFiles
         superlink._program = lambda name: "{programs}/" + name
         files = ServerFiles(Path("{files.certificate}"), Path("{files.key}"), Path("{files.ca}"))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import PeerError, RefusedError
-from server import coordinator
-from server.coordinator import Coordinator
-from server.superlink import RunStatus
+from server.flower import coordinator
+from server.flower.coordinator import Coordinator
+from server.flower.superlink import RunStatus
 from tests.federation import QUICK, Federation
 
 

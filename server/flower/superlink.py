@@ -37,7 +37,7 @@ from common.bundle import CLIENT_APP, SERVER_APP, check_app
 from common.errors import EnvironmentFault, PeerError, RefusedError, disk_faults_named
 from common.lock import FolderLock
 from common.tensors import atomic_write, read_capped
-from server.flower_cli import FlowerCli
+from server.flower.calls import FlowerCli
 from server.operator.certificates import ServerFiles, check_certificate, read_certificate
 
 CONNECTION = "kohort"
