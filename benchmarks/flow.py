@@ -55,7 +55,7 @@ from common.models.adam import Adam
 from common.models.glow import Glow, Level, Mixing, Split, composed, initialise_from_noise
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import NoiseSource, SeededNoiseSource
-from server.demo_hospitals import DEPLOY, RADIOGRAPHS, as_ingested
+from server.demo.hospitals import DEPLOY, RADIOGRAPHS, as_ingested
 
 NORMFLOWS = "normflows==1.7.3"
 LAPLACE_DRAWS, LAPLACE_SCALE = 65_536, 2.0**10

@@ -38,7 +38,7 @@ from common.models import latents
 from common.models.glow import Glow, from_uint8, load
 from common.privacy.mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.noise import SeededNoiseSource
-from server.demo_hospitals import DEPLOY, as_ingested
+from server.demo.hospitals import DEPLOY, as_ingested
 from server.evaluate import siamese
 
 SIZE_PX, TEMPERATURE, DELTA = 32, 0.7, 1e-5

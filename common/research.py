@@ -113,7 +113,7 @@ def list_command(folder: Path = Path(), as_json: AsJson = False) -> None:
 def demo_command(context: typer.Context) -> None:
     """Three hospitals and an operator on this machine, from DICOM to a verified release (`kohort demo --help`)."""
     # The demo plays both sides, which common may not import: it is a program of its own.
-    child = subprocess.Popen([sys.executable, "-m", "server.rehearsal", *context.args])
+    child = subprocess.Popen([sys.executable, "-m", "server.demo.rehearsal", *context.args])
     while True:
         try:
             raise typer.Exit(child.wait())

@@ -12,7 +12,7 @@ from client.ingest.cohort import Cohort, ingest
 from client.ingest.decode import Limits
 from client.ingest.dicom import ALLOWED
 from common.study import Intake
-from server.hospitals import Truth, write_hospital
+from server.demo.fundus_hospitals import Truth, write_hospital
 from tests import phantoms
 
 KEY = bytes(range(32))

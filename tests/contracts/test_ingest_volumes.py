@@ -17,9 +17,9 @@ from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import VolumeFiles
 from common.errors import ConfigurationError
 from common.study import Intake
-from server.hospitals import Truth
+from server.demo.fundus_hospitals import Truth
+from server.demo.vessel_hospitals import write_vessel_hospital
 from server.public_data.phantoms import STYLES, volume
-from server.vessel_hospitals import write_vessel_hospital
 from tests import phantoms
 from tests import volume_phantoms as made
 

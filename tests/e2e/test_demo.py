@@ -27,8 +27,8 @@ from common.journal import Journal
 from common.manifest import read_manifest, verify
 from common.messages import Header
 from common.study import Study, load_study
-from server import rehearsal
-from server.hospitals import Truth, write_hospital
+from server.demo import rehearsal
+from server.demo.fundus_hospitals import Truth, write_hospital
 from server.operator.config import ServerState
 from server.rounds.record import StudyRecord
 from tests.capture import WireTap

@@ -25,11 +25,12 @@ from client.plans import State
 from common.manifest import verify
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
 from common.study import Study, load_study
-from server import demo_hospitals, rehearsal
+from server.demo import hospitals as demo_hospitals
+from server.demo import rehearsal
+from server.demo.fundus_hospitals import Truth
 from server.evaluate import attacks
 from server.evaluate.downstream import KAPPA, KEPT, KEPT_REAL
 from server.evaluate.findings import DOWNSTREAM
-from server.hospitals import Truth
 from server.operator.config import ServerState
 from tests.capture import WireTap
 from tests.leaks import all_bytes, leaked

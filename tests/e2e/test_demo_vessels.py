@@ -25,8 +25,9 @@ from client.ingest.cohort import Cohort
 from common.journal import Journal
 from common.manifest import read_manifest, verify
 from common.study import Study, load_study
-from server import demo_hospitals, rehearsal
-from server.hospitals import Truth
+from server.demo import hospitals as demo_hospitals
+from server.demo import rehearsal
+from server.demo.fundus_hospitals import Truth
 from server.operator.config import ServerState
 from tests.capture import WireTap
 from tests.federation import pairs_plan

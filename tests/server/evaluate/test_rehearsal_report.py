@@ -13,13 +13,13 @@ from PIL import Image
 from common import signing
 from common.errors import ConfigurationError, RefusedError
 from common.study import Study, load_study
-from server import demo_hospitals
 from server.__main__ import _rehearsal
+from server.demo import hospitals as demo_hospitals
+from server.demo.rehearsal import DEPLOY
 from server.evaluate import attacks
 from server.evaluate import rehearsal_report as played
 from server.evaluate.downstream import Labelled
 from server.public_data import images as public_images
-from server.rehearsal import DEPLOY
 from server.release.build import build_release
 from tests.releases import release_inputs
 from tests.studies import small_plan

@@ -1,4 +1,4 @@
-"""server/chest_hospitals.py: the same bytes for the same index, files that show what went in, a truth that fits."""
+"""server/demo/chest_hospitals.py: the same bytes for the same index, files that show what went in, a truth that fits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydicom import dcmread
 
 from client.ingest.dicom import read_dicom
 from client.ingest.quarantine import Unusable
-from server.chest_hospitals import BROKEN, STORED, Radiographed, enlarged, write_chest_hospital
-from server.hospitals import Truth
+from server.demo.chest_hospitals import BROKEN, STORED, Radiographed, enlarged, write_chest_hospital
+from server.demo.fundus_hospitals import Truth
 
 MODALITIES = ("DX", "CR")
 

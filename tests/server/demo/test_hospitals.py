@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import ConfigurationError
 from common.study import load_study
-from server import demo_hospitals
+from server.demo import hospitals as demo_hospitals
 from server.public_data.pairs import read_pairs
 from tests.leaks import leaked
 

@@ -1,4 +1,4 @@
-"""server/vessel_hospitals.py: the same bytes for the same index, and a truth that fits the files."""
+"""server/demo/vessel_hospitals.py: the same bytes for the same index, and a truth that fits the files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from server.hospitals import Truth
+from server.demo.fundus_hospitals import Truth
+from server.demo.vessel_hospitals import write_vessel_hospital
 from server.public_data.phantoms import STYLES, Phantom, volume
-from server.vessel_hospitals import write_vessel_hospital
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,8 @@ from common.errors import Bug, ConfigurationError, EnvironmentFault, PeerError
 from common.manifest import Manifest, read_manifest
 from common.research import run_typer
 from common.study import Study
-from server.demo_hospitals import DEPLOY, PHOTOGRAPHS, Reference, make_hospitals, make_reference, preset_of
-from server.hospitals import Truth
+from server.demo.fundus_hospitals import Truth
+from server.demo.hospitals import DEPLOY, PHOTOGRAPHS, Reference, make_hospitals, make_reference, preset_of
 
 MARKER = ".kohort-demo"
 DEADLINE_S, POLL_S, STOP_S = 1500.0, 0.5, 15.0
@@ -359,7 +359,7 @@ def demo(
 
 
 def main() -> None:
-    """Entry point of `python -m server.rehearsal`."""
+    """Entry point of `python -m server.demo.rehearsal`."""
     sys.exit(run_typer("kohort demo", lambda: app(standalone_mode=False)))
 
 

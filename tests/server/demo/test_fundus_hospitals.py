@@ -1,4 +1,4 @@
-"""server/hospitals.py: the same bytes for the same index, and a truth that fits the files."""
+"""server/demo/fundus_hospitals.py: the same bytes for the same index, and a truth that fits the files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from server.hospitals import SYNTAXES, Crop, write_hospital
+from server.demo.fundus_hospitals import SYNTAXES, Crop, write_hospital
 from tests import phantoms
 
 

@@ -21,10 +21,10 @@ from PIL import Image
 from common.errors import ConfigurationError
 from common.study import Study, load_study
 from common.tensors import read_capped
-from server.chest_hospitals import Radiographed, enlarged, write_chest_hospital
-from server.hospitals import Truth, write_hospital
+from server.demo.chest_hospitals import Radiographed, enlarged, write_chest_hospital
+from server.demo.fundus_hospitals import Truth, write_hospital
+from server.demo.vessel_hospitals import write_vessel_hospital
 from server.public_data.phantoms import STYLES, patches, volume
-from server.vessel_hospitals import write_vessel_hospital
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 PRESETS = {"fundus": "fundus.yaml", "vessels": "vessels.yaml", "chest": "chest-demo.yaml"}

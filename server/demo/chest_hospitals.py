@@ -34,7 +34,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from server.hospitals import Export, Person, Truth, invented, uid
+from server.demo.fundus_hospitals import Export, Person, Truth, invented, uid
 
 ENLARGED = 4
 SECOND_EXPOSURES = 6

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, RLELossless, SegmentationStorage
 
-from server.hospitals import Export, Person, Truth, invented, uid
+from server.demo.fundus_hospitals import Export, Person, Truth, invented, uid
 
 BROKEN = ("missing-slice", "no-mask", "mask-grid", "truncated", "not-dicom")
 STORED = ("plain", "rescaled", "signed", "inverted", "run-length")
