@@ -9,7 +9,7 @@ import torch
 
 from common import tensors
 from common.errors import ConfigurationError, RefusedError
-from server.__main__ import _extractor
+from server.cli.main import _extractor
 from server.evaluate import extractors
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from PIL import Image
 from common import signing
 from common.errors import ConfigurationError, RefusedError
 from common.study import Study, load_study
-from server.__main__ import _rehearsal
+from server.cli.main import _rehearsal
 from server.demo import hospitals as demo_hospitals
 from server.demo.rehearsal import DEPLOY
 from server.evaluate import attacks

@@ -158,7 +158,7 @@ def test_the_module_trains_an_npz_and_constant_pictures_do_not_break_it(tmp_path
 def test_the_servers_command_trains_a_flow_of_the_studys_layout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from server.__main__ import pretrain as command
+    from server.cli.main import pretrain as command
 
     np.savez(tmp_path / "images.npz", images=source(size_px=16).images)
     named = {"source": "invented", "licence": "CC0-1.0", "attribution": "nobody", "size_px": 16, "channels": 1}

@@ -20,7 +20,7 @@ from common.privacy.mechanisms import charged_image_event, round_event
 from common.privacy.planning import ModelReport, PlanReport
 from common.research import run_typer
 from common.study import Study, load_study, open_bundle
-from server import __main__ as cli
+from server.cli import main as cli
 from server.operator import plan as plans
 from server.operator.config import ServerState
 from server.operator.sites import Registry

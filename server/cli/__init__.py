@@ -1,0 +1,1 @@
+"""`kohort-server`, one file a group of commands; it decides nothing, it calls the rooms."""
