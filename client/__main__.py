@@ -45,12 +45,12 @@ from client.jobs import Progress as Report
 from client.plans import Membership, Plans, State, new_pseudonym_key, read_membership
 from common import signing
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, PolicyError
-from common.lock import FolderLock
 from common.messages import canonical
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
 from common.research import run_typer
+from common.storage.lock import FolderLock
 from common.study import PrivatizePlan, Study, fingerprint_words, open_bundle
 from common.tensors import atomic_write, read_capped
 

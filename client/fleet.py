@@ -67,7 +67,7 @@ from client.connection import (
 from client.health import Health, State
 from client.inbox import MESSAGE_ID, Inbox
 from common.errors import Bug, ConfigurationError, EnvironmentFault, KohortError
-from common.lock import FolderLock
+from common.storage.lock import FolderLock
 from common.tensors import atomic_write, read_capped
 
 FLWR_VERSION = "1.41.0"

@@ -22,8 +22,8 @@ from common import signing
 from common.bundle import fab_hash
 from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError, disk_faults_named
-from common.journal import Journal
 from common.messages import canonical
+from common.storage.journal import Journal
 from common.study import Identifier, Intake, Study, copy_bundle, open_bundle
 from common.tensors import read_capped
 

@@ -32,9 +32,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import signing, tensors
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, RefusedError
-from common.lock import FolderLock
 from common.messages import Header, Sealed, digest_of, seal
 from common.privacy import boundary
+from common.storage.lock import FolderLock
 from common.study import Study, open_bundle
 from server.operator.config import Limits, ServerState, load_config
 from server.operator.sites import Registry, Site

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import ConfigurationError, PolicyError
-from common.journal import Journal
 from common.messages import digest_of
+from common.storage.journal import Journal
 from common.tensors import atomic_write, read_capped
 
 State = Literal["unknown", "waiting", "approved", "rejected"]

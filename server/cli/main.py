@@ -29,9 +29,9 @@ from rich.progress import Progress as Bar
 from common import signing
 from common.bundle import write_app
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
-from common.lock import FolderLock
 from common.privacy.planning import ModelReport
 from common.research import run_typer
+from common.storage.lock import FolderLock
 from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle
 from common.tensors import atomic_write, read_capped
 from server.flower.coordinator import Coordinator

@@ -35,7 +35,7 @@ import httpx
 
 from common.bundle import CLIENT_APP, SERVER_APP, check_app
 from common.errors import EnvironmentFault, PeerError, RefusedError, disk_faults_named
-from common.lock import FolderLock
+from common.storage.lock import FolderLock
 from common.tensors import atomic_write, read_capped
 from server.flower.calls import FlowerCli
 from server.operator.certificates import ServerFiles, check_certificate, read_certificate

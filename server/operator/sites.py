@@ -22,9 +22,9 @@ from pydantic import Field, ValidationError
 from common import signing
 from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError
-from common.journal import Entry, Journal
-from common.lock import FolderLock
 from common.messages import canonical
+from common.storage.journal import Entry, Journal
+from common.storage.lock import FolderLock
 from common.study import Identifier
 from common.tensors import read_capped
 from server.operator.certificates import issue_site_certificate, load_authority, parse_site_key

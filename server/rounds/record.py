@@ -24,10 +24,10 @@ from safetensors import safe_open
 
 from common import tensors
 from common.errors import Bug
-from common.journal import Entry, Journal
 from common.manifest import statement_json
 from common.messages import Sealed
 from common.privacy.boundary import PREFIXES
+from common.storage.journal import Entry, Journal
 from common.study import CHECKPOINT_CAP_BYTES, Study
 
 WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES

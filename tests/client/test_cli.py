@@ -14,8 +14,8 @@ from client.__main__ import app, plan_lines, site_status
 from client.daemon import Site
 from client.plans import State
 from common import signing
-from common.lock import FolderLock
 from common.research import run_typer
+from common.storage.lock import FolderLock
 from common.study import write_bundle
 from server.operator.certificates import create_authority
 from server.operator.config import ServerState, new_config

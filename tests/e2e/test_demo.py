@@ -23,9 +23,9 @@ import yaml
 
 from client.ingest.cohort import Cohort
 from common import tensors
-from common.journal import Journal
 from common.manifest import read_manifest, verify
 from common.messages import Header
+from common.storage.journal import Journal
 from common.study import Study, load_study
 from server.demo import rehearsal
 from server.demo.fundus_hospitals import Truth, write_hospital

@@ -22,8 +22,8 @@ import pytest
 from PIL import Image
 
 from client.ingest.cohort import Cohort
-from common.journal import Journal
 from common.manifest import read_manifest, verify
+from common.storage.journal import Journal
 from common.study import Study, load_study
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal

@@ -14,11 +14,11 @@ import pytest
 from common import signing
 from common.config import parse_yaml
 from common.errors import EnvironmentFault, PolicyError
-from common.lock import FolderLock
 from common.privacy.accounting import Spent, epsilon_pld
 from common.privacy.mechanisms import charged_image_event, round_event
 from common.privacy.planning import ModelReport, PlanReport
 from common.research import run_typer
+from common.storage.lock import FolderLock
 from common.study import Study, load_study, open_bundle
 from server.cli import main as cli
 from server.operator import plan as plans

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import EnvironmentFault
-from common.journal import Journal
+from common.storage.journal import Journal
 
 
 def test_entries_come_back_in_order_and_the_latest_wins(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_nothing_is_changed_or_removed(tmp_path: Path) -> None:
 
 def test_what_append_returned_from_survives_kill_9(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from common.journal import Journal\n"
+        "import sys; from pathlib import Path; from common.storage.journal import Journal\n"
         "j = Journal(Path(sys.argv[1]))\n"
         "for n in range(10000):\n j.append('k', str(n)); print(n, flush=True)\n"
     )

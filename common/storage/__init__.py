@@ -1,0 +1,1 @@
+"""Files, journal and lock on disk; it never reads a file without a size cap."""
