@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from common.tensors import atomic_write
+from common.wire.tensors import atomic_write
 
 WIDTH, HEIGHT, MARGIN, LEGEND = 760, 420, 48, 250
 COLOURS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#117a8b", "#7b5a3a", "#555555")

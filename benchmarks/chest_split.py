@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.tensors import atomic_write, read_capped
+from common.wire.tensors import atomic_write, read_capped
 
 ROLES = ("public", "members", "heldout")
 PUBLIC_SHARE, MEMBER_SHARE = 0.5, 0.3  # of the patients; the rest are held out

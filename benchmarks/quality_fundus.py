@@ -49,7 +49,7 @@ from common.models.stylegan import load_critic, load_generator
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import SeededNoiseSource
 from common.study import GanPlan, Study, load_study
-from common.tensors import atomic_write, read, read_capped
+from common.wire.tensors import atomic_write, read, read_capped
 from server.evaluate import distances, siamese
 from server.evaluate.attacks import Battery, Networks, People, spaces
 from server.evaluate.extractors import Texture

@@ -36,7 +36,7 @@ from client.synthesize.invert import Inversion, InversionPlan, Reference, invert
 from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator, to_uint8, to_unit
 from common.study import GanPlan
-from common.tensors import read
+from common.wire.tensors import read
 from server.evaluate import distances
 from server.evaluate.extractors import Texture
 

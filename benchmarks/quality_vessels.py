@@ -30,13 +30,14 @@ from PIL import Image
 from client.ingest.cohort import Cohort
 from client.learn import train_wgan
 from client.ledger import PracticeReservation
-from common import tensors, utility
+from common import utility
 from common.models.wgan import build, load, load_average, named, sample
 from common.privacy.accounting import calibrate
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.privacy.planning import feasibility
 from common.study import Study
+from common.wire import tensors
 from server.pretrain.wgan import Recipe, pretrain
 from server.public_data.phantoms import STYLES, patches, volume
 

@@ -43,16 +43,16 @@ from client.health import CLIENT_CERTIFICATE_REFUSED, Health
 from client.ingest.cohort import Cohort, IngestReport
 from client.jobs import Progress as Report
 from client.plans import Membership, Plans, State, new_pseudonym_key, read_membership
-from common import signing
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, PolicyError
-from common.messages import canonical
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
 from common.research import run_typer
 from common.storage.lock import FolderLock
 from common.study import PrivatizePlan, Study, fingerprint_words, open_bundle
-from common.tensors import atomic_write, read_capped
+from common.wire import signing
+from common.wire.messages import canonical
+from common.wire.tensors import atomic_write, read_capped
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 StateOption = Annotated[Path, typer.Option("--state", help="the site's state folder")]

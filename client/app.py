@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from client.jobs import Stopped
 from common.errors import KohortError, RefusedError
-from common.messages import Sealed
+from common.wire.messages import Sealed
 
 Answer = Callable[[Sealed], Sealed]
 REFUSED = 2

@@ -16,7 +16,7 @@ import numpy as np
 from common.errors import RefusedError
 from common.privacy.canaries import Coins, Tally, draw
 from common.privacy.noise import NoiseSource
-from common.tensors import Arrays, atomic_write, dumps, read
+from common.wire.tensors import Arrays, atomic_write, dumps, read
 
 TALLY_CAP_BYTES = 1 << 20
 

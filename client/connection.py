@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client import health as states
 from client.health import State
 from common.errors import ConfigurationError, KohortError
-from common.tensors import atomic_write, read_capped
+from common.wire.tensors import atomic_write, read_capped
 
 ANSWER_CAP_BYTES = 64 << 20
 ADMISSION_RETRY_S = 5.0  # a site waits for its registration by a person: let that feel immediate

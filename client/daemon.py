@@ -38,7 +38,6 @@ from client.ledger import Ledger, Reservation
 from client.plans import Membership, Plans, State
 from client.synthesize.group import Grouping, GroupStore
 from common.errors import EnvironmentFault, PolicyError, RefusedError
-from common.messages import Header, Sealed, unseal
 from common.privacy.accounting import epsilon_rdp, spend
 from common.privacy.boundary import (
     PART_CAP_BYTES,
@@ -54,7 +53,8 @@ from common.privacy.canaries import Tally
 from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, image_event, round_event
 from common.privacy.planning import parameter_counts, refuse_hopeless
 from common.study import Study
-from common.tensors import Arrays, dumps, loads, read, read_capped, shapes
+from common.wire.messages import Header, Sealed, unseal
+from common.wire.tensors import Arrays, dumps, loads, read, read_capped, shapes
 
 OUTPUT_CAP_BYTES = 1 << 32
 HEADER_ROOM_BYTES = 1 << 16

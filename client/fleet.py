@@ -68,7 +68,7 @@ from client.health import Health, State
 from client.inbox import MESSAGE_ID, Inbox
 from common.errors import Bug, ConfigurationError, EnvironmentFault, KohortError
 from common.storage.lock import FolderLock
-from common.tensors import atomic_write, read_capped
+from common.wire.tensors import atomic_write, read_capped
 
 FLWR_VERSION = "1.41.0"
 HEARTBEAT_S = 10.0
@@ -239,7 +239,7 @@ def expired(metadata: Any) -> bool:
 class FleetClient:
     """The site's connection to the server. `run` is the whole life of it; see the module's docstring.
 
-    `pins` returns the FAB hashes of the plans that this site approved (`common.bundle.fab_hash`) and is asked for every
+    `pins` returns the FAB hashes of the plans that this site approved (`common.wire.app_bundle.fab_hash`) and is asked for every
     message. `handle` gets the message (its signature unchecked) and an empty context, and returns the reply, or None for
     no reply now; what it raises becomes an `Error` with a code. `on_turn` is called after every turn of the loop, whether
     or not the server answered: feed a watchdog from it.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.errors import disk_faults_named
-from common.tensors import atomic_write, sync_folder
+from common.wire.tensors import atomic_write, sync_folder
 
 MESSAGE_ID = re.compile(r"[0-9a-f]{64}")
 

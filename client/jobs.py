@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import KohortError, RefusedError, disk_faults_named
-from common.messages import canonical
-from common.tensors import atomic_write, read_capped
+from common.wire.messages import canonical
+from common.wire.tensors import atomic_write, read_capped
 
 JSON_CAP_BYTES = 1 << 28
 CANARIES, TALLY = "canaries.safetensors", "tally.safetensors"

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError, RefusedError
-from common.messages import canonical
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_rdp, merged, spend
 from common.privacy.mechanisms import Mechanism, mechanism_from
+from common.wire.messages import canonical
 
 FORMAT = "kohort-ledger/1"
 GENESIS = "0" * 64

@@ -18,14 +18,14 @@ from typing import Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field, ValidationError
 
-from common import signing
-from common.bundle import fab_hash
 from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError, disk_faults_named
-from common.messages import canonical
 from common.storage.journal import Journal
 from common.study import Identifier, Intake, Study, copy_bundle, open_bundle
-from common.tensors import read_capped
+from common.wire import signing
+from common.wire.app_bundle import fab_hash
+from common.wire.messages import canonical
+from common.wire.tensors import read_capped
 
 JSON_CAP_BYTES = 1 << 20
 KEY_BYTES = 32

@@ -41,7 +41,6 @@ from client.ingest.quarantine import Reason
 from client.ingest.synthetic_dicom import synthetic_dicom
 from client.synthesize.privatize import encode_released, privatize
 from common.errors import ConfigurationError, PolicyError
-from common.messages import digest_of
 from common.models import glow as flows
 from common.models.glow import Glow
 from common.models.latents import Basis
@@ -50,8 +49,9 @@ from common.privacy.boundary import check_single
 from common.privacy.mechanisms import Latent, latent_event, latent_mechanism, level_dimension
 from common.privacy.noise import NoiseSource
 from common.study import PrivatizePlan, Study
-from common.tensors import atomic_write, dumps, read_capped
-from common.tensors import read as read_tensors
+from common.wire.messages import digest_of
+from common.wire.tensors import atomic_write, dumps, read_capped
+from common.wire.tensors import read as read_tensors
 
 Images = NDArray[np.uint8]
 Progress = Callable[[int, int], None]

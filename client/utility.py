@@ -25,9 +25,10 @@ from PIL import Image, UnidentifiedImageError
 
 from client.ingest.cohort import Cohort
 from client.plans import Plans, State
-from common import manifest, signing, utility
+from common import manifest, utility
 from common.errors import ConfigurationError, RefusedError
-from common.tensors import atomic_write, read_capped
+from common.wire import signing
+from common.wire.tensors import atomic_write, read_capped
 
 TABLE_CAP_BYTES, PICTURE_CAP_BYTES = 1 << 26, 1 << 22
 Pairs = NDArray[np.uint8]

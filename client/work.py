@@ -61,7 +61,7 @@ from common.privacy.canaries import Canaries
 from common.privacy.mechanisms import latent_event
 from common.privacy.noise import NoiseSource
 from common.study import Study, Synthesis, load_study
-from common.tensors import Arrays, atomic_write, dumps, read, read_capped, write
+from common.wire.tensors import Arrays, atomic_write, dumps, read, read_capped, write
 
 Images = NDArray[np.uint8]
 WEIGHTS_CAP_BYTES = 1 << 32

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.errors import ConfigurationError
-from common.tensors import read_capped
+from common.wire.tensors import read_capped
 
 Where = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)

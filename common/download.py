@@ -17,7 +17,7 @@ import httpx
 
 from common import manifest as release
 from common.errors import ConfigurationError, PeerError, RefusedError, disk_faults_named
-from common.tensors import atomic_write
+from common.wire.tensors import atomic_write
 
 TRIES, TIMEOUT_S, BLOCK_BYTES = 8, 30.0, 1 << 16
 Progress = Callable[[int, int], None]

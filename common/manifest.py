@@ -25,11 +25,11 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from common import signing
 from common.config import FrozenModel
 from common.errors import ConfigurationError, KohortError, RefusedError
-from common.messages import Header
-from common.tensors import read_capped
+from common.wire import signing
+from common.wire.messages import Header
+from common.wire.tensors import read_capped
 
 SUMS, SIGNATURE, SIGNERS, MANIFEST = "SHA256SUMS", "SHA256SUMS.sig", "allowed_signers", "manifest.json"
 UNLISTED = (SUMS, SIGNATURE, SIGNERS)

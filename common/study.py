@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field, model_validator
 
-from common import signing
 from common.config import FrozenModel, load_yaml
 from common.errors import ConfigurationError, RefusedError
-from common.messages import canonical
-from common.tensors import atomic_write, read_capped
+from common.wire import signing
+from common.wire.messages import canonical
+from common.wire.tensors import atomic_write, read_capped
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]

@@ -30,12 +30,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from common import signing, tensors
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, RefusedError
-from common.messages import Header, Sealed, digest_of, seal
 from common.privacy import boundary
 from common.storage.lock import FolderLock
 from common.study import Study, open_bundle
+from common.wire import signing, tensors
+from common.wire.messages import Header, Sealed, digest_of, seal
 from server.operator.config import Limits, ServerState, load_config
 from server.operator.sites import Registry, Site
 from server.rounds import aggregate, intake

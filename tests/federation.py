@@ -23,10 +23,10 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import build_app
-from common import signing, tensors
-from common.messages import Header, Sealed, digest_of, seal, unseal
 from common.privacy import boundary
 from common.study import Study, write_bundle
+from common.wire import signing, tensors
+from common.wire.messages import Header, Sealed, digest_of, seal, unseal
 from server.app import StudyRun
 from server.operator.config import Limits, ServerState
 from server.operator.sites import Registry, Request

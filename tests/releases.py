@@ -9,10 +9,10 @@ import numpy as np
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common import signing, tensors
-from common.messages import Header, digest_of, seal
 from common.privacy import boundary
 from common.study import Study, write_bundle
+from common.wire import signing, tensors
+from common.wire.messages import Header, digest_of, seal
 from server.evaluate.canary_rehearsal import ModelAudit
 from server.release.build import Account, ReleaseInputs, SiteBatch, build_release
 from tests.studies import small_plan

@@ -27,14 +27,14 @@ from client.jobs import CANARIES, TALLY, Ending, Job, Progress
 from client.ledger import Reservation
 from client.plans import Membership, Plans, State, new_pseudonym_key
 from client.synthesize.group import Group, Stratum
-from common import signing, tensors
-from common.messages import Header, Sealed, canonical, digest_of, seal
 from common.privacy.accounting import Spent, spend
 from common.privacy.canaries import Canaries, Tally, rehearse
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.privacy.noise import NoiseSource
 from common.study import Study, load_study, write_bundle
-from common.tensors import atomic_write
+from common.wire import signing, tensors
+from common.wire.messages import Header, Sealed, canonical, digest_of, seal
+from common.wire.tensors import atomic_write
 from tests.studies import small_plan
 
 SITE = "hospital-a"

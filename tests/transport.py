@@ -22,7 +22,7 @@ from flwr.app import Context, Message
 
 from client.fleet import FleetClient, FleetSettings, create_node_key
 from client.health import Health
-from common.bundle import write_app
+from common.wire.app_bundle import write_app
 from server.flower.superlink import SuperLink, free_port
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate
 

@@ -21,7 +21,6 @@ from client.egress.review import Reviews, batch_digest
 from client.ledger import Ledger, Reservation
 from client.synthesize.group import Group, GroupStore, Stratum
 from common.errors import Bug, KohortError, RefusedError
-from common.messages import Header, canonical, digest_of
 from common.privacy.boundary import (
     PART_CAP_BYTES,
     UPDATE_CAP_BYTES,
@@ -39,7 +38,8 @@ from common.privacy.boundary import (
 from common.privacy.canaries import Claim, fault
 from common.privacy.mechanisms import Latent, Mechanism, SubsampledGaussian, image_event, latent_event
 from common.study import Study
-from common.tensors import Arrays, read_capped
+from common.wire.messages import Header, canonical, digest_of
+from common.wire.tensors import Arrays, read_capped
 
 _TOKEN = object()
 EVIDENCE_CAP_BYTES = 1 << 28

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.egress.gate import Cleared
 from common.errors import Bug, PolicyError
-from common.messages import Sealed, seal
-from common.tensors import atomic_write, dumps, read
+from common.wire.messages import Sealed, seal
+from common.wire.tensors import atomic_write, dumps, read
 
 ENTRY_CAP_BYTES = (1 << 30) + (1 << 20)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import ConfigurationError, PolicyError
-from common.messages import digest_of
 from common.storage.journal import Journal
-from common.tensors import atomic_write, read_capped
+from common.wire.messages import digest_of
+from common.wire.tensors import atomic_write, read_capped
 
 State = Literal["unknown", "waiting", "approved", "rejected"]
 SHEET = "contact_sheet.png"

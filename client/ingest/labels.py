@@ -25,7 +25,7 @@ from pathlib import Path
 from client.ingest.persons import normalised_id
 from client.ingest.quarantine import Reason, Unusable
 from common.errors import ConfigurationError
-from common.tensors import read_capped
+from common.wire.tensors import read_capped
 
 COLUMNS = {"file", "patient", "label", "laterality"}
 SIDES = {"": 0, "L": 1, "LEFT": 1, "OS": 1, "R": 2, "RIGHT": 2, "OD": 2}

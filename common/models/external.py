@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.config import FrozenModel
 from common.errors import ConfigurationError, RefusedError
-from common.tensors import Arrays, loads, read_capped
+from common.wire.tensors import Arrays, loads, read_capped
 
 WEIGHTS_CAP_BYTES = 1 << 30
 HINT = "the file and the SHA-256 in the configuration must be those of one safetensors file with torchvision's names"

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from common import tensors
 from common.errors import ConfigurationError, RefusedError
 from common.models.reversible import reversible
+from common.wire import tensors
 
 PREFIX = "glow."  # of every weight's global name, in payloads and checkpoints
 LOG_SCALE_BOUND = 0.5  # alpha: one coupling scales by e^-0.5 to e^0.5

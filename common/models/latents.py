@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common import tensors
 from common.errors import ConfigurationError, RefusedError
 from common.models.glow import Glow, from_uint8, to_uint8
+from common.wire import tensors
 
 BATCH = 16  # images per encoder and decoder call, whatever a group holds
 BASIS_CAP_BYTES = 1 << 28

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import RefusedError
-from common.messages import Header, digest_of
 from common.study import Study, TrainedModel
-from common.tensors import Arrays, dumps, loads
+from common.wire.messages import Header, digest_of
+from common.wire.tensors import Arrays, dumps, loads
 
 Shapes = Mapping[str, tuple[int, ...]]
 Statement = dict[str, str | int | float | bool]

@@ -23,7 +23,7 @@ from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_pld, spend
 from common.privacy.boundary import POST_PROCESSED, PREFIXES, is_trained
 from common.privacy.mechanisms import SubsampledGaussian, charged_image_event, round_event
 from common.study import Study, TrainedModel
-from common.tensors import shapes
+from common.wire.tensors import shapes
 
 RATIO_FEASIBLE, RATIO_MARGINAL = 10.0, 20.0
 SAMPLE_SITE_CAP = 10.0

@@ -20,7 +20,7 @@ from PIL import Image
 
 from common.errors import ConfigurationError
 from common.study import Study, load_study
-from common.tensors import read_capped
+from common.wire.tensors import read_capped
 from server.demo.chest_hospitals import Radiographed, enlarged, write_chest_hospital
 from server.demo.fundus_hospitals import Truth, write_hospital
 from server.demo.vessel_hospitals import write_vessel_hospital

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 
 from common.config import FrozenModel
 from common.errors import PolicyError, RefusedError
-from common.messages import canonical
 from common.privacy.accounting import epsilon_pld
 from common.privacy.canaries import Canaries, Claim, audit, draw, fault, rehearse
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import NoiseSource
 from common.study import Study
-from common.tensors import atomic_write, read_capped
+from common.wire.messages import canonical
+from common.wire.tensors import atomic_write, read_capped
 
 AUDIT_CAP_BYTES = 1 << 20
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common import tensors
 from common.errors import ConfigurationError, RefusedError
+from common.wire import tensors
 
 Images = NDArray[np.uint8]
 FEATURE_SEED, SCALES = 20_230_310, 3

@@ -25,12 +25,12 @@ from pydantic import Field, ValidationError
 
 from common.config import FrozenModel
 from common.errors import ConfigurationError, RefusedError
-from common.messages import canonical
 from common.models.encoder import load_encoder
 from common.models.glow import Glow, load_weights
 from common.models.stylegan import load_critic, load_generator
 from common.study import Study
-from common.tensors import read, read_capped
+from common.wire.messages import canonical
+from common.wire.tensors import read, read_capped
 from server.evaluate import attacks
 from server.evaluate.attacks import Battery, Networks
 from server.evaluate.downstream import Labelled, downstream

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.errors import KohortError, PeerError, RefusedError
-from common.tensors import atomic_write
+from common.wire.tensors import atomic_write
 from server.flower.superlink import RunStatus
 from server.operator.config import Limits, ServerState
 from server.operator.sites import Registry

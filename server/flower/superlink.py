@@ -33,10 +33,10 @@ from typing import Any, BinaryIO
 
 import httpx
 
-from common.bundle import CLIENT_APP, SERVER_APP, check_app
 from common.errors import EnvironmentFault, PeerError, RefusedError, disk_faults_named
 from common.storage.lock import FolderLock
-from common.tensors import atomic_write, read_capped
+from common.wire.app_bundle import CLIENT_APP, SERVER_APP, check_app
+from common.wire.tensors import atomic_write, read_capped
 from server.flower.calls import FlowerCli
 from server.operator.certificates import ServerFiles, check_certificate, read_certificate
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import ConfigurationError, disk_faults_named
-from common.tensors import atomic_write, read_capped
+from common.wire.tensors import atomic_write, read_capped
 
 CA_DAYS = 3650
 SERVER_DAYS = 825

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from common.config import FrozenModel, load_yaml, parse_yaml
 from common.study import Identifier
-from common.tensors import atomic_write
+from common.wire.tensors import atomic_write
 
 DEFAULT_PORT = 9443
 

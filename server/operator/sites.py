@@ -19,14 +19,14 @@ from typing import Any, Literal
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field, ValidationError
 
-from common import signing
 from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError
-from common.messages import canonical
 from common.storage.journal import Entry, Journal
 from common.storage.lock import FolderLock
 from common.study import Identifier
-from common.tensors import read_capped
+from common.wire import signing
+from common.wire.messages import canonical
+from common.wire.tensors import read_capped
 from server.operator.certificates import issue_site_certificate, load_authority, parse_site_key
 from server.operator.config import ServerConfig, ServerState
 

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from common import tensors
 from common.errors import ConfigurationError
 from common.models.glow import (
     PREFIX,
@@ -41,6 +40,7 @@ from common.models.glow import (
     to_uint8,
     weights_of,
 )
+from common.wire import tensors
 from server.pretrain.gan import Provenance
 from server.public_data.images import SOURCE_CAP_BYTES, Source
 

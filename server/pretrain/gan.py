@@ -46,7 +46,7 @@ from common.models.stylegan import (
     to_unit,
     upsample,
 )
-from common.tensors import atomic_write, read, write
+from common.wire.tensors import atomic_write, read, write
 from server.pretrain.losses import (
     WINDOWS,
     augmented,

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from common import tensors
 from common.errors import ConfigurationError
 from common.models.wgan import load_average, sample
 from common.study import WganPlan
+from common.wire import tensors
 from server.pretrain.gan import Provenance
 from server.pretrain.wgan import Recipe, pretrain
 from server.public_data.pairs import PublicPairs

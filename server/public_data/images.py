@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from common.errors import ConfigurationError
 from common.models.stylegan import to_unit
-from common.tensors import read_capped
+from common.wire.tensors import read_capped
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 SOURCE_CAP_BYTES = 4 << 30

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import ConfigurationError
-from common.tensors import read_capped
+from common.wire.tensors import read_capped
 
 ARCHIVE_CAP_BYTES = 4 << 30
 PICTURE_CAP_BYTES = 16 << 20

@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common import manifest as layout
-from common import signing, tensors
 from common.errors import PolicyError, RefusedError, disk_faults_named
-from common.messages import Header, Sealed, unseal
 from common.privacy import boundary
 from common.study import Study
+from common.wire import signing, tensors
+from common.wire.messages import Header, Sealed, unseal
 from server.evaluate import findings as evaluate
 from server.evaluate import rehearsal_report as played
 from server.evaluate.canary_rehearsal import ModelAudit

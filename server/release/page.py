@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.messages import Header
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, charged_image_event, latent_event
 from common.study import Study, Synthesis
+from common.wire.messages import Header
 from server.release.pairs import SHOWN, triptychs
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common import tensors
 from common.errors import PolicyError
 from common.study import Study, WganPlan
+from common.wire import tensors
 
 MOST_PAIRS = 60_000  # three files each: a release holds at most 200,000
 STORE_CAP_BYTES = 4 << 30

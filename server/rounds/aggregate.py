@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import PolicyError, RefusedError
-from common.tensors import Arrays
+from common.wire.tensors import Arrays
 from server.rounds.intake import Accepted
 
 Accumulator = dict[str, NDArray[np.float64]]

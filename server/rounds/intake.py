@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common import signing
 from common.errors import Bug, RefusedError
-from common.messages import Header, Sealed, unseal
 from common.privacy import boundary
 from common.study import Study
-from common.tensors import Arrays
+from common.wire import signing
+from common.wire.messages import Header, Sealed, unseal
+from common.wire.tensors import Arrays
 
 _TOKEN = object()
 REPLIES: Mapping[str, Literal["update", "images"]] = {"train": "update", "synthesize": "images"}

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from common import tensors
 from common.errors import Bug
 from common.manifest import statement_json
-from common.messages import Sealed
 from common.privacy.boundary import PREFIXES
 from common.storage.journal import Entry, Journal
 from common.study import CHECKPOINT_CAP_BYTES, Study
+from common.wire import tensors
+from common.wire.messages import Sealed
 
 WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES
 SEALED_CAP_BYTES = (1 << 29) + (1 << 20)

@@ -15,10 +15,10 @@ from flwr.app import Message, RecordDict
 from client.app import build_app, record_of, reply_to, sealed_of
 from client.daemon import split
 from client.jobs import Stopped
-from common import tensors
 from common.errors import KohortError, PolicyError, RefusedError
-from common.messages import Sealed, unseal
 from common.privacy.boundary import PART_CAP_BYTES
+from common.wire import tensors
+from common.wire.messages import Sealed, unseal
 from tests.sites import WEIGHTS, Hospital, make_hospital, scripted
 from tests.studies import VESSELS, small_study
 
@@ -196,7 +196,7 @@ import client.daemon
 from client.config import load_site
 from client.daemon import Site
 from client.plans import State, read_membership
-from common.messages import Sealed
+from common.wire.messages import Sealed
 from tests.sites import Children
 from common.study import load_study
 

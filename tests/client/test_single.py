@@ -23,12 +23,12 @@ from client.ingest.dicom import read_dicom
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.synthetic_dicom import synthetic_dicom
 from client.single import Wish
-from common import tensors
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.models import glow
 from common.models.glow import Glow
 from common.models.latents import encoded, fit, save
 from common.study import PrivatizePlan
+from common.wire import tensors
 from tests.phantoms import MARKERS, header, with_pixels
 from tests.phantoms import save as save_dicom
 from tests.sites import WEIGHTS, Hospital, make_hospital, scripted, spend_once

@@ -20,11 +20,12 @@ from client import config as site_config
 from client import utility
 from client.ingest.cohort import FORMAT, SCHEMA, Cohort
 from client.plans import Plans, State
-from common import manifest, signing
+from common import manifest
 from common import utility as common_utility
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.research import run_typer
 from common.study import Study, write_bundle
+from common.wire import signing
 from tests.studies import vessels_plan
 
 torch.set_num_threads(1)

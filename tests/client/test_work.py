@@ -25,12 +25,12 @@ from client.ledger import Reservation
 from client.plans import State
 from client.synthesize.group import Group, Roster, Stratum
 from client.work import Made, aligned, audited, main, members_found, person_names, work
-from common import tensors
 from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
 from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy.mechanisms import round_event
 from common.study import WganPlan
+from common.wire import tensors
 from tests.sites import Hospital, make_hospital, pseudonym
 from tests.studies import SMALL, VESSELS, small_study
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from common import signing
 from common.errors import RefusedError
 from common.manifest import verify
+from common.wire import signing
 from tests.releases import small_release
 
 

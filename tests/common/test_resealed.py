@@ -12,12 +12,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import manifest as layout
-from common import signing
 from common.errors import RefusedError
 from common.manifest import verify
-from common.messages import Header, seal
 from common.privacy import boundary
 from common.study import Study, load_study
+from common.wire import signing
+from common.wire.messages import Header, seal
 from tests.releases import small_release
 
 Change = Callable[[Path], object]

@@ -16,13 +16,13 @@ from client.egress.gate import Evidence
 from client.jobs import Ending, Job
 from client.ledger import Reservation
 from client.work import Batch, inverted, work
-from common import tensors
 from common.errors import KohortError, PolicyError, RefusedError
-from common.messages import Header, unseal
 from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy import boundary
 from common.privacy.accounting import epsilon_pld
 from common.privacy.anchors import anchors_event
+from common.wire import tensors
+from common.wire.messages import Header, unseal
 from server.release import page
 from server.release.build import Account
 from tests.sites import Hospital, Killed, make_hospital, pseudonym, scripted, spend_once, write_cohort

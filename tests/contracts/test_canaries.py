@@ -18,13 +18,13 @@ from client.jobs import CANARIES
 from client.learn.lattice import to_lattice
 from client.learn.private_step import PrivateStep, StepConstants
 from client.ledger import PracticeReservation
-from common import tensors
 from common.errors import KohortError, PolicyError
 from common.privacy import canaries as audit
 from common.privacy.accounting import epsilon_pld
 from common.privacy.canaries import Canaries, Claim, Tally, fault
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, SeededNoiseSource
+from common.wire import tensors
 from tests.sites import Hospital, Killed, make_hospital, scripted
 
 torch.set_num_threads(1)

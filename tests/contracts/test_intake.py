@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import signing, tensors
 from common.errors import Bug, PolicyError, RefusedError
-from common.messages import Header, Sealed, seal
+from common.wire import signing, tensors
+from common.wire.messages import Header, Sealed, seal
 from server.rounds import aggregate, intake
 from server.rounds.intake import Accepted, Asked, accept
 from tests.federation import Federation, ToySite, crashed, delayed, dropped, failed

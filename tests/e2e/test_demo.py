@@ -22,11 +22,11 @@ import pytest
 import yaml
 
 from client.ingest.cohort import Cohort
-from common import tensors
 from common.manifest import read_manifest, verify
-from common.messages import Header
 from common.storage.journal import Journal
 from common.study import Study, load_study
+from common.wire import tensors
+from common.wire.messages import Header
 from server.demo import rehearsal
 from server.demo.fundus_hospitals import Truth, write_hospital
 from server.operator.config import ServerState

@@ -16,10 +16,10 @@ import pytest
 
 from client.fleet import FleetClient, FleetSettings, create_node_key
 from client.health import Health
-from common import signing
-from common.bundle import fab_hash
-from common.messages import Header
 from common.study import write_bundle
+from common.wire import signing
+from common.wire.app_bundle import fab_hash
+from common.wire.messages import Header
 from server.flower.superlink import free_port
 from server.operator.certificates import create_authority, issue_server_certificate
 from server.operator.config import ServerState, new_config

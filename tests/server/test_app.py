@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from common import signing, tensors
 from common.errors import ConfigurationError, RefusedError
-from common.messages import Sealed
+from common.wire import signing, tensors
+from common.wire.messages import Sealed
 from server import app
 from server.app import StudyRun, opened, record_of, sealed_of
 from tests.federation import Federation, crashed, dropped
@@ -47,7 +47,7 @@ def test_every_site_gets_the_same_weights_and_receipts_for_its_own_replies(feder
 
 
 def tensors_digest(sealed: Sealed) -> str:
-    from common.messages import digest_of
+    from common.wire.messages import digest_of
 
     return digest_of(sealed.payload)
 

@@ -9,9 +9,9 @@ import pytest
 from client.egress import gate
 from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
-from common import signing
 from common.errors import EnvironmentFault, PolicyError
-from common.messages import Header, digest_of, unseal
+from common.wire import signing
+from common.wire.messages import Header, digest_of, unseal
 
 KEY = signing.new_key()
 
@@ -60,7 +60,7 @@ def test_nothing_half_written_survives_a_full_disk(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("common.tensors.os.replace", full)
+    monkeypatch.setattr("common.wire.tensors.os.replace", full)
     with pytest.raises(EnvironmentFault) as fault:
         Outbox(tmp_path).store(cleared(b"numbers"), KEY)
     assert fault.value.code == "E-DISK-FULL"

@@ -13,7 +13,7 @@ from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.encoder import Encoder, load_encoder
 from common.models.stylegan import Generator, load_generator, to_uint8
 from common.study import GanPlan
-from common.tensors import read
+from common.wire.tensors import read
 
 torch.set_num_threads(1)
 PLAN = inv.InversionPlan(steps=4, iterations=2, batch=4, samples=24, components=6)

@@ -10,7 +10,7 @@ import torch
 from common.errors import RefusedError
 from common.models.encoder import Encoder, load_encoder
 from common.models.stylegan import Generator, load_weights, numpy_weights, to_unit
-from common.tensors import read
+from common.wire.tensors import read
 
 torch.set_num_threads(1)
 SHIPPED = Path(__file__).parents[3] / "deploy" / "checkpoints" / "fundus-64"

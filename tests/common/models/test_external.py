@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from common.config import load_yaml
 from common.errors import ConfigurationError
 from common.models import external
-from common.tensors import dumps
+from common.wire.tensors import dumps
 
 torch.set_num_threads(1)
 

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.synthesize import privatize as stage
-from common import tensors
 from common.errors import ConfigurationError, RefusedError
 from common.models import glow, latents
 from common.models.glow import Glow
 from common.models.latents import Basis, decoded, encoded, fit, load
 from common.privacy.mechanisms import LatentGaussian, PrivUnit
 from common.privacy.noise import NoiseSource
+from common.wire import tensors
 
 torch.set_num_threads(1)
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import tensors
 from common.errors import RefusedError
-from common.messages import Header, digest_of
 from common.privacy import boundary
 from common.privacy.boundary import RULES, check_images, check_instruction, check_update, open_payload
+from common.wire import tensors
+from common.wire.messages import Header, digest_of
 from tests.studies import small_study
 
 STUDY = small_study(models__gan__trainable=["critic.top."])

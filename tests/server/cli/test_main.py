@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from common import signing
 from common.config import parse_yaml
 from common.errors import EnvironmentFault, PolicyError
 from common.privacy.accounting import Spent, epsilon_pld
@@ -20,6 +19,7 @@ from common.privacy.planning import ModelReport, PlanReport
 from common.research import run_typer
 from common.storage.lock import FolderLock
 from common.study import Study, load_study, open_bundle
+from common.wire import signing
 from server.cli import main as cli
 from server.operator import plan as plans
 from server.operator.config import ServerState

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import tensors
 from common.errors import ConfigurationError, RefusedError
+from common.wire import tensors
 from server.cli.main import _extractor
 from server.evaluate import extractors
 

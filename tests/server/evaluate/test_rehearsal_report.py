@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from common import signing
 from common.errors import ConfigurationError, RefusedError
 from common.study import Study, load_study
+from common.wire import signing
 from server.cli.main import _rehearsal
 from server.demo import hospitals as demo_hospitals
 from server.demo.rehearsal import DEPLOY

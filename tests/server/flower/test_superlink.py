@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import server.flower.superlink as superlink
-from common.bundle import write_app
 from common.errors import ConfigurationError, EnvironmentFault, PeerError, RefusedError
+from common.wire.app_bundle import write_app
 from server.flower.calls import FlowerCli
 from server.flower.superlink import RunStatus, SuperLink, _json_in, free_port
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate

@@ -11,9 +11,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from common import signing
 from common.errors import ConfigurationError, PolicyError, RefusedError
-from common.messages import canonical
+from common.wire import signing
+from common.wire.messages import canonical
 from server.operator.certificates import create_authority
 from server.operator.config import ServerConfig, ServerState
 from server.operator.sites import Registry, enrol, read_request

@@ -15,7 +15,7 @@ from PIL import Image
 from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
 from common.models.stylegan import Generator, MappingNetwork, load_weights
-from common.tensors import read
+from common.wire.tensors import read
 from server.pretrain import gan as pretrain
 from server.pretrain import losses as pretrain_losses
 from server.pretrain import prior as pretrain_prior

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.models.stylegan import Generator
-from common.tensors import read
+from common.wire.tensors import read
 from server.pretrain.gan import TEXTURES, CodeBank, PretrainPlan, keep_noise, pretrain
 from server.pretrain.losses import TEXTURE_CHANNELS, WINDOWS, reconstruction_loss, spots, texture_distance, textures
 from server.public_data.images import Source

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common import tensors
 from common.errors import RefusedError
 from common.models.adam import Adam
 from common.models.stylegan import load_weights
 from common.models.wgan import critic_loss, load, to_unit
+from common.wire import tensors
 from server.pretrain import wgan as pretrain_wgan
 from server.pretrain import wgan_checkpoint as pretrain_pairs
 from server.pretrain.gan import Provenance

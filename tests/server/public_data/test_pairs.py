@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import tensors
 from common.errors import ConfigurationError
+from common.wire import tensors
 from server.pretrain.gan import Provenance
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import phantom_pairs, read_pairs

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-from common import signing
 from common.errors import PolicyError, RefusedError
 from common.manifest import verify
-from common.messages import Sealed
+from common.wire import signing
+from common.wire.messages import Sealed
 from server.release.build import build_release
 from tests.releases import batch, release_inputs, small_release
 

@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
 from client.ingest.cohort import Cohort
-from common import signing, tensors
 from common.errors import PolicyError, RefusedError
 from common.manifest import statement_json, verify
-from common.messages import Header, seal
 from common.privacy import boundary
 from common.privacy.planning import parameter_counts, wire_counts
 from common.study import Study
+from common.wire import signing, tensors
+from common.wire.messages import Header, seal
 from server.app import StudyRun
 from server.public_data.pairs import phantom_pairs
 from server.release.build import Pairs, ReleaseInputs, _updates, build_release

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import signing, tensors
 from common.errors import KohortError, PolicyError, RefusedError
-from common.messages import Header, digest_of, seal
 from common.privacy import boundary
 from common.study import Study
+from common.wire import signing, tensors
+from common.wire.messages import Header, digest_of, seal
 from server.release import build as module
 from server.release.build import ReleaseInputs, SiteBatch, build_release
 from tests.releases import release_inputs

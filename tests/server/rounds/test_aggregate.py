@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import RefusedError
-from common.tensors import Arrays
+from common.wire.tensors import Arrays
 from server.rounds import aggregate
 from server.rounds.intake import Accepted
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from common import signing
 from common.errors import Bug, RefusedError
-from common.messages import Header, Sealed
+from common.wire import signing
+from common.wire.messages import Header, Sealed
 from server.rounds.intake import Asked, accept
 from tests.federation import Federation, ToySite
 

@@ -10,8 +10,8 @@ import tomli
 import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
-from common.bundle import PYPROJECT, app_files, archive, check_app, fab_hash, write_app
 from common.errors import RefusedError
+from common.wire.app_bundle import PYPROJECT, app_files, archive, check_app, fab_hash, write_app
 
 STUDY = b"study:\n  name: caf\xc3\xa9\n" + b"# " + b"x" * 5000 + b"\n"
 

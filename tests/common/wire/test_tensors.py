@@ -10,8 +10,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import tensors
 from common.errors import EnvironmentFault, RefusedError
+from common.wire import tensors
 
 ARRAYS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

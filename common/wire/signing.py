@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from common.errors import ConfigurationError, RefusedError, disk_faults_named
-from common.tensors import read_capped
+from common.wire.tensors import read_capped
 
 PLAN, MESSAGE, RELEASE = "kohort-plan-v1", "kohort-message-v1", "kohort-release-v1"
 REQUEST = "kohort-request-v1"

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field, ValidationError
 
-from common import signing
 from common.config import FrozenModel
 from common.errors import RefusedError
+from common.wire import signing
 
 HEADER_CAP_BYTES = 65_536
 Hex64 = Field(pattern=r"^[0-9a-f]{64}$")

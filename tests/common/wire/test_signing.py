@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common import signing
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError
+from common.wire import signing
 
 
 def test_a_signature_holds_for_its_key_namespace_and_bytes_alone() -> None:

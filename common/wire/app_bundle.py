@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 from common.errors import RefusedError, disk_faults_named
-from common.tensors import atomic_write
+from common.wire.tensors import atomic_write
 
 SERVER_APP = "server.app:app"
 CLIENT_APP = "client.app:app"

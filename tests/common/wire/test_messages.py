@@ -5,9 +5,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from common import signing
 from common.errors import RefusedError
-from common.messages import Header, Sealed, canonical, digest_of, seal, unseal
+from common.wire import signing
+from common.wire.messages import Header, Sealed, canonical, digest_of, seal, unseal
 
 KEY = signing.new_key()
 PAYLOAD = b"payload"

@@ -1,0 +1,1 @@
+"""What crosses between site and server: messages, tensors, signatures; it never deserializes code."""
