@@ -48,7 +48,7 @@ from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import SeededNoiseSource
-from common.study import GanPlan, Study, load_study
+from common.study.plan import GanPlan, Study, load_study
 from common.wire.tensors import atomic_write, read, read_capped
 from server.evaluate import distances, siamese
 from server.evaluate.attacks import Battery, Networks, People, spaces

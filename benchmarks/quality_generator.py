@@ -35,7 +35,7 @@ from client.synthesize.group import Group, Roster, form_groups, patient_codes, r
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
 from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator, to_uint8, to_unit
-from common.study import GanPlan
+from common.study.plan import GanPlan
 from common.wire.tensors import read
 from server.evaluate import distances
 from server.evaluate.extractors import Texture

@@ -36,7 +36,7 @@ from common.privacy.accounting import calibrate
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.privacy.planning import feasibility
-from common.study import Study
+from common.study.plan import Study
 from common.wire import tensors
 from server.pretrain.wgan import Recipe, pretrain
 from server.public_data.phantoms import STYLES, patches, volume

@@ -49,7 +49,7 @@ from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
 from common.research import run_typer
 from common.storage.lock import FolderLock
-from common.study import PrivatizePlan, Study, fingerprint_words, open_bundle
+from common.study.plan import PrivatizePlan, Study, fingerprint_words, open_bundle
 from common.wire import signing
 from common.wire.messages import canonical
 from common.wire.tensors import atomic_write, read_capped

@@ -52,7 +52,7 @@ from common.privacy.boundary import (
 from common.privacy.canaries import Tally
 from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, image_event, round_event
 from common.privacy.planning import parameter_counts, refuse_hopeless
-from common.study import Study
+from common.study.plan import Study
 from common.wire.messages import Header, Sealed, unseal
 from common.wire.tensors import Arrays, dumps, loads, read, read_capped, shapes
 

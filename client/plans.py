@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError, disk_faults_named
 from common.storage.journal import Journal
-from common.study import Identifier, Intake, Study, copy_bundle, open_bundle
+from common.study.plan import Identifier, Intake, Study, copy_bundle, open_bundle
 from common.wire import signing
 from common.wire.app_bundle import fab_hash
 from common.wire.messages import canonical

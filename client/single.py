@@ -48,7 +48,7 @@ from common.models.latents import load as load_basis
 from common.privacy.boundary import check_single
 from common.privacy.mechanisms import Latent, latent_event, latent_mechanism, level_dimension
 from common.privacy.noise import NoiseSource
-from common.study import PrivatizePlan, Study
+from common.study.plan import PrivatizePlan, Study
 from common.wire.messages import digest_of
 from common.wire.tensors import atomic_write, dumps, read_capped
 from common.wire.tensors import read as read_tensors

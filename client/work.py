@@ -60,7 +60,7 @@ from common.privacy.anchors import anchors_event
 from common.privacy.canaries import Canaries
 from common.privacy.mechanisms import latent_event
 from common.privacy.noise import NoiseSource
-from common.study import Study, Synthesis, load_study
+from common.study.plan import Study, Synthesis, load_study
 from common.wire.tensors import Arrays, atomic_write, dumps, read, read_capped, write
 
 Images = NDArray[np.uint8]

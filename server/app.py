@@ -33,7 +33,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, RefusedError
 from common.privacy import boundary
 from common.storage.lock import FolderLock
-from common.study import Study, open_bundle
+from common.study.plan import Study, open_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal
 from server.operator.config import Limits, ServerState, load_config

@@ -24,7 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import build_app
 from common.privacy import boundary
-from common.study import Study, write_bundle
+from common.study.plan import Study, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
 from server.app import StudyRun
@@ -315,7 +315,7 @@ def pairs_plan(folder: Path, **changes: Any) -> Path:
     import torch
 
     from common.models.wgan import build, named
-    from common.study import WganPlan
+    from common.study.plan import WganPlan
 
     data = vessels_plan(**{"round_deadline_s": 20.0, **changes})
     torch.manual_seed(1)

@@ -10,7 +10,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.privacy import boundary
-from common.study import Study, write_bundle
+from common.study.plan import Study, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, seal
 from server.evaluate.canary_rehearsal import ModelAudit

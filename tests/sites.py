@@ -31,7 +31,7 @@ from common.privacy.accounting import Spent, spend
 from common.privacy.canaries import Canaries, Tally, rehearse
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.privacy.noise import NoiseSource
-from common.study import Study, load_study, write_bundle
+from common.study.plan import Study, load_study, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, canonical, digest_of, seal
 from common.wire.tensors import atomic_write

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from common.study import Study
+from common.study.plan import Study
 
 SMALL: dict[str, Any] = {
     "format": "kohort-study/1",

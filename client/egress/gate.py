@@ -37,7 +37,7 @@ from common.privacy.boundary import (
 )
 from common.privacy.canaries import Claim, fault
 from common.privacy.mechanisms import Latent, Mechanism, SubsampledGaussian, image_event, latent_event
-from common.study import Study
+from common.study.plan import Study
 from common.wire.messages import Header, canonical, digest_of
 from common.wire.tensors import Arrays, read_capped
 

@@ -41,7 +41,7 @@ from client.ingest.persons import Sighting, aliases, chosen, grouped_by_person, 
 from client.ingest.quarantine import Reason
 from client.ingest.sources import Photographs, Source, Volumes
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError, disk_faults_named
-from common.study import Intake
+from common.study.plan import Intake
 from common.wire.messages import canonical
 from common.wire.tensors import read_capped, sync_folder
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from client.ingest.labels import Labels
 from client.ingest.persons import Sighting, is_placeholder, keyed_hash, normalised_id, pseudonym
 from client.ingest.quarantine import Reason, Unusable
-from common.study import Intake
+from common.study.plan import Intake
 
 
 @dataclass(frozen=True)

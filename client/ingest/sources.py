@@ -25,7 +25,7 @@ from client.ingest.link import Series, link
 from client.ingest.persons import Sighting, keyed_hash, near_duplicates
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Cut, Scan, VolumeFiles
-from common.study import Intake
+from common.study.plan import Intake
 
 Pairs = Iterable[tuple[int, int]]
 

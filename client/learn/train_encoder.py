@@ -22,7 +22,7 @@ from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.encoder import Encoder, load_encoder
 from common.models.stylegan import Generator, load_generator, numpy_weights
-from common.study import Study
+from common.study.plan import Study
 
 BATCH = 8
 BETAS = (0.9, 0.99)

@@ -33,7 +33,7 @@ from common.models.adam import Adam
 from common.models.stylegan import Critic, Generator, load_critic, load_generator, to_unit
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
-from common.study import GanPlan, Study, TrainedModel
+from common.study.plan import GanPlan, Study, TrainedModel
 
 NORM_MARGIN = 1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
 GENERATOR_BATCH = 16

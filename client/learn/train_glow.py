@@ -26,7 +26,7 @@ from common.models.adam import Adam
 from common.models.glow import PREFIX, Glow, from_uint8, load_weights
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
-from common.study import GlowPlan, Study
+from common.study.plan import GlowPlan, Study
 
 NORM_MARGIN = 1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
 

@@ -45,7 +45,7 @@ from common.models.wgan import (
 )
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
-from common.study import Study, WganPlan
+from common.study.plan import Study, WganPlan
 
 GENERATOR_BATCH = 32
 BETAS = (0.0, 0.999)

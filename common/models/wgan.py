@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from common.errors import Bug, ConfigurationError
 from common.models.stylegan import load_weights
-from common.study import WganPlan
+from common.study.plan import WganPlan
 
 PLANES = 2
 GROUPS = 8

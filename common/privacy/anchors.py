@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from common.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from common.study import Study
+    from common.study.plan import Study
 
 ADD_OR_REMOVE = "add or remove one patient"
 COUNT_SHARE = 2.0  # sigma_c / sigma_S

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import RefusedError
-from common.study import Study, TrainedModel
+from common.study.plan import Study, TrainedModel
 from common.wire.messages import Header, digest_of
 from common.wire.tensors import Arrays, dumps, loads
 

@@ -24,7 +24,7 @@ from common.privacy.calibration import analytic_noise_multiplier, clipped_varian
 from common.privacy.statements import described, stated
 
 if TYPE_CHECKING:
-    from common.study import PrivatizePlan, Study
+    from common.study.plan import PrivatizePlan, Study
 
 ZERO_OUT = "zero-out of one patient"
 PLAIN_DIMENSION = 2**20

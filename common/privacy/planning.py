@@ -22,7 +22,7 @@ from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_pld, spend
 from common.privacy.boundary import POST_PROCESSED, PREFIXES, is_trained
 from common.privacy.mechanisms import SubsampledGaussian, charged_image_event, round_event
-from common.study import Study, TrainedModel
+from common.study.plan import Study, TrainedModel
 from common.wire.tensors import shapes
 
 RATIO_FEASIBLE, RATIO_MARGINAL = 10.0, 20.0

@@ -30,7 +30,7 @@ from common.errors import ConfigurationError, EnvironmentFault, PolicyError
 from common.privacy.planning import ModelReport
 from common.research import run_typer
 from common.storage.lock import FolderLock
-from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle
+from common.study.plan import Study, copy_bundle, fingerprint_words, load_study, open_bundle
 from common.wire import signing
 from common.wire.app_bundle import write_app
 from common.wire.tensors import atomic_write, read_capped

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import ConfigurationError
-from common.study import Study, load_study
+from common.study.plan import Study, load_study
 from common.wire.tensors import read_capped
 from server.demo.chest_hospitals import Radiographed, enlarged, write_chest_hospital
 from server.demo.fundus_hospitals import Truth, write_hospital

@@ -21,7 +21,7 @@ from common.privacy.accounting import epsilon_pld
 from common.privacy.canaries import Canaries, Claim, audit, draw, fault, rehearse
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import NoiseSource
-from common.study import Study
+from common.study.plan import Study
 from common.wire.messages import canonical
 from common.wire.tensors import atomic_write, read_capped
 

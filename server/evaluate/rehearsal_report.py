@@ -28,7 +28,7 @@ from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
 from common.models.glow import Glow, load_weights
 from common.models.stylegan import load_critic, load_generator
-from common.study import Study
+from common.study.plan import Study
 from common.wire.messages import canonical
 from common.wire.tensors import read, read_capped
 from server.evaluate import attacks

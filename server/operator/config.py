@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, field_validator
 
 from common.config import FrozenModel, load_yaml, parse_yaml
-from common.study import Identifier
+from common.study.plan import Identifier
 from common.wire.tensors import atomic_write
 
 DEFAULT_PORT = 9443

@@ -18,7 +18,7 @@ from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
 from common.privacy.mechanisms import Mechanism, charged_image_event, round_event
 from common.privacy.planning import PlanReport, feasibility, parameter_counts, wire_counts
-from common.study import Checkpoint, Study, load_study, write_bundle
+from common.study.plan import Checkpoint, Study, load_study, write_bundle
 from common.wire.tensors import atomic_write, read_capped
 from server.release.pairs import check_releasable
 from server.rounds.record import file_digest

@@ -23,7 +23,7 @@ from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.storage.journal import Entry, Journal
 from common.storage.lock import FolderLock
-from common.study import Identifier
+from common.study.plan import Identifier
 from common.wire import signing
 from common.wire.messages import canonical
 from common.wire.tensors import read_capped

@@ -16,7 +16,7 @@ from common.errors import ConfigurationError
 from common.models import latents
 from common.models.glow import Glow, load
 from common.privacy.mechanisms import level_dimension
-from common.study import Study, load_study
+from common.study.plan import Study, load_study
 from server.public_data.images import read_source
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from common.models.adam import Adam
 from common.models.stylegan import load_weights
 from common.models.wgan import PLANES, Critic, build, critic_loss, generator_loss, load, named, to_unit
-from common.study import WganPlan
+from common.study.plan import WganPlan
 
 BETAS = (0.0, 0.99)
 PENALTY_EVERY = 8

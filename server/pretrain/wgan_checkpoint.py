@@ -24,7 +24,7 @@ from PIL import Image
 
 from common.errors import ConfigurationError
 from common.models.wgan import load_average, sample
-from common.study import WganPlan
+from common.study.plan import WganPlan
 from common.wire import tensors
 from server.pretrain.gan import Provenance
 from server.pretrain.wgan import Recipe, pretrain

@@ -34,7 +34,7 @@ from PIL import Image
 from common import manifest as layout
 from common.errors import PolicyError, RefusedError, disk_faults_named
 from common.privacy import boundary
-from common.study import Study
+from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, unseal
 from server.evaluate import findings as evaluate

@@ -20,7 +20,7 @@ from PIL import Image
 
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, charged_image_event, latent_event
-from common.study import Study, Synthesis
+from common.study.plan import Study, Synthesis
 from common.wire.messages import Header
 from server.release.pairs import SHOWN, triptychs
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import PolicyError
-from common.study import Study, WganPlan
+from common.study.plan import Study, WganPlan
 from common.wire import tensors
 
 MOST_PAIRS = 60_000  # three files each: a release holds at most 200,000

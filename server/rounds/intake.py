@@ -19,7 +19,7 @@ from typing import Literal
 
 from common.errors import Bug, RefusedError
 from common.privacy import boundary
-from common.study import Study
+from common.study.plan import Study
 from common.wire import signing
 from common.wire.messages import Header, Sealed, unseal
 from common.wire.tensors import Arrays

@@ -26,7 +26,7 @@ from common.errors import Bug
 from common.manifest import statement_json
 from common.privacy.boundary import PREFIXES
 from common.storage.journal import Entry, Journal
-from common.study import CHECKPOINT_CAP_BYTES, Study
+from common.study.plan import CHECKPOINT_CAP_BYTES, Study
 from common.wire import tensors
 from common.wire.messages import Sealed
 

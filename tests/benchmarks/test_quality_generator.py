@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from benchmarks import quality_generator as q
-from common.study import load_study
+from common.study.plan import load_study
 
 
 def speckled(count: int, amplitude: int, seed: int = 0) -> q.Images:

@@ -15,7 +15,7 @@ from client.daemon import Site
 from client.plans import State
 from common.research import run_typer
 from common.storage.lock import FolderLock
-from common.study import write_bundle
+from common.study.plan import write_bundle
 from common.wire import signing
 from server.operator.certificates import create_authority
 from server.operator.config import ServerState, new_config

@@ -198,7 +198,7 @@ from client.daemon import Site
 from client.plans import State, read_membership
 from common.wire.messages import Sealed
 from tests.sites import Children
-from common.study import load_study
+from common.study.plan import load_study
 
 root, asked, plan = map(Path, sys.argv[1:])
 children = Children(load_study(plan / "study.yaml"))

@@ -27,7 +27,7 @@ from common.errors import ConfigurationError, KohortError, PolicyError, RefusedE
 from common.models import glow
 from common.models.glow import Glow
 from common.models.latents import encoded, fit, save
-from common.study import PrivatizePlan
+from common.study.plan import PrivatizePlan
 from common.wire import tensors
 from tests.phantoms import MARKERS, header, with_pixels
 from tests.phantoms import save as save_dicom

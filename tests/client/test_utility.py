@@ -24,7 +24,7 @@ from common import manifest
 from common import utility as common_utility
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.research import run_typer
-from common.study import Study, write_bundle
+from common.study.plan import Study, write_bundle
 from common.wire import signing
 from tests.studies import vessels_plan
 

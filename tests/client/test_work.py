@@ -29,7 +29,7 @@ from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
 from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy.mechanisms import round_event
-from common.study import WganPlan
+from common.study.plan import WganPlan
 from common.wire import tensors
 from tests.sites import Hospital, make_hospital, pseudonym
 from tests.studies import SMALL, VESSELS, small_study

@@ -15,7 +15,7 @@ from common import manifest as layout
 from common.errors import RefusedError
 from common.manifest import verify
 from common.privacy import boundary
-from common.study import Study, load_study
+from common.study.plan import Study, load_study
 from common.wire import signing
 from common.wire.messages import Header, seal
 from tests.releases import small_release

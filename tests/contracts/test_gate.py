@@ -15,7 +15,7 @@ from client.egress.gate import Cleared, Evidence
 from client.egress.outbox import Outbox
 from client.synthesize.group import Group, Stratum
 from common.errors import Bug, KohortError, PolicyError, RefusedError
-from common.study import open_bundle, write_bundle
+from common.study.plan import open_bundle, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, unseal
 from tests.sites import WEIGHTS, Hospital, Killed, make_hospital, pseudonym, scripted

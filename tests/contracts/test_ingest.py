@@ -11,7 +11,7 @@ from PIL import Image
 from client.ingest.cohort import Cohort, ingest
 from client.ingest.decode import Limits
 from client.ingest.dicom import ALLOWED
-from common.study import Intake
+from common.study.plan import Intake
 from server.demo.fundus_hospitals import Truth, write_hospital
 from tests import phantoms
 

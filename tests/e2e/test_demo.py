@@ -24,7 +24,7 @@ import yaml
 from client.ingest.cohort import Cohort
 from common.manifest import read_manifest, verify
 from common.storage.journal import Journal
-from common.study import Study, load_study
+from common.study.plan import Study, load_study
 from common.wire import tensors
 from common.wire.messages import Header
 from server.demo import rehearsal

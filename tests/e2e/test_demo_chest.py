@@ -24,7 +24,7 @@ from client.ledger import Ledger
 from client.plans import State
 from common.manifest import verify
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
-from common.study import Study, load_study
+from common.study.plan import Study, load_study
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
 from server.demo.fundus_hospitals import Truth

@@ -24,7 +24,7 @@ from PIL import Image
 from client.ingest.cohort import Cohort
 from common.manifest import read_manifest, verify
 from common.storage.journal import Journal
-from common.study import Study, load_study
+from common.study.plan import Study, load_study
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
 from server.demo.fundus_hospitals import Truth

@@ -16,7 +16,7 @@ import pytest
 
 from client.fleet import FleetClient, FleetSettings, create_node_key
 from client.health import Health
-from common.study import write_bundle
+from common.study.plan import write_bundle
 from common.wire import signing
 from common.wire.app_bundle import fab_hash
 from common.wire.messages import Header

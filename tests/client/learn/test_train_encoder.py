@@ -10,7 +10,7 @@ from client.learn import train_encoder
 from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import Encoder, load_encoder
 from common.models.stylegan import Generator, numpy_weights
-from common.study import Study
+from common.study.plan import Study
 from tests.studies import small_study
 
 torch.set_num_threads(1)

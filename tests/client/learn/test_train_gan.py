@@ -17,7 +17,7 @@ from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models.stylegan import numpy_weights
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import SeededNoiseSource
-from common.study import Study
+from common.study.plan import Study
 from tests.studies import small_study
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from common.models.adam import Adam
 from common.models.glow import Glow, weights_of
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import NoiseSource, SeededNoiseSource
-from common.study import Study
+from common.study.plan import Study
 from tests.studies import small_study
 
 torch.set_num_threads(1)

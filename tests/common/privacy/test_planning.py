@@ -11,7 +11,7 @@ from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import epsilon_pld, epsilon_rdp
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.planning import calibrated, effective_sites, feasibility, refuse_hopeless
-from common.study import Study
+from common.study.plan import Study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
 

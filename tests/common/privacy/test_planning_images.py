@@ -9,7 +9,7 @@ import pytest
 from common.privacy.accounting import epsilon_pld
 from common.privacy.mechanisms import charged_image_event
 from common.privacy.planning import feasibility
-from common.study import Study
+from common.study.plan import Study
 from server.evaluate.canary_rehearsal import ModelAudit
 from server.release.build import Account
 from server.release.page import privacy_statement

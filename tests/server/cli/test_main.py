@@ -18,7 +18,7 @@ from common.privacy.mechanisms import charged_image_event, round_event
 from common.privacy.planning import ModelReport, PlanReport
 from common.research import run_typer
 from common.storage.lock import FolderLock
-from common.study import Study, load_study, open_bundle
+from common.study.plan import Study, load_study, open_bundle
 from common.wire import signing
 from server.cli import main as cli
 from server.operator import plan as plans

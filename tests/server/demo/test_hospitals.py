@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigurationError
-from common.study import load_study
+from common.study.plan import load_study
 from server.demo import hospitals as demo_hospitals
 from server.public_data.pairs import read_pairs
 from tests.leaks import leaked

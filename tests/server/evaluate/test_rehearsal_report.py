@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from common.errors import ConfigurationError, RefusedError
-from common.study import Study, load_study
+from common.study.plan import Study, load_study
 from common.wire import signing
 from server.cli.main import _rehearsal
 from server.demo import hospitals as demo_hospitals

@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import ConfigurationError
 from common.models import latents
-from common.study import load_study
+from common.study.plan import load_study
 from server.demo import hospitals as demo_hospitals
 from server.pretrain.latent_basis import basis_of, main
 

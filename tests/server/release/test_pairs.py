@@ -21,7 +21,7 @@ from common.errors import PolicyError, RefusedError
 from common.manifest import statement_json, verify
 from common.privacy import boundary
 from common.privacy.planning import parameter_counts, wire_counts
-from common.study import Study
+from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, seal
 from server.app import StudyRun

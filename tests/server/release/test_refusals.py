@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import KohortError, PolicyError, RefusedError
 from common.privacy import boundary
-from common.study import Study
+from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, seal
 from server.release import build as module

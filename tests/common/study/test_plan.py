@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import ConfigurationError, KohortError, RefusedError
-from common.study import Study, copy_bundle, fingerprint_words, load_study, open_bundle, write_bundle
+from common.study.plan import Study, copy_bundle, fingerprint_words, load_study, open_bundle, write_bundle
 from common.wire import signing, tensors
 from tests.studies import SMALL, small_plan, small_study, vessels_plan
 

@@ -1,0 +1,1 @@
+"""The signed study plan that both sides read; it never touches data."""
