@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from benchmarks import chest_pictures
 from benchmarks.chest_split import radiographs
 from client.synthesize import privatize as steps
-from common import attacks, classifier
+from common.measure import attacks, classifier
 from common.models import latents
 from common.models.glow import Glow, from_uint8, load
 from common.privacy.mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit

@@ -11,7 +11,7 @@ grades of deploy/studies/fundus.yaml. chest: NIH radiographs by benchmarks/chest
 several images the last one is kept back for the attacker. One site holds all members. No privacy noise is drawn but in `anchors`.
 
 Every figure is a file in --work (named by the checkpoint's digest), so an interrupted run continues. No test image selects
-anything: snapshots are chosen on training images (common/classifier.py). Prints Markdown tables; --json prints one object.
+anything: snapshots are chosen on training images (common/measure/classifier.py). Prints Markdown tables; --json prints one object.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from client.synthesize.group import Group, Mode, Roster, Stratum, form_groups, p
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
 from client.synthesize.metric import Metric, cells_in, points_of
 from client.synthesize.spread import directions_of
-from common import attacks, classifier
+from common.measure import attacks, classifier
 from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator
 from common.privacy.anchors import NoisyAnchors

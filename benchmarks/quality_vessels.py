@@ -30,7 +30,7 @@ from PIL import Image
 from client.ingest.cohort import Cohort
 from client.learn import train_wgan
 from client.ledger import PracticeReservation
-from common import utility
+from common.measure import pair_utility as utility
 from common.models.wgan import build, load, load_average, named, sample
 from common.privacy.accounting import calibrate
 from common.privacy.mechanisms import round_event

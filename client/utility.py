@@ -25,8 +25,9 @@ from PIL import Image, UnidentifiedImageError
 
 from client.ingest.cohort import Cohort
 from client.plans import Plans, State
-from common import manifest, utility
+from common import manifest
 from common.errors import ConfigurationError, RefusedError
+from common.measure import pair_utility as utility
 from common.wire import signing
 from common.wire.tensors import atomic_write, read_capped
 

@@ -14,7 +14,7 @@ Checked, in this order; the first that fails gives the image its code
 A-PASS otherwise.
 
 Beside the codes, of the batch as a whole, `gives_away_members`: can somebody who has the released images tell the patients who
-are in a group from the site's others? Attackers: nearness in the three spaces of rule 4 (common/attacks.py). It answers only with
+are in a group from the site's others? Attackers: nearness in the three spaces of rule 4 (common/measure/attacks.py). It answers only with
 `LEAST_OTHERS` other patients or more, and yes when the 95 % interval of the worst attacker's AUC lies above `MEMBERS_AUC`: with
 fewer the interval is too wide to say anything (measured: with 110 others a worst AUC of 0.59 is luck). The constant is from
 benchmarks/RESULTS.md: intervals of `similar` begin at 0.63, 0.59 and 0.56 for k = 5, 10 and 20, those of k-Same-Pixel at 0.69,
@@ -38,8 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from common import attacks
 from common.errors import ConfigurationError
+from common.measure import attacks
 
 Code = Literal["A-PASS", "A-CONSTANT", "A-DUPLICATE", "A-COPY", "A-NEAR"]
 Images = NDArray[np.uint8]

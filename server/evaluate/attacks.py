@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from common import attacks
-from common.attacks import Inference, Links
+from common.measure import attacks
+from common.measure.attacks import Inference, Links
 from common.models import glow
 from common.models.encoder import Encoder
 from common.models.glow import Glow

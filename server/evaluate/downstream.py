@@ -5,7 +5,7 @@ Guaranteed: three trainings of the same recipe and seeds, tested on the same peo
 many real images as the release has, on all real images; nothing is chosen by the test people. `KEPT`: how often a classifier of
 the people who took no part says of a released image what its label says, beside how often it is right about real images of those
 who took part: what of the pathology is still to be seen in single images. Not: a tuned classifier, or one
-for pictures larger than 32 px (common/classifier.py); images of one group are not known here as such, so a snapshot is chosen by
+for pictures larger than 32 px (common/measure/classifier.py); images of one group are not known here as such, so a snapshot is chosen by
 released images that may resemble those that it learned from.
 """
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common import classifier
-from common.classifier import Recipe, Scores
+from common.measure import classifier
+from common.measure.classifier import Recipe, Scores
 from server.evaluate.findings import DOWNSTREAM, NOT_EVALUATED, Finding
 
 Images = NDArray[np.uint8]

@@ -6,7 +6,7 @@ trained on the release and tested on reference patients (TSTR), the same trained
 patients, whom neither training saw; configuration and epoch come from a part of each one's own training pairs. Not: whether the
 reference resembles the hospitals' patients, or whether the release's starting checkpoint has seen the reference.
 
-Source: methods/dp-training.md 9; common/utility.py.
+Source: methods/dp-training.md 9; common/measure/pair_utility.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from common import utility
+from common.measure import pair_utility as utility
 from server.evaluate.findings import NOT_EVALUATED, Finding, halves
 
 Pairs = NDArray[np.uint8]

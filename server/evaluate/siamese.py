@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from common import attacks
 from common.errors import ConfigurationError
+from common.measure import attacks
 from common.models.adam import Adam
 from common.models.stylegan import to_unit
 

@@ -21,8 +21,8 @@ from client import utility
 from client.ingest.cohort import FORMAT, SCHEMA, Cohort
 from client.plans import Plans, State
 from common import manifest
-from common import utility as common_utility
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
+from common.measure import pair_utility as common_utility
 from common.research import run_typer
 from common.study.plan import Study, write_bundle
 from common.wire import signing

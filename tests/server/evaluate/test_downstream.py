@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.classifier import Recipe
+from common.measure.classifier import Recipe
 from server.evaluate import downstream as ds
 from server.evaluate.findings import DOWNSTREAM, NOT_EVALUATED
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import utility as common_utility
+from common.measure import pair_utility as common_utility
 from server.evaluate import pair_utility as utility
 
 torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.models.unet import UNet, dice_loss
+from common.measure.unet import UNet, dice_loss
 
 torch.set_num_threads(1)
 

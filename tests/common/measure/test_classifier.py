@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from common import classifier as cl
 from common.errors import ConfigurationError
+from common.measure import classifier as cl
 
 SHORT = cl.Recipe(width=8, steps=40, batch=16)
 

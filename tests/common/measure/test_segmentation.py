@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from common import segmentation
+from common.measure import segmentation
 
 
 def brute(p: np.ndarray, g: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ arguments; the test patients are opened once, afterwards, by `measure`; images a
 deviation; the same inputs and seed give the same numbers on one machine. Not: privacy (the caller says whose pairs these are).
 
 Dice is of all images of a patient together, as of a volume; distances are of each image, averaged over the patient's images.
-Sources: methods/dp-training.md 9; Kossen et al. 2022; common/segmentation.py for the measures.
+Sources: methods/dp-training.md 9; Kossen et al. 2022; common/measure/segmentation.py for the measures.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import ConfigurationError
+from common.measure.segmentation import agreement
+from common.measure.unet import MULTIPLE_PX, UNet, dice_loss
 from common.models.adam import Adam
-from common.models.unet import MULTIPLE_PX, UNet, dice_loss
-from common.segmentation import agreement
 
 Pairs = NDArray[np.uint8]
 Progress = Callable[[int, int], None]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from common import utility
 from common.errors import ConfigurationError
-from common.segmentation import agreement
+from common.measure import pair_utility as utility
+from common.measure.segmentation import agreement
 
 torch.set_num_threads(1)
 RECIPE = utility.Recipe(width=4, epochs=6, batch_size=8, grid=(utility.Choice(0.0, 5e-3),))

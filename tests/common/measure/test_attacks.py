@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import attacks as at
+from common.measure import attacks as at
 
 
 def population(count: int, seed: int, dimension: int = 40) -> np.ndarray:

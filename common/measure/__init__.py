@@ -1,0 +1,1 @@
+"""What images are worth and what they give away, as measurements; it never decides what leaves."""
