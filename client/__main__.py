@@ -47,12 +47,12 @@ from common.errors import ConfigurationError, EnvironmentFault, KohortError, Pol
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
-from common.research import run_typer
 from common.storage.lock import FolderLock
 from common.study.plan import PrivatizePlan, Study, fingerprint_words, open_bundle
 from common.wire import signing
 from common.wire.messages import canonical
 from common.wire.tensors import atomic_write, read_capped
+from kohort.commands import run_typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 StateOption = Annotated[Path, typer.Option("--state", help="the site's state folder")]

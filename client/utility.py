@@ -25,11 +25,11 @@ from PIL import Image, UnidentifiedImageError
 
 from client.ingest.cohort import Cohort
 from client.plans import Plans, State
-from common import manifest
 from common.errors import ConfigurationError, RefusedError
 from common.measure import pair_utility as utility
 from common.wire import signing
 from common.wire.tensors import atomic_write, read_capped
+from kohort import manifest
 
 TABLE_CAP_BYTES, PICTURE_CAP_BYTES = 1 << 26, 1 << 22
 Pairs = NDArray[np.uint8]

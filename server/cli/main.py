@@ -28,12 +28,12 @@ from rich.progress import Progress as Bar
 
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
 from common.privacy.planning import ModelReport
-from common.research import run_typer
 from common.storage.lock import FolderLock
 from common.study.plan import Study, copy_bundle, fingerprint_words, load_study, open_bundle
 from common.wire import signing
 from common.wire.app_bundle import write_app
 from common.wire.tensors import atomic_write, read_capped
+from kohort.commands import run_typer
 from server.flower.coordinator import Coordinator
 from server.flower.superlink import SuperLink
 from server.operator import plan as plans

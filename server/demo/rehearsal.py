@@ -37,9 +37,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from common.config import load_yaml
 from common.errors import Bug, ConfigurationError, EnvironmentFault, PeerError
-from common.manifest import Manifest, read_manifest
-from common.research import run_typer
 from common.study.plan import Study
+from kohort.commands import run_typer
+from kohort.manifest import Manifest, read_manifest
 from server.demo.fundus_hospitals import Truth
 from server.demo.hospitals import DEPLOY, PHOTOGRAPHS, Reference, make_hospitals, make_reference, preset_of
 

@@ -31,12 +31,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from numpy.typing import NDArray
 from PIL import Image
 
-from common import manifest as layout
 from common.errors import PolicyError, RefusedError, disk_faults_named
 from common.privacy import boundary
 from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, unseal
+from kohort import manifest as layout
 from server.evaluate import findings as evaluate
 from server.evaluate import rehearsal_report as played
 from server.evaluate.canary_rehearsal import ModelAudit
@@ -92,7 +92,7 @@ class ReleaseInputs:
 class Pairs:
     """What a study without synthesis releases: pairs uint8 [N, S, S, 2] and the sites' statements of their last updates.
 
-    `statements`: site -> common.manifest.Statement as JSON. `reference`: public real pairs to compare with.
+    `statements`: site -> kohort.manifest.Statement as JSON. `reference`: public real pairs to compare with.
     """
 
     drawn: Images

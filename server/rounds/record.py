@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from common.errors import Bug
-from common.manifest import statement_json
 from common.privacy.boundary import PREFIXES
 from common.storage.journal import Entry, Journal
 from common.study.plan import CHECKPOINT_CAP_BYTES, Study
 from common.wire import tensors
 from common.wire.messages import Sealed
+from kohort.manifest import statement_json
 
 WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES
 SEALED_CAP_BYTES = (1 << 29) + (1 << 20)
@@ -174,7 +174,7 @@ class StudyRecord:
     # --- views
 
     def evidence(self, model: str) -> dict[str, bytes]:
-        """Return each site's statement (common/manifest.py) of its update in a model's closed last round."""
+        """Return each site's statement (kohort/manifest.py) of its update in a model's closed last round."""
         entry = self.closed("train", model, self.study.models.trained()[model].rounds - 1)
         sites = sorted(entry.data["accepted"]) if entry else []
         folder = self.root / "evidence" / model

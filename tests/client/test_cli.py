@@ -13,10 +13,10 @@ from PIL import Image
 from client.__main__ import app, plan_lines, site_status
 from client.daemon import Site
 from client.plans import State
-from common.research import run_typer
 from common.storage.lock import FolderLock
 from common.study.plan import write_bundle
 from common.wire import signing
+from kohort.commands import run_typer
 from server.operator.certificates import create_authority
 from server.operator.config import ServerState, new_config
 from server.operator.sites import enrol

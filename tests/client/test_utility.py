@@ -20,12 +20,12 @@ from client import config as site_config
 from client import utility
 from client.ingest.cohort import FORMAT, SCHEMA, Cohort
 from client.plans import Plans, State
-from common import manifest
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.measure import pair_utility as common_utility
-from common.research import run_typer
 from common.study.plan import Study, write_bundle
 from common.wire import signing
+from kohort import manifest
+from kohort.commands import run_typer
 from tests.studies import vessels_plan
 
 torch.set_num_threads(1)

@@ -22,11 +22,11 @@ import pytest
 import yaml
 
 from client.ingest.cohort import Cohort
-from common.manifest import read_manifest, verify
 from common.storage.journal import Journal
 from common.study.plan import Study, load_study
 from common.wire import tensors
 from common.wire.messages import Header
+from kohort.manifest import read_manifest, verify
 from server.demo import rehearsal
 from server.demo.fundus_hospitals import Truth, write_hospital
 from server.operator.config import ServerState

@@ -22,9 +22,9 @@ from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
 from client.ledger import Ledger
 from client.plans import State
-from common.manifest import verify
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
 from common.study.plan import Study, load_study
+from kohort.manifest import verify
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
 from server.demo.fundus_hospitals import Truth

@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from client.ingest.cohort import Cohort
-from common.manifest import read_manifest, verify
 from common.storage.journal import Journal
 from common.study.plan import Study, load_study
+from kohort.manifest import read_manifest, verify
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
 from server.demo.fundus_hospitals import Truth

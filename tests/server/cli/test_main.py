@@ -16,10 +16,10 @@ from common.errors import EnvironmentFault, PolicyError
 from common.privacy.accounting import Spent, epsilon_pld
 from common.privacy.mechanisms import charged_image_event, round_event
 from common.privacy.planning import ModelReport, PlanReport
-from common.research import run_typer
 from common.storage.lock import FolderLock
 from common.study.plan import Study, load_study, open_bundle
 from common.wire import signing
+from kohort.commands import run_typer
 from server.cli import main as cli
 from server.operator import plan as plans
 from server.operator.config import ServerState
@@ -193,7 +193,7 @@ def test_a_release_needs_a_complete_study(
 
 
 def test_a_complete_study_is_released_and_verifies(tmp_path: Path, kohort: Kohort) -> None:
-    from common.manifest import verify
+    from kohort.manifest import verify
 
     federation = Federation.create(tmp_path)
     run = federation.run()
@@ -209,7 +209,7 @@ def test_a_complete_study_is_released_and_verifies(tmp_path: Path, kohort: Kohor
 
 
 def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(tmp_path: Path, kohort: Kohort) -> None:
-    from common.manifest import verify
+    from kohort.manifest import verify
     from tests.server.public_data.test_pairs import folder as public_folder
 
     federation = Federation.of_pairs(tmp_path)

@@ -18,12 +18,12 @@ from PIL import Image
 
 from client.ingest.cohort import Cohort
 from common.errors import PolicyError, RefusedError
-from common.manifest import statement_json, verify
 from common.privacy import boundary
 from common.privacy.planning import parameter_counts, wire_counts
 from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, seal
+from kohort.manifest import statement_json, verify
 from server.app import StudyRun
 from server.public_data.pairs import phantom_pairs
 from server.release.build import Pairs, ReleaseInputs, _updates, build_release
@@ -347,7 +347,7 @@ def test_verify_refuses_a_table_with(
 
 def test_a_release_without_k_cannot_carry_image_statements(tmp_path: Path) -> None:
     """An averages release whose manifest drops its k is refused by its own statements."""
-    from common.manifest import Manifest, _statement_holds
+    from kohort.manifest import Manifest, _statement_holds
     from tests.releases import small_release
 
     folder, _ = small_release(tmp_path)

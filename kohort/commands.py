@@ -18,11 +18,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from common import download
-from common.download import Progress as Report
 from common.errors import ConfigurationError, KohortError, run_command
-from common.manifest import Manifest, read_manifest, verify
 from common.wire import signing
+from kohort import download
+from kohort.download import Progress as Report
+from kohort.manifest import Manifest, read_manifest, verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 Trust = Annotated[

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import RefusedError
-from common.manifest import verify
 from common.wire import signing
+from kohort.manifest import verify
 from tests.releases import small_release
 
 

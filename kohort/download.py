@@ -15,9 +15,9 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from common import manifest as release
 from common.errors import ConfigurationError, PeerError, RefusedError, disk_faults_named
 from common.wire.tensors import atomic_write
+from kohort import manifest as release
 
 TRIES, TIMEOUT_S, BLOCK_BYTES = 8, 30.0, 1 << 16
 Progress = Callable[[int, int], None]

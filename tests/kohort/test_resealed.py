@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common import manifest as layout
 from common.errors import RefusedError
-from common.manifest import verify
 from common.privacy import boundary
 from common.study.plan import Study, load_study
 from common.wire import signing
 from common.wire.messages import Header, seal
+from kohort import manifest as layout
+from kohort.manifest import verify
 from tests.releases import small_release
 
 Change = Callable[[Path], object]

@@ -12,8 +12,8 @@ from typing import ClassVar
 import pytest
 import trustme
 
-from common import download
 from common.errors import ConfigurationError, KohortError, PeerError, RefusedError
+from kohort import download
 from tests.releases import small_release
 
 
