@@ -2,8 +2,8 @@
 
     python benchmarks/align.py [--json] [--sizes 64 128 256 512] [--repeats 3] [--weights features.yaml]
 
-Equal networks, equal loss (k = 5, 4×4 windows, float32): `loop` is benchmarks/paper_loop.py, one group at a time; `ours` is
-client/synthesize/parity.py on 4 groups at once with the same random weights (or the pinned ones of --weights; time does not
+Equal networks, equal loss (k = 5, 4×4 windows, float32): `loop` is benchmarks/paper/loop.py, one group at a time; `ours` is
+benchmarks/paper/alignment.py on 4 groups at once with the same random weights (or the pinned ones of --weights; time does not
 depend on the values): activation-modulated convolutions, Winograd's convolution for wide frozen layers, one FIR, VGG-19 cut
 after conv1_2, two passes of the folded ResNet-50 instead of twenty. `light`: what the product runs at 256 px, its own generator
 (width 64 = channel base 16384, latent 256), style filters and critic, client/synthesize/align.py: other networks, so another row.
@@ -31,14 +31,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg19
 
-from benchmarks.paper_loop import PaperLoop
+from benchmarks.paper.alignment import PaperLoss
+from benchmarks.paper.external import Content, PaperFeatures, Texture, load_content, load_texture
+from benchmarks.paper.loop import PaperLoop
+from benchmarks.paper.stylegan2 import PaperGenerator
 from client.synthesize import align
 from client.synthesize.group import Group, Stratum
-from client.synthesize.parity import PaperLoss
 from common.config import load_yaml
-from common.models.external import Content, PaperFeatures, Texture, load_content, load_texture
 from common.models.stylegan import Critic, Generator
-from common.models.stylegan2 import PaperGenerator
 
 T = TypeVar("T")
 K, BATCH, STEPS = 5, 4, 100
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--weights", type=Path, help="YAML with vgg19 and moco_v2: file and sha256 (common/models/external.py)"
+        "--weights", type=Path, help="YAML with vgg19 and moco_v2: file and sha256 (benchmarks/paper/external.py)"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)

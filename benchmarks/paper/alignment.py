@@ -2,7 +2,7 @@
 
 In: inverted and real source images of groups of one size k, a generator, and the paper's two feature networks. Out: codes
 [B, L, d_w] and losses [B].
-Guaranteed: loss and gradient equal a plain loop over groups, sources and windows (benchmarks/paper_loop.py) up to rounding.
+Guaranteed: loss and gradient equal a plain loop over groups, sources and windows (benchmarks/paper/loop.py) up to rounding.
 Not: a way to release. Each source window is matched to a window of the average at every step, so one patient's Gram
 reaches the optimiser and may alone decide the texture of a window: no study plan can ask for this mode.
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import paper_loop
-from client.synthesize import parity
+from benchmarks.paper import alignment as parity
+from benchmarks.paper import external, stylegan2
+from benchmarks.paper import loop as paper_loop
 from common.errors import ConfigurationError
-from common.models import external, stylegan2
 
 torch.set_num_threads(1)
 PLAN = parity.PaperPlan(steps=12, style_weight=0.1, image_px=32, content_px=24, windows=2)

@@ -1,7 +1,7 @@
 """The paper's optimisation as its loop does it: one group at a time, one source at a time, one window at a time.
 
 A reference of our own (nothing is copied from the authors), written from methods/ksalsa.md sections 2 and 4, for
-benchmarks/align.py (speed) and tests/client/synthesize/test_parity.py (equality). Per step it does what the paper's loop
+benchmarks/align.py (speed) and tests/benchmarks/paper/test_alignment.py (equality). Per step it does what the paper's loop
 does: per-sample modulated weights, two 1-D filter passes, VGG-19 in full (k-independent: the sources' Grams are kept per
 group), three forward and one backward pass of the content network per source (20 passes at k = 5), a match with a
 synchronisation per source window. Per group: the feature networks loaded anew, the sources passed through VGG-19 in full.
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from client.synthesize.parity import PaperPlan
-from common.models.stylegan2 import PaperGenerator, PaperImage, PaperLayer
+from benchmarks.paper.alignment import PaperPlan
+from benchmarks.paper.stylegan2 import PaperGenerator, PaperImage, PaperLayer
 
 CONV1_2 = 3  # index of the ReLU after conv1_2 in VGG-19; it works in place, so this is what the paper's Gram sees
 

@@ -10,9 +10,9 @@ import torch
 import torchvision.models
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from benchmarks.paper import external
 from common.config import load_yaml
 from common.errors import ConfigurationError
-from common.models import external
 from common.wire.tensors import dumps
 
 torch.set_num_threads(1)

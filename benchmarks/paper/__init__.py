@@ -1,0 +1,1 @@
+"""The paper's own alignment, generator and feature networks, for comparison alone."""
