@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.learn.train_glow import flattened, loss_of
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.models import glow
 from common.models.adam import Adam
 from common.models.glow import Glow, Level, Mixing, Split, composed, initialise_from_noise

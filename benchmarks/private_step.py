@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from client.learn.private_step import Execution, Parameters, PrivateStep, StepConstants
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.models.adam import Adam
 from common.models.wgan import Critic, Generator, critic_loss
 from common.privacy.mechanisms import SubsampledGaussian

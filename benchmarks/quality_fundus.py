@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import chest_split, fundus_split
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from client.synthesize import anchors, partition
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
 from client.synthesize.group import Group, Mode, Roster, Stratum, form_groups, patient_codes, roster

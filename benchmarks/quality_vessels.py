@@ -29,7 +29,7 @@ from PIL import Image
 
 from client.ingest.cohort import Cohort
 from client.learn import train_wgan
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.measure import pair_utility as utility
 from common.models.wgan import build, load, load_average, named, sample
 from common.privacy.accounting import calibrate

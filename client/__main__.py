@@ -32,9 +32,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from client import config as site_config
 from client.app import build_app
-from client.config import check_plan, load_site
 from client.connection import classify, tls_context
 from client.daemon import Site
 from client.egress.review import Batch, Reviews
@@ -42,7 +40,9 @@ from client.fleet import FleetClient, FleetSettings, create_node_key, read_node_
 from client.health import CLIENT_CERTIFICATE_REFUSED, Health
 from client.ingest.cohort import Cohort, IngestReport
 from client.jobs import Progress as Report
-from client.plans import Membership, Plans, State, new_pseudonym_key, read_membership
+from client.state import config as site_config
+from client.state.config import check_plan, load_site
+from client.state.plans import Membership, Plans, State, new_pseudonym_key, read_membership
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, PolicyError
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event

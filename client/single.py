@@ -31,7 +31,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from client.config import check_plan
 from client.daemon import Groups, Site
 from client.egress.gate import Gate
 from client.egress.review import SHEET, batch_digest
@@ -39,6 +38,7 @@ from client.ingest.decode import Photograph, Settings, decode_all
 from client.ingest.persons import is_placeholder, normalised_id, pseudonym
 from client.ingest.quarantine import Reason
 from client.ingest.synthetic_dicom import synthetic_dicom
+from client.state.config import check_plan
 from client.synthesize.privatize import encode_released, privatize
 from common.errors import ConfigurationError, PolicyError
 from common.models import glow as flows

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from client.ingest.cohort import Cohort
-from client.plans import Plans, State
+from client.state.plans import Plans, State
 from common.errors import ConfigurationError, RefusedError
 from common.measure import pair_utility as utility
 from common.wire import signing

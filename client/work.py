@@ -30,14 +30,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.canaries import TALLY_CAP_BYTES
 from client.egress.audit import Code, audit, contact_sheet, gives_away_members
 from client.egress.gate import EVIDENCE_CAP_BYTES, Evidence
 from client.egress.review import SHEET
 from client.ingest.cohort import Cohort
 from client.jobs import CANARIES, TALLY, Job, write_progress
 from client.learn import train_encoder, train_gan, train_glow, train_wgan
-from client.ledger import Reservation
+from client.state.canaries import TALLY_CAP_BYTES
+from client.state.ledger import Reservation
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, outputs
 from client.synthesize.anchors import cells_of, noisy_means
 from client.synthesize.anchors import images as decoded

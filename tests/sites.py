@@ -18,14 +18,14 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client import config as site_config
-from client.config import load_site
 from client.daemon import Site
 from client.egress.gate import Evidence
 from client.ingest.cohort import FORMAT, SCHEMA
 from client.jobs import CANARIES, TALLY, Ending, Job, Progress
-from client.ledger import Reservation
-from client.plans import Membership, Plans, State, new_pseudonym_key
+from client.state import config as site_config
+from client.state.config import load_site
+from client.state.ledger import Reservation
+from client.state.plans import Membership, Plans, State, new_pseudonym_key
 from client.synthesize.group import Group, Stratum
 from common.privacy.accounting import Spent, spend
 from common.privacy.canaries import Canaries, Tally, rehearse
@@ -216,7 +216,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, study: Study, *script: str) -> Chi
     """Let the daemon's children follow a script; after its end every child finishes."""
     children = Children(study, list(script))
     monkeypatch.setattr("client.daemon.run_child", children)
-    for module in ("client.daemon", "client.ledger"):
+    for module in ("client.daemon", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     return children
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from client.ingest.cohort import Cohort
 from client.learn import train_wgan
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.models.wgan import build, named
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import SeededNoiseSource

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.canaries import Heard
-from client.config import Policy, check_plan
 from client.egress.review import Reviews, batch_digest
-from client.ledger import Ledger, Reservation
+from client.state.canaries import Heard
+from client.state.config import Policy, check_plan
+from client.state.ledger import Ledger, Reservation
 from client.synthesize.group import Group, GroupStore, Stratum
 from common.errors import Bug, KohortError, RefusedError
 from common.privacy.boundary import (

@@ -32,7 +32,7 @@ from client.learn.layer_rules import Batch, Parameters, PatientLoss
 from client.learn.model_check import check_model
 from client.learn.patient_gradients import Execution, PatientGradients
 from client.learn.workers import ALONE, Workers
-from client.ledger import PracticeReservation, Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.privacy.canaries import RAW_NORM, Canaries
 from common.privacy.mechanisms import SubsampledGaussian

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from client.ingest.cohort import Cohort
 from client.learn.private_step import Parameters, PatientLoss, PrivateStep, StepConstants, check_model
-from client.ledger import PracticeReservation, Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError
 from common.models.adam import Adam
 from common.models.stylegan import Critic, Generator, load_critic, load_generator, to_unit

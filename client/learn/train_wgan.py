@@ -28,7 +28,7 @@ from torch.func import functional_call
 from client.ingest.cohort import Cohort
 from client.learn.private_step import Parameters, PatientLoss, PrivateStep, StepConstants, check_model
 from client.learn.train_gan import stream, within
-from client.ledger import PracticeReservation, Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.rmsprop import RMSprop

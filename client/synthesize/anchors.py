@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.ledger import PracticeReservation, Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from client.synthesize.align import render
 from client.synthesize.group import Group, Roster, Stratum
 from client.synthesize.invert import GeneratorCodes, Whitening

@@ -4,7 +4,7 @@ In: a study plan and how many numbers each of its models trains. Out: a `PlanRep
 PolicyError (E-PLAN-INFEASIBLE) at a site that is asked to run a hopeless plan.
 Guaranteed: everything follows from the plan's public constants; no number in a fix is guessed: each is the smallest change
 with which the plan's own epsilon allows noise below the limit, by RDP (never less than PLD charges, so never too hopeful).
-Not: that a feasible plan learns (data decide that), or what a site has spent before (client/ledger.py).
+Not: that a feasible plan learns (data decide that), or what a site has spent before (client/state/ledger.py).
 
 The measure: r = sigma·sqrt(d)/B, the noise's norm over the largest possible signal's norm at one site; averaging S equal sites
 divides it by sqrt(S). r/sqrt(S) <= 10 is feasible, <= 20 marginal, more is refused (methods/dp-training.md, section 4; published

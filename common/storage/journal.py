@@ -1,7 +1,7 @@
 """An append-only journal on disk: what happened to which key, in order, surviving `kill -9` and a power cut.
 
 In: (key, state, data). Out: entries in the order they were written. Guaranteed: an entry that `append` returned from is on
-disk; nothing is changed or removed. Not covered: tamper evidence (that is the ledger's, client/ledger.py).
+disk; nothing is changed or removed. Not covered: tamper evidence (that is the ledger's, client/state/ledger.py).
 """
 
 from __future__ import annotations

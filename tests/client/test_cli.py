@@ -12,7 +12,7 @@ from PIL import Image
 
 from client.__main__ import app, plan_lines, site_status
 from client.daemon import Site
-from client.plans import State
+from client.state.plans import State
 from common.storage.lock import FolderLock
 from common.study.plan import write_bundle
 from common.wire import signing

@@ -193,9 +193,9 @@ KILLED_DAEMON = """
 import os, signal, sys
 from pathlib import Path
 import client.daemon
-from client.config import load_site
+from client.state.config import load_site
 from client.daemon import Site
-from client.plans import State, read_membership
+from client.state.plans import State, read_membership
 from common.wire.messages import Sealed
 from tests.sites import Children
 from common.study.plan import load_study

@@ -63,7 +63,7 @@ CHILD = single.decode_all
 def hospital(made: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospital:
     """A copy, so that no test sees another's ledger; files are decoded in this process, and one history is accounted once."""
     monkeypatch.setattr(single, "decode_all", lambda paths, settings, _: [_here(path, settings) for path in paths])
-    monkeypatch.setattr("client.ledger.spend", spend_once)
+    monkeypatch.setattr("client.state.ledger.spend", spend_once)
     shutil.copytree(made.root, tmp_path / "state")
     return Hospital(tmp_path / "state", made.operator, made.study, made.bundle)
 

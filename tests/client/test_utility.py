@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 
 from client import __main__ as command
-from client import config as site_config
 from client import utility
 from client.ingest.cohort import FORMAT, SCHEMA, Cohort
-from client.plans import Plans, State
+from client.state import config as site_config
+from client.state.plans import Plans, State
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.measure import pair_utility as common_utility
 from common.study.plan import Study, write_bundle

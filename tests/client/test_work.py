@@ -21,8 +21,8 @@ from client.egress.audit import Evidence as AuditEvidence
 from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
 from client.jobs import Job, Stopped, run_child
-from client.ledger import Reservation
-from client.plans import State
+from client.state.ledger import Reservation
+from client.state.plans import State
 from client.synthesize.group import Group, Roster, Stratum
 from client.work import Made, aligned, audited, main, members_found, person_names, work
 from common.errors import PolicyError

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from client.ledger import PracticeReservation, Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from client.synthesize import anchors as a
 from client.synthesize.group import Roster, Stratum, roster
 from client.synthesize.invert import GeneratorCodes, Whitening

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from client.config import Policy
 from client.egress.gate import Evidence
 from client.jobs import Ending, Job
-from client.ledger import Reservation
+from client.state.config import Policy
+from client.state.ledger import Reservation
 from client.work import Batch, inverted, work
 from common.errors import KohortError, PolicyError, RefusedError
 from common.models.stylegan import Critic, Generator, numpy_weights
@@ -49,7 +49,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
     monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", -1.0)
     monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
-    for module in ("client.daemon", "client.ledger"):
+    for module in ("client.daemon", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     monkeypatch.setattr("client.work.inverted", inverted_once)
 

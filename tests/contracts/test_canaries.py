@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.canaries import CanaryFile
 from client.daemon import Site
 from client.jobs import CANARIES
 from client.learn.lattice import to_lattice
 from client.learn.private_step import PrivateStep, StepConstants
-from client.ledger import PracticeReservation
+from client.state.canaries import CanaryFile
+from client.state.ledger import PracticeReservation
 from common.errors import KohortError, PolicyError
 from common.privacy import canaries as audit
 from common.privacy.accounting import epsilon_pld

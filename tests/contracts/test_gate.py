@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.config import check_plan
 from client.egress.gate import Cleared, Evidence
 from client.egress.outbox import Outbox
+from client.state.config import check_plan
 from client.synthesize.group import Group, Stratum
 from common.errors import Bug, KohortError, PolicyError, RefusedError
 from common.study.plan import open_bundle, write_bundle
@@ -254,7 +254,7 @@ def test_a_finished_output_survives_kill_9_and_is_the_one_that_is_sent(
 
 DEATHS = {
     "after the ledger, before the journal": ("client.daemon.Site._job", False),
-    "in the gate": ("client.ledger.Ledger.commit", False),
+    "in the gate": ("client.state.ledger.Ledger.commit", False),
     "after the gate, before the outbox": ("client.daemon.Outbox.store", False),
 }
 
@@ -286,7 +286,7 @@ def test_one_ledger_entry_has_one_artefact(hospital: Hospital, monkeypatch: pyte
         hospital.site().answer(hospital.ask("train"))
     site = hospital.site()
     reservation = json.loads(site.state.journal.entries()[-1].data["reservation"])
-    from client.ledger import Reservation
+    from client.state.ledger import Reservation
 
     site.ledger().commit(Reservation.from_json(json.dumps(reservation)), "1" * 64)
     assert refused(lambda: site.answer(hospital.ask("train"))) == "E-GATE-21"

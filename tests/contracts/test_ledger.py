@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import Ledger, Reservation
+from client.state.ledger import Ledger, Reservation
 from common.errors import EnvironmentFault, KohortError, PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld, epsilon_rdp
 from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
@@ -90,7 +90,7 @@ def test_a_crash_between_reserve_and_commit_counts_as_spent(tmp_path: Path) -> N
     program = f"""
         import os, signal
         from pathlib import Path
-        from client.ledger import Ledger
+        from client.state.ledger import Ledger
         from common.privacy.mechanisms import mechanism_from
         ledger = Ledger.open(Path({str(tmp_path / "ledger.sqlite")!r}), cap_epsilon=10, delta=1e-5, cohort="fp")
         ledger.reserve('{EVENT.event()}', {PLAN!r}).take()
@@ -228,7 +228,7 @@ def test_a_reservation_leads_to_one_artefact(tmp_path: Path) -> None:
 
 
 def test_a_locked_ledger_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.ledger.LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr("client.state.ledger.LOCK_WAIT_S", 0.05)
     ledger = opened(tmp_path)
     other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -245,7 +245,7 @@ def test_a_full_disk_spends_nothing_and_says_so(tmp_path: Path) -> None:
     program = f"""
         import resource, sys
         from pathlib import Path
-        from client.ledger import Ledger
+        from client.state.ledger import Ledger
         from common.errors import EnvironmentFault
         ledger = Ledger.open(Path({str(path)!r}), cap_epsilon=1e5, delta=1e-5, cohort="fp")
         resource.setrlimit(resource.RLIMIT_FSIZE, ({path.stat().st_size},) * 2)

@@ -17,7 +17,7 @@ from client.learn.lattice import LatticeSum, to_lattice
 from client.learn.model_check import PER_EXAMPLE, check_model
 from client.learn.patient_gradients import Backend, PatientGradients, check_neighbours
 from client.learn.private_step import Execution, PrivateStep, StepConstants
-from client.ledger import PracticeReservation, Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError, RefusedError
 from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource

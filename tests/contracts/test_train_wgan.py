@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client.learn import train_wgan
 from client.learn.private_step import Execution, PrivateStep, StepConstants
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.models.wgan import Critic, Generator, build
 from common.privacy.mechanisms import SubsampledGaussian, round_event
 from common.privacy.noise import LATTICE, SeededNoiseSource

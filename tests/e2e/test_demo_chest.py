@@ -20,8 +20,8 @@ import pytest
 from client.daemon import FILTER_ORDER
 from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
-from client.ledger import Ledger
-from client.plans import State
+from client.state.ledger import Ledger
+from client.state.plans import State
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
 from common.study.plan import Study, load_study
 from kohort.manifest import verify

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from client.learn.private_step import Execution, PrivateStep, StepConstants, check_model
-from client.ledger import PracticeReservation, Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import NoiseSource, SeededNoiseSource

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.learn.workers import ALONE, Workers
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import SeededNoiseSource
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from client.ingest.cohort import Cohort
 from client.learn import train_gan
 from client.learn.private_step import PrivateStep
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models.stylegan import numpy_weights
 from common.privacy.mechanisms import round_event

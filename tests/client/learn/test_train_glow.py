@@ -8,7 +8,7 @@ import torch
 
 from client.ingest.cohort import Cohort
 from client.learn import train_glow
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.models.adam import Adam
 from common.models.glow import Glow, weights_of

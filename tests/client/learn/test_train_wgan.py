@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from client.learn import train_wgan
 from client.learn.patient_gradients import Backend, Execution, PatientGradients
 from client.learn.train_wgan import LADDER_PATIENCE, Ladder
-from client.ledger import PracticeReservation
+from client.state.ledger import PracticeReservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.models import wgan
 from common.models.adam import Adam

@@ -156,7 +156,7 @@ def test_calibration_rounds_up_and_stays_within_the_target() -> None:
 
 def test_a_reserves_arithmetic_needs_no_torch() -> None:
     program = (
-        "import sys, json, client.ledger; from common.privacy.accounting import spend;"
+        "import sys, json, client.state.ledger; from common.privacy.accounting import spend;"
         "from common.privacy.mechanisms import SubsampledGaussian as G; spend([G(.1, 2., 20)], 1e-5);"
         "print(json.dumps([m for m in ('torch', 'opacus') if m in sys.modules]))"
     )

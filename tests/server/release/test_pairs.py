@@ -101,7 +101,7 @@ class TrainingSite(ToySite):
 
     def update(self, asked: Header, weights: tensors.Arrays) -> tensors.Arrays:
         from client.learn import train_wgan
-        from client.ledger import PracticeReservation
+        from client.state.ledger import PracticeReservation
         from common.privacy.mechanisms import round_event
         from common.privacy.noise import SeededNoiseSource
 

@@ -2,7 +2,7 @@
 
 In: site.yaml, or nothing for a sample. Out: a frozen `SiteConfig`. Guaranteed: every limit has a default that denies more
 rather than less; a plan outside the policy is refused with all its problems at once; the sample file is made from the model
-itself. Not covered: whether a plan is signed (common/study/plan.py) and what was spent before (client/ledger.py).
+itself. Not covered: whether a plan is signed (common/study/plan.py) and what was spent before (client/state/ledger.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.config import PlanRefused, Policy, SiteConfig, check_plan, load_site, sample
+from client.state.config import PlanRefused, Policy, SiteConfig, check_plan, load_site, sample
 from common.errors import ConfigurationError
 from tests.studies import SMALL, small_study
 
@@ -45,7 +45,7 @@ def test_a_plan_within_the_policy_passes() -> None:
 def test_a_plan_with_a_model_that_no_trainer_is_for_is_refused_before_it_costs_anything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("client.config.TRAINERS", ("gan",))
+    monkeypatch.setattr("client.state.config.TRAINERS", ("gan",))
     config = SiteConfig.model_validate({"site": "hospital-a", "data": {"folder": "/data"}})
     with pytest.raises(PlanRefused, match=r"models\.glow: .* cannot train"):
         check_plan(small_study(), config.policy, "hospital-a")

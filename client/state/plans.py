@@ -2,7 +2,7 @@
 
 In: a folder made by `kohort-site init`, a join file, signed plan bundles. Out: paths, `Membership`, verified plans.
 Guaranteed: a plan counts as approved only if a journal line says so and the stored bundle still has the operator's signature,
-the pinned checkpoints and the approved hash; every opening checks all three again. Not covered: the policy (client/config.py).
+the pinned checkpoints and the approved hash; every opening checks all three again. Not covered: the policy (client/state/config.py).
 """
 
 from __future__ import annotations

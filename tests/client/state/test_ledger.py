@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import Ledger, PracticeReservation, Reservation
+from client.state.ledger import Ledger, PracticeReservation, Reservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld
 from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.canaries import CanaryFile
+from client.state.canaries import CanaryFile
 from common.errors import RefusedError
 from common.privacy.canaries import Tally
 

@@ -1,0 +1,1 @@
+"""What the hospital keeps: configuration, folder, plans, ledger; it never talks to the network."""
