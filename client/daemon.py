@@ -1,6 +1,6 @@
 """The site's daemon: one signed instruction in, one signed answer out, the same one for the same round for ever.
 
-In: `Sealed` instructions (through client/app.py). Out: `Sealed` replies, or a KohortError whose code alone leaves. Must hold:
+In: `Sealed` instructions (through client/fleet/app.py). Out: `Sealed` replies, or a KohortError whose code alone leaves. Must hold:
    1 the operator signed the instruction          2 the plan is approved, unaltered and within the site's policy
    3 kind, phase, model and round are the plan's  4 receipts in it are noted
    5 a round that was answered gets the stored bytes, whatever is asked now (an old backup is refused before it spends)
@@ -9,7 +9,7 @@ In: `Sealed` instructions (through client/app.py). Out: `Sealed` replies, or a K
    9 a person approved the images (policy), and their groups are frozen
   10 the gate clears what leaves                  11 it is signed and on disk before it is sent, at a fixed slot
 Guaranteed after `kill -9` anywhere: a finished output is gated and sent; a child that was at work is dead, what it had reserved
-stays spent and a new reservation is taken. Not covered: the wire (client/fleet.py) and the numbers (client/work.py).
+stays spent and a new reservation is taken. Not covered: the wire (client/fleet/client.py) and the numbers (client/work.py).
 Logs hold phase, round and code alone. This process imports no torch.
 """
 

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import build_app
+from client.fleet.app import build_app
 from common.privacy import boundary
 from common.study.plan import Study, write_bundle
 from common.wire import signing, tensors

@@ -1,4 +1,4 @@
-"""A scripted Fleet API over TLS in this process: the other side of `client/fleet.py`, honest unless told to misbehave.
+"""A scripted Fleet API over TLS in this process: the other side of `client/fleet/client.py`, honest unless told to misbehave.
 
 `FleetServer` delivers queued instructions once, as Flower does, keeps every request it got as bytes, and lets a test
 replace the answer of a path. It knows nothing of node authentication: the real SuperLink is in tests/transport.py.

@@ -20,8 +20,8 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from client.fleet import FleetClient, FleetSettings, create_node_key
-from client.health import Health
+from client.fleet.client import FleetClient, FleetSettings, create_node_key
+from client.fleet.health import Health
 from common.wire.app_bundle import write_app
 from server.flower.superlink import SuperLink, free_port
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate

@@ -3,7 +3,7 @@
 In: the exact bytes of an approved `study.yaml`. Out: the app folder that the operator submits to Flower, and the SHA-256
 that Flower will report for it. Guaranteed: the hash is a pure function of those bytes, so that a site computes its pin
 from the plan that its own staff approved and takes nothing from the server; a folder with any other file is refused.
-Not covered: whether the plan is signed or approved (`common/study/plan.py`, `client/app.py`).
+Not covered: whether the plan is signed or approved (`common/study/plan.py`, `client/fleet/app.py`).
 
 Flower packs an app as a zip of *stored* entries with a fixed date: `pyproject.toml` as its TOML writer prints it, the
 other files by name, and a manifest. `archive` writes those bytes with the standard library; a test holds the two equal.
@@ -20,7 +20,7 @@ from common.errors import RefusedError, disk_faults_named
 from common.wire.tensors import atomic_write
 
 SERVER_APP = "server.app:app"
-CLIENT_APP = "client.app:app"
+CLIENT_APP = "client.fleet.app:app"
 FILES = ("pyproject.toml", "study.yaml")
 STUDY_CAP_BYTES = 1 << 20
 ENTRY_DATE = (2024, 10, 1, 0, 0, 0)

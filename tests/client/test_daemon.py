@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from client.app import build_app, record_of, reply_to, sealed_of
 from client.daemon import split
+from client.fleet.app import build_app, record_of, reply_to, sealed_of
 from client.jobs import Stopped
 from common.errors import KohortError, PolicyError, RefusedError
 from common.privacy.boundary import PART_CAP_BYTES
@@ -29,9 +29,7 @@ def hospital(tmp_path: Path) -> Hospital:
 
 
 def test_the_parent_imports_no_torch() -> None:
-    code = (
-        "import sys, client.daemon, client.app, client.egress.gate, client.__main__; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, client.daemon, client.fleet.app, client.egress.gate, client.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -269,7 +267,7 @@ def test_any_other_record_is_refused() -> None:
 )
 def test_an_error_leaves_as_a_code_alone(monkeypatch: pytest.MonkeyPatch, error: Exception, code: str) -> None:
     sent: list[object] = []
-    monkeypatch.setattr("client.app.Message", lambda content, reply_to: sent.append(content))
+    monkeypatch.setattr("client.fleet.app.Message", lambda content, reply_to: sent.append(content))
 
     def answer(_: Sealed) -> Sealed:
         raise error

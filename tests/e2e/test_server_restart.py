@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from client.fleet import FleetClient, FleetSettings, create_node_key
-from client.health import Health
+from client.fleet.client import FleetClient, FleetSettings, create_node_key
+from client.fleet.health import Health
 from common.study.plan import write_bundle
 from common.wire import signing
 from common.wire.app_bundle import fab_hash

@@ -150,8 +150,8 @@ def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
 CLIENT = """
 import sys, threading, time
 from pathlib import Path
-from client.fleet import FleetClient, FleetSettings
-from client.health import Health
+from client.fleet.client import FleetClient, FleetSettings
+from client.fleet.health import Health
 from tests.e2e.test_transport import echo
 
 folder, url, ca, pin, hang = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4], sys.argv[5] == "hang"

@@ -1,9 +1,9 @@
 """How this site reaches the server: keys and certificates, a distrustful HTTPS client, and a declared cause for every failure.
 
-In: settings, files, and whatever a call raised. Out: an httpx client, or a `Trouble` with a state of `client/health.py`.
+In: settings, files, and whatever a call raised. Out: an httpx client, or a `Trouble` with a state of `client/fleet/health.py`.
 Guaranteed: TLS 1.3 with the site's own CA alone; no redirect followed, no proxy of the environment, no answer beyond its
 cap in bytes and seconds, no compressed answer; no word of the server in a state. Not covered: Flower's protocol
-(`client/fleet.py`).
+(`client/fleet/client.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client import health as states
-from client.health import State
+from client.fleet import health as states
+from client.fleet.health import State
 from common.errors import ConfigurationError, KohortError
 from common.wire.tensors import atomic_write, read_capped
 

@@ -2,7 +2,7 @@
 
 In: bytes. Out: the same bytes, after `kill -9` too. A folder appears whole or not at all, and so does its reply:
 `message` and `objects`, later `reply.objects` and `reply`. Guaranteed: synced before the name appears; what was half
-written is removed at the next start. Not covered: what the bytes mean (`client/fleet.py`).
+written is removed at the next start. Not covered: what the bytes mean (`client/fleet/client.py`).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ In: settings, the pins of approved plans, and `handle`, the installed ClientApp.
 no code is fetched or run from the server (GetFab is never called); nothing of an app that is not pinned is pulled; a
 message is on disk before the server hears that it arrived; every object is what its identifier says; a reply is deflated
 once, stored, and sent again with the same bytes; only error codes leave, never text, never a run time; only `stop` ends
-the loop. Not covered: TLS, limits of answers, causes of failures (`client/connection.py`); files (`client/inbox.py`); what
-a message means, whether the operator signed it, which round it belongs to, what may leave (`client/app.py`, `client/egress/`).
+the loop. Not covered: TLS, limits of answers, causes of failures (`client/fleet/connection.py`); files (`client/fleet/inbox.py`); what
+a message means, whether the operator signed it, which round it belongs to, what may leave (`client/fleet/app.py`, `client/egress/`).
 
 How it runs: `run` pulls; one thread sends heartbeats; one worker thread calls `handle`, one message at a time in order
 of arrival, for as long as it takes; one thread sends replies. Each has its own connection. A message lives in
@@ -53,8 +53,8 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client import health as states
-from client.connection import (
+from client.fleet import health as states
+from client.fleet.connection import (
     CappedClient,
     FleetSettings,
     Pause,
@@ -64,8 +64,8 @@ from client.connection import (
     read_node_key,
     tls_context,
 )
-from client.health import Health, State
-from client.inbox import MESSAGE_ID, Inbox
+from client.fleet.health import Health, State
+from client.fleet.inbox import MESSAGE_ID, Inbox
 from common.errors import Bug, ConfigurationError, EnvironmentFault, KohortError
 from common.storage.lock import FolderLock
 from common.wire.tensors import atomic_write, read_capped

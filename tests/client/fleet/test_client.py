@@ -21,12 +21,12 @@ from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-import client.connection as connection
-import client.fleet as fleet
-from client import health as states
-from client.connection import classify
-from client.fleet import FleetClient, FleetSettings, create_node_key, deflate, expanded_bytes
-from client.health import Health
+import client.fleet.client as fleet
+import client.fleet.connection as connection
+from client.fleet import health as states
+from client.fleet.client import FleetClient, FleetSettings, create_node_key, deflate, expanded_bytes
+from client.fleet.connection import classify
+from client.fleet.health import Health
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate, load_authority
 from tests.fleet_server import NODE_ID, PIN, PROTOBUF, RUN_ID, Answer, FleetServer, instruction
