@@ -353,7 +353,7 @@ def utility(
     """Verify the release, train on its pairs, test on the cohort; nothing is sent."""
     if threads := load_site(state).limits.threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the import of torch, which comes next
-    from client.utility import measure_release, recipe
+    from client.child.utility import measure_release, recipe
 
     place = State(state)
     plans = Plans(place, read_membership(place.membership).operator)

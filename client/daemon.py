@@ -9,7 +9,7 @@ In: `Sealed` instructions (through client/fleet/app.py). Out: `Sealed` replies, 
    9 a person approved the images (policy), and their groups are frozen
   10 the gate clears what leaves                  11 it is signed and on disk before it is sent, at a fixed slot
 Guaranteed after `kill -9` anywhere: a finished output is gated and sent; a child that was at work is dead, what it had reserved
-stays spent and a new reservation is taken. Not covered: the wire (client/fleet/client.py) and the numbers (client/work.py).
+stays spent and a new reservation is taken. Not covered: the wire (client/fleet/client.py) and the numbers (client/child/job.py).
 Logs hold phase, round and code alone. This process imports no torch.
 """
 

@@ -2,7 +2,7 @@
 
 In: a `Job`. Out: a finished folder (out.safetensors), or how the child ended. Guaranteed: the output appears whole or not at
 all; the child has no keys, a bare environment, one secret over a pipe, and dies with the parent; what it prints stays in the
-folder. Not covered: what the child computes (client/work.py) and whether it may leave (client/egress/gate.py).
+folder. Not covered: what the child computes (client/child/job.py) and whether it may leave (client/egress/gate.py).
 
 Folder: job.json, in.safetensors (global weights), groups.json (frozen groups), canaries.safetensors (coins) -> progress,
 tally.safetensors (of the canaries), out.safetensors, evidence.json, contact_sheet.png, inversions.png, error (a code), child.log.
@@ -87,11 +87,11 @@ def is_finished(folder: Path) -> bool:
 
 
 def run_child(folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress) -> Ending:
-    """Run `python -m client.work FOLDER` and wait for it; raises Stopped (child killed) when `stop` is set.
+    """Run `python -m client.child.job FOLDER` and wait for it; raises Stopped (child killed) when `stop` is set.
 
     `secret` goes through the child's standard input, which stays open: the child ends when it closes.
     """
-    command = [sys.executable, "-P", "-m", "client.work", str(folder)]
+    command = [sys.executable, "-P", "-m", "client.child.job", str(folder)]
     with disk_faults_named("cannot start the child in", folder), open(folder / "child.log", "wb") as log:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(threads), start_new_session=True

@@ -19,7 +19,7 @@ from common.errors import PolicyError
 from common.study.plan import Identifier, Study
 
 FILE = "site.yaml"
-TRAINERS = ("gan", "glow", "wgan")  # the models that client/work.py can train
+TRAINERS = ("gan", "glow", "wgan")  # the models that client/child/job.py can train
 
 
 class Data(FrozenModel):

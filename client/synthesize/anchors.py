@@ -10,7 +10,7 @@ mean codes of the cells that may be published, each with its `Group`. Guaranteed
  6. a code is noisy sum / noisy count, cut to R: a function of noisy numbers alone, as is all that is made from it
 Cells, strata and mechanism come from the plan and the generator; no argument but the roster and its codes is private, and of
 the roster only codes and strata enter. Not covered: what a site does with the result by looking at its patients (the audit
-stays a picture for the site: client/work.py), or a person at two sites.
+stays a picture for the site: client/child/job.py), or a person at two sites.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from client.child.job import Batch, inverted, work
 from client.egress.gate import Evidence
 from client.jobs import Ending, Job
 from client.state.config import Policy
 from client.state.ledger import Reservation
-from client.work import Batch, inverted, work
 from common.errors import KohortError, PolicyError, RefusedError
 from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy import boundary
@@ -51,7 +51,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
     for module in ("client.daemon", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
-    monkeypatch.setattr("client.work.inverted", inverted_once)
+    monkeypatch.setattr("client.child.job.inverted", inverted_once)
 
 
 _inverted: dict[int, Any] = {}
@@ -123,7 +123,7 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
         raise AssertionError("private statistics of a group in mode anchors")
 
     for name in ("measure_patients", "gather", "align"):
-        monkeypatch.setattr(f"client.work.{name}", forbidden)
+        monkeypatch.setattr(f"client.child.job.{name}", forbidden)
     header, event = ask(hospital, weights), anchors_event(hospital.study)
     assert event is not None
     rows = hospital.site().ledger().rows()

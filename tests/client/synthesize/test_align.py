@@ -359,7 +359,7 @@ def test_no_group_is_an_error() -> None:
 
 
 def test_a_site_goes_from_photographs_to_averages() -> None:
-    """The calls in the order in which client/work.py makes them."""
+    """The calls in the order in which client/child/job.py makes them."""
     site = make_site()
     torch.manual_seed(8)
     encoder, plan = Encoder(16, 3, 4, 8), inv.InversionPlan(steps=2, iterations=1, samples=16, components=4)

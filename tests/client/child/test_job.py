@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.child.job import Made, aligned, audited, main, members_found, person_names, work
 from client.egress.audit import AuditReport, Code
 from client.egress.audit import Evidence as AuditEvidence
 from client.egress.gate import Evidence
@@ -24,7 +25,6 @@ from client.jobs import Job, Stopped, run_child
 from client.state.ledger import Reservation
 from client.state.plans import State
 from client.synthesize.group import Group, Roster, Stratum
-from client.work import Made, aligned, audited, main, members_found, person_names, work
 from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
 from common.models.stylegan import Critic, Generator, numpy_weights
@@ -139,7 +139,7 @@ def test_a_stop_kills_the_child(hospital: Hospital, weights: dict[str, tensors.A
 
 
 CHILD = """
-from client.work import die_with_parent
+from client.child.job import die_with_parent
 import os, time
 die_with_parent()
 print(os.getpid(), flush=True)
@@ -234,7 +234,7 @@ def test_a_batch_that_fails_the_audit_is_no_batch(
 
 def test_a_job_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "job.json").write_text('{"kind": "train"}')
-    monkeypatch.setattr("client.work.die_with_parent", lambda: None)
+    monkeypatch.setattr("client.child.job.die_with_parent", lambda: None)
     read_end, write_end = os.pipe()
     os.write(write_end, b"00\n")
     os.close(write_end)
@@ -264,8 +264,8 @@ def flow_batch(site: Hospital, weights: dict[str, tensors.Arrays], folder: Path)
 def test_without_a_generator_every_image_is_a_privatized_average_of_a_random_group(
     flow_hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.work.inverted", lambda *_: pytest.fail("there is no generator to invert"))
-    monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.child.job.inverted", lambda *_: pytest.fail("there is no generator to invert"))
+    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
     folder = flow_batch(flow_hospital, weights, tmp_path / "job")
     work(Job.read(folder), folder, SECRET)
     arrays, evidence = (
@@ -285,7 +285,7 @@ def test_patients_images_never_choose_among_noised_averages_of_random_groups(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("client.work.audit", verdict("A-PASS", code))
+    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", code))
     folder = flow_batch(flow_hospital, weights, tmp_path / "job")
     with pytest.raises(PolicyError, match="the batch stops") as refused:
         work(Job.read(folder), folder, SECRET)
@@ -330,8 +330,8 @@ def made_batch(grouping: str) -> tuple[SimpleNamespace, list[Made]]:
 def test_groups_that_images_chose_stop_when_the_batch_gives_their_members_away(
     grouping: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
-    monkeypatch.setattr("client.work.members_found", lambda *_: True)
+    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.child.job.members_found", lambda *_: True)
     batch, made = made_batch(grouping)
     with pytest.raises(PolicyError, match="gives away who is in a group") as refused:
         audited(batch, made)  # type: ignore[arg-type]
@@ -342,8 +342,8 @@ def test_groups_that_images_chose_stop_when_the_batch_gives_their_members_away(
 def test_the_check_of_the_whole_batch_does_not_even_look_where_epsilon_would_not_cover_its_answer(
     grouping: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
-    monkeypatch.setattr("client.work.members_found", lambda *_: pytest.fail("patients' images decide what leaves"))
+    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.child.job.members_found", lambda *_: pytest.fail("patients' images decide what leaves"))
     batch, made = made_batch(grouping)
     assert audited(batch, made) == made  # type: ignore[arg-type]
 
@@ -352,11 +352,11 @@ def test_in_mode_anchors_nearness_is_a_fault_to_report_and_drops_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batch, made = made_batch("anchors")
-    monkeypatch.setattr("client.work.audit", verdict("A-NEAR", "A-COPY"))
+    monkeypatch.setattr("client.child.job.audit", verdict("A-NEAR", "A-COPY"))
     assert audited(batch, made) == made  # type: ignore[arg-type]
     said = capsys.readouterr().err  # child.log
     assert said == "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
-    monkeypatch.setattr("client.work.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
     assert audited(batch, made) == made  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
 
@@ -374,12 +374,12 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
         synthesis=small_study(synthesis=plan).synthesis, cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
         generator=lambda: None, critic=lambda: None, progress=None,
     )  # fmt: skip
-    monkeypatch.setattr("client.work.measure_patients", lambda *_: {})
-    monkeypatch.setattr("client.work.gather", lambda *_: [])
-    monkeypatch.setattr("client.work.align", lambda *_: SimpleNamespace(codes=aligned_codes))
-    monkeypatch.setattr("client.work.outputs", lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))])
+    monkeypatch.setattr("client.child.job.measure_patients", lambda *_: {})
+    monkeypatch.setattr("client.child.job.gather", lambda *_: [])
+    monkeypatch.setattr("client.child.job.align", lambda *_: SimpleNamespace(codes=aligned_codes))
+    monkeypatch.setattr("client.child.job.outputs", lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))])
     moved = SimpleNamespace(moved=lambda codes: codes + 1)
-    monkeypatch.setattr("client.work.directions_of", lambda *given: asked.append(given) or moved)
+    monkeypatch.setattr("client.child.job.directions_of", lambda *given: asked.append(given) or moved)
     aligned(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
     assert torch.equal(drawn[0], aligned_codes + (directions > 0))
     assert asked == ([(looked[0], 2, 5, "cells", 0.75)] if directions else [])

@@ -1,4 +1,4 @@
-"""The child process: one round of private training, or one image batch. `python -m client.work FOLDER`.
+"""The child process: one round of private training, or one image batch. `python -m client.child.job FOLDER`.
 
 In: a job folder (client/jobs.py) and, as one line on standard input, the grouping secret. Out: out.safetensors, written last
 and whole; for images also evidence.json and contact_sheet.png; on refusal `error` with a code. Guaranteed: no signing key and

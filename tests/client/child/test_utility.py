@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from client import __main__ as command
-from client import utility
+from client.child import utility
 from client.ingest.cohort import FORMAT, SCHEMA, Cohort
 from client.state import config as site_config
 from client.state.plans import Plans, State

@@ -1,0 +1,1 @@
+"""Computes one job in a confined process; it decides nothing and sends nothing."""
