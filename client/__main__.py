@@ -2,7 +2,7 @@
 
 In: a command line. Out: lines for a person, or one JSON line with `--json`; exit codes of common/errors.py. Guaranteed: only
 `run` and `check` talk to the server; nothing here can raise what site.yaml allows. Counts are shown by `ingest` alone, on this
-screen, and are never logged. Not covered: the decisions (client/daemon.py) and the wire (client/fleet/client.py).
+screen, and are never logged. Not covered: the decisions (client/daemon/site.py) and the wire (client/fleet/client.py).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from client.daemon import Site
+from client.daemon.jobs import Progress as Report
+from client.daemon.site import Site
 from client.egress.review import Batch, Reviews
 from client.fleet.app import build_app
 from client.fleet.client import FleetClient, FleetSettings, create_node_key, read_node_key
 from client.fleet.connection import classify, tls_context
 from client.fleet.health import CLIENT_CERTIFICATE_REFUSED, Health
 from client.ingest.cohort import Cohort, IngestReport
-from client.jobs import Progress as Report
 from client.state import config as site_config
 from client.state.config import check_plan, load_site
 from client.state.plans import Membership, Plans, State, new_pseudonym_key, read_membership

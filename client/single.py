@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from client.daemon import Groups, Site
+from client.daemon.site import Groups, Site
 from client.egress.gate import Gate
 from client.egress.review import SHEET, batch_digest
 from client.ingest.decode import Photograph, Settings, decode_all

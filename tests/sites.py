@@ -18,10 +18,10 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.daemon import Site
+from client.daemon.jobs import CANARIES, TALLY, Ending, Job, Progress
+from client.daemon.site import Site
 from client.egress.gate import Evidence
 from client.ingest.cohort import FORMAT, SCHEMA
-from client.jobs import CANARIES, TALLY, Ending, Job, Progress
 from client.state import config as site_config
 from client.state.config import load_site
 from client.state.ledger import Reservation
@@ -215,8 +215,8 @@ def spend_once(mechanisms: Iterable[Mechanism], delta: float, *, prv: bool = Fal
 def scripted(monkeypatch: pytest.MonkeyPatch, study: Study, *script: str) -> Children:
     """Let the daemon's children follow a script; after its end every child finishes."""
     children = Children(study, list(script))
-    monkeypatch.setattr("client.daemon.run_child", children)
-    for module in ("client.daemon", "client.state.ledger"):
+    monkeypatch.setattr("client.daemon.site.run_child", children)
+    for module in ("client.daemon.site", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     return children
 

@@ -1,6 +1,6 @@
 """The child process: one round of private training, or one image batch. `python -m client.child.job FOLDER`.
 
-In: a job folder (client/jobs.py) and, as one line on standard input, the grouping secret. Out: out.safetensors, written last
+In: a job folder (client/daemon/jobs.py) and, as one line on standard input, the grouping secret. Out: out.safetensors, written last
 and whole; for images also evidence.json and contact_sheet.png; on refusal `error` with a code. Guaranteed: no signing key and
 no network is used here; fresh noise from the operating system; the process dies with its parent. Not covered: whether the
 output may leave: the parent's gate decides, and freezes the groups that are only proposed here.
@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.daemon.jobs import CANARIES, TALLY, Job, write_progress
 from client.egress.audit import Code, audit, contact_sheet, gives_away_members
 from client.egress.gate import EVIDENCE_CAP_BYTES, Evidence
 from client.egress.review import SHEET
 from client.ingest.cohort import Cohort
-from client.jobs import CANARIES, TALLY, Job, write_progress
 from client.learn import train_encoder, train_gan, train_glow, train_wgan
 from client.state.canaries import TALLY_CAP_BYTES
 from client.state.ledger import Reservation

@@ -2,7 +2,7 @@
 
 In: Flower messages of type `train` and `query.synthesize`, each one `Sealed`. Out: a reply with one `Sealed`, or
 `Error(2, "E-...")`. Guaranteed: an error that leaves is a code from our own list of shapes, never the text of an exception.
-Not covered: every decision; `answer` (client/daemon.py) takes them.
+Not covered: every decision; `answer` (client/daemon/site.py) takes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.jobs import Stopped
+from client.daemon.jobs import Stopped
 from common.errors import KohortError, RefusedError
 from common.wire.messages import Sealed
 

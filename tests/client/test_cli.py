@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from client.__main__ import app, plan_lines, site_status
-from client.daemon import Site
+from client.daemon.site import Site
 from client.state.plans import State
 from common.storage.lock import FolderLock
 from common.study.plan import write_bundle

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from client import single
 from client.__main__ import app
-from client.daemon import Site
+from client.daemon.site import Site
 from client.egress.gate import SINGLE, Evidence
 from client.ingest.decode import Photograph, Settings, read_file
 from client.ingest.dicom import read_dicom

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from client.child.job import Batch, inverted, work
+from client.daemon.jobs import Ending, Job
 from client.egress.gate import Evidence
-from client.jobs import Ending, Job
 from client.state.config import Policy
 from client.state.ledger import Reservation
 from common.errors import KohortError, PolicyError, RefusedError
@@ -49,7 +49,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
     monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", -1.0)
     monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
-    for module in ("client.daemon", "client.state.ledger"):
+    for module in ("client.daemon.site", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     monkeypatch.setattr("client.child.job.inverted", inverted_once)
 
@@ -102,7 +102,7 @@ class InProcess:
 @pytest.fixture
 def child(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     runs = InProcess()
-    monkeypatch.setattr("client.daemon.run_child", runs)
+    monkeypatch.setattr("client.daemon.site.run_child", runs)
     return runs
 
 
@@ -154,7 +154,7 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
 
 
 def hospital_groups(hospital: Hospital) -> Any:
-    from client.daemon import Groups
+    from client.daemon.site import Groups
 
     return Groups(hospital.site().state.groups)
 
@@ -163,7 +163,7 @@ def test_the_reservation_is_in_the_ledger_before_a_child_starts_and_stays_spent(
     hospital: Hospital, weights: dict[str, tensors.Arrays], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = InProcess("die")
-    monkeypatch.setattr("client.daemon.run_child", runs)
+    monkeypatch.setattr("client.daemon.site.run_child", runs)
     with pytest.raises(Killed):
         ask(hospital, weights)
     assert [row.kind for row in hospital.site().ledger().rows()] == ["open", "reserve"]
@@ -178,7 +178,7 @@ def test_a_crash_between_freeze_and_send_sends_the_same_bytes_later(
     hospital: Hospital, weights: dict[str, tensors.Arrays], child: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("client.daemon.Gate.clear_images", dies)
+        patch.setattr("client.daemon.site.Gate.clear_images", dies)
         with pytest.raises(Killed):
             ask(hospital, weights)
     with hospital_groups(hospital) as frozen:
@@ -253,7 +253,7 @@ def test_the_gate_refuses_averages_whose_mechanism_was_not_reserved(
     """A daemon that forgot the mechanism, and a child that made images all the same."""
     children = scripted(monkeypatch, hospital.study)
     children.change = lambda arrays: arrays | {"privatized": np.zeros(2, np.uint8)}
-    monkeypatch.setattr("client.daemon.image_event", lambda study: None)
+    monkeypatch.setattr("client.daemon.site.image_event", lambda study: None)
     with pytest.raises(RefusedError) as refused:
         ask(hospital, weights)
     assert refused.value.code == "E-GATE-21"

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.daemon import Site
-from client.jobs import CANARIES
+from client.daemon.jobs import CANARIES
+from client.daemon.site import Site
 from client.learn.lattice import to_lattice
 from client.learn.private_step import PrivateStep, StepConstants
 from client.state.canaries import CanaryFile

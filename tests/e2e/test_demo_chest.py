@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from client.daemon import FILTER_ORDER
+from client.daemon.site import FILTER_ORDER
 from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
 from client.state.ledger import Ledger

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from client.child.job import Made, aligned, audited, main, members_found, person_names, work
+from client.daemon.jobs import Job, Stopped, run_child
 from client.egress.audit import AuditReport, Code
 from client.egress.audit import Evidence as AuditEvidence
 from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
-from client.jobs import Job, Stopped, run_child
 from client.state.ledger import Reservation
 from client.state.plans import State
 from client.synthesize.group import Group, Roster, Stratum
@@ -110,7 +110,7 @@ def test_two_children_of_one_job_never_give_the_same_noise(
 
 
 def test_a_child_has_no_key_and_no_proxy_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    from client.jobs import _environment
+    from client.daemon.jobs import _environment
 
     monkeypatch.setenv("KOHORT_SECRET", "x")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy")

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
+from client.daemon.jobs import TALLY, Job, Progress, Stopped, is_finished, run_child
 from client.egress.gate import Cleared, Evidence, Gate
 from client.egress.outbox import Outbox
 from client.egress.review import SHEET, Reviews, batch_digest
 from client.ingest.cohort import Cohort, IngestReport, ingest
 from client.ingest.decode import Limits
-from client.jobs import TALLY, Job, Progress, Stopped, is_finished, run_child
 from client.state.canaries import TALLY_CAP_BYTES, CanaryFile, Heard
 from client.state.config import SiteConfig, check_plan
 from client.state.ledger import Ledger, Reservation

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from client.daemon import split
+from client.daemon.jobs import Stopped
+from client.daemon.site import split
 from client.fleet.app import build_app, record_of, reply_to, sealed_of
-from client.jobs import Stopped
 from common.errors import KohortError, PolicyError, RefusedError
 from common.privacy.boundary import PART_CAP_BYTES
 from common.wire import tensors
@@ -29,7 +29,7 @@ def hospital(tmp_path: Path) -> Hospital:
 
 
 def test_the_parent_imports_no_torch() -> None:
-    code = "import sys, client.daemon, client.fleet.app, client.egress.gate, client.__main__; sys.exit('torch' in sys.modules)"
+    code = "import sys, client.daemon.site, client.fleet.app, client.egress.gate, client.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -152,7 +152,7 @@ def test_a_part_before_the_first_is_refused(hospital: Hospital, monkeypatch: pyt
 
 
 def test_large_batches_are_split_and_every_part_is_kept(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.daemon.PART_CAP_BYTES", (1 << 16) + 3200)
+    monkeypatch.setattr("client.daemon.site.PART_CAP_BYTES", (1 << 16) + 3200)
     scripted(monkeypatch, hospital.study)
     site = hospital.site(review="not_required")
     first = site.answer(hospital.ask("synthesize"))
@@ -190,9 +190,9 @@ def test_logs_hold_no_name_and_no_number_of_patients(
 KILLED_DAEMON = """
 import os, signal, sys
 from pathlib import Path
-import client.daemon
+import client.daemon.site
 from client.state.config import load_site
-from client.daemon import Site
+from client.daemon.site import Site
 from client.state.plans import State, read_membership
 from common.wire.messages import Sealed
 from tests.sites import Children
@@ -205,7 +205,7 @@ def run_child(*arguments):
     children(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 
-client.daemon.run_child = run_child
+client.daemon.site.run_child = run_child
 parts = [bytes.fromhex(line) for line in asked.read_text().splitlines()]
 Site(State(root), load_site(root), read_membership(root / "membership.json")).answer(Sealed(*parts))
 """
