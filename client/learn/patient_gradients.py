@@ -1,7 +1,7 @@
 """One flat fp32 gradient per patient, for a chunk of patients at a time, by the back end that fits.
 
 In: parameters, the loss of ONE patient, a batch with a leading patient axis. Out: fp32 rows [c, d], one per patient.
-  layers    one batched forward and backward pass, the weights' gradients patient by patient (client/learn/layer_rules.py)
+  layers    one batched forward and backward pass, the weights' gradients patient by patient (client/learn/fast/layer_rules.py)
   vmap      vmap(grad(loss)): also gradients of gradients
   backward  a plain backward pass per patient: any loss
 Guaranteed: a row depends on its own patient alone. A chunk has one fixed shape, filled up with zero patients; before the
@@ -23,8 +23,8 @@ from torch.func import grad, vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from client.learn.fast.layer_rules import Batch, LayerRules, NoRule, Parameters, PatientLoss
 from client.learn.lattice import to_lattice
-from client.learn.layer_rules import Batch, LayerRules, NoRule, Parameters, PatientLoss
 from common.errors import Bug, ConfigurationError, EnvironmentFault
 from common.privacy.noise import LATTICE
 

@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.learn.fast.layer_rules import Batch, Parameters, PatientLoss
 from client.learn.lattice import LatticeSum, check_clip
-from client.learn.layer_rules import Batch, Parameters, PatientLoss
 from client.learn.model_check import check_model
 from client.learn.patient_gradients import Execution, PatientGradients
 from client.learn.workers import ALONE, Workers

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from client.learn.layer_rules import LayerRules, Parameters
+from client.learn.fast.layer_rules import LayerRules, Parameters
 from client.learn.patient_gradients import by_backward, by_vmap
 from common.models.wgan import Critic, critic_loss, gradient_penalty
 

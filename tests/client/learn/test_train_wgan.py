@@ -220,7 +220,7 @@ def test_the_plans_input_noise_lies_on_real_and_fake_pairs_alike() -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(loss: str, backend: Backend) -> None:
     if (loss, backend) == ("wgan-gp", "layers"):
-        pytest.skip("gradients of gradients have no layer rule; tests/client/learn/test_private_step_layers.py")
+        pytest.skip("gradients of gradients have no layer rule; tests/client/learn/fast/test_private_step_layers.py")
     plan = plan_of(**LOSSES[loss], items_per_patient=2, fakes_per_item=2)
     torch.manual_seed(0)
     generator, critic = build(plan, 32)

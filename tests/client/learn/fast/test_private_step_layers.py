@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
 
-from client.learn import layer_rules
-from client.learn.layer_rules import Batch, LayerRules, NoRule, Parameters
+from client.learn.fast import layer_rules
+from client.learn.fast.layer_rules import Batch, LayerRules, NoRule, Parameters
 from client.learn.patient_gradients import Execution, PatientGradients, by_backward
 
 torch.set_num_threads(1)
@@ -196,7 +196,7 @@ def test_a_forward_pass_in_bfloat16_gives_fp32_rows_near_those_in_fp32() -> None
 def test_training_with_layer_rules_imports_no_compiler() -> None:
     """vmap's decompositions import sympy and torch's compiler: five seconds of every training process."""
     program = (
-        "import sys, torch; from client.learn.layer_rules import LayerRules;"
+        "import sys, torch; from client.learn.fast.layer_rules import LayerRules;"
         "from torch.nn import functional as F;"
         "LayerRules(lambda p, x: F.linear(x[0], p['w']).sum(), {'w': torch.zeros(1, 3)})((torch.ones(2, 4, 3),));"
         "print(int('torch._dynamo' in sys.modules or 'sympy' in sys.modules))"

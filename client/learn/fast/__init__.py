@@ -1,0 +1,1 @@
+"""What only makes the private step faster; no promise rests on it."""
