@@ -1,7 +1,7 @@
 """`kohort-server`: the operator's commands. Each is a few lines; the work is done by the modules they name.
 
 In: command lines. Out: text, files, exit codes (common/errors.py). Guaranteed: only this file prints; `run` refuses a second
-server on one state folder and continues after `kill -9` where the journal ends. Not covered: hospitals (client/__main__.py).
+server on one state folder and continues after `kill -9` where the journal ends. Not covered: hospitals (client/cli/main.py).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pydicom import dcmread
 from typer.testing import CliRunner
 
 from client import single
-from client.__main__ import app
+from client.cli.main import app
 from client.daemon.site import Site
 from client.egress.gate import SINGLE, Evidence
 from client.ingest.decode import Photograph, Settings, read_file
@@ -377,7 +377,7 @@ def test_wrong_options_say_what_is_wrong(
     hospital: Hospital, inbox: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, message = COMMANDS[case]
-    monkeypatch.setattr("client.__main__._site", lambda state, to_terminal: _given(hospital.site()))
+    monkeypatch.setattr("client.cli.main._site", lambda state, to_terminal: _given(hospital.site()))
     command = ["privatize", str(inbox), str(tmp_path / "out"), "--state", str(hospital.root), *options]
     outcome = CliRunner().invoke(app, command)
     assert isinstance(outcome.exception, ConfigurationError)
@@ -388,7 +388,7 @@ def test_wrong_options_say_what_is_wrong(
 def test_the_command_prints_what_was_done(
     hospital: Hospital, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.__main__._site", lambda state, to_terminal: _given(hospital.site()))
+    monkeypatch.setattr("client.cli.main._site", lambda state, to_terminal: _given(hospital.site()))
     command = ["privatize", str(inbox / f"{MARKER}-2.png"), str(tmp_path / "out"), "--state", str(hospital.root)]
     command += [
         "--mechanism",

@@ -15,8 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
-from client import __main__ as command
 from client.child import utility
+from client.cli import main as command
 from client.ingest.cohort import FORMAT, SCHEMA, Cohort
 from client.state import config as site_config
 from client.state.plans import Plans, State

@@ -29,7 +29,7 @@ def hospital(tmp_path: Path) -> Hospital:
 
 
 def test_the_parent_imports_no_torch() -> None:
-    code = "import sys, client.daemon.site, client.fleet.app, client.egress.gate, client.__main__; sys.exit('torch' in sys.modules)"
+    code = "import sys, client.daemon.site, client.fleet.app, client.egress.gate, client.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.__main__ import app, plan_lines, site_status
+from client.cli.main import app, plan_lines, site_status
 from client.daemon.site import Site
 from client.state.plans import State
 from common.storage.lock import FolderLock

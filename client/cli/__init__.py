@@ -1,0 +1,1 @@
+"""`kohort-site`, one file a group of commands; it decides nothing, it calls the rooms."""
