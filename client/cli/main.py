@@ -403,7 +403,7 @@ def privatize(
     section = _section(mechanism, {**given, "levels": levels}, basis)
     if threads := load_site(state).limits.threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the import of torch, which comes next
-    from client import single
+    from client.single import single
 
     wish = single.Wish(source, target, section, basis, weights, dicom, export)
     with FolderLock(state / "lock", "kohort-site privatize"), _site(state, to_terminal=True) as site:

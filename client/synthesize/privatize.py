@@ -15,7 +15,7 @@ Guaranteed (numbers as in methods/dp-glow.md section 5, in the code and in the t
  9. scale to the spread of a latent at the temperature
 10. coordinates that are not released come fresh from the prior, at a temperature of their own; decode, clamp, 8 bit
 Not: who is in a group (group.py), charging the ledger before the call, or keeping the result so that a second request gets the
-same bytes (client/daemon/site.py, client/single.py). For groups that the images choose, epsilon is per average and the choice is not
+same bytes (client/daemon/site.py, client/single/single.py). For groups that the images choose, epsilon is per average and the choice is not
 covered. A member that counts as the zero latent stays in the group: leaving it out would let its image decide who is in.
 
 Shibata et al. 2023 (arXiv 2212.10688), with the clip, the lattice and the spread that the paper leaves out.

@@ -14,7 +14,6 @@ from PIL import Image
 from pydicom import dcmread
 from typer.testing import CliRunner
 
-from client import single
 from client.cli.main import app
 from client.daemon.site import Site
 from client.egress.gate import SINGLE, Evidence
@@ -22,7 +21,8 @@ from client.ingest.decode import Photograph, Settings, read_file
 from client.ingest.dicom import read_dicom
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.synthetic_dicom import synthetic_dicom
-from client.single import Wish
+from client.single import single
+from client.single.single import Wish
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.models import glow
 from common.models.glow import Glow
