@@ -91,13 +91,22 @@ class Networks:
             texture, content = load_texture(pinned.vgg19), load_content(pinned.moco_v2)
             for name, layer in texture.features.items():
                 vgg[int(name)].load_state_dict(layer.state_dict())
-            given = {n: torch.from_numpy(a) for n, a in pinned.moco_v2.read().items() if not n.startswith("fc.")}
+            given = {
+                n: torch.from_numpy(a)
+                for n, a in pinned.moco_v2.read().items()
+                if not n.startswith("fc.")
+            }
             resnet.load_state_dict(given, strict=False)
         return cls(*(net.requires_grad_(False) for net in (vgg, resnet, texture, content)))  # type: ignore[arg-type]
 
     def double(self) -> "Networks":
         """A copy in float64."""
-        return Networks(*(copy.deepcopy(net).double() for net in (self.vgg, self.resnet, self.texture, self.content)))  # type: ignore[arg-type]
+        return Networks(
+            *(
+                copy.deepcopy(net).double()
+                for net in (self.vgg, self.resnet, self.texture, self.content)
+            )
+        )  # type: ignore[arg-type]
 
     def reloaded(self) -> tuple[nn.Sequential, nn.Module]:
         """Both networks built and filled anew, as the loop does for every group."""
@@ -106,7 +115,9 @@ class Networks:
         resnet.fc = nn.Identity()
         resnet.load_state_dict(self.resnet.state_dict())
         dtype = next(self.vgg.parameters()).dtype
-        return vgg.to(dtype).eval().requires_grad_(False), resnet.to(dtype).eval().requires_grad_(False)
+        return vgg.to(dtype).eval().requires_grad_(False), resnet.to(dtype).eval().requires_grad_(
+            False
+        )
 
 
 def compare(size_px: int, networks: Networks, repeats: int, generator: PaperGenerator) -> Row:
@@ -140,7 +151,9 @@ def compare(size_px: int, networks: Networks, repeats: int, generator: PaperGene
         seconds, (value, gradient) = timed(all_at_once)
         least_ours = min(least_ours, seconds / BATCH)
     times = (least_loop, least_ours, loop_start, ours_start / BATCH)
-    exact_loss, exact_ours, exact_cosine = exact_step(networks, generator, real[0], inverted[0], codes[0])
+    exact_loss, exact_ours, exact_cosine = exact_step(
+        networks, generator, real[0], inverted[0], codes[0]
+    )
     return Row(
         size_px,
         *times,
@@ -164,7 +177,9 @@ def exact_step(
     loop_loss = loop.loss(theirs)
     loop_loss.backward()  # type: ignore[no-untyped-call]
     assert theirs.grad is not None
-    ours = PaperLoss(copy.deepcopy(generator).requires_grad_(False), networks.texture, networks.content)
+    ours = PaperLoss(
+        copy.deepcopy(generator).requires_grad_(False), networks.texture, networks.content
+    )
     codes = code[None].clone().requires_grad_()
     loss = ours(codes, ours.targets(real[None], inverted[None]))
     gradient = torch.autograd.grad(loss.sum(), [codes])[0][0]
@@ -178,7 +193,10 @@ def cosine_of(one: Tensor, other: Tensor) -> float:
 def light(repeats: int) -> float:
     """CPU-seconds per group-step of the product's own alignment at 256 px."""
     generator = Generator(LIGHT_PX, 3, LIGHT_WIDTH, LIGHT_LATENT).requires_grad_(False)
-    critic, plan = Critic(LIGHT_PX, 3, LIGHT_WIDTH).requires_grad_(False), align.AlignmentPlan(windows=4)
+    critic, plan = (
+        Critic(LIGHT_PX, 3, LIGHT_WIDTH).requires_grad_(False),
+        align.AlignmentPlan(windows=4),
+    )
     codes = torch.randn(BATCH, generator.layer_count, LIGHT_LATENT)
     with torch.no_grad():
         image = generator.synthesis(codes)
@@ -186,7 +204,10 @@ def light(repeats: int) -> float:
         grams = align.window_grams(align.style_features(image), plan.windows)
     group = Group(tuple(f"patient-{i}" for i in range(K)), Stratum(0), K)
     rows = zip(codes, contents, grams, strict=True)
-    targets = [align.GroupStatistics(group, code, content, gram, (K,) * len(gram)) for code, content, gram in rows]
+    targets = [
+        align.GroupStatistics(group, code, content, gram, (K,) * len(gram))
+        for code, content, gram in rows
+    ]
     moved = codes + 0.1 * torch.randn_like(codes)
 
     def step() -> Tensor:
@@ -237,12 +258,18 @@ def table(rows: Sequence[Row], light_seconds: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the table"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--weights", type=Path, help="YAML with vgg19 and moco_v2: file and sha256 (benchmarks/paper/external.py)"
+        "--weights",
+        type=Path,
+        help="YAML with vgg19 and moco_v2: file and sha256 (benchmarks/paper/external.py)",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -259,11 +286,18 @@ def main() -> None:
         print(table(rows, light_seconds))
         return
     found = {f"speedup_{row.size_px}": round(row.speedup, 3) for row in rows}
-    found |= {f"{name}_s_{row.size_px}": round(getattr(row, name), 4) for row in rows for name in ("loop", "ours")}
+    found |= {
+        f"{name}_s_{row.size_px}": round(getattr(row, name), 4)
+        for row in rows
+        for name in ("loop", "ours")
+    }
     found |= {f"loss_difference_64_{row.size_px}": row.loss_difference_64 for row in rows}
     if light_seconds is not None:
         at = next(row for row in rows if row.size_px == LIGHT_PX)
-        found |= {"speedup_light_256": round(at.loop / light_seconds, 3), "light_s_256": round(light_seconds, 4)}
+        found |= {
+            "speedup_light_256": round(at.loop / light_seconds, 3),
+            "light_s_256": round(light_seconds, 4),
+        }
     print(json.dumps(found))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from common.wire.tensors import atomic_write
+from common.storage.files import atomic_write
 
 WIDTH, HEIGHT, MARGIN, LEGEND = 760, 420, 48, 250
 COLOURS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#117a8b", "#7b5a3a", "#555555")
@@ -48,7 +48,11 @@ def curves(
         x = place(epsilon, lowest)[0]
         draw.line([(x, MARGIN), (x, bottom)], fill="#e4e4e4")
         draw.text((x - 8, bottom + 6), f"{epsilon:g}", fill="black")
-    draw.text((MARGIN, bottom + 24), "epsilon per patient (per coordinate, where the legend says so)", fill="black")
+    draw.text(
+        (MARGIN, bottom + 24),
+        "epsilon per patient (per coordinate, where the legend says so)",
+        fill="black",
+    )
     for i, (name, points) in enumerate(lines.items()):
         colour, spots = COLOURS[i % len(COLOURS)], [place(*point) for point in sorted(points)]
         draw.line(spots, fill=colour, width=3)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.wire.tensors import atomic_write, read_capped
+from common.storage.files import atomic_write, read_capped
 
 ROLES = ("public", "members", "heldout")
 PUBLIC_SHARE, MEMBER_SHARE = 0.5, 0.3  # of the patients; the rest are held out
@@ -39,9 +39,13 @@ class Radiographs:
 def role_of(patients: NDArray[Any]) -> dict[str, str]:
     """Return each patient's role; `patients` are ids, in any order, with repetitions."""
     order = sorted(
-        set(patients.tolist()), key=lambda name: hashlib.sha256(f"kohort-chest\0{name}".encode()).hexdigest()
+        set(patients.tolist()),
+        key=lambda name: hashlib.sha256(f"kohort-chest\0{name}".encode()).hexdigest(),
     )
-    first, second = round(PUBLIC_SHARE * len(order)), round((PUBLIC_SHARE + MEMBER_SHARE) * len(order))
+    first, second = (
+        round(PUBLIC_SHARE * len(order)),
+        round((PUBLIC_SHARE + MEMBER_SHARE) * len(order)),
+    )
     return {name: ROLES[(i >= first) + (i >= second)] for i, name in enumerate(order)}
 
 
@@ -51,16 +55,22 @@ def radiographs(file: Path, role: str) -> Radiographs:
         found = {name: data[name] for name in ("images", "labels", "patient", "name")}
     nih = found["labels"] < len(LABELS)
     roles = role_of(found["patient"][nih])
-    keep = np.array([ours and roles[p] == role for ours, p in zip(nih, found["patient"], strict=True)])
+    keep = np.array(
+        [ours and roles[p] == role for ours, p in zip(nih, found["patient"], strict=True)]
+    )
     images = found["images"][keep][..., None]
     _, patient_of = np.unique(found["patient"][keep], return_inverse=True)
     names = tuple(str(name) for name in found["name"][keep])
-    return Radiographs(images, found["labels"][keep].astype(np.int64), patient_of.astype(np.int64), names)
+    return Radiographs(
+        images, found["labels"][keep].astype(np.int64), patient_of.astype(np.int64), names
+    )
 
 
 def main() -> None:
     """Write one role's radiographs as an .npz that `kohort-server pretrain` reads."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
     parser.add_argument("--role", choices=ROLES, default="public")
     parser.add_argument("--out", type=Path, required=True)
@@ -69,7 +79,9 @@ def main() -> None:
     stream = io.BytesIO()
     np.savez_compressed(stream, images=found.images, names=np.array(found.names))
     atomic_write(options.out, stream.getvalue())
-    print(f"{options.out}: {len(found.images)} radiographs of {found.patient_of.max() + 1} patients")
+    print(
+        f"{options.out}: {len(found.images)} radiographs of {found.patient_of.max() + 1} patients"
+    )
 
 
 if __name__ == "__main__":

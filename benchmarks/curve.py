@@ -32,8 +32,13 @@ def panel(name: str, rows: Sequence[dict[str, Any]], real: dict[str, Any]) -> Im
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     rows = [r for r in rows if r["utility"]]  # a release without labels teaches no classifier
-    points = {(r["row"], r["k"]): (r["membership"]["worst"]["auc"], r["utility"]["kappa"]) for r in rows}
-    xs, ys = [p[0] for p in points.values()], [p[1] for p in points.values()] + [real["all"]["kappa"]]
+    points = {
+        (r["row"], r["k"]): (r["membership"]["worst"]["auc"], r["utility"]["kappa"]) for r in rows
+    }
+    xs, ys = (
+        [p[0] for p in points.values()],
+        [p[1] for p in points.values()] + [real["all"]["kappa"]],
+    )
     x0, x1 = min(0.5, min(xs)) - 0.01, max(xs) + 0.02
     y0, y1 = min(ys) - 0.05, max(ys) + 0.05
 
@@ -56,7 +61,11 @@ def panel(name: str, rows: Sequence[dict[str, Any]], real: dict[str, Any]) -> Im
     for x in range(LEFT, WIDTH - RIGHT, 8):
         draw.line([(x, y), (x + 4, y)], fill="black")
     draw.text((LEFT + 4, y - 13), "all real members", fill="black")
-    draw.text((LEFT, 8), f"{name}: kappa on held-out people against the worst attacker's membership AUC", fill="black")
+    draw.text(
+        (LEFT, 8),
+        f"{name}: kappa on held-out people against the worst attacker's membership AUC",
+        fill="black",
+    )
     draw.text((WIDTH - RIGHT - 150, HEIGHT - 18), "worst attacker's AUC", fill="black")
     for i, row in enumerate(dict.fromkeys(r["row"] for r in rows)):
         colour = COLOURS[i % len(COLOURS)]
@@ -65,6 +74,9 @@ def panel(name: str, rows: Sequence[dict[str, Any]], real: dict[str, Any]) -> Im
         for k, (x, y) in line:
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)
             draw.text((x + 6, y - 10), str(k), fill=colour)
-        draw.rectangle([WIDTH - RIGHT + 14, TOP + 18 * i + 4, WIDTH - RIGHT + 24, TOP + 18 * i + 12], fill=colour)
+        draw.rectangle(
+            [WIDTH - RIGHT + 14, TOP + 18 * i + 4, WIDTH - RIGHT + 24, TOP + 18 * i + 12],
+            fill=colour,
+        )
         draw.text((WIDTH - RIGHT + 30, TOP + 18 * i + 2), row, fill="black")
     return picture

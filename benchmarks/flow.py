@@ -119,10 +119,15 @@ def plain_step(model: nn.Module, log_p: Callable[[Tensor], Tensor], x: Tensor) -
     return step
 
 
-def non_private(layout: Layout, x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Call:
+def non_private(
+    layout: Layout, x: Tensor, memory_format: torch.memory_format = torch.contiguous_format
+) -> Call:
     """The same flow without privacy: no clip of gradients either."""
     model = layout.flow().to(memory_format=memory_format)
-    optimiser, x = torch.optim.Adam(model.parameters(), 1e-3), x.contiguous(memory_format=memory_format)
+    optimiser, x = (
+        torch.optim.Adam(model.parameters(), 1e-3),
+        x.contiguous(memory_format=memory_format),
+    )
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -188,7 +193,9 @@ class PackedGlow(nn.Module):
     def __init__(self, model: Glow) -> None:
         super().__init__()
         levels = [cast(Level, level) for level in model.levels]
-        self.mixings = nn.ModuleList(PackedMixing(cast(Mixing, m)) for level in levels for m in level.mixings)
+        self.mixings = nn.ModuleList(
+            PackedMixing(cast(Mixing, m)) for level in levels for m in level.mixings
+        )
         self.couplings = nn.ModuleList(coupling for level in levels for coupling in level.couplings)
         self.splits, self.top = model.splits, PackedTop(model.top)
         self._per_level = len(levels[0].mixings)
@@ -242,7 +249,17 @@ def opacus_hooks(layout: Layout, x: Tensor) -> Call:
 def fetched() -> Iterator[tuple[ModuleType | None, str]]:
     """(normflows, "") from a temporary folder of this run, or (None, why not)."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, NORMFLOWS]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            folder,
+            NORMFLOWS,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             yield None, f"{NORMFLOWS} could not be fetched"
@@ -294,7 +311,9 @@ def fastest(calls: dict[str, Call], repeats: int) -> dict[str, float]:
     return {name: min(seconds) for name, seconds in found.items()}
 
 
-def saved_mib(log_p: Callable[[Tensor], Tensor], parameters: Iterator[nn.Parameter], x: Tensor) -> float:
+def saved_mib(
+    log_p: Callable[[Tensor], Tensor], parameters: Iterator[nn.Parameter], x: Tensor
+) -> float:
     """Unique storages that the backward pass keeps, weights apart."""
     weights, kept = {p.untyped_storage().data_ptr() for p in parameters}, {}
 
@@ -335,7 +354,9 @@ def gradient_error(layout: Layout) -> float:
     """The greatest relative error over tensors of the packed hooks' per-sample gradients: that the comparison is fair."""
     from client.learn.patient_gradients import by_backward
 
-    x = layout.images(2).double()  # in float64: a rounding at a kink of ReLU is no error of the hooks
+    x = layout.images(
+        2
+    ).double()  # in float64: a rounding at a kink of ReLU is no error of the hooks
     model = layout.flow().double()
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -355,12 +376,17 @@ def gradient_error(layout: Layout) -> float:
     return max(errors)
 
 
-def peer_figures(layouts: dict[str, Layout], repeats: int, normflows: Any) -> dict[str, float | None]:
+def peer_figures(
+    layouts: dict[str, Layout], repeats: int, normflows: Any
+) -> dict[str, float | None]:
     """Train, encode, invert and memory over normflows: above 1 is faster; memory below 1 is less."""
     layout, large = layouts["speed"], layouts["speed_64"]
     x, theirs = layout.images(), peer(normflows, layout)
     ours = layout.flow().to(memory_format=torch.channels_last)
-    ours_trained, theirs_trained = layout.flow().to(memory_format=torch.channels_last), peer(normflows, layout)
+    ours_trained, theirs_trained = (
+        layout.flow().to(memory_format=torch.channels_last),
+        peer(normflows, layout),
+    )
     near = x.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         our_parts, (their_parts, _) = ours.encode(x)[0], theirs.inverse_and_log_det(x)
@@ -371,7 +397,9 @@ def peer_figures(layouts: dict[str, Layout], repeats: int, normflows: Any) -> di
     seconds = fastest(
         {
             "train": plain_step(ours_trained, ours_trained.forward, near),
-            "their train": plain_step(theirs_trained, lambda y: theirs_trained.log_prob(y, None), x),
+            "their train": plain_step(
+                theirs_trained, lambda y: theirs_trained.log_prob(y, None), x
+            ),
             "encode": quiet(lambda: ours.encode(near)),
             "their encode": quiet(lambda: theirs.inverse_and_log_det(x)),
             "invert": quiet(lambda: ours.decode(our_parts)),
@@ -380,11 +408,17 @@ def peer_figures(layouts: dict[str, Layout], repeats: int, normflows: Any) -> di
         repeats,
     )
     found: dict[str, float | None] = {
-        f"{what}_over_normflows": seconds[f"their {what}"] / seconds[what] for what in ("train", "encode", "invert")
+        f"{what}_over_normflows": seconds[f"their {what}"] / seconds[what]
+        for what in ("train", "encode", "invert")
     }
-    found |= {f"{what}_images_per_s": layout.batch / seconds[what] for what in ("train", "encode", "invert")}
+    found |= {
+        f"{what}_images_per_s": layout.batch / seconds[what]
+        for what in ("train", "encode", "invert")
+    }
     them = peer(normflows, large)
-    their_mib = saved_mib(lambda y: cast(Tensor, them.log_prob(y, None)), them.parameters(), large.images())
+    their_mib = saved_mib(
+        lambda y: cast(Tensor, them.log_prob(y, None)), them.parameters(), large.images()
+    )
     found["saved_mib_normflows"] = their_mib
     found["memory_over_normflows"] = stored(large, False) / their_mib
     return found
@@ -403,7 +437,9 @@ def discs(count: int, size_px: int, seed: int, noise: float = DISC_NOISE) -> Ten
     g = torch.Generator().manual_seed(seed)
     axis = torch.linspace(-1, 1, size_px)
     cx, cy, radius, shade, ground, tilt = (torch.rand(count, 1, 1, generator=g) for _ in range(6))
-    distance = ((axis[None, None] - (cx - 0.5)).square() + (axis[None, :, None] - (cy - 0.5)).square()).sqrt()
+    distance = (
+        (axis[None, None] - (cx - 0.5)).square() + (axis[None, :, None] - (cy - 0.5)).square()
+    ).sqrt()
     disc = torch.sigmoid((0.25 + 0.4 * radius - distance) * 20)
     x = 0.3 * (ground - 0.5) + 0.15 * (tilt - 0.5) * axis[None, None] + 0.4 * (shade - 0.5) * disc
     x = x + noise * torch.randn(x.shape, generator=g)
@@ -419,7 +455,9 @@ def radiographs(size_px: int, data: Path | None) -> tuple[Tensor, Tensor]:
             with open(RADIOGRAPHS / "labels.csv", encoding="utf-8") as table:
                 plays = np.array([bool(row["person"]) for row in csv.DictReader(table)])
             learned, shown = file["images"][plays][..., 0], file["images"][~plays][:128, ..., 0]
-    pairs = [np.stack([as_ingested(one, size_px)[..., 0] for one in some]) for some in (learned, shown)]
+    pairs = [
+        np.stack([as_ingested(one, size_px)[..., 0] for one in some]) for some in (learned, shown)
+    ]
     return torch.from_numpy(pairs[0])[:, None], torch.from_numpy(pairs[1])[:, None]
 
 
@@ -450,10 +488,16 @@ def naive_of(model: Any) -> Coder:
 
     def encode(x: Tensor) -> list[Tensor]:
         parts, _ = model.inverse_and_log_det(x)
-        return [(part - base.loc) * (-base.log_scale).exp() for part, base in zip(parts, model.q0, strict=True)]
+        return [
+            (part - base.loc) * (-base.log_scale).exp()
+            for part, base in zip(parts, model.q0, strict=True)
+        ]
 
     def decode(parts: Sequence[Tensor]) -> Tensor:
-        raw = [part * base.log_scale.exp() + base.loc for part, base in zip(parts, model.q0, strict=True)]
+        raw = [
+            part * base.log_scale.exp() + base.loc
+            for part, base in zip(parts, model.q0, strict=True)
+        ]
         return cast(Tensor, model.forward_and_log_det(raw)[0])
 
     return Coder(model, lambda x: cast(Tensor, model.log_prob(x, None)), encode, decode)
@@ -536,7 +580,9 @@ def write_strips(columns: Sequence[Tensor], path: Path, rows: int = 8) -> None:
     """A PNG, enlarged four times: row by row the first images of each column [N, 1, S, S] in [-0.5, 0.5]."""
     from PIL import Image
 
-    sheet = torch.cat([torch.cat(list(column[:rows, 0]), dim=0) for column in columns], dim=1).double()
+    sheet = torch.cat(
+        [torch.cat(list(column[:rows, 0]), dim=0) for column in columns], dim=1
+    ).double()
     levels = ((sheet + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     Image.fromarray(np.kron(levels, np.ones((4, 4), np.uint8))).save(path)
 
@@ -598,9 +644,14 @@ def compared(
     for name, b in SCALES.items():
         raw = {who: noised(coder, x, b, match=False) for who, coder in coders.items()}
         matched = {who: noised(coder, x, b, match=True) for who, coder in coders.items()}
-        figures = {"": psnr(shown_as(matched["ours"]), x), "ours_raw": psnr(shown_as(raw["ours"]), x)}
+        figures = {
+            "": psnr(shown_as(matched["ours"]), x),
+            "ours_raw": psnr(shown_as(raw["ours"]), x),
+        }
         figures |= {f"{who}": psnr(shown_as(raw[who]), x) for who in coders if who != "ours"}
-        figures |= {f"{who}_matched": psnr(shown_as(matched[who]), x) for who in coders if who != "ours"}
+        figures |= {
+            f"{who}_matched": psnr(shown_as(matched[who]), x) for who in coders if who != "ours"
+        }
         if "naive" in coders:
             figures["naive_gray"] = psnr(shown_as(raw["naive"], 0.0), x)
             figures["gain"] = figures[""] - figures["naive"]
@@ -608,7 +659,9 @@ def compared(
             columns += [shown_as(raw["naive"])] if b >= 0.5 else []
         figures["gain_over_loose"] = figures[""] - figures["loose"]
         columns += [shown_as(matched["ours"])] if b >= 0.5 else []
-        found |= {f"psnr_{who}_{name}{end}_db".replace("__", "_"): value for who, value in figures.items()}
+        found |= {
+            f"psnr_{who}_{name}{end}_db".replace("__", "_"): value for who, value in figures.items()
+        }
         found |= {f"out_of_range_{name}{end}": outside(matched["ours"])}
         found |= {f"out_of_range_loose_{name}{end}": outside(raw["loose"])}
     mean = dithered(learned, torch.Generator().manual_seed(9)).double().mean(0)
@@ -620,7 +673,10 @@ def compared(
 
 def stored_round_trips(more: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Those of the flows in deploy/checkpoints, and of `more` (SIZES:FILE), on the demo's radiographs or photographs."""
-    files = {name: (sizes, DEPLOY / "checkpoints" / name / "glow.safetensors") for name, sizes in SHIPPED.items()}
+    files = {
+        name: (sizes, DEPLOY / "checkpoints" / name / "glow.safetensors")
+        for name, sizes in SHIPPED.items()
+    }
     for one in more:
         sizes, _, file = one.partition(":")
         files[Path(file).stem] = (sizes, Path(file))
@@ -642,7 +698,9 @@ def _photographs(size_px: int, count: int = 16) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
 
 
-def exactness(layouts: dict[str, Layout], steps: int, more: Sequence[str]) -> dict[str, float | None]:
+def exactness(
+    layouts: dict[str, Layout], steps: int, more: Sequence[str]
+) -> dict[str, float | None]:
     """Round trips of stored flows and of short trainings at 64 and 128 px."""
     found: dict[str, float | None] = {}
     pairs = stored_round_trips(more)
@@ -657,12 +715,16 @@ def exactness(layouts: dict[str, Layout], steps: int, more: Sequence[str]) -> di
     return found
 
 
-def trained_figures(layouts: dict[str, Layout], options: argparse.Namespace, peers: Any) -> dict[str, float | None]:
+def trained_figures(
+    layouts: dict[str, Layout], options: argparse.Namespace, peers: Any
+) -> dict[str, float | None]:
     """Noise on latents, ours beside the naive pipeline, on discs and on radiographs; round trips of what was trained."""
     layout = layouts["noise"]
     how = Conditions(layout, options.steps, options.input_noise, peers)
     pictures = options.pictures
-    found, of_discs = compared(discs(4000, layout.size_px, 0), discs(128, layout.size_px, 1), how, "", None)
+    found, of_discs = compared(
+        discs(4000, layout.size_px, 0), discs(128, layout.size_px, 1), how, "", None
+    )
     print(f"noise on discs: {found}", file=sys.stderr)
     learned, shown = radiographs(layout.size_px, options.data)
     more, of_chests = compared(learned, shown, how, "_radiographs", pictures)
@@ -671,7 +733,9 @@ def trained_figures(layouts: dict[str, Layout], options: argparse.Namespace, pee
         ("discs", of_discs, discs(16, layout.size_px, 1)),
         ("radiographs", of_chests, shown[:16]),
     ):
-        found[f"roundtrip_f32_{name}"], found[f"roundtrip_f64_{name}"] = round_trip(model, dithered(images, g))
+        found[f"roundtrip_f32_{name}"], found[f"roundtrip_f64_{name}"] = round_trip(
+            model, dithered(images, g)
+        )
     return found | more
 
 
@@ -686,7 +750,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     layouts = QUICK if options.quick else FULL
     torch.manual_seed(0)
     found: dict[str, Any] = dict.fromkeys(KEYS_OF_PEER)
-    with contextlib.nullcontext((None, "not asked for")) if options.without_normflows else fetched() as (peers, why):
+    with (
+        contextlib.nullcontext((None, "not asked for"))
+        if options.without_normflows
+        else fetched() as (peers, why)
+    ):
         found["skipped"] = f"normflows: {why}" if why else ""
         if "speed" in options.parts:
             found |= private_figures(layouts, options.repeats)
@@ -697,7 +765,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             draw = {"laplace": lambda: source.discrete_laplace(LAPLACE_DRAWS, LAPLACE_SCALE)}
             found["laplace_65k_s"] = fastest(draw, options.repeats)["laplace"]
             large = layouts["speed_64"]
-            found["saved_mib"], found["reversible_mib"] = (stored(large, reverse) for reverse in (False, True))
+            found["saved_mib"], found["reversible_mib"] = (
+                stored(large, reverse) for reverse in (False, True)
+            )
         if "exact" in options.parts:
             found |= exactness(layouts, options.steps, options.flow)
         if "noise" in options.parts:
@@ -705,7 +775,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for dtype in ("f32", "f64"):
         errors = [value for key, value in found.items() if key.startswith(f"roundtrip_{dtype}_")]
         found[f"roundtrip_{dtype}"] = max(errors, default=None)
-    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in found.items()}
+    return {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in found.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -713,14 +786,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The flow beside normflows and opacus.")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=700, help="of each training that the noise on latents is shown on")
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=["speed", "exact", "noise"])
-    parser.add_argument("--data", type=Path, help=".npz with train_images and val_images, uint8 [N, S, S]")
-    parser.add_argument("--input-noise", type=float, default=0.03, help="of our flow's training images")
-    parser.add_argument("--flow", action="append", default=[], help="SIZE,CHANNELS,L,K,WIDTH:FILE.safetensors")
-    parser.add_argument("--pictures", type=Path, help="PNG to write: test images decoded from noised latents")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=700,
+        help="of each training that the noise on latents is shown on",
+    )
+    parser.add_argument(
+        "--parts", type=lambda text: text.split(","), default=["speed", "exact", "noise"]
+    )
+    parser.add_argument(
+        "--data", type=Path, help=".npz with train_images and val_images, uint8 [N, S, S]"
+    )
+    parser.add_argument(
+        "--input-noise", type=float, default=0.03, help="of our flow's training images"
+    )
+    parser.add_argument(
+        "--flow", action="append", default=[], help="SIZE,CHANNELS,L,K,WIDTH:FILE.safetensors"
+    )
+    parser.add_argument(
+        "--pictures", type=Path, help="PNG to write: test images decoded from noised latents"
+    )
     parser.add_argument("--without-normflows", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: that it runs, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: that it runs, not how fast"
+    )
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # opacus' and torch's remarks on hooks
     torch.set_num_threads(1)
@@ -729,7 +819,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(found))
     else:
         print(
-            "| figure | value |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in found.items()), sep="\n"
+            "| figure | value |",
+            "| --- | --- |",
+            *(f"| {key} | {value} |" for key, value in found.items()),
+            sep="\n",
         )
 
 

@@ -28,7 +28,9 @@ DATA = ROOT.parent / "shared" / "data"
 DEMO_TABLE = ROOT / "deploy" / "demo" / "fundus" / "labels.csv"
 ROLES = ("members", "heldout", "public")
 HELDOUT = 110
-LEFT_BY_EYE = frozenset({"train/IDRiD_126", "train/IDRiD_325"})  # the disc is pale, lesions opposite are brighter
+LEFT_BY_EYE = frozenset(
+    {"train/IDRiD_126", "train/IDRiD_325"}
+)  # the disc is pale, lesions opposite are brighter
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class People:
 def people(size_px: int = 64, data: Path = DATA) -> People:
     """The 510 people of idrid_{size_px}.npz in the file's order; raises FileNotFoundError where the data do not lie."""
     with np.load(data / f"idrid_{size_px}.npz", allow_pickle=False) as file:
-        images, names, grades, digests = (file[key] for key in ("images", "name", "labels", "source_md5"))
+        images, names, grades, digests = (
+            file[key] for key in ("images", "name", "labels", "source_md5")
+        )
     first, group = np.unique(digests, return_index=True, return_inverse=True)[1:]
     highest = np.zeros(len(first), np.int64)
     np.maximum.at(highest, group, grades)
@@ -73,12 +77,20 @@ def roles(
     """The role of each name: `heldout` of those that are no member, grade by grade in the order of the names' SHA-256."""
     role = np.array(["members" if name in members else "public" for name in names], dtype="<U7")
     free = np.flatnonzero(role == "public")
-    exact = {grade: heldout * float((grades[free] == grade).mean()) for grade in sorted(set(grades[free].tolist()))}
+    exact = {
+        grade: heldout * float((grades[free] == grade).mean())
+        for grade in sorted(set(grades[free].tolist()))
+    }
     counts = {grade: int(share) for grade, share in exact.items()}
-    for grade in sorted(exact, key=lambda grade: counts[grade] - exact[grade])[: heldout - sum(counts.values())]:
+    for grade in sorted(exact, key=lambda grade: counts[grade] - exact[grade])[
+        : heldout - sum(counts.values())
+    ]:
         counts[grade] += 1
     for grade, count in counts.items():
-        same = sorted(free[grades[free] == grade], key=lambda i: hashlib.sha256(str(names[i]).encode()).digest())
+        same = sorted(
+            free[grades[free] == grade],
+            key=lambda i: hashlib.sha256(str(names[i]).encode()).digest(),
+        )
         role[same[:count]] = "heldout"
     return role
 
@@ -89,7 +101,9 @@ def demo_sides(table: Path = DEMO_TABLE) -> dict[str, bool]:
         return {row["idrid"]: row["laterality"] == "R" for row in csv.DictReader(file)}
 
 
-def right_eyes(images: NDArray[np.uint8], names: NDArray[np.str_], known: dict[str, bool]) -> NDArray[np.bool_]:
+def right_eyes(
+    images: NDArray[np.uint8], names: NDArray[np.str_], known: dict[str, bool]
+) -> NDArray[np.bool_]:
     """bool [N]: `known`, else whether the optic disc is on the right, by agreement with the mean of all (mirrored) discs.
 
     On the demo's 189 photographs, whose sides are known, one is wrong. Pixels of other people enter, labels do not.
@@ -99,13 +113,17 @@ def right_eyes(images: NDArray[np.uint8], names: NDArray[np.str_], known: dict[s
     for _ in range(20):
         sign = np.where(spots @ (spots * sign[:, None]).mean(0) > 0, 1.0, -1.0)
     found = [sign[i] > 0 and name not in LEFT_BY_EYE for i, name in enumerate(names.tolist())]
-    return np.array([known.get(name, bool(side)) for name, side in zip(names.tolist(), found, strict=True)])
+    return np.array(
+        [known.get(name, bool(side)) for name, side in zip(names.tolist(), found, strict=True)]
+    )
 
 
 def _spots(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The bright spots of the middle rows of the green channel minus their mirror image, 32·56 values of norm 1."""
     green = Image.fromarray(image[..., 1]).resize((64, 64), Image.Resampling.BOX)
-    fine, coarse = (np.asarray(green.filter(ImageFilter.GaussianBlur(r)), np.float64) for r in (2, 10))
+    fine, coarse = (
+        np.asarray(green.filter(ImageFilter.GaussianBlur(r)), np.float64) for r in (2, 10)
+    )
     bright = np.maximum(fine - coarse, 0)[16:48, 4:60]
     difference = (bright - bright[:, ::-1]).ravel()
     return np.asarray(difference / (np.linalg.norm(difference) + 1e-9))
@@ -122,14 +140,20 @@ def main() -> None:
     parts = split(given.size)
     if given.out:
         one = parts[given.role]
-        np.savez(given.out, images=one.images, names=one.names, laterality=one.right, labels=one.grades)
+        np.savez(
+            given.out, images=one.images, names=one.names, laterality=one.right, labels=one.grades
+        )
     table = {name: np.bincount(part.grades, minlength=5).tolist() for name, part in parts.items()}
     if given.json:
         print(json.dumps(table))
         return
-    print("| role | people | grade 0 | 1 | 2 | 3 | 4 | right eyes |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| role | people | grade 0 | 1 | 2 | 3 | 4 | right eyes |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
     for name, counts in table.items():
-        print(f"| {name} | {sum(counts)} | {' | '.join(map(str, counts))} | {int(parts[name].right.sum())} |")
+        print(
+            f"| {name} | {sum(counts)} | {' | '.join(map(str, counts))} | {int(parts[name].right.sum())} |"
+        )
 
 
 if __name__ == "__main__":

@@ -77,13 +77,20 @@ def seconds(work: Callable[[], object]) -> float:
 def peak_mib(mode: str, count: int, k: int) -> float:
     """Peak memory of a process that only groups."""
     command = [sys.executable, __file__, "--peak", mode, str(count), str(k)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."}
+    )
     return float(done.stdout)
 
 
 def squared_error(points: Floats, group_of: NDArray[np.int64]) -> float:
     """Squared distance of rows to the mean of their part."""
-    return float(sum(((points[part] - points[part].mean(axis=0)) ** 2).sum() for part in partition.parts_of(group_of)))
+    return float(
+        sum(
+            ((points[part] - points[part].mean(axis=0)) ** 2).sum()
+            for part in partition.parts_of(group_of)
+        )
+    )
 
 
 def timed(count: int, repeats: int) -> list[dict[str, float | str]]:
@@ -97,7 +104,10 @@ def timed(count: int, repeats: int) -> list[dict[str, float | str]]:
                     continue
                 spent = seconds(lambda rule=rule, k=k: rule(points, k))  # type: ignore[misc]
                 best[mode, k] = min(best.get((mode, k), spent), spent)
-    return [{"n": count, "mode": mode, "k": k, "s": round(spent, 3)} for (mode, k), spent in best.items()]
+    return [
+        {"n": count, "mode": mode, "k": k, "s": round(spent, 3)}
+        for (mode, k), spent in best.items()
+    ]
 
 
 def against_naive(count: int, k: int, repeats: int) -> dict[str, float | bool]:
@@ -107,7 +117,9 @@ def against_naive(count: int, k: int, repeats: int) -> dict[str, float | bool]:
     for _ in range(repeats):
         theirs.append(seconds(lambda: naive(points, k)))
         ours.append(seconds(lambda: partition.greedy(points, k)))
-    same = naive(points, k) == {frozenset(part) for part in partition.parts_of(partition.greedy_paper(points, k))}
+    same = naive(points, k) == {
+        frozenset(part) for part in partition.parts_of(partition.greedy_paper(points, k))
+    }
     return {
         "n": count, "k": k, "naive_s": round(min(theirs), 3), "greedy_s": round(min(ours), 3),
         "ratio": round(min(theirs) / min(ours), 1), "same_groups_as_paper": same,
@@ -132,21 +144,43 @@ def main() -> None:
     if options.peak:
         mode, count, k = options.peak[0], int(options.peak[1]), int(options.peak[2])
         MODES[mode](codes(count), k)
-        status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's, where that is larger
+        status = Path(
+            "/proc/self/status"
+        ).read_text()  # ru_maxrss would be the parent's, where that is larger
         print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
         return
-    rows = [row for count in options.sizes for row in timed(count, options.repeats if count <= 3000 else 1)]
+    rows = [
+        row
+        for count in options.sizes
+        for row in timed(count, options.repeats if count <= 3000 else 1)
+    ]
     memory = {f"{count}": round(peak_mib("similar-swap", count, KS[0])) for count in options.sizes}
     ratios = [against_naive(count, KS[1], 2 if count <= 1000 else 1) for count in options.naive]
-    swapped = {f"group_{row['n']}_s": row["s"] for row in rows if (row["mode"], row["k"]) == ("similar-swap", 10)}
+    swapped = {
+        f"group_{row['n']}_s": row["s"]
+        for row in rows
+        if (row["mode"], row["k"]) == ("similar-swap", 10)
+    }
     gain = {str(k): swap_gain(codes(3000), k) for k in KS}
     if options.json:
-        print(json.dumps({**swapped, "modes": rows, "peak_mib": memory, "naive": ratios, "swap_squared_error": gain}))
+        print(
+            json.dumps(
+                {
+                    **swapped,
+                    "modes": rows,
+                    "peak_mib": memory,
+                    "naive": ratios,
+                    "swap_squared_error": gain,
+                }
+            )
+        )
         return
     print("| n | mode | k | s |\n| --- | --- | --- | --- |")
     for row in rows:
         print(f"| {row['n']} | {row['mode']} | {row['k']} | {row['s']} |")
-    print("\n| n | k | naive s | `similar` s | ratio | groups of `paper` are those of the naive rule |")
+    print(
+        "\n| n | k | naive s | `similar` s | ratio | groups of `paper` are those of the naive rule |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     for one in ratios:
         print(

@@ -66,29 +66,45 @@ def _bound(true: NDArray[np.bool_], false: NDArray[np.bool_], delta: float) -> f
     tail = (1 - CONFIDENCE) / 2
     hits, alarms = int(true.sum()), int(false.sum())
     least = float(beta.ppf(tail, hits, len(true) - hits + 1)) if hits else 0.0
-    most = float(beta.ppf(1 - tail, alarms + 1, len(false) - alarms)) if alarms < len(false) else 1.0
+    most = (
+        float(beta.ppf(1 - tail, alarms + 1, len(false) - alarms)) if alarms < len(false) else 1.0
+    )
     return math.log((least - delta) / most) if least > delta else -math.inf
 
 
 # --- what is shipped
 
 
-def shipped(mechanism: Latent, name: str, *, claimed: float | None = None, noisy: Latent | None = None) -> Subject:
+def shipped(
+    mechanism: Latent, name: str, *, claimed: float | None = None, noisy: Latent | None = None
+) -> Subject:
     """A mechanism on its two worst latents through the product's code; a broken one claims another epsilon than `noisy`'s."""
     noisy = noisy or mechanism
     ends = worst(mechanism)
     latents = np.stack([quantise(clip(row[None], mechanism)[0], mechanism) for row in ends])
 
     def draw(n: int, side: int, noise: Noise) -> Floats:
-        return ratio(noised_sums(np.repeat(latents[side : side + 1], n, axis=0), noisy, noise), latents, noisy)
+        return ratio(
+            noised_sums(np.repeat(latents[side : side + 1], n, axis=0), noisy, noise),
+            latents,
+            noisy,
+        )
 
     share = SLOW if isinstance(mechanism, PrivUnit) else 1
-    return Subject(name, mechanism.epsilon_per_image if claimed is None else claimed, mechanism.delta, draw, share)
+    return Subject(
+        name,
+        mechanism.epsilon_per_image if claimed is None else claimed,
+        mechanism.delta,
+        draw,
+        share,
+    )
 
 
 def worst(mechanism: Latent) -> Floats:
     """Two latents [2, d] as far apart as the clip set allows: opposite corners, or opposite ends of one axis."""
-    corner = np.ones(mechanism.dimension) if mechanism.clip == "box" else np.eye(mechanism.dimension)[0]
+    corner = (
+        np.ones(mechanism.dimension) if mechanism.clip == "box" else np.eye(mechanism.dimension)[0]
+    )
     far = corner * mechanism.radius * (mechanism.dimension if mechanism.clip == "l1_ball" else 1)
     return np.stack([far, -far])
 
@@ -133,7 +149,12 @@ def broken(epsilon: float) -> list[Subject]:
     per_coordinate = replace(half, clip="box", radius=3.0, scale=2 * 3.0 / epsilon)
     return [
         batch_norm(epsilon),
-        shipped(half, "(b) radius for diameter, Laplace", claimed=epsilon, noisy=replace(half, scale=half.scale / 2)),
+        shipped(
+            half,
+            "(b) radius for diameter, Laplace",
+            claimed=epsilon,
+            noisy=replace(half, scale=half.scale / 2),
+        ),
         radius_for_diameter_gaussian(gauss),
         deaf(epsilon),
         shipped(per_coordinate, "epsilon per coordinate sold as per image, box", claimed=epsilon),
@@ -148,7 +169,9 @@ def batch_norm(epsilon: float) -> Subject:
     batch = np.zeros((16, WIDE))
     batch[0] = np.resize([1.0, -1.0, 0.5, 0.0], WIDE)
     clipped = batch * min(1.0, 1.0 / float(np.linalg.norm(batch, ord=1)))
-    latents = np.stack([np.trunc(clipped[0] * 2**10), np.trunc(-clipped[0] * 2**10)]).astype(np.int64)
+    latents = np.stack([np.trunc(clipped[0] * 2**10), np.trunc(-clipped[0] * 2**10)]).astype(
+        np.int64
+    )
 
     def draw(n: int, side: int, noise: Noise) -> Floats:
         added = noise.discrete_laplace(n * WIDE, scale).reshape(n, WIDE)
@@ -227,7 +250,16 @@ def main() -> None:
     good, bad = (table(what, epsilons, arguments.draws) for what in (sound, broken))
     seconds = round(time.process_time() - began, 1)
     if arguments.json:
-        print(json.dumps({"draws": arguments.draws, "must_pass": good, "must_be_caught": bad, "cpu_s": seconds}))
+        print(
+            json.dumps(
+                {
+                    "draws": arguments.draws,
+                    "must_pass": good,
+                    "must_be_caught": bad,
+                    "cpu_s": seconds,
+                }
+            )
+        )
         return
     print(
         f"{arguments.draws:,} draws of each latent (PrivUnit and (a): a fifth), 99.9 % confidence; {seconds} CPU seconds\n"

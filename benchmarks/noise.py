@@ -27,7 +27,9 @@ Draw = Callable[[], object]
 def kohort() -> tuple[Draw, Draw]:
     """Ours."""
     source = NoiseSource()
-    return lambda: source.discrete_laplace(LAPLACE, SCALE), lambda: source.gaussian_lattice(GAUSSIAN, 1.0)
+    return lambda: source.discrete_laplace(LAPLACE, SCALE), lambda: source.gaussian_lattice(
+        GAUSSIAN, 1.0
+    )
 
 
 def opendp() -> tuple[Draw, Draw]:
@@ -45,7 +47,9 @@ def opendp() -> tuple[Draw, Draw]:
 def with_torch() -> tuple[Draw, Draw]:
     """torch's floating-point numbers."""
     laplace = torch.distributions.Laplace(torch.tensor(0.0, dtype=torch.float64), SCALE)
-    return lambda: laplace.sample((LAPLACE,)), lambda: torch.randn(GAUSSIAN, dtype=torch.float64) * LATTICE
+    return lambda: laplace.sample(
+        (LAPLACE,)
+    ), lambda: torch.randn(GAUSSIAN, dtype=torch.float64) * LATTICE
 
 
 SOURCES = {"": kohort, "opendp_": opendp, "torch_": with_torch}
@@ -82,11 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps(found))
         return
-    print("| sampler | discrete Laplace 200,000, s | Gaussian 2.8 million, s |\n| --- | --- | --- |")
+    print(
+        "| sampler | discrete Laplace 200,000, s | Gaussian 2.8 million, s |\n| --- | --- | --- |"
+    )
     for prefix in SOURCES:
         if f"{prefix}laplace_200k_s" in found:
             name = prefix.rstrip("_") or "kohort"
-            print(f"| {name} | {found[f'{prefix}laplace_200k_s']:.3f} | {found[f'{prefix}gaussian_2_8m_s']:.3f} |")
+            print(
+                f"| {name} | {found[f'{prefix}laplace_200k_s']:.3f} | {found[f'{prefix}gaussian_2_8m_s']:.3f} |"
+            )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ class Scene:
         self.critic = Critic(SIZE_PX, WIDTH).to(self.device)
         self.generator = Generator(SIZE_PX, GENERATOR_WIDTH, LATENT).to(self.device)
         self.images = (
-            torch.randn(self.shape.patients, self.shape.items, 2, SIZE_PX, SIZE_PX).clamp(-1, 1).to(self.device)
+            torch.randn(self.shape.patients, self.shape.items, 2, SIZE_PX, SIZE_PX)
+            .clamp(-1, 1)
+            .to(self.device)
         )
 
     @torch.no_grad()
@@ -116,7 +118,9 @@ def ours(scene: Scene, execution: Execution) -> Step:
 
     def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
         fakes = scene.fakes(len(patients) * shape.items)
-        return scene.images[list(patients)], fakes.view(len(patients), shape.items, *fakes.shape[1:])
+        return scene.images[list(patients)], fakes.view(
+            len(patients), shape.items, *fakes.shape[1:]
+        )
 
     private = PrivateStep(
         parameters,
@@ -144,7 +148,10 @@ def opacus_pairs(scene: Scene, mode: str) -> Step:
 
     critic = GradSampleModule(scene.critic, force_functorch=mode == "functorch")
     optimizer = PatientMean(
-        scene.optimizer(), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=scene.shape.patients
+        scene.optimizer(),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        expected_batch_size=scene.shape.patients,
     )
     real = scene.images.flatten(0, 1)
 
@@ -171,9 +178,14 @@ def opacus_rows(scene: Scene, mode: str) -> Step:
     from opacus.optimizers import DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
-    critic = GradSampleModuleFastGradientClipping(scene.critic, max_grad_norm=1.0, use_ghost_clipping=mode == "ghost")
+    critic = GradSampleModuleFastGradientClipping(
+        scene.critic, max_grad_norm=1.0, use_ghost_clipping=mode == "ghost"
+    )
     optimizer = DPOptimizerFastGradientClipping(
-        scene.optimizer(), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=2 * scene.rows
+        scene.optimizer(),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        expected_batch_size=2 * scene.rows,
     )
     loss = DPLossFastGradientClipping(critic, optimizer, Hinge(), "mean")
     real, signs = scene.images.flatten(0, 1), torch.ones(2 * scene.rows, 1, device=scene.device)
@@ -216,7 +228,9 @@ class Cost:
 def measure(shape: Shape, device: str, repeats: int) -> dict[str, Cost]:
     """Every variant's cost at one shape."""
     steps = {name: make(Scene(shape, device)) for name, make in VARIANTS.items()}
-    seconds = {name: [timed(step, device) for _ in range(2)][:0] for name, step in steps.items()}  # warm up
+    seconds = {
+        name: [timed(step, device) for _ in range(2)][:0] for name, step in steps.items()
+    }  # warm up
     for _ in range(repeats):
         for name, step in steps.items():
             seconds[name].append(timed(step, device))
@@ -224,7 +238,10 @@ def measure(shape: Shape, device: str, repeats: int) -> dict[str, Cost]:
         memory = {name: memory_of(name, shape) for name in VARIANTS}
     else:
         memory = {name: gpu_memory(step) for name, step in steps.items()}
-    return {name: Cost(min(p for p, _ in s), min(w for _, w in s), memory[name]) for name, s in seconds.items()}
+    return {
+        name: Cost(min(p for p, _ in s), min(w for _, w in s), memory[name])
+        for name, s in seconds.items()
+    }
 
 
 def timed(step: Step, device: str) -> tuple[float, float]:
@@ -270,7 +287,9 @@ def gpu_memory(step: Step) -> float:
 
 def figures(costs: dict[str, Cost], device: str) -> dict[str, float]:
     """The three figures of a shape, on process time (CPU) or wall time (GPU), and two more for the reader."""
-    time_of = {name: cost.process_s if device == "cpu" else cost.wall_s for name, cost in costs.items()}
+    time_of = {
+        name: cost.process_s if device == "cpu" else cost.wall_s for name, cost in costs.items()
+    }
     opacus = [name for name in costs if name.startswith("opacus")]
     mine = time_of["ours (default)"]
     found = {
@@ -302,7 +321,9 @@ def table(shape: Shape, costs: dict[str, Cost], device: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, or one JSON object."""
-    parser = argparse.ArgumentParser(description="The private step beside the non-private one and opacus.")
+    parser = argparse.ArgumentParser(
+        description="The private step beside the non-private one and opacus."
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shapes", default="64x1,16x4,16x1")
@@ -320,7 +341,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         costs = measure(shape, options.device, options.repeats)
         found[str(shape)] = figures(costs, options.device)
         if not options.json:
-            print(table(shape, costs, options.device), *(f"{k} {v}" for k, v in found[str(shape)].items()), sep="\n")
+            print(
+                table(shape, costs, options.device),
+                *(f"{k} {v}" for k, v in found[str(shape)].items()),
+                sep="\n",
+            )
     if options.json:
         print(json.dumps(found))
 

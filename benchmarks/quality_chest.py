@@ -77,7 +77,9 @@ class Row:
         text = self.kind + (f" k={self.k}" if self.k > 1 else "")
         text += f" eps={self.epsilon:g}" if self.epsilon is not None else ""
         return text + (
-            "" if (self.coordinates, self.level) == (COORDINATES, LEVEL) else f" d={self.coordinates} {self.level}"
+            ""
+            if (self.coordinates, self.level) == (COORDINATES, LEVEL)
+            else f" d={self.coordinates} {self.level}"
         )
 
 
@@ -124,7 +126,10 @@ def rows_of(part: str) -> list[Row]:
 def pneumonia(data: Path, test: str) -> tuple[People, People, People]:
     """Public, patients, test of PneumoniaMNIST; nobody's image is byte for byte among another role's."""
     with np.load(data / "pneumoniamnist_28.npz", allow_pickle=False) as file:
-        arrays = {name: file[name] for name in ("train_images", "train_labels", f"{test}_images", f"{test}_labels")}
+        arrays = {
+            name: file[name]
+            for name in ("train_images", "train_labels", f"{test}_images", f"{test}_labels")
+        }
     public = np.arange(len(arrays["train_images"])) % 3 != 0
     known: set[bytes] = set()
 
@@ -146,7 +151,9 @@ def nih(data: Path) -> tuple[People, People, People]:
     def people(role: str) -> People:
         found = radiographs(data / "cxr_nih_covid_64.npz", role)
         n = len(found.images)
-        small = found.images.reshape(n, SIZE_PX, 2, SIZE_PX, 2, 1).mean((2, 4)).round().astype(np.uint8)
+        small = (
+            found.images.reshape(n, SIZE_PX, 2, SIZE_PX, 2, 1).mean((2, 4)).round().astype(np.uint8)
+        )
         return People(small, found.labels, found.patient_of)
 
     return people("public"), people("members"), people("heldout")
@@ -197,28 +204,42 @@ class Workshop:
         """The public PCA."""
         return latents.fit(self.public_codes[:, -self.width(level) :], coordinates)
 
-    def release(self, row: Row, seed: int, people: People | None = None, codes: Floats | None = None) -> Release:
+    def release(
+        self, row: Row, seed: int, people: People | None = None, codes: Floats | None = None
+    ) -> Release:
         """The release of a row, from the patients or from other people (an attacker's)."""
         people, codes = people or self.patients, self.codes if codes is None else codes
         rng = np.random.default_rng([seed, 7])
         groups = random_groups(people, row.k, rng)
         labels = np.array([people.labels[members[0]] for members in groups])
         if row.kind == "real":
-            return Release(people.images, people.labels, [np.array([i]) for i in range(len(people.images))])
+            return Release(
+                people.images, people.labels, [np.array([i]) for i in range(len(people.images))]
+            )
         if row.kind in ("mean image", "pixel average", "dp-pix", "pixel laplace"):
             return Release(in_pixels(row, people.images, groups, rng), labels, groups)
-        whole = row.kind in ("laplace box", "average, all latents")  # the seed's own: every coordinate
-        mechanism, basis = self.mechanism(row), None if whole else self.basis(row.coordinates, row.level)
+        whole = row.kind in (
+            "laplace box",
+            "average, all latents",
+        )  # the seed's own: every coordinate
+        mechanism, basis = (
+            self.mechanism(row),
+            None if whole else self.basis(row.coordinates, row.level),
+        )
         reduced = codes if basis is None else basis.reduced(codes[:, -basis.coordinates :])
         clipped = steps.clip(reduced, mechanism)
         noise, means = SeededNoiseSource(seed), []
         for members in groups:
             each = [steps.quantise(clipped[i], mechanism) for i in members]
             plain = np.sum(each, axis=0) * (mechanism.lattice_step / len(each))
-            means.append(steps._noised_mean(each, mechanism, noise) if row.epsilon is not None else plain)
+            means.append(
+                steps._noised_mean(each, mechanism, noise) if row.epsilon is not None else plain
+            )
         random = torch.Generator().manual_seed(seed)
         images = steps._decode(means, self.flow, (TEMPERATURE, TEMPERATURE), random, basis)
-        return Release(images, labels, groups, mechanism.statement() if row.epsilon is not None else "")
+        return Release(
+            images, labels, groups, mechanism.statement() if row.epsilon is not None else ""
+        )
 
     def mechanism(self, row: Row) -> Latent:
         """The row's mechanism; without an epsilon that of a clip which hardly ever binds."""
@@ -228,10 +249,16 @@ class Workshop:
         if row.kind == "privunit" and epsilon is not None:
             return PrivUnit(d, epsilon)
         if row.kind == "laplace l1" and epsilon is not None:
-            return LatentLaplace("l1_ball", 0.8, d, row.k, "random", 2 * 0.8 * d / (row.k * epsilon))
+            return LatentLaplace(
+                "l1_ball", 0.8, d, row.k, "random", 2 * 0.8 * d / (row.k * epsilon)
+            )
         if row.kind == "laplace box" and epsilon is not None:
-            return LatentLaplace("box", 3.0, self.flow.dimension, row.k, "random", 6.0 / (row.k * epsilon))
-        return LatentLaplace("box", 10.0, self.flow.dimension if "all" in row.kind else d, row.k, "random", 1.0)
+            return LatentLaplace(
+                "box", 3.0, self.flow.dimension, row.k, "random", 6.0 / (row.k * epsilon)
+            )
+        return LatentLaplace(
+            "box", 10.0, self.flow.dimension if "all" in row.kind else d, row.k, "random", 1.0
+        )
 
 
 def random_groups(people: People, k: int, rng: np.random.Generator) -> list[Labels]:
@@ -255,7 +282,10 @@ def in_pixels(row: Row, images: Images, groups: list[Labels], rng: np.random.Gen
     assert row.epsilon is not None
     sensitivity = 255.0 * SIZE_PX**2 / row.k
     if row.kind == "pixel laplace":
-        return np.asarray(np.clip(means + rng.laplace(0, sensitivity / row.epsilon, means.shape), 0, 255), np.uint8)
+        return np.asarray(
+            np.clip(means + rng.laplace(0, sensitivity / row.epsilon, means.shape), 0, 255),
+            np.uint8,
+        )
     cell = 8
     grid = SIZE_PX // cell
     cells = means.reshape(-1, grid, cell, grid, cell, 1).mean((2, 4))
@@ -273,7 +303,9 @@ def auc(scores: Floats, labels: Labels) -> float:
 def scored(network: classifier.Classifier, images: Images) -> Floats:
     """How much likelier label 1 is than 0, [N]."""
     with torch.no_grad():
-        x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - network.mean) / network.deviation
+        x = (
+            torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - network.mean
+        ) / network.deviation
         logits = classifier._logits(network.weights, x)
     return np.asarray((logits[:, 1] - logits[:, 0]).double().numpy())
 
@@ -282,7 +314,8 @@ def bits(images: Images, flow: Glow) -> float:
     """Mean bits per dimension under the public flow."""
     with torch.no_grad():
         found = [
-            flow.bits_per_dimension(flow.encode(from_uint8(images[i : i + 64]))[1]) for i in range(0, len(images), 64)
+            flow.bits_per_dimension(flow.encode(from_uint8(images[i : i + 64]))[1])
+            for i in range(0, len(images), 64)
         ]
     return float(torch.cat(found).mean())
 
@@ -313,7 +346,9 @@ def linkage(shop: Workshop, made: Release, row: Row) -> dict[str, float]:
     basis = shop.basis(32, "all")
     released = basis.reduced(latents.encoded(made.images, shop.flow))
     nearest = np.argsort(attacks.distances(released, basis.reduced(shop.codes)), axis=1)[:, :10]
-    hits = np.array([np.isin(found, members) for found, members in zip(nearest, made.members, strict=True)])
+    hits = np.array(
+        [np.isin(found, members) for found, members in zip(nearest, made.members, strict=True)]
+    )
     share = float(np.mean([len(members) for members in made.members])) / len(shop.codes)
     return {
         "top1": round(float(hits[:, 0].mean()), 4),
@@ -329,19 +364,36 @@ def reidentified(shop: Workshop, row: Row, everybody: People, seeds: int) -> dic
     for seed in range(seeds):
         first = one_each(shop.public)
         theirs = shop.release(row, seed + 100, first, shop_codes(shop, first))
-        views = [(theirs.images[g], first.patient_of[i]) for g, members in enumerate(theirs.members) for i in members]
+        views = [
+            (theirs.images[g], first.patient_of[i])
+            for g, members in enumerate(theirs.members)
+            for i in members
+        ]
         images = np.concatenate([shop.public.images, np.stack([image for image, _ in views])])
-        persons = np.concatenate([shop.public.patient_of, np.array([person for _, person in views])])
+        persons = np.concatenate(
+            [shop.public.patient_of, np.array([person for _, person in views])]
+        )
         network = siamese.train(images, persons, seed=seed)
         made = shop.release(row, seed)
         asked = second_images(everybody)
-        apart = attacks.distances(network.embed(everybody.images[asked]), network.embed(made.images))
-        own = np.array([[everybody.patient_of[i] in shop.patients.patient_of[m] for m in made.members] for i in asked])
+        apart = attacks.distances(
+            network.embed(everybody.images[asked]), network.embed(made.images)
+        )
+        own = np.array(
+            [
+                [everybody.patient_of[i] in shop.patients.patient_of[m] for m in made.members]
+                for i in asked
+            ]
+        )
         figures = siamese.reidentify(apart, own)
         if figures is not None:
             found.append((figures.precision, figures.chance, figures.auc))
     mean = np.mean(found, axis=0)
-    return {"p1": round(float(mean[0]), 3), "p1_chance": round(float(mean[1]), 3), "reid_auc": round(float(mean[2]), 3)}
+    return {
+        "p1": round(float(mean[0]), 3),
+        "p1_chance": round(float(mean[1]), 3),
+        "reid_auc": round(float(mean[2]), 3),
+    }
 
 
 def shop_codes(shop: Workshop, people: People) -> Floats:
@@ -390,13 +442,20 @@ def run(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def draw(shop: Workshop) -> None:
     """The strip of examples: two of each label."""
     shown = {"original|(one member)": Row("real"), "average|k=10": Row("average", 10)}
-    shown |= {f"gaussian k=10|eps={e:g}": Row("gaussian", 10, e) for e in (16.0, 8.0, 4.0, 2.0, 1.0)}
-    shown |= {"privunit|eps=8": Row("privunit", 1, 8.0), "box, k=1|12/coord.": Row("laplace box", 1, 12.0)}
+    shown |= {
+        f"gaussian k=10|eps={e:g}": Row("gaussian", 10, e) for e in (16.0, 8.0, 4.0, 2.0, 1.0)
+    }
+    shown |= {
+        "privunit|eps=8": Row("privunit", 1, 8.0),
+        "box, k=1|12/coord.": Row("laplace box", 1, 12.0),
+    }
     shown["box, k=1|3/coord."] = Row("laplace box", 1, 3.0)
     columns = {}
     for name, row in shown.items():
         made = shop.release(row, 0)
-        columns[name] = made.images[np.concatenate([np.flatnonzero(made.labels == label)[:2] for label in (0, 1)])]
+        columns[name] = made.images[
+            np.concatenate([np.flatnonzero(made.labels == label)[:2] for label in (0, 1)])
+        ]
     chest_pictures.strip(PICTURES / "chest_strip.png", columns)
 
 
@@ -407,9 +466,15 @@ def plot(results: list[dict[str, Any]]) -> None:
     for r in rows:
         if r["epsilon"] is not None and r["kind"] not in ("dp-pix", "pixel laplace"):
             unit = ", per coordinate" if r["kind"] == "laplace box" else ""
-            lines.setdefault(f"{r['kind']} k={r['k']}{unit}", []).append((r["epsilon"], float(np.mean(r["auc"]))))
+            lines.setdefault(f"{r['kind']} k={r['k']}{unit}", []).append(
+                (r["epsilon"], float(np.mean(r["auc"])))
+            )
     shown = ("real", "average", "mean image")
-    flat = {r["name"]: float(np.mean(r["auc"])) for r in rows if r["epsilon"] is None and r["kind"] in shown}
+    flat = {
+        r["name"]: float(np.mean(r["auc"]))
+        for r in rows
+        if r["epsilon"] is None and r["kind"] in shown
+    }
     title = "PneumoniaMNIST, 32 px: trained on the release, tested on real images (AUC)"
     if lines:
         chest_pictures.curves(PICTURES / "chest_auc.png", title, lines, flat)
@@ -433,28 +498,46 @@ def table(results: list[dict[str, Any]]) -> str:
     heads = [*HEADS, *(["re-id P@1 / chance", "re-id AUC"] if again else [])]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for r in results:
-        cells = [r["name"], f"{np.mean(r['auc']):.3f}", " ".join(f"{a:.3f}" for a in r["auc"]), f"{r['kept']:.2f}"]
-        cells += [f"{r['top1']:.3f} / {r['chance1']:.3f}", f"{r['top10']:.3f} / {r['chance10']:.3f}"]
+        cells = [
+            r["name"],
+            f"{np.mean(r['auc']):.3f}",
+            " ".join(f"{a:.3f}" for a in r["auc"]),
+            f"{r['kept']:.2f}",
+        ]
+        cells += [
+            f"{r['top1']:.3f} / {r['chance1']:.3f}",
+            f"{r['top10']:.3f} / {r['chance10']:.3f}",
+        ]
         cells += [f"{r['bits']:.2f}", f"{r['saturated']:.3f}"]
         if again:
-            cells += [f"{r['p1']:.3f} / {r['p1_chance']:.3f}", f"{r['reid_auc']:.3f}"] if "p1" in r else ["", ""]
+            cells += (
+                [f"{r['p1']:.3f} / {r['p1_chance']:.3f}", f"{r['reid_auc']:.3f}"]
+                if "p1" in r
+                else ["", ""]
+            )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run the parts and print tables, or one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=("choose", "pneumonia", "nih"), action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("quality-chest"))
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument(
+        "--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data"
+    )
     parser.add_argument("--flow", type=Path, default=FLOW)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    results = [row for part in options.part or ("choose", "pneumonia", "nih") for row in run(part, options)]
+    results = [
+        row for part in options.part or ("choose", "pneumonia", "nih") for row in run(part, options)
+    ]
     plot(results)
     if options.json:
         print(json.dumps({"temperature": TEMPERATURE, "delta": DELTA, "rows": results}))

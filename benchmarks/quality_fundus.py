@@ -48,8 +48,9 @@ from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import SeededNoiseSource
+from common.storage.files import atomic_write, read_capped
 from common.study.plan import GanPlan, Study, load_study
-from common.wire.tensors import atomic_write, read, read_capped
+from common.wire.tensors import read
 from server.evaluate import distances, siamese
 from server.evaluate.attacks import Battery, Networks, People, spaces
 from server.evaluate.extractors import Texture
@@ -59,7 +60,11 @@ DATA = ROOT.parent / "shared" / "data"
 GRADES = np.array([0, 1, 1, 2, 2])  # none, mild-moderate, severe
 KEY = b"kohort-benchmark-quality-fundus!"
 CAP_BYTES, FRECHET_COMPONENTS, OUTPUTS, DIRECTIONS = 1 << 31, 8, 4, 2
-ANCHORS_NOISE, ANCHORS_COMPONENTS, ANCHORS_THRESHOLD_DELTA = 0.605, 32, 1e-6  # epsilon 8 at delta 1e-5
+ANCHORS_NOISE, ANCHORS_COMPONENTS, ANCHORS_THRESHOLD_DELTA = (
+    0.605,
+    32,
+    1e-6,
+)  # epsilon 8 at delta 1e-5
 ANCHORS = "anchors, no labels"
 SHOWN = ("similar", "similar, by colour", "cells", "random", "centroid", "same-pixel")
 Images = NDArray[np.uint8]
@@ -80,7 +85,11 @@ class Set:
 
     def renumbered(self) -> Set:
         """The same with persons counted from 0 without gaps."""
-        return Set(self.images, self.labels, np.unique(self.person_of, return_inverse=True)[1].astype(np.int64))
+        return Set(
+            self.images,
+            self.labels,
+            np.unique(self.person_of, return_inverse=True)[1].astype(np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,9 @@ def fundus_part(checkpoint: Path) -> Part:
     """IDRiD as right eyes with the three grades of the plan."""
 
     def of(people: fundus_split.People) -> Set:
-        images = np.where(people.right[:, None, None, None], people.images, people.images[:, :, ::-1])
+        images = np.where(
+            people.right[:, None, None, None], people.images, people.images[:, :, ::-1]
+        )
         return Set(np.ascontiguousarray(images), GRADES[people.grades], np.arange(len(people)))
 
     roles = {name: of(people) for name, people in fundus_split.split(64, DATA).items()}
@@ -138,7 +149,10 @@ def fundus_part(checkpoint: Path) -> Part:
 
 def joined(first: Set, second: Set) -> Set:
     """Both sets' people."""
-    images, labels = (np.concatenate(pair) for pair in ((first.images, second.images), (first.labels, second.labels)))
+    images, labels = (
+        np.concatenate(pair)
+        for pair in ((first.images, second.images), (first.labels, second.labels))
+    )
     return Set(images, labels, np.arange(len(labels)))
 
 
@@ -180,7 +194,9 @@ class Workshop:
 
     def __init__(self, part: Part, work: Path, study: Study) -> None:
         self.part, self.study = part, study
-        digest = hashlib.sha256(read_capped(part.checkpoint / "gan.safetensors", CAP_BYTES)).hexdigest()[:8]
+        digest = hashlib.sha256(
+            read_capped(part.checkpoint / "gan.safetensors", CAP_BYTES)
+        ).hexdigest()[:8]
         self.work = work / f"{part.name}-{digest}"
         self.work.mkdir(parents=True, exist_ok=True)
 
@@ -205,14 +221,17 @@ class Workshop:
         """What the generator alone says."""
         assert self.networks.generator is not None and self.networks.encoder is not None
         random = torch.Generator().manual_seed(1)
-        return reference(self.networks.generator, self.networks.encoder, self.inversion_plan, random)
+        return reference(
+            self.networks.generator, self.networks.encoder, self.inversion_plan, random
+        )
 
     @property
     def inversion_plan(self) -> InversionPlan:
         """The product's constants."""
         assert self.study.synthesis is not None and self.study.models.encoder is not None
         return InversionPlan(
-            steps=self.study.synthesis.inversion_steps, iterations=self.study.models.encoder.iterations
+            steps=self.study.synthesis.inversion_steps,
+            iterations=self.study.models.encoder.iterations,
         )
 
     @property
@@ -232,7 +251,11 @@ class Workshop:
         if not file.is_file():
             assert self.networks.generator is not None and self.networks.encoder is not None
             found = invert(
-                self.part.members.images, self.networks.generator, self.networks.encoder, self.inversion_plan, known
+                self.part.members.images,
+                self.networks.generator,
+                self.networks.encoder,
+                self.inversion_plan,
+                known,
             )
             save(file, encoded=found.encoded.numpy(), codes=found.codes.numpy(), seen=found.reconstructions.numpy(),
                  errors=found.errors, accepted=found.accepted)  # fmt: skip
@@ -272,7 +295,9 @@ class Workshop:
         images = np.concatenate([part.members.images, part.heldout.images])
         labels = np.concatenate([part.members.labels, part.heldout.labels])
         person_of = np.concatenate([part.members.person_of, part.heldout.person_of + offset])
-        return People(images, labels, labels, person_of, np.arange(len(images)) < len(part.members.images))
+        return People(
+            images, labels, labels, person_of, np.arange(len(images)) < len(part.members.images)
+        )
 
     @cached_property
     def network(self) -> siamese.Siamese | None:
@@ -285,7 +310,9 @@ class Workshop:
 def sized(gan: GanPlan | None, given: dict[str, int]) -> dict[str, Any]:
     """The plan's model with a checkpoint's own sizes (`sizes.json`: width, latent, encoder_width)."""
     assert gan is not None
-    return gan.model_dump(mode="json", exclude={"start", "trainable"}) | {"encoder_width": 24} | given
+    return (
+        gan.model_dump(mode="json", exclude={"start", "trainable"}) | {"encoder_width": 24} | given
+    )
 
 
 def save(file: Path, **arrays: NDArray[Any]) -> None:
@@ -302,7 +329,14 @@ def made(shop: Workshop, row: str, k: int) -> Released:
         found = MAKERS[row](shop, k)
         sizes = np.array([len(m) for m in found.members])
         members = np.concatenate([np.array(m, np.int64) for m in found.members])
-        save(file, images=found.images, labels=found.labels, group_of=found.group_of, sizes=sizes, members=members)
+        save(
+            file,
+            images=found.images,
+            labels=found.labels,
+            group_of=found.group_of,
+            sizes=sizes,
+            members=members,
+        )
     with np.load(file, allow_pickle=False) as data:
         ends = np.cumsum(data["sizes"])
         groups = tuple(tuple(part.tolist()) for part in np.split(data["members"], ends[:-1]))
@@ -312,7 +346,11 @@ def made(shop: Workshop, row: str, k: int) -> Released:
 def grouped(shop: Workshop, mode: Mode, k: int, metric: Metric = "codes") -> tuple[Group, ...]:
     """The product's groups."""
     cells = cells_in(shop.known, metric) if mode == "cells" else None
-    codes = None if mode == "random" else patient_codes(points_of(shop.known, shop.seen, metric), shop.who)
+    codes = (
+        None
+        if mode == "random"
+        else patient_codes(points_of(shop.known, shop.seen, metric), shop.who)
+    )
     if mode == "paper":
         codes = patient_codes(shop.seen.encoded.flatten(1).numpy(), shop.who)
     return form_groups(shop.who, k, mode, key=KEY, codes=codes, cells=cells).groups
@@ -342,13 +380,19 @@ def averaged(
     return maker
 
 
-def rendered(shop: Workshop, codes: torch.Tensor, groups: Sequence[Group], outputs: int = 1) -> Released:
+def rendered(
+    shop: Workshop, codes: torch.Tensor, groups: Sequence[Group], outputs: int = 1
+) -> Released:
     """Images of the groups' codes."""
     assert shop.networks.generator is not None
     random = torch.Generator().manual_seed(3)
-    images = np.concatenate([render(codes, shop.networks.generator, random) for _ in range(outputs)])
+    images = np.concatenate(
+        [render(codes, shop.networks.generator, random) for _ in range(outputs)]
+    )
     labels = np.array([g.stratum.label for g in groups] * outputs, np.int64)
-    return Released(images, labels, np.tile(np.arange(len(groups)), outputs), tuple(numbers(g) for g in groups))
+    return Released(
+        images, labels, np.tile(np.arange(len(groups)), outputs), tuple(numbers(g) for g in groups)
+    )
 
 
 def centroid(shop: Workshop, k: int) -> Released:
@@ -356,7 +400,10 @@ def centroid(shop: Workshop, k: int) -> Released:
     groups = grouped(shop, "similar", k)
     codes = shop.seen.codes
     rows_of = dict(zip(shop.who.pseudonyms, shop.who.images, strict=True))
-    means = [torch.stack([codes[list(rows_of[m])].mean(0) for m in group.members]).mean(0) for group in groups]
+    means = [
+        torch.stack([codes[list(rows_of[m])].mean(0) for m in group.members]).mean(0)
+        for group in groups
+    ]
     return rendered(shop, torch.stack(means), groups)
 
 
@@ -364,7 +411,11 @@ def noised(shop: Workshop, k: int) -> Released:
     """Mode `anchors` on all members as one stratum without labels: three strata of these are too few for cells of 3k."""
     who = Roster(shop.who.pseudonyms, (Stratum(0),) * len(shop.who.pseudonyms), shop.who.images)
     mechanism = NoisyAnchors(
-        ANCHORS_NOISE, ANCHORS_COMPONENTS, len(who.pseudonyms) // (3 * k), k, ANCHORS_THRESHOLD_DELTA
+        ANCHORS_NOISE,
+        ANCHORS_COMPONENTS,
+        len(who.pseudonyms) // (3 * k),
+        k,
+        ANCHORS_THRESHOLD_DELTA,
     )
     centres = anchors.cells_of(shop.known.samples, shop.known.whitening).centres
     cells = partition.Cells(centres[: mechanism.cells, : mechanism.components])
@@ -373,19 +424,25 @@ def noised(shop: Workshop, k: int) -> Released:
         SeededNoiseSource(5),
     )  # fmt: skip
     assert shop.networks.generator is not None
-    codes = anchors.latents([mean.code for mean in means], shop.known.whitening, shop.networks.generator)
+    codes = anchors.latents(
+        [mean.code for mean in means], shop.known.whitening, shop.networks.generator
+    )
     return rendered(shop, codes, [mean.group for mean in means])
 
 
 def same_pixel(shop: Workshop, k: int) -> Released:
     """k-Same-Pixel (Newton et al. 2005): the greedy rule and the mean, both of pixels."""
-    flat = person_means(shop, shop.part.members.images.reshape(len(shop.part.members.images), -1) / 255.0)
+    flat = person_means(
+        shop, shop.part.members.images.reshape(len(shop.part.members.images), -1) / 255.0
+    )
     return classical(shop, flat, flat, k)
 
 
 def same_pca(shop: Workshop, k: int) -> Released:
     """k-Same-Eigen: the greedy rule and the mean in the principal components of the members' pixels (95 % of variance)."""
-    flat = person_means(shop, shop.part.members.images.reshape(len(shop.part.members.images), -1) / 255.0)
+    flat = person_means(
+        shop, shop.part.members.images.reshape(len(shop.part.members.images), -1) / 255.0
+    )
     middle = flat.mean(0)
     left, singular, axes = np.linalg.svd(flat - middle, full_matrices=False)
     count = int(np.searchsorted(np.cumsum(singular**2) / (singular**2).sum(), 0.95)) + 1
@@ -398,13 +455,17 @@ def person_means(shop: Workshop, rows: NDArray[np.float64]) -> NDArray[np.float6
     return np.stack([rows[list(images)].mean(0) for images in shop.who.images])
 
 
-def classical(shop: Workshop, points: NDArray[np.float64], pictures: NDArray[np.float64], k: int) -> Released:
+def classical(
+    shop: Workshop, points: NDArray[np.float64], pictures: NDArray[np.float64], k: int
+) -> Released:
     """Groups by the paper's greedy rule on `points`, images by the mean of `pictures`, label by label."""
     images, labels, members = [], [], []
     strata = np.array([s.label for s in shop.who.strata])
     for label in np.unique(strata):
         rows = np.flatnonzero(strata == label)
-        for part in partition.parts_of(partition.greedy_paper(points[rows], k)) if len(rows) >= k else []:
+        for part in (
+            partition.parts_of(partition.greedy_paper(points[rows], k)) if len(rows) >= k else []
+        ):
             images.append(pictures[rows[part]].mean(0).reshape(shop.part.members.images.shape[1:]))
             labels.append(int(label))
             members.append(tuple(int(shop.who.pseudonyms[i]) for i in rows[part]))
@@ -451,7 +512,9 @@ def measured(shop: Workshop, row: str, k: int, seeds: int) -> dict[str, Any]:
     released = made(shop, row, k)
     seen = spaces(released.images, shop.networks)
     labelled = row != ANCHORS
-    inference = (shop.battery if labelled else shop.blind).membership(released.images, released.labels, seen)
+    inference = (shop.battery if labelled else shop.blind).membership(
+        released.images, released.labels, seen
+    )
     assert inference is not None
     return {
         "row": row, "k": k, "images": len(released.images), "groups": len(released.members),
@@ -467,14 +530,20 @@ def measured(shop: Workshop, row: str, k: int, seeds: int) -> dict[str, Any]:
 def fidelity(shop: Workshop, images: Images) -> dict[str, float | None]:
     """Kernel distance on texture features and Fréchet distance on their first components, to the held-out people."""
     texture = Texture(24)
-    rows = {"public": shop.part.public.images, "heldout": shop.part.heldout.images, "images": images}
+    rows = {
+        "public": shop.part.public.images,
+        "heldout": shop.part.heldout.images,
+        "images": images,
+    }
     found = {name: texture.features(x) for name, x in rows.items()}
     middle, scale = found["public"].mean(0), found["public"].std(0) + 1e-6
     standard = {name: (x - middle) / scale for name, x in found.items()}
     few = attacks.whitened(standard, "public", FRECHET_COMPONENTS)
     enough = len(images) > FRECHET_COMPONENTS
     frechet = distances.frechet(few["images"], few["heldout"]) if enough else None
-    kernel = distances.kernel(standard["images"], standard["heldout"]).value if len(images) > 1 else None
+    kernel = (
+        distances.kernel(standard["images"], standard["heldout"]).value if len(images) > 1 else None
+    )
     return {"kernel": kernel, "frechet": frechet}
 
 
@@ -487,7 +556,9 @@ def utility(shop: Workshop, training: Sequence[tuple[Images, Labels, Labels]]) -
         model = classifier.fit(images, labels, classes, seed=seed, group_of=group_of, recipe=recipe)
         found.append(classifier.scores(model.predict(test.images), test.labels, classes))
     kappas = np.array([one.kappa for one in found])
-    spread = 1.96 * float(kappas.std(ddof=1)) / len(kappas) ** 0.5 if len(kappas) > 1 else float("nan")
+    spread = (
+        1.96 * float(kappas.std(ddof=1)) / len(kappas) ** 0.5 if len(kappas) > 1 else float("nan")
+    )
     return {
         "kappa": float(kappas.mean()), "kappa_95": spread,
         "accuracy": float(np.mean([one.accuracy for one in found])),
@@ -522,9 +593,13 @@ def reidentified(shop: Workshop, released: Released) -> dict[str, float] | None:
     if shop.network is None:
         return None
     queries = shop.part.queries
-    apart = attacks.distances(shop.network.embed(queries.images), shop.network.embed(released.images))
+    apart = attacks.distances(
+        shop.network.embed(queries.images), shop.network.embed(released.images)
+    )
     apart = np.where(queries.labels[:, None] == released.labels[None], apart, np.inf)
-    own = np.array([[p in released.members[g] for g in released.group_of] for p in queries.person_of])
+    own = np.array(
+        [[p in released.members[g] for g in released.group_of] for p in queries.person_of]
+    )
     found = siamese.reidentify(apart, own)
     return found and {"precision": found.precision, "low": found.interval[0], "high": found.interval[1],
                       "chance": found.chance, "auc": found.auc}  # fmt: skip
@@ -545,7 +620,9 @@ def real_rows(shop: Workshop, seeds: int) -> dict[str, Any]:
         "inverted_floor": fidelity(shop, inverted(shop)),
     }
     if shop.network is not None:
-        control = siamese.recognised(shop.network, shop.part.heldout.images, shop.part.heldout.person_of)
+        control = siamese.recognised(
+            shop.network, shop.part.heldout.images, shop.part.heldout.person_of
+        )
         found["recognised"] = control and asdict(control)
     return found
 
@@ -555,7 +632,9 @@ def few_rows(shop: Workshop, k: int, seeds: int) -> dict[str, Any]:
     members, accepted = shop.part.members, np.flatnonzero(shop.seen.accepted)
     draws = [some(members.labels, accepted, k, seed) for seed in range(seeds)]
     return {
-        f"{name} {k}": utility(shop, [(pixels[rows], members.labels[rows], members.person_of[rows]) for rows in draws])
+        f"{name} {k}": utility(
+            shop, [(pixels[rows], members.labels[rows], members.person_of[rows]) for rows in draws]
+        )
         for name, pixels in (("real", members.images), ("inverted", inverted(shop)))
     }
 
@@ -577,21 +656,38 @@ COLUMNS = ("k", "row", "images", "KID", "Fréchet", "kappa", "of real n/k", "acc
            "by chance", "TPR at 1 % FPR", "worst attacker", "linked (chance)", "re-id P@1 (chance)")  # fmt: skip
 
 
-def table(part: Part, rows: Sequence[dict[str, Any]], real: dict[str, Any], ks: Sequence[int]) -> str:
+def table(
+    part: Part, rows: Sequence[dict[str, Any]], real: dict[str, Any], ks: Sequence[int]
+) -> str:
     """One Markdown table a part."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join(["---"] * len(COLUMNS)) + " |"]
 
     def add(*cells: str) -> None:
         lines.append("| " + " | ".join([*cells, *[""] * (len(COLUMNS) - len(cells))]) + " |")
 
-    add("", "all real members", str(len(part.members.images)), *far(real["floor"]), *worth(real["all"], None))
+    add(
+        "",
+        "all real members",
+        str(len(part.members.images)),
+        *far(real["floor"]),
+        *worth(real["all"], None),
+    )
     add("", "all, inverted", str(len(part.members.images)), *far(real["inverted_floor"]))
     for k in ks:
         for kind in ("real", "inverted"):
             add(str(k), f"{kind}, n/k", "", "", "", *worth(real[f"{kind} {k}"], None))
         for row in (r for r in rows if r["k"] == k):
-            reached = worth(row["utility"], real[f"real {k}"]["kappa"]) if row["utility"] else ("",) * 5
-            add(str(k), row["row"], str(row["images"]), *far(row["distances"]), *reached, *leaked(row))
+            reached = (
+                worth(row["utility"], real[f"real {k}"]["kappa"]) if row["utility"] else ("",) * 5
+            )
+            add(
+                str(k),
+                row["row"],
+                str(row["images"]),
+                *far(row["distances"]),
+                *reached,
+                *leaked(row),
+            )
     return "\n".join(lines)
 
 
@@ -604,7 +700,10 @@ def far(found: dict[str, float | None]) -> tuple[str, str]:
 def worth(found: dict[str, Any], as_many: float | None) -> tuple[str, ...]:
     """The cells of the classifier; `as_many`: kappa of as many real images."""
     share = "" if as_many is None else f"{found['kappa'] / max(as_many, 1e-9):.2f}"
-    kappa, recall = f"{found['kappa']:.3f} ± {found['kappa_95']:.3f}", " ".join(f"{r:.2f}" for r in found["recall"])
+    kappa, recall = (
+        f"{found['kappa']:.3f} ± {found['kappa_95']:.3f}",
+        " ".join(f"{r:.2f}" for r in found["recall"]),
+    )
     return kappa, share, f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}", recall
 
 
@@ -634,14 +733,21 @@ def run(
             rows.append(figures(shop, name, k, seeds))
             show(f"{shop.part.name} k={k} {name}: {time.process_time() - started:.1f} CPU-s")
     rejected = int((~shop.seen.accepted).sum())
-    return {"real": real, "rows": rows, "rejected": rejected, "members": len(shop.part.members.images)}
+    return {
+        "real": real,
+        "rows": rows,
+        "rejected": rejected,
+        "members": len(shop.part.members.images),
+    }
 
 
 def sheet(shop: Workshop, k: int) -> bytes:
     """PNG: the first images of each row of `SHOWN`, one row a line, largest label last."""
     lines = [made(shop, row, k) for row in SHOWN]
     picked = [
-        one.images[np.argsort(one.labels, kind="stable")][np.linspace(0, len(one.images) - 1, 10).astype(int)]
+        one.images[np.argsort(one.labels, kind="stable")][
+            np.linspace(0, len(one.images) - 1, 10).astype(int)
+        ]
         for one in lines
     ]
     whole = np.concatenate([np.concatenate(list(images), axis=1) for images in picked])
@@ -652,12 +758,16 @@ def sheet(shop: Workshop, k: int) -> bytes:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", nargs="+", choices=("fundus", "chest"), default=["fundus"])
     parser.add_argument("--k", nargs="+", type=int, default=[5, 10, 20])
     parser.add_argument("--rows", nargs="+", choices=list(MAKERS), default=list(MAKERS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "deploy" / "checkpoints" / "fundus-64")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=ROOT / "deploy" / "checkpoints" / "fundus-64"
+    )
     parser.add_argument("--chest-checkpoint", type=Path)
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--json", action="store_true")
@@ -670,9 +780,19 @@ def main() -> None:
     for name in given.part:
         if name == "chest" and given.chest_checkpoint is None:
             parser.error("--part chest needs --chest-checkpoint")
-        part = fundus_part(given.checkpoint) if name == "fundus" else chest_part(given.chest_checkpoint)
+        part = (
+            fundus_part(given.checkpoint)
+            if name == "fundus"
+            else chest_part(given.chest_checkpoint)
+        )
         shop = Workshop(part, given.work, study)
-        found[name] = run(shop, given.rows, given.k, given.seeds, lambda text: print(text, file=sys.stderr, flush=True))
+        found[name] = run(
+            shop,
+            given.rows,
+            given.k,
+            given.seeds,
+            lambda text: print(text, file=sys.stderr, flush=True),
+        )
         if given.sheet and name == "fundus":
             atomic_write(given.sheet, sheet(shop, 10))
         if not given.json:

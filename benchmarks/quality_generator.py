@@ -53,10 +53,17 @@ Images = NDArray[np.uint8]
 class Bench:
     """One checkpoint and what it makes of the same people."""
 
-    def __init__(self, folder: Path, people: dict[str, fundus_split.People], alignment: AlignmentPlan) -> None:
+    def __init__(
+        self, folder: Path, people: dict[str, fundus_split.People], alignment: AlignmentPlan
+    ) -> None:
         size = GanPlan.model_construct(width=WIDTH, latent=LATENT)
-        gan, encoder = (read(folder / f"{name}.safetensors", max_bytes=CAP_BYTES) for name in ("gan", "encoder"))
-        self.generator, self.critic = load_generator(gan, size, SIZE_PX, 3), load_critic(gan, size, SIZE_PX, 3)
+        gan, encoder = (
+            read(folder / f"{name}.safetensors", max_bytes=CAP_BYTES) for name in ("gan", "encoder")
+        )
+        self.generator, self.critic = (
+            load_generator(gan, size, SIZE_PX, 3),
+            load_critic(gan, size, SIZE_PX, 3),
+        )
         self.encoder = load_encoder(encoder, WIDTH, LATENT, SIZE_PX, 3)
         self.people, self.alignment, self.plan = people, alignment, InversionPlan()
 
@@ -82,11 +89,20 @@ class Bench:
         names = [f"{i:05d}" for i in range(len(people))]
         each = np.arange(len(people))
         sides = np.where(people.right, 2, 1)
-        return roster(names, each, MERGED[people.grades], key=KEY, laterality_of=sides, usable=self.members.accepted)
+        return roster(
+            names,
+            each,
+            MERGED[people.grades],
+            key=KEY,
+            laterality_of=sides,
+            usable=self.members.accepted,
+        )
 
     def inverted(self, images: Images, **changed: int) -> Inversion:
         """The inversions of `images` under the plan with `changed` fields."""
-        return invert(images, self.generator, self.encoder, replace(self.plan, **changed), self.known)
+        return invert(
+            images, self.generator, self.encoder, replace(self.plan, **changed), self.known
+        )
 
     def groups(self, k: int) -> tuple[Group, ...]:
         """Groups of `k` by mode `similar`."""
@@ -96,10 +112,14 @@ class Bench:
     def averages(self, groups: tuple[Group, ...]) -> dict[str, Images]:
         """One image a group: by centroid, aligned, and the mean of the photographs' pixels."""
         photographs = self.people["members"].images
-        patients = measure_patients(photographs, self.members, self.who, self.critic, self.alignment)
+        patients = measure_patients(
+            photographs, self.members, self.who, self.critic, self.alignment
+        )
         statistics = gather(groups, patients, self.generator, self.alignment)
         centroids = torch.stack([one.centroid for one in statistics])
-        aligned = align(statistics, self.generator, self.critic, self.alignment, self.known.spread).codes
+        aligned = align(
+            statistics, self.generator, self.critic, self.alignment, self.known.spread
+        ).codes
         pixels = [photographs[[int(m) for m in group.members]].mean(0).round() for group in groups]
         return {
             "centroid": render(centroids, self.generator, seeded(1)),
@@ -111,7 +131,10 @@ class Bench:
     def samples(self, count: int) -> Images:
         """Samples of the prior with noise maps."""
         draw = seeded(2)
-        made = [to_uint8(self.generator(torch.randn(10, LATENT, generator=draw), draw)) for _ in range(-(-count // 10))]
+        made = [
+            to_uint8(self.generator(torch.randn(10, LATENT, generator=draw), draw))
+            for _ in range(-(-count // 10))
+        ]
         return np.concatenate(made)[:count]
 
 
@@ -177,7 +200,10 @@ def plainly(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
     codes = bench.encoder.invert(to_unit(members.images), bench.generator, 2).codes
     strata = MERGED[members.grades] * 2 + members.right
     for k in SIZES:
-        shuffled = (np.random.default_rng(0).permutation(np.flatnonzero(strata == one)) for one in np.unique(strata))
+        shuffled = (
+            np.random.default_rng(0).permutation(np.flatnonzero(strata == one))
+            for one in np.unique(strata)
+        )
         groups = [same[i : i + k] for same in shuffled for i in range(0, len(same) - k + 1, k)]
         if len(groups) < 2:  # a quick run
             continue
@@ -216,7 +242,10 @@ def speeds(bench: Bench, count: int = 8, repeats: int = 2) -> dict[str, dict[str
             error[steps] = float(np.median(bench.inverted(images, steps=steps).errors))
             seconds[steps].append(time.process_time() - began)
     return {
-        str(steps): {"median error": round(error[steps], 4), "per CPU-second": round(count / min(seconds[steps]), 2)}
+        str(steps): {
+            "median error": round(error[steps], 4),
+            "per CPU-second": round(count / min(seconds[steps]), 2),
+        }
         for steps in STEPS
     }
 
@@ -237,7 +266,10 @@ def pictures(bench: Bench, folder: Path, columns: int = 8) -> None:
         some = tuple(groups[i] for i in np.linspace(0, len(groups) - 1, columns).astype(int))
         made = bench.averages(some)
         rows += [made["aligned"], made["pixel average"]]
-    save([*rows, bench.samples(columns), bench.people["heldout"].images[:columns]], folder / "fundus_averages.jpg")
+    save(
+        [*rows, bench.samples(columns), bench.people["heldout"].images[:columns]],
+        folder / "fundus_averages.jpg",
+    )
 
 
 def save(rows: list[Images], path: Path) -> None:
@@ -249,9 +281,15 @@ def save(rows: list[Images], path: Path) -> None:
 def show(result: dict[str, Any]) -> None:
     """Markdown tables, a column for each checkpoint."""
     forms = {
-        "rows": ("kernel distance ± deviation (fine structure)", "{kernel:.3f} ± {deviation:.3f} ({fine:.2f})"),
+        "rows": (
+            "kernel distance ± deviation (fine structure)",
+            "{kernel:.3f} ± {deviation:.3f} ({fine:.2f})",
+        ),
         "inversion": ("inversion", "{}"),
-        "speed": ("refinement steps: median error, images per CPU-second", "{median error:.4f}, {per CPU-second:.1f}"),
+        "speed": (
+            "refinement steps: median error, images per CPU-second",
+            "{median error:.4f}, {per CPU-second:.1f}",
+        ),
     }
     for part, (title, form) in forms.items():
         if part not in next(iter(result.values())):
@@ -259,7 +297,10 @@ def show(result: dict[str, Any]) -> None:
         print(f"| {title} | {' | '.join(result)} |\n| --- |{' --- |' * len(result)}")
         for row in next(iter(result.values()))[part]:
             cells = (one[part][row] for one in result.values())
-            shown = (form.format(**cell) if isinstance(cell, dict) else form.format(cell) for cell in cells)
+            shown = (
+                form.format(**cell) if isinstance(cell, dict) else form.format(cell)
+                for cell in cells
+            )
             print(f"| {row} | {' | '.join(shown)} |")
         print()
 
@@ -269,9 +310,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, nargs="+", default=[SHIPPED])
     parser.add_argument("--pictures", type=Path)
-    parser.add_argument("--plain", action="store_true", help="no refinement, no alignment, random groups")
+    parser.add_argument(
+        "--plain", action="store_true", help="no refinement, no alignment, random groups"
+    )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="a few people and steps, to see whether it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few people and steps, to see whether it runs"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     people = fundus_split.split(SIZE_PX)
@@ -280,7 +325,9 @@ def main() -> None:
     judge = Judge(people["heldout"].images)
     result: dict[str, Any] = {}
     for folder in given.checkpoint:
-        bench = Bench(folder, people, AlignmentPlan(steps=2 if given.quick else AlignmentPlan.steps))
+        bench = Bench(
+            folder, people, AlignmentPlan(steps=2 if given.quick else AlignmentPlan.steps)
+        )
         sizes = SIZES[:1] if given.quick else SIZES
         if given.pictures and folder == given.checkpoint[0]:
             pictures(bench, given.pictures)
@@ -288,7 +335,11 @@ def main() -> None:
             result[folder.name] = {"rows": plainly(bench, judge)}
             continue
         rows = measured(bench, judge, sizes)
-        result[folder.name] = {"rows": rows, "inversion": inversion_figures(bench), "speed": speeds(bench)}
+        result[folder.name] = {
+            "rows": rows,
+            "inversion": inversion_figures(bench),
+            "speed": speeds(bench),
+        }
     if given.json:
         print(json.dumps(result))
     else:

@@ -36,6 +36,7 @@ from common.privacy.accounting import calibrate
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.privacy.planning import feasibility
+from common.storage import files
 from common.study.plan import Study
 from common.wire import tensors
 from server.pretrain.wgan import Recipe, pretrain
@@ -107,12 +108,16 @@ class Part:
 # --- data -----------------------------------------------------------------------------------------------------------------
 
 
-def phantoms(style: str, patients: int, per_patient: int, seed: int, show: Callable[[str], None]) -> Pairs:
+def phantoms(
+    style: str, patients: int, per_patient: int, seed: int, show: Callable[[str], None]
+) -> Pairs:
     """Pairs uint8 [P, n, 32, 32, 2] of procedural patients."""
     made = []
     for i in range(patients):
         rng = np.random.default_rng([seed, i])
-        made.append(patches(volume(rng, STYLES[style], SHAPE, magnify=1), per_patient, SIZE_PX, rng))
+        made.append(
+            patches(volume(rng, STYLES[style], SHAPE, magnify=1), per_patient, SIZE_PX, rng)
+        )
         if i % 50 == 49:
             show(f"{style} phantoms: {i + 1} of {patients}")
     return np.stack(made)
@@ -120,8 +125,13 @@ def phantoms(style: str, patients: int, per_patient: int, seed: int, show: Calla
 
 def phantom_part(setting: Setting, work: Path, show: Callable[[str], None]) -> Part:
     """Part (a)."""
-    train = kept(work / "train.npz", lambda: phantoms("hospital", setting.patients, setting.patches, 3, show))
-    test = kept(work / "test.npz", lambda: phantoms("hospital", setting.test_patients, setting.patches, 2, show))
+    train = kept(
+        work / "train.npz", lambda: phantoms("hospital", setting.patients, setting.patches, 3, show)
+    )
+    test = kept(
+        work / "test.npz",
+        lambda: phantoms("hospital", setting.test_patients, setting.patches, 2, show),
+    )
     return Part("phantoms", setting, train, test, public_pairs(setting, work, show))
 
 
@@ -131,25 +141,33 @@ def dias_part(setting: Setting, work: Path, file: Path, show: Callable[[str], No
         images = data["images"]
         masks, sequence, held_out = data["vessel_masks"], data["sequence"], data["split"] == "test"
     images = 255 - images.reshape(len(images), *images.shape[1:3])
-    pairs = np.stack([halved(images), (halved((masks > 0) * np.uint8(255)) >= 128) * np.uint8(255)], -1)
+    pairs = np.stack(
+        [halved(images), (halved((masks > 0) * np.uint8(255)) >= 128) * np.uint8(255)], -1
+    )
     edge = (pairs.shape[1] - SIZE_PX) // 2
     pairs = pairs[:, edge : edge + SIZE_PX, edge : edge + SIZE_PX]
 
     def of(chosen: NDArray[np.bool_]) -> Pairs:
-        return np.stack([pairs[sequence == s][: setting.patches] for s in np.unique(sequence[chosen])])
+        return np.stack(
+            [pairs[sequence == s][: setting.patches] for s in np.unique(sequence[chosen])]
+        )
 
     return Part("dias", setting, of(~held_out), of(held_out), public_pairs(setting, work, show))
 
 
 def public_pairs(setting: Setting, work: Path, show: Callable[[str], None]) -> Pairs:
     """Phantoms of the public style."""
-    return kept(work.parent / "public.npz", lambda: phantoms("public", setting.public_patients, 8, 1, show))
+    return kept(
+        work.parent / "public.npz", lambda: phantoms("public", setting.public_patients, 8, 1, show)
+    )
 
 
 def halved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[N, H, W] averaged over 2x2 pixels."""
     n, h, w = images.shape
-    found: NDArray[np.uint8] = images.reshape(n, h // 2, 2, w // 2, 2).mean((2, 4)).round().astype(np.uint8)
+    found: NDArray[np.uint8] = (
+        images.reshape(n, h // 2, 2, w // 2, 2).mean((2, 4)).round().astype(np.uint8)
+    )
     return found
 
 
@@ -176,7 +194,9 @@ def flat(pairs: Pairs) -> Pairs:
 def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
     """The plan of a private row: the smallest sigma that the budget allows. A network from scratch needs larger steps."""
     planned = setting.patients // setting.sites
-    sigma = calibrate(setting.patients_per_step / planned, setting.rounds * setting.local_steps, epsilon, DELTA)
+    sigma = calibrate(
+        setting.patients_per_step / planned, setting.rounds * setting.local_steps, epsilon, DELTA
+    )
     wgan = {
         "rounds": setting.rounds,
         "local_steps": setting.local_steps,
@@ -224,10 +244,14 @@ def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
 
 def public_network(part: Part, work: Path, show: Callable[[str], None]) -> Weights:
     """The network pretrained on public phantoms: one for all seeds, as a study has one."""
-    return trained_plainly(part.public, part.setting.plain_steps, 0, work.parent / "public.safetensors", show)
+    return trained_plainly(
+        part.public, part.setting.plain_steps, 0, work.parent / "public.safetensors", show
+    )
 
 
-def trained_plainly(pairs: Pairs, steps: int, seed: int, path: Path, show: Callable[[str], None]) -> Weights:
+def trained_plainly(
+    pairs: Pairs, steps: int, seed: int, path: Path, show: Callable[[str], None]
+) -> Weights:
     """The weights after non-private training on pairs [P, n, ...], from `path` if they are there."""
     if not path.exists():
         plan = study_of(QUICK, 8.0, True).models.wgan
@@ -239,14 +263,22 @@ def trained_plainly(pairs: Pairs, steps: int, seed: int, path: Path, show: Calla
                 show(f"{path.stem}: step {step} of {steps}")
         weights = next(run)
         tensors.write(path, {n: a for n, a in weights.items() if not n.startswith("encoder.")})
-    return {name: array.astype(np.float32) for name, array in tensors.read(path, max_bytes=1 << 30).items()}
+    return {
+        name: array.astype(np.float32)
+        for name, array in tensors.read(path, max_bytes=1 << 30).items()
+    }
 
 
-def trained_privately(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]) -> Weights:
+def trained_privately(
+    part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]
+) -> Weights:
     """The weights after federated private training; rounds are averaged with equal weights, as the server does."""
     setting, path = part.setting, work / f"{row.name}-{seed}.safetensors"
     if path.exists():
-        return {name: array.astype(np.float32) for name, array in tensors.read(path, max_bytes=1 << 30).items()}
+        return {
+            name: array.astype(np.float32)
+            for name, array in tensors.read(path, max_bytes=1 << 30).items()
+        }
     assert row.epsilon is not None
     study = study_of(setting, row.epsilon, row.tuned)
     plan = study.models.wgan
@@ -260,7 +292,9 @@ def trained_privately(part: Part, row: Row, seed: int, work: Path, show: Callabl
         total: dict[str, Any] = {}
         for site, cohort in enumerate(cohorts):
             noise = SeededNoiseSource(1_000_000 * seed + 1000 * round_ + site)
-            deltas = train_wgan.train(cohort, study, weights, PracticeReservation(event), noise, lambda *_: None)
+            deltas = train_wgan.train(
+                cohort, study, weights, PracticeReservation(event), noise, lambda *_: None
+            )
             total = {name: total.get(name, 0) + delta for name, delta in deltas.items()}
             show(f"{path.stem}: round {round_ + 1} of {plan.rounds}, site {site + 1}")
         weights = {name: weights[name] + total[name] / setting.sites for name in weights}
@@ -273,7 +307,10 @@ def fresh(study: Study, seed: int) -> Weights:
     assert study.models.wgan is not None
     torch.manual_seed(seed)
     generator, critic = build(study.models.wgan, SIZE_PX)
-    return {name: value.detach().numpy().copy() for name, value in named(generator, generator, critic).items()}
+    return {
+        name: value.detach().numpy().copy()
+        for name, value in named(generator, generator, critic).items()
+    }
 
 
 def cohort_of(pairs: Pairs) -> Cohort:
@@ -302,15 +339,21 @@ def pairs_of(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], 
     if row.kind == "public":
         weights = public_network(part, work, show)
     elif row.kind == "plain":
-        weights = trained_plainly(part.train, setting.plain_steps, seed, work / f"plain-{seed}.safetensors", show)
+        weights = trained_plainly(
+            part.train, setting.plain_steps, seed, work / f"plain-{seed}.safetensors", show
+        )
     else:
         weights = trained_privately(part, row, seed, work, show)
     plan = study_of(QUICK, 8.0, True).models.wgan
     assert plan is not None
-    return sample(load_average(weights, plan, SIZE_PX), setting.pairs, torch.Generator().manual_seed(seed))
+    return sample(
+        load_average(weights, plan, SIZE_PX), setting.pairs, torch.Generator().manual_seed(seed)
+    )
 
 
-def measured(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]) -> dict[str, Any]:
+def measured(
+    part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]
+) -> dict[str, Any]:
     """Dice, bAHD and 95HD of one row and seed, from its file if it is there."""
     path = work / f"{row.name}-{seed}.json"
     if not path.exists():
@@ -321,15 +364,22 @@ def measured(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], 
         patient_of = np.repeat(np.arange(len(part.test)), part.test.shape[1])
         found = utility.utility(pairs, flat(part.test), patient_of, recipe=recipe, seed=seed)
         share = float((pairs[..., 1] > 0).mean())
-        facts = {"dsc": found.dsc, "interval": found.dsc_interval, "bahd": found.bahd_mm, "hd95": found.hd95_mm}
-        tensors.atomic_write(path, json.dumps({**facts, "mask_share": share}).encode())
-    result: dict[str, Any] = json.loads(tensors.read_capped(path, 1 << 16))
+        facts = {
+            "dsc": found.dsc,
+            "interval": found.dsc_interval,
+            "bahd": found.bahd_mm,
+            "hd95": found.hd95_mm,
+        }
+        files.atomic_write(path, json.dumps({**facts, "mask_share": share}).encode())
+    result: dict[str, Any] = json.loads(files.read_capped(path, 1 << 16))
     return result
 
 
 def strip(pairs: Pairs, path: Path) -> None:
     """A picture of pairs: images above, masks below."""
-    Image.fromarray(np.concatenate([np.concatenate(list(pairs[..., plane]), 1) for plane in (0, 1)])).save(path)
+    Image.fromarray(
+        np.concatenate([np.concatenate(list(pairs[..., plane]), 1) for plane in (0, 1)])
+    ).save(path)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------------
@@ -344,8 +394,13 @@ def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> str:
     ]
     for row in ROWS:
         if results := found.get(row.name):
-            mean = {key: np.mean([r[key] for r in results]) for key in ("dsc", "bahd", "hd95", "mask_share")}
-            each = ", ".join(f"{r['dsc']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]" for r in results)
+            mean = {
+                key: np.mean([r[key] for r in results])
+                for key in ("dsc", "bahd", "hd95", "mask_share")
+            }
+            each = ", ".join(
+                f"{r['dsc']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]" for r in results
+            )
             lines.append(
                 f"| {row.label} | **{mean['dsc']:.3f}** | {each} | {mean['dsc'] / plain:.2f} | {mean['bahd']:.2f} "
                 f"| {mean['hd95']:.1f} | {mean['mask_share']:.3f} |"
@@ -374,7 +429,9 @@ def verdicts(setting: Setting) -> list[str]:
 
 def main() -> None:
     """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=("phantoms", "dias"), default="phantoms")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
@@ -409,7 +466,9 @@ def main() -> None:
     sys.stderr.write("\n")
     said = verdicts(setting)
     if options.json:
-        print(json.dumps({"part": part.name, "setting": asdict(setting), "plan": said, "rows": found}))
+        print(
+            json.dumps({"part": part.name, "setting": asdict(setting), "plan": said, "rows": found})
+        )
     else:
         print(table(part, found), *said, sep="\n")
 

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.errors import ConfigurationError
-from common.wire.tensors import read_capped
+from common.storage.files import read_capped
 
 Where = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -73,7 +73,9 @@ class _Reader:
         return float(text) if FLOAT.fullmatch(text) else text
 
     def _problem(self, node: yaml.Node, where: Where, message: str) -> None:
-        self.problems.append(f"{self.path.name}:{node.start_mark.line + 1}: {dotted(where)}: {message}")
+        self.problems.append(
+            f"{self.path.name}:{node.start_mark.line + 1}: {dotted(where)}: {message}"
+        )
 
 
 def dotted(where: Where) -> str:
@@ -90,7 +92,9 @@ def _compose(path: Path, text: str) -> yaml.Node:
         for token in yaml.scan(text):
             if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
                 line = token.start_mark.line + 1
-                raise ConfigurationError(f"{path.name}:{line}: anchors, aliases and tags are not allowed")
+                raise ConfigurationError(
+                    f"{path.name}:{line}: anchors, aliases and tags are not allowed"
+                )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -99,7 +103,9 @@ def _compose(path: Path, text: str) -> yaml.Node:
             f"{path.name}:{line}: not readable as YAML: {getattr(error, 'problem', None) or 'nested too deeply'}"
         ) from error
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigurationError(f"{path.name}:1: expected `key: value` lines, got an empty file or another shape")
+        raise ConfigurationError(
+            f"{path.name}:1: expected `key: value` lines, got an empty file or another shape"
+        )
     return node
 
 
@@ -122,13 +128,17 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _explain(path: Path, model: type[BaseModel], lines: dict[Where, int], error: ValidationError) -> list[str]:
+def _explain(
+    path: Path, model: type[BaseModel], lines: dict[Where, int], error: ValidationError
+) -> list[str]:
     """One line a problem, in the order of the file."""
     rows = []
     items = error.errors(include_url=False)
     places = [tuple(item["loc"]) for item in items]
     for item, where in zip(items, places, strict=True):
-        if item["type"] == "too_short" and any(len(p) > len(where) and p[: len(where)] == where for p in places):
+        if item["type"] == "too_short" and any(
+            len(p) > len(where) and p[: len(where)] == where for p in places
+        ):
             continue  # the elements were given, but are wrong themselves
         line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
         message = item["msg"].removeprefix("Value error, ")
@@ -144,7 +154,9 @@ def _explain(path: Path, model: type[BaseModel], lines: dict[Where, int], error:
 def load_yaml(path: Path, model: type[M], *, max_bytes: int = FILE_CAP_BYTES) -> M:
     """Return the model in a YAML file of at most `max_bytes`; raises ConfigurationError with all problems."""
     if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file", hint="give the path of an existing YAML file")
+        raise ConfigurationError(
+            f"{path}: no such file", hint="give the path of an existing YAML file"
+        )
     try:
         text = read_capped(path, max_bytes).decode()
     except UnicodeDecodeError as error:
@@ -162,11 +174,15 @@ def parse_yaml(text: str, model: type[M], path: Path) -> M:
         return _only_if(model.model_validate(data), problems, path)
     except ValidationError as error:
         problems += _explain(path, model, reader.lines, error)
-    raise ConfigurationError("\n".join(problems), problems=problems, hint=f"correct {path} and try again")
+    raise ConfigurationError(
+        "\n".join(problems), problems=problems, hint=f"correct {path} and try again"
+    )
 
 
 def _only_if(value: M, problems: list[str], path: Path) -> M:
     """The value, unless the reader itself found problems."""
     if problems:
-        raise ConfigurationError("\n".join(problems), problems=problems, hint=f"correct {path} and try again")
+        raise ConfigurationError(
+            "\n".join(problems), problems=problems, hint=f"correct {path} and try again"
+        )
     return value

@@ -46,7 +46,9 @@ class ConfigurationError(KohortError):
     exit_code = 2
     default_code = "E-CONFIG"
 
-    def __init__(self, message: str, *, hint: str = "", code: str | None = None, problems: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", code: str | None = None, problems: Sequence[str] = ()
+    ) -> None:
         super().__init__(message, hint=hint, code=code)
         self.problems = tuple(problems)
 
@@ -83,9 +85,15 @@ def disk_faults_named(what: str, where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space there and start again; nothing was lost" if full else "check the path and its owner"
+        hint = (
+            "free some space there and start again; nothing was lost"
+            if full
+            else "check the path and its owner"
+        )
         reason = error.strerror or type(error).__name__
-        raise EnvironmentFault(f"{what} {where}: {reason}", hint=hint, code="E-DISK-FULL" if full else None) from error
+        raise EnvironmentFault(
+            f"{what} {where}: {reason}", hint=hint, code="E-DISK-FULL" if full else None
+        ) from error
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:

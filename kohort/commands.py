@@ -24,9 +24,15 @@ from kohort import download
 from kohort.download import Progress as Report
 from kohort.manifest import Manifest, read_manifest, verify
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 Trust = Annotated[
-    str | None, typer.Option(help="the operator's fingerprint SHA256:... or key line, from another channel")
+    str | None,
+    typer.Option(help="the operator's fingerprint SHA256:... or key line, from another channel"),
 ]
 INTERRUPTED = 130
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]
@@ -50,7 +56,9 @@ def _summary(manifest: Manifest, as_json: bool) -> None:
     key = signing.fingerprint(signing.parse_public(manifest.operator_key))
     if as_json:
         facts = manifest.model_dump(mode="json", exclude={"files"})
-        _line(json.dumps({**facts, "fingerprint": key, "files": len(manifest.files)}, sort_keys=True))
+        _line(
+            json.dumps({**facts, "fingerprint": key, "files": len(manifest.files)}, sort_keys=True)
+        )
         return
     _line(f"{manifest.name} {manifest.version} ({manifest.date}): {manifest.title}")
     _line(
@@ -61,7 +69,9 @@ def _summary(manifest: Manifest, as_json: bool) -> None:
         if manifest.k is not None
         else "  image + mask pairs drawn from a generator trained on the updates; k-anonymity is not claimed"
     )
-    _line(f"  model updates: ({manifest.epsilon:g}, {manifest.delta:g})-DP per patient, zero-out adjacency")
+    _line(
+        f"  model updates: ({manifest.epsilon:g}, {manifest.delta:g})-DP per patient, zero-out adjacency"
+    )
     _line(f"  signed by {key}")
 
 
@@ -96,7 +106,9 @@ def list_command(folder: Path = Path(), as_json: AsJson = False) -> None:
         [folder] if (folder / "manifest.json").is_file() else []
     )
     if not found:
-        raise ConfigurationError(f"{folder}: holds no release", hint="`kohort pull URL DIR` fetches one")
+        raise ConfigurationError(
+            f"{folder}: holds no release", hint="`kohort pull URL DIR` fetches one"
+        )
     for release in found:
         try:
             manifest, state = verify(release), "verified"
@@ -104,13 +116,26 @@ def list_command(folder: Path = Path(), as_json: AsJson = False) -> None:
             manifest, state = read_manifest(release), f"NOT verified: {error}"
         if as_json:
             _line(
-                json.dumps({"path": str(release), "name": manifest.name, "version": manifest.version, "state": state})
+                json.dumps(
+                    {
+                        "path": str(release),
+                        "name": manifest.name,
+                        "version": manifest.version,
+                        "state": state,
+                    }
+                )
             )
         else:
-            _line(f"{release}: {manifest.name} {manifest.version}, {manifest.images} images: {state}")
+            _line(
+                f"{release}: {manifest.name} {manifest.version}, {manifest.images} images: {state}"
+            )
 
 
-@app.command("demo", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+@app.command(
+    "demo",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
 def demo_command(context: typer.Context) -> None:
     """Three hospitals and an operator on this machine, from DICOM to a verified release (`kohort demo --help`)."""
     # The demo plays both sides, which common may not import: it is a program of its own.
@@ -140,7 +165,9 @@ def run_typer(program: str, command: Callable[[], object]) -> int:
         except click.exceptions.Abort as error:
             raise KeyboardInterrupt from error
         except click.ClickException as error:
-            raise ConfigurationError(error.format_message(), hint=f"`{program} --help` lists the commands") from error
+            raise ConfigurationError(
+                error.format_message(), hint=f"`{program} --help` lists the commands"
+            ) from error
         code = given if isinstance(given, int) else 0
         if code == INTERRUPTED:
             raise KeyboardInterrupt

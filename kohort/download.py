@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from common.errors import ConfigurationError, PeerError, RefusedError, disk_faults_named
-from common.wire.tensors import atomic_write
+from common.storage.files import atomic_write
 from kohort import manifest as release
 
 TRIES, TIMEOUT_S, BLOCK_BYTES = 8, 30.0, 1 << 16
@@ -31,16 +31,27 @@ def pull(
     Raises ConfigurationError (not HTTPS), PeerError (server gone, gives other bytes), RefusedError (does not verify).
     """
     if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
-        raise ConfigurationError(f"{url}: expected an https:// address", hint="releases are only fetched over TLS")
+        raise ConfigurationError(
+            f"{url}: expected an https:// address", hint="releases are only fetched over TLS"
+        )
     context = ssl.create_default_context(cafile=str(ca) if ca else None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    with httpx.Client(verify=context, timeout=TIMEOUT_S, follow_redirects=False, trust_env=True) as client:
+    with httpx.Client(
+        verify=context, timeout=TIMEOUT_S, follow_redirects=False, trust_env=True
+    ) as client:
         base = url.rstrip("/")
         sums = {name: _small(client, base, name) for name in release.UNLISTED}
         digests = release.parse_sums(sums[release.SUMS])
         for name, data in sums.items():
             atomic_write(folder / name, data)
-        _fetch(client, base, release.MANIFEST, digests[release.MANIFEST], release.TEXT_CAP_BYTES, folder)
+        _fetch(
+            client,
+            base,
+            release.MANIFEST,
+            digests[release.MANIFEST],
+            release.TEXT_CAP_BYTES,
+            folder,
+        )
         entries = release.read_manifest(folder).files
         for done, entry in enumerate(entries, 1):
             if entry.path not in digests:
@@ -80,12 +91,15 @@ def _wait_or_give_up(error: httpx.TransportError, base: str, attempt: int) -> No
     """Wait longer after every failure; the last one is told."""
     if attempt + 1 == TRIES:
         raise PeerError(
-            f"{base}: {type(error).__name__}: {error}", hint="check the address and the network; run again to resume"
+            f"{base}: {type(error).__name__}: {error}",
+            hint="check the address and the network; run again to resume",
         ) from error
     time.sleep(min(0.2 * 2**attempt, 5.0))
 
 
-def _fetch(client: httpx.Client, base: str, name: str, digest: str, size_cap_bytes: int, folder: Path) -> None:
+def _fetch(
+    client: httpx.Client, base: str, name: str, digest: str, size_cap_bytes: int, folder: Path
+) -> None:
     """One file: keep what is right, continue a `.part`, start anew once if the bytes turn out wrong."""
     if not release.allowed_name(name):
         raise RefusedError(f"{name}: not a file that a release may hold")
@@ -103,7 +117,8 @@ def _fetch(client: httpx.Client, base: str, name: str, digest: str, size_cap_byt
             return
     part.unlink(missing_ok=True)
     raise PeerError(
-        f"{name}: the server's bytes do not have the signed SHA-256", hint="the release changed or is damaged"
+        f"{name}: the server's bytes do not have the signed SHA-256",
+        hint="the release changed or is damaged",
     )
 
 
@@ -127,7 +142,9 @@ def _download(client: httpx.Client, url: str, name: str, part: Path, size_cap_by
             _wait_or_give_up(error, url, attempt)
 
 
-def _append(response: httpx.Response, part: Path, name: str, size_cap_bytes: int, *, anew: bool) -> None:
+def _append(
+    response: httpx.Response, part: Path, name: str, size_cap_bytes: int, *, anew: bool
+) -> None:
     """Write the body behind what is there, or over it when the server sent the whole file."""
     with disk_faults_named("cannot write", part), open(part, "wb" if anew else "ab") as file:
         for block in response.iter_raw():

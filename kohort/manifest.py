@@ -27,11 +27,16 @@ from pydantic import Field, ValidationError
 
 from common.config import FrozenModel
 from common.errors import ConfigurationError, KohortError, RefusedError
+from common.storage.files import read_capped
 from common.wire import signing
 from common.wire.messages import Header
-from common.wire.tensors import read_capped
 
-SUMS, SIGNATURE, SIGNERS, MANIFEST = "SHA256SUMS", "SHA256SUMS.sig", "allowed_signers", "manifest.json"
+SUMS, SIGNATURE, SIGNERS, MANIFEST = (
+    "SHA256SUMS",
+    "SHA256SUMS.sig",
+    "allowed_signers",
+    "manifest.json",
+)
 UNLISTED = (SUMS, SIGNATURE, SIGNERS)
 TOP_LEVEL = {
     *UNLISTED, MANIFEST, "README.md", "LICENSE", "index.html", "contact_sheet.png", "metadata.csv", "croissant.json",
@@ -101,7 +106,9 @@ def parse_sums(data: bytes) -> dict[str, str]:
     for line in data.decode("utf-8", "replace").splitlines():
         digest, _, name = line.partition("  ")
         if not re.fullmatch(r"[0-9a-f]{64}", digest) or not allowed_name(name) or name in UNLISTED:
-            raise RefusedError(f"{SUMS}: a line is not `sha256  name` with a name that a release may hold")
+            raise RefusedError(
+                f"{SUMS}: a line is not `sha256  name` with a name that a release may hold"
+            )
         found[name] = digest
     if sums_text(found).encode() != data:
         raise RefusedError(f"{SUMS}: not in its one canonical order and spelling")
@@ -123,14 +130,19 @@ def file_digest(path: Path) -> str:
 
 
 def verify(
-    folder: Path, *, trust: str | None = None, progress: Callable[[int, int], None] = lambda *_: None
+    folder: Path,
+    *,
+    trust: str | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Manifest:
     """Return the manifest of a release that passes all six steps; raises RefusedError naming the file.
 
     `trust` is an OpenSSH public key line or a `SHA256:` fingerprint that the operator's key must have.
     """
     if not folder.is_dir():
-        raise ConfigurationError(f"{folder}: no such folder", hint="give the folder of a downloaded release")
+        raise ConfigurationError(
+            f"{folder}: no such folder", hint="give the folder of a downloaded release"
+        )
     present = _listed(folder)  # step 1
     digests = _signed_sums(folder, trust)  # step 2
     _files_match(folder, digests, present, progress)  # step 3
@@ -153,14 +165,17 @@ def _listed(folder: Path) -> set[str]:
             continue
         if not allowed_name(name):
             raise RefusedError(
-                f"{name}: not a file that a release may hold", hint="remove it, or pull the release again"
+                f"{name}: not a file that a release may hold",
+                hint="remove it, or pull the release again",
             )
         if path.stat().st_size > FILE_CAP_BYTES or len(names) >= FILES_CAP:
             raise RefusedError(f"{name}: larger or more files than a release may hold")
         names.add(name)
     for name in (*UNLISTED, MANIFEST, "metadata.csv"):
         if name not in names:
-            raise RefusedError(f"{name}: missing", hint="pull the release again; the download is not complete")
+            raise RefusedError(
+                f"{name}: missing", hint="pull the release again; the download is not complete"
+            )
     return names
 
 
@@ -168,7 +183,9 @@ def _signed_sums(folder: Path, trust: str | None) -> dict[str, str]:
     """Step 2: SHA256SUMS, if its signature holds."""
     sums = read_capped(folder / SUMS, TEXT_CAP_BYTES)
     line = read_capped(folder / SIGNERS, 4096).decode("utf-8", "replace")
-    match = re.fullmatch(r'operator@[a-z0-9-]+ namespaces="[a-z0-9-]+" (ssh-ed25519 [A-Za-z0-9+/=]+)\n', line)
+    match = re.fullmatch(
+        r'operator@[a-z0-9-]+ namespaces="[a-z0-9-]+" (ssh-ed25519 [A-Za-z0-9+/=]+)\n', line
+    )
     if not match:
         raise RefusedError(f"{SIGNERS}: not the one line that a release carries")
     try:
@@ -190,7 +207,9 @@ def _signed_sums(folder: Path, trust: str | None) -> dict[str, str]:
 
 def _trusted(trust: str) -> str:
     """The fingerprint behind a key line or a fingerprint."""
-    return trust if trust.startswith("SHA256:") else signing.fingerprint(signing.parse_public(trust))
+    return (
+        trust if trust.startswith("SHA256:") else signing.fingerprint(signing.parse_public(trust))
+    )
 
 
 def _files_match(
@@ -205,7 +224,9 @@ def _files_match(
             raise RefusedError(f"{name}: missing", hint="pull the release again; it resumes")
         got = file_digest(folder / name)
         if got != digest:
-            raise RefusedError(f"{name}: altered: SHA-256 is {got[:16]}..., signed was {digest[:16]}...")
+            raise RefusedError(
+                f"{name}: altered: SHA-256 is {got[:16]}..., signed was {digest[:16]}..."
+            )
         progress(done, len(digests))
 
 
@@ -214,20 +235,26 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(read_capped(folder / MANIFEST, TEXT_CAP_BYTES))
     except ValidationError as error:
-        raise RefusedError(f"{MANIFEST}: {error.error_count()} fields are not as a release has them") from error
+        raise RefusedError(
+            f"{MANIFEST}: {error.error_count()} fields are not as a release has them"
+        ) from error
 
 
 def _manifest_agrees(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
     """Step 4: manifest, allowed_signers and file sizes say the same."""
     line = read_capped(folder / SIGNERS, 4096).decode("utf-8", "replace")
     if line != signers_line(manifest.principal, manifest.operator_key):
-        raise RefusedError(f"{SIGNERS}: altered: it is not the line that the signed {MANIFEST} implies")
+        raise RefusedError(
+            f"{SIGNERS}: altered: it is not the line that the signed {MANIFEST} implies"
+        )
     sizes = {entry.path: entry.size_bytes for entry in manifest.files}
     if set(sizes) != set(digests) - {MANIFEST}:
         raise RefusedError(f"{MANIFEST}: lists other files than {SUMS}")
     for name, size in sizes.items():
         if (folder / name).stat().st_size != size:
-            raise RefusedError(f"{name}: {(folder / name).stat().st_size} bytes, {MANIFEST} says {size}")
+            raise RefusedError(
+                f"{name}: {(folder / name).stat().st_size} bytes, {MANIFEST} says {size}"
+            )
 
 
 def _metadata_agrees(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
@@ -235,11 +262,18 @@ def _metadata_agrees(folder: Path, manifest: Manifest, digests: dict[str, str]) 
     text = read_capped(folder / "metadata.csv", TEXT_CAP_BYTES).decode("utf-8", "replace")
     rows = list(csv.DictReader(io.StringIO(text)))
     images = sorted(name for name in digests if name.startswith("data/"))
-    if sorted(row.get("file_name") or "" for row in rows) != images or len(images) != manifest.images:
-        raise RefusedError(f"metadata.csv: lists {len(rows)} images, {len(images)} are there, {manifest.images} stated")
+    if (
+        sorted(row.get("file_name") or "" for row in rows) != images
+        or len(images) != manifest.images
+    ):
+        raise RefusedError(
+            f"metadata.csv: lists {len(rows)} images, {len(images)} are there, {manifest.images} stated"
+        )
     for row in rows:
         if row["label"] not in manifest.labels or row["file_name"].split("/")[1] != row["label"]:
-            raise RefusedError(f"metadata.csv: {row['file_name']} stands in another folder than its label")
+            raise RefusedError(
+                f"metadata.csv: {row['file_name']} stands in another folder than its label"
+            )
         _k_agrees(row, manifest)
     _masks_agree(rows, {name for name in digests if name.startswith("masks/")})
 
@@ -251,18 +285,27 @@ def _k_agrees(row: dict[str, str], manifest: Manifest) -> None:
         return
     if manifest.k is None or not stated.isdigit() or int(stated) < manifest.k:
         expected = "none" if manifest.k is None else f"at least {manifest.k}"
-        raise RefusedError(f"metadata.csv: {row['file_name']} states k = {stated}, {expected} expected")
+        raise RefusedError(
+            f"metadata.csv: {row['file_name']} states k = {stated}, {expected} expected"
+        )
 
 
 def _masks_agree(rows: list[dict[str, str]], masks: set[str]) -> None:
     """Step 5, masks: a picture and a NIfTI file of each row's mask under the image's own number, and no others."""
-    listed = [name for row in rows for name in (row.get("mask", ""), row.get("mask_nifti", "")) if name]
+    listed = [
+        name for row in rows for name in (row.get("mask", ""), row.get("mask_nifti", "")) if name
+    ]
     if set(listed) != masks or len(listed) != len(masks):
         raise RefusedError(f"metadata.csv: lists {len(listed)} mask files, {len(masks)} are there")
     for row in rows if masks else ():
         number = row["file_name"].rpartition("/")[2].removesuffix(".png")
-        if (row.get("mask"), row.get("mask_nifti")) != (f"masks/{number}.png", f"masks/{number}.nii.gz"):
-            raise RefusedError(f"metadata.csv: {row['file_name']} stands beside another image's mask")
+        if (row.get("mask"), row.get("mask_nifti")) != (
+            f"masks/{number}.png",
+            f"masks/{number}.nii.gz",
+        ):
+            raise RefusedError(
+                f"metadata.csv: {row['file_name']} stands beside another image's mask"
+            )
 
 
 def _statement_holds(path: Path, site: str, manifest: Manifest) -> None:
@@ -273,10 +316,14 @@ def _statement_holds(path: Path, site: str, manifest: Manifest) -> None:
     if header.sender != site or header.study != manifest.study or header.kind != kind:
         raise RefusedError(f"{name}: about another site or study, or not about {kind}")
     if manifest.k is not None and int(header.statement.get("k", 0)) < manifest.k:
-        raise RefusedError(f"{name}: the site states k = {header.statement.get('k')}, the release {manifest.k}")
+        raise RefusedError(
+            f"{name}: the site states k = {header.statement.get('k')}, the release {manifest.k}"
+        )
     stated = (header.statement.get("epsilon"), header.statement.get("delta"))
     if manifest.k is None and stated != (manifest.epsilon, manifest.delta):
-        raise RefusedError(f"{name}: the site states (epsilon, delta) = {stated}, not the release's")
+        raise RefusedError(
+            f"{name}: the site states (epsilon, delta) = {stated}, not the release's"
+        )
 
 
 def open_statement(data: bytes, name: str) -> tuple[Statement, Header]:
@@ -285,7 +332,9 @@ def open_statement(data: bytes, name: str) -> tuple[Statement, Header]:
         statement = Statement.model_validate_json(data)
         header = base64.b64decode(statement.header, validate=True)
         signature = base64.b64decode(statement.signature, validate=True)
-        signing.verify(signing.parse_public(statement.key), signing.MESSAGE, header, signature, what=name)
+        signing.verify(
+            signing.parse_public(statement.key), signing.MESSAGE, header, signature, what=name
+        )
         return statement, Header.model_validate_json(header)
     except (ValidationError, binascii.Error, KohortError) as error:
         reason = str(error) if isinstance(error, KohortError) else "damaged"

@@ -74,7 +74,9 @@ def opened(environment: Mapping[str, str]) -> Iterator[StudyRun]:
     """Yield the study run that the environment names, alone in its folder."""
     missing = [name for name in (STATE_VARIABLE, STUDY_VARIABLE) if not environment.get(name)]
     if missing:
-        raise ConfigurationError(f"environment: {missing} not set", hint="this app is started by `kohort-server run`")
+        raise ConfigurationError(
+            f"environment: {missing} not set", hint="this app is started by `kohort-server run`"
+        )
     state, study_hash = ServerState(Path(environment[STATE_VARIABLE])), environment[STUDY_VARIABLE]
     key = signing.load_private(state.operator_key)
     root = state.study(study_hash)
@@ -138,7 +140,9 @@ class StudyRun:
         shares = {site: self.study.weight_of(site) for site in gathering.complete}
         new = aggregate.average(weights, shares, self.study.quorum, gathering.read)  # 6
         path = self.record.write_weights(model, round_ + 1, new)
-        self.record.close_round("train", model, round_, gathering.outcome() | {"weights": file_digest(path)})
+        self.record.close_round(
+            "train", model, round_, gathering.outcome() | {"weights": file_digest(path)}
+        )
         log.info("%s round %d: closed with %s", model, round_, ", ".join(sorted(shares)))
 
     def _image_round(self, grid: Grid) -> None:
@@ -162,8 +166,12 @@ class StudyRun:
             payload = tensors.dumps(self.record.weights(model, plan.rounds - 1))
         entry = self.record.closed(*last)
         assert entry is not None
-        sites = {name: site for name, site in self.active().items() if name in entry.data["accepted"]}
-        Farewell(self, Exchange(self, grid, payload), asked, f"{self.record.place(*last)}/0").say(sites)
+        sites = {
+            name: site for name, site in self.active().items() if name in entry.data["accepted"]
+        }
+        Farewell(self, Exchange(self, grid, payload), asked, f"{self.record.place(*last)}/0").say(
+            sites
+        )
 
     def _synthesis_weights(self) -> bytes:
         """The payload of a synthesize instruction: the final generator, critic and flow."""
@@ -178,9 +186,15 @@ class StudyRun:
     def active(self) -> dict[str, Site]:
         """The sites of the plan that may take part now."""
         planned = {site.name for site in self.study.sites}
-        return {name: site for name, site in self.registry.sites().items() if name in planned and site.active}
+        return {
+            name: site
+            for name, site in self.registry.sites().items()
+            if name in planned and site.active
+        }
 
-    def instruction(self, asked: Asked, payload: bytes, site: str, statement: Mapping[str, bool]) -> Sealed:
+    def instruction(
+        self, asked: Asked, payload: bytes, site: str, statement: Mapping[str, bool]
+    ) -> Sealed:
         """The signed instruction for one site."""
         header = Header.model_validate(
             {
@@ -248,7 +262,9 @@ class Line:
     def _run(self) -> None:
         try:
             self._ask()
-        except Exception as error:  # Flower's own retries are exhausted, or a bug: the study's process must end
+        except (
+            Exception
+        ) as error:  # Flower's own retries are exhausted, or a bug: the study's process must end
             self._put(Reply(self.site.name, self.part, fault=error))
 
     def _ask(self) -> None:
@@ -260,13 +276,18 @@ class Line:
             if not answered and time.monotonic() >= next_ask:
                 pushed = self._push()
                 open_ids |= pushed
-                next_ask = time.monotonic() + (self.limits.reask_s if pushed else self.limits.retry_first_s)
+                next_ask = time.monotonic() + (
+                    self.limits.reask_s if pushed else self.limits.retry_first_s
+                )
             for message in self._pull(open_ids):
                 open_ids.discard(message.metadata.reply_to_message_id)
                 reply = self._reply(message)
                 answered = answered or reply.record is not None
                 if reply.record is None:
-                    next_ask = min(next_ask, time.monotonic() + (self.limits.retry_first_s if reply.lost else pause))
+                    next_ask = min(
+                        next_ask,
+                        time.monotonic() + (self.limits.retry_first_s if reply.lost else pause),
+                    )
                     pause = pause if reply.lost else min(2 * pause, self.limits.retry_cap_s)
                 self._put(reply)
             if answered and not open_ids:
@@ -295,7 +316,9 @@ class Line:
         name = self.site.name
         if message.has_error():
             code = message.error.code
-            return Reply(name, self.part, code=_public(message.error.reason or "", code), lost=code in LOST)
+            return Reply(
+                name, self.part, code=_public(message.error.reason or "", code), lost=code in LOST
+            )
         if message.metadata.src_node_id != self.site.node_id:
             return Reply(name, self.part, code="E-INTAKE-NODE")
         return Reply(name, self.part, record=message.content)
@@ -322,7 +345,12 @@ class Line:
 
 def _public(reason: str, code: int) -> str:
     """A site's code if it has the shape of one; anything else is never repeated."""
-    shaped = reason.startswith("E-") and len(reason) <= 64 and reason.replace("-", "").isalnum() and reason.isupper()
+    shaped = (
+        reason.startswith("E-")
+        and len(reason) <= 64
+        and reason.replace("-", "").isalnum()
+        and reason.isupper()
+    )
     return reason if shaped else f"E-FLOWER-{int(code)}"
 
 
@@ -330,7 +358,10 @@ def record_of(sealed: Sealed) -> RecordDict:
     """Return the Flower record of one sealed message."""
     head = ConfigRecord({"header": sealed.header, "signature": sealed.signature})
     return RecordDict(
-        {"sealed": head, "payload": ArrayRecord({"payload": Array(np.frombuffer(sealed.payload, np.uint8))})}
+        {
+            "sealed": head,
+            "payload": ArrayRecord({"payload": Array(np.frombuffer(sealed.payload, np.uint8))}),
+        }
     )
 
 
@@ -338,11 +369,27 @@ def sealed_of(record: RecordDict) -> Sealed:
     """Return the sealed message in a Flower record; raises RefusedError (E-RECORD) for any other content."""
     head, arrays = record.get("sealed"), record.get("payload")
     if len(record) == 2 and isinstance(head, ConfigRecord) and isinstance(arrays, ArrayRecord):
-        header, signature, payload = head.get("header"), head.get("signature"), arrays.get("payload")
-        plain = len(head) == 2 and len(arrays) == 1 and isinstance(payload, Array) and payload.dtype == "uint8"
-        if plain and isinstance(header, bytes) and isinstance(signature, bytes) and isinstance(payload, Array):
+        header, signature, payload = (
+            head.get("header"),
+            head.get("signature"),
+            arrays.get("payload"),
+        )
+        plain = (
+            len(head) == 2
+            and len(arrays) == 1
+            and isinstance(payload, Array)
+            and payload.dtype == "uint8"
+        )
+        if (
+            plain
+            and isinstance(header, bytes)
+            and isinstance(signature, bytes)
+            and isinstance(payload, Array)
+        ):
             return Sealed(header, _bytes_of(payload), signature)
-    raise RefusedError("record: expected one sealed message: header, signature, payload", code="E-RECORD")
+    raise RefusedError(
+        "record: expected one sealed message: header, signature, payload", code="E-RECORD"
+    )
 
 
 def _bytes_of(payload: Array) -> bytes:
@@ -376,7 +423,17 @@ class Exchange:
         sealed = self.run.instruction(asked, self.payload, site.name, statement or {})
         ttl_s = self.run.study.round_deadline_s + TTL_MARGIN_S
         kind = MESSAGE_TYPES[asked.phase]
-        line = Line(self.grid, site, asked.part, sealed, ttl_s, kind, self.run.limits, self.replies, self.slots).start()
+        line = Line(
+            self.grid,
+            site,
+            asked.part,
+            sealed,
+            ttl_s,
+            kind,
+            self.run.limits,
+            self.replies,
+            self.slots,
+        ).start()
         self.lines[site.name, asked.part] = line
 
     def next(self) -> Reply | None:
@@ -501,8 +558,12 @@ class Gathering:
             text = f"QUORUM_MISSING: {len(self.complete)} of {self.run.study.quorum}"
         if text != self._said:
             self._said = text
-            self.run.record.journal.append(self.run.study.hash() + "/state", "waiting", {"text": text})
-            log.info("%s %s round %d: %s", self.asked.phase, self.asked.model, self.asked.round, text)
+            self.run.record.journal.append(
+                self.run.study.hash() + "/state", "waiting", {"text": text}
+            )
+            log.info(
+                "%s %s round %d: %s", self.asked.phase, self.asked.model, self.asked.round, text
+            )
 
     def _take(self, reply: Reply) -> None:
         """Step 4 for one reply."""
@@ -519,7 +580,9 @@ class Gathering:
             if known is not None:
                 check_same(sealed, site, known.digest)
                 return
-            accepted = intake.accept(sealed, site.name, site.sign_key, self._asked(site.name, reply.part))
+            accepted = intake.accept(
+                sealed, site.name, site.sign_key, self._asked(site.name, reply.part)
+            )
         except RefusedError as error:
             self._quarantine(site.name, key, error.code)
             return
@@ -529,9 +592,14 @@ class Gathering:
 
     def _note_code(self, reply: Reply) -> None:
         """Journal a code that a site answered with, when it changes."""
-        if not reply.lost and self.run.record.journal.latest(f"{self._key(reply.part)}/{reply.site}/code") is None:
+        if (
+            not reply.lost
+            and self.run.record.journal.latest(f"{self._key(reply.part)}/{reply.site}/code") is None
+        ):
             data = {"site": reply.site, "code": reply.code}
-            self.run.record.journal.append(f"{self._key(reply.part)}/{reply.site}/code", "code", data)
+            self.run.record.journal.append(
+                f"{self._key(reply.part)}/{reply.site}/code", "code", data
+            )
             log.warning("%s: answers %s; asked again", reply.site, reply.code)
 
     def _quarantine(self, site: str, key: str, code: str) -> None:
@@ -553,7 +621,11 @@ class Gathering:
     def _checked(self, site: str, part: int) -> Accepted:
         """An accepted reply from disk, through the intake."""
         sealed = read_sealed(self._file(site, part))
-        asked = self._asked(site, part) if part not in self.parts.get(site, {}) else replace(self.asked, part=part)
+        asked = (
+            self._asked(site, part)
+            if part not in self.parts.get(site, {})
+            else replace(self.asked, part=part)
+        )
         return intake.accept(sealed, site, self.run.registry.get(site).sign_key, asked)
 
     def _asked(self, site: str, part: int) -> Asked:
@@ -561,20 +633,28 @@ class Gathering:
         first = self.parts.get(site, {}).get(0)
         if part == 0 or first is None:
             return self.asked
-        return replace(self.asked, part=part, parts=first.parts, images_before=self.images.get(site, 0))
+        return replace(
+            self.asked, part=part, parts=first.parts, images_before=self.images.get(site, 0)
+        )
 
     def _file(self, site: str, part: int) -> Path:
-        return self.run.record.reply_file(self.asked.phase, self.asked.model, self.asked.round, site, part)
+        return self.run.record.reply_file(
+            self.asked.phase, self.asked.model, self.asked.round, site, part
+        )
 
     def _key(self, part: int) -> str:
-        return f"{self.run.record.place(self.asked.phase, self.asked.model, self.asked.round)}/{part}"
+        return (
+            f"{self.run.record.place(self.asked.phase, self.asked.model, self.asked.round)}/{part}"
+        )
 
 
 def check_same(sealed: Sealed, site: Site, digest: str) -> None:
     """Check that another reply to an answered instruction has the same payload; raises RefusedError (E-INTAKE-SECOND)."""
     header = intake.open_header(sealed, site.name, site.sign_key, boundary.UPDATE_CAP_BYTES)
     if header.digest != digest:
-        raise RefusedError("a second, different payload for one instruction", code="E-INTAKE-SECOND")
+        raise RefusedError(
+            "a second, different payload for one instruction", code="E-INTAKE-SECOND"
+        )
 
 
 @dataclass
@@ -604,7 +684,9 @@ class Farewell:
     def _check(self, record: RecordDict, site: Site) -> None:
         """The last word must be what was accepted."""
         try:
-            check_same(sealed_of(record), site, self.run.record.accepted_digest(self.key, site.name) or "")
+            check_same(
+                sealed_of(record), site, self.run.record.accepted_digest(self.key, site.name) or ""
+            )
         except RefusedError as error:
             self.run.registry.quarantine(site.name, error.code)
             log.warning("%s: in quarantine, %s", site.name, error.code)

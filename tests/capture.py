@@ -68,7 +68,9 @@ class WireTap:
     def _forward(self, way: dict[ssl.SSLSocket, tuple[ssl.SSLSocket, bytearray]]) -> None:
         """Both directions in this one thread, until one side closes: OpenSSL forbids two threads on one connection."""
         while not self._stop.is_set():
-            ready = [source for source in way if source.pending()] or select.select(list(way), [], [], 0.2)[0]
+            ready = [source for source in way if source.pending()] or select.select(
+                list(way), [], [], 0.2
+            )[0]
             for source in ready:
                 target, record = way[source]
                 source.settimeout(0)

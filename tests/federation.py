@@ -24,6 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.fleet.app import build_app
 from common.privacy import boundary
+from common.storage import files
 from common.study.plan import Study, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
@@ -72,7 +73,9 @@ def failed(code: int, reason: str) -> Fate:
 class LocalGrid(Grid):
     """Nodes by id; `scripts[node id]` is used up one fate an instruction. Thread-safe; one instruction a node at a time."""
 
-    def __init__(self, apps: Mapping[int, ClientApp], scripts: Mapping[int, Iterable[Fate]] | None = None) -> None:
+    def __init__(
+        self, apps: Mapping[int, ClientApp], scripts: Mapping[int, Iterable[Fate]] | None = None
+    ) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self.apps = dict(apps)
         self.online = set(apps)
@@ -92,7 +95,12 @@ class LocalGrid(Grid):
         raise NotImplementedError
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """As Flower's own."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -133,10 +141,14 @@ class LocalGrid(Grid):
             for message_id in message_ids:
                 waiting = self._replies.get(message_id, [])
                 found += [reply for due, reply in waiting if due <= time.monotonic()]
-                self._replies[message_id] = [(due, r) for due, r in waiting if due > time.monotonic()]
+                self._replies[message_id] = [
+                    (due, r) for due, r in waiting if due > time.monotonic()
+                ]
         return found
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Not used by kohort: it would aggregate whatever came."""
         raise NotImplementedError
 
@@ -172,7 +184,9 @@ class ToySite:
         self.asked.append(header)
         place = f"{header.phase}/{header.model}/{0 if header.phase == 'synthesize' else header.round}/{header.part}"
         if place not in self.stored or self.forget:
-            self.stored[place] = self._made(header, tensors.loads(sealed.payload, max_bytes=1 << 30))
+            self.stored[place] = self._made(
+                header, tensors.loads(sealed.payload, max_bytes=1 << 30)
+            )
         return self.stored[place]
 
     def _made(self, asked: Header, weights: tensors.Arrays) -> Sealed:
@@ -193,15 +207,21 @@ class ToySite:
         if self.forge:
             self.forge(fields, arrays)
         payload = tensors.dumps(arrays)
-        sealed = seal(Header.model_validate({"digest": digest_of(payload), **fields}), payload, self.key)
+        sealed = seal(
+            Header.model_validate({"digest": digest_of(payload), **fields}), payload, self.key
+        )
         return self.spoil(sealed) if self.spoil else sealed
 
     def update(self, asked: Header, weights: tensors.Arrays) -> tensors.Arrays:
         """Made-up deltas of the right shapes."""
-        rng = np.random.default_rng([self.seed, asked.round, len(self.stored) if self.forget else 0])
+        rng = np.random.default_rng(
+            [self.seed, asked.round, len(self.stored) if self.forget else 0]
+        )
         plan = self.study.models.trained()[asked.model]
         return {
-            name: (self.size * rng.standard_normal(a.shape) * boundary.is_trained(name, plan)).astype(np.float32)
+            name: (
+                self.size * rng.standard_normal(a.shape) * boundary.is_trained(name, plan)
+            ).astype(np.float32)
             for name, a in weights.items()
         }
 
@@ -245,13 +265,17 @@ class Federation:
         return cls.of(folder, tiny_plan(folder / "plan", **changes), key, state)
 
     @classmethod
-    def of(cls, folder: Path, plan: Path, key: signing.Ed25519PrivateKey, state: ServerState) -> Federation:
+    def of(
+        cls, folder: Path, plan: Path, key: signing.Ed25519PrivateKey, state: ServerState
+    ) -> Federation:
         """The federation of a written plan."""
         study = write_bundle(plan, key, folder / "bundle")
         root = state.study(study.hash())
         write_bundle(folder / "plan" / "study.yaml", key, root / "bundle")
         names = [site.name for site in study.sites]
-        sites = {name: ToySite(name, study, key.public_key(), seed) for seed, name in enumerate(names)}
+        sites = {
+            name: ToySite(name, study, key.public_key(), seed) for seed, name in enumerate(names)
+        }
         federation = cls(state, study, key, sites)
         registry = Registry(state.sites)
         for seed, (name, site) in enumerate(sites.items()):
@@ -264,7 +288,11 @@ class Federation:
         """The request that a toy would send (its node key is a placeholder: nothing here speaks TLS)."""
         line = signing.public_text(site.key.public_key())
         return Request(
-            format="kohort-request/1", site=name, node_key=f"node {name}-{id(site)}", sign_key=line, signature=""
+            format="kohort-request/1",
+            site=name,
+            node_key=f"node {name}-{id(site)}",
+            sign_key=line,
+            signature="",
         )
 
     def grid(self, scripts: Mapping[str, Iterable[Fate]] | None = None) -> LocalGrid:
@@ -300,10 +328,13 @@ def tiny_plan(folder: Path, **changes: Any) -> Path:
         if model not in data["models"]:
             continue
         path = folder / f"{model}.safetensors"
-        tensors.write(path, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+        tensors.write(
+            path,
+            {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
+        )
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         data["models"][model]["start"] = {"file": path.name, "sha256": digest}
-    tensors.atomic_write(folder / "study.yaml", json.dumps(data).encode())
+    files.atomic_write(folder / "study.yaml", json.dumps(data).encode())
     return folder / "study.yaml"
 
 
@@ -319,10 +350,14 @@ def pairs_plan(folder: Path, **changes: Any) -> Path:
 
     data = vessels_plan(**{"round_deadline_s": 20.0, **changes})
     torch.manual_seed(1)
-    generator, critic = build(WganPlan.model_validate(data["models"]["wgan"]), data["intake"]["size_px"])
+    generator, critic = build(
+        WganPlan.model_validate(data["models"]["wgan"]), data["intake"]["size_px"]
+    )
     path = folder / "wgan.safetensors"
-    tensors.write(path, {name: p.detach().numpy() for name, p in named(generator, generator, critic).items()})
+    tensors.write(
+        path, {name: p.detach().numpy() for name, p in named(generator, generator, critic).items()}
+    )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     data["models"]["wgan"]["start"] = {"file": path.name, "sha256": digest}
-    tensors.atomic_write(folder / "study.yaml", json.dumps(data).encode())
+    files.atomic_write(folder / "study.yaml", json.dumps(data).encode())
     return folder / "study.yaml"

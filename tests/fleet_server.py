@@ -40,7 +40,9 @@ REQUESTS: dict[str, Any] = {
 class FleetServer:
     """`url`, what was asked (`calls`), what was pushed (`pushed`: object id → bytes), and hooks per path (`instead`)."""
 
-    def __init__(self, files: ServerFiles, *, newest_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
+    def __init__(
+        self, files: ServerFiles, *, newest_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+    ) -> None:
         self.calls: list[tuple[str, Any, bytes]] = []
         self.pushed: dict[str, bytes] = {}
         self.instead: dict[str, Callable[[Any], Answer | None]] = {}
@@ -52,9 +54,13 @@ class FleetServer:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.maximum_version = newest_tls
         context.load_cert_chain(files.certificate, files.key)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
         self.url = f"https://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -69,20 +75,26 @@ class FleetServer:
 
     def replies(self) -> list[Any]:
         """The shells of the replies pushed."""
-        return [request.messages_list[0] for name, request, _ in self.calls if name == "push-messages"]
+        return [
+            request.messages_list[0] for name, request, _ in self.calls if name == "push-messages"
+        ]
 
     def queue(
         self, message: Message, *, tamper: Callable[[dict[str, bytes]], None] | None = None
     ) -> tuple[str, dict[str, bytes]]:
         """Deliver an instruction at the next pull; `tamper` may change its objects. Returns its id and objects."""
-        objects = {object_id: one.deflate() for object_id, one in get_all_nested_objects(message).items()}
+        objects = {
+            object_id: one.deflate() for object_id, one in get_all_nested_objects(message).items()
+        }
         tree = get_object_tree(message)
         if tamper is not None:
             tamper(objects)
         self._objects |= objects
         shell = message_to_proto(remove_content_from_message(message))
         shell.metadata.message_id = tree.object_id
-        self._queue.append(fleet_pb2.PullMessagesResponse(messages_list=[shell], message_object_trees=[tree]))
+        self._queue.append(
+            fleet_pb2.PullMessagesResponse(messages_list=[shell], message_object_trees=[tree])
+        )
         return tree.object_id, objects
 
     def answer(self, name: str, request: Any) -> bytes:
@@ -90,7 +102,9 @@ class FleetServer:
         known = {
             "activate-node": lambda: fleet_pb2.ActivateNodeResponse(node_id=NODE_ID),
             "send-node-heartbeat": lambda: heartbeat_pb2.SendNodeHeartbeatResponse(success=True),
-            "pull-messages": lambda: self._queue.pop(0) if self._queue else fleet_pb2.PullMessagesResponse(),
+            "pull-messages": lambda: (
+                self._queue.pop(0) if self._queue else fleet_pb2.PullMessagesResponse()
+            ),
             "get-run": lambda: run_pb2.GetRunResponse(run=run_pb2.Run(run_id=RUN_ID, fab_hash=PIN)),
             "pull-object": lambda: self._pull(request.object_id),
             "push-object": lambda: self._push(request),
@@ -164,11 +178,17 @@ class FleetServer:
 
 
 def instruction(
-    payload: np.ndarray[Any, Any] | None = None, *, kind: str = "query", ttl: float = 60.0, node_id: int = NODE_ID
+    payload: np.ndarray[Any, Any] | None = None,
+    *,
+    kind: str = "query",
+    ttl: float = 60.0,
+    node_id: int = NODE_ID,
 ) -> Message:
     """An instruction as a ServerApp would send it."""
     array = np.arange(10, dtype=np.uint8) if payload is None else payload
-    content = RecordDict({"sealed": ConfigRecord({"header": b"h"}), "payload": ArrayRecord([array])})
+    content = RecordDict(
+        {"sealed": ConfigRecord({"header": b"h"}), "payload": ArrayRecord([array])}
+    )
     metadata = Metadata(
         run_id=RUN_ID,
         message_id="",

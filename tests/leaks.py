@@ -16,18 +16,29 @@ def spellings(text: str) -> Iterator[bytes]:
     plain = text.encode()
     yield from (plain, text.encode("utf-16-le"), plain.hex().encode())
     for lead, first in enumerate((0, 2, 3)):
-        yield base64.b64encode(b"\0" * lead + plain)[first:-4]  # what does not depend on the neighbours
+        yield base64.b64encode(b"\0" * lead + plain)[
+            first:-4
+        ]  # what does not depend on the neighbours
 
 
 def leaked(secrets: Iterable[str], data: bytes) -> list[str]:
     """Return those of `secrets` (at least 8 characters) that stand in `data` in any spelling of at least 8 bytes."""
-    wanted = [(text, spelling) for text in secrets for spelling in spellings(text) if len(spelling) >= KEY_BYTES]
+    wanted = [
+        (text, spelling)
+        for text in secrets
+        for spelling in spellings(text)
+        if len(spelling) >= KEY_BYTES
+    ]
     keys = np.frombuffer(b"".join(spelling[-KEY_BYTES:] for _, spelling in wanted), "<u8")
     there = np.zeros(len(keys), bool)
     for offset in range(KEY_BYTES):
         count = max(0, len(data) - offset) // KEY_BYTES
         there |= np.isin(keys, np.frombuffer(data, "<u8", count, offset) if count else keys[:0])
-    found = (text for (text, spelling), maybe in zip(wanted, there, strict=True) if maybe and spelling in data)
+    found = (
+        text
+        for (text, spelling), maybe in zip(wanted, there, strict=True)
+        if maybe and spelling in data
+    )
     return list(dict.fromkeys(found))
 
 

@@ -43,13 +43,18 @@ def fundus(seed: int, size: int = 128) -> NDArray[np.uint8]:
     chance = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size - 0.5
     disc = np.hypot(x, y) < 0.48
-    spot = np.exp(-((x - chance.uniform(-0.3, 0.3)) ** 2 + (y - chance.uniform(-0.2, 0.2)) ** 2) / 0.004)
+    spot = np.exp(
+        -((x - chance.uniform(-0.3, 0.3)) ** 2 + (y - chance.uniform(-0.2, 0.2)) ** 2) / 0.004
+    )
     vessels = sum(
-        np.exp(-((np.sin(8 * x * a + b) * 0.2 + y - c) ** 2) / 2e-4) for a, b, c in chance.uniform(-0.4, 3, (9, 3))
+        np.exp(-((np.sin(8 * x * a + b) * 0.2 + y - c) ** 2) / 2e-4)
+        for a, b, c in chance.uniform(-0.4, 3, (9, 3))
     )
     mottle = chance.normal(0, 0.05, (8, 8)).repeat(size // 8, 0).repeat(size // 8, 1)
     level = np.clip(0.45 + 0.4 * spot - 0.25 * np.clip(vessels, 0, 1) + mottle, 0.1, 1)
-    shades = np.stack([level, level * chance.uniform(0.4, 0.6), level * chance.uniform(0.1, 0.3)], axis=-1)
+    shades = np.stack(
+        [level, level * chance.uniform(0.4, 0.6), level * chance.uniform(0.1, 0.3)], axis=-1
+    )
     return np.asarray(np.where(disc[..., None], shades * 255, 0), dtype=np.uint8)
 
 
@@ -69,7 +74,9 @@ def grey(seed: int, size: int = 96, bits: int = 12, signed: bool = False) -> NDA
     return np.asarray(np.rint(share * ((1 << bits) - 1) + low), dtype=kind)
 
 
-def header(modality: str = "OP", patient_id: str = "P-0001", *, syntax: UID = ExplicitVRLittleEndian) -> Dataset:
+def header(
+    modality: str = "OP", patient_id: str = "P-0001", *, syntax: UID = ExplicitVRLittleEndian
+) -> Dataset:
     """Return a header full of `MARKERS`, still without pixels."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -87,7 +94,11 @@ def header(modality: str = "OP", patient_id: str = "P-0001", *, syntax: UID = Ex
 
 
 def with_pixels(
-    dataset: Dataset, pixels: NDArray[Any], photometric: str, bits: int | None = None, frames: int = 1
+    dataset: Dataset,
+    pixels: NDArray[Any],
+    photometric: str,
+    bits: int | None = None,
+    frames: int = 1,
 ) -> Dataset:
     """Put uncompressed `pixels` ([H, W], [H, W, 3] or [F, H, W]) into `dataset`, which is returned."""
     shape = pixels.shape[1:] if frames > 1 else pixels.shape
@@ -100,7 +111,10 @@ def with_pixels(
     dataset.PhotometricInterpretation = photometric
     dataset.BitsAllocated = 8 * pixels.dtype.itemsize
     dataset.BitsStored = bits or dataset.BitsAllocated
-    dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(pixels.dtype.kind == "i")
+    dataset.HighBit, dataset.PixelRepresentation = (
+        dataset.BitsStored - 1,
+        int(pixels.dtype.kind == "i"),
+    )
     big = dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
     data = pixels.astype(pixels.dtype.newbyteorder(">" if big else "<")).tobytes()
     dataset.PixelData = data + b"\0" * (len(data) % 2)
@@ -119,7 +133,12 @@ def save(dataset: Dataset, path: Path) -> Path:
 
 
 def write_fundus(
-    path: Path, patient_id: str, pixels: NDArray[np.uint8], *, laterality: str = "R", **attributes: Any
+    path: Path,
+    patient_id: str,
+    pixels: NDArray[np.uint8],
+    *,
+    laterality: str = "R",
+    **attributes: Any,
 ) -> Path:
     """Write an uncompressed Ophthalmic Photography file; `attributes` are set last, whatever they break."""
     dataset = with_pixels(header("OP", patient_id), pixels, "RGB")
@@ -148,10 +167,17 @@ def hollow_png(width: int, height: int) -> bytes:
     """Return a PNG that declares width x height colour pixels and holds almost none."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def write_labels(path: Path, rows: Sequence[Sequence[str]], columns: str = "patient,label") -> Path:
@@ -163,7 +189,11 @@ def write_labels(path: Path, rows: Sequence[Sequence[str]], columns: str = "pati
 
 
 def write_photographs(
-    folder: Path, patients: int, images_each: int = 1, labels: Sequence[str] = ("none",), size: int = 64
+    folder: Path,
+    patients: int,
+    images_each: int = 1,
+    labels: Sequence[str] = ("none",),
+    size: int = 64,
 ) -> Path:
     """Write PNG photographs of `patients` persons with labels in turn, and return the labels CSV beside `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,9 @@ AUDIT = ModelAudit(
 ACCOUNT = Account({"PLD": 3.2, "RDP": 3.6}, {"dp-accounting": "0.6.0"}, {"gan": AUDIT})
 
 
-def batch(study: Study, site: str, seed: int, *, count: int = 6, key: Ed25519PrivateKey | None = None) -> SiteBatch:
+def batch(
+    study: Study, site: str, seed: int, *, count: int = 6, key: Ed25519PrivateKey | None = None
+) -> SiteBatch:
     """A site's signed batch of invented pictures."""
     rng = np.random.default_rng(seed)
     size, channels = study.intake.size_px, study.intake.channels
@@ -34,7 +36,11 @@ def batch(study: Study, site: str, seed: int, *, count: int = 6, key: Ed25519Pri
         "privatized": (np.arange(count) % 4 == 0).astype(np.uint8),
     }
     payload = tensors.dumps(arrays)
-    statement = {**boundary.public_statement(study, "images"), "ledger_head": "0" * 64, "ledger_seq": 7}
+    statement = {
+        **boundary.public_statement(study, "images"),
+        "ledger_head": "0" * 64,
+        "ledger_seq": 7,
+    }
     header = Header(
         kind="images", study=study.hash(), phase="synthesize", round=0, sender=site,
         digest=digest_of(payload), statement=statement,
@@ -51,7 +57,9 @@ def release_inputs(folder: Path, operator: Ed25519PrivateKey, **changes: object)
     study = write_bundle(plan, operator, folder / "bundle")
     batches = [batch(study, "hospital-a", 1), batch(study, "hospital-b", 2)]
     reference = np.random.default_rng(3).integers(0, 255, (16, 32, 32, 3), dtype=np.uint8)
-    return ReleaseInputs(study, folder / "bundle", batches, ACCOUNT, {}, reference, "invented pictures")
+    return ReleaseInputs(
+        study, folder / "bundle", batches, ACCOUNT, {}, reference, "invented pictures"
+    )
 
 
 def small_release(folder: Path) -> tuple[Path, Ed25519PrivateKey]:

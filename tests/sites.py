@@ -31,10 +31,10 @@ from common.privacy.accounting import Spent, spend
 from common.privacy.canaries import Canaries, Tally, rehearse
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.privacy.noise import NoiseSource
+from common.storage.files import atomic_write
 from common.study.plan import Study, load_study, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, canonical, digest_of, seal
-from common.wire.tensors import atomic_write
 from tests.studies import small_plan
 
 SITE = "hospital-a"
@@ -44,7 +44,9 @@ WEIGHTS: dict[str, tensors.Arrays] = {
 }
 
 
-def write_plan(folder: Path, weights: dict[str, tensors.Arrays] | None = None, **changes: Any) -> Path:
+def write_plan(
+    folder: Path, weights: dict[str, tensors.Arrays] | None = None, **changes: Any
+) -> Path:
     """The small plan with starting checkpoints for the given weights, as a file."""
     data = small_plan(**changes)
     for model, arrays in (WEIGHTS if weights is None else weights).items():
@@ -110,17 +112,27 @@ class Hospital:
         )
         return Site(state, config, membership)
 
-    def ask(self, kind: str, *, key: Ed25519PrivateKey | None = None, weights: Any = None, **fields: Any) -> Sealed:
+    def ask(
+        self, kind: str, *, key: Ed25519PrivateKey | None = None, weights: Any = None, **fields: Any
+    ) -> Sealed:
         """A signed instruction; `fields` change its header."""
         model = fields.setdefault("model", "gan" if kind == "train" else "")
         arrays = weights or (WEIGHTS[model] if model else {**WEIGHTS["gan"], **WEIGHTS["glow"]})
         payload = tensors.dumps(arrays)
-        header = {"kind": kind, "phase": kind, "study": self.study.hash(), "round": 0, "sender": "operator"}
+        header = {
+            "kind": kind,
+            "phase": kind,
+            "study": self.study.hash(),
+            "round": 0,
+            "sender": "operator",
+        }
         header |= {"digest": digest_of(payload), **fields}
         return seal(Header.model_validate(header), payload, key or self.operator)
 
 
-def make_hospital(root: Path, *, approve: bool = True, weights: Any = None, **changes: Any) -> Hospital:
+def make_hospital(
+    root: Path, *, approve: bool = True, weights: Any = None, **changes: Any
+) -> Hospital:
     """A hospital whose staff approved the small plan, with a cohort; `changes` go into the plan."""
     plans, state = root / "operator", root / "state"
     plans.mkdir(parents=True)
@@ -130,7 +142,9 @@ def make_hospital(root: Path, *, approve: bool = True, weights: Any = None, **ch
     study = load_study(plan)
     (root / "data").mkdir()
     state.mkdir()
-    text = site_config.sample(SITE, str(root / "data")).replace("send_slot_s: 2.0", "send_slot_s: 0")
+    text = site_config.sample(SITE, str(root / "data")).replace(
+        "send_slot_s: 2.0", "send_slot_s: 0"
+    )
     (state / "site.yaml").write_text(text.replace("threads: 0", "threads: 1"))
     place = State(state)
     new_pseudonym_key(place.pseudonym_key)
@@ -153,7 +167,9 @@ class Children:
     evidence: Callable[[Evidence], Evidence] = lambda evidence: evidence
     tally: Callable[[Tally], Tally] = lambda tally: tally
 
-    def __call__(self, folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress) -> Ending:
+    def __call__(
+        self, folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress
+    ) -> Ending:
         job = Job.read(folder)
         self.runs += 1
         if job.reservation:
@@ -167,7 +183,9 @@ class Children:
             raise Killed
         output = self._update(folder) if job.kind == "train" else self._images(folder)
         if (folder / CANARIES).is_file():
-            atomic_write(folder / TALLY, tensors.dumps(self.tally(self._heard(job, folder)).arrays()))
+            atomic_write(
+                folder / TALLY, tensors.dumps(self.tally(self._heard(job, folder)).arrays())
+            )
         tensors.write(folder / "out.safetensors", self.change(output))
         if what == "die after":
             raise Killed
@@ -175,27 +193,47 @@ class Children:
 
     def _update(self, folder: Path) -> tensors.Arrays:
         weights = tensors.read(folder / "in.safetensors", max_bytes=1 << 20)
-        rng = np.random.default_rng(self.runs)  # another result each time: a second computation would be seen
-        return {name: rng.normal(0, 0.1, array.shape).astype(np.float32) for name, array in weights.items()}
+        rng = np.random.default_rng(
+            self.runs
+        )  # another result each time: a second computation would be seen
+        return {
+            name: rng.normal(0, 0.1, array.shape).astype(np.float32)
+            for name, array in weights.items()
+        }
 
     def _heard(self, job: Job, folder: Path) -> Tally:
         """What canaries hear in an honest round."""
-        plan, event = self.study.models.trained()[job.model], Reservation.from_json(job.reservation).event
+        plan, event = (
+            self.study.models.trained()[job.model],
+            Reservation.from_json(job.reservation).event,
+        )
         assert isinstance(event, SubsampledGaussian)
-        canaries = Canaries(tensors.read(folder / CANARIES, max_bytes=1 << 20)["included"].astype(np.bool_))
+        canaries = Canaries(
+            tensors.read(folder / CANARIES, max_bytes=1 << 20)["included"].astype(np.bool_)
+        )
         rehearse(canaries, event, plan.clip, plan.patients_per_step, NoiseSource())
         return canaries.tally()
 
     def _images(self, folder: Path) -> tensors.Arrays:
         groups = tuple(
-            Group(tuple(pseudonym(p) for p in range(8 * label, 8 * label + 8)), Stratum(label, 2), 5)
+            Group(
+                tuple(pseudonym(p) for p in range(8 * label, 8 * label + 8)), Stratum(label, 2), 5
+            )
             for label in (0, 1)
         )
-        (folder / "evidence.json").write_bytes(self.evidence(Evidence(groups, (0, 1), ())).to_json())
+        (folder / "evidence.json").write_bytes(
+            self.evidence(Evidence(groups, (0, 1), ())).to_json()
+        )
         (folder / "contact_sheet.png").write_bytes(b"sheet")
         size = self.study.intake.size_px
-        images = np.random.default_rng(self.runs).integers(0, 255, (2, size, size, 3), dtype=np.uint8)
-        return {"images": images, "labels": np.array([0, 1]), "privatized": np.array([0, 1], np.uint8)}
+        images = np.random.default_rng(self.runs).integers(
+            0, 255, (2, size, size, 3), dtype=np.uint8
+        )
+        return {
+            "images": images,
+            "labels": np.array([0, 1]),
+            "privatized": np.array([0, 1], np.uint8),
+        }
 
 
 class Killed(BaseException):
@@ -223,4 +261,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch, study: Study, *script: str) -> Chi
 
 def request_text(fields: dict[str, str], key: Ed25519PrivateKey) -> str:
     """A signed request as `kohort-site init` writes it."""
-    return json.dumps(fields | {"signature": signing.sign(key, signing.REQUEST, canonical(fields)).decode()})
+    return json.dumps(
+        fields | {"signature": signing.sign(key, signing.REQUEST, canonical(fields)).decode()}
+    )

@@ -31,7 +31,9 @@ def test_the_readmes_tree_is_the_tree() -> None:
 def test_every_path_that_the_documents_name_exists() -> None:
     for document in ("README.md", "THREAT_MODEL.md", "SECURITY.md"):
         text = (ROOT / document).read_text()
-        for name in re.findall(r"\b(?:common|client|server|tests|deploy|benchmarks)/[\w/.-]*\w(?:\.\w+)?", text):
+        for name in re.findall(
+            r"\b(?:common|client|server|tests|deploy|benchmarks)/[\w/.-]*\w(?:\.\w+)?", text
+        ):
             assert (ROOT / name).exists(), f"{document} names {name}"
 
 
@@ -48,7 +50,11 @@ def test_no_machine_path_or_registry_host_is_tracked() -> None:
         pytest.skip("not a git checkout")
     pattern = "(^|[^a-zA-Z])/(work|farm)/|" + "index" + "-url|find" + "-links"
     done = subprocess.run(
-        ["git", "grep", "-nE", pattern, "--", ".", ":!Makefile"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "grep", "-nE", pattern, "--", ".", ":!Makefile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == ""
 
@@ -59,8 +65,15 @@ FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp
 @pytest.mark.parametrize("name", ["client/fleet/app.py", "server/app.py"])
 def test_the_apps_import_flowers_public_types_alone(name: str) -> None:
     tree = ast.parse((ROOT / name).read_text())
-    froms = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    froms = {
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+    }
+    plain = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     used = {module for module in froms | plain if module.split(".")[0] == "flwr"}
     assert used
     assert used <= FLOWER_PUBLIC

@@ -44,7 +44,8 @@ def _serve(grid: Grid, order: dict[str, Any]) -> list[dict[str, Any]]:
     payload = ArrayRecord([np.frombuffer(bytes.fromhex(order["payload"]), dtype=np.uint8)])
     content = {"sealed": ConfigRecord({"header": b"toy"}), "payload": payload}
     messages = [
-        Message(RecordDict(dict(content)), node, "query", ttl=order["timeout_s"] + 60) for node in order["nodes"]
+        Message(RecordDict(dict(content)), node, "query", ttl=order["timeout_s"] + 60)
+        for node in order["nodes"]
     ]
     waiting = {message_id for message_id in grid.push_messages(messages) if message_id}
     replies: list[dict[str, Any]] = []

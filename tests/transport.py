@@ -50,13 +50,17 @@ class Consortium:
     orders: Path
     count: int = 0
 
-    def site(self, name: str, handle: Callable[[Message, Context], Message | None], **settings: Any) -> Site:
+    def site(
+        self, name: str, handle: Callable[[Message, Context], Message | None], **settings: Any
+    ) -> Site:
         """A registered site with a running client."""
         site = Site.create(self, name, handle, **settings)
         site.node_id = self.link.register(site.folder / "node.pub", name)
         return site.start()
 
-    def ask(self, node_ids: list[int], payload: bytes, timeout_s: float = 60.0) -> list[dict[str, Any]]:
+    def ask(
+        self, node_ids: list[int], payload: bytes, timeout_s: float = 60.0
+    ) -> list[dict[str, Any]]:
         """Let the running toy ServerApp send `payload` to the nodes and wait; return what each replied."""
         self.count += 1
         order = {"nodes": node_ids, "payload": payload.hex(), "timeout_s": timeout_s}
@@ -94,7 +98,11 @@ class Site:
 
     @classmethod
     def create(
-        cls, consortium: Consortium, name: str, handle: Callable[[Message, Context], Message | None], **settings: Any
+        cls,
+        consortium: Consortium,
+        name: str,
+        handle: Callable[[Message, Context], Message | None],
+        **settings: Any,
     ) -> Site:
         """A site with a fresh key, not registered and not started."""
         folder = consortium.folder / "sites" / name
@@ -143,7 +151,11 @@ def consortium(folder: Path) -> Iterator[Consortium]:
     files = issue_server_certificate(authority, folder / "tls")
     orders = folder / "orders"
     orders.mkdir()
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "TOY_ORDERS": str(orders), "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PYTHONPATH": str(Path(__file__).parent),
+        "TOY_ORDERS": str(orders),
+        "OMP_NUM_THREADS": "1",
+    }
     port = free_port()
     with SuperLink(folder / "superlink", port, files, environment=environment) as link:
         yield Consortium(folder, link, f"https://127.0.0.1:{port}", files.ca, orders)
@@ -193,7 +205,11 @@ class Front:
     def _serve(self, raw: socket.socket) -> None:
         """Pass bytes both ways until one side ends."""
         outward = ssl.create_default_context(cafile=str(self._ca))
-        with contextlib.suppress(OSError), raw, self._context.wrap_socket(raw, server_side=True) as near:
+        with (
+            contextlib.suppress(OSError),
+            raw,
+            self._context.wrap_socket(raw, server_side=True) as near,
+        ):
             plain = socket.create_connection((self._backend[0], int(self._backend[1])))
             with plain, outward.wrap_socket(plain, server_hostname="localhost") as far:
                 self._pairs += [near, far]

@@ -40,7 +40,9 @@ def image(seed: int, shape: tuple[int, int, int] = SHAPE) -> NDArray[np.int64]:
     """A volume of 12-bit levels, no two slices alike."""
     chance = np.random.default_rng(seed)
     coarse = chance.integers(200, 1500, (shape[0], *(n // 8 for n in shape[1:])))
-    return np.asarray(coarse.repeat(8, 1).repeat(8, 2) + chance.integers(0, 200, shape), dtype=np.int64)
+    return np.asarray(
+        coarse.repeat(8, 1).repeat(8, 2) + chance.integers(0, 200, shape), dtype=np.int64
+    )
 
 
 def vessels(seed: int, shape: tuple[int, int, int] = SHAPE) -> NDArray[np.uint8]:
@@ -85,11 +87,18 @@ def slice_of(series: Series, depth: int, **attributes: Any) -> Dataset:
     """The data set of one slice; `attributes` come last, whatever they break."""
     dataset = phantoms.header("MR", series.patient_id)
     signed = bool((series.values < 0).any())
-    phantoms.with_pixels(dataset, series.values[depth].astype("<i2" if signed else "<u2"), "MONOCHROME2")
+    phantoms.with_pixels(
+        dataset, series.values[depth].astype("<i2" if signed else "<u2"), "MONOCHROME2"
+    )
     dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = series.uid, series.frame
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(f"{series.uid}.{depth + 1}")
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(
+        f"{series.uid}.{depth + 1}"
+    )
     dataset.ImagePositionPatient = series.place(depth)
-    dataset.ImageOrientationPatient, dataset.PixelSpacing = list(series.orientation), list(series.spacing)
+    dataset.ImageOrientationPatient, dataset.PixelSpacing = (
+        list(series.orientation),
+        list(series.spacing),
+    )
     dataset.InstanceNumber = depth + 1
     for name, value in (*series.attributes, *attributes.items()):
         setattr(dataset, name, value)
@@ -99,7 +108,9 @@ def slice_of(series: Series, depth: int, **attributes: Any) -> Dataset:
 def write_series(folder: Path, series: Series, name: str = "s", **attributes: Any) -> list[Path]:
     """Write every slice of `series` as `folder`/`name`-d.dcm."""
     depths = range(len(series.values))
-    return [phantoms.save(slice_of(series, d, **attributes), folder / f"{name}-{d}.dcm") for d in depths]
+    return [
+        phantoms.save(slice_of(series, d, **attributes), folder / f"{name}-{d}.dcm") for d in depths
+    ]
 
 
 def segmentation(series: Series, mask: NDArray[np.uint8], **attributes: Any) -> Dataset:
@@ -110,16 +121,31 @@ def segmentation(series: Series, mask: NDArray[np.uint8], **attributes: Any) -> 
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SEG
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(f"{series.uid}.99")
     dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "2.25.77", series.frame
-    dataset.Modality, dataset.SegmentationType, dataset.SegmentSequence = "SEG", "BINARY", [Dataset()]
+    dataset.Modality, dataset.SegmentationType, dataset.SegmentSequence = (
+        "SEG",
+        "BINARY",
+        [Dataset()],
+    )
     dataset.ReferencedSeriesSequence = [_with(SeriesInstanceUID=series.uid)]
     depths = [d for d in range(len(mask)) if mask[d].any()]
     dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *mask.shape[1:], len(depths)
     dataset.BitsAllocated = dataset.BitsStored = dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation, dataset.HighBit, dataset.PixelRepresentation = "MONOCHROME2", 0, 0
-    measures, turn = _with(PixelSpacing=list(series.spacing)), _with(ImageOrientationPatient=list(series.orientation))
-    dataset.SharedFunctionalGroupsSequence = [_with(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[turn])]
+    dataset.PhotometricInterpretation, dataset.HighBit, dataset.PixelRepresentation = (
+        "MONOCHROME2",
+        0,
+        0,
+    )
+    measures, turn = (
+        _with(PixelSpacing=list(series.spacing)),
+        _with(ImageOrientationPatient=list(series.orientation)),
+    )
+    dataset.SharedFunctionalGroupsSequence = [
+        _with(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[turn])
+    ]
     places = [_with(ImagePositionPatient=series.place(d)) for d in depths]
-    dataset.PerFrameFunctionalGroupsSequence = [_with(PlanePositionSequence=[place]) for place in places]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        _with(PlanePositionSequence=[place]) for place in places
+    ]
     bits = np.packbits(mask[depths].ravel(), bitorder="little").tobytes()
     dataset.PixelData = bits + b"\0" * (len(bits) % 2)
     dataset["PixelData"].VR = "OB"
@@ -135,7 +161,9 @@ def _with(**attributes: Any) -> Dataset:
     return dataset
 
 
-def write_segmentation(path: Path, series: Series, mask: NDArray[np.uint8], **attributes: Any) -> Path:
+def write_segmentation(
+    path: Path, series: Series, mask: NDArray[np.uint8], **attributes: Any
+) -> Path:
     """Write `segmentation` to `path`."""
     return phantoms.save(segmentation(series, mask, **attributes), path)
 
@@ -169,5 +197,7 @@ def write_nifti(path: Path, image: Any) -> Path:
 
 def patient(number: int, **changes: Any) -> tuple[Series, NDArray[np.uint8]]:
     """A series and its mask, each patient's own."""
-    series = Series(f"VESSEL-{number:04d}", image(number), uid=f"2.25.10{number}", frame=f"2.25.20{number}")
+    series = Series(
+        f"VESSEL-{number:04d}", image(number), uid=f"2.25.10{number}", frame=f"2.25.20{number}"
+    )
     return replace(series, **changes), vessels(number)

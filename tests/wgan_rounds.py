@@ -25,8 +25,16 @@ Arrays = dict[str, NDArray[np.float32]]
 def study(**changes: object) -> Study:
     """The small plan of pairs, every patient drawn with chance 1/2, two critic steps for a generator step; `changes` are the
     WGAN's own."""
-    own = {"critic_steps": 2, "adaptive": False, "max_update_norm": 1e4, "patients_per_step": 50, **changes}
-    return Study.model_validate(vessels_plan(**{f"models__wgan__{name}": value for name, value in own.items()}))
+    own = {
+        "critic_steps": 2,
+        "adaptive": False,
+        "max_update_norm": 1e4,
+        "patients_per_step": 50,
+        **changes,
+    }
+    return Study.model_validate(
+        vessels_plan(**{f"models__wgan__{name}": value for name, value in own.items()})
+    )
 
 
 def plan_of(**changes: object) -> WganPlan:
@@ -51,7 +59,10 @@ def start(plan: Study) -> Arrays:
     torch.manual_seed(0)
     wgan = train_wgan.plan_of(plan)
     (generator, critic), (average, _) = build(wgan, 32), build(wgan, 32)
-    return {name: value.detach().numpy().copy() for name, value in named(generator, average, critic).items()}
+    return {
+        name: value.detach().numpy().copy()
+        for name, value in named(generator, average, critic).items()
+    }
 
 
 def one_round(

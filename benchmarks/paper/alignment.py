@@ -71,10 +71,14 @@ class PaperLoss:
     def targets(self, real: Tensor, inverted: Tensor) -> PaperTargets:
         """The targets of real and inverted sources [B, k, 3, H, W] in [-1, 1], computed once a group."""
         if real.shape[:2] != inverted.shape[:2] or real.ndim != 5:
-            raise ConfigurationError(f"paper mode: expected as many inverted as real sources; got {list(real.shape)}")
+            raise ConfigurationError(
+                f"paper mode: expected as many inverted as real sources; got {list(real.shape)}"
+            )
         groups, k = real.shape[:2]
         with torch.no_grad():
-            content = self._content(self._pooled(inverted.flatten(0, 1))).view(groups, k, -1).mean(1)
+            content = (
+                self._content(self._pooled(inverted.flatten(0, 1))).view(groups, k, -1).mean(1)
+            )
             grams = self._grams(self._pooled(real.flatten(0, 1)))  # [B·k, P, C, C]
             grams = grams.view(groups, -1, *grams.shape[2:])
             return PaperTargets(content, grams, F.normalize(grams.flatten(2), dim=2, eps=0))
@@ -86,7 +90,9 @@ class PaperLoss:
         own = self._grams(image)  # [B, P, C, C]
         with torch.no_grad():
             unit = F.normalize(own.flatten(2), dim=2, eps=0)
-            best = (targets.units @ unit.transpose(1, 2)).argmax(2)  # [B, k·P]: windows of the average
+            best = (targets.units @ unit.transpose(1, 2)).argmax(
+                2
+            )  # [B, k·P]: windows of the average
         picked = own[torch.arange(len(own))[:, None], best]
         texture = (picked - targets.grams).square().sum((2, 3)).mean(1)
         return self.plan.content_weight * away + self.plan.style_weight * texture
@@ -101,7 +107,9 @@ class PaperLoss:
     def _grams(self, images: Tensor) -> Tensor:
         """Grams [N, P, C, C], not divided."""
         features = self.texture(images)
-        return window_grams(features, self.plan.windows) * (features[0].numel() / self.plan.windows**2)
+        return window_grams(features, self.plan.windows) * (
+            features[0].numel() / self.plan.windows**2
+        )
 
 
 def paper_align(centroids: Tensor, targets: PaperTargets, loss: PaperLoss) -> tuple[Tensor, Tensor]:

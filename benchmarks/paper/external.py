@@ -23,7 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.config import FrozenModel
 from common.errors import ConfigurationError, RefusedError
-from common.wire.tensors import Arrays, loads, read_capped
+from common.storage.files import read_capped
+from common.wire.tensors import Arrays, loads
 
 WEIGHTS_CAP_BYTES = 1 << 30
 HINT = "the file and the SHA-256 in the configuration must be those of one safetensors file with torchvision's names"
@@ -63,7 +64,10 @@ class Texture(nn.Module):
     def __init__(self, channels: int = 64) -> None:
         super().__init__()
         self.features = nn.ModuleDict(
-            {"0": nn.Conv2d(3, channels, 3, padding=1), "2": nn.Conv2d(channels, channels, 3, padding=1)}
+            {
+                "0": nn.Conv2d(3, channels, 3, padding=1),
+                "2": nn.Conv2d(channels, channels, 3, padding=1),
+            }
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +90,11 @@ class Content(nn.Module):
 def load_texture(weights: LocalWeights) -> Texture:
     """VGG-19's first two convolutions; raises ConfigurationError for a missing, wrong or unfitting file."""
     texture, given = Texture(), weights.read()
-    _fill(texture, {name: value for name, value in given.items() if name in dict(texture.named_parameters())}, weights)
+    _fill(
+        texture,
+        {name: value for name, value in given.items() if name in dict(texture.named_parameters())},
+        weights,
+    )
     return texture.eval().requires_grad_(False)
 
 
@@ -96,7 +104,11 @@ def load_content(weights: LocalWeights) -> Content:
 
     network, given = resnet50(weights=None), weights.read()
     network.fc = nn.Identity()
-    _fill(network, {name: value for name, value in given.items() if not name.startswith("fc.")}, weights)
+    _fill(
+        network,
+        {name: value for name, value in given.items() if not name.startswith("fc.")},
+        weights,
+    )
     return Content(network.eval()).requires_grad_(False)
 
 
@@ -114,19 +126,31 @@ def folded(network: nn.Module) -> nn.Module:
                 block._modules[conv_name] = fuse_conv_bn_eval(conv, norm)
                 block._modules[norm_name] = nn.Identity()
     if any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
-        raise ConfigurationError("external features: a batch norm without its convolution; expected a ResNet")
+        raise ConfigurationError(
+            "external features: a batch norm without its convolution; expected a ResNet"
+        )
     return network
 
 
 def _fill(network: nn.Module, given: Arrays, weights: LocalWeights) -> None:
     """Copies the arrays into the network's state, all or none."""
-    own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = {name: value for name, value in given.items() if not name.endswith("num_batches_tracked")}
+    own = {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    given = {
+        name: value for name, value in given.items() if not name.endswith("num_batches_tracked")
+    }
     wrong = sorted(own.keys() ^ given.keys())
-    wrong += sorted(name for name in own.keys() & given.keys() if tuple(own[name].shape) != given[name].shape)
+    wrong += sorted(
+        name for name in own.keys() & given.keys() if tuple(own[name].shape) != given[name].shape
+    )
     wrong += sorted(name for name, value in given.items() if not np.isfinite(value).all())
     if wrong:
-        raise ConfigurationError(f"{weights.file}: tensors do not fit this network: {', '.join(wrong[:3])}", hint=HINT)
+        raise ConfigurationError(
+            f"{weights.file}: tensors do not fit this network: {', '.join(wrong[:3])}", hint=HINT
+        )
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(torch.from_numpy(given[name]))

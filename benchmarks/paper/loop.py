@@ -48,7 +48,9 @@ def styled(layer: PaperLayer, x: Tensor, w: Tensor, *, up: bool) -> Tensor:
     kernel = kernel * torch.rsqrt(kernel.square().sum((2, 3, 4), keepdim=True) + 1e-8)
     x = x.reshape(1, n * cin, height, width)
     if up:
-        y = F.conv_transpose2d(x, kernel.transpose(1, 2).reshape(n * cin, -1, 3, 3), stride=2, groups=n)
+        y = F.conv_transpose2d(
+            x, kernel.transpose(1, 2).reshape(n * cin, -1, 3, 3), stride=2, groups=n
+        )
         y = low_pass(y.reshape(n, -1, *y.shape[2:]), 4.0, 1)
     else:
         y = F.conv2d(x, kernel.reshape(-1, cin, 3, 3), padding=1, groups=n)
@@ -76,7 +78,9 @@ def low_pass(x: Tensor, gain: float, padding: int) -> Tensor:
 def upsampled(x: Tensor) -> Tensor:
     """Twice the size: zeros between the pixels, then the filter."""
     n, c, height, width = x.shape
-    spread = F.pad(x.reshape(n, c, height, 1, width, 1), (0, 1, 0, 0, 0, 1)).reshape(n, c, 2 * height, 2 * width)
+    spread = F.pad(x.reshape(n, c, height, 1, width, 1), (0, 1, 0, 0, 0, 1)).reshape(
+        n, c, 2 * height, 2 * width
+    )
     return low_pass(F.pad(spread, (2, 1, 2, 1)), 4.0, 0)
 
 

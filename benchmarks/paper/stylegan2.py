@@ -60,7 +60,11 @@ class PaperGenerator(nn.Module):
     120 at 512 px (48 and 180 with per-sample weights)."""
 
     def __init__(
-        self, size_px: int, latent: int = LATENT, base: int = CHANNEL_BASE, most_channels: int = MOST_CHANNELS
+        self,
+        size_px: int,
+        latent: int = LATENT,
+        base: int = CHANNEL_BASE,
+        most_channels: int = MOST_CHANNELS,
     ) -> None:
         super().__init__()
         self.size_px, self.latent, self.layer_count = size_px, latent, layer_count(size_px)
@@ -85,7 +89,9 @@ class PaperGenerator(nn.Module):
         """Images [N, 3, S, S] for codes [N, L, latent]; raises ConfigurationError for a code of another shape."""
         if wplus.ndim != 3 or wplus.shape[1:] != (self.layer_count, self.latent):
             expected = f"[N, {self.layer_count}, {self.latent}]"
-            raise ConfigurationError(f"paper generator: expected a code {expected}, got {list(wplus.shape)}")
+            raise ConfigurationError(
+                f"paper generator: expected a code {expected}, got {list(wplus.shape)}"
+            )
         x, gain, image = self.constant.expand(len(wplus), -1, -1, -1), 1.0, None
         for position, (layer, row) in enumerate(self.layers()):
             x = _styled(layer, x, wplus[:, row], gain, up=position % 2 == 1)

@@ -41,7 +41,16 @@ from client.state.ledger import Reservation
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, outputs
 from client.synthesize.anchors import cells_of, noisy_means
 from client.synthesize.anchors import images as decoded
-from client.synthesize.group import Group, Grouping, GroupStore, Roster, Stratum, patient_codes, regroup, roster
+from client.synthesize.group import (
+    Group,
+    Grouping,
+    GroupStore,
+    Roster,
+    Stratum,
+    patient_codes,
+    regroup,
+    roster,
+)
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
 from client.synthesize.inversion_sheet import inversion_sheet
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
@@ -60,14 +69,13 @@ from common.privacy.anchors import anchors_event
 from common.privacy.canaries import Canaries
 from common.privacy.mechanisms import latent_event
 from common.privacy.noise import NoiseSource
+from common.storage.files import atomic_write, read_capped
 from common.study.plan import Study, Synthesis, load_study
-from common.wire.tensors import Arrays, atomic_write, dumps, read, read_capped, write
+from common.wire.tensors import Arrays, dumps, read, write
 
 Images = NDArray[np.uint8]
 WEIGHTS_CAP_BYTES = 1 << 32
-MOST_LINKED = (
-    2  # ids of one person in mode `anchors`: a third may have joined two strangers (methods/ksalsa.md, trap 18)
-)
+MOST_LINKED = 2  # ids of one person in mode `anchors`: a third may have joined two strangers (methods/ksalsa.md, trap 18)
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 # Elsewhere a refusal by patients' images would not be covered by epsilon.
 CHOSEN_BY_IMAGES = ("similar", "similar-swap", "cells")
@@ -147,7 +155,11 @@ def train(job: Job, study: Study, cohort: Cohort, weights: Arrays, folder: Path)
 def canaries_in(folder: Path) -> Canaries | None:
     """The canaries whose coins lie in the job folder, or None."""
     path = folder / CANARIES
-    return Canaries(read(path, max_bytes=TALLY_CAP_BYTES)["included"].astype(np.bool_)) if path.is_file() else None
+    return (
+        Canaries(read(path, max_bytes=TALLY_CAP_BYTES)["included"].astype(np.bool_))
+        if path.is_file()
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,9 @@ class Batch:
     def glow(self) -> Glow:
         """The study's flow with the final global weights."""
         model = train_glow.build(self.study)
-        load_glow(model, {name: array for name, array in self.weights.items() if name.startswith("glow.")})
+        load_glow(
+            model, {name: array for name, array in self.weights.items() if name.startswith("glow.")}
+        )
         return model
 
     def basis(self) -> Basis | None:
@@ -214,15 +228,23 @@ class Made:
 
 def synthesize(batch: Batch) -> None:
     """Make, audit and write the image batch; raises PolicyError when nothing can leave."""
-    random = torch.Generator().manual_seed(secrets.randbits(63))  # noise maps and order; privacy noise is NoiseSource's
+    random = torch.Generator().manual_seed(
+        secrets.randbits(63)
+    )  # noise maps and order; privacy noise is NoiseSource's
     looked = inverted(batch, random) if batch.synthesis.needs_generator else None  # 1, 2
-    made = anchored(batch, looked, random) if batch.synthesis.anchors else averaged(batch, looked, random)
+    made = (
+        anchored(batch, looked, random)
+        if batch.synthesis.anchors
+        else averaged(batch, looked, random)
+    )
     made = audited(batch, made)  # 6
     order = torch.randperm(len(made), generator=random).tolist()
     write_batch(batch, [made[i] for i in order])  # 7
 
 
-def averaged(batch: Batch, looked: tuple[Reference, Inversion] | None, random: torch.Generator) -> list[Made]:
+def averaged(
+    batch: Batch, looked: tuple[Reference, Inversion] | None, random: torch.Generator
+) -> list[Made]:
     """Steps 3 to 5 of every grouping but `anchors`; of too many images a secret share."""
     grouping, who = grouped(batch, looked)  # 3
     private = privatized_share(batch, grouping)
@@ -233,7 +255,9 @@ def averaged(batch: Batch, looked: tuple[Reference, Inversion] | None, random: t
     return sorted(made, key=lambda one: keyed(batch.secret, "leaves", one.group.token))[:limit]
 
 
-def anchored(batch: Batch, looked: tuple[Reference, Inversion] | None, random: torch.Generator) -> list[Made]:
+def anchored(
+    batch: Batch, looked: tuple[Reference, Inversion] | None, random: torch.Generator
+) -> list[Made]:
     """Steps 3 to 5 of grouping `anchors`: published cells, decoded; their epsilon was reserved before this process started.
 
     Nothing here may tell more than the noisy means: a patient of a frozen group takes no part, no private Gram steers an image,
@@ -244,17 +268,33 @@ def anchored(batch: Batch, looked: tuple[Reference, Inversion] | None, random: t
     (known, seen), frozen = looked, frozen_groups(batch)
     if any(len(aliases) > MOST_LINKED for aliases in batch.cohort.aliases):
         hint = "look at the images under those ids; leave them out of the data folder, or correct the ids, and ingest again"
-        raise PolicyError(f"anchors: more than {MOST_LINKED} patient ids are one person", hint=hint, code="E-NO-IMAGES")
+        raise PolicyError(
+            f"anchors: more than {MOST_LINKED} patient ids are one person",
+            hint=hint,
+            code="E-NO-IMAGES",
+        )
     who = roster_of(batch, person_names(batch.cohort, frozen), seen.accepted)
     who = who.without({member for group in frozen for member in group.members})
     codes = patient_codes(known.whitening(seen.encoded.numpy())[:, : mechanism.components], who)
-    anchors = cells_of(known.samples, known.whitening).centres[: batch.study.cells_per_stratum, : mechanism.components]
-    strata = [Stratum(label, side) for label in range(len(batch.study.strata())) for side in batch.study.sides()]
-    means = noisy_means(who, codes, Cells(anchors), strata, mechanism, batch.reservation(), NoiseSource())
+    anchors = cells_of(known.samples, known.whitening).centres[
+        : batch.study.cells_per_stratum, : mechanism.components
+    ]
+    strata = [
+        Stratum(label, side)
+        for label in range(len(batch.study.strata()))
+        for side in batch.study.sides()
+    ]
+    means = noisy_means(
+        who, codes, Cells(anchors), strata, mechanism, batch.reservation(), NoiseSource()
+    )
     if not means:
         raise PolicyError("no cell holds enough patients to be published", code="E-NO-IMAGES")
     stacks = decoded(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
-    made = [Made(image, mean.group, False) for stack in stacks for image, mean in zip(stack, means, strict=True)]
+    made = [
+        Made(image, mean.group, False)
+        for stack in stacks
+        for image, mean in zip(stack, means, strict=True)
+    ]
     order = torch.randperm(len(made), generator=random).tolist()
     return [made[i] for i in order[: plan.max_images_per_site]]
 
@@ -269,13 +309,17 @@ def inverted(batch: Batch, random: torch.Generator) -> tuple[Reference, Inversio
     generator = batch.generator()
     start: Arrays = {}
     if plan.start is not None:
-        start = read(batch.plan_folder / "checkpoints" / plan.start.name, max_bytes=WEIGHTS_CAP_BYTES)
+        start = read(
+            batch.plan_folder / "checkpoints" / plan.start.name, max_bytes=WEIGHTS_CAP_BYTES
+        )
     trained = train_encoder.train(batch.weights, start, batch.study, batch.progress)
     encoder = load_encoder(trained, plan.width, gan.latent, intake.size_px, intake.channels)
     constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
     known = reference(generator, encoder, constants, random)
     if batch.synthesis.anchors:
-        constants = replace(constants, batch=1)  # not even rounding may depend on who else is in the cohort
+        constants = replace(
+            constants, batch=1
+        )  # not even rounding may depend on who else is in the cohort
     images = np.asarray(batch.cohort.images)
     found = invert(images, generator, encoder, constants, known, batch.progress)
     atomic_write(batch.folder / INVERSIONS, inversion_sheet(images, found), mode=0o600)
@@ -320,17 +364,25 @@ def person_names(cohort: Cohort, frozen: Sequence[Group]) -> tuple[str, ...]:
 def roster_of(batch: Batch, names: Sequence[str], usable: NDArray[np.bool_] | None) -> Roster:
     """The patients with merged labels as strata (and the eye, where the plan says so)."""
     intake, strata = batch.study.intake, batch.study.strata()
-    merged = [strata.index(intake.merge_labels.get(label, label)) for label in batch.cohort.label_names]
-    labels = np.array([*merged, -1], np.int64)[batch.cohort.labels]  # -1, unknown, takes the last entry
+    merged = [
+        strata.index(intake.merge_labels.get(label, label)) for label in batch.cohort.label_names
+    ]
+    labels = np.array([*merged, -1], np.int64)[
+        batch.cohort.labels
+    ]  # -1, unknown, takes the last entry
     sides = batch.cohort.laterality if intake.stratify_laterality else None
-    return roster(names, batch.cohort.patient_of, labels, key=batch.secret, laterality_of=sides, usable=usable)
+    return roster(
+        names, batch.cohort.patient_of, labels, key=batch.secret, laterality_of=sides, usable=usable
+    )
 
 
 def privatized_share(batch: Batch, grouping: Grouping) -> tuple[Group, ...]:
     """The groups whose image is privatized: a public share, picked by keyed hash and by nothing in the images."""
     plan = batch.synthesis.privatize if batch.synthesis.privatizes_averages else None
     count = round(plan.share * len(grouping.groups)) if plan else 0
-    ranked = sorted(grouping.groups, key=lambda group: keyed(batch.secret, "privatize", group.token))
+    ranked = sorted(
+        grouping.groups, key=lambda group: keyed(batch.secret, "privatize", group.token)
+    )
     return tuple(ranked[: max(count, 1) if plan else 0])
 
 
@@ -340,7 +392,11 @@ def keyed(secret: bytes, purpose: str, token: str) -> bytes:
 
 
 def aligned(
-    batch: Batch, groups: Sequence[Group], who: Roster, looked: tuple[Reference, Inversion], random: torch.Generator
+    batch: Batch,
+    groups: Sequence[Group],
+    who: Roster,
+    looked: tuple[Reference, Inversion],
+    random: torch.Generator,
 ) -> list[Made]:
     """Step 4: `outputs_per_group` images of each group, all of whose members have an accepted image."""
     plan, (known, seen) = batch.synthesis, looked
@@ -362,7 +418,9 @@ def aligned(
     statistics = gather(groups, patients, generator, constants)
     codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
     if plan.spread_directions:
-        codes = directions_of(known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share).moved(codes)
+        codes = directions_of(
+            known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share
+        ).moved(codes)
     stacks = outputs(codes, plan.outputs_per_group, generator, random)
     return [Made(images[i], group, False) for images in stacks for i, group in enumerate(groups)]
 
@@ -383,7 +441,9 @@ def privatized(batch: Batch, groups: Sequence[Group], who: Roster) -> list[Made]
     if plan is None or not groups:
         return []
     rows = dict(zip(who.pseudonyms, who.images, strict=True))
-    images = [[np.asarray(batch.cohort.images[list(rows[m])]) for m in group.members] for group in groups]
+    images = [
+        [np.asarray(batch.cohort.images[list(rows[m])]) for m in group.members] for group in groups
+    ]
     mechanism, basis = latent_event(batch.study), batch.basis()
     result = privatize(
         images,
@@ -405,12 +465,19 @@ def audited(batch: Batch, made: list[Made]) -> list[Made]:
     """
     if not made:
         raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
-    codes = audit(np.stack([one.image for one in made]), np.asarray(batch.cohort.images), batch.cohort.patient_of).codes
+    codes = audit(
+        np.stack([one.image for one in made]),
+        np.asarray(batch.cohort.images),
+        batch.cohort.patient_of,
+    ).codes
     codes = deciding(batch, codes)
-    chosen_by_patients = [one for one, code in zip(made, codes, strict=True) if one.privatized and code in BY_PATIENTS]
+    chosen_by_patients = [
+        one for one, code in zip(made, codes, strict=True) if one.privatized and code in BY_PATIENTS
+    ]
     if chosen_by_patients and batch.synthesis.grouping == "random":
         raise PolicyError(
-            "a privatized image is too near to a patient's; with `random` groups the batch stops", code="E-AUDIT"
+            "a privatized image is too near to a patient's; with `random` groups the batch stops",
+            code="E-AUDIT",
         )
     passed = [one for one, code in zip(made, codes, strict=True) if code == "A-PASS"]
     if not passed:
@@ -428,7 +495,9 @@ def members_found(batch: Batch, made: Sequence[Made]) -> bool:
     """Whether the images tell the patients in their groups from the cohort's others (client/egress/audit.py)."""
     grouped = {member for one in made for member in one.group.members}
     names = zip(batch.cohort.pseudonyms, batch.cohort.aliases, strict=True)
-    inside = np.array([not grouped.isdisjoint((name, *aliases)) for name, aliases in names], np.bool_)
+    inside = np.array(
+        [not grouped.isdisjoint((name, *aliases)) for name, aliases in names], np.bool_
+    )
     owner = np.asarray(batch.cohort.patient_of)
     images = np.stack([one.image for one in made])
     return bool(gives_away_members(images, np.asarray(batch.cohort.images), owner, inside[owner]))
@@ -440,7 +509,9 @@ def deciding(batch: Batch, codes: Sequence[Code]) -> tuple[Code, ...]:
     if not batch.synthesis.anchors:
         return tuple(codes)
     if any(code in BY_PATIENTS for code in codes):
-        sys.stderr.write("anchors: an image is nearer to a patient's than noise should let it be: report this\n")
+        sys.stderr.write(
+            "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
+        )
     return tuple("A-PASS" if code in BY_PATIENTS else code for code in codes)
 
 

@@ -27,8 +27,8 @@ from client.ingest.cohort import Cohort
 from client.state.plans import Plans, State
 from common.errors import ConfigurationError, RefusedError
 from common.measure import pair_utility as utility
+from common.storage.files import atomic_write, read_capped
 from common.wire import signing
-from common.wire.tensors import atomic_write, read_capped
 from kohort import manifest
 
 TABLE_CAP_BYTES, PICTURE_CAP_BYTES = 1 << 26, 1 << 22
@@ -79,14 +79,19 @@ def measure_release(
     folder = place.cohort(study.intake)
     if study.intake.volumes is None:
         raise ConfigurationError(
-            f"{release}: its plan makes images without masks", hint="utility needs image + mask pairs"
+            f"{release}: its plan makes images without masks",
+            hint="utility needs image + mask pairs",
         )
     if not folder.is_dir():
-        raise ConfigurationError("there is no cohort of this plan", hint=f"kohort-site ingest --state {place.root}")
+        raise ConfigurationError(
+            "there is no cohort of this plan", hint=f"kohort-site ingest --state {place.root}"
+        )
     pairs = read_pairs(release, study.intake.size_px)  # 3
     segmenter = utility.fit(pairs, recipe, seed, progress=progress)  # 4
     cohort = Cohort.open(folder)
-    result = utility.measure(segmenter, np.asarray(cohort.images), cohort.patient_of, seed=seed)  # 5
+    result = utility.measure(
+        segmenter, np.asarray(cohort.images), cohort.patient_of, seed=seed
+    )  # 5
     site = SiteUtility(found.study, found.version, len(pairs), result)
     _keep(site, place)  # 6
     return site
@@ -95,9 +100,14 @@ def measure_release(
 def read_pairs(release: Path, size_px: int) -> Pairs:
     """Return the pairs uint8 [N, S, S, 2] of a verified release, in the order of its table; raises RefusedError."""
     table = read_capped(release / "metadata.csv", TABLE_CAP_BYTES).decode("utf-8", "replace")
-    rows = [(row.get("file_name") or "", row.get("mask") or "") for row in csv.DictReader(io.StringIO(table))]
+    rows = [
+        (row.get("file_name") or "", row.get("mask") or "")
+        for row in csv.DictReader(io.StringIO(table))
+    ]
     if not rows or not all(name and mask for name, mask in rows):
-        raise ConfigurationError(f"{release}: a release without masks", hint="utility needs image + mask pairs")
+        raise ConfigurationError(
+            f"{release}: a release without masks", hint="utility needs image + mask pairs"
+        )
     pairs = [np.stack([_picture(release, name, size_px) for name in row], axis=-1) for row in rows]
     return np.stack(pairs)
 
@@ -110,7 +120,9 @@ def _picture(release: Path, name: str, size_px: int) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.size != (size_px, size_px) or image.mode != "L":
-                raise RefusedError(f"{name}: {image.size} of mode {image.mode}, expected {size_px} x {size_px} grey")
+                raise RefusedError(
+                    f"{name}: {image.size} of mode {image.mode}, expected {size_px} x {size_px} grey"
+                )
             return np.asarray(image)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise RefusedError(f"{name}: not a PNG that can be read") from error

@@ -47,14 +47,19 @@ from common.errors import ConfigurationError, EnvironmentFault, KohortError, Pol
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
+from common.storage.files import atomic_write, read_capped
 from common.storage.lock import FolderLock
 from common.study.plan import PrivatizePlan, Study, fingerprint_words, open_bundle
 from common.wire import signing
 from common.wire.messages import canonical
-from common.wire.tensors import atomic_write, read_capped
 from kohort.commands import run_typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 StateOption = Annotated[Path, typer.Option("--state", help="the site's state folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]
 DELIVERY_WAIT_S = 120.0
@@ -78,9 +83,13 @@ def init(
 ) -> None:
     """Write everything once; refuses a folder that is already a site."""
     if (state / site_config.FILE).exists():
-        raise ConfigurationError(f"{state}: is a site already", hint="use another --state, or edit its site.yaml")
+        raise ConfigurationError(
+            f"{state}: is a site already", hint="use another --state, or edit its site.yaml"
+        )
     if not data.is_dir():
-        raise ConfigurationError(f"{data}: no such folder", hint="--data names the folder with the images")
+        raise ConfigurationError(
+            f"{data}: no such folder", hint="--data names the folder with the images"
+        )
     place = State(state)
     text = site_config.sample(site, str(data.resolve()), str(labels.resolve()) if labels else None)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -99,11 +108,16 @@ def init(
     atomic_write(path, json.dumps(request, indent=1).encode() + b"\n")
     atomic_write(state / site_config.FILE, text.encode())  # last: a folder with it is whole
     _line(f"{state / site_config.FILE}: read it; it says what this hospital allows")
-    _line(f"send {path} to the operator; the signing key's fingerprint is {signing.fingerprint(key.public_key())}")
+    _line(
+        f"send {path} to the operator; the signing key's fingerprint is {signing.fingerprint(key.public_key())}"
+    )
 
 
 @app.command(help="Accept the operator's join file.")
-def join(state: StateOption, file: Annotated[Path, typer.Argument(help="NAME.join.json from the operator")]) -> None:
+def join(
+    state: StateOption,
+    file: Annotated[Path, typer.Argument(help="NAME.join.json from the operator")],
+) -> None:
     """Check that the file is for this site and its node key, and keep it."""
     config, place = load_site(state), State(state)
     membership = read_membership(file)
@@ -113,7 +127,9 @@ def join(state: StateOption, file: Annotated[Path, typer.Argument(help="NAME.joi
     atomic_write(place.membership, read_capped(file, 1 << 20), mode=0o600)
     _write_certificates(membership, place)
     _line(f"joined {membership.server_url}")
-    _line(f"operator's key: {signing.fingerprint(membership.operator)}; compare it with the operator by telephone")
+    _line(
+        f"operator's key: {signing.fingerprint(membership.operator)}; compare it with the operator by telephone"
+    )
 
 
 def _check_certificate(membership: Membership, place: State) -> None:
@@ -126,7 +142,8 @@ def _check_certificate(membership: Membership, place: State) -> None:
         raise ConfigurationError("join file: client_certificate is not a certificate") from error
     if certificate.public_key() != read_node_key(place.node_key).public_key():
         raise ConfigurationError(
-            "join file: the certificate is for another key", hint="send this site's own request file to the operator"
+            "join file: the certificate is for another key",
+            hint="send this site's own request file to the operator",
         )
 
 
@@ -139,7 +156,9 @@ def _write_certificates(membership: Membership, place: State) -> None:
 # --- the plan
 
 
-@app.command(help="Show a signed plan against this site's policy and, if a person says yes, allow it to run.")
+@app.command(
+    help="Show a signed plan against this site's policy and, if a person says yes, allow it to run."
+)
 def approve(
     state: StateOption,
     bundle: Annotated[Path, typer.Argument(help="the operator's plan bundle")],
@@ -201,7 +220,9 @@ def _site(state: Path, *, to_terminal: bool) -> Iterator[Site]:
     membership = read_membership(place.membership)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("at work", total=None, visible=to_terminal)
 
         def show(done: int, total: int) -> None:
@@ -237,10 +258,18 @@ def ingest_lines(report: IngestReport | None) -> Iterator[str]:
 @app.command(help="Connect to the server and take part until stopped.")
 def run(
     state: StateOption,
-    until_done: Annotated[bool, typer.Option("--until-done", help="end when the operator closes the study")] = False,
+    until_done: Annotated[
+        bool, typer.Option("--until-done", help="end when the operator closes the study")
+    ] = False,
 ) -> None:
     """The daemon. Ends on SIGTERM and ctrl-C; what was journaled is kept."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%X", handlers=[_log_handler()], force=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        datefmt="%X",
+        handlers=[_log_handler()],
+        force=True,
+    )
     for noisy in ("httpx", "flwr", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with FolderLock(state / "lock", "kohort-site run"), _site(state, to_terminal=True) as site:
@@ -256,13 +285,19 @@ def run(
 def _log_handler() -> logging.Handler:
     """Rich lines on a terminal, plain ones in a file or journal."""
     console = Console(stderr=True)
-    return RichHandler(console=console, show_path=False) if console.is_terminal else logging.StreamHandler()
+    return (
+        RichHandler(console=console, show_path=False)
+        if console.is_terminal
+        else logging.StreamHandler()
+    )
 
 
 def _serve(site: Site, until_done: bool) -> None:
     """Run the transport in a thread until a signal, or until the study is closed and the last reply delivered."""
     root = site.state.root
-    health: Health = Health(lambda: atomic_write(root / STATUS_FILE, json.dumps(health.to_dict()).encode()))
+    health: Health = Health(
+        lambda: atomic_write(root / STATUS_FILE, json.dumps(health.to_dict()).encode())
+    )
     client = FleetClient(_settings(site), site.plans.pins, build_app(site.answer), health)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop.set())
@@ -316,8 +351,12 @@ def _wait_for_delivery(inbox: Path) -> None:
 @app.command(help="Show images that wait for a person, or decide on them.")
 def review(
     state: StateOption,
-    batch: Annotated[str, typer.Argument(help="first letters of the batch; empty: the one that waits")] = "",
-    approve_it: Annotated[bool, typer.Option("--approve", help="let exactly this batch leave")] = False,
+    batch: Annotated[
+        str, typer.Argument(help="first letters of the batch; empty: the one that waits")
+    ] = "",
+    approve_it: Annotated[
+        bool, typer.Option("--approve", help="let exactly this batch leave")
+    ] = False,
     reject: Annotated[bool, typer.Option("--reject", help="keep it here for good")] = False,
     reviewer: Annotated[str, typer.Option(help="who decides")] = "",
 ) -> None:
@@ -343,16 +382,22 @@ def _batch_line(batch: Batch) -> str:
     return f"{batch.digest[:16]}  plan {batch.study[:12]}  {batch.state}{by}"
 
 
-@app.command(help="Measure a release of image + mask pairs on this hospital's own cohort; the result stays here.")
+@app.command(
+    help="Measure a release of image + mask pairs on this hospital's own cohort; the result stays here."
+)
 def utility(
     state: StateOption,
     release: Annotated[Path, typer.Argument(help="the downloaded release folder")],
-    full: Annotated[bool, typer.Option("--full", help="the published network and grid: hours without a GPU")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="the published network and grid: hours without a GPU")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify the release, train on its pairs, test on the cohort; nothing is sent."""
     if threads := load_site(state).limits.threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the import of torch, which comes next
+        os.environ["OMP_NUM_THREADS"] = str(
+            threads
+        )  # read by the import of torch, which comes next
     from client.child.utility import measure_release, recipe
 
     place = State(state)
@@ -373,22 +418,39 @@ def utility(
 )
 def privatize(
     state: StateOption,
-    source: Annotated[Path, typer.Argument(metavar="IN", help="an image, or a folder: DICOM, PNG, JPEG")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder outside the state folder")],
-    plan: Annotated[str, typer.Option(help="first letters of the plan's hash; empty: the only one with a flow")] = "",
-    mechanism: Annotated[str, typer.Option(help="laplace, gaussian or privunit; empty: the plan's own")] = "",
-    epsilon: Annotated[float | None, typer.Option(help="per image, never per coordinate (gaussian, privunit)")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="an image, or a folder: DICOM, PNG, JPEG")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="a new folder outside the state folder")
+    ],
+    plan: Annotated[
+        str, typer.Option(help="first letters of the plan's hash; empty: the only one with a flow")
+    ] = "",
+    mechanism: Annotated[
+        str, typer.Option(help="laplace, gaussian or privunit; empty: the plan's own")
+    ] = "",
+    epsilon: Annotated[
+        float | None, typer.Option(help="per image, never per coordinate (gaussian, privunit)")
+    ] = None,
     delta: Annotated[float | None, typer.Option(help="gaussian")] = None,
     clip: Annotated[str | None, typer.Option(help="laplace: box or l1_ball")] = None,
-    radius: Annotated[float | None, typer.Option(help="laplace: bound of a coordinate, or of their mean size")] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="laplace: bound of a coordinate, or of their mean size")
+    ] = None,
     scale: Annotated[float | None, typer.Option(help="laplace: noise of a coordinate")] = None,
     levels: Annotated[str, typer.Option(help="top or all")] = "top",
     components: Annotated[int | None, typer.Option(help="coordinates of the public basis")] = None,
     basis: Annotated[Path | None, typer.Option(help="public basis (safetensors)")] = None,
-    weights: Annotated[Path | None, typer.Option(help="flow weights of a release; else the plan's checkpoint")] = None,
-    dicom: Annotated[bool, typer.Option("--dicom", help="write DICOM with SyntheticData = YES; else PNG")] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="flow weights of a release; else the plan's checkpoint")
+    ] = None,
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="write DICOM with SyntheticData = YES; else PNG")
+    ] = False,
     export: Annotated[
-        bool, typer.Option("--export", help="charge the ledger, ask for review, write what may leave")
+        bool,
+        typer.Option("--export", help="charge the ledger, ask for review, write what may leave"),
     ] = False,
 ) -> None:
     """Decode, privatize, write; nothing is sent."""
@@ -402,11 +464,16 @@ def privatize(
     }
     section = _section(mechanism, {**given, "levels": levels}, basis)
     if threads := load_site(state).limits.threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the import of torch, which comes next
+        os.environ["OMP_NUM_THREADS"] = str(
+            threads
+        )  # read by the import of torch, which comes next
     from client.single import single
 
     wish = single.Wish(source, target, section, basis, weights, dicom, export)
-    with FolderLock(state / "lock", "kohort-site privatize"), _site(state, to_terminal=True) as site:
+    with (
+        FolderLock(state / "lock", "kohort-site privatize"),
+        _site(state, to_terminal=True) as site,
+    ):
         outcome = single.run(site, _plan_with_flow(site, plan), wish, site.progress)
     for text in outcome.lines():
         _line(text)
@@ -426,18 +493,26 @@ def _section(mechanism: str, given: dict[str, Any], basis: Path | None) -> Priva
             "sha256": "0" * 64,
         }  # its own file is read, nothing is pinned on site
     try:
-        return PrivatizePlan.model_validate({"mechanism": mechanism, "share": 1.0, "egress": "single", **named})
+        return PrivatizePlan.model_validate(
+            {"mechanism": mechanism, "share": 1.0, "egress": "single", **named}
+        )
     except ValidationError as error:
         problems = [
             f"--{'.'.join(map(str, e['loc'])) or 'mechanism'}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors()
         ]
-        raise ConfigurationError("\n".join(problems), problems=problems, hint="kohort-site privatize --help") from error
+        raise ConfigurationError(
+            "\n".join(problems), problems=problems, hint="kohort-site privatize --help"
+        ) from error
 
 
 def _plan_with_flow(site: Site, prefix: str) -> Study:
     """The one approved plan that has a flow and whose hash starts with `prefix`."""
-    found = [h for h in site.plans.hashes() if h.startswith(prefix) and site.plans.open(h).models.glow is not None]
+    found = [
+        h
+        for h in site.plans.hashes()
+        if h.startswith(prefix) and site.plans.open(h).models.glow is not None
+    ]
     if len(found) != 1:
         raise ConfigurationError(
             f"{len(found)} approved plans with a flow match {prefix or '(any)'!r}, expected one",
@@ -459,12 +534,18 @@ def ledger(
     if what not in ("", "verify"):
         raise ConfigurationError(f"ledger {what}: unknown; expected `verify` or nothing")
     if not place.ledger.is_file():
-        raise ConfigurationError("nothing was spent yet: there is no ledger", hint="it begins with the first round")
+        raise ConfigurationError(
+            "nothing was spent yet: there is no ledger", hint="it begins with the first round"
+        )
     book = Site(place, config, read_membership(place.membership)).ledger()
     if what == "verify":
         book.verify()
         head = book.head
-        _line(json.dumps({"verified": True, "head": head}) if as_json else f"the chain is whole; head {head}")
+        _line(
+            json.dumps({"verified": True, "head": head})
+            if as_json
+            else f"the chain is whole; head {head}"
+        )
         return
     report = book.report()
     if not as_json:
@@ -514,7 +595,11 @@ def site_status(state: Path) -> dict[str, Any]:
             for m, plan in study.models.trained().items()
         }
         sent = any(key.startswith(f"{study.hash()}/synthesize/") for key in answered)
-        images = "sent" if sent else waiting.get(study.hash(), "not made yet" if study.synthesis else "none planned")
+        images = (
+            "sent"
+            if sent
+            else waiting.get(study.hash(), "not made yet" if study.synthesis else "none planned")
+        )
         rows.append({"name": study.name, "hash": study.hash(), "rounds": rounds, "images": images})
     path = state / STATUS_FILE
     connection = json.loads(read_capped(path, 1 << 20))["states"] if path.is_file() else []
@@ -523,7 +608,8 @@ def site_status(state: Path) -> dict[str, Any]:
 
 @app.command(help="Look for everything that would stop a run, before it starts.")
 def check(
-    state: StateOption, offline: Annotated[bool, typer.Option("--offline", help="do not call the server")] = False
+    state: StateOption,
+    offline: Annotated[bool, typer.Option("--offline", help="do not call the server")] = False,
 ) -> None:
     """Name every problem at once; ends with 2 if there is one."""
     problems: list[str] = []
@@ -538,7 +624,9 @@ def check(
         _line(f"{name}: {'ok' if not found else f'{len(found)} to repair'}")
         problems += found
     if problems:
-        raise ConfigurationError(f"{len(problems)} problems", problems=problems, hint="repair them and check again")
+        raise ConfigurationError(
+            f"{len(problems)} problems", problems=problems, hint="repair them and check again"
+        )
 
 
 def _problems_of(look: Callable[[Path], Iterator[str]], state: Path) -> Iterator[str]:
@@ -606,7 +694,9 @@ def _check_server(state: Path) -> Iterator[str]:
     place = State(state)
     settings = _settings(Site(place, load_site(state), read_membership(place.membership)))
     try:
-        with httpx.Client(verify=tls_context(settings), proxy=settings.proxy, trust_env=False, timeout=10) as http:
+        with httpx.Client(
+            verify=tls_context(settings), proxy=settings.proxy, trust_env=False, timeout=10
+        ) as http:
             refused = http.get(settings.url).status_code == 400
     except httpx.HTTPError as error:
         trouble = classify(error)

@@ -23,14 +23,23 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import KohortError, RefusedError, disk_faults_named
+from common.storage.files import atomic_write, read_capped
 from common.wire.messages import canonical
-from common.wire.tensors import atomic_write, read_capped
 
 JSON_CAP_BYTES = 1 << 28
 CANARIES, TALLY = "canaries.safetensors", "tally.safetensors"
 POLL_S = 0.1
 KILL_WAIT_S = 5.0
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TZ")
+PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "TZ",
+)
 Progress = Callable[[int, int], None]
 
 
@@ -86,15 +95,25 @@ def is_finished(folder: Path) -> bool:
     return (folder / "out.safetensors").is_file()
 
 
-def run_child(folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress) -> Ending:
+def run_child(
+    folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress
+) -> Ending:
     """Run `python -m client.child.job FOLDER` and wait for it; raises Stopped (child killed) when `stop` is set.
 
     `secret` goes through the child's standard input, which stays open: the child ends when it closes.
     """
     command = [sys.executable, "-P", "-m", "client.child.job", str(folder)]
-    with disk_faults_named("cannot start the child in", folder), open(folder / "child.log", "wb") as log:
+    with (
+        disk_faults_named("cannot start the child in", folder),
+        open(folder / "child.log", "wb") as log,
+    ):
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(threads), start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=_environment(threads),
+            start_new_session=True,
         )
     try:
         _tell(child, secret)
@@ -110,7 +129,11 @@ def _environment(threads: int) -> dict[str, str]:
     """What a child inherits: no key, no proxy, no setting of ours but the number of threads."""
     kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     count = str(threads or os.cpu_count() or 1)
-    return kept | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
+    return kept | {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+    }
 
 
 def _tell(child: subprocess.Popen[bytes], secret: bytes) -> None:
@@ -123,7 +146,9 @@ def _tell(child: subprocess.Popen[bytes], secret: bytes) -> None:
         pass
 
 
-def _wait(child: subprocess.Popen[bytes], folder: Path, stop: threading.Event, progress: Progress) -> None:
+def _wait(
+    child: subprocess.Popen[bytes], folder: Path, stop: threading.Event, progress: Progress
+) -> None:
     """Wait for the end, showing progress; raises Stopped."""
     while child.poll() is None:
         progress(*read_progress(folder))

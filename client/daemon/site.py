@@ -52,9 +52,10 @@ from common.privacy.boundary import (
 from common.privacy.canaries import Tally
 from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, image_event, round_event
 from common.privacy.planning import parameter_counts, refuse_hopeless
+from common.storage.files import read_capped
 from common.study.plan import Study
 from common.wire.messages import Header, Sealed, unseal
-from common.wire.tensors import Arrays, dumps, loads, read, read_capped, shapes
+from common.wire.tensors import Arrays, dumps, loads, read, shapes
 
 OUTPUT_CAP_BYTES = 1 << 32
 HEADER_ROOM_BYTES = 1 << 16
@@ -84,17 +85,23 @@ class Site:
     def answer(self, sealed: Sealed) -> Sealed:
         """Return the reply to an instruction; raises KohortError, of which only the code may leave."""
         began = time.monotonic()
-        header = unseal(sealed, self.membership.operator, max_bytes=self.config.limits.max_message_mib << 20)  # 1
+        header = unseal(
+            sealed, self.membership.operator, max_bytes=self.config.limits.max_message_mib << 20
+        )  # 1
         study = self.plans.open(header.study)  # 2
         check_plan(study, self.config.policy, self.config.site)
         check_order(header, study)  # 3
         self._note_receipts(header)  # 4
-        name = " ".join(part for part in (header.phase, header.model, f"round {header.round}") if part)
+        name = " ".join(
+            part for part in (header.phase, header.model, f"round {header.round}") if part
+        )
         reply = self.outbox.get(_reply_key(header))  # 5
         if reply is None:
             log.info("%s: %s: at work", study.name, name)
             reply = (
-                self._train(header, study, sealed) if header.kind == "train" else self._images(header, study, sealed)
+                self._train(header, study, sealed)
+                if header.kind == "train"
+                else self._images(header, study, sealed)
             )
             self._wait_for_slot(began)  # 11
         log.info("%s: %s: answered", study.name, name)
@@ -148,14 +155,20 @@ class Site:
         else:
             path = self.plans.folder(study.hash()) / "checkpoints" / start.name
             found = {name: shape for name, (_, shape) in shapes(path).items()}
-        return {name: shape for name, shape in found.items() if start is None or name.startswith(PREFIXES[model])}
+        return {
+            name: shape
+            for name, shape in found.items()
+            if start is None or name.startswith(PREFIXES[model])
+        }
 
     # --- images
 
     def _images(self, header: Header, study: Study, sealed: Sealed) -> Sealed:
         """The one image batch of a plan: synthesize, review, freeze, clear, store all parts; returns the part asked for."""
         if header.part or header.round:
-            raise PolicyError("the first part of the images was never asked for", code="E-PART-UNKNOWN")
+            raise PolicyError(
+                "the first part of the images was never asked for", code="E-PART-UNKNOWN"
+            )
         weights = loads(sealed.payload, max_bytes=len(sealed.payload))
         check_weights(weights, self._expected_for_images(study, weights))  # 6
         event = image_event(study)
@@ -192,7 +205,9 @@ class Site:
             if self.stop.wait(REVIEW_POLL_S):
                 raise Stopped("stopped while images wait for review")
         if self.reviews.state(digest) == "rejected":
-            raise PolicyError("a person rejected the images; nothing was sent", code="E-REVIEW-REJECTED")
+            raise PolicyError(
+                "a person rejected the images; nothing was sent", code="E-REVIEW-REJECTED"
+            )
 
     # --- one computation
 
@@ -210,9 +225,14 @@ class Site:
                 folder, reservation = self._reserve(header, study, event)
             job = self._job(header, study, reservation)
             job.write(folder, weights, self._frozen_groups(), self._coins(header, study))
-            record = {"folder": folder.name, "reservation": reservation.to_json() if reservation else ""}
+            record = {
+                "folder": folder.name,
+                "reservation": reservation.to_json() if reservation else "",
+            }
             self.state.journal.append(header.key, "started", record)
-            ending = run_child(folder, self.config.limits.threads, self._group_key(), self.stop, self.progress)
+            ending = run_child(
+                folder, self.config.limits.threads, self._group_key(), self.stop, self.progress
+            )
             if ending.code:
                 self._refusals[header.key] = ending.code
             elif not ending.finished:
@@ -221,9 +241,14 @@ class Site:
 
     def _store(self, header: Header, batch: tuple[Cleared, ...]) -> Sealed:
         """Note what is about to be signed, sign and store every part, the first one last; returns the first."""
-        record = {"digests": [cleared.header.digest for cleared in batch], "head": self.ledger().head}
+        record = {
+            "digests": [cleared.header.digest for cleared in batch],
+            "head": self.ledger().head,
+        }
         self.state.journal.append(header.key, "cleared", record)
-        stored = [self.outbox.store(cleared, self.state.signing_key()) for cleared in reversed(batch)]
+        stored = [
+            self.outbox.store(cleared, self.state.signing_key()) for cleared in reversed(batch)
+        ]
         self.state.journal.append(header.key, "answered")
         return stored[-1]
 
@@ -241,7 +266,9 @@ class Site:
         reservation = Reservation.from_json(text) if text else None
         return self.state.root / "jobs" / str(latest.data["folder"]), reservation, latest.state
 
-    def _reserve(self, header: Header, study: Study, event: Mechanism | None) -> tuple[Path, Reservation | None]:
+    def _reserve(
+        self, header: Header, study: Study, event: Mechanism | None
+    ) -> tuple[Path, Reservation | None]:
         """Write the round down as spent, in the ledger and then in the journal, before anything is computed."""
         self._check_rollback()
         self._check_whole_plan(study)  # 7
@@ -250,9 +277,19 @@ class Site:
             self.ledger().declare(event, study.hash())
         elif event is not None:
             reservation = self.ledger().reserve(event, study.hash())
-        tries = sum((e.key, e.state) == (header.key, "reserved") for e in self.state.journal.entries(header.key))
-        folder = self.state.root / "jobs" / f"{hashlib.sha256(header.key.encode()).hexdigest()[:16]}-{tries}"
-        record = {"folder": folder.name, "reservation": reservation.to_json() if reservation else ""}
+        tries = sum(
+            (e.key, e.state) == (header.key, "reserved")
+            for e in self.state.journal.entries(header.key)
+        )
+        folder = (
+            self.state.root
+            / "jobs"
+            / f"{hashlib.sha256(header.key.encode()).hexdigest()[:16]}-{tries}"
+        )
+        record = {
+            "folder": folder.name,
+            "reservation": reservation.to_json() if reservation else "",
+        }
         self.state.journal.append(header.key, "reserved", record)
         return folder, reservation
 
@@ -274,9 +311,13 @@ class Site:
         if all(
             plan.start for plan in study.models.trained().values()
         ):  # without one, `approve` has built and checked the model
-            refuse_hopeless(study, parameter_counts(study, self.plans.folder(study.hash()) / "checkpoints"))
+            refuse_hopeless(
+                study, parameter_counts(study, self.plans.folder(study.hash()) / "checkpoints")
+            )
         history = (
-            (*ledger.report(prv=False).mechanisms, *self._plan_events(study)) if plans else self._plan_events(study)
+            (*ledger.report(prv=False).mechanisms, *self._plan_events(study))
+            if plans
+            else self._plan_events(study)
         )
         epsilon = spend(history, policy.max_delta).pld
         if plans:
@@ -364,7 +405,13 @@ class Site:
     def _gate(self, study: Study, groups: GroupStore) -> Gate:
         """The gate for one plan."""
         return Gate(
-            study, self.config.policy, self.config.site, self.ledger(), self.plans.approved, groups, self.reviews
+            study,
+            self.config.policy,
+            self.config.site,
+            self.ledger(),
+            self.plans.approved,
+            groups,
+            self.reviews,
         )
 
     def _note_receipts(self, header: Header) -> None:
@@ -373,9 +420,13 @@ class Site:
         for entry in self.state.journal.entries(f"{header.study}/"):
             if entry.state == "cleared":
                 place = entry.key.rpartition("/")[0]
-                sent |= {digest: f"{place}/{part}" for part, digest in enumerate(entry.data["digests"])}
+                sent |= {
+                    digest: f"{place}/{part}" for part, digest in enumerate(entry.data["digests"])
+                }
         if not sent.keys() >= set(header.receipts):
-            raise _rollback("the operator has receipts for messages that this state folder never sent")
+            raise _rollback(
+                "the operator has receipts for messages that this state folder never sent"
+            )
         for digest in header.receipts:
             self.outbox.acknowledge(sent[digest])
 
@@ -401,7 +452,9 @@ def check_order(header: Header, study: Study) -> None:
     check_instruction(header, study)
     unknown = set(header.statement) - {"done"}
     if unknown or not isinstance(header.statement.get("done", False), bool):
-        raise RefusedError("instruction: its statement has keys that are not known", code="E-STATEMENT")
+        raise RefusedError(
+            "instruction: its statement has keys that are not known", code="E-STATEMENT"
+        )
 
 
 def _rollback(what: str) -> PolicyError:
@@ -424,7 +477,9 @@ def _only(arrays: Arrays, prefixes: tuple[str, ...]) -> Arrays:
 def _trained_dimension(study: Study, model: str, expected: Shapes) -> int:
     """How many numbers a private step of this model moves: trained tensors, without the post-processed generator."""
     plan = study.models.trained()[model]
-    names = (name for name in expected if is_trained(name, plan) and not name.startswith(POST_PROCESSED))
+    names = (
+        name for name in expected if is_trained(name, plan) and not name.startswith(POST_PROCESSED)
+    )
     return sum(int(np.prod(expected[name], dtype=np.int64)) for name in names)
 
 
@@ -439,4 +494,7 @@ def split(images: Arrays, study: Study) -> list[bytes]:
     check_total(count, study)
     each = images["images"][0].nbytes + images["labels"].itemsize + images["privatized"].itemsize
     size = max(1, (PART_CAP_BYTES - HEADER_ROOM_BYTES) // each)
-    return [dumps({name: array[i : i + size] for name, array in images.items()}) for i in range(0, count, size)]
+    return [
+        dumps({name: array[i : i + size] for name, array in images.items()})
+        for i in range(0, count, size)
+    ]

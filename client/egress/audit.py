@@ -83,7 +83,9 @@ class AuditReport:
         return tuple(code for code in self.codes if code != "A-PASS")
 
 
-def audit(released: Images, real: Images, patient_of: NDArray[np.integer] | None = None) -> AuditReport:
+def audit(
+    released: Images, real: Images, patient_of: NDArray[np.integer] | None = None
+) -> AuditReport:
     """Return the report of `released` against all of the site's `real` images (not only those that were averaged).
 
     `patient_of` int [N] says whose each real image is (None: each another patient's). Raises ConfigurationError unless
@@ -95,7 +97,11 @@ def audit(released: Images, real: Images, patient_of: NDArray[np.integer] | None
     spaces = [_against(view(ours), view(theirs), owner) for view in (_pixels, _contrast, _filtered)]
     nearest, ratios, leads = (np.stack(column) for column in zip(*spaces, strict=True))
     evidence = tuple(
-        Evidence(int(nearest[leads[:, i].argmin(), i]), tuple(ratios[:, i].tolist()), tuple(leads[:, i].tolist()))
+        Evidence(
+            int(nearest[leads[:, i].argmin(), i]),
+            tuple(ratios[:, i].tolist()),
+            tuple(leads[:, i].tolist()),
+        )
         for i in range(len(released))
     )
     checks: tuple[tuple[Code, NDArray[np.bool_]], ...] = (
@@ -122,7 +128,9 @@ def gives_away_members(
         return None
     ours, theirs = _unit(released), _unit(real)
     scores = {
-        view.__name__: attacks.by_person(attacks.nearness(view(theirs), view(ours)), person_of.astype(np.int64))
+        view.__name__: attacks.by_person(
+            attacks.nearness(view(theirs), view(ours)), person_of.astype(np.int64)
+        )
         for view in (_pixels, _contrast, _filtered)
     }
     found = attacks.infer(scores, inside)
@@ -137,7 +145,9 @@ def _first_failure(checks: tuple[tuple[Code, NDArray[np.bool_]], ...], row: int)
     return "A-PASS"
 
 
-def contact_sheet(released: Images, real: Images, report: AuditReport, *, columns: int = 6, zoom: int = 2) -> bytes:
+def contact_sheet(
+    released: Images, real: Images, report: AuditReport, *, columns: int = 6, zoom: int = 2
+) -> bytes:
     """Return PNG bytes: each released image beside its nearest real one, code and lead below. ON SITE ONLY.
 
     Read it as pairs: left released, right real. Raises ConfigurationError as `audit` does.
@@ -151,7 +161,10 @@ def contact_sheet(released: Images, real: Images, report: AuditReport, *, column
     for i, (code, seen) in enumerate(zip(report.codes, report.evidence, strict=True)):
         x, y = cell_w * (i % columns), cell_h * (i // columns)
         for side, image in enumerate((released[i], real[seen.nearest])):
-            sheet.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (x + side * width, y))
+            sheet.paste(
+                _picture(image).resize((width, height), Image.Resampling.NEAREST),
+                (x + side * width, y),
+            )
         text = f"{i + 1} {code} {min(seen.leads):.2f}"
         draw.text((x + 2, y + height + 3), text, fill="black" if code == "A-PASS" else "red")
     stream = io.BytesIO()
@@ -168,12 +181,19 @@ def blank(images: Images) -> NDArray[np.bool_]:
 def _check_images(released: Images, real: Images, owner: NDArray[np.integer]) -> None:
     """Raise ConfigurationError on anything but two stacks of uint8 images of one size, real ones of two patients."""
     for name, images in (("released", released), ("real", real)):
-        if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != released.shape[1:] or not len(images):
+        if (
+            images.ndim != 4
+            or images.dtype != np.uint8
+            or images.shape[1:] != released.shape[1:]
+            or not len(images)
+        ):
             raise ConfigurationError(
                 f"audit: {name}: expected uint8 images [N, H, W, C] of one size; got {images.dtype} {images.shape[1:]}"
             )
     if len(owner) != len(real) or len(np.unique(owner)) < 2:
-        raise ConfigurationError("audit: expected one owner per real image, and two patients or more")
+        raise ConfigurationError(
+            "audit: expected one owner per real image, and two patients or more"
+        )
 
 
 def _unit(images: Images) -> Floats:
@@ -222,7 +242,9 @@ def _convolved(x: Floats, filters: Floats, size: int) -> Floats:
     return np.maximum(patches.reshape(n, height, width, -1) @ filters, 0.0)
 
 
-def _against(ours: Floats, theirs: Floats, owner: NDArray[np.integer]) -> tuple[NDArray[np.int64], Floats, Floats]:
+def _against(
+    ours: Floats, theirs: Floats, owner: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], Floats, Floats]:
     """Row of the nearest real image, its distance / floor, and its distance / that of the nearest other patient, [R]."""
     among = np.where(owner[:, None] == owner[None, :], np.inf, _distances(theirs, theirs))
     floor = max(float(np.median(among.min(axis=1))), DUPLICATE_RMSE)
@@ -256,4 +278,6 @@ def _copies(released: Images, real: Images) -> NDArray[np.bool_]:
 
 def _picture(image: Images) -> Image.Image:
     """A Pillow RGB image of uint8 [H, W, 1 or 3]."""
-    return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)).convert("RGB")
+    return Image.fromarray(
+        np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
+    ).convert("RGB")

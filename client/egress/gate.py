@@ -36,10 +36,17 @@ from common.privacy.boundary import (
     refuse,
 )
 from common.privacy.canaries import Claim, fault
-from common.privacy.mechanisms import Latent, Mechanism, SubsampledGaussian, image_event, latent_event
+from common.privacy.mechanisms import (
+    Latent,
+    Mechanism,
+    SubsampledGaussian,
+    image_event,
+    latent_event,
+)
+from common.storage.files import read_capped
 from common.study.plan import Study
 from common.wire.messages import Header, canonical, digest_of
-from common.wire.tensors import Arrays, read_capped
+from common.wire.tensors import Arrays
 
 _TOKEN = object()
 EVIDENCE_CAP_BYTES = 1 << 28
@@ -55,7 +62,9 @@ class Cleared:
 
     def __init__(self, token: object, header: Header, payload: bytes) -> None:
         if token is not _TOKEN:
-            raise Bug("only the gate makes a Cleared", hint="call Gate.clear_update or Gate.clear_images")
+            raise Bug(
+                "only the gate makes a Cleared", hint="call Gate.clear_update or Gate.clear_images"
+            )
         object.__setattr__(self, "header", header)
         object.__setattr__(self, "payload", payload)
 
@@ -77,7 +86,12 @@ class Evidence:
     def to_json(self) -> bytes:
         """The canonical text for the job folder."""
         groups = [
-            {"members": g.members, "label": g.stratum.label, "laterality": g.stratum.laterality, "k": g.k}
+            {
+                "members": g.members,
+                "label": g.stratum.label,
+                "laterality": g.stratum.laterality,
+                "k": g.k,
+            }
             for g in self.groups
         ]
         return canonical({"groups": groups, "group_of": self.group_of, "audit": self.audit})
@@ -89,10 +103,14 @@ class Evidence:
             data = json.loads(text)
             groups = tuple(_group(row) for row in data["groups"])
             group_of, audit = tuple(data["group_of"]), tuple(data["audit"])
-            if len(data) != 3 or not all(type(i) is int and SINGLE <= i < len(groups) for i in group_of):
+            if len(data) != 3 or not all(
+                type(i) is int and SINGLE <= i < len(groups) for i in group_of
+            ):
                 raise ValueError("fields")
         except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError("evidence: expected groups, the group of each image and audit codes") from error
+            raise RefusedError(
+                "evidence: expected groups, the group of each image and audit codes"
+            ) from error
         return cls(groups, group_of, tuple(str(code) for code in audit))
 
     @classmethod
@@ -104,7 +122,9 @@ class Evidence:
 def _group(row: dict[str, Any]) -> Group:
     """A group as written by `Evidence.to_json`; its own constructor refuses fewer than k distinct members."""
     return Group(
-        tuple(str(m) for m in row["members"]), Stratum(int(row["label"]), int(row["laterality"])), int(row["k"])
+        tuple(str(m) for m in row["members"]),
+        Stratum(int(row["label"]), int(row["laterality"])),
+        int(row["k"]),
     )
 
 
@@ -136,7 +156,9 @@ class Gate:
         """
         self._check_plan(instruction, "train")  # 1, 20
         header = self._header(instruction, "update", payload)
-        check_update(open_payload(payload, header, UPDATE_CAP_BYTES), expected, header, self.study)  # 1-9
+        check_update(
+            open_payload(payload, header, UPDATE_CAP_BYTES), expected, header, self.study
+        )  # 1-9
         self._check_reservation(reservation, event, header.digest)  # 21
         self._check_canaries(instruction.model, event, heard)  # 26
         self.ledger.commit(reservation, header.digest)
@@ -157,24 +179,32 @@ class Gate:
         `reservation` its ledger entry where it claims epsilon per patient.
         """
         self._check_plan(instruction, "synthesize")  # 1, 20
-        batch = [self._check_part(instruction, parts, index) for index in range(len(parts))]  # 1-4, 10-14
+        batch = [
+            self._check_part(instruction, parts, index) for index in range(len(parts))
+        ]  # 1-4, 10-14
         labels = [int(label) for arrays in batch for label in arrays["labels"]]
         check_total(len(labels), self.study)  # 12
         self._check_groups(evidence, labels, persons)  # 22, 23
         self._check_image_event(event, reservation, batch_digest(parts))  # 21
         if evidence.audit:
             raise refuse(
-                24, f"audit codes {', '.join(evidence.audit[:5])}", hint="see the job folder; nothing was sent"
+                24,
+                f"audit codes {', '.join(evidence.audit[:5])}",
+                hint="see the job folder; nothing was sent",
             )
         self._check_review(batch_digest(parts))  # 25
         if reservation is not None:
             self.ledger.commit(reservation, batch_digest(parts))
         return tuple(
-            Cleared(_TOKEN, self._header(instruction, "images", payload, index, len(parts)), payload)
+            Cleared(
+                _TOKEN, self._header(instruction, "images", payload, index, len(parts)), payload
+            )
             for index, payload in enumerate(parts)
         )
 
-    def clear_export(self, images: Sequence[bytes], reservations: Sequence[int], event: Latent) -> None:
+    def clear_export(
+        self, images: Sequence[bytes], reservations: Sequence[int], event: Latent
+    ) -> None:
         """Check that privatized images of one patient each may be handed over, in person; nothing here can send them.
 
         `reservations`: the ledger's entry under which each image was drawn. Rules 20, 27, 21, 25; raises RefusedError.
@@ -182,7 +212,10 @@ class Gate:
         self._check_allowed()  # 20
         policy = self.policy
         check_single(
-            self.study, policy.single_images == "allowed", event.epsilon_per_image, policy.max_epsilon_image
+            self.study,
+            policy.single_images == "allowed",
+            event.epsilon_per_image,
+            policy.max_epsilon_image,
         )  # 27
         if event != latent_event(self.study) or len(images) != len(reservations):
             raise refuse(21, "the mechanism on single images is not the plan's")
@@ -198,7 +231,9 @@ class Gate:
         """Rules 1 and 20: the instruction is of this plan, which is approved and within the policy."""
         check_instruction(instruction, self.study)
         if instruction.phase != phase:
-            raise refuse(1, f"an instruction of phase {instruction.phase} for an artefact of {phase}")
+            raise refuse(
+                1, f"an instruction of phase {instruction.phase} for an artefact of {phase}"
+            )
         self._check_allowed()
 
     def _check_allowed(self) -> None:
@@ -210,7 +245,9 @@ class Gate:
         except KohortError as error:
             raise refuse(20, str(error), hint=error.hint) from error
 
-    def _header(self, instruction: Header, kind: str, payload: bytes, part: int = 0, parts: int = 1) -> Header:
+    def _header(
+        self, instruction: Header, kind: str, payload: bytes, part: int = 0, parts: int = 1
+    ) -> Header:
         """The reply's header: the instruction's place, the plan's constants and the ledger's head, nothing from outside."""
         seq, head = self.ledger.head.split(":")
         statement: Statement = public_statement(self.study, kind, instruction.model)
@@ -247,7 +284,9 @@ class Gate:
         if reserved["event"] != json.loads(event.event()):
             raise refuse(21, f"entry {reservation.id} was reserved for another event")
         others = {
-            row.data["artefact"] for row in rows if row.kind == "commit" and row.data["reservation"] == reservation.id
+            row.data["artefact"]
+            for row in rows
+            if row.kind == "commit" and row.data["reservation"] == reservation.id
         }
         if others - {artefact}:
             raise refuse(21, f"entry {reservation.id} is committed to another artefact")
@@ -263,9 +302,15 @@ class Gate:
         claim = Claim(event, deviation, self.study.privacy.delta, plan.rounds, count)
         found = fault(heard.latest, heard.total, claim)
         if found:
-            raise refuse(26, found, hint="the private step does not do what it claims: report it; nothing was sent")
+            raise refuse(
+                26,
+                found,
+                hint="the private step does not do what it claims: report it; nothing was sent",
+            )
 
-    def _check_image_event(self, event: Mechanism | None, reservation: Reservation | None, artefact: str) -> None:
+    def _check_image_event(
+        self, event: Mechanism | None, reservation: Reservation | None, artefact: str
+    ) -> None:
         """Rule 21 for images: the plan's mechanism is reserved, or declared where it claims nothing per patient."""
         if event != image_event(self.study) or (event is None and reservation is not None):
             raise refuse(21, "the mechanism on images is not the plan's")
@@ -276,17 +321,28 @@ class Gate:
             if getattr(event, "covers_patient", True) or wanted not in [
                 r.data for r in self.ledger.rows() if r.kind == "declare"
             ]:
-                raise refuse(21, "the mechanism on images is in the ledger neither as reserved nor as declared")
+                raise refuse(
+                    21,
+                    "the mechanism on images is in the ledger neither as reserved nor as declared",
+                )
 
-    def _check_groups(self, evidence: Evidence, labels: Sequence[int], persons: Mapping[str, int]) -> None:
+    def _check_groups(
+        self, evidence: Evidence, labels: Sequence[int], persons: Mapping[str, int]
+    ) -> None:
         """Rules 22 and 23: every image's group is large enough, of known persons, frozen, and of the image's label."""
         if len(evidence.group_of) != len(labels):
             raise refuse(22, f"{len(evidence.group_of)} groups named for {len(labels)} images")
-        least = max(self.policy.min_k, self.study.synthesis.k if self.study.synthesis else self.policy.min_k)
+        least = max(
+            self.policy.min_k, self.study.synthesis.k if self.study.synthesis else self.policy.min_k
+        )
         frozen = {group.token for group in self.groups.groups()}
         for label, index in zip(labels, evidence.group_of, strict=True):
             if index == SINGLE:
-                raise refuse(27, "an image of one patient in a batch", hint="kohort-site privatize keeps it on site")
+                raise refuse(
+                    27,
+                    "an image of one patient in a batch",
+                    hint="kohort-site privatize keeps it on site",
+                )
             group = evidence.groups[index]
             distinct = {persons[member] for member in group.members if member in persons}
             if len(distinct) < least or len(distinct) < len(group.members):

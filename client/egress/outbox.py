@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.egress.gate import Cleared
 from common.errors import Bug, PolicyError
+from common.storage.files import atomic_write
 from common.wire.messages import Sealed, seal
-from common.wire.tensors import atomic_write, dumps, read
+from common.wire.tensors import dumps, read
 
 ENTRY_CAP_BYTES = (1 << 30) + (1 << 20)
 
@@ -37,7 +38,9 @@ class Outbox:
         stored = self.get(cleared.header.key)
         if stored is not None:
             if stored.payload != cleared.payload:
-                raise PolicyError("outbox: this round was answered with another payload", code="E-OUTBOX-SECOND")
+                raise PolicyError(
+                    "outbox: this round was answered with another payload", code="E-OUTBOX-SECOND"
+                )
             return stored
         sealed = seal(cleared.header, cleared.payload, key)
         fields = {name: np.frombuffer(value, np.uint8) for name, value in sealed._asdict().items()}

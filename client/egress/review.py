@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import ConfigurationError, PolicyError
+from common.storage.files import atomic_write, read_capped
 from common.storage.journal import Journal
 from common.wire.messages import digest_of
-from common.wire.tensors import atomic_write, read_capped
 
 State = Literal["unknown", "waiting", "approved", "rejected"]
 SHEET = "contact_sheet.png"
-BESIDE = ("inversions.png",)  # further pictures that a job may leave (client/synthesize/inversion_sheet.py)
+BESIDE = (
+    "inversions.png",
+)  # further pictures that a job may leave (client/synthesize/inversion_sheet.py)
 SHEET_CAP_BYTES = 1 << 30
 
 
@@ -60,25 +62,38 @@ class Reviews:
             self._journal.append(digest, "waiting", {"study": study})
         if not target.exists():
             for name in (one for one in BESIDE if (sheet.parent / one).is_file()):
-                atomic_write(target.parent / name, read_capped(sheet.parent / name, SHEET_CAP_BYTES), mode=0o600)
+                atomic_write(
+                    target.parent / name,
+                    read_capped(sheet.parent / name, SHEET_CAP_BYTES),
+                    mode=0o600,
+                )
             atomic_write(target, read_capped(sheet, SHEET_CAP_BYTES), mode=0o600)
         return self._batch(digest)
 
     def decide(self, batch: str, *, approve: bool, reviewer: str) -> Batch:
         """Write a person's decision on the batch whose digest starts with `batch`; it is final."""
         if not reviewer.strip():
-            raise ConfigurationError("review: a decision needs the reviewer's name", hint="add --reviewer NAME")
+            raise ConfigurationError(
+                "review: a decision needs the reviewer's name", hint="add --reviewer NAME"
+            )
         digest = self.find(batch).digest
         decision = "approved" if approve else "rejected"
         if self.state(digest) not in ("waiting", decision):
-            raise PolicyError(f"review: batch {digest[:16]} is already {self.state(digest)}", code="E-REVIEW-FINAL")
+            raise PolicyError(
+                f"review: batch {digest[:16]} is already {self.state(digest)}",
+                code="E-REVIEW-FINAL",
+            )
         if self.state(digest) == "waiting":
             self._journal.append(digest, decision, {"reviewer": reviewer.strip()})
         return self._batch(digest)
 
     def find(self, batch: str) -> Batch:
         """Return the one batch whose digest starts with `batch`; an empty string means the only one that waits."""
-        found = [b for b in self.batches() if (b.digest.startswith(batch) if batch else b.state == "waiting")]
+        found = [
+            b
+            for b in self.batches()
+            if (b.digest.startswith(batch) if batch else b.state == "waiting")
+        ]
         if len(found) != 1:
             raise ConfigurationError(
                 f"review: {len(found)} batches match {batch or '(waiting)'!r}, expected one",
@@ -88,12 +103,19 @@ class Reviews:
 
     def batches(self) -> tuple[Batch, ...]:
         """Return every batch ever proposed, oldest first."""
-        return tuple(self._batch(digest) for digest in dict.fromkeys(entry.key for entry in self._journal.entries()))
+        return tuple(
+            self._batch(digest)
+            for digest in dict.fromkeys(entry.key for entry in self._journal.entries())
+        )
 
     def state(self, digest: str) -> State:
         """Return what holds for exactly this digest."""
         latest = self._journal.latest(digest)
-        states: dict[str, State] = {"waiting": "waiting", "approved": "approved", "rejected": "rejected"}
+        states: dict[str, State] = {
+            "waiting": "waiting",
+            "approved": "approved",
+            "rejected": "rejected",
+        }
         return "unknown" if latest is None else states[latest.state]
 
     def close(self) -> None:

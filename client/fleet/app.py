@@ -49,11 +49,20 @@ def reply_to(message: Message, answer: Answer) -> Message:
     except Stopped:
         raise  # no reply: the transport keeps the message for the next start
     except KohortError as error:
-        log.warning("answered with %s%s", public_code(error), f" ({error.hint})" if error.hint else "")
+        log.warning(
+            "answered with %s%s", public_code(error), f" ({error.hint})" if error.hint else ""
+        )
         return Message(Error(REFUSED, public_code(error)), reply_to=message)
-    except Exception as error:  # an unknown exception's text could hold a patient's name: only its place is logged
+    except (
+        Exception
+    ) as error:  # an unknown exception's text could hold a patient's name: only its place is logged
         place = traceback.extract_tb(error.__traceback__)[-1]
-        log.error("answered with E-BUG (%s in %s:%s)", type(error).__name__, Path(place.filename).name, place.lineno)
+        log.error(
+            "answered with E-BUG (%s in %s:%s)",
+            type(error).__name__,
+            Path(place.filename).name,
+            place.lineno,
+        )
         return Message(Error(REFUSED, "E-BUG"), reply_to=message)
 
 
@@ -72,16 +81,26 @@ def record_of(sealed: Sealed) -> RecordDict:
 def sealed_of(record: RecordDict) -> Sealed:
     """Return the sealed message in a Flower record; raises RefusedError (E-RECORD) for any other content."""
     head, arrays = record.get("sealed"), record.get("payload")
-    if len(record) != 2 or not isinstance(head, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+    if (
+        len(record) != 2
+        or not isinstance(head, ConfigRecord)
+        or not isinstance(arrays, ArrayRecord)
+    ):
         raise _unknown_record()
     header, signature, payload = head.get("header"), head.get("signature"), arrays.get("payload")
     if len(head) != 2 or len(arrays) != 1 or not isinstance(payload, Array):
         raise _unknown_record()
-    if not isinstance(header, bytes) or not isinstance(signature, bytes) or payload.dtype != "uint8":
+    if (
+        not isinstance(header, bytes)
+        or not isinstance(signature, bytes)
+        or payload.dtype != "uint8"
+    ):
         raise _unknown_record()
     return Sealed(header, payload.numpy().tobytes(), signature)
 
 
 def _unknown_record() -> RefusedError:
     """The refusal of a record that is not one sealed message."""
-    return RefusedError("record: expected one sealed message: header, signature, payload", code="E-RECORD")
+    return RefusedError(
+        "record: expected one sealed message: header, signature, payload", code="E-RECORD"
+    )

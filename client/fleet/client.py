@@ -35,9 +35,18 @@ import httpx
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+)
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PullObjectRequest,
+    PushObjectRequest,
+)
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import (
@@ -47,7 +56,10 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    validate_object_content,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -67,12 +79,14 @@ from client.fleet.connection import (
 from client.fleet.health import Health, State
 from client.fleet.inbox import MESSAGE_ID, Inbox
 from common.errors import Bug, ConfigurationError, EnvironmentFault, KohortError
+from common.storage.files import atomic_write, read_capped
 from common.storage.lock import FolderLock
-from common.wire.tensors import atomic_write, read_capped
 
 FLWR_VERSION = "1.41.0"
 HEARTBEAT_S = 10.0
-HEARTBEAT_INTERVAL_S = 30.0  # what the server is told: it counts the node as offline after twice this
+HEARTBEAT_INTERVAL_S = (
+    30.0  # what the server is told: it counts the node as offline after twice this
+)
 PULL_LIMIT_S = 600.0
 EAGER_S = 60.0  # how long after a message the server is asked every `poll_s`
 IDLE_POLL_S = 5.0
@@ -159,7 +173,11 @@ def object_ids(pulled: PullMessagesResponse, max_objects: int) -> list[str]:
         for tree in iterate_object_tree(pulled.message_object_trees[0]):
             ids[tree.object_id] = None
             if len(ids) > max_objects:
-                raise _Refused(states.MESSAGE_TOO_LARGE, Error(2, "E-MESSAGE-TOO-LARGE"), f"over {max_objects} objects")
+                raise _Refused(
+                    states.MESSAGE_TOO_LARGE,
+                    Error(2, "E-MESSAGE-TOO-LARGE"),
+                    f"over {max_objects} objects",
+                )
     except RecursionError:
         ids = {"": None}
     if not all(MESSAGE_ID.fullmatch(object_id) for object_id in ids):
@@ -174,7 +192,9 @@ def check_object(object_id: str, content: bytes) -> None:
             raise ValueError
         validate_object_content(content)
     except Exception as error:
-        raise _Refused(states.MESSAGE_CORRUPT, Error(2, "E-MESSAGE-CORRUPT"), "object content") from error
+        raise _Refused(
+            states.MESSAGE_CORRUPT, Error(2, "E-MESSAGE-CORRUPT"), "object content"
+        ) from error
 
 
 def expanded_bytes(objects: dict[str, bytes]) -> int:
@@ -188,7 +208,9 @@ def expanded_bytes(objects: dict[str, bytes]) -> int:
     return total
 
 
-def inflate(pulled: PullMessagesResponse, objects: dict[str, bytes], node_id: int, max_bytes: int) -> Message:
+def inflate(
+    pulled: PullMessagesResponse, objects: dict[str, bytes], node_id: int, max_bytes: int
+) -> Message:
     """Return the message of these checked objects (step 7); raises _Refused if it is not the one that was announced."""
     shell, tree = pulled.messages_list[0], pulled.message_object_trees[0]
     corrupt = Error(2, "E-MESSAGE-CORRUPT")
@@ -201,7 +223,11 @@ def inflate(pulled: PullMessagesResponse, objects: dict[str, bytes], node_id: in
     if not isinstance(message, Message) or not message.has_content():
         raise _Refused(states.MESSAGE_CORRUPT, corrupt, "not an instruction")
     meta = message.metadata
-    if (meta.run_id, meta.dst_node_id, meta.reply_to_message_id) != (shell.metadata.run_id, node_id, ""):
+    if (meta.run_id, meta.dst_node_id, meta.reply_to_message_id) != (
+        shell.metadata.run_id,
+        node_id,
+        "",
+    ):
         raise _Refused(states.MESSAGE_CORRUPT, corrupt, "run or node")
     meta.__dict__["_message_id"] = tree.object_id
     return message
@@ -211,7 +237,9 @@ def deflate(reply: Message) -> tuple[PushMessagesRequest, dict[str, bytes]]:
     """Return what is pushed for a reply: the request without a node, and the content of every object by identifier."""
     with no_object_id_recompute():
         reply.metadata.__dict__["_message_id"] = reply.object_id
-        objects = {object_id: one.deflate() for object_id, one in get_all_nested_objects(reply).items()}
+        objects = {
+            object_id: one.deflate() for object_id, one in get_all_nested_objects(reply).items()
+        }
         tree = get_object_tree(reply)
     shell = remove_content_from_message(reply) if reply.has_content() else reply
     request = PushMessagesRequest(
@@ -255,10 +283,13 @@ class FleetClient:
     ) -> None:
         if flwr.__version__ != FLWR_VERSION:
             raise EnvironmentFault(
-                f"flwr {flwr.__version__} is installed, expected {FLWR_VERSION}", hint="run `make setup`"
+                f"flwr {flwr.__version__} is installed, expected {FLWR_VERSION}",
+                hint="run `make setup`",
             )
         if not re.fullmatch(r"https://[^/\s]+", settings.url):
-            raise ConfigurationError(f"server address {settings.url!r}: expected https://HOST:PORT, without a path")
+            raise ConfigurationError(
+                f"server address {settings.url!r}: expected https://HOST:PORT, without a path"
+            )
         self.settings = settings
         self._pins, self._handle, self._health, self._on_turn = pins, handle, health, on_turn
         self._stop = threading.Event()
@@ -282,9 +313,14 @@ class FleetClient:
             self._inbox = Inbox(self.settings.state_dir / "inbox")
             self._node_id = self._stored_node_id()
             for message_id in self._inbox.waiting():
-                (self._to_send if self._inbox.reply(message_id) else self._to_handle).put(message_id)
+                (self._to_send if self._inbox.reply(message_id) else self._to_handle).put(
+                    message_id
+                )
             loops = (self._heartbeats, self._work, self._send_replies)
-            threads = [threading.Thread(target=loop, name=loop.__name__.strip("_"), daemon=True) for loop in loops]
+            threads = [
+                threading.Thread(target=loop, name=loop.__name__.strip("_"), daemon=True)
+                for loop in loops
+            ]
             for thread in threads:
                 thread.start()
             self._pull_loop()
@@ -321,17 +357,24 @@ class FleetClient:
             return 0.0
         if time.monotonic() - self._last_message < EAGER_S:
             return self.settings.poll_s
-        return min(max(last_wait, self.settings.poll_s) * 1.5, max(IDLE_POLL_S, self.settings.poll_s))
+        return min(
+            max(last_wait, self.settings.poll_s) * 1.5, max(IDLE_POLL_S, self.settings.poll_s)
+        )
 
     def _receive(self, wire: _Wire, node: Node, pulled: PullMessagesResponse) -> None:
         """Steps 2 to 6: a message that passes is on disk and in line; one that does not gets an error reply."""
         if len(pulled.messages_list) != 1 or len(pulled.message_object_trees) != 1:
             raise Trouble(states.NOT_THE_SERVER, "more than one message")
-        run_id, message_id = pulled.messages_list[0].metadata.run_id, pulled.message_object_trees[0].object_id
+        run_id, message_id = (
+            pulled.messages_list[0].metadata.run_id,
+            pulled.message_object_trees[0].object_id,
+        )
         if not MESSAGE_ID.fullmatch(message_id):
             raise Trouble(states.NOT_THE_SERVER, "message identifier")
         try:
-            run = wire.call(lambda client: client.GetRun(GetRunRequest(node=node, run_id=run_id))).run
+            run = wire.call(
+                lambda client: client.GetRun(GetRunRequest(node=node, run_id=run_id))
+            ).run
             if run.fab_hash not in self._pins():  # 2
                 raise _Refused(states.APP_UNPINNED, Error(7, "E-APP-UNPINNED"))
             ids = object_ids(pulled, self.settings.max_objects)  # 3
@@ -346,10 +389,14 @@ class FleetClient:
             self._refuse(pulled, refused)
             return
         self._to_handle.put(message_id)
-        confirm = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=message_id)
+        confirm = ConfirmMessageReceivedRequest(
+            node=node, run_id=run_id, message_object_id=message_id
+        )
         wire.call(lambda client: client.ConfirmMessageReceived(confirm))  # 6
 
-    def _pull_objects(self, wire: _Wire, node: Node, run_id: int, ids: list[str]) -> Iterator[tuple[str, bytes]]:
+    def _pull_objects(
+        self, wire: _Wire, node: Node, run_id: int, ids: list[str]
+    ) -> Iterator[tuple[str, bytes]]:
         """Every object, checked, while their sum stays within the bound."""
         total, deadline = 0, time.monotonic() + PULL_LIMIT_S
         for object_id in ids:
@@ -359,7 +406,9 @@ class FleetClient:
             check_object(object_id, content)
             total += len(content)
             if total > self.settings.max_message_bytes:
-                raise _Refused(states.MESSAGE_TOO_LARGE, Error(2, "E-MESSAGE-TOO-LARGE"), f"over {total} bytes")
+                raise _Refused(
+                    states.MESSAGE_TOO_LARGE, Error(2, "E-MESSAGE-TOO-LARGE"), f"over {total} bytes"
+                )
             yield object_id, content
 
     def _pull_object(self, wire: _Wire, request: PullObjectRequest, deadline: float) -> bytes:
@@ -370,7 +419,9 @@ class FleetClient:
             try:
                 answer = wire.call(lambda client: client.PullObject(request))
                 if not answer.object_found:
-                    raise _Refused(states.MESSAGE_CORRUPT, Error(3, "E-MESSAGE-LOST"), "object gone")
+                    raise _Refused(
+                        states.MESSAGE_CORRUPT, Error(3, "E-MESSAGE-LOST"), "object gone"
+                    )
                 if answer.object_available:
                     return bytes(answer.object_content)
                 trouble = Trouble(states.SERVER_BUSY, "object not there yet")
@@ -400,9 +451,13 @@ class FleetClient:
             return
         if self._node_id is None or not self._revived(wire):
             wire.call(lambda client: None)  # opens the connection, which reads the key
-            request = ActivateNodeRequest(public_key=wire.public_key, heartbeat_interval=HEARTBEAT_INTERVAL_S)
+            request = ActivateNodeRequest(
+                public_key=wire.public_key, heartbeat_interval=HEARTBEAT_INTERVAL_S
+            )
             answer = self._activated(wire, request)
-            atomic_write(self.settings.state_dir / "node-id", f"{answer.node_id}\n".encode(), mode=0o600)
+            atomic_write(
+                self.settings.state_dir / "node-id", f"{answer.node_id}\n".encode(), mode=0o600
+            )
             self._node_id = int(answer.node_id)
             self._health.beat()
         self._last_message = time.monotonic()
@@ -424,7 +479,9 @@ class FleetClient:
         except Trouble as trouble:
             if trouble.state is not states.KEY_UNKNOWN:
                 raise
-            return False  # the id may be of another server; activation tells whether the key is known
+            return (
+                False  # the id may be of another server; activation tells whether the key is known
+            )
 
     def _heartbeats(self) -> None:
         """Every ten seconds, whatever else goes on."""
@@ -441,7 +498,9 @@ class FleetClient:
 
     def _beat(self, wire: _Wire) -> bool:
         """One heartbeat; whether the server took it."""
-        request = SendNodeHeartbeatRequest(node=self._node(), heartbeat_interval=HEARTBEAT_INTERVAL_S)
+        request = SendNodeHeartbeatRequest(
+            node=self._node(), heartbeat_interval=HEARTBEAT_INTERVAL_S
+        )
         if not wire.call(lambda client: client.SendNodeHeartbeat(request)).success:
             return False
         self._health.beat()
@@ -468,7 +527,9 @@ class FleetClient:
                 log.error("message not handled: %s %s", type(error).__name__, error_code(error))
                 self._health.set(states.WORK_FAILED, error_code(error))
                 if not isinstance(error, KohortError):
-                    self._inbox.drop(message_id)  # unreadable: keeping it would fail again at every start
+                    self._inbox.drop(
+                        message_id
+                    )  # unreadable: keeping it would fail again at every start
 
     def _handle_one(self, message_id: str) -> None:
         """Steps 7 to 9 for one message. An exception becomes a code, unless we are stopping: then it is for next time."""
@@ -480,9 +541,13 @@ class FleetClient:
             return
         try:
             objects = self._inbox.objects(message_id)
-            message = inflate(pulled, objects, self._node_id or 0, self.settings.max_message_bytes)  # 7
+            message = inflate(
+                pulled, objects, self._node_id or 0, self.settings.max_message_bytes
+            )  # 7
             run_id = message.metadata.run_id
-            context = Context(run_id, self._node_id or 0, node_config={}, state=RecordDict(), run_config={})
+            context = Context(
+                run_id, self._node_id or 0, node_config={}, state=RecordDict(), run_config={}
+            )
             reply = self._handle(message, context)  # 8
             if reply is not None and reply.metadata.reply_to_message_id != message_id:
                 raise Bug("the handler's reply is for another message")
@@ -536,7 +601,9 @@ class FleetClient:
         request = PushMessagesRequest()
         request.ParseFromString(stored)
         if expired(request.messages_list[0].metadata):
-            log.warning("a reply was ready after its instruction had expired; the server asks again")
+            log.warning(
+                "a reply was ready after its instruction had expired; the server asks again"
+            )
             self._inbox.drop(message_id)
             return
         node, run_id = self._node(), request.messages_list[0].metadata.run_id

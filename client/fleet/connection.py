@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.fleet import health as states
 from client.fleet.health import State
 from common.errors import ConfigurationError, KohortError
-from common.wire.tensors import atomic_write, read_capped
+from common.storage.files import atomic_write, read_capped
 
 ANSWER_CAP_BYTES = 64 << 20
 ADMISSION_RETRY_S = 5.0  # a site waits for its registration by a person: let that feel immediate
@@ -61,10 +61,16 @@ def create_node_key(private: Path, public: Path, comment: str) -> None:
     The same key signs Flower's requests and is the key of the TLS client certificate. Refuses to replace a key.
     """
     if private.exists():
-        raise ConfigurationError(f"{private}: a node key is already here", hint="the server knows this site by it")
+        raise ConfigurationError(
+            f"{private}: a node key is already here", hint="the server knows this site by it"
+        )
     key = ec.generate_private_key(ec.SECP384R1())
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    line = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
     atomic_write(private, pem, mode=0o600)
     atomic_write(public, line + b" " + comment.encode() + b"\n")
 
@@ -76,7 +82,9 @@ def tls_context(settings: FleetSettings) -> ssl.SSLContext:
     try:
         context.load_verify_locations(settings.ca_file)
         if settings.client_certificate is not None:
-            context.load_cert_chain(settings.client_certificate, settings.client_key or settings.node_key_file)
+            context.load_cert_chain(
+                settings.client_certificate, settings.client_key or settings.node_key_file
+            )
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(
             f"{settings.ca_file} or {settings.client_certificate}: not usable for TLS",
@@ -88,9 +96,15 @@ def tls_context(settings: FleetSettings) -> ssl.SSLContext:
 def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Return the EC private key at `path` (PEM, or OpenSSH's own format); raises ConfigurationError."""
     if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file", hint="`kohort-site init` creates the node key")
+        raise ConfigurationError(
+            f"{path}: no such file", hint="`kohort-site init` creates the node key"
+        )
     data = read_capped(path, 65_536)
-    load = serialization.load_ssh_private_key if b"OPENSSH" in data else serialization.load_pem_private_key
+    load = (
+        serialization.load_ssh_private_key
+        if b"OPENSSH" in data
+        else serialization.load_pem_private_key
+    )
     try:
         key = load(data, password=None)
     except (ValueError, TypeError) as error:
@@ -106,7 +120,9 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 class Trouble(Exception):
     """A call failed: the state that says why, whether waiting long is better, and whether the run has ended."""
 
-    def __init__(self, state: State, facts: str = "", *, slow: bool = False, run_ended: bool = False) -> None:
+    def __init__(
+        self, state: State, facts: str = "", *, slow: bool = False, run_ended: bool = False
+    ) -> None:
         super().__init__(state.code)
         self.state, self.facts, self.slow, self.run_ended = state, facts, slow, run_ended
 
@@ -119,7 +135,11 @@ class NotProtobuf(Exception):
     """Something answered that does not speak Flower's protocol."""
 
 
-TLS_STATES = {10: states.SERVER_CERTIFICATE_EXPIRED, 62: states.SERVER_NAME_WRONG, 64: states.SERVER_NAME_WRONG}
+TLS_STATES = {
+    10: states.SERVER_CERTIFICATE_EXPIRED,
+    62: states.SERVER_NAME_WRONG,
+    64: states.SERVER_NAME_WRONG,
+}
 
 
 def classify(error: BaseException) -> Trouble:
@@ -148,7 +168,9 @@ def _classify_transport(error: BaseException) -> Trouble:
             return Trouble(state, f"TLS error {cause.verify_code}")
         if isinstance(cause, ssl.SSLError):
             refused = "ALERT" in str(cause).upper() and "CERTIFICATE" in str(cause).upper()
-            return Trouble(states.CLIENT_CERTIFICATE_REFUSED if refused else states.TLS_FAILED, slow=refused)
+            return Trouble(
+                states.CLIENT_CERTIFICATE_REFUSED if refused else states.TLS_FAILED, slow=refused
+            )
         if isinstance(cause, socket.gaierror):
             return Trouble(states.NAME_UNKNOWN)
     if isinstance(error, httpx.ProxyError):
@@ -174,7 +196,11 @@ def _classify_status(response: httpx.Response) -> Trouble:
         return _unauthorized(response, facts)
     if status == 412 and code == ACTIVATION_REFUSED:
         return Trouble(states.KEY_NOT_ADMITTED, facts)
-    fixed = {400: states.CLIENT_CERTIFICATE_REFUSED, 403: states.FORBIDDEN, 413: states.BODY_REFUSED}
+    fixed = {
+        400: states.CLIENT_CERTIFICATE_REFUSED,
+        403: states.FORBIDDEN,
+        413: states.BODY_REFUSED,
+    }
     if status in fixed:
         return Trouble(fixed[status], facts, slow=True)
     busy = status == 429 or status >= 500
@@ -269,6 +295,11 @@ class CappedClient(httpx.Client):
                     raise AnswerTooLarge
         finally:
             response.close()
-        if response.is_success and response.headers.get("content-type", "").split(";")[0] != PROTOBUF:
+        if (
+            response.is_success
+            and response.headers.get("content-type", "").split(";")[0] != PROTOBUF
+        ):
             raise NotProtobuf
-        return httpx.Response(response.status_code, headers=response.headers, content=bytes(body), request=request)
+        return httpx.Response(
+            response.status_code, headers=response.headers, content=bytes(body), request=request
+        )

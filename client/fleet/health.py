@@ -83,39 +83,69 @@ KEY_UNKNOWN = _declare(
     "ask the operator whether the site was revoked; a revoked key can never come back, make a new one",
 )  # fmt: skip
 CLOCK_OFF = _declare(
-    "CLOCK-OFF", _C, "error", "this machine's clock differs from the server's", "turn on time synchronisation (NTP)"
+    "CLOCK-OFF",
+    _C,
+    "error",
+    "this machine's clock differs from the server's",
+    "turn on time synchronisation (NTP)",
 )
 KEY_NOT_ADMITTED = _declare(
     "KEY-NOT-ADMITTED", _C, "error", "the server does not let our key in: not registered, or counted in another session",
     "send keys/node.pub to the operator; a session that was cut off counts for 60 s, a copied key for as long as it runs",
 )  # fmt: skip
 PROXY_REFUSED = _declare(
-    "PROXY-REFUSED", _C, "error", "the proxy refuses the connection", "ask for CONNECT to the server's name and port"
+    "PROXY-REFUSED",
+    _C,
+    "error",
+    "the proxy refuses the connection",
+    "ask for CONNECT to the server's name and port",
 )
 PROXY_LOGIN = _declare(
-    "PROXY-LOGIN", _C, "error", "the proxy wants a login", "put user and password into `network.proxy`"
+    "PROXY-LOGIN",
+    _C,
+    "error",
+    "the proxy wants a login",
+    "put user and password into `network.proxy`",
 )
 NAME_UNKNOWN = _declare(
-    "NAME-UNKNOWN", _C, "error", "the server's name cannot be resolved", "check `server.address` and this machine's DNS"
+    "NAME-UNKNOWN",
+    _C,
+    "error",
+    "the server's name cannot be resolved",
+    "check `server.address` and this machine's DNS",
 )
 NOTHING_LISTENS = _declare(
     "NOTHING-LISTENS", _C, "error", "nothing answers at the server's address",
     "check address and port and the firewall; the site keeps trying",
 )  # fmt: skip
 TIMED_OUT = _declare(
-    "TIMED-OUT", _C, "warning", "the server does not answer in time", "check the line; the site keeps trying"
+    "TIMED-OUT",
+    _C,
+    "warning",
+    "the server does not answer in time",
+    "check the line; the site keeps trying",
 )
 MACHINE_FAULT = _declare(
-    "MACHINE-FAULT", _C, "error", "this machine cannot store what it receives", "see the facts: disk, path or owner"
+    "MACHINE-FAULT",
+    _C,
+    "error",
+    "this machine cannot store what it receives",
+    "see the facts: disk, path or owner",
 )
 BODY_REFUSED = _declare(
     "BODY-REFUSED", "reply", "error", "the server or a proxy refuses bodies of our size; the reply is kept",
     "ask for a body limit of at least 8 MB",
 )  # fmt: skip
 FORBIDDEN = _declare(
-    "FORBIDDEN", _C, "error", "the server forbids the request", "ask the operator whether this site is still a member"
+    "FORBIDDEN",
+    _C,
+    "error",
+    "the server forbids the request",
+    "ask the operator whether this site is still a member",
 )
-SERVER_BUSY = _declare("SERVER-BUSY", _C, "warning", "the server is busy or restarting", "none: the site keeps trying")
+SERVER_BUSY = _declare(
+    "SERVER-BUSY", _C, "warning", "the server is busy or restarting", "none: the site keeps trying"
+)
 NOT_THE_SERVER = _declare(
     "NOT-THE-SERVER", _C, "error", "something else answers at the server's address",
     "a portal or a proxy page is in between: open the way to the server",
@@ -183,7 +213,11 @@ class Health:
         """All states that hold, errors first."""
         order = {"error": 0, "warning": 1, "info": 2}
         with self._lock:
-            return tuple(sorted(self._active.values(), key=lambda one: (order[one.state.severity], one.since)))
+            return tuple(
+                sorted(
+                    self._active.values(), key=lambda one: (order[one.state.severity], one.since)
+                )
+            )
 
     def beat(self) -> None:
         """The server has just accepted a heartbeat."""

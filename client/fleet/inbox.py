@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.errors import disk_faults_named
-from common.wire.tensors import atomic_write, sync_folder
+from common.storage.files import atomic_write, sync_folder
 
 MESSAGE_ID = re.compile(r"[0-9a-f]{64}")
 

@@ -41,9 +41,9 @@ from client.ingest.persons import Sighting, aliases, chosen, grouped_by_person, 
 from client.ingest.quarantine import Reason
 from client.ingest.sources import Photographs, Source, Volumes
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError, disk_faults_named
+from common.storage.files import read_capped, sync_folder
 from common.study.plan import Intake
 from common.wire.messages import canonical
-from common.wire.tensors import read_capped, sync_folder
 
 FORMAT = "kohort-cohort-1"
 KEY_BYTES = 32
@@ -102,14 +102,29 @@ class Cohort:
             raise RefusedError(
                 f"{folder}: not a whole cohort of {FORMAT}", hint="ingest again into a new folder"
             ) from error
-        patient_of, labels, laterality = index[:, 0].copy(), index[:, 1].copy(), index[:, 2].astype(np.int8)
-        return cls(folder, images, patient_of, labels, laterality, names, other_names, label_names, digest)
+        patient_of, labels, laterality = (
+            index[:, 0].copy(),
+            index[:, 1].copy(),
+            index[:, 2].astype(np.int8),
+        )
+        return cls(
+            folder, images, patient_of, labels, laterality, names, other_names, label_names, digest
+        )
 
     def verify(self) -> None:
         """Read everything and raise RefusedError when the digest does not fit."""
-        found = _digest(self.images, self.patient_of, self.labels, self.laterality, self.aliases, self.label_names)
+        found = _digest(
+            self.images,
+            self.patient_of,
+            self.labels,
+            self.laterality,
+            self.aliases,
+            self.label_names,
+        )
         if found != self.digest:
-            raise RefusedError(f"{self.folder}: the cohort's digest does not fit its images", hint="ingest again")
+            raise RefusedError(
+                f"{self.folder}: the cohort's digest does not fit its images", hint="ingest again"
+            )
 
 
 @dataclass(frozen=True)
@@ -145,11 +160,15 @@ def ingest(
     """
     limits = limits or Limits()
     if len(key) != KEY_BYTES:
-        raise ConfigurationError(f"pseudonym key: {len(key)} bytes, expected {KEY_BYTES}", hint="run kohort-site init")
+        raise ConfigurationError(
+            f"pseudonym key: {len(key)} bytes, expected {KEY_BYTES}", hint="run kohort-site init"
+        )
     files = listed(source, out, limits, skip=labels_csv)  # 1
     relative = [_relative(path, source) for path in files]
     masks = intake.volumes is not None
-    labels = read_labels(labels_csv, intake.labels, relative, limits.max_labels_bytes, masks=masks)  # 2
+    labels = read_labels(
+        labels_csv, intake.labels, relative, limits.max_labels_bytes, masks=masks
+    )  # 2
     partial = out.with_name(f".{out.name}.partial")
     with _disk_faults(out):
         shutil.rmtree(partial, ignore_errors=True)
@@ -168,20 +187,27 @@ def listed(source: Path, out: Path, limits: Limits, *, skip: Path | None) -> lis
     """Return every file below `source`, sorted, links included (they are quarantined, never followed), `skip` left
     out."""
     if not source.is_dir():
-        raise ConfigurationError(f"{source}: not a folder", hint="name the folder with the DICOM files or photographs")
+        raise ConfigurationError(
+            f"{source}: not a folder", hint="name the folder with the DICOM files or photographs"
+        )
     if out.exists() or out.resolve().is_relative_to(source.resolve()):
         raise ConfigurationError(
-            f"{out}: must be a new folder outside {source}", hint="a cohort is frozen; name a new one"
+            f"{out}: must be a new folder outside {source}",
+            hint="a cohort is frozen; name a new one",
         )
     skipped = skip.resolve() if skip else None
     files: list[Path] = []
     unreadable: list[Path] = []
-    for folder, folders, names in os.walk(source, onerror=lambda error: unreadable.append(Path(error.filename))):
+    for folder, folders, names in os.walk(
+        source, onerror=lambda error: unreadable.append(Path(error.filename))
+    ):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         found = (Path(folder, name) for name in (*names, *links))
         files.extend(path for path in found if skipped is None or path.resolve() != skipped)
         if len(files) > limits.max_files:
-            raise ConfigurationError(f"{source}: more than {limits.max_files} files", hint="split the folder")
+            raise ConfigurationError(
+                f"{source}: more than {limits.max_files} files", hint="split the folder"
+            )
     return sorted(files + unreadable)
 
 
@@ -209,7 +235,9 @@ class _Build:
         kind = Volumes if intake.volumes else Photographs
         self.source: Source = kind(intake, self.identities, folder / "spool")
 
-    def run(self, files: Sequence[Path], relative: Sequence[str], limits: Limits, progress: Progress) -> IngestReport:
+    def run(
+        self, files: Sequence[Path], relative: Sequence[str], limits: Limits, progress: Progress
+    ) -> IngestReport:
         """Decode, identify, merge, choose, write."""
         self.source.collect(files, relative, limits, progress)  # 3, 4
         persons = self._persons() if self.source.sightings else []  # 5, 6
@@ -224,7 +252,12 @@ class _Build:
         used = {sighting.position for _, images in persons for sighting, _ in images}
         entered = sum(self.source.file_count(position) for position in used)
         return IngestReport(
-            entered, len(persons), sum(n > 1 for n in ids), max(ids), dict(sorted(counts.items())), digest
+            entered,
+            len(persons),
+            sum(n > 1 for n in ids),
+            max(ids),
+            dict(sorted(counts.items())),
+            digest,
         )
 
     def _persons(self) -> list[tuple[tuple[str, ...], list[tuple[Sighting, int]]]]:
@@ -234,9 +267,14 @@ class _Build:
         """
         persons = []
         said = self.identities.said
-        sightings = [replace(s, pseudonyms=tuple(n for n in s.pseudonyms if n in said)) for s in self.source.sightings]
+        sightings = [
+            replace(s, pseudonyms=tuple(n for n in s.pseudonyms if n in said))
+            for s in self.source.sightings
+        ]
         for person in grouped_by_person(sightings, self.source.alike()):
-            fates = chosen(person, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality)
+            fates = chosen(
+                person, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality
+            )
             entering = [fate for fate in fates.values() if isinstance(fate, Sighting)]
             for position, fate in fates.items():
                 if isinstance(fate, Reason):
@@ -249,13 +287,24 @@ class _Build:
     def _nothing_usable(self, files: int) -> ConfigurationError:
         """The error for a folder in which no image can be used; it counts codes and quotes nothing."""
         counts = Counter(reason for _, reason in self.source.quarantine).most_common()
-        why = ", ".join(f"{reason.value} ({count})" for reason, count in counts) or "the folder is empty"
-        hint = counts[0][0].sentence if counts else "name the folder with the DICOM files or photographs"
-        return ConfigurationError(f"no usable image among {files} files: {why}", hint=hint, code="E-EMPTY-COHORT")
+        why = (
+            ", ".join(f"{reason.value} ({count})" for reason, count in counts)
+            or "the folder is empty"
+        )
+        hint = (
+            counts[0][0].sentence
+            if counts
+            else "name the folder with the DICOM files or photographs"
+        )
+        return ConfigurationError(
+            f"no usable image among {files} files: {why}", hint=hint, code="E-EMPTY-COHORT"
+        )
 
     def _write(self, persons: Sequence[tuple[tuple[str, ...], list[tuple[Sighting, int]]]]) -> str:
         """The four files; returns the digest."""
-        images = [(patient, s) for patient, (_, entering) in enumerate(persons) for s, _ in entering]
+        images = [
+            (patient, s) for patient, (_, entering) in enumerate(persons) for s, _ in entering
+        ]
         order = [row for _, entering in persons for _, row in entering]
         spool = self.source.images()
         write_images(
@@ -265,8 +314,12 @@ class _Build:
         )
         all_names = tuple(names for names, _ in persons)
         _write_index(self.folder / "index.sqlite", all_names, images)
-        fates = sorted(f"{_file_id(self.key, name)},{reason.value}" for name, reason in self.source.quarantine)
-        (self.folder / "quarantine.csv").write_text("\n".join(["file,code", *fates]) + "\n", encoding="ascii")
+        fates = sorted(
+            f"{_file_id(self.key, name)},{reason.value}" for name, reason in self.source.quarantine
+        )
+        (self.folder / "quarantine.csv").write_text(
+            "\n".join(["file,code", *fates]) + "\n", encoding="ascii"
+        )
         digest = _digest(
             np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False),
             np.array([patient for patient, _ in images], np.int64),
@@ -286,7 +339,9 @@ class _Build:
             "key_fingerprint": keyed_hash(self.key, "fingerprint"),
             "digest": digest,
         }
-        (self.folder / "cohort.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (self.folder / "cohort.json").write_text(
+            json.dumps(facts, indent=1) + "\n", encoding="utf-8"
+        )
         return digest
 
 
@@ -294,27 +349,46 @@ def write_images(path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[i
     """Write uint8 `blocks` as one .npy of `shape` by plain writes: on a full disk a memory map would kill the process
     instead."""
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
         for block in blocks:
             file.write(np.ascontiguousarray(block).tobytes())
 
 
-def _write_index(path: Path, names: Sequence[tuple[str, ...]], images: Sequence[tuple[int, Sighting]]) -> None:
+def _write_index(
+    path: Path, names: Sequence[tuple[str, ...]], images: Sequence[tuple[int, Sighting]]
+) -> None:
     with closing(sqlite3.connect(path)) as index, index:
         index.executescript(SCHEMA)
-        index.executemany("INSERT INTO patient VALUES (?, ?)", ((p, own[0]) for p, own in enumerate(names)))
-        index.executemany("INSERT INTO alias VALUES (?, ?)", ((name, p) for p, own in enumerate(names) for name in own))
-        rows = ((i, patient, s.label, s.laterality, s.digest) for i, (patient, s) in enumerate(images))
+        index.executemany(
+            "INSERT INTO patient VALUES (?, ?)", ((p, own[0]) for p, own in enumerate(names))
+        )
+        index.executemany(
+            "INSERT INTO alias VALUES (?, ?)",
+            ((name, p) for p, own in enumerate(names) for name in own),
+        )
+        rows = (
+            (i, patient, s.label, s.laterality, s.digest) for i, (patient, s) in enumerate(images)
+        )
         index.executemany("INSERT INTO image VALUES (?, ?, ?, ?, ?)", rows)
 
 
-def _read_index(path: Path) -> tuple[list[tuple[int, int, int]], tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _read_index(
+    path: Path,
+) -> tuple[list[tuple[int, int, int]], tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """(patient, label, laterality) by image, pseudonyms by patient, all pseudonyms by patient."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as index:
-        rows = index.execute("SELECT patient, label, laterality FROM image ORDER BY image").fetchall()
-        names = tuple(name for (name,) in index.execute("SELECT pseudonym FROM patient ORDER BY patient"))
+        rows = index.execute(
+            "SELECT patient, label, laterality FROM image ORDER BY image"
+        ).fetchall()
+        names = tuple(
+            name for (name,) in index.execute("SELECT pseudonym FROM patient ORDER BY patient")
+        )
         other: list[list[str]] = [[] for _ in names]
-        for patient, name in index.execute("SELECT patient, pseudonym FROM alias ORDER BY patient, pseudonym"):
+        for patient, name in index.execute(
+            "SELECT patient, pseudonym FROM alias ORDER BY patient, pseudonym"
+        ):
             other[patient].append(name)
     return rows, names, tuple(map(tuple, other))
 
@@ -328,7 +402,9 @@ def _digest(
     label_names: Sequence[str],
 ) -> str:
     """SHA-256, in hex, over everything that a reader of the cohort sees."""
-    digest = hashlib.sha256(canonical([FORMAT, list(images.shape), list(label_names), [list(own) for own in names]]))
+    digest = hashlib.sha256(
+        canonical([FORMAT, list(images.shape), list(label_names), [list(own) for own in names]])
+    )
     for array in (patient_of.astype("<i8"), labels.astype("<i8"), laterality.astype("i1")):
         digest.update(array.tobytes())
     for start in range(0, len(images), CHUNK_ROWS):
@@ -344,6 +420,12 @@ def _disk_faults(out: Path) -> Iterator[None]:
             yield
     except sqlite3.OperationalError as error:
         full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-        hint = "free some space there and start again; nothing was lost" if full else "check the folder and its owner"
+        hint = (
+            "free some space there and start again; nothing was lost"
+            if full
+            else "check the folder and its owner"
+        )
         code = "E-DISK-FULL" if full else None
-        raise EnvironmentFault(f"cannot write the cohort {out}: database error", hint=hint, code=code) from error
+        raise EnvironmentFault(
+            f"cannot write the cohort {out}: database error", hint=hint, code=code
+        ) from error

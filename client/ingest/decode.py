@@ -42,7 +42,12 @@ R = TypeVar("R")
 
 ANSWER_CAP_BYTES = 1 << 14
 START_TIMEOUT_S = 60.0
-QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "LC_ALL": "C.UTF-8"}
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "LC_ALL": "C.UTF-8",
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,12 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
         from client.ingest.dicom import read_dicom
 
         image = read_dicom(file, settings.modalities, settings.window, settings.max_pixel_bytes)
-        pixels, patient_id, issuer, laterality = image.pixels, image.patient_id, image.issuer, image.laterality
+        pixels, patient_id, issuer, laterality = (
+            image.pixels,
+            image.patient_id,
+            image.issuer,
+            image.laterality,
+        )
     elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         try:
             pixels = read_photograph(file, settings.max_pixel_bytes)
@@ -124,8 +134,12 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
             raise Unusable(Reason.UNDECODABLE) from error
     else:
         raise Unusable(Reason.UNKNOWN_FORMAT)
-    digest = hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
-    square = framed(pixels, settings.size_px, settings.channels, field_of_view="OP" in settings.modalities)
+    digest = hashlib.sha256(
+        repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    ).digest()
+    square = framed(
+        pixels, settings.size_px, settings.channels, field_of_view="OP" in settings.modalities
+    )
     return Photograph(square, digest, is_dicom, patient_id, issuer, laterality)
 
 
@@ -135,7 +149,11 @@ def serve() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a codec that prints must not garble an answer
     raw = json.loads(sys.stdin.readline())
     settings = Settings(
-        **{**raw, "modalities": tuple(raw["modalities"]), "window": raw["window"] and tuple(raw["window"])}
+        **{
+            **raw,
+            "modalities": tuple(raw["modalities"]),
+            "window": raw["window"] and tuple(raw["window"]),
+        }
     )
     _confine(settings.memory_bytes)
     import client.ingest.dicom  # noqa: F401  loaded once, before the first file
@@ -285,7 +303,9 @@ class Decoder:
         """Return the patches of one volume, chosen by `seed_of(its digest)`. Raises Unusable; Refused names the slice."""
         mask = files.mask and (files.mask[0], str(files.mask[1]))
         request = {"slices": [str(path) for path in files.slices], "mask": mask}
-        return self._ask(request, lambda talk: self._cut(talk, files, seed_of), self._settings.volume_timeout_s)
+        return self._ask(
+            request, lambda talk: self._cut(talk, files, seed_of), self._settings.volume_timeout_s
+        )
 
     def _ask(self, request: object, read: Callable[[Conversation], R], timeout_s: float) -> R:
         """What `read` makes of the answer; a child that broke off is ended."""
@@ -316,7 +336,9 @@ class Decoder:
         if self._child is None:
             command = [sys.executable, "-P", "-m", "client.ingest.decode"]
             environment = {
-                name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ
+                name: os.environ[name]
+                for name in ("PATH", "PYTHONPATH", "HOME")
+                if name in os.environ
             } | QUIET
             self._child = subprocess.Popen(
                 command,
@@ -337,12 +359,18 @@ class Decoder:
         facts = talk.facts()
         side = self._settings.size_px
         shape = (side, side, self._settings.channels)
-        pixels = np.frombuffer(talk.exactly(side * side * self._settings.channels), np.uint8).reshape(shape)
+        pixels = np.frombuffer(
+            talk.exactly(side * side * self._settings.channels), np.uint8
+        ).reshape(shape)
         patient_id, issuer, laterality = facts["patient_id"], facts["issuer"], facts["laterality"]
-        if not (isinstance(patient_id, str) and isinstance(issuer, str) and laterality in (0, 1, 2)):
+        if not (
+            isinstance(patient_id, str) and isinstance(issuer, str) and laterality in (0, 1, 2)
+        ):
             raise ValueError("decoder answered a wrong type")
         digest = bytes.fromhex(str(facts["digest"]))
-        return Photograph(pixels, digest, bool(facts["is_dicom"]), patient_id, issuer, int(laterality))
+        return Photograph(
+            pixels, digest, bool(facts["is_dicom"]), patient_id, issuer, int(laterality)
+        )
 
     def _scan(self, talk: Conversation) -> Scan:
         """The same for a scan."""
@@ -353,21 +381,31 @@ class Decoder:
             raise ValueError("decoder answered a wrong type")
         return Scan(**facts)  # type: ignore[arg-type]
 
-    def _cut(self, talk: Conversation, files: VolumeFiles, seed_of: Callable[[bytes], bytes]) -> Cut:
+    def _cut(
+        self, talk: Conversation, files: VolumeFiles, seed_of: Callable[[bytes], bytes]
+    ) -> Cut:
         """The same for a volume, with the seed in between."""
         facts = talk.facts()
-        digest, count, refusal = bytes.fromhex(str(facts["digest"])), facts["slices"], facts["refusal"]
+        digest, count, refusal = (
+            bytes.fromhex(str(facts["digest"])),
+            facts["slices"],
+            facts["refusal"],
+        )
         if not isinstance(count, int) or not 0 <= count <= len(files.slices) or len(digest) != 32:
             raise ValueError("decoder answered a wrong type")
         seen = np.frombuffer(talk.exactly(LOOK_PX * LOOK_PX), np.uint8).reshape(LOOK_PX, LOOK_PX, 1)
         raw = talk.exactly(count * SLICE_DIGEST_BYTES)
-        slices = tuple(raw[i : i + SLICE_DIGEST_BYTES] for i in range(0, len(raw), SLICE_DIGEST_BYTES))
+        slices = tuple(
+            raw[i : i + SLICE_DIGEST_BYTES] for i in range(0, len(raw), SLICE_DIGEST_BYTES)
+        )
         if refusal is not None:
             return Cut(digest, slices, seen, Reason(str(refusal)), np.empty((0, 0, 0, 2), np.uint8))
         talk.say({"seed": seed_of(digest).hex()})
         talk.facts()
         half, side = (self._settings.patches + 1) // 2, self._settings.size_px
-        patches = np.frombuffer(talk.exactly(2 * half * side * side * 2), np.uint8).reshape(-1, side, side, 2)
+        patches = np.frombuffer(talk.exactly(2 * half * side * side * 2), np.uint8).reshape(
+            -1, side, side, 2
+        )
         if not np.isin(patches[..., 1], (0, 255)).all():
             raise ValueError("decoder answered a mask that is none")
         return Cut(digest, slices, seen, None, patches)
@@ -384,7 +422,9 @@ class Decoders:
             self._idle.put(decoder)
         self._threads = ThreadPoolExecutor(workers)
 
-    def each(self, work: Callable[[Decoder, T], R], requests: Iterable[T], ahead: int = 4) -> Iterator[R | Unusable]:
+    def each(
+        self, work: Callable[[Decoder, T], R], requests: Iterable[T], ahead: int = 4
+    ) -> Iterator[R | Unusable]:
         """Yield what `work` returns for each request, or its refusal, in order; `ahead` answers a worker may wait."""
         waiting: deque[Future[R | Unusable]] = deque()
         for request in requests:
@@ -420,7 +460,9 @@ def decoders(settings: Settings, workers: int) -> Iterator[Decoders]:
         pool.close()
 
 
-def decode_all(paths: Iterable[Path], settings: Settings, workers: int) -> Iterator[Photograph | Reason]:
+def decode_all(
+    paths: Iterable[Path], settings: Settings, workers: int
+) -> Iterator[Photograph | Reason]:
     """Yield each path's photograph or reason, in order, decoding in `workers` child processes at once."""
     with decoders(settings, workers) as pool:
         for outcome in pool.each(Decoder.decode, paths):

@@ -50,7 +50,12 @@ ALLOWED = (
 ).split()
 GREY = {"MONOCHROME1", "MONOCHROME2"}
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
-OFTEN_ANNOTATED = {"US", "SC", "XA", "OT"}  # modalities whose missing BurnedInAnnotation means "perhaps"
+OFTEN_ANNOTATED = {
+    "US",
+    "SC",
+    "XA",
+    "OT",
+}  # modalities whose missing BurnedInAnnotation means "perhaps"
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 MAX_ID_CHARACTERS = 256  # the standard says 64
 SIDES = {"R": 2, "L": 1}
@@ -67,12 +72,18 @@ class DicomImage:
     laterality: int
 
 
-def read_dicom(file: BinaryIO, modalities: tuple[str, ...], window: Window | None, max_bytes: int) -> DicomImage:
+def read_dicom(
+    file: BinaryIO, modalities: tuple[str, ...], window: Window | None, max_bytes: int
+) -> DicomImage:
     """Return the image in a DICOM file with a preamble. Raises Unusable; a codec's own errors become `undecodable`."""
     try:
         bound_inflation(file, max_bytes)  # 1
         header = read_header(file, pixels=False)  # 2
-        identity = (text_of(header, "PatientID"), text_of(header, "IssuerOfPatientID"), _side(header))
+        identity = (
+            text_of(header, "PatientID"),
+            text_of(header, "IssuerOfPatientID"),
+            _side(header),
+        )
         check_rules(header, modalities)  # 3
     except (Unusable, MemoryError):
         raise
@@ -91,7 +102,9 @@ def read_dicom(file: BinaryIO, modalities: tuple[str, ...], window: Window | Non
 def bound_inflation(file: BinaryIO, max_bytes: int) -> None:
     """Inflate a deflated data set, if it is one, piece by piece, keeping nothing, until it ends or passes the cap."""
     file.seek(132)  # behind the preamble and DICM
-    group_length = file.read(12)  # (0002,0000), whose value is the size of the rest of the meta group
+    group_length = file.read(
+        12
+    )  # (0002,0000), whose value is the size of the rest of the meta group
     meta = file.read(min(int.from_bytes(group_length[8:], "little"), 1 << 16))
     if DEFLATED not in meta:
         return
@@ -138,7 +151,8 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
     samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
     stored, allocated = number_of(header, "BitsStored"), number_of(header, "BitsAllocated")
     if (
-        samples.get(text_of(header, "PhotometricInterpretation")) != number_of(header, "SamplesPerPixel")
+        samples.get(text_of(header, "PhotometricInterpretation"))
+        != number_of(header, "SamplesPerPixel")
         or allocated not in (8, 16)
         or not 1 < stored <= allocated
         or number_of(header, "HighBit", stored - 1) != stored - 1
@@ -165,7 +179,10 @@ def _suspect_text(header: Dataset) -> bool:
 def check_size(header: Dataset, max_bytes: int) -> None:
     """Raise Unusable (declared-too-large, unsupported-pixels) from the header alone, before a pixel is read."""
     try:
-        factors = [number_of(header, name, 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
+        factors = [
+            number_of(header, name, 1)
+            for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+        ]
     except (TypeError, ValueError) as error:
         raise Unusable(Reason.DAMAGED_HEADER) from error
     size = number_of(header, "BitsAllocated") // 8
@@ -183,10 +200,16 @@ def decoded(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.intege
     frames = number_of(header, "NumberOfFrames", 1)
     if "PixelData" not in full:
         raise Unusable(Reason.NOT_AN_IMAGE)
-    if not full["PixelData"].is_undefined_length and len(full.PixelData) < native_bytes(full, frames):
+    if not full["PixelData"].is_undefined_length and len(full.PixelData) < native_bytes(
+        full, frames
+    ):
         raise Unusable(Reason.TRUNCATED)
     stored = pixel_array(full, index=(frames - 1) // 2)
-    if stored.shape[:2] != (full.Rows, full.Columns) or stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
+    if (
+        stored.shape[:2] != (full.Rows, full.Columns)
+        or stored.dtype.kind not in "iu"
+        or stored.dtype.itemsize > 2
+    ):
         raise Unusable(Reason.UNDECODABLE)
     return full, stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
@@ -194,7 +217,12 @@ def decoded(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.intege
 def native_bytes(header: Dataset, frames: int) -> int:
     """Bytes of uncompressed pixel data; 4:2:2 chroma takes two thirds."""
     size = (
-        int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel) * frames * int(header.BitsAllocated) // 8
+        int(header.Rows)
+        * int(header.Columns)
+        * int(header.SamplesPerPixel)
+        * frames
+        * int(header.BitsAllocated)
+        // 8
     )
     return size * 2 // 3 if header.PhotometricInterpretation == "YBR_FULL_422" else size
 
@@ -238,10 +266,14 @@ def stored_values(size: int, bits: int, signed: bool) -> NDArray[np.int64]:
     """Return the number that each raw pattern means: the low `bits`, two's complement if signed; old overlays above are
     ignored."""
     values = np.arange(size) & ((1 << bits) - 1)
-    return np.asarray(values - ((values >> (bits - 1)) << bits) if signed else values, dtype=np.int64)
+    return np.asarray(
+        values - ((values >> (bits - 1)) << bits) if signed else values, dtype=np.int64
+    )
 
 
-def padding_of(header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+def padding_of(
+    header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64]
+) -> NDArray[np.bool_]:
     """Return which stored values mean `no image here`; a declared padding that is the whole image is not believed."""
     if header.get("PixelPaddingValue") is None:
         return np.zeros(len(values), bool)
@@ -256,7 +288,9 @@ def modality_values(header: Dataset, values: NDArray[np.int64]) -> NDArray[np.fl
     if header.get("ModalityLUTSequence"):
         return _looked_up(header.ModalityLUTSequence[0], values)[0]
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
-    shown = values * float(1 if slope is None else slope) + float(0 if intercept is None else intercept)
+    shown = values * float(1 if slope is None else slope) + float(
+        0 if intercept is None else intercept
+    )
     return np.asarray(shown, dtype=np.float64)
 
 
@@ -264,20 +298,32 @@ def _looked_up(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64]
     """Values through a DICOM LUT, and the largest output that its depth allows."""
     length, first, depth = (int(n) for n in item.LUTDescriptor)
     data = item.LUTData
-    table = np.asarray(np.frombuffer(data, "<u2") if isinstance(data, bytes) else data, dtype=np.float64)
+    table = np.asarray(
+        np.frombuffer(data, "<u2") if isinstance(data, bytes) else data, dtype=np.float64
+    )
     first = first - (1 << 16) if first >= 1 << 15 and values.min() < 0 else first
-    places = np.clip(np.rint(values).astype(np.int64) - first, 0, min(length or 1 << 16, len(table)) - 1)
+    places = np.clip(
+        np.rint(values).astype(np.int64) - first, 0, min(length or 1 << 16, len(table)) - 1
+    )
     return np.take(table, places), float((1 << depth) - 1)
 
 
 def _windowed(
-    header: Dataset, values: NDArray[np.float64], counts: NDArray[np.int64], bits: int, window: Window | None
+    header: Dataset,
+    values: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    bits: int,
+    window: Window | None,
 ) -> NDArray[np.float64]:
     """Modality values as shares of full brightness, 0..1."""
     if window is None and header.get("VOILUTSequence"):
         table, largest = _looked_up(header.VOILUTSequence[0], values)
         return np.clip(table / largest, 0, 1)
-    if window is None and header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
+    if (
+        window is None
+        and header.get("WindowCenter") is not None
+        and header.get("WindowWidth") is not None
+    ):
         return _header_window(header, values)
     low, high = window or _plain_range(values, counts, bits)
     return np.clip((values - low) / max(high - low, 1e-12), 0, 1)
@@ -285,10 +331,14 @@ def _windowed(
 
 def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The first window of the file by its VOI LUT function (C.11.2.1.2 and .3)."""
-    center, width = (float(np.ravel(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    center, width = (
+        float(np.ravel(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
+    )
     function = text_of(header, "VOILUTFunction") or "LINEAR"
     if function == "SIGMOID":
-        return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50))), dtype=np.float64)
+        return np.asarray(
+            1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50))), dtype=np.float64
+        )
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
     return np.clip((values - center) / max(width, 1e-12) + 0.5, 0, 1)
@@ -301,5 +351,7 @@ def _plain_range(values: NDArray[np.float64], counts: NDArray[np.int64], bits: i
         return float(values.min()), float(values.max())
     order = np.argsort(values, kind="stable")
     share = np.cumsum(counts[order]) / max(counts.sum(), 1)
-    low, high = (values[order[min(int(np.searchsorted(share, p)), len(order) - 1)]] for p in (0.005, 0.995))
+    low, high = (
+        values[order[min(int(np.searchsorted(share, p)), len(order) - 1)]] for p in (0.005, 0.995)
+    )
     return float(low), float(high)

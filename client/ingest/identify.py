@@ -31,7 +31,9 @@ class Identities:
         self.key, self.labels, self.intake = key, labels, intake
         self.said: set[str] = set()
 
-    def sighting(self, position: int, owner: Owner, names: Sequence[str], digest: bytes) -> Sighting:
+    def sighting(
+        self, position: int, owner: Owner, names: Sequence[str], digest: bytes
+    ) -> Sighting:
         """Return who and what this is; `names`: the files' paths below the source. Raises Unusable when it is nobody."""
         refusal, row, label = None, None, -1
         try:
@@ -42,7 +44,9 @@ class Identities:
             (normalised_id(owner.issuer), normalised_id(owner.patient_id)),
             ("", row.patient if row else ""),
         ]
-        known = [(issuer, identifier) for issuer, identifier in given if not is_placeholder(identifier)]
+        known = [
+            (issuer, identifier) for issuer, identifier in given if not is_placeholder(identifier)
+        ]
         if not known:
             raise Unusable(refusal or Reason.NO_PATIENT)
         try:
@@ -55,6 +59,10 @@ class Identities:
             refusal = refusal or Reason.NO_LATERALITY
         pseudonyms = [pseudonym(self.key, issuer, identifier) for issuer, identifier in known]
         self.said.update(pseudonyms)
-        pseudonyms += [pseudonym(self.key, "", identifier) for _, identifier in known]  # joins only if also said
+        pseudonyms += [
+            pseudonym(self.key, "", identifier) for _, identifier in known
+        ]  # joins only if also said
         keyed = keyed_hash(self.key, "pixels", digest.hex())
-        return Sighting(position, tuple(dict.fromkeys(pseudonyms)), label, laterality, keyed, refusal)
+        return Sighting(
+            position, tuple(dict.fromkeys(pseudonyms)), label, laterality, keyed, refusal
+        )

@@ -23,7 +23,9 @@ from client.ingest.quarantine import Reason, Unusable
 Pixels = NDArray[np.uint8]
 
 SURROUND_LEVEL = 16  # the surround of a fundus camera is black plus JPEG noise, well under this
-STRAY_SHARE = 0.2  # more light than this outside the circle, and the picture has no dark corners to blank
+STRAY_SHARE = (
+    0.2  # more light than this outside the circle, and the picture has no dark corners to blank
+)
 SEARCH_PX = 500
 BLANK_SPREAD = 1.0  # grey levels of standard deviation
 COLOUR_MODES = {"RGB", "RGBA", "P", "YCbCr", "CMYK"}
@@ -55,7 +57,9 @@ def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
 def _eight_bits(deep: NDArray[np.int64]) -> Pixels:
     """A 16-bit grey picture, its middle 99 % of values spread over 0..255."""
     low, high = np.percentile(deep, (0.5, 99.5))
-    return np.asarray(np.rint(255 * np.clip((deep - low) / max(high - low, 1), 0, 1)), dtype=np.uint8)
+    return np.asarray(
+        np.rint(255 * np.clip((deep - low) / max(high - low, 1), 0, 1)), dtype=np.uint8
+    )
 
 
 def framed(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) -> Pixels:
@@ -72,7 +76,9 @@ def framed(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) 
     scale = size_px / max(height, width)
     new = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
-    resized = np.asarray(small.resize(new, Image.Resampling.BICUBIC)).reshape(new[1], new[0], channels)
+    resized = np.asarray(small.resize(new, Image.Resampling.BICUBIC)).reshape(
+        new[1], new[0], channels
+    )
     if field_of_view:
         resized = _without_stray_marks(resized)
     if float(resized.std(axis=(0, 1)).max()) < BLANK_SPREAD:
@@ -102,7 +108,9 @@ def field_box(pixels: Pixels) -> tuple[slice, slice]:
     step = max(1, max(pixels.shape[:2]) // SEARCH_PX)
     lit = pixels[::step, ::step].max(axis=2) > SURROUND_LEVEL
     rows, columns = _lines_with_a_stretch(lit), _lines_with_a_stretch(lit.T)
-    return slice(rows.start * step, rows.stop * step), slice(columns.start * step, columns.stop * step)
+    return slice(rows.start * step, rows.stop * step), slice(
+        columns.start * step, columns.stop * step
+    )
 
 
 def _lines_with_a_stretch(lit: NDArray[np.bool_]) -> slice:

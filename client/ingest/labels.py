@@ -25,7 +25,7 @@ from pathlib import Path
 from client.ingest.persons import normalised_id
 from client.ingest.quarantine import Reason, Unusable
 from common.errors import ConfigurationError
-from common.wire.tensors import read_capped
+from common.storage.files import read_capped
 
 COLUMNS = {"file", "patient", "label", "laterality"}
 SIDES = {"": 0, "L": 1, "LEFT": 1, "OS": 1, "R": 2, "RIGHT": 2, "OD": 2}
@@ -53,13 +53,17 @@ class Labels:
 
     def row_of_files(self, relatives: Iterable[str]) -> Row | None:
         """Return the row that names one of these files of one image. Raises Unusable (ambiguous-label)."""
-        return _agreed([row for relative in relatives for row in self.by_file.get(file_key(relative), [])])
+        return _agreed(
+            [row for relative in relatives for row in self.by_file.get(file_key(relative), [])]
+        )
 
     def row_of_patient(self, patient: str, laterality: int) -> Row | None:
         """Return the row for this patient's image of this side (0: side unknown). Raises Unusable (ambiguous-label)."""
         rows = self.by_patient.get(normalised_id(patient), [])
         if laterality:
-            rows = [r for r in rows if r.laterality == laterality] or [r for r in rows if r.laterality == 0]
+            rows = [r for r in rows if r.laterality == laterality] or [
+                r for r in rows if r.laterality == 0
+            ]
         return _agreed(rows)
 
     def index(self, row: Row | None) -> int:
@@ -89,7 +93,12 @@ def file_key(text: str) -> str:
 
 
 def read_labels(
-    path: Path | None, declared: Sequence[str], files: Iterable[str], max_bytes: int, *, masks: bool = False
+    path: Path | None,
+    declared: Sequence[str],
+    files: Iterable[str],
+    max_bytes: int,
+    *,
+    masks: bool = False,
 ) -> Labels:
     """Return the labels in `path` for a study with `declared` labels and `files` (relative paths); `masks`: the column is
     known.
@@ -100,15 +109,23 @@ def read_labels(
     if path is None:
         if len(declared) == 1:
             return Labels(tuple(declared), everywhere=True)
-        raise ConfigurationError(f"the study declares {len(declared)} labels, but no labels file was given", hint=_HINT)
+        raise ConfigurationError(
+            f"the study declares {len(declared)} labels, but no labels file was given", hint=_HINT
+        )
     reader = _reader(path, max_bytes, COLUMNS | {"mask"} if masks else COLUMNS)
     labels = Labels(tuple(declared))
     full_names = _unique_names(files)
     try:
         for cells in reader:
-            _take(labels, {name: (cells.get(name) or "").strip() for name in (*COLUMNS, "mask")}, full_names)
+            _take(
+                labels,
+                {name: (cells.get(name) or "").strip() for name in (*COLUMNS, "mask")},
+                full_names,
+            )
     except csv.Error as error:
-        raise ConfigurationError(f"{path}: line {reader.line_num}: not a CSV row", hint=_HINT) from error
+        raise ConfigurationError(
+            f"{path}: line {reader.line_num}: not a CSV row", hint=_HINT
+        ) from error
     return labels
 
 
@@ -127,7 +144,9 @@ def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str
     try:
         text = read_capped(path, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8 text", hint="export the table as CSV in UTF-8") from error
+        raise ConfigurationError(
+            f"{path}: not UTF-8 text", hint="export the table as CSV in UTF-8"
+        ) from error
     first = text.partition("\n")[0]
     reader = csv.DictReader(
         io.StringIO(text, newline=""), delimiter=";" if first.count(";") > first.count(",") else ","
@@ -141,15 +160,20 @@ def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str
         or set(names) - columns
     ):
         raise ConfigurationError(
-            f"{path}: line 1: expected columns among {sorted(columns)}, label among them", hint=_HINT
+            f"{path}: line 1: expected columns among {sorted(columns)}, label among them",
+            hint=_HINT,
         )
     return reader
 
 
 def _take(labels: Labels, cells: dict[str, str], full_names: dict[str, str]) -> None:
     """File one row by its file, else by its patient; a row with neither speaks for nobody."""
-    row = Row(normalised_id(cells["patient"]), cells["label"], SIDES.get(cells["laterality"].upper(), 0))
-    file, mask = (full_names.get(key, key) for key in (file_key(cells["file"]), file_key(cells["mask"])))
+    row = Row(
+        normalised_id(cells["patient"]), cells["label"], SIDES.get(cells["laterality"].upper(), 0)
+    )
+    file, mask = (
+        full_names.get(key, key) for key in (file_key(cells["file"]), file_key(cells["mask"]))
+    )
     if mask and (file or row.patient):
         labels.masks.setdefault(mask, []).append((file, row.patient))
     if file:

@@ -39,7 +39,9 @@ class Series:
     mask_refused: bool = False
 
 
-def link(scans: Mapping[int, Scan], names: Sequence[str], labels: Labels) -> tuple[list[Series], Fates]:
+def link(
+    scans: Mapping[int, Scan], names: Sequence[str], labels: Labels
+) -> tuple[list[Series], Fates]:
     """Return the series that can be used so far, and (position, reason) of every other scanned file."""
     originals, also_named, fates = _originals(scans, names)  # 1
     series = _series(scans, originals, also_named)  # 2
@@ -61,7 +63,9 @@ def link(scans: Mapping[int, Scan], names: Sequence[str], labels: Labels) -> tup
     return [one for one in series.values() if not one.fault], fates
 
 
-def _originals(scans: Mapping[int, Scan], names: Sequence[str]) -> tuple[list[int], dict[int, list[str]], Fates]:
+def _originals(
+    scans: Mapping[int, Scan], names: Sequence[str]
+) -> tuple[list[int], dict[int, list[str]], Fates]:
     """One position for each content, all names of it, and the copies. NIfTI files are known by name, so none is a copy."""
     first: dict[str, int] = {}
     called: dict[int, list[str]] = {}
@@ -97,21 +101,29 @@ def _owner(scan: Scan) -> Owner:
     return Owner(normalised_id(scan.patient_id), normalised_id(scan.issuer))
 
 
-def _drawn_on(scan: Scan, series: Mapping[tuple[str, str], Series]) -> tuple[Series | None, Reason | None]:
+def _drawn_on(
+    scan: Scan, series: Mapping[tuple[str, str], Series]
+) -> tuple[Series | None, Reason | None]:
     """The series of a segmentation; a reason if it cannot be its."""
     one = series.get((scan.series, scan.frame)) if scan.series else None
     if one is None:
         return None, Reason.MASK_WITHOUT_SERIES
-    return one, Reason.MASK_OF_OTHER_PATIENT if not one.fault and one.owner != _owner(scan) else None
+    return one, Reason.MASK_OF_OTHER_PATIENT if not one.fault and one.owner != _owner(
+        scan
+    ) else None
 
 
-def _named_for(name: str, known: Mapping[str, list[Series]], labels: Labels) -> tuple[Series | None, Reason | None]:
+def _named_for(
+    name: str, known: Mapping[str, list[Series]], labels: Labels
+) -> tuple[Series | None, Reason | None]:
     """The series that the labels file names a NIfTI mask for; in a row with a file, the file decides."""
     rows = labels.masks.get(file_key(name), [])
     if not rows:
         return None, Reason.UNNAMED_MASK
     meant = {
-        id(one): one for file, patient in rows for one in known.get(_file(file) if file else _patient(patient), [])
+        id(one): one
+        for file, patient in rows
+        for one in known.get(_file(file) if file else _patient(patient), [])
     }
     if len(meant) != 1:
         return None, Reason.AMBIGUOUS_MASK if meant else Reason.MASK_WITHOUT_SERIES

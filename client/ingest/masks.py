@@ -64,7 +64,9 @@ def _check_segmentation(header: Dataset) -> None:
     """Binary, one segment, bits that lie as they are."""
     kind = text_of(header, "SegmentationType")
     if kind != "BINARY":
-        raise Unusable(Reason.FRACTIONAL_MASK if kind == "FRACTIONAL" else Reason.UNSUPPORTED_PIXELS)
+        raise Unusable(
+            Reason.FRACTIONAL_MASK if kind == "FRACTIONAL" else Reason.UNSUPPORTED_PIXELS
+        )
     if number_of(header, "BitsAllocated") != 1 or number_of(header, "SamplesPerPixel", 1) != 1:
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
     if header.file_meta.TransferSyntaxUID not in NATIVE:
@@ -103,7 +105,10 @@ def _depth(plane: Plane, grid: Grid) -> int:
     depth = round(float((np.array(plane.origin) - grid.affine[:3, 3]) @ step / (step @ step)))
     if not 0 <= depth < grid.shape[0]:
         raise Unusable(Reason.MASK_GRID)
-    if np.linalg.norm(plane.corners() - grid.plane(depth).corners(), axis=1).max() > grid.tolerance_mm:
+    if (
+        np.linalg.norm(plane.corners() - grid.plane(depth).corners(), axis=1).max()
+        > grid.tolerance_mm
+    ):
         raise Unusable(Reason.MASK_GRID)
     return depth
 
@@ -138,7 +143,10 @@ def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
         kind: Any = nibabel.Nifti2Image if data[4:12] == NIFTI_2 else nibabel.Nifti1Image
         header = kind.header_class(data[: kind.header_class.sizeof_hdr])
         shape = _shape(header, max_bytes)
-        if len(data) < int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize:
+        if (
+            len(data)
+            < int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
+        ):
             raise Unusable(Reason.TRUNCATED)
         if not (header["sform_code"] > 0 or header["qform_code"] > 0):
             raise Unusable(Reason.MASK_GRID)
@@ -182,7 +190,9 @@ def _shape(header: Any, max_bytes: int) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _onto(affine: NDArray[np.float64], shape: tuple[int, int, int], grid: Grid) -> NDArray[np.int64]:
+def _onto(
+    affine: NDArray[np.float64], shape: tuple[int, int, int], grid: Grid
+) -> NDArray[np.int64]:
     """How the file's axes become (w, h, d): a signed permutation [3, 3]. Raises Unusable (mask-grid) if they do not.
 
     The file's voxels must be the grid's: the same box, every corner in its place.
@@ -196,7 +206,9 @@ def _onto(affine: NDArray[np.float64], shape: tuple[int, int, int], grid: Grid) 
     size = np.array(grid.shape[::-1])
     if tuple(np.abs(turn) @ np.array(shape)) != tuple(size):
         raise Unusable(Reason.MASK_GRID)
-    ends = np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]) * (np.array(shape) - 1)
+    ends = np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]) * (
+        np.array(shape) - 1
+    )
     start = np.where(turn.sum(1) < 0, size - 1, 0)
     meant = grid.affine[:3, :3] @ ((turn @ ends.T) + start[:, None]) + grid.affine[:3, 3:]
     said = affine[:3, :3] @ ends.T + affine[:3, 3:]

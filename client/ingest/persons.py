@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from client.ingest.quarantine import Reason
 
-NEAR_DUPLICATE_CORRELATION = 0.997  # at 64 px; on IDRiD lower thresholds join strangers, whose optic discs look alike
+NEAR_DUPLICATE_CORRELATION = (
+    0.997  # at 64 px; on IDRiD lower thresholds join strangers, whose optic discs look alike
+)
 NEAR_DUPLICATE_SIZE_PX = 64
 BLOCK = 512
 PLACEHOLDERS = frozenset(
@@ -67,7 +69,9 @@ def is_placeholder(identifier: str) -> bool:
 
 def keyed_hash(key: bytes, kind: str, *parts: str) -> str:
     """Return 128 bits of HMAC-SHA-256(key, kind 0 part 0 part ...) in hex."""
-    return hmac.digest(key, "\0".join((kind, *parts)).encode("utf-8", "surrogatepass"), "sha256")[:16].hex()
+    return hmac.digest(key, "\0".join((kind, *parts)).encode("utf-8", "surrogatepass"), "sha256")[
+        :16
+    ].hex()
 
 
 def pseudonym(key: bytes, issuer: str, identifier: str) -> str:
@@ -99,10 +103,14 @@ def _standardised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     flat = grey.reshape(len(grey), -1)
     flat -= flat.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.asarray(np.divide(flat, lengths, out=np.zeros_like(flat), where=lengths > 1e-3), dtype=np.float32)
+    return np.asarray(
+        np.divide(flat, lengths, out=np.zeros_like(flat), where=lengths > 1e-3), dtype=np.float32
+    )
 
 
-def grouped_by_person(sightings: Sequence[Sighting], near: Iterable[tuple[int, int]]) -> list[list[Sighting]]:
+def grouped_by_person(
+    sightings: Sequence[Sighting], near: Iterable[tuple[int, int]]
+) -> list[list[Sighting]]:
     """Return sightings by person: connected components over shared pseudonyms, equal digests and `near` index pairs."""
     parent: dict[Hashable, Hashable] = {}
 
@@ -123,7 +131,9 @@ def grouped_by_person(sightings: Sequence[Sighting], near: Iterable[tuple[int, i
     return list(persons.values())
 
 
-def chosen(person: Sequence[Sighting], *, ordinal: bool, one_eye: bool) -> dict[int, Sighting | Reason]:
+def chosen(
+    person: Sequence[Sighting], *, ordinal: bool, one_eye: bool
+) -> dict[int, Sighting | Reason]:
     """Return for every position in one person's sightings the sighting that enters (with its final label), or why not.
 
     1. Identical pixels are one image; it carries the highest of their labels. 2. Different labels: the highest if
@@ -131,7 +141,9 @@ def chosen(person: Sequence[Sighting], *, ordinal: bool, one_eye: bool) -> dict[
        (ksalsa.md 3.2.2)
     """
     fates: dict[int, Sighting | Reason] = {s.position: s.refusal for s in person if s.refusal}
-    candidates = sorted((s for s in person if not s.refusal), key=lambda s: (s.digest, s.pseudonyms, -s.laterality))
+    candidates = sorted(
+        (s for s in person if not s.refusal), key=lambda s: (s.digest, s.pseudonyms, -s.laterality)
+    )
     labels = {s.label for s in candidates}
     if len(labels) > 1 and not ordinal:
         return fates | dict.fromkeys((s.position for s in candidates), Reason.CONFLICTING_LABELS)

@@ -33,14 +33,23 @@ class Reason(Enum):
     )
     # the DICOM header
     DAMAGED_HEADER = ("damaged-header", "The header cannot be parsed.")
-    NOT_AN_IMAGE = ("not-an-image", "The DICOM object holds no pixel data (report, plan, directory, waveform).")
+    NOT_AN_IMAGE = (
+        "not-an-image",
+        "The DICOM object holds no pixel data (report, plan, directory, waveform).",
+    )
     WRONG_MODALITY = ("wrong-modality", "The Modality is missing or not among those of the study.")
-    UNSUPPORTED_TRANSFER_SYNTAX = ("unsupported-transfer-syntax", "No decoder is installed for the transfer syntax.")
+    UNSUPPORTED_TRANSFER_SYNTAX = (
+        "unsupported-transfer-syntax",
+        "No decoder is installed for the transfer syntax.",
+    )
     UNSUPPORTED_PIXELS = (
         "unsupported-pixels",
         "Not 8 to 16 bit integers in a photometric interpretation that is known.",
     )
-    BURNED_IN_TEXT = ("burned-in-text", "The header says or suggests that text is burned into the image.")
+    BURNED_IN_TEXT = (
+        "burned-in-text",
+        "The header says or suggests that text is burned into the image.",
+    )
     # the pixels
     DECLARED_TOO_LARGE = (
         "declared-too-large",
@@ -57,40 +66,82 @@ class Reason(Enum):
     # slices that should make a volume
     NOT_A_VOLUME = ("not-a-volume", "A photograph in a study of volumes.")
     NO_SERIES = ("no-series", "The header names no series.")
-    NO_GEOMETRY = ("no-geometry", "Position, orientation or pixel spacing of the slice is missing or impossible.")
-    MULTI_FRAME = ("multi-frame-object", "One object holds all frames (enhanced MR); only single slices are read.")
+    NO_GEOMETRY = (
+        "no-geometry",
+        "Position, orientation or pixel spacing of the slice is missing or impossible.",
+    )
+    MULTI_FRAME = (
+        "multi-frame-object",
+        "One object holds all frames (enhanced MR); only single slices are read.",
+    )
     MIXED_PATIENTS = ("mixed-patients", "The slices of the series carry different patient ids.")
-    MIXED_SERIES = ("mixed-series", "The slices of the series differ in orientation, size, spacing or pixel format.")
+    MIXED_SERIES = (
+        "mixed-series",
+        "The slices of the series differ in orientation, size, spacing or pixel format.",
+    )
     NOT_AXIAL = ("not-axial", "The slices are nearer to sagittal or coronal than to axial.")
     DUPLICATE_SLICE = ("duplicate-slice", "Two slices of the series lie at the same place.")
     MISSING_SLICE = ("missing-slice", "Between two slices of the series one is missing.")
-    UNEVEN_SLICES = ("uneven-slices", "The slices of the series are not equally spaced along one line.")
-    VOLUME_TOO_SMALL = ("volume-too-small", "Fewer than three slices, or slices smaller than one patch.")
-    INCOMPLETE_SERIES = ("incomplete-series", "Another slice of the series cannot be used; its own code says why.")
+    UNEVEN_SLICES = (
+        "uneven-slices",
+        "The slices of the series are not equally spaced along one line.",
+    )
+    VOLUME_TOO_SMALL = (
+        "volume-too-small",
+        "Fewer than three slices, or slices smaller than one patch.",
+    )
+    INCOMPLETE_SERIES = (
+        "incomplete-series",
+        "Another slice of the series cannot be used; its own code says why.",
+    )
     NO_MASK = ("no-mask", "No mask belongs to the series.")
     MASK_REFUSED = ("mask-refused", "The mask of the series cannot be used; its own code says why.")
-    SPARE_SERIES = ("spare-series-of-person", "Other series of this person gave all the patches that a person gives.")
+    SPARE_SERIES = (
+        "spare-series-of-person",
+        "Other series of this person gave all the patches that a person gives.",
+    )
     # masks
-    FRACTIONAL_MASK = ("fractional-mask", "The segmentation holds fractions; only binary ones are read.")
+    FRACTIONAL_MASK = (
+        "fractional-mask",
+        "The segmentation holds fractions; only binary ones are read.",
+    )
     SEGMENT_COUNT = ("segment-count", "The segmentation does not hold exactly one segment.")
     MASK_GRID = ("mask-grid", "The mask does not lie on the grid of its series.")
     EMPTY_MASK = ("empty-mask", "The mask marks nothing.")
     NOT_BINARY = ("not-binary-mask", "The mask holds more than one value beside zero.")
     TWO_MASKS = ("two-masks", "The series has several masks.")
     UNNAMED_MASK = ("unnamed-mask", "No row of the labels file names this mask.")
-    AMBIGUOUS_MASK = ("ambiguous-mask", "The labels file names the mask for several series; let the row name a slice.")
-    MASK_WITHOUT_SERIES = ("mask-without-series", "The series that the mask belongs to is not here.")
-    MASK_OF_OTHER_PATIENT = ("mask-of-other-patient", "The mask and its series carry different patient ids.")
-    SERIES_REFUSED = ("series-refused", "The series of the mask cannot be used; its own code says why.")
+    AMBIGUOUS_MASK = (
+        "ambiguous-mask",
+        "The labels file names the mask for several series; let the row name a slice.",
+    )
+    MASK_WITHOUT_SERIES = (
+        "mask-without-series",
+        "The series that the mask belongs to is not here.",
+    )
+    MASK_OF_OTHER_PATIENT = (
+        "mask-of-other-patient",
+        "The mask and its series carry different patient ids.",
+    )
+    SERIES_REFUSED = (
+        "series-refused",
+        "The series of the mask cannot be used; its own code says why.",
+    )
     # the person
     NO_PATIENT = (
         "no-patient-id",
         "The patient id is empty or a placeholder, so nobody can be protected as one person.",
     )
     NO_LABEL = ("no-label", "The labels file has no row for this image.")
-    AMBIGUOUS_LABEL = ("ambiguous-label", "The labels file has several rows that fit, and they differ.")
+    AMBIGUOUS_LABEL = (
+        "ambiguous-label",
+        "The labels file has several rows that fit, and they differ.",
+    )
     UNKNOWN_LABEL = ("unknown-label", "The label is not one that the study declares.")
-    NO_LATERALITY = ("no-laterality", "The study separates left and right eyes, and the side is not known.")
+    NO_LATERALITY = (
+        "no-laterality",
+        "The study separates left and right eyes, and the side is not known.",
+    )
     # choices among the images of one person
     CONFLICTING_LABELS = (
         "conflicting-labels",
@@ -100,7 +151,10 @@ class Reason(Enum):
         "lower-label-of-person",
         "Another image of this person carries a higher label, and only those enter.",
     )
-    OTHER_SIDE = ("other-side-of-person", "A person enters with one eye, and the other eye was chosen.")
+    OTHER_SIDE = (
+        "other-side-of-person",
+        "A person enters with one eye, and the other eye was chosen.",
+    )
     DUPLICATE = ("duplicate-image", "The same pixels of this person have entered already.")
 
 

@@ -78,20 +78,30 @@ class Grid:
 
 
 def plane_of(
-    position: Any, orientation: Any, spacing: Any, shape: tuple[int, int], kind: tuple[Any, ...] = ()
+    position: Any,
+    orientation: Any,
+    spacing: Any,
+    shape: tuple[int, int],
+    kind: tuple[Any, ...] = (),
 ) -> Plane:
     """Return the plane of ImagePositionPatient, ImageOrientationPatient and PixelSpacing as they stand in a header.
 
     Raises Unusable (no-geometry): missing, wrong count, not finite, not orthonormal, not positive.
     """
     try:
-        place, turn, gaps = ([float(v) for v in values] for values in (position, orientation, spacing))
+        place, turn, gaps = (
+            [float(v) for v in values] for values in (position, orientation, spacing)
+        )
     except (TypeError, ValueError) as error:
         raise Unusable(Reason.NO_GEOMETRY) from error
-    if (len(place), len(turn), len(gaps)) != (3, 6, 2) or not np.isfinite([*place, *turn, *gaps]).all():
+    if (len(place), len(turn), len(gaps)) != (3, 6, 2) or not np.isfinite(
+        [*place, *turn, *gaps]
+    ).all():
         raise Unusable(Reason.NO_GEOMETRY)
     row, column = np.array(turn[:3]), np.array(turn[3:])
-    square = np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], rtol=0, atol=10 * ANGLE_TOLERANCE)
+    square = np.allclose(
+        [row @ row, column @ column, row @ column], [1, 1, 0], rtol=0, atol=10 * ANGLE_TOLERANCE
+    )
     if not square or min(gaps) <= 0 or max(*gaps, *map(abs, place)) > FARTHEST_MM:
         raise Unusable(Reason.NO_GEOMETRY)
     row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
@@ -126,7 +136,11 @@ def arranged(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
 def _alike(one: Plane, other: Plane) -> bool:
     same = one.shape == other.shape and one.kind == other.kind
     turned = np.abs(np.array([*one.row, *one.column]) - np.array([*other.row, *other.column])).max()
-    return same and turned <= ANGLE_TOLERANCE and np.allclose(one.spacing, other.spacing, rtol=SPACING_TOLERANCE)
+    return (
+        same
+        and turned <= ANGLE_TOLERANCE
+        and np.allclose(one.spacing, other.spacing, rtol=SPACING_TOLERANCE)
+    )
 
 
 def _check_gaps(gaps: Vector) -> None:

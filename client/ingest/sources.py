@@ -41,7 +41,11 @@ class Source(ABC):
 
     @abstractmethod
     def collect(
-        self, files: Sequence[Path], names: Sequence[str], limits: Limits, progress: Callable[[int, int], None]
+        self,
+        files: Sequence[Path],
+        names: Sequence[str],
+        limits: Limits,
+        progress: Callable[[int, int], None],
     ) -> None:
         """Decode everything into the spool."""
 
@@ -64,7 +68,9 @@ class Source(ABC):
     def images(self) -> NDArray[np.uint8]:
         """Return the spool, uint8 [rows, S, S, planes]."""
         side = self.intake.size_px
-        return np.memmap(self.spool, np.uint8, "r", shape=(self._rows, side, side, self.intake.planes))
+        return np.memmap(
+            self.spool, np.uint8, "r", shape=(self._rows, side, side, self.intake.planes)
+        )
 
     def _settings(self, limits: Limits) -> Settings:
         volumes = self.intake.volumes
@@ -91,7 +97,11 @@ class Photographs(Source):
         self._names: list[str] = []
 
     def collect(
-        self, files: Sequence[Path], names: Sequence[str], limits: Limits, progress: Callable[[int, int], None]
+        self,
+        files: Sequence[Path],
+        names: Sequence[str],
+        limits: Limits,
+        progress: Callable[[int, int], None],
     ) -> None:
         """Decode each file (decode.py); those of nobody are refused."""
         with open(self.spool, "wb") as spool:
@@ -101,7 +111,9 @@ class Photographs(Source):
                     if isinstance(outcome, Reason):
                         raise Unusable(outcome)
                     owner = Owner(outcome.patient_id, outcome.issuer, outcome.laterality)
-                    sighting = self.identities.sighting(len(self.sightings), owner, (name,), outcome.digest)
+                    sighting = self.identities.sighting(
+                        len(self.sightings), owner, (name,), outcome.digest
+                    )
                     spool.write(outcome.pixels.tobytes())
                     self.sightings.append(sighting)
                     self._names.append(name)
@@ -136,7 +148,9 @@ class Volumes(Source):
 
     def __init__(self, intake: Intake, identities: Identities, spool: Path) -> None:
         super().__init__(intake, identities, spool)
-        self._files: list[tuple[list[str], list[str]]] = []  # names of slices and of the mask, by sighting
+        self._files: list[
+            tuple[list[str], list[str]]
+        ] = []  # names of slices and of the mask, by sighting
         self._first_row: list[int] = []
         self._looks: list[NDArray[np.uint8]] = []
         self._same_slice: list[tuple[int, int]] = []
@@ -149,13 +163,22 @@ class Volumes(Source):
         return self.intake.volumes.patches_per_patient
 
     def collect(
-        self, files: Sequence[Path], names: Sequence[str], limits: Limits, progress: Callable[[int, int], None]
+        self,
+        files: Sequence[Path],
+        names: Sequence[str],
+        limits: Limits,
+        progress: Callable[[int, int], None],
     ) -> None:
         """Steps 1 to 3. Progress counts every file twice: looked at, and read."""
         total = 2 * len(files)
-        with decode.decoders(self._settings(limits), limits.workers) as pool, open(self.spool, "wb") as spool:
+        with (
+            decode.decoders(self._settings(limits), limits.workers) as pool,
+            open(self.spool, "wb") as spool,
+        ):
             scans: dict[int, Scan] = {}
-            for position, seen in enumerate(pool.each(lambda decoder, path: decoder.scan(path), files)):  # 1
+            for position, seen in enumerate(
+                pool.each(lambda decoder, path: decoder.scan(path), files)
+            ):  # 1
                 if isinstance(seen, Unusable):
                     self.quarantine.append((names[position], seen.reason))
                 else:
@@ -177,15 +200,22 @@ class Volumes(Source):
 
     def _cut(self, decoder: Decoder, request: VolumeFiles) -> Cut:
         """The choice of patches: a keyed hash of the volume, which nobody without the site's key can foresee."""
-        return decoder.cut(request, lambda digest: hmac.digest(self.identities.key, b"patches\0" + digest, "sha256"))
+        return decoder.cut(
+            request,
+            lambda digest: hmac.digest(self.identities.key, b"patches\0" + digest, "sha256"),
+        )
 
-    def _take(self, one: Series, cut: Cut | Unusable, names: Sequence[str], write: Callable[[bytes], int]) -> None:
+    def _take(
+        self, one: Series, cut: Cut | Unusable, names: Sequence[str], write: Callable[[bytes], int]
+    ) -> None:
         """Spool a volume's patches and note whose they are, or why it is not used."""
         slices, masks = [names[p] for p in one.slices], [names[p] for p in one.masks]
         if isinstance(cut, Unusable):
             return self._refuse_series(slices, masks, cut.reason, getattr(cut, "at", None))
         try:
-            sighting = self.identities.sighting(len(self.sightings), one.owner, one.names, cut.digest)
+            sighting = self.identities.sighting(
+                len(self.sightings), one.owner, one.names, cut.digest
+            )
         except Unusable as nobody:
             return self._refuse_series(slices, masks, nobody.reason, None)
         if cut.refusal and masks:
@@ -195,7 +225,9 @@ class Volumes(Source):
             reason = Reason.MASK_REFUSED if one.mask_refused else Reason.NO_MASK
             sighting = replace(sighting, refusal=sighting.refusal or reason)
         for digest in cut.slices:
-            self._same_slice.append((self._slice_of.setdefault(digest, sighting.position), sighting.position))
+            self._same_slice.append(
+                (self._slice_of.setdefault(digest, sighting.position), sighting.position)
+            )
         write(cut.patches.tobytes())
         self.sightings.append(sighting)
         self._files.append((slices, masks))
@@ -203,7 +235,9 @@ class Volumes(Source):
         self._looks.append(cut.look)
         self._rows += len(cut.patches)
 
-    def _refuse_series(self, slices: Sequence[str], masks: Sequence[str], reason: Reason, at: int | None) -> None:
+    def _refuse_series(
+        self, slices: Sequence[str], masks: Sequence[str], reason: Reason, at: int | None
+    ) -> None:
         """One slice at fault has the reason, the others say so; without one at fault all have it."""
         blamed = at is not None and 0 <= at < len(slices)
         for index, name in enumerate(slices):
@@ -226,7 +260,9 @@ class Volumes(Source):
                 self.refuse(sighting.position, Reason.SPARE_SERIES)
             for place in (*range(on_vessels), *range(half, half + anywhere)):
                 digest = keyed_hash(self.identities.key, "patch", sighting.digest, str(place))
-                found.append((replace(sighting, digest=digest), self._first_row[sighting.position] + place))
+                found.append(
+                    (replace(sighting, digest=digest), self._first_row[sighting.position] + place)
+                )
         return found
 
     def refuse(self, position: int, reason: Reason) -> None:

@@ -29,7 +29,10 @@ def synthetic_dicom(pixels: Pixels, modality: str, statement: str) -> bytes:
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SECONDARY_CAPTURE
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(prefix=None)
-    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(prefix=None), generate_uid(prefix=None)
+    data.StudyInstanceUID, data.SeriesInstanceUID = (
+        generate_uid(prefix=None),
+        generate_uid(prefix=None),
+    )
     data.SpecificCharacterSet = "ISO_IR 192"
     data.PatientName = data.PatientID = "SYNTHETIC"
     for empty in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",

@@ -37,7 +37,11 @@ UIDS = (
     "FrameOfReferenceUID",
 )  # they tell series apart, enter the HMAC and are dropped
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-MULTI_FRAME = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.3", "1.2.840.10008.5.1.4.1.1.4.4")
+MULTI_FRAME = (
+    "1.2.840.10008.5.1.4.1.1.4.1",
+    "1.2.840.10008.5.1.4.1.1.4.3",
+    "1.2.840.10008.5.1.4.1.1.4.4",
+)
 AIR_SHARE, AIR_PERCENTILE = 0.1, 0.98
 
 
@@ -95,7 +99,10 @@ def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
             series = dicom.text_of(header, "SeriesInstanceUID")
             if not series:
                 raise Unusable(Reason.NO_SERIES)
-        patient_id, issuer = dicom.text_of(header, "PatientID"), dicom.text_of(header, "IssuerOfPatientID")
+        patient_id, issuer = (
+            dicom.text_of(header, "PatientID"),
+            dicom.text_of(header, "IssuerOfPatientID"),
+        )
         frame = dicom.text_of(header, "FrameOfReferenceUID")
         kind: Kind = "segmentation" if header.get("SOPClassUID") in SEGMENTATION else "slice"
         return Scan(kind, _content(file), patient_id, issuer, series, frame)
@@ -108,7 +115,10 @@ def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
 def _check_slice(header: Dataset, caps: Caps) -> Plane:
     """The plane of a grey, single-frame slice within the caps."""
     dicom.check_rules(header, caps.modalities)
-    if header.get("SOPClassUID") in MULTI_FRAME or dicom.number_of(header, "NumberOfFrames", 1) != 1:
+    if (
+        header.get("SOPClassUID") in MULTI_FRAME
+        or dicom.number_of(header, "NumberOfFrames", 1) != 1
+    ):
         raise Unusable(Reason.MULTI_FRAME)
     shown_as = header.PhotometricInterpretation
     if shown_as not in dicom.GREY:
@@ -136,7 +146,11 @@ def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps)
     for depth, at in enumerate(order):
         values[depth] = _blamed(at, lambda path=paths[at]: _values(path, grid.shape[1:], caps))
     digest = _sha(values)
-    slices = tuple(_sha(values[d])[:SLICE_DIGEST_BYTES] for d in range(len(values)) if _shows_anything(values[d]))
+    slices = tuple(
+        _sha(values[d])[:SLICE_DIGEST_BYTES]
+        for d in range(len(values))
+        if _shows_anything(values[d])
+    )
     shown = scaled(values, caps.window, inverted=planes[0].kind[0] == "MONOCHROME1")
     del values
     laid, refusal = _mask(mask, grid, caps)
@@ -194,7 +208,9 @@ def _shows_anything(values: NDArray[np.float32]) -> bool:
     return bool((values != values.flat[0]).any() and not np.isnan(values).all())
 
 
-def scaled(values: NDArray[np.float32], window: tuple[float, float] | None, *, inverted: bool) -> NDArray[np.uint8]:
+def scaled(
+    values: NDArray[np.float32], window: tuple[float, float] | None, *, inverted: bool
+) -> NDArray[np.uint8]:
     """Return `values` [D, H, W] as uint8: the window, or the volume's own range, becomes 0 to 255; NaN becomes 0.
 
     Raises Unusable (blank-image) when the volume is even, or nearly so, inside its range.
@@ -216,7 +232,10 @@ def scaled(values: NDArray[np.float32], window: tuple[float, float] | None, *, i
 
 def _counts(shown: NDArray[np.uint8]) -> NDArray[np.int64]:
     """How often each grey level occurs; slice by slice, because bincount widens what it is given."""
-    return np.asarray(np.sum([np.bincount(plane.ravel(), minlength=256) for plane in shown], axis=0), dtype=np.int64)
+    return np.asarray(
+        np.sum([np.bincount(plane.ravel(), minlength=256) for plane in shown], axis=0),
+        dtype=np.int64,
+    )
 
 
 def _spread(shown: NDArray[np.uint8]) -> float:
@@ -225,7 +244,9 @@ def _spread(shown: NDArray[np.uint8]) -> float:
     return float(np.sqrt((counts * (levels - mean) ** 2).sum() / shown.size))
 
 
-def _mask(mask: tuple[Kind, str] | None, grid: Grid, caps: Caps) -> tuple[Mask | None, Reason | None]:
+def _mask(
+    mask: tuple[Kind, str] | None, grid: Grid, caps: Caps
+) -> tuple[Mask | None, Reason | None]:
     """The mask, or why there is none."""
     if mask is None:
         return None, Reason.NO_MASK
@@ -241,11 +262,15 @@ def _mask(mask: tuple[Kind, str] | None, grid: Grid, caps: Caps) -> tuple[Mask |
 def look(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a volume's look, uint8 [64, 64, 1]: the means of four slabs, 32 px each, two by two, over the full grey range."""
     depth, half = len(shown), LOOK_PX // 2
-    slabs = [shown[q * depth // 4 : max(q * depth // 4 + 1, (q + 1) * depth // 4)] for q in range(4)]
+    slabs = [
+        shown[q * depth // 4 : max(q * depth // 4 + 1, (q + 1) * depth // 4)] for q in range(4)
+    ]
     small = [_reduced(slab.mean(axis=0, dtype=np.float32), half) for slab in slabs]
     tiles = np.block([[small[0], small[1]], [small[2], small[3]]])
     low, high = float(tiles.min()), float(tiles.max())
-    return np.asarray(np.rint(255 * (tiles - low) / max(high - low, 1e-6)), dtype=np.uint8)[..., None]
+    return np.asarray(np.rint(255 * (tiles - low) / max(high - low, 1e-6)), dtype=np.uint8)[
+        ..., None
+    ]
 
 
 def _reduced(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -267,9 +292,12 @@ def patches(volume: Volume, seed: bytes, count: int, size_px: int) -> NDArray[np
     draws = np.frombuffer(hashlib.shake_256(seed).digest(16 * half), "<u8").reshape(2, half)
     inside = volume.shown > _air_level(volume.shown)
     found = np.empty((2 * half, size_px, size_px, 2), np.uint8)
-    for row, (depth, y, x) in enumerate((*_picked(volume.mask, draws[0]), *_picked(inside, draws[1]))):
+    for row, (depth, y, x) in enumerate(
+        (*_picked(volume.mask, draws[0]), *_picked(inside, draws[1]))
+    ):
         top, left = (
-            min(max(c - size_px // 2, 0), n - size_px) for c, n in zip((y, x), volume.shown.shape[1:], strict=True)
+            min(max(c - size_px // 2, 0), n - size_px)
+            for c, n in zip((y, x), volume.shown.shape[1:], strict=True)
         )
         window = (depth, slice(top, top + size_px), slice(left, left + size_px))
         found[row, ..., 0] = volume.shown[window]

@@ -85,9 +85,12 @@ def _norms(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return norms
-    block = np.empty(min(BLOCK, rows.shape[1]))  # on a CPU, three times as fast as torch's conversion while reducing
+    block = np.empty(
+        min(BLOCK, rows.shape[1])
+    )  # on a CPU, three times as fast as torch's conversion while reducing
     squares = [
-        sum(_square(part, block) for part in np.split(row, range(BLOCK, len(row), BLOCK))) for row in rows.numpy()
+        sum(_square(part, block) for part in np.split(row, range(BLOCK, len(row), BLOCK)))
+        for row in rows.numpy()
     ]
     return torch.tensor(squares, dtype=torch.float64).sqrt_()
 

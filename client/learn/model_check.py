@@ -32,7 +32,11 @@ INSTEAD: tuple[tuple[type[nn.Module], str, str], ...] = (
         "tracks statistics of the batch",
         "track_running_stats=False, or GroupNorm",
     ),
-    (nn.modules.dropout._DropoutNd, "draws random numbers", "no dropout: clip and noise regularise"),
+    (
+        nn.modules.dropout._DropoutNd,
+        "draws random numbers",
+        "no dropout: clip and noise regularise",
+    ),
     (nn.RNNBase, "is not known to treat each example alone", "Conv1d or Linear layers"),
     (nn.RNNCellBase, "is not known to treat each example alone", "Conv1d or Linear layers"),
     (
@@ -41,7 +45,10 @@ INSTEAD: tuple[tuple[type[nn.Module], str, str], ...] = (
         "a module of your own, marked per_example = True",
     ),
 )
-UNKNOWN = ("is not known to treat each example alone", "a layer of PER_EXAMPLE, or mark your class per_example = True")
+UNKNOWN = (
+    "is not known to treat each example alone",
+    "a layer of PER_EXAMPLE, or mark your class per_example = True",
+)
 
 
 def check_model(module: nn.Module, probe_shape: Sequence[int] | None = None) -> None:
@@ -55,7 +62,9 @@ def check_model(module: nn.Module, probe_shape: Sequence[int] | None = None) -> 
         for wrong, instead in _problems(part)
     ]
     if not problems and probe_shape is not None and not _is_per_example(module, probe_shape):
-        problems = ["model: an item's output changes with the other items of its batch: use layers that see one item"]
+        problems = [
+            "model: an item's output changes with the other items of its batch: use layers that see one item"
+        ]
     if problems:
         raise ConfigurationError(
             f"model refused by the private step: {problems[0]}",
@@ -73,12 +82,20 @@ def _problems(part: nn.Module) -> Iterator[tuple[str, str]]:
     if nn.utils.parametrize.is_parametrized(part):
         yield "has parametrized weights (new spectral or weight norm?)", "plain weights"
     elif tracked or batch_norm or not (kind in PER_EXAMPLE or _is_marked(kind)):
-        yield next(((wrong, instead) for base, wrong, instead in INSTEAD if isinstance(part, base)), UNKNOWN)
+        yield next(
+            ((wrong, instead) for base, wrong, instead in INSTEAD if isinstance(part, base)),
+            UNKNOWN,
+        )
     if any(True for _ in part.buffers(recurse=False)):
         yield "keeps a buffer", "no buffers: what the model keeps is a parameter or a constant"
     if getattr(part, "inplace", False):
         yield "works in place", f"{kind.__name__}(inplace=False)"
-    if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+    if (
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+    ):
         yield "carries a hook (old spectral or weight norm?)", "plain weights and no hooks"
 
 
@@ -90,11 +107,17 @@ def _is_marked(kind: type[nn.Module]) -> bool:
 def _is_per_example(module: nn.Module, shape: Sequence[int]) -> bool:
     """Whether each of four random items has the same output alone as together."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    items = torch.randn((4, *shape), generator=torch.Generator().manual_seed(0)).clamp(-1, 1).to(device)
+    items = (
+        torch.randn((4, *shape), generator=torch.Generator().manual_seed(0)).clamp(-1, 1).to(device)
+    )
     together = _tensors(module(items))
     alone = zip(*(_tensors(module(items[i : i + 1])) for i in range(4)), strict=True)
     return all(
-        bool(torch.allclose(torch.cat(parts), whole, rtol=1e-5, atol=1e-5 * max(1.0, float(whole.abs().max()))))
+        bool(
+            torch.allclose(
+                torch.cat(parts), whole, rtol=1e-5, atol=1e-5 * max(1.0, float(whole.abs().max()))
+            )
+        )
         for parts, whole in zip(alone, together, strict=True)
     )
 

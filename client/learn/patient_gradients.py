@@ -39,7 +39,11 @@ KINK = 0.02  # a kink of an activation mostly moves a tensor's gradient by 1e-3 
 # rounding into another gradient (losses of 1e5 nats a dimension; plain backward passes in float32 and float64 differ as much).
 SECOND_TRIALS, NEAR = 3, 0.05
 # A chunk's costs on a CPU in multiplications of a layer, 0.17 ns each (measured: the 0.39 M critic, flows of 32 and 64 px):
-CHUNK, CALL, VALUE = 60e6, 0.64e6, 5.0  # fixed; for each call of torch in the loss; to clip and sum one value of a row
+CHUNK, CALL, VALUE = (
+    60e6,
+    0.64e6,
+    5.0,
+)  # fixed; for each call of torch in the loss; to clip and sum one value of a row
 ACTIVATIONS = {
     "layers": 1.0,
     "vmap": 4.5,
@@ -63,10 +67,14 @@ class Execution:
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
-            raise ConfigurationError(f"private step: back end: expected one of {BACKENDS}, got {self.backend!r}")
+            raise ConfigurationError(
+                f"private step: back end: expected one of {BACKENDS}, got {self.backend!r}"
+            )
         for name, value in (("chunk", self.chunk), ("memory_bytes", self.memory_bytes)):
             if value is not None and value < 1:
-                raise ConfigurationError(f"private step: {name}: expected at least 1, got {value!r}")
+                raise ConfigurationError(
+                    f"private step: {name}: expected at least 1, got {value!r}"
+                )
 
 
 class PatientGradients:
@@ -76,7 +84,13 @@ class PatientGradients:
     """
 
     def __init__(
-        self, parameters: Parameters, loss: PatientLoss, execution: Execution, clip: float, expected: float, items: int
+        self,
+        parameters: Parameters,
+        loss: PatientLoss,
+        execution: Execution,
+        clip: float,
+        expected: float,
+        items: int,
     ) -> None:
         self._device = next(iter(parameters.values())).device
         self._parameters, self._execution, self._clip = parameters, execution, clip
@@ -85,7 +99,9 @@ class PatientGradients:
         self._layers = LayerRules(self._loss, parameters)
         self.backend: Backend = "auto"
         self.chunk = 0  # patients at a time, once prepared
-        self.passed_over: dict[Backend, str] = {}  # why `auto` did not take it; for this site's eyes, never sent
+        self.passed_over: dict[
+            Backend, str
+        ] = {}  # why `auto` did not take it; for this site's eyes, never sent
 
     def rows(self, batch: Batch) -> Tensor:
         """fp32 [c, d] of at most `chunk` patients, in a buffer that the next call may overwrite; columns: see `natural`."""
@@ -107,8 +123,12 @@ class PatientGradients:
             return self._adopt(wanted, batch)
         # On a CPU `layers` won every measurement; `vmap` is a little faster than `backward` for a gradient penalty, but its
         # import takes five seconds of every training process.
-        candidates: tuple[Backend, ...] = ("layers",) if self._device.type == "cpu" else ("layers", "vmap", "backward")
-        costs: dict[Backend, float] = {backend: self._cost(backend, batch) for backend in candidates}
+        candidates: tuple[Backend, ...] = (
+            ("layers",) if self._device.type == "cpu" else ("layers", "vmap", "backward")
+        )
+        costs: dict[Backend, float] = {
+            backend: self._cost(backend, batch) for backend in candidates
+        }
         best = min(candidates, key=lambda backend: costs[backend])
         if costs[best] == math.inf or best != self.backend:
             self._adopt(best if costs[best] < math.inf else "backward", batch)
@@ -122,7 +142,10 @@ class PatientGradients:
         check_neighbours(self._compute, invent(batch, self.chunk), self._clip)
         if not self._disagreement(invent(batch, self.chunk)):
             return
-        again = [self._disagreement(invent(batch, self.chunk, 1 + trial, NEAR)) for trial in range(SECOND_TRIALS)]
+        again = [
+            self._disagreement(invent(batch, self.chunk, 1 + trial, NEAR))
+            for trial in range(SECOND_TRIALS)
+        ]
         if any(again):
             raise EnvironmentFault(
                 f"private step: the {backend} back end disagrees with a plain backward pass on invented patients "
@@ -149,7 +172,9 @@ class PatientGradients:
             return 1
         if self._execution.chunk is not None:
             return self._execution.chunk
-        memory = self._execution.memory_bytes or MEMORY_BYTES.get(self._device.type, MEMORY_BYTES["cuda"])
+        memory = self._execution.memory_bytes or MEMORY_BYTES.get(
+            self._device.type, MEMORY_BYTES["cuda"]
+        )
         work = self._work(batch)
         row = sum(p.numel() for p in self._parameters.values())
         fits = memory / (4 * row + ACTIVATIONS[backend] * work.size_bytes + 2 * work.unfolded_bytes)
@@ -170,7 +195,9 @@ class PatientGradients:
     def _compute(self, batch: Batch) -> Tensor:
         if self.backend == "layers":
             return self._layers(batch)
-        return (by_vmap if self.backend == "vmap" else by_backward)(self._loss, self._parameters, batch)
+        return (by_vmap if self.backend == "vmap" else by_backward)(
+            self._loss, self._parameters, batch
+        )
 
     def _disagreement(self, invented: Batch) -> str:
         """The first tensor in which the rows differ from those of a plain backward pass, and by how much; "" where all agree.
@@ -182,11 +209,21 @@ class PatientGradients:
         found = torch.stack([self.natural(row) for row in self._compute(invented)[: len(expected)]])
         sizes = [p.numel() for p in self._parameters.values()]
         floor = 1e-4 * float(expected.norm())
-        pairs = zip(torch.split(found, sizes, dim=1), torch.split(expected, sizes, dim=1), strict=True)
-        off = [float((mine - plain).norm()) / max(float(plain.norm()) + floor, 1e-30) for mine, plain in pairs]
+        pairs = zip(
+            torch.split(found, sizes, dim=1), torch.split(expected, sizes, dim=1), strict=True
+        )
+        off = [
+            float((mine - plain).norm()) / max(float(plain.norm()) + floor, 1e-30)
+            for mine, plain in pairs
+        ]
         allowed = 5 * KINK if self._execution.autocast else KINK
-        wrong = {name: by for name, by in zip(self._parameters, off, strict=True) if not by <= allowed}  # NaN is wrong
-        return ", ".join(f"{name} by {by:.2g} of its norm, allowed {allowed}" for name, by in list(wrong.items())[:1])
+        wrong = {
+            name: by for name, by in zip(self._parameters, off, strict=True) if not by <= allowed
+        }  # NaN is wrong
+        return ", ".join(
+            f"{name} by {by:.2g} of its norm, allowed {allowed}"
+            for name, by in list(wrong.items())[:1]
+        )
 
 
 class _Work(TorchFunctionMode):
@@ -219,7 +256,9 @@ def by_backward(loss: PatientLoss, parameters: Parameters, batch: Batch) -> Tens
     rows = []
     for patient in zip(*batch, strict=True):
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        gradients = torch.autograd.grad(loss(leaves, patient), list(leaves.values()), materialize_grads=True)
+        gradients = torch.autograd.grad(
+            loss(leaves, patient), list(leaves.values()), materialize_grads=True
+        )
         rows.append(torch.cat([g.reshape(-1) for g in gradients]))
     return torch.stack(rows)
 
@@ -266,7 +305,9 @@ def _pad(tensor: Tensor, size: int) -> Tensor:
     if len(tensor) > size:
         raise Bug("private step: more patients than a chunk holds")
     missing = size - len(tensor)
-    return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
+    return (
+        torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
+    )
 
 
 def _in_bfloat16(loss: PatientLoss, device: str) -> PatientLoss:

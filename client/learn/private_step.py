@@ -99,9 +99,16 @@ class PrivateStep:
         self._noise = noise
         self._workers = workers
         self._gradients = PatientGradients(
-            parameters, loss, self._execution, constants.clip, constants.divisor, constants.items_per_patient
+            parameters,
+            loss,
+            self._execution,
+            constants.clip,
+            constants.divisor,
+            constants.items_per_patient,
         )
-        self._sum = LatticeSum(self._weights, constants.clip, next(iter(parameters.values())).device)
+        self._sum = LatticeSum(
+            self._weights, constants.clip, next(iter(parameters.values())).device
+        )
         self._canary_sum = LatticeSum(len(self._canaries), constants.clip, torch.device("cpu"))
 
     @property
@@ -114,7 +121,9 @@ class PrivateStep:
         """Back end and chunk in words, and why a faster one was passed over; for this site alone, "" before the first patient."""
         if not self._gradients.chunk:
             return ""
-        why = "".join(f"; not {name}: {reason}" for name, reason in self._gradients.passed_over.items())
+        why = "".join(
+            f"; not {name}: {reason}" for name, reason in self._gradients.passed_over.items()
+        )
         return f"{self._gradients.backend}, {self._gradients.chunk} patients at a time{why}"
 
     def step(self, patient_count: int, batch_for: BatchFor) -> Parameters:
@@ -132,7 +141,9 @@ class PrivateStep:
             for batch in self._chunks(self._workers.share(drawn), batch_for):  # 3
                 self._sum.add(self._gradients.rows(batch))  # 4, 5, 6, 7
             total = torch.zeros(self._dimension, dtype=torch.int64)
-            total[: self._weights] = self._gradients.natural(self._workers.sum(self._sum.total)).cpu()
+            total[: self._weights] = self._gradients.natural(
+                self._workers.sum(self._sum.total)
+            ).cpu()
             total[self._weights :] = self._canaries_heard(coins[patient_count:])
             if self._workers.first:
                 total += torch.from_numpy(noise.drawn())
@@ -144,7 +155,11 @@ class PrivateStep:
     def _coins(self, count: int) -> NDArray[np.bool_]:
         """One coin for each patient and canary, thrown by the first process."""
         if not self._workers.first:
-            return self._workers.from_first(torch.zeros(count, dtype=torch.uint8)).numpy().astype(np.bool_)
+            return (
+                self._workers.from_first(torch.zeros(count, dtype=torch.uint8))
+                .numpy()
+                .astype(np.bool_)
+            )
         coins = self._noise.bernoulli(self._constants.sampling_rate, count)
         self._workers.from_first(torch.from_numpy(coins.astype(np.uint8)))
         return coins
@@ -169,7 +184,9 @@ class PrivateStep:
     def _chunks(self, patients: list[int], batch_for: BatchFor) -> Iterator[Batch]:
         """The patients' batches, at most a chunk of patients each."""
         done = 0
-        if patients and not self._gradients.chunk:  # the first patient's shapes decide back end and chunk
+        if (
+            patients and not self._gradients.chunk
+        ):  # the first patient's shapes decide back end and chunk
             first = _batch_of(patients[:1], batch_for)
             self._gradients.prepare(first)
             yield first
@@ -179,7 +196,10 @@ class PrivateStep:
 
     def _by_name(self, flat: Tensor) -> Parameters:
         parts = torch.split(flat, [p.numel() for p in self._parameters.values()])
-        return {n: part.view_as(p).to(p.device) for (n, p), part in zip(self._parameters.items(), parts, strict=True)}
+        return {
+            n: part.view_as(p).to(p.device)
+            for (n, p), part in zip(self._parameters.items(), parts, strict=True)
+        }
 
 
 class _Beside:
@@ -195,7 +215,12 @@ class _Beside:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self._thread:
             self._thread.join()
 
@@ -219,13 +244,18 @@ class _Beside:
 def _batch_of(patients: list[int], batch_for: BatchFor) -> Batch:
     batch = batch_for(patients)
     if any(len(tensor) != len(patients) for tensor in batch):
-        raise Bug(f"private step: a batch for {len(patients)} patients has tensors of {[len(t) for t in batch]}")
+        raise Bug(
+            f"private step: a batch for {len(patients)} patients has tensors of {[len(t) for t in batch]}"
+        )
     return batch
 
 
 def _check_pair(reservation: object, noise: object) -> None:
     """A ledger's reservation goes with secure noise, practice with test noise, and nothing else with anything."""
-    if (type(reservation), type(noise)) not in ((Reservation, NoiseSource), (PracticeReservation, SeededNoiseSource)):
+    if (type(reservation), type(noise)) not in (
+        (Reservation, NoiseSource),
+        (PracticeReservation, SeededNoiseSource),
+    ):
         raise PolicyError(
             f"private step: {type(reservation).__name__} with {type(noise).__name__}: expected Reservation with NoiseSource",
             hint="tests that need repeatable noise pair SeededNoiseSource with PracticeReservation",
@@ -236,7 +266,9 @@ def _check_pair(reservation: object, noise: object) -> None:
 def _check_event(event: object, constants: StepConstants, dimension: int) -> None:
     """What was reserved must be what will be done."""
     if not isinstance(event, SubsampledGaussian):
-        raise PolicyError("private step: the reservation is not for private steps", code="E-RESERVATION")
+        raise PolicyError(
+            "private step: the reservation is not for private steps", code="E-RESERVATION"
+        )
     if (event.q, event.noise_multiplier) != (constants.sampling_rate, constants.noise_multiplier):
         raise PolicyError(
             f"private step: reserved q={event.q}, sigma={event.noise_multiplier}; "

@@ -48,9 +48,13 @@ def train(
     gan, plan, intake = study.models.gan, study.models.encoder, study.intake
     if gan is None or plan is None:
         raise ConfigurationError("train_encoder: the plan needs models.gan and models.encoder")
-    generator = load_generator(generator_weights, gan, intake.size_px, intake.channels).requires_grad_(False)
+    generator = load_generator(
+        generator_weights, gan, intake.size_px, intake.channels
+    ).requires_grad_(False)
     if encoder_weights:
-        encoder = load_encoder(encoder_weights, plan.width, gan.latent, intake.size_px, intake.channels)
+        encoder = load_encoder(
+            encoder_weights, plan.width, gan.latent, intake.size_px, intake.channels
+        )
     else:
         encoder = Encoder(intake.size_px, intake.channels, plan.width, gan.latent)
     draw = draw or torch.Generator().manual_seed(torch.seed())
@@ -62,7 +66,9 @@ def train(
         codes, images = pairs(generator, draw)
 
         # One residual step, from the start code or from where earlier iterations have led.
-        start, seen = earlier(encoder, generator, images, int(torch.randint(plan.iterations, (), generator=draw)))
+        start, seen = earlier(
+            encoder, generator, images, int(torch.randint(plan.iterations, (), generator=draw))
+        )
         found = start + encoder(images, seen)
         loss = pair_loss(codes, found, images, generator.synthesis(found))
 
@@ -76,14 +82,20 @@ def train(
 def pairs(generator: Generator, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Codes [B, L, latent] and their images: half from the prior, half means of 2 to 5 of its codes, as groups are."""
     counts = torch.randint(2, LARGEST_AVERAGE + 1, (BATCH // 2,), generator=draw).tolist()
-    w = generator.mapping(torch.randn(BATCH - len(counts) + sum(counts), generator.latent, generator=draw))
+    w = generator.mapping(
+        torch.randn(BATCH - len(counts) + sum(counts), generator.latent, generator=draw)
+    )
     single, *several = w.split([BATCH - len(counts), *counts])
-    codes = generator.broadcast(torch.cat([single, *(part.mean(0, keepdim=True) for part in several)]))
+    codes = generator.broadcast(
+        torch.cat([single, *(part.mean(0, keepdim=True) for part in several)])
+    )
     return codes, generator.synthesis(codes, draw)
 
 
 @torch.no_grad()
-def earlier(encoder: Encoder, generator: Generator, images: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def earlier(
+    encoder: Encoder, generator: Generator, images: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
     """Codes and reconstructions after `iterations` ≥ 0 residual steps."""
     if iterations:
         inverted = encoder.invert(images, generator, iterations)
@@ -96,4 +108,8 @@ def pair_loss(codes: Tensor, found: Tensor, images: Tensor, rebuilt: Tensor) -> 
     """The loss of the module's header, averaged over the batch."""
     gap = rebuilt - images
     neighbours = gap.diff(dim=2).abs().mean() + gap.diff(dim=3).abs().mean()
-    return CODE_WEIGHT * F.mse_loss(found, codes) + PIXEL_WEIGHT * gap.abs().mean() + NEIGHBOUR_WEIGHT * neighbours
+    return (
+        CODE_WEIGHT * F.mse_loss(found, codes)
+        + PIXEL_WEIGHT * gap.abs().mean()
+        + NEIGHBOUR_WEIGHT * neighbours
+    )

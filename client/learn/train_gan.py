@@ -26,7 +26,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from client.ingest.cohort import Cohort
-from client.learn.private_step import Parameters, PatientLoss, PrivateStep, StepConstants, check_model
+from client.learn.private_step import (
+    Parameters,
+    PatientLoss,
+    PrivateStep,
+    StepConstants,
+    check_model,
+)
 from client.state.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError
 from common.models.adam import Adam
@@ -35,7 +41,9 @@ from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study.plan import GanPlan, Study, TrainedModel
 
-NORM_MARGIN = 1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
+NORM_MARGIN = (
+    1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
+)
 GENERATOR_BATCH = 16
 BETAS = (0.0, 0.99)
 
@@ -78,7 +86,12 @@ def train(
         items_per_patient=plan.items_per_patient,
     )
     private = PrivateStep(
-        trained, loss_of(critic, trained, plan.loss), constants, reservation, noise, canaries=canaries
+        trained,
+        loss_of(critic, trained, plan.loss),
+        constants,
+        reservation,
+        noise,
+        canaries=canaries,
     )
     batches = Batches(cohort, generator, plan, stream(noise))
     latents = stream(noise)
@@ -95,13 +108,18 @@ def train(
         progress(step + 1, plan.local_steps)
 
     # What is sent: the change, within its public bound.
-    return within({name: value.detach() - before[name] for name, value in named(generator, critic).items()}, plan)
+    return within(
+        {name: value.detach() - before[name] for name, value in named(generator, critic).items()},
+        plan,
+    )
 
 
 def plan_of(study: Study) -> GanPlan:
     """The plan's GAN. Raises ConfigurationError without one."""
     if study.models.gan is None:
-        raise ConfigurationError("train_gan: the plan has no models.gan", hint="add it, or do not train this model")
+        raise ConfigurationError(
+            "train_gan: the plan has no models.gan", hint="add it, or do not train this model"
+        )
     return study.models.gan
 
 
@@ -117,7 +135,11 @@ def build(study: Study) -> tuple[Generator, Critic]:
 def named(generator: Generator, critic: Critic) -> Parameters:
     """All tensors of both by global name."""
     parts = {"generator.": generator, "critic.": critic}
-    return {prefix + name: p for prefix, module in parts.items() for name, p in module.named_parameters()}
+    return {
+        prefix + name: p
+        for prefix, module in parts.items()
+        for name, p in module.named_parameters()
+    }
 
 
 def trainable(critic: Critic, plan: GanPlan) -> Parameters:
@@ -126,7 +148,11 @@ def trainable(critic: Critic, plan: GanPlan) -> Parameters:
     Raises ConfigurationError for a prefix that fits no critic weight: the generator is never trained privately.
     """
     parameters = dict(critic.named_parameters())
-    idle = [prefix for prefix in plan.trainable if not any(f"critic.{name}".startswith(prefix) for name in parameters)]
+    idle = [
+        prefix
+        for prefix in plan.trainable
+        if not any(f"critic.{name}".startswith(prefix) for name in parameters)
+    ]
     if idle:
         raise ConfigurationError(
             f"models.gan.trainable: {idle[0]!r} fits no critic weight",
@@ -138,11 +164,15 @@ def trainable(critic: Critic, plan: GanPlan) -> Parameters:
 
 def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
     """The critic's loss of one patient, (items [m, C, H, W], fakes [m·K, C, H, W]) → scalar, a function of `trained`."""
-    frozen = {name: value.detach() for name, value in critic.named_parameters() if name not in trained}
+    frozen = {
+        name: value.detach() for name, value in critic.named_parameters() if name not in trained
+    }
 
     def loss(parameters: Parameters, patient: tuple[Tensor, ...]) -> Tensor:
         items, fakes = patient
-        scores: Tensor = functional_call(critic, {**frozen, **parameters}, (torch.cat([items, fakes]),))
+        scores: Tensor = functional_call(
+            critic, {**frozen, **parameters}, (torch.cat([items, fakes]),)
+        )
         return pair_loss(scores[: len(items)], scores[len(items) :], kind)
 
     return loss
@@ -157,7 +187,9 @@ def pair_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-def generator_step(generator: Generator, critic: Critic, kind: str, latents: torch.Generator) -> Parameters:
+def generator_step(
+    generator: Generator, critic: Critic, kind: str, latents: torch.Generator
+) -> Parameters:
     """The generator's gradient by name against the critic as it is, on fresh samples. Sees no patient's data."""
     z = torch.randn(GENERATOR_BATCH, generator.latent, generator=latents)
     scores = critic(generator(z, latents))
@@ -175,7 +207,9 @@ def stream(noise: Noise) -> torch.Generator:
 class Batches:
     """Each drawn patient's items and the fakes that go with them."""
 
-    def __init__(self, cohort: Cohort, generator: Generator, plan: GanPlan, draw: torch.Generator) -> None:
+    def __init__(
+        self, cohort: Cohort, generator: Generator, plan: GanPlan, draw: torch.Generator
+    ) -> None:
         self._cohort, self._generator, self._plan, self._draw = cohort, generator, plan, draw
 
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
@@ -194,7 +228,9 @@ class Batches:
     def _fakes(self) -> Tensor:
         """m·K samples of the generator as it is now."""
         count = self._plan.items_per_patient * self._plan.fakes_per_item
-        return self._generator(torch.randn(count, self._generator.latent, generator=self._draw), self._draw)  # type: ignore[no-any-return]
+        z = torch.randn(count, self._generator.latent, generator=self._draw)
+        fakes: Tensor = self._generator(z, self._draw)
+        return fakes
 
 
 def within(deltas: Mapping[str, Tensor], plan: TrainedModel) -> Deltas:

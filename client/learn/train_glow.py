@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from client.ingest.cohort import Cohort
-from client.learn.private_step import Parameters, PatientLoss, PrivateStep, StepConstants, check_model
+from client.learn.private_step import (
+    Parameters,
+    PatientLoss,
+    PrivateStep,
+    StepConstants,
+    check_model,
+)
 from client.state.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError
 from common.models.adam import Adam
@@ -28,7 +34,9 @@ from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study.plan import GlowPlan, Study
 
-NORM_MARGIN = 1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
+NORM_MARGIN = (
+    1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
+)
 
 Weights = Mapping[str, NDArray[np.generic]]
 Deltas = dict[str, NDArray[np.float32]]
@@ -64,9 +72,13 @@ def train(
         divisor=plan.patients_per_step,
         items_per_patient=plan.items_per_patient,
     )
-    private = PrivateStep(trained, loss_of(model, trained), constants, reservation, noise, canaries=canaries)
+    private = PrivateStep(
+        trained, loss_of(model, trained), constants, reservation, noise, canaries=canaries
+    )
     optimiser = Adam({"all": flattened(trained)}, plan.learning_rate)
-    batches = Batches(cohort, plan, torch.Generator().manual_seed(int(noise.uniform_u64(1)[0] >> np.uint64(1))))
+    batches = Batches(
+        cohort, plan, torch.Generator().manual_seed(int(noise.uniform_u64(1)[0] >> np.uint64(1)))
+    )
 
     for step in range(plan.local_steps):
         gradients = private.step(cohort.patient_count, batches)
@@ -74,14 +86,19 @@ def train(
         progress(step + 1, plan.local_steps)
 
     # What is sent: the change, within its public bound.
-    deltas = {PREFIX + name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+    deltas = {
+        PREFIX + name: parameter.detach() - before[name]
+        for name, parameter in model.named_parameters()
+    }
     return within(deltas, plan.max_update_norm)
 
 
 def plan_of(study: Study) -> GlowPlan:
     """The plan's flow. Raises ConfigurationError without one."""
     if study.models.glow is None:
-        raise ConfigurationError("train_glow: the plan has no models.glow", hint="add it, or do not train this model")
+        raise ConfigurationError(
+            "train_glow: the plan has no models.glow", hint="add it, or do not train this model"
+        )
     return study.models.glow
 
 
@@ -97,14 +114,20 @@ def trainable(model: Glow, plan: GlowPlan) -> Parameters:
     Raises ConfigurationError for a prefix that fits nothing.
     """
     named = dict(model.named_parameters())
-    idle = [prefix for prefix in plan.trainable if not any((PREFIX + name).startswith(prefix) for name in named)]
+    idle = [
+        prefix
+        for prefix in plan.trainable
+        if not any((PREFIX + name).startswith(prefix) for name in named)
+    ]
     if idle:
         raise ConfigurationError(
             f"models.glow.trainable: {idle[0]!r} fits no weight",
             hint="prefixes are global names such as glow.levels.3.",
         )
     chosen = plan.trainable or (PREFIX,)
-    return {name: parameter for name, parameter in named.items() if (PREFIX + name).startswith(chosen)}
+    return {
+        name: parameter for name, parameter in named.items() if (PREFIX + name).startswith(chosen)
+    }
 
 
 def flattened(parameters: Parameters) -> Tensor:
@@ -125,7 +148,9 @@ def loss_of(model: Glow, trained: Parameters) -> PatientLoss:
         raise ConfigurationError(
             "train_glow: a reversible flow in the private step", hint="for public pretraining only"
         )
-    frozen = {name: value.detach() for name, value in model.named_parameters() if name not in trained}
+    frozen = {
+        name: value.detach() for name, value in model.named_parameters() if name not in trained
+    }
 
     def loss(parameters: Parameters, patient: tuple[Tensor, ...]) -> Tensor:
         log_p: Tensor = functional_call(model, {**frozen, **parameters}, (patient[0],))

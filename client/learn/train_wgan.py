@@ -26,7 +26,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from client.ingest.cohort import Cohort
-from client.learn.private_step import Parameters, PatientLoss, PrivateStep, StepConstants, check_model
+from client.learn.private_step import (
+    Parameters,
+    PatientLoss,
+    PrivateStep,
+    StepConstants,
+    check_model,
+)
 from client.learn.train_gan import stream, within
 from client.state.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError
@@ -50,7 +56,11 @@ from common.study.plan import Study, WganPlan
 GENERATOR_BATCH = 32
 BETAS = (0.0, 0.999)
 LADDER = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-LADDER_DECAY, LADDER_BELOW, LADDER_PATIENCE = 0.99, 0.65, 200  # accuracy on fakes, in generator steps
+LADDER_DECAY, LADDER_BELOW, LADDER_PATIENCE = (
+    0.99,
+    0.65,
+    200,
+)  # accuracy on fakes, in generator steps
 
 Weights = Mapping[str, NDArray[np.generic]]
 Deltas = dict[str, NDArray[np.float32]]
@@ -77,7 +87,9 @@ def train(
     # The networks, as they came.
     generator, average, critic = load(weights, plan, size_px)
     check_model(critic, (PLANES, size_px, size_px))
-    before = {name: value.detach().clone() for name, value in named(generator, average, critic).items()}
+    before = {
+        name: value.detach().clone() for name, value in named(generator, average, critic).items()
+    }
     trained = trainable(critic, plan)
 
     # The private step for the critic; two streams of latents that are no privacy noise.
@@ -89,14 +101,21 @@ def train(
         items_per_patient=plan.items_per_patient,
     )
     private = PrivateStep(
-        trained, loss_of(critic, trained, plan.loss), constants, reservation, noise, canaries=canaries
+        trained,
+        loss_of(critic, trained, plan.loss),
+        constants,
+        reservation,
+        noise,
+        canaries=canaries,
     )
     batches = Batches(cohort, generator, plan, stream(noise))
     latents = stream(noise)
 
     # The plan's optimiser on what the private step returns, and on the generator's own gradients.
     critic_optimizer = optimizer(trained, plan.learning_rate, plan)
-    generator_optimizer = optimizer(dict(generator.named_parameters()), plan.generator_learning_rate, plan)
+    generator_optimizer = optimizer(
+        dict(generator.named_parameters()), plan.generator_learning_rate, plan
+    )
     ladder = Ladder(plan)
 
     # Critic steps; after as many as the ladder says, one step of the generator against the critic as it is now.
@@ -121,7 +140,9 @@ def train(
 def plan_of(study: Study) -> WganPlan:
     """The plan's WGAN. Raises ConfigurationError without one."""
     if study.models.wgan is None:
-        raise ConfigurationError("train_wgan: the plan has no models.wgan", hint="add it, or do not train this model")
+        raise ConfigurationError(
+            "train_wgan: the plan has no models.wgan", hint="add it, or do not train this model"
+        )
     return study.models.wgan
 
 
@@ -131,7 +152,11 @@ def trainable(critic: Critic, plan: WganPlan) -> Parameters:
     Raises ConfigurationError for a prefix that fits no critic weight: the generator is never trained privately.
     """
     parameters = dict(critic.named_parameters())
-    idle = [prefix for prefix in plan.trainable if not any(f"critic.{name}".startswith(prefix) for name in parameters)]
+    idle = [
+        prefix
+        for prefix in plan.trainable
+        if not any(f"critic.{name}".startswith(prefix) for name in parameters)
+    ]
     if idle:
         raise ConfigurationError(
             f"models.wgan.trainable: {idle[0]!r} fits no critic weight",
@@ -143,7 +168,9 @@ def trainable(critic: Critic, plan: WganPlan) -> Parameters:
 
 def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
     """The critic's loss of one patient, (items [m, 2, S, S], fakes [m·K, 2, S, S], mix [m·K]) → scalar, of `trained`."""
-    frozen = {name: value.detach() for name, value in critic.named_parameters() if name not in trained}
+    frozen = {
+        name: value.detach() for name, value in critic.named_parameters() if name not in trained
+    }
 
     def loss(parameters: Parameters, patient: tuple[Tensor, ...]) -> Tensor:
         items, fakes, mix = patient
@@ -155,7 +182,9 @@ def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
         scores = score(torch.cat([items, fakes]))
         found = critic_loss(scores[: len(items)], scores[len(items) :], kind)
         if kind == "wgan-gp":
-            found = found + gradient_penalty(score, items.repeat(len(fakes) // len(items), 1, 1, 1), fakes, mix)
+            found = found + gradient_penalty(
+                score, items.repeat(len(fakes) // len(items), 1, 1, 1), fakes, mix
+            )
         return found
 
     return loss
@@ -190,7 +219,9 @@ def clip_weights(trained: Parameters, plan: WganPlan) -> None:
 
 def optimizer(parameters: Parameters, rate: float, plan: WganPlan) -> Adam | RMSprop:
     """The plan's optimiser on these tensors."""
-    return RMSprop(parameters, rate) if plan.optimizer == "rmsprop" else Adam(parameters, rate, BETAS)
+    return (
+        RMSprop(parameters, rate) if plan.optimizer == "rmsprop" else Adam(parameters, rate, BETAS)
+    )
 
 
 class Ladder:
@@ -208,14 +239,18 @@ class Ladder:
         self._accuracy = LADDER_DECAY * self._accuracy + (1 - LADDER_DECAY) * accuracy
         self._since += 1
         if self._climbs and self._since >= LADDER_PATIENCE and self._accuracy < LADDER_BELOW:
-            self.critic_steps = next((rung for rung in LADDER if rung > self.critic_steps), self.critic_steps)
+            self.critic_steps = next(
+                (rung for rung in LADDER if rung > self.critic_steps), self.critic_steps
+            )
             self._since = 0
 
 
 class Batches:
     """Each drawn patient's items and the fakes that go with them."""
 
-    def __init__(self, cohort: Cohort, generator: Generator, plan: WganPlan, draw: torch.Generator) -> None:
+    def __init__(
+        self, cohort: Cohort, generator: Generator, plan: WganPlan, draw: torch.Generator
+    ) -> None:
         self._cohort, self._generator, self._plan, self._draw = cohort, generator, plan, draw
 
     @torch.no_grad()
@@ -224,7 +259,11 @@ class Batches:
         each = self._plan.items_per_patient * self._plan.fakes_per_item
         items = torch.stack([self._items(patient) for patient in patients])
         fakes = torch.stack([self._fakes(each) for _ in patients])
-        return self._noised(items), self._noised(fakes), torch.rand(len(patients), each, generator=self._draw)
+        return (
+            self._noised(items),
+            self._noised(fakes),
+            torch.rand(len(patients), each, generator=self._draw),
+        )
 
     def _fakes(self, count: int) -> Tensor:
         """Samples for one patient, in a batch of their own: a neighbour must not move them even by rounding."""

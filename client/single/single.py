@@ -48,9 +48,10 @@ from common.models.latents import load as load_basis
 from common.privacy.boundary import check_single
 from common.privacy.mechanisms import Latent, latent_event, latent_mechanism, level_dimension
 from common.privacy.noise import NoiseSource
+from common.storage.files import atomic_write, read_capped
 from common.study.plan import PrivatizePlan, Study
 from common.wire.messages import digest_of
-from common.wire.tensors import atomic_write, dumps, read_capped
+from common.wire.tensors import dumps
 from common.wire.tensors import read as read_tensors
 
 Images = NDArray[np.uint8]
@@ -136,18 +137,24 @@ class Outcome:
             yield f"{self.charged} ledger entries; {self.repeated} images had been drawn before: the same bytes again, at no cost"
 
 
-def run(site: Site, study: Study, wish: Wish, progress: Progress = lambda done, total: None) -> Outcome:
+def run(
+    site: Site, study: Study, wish: Wish, progress: Progress = lambda done, total: None
+) -> Outcome:
     """Privatize what the wish names. Raises ConfigurationError, PolicyError and RefusedError before anything is written."""
     check_plan(study, site.config.policy, site.config.site)
     _check_target(wish, site)
     flow = load_flow(site, study, wish)
     if wish.export:
         return _export(site, flow, wish, progress)
-    names, seen, refused = _decoded(wish.source, site, study)  # nothing before this line touched a patient's file
+    names, seen, refused = _decoded(
+        wish.source, site, study
+    )  # nothing before this line touched a patient's file
     images = [photograph.pixels for photograph in seen]
     drawn = flow.draw(images, progress)
     _write(wish, flow, drawn)
-    sheet = side_by_side(images, drawn, f"epsilon = {flow.mechanism.epsilon_per_image:,.4g} per image; {ON_SITE}")
+    sheet = side_by_side(
+        images, drawn, f"epsilon = {flow.mechanism.epsilon_per_image:,.4g} per image; {ON_SITE}"
+    )
     atomic_write(wish.target / f"{ON_SITE}-sheet.png", sheet, mode=0o600)
     atomic_write(wish.target / f"{ON_SITE}-inputs.csv", _listed(names), mode=0o600)
     return Outcome(len(drawn), flow.statement, refused, _off(flow, names, images))
@@ -157,18 +164,26 @@ def _check_target(wish: Wish, site: Site) -> None:
     """OUT is a new or empty folder outside the state folder: what lies in there is the daemon's."""
     target, root = wish.target.resolve(), site.state.root.resolve()
     if target == root or root in target.parents:
-        raise ConfigurationError(f"{wish.target}: lies in the state folder", hint="name a folder outside --state")
+        raise ConfigurationError(
+            f"{wish.target}: lies in the state folder", hint="name a folder outside --state"
+        )
     if wish.target.exists() and (not wish.target.is_dir() or any(wish.target.iterdir())):
-        raise ConfigurationError(f"{wish.target}: expected a new or empty folder", hint="name another OUT")
+        raise ConfigurationError(
+            f"{wish.target}: expected a new or empty folder", hint="name another OUT"
+        )
     if wish.export and (wish.section or wish.basis or wish.weights):
         raise ConfigurationError(
-            "--export takes mechanism, noise, basis and flow from the plan", hint="leave the other options out"
+            "--export takes mechanism, noise, basis and flow from the plan",
+            hint="leave the other options out",
         )
 
 
 def load_flow(site: Site, study: Study, wish: Wish) -> Flow:
     """The flow of an approved plan with the mechanism for one image (k = 1). Raises ConfigurationError, RefusedError."""
-    layout, plan = study.models.glow, wish.section or (study.synthesis.privatize if study.synthesis else None)
+    layout, plan = (
+        study.models.glow,
+        wish.section or (study.synthesis.privatize if study.synthesis else None),
+    )
     if layout is None or plan is None:
         raise ConfigurationError(
             f"plan {study.name}: it has no flow or says no mechanism", hint="name one: --mechanism"
@@ -177,16 +192,21 @@ def load_flow(site: Site, study: Study, wish: Wish) -> Flow:
     path = wish.weights or (folder / layout.start.name if layout.start else None)
     if path is None or not path.is_file():
         raise ConfigurationError(
-            f"plan {study.name}: the flow has no weights yet", hint="--weights FILE of a release's models"
+            f"plan {study.name}: the flow has no weights yet",
+            hint="--weights FILE of a release's models",
         )
     size, channels = study.intake.size_px, study.intake.channels
     model = Glow(size, channels, layout.levels, layout.steps_per_level, layout.width)
     flows.load_weights(model, read_tensors(path, max_bytes=WEIGHTS_CAP_BYTES))
     basis_path = wish.basis or (folder / plan.basis.name if plan.basis else None)
-    basis = load_basis(basis_path).first(plan.components) if basis_path and plan.components else None
+    basis = (
+        load_basis(basis_path).first(plan.components) if basis_path and plan.components else None
+    )
     coordinates = level_dimension(study) if wish.section is None else _coordinates(model, plan)
     mechanism = latent_mechanism(plan, coordinates, 1, "random")
-    return Flow(study, model, plan, mechanism, basis, digest_of(read_capped(path, WEIGHTS_CAP_BYTES)))
+    return Flow(
+        study, model, plan, mechanism, basis, digest_of(read_capped(path, WEIGHTS_CAP_BYTES))
+    )
 
 
 def _coordinates(model: Glow, plan: PrivatizePlan) -> int:
@@ -241,18 +261,26 @@ def _export(site: Site, flow: Flow, wish: Wish, progress: Progress) -> Outcome:
     """The numbered steps of `--export`."""
     policy = site.config.policy
     epsilon = flow.mechanism.epsilon_per_image
-    check_single(flow.study, policy.single_images == "allowed", epsilon, policy.max_epsilon_image)  # 1
+    check_single(
+        flow.study, policy.single_images == "allowed", epsilon, policy.max_epsilon_image
+    )  # 1
     names, seen, refused = _decoded(wish.source, site, flow.study)  # 2
     store = site.state.root / "exports"
     keys = [_key(flow, photograph) for photograph in seen]
-    fresh = {key: photograph for key, photograph in zip(keys, seen, strict=True) if _kept(store, key) is None}  # 3
+    fresh = {
+        key: photograph
+        for key, photograph in zip(keys, seen, strict=True)
+        if _kept(store, key) is None
+    }  # 3
     charged = _drawn(site, flow, store, fresh, progress)
     kept = [stored for key in keys if (stored := _kept(store, key)) is not None]
     images = [stored.pixels for stored in kept]
     payloads = [dumps({"image": image}) for image in images]
     digest = batch_digest(payloads)
     if policy.review == "required":  # 6
-        sheet = side_by_side([p.pixels for p in seen], images, f"epsilon = {epsilon:,.4g} per image; {ON_SITE}")
+        sheet = side_by_side(
+            [p.pixels for p in seen], images, f"epsilon = {epsilon:,.4g} per image; {ON_SITE}"
+        )
         path = store / f"{digest[:16]}-{SHEET}"
         atomic_write(path, sheet, mode=0o600)
         state = site.reviews.propose(digest, flow.study.hash(), path).state
@@ -263,14 +291,33 @@ def _export(site: Site, flow: Flow, wish: Wish, progress: Progress) -> Outcome:
                 code="E-REVIEW-WAITING",
             )
     with Groups(site.state.groups) as groups:
-        gate = Gate(flow.study, policy, site.config.site, site.ledger(), site.plans.approved, groups, site.reviews)
-        gate.clear_export(payloads, [stored.reservation for stored in kept], latent_event(flow.study))
+        gate = Gate(
+            flow.study,
+            policy,
+            site.config.site,
+            site.ledger(),
+            site.plans.approved,
+            groups,
+            site.reviews,
+        )
+        gate.clear_export(
+            payloads, [stored.reservation for stored in kept], latent_event(flow.study)
+        )
     _write(wish, flow, images)  # 7
     repeated = sum(key not in fresh for key in keys)
-    return Outcome(len(images), flow.statement, refused, _off(flow, names, [p.pixels for p in seen]), charged, repeated)
+    return Outcome(
+        len(images),
+        flow.statement,
+        refused,
+        _off(flow, names, [p.pixels for p in seen]),
+        charged,
+        repeated,
+    )
 
 
-def _drawn(site: Site, flow: Flow, store: Path, fresh: dict[str, Photograph], progress: Progress) -> int:
+def _drawn(
+    site: Site, flow: Flow, store: Path, fresh: dict[str, Photograph], progress: Progress
+) -> int:
     """Steps 4 and 5: charge, draw, keep; returns the number of ledger entries."""
     turns: list[list[str]] = []  # each turn holds at most one image of a patient, and is one entry
     count: Counter[str] = Counter()
@@ -284,7 +331,10 @@ def _drawn(site: Site, flow: Flow, store: Path, fresh: dict[str, Photograph], pr
     for keys in turns:
         reservation = site.ledger().reserve(flow.mechanism, flow.study.hash())  # 4
         images = flow.draw([fresh[key].pixels for key in keys], progress)  # 5
-        payloads = [dumps({"image": image, "reservation": np.array([reservation.id], np.int64)}) for image in images]
+        payloads = [
+            dumps({"image": image, "reservation": np.array([reservation.id], np.int64)})
+            for image in images
+        ]
         site.ledger().commit(reservation, batch_digest(payloads))
         for key, payload in zip(keys, payloads, strict=True):
             atomic_write(store / f"{key}.safetensors", payload, mode=0o600)
@@ -309,7 +359,11 @@ def _kept(store: Path, key: str) -> Stored | None:
 def _patient(site: Site, photograph: Photograph) -> str:
     """Whose image this is; all files without a usable id are counted as one patient's."""
     issuer, identifier = normalised_id(photograph.issuer), normalised_id(photograph.patient_id)
-    return "" if is_placeholder(identifier) else pseudonym(site.state.pseudonym_bytes(), issuer, identifier)
+    return (
+        ""
+        if is_placeholder(identifier)
+        else pseudonym(site.state.pseudonym_bytes(), issuer, identifier)
+    )
 
 
 # --- what is written
@@ -328,7 +382,9 @@ def _write(wish: Wish, flow: Flow, images: Sequence[Images]) -> None:
         "plan": flow.study.hash(),
         "exported": wish.export,
     }
-    atomic_write(wish.target / "statement.json", json.dumps(said, indent=1, sort_keys=True).encode() + b"\n")
+    atomic_write(
+        wish.target / "statement.json", json.dumps(said, indent=1, sort_keys=True).encode() + b"\n"
+    )
 
 
 def png(image: Images) -> bytes:
@@ -338,16 +394,22 @@ def png(image: Images) -> bytes:
     return stream.getvalue()
 
 
-def side_by_side(originals: Sequence[Images], privatized: Sequence[Images], title: str, columns: int = 6) -> bytes:
+def side_by_side(
+    originals: Sequence[Images], privatized: Sequence[Images], title: str, columns: int = 6
+) -> bytes:
     """PNG bytes of a sheet: each original beside its privatized image, left and right. ON SITE ONLY."""
     height, width = originals[0].shape[:2]
     rows, step, head = -(-len(originals) // columns), (2 * width + 8, height + 8), 16
-    sheet = Image.new("RGB", (max(step[0] * min(columns, len(originals)), 420), step[1] * rows + head), "white")
+    sheet = Image.new(
+        "RGB", (max(step[0] * min(columns, len(originals)), 420), step[1] * rows + head), "white"
+    )
     ImageDraw.Draw(sheet).text((4, 2), f"original | privatized: {title}", fill="black")
     for i, pair in enumerate(zip(originals, privatized, strict=True)):
         x, y = step[0] * (i % columns) + 4, step[1] * (i // columns) + head
         for side, image in enumerate(pair):
-            picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
+            picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert(
+                "RGB"
+            )
             sheet.paste(picture, (x + side * width, y))
     stream = io.BytesIO()
     sheet.save(stream, "PNG")

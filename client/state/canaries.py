@@ -16,7 +16,8 @@ import numpy as np
 from common.errors import RefusedError
 from common.privacy.canaries import Coins, Tally, draw
 from common.privacy.noise import NoiseSource
-from common.wire.tensors import Arrays, atomic_write, dumps, read
+from common.storage.files import atomic_write
+from common.wire.tensors import Arrays, dumps, read
 
 TALLY_CAP_BYTES = 1 << 20
 
@@ -60,7 +61,8 @@ class CanaryFile:
         tally = Tally.from_arrays(arrays)
         if len(tally.included) != self._count:
             raise RefusedError(
-                f"{self._path.name}: {len(tally.included)} canaries, the plan has {self._count}", code="E-CANARIES"
+                f"{self._path.name}: {len(tally.included)} canaries, the plan has {self._count}",
+                code="E-CANARIES",
             )
         return tally, [int(number) for number in rounds]
 

@@ -25,7 +25,9 @@ TRAINERS = ("gan", "glow", "wgan")  # the models that client/child/job.py can tr
 class Data(FrozenModel):
     """Where the images of patients lie. Read only."""
 
-    folder: str = Field(min_length=1, description="folder with DICOM or image files; kohort only reads it")
+    folder: str = Field(
+        min_length=1, description="folder with DICOM or image files; kohort only reads it"
+    )
     labels_csv: str | None = Field(
         default=None, description="CSV with file, patient, label, laterality, mask; null: none"
     )
@@ -37,44 +39,75 @@ class Policy(FrozenModel):
     max_epsilon: float = Field(
         default=10.0, gt=0, le=100, description="most a patient may ever spend, over all studies"
     )
-    max_delta: float = Field(default=1e-5, gt=0, le=0.01, description="delta of that promise; fixed by the first run")
-    min_k: int = Field(default=5, ge=2, description="least patients behind an image; 10 is recommended")
-    min_noise_multiplier: float = Field(default=0.5, gt=0, description="least noise of a private step")
+    max_delta: float = Field(
+        default=1e-5, gt=0, le=0.01, description="delta of that promise; fixed by the first run"
+    )
+    min_k: int = Field(
+        default=5, ge=2, description="least patients behind an image; 10 is recommended"
+    )
+    min_noise_multiplier: float = Field(
+        default=0.5, gt=0, description="least noise of a private step"
+    )
     groupings: tuple[Literal["similar", "similar-swap", "cells", "random", "anchors"], ...] = Field(
         default=("similar", "cells", "random", "anchors"),
         description="ways to form groups that are allowed; similar-swap, the tightest, leaks most about who took part",
     )
-    max_images: int = Field(default=1000, ge=0, description="most images that may leave for one study")
+    max_images: int = Field(
+        default=1000, ge=0, description="most images that may leave for one study"
+    )
     single_images: Literal["never", "allowed"] = Field(
-        default="never", description="whether a privatized image of one patient may leave, where a plan says so"
+        default="never",
+        description="whether a privatized image of one patient may leave, where a plan says so",
     )
     max_epsilon_image: float = Field(
-        default=10.0, gt=0, le=100, description="most epsilon of one such image, per image and not per coordinate"
+        default=10.0,
+        gt=0,
+        le=100,
+        description="most epsilon of one such image, per image and not per coordinate",
     )
     review: Literal["required", "not_required"] = Field(
-        default="required", description="whether a person must approve each image batch (kohort-site review)"
+        default="required",
+        description="whether a person must approve each image batch (kohort-site review)",
     )
 
 
 class Network(FrozenModel):
     """How the server is reached; its address comes with the join file."""
 
-    proxy: str | None = Field(default=None, description="http://host:port of a CONNECT proxy; null: direct")
-    poll_s: float = Field(default=0.5, gt=0, le=60, description="seconds between questions while a round is on")
+    proxy: str | None = Field(
+        default=None, description="http://host:port of a CONNECT proxy; null: direct"
+    )
+    poll_s: float = Field(
+        default=0.5, gt=0, le=60, description="seconds between questions while a round is on"
+    )
     send_slot_s: float = Field(
-        default=2.0, ge=0, le=3600, description="replies leave at multiples of this after the question"
+        default=2.0,
+        ge=0,
+        le=3600,
+        description="replies leave at multiples of this after the question",
     )
 
 
 class Limits(FrozenModel):
     """What this machine gives."""
 
-    max_file_mib: int = Field(default=256, ge=1, le=4096, description="largest image file that is opened")
-    max_message_mib: int = Field(default=512, ge=1, le=4096, description="largest instruction that is accepted")
-    child_memory_gib: float = Field(default=0, ge=0, description="memory of the working child process; 0: no limit")
-    threads: int = Field(default=0, ge=0, le=512, description="threads of the working child process; 0: all cores")
+    max_file_mib: int = Field(
+        default=256, ge=1, le=4096, description="largest image file that is opened"
+    )
+    max_message_mib: int = Field(
+        default=512, ge=1, le=4096, description="largest instruction that is accepted"
+    )
+    child_memory_gib: float = Field(
+        default=0, ge=0, description="memory of the working child process; 0: no limit"
+    )
+    threads: int = Field(
+        default=0, ge=0, le=512, description="threads of the working child process; 0: all cores"
+    )
     retries: int = Field(
-        default=2, ge=0, le=10, description="how often a crashed child is started again, each at full cost"
+        default=2,
+        ge=0,
+        le=10,
+        description="how often a crashed child is started again, each at full cost",
     )
 
 
@@ -143,7 +176,10 @@ def _plan_problems(study: Study, policy: Policy, site: str) -> Iterator[str]:
 def sample(site: str, folder: str, labels_csv: str | None = None) -> str:
     """Return a site.yaml with every key, its default and what it means, made from the model."""
     config = SiteConfig(site=site, data=Data(folder=folder, labels_csv=labels_csv))
-    lines = ["# kohort: what this hospital gives and allows. Nothing in a study plan can raise these limits.", ""]
+    lines = [
+        "# kohort: what this hospital gives and allows. Nothing in a study plan can raise these limits.",
+        "",
+    ]
     return "\n".join([*lines, *_sample_lines(config, "")]) + "\n"
 
 

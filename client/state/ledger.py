@@ -62,12 +62,19 @@ class Reservation:
     def take(self) -> None:
         """Use one step; raises `PolicyError` (E-EXHAUSTED) when none is left."""
         if self.taken >= self.steps:
-            raise PolicyError(f"ledger: reservation {self.id}: all {self.steps} steps are used", code="E-EXHAUSTED")
+            raise PolicyError(
+                f"ledger: reservation {self.id}: all {self.steps} steps are used",
+                code="E-EXHAUSTED",
+            )
         self.taken += 1
 
     def to_json(self) -> str:
         """The reservation for a child process, with the steps that are left."""
-        data = {"id": self.id, "steps": self.steps - self.taken, "event": json.loads(self.event.event())}
+        data = {
+            "id": self.id,
+            "steps": self.steps - self.taken,
+            "event": json.loads(self.event.event()),
+        }
         return canonical(data).decode()
 
     @classmethod
@@ -75,11 +82,22 @@ class Reservation:
         """The reservation in `to_json`'s text; raises `RefusedError` for anything else."""
         try:
             data = json.loads(text)
-            number, steps, event = data["id"], data["steps"], mechanism_from(json.dumps(data["event"]))
-            if len(data) != 3 or type(number) is not int or type(steps) is not int or not 0 <= steps <= event.steps:
+            number, steps, event = (
+                data["id"],
+                data["steps"],
+                mechanism_from(json.dumps(data["event"])),
+            )
+            if (
+                len(data) != 3
+                or type(number) is not int
+                or type(steps) is not int
+                or not 0 <= steps <= event.steps
+            ):
                 raise ValueError("fields")
         except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError("reservation: expected id, steps and event as the ledger wrote them") from error
+            raise RefusedError(
+                "reservation: expected id, steps and event as the ledger wrote them"
+            ) from error
         return cls(number, steps, event)
 
 
@@ -94,7 +112,9 @@ class PracticeReservation:
     def take(self) -> None:
         """Use one step; raises `PolicyError` (E-EXHAUSTED) when none is left."""
         if self.taken >= self.steps:
-            raise PolicyError(f"practice reservation: all {self.steps} steps are used", code="E-EXHAUSTED")
+            raise PolicyError(
+                f"practice reservation: all {self.steps} steps are used", code="E-EXHAUSTED"
+            )
         self.taken += 1
 
 
@@ -126,7 +146,10 @@ class LedgerReport:
                 f"  epsilon per patient: PLD {self.spent.pld:.3f}, RDP {self.spent.rdp:.3f}{prv} at delta {self.spent.delta:g}"
                 f" + sampler {self.spent.sampler_delta:.1g}",
                 f"  cap {self.cap_epsilon:g}, remaining {self.remaining:.3f}",
-                *(f"  recorded, not composed: {mechanism.statement()}" for mechanism in self.declared),
+                *(
+                    f"  recorded, not composed: {mechanism.statement()}"
+                    for mechanism in self.declared
+                ),
             ]
         )
 
@@ -134,14 +157,27 @@ class LedgerReport:
 class Ledger:
     """The ledger file of one site. Every call opens, verifies and closes it; two processes may use it."""
 
-    def __init__(self, path: Path, cap_epsilon: float, delta: float, cohort: str, filter_order: float) -> None:
+    def __init__(
+        self, path: Path, cap_epsilon: float, delta: float, cohort: str, filter_order: float
+    ) -> None:
         self._path = path
         self._cap = cap_epsilon
-        self._opening: dict[str, Any] = {"format": FORMAT, "cohort": cohort, "delta": delta, "order": filter_order}
+        self._opening: dict[str, Any] = {
+            "format": FORMAT,
+            "cohort": cohort,
+            "delta": delta,
+            "order": filter_order,
+        }
 
     @classmethod
     def open(
-        cls, path: Path, *, cap_epsilon: float, delta: float, cohort: str = "", filter_order: float = 4.0
+        cls,
+        path: Path,
+        *,
+        cap_epsilon: float,
+        delta: float,
+        cohort: str = "",
+        filter_order: float = 4.0,
     ) -> "Ledger":
         """The verified ledger at `path`, created if missing.
 
@@ -188,24 +224,42 @@ class Ledger:
         with self._transaction() as (connection, entries):
             reserved = [e for e in entries if e.kind == "reserve" and e.seq == reservation.id]
             if not reserved or reserved[0].data["event"] != json.loads(reservation.event.event()):
-                raise PolicyError(f"ledger: commit: no such reservation {reservation.id}", code="E-COMMIT")
+                raise PolicyError(
+                    f"ledger: commit: no such reservation {reservation.id}", code="E-COMMIT"
+                )
             earlier = [
-                e.data["artefact"] for e in entries if e.kind == "commit" and e.data["reservation"] == reservation.id
+                e.data["artefact"]
+                for e in entries
+                if e.kind == "commit" and e.data["reservation"] == reservation.id
             ]
             if earlier and earlier != [artefact_sha256]:
-                raise PolicyError(f"ledger: commit: reservation {reservation.id} has another artefact", code="E-COMMIT")
+                raise PolicyError(
+                    f"ledger: commit: reservation {reservation.id} has another artefact",
+                    code="E-COMMIT",
+                )
             if not earlier:
-                _append(connection, entries, "commit", {"reservation": reservation.id, "artefact": artefact_sha256})
+                _append(
+                    connection,
+                    entries,
+                    "commit",
+                    {"reservation": reservation.id, "artefact": artefact_sha256},
+                )
 
     def declare(self, event: Mechanism | str, plan_hash: str = "") -> None:
         """Record a mechanism that claims no patient-level epsilon: it is listed, not composed."""
         mechanism = mechanism_from(event if isinstance(event, str) else event.event())
         if mechanism.covers_patient:
             raise PolicyError(
-                "ledger: declare: this mechanism claims epsilon per patient: reserve it", code="E-RESERVE"
+                "ledger: declare: this mechanism claims epsilon per patient: reserve it",
+                code="E-RESERVE",
             )
         with self._transaction() as (connection, entries):
-            _append(connection, entries, "declare", {"event": json.loads(mechanism.event()), "plan": plan_hash})
+            _append(
+                connection,
+                entries,
+                "declare",
+                {"event": json.loads(mechanism.event()), "plan": plan_hash},
+            )
 
     def verify(self) -> None:
         """Recompute the whole chain; raises `RefusedError` (E-LEDGER) naming the first bad entry."""
@@ -250,7 +304,10 @@ class Ledger:
         """Refuse what does not fit; decides only, changes nothing."""
         delta, cap = self._opening["delta"], self._cap
         if not mechanism.covers_patient:
-            raise PolicyError("ledger: groups by similarity have no epsilon per patient: declare it", code="E-DECLARE")
+            raise PolicyError(
+                "ledger: groups by similarity have no epsilon per patient: declare it",
+                code="E-DECLARE",
+            )
         history = (*_mechanisms(entries, "reserve"), mechanism)
         spent = spend(history, delta)
         if not spent.pld <= cap:
@@ -261,7 +318,8 @@ class Ledger:
             )
         if not spent.sampler_delta <= SAMPLER_SHARE * delta:
             raise PolicyError(
-                f"ledger: the sampler's tail would add {spent.sampler_delta:.1g} to delta {delta:g}", code="E-SAMPLER"
+                f"ledger: the sampler's tail would add {spent.sampler_delta:.1g} to delta {delta:g}",
+                code="E-SAMPLER",
             )
         plans = {entry.data["plan"] for entry in entries if entry.kind == "reserve"} | {plan_hash}
         if len(plans) > 1 and not epsilon_rdp(history, delta, order=self._opening["order"]) <= cap:
@@ -286,7 +344,9 @@ class Ledger:
         with _faults_named(self._path):
             if not self._path.exists():
                 os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY, 0o600))
-            with closing(sqlite3.connect(self._path, timeout=LOCK_WAIT_S, isolation_level=None)) as connection:
+            with closing(
+                sqlite3.connect(self._path, timeout=LOCK_WAIT_S, isolation_level=None)
+            ) as connection:
                 connection.text_factory = bytes
                 connection.execute("PRAGMA journal_mode=DELETE")
                 connection.execute("PRAGMA synchronous=EXTRA")
@@ -328,21 +388,30 @@ def _verified(number: int, row: tuple[Any, ...], previous: str) -> Entry:
     return Entry(number, kind.decode(), json.loads(body), digest.decode())
 
 
-def _append(connection: sqlite3.Connection, entries: list[Entry], kind: str, data: dict[str, Any]) -> Entry:
+def _append(
+    connection: sqlite3.Connection, entries: list[Entry], kind: str, data: dict[str, Any]
+) -> Entry:
     previous = entries[-1].hash if entries else GENESIS
     number, body = len(entries) + 1, canonical(data)
     digest = _digest(previous, number, kind.encode(), body)
-    connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (number, kind, body.decode(), previous, digest))
+    connection.execute(
+        "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
+        (number, kind, body.decode(), previous, digest),
+    )
     connection.execute(f"PRAGMA user_version={number}")
     return Entry(number, kind, data, digest)
 
 
 def _digest(previous: str, number: int, kind: bytes, body: bytes) -> str:
-    return hashlib.sha256(b"\n".join([previous.encode(), str(number).encode(), kind, body])).hexdigest()
+    return hashlib.sha256(
+        b"\n".join([previous.encode(), str(number).encode(), kind, body])
+    ).hexdigest()
 
 
 def _mechanisms(entries: list[Entry] | tuple[Entry, ...], kind: str) -> tuple[Mechanism, ...]:
-    return tuple(mechanism_from(json.dumps(entry.data["event"])) for entry in entries if entry.kind == kind)
+    return tuple(
+        mechanism_from(json.dumps(entry.data["event"])) for entry in entries if entry.kind == kind
+    )
 
 
 def _head(entries: tuple[Entry, ...]) -> str:
@@ -363,7 +432,9 @@ def _faults_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentFault(f"ledger {path}: {error.strerror}", hint="check the path and its owner") from error
+        raise EnvironmentFault(
+            f"ledger {path}: {error.strerror}", hint="check the path and its owner"
+        ) from error
     except sqlite3.DatabaseError as error:
         name = str(getattr(error, "sqlite_errorname", ""))
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
@@ -371,9 +442,14 @@ def _faults_named(path: Path) -> Iterator[None]:
         elif name.startswith("SQLITE_FULL"):
             hint, code = "free some space there and start again; nothing was spent", "E-DISK-FULL"
         elif name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
-            hint, code = "check the disk, the path and its owner; nothing was spent", "E-ENVIRONMENT"
+            hint, code = (
+                "check the disk, the path and its owner; nothing was spent",
+                "E-ENVIRONMENT",
+            )
         else:
             raise RefusedError(
-                f"ledger {path}: damaged ({error})", hint="restore the newest intact copy", code="E-LEDGER"
+                f"ledger {path}: damaged ({error})",
+                hint="restore the newest intact copy",
+                code="E-LEDGER",
             ) from error
         raise EnvironmentFault(f"ledger {path}: {error}", hint=hint, code=code) from error

@@ -20,12 +20,12 @@ from pydantic import Field, ValidationError
 
 from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError, disk_faults_named
+from common.storage.files import read_capped
 from common.storage.journal import Journal
 from common.study.plan import Identifier, Intake, Study, copy_bundle, open_bundle
 from common.wire import signing
 from common.wire.app_bundle import fab_hash
 from common.wire.messages import canonical
-from common.wire.tensors import read_capped
 
 JSON_CAP_BYTES = 1 << 20
 KEY_BYTES = 32
@@ -50,11 +50,16 @@ class Membership(FrozenModel):
 def read_membership(path: Path) -> Membership:
     """Return the membership in a join file; raises ConfigurationError."""
     if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file", hint="kohort-site join FILE, with the operator's join file")
+        raise ConfigurationError(
+            f"{path}: no such file", hint="kohort-site join FILE, with the operator's join file"
+        )
     try:
         return Membership.model_validate_json(read_capped(path, JSON_CAP_BYTES))
     except ValidationError as error:
-        wrong = ", ".join(sorted({str(item["loc"][0]) for item in error.errors() if item["loc"]})) or "the file"
+        wrong = (
+            ", ".join(sorted({str(item["loc"][0]) for item in error.errors() if item["loc"]}))
+            or "the file"
+        )
         raise ConfigurationError(
             f"{path}: not a join file of kohort ({wrong})", hint="ask the operator again"
         ) from error
@@ -114,7 +119,9 @@ class State:
         """Return the pseudonym key; raises ConfigurationError unless it has 32 bytes."""
         key = read_capped(self.pseudonym_key, KEY_BYTES)
         if len(key) != KEY_BYTES:
-            raise ConfigurationError(f"{self.pseudonym_key}: {len(key)} bytes, expected {KEY_BYTES}")
+            raise ConfigurationError(
+                f"{self.pseudonym_key}: {len(key)} bytes, expected {KEY_BYTES}"
+            )
         return key
 
     def cohort_name(self) -> str:
@@ -167,17 +174,23 @@ class Plans:
             )
         study = open_bundle(self.folder(plan_hash), self.operator)
         if study.hash() != plan_hash:
-            raise RefusedError(f"plan {plan_hash[:12]}: the stored plan is another one", code="E-PLAN-ALTERED")
+            raise RefusedError(
+                f"plan {plan_hash[:12]}: the stored plan is another one", code="E-PLAN-ALTERED"
+            )
         return study
 
     def hashes(self) -> tuple[str, ...]:
         """Return the hashes of all approved plans, oldest first."""
-        keys = dict.fromkeys(entry.key.removeprefix("plan/") for entry in self.state.journal.entries("plan/"))
+        keys = dict.fromkeys(
+            entry.key.removeprefix("plan/") for entry in self.state.journal.entries("plan/")
+        )
         return tuple(plan_hash for plan_hash in keys if self.approved(plan_hash))
 
     def pins(self) -> set[str]:
         """Return the app hashes that Flower reports for the approved plans."""
-        return {fab_hash(read_capped(self.folder(h) / "study.yaml", 1 << 20)) for h in self.hashes()}
+        return {
+            fab_hash(read_capped(self.folder(h) / "study.yaml", 1 << 20)) for h in self.hashes()
+        }
 
     def folder(self, plan_hash: str) -> Path:
         """Return the folder of a plan's bundle."""

@@ -91,8 +91,12 @@ class GroupStatistics:
                 f"group statistics: expected at least k={self.group.k} distinct patients behind every window; got fewer",
                 code="E-GROUP-SIZE",
             )
-        if not all(bool(torch.isfinite(value).all()) for value in (self.centroid, self.content, self.grams)):
-            raise Bug("group statistics: not finite; inversion must reject such an image before it is averaged")
+        if not all(
+            bool(torch.isfinite(value).all()) for value in (self.centroid, self.content, self.grams)
+        ):
+            raise Bug(
+                "group statistics: not finite; inversion must reject such an image before it is averaged"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,16 @@ def window_grams(features: Tensor, windows: int) -> Tensor:
     """
     n, c, height, width = features.shape
     if height % windows or width % windows:
-        raise ConfigurationError(f"alignment: windows is {windows}; expected a divisor of {height} and {width}")
+        raise ConfigurationError(
+            f"alignment: windows is {windows}; expected a divisor of {height} and {width}"
+        )
     h, w = height // windows, width // windows
     cells = features.float() if features.dtype == torch.bfloat16 else features
-    cells = cells.reshape(n, c, windows, h, windows, w).permute(0, 2, 4, 1, 3, 5).reshape(n * windows**2, c, h * w)
+    cells = (
+        cells.reshape(n, c, windows, h, windows, w)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(n * windows**2, c, h * w)
+    )
     with torch.autocast(features.device.type, enabled=False):
         return torch.bmm(cells, cells.transpose(1, 2)).div(c * h * w).reshape(n, windows**2, c, c)
 
@@ -141,7 +151,11 @@ def content_features(critic: Critic, x: Tensor) -> Tensor:
 
 
 def measure_patients(
-    images: NDArray[np.uint8], inversion: Inversion, who: Roster, critic: Critic, plan: AlignmentPlan
+    images: NDArray[np.uint8],
+    inversion: Inversion,
+    who: Roster,
+    critic: Critic,
+    plan: AlignmentPlan,
 ) -> dict[str, PatientStatistics]:
     """Return each patient's statistics: style of the real images [N, H, W, C], content of the inverted ones.
 
@@ -152,15 +166,22 @@ def measure_patients(
         for name, rows in zip(who.pseudonyms, who.images, strict=True):
             index = list(rows)
             if not inversion.accepted[index].all():
-                raise Bug("alignment: a rejected image on the roster; make it with usable=inversion.accepted")
+                raise Bug(
+                    "alignment: a rejected image on the roster; make it with usable=inversion.accepted"
+                )
             grams = window_grams(style_features(to_unit(np.asarray(images[index]))), plan.windows)
             content = content_features(critic, inversion.reconstructions[index])
-            found[name] = PatientStatistics(inversion.codes[index].mean(0), content.mean(0), grams.mean(0))
+            found[name] = PatientStatistics(
+                inversion.codes[index].mean(0), content.mean(0), grams.mean(0)
+            )
     return found
 
 
 def gather(
-    groups: Sequence[Group], patients: Mapping[str, PatientStatistics], generator: Generator, plan: AlignmentPlan
+    groups: Sequence[Group],
+    patients: Mapping[str, PatientStatistics],
+    generator: Generator,
+    plan: AlignmentPlan,
 ) -> list[GroupStatistics]:
     """Return the statistics of each group, the only thing that leaves this function about its members.
 
@@ -195,7 +216,11 @@ def align(
     parts = []
     with frozen(generator, critic):
         for start in range(0, len(statistics), plan.batch):
-            parts.append(_align_batch(statistics[start : start + plan.batch], generator, critic, plan, spread))
+            parts.append(
+                _align_batch(
+                    statistics[start : start + plan.batch], generator, critic, plan, spread
+                )
+            )
             progress(min(start + plan.batch, len(statistics)), len(statistics))
     return Aligned(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -205,7 +230,9 @@ def alignment_loss(
     spread: float,
 ) -> Tensor:  # fmt: skip
     """Return the loss [B] of codes [B, L, d_w] against each group's statistics (formula above)."""
-    centroid, content, grams = (torch.stack([getattr(t, f) for t in targets]) for f in ("centroid", "content", "grams"))
+    centroid, content, grams = (
+        torch.stack([getattr(t, f) for t in targets]) for f in ("centroid", "content", "grams")
+    )
     with torch.autocast(codes.device.type, torch.bfloat16, enabled=plan.bfloat16):
         image = generator.synthesis(codes)
         seen, drawn = content_features(critic, image).to(codes.dtype), style_features(image)
@@ -224,7 +251,11 @@ def render(codes: Tensor, generator: Generator, random: torch.Generator) -> NDAr
 
 
 def outputs(
-    codes: Tensor, count: int, generator: Generator, random: torch.Generator, variation: float = VARIATION
+    codes: Tensor,
+    count: int,
+    generator: Generator,
+    random: torch.Generator,
+    variation: float = VARIATION,
 ) -> list[NDArray[np.uint8]]:
     """Return `count` stacks of uint8 images [G, H, W, C] of codes [G, L, d_w]: the first of the codes themselves, each
     further one of codes moved by `variation` times the deviation of a fresh generator sample from their mean.
@@ -236,7 +267,9 @@ def outputs(
         raise ConfigurationError(f"alignment: outputs a group is {count}; expected 1 or more")
     stacks = [render(codes, generator, random)]
     with torch.no_grad():
-        mean = generator.mapping(torch.randn(SPREAD_SAMPLES, generator.latent, generator=random)).mean(0)
+        mean = generator.mapping(
+            torch.randn(SPREAD_SAMPLES, generator.latent, generator=random)
+        ).mean(0)
         for _ in range(count - 1):
             w = generator.mapping(torch.randn(len(codes), generator.latent, generator=random))
             stacks.append(render(codes + variation * (w - mean)[:, None, :], generator, random))
@@ -244,7 +277,11 @@ def outputs(
 
 
 def _align_batch(
-    targets: Sequence[GroupStatistics], generator: Generator, critic: Critic, plan: AlignmentPlan, spread: float
+    targets: Sequence[GroupStatistics],
+    generator: Generator,
+    critic: Critic,
+    plan: AlignmentPlan,
+    spread: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best codes of a batch of groups, loss at the start, best loss, steps; a group that stalls is done."""
     codes = torch.stack([t.centroid for t in targets]).requires_grad_()
@@ -257,8 +294,14 @@ def _align_batch(
         loss = alignment_loss(codes, targets, generator, critic, plan, spread)
         value = loss.detach()
         first = first or [value]
-        better = (stale < plan.patience) & (value < lowest) if step else torch.ones_like(value, dtype=torch.bool)
-        stale = torch.where(better & (value < lowest * (1 - 1e-3)), 0, stale + (stale < plan.patience))
+        better = (
+            (stale < plan.patience) & (value < lowest)
+            if step
+            else torch.ones_like(value, dtype=torch.bool)
+        )
+        stale = torch.where(
+            better & (value < lowest * (1 - 1e-3)), 0, stale + (stale < plan.patience)
+        )
         best[better], lowest[better], taken[better] = codes.detach()[better], value[better], step
         if step == plan.steps or not (stale < plan.patience).any():
             break
@@ -277,7 +320,10 @@ def _filters(channels: int) -> tuple[Tensor, Tensor]:
     """The fixed filters [24, C, 3, 3], each of mean zero over its window, and [24, 24, 3, 3]."""
     random = torch.Generator().manual_seed(STYLE_SEED)
     shapes = ((STYLE_CHANNELS, channels, 3, 3), (STYLE_CHANNELS, STYLE_CHANNELS, 3, 3))
-    filters = [torch.nn.init.orthogonal_(torch.empty(shape), math.sqrt(2), generator=random) for shape in shapes]
+    filters = [
+        torch.nn.init.orthogonal_(torch.empty(shape), math.sqrt(2), generator=random)
+        for shape in shapes
+    ]
     return filters[0] - filters[0].mean((2, 3), keepdim=True), filters[1]
 
 

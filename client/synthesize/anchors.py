@@ -72,20 +72,36 @@ def noisy_means(
     _check_paired(mechanism, reservation, noise)
     cell_of, sums, counts = totals(who, codes, cells, strata, mechanism)
     reservation.take()  # 1
-    noisy_sums = sums + noise.gaussian_lattice(sums.size, mechanism.sum_multiplier).reshape(sums.shape)
-    noisy_counts = counts * LATTICE + noise.gaussian_lattice(len(counts), mechanism.count_multiplier)
-    shown = (counts >= mechanism.k) & (noisy_counts >= math.ceil(mechanism.threshold * LATTICE))  # 5
+    noisy_sums = sums + noise.gaussian_lattice(sums.size, mechanism.sum_multiplier).reshape(
+        sums.shape
+    )
+    noisy_counts = counts * LATTICE + noise.gaussian_lattice(
+        len(counts), mechanism.count_multiplier
+    )
+    shown = (counts >= mechanism.k) & (
+        noisy_counts >= math.ceil(mechanism.threshold * LATTICE)
+    )  # 5
     means = noisy_sums[shown] * mechanism.radius / noisy_counts[shown, None]  # 6
-    members = ([who.pseudonyms[i] for i in np.flatnonzero(cell_of == cell)] for cell in np.flatnonzero(shown))
+    members = (
+        [who.pseudonyms[i] for i in np.flatnonzero(cell_of == cell)]
+        for cell in np.flatnonzero(shown)
+    )
     groups = [
         Group(tuple(names), strata[cell // len(cells.centres)], mechanism.k)
         for cell, names in zip(np.flatnonzero(shown).tolist(), members, strict=True)
     ]
-    return [NoisyMean(group, code) for group, code in zip(groups, cut(means, mechanism.radius), strict=True)]
+    return [
+        NoisyMean(group, code)
+        for group, code in zip(groups, cut(means, mechanism.radius), strict=True)
+    ]
 
 
 def totals(
-    who: Roster, codes: NDArray[np.floating], cells: Cells, strata: Sequence[Stratum], mechanism: NoisyAnchors
+    who: Roster,
+    codes: NDArray[np.floating],
+    cells: Cells,
+    strata: Sequence[Stratum],
+    mechanism: NoisyAnchors,
 ) -> tuple[Integers, Integers, Integers]:
     """Steps 2 to 4: each patient's cell [patients], and of every cell the sum [cells, components] and count [cells]."""
     integers = on_lattice(codes, mechanism, len(who.pseudonyms))  # 2
@@ -106,8 +122,12 @@ def on_lattice(codes: NDArray[np.floating], mechanism: NoisyAnchors, patients: i
     """
     points = np.asarray(codes, np.float64)
     if points.shape != (patients, mechanism.components):
-        raise ConfigurationError(f"anchors: codes {points.shape}; expected {(patients, mechanism.components)}")
-    points = cut(np.where(np.isfinite(points), np.clip(points, -1e100, 1e100), 0.0), mechanism.radius)
+        raise ConfigurationError(
+            f"anchors: codes {points.shape}; expected {(patients, mechanism.components)}"
+        )
+    points = cut(
+        np.where(np.isfinite(points), np.clip(points, -1e100, 1e100), 0.0), mechanism.radius
+    )
     integers = np.trunc(points * (LATTICE / mechanism.radius)).astype(np.int64)
     if (np.square(integers).sum(axis=1) > LATTICE**2).any():
         raise Bug("anchors: a code lies outside the ball that the noise is made for")
@@ -117,7 +137,9 @@ def on_lattice(codes: NDArray[np.floating], mechanism: NoisyAnchors, patients: i
 def cut(codes: Floats, radius: float) -> Floats:
     """The codes [N, m], those longer than the radius shortened to just below it."""
     norms = np.linalg.norm(codes, axis=1, keepdims=True)
-    shortened: Floats = np.where(norms > radius, codes * (radius * (1 - 1e-12) / np.maximum(norms, radius)), codes)
+    shortened: Floats = np.where(
+        norms > radius, codes * (radius * (1 - 1e-12) / np.maximum(norms, radius)), codes
+    )
     return shortened
 
 
@@ -131,9 +153,14 @@ def _check_constants(cells: Cells, strata: Sequence[Stratum], mechanism: NoisyAn
         )
 
 
-def _check_paired(mechanism: NoisyAnchors, reservation: Reservation | PracticeReservation, noise: Noise) -> None:
+def _check_paired(
+    mechanism: NoisyAnchors, reservation: Reservation | PracticeReservation, noise: Noise
+) -> None:
     """Promise 1."""
-    if (type(reservation), type(noise)) not in ((Reservation, NoiseSource), (PracticeReservation, SeededNoiseSource)):
+    if (type(reservation), type(noise)) not in (
+        (Reservation, NoiseSource),
+        (PracticeReservation, SeededNoiseSource),
+    ):
         raise PolicyError(
             f"anchors: {type(reservation).__name__} with {type(noise).__name__}: expected Reservation with NoiseSource",
             hint="tests that need repeatable noise pair SeededNoiseSource with PracticeReservation",
@@ -151,11 +178,17 @@ def latents(codes: Sequence[Floats], whitening: Whitening, generator: Generator)
     flat = np.stack(codes)
     used = whitening.directions[:, : flat.shape[1]]
     undone = whitening.mean + flat @ (used / np.square(used).sum(axis=0)).T
-    return torch.from_numpy(undone).float().reshape(len(flat), generator.layer_count, generator.latent)
+    return (
+        torch.from_numpy(undone).float().reshape(len(flat), generator.layer_count, generator.latent)
+    )
 
 
 def images(
-    means: Sequence[NoisyMean], whitening: Whitening, generator: Generator, outputs: int, random: torch.Generator
+    means: Sequence[NoisyMean],
+    whitening: Whitening,
+    generator: Generator,
+    outputs: int,
+    random: torch.Generator,
 ) -> list[NDArray[np.uint8]]:
     """Return `outputs` stacks of uint8 images [N, H, W, C], each image with its own noise maps from `random`.
 

@@ -65,7 +65,8 @@ class Group:
             raise PolicyError(f"group: k is {self.k}; expected 2 or more", code="E-GROUP-SIZE")
         if len(set(self.members)) < max(self.k, len(self.members)):
             raise PolicyError(
-                f"group: expected at least k={self.k} distinct patients, each once; got fewer", code="E-GROUP-SIZE"
+                f"group: expected at least k={self.k} distinct patients, each once; got fewer",
+                code="E-GROUP-SIZE",
             )
         object.__setattr__(self, "members", tuple(sorted(self.members)))
         object.__setattr__(self, "stratum", Stratum(*self.stratum))
@@ -135,10 +136,14 @@ def roster(
         images_of.setdefault(pseudonyms[int(patient_of[i])], {}).setdefault(stratum, []).append(i)
     rows = [(name, *_chosen_stratum(name, strata, key)) for name, strata in images_of.items()]
     rows.sort(key=lambda row: _keyed(key, "order", row[0]))
-    return Roster(tuple(r[0] for r in rows), tuple(r[1] for r in rows), tuple(tuple(r[2]) for r in rows))
+    return Roster(
+        tuple(r[0] for r in rows), tuple(r[1] for r in rows), tuple(tuple(r[2]) for r in rows)
+    )
 
 
-def _chosen_stratum(name: str, strata: dict[Stratum, list[int]], key: bytes) -> tuple[Stratum, list[int]]:
+def _chosen_stratum(
+    name: str, strata: dict[Stratum, list[int]], key: bytes
+) -> tuple[Stratum, list[int]]:
     """The patient's one stratum: highest label, ties between eyes by keyed digest."""
     best = max(strata, key=lambda s: (s.label, _keyed(key, f"eye-{s.laterality}", name)))
     return best, strata[best]
@@ -201,24 +206,34 @@ def _parts(
     if points is None:
         return _random_parts(names, list(range(len(names))), k, key)
     if cells is None:
-        rule = {"paper": partition.greedy_paper, "similar-swap": partition.greedy_swapped}.get(mode, partition.greedy)
+        rule = {"paper": partition.greedy_paper, "similar-swap": partition.greedy_swapped}.get(
+            mode, partition.greedy
+        )
         return partition.parts_of(rule(points, k))
     if mode == "anchors":
         near = partition.nearest(points, cells.centres)
         return [np.flatnonzero(near == cell).tolist() for cell in np.unique(near)]
-    areas = partition.parts_of(partition.cells_of_rows(points, cells.centres, partition.CELL_LEAST * k))
+    areas = partition.parts_of(
+        partition.cells_of_rows(points, cells.centres, partition.CELL_LEAST * k)
+    )
     return [part for area in areas for part in _random_parts(names, area, k, key)]
 
 
-def _checked_codes(who: Roster, mode: Mode, codes: NDArray[np.floating] | None, cells: Cells | None) -> Floats | None:
+def _checked_codes(
+    who: Roster, mode: Mode, codes: NDArray[np.floating] | None, cells: Cells | None
+) -> Floats | None:
     """The codes as float64, or None for `random`; what does not fit the mode is refused."""
     if mode not in MODES:
         raise ConfigurationError(f"grouping: mode {mode!r}; expected one of {', '.join(MODES)}")
     if (mode in ("cells", "anchors")) != isinstance(cells, Cells):
-        raise ConfigurationError("grouping: modes cells and anchors, and they alone, take Cells of generator samples")
+        raise ConfigurationError(
+            "grouping: modes cells and anchors, and they alone, take Cells of generator samples"
+        )
     if mode == "random":
         if codes is not None:
-            raise ConfigurationError("grouping: mode random takes no codes; no pixel may decide who is grouped")
+            raise ConfigurationError(
+                "grouping: mode random takes no codes; no pixel may decide who is grouped"
+            )
         return None
     if codes is None or len(codes) != len(who.pseudonyms):
         raise ConfigurationError(f"grouping: mode {mode} needs one code per patient of the roster")
@@ -289,17 +304,24 @@ class GroupStore:
                     )
                 row = (group.token, group.stratum.label, group.stratum.laterality, group.k)
                 self._db.execute("INSERT INTO grouped VALUES (?, ?, ?, ?)", row)
-                self._db.executemany("INSERT INTO member VALUES (?, ?)", ((m, group.token) for m in group.members))
+                self._db.executemany(
+                    "INSERT INTO member VALUES (?, ?)", ((m, group.token) for m in group.members)
+                )
 
     def groups(self) -> tuple[Group, ...]:
         """Return all frozen groups."""
         with self._faults_named():
-            rows = self._db.execute("SELECT token, label, laterality, k FROM grouped ORDER BY token").fetchall()
+            rows = self._db.execute(
+                "SELECT token, label, laterality, k FROM grouped ORDER BY token"
+            ).fetchall()
             members = self._db.execute("SELECT token, pseudonym FROM member").fetchall()
         of: dict[str, list[str]] = {}
         for token, pseudonym in members:
             of.setdefault(token, []).append(pseudonym)
-        return tuple(Group(tuple(of.get(token, ())), Stratum(label, side), k) for token, label, side, k in rows)
+        return tuple(
+            Group(tuple(of.get(token, ())), Stratum(label, side), k)
+            for token, label, side, k in rows
+        )
 
     def settle(self, who: Roster, k: int) -> tuple[tuple[Group, ...], tuple[str, ...], Roster]:
         """Return (frozen groups to release again, patients held back, roster of patients in no frozen group).
@@ -312,7 +334,8 @@ class GroupStore:
         again = [
             Group(group.members, group.stratum, k)
             for group in frozen
-            if len(group.members) >= k and all(stratum_of.get(m) == group.stratum for m in group.members)
+            if len(group.members) >= k
+            and all(stratum_of.get(m) == group.stratum for m in group.members)
         ]
         taken = set(chain.from_iterable(group.members for group in frozen))
         released = set(chain.from_iterable(group.members for group in again))
@@ -346,7 +369,11 @@ class GroupStore:
             yield
         except sqlite3.Error as error:
             full = "full" in str(error)
-            hint = "free some space there and start again" if full else "restore the file from backup; never delete it"
+            hint = (
+                "free some space there and start again"
+                if full
+                else "restore the file from backup; never delete it"
+            )
             raise EnvironmentFault(
                 f"group store {self.path}: {error}", hint=hint, code="E-DISK-FULL" if full else None
             ) from error

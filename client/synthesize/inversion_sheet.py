@@ -28,13 +28,21 @@ def inversion_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
     zoom = max(1, LEAST_CELL_PX // images.shape[1])
     height, width = images.shape[1] * zoom, images.shape[2] * zoom
     cell_w, cell_h = max(2 * width, 128) + GAP_PX, height + CAPTION_PX
-    sheet = Image.new("RGB", (cell_w * min(COLUMNS, len(rows)), cell_h * -(-len(rows) // COLUMNS)), "white")
+    sheet = Image.new(
+        "RGB", (cell_w * min(COLUMNS, len(rows)), cell_h * -(-len(rows) // COLUMNS)), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     for place, row in enumerate(rows.tolist()):
         x, y = cell_w * (place % COLUMNS), cell_h * (place // COLUMNS)
-        for side, image in enumerate((images[row], to_uint8(found.reconstructions[row : row + 1])[0])):
-            picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
-            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x + side * width, y))
+        for side, image in enumerate(
+            (images[row], to_uint8(found.reconstructions[row : row + 1])[0])
+        ):
+            picture = Image.fromarray(
+                np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
+            )
+            sheet.paste(
+                picture.resize((width, height), Image.Resampling.NEAREST), (x + side * width, y)
+            )
         text, colour = ("", "black") if found.accepted[row] else (" left out", "red")
         draw.text((x + 2, y + height + 2), f"{row} {found.errors[row]:.3f}{text}", fill=colour)
     stream = io.BytesIO()

@@ -54,8 +54,12 @@ class InversionPlan:
     own_factor: float = 4.0
     least_own: float = 0.06
     turned: int = 48  # samples that are also looked at lying on their sides
-    least_upright: float = 0.9  # share of them that must invert best upright, or the generator knows no way up
-    clearly: float = 1.5  # by this factor: samples of an untrained generator invert a little better one way
+    least_upright: float = (
+        0.9  # share of them that must invert best upright, or the generator knows no way up
+    )
+    clearly: float = (
+        1.5  # by this factor: samples of an untrained generator invert a little better one way
+    )
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ class Whitening:
     def fit(cls, of: GeneratorCodes, components: int) -> Whitening:
         """Return the whitening by up to `components` principal directions; refuses anything but `GeneratorCodes`."""
         if not isinstance(of, GeneratorCodes):
-            raise Bug("Whitening.fit takes GeneratorCodes; the cohort's codes must not shape the space")
+            raise Bug(
+                "Whitening.fit takes GeneratorCodes; the cohort's codes must not shape the space"
+            )
         mean = of.codes.mean(axis=0)
         _, singular, directions = np.linalg.svd(of.codes - mean, full_matrices=False)
         variance = singular**2 / max(1, len(of.codes) - 1)
@@ -116,7 +122,9 @@ class Inversion:
     accepted: NDArray[np.bool_]
 
 
-def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, random: torch.Generator) -> Reference:
+def reference(
+    generator: Generator, encoder: Encoder, plan: InversionPlan, random: torch.Generator
+) -> Reference:
     """Return the reference from `plan.samples` generator samples (`random` may be seeded: nothing here is private).
 
     Threshold: the smaller of two RMSEs. (a) The `mismatch_quantile` between unrelated samples: a reconstruction further
@@ -136,7 +144,9 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
     with frozen(generator, encoder), torch.no_grad():
         for start in range(0, plan.samples, plan.batch):
             w = generator.mapping(
-                torch.randn(min(plan.batch, plan.samples - start), generator.latent, generator=random)
+                torch.randn(
+                    min(plan.batch, plan.samples - start), generator.latent, generator=random
+                )
             )
             image = generator.synthesis(generator.broadcast(w), noise=random).clamp(-1, 1)
             inverted = encoder.invert(image, generator, plan.iterations, keep_best=True)
@@ -152,7 +162,9 @@ def reference(generator: Generator, encoder: Encoder, plan: InversionPlan, rando
         )
     samples = GeneratorCodes(every.double().numpy())
     whitening = Whitening.fit(samples, plan.components)
-    foreign = max(float(np.quantile(_rmse(x, x.roll(1, dims=0)), plan.mismatch_quantile)), plan.least_mismatch)
+    foreign = max(
+        float(np.quantile(_rmse(x, x.roll(1, dims=0)), plan.mismatch_quantile)), plan.least_mismatch
+    )
     own = plan.own_factor * float(np.quantile(_rmse(x, torch.cat(rebuilt)), plan.own_quantile))
     threshold = min(foreign, max(own, plan.least_own))
     spread = float((w - w.mean(dim=0)).square().mean().sqrt())
@@ -224,7 +236,11 @@ def mean_colours(x: Tensor) -> NDArray[np.float64]:
 
 
 def _on_its_side(
-    x: Tensor, errors: NDArray[np.float64], generator: Generator, encoder: Encoder, plan: InversionPlan
+    x: Tensor,
+    errors: NDArray[np.float64],
+    generator: Generator,
+    encoder: Encoder,
+    plan: InversionPlan,
 ) -> NDArray[np.bool_]:
     """bool [N]: True unless the encoder's `errors` on images [N, C, S, S] are below those on them turned by a quarter."""
     lying = np.zeros(len(x), bool)
@@ -244,7 +260,9 @@ def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.array(grey) < BLANK_DEVIATION
 
 
-def _refined(x: Tensor, start: Tensor, generator: Generator, plan: InversionPlan, spread: float) -> Tensor:
+def _refined(
+    x: Tensor, start: Tensor, generator: Generator, plan: InversionPlan, spread: float
+) -> Tensor:
     """Codes after `plan.steps` of Adam on the pixels at three scales, held near the encoder's codes."""
     codes = start.clone().requires_grad_()
     adam = Adam(codes)
@@ -280,7 +298,9 @@ class Adam:
 
 def _pyramid_error(a: Tensor, b: Tensor) -> Tensor:
     """Squared difference [N], averaged over full, half and quarter resolution."""
-    terms = [(F.avg_pool2d(a - b, s) if s > 1 else a - b).square().mean((1, 2, 3)) for s in (1, 2, 4)]
+    terms = [
+        (F.avg_pool2d(a - b, s) if s > 1 else a - b).square().mean((1, 2, 3)) for s in (1, 2, 4)
+    ]
     return torch.stack(terms).mean(0)
 
 

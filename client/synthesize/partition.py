@@ -30,7 +30,9 @@ Rule = Callable[[Floats, int], Indices]
 DENSE_ROWS = 15_000
 BLOCK, LOOKED = 1024, 256  # rows at a time, so that a block stays in cache
 SWAP_NEIGHBOURS, SWAP_SWEEPS = 20, 60
-SWAP_LEAST_GAIN = 1e-5  # of the mean squared distance to the mean: ten times what float32 rounds away
+SWAP_LEAST_GAIN = (
+    1e-5  # of the mean squared distance to the mean: ten times what float32 rounds away
+)
 CELL_LEAST = 2  # times k: cells of 2k rows or more, about 4k on average
 
 
@@ -119,7 +121,9 @@ def _lattice(points: Floats, terms: int) -> Floats:
     count, dimension = points.shape
     if not count or not dimension:
         return np.zeros((count, max(dimension, 1)))
-    bits = int(min((50 - math.log2(dimension) - math.log2(terms)) // 2, 23 - math.log2(dimension) / 2))
+    bits = int(
+        min((50 - math.log2(dimension) - math.log2(terms)) // 2, 23 - math.log2(dimension) / 2)
+    )
     centred = points - (points.max(axis=0) + points.min(axis=0)) / 2
     largest = float(np.abs(centred).max())
     return np.rint(centred * ((2**bits - 1) / largest)) if largest > 0 else np.zeros_like(centred)
@@ -235,7 +239,9 @@ class _Swaps:
         self.table = np.full((len(self.sizes), int(self.sizes.max())), -1, np.int64)
         self.table[group_of, self.slot] = np.arange(len(rows))
         self.sums = np.add.reduceat(rows[order], starts, axis=0)
-        self.inner = np.empty((len(self.sizes), len(rows)), np.float32)  # 2 x·mean of every part's mean and every row
+        self.inner = np.empty(
+            (len(self.sizes), len(rows)), np.float32
+        )  # 2 x·mean of every part's mean and every row
         self._update(np.arange(len(self.sizes)))
 
     def _neighbours(self) -> Indices:
@@ -279,7 +285,10 @@ class _Swaps:
         first = np.flatnonzero(np.append(True, which[1:] != which[:-1]))
         top = np.maximum.reduceat(value, first)
         lines = np.flatnonzero(value == np.repeat(top, np.diff(np.append(first, len(which)))))[::-1]
-        self.gain[i[lines]], self.partner[i[lines]] = value[lines], partner[lines]  # of equals the first line stays
+        self.gain[i[lines]], self.partner[i[lines]] = (
+            value[lines],
+            partner[lines],
+        )  # of equals the first line stays
 
     def _squared(self, i: Indices, j: Indices) -> Singles:
         """Squared distances of rows i [P] to rows j [P, s]."""
@@ -287,8 +296,12 @@ class _Swaps:
             found: Singles = self.distances.take(j + (i * len(self.rows))[:, None], mode="clip")
             found *= found
             return found
-        inner = np.stack([self.rows[columns] @ self.rows[row] for row, columns in zip(i, j, strict=True)])
-        squared: Singles = (self.squares[i, None] + self.squares[j] - 2.0 * inner).astype(np.float32)
+        inner = np.stack(
+            [self.rows[columns] @ self.rows[row] for row, columns in zip(i, j, strict=True)]
+        )
+        squared: Singles = (self.squares[i, None] + self.squares[j] - 2.0 * inner).astype(
+            np.float32
+        )
         return squared
 
     def apply(self) -> NDArray[np.bool_]:

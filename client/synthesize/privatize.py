@@ -85,14 +85,23 @@ def privatize(
     flow whose weights are not finite.
     """
     if not (noise.private or practice):
-        raise PolicyError("privatize: the noise source repeats itself; expected NoiseSource", code="E-NOISE")
+        raise PolicyError(
+            "privatize: the noise source repeats itself; expected NoiseSource", code="E-NOISE"
+        )
     _check_dimensions(model, mechanism, basis)
     for group in groups:
         if len(group) < mechanism.k or any(len(images) < 1 for images in group):
-            raise PolicyError(f"privatize: a group has fewer than k={mechanism.k} patients", code="E-GROUP-SIZE")
+            raise PolicyError(
+                f"privatize: a group has fewer than k={mechanism.k} patients", code="E-GROUP-SIZE"
+            )
         if isinstance(mechanism, PrivUnit) and len(group) != 1:
-            raise PolicyError(f"privatize: privunit takes one patient, got {len(group)}", code="E-GROUP-SIZE")
-    means = [_noised_mean(_patients(group, model, mechanism, basis), mechanism, noise) for group in groups]
+            raise PolicyError(
+                f"privatize: privunit takes one patient, got {len(group)}", code="E-GROUP-SIZE"
+            )
+    means = [
+        _noised_mean(_patients(group, model, mechanism, basis), mechanism, noise)
+        for group in groups
+    ]
     random = torch.Generator().manual_seed(int(noise.uniform_u64(1)[0] >> np.uint64(1)))
     rest = temperature if prior_temperature is None else prior_temperature
     return Privatized(_decode(means, model, (temperature, rest), random, basis), mechanism)
@@ -101,7 +110,9 @@ def privatize(
 def _check_dimensions(model: Glow, mechanism: Latent, basis: Basis | None) -> None:
     """The mechanism privatizes exactly the coordinates that there are, of a flow that has numbers for weights."""
     if not all(bool(torch.isfinite(value).all()) for value in model.parameters()):
-        raise RefusedError("privatize: the flow has weights that are not finite", hint="take another checkpoint")
+        raise RefusedError(
+            "privatize: the flow has weights that are not finite", hint="take another checkpoint"
+        )
     levels = (model.top_dimension, model.dimension)
     if basis is not None and basis.coordinates not in levels:
         raise ConfigurationError(
@@ -109,8 +120,14 @@ def _check_dimensions(model: Glow, mechanism: Latent, basis: Basis | None) -> No
         )
     allowed = levels if basis is None else (basis.components,)
     if mechanism.dimension not in allowed:
-        expected = f"{levels[0]} (top) or {levels[1]} (all)" if basis is None else f"the basis' {basis.components}"
-        raise ConfigurationError(f"privatize: mechanism of {mechanism.dimension} coordinates, expected {expected}")
+        expected = (
+            f"{levels[0]} (top) or {levels[1]} (all)"
+            if basis is None
+            else f"the basis' {basis.components}"
+        )
+        raise ConfigurationError(
+            f"privatize: mechanism of {mechanism.dimension} coordinates, expected {expected}"
+        )
 
 
 def encode_released(images: Images, model: Glow, dimension: int) -> Floats:
@@ -140,7 +157,9 @@ def clip(latents: Floats, mechanism: Latent) -> Floats:
     on_sphere = units * (mechanism.radius / np.maximum(norms, 1.0))
     if isinstance(mechanism, PrivUnit):
         return np.asarray(on_sphere, dtype=np.float64)
-    return np.asarray(np.where(largest * norms > mechanism.radius, on_sphere, latents), dtype=np.float64)
+    return np.asarray(
+        np.where(largest * norms > mechanism.radius, on_sphere, latents), dtype=np.float64
+    )
 
 
 def quantise(latent: Floats, mechanism: Latent) -> Integers:
@@ -157,13 +176,19 @@ def quantise(latent: Floats, mechanism: Latent) -> Integers:
     return integers
 
 
-def _patients(group: Sequence[Images], model: Glow, mechanism: Latent, basis: Basis | None = None) -> list[Integers]:
+def _patients(
+    group: Sequence[Images], model: Glow, mechanism: Latent, basis: Basis | None = None
+) -> list[Integers]:
     return [patient_latent(images, model, mechanism, basis) for images in group]
 
 
-def patient_latent(images: Images, model: Glow, mechanism: Latent, basis: Basis | None = None) -> Integers:
+def patient_latent(
+    images: Images, model: Glow, mechanism: Latent, basis: Basis | None = None
+) -> Integers:
     """Steps 1 to 5 for one patient: the mean of the clipped latents of all their images, on the lattice."""
-    rows = encode_released(images, model, mechanism.dimension if basis is None else basis.coordinates)
+    rows = encode_released(
+        images, model, mechanism.dimension if basis is None else basis.coordinates
+    )
     if basis is not None:
         seen = rows.any(axis=1, keepdims=True)
         rows = np.where(seen, basis.reduced(rows), 0.0)  # 3; the zero latent stays zero
@@ -187,7 +212,9 @@ def _noised_mean(patients: Sequence[Integers], mechanism: Latent, noise: Noise) 
     total: Integers = np.stack(list(patients)).sum(axis=0, dtype=np.int64)  # 6
     noised = noised_sums(total[None], mechanism, noise)[0].astype(np.float64)  # 7
     if isinstance(mechanism, PrivUnit):
-        return np.asarray(noised * (mechanism.radius / np.linalg.norm(noised)), dtype=np.float64)  # 8
+        return np.asarray(
+            noised * (mechanism.radius / np.linalg.norm(noised)), dtype=np.float64
+        )  # 8
     return np.asarray(noised * (mechanism.lattice_step / len(patients)), dtype=np.float64)  # 8
 
 
@@ -212,7 +239,9 @@ def _decode(
     """Steps 9 and 10: uint8 [G, H, W, C]; `temperatures` of what is released and of the rest."""
     images = [np.empty((0, model.size_px, model.size_px, model.channels), np.uint8)]
     for start in range(0, len(means), BATCH):
-        released = np.stack([matched(mean, temperatures[0]) for mean in means[start : start + BATCH]])  # 9
+        released = np.stack(
+            [matched(mean, temperatures[0]) for mean in means[start : start + BATCH]]
+        )  # 9
         drawn = model.prior(len(released), temperatures[1], random)
         fresh = torch.cat([part.flatten(1) for part in drawn], dim=1).double().numpy()
         if basis is not None:

@@ -31,9 +31,7 @@ from common.errors import Bug
 
 Floats = NDArray[np.float64]
 SAMPLES_KEY = b"kohort-public-generator-samples!"  # orders samples of the generator; there is nothing to keep secret
-LEAST_GROUPS = (
-    6  # fewer averages have no deviation to speak of: then the factor is that of the largest k that gives so many
-)
+LEAST_GROUPS = 6  # fewer averages have no deviation to speak of: then the factor is that of the largest k that gives so many
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,9 @@ class Directions:
         return codes + torch.from_numpy(added).to(codes.dtype).reshape(codes.shape)
 
 
-def directions_of(known: Reference, count: int, k: int, mode: Mode, share: float = 1.0) -> Directions:
+def directions_of(
+    known: Reference, count: int, k: int, mode: Mode, share: float = 1.0
+) -> Directions:
     """Return the first `count` principal directions of generator codes and what averages of k lose along each.
 
     The factor is the deviation of the samples' whitened codes over that of the means of their groups, formed by `mode`
@@ -59,7 +59,9 @@ def directions_of(known: Reference, count: int, k: int, mode: Mode, share: float
     but a `Reference`, which holds no image of a cohort.
     """
     if not isinstance(known, Reference):
-        raise Bug("directions_of takes a Reference; the cohort's codes must not shape what is done to averages")
+        raise Bug(
+            "directions_of takes a Reference; the cohort's codes must not shape what is done to averages"
+        )
     white = known.whitening(known.samples.codes)
     used = known.whitening.directions[:, :count].T
     axes = used / np.linalg.norm(used, axis=1, keepdims=True)
@@ -76,6 +78,8 @@ def _factors(white: Floats, k: int, mode: Mode, cells: Cells | None) -> Floats:
     who = roster(names, np.arange(len(white)), np.zeros(len(white), np.int64), key=SAMPLES_KEY)
     ordered = white[[rows[0] for rows in who.images]]
     grouping = form_groups(who, k, mode, key=SAMPLES_KEY, codes=ordered, cells=cells)
-    means = np.stack([white[[int(name) for name in group.members]].mean(axis=0) for group in grouping.groups])
+    means = np.stack(
+        [white[[int(name) for name in group.members]].mean(axis=0) for group in grouping.groups]
+    )
     lost = white.std(axis=0) / np.maximum(means.std(axis=0), 1e-12)
     return np.asarray(np.clip(lost, 1.0, most))

@@ -70,7 +70,9 @@ def distances(a: Floats, b: Floats) -> Floats:
 def nearness(candidates: Floats, released: Floats, comparable: Flags | None = None) -> Floats:
     """Return minus the distance of each candidate to its nearest release, [N]; `comparable` bool [N, R] limits which count."""
     found = distances(candidates, released)
-    return np.asarray(-(found if comparable is None else np.where(comparable, found, np.inf)).min(axis=1))
+    return np.asarray(
+        -(found if comparable is None else np.where(comparable, found, np.inf)).min(axis=1)
+    )
 
 
 def density_ratio(
@@ -112,18 +114,26 @@ def by_person(scores: Floats, person_of: Labels) -> Floats:
     return best
 
 
-def whitened(features: Mapping[str, Floats], fit_on: str, components: int = 64) -> dict[str, Floats]:
+def whitened(
+    features: Mapping[str, Floats], fit_on: str, components: int = 64
+) -> dict[str, Floats]:
     """Return the principal components of unit variance, fitted on the rows of `fit_on` alone, of every set of features."""
     middle = features[fit_on].mean(axis=0)
     _, singular, axes = np.linalg.svd(features[fit_on] - middle, full_matrices=False)
     count = int(min(components, len(features[fit_on]) - 1, (singular > 1e-9 * singular[0]).sum()))
-    scale = np.sqrt(np.maximum(singular**2, 1e-4 * singular[0] ** 2) / len(features[fit_on]))[:count]
-    return {name: np.asarray((x - middle) @ (axes[:count].T / scale)) for name, x in features.items()}
+    scale = np.sqrt(np.maximum(singular**2, 1e-4 * singular[0] ** 2) / len(features[fit_on]))[
+        :count
+    ]
+    return {
+        name: np.asarray((x - middle) @ (axes[:count].T / scale)) for name, x in features.items()
+    }
 
 
 def together(scores: Mapping[str, Floats]) -> Floats:
     """Return the mean of the scores, each at mean 0 and deviation 1: the attacker who asks everybody."""
-    return np.asarray(np.mean([(x - x.mean()) / (x.std() + 1e-12) for x in scores.values()], axis=0))
+    return np.asarray(
+        np.mean([(x - x.mean()) / (x.std() + 1e-12) for x in scores.values()], axis=0)
+    )
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------------
@@ -145,7 +155,9 @@ def infer(
     return Inference(found, _chance(list(kept.values()), member, strata, rng))
 
 
-def _membership(name: str, x: Floats, member: Flags, strata: Labels, rng: np.random.Generator) -> Membership:
+def _membership(
+    name: str, x: Floats, member: Flags, strata: Labels, rng: np.random.Generator
+) -> Membership:
     """AUC and TPR with their intervals."""
     inside, outside = np.flatnonzero(member), np.flatnonzero(~member)
     same = strata[inside][:, None] == strata[outside][None]
@@ -155,8 +167,12 @@ def _membership(name: str, x: Floats, member: Flags, strata: Labels, rng: np.ran
     rates = [_rate(x[inside], a, x[outside], _balanced(strata[outside], b, strata[inside], a))
              for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
     one = np.ones(len(inside)), np.ones(len(outside))
-    rate = _rate(x[inside], one[0], x[outside], _balanced(strata[outside], one[1], strata[inside], one[0]))
-    return Membership(name, float(wins.sum() / same.sum()), _interval(draws), rate, _interval(np.array(rates)))
+    rate = _rate(
+        x[inside], one[0], x[outside], _balanced(strata[outside], one[1], strata[inside], one[0])
+    )
+    return Membership(
+        name, float(wins.sum() / same.sum()), _interval(draws), rate, _interval(np.array(rates))
+    )
 
 
 def _wins(a: Floats, b: Floats) -> Floats:
@@ -178,14 +194,18 @@ def _balanced(strata: Labels, weights: Floats, as_in: Labels, their_weights: Flo
     balanced = np.zeros(len(weights))
     for s in np.unique(strata):
         rows = strata == s
-        balanced[rows] = weights[rows] * their_weights[as_in == s].sum() / max(weights[rows].sum(), 1e-12)
+        balanced[rows] = (
+            weights[rows] * their_weights[as_in == s].sum() / max(weights[rows].sum(), 1e-12)
+        )
     return np.asarray(balanced / max(balanced.sum(), 1e-12))
 
 
 def _rate(inside: Floats, ours: Floats, outside: Floats, theirs: Floats) -> float:
     """The weighted share of members above the lowest threshold that at most 1 % of non-members exceed."""
     order = np.argsort(-outside, kind="stable")
-    above = np.concatenate([[0.0], np.cumsum(theirs[order])])[:-1]  # weight of those strictly before in the order
+    above = np.concatenate([[0.0], np.cumsum(theirs[order])])[
+        :-1
+    ]  # weight of those strictly before in the order
     ranked = outside[order]
     above = above[np.searchsorted(-ranked, -ranked, side="left")]  # ties: of those strictly larger
     threshold = ranked[above <= FALSE_POSITIVES + 1e-12].min()
@@ -206,7 +226,9 @@ def _chance(scores: list[Floats], member: Flags, strata: Labels, rng: np.random.
     inside, outside = dealt.astype(np.float64), (~dealt).astype(np.float64)
     same = (strata[:, None] == strata[None]).astype(np.float64)
     pairs = ((inside @ same) * outside).sum(1)
-    worst = np.max([((inside @ (same * _wins(x, x))) * outside).sum(1) / pairs for x in scores], axis=0)
+    worst = np.max(
+        [((inside @ (same * _wins(x, x))) * outside).sum(1) / pairs for x in scores], axis=0
+    )
     return float(np.percentile(worst, 95))
 
 

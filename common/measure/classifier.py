@@ -68,7 +68,9 @@ class Classifier:
         with torch.no_grad():
             parts = [
                 _logits(
-                    self.weights, (_tensor(images[i : i + AT_ONCE], self.largest_px) - self.mean) / self.deviation
+                    self.weights,
+                    (_tensor(images[i : i + AT_ONCE], self.largest_px) - self.mean)
+                    / self.deviation,
                 ).argmax(1)
                 for i in range(0, len(images), AT_ONCE)
             ]
@@ -89,12 +91,27 @@ def fit(
 
     `group_of` int [N]: images of one number are one group. Raises ConfigurationError for no image or a label out of range.
     """
-    if len(images) == 0 or len(images) != len(labels) or labels.min() < 0 or labels.max() >= classes:
-        raise ConfigurationError(f"classifier: expected images with labels 0 to {classes - 1}, got {len(images)}")
+    if (
+        len(images) == 0
+        or len(images) != len(labels)
+        or labels.min() < 0
+        or labels.max() >= classes
+    ):
+        raise ConfigurationError(
+            f"classifier: expected images with labels 0 to {classes - 1}, got {len(images)}"
+        )
     rng = np.random.default_rng(seed)
-    kept, held = _cut(labels, np.arange(len(labels)) if group_of is None else group_of, recipe.validation_share, rng)
+    kept, held = _cut(
+        labels,
+        np.arange(len(labels)) if group_of is None else group_of,
+        recipe.validation_share,
+        rng,
+    )
     x = _tensor(images, recipe.largest_px)
-    mean, deviation = x[kept].mean((0, 2, 3), keepdim=True), x[kept].std((0, 2, 3), keepdim=True) + 1e-3
+    mean, deviation = (
+        x[kept].mean((0, 2, 3), keepdim=True),
+        x[kept].std((0, 2, 3), keepdim=True) + 1e-3,
+    )
     x, y = (x - mean) / deviation, torch.from_numpy(np.ascontiguousarray(labels))
     weights = _weights(x.shape[1], classes, recipe.width, torch.Generator().manual_seed(seed))
     adam = Adam(weights, recipe.rate, betas=(0.9, 0.99))
@@ -111,7 +128,9 @@ def fit(
             value = _balanced_loss(weights, x[held], y[held])
             if value < least:
                 best, least = {name: w.detach().clone() for name, w in weights.items()}, value
-    return Classifier({name: w.detach() for name, w in best.items()}, mean, deviation, recipe.largest_px)
+    return Classifier(
+        {name: w.detach() for name, w in best.items()}, mean, deviation, recipe.largest_px
+    )
 
 
 def scores(predicted: Labels, truth: Labels, classes: int) -> Scores:
@@ -123,7 +142,10 @@ def scores(predicted: Labels, truth: Labels, classes: int) -> Scores:
     with np.errstate(invalid="ignore"):
         recall = right / true
     return Scores(
-        float(right.sum() / len(truth)), kappa(table), float(f1[(true + said) > 0].mean()), tuple(recall.tolist())
+        float(right.sum() / len(truth)),
+        kappa(table),
+        float(f1[(true + said) > 0].mean()),
+        tuple(recall.tolist()),
     )
 
 
@@ -142,7 +164,9 @@ def _weights(channels: int, classes: int, width: int, random: torch.Generator) -
     found: dict[str, Tensor] = {}
     before = channels
     for i, size in enumerate((width, 2 * width, 4 * width)):
-        found[f"conv{i}"] = torch.randn(size, before, 3, 3, generator=random) * (2 / (9 * before)) ** 0.5
+        found[f"conv{i}"] = (
+            torch.randn(size, before, 3, 3, generator=random) * (2 / (9 * before)) ** 0.5
+        )
         found[f"scale{i}"], found[f"shift{i}"] = torch.ones(size), torch.zeros(size)
         before = size
     found["head"] = torch.randn(classes, 2 * before, generator=random) * 0.01
@@ -159,7 +183,9 @@ def _logits(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return F.linear(pooled, weights["head"], weights["bias"])
 
 
-def _cut(labels: Labels, group_of: Labels, share: float, rng: np.random.Generator) -> tuple[Labels, Labels]:
+def _cut(
+    labels: Labels, group_of: Labels, share: float, rng: np.random.Generator
+) -> tuple[Labels, Labels]:
     """Rows to train on and rows to choose by: `share` of each class's groups, none of a class with fewer than four."""
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -167,7 +193,9 @@ def _cut(labels: Labels, group_of: Labels, share: float, rng: np.random.Generato
         if len(groups) >= 4:
             held |= np.isin(group_of, groups[: max(1, round(share * len(groups)))])
     if len(np.unique(labels[~held])) < len(np.unique(labels)):
-        held[:] = False  # groups of several labels: rather no choice than a class that nobody trains on
+        held[:] = (
+            False  # groups of several labels: rather no choice than a class that nobody trains on
+        )
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -190,7 +218,9 @@ def _balanced_loss(weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> float
     """Cross entropy in which every class weighs the same."""
     with torch.no_grad():
         losses = F.cross_entropy(_logits(weights, x), y, reduction="none")
-    return float(torch.stack([losses[y == label].mean() for label in sorted(set(y.tolist()))]).mean())
+    return float(
+        torch.stack([losses[y == label].mean() for label in sorted(set(y.tolist()))]).mean()
+    )
 
 
 def _tensor(images: Images, largest_px: int) -> Tensor:

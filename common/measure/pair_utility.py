@@ -55,7 +55,9 @@ class Recipe:
     augment: bool = False
 
 
-SMALL = Recipe(width=8, epochs=12, batch_size=8, grid=(Choice(0.0, 1e-3),))  # for a processor and some hundred pairs
+SMALL = Recipe(
+    width=8, epochs=12, batch_size=8, grid=(Choice(0.0, 1e-3),)
+)  # for a processor and some hundred pairs
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Segmenter:
         parts = []
         with torch.no_grad():
             for start in range(0, len(images), PREDICTED_AT_ONCE):
-                x = _standardised(images[start : start + PREDICTED_AT_ONCE], self.mean, self.deviation)
+                x = _standardised(
+                    images[start : start + PREDICTED_AT_ONCE], self.mean, self.deviation
+                )
                 parts.append((self.network(x.to(device)) > 0)[:, 0].cpu().numpy())
         found: NDArray[np.bool_] = np.concatenate(parts)
         return found
@@ -125,7 +129,9 @@ def utility(
     validation is by patient. Raises ConfigurationError for unusable pairs.
     """
     _checked(test, patient_of, "test pairs")
-    segmenter = fit(train, recipe or Recipe(), seed, group_of=group_of, device=device, progress=progress)
+    segmenter = fit(
+        train, recipe or Recipe(), seed, group_of=group_of, device=device, progress=progress
+    )
     return measure(segmenter, test, patient_of, spacing_mm=spacing_mm, seed=seed)
 
 
@@ -157,7 +163,9 @@ def fit(
             progress(before + epoch, total)
 
         for start in range(STARTS):
-            found = _trained(pairs[kept], pairs[held], recipe, choice, seed + start * SEED_STRIDE, device, count)
+            found = _trained(
+                pairs[kept], pairs[held], recipe, choice, seed + start * SEED_STRIDE, device, count
+            )
             if found.validation_dsc > trivial:
                 break
         if best is None or found.validation_dsc > best.validation_dsc:
@@ -181,22 +189,45 @@ def _trained(
     images = _standardised(train[..., 0], mean, deviation).to(device)
     masks = torch.from_numpy((train[..., 1] > 127).astype(np.float32))[:, None].to(device)
     with torch.random.fork_rng([] if device == "cpu" else [device]):
-        torch.manual_seed(seed)  # initial weights, order and dropout draw from torch's own generator
-        network = UNet(recipe.width, choice.dropout).to(device).to(memory_format=torch.channels_last)
+        torch.manual_seed(
+            seed
+        )  # initial weights, order and dropout draw from torch's own generator
+        network = (
+            UNet(recipe.width, choice.dropout).to(device).to(memory_format=torch.channels_last)
+        )
         parameters = dict(network.named_parameters())
         adam = Adam(parameters, choice.learning_rate, betas=(0.9, 0.999))
-        best_dsc, best_epoch, best_weights = -1.0, 0, {name: p.detach().clone() for name, p in parameters.items()}
+        best_dsc, best_epoch, best_weights = (
+            -1.0,
+            0,
+            {name: p.detach().clone() for name, p in parameters.items()},
+        )
         for epoch in range(1, recipe.epochs + 1):
             # one pass over the training part
             network.train()
             order: Tensor = torch.randperm(len(train))
             for rows in torch.chunk(order, -(-len(train) // recipe.batch_size)):
-                x, y = _turned(images[rows], masks[rows]) if recipe.augment else (images[rows], masks[rows])
+                x, y = (
+                    _turned(images[rows], masks[rows])
+                    if recipe.augment
+                    else (images[rows], masks[rows])
+                )
                 loss = dice_loss(network(x.contiguous(memory_format=torch.channels_last)), y)
-                adam.step(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
+                adam.step(
+                    dict(
+                        zip(
+                            parameters,
+                            torch.autograd.grad(loss, list(parameters.values())),
+                            strict=True,
+                        )
+                    )
+                )
             # the validation part decides which epoch stays
             network.eval()
-            dsc = _dsc(Segmenter(network, mean, deviation, choice, epoch, 0.0).masks(validation[..., 0]), validation)
+            dsc = _dsc(
+                Segmenter(network, mean, deviation, choice, epoch, 0.0).masks(validation[..., 0]),
+                validation,
+            )
             if dsc > best_dsc:
                 best_dsc, best_epoch = dsc, epoch
                 best_weights = {name: p.detach().clone() for name, p in parameters.items()}
@@ -243,7 +274,9 @@ def ratio(synthetic: Utility, real: Utility, seed: int = 0) -> Ratio:
     """
     above, below = np.array(synthetic.dsc_by_patient), np.array(real.dsc_by_patient)
     if len(above) != len(below):
-        raise ValueError(f"ratio: tested on {len(above)} and {len(below)} patients, expected the same ones")
+        raise ValueError(
+            f"ratio: tested on {len(above)} and {len(below)} patients, expected the same ones"
+        )
     rows = _resamples(len(above), seed)
     drawn = above[rows].mean(axis=1) / np.maximum(below[rows].mean(axis=1), 1e-9)
     return Ratio(synthetic.dsc / max(real.dsc, 1e-9), _interval(drawn))
@@ -267,11 +300,15 @@ def _interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _split(groups: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split(
+    groups: NDArray[np.int64], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of the training and of the validation part; no group is in both, both have at least one."""
     names = np.random.default_rng(seed).permutation(np.unique(groups))
     if len(names) < 2:
-        raise ConfigurationError("training pairs: expected at least two patients (or pairs), one for validation")
+        raise ConfigurationError(
+            "training pairs: expected at least two patients (or pairs), one for validation"
+        )
     count = min(max(1, round(share * len(names))), len(names) - 1)
     held = np.isin(groups, names[:count])
     return np.flatnonzero(~held), np.flatnonzero(held)
@@ -298,4 +335,6 @@ def _checked(pairs: Pairs, groups: Sequence[int] | NDArray[np.int64], what: str)
             f"{what}: expected uint8 [N, S, S, 2] with S divisible by {MULTIPLE_PX}, got {pairs.dtype} {pairs.shape}"
         )
     if len(groups) != len(pairs):
-        raise ConfigurationError(f"{what}: {len(pairs)} pairs, but patients are named for {len(groups)}")
+        raise ConfigurationError(
+            f"{what}: {len(pairs)} pairs, but patients are named for {len(groups)}"
+        )

@@ -59,7 +59,9 @@ def agreement(predicted: Mask, true: Mask, spacing_mm: float | Sequence[float] =
     return Agreement(dice(p, g), balanced, worst, penalised=False)
 
 
-def _distances(points: NDArray[np.bool_], target: NDArray[np.bool_], spacing: tuple[float, ...]) -> NDArray[np.float64]:
+def _distances(
+    points: NDArray[np.bool_], target: NDArray[np.bool_], spacing: tuple[float, ...]
+) -> NDArray[np.float64]:
     """The distance of every voxel of `points` to the nearest one of `target`, in mm."""
     from scipy.ndimage import distance_transform_edt
 
@@ -70,13 +72,19 @@ def _distances(points: NDArray[np.bool_], target: NDArray[np.bool_], spacing: tu
 def _pair(predicted: Mask, true: Mask) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Both as booleans of one shape."""
     if predicted.shape != true.shape or not predicted.size:
-        raise ValueError(f"masks: expected two of one shape with voxels, got {predicted.shape} and {true.shape}")
+        raise ValueError(
+            f"masks: expected two of one shape with voxels, got {predicted.shape} and {true.shape}"
+        )
     return predicted != 0, true != 0
 
 
 def _spacing(spacing_mm: float | Sequence[float], axes: int) -> tuple[float, ...]:
     """One positive size for each axis."""
-    sizes = tuple(map(float, spacing_mm)) if isinstance(spacing_mm, Sequence) else (float(spacing_mm),) * axes
+    sizes = (
+        tuple(map(float, spacing_mm))
+        if isinstance(spacing_mm, Sequence)
+        else (float(spacing_mm),) * axes
+    )
     if len(sizes) != axes or not all(math.isfinite(s) and s > 0 for s in sizes):
         raise ValueError(f"spacing_mm: expected {axes} positive sizes, got {spacing_mm}")
     return sizes

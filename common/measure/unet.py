@@ -38,13 +38,17 @@ class UNet(nn.Module):
         super().__init__()
         down = [1, *(width * 2**i for i in range(LEVELS))]
         self.down = nn.ModuleList(Level(cin, cout, dropout) for cin, cout in pairwise(down))
-        self.up = nn.ModuleList(Level(low + high, high, dropout) for high, low in reversed(list(pairwise(down[1:]))))
+        self.up = nn.ModuleList(
+            Level(low + high, high, dropout) for high, low in reversed(list(pairwise(down[1:])))
+        )
         self.head = nn.Conv2d(width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits; raises ValueError unless height and width are divisible by 16."""
         if x.shape[-1] % MULTIPLE_PX or x.shape[-2] % MULTIPLE_PX:
-            raise ValueError(f"UNet: height and width must be divisible by {MULTIPLE_PX}, got {tuple(x.shape[-2:])}")
+            raise ValueError(
+                f"UNet: height and width must be divisible by {MULTIPLE_PX}, got {tuple(x.shape[-2:])}"
+            )
         skips: list[Tensor] = []
         for i, level in enumerate(self.down):
             x = level(x if i == 0 else F.max_pool2d(x, 2))

@@ -15,7 +15,11 @@ class Adam:
     """State: first and second moment of each tensor, and the number of steps."""
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], rate: float, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
+        self,
+        parameters: Mapping[str, Tensor],
+        rate: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
     ) -> None:
         self.rate = rate
         self._parameters, self._betas, self._eps, self._steps = dict(parameters), betas, eps, 0

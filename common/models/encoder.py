@@ -37,9 +37,13 @@ class Encoder(nn.Module):
         self.layer_count, self.latent, self.width = layer_count(size_px), latent, width
         depth = int(math.log2(size_px)) - 2
         wide = [2 * channels] + [min(width * 2**i, 4 * width) for i in range(depth)]
-        self.trunk = nn.Sequential(*(_block(a, b, i) for i, (a, b) in enumerate(itertools.pairwise(wide))))
+        self.trunk = nn.Sequential(
+            *(_block(a, b, i) for i, (a, b) in enumerate(itertools.pairwise(wide)))
+        )
         hidden = 6 * width
-        self.project = nn.Sequential(nn.Flatten(), nn.Linear(wide[-1] * 16, hidden), nn.LeakyReLU(0.2))
+        self.project = nn.Sequential(
+            nn.Flatten(), nn.Linear(wide[-1] * 16, hidden), nn.LeakyReLU(0.2)
+        )
         self.shared = nn.Linear(hidden, latent)
         self.detail = nn.Linear(hidden, self.layer_count * latent)
         self.start = nn.Parameter(torch.zeros(self.layer_count, latent))
@@ -56,7 +60,9 @@ class Encoder(nn.Module):
         """The code every inversion starts from, [count, L, latent]."""
         return self.start.expand(count, -1, -1)
 
-    def invert(self, x: Tensor, generator: Generator, iterations: int, keep_best: bool = False) -> Inverted:
+    def invert(
+        self, x: Tensor, generator: Generator, iterations: int, keep_best: bool = False
+    ) -> Inverted:
         """Codes and reconstructions of `x` after `iterations` ≥ 1 residual steps (no noise maps in the generator).
 
         `keep_best`: of each image those of the step with the least squared error, because for a few photographs the steps
@@ -68,13 +74,19 @@ class Encoder(nn.Module):
         for step in range(iterations):
             codes = codes + self(x, image)
             image = generator.synthesis(codes)
-            best = Inverted(codes, image) if step == 0 or not keep_best else _nearer(x, best, Inverted(codes, image))
+            best = (
+                Inverted(codes, image)
+                if step == 0 or not keep_best
+                else _nearer(x, best, Inverted(codes, image))
+            )
         return best
 
 
 def _nearer(x: Tensor, before: Inverted, now: Inverted) -> Inverted:
     """Of each image of `x` whichever of the two is nearer; `before` where an error is not a number."""
-    errors = [(one.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3)) for one in (before, now)]
+    errors = [
+        (one.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3)) for one in (before, now)
+    ]
     better = errors[1] < errors[0]
     return Inverted(
         torch.where(better[:, None, None], now.codes, before.codes),
@@ -93,7 +105,9 @@ def _block(cin: int, cout: int, index: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def load_encoder(weights: Mapping[str, np.ndarray], width: int, latent: int, size_px: int, channels: int) -> Encoder:
+def load_encoder(
+    weights: Mapping[str, np.ndarray], width: int, latent: int, size_px: int, channels: int
+) -> Encoder:
     """An encoder with `encoder.*` of `weights`; raises RefusedError if they do not fit the planned sizes."""
     encoder = Encoder(size_px, channels, width, latent)
     load_weights(encoder, weights, "encoder.")

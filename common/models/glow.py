@@ -37,8 +37,13 @@ LOG_2PI = math.log(2 * math.pi)
 
 def _counter_normals(rows: int, columns: int, index: int) -> np.ndarray:
     """Nearly normal numbers from SHA-256 of a counter: the same integers, hence the same floats, on every machine."""
-    blocks = [hashlib.sha256(f"kohort glow rotation {index} {row}".encode()).digest() for row in range(rows * columns)]
-    words = np.frombuffer(b"".join(blocks), dtype=">u4").reshape(rows, columns, 8).astype(np.float64)
+    blocks = [
+        hashlib.sha256(f"kohort glow rotation {index} {row}".encode()).digest()
+        for row in range(rows * columns)
+    ]
+    words = (
+        np.frombuffer(b"".join(blocks), dtype=">u4").reshape(rows, columns, 8).astype(np.float64)
+    )
     return np.asarray((words / 2.0**32).sum(axis=2) - 4.0, dtype=np.float64)
 
 
@@ -117,7 +122,9 @@ def _factors(triangles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _same(kept: Tensor, current: Tensor) -> bool:
-    return kept.device == current.device and kept.dtype == current.dtype and torch.equal(kept, current)
+    return (
+        kept.device == current.device and kept.dtype == current.dtype and torch.equal(kept, current)
+    )
 
 
 class Coupling(nn.Module):
@@ -186,7 +193,9 @@ def _zero(layer: nn.Conv2d) -> None:
 class Level(nn.Module):
     """Squeeze, then `steps` times mixing and coupling, then the split (or, on the last level, the top's prior)."""
 
-    def __init__(self, channels: int, steps: int, width: int, index: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, channels: int, steps: int, width: int, index: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.mixings = nn.ModuleList(Mixing(channels, index + step) for step in range(steps))
         self.couplings = nn.ModuleList(Coupling(channels, width, generator) for _ in range(steps))
@@ -197,10 +206,14 @@ class Level(nn.Module):
         matrices, biases, log_scale = composed(cast(Sequence[Mixing], self.mixings))
         total = log_scale.sum() * (x.shape[-1] * x.shape[-2])
         if reverse:
-            inverses = torch.stack([cast(Mixing, mixing).inverse_matrix() for mixing in self.mixings]).to(x)
+            inverses = torch.stack(
+                [cast(Mixing, mixing).inverse_matrix() for mixing in self.mixings]
+            ).to(x)
             x, each = reversible(x, matrices, biases, inverses, list(self.couplings))
             return x, total + each
-        for matrix, bias, coupling in zip(matrices.unbind(), biases.unbind(), self.couplings, strict=True):
+        for matrix, bias, coupling in zip(
+            matrices.unbind(), biases.unbind(), self.couplings, strict=True
+        ):
             x, each = coupling(F.conv2d(x, matrix, bias))
             total = total + each
         return x, total
@@ -222,7 +235,9 @@ class Glow(nn.Module):
 
     reversible: bool = False
 
-    def __init__(self, size_px: int, channels: int, levels: int, steps_per_level: int, width: int) -> None:
+    def __init__(
+        self, size_px: int, channels: int, levels: int, steps_per_level: int, width: int
+    ) -> None:
         super().__init__()
         if channels not in (1, 3) or min(levels, steps_per_level, width) < 1 or size_px < 2**levels:
             raise ValueError(f"no flow of {levels} levels for {channels} channels of {size_px} px")
@@ -238,7 +253,11 @@ class Glow(nn.Module):
                 splits.append(Split(c))
                 c = c // 2
             shapes.append((c, px, px))
-        self.levels, self.splits, self.top = nn.ModuleList(blocks), nn.ModuleList(splits), Top(c, (px, px))
+        self.levels, self.splits, self.top = (
+            nn.ModuleList(blocks),
+            nn.ModuleList(splits),
+            Top(c, (px, px)),
+        )
         self.part_shapes: tuple[tuple[int, int, int], ...] = tuple(shapes)
 
     @property
@@ -280,7 +299,11 @@ class Glow(nn.Module):
                 mean, log_scale = cast(Split, split).moments(x)
                 part = (y - mean) * (-log_scale).exp()
                 log_p = log_p + log_determinant - log_scale.sum(dim=(1, 2, 3))
-            log_p = log_p - 0.5 * part.square().sum(dim=(1, 2, 3)) - 0.5 * LOG_2PI * math.prod(part.shape[1:])
+            log_p = (
+                log_p
+                - 0.5 * part.square().sum(dim=(1, 2, 3))
+                - 0.5 * LOG_2PI * math.prod(part.shape[1:])
+            )
             parts.append(part)
         return parts, log_p
 
@@ -288,7 +311,9 @@ class Glow(nn.Module):
     def decode(self, parts: Sequence[Tensor]) -> Tensor:
         """x [N, C, H, W] for latent parts: `decode(encode(x)[0])` is x. Raises ValueError when the parts have other shapes."""
         if [tuple(part.shape[1:]) for part in parts] != list(self.part_shapes):
-            raise ValueError(f"latent parts {[tuple(part.shape) for part in parts]}, expected {list(self.part_shapes)}")
+            raise ValueError(
+                f"latent parts {[tuple(part.shape) for part in parts]}, expected {list(self.part_shapes)}"
+            )
         x = parts[-1] * self.top.log_scale().exp() + self.top.mean
         x = cast(Level, self.levels[-1]).inverse(x)
         for level, split, part in zip(
@@ -324,7 +349,11 @@ def from_uint8(images: np.ndarray, dither: Tensor | None = None, depth: int = 8)
         raise ConfigurationError(
             f"flow: images {images.dtype} {list(images.shape)} at {depth} bits, expected uint8 [N, H, W, C] at 1 to 8"
         )
-    pixels = torch.from_numpy(np.ascontiguousarray(images >> (8 - depth))).permute(0, 3, 1, 2).to(torch.float32)
+    pixels = (
+        torch.from_numpy(np.ascontiguousarray(images >> (8 - depth)))
+        .permute(0, 3, 1, 2)
+        .to(torch.float32)
+    )
     x: Tensor = (pixels + (0.5 if dither is None else dither)) / 2**depth - 0.5
     return x
 
@@ -341,16 +370,22 @@ def unfamiliar(parts: Sequence[Tensor], limit: float = 1e4) -> Tensor:
 
 def to_uint8(x: Tensor) -> np.ndarray:
     """uint8 [N, H, W, C] from [N, C, H, W]: clamped to [-1/2, 1/2]; what is not finite becomes mid-gray."""
-    levels = torch.floor((torch.nan_to_num(x.double(), nan=0.0, posinf=0.5, neginf=-0.5) + 0.5) * 256).clamp(0, 255)
+    levels = torch.floor(
+        (torch.nan_to_num(x.double(), nan=0.0, posinf=0.5, neginf=-0.5) + 0.5) * 256
+    ).clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def procedural_images(n: int, size_px: int, channels: int) -> Tensor:
     """[n, C, H, W] pictures of 1/f noise (amplitude f^-1.5, std 0.2, clamped to +-1/2), the same on every call: no data."""
     generator = torch.Generator().manual_seed(1)
-    frequency = torch.fft.fftfreq(size_px)[:, None].square() + torch.fft.rfftfreq(size_px)[None].square()
+    frequency = (
+        torch.fft.fftfreq(size_px)[:, None].square() + torch.fft.rfftfreq(size_px)[None].square()
+    )
     amplitude = frequency.clamp_min(1.0 / size_px**2).pow(-0.75)
-    spectrum = torch.fft.rfft2(torch.randn(n, channels, size_px, size_px, generator=generator)) * amplitude
+    spectrum = (
+        torch.fft.rfft2(torch.randn(n, channels, size_px, size_px, generator=generator)) * amplitude
+    )
     pictures = torch.fft.irfft2(spectrum, s=(size_px, size_px))
     pictures = pictures / pictures.std(dim=(1, 2, 3), keepdim=True) * 0.2
     dither = torch.rand(pictures.shape, generator=generator)
@@ -363,7 +398,9 @@ def initialise_from_noise(model: Glow, pictures: int = 256) -> None:
     x = model._pad(procedural_images(pictures, model.size_px, model.channels))
     for level, split in zip(model.levels, [*model.splits, None], strict=True):
         x = F.pixel_unshuffle(x, 2)
-        for mixing, coupling in zip(cast(Level, level).mixings, cast(Level, level).couplings, strict=True):
+        for mixing, coupling in zip(
+            cast(Level, level).mixings, cast(Level, level).couplings, strict=True
+        ):
             layer = cast(Mixing, mixing)
             layer.bias.copy_(-x.mean(dim=(0, 2, 3)))
             layer.log_scale.copy_(-x.std(dim=(0, 2, 3)).clamp_min(1e-3).log())
@@ -382,17 +419,25 @@ def rotation_digest(model: Glow) -> str:
 
 def weights_of(model: Glow) -> dict[str, np.ndarray]:
     """All weights as float32 arrays under their global names `glow.*`."""
-    return {PREFIX + name: value.detach().cpu().float().numpy().copy() for name, value in model.named_parameters()}
+    return {
+        PREFIX + name: value.detach().cpu().float().numpy().copy()
+        for name, value in model.named_parameters()
+    }
 
 
-def load_weights(model: Glow, weights: Mapping[str, np.ndarray], *, digest: str | None = None) -> None:
+def load_weights(
+    model: Glow, weights: Mapping[str, np.ndarray], *, digest: str | None = None
+) -> None:
     """Copies the arrays `glow.*` into the model, checking everything first.
 
     Raises RefusedError for a missing or unknown name, another shape or type, a value that is not finite, or, when the
     checkpoint's `digest` is given, rotations that differ from this model's.
     """
     if digest is not None and digest != rotation_digest(model):
-        raise RefusedError("flow weights were trained with other rotations", hint="they fit another layout or version")
+        raise RefusedError(
+            "flow weights were trained with other rotations",
+            hint="they fit another layout or version",
+        )
     expected = {PREFIX + name: parameter for name, parameter in model.named_parameters()}
     given = {name: array for name, array in weights.items() if name.startswith(PREFIX)}
     if expected.keys() != given.keys():
@@ -400,7 +445,11 @@ def load_weights(model: Glow, weights: Mapping[str, np.ndarray], *, digest: str 
         raise RefusedError(f"flow weights: {len(odd)} names missing or unknown, first {odd[0]}")
     for name, parameter in expected.items():
         array = given[name]
-        if array.dtype != np.float32 or array.shape != tuple(parameter.shape) or not np.isfinite(array).all():
+        if (
+            array.dtype != np.float32
+            or array.shape != tuple(parameter.shape)
+            or not np.isfinite(array).all()
+        ):
             raise RefusedError(
                 f"flow weights: {name} is {array.dtype} {array.shape}, expected finite float32 {tuple(parameter.shape)}"
             )

@@ -35,9 +35,13 @@ def encoded(images: Images, model: Glow) -> Floats:
     with torch.no_grad():
         for start in range(0, len(images), BATCH):
             some = images[start : start + BATCH]
-            padded = np.concatenate([some, np.zeros((BATCH - len(some), *some.shape[1:]), np.uint8)])
+            padded = np.concatenate(
+                [some, np.zeros((BATCH - len(some), *some.shape[1:]), np.uint8)]
+            )
             parts, _ = model.encode(from_uint8(padded))
-            rows.append(torch.cat([part.flatten(1) for part in parts], dim=1)[: len(some)].double().numpy())
+            rows.append(
+                torch.cat([part.flatten(1) for part in parts], dim=1)[: len(some)].double().numpy()
+            )
     latents = np.concatenate(rows)
     finite = np.isfinite(latents).all(axis=1, keepdims=True)
     return np.asarray(np.where(finite, latents, 0.0), dtype=np.float64)
@@ -69,14 +73,18 @@ class Basis:
 
     def __post_init__(self) -> None:
         d, n = self.directions.shape if self.directions.ndim == 2 else (0, 0)
-        finite = all(np.isfinite(array).all() for array in (self.mean, self.directions, self.spread))
+        finite = all(
+            np.isfinite(array).all() for array in (self.mean, self.directions, self.spread)
+        )
         if not (1 <= d <= n and self.mean.shape == (n,) and self.spread.shape == (d,) and finite):
             raise RefusedError(
                 f"basis: expected mean [n], directions [d, n], spread [d], got directions {self.directions.shape}"
             )
         off = float(np.abs(self.directions @ self.directions.T - np.eye(d)).max())
         if not off <= ORTHONORMAL or not bool((self.spread > 0).all()):
-            raise RefusedError(f"basis: directions are not orthonormal (off by {off:.2g}), or a spread is not positive")
+            raise RefusedError(
+                f"basis: directions are not orthonormal (off by {off:.2g}), or a spread is not positive"
+            )
 
     @property
     def components(self) -> int:
@@ -91,7 +99,9 @@ class Basis:
     def first(self, components: int) -> Basis:
         """The first directions alone; raises ConfigurationError when there are fewer."""
         if not 1 <= components <= self.components:
-            raise ConfigurationError(f"basis: {components} components asked for, the file has {self.components}")
+            raise ConfigurationError(
+                f"basis: {components} components asked for, the file has {self.components}"
+            )
         return Basis(self.mean, self.directions[:components], self.spread[:components])
 
     def reduced(self, rows: Floats) -> Floats:
@@ -101,7 +111,9 @@ class Basis:
     def restored(self, reduced: Floats, fresh: Floats) -> Floats:
         """[N, n]: the reduced coordinates, and in all other directions the fresh draws from the prior."""
         rest = fresh - fresh @ self.directions.T @ self.directions
-        return np.asarray(self.mean + (reduced * self.spread) @ self.directions + rest, dtype=np.float64)
+        return np.asarray(
+            self.mean + (reduced * self.spread) @ self.directions + rest, dtype=np.float64
+        )
 
 
 def fit(rows: Floats, components: int) -> Basis:
@@ -119,12 +131,17 @@ def fit(rows: Floats, components: int) -> Basis:
 def save(basis: Basis, path: Path) -> None:
     """Write a basis as safetensors: `mean`, `directions`, `spread`, float32."""
     arrays = {"mean": basis.mean, "directions": basis.directions, "spread": basis.spread}
-    tensors.write(path, {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()})
+    tensors.write(
+        path,
+        {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()},
+    )
 
 
 def load(path: Path) -> Basis:
     """Read a basis that `save` wrote; raises RefusedError for anything else."""
     arrays = tensors.read(path, max_bytes=BASIS_CAP_BYTES)
     if set(arrays) != {"mean", "directions", "spread"}:
-        raise RefusedError(f"{path}: expected mean, directions and spread, got {sorted(arrays)[:5]}")
+        raise RefusedError(
+            f"{path}: expected mean, directions and spread, got {sorted(arrays)[:5]}"
+        )
     return Basis(*(arrays[name].astype(np.float64) for name in ("mean", "directions", "spread")))

@@ -38,7 +38,13 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kernels: Tensor, biases: Tensor, inverses: Tensor, couplings: Any, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        kernels: Tensor,
+        biases: Tensor,
+        inverses: Tensor,
+        couplings: Any,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         log_determinant = x.new_zeros(len(x))
         for kernel, bias, coupling in zip(kernels, biases, couplings, strict=True):
@@ -64,7 +70,9 @@ class _Steps(torch.autograd.Function):
         return gy, g_kernels, g_biases, None, None, *g_weights
 
 
-def _through_coupling(coupling: Any, y: Tensor, gy: Tensor, g_log: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _through_coupling(
+    coupling: Any, y: Tensor, gy: Tensor, g_log: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(the coupling's input, its gradient, the gradients of the coupling's weights) from its output."""
     a, moved = y.chunk(2, dim=1)
     with torch.enable_grad():
@@ -75,4 +83,8 @@ def _through_coupling(coupling: Any, y: Tensor, gy: Tensor, g_log: Tensor) -> tu
         total = g.sum(dim=(1, 2, 3))
     ga, gv = gy.chunk(2, dim=1)
     found = torch.autograd.grad([out, total], [a, v, *coupling.parameters()], [gv, g_log])
-    return torch.cat([a, v], dim=1).detach(), torch.cat([ga + found[0], found[1]], dim=1), list(found[2:])
+    return (
+        torch.cat([a, v], dim=1).detach(),
+        torch.cat([ga + found[0], found[1]], dim=1),
+        list(found[2:]),
+    )

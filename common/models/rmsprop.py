@@ -13,7 +13,9 @@ from torch import Tensor
 class RMSprop:
     """State: the second moment of each tensor."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], rate: float, decay: float = 0.99, eps: float = 1e-8) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], rate: float, decay: float = 0.99, eps: float = 1e-8
+    ) -> None:
         self.rate = rate
         self._parameters, self._decay, self._eps = dict(parameters), decay, eps
         self._second = {name: torch.zeros_like(p) for name, p in self._parameters.items()}

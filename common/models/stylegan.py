@@ -51,9 +51,13 @@ def layer_count(size_px: int) -> int:
 class ModulatedConv(nn.Module):
     """Convolution whose input channels are scaled by a style, [N, cin, H, W], [N, latent] → [N, cout, H, W]."""
 
-    def __init__(self, cin: int, cout: int, latent: int, kernel: int = 3, *, demodulate: bool = True) -> None:
+    def __init__(
+        self, cin: int, cout: int, latent: int, kernel: int = 3, *, demodulate: bool = True
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) / math.sqrt(cin * kernel * kernel))
+        self.weight = nn.Parameter(
+            torch.randn(cout, cin, kernel, kernel) / math.sqrt(cin * kernel * kernel)
+        )
         self.style = nn.Linear(latent, cin)
         nn.init.normal_(self.style.weight, std=1 / math.sqrt(latent))
         nn.init.ones_(self.style.bias)
@@ -100,7 +104,9 @@ class StyledLayer(nn.Module):
             generator = noise if isinstance(noise, torch.Generator) else None
             maps = torch.randn((len(y), 1, *y.shape[2:]), generator=generator, dtype=y.dtype)
             shift = shift + GAIN * self.noise_strength * maps.to(y.device)
-        return F.leaky_relu(y + shift if self.upsample else torch.addcmul(shift, y, gain), 0.2, inplace=True)
+        return F.leaky_relu(
+            y + shift if self.upsample else torch.addcmul(shift, y, gain), 0.2, inplace=True
+        )
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -142,9 +148,13 @@ class Generator(nn.Module):
         wide = [min(width * size_px // r, 4 * width) for r in resolutions]
         self.constant = nn.Parameter(torch.randn(1, wide[0], 4, 4))
         self.first = StyledLayer(wide[0], wide[0], latent)
-        self.up = nn.ModuleList(StyledLayer(a, b, latent, upsample=True) for a, b in itertools.pairwise(wide))
+        self.up = nn.ModuleList(
+            StyledLayer(a, b, latent, upsample=True) for a, b in itertools.pairwise(wide)
+        )
         self.same = nn.ModuleList(StyledLayer(b, b, latent) for b in wide[1:])
-        self.to_image = nn.ModuleList(ModulatedConv(b, channels, latent, 1, demodulate=False) for b in wide)
+        self.to_image = nn.ModuleList(
+            ModulatedConv(b, channels, latent, 1, demodulate=False) for b in wide
+        )
         self.image_bias = nn.Parameter(torch.zeros(channels))
 
     def broadcast(self, w: Tensor) -> Tensor:
@@ -159,7 +169,9 @@ class Generator(nn.Module):
         """
         if wplus.ndim != 3 or wplus.shape[1:] != (self.layer_count, self.latent):
             expected = f"[N, {self.layer_count}, {self.latent}]"
-            raise ConfigurationError(f"generator.synthesis: expected a code {expected}, got {list(wplus.shape)}")
+            raise ConfigurationError(
+                f"generator.synthesis: expected a code {expected}, got {list(wplus.shape)}"
+            )
         x = self.first(self.constant.expand(len(wplus), -1, -1, -1), wplus[:, 0], noise)
         image: Tensor = self.to_image[0](x, wplus[:, 1])
         for i, (up, same) in enumerate(zip(self.up, self.same, strict=True)):
@@ -172,7 +184,11 @@ class Generator(nn.Module):
         """Every modulated convolution with the layer of W+ that styles it (`synthesis`)."""
         layers = {"first.conv": 0, "to_image.0": 1}
         for i in range(len(self.up)):
-            layers |= {f"up.{i}.conv": 2 * i + 1, f"same.{i}.conv": 2 * i + 2, f"to_image.{i + 1}": 2 * i + 3}
+            layers |= {
+                f"up.{i}.conv": 2 * i + 1,
+                f"same.{i}.conv": 2 * i + 2,
+                f"to_image.{i + 1}": 2 * i + 3,
+            }
         for name, layer in layers.items():
             part = self.get_submodule(name)
             assert isinstance(part, ModulatedConv)
@@ -214,7 +230,9 @@ class Critic(nn.Module):
     @staticmethod
     def with_detail(x: Tensor) -> Tensor:
         """[N, 2·channels, S, S]: the images, and five times their difference from a local mean (4×4 px, bilinear)."""
-        mean = F.interpolate(F.avg_pool2d(x, 4), scale_factor=4, mode="bilinear", align_corners=False)
+        mean = F.interpolate(
+            F.avg_pool2d(x, 4), scale_factor=4, mode="bilinear", align_corners=False
+        )
         return torch.cat([x, 5.0 * (x - mean)], 1)
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -231,19 +249,26 @@ class Critic(nn.Module):
 
 def to_unit(images: np.ndarray | Tensor) -> Tensor:
     """float32 [N, C, H, W] in [−1, 1] of uint8 [N, H, W, C]."""
-    tensor = torch.as_tensor(np.require(images, requirements=["C", "W"]) if isinstance(images, np.ndarray) else images)
+    tensor = torch.as_tensor(
+        np.require(images, requirements=["C", "W"]) if isinstance(images, np.ndarray) else images
+    )
     return tensor.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """uint8 [N, H, W, C] of float [N, C, H, W]; values beyond [−1, 1] are clamped, non-finite ones become 0 (black)."""
     finite = torch.nan_to_num(images.detach().float(), nan=-1.0).clamp(-1, 1)
-    return np.asarray(finite.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu())
+    return np.asarray(
+        finite.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+    )
 
 
 def numpy_weights(module: nn.Module, prefix: str) -> dict[str, np.ndarray]:
     """The module's parameters as float32 arrays named `prefix` + name (`generator.`, `critic.`, `encoder.`)."""
-    return {prefix + name: p.detach().to("cpu", torch.float32).numpy().copy() for name, p in module.named_parameters()}
+    return {
+        prefix + name: p.detach().to("cpu", torch.float32).numpy().copy()
+        for name, p in module.named_parameters()
+    }
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray], prefix: str) -> None:
@@ -252,12 +277,18 @@ def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray], prefix: s
     Raises RefusedError, before anything is copied, for weights that are missing, unknown, of another shape or not finite.
     """
     own = dict(module.named_parameters())
-    given = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+    given = {
+        name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)
+    }
     problems = [f"{prefix}{name}: missing" for name in sorted(own.keys() - given.keys())]
-    problems += [f"{prefix}{name}: not part of this model" for name in sorted(given.keys() - own.keys())]
+    problems += [
+        f"{prefix}{name}: not part of this model" for name in sorted(given.keys() - own.keys())
+    ]
     for name in sorted(own.keys() & given.keys()):
         if tuple(given[name].shape) != tuple(own[name].shape):
-            problems.append(f"{prefix}{name}: expected {tuple(own[name].shape)}, got {tuple(given[name].shape)}")
+            problems.append(
+                f"{prefix}{name}: expected {tuple(own[name].shape)}, got {tuple(given[name].shape)}"
+            )
         elif not np.isfinite(np.asarray(given[name], dtype=np.float32)).all():
             problems.append(f"{prefix}{name}: not finite")
     if problems:
@@ -271,14 +302,18 @@ def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray], prefix: s
             parameter.copy_(torch.as_tensor(np.asarray(given[name], dtype=np.float32)))
 
 
-def load_generator(weights: Mapping[str, np.ndarray], plan: GeneratorSize, size_px: int, channels: int) -> Generator:
+def load_generator(
+    weights: Mapping[str, np.ndarray], plan: GeneratorSize, size_px: int, channels: int
+) -> Generator:
     """The planned generator with `generator.*` of `weights`; raises RefusedError if they do not fit."""
     generator = Generator(size_px, channels, plan.width, plan.latent)
     load_weights(generator, weights, "generator.")
     return generator
 
 
-def load_critic(weights: Mapping[str, np.ndarray], plan: GeneratorSize, size_px: int, channels: int) -> Critic:
+def load_critic(
+    weights: Mapping[str, np.ndarray], plan: GeneratorSize, size_px: int, channels: int
+) -> Critic:
     """The planned critic with `critic.*` of `weights`; raises RefusedError if they do not fit."""
     critic = Critic(size_px, channels, plan.width)
     load_weights(critic, weights, "critic.")

@@ -69,7 +69,9 @@ class Generator(nn.Module):
         self.latent, self._side = latent, size_px >> levels
         widest = width << (levels - 1)
         self.start = nn.Linear(latent, widest * self._side**2)
-        self.layers = nn.Sequential(*(_transposed(width, levels) if seed else _upsampled(width, levels)))
+        self.layers = nn.Sequential(
+            *(_transposed(width, levels) if seed else _upsampled(width, levels))
+        )
         _start(self, seed)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -105,7 +107,8 @@ def _levels(size_px: int, architecture: str) -> int:
         )
     if architecture == "kossen2022" and size_px == 32:
         raise ConfigurationError(
-            "wgan: kossen2022 at 32 px: its instance norm would see one pixel", hint="64 px or more, or small"
+            "wgan: kossen2022 at 32 px: its instance norm would see one pixel",
+            hint="64 px or more, or small",
         )
     if architecture == "kossen2022":
         return 5
@@ -170,10 +173,16 @@ def build(plan: WganPlan, size_px: int) -> tuple[Generator, Critic]:
 def named(generator: Generator, average: Generator, critic: Critic) -> dict[str, Tensor]:
     """All parameters by global name."""
     parts = {"generator.": generator, "average.": average, "critic.": critic}
-    return {prefix + name: p for prefix, module in parts.items() for name, p in module.named_parameters()}
+    return {
+        prefix + name: p
+        for prefix, module in parts.items()
+        for name, p in module.named_parameters()
+    }
 
 
-def load(weights: Mapping[str, NDArray[Any]], plan: WganPlan, size_px: int) -> tuple[Generator, Generator, Critic]:
+def load(
+    weights: Mapping[str, NDArray[Any]], plan: WganPlan, size_px: int
+) -> tuple[Generator, Generator, Critic]:
     """(generator, average, critic) of global weights. Raises RefusedError when a tensor is missing or of another shape."""
     generator, critic = build(plan, size_px)
     average, _ = build(plan, size_px)
@@ -208,7 +217,9 @@ def to_pairs(x: Tensor) -> NDArray[np.uint8]:
 @torch.no_grad()
 def sample(generator: Generator, count: int, random: torch.Generator) -> NDArray[np.uint8]:
     """`count` pairs uint8 [count, S, S, 2] of fresh latents."""
-    return np.concatenate([to_pairs(generator(z)) for z in _latents(generator.latent, count, random)])
+    return np.concatenate(
+        [to_pairs(generator(z)) for z in _latents(generator.latent, count, random)]
+    )
 
 
 def _latents(latent: int, count: int, random: torch.Generator) -> Iterator[Tensor]:

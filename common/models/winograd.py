@@ -21,9 +21,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEAST_CHANNELS, LEAST_PIXELS = 128, 1024
-STRIP_BYTES = 10_000_000  # transformed tiles held at a time: they should stay in the processor's cache
+STRIP_BYTES = (
+    10_000_000  # transformed tiles held at a time: they should stay in the processor's cache
+)
 STEP, TILE = 4, 6
-POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)  # and infinity; the usual 0, 1, -1, 2, -2 round twice as badly
+POINTS = (
+    0.0,
+    0.625,
+    -0.625,
+    1.5,
+    -1.5,
+)  # and infinity; the usual 0, 1, -1, 2, -2 round twice as badly
 
 
 def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
@@ -37,7 +45,11 @@ def wins(x: Tensor, weight: Tensor) -> bool:
     """True where Winograd's way is taken."""
     n, _, height, width = x.shape
     tiles = height % STEP == 0 and width % STEP == 0 and n * height * width >= LEAST_PIXELS
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    plain = (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    )
     return tiles and plain and min(weight.shape[:2]) >= LEAST_CHANNELS and not weight.requires_grad
 
 
@@ -72,8 +84,12 @@ def convolved(x: Tensor, weight: Tensor) -> Tensor:
             taken = part.shape[1]
             flat = part.permute(3, 4, 0, 1, 2).reshape(TILE * TILE, cin * taken * columns)
             products = torch.bmm(filters, (into @ flat).view(TILE * TILE, cin, taken * columns))
-            made = (back @ products.view(TILE * TILE, cout * taken * columns)).view(STEP, STEP, cout, taken, columns)
-            rows_out = out[i, :, start * STEP : (start + taken) * STEP].view(cout, taken, STEP, columns, STEP)
+            made = (back @ products.view(TILE * TILE, cout * taken * columns)).view(
+                STEP, STEP, cout, taken, columns
+            )
+            rows_out = out[i, :, start * STEP : (start + taken) * STEP].view(
+                cout, taken, STEP, columns, STEP
+            )
             rows_out.copy_(made.permute(2, 3, 0, 4, 1))
     return out
 

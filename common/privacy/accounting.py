@@ -46,7 +46,9 @@ def epsilon_pld(mechanisms: Iterable[Mechanism], delta: float) -> float:
     return pure + float(accountant.get_epsilon(_delta_left(composed, delta)))
 
 
-def epsilon_rdp(mechanisms: Iterable[Mechanism], delta: float, *, order: float | None = None) -> float:
+def epsilon_rdp(
+    mechanisms: Iterable[Mechanism], delta: float, *, order: float | None = None
+) -> float:
     """Epsilon at `delta` by Rényi DP, at the best order or at one fixed `order`. Raises `ConfigurationError`."""
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
@@ -66,7 +68,9 @@ def epsilon_prv(mechanisms: Iterable[Mechanism], delta: float) -> float:
     accountant = PRVAccountant()
     accountant.history = _opacus_history(mechanisms, delta)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # opacus: the log of 0 where q = 1, never used; the orders of its first guess
+        warnings.simplefilter(
+            "ignore"
+        )  # opacus: the log of 0 where q = 1, never used; the orders of its first guess
         return float(accountant.get_epsilon(delta=delta))
 
 
@@ -140,7 +144,9 @@ def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
         joined[key] = (
             m
             if known is None
-            else replace(known, steps=known.steps + m.steps, dimension=max(known.dimension, m.dimension))
+            else replace(
+                known, steps=known.steps + m.steps, dimension=max(known.dimension, m.dimension)
+            )
         )
     return (*joined.values(), *others)
 
@@ -177,12 +183,17 @@ def _is_added(mechanism: Mechanism) -> TypeGuard[LatentLaplace | PrivUnit]:
     """A pure mechanism of no known loss distribution (PrivUnit), or a Laplace beyond what is composed."""
     if isinstance(mechanism, SubsampledGaussian):
         return False
-    return all(kind == "pure" or (kind == "laplace" and value > LARGEST_COMPOSED) for kind, value in mechanism.losses)
+    return all(
+        kind == "pure" or (kind == "laplace" and value > LARGEST_COMPOSED)
+        for kind, value in mechanism.losses
+    )
 
 
 def _is_gaussian(mechanism: Mechanism) -> bool:
     """Whether its noise comes from the Gaussian sampler, which misses a tail."""
-    return isinstance(mechanism, SubsampledGaussian) or any(kind == "gaussian" for kind, _ in mechanism.losses)
+    return isinstance(mechanism, SubsampledGaussian) or any(
+        kind == "gaussian" for kind, _ in mechanism.losses
+    )
 
 
 def _loss_event(kind: str, value: float) -> Any:
@@ -224,10 +235,14 @@ def _zero_out() -> Any:
     return NeighboringRelation.REPLACE_SPECIAL
 
 
-def _opacus_history(mechanisms: Iterable[Mechanism], delta: float) -> list[tuple[float, float, int]]:
+def _opacus_history(
+    mechanisms: Iterable[Mechanism], delta: float
+) -> list[tuple[float, float, int]]:
     gaussian = [m for m in _checked(mechanisms, delta) if isinstance(m, SubsampledGaussian)]
     if not gaussian:
-        raise ConfigurationError("accounting: opacus knows only the Gaussian mechanism, and there is none")
+        raise ConfigurationError(
+            "accounting: opacus knows only the Gaussian mechanism, and there is none"
+        )
     return [(m.noise_multiplier, m.q, m.steps) for m in gaussian]
 
 
@@ -239,7 +254,9 @@ def calibrate(q: float, steps: int, epsilon: float, delta: float) -> float:
     from opacus.accountants.utils import get_noise_multiplier
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the orders of its Rényi bounds, from which the search only starts
+        warnings.simplefilter(
+            "ignore"
+        )  # about the orders of its Rényi bounds, from which the search only starts
         found = get_noise_multiplier(
             target_epsilon=epsilon,
             target_delta=delta,

@@ -43,11 +43,26 @@ class NoisyAnchors:
     threshold_delta: float
 
     def __post_init__(self) -> None:
-        _require("noise_multiplier", self.noise_multiplier, 0.0 < self.noise_multiplier < 1e6, "a number in (0, 1e6)")
-        _require("threshold_delta", self.threshold_delta, 0.0 < self.threshold_delta < 0.5, "a number in (0, 0.5)")
+        _require(
+            "noise_multiplier",
+            self.noise_multiplier,
+            0.0 < self.noise_multiplier < 1e6,
+            "a number in (0, 1e6)",
+        )
+        _require(
+            "threshold_delta",
+            self.threshold_delta,
+            0.0 < self.threshold_delta < 0.5,
+            "a number in (0, 0.5)",
+        )
         for name in ("components", "cells", "k"):
             value = getattr(self, name)
-            _require(name, value, type(value) is int and 1 <= value <= 10**6, "a whole number from 1 to 1e6")
+            _require(
+                name,
+                value,
+                type(value) is int and 1 <= value <= 10**6,
+                "a whole number from 1 to 1e6",
+            )
 
     @property
     def steps(self) -> int:
@@ -124,8 +139,13 @@ def anchors_event(study: Study) -> NoisyAnchors | None:
     synthesis = study.synthesis
     if synthesis is None or synthesis.anchors is None:
         return None
-    plan, cells = synthesis.anchors, study.cells_per_stratum * len(study.strata()) * len(study.sides())
-    return NoisyAnchors(plan.noise_multiplier, plan.components, cells, synthesis.k, plan.threshold_delta)
+    plan, cells = (
+        synthesis.anchors,
+        study.cells_per_stratum * len(study.strata()) * len(study.sides()),
+    )
+    return NoisyAnchors(
+        plan.noise_multiplier, plan.components, cells, synthesis.k, plan.threshold_delta
+    )
 
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:

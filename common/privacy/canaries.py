@@ -68,15 +68,26 @@ class Tally:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Tally:
         """The tally in `arrays()`; raises RefusedError (E-CANARIES) for anything else."""
-        expected = {"included": np.uint8, "scores": np.float64, "squares": np.float64, "steps": np.int64}
+        expected = {
+            "included": np.uint8,
+            "scores": np.float64,
+            "squares": np.float64,
+            "steps": np.int64,
+        }
         count = len(arrays.get("included", ()))
         shapes = {name: (1,) if name == "steps" else (count,) for name in expected}
         fits = set(arrays) == set(expected) and all(
-            arrays[name].dtype == dtype and arrays[name].shape == shapes[name] for name, dtype in expected.items()
+            arrays[name].dtype == dtype and arrays[name].shape == shapes[name]
+            for name, dtype in expected.items()
         )
-        if not fits or not all(bool(np.isfinite(a).all()) for a in arrays.values()) or int(arrays["steps"][0]) < 0:
+        if (
+            not fits
+            or not all(bool(np.isfinite(a).all()) for a in arrays.values())
+            or int(arrays["steps"][0]) < 0
+        ):
             raise RefusedError(
-                "canaries: expected included, scores, squares and steps of one length", code="E-CANARIES"
+                "canaries: expected included, scores, squares and steps of one length",
+                code="E-CANARIES",
             )
         scores, squares = (np.asarray(arrays[name], np.float64) for name in ("scores", "squares"))
         return cls(arrays["included"].astype(np.bool_), scores, squares, int(arrays["steps"][0]))
@@ -126,7 +137,9 @@ def correct(tally: Tally) -> int:
     """How many guesses are right: the highest scores are guessed in, the lowest out; equal scores by number."""
     half = guesses(len(tally.included)) // 2
     order = np.argsort(tally.scores, kind="stable")
-    return int(tally.included[order[len(order) - half :]].sum() + (~tally.included[order[:half]]).sum())
+    return int(
+        tally.included[order[len(order) - half :]].sum() + (~tally.included[order[:half]]).sum()
+    )
 
 
 def p_value(count: int, guessed: int, right: int, epsilon: float, delta: float) -> float:
@@ -140,7 +153,9 @@ def p_value(count: int, guessed: int, right: int, epsilon: float, delta: float) 
     return min(1.0, float(pmf[right:].sum()) + 2.0 * count * delta * float(below.max(initial=0.0)))
 
 
-def epsilon_at_least(count: int, guessed: int, right: int, delta: float, confidence: float = CONFIDENCE) -> float:
+def epsilon_at_least(
+    count: int, guessed: int, right: int, delta: float, confidence: float = CONFIDENCE
+) -> float:
     """The largest epsilon that `right` right guesses refute at `confidence`: a lower bound on epsilon at `delta`; 0 if none."""
     level = 1.0 - confidence
 
@@ -168,7 +183,9 @@ def _binomial(n: int, epsilon: float) -> Floats:
     """P[B = 0 … n] for B ~ Binomial(n, 1 / (1 + e^-epsilon)), fp64 [n + 1]."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     k = np.arange(n + 1)
-    right = -math.log1p(math.exp(-epsilon))  # log of the chance; that of the other side is less by epsilon
+    right = -math.log1p(
+        math.exp(-epsilon)
+    )  # log of the chance; that of the other side is less by epsilon
     pmf: Floats = np.exp(logs[n] - logs[k] - logs[n - k] + n * right - (n - k) * epsilon)
     return pmf
 
@@ -273,14 +290,18 @@ def audit(tally: Tally, deviation: float, delta: float) -> Audit:
     )
 
 
-def rehearse(canaries: Canaries, event: SubsampledGaussian, clip: float, divisor: float, noise: Noise) -> None:
+def rehearse(
+    canaries: Canaries, event: SubsampledGaussian, clip: float, divisor: float, noise: Noise
+) -> None:
     """The private step's steps 2 and 5 to 8 on the dummy coordinates alone, `event.steps` times: no model, no patient."""
     image = to_lattice(np.float32(RAW_NORM * clip), clip)
     for _ in range(event.steps):
         total = np.zeros(len(canaries))
         total[canaries.drawn(noise.bernoulli(event.q, len(canaries)))] = image
         noised = total + noise.gaussian_lattice(len(canaries), event.noise_multiplier)
-        canaries.observe((noised * (clip / (LATTICE * divisor))).astype(np.float32).astype(np.float64))
+        canaries.observe(
+            (noised * (clip / (LATTICE * divisor))).astype(np.float32).astype(np.float64)
+        )
 
 
 def to_lattice(gradient: np.float32, clip: float) -> float:

@@ -30,7 +30,9 @@ ZERO_OUT = "zero-out of one patient"
 PLAIN_DIMENSION = 2**20
 Grouping = Literal["similar", "similar-swap", "cells", "random"]
 DATA_INDEPENDENT = ("random",)  # groupings in which no pixel decides who is in a group
-Loss = tuple[Literal["gaussian", "laplace", "pure"], float]  # a Gaussian's noise over sensitivity; the others' epsilon
+Loss = tuple[
+    Literal["gaussian", "laplace", "pure"], float
+]  # a Gaussian's noise over sensitivity; the others' epsilon
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,18 @@ class SubsampledGaussian:
 
     def __post_init__(self) -> None:
         _require("q", self.q, 0.0 < self.q <= 1.0, "a rate in (0, 1]")
-        _require("noise_multiplier", self.noise_multiplier, 0.0 < self.noise_multiplier < math.inf, "a positive number")
-        _require("steps", self.steps, isinstance(self.steps, int) and self.steps >= 1, "a whole number from 1")
+        _require(
+            "noise_multiplier",
+            self.noise_multiplier,
+            0.0 < self.noise_multiplier < math.inf,
+            "a positive number",
+        )
+        _require(
+            "steps",
+            self.steps,
+            isinstance(self.steps, int) and self.steps >= 1,
+            "a whole number from 1",
+        )
         _require("dimension", self.dimension, self.dimension >= 1, "a whole number from 1")
 
     @property
@@ -110,7 +122,9 @@ class LatentLaplace:
     @property
     def radius_in_steps(self) -> int:
         """The clip radius on the lattice: largest abs q of a coordinate (box), or largest sum of abs q (l1 ball)."""
-        return math.floor(self.radius * (self.dimension if self.clip == "l1_ball" else 1) / self.lattice_step)
+        return math.floor(
+            self.radius * (self.dimension if self.clip == "l1_ball" else 1) / self.lattice_step
+        )
 
     @property
     def sum_scale_in_steps(self) -> float:
@@ -173,7 +187,10 @@ class LatentLaplace:
             name, per_coordinate = "box", f"ε={self.epsilon_per_coordinate:,.4g} per coordinate = "
         else:
             compared = 6.0 / (self.k * self.scale)
-            name, per_coordinate = "l1_ball", f"(a box of 3 would be ε={compared:,.4g} per coordinate) "
+            name, per_coordinate = (
+                "l1_ball",
+                f"(a box of 3 would be ε={compared:,.4g} per coordinate) ",
+            )
         return f"laplace {name}: {per_coordinate}{stated(self, whole)}"
 
 
@@ -193,8 +210,15 @@ class LatentGaussian:
 
     def __post_init__(self) -> None:
         _require_group(self)
-        _require("epsilon", self.epsilon, _positive(self.epsilon), "epsilon per image, a positive number")
-        _require("delta", self.delta, _positive(self.delta) and self.delta < 1, "a number between 0 and 1")
+        _require(
+            "epsilon", self.epsilon, _positive(self.epsilon), "epsilon per image, a positive number"
+        )
+        _require(
+            "delta",
+            self.delta,
+            _positive(self.delta) and self.delta < 1,
+            "a number between 0 and 1",
+        )
         _require("lattice_step", self.lattice_step, self.lattice_step == 2**-10, "2^-10")
 
     @property
@@ -285,7 +309,12 @@ class PrivUnit:
     def __post_init__(self) -> None:
         largest, most = privunit.LARGEST_DIMENSION, privunit.LARGEST_EPSILON
         fits = isinstance(self.dimension, int) and 2 <= self.dimension <= largest
-        _require("dimension", self.dimension, fits, f"2 to {largest} (`components` of a public basis reduce it)")
+        _require(
+            "dimension",
+            self.dimension,
+            fits,
+            f"2 to {largest} (`components` of a public basis reduce it)",
+        )
         _require(
             "epsilon",
             self.epsilon,
@@ -405,7 +434,9 @@ def mechanism_from(event: str) -> Mechanism:
 def round_event(study: "Study", model: str, dimension: int) -> SubsampledGaussian:
     """What one round of training `model` ("gan", "glow", "wgan") spends at a site; `dimension`: its trainable parameters."""
     plan = study.models.trained()[model]
-    return SubsampledGaussian(study.sampling_rate(plan), plan.noise_multiplier, plan.local_steps, dimension, model)
+    return SubsampledGaussian(
+        study.sampling_rate(plan), plan.noise_multiplier, plan.local_steps, dimension, model
+    )
 
 
 def latent_event(study: "Study") -> Latent:
@@ -415,17 +446,23 @@ def latent_event(study: "Study") -> Latent:
     """
     synthesis = study.synthesis
     if synthesis is None or synthesis.privatize is None or study.models.glow is None:
-        raise ConfigurationError("privatize: the plan has no synthesis.privatize, or no models.glow")
+        raise ConfigurationError(
+            "privatize: the plan has no synthesis.privatize, or no models.glow"
+        )
     single = synthesis.privatize.egress == "single"
     grouping: Any = "random" if single else synthesis.grouping
-    return latent_mechanism(synthesis.privatize, level_dimension(study), 1 if single else synthesis.k, grouping)
+    return latent_mechanism(
+        synthesis.privatize, level_dimension(study), 1 if single else synthesis.k, grouping
+    )
 
 
 def image_event(study: "Study") -> Latent | NoisyAnchors | None:
     """What the plan's images spend or declare: the mechanism of `synthesis.anchors` or of `synthesis.privatize`, or None."""
     if study.synthesis is None:
         return None
-    return anchors_event(study) or (latent_event(study) if study.synthesis.privatizes_averages else None)
+    return anchors_event(study) or (
+        latent_event(study) if study.synthesis.privatizes_averages else None
+    )
 
 
 def charged_image_event(study: "Study") -> Latent | NoisyAnchors | None:
@@ -442,13 +479,19 @@ def latent_mechanism(plan: "PrivatizePlan", coordinates: int, k: int, grouping: 
     if plan.mechanism == "privunit":
         _require("k", k, k == 1, "1: privunit privatizes one image (egress: single)")
         return PrivUnit(dimension, _given(plan.epsilon))
-    return LatentLaplace(plan.clip or "l1_ball", _given(plan.radius), dimension, k, grouping, _given(plan.scale))
+    return LatentLaplace(
+        plan.clip or "l1_ball", _given(plan.radius), dimension, k, grouping, _given(plan.scale)
+    )
 
 
 def level_dimension(study: "Study") -> int:
     """The latent coordinates of the plan's `privatize.levels`: all D, or the top level's (every split halves what stays)."""
     whole, glow = study.latent_dimension, study.models.glow
-    top = study.synthesis is None or study.synthesis.privatize is None or study.synthesis.privatize.levels == "top"
+    top = (
+        study.synthesis is None
+        or study.synthesis.privatize is None
+        or study.synthesis.privatize.levels == "top"
+    )
     return whole >> (glow.levels - 1) if glow is not None and top else whole
 
 
@@ -459,7 +502,9 @@ def covers_patient(mechanism: Latent) -> bool:
 
 def _require_group(mechanism: LatentLaplace | LatentGaussian) -> None:
     names = get_args(Grouping)
-    _require("grouping", mechanism.grouping, mechanism.grouping in names, f"one of {', '.join(names)}")
+    _require(
+        "grouping", mechanism.grouping, mechanism.grouping in names, f"one of {', '.join(names)}"
+    )
     for name in ("dimension", "k"):
         value = getattr(mechanism, name)
         _require(name, value, isinstance(value, int) and value >= 1, "a whole number from 1")
@@ -472,12 +517,19 @@ def _positive(value: float) -> bool:
 def _given(value: float | None) -> float:
     """A number that the plan's own checks made sure of."""
     if value is None:
-        raise ConfigurationError("privatize: a number of the mechanism is missing", hint="validate the plan first")
+        raise ConfigurationError(
+            "privatize: a number of the mechanism is missing", hint="validate the plan first"
+        )
     return value
 
 
 def _canonical(kind: str, mechanism: Mechanism) -> str:
-    return json.dumps({"mechanism": kind, **asdict(mechanism)}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(
+        {"mechanism": kind, **asdict(mechanism)},
+        sort_keys=True,
+        separators=(",", ":"),
+        allow_nan=False,
+    )
 
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:

@@ -28,7 +28,26 @@ from common.wire.tensors import shapes
 RATIO_FEASIBLE, RATIO_MARGINAL = 10.0, 20.0
 SAMPLE_SITE_CAP = 10.0
 NOISE_RANGE = (0.3, 1000.0)  # what a plan may state
-PLANNING_ORDERS = (2.0, 2.5, 3.0, 3.5, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128)  # coarse: 7 ms an answer
+PLANNING_ORDERS = (
+    2.0,
+    2.5,
+    3.0,
+    3.5,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    16,
+    20,
+    24,
+    32,
+    48,
+    64,
+    128,
+)  # coarse: 7 ms an answer
 MOST_PATIENTS, MOST_SITES, FEWEST_STEPS = 10_000_000, 10_000, 200
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -47,14 +66,19 @@ def parameter_counts(study: Study, checkpoints: Path) -> dict[str, int]:
         names = [n for n in found if not n.startswith(POST_PROCESSED) and is_trained(n, plan)]
         counts[model] = sum(math.prod(found[name]) for name in names)
         if not counts[model]:
-            raise ConfigurationError(f"models.{model}.trainable: {list(plan.trainable)} names no tensor of the model")
+            raise ConfigurationError(
+                f"models.{model}.trainable: {list(plan.trainable)} names no tensor of the model"
+            )
     return counts
 
 
 def wire_counts(study: Study, checkpoints: Path) -> dict[str, int]:
     """Return, by model, how many float32 numbers an update has: every tensor, trained or not."""
     trained = study.models.trained()
-    return {model: sum(map(math.prod, model_shapes(study, model, checkpoints).values())) for model in trained}
+    return {
+        model: sum(map(math.prod, model_shapes(study, model, checkpoints).values()))
+        for model in trained
+    }
 
 
 def model_shapes(study: Study, model: str, checkpoints: Path) -> Shapes:
@@ -62,7 +86,11 @@ def model_shapes(study: Study, model: str, checkpoints: Path) -> Shapes:
     start = study.models.trained()[model].start
     places = (checkpoints / start.file, checkpoints / start.name) if start else ()
     file = next((path for path in places if path.is_file()), None)
-    found = {name: shape for name, (_, shape) in shapes(file).items()} if file else _architecture(study, model)
+    found = (
+        {name: shape for name, (_, shape) in shapes(file).items()}
+        if file
+        else _architecture(study, model)
+    )
     return {name: shape for name, shape in found.items() if name.startswith(PREFIXES[model])}
 
 
@@ -85,10 +113,16 @@ def _architecture(study: Study, model: str) -> Shapes:
         else:
             assert models.gan is not None
             parts = {
-                "generator.": stylegan.Generator(size, channels, models.gan.width, models.gan.latent),
+                "generator.": stylegan.Generator(
+                    size, channels, models.gan.width, models.gan.latent
+                ),
                 "critic.": stylegan.Critic(size, channels, models.gan.width),
             }
-    return {prefix + n: tuple(p.shape) for prefix, part in parts.items() for n, p in part.named_parameters()}
+    return {
+        prefix + n: tuple(p.shape)
+        for prefix, part in parts.items()
+        for n, p in part.named_parameters()
+    }
 
 
 # --- noise against signal ---------------------------------------------------------------------------------------------------
@@ -116,7 +150,11 @@ class ModelReport:
     @property
     def ratio(self) -> float:
         """r = sigma·sqrt(d)/B: the noise's norm over the largest possible signal's, at one site."""
-        return self.event.noise_multiplier * math.sqrt(self.event.dimension) / self.plan.patients_per_step
+        return (
+            self.event.noise_multiplier
+            * math.sqrt(self.event.dimension)
+            / self.plan.patients_per_step
+        )
 
     @property
     def federated_ratio(self) -> float:
@@ -130,7 +168,12 @@ class ModelReport:
 
     def loudest(self, ratio: float) -> float:
         """Return the noise multiplier at which r/sqrt(S) is `ratio`."""
-        return ratio * math.sqrt(self.sites) * self.plan.patients_per_step / math.sqrt(self.event.dimension)
+        return (
+            ratio
+            * math.sqrt(self.sites)
+            * self.plan.patients_per_step
+            / math.sqrt(self.event.dimension)
+        )
 
     def to_text(self) -> str:
         """Two or three lines."""
@@ -191,7 +234,9 @@ class PlanReport:
         """The report as printed."""
         privacy, spent = self.study.privacy, self.spent
         prv = "n/a" if spent.prv is None else f"{spent.prv:.3f}"
-        accepted = ", accepted by the plan" if self.verdict == "infeasible" and self.accepted else ""
+        accepted = (
+            ", accepted by the plan" if self.verdict == "infeasible" and self.accepted else ""
+        )
         lines = [
             f"plan {self.study.name}: unit {privacy.unit}, adjacency zero-out, N_plan={privacy.planned_patients:,}",
             *(model.to_text() for model in self.models),
@@ -218,20 +263,34 @@ def feasibility(
     Raises `ConfigurationError` when a trained model has no parameter count.
     """
     models = model_reports(study, parameter_counts, wire or {})
-    drawn = [replace(m.event, dimension=m.event.dimension + study.privacy.canaries) for m in models]  # what gets noise
+    drawn = [
+        replace(m.event, dimension=m.event.dimension + study.privacy.canaries) for m in models
+    ]  # what gets noise
     images = charged_image_event(study)  # of the same patients; `needs` leaves them out
     spent = spend([*drawn, *([images] if images else [])], study.privacy.delta, prv=prv)
     if images is None:
-        fitted = calibrated([model.event for model in models], study.privacy.epsilon, study.privacy.delta)
-        models = tuple(replace(model, calibrated=sigma) for model, sigma in zip(models, fitted, strict=True))
+        fitted = calibrated(
+            [model.event for model in models], study.privacy.epsilon, study.privacy.delta
+        )
+        models = tuple(
+            replace(model, calibrated=sigma) for model, sigma in zip(models, fitted, strict=True)
+        )
     verdict = _verdict(study, spent, max(model.federated_ratio for model in models))
     needs = tuple(needed(study, models, ratio) for ratio in _missed(verdict))
     return PlanReport(
-        study, models, spent, site_cap, verdict, tuple(_fixes(study, spent, models, verdict, needs)), needs
+        study,
+        models,
+        spent,
+        site_cap,
+        verdict,
+        tuple(_fixes(study, spent, models, verdict, needs)),
+        needs,
     )
 
 
-def model_reports(study: Study, counts: Mapping[str, int], wire: Mapping[str, int]) -> tuple[ModelReport, ...]:
+def model_reports(
+    study: Study, counts: Mapping[str, int], wire: Mapping[str, int]
+) -> tuple[ModelReport, ...]:
     """Return the constants of every trained model. Raises ConfigurationError when one has no parameter count."""
     trained = study.models.trained()
     missing = sorted(set(trained) - set(counts))
@@ -242,7 +301,12 @@ def model_reports(study: Study, counts: Mapping[str, int], wire: Mapping[str, in
     sites = effective_sites(study)
     return tuple(
         ModelReport(
-            name, replace(round_event(study, name, counts[name]), steps=plan.steps), plan, sites, None, wire.get(name)
+            name,
+            replace(round_event(study, name, counts[name]), steps=plan.steps),
+            plan,
+            sites,
+            None,
+            wire.get(name),
         )
         for name, plan in trained.items()
     )
@@ -267,14 +331,18 @@ def refuse_hopeless(study: Study, counts: Mapping[str, int]) -> None:
 # --- what noise the budget allows -------------------------------------------------------------------------------------------
 
 
-def calibrated(events: Sequence[SubsampledGaussian], epsilon: float, delta: float) -> tuple[float, ...]:
+def calibrated(
+    events: Sequence[SubsampledGaussian], epsilon: float, delta: float
+) -> tuple[float, ...]:
     """The noise multipliers (to 0.01, rounded up) with which the events together just stay within `epsilon` by PLD.
 
     All are scaled by one factor; where even the loudest noise a plan may state is too little, that noise.
     """
 
     def louder(factor: float) -> list[SubsampledGaussian]:
-        return [replace(e, noise_multiplier=_rounded_up(e.noise_multiplier * factor)) for e in events]
+        return [
+            replace(e, noise_multiplier=_rounded_up(e.noise_multiplier * factor)) for e in events
+        ]
 
     loudest = max(event.noise_multiplier for event in events)
     low, high = NOISE_RANGE[0] / loudest, NOISE_RANGE[1] / loudest
@@ -282,7 +350,9 @@ def calibrated(events: Sequence[SubsampledGaussian], epsilon: float, delta: floa
         middle = math.sqrt(low * high)
         low, high = (low, middle) if _within(louder(middle), epsilon, delta) else (middle, high)
     found, slope = epsilon_pld(louder(high), delta), -1.0  # epsilon falls about as 1/sigma
-    for _ in range(6):  # then a few secant steps down to what PLD charges, which takes seconds to say
+    for _ in range(
+        6
+    ):  # then a few secant steps down to what PLD charges, which takes seconds to say
         guess = high * (0.998 * epsilon / found) ** (1 / slope)
         if found >= 0.997 * epsilon or louder(guess) == louder(high):
             break
@@ -302,7 +372,10 @@ def needed(study: Study, models: Sequence[ModelReport], ratio: float) -> Needs:
     now, plan = models[worst].event, study.privacy
 
     def holds(
-        patients: int | None = None, sites: float | None = None, steps: int | None = None, dimension: int | None = None
+        patients: int | None = None,
+        sites: float | None = None,
+        steps: int | None = None,
+        dimension: int | None = None,
     ) -> bool:
         tried = [replace(m, sites=sites) if sites else m for m in models]
         event = replace(now, steps=steps or now.steps, dimension=dimension or now.dimension)
@@ -319,18 +392,27 @@ def needed(study: Study, models: Sequence[ModelReport], ratio: float) -> Needs:
         _largest(lambda steps: holds(steps=steps), now.steps),
         _largest(lambda dimension: holds(dimension=dimension), now.dimension),
         patients,
-        _smallest(lambda sites: holds(sites=float(sites)), max(1, math.floor(models[0].sites)), MOST_SITES),
+        _smallest(
+            lambda sites: holds(sites=float(sites)), max(1, math.floor(models[0].sites)), MOST_SITES
+        ),
     )
 
 
 def _affordable(
-    models: Sequence[ModelReport], rates: Sequence[float], ratio: float, epsilon: float, delta: float
+    models: Sequence[ModelReport],
+    rates: Sequence[float],
+    ratio: float,
+    epsilon: float,
+    delta: float,
 ) -> bool:
     """Whether epsilon allows noise so low that every model's r/sqrt(S) is `ratio`: checked at just that noise."""
     sigmas = [min(model.loudest(ratio), NOISE_RANGE[1]) for model in models]
     if min(sigmas) < NOISE_RANGE[0]:
         return False
-    events = [replace(m.event, q=q, noise_multiplier=sigma) for m, q, sigma in zip(models, rates, sigmas, strict=True)]
+    events = [
+        replace(m.event, q=q, noise_multiplier=sigma)
+        for m, q, sigma in zip(models, rates, sigmas, strict=True)
+    ]
     return _within(events, epsilon, delta)
 
 
@@ -342,7 +424,9 @@ def _within(events: Sequence[SubsampledGaussian], epsilon: float, delta: float) 
 
     accountant = RdpAccountant(PLANNING_ORDERS, NeighboringRelation.REPLACE_SPECIAL)
     for event in events:
-        sampled = dp_event.PoissonSampledDpEvent(event.q, dp_event.GaussianDpEvent(event.noise_multiplier))
+        sampled = dp_event.PoissonSampledDpEvent(
+            event.q, dp_event.GaussianDpEvent(event.noise_multiplier)
+        )
         accountant.compose(dp_event.SelfComposedDpEvent(sampled, event.steps))
     return bool(accountant.get_epsilon(delta) <= epsilon)
 
@@ -383,7 +467,9 @@ def _ratio_at(model: ModelReport, sigma: float) -> float:
 
 
 def _missed(verdict: str) -> tuple[float, ...]:
-    return {"infeasible": (RATIO_MARGINAL, RATIO_FEASIBLE), "marginal": (RATIO_FEASIBLE,)}.get(verdict, ())
+    return {"infeasible": (RATIO_MARGINAL, RATIO_FEASIBLE), "marginal": (RATIO_FEASIBLE,)}.get(
+        verdict, ()
+    )
 
 
 def _sentence(report: PlanReport) -> str:
@@ -410,7 +496,11 @@ def _hopeless(study: Study, worst: ModelReport) -> str:
 
 
 def _fixes(
-    study: Study, spent: Spent, models: tuple[ModelReport, ...], verdict: str, needs: Sequence[Needs]
+    study: Study,
+    spent: Spent,
+    models: tuple[ModelReport, ...],
+    verdict: str,
+    needs: Sequence[Needs],
 ) -> Iterator[str]:
     """What would change the verdict, cheapest first."""
     if verdict == "over budget" and spent.pld <= study.privacy.epsilon:
@@ -419,7 +509,9 @@ def _fixes(
         yield "more noise on the images (synthesis), which spend the same epsilon"
         yield "or fewer rounds or local steps, or more noise on the updates"
     elif verdict == "over budget":
-        quiet = "; ".join(f"models.{model.name}.noise_multiplier: {model.calibrated:g}" for model in models)
+        quiet = "; ".join(
+            f"models.{model.name}.noise_multiplier: {model.calibrated:g}" for model in models
+        )
         then = max(_ratio_at(model, model.calibrated or 0.0) for model in models)
         yield f"{quiet} keeps the promise; the noise would then be {then:.1f} times the signal ({_word(then)})"
         yield "or fewer rounds or local steps"
@@ -431,20 +523,32 @@ def _remedies(study: Study, worst: ModelReport, needs: Sequence[Needs]) -> Itera
     """One line a remedy, cheapest first: noise the budget does not ask for, steps, parameters, patients, sites."""
     first, comfortable = needs[0], needs[1] if len(needs) > 1 else None
     if first.steps == worst.event.steps:
-        less = f"models.{worst.name}.noise_multiplier: {worst.calibrated:g}" if worst.calibrated else "less noise"
+        less = (
+            f"models.{worst.name}.noise_multiplier: {worst.calibrated:g}"
+            if worst.calibrated
+            else "less noise"
+        )
         yield f"{less} is enough for the epsilon of the plan"
         return
     few = first.steps is None or first.steps < FEWEST_STEPS
     if first.steps and not few:
         yield f"at most {first.steps:,} steps of {worst.name} instead of {worst.event.steps:,}"
     if first.parameters:
-        more = f" ({comfortable.parameters:,} to be comfortable)" if comfortable and comfortable.parameters else ""
+        more = (
+            f" ({comfortable.parameters:,} to be comfortable)"
+            if comfortable and comfortable.parameters
+            else ""
+        )
         yield (
             f"only {first.parameters:,} trained parameters of {worst.name} instead of {worst.event.dimension:,}{more}: "
             "`trainable` names its last layers, the rest comes from a public pretrained checkpoint"
         )
     if first.patients:
-        more = f" ({comfortable.patients:,} to be comfortable)" if comfortable and comfortable.patients else ""
+        more = (
+            f" ({comfortable.patients:,} to be comfortable)"
+            if comfortable and comfortable.patients
+            else ""
+        )
         yield f"at least {first.patients:,} patients a site{more}"
     if first.sites:
         yield f"at least {first.sites:,} sites of {study.privacy.planned_patients:,} patients"

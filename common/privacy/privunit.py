@@ -29,9 +29,13 @@ SLACK = 2.0**-13  # of epsilon, for directions that are uniform up to rounding
 GAMMA_STEPS = 2**20  # gamma is a multiple of 1 / GAMMA_STEPS, rounded down: a larger cap tells less
 SHARE_GRID = 256  # values of e0 that are tried
 DEVIATION = LATTICE  # of a coordinate of V, in its own integers: 2^24
-LONGEST = 1 << 18  # of a direction's coordinate: keeps <V, v> below 2^53, where float64 sums of integers are exact
+LONGEST = (
+    1 << 18
+)  # of a direction's coordinate: keeps <V, v> below 2^53, where float64 sums of integers are exact
 BLOCKS = (16, 4096)  # fewest and most candidates drawn at a time
-DOUBT = 1e-9  # relative: nearer to the cap's edge than this, the comparison is made in exact integers
+DOUBT = (
+    1e-9  # relative: nearer to the cap's edge than this, the comparison is made in exact integers
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ def cap(dimension: int, epsilon: float) -> Cap:
     """The constants with the largest expected cosine for this dimension and epsilon (no data enters)."""
     budget = epsilon - SLACK
     shares = [budget * i / SHARE_GRID for i in range(SHARE_GRID)]
-    return max((_cap(dimension, budget, share) for share in shares), key=lambda found: found.expected_cosine)
+    return max(
+        (_cap(dimension, budget, share) for share in shares),
+        key=lambda found: found.expected_cosine,
+    )
 
 
 def _cap(dimension: int, epsilon: float, coin_epsilon: float) -> Cap:
@@ -74,12 +81,18 @@ def _cap(dimension: int, epsilon: float, coin_epsilon: float) -> Cap:
     return Cap(p, steps, mass, moment * (p / mass - (1.0 - p) / (1.0 - mass)))
 
 
-def draw(direction: NDArray[np.int64], dimension: int, epsilon: float, noise: Noise) -> NDArray[np.int64]:
+def draw(
+    direction: NDArray[np.int64], dimension: int, epsilon: float, noise: Noise
+) -> NDArray[np.int64]:
     """One release for one direction: int64 [d] of length 2^24 or more. Raises Bug for a direction that is no such integers."""
     if direction.shape != (dimension,) or int(np.abs(direction).max(initial=0)) > LONGEST:
-        raise Bug(f"privunit: expected {dimension} integers of at most {LONGEST}, got shape {direction.shape}")
+        raise Bug(
+            f"privunit: expected {dimension} integers of at most {LONGEST}, got shape {direction.shape}"
+        )
     constants = cap(dimension, epsilon)
-    if not direction.any():  # a uniform direction in its place makes the draw uniform, in the same time
+    if (
+        not direction.any()
+    ):  # a uniform direction in its place makes the draw uniform, in the same time
         direction = _directions(BLOCKS[0], dimension, noise)[0] >> 10
     wanted = bool(noise.bernoulli(constants.p, 1)[0])
     while True:
@@ -91,7 +104,9 @@ def draw(direction: NDArray[np.int64], dimension: int, epsilon: float, noise: No
             return chosen
 
 
-def in_cap(candidates: NDArray[np.int64], direction: NDArray[np.int64], gamma_steps: int) -> NDArray[np.bool_]:
+def in_cap(
+    candidates: NDArray[np.int64], direction: NDArray[np.int64], gamma_steps: int
+) -> NDArray[np.bool_]:
     """Whether each candidate [n, d] has a cosine of at least gamma with the direction, decided exactly, bool [n]."""
     floats = candidates.astype(np.float64)
     inner, squares = floats @ direction.astype(np.float64), np.einsum("nd,nd->n", floats, floats)
@@ -100,7 +115,9 @@ def in_cap(candidates: NDArray[np.int64], direction: NDArray[np.int64], gamma_st
     inside = (inner >= 0) & (left >= right)
     for i in np.flatnonzero(np.abs(left - right) <= DOUBT * right):
         square = sum(int(x) ** 2 for x in candidates[i])
-        inside[i] = inner[i] >= 0 and (int(inner[i]) * GAMMA_STEPS) ** 2 >= gamma_steps**2 * own * square
+        inside[i] = (
+            inner[i] >= 0 and (int(inner[i]) * GAMMA_STEPS) ** 2 >= gamma_steps**2 * own * square
+        )
     return np.asarray(inside, dtype=np.bool_)
 
 

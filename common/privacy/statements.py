@@ -17,9 +17,13 @@ REPLACE_ONE = "replace-one patient"
 
 def claim(mechanism: "Latent") -> str:
     """What a statement may say of these groups (methods/dp-glow.md, section 5); k-anonymity and epsilon stay two promises."""
-    spent = f"ε={_grouped(mechanism.epsilon_per_image)}" + (f", δ={mechanism.delta:g}" if mechanism.delta else "")
+    spent = f"ε={_grouped(mechanism.epsilon_per_image)}" + (
+        f", δ={mechanism.delta:g}" if mechanism.delta else ""
+    )
     if mechanism.k == 1:
-        return f"{spent} per image, and per patient where each patient has one image; no k-anonymity"
+        return (
+            f"{spent} per image, and per patient where each patient has one image; no k-anonymity"
+        )
     if mechanism.covers_patient:
         return f"k-anonymity (k={mechanism.k}), and {spent} per patient for all averages of the release together"
     return f"k-anonymity (k={mechanism.k}), and {spent} per average; the choice of the groups is not covered, no ε per patient"
@@ -43,11 +47,21 @@ def described(mechanism: "Latent") -> dict[str, Any]:
 
 def stated(mechanism: "Latent", whole: int | None) -> str:
     """From epsilon per image on, the same words for all mechanisms."""
-    pure = f", δ={mechanism.delta:g}" if mechanism.delta else " (pure)" if mechanism.clip == "sphere" else ""
+    pure = (
+        f", δ={mechanism.delta:g}"
+        if mechanism.delta
+        else " (pure)"
+        if mechanism.clip == "sphere"
+        else ""
+    )
     text = f"ε={_grouped(mechanism.epsilon_per_image)}{pure} per {'image' if mechanism.k == 1 else 'average'}"
     if mechanism.k > 1:
         covered = mechanism.covers_patient
-        text += " and per patient" if covered else ", grouping by similarity not covered, no ε per patient"
+        text += (
+            " and per patient"
+            if covered
+            else ", grouping by similarity not covered, no ε per patient"
+        )
     dimension = f"d={mechanism.dimension:,}" + (f" of {whole:,}" if whole else "")
     groups = "" if mechanism.clip == "sphere" else f", {mechanism.grouping} groups"
     cosine = f"expected cosine {mechanism.expected_cosine:.2f}"

@@ -43,7 +43,9 @@ class Journal:
         with disk_faults_named("cannot open the journal", path):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+            self._db = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, timeout=10
+            )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(SCHEMA)
@@ -55,7 +57,9 @@ class Journal:
         text = json.dumps(dict(data or {}), sort_keys=True)
         try:
             with self._lock:
-                self._db.execute("INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", (key, state, text))
+                self._db.execute(
+                    "INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", (key, state, text)
+                )
         except sqlite3.Error as error:
             full = "full" in str(error)
             raise EnvironmentFault(
@@ -80,5 +84,7 @@ class Journal:
 
     def _rows(self, clause: str, values: tuple[str, ...]) -> list[Entry]:
         with self._lock:
-            rows = self._db.execute(f"SELECT seq, key, state, data FROM entry {clause}", values).fetchall()
+            rows = self._db.execute(
+                f"SELECT seq, key, state, data FROM entry {clause}", values
+            ).fetchall()
         return [Entry(seq, key, state, json.loads(data)) for seq, key, state, data in rows]

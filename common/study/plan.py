@@ -19,9 +19,9 @@ from pydantic import Field, model_validator
 
 from common.config import FrozenModel, load_yaml
 from common.errors import ConfigurationError, RefusedError
+from common.storage.files import atomic_write, read_capped
 from common.wire import signing
 from common.wire.messages import canonical
-from common.wire.tensors import atomic_write, read_capped
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
@@ -34,7 +34,9 @@ SIZES = (32, 64, 96, 128, 256, 512)
 class Checkpoint(FrozenModel):
     """A public starting checkpoint: a safetensors file beside the plan, pinned by its SHA-256."""
 
-    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,3}\.safetensors$")
+    file: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,3}\.safetensors$"
+    )
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     @property
@@ -150,7 +152,9 @@ class WganPlan(TrainedModel):
         if self.loss == "wgan" and self.weight_clip is None:
             raise ValueError("weight_clip: the loss wgan needs one (Kossen et al. 2022: 0.01)")
         if self.width % 4 or self.generator_width % 8:
-            raise ValueError("width, generator_width: expected multiples of 4 and 8, for the group norms")
+            raise ValueError(
+                "width, generator_width: expected multiples of 4 and 8, for the group norms"
+            )
         return self
 
 
@@ -183,7 +187,11 @@ class Models(FrozenModel):
 
     def trained(self) -> dict[str, TrainedModel]:
         """Return the privately trained models in the order in which they train."""
-        named: dict[str, TrainedModel | None] = {"gan": self.gan, "glow": self.glow, "wgan": self.wgan}
+        named: dict[str, TrainedModel | None] = {
+            "gan": self.gan,
+            "glow": self.glow,
+            "wgan": self.wgan,
+        }
         return {name: model for name, model in named.items() if model is not None}
 
 
@@ -324,7 +332,9 @@ class Synthesis(FrozenModel):
     @property
     def needs_generator(self) -> bool:
         """Whether the generator makes or groups any image. Where all of `random` groups are privatized, the flow alone does."""
-        share = self.privatize.share if self.privatize is not None and self.privatizes_averages else 0.0
+        share = (
+            self.privatize.share if self.privatize is not None and self.privatizes_averages else 0.0
+        )
         return self.grouping != "random" or share < 1
 
     @property
@@ -379,30 +389,48 @@ class Study(FrozenModel):
         for name, model in self.models.trained().items():
             if model.patients_per_step > self.privacy.planned_patients:
                 found.append(f"models.{name}.patients_per_step: more than privacy.planned_patients")
-        if self.synthesis and self.synthesis.needs_generator and not (self.models.gan and self.models.encoder):
+        if (
+            self.synthesis
+            and self.synthesis.needs_generator
+            and not (self.models.gan and self.models.encoder)
+        ):
             found.append(
                 "synthesis: needs models.gan and models.encoder (only `random` groups, all of them privatized, need neither)"
             )
         if self.synthesis and self.intake.size_px % self.synthesis.windows:
-            found.append(f"synthesis.windows: {self.synthesis.windows} does not divide {self.intake.size_px} px")
+            found.append(
+                f"synthesis.windows: {self.synthesis.windows} does not divide {self.intake.size_px} px"
+            )
         if self.synthesis and self.synthesis.privatize and not self.models.glow:
             found.append("synthesis.privatize: needs models.glow")
         found += self._privatize_problems()
         found += self._metric_problems()
         found += self._anchors_problems()
         if self.models.wgan and self.intake.volumes is None:
-            found.append("models.wgan: needs intake.volumes, where its image + mask patches come from")
-        if self.intake.volumes and (self.intake.channels != 1 or self.models.gan or self.models.glow):
+            found.append(
+                "models.wgan: needs intake.volumes, where its image + mask patches come from"
+            )
+        if self.intake.volumes and (
+            self.intake.channels != 1 or self.models.gan or self.models.glow
+        ):
             found.append("intake.volumes: for one channel and models.wgan alone")
         for name, game in (("gan", self.models.gan), ("wgan", self.models.wgan)):
             if game and game.critic_steps > game.local_steps:
-                found.append(f"models.{name}.critic_steps: more than local_steps, so the generator would never move")
+                found.append(
+                    f"models.{name}.critic_steps: more than local_steps, so the generator would never move"
+                )
         if self.models.wgan and self.intake.size_px > 128:
             found.append("models.wgan: at most 128 px")
-        if self.models.wgan and self.models.wgan.architecture == "kossen2022" and self.intake.size_px < 64:
+        if (
+            self.models.wgan
+            and self.models.wgan.architecture == "kossen2022"
+            and self.intake.size_px < 64
+        ):
             found.append("models.wgan.architecture: kossen2022 needs at least 64 px")
         if self.models.glow and self.intake.size_px % 2**self.models.glow.levels:
-            found.append(f"models.glow.levels: {self.intake.size_px} px cannot be halved that often")
+            found.append(
+                f"models.glow.levels: {self.intake.size_px} px cannot be halved that often"
+            )
         if self.privacy.delta > 1 / (10 * self.privacy.planned_patients):
             found.append("privacy.delta: at most 1/(10 x planned_patients)")
         return found
@@ -463,7 +491,9 @@ class Study(FrozenModel):
             return 0
         declared = self.synthesis.anchors.cells_per_stratum
         eyes = 2 if self.intake.stratify_laterality else 1
-        fitting = self.privacy.planned_patients // (3 * self.synthesis.k * len(self.strata()) * eyes)
+        fitting = self.privacy.planned_patients // (
+            3 * self.synthesis.k * len(self.strata()) * eyes
+        )
         return declared or max(1, min(MOST_CELLS, fitting))
 
     def sides(self) -> tuple[int, ...]:
@@ -561,9 +591,13 @@ def open_bundle(folder: Path, public: Ed25519PublicKey) -> Study:
     study = load_study(folder / "study.yaml")
     signature = read_capped(folder / "study.sig", signing.KEY_CAP_BYTES)
     try:
-        signing.verify(public, signing.PLAN, study.hash().encode(), signature, what=f"{folder}/study.sig")
+        signing.verify(
+            public, signing.PLAN, study.hash().encode(), signature, what=f"{folder}/study.sig"
+        )
     except RefusedError as error:
-        error.hint = "ask the operator for the bundle again; both sides must run the same version of kohort"
+        error.hint = (
+            "ask the operator for the bundle again; both sides must run the same version of kohort"
+        )
         raise
     for checkpoint in study.checkpoints():
         _checked(folder / "checkpoints" / checkpoint.name, checkpoint)
@@ -577,5 +611,7 @@ def copy_bundle(source: Path, public: Ed25519PublicKey, target: Path) -> Study:
         atomic_write(target / name, read_capped(source / name, 1 << 20))
     for checkpoint in study.checkpoints():
         (target / "checkpoints").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / "checkpoints" / checkpoint.name, target / "checkpoints" / checkpoint.name)
+        shutil.copyfile(
+            source / "checkpoints" / checkpoint.name, target / "checkpoints" / checkpoint.name
+        )
     return open_bundle(target, public)

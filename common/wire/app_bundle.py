@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 from common.errors import RefusedError, disk_faults_named
-from common.wire.tensors import atomic_write
+from common.storage.files import atomic_write
 
 SERVER_APP = "server.app:app"
 CLIENT_APP = "client.fleet.app:app"
@@ -45,17 +45,23 @@ clientapp = "{client_app}"
 """
 
 
-def app_files(study_yaml: bytes, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP) -> dict[str, bytes]:
+def app_files(
+    study_yaml: bytes, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP
+) -> dict[str, bytes]:
     """Return the two files of the app, by name; raises RefusedError above 1 MiB of plan."""
     if len(study_yaml) > STUDY_CAP_BYTES:
-        raise RefusedError(f"study.yaml: {len(study_yaml)} bytes, expected at most {STUDY_CAP_BYTES}")
+        raise RefusedError(
+            f"study.yaml: {len(study_yaml)} bytes, expected at most {STUDY_CAP_BYTES}"
+        )
     pyproject = PYPROJECT.format(server_app=server_app, client_app=client_app)
     return {"pyproject.toml": pyproject.encode(), "study.yaml": study_yaml}
 
 
 def archive(files: dict[str, bytes]) -> bytes:
     """Return the bytes that Flower packs from these files (its app bundle, "FAB")."""
-    manifest = "\n".join(f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items())
+    manifest = "\n".join(
+        f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items()
+    )
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as packed:
         for name, data in {**files, ".info/CONTENT": manifest.encode()}.items():
@@ -65,13 +71,17 @@ def archive(files: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def fab_hash(study_yaml: bytes, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP) -> str:
+def fab_hash(
+    study_yaml: bytes, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP
+) -> str:
     """Return the SHA-256 (hex) that Flower reports for the app of this plan: what a site pins."""
     files = app_files(study_yaml, server_app=server_app, client_app=client_app)
     return hashlib.sha256(archive(files)).hexdigest()
 
 
-def write_app(folder: Path, study_yaml: bytes, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP) -> str:
+def write_app(
+    folder: Path, study_yaml: bytes, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP
+) -> str:
     """Write the app of this plan into `folder` and return its hash; a folder with anything else in it is refused."""
     files = app_files(study_yaml, server_app=server_app, client_app=client_app)
     with disk_faults_named("write the app bundle", folder):
@@ -97,7 +107,10 @@ def check_app(folder: Path, *, server_app: str = SERVER_APP, client_app: str = C
     study_yaml = _read(folder / "study.yaml")
     files = app_files(study_yaml, server_app=server_app, client_app=client_app)
     if _read(folder / "pyproject.toml") != files["pyproject.toml"]:
-        raise RefusedError(f"app bundle {folder}: pyproject.toml is not the one kohort writes", code="E-BUNDLE-PROJECT")
+        raise RefusedError(
+            f"app bundle {folder}: pyproject.toml is not the one kohort writes",
+            code="E-BUNDLE-PROJECT",
+        )
     return hashlib.sha256(archive(files)).hexdigest()
 
 

@@ -60,7 +60,9 @@ def digest_of(payload: bytes) -> str:
 
 def canonical(value: Any) -> bytes:
     """Return the one JSON spelling of a value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode()
 
 
 def seal(header: Header, payload: bytes, key: Ed25519PrivateKey) -> Sealed:
@@ -77,12 +79,16 @@ def unseal(sealed: Sealed, public: Ed25519PublicKey, *, max_bytes: int) -> Heade
     Checks, in this order: sizes, signature, header fields, payload digest.
     """
     if len(sealed.header) > HEADER_CAP_BYTES or len(sealed.payload) > max_bytes:
-        raise RefusedError(f"message of {len(sealed.payload)} bytes, at most {max_bytes} expected", code="E-SIZE")
+        raise RefusedError(
+            f"message of {len(sealed.payload)} bytes, at most {max_bytes} expected", code="E-SIZE"
+        )
     signing.verify(public, signing.MESSAGE, sealed.header, sealed.signature, what="message")
     try:
         header = Header.model_validate_json(sealed.header)
     except ValidationError as error:
-        raise RefusedError(f"message header has {error.error_count()} unknown or damaged fields") from error
+        raise RefusedError(
+            f"message header has {error.error_count()} unknown or damaged fields"
+        ) from error
     if header.digest != digest_of(sealed.payload):
         raise RefusedError("message payload does not have the signed SHA-256", code="E-DIGEST")
     return header

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from common.errors import ConfigurationError, RefusedError, disk_faults_named
-from common.wire.tensors import read_capped
+from common.storage.files import read_capped
 
 PLAN, MESSAGE, RELEASE = "kohort-plan-v1", "kohort-message-v1", "kohort-release-v1"
 REQUEST = "kohort-request-v1"
@@ -36,7 +36,9 @@ def new_key() -> Ed25519PrivateKey:
 def save_private(path: Path, key: Ed25519PrivateKey) -> None:
     """Write the key as an unencrypted OpenSSH file, mode 0600; refuses to replace an existing key."""
     text = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
     )
     with disk_faults_named("cannot write the key", path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,9 @@ def load_private(path: Path) -> Ed25519PrivateKey:
 
 def public_text(key: Ed25519PublicKey, comment: str = "") -> str:
     """Return the one-line OpenSSH form of a public key."""
-    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    line = key.public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    ).decode()
     return f"{line} {comment}".strip()
 
 
@@ -69,7 +73,9 @@ def parse_public(text: str) -> Ed25519PublicKey:
     try:
         key = serialization.load_ssh_public_key(" ".join(text.split()[:2]).encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError("not an OpenSSH public key line: expected `ssh-ed25519 AAAA...`") from error
+        raise ConfigurationError(
+            "not an OpenSSH public key line: expected `ssh-ed25519 AAAA...`"
+        ) from error
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigurationError(f"expected an Ed25519 public key, got {type(key).__name__}")
     return key
@@ -108,7 +114,14 @@ def _armour(blob: bytes) -> bytes:
     return "\n".join([BEGIN, *lines, END, ""]).encode()
 
 
-def verify(public: Ed25519PublicKey, namespace: str, data: bytes, signature: bytes, *, what: str = "signature") -> None:
+def verify(
+    public: Ed25519PublicKey,
+    namespace: str,
+    data: bytes,
+    signature: bytes,
+    *,
+    what: str = "signature",
+) -> None:
     """Check an armoured SSHSIG; raises RefusedError unless `public` signed exactly `data` under `namespace`."""
     lines = signature.decode("ascii", "replace").strip().splitlines()
     if len(signature) > KEY_CAP_BYTES or len(lines) < 3 or lines[0] != BEGIN or lines[-1] != END:
@@ -119,7 +132,12 @@ def verify(public: Ed25519PublicKey, namespace: str, data: bytes, signature: byt
         raise RefusedError(f"{what}: not an SSH signature") from error
     wire = base64.b64decode(public_text(public).split()[1])
     head = (
-        MAGIC + struct.pack(">I", 1) + _string(wire) + _string(namespace.encode()) + _string(b"") + _string(b"sha512")
+        MAGIC
+        + struct.pack(">I", 1)
+        + _string(wire)
+        + _string(namespace.encode())
+        + _string(b"")
+        + _string(b"sha512")
     )
     tail = _string(b"ssh-ed25519") + struct.pack(">I", 64)
     head += struct.pack(">I", len(tail) + 64) + tail

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import RefusedError, disk_faults_named
+from common.storage.files import atomic_write, read_capped
 
 Arrays = dict[str, NDArray[np.generic]]
 DTYPES: dict[str, np.dtype[np.generic]] = {
@@ -30,7 +30,9 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADER_CAP_BYTES = 1 << 20
 
 
-def dumps(arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None) -> bytes:
+def dumps(
+    arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Return canonical safetensors bytes of `arrays` (dtypes F64, F32, I64, I32, U8; any shape)."""
     header: dict[str, object] = {}
     if metadata:
@@ -40,7 +42,9 @@ def dumps(arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str]
         array = np.ascontiguousarray(arrays[name])
         dtype = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
         if dtype not in NAMES:
-            raise RefusedError(f"tensor {name}: dtype {array.dtype} cannot be stored; expected one of {sorted(DTYPES)}")
+            raise RefusedError(
+                f"tensor {name}: dtype {array.dtype} cannot be stored; expected one of {sorted(DTYPES)}"
+            )
         block = array.astype(dtype, copy=False).tobytes()
         header[name] = {
             "dtype": NAMES[dtype],
@@ -58,7 +62,9 @@ def _header(data: bytes, where: str) -> tuple[dict[str, dict[str, object]], int]
     """The parsed header and the offset at which the numbers start."""
     size = int.from_bytes(data[:8], "little") if len(data) >= 8 else HEADER_CAP_BYTES + 1
     if size > HEADER_CAP_BYTES or 8 + size > len(data):
-        raise RefusedError(f"{where}: not a safetensors file (header of {size} bytes in a file of {len(data)})")
+        raise RefusedError(
+            f"{where}: not a safetensors file (header of {size} bytes in a file of {len(data)})"
+        )
     try:
         header = json.loads(data[8 : 8 + size])
     except (ValueError, RecursionError) as error:
@@ -68,14 +74,19 @@ def _header(data: bytes, where: str) -> tuple[dict[str, dict[str, object]], int]
     return header, 8 + size
 
 
-def _entry(entry: object, where: str, name: str, room: int) -> tuple[np.dtype[np.generic], tuple[int, ...], int, int]:
+def _entry(
+    entry: object, where: str, name: str, room: int
+) -> tuple[np.dtype[np.generic], tuple[int, ...], int, int]:
     """One tensor's dtype, shape and byte range, checked against the room that the file has."""
     try:
         assert isinstance(entry, dict)
         dtype = DTYPES[str(entry["dtype"])]
         shape = tuple(entry["shape"])
         start, end = entry["data_offsets"]
-        assert all(type(n) is int and 0 <= n < 1 << 40 for n in (*shape, start, end)) and start <= end <= room
+        assert (
+            all(type(n) is int and 0 <= n < 1 << 40 for n in (*shape, start, end))
+            and start <= end <= room
+        )
         count = 1
         for n in shape:
             count *= n
@@ -100,7 +111,9 @@ def loads(data: bytes, *, max_bytes: int, where: str = "payload") -> Arrays:
             continue
         dtype, shape, start, end = _entry(entry, where, name, len(data) - base)
         ranges.append((start, end))
-        arrays[name] = np.frombuffer(data[base + start : base + end], dtype=dtype).reshape(shape).copy()
+        arrays[name] = (
+            np.frombuffer(data[base + start : base + end], dtype=dtype).reshape(shape).copy()
+        )
     position = 0
     for start, end in sorted(ranges):
         if start != position:
@@ -109,15 +122,6 @@ def loads(data: bytes, *, max_bytes: int, where: str = "payload") -> Arrays:
     if position != len(data) - base:
         raise RefusedError(f"{where}: {len(data) - base - position} bytes belong to no tensor")
     return arrays
-
-
-def read_capped(path: Path, max_bytes: int) -> bytes:
-    """Return the bytes of a file of at most `max_bytes`, checked before and while reading."""
-    with disk_faults_named("cannot read", path), open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise RefusedError(f"{path}: larger than the {max_bytes} bytes allowed", hint="is this the right file?")
-    return data
 
 
 def read(path: Path, *, max_bytes: int) -> Arrays:
@@ -141,33 +145,8 @@ def shapes(path: Path, *, max_bytes: int = 1 << 31) -> dict[str, tuple[str, tupl
     return found
 
 
-def write(path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None) -> None:
+def write(
+    path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file atomically."""
     atomic_write(path, dumps(arrays, metadata))
-
-
-def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write `data` to `path` so that a crash leaves the old file or the new one, never a half."""
-    with disk_faults_named("cannot write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename or a new name in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

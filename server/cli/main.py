@@ -28,11 +28,11 @@ from rich.progress import Progress as Bar
 
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
 from common.privacy.planning import ModelReport
+from common.storage.files import atomic_write, read_capped
 from common.storage.lock import FolderLock
 from common.study.plan import Study, copy_bundle, fingerprint_words, load_study, open_bundle
 from common.wire import signing
 from common.wire.app_bundle import write_app
-from common.wire.tensors import atomic_write, read_capped
 from kohort.commands import run_typer
 from server.flower.coordinator import Coordinator
 from server.flower.superlink import SuperLink
@@ -57,7 +57,12 @@ PHANTOM_ORIGIN = (
     "CC0-1.0",
     "none: nobody is in them",
 )
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
 State = Annotated[Path, typer.Option("--state", help="the server's state folder")]
 Bundle = Annotated[Path, typer.Argument(help="signed plan bundle that `kohort-server sign` wrote")]
 StudyFile = Annotated[Path, typer.Argument(help="study.yaml")]
@@ -72,7 +77,9 @@ def main() -> None:
 # --- set-up -------------------------------------------------------------------------------------------------------------
 
 
-@app.command(help="Make the state folder: server.yaml, certificate authority, server certificate, operator key.")
+@app.command(
+    help="Make the state folder: server.yaml, certificate authority, server certificate, operator key."
+)
 def init(
     state: State,
     name: Annotated[str, typer.Option(help="name of the consortium: letters, digits, hyphens")],
@@ -81,25 +88,34 @@ def init(
     """Every file of a new operator; nothing existing is replaced."""
     place = ServerState(state)
     if place.config.exists() or place.operator_key.exists():
-        raise ConfigurationError(f"{state}: a server is set up here already", hint="give another folder with --state")
+        raise ConfigurationError(
+            f"{state}: a server is set up here already", hint="give another folder with --state"
+        )
     try:
         config = ServerConfig.model_validate({"name": name, "url": url})
     except ValueError as error:
-        first = str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else str(error)
+        first = (
+            str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else str(error)
+        )
         raise ConfigurationError(f"--name {name} --url {url}: {first}") from error
     place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = create_authority(place.authority, name)
     issue_server_certificate(authority, place.tls, [config.host])
     key = signing.new_key()
     signing.save_private(place.operator_key, key)
-    atomic_write(place.operator_key.with_suffix(".pub"), (signing.public_text(key.public_key(), name) + "\n").encode())
+    atomic_write(
+        place.operator_key.with_suffix(".pub"),
+        (signing.public_text(key.public_key(), name) + "\n").encode(),
+    )
     new_config(name, url, place.config)
     write(f"server {name} set up in {state}\n")
     write(f"operator key: {signing.fingerprint(key.public_key())}\n")
     write(f"next: kohort-server sign STUDY.yaml --state {state} --out BUNDLE\n")
 
 
-@app.command(help="Print what a plan costs in privacy and whether it can learn, before anything is spent.")
+@app.command(
+    help="Print what a plan costs in privacy and whether it can learn, before anything is spent."
+)
 def plan(study: StudyFile, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """The accountants' report."""
     loaded = load_study(study)
@@ -150,9 +166,13 @@ def pin(study: StudyFile) -> None:
     load_study(study)
 
 
-@app.command(help="Sign a plan. Refused when it spends more than its own epsilon, or cannot learn without saying so.")
+@app.command(
+    help="Sign a plan. Refused when it spends more than its own epsilon, or cannot learn without saying so."
+)
 def sign(
-    study: StudyFile, state: State, out: Annotated[Path, typer.Option(help="folder for the signed bundle")]
+    study: StudyFile,
+    state: State,
+    out: Annotated[Path, typer.Option(help="folder for the signed bundle")],
 ) -> None:
     """The signed bundle that sites approve."""
     signed, report = plans.sign(study, _operator_key(ServerState(state)), out)
@@ -165,7 +185,9 @@ def sign(
 def enrol(
     request: Annotated[Path, typer.Argument(help="the site's NAME.request.json")],
     state: State,
-    out: Annotated[Path | None, typer.Option(help="join file to write; default NAME.join.json beside it")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="join file to write; default NAME.join.json beside it")
+    ] = None,
 ) -> None:
     """Also while the server runs."""
     place = ServerState(state)
@@ -180,7 +202,9 @@ def enrol(
     write(f"read this fingerprint to the hospital over another channel, then send it {target}\n")
 
 
-@app.command(help="List the sites; `sites revoke NAME` ends one for good, `sites release NAME` ends its quarantine.")
+@app.command(
+    help="List the sites; `sites revoke NAME` ends one for good, `sites release NAME` ends its quarantine."
+)
 def sites(
     state: State,
     action: Annotated[str | None, typer.Argument(help="revoke or release")] = None,
@@ -190,7 +214,9 @@ def sites(
     with _registry(ServerState(state)) as registry:
         if action is not None:
             if action not in ("revoke", "release") or name is None:
-                raise ConfigurationError(f"sites {action}: expected `revoke NAME` or `release NAME`")
+                raise ConfigurationError(
+                    f"sites {action}: expected `revoke NAME` or `release NAME`"
+                )
             (registry.revoke if action == "revoke" else registry.release)(name)
         for site in registry.sites().values():
             write(f"{site.name:<24} {site.state:<12} {site.code:<24} {site.fingerprint}\n")
@@ -199,11 +225,15 @@ def sites(
 # --- a study ------------------------------------------------------------------------------------------------------------
 
 
-@app.command(help="Serve a study until it is complete. Start it again after any interruption: it resumes.")
+@app.command(
+    help="Serve a study until it is complete. Start it again after any interruption: it resumes."
+)
 def run(
     bundle: Bundle,
     state: State,
-    port: Annotated[int | None, typer.Option(help="listen here instead of the port in server.yaml")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="listen here instead of the port in server.yaml")
+    ] = None,
 ) -> None:
     """SuperLink, registration, rounds, images."""
     place = ServerState(state)
@@ -224,14 +254,19 @@ def run(
         write(f"study {study.name} is complete; next: kohort-server release\n")
 
 
-def _serve(place: ServerState, config: ServerConfig, study: Study, record: StudyRecord, port: int) -> None:
+def _serve(
+    place: ServerState, config: ServerConfig, study: Study, record: StudyRecord, port: int
+) -> None:
     """Start Flower and look after the study."""
     root = place.study(study.hash()).resolve()
     shutil.rmtree(root / "app", ignore_errors=True)
     write_app(root / "app", read_capped(root / "bundle" / "study.yaml", 1 << 20))
     authority = load_authority(place.authority)
     files = issue_server_certificate(authority, place.tls, [config.host])
-    environment = {"KOHORT_SERVER_STATE": str(place.root.resolve()), "KOHORT_STUDY_HASH": study.hash()}
+    environment = {
+        "KOHORT_SERVER_STATE": str(place.root.resolve()),
+        "KOHORT_STUDY_HASH": study.hash(),
+    }
     link = SuperLink(place.superlink, port, files, host=config.listen.host, environment=environment)
     with _registry(place) as registry, _progress(study) as (show, say):
         say(f"study {study.name}: starting on {config.listen.host}:{port}")
@@ -250,7 +285,9 @@ def status(state: State, as_json: Annotated[bool, typer.Option("--json")] = Fals
         with _record(place, study) as record:
             found.append({"study": study.name, "hash": study.hash(), **vars(record.progress())})
     with _registry(place) as registry:
-        rows = [{"site": s.name, "state": s.state, "code": s.code} for s in registry.sites().values()]
+        rows = [
+            {"site": s.name, "state": s.state, "code": s.code} for s in registry.sites().values()
+        ]
     if as_json:
         write(json.dumps({"studies": found, "sites": rows}) + "\n")
         return
@@ -267,12 +304,17 @@ def release(
     state: State,
     out: Annotated[Path, typer.Option(help="folder in which releases lie")],
     reference: Annotated[
-        Path | None, typer.Option(help="public real images, or image + mask pairs (folder or .npz), to compare with")
+        Path | None,
+        typer.Option(
+            help="public real images, or image + mask pairs (folder or .npz), to compare with"
+        ),
     ] = None,
     reference_name: Annotated[str, typer.Option(help="what the report calls them")] = "",
     features: Annotated[
         str,
-        typer.Option(help="ARCHITECTURE:WEIGHTS.safetensors:SHA256 of the network for FID and KID; empty: textures"),
+        typer.Option(
+            help="ARCHITECTURE:WEIGHTS.safetensors:SHA256 of the network for FID and KID; empty: textures"
+        ),
     ] = "",
     members: Annotated[
         Path | None,
@@ -281,11 +323,14 @@ def release(
         ),
     ] = None,
     heldout: Annotated[
-        Path | None, typer.Option(help="a rehearsal: public people who took no part, in the same form")
+        Path | None,
+        typer.Option(help="a rehearsal: public people who took no part, in the same form"),
     ] = None,
     rehearsal: Annotated[
         Path | None,
-        typer.Option(help="evaluation.json of a rehearsal of this plan, for attacks and downstream utility"),
+        typer.Option(
+            help="evaluation.json of a rehearsal of this plan, for attacks and downstream utility"
+        ),
     ] = None,
 ) -> None:
     """Everything is verified again first."""
@@ -299,14 +344,22 @@ def release(
     played_by = _rehearsal(members, heldout, rehearsal, study)
     with _record(place, study) as record, _registry(place) as registry:
         if not record.complete():
-            raise PolicyError(f"study {study.name} is not complete", hint=f"kohort-server status --state {state}")
-        quarantined = {site.name for site in registry.sites().values() if site.state == "quarantined"}
-        batches = [SiteBatch(b.site, b.key, b.parts) for b in record.batches() if b.site not in quarantined]
+            raise PolicyError(
+                f"study {study.name} is not complete", hint=f"kohort-server status --state {state}"
+            )
+        quarantined = {
+            site.name for site in registry.sites().values() if site.state == "quarantined"
+        }
+        batches = [
+            SiteBatch(b.site, b.key, b.parts) for b in record.batches() if b.site not in quarantined
+        ]
         weights = record.final_weights() if study.release.models else {}
         pairs = _pairs(record, quarantined, reference) if releases_pairs(study) else None
     spent = plans.spent(study, bundle / "checkpoints")
     audits = rehearsed(study, place.study(study.hash()) / "canaries.json")
-    account = Account({"PLD": spent.pld, "RDP": spent.rdp}, {"dp-accounting": version("dp-accounting")}, audits)
+    account = Account(
+        {"PLD": spent.pld, "RDP": spent.rdp}, {"dp-accounting": version("dp-accounting")}, audits
+    )
     inputs = ReleaseInputs(
         study, bundle, batches, account, weights,
         None if pairs else _reference(reference, study), (reference_name or reference.name) if reference else "", pairs,
@@ -314,7 +367,9 @@ def release(
     )  # fmt: skip
     with _bar("release") as bar:
         task = bar.add_task("pictures", total=None)
-        folder = build_release(inputs, out, key, lambda done, total: bar.update(task, completed=done, total=total))
+        folder = build_release(
+            inputs, out, key, lambda done, total: bar.update(task, completed=done, total=total)
+        )
     write(f"released {folder}\n")
 
 
@@ -339,14 +394,18 @@ def _pairs(record: StudyRecord, quarantined: set[str], reference: Path | None) -
     return Pairs(pairs, statements, public)
 
 
-def _rehearsal(members: Path | None, heldout: Path | None, file: Path | None, study: Study) -> Cast | Rehearsal | None:
+def _rehearsal(
+    members: Path | None, heldout: Path | None, file: Path | None, study: Study
+) -> Cast | Rehearsal | None:
     """Who played the patients, or what a rehearsal found; nothing where nothing was given."""
     if (members is None) != (heldout is None) or (members and file):
         raise ConfigurationError(
             "give --members with --heldout (this run is a rehearsal), or --rehearsal FILE (another run was), or none of them"
         )
     if study.synthesis is None and (members or file):
-        raise ConfigurationError("--members, --rehearsal: for studies that release averages; this one releases pairs")
+        raise ConfigurationError(
+            "--members, --rehearsal: for studies that release averages; this one releases pairs"
+        )
     from server.evaluate.rehearsal_report import read_cast, read_rehearsal
 
     if members and heldout:
@@ -363,7 +422,9 @@ def _extractor(features: str) -> Extractor | None:
     architecture, _, rest = features.partition(":")
     weights, _, sha256 = rest.rpartition(":")
     if not weights:
-        raise ConfigurationError(f"--features {features}: expected ARCHITECTURE:WEIGHTS.safetensors:SHA256")
+        raise ConfigurationError(
+            f"--features {features}: expected ARCHITECTURE:WEIGHTS.safetensors:SHA256"
+        )
     return load_network(architecture, Path(weights), sha256)
 
 
@@ -376,10 +437,15 @@ def _reference(path: Path | None, study: Study) -> NDArray[Any] | None:
     return read_source(path, study.intake.size_px, study.intake.channels).images
 
 
-@app.command(help="Train a starting checkpoint on public images (never on patients' images: nothing here is private).")
+@app.command(
+    help="Train a starting checkpoint on public images (never on patients' images: nothing here is private)."
+)
 def pretrain(
     images: Annotated[
-        Path | None, typer.Argument(help="folder or .npz of public images (wgan: image + mask pairs, or --phantoms)")
+        Path | None,
+        typer.Argument(
+            help="folder or .npz of public images (wgan: image + mask pairs, or --phantoms)"
+        ),
     ] = None,
     *,
     out: Annotated[Path, typer.Option(help="folder for the checkpoint")],
@@ -389,11 +455,19 @@ def pretrain(
     channels: Annotated[int, typer.Option()] = 3,
     source: Annotated[str, typer.Option(help="where the images come from, for the card")] = "",
     licence: Annotated[str, typer.Option(help="the images' licence, for the card")] = "",
-    attribution: Annotated[str, typer.Option(help="whom the licence wants named, for the card")] = "",
-    exclude: Annotated[Path | None, typer.Option(help="names that must not be in it, one per line")] = None,
+    attribution: Annotated[
+        str, typer.Option(help="whom the licence wants named, for the card")
+    ] = "",
+    exclude: Annotated[
+        Path | None, typer.Option(help="names that must not be in it, one per line")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="continue the run in --out")] = False,
-    study: Annotated[Path | None, typer.Option(help="glow, wgan: a study.yaml whose sizes and widths to train")] = None,
-    phantoms: Annotated[int, typer.Option(min=0, help="wgan: so many invented patients instead of public pairs")] = 0,
+    study: Annotated[
+        Path | None, typer.Option(help="glow, wgan: a study.yaml whose sizes and widths to train")
+    ] = None,
+    phantoms: Annotated[
+        int, typer.Option(min=0, help="wgan: so many invented patients instead of public pairs")
+    ] = 0,
     device: Annotated[str, typer.Option(help="gan: cpu or cuda")] = "cpu",
 ) -> None:
     """Imports torch only here."""
@@ -402,7 +476,9 @@ def pretrain(
     if model not in ("gan", "glow", "wgan"):
         raise ConfigurationError(f"--model {model}: expected gan, glow or wgan")
     if model == "wgan":
-        _pretrain_pairs(images, out, minutes, size_px, study, phantoms, (source, licence, attribution), resume)
+        _pretrain_pairs(
+            images, out, minutes, size_px, study, phantoms, (source, licence, attribution), resume
+        )
         return
     if images is None:
         raise ConfigurationError("pretrain: expected a folder or .npz of public images")
@@ -411,7 +487,10 @@ def pretrain(
         if model == "gan":
             from server.pretrain.gan import PretrainPlan, Provenance, run
 
-            public, origin = PretrainPlan(size_px=size_px, channels=channels), Provenance(source, licence, attribution)
+            public, origin = (
+                PretrainPlan(size_px=size_px, channels=channels),
+                Provenance(source, licence, attribution),
+            )
             show = lambda _, share: bar.update(task, completed=100 * share)  # noqa: E731
             run(
                 images, out, public, origin, minutes=minutes, resume=resume, exclude=exclude, device=device, progress=show
@@ -420,8 +499,15 @@ def pretrain(
             from server.pretrain import flow as pretrain_glow
             from server.pretrain.gan import Provenance
 
-            origin, found = Provenance(source, licence, attribution), load_study(study).models.glow if study else None
-            shape = {name: getattr(found, name) for name in ("levels", "steps_per_level", "width")} if found else {}
+            origin, found = (
+                Provenance(source, licence, attribution),
+                load_study(study).models.glow if study else None,
+            )
+            shape = (
+                {name: getattr(found, name) for name in ("levels", "steps_per_level", "width")}
+                if found
+                else {}
+            )
             options = pretrain_glow.Pretraining(minutes=minutes, **shape)
             public_images = read_source(images, size_px, channels, read_names(exclude))
             advance = lambda _, share, bits: bar.update(task, completed=100 * share)  # noqa: E731
@@ -468,7 +554,9 @@ def _pretrain_pairs(
 def _operator_key(place: ServerState) -> Ed25519PrivateKey:
     """The operator's key of a set-up state folder."""
     if not place.operator_key.is_file():
-        raise ConfigurationError(f"{place.root}: no server is set up here", hint="kohort-server init")
+        raise ConfigurationError(
+            f"{place.root}: no server is set up here", hint="kohort-server init"
+        )
     return signing.load_private(place.operator_key)
 
 
@@ -496,8 +584,10 @@ def _record(place: ServerState, study: Study) -> Iterator[StudyRecord]:
 def _check_installation() -> None:
     """Flower in the pinned version; nobody else owns the names that the ServerApp will import."""
     if version("flwr") != FLWR_VERSION:
-        raise EnvironmentFault(f"flwr {version('flwr')} is installed, expected {FLWR_VERSION}", hint="make setup")
-    here = Path(__file__).resolve().parents[1]
+        raise EnvironmentFault(
+            f"flwr {version('flwr')} is installed, expected {FLWR_VERSION}", hint="make setup"
+        )
+    here = Path(__file__).resolve().parents[2]
     for name in ("client", "common", "server"):
         spec = find_spec(name)
         if spec is None or here not in Path(str(spec.origin)).resolve().parents:
@@ -514,7 +604,12 @@ def _stop_on_term(number: int, frame: FrameType | None) -> None:
 
 def _bar(title: str) -> Bar:
     """A progress bar on standard error."""
-    columns = (TextColumn(title), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn(title),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Bar(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
 
 

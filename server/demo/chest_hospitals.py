@@ -38,7 +38,15 @@ from server.demo.fundus_hospitals import Export, Person, Truth, invented, uid
 
 ENLARGED = 4
 SECOND_EXPOSURES = 6
-BROKEN = ("not-dicom", "truncated", "no-pixels", "huge", "no-patient-id", "burned-in-text", "ultrasound")
+BROKEN = (
+    "not-dicom",
+    "truncated",
+    "no-pixels",
+    "huge",
+    "no-patient-id",
+    "burned-in-text",
+    "ultrasound",
+)
 Pixels = NDArray[np.uint8]
 
 
@@ -95,29 +103,39 @@ def write_chest_hospital(people: Sequence[Radiographed], out: Path, hospital_ind
         csv.writer(file).writerows(rows)
     secrets = tuple(dict.fromkeys(export.identifiers))
     by_label = Counter(one.label for one in people)
-    return Truth(out / "dicom", out / "labels.csv", len(people), export.files, len(BROKEN), secrets, by_label)
+    return Truth(
+        out / "dicom", out / "labels.csv", len(people), export.files, len(BROKEN), secrets, by_label
+    )
 
 
 def enlarged(radiograph: Pixels) -> NDArray[np.float64]:
     """Grey shares [4H, 4W] in 0..1 of a uint8 [H, W] crop: what stands in for a detector's image."""
     height, width = radiograph.shape
-    big = Image.fromarray(radiograph).resize((ENLARGED * width, ENLARGED * height), Image.Resampling.BICUBIC)
+    big = Image.fromarray(radiograph).resize(
+        (ENLARGED * width, ENLARGED * height), Image.Resampling.BICUBIC
+    )
     return np.asarray(big, dtype=np.float64) / 255
 
 
 def _again(radiograph: Pixels, chance: random.Random) -> Pixels:
     """A later radiograph of the same person: shifted by a pixel, turned by up to 3 degrees, a little brighter."""
     turned = Image.fromarray(radiograph).rotate(
-        chance.choice((-1, 1)) * chance.uniform(1, 3), Image.Resampling.BICUBIC, translate=(chance.choice((-1, 1)), 0)
+        chance.choice((-1, 1)) * chance.uniform(1, 3),
+        Image.Resampling.BICUBIC,
+        translate=(chance.choice((-1, 1)), 0),
     )
-    return np.asarray(np.clip(np.asarray(turned, dtype=np.float64) * chance.uniform(1.03, 1.08), 0, 255), np.uint8)
+    return np.asarray(
+        np.clip(np.asarray(turned, dtype=np.float64) * chance.uniform(1.03, 1.08), 0, 255), np.uint8
+    )
 
 
 def _write(export: Export, person: Person, radiograph: Pixels, storage: Storage) -> Path:
     """One radiograph as one DICOM file under a name that gives its person away, as exports do."""
     dataset = _header(export, person, storage)
     _put_pixels(dataset, enlarged(radiograph), storage)
-    path = export.folder / export.note(f"{person.name.replace('^', '_')}_{person.birth_date}_{export.files:03d}.dcm")
+    path = export.folder / export.note(
+        f"{person.name.replace('^', '_')}_{person.birth_date}_{export.files:03d}.dcm"
+    )
     dataset.save_as(path, enforce_file_format=True)
     export.files += 1
     return path
@@ -131,10 +149,15 @@ def _put_pixels(dataset: Dataset, shares: NDArray[np.float64], storage: Storage)
     dataset.BitsAllocated = 8 if storage.bits == 8 else 16
     dataset.PixelRepresentation = int(storage.signed)
     dataset.PhotometricInterpretation = "MONOCHROME1" if storage.inverted else "MONOCHROME2"
-    values = np.rint(full * _before_window(1 - shares if storage.inverted else shares, storage.window)).astype(np.int32)
+    values = np.rint(
+        full * _before_window(1 - shares if storage.inverted else shares, storage.window)
+    ).astype(np.int32)
     offset = (full + 1) // 2 if storage.signed else 0
     if storage.window:
-        dataset.VOILUTFunction, dataset.WindowCenter, dataset.WindowWidth = storage.window, *_window(full, storage)
+        dataset.VOILUTFunction, dataset.WindowCenter, dataset.WindowWidth = (
+            storage.window,
+            *_window(full, storage),
+        )
     dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, offset, "US"
     kinds = {(8, 0): np.uint8, (16, 0): np.uint16, (16, 1): np.int16}
     stored = (values - offset).astype(kinds[dataset.BitsAllocated, dataset.PixelRepresentation])
@@ -165,24 +188,38 @@ def _header(export: Export, person: Person, storage: Storage) -> Dataset:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.SOPClassUID = (
-        ComputedRadiographyImageStorage if storage.computed else DigitalXRayImageStorageForPresentation
+        ComputedRadiographyImageStorage
+        if storage.computed
+        else DigitalXRayImageStorageForPresentation
     )
     dataset.SOPInstanceUID = note(uid(export, "instance"))
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = note(uid(export, "study")), note(uid(export, "series"))
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (
+        note(uid(export, "study")),
+        note(uid(export, "series")),
+    )
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.Modality, dataset.ImageType = "CR" if storage.computed else "DX", ["ORIGINAL", "PRIMARY", ""]
+    dataset.Modality, dataset.ImageType = (
+        "CR" if storage.computed else "DX",
+        ["ORIGINAL", "PRIMARY", ""],
+    )
     dataset.PresentationIntentType, dataset.BurnedInAnnotation = "FOR PRESENTATION", "NO"
     dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", chance.choice(("PA", "AP"))
     dataset.PatientName, dataset.PatientID = person.name, person.patient_id
     dataset.PatientBirthDate, dataset.PatientSex = person.birth_date, chance.choice("FM")
-    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = dataset.AcquisitionDate = person.study_date
-    dataset.StudyTime = dataset.ContentTime = f"{chance.randrange(8, 18):02d}{chance.randrange(60):02d}00"
+    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = dataset.AcquisitionDate = (
+        person.study_date
+    )
+    dataset.StudyTime = dataset.ContentTime = (
+        f"{chance.randrange(8, 18):02d}{chance.randrange(60):02d}00"
+    )
     dataset.AccessionNumber = note(f"ACC{export.tag}{chance.randrange(10**9):09d}")
     dataset.StudyID = note(f"STU{export.tag}{chance.randrange(10**6):06d}")
     dataset.InstitutionName = note(f"Invented Chest Clinic {export.tag}")
     dataset.ReferringPhysicianName = note(f"REFERRER-{export.tag}") + "^INVENTED"
-    dataset.PatientComments = note(f"coughs since the fair, phone 0555-{chance.randrange(10**7):07d}")
+    dataset.PatientComments = note(
+        f"coughs since the fair, phone 0555-{chance.randrange(10**7):07d}"
+    )
     dataset.ImageComments = note(f"compare with {person.name} of last winter")
     dataset.DeviceSerialNumber = note(f"SN-{export.tag}-DETECTOR-{chance.randrange(10**5):05d}")
     dataset.Manufacturer, dataset.InstanceNumber = "Invented X-Rays", 1

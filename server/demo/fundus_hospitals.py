@@ -26,13 +26,25 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
 
 OPHTHALMIC_PHOTOGRAPHY_8_BIT = "1.2.840.10008.5.1.4.1.1.77.1.5.1"
 SYNTAXES = (ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, DeflatedExplicitVRLittleEndian)
 SECOND_EXPOSURES = 6
 BROKEN = ("not-dicom", "truncated", "no-pixels", "huge", "no-patient-id")
-DIABETIC_RETINOPATHY: Mapping[int, str] = {0: "none", 1: "mild-moderate", 2: "mild-moderate", 3: "severe", 4: "severe"}
+DIABETIC_RETINOPATHY: Mapping[int, str] = {
+    0: "none",
+    1: "mild-moderate",
+    2: "mild-moderate",
+    3: "severe",
+    4: "severe",
+}
 SYLLABLES = "bar dem fel gor hin jak lun mer nol pes rud sav tor vel wim zan".split()
 
 Crop = tuple[Path, int, str]
@@ -95,7 +107,11 @@ def write_hospital(
     crop.
     """
     (out / "dicom").mkdir(parents=True)
-    export = Export(out / "dicom", random.Random(f"kohort demo hospital {hospital_index}"), f"{hospital_index:02d}")
+    export = Export(
+        out / "dicom",
+        random.Random(f"kohort demo hospital {hospital_index}"),
+        f"{hospital_index:02d}",
+    )
     rows = [("patient", "label", "laterality")]
     for number, (path, grade, laterality) in enumerate(crops):
         person = invented(export, laterality)
@@ -114,7 +130,9 @@ def write_hospital(
         csv.writer(file).writerows(rows)
     by_label = Counter(label_of[grade] for _, grade, _ in crops)
     secrets = tuple(dict.fromkeys(export.identifiers))
-    return Truth(out / "dicom", out / "labels.csv", len(crops), export.files, len(BROKEN), secrets, by_label)
+    return Truth(
+        out / "dicom", out / "labels.csv", len(crops), export.files, len(BROKEN), secrets, by_label
+    )
 
 
 def invented(export: Export, laterality: str) -> Person:
@@ -147,7 +165,9 @@ def _encoded(picture: Image.Image) -> bytes:
 def _moved(jpeg: bytes, chance: random.Random) -> bytes:
     """A second exposure: turned by up to 3 degrees, shifted by up to 3 %, 4 to 10 % brighter."""
     with Image.open(io.BytesIO(jpeg)) as picture:
-        shift = tuple(chance.choice((-1, 1)) * chance.uniform(0.01, 0.03) * picture.width for _ in range(2))
+        shift = tuple(
+            chance.choice((-1, 1)) * chance.uniform(0.01, 0.03) * picture.width for _ in range(2)
+        )
         angle, gain = chance.choice((-1, 1)) * chance.uniform(1, 3), chance.uniform(1.04, 1.10)
         turned = picture.convert("RGB").rotate(
             angle, Image.Resampling.BICUBIC, translate=(int(shift[0]), int(shift[1]))
@@ -164,7 +184,9 @@ def _write_exposure(export: Export, person: Person, jpeg: bytes, syntax: UID) ->
     """One photograph as one DICOM file under a name that gives its person away, as exports do."""
     dataset = _header(export, person, syntax)
     _put_pixels(dataset, jpeg, syntax)
-    path = export.folder / export.note(f"{person.name.replace('^', '_')}_{person.birth_date}_{export.files:03d}.dcm")
+    path = export.folder / export.note(
+        f"{person.name.replace('^', '_')}_{person.birth_date}_{export.files:03d}.dcm"
+    )
     dataset.save_as(path, enforce_file_format=True)
     export.files += 1
     return path
@@ -174,7 +196,12 @@ def _put_pixels(dataset: Dataset, jpeg: bytes, syntax: UID) -> None:
     """JPEG bytes as they are, or decoded and stored plain, run-length encoded or deflated."""
     pixels = _pixels(jpeg)
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = pixels.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
+        8,
+        8,
+        7,
+        0,
+    )
     dataset.PlanarConfiguration, dataset.NumberOfFrames = 0, 1
     if syntax == JPEGBaseline8Bit:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
@@ -192,26 +219,44 @@ def _header(export: Export, person: Person, syntax: UID) -> Dataset:
     """A header as talkative as a real one."""
     note, dataset = export.note, Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
+    dataset.file_meta.TransferSyntaxUID = (
+        ExplicitVRLittleEndian if syntax == RLELossless else syntax
+    )
     dataset.SOPClassUID = OPHTHALMIC_PHOTOGRAPHY_8_BIT
     dataset.SOPInstanceUID = note(uid(export, "instance"))
     dataset.StudyInstanceUID = note(uid(export, "study"))
     dataset.SeriesInstanceUID = note(uid(export, "series"))
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.Modality, dataset.ImageType, dataset.BurnedInAnnotation = "OP", ["ORIGINAL", "PRIMARY", "", "COLOR"], "NO"
+    dataset.Modality, dataset.ImageType, dataset.BurnedInAnnotation = (
+        "OP",
+        ["ORIGINAL", "PRIMARY", "", "COLOR"],
+        "NO",
+    )
     dataset.PatientName, dataset.PatientID = person.name, person.patient_id
     dataset.PatientBirthDate, dataset.PatientSex = person.birth_date, export.chance.choice("FM")
-    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = dataset.AcquisitionDate = person.study_date
-    dataset.StudyTime = dataset.ContentTime = f"{export.chance.randrange(8, 18):02d}{export.chance.randrange(60):02d}00"
+    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = dataset.AcquisitionDate = (
+        person.study_date
+    )
+    dataset.StudyTime = dataset.ContentTime = (
+        f"{export.chance.randrange(8, 18):02d}{export.chance.randrange(60):02d}00"
+    )
     dataset.AccessionNumber = note(f"ACC{export.tag}{export.chance.randrange(10**9):09d}")
     dataset.StudyID = note(f"STU{export.tag}{export.chance.randrange(10**6):06d}")
     dataset.InstitutionName = note(f"Invented Eye Clinic {export.tag}")
     dataset.ReferringPhysicianName = note(f"REFERRER-{export.tag}") + "^INVENTED"
-    dataset.PatientComments = note(f"lives next to the mill, phone 0555-{export.chance.randrange(10**7):07d}")
+    dataset.PatientComments = note(
+        f"lives next to the mill, phone 0555-{export.chance.randrange(10**7):07d}"
+    )
     dataset.ImageComments = note(f"as discussed with daughter of {person.name}")
-    dataset.DeviceSerialNumber = note(f"SN-{export.tag}-FUNDUS-{export.chance.randrange(10**5):05d}")
-    dataset.Manufacturer, dataset.ImageLaterality, dataset.InstanceNumber = "Invented Optics", person.laterality, 1
+    dataset.DeviceSerialNumber = note(
+        f"SN-{export.tag}-FUNDUS-{export.chance.randrange(10**5):05d}"
+    )
+    dataset.Manufacturer, dataset.ImageLaterality, dataset.InstanceNumber = (
+        "Invented Optics",
+        person.laterality,
+        1,
+    )
     return dataset
 
 

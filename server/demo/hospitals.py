@@ -19,23 +19,30 @@ import numpy as np
 from PIL import Image
 
 from common.errors import ConfigurationError
+from common.storage.files import read_capped
 from common.study.plan import Study, load_study
-from common.wire.tensors import read_capped
 from server.demo.chest_hospitals import Radiographed, enlarged, write_chest_hospital
 from server.demo.fundus_hospitals import Truth, write_hospital
 from server.demo.vessel_hospitals import write_vessel_hospital
 from server.public_data.phantoms import STYLES, patches, volume
 
-DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PRESETS = {"fundus": "fundus.yaml", "vessels": "vessels.yaml", "chest": "chest-demo.yaml"}
 PATIENTS_A_SITE_AT_LEAST = 30
 PHANTOMS_A_SITE = 60
 REFERENCE_PATIENTS, REFERENCE_PATCHES = 40, 6
-HOSPITAL_STREAM, REFERENCE_STREAM = 2026, 2027  # of numpy's seed sequences; public pretraining draws from seed 0
+HOSPITAL_STREAM, REFERENCE_STREAM = (
+    2026,
+    2027,
+)  # of numpy's seed sequences; public pretraining draws from seed 0
 RADIOGRAPHS = DEPLOY / "demo" / "chest"
 RADIOGRAPHS_CAP_BYTES = 16 << 20
-RADIOGRAPH_REFERENCE = "PneumoniaMNIST, validation split: public radiographs of nobody at a hospital"
-PHANTOM_REFERENCE = "phantoms: invented patients in the style of the hospitals', at no hospital, held out"
+RADIOGRAPH_REFERENCE = (
+    "PneumoniaMNIST, validation split: public radiographs of nobody at a hospital"
+)
+PHANTOM_REFERENCE = (
+    "phantoms: invented patients in the style of the hospitals', at no hospital, held out"
+)
 Progress = Callable[[int, int], None]
 
 
@@ -54,7 +61,9 @@ class Reference:
 
 
 PHOTOGRAPHS = Reference(
-    DEPLOY / "demo" / "fundus", members=DEPLOY / "demo" / "fundus", heldout=DEPLOY / "demo" / "fundus-heldout"
+    DEPLOY / "demo" / "fundus",
+    members=DEPLOY / "demo" / "fundus",
+    heldout=DEPLOY / "demo" / "fundus-heldout",
 )
 
 
@@ -68,24 +77,40 @@ def preset_of(study: str) -> Path:
     return DEPLOY / "studies" / PRESETS[study]
 
 
-def make_hospitals(preset: Path, folder: Path, names: Sequence[str], progress: Progress) -> dict[str, Truth]:
+def make_hospitals(
+    preset: Path, folder: Path, names: Sequence[str], progress: Progress
+) -> dict[str, Truth]:
     """Write one hospital a name below `folder` for this preset; `progress(done, total)` counts hospitals."""
-    makers = {"fundus": photograph_hospitals, "chest": radiograph_hospitals, "vessels": phantom_hospitals}
+    makers = {
+        "fundus": photograph_hospitals,
+        "chest": radiograph_hospitals,
+        "vessels": phantom_hospitals,
+    }
     return makers[load_study(preset).modality](folder, names, progress)
 
 
-def photograph_hospitals(folder: Path, names: Sequence[str], progress: Progress) -> dict[str, Truth]:
+def photograph_hospitals(
+    folder: Path, names: Sequence[str], progress: Progress
+) -> dict[str, Truth]:
     """DICOM around the fundus photographs; with other than three sites they are dealt anew."""
     with open(DEPLOY / "demo" / "fundus" / "labels.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if len(rows) // len(names) < PATIENTS_A_SITE_AT_LEAST:
         most = len(rows) // PATIENTS_A_SITE_AT_LEAST
-        raise ConfigurationError(f"--sites {len(names)}: the demo's photographs are enough for 2 to {most} hospitals")
+        raise ConfigurationError(
+            f"--sites {len(names)}: the demo's photographs are enough for 2 to {most} hospitals"
+        )
     hospitals = {}
     by_kind = sorted(rows, key=lambda r: (r["grade"], r["laterality"], r["file"]))
     for index, name in enumerate(names):
-        own = [r for r in rows if r["hospital"] == name] if len(names) == 3 else by_kind[index :: len(names)]
-        crops = [(DEPLOY / "demo" / "fundus" / r["file"], int(r["grade"]), r["laterality"]) for r in own]
+        own = (
+            [r for r in rows if r["hospital"] == name]
+            if len(names) == 3
+            else by_kind[index :: len(names)]
+        )
+        crops = [
+            (DEPLOY / "demo" / "fundus" / r["file"], int(r["grade"]), r["laterality"]) for r in own
+        ]
         hospitals[name] = write_hospital(crops, folder / name, index)
         progress(index + 1, len(names))
     return hospitals
@@ -108,8 +133,14 @@ def _dealt(names: Sequence[str], patients: int | None) -> dict[str, list[Radiogr
     everyone = sorted((one for some in people.values() for one in some), key=lambda one: one.label)
     if len(everyone) // len(names) < PATIENTS_A_SITE_AT_LEAST:
         most = len(everyone) // PATIENTS_A_SITE_AT_LEAST
-        raise ConfigurationError(f"--sites {len(names)}: the demo's radiographs are enough for 2 to {most} hospitals")
-    own = people if len(names) == len(people) else {n: everyone[i :: len(names)] for i, n in enumerate(names)}
+        raise ConfigurationError(
+            f"--sites {len(names)}: the demo's radiographs are enough for 2 to {most} hospitals"
+        )
+    own = (
+        people
+        if len(names) == len(people)
+        else {n: everyone[i :: len(names)] for i, n in enumerate(names)}
+    )
     if patients is None:
         return {name: own[name] for name in names}
     return {name: own[name][:: max(1, len(own[name]) // patients)][:patients] for name in names}
@@ -121,9 +152,15 @@ def radiographed() -> dict[str, list[Radiographed]]:
     mixed = np.random.default_rng(HOSPITAL_STREAM)
     found: dict[str, list[Radiographed]] = {}
     patients = [(row, i) for i, row in enumerate(rows) if row["person"]]
-    for (hospital, _, label), some in groupby(patients, lambda p: (p[0]["hospital"], p[0]["person"], p[0]["label"])):
-        found.setdefault(hospital, []).append(Radiographed(tuple(images[i][..., 0] for _, i in some), label))
-    return {name: [people[i] for i in mixed.permutation(len(people))] for name, people in found.items()}
+    for (hospital, _, label), some in groupby(
+        patients, lambda p: (p[0]["hospital"], p[0]["person"], p[0]["label"])
+    ):
+        found.setdefault(hospital, []).append(
+            Radiographed(tuple(images[i][..., 0] for _, i in some), label)
+        )
+    return {
+        name: [people[i] for i in mixed.permutation(len(people))] for name, people in found.items()
+    }
 
 
 def _radiographs() -> tuple[np.ndarray, list[dict[str, str]]]:
@@ -156,7 +193,9 @@ def make_reference(study: Study, folder: Path, patients: int | None = None) -> R
     if study.modality == "fundus":
         return PHOTOGRAPHS
     if study.modality == "chest":
-        return radiograph_reference(folder, study.intake.size_px, [site.name for site in study.sites], patients)
+        return radiograph_reference(
+            folder, study.intake.size_px, [site.name for site in study.sites], patients
+        )
     return phantom_reference(folder, study.intake.size_px)
 
 
@@ -190,8 +229,15 @@ def as_ingested(radiograph: np.ndarray, size_px: int) -> np.ndarray:
 def phantom_reference(folder: Path, size_px: int, patients: int = REFERENCE_PATIENTS) -> Reference:
     """Pairs of invented patients of the hospitals' style who are at no hospital."""
     rng = np.random.default_rng(REFERENCE_STREAM)
-    pairs = [patches(volume(rng, STYLES["hospital"]), REFERENCE_PATCHES, size_px, rng) for _ in range(patients)]
+    pairs = [
+        patches(volume(rng, STYLES["hospital"]), REFERENCE_PATCHES, size_px, rng)
+        for _ in range(patients)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "phantoms.npz"
-    np.savez(path, pairs=np.concatenate(pairs), patient_of=np.repeat(np.arange(patients), REFERENCE_PATCHES))
+    np.savez(
+        path,
+        pairs=np.concatenate(pairs),
+        patient_of=np.repeat(np.arange(patients), REFERENCE_PATCHES),
+    )
     return Reference(path, PHANTOM_REFERENCE)

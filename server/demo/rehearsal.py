@@ -41,7 +41,14 @@ from common.study.plan import Study
 from kohort.commands import run_typer
 from kohort.manifest import Manifest, read_manifest
 from server.demo.fundus_hospitals import Truth
-from server.demo.hospitals import DEPLOY, PHOTOGRAPHS, Reference, make_hospitals, make_reference, preset_of
+from server.demo.hospitals import (
+    DEPLOY,
+    PHOTOGRAPHS,
+    Reference,
+    make_hospitals,
+    make_reference,
+    preset_of,
+)
 
 MARKER = ".kohort-demo"
 DEADLINE_S, POLL_S, STOP_S = 1500.0, 0.5, 15.0
@@ -59,8 +66,15 @@ class Crew:
     def environment(self) -> dict[str, str]:
         """Telemetry off; one thread a process, because all share this machine; where Python may not keep compiled modules beside
         their source, the demo's own folder keeps them: twenty processes load the same libraries."""
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
-        kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(self.logs.parent / "work" / "bytecode")}
+        quiet = {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        kept = {
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(self.logs.parent / "work" / "bytecode"),
+        }
         return {
             **os.environ, **quiet, **(kept if sys.dont_write_bytecode else {}), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"
         }  # fmt: skip
@@ -90,7 +104,9 @@ class Crew:
         for name, process in self.running.items():
             if process.poll() not in (None, 0):
                 tail = (self.logs / f"{name}.log").read_text(errors="replace")[-2000:].strip()
-                raise PeerError(f"{name} ended with {process.returncode}; the end of its log:\n{tail}")
+                raise PeerError(
+                    f"{name} ended with {process.returncode}; the end of its log:\n{tail}"
+                )
 
     def done(self, names: Sequence[str]) -> bool:
         """Return whether these daemons have ended by themselves."""
@@ -133,7 +149,8 @@ def fresh_folder(out: Path) -> Path:
     if out.exists() and any(out.iterdir()):
         if not (out / MARKER).is_file():
             raise ConfigurationError(
-                f"{out}: not empty, and not made by an earlier demo", hint="give another folder with --out"
+                f"{out}: not empty, and not made by an earlier demo",
+                hint="give another folder with --out",
             )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -183,9 +200,20 @@ def start_operator(crew: Crew, places: Places, plan: Path) -> None:
     """Step 2: keys and certificates, the signed plan, the server."""
     port = free_port()
     state = str(places.server)
-    crew.do("kohort-server", "init", "--state", state, "--name", "demo", "--url", f"https://127.0.0.1:{port}")
+    crew.do(
+        "kohort-server",
+        "init",
+        "--state",
+        state,
+        "--name",
+        "demo",
+        "--url",
+        f"https://127.0.0.1:{port}",
+    )
     crew.do("kohort-server", "sign", str(plan), "--state", state, "--out", str(places.bundle))
-    crew.start("server", "kohort-server", "run", str(places.bundle), "--state", state, "--port", str(port))
+    crew.start(
+        "server", "kohort-server", "run", str(places.bundle), "--state", state, "--port", str(port)
+    )
 
 
 def share_the_machine(file: Path) -> None:
@@ -204,7 +232,18 @@ def start_site(crew: Crew, places: Places, name: str, truth: Truth) -> None:
     state = str(places.site(name))
     join = str(places.work / f"{name}.join.json")
     folder, labels = str(truth.folder), str(truth.labels_csv)
-    crew.do("kohort-site", "init", "--state", state, "--site", name, "--data", folder, "--labels", labels)
+    crew.do(
+        "kohort-site",
+        "init",
+        "--state",
+        state,
+        "--site",
+        name,
+        "--data",
+        folder,
+        "--labels",
+        labels,
+    )
     share_the_machine(places.site(name) / "site.yaml")
     request = str(places.site(name) / f"{name}.request.json")
     crew.do("kohort-server", "enrol", request, "--state", str(places.server), "--out", join)
@@ -228,13 +267,22 @@ def watch(crew: Crew, places: Places, names: Sequence[str], report: Callable[[st
         for name in waiting_batches(places, names, reviewed):
             reviewed.add(name)
             crew.do(
-                "kohort-site", "review", "--state", str(places.site(name)), "--approve", "--reviewer", "Demo Reviewer"
+                "kohort-site",
+                "review",
+                "--state",
+                str(places.site(name)),
+                "--approve",
+                "--reviewer",
+                "Demo Reviewer",
             )
             report(f"{name}: images reviewed")
         for name in names:
             report(_last_line(crew.logs / f"{name}.log", name))
         if time.monotonic() > deadline:
-            raise PeerError(f"the sites were not done after {DEADLINE_S:.0f} s", hint=f"see the logs in {crew.logs}")
+            raise PeerError(
+                f"the sites were not done after {DEADLINE_S:.0f} s",
+                hint=f"see the logs in {crew.logs}",
+            )
         time.sleep(POLL_S)
 
 
@@ -242,16 +290,34 @@ def _last_line(log: Path, name: str) -> str:
     """What a daemon said last."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 400))
-        lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        lines = [
+            line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()
+        ]
     return f"{name}: {lines[-1].strip()}" if lines else f"{name}: starting"
 
 
-def publish(crew: Crew, places: Places, reference: Reference = PHOTOGRAPHS) -> tuple[Path, Manifest]:
+def publish(
+    crew: Crew, places: Places, reference: Reference = PHOTOGRAPHS
+) -> tuple[Path, Manifest]:
     """Step 5: the operator's release and the researcher's check."""
-    arguments = ["release", str(places.bundle), "--state", str(places.server), "--out", str(places.out / "release")]
+    arguments = [
+        "release",
+        str(places.bundle),
+        "--state",
+        str(places.server),
+        "--out",
+        str(places.out / "release"),
+    ]
     if reference.members is not None and reference.heldout is not None:
         arguments += ["--members", str(reference.members), "--heldout", str(reference.heldout)]
-    crew.do("kohort-server", *arguments, "--reference", str(reference.path), "--reference-name", reference.name)
+    crew.do(
+        "kohort-server",
+        *arguments,
+        "--reference",
+        str(reference.path),
+        "--reference-name",
+        reference.name,
+    )
     folder = next(path.parent for path in (places.out / "release").glob("*/manifest.json"))
     crew.do("kohort", "verify", str(folder))
     return folder, read_manifest(folder)
@@ -294,7 +360,10 @@ def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tu
         with steps(Console(stderr=True)) as step:
             report = step("1/5 hospitals: DICOM of invented people")
             hospitals = make_hospitals(
-                preset, places.work / "hospitals", names, lambda done, total: report(f"{done} of {total}")
+                preset,
+                places.work / "hospitals",
+                names,
+                lambda done, total: report(f"{done} of {total}"),
             )
             plan = places.work / "plan" / "study.yaml"
             study = write_plan(preset, plan, names)
@@ -304,7 +373,12 @@ def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tu
             for name, truth in hospitals.items():
                 report(name)
                 start_site(crew, places, name, truth)
-            watch(crew, places, names, step(f"4/5 training{', synthesis, review' if study.synthesis else ''}"))
+            watch(
+                crew,
+                places,
+                names,
+                step(f"4/5 training{', synthesis, review' if study.synthesis else ''}"),
+            )
             step("5/5 release and verification")
             return publish(crew, places, make_reference(study, places.work / "reference"))
     finally:
@@ -317,9 +391,13 @@ def _stop_on_term(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@app.command(help="Three hospitals and an operator on this machine, from DICOM to a signed, verified release.")
+@app.command(
+    help="Three hospitals and an operator on this machine, from DICOM to a signed, verified release."
+)
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for the release and the logs")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option(help="folder for the release and the logs")] = Path(
+        "demo-output"
+    ),
     study: Annotated[
         str,
         typer.Option(
@@ -327,12 +405,16 @@ def demo(
         ),
     ] = "fundus",
     sites: Annotated[int, typer.Option(help="how many hospitals", min=2, max=MOST_SITES)] = 3,
-    keep: Annotated[bool, typer.Option("--keep", help="keep the hospitals' and the server's folders")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="keep the hospitals' and the server's folders")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="end with one JSON line")] = False,
 ) -> None:
     """Run the rehearsal and say where the release is."""
     if not DEPLOY.is_dir():
-        raise EnvironmentFault(f"{DEPLOY}: missing", hint="run the demo from a clone of the repository")
+        raise EnvironmentFault(
+            f"{DEPLOY}: missing", hint="run the demo from a clone of the repository"
+        )
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _stop_on_term)
     _die_with_parent()
@@ -341,7 +423,11 @@ def demo(
     seconds = round(time.monotonic() - started, 1)
     write = sys.stdout.write
     if not as_json:
-        what = f"each from at least {manifest.k} distinct patients" if manifest.k else "each with its vessel mask"
+        what = (
+            f"each from at least {manifest.k} distinct patients"
+            if manifest.k
+            else "each with its vessel mask"
+        )
         write(f"\n{manifest.images} synthetic images, {what}, in {seconds:.0f} s\n")
         write(f"release:  {folder}\n")
         write(f"page:     {folder / 'index.html'}\n")

@@ -23,7 +23,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, RLELossless, SegmentationStorage
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    RLELossless,
+    SegmentationStorage,
+)
 
 from server.demo.fundus_hospitals import Export, Person, Truth, invented, uid
 
@@ -72,7 +78,9 @@ def write_vessel_hospital(
         scan = _scan(export, person, volume.image, volume.mask, number)
         _write_slices(export, person, scan)
         nifti = number % NIFTI_EVERY == 2
-        rows.append((person.patient_id, label, _write_mask(export, person, scan, number, nifti=nifti)))
+        rows.append(
+            (person.patient_id, label, _write_mask(export, person, scan, number, nifti=nifti))
+        )
         if not nifti and number % max(1, len(volumes) // SECOND_SCANS) == 0:
             again = _scan(export, person, _noisy(volume.image, chance), volume.mask, number + 1)
             _write_slices(export, person, again)
@@ -92,10 +100,20 @@ def write_vessel_hospital(
         csv.writer(file).writerows(rows)
     secrets = tuple(dict.fromkeys(export.identifiers))
     broken = export.files - whole
-    return Truth(out / "dicom", out / "labels.csv", len(volumes), export.files, broken, secrets, {label: len(volumes)})
+    return Truth(
+        out / "dicom",
+        out / "labels.csv",
+        len(volumes),
+        export.files,
+        broken,
+        secrets,
+        {label: len(volumes)},
+    )
 
 
-def _scan(export: Export, person: Person, image: NDArray[np.float32], mask: NDArray[np.uint8], number: int) -> Scan:
+def _scan(
+    export: Export, person: Person, image: NDArray[np.float32], mask: NDArray[np.uint8], number: int
+) -> Scan:
     """A new series on an oblique grid of its own."""
     stored = STORED[number % len(STORED)]
     head = _header(export, person)
@@ -128,7 +146,10 @@ def _noisy(image: NDArray[np.float32], chance: random.Random) -> NDArray[np.floa
 def _header(export: Export, person: Person) -> Dataset:
     """What all objects of one examination say, as talkative as real ones."""
     note, head, chance = export.note, Dataset(), export.chance
-    head.StudyInstanceUID, head.SeriesInstanceUID = note(uid(export, "study")), note(uid(export, "series"))
+    head.StudyInstanceUID, head.SeriesInstanceUID = (
+        note(uid(export, "study")),
+        note(uid(export, "series")),
+    )
     head.FrameOfReferenceUID = note(uid(export, "frame of reference"))
     head.PatientName, head.PatientID = person.name, person.patient_id
     head.PatientBirthDate, head.PatientSex = person.birth_date, chance.choice("FM")
@@ -152,7 +173,9 @@ def _object(export: Export, head: Dataset, sop_class: UID) -> Dataset:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(export.note(uid(export, "instance")))
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(
+        export.note(uid(export, "instance"))
+    )
     return dataset
 
 
@@ -166,12 +189,17 @@ def _write_slices(export: Export, person: Person, scan: Scan) -> list[Path]:
         dataset.Modality, dataset.ImageType = "MR", ["ORIGINAL", "PRIMARY", "ANGIO", "NONE"]
         dataset.InstanceNumber = depth - d if scan.backwards else d + 1
         dataset.ImagePositionPatient = _position(scan.affine, d)
-        dataset.ImageOrientationPatient, dataset.PixelSpacing = _orientation(scan.affine), _spacing(scan.affine)
+        dataset.ImageOrientationPatient, dataset.PixelSpacing = (
+            _orientation(scan.affine),
+            _spacing(scan.affine),
+        )
         dataset.SliceThickness = dataset.SpacingBetweenSlices = "0.8"
         dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = height, width, 1
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
         dataset.PixelRepresentation = int(scan.stored == "signed")
-        dataset.PhotometricInterpretation = "MONOCHROME1" if scan.stored == "inverted" else "MONOCHROME2"
+        dataset.PhotometricInterpretation = (
+            "MONOCHROME1" if scan.stored == "inverted" else "MONOCHROME2"
+        )
         dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = slope, intercept, "US"
         dataset.PixelData = _stored(scan.image[d], scan.stored).tobytes()
         dataset["PixelData"].VR = "OW"
@@ -219,7 +247,10 @@ def _new_path(export: Export, person: Person, ending: str) -> Path:
     """A name that gives its person away, and not the order."""
     family = person.name.replace("^", "_")
     while True:
-        path = export.folder / f"{family}_{person.birth_date}_{export.chance.randrange(10**7):07d}{ending}"
+        path = (
+            export.folder
+            / f"{family}_{person.birth_date}_{export.chance.randrange(10**7):07d}{ending}"
+        )
         if not path.exists():
             export.note(path.name)
             export.files += 1
@@ -242,11 +273,19 @@ def _write_segmentation(export: Export, person: Person, scan: Scan) -> Path:
     dataset.ReferencedSeriesSequence = [drawn_on]
     dataset.SeriesInstanceUID = export.note(uid(export, "segmentation series"))
     dataset.Modality, dataset.ImageType, dataset.InstanceNumber = "SEG", ["DERIVED", "PRIMARY"], 1
-    dataset.ContentLabel, dataset.ContentCreatorName = "VESSELS", export.note(f"SEGMENTER-{export.tag}") + "^INVENTED"
+    dataset.ContentLabel, dataset.ContentCreatorName = (
+        "VESSELS",
+        export.note(f"SEGMENTER-{export.tag}") + "^INVENTED",
+    )
     depths = [d for d in range(len(scan.mask)) if scan.mask[d].any()]
     dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *scan.mask.shape[1:], len(depths)
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 1, 1, 0, 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
+        1,
+        1,
+        0,
+        0,
+    )
     dataset.LossyImageCompression, dataset.SegmentationType = "00", "BINARY"
     dataset.SegmentSequence = [_segment()]
     dataset.SharedFunctionalGroupsSequence = [_shared(scan.affine)]
@@ -265,7 +304,11 @@ def _code(value: str, scheme: str, meaning: str) -> list[Dataset]:
 
 def _segment() -> Dataset:
     segment = Dataset()
-    segment.SegmentNumber, segment.SegmentLabel, segment.SegmentAlgorithmType = 1, "vessels", "MANUAL"
+    segment.SegmentNumber, segment.SegmentLabel, segment.SegmentAlgorithmType = (
+        1,
+        "vessels",
+        "MANUAL",
+    )
     segment.SegmentedPropertyCategoryCodeSequence = _code("91723000", "SCT", "Anatomical Structure")
     segment.SegmentedPropertyTypeCodeSequence = _code("59820001", "SCT", "Blood vessel")
     return segment
@@ -274,7 +317,11 @@ def _segment() -> Dataset:
 def _shared(affine: NDArray[np.float64]) -> Dataset:
     """Orientation and pixel spacing of all frames."""
     measures, turn, shared = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness, measures.SpacingBetweenSlices = _spacing(affine), "0.8", "0.8"
+    measures.PixelSpacing, measures.SliceThickness, measures.SpacingBetweenSlices = (
+        _spacing(affine),
+        "0.8",
+        "0.8",
+    )
     turn.ImageOrientationPatient = _orientation(affine)
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [turn]
     return shared
@@ -316,7 +363,13 @@ def _write_broken(export: Export, person: Person, kind: str, volume: Volume) -> 
         return
     turned = BROKEN.index(kind)
     image = np.ascontiguousarray(np.rot90(volume.image[::-1], turned, axes=(1, 2)))
-    scan = _scan(export, person, image, np.ascontiguousarray(np.rot90(volume.mask[::-1], turned, axes=(1, 2))), 0)
+    scan = _scan(
+        export,
+        person,
+        image,
+        np.ascontiguousarray(np.rot90(volume.mask[::-1], turned, axes=(1, 2))),
+        0,
+    )
     slices = _write_slices(export, person, scan)
     if kind == "missing-slice":
         slices[len(slices) // 2].unlink()

@@ -32,7 +32,10 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Features = NDArray[np.float64]
 PIXELS_PX, CRITIC_CELLS, AT_ONCE, NEAREST = 32, 4, 64, 5
-MEMBERSHIP, MEMBERSHIP_CHANCE = "membership inference, AUC of the worst attacker", "membership inference, AUC by chance"
+MEMBERSHIP, MEMBERSHIP_CHANCE = (
+    "membership inference, AUC of the worst attacker",
+    "membership inference, AUC by chance",
+)
 MEMBERSHIP_CONTROL = "membership inference, AUC of the worst attacker on samples of the generator"
 MEMBERSHIP_RATE = "membership inference, true positives at 1 % false positives"
 LINKS = "linkage, share of the nearest people who took part"
@@ -69,7 +72,9 @@ def people(members: tuple[Images, Labels, Labels], others: tuple[Images, Labels,
     """Return those who took part and those who did not, each given as images, labels and strata, one image a person."""
     images = np.concatenate([members[0], others[0]])
     labels, stratum = (np.concatenate([members[i], others[i]]) for i in (1, 2))
-    return People(images, labels, stratum, np.arange(len(images)), np.arange(len(images)) < len(members[0]))
+    return People(
+        images, labels, stratum, np.arange(len(images)), np.arange(len(images)) < len(members[0])
+    )
 
 
 def spaces(images: Images, networks: Networks) -> dict[str, Features]:
@@ -82,7 +87,9 @@ def spaces(images: Images, networks: Networks) -> dict[str, Features]:
     }  # fmt: skip
     with torch.no_grad():
         if networks.critic is not None:
-            found["critic"] = np.concatenate([_critic(networks.critic, part) for part in torch.split(x, AT_ONCE)])
+            found["critic"] = np.concatenate(
+                [_critic(networks.critic, part) for part in torch.split(x, AT_ONCE)]
+            )
         if networks.encoder is not None and networks.generator is not None:
             found["codes"] = np.concatenate([
                 _rows(networks.encoder.invert(part, networks.generator, networks.iterations).codes)
@@ -119,7 +126,9 @@ def scored(
     found: dict[str, Features] = {}
     for name, (ours, theirs, public) in _sets(released, targets, reference, rows).items():
         left_out = None if own is None else own[known]
-        found[f"nearest release, {name}"] = _filled(attacks.nearness(theirs[known], ours, comparable[known]), known)
+        found[f"nearest release, {name}"] = _filled(
+            attacks.nearness(theirs[known], ours, comparable[known]), known
+        )
         ratio = attacks.density_ratio(theirs[known], ours, public, left_out, comparable[known])
         found[f"density ratio, {name}"] = _filled(ratio, known)
     by_person = {name: attacks.by_person(x, who.person_of) for name, x in found.items()}
@@ -157,7 +166,9 @@ def _sets(
 class Battery:
     """All attackers with what they know of `who` and of public `reference` images (None: those who took no part are it)."""
 
-    def __init__(self, who: People, networks: Networks = Networks(), reference: Images | None = None) -> None:
+    def __init__(
+        self, who: People, networks: Networks = Networks(), reference: Images | None = None
+    ) -> None:
         self.who, self.networks = who, networks
         self.targets = spaces(who.images, networks)
         self.public = None if reference is None else spaces(reference, networks)
@@ -171,7 +182,9 @@ class Battery:
         """
         ours = spaces(released, self.networks) if seen is None else seen
         scores = scored(ours, labels, self.targets, self.who, self.public)
-        member, stratum = (self.who.of_persons(values) for values in (self.who.member, self.who.stratum))
+        member, stratum = (
+            self.who.of_persons(values) for values in (self.who.member, self.who.stratum)
+        )
         return attacks.infer(scores, np.asarray(member, bool), np.asarray(stratum, np.int64))
 
     def control(self, labels: Labels, seed: int = 0) -> Inference | None:
@@ -183,11 +196,14 @@ class Battery:
             with torch.no_grad():
                 w = generator.mapping(torch.randn(len(labels), generator.latent, generator=random))
                 parts = [
-                    to_uint8(generator.synthesis(generator.broadcast(one), noise=random)) for one in w.split(AT_ONCE)
+                    to_uint8(generator.synthesis(generator.broadcast(one), noise=random))
+                    for one in w.split(AT_ONCE)
                 ]
             return self.membership(np.concatenate(parts), labels)
         if flow is not None:
-            drawn = glow.to_uint8(flow.decode(flow.prior(len(labels), self.networks.temperature, random)))
+            drawn = glow.to_uint8(
+                flow.decode(flow.prior(len(labels), self.networks.temperature, random))
+            )
             return self.membership(drawn, labels)
         return None
 
@@ -203,7 +219,9 @@ def linkage(released: Images, labels: Labels, who: People, count: int = NEAREST)
     return attacks.links(apart, np.broadcast_to(who.member, apart.shape), count)
 
 
-def findings(found: Inference | None, control: Inference | None, linked: Links | None, how: str) -> list[Finding]:
+def findings(
+    found: Inference | None, control: Inference | None, linked: Links | None, how: str
+) -> list[Finding]:
     """Return the statements of a report; `how` says who took part in which rehearsal."""
     if found is None:
         names = (MEMBERSHIP, MEMBERSHIP_CHANCE, MEMBERSHIP_CONTROL, MEMBERSHIP_RATE, LINKS)
@@ -224,7 +242,9 @@ def findings(found: Inference | None, control: Inference | None, linked: Links |
 
 def _ranged(name: str, value: float, interval: tuple[float, float], unit: str, how: str) -> Finding:
     low, high = (round(end, 4) for end in interval)
-    return Finding(name, round(value, 4), f"{unit}; 95 % interval {low} to {high}", how, interval=(low, high))
+    return Finding(
+        name, round(value, 4), f"{unit}; 95 % interval {low} to {high}", how, interval=(low, high)
+    )
 
 
 def _silent(name: str, why: str) -> Finding:

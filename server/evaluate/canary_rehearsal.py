@@ -21,9 +21,9 @@ from common.privacy.accounting import epsilon_pld
 from common.privacy.canaries import Canaries, Claim, audit, draw, fault, rehearse
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import NoiseSource
+from common.storage.files import atomic_write, read_capped
 from common.study.plan import Study
 from common.wire.messages import canonical
-from common.wire.tensors import atomic_write, read_capped
 
 AUDIT_CAP_BYTES = 1 << 20
 
@@ -59,13 +59,19 @@ def rehearsed(study: Study, path: Path) -> Mapping[str, ModelAudit]:
         return {}
     if not path.is_file():
         models = {name: rehearse_model(study, name) for name in study.models.trained()}
-        atomic_write(path, canonical(Rehearsal(plan=study.hash(), models=models).model_dump(mode="json")))
+        atomic_write(
+            path, canonical(Rehearsal(plan=study.hash(), models=models).model_dump(mode="json"))
+        )
     try:
         found = Rehearsal.model_validate(json.loads(read_capped(path, AUDIT_CAP_BYTES)))
     except (ValueError, ValidationError) as error:
-        raise RefusedError(f"{path}: not a canary audit of this version", hint="delete it: it is made anew") from error
+        raise RefusedError(
+            f"{path}: not a canary audit of this version", hint="delete it: it is made anew"
+        ) from error
     if found.plan != study.hash():
-        raise RefusedError(f"{path}: the canary audit of another plan", hint="delete it: it is made anew")
+        raise RefusedError(
+            f"{path}: the canary audit of another plan", hint="delete it: it is made anew"
+        )
     return found.models
 
 
@@ -79,5 +85,11 @@ def rehearse_model(study: Study, name: str) -> ModelAudit:
     tally, deviation = canaries.tally(), plan.noise_multiplier * plan.clip / plan.patients_per_step
     wrong = fault(tally, tally, Claim(event, deviation, delta, 1, count))
     if wrong:
-        raise PolicyError(f"canary audit of {name}: {wrong}", hint="nothing was released: report it", code="E-CANARIES")
-    return ModelAudit(**asdict(audit(tally, deviation, delta)), upper_bound=epsilon_pld([event], delta))
+        raise PolicyError(
+            f"canary audit of {name}: {wrong}",
+            hint="nothing was released: report it",
+            code="E-CANARIES",
+        )
+    return ModelAudit(
+        **asdict(audit(tally, deviation, delta)), upper_bound=epsilon_pld([event], delta)
+    )

@@ -31,21 +31,27 @@ class KernelDistance:
 def frechet(a: Features, b: Features) -> float:
     """Return ‖μa − μb‖² + tr(Σa + Σb − 2(Σa^½ Σb Σa^½)^½); raises ValueError unless both sets have more items than features."""
     if min(len(a), len(b)) <= a.shape[1]:
-        raise ValueError(f"frechet: {min(len(a), len(b))} items cannot carry a covariance of {a.shape[1]} features")
+        raise ValueError(
+            f"frechet: {min(len(a), len(b))} items cannot carry a covariance of {a.shape[1]} features"
+        )
     covariance_a, covariance_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(covariance_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     inner = np.linalg.eigvalsh(root @ covariance_b @ root)
     overlap = float(np.sqrt(np.maximum(inner, 0)).sum())
     gap = a.mean(axis=0) - b.mean(axis=0)
-    return max(0.0, float(gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap))
+    return max(
+        0.0, float(gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap)
+    )
 
 
 def kernel(a: Features, b: Features, *, seed: int = 0) -> KernelDistance:
     """Return the squared MMD under the cubic kernel (x·y/D + 1)³. Raises ValueError for fewer than two items."""
     rng = np.random.default_rng(seed)
     size = min(SUBSET_SIZE, len(a), len(b))
-    subsets = [_mmd(a[_some(rng, len(a), size)], b[_some(rng, len(b), size)]) for _ in range(SUBSETS)]
+    subsets = [
+        _mmd(a[_some(rng, len(a), size)], b[_some(rng, len(b), size)]) for _ in range(SUBSETS)
+    ]
     return KernelDistance(_mmd(a, b), float(np.std(subsets)), size)
 
 
@@ -78,7 +84,9 @@ def _mmd(a: Features, b: Features) -> float:
     if min(n, m) < 2:
         raise ValueError(f"kernel distance: expected two items in each set, got {n} and {m}")
     kaa, kbb, kab = ((x @ y.T / a.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
-    within = (kaa.sum() - np.trace(kaa)) / (n * (n - 1)) + (kbb.sum() - np.trace(kbb)) / (m * (m - 1))
+    within = (kaa.sum() - np.trace(kaa)) / (n * (n - 1)) + (kbb.sum() - np.trace(kbb)) / (
+        m * (m - 1)
+    )
     return float(within - 2 * kab.mean())
 
 

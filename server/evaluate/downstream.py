@@ -24,7 +24,11 @@ from server.evaluate.findings import DOWNSTREAM, NOT_EVALUATED, Finding
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 SEEDS, LEAST_IMAGES, LEAST_TESTED = 5, 6, 10
-KAPPA, MACRO_F1, RATIO = "downstream kappa", "downstream macro-F1", "downstream kappa, release over as many real images"
+KAPPA, MACRO_F1, RATIO = (
+    "downstream kappa",
+    "downstream macro-F1",
+    "downstream kappa, release over as many real images",
+)
 KEPT = "downstream pathology kept: released images that a classifier of real images labels as they are labelled"
 KEPT_REAL = "downstream pathology kept: real images of those who took part, the same classifier"
 ENDS = ("", ", trained on as many real images", ", trained on all real images")
@@ -52,11 +56,22 @@ def downstream(
 
     Fewer than `LEAST_IMAGES` released or `LEAST_TESTED` tested images, or one label alone: "not evaluated".
     """
-    if len(released.images) < LEAST_IMAGES or len(test.images) < LEAST_TESTED or len(np.unique(released.labels)) < 2:
+    if (
+        len(released.images) < LEAST_IMAGES
+        or len(test.images) < LEAST_TESTED
+        or len(np.unique(released.labels)) < 2
+    ):
         why = f"needs {LEAST_IMAGES} released images of two labels and {LEAST_TESTED} tested people"
         return [Finding(name, None, "", why, NOT_EVALUATED) for name in (DOWNSTREAM, KAPPA, KEPT)]
-    sets = [[released] * seeds, [as_many(released, real, seed) for seed in range(seeds)], [real] * seeds]
-    found = [[_trained(one, test, len(names), seed, recipe) for seed, one in enumerate(some)] for some in sets]
+    sets = [
+        [released] * seeds,
+        [as_many(released, real, seed) for seed in range(seeds)],
+        [real] * seeds,
+    ]
+    found = [
+        [_trained(one, test, len(names), seed, recipe) for seed, one in enumerate(some)]
+        for some in sets
+    ]
     said = f"small classifier on 32 px, {seeds} seeds, tested on {len(test.images)} people who did not take part; {how}"
     findings = []
     for end, scores in zip(ENDS, found, strict=True):
@@ -67,7 +82,9 @@ def downstream(
         ]
     kappas = [float(np.mean([s.kappa for s in scores])) for scores in found]
     ratio = round(kappas[0] / kappas[1], 3) if kappas[1] > 0 else None
-    findings.append(Finding(RATIO, ratio, "ratio", said, "shown" if ratio is not None else NOT_EVALUATED))
+    findings.append(
+        Finding(RATIO, ratio, "ratio", said, "shown" if ratio is not None else NOT_EVALUATED)
+    )
     findings += kept(released, real, test, len(names), seeds, recipe, how)
     return findings + [
         _mean(f"downstream recall of {name}", [s.recall[i] for s in found[0]], "share", said)
@@ -76,27 +93,43 @@ def downstream(
 
 
 def kept(
-    released: Labelled, real: Labelled, others: Labelled, classes: int, seeds: int, recipe: Recipe, how: str
+    released: Labelled,
+    real: Labelled,
+    others: Labelled,
+    classes: int,
+    seeds: int,
+    recipe: Recipe,
+    how: str,
 ) -> list[Finding]:
     """How often classifiers trained on `others` give released images, and real ones, the label that they have.
 
     Accuracy is the mean over labels, so that a release with other shares of labels than the people compares with them.
     """
     if len(np.unique(others.labels)) < 2:
-        return [Finding(KEPT, None, "", "needs people of two labels who took no part", NOT_EVALUATED)]
-    models = [classifier.fit(others.images, others.labels, classes, seed=seed, recipe=recipe) for seed in range(seeds)]
-    said = (
-        f"small classifier on 32 px, {seeds} seeds, trained on {len(others.images)} people who did not take part; {how}"
-    )
+        return [
+            Finding(KEPT, None, "", "needs people of two labels who took no part", NOT_EVALUATED)
+        ]
+    models = [
+        classifier.fit(others.images, others.labels, classes, seed=seed, recipe=recipe)
+        for seed in range(seeds)
+    ]
+    said = f"small classifier on 32 px, {seeds} seeds, trained on {len(others.images)} people who did not take part; {how}"
     return [
-        _mean(name, [_balanced(model.predict(some.images), some.labels) for model in models], "mean over labels", said)
+        _mean(
+            name,
+            [_balanced(model.predict(some.images), some.labels) for model in models],
+            "mean over labels",
+            said,
+        )
         for name, some in ((KEPT, released), (KEPT_REAL, real))
     ]
 
 
 def _balanced(predicted: Labels, truth: Labels) -> float:
     """The share that is right, each label of the truth weighing the same."""
-    return float(np.mean([(predicted[truth == label] == label).mean() for label in np.unique(truth)]))
+    return float(
+        np.mean([(predicted[truth == label] == label).mean() for label in np.unique(truth)])
+    )
 
 
 def as_many(released: Labelled, real: Labelled, seed: int) -> Labelled:
@@ -123,5 +156,9 @@ def _mean(name: str, values: Sequence[float], unit: str, how: str) -> Finding:
     reach = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
     low, high = round(mean - reach, 4), round(mean + reach, 4)
     return Finding(
-        name, round(mean, 4), f"{unit}; 95 % interval of the seeds {low} to {high}", how, interval=(low, high)
+        name,
+        round(mean, 4),
+        f"{unit}; 95 % interval of the seeds {low} to {high}",
+        how,
+        interval=(low, high),
     )

@@ -6,6 +6,7 @@ In: uint8 images [N, H, W, C]. Out: features float64 [N, D].
   `Network`  a torchvision architecture with weights from a local safetensors file of a stated SHA-256 (inception_v3: the
              customary FID and KID up to the weights and the resizing)
 Guaranteed: nothing is downloaded, no code is loaded from a file, weights that do not fit are refused. Not: where weights come
+from common.storage import files
 from (torchvision's own .pth files have to be converted to safetensors on a machine that trusts them).
 """
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ConfigurationError, RefusedError
+from common.storage.files import read_capped
 from common.wire import tensors
 
 Images = NDArray[np.uint8]
@@ -65,7 +67,9 @@ class Texture:
 
     def features(self, images: Images) -> NDArray[np.float64]:
         generator = torch.Generator().manual_seed(FEATURE_SEED)
-        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1  # [N, C, H, W]
+        x = (
+            torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )  # [N, C, H, W]
         filters = torch.randn(self.channels, x.shape[1], 5, 5, generator=generator)
         filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
         parts = []
@@ -87,12 +91,20 @@ class Network:
     standardised: bool = False
 
     def features(self, images: Images) -> NDArray[np.float64]:
-        mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        mean, deviation = (
+            torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_DEVIATION)
+        )
         parts = []
         with torch.no_grad():
             for start in range(0, len(images), AT_ONCE):
-                x = torch.from_numpy(np.ascontiguousarray(images[start : start + AT_ONCE])).permute(0, 3, 1, 2).float()
-                x = F.interpolate(_coloured(x) / 255, self.input_px, mode="bilinear", antialias=True)
+                x = (
+                    torch.from_numpy(np.ascontiguousarray(images[start : start + AT_ONCE]))
+                    .permute(0, 3, 1, 2)
+                    .float()
+                )
+                x = F.interpolate(
+                    _coloured(x) / 255, self.input_px, mode="bilinear", antialias=True
+                )
                 parts.append(self.network((x - mean) / deviation).double().numpy())
         found: NDArray[np.float64] = np.concatenate(parts)
         return found
@@ -108,8 +120,10 @@ def load_network(architecture: str, weights: Path, sha256: str) -> Network:
             f"features: unknown architecture {architecture!r}, expected one of {list(ARCHITECTURES)}"
         )
     if not weights.is_file():
-        raise ConfigurationError(f"{weights}: no such file", hint="give a safetensors file of the network's weights")
-    data = tensors.read_capped(weights, WEIGHTS_CAP_BYTES)
+        raise ConfigurationError(
+            f"{weights}: no such file", hint="give a safetensors file of the network's weights"
+        )
+    data = read_capped(weights, WEIGHTS_CAP_BYTES)
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise RefusedError(f"{weights}: SHA-256 is {found[:12]}..., expected {sha256[:12]}...")
@@ -117,7 +131,11 @@ def load_network(architecture: str, weights: Path, sha256: str) -> Network:
     network = _headless(architecture, head)
     given = tensors.loads(data, max_bytes=WEIGHTS_CAP_BYTES, where=str(weights))
     unused = (f"{head}.", "AuxLogits.")
-    _fill(network, {name: array for name, array in given.items() if not name.startswith(unused)}, weights)
+    _fill(
+        network,
+        {name: array for name, array in given.items() if not name.startswith(unused)},
+        weights,
+    )
     return Network(f"{architecture} ({found[:12]})", network.eval(), input_px)
 
 
@@ -135,10 +153,20 @@ def _headless(architecture: str, head: str) -> nn.Module:
 
 def _fill(network: nn.Module, given: tensors.Arrays, weights: Path) -> None:
     """Every tensor of the network from the file; running counters of steps may be missing."""
-    own = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = {name: array for name, array in given.items() if not name.endswith("num_batches_tracked")}
+    own = {
+        name: t
+        for name, t in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    given = {
+        name: array for name, array in given.items() if not name.endswith("num_batches_tracked")
+    }
     wrong = sorted(own.keys() ^ given.keys())
-    wrong += [n for n in own.keys() & given.keys() if own[n].shape != given[n].shape or not np.isfinite(given[n]).all()]
+    wrong += [
+        n
+        for n in own.keys() & given.keys()
+        if own[n].shape != given[n].shape or not np.isfinite(given[n]).all()
+    ]
     if wrong:
         raise RefusedError(
             f"{weights}: {len(wrong)} tensors are missing, unknown, misshapen or not finite: {wrong[:3]}"

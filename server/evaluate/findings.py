@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 Images = NDArray[np.uint8]
 NOT_EVALUATED = "not evaluated"
 LEAST_IMAGES, LEAST_REFERENCES = 4, 8
-DISTANCES = ("Fréchet distance", "kernel distance", "precision", "recall", "nearest reference ratio")
+DISTANCES = (
+    "Fréchet distance",
+    "kernel distance",
+    "precision",
+    "recall",
+    "nearest reference ratio",
+)
 FLOOR = ", real against real"
 DOWNSTREAM = "downstream accuracy on real images"
 ATTACKS = ("membership inference", "linkage", "re-identification")
@@ -62,9 +68,19 @@ def evaluate(
     """
     findings = [
         Finding("images", len(images), "images", "counted in the release"),
-        Finding("exact duplicates", len(images) - len({x.tobytes() for x in images}), "images", "bytes compared"),
+        Finding(
+            "exact duplicates",
+            len(images) - len({x.tobytes() for x in images}),
+            "images",
+            "bytes compared",
+        ),
         *(
-            Finding(f"share of label {name}", round(float((labels == i).mean()), 4), "share", "counted in the release")
+            Finding(
+                f"share of label {name}",
+                round(float((labels == i).mean()), 4),
+                "share",
+                "counted in the release",
+            )
             for i, name in enumerate(names)
         ),
     ]
@@ -74,7 +90,9 @@ def evaluate(
     else:
         findings += [_missing(name, "no public reference images were given") for name in DISTANCES]
     findings += downstream or [_missing(DOWNSTREAM)]
-    missing = [name for name in ATTACKS if not any(found.name.startswith(name) for found in attacks)]
+    missing = [
+        name for name in ATTACKS if not any(found.name.startswith(name) for found in attacks)
+    ]
     return [*findings, *attacks, *(_missing(name) for name in missing)]
 
 
@@ -103,7 +121,10 @@ def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:
 
 
 def compare(
-    images: Images, reference: Images, extractor: Extractor, patient_of: NDArray[np.int64] | None = None
+    images: Images,
+    reference: Images,
+    extractor: Extractor,
+    patient_of: NDArray[np.int64] | None = None,
 ) -> list[Finding]:
     """Return distances between released and reference images [N, H, W, C], each beside its real-against-real floor."""
     released, real = extractor.features(images), extractor.features(reference)
@@ -125,7 +146,9 @@ def compare(
     ]
 
 
-def halves(count: int, patient_of: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def halves(
+    count: int, patient_of: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the positions of two halves of a reference in a fixed random order; no patient is in both."""
     patients = np.arange(count) if patient_of is None else np.asarray(patient_of)
     names = np.random.default_rng(0).permutation(np.unique(patients))
@@ -150,23 +173,37 @@ def _frechet(released: Features, first: Features, second: Features, how: str) ->
     ]
 
 
-def _kernel(released: Features, real: Features, first: Features, second: Features, how: str) -> list[Finding]:
+def _kernel(
+    released: Features, real: Features, first: Features, second: Features, how: str
+) -> list[Finding]:
     """The kernel distance, which is unbiased at any size, and its floor."""
     if min(len(first), len(second)) < 2:
-        return [_missing(name, f"{how}: one patient a half") for name in ("kernel distance", "kernel distance" + FLOOR)]
+        return [
+            _missing(name, f"{how}: one patient a half")
+            for name in ("kernel distance", "kernel distance" + FLOOR)
+        ]
     found = []
-    for name, a, b in (("kernel distance", released, real), ("kernel distance" + FLOOR, second, first)):
+    for name, a, b in (
+        ("kernel distance", released, real),
+        ("kernel distance" + FLOOR, second, first),
+    ):
         distance = distances.kernel(a, b)
-        evidence = f"{how}; deviation {distance.deviation:.2g} over subsets of {distance.subset_size}"
+        evidence = (
+            f"{how}; deviation {distance.deviation:.2g} over subsets of {distance.subset_size}"
+        )
         found.append(Finding(name, round(distance.value, 5), "squared MMD", evidence))
     return found
 
 
-def _coverage(released: Features, real: Features, first: Features, second: Features, how: str) -> list[Finding]:
+def _coverage(
+    released: Features, real: Features, first: Features, second: Features, how: str
+) -> list[Finding]:
     """Precision (are released images like real ones?) and recall (are all kinds of real ones there?)."""
     found = []
     for end, a, b in (("", released, real), (FLOOR, second, first)):
-        for name, value in zip(("precision", "recall"), distances.precision_recall(a, b), strict=True):
+        for name, value in zip(
+            ("precision", "recall"), distances.precision_recall(a, b), strict=True
+        ):
             found.append(Finding(name + end, round(value, 4), "share", how))
     return found
 

@@ -60,7 +60,9 @@ def evaluate_pairs(
     return _findings(synthetic, real, recipe) + agreement
 
 
-def _findings(synthetic: utility.Utility, real: utility.Utility, recipe: utility.Recipe) -> list[Finding]:
+def _findings(
+    synthetic: utility.Utility, real: utility.Utility, recipe: utility.Recipe
+) -> list[Finding]:
     """Both results and their ratio."""
     how = (
         f"half U-Net of width {recipe.width}, one seed; {len(real.dsc_by_patient)} public patients, {real.images} images; "
@@ -74,16 +76,22 @@ def _findings(synthetic: utility.Utility, real: utility.Utility, recipe: utility
     ]
     for end, result in (("", synthetic), (", trained on real", real)):
         empty = f"{how}; in {result.penalised} images one mask was empty: the diagonal"
-        found.append(_finding(f"balanced average Hausdorff distance{end}", result.bahd_mm, "pixels", empty))
+        found.append(
+            _finding(f"balanced average Hausdorff distance{end}", result.bahd_mm, "pixels", empty)
+        )
         found.append(_finding(f"95 % Hausdorff distance{end}", result.hd95_mm, "pixels", empty))
     return found
 
 
-def _finding(name: str, value: float, unit: str, how: str, interval: tuple[float, float] | None = None) -> Finding:
+def _finding(
+    name: str, value: float, unit: str, how: str, interval: tuple[float, float] | None = None
+) -> Finding:
     if interval is None:
         return Finding(name, round(value, 4), unit, how)
     low, high = (round(end, 4) for end in interval)
-    return Finding(name, round(value, 4), f"{unit}; 95 % interval {low} to {high}", how, interval=(low, high))
+    return Finding(
+        name, round(value, 4), f"{unit}; 95 % interval {low} to {high}", how, interval=(low, high)
+    )
 
 
 def _silent(why: str) -> list[Finding]:
@@ -97,5 +105,7 @@ def _agreement(pairs: Pairs, end: str) -> list[Finding]:
     found = [Finding(COVER + end, round(covered, 4), "share", "counted")]
     if 0 < covered < 1:
         gap = float(pairs[..., 0][inside].mean()) - float(pairs[..., 0][~inside].mean())
-        found.append(Finding(CONTRAST + end, round(gap, 2), "grey levels of 255", "mean over all pairs"))
+        found.append(
+            Finding(CONTRAST + end, round(gap, 2), "grey levels of 255", "mean over all pairs")
+        )
     return found

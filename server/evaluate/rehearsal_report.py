@@ -28,9 +28,10 @@ from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
 from common.models.glow import Glow, load_weights
 from common.models.stylegan import load_critic, load_generator
+from common.storage.files import read_capped
 from common.study.plan import Study
 from common.wire.messages import canonical
-from common.wire.tensors import read, read_capped
+from common.wire.tensors import read
 from server.evaluate import attacks
 from server.evaluate.attacks import Battery, Networks
 from server.evaluate.downstream import Labelled, downstream
@@ -101,7 +102,9 @@ def _read_people(place: Path, study: Study) -> tuple[Labelled, NDArray[np.int64]
         given, side = rows.get(name, ("", ""))
         merged = study.intake.merge_labels.get(given, given)
         if merged not in strata:
-            raise ConfigurationError(f"{place}: {name}: label is {given!r}, expected one of {', '.join(strata)}")
+            raise ConfigurationError(
+                f"{place}: {name}: label is {given!r}, expected one of {', '.join(strata)}"
+            )
         labels.append(strata.index(merged))
         sides.append(SIDES.get(side, 0) if study.intake.stratify_laterality else 0)
     found = np.array(labels, np.int64)
@@ -113,7 +116,8 @@ def _table(folder: Path) -> dict[str, tuple[str, str]]:
     table = folder / "labels.csv"
     if not table.is_file():
         raise ConfigurationError(
-            f"{table}: missing", hint="a CSV file with columns file, label and, if known, laterality"
+            f"{table}: missing",
+            hint="a CSV file with columns file, label and, if known, laterality",
         )
     text = read_capped(table, TABLE_CAP_BYTES).decode("utf-8-sig")
     return {
@@ -124,7 +128,9 @@ def _table(folder: Path) -> dict[str, tuple[str, str]]:
 
 def _arrays(path: Path) -> dict[str, tuple[str, str]]:
     """Label and side by name, from the arrays of an .npz."""
-    found = arrays_of(read_capped(path, SOURCE_CAP_BYTES), path, ("images", "names", "labels", "laterality"))
+    found = arrays_of(
+        read_capped(path, SOURCE_CAP_BYTES), path, ("images", "names", "labels", "laterality")
+    )
     counts = {key: array.shape[0] if array.ndim else 0 for key, array in found.items()}
     if (
         not {"images", "names", "labels"} <= set(counts)
@@ -136,8 +142,15 @@ def _arrays(path: Path) -> dict[str, tuple[str, str]]:
             hint="or give a folder of photographs with labels.csv",
         )
     right = found.get("laterality")
-    sides = [""] * counts["names"] if right is None else ["R" if one else "L" for one in right.astype(bool)]
-    return {str(n): (str(v), side) for n, v, side in zip(found["names"], found["labels"], sides, strict=True)}
+    sides = (
+        [""] * counts["names"]
+        if right is None
+        else ["R" if one else "L" for one in right.astype(bool)]
+    )
+    return {
+        str(n): (str(v), side)
+        for n, v, side in zip(found["names"], found["labels"], sides, strict=True)
+    }
 
 
 def networks(study: Study, weights: Mapping[str, Path], checkpoints: Path) -> Networks:
@@ -150,7 +163,10 @@ def networks(study: Study, weights: Mapping[str, Path], checkpoints: Path) -> Ne
     if not file or not file.is_file():
         return Networks(iterations=1)
     arrays = read(file, max_bytes=WEIGHTS_CAP_BYTES)
-    generator, critic = (load(arrays, plan, intake.size_px, intake.channels) for load in (load_generator, load_critic))
+    generator, critic = (
+        load(arrays, plan, intake.size_px, intake.channels)
+        for load in (load_generator, load_critic)
+    )
     if coder is None or coder.start is None or not (checkpoints / coder.start.name).is_file():
         return Networks(generator, critic, iterations=1)  # type: ignore[arg-type]
     start = read(checkpoints / coder.start.name, max_bytes=WEIGHTS_CAP_BYTES)
@@ -177,11 +193,18 @@ def rehearse(released: Labelled, cast: Cast, study: Study, attacker: Networks) -
         (cast.heldout.images, cast.heldout.labels, cast.heldout_strata),
     )
     battery = Battery(who, attacker)
-    inference, control = battery.membership(released.images, released.labels), battery.control(released.labels)
-    found = attacks.findings(inference, control, attacks.linkage(released.images, released.labels, who), cast.name)
+    inference, control = (
+        battery.membership(released.images, released.labels),
+        battery.control(released.labels),
+    )
+    found = attacks.findings(
+        inference, control, attacks.linkage(released.images, released.labels, who), cast.name
+    )
     found += downstream(released, cast.members, cast.heldout, study.strata(), cast.name)
     statements = tuple(Statement.model_validate(asdict(one)) for one in found)
-    return Rehearsal(format="kohort-rehearsal/1", plan=digest(study), cast=cast.name, findings=statements)
+    return Rehearsal(
+        format="kohort-rehearsal/1", plan=digest(study), cast=cast.name, findings=statements
+    )
 
 
 def read_rehearsal(path: Path, study: Study) -> Rehearsal:

@@ -59,7 +59,10 @@ class Siamese:
     def embed(self, images: Images) -> NDArray[np.float64]:
         """Return unit vectors [N, D] of uint8 images [N, S, S, C]."""
         with torch.no_grad():
-            parts = [_embedded(self.weights, _small(images[i : i + AT_ONCE])) for i in range(0, len(images), AT_ONCE)]
+            parts = [
+                _embedded(self.weights, _small(images[i : i + AT_ONCE]))
+                for i in range(0, len(images), AT_ONCE)
+            ]
         return np.asarray(torch.cat(parts).double().numpy())
 
 
@@ -72,7 +75,9 @@ def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Reci
     rows_of = {int(p): np.flatnonzero(person_of == p) for p in np.unique(person_of)}
     several = [p for p, rows in rows_of.items() if len(rows) > 1]
     if len(several) < 4:
-        raise ConfigurationError(f"re-identification: {len(several)} persons have two images, expected four or more")
+        raise ConfigurationError(
+            f"re-identification: {len(several)} persons have two images, expected four or more"
+        )
     x = _small(images)
     weights = _weights(x.shape[1], recipe, torch.Generator().manual_seed(seed))
     adam = Adam(weights, recipe.rate, betas=(0.9, 0.99))
@@ -102,8 +107,16 @@ def reidentify(apart: NDArray[np.float64], own: NDArray[np.bool_]) -> Reidentifi
     assert found is not None
     shares = []
     for distances, mine in zip(apart[kept], own[kept], strict=True):
-        inside, outside = distances[mine & np.isfinite(distances)], distances[~mine & np.isfinite(distances)]
-        shares.append(float((inside[:, None] < outside[None]).mean() + 0.5 * (inside[:, None] == outside[None]).mean()))
+        inside, outside = (
+            distances[mine & np.isfinite(distances)],
+            distances[~mine & np.isfinite(distances)],
+        )
+        shares.append(
+            float(
+                (inside[:, None] < outside[None]).mean()
+                + 0.5 * (inside[:, None] == outside[None]).mean()
+            )
+        )
     return Reidentified(found.precision, found.interval, found.chance, float(np.mean(shares)))
 
 
@@ -120,9 +133,13 @@ def _weights(channels: int, recipe: Recipe, random: torch.Generator) -> dict[str
     found: dict[str, Tensor] = {}
     before = channels
     for i, size in enumerate((recipe.width, 2 * recipe.width, 2 * recipe.width)):
-        found[f"conv{i}"] = torch.randn(size, before, 3, 3, generator=random) * (2 / (9 * before)) ** 0.5
+        found[f"conv{i}"] = (
+            torch.randn(size, before, 3, 3, generator=random) * (2 / (9 * before)) ** 0.5
+        )
         before = size
-    found["head"] = torch.randn(recipe.embedding, 16 * before, generator=random) * (1 / (16 * before)) ** 0.5
+    found["head"] = (
+        torch.randn(recipe.embedding, 16 * before, generator=random) * (1 / (16 * before)) ** 0.5
+    )
     return {name: w.requires_grad_() for name, w in found.items()}
 
 

@@ -35,9 +35,11 @@ class Printed:
 class FlowerCli:
     """Commands of the program `flwr` in one child. Safe to use from several threads; one command at a time."""
 
-    def __init__(self, program: str, environment: Mapping[str, str], folder: Path, timeout_s: float) -> None:
+    def __init__(
+        self, program: str, environment: Mapping[str, str], folder: Path, timeout_s: float
+    ) -> None:
         self._command = [sys.executable, "-P", "-m", "server.flower.calls", program]
-        roots = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
+        roots = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         self._environment = {**environment, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
         self._folder, self._timeout_s = folder, timeout_s
         self._lock = threading.Lock()

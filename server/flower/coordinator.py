@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.errors import KohortError, PeerError, RefusedError
-from common.wire.tensors import atomic_write
+from common.storage.files import atomic_write
 from server.flower.superlink import RunStatus
 from server.operator.config import Limits, ServerState
 from server.operator.sites import Registry
@@ -69,7 +69,9 @@ class Coordinator:
                 )
             if not self._attempt():
                 failures += 1
-                self.say(f"run failed ({failures} of {self.limits.failures}); submitted again from the last round")
+                self.say(
+                    f"run failed ({failures} of {self.limits.failures}); submitted again from the last round"
+                )
                 time.sleep(self.resubmit_s)
         self.show(self.record.progress())
 

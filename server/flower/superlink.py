@@ -34,9 +34,9 @@ from typing import Any, BinaryIO
 import httpx
 
 from common.errors import EnvironmentFault, PeerError, RefusedError, disk_faults_named
+from common.storage.files import atomic_write, read_capped
 from common.storage.lock import FolderLock
 from common.wire.app_bundle import CLIENT_APP, SERVER_APP, check_app
-from common.wire.tensors import atomic_write, read_capped
 from server.flower.calls import FlowerCli
 from server.operator.certificates import ServerFiles, check_certificate, read_certificate
 
@@ -121,7 +121,9 @@ class SuperLink:
         self.state_dir = state_dir.resolve()
         self.address = f"{host}:{port}"
         self._host, self._port = host, port
-        self._reach = "127.0.0.1" if host in ("0.0.0.0", "localhost") else host  # how this machine reaches it
+        self._reach = (
+            "127.0.0.1" if host in ("0.0.0.0", "localhost") else host
+        )  # how this machine reaches it
         self._files = files
         self._extra = dict(environment or {})
         self._lock: FolderLock | None = None
@@ -184,7 +186,10 @@ class SuperLink:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -200,7 +205,9 @@ class SuperLink:
         for node in self.nodes() if digest in known.values() else ():
             if known.get(str(node.node_id)) == digest and node.status != "unregistered":
                 return node.node_id
-        answer = self._flwr("supernode", "register", str(public_key.resolve()), CONNECTION, "--name", name)
+        answer = self._flwr(
+            "supernode", "register", str(public_key.resolve()), CONNECTION, "--name", name
+        )
         node_id = int(answer["node-id"])
         self._remember(node_id, name, digest)
         return node_id
@@ -218,7 +225,9 @@ class SuperLink:
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 
-    def submit(self, app: Path, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP) -> int:
+    def submit(
+        self, app: Path, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP
+    ) -> int:
         """Return the id of a new run of the app bundle in folder `app`; a bundle with code in it is refused."""
         expected = check_app(app, server_app=server_app, client_app=client_app)
         answer = self._flwr("run", str(app.resolve()), CONNECTION)
@@ -236,7 +245,9 @@ class SuperLink:
         """Where the run is."""
         row = self._flwr("list", CONNECTION, "--run-id", str(run_id))["runs"][0]
         status, _, outcome = str(row["status"]).partition(":")
-        return RunStatus(run_id, status, outcome, str(row.get("status-details", "")), str(row["fab-hash"]))
+        return RunStatus(
+            run_id, status, outcome, str(row.get("status-details", "")), str(row["fab-hash"])
+        )
 
     def stop_run(self, run_id: int) -> None:
         """Ask Flower to end the run."""
@@ -262,7 +273,14 @@ class SuperLink:
         ]
         superexec = [
             *(_program("flower-superexec"), "--runtime-api-address", f"{self._reach}:{self._port}"),
-            *("--root-certificates", ca, "--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())),
+            *(
+                "--root-certificates",
+                ca,
+                "--superexec-auth-secret-file",
+                secret,
+                "--parent-pid",
+                str(os.getpid()),
+            ),
         ]
         return (
             _Child("flower-superlink", superlink, self.state_dir / "superlink.log"),
@@ -276,19 +294,37 @@ class SuperLink:
             for folder in (self.state_dir, home):
                 folder.mkdir(parents=True, exist_ok=True)
                 folder.chmod(0o700)
-            shutil.rmtree(home / "apps", ignore_errors=True)  # Flower would reuse an unpacked app without checking it
+            shutil.rmtree(
+                home / "apps", ignore_errors=True
+            )  # Flower would reuse an unpacked app without checking it
         secret = self.state_dir / "superexec.secret"
         if not secret.exists():
             atomic_write(secret, secrets.token_urlsafe(48).encode(), mode=0o600)
-        entry = {"address": f"{self._reach}:{self._port}", "root-certificates": str(self._files.ca.resolve())}
+        entry = {
+            "address": f"{self._reach}:{self._port}",
+            "root-certificates": str(self._files.ca.resolve()),
+        }
         lines = [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
-        text = "\n".join(["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]", *lines, ""])
+        text = "\n".join(
+            [
+                "[superlink]",
+                f'default = "{CONNECTION}"',
+                "",
+                f"[superlink.{CONNECTION}]",
+                *lines,
+                "",
+            ]
+        )
         atomic_write(home / "config.toml", text.encode(), mode=0o600)
 
     def _environment(self) -> dict[str, str]:
         """Ours, without foreign Flower settings, with the interpreter's own programs first on the path."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
-        path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("FLWR_")
+        }
+        path = os.pathsep.join(
+            [str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]
+        )
         return {
             **inherited,
             **FIXED_ENVIRONMENT,
@@ -324,7 +360,11 @@ class SuperLink:
         if process is not None:
             delay = RESTART_DELAYS_S[min(child.failures, len(RESTART_DELAYS_S) - 1)]
             log.warning("%s ended with %s; restart in %g s", child.name, process.returncode, delay)
-            child.failures, child.next_start, child.process = child.failures + 1, time.monotonic() + delay, None
+            child.failures, child.next_start, child.process = (
+                child.failures + 1,
+                time.monotonic() + delay,
+                None,
+            )
         if time.monotonic() < child.next_start:
             return
         try:
@@ -348,7 +388,11 @@ class SuperLink:
     def _log_end(self) -> str:
         """The last words of the SuperLink."""
         path = self.state_dir / "superlink.log"
-        return path.read_text(errors="replace")[-400:].strip().replace("\n", " | ") if path.exists() else "no log"
+        return (
+            path.read_text(errors="replace")[-400:].strip().replace("\n", " | ")
+            if path.exists()
+            else "no log"
+        )
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """The answer of one command of Flower's command line; raises with Flower's own words if it fails."""
@@ -359,7 +403,11 @@ class SuperLink:
         words = str((answer or {}).get("error-message", "")) or done.text[-400:].strip()
         what = f"flwr {' '.join(arguments[:2])}: {words}"
         if "[code: 23]" in words:
-            raise RefusedError(what, hint="this key was revoked: the site must make a new one", code="E-KEY-REVOKED")
+            raise RefusedError(
+                what,
+                hint="this key was revoked: the site must make a new one",
+                code="E-KEY-REVOKED",
+            )
         raise PeerError(what, code="E-FLOWER")
 
     def _known(self) -> dict[str, str]:
@@ -373,13 +421,17 @@ class SuperLink:
     def _registry(self) -> dict[str, dict[str, str]]:
         """Our own note of who was registered: Flower's command line does not tell names."""
         path = self.state_dir / "nodes.json"
-        entries: dict[str, dict[str, str]] = json.loads(read_capped(path, 1 << 20)) if path.exists() else {}
+        entries: dict[str, dict[str, str]] = (
+            json.loads(read_capped(path, 1 << 20)) if path.exists() else {}
+        )
         return entries
 
     def _remember(self, node_id: int, name: str, digest: str) -> None:
         """Add a site to the note."""
         entries = {**self._registry(), str(node_id): {"name": name, "key": digest}}
-        atomic_write(self.state_dir / "nodes.json", json.dumps(entries, indent=1).encode(), mode=0o600)
+        atomic_write(
+            self.state_dir / "nodes.json", json.dumps(entries, indent=1).encode(), mode=0o600
+        )
 
 
 def free_port() -> int:
@@ -393,11 +445,15 @@ def _program(name: str) -> str:
     """The program of this name beside the interpreter."""
     path = Path(sys.executable).parent / name
     if not path.exists():
-        raise EnvironmentFault(f"{path}: no such program", hint="install kohort's requirements into this environment")
+        raise EnvironmentFault(
+            f"{path}: no such program", hint="install kohort's requirements into this environment"
+        )
     return str(path)
 
 
-def _spawn(command: list[str], environment: dict[str, str], folder: Path, output: BinaryIO) -> subprocess.Popen[bytes]:
+def _spawn(
+    command: list[str], environment: dict[str, str], folder: Path, output: BinaryIO
+) -> subprocess.Popen[bytes]:
     """A child in its own process group that gets SIGTERM when the thread that started it ends."""
     return subprocess.Popen(
         command,
@@ -434,7 +490,9 @@ def _end(child: _Child) -> None:
             child.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             log.warning("%s does not stop: killed", child.name)
-    deadline = time.monotonic() + STOP_GRACE_S  # for its children; short, as a dead one may wait long to be reaped
+    deadline = (
+        time.monotonic() + STOP_GRACE_S
+    )  # for its children; short, as a dead one may wait long to be reaped
     while any(_signal_group(group, 0) for group in child.groups) and time.monotonic() < deadline:
         time.sleep(0.02)
     for group in child.groups:

@@ -22,12 +22,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import ConfigurationError, disk_faults_named
-from common.wire.tensors import atomic_write, read_capped
+from common.storage.files import atomic_write, read_capped
 
 CA_DAYS = 3650
 SERVER_DAYS = 825
 SITE_DAYS = 397
-BACKDATED = timedelta(hours=1)  # a site whose clock is a little behind must not refuse a fresh certificate
+BACKDATED = timedelta(
+    hours=1
+)  # a site whose clock is a little behind must not refuse a fresh certificate
 PEM_CAP_BYTES = 65_536
 LOOPBACK = ("localhost", "127.0.0.1")
 
@@ -85,7 +87,9 @@ def issue_server_certificate(
     """Return the files of a server certificate valid for `localhost`, `127.0.0.1` and `hosts`; replaces an older one."""
     key = ec.generate_private_key(ec.SECP384R1())
     names = list(dict.fromkeys((*LOOPBACK, *hosts)))
-    builder = _leaf(authority, _name(names[-1]), key.public_key(), days, ExtendedKeyUsageOID.SERVER_AUTH)
+    builder = _leaf(
+        authority, _name(names[-1]), key.public_key(), days, ExtendedKeyUsageOID.SERVER_AUTH
+    )
     builder = builder.add_extension(
         x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
     )
@@ -118,7 +122,9 @@ def parse_site_key(public_key: str) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def check_certificate(path: Path, authority: x509.Certificate, *, now: datetime | None = None) -> datetime:
+def check_certificate(
+    path: Path, authority: x509.Certificate, *, now: datetime | None = None
+) -> datetime:
     """Return when the certificate at `path` expires (UTC); raises ConfigurationError if it is expired or not this CA's."""
     certificate = read_certificate(path)
     try:
@@ -150,7 +156,8 @@ def _check_dates(certificate: x509.Certificate, path: Path, now: datetime) -> No
     if now < certificate.not_valid_before_utc:
         start = certificate.not_valid_before_utc
         raise ConfigurationError(
-            f"{path}: not valid before {start:%Y-%m-%d %H:%M} UTC", hint="check this machine's clock"
+            f"{path}: not valid before {start:%Y-%m-%d %H:%M} UTC",
+            hint="check this machine's clock",
         )
 
 
@@ -169,7 +176,9 @@ def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
 def _must_exist(path: Path) -> None:
     """A missing file is a mistake in a configuration, not a fault of the disk."""
     if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file", hint="`kohort-server init` creates the certificate authority")
+        raise ConfigurationError(
+            f"{path}: no such file", hint="`kohort-server init` creates the certificate authority"
+        )
 
 
 def _make_folder(folder: Path) -> None:
@@ -179,15 +188,22 @@ def _make_folder(folder: Path) -> None:
 
 
 def _leaf(
-    authority: Authority, subject: x509.Name, key: ec.EllipticCurvePublicKey, days: float, usage: x509.ObjectIdentifier
+    authority: Authority,
+    subject: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    days: float,
+    usage: x509.ObjectIdentifier,
 ) -> x509.CertificateBuilder:
     """A certificate that signs nothing and does one thing."""
     builder = _builder(subject, authority.certificate.subject, key, days)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(
+        x509.BasicConstraints(ca=False, path_length=None), critical=True
+    )
     builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
     return builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()),
+        critical=False,
     )
 
 
@@ -221,7 +237,9 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 def _name(common_name: str) -> x509.Name:
     """A subject of one field (at most 64 characters, as X.520 wants it)."""
     if not 1 <= len(common_name) <= 64:
-        raise ConfigurationError(f"certificate name {common_name!r}: {len(common_name)} characters, expected 1 to 64")
+        raise ConfigurationError(
+            f"certificate name {common_name!r}: {len(common_name)} characters, expected 1 to 64"
+        )
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 

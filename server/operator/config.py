@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, field_validator
 
 from common.config import FrozenModel, load_yaml, parse_yaml
+from common.storage.files import atomic_write
 from common.study.plan import Identifier
-from common.wire.tensors import atomic_write
 
 DEFAULT_PORT = 9443
 
@@ -25,16 +25,24 @@ class Listen(FrozenModel):
     """Where the SuperLink listens. Behind nginx it stays on the loopback interface."""
 
     host: str = Field(
-        default="127.0.0.1", pattern=r"^[0-9a-zA-Z.:-]{1,255}$", description="interface; 127.0.0.1 behind nginx"
+        default="127.0.0.1",
+        pattern=r"^[0-9a-zA-Z.:-]{1,255}$",
+        description="interface; 127.0.0.1 behind nginx",
     )
-    port: int = Field(default=DEFAULT_PORT, ge=1, le=65535, description="port of the SuperLink itself")
+    port: int = Field(
+        default=DEFAULT_PORT, ge=1, le=65535, description="port of the SuperLink itself"
+    )
 
 
 class Limits(FrozenModel):
     """Times and counts of the round loop. None of them touches privacy."""
 
-    poll_s: float = Field(default=0.25, gt=0, le=60, description="pause between two looks for a reply")
-    reask_s: float = Field(default=300, gt=0, le=86400, description="ask a silent site again after this time")
+    poll_s: float = Field(
+        default=0.25, gt=0, le=60, description="pause between two looks for a reply"
+    )
+    reask_s: float = Field(
+        default=300, gt=0, le=86400, description="ask a silent site again after this time"
+    )
     retry_first_s: float = Field(
         default=1, gt=0, le=3600, description="pause after a site's error code; doubles each time"
     )
@@ -42,16 +50,24 @@ class Limits(FrozenModel):
     goodbye_s: float = Field(
         default=120, ge=0, le=86400, description="how long the closing message waits for the sites"
     )
-    replies_in_memory: int = Field(default=4, ge=1, le=256, description="replies held in memory at once")
-    failures: int = Field(default=5, ge=1, le=1000, description="failed attempts without progress before giving up")
+    replies_in_memory: int = Field(
+        default=4, ge=1, le=256, description="replies held in memory at once"
+    )
+    failures: int = Field(
+        default=5, ge=1, le=1000, description="failed attempts without progress before giving up"
+    )
 
 
 class ServerConfig(FrozenModel):
     """The operator's file."""
 
-    format: Literal["kohort-server/1"] = Field(default="kohort-server/1", description="version of this file")
+    format: Literal["kohort-server/1"] = Field(
+        default="kohort-server/1", description="version of this file"
+    )
     name: Identifier = Field(description="name of the consortium")
-    url: str = Field(max_length=300, description="what sites connect to: https://HOST:PORT, no path")
+    url: str = Field(
+        max_length=300, description="what sites connect to: https://HOST:PORT, no path"
+    )
     listen: Listen = Listen()
     limits: Limits = Limits()
 
@@ -59,7 +75,13 @@ class ServerConfig(FrozenModel):
     @classmethod
     def _plain_https(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname or parts.path or parts.query or parts.username:
+        if (
+            parts.scheme != "https"
+            or not parts.hostname
+            or parts.path
+            or parts.query
+            or parts.username
+        ):
             raise ValueError("expected https://HOST:PORT without a path")
         if parts.port is None:
             raise ValueError("expected a port, as in https://HOST:PORT")
@@ -98,8 +120,9 @@ def _lines(model: BaseModel, indent: str) -> str:
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
-            text += f"\n{indent}# {(type(value).__doc__ or '').strip()}\n{indent}{name}:\n" + _lines(
-                value, indent + "  "
+            text += (
+                f"\n{indent}# {(type(value).__doc__ or '').strip()}\n{indent}{name}:\n"
+                + _lines(value, indent + "  ")
             )
         else:
             text += f"{indent}{name}: {value}  # {field.description}\n"

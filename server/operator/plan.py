@@ -18,15 +18,17 @@ from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
 from common.privacy.mechanisms import Mechanism, charged_image_event, round_event
 from common.privacy.planning import PlanReport, feasibility, parameter_counts, wire_counts
+from common.storage.files import atomic_write, read_capped
 from common.study.plan import Checkpoint, Study, load_study, write_bundle
-from common.wire.tensors import atomic_write, read_capped
 from server.release.pairs import check_releasable
 from server.rounds.record import file_digest
 
 
 def report(study: Study, checkpoints: Path) -> PlanReport:
     """Return the accountants' report; `checkpoints`: the plan's folder, or a bundle's checkpoints/."""
-    return feasibility(study, parameter_counts(study, checkpoints), wire=wire_counts(study, checkpoints))
+    return feasibility(
+        study, parameter_counts(study, checkpoints), wire=wire_counts(study, checkpoints)
+    )
 
 
 def spent(study: Study, checkpoints: Path) -> Spent:
@@ -37,7 +39,8 @@ def spent(study: Study, checkpoints: Path) -> Spent:
     counts, trained = parameter_counts(study, checkpoints), study.models.trained()
     canaries = study.privacy.canaries  # their coordinates get noise too
     events: list[Mechanism] = [
-        replace(round_event(study, name, counts[name] + canaries), steps=plan.steps) for name, plan in trained.items()
+        replace(round_event(study, name, counts[name] + canaries), steps=plan.steps)
+        for name, plan in trained.items()
     ]
     images = charged_image_event(study)
     return spend([*events, *([images] if images else [])], study.privacy.delta)
@@ -46,7 +49,11 @@ def spent(study: Study, checkpoints: Path) -> Spent:
 def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, PlanReport]:
     """Write the signed bundle of a plan into `out`; raises PolicyError (E-PLAN-START, -PAIRS, -BUDGET, -INFEASIBLE)."""
     study = load_study(study_path)
-    missing = [f"models.{name}.start" for name, plan in study.models.trained().items() if plan.start is None]
+    missing = [
+        f"models.{name}.start"
+        for name, plan in study.models.trained().items()
+        if plan.start is None
+    ]
     if (
         study.synthesis
         and study.models.encoder
@@ -66,7 +73,8 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
         over = found.verdict == "over budget"
         raise PolicyError(
             f"not signed: {found.sentence}\n{found.to_text()}",
-            hint="change the plan as `fix` says" + ("" if over else ", or set privacy.accept_infeasible: true"),
+            hint="change the plan as `fix` says"
+            + ("" if over else ", or set privacy.accept_infeasible: true"),
             code="E-PLAN-BUDGET" if over else "E-PLAN-INFEASIBLE",
         )
     return write_bundle(study_path, key, out), found
@@ -80,7 +88,9 @@ def pin(study_path: Path) -> dict[str, str]:
     for file, old in sorted(_pairs(node), key=lambda pair: -pair[1].start_mark.index):
         path = study_path.parent / file
         if not path.is_file():
-            raise ConfigurationError(f"{path}: the checkpoint named in {study_path.name} is missing")
+            raise ConfigurationError(
+                f"{path}: the checkpoint named in {study_path.name} is missing"
+            )
         pinned[file] = file_digest(path)
         value = f'"{pinned[file]}"'
         new = new[: old.start_mark.index] + value + new[old.end_mark.index :]

@@ -21,12 +21,12 @@ from pydantic import Field, ValidationError
 
 from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError
+from common.storage.files import read_capped
 from common.storage.journal import Entry, Journal
 from common.storage.lock import FolderLock
 from common.study.plan import Identifier
 from common.wire import signing
 from common.wire.messages import canonical
-from common.wire.tensors import read_capped
 from server.operator.certificates import issue_site_certificate, load_authority, parse_site_key
 from server.operator.config import ServerConfig, ServerState
 
@@ -112,7 +112,9 @@ class Registry:
                     hint="the site makes new keys with `kohort-site init` in a fresh folder",
                     code="E-ENROL-KEY",
                 )
-            self._journal.append(asked.name, "enrolled", {"node_key": asked.node_key, "sign_key": asked.sign_key})
+            self._journal.append(
+                asked.name, "enrolled", {"node_key": asked.node_key, "sign_key": asked.sign_key}
+            )
         return asked
 
     def registered(self, name: str, node_id: int) -> None:
@@ -131,7 +133,9 @@ class Registry:
     def release(self, name: str) -> None:
         """End a site's quarantine; raises PolicyError if it is in none."""
         if self.get(name).state != "quarantined":
-            raise PolicyError(f"{name}: not in quarantine", hint="kohort-server sites lists the states")
+            raise PolicyError(
+                f"{name}: not in quarantine", hint="kohort-server sites lists the states"
+            )
         self._journal.append(name, "released")
 
     def revoke(self, name: str) -> None:
@@ -160,10 +164,16 @@ def _after(site: Site | None, entry: Entry) -> Site:
         state: State = "registered" if site.state == "enrolled" else site.state
         return replace(site, state=state, node_id=data["node_id"])
     if entry.state == "quarantined":
-        return site if site.state == "revoked" else replace(site, state="quarantined", code=data["code"])
+        return (
+            site
+            if site.state == "revoked"
+            else replace(site, state="quarantined", code=data["code"])
+        )
     if entry.state == "released":
         return replace(site, state="enrolled" if site.node_id is None else "registered", code="")
-    return replace(site, state="revoked", node_id=None if entry.state == "unregistered" else site.node_id)
+    return replace(
+        site, state="revoked", node_id=None if entry.state == "unregistered" else site.node_id
+    )
 
 
 def _bare(line: str) -> str:
@@ -177,7 +187,9 @@ def read_request(path: Path) -> Request:
     Checks, in this order: size, fields, the two keys, the signature by the request's own signing key.
     """
     if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file", hint="give the NAME.request.json that the site sent")
+        raise ConfigurationError(
+            f"{path}: no such file", hint="give the NAME.request.json that the site sent"
+        )
     text = read_capped(path, REQUEST_CAP_BYTES)
     try:
         request = Request.model_validate_json(text)

@@ -40,6 +40,7 @@ from common.models.glow import (
     to_uint8,
     weights_of,
 )
+from common.storage import files
 from common.wire import tensors
 from server.pretrain.gan import Provenance
 from server.public_data.images import SOURCE_CAP_BYTES, Source
@@ -54,7 +55,9 @@ SAVE_EVERY_S = 120.0
 LOST_STEPS = 50  # in a row without a finite gradient: the run has diverged
 SHEET_COLUMNS = 10
 TEMPERATURE = 0.7
-Progress = Callable[[int, float, float], None]  # steps, share done, bits per dimension (running mean)
+Progress = Callable[
+    [int, float, float], None
+]  # steps, share done, bits per dimension (running mean)
 
 
 @dataclass(frozen=True)
@@ -73,17 +76,29 @@ class Pretraining:
     shift_px: int = 1
     flips: str = "both"  # both, horizontal or none
     depths: tuple[int, ...] = (8,)
-    reversible: bool = False  # stores one tensor a level instead of every activation, a third more time
+    reversible: bool = (
+        False  # stores one tensor a level instead of every activation, a third more time
+    )
     compiled: bool = False  # torch.compile: minutes once, then faster steps
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.flips not in ("both", "horizontal", "none"):
-            raise ConfigurationError(f"pretrain: flips {self.flips!r}: expected both, horizontal or none")
-        if not self.depths or any(not 1 <= depth <= 8 for depth in self.depths) or self.depths[-1] != 8:
-            raise ConfigurationError(f"pretrain: depths {self.depths}: expected 1 to 8 bits each, 8 at last")
+            raise ConfigurationError(
+                f"pretrain: flips {self.flips!r}: expected both, horizontal or none"
+            )
+        if (
+            not self.depths
+            or any(not 1 <= depth <= 8 for depth in self.depths)
+            or self.depths[-1] != 8
+        ):
+            raise ConfigurationError(
+                f"pretrain: depths {self.depths}: expected 1 to 8 bits each, 8 at last"
+            )
         if self.reversible and self.compiled:
-            raise ConfigurationError("pretrain: reversible and compiled exclude each other", hint="drop one of them")
+            raise ConfigurationError(
+                "pretrain: reversible and compiled exclude each other", hint="drop one of them"
+            )
 
     def depth(self, share: float) -> int:
         """Bits of the pixels when `share` of the run is done."""
@@ -112,12 +127,18 @@ def augment(
         down = random.choice((-1, 1)) if flips == "both" else 1
         across = random.choice((-1, 1)) if flips != "none" else 1
         dy, dx = random.integers(0, 2 * shift_px + 1, 2)
-        padded = np.pad(image[::down, ::across], ((shift_px, shift_px), (shift_px, shift_px), (0, 0)), mode="edge")
+        padded = np.pad(
+            image[::down, ::across],
+            ((shift_px, shift_px), (shift_px, shift_px), (0, 0)),
+            mode="edge",
+        )
         views.append(padded[dy : dy + image.shape[0], dx : dx + image.shape[1]])
     return np.stack(views)
 
 
-def noisy(images: NDArray[np.uint8], input_noise: float, generator: torch.Generator, depth: int = 8) -> Tensor:
+def noisy(
+    images: NDArray[np.uint8], input_noise: float, generator: torch.Generator, depth: int = 8
+) -> Tensor:
     """Dequantised float [N, C, H, W] of `depth` bits with Gaussian input noise of standard deviation `input_noise`."""
     n, height, width, channels = images.shape
     x = from_uint8(images, torch.rand(n, channels, height, width, generator=generator), depth)
@@ -126,19 +147,30 @@ def noisy(images: NDArray[np.uint8], input_noise: float, generator: torch.Genera
 
 def begin(images: NDArray[np.uint8], options: Pretraining) -> Training:
     """A fresh flow at its start without data. Raises ConfigurationError for images or a layout that cannot be."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or len(images) < 2:
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[1] != images.shape[2]
+        or len(images) < 2
+    ):
         raise ConfigurationError(
             f"pretrain: images {images.dtype} {list(images.shape)}: expected uint8 [N, S, S, C], at least 2"
         )
     try:
-        model = Glow(images.shape[1], images.shape[3], options.levels, options.steps_per_level, options.width)
+        model = Glow(
+            images.shape[1], images.shape[3], options.levels, options.steps_per_level, options.width
+        )
     except ValueError as error:
-        raise ConfigurationError(f"pretrain: {error}", hint="fewer levels, or 1 or 3 channels") from None
+        raise ConfigurationError(
+            f"pretrain: {error}", hint="fewer levels, or 1 or 3 channels"
+        ) from None
     initialise_from_noise(model)
     model = model.to(memory_format=torch.channels_last)
     average = deepcopy(model)
     model.reversible = options.reversible
-    return Training(model, average, torch.optim.Adam(model.parameters(), lr=options.learning_rate, betas=BETAS))
+    return Training(
+        model, average, torch.optim.Adam(model.parameters(), lr=options.learning_rate, betas=BETAS)
+    )
 
 
 def pretrain(
@@ -185,13 +217,17 @@ def pretrain(
         if lost == 0:
             optimiser.step()
         elif lost == LOST_STEPS:
-            raise ConfigurationError("pretrain: the flow diverged: no finite gradient", hint="lower the learning rate")
+            raise ConfigurationError(
+                "pretrain: the flow diverged: no finite gradient", hint="lower the learning rate"
+            )
 
         # The average follows faster at first; it is what is saved.
         training.step += 1
         follow(average, model, 1 - min(options.average, training.step / (9 + training.step)))
         now = float(model.bits_per_dimension(log_p.detach(), depth).mean())
-        training.bits = now if math.isnan(training.bits) else training.bits + 0.02 * (now - training.bits)
+        training.bits = (
+            now if math.isnan(training.bits) else training.bits + 0.02 * (now - training.bits)
+        )
         if time.monotonic() - saved > SAVE_EVERY_S:
             keep(training)
             saved = time.monotonic()
@@ -222,8 +258,13 @@ def run(
     for a state of another layout.
     """
     if (out / name).exists() and not resume:
-        raise ConfigurationError(f"{out / name}: exists already", hint="resume it, or name another folder")
-    training, state = begin(source.images, options), out / "training" / f"{Path(name).stem}-state.safetensors"
+        raise ConfigurationError(
+            f"{out / name}: exists already", hint="resume it, or name another folder"
+        )
+    training, state = (
+        begin(source.images, options),
+        out / "training" / f"{Path(name).stem}-state.safetensors",
+    )
     if resume and (out / name).exists():
         restore(training, state)
 
@@ -231,15 +272,21 @@ def run(
         save(training.average, out / name)
         sheet = io.BytesIO()
         Image.fromarray(sample_sheet(training.average, source.images)).save(sheet, format="PNG")
-        tensors.atomic_write(state.with_name(f"{Path(name).stem}-samples.png"), sheet.getvalue())
+        files.atomic_write(state.with_name(f"{Path(name).stem}-samples.png"), sheet.getvalue())
         tensors.write(state, state_of(training))
 
     out.mkdir(parents=True, exist_ok=True)
     state.parent.mkdir(exist_ok=True)
     pretrain(source.images, options, training, keep, progress)
     if provenance is not None:
-        text = card(training, source, options, provenance, hashlib.sha256((out / name).read_bytes()).hexdigest())
-        tensors.atomic_write(out / CARD_NAME, text.encode())
+        text = card(
+            training,
+            source,
+            options,
+            provenance,
+            hashlib.sha256((out / name).read_bytes()).hexdigest(),
+        )
+        files.atomic_write(out / CARD_NAME, text.encode())
     return training
 
 
@@ -258,17 +305,27 @@ def state_of(training: Training) -> dict[str, NDArray[np.generic]]:
 def restore(training: Training, path: Path) -> None:
     """Puts a state back. Raises ConfigurationError without one, RefusedError for a broken file or weights of another layout."""
     if not path.is_file():
-        raise ConfigurationError(f"{path}: missing, so this run cannot go on", hint="name another folder")
+        raise ConfigurationError(
+            f"{path}: missing, so this run cannot go on", hint="name another folder"
+        )
     arrays = tensors.read(path, max_bytes=STATE_CAP_BYTES)
     for prefix, model in (("now.", training.model), ("average.", training.average)):
-        found = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+        found = {
+            name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)
+        }
         load_weights(model, found)
     for name, parameter in training.model.named_parameters():
         moments = {m: arrays.get(f"adam.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
         if all(value is not None for value in moments.values()):
-            restored = {m: torch.from_numpy(np.array(value, dtype=np.float32)) for m, value in moments.items()}
+            restored = {
+                m: torch.from_numpy(np.array(value, dtype=np.float32))
+                for m, value in moments.items()
+            }
             training.optimiser.state[parameter] = restored
-    training.step, training.seconds, training.bits = int(arrays["progress"][0]), *map(float, arrays["progress"][1:3])
+    training.step, training.seconds, training.bits = (
+        int(arrays["progress"][0]),
+        *map(float, arrays["progress"][1:3]),
+    )
 
 
 @torch.no_grad()
@@ -290,11 +347,15 @@ def sample_sheet(model: Glow, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     size, channels = images.shape[1], images.shape[3]
     sheet = np.zeros((len(rows) * size, SHEET_COLUMNS * size, channels), np.uint8)
     for index, row in enumerate(rows):
-        sheet[index * size : (index + 1) * size, : len(row) * size] = np.concatenate(list(row), axis=1)
+        sheet[index * size : (index + 1) * size, : len(row) * size] = np.concatenate(
+            list(row), axis=1
+        )
     return sheet[..., 0] if channels == 1 else sheet
 
 
-def card(training: Training, source: Source, options: Pretraining, provenance: Provenance, digest: str) -> str:
+def card(
+    training: Training, source: Source, options: Pretraining, provenance: Provenance, digest: str
+) -> str:
     """The model card in Markdown."""
     model = training.average
     return CARD.format(
@@ -341,7 +402,7 @@ images take part in a study may be in the source.
 
 def npz_source(path: Path) -> Source:
     """All `images` of an .npz of at most 4 GiB, of whatever size they have."""
-    data = tensors.read_capped(path, SOURCE_CAP_BYTES)
+    data = files.read_capped(path, SOURCE_CAP_BYTES)
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         if "images" not in file:
             raise ConfigurationError(f"{path}: no array `images`; found {sorted(file.files)}")
@@ -350,7 +411,9 @@ def npz_source(path: Path) -> Source:
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the photographs of an .npz and trains; the checkpoint's folder also gets training/."""
-    parser = argparse.ArgumentParser(description="A flow's starting checkpoint from public images (.npz).")
+    parser = argparse.ArgumentParser(
+        description="A flow's starting checkpoint from public images (.npz)."
+    )
     parser.add_argument("images", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--minutes", type=float, default=Pretraining.minutes)
@@ -359,7 +422,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--levels", type=int, default=Pretraining.levels)
     parser.add_argument("--batch", type=int, default=Pretraining.batch)
     parser.add_argument("--flips", default=Pretraining.flips)
-    parser.add_argument("--depths", default="8", help="bits of the pixels, stage after stage: 3,5,8")
+    parser.add_argument(
+        "--depths", default="8", help="bits of the pixels, stage after stage: 3,5,8"
+    )
     parser.add_argument("--reversible", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--resume", action="store_true")
@@ -382,7 +447,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     def show(step: int, share: float, bits: float) -> None:
         if step % 200 == 0:
-            sys.stdout.write(f"step {step}, {share:.0%}: {bits:.3f} bits per dimension (running mean)\n")
+            sys.stdout.write(
+                f"step {step}, {share:.0%}: {bits:.3f} bits per dimension (running mean)\n"
+            )
             sys.stdout.flush()
 
     source, out = npz_source(given.images), given.checkpoint

@@ -46,7 +46,8 @@ from common.models.stylegan import (
     to_unit,
     upsample,
 )
-from common.wire.tensors import atomic_write, read, write
+from common.storage.files import atomic_write
+from common.wire.tensors import read, write
 from server.pretrain.losses import (
     WINDOWS,
     augmented,
@@ -63,7 +64,12 @@ CHECKPOINT_CAP_BYTES = 2 << 30
 R1_EVERY = 8
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 GRADIENT_NORM = 10.0
-TEXTURES = ("texture", "averaged_texture", "spots", "averaged_spots")  # of a plan's weights: they grow together
+TEXTURES = (
+    "texture",
+    "averaged_texture",
+    "spots",
+    "averaged_spots",
+)  # of a plan's weights: they grow together
 PREFIXES = ("generator.", "critic.", "encoder.")
 Progress = Callable[[int, float], None]
 
@@ -79,13 +85,19 @@ class PretrainPlan:
     encoder_width: int = 24
     reconstructed: int = 6  # photographs a step
     averaged: int = 2  # averages of W+ codes a step
-    flattened: int = 2  # averages with one w for all layers a step: what the mapping network can make
+    flattened: int = (
+        2  # averages with one w for all layers a step: what the mapping network can make
+    )
     largest_average: int = 5  # codes in an average, at most
     coarse: float = 0.2  # share of the run at half the size: a step costs less, and colour and disc settle there
     alone: float = 0.3  # share of the run in which there is no critic yet
-    textured: float = 0.53  # share of the run after which textures count (`weights`) and `sharp` holds
+    textured: float = (
+        0.53  # share of the run after which textures count (`weights`) and `sharp` holds
+    )
     sharp: float = 0.25  # from then on: share of the pixel differences that is taken at full size
-    least_noise: float = 0.15  # from then on: strength of the noise maps at full and half the size, at least
+    least_noise: float = (
+        0.15  # from then on: strength of the noise maps at full and half the size, at least
+    )
     again: float = 0.3  # share of steps in which the encoder looks a second time
     critic_steps: int = 1
     prior_steps: int = 400  # of `fit_prior`, at every look (`look_every_s`)
@@ -122,9 +134,13 @@ class Provenance:
     note: str = ""  # anything else that a reader must know about this training
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("source", "licence", "attribution") if not getattr(self, name).strip()]
+        missing = [
+            name for name in ("source", "licence", "attribution") if not getattr(self, name).strip()
+        ]
         if missing:
-            raise ConfigurationError(f"pretrain: {', '.join(missing)}: missing", hint="the model card must name them")
+            raise ConfigurationError(
+                f"pretrain: {', '.join(missing)}: missing", hint="the model card must name them"
+            )
 
 
 class Networks(NamedTuple):
@@ -157,14 +173,28 @@ def run(
     if math.isinf(minutes) and steps >= 1 << 40:
         raise ConfigurationError("pretrain: give minutes or steps")
     check_device(device)
-    if any((out / name).exists() for name in ("gan.safetensors", "training/state.safetensors")) and not resume:
-        raise ConfigurationError(f"{out}: holds a checkpoint already", hint="resume it, or name another folder")
+    if (
+        any((out / name).exists() for name in ("gan.safetensors", "training/state.safetensors"))
+        and not resume
+    ):
+        raise ConfigurationError(
+            f"{out}: holds a checkpoint already", hint="resume it, or name another folder"
+        )
     names = read_names(exclude)
     source = read_source(images, plan.size_px, plan.channels, names)
     training = pretrain(
-        source, plan, out, minutes=minutes, steps=steps, resume=resume, device=device, progress=progress
+        source,
+        plan,
+        out,
+        minutes=minutes,
+        steps=steps,
+        resume=resume,
+        device=device,
+        progress=progress,
     )
-    atomic_write(out / "MODEL_CARD.md", card(training, source, plan, provenance, names, out).encode())
+    atomic_write(
+        out / "MODEL_CARD.md", card(training, source, plan, provenance, names, out).encode()
+    )
     return training
 
 
@@ -189,7 +219,9 @@ class CodeBank:
         if photographs is not None:
             self.textures = (self.textures + list(textures(photographs)))[-self.size :]
             self.spots = (self.spots + list(spots(photographs)))[-self.size :]
-            self.brightest = (self.brightest + list(photographs.amax(1, keepdim=True)))[-self.size :]
+            self.brightest = (self.brightest + list(photographs.amax(1, keepdim=True)))[
+                -self.size :
+            ]
 
     def groups(self, count: int, largest: int, random: np.random.Generator) -> list[np.ndarray]:
         """`count` times 2 to `largest` rows of one side, drawn with replacement."""
@@ -212,7 +244,9 @@ class CodeBank:
 
     def spot_distance(self, made: Tensor, groups: list[np.ndarray]) -> Tensor:
         """The same of `spots`: mean absolute difference."""
-        return F.l1_loss(spots(made, surround=_means(self.brightest, groups)), _means(self.spots, groups))
+        return F.l1_loss(
+            spots(made, surround=_means(self.brightest, groups)), _means(self.spots, groups)
+        )
 
 
 def _means(of: list[Tensor], groups: list[np.ndarray]) -> Tensor:
@@ -250,7 +284,12 @@ def begin(plan: PretrainPlan, device: str = "cpu") -> Training:
         deepcopy(networks),
         (
             torch.optim.Adam(made, betas=(0.9, 0.99), fused=True),
-            torch.optim.Adam(networks.critic.parameters(), lr=plan.critic_learning_rate, betas=(0.5, 0.99), fused=True),
+            torch.optim.Adam(
+                networks.critic.parameters(),
+                lr=plan.critic_learning_rate,
+                betas=(0.5, 0.99),
+                fused=True,
+            ),
         ),
     )
 
@@ -293,7 +332,9 @@ def pretrain(
         progress(training.step, min(share, 1.0))
         if share >= 1:
             break
-        rate = min(1.0, (training.step + 1) / 100) * max(0.05, 0.5 + 0.5 * math.cos(math.pi * share))
+        rate = min(1.0, (training.step + 1) / 100) * max(
+            0.05, 0.5 + 0.5 * math.cos(math.pi * share)
+        )
         make.param_groups[0]["lr"] = plan.generator_learning_rate * rate
         make.param_groups[1]["lr"] = plan.encoder_learning_rate * rate
         judge.param_groups[0]["lr"] = plan.critic_learning_rate * min(1.0, 5 * (1.05 - share))
@@ -305,7 +346,9 @@ def pretrain(
         chosen = torch.as_tensor(random.integers(len(x_all), size=plan.reconstructed))
         x, side = tinted(x_all[chosen], draw).to(device), side_all[chosen]
         start = encoder.start_codes(len(x))
-        seen = enlarged(synthesis(generator, start[:1], size_px), plan.size_px).expand(len(x), -1, -1, -1)
+        seen = enlarged(synthesis(generator, start[:1], size_px), plan.size_px).expand(
+            len(x), -1, -1, -1
+        )
         if random.random() < plan.again:
             with torch.no_grad():
                 start = start + encoder(x, seen)
@@ -334,7 +377,9 @@ def pretrain(
             "detail": (codes - shared[:, None]).square().mean(),
             "size": shared.square().mean(),
         }
-        if judging:  # ... and please the critic; the encoder finds the code of an image that it has not seen
+        if (
+            judging
+        ):  # ... and please the critic; the encoder finds the code of an image that it has not seen
             critic.requires_grad_(False)
             with torch.no_grad():
                 wanted = critic.features(x)
@@ -347,7 +392,9 @@ def pretrain(
             critic.requires_grad_(True)
         if textured:  # ... and have the textures of the photographs, window by window
             dy, dx = torch.randint(plan.size_px // WINDOWS, (2,), generator=draw).tolist()
-            parts["texture"] = texture_distance(textures(fake[: len(x)], (dy, dx), x), textures(x, (dy, dx)))
+            parts["texture"] = texture_distance(
+                textures(fake[: len(x)], (dy, dx), x), textures(x, (dy, dx))
+            )
             parts["spots"] = F.l1_loss(spots(fake[: len(x)], (dy, dx), x), spots(x, (dy, dx)))
             parts["averaged_texture"] = bank.texture_distance(fake[len(x) :], groups)
             parts["averaged_spots"] = bank.spot_distance(fake[len(x) :], groups)
@@ -363,11 +410,19 @@ def pretrain(
 
         # 5. The critic: photographs against all kinds of fakes, and now and then the gradient penalty.
         for turn in range(plan.critic_steps if judging else 0):
-            real = tinted(x_all[torch.as_tensor(random.integers(len(x_all), size=len(fake)))], draw).to(device)
-            judged_real, judged_fake = critic(augmented(real, draw)), critic(augmented(fake.detach(), draw))
+            real = tinted(
+                x_all[torch.as_tensor(random.integers(len(x_all), size=len(fake)))], draw
+            ).to(device)
+            judged_real, judged_fake = (
+                critic(augmented(real, draw)),
+                critic(augmented(fake.detach(), draw)),
+            )
             critic_loss = F.softplus(-judged_real).mean() + F.softplus(judged_fake).mean()
             if turn == 0 and training.step % R1_EVERY == 0:
-                critic_loss = critic_loss + 0.5 * R1_EVERY * plan.gradient_penalty * gradient_penalty(critic, real)
+                critic_loss = (
+                    critic_loss
+                    + 0.5 * R1_EVERY * plan.gradient_penalty * gradient_penalty(critic, real)
+                )
             judge.zero_grad(set_to_none=True)
             critic_loss.backward()  # type: ignore[no-untyped-call]
             judge.step()
@@ -393,14 +448,18 @@ def pretrain(
     return training
 
 
-def synthesis(generator: Generator, wplus: Tensor, size_px: int, noise: torch.Generator | None = None) -> Tensor:
+def synthesis(
+    generator: Generator, wplus: Tensor, size_px: int, noise: torch.Generator | None = None
+) -> Tensor:
     """`generator.synthesis` of `wplus` up to `size_px`, the generator's own size or a smaller one."""
     if size_px == generator.size_px:
         return generator.synthesis(wplus, noise)
     x = generator.first(generator.constant.expand(len(wplus), -1, -1, -1), wplus[:, 0], noise)
     image: Tensor = generator.to_image[0](x, wplus[:, 1])
     for i in range(int(math.log2(size_px)) - 2):
-        x = generator.same[i](generator.up[i](x, wplus[:, 2 * i + 1], noise), wplus[:, 2 * i + 2], noise)
+        x = generator.same[i](
+            generator.up[i](x, wplus[:, 2 * i + 1], noise), wplus[:, 2 * i + 2], noise
+        )
         image = upsample(image) + generator.to_image[i + 1](x, wplus[:, 2 * i + 3])
     return image + generator.image_bias[None, :, None, None]
 
@@ -414,7 +473,9 @@ def keep_noise(generator: Generator, least: float) -> None:
     for layer in [*generator.up[-2:], *generator.same[-2:]]:
         assert isinstance(layer, StyledLayer)
         strength = layer.noise_strength
-        strength.copy_(torch.where(strength < 0, strength.clamp(max=-least), strength.clamp(min=least)))
+        strength.copy_(
+            torch.where(strength < 0, strength.clamp(max=-least), strength.clamp(min=least))
+        )
 
 
 def enlarged(image: Tensor, size_px: int) -> Tensor:
@@ -427,7 +488,9 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigurationError(f"pretrain: device {device}: not usable here", hint="expected cpu or cuda") from error
+        raise ConfigurationError(
+            f"pretrain: device {device}: not usable here", hint="expected cpu or cuda"
+        ) from error
 
 
 def keep_memory() -> None:
@@ -444,13 +507,19 @@ def coded(networks: Networks, source: Source) -> CodeBank:
     bank = CodeBank(len(x))
     for start in range(0, len(x), 64):
         part = x[start : start + 64].to(networks.generator.constant.device)
-        bank.add(networks.encoder.invert(part, networks.generator, 1).codes, side[start : start + 64])
+        bank.add(
+            networks.encoder.invert(part, networks.generator, 1).codes, side[start : start + 64]
+        )
     return bank
 
 
 # ---- the prior ------------------------------------------------------------------------------------------------------
 def finish(
-    training: Training, bank: CodeBank, steps: int, draw: torch.Generator, photographs: Tensor | None = None
+    training: Training,
+    bank: CodeBank,
+    steps: int,
+    draw: torch.Generator,
+    photographs: Tensor | None = None,
 ) -> None:
     """Centres the layers' codes, then teaches the averaged generator's mapping network their distribution.
 
@@ -485,7 +554,10 @@ def follow(training: Training, decay: float) -> None:
 def save(training: Training, source: Source, plan: PretrainPlan, out: Path) -> None:
     """Writes checkpoint, state and sample sheet into `out`."""
     generator, critic, encoder = training.averages
-    write(out / "gan.safetensors", numpy_weights(generator, "generator.") | numpy_weights(critic, "critic."))
+    write(
+        out / "gan.safetensors",
+        numpy_weights(generator, "generator.") | numpy_weights(critic, "critic."),
+    )
     write(out / "encoder.safetensors", numpy_weights(encoder, "encoder."))
     write(out / "training" / "state.safetensors", state(training))
     sheet = io.BytesIO()
@@ -496,7 +568,12 @@ def save(training: Training, source: Source, plan: PretrainPlan, out: Path) -> N
 
 
 def card(
-    training: Training, source: Source, plan: PretrainPlan, provenance: Provenance, excluded: list[str], out: Path
+    training: Training,
+    source: Source,
+    plan: PretrainPlan,
+    provenance: Provenance,
+    excluded: list[str],
+    out: Path,
 ) -> str:
     """The model card in Markdown: what it is, what it was trained on, who is not in it, and the files' SHA-256."""
     rows = []
@@ -550,15 +627,25 @@ data by itself: its samples are public-data samples. Nobody whose images take pa
 
 def state(training: Training) -> dict[str, np.ndarray]:
     """Weights, averages and Adam's moments as named arrays."""
-    arrays: dict[str, np.ndarray] = {"progress": np.array([training.step, training.seconds], dtype=np.float64)}
-    for prefix, network, average in zip(PREFIXES, training.networks, training.averages, strict=True):
-        arrays |= numpy_weights(network, "now." + prefix) | numpy_weights(average, "average." + prefix)
+    arrays: dict[str, np.ndarray] = {
+        "progress": np.array([training.step, training.seconds], dtype=np.float64)
+    }
+    for prefix, network, average in zip(
+        PREFIXES, training.networks, training.averages, strict=True
+    ):
+        arrays |= numpy_weights(network, "now." + prefix) | numpy_weights(
+            average, "average." + prefix
+        )
     for which, optimiser in enumerate(training.optimisers):
-        for index, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+        for index, parameter in enumerate(
+            p for group in optimiser.param_groups for p in group["params"]
+        ):
             moments = optimiser.state.get(parameter, {})
             for name in ("exp_avg", "exp_avg_sq", "step"):
                 if name in moments:
-                    arrays[f"adam{which}.{index}.{name}"] = np.asarray(moments[name].cpu().numpy(), dtype=np.float32)
+                    arrays[f"adam{which}.{index}.{name}"] = np.asarray(
+                        moments[name].cpu().numpy(), dtype=np.float32
+                    )
     return arrays
 
 
@@ -566,19 +653,30 @@ def restore(training: Training, path: Path) -> None:
     """Puts the arrays of a state file back; raises ConfigurationError where they fit another plan."""
     arrays = read(path, max_bytes=CHECKPOINT_CAP_BYTES)
     training.step, training.seconds = int(arrays["progress"][0]), float(arrays["progress"][1])
-    for prefix, network, average in zip(PREFIXES, training.networks, training.averages, strict=True):
+    for prefix, network, average in zip(
+        PREFIXES, training.networks, training.averages, strict=True
+    ):
         load_weights(network, arrays, "now." + prefix)
         load_weights(average, arrays, "average." + prefix)
     for which, optimiser in enumerate(training.optimisers):
-        for index, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            names = {name: f"adam{which}.{index}.{name}" for name in ("exp_avg", "exp_avg_sq", "step")}
+        for index, parameter in enumerate(
+            p for group in optimiser.param_groups for p in group["params"]
+        ):
+            names = {
+                name: f"adam{which}.{index}.{name}" for name in ("exp_avg", "exp_avg_sq", "step")
+            }
             if names["step"] in arrays:
-                moments = {name: torch.tensor(arrays[key], device=parameter.device) for name, key in names.items()}
+                moments = {
+                    name: torch.tensor(arrays[key], device=parameter.device)
+                    for name, key in names.items()
+                }
                 optimiser.state[parameter] = moments
 
 
 @torch.no_grad()
-def sample_sheet(networks: Networks, source: Source, plan: PretrainPlan, columns: int = 12) -> np.ndarray:
+def sample_sheet(
+    networks: Networks, source: Source, plan: PretrainPlan, columns: int = 12
+) -> np.ndarray:
     """uint8 [rows·S, columns·S, C]: photographs, their inversions, averages of five of one side, samples of the prior."""
     generator, _, encoder = networks
     order = np.random.default_rng(1).permutation(len(source.images))
@@ -586,11 +684,17 @@ def sample_sheet(networks: Networks, source: Source, plan: PretrainPlan, columns
     shown = order[:columns]
     device = generator.constant.device
     x = to_unit(source.images[shown]).to(device)
-    rows = [x, encoder.invert(x, generator, 1).reconstructions, encoder.invert(x, generator, 2).reconstructions]
+    rows = [
+        x,
+        encoder.invert(x, generator, 1).reconstructions,
+        encoder.invert(x, generator, 2).reconstructions,
+    ]
     for which in sorted(set(side.tolist())):
         members = [i for i in order if side[i] == which][: 5 * columns]
         codes = encoder.invert(to_unit(source.images[members]).to(device), generator, 2).codes
-        means = torch.stack([codes[i::columns][:5].mean(0) for i in range(min(columns, len(members)))])
+        means = torch.stack(
+            [codes[i::columns][:5].mean(0) for i in range(min(columns, len(members)))]
+        )
         rows.append(generator.synthesis(means, torch.Generator().manual_seed(1)))
     draw = torch.Generator().manual_seed(plan.seed)
     for _ in range(3):

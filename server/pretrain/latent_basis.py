@@ -28,7 +28,8 @@ def basis_of(study: Study, checkpoint: Path, images: Path) -> latents.Basis:
     plan, glow = study.synthesis and study.synthesis.privatize, study.models.glow
     if not plan or plan.components is None or glow is None:
         raise ConfigurationError(
-            "basis: the plan asks for none (synthesis.privatize.components)", hint="add components and basis"
+            "basis: the plan asks for none (synthesis.privatize.components)",
+            hint="add components and basis",
         )
     intake = study.intake
     flow = Glow(intake.size_px, intake.channels, glow.levels, glow.steps_per_level, glow.width)
@@ -39,7 +40,9 @@ def basis_of(study: Study, checkpoint: Path, images: Path) -> latents.Basis:
 
 def main() -> None:
     """Read the plan and the images, write the basis."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("out", type=Path)

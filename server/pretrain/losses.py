@@ -31,7 +31,10 @@ SCALES = 2  # full and half size
 DETAIL_GAIN = 2.0  # of the colour differences, beside the random filters
 NEVER_0 = 1e-8
 QUIET = 0.1  # of the mean texture: below it a window's texture does not count in full
-BLACK, REACH = -0.9, 4  # brighter than BLACK is not surround; texture counts from REACH + 1 px off it on
+BLACK, REACH = (
+    -0.9,
+    4,
+)  # brighter than BLACK is not surround; texture counts from REACH + 1 px off it on
 
 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -105,7 +108,9 @@ def spots(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = 
     return torch.cat(parts, 1)
 
 
-def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128) -> Tensor:
+def sliced_wasserstein(
+    a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128
+) -> Tensor:
     """Mean squared 1-d Wasserstein distance of samples a, b [N, d] over random directions."""
     axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator).to(a.device), dim=0)
     return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean()
@@ -132,7 +137,9 @@ def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
     """Fixed filters [16, C, 3, 3], each of mean zero over its window (brightness is no texture), and [16, 16, 3, 3]."""
     random = torch.Generator().manual_seed(TEXTURE_SEED)
     shapes = ((TEXTURE_CHANNELS, channels, 3, 3), (TEXTURE_CHANNELS, TEXTURE_CHANNELS, 3, 3))
-    first, second = (torch.nn.init.orthogonal_(torch.empty(s), math.sqrt(2), generator=random) for s in shapes)
+    first, second = (
+        torch.nn.init.orthogonal_(torch.empty(s), math.sqrt(2), generator=random) for s in shapes
+    )
     return first - first.mean((2, 3), keepdim=True), second
 
 
@@ -150,14 +157,20 @@ def _cells(features: Tensor) -> Tensor:
     """The windows [N·16, F, h·w] of [N, F, S, S]."""
     n, f, height, width = features.shape
     h, w = height // WINDOWS, width // WINDOWS
-    return features.reshape(n, f, WINDOWS, h, WINDOWS, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, f, h * w)
+    return (
+        features.reshape(n, f, WINDOWS, h, WINDOWS, w)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(-1, f, h * w)
+    )
 
 
 def _grams(features: Tensor) -> Tensor:
     """[N, 16, F, F] of [N, F, S, S]: each window's Gram matrix, divided by F·h·w."""
     cells = _cells(features)
     f = features.shape[1]
-    return torch.bmm(cells, cells.transpose(1, 2)).div(cells[0].numel()).reshape(-1, WINDOWS**2, f, f)
+    return (
+        torch.bmm(cells, cells.transpose(1, 2)).div(cells[0].numel()).reshape(-1, WINDOWS**2, f, f)
+    )
 
 
 def _amplitude(grams: Tensor) -> Tensor:

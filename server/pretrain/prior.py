@@ -21,7 +21,11 @@ from common.models.stylegan import Generator, MappingNetwork
 from server.pretrain.losses import reconstruction_loss, sliced_wasserstein
 
 MOMENT_WEIGHT = 5.0  # of `moment_distance` in `fit_prior`
-FLAT_STEPS, FLAT_RATE, FLAT_BATCH = 12, 0.03, 64  # of `flat_codes`: Adam steps, learning rate, photographs at once
+FLAT_STEPS, FLAT_RATE, FLAT_BATCH = (
+    12,
+    0.03,
+    64,
+)  # of `flat_codes`: Adam steps, learning rate, photographs at once
 
 
 @torch.no_grad()
@@ -41,7 +45,9 @@ def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tens
     The mean over a code's layers is no such w: it decodes to two thirds of the photographs' variance. Public images only.
     """
     found = []
-    for x, w in zip(torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True):
+    for x, w in zip(
+        torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True
+    ):
         x, w = x.to(start.device), w.detach().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([w], lr=FLAT_RATE)
         for _ in range(FLAT_STEPS):
@@ -84,7 +90,11 @@ def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Ge
     """
     latent, mean, scale = codes.shape[1], codes.mean(0), codes.std(0).mean() + 1e-8
     judge = nn.Sequential(
-        nn.Linear(latent, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, 1)
+        nn.Linear(latent, 256),
+        nn.LeakyReLU(0.2),
+        nn.Linear(256, 256),
+        nn.LeakyReLU(0.2),
+        nn.Linear(256, 1),
     ).to(codes.device)
     wanted = Principal.of((codes - mean) / scale)
     makers = torch.optim.Adam(mapping.parameters(), lr=1e-3, betas=(0.5, 0.99))
@@ -93,7 +103,9 @@ def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Ge
         makers.param_groups[0]["lr"] = 1e-3 * max(0.02, min(1.0, 2 - 2 * step / steps))
         made = (mapping(torch.randn(256, latent, generator=draw).to(codes.device)) - mean) / scale
         real = (codes[torch.randint(len(codes), (256,), generator=draw)] - mean) / scale
-        real = (real + 0.1 * torch.randn(real.shape, generator=draw).to(codes.device)).requires_grad_(True)
+        real = (
+            real + 0.1 * torch.randn(real.shape, generator=draw).to(codes.device)
+        ).requires_grad_(True)
         scores = judge(real)
         loss = F.softplus(-scores).mean() + F.softplus(judge(made.detach())).mean()
         if step % 4 == 0:

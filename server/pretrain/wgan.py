@@ -21,7 +21,16 @@ from torch import Tensor, nn
 
 from common.models.adam import Adam
 from common.models.stylegan import load_weights
-from common.models.wgan import PLANES, Critic, build, critic_loss, generator_loss, load, named, to_unit
+from common.models.wgan import (
+    PLANES,
+    Critic,
+    build,
+    critic_loss,
+    generator_loss,
+    load,
+    named,
+    to_unit,
+)
 from common.study.plan import WganPlan
 
 BETAS = (0.0, 0.99)
@@ -105,13 +114,19 @@ def pretrain(
 
         # The game, once there is something to play with: the critic, then the generator against it.
         if start is not None or step >= recipe.warm_up:
-            _critic_step(critic, critic_adam, noised(real), fakes, plan, recipe, step % PENALTY_EVERY == 0)
+            _critic_step(
+                critic, critic_adam, noised(real), fakes, plan, recipe, step % PENALTY_EVERY == 0
+            )
             loss = loss + recipe.adversarial * generator_loss(critic(fakes()), plan.loss)
         maker_adam.step(_gradients(loss, maker_parameters))
 
         # The average; early on it follows fast.
         with torch.no_grad():
-            decay = min(recipe.average_decay, (1 + step) / (10 + step)) if start is None else recipe.average_decay
+            decay = (
+                min(recipe.average_decay, (1 + step) / (10 + step))
+                if start is None
+                else recipe.average_decay
+            )
             for slow, fast in zip(average.parameters(), generator.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
         step += 1

@@ -24,6 +24,7 @@ from PIL import Image
 
 from common.errors import ConfigurationError
 from common.models.wgan import load_average, sample
+from common.storage import files
 from common.study.plan import WganPlan
 from common.wire import tensors
 from server.pretrain.gan import Provenance
@@ -79,42 +80,67 @@ def run(
         share = max((seconds + now - began) / (60 * minutes), done / steps)
         progress(done, min(1.0, share))
         if share >= 1 or now - saved >= SAVE_EVERY_S:
-            _save(out, weights, plan, source.pairs.shape[1], {"steps": done, "seconds": seconds + now - began})
+            _save(
+                out,
+                weights,
+                plan,
+                source.pairs.shape[1],
+                {"steps": done, "seconds": seconds + now - began},
+            )
             saved = time.monotonic()
         if share >= 1:
             break
     text = card(out, source, plan, provenance, done, seconds + time.monotonic() - began)
-    tensors.atomic_write(out / "MODEL_CARD.md", text.encode())
+    files.atomic_write(out / "MODEL_CARD.md", text.encode())
     return done
 
 
-def _earlier(out: Path, resume: bool) -> tuple[dict[str, float], dict[str, NDArray[np.float32]] | None]:
+def _earlier(
+    out: Path, resume: bool
+) -> tuple[dict[str, float], dict[str, NDArray[np.float32]] | None]:
     """How far an earlier run in this folder came, and its weights."""
     path = out / CHECKPOINT
     if not path.exists():
         return {"steps": 0, "seconds": 0.0}, None
     if not resume:
-        raise ConfigurationError(f"{out}: holds a checkpoint already", hint="give --resume, or name another folder")
-    state = json.loads(tensors.read_capped(out / "training" / "state.json", 1 << 16))
+        raise ConfigurationError(
+            f"{out}: holds a checkpoint already", hint="give --resume, or name another folder"
+        )
+    state = json.loads(files.read_capped(out / "training" / "state.json", 1 << 16))
     found = {**tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)}
     found |= tensors.read(out / "training" / ENCODER, max_bytes=CHECKPOINT_CAP_BYTES)
     return state, {name: array.astype(np.float32) for name, array in found.items()}
 
 
-def _save(out: Path, weights: Weights, plan: WganPlan, size_px: int, state: Mapping[str, float]) -> None:
+def _save(
+    out: Path, weights: Weights, plan: WganPlan, size_px: int, state: Mapping[str, float]
+) -> None:
     """State, encoder, checkpoint (the last of what `resume` needs: where it lies, so do the others) and sample sheet."""
-    tensors.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
-    tensors.write(out / "training" / ENCODER, {n: a for n, a in weights.items() if n.startswith("encoder.")})
-    tensors.write(out / CHECKPOINT, {n: a for n, a in weights.items() if not n.startswith("encoder.")})
+    files.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
+    tensors.write(
+        out / "training" / ENCODER, {n: a for n, a in weights.items() if n.startswith("encoder.")}
+    )
+    tensors.write(
+        out / CHECKPOINT, {n: a for n, a in weights.items() if not n.startswith("encoder.")}
+    )
     average = load_average(weights, plan, size_px)
     pairs = sample(average, SHEET_PAIRS, torch.Generator().manual_seed(0))
     data = io.BytesIO()
-    sheet = contact_sheet(triptychs(pairs[..., :1], np.ascontiguousarray(pairs[..., 1])), columns=4, pad=8)
+    sheet = contact_sheet(
+        triptychs(pairs[..., :1], np.ascontiguousarray(pairs[..., 1])), columns=4, pad=8
+    )
     Image.fromarray(sheet).save(data, "PNG")
-    tensors.atomic_write(out / "training" / "samples.png", data.getvalue())
+    files.atomic_write(out / "training" / "samples.png", data.getvalue())
 
 
-def card(out: Path, source: PublicPairs, plan: WganPlan, provenance: Provenance, steps: int, seconds: float) -> str:
+def card(
+    out: Path,
+    source: PublicPairs,
+    plan: WganPlan,
+    provenance: Provenance,
+    steps: int,
+    seconds: float,
+) -> str:
     """Return the model card in Markdown."""
     path = out / CHECKPOINT
     arrays = tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from common.errors import ConfigurationError
 from common.models.stylegan import to_unit
-from common.wire.tensors import read_capped
+from common.storage.files import read_capped
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 SOURCE_CAP_BYTES = 4 << 30
@@ -62,10 +62,16 @@ def read_source(path: Path, size_px: int, channels: int, exclude: Sequence[str] 
         expected = f"uint8 [N, {size_px}, {size_px}, {channels}]"
         raise ConfigurationError(f"{path}: expected images {expected}, got {dtype} {list(shape)}")
     if exclude and not source.names:
-        raise ConfigurationError(f"{path}: has no names, so nothing can be excluded", hint="add an array `names`")
-    keep = np.array([name not in set(exclude) for name in source.names] or [True] * len(source.images))
+        raise ConfigurationError(
+            f"{path}: has no names, so nothing can be excluded", hint="add an array `names`"
+        )
+    keep = np.array(
+        [name not in set(exclude) for name in source.names] or [True] * len(source.images)
+    )
     if keep.sum() < 2:
-        raise ConfigurationError(f"{path}: {int(keep.sum())} photographs remain, expected at least 2")
+        raise ConfigurationError(
+            f"{path}: {int(keep.sum())} photographs remain, expected at least 2"
+        )
     names = tuple(name for name, kept in zip(source.names, keep, strict=False) if kept)
     right = None if source.right is None else source.right[keep]
     return replace(source, images=source.images[keep], names=names, right=right)
@@ -84,7 +90,12 @@ def _read_npz(path: Path) -> Source:
     if "images" not in found:
         raise ConfigurationError(f"{path}: no array `images`; found {sorted(found)}")
     right = found["laterality"].astype(bool) if "laterality" in found else None
-    return Source(found["images"], tuple(map(str, found.get("names", ()))), right, hashlib.sha256(data).hexdigest())
+    return Source(
+        found["images"],
+        tuple(map(str, found.get("names", ()))),
+        right,
+        hashlib.sha256(data).hexdigest(),
+    )
 
 
 def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -103,7 +114,9 @@ def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArr
             f"{path}: expected an .npz of arrays without Python objects; reading it gave {type(error).__name__}",
             hint="write it with numpy.savez",
         ) from None
-    raise ConfigurationError(f"{path}: unpacks to {size} bytes, expected at most {SOURCE_CAP_BYTES}")
+    raise ConfigurationError(
+        f"{path}: unpacks to {size} bytes, expected at most {SOURCE_CAP_BYTES}"
+    )
 
 
 def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
@@ -116,7 +129,9 @@ def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
         images.append(_square(Image.open(io.BytesIO(data)), size_px, channels))
     if not images:
         raise ConfigurationError(f"{folder}: no photographs ({', '.join(IMAGE_SUFFIXES)})")
-    return Source(np.stack(images), tuple(names), _sides(folder / "labels.csv", names), digest.hexdigest())
+    return Source(
+        np.stack(images), tuple(names), _sides(folder / "labels.csv", names), digest.hexdigest()
+    )
 
 
 def _square(image: Image.Image, size_px: int, channels: int) -> np.ndarray:
@@ -145,15 +160,27 @@ def views(source: Source, count: int, random: np.random.Generator) -> tuple[Tens
     Where sides are known each view is also mirrored and changes side. Returns [M, C, S, S] in [−1, 1] and side [M].
     """
     plain = to_unit(source.images)
-    side = torch.zeros(len(plain), dtype=torch.long) if source.right is None else torch.as_tensor(source.right).long()
+    side = (
+        torch.zeros(len(plain), dtype=torch.long)
+        if source.right is None
+        else torch.as_tensor(source.right).long()
+    )
     made, sides = [plain], [side]
     for _ in range(count - 1):
-        angle = torch.as_tensor(random.uniform(-6, 6, len(plain)) * math.pi / 180, dtype=torch.float32)
+        angle = torch.as_tensor(
+            random.uniform(-6, 6, len(plain)) * math.pi / 180, dtype=torch.float32
+        )
         shrink = torch.as_tensor(1 / random.uniform(1.05, 1.12, len(plain)), dtype=torch.float32)
         cos, sin, zero = angle.cos() * shrink, angle.sin() * shrink, torch.zeros(len(plain))
-        matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
+        matrix = torch.stack(
+            [torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1
+        )
         grid = F.affine_grid(matrix, list(plain.shape), align_corners=False)
-        made.append(F.grid_sample(plain, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(-1, 1))
+        made.append(
+            F.grid_sample(
+                plain, grid, mode="bicubic", padding_mode="border", align_corners=False
+            ).clamp(-1, 1)
+        )
         sides.append(side)
     if source.right is not None:
         made, sides = made + [x.flip(3) for x in made], sides + [1 - s for s in sides]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import ConfigurationError
-from common.wire.tensors import read_capped
+from common.storage.files import read_capped
 
 ARCHIVE_CAP_BYTES = 4 << 30
 PICTURE_CAP_BYTES = 16 << 20
@@ -54,7 +54,9 @@ def read_pairs(path: Path, size_px: int) -> PublicPairs:
         )
     height, width = found.pairs.shape[1:3]
     if min(height, width) < size_px:
-        raise ConfigurationError(f"{path}: pairs of {height} x {width} pixels, expected at least {size_px} x {size_px}")
+        raise ConfigurationError(
+            f"{path}: pairs of {height} x {width} pixels, expected at least {size_px} x {size_px}"
+        )
     top, left = (height - size_px) // 2, (width - size_px) // 2
     cut = np.ascontiguousarray(found.pairs[:, top : top + size_px, left : left + size_px])
     return PublicPairs(cut, found.patient_of, found.digest)
@@ -66,9 +68,16 @@ def phantom_pairs(patients: int, per_patient: int, size_px: int, seed: int) -> P
 
     rng = np.random.default_rng(seed)
     shape = (SHAPE[0], max(SHAPE[1], size_px), max(SHAPE[2], size_px))
-    made = [patches(volume(rng, STYLES["public"], shape), per_patient, size_px, rng) for _ in range(patients)]
+    made = [
+        patches(volume(rng, STYLES["public"], shape), per_patient, size_px, rng)
+        for _ in range(patients)
+    ]
     pairs = np.concatenate(made)
-    return PublicPairs(pairs, np.repeat(np.arange(patients), per_patient), hashlib.sha256(pairs.tobytes()).hexdigest())
+    return PublicPairs(
+        pairs,
+        np.repeat(np.arange(patients), per_patient),
+        hashlib.sha256(pairs.tobytes()).hexdigest(),
+    )
 
 
 # --- .npz -------------------------------------------------------------------------------------------------------------------
@@ -79,24 +88,38 @@ def _read_npz(path: Path) -> PublicPairs:
     data = read_capped(path, ARCHIVE_CAP_BYTES)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("pairs", "images", *MASKS, *PATIENTS) if name in file}
+            arrays = {
+                name: file[name] for name in ("pairs", "images", *MASKS, *PATIENTS) if name in file
+            }
     except (ValueError, OSError, EOFError) as error:
-        raise ConfigurationError(f"{path}: not an .npz of plain arrays ({type(error).__name__})") from error
+        raise ConfigurationError(
+            f"{path}: not an .npz of plain arrays ({type(error).__name__})"
+        ) from error
     patient = next((arrays[name] for name in PATIENTS if name in arrays), None)
     mask = next((arrays[name] for name in MASKS if name in arrays), None)
     if "pairs" in arrays:
         images, mask = arrays["pairs"][..., 0], arrays["pairs"][..., 1]
     else:
         images = arrays.get("images", np.zeros(0, np.uint8))
-    if mask is None or patient is None or images.ndim != 3 or images.shape != mask.shape or len(patient) != len(mask):
+    if (
+        mask is None
+        or patient is None
+        or images.ndim != 3
+        or images.shape != mask.shape
+        or len(patient) != len(mask)
+    ):
         raise ConfigurationError(
             f"{path}: expected `images` and `masks` uint8 [N, H, W] (or `pairs` [N, H, W, 2]) and `patient_of` [N], "
             f"got { ({name: list(array.shape) for name, array in arrays.items()}) }"
         )
     if images.dtype != np.uint8 or mask.dtype.kind not in "bu" or patient.dtype.kind not in "iu":
-        raise ConfigurationError(f"{path}: expected uint8 images and masks and whole-numbered patients")
+        raise ConfigurationError(
+            f"{path}: expected uint8 images and masks and whole-numbered patients"
+        )
     _check_count(path, len(images))
-    return PublicPairs(_paired(path, images, mask), patient.astype(np.int64), hashlib.sha256(data).hexdigest())
+    return PublicPairs(
+        _paired(path, images, mask), patient.astype(np.int64), hashlib.sha256(data).hexdigest()
+    )
 
 
 # --- folder -----------------------------------------------------------------------------------------------------------------
@@ -121,21 +144,31 @@ def _read_folder(folder: Path) -> PublicPairs:
         raise ConfigurationError(f"{folder}/images/{unlisted[0]}: not listed in patients.csv")
     number = {patient: i for i, patient in enumerate(sorted(set(rows.values())))}
     patient_of = np.array([number[rows[name]] for name in sorted(rows)], np.int64)
-    return PublicPairs(_paired(folder, np.stack(images), np.stack(masks)), patient_of, digest.hexdigest())
+    return PublicPairs(
+        _paired(folder, np.stack(images), np.stack(masks)), patient_of, digest.hexdigest()
+    )
 
 
 def _table(path: Path) -> dict[str, str]:
     """patients.csv: the patient of every file."""
     if not path.is_file():
-        raise ConfigurationError(f"{path}: missing", hint="a CSV with columns file,patient; one line an image")
-    reader = csv.DictReader(io.StringIO(read_capped(path, TABLE_CAP_BYTES).decode("utf-8-sig", "replace")))
+        raise ConfigurationError(
+            f"{path}: missing", hint="a CSV with columns file,patient; one line an image"
+        )
+    reader = csv.DictReader(
+        io.StringIO(read_capped(path, TABLE_CAP_BYTES).decode("utf-8-sig", "replace"))
+    )
     if not {"file", "patient"} <= set(reader.fieldnames or ()):
-        raise ConfigurationError(f"{path}: expected columns file and patient, got {reader.fieldnames}")
+        raise ConfigurationError(
+            f"{path}: expected columns file and patient, got {reader.fieldnames}"
+        )
     rows: dict[str, str] = {}
     for line, row in enumerate(reader, 2):
         name, patient = (row["file"] or "").strip(), (row["patient"] or "").strip()
         if not patient or Path(name).name != name or not name.endswith(".png") or name in rows:
-            raise ConfigurationError(f"{path}: line {line}: expected a .png name that stands once, and a patient")
+            raise ConfigurationError(
+                f"{path}: line {line}: expected a .png name that stands once, and a patient"
+            )
         rows[name] = patient
     return rows
 
@@ -149,7 +182,9 @@ def _picture(path: Path, digest: hashlib._Hash) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if max(image.size) > LARGEST_SIDE_PX or image.mode not in ("L", "1", "P"):
-                raise ConfigurationError(f"{path}: {image.size} pixels of mode {image.mode}, expected 8-bit grey")
+                raise ConfigurationError(
+                    f"{path}: {image.size} pixels of mode {image.mode}, expected 8-bit grey"
+                )
             return np.asarray(image.convert("L"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ConfigurationError(f"{path}: not a PNG that can be read") from error
@@ -167,5 +202,7 @@ def _paired(path: Path, images: NDArray[np.uint8], masks: NDArray[Any]) -> Pairs
     """uint8 [N, H, W, 2] with masks of 0 and 255."""
     values = set(np.unique(masks).tolist())
     if not (values <= {0, 1} or values <= {0, 255}):
-        raise ConfigurationError(f"{path}: masks: expected 0 and 255 (or 0 and 1), got {sorted(values)[:6]}")
+        raise ConfigurationError(
+            f"{path}: masks: expected 0 and 255 (or 0 and 1), got {sorted(values)[:6]}"
+        )
     return np.stack([images, (masks > 0).astype(np.uint8) * np.uint8(255)], axis=-1)

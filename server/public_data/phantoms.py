@@ -51,14 +51,19 @@ class Phantom:
 
 
 def volume(
-    rng: np.random.Generator, style: Style, shape: tuple[int, int, int] = SHAPE, magnify: int = MAGNIFY
+    rng: np.random.Generator,
+    style: Style,
+    shape: tuple[int, int, int] = SHAPE,
+    magnify: int = MAGNIFY,
 ) -> Phantom:
     """One phantom of `shape` [D, H, W], at least one vessel voxel in each; in the plane everything is `magnify` times as large.
 
     H and W are multiples of `magnify`.
     """
     coarse = (shape[0], shape[1] // magnify, shape[2] // magnify)
-    points = np.concatenate([_tree(rng, style, coarse) for _ in range(rng.integers(*style.trunks, endpoint=True))])
+    points = np.concatenate(
+        [_tree(rng, style, coarse) for _ in range(rng.integers(*style.trunks, endpoint=True))]
+    )
     signal = _magnified(_rendered(points, coarse), magnify)  # 1 on a centre line, 0.5 at the wall
     if not (signal >= 0.5).any():
         signal[tuple(n // 2 for n in shape)] = 1.0
@@ -73,28 +78,38 @@ def volume(
     return Phantom(np.clip(image, 0, 1).astype(np.float32), (signal >= 0.5).astype(np.uint8))
 
 
-def patches(phantom: Phantom, count: int, size_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def patches(
+    phantom: Phantom, count: int, size_px: int, rng: np.random.Generator
+) -> NDArray[np.uint8]:
     """`count` axial image + mask patches, uint8 [count, S, S, 2]: half centred on a vessel, half anywhere.
 
     Raises ConfigurationError for patches that are larger than the phantom.
     """
     _, height, width = phantom.mask.shape
     if size_px > min(height, width):
-        raise ConfigurationError(f"phantom: patches of {size_px} px, expected at most {min(height, width)} px")
+        raise ConfigurationError(
+            f"phantom: patches of {size_px} px, expected at most {min(height, width)} px"
+        )
     vessel = np.argwhere(phantom.mask)
     anywhere = rng.integers(0, phantom.mask.shape, (count, 3))
-    centres = np.concatenate([vessel[rng.integers(0, len(vessel), (count + 1) // 2)], anywhere])[:count]
+    centres = np.concatenate([vessel[rng.integers(0, len(vessel), (count + 1) // 2)], anywhere])[
+        :count
+    ]
     low, high = float(phantom.image.min()), float(phantom.image.max())
     scaled = np.rint((phantom.image - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
     found = np.empty((count, size_px, size_px, 2), np.uint8)
     for i, (z, y, x) in enumerate(centres):
-        top, left = np.clip((y - size_px // 2, x - size_px // 2), 0, (height - size_px, width - size_px))
+        top, left = np.clip(
+            (y - size_px // 2, x - size_px // 2), 0, (height - size_px, width - size_px)
+        )
         window = (z, slice(top, top + size_px), slice(left, left + size_px))
         found[i, ..., 0], found[i, ..., 1] = scaled[window], phantom.mask[window] * 255
     return found
 
 
-def _tree(rng: np.random.Generator, style: Style, shape: tuple[int, int, int]) -> NDArray[np.float64]:
+def _tree(
+    rng: np.random.Generator, style: Style, shape: tuple[int, int, int]
+) -> NDArray[np.float64]:
     """Centre-line points (z, y, x, radius) of one trunk from the border inwards, and of its branches."""
     size = np.array(shape, float)
     angle = rng.uniform(0, 2 * np.pi)
@@ -117,7 +132,9 @@ def _tree(rng: np.random.Generator, style: Style, shape: tuple[int, int, int]) -
             rows.append((place[0], place[1], place[2], radius))
             if fork and generation < 3 and radius > 1.0:
                 side = rng.choice((-1.0, 1.0)) * rng.uniform(0.5, 1.1)
-                open_ends.append((place, angle + side, radius * rng.uniform(0.6, 0.8), generation + 1))
+                open_ends.append(
+                    (place, angle + side, radius * rng.uniform(0.6, 0.8), generation + 1)
+                )
                 angle -= side * 0.3
                 radius *= 0.92
     return np.array(rows or [(*(size / 2), style.radius[0])])
@@ -133,7 +150,9 @@ def _rendered(points: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArr
     signal = np.zeros(shape)
     steps = np.arange(-reach, reach + 1)
     for offset in np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3):
-        wide = int((points[:, 3] * SOFT_EDGE >= np.linalg.norm(offset) - 0.87).sum())  # these come first
+        wide = int(
+            (points[:, 3] * SOFT_EDGE >= np.linalg.norm(offset) - 0.87).sum()
+        )  # these come first
         at = base[:wide] + offset
         kept = np.all((at >= 0) & (at < np.array(shape)), axis=1)
         squared = ((at[kept] - points[:wide][kept, :3]) ** 2).sum(1) / points[:wide][kept, 3] ** 2
@@ -150,16 +169,23 @@ def _magnified(field: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     return field
 
 
-def _blob(rng: np.random.Generator, shape: tuple[int, int, int], magnify: int) -> NDArray[np.float64]:
+def _blob(
+    rng: np.random.Generator, shape: tuple[int, int, int], magnify: int
+) -> NDArray[np.float64]:
     """One soft ball of 3 to 6 coarse voxels' radius somewhere."""
     grids = np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij", sparse=True)
     scales = (1, magnify, magnify)
-    squared = sum(((grid - rng.uniform(0, n)) / f) ** 2 for grid, n, f in zip(grids, shape, scales, strict=True))
+    squared = sum(
+        ((grid - rng.uniform(0, n)) / f) ** 2
+        for grid, n, f in zip(grids, shape, scales, strict=True)
+    )
     soft: NDArray[np.float64] = 1 / (1 + np.exp((np.sqrt(squared) - rng.uniform(3, 6)) / 0.7))
     return soft
 
 
-def _smooth(rng: np.random.Generator, shape: tuple[int, int, int], grains: tuple[int, int, int]) -> NDArray[np.float64]:
+def _smooth(
+    rng: np.random.Generator, shape: tuple[int, int, int], grains: tuple[int, int, int]
+) -> NDArray[np.float64]:
     """Smooth noise of about unit amplitude: a random grid, one value a grain, linearly interpolated along each axis."""
     field = rng.normal(0, 1, [n // grain + 2 for n, grain in zip(shape, grains, strict=True)])
     for axis, n in enumerate(shape):
@@ -167,7 +193,9 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, int, int], grains: tuple
     return field
 
 
-def _interpolated(field: NDArray[np.float64], axis: int, place: NDArray[np.float64]) -> NDArray[np.float64]:
+def _interpolated(
+    field: NDArray[np.float64], axis: int, place: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """The field's values at fractional places along one axis."""
     low = place.astype(np.int64)
     part = (place - low).reshape([-1 if a == axis else 1 for a in range(field.ndim)])

@@ -33,6 +33,7 @@ from PIL import Image
 
 from common.errors import PolicyError, RefusedError, disk_faults_named
 from common.privacy import boundary
+from common.storage import files
 from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, unseal
@@ -122,7 +123,10 @@ class Evidence:
 
 
 def build_release(
-    inputs: ReleaseInputs, out: Path, key: Ed25519PrivateKey, progress: Callable[[int, int], None] = lambda *_: None
+    inputs: ReleaseInputs,
+    out: Path,
+    key: Ed25519PrivateKey,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
     """Build, sign and publish the release below `out`; returns its folder.
 
@@ -135,7 +139,10 @@ def build_release(
     else:
         evidence = _updates(inputs.pairs.statements, study)  # steps 1, 2
         items = _shuffled_pairs(inputs.pairs.drawn, study, key)  # steps 3, 4
-    target, part = out / f"{study.name}-{study.release.version}", out / f".{study.name}-{study.release.version}.part"
+    target, part = (
+        out / f"{study.name}-{study.release.version}",
+        out / f".{study.name}-{study.release.version}.part",
+    )
     with disk_faults_named("cannot write the release", part):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -167,12 +174,20 @@ def _accepted(inputs: ReleaseInputs) -> tuple[Evidence, list[tensors.Arrays]]:
     for batch in sorted(inputs.batches, key=lambda b: b.site):
         for sealed in batch.parts:
             header = unseal(sealed, signing.parse_public(batch.key), max_bytes=BATCH_CAP_BYTES)
-            if header.sender != batch.site or header.study != study.hash() or header.kind != "images":
-                raise RefusedError(f"{batch.site}: its batch is signed for another site, plan or purpose")
+            if (
+                header.sender != batch.site
+                or header.study != study.hash()
+                or header.kind != "images"
+            ):
+                raise RefusedError(
+                    f"{batch.site}: its batch is signed for another site, plan or purpose"
+                )
             found = boundary.open_payload(sealed.payload, header, BATCH_CAP_BYTES)
             boundary.check_images(found, header, study)
             headers[batch.site] = header
-            statements[batch.site] = layout.statement_json(batch.site, batch.key, sealed.header, sealed.signature)
+            statements[batch.site] = layout.statement_json(
+                batch.site, batch.key, sealed.header, sealed.signature
+            )
             arrays.append(found)
     return Evidence(headers, statements), arrays
 
@@ -186,7 +201,12 @@ def _updates(statements: Mapping[str, bytes], study: Study) -> Evidence:
         statement, header = layout.open_statement(data, f"statements/{site}.json")
         boundary.check_reply(header, study)
         place = (header.sender, header.kind, header.model, header.round)
-        if statement.site != site or place != (site, "update", "wgan", study.models.wgan.rounds - 1):
+        if statement.site != site or place != (
+            site,
+            "update",
+            "wgan",
+            study.models.wgan.rounds - 1,
+        ):
             raise RefusedError(f"{site}: its statement is not about its update of the last round")
         headers[site] = header
     return Evidence(headers, dict(sorted(statements.items())))
@@ -194,15 +214,26 @@ def _updates(statements: Mapping[str, bytes], study: Study) -> Evidence:
 
 def _secret(key: Ed25519PrivateKey) -> bytes:
     """The key of the shuffle."""
-    return hashlib.sha256(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()) + b"order").digest()
+    return hashlib.sha256(
+        key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()) + b"order"
+    ).digest()
 
 
 def _shuffled_pairs(drawn: Images, study: Study, key: Ed25519PrivateKey) -> Items:
     """Steps 3 and 4 for pairs; there is one label (server/release/pairs.py checks the plan)."""
     secret, size = _secret(key), study.intake.size_px
-    if drawn.dtype != np.uint8 or drawn.shape[1:] != (size, size, 2) or not np.isin(drawn[..., 1], (0, 255)).all():
-        raise RefusedError(f"pairs: expected uint8 [N, {size}, {size}, 2] with masks of 0 and 255, got {drawn.shape}")
-    rows = {hmac.digest(secret, study.hash().encode() + pair.tobytes(), "sha256"): pair for pair in drawn}
+    if (
+        drawn.dtype != np.uint8
+        or drawn.shape[1:] != (size, size, 2)
+        or not np.isin(drawn[..., 1], (0, 255)).all()
+    ):
+        raise RefusedError(
+            f"pairs: expected uint8 [N, {size}, {size}, 2] with masks of 0 and 255, got {drawn.shape}"
+        )
+    rows = {
+        hmac.digest(secret, study.hash().encode() + pair.tobytes(), "sha256"): pair
+        for pair in drawn
+    }
     _check_enough(len(rows), study)
     pairs = np.stack([rows[rank] for rank in sorted(rows)])
     zeros = np.zeros(len(pairs), np.int64)
@@ -212,7 +243,9 @@ def _shuffled_pairs(drawn: Images, study: Study, key: Ed25519PrivateKey) -> Item
 def _check_enough(count: int, study: Study) -> None:
     """Step 3, the least number."""
     if count < study.release.min_images:
-        raise PolicyError(f"{count} images, the plan's release.min_images is {study.release.min_images}")
+        raise PolicyError(
+            f"{count} images, the plan's release.min_images is {study.release.min_images}"
+        )
 
 
 def _shuffled(arrays: Sequence[tensors.Arrays], study: Study, key: Ed25519PrivateKey) -> Items:
@@ -220,7 +253,9 @@ def _shuffled(arrays: Sequence[tensors.Arrays], study: Study, key: Ed25519Privat
     secret = _secret(key)
     rows: dict[bytes, tuple[Images, int, int]] = {}
     for batch in arrays:
-        for image, label, flag in zip(batch["images"], batch["labels"], batch["privatized"], strict=True):
+        for image, label, flag in zip(
+            batch["images"], batch["labels"], batch["privatized"], strict=True
+        ):
             rank = hmac.digest(secret, study.hash().encode() + image.tobytes(), "sha256")
             rows.setdefault(rank, (image, label, flag))
     _check_enough(len(rows), study)
@@ -254,7 +289,9 @@ def file_name(index: int, label: str) -> str:
     return f"data/{label}/{index:05d}.png"
 
 
-def _write_items(part: Path, items: Items, study: Study, progress: Callable[[int, int], None]) -> None:
+def _write_items(
+    part: Path, items: Items, study: Study, progress: Callable[[int, int], None]
+) -> None:
     """Step 5: pictures by label folder (torchvision's and HF's layout) and the table of them."""
     if items.masks is not None:
         _write_pairs(part, items, items.masks, study, progress)
@@ -263,11 +300,17 @@ def _write_items(part: Path, items: Items, study: Study, progress: Callable[[int
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["file_name", "label", "k", "grouping", "mechanism", "synthetic"])
     synthesis = study.synthesis
-    for i, (image, label, flag) in enumerate(zip(items.images, items.labels, items.privatized, strict=True)):
+    for i, (image, label, flag) in enumerate(
+        zip(items.images, items.labels, items.privatized, strict=True)
+    ):
         name = file_name(i, study.strata()[label])
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         (part / name).write_bytes(png_bytes(image))
-        mechanism = synthesis.privatize.mechanism if flag and synthesis and synthesis.privatize else "average"
+        mechanism = (
+            synthesis.privatize.mechanism
+            if flag and synthesis and synthesis.privatize
+            else "average"
+        )
         row = (synthesis.k, synthesis.grouping) if synthesis else (0, "none")
         writer.writerow([name, study.strata()[label], *row, mechanism, "yes"])
         progress(i + 1, len(items.images))
@@ -275,7 +318,9 @@ def _write_items(part: Path, items: Items, study: Study, progress: Callable[[int
     (part / "contact_sheet.png").write_bytes(png_bytes(contact_sheet(items.images)))
 
 
-def _write_pairs(part: Path, items: Items, masks: Images, study: Study, progress: Callable[[int, int], None]) -> None:
+def _write_pairs(
+    part: Path, items: Items, masks: Images, study: Study, progress: Callable[[int, int], None]
+) -> None:
     """Step 5 for pairs: each picture in its label folder, its mask under the same number as PNG and as NIfTI."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -287,10 +332,21 @@ def _write_pairs(part: Path, items: Items, masks: Images, study: Study, progress
         (part / name).write_bytes(png_bytes(image))
         (part / f"{masked}.png").write_bytes(png_bytes(mask))
         (part / f"{masked}.nii.gz").write_bytes(nifti_bytes(mask))
-        writer.writerow([name, f"{masked}.png", f"{masked}.nii.gz", study.strata()[label], "dp-generator", "yes"])
+        writer.writerow(
+            [
+                name,
+                f"{masked}.png",
+                f"{masked}.nii.gz",
+                study.strata()[label],
+                "dp-generator",
+                "yes",
+            ]
+        )
         progress(i + 1, len(items.images))
     (part / "metadata.csv").write_text(table.getvalue())
-    sheet = contact_sheet(triptychs(items.images[:SHOWN], masks[:SHOWN]), columns=TRIPTYCH_COLUMNS, pad=8)
+    sheet = contact_sheet(
+        triptychs(items.images[:SHOWN], masks[:SHOWN]), columns=TRIPTYCH_COLUMNS, pad=8
+    )
     (part / "contact_sheet.png").write_bytes(png_bytes(sheet))
 
 
@@ -301,7 +357,9 @@ def _write_documents(
     study = inputs.study
     statement = page.privacy_statement(study, evidence.headers, inputs.account)
     rehearsed = _rehearsed(inputs, items)
-    findings = _findings(inputs, items, rehearsed) + evaluate.canary_findings(inputs.account.canaries)
+    findings = _findings(inputs, items, rehearsed) + evaluate.canary_findings(
+        inputs.account.canaries
+    )
     report = {
         "reference": inputs.reference_name or None,
         "rehearsal": rehearsed and rehearsed.model_dump(mode="json"),
@@ -321,7 +379,10 @@ def _write_documents(
     (part / "statements").mkdir()
     for site, data in evidence.statements.items():
         (part / "statements" / f"{site}.json").write_bytes(data)
-    _json(part / "croissant.json", page.croissant(study, statement, layout.file_digest(part / "metadata.csv")))
+    _json(
+        part / "croissant.json",
+        page.croissant(study, statement, layout.file_digest(part / "metadata.csv")),
+    )
     fingerprint = signing.fingerprint(key.public_key())
     (part / "index.html").write_text(page.html(study, statement, report, items, fingerprint))
 
@@ -331,10 +392,14 @@ def _rehearsed(inputs: ReleaseInputs, items: Items) -> played.Rehearsal | None:
     if not isinstance(inputs.rehearsal, played.Cast):
         return inputs.rehearsal
     attacker = played.networks(inputs.study, inputs.weights, inputs.bundle / "checkpoints")
-    return played.rehearse(Labelled(items.images, items.labels), inputs.rehearsal, inputs.study, attacker)
+    return played.rehearse(
+        Labelled(items.images, items.labels), inputs.rehearsal, inputs.study, attacker
+    )
 
 
-def _findings(inputs: ReleaseInputs, items: Items, rehearsed: played.Rehearsal | None) -> list[evaluate.Finding]:
+def _findings(
+    inputs: ReleaseInputs, items: Items, rehearsed: played.Rehearsal | None
+) -> list[evaluate.Finding]:
     """What the pictures are worth against public ones, and pairs against public pairs, where some were given."""
     names = inputs.study.strata()
     if inputs.pairs is None or items.masks is None:
@@ -358,7 +423,9 @@ def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def _seal_folder(part: Path, study: Study, images: int, sites: tuple[str, ...], key: Ed25519PrivateKey) -> None:
+def _seal_folder(
+    part: Path, study: Study, images: int, sites: tuple[str, ...], key: Ed25519PrivateKey
+) -> None:
     """Step 6, seal: manifest, sums, signature, the signer's line; then the researcher's own check."""
     key_line = signing.public_text(key.public_key())
     synthesis = study.synthesis
@@ -378,7 +445,9 @@ def _seal_folder(part: Path, study: Study, images: int, sites: tuple[str, ...], 
         images=images,
         labels=study.strata(),
         sites=sites,
-        files=tuple(layout.FileEntry(path=name, size_bytes=(part / name).stat().st_size) for name in files),
+        files=tuple(
+            layout.FileEntry(path=name, size_bytes=(part / name).stat().st_size) for name in files
+        ),
     )
     _json(part / layout.MANIFEST, manifest.model_dump(mode="json"))
     digests = {name: layout.file_digest(part / name) for name in (*files, layout.MANIFEST)}
@@ -395,7 +464,8 @@ def _publish(part: Path, target: Path) -> None:
         if (target / layout.SUMS).read_bytes() == (part / layout.SUMS).read_bytes():
             return
         raise RefusedError(
-            f"{target}: this version is published with other bytes", hint="raise release.version in a new plan"
+            f"{target}: this version is published with other bytes",
+            hint="raise release.version in a new plan",
         )
     part.rename(target)
-    tensors.sync_folder(target.parent)
+    files.sync_folder(target.parent)

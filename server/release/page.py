@@ -77,7 +77,9 @@ REHEARSED = (
     "Attacks and downstream figures come from a rehearsal of this plan on public people ({cast}), not from a hospital's patients; "
     "of its own batch each site says only whether its audit passed."
 )
-NOT_REHEARSED = "Attacks and the worth of labels were not evaluated: no rehearsal of this plan was given."
+NOT_REHEARSED = (
+    "Attacks and the worth of labels were not evaluated: no rehearsal of this plan was given."
+)
 NOT_FOR = (
     "diagnosis, triage or any decision about a person",
     "claims about how common a finding is in any population",
@@ -98,7 +100,11 @@ def privatized_statement(study: Study) -> dict[str, Any] | str:
         return "not evaluated"
     privacy, whole = study.privacy, study.latent_dimension
     limit = f"ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient"
-    model = f"with the model's training together at most {limit}" if mechanism.covers_patient else f"model {limit}"
+    model = (
+        f"with the model's training together at most {limit}"
+        if mechanism.covers_patient
+        else f"model {limit}"
+    )
     return {
         **mechanism.describe(),
         "dimension_of": whole,
@@ -109,7 +115,9 @@ def privatized_statement(study: Study) -> dict[str, Any] | str:
     }
 
 
-def privacy_statement(study: Study, headers: Mapping[str, Header], account: Account) -> dict[str, Any]:
+def privacy_statement(
+    study: Study, headers: Mapping[str, Header], account: Account
+) -> dict[str, Any]:
     """Return the statement: three boxes (updates, images, privatized images), per site the ledger head, and the limits."""
     synthesis = study.synthesis
     return {
@@ -156,12 +164,18 @@ def limits_of(study: Study) -> list[str]:
     several = study.synthesis.outputs_per_group
     said = [SEVERAL_OUTPUTS.format(count=several)] if several > 1 else []
     moved = [MOVED_OUT.format(count=count)] if (count := study.synthesis.spread_directions) else []
-    common = [line for line in LIMITS if several == 1 or line != COUNT_LIMIT]  # k times the images would be too many
+    common = [
+        line for line in LIMITS if several == 1 or line != COUNT_LIMIT
+    ]  # k times the images would be too many
     return [
         *common,
         *said,
         *moved,
-        *(RANDOM_LIMITS if study.synthesis.grouping == "random" and charged_image_event(study) else ()),
+        *(
+            RANDOM_LIMITS
+            if study.synthesis.grouping == "random" and charged_image_event(study)
+            else ()
+        ),
     ]
 
 
@@ -212,7 +226,11 @@ def consortium(study: Study) -> dict[str, Any]:
     privacy, sites = study.privacy, len(study.sites)
     return {
         "patient_of_one_site": {"epsilon": privacy.epsilon, "delta": privacy.delta},
-        "patient_of_every_site": {"epsilon": privacy.epsilon * sites, "delta": privacy.delta * sites, "sites": sites},
+        "patient_of_every_site": {
+            "epsilon": privacy.epsilon * sites,
+            "delta": privacy.delta * sites,
+            "sites": sites,
+        },
     }
 
 
@@ -240,8 +258,14 @@ def audit_lines(statement: Mapping[str, Any]) -> list[str]:
 
 def statement_markdown(statement: Mapping[str, Any]) -> str:
     """Return the statement as Markdown."""
-    updates, images, privatized = statement["updates"], statement["images"], statement["privatized_images"]
-    accounts = ", ".join(f"{name} {value:.4g}" for name, value in updates["epsilon_by_accountant"].items())
+    updates, images, privatized = (
+        statement["updates"],
+        statement["images"],
+        statement["privatized_images"],
+    )
+    accounts = ", ".join(
+        f"{name} {value:.4g}" for name, value in updates["epsilon_by_accountant"].items()
+    )
     everywhere = updates["consortium"]["patient_of_every_site"]
     promises = "Two different promises, side by side" if images["k"] is not None else "One promise"
     lines = [
@@ -257,7 +281,11 @@ def statement_markdown(statement: Mapping[str, Any]) -> str:
         "",
         "### Audit of the claim",
         *(f"- {line}" for line in audit_lines(statement)),
-        *(f"- {updates['audit'][key]}" for key in ("sites", "limits") if isinstance(updates["audit"], dict)),
+        *(
+            f"- {updates['audit'][key]}"
+            for key in ("sites", "limits")
+            if isinstance(updates["audit"], dict)
+        ),
         "",
         "## Images",
         images["claim"],
@@ -279,18 +307,28 @@ def grouping_lines(images: Mapping[str, Any], privatized: str | Mapping[str, Any
     )
     said = privatized if isinstance(privatized, str) else privatized["statement"]
     noise = images["mechanism"]
-    noisy = "" if isinstance(noise, str) else f" {noise['statement']}; unit: {noise['unit']}; {ONE_EPSILON}."
+    noisy = (
+        ""
+        if isinstance(noise, str)
+        else f" {noise['statement']}; unit: {noise['unit']}; {ONE_EPSILON}."
+    )
     return [f"Grouping: {images['grouping']}.{similar}{noisy}", "", "## Privatized images", said]
 
 
-def readme(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], count: int) -> str:
+def readme(
+    study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], count: int
+) -> str:
     """Return the datasheet."""
     findings = "\n".join(
         f"| {f['name']} | {f['value'] if f['status'] == 'shown' else 'not evaluated'} | {f['unit']} |"
         for f in report["findings"]
     )
     uses = "\n".join(f"- {line}" for line in NOT_FOR)
-    what = "synthetic images" if statement["images"]["k"] is not None else "synthetic pairs of image and vessel mask"
+    what = (
+        "synthetic images"
+        if statement["images"]["k"] is not None
+        else "synthetic pairs of image and vessel mask"
+    )
     return f"""# {study.title}
 
 {count} {what} ({study.intake.size_px} x {study.intake.size_px}), version {study.release.version}, {study.release.date}.
@@ -335,13 +373,24 @@ def croissant(study: Study, statement: Mapping[str, Any], metadata_sha256: str) 
 
     def column(name: str) -> Any:
         source = mlc.Source(file_object="metadata.csv", extract=mlc.Extract(column=name))
-        return mlc.Field(id=f"items/{name}", name=name, data_types=[mlc.DataType.TEXT], source=source)
+        return mlc.Field(
+            id=f"items/{name}", name=name, data_types=[mlc.DataType.TEXT], source=source
+        )
 
-    columns = ("file_name", "label", "k") if study.synthesis else ("file_name", "mask", "mask_nifti", "label")
+    columns = (
+        ("file_name", "label", "k")
+        if study.synthesis
+        else ("file_name", "mask", "mask_nifti", "label")
+    )
     masks = [
-        mlc.FileSet(id="masks", name="masks", includes=["masks/*.png"], encoding_formats=["image/png"]),
         mlc.FileSet(
-            id="masks-nifti", name="masks-nifti", includes=["masks/*.nii.gz"], encoding_formats=["application/gzip"]
+            id="masks", name="masks", includes=["masks/*.png"], encoding_formats=["image/png"]
+        ),
+        mlc.FileSet(
+            id="masks-nifti",
+            name="masks-nifti",
+            includes=["masks/*.nii.gz"],
+            encoding_formats=["application/gzip"],
         ),
     ]
     metadata = mlc.Metadata(
@@ -369,10 +418,17 @@ def croissant(study: Study, statement: Mapping[str, Any], metadata_sha256: str) 
                 encoding_formats=["text/csv"],
                 sha256=metadata_sha256,
             ),
-            mlc.FileSet(id="images", name="images", includes=["data/*/*.png"], encoding_formats=["image/png"]),
+            mlc.FileSet(
+                id="images",
+                name="images",
+                includes=["data/*/*.png"],
+                encoding_formats=["image/png"],
+            ),
             *([] if study.synthesis else masks),
         ],
-        record_sets=[mlc.RecordSet(id="items", name="items", fields=[column(name) for name in columns])],
+        record_sets=[
+            mlc.RecordSet(id="items", name="items", fields=[column(name) for name in columns])
+        ],
     )
     document: dict[str, Any] = metadata.to_json()
     document["rai:hasSyntheticData"] = True
@@ -422,11 +478,19 @@ unless the reference says that public photographs played them.</p>
 def data_uri(image: NDArray[np.uint8]) -> str:
     """Return a picture as a `data:` address."""
     data = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(data, "PNG", optimize=True)
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+        data, "PNG", optimize=True
+    )
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def html(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], items: Items, fingerprint: str) -> str:
+def html(
+    study: Study,
+    statement: Mapping[str, Any],
+    report: Mapping[str, Any],
+    items: Items,
+    fingerprint: str,
+) -> str:
     """Return the gallery page: one file, no script, nothing loaded from anywhere."""
     if items.masks is not None:
         shown = triptychs(items.images[:SHOWN], items.masks[:SHOWN])
@@ -438,7 +502,9 @@ def html(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], 
         statement=statement,
         audit=audit_lines(statement),
         report=report,
-        rehearsed=REHEARSED.format(cast=report["rehearsal"]["cast"]) if report["rehearsal"] else NOT_REHEARSED,
+        rehearsed=REHEARSED.format(cast=report["rehearsal"]["cast"])
+        if report["rehearsal"]
+        else NOT_REHEARSED,
         gallery=gallery,
         count=len(items.images),
         privatized=int(items.privatized.sum()),
@@ -450,6 +516,12 @@ def html(study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], 
 def _by_label(study: Study, items: Items) -> list[tuple[str, list[tuple[str, bool]]]]:
     """The pictures of each label with their privatized flag."""
     return [
-        (name, [(data_uri(items.images[i]), bool(items.privatized[i])) for i in np.flatnonzero(items.labels == index)])
+        (
+            name,
+            [
+                (data_uri(items.images[i]), bool(items.privatized[i]))
+                for i in np.flatnonzero(items.labels == index)
+            ],
+        )
         for index, name in enumerate(study.strata())
     ]

@@ -50,7 +50,9 @@ def check_releasable(study: Study) -> None:
         )
 
 
-def drawn(folder: Path, weights: tensors.Arrays, digest: str, plan: WganPlan, size_px: int) -> Images:
+def drawn(
+    folder: Path, weights: tensors.Arrays, digest: str, plan: WganPlan, size_px: int
+) -> Images:
     """Return the study's pairs uint8 [released_pairs, S, S, 2]: those in `folder`, or new ones that are stored there.
 
     `digest` is the SHA-256 of the weights' file: other weights get other pairs.
@@ -93,8 +95,12 @@ def triptychs(images: Images, masks: Images, least_px: int = 128, gap: int = 2) 
     `images` uint8 [N, S, S, 1], `masks` uint8 [N, S, S]; pixels are repeated until s is at least `least_px`.
     """
     times = max(1, -(-least_px // images.shape[1]))
-    image, mask = (np.repeat(np.repeat(x, times, axis=1), times, axis=2) for x in (images[..., 0], masks))
+    image, mask = (
+        np.repeat(np.repeat(x, times, axis=1), times, axis=2) for x in (images[..., 0], masks)
+    )
     grey = np.repeat(image[..., None], 3, axis=3)
     inked = np.where(mask[..., None] > 0, 0.45 * grey + 0.55 * RED, grey).astype(np.uint8)
     space = np.full((*grey.shape[:2], gap, 3), 255, np.uint8)
-    return np.concatenate([grey, space, np.repeat(mask[..., None], 3, axis=3), space, inked], axis=2)
+    return np.concatenate(
+        [grey, space, np.repeat(mask[..., None], 3, axis=3), space, inked], axis=2
+    )

@@ -29,7 +29,9 @@ def average(
     Raises PolicyError (E-QUORUM) below the quorum, RefusedError (E-AGGREGATE) for an update that does not fit.
     """
     if len(shares) < quorum:
-        raise PolicyError(f"{len(shares)} accepted updates, the plan's quorum is {quorum}", code="E-QUORUM")
+        raise PolicyError(
+            f"{len(shares)} accepted updates, the plan's quorum is {quorum}", code="E-QUORUM"
+        )
     total = begin(weights)
     for site in sorted(shares):
         fold(total, read(site).arrays, shares[site])
@@ -48,7 +50,11 @@ def fold(total: Accumulator, delta: Arrays, weight: float) -> None:
     if set(delta) != set(total):
         raise _refused("the update has other tensors than the global weights")
     for name, array in delta.items():
-        if array.shape != total[name].shape or array.dtype != np.float32 or not np.isfinite(array).all():
+        if (
+            array.shape != total[name].shape
+            or array.dtype != np.float32
+            or not np.isfinite(array).all()
+        ):
             raise _refused(f"{name} has another shape or dtype, or is not finite")
     for name, array in delta.items():
         total[name] += weight * array.astype(np.float64)

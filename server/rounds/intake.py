@@ -74,7 +74,9 @@ def accept(sealed: Sealed, site: str, sign_key: str, asked: Asked) -> Accepted:
     if asked.phase == "train":  # 5
         boundary.check_update(arrays, asked.shapes, header, asked.study)
     else:
-        boundary.check_total(asked.images_before + boundary.check_images(arrays, header, asked.study), asked.study)
+        boundary.check_total(
+            asked.images_before + boundary.check_images(arrays, header, asked.study), asked.study
+        )
     return Accepted(_TOKEN, header, arrays, sealed)
 
 
@@ -86,7 +88,9 @@ def open_header(sealed: Sealed, site: str, sign_key: str, max_bytes: int) -> Hea
         code = "E-INTAKE-SIGNATURE" if error.code == RefusedError.default_code else error.code
         raise RefusedError(str(error), code=code) from error
     if header.sender != site:
-        raise RefusedError(f"signed as {header.sender}, sent by the node of {site}", code="E-INTAKE-SENDER")
+        raise RefusedError(
+            f"signed as {header.sender}, sent by the node of {site}", code="E-INTAKE-SENDER"
+        )
     return header
 
 
@@ -96,6 +100,10 @@ def _check_answer(header: Header, asked: Asked) -> None:
     kind = REPLIES[asked.phase]
     expected = (asked.study.hash(), kind, asked.phase, asked.model, asked.round, asked.part)
     if got != expected:
-        raise RefusedError(f"answers {got[1:]} where {expected[1:]} was asked", code="E-INTAKE-ANSWER")
+        raise RefusedError(
+            f"answers {got[1:]} where {expected[1:]} was asked", code="E-INTAKE-ANSWER"
+        )
     if asked.parts and header.parts != asked.parts:
-        raise RefusedError(f"says {header.parts} parts, said {asked.parts} before", code="E-INTAKE-PARTS")
+        raise RefusedError(
+            f"says {header.parts} parts, said {asked.parts} before", code="E-INTAKE-PARTS"
+        )

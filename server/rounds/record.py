@@ -24,6 +24,7 @@ from safetensors import safe_open
 
 from common.errors import Bug
 from common.privacy.boundary import PREFIXES
+from common.storage import files
 from common.storage.journal import Entry, Journal
 from common.study.plan import CHECKPOINT_CAP_BYTES, Study
 from common.wire import tensors
@@ -80,7 +81,9 @@ class StudyRecord:
             raise Bug(f"{path}: does not have the SHA-256 that the journal names")
         return arrays
 
-    def write_weights(self, model: str, round_: int, weights: Mapping[str, NDArray[np.generic]]) -> Path:
+    def write_weights(
+        self, model: str, round_: int, weights: Mapping[str, NDArray[np.generic]]
+    ) -> Path:
         """Write the weights before a round, with the metadata of the starting checkpoint; returns their file."""
         with safe_open(self._start_file(model), framework="numpy") as file:
             metadata: dict[str, str] | None = file.metadata()
@@ -98,7 +101,11 @@ class StudyRecord:
     def _start(self, model: str) -> tensors.Arrays:
         """The model's part of the starting checkpoint, as float32."""
         found = tensors.read(self._start_file(model), max_bytes=WEIGHTS_CAP_BYTES)
-        return {name: a.astype(np.float32) for name, a in found.items() if name.startswith(PREFIXES[model])}
+        return {
+            name: a.astype(np.float32)
+            for name, a in found.items()
+            if name.startswith(PREFIXES[model])
+        }
 
     def final_weights(self) -> dict[str, Path]:
         """Return the files of the final weights by model, once every round is closed."""
@@ -140,7 +147,9 @@ class StudyRecord:
 
     def note_accepted(self, key: str, site: str, digest: str, sign_key: str) -> None:
         """Journal that the reply to `key` (a header's) was accepted from a site."""
-        self.journal.append(f"{key}/{site}", "accepted", {"digest": digest, "site": site, "key": sign_key})
+        self.journal.append(
+            f"{key}/{site}", "accepted", {"digest": digest, "site": site, "key": sign_key}
+        )
 
     def accepted_digest(self, key: str, site: str) -> str | None:
         """Return the payload digest that was accepted for a key, or None."""
@@ -154,7 +163,9 @@ class StudyRecord:
     def receipts(self, site: str) -> tuple[str, ...]:
         """Return the payload digests of the newest accepted replies of a site, oldest first."""
         entries = self.journal.entries(self.study.hash())
-        found = [e.data["digest"] for e in entries if e.state == "accepted" and e.data["site"] == site]
+        found = [
+            e.data["digest"] for e in entries if e.state == "accepted" and e.data["site"] == site
+        ]
         return tuple(dict.fromkeys(found))[-RECEIPTS:]
 
     def refused(self, phase: str, model: str, round_: int) -> dict[str, str]:
@@ -169,7 +180,7 @@ class StudyRecord:
             entry = self.journal.latest(f"{self.place('train', model, round_)}/0/{site}")
             assert entry is not None
             line = statement_json(site, str(entry.data["key"]), sealed.header, sealed.signature)
-            tensors.atomic_write(self.root / "evidence" / model / f"{site}.json", line)
+            files.atomic_write(self.root / "evidence" / model / f"{site}.json", line)
 
     # --- views
 
@@ -178,7 +189,9 @@ class StudyRecord:
         entry = self.closed("train", model, self.study.models.trained()[model].rounds - 1)
         sites = sorted(entry.data["accepted"]) if entry else []
         folder = self.root / "evidence" / model
-        return {site: tensors.read_capped(folder / f"{site}.json", STATEMENT_CAP_BYTES) for site in sites}
+        return {
+            site: files.read_capped(folder / f"{site}.json", STATEMENT_CAP_BYTES) for site in sites
+        }
 
     def batches(self) -> tuple[Batch, ...]:
         """Return the complete image batches of the closed synthesis round, in order of site."""
@@ -212,7 +225,11 @@ class StudyRecord:
         state = next((e for e in reversed(entries) if e.key == self.study.hash() + "/state"), None)
         waiting = str(state.data.get("text", "")) if state and names else ""
         return Progress(
-            len(rounds) - len(names), len(rounds), names[0] if names else "closing", waiting, self.complete()
+            len(rounds) - len(names),
+            len(rounds),
+            names[0] if names else "closing",
+            waiting,
+            self.complete(),
         )
 
     def close(self) -> None:
@@ -228,7 +245,9 @@ def file_digest(path: Path) -> str:
 
 def store_sealed(path: Path, sealed: Sealed) -> None:
     """Write a sealed message as one safetensors file, atomically."""
-    tensors.write(path, {name: np.frombuffer(value, np.uint8) for name, value in sealed._asdict().items()})
+    tensors.write(
+        path, {name: np.frombuffer(value, np.uint8) for name, value in sealed._asdict().items()}
+    )
 
 
 def read_sealed(path: Path) -> Sealed:

@@ -33,13 +33,17 @@ KEYS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_it_prints_one_json_object_and_says_what_it_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_one_json_object_and_says_what_it_skipped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     flow.main(["--json", "--quick", "--repeats", "1", "--steps", "1", "--without-normflows"])
     found = json.loads(capsys.readouterr().out)
     assert set(found) >= KEYS
     assert found["skipped"] == "normflows: not asked for"
     assert {key for key, value in found.items() if value is None} == set(flow.KEYS_OF_PEER)
-    assert found["opacus_gradient_error"] < 1e-5, "the hooks that we are compared with compute the right gradients"
+    assert found["opacus_gradient_error"] < 1e-5, (
+        "the hooks that we are compared with compute the right gradients"
+    )
     assert found["reversible_mib"] < found["saved_mib"]
     assert 0 < found["roundtrip_f64"] < 1e-12 < found["roundtrip_f32"] < 1e-5
 
@@ -66,14 +70,18 @@ class Halves(torch.nn.Module):
         return torch.cat(parts, dim=3) / self.scale, 0.0
 
 
-def test_latents_of_a_standard_glow_are_standardised_by_its_own_gaussians_and_decode_exactly() -> None:
+def test_latents_of_a_standard_glow_are_standardised_by_its_own_gaussians_and_decode_exactly() -> (
+    None
+):
     coder, x = flow.naive_of(Halves()), torch.rand(4, 1, 8, 8) - 0.5
     left, right = coder.encode(x)
     assert torch.allclose(left, (4 * x[..., :4] - 1) * math.exp(-0.5))
     assert torch.allclose(right, 4 * x[..., 4:] + 1)
     assert torch.allclose(coder.decode([left, right]), x, atol=1e-6)
     raw = flow.noised(coder, x, 1.0, match=False)
-    assert float((raw - x).std()) == pytest.approx(2**0.5 / 4 * ((1 + math.exp(1.0)) / 2) ** 0.5, rel=0.15)
+    assert float((raw - x).std()) == pytest.approx(
+        2**0.5 / 4 * ((1 + math.exp(1.0)) / 2) ** 0.5, rel=0.15
+    )
 
 
 def test_what_is_no_number_is_black_and_counts_as_out_of_range() -> None:
@@ -81,7 +89,9 @@ def test_what_is_no_number_is_black_and_counts_as_out_of_range() -> None:
     assert flow.shown_as(decoded).flatten().tolist() == [-0.5, 0.5, -0.5, 0.25]
     assert flow.shown_as(decoded, 0.0).flatten().tolist() == [0.0, 0.5, -0.5, 0.25]
     assert flow.outside(decoded) == 0.75
-    assert flow.psnr(torch.full((1, 1, 2, 2), 0.1).double(), torch.zeros(1, 1, 2, 2)) == pytest.approx(20.0)
+    assert flow.psnr(
+        torch.full((1, 1, 2, 2), 0.1).double(), torch.zeros(1, 1, 2, 2)
+    ) == pytest.approx(20.0)
 
 
 def test_nobody_is_both_learned_from_and_looked_at() -> None:

@@ -20,7 +20,9 @@ def files(folder: Path, names: list[str], grades: list[int], digests: list[str])
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=20, max_size=60), st.integers(1, 9), st.randoms())
-def test_every_person_has_one_role_whatever_the_order(grades: list[int], heldout: int, shuffle: object) -> None:
+def test_every_person_has_one_role_whatever_the_order(
+    grades: list[int], heldout: int, shuffle: object
+) -> None:
     names = np.array([f"train/{i:03d}" for i in range(len(grades))])
     members = set(names[:10].tolist())
     role = roles(names, np.array(grades), members, heldout)
@@ -41,8 +43,12 @@ def test_the_held_out_have_the_others_grades_to_within_one_person() -> None:
 
 
 @pytest.mark.parametrize("pair", [(0, 3), (3, 0)])
-def test_identical_files_are_one_person_with_the_highest_grade(tmp_path: Path, pair: tuple[int, int]) -> None:
-    folder = files(tmp_path, ["train/1", "train/2", "test/3"], [pair[0], 2, pair[1]], ["a", "b", "a"])
+def test_identical_files_are_one_person_with_the_highest_grade(
+    tmp_path: Path, pair: tuple[int, int]
+) -> None:
+    folder = files(
+        tmp_path, ["train/1", "train/2", "test/3"], [pair[0], 2, pair[1]], ["a", "b", "a"]
+    )
     everyone = people(64, folder)
     assert everyone.names.tolist() == ["train/1", "train/2"]
     assert everyone.grades.tolist() == [3, 2]
@@ -59,7 +65,10 @@ def test_the_disc_tells_the_side_and_a_known_side_wins() -> None:
 
 
 def test_the_demos_189_photographs_are_the_members() -> None:
-    names = np.array([f"train/IDRiD_{i:03d}" for i in range(1, 414)] + [f"test/IDRiD_{i:03d}" for i in range(1, 104)])
+    names = np.array(
+        [f"train/IDRiD_{i:03d}" for i in range(1, 414)]
+        + [f"test/IDRiD_{i:03d}" for i in range(1, 104)]
+    )
     role = roles(names, np.zeros(len(names), np.int64), set(demo_sides()))
     assert (role == "members").sum() == len(demo_sides()) == 189
 
@@ -70,7 +79,9 @@ def test_the_real_split_never_changes() -> None:
     except FileNotFoundError:
         pytest.skip("no IDRiD beside the project")
     assert [len(parts[name]) for name in ROLES] == [189, HELDOUT, 211]
-    listed = "\n".join(f"{role} {name}" for role in ROLES for name in sorted(parts[role].names.tolist()))
+    listed = "\n".join(
+        f"{role} {name}" for role in ROLES for name in sorted(parts[role].names.tolist())
+    )
     assert (
         hashlib.sha256(listed.encode()).hexdigest()
         == "1724cdf91569aa82c5baf024ea8519ac3c5eebf89b03b5461dce9351db1f45d0"

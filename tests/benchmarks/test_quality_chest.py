@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from benchmarks import chest_pictures
-from benchmarks.quality_chest import FLOW, People, Row, Workshop, auc, in_pixels, pneumonia, random_groups
+from benchmarks.quality_chest import (
+    FLOW,
+    People,
+    Row,
+    Workshop,
+    auc,
+    in_pixels,
+    pneumonia,
+    random_groups,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,30 +37,50 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_for_half() -> No
 
 def test_groups_have_k_to_2k_patients_of_one_label_and_nobody_twice(shop: Workshop) -> None:
     groups = random_groups(shop.patients, 5, np.random.default_rng(1))
-    assert all(5 <= len(group) < 10 and len(set(shop.patients.labels[group])) == 1 for group in groups)
+    assert all(
+        5 <= len(group) < 10 and len(set(shop.patients.labels[group])) == 1 for group in groups
+    )
     assert sorted(np.concatenate(groups).tolist()) == list(range(24))
 
 
 @pytest.mark.parametrize(
     "row",
-    [Row("gaussian", 5, 8.0, 4), Row("laplace l1", 5, 8.0, 4), Row("laplace box", 5, 0.5), Row("privunit", 1, 8.0, 4)],
+    [
+        Row("gaussian", 5, 8.0, 4),
+        Row("laplace l1", 5, 8.0, 4),
+        Row("laplace box", 5, 0.5),
+        Row("privunit", 1, 8.0, 4),
+    ],
 )
-def test_a_row_spends_what_it_says_and_its_images_are_of_its_groups(shop: Workshop, row: Row) -> None:
+def test_a_row_spends_what_it_says_and_its_images_are_of_its_groups(
+    shop: Workshop, row: Row
+) -> None:
     mechanism = shop.mechanism(row)
-    stated = mechanism.epsilon_per_coordinate if row.kind == "laplace box" else mechanism.epsilon_per_image
+    stated = (
+        mechanism.epsilon_per_coordinate
+        if row.kind == "laplace box"
+        else mechanism.epsilon_per_image
+    )
     assert stated == pytest.approx(row.epsilon, rel=2e-3)
     made = shop.release(row, 0)
     assert made.images.shape == (len(made.members), 32, 32, 1) and made.images.dtype == np.uint8
-    assert [int(shop.patients.labels[members[0]]) for members in made.members] == made.labels.tolist()
+    assert [
+        int(shop.patients.labels[members[0]]) for members in made.members
+    ] == made.labels.tolist()
     assert "ε=" in made.statement
 
 
 def test_noise_in_pixels_shrinks_as_epsilon_grows(shop: Workshop) -> None:
     groups = [np.arange(12), np.arange(12, 24)]
-    plain = in_pixels(Row("pixel average", 12), shop.patients.images, groups, np.random.default_rng(0)).astype(float)
+    plain = in_pixels(
+        Row("pixel average", 12), shop.patients.images, groups, np.random.default_rng(0)
+    ).astype(float)
     for kind in ("dp-pix", "pixel laplace"):
         apart = [
-            np.abs(in_pixels(Row(kind, 12, e), shop.patients.images, groups, np.random.default_rng(0)) - plain).mean()
+            np.abs(
+                in_pixels(Row(kind, 12, e), shop.patients.images, groups, np.random.default_rng(0))
+                - plain
+            ).mean()
             for e in (1.0, 1e6)
         ]
         assert apart[0] > 2 * apart[1], kind
@@ -60,7 +89,10 @@ def test_noise_in_pixels_shrinks_as_epsilon_grows(shop: Workshop) -> None:
 def test_no_image_has_two_roles(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     train, test = (rng.integers(0, 255, (n, 28, 28), dtype=np.uint8) for n in (30, 9))
-    train[3], test[4] = train[1], train[2]  # a patient's image that is public, a test image that is a public one
+    train[3], test[4] = (
+        train[1],
+        train[2],
+    )  # a patient's image that is public, a test image that is a public one
     zeros, path = np.zeros((30, 1), np.uint8), tmp_path / "pneumoniamnist_28.npz"
     np.savez(path, train_images=train, test_images=test, train_labels=zeros, test_labels=zeros[:9])
     roles = pneumonia(tmp_path, "test")
@@ -71,7 +103,11 @@ def test_no_image_has_two_roles(tmp_path: Path) -> None:
 
 def test_the_pictures_are_the_same_each_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        chest_pictures.curves(tmp_path / f"{name}.png", "t", {"a": [(1.0, 0.6), (8.0, 0.9)]}, {"real": 0.95})
-        chest_pictures.strip(tmp_path / f"{name}-strip.png", {"x|y": np.zeros((2, 32, 32, 1), np.uint8)})
+        chest_pictures.curves(
+            tmp_path / f"{name}.png", "t", {"a": [(1.0, 0.6), (8.0, 0.9)]}, {"real": 0.95}
+        )
+        chest_pictures.strip(
+            tmp_path / f"{name}-strip.png", {"x|y": np.zeros((2, 32, 32, 1), np.uint8)}
+        )
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "one-strip.png").read_bytes() == (tmp_path / "two-strip.png").read_bytes()

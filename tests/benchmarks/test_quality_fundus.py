@@ -54,7 +54,9 @@ def test_the_curve_is_a_small_picture_with_a_panel_a_part() -> None:
     assert sizes[1] == (sizes[0][0], 2 * sizes[0][1]) and len(two) < 50_000
 
 
-def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_in_the_curve() -> None:
+def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_in_the_curve() -> (
+    None
+):
     attacked = {
         "worst": {"auc": 0.52, "auc_interval": (0.4, 0.6), "tpr": 0.01, "attacker": "x"},
         "chance": 0.6,
@@ -65,10 +67,18 @@ def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_i
              "linkage": None, "reidentified": None}  # fmt: skip
     worth = {"kappa": 0.4, "kappa_95": 0.1, "accuracy": 0.5, "macro_f1": 0.4, "recall": [0.5]}
     plain = blind | {"row": "similar", "utility": worth}
-    real = {"all": worth, "floor": far, "inverted_floor": far, "real 10": worth, "inverted 10": worth}
+    real = {
+        "all": worth,
+        "floor": far,
+        "inverted_floor": far,
+        "real 10": worth,
+        "inverted 10": worth,
+    }
     images = q.Set(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64), np.arange(2))
     part = q.Part("fundus", ("a",), images, images, images, images, q.ROOT, 1, True)
-    line = next(line for line in q.table(part, [blind, plain], real, [10]).splitlines() if q.ANCHORS in line)
+    line = next(
+        line for line in q.table(part, [blind, plain], real, [10]).splitlines() if q.ANCHORS in line
+    )
     assert line.split(" | ")[5:10] == [""] * 5 and "0.520 (0.40-0.60)" in line
     assert line.count("|") == len(q.COLUMNS) + 1
     assert curve({"fundus": {"rows": [blind, plain], "real": real}}) == curve(
@@ -77,5 +87,7 @@ def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_i
 
 
 def test_the_noise_of_the_anchors_row_is_worth_the_epsilon_that_the_table_states() -> None:
-    mechanism = NoisyAnchors(q.ANCHORS_NOISE, q.ANCHORS_COMPONENTS, 6, 10, q.ANCHORS_THRESHOLD_DELTA)
+    mechanism = NoisyAnchors(
+        q.ANCHORS_NOISE, q.ANCHORS_COMPONENTS, 6, 10, q.ANCHORS_THRESHOLD_DELTA
+    )
     assert 7.9 < epsilon_pld([mechanism], 1e-5) <= 8.0

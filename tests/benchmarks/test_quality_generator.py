@@ -21,7 +21,9 @@ def test_fine_structure_is_what_differs_from_the_surroundings_in_the_middle() ->
     assert q.fine_structure(np.full((2, 64, 64, 3), 90, np.uint8)) == 0
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, None, :, None] * 2, (1, 64, 64, 3))
     assert q.fine_structure(ramp) < 1e-3  # a slow change of brightness is none
-    assert q.fine_structure(speckled(4, 20)) == pytest.approx(2 * q.fine_structure(speckled(4, 10)), rel=1e-4)
+    assert q.fine_structure(speckled(4, 20)) == pytest.approx(
+        2 * q.fine_structure(speckled(4, 10)), rel=1e-4
+    )
     edge = np.full((1, 64, 64, 3), 90, np.uint8)
     edge[:, :12] = 0  # the black surround is outside of what is looked at
     assert q.fine_structure(edge) == 0
@@ -40,7 +42,9 @@ def test_the_table_has_a_column_for_each_checkpoint_and_only_the_parts_that_were
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cell = {"images": 3, "kernel": 0.5, "deviation": 0.25, "fine": 0.75}
-    q.show({"new": {"rows": {"samples": cell}}, "old": {"rows": {"samples": cell | {"kernel": -1.0}}}})
+    q.show(
+        {"new": {"rows": {"samples": cell}}, "old": {"rows": {"samples": cell | {"kernel": -1.0}}}}
+    )
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0].endswith("| new | old |")
     assert lines[2] == "| samples | 0.500 ± 0.250 (0.75) | -1.000 ± 0.250 (0.75) |"
@@ -61,7 +65,9 @@ def test_a_sheet_is_rows_of_pictures_enlarged_twice(tmp_path: Path) -> None:
 
 def test_a_seed_always_draws_the_same() -> None:
     assert torch.equal(torch.rand(3, generator=q.seeded(1)), torch.rand(3, generator=q.seeded(1)))
-    assert not torch.equal(torch.rand(3, generator=q.seeded(1)), torch.rand(3, generator=q.seeded(2)))
+    assert not torch.equal(
+        torch.rand(3, generator=q.seeded(1)), torch.rand(3, generator=q.seeded(2))
+    )
 
 
 def test_five_grades_become_the_studys_labels_in_order() -> None:

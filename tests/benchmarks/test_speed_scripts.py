@@ -32,8 +32,12 @@ def test_every_variant_takes_a_step_and_moves_the_critic(name: str) -> None:
     before = {n: p.detach().clone() for n, p in scene.critic.named_parameters()}
     private_step.VARIANTS[name](scene)()
     assert sum(p.numel() for p in before.values()) == 391_945
-    weights = [n for n in before if n.endswith("weight")]  # without noise, the score's bias stays: real and fake cancel
-    assert all(not torch.equal(before[n], dict(scene.critic.named_parameters())[n]) for n in weights)
+    weights = [
+        n for n in before if n.endswith("weight")
+    ]  # without noise, the score's bias stays: real and fake cancel
+    assert all(
+        not torch.equal(before[n], dict(scene.critic.named_parameters())[n]) for n in weights
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -43,7 +47,9 @@ def test_the_private_steps_script_prints_one_json_object(
     monkeypatch.setattr(private_step, "memory_of", lambda name, shape: 1.0)
     private_step.main(["--json", "--shapes", "2x1", "--repeats", "1"])
     found = json.loads(capsys.readouterr().out)
-    assert {"ratio_to_nonprivate", "speedup_over_best_opacus", "memory_over_best_opacus"} <= set(found["2x1"])
+    assert {"ratio_to_nonprivate", "speedup_over_best_opacus", "memory_over_best_opacus"} <= set(
+        found["2x1"]
+    )
     assert all(value > 0 for value in found["2x1"].values())
 
 
@@ -67,4 +73,9 @@ def test_memory_is_measured_as_growth_of_the_peak() -> None:
 def test_the_noise_script_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     noise.main(["--json", "--repeats", "1", "--without-opendp"])
     found = json.loads(capsys.readouterr().out)
-    assert {"laplace_200k_s", "gaussian_2_8m_s", "torch_laplace_200k_s", "torch_gaussian_2_8m_s"} == set(found)
+    assert {
+        "laplace_200k_s",
+        "gaussian_2_8m_s",
+        "torch_laplace_200k_s",
+        "torch_gaussian_2_8m_s",
+    } == set(found)

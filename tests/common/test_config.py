@@ -39,7 +39,9 @@ def test_all_problems_are_named_at_once_by_line_and_key() -> None:
 
 
 def test_scientific_notation_is_a_number_and_quoted_text_is_not() -> None:
-    model = parse_yaml("name: '1e-6'\nprivacy: {epsilon: 1e-6}\nrate: 1E5\nflag: true\n", Outer, Path("x.yaml"))
+    model = parse_yaml(
+        "name: '1e-6'\nprivacy: {epsilon: 1e-6}\nrate: 1E5\nflag: true\n", Outer, Path("x.yaml")
+    )
     assert model.privacy.epsilon == 1e-6
     assert model.name == "1e-6"
     assert model.rate == 1e5
@@ -47,16 +49,27 @@ def test_scientific_notation_is_a_number_and_quoted_text_is_not() -> None:
 
 
 def test_a_wrong_element_of_a_list_is_named_by_its_index() -> None:
-    found = problems("name: x\nprivacy: {epsilon: 1}\nsites:\n- {epsilon: 1}\n- {epsilon: 2, step: 3}\n")
+    found = problems(
+        "name: x\nprivacy: {epsilon: 1}\nsites:\n- {epsilon: 1}\n- {epsilon: 2, step: 3}\n"
+    )
     assert found == ("study.yaml:5: sites[1].step: unknown key; did you mean 'steps'?",)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     {
-        "a key given twice": ("name: x\nname: y\nprivacy: {epsilon: 1}\n", "study.yaml:2: name: given twice"),
-        "an alias": ("name: &a x\nprivacy: {epsilon: 1}\n", "study.yaml:1: anchors, aliases and tags are not allowed"),
-        "a tag": ("name: !!python/object:os.system x\n", "study.yaml:1: anchors, aliases and tags are not allowed"),
+        "a key given twice": (
+            "name: x\nname: y\nprivacy: {epsilon: 1}\n",
+            "study.yaml:2: name: given twice",
+        ),
+        "an alias": (
+            "name: &a x\nprivacy: {epsilon: 1}\n",
+            "study.yaml:1: anchors, aliases and tags are not allowed",
+        ),
+        "a tag": (
+            "name: !!python/object:os.system x\n",
+            "study.yaml:1: anchors, aliases and tags are not allowed",
+        ),
         "not a mapping": ("- 1\n", "study.yaml:1: expected `key: value` lines"),
         "nothing": ("", "study.yaml:1: expected `key: value` lines"),
         "broken YAML": ("name: [1\n", "not readable as YAML"),

@@ -48,15 +48,23 @@ def released(
     who: Roster, codes: np.ndarray, noise: SeededNoiseSource, mechanism: NoisyAnchors = MECHANISM,
     cells: Cells = ANCHORS, strata: tuple[Stratum, ...] = STRATA,
 ) -> list[a.NoisyMean]:  # fmt: skip
-    return a.noisy_means(who, codes, cells, strata, mechanism, PracticeReservation(mechanism), noise)
+    return a.noisy_means(
+        who, codes, cells, strata, mechanism, PracticeReservation(mechanism), noise
+    )
 
 
 # --- one patient ----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), count=st.integers(2, 30), scale=st.sampled_from([0.1, 1.0, 50.0, 1e200, math.inf]))
-def test_one_patient_moves_one_cell_by_at_most_the_radius_and_one(seed: int, count: int, scale: float) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(2, 30),
+    scale=st.sampled_from([0.1, 1.0, 50.0, 1e200, math.inf]),
+)
+def test_one_patient_moves_one_cell_by_at_most_the_radius_and_one(
+    seed: int, count: int, scale: float
+) -> None:
     rng = np.random.default_rng(seed)
     with np.errstate(all="ignore"):
         codes, labels = rng.normal(size=(count, 4)) * scale, rng.integers(0, 2, count)
@@ -71,10 +79,14 @@ def test_one_patient_moves_one_cell_by_at_most_the_radius_and_one(seed: int, cou
 
 
 def test_the_longest_code_uses_the_radius_to_the_last_lattice_steps() -> None:
-    integers = a.on_lattice(np.array([[1e9, 0, 0, 0], [0.1, 0.2, -0.3, 0.4], [np.nan, 1, 1, 1]]), MECHANISM, 3)
+    integers = a.on_lattice(
+        np.array([[1e9, 0, 0, 0], [0.1, 0.2, -0.3, 0.4], [np.nan, 1, 1, 1]]), MECHANISM, 3
+    )
     assert LATTICE - 2 <= integers[0, 0] <= LATTICE
     assert np.abs(integers[1] * (MECHANISM.radius / LATTICE) - [0.1, 0.2, -0.3, 0.4]).max() < 1e-6
-    assert integers[2].tolist() == a.on_lattice(np.array([[0.0, 1, 1, 1]]), MECHANISM, 1)[0].tolist()
+    assert (
+        integers[2].tolist() == a.on_lattice(np.array([[0.0, 1, 1, 1]]), MECHANISM, 1)[0].tolist()
+    )
 
 
 def test_a_code_beyond_the_radius_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +98,12 @@ def test_a_code_beyond_the_radius_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> N
 # --- the mechanism --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sigma", "sums", "counts", "tau"), [(1.994, 2.229, 4.46, 19.0), (0.6, 0.671, 1.34, 5.7)])
-def test_the_noise_is_that_of_the_table_in_the_reference(sigma: float, sums: float, counts: float, tau: float) -> None:
+@pytest.mark.parametrize(
+    ("sigma", "sums", "counts", "tau"), [(1.994, 2.229, 4.46, 19.0), (0.6, 0.671, 1.34, 5.7)]
+)
+def test_the_noise_is_that_of_the_table_in_the_reference(
+    sigma: float, sums: float, counts: float, tau: float
+) -> None:
     m = NoisyAnchors(sigma, 32, 10, 20, 1e-5)
     assert m.sum_multiplier == pytest.approx(sums, abs=6e-4)
     assert m.count_multiplier == pytest.approx(counts, abs=6e-3)
@@ -118,7 +134,9 @@ def test_sums_and_counts_get_the_noise_that_they_say() -> None:
 def test_the_event_is_known_and_composes_with_the_training() -> None:
     m, training = NoisyAnchors(1.994, 32, 40, 20, 1e-6), SubsampledGaussian(0.16, 4.0, 20)
     assert mechanism_from(m.event()) == m
-    trained, alone, both = (epsilon_pld(events, 1e-5) for events in ([training], [m], [training, m]))
+    trained, alone, both = (
+        epsilon_pld(events, 1e-5) for events in ([training], [m], [training, m])
+    )
     assert 1.99 < alone < 2.03  # 2 at delta 1e-5; the threshold's share is taken off first
     assert max(alone, trained) < both < alone + trained
     assert epsilon_rdp([training, m], 1e-5) > both
@@ -128,7 +146,9 @@ def test_the_event_is_known_and_composes_with_the_training() -> None:
 
 def test_the_thresholds_delta_is_spent() -> None:
     gaussian = NoisyAnchors(2.0, 4, 6, 3, 1e-300)
-    assert epsilon_pld([NoisyAnchors(2.0, 4, 6, 3, 5e-6)], 1e-5) == pytest.approx(epsilon_pld([gaussian], 5e-6))
+    assert epsilon_pld([NoisyAnchors(2.0, 4, 6, 3, 5e-6)], 1e-5) == pytest.approx(
+        epsilon_pld([gaussian], 5e-6)
+    )
     for accountant in (epsilon_pld, epsilon_rdp):
         with pytest.raises(PolicyError) as refused:
             accountant([NoisyAnchors(2.0, 4, 6, 3, 5e-6)] * 2, 1e-5)
@@ -142,7 +162,14 @@ def test_the_thresholds_delta_is_spent() -> None:
     ids=str,
 )  # fmt: skip
 def test_constants_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    fields = {"noise_multiplier": 1.0, "components": 4, "cells": 6, "k": 3, "threshold_delta": 1e-6, **change}
+    fields = {
+        "noise_multiplier": 1.0,
+        "components": 4,
+        "cells": 6,
+        "k": 3,
+        "threshold_delta": 1e-6,
+        **change,
+    }
     with pytest.raises(ConfigurationError):
         NoisyAnchors(**fields)
 
@@ -156,11 +183,24 @@ def test_no_argument_but_the_roster_and_its_codes_is_made_from_patients() -> Non
     }  # fmt: skip
     assert set(inspect.signature(anchors_event).parameters) == {"study"}
     assert set(inspect.signature(a.cells_of).parameters) == {"samples", "whitening"}
-    assert set(inspect.signature(a.images).parameters) == {"means", "whitening", "generator", "outputs", "random"}
+    assert set(inspect.signature(a.images).parameters) == {
+        "means",
+        "whitening",
+        "generator",
+        "outputs",
+        "random",
+    }
 
 
 def test_no_statistics_of_a_group_have_a_place_here() -> None:
-    forbidden = {"GroupStatistics", "PatientStatistics", "measure_patients", "gather", "align", "window_grams"}
+    forbidden = {
+        "GroupStatistics",
+        "PatientStatistics",
+        "measure_patients",
+        "gather",
+        "align",
+        "window_grams",
+    }
     assert not forbidden & set(vars(a))
 
 
@@ -193,8 +233,19 @@ def anchors_synthesis(k: int = 5, **changes: Any) -> dict[str, Any]:
     ("changes", "words"),
     [
         ({"synthesis__grouping": "anchors"}, "expected with grouping anchors"),
-        ({"synthesis": {**anchors_synthesis(), "grouping": "similar"}}, "expected with grouping anchors"),
-        ({"synthesis": {**anchors_synthesis(), "privatize": {"share": 1, "radius": 0.8, "scale": 0.5}}}, "not with"),
+        (
+            {"synthesis": {**anchors_synthesis(), "grouping": "similar"}},
+            "expected with grouping anchors",
+        ),
+        (
+            {
+                "synthesis": {
+                    **anchors_synthesis(),
+                    "privatize": {"share": 1, "radius": 0.8, "scale": 0.5},
+                }
+            },
+            "not with",
+        ),
         ({"synthesis": anchors_synthesis(threshold_delta=6e-6)}, "half of privacy.delta"),
         ({"synthesis": anchors_synthesis(cells_per_stratum=193)}, "cells_per_stratum"),
     ],
@@ -262,7 +313,9 @@ OTHERS = 40
 def halved(patch: pytest.MonkeyPatch) -> None:
     """Noise at half its strength."""
     honest = SeededNoiseSource.gaussian_lattice
-    patch.setattr(SeededNoiseSource, "gaussian_lattice", lambda self, n, sigma: honest(self, n, sigma / 2))
+    patch.setattr(
+        SeededNoiseSource, "gaussian_lattice", lambda self, n, sigma: honest(self, n, sigma / 2)
+    )
 
 
 def statistics_of_releases(with_target: bool, seed: int) -> Iterator[float]:
@@ -277,7 +330,9 @@ def statistics_of_releases(with_target: bool, seed: int) -> Iterator[float]:
         place = who.pseudonyms.index(names(OTHERS + 1)[-1])
         who, ordered = who.without({who.pseudonyms[place]}), np.delete(ordered, place, axis=0)
     noise, cells = SeededNoiseSource(seed), Cells(np.zeros((1, 4)))
-    same = a.totals(who, ordered, cells, (Stratum(0),), GAME)  # before the noise every release is the same
+    same = a.totals(
+        who, ordered, cells, (Stratum(0),), GAME
+    )  # before the noise every release is the same
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(a, "totals", lambda *_: same)
         for _ in range(REPETITIONS):
@@ -304,7 +359,9 @@ def test_leaving_one_patient_out_finds_no_violation_in_ten_thousand_releases() -
     assert 0.2 < found < claimed  # the game is no empty one: it does see the patient
 
 
-def test_leaving_one_patient_out_finds_noise_at_half_its_strength(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_one_patient_out_finds_noise_at_half_its_strength(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     halved(monkeypatch)
     assert lower_bound_of_epsilon(0.5) > epsilon_pld([GAME], GAME_DELTA) + 0.2
 
@@ -316,7 +373,9 @@ def shown(count: int, repetitions: int) -> int:
     """In how many releases a cell of so many patients is published."""
     who, codes = people(np.zeros((count, 2)), np.zeros(count, int))
     noise, cells = SeededNoiseSource(3), Cells(np.zeros((1, 2)))
-    return sum(bool(released(who, codes, noise, EDGE, cells, (Stratum(0),))) for _ in range(repetitions))
+    return sum(
+        bool(released(who, codes, noise, EDGE, cells, (Stratum(0),))) for _ in range(repetitions)
+    )
 
 
 def test_a_cell_below_k_is_never_published_and_one_of_k_with_probability_delta_at_most() -> None:

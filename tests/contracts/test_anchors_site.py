@@ -25,7 +25,15 @@ from common.wire import tensors
 from common.wire.messages import Header, unseal
 from server.release import page
 from server.release.build import Account
-from tests.sites import Hospital, Killed, make_hospital, pseudonym, scripted, spend_once, write_cohort
+from tests.sites import (
+    Hospital,
+    Killed,
+    make_hospital,
+    pseudonym,
+    scripted,
+    spend_once,
+    write_cohort,
+)
 
 PEOPLE = 56
 SYNTHESIS: dict[str, Any] = {
@@ -38,7 +46,9 @@ SYNTHESIS: dict[str, Any] = {
 def weights() -> dict[str, tensors.Arrays]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    gan = numpy_weights(Generator(32, 3, 16, 16), "generator.") | numpy_weights(Critic(32, 3, 16), "critic.")
+    gan = numpy_weights(Generator(32, 3, 16, 16), "generator.") | numpy_weights(
+        Critic(32, 3, 16), "critic."
+    )
     return {"gan": dict(gan)}
 
 
@@ -70,7 +80,9 @@ def hospital(tmp_path: Path, weights: dict[str, tensors.Arrays]) -> Hospital:
     return anchored_hospital(tmp_path, weights)
 
 
-def anchored_hospital(root: Path, weights: dict[str, tensors.Arrays], people: int = PEOPLE, **changes: Any) -> Hospital:
+def anchored_hospital(
+    root: Path, weights: dict[str, tensors.Arrays], people: int = PEOPLE, **changes: Any
+) -> Hospital:
     models = {
         "models__glow": None,
         "models__encoder": {"steps": 1, "learning_rate": 1e-3, "width": 16, "iterations": 1},
@@ -88,7 +100,9 @@ class InProcess:
     def __init__(self, *script: str) -> None:
         self.script, self.folders = list(script), list[Path]()
 
-    def __call__(self, folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Any) -> Ending:
+    def __call__(
+        self, folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Any
+    ) -> Ending:
         self.folders.append(folder)
         if self.script and self.script.pop(0) == "die":
             raise Killed
@@ -117,7 +131,10 @@ def ask(hospital: Hospital, weights: dict[str, tensors.Arrays]) -> Header:
 
 
 def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_statement(
-    hospital: Hospital, weights: dict[str, tensors.Arrays], child: InProcess, monkeypatch: pytest.MonkeyPatch
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    child: InProcess,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("private statistics of a group in mode anchors")
@@ -140,10 +157,14 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
 
     assert header.statement["grouping"] == "anchors"
     assert header.statement["anchors_noise_multiplier"] == 0.8
-    assert not any(isinstance(value, str) and pseudonym(0) in value for value in header.statement.values())
+    assert not any(
+        isinstance(value, str) and pseudonym(0) in value for value in header.statement.values()
+    )
     spent = epsilon_pld([event], hospital.study.privacy.delta)
     account = Account({"PLD": spent}, {"dp-accounting": "0"}, {})
-    said = page.statement_markdown(page.privacy_statement(hospital.study, {"hospital-a": header}, account))
+    said = page.statement_markdown(
+        page.privacy_statement(hospital.study, {"hospital-a": header}, account)
+    )
     print(said)
     for words in (
         "and as averages of patients, is (8, 1e-05)-differentially private", f"PLD {spent:.4g}", "Grouping: anchors",
@@ -175,7 +196,10 @@ def test_the_reservation_is_in_the_ledger_before_a_child_starts_and_stays_spent(
 
 
 def test_a_crash_between_freeze_and_send_sends_the_same_bytes_later(
-    hospital: Hospital, weights: dict[str, tensors.Arrays], child: InProcess, monkeypatch: pytest.MonkeyPatch
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    child: InProcess,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("client.daemon.site.Gate.clear_images", dies)
@@ -184,11 +208,14 @@ def test_a_crash_between_freeze_and_send_sends_the_same_bytes_later(
     with hospital_groups(hospital) as frozen:
         groups = frozen.groups()
     assert groups
-    digest = tensors.read(child.folders[0] / "out.safetensors", max_bytes=1 << 26)["images"].tobytes()
+    digest = tensors.read(child.folders[0] / "out.safetensors", max_bytes=1 << 26)[
+        "images"
+    ].tobytes()
     header = ask(hospital, weights)
     assert len(child.folders) == 1  # no second draw
     sent = tensors.loads(
-        hospital.site().answer(hospital.ask("synthesize", weights=weights["gan"])).payload, max_bytes=1 << 26
+        hospital.site().answer(hospital.ask("synthesize", weights=weights["gan"])).payload,
+        max_bytes=1 << 26,
     )
     assert sent["images"].tobytes() == digest
     assert header.kind == "images"
@@ -198,7 +225,13 @@ def dies(*_: object, **__: object) -> None:
     raise Killed
 
 
-def job(hospital: Hospital, folder: Path, weights: dict[str, tensors.Arrays], frozen: Evidence, **changes: Any) -> Path:
+def job(
+    hospital: Hospital,
+    folder: Path,
+    weights: dict[str, tensors.Arrays],
+    frozen: Evidence,
+    **changes: Any,
+) -> Path:
     event = anchors_event(hospital.study)
     assert event is not None
     site = hospital.site()
@@ -239,7 +272,12 @@ def test_fewer_than_k_patients_and_a_third_id_are_the_same_silence(
             work(Job.read(folder), folder, bytes(32))
         assert refused.value.code == "E-NO-IMAGES"
     linked = anchored_hospital(tmp_path / "linked", weights)
-    with closing(sqlite3.connect(linked.site().state.cohort(linked.study.intake) / "index.sqlite")) as index, index:
+    with (
+        closing(
+            sqlite3.connect(linked.site().state.cohort(linked.study.intake) / "index.sqlite")
+        ) as index,
+        index,
+    ):
         index.executemany("INSERT INTO alias VALUES (?, 0)", [("1" * 64,), ("2" * 64,)])
     folder = job(linked, tmp_path / "job-linked", weights, Evidence((), (), ()))
     with pytest.raises(PolicyError, match="are one person") as refused:

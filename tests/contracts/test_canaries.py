@@ -44,7 +44,9 @@ def run(
 ) -> tuple[list[Tensor], Tally]:
     """The weights' updates and the canaries' tally of some steps of a linear model."""
     canaries = None if included is None else Canaries(included)
-    constants = dataclasses.replace(CONSTANTS, sampling_rate=event.q, noise_multiplier=event.noise_multiplier)
+    constants = dataclasses.replace(
+        CONSTANTS, sampling_rate=event.q, noise_multiplier=event.noise_multiplier
+    )
     step = PrivateStep(
         {"w": torch.zeros(D)},
         lambda p, patient: (p["w"] * patient[0]).sum(),
@@ -57,7 +59,9 @@ def run(
     return updates, (canaries or Canaries(np.zeros(0, np.bool_))).tally()
 
 
-def altered(change: Callable[[NDArray[np.int64]], NDArray[np.int64]], seed: int = 7) -> SeededNoiseSource:
+def altered(
+    change: Callable[[NDArray[np.int64]], NDArray[np.int64]], seed: int = 7
+) -> SeededNoiseSource:
     """A source whose Gaussian noise is changed before it is used."""
     noise = SeededNoiseSource(seed)
     honest = noise.gaussian_lattice
@@ -70,13 +74,18 @@ COINS = audit.draw(SeededNoiseSource(3), M)
 
 def test_canaries_never_move_a_weight() -> None:
     """Whoever is in: with the same noise the weights' updates are the same to the bit."""
-    runs = [run(included)[0] for included in (COINS, ~COINS, np.zeros(M, np.bool_), np.ones(M, np.bool_))]
+    runs = [
+        run(included)[0]
+        for included in (COINS, ~COINS, np.zeros(M, np.bool_), np.ones(M, np.bool_))
+    ]
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 def test_without_noise_the_weights_updates_are_those_of_a_run_without_canaries() -> None:
-    with_canaries, without = (run(included, noise=altered(lambda z: z * 0), steps=1)[0] for included in (COINS, None))
+    with_canaries, without = (
+        run(included, noise=altered(lambda z: z * 0), steps=1)[0] for included in (COINS, None)
+    )
     assert torch.equal(with_canaries[0], without[0])
 
 
@@ -88,7 +97,9 @@ def test_patients_never_reach_a_canary() -> None:
     out = ~COINS
     assert not one[1].scores[out].any() and not other[1].scores[out].any()
     assert one[1].scores[COINS].any()
-    assert set(np.unique(one[1].scores)) == set(np.unique(other[1].scores))  # 0, and the clipped canary
+    assert set(np.unique(one[1].scores)) == set(
+        np.unique(other[1].scores)
+    )  # 0, and the clipped canary
 
 
 @pytest.mark.parametrize("clip", [1e-3, 0.7, 1.0, 3.3, 1000.0])
@@ -129,7 +140,9 @@ def test_the_noise_meter_fails_at_half_sigma() -> None:
 
 def test_the_noise_meter_hears_another_divisor() -> None:
     tally = run(COINS, steps=30)[1]
-    assert "times the plan's variance" in fault(tally, tally, dataclasses.replace(CLAIM, deviation=2.0 * 0.7 / 10))
+    assert "times the plan's variance" in fault(
+        tally, tally, dataclasses.replace(CLAIM, deviation=2.0 * 0.7 / 10)
+    )
 
 
 def test_with_noise_off_the_lower_bound_exceeds_a_claim_of_epsilon_one() -> None:
@@ -167,7 +180,9 @@ def kept(hospital: Hospital, model: str = "gan") -> Tally:
 FAULTS: dict[str, Callable[[Tally], Tally]] = {
     "half the noise": lambda t: dataclasses.replace(t, squares=t.squares / 4),
     "no noise": lambda t: dataclasses.replace(t, scores=t.included * 1.0, squares=t.squares * 0),
-    "a bound above the claim": lambda t: dataclasses.replace(t, scores=t.scores + 1000.0 * t.included),
+    "a bound above the claim": lambda t: dataclasses.replace(
+        t, scores=t.scores + 1000.0 * t.included
+    ),
     "a step too few": lambda t: dataclasses.replace(t, steps=t.steps - 1),
 }
 
@@ -186,19 +201,27 @@ def test_the_gate_stays_closed_when_the_audit_fails(
     assert kept(hospital).steps == 0
 
 
-def test_rounds_add_up_under_one_draw_of_coins(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_add_up_under_one_draw_of_coins(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     children, seen = scripted(monkeypatch, hospital.study), []
     children.tally = lambda tally: (seen.append(tally), tally)[1]
     for number in range(2):
         hospital.site().answer(hospital.ask("train", round=number))
     total = kept(hospital)
-    assert np.array_equal(seen[0].included, seen[1].included) and np.array_equal(total.included, seen[0].included)
+    assert np.array_equal(seen[0].included, seen[1].included) and np.array_equal(
+        total.included, seen[0].included
+    )
     assert total.steps == 4 and np.array_equal(total.scores, seen[0].scores + seen[1].scores)
     hospital.site().answer(hospital.ask("train", model="glow"))
-    assert not np.array_equal(kept(hospital, "glow").included, total.included)  # 300 coins of their own
+    assert not np.array_equal(
+        kept(hospital, "glow").included, total.included
+    )  # 300 coins of their own
 
 
-@pytest.mark.parametrize("script", [("crash",), ("die",), ("die after",), ("die", "crash", "die after")])
+@pytest.mark.parametrize(
+    "script", [("crash",), ("die",), ("die after",), ("die", "crash", "die after")]
+)
 def test_a_round_that_is_redone_counts_once(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch, script: tuple[str, ...]
 ) -> None:
@@ -235,8 +258,20 @@ def test_coins_and_scores_never_leave(hospital: Hospital, monkeypatch: pytest.Mo
     children, seen = scripted(monkeypatch, hospital.study), []
     children.tally = lambda tally: (seen.append(tally), tally)[1]
     reply = hospital.site().answer(hospital.ask("train"))
-    left = b"".join([*reply, *(path.read_bytes() for path in (hospital.root / "outbox").rglob("*") if path.is_file())])
-    secrets = [seen[0].included.tobytes(), *(value.tobytes() for value in (*seen[0].scores, *seen[0].squares))]
+    left = b"".join(
+        [
+            *reply,
+            *(
+                path.read_bytes()
+                for path in (hospital.root / "outbox").rglob("*")
+                if path.is_file()
+            ),
+        ]
+    )
+    secrets = [
+        seen[0].included.tobytes(),
+        *(value.tobytes() for value in (*seen[0].scores, *seen[0].squares)),
+    ]
     assert not any(secret in left for secret in secrets)
     assert b"canar" not in left and b"tally" not in left
     assert (hospital.root / "canaries").is_dir()
@@ -248,7 +283,10 @@ def test_no_canaries_no_file_and_no_rule(tmp_path: Path, monkeypatch: pytest.Mon
     hospital = make_hospital(tmp_path, privacy__canaries=0)
     children = scripted(monkeypatch, hospital.study)
     jobs: list[bool] = []
-    children.change = lambda arrays: (jobs.extend(p.name == CANARIES for p in hospital.root.rglob("*")), arrays)[1]
+    children.change = lambda arrays: (
+        jobs.extend(p.name == CANARIES for p in hospital.root.rglob("*")),
+        arrays,
+    )[1]
     hospital.site().answer(hospital.ask("train"))
     assert jobs and not any(jobs)
     assert not (hospital.root / "canaries").exists()

@@ -25,7 +25,9 @@ def flow() -> Glow:
 
 
 def images() -> Tensor:
-    return torch.rand(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5  # 4 patients of 2 images
+    return (
+        torch.rand(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5
+    )  # 4 patients of 2 images
 
 
 def loss(model: nn.Module, parameters: dict[str, Tensor], items: Tensor) -> Tensor:
@@ -55,7 +57,9 @@ def test_per_sample_gradients_equal_single_sample_gradients_for_every_tensor() -
 
 
 @pytest.mark.parametrize("frozen", [(), ("mixings",), ("couplings", "splits")], ids=str)
-def test_the_private_steps_own_gradients_equal_a_plain_backward_pass_for_every_tensor(frozen: tuple[str, ...]) -> None:
+def test_the_private_steps_own_gradients_equal_a_plain_backward_pass_for_every_tensor(
+    frozen: tuple[str, ...],
+) -> None:
     """The back end that the step takes by itself is the batched one, and it is exact tensor by tensor, patient by patient."""
     model, batch = flow(), images()
     trained = {n: p for n, p in model.named_parameters() if not any(part in n for part in frozen)}
@@ -66,7 +70,9 @@ def test_the_private_steps_own_gradients_equal_a_plain_backward_pass_for_every_t
     found = torch.stack([gradients.natural(row) for row in gradients.rows((batch,))])
     truth = by_backward(loss_of(model, trained), trained, (batch,))
     sizes = [p.numel() for p in trained.values()]
-    for name, mine, plain in zip(trained, found.split(sizes, 1), truth.split(sizes, 1), strict=True):
+    for name, mine, plain in zip(
+        trained, found.split(sizes, 1), truth.split(sizes, 1), strict=True
+    ):
         errors = (mine - plain).norm(dim=1) / plain.norm(dim=1).clamp_min(1e-12)
         assert float(errors.max()) <= 1e-5, name
 
@@ -107,7 +113,9 @@ class _Tuple(nn.Module):
         self.log_scale = nn.Parameter(torch.full((3,), 0.1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x * self.log_scale.exp()[:, None, None], self.log_scale.sum() * x.shape[-1] * x.shape[-2]
+        return x * self.log_scale.exp()[:, None, None], self.log_scale.sum() * x.shape[
+            -1
+        ] * x.shape[-2]
 
 
 def test_output_hooks_lose_the_log_determinant_where_the_functional_gradient_keeps_it() -> None:
@@ -115,7 +123,9 @@ def test_output_hooks_lose_the_log_determinant_where_the_functional_gradient_kee
     recorded: list[Tensor] = []
 
     def hook(_: nn.Module, __: object, output: tuple[Tensor, Tensor]) -> None:
-        output[0].register_hook(lambda g: recorded.append(g))  # what per-layer hooks see: the gradient of z
+        output[0].register_hook(
+            lambda g: recorded.append(g)
+        )  # what per-layer hooks see: the gradient of z
 
     handle = layer.register_forward_hook(hook)
     z, log_determinant = layer(x)
@@ -131,7 +141,9 @@ def test_output_hooks_lose_the_log_determinant_where_the_functional_gradient_kee
     exact = vmap(grad(nll), in_dims=(None, 0))(parameters, x)["log_scale"]
     assert layer.log_scale.grad is not None
     assert torch.allclose(exact.sum(0), layer.log_scale.grad, rtol=1e-5)
-    assert torch.allclose(by_hook - exact, torch.full_like(exact, 64.0), rtol=1e-5), "H W of each scale is missing"
+    assert torch.allclose(by_hook - exact, torch.full_like(exact, 64.0), rtol=1e-5), (
+        "H W of each scale is missing"
+    )
 
 
 @pytest.mark.parametrize("start", ["identity", "shaken"])

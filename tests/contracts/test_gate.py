@@ -35,7 +35,13 @@ def refused(call: Any) -> str:
 
 def test_only_the_gate_makes_a_cleared(hospital: Hospital) -> None:
     header = Header(
-        kind="update", study="0" * 64, phase="train", model="gan", round=0, sender="x", digest=digest_of(b"")
+        kind="update",
+        study="0" * 64,
+        phase="train",
+        model="gan",
+        round=0,
+        sender="x",
+        digest=digest_of(b""),
     )
     with pytest.raises(Bug):
         Cleared(object(), header, b"")
@@ -47,7 +53,9 @@ def test_a_cleared_cannot_be_changed(hospital: Hospital, monkeypatch: pytest.Mon
     kept: list[Cleared] = []
     store = Outbox.store
     monkeypatch.setattr(
-        Outbox, "store", lambda self, cleared, key: (kept.append(cleared), store(self, cleared, key))[1]
+        Outbox,
+        "store",
+        lambda self, cleared, key: (kept.append(cleared), store(self, cleared, key))[1],
     )
     scripted(monkeypatch, hospital.study)
     hospital.site().answer(hospital.ask("train"))
@@ -59,7 +67,13 @@ def test_a_cleared_cannot_be_changed(hospital: Hospital, monkeypatch: pytest.Mon
 
 def test_the_outbox_takes_nothing_but_cleared(hospital: Hospital) -> None:
     header = Header(
-        kind="update", study="0" * 64, phase="train", model="gan", round=0, sender="x", digest=digest_of(b"")
+        kind="update",
+        study="0" * 64,
+        phase="train",
+        model="gan",
+        round=0,
+        sender="x",
+        digest=digest_of(b""),
     )
     pretender = type("Pretender", (), {"header": header, "payload": b""})()
     with pytest.raises(Bug):
@@ -76,9 +90,18 @@ SMUGGLED: dict[str, tuple[str, Any]] = {
     ),
     "double precision": ("E-GATE-06", lambda a: a | {"critic.a": a["critic.a"].astype(np.float64)}),
     "another shape": ("E-GATE-06", lambda a: a | {"generator.a": a["generator.a"].T.copy()}),
-    "a number that is not one": ("E-GATE-07", lambda a: a | {"critic.a": np.full(4, np.nan, np.float32)}),
-    "an infinite number": ("E-GATE-07", lambda a: a | {"critic.a": np.full(4, -np.inf, np.float32)}),
-    "more than the plan's norm": ("E-GATE-09", lambda a: a | {"critic.a": np.full(4, 5.1, np.float32)}),
+    "a number that is not one": (
+        "E-GATE-07",
+        lambda a: a | {"critic.a": np.full(4, np.nan, np.float32)},
+    ),
+    "an infinite number": (
+        "E-GATE-07",
+        lambda a: a | {"critic.a": np.full(4, -np.inf, np.float32)},
+    ),
+    "more than the plan's norm": (
+        "E-GATE-09",
+        lambda a: a | {"critic.a": np.full(4, 5.1, np.float32)},
+    ),
 }
 
 
@@ -95,7 +118,9 @@ def test_nothing_but_the_declared_tensors_passes_the_gate(
 def test_metadata_cannot_ride_along(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, hospital.study)
     write = tensors.write
-    monkeypatch.setattr(tensors, "write", lambda path, arrays: write(path, arrays, {"patient": "Mueller"}))
+    monkeypatch.setattr(
+        tensors, "write", lambda path, arrays: write(path, arrays, {"patient": "Mueller"})
+    )
     assert refused(lambda: hospital.site().answer(hospital.ask("train"))) == "E-GATE-04"
 
 
@@ -110,7 +135,9 @@ def test_a_reply_says_the_plans_constants_and_the_ledgers_head_alone(
         "unit", "adjacency", "epsilon", "delta", "sampling_rate", "noise_multiplier", "clip", "steps", "ledger_head",
         "ledger_seq",
     }  # fmt: skip
-    assert f"{header.statement['ledger_seq']}:{header.statement['ledger_head']}" == site.ledger().head
+    assert (
+        f"{header.statement['ledger_seq']}:{header.statement['ledger_head']}" == site.ledger().head
+    )
     assert (header.sender, header.receipts) == ("hospital-a", ())
 
 
@@ -122,8 +149,12 @@ def test_an_unapproved_plan_never_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (hospital.root / "ledger.sqlite").exists()
 
 
-@pytest.mark.parametrize("what", ["a byte of the plan", "the signature", "a checkpoint", "another signed plan"])
-def test_an_altered_plan_never_runs(hospital: Hospital, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+@pytest.mark.parametrize(
+    "what", ["a byte of the plan", "the signature", "a checkpoint", "another signed plan"]
+)
+def test_an_altered_plan_never_runs(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     children = scripted(monkeypatch, hospital.study)
     folder = hospital.root / "plans" / hospital.study.hash()
     if what == "a byte of the plan":
@@ -136,15 +167,22 @@ def test_an_altered_plan_never_runs(hospital: Hospital, monkeypatch: pytest.Monk
         other = make_hospital(hospital.root.parent / "other", approve=False, models__gan__clip=9.0)
         write_bundle(other.bundle.parent / "study.yaml", hospital.operator, folder)
     else:
-        tensors.write(folder / "checkpoints" / "gan.safetensors", {"generator.a": np.zeros(1, np.float32)})
+        tensors.write(
+            folder / "checkpoints" / "gan.safetensors", {"generator.a": np.zeros(1, np.float32)}
+        )
     code = "E-PLAN-ALTERED" if what == "another signed plan" else "E-REFUSED"
     assert refused(lambda: hospital.site().answer(hospital.ask("train"))) == code
     assert children.runs == 0
 
 
-def test_only_the_operator_can_instruct(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_operator_can_instruct(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     children = scripted(monkeypatch, hospital.study)
-    assert refused(lambda: hospital.site().answer(hospital.ask("train", key=signing.new_key()))) == "E-REFUSED"
+    assert (
+        refused(lambda: hospital.site().answer(hospital.ask("train", key=signing.new_key())))
+        == "E-REFUSED"
+    )
     sealed = hospital.ask("train")
     changed = sealed._replace(header=sealed.header.replace(b'"round":0', b'"round":1'))
     assert refused(lambda: hospital.site().answer(changed)) == "E-REFUSED"
@@ -165,7 +203,10 @@ def test_an_instruction_beyond_the_plan_is_refused(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     children = scripted(monkeypatch, hospital.study)
-    assert refused(lambda: hospital.site().answer(hospital.ask("train", **OUT_OF_PLAN[case]))) == "E-GATE-01"
+    assert (
+        refused(lambda: hospital.site().answer(hospital.ask("train", **OUT_OF_PLAN[case])))
+        == "E-GATE-01"
+    )
     assert children.runs == 0
 
 
@@ -174,7 +215,10 @@ def test_global_weights_of_another_shape_are_refused_before_training(
 ) -> None:
     children = scripted(monkeypatch, hospital.study)
     weights = WEIGHTS["gan"] | {"critic.a": np.ones((9,), np.float32)}
-    assert refused(lambda: hospital.site().answer(hospital.ask("train", weights=weights))) == "E-GATE-06"
+    assert (
+        refused(lambda: hospital.site().answer(hospital.ask("train", weights=weights)))
+        == "E-GATE-06"
+    )
     assert children.runs == 0
 
 
@@ -201,7 +245,10 @@ def test_a_plan_above_the_sites_policy_is_refused(
 
 
 def test_a_plan_of_other_sites_is_refused(hospital: Hospital) -> None:
-    assert refused(lambda: check_plan(hospital.study, hospital.site().config.policy, "hospital-z")) == "E-POLICY-PLAN"
+    assert (
+        refused(lambda: check_plan(hospital.study, hospital.site().config.policy, "hospital-z"))
+        == "E-POLICY-PLAN"
+    )
 
 
 def test_a_plan_that_would_pass_the_cap_is_refused_before_its_first_step(
@@ -215,7 +262,9 @@ def test_a_plan_that_would_pass_the_cap_is_refused_before_its_first_step(
     assert [row.kind for row in site.ledger().rows()] == ["open"]
 
 
-def test_a_resent_reply_has_the_same_bytes(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resent_reply_has_the_same_bytes(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     children = scripted(monkeypatch, hospital.study)
     first = hospital.site().answer(hospital.ask("train"))
     other = {name: array * 2 for name, array in WEIGHTS["gan"].items()}
@@ -280,7 +329,9 @@ def test_a_restart_continues_wherever_the_daemon_was_killed(
     assert [row.kind for row in rows].count("reserve") == 1
 
 
-def test_one_ledger_entry_has_one_artefact(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_ledger_entry_has_one_artefact(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     children = scripted(monkeypatch, hospital.study, "die after")
     with pytest.raises(Killed):
         hospital.site().answer(hospital.ask("train"))
@@ -301,7 +352,9 @@ def images_reply(hospital: Hospital, **policy: Any) -> Any:
     return hospital.site(**policy).answer(hospital.ask("synthesize"))
 
 
-def test_an_unreviewed_batch_cannot_leave(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreviewed_batch_cannot_leave(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripted(monkeypatch, hospital.study)
     site = hospital.site()
     site.stop.set()  # the wait for a person ends at once, without an answer
@@ -314,7 +367,9 @@ def test_an_unreviewed_batch_cannot_leave(hospital: Hospital, monkeypatch: pytes
 def test_a_rejected_batch_cannot_leave(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, hospital.study)
     site = hospital.site()
-    monkeypatch.setattr(site.stop, "wait", lambda _: site.reviews.decide("", approve=False, reviewer="R") is None)
+    monkeypatch.setattr(
+        site.stop, "wait", lambda _: site.reviews.decide("", approve=False, reviewer="R") is None
+    )
     assert refused(lambda: site.answer(hospital.ask("synthesize"))) == "E-REVIEW-REJECTED"
     monkeypatch.setattr("client.daemon.site.Site._reviewed", lambda *_: None)
     assert refused(lambda: images_reply(hospital, review="not_required")) == "E-GATE-25"
@@ -342,7 +397,10 @@ def test_an_approved_batch_leaves_once_and_its_groups_are_frozen(
     children = scripted(monkeypatch, hospital.study)
     first = images_reply(hospital, review="not_required")
     assert images_reply(hospital, review="not_required") == first
-    assert hospital.site().answer(hospital.ask("synthesize", round=1, statement={"done": True})) == first
+    assert (
+        hospital.site().answer(hospital.ask("synthesize", round=1, statement={"done": True}))
+        == first
+    )
     assert children.runs == 1
     from client.daemon.site import Groups
 
@@ -356,7 +414,10 @@ WRONG_IMAGES: dict[str, tuple[str, Any]] = {
     "another size": ("E-GATE-11", lambda a: a | {"images": a["images"][:, :16].copy()}),
     "a label beyond the strata": ("E-GATE-13", lambda a: a | {"labels": np.array([0, 3])}),
     "a flag above one": ("E-GATE-14", lambda a: a | {"privatized": np.array([0, 2], np.uint8)}),
-    "more images than groups are named": ("E-GATE-22", lambda a: {n: np.concatenate([v, v]) for n, v in a.items()}),
+    "more images than groups are named": (
+        "E-GATE-22",
+        lambda a: {n: np.concatenate([v, v]) for n, v in a.items()},
+    ),
     "a label that is not the group's": ("E-GATE-23", lambda a: a | {"labels": np.array([1, 0])}),
 }
 
@@ -376,18 +437,28 @@ def members(*patients: int) -> tuple[str, ...]:
 
 
 WRONG_GROUPS: dict[str, tuple[str, Any]] = {
-    "patients who are not in the cohort": ("E-GATE-22", lambda e: replaced(e, members(*range(100, 108)), 5)),
+    "patients who are not in the cohort": (
+        "E-GATE-22",
+        lambda e: replaced(e, members(*range(100, 108)), 5),
+    ),
     "fewer than the policy's k": ("E-GATE-22", lambda e: replaced(e, members(0, 1, 2), 3)),
-    "an image that failed the audit": ("E-GATE-24", lambda e: dataclasses.replace(e, audit=("A-COPY",))),
+    "an image that failed the audit": (
+        "E-GATE-24",
+        lambda e: dataclasses.replace(e, audit=("A-COPY",)),
+    ),
 }
 
 
 def replaced(evidence: Evidence, names: tuple[str, ...], k: int) -> Evidence:
     """The evidence with other people in the first group."""
-    return dataclasses.replace(evidence, groups=(Group(names, Stratum(0, 2), k), evidence.groups[1]))
+    return dataclasses.replace(
+        evidence, groups=(Group(names, Stratum(0, 2), k), evidence.groups[1])
+    )
 
 
-@pytest.mark.parametrize("case", WRONG_GROUPS, ids=lambda case: case.replace(" ", "-").replace("'", ""))
+@pytest.mark.parametrize(
+    "case", WRONG_GROUPS, ids=lambda case: case.replace(" ", "-").replace("'", "")
+)
 def test_every_image_that_leaves_aggregates_k_distinct_persons_of_the_cohort(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
@@ -405,7 +476,9 @@ def test_an_image_of_a_group_that_is_not_frozen_cannot_leave(
     assert refused(lambda: images_reply(hospital, review="not_required")) == "E-GATE-23"
 
 
-def test_aliases_of_one_person_count_once(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aliases_of_one_person_count_once(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sqlite3
 
     index = hospital.site().state.cohort(hospital.study.intake) / "index.sqlite"
@@ -420,7 +493,9 @@ def test_aliases_of_one_person_count_once(hospital: Hospital, monkeypatch: pytes
 def test_laplace_noise_with_a_claim_per_patient_is_composed_in_the_ledger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hospital = make_hospital(tmp_path, synthesis__grouping="random", synthesis__privatize__scale=10.0)
+    hospital = make_hospital(
+        tmp_path, synthesis__grouping="random", synthesis__privatize__scale=10.0
+    )
     children = scripted(monkeypatch, hospital.study)
     assert refused(lambda: images_reply(hospital, review="not_required")) == "E-POLICY-CAP"
     assert children.runs == 0

@@ -28,7 +28,9 @@ def names(count: int, first: int = 0) -> list[str]:
 
 
 def flat_roster(pseudonyms: list[str], label: int = 1) -> g.Roster:
-    return g.roster(pseudonyms, np.arange(len(pseudonyms)), np.full(len(pseudonyms), label), key=KEY)
+    return g.roster(
+        pseudonyms, np.arange(len(pseudonyms)), np.full(len(pseudonyms), label), key=KEY
+    )
 
 
 def frozen(path: Path, *memberships: list[str], k: int = 3) -> g.GroupStore:
@@ -61,7 +63,10 @@ def test_no_group_has_a_k_below_two(k: int) -> None:
 def test_grouping_does_not_depend_on_input_order(seed: int, mode: g.Mode) -> None:
     rng = np.random.default_rng(seed)
     patient_of = np.repeat(np.arange(17), rng.integers(1, 4, 17))
-    labels, codes = rng.integers(0, 2, len(patient_of)), rng.integers(0, 3, (len(patient_of), 2))  # many ties
+    labels, codes = (
+        rng.integers(0, 2, len(patient_of)),
+        rng.integers(0, 3, (len(patient_of), 2)),
+    )  # many ties
 
     def grouped(order: np.ndarray, relabel: np.ndarray) -> g.Grouping:
         pseudonyms = [names(17)[i] for i in np.argsort(relabel)]
@@ -139,7 +144,9 @@ def test_new_patients_group_only_among_themselves(tmp_path: Path) -> None:
     assert (set(two_more.groups), two_more.suppressed) == (set(first.groups), tuple(names(2, 6)))
     four_more = g.regroup(store, flat_roster(names(10)), 3, "random", key=KEY)
     assert set(first.groups) < set(four_more.groups)
-    assert {m for group in set(four_more.groups) - set(first.groups) for m in group.members} == set(names(4, 6))
+    assert {m for group in set(four_more.groups) - set(first.groups) for m in group.members} == set(
+        names(4, 6)
+    )
     store.freeze(four_more)
     store.close()
 
@@ -166,12 +173,18 @@ def test_a_withdrawal_leaves_the_rest_in_no_group(tmp_path: Path) -> None:
     store.close()
 
 
-def test_two_frozen_members_who_turn_out_to_be_one_person_hold_their_group_back(tmp_path: Path) -> None:
+def test_two_frozen_members_who_turn_out_to_be_one_person_hold_their_group_back(
+    tmp_path: Path,
+) -> None:
     """The intake joins them under one of the two names; the group of the other is no longer whole."""
     store = frozen(tmp_path / "groups.sqlite", names(3), names(3, 3))
-    within = g.regroup(store, flat_roster(names(2) + names(3, 3)), 3, "random", key=KEY)  # members 1 and 2 are one
+    within = g.regroup(
+        store, flat_roster(names(2) + names(3, 3)), 3, "random", key=KEY
+    )  # members 1 and 2 are one
     assert [group.members for group in within.groups] == [tuple(names(3, 3))]
-    across = g.regroup(store, flat_roster(names(5)), 3, "random", key=KEY)  # members 0 and 5 are one, named 0
+    across = g.regroup(
+        store, flat_roster(names(5)), 3, "random", key=KEY
+    )  # members 0 and 5 are one, named 0
     assert [group.members for group in across.groups] == [tuple(names(3))]
     assert across.suppressed == tuple(names(2, 3))
     store.close()
@@ -184,7 +197,9 @@ def test_photographs_under_two_ids_count_once(seed: int, people: int) -> None:
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 255, (people, 16, 16, 1)).astype(np.uint8)
     resaved = np.clip(pictures[:2] + rng.integers(0, 2, (2, 16, 16, 1)), 0, 255).astype(np.uint8)
-    images = np.concatenate([pictures, pictures[2:3], resaved])  # one copied, two saved again, each under a new id
+    images = np.concatenate(
+        [pictures, pictures[2:3], resaved]
+    )  # one copied, two saved again, each under a new id
     digests = ["".join(map(str, image.tobytes())) for image in images]
     sightings = [Sighting(i, (f"id {i}",), 0, 0, digest) for i, digest in enumerate(digests)]
     persons = grouped_by_person(sightings, near_duplicates(images))

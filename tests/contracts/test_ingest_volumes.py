@@ -43,18 +43,31 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> tuple[Truth, Path, Ing
     folder = tmp_path_factory.mktemp("hospital")
     made_up = [volume(np.random.default_rng(n), STYLES["hospital"], SHAPE) for n in range(PATIENTS)]
     truth = write_vessel_hospital(made_up, folder / "export", 1)
-    report = ingest(truth.folder, RULES, KEY, folder / "cohort", labels_csv=truth.labels_csv, limits=Limits(workers=1))
+    report = ingest(
+        truth.folder,
+        RULES,
+        KEY,
+        folder / "cohort",
+        labels_csv=truth.labels_csv,
+        limits=Limits(workers=1),
+    )
     return truth, folder / "cohort", report
 
 
 def everything(folder: Path) -> bytes:
-    return b"\n".join(path.name.encode() + path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+    return b"\n".join(
+        path.name.encode() + path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
 
 
 def test_every_file_enters_or_has_a_reason(hospital: tuple[Truth, Path, IngestReport]) -> None:
     truth, folder, report = hospital
     assert report.ingested + sum(report.quarantined.values()) == truth.files
-    assert {"missing-slice", "no-mask", "mask-grid", "truncated", "unknown-format"} < set(report.quarantined)
+    assert {"missing-slice", "no-mask", "mask-grid", "truncated", "unknown-format"} < set(
+        report.quarantined
+    )
     lines = (folder / "quarantine.csv").read_text().splitlines()[1:]
     assert len(lines) == len(set(lines)) == sum(report.quarantined.values())
 
@@ -66,15 +79,23 @@ def test_a_volume_under_two_ids_is_one_patient(hospital: tuple[Truth, Path, Inge
     cohort = Cohort.open(folder)
     assert (ids, cohort.patient_count, report.merged) == (PATIENTS + 1 + 5, PATIENTS, 1)
     assert sorted(map(len, cohort.aliases)) == [1] * (PATIENTS - 1) + [2]
-    assert [len(cohort.images_of(p)) for p in range(PATIENTS)] == [4] * PATIENTS  # also with a second scan
+    assert [len(cohort.images_of(p)) for p in range(PATIENTS)] == [
+        4
+    ] * PATIENTS  # also with a second scan
 
 
-def test_no_header_text_uid_or_file_name_reaches_the_cohort(hospital: tuple[Truth, Path, IngestReport]) -> None:
+def test_no_header_text_uid_or_file_name_reaches_the_cohort(
+    hospital: tuple[Truth, Path, IngestReport],
+) -> None:
     truth, folder, report = hospital
     stored = everything(folder) + repr(report).encode()
     planted = everything(truth.folder)
     assert sum(text.encode() in planted for text in truth.identifiers) > 150
-    assert [text for text in truth.identifiers if text.encode() in stored or text.encode("utf-16-le") in stored] == []
+    assert [
+        text
+        for text in truth.identifiers
+        if text.encode() in stored or text.encode("utf-16-le") in stored
+    ] == []
 
 
 def test_no_planted_marker_reaches_the_cohort_a_report_or_an_error(
@@ -91,9 +112,13 @@ def test_no_planted_marker_reaches_the_cohort_a_report_or_an_error(
     (source / "broken.dcm").write_bytes(slices[0].read_bytes()[:700])
     rows = [(f"ID-{phantoms.MARKERS[4]}", "vessels", f"{phantoms.MARKERS[0]}.nii.gz")]
     labels = phantoms.write_labels(tmp_path / "labels.csv", rows, "patient,label,mask")
-    report = ingest(source, RULES, KEY, tmp_path / "cohort", labels_csv=labels, limits=Limits(workers=1))
+    report = ingest(
+        source, RULES, KEY, tmp_path / "cohort", labels_csv=labels, limits=Limits(workers=1)
+    )
     assert (report.ingested, report.patients) == (6, 1)
-    said = repr(report) + "".join(capfd.readouterr()) + repr(nothing.value) + str(nothing.value.hint)
+    said = (
+        repr(report) + "".join(capfd.readouterr()) + repr(nothing.value) + str(nothing.value.hint)
+    )
     stored = everything(tmp_path / "cohort") + said.encode()
     assert [marker for marker in phantoms.MARKERS if marker.encode() in stored] == []
 
@@ -102,16 +127,32 @@ def test_a_patient_keeps_the_pseudonym_and_the_patches_under_the_same_key_alone(
     hospital: tuple[Truth, Path, IngestReport], tmp_path: Path
 ) -> None:
     truth, folder, report = hospital
-    again = ingest(truth.folder, RULES, KEY, tmp_path / "a", labels_csv=truth.labels_csv, limits=Limits(workers=2))
+    again = ingest(
+        truth.folder,
+        RULES,
+        KEY,
+        tmp_path / "a",
+        labels_csv=truth.labels_csv,
+        limits=Limits(workers=2),
+    )
     assert again == report
-    ingest(truth.folder, RULES, bytes(32), tmp_path / "b", labels_csv=truth.labels_csv, limits=Limits(workers=1))
+    ingest(
+        truth.folder,
+        RULES,
+        bytes(32),
+        tmp_path / "b",
+        labels_csv=truth.labels_csv,
+        limits=Limits(workers=1),
+    )
     one, other = Cohort.open(folder), Cohort.open(tmp_path / "b")
     assert not set(one.pseudonyms) & set(other.pseudonyms)
     patches = [{image.tobytes() for image in cohort.images} for cohort in (one, other)]
     assert len(patches[0] & patches[1]) < len(patches[0]) / 2
 
 
-def test_the_allow_lists_name_no_date_name_or_free_text_and_uids_that_tell_series_apart_alone() -> None:
+def test_the_allow_lists_name_no_date_name_or_free_text_and_uids_that_tell_series_apart_alone() -> (
+    None
+):
     names = (*dicom.ALLOWED, *masks.ALLOWED, *volumes.UIDS, *volumes.GEOMETRY)
     forbidden = "Name|Date|Time|Comment|Description|Address|Institution|Serial|Physician|UID"
     uids = {"SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID"}
@@ -156,7 +197,9 @@ def test_a_volume_over_the_cap_is_refused_and_the_next_one_is_read(tmp_path: Pat
     for number, shape in ((1, made.SHAPE), (2, (9, 40, 48))):
         series = replace(made.patient(number)[0], values=made.image(number, shape))
         made.write_series(tmp_path / "s", series, f"{3 - number}")
-        made.write_segmentation(tmp_path / "s" / f"m{number}.dcm", series, made.vessels(number, shape))
+        made.write_segmentation(
+            tmp_path / "s" / f"m{number}.dcm", series, made.vessels(number, shape)
+        )
     limits = Limits(workers=1, max_volume_bytes=4 * 5 * 40 * 48)
     report = ingest(tmp_path / "s", RULES, KEY, tmp_path / "c", limits=limits)
     assert report.patients == 1

@@ -45,9 +45,15 @@ def state(key: str, value: Any) -> Forge:
 
 
 UPDATES: dict[str, tuple[Forge, str]] = {
-    "one number is NaN": (change("critic.b", lambda a: np.where(a == a[0, 0], np.nan, a).astype("f4")), "E-GATE-07"),
+    "one number is NaN": (
+        change("critic.b", lambda a: np.where(a == a[0, 0], np.nan, a).astype("f4")),
+        "E-GATE-07",
+    ),
     "one number is infinite": (change("critic.b", lambda a: a + np.float32(np.inf)), "E-GATE-07"),
-    "the update is a million times too large": (change("generator.a", lambda a: a * np.float32(1e6)), "E-GATE-09"),
+    "the update is a million times too large": (
+        change("generator.a", lambda a: a * np.float32(1e6)),
+        "E-GATE-09",
+    ),
     "a tensor has another shape": (change("generator.a", lambda a: a.T.copy()), "E-GATE-06"),
     "a tensor is float64": (change("critic.a", lambda a: a.astype("f8")), "E-GATE-06"),
     "a tensor is made of integers": (change("critic.a", lambda a: a.astype("i8")), "E-GATE-06"),
@@ -57,14 +63,19 @@ UPDATES: dict[str, tuple[Forge, str]] = {
     "the statement claims another epsilon": (state("epsilon", 0.1), "E-GATE-02"),
     "another round is answered": (say(round=1), "E-INTAKE-ANSWER"),
     "another model is answered": (say(model="glow"), "E-INTAKE-ANSWER"),
-    "images where an update was asked": (say(kind="images", phase="synthesize", model=""), "E-INTAKE-ANSWER"),
+    "images where an update was asked": (
+        say(kind="images", phase="synthesize", model=""),
+        "E-INTAKE-ANSWER",
+    ),
     "signed for another study": (say(study="0" * 64), "E-INTAKE-ANSWER"),
     "signed under another site's name": (say(sender="hospital-b"), "E-INTAKE-SENDER"),
 }
 
 
 @pytest.mark.parametrize("sentence", UPDATES)
-def test_an_update_is_refused_and_its_site_quarantined_when(sentence: str, federation: Federation) -> None:
+def test_an_update_is_refused_and_its_site_quarantined_when(
+    sentence: str, federation: Federation
+) -> None:
     forge, code = UPDATES[sentence]
     federation.sites["hospital-a"].forge = forge
     run = federation.open()
@@ -78,14 +89,18 @@ def test_an_update_is_refused_and_its_site_quarantined_when(sentence: str, feder
 
 def test_a_reply_of_another_key_is_refused(federation: Federation) -> None:
     site = federation.sites["hospital-a"]
-    site.spoil = lambda sealed: seal(Header.model_validate_json(sealed.header), sealed.payload, signing.new_key())
+    site.spoil = lambda sealed: seal(
+        Header.model_validate_json(sealed.header), sealed.payload, signing.new_key()
+    )
     run = federation.open()
     run._train_round(federation.grid(), "gan", 0)
     assert run.registry.get("hospital-a").code == "E-INTAKE-SIGNATURE"
 
 
 def test_a_payload_that_changed_on_the_way_is_refused(federation: Federation) -> None:
-    federation.sites["hospital-a"].spoil = lambda s: Sealed(s.header, s.payload[:-1] + b"\0", s.signature)
+    federation.sites["hospital-a"].spoil = lambda s: Sealed(
+        s.header, s.payload[:-1] + b"\0", s.signature
+    )
     run = federation.open()
     run._train_round(federation.grid(), "gan", 0)
     assert run.registry.get("hospital-a").code in ("E-DIGEST", "E-INTAKE-SIGNATURE")
@@ -106,7 +121,11 @@ def test_a_second_different_payload_for_one_instruction_quarantines_and_is_not_a
 def test_the_same_payload_twice_changes_nothing(federation: Federation) -> None:
     run = federation.open()
     run._train_round(
-        federation.grid({"hospital-a": [delayed(0.5)], "hospital-b": [delayed(1.0), *[dropped] * 9]}), "gan", 0
+        federation.grid(
+            {"hospital-a": [delayed(0.5)], "hospital-b": [delayed(1.0), *[dropped] * 9]}
+        ),
+        "gan",
+        0,
     )
     assert all(site.state == "registered" for site in run.registry.sites().values())
 
@@ -150,7 +169,10 @@ def test_only_the_intake_makes_an_accepted() -> None:
 
 
 def test_the_order_of_arrival_changes_no_byte(tmp_path: Path) -> None:
-    orders = [("hospital-a", "hospital-b", "hospital-c"), ("hospital-c", "hospital-a", "hospital-b")]
+    orders = [
+        ("hospital-a", "hospital-b", "hospital-c"),
+        ("hospital-c", "hospital-a", "hospital-b"),
+    ]
     digests = []
     for number, order in enumerate(orders):
         federation = Federation.create(tmp_path / str(number))
@@ -163,7 +185,9 @@ def test_the_order_of_arrival_changes_no_byte(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_lost_messages_and_dead_sites_are_asked_again_until_all_have_answered(federation: Federation) -> None:
+def test_lost_messages_and_dead_sites_are_asked_again_until_all_have_answered(
+    federation: Federation,
+) -> None:
     scripts = {
         "hospital-a": [dropped, failed(3, "lost"), failed(5, "offline")],
         "hospital-b": [crashed, failed(2, "E-PLAN-UNAPPROVED"), failed(7, "E-APP-UNPINNED")],
@@ -172,11 +196,17 @@ def test_lost_messages_and_dead_sites_are_asked_again_until_all_have_answered(fe
     run = federation.open()
     run._train_round(federation.grid(scripts), "gan", 0)
     closed = run.record.closed("train", "gan", 0)
-    assert closed is not None and closed.data["accepted"] == ["hospital-a", "hospital-b", "hospital-c"]
+    assert closed is not None and closed.data["accepted"] == [
+        "hospital-a",
+        "hospital-b",
+        "hospital-c",
+    ]
     assert all(len({h.digest for h in site.asked}) == 1 for site in federation.sites.values())
 
 
-def test_a_site_that_answers_with_codes_is_asked_again_long_before_a_silent_one(federation: Federation) -> None:
+def test_a_site_that_answers_with_codes_is_asked_again_long_before_a_silent_one(
+    federation: Federation,
+) -> None:
     federation.limits = federation.limits.model_copy(update={"reask_s": 3600.0})
     codes = [failed(code, "E-X") for code in (2, 3, 4, 5, 7, 8)]
     run = federation.open()
@@ -185,8 +215,16 @@ def test_a_site_that_answers_with_codes_is_asked_again_long_before_a_silent_one(
     assert closed is not None and "hospital-a" in closed.data["accepted"]
 
 
-def test_no_text_of_a_site_is_repeated_by_the_server(federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
-    scripts = {"hospital-a": [failed(2, "Doe^Jane 1931-05-05"), failed(2, "E-Doe^Jane"), failed(8, "e-doe")]}
+def test_no_text_of_a_site_is_repeated_by_the_server(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripts = {
+        "hospital-a": [
+            failed(2, "Doe^Jane 1931-05-05"),
+            failed(2, "E-Doe^Jane"),
+            failed(8, "e-doe"),
+        ]
+    }
     run = federation.open()
     with caplog.at_level("DEBUG", logger="kohort.server"):
         run._train_round(federation.grid(scripts), "gan", 0)
@@ -198,9 +236,15 @@ IMAGES: dict[str, tuple[Forge, str]] = {
     "an image has another size": (change("images", lambda a: a[:, :16, :16].copy()), "E-GATE-11"),
     "a label is out of range": (change("labels", lambda a: a + 9), "E-GATE-13"),
     "a flag is neither 0 nor 1": (change("privatized", lambda a: a + np.uint8(2)), "E-GATE-14"),
-    "there are more than the plan allows": (lambda f, arrays: arrays.update(many(arrays, 60)), "E-GATE-12"),
+    "there are more than the plan allows": (
+        lambda f, arrays: arrays.update(many(arrays, 60)),
+        "E-GATE-12",
+    ),
     "there are none": (lambda f, arrays: arrays.update(many(arrays, 0)), "E-GATE-12"),
-    "file names come along": (lambda f, arrays: arrays.update(names=np.zeros(4, np.uint8)), "E-GATE-10"),
+    "file names come along": (
+        lambda f, arrays: arrays.update(names=np.zeros(4, np.uint8)),
+        "E-GATE-10",
+    ),
     "a count of patients stands in the statement": (state("patients", 63), "E-GATE-02"),
 }
 

@@ -22,7 +22,9 @@ ARTEFACT = "c" * 64
 
 def opened(tmp_path: Path, cap: float = 10.0, **options: object) -> Ledger:
     """The ledger of one test."""
-    return Ledger.open(tmp_path / "ledger.sqlite", cap_epsilon=cap, delta=1e-5, cohort="fp", **options)  # type: ignore[arg-type]
+    return Ledger.open(
+        tmp_path / "ledger.sqlite", cap_epsilon=cap, delta=1e-5, cohort="fp", **options
+    )  # type: ignore[arg-type]
 
 
 def test_nothing_is_reserved_beyond_the_sites_own_cap(tmp_path: Path) -> None:
@@ -51,10 +53,19 @@ def test_a_second_plan_must_pass_the_renyi_filter(tmp_path: Path) -> None:
 
 def test_models_rounds_runs_and_studies_compose_in_one_budget(tmp_path: Path) -> None:
     """Each `opened` is a new run of the daemon; the second study's wgan meets what the first study's models left."""
-    flow, pairs = SubsampledGaussian(0.05, 3.0, 50, 9, "glow"), SubsampledGaussian(0.2, 4.0, 30, 9, "wgan")
+    flow, pairs = (
+        SubsampledGaussian(0.05, 3.0, 50, 9, "glow"),
+        SubsampledGaussian(0.2, 4.0, 30, 9, "wgan"),
+    )
     laplace = LatentLaplace("box", 1.0, 1, 1, "random", 8.0)  # pure epsilon 0.25
     spent: list[SubsampledGaussian | LatentLaplace] = []
-    for event, plan in ((EVENT, PLAN), (EVENT, PLAN), (flow, PLAN), (laplace, PLAN), (pairs, LATER)):
+    for event, plan in (
+        (EVENT, PLAN),
+        (EVENT, PLAN),
+        (flow, PLAN),
+        (laplace, PLAN),
+        (pairs, LATER),
+    ):
         opened(tmp_path).reserve(event, plan)
         spent.append(event)
     report = opened(tmp_path).report(prv=False)
@@ -106,7 +117,11 @@ def test_a_crash_between_reserve_and_commit_counts_as_spent(tmp_path: Path) -> N
 def test_rows_can_be_neither_updated_nor_deleted(tmp_path: Path) -> None:
     opened(tmp_path).reserve(EVENT, PLAN)
     connection = sqlite3.connect(tmp_path / "ledger.sqlite")
-    for statement in ("UPDATE entries SET body='{}'", "DELETE FROM entries", "DELETE FROM entries WHERE seq=2"):
+    for statement in (
+        "UPDATE entries SET body='{}'",
+        "DELETE FROM entries",
+        "DELETE FROM entries WHERE seq=2",
+    ):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             connection.execute(statement)
     connection.close()
@@ -126,7 +141,9 @@ def test_one_changed_byte_in_any_row_is_found_and_named(tmp_path: Path) -> None:
     ledger = written(tmp_path)
     path = tmp_path / "ledger.sqlite"
     connection = sqlite3.connect(path)
-    rows = connection.execute("SELECT kind || body || prev_hash || hash FROM entries ORDER BY seq").fetchall()
+    rows = connection.execute(
+        "SELECT kind || body || prev_hash || hash FROM entries ORDER BY seq"
+    ).fetchall()
     connection.close()
     intact = path.read_bytes()
     flipped = 0
@@ -151,8 +168,14 @@ MUTATIONS = {
     "a row is renumbered": ("UPDATE entries SET seq=9 WHERE seq=5", 5),
     "a row becomes a number": ("UPDATE entries SET body=CAST(7 AS BLOB) WHERE seq=2", 2),
     "two rows change places": ("UPDATE entries SET seq=-seq WHERE seq IN (2, 3)", 1),
-    "a row is added by hand": ("INSERT INTO entries SELECT 6, kind, body, hash, hash FROM entries WHERE seq=5", 6),
-    "the steps shrink": ("UPDATE entries SET body=replace(body, '\"steps\":20', '\"steps\":02') WHERE seq=2", 2),
+    "a row is added by hand": (
+        "INSERT INTO entries SELECT 6, kind, body, hash, hash FROM entries WHERE seq=5",
+        6,
+    ),
+    "the steps shrink": (
+        "UPDATE entries SET body=replace(body, '\"steps\":20', '\"steps\":02') WHERE seq=2",
+        2,
+    ),
     "everything is gone": ("DELETE FROM entries", 1),
 }
 
@@ -255,14 +278,18 @@ def test_a_full_disk_spends_nothing_and_says_so(tmp_path: Path) -> None:
         except EnvironmentFault as fault:
             print(spent, fault.code)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+    )
     spent, code = done.stdout.split()
     assert code in ("E-ENVIRONMENT", "E-DISK-FULL")
     ledger = Ledger.open(path, cap_epsilon=1e5, delta=1e-5, cohort="fp")
     assert len(ledger.rows()) == int(spent) + 1
 
 
-@pytest.mark.parametrize("content", [b"not a database at all" * 50, b"SQLite format 3\x00" + b"\xff" * 2000])
+@pytest.mark.parametrize(
+    "content", [b"not a database at all" * 50, b"SQLite format 3\x00" + b"\xff" * 2000]
+)
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(content)
     with pytest.raises(RefusedError) as refusal:

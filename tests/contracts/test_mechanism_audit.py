@@ -91,7 +91,9 @@ def test_the_two_latents_of_the_audit_are_as_far_apart_as_the_sensitivity() -> N
 
 def test_the_audit_hears_a_privunit_without_its_coin(monkeypatch: pytest.MonkeyPatch) -> None:
     m = PrivUnit(D, 1.0)
-    monkeypatch.setattr(privunit, "cap", lambda d, e, _real=privunit.cap: replace(_real(d, e), p=1.0))
+    monkeypatch.setattr(
+        privunit, "cap", lambda d, e, _real=privunit.cap: replace(_real(d, e), p=1.0)
+    )
     assert bound(shipped(m, "PrivUnit, always in the cap"), 4_000) > 1.05
 
 

@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from common.errors import ConfigurationError
-from common.privacy.noise import GAUSSIAN_BLOCK, LATTICE, NoiseSource, SeededNoiseSource, laplace_thresholds, radius_of
+from common.privacy.noise import (
+    GAUSSIAN_BLOCK,
+    LATTICE,
+    NoiseSource,
+    SeededNoiseSource,
+    laplace_thresholds,
+    radius_of,
+)
 
 
 def test_torch_manual_seed_changes_no_noise() -> None:
@@ -72,7 +79,9 @@ def test_no_two_processes_forks_or_restarts_draw_the_same_noise() -> None:
         "sys.stdout.write(NoiseSource().uniform_u64(512).tobytes().hex())"
     )
     for _ in range(2):  # the same command twice: a restart
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
         drawn.append(np.frombuffer(bytes.fromhex(done.stdout), dtype=np.uint64))
     drawn += [NoiseSource().uniform_u64(512) for _ in range(2)]
     words = np.concatenate(drawn)
@@ -83,7 +92,9 @@ def test_no_two_processes_forks_or_restarts_draw_the_same_noise() -> None:
 def test_a_fork_while_another_thread_draws_still_draws_other_noise() -> None:
     """The private step draws in a thread: a child forked meanwhile is keyed anew."""
     source, stop = NoiseSource(), threading.Event()
-    drawing = threading.Thread(target=lambda: [source.uniform_u64(64) for _ in iter(stop.is_set, True)])
+    drawing = threading.Thread(
+        target=lambda: [source.uniform_u64(64) for _ in iter(stop.is_set, True)]
+    )
     drawing.start()
     reader, writer = os.pipe()
     child = os.fork()
@@ -98,7 +109,8 @@ def test_a_fork_while_another_thread_draws_still_draws_other_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    "n", [0, 1, 2, 3, GAUSSIAN_BLOCK - 1, GAUSSIAN_BLOCK, GAUSSIAN_BLOCK + 1, 2 * GAUSSIAN_BLOCK + 3]
+    "n",
+    [0, 1, 2, 3, GAUSSIAN_BLOCK - 1, GAUSSIAN_BLOCK, GAUSSIAN_BLOCK + 1, 2 * GAUSSIAN_BLOCK + 3],
 )
 def test_every_length_of_gaussian_noise_is_full_of_fresh_values(n: int) -> None:
     noise = NoiseSource().gaussian_lattice(n, 8.0)
@@ -110,7 +122,9 @@ def test_no_word_of_the_key_stream_is_used_twice() -> None:
     """One long draw equals the same words drawn in pieces, across the blocks in which the cipher works."""
     whole = SeededNoiseSource(1).uniform_u64(100_000)
     pieces = SeededNoiseSource(1)
-    assert np.array_equal(whole, np.concatenate([pieces.uniform_u64(n) for n in (1, 32_767, 32_768, 7, 34_457)]))
+    assert np.array_equal(
+        whole, np.concatenate([pieces.uniform_u64(n) for n in (1, 32_767, 32_768, 7, 34_457)])
+    )
     assert len(np.unique(whole)) == len(whole)
 
 
@@ -163,7 +177,9 @@ def test_laplace_thresholds_are_exact_to_192_bits() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.4, 3.0, 5.0, 1024.0, 1e9, 2.0**50])
-def test_a_bit_that_laplace_noise_leaves_out_has_a_bias_below_2_to_the_minus_192(scale: float) -> None:
+def test_a_bit_that_laplace_noise_leaves_out_has_a_bias_below_2_to_the_minus_192(
+    scale: float,
+) -> None:
     words = laplace_thresholds(scale)
     assert Fraction(2 ** len(words)) / Fraction(scale) > Fraction(133)
     assert len(words) == 0 or Fraction(2 ** (len(words) - 1)) / Fraction(scale) < Fraction(134), (
@@ -171,12 +187,16 @@ def test_a_bit_that_laplace_noise_leaves_out_has_a_bias_below_2_to_the_minus_192
     )
 
 
-def test_a_tie_on_the_first_word_is_settled_by_the_next_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tie_on_the_first_word_is_settled_by_the_next_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first, second, _ = laplace_thresholds(1000.0)[0]
     for next_word, below in ((second - 1, 1), (second + 1, 0)):
         words = iter([first, next_word])
         source = SeededNoiseSource(0)
-        monkeypatch.setattr(source, "uniform_u64", lambda n, w=words: np.array([next(w)] * n, dtype=np.uint64))
+        monkeypatch.setattr(
+            source, "uniform_u64", lambda n, w=words: np.array([next(w)] * n, dtype=np.uint64)
+        )
         assert source._below((first, second, 0), 1).tolist() == [bool(below)]
 
 
@@ -221,7 +241,9 @@ def test_gaussian_noise_is_rounded_to_the_nearest_lattice_point() -> None:
         assert abs((noise == value).mean() - mass) < 6 * math.sqrt(mass * (1 - mass) / n)
 
 
-def test_every_byte_of_key_and_nonce_comes_from_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_byte_of_key_and_nonce_comes_from_the_operating_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A bit flipped anywhere in what it gives changes the stream; 32 bytes make a key of 256 bits."""
 
     def first_word(size: int, place: int) -> int:
@@ -235,7 +257,9 @@ def test_every_byte_of_key_and_nonce_comes_from_the_operating_system(monkeypatch
         monkeypatch.setattr(os, "urandom", urandom)
         return int(NoiseSource().uniform_u64(1)[0])
 
-    words = [first_word(size, place) for size in (32, 16) for place in range(size)] + [first_word(0, 0)]
+    words = [first_word(size, place) for size in (32, 16) for place in range(size)] + [
+        first_word(0, 0)
+    ]
     assert len(set(words)) == 49
 
 
@@ -267,8 +291,12 @@ def test_a_coin_of_bias_one_always_falls_heads_and_the_bias_is_an_integer_thresh
     assert abs(source.bernoulli(0.064, 100_000).mean() - 0.064) < 0.005
 
 
-@pytest.mark.parametrize(("q", "threshold"), [(0.1, int(Fraction(0.1) * 2**64)), (1.5 * 2.0**-64, 1), (0.5, 2**63)])
-def test_a_coin_falls_heads_for_exactly_the_words_below_its_threshold(q: float, threshold: int) -> None:
+@pytest.mark.parametrize(
+    ("q", "threshold"), [(0.1, int(Fraction(0.1) * 2**64)), (1.5 * 2.0**-64, 1), (0.5, 2**63)]
+)
+def test_a_coin_falls_heads_for_exactly_the_words_below_its_threshold(
+    q: float, threshold: int
+) -> None:
     around = [0, threshold - 1, threshold, threshold + 1, 2**64 - 1]
     assert scripted(around).bernoulli(q, 5).tolist() == [True, True, False, False, False]
 

@@ -24,7 +24,9 @@ from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
 from tests.sites import make_hospital, scripted
 
 torch.set_num_threads(1)
-CONSTANTS = StepConstants(clip=0.7, noise_multiplier=1.5, sampling_rate=0.5, divisor=8, items_per_patient=1)
+CONSTANTS = StepConstants(
+    clip=0.7, noise_multiplier=1.5, sampling_rate=0.5, divisor=8, items_per_patient=1
+)
 EVENT = SubsampledGaussian(q=0.5, noise_multiplier=1.5, steps=1000)
 
 
@@ -70,7 +72,9 @@ def rows_of(table: Tensor) -> Callable[[Sequence[int]], tuple[Tensor, ...]]:
 
 def on_lattice(update: Tensor) -> Tensor:
     """An update back in lattice steps, int64."""
-    return torch.round(update.double() * (LATTICE * CONSTANTS.divisor / CONSTANTS.clip)).to(torch.int64)
+    return torch.round(update.double() * (LATTICE * CONSTANTS.divisor / CONSTANTS.clip)).to(
+        torch.int64
+    )
 
 
 @pytest.mark.parametrize("d", [1, 7, 5000, 1_500_000])
@@ -92,9 +96,9 @@ def test_one_patient_moves_the_update_by_at_most_the_clip_norm_over_the_divisor(
     for patient in range(9):
         without = table.clone()
         without[patient] = 0.0  # zero-out
-        moved = on_lattice(linear_step(d, silent=True, draw=range(9)).step(9, rows_of(table))["w"]) - on_lattice(
-            linear_step(d, silent=True, draw=range(9)).step(9, rows_of(without))["w"]
-        )
+        moved = on_lattice(
+            linear_step(d, silent=True, draw=range(9)).step(9, rows_of(table))["w"]
+        ) - on_lattice(linear_step(d, silent=True, draw=range(9)).step(9, rows_of(without))["w"])
         assert (
             int((moved * moved).sum()) <= (LATTICE + d) ** 2
         )  # fp32 of the update rounds each entry by less than a step
@@ -105,7 +109,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_patient_moves_the_noised_sum_by_at_most_the_clip_norm(backend: str, dtype: torch.dtype) -> None:
+def test_one_patient_moves_the_noised_sum_by_at_most_the_clip_norm(
+    backend: str, dtype: torch.dtype
+) -> None:
     """Whatever a patient holds, however many others are drawn (nobody too), by every back end; noise and coins the same."""
     d = 50
     values = torch.randn(9, d, generator=torch.Generator().manual_seed(1)) * 100
@@ -129,13 +135,16 @@ def test_one_patient_moves_the_noised_sum_by_at_most_the_clip_norm(backend: str,
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38, 1e38])
-def test_a_nan_or_huge_patient_leaves_the_update_finite_and_bounded(bad: float, backend: str) -> None:
+def test_a_nan_or_huge_patient_leaves_the_update_finite_and_bounded(
+    bad: float, backend: str
+) -> None:
     d = 64
     table = torch.randn(5, d, generator=torch.Generator().manual_seed(2))
     spoiled = table.clone()
     spoiled[3, ::2] = bad
     clean, dirty = (
-        linear_step(d, BACKENDS[backend], silent=True, draw=range(5)).step(5, rows_of(t))["w"] for t in (table, spoiled)
+        linear_step(d, BACKENDS[backend], silent=True, draw=range(5)).step(5, rows_of(t))["w"]
+        for t in (table, spoiled)
     )
     assert torch.isfinite(dirty).all()
     assert float((clean - dirty).norm()) <= 2 * CONSTANTS.clip / CONSTANTS.divisor
@@ -145,13 +154,23 @@ def test_a_nan_or_huge_patient_leaves_the_update_finite_and_bounded(bad: float, 
 @pytest.mark.parametrize("d", [3, 200])
 def test_the_lattice_sum_is_bitwise_equal_for_every_chunking_and_order(d: int) -> None:
     n = 23
-    table = torch.randn(n, d, generator=torch.Generator().manual_seed(3)) * torch.logspace(-6, 6, n)[:, None]
+    table = (
+        torch.randn(n, d, generator=torch.Generator().manual_seed(3))
+        * torch.logspace(-6, 6, n)[:, None]
+    )
     if d == 3:
         table = table.abs()  # patients who agree: the sum outgrows what fp32 holds exactly
-    ways = [Execution("backward"), *(Execution(b, c) for b in ("layers", "vmap") for c in (1, 2, 5, 23, 40))]  # type: ignore[arg-type]
-    sums = [linear_step(d, way, silent=True, draw=range(n)).step(n, rows_of(table))["w"] for way in ways]
+    ways = [
+        Execution("backward"),
+        *(Execution(b, c) for b in ("layers", "vmap") for c in (1, 2, 5, 23, 40)),
+    ]  # type: ignore[arg-type]
+    sums = [
+        linear_step(d, way, silent=True, draw=range(n)).step(n, rows_of(table))["w"] for way in ways
+    ]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(4))
-    sums.append(linear_step(d, ways[2], silent=True, draw=range(n)).step(n, rows_of(table[order]))["w"])
+    sums.append(
+        linear_step(d, ways[2], silent=True, draw=range(n)).step(n, rows_of(table[order]))["w"]
+    )
     assert all(torch.equal(sums[0], other) for other in sums[1:])
 
 
@@ -170,11 +189,16 @@ def test_the_sum_of_many_patients_who_agree_is_exact() -> None:
 @pytest.mark.parametrize("clip", [1e-3, 0.7, 1e5])
 def test_the_sum_in_blocks_is_the_sum_of_the_lattice_vectors(clip: float) -> None:
     """Across block edges, clipped and unclipped rows, every entry rounded to the nearest step."""
-    rows = torch.randn(6, 70_000, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 2, 6)[:, None]
+    rows = (
+        torch.randn(6, 70_000, generator=torch.Generator().manual_seed(1))
+        * torch.logspace(-6, 2, 6)[:, None]
+    )
     total = LatticeSum(70_000, clip, torch.device("cpu"))
     total.add(rows.clone())
     assert torch.equal(total.total.double(), to_lattice(rows, clip).sum(0))
-    exact = rows[0].double() * (LATTICE / clip)  # the smallest: never clipped for these clip norms, but 1e-3
+    exact = rows[0].double() * (
+        LATTICE / clip
+    )  # the smallest: never clipped for these clip norms, but 1e-3
     if clip >= 0.7:
         assert float((to_lattice(rows[:1], clip)[0] - exact).abs().max()) <= 0.51
 
@@ -214,7 +238,9 @@ def critic_step(execution: Execution, noise: Noise | None = None) -> tuple[Criti
     source = noise or SeededNoiseSource(1)
     source.gaussian_lattice = lambda n, sigma: np.zeros(n, dtype=np.int64)  # type: ignore[method-assign]
     parameters = dict(critic.named_parameters())
-    return critic, PrivateStep(parameters, loss, CONSTANTS, PracticeReservation(EVENT), source, execution=execution)
+    return critic, PrivateStep(
+        parameters, loss, CONSTANTS, PracticeReservation(EVENT), source, execution=execution
+    )
 
 
 @pytest.mark.parametrize("backend", ["layers", "vmap"])
@@ -224,7 +250,10 @@ def test_every_back_end_gives_the_same_update_to_1e_6(backend: Backend) -> None:
     def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
         return items[list(patients)], -items[list(patients)]
 
-    one, four = (critic_step(way)[1].step(12, batch_for) for way in (Execution("backward"), Execution(backend, 4)))
+    one, four = (
+        critic_step(way)[1].step(12, batch_for)
+        for way in (Execution("backward"), Execution(backend, 4))
+    )
     assert one.keys() == four.keys()
     assert all(torch.allclose(one[name], four[name], atol=1e-6, rtol=1e-5) for name in one)
     assert max(float(g.abs().max()) for g in one.values()) > 1e-3
@@ -249,7 +278,9 @@ def test_a_back_end_is_tried_on_invented_patients_before_its_first_use(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
-    monkeypatch.setattr(patient_gradients, "check_neighbours", lambda rows, batch, clip: tried.append(len(batch[0])))
+    monkeypatch.setattr(
+        patient_gradients, "check_neighbours", lambda rows, batch, clip: tried.append(len(batch[0]))
+    )
     items = torch.randn(12, 3, 2, 8, 8)
     step = critic_step(Execution(backend, 4))[1]
     for _ in range(2):
@@ -265,11 +296,15 @@ def test_a_back_end_that_disagrees_with_a_plain_backward_pass_is_refused(
     monkeypatch.setattr(PatientGradients, "_compute", lambda self, batch: honest(self, batch) * 1.1)
     items = torch.randn(12, 3, 2, 8, 8)
     with pytest.raises(EnvironmentFault) as refusal:
-        critic_step(Execution(backend, 4))[1].step(12, lambda who: (items[list(who)], items[list(who)]))
+        critic_step(Execution(backend, 4))[1].step(
+            12, lambda who: (items[list(who)], items[list(who)])
+        )
     assert refusal.value.code == "E-KERNEL"
 
 
-def off_by_a_tenth_in_one_tensor(monkeypatch: pytest.MonkeyPatch, wrong_for: Callable[[int], bool]) -> None:
+def off_by_a_tenth_in_one_tensor(
+    monkeypatch: pytest.MonkeyPatch, wrong_for: Callable[[int], bool]
+) -> None:
     """The first tensor's rows are wrong in the comparisons with a plain backward pass that `wrong_for` picks by their number."""
     honest, compared = PatientGradients._compute, iter(range(10**6))
     original = PatientGradients._disagreement
@@ -308,7 +343,9 @@ def test_one_kink_is_forgiven_and_a_wrong_tensor_never(
     assert step.taken == ""
     step.step(12, lambda who: (items[list(who)], items[list(who)]))
     assert step.taken.startswith(f"{backend}, ")
-    passed_over = "not layers: EnvironmentFault: private step: the layers back end disagrees" in step.taken
+    passed_over = (
+        "not layers: EnvironmentFault: private step: the layers back end disagrees" in step.taken
+    )
     assert passed_over == (backend == "backward")
     assert ("by 0.1 of its norm, allowed 0.02" in step.taken) == passed_over
 
@@ -381,7 +418,13 @@ def test_an_empty_draw_is_a_step_of_pure_noise() -> None:
 
     d = 20_000
     reservation = PracticeReservation(EVENT)
-    step = PrivateStep({"w": torch.zeros(d)}, lambda p, x: p["w"].sum(), CONSTANTS, reservation, SeededNoiseSource(3))
+    step = PrivateStep(
+        {"w": torch.zeros(d)},
+        lambda p, x: p["w"].sum(),
+        CONSTANTS,
+        reservation,
+        SeededNoiseSource(3),
+    )
     for count in (0, 4):
         step._noise.bernoulli = lambda q, n: np.zeros(n, dtype=np.bool_)  # type: ignore[method-assign]
         update = step.step(count, nobody)["w"]
@@ -439,7 +482,9 @@ def test_the_chunk_follows_from_public_constants_alone() -> None:
     for memory, least, most in ((1, 1, 1), (8 * 2**20, 2, 8), (2**32, 64, 64)):
         chunks = set()
         for draw in ([1, 2, 3], range(40)):
-            step = linear_step(d, Execution(memory_bytes=memory), draw=draw, silent=True, divisor=64)
+            step = linear_step(
+                d, Execution(memory_bytes=memory), draw=draw, silent=True, divisor=64
+            )
             step.step(40, lambda who: (torch.ones(len(who), d),))
             assert step._gradients.backend == "layers"
             chunks.add(step._gradients.chunk)
@@ -470,7 +515,9 @@ def test_a_seeded_run_is_stamped_not_private_and_the_gate_refuses_it(
     scripted(monkeypatch, hospital.study)
     check = Gate._check_reservation
 
-    def practised(gate: Gate, reservation: Reservation, event: SubsampledGaussian, artefact: str) -> None:
+    def practised(
+        gate: Gate, reservation: Reservation, event: SubsampledGaussian, artefact: str
+    ) -> None:
         check(gate, PracticeReservation(event), event, artefact)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Gate, "_check_reservation", practised)
@@ -510,7 +557,11 @@ def test_no_step_is_computed_beyond_the_reservation() -> None:
     event = dataclasses.replace(EVENT, q=1.0, steps=2)
     constants = dataclasses.replace(CONSTANTS, sampling_rate=1.0)
     step = PrivateStep(
-        {"w": torch.zeros(3)}, lambda p, x: (p["w"] * x[0]).sum(), constants, Reservation(1, 2, event), NoiseSource()
+        {"w": torch.zeros(3)},
+        lambda p, x: (p["w"] * x[0]).sum(),
+        constants,
+        Reservation(1, 2, event),
+        NoiseSource(),
     )
     step.step(1, batch_for)
     step.step(1, batch_for)
@@ -574,14 +625,18 @@ class MarkedNorm(nn.BatchNorm2d):
 REFUSED: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: nn.BatchNorm2d(4),
     "batch norm without parameters": lambda: nn.BatchNorm2d(4, affine=False),
-    "batch norm without statistics": lambda: nn.BatchNorm2d(4, affine=False, track_running_stats=False),
+    "batch norm without statistics": lambda: nn.BatchNorm2d(
+        4, affine=False, track_running_stats=False
+    ),
     "batch norm in one dimension": lambda: nn.BatchNorm1d(4),
     "batch norm in three dimensions": lambda: nn.BatchNorm3d(4),
     "lazy batch norm": lambda: nn.LazyBatchNorm2d(affine=False, track_running_stats=False),
     "synchronised batch norm": lambda: nn.SyncBatchNorm(4),
     "marked batch norm": lambda: MarkedNorm(4, affine=False, track_running_stats=False),
     "tracked instance norm": lambda: nn.InstanceNorm2d(4, track_running_stats=True),
-    "tracked instance norm in three dimensions": lambda: nn.InstanceNorm3d(4, track_running_stats=True),
+    "tracked instance norm in three dimensions": lambda: nn.InstanceNorm3d(
+        4, track_running_stats=True
+    ),
     "a buffer": _with_buffer,
     "a hook": _with_hook,
     "spectral norm (old)": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),  # type: ignore[no-untyped-call]
@@ -638,9 +693,15 @@ def test_linter_says_which_layer_and_what_to_use_instead(case: str) -> None:
 def test_every_class_of_torch_is_either_known_to_the_linter_or_refused() -> None:
     """Nothing of torch.nn that keeps state over a batch slips in with a new torch."""
     known = {kind.__name__ for kind in PER_EXAMPLE}
-    assert not {name for name in known if "Batch" in name or "Dropout" in name or "RReLU" in name or "RNN" in name}
+    assert not {
+        name
+        for name in known
+        if "Batch" in name or "Dropout" in name or "RReLU" in name or "RNN" in name
+    }
     for kind in PER_EXAMPLE:
-        assert not issubclass(kind, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase))
+        assert not issubclass(
+            kind, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase)
+        )
 
 
 def test_linter_accepts_a_critic_and_its_probe_finds_a_hidden_coupling() -> None:

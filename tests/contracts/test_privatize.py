@@ -23,7 +23,9 @@ LAPLACE = ["box", "l1_ball"]
 CLIPS = [*LAPLACE, "l2_ball", "sphere"]
 
 
-def mechanism(clip: str, dimension: int, radius: float = 0.7, k: int = 3, scale: float = 0.25) -> Any:
+def mechanism(
+    clip: str, dimension: int, radius: float = 0.7, k: int = 3, scale: float = 0.25
+) -> Any:
     if clip == "l2_ball":
         return LatentGaussian(dimension, k, "random", 2.0, 1e-5)
     if clip == "sphere":
@@ -81,15 +83,21 @@ def test_every_sample_is_inside_the_clip_set_whatever_the_batch(
 ) -> None:
     m = mechanism(clip, dimension, radius)
     with np.errstate(over="ignore"):
-        latents = (np.random.default_rng(seed).normal(size=(rows, m.dimension)) * spread).astype(dtype)
+        latents = (np.random.default_rng(seed).normal(size=(rows, m.dimension)) * spread).astype(
+            dtype
+        )
     together = stage.clip(latents, m)
     for i, row in enumerate(together):
         assert size(stage.quantise(row, m), m) <= limit(m)
-        assert np.array_equal(row, stage.clip(latents[i : i + 1], m)[0]), "the others decide nothing"
+        assert np.array_equal(row, stage.clip(latents[i : i + 1], m)[0]), (
+            "the others decide nothing"
+        )
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_a_sample_inside_the_clip_set_is_left_alone_and_one_outside_reaches_its_edge(clip: str) -> None:
+def test_a_sample_inside_the_clip_set_is_left_alone_and_one_outside_reaches_its_edge(
+    clip: str,
+) -> None:
     m = mechanism(clip, 16)
     inside = np.full((1, 16), 0.5)
     left_alone = np.array_equal(stage.clip(inside, m), inside)
@@ -155,10 +163,14 @@ def test_quantising_never_lifts_a_coordinate() -> None:
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_the_mean_of_a_patients_images_stays_inside_the_clip_set(clip: str, model: Glow, basis: Basis) -> None:
+def test_the_mean_of_a_patients_images_stays_inside_the_clip_set(
+    clip: str, model: Glow, basis: Basis
+) -> None:
     m = mechanism(clip, basis.components if clip == "sphere" else model.dimension, 0.3)
     for count in (1, 2, 7):
-        latent = stage.patient_latent(pictures(count), model, m, basis if clip == "sphere" else None)
+        latent = stage.patient_latent(
+            pictures(count), model, m, basis if clip == "sphere" else None
+        )
         assert size(latent, m) <= limit(m)
 
 
@@ -176,14 +188,19 @@ def test_one_patient_moves_the_sum_by_at_most_the_sensitivity(
         monkeypatch.setattr(
             stage,
             "encode_released",
-            lambda images, _, d: np.resize(np.roll(values, int(images.sum()) % 4), (len(images), d)),
+            lambda images, _, d: np.resize(
+                np.roll(values, int(images.sum()) % 4), (len(images), d)
+            ),
         )
     public = basis if reduced else None
     m = mechanism(clip, basis.components if reduced else model.top_dimension, 0.3)
     group = [pictures(1, seed) for seed in range(3)]
     base = np.sum([stage.patient_latent(p, model, m, public) for p in group], axis=0)
     for other in OTHERS:
-        moved = np.sum([stage.patient_latent(p, model, m, public) for p in [*group[:2], other]], axis=0) - base
+        moved = (
+            np.sum([stage.patient_latent(p, model, m, public) for p in [*group[:2], other]], axis=0)
+            - base
+        )
         assert distance(moved, m) <= 1
         if clip == "box":
             assert int(np.abs(moved).max()) <= 2 * m.radius_in_steps
@@ -215,14 +232,17 @@ def test_one_patient_changes_no_other_group(clip: str, model: Glow) -> None:
     groups = [[pictures(1, 10 * g + p) for p in range(3)] for g in range(3)]
     changed = [groups[0], [*groups[1][:2], pictures(2, 99)], groups[2]]
     one, two = (
-        stage.privatize(g, model, m, 0.7, SeededNoiseSource(0), practice=True).images for g in (groups, changed)
+        stage.privatize(g, model, m, 0.7, SeededNoiseSource(0), practice=True).images
+        for g in (groups, changed)
     )
     assert [np.array_equal(a, b) for a, b in zip(one, two, strict=True)] == [True, False, True]
 
 
 @pytest.mark.parametrize("clip", LAPLACE)
 @pytest.mark.parametrize("scale", [0.05, 0.5, 4.0])
-def test_the_noise_on_the_sum_has_the_scale_that_the_epsilon_states(clip: str, scale: float) -> None:
+def test_the_noise_on_the_sum_has_the_scale_that_the_epsilon_states(
+    clip: str, scale: float
+) -> None:
     m = mechanism(clip, 4000, scale=scale)
     noise = [np.zeros(4000, np.int64)] * m.k
     drawn = stage._noised_mean(noise, m, SeededNoiseSource(3)) * m.k / m.lattice_step
@@ -257,20 +277,26 @@ def test_a_larger_group_gets_no_less_noise_on_its_sum() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
 @pytest.mark.parametrize("k", [1, 10])
-def test_gaussian_noise_on_the_sum_has_the_deviation_that_epsilon_and_delta_state(epsilon: float, k: int) -> None:
+def test_gaussian_noise_on_the_sum_has_the_deviation_that_epsilon_and_delta_state(
+    epsilon: float, k: int
+) -> None:
     m = LatentGaussian(20_000, k, "random", epsilon, 1e-5)
     drawn = stage._noised_mean([np.zeros(20_000, np.int64)] * k, m, SeededNoiseSource(3)) * k
     assert float(drawn.std()) == pytest.approx(m.noise_multiplier * 2 * math.sqrt(20_000), rel=0.03)
 
 
-def random_groups(model: Glow, names: list[str], pictures_of: dict[str, np.ndarray]) -> list[list[np.ndarray]]:
+def random_groups(
+    model: Glow, names: list[str], pictures_of: dict[str, np.ndarray]
+) -> list[list[np.ndarray]]:
     """Images of every group that a keyed permutation of the roster gives."""
     who = Roster(tuple(names), (Stratum(0),) * len(names), tuple((i,) for i in range(len(names))))
     formed = form_groups(who, 3, "random", key=b"0" * 32)
     return [[pictures_of[name] for name in group.members] for group in formed.groups]
 
 
-def test_with_random_groups_exactly_one_sum_moves_when_one_patients_images_change(model: Glow) -> None:
+def test_with_random_groups_exactly_one_sum_moves_when_one_patients_images_change(
+    model: Glow,
+) -> None:
     """The roster is rebuilt from scratch: no pixel decides who is in a group, so parallel composition holds."""
     m = mechanism("l2_ball", model.top_dimension)
     names = [f"{n:064x}" for n in range(14)]
@@ -295,7 +321,9 @@ def test_an_image_that_the_flow_never_saw_the_like_of_counts_as_the_zero_latent(
     real, row = stage.encoded, np.ones((1, model.dimension))
     for wild in (1.01e4, np.nan, -np.inf):
         row[0, 3] = wild  # not even among the released coordinates
-        monkeypatch.setattr(stage, "encoded", lambda images, _, row=row: np.where(np.isfinite(row).all(), row, 0.0))
+        monkeypatch.setattr(
+            stage, "encoded", lambda images, _, row=row: np.where(np.isfinite(row).all(), row, 0.0)
+        )
         assert not stage.patient_latent(pictures(1), model, m).any()
     monkeypatch.setattr(stage, "encoded", real)
     assert stage.patient_latent(pictures(1), model, m).any()
@@ -304,15 +332,21 @@ def test_an_image_that_the_flow_never_saw_the_like_of_counts_as_the_zero_latent(
 def test_an_image_that_counts_as_the_zero_latent_stays_zero_in_every_basis(
     model: Glow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    public = Basis(np.full(model.top_dimension, 0.5), np.eye(6, model.top_dimension), np.full(6, 0.25))
+    public = Basis(
+        np.full(model.top_dimension, 0.5), np.eye(6, model.top_dimension), np.full(6, 0.25)
+    )
     m = mechanism("l2_ball", 6)
     monkeypatch.setattr(stage, "encode_released", lambda images, _, d: np.zeros((len(images), d)))
     assert not stage.patient_latent(pictures(2), model, m, public).any()
-    monkeypatch.setattr(stage, "encode_released", lambda images, _, d: np.full((len(images), d), 0.25))
+    monkeypatch.setattr(
+        stage, "encode_released", lambda images, _, d: np.full((len(images), d), 0.25)
+    )
     assert stage.patient_latent(pictures(2), model, m, public).tolist() == [-1024] * 6
 
 
-def test_each_image_of_a_patient_is_clipped_before_their_mean(model: Glow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_of_a_patient_is_clipped_before_their_mean(
+    model: Glow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One wild image weighs no more than another: (clip(100) + 0.25) / 2, not the clip of their mean."""
     m = mechanism("box", model.top_dimension, radius=1.0)
     rows = np.stack([np.full(model.top_dimension, 100.0), np.full(model.top_dimension, 0.25)])
@@ -331,7 +365,9 @@ def test_a_flow_with_weights_that_are_not_finite_is_refused(model: Glow) -> None
 
 def test_privunit_takes_one_patient_and_no_group(model: Glow, basis: Basis) -> None:
     m = PrivUnit(basis.components, 4.0)
-    assert len(stage.privatize([[pictures(1)]], model, m, 0.7, NoiseSource(), basis=basis).images) == 1
+    assert (
+        len(stage.privatize([[pictures(1)]], model, m, 0.7, NoiseSource(), basis=basis).images) == 1
+    )
     with pytest.raises(PolicyError, match="privunit takes one patient, got 2") as refused:
         stage.privatize([[pictures(1), pictures(1, 2)]], model, m, 0.7, NoiseSource(), basis=basis)
     assert refused.value.code == "E-GROUP-SIZE"
@@ -341,4 +377,6 @@ def test_a_basis_of_another_space_is_refused(model: Glow) -> None:
     for coordinates in (model.top_dimension - 1, model.top_dimension + 1, model.dimension + 1):
         other = Basis(np.zeros(coordinates), np.eye(6, coordinates), np.ones(6))
         with pytest.raises(ConfigurationError, match=f"a basis of {coordinates} coordinates"):
-            stage.privatize([[pictures(1)] * 3], model, mechanism("l2_ball", 6), 0.7, NoiseSource(), basis=other)
+            stage.privatize(
+                [[pictures(1)] * 3], model, mechanism("l2_ball", 6), 0.7, NoiseSource(), basis=other
+            )

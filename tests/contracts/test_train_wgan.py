@@ -109,7 +109,9 @@ def test_no_items_and_no_fakes_serve_two_critic_steps(monkeypatch: pytest.Monkey
 def test_every_step_of_the_round_takes_one_from_the_reservation() -> None:
     plan = study(local_steps=3)
     reservation = PracticeReservation(round_event(plan, "wgan", 10**6))
-    train_wgan.train(cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None)
+    train_wgan.train(
+        cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None
+    )
     with pytest.raises(Exception, match="reserv"):
         reservation.take()
 
@@ -117,9 +119,9 @@ def test_every_step_of_the_round_takes_one_from_the_reservation() -> None:
 def test_a_patient_with_one_pair_and_one_with_many_bring_one_unit_each() -> None:
     plan, counts = plan_of(items_per_patient=2), (1, 500)
     generator, _ = build(plan, 32)
-    items, fakes, _ = train_wgan.Batches(cohort(counts=counts), generator, plan, torch.Generator().manual_seed(0))(
-        [0, 1]
-    )
+    items, fakes, _ = train_wgan.Batches(
+        cohort(counts=counts), generator, plan, torch.Generator().manual_seed(0)
+    )([0, 1])
     assert items.shape[:2] == fakes.shape[:2] == (2, 2)
     for patient in (0, 1):
         assert 0 < lattice_norm([patient], counts, loud=True) <= LATTICE
@@ -137,12 +139,16 @@ def critic_sum(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> NDArr
     private = PrivateStep(
         trained,
         train_wgan.loss_of(critic, trained, "logistic"),
-        StepConstants(clip=1.0, noise_multiplier=1.0, sampling_rate=0.5, divisor=1, items_per_patient=2),
+        StepConstants(
+            clip=1.0, noise_multiplier=1.0, sampling_rate=0.5, divisor=1, items_per_patient=2
+        ),
         PracticeReservation(SubsampledGaussian(q=0.5, noise_multiplier=1.0, steps=1)),
         recorded(drawn, scale=0)[0],
         execution=Execution("backward"),
     )
-    batches = train_wgan.Batches(cohort(counts=counts), generator, plan, torch.Generator().manual_seed(0))
+    batches = train_wgan.Batches(
+        cohort(counts=counts), generator, plan, torch.Generator().manual_seed(0)
+    )
     update = private.step(len(counts), batches)
     flat = torch.cat([value.flatten() for value in update.values()]).double().numpy()
     return np.rint(flat * LATTICE).astype(np.int64)
@@ -157,7 +163,9 @@ def test_one_patient_moves_a_critic_step_by_at_most_the_clip() -> None:
     counts = (3, 3, 40)
     change = critic_sum([0, 1, 2], counts, loud=True) - critic_sum([0, 1], counts, loud=True)
     moved_by = float(np.linalg.norm(change.astype(np.float64)))
-    assert 0.99 * LATTICE < moved_by <= LATTICE + 2.0  # the fp32 update of sums above 2^24 rounds by at most one
+    assert (
+        0.99 * LATTICE < moved_by <= LATTICE + 2.0
+    )  # the fp32 update of sums above 2^24 rounds by at most one
 
 
 def test_a_patients_tensors_depend_on_no_other_patient() -> None:
@@ -168,7 +176,9 @@ def test_a_patients_tensors_depend_on_no_other_patient() -> None:
     changed.images[6:9] = 255  # patient 2
 
     def batch(images: object) -> tuple[Tensor, ...]:
-        return train_wgan.Batches(images, generator, plan, torch.Generator().manual_seed(0))([1, 2, 3])  # type: ignore[arg-type]
+        return train_wgan.Batches(images, generator, plan, torch.Generator().manual_seed(0))(
+            [1, 2, 3]
+        )  # type: ignore[arg-type]
 
     for before, after in zip(batch(cohort())[:2], batch(changed)[:2], strict=True):
         assert torch.equal(before[[0, 2]], after[[0, 2]])
@@ -179,7 +189,9 @@ def test_a_patients_tensors_depend_on_no_other_patient() -> None:
 # --- 2: constants, not counts ---------------------------------------------------------------------------------------------
 
 
-def test_adding_patients_changes_neither_rate_nor_divisor_nor_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adding_patients_changes_neither_rate_nor_divisor_nor_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[tuple[object, ...]] = []
     original = PrivateStep.__init__
 
@@ -199,7 +211,10 @@ def test_adding_patients_changes_neither_rate_nor_divisor_nor_noise(monkeypatch:
     for i, counts in enumerate([(2,), (3,) * 9]):
         noise, asked = recorded()
         deltas = one_round(
-            study(), of=cohort(counts=counts), noise=noise, progress=lambda *at, into=told[i]: into.append(at)
+            study(),
+            of=cohort(counts=counts),
+            noise=noise,
+            progress=lambda *at, into=told[i]: into.append(at),
         )
         seen[-1] += (asked.rates, asked.gaussians, sorted((n, d.shape) for n, d in deltas.items()))
     assert seen[0] == seen[1] and told[0] == told[1] == [(1, 2), (2, 2)]
@@ -252,7 +267,9 @@ def test_the_generator_and_the_ladder_depend_on_the_cohort_only_through_the_priv
         fixed_gradient(monkeypatch, many)
         rounds.append(one_round(study(local_steps=4), of=cohort(images)))
     assert {"generator.start.weight", "average.start.weight"} <= moved(rounds[0])
-    assert all(np.array_equal(rounds[0][name], other[name]) for other in rounds[1:] for name in rounds[0])
+    assert all(
+        np.array_equal(rounds[0][name], other[name]) for other in rounds[1:] for name in rounds[0]
+    )
     assert len(heard) == 6 and heard[:2] == heard[2:4] == heard[4:]
 
 
@@ -264,7 +281,9 @@ def test_the_generator_step_has_no_argument_that_knows_a_patient() -> None:
         ("plan", WganPlan),
         ("latents", torch.Generator),
     ]
-    assert not (signature.parameters.keys() | set(inspect.signature(train_wgan.Ladder.saw).parameters)) & {
+    assert not (
+        signature.parameters.keys() | set(inspect.signature(train_wgan.Ladder.saw).parameters)
+    ) & {
         "cohort",
         "items",
     }
@@ -275,9 +294,16 @@ def test_the_generator_step_leaves_the_critic_without_a_gradient() -> None:
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
     before = {name: value.detach().clone() for name, value in critic.named_parameters()}
-    gradients, accuracy = train_wgan.generator_step(generator, critic, plan, torch.Generator().manual_seed(0))
-    assert set(gradients) == {name for name, _ in generator.named_parameters()} and 0 <= accuracy <= 1
-    assert all(value.grad is None and torch.equal(value, before[name]) for name, value in critic.named_parameters())
+    gradients, accuracy = train_wgan.generator_step(
+        generator, critic, plan, torch.Generator().manual_seed(0)
+    )
+    assert (
+        set(gradients) == {name for name, _ in generator.named_parameters()} and 0 <= accuracy <= 1
+    )
+    assert all(
+        value.grad is None and torch.equal(value, before[name])
+        for name, value in critic.named_parameters()
+    )
 
 
 def test_the_ladder_hears_the_share_of_fakes_that_the_critic_scores_below_zero() -> None:
@@ -285,4 +311,7 @@ def test_the_ladder_hears_the_share_of_fakes_that_the_critic_scores_below_zero()
     generator, critic = build(plan, 32)
     for shift, expected in ((-100.0, 1.0), (100.0, 0.0)):
         critic.layers[-1].bias.data.fill_(shift)
-        assert train_wgan.generator_step(generator, critic, plan, torch.Generator().manual_seed(0))[1] == expected
+        assert (
+            train_wgan.generator_step(generator, critic, plan, torch.Generator().manual_seed(0))[1]
+            == expected
+        )

@@ -130,7 +130,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             "--url",
             f"https://127.0.0.1:{public}",
         )
-        crew.do("kohort-server", "sign", str(plan), "--state", str(places.server), "--out", str(places.bundle))
+        crew.do(
+            "kohort-server",
+            "sign",
+            str(plan),
+            "--state",
+            str(places.server),
+            "--out",
+            str(places.bundle),
+        )
         tls = ServerState(places.server).tls
         tap = WireTap(public, real, tls / "server.crt", tls / "server.key")
         crew.start("server", "kohort-server", *server)
@@ -141,11 +149,22 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         jobs = places.site("hospital-a") / "jobs"
         until(lambda: any(jobs.glob("*/job.json")), "a job at hospital-a", crew)
         kill_9(crew, "hospital-a")
-        crew.start("hospital-a", "kohort-site", "run", "--state", str(places.site("hospital-a")), "--until-done")
+        crew.start(
+            "hospital-a",
+            "kohort-site",
+            "run",
+            "--state",
+            str(places.site("hospital-a")),
+            "--until-done",
+        )
 
         # The server dies in the middle of the second round, and comes back.
         record = ServerState(places.server).study(study.hash())
-        until(lambda: (record / "weights" / "gan-000001.safetensors").is_file(), "a closed round", crew)
+        until(
+            lambda: (record / "weights" / "gan-000001.safetensors").is_file(),
+            "a closed round",
+            crew,
+        )
         kill_9(crew, "server")
         time.sleep(1)
         crew.start("server", "kohort-server", *server)
@@ -167,7 +186,9 @@ def entries(story: Story, site: str) -> list[tuple[str, str, dict[str, object]]]
     return found
 
 
-def test_nothing_that_identifies_a_patient_crosses_the_line_or_stands_in_the_release(story: Story) -> None:
+def test_nothing_that_identifies_a_patient_crosses_the_line_or_stands_in_the_release(
+    story: Story,
+) -> None:
     assert len(story.sent) > 1_000_000
     assert b"hospital-a" in story.sent  # the tap sees plain bytes
     released = all_bytes(story.release.rglob("*"))
@@ -180,7 +201,15 @@ def test_nothing_that_identifies_a_patient_crosses_the_line_or_stands_in_the_rel
 
 
 def test_no_count_loss_or_time_is_in_what_a_site_says(story: Story) -> None:
-    for word in (b"num_examples", b"num-examples", b"loss", b"accuracy", b"patients", b"Traceback", b"/hospitals/"):
+    for word in (
+        b"num_examples",
+        b"num-examples",
+        b"loss",
+        b"accuracy",
+        b"patients",
+        b"Traceback",
+        b"/hospitals/",
+    ):
         assert word not in story.sent, word
     record = StudyRecord(ServerState(story.places.server).study(story.study.hash()), story.study)
     batches = record.batches()
@@ -198,7 +227,9 @@ def test_logs_hold_no_identifier(story: Story) -> None:
         assert not leaked(story.truth[site].identifiers, logs)
 
 
-def test_every_image_aggregates_at_least_k_distinct_patients_by_the_sites_own_records(story: Story) -> None:
+def test_every_image_aggregates_at_least_k_distinct_patients_by_the_sites_own_records(
+    story: Story,
+) -> None:
     images = 0
     for site in SITES:
         job = next((story.places.site(site) / "jobs").glob("*/evidence.json"))
@@ -206,7 +237,9 @@ def test_every_image_aggregates_at_least_k_distinct_patients_by_the_sites_own_re
         made = tensors.read(job.parent / "out.safetensors", max_bytes=1 << 28)
         groups = [set(group["members"]) for group in evidence["groups"]]
         assert all(len(group) >= story.study.synthesis.k for group in groups)  # type: ignore[union-attr]
-        assert sum(len(group) for group in groups) == len(set().union(*groups))  # nobody is in two groups
+        assert sum(len(group) for group in groups) == len(
+            set().union(*groups)
+        )  # nobody is in two groups
         assert len(evidence["group_of"]) == len(made["images"])
         images += len(made["images"])
     assert read_manifest(story.release).images == images
@@ -225,17 +258,27 @@ def test_the_release_verifies_and_one_changed_byte_is_named(story: Story, tmp_pa
     assert victim.name in done.stderr
 
 
-def test_after_kill_9_nothing_is_spent_twice_and_no_reservation_has_two_updates(story: Story) -> None:
+def test_after_kill_9_nothing_is_spent_twice_and_no_reservation_has_two_updates(
+    story: Story,
+) -> None:
     rounds = {f"gan/{r}" for r in range(2)} | {"glow/0"}
     for site in SITES:
         tries = [(k, s, d) for k, s, d in entries(story, site) if "/train/" in k]
-        reserved = [json.loads(str(d["reservation"]))["id"] for _, state, d in tries if state == "reserved"]
-        started = [json.loads(str(d["reservation"]))["id"] for _, state, d in tries if state == "started"]
+        reserved = [
+            json.loads(str(d["reservation"]))["id"] for _, state, d in tries if state == "reserved"
+        ]
+        started = [
+            json.loads(str(d["reservation"]))["id"] for _, state, d in tries if state == "started"
+        ]
         answered = [key for key, state, _ in tries if state == "answered"]
         assert sorted(reserved) == sorted(set(reserved))
         assert sorted(started) == sorted(set(started))  # one child a reservation
         assert len(answered) == len(set(answered)) == len(rounds)
-        report = json.loads(story.crew.do("kohort-site", "ledger", "--state", str(story.places.site(site)), "--json"))
+        report = json.loads(
+            story.crew.do(
+                "kohort-site", "ledger", "--state", str(story.places.site(site)), "--json"
+            )
+        )
         assert report["epsilon"]["pld"] <= report["cap_epsilon"]
         rows = ledger_rows(story, site)
         kinds = [kind for kind, _ in rows]
@@ -254,7 +297,9 @@ def ledger_rows(story: Story, site: str) -> list[tuple[str, dict[str, object]]]:
 
 
 def test_the_killed_site_lost_a_reservation_and_no_more(story: Story) -> None:
-    extra = [k for k, state, _ in entries(story, "hospital-a") if state == "reserved" and "/train/" in k]
+    extra = [
+        k for k, state, _ in entries(story, "hospital-a") if state == "reserved" and "/train/" in k
+    ]
     assert 3 <= len(extra) <= 4
 
 
@@ -263,7 +308,15 @@ def test_the_ledger_prints_mechanisms_epsilons_and_the_cap_and_detects_one_chang
 ) -> None:
     state = Path(shutil.copytree(story.places.site("hospital-b"), tmp_path / "site"))
     text = story.crew.do("kohort-site", "ledger", "--state", str(state))
-    for word in ("gan: subsampled gaussian", "glow: subsampled gaussian", "laplace", "PLD", "RDP", "PRV", "cap 10"):
+    for word in (
+        "gan: subsampled gaussian",
+        "glow: subsampled gaussian",
+        "laplace",
+        "PLD",
+        "RDP",
+        "PRV",
+        "cap 10",
+    ):
         assert word in text
     story.crew.do("kohort-site", "ledger", "--state", str(state), "verify")
     data = bytearray((state / "ledger.sqlite").read_bytes())
@@ -276,12 +329,16 @@ def test_the_ledger_prints_mechanisms_epsilons_and_the_cap_and_detects_one_chang
 def test_released_pictures_look_like_the_cohort_and_not_like_one_of_it(story: Story) -> None:
     from PIL import Image
 
-    pictures = np.stack([np.asarray(Image.open(p)) for p in sorted(story.release.glob("data/*/*.png"))])
+    pictures = np.stack(
+        [np.asarray(Image.open(p)) for p in sorted(story.release.glob("data/*/*.png"))]
+    )
     assert pictures.shape[1:] == (64, 64, 3)
     red, blue = pictures[:, 16:48, 16:48, 0].mean(), pictures[:, 16:48, 16:48, 2].mean()
     assert red > blue + 30  # a fundus is orange
     assert pictures[:, :3, :3].mean() < 40  # and round
     for site in SITES:
-        real = np.load(next(story.places.site(site).glob("cohort-*")) / "images.npy").astype(np.float32)
+        real = np.load(next(story.places.site(site).glob("cohort-*")) / "images.npy").astype(
+            np.float32
+        )
         for picture in pictures.astype(np.float32):
             assert np.abs(real - picture).mean(axis=(1, 2, 3)).min() > 1.0

@@ -74,17 +74,23 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("chest"))
     crew = rehearsal.Crew(places.out / "logs")
     crew.logs.mkdir()
-    truth = demo_hospitals.radiograph_hospitals(places.work / "hospitals", SITES, lambda *_: None, PATIENTS)
+    truth = demo_hospitals.radiograph_hospitals(
+        places.work / "hospitals", SITES, lambda *_: None, PATIENTS
+    )
     plan = small_plan(demo_hospitals.preset_of("chest"), places.work / "plan")
     tap = None
     try:
         public, real = rehearsal.free_port(), rehearsal.free_port()
         state = ["--state", str(places.server)]
-        crew.do("kohort-server", "init", *state, "--name", "e2e", "--url", f"https://127.0.0.1:{public}")
+        crew.do(
+            "kohort-server", "init", *state, "--name", "e2e", "--url", f"https://127.0.0.1:{public}"
+        )
         crew.do("kohort-server", "sign", str(plan), *state, "--out", str(places.bundle))
         tls = ServerState(places.server).tls
         tap = WireTap(public, real, tls / "server.crt", tls / "server.key")
-        crew.start("server", "kohort-server", "run", str(places.bundle), *state, "--port", str(real))
+        crew.start(
+            "server", "kohort-server", "run", str(places.bundle), *state, "--port", str(real)
+        )
         for name in SITES:
             rehearsal.start_site(crew, places, name, truth[name])
         rehearsal.watch(crew, places, SITES, lambda line: None)
@@ -117,19 +123,31 @@ def test_no_identifier_is_sent_logged_or_released(story: Story) -> None:
     assert not leaked(secrets(story), all_bytes(story.release.rglob("*")))
 
 
-def test_each_site_reserved_the_images_before_they_were_made_and_sent_them_once(story: Story) -> None:
+def test_each_site_reserved_the_images_before_they_were_made_and_sent_them_once(
+    story: Story,
+) -> None:
     event = charged_image_event(story.study)
     assert isinstance(event, LatentGaussian)
     for site in SITES:
         state = State(story.places.site(site))
         ledger = Ledger.open(
-            state.ledger, cap_epsilon=10.0, delta=1e-5, cohort=state.cohort_name(), filter_order=FILTER_ORDER
+            state.ledger,
+            cap_epsilon=10.0,
+            delta=1e-5,
+            cohort=state.cohort_name(),
+            filter_order=FILTER_ORDER,
         )
         rows = ledger.rows()
-        reserved = [row.seq for row in rows if row.kind == "reserve" and row.data["event"] == json.loads(event.event())]
+        reserved = [
+            row.seq
+            for row in rows
+            if row.kind == "reserve" and row.data["event"] == json.loads(event.event())
+        ]
         assert len(reserved) == 1
         committed = [
-            row.data["artefact"] for row in rows if row.kind == "commit" and row.data["reservation"] == reserved[0]
+            row.data["artefact"]
+            for row in rows
+            if row.kind == "commit" and row.data["reservation"] == reserved[0]
         ]
         assert len(committed) == 1
         assert not [row for row in rows if row.kind == "declare"]
@@ -140,7 +158,9 @@ def test_each_site_reserved_the_images_before_they_were_made_and_sent_them_once(
 def test_every_image_is_a_privatized_average_of_a_frozen_random_group(story: Story) -> None:
     images = 0
     for site in SITES:
-        folder = next(path.parent for path in (story.places.site(site) / "jobs").glob("*/evidence.json"))
+        folder = next(
+            path.parent for path in (story.places.site(site) / "jobs").glob("*/evidence.json")
+        )
         evidence = Evidence.read(folder / "evidence.json")
         assert all(len(group.members) >= 5 for group in evidence.groups)
         members = [member for group in evidence.groups for member in group.members]
@@ -156,7 +176,9 @@ def test_every_image_is_a_privatized_average_of_a_frozen_random_group(story: Sto
 def test_the_statement_says_the_epsilon_that_the_ledgers_spent(story: Story) -> None:
     statement = json.loads((story.release / "privacy_statement.json").read_text())
     report = json.loads(
-        story.crew.do("kohort-site", "ledger", "--state", str(story.places.site("hospital-a")), "--json")
+        story.crew.do(
+            "kohort-site", "ledger", "--state", str(story.places.site("hospital-a")), "--json"
+        )
     )
     said = statement["updates"]["epsilon_by_accountant"]["PLD"]
     assert said == pytest.approx(report["epsilon"]["pld"], rel=1e-3)
@@ -165,10 +187,19 @@ def test_the_statement_says_the_epsilon_that_the_ledgers_spent(story: Story) -> 
     assert "random groups" in (story.release / "privacy_statement.md").read_text()
 
 
-def test_the_report_says_what_a_classifier_learns_and_what_of_the_pathology_is_kept(story: Story) -> None:
+def test_the_report_says_what_a_classifier_learns_and_what_of_the_pathology_is_kept(
+    story: Story,
+) -> None:
     report = json.loads((story.release / "evaluation.json").read_text())
     found = {one["name"]: one for one in report["findings"]}
-    for name in (KAPPA, DOWNSTREAM, KEPT, KEPT_REAL, attacks.MEMBERSHIP, attacks.MEMBERSHIP_CONTROL):
+    for name in (
+        KAPPA,
+        DOWNSTREAM,
+        KEPT,
+        KEPT_REAL,
+        attacks.MEMBERSHIP,
+        attacks.MEMBERSHIP_CONTROL,
+    ):
         assert found[name]["status"] == "shown", name
     assert f"{len(SITES) * PATIENTS} public people" in report["rehearsal"]["cast"]
     assert KEPT in (story.release / "index.html").read_text()

@@ -55,7 +55,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("vessels"))
     crew = rehearsal.Crew(places.out / "logs")
     crew.logs.mkdir()
-    truth = demo_hospitals.phantom_hospitals(places.work / "hospitals", SITES, lambda *_: None, PATIENTS)
+    truth = demo_hospitals.phantom_hospitals(
+        places.work / "hospitals", SITES, lambda *_: None, PATIENTS
+    )
     reference = demo_hospitals.phantom_reference(places.work / "reference", 32, patients=8)
     plan = pairs_plan(
         places.work / "plan",
@@ -69,11 +71,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
         public, real = rehearsal.free_port(), rehearsal.free_port()
         state = ["--state", str(places.server)]
-        crew.do("kohort-server", "init", *state, "--name", "e2e", "--url", f"https://127.0.0.1:{public}")
+        crew.do(
+            "kohort-server", "init", *state, "--name", "e2e", "--url", f"https://127.0.0.1:{public}"
+        )
         crew.do("kohort-server", "sign", str(plan), *state, "--out", str(places.bundle))
         tls = ServerState(places.server).tls
         tap = WireTap(public, real, tls / "server.crt", tls / "server.key")
-        crew.start("server", "kohort-server", "run", str(places.bundle), *state, "--port", str(real))
+        crew.start(
+            "server", "kohort-server", "run", str(places.bundle), *state, "--port", str(real)
+        )
         for name in SITES:
             rehearsal.start_site(crew, places, name, truth[name])
         rehearsal.watch(crew, places, SITES, lambda line: None)
@@ -117,7 +123,15 @@ def test_no_identifier_reached_the_server_or_the_release(story: Story) -> None:
 
 
 def test_no_count_loss_or_time_is_in_what_a_site_says(story: Story) -> None:
-    for word in (b"num_examples", b"num-examples", b"loss", b"accuracy", b"patients", b"Traceback", b"/hospitals/"):
+    for word in (
+        b"num_examples",
+        b"num-examples",
+        b"loss",
+        b"accuracy",
+        b"patients",
+        b"Traceback",
+        b"/hospitals/",
+    ):
         assert word not in story.sent, word
 
 
@@ -127,11 +141,17 @@ def test_every_site_sent_one_update_a_round_and_spent_once(story: Story) -> None
         states = [entry.state for entry in journal.entries() if "/train/" in entry.key]
         journal.close()
         assert states.count("reserved") == states.count("answered") == ROUNDS
-        report = json.loads(story.crew.do("kohort-site", "ledger", "--state", str(story.places.site(site)), "--json"))
+        report = json.loads(
+            story.crew.do(
+                "kohort-site", "ledger", "--state", str(story.places.site(site)), "--json"
+            )
+        )
         assert report["epsilon"]["pld"] <= report["cap_epsilon"]
 
 
-def test_the_release_verifies_without_k_and_one_changed_mask_is_named(story: Story, tmp_path: Path) -> None:
+def test_the_release_verifies_without_k_and_one_changed_mask_is_named(
+    story: Story, tmp_path: Path
+) -> None:
     manifest = verify(story.release)
     assert (manifest.k, manifest.images) == (None, PAIRS)
     copy = Path(shutil.copytree(story.release, tmp_path / "copy"))
@@ -148,7 +168,9 @@ def test_every_picture_has_its_mask_as_png_and_nifti(story: Story) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == PAIRS == read_manifest(story.release).images
     for row in rows:
-        picture, mask = (np.asarray(Image.open(story.release / row[name])) for name in ("file_name", "mask"))
+        picture, mask = (
+            np.asarray(Image.open(story.release / row[name])) for name in ("file_name", "mask")
+        )
         volume = np.asarray(nibabel.load(story.release / row["mask_nifti"]).dataobj)  # type: ignore[attr-defined]
         assert picture.shape == mask.shape == (32, 32)
         assert set(np.unique(mask)) <= {0, 255}

@@ -31,7 +31,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @contextmanager
-def site_client(toy: ToySite, folder: Path, state: ServerState, port: int, pin: str) -> Iterator[None]:
+def site_client(
+    toy: ToySite, folder: Path, state: ServerState, port: int, pin: str
+) -> Iterator[None]:
     """A toy site on the real Fleet client, enrolled."""
     create_node_key(folder / "node.key", folder / "node.pub", toy.name)
     node_key = " ".join((folder / "node.pub").read_text().split()[:2])
@@ -39,7 +41,11 @@ def site_client(toy: ToySite, folder: Path, state: ServerState, port: int, pin: 
     (state.node_keys / f"{toy.name}.pub").write_text(node_key + "\n")
     line = signing.public_text(toy.key.public_key())
     registry = Registry(state.sites)
-    registry.enrol(Request(format="kohort-request/1", site=toy.name, node_key=node_key, sign_key=line, signature=""))
+    registry.enrol(
+        Request(
+            format="kohort-request/1", site=toy.name, node_key=node_key, sign_key=line, signature=""
+        )
+    )
     registry.close()
     settings = FleetSettings(
         f"https://127.0.0.1:{port}", state.authority / "ca.crt", folder / "node.key", folder / "fleet",
@@ -58,12 +64,20 @@ def site_client(toy: ToySite, folder: Path, state: ServerState, port: int, pin: 
 
 def start(state: ServerState, bundle: Path, log: Path) -> subprocess.Popen[bytes]:
     """`kohort-server run` as an operator starts it."""
-    command = [str(Path(sys.executable).parent / "kohort-server"), "run", str(bundle), "--state", str(state.root)]
+    command = [
+        str(Path(sys.executable).parent / "kohort-server"),
+        "run",
+        str(bundle),
+        "--state",
+        str(state.root),
+    ]
     with log.open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
 
 
-def wait(condition: object, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 240) -> None:
+def wait(
+    condition: object, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 240
+) -> None:
     """Wait for a condition while the server lives."""
     deadline = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
@@ -77,9 +91,13 @@ def test_a_killed_server_is_started_again_and_completes_the_study(tmp_path: Path
     issue_server_certificate(create_authority(state.authority), state.tls, [])
     port = free_port()
     new_config("demo", f"https://127.0.0.1:{port}", state.config)
-    study = write_bundle(tiny_plan(tmp_path / "plan", models__gan__rounds=4), key, tmp_path / "bundle")
+    study = write_bundle(
+        tiny_plan(tmp_path / "plan", models__gan__rounds=4), key, tmp_path / "bundle"
+    )
     pin = fab_hash((tmp_path / "bundle" / "study.yaml").read_bytes())
-    toys = [ToySite(site.name, study, key.public_key(), seed) for seed, site in enumerate(study.sites)]
+    toys = [
+        ToySite(site.name, study, key.public_key(), seed) for seed, site in enumerate(study.sites)
+    ]
     asked: list[Header] = toys[0].asked
     clients = [site_client(toy, tmp_path / "sites" / toy.name, state, port, pin) for toy in toys]
     with clients[0], clients[1], clients[2]:
@@ -95,9 +113,15 @@ def test_a_killed_server_is_started_again_and_completes_the_study(tmp_path: Path
         finally:
             second.kill()
     record = StudyRecord(state.study(study.hash()), study)
-    assert record.complete() and [batch.site for batch in record.batches()] == [toy.name for toy in toys]
+    assert record.complete() and [batch.site for batch in record.batches()] == [
+        toy.name for toy in toys
+    ]
     for toy in toys:
-        answered = {(header.phase, header.model, header.round): header.digest for header in toy.asked}
-        assert all(answered[h.phase, h.model, h.round] == h.digest for h in toy.asked)  # the same question again
+        answered = {
+            (header.phase, header.model, header.round): header.digest for header in toy.asked
+        }
+        assert all(
+            answered[h.phase, h.model, h.round] == h.digest for h in toy.asked
+        )  # the same question again
         assert toy.asked[-1].statement == {"done": True}
     assert "Traceback" not in log.read_text()

@@ -70,7 +70,9 @@ def test_a_payload_of_several_chunks_is_bit_identical(hub: Consortium, site: Sit
     assert bytes.fromhex(reply["payload"]) == payload[::-1]
 
 
-def test_an_app_that_the_site_did_not_approve_gets_a_code_and_no_work(hub: Consortium, site: Site) -> None:
+def test_an_app_that_the_site_did_not_approve_gets_a_code_and_no_work(
+    hub: Consortium, site: Site
+) -> None:
     pins = set(site.pins)
     site.pins.clear()
     try:
@@ -80,7 +82,9 @@ def test_an_app_that_the_site_did_not_approve_gets_a_code_and_no_work(hub: Conso
     assert (reply["error"], reply["reason"]) == (7, "E-APP-UNPINNED")
 
 
-def test_the_hash_that_flower_reports_is_the_one_that_the_site_computed(hub: Consortium, run: tuple[int, str]) -> None:
+def test_the_hash_that_flower_reports_is_the_one_that_the_site_computed(
+    hub: Consortium, run: tuple[int, str]
+) -> None:
     status = hub.link.run_status(run[0])
     assert (status.fab_hash, status.status) == (run[1], "running")
 
@@ -132,7 +136,12 @@ def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
 
     certificate = tmp_path / "guest.crt"
     issue_site_certificate(authority, "guest", (guest.folder / "node.pub").read_text(), certificate)
-    admitted = Site(guest.folder, replace(guest.settings, client_certificate=certificate), echo, pins=set(site.pins))
+    admitted = Site(
+        guest.folder,
+        replace(guest.settings, client_certificate=certificate),
+        echo,
+        pins=set(site.pins),
+    )
     admitted.start().wait_state("CONNECTED")
     assert hub.ask([guest.node_id], b"xyz") == [{"node": guest.node_id, "payload": b"zyx".hex()}]
 
@@ -179,15 +188,21 @@ def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
     replies: list[object] = []
     try:
         until((killed.folder / "fleet" / "node-id").exists)
-        asking = threading.Thread(target=lambda: replies.extend(hub.ask([killed.node_id], b"12")), daemon=True)
+        asking = threading.Thread(
+            target=lambda: replies.extend(hub.ask([killed.node_id], b"12")), daemon=True
+        )
         asking.start()
         until((killed.folder / "started").exists)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
 
-    twin = Site(killed.folder, replace(killed.settings, state_dir=killed.folder / "without-id"), echo).start()
-    twin.wait_state("KEY-NOT-ADMITTED")  # without the remembered id the server would keep us out for a minute
+    twin = Site(
+        killed.folder, replace(killed.settings, state_dir=killed.folder / "without-id"), echo
+    ).start()
+    twin.wait_state(
+        "KEY-NOT-ADMITTED"
+    )  # without the remembered id the server would keep us out for a minute
     twin.end()
 
     back = Site(killed.folder, killed.settings, echo, pins={run[1]})

@@ -49,7 +49,9 @@ def test_ctrl_c_ends_the_demo_with_130(tmp_path: Path) -> None:
         [KOHORT, "demo", "--out", str(tmp_path / "out")],
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in a shell's background
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "work").exists() and time.monotonic() < deadline:

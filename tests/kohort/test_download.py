@@ -85,7 +85,9 @@ def test_a_cut_download_continues_with_a_range_request_and_verifies(
     assert not list((tmp_path / "got").rglob("*.part"))
 
 
-def test_a_second_pull_fetches_no_picture_again(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+def test_a_second_pull_fetches_no_picture_again(
+    mirror: tuple[str, Path, Path], tmp_path: Path
+) -> None:
     url, ca, _ = mirror
     download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
     Mirror.seen.clear()
@@ -93,7 +95,9 @@ def test_a_second_pull_fetches_no_picture_again(mirror: tuple[str, Path, Path], 
     assert not [path for path, _ in Mirror.seen if path.endswith(".png")]
 
 
-def test_bytes_that_nobody_signed_never_get_their_name(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+def test_bytes_that_nobody_signed_never_get_their_name(
+    mirror: tuple[str, Path, Path], tmp_path: Path
+) -> None:
     url, ca, release = mirror
     Mirror.lies["/README.md"] = b"x" * (release / "README.md").stat().st_size
     with pytest.raises(PeerError, match=r"README\.md: the server's bytes"):
@@ -101,14 +105,18 @@ def test_bytes_that_nobody_signed_never_get_their_name(mirror: tuple[str, Path, 
     assert not (tmp_path / "got" / "README.md").exists()
 
 
-def test_an_endless_file_stops_at_its_signed_size(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+def test_an_endless_file_stops_at_its_signed_size(
+    mirror: tuple[str, Path, Path], tmp_path: Path
+) -> None:
     url, ca, _ = mirror
     Mirror.lies["/README.md"] = b"x" * 10_000_000
     with pytest.raises(RefusedError, match="sends more than"):
         download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
 
 
-def test_a_mirror_that_sends_whole_files_again_does_no_harm(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+def test_a_mirror_that_sends_whole_files_again_does_no_harm(
+    mirror: tuple[str, Path, Path], tmp_path: Path
+) -> None:
     url, ca, _ = mirror
     Mirror.deaf = True
     assert download.pull(url, tmp_path / "got", ca=ca, progress=nothing).images == 12
@@ -116,7 +124,9 @@ def test_a_mirror_that_sends_whole_files_again_does_no_harm(mirror: tuple[str, P
     assert len(asked) == 2 * len(set(asked))  # cut once, and then whole in one request
 
 
-def test_a_mirrors_own_files_are_not_believed(mirror: tuple[str, Path, Path], tmp_path: Path) -> None:
+def test_a_mirrors_own_files_are_not_believed(
+    mirror: tuple[str, Path, Path], tmp_path: Path
+) -> None:
     """It controls SHA256SUMS and manifest.json until the signature is checked; even then nothing unlisted is fetched."""
     url, ca, release = mirror
     manifest = json.loads((release / "manifest.json").read_text())

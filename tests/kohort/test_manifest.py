@@ -31,7 +31,11 @@ def test_one_altered_byte_in_any_file_is_found_and_the_file_named(release: Path)
     for path in sorted(p for p in release.rglob("*") if p.is_file()):
         name = path.relative_to(release).as_posix()
         original = path.read_bytes()
-        for at in {len(original) // 2} if name.startswith("data/") else {0, len(original) // 2, len(original) - 1}:
+        for at in (
+            {len(original) // 2}
+            if name.startswith("data/")
+            else {0, len(original) // 2, len(original) - 1}
+        ):
             path.write_bytes(original[:at] + bytes([original[at] ^ 1]) + original[at + 1 :])
             with pytest.raises(RefusedError) as caught:
                 verify(release)
@@ -44,13 +48,17 @@ def test_every_byte_of_signature_and_signers_line_counts(release: Path) -> None:
     for name in ("SHA256SUMS.sig", "allowed_signers"):
         original = (release / name).read_bytes()
         for at in range(len(original)):
-            (release / name).write_bytes(original[:at] + bytes([original[at] ^ 1]) + original[at + 1 :])
+            (release / name).write_bytes(
+                original[:at] + bytes([original[at] ^ 1]) + original[at + 1 :]
+            )
             with pytest.raises(RefusedError, match=name):
                 verify(release)
         (release / name).write_bytes(original)
 
 
-@pytest.mark.parametrize("name", ["extra.txt", "data/none/evil.py", "data/none/99999.png", "models/x.pkl", ".hidden"])
+@pytest.mark.parametrize(
+    "name", ["extra.txt", "data/none/evil.py", "data/none/99999.png", "models/x.pkl", ".hidden"]
+)
 def test_a_file_that_nobody_signed_is_refused(release: Path, name: str) -> None:
     (release / name).parent.mkdir(exist_ok=True)
     (release / name).write_bytes(b"x")

@@ -28,7 +28,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ed25519Private
     return small_release(tmp_path_factory.mktemp("good"))
 
 
-def reseal(folder: Path, key: Ed25519PrivateKey, change: Change, *, sizes: bool = True, **fields: Any) -> None:
+def reseal(
+    folder: Path, key: Ed25519PrivateKey, change: Change, *, sizes: bool = True, **fields: Any
+) -> None:
     """Change a release and sign it again; `fields` go into the manifest."""
     change(folder)
     manifest = json.loads((folder / layout.MANIFEST).read_text()) | fields
@@ -65,13 +67,17 @@ def statement(folder: Path, **fields: Any) -> None:
     }  # fmt: skip
     key = signing.new_key()
     sealed = seal(Header.model_validate(header), b"", key)
-    line = layout.statement_json("hospital-a", signing.public_text(key.public_key()), sealed.header, sealed.signature)
+    line = layout.statement_json(
+        "hospital-a", signing.public_text(key.public_key()), sealed.header, sealed.signature
+    )
     (folder / "statements" / "hospital-a.json").write_bytes(line)
 
 
 def unsigned(folder: Path) -> None:
     path = folder / "statements" / "hospital-a.json"
-    data = json.loads(path.read_text()) | {"key": signing.public_text(signing.new_key().public_key())}
+    data = json.loads(path.read_text()) | {
+        "key": signing.public_text(signing.new_key().public_key())
+    }
     path.write_text(json.dumps(data))
 
 

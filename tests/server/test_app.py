@@ -28,21 +28,33 @@ def federation(tmp_path: Path) -> Federation:
 def test_a_study_of_honest_sites_runs_to_its_end(federation: Federation) -> None:
     run = federation.run()
     assert run.record.complete() and run.record.progress().done == run.record.progress().total == 4
-    assert [batch.site for batch in run.record.batches()] == ["hospital-a", "hospital-b", "hospital-c"]
+    assert [batch.site for batch in run.record.batches()] == [
+        "hospital-a",
+        "hospital-b",
+        "hospital-c",
+    ]
     moved = tensors.read(run.record.final_weights()["gan"], max_bytes=1 << 20)
     start = tensors.read(federation.state.study(federation.study.hash()) / "bundle/checkpoints/gan.safetensors", max_bytes=1 << 20)  # fmt: skip  # noqa: E501
-    assert all((moved[name] != start[name]).any() and moved[name].dtype == np.float32 for name in start)
+    assert all(
+        (moved[name] != start[name]).any() and moved[name].dtype == np.float32 for name in start
+    )
 
 
-def test_every_site_gets_the_same_weights_and_receipts_for_its_own_replies(federation: Federation) -> None:
+def test_every_site_gets_the_same_weights_and_receipts_for_its_own_replies(
+    federation: Federation,
+) -> None:
     federation.run()
     asked = [site.asked for site in federation.sites.values()]
     for headers in zip(*asked, strict=True):
-        assert len({header.digest for header in headers}) == 1 and {h.sender for h in headers} == {"operator"}
+        assert len({header.digest for header in headers}) == 1 and {h.sender for h in headers} == {
+            "operator"
+        }
     for site in federation.sites.values():
         stored = [Sealed(*sealed) for sealed in site.stored.values()]
         digests = {tensors_digest(sealed) for sealed in stored}
-        assert set(site.asked[-1].receipts) == digests and site.asked[-1].statement == {"done": True}
+        assert set(site.asked[-1].receipts) == digests and site.asked[-1].statement == {
+            "done": True
+        }
         assert site.asked[0].receipts == ()
 
 
@@ -101,7 +113,9 @@ def test_a_resumed_round_does_not_ask_a_site_whose_reply_is_on_disk(
     assert {name: len(site.asked) for name, site in federation.sites.items()} == before
 
 
-def test_a_damaged_reply_on_disk_is_asked_anew(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_reply_on_disk_is_asked_anew(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed = federation.open()
     kill_at(killed, "close_round", 1, monkeypatch)
     with pytest.raises(Killed):
@@ -119,7 +133,11 @@ def test_images_in_parts_are_asked_one_part_after_the_other(federation: Federati
     run = federation.run()
     parts = {batch.site: len(batch.parts) for batch in run.record.batches()}
     assert parts == {"hospital-a": 1, "hospital-b": 3, "hospital-c": 1}
-    asked = [(h.round, h.part, h.parts) for h in federation.sites["hospital-b"].asked if h.phase == "synthesize"]
+    asked = [
+        (h.round, h.part, h.parts)
+        for h in federation.sites["hospital-b"].asked
+        if h.phase == "synthesize"
+    ]
     assert asked == [(0, 0, 1), (0, 1, 3), (0, 2, 3), (1, 0, 1)]
 
 
@@ -151,8 +169,12 @@ def test_the_first_round_waits_for_a_hospital_that_enrols_late(federation: Feder
     late = federation.sites["hospital-c"]
     late.key = signing.new_key()
     registry = run.registry
-    registry.enrol(federation.request("hospital-c", late).model_copy(update={"node_key": "node new"}))
-    thread = threading.Thread(target=lambda: run._train_round(federation.grid(), "gan", 0), daemon=True)
+    registry.enrol(
+        federation.request("hospital-c", late).model_copy(update={"node_key": "node new"})
+    )
+    thread = threading.Thread(
+        target=lambda: run._train_round(federation.grid(), "gan", 0), daemon=True
+    )
     thread.start()
     thread.join(1.0)
     assert thread.is_alive()
@@ -162,7 +184,9 @@ def test_the_first_round_waits_for_a_hospital_that_enrols_late(federation: Feder
     assert closed is not None and "hospital-c" in closed.data["accepted"]
 
 
-def test_a_fault_of_the_grid_ends_the_process(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_grid_ends_the_process(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = federation.grid()
 
     def broken(messages: object) -> list[str]:
@@ -177,7 +201,11 @@ def test_a_study_without_images_ends_with_a_last_word_about_its_last_round(tmp_p
     federation = Federation.create(tmp_path, synthesis=None)
     run = federation.run()
     last = federation.sites["hospital-a"].asked[-1]
-    assert run.record.complete() and (last.kind, last.model, last.statement) == ("train", "glow", {"done": True})
+    assert run.record.complete() and (last.kind, last.model, last.statement) == (
+        "train",
+        "glow",
+        {"done": True},
+    )
 
 
 RECORDS = {
@@ -204,7 +232,9 @@ RECORDS = {
     "bytes that are no array": RecordDict(
         {
             "sealed": ConfigRecord({"header": b"", "signature": b""}),
-            "payload": ArrayRecord({"payload": Array(dtype="uint8", shape=(1,), stype="numpy.ndarray", data=b"no")}),
+            "payload": ArrayRecord(
+                {"payload": Array(dtype="uint8", shape=(1,), stype="numpy.ndarray", data=b"no")}
+            ),
         }
     ),
 }
@@ -224,10 +254,16 @@ def test_records_carry_sealed_messages_unchanged() -> None:
 
 def test_the_app_finds_its_study_in_the_environment(federation: Federation) -> None:
     (federation.state.config).write_text("name: demo\nurl: https://localhost:9443\n")
-    names = {app.STATE_VARIABLE: str(federation.state.root), app.STUDY_VARIABLE: federation.study.hash()}
+    names = {
+        app.STATE_VARIABLE: str(federation.state.root),
+        app.STUDY_VARIABLE: federation.study.hash(),
+    }
     with opened(names) as run:
         assert run.study == federation.study
-    with pytest.raises(ConfigurationError, match="KOHORT_STUDY_HASH"), opened({**names, app.STUDY_VARIABLE: ""}):
+    with (
+        pytest.raises(ConfigurationError, match="KOHORT_STUDY_HASH"),
+        opened({**names, app.STUDY_VARIABLE: ""}),
+    ):
         pass
 
 
@@ -246,7 +282,9 @@ def test_the_app_ends_with_the_process_that_started_it() -> None:
         f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL); "
         "print(p.stdout.readline().decode(), flush=True); os._exit(0)"
     )
-    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=True
+    )
     for _ in range(300):
         if not Path(f"/proc/{done.stdout.strip()}").exists():
             return

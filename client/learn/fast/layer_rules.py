@@ -78,19 +78,25 @@ class LayerRules:
     def _leaf(self, name: str, patients: int) -> Tensor:
         """What the loss gets for a parameter: itself, or a view of it for each patient."""
         parameter = self._parameters[name].detach()
-        return (parameter.expand(patients, *parameter.shape) if name in self._apart else parameter).requires_grad_()
+        return (
+            parameter.expand(patients, *parameter.shape) if name in self._apart else parameter
+        ).requires_grad_()
 
     def natural(self, vector: Tensor) -> Tensor:
         """A vector [d] over the columns of the last rows, in the order of the parameters."""
         parts = torch.split(vector, [sink.size for sink in self._sinks])
-        return torch.cat([sink.natural(part) for sink, part in zip(self._sinks, parts, strict=True)])
+        return torch.cat(
+            [sink.natural(part) for sink, part in zip(self._sinks, parts, strict=True)]
+        )
 
     def _into(self, patients: int) -> list[Sink]:
         device = next(iter(self._parameters.values())).device
         if self._rows.shape != (patients, self._dimension) or self._rows.device != device:
             self._rows = torch.empty(patients, self._dimension, device=device)
         columns = torch.split(self._rows, [p.numel() for p in self._parameters.values()], dim=1)
-        return [Sink(part, p.shape) for part, p in zip(columns, self._parameters.values(), strict=True)]
+        return [
+            Sink(part, p.shape) for part, p in zip(columns, self._parameters.values(), strict=True)
+        ]
 
 
 @contextlib.contextmanager
@@ -210,16 +216,23 @@ def _beneath(function: Any, layer: Layer) -> Tensor:
     tensors = (layer.input, layer.weight, layer.bias)
     try:
         interpreter = _functorch.peek_interpreter_stack()
-        if _functorch.get_dynamic_layer_stack_depth() != 1 or interpreter.key() != _functorch.TransformType.Vmap:
+        if (
+            _functorch.get_dynamic_layer_stack_depth() != 1
+            or interpreter.key() != _functorch.TransformType.Vmap
+        ):
             raise AttributeError
         level = interpreter.level()
-        unwrapped = [(t, None) if t is None else _functorch._unwrap_batched(t, level) for t in tensors]
+        unwrapped = [
+            (t, None) if t is None else _functorch._unwrap_batched(t, level) for t in tensors
+        ]
         stack = _functorch.pop_dynamic_layer_stack()
     except AttributeError:
         y: Tensor = function.apply(*tensors, layer)
         return y
     try:
-        plain, axis = function.vmap(None, [dim for _, dim in unwrapped], *(t for t, _ in unwrapped), layer)
+        plain, axis = function.vmap(
+            None, [dim for _, dim in unwrapped], *(t for t, _ in unwrapped), layer
+        )
     finally:
         _functorch.push_dynamic_layer_stack(stack)
     wrapped: Tensor = _functorch._add_batch_dim(plain, axis, level)
@@ -238,7 +251,9 @@ class _OutOfVmap(torch.autograd.Function):
         raise NoRule("a gradient inside the loss")
 
     @staticmethod
-    def vmap(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer
+    ) -> tuple[Tensor, int]:
         if dims[0] is None or dims[1] is not None or dims[2] is not None:
             raise NoRule("a layer whose weights are a patient's, or whose input is not")
         x = x.movedim(dims[0], 0)
@@ -267,7 +282,9 @@ class _Untrained(torch.autograd.Function):
         x = x.movedim(dims[0], 0)
         own_weight, own_bias = dims[1] is not None, bias is not None and dims[2] is not None
         if own_weight or own_bias:
-            return layer.pointwise(x, weight.movedim(dims[1], 0) if own_weight else weight[None], bias), 0
+            return layer.pointwise(
+                x, weight.movedim(dims[1], 0) if own_weight else weight[None], bias
+            ), 0
         y = layer.plainly(x.flatten(0, -4), weight, bias)
         return y.view(*x.shape[:-3], *y.shape[1:]), 0
 
@@ -276,7 +293,9 @@ class _Node(torch.autograd.Function):
     """A layer on [c·n, …]: ordinary forward and input gradient; the weights' gradients go to the sinks."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer, patients: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer, patients: int
+    ) -> Tensor:
         y, saved = layer.forward(x, weight, bias)
         ctx.layer, ctx.patients = layer, patients
         ctx.save_for_backward(*saved)
@@ -297,9 +316,13 @@ class Layer(Protocol):
 
     def claims(self, sinks: Mapping[int, Sink], scratch: Scratch) -> bool: ...
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]: ...
 
-    def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None: ...
+    def backward(
+        self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool
+    ) -> Tensor | None: ...
 
 
 class _Trained:
@@ -312,7 +335,11 @@ class _Trained:
 
     def claims(self, sinks: Mapping[int, Sink], scratch: Scratch) -> bool:
         """Whether a trained parameter is in this call."""
-        self.to_weight, self.to_bias, self.scratch = sinks.get(id(self.weight)), sinks.get(id(self.bias)), scratch
+        self.to_weight, self.to_bias, self.scratch = (
+            sinks.get(id(self.weight)),
+            sinks.get(id(self.bias)),
+            scratch,
+        )
         if self.to_weight is None and self.to_bias is None:
             return False
         if self.dims and self.input.dim() not in self.dims:
@@ -324,10 +351,14 @@ class _Linear(_Trained):
     def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         self.input, self.weight, self.bias = input, weight, bias
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         return F.linear(x, weight, bias), (x, weight)
 
-    def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None:
+    def backward(
+        self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool
+    ) -> Tensor | None:
         x, weight = saved
         flat = gy.reshape(patients, -1, gy.shape[-1])
         if self.to_bias is not None:
@@ -366,19 +397,34 @@ class _Conv2d(_Trained):
 
     def pointwise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """y [c, n, out, H, W] for x [c, n, in, H, W], a weight [c or 1, out, in, 1, 1] and a bias [c, out] or [out]."""
-        if not self._plain or weight.shape[3:] != (1, 1) or self.stride != (1, 1) or self.padding != (0, 0):
-            raise NoRule("a convolution over more than one place with weights that are made from others")
+        if (
+            not self._plain
+            or weight.shape[3:] != (1, 1)
+            or self.stride != (1, 1)
+            or self.padding != (0, 0)
+        ):
+            raise NoRule(
+                "a convolution over more than one place with weights that are made from others"
+            )
         patients, n, channels, height, width = x.shape
         flat = x.permute(0, 1, 3, 4, 2).reshape(patients, n * height * width, channels)
         matrix = weight[:, :, :, 0, 0].transpose(1, 2).expand(patients, -1, -1)
-        y = torch.bmm(flat, matrix) if bias is None else torch.baddbmm(bias.expand(patients, -1)[:, None], flat, matrix)
+        y = (
+            torch.bmm(flat, matrix)
+            if bias is None
+            else torch.baddbmm(bias.expand(patients, -1)[:, None], flat, matrix)
+        )
         return y.view(patients, n, height, width, -1).permute(0, 1, 4, 2, 3)
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = x.contiguous(memory_format=torch.channels_last)
         return self.plainly(x, weight, bias), (x, weight)
 
-    def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None:
+    def backward(
+        self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool
+    ) -> Tensor | None:
         x, weight = saved
         gy = gy.contiguous(memory_format=torch.channels_last)
         if self.to_bias is not None:
@@ -392,7 +438,10 @@ class _Conv2d(_Trained):
         (height, width), (up, left) = self.weight.shape[2:], self.padding
         even = self.stride == self.dilation == (1, 1) and up < height and left < width
         if even and gy.shape[1] < x.shape[1]:
-            back = (height - 1 - up, width - 1 - left)  # padding that brings the output to the input's places
+            back = (
+                height - 1 - up,
+                width - 1 - left,
+            )  # padding that brings the output to the input's places
             patches = self._patches(gy, x.shape[2:], back, (1, 1), (1, 1), patients)
             inputs = x.permute(0, 2, 3, 1).reshape(patients, -1, x.shape[1])
             return to_weight.add_products(patches, inputs, "-h -w out in")
@@ -401,12 +450,26 @@ class _Conv2d(_Trained):
         return to_weight.add_products(outputs, patches, "out h w in")
 
     def _to_input(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        settings = (self.stride, self.padding, self.dilation, False, (0, 0), 1, (True, False, False))
+        settings = (
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            (0, 0),
+            1,
+            (True, False, False),
+        )
         gx: Tensor = torch.ops.aten.convolution_backward(gy, x, weight, None, *settings)[0]
         return gx
 
     def _patches(
-        self, x: Tensor, places: torch.Size, padding: Pair, stride: Pair, dilation: Pair, patients: int
+        self,
+        x: Tensor,
+        places: torch.Size,
+        padding: Pair,
+        stride: Pair,
+        dilation: Pair,
+        patients: int,
     ) -> Tensor:
         """What lies under each place of the kernel, [c, n·places, h·w·channels], in scratch memory."""
         n, channels, height, width = x.shape
@@ -414,7 +477,9 @@ class _Conv2d(_Trained):
         kernel = self.weight.shape[2:]
         if kernel == (1, 1) and padding == (0, 0) and stride == (1, 1):
             return x.permute(0, 2, 3, 1).reshape(patients, -1, channels)
-        padded = self.scratch.zeros(f"padded by {padding}", (n, height + 2 * up, width + 2 * left, channels), x)
+        padded = self.scratch.zeros(
+            f"padded by {padding}", (n, height + 2 * up, width + 2 * left, channels), x
+        )
         padded[:, up : up + height, left : left + width].copy_(x.permute(0, 2, 3, 1))
         image, row, column, one = padded.stride()
         steps = (image, row * down, column * right, row * dh, column * dw, one)
@@ -438,7 +503,9 @@ class _GroupNorm(_Trained):
         self._affine = weight is not None and bias is not None
         self.weight, self.bias = input if weight is None else weight, bias
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if not self._affine:
             raise NoRule("a group norm with half its parameters")
         n, channels, height, width = x.shape
@@ -447,21 +514,29 @@ class _GroupNorm(_Trained):
         )
         return y, (x, weight, mean, rstd)
 
-    def backward(self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool) -> Tensor | None:
+    def backward(
+        self, gy: Tensor, saved: tuple[Tensor, ...], patients: int, wants_x: bool
+    ) -> Tensor | None:
         x, weight, mean, rstd = saved
         n, channels, *sides = x.shape
         width = channels // self.groups
         places = sides[0] * sides[1]
-        flat_gy, flat_x = (t.permute(0, 2, 3, 1).reshape(n, places, channels) for t in (gy, x.float()))
+        flat_gy, flat_x = (
+            t.permute(0, 2, 3, 1).reshape(n, places, channels) for t in (gy, x.float())
+        )
         mean_of, rstd_of = (s.repeat_interleave(width, 1) for s in (mean, rstd))  # [n, channels]
         plain, weighted = flat_gy.sum(1), (flat_gy * flat_x).sum(1)
         if self.to_weight is not None:
-            self.to_weight.add(((weighted - mean_of * plain) * rstd_of).view(patients, -1, channels).sum(1))
+            self.to_weight.add(
+                ((weighted - mean_of * plain) * rstd_of).view(patients, -1, channels).sum(1)
+            )
         if self.to_bias is not None:
             self.to_bias.add(plain.view(patients, -1, channels).sum(1))
         if not wants_x:
             return None
-        plain, weighted = ((s * weight).view(n, self.groups, width).sum(2) for s in (plain, weighted))  # [n, groups]
+        plain, weighted = (
+            (s * weight).view(n, self.groups, width).sum(2) for s in (plain, weighted)
+        )  # [n, groups]
         slope = (plain * mean - weighted) * rstd**3 / (width * places)
         shift = -slope * mean - plain * rstd / (width * places)
         slope, shift = (s.repeat_interleave(width, 1)[:, None] for s in (slope, shift))
@@ -473,4 +548,8 @@ def _pair(value: int | Pair) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-RULES: dict[Any, Callable[..., Any]] = {F.conv2d: _Conv2d, F.linear: _Linear, F.group_norm: _GroupNorm}
+RULES: dict[Any, Callable[..., Any]] = {
+    F.conv2d: _Conv2d,
+    F.linear: _Linear,
+    F.group_norm: _GroupNorm,
+}

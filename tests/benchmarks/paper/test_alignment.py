@@ -20,7 +20,12 @@ GROUPS, K, SIZE_PX = 2, 3, 16
 
 def vgg() -> nn.Sequential:
     """The shape of VGG-19's start, with a layer after the cut."""
-    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(True), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(True)]
+    layers = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(True),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.ReLU(True),
+    ]
     return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Conv2d(6, 4, 3, padding=1))
 
 
@@ -33,7 +38,9 @@ def resnet() -> nn.Module:
     nn.init.normal_(norm.bias)
     pool = nn.AdaptiveAvgPool2d(3)
     return nn.Sequential(
-        OrderedDict(conv1=nn.Conv2d(3, 8, 3, 2), bn1=norm, tanh=nn.Tanh(), pool=pool, flat=nn.Flatten())
+        OrderedDict(
+            conv1=nn.Conv2d(3, 8, 3, 2), bn1=norm, tanh=nn.Tanh(), pool=pool, flat=nn.Flatten()
+        )
     )
 
 
@@ -50,8 +57,15 @@ class Scene:
 
 def scene(dtype: torch.dtype, seed: int = 3) -> Scene:
     torch.manual_seed(seed)
-    generator = stylegan2.PaperGenerator(SIZE_PX, latent=8, base=64, most_channels=6).to(dtype).requires_grad_(False)
-    whole, network = vgg().to(dtype).requires_grad_(False), resnet().to(dtype).eval().requires_grad_(False)
+    generator = (
+        stylegan2.PaperGenerator(SIZE_PX, latent=8, base=64, most_channels=6)
+        .to(dtype)
+        .requires_grad_(False)
+    )
+    whole, network = (
+        vgg().to(dtype).requires_grad_(False),
+        resnet().to(dtype).eval().requires_grad_(False),
+    )
     texture = external.Texture(6).to(dtype)
     for name in ("0", "2"):
         texture.features[name].load_state_dict(whole[int(name)].state_dict())
@@ -91,7 +105,9 @@ def test_loss_and_gradient_equal_the_papers_loop_to_1e_9_in_double_precision() -
         np.testing.assert_allclose(slopes, slope, rtol=1e-7, atol=1e-9 * float(slope.abs().max()))
 
 
-def test_loss_equals_the_papers_loop_to_six_digits_and_the_gradient_points_alike_in_single_precision() -> None:
+def test_loss_equals_the_papers_loop_to_six_digits_and_the_gradient_points_alike_in_single_precision() -> (
+    None
+):
     for ours, theirs, slopes, slope in compared(scene(torch.float32)):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
         assert float(torch.cosine_similarity(slopes.flatten(), slope.flatten(), dim=0)) > 0.99999
@@ -117,14 +133,26 @@ def test_the_mean_feature_is_not_normalised_again() -> None:
 
 def test_the_two_terms_are_weighed_as_the_paper_weighs_them() -> None:
     assert (parity.PaperPlan.content_weight, parity.PaperPlan.style_weight) == (100.0, 1e-6)
-    assert (parity.PaperPlan.windows, parity.PaperPlan.image_px, parity.PaperPlan.content_px) == (4, 256, 224)
-    assert [round(parity.paper_learning_rate(t), 3) for t in (0, 0.05, 0.5, 0.875, 1)] == [0, 1, 1, 0.5, 0]
+    assert (parity.PaperPlan.windows, parity.PaperPlan.image_px, parity.PaperPlan.content_px) == (
+        4,
+        256,
+        224,
+    )
+    assert [round(parity.paper_learning_rate(t), 3) for t in (0, 0.05, 0.5, 0.875, 1)] == [
+        0,
+        1,
+        1,
+        0.5,
+        0,
+    ]
 
 
 def test_windows_that_do_not_divide_and_unequal_sources_are_refused() -> None:
     s = scene(torch.float32)
     with pytest.raises(ConfigurationError, match="divisor of 32"):
-        dataclasses.replace(s.loss, plan=dataclasses.replace(PLAN, windows=3)).targets(s.real, s.inverted)
+        dataclasses.replace(s.loss, plan=dataclasses.replace(PLAN, windows=3)).targets(
+            s.real, s.inverted
+        )
     with pytest.raises(ConfigurationError, match="as many inverted as real"):
         s.loss.targets(s.real, s.inverted[:, :2])
 
@@ -134,10 +162,15 @@ def test_activation_modulation_equals_weight_modulation(size_px: int) -> None:
     generator = stylegan2.PaperGenerator(size_px, latent=8, base=256, most_channels=8).double()
     codes = torch.randn(2, generator.layer_count, 8, dtype=torch.float64)
     np.testing.assert_allclose(
-        generator.synthesis(codes).detach(), paper_loop.synthesis(generator, codes).detach(), rtol=1e-9, atol=1e-10
+        generator.synthesis(codes).detach(),
+        paper_loop.synthesis(generator, codes).detach(),
+        rtol=1e-9,
+        atol=1e-10,
     )
 
 
 def test_the_papers_generator_refuses_a_code_of_another_shape() -> None:
     with pytest.raises(ConfigurationError, match=r"\[N, 6, 8\]"):
-        stylegan2.PaperGenerator(16, latent=8, base=64, most_channels=6).synthesis(torch.zeros(1, 8, 8))
+        stylegan2.PaperGenerator(16, latent=8, base=64, most_channels=6).synthesis(
+            torch.zeros(1, 8, 8)
+        )

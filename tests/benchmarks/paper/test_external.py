@@ -42,7 +42,9 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.models, "resnet50", small_resnet)
 
 
-def test_the_pinned_file_of_a_resnet_gives_its_unit_features_without_its_head(tmp_path: Path) -> None:
+def test_the_pinned_file_of_a_resnet_gives_its_unit_features_without_its_head(
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(0)
     network, x = small_resnet(), torch.randn(2, 3, 32, 32)
     content = external.load_content(saved(tmp_path / "moco.safetensors", network))
@@ -76,7 +78,9 @@ def test_a_wrong_file_is_refused_before_a_tensor_is_parsed(
         weights.file.write_bytes(weights.file.read_bytes() + b" ")
     else:
         monkeypatch.setattr(external, "WEIGHTS_CAP_BYTES", 100)
-    message = {"missing": "no such file", "another file": "SHA-256 is", "too large": "larger than"}[what]
+    message = {"missing": "no such file", "another file": "SHA-256 is", "too large": "larger than"}[
+        what
+    ]
     with pytest.raises(ConfigurationError, match=message) as caught:
         external.load_texture(weights)
     assert caught.value.hint

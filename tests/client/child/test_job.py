@@ -41,16 +41,22 @@ SECRET = bytes(32)
 def weights() -> dict[str, tensors.Arrays]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    gan = numpy_weights(Generator(32, 3, 16, 16), "generator.") | numpy_weights(Critic(32, 3, 16), "critic.")
+    gan = numpy_weights(Generator(32, 3, 16, 16), "generator.") | numpy_weights(
+        Critic(32, 3, 16), "critic."
+    )
     return {"gan": dict(gan), "glow": dict(weights_of(Glow(32, 3, 3, 2, 16)))}
 
 
 @pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, tensors.Arrays]) -> Hospital:
+def hospital(
+    tmp_path_factory: pytest.TempPathFactory, weights: dict[str, tensors.Arrays]
+) -> Hospital:
     return make_hospital(tmp_path_factory.mktemp("hospital"), weights=weights)
 
 
-def job_folder(hospital: Hospital, folder: Path, kind: str, model: str, inputs: tensors.Arrays, groups: bytes) -> Path:
+def job_folder(
+    hospital: Hospital, folder: Path, kind: str, model: str, inputs: tensors.Arrays, groups: bytes
+) -> Path:
     """A job as the daemon writes it, with a reservation of one round."""
     event = round_event(hospital.study, model, 2**20) if model else None
     job = Job(
@@ -74,10 +80,14 @@ def test_a_round_in_a_real_child_leaves_the_models_own_tensors(
 ) -> None:
     folder = job_folder(hospital, tmp_path / "job", "train", "gan", weights["gan"], NO_GROUPS)
     seen: list[tuple[int, int]] = []
-    ending = run_child(folder, 1, SECRET, threading.Event(), lambda done, total: seen.append((done, total)))
+    ending = run_child(
+        folder, 1, SECRET, threading.Event(), lambda done, total: seen.append((done, total))
+    )
     assert ending.finished, (folder / "child.log").read_text()
     deltas = tensors.read(folder / "out.safetensors", max_bytes=1 << 26)
-    assert {name: a.shape for name, a in deltas.items()} == {name: a.shape for name, a in weights["gan"].items()}
+    assert {name: a.shape for name, a in deltas.items()} == {
+        name: a.shape for name, a in weights["gan"].items()
+    }
     assert any(a.any() for name, a in deltas.items() if name.startswith("critic."))
     assert (0, 0) in seen
 
@@ -94,7 +104,9 @@ def test_a_study_of_pairs_trains_its_wgan(tmp_path: Path) -> None:
     folder = job_folder(site, tmp_path / "job", "train", "wgan", pairs, NO_GROUPS)
     work(Job.read(folder), folder, SECRET)
     deltas = tensors.read(folder / "out.safetensors", max_bytes=1 << 26)
-    assert {name: a.shape for name, a in deltas.items()} == {name: a.shape for name, a in pairs.items()}
+    assert {name: a.shape for name, a in deltas.items()} == {
+        name: a.shape for name, a in pairs.items()
+    }
     assert any(a.any() for name, a in deltas.items() if name.startswith("critic."))
 
 
@@ -109,7 +121,9 @@ def test_two_children_of_one_job_never_give_the_same_noise(
     assert outputs[0] != outputs[1]
 
 
-def test_a_child_has_no_key_and_no_proxy_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_has_no_key_and_no_proxy_in_its_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from client.daemon.jobs import _environment
 
     monkeypatch.setenv("KOHORT_SECRET", "x")
@@ -129,7 +143,9 @@ def test_a_refusal_leaves_its_code_and_no_output(
     assert not (folder / "out.safetensors").exists()
 
 
-def test_a_stop_kills_the_child(hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path) -> None:
+def test_a_stop_kills_the_child(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path
+) -> None:
     folder = job_folder(hospital, tmp_path / "job", "train", "gan", weights["gan"], NO_GROUPS)
     stop = threading.Event()
     stop.set()
@@ -174,26 +190,35 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def batch(
-    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A job folder after one image batch; untrained models know nothing, so every image counts as accepted and as passed."""
     monkeypatch.setattr("client.synthesize.invert.BLANK_DEVIATION", -1.0)
     monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
     monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", -1.0)
     monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
-    folder = job_folder(hospital, tmp_path / "batch", "synthesize", "", weights["gan"] | weights["glow"], NO_GROUPS)
+    folder = job_folder(
+        hospital, tmp_path / "batch", "synthesize", "", weights["gan"] | weights["glow"], NO_GROUPS
+    )
     work(Job.read(folder), folder, SECRET)
     return folder
 
 
-def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(hospital: Hospital, batch: Path) -> None:
+def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(
+    hospital: Hospital, batch: Path
+) -> None:
     arrays = tensors.read(batch / "out.safetensors", max_bytes=1 << 26)
     evidence = Evidence.read(batch / "evidence.json")
     assert arrays["images"].shape[1:] == (32, 32, 3)
     assert len(arrays["images"]) == len(evidence.group_of) == len(evidence.groups) == 2
     assert evidence.audit == ()
     assert arrays["privatized"].sum() == 1  # a quarter of two groups, at least one
-    assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays["labels"].tolist()
+    assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays[
+        "labels"
+    ].tolist()
     assert all(len(group.members) == 8 for group in evidence.groups)
     for name in ("contact_sheet.png", "inversions.png"):
         assert (batch / name).read_bytes()[:4] == b"\x89PNG"
@@ -201,13 +226,21 @@ def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(hospital: Ho
 
 
 def test_frozen_groups_come_again_exactly(
-    hospital: Hospital, weights: dict[str, tensors.Arrays], batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    batch: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = Evidence.read(batch / "evidence.json").groups
     frozen = Evidence((first[0],), (), ()).to_json()
-    folder = job_folder(hospital, tmp_path / "again", "synthesize", "", weights["gan"] | weights["glow"], frozen)
+    folder = job_folder(
+        hospital, tmp_path / "again", "synthesize", "", weights["gan"] | weights["glow"], frozen
+    )
     work(Job.read(folder), folder, bytes(31) + b"\x01")
-    assert first[0].token in {group.token for group in Evidence.read(folder / "evidence.json").groups}
+    assert first[0].token in {
+        group.token for group in Evidence.read(folder / "evidence.json").groups
+    }
 
 
 def test_a_person_keeps_the_name_under_which_a_group_was_frozen(hospital: Hospital) -> None:
@@ -220,19 +253,26 @@ def test_a_person_keeps_the_name_under_which_a_group_was_frozen(hospital: Hospit
 
 
 def test_a_batch_that_fails_the_audit_is_no_batch(
-    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
     monkeypatch.setattr("client.synthesize.invert.BLANK_DEVIATION", -1.0)
     monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", 10.0)
-    folder = job_folder(hospital, tmp_path / "job", "synthesize", "", weights["gan"] | weights["glow"], NO_GROUPS)
+    folder = job_folder(
+        hospital, tmp_path / "job", "synthesize", "", weights["gan"] | weights["glow"], NO_GROUPS
+    )
     with pytest.raises(PolicyError) as refused:
         work(Job.read(folder), folder, SECRET)
     assert refused.value.code == "E-AUDIT"
     assert not (folder / "out.safetensors").exists()
 
 
-def test_a_job_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_of_another_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "job.json").write_text('{"kind": "train"}')
     monkeypatch.setattr("client.child.job.die_with_parent", lambda: None)
     read_end, write_end = os.pipe()
@@ -245,7 +285,9 @@ def test_a_job_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture(scope="module")
-def flow_hospital(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, tensors.Arrays]) -> Hospital:
+def flow_hospital(
+    tmp_path_factory: pytest.TempPathFactory, weights: dict[str, tensors.Arrays]
+) -> Hospital:
     """A hospital whose plan has no generator: `random` groups, all of them privatized."""
     models = {"glow": SMALL["models"]["glow"]}
     synthesis = SMALL["synthesis"] | {
@@ -253,7 +295,9 @@ def flow_hospital(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, t
         "privatize": SMALL["synthesis"]["privatize"] | {"share": 1.0},
     }
     folder = tmp_path_factory.mktemp("flow")
-    return make_hospital(folder, weights={"glow": weights["glow"]}, models=models, synthesis=synthesis)
+    return make_hospital(
+        folder, weights={"glow": weights["glow"]}, models=models, synthesis=synthesis
+    )
 
 
 def flow_batch(site: Hospital, weights: dict[str, tensors.Arrays], folder: Path) -> Path:
@@ -262,9 +306,14 @@ def flow_batch(site: Hospital, weights: dict[str, tensors.Arrays], folder: Path)
 
 
 def test_without_a_generator_every_image_is_a_privatized_average_of_a_random_group(
-    flow_hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flow_hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("client.child.job.inverted", lambda *_: pytest.fail("there is no generator to invert"))
+    monkeypatch.setattr(
+        "client.child.job.inverted", lambda *_: pytest.fail("there is no generator to invert")
+    )
     monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
     folder = flow_batch(flow_hospital, weights, tmp_path / "job")
     work(Job.read(folder), folder, SECRET)
@@ -274,7 +323,9 @@ def test_without_a_generator_every_image_is_a_privatized_average_of_a_random_gro
     )
     assert arrays["privatized"].tolist() == [1, 1] and arrays["images"].shape == (2, 32, 32, 3)
     assert sorted(len(group.members) for group in evidence.groups) == [8, 8]
-    assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays["labels"].tolist()
+    assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays[
+        "labels"
+    ].tolist()
 
 
 @pytest.mark.parametrize("code", ["A-NEAR", "A-COPY"])
@@ -299,20 +350,31 @@ def verdict(*codes: Code) -> Callable[..., AuditReport]:
 
     def audit(released: np.ndarray, *_: object) -> AuditReport:
         fine: Code = "A-PASS"
-        return AuditReport(codes if len(released) == len(codes) else (fine,) * len(released), (seen,) * len(released))
+        return AuditReport(
+            codes if len(released) == len(codes) else (fine,) * len(released),
+            (seen,) * len(released),
+        )
 
     return audit
 
 
 @pytest.mark.parametrize("leaks", [True, False])
-def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_groups(leaks: bool) -> None:
+def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_groups(
+    leaks: bool,
+) -> None:
     coarse = np.random.default_rng(4).integers(0, 255, (130, 4, 4, 3), dtype=np.uint8)
     images = np.repeat(np.repeat(coarse, 8, axis=1), 8, axis=2)
     names = tuple(f"{i:032x}" for i in range(80))
-    cohort = SimpleNamespace(pseudonyms=names, aliases=((),) * 80, patient_of=np.arange(80), images=images[:80])
-    shown = images if leaks else images[80:]  # averages of the groups' members, or of people who are not here
+    cohort = SimpleNamespace(
+        pseudonyms=names, aliases=((),) * 80, patient_of=np.arange(80), images=images[:80]
+    )
+    shown = (
+        images if leaks else images[80:]
+    )  # averages of the groups' members, or of people who are not here
     made = [
-        Made(shown[i : i + 2].mean(0).astype(np.uint8), Group(names[i : i + 2], Stratum(0), 2), False)
+        Made(
+            shown[i : i + 2].mean(0).astype(np.uint8), Group(names[i : i + 2], Stratum(0), 2), False
+        )
         for i in range(0, 50, 2)
     ]
     assert members_found(SimpleNamespace(cohort=cohort), made) is leaks  # type: ignore[arg-type]
@@ -322,8 +384,13 @@ def made_batch(grouping: str) -> tuple[SimpleNamespace, list[Made]]:
     """A batch of that grouping with two images of plain groups."""
     cohort = SimpleNamespace(images=np.zeros((4, 8, 8, 3), np.uint8), patient_of=np.arange(4))
     anchors = object() if grouping == "anchors" else None
-    made = [Made(np.full((8, 8, 3), i, np.uint8), Group((f"a{i}", f"b{i}"), Stratum(0), 2), False) for i in (0, 1)]
-    return SimpleNamespace(cohort=cohort, synthesis=SimpleNamespace(grouping=grouping, anchors=anchors)), made
+    made = [
+        Made(np.full((8, 8, 3), i, np.uint8), Group((f"a{i}", f"b{i}"), Stratum(0), 2), False)
+        for i in (0, 1)
+    ]
+    return SimpleNamespace(
+        cohort=cohort, synthesis=SimpleNamespace(grouping=grouping, anchors=anchors)
+    ), made
 
 
 @pytest.mark.parametrize("grouping", ["similar", "similar-swap", "cells"])
@@ -343,7 +410,10 @@ def test_the_check_of_the_whole_batch_does_not_even_look_where_epsilon_would_not
     grouping: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
-    monkeypatch.setattr("client.child.job.members_found", lambda *_: pytest.fail("patients' images decide what leaves"))
+    monkeypatch.setattr(
+        "client.child.job.members_found",
+        lambda *_: pytest.fail("patients' images decide what leaves"),
+    )
     batch, made = made_batch(grouping)
     assert audited(batch, made) == made  # type: ignore[arg-type]
 
@@ -355,7 +425,10 @@ def test_in_mode_anchors_nearness_is_a_fault_to_report_and_drops_nothing(
     monkeypatch.setattr("client.child.job.audit", verdict("A-NEAR", "A-COPY"))
     assert audited(batch, made) == made  # type: ignore[arg-type]
     said = capsys.readouterr().err  # child.log
-    assert said == "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
+    assert (
+        said
+        == "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
+    )
     monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
     assert audited(batch, made) == made  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
@@ -377,9 +450,14 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
     monkeypatch.setattr("client.child.job.measure_patients", lambda *_: {})
     monkeypatch.setattr("client.child.job.gather", lambda *_: [])
     monkeypatch.setattr("client.child.job.align", lambda *_: SimpleNamespace(codes=aligned_codes))
-    monkeypatch.setattr("client.child.job.outputs", lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))])
+    monkeypatch.setattr(
+        "client.child.job.outputs",
+        lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))],
+    )
     moved = SimpleNamespace(moved=lambda codes: codes + 1)
-    monkeypatch.setattr("client.child.job.directions_of", lambda *given: asked.append(given) or moved)
+    monkeypatch.setattr(
+        "client.child.job.directions_of", lambda *given: asked.append(given) or moved
+    )
     aligned(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
     assert torch.equal(drawn[0], aligned_codes + (directions > 0))
     assert asked == ([(looked[0], 2, 5, "cells", 0.75)] if directions else [])

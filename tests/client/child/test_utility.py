@@ -29,7 +29,9 @@ from kohort.commands import run_typer
 from tests.studies import vessels_plan
 
 torch.set_num_threads(1)
-RECIPE = common_utility.Recipe(width=8, epochs=3, batch_size=4, grid=(common_utility.Choice(0.0, 3e-3),))
+RECIPE = common_utility.Recipe(
+    width=8, epochs=3, batch_size=4, grid=(common_utility.Choice(0.0, 3e-3),)
+)
 
 
 def blocks(count: int, seed: int) -> np.ndarray:
@@ -68,7 +70,13 @@ def write_cohort(folder: Path, pairs: np.ndarray, patient_of: np.ndarray) -> Non
             index.execute("INSERT INTO alias VALUES (?, ?)", (f"{patient:064x}", patient))
         for i, patient in enumerate(patient_of.tolist()):
             index.execute("INSERT INTO image VALUES (?, ?, 0, 0, ?)", (i, patient, f"{i:064x}"))
-    facts = {"format": FORMAT, "size_px": 32, "channels": 2, "label_names": ["vessels"], "digest": "0" * 64}
+    facts = {
+        "format": FORMAT,
+        "size_px": 32,
+        "channels": 2,
+        "label_names": ["vessels"],
+        "digest": "0" * 64,
+    }
     (folder / "cohort.json").write_text(json.dumps(facts))
 
 
@@ -131,7 +139,9 @@ def test_the_cohort_is_opened_after_the_network_is_chosen(
     assert order == ["fit", "cohort"]
 
 
-@pytest.mark.parametrize("fault", ["unverified", "unapproved", "no masks", "no cohort", "bad picture", "wrong size"])
+@pytest.mark.parametrize(
+    "fault", ["unverified", "unapproved", "no masks", "no cohort", "bad picture", "wrong size"]
+)
 def test_what_cannot_be_measured_is_refused_before_the_cohort_is_opened(
     hospital: tuple[Path, State, Plans, Study], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -156,14 +166,18 @@ def test_what_cannot_be_measured_is_refused_before_the_cohort_is_opened(
         (release / "masks" / "00003.png").write_bytes(b"GIF89a")
     elif fault == "wrong size":
         Image.new("L", (64, 64)).save(release / "masks" / "00003.png")
-    monkeypatch.setattr(common_utility, "measure", lambda *_, **__: pytest.fail("the cohort was opened"))
+    monkeypatch.setattr(
+        common_utility, "measure", lambda *_, **__: pytest.fail("the cohort was opened")
+    )
     with pytest.raises(wanted):
         utility.measure_release(release, place, plans, recipe=RECIPE)
     assert not (place.root / "utility").exists()
 
 
 def test_the_command_prints_the_result_and_exits_zero(
-    hospital: tuple[Path, State, Plans, Study], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hospital: tuple[Path, State, Plans, Study],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     release, place, plans, _ = hospital
     (place.root / "site.yaml").write_text(site_config.sample("hospital-a", str(release)))
@@ -172,6 +186,13 @@ def test_the_command_prints_the_result_and_exits_zero(
     monkeypatch.setattr(utility, "recipe", lambda *, full: RECIPE)
     for extra in ((), ("--json",)):
         arguments = ["utility", str(release), "--state", str(place.root), *extra]
-        assert run_typer("kohort-site", lambda given=arguments: command.app(given, standalone_mode=False)) == 0
+        assert (
+            run_typer(
+                "kohort-site", lambda given=arguments: command.app(given, standalone_mode=False)
+            )
+            == 0
+        )
         out = capsys.readouterr().out
-        assert json.loads(out)["pairs"] == 24 if extra else "DSC" in out and "nothing was sent" in out
+        assert (
+            json.loads(out)["pairs"] == 24 if extra else "DSC" in out and "nothing was sent" in out
+        )

@@ -32,7 +32,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = run_typer("kohort-site", lambda: app([str(a) for a in arguments], standalone_mode=False))
+        code = run_typer(
+            "kohort-site", lambda: app([str(a) for a in arguments], standalone_mode=False)
+        )
         return (code, *capsys.readouterr())
 
     return run
@@ -56,7 +58,15 @@ def joined(tmp_path: Path, cli: Cli) -> tuple[Path, Path]:
     state = tmp_path / "site"
     labels = photographs(tmp_path / "data")
     code, out, _ = cli(
-        "init", "--state", state, "--site", "hospital-a", "--data", tmp_path / "data", "--labels", labels
+        "init",
+        "--state",
+        state,
+        "--site",
+        "hospital-a",
+        "--data",
+        tmp_path / "data",
+        "--labels",
+        labels,
     )
     assert code == 0
     assert "hospital-a.request.json" in out
@@ -74,7 +84,9 @@ def joined(tmp_path: Path, cli: Cli) -> tuple[Path, Path]:
     return state, tmp_path / "bundle"
 
 
-def test_a_site_is_set_up_by_typing_and_everything_it_needs_is_checked(joined: tuple[Path, Path], cli: Cli) -> None:
+def test_a_site_is_set_up_by_typing_and_everything_it_needs_is_checked(
+    joined: tuple[Path, Path], cli: Cli
+) -> None:
     state, bundle = joined
     code, _, err = cli("check", "--state", state)
     assert code == 2
@@ -116,13 +128,20 @@ def test_a_second_init_changes_nothing(joined: tuple[Path, Path], cli: Cli, tmp_
     assert {path: path.read_bytes() for path in state.rglob("*") if path.is_file()} == before
 
 
-def test_a_join_file_for_another_site_or_key_is_refused(joined: tuple[Path, Path], cli: Cli, tmp_path: Path) -> None:
+def test_a_join_file_for_another_site_or_key_is_refused(
+    joined: tuple[Path, Path], cli: Cli, tmp_path: Path
+) -> None:
     state, _ = joined
     data = json.loads((state / "membership.json").read_text())
     other = tmp_path / "other.json"
     other.write_text(json.dumps(data | {"site": "hospital-b"}))
     assert cli("join", "--state", state, other)[0] == 2
-    assert cli("init", "--state", tmp_path / "two", "--site", "hospital-a", "--data", tmp_path / "data")[0] == 0
+    assert (
+        cli(
+            "init", "--state", tmp_path / "two", "--site", "hospital-a", "--data", tmp_path / "data"
+        )[0]
+        == 0
+    )
     code, _, err = cli("join", "--state", tmp_path / "two", state / "membership.json")
     assert code == 2
     assert "another key" in err
@@ -153,7 +172,9 @@ def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
         "gan": {"generator.a": np.ones(3, np.float32), "critic.a": np.ones(40_000, np.float32)},
         "glow": WEIGHTS["glow"],
     }
-    hospital = make_hospital(tmp_path, weights=weights, approve=False, privacy__accept_infeasible=False)
+    hospital = make_hospital(
+        tmp_path, weights=weights, approve=False, privacy__accept_infeasible=False
+    )
     line = signing.public_text(hospital.operator.public_key())
     join = {
         "format": "kohort-join/1",
@@ -170,7 +191,9 @@ def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
     assert not hospital.site().plans.approved(hospital.study.hash())
 
 
-def test_a_second_daemon_on_one_state_folder_is_refused(joined: tuple[Path, Path], cli: Cli) -> None:
+def test_a_second_daemon_on_one_state_folder_is_refused(
+    joined: tuple[Path, Path], cli: Cli
+) -> None:
     state, _ = joined
     with FolderLock(state / "lock", "kohort-site run"):
         code, _, err = cli("run", "--state", state)
@@ -197,11 +220,16 @@ def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Hospital, S
     return hospital, site
 
 
-def test_the_ledger_says_what_was_spent_by_both_accountants(worked: tuple[Hospital, Site], cli: Cli) -> None:
+def test_the_ledger_says_what_was_spent_by_both_accountants(
+    worked: tuple[Hospital, Site], cli: Cli
+) -> None:
     root = worked[0].root
     code, out, _ = cli("ledger", "--state", root)
     assert code == 0
-    assert all(word in out for word in ("PLD", "RDP", "cap 10", "subsampled gaussian", "laplace", "not composed"))
+    assert all(
+        word in out
+        for word in ("PLD", "RDP", "cap 10", "subsampled gaussian", "laplace", "not composed")
+    )
     facts = json.loads(cli("ledger", "--state", root, "--json")[1])
     assert 0 < facts["epsilon"]["pld"] <= facts["epsilon"]["rdp"] + 0.01
     assert facts["cap_epsilon"] == 10.0
@@ -215,10 +243,15 @@ def test_a_person_decides_on_a_batch_by_typing(worked: tuple[Hospital, Site], cl
     assert "waiting" in cli("review", "--state", hospital.root)[1]
     assert site_status(hospital.root)["plans"][0]["images"] == "waiting"
     assert cli("review", "--state", hospital.root, "--approve", "--reject")[0] == 2
-    code, out, _ = cli("review", "--state", hospital.root, "--approve", digest[:6], "--reviewer", "Dr. R")
+    code, out, _ = cli(
+        "review", "--state", hospital.root, "--approve", digest[:6], "--reviewer", "Dr. R"
+    )
     assert code == 0
     assert "approved by Dr. R" in out
-    assert cli("review", "--state", hospital.root, "--reject", digest[:6], "--reviewer", "Dr. R")[0] == 3
+    assert (
+        cli("review", "--state", hospital.root, "--reject", digest[:6], "--reviewer", "Dr. R")[0]
+        == 3
+    )
     hospital.site().answer(hospital.ask("synthesize"))
     assert site_status(hospital.root)["plans"][0] | {"name": "", "hash": ""} == {
         "name": "",

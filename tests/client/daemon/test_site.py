@@ -46,7 +46,9 @@ def test_a_child_that_keeps_crashing_is_given_up_with_a_code(
     assert sum(row.kind == "reserve" for row in site.ledger().rows()) == 3
 
 
-def test_what_a_child_refuses_is_not_tried_again(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_child_refuses_is_not_tried_again(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     children = scripted(monkeypatch, hospital.study, "refuse", "refuse")
     site = hospital.site()
     for _ in range(2):
@@ -56,17 +58,23 @@ def test_what_a_child_refuses_is_not_tried_again(hospital: Hospital, monkeypatch
     assert children.runs == 1
 
 
-def test_receipts_in_a_signed_instruction_are_noted(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receipts_in_a_signed_instruction_are_noted(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripted(monkeypatch, hospital.study)
     site = hospital.site()
-    first = unseal(site.answer(hospital.ask("train")), site.state.signing_key().public_key(), max_bytes=1 << 20)
+    first = unseal(
+        site.answer(hospital.ask("train")), site.state.signing_key().public_key(), max_bytes=1 << 20
+    )
     assert not site.outbox.acknowledged(first.key)
     site.answer(hospital.ask("train", round=1, receipts=(first.digest,)))
     assert site.outbox.acknowledged(first.key)
     assert not site.done.is_set()
 
 
-def test_a_receipt_for_what_was_never_sent_is_a_rollback(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receipt_for_what_was_never_sent_is_a_rollback(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     children = scripted(monkeypatch, hospital.study)
     with pytest.raises(PolicyError) as refused:
         hospital.site().answer(hospital.ask("train", receipts=("0" * 64,)))
@@ -87,7 +95,9 @@ def test_an_old_ledger_spends_nothing(hospital: Hospital, monkeypatch: pytest.Mo
     assert children.runs == 1
 
 
-def test_the_closing_instruction_sets_done(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_closing_instruction_sets_done(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripted(monkeypatch, hospital.study)
     site = hospital.site(review="not_required")
     images = site.answer(hospital.ask("synthesize"))
@@ -98,7 +108,9 @@ def test_the_closing_instruction_sets_done(hospital: Hospital, monkeypatch: pyte
 def test_a_study_of_pairs_trains_its_wgan_and_ends_with_its_last_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = {"wgan": {f"{part}.a": np.ones(3, np.float32) for part in ("generator", "average", "critic")}}
+    weights = {
+        "wgan": {f"{part}.a": np.ones(3, np.float32) for part in ("generator", "average", "critic")}
+    }
     changes = {name: VESSELS[name] for name in ("modality", "intake", "models", "release")}
     hospital = make_hospital(tmp_path, weights=weights, synthesis=None, **changes)
     scripted(monkeypatch, hospital.study)
@@ -109,7 +121,9 @@ def test_a_study_of_pairs_trains_its_wgan_and_ends_with_its_last_round(
     assert not site.done.is_set()
     assert site.answer(hospital.ask("train", round=1, statement={"done": True}, **ask)) == last
     assert site.done.is_set() and site.ledger().report(prv=False).committed == 2
-    (event,) = {row.data["event"]["dimension"] for row in site.ledger().rows() if row.kind == "reserve"}
+    (event,) = {
+        row.data["event"]["dimension"] for row in site.ledger().rows() if row.kind == "reserve"
+    }
     assert event == 3 + hospital.study.privacy.canaries  # generator and average cost nothing
 
 
@@ -135,7 +149,10 @@ def test_a_hopeless_plan_spends_nothing_unless_it_says_so_itself(
             continue
         with pytest.raises(PolicyError, match="100 patients a site this will not learn") as refused:
             site.answer(hospital.ask("train", weights=weights["gan"]))
-        assert refused.value.code == "E-PLAN-INFEASIBLE" and "less noise is enough" in refused.value.hint
+        assert (
+            refused.value.code == "E-PLAN-INFEASIBLE"
+            and "less noise is enough" in refused.value.hint
+        )
         assert children.runs == 0 and [row.kind for row in site.ledger().rows()] == ["open"]
 
 
@@ -144,22 +161,30 @@ def test_an_instruction_with_an_unknown_statement_is_refused(hospital: Hospital)
         hospital.site().answer(hospital.ask("train", statement={"epsilon": 99.0}))
 
 
-def test_a_part_before_the_first_is_refused(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_before_the_first_is_refused(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     children = scripted(monkeypatch, hospital.study)
     with pytest.raises(PolicyError):
         hospital.site().answer(hospital.ask("synthesize", part=1, parts=2))
     assert children.runs == 0
 
 
-def test_large_batches_are_split_and_every_part_is_kept(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_are_split_and_every_part_is_kept(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("client.daemon.site.PART_CAP_BYTES", (1 << 16) + 3200)
     scripted(monkeypatch, hospital.study)
     site = hospital.site(review="not_required")
     first = site.answer(hospital.ask("synthesize"))
     second = site.answer(hospital.ask("synthesize", part=1, parts=2))
-    headers = [unseal(s, site.state.signing_key().public_key(), max_bytes=1 << 20) for s in (first, second)]
+    headers = [
+        unseal(s, site.state.signing_key().public_key(), max_bytes=1 << 20) for s in (first, second)
+    ]
     assert [(h.part, h.parts) for h in headers] == [(0, 2), (1, 2)]
-    labels = [tensors.loads(s.payload, max_bytes=1 << 20)["labels"].tolist() for s in (first, second)]
+    labels = [
+        tensors.loads(s.payload, max_bytes=1 << 20)["labels"].tolist() for s in (first, second)
+    ]
     assert labels == [[0], [1]]
 
 
@@ -218,8 +243,17 @@ def test_after_kill_9_a_new_daemon_sends_what_the_child_had_finished(
     (tmp_path / "asked").write_text("\n".join(part.hex() for part in asked))
     site = hospital.site()
     site.state.membership.write_text(site.membership.model_dump_json())
-    command = [sys.executable, "-c", KILLED_DAEMON, str(hospital.root), str(tmp_path / "asked"), str(hospital.bundle)]
-    killed = subprocess.run(command, check=False, cwd=Path(__file__).parents[2], capture_output=True)
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_DAEMON,
+        str(hospital.root),
+        str(tmp_path / "asked"),
+        str(hospital.bundle),
+    ]
+    killed = subprocess.run(
+        command, check=False, cwd=Path(__file__).parents[3], capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     made = next((hospital.root / "jobs").glob("*/out.safetensors")).read_bytes()
     children = scripted(monkeypatch, hospital.study)
@@ -265,7 +299,9 @@ def test_any_other_record_is_refused() -> None:
         (ValueError("/data/Mueller.dcm"), "E-BUG"),
     ],
 )
-def test_an_error_leaves_as_a_code_alone(monkeypatch: pytest.MonkeyPatch, error: Exception, code: str) -> None:
+def test_an_error_leaves_as_a_code_alone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
     sent: list[object] = []
     monkeypatch.setattr("client.fleet.app.Message", lambda content, reply_to: sent.append(content))
 

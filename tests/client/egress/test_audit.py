@@ -21,7 +21,10 @@ def photographs(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
         image = np.zeros((size, size, 3))
         for _ in range(8):
             cy, cx, width = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.05, 0.2)
-            image += rng.uniform(0, 120, 3) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / width**2)[..., None]
+            image += (
+                rng.uniform(0, 120, 3)
+                * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / width**2)[..., None]
+            )
         images.append(np.clip(image, 0, 255))
     return np.stack(images).astype(np.uint8)
 
@@ -46,10 +49,16 @@ CASES = {
     "a grey image": (np.full((32, 32, 3), 120, np.uint8), "A-CONSTANT"),
     "a pixel copy": (REAL[4], "A-COPY"),
     "a re-encoded copy": (jpeg(REAL[4]), "A-NEAR"),
-    "a copy with one pixel changed": (np.where(np.arange(32)[:, None, None] == 3, REAL[4], REAL[4] ^ 1), "A-NEAR"),
+    "a copy with one pixel changed": (
+        np.where(np.arange(32)[:, None, None] == 3, REAL[4], REAL[4] ^ 1),
+        "A-NEAR",
+    ),
     "a brighter copy": (np.clip(REAL[4] * 1.15, 0, 255).astype(np.uint8), "A-NEAR"),
     "a copy moved by a pixel": (np.roll(REAL[4], 1, axis=1), "A-NEAR"),
-    "a copy with a little of another": ((0.85 * REAL[4] + 0.15 * REAL[9]).astype(np.uint8), "A-NEAR"),
+    "a copy with a little of another": (
+        (0.85 * REAL[4] + 0.15 * REAL[9]).astype(np.uint8),
+        "A-NEAR",
+    ),
 }
 
 
@@ -74,7 +83,9 @@ def test_a_second_exposure_of_the_same_patient_does_not_hide_a_copy() -> None:
     between = ((REAL[4].astype(int) + twin[4]) // 2 + 1).clip(0, 255).astype(np.uint8)
     report = au.audit(between[None], real, owner)
     assert report.codes == ("A-NEAR",)
-    assert max(report.evidence[0].leads) < au.LEAD  # against the next patient, not against the other exposure
+    assert (
+        max(report.evidence[0].leads) < au.LEAD
+    )  # against the next patient, not against the other exposure
 
 
 def test_the_evidence_names_the_nearest_real_image() -> None:

@@ -19,7 +19,13 @@ KEY = signing.new_key()
 def cleared(payload: bytes, round_: int = 0) -> Cleared:
     """A cleared message, made with the gate's own token."""
     header = Header(
-        kind="update", study="0" * 64, phase="train", model="gan", round=round_, sender="a", digest=digest_of(payload)
+        kind="update",
+        study="0" * 64,
+        phase="train",
+        model="gan",
+        round=round_,
+        sender="a",
+        digest=digest_of(payload),
     )
     return Cleared(gate._TOKEN, header, payload)
 
@@ -56,7 +62,9 @@ def test_receipts_are_kept_beside_the_message(tmp_path: Path) -> None:
     assert outbox.get(key) is not None
 
 
-def test_nothing_half_written_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_half_written_survives_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

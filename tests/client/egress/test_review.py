@@ -31,7 +31,9 @@ def test_the_picture_of_the_inversions_goes_along_where_the_job_left_one(tmp_pat
     (tmp_path / "job").mkdir()
     for name in ("contact_sheet.png", "inversions.png", "child.log"):
         (tmp_path / "job" / name).write_bytes(name.encode())
-    batch = Reviews(tmp_path / "review").propose(ONE, "f" * 64, tmp_path / "job" / "contact_sheet.png")
+    batch = Reviews(tmp_path / "review").propose(
+        ONE, "f" * 64, tmp_path / "job" / "contact_sheet.png"
+    )
     assert {path.name: path.read_bytes() for path in batch.folder.iterdir()} == {
         "contact_sheet.png": b"contact_sheet.png",
         "inversions.png": b"inversions.png",

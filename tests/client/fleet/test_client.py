@@ -28,7 +28,12 @@ from client.fleet.client import FleetClient, FleetSettings, create_node_key, def
 from client.fleet.connection import classify
 from client.fleet.health import Health
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError
-from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate, load_authority
+from server.operator.certificates import (
+    ServerFiles,
+    create_authority,
+    issue_server_certificate,
+    load_authority,
+)
 from tests.fleet_server import NODE_ID, PIN, PROTOBUF, RUN_ID, Answer, FleetServer, instruction
 from tests.transport import until
 
@@ -51,11 +56,18 @@ def server(files: ServerFiles) -> Iterator[FleetServer]:
 class Running:
     """A client in a thread, with what its handler saw."""
 
-    def __init__(self, server: FleetServer, files: ServerFiles, folder: Path, handle: Any = None, **more: Any) -> None:
+    def __init__(
+        self, server: FleetServer, files: ServerFiles, folder: Path, handle: Any = None, **more: Any
+    ) -> None:
         self.folder, self.seen, self.health = folder, [], Health()
         if not (folder / "node.key").exists():
             create_node_key(folder / "node.key", folder / "node.pub", "site")
-        fast: dict[str, Any] = {"poll_s": 0.02, "retry_first_s": 0.05, "retry_cap_s": 0.1, "refused_retry_s": 0.2}
+        fast: dict[str, Any] = {
+            "poll_s": 0.02,
+            "retry_first_s": 0.05,
+            "retry_cap_s": 0.1,
+            "refused_retry_s": 0.2,
+        }
         self.settings = FleetSettings(
             **{
                 "url": server.url,
@@ -114,14 +126,18 @@ def error_of(server: FleetServer) -> tuple[int, str]:
 # --- the order of one message ----------------------------------------------------------------------------------------
 
 
-def test_a_message_is_answered_and_its_steps_come_in_order(server: FleetServer, site: Running) -> None:
+def test_a_message_is_answered_and_its_steps_come_in_order(
+    server: FleetServer, site: Running
+) -> None:
     on_disk: list[bool] = []
     server.on_confirm = lambda message_id: on_disk.append(
         (site.folder / "fleet/inbox" / message_id / "objects").exists()
     )
     message_id, objects = server.queue(instruction())
     until(lambda: server.pushed and not site.waiting())
-    names = [name for name in server.names() if name not in ("pull-messages", "send-node-heartbeat")]
+    names = [
+        name for name in server.names() if name not in ("pull-messages", "send-node-heartbeat")
+    ]
     # the reply may overtake the confirmation: they travel on two connections
     assert names[:2] == ["activate-node", "get-run"]
     assert names[2 : 2 + len(objects)] == ["pull-object"] * len(objects)
@@ -141,7 +157,9 @@ def test_the_run_time_on_the_wire_is_zero(server: FleetServer, site: Running) ->
     assert list(pushed[0].clientapp_runtime_list) == [0.0]
 
 
-def test_an_unpinned_app_is_refused_and_nothing_of_it_is_pulled(server: FleetServer, site: Running) -> None:
+def test_an_unpinned_app_is_refused_and_nothing_of_it_is_pulled(
+    server: FleetServer, site: Running
+) -> None:
     site.pins.clear()
     server.queue(instruction())
     assert error_of(server) == (7, "E-APP-UNPINNED")
@@ -177,7 +195,9 @@ def test_too_many_objects_are_refused_before_any_is_pulled(
     site.end()
 
 
-def test_too_many_bytes_are_refused_while_they_come(server: FleetServer, files: ServerFiles, tmp_path: Path) -> None:
+def test_too_many_bytes_are_refused_while_they_come(
+    server: FleetServer, files: ServerFiles, tmp_path: Path
+) -> None:
     site = Running(server, files, tmp_path, max_message_bytes=100_000)
     _, objects = server.queue(instruction(np.zeros(200_000, np.uint8)))
     assert error_of(server) == (2, "E-MESSAGE-TOO-LARGE")
@@ -188,10 +208,16 @@ def test_too_many_bytes_are_refused_while_they_come(server: FleetServer, files: 
 
 def test_an_array_that_names_one_chunk_many_times_counts_each_time() -> None:
     message = instruction(np.zeros(1000, np.uint8))
-    objects = {object_id: one.deflate() for object_id, one in get_all_nested_objects(message).items()}
+    objects = {
+        object_id: one.deflate() for object_id, one in get_all_nested_objects(message).items()
+    }
     honest = expanded_bytes(objects)
-    array_id = next(object_id for object_id, content in objects.items() if content.startswith(b"Array "))
-    objects[array_id] = objects[array_id].replace(b'"arraychunk_ids": [0]', b'"arraychunk_ids": [0, 0, 0, 0]')
+    array_id = next(
+        object_id for object_id, content in objects.items() if content.startswith(b"Array ")
+    )
+    objects[array_id] = objects[array_id].replace(
+        b'"arraychunk_ids": [0]', b'"arraychunk_ids": [0, 0, 0, 0]'
+    )
     head, body = objects[array_id].split(b"\x00", 1)
     objects[array_id] = b" ".join([*head.split(b" ")[:2], str(len(body)).encode()]) + b"\x00" + body
     assert expanded_bytes(objects) == 4 * honest
@@ -221,7 +247,12 @@ def test_a_message_for_another_node_is_refused(server: FleetServer, site: Runnin
     ],
 )
 def test_an_exception_crosses_the_line_as_a_code_alone(
-    raised: Exception, code: str, server: FleetServer, files: ServerFiles, tmp_path: Path, caplog: Any
+    raised: Exception,
+    code: str,
+    server: FleetServer,
+    files: ServerFiles,
+    tmp_path: Path,
+    caplog: Any,
 ) -> None:
     def handle(message: Message, context: Context) -> Message:
         raise raised
@@ -252,10 +283,15 @@ def test_a_stored_reply_is_sent_again_with_the_same_bytes(
     pushes = {data for name, _, data in server.calls if name == "push-messages"}
     assert len(pushes) == 1
     assert again.seen == []
-    assert all(hashlib.sha256(content).hexdigest() == object_id for object_id, content in server.pushed.items())
+    assert all(
+        hashlib.sha256(content).hexdigest() == object_id
+        for object_id, content in server.pushed.items()
+    )
 
 
-def test_one_failed_object_is_tried_again_and_not_the_whole_reply(server: FleetServer, site: Running) -> None:
+def test_one_failed_object_is_tried_again_and_not_the_whole_reply(
+    server: FleetServer, site: Running
+) -> None:
     failures = iter([(502, {}, b""), (502, {}, b"")])
     server.instead["push-object"] = lambda request: next(failures, None)
     server.queue(instruction())
@@ -338,7 +374,9 @@ def test_work_interrupted_by_stop_is_done_at_the_next_start(
     again.end()
 
 
-def test_no_reply_now_drops_the_message(server: FleetServer, files: ServerFiles, tmp_path: Path) -> None:
+def test_no_reply_now_drops_the_message(
+    server: FleetServer, files: ServerFiles, tmp_path: Path
+) -> None:
     site = Running(server, files, tmp_path, lambda message, context: None)
     server.queue(instruction())
     until(lambda: site.seen and not site.waiting())
@@ -369,7 +407,9 @@ def test_a_node_id_that_the_server_does_not_know_is_replaced(
 ) -> None:
     (tmp_path / "fleet").mkdir()
     (tmp_path / "fleet" / "node-id").write_text("12\n")
-    server.instead["send-node-heartbeat"] = lambda request: (401, {}, b"") if request.node.node_id == 12 else None
+    server.instead["send-node-heartbeat"] = lambda request: (
+        (401, {}, b"") if request.node.node_id == 12 else None
+    )
     site = Running(server, files, tmp_path)
     until(lambda: site.code() == "CONNECTED")
     site.end()
@@ -384,7 +424,9 @@ def test_a_second_client_on_the_same_folder_is_refused(server: FleetServer, site
     assert refused.value.code == "E-LOCKED"
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1", "https://host/path", "https://"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "127.0.0.1:1", "https://host/path", "https://"]
+)
 def test_an_address_without_tls_or_with_a_path_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         FleetClient(FleetSettings(url, tmp_path, tmp_path, tmp_path), set, Running.echo, Health())
@@ -394,17 +436,25 @@ def test_an_address_without_tls_or_with_a_path_is_refused(url: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("why", ["another authority", "expired", "TLS 1.2"])
-def test_a_server_that_cannot_prove_itself_gets_no_request(why: str, files: ServerFiles, tmp_path: Path) -> None:
+def test_a_server_that_cannot_prove_itself_gets_no_request(
+    why: str, files: ServerFiles, tmp_path: Path
+) -> None:
     authority = (
-        create_authority(tmp_path / "ca") if why == "another authority" else load_authority(files.ca.parents[1] / "ca")
+        create_authority(tmp_path / "ca")
+        if why == "another authority"
+        else load_authority(files.ca.parents[1] / "ca")
     )
-    shown = issue_server_certificate(authority, tmp_path / "shown", days=-1 if why == "expired" else 1)
+    shown = issue_server_certificate(
+        authority, tmp_path / "shown", days=-1 if why == "expired" else 1
+    )
     newest = ssl.TLSVersion.TLSv1_2 if why == "TLS 1.2" else ssl.TLSVersion.TLSv1_3
     impostor = FleetServer(shown, newest_tls=newest)
     site = Running(impostor, files, tmp_path)
-    code = {"another authority": "SERVER-CA-UNKNOWN", "expired": "SERVER-CERTIFICATE-EXPIRED", "TLS 1.2": "TLS-FAILED"}[
-        why
-    ]
+    code = {
+        "another authority": "SERVER-CA-UNKNOWN",
+        "expired": "SERVER-CERTIFICATE-EXPIRED",
+        "TLS 1.2": "TLS-FAILED",
+    }[why]
     until(lambda: site.code() == code)
     site.end()
     impostor.close()
@@ -416,7 +466,11 @@ def test_a_redirect_is_not_followed(server: FleetServer, site: Running, files: S
     elsewhere = FleetServer(files)
     for status in (301, 307, 308):
         location = {"location": f"{elsewhere.url}/v1/fleet/pull-messages"}
-        server.instead["pull-messages"] = lambda request, status=status, location=location: (status, location, b"")
+        server.instead["pull-messages"] = lambda request, status=status, location=location: (
+            status,
+            location,
+            b"",
+        )
         until(lambda: site.code() == "REDIRECTED")
         server.instead.clear()
         until(lambda: site.code() == "CONNECTED")
@@ -424,9 +478,15 @@ def test_a_redirect_is_not_followed(server: FleetServer, site: Running, files: S
     elsewhere.close()
 
 
-def test_an_endless_answer_is_cut(server: FleetServer, site: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_answer_is_cut(
+    server: FleetServer, site: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection, "ANSWER_CAP_BYTES", 1 << 20)
-    server.instead["pull-messages"] = lambda request: (200, {**PROTOBUF, "transfer-encoding": "chunked"}, b"")
+    server.instead["pull-messages"] = lambda request: (
+        200,
+        {**PROTOBUF, "transfer-encoding": "chunked"},
+        b"",
+    )
     until(lambda: site.code() == "ANSWER-TOO-LARGE")
     server.instead.clear()
     until(lambda: site.code() == "CONNECTED")
@@ -444,18 +504,25 @@ def test_an_endless_answer_is_cut(server: FleetServer, site: Running, monkeypatc
         ((429, {}, b""), "SERVER-BUSY"),
         ((403, {}, b""), "FORBIDDEN"),
         ((400, {}, b"No required SSL certificate was sent"), "CLIENT-CERTIFICATE-REFUSED"),
-        ((412, {}, b'{"code": 1001, "detail": "RUNTIME_VERSION_INCOMPATIBLE update now"}'), "NOT-THE-SERVER"),
+        (
+            (412, {}, b'{"code": 1001, "detail": "RUNTIME_VERSION_INCOMPATIBLE update now"}'),
+            "NOT-THE-SERVER",
+        ),
         ((200, PROTOBUF, b"\x12\x00\x12\x00\x1a\x00\x1a\x00"), "NOT-THE-SERVER"),
     ],
 )
-def test_no_answer_ends_the_loop(answer: Answer, code: str, server: FleetServer, site: Running) -> None:
+def test_no_answer_ends_the_loop(
+    answer: Answer, code: str, server: FleetServer, site: Running
+) -> None:
     server.instead["pull-messages"] = lambda request: answer
     until(lambda: site.code() == code)
     server.instead.clear()
     until(lambda: site.code() == "CONNECTED")
 
 
-def test_no_error_of_our_own_ends_the_loop(server: FleetServer, files: ServerFiles, tmp_path: Path) -> None:
+def test_no_error_of_our_own_ends_the_loop(
+    server: FleetServer, files: ServerFiles, tmp_path: Path
+) -> None:
     site = Running(server, files, tmp_path)
     until(lambda: site.code() == "CONNECTED")
     asked: list[int] = []
@@ -474,7 +541,9 @@ def test_no_error_of_our_own_ends_the_loop(server: FleetServer, files: ServerFil
     site.end()
 
 
-def test_a_version_message_of_the_server_does_not_end_this_process(server: FleetServer, site: Running) -> None:
+def test_a_version_message_of_the_server_does_not_end_this_process(
+    server: FleetServer, site: Running
+) -> None:
     from flwr.supercore.constant import VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY as KEY
     from flwr.supercore.error import ApiErrorCode
 
@@ -494,16 +563,22 @@ def test_the_proxy_of_the_environment_is_not_used(
     site.end()
 
 
-def test_a_configured_proxy_is_used(server: FleetServer, files: ServerFiles, tmp_path: Path) -> None:
+def test_a_configured_proxy_is_used(
+    server: FleetServer, files: ServerFiles, tmp_path: Path
+) -> None:
     site = Running(server, files, tmp_path, proxy="http://127.0.0.1:9")
     until(lambda: site.code() in ("NOTHING-LISTENS", "PROXY-REFUSED"))
     site.end()
     assert server.calls == []
 
 
-def request_error(status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> httpx.HTTPStatusError:
+def request_error(
+    status: int, body: bytes = b"", headers: dict[str, str] | None = None
+) -> httpx.HTTPStatusError:
     request = httpx.Request("POST", "https://x")
-    return httpx.HTTPStatusError("", request=request, response=httpx.Response(status, content=body, headers=headers))
+    return httpx.HTTPStatusError(
+        "", request=request, response=httpx.Response(status, content=body, headers=headers)
+    )
 
 
 def verification(code: int) -> httpx.ConnectError:
@@ -530,7 +605,11 @@ TABLE = [
         states.CLIENT_CERTIFICATE_REFUSED,
         True,
     ),
-    (named(httpx.ConnectError("x"), ssl.SSLError(1, "TLSV1_ALERT_PROTOCOL_VERSION")), states.TLS_FAILED, False),
+    (
+        named(httpx.ConnectError("x"), ssl.SSLError(1, "TLSV1_ALERT_PROTOCOL_VERSION")),
+        states.TLS_FAILED,
+        False,
+    ),
     (named(httpx.ConnectError("x"), __import__("socket").gaierror(-2)), states.NAME_UNKNOWN, False),
     (httpx.ConnectError("refused"), states.NOTHING_LISTENS, False),
     (httpx.ReadTimeout("slow"), states.TIMED_OUT, False),
@@ -547,8 +626,12 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("error", "state", "slow"), TABLE, ids=lambda value: getattr(value, "code", None))
-def test_every_failure_has_a_declared_cause(error: Exception, state: states.State, slow: bool) -> None:
+@pytest.mark.parametrize(
+    ("error", "state", "slow"), TABLE, ids=lambda value: getattr(value, "code", None)
+)
+def test_every_failure_has_a_declared_cause(
+    error: Exception, state: states.State, slow: bool
+) -> None:
     trouble = classify(error)
     assert (trouble.state, trouble.slow) == (state, slow)
 
@@ -572,7 +655,12 @@ SURFACE = {
         "no_object_id_recompute": [],
     },
     "flwr.supercore.inflatable.inflatable_utils": {
-        "inflate_object_from_contents": ["object_id", "object_contents", "keep_object_contents", "objects"],
+        "inflate_object_from_contents": [
+            "object_id",
+            "object_contents",
+            "keep_object_contents",
+            "objects",
+        ],
         "validate_object_content": ["content"],
     },
     "flwr.supercore.primitives.asymmetric": {"public_key_to_bytes": ["public_key"]},
@@ -580,7 +668,9 @@ SURFACE = {
     "flwr.supernode.fleet_http_client": {
         "FleetHttpClient": ["base_url", "interceptors", "verify", "timeout", "retry_invoker"]
     },
-    "flwr.supernode.node_auth_http_interceptor": {"NodeAuthHttpInterceptor": ["private_key", "public_key"]},
+    "flwr.supernode.node_auth_http_interceptor": {
+        "NodeAuthHttpInterceptor": ["private_key", "public_key"]
+    },
 }
 
 
@@ -595,12 +685,20 @@ def test_the_private_surface_of_flower_is_what_we_wrote_for(module: str) -> None
 
 
 def test_fleet_is_the_only_file_that_imports_private_modules_of_flower() -> None:
-    root = Path(fleet.__file__).parents[1]
+    root = Path(fleet.__file__).parents[2]
     public = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy")
-    for path in [*root.glob("client/**/*.py"), *root.glob("server/**/*.py"), *root.glob("common/**/*.py")]:
+    for path in [
+        *root.glob("client/**/*.py"),
+        *root.glob("server/**/*.py"),
+        *root.glob("common/**/*.py"),
+    ]:
         for line in path.read_text().splitlines():
             words = line.split()
-            if len(words) > 1 and words[0] in ("from", "import") and words[1].split(".")[0] == "flwr":
+            if (
+                len(words) > 1
+                and words[0] in ("from", "import")
+                and words[1].split(".")[0] == "flwr"
+            ):
                 assert path.name == "fleet.py" or words[1] in public, f"{path.name}: {line}"
 
 
@@ -611,7 +709,9 @@ GOLDEN = {
 }
 
 
-def test_requests_are_the_bytes_that_flower_1_41_reads(server: FleetServer, files: ServerFiles, tmp_path: Path) -> None:
+def test_requests_are_the_bytes_that_flower_1_41_reads(
+    server: FleetServer, files: ServerFiles, tmp_path: Path
+) -> None:
     (tmp_path / "fleet").mkdir()
     (tmp_path / "fleet" / "node-id").write_text(str(NODE_ID))
     site = Running(server, files, tmp_path)

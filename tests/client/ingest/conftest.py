@@ -63,10 +63,14 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def cut(self, files: VolumeFiles, seed_of: Callable[[bytes], bytes]) -> Cut:
             mask = files.mask and (files.mask[0], str(files.mask[1]))
-            volume = volumes.read_volume([str(path) for path in files.slices], mask, self._settings.caps)
+            volume = volumes.read_volume(
+                [str(path) for path in files.slices], mask, self._settings.caps
+            )
             found = np.empty((0, 0, 0, 2), np.uint8)
             if volume.refusal is None:
-                found = volumes.patches(volume, seed_of(volume.digest), self._settings.patches, self._settings.size_px)
+                found = volumes.patches(
+                    volume, seed_of(volume.digest), self._settings.patches, self._settings.size_px
+                )
             return Cut(volume.digest, volume.slices, volume.look, volume.refusal, found)
 
     monkeypatch.setattr(decode, "decode_all", decode_all)

@@ -96,7 +96,11 @@ def test_every_file_enters_or_has_a_reason(
     found = Cohort.open(tmp_path / "out")
     found.verify()
     assert found.digest == report.digest
-    assert (found.images.shape, found.images.dtype, found.patient_count) == ((5, 64, 64, 3), np.uint8, 3)
+    assert (found.images.shape, found.images.dtype, found.patient_count) == (
+        (5, 64, 64, 3),
+        np.uint8,
+        3,
+    )
     assert isinstance(found.images, np.memmap)
     assert sorted(len(found.images_of(p)) for p in range(3)) == [1, 2, 2]
     merged = next(p for p in range(3) if len(found.aliases[p]) == 2)
@@ -119,7 +123,10 @@ def test_the_cohort_does_not_depend_on_names_order_or_place(
     for number, path in enumerate(sorted(source.rglob("*.dcm"), reverse=True)):
         path.rename(source / f"{number:03d}")
     assert ingest(source, intake(), key, tmp_path / "two", labels_csv=labels).digest == first.digest
-    assert ingest(source, intake(), bytes(32), tmp_path / "three", labels_csv=labels).digest != first.digest
+    assert (
+        ingest(source, intake(), bytes(32), tmp_path / "three", labels_csv=labels).digest
+        != first.digest
+    )
 
 
 @pytest.mark.usefixtures("in_process")
@@ -127,13 +134,21 @@ def test_photographs_with_a_labels_file(intake: Rules, key: bytes, tmp_path: Pat
     labels = phantoms.write_photographs(tmp_path / "photographs", 4, 2, ("none", "mild"))
     Image.fromarray(phantoms.fundus(99, 64)).save(tmp_path / "photographs" / "unlisted.png")
     report = ingest(tmp_path / "photographs", intake(), key, tmp_path / "out", labels_csv=labels)
-    assert (report.ingested, report.patients, dict(report.quarantined)) == (8, 4, {"no-patient-id": 1})
+    assert (report.ingested, report.patients, dict(report.quarantined)) == (
+        8,
+        4,
+        {"no-patient-id": 1},
+    )
 
 
 @pytest.mark.usefixtures("in_process")
-def test_an_id_without_its_issuer_is_the_same_person(intake: Rules, key: bytes, tmp_path: Path) -> None:
+def test_an_id_without_its_issuer_is_the_same_person(
+    intake: Rules, key: bytes, tmp_path: Path
+) -> None:
     for number, issuer in enumerate(("NORTH", "", "SOUTH")):
-        phantoms.write_fundus(tmp_path / "s" / f"{number}", "77", phantoms.fundus(number), IssuerOfPatientID=issuer)
+        phantoms.write_fundus(
+            tmp_path / "s" / f"{number}", "77", phantoms.fundus(number), IssuerOfPatientID=issuer
+        )
     phantoms.write_fundus(tmp_path / "s" / "8", "88", phantoms.fundus(8), IssuerOfPatientID="NORTH")
     phantoms.write_fundus(tmp_path / "s" / "9", "88", phantoms.fundus(9), IssuerOfPatientID="SOUTH")
     assert ingest(tmp_path / "s", intake(labels=("all",)), key, tmp_path / "out").patients == 3
@@ -144,7 +159,9 @@ def test_separated_eyes_need_a_side(intake: Rules, key: bytes, tmp_path: Path) -
     phantoms.write_fundus(tmp_path / "s" / "1", "A", phantoms.fundus(1), laterality="L")
     phantoms.write_fundus(tmp_path / "s" / "2", "A", phantoms.fundus(2), laterality="R")
     phantoms.write_fundus(tmp_path / "s" / "3", "B", phantoms.fundus(3), laterality="")
-    report = ingest(tmp_path / "s", intake(labels=("all",), stratify_laterality=True), key, tmp_path / "out")
+    report = ingest(
+        tmp_path / "s", intake(labels=("all",), stratify_laterality=True), key, tmp_path / "out"
+    )
     assert dict(report.quarantined) == {"no-laterality": 1, "other-side-of-person": 1}
 
 
@@ -181,7 +198,12 @@ def test_folders_and_keys_are_checked_first(intake: Rules, key: bytes, tmp_path:
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("place", ["images", "index"])
 def test_a_full_disk_leaves_nothing_behind(
-    place: str, clinic: tuple[Path, Path], intake: Rules, key: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str,
+    clinic: tuple[Path, Path],
+    intake: Rules,
+    key: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*arguments: object) -> None:
         if place == "images":
@@ -190,7 +212,9 @@ def test_a_full_disk_leaves_nothing_behind(
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise error
 
-    monkeypatch.setattr(cohort_module, "write_images" if place == "images" else "_write_index", full)
+    monkeypatch.setattr(
+        cohort_module, "write_images" if place == "images" else "_write_index", full
+    )
     source, labels = clinic
     with pytest.raises(EnvironmentFault) as fault:
         ingest(source, intake(), key, tmp_path / "out", labels_csv=labels)
@@ -201,7 +225,9 @@ def test_a_full_disk_leaves_nothing_behind(
 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("damage", ["images", "index", "facts", "pixel"])
-def test_a_damaged_cohort_is_refused(damage: str, intake: Rules, key: bytes, tmp_path: Path) -> None:
+def test_a_damaged_cohort_is_refused(
+    damage: str, intake: Rules, key: bytes, tmp_path: Path
+) -> None:
     labels = phantoms.write_photographs(tmp_path / "s", 3)
     ingest(tmp_path / "s", intake(), key, tmp_path / "out", labels_csv=labels)
     if damage == "images":
@@ -264,14 +290,22 @@ def test_a_file_that_needs_too_much_memory_is_quarantined(tmp_path: Path) -> Non
 
 def test_caps_hold_before_decoding(tmp_path: Path) -> None:
     path = phantoms.write_fundus(tmp_path / "a.dcm", "A", phantoms.fundus(1))
-    assert list(decode_all([path], settings(max_file_bytes=1000), workers=1)) == [Reason.FILE_TOO_LARGE]
-    assert list(decode_all([path], settings(max_pixel_bytes=1000), workers=1)) == [Reason.DECLARED_TOO_LARGE]
+    assert list(decode_all([path], settings(max_file_bytes=1000), workers=1)) == [
+        Reason.FILE_TOO_LARGE
+    ]
+    assert list(decode_all([path], settings(max_pixel_bytes=1000), workers=1)) == [
+        Reason.DECLARED_TOO_LARGE
+    ]
 
 
 def cases() -> Path | None:
     """The archive of 78 DICOM cases, where the machine has it."""
     given = os.environ.get("KOHORT_DICOM_CASES")
-    path = Path(given) if given else Path(__file__).parents[4] / "shared" / "data" / "dicom_cases.tar.xz"
+    path = (
+        Path(given)
+        if given
+        else Path(__file__).parents[4] / "shared" / "data" / "dicom_cases.tar.xz"
+    )
     return path if path.exists() else None
 
 
@@ -299,7 +333,15 @@ def test_each_of_the_78_cases_ends_ingested_or_quarantined_within_500_mb(tmp_pat
         packed.extractall(tmp_path, filter="data")
     (manifest,) = tmp_path.rglob("MANIFEST.csv")
     manifest.unlink()
-    command = [sys.executable, "-W", "error", "-c", INGEST_CASES, str(manifest.parent), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        INGEST_CASES,
+        str(manifest.parent),
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     ingested, quarantined, used_kb = json.loads(done.stdout)

@@ -31,38 +31,55 @@ from tests import phantoms
 CAP = 1 << 24
 
 
-def shown(dataset: Dataset, tmp_path: Path, window: tuple[float, float] | None = None, cap: int = CAP) -> DicomImage:
+def shown(
+    dataset: Dataset, tmp_path: Path, window: tuple[float, float] | None = None, cap: int = CAP
+) -> DicomImage:
     path = phantoms.save(dataset, tmp_path / "case.dcm")
     with open(path, "rb") as file:
         return read_dicom(file, ("OP", "CR", "DX", "MR"), window, cap)
 
 
 def stretched(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    return np.rint(255 * np.clip((values.astype(float) - low) / (high - low), 0, 1)).astype(np.uint8)
+    return np.rint(255 * np.clip((values.astype(float) - low) / (high - low), 0, 1)).astype(
+        np.uint8
+    )
 
 
 @pytest.mark.parametrize(
     "syntax",
-    [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian],
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+    ],
     ids=lambda uid: uid.name,
 )
 @pytest.mark.parametrize("deep", [False, True], ids=["colour", "grey16"])
-def test_native_transfer_syntaxes_show_the_same_pixels(syntax: Any, deep: bool, tmp_path: Path) -> None:
+def test_native_transfer_syntaxes_show_the_same_pixels(
+    syntax: Any, deep: bool, tmp_path: Path
+) -> None:
     if deep:
         pixels = phantoms.grey(1, bits=12)
         image = shown(
-            phantoms.with_pixels(phantoms.header("MR", syntax=syntax), pixels, "MONOCHROME2", 12), tmp_path, (0, 4095)
+            phantoms.with_pixels(phantoms.header("MR", syntax=syntax), pixels, "MONOCHROME2", 12),
+            tmp_path,
+            (0, 4095),
         )
         assert np.array_equal(image.pixels[..., 0], stretched(pixels, 0, 4095))
     else:
         pixels = phantoms.fundus(1, 64)
-        image = shown(phantoms.with_pixels(phantoms.header("OP", syntax=syntax), pixels, "RGB"), tmp_path)
+        image = shown(
+            phantoms.with_pixels(phantoms.header("OP", syntax=syntax), pixels, "RGB"), tmp_path
+        )
         assert np.array_equal(image.pixels, pixels)
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=lambda uid: uid.name)
 @pytest.mark.parametrize("deep", [False, True], ids=["colour", "grey16"])
-def test_lossless_compression_shows_the_same_pixels(syntax: Any, deep: bool, tmp_path: Path) -> None:
+def test_lossless_compression_shows_the_same_pixels(
+    syntax: Any, deep: bool, tmp_path: Path
+) -> None:
     pixels = phantoms.grey(2, bits=12) if deep else phantoms.fundus(2, 64)
     plain = phantoms.with_pixels(
         phantoms.header("MR"), pixels, "MONOCHROME2" if deep else "RGB", bits=12 if deep else 8
@@ -85,7 +102,9 @@ def test_jpeg_baseline_bytes_show_the_colours_of_the_jpeg(tmp_path: Path) -> Non
 def test_monochrome1_is_the_inverse_of_monochrome2(tmp_path: Path) -> None:
     one, two = (
         shown(
-            phantoms.with_pixels(phantoms.header("DX"), phantoms.grey(4), kind, 12), tmp_path, (0, 4095)
+            phantoms.with_pixels(phantoms.header("DX"), phantoms.grey(4), kind, 12),
+            tmp_path,
+            (0, 4095),
         ).pixels.astype(int)
         for kind in ("MONOCHROME1", "MONOCHROME2")
     )
@@ -102,20 +121,26 @@ def test_rescale_then_the_files_window(bits: int, signed: bool, tmp_path: Path) 
     dataset.WindowCenter, dataset.WindowWidth = f"{centre:.6g}", f"{width:.6g}"
     centre = float(dataset.WindowCenter)
     expected = np.clip((2.0 * pixels - 100 - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-    assert np.array_equal(shown(dataset, tmp_path).pixels[..., 0], np.rint(255 * expected).astype(np.uint8))
+    assert np.array_equal(
+        shown(dataset, tmp_path).pixels[..., 0], np.rint(255 * expected).astype(np.uint8)
+    )
 
 
 def test_the_studys_window_comes_before_the_files(tmp_path: Path) -> None:
     pixels = phantoms.grey(6)
     dataset = phantoms.with_pixels(phantoms.header("MR"), pixels, "MONOCHROME2", 12)
     dataset.WindowCenter, dataset.WindowWidth = "40", "80"
-    assert np.array_equal(shown(dataset, tmp_path, (500, 2500)).pixels[..., 0], stretched(pixels, 500, 2500))
+    assert np.array_equal(
+        shown(dataset, tmp_path, (500, 2500)).pixels[..., 0], stretched(pixels, 500, 2500)
+    )
 
 
 def test_deep_images_without_a_window_use_their_middle_99_percent(tmp_path: Path) -> None:
     pixels = phantoms.grey(7, bits=16)
     pixels[0, 0] = 65535
-    image = shown(phantoms.with_pixels(phantoms.header("CR"), pixels, "MONOCHROME2"), tmp_path).pixels[..., 0]
+    image = shown(
+        phantoms.with_pixels(phantoms.header("CR"), pixels, "MONOCHROME2"), tmp_path
+    ).pixels[..., 0]
     expected = stretched(pixels, *np.percentile(pixels, (0.5, 99.5)))
     assert np.abs(image.astype(int) - expected).max() <= 2
 
@@ -147,8 +172,12 @@ def test_palettes_become_colour(tmp_path: Path) -> None:
     for name, table in (("Red", levels), ("Green", levels[::-1]), ("Blue", levels // 2)):
         setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
         dataset[f"{name}PaletteColorLookupTableDescriptor"].VR = "US"
-        setattr(dataset, f"{name}PaletteColorLookupTableData", (table * 257).astype("<u2").tobytes())
-    assert np.array_equal(shown(dataset, tmp_path).pixels, np.stack([index, 255 - index, index // 2], axis=-1))
+        setattr(
+            dataset, f"{name}PaletteColorLookupTableData", (table * 257).astype("<u2").tobytes()
+        )
+    assert np.array_equal(
+        shown(dataset, tmp_path).pixels, np.stack([index, 255 - index, index // 2], axis=-1)
+    )
 
 
 def test_ybr_full_becomes_rgb(tmp_path: Path) -> None:
@@ -160,7 +189,9 @@ def test_ybr_full_becomes_rgb(tmp_path: Path) -> None:
 
 def test_of_many_frames_the_middle_one_is_taken(tmp_path: Path) -> None:
     frames = np.stack([phantoms.grey(i, bits=8) for i in range(5)])
-    image = shown(phantoms.with_pixels(phantoms.header("MR"), frames, "MONOCHROME2", frames=5), tmp_path)
+    image = shown(
+        phantoms.with_pixels(phantoms.header("MR"), frames, "MONOCHROME2", frames=5), tmp_path
+    )
     assert np.array_equal(image.pixels[..., 0], frames[2])
 
 
@@ -176,7 +207,9 @@ def without(name: str) -> Callable[[Dataset], None]:
 
 
 def setting(**values: Any) -> Callable[[Dataset], None]:
-    return lambda dataset: [setattr(dataset, name, value) for name, value in values.items()] and None
+    return lambda dataset: (
+        [setattr(dataset, name, value) for name, value in values.items()] and None
+    )
 
 
 REFUSALS: dict[str, tuple[Callable[[Dataset], None], Reason]] = {
@@ -185,9 +218,18 @@ REFUSALS: dict[str, tuple[Callable[[Dataset], None], Reason]] = {
     "the modality is another": (setting(Modality="US"), Reason.WRONG_MODALITY),
     "the modality is missing": (without("Modality"), Reason.WRONG_MODALITY),
     "text is admitted": (setting(BurnedInAnnotation="YES"), Reason.BURNED_IN_TEXT),
-    "it is a screen shot": (setting(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), Reason.BURNED_IN_TEXT),
-    "it is secondary and says nothing of text": (setting(ImageType=["DERIVED", "SECONDARY"]), Reason.BURNED_IN_TEXT),
-    "the photometric interpretation is unknown": (setting(PhotometricInterpretation="HSV"), Reason.UNSUPPORTED_PIXELS),
+    "it is a screen shot": (
+        setting(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]),
+        Reason.BURNED_IN_TEXT,
+    ),
+    "it is secondary and says nothing of text": (
+        setting(ImageType=["DERIVED", "SECONDARY"]),
+        Reason.BURNED_IN_TEXT,
+    ),
+    "the photometric interpretation is unknown": (
+        setting(PhotometricInterpretation="HSV"),
+        Reason.UNSUPPORTED_PIXELS,
+    ),
     "samples contradict colour": (setting(SamplesPerPixel=1), Reason.UNSUPPORTED_PIXELS),
     "32 bits": (setting(BitsAllocated=32), Reason.UNSUPPORTED_PIXELS),
     "one bit": (setting(BitsAllocated=1, BitsStored=1, HighBit=0), Reason.UNSUPPORTED_PIXELS),
@@ -216,7 +258,9 @@ def test_secondary_images_that_deny_text_are_read(tmp_path: Path) -> None:
 
 
 def test_a_deflate_bomb_is_refused_before_it_inflates(tmp_path: Path) -> None:
-    path = phantoms.save(phantoms.header("OP", syntax=DeflatedExplicitVRLittleEndian), tmp_path / "bomb.dcm")
+    path = phantoms.save(
+        phantoms.header("OP", syntax=DeflatedExplicitVRLittleEndian), tmp_path / "bomb.dcm"
+    )
     data = path.read_bytes()
     start = 144 + int.from_bytes(data[140:144], "little")
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)

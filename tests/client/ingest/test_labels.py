@@ -40,7 +40,9 @@ def test_rows_by_file_take_paths_and_unique_names(tmp_path: Path) -> None:
     assert found.row_of_files(["b/1.dcm"]) is None
 
 
-@pytest.mark.parametrize(("row", "reason"), [(None, Reason.NO_LABEL), (Row("p", "mild", 0), Reason.UNKNOWN_LABEL)])
+@pytest.mark.parametrize(
+    ("row", "reason"), [(None, Reason.NO_LABEL), (Row("p", "mild", 0), Reason.UNKNOWN_LABEL)]
+)
 def test_a_label_must_be_given_and_declared(row: Row | None, reason: Reason) -> None:
     with pytest.raises(Unusable) as refusal:
         Labels(DECLARED).index(row)
@@ -53,7 +55,9 @@ def test_without_a_file_only_a_single_label_can_be_meant() -> None:
         read_labels(None, DECLARED, FILES, 1)
 
 
-@pytest.mark.parametrize("text", ["", "patient,grade\nMARKER,1\n", "label\nnone\n", "patient,patient,label\n", "a;b\n"])
+@pytest.mark.parametrize(
+    "text", ["", "patient,grade\nMARKER,1\n", "label\nnone\n", "patient,patient,label\n", "a;b\n"]
+)
 def test_wrong_columns_are_refused_without_quoting(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as error:
         labels(tmp_path, text)

@@ -53,7 +53,9 @@ def test_a_segmentation_lies_where_its_frames_say() -> None:
     np.testing.assert_array_equal(read_segmentation(file, grid_of(), CAP), MASK != 0)
     order = [2, 0, 3, 1]  # frames in another order
     shuffled = made.segmentation(SERIES, MASK)
-    shuffled.PerFrameFunctionalGroupsSequence = [frames.PerFrameFunctionalGroupsSequence[i] for i in order]
+    shuffled.PerFrameFunctionalGroupsSequence = [
+        frames.PerFrameFunctionalGroupsSequence[i] for i in order
+    ]
     shuffled.PixelData = np.packbits(MASK[1:][order].ravel(), bitorder="little").tobytes()
     buffer = io.BytesIO()
     shuffled.save_as(buffer, enforce_file_format=True)
@@ -62,14 +64,18 @@ def test_a_segmentation_lies_where_its_frames_say() -> None:
 
 @pytest.mark.parametrize("flips", [(), (0,), (1,), (2,), (0, 1, 2)])
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
-def test_a_nifti_mask_lies_the_same_in_any_axes(flips: tuple[int, ...], axes: tuple[int, int, int]) -> None:
+def test_a_nifti_mask_lies_the_same_in_any_axes(
+    flips: tuple[int, ...], axes: tuple[int, int, int]
+) -> None:
     file = nii(made.nifti(SERIES, MASK, flips=flips, axes=axes))
     np.testing.assert_array_equal(read_nifti(file, grid_of(), CAP), MASK != 0)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32, np.float64])
 def test_a_nifti_mask_may_be_of_any_type_and_of_version_2_or_compressed(kind: type) -> None:
-    image = made.nifti(SERIES, MASK.astype(kind) * kind(255 if kind is np.uint8 else 1), kind=nibabel.Nifti2Image)
+    image = made.nifti(
+        SERIES, MASK.astype(kind) * kind(255 if kind is np.uint8 else 1), kind=nibabel.Nifti2Image
+    )
     file = io.BytesIO(gzip.compress(image.to_bytes()))
     assert is_nifti(file)
     np.testing.assert_array_equal(read_nifti(file, grid_of(), CAP), MASK != 0)
@@ -93,13 +99,16 @@ def test_a_mask_of_another_grid_is_refused() -> None:
     assert reason(read_segmentation, seg(MASK[:, :-1])) is Reason.MASK_GRID
     assert reason(read_nifti, nii(made.nifti(SERIES, MASK[:-1]))) is Reason.MASK_GRID
     assert (
-        reason(read_nifti, nii(made.nifti(SERIES, np.stack([MASK, MASK])[0:2].reshape(10, 40, 48)))) is Reason.MASK_GRID
+        reason(read_nifti, nii(made.nifti(SERIES, np.stack([MASK, MASK])[0:2].reshape(10, 40, 48))))
+        is Reason.MASK_GRID
     )
     nowhere = made.nifti(SERIES, MASK)
     nowhere.set_sform(None, 0)
     nowhere.set_qform(None, 0)
     assert reason(read_nifti, nii(nowhere)) is Reason.MASK_GRID
-    four = nibabel.Nifti1Image(np.stack([MASK.transpose(2, 1, 0)] * 2, -1), made.nifti(SERIES, MASK).affine)
+    four = nibabel.Nifti1Image(
+        np.stack([MASK.transpose(2, 1, 0)] * 2, -1), made.nifti(SERIES, MASK).affine
+    )
     assert reason(read_nifti, nii(four)) is Reason.MASK_GRID
 
 
@@ -107,18 +116,26 @@ def test_two_frames_on_one_slice_are_refused() -> None:
     dataset = made.segmentation(SERIES, MASK)
     groups = dataset.PerFrameFunctionalGroupsSequence
     groups[1].PlanePositionSequence = groups[0].PlanePositionSequence
-    assert reason(read_segmentation, seg(PerFrameFunctionalGroupsSequence=list(groups))) is Reason.MASK_GRID
+    assert (
+        reason(read_segmentation, seg(PerFrameFunctionalGroupsSequence=list(groups)))
+        is Reason.MASK_GRID
+    )
 
 
 def test_each_other_fault_of_a_segmentation_has_its_reason() -> None:
     assert reason(read_segmentation, seg(SegmentationType="FRACTIONAL")) is Reason.FRACTIONAL_MASK
     assert reason(read_segmentation, seg(SegmentationType="LABELMAP")) is Reason.UNSUPPORTED_PIXELS
-    assert reason(read_segmentation, seg(SegmentSequence=[Dataset(), Dataset()])) is Reason.SEGMENT_COUNT
+    assert (
+        reason(read_segmentation, seg(SegmentSequence=[Dataset(), Dataset()]))
+        is Reason.SEGMENT_COUNT
+    )
     assert reason(read_segmentation, seg(SegmentSequence=[])) is Reason.SEGMENT_COUNT
     assert reason(read_segmentation, seg(BitsAllocated=8)) is Reason.UNSUPPORTED_PIXELS
     assert reason(read_segmentation, seg(PixelData=b"\1\0")) is Reason.TRUNCATED
     blank = made.segmentation(SERIES, MASK)
-    assert reason(read_segmentation, seg(PixelData=bytes(len(blank.PixelData)))) is Reason.EMPTY_MASK
+    assert (
+        reason(read_segmentation, seg(PixelData=bytes(len(blank.PixelData)))) is Reason.EMPTY_MASK
+    )
     assert reason(read_segmentation, io.BytesIO(seg().getvalue()[:600])) is not None
 
 
@@ -156,11 +173,21 @@ def test_a_segmentation_by_highdicom_lies_where_it_says() -> None:
     """An independent writer of the standard, on slices handed over in another order."""
     hd = pytest.importorskip("highdicom")
     slices = [
-        made.slice_of(SERIES, d, StudyTime="", AccessionNumber="", StudyID="", PatientSex="O", SliceThickness=0.7)
+        made.slice_of(
+            SERIES,
+            d,
+            StudyTime="",
+            AccessionNumber="",
+            StudyID="",
+            PatientSex="O",
+            SliceThickness=0.7,
+        )
         for d in range(5)
     ]
     meaning = hd.sr.CodedConcept("59820001", "SCT", "Blood vessel")
-    description = hd.seg.SegmentDescription(1, "vessels", meaning, meaning, hd.seg.SegmentAlgorithmTypeValues.MANUAL)
+    description = hd.seg.SegmentDescription(
+        1, "vessels", meaning, meaning, hd.seg.SegmentAlgorithmTypeValues.MANUAL
+    )
     order = [3, 0, 4, 1, 2]
     dataset = hd.seg.Segmentation(
         [slices[d] for d in order], MASK[order], hd.seg.SegmentationTypeValues.BINARY, [description], "2.25.1", 1,

@@ -26,7 +26,12 @@ KEY = bytes(32)
 
 
 def sighting(
-    position: int, ids: str, digest: str, label: int = 0, side: int = 1, refusal: Reason | None = None
+    position: int,
+    ids: str,
+    digest: str,
+    label: int = 0,
+    side: int = 1,
+    refusal: Reason | None = None,
 ) -> Sighting:
     return Sighting(position, tuple(ids), label, side, digest, refusal)
 
@@ -34,12 +39,19 @@ def sighting(
 def test_ids_are_normalised_and_leading_zeros_stay() -> None:
     assert normalised_id(" 0042\0 ") == "0042"
     assert pseudonym(KEY, "A", "Mu\u0308ller") == pseudonym(KEY, " A", "M\u00fcller ")
-    assert len({pseudonym(KEY, *parts) for parts in (("", "42"), ("", "042"), ("A", "42"), ("4", "2"))}) == 4
+    assert (
+        len(
+            {pseudonym(KEY, *parts) for parts in (("", "42"), ("", "042"), ("A", "42"), ("4", "2"))}
+        )
+        == 4
+    )
     assert pseudonym(bytes(32), "", "42") != pseudonym(bytes([1]) * 32, "", "42")
     assert len(bytes.fromhex(pseudonym(KEY, "", "42"))) == 16
 
 
-@pytest.mark.parametrize("text", ["", "-", "0", "0000", "XXX", "Anonymous", "N/A", "unknown", "NO ID", "9999999", "^^"])
+@pytest.mark.parametrize(
+    "text", ["", "-", "0", "0000", "XXX", "Anonymous", "N/A", "unknown", "NO ID", "9999999", "^^"]
+)
 def test_placeholders(text: str) -> None:
     assert is_placeholder(text)
 
@@ -50,8 +62,15 @@ def test_real_ids(text: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz")), min_size=1, max_size=12), st.randoms())
-def test_persons_are_connected_components_in_any_order(links: list[tuple[str, str]], chance: object) -> None:
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz")), min_size=1, max_size=12
+    ),
+    st.randoms(),
+)
+def test_persons_are_connected_components_in_any_order(
+    links: list[tuple[str, str]], chance: object
+) -> None:
     sightings = [sighting(i, name, digest) for i, (name, digest) in enumerate(links)]
     groups = grouped_by_person(sightings, ())
     assert sorted(s.position for group in groups for s in group) == list(range(len(links)))
@@ -59,11 +78,16 @@ def test_persons_are_connected_components_in_any_order(links: list[tuple[str, st
         assert not {n for s in a for n in s.pseudonyms} & {n for s in b for n in s.pseudonyms}
         assert not {s.digest for s in a} & {s.digest for s in b}
     chance.shuffle(sightings)  # type: ignore[attr-defined]
-    assert {frozenset(g) for g in grouped_by_person(sightings, ())} == {frozenset(g) for g in groups}
+    assert {frozenset(g) for g in grouped_by_person(sightings, ())} == {
+        frozenset(g) for g in groups
+    }
 
 
 def test_near_duplicates_join_and_a_chain_is_one_person() -> None:
-    sightings = [sighting(i, name, digest) for i, (name, digest) in enumerate(zip("abcd", "wxyz", strict=True))]
+    sightings = [
+        sighting(i, name, digest)
+        for i, (name, digest) in enumerate(zip("abcd", "wxyz", strict=True))
+    ]
     assert sorted(map(len, grouped_by_person(sightings, [(0, 1), (1, 2)]))) == [1, 3]
 
 
@@ -85,14 +109,22 @@ def test_idrid_has_six_pairs_and_no_other() -> None:
 
 
 def test_the_highest_label_wins_and_only_its_images_enter() -> None:
-    person = [sighting(0, "a", "p", label=0), sighting(1, "a", "q", label=2), sighting(2, "b", "r", label=2)]
+    person = [
+        sighting(0, "a", "p", label=0),
+        sighting(1, "a", "q", label=2),
+        sighting(2, "b", "r", label=2),
+    ]
     fates = chosen(person, ordinal=True, one_eye=False)
     assert fates[0] is Reason.LOWER_LABEL
     assert [fates[i].label for i in (1, 2) if isinstance(fates[i], Sighting)] == [2, 2]  # type: ignore[union-attr]
 
 
 def test_identical_pixels_count_once_with_their_highest_label() -> None:
-    fates = chosen([sighting(0, "a", "p", label=0), sighting(1, "b", "p", label=2)], ordinal=True, one_eye=False)
+    fates = chosen(
+        [sighting(0, "a", "p", label=0), sighting(1, "b", "p", label=2)],
+        ordinal=True,
+        one_eye=False,
+    )
     entering = [fate for fate in fates.values() if isinstance(fate, Sighting)]
     assert [s.label for s in entering] == [2]
     assert Reason.DUPLICATE in fates.values()
@@ -104,15 +136,24 @@ def test_without_order_a_conflict_excludes_the_person() -> None:
 
 
 def test_one_eye_enters_where_the_study_separates_them() -> None:
-    person = [sighting(i, "a", digest, side=side) for i, (digest, side) in enumerate((("p", 1), ("q", 2), ("r", 1)))]
+    person = [
+        sighting(i, "a", digest, side=side)
+        for i, (digest, side) in enumerate((("p", 1), ("q", 2), ("r", 1)))
+    ]
     fates = chosen(person, ordinal=True, one_eye=True)
     assert {s.laterality for s in fates.values() if isinstance(s, Sighting)} == {1}
     assert fates[1] is Reason.OTHER_SIDE
-    assert all(isinstance(fate, Sighting) for fate in chosen(person, ordinal=True, one_eye=False).values())
+    assert all(
+        isinstance(fate, Sighting) for fate in chosen(person, ordinal=True, one_eye=False).values()
+    )
 
 
 def test_a_refused_image_still_tells_that_two_ids_are_one_person() -> None:
-    sightings = [sighting(0, "a", "p"), sighting(1, "b", "q"), sighting(2, "b", "p", refusal=Reason.NO_LABEL)]
+    sightings = [
+        sighting(0, "a", "p"),
+        sighting(1, "b", "q"),
+        sighting(2, "b", "p", refusal=Reason.NO_LABEL),
+    ]
     (person,) = grouped_by_person(sightings, ())
     fates = chosen(person, ordinal=True, one_eye=False)
     assert fates[2] is Reason.NO_LABEL

@@ -15,7 +15,9 @@ TILTED = (0.9961947, 0.0, -0.0871557, 0.0075961, 0.9961947, 0.0868241)
 
 def plane(depth: float, orientation: tuple[float, ...] = TILTED) -> Plane:
     normal = np.cross(orientation[:3], orientation[3:])
-    return plane_of(np.array([5.0, -3.0, 20.0]) + 0.8 * depth * normal, orientation, (0.5, 0.3), (40, 48))
+    return plane_of(
+        np.array([5.0, -3.0, 20.0]) + 0.8 * depth * normal, orientation, (0.5, 0.3), (40, 48)
+    )
 
 
 def refused(planes: list[Plane]) -> Reason:
@@ -54,7 +56,9 @@ def test_each_fault_has_its_reason() -> None:
     assert refused([*good, *good]) is Reason.DUPLICATE_SLICE
     assert refused([*good[:5], plane(5.3)]) is Reason.UNEVEN_SLICES
     off_line = tuple(np.array(good[3].origin) + 0.2 * np.array(good[3].row))
-    assert refused([*good[:3], replace(good[3], origin=off_line), *good[4:]]) is Reason.UNEVEN_SLICES
+    assert (
+        refused([*good[:3], replace(good[3], origin=off_line), *good[4:]]) is Reason.UNEVEN_SLICES
+    )
     assert refused(good[:2]) is Reason.VOLUME_TOO_SMALL
     assert refused([*good[:5], replace(good[5], spacing=(0.5, 0.31))]) is Reason.MIXED_SERIES
     assert refused([*good[:5], replace(good[5], shape=(48, 40))]) is Reason.MIXED_SERIES

@@ -44,12 +44,18 @@ def write_patient(folder: Path, number: int, **changes: Any) -> made.Series:
 
 
 def taken(
-    tmp_path: Path, key: bytes, rows: list[tuple[str, ...]] | None = None, columns: str = COLUMNS, **rest: Any
+    tmp_path: Path,
+    key: bytes,
+    rows: list[tuple[str, ...]] | None = None,
+    columns: str = COLUMNS,
+    **rest: Any,
 ) -> IngestReport:
     """Ingest tmp_path/s."""
     labels = None if rows is None else phantoms.write_labels(tmp_path / "labels.csv", rows, columns)
     out = tmp_path / f"c{len(list(tmp_path.glob('c*')))}"
-    return ingest(tmp_path / "s", rest.pop("rules", RULES), key, out, labels_csv=labels, limits=LIMITS, **rest)
+    return ingest(
+        tmp_path / "s", rest.pop("rules", RULES), key, out, labels_csv=labels, limits=LIMITS, **rest
+    )
 
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -84,14 +90,18 @@ def test_the_digest_depends_on_the_pixels_and_the_key_alone(tmp_path: Path, key:
     assert taken(tmp_path, bytes(32)).digest != first.digest
 
 
-def test_a_nifti_mask_in_turned_axes_gives_the_patches_of_the_segmentation(tmp_path: Path, key: bytes) -> None:
+def test_a_nifti_mask_in_turned_axes_gives_the_patches_of_the_segmentation(
+    tmp_path: Path, key: bytes
+) -> None:
     for number in (1, 2):
         write_patient(tmp_path / "s", number)
     taken(tmp_path, key)
     rows = [("VESSEL-0001", "vessels", "m1.nii.gz"), ("VESSEL-0002", "vessels", "sub/m2.nii")]
     for number, (_, _, name) in enumerate(rows, 1):
         series, mask = made.patient(number)
-        image = made.nifti(series, mask, flips=(0, 2)[:number], axes=((1, 0, 2), (2, 0, 1))[number - 1])
+        image = made.nifti(
+            series, mask, flips=(0, 2)[:number], axes=((1, 0, 2), (2, 0, 1))[number - 1]
+        )
         made.write_nifti(tmp_path / "s" / name, image)
         (tmp_path / "s" / f"p{number}-mask.dcm").unlink()
     report = taken(tmp_path, key, rows)
@@ -111,7 +121,9 @@ def test_a_row_with_a_slice_names_the_series_of_a_mask(tmp_path: Path, key: byte
     assert (report.ingested, report.patients, dict(report.quarantined)) == (12, 1, {})
 
 
-@pytest.mark.parametrize(("volumes", "patches"), [(1, 10), (2, 10), (3, 10), (4, 10), (3, 9), (12, 10), (5, 2)])
+@pytest.mark.parametrize(
+    ("volumes", "patches"), [(1, 10), (2, 10), (3, 10), (4, 10), (3, 9), (12, 10), (5, 2)]
+)
 def test_a_persons_patches_are_dealt_half_and_half(volumes: int, patches: int) -> None:
     shares = list(dealt(patches, volumes))
     assert tuple(map(sum, zip(*shares, strict=True))) == ((patches + 1) // 2, patches // 2)
@@ -126,9 +138,14 @@ def test_several_series_of_one_person_share_the_persons_patches(tmp_path: Path, 
     report = taken(tmp_path, key)
     assert (report.ingested, report.patients) == (18, 1)
     assert len(Cohort.open(tmp_path / "c0").images) == 10
-    few = RULES.model_copy(update={"volumes": RULES.volumes.model_copy(update={"patches_per_patient": 2})})  # type: ignore[union-attr]
+    few = RULES.model_copy(
+        update={"volumes": RULES.volumes.model_copy(update={"patches_per_patient": 2})}
+    )  # type: ignore[union-attr]
     report = taken(tmp_path, key, rules=few)
-    assert (report.ingested, dict(report.quarantined)) == (12, {"series-refused": 1, "spare-series-of-person": 5})
+    assert (report.ingested, dict(report.quarantined)) == (
+        12,
+        {"series-refused": 1, "spare-series-of-person": 5},
+    )
 
 
 def test_one_volume_under_two_ids_is_one_person(tmp_path: Path, key: bytes) -> None:
@@ -143,7 +160,9 @@ def test_one_volume_under_two_ids_is_one_person(tmp_path: Path, key: bytes) -> N
 
 
 @pytest.mark.parametrize("kind", ["brighter", "cropped", "without-mask"])
-def test_a_changed_copy_of_a_volume_under_another_id_is_the_same_person(tmp_path: Path, key: bytes, kind: str) -> None:
+def test_a_changed_copy_of_a_volume_under_another_id_is_the_same_person(
+    tmp_path: Path, key: bytes, kind: str
+) -> None:
     write_patient(tmp_path / "s", 1)
     series, mask = made.patient(1)
     other = replace(series, patient_id="ALIAS-77", uid="2.25.9", frame="2.25.8")
@@ -220,7 +239,9 @@ def two_masks(folder: Path) -> None:
 
 def two_patients(folder: Path) -> None:
     series, mask = bare(folder)
-    made.write_series(folder, replace(series, patient_id="ANOTHER-1"), "x", ImageType=["ORIGINAL", "PRIMARY", "2"])
+    made.write_series(
+        folder, replace(series, patient_id="ANOTHER-1"), "x", ImageType=["ORIGINAL", "PRIMARY", "2"]
+    )
     phantoms.save(made.slice_of(series, 0), folder / "x-0.dcm")
     made.write_segmentation(folder / "x-mask.dcm", series, mask)
 
@@ -289,7 +310,9 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
         {"fractional-mask": 1, **MASK_FAULT},
     ),
     "two segments": (
-        with_mask(lambda s, m: made.segmentation(s, m, SegmentSequence=[made.Dataset(), made.Dataset()])),
+        with_mask(
+            lambda s, m: made.segmentation(s, m, SegmentSequence=[made.Dataset(), made.Dataset()])
+        ),
         {"segment-count": 1, **MASK_FAULT},
     ),
     "a truncated mask": (
@@ -297,9 +320,16 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
         {"truncated": 1, **MASK_FAULT},
     ),
     "a NIfTI mask that no row names": (nifti_only, {"unnamed-mask": 1, "no-mask": 5}),
-    "a missing slice": (with_slices(lambda f: (f / "x-2.dcm").unlink()), {"missing-slice": 4, **SERIES_FAULT}),
+    "a missing slice": (
+        with_slices(lambda f: (f / "x-2.dcm").unlink()),
+        {"missing-slice": 4, **SERIES_FAULT},
+    ),
     "a slice too many": (
-        with_slices(lambda f: phantoms.save(made.slice_of(made.patient(10)[0], 2, InstanceNumber=9), f / "x-9.dcm")),
+        with_slices(
+            lambda f: phantoms.save(
+                made.slice_of(made.patient(10)[0], 2, InstanceNumber=9), f / "x-9.dcm"
+            )
+        ),
         {"duplicate-slice": 6, **SERIES_FAULT},
     ),
     "an uneven slice": (
@@ -307,7 +337,9 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
         {"uneven-slices": 5, **SERIES_FAULT},
     ),
     "a truncated slice": (
-        with_slices(lambda f: (f / "x-2.dcm").write_bytes((f / "x-2.dcm").read_bytes()[:-900]) and None),
+        with_slices(
+            lambda f: (f / "x-2.dcm").write_bytes((f / "x-2.dcm").read_bytes()[:-900]) and None
+        ),
         {"truncated": 1, "incomplete-series": 4, **SERIES_FAULT},
     ),
     "two slices": (
@@ -325,24 +357,38 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
         with_slices(lambda f: None, orientation=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0)),
         {"not-axial": 5, **SERIES_FAULT},
     ),
-    "no position": (rewrite(ImagePositionPatient=None), {"no-geometry": 5, "mask-without-series": 1}),
+    "no position": (
+        rewrite(ImagePositionPatient=None),
+        {"no-geometry": 5, "mask-without-series": 1},
+    ),
     "no series": (rewrite(SeriesInstanceUID=""), {"no-series": 5, "mask-without-series": 1}),
-    "enhanced MR": (rewrite(SOPClassUID=ENHANCED), {"multi-frame-object": 5, "mask-without-series": 1}),
-    "several frames": (rewrite(NumberOfFrames=2), {"multi-frame-object": 5, "mask-without-series": 1}),
+    "enhanced MR": (
+        rewrite(SOPClassUID=ENHANCED),
+        {"multi-frame-object": 5, "mask-without-series": 1},
+    ),
+    "several frames": (
+        rewrite(NumberOfFrames=2),
+        {"multi-frame-object": 5, "mask-without-series": 1},
+    ),
     "another modality": (rewrite(Modality="CT"), {"wrong-modality": 5, "mask-without-series": 1}),
     "colour": (
         rewrite(PhotometricInterpretation="RGB", SamplesPerPixel=3),
         {"unsupported-pixels": 5, "mask-without-series": 1},
     ),
     "one series of two patients": (two_patients, {"mixed-patients": 5, **SERIES_FAULT}),
-    "nobody": (with_slices(lambda f: None, patient_id="ANONYMOUS"), {"no-patient-id": 5, **SERIES_FAULT}),
+    "nobody": (
+        with_slices(lambda f: None, patient_id="ANONYMOUS"),
+        {"no-patient-id": 5, **SERIES_FAULT},
+    ),
     "a photograph": (photograph, {"not-a-volume": 1}),
     "copies of all files": (copies, {"duplicate-image": 6}),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_file_that_does_not_enter_has_its_reason(tmp_path: Path, key: bytes, name: str) -> None:
+def test_every_file_that_does_not_enter_has_its_reason(
+    tmp_path: Path, key: bytes, name: str
+) -> None:
     write, expected = CASES[name]
     write_patient(tmp_path / "s" / "good", 1)
     write(tmp_path / "s" / "bad")
@@ -359,7 +405,10 @@ def test_every_file_that_does_not_enter_has_its_reason(tmp_path: Path, key: byte
             [("VESSEL-0010", "vessels", "m.nii"), ("VESSEL-0001", "vessels", "m.nii")],
             {"ambiguous-mask": 1, "no-mask": 5},
         ),
-        ([("NOBODY-9", "vessels", "m.nii"), ("VESSEL-0010", "vessels", "")], {"mask-without-series": 1, "no-mask": 5}),
+        (
+            [("NOBODY-9", "vessels", "m.nii"), ("VESSEL-0010", "vessels", "")],
+            {"mask-without-series": 1, "no-mask": 5},
+        ),
         ([("VESSEL-0010", "other", "m.nii")], {"unknown-label": 5, "series-refused": 1}),
         ([("NOBODY-9", "vessels", "m.nii")], {"mask-without-series": 1, "no-label": 5}),
         ([("VESSEL-0010", "vessels", "m.nii")], {"not-binary-mask": 1, "mask-refused": 5}),

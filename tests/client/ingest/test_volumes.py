@@ -19,7 +19,12 @@ SERIES, MASK = made.patient(1)
 
 
 def caps(**changes: Any) -> Caps:
-    values = {"size_px": 32, "modalities": ("MR",), "window": (0.0, 2000.0), "max_file_bytes": 1 << 20}
+    values = {
+        "size_px": 32,
+        "modalities": ("MR",),
+        "window": (0.0, 2000.0),
+        "max_file_bytes": 1 << 20,
+    }
     return Caps(**(values | {"max_pixel_bytes": 1 << 22, "max_volume_bytes": 1 << 22} | changes))
 
 
@@ -29,7 +34,9 @@ def volume_of(paths: list[Path], mask: tuple[Kind, Path] | None = None, **change
 
 
 def shown(values: Any, low: float = 0, high: float = 2000) -> Any:
-    return np.rint(255 * np.clip((np.asarray(values, float) - low) / (high - low), 0, 1)).astype(np.uint8)
+    return np.rint(255 * np.clip((np.asarray(values, float) - low) / (high - low), 0, 1)).astype(
+        np.uint8
+    )
 
 
 def test_geometry_orders_the_slices_whatever_names_and_instance_numbers_say(tmp_path: Path) -> None:
@@ -48,11 +55,15 @@ def test_geometry_orders_the_slices_whatever_names_and_instance_numbers_say(tmp_
 def test_spacing_and_an_oblique_normal_change_no_pixel(tmp_path: Path) -> None:
     tilted = (0.9961947, 0.0, -0.0871557, 0.0075961, 0.9961947, 0.0868241)
     other = made.patient(1, orientation=tilted, spacing=(0.9, 0.3), gap=3.5)[0]
-    np.testing.assert_array_equal(volume_of(made.write_series(tmp_path, other)).shown, shown(SERIES.values))
+    np.testing.assert_array_equal(
+        volume_of(made.write_series(tmp_path, other)).shown, shown(SERIES.values)
+    )
 
 
 def test_a_reversed_normal_reverses_the_slices(tmp_path: Path) -> None:
-    over = made.patient(1, orientation=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0))[0]  # d grows with the normal: towards the feet
+    over = made.patient(1, orientation=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0))[
+        0
+    ]  # d grows with the normal: towards the feet
     found = volume_of(made.write_series(tmp_path, over)[::-1])
     np.testing.assert_array_equal(found.shown, shown(SERIES.values))
 
@@ -63,15 +74,25 @@ def test_a_reversed_normal_reverses_the_slices(tmp_path: Path) -> None:
         (lambda v: v, {}),
         (lambda v: v - 1024, {"RescaleSlope": 1, "RescaleIntercept": 1024}),
         (lambda v: v * 2, {"RescaleSlope": 0.5, "RescaleIntercept": 0}),
-        (lambda v: v | 0x1000, {"BitsStored": 12, "HighBit": 11}),  # an old overlay in the unused bits
-        (lambda v: v, {"WindowCenter": 300, "WindowWidth": 10}),  # a viewer's window is no intensity
+        (
+            lambda v: v | 0x1000,
+            {"BitsStored": 12, "HighBit": 11},
+        ),  # an old overlay in the unused bits
+        (
+            lambda v: v,
+            {"WindowCenter": 300, "WindowWidth": 10},
+        ),  # a viewer's window is no intensity
         (lambda v: 2000 - v, {"PhotometricInterpretation": "MONOCHROME1"}),
     ],
 )
-def test_stored_values_become_the_values_that_they_mean(tmp_path: Path, stored: Any, attributes: Any) -> None:
+def test_stored_values_become_the_values_that_they_mean(
+    tmp_path: Path, stored: Any, attributes: Any
+) -> None:
     series = made.Series("A", stored(SERIES.values), attributes=tuple(attributes.items()))
     found = volume_of(made.write_series(tmp_path, series)).shown
-    np.testing.assert_allclose(found, shown(SERIES.values), rtol=0, atol="PhotometricInterpretation" in attributes)
+    np.testing.assert_allclose(
+        found, shown(SERIES.values), rtol=0, atol="PhotometricInterpretation" in attributes
+    )
 
 
 def test_compressed_slices_and_slices_of_8_bits_are_read(tmp_path: Path) -> None:
@@ -79,7 +100,9 @@ def test_compressed_slices_and_slices_of_8_bits_are_read(tmp_path: Path) -> None
     paths = [phantoms.save(dataset, tmp_path / f"{d}.dcm") for d, dataset in enumerate(packed)]
     np.testing.assert_array_equal(volume_of(paths).shown, shown(SERIES.values))
     eighths = (SERIES.values // 8).astype("u1")
-    small = [phantoms.with_pixels(made.slice_of(SERIES, d), eighths[d], "MONOCHROME2") for d in range(5)]
+    small = [
+        phantoms.with_pixels(made.slice_of(SERIES, d), eighths[d], "MONOCHROME2") for d in range(5)
+    ]
     paths = [phantoms.save(dataset, tmp_path / f"8-{d}.dcm") for d, dataset in enumerate(small)]
     np.testing.assert_array_equal(volume_of(paths, window=(0, 250)).shown, shown(eighths, 0, 250))
 
@@ -87,7 +110,9 @@ def test_compressed_slices_and_slices_of_8_bits_are_read(tmp_path: Path) -> None
 def test_one_scaling_holds_for_the_whole_volume() -> None:
     values = np.array([[[0, 100]], [[200, 500]]], np.float32)
     np.testing.assert_array_equal(scaled(values, None, inverted=False), shown(values, 0, 500))
-    np.testing.assert_array_equal(scaled(values, (100, 300), inverted=False), shown(values, 100, 300))
+    np.testing.assert_array_equal(
+        scaled(values, (100, 300), inverted=False), shown(values, 100, 300)
+    )
     np.testing.assert_array_equal(scaled(values, None, inverted=True), 255 - shown(values, 0, 500))
     values[0, 0, 0] = np.nan  # padding
     np.testing.assert_array_equal(scaled(values, None, inverted=True)[0, 0], [0, 255])
@@ -144,7 +169,9 @@ def test_half_of_the_patches_are_centred_on_vessels_and_half_lie_anywhere_but_in
     windows = np.lib.stride_tricks.sliding_window_view(values, (8, 8), axis=(1, 2))
     for number, patch in enumerate(found):
         ((depth, top, left),) = np.argwhere((windows == patch[..., 0]).all(axis=(3, 4)))
-        np.testing.assert_array_equal(patch[..., 1], mask[depth, top : top + 8, left : left + 8] * 255)
+        np.testing.assert_array_equal(
+            patch[..., 1], mask[depth, top : top + 8, left : left + 8] * 255
+        )
         # the voxels whose centring leads to this window: one, or all that are clamped to it
         rows = range(0, 5) if top == 0 else [top + 4]
         columns = range(0, 5) if left == 0 else range(left + 4, 48) if left == 40 else [left + 4]
@@ -171,7 +198,12 @@ def test_the_choice_follows_from_the_seed_alone() -> None:
 def test_a_scan_says_what_a_file_is(tmp_path: Path) -> None:
     (first, *_) = made.write_series(tmp_path, SERIES)
     seen = scan(str(first), caps())
-    assert (seen.kind, seen.patient_id, seen.series, seen.frame) == ("slice", "VESSEL-0001", "2.25.101", "2.25.201")
+    assert (seen.kind, seen.patient_id, seen.series, seen.frame) == (
+        "slice",
+        "VESSEL-0001",
+        "2.25.101",
+        "2.25.201",
+    )
     drawn = scan(str(made.write_segmentation(tmp_path / "m.dcm", SERIES, MASK)), caps())
     assert (drawn.kind, drawn.series, drawn.frame) == ("segmentation", "2.25.101", "2.25.201")
     plain = scan(str(made.write_nifti(tmp_path / "m.nii.gz", made.nifti(SERIES, MASK))), caps())
@@ -182,7 +214,11 @@ def test_a_scan_says_what_a_file_is(tmp_path: Path) -> None:
 def test_looks_of_strangers_do_not_correlate(seed: int) -> None:
     one, other = (look(shown(made.image(n))).ravel().astype(float) for n in (seed, seed + 50))
     assert np.corrcoef(one, other)[0, 1] < 0.5
-    noisy = look(shown(made.image(seed) + np.random.default_rng(9).integers(-20, 20, made.SHAPE))).ravel().astype(float)
+    noisy = (
+        look(shown(made.image(seed) + np.random.default_rng(9).integers(-20, 20, made.SHAPE)))
+        .ravel()
+        .astype(float)
+    )
     assert np.corrcoef(one, noisy)[0, 1] > 0.997
 
 

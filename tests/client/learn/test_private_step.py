@@ -58,7 +58,10 @@ def test_gradients_come_back_by_name_shape_and_dtype() -> None:
         )
         update = step.step(4, lambda who: (torch.ones(len(who), 2, 3),))
         assert list(update) == list(parameters)
-        assert all(update[n].shape == p.shape and update[n].dtype == torch.float32 for n, p in parameters.items())
+        assert all(
+            update[n].shape == p.shape and update[n].dtype == torch.float32
+            for n, p in parameters.items()
+        )
         assert not any(g.requires_grad for g in update.values())
 
 
@@ -73,7 +76,9 @@ def test_a_double_backward_loss_gives_the_same_gradient_by_both_back_ends() -> N
         between = mix * real + (1 - mix) * fake
         slope = torch.func.grad(lambda x: functional_call(critic, p, (x,)).sum())(between)
         penalty = (slope.square().sum(-1).add(1e-12).sqrt() - 1).square().mean()
-        return (functional_call(critic, p, (fake,)) - functional_call(critic, p, (real,))).mean() + 10 * penalty
+        return (
+            functional_call(critic, p, (fake,)) - functional_call(critic, p, (real,))
+        ).mean() + 10 * penalty
 
     generator = torch.Generator().manual_seed(1)
     items = torch.randn(2, 7, 3, 6, generator=generator)
@@ -90,15 +95,31 @@ def test_a_double_backward_loss_gives_the_same_gradient_by_both_back_ends() -> N
             SeededNoiseSource(0),
             execution=Execution(chunk=chunk),
         )
-        updates.append(step.step(7, lambda who: (items[0, list(who)], items[1, list(who)], mix[list(who)])))
+        updates.append(
+            step.step(7, lambda who: (items[0, list(who)], items[1, list(who)], mix[list(who)]))
+        )
     assert all(torch.allclose(updates[0][n], updates[1][n], atol=2e-6) for n in updates[0])
 
 
 @pytest.mark.parametrize(
-    "bad", [{"clip": 0.0}, {"noise_multiplier": -1.0}, {"sampling_rate": 1.1}, {"divisor": 0}, {"items_per_patient": 0}]
+    "bad",
+    [
+        {"clip": 0.0},
+        {"noise_multiplier": -1.0},
+        {"sampling_rate": 1.1},
+        {"divisor": 0},
+        {"items_per_patient": 0},
+    ],
 )
 def test_constants_without_meaning_are_refused(bad: dict[str, float]) -> None:
-    fields = {"clip": 1.0, "noise_multiplier": 1.0, "sampling_rate": 0.5, "divisor": 8, "items_per_patient": 1, **bad}
+    fields = {
+        "clip": 1.0,
+        "noise_multiplier": 1.0,
+        "sampling_rate": 0.5,
+        "divisor": 8,
+        "items_per_patient": 1,
+        **bad,
+    }
     with pytest.raises(ConfigurationError):
         StepConstants(**fields)  # type: ignore[arg-type]
 

@@ -32,7 +32,9 @@ def scene(kind: str) -> tuple[Critic, Parameters, Callable[[Parameters, Batch], 
         found = critic_loss(scores[: len(items)], scores[len(items) :], kind)
         return found + gradient_penalty(score, items, fakes, mix) if kind == "wgan-gp" else found
 
-    items, fakes = torch.randn(2, PATIENTS, ITEMS, 2, 32, 32, generator=torch.Generator().manual_seed(1))
+    items, fakes = torch.randn(
+        2, PATIENTS, ITEMS, 2, 32, 32, generator=torch.Generator().manual_seed(1)
+    )
     mix = torch.rand(PATIENTS, ITEMS, generator=torch.Generator().manual_seed(2))
     return critic, dict(critic.named_parameters()), loss, (items, fakes, mix)
 
@@ -40,7 +42,10 @@ def scene(kind: str) -> tuple[Critic, Parameters, Callable[[Parameters, Batch], 
 def by_name(rows: Tensor, parameters: Parameters) -> Parameters:
     """Rows [c, d] as one tensor [c, …] per parameter."""
     parts = torch.split(rows, [p.numel() for p in parameters.values()], dim=1)
-    return {name: part.view(len(rows), *p.shape) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+    return {
+        name: part.view(len(rows), *p.shape)
+        for (name, p), part in zip(parameters.items(), parts, strict=True)
+    }
 
 
 def assert_close(found: Parameters, expected: Parameters) -> None:
@@ -65,7 +70,9 @@ def rows_of(backend: str, kind: str) -> Parameters:
 
 @pytest.mark.parametrize("backend", ["layers", "vmap"])
 @pytest.mark.parametrize("kind", HOOK_LOSSES)
-def test_every_tensors_per_patient_gradient_equals_the_one_patient_gradient(kind: str, backend: str) -> None:
+def test_every_tensors_per_patient_gradient_equals_the_one_patient_gradient(
+    kind: str, backend: str
+) -> None:
     assert_close(rows_of(backend, kind), rows_of("backward", kind))
 
 
@@ -80,7 +87,9 @@ def test_every_tensors_per_patient_gradient_equals_opacus_hooks(kind: str, backe
     real, fake = hooked(items.flatten(0, 1)), hooked(fakes.flatten(0, 1))
     critic_loss(real, fake, kind).backward()
     samples = {name: p.grad_sample for name, p in hooked._module.named_parameters()}
-    means = {name: rows.view(PATIENTS, ITEMS, *rows.shape[1:]).mean(1) for name, rows in samples.items()}
+    means = {
+        name: rows.view(PATIENTS, ITEMS, *rows.shape[1:]).mean(1) for name, rows in samples.items()
+    }
     assert_close(rows_of(backend, kind), means)
 
 
@@ -90,7 +99,9 @@ def test_wgan_gp_equals_an_explicit_double_backward(backend: str) -> None:
     critic, parameters, _, batch = scene("wgan-gp")
     expected = []
     for items, fakes, mix in zip(*batch, strict=True):
-        between = (mix.view(-1, 1, 1, 1) * items + (1 - mix.view(-1, 1, 1, 1)) * fakes).requires_grad_()
+        between = (
+            mix.view(-1, 1, 1, 1) * items + (1 - mix.view(-1, 1, 1, 1)) * fakes
+        ).requires_grad_()
         (slopes,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
         penalty = 10 * (slopes.flatten(1).norm(dim=1) - 1).square().mean()
         loss = critic(fakes).mean() - critic(items).mean() + penalty

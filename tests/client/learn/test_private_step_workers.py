@@ -55,7 +55,9 @@ def run(folder: Path, size: int) -> list[dict[str, np.ndarray]]:
         port = free.getsockname()[1]
     files = [folder / f"{size}-{rank}.npz" for rank in range(size)]
     children = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank), str(size), str(port), str(file)])
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(rank), str(size), str(port), str(file)]
+        )
         for rank, file in enumerate(files)
     ]
     assert [child.wait(timeout=200) for child in children] == [0] * size

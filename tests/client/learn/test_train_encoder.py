@@ -34,7 +34,11 @@ def trained(steps: int, start: bool = True, seed: int = 0) -> dict[str, np.ndarr
     weights = numpy_weights(encoder, "encoder.") if start else {}
     draw = torch.Generator().manual_seed(seed)
     return train_encoder.train(
-        numpy_weights(generator, "generator."), weights, study(steps), lambda done, total: None, draw=draw
+        numpy_weights(generator, "generator."),
+        weights,
+        study(steps),
+        lambda done, total: None,
+        draw=draw,
     )
 
 
@@ -61,7 +65,9 @@ def test_inversions_of_fresh_samples_get_better() -> None:
         encoder = load_encoder(weights, 8, 16, 32, 3)
         _, images = train_encoder.pairs(generator, torch.Generator().manual_seed(99))
         with torch.no_grad():
-            return float((encoder.invert(images, generator, 2).reconstructions - images).abs().mean())
+            return float(
+                (encoder.invert(images, generator, 2).reconstructions - images).abs().mean()
+            )
 
     assert error(trained(25)) < 0.8 * error(trained(0))
 
@@ -77,7 +83,9 @@ def test_half_of_the_codes_are_averages_and_lie_closer_together() -> None:
 def test_progress_is_told_and_no_starting_weights_are_needed() -> None:
     generator, _ = networks()
     seen: list[tuple[int, int]] = []
-    train_encoder.train(numpy_weights(generator, "generator."), {}, study(3), lambda *at: seen.append(at))
+    train_encoder.train(
+        numpy_weights(generator, "generator."), {}, study(3), lambda *at: seen.append(at)
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -60,7 +60,9 @@ def one_round(
     reservation = PracticeReservation(round_event(plan, "gan", 10**6))
     given = start(plan) if weights is None else weights
     noise = SeededNoiseSource(seed)
-    return train_gan.train(cohort(images), plan, given, reservation, noise, lambda done, total: None)
+    return train_gan.train(
+        cohort(images), plan, given, reservation, noise, lambda done, total: None
+    )
 
 
 def moved(deltas: dict[str, np.ndarray]) -> set[str]:
@@ -93,7 +95,9 @@ def test_the_same_seed_gives_the_same_deltas_and_another_seed_others() -> None:
 def test_only_trainable_critic_weights_take_private_gradients() -> None:
     deltas = one_round(study(models__gan__trainable=["critic.score", "critic.blocks.2."]))
     critics = {name for name in moved(deltas) if name.startswith("critic.")}
-    assert critics == {name for name in deltas if name.startswith(("critic.score", "critic.blocks.2."))}
+    assert critics == {
+        name for name in deltas if name.startswith(("critic.score", "critic.blocks.2."))
+    }
 
 
 @pytest.mark.parametrize("prefix", ["generator.", "critic.nothing"])
@@ -107,7 +111,9 @@ def test_the_update_stays_within_its_public_norm() -> None:
     assert norm(one_round(study())) > 0.001
 
 
-def test_the_generator_depends_on_the_cohort_only_through_the_private_critic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generator_depends_on_the_cohort_only_through_the_private_critic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whatever patients are drawn and however many: the same private gradients give bitwise the same generator."""
 
     def fixed(many: int) -> object:
@@ -135,7 +141,9 @@ def test_the_generator_step_takes_no_argument_that_knows_a_patient() -> None:
 def test_the_generator_steps_once_after_every_critic_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     original = train_gan.generator_step
-    monkeypatch.setattr(train_gan, "generator_step", lambda *given: seen.append(1) or original(*given))
+    monkeypatch.setattr(
+        train_gan, "generator_step", lambda *given: seen.append(1) or original(*given)
+    )
     one_round(study(models__gan__local_steps=5, models__gan__critic_steps=2))
     assert len(seen) == 2
 
@@ -144,11 +152,16 @@ def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says(
     plan = study(models__gan__items_per_patient=2, models__gan__fakes_per_item=3).models.gan
     assert plan is not None
     generator, _ = train_gan.build(study())
-    items, fakes = train_gan.Batches(cohort(), generator, plan, torch.Generator().manual_seed(0))([3, 5])
+    items, fakes = train_gan.Batches(cohort(), generator, plan, torch.Generator().manual_seed(0))(
+        [3, 5]
+    )
     assert items.shape == (2, 2, 3, 32, 32)
     assert fakes.shape == (2, 6, 3, 32, 32)
     own = {x.tobytes() for x in cohort().images[6:8]}
-    shown = {np.asarray((i + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 0).tobytes() for i in items[0]}
+    shown = {
+        np.asarray((i + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 0).tobytes()
+        for i in items[0]
+    }
     assert shown == own
 
 
@@ -194,4 +207,6 @@ def test_a_reservation_that_is_too_short_stops_the_round() -> None:
     reservation = PracticeReservation(round_event(plan, "gan", 10**6))
     reservation.take()
     with pytest.raises(PolicyError):
-        train_gan.train(cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None)
+        train_gan.train(
+            cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None
+        )

@@ -49,7 +49,12 @@ def start(plan: Study) -> dict[str, np.ndarray]:
 
 def one_round(plan: Study, seed: int = 0, **changes: object) -> dict[str, np.ndarray]:
     reservation = PracticeReservation(round_event(plan, "glow", 10**6))
-    given = {"cohort": cohort(), "weights": start(plan), "noise": SeededNoiseSource(seed), **changes}
+    given = {
+        "cohort": cohort(),
+        "weights": start(plan),
+        "noise": SeededNoiseSource(seed),
+        **changes,
+    }
     return train_glow.train(
         given["cohort"],
         plan,
@@ -104,7 +109,10 @@ def test_training_without_noise_to_speak_of_learns_the_images() -> None:
         models__gan__patients_per_step=PATIENTS,
         privacy__planned_patients=PATIENTS,
         models__glow__max_update_norm=1e6,
-        models__glow__trainable=["glow.levels.0.mixings.0.log_scale", "glow.levels.0.mixings.0.bias"],
+        models__glow__trainable=[
+            "glow.levels.0.mixings.0.log_scale",
+            "glow.levels.0.mixings.0.bias",
+        ],
         models__glow__clip=1.0,
     )
     weights = start(plan)
@@ -131,14 +139,18 @@ def test_items_are_the_patients_own_dequantised_and_noised() -> None:
     pixels = np.repeat(np.arange(PATIENTS, dtype=np.uint8) * 20, 2)[:, None, None, None] + np.zeros(
         (1, 32, 32, 3), np.uint8
     )
-    batches = train_glow.Batches(cohort(pixels), train_glow.plan_of(plan), torch.Generator().manual_seed(0))
+    batches = train_glow.Batches(
+        cohort(pixels), train_glow.plan_of(plan), torch.Generator().manual_seed(0)
+    )
     (items,) = batches([4, 7])
     assert items.shape == (2, 3, 3, 32, 32)
     levels = torch.floor((items + 0.5) * 256)
     assert set(levels[0].unique().tolist()) == {80.0}
     assert set(levels[1].unique().tolist()) == {140.0}
     noisy = study(models__glow__input_noise=0.1)
-    (items,) = train_glow.Batches(cohort(pixels), train_glow.plan_of(noisy), torch.Generator().manual_seed(0))([0])
+    (items,) = train_glow.Batches(
+        cohort(pixels), train_glow.plan_of(noisy), torch.Generator().manual_seed(0)
+    )([0])
     assert float(items.std()) == pytest.approx(0.1, rel=0.1)
 
 
@@ -184,5 +196,7 @@ def test_adam_is_adam() -> None:
         gradient = torch.randn(5, generator=generator)
         adam.step({"w": gradient})
         first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
-        theirs = theirs - 0.1 * (first / (1 - 0.9**step)) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
+        theirs = theirs - 0.1 * (first / (1 - 0.9**step)) / (
+            (second / (1 - 0.99**step)).sqrt() + 1e-8
+        )
     assert torch.allclose(ours, theirs, atol=1e-6)

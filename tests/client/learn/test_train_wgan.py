@@ -32,7 +32,9 @@ LOSSES: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_trains_a_round_and_returns_a_delta_for_every_weight(loss: str, optimiser: str) -> None:
+def test_every_loss_trains_a_round_and_returns_a_delta_for_every_weight(
+    loss: str, optimiser: str
+) -> None:
     plan = study(**LOSSES[loss], optimizer=optimiser)
     deltas, weights = one_round(plan), start(plan)
     assert {n: (d.dtype, d.shape) for n, d in deltas.items()} == {
@@ -57,7 +59,10 @@ def test_the_update_stays_within_its_public_norm() -> None:
 def test_only_trainable_critic_weights_take_private_gradients() -> None:
     deltas = one_round(study(trainable=["critic.layers.3.", "critic.layers.8."]))
     chosen = {name for name in deltas if name.startswith(("critic.layers.3.", "critic.layers.8."))}
-    assert len(chosen) == 4 and {name for name in moved(deltas) if name.startswith("critic.")} == chosen
+    assert (
+        len(chosen) == 4
+        and {name for name in moved(deltas) if name.startswith("critic.")} == chosen
+    )
 
 
 @pytest.mark.parametrize("prefix", ["generator.", "average.", "critic.nothing", "layers.0."])
@@ -72,7 +77,11 @@ def test_the_average_follows_the_generator_by_the_plans_decay() -> None:
     deltas, weights = one_round(plan), start(plan)
     for name in (n for n in weights if n.startswith("generator.")):
         slow = name.replace("generator.", "average.")
-        assert not np.array_equal(weights[slow], weights[name]) or "bias" in name or weights[name].ndim == 1
+        assert (
+            not np.array_equal(weights[slow], weights[name])
+            or "bias" in name
+            or weights[name].ndim == 1
+        )
         expected = 0.25 * (weights[name] + deltas[name] - weights[slow])
         assert np.allclose(deltas[slow], expected, atol=1e-6), slow
 
@@ -81,7 +90,9 @@ def test_the_average_moves_only_where_the_generator_stepped() -> None:
     # No plan asks for this; an adaptive ladder can climb above a round's steps.
     plan = study()
     late = train_wgan.plan_of(plan).model_copy(update={"critic_steps": 3})
-    deltas = one_round(plan.model_copy(update={"models": plan.models.model_copy(update={"wgan": late})}))
+    deltas = one_round(
+        plan.model_copy(update={"models": plan.models.model_copy(update={"wgan": late})})
+    )
     assert {name.split(".")[0] for name in moved(deltas)} == {"critic"}
 
 
@@ -164,9 +175,16 @@ def test_one_bad_sample_after_good_ones_moves_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{**LOSSES["wgan"], "adaptive": True}, {**LOSSES["wgan-gp"], "adaptive": True}, {"adaptive": False}]
+    "changes",
+    [
+        {**LOSSES["wgan"], "adaptive": True},
+        {**LOSSES["wgan-gp"], "adaptive": True},
+        {"adaptive": False},
+    ],
 )
-def test_the_ladder_never_climbs_without_a_threshold_or_against_the_plan(changes: dict[str, object]) -> None:
+def test_the_ladder_never_climbs_without_a_threshold_or_against_the_plan(
+    changes: dict[str, object],
+) -> None:
     assert told(Ladder(plan_of(critic_steps=10, **changes)), 0.0, 1000) == 10
 
 
@@ -195,8 +213,14 @@ def test_the_generator_steps_once_after_as_many_critic_steps_as_the_ladder_says(
 def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says() -> None:
     plan = plan_of(items_per_patient=2, fakes_per_item=3, input_noise=0.0)
     generator, _ = build(plan, 32)
-    items, fakes, mix = train_wgan.Batches(cohort(), generator, plan, torch.Generator().manual_seed(0))([3, 5])
-    assert items.shape == (2, 2, 2, 32, 32) and fakes.shape == (2, 6, 2, 32, 32) and mix.shape == (2, 6)
+    items, fakes, mix = train_wgan.Batches(
+        cohort(), generator, plan, torch.Generator().manual_seed(0)
+    )([3, 5])
+    assert (
+        items.shape == (2, 2, 2, 32, 32)
+        and fakes.shape == (2, 6, 2, 32, 32)
+        and mix.shape == (2, 6)
+    )
     assert float(mix.min()) >= 0 and float(mix.max()) < 1 and not fakes.requires_grad
     for place, patient in enumerate((3, 5)):
         own = {x.tobytes() for x in cohort().images[3 * patient : 3 * patient + 3]}
@@ -211,16 +235,22 @@ def test_the_plans_input_noise_lies_on_real_and_fake_pairs_alike() -> None:
         value.data.zero_()
     black = cohort()
     black.images[:] = 0
-    items, fakes, _ = train_wgan.Batches(black, generator, plan, torch.Generator().manual_seed(0))([0, 1])
+    items, fakes, _ = train_wgan.Batches(black, generator, plan, torch.Generator().manual_seed(0))(
+        [0, 1]
+    )
     assert abs(float(items.std()) - 0.5) < 0.03 and abs(float(fakes.std()) - 0.5) < 0.03
     assert abs(float(items.mean()) + 1) < 0.03 and abs(float(fakes.mean())) < 0.03
 
 
 @pytest.mark.parametrize("backend", ["layers", "vmap", "auto"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(loss: str, backend: Backend) -> None:
+def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(
+    loss: str, backend: Backend
+) -> None:
     if (loss, backend) == ("wgan-gp", "layers"):
-        pytest.skip("gradients of gradients have no layer rule; tests/client/learn/fast/test_private_step_layers.py")
+        pytest.skip(
+            "gradients of gradients have no layer rule; tests/client/learn/fast/test_private_step_layers.py"
+        )
     plan = plan_of(**LOSSES[loss], items_per_patient=2, fakes_per_item=2)
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
@@ -241,12 +271,16 @@ def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(loss: str, 
 
 
 def test_a_plan_without_a_wgan_or_with_other_weights_is_refused() -> None:
-    without = study().model_copy(update={"models": study().models.model_copy(update={"wgan": None})})
+    without = study().model_copy(
+        update={"models": study().models.model_copy(update={"wgan": None})}
+    )
     with pytest.raises(ConfigurationError, match=r"no models\.wgan"):
         train_wgan.plan_of(without)
     with pytest.raises(RefusedError, match="does not fit"):
         one_round(study(), weights=start(study(width=16)))
-    lacking = {name: value for name, value in start(study()).items() if not name.startswith("average.")}
+    lacking = {
+        name: value for name, value in start(study()).items() if not name.startswith("average.")
+    }
     with pytest.raises(RefusedError, match="missing"):
         one_round(study(), weights=lacking)
 
@@ -256,10 +290,14 @@ def test_a_reservation_that_is_too_short_stops_the_round() -> None:
     reservation = PracticeReservation(round_event(plan, "wgan", 10**6))
     reservation.take()
     with pytest.raises(PolicyError):
-        train_wgan.train(cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None)
+        train_wgan.train(
+            cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None
+        )
 
 
-def test_a_critic_that_couples_its_batch_is_refused_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_critic_that_couples_its_batch_is_refused_before_anything_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def coupled(*given: object) -> object:
         generator, average, critic = wgan.load(*given)  # type: ignore[arg-type]
         critic.layers.append(nn.BatchNorm2d(1, affine=False))
@@ -268,6 +306,8 @@ def test_a_critic_that_couples_its_batch_is_refused_before_anything_is_drawn(mon
     monkeypatch.setattr(train_wgan, "load", coupled)
     reservation, plan = PracticeReservation(round_event(study(), "wgan", 10**6)), study()
     with pytest.raises(ConfigurationError, match="BatchNorm2d"):
-        train_wgan.train(cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None)
+        train_wgan.train(
+            cohort(), plan, start(plan), reservation, SeededNoiseSource(0), lambda done, total: None
+        )
     for _ in range(2):
         reservation.take()  # both steps are still there

@@ -62,7 +62,9 @@ CHILD = single.decode_all
 @pytest.fixture
 def hospital(made: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospital:
     """A copy, so that no test sees another's ledger; files are decoded in this process, and one history is accounted once."""
-    monkeypatch.setattr(single, "decode_all", lambda paths, settings, _: [_here(path, settings) for path in paths])
+    monkeypatch.setattr(
+        single, "decode_all", lambda paths, settings, _: [_here(path, settings) for path in paths]
+    )
     monkeypatch.setattr("client.state.ledger.spend", spend_once)
     shutil.copytree(made.root, tmp_path / "state")
     return Hospital(tmp_path / "state", made.operator, made.study, made.bundle)
@@ -108,7 +110,11 @@ def entries(site: Site, kind: str = "reserve") -> int:
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in (".png", ".dcm")}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".png", ".dcm")
+    }
 
 
 # --- on site
@@ -125,11 +131,15 @@ def test_on_site_it_works_is_uncharged_and_leaves_nothing_to_send(
     assert names == {f"{i:05d}.png" for i in range(1, 5)} | shown | {"statement.json"}
     assert all((tmp_path / "out" / name).stat().st_mode & 0o077 == 0 for name in shown)
     assert not (site.state.root / "exports").exists()
-    assert not (site.state.root / "outbox").exists() or not any((site.state.root / "outbox").rglob("*.sealed"))
+    assert not (site.state.root / "outbox").exists() or not any(
+        (site.state.root / "outbox").rglob("*.sealed")
+    )
     assert entries(site) == entries(site, "declare") == 0
     assert "ε=2, δ=1e-06 per image, replace-one, d=256 of 1,024, k=1" in outcome.statement
     assert json.loads((tmp_path / "out" / "statement.json").read_text())["epsilon_per_image"] == 2.0
-    listed = list(csv.reader((tmp_path / "out" / "ON-SITE-ONLY-inputs.csv").read_text().splitlines()))
+    listed = list(
+        csv.reader((tmp_path / "out" / "ON-SITE-ONLY-inputs.csv").read_text().splitlines())
+    )
     assert listed[1] == ["1", f"{MARKER}-0.dcm"]
 
 
@@ -151,7 +161,11 @@ def test_dicom_out_says_that_it_is_synthetic_and_carries_nothing_of_the_original
     run(hospital.site(), hospital, inbox, tmp_path / "out", dicom=True)
     for path in sorted((tmp_path / "out").glob("*.dcm")):
         data = dcmread(path)
-        assert (data.SyntheticData, data.Modality, str(data.PatientID)) == ("YES", "DX", "SYNTHETIC")
+        assert (data.SyntheticData, data.Modality, str(data.PatientID)) == (
+            "YES",
+            "DX",
+            "SYNTHETIC",
+        )
         assert "ε=2" in data.DerivationDescription
         assert not any(word.encode() in path.read_bytes() for word in (MARKER, *MARKERS))
         assert data.pixel_array.shape == (32, 32)
@@ -167,7 +181,9 @@ def test_colour_comes_back_from_dicom_as_it_went_in() -> None:
     assert data.PhotometricInterpretation == "RGB"
 
 
-def test_privunit_in_the_first_components_of_a_public_basis(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+def test_privunit_in_the_first_components_of_a_public_basis(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
     public = np.random.default_rng(5).integers(0, 256, (40, 32, 32, 1), dtype=np.uint8)
     save(fit(encoded(public, flow())[:, -256:], 20), tmp_path / "basis.safetensors")
     section = PrivatizePlan(
@@ -175,9 +191,16 @@ def test_privunit_in_the_first_components_of_a_public_basis(hospital: Hospital, 
         basis={"file": "basis.safetensors", "sha256": "0" * 64},  # type: ignore[arg-type]
     )  # fmt: skip
     outcome = run(
-        hospital.site(), hospital, inbox, tmp_path / "out", section=section, basis=tmp_path / "basis.safetensors"
+        hospital.site(),
+        hospital,
+        inbox,
+        tmp_path / "out",
+        section=section,
+        basis=tmp_path / "basis.safetensors",
     )
-    assert outcome.statement.startswith("privunit: ε=4 (pure) per image, replace-one, d=16 of 1,024, k=1")
+    assert outcome.statement.startswith(
+        "privunit: ε=4 (pure) per image, replace-one, d=16 of 1,024, k=1"
+    )
     assert outcome.written == 4
 
 
@@ -204,7 +227,9 @@ def test_what_policy_forbids_is_refused_before_a_file_is_opened(
     assert entries(site) == 0
 
 
-def test_a_plan_of_averages_lets_no_single_image_leave(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+def test_a_plan_of_averages_lets_no_single_image_leave(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
     plan = hospital.study.model_dump(mode="json")
     plan["synthesis"]["privatize"]["egress"] = "averages"
     averages = type(hospital.study).model_validate(plan)
@@ -215,7 +240,9 @@ def test_a_plan_of_averages_lets_no_single_image_leave(hospital: Hospital, inbox
     check_single(hospital.study, True, 2.0, 10.0)
 
 
-def test_a_single_image_in_a_batch_is_refused_by_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_image_in_a_batch_is_refused_by_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hospital = make_hospital(tmp_path)
     children = scripted(monkeypatch, hospital.study)
     children.evidence = lambda e: Evidence(e.groups, (0, SINGLE), e.audit)
@@ -224,7 +251,9 @@ def test_a_single_image_in_a_batch_is_refused_by_the_gate(tmp_path: Path, monkey
     assert refused.value.code == "E-GATE-27"
 
 
-def test_an_image_asked_for_again_is_the_same_bytes_and_free(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+def test_an_image_asked_for_again_is_the_same_bytes_and_free(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
     site = hospital.site(**ALLOWED)
     first = run(site, hospital, inbox, tmp_path / "one", export=True)
     # two ids, and two pictures without one that count as one patient: two turns
@@ -232,7 +261,9 @@ def test_an_image_asked_for_again_is_the_same_bytes_and_free(hospital: Hospital,
     again = run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "two", export=True)
     assert (again.charged, again.repeated, entries(site)) == (0, 4, 2)
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
-    assert set(pictures(tmp_path / "one")) == {f"{i:05d}.png" for i in range(1, 5)}, "no sheet and no list of inputs"
+    assert set(pictures(tmp_path / "one")) == {f"{i:05d}.png" for i in range(1, 5)}, (
+        "no sheet and no list of inputs"
+    )
     assert MARKER not in "".join(p.name for p in (tmp_path / "one").iterdir())
     Image.fromarray(xray(9)).save(inbox / "new.png")
     more = run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "three", export=True)
@@ -266,7 +297,9 @@ def test_the_ledgers_cap_stops_an_export(hospital: Hospital, inbox: Path, tmp_pa
     assert not (tmp_path / "away").exists()
 
 
-def test_a_person_decides_on_exactly_these_bytes(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+def test_a_person_decides_on_exactly_these_bytes(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
     policy = ALLOWED | {"review": "required"}
     with pytest.raises(PolicyError) as waiting:
         run(hospital.site(**policy), hospital, inbox, tmp_path / "away", export=True)
@@ -292,7 +325,9 @@ def test_a_rejected_export_stays(hospital: Hospital, inbox: Path, tmp_path: Path
     assert not (tmp_path / "away").exists()
 
 
-def test_a_stored_image_of_another_entry_is_refused(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+def test_a_stored_image_of_another_entry_is_refused(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
     """Somebody puts an image of their own into exports/."""
     site = hospital.site(**ALLOWED)
     run(site, hospital, inbox, tmp_path / "one", export=True)
@@ -304,16 +339,27 @@ def test_a_stored_image_of_another_entry_is_refused(hospital: Hospital, inbox: P
     assert refused.value.code == "E-GATE-21"
 
 
-def test_an_export_takes_its_numbers_from_the_plan_alone(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+def test_an_export_takes_its_numbers_from_the_plan_alone(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
     section = PrivatizePlan(mechanism="laplace", share=1.0, radius=0.4, scale=0.25)
     with pytest.raises(ConfigurationError, match="--export takes"):
-        run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "away", export=True, section=section)
+        run(
+            hospital.site(**ALLOWED),
+            hospital,
+            inbox,
+            tmp_path / "away",
+            export=True,
+            section=section,
+        )
 
 
 # --- bad input
 
 
-def test_what_cannot_be_used_is_named_with_its_reason(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_named_with_its_reason(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
     dicom(inbox / "wrong.dcm", xray(5), modality="CR", patient_id="X")
     Image.fromarray(np.full((48, 48), 7, np.uint8)).save(inbox / "constant.png")
     Image.fromarray(xray(1, 8)).save(inbox / "tiny.png")
@@ -342,16 +388,26 @@ def test_an_image_beyond_the_flow_is_named_and_its_picture_is_of_nobody(
     assert any("shows nothing of it" in line for line in outcome.lines())
 
 
-def test_weights_that_are_not_finite_are_refused(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
     weights = glow.weights_of(flow())
     next(iter(weights.values())).reshape(-1)[0] = np.nan
     tensors.write(tmp_path / "broken.safetensors", weights)
     with pytest.raises(RefusedError, match="finite"):
-        run(hospital.site(), hospital, inbox, tmp_path / "out", weights=tmp_path / "broken.safetensors")
+        run(
+            hospital.site(),
+            hospital,
+            inbox,
+            tmp_path / "out",
+            weights=tmp_path / "broken.safetensors",
+        )
 
 
 @pytest.mark.parametrize("place", ["state", "full"])
-def test_out_is_a_new_folder_outside_the_state(hospital: Hospital, inbox: Path, tmp_path: Path, place: str) -> None:
+def test_out_is_a_new_folder_outside_the_state(
+    hospital: Hospital, inbox: Path, tmp_path: Path, place: str
+) -> None:
     out = hospital.root / "outbox" if place == "state" else inbox
     with pytest.raises(ConfigurationError, match="state folder" if place == "state" else "empty"):
         run(hospital.site(), hospital, inbox, out)
@@ -362,7 +418,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         ["--mechanism", "gaussian", "--epsilon", "0", "--delta", "1e-6"],
         "--epsilon: .*greater than 0",
     ),
-    "an infinite epsilon": (["--mechanism", "gaussian", "--epsilon", "inf", "--delta", "1e-6"], "--epsilon: .*finite"),
+    "an infinite epsilon": (
+        ["--mechanism", "gaussian", "--epsilon", "inf", "--delta", "1e-6"],
+        "--epsilon: .*finite",
+    ),
     "an epsilon for laplace": (
         ["--mechanism", "laplace", "--epsilon", "8", "--radius", "1", "--scale", "1"],
         "takes none",
@@ -378,7 +437,14 @@ def test_wrong_options_say_what_is_wrong(
 ) -> None:
     options, message = COMMANDS[case]
     monkeypatch.setattr("client.cli.main._site", lambda state, to_terminal: _given(hospital.site()))
-    command = ["privatize", str(inbox), str(tmp_path / "out"), "--state", str(hospital.root), *options]
+    command = [
+        "privatize",
+        str(inbox),
+        str(tmp_path / "out"),
+        "--state",
+        str(hospital.root),
+        *options,
+    ]
     outcome = CliRunner().invoke(app, command)
     assert isinstance(outcome.exception, ConfigurationError)
     with pytest.raises(ConfigurationError, match=message):
@@ -389,7 +455,13 @@ def test_the_command_prints_what_was_done(
     hospital: Hospital, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("client.cli.main._site", lambda state, to_terminal: _given(hospital.site()))
-    command = ["privatize", str(inbox / f"{MARKER}-2.png"), str(tmp_path / "out"), "--state", str(hospital.root)]
+    command = [
+        "privatize",
+        str(inbox / f"{MARKER}-2.png"),
+        str(tmp_path / "out"),
+        "--state",
+        str(hospital.root),
+    ]
     command += [
         "--mechanism",
         "laplace",

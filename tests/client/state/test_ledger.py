@@ -109,9 +109,12 @@ def test_a_commit_wants_a_sha256(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cap", "delta", "order"), [(0.0, 1e-5, 4.0), (1.0, 0.0, 4.0), (1.0, 1.0, 4.0), (1.0, 1e-5, 1.0)]
+    ("cap", "delta", "order"),
+    [(0.0, 1e-5, 4.0), (1.0, 0.0, 4.0), (1.0, 1.0, 4.0), (1.0, 1e-5, 1.0)],
 )
-def test_a_ledger_without_a_meaning_is_refused(tmp_path: Path, cap: float, delta: float, order: float) -> None:
+def test_a_ledger_without_a_meaning_is_refused(
+    tmp_path: Path, cap: float, delta: float, order: float
+) -> None:
     with pytest.raises(ConfigurationError):
         Ledger.open(tmp_path / "ledger.sqlite", cap_epsilon=cap, delta=delta, filter_order=order)
     assert not list(tmp_path.iterdir())

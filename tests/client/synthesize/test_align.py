@@ -44,7 +44,9 @@ def make_site(patients: int = 10, k: int = 5, dtype: torch.dtype = torch.float32
         images = to_uint8(generator.synthesis(w, noise=torch.Generator().manual_seed(1)).div(3))
         seen = generator.synthesis(w)
     inversion = inv.Inversion(w, w, seen, np.zeros(len(w)), np.ones(len(w), bool))
-    who = g.roster([f"{i:064x}" for i in range(patients)], patient_of, np.zeros(len(w), int), key=KEY)
+    who = g.roster(
+        [f"{i:064x}" for i in range(patients)], patient_of, np.zeros(len(w), int), key=KEY
+    )
     groups = g.form_groups(who, k, "random", key=KEY).groups
     return Site(generator, critic, images, inversion, who, groups, 1.0)
 
@@ -59,10 +61,14 @@ def naive_gram(x: torch.Tensor, row: int, column: int, p: int) -> torch.Tensor:
     c, size = x.shape[0], x.shape[1] // p
     window = x[:, row * size : (row + 1) * size, column * size : (column + 1) * size]
     flat = [window[i].flatten() for i in range(c)]
-    return torch.stack([torch.stack([(a * b).sum() for b in flat]) for a in flat]) / (c * size * size)
+    return torch.stack([torch.stack([(a * b).sum() for b in flat]) for a in flat]) / (
+        c * size * size
+    )
 
 
-def naive_loss(site: Site, code: torch.Tensor, group: g.Group, plan: al.AlignmentPlan) -> torch.Tensor:
+def naive_loss(
+    site: Site, code: torch.Tensor, group: g.Group, plan: al.AlignmentPlan
+) -> torch.Tensor:
     """The loss of one group from its members' images, in plain loops and without any cached target."""
     p, rows_of = plan.windows, dict(zip(site.who.pseudonyms, site.who.images, strict=True))
     windows = [(a, b) for a in range(p) for b in range(p)]
@@ -70,8 +76,12 @@ def naive_loss(site: Site, code: torch.Tensor, group: g.Group, plan: al.Alignmen
     for name in group.members:
         rows = list(rows_of[name])
         features = [al.style_features(to_unit(site.images[[i]]))[0] for i in rows]
-        grams_of.append([sum(naive_gram(f, a, b, p) for f in features) / len(rows) for a, b in windows])
-        seen = [al.content_features(site.critic, site.inversion.reconstructions[[i]])[0] for i in rows]
+        grams_of.append(
+            [sum(naive_gram(f, a, b, p) for f in features) / len(rows) for a, b in windows]
+        )
+        seen = [
+            al.content_features(site.critic, site.inversion.reconstructions[[i]])[0] for i in rows
+        ]
         contents.append(sum(seen) / len(rows))
         codes.append(sum(site.inversion.codes[i] for i in rows) / len(rows))
     centroid = sum(codes) / len(codes)
@@ -80,12 +90,16 @@ def naive_loss(site: Site, code: torch.Tensor, group: g.Group, plan: al.Alignmen
     for a, b in windows:
         own = naive_gram(base, a, b, p).flatten()
         picked = [
-            max(grams, key=lambda t: float(torch.cosine_similarity(own, t.flatten(), dim=0))) for grams in grams_of
+            max(grams, key=lambda t: float(torch.cosine_similarity(own, t.flatten(), dim=0)))
+            for grams in grams_of
         ]
         targets.append(sum(picked) / len(picked))
     image = site.generator.synthesis(code[None])
     features = al.style_features(image)[0]
-    style = sum((naive_gram(features, a, b, p) - t).square().sum() for (a, b), t in zip(windows, targets, strict=True))
+    style = sum(
+        (naive_gram(features, a, b, p) - t).square().sum()
+        for (a, b), t in zip(windows, targets, strict=True)
+    )
     style = style / sum(t.square().sum() for t in targets)
     f = al.content_features(site.critic, image)[0]
     content = sum(1 - f @ c for c in contents) / len(contents)
@@ -94,7 +108,10 @@ def naive_loss(site: Site, code: torch.Tensor, group: g.Group, plan: al.Alignmen
 
 
 def test_loss_and_gradient_equal_naive_loops() -> None:
-    site, plan = make_site(), al.AlignmentPlan(content_weight=2.0, style_weight=3.0, trust_weight=0.5)
+    site, plan = (
+        make_site(),
+        al.AlignmentPlan(content_weight=2.0, style_weight=3.0, trust_weight=0.5),
+    )
     targets = gathered(site, plan)
     moved = torch.stack([t.centroid for t in targets]) + 0.1 * torch.randn(2, 6, 8)
     codes = moved.clone().requires_grad_()
@@ -105,7 +122,9 @@ def test_loss_and_gradient_equal_naive_loops() -> None:
         expected = naive_loss(site, code, group, plan)
         (slope,) = torch.autograd.grad(expected, [code])
         np.testing.assert_allclose(loss[i].detach(), expected.detach(), rtol=1e-5, atol=1e-6)
-        assert float(torch.cosine_similarity(gradient[i].flatten(), slope.flatten(), dim=0)) > 0.99999
+        assert (
+            float(torch.cosine_similarity(gradient[i].flatten(), slope.flatten(), dim=0)) > 0.99999
+        )
         np.testing.assert_allclose(gradient[i], slope, rtol=1e-3, atol=1e-5)
 
 
@@ -114,29 +133,40 @@ def test_aligning_lowers_the_loss_and_leaves_the_weights_bit_identical() -> None
     before = [p.detach().clone() for net in (site.generator, site.critic) for p in net.parameters()]
     result = al.align(gathered(site), site.generator, site.critic, PLAN, site.spread)
     after = [p for net in (site.generator, site.critic) for p in net.parameters()]
-    assert all(torch.equal(a, p) and p.grad is None and p.requires_grad for a, p in zip(before, after, strict=True))
+    assert all(
+        torch.equal(a, p) and p.grad is None and p.requires_grad
+        for a, p in zip(before, after, strict=True)
+    )
     assert result.codes.shape == (2, 6, 8)
     assert (result.after < result.before).all()
 
 
-def test_nothing_but_the_code_requires_a_gradient_while_aligning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_the_code_requires_a_gradient_while_aligning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     site, seen = make_site(), []
     whole = al.alignment_loss
 
     def watched(codes: torch.Tensor, *rest: object) -> torch.Tensor:
         nets = (site.generator, site.critic)
-        seen.append((codes.requires_grad, any(p.requires_grad for net in nets for p in net.parameters())))
+        seen.append(
+            (codes.requires_grad, any(p.requires_grad for net in nets for p in net.parameters()))
+        )
         return whole(codes, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(al, "alignment_loss", watched)
-    al.align(gathered(site), site.generator, site.critic, dataclasses.replace(PLAN, steps=1), site.spread)
+    al.align(
+        gathered(site), site.generator, site.critic, dataclasses.replace(PLAN, steps=1), site.spread
+    )
     assert seen == [(True, False)] * 2
 
 
 def test_the_first_step_moves_the_code() -> None:
     site = make_site()
     targets = gathered(site)
-    result = al.align(targets, site.generator, site.critic, dataclasses.replace(PLAN, steps=1), site.spread)
+    result = al.align(
+        targets, site.generator, site.critic, dataclasses.replace(PLAN, steps=1), site.spread
+    )
     assert (result.steps == 1).all()
     assert not torch.equal(result.codes, torch.stack([t.centroid for t in targets]))
     assert [al._learning_rate(s, 40) > 0 for s in range(40)] == [True] * 40
@@ -147,7 +177,9 @@ def test_the_first_step_moves_the_code() -> None:
 def test_no_steps_give_the_plain_average() -> None:
     site = make_site()
     targets = gathered(site)
-    result = al.align(targets, site.generator, site.critic, dataclasses.replace(PLAN, steps=0), site.spread)
+    result = al.align(
+        targets, site.generator, site.critic, dataclasses.replace(PLAN, steps=0), site.spread
+    )
     assert torch.equal(result.codes, torch.stack([t.centroid for t in targets]))
 
 
@@ -200,7 +232,13 @@ def test_each_source_is_looked_at_once_however_many_steps(monkeypatch: pytest.Mo
     targets = gathered(site)
     assert sum(looked) == len(site.images) + len(targets)  # each source, and each group's average
     looked.clear()
-    al.align(targets, site.generator, site.critic, dataclasses.replace(PLAN, steps=3, patience=9), site.spread)
+    al.align(
+        targets,
+        site.generator,
+        site.critic,
+        dataclasses.replace(PLAN, steps=3, patience=9),
+        site.spread,
+    )
     assert looked == [len(targets)] * 4
 
 
@@ -283,7 +321,9 @@ def test_bfloat16_changes_the_loss_by_less_than_one_percent() -> None:
 def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
     site = make_site()
     for name, p in site.generator.named_parameters():
-        p.data.mul_(0.0 if name.endswith("noise_strength") else 1.0)  # so that only the moves tell them apart
+        p.data.mul_(
+            0.0 if name.endswith("noise_strength") else 1.0
+        )  # so that only the moves tell them apart
     codes = site.inversion.codes[:3]
     made = al.outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
     again = al.outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
@@ -294,7 +334,9 @@ def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
         for a in range(4):
             for b in range(a):
                 apart = (made[a][i] / 255.0 - made[b][i] / 255.0).ravel()
-                assert np.sqrt(np.mean(apart**2)) > 5 * 0.004  # five times the audit's duplicate rule
+                assert (
+                    np.sqrt(np.mean(apart**2)) > 5 * 0.004
+                )  # five times the audit's duplicate rule
     with pytest.raises(ConfigurationError, match="1 or more"):
         al.outputs(codes, 0, site.generator, torch.Generator())
 
@@ -306,7 +348,11 @@ def test_other_outputs_do_not_see_how_far_members_lie_apart() -> None:
         taken: list[torch.Tensor] = []
         whole = al.render
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(al, "render", lambda c, g, r, taken=taken, whole=whole: (taken.append(c), whole(c, g, r))[1])
+            patch.setattr(
+                al,
+                "render",
+                lambda c, g, r, taken=taken, whole=whole: (taken.append(c), whole(c, g, r))[1],
+            )
             al.outputs(codes, 2, site.generator, torch.Generator().manual_seed(4))
         moves.append(taken[1] - taken[0])
     np.testing.assert_allclose(moves[0], moves[1], atol=1e-5)
@@ -324,7 +370,9 @@ def test_a_rejected_image_on_the_roster_is_a_bug() -> None:
 def test_noise_maps_are_fresh_for_each_image_and_come_from_the_source() -> None:
     site = make_site()
     codes = site.inversion.codes[:1].expand(3, -1, -1)
-    once, again = (al.render(codes, site.generator, torch.Generator().manual_seed(9)) for _ in range(2))
+    once, again = (
+        al.render(codes, site.generator, torch.Generator().manual_seed(9)) for _ in range(2)
+    )
     assert once.shape == (3, 16, 16, 3)
     assert once.dtype == np.uint8
     assert (once == again).all()
@@ -335,7 +383,9 @@ def test_noise_maps_are_fresh_for_each_image_and_come_from_the_source() -> None:
 def test_a_gram_of_constant_texture_does_not_depend_on_size_and_windows_must_divide() -> None:
     texture = torch.rand(1, 3, 8, 8)
     small, large = texture.tile(1, 1, 2, 2), texture.tile(1, 1, 8, 8)
-    np.testing.assert_allclose(al.window_grams(small, 2)[0, 0], al.window_grams(large, 2)[0, 3], rtol=1e-5)
+    np.testing.assert_allclose(
+        al.window_grams(small, 2)[0, 0], al.window_grams(large, 2)[0, 3], rtol=1e-5
+    )
     with pytest.raises(ConfigurationError, match="divisor of 16"):
         al.window_grams(small, 3)
 
@@ -343,7 +393,9 @@ def test_a_gram_of_constant_texture_does_not_depend_on_size_and_windows_must_div
 def test_features_have_unit_length_and_the_filters_are_constants() -> None:
     site = make_site()
     x = to_unit(site.images)
-    np.testing.assert_allclose(al.content_features(site.critic, x).norm(dim=1).detach(), torch.ones(len(x)), rtol=1e-5)
+    np.testing.assert_allclose(
+        al.content_features(site.critic, x).norm(dim=1).detach(), torch.ones(len(x)), rtol=1e-5
+    )
     torch.manual_seed(123)
     first = al.style_features(x)
     torch.manual_seed(321)
@@ -362,12 +414,19 @@ def test_a_site_goes_from_photographs_to_averages() -> None:
     """The calls in the order in which client/child/job.py makes them."""
     site = make_site()
     torch.manual_seed(8)
-    encoder, plan = Encoder(16, 3, 4, 8), inv.InversionPlan(steps=2, iterations=1, samples=16, components=4)
+    encoder, plan = (
+        Encoder(16, 3, 4, 8),
+        inv.InversionPlan(steps=2, iterations=1, samples=16, components=4),
+    )
     random = torch.Generator().manual_seed(4)
-    known = dataclasses.replace(inv.reference(site.generator, encoder, plan, random), threshold=10.0)
+    known = dataclasses.replace(
+        inv.reference(site.generator, encoder, plan, random), threshold=10.0
+    )
     found = inv.invert(site.images, site.generator, encoder, plan, known)
     patient_of = np.array([0, 0, *range(10)])
-    who = g.roster(site.who.pseudonyms, patient_of, np.zeros(12, int), key=KEY, usable=found.accepted)
+    who = g.roster(
+        site.who.pseudonyms, patient_of, np.zeros(12, int), key=KEY, usable=found.accepted
+    )
     codes = known.whitening(g.patient_codes(found.encoded.flatten(1).double().numpy(), who))
     grouping = g.form_groups(who, 5, "similar", key=KEY, codes=codes)
     patients = al.measure_patients(site.images, found, who, site.critic, PLAN)

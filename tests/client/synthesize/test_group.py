@@ -53,7 +53,9 @@ def test_any_cohort_is_partitioned_into_groups_of_k_to_2k_minus_1(
     patient_of = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
     who = g.roster(names(patients), patient_of, rng.integers(-1, 3, len(patient_of)), key=KEY,
                    laterality_of=rng.integers(0, 3, len(patient_of)))  # fmt: skip
-    images = rng.integers(0, 2, (len(patient_of), 5)) if ties else rng.normal(size=(len(patient_of), 5))
+    images = (
+        rng.integers(0, 2, (len(patient_of), 5)) if ties else rng.normal(size=(len(patient_of), 5))
+    )
     extra = arguments(mode, g.patient_codes(images, who))
     if len(who.pseudonyms) < k:
         with pytest.raises(PolicyError, match=f"at least k={k} distinct patients"):
@@ -62,7 +64,10 @@ def test_any_cohort_is_partitioned_into_groups_of_k_to_2k_minus_1(
     grouping = g.form_groups(who, k, mode, key=KEY, **extra)  # type: ignore[arg-type]
     everyone = [m for group in grouping.groups for m in group.members] + list(grouping.suppressed)
     assert sorted(everyone) == sorted(who.pseudonyms)
-    assert all(k <= len(group.members) <= (2 * k - 1 if mode != "anchors" else 40) for group in grouping.groups)
+    assert all(
+        k <= len(group.members) <= (2 * k - 1 if mode != "anchors" else 40)
+        for group in grouping.groups
+    )
     stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
     assert all(stratum_of[m] == group.stratum for group in grouping.groups for m in group.members)
     small = {s for s in who.strata if who.strata.count(s) < k}
@@ -78,7 +83,9 @@ def test_a_patient_code_is_the_mean_of_its_images_whatever_their_number() -> Non
 
 
 def test_conflicting_labels_take_the_highest_and_only_its_images_count() -> None:
-    who = g.roster(["a"], np.zeros(3, int), np.array([0, 3, 3]), laterality_of=np.array([1, 2, 2]), key=KEY)
+    who = g.roster(
+        ["a"], np.zeros(3, int), np.array([0, 3, 3]), laterality_of=np.array([1, 2, 2]), key=KEY
+    )
     assert (who.strata, who.images) == ((g.Stratum(3, 2),), ((1, 2),))
 
 
@@ -132,18 +139,26 @@ def test_cells_keep_neighbours_together() -> None:
     """Two clouds around two public centres: no group mixes them, and inside a cloud the key decides, not the distance."""
     codes = np.concatenate([np.full((15, 2), -9.0), np.full((15, 2), 9.0)]) + points(30)[:, :2]
     who = g.roster(names(30), np.arange(30), np.zeros(30, int), key=KEY)
-    side = {name: codes[rows[0], 0] > 0 for name, rows in zip(who.pseudonyms, who.images, strict=True)}
+    side = {
+        name: codes[rows[0], 0] > 0 for name, rows in zip(who.pseudonyms, who.images, strict=True)
+    }
     cells = g.Cells(np.array([[-9.0, -9.0], [9.0, 9.0]]))
-    grouping = g.form_groups(who, 5, "cells", key=KEY, codes=g.patient_codes(codes, who), cells=cells)
+    grouping = g.form_groups(
+        who, 5, "cells", key=KEY, codes=g.patient_codes(codes, who), cells=cells
+    )
     assert [len({side[m] for m in group.members}) for group in grouping.groups] == [1] * 6
-    other = g.form_groups(who, 5, "cells", key=b"x" * 32, codes=g.patient_codes(codes, who), cells=cells)
+    other = g.form_groups(
+        who, 5, "cells", key=b"x" * 32, codes=g.patient_codes(codes, who), cells=cells
+    )
     assert set(other.groups) != set(grouping.groups)
 
 
 def test_another_key_gives_another_random_grouping() -> None:
     first = g.form_groups(flat_roster(30), 5, "random", key=KEY)
     assert g.form_groups(flat_roster(30), 5, "random", key=KEY) == first
-    assert set(g.form_groups(flat_roster(30), 5, "random", key=b"x" * 32).groups) != set(first.groups)
+    assert set(g.form_groups(flat_roster(30), 5, "random", key=b"x" * 32).groups) != set(
+        first.groups
+    )
 
 
 def test_one_patient_in_two_groups_is_a_bug() -> None:
@@ -163,7 +178,9 @@ def test_the_store_returns_what_was_frozen_and_its_file_is_private(tmp_path: Pat
     again.close()
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM member", "UPDATE member SET token = 'x'", "DELETE FROM grouped"])
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM member", "UPDATE member SET token = 'x'", "DELETE FROM grouped"]
+)
 def test_the_store_cannot_be_rewritten_by_a_statement(tmp_path: Path, statement: str) -> None:
     store = g.GroupStore(tmp_path / "groups.sqlite")
     store.freeze(g.form_groups(flat_roster(5), 5, "random", key=KEY))

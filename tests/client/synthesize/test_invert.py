@@ -40,14 +40,23 @@ def known(nets: tuple[Generator, Encoder]) -> inv.Reference:
     return inv.reference(*nets, PLAN, seeded())
 
 
-def test_the_reference_has_no_parameter_that_could_hold_the_cohort(nets: tuple[Generator, Encoder]) -> None:
-    assert list(inspect.signature(inv.reference).parameters) == ["generator", "encoder", "plan", "random"]
+def test_the_reference_has_no_parameter_that_could_hold_the_cohort(
+    nets: tuple[Generator, Encoder],
+) -> None:
+    assert list(inspect.signature(inv.reference).parameters) == [
+        "generator",
+        "encoder",
+        "plan",
+        "random",
+    ]
     one, two = (inv.reference(*nets, PLAN, seeded()) for _ in range(2))
     assert one.threshold == two.threshold > 0
     assert one.spread == two.spread > 0
 
 
-def test_black_constant_and_noise_images_are_rejected(nets: tuple[Generator, Encoder], known: inv.Reference) -> None:
+def test_black_constant_and_noise_images_are_rejected(
+    nets: tuple[Generator, Encoder], known: inv.Reference
+) -> None:
     rng = np.random.default_rng(0)
     images = np.zeros((4, 16, 16, 3), np.uint8)
     images[1] = 90
@@ -59,7 +68,9 @@ def test_black_constant_and_noise_images_are_rejected(nets: tuple[Generator, Enc
     assert inv.invert(images, *nets, PLAN, lax).accepted.tolist() == [False, False, False, True]
 
 
-def test_a_code_that_is_not_finite_is_rejected(nets: tuple[Generator, Encoder], known: inv.Reference) -> None:
+def test_a_code_that_is_not_finite_is_rejected(
+    nets: tuple[Generator, Encoder], known: inv.Reference
+) -> None:
     class Broken(Encoder):
         def forward(self, x: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
             residual = super().forward(x, reconstruction)
@@ -82,11 +93,16 @@ def test_refinement_lowers_the_error_and_changes_no_weight(
     assert torch.equal(plain.codes, plain.encoded)
     assert torch.equal(plain.encoded, refined.encoded)
     assert (refined.errors < plain.errors).all()
-    assert all(torch.equal(a, p) for a, p in zip(before, (p for n in nets for p in n.parameters()), strict=True))
+    assert all(
+        torch.equal(a, p)
+        for a, p in zip(before, (p for n in nets for p in n.parameters()), strict=True)
+    )
     assert all(p.requires_grad for net in nets for p in net.parameters())
 
 
-def test_an_image_is_inverted_alike_whatever_its_batch(nets: tuple[Generator, Encoder], known: inv.Reference) -> None:
+def test_an_image_is_inverted_alike_whatever_its_batch(
+    nets: tuple[Generator, Encoder], known: inv.Reference
+) -> None:
     images = samples(nets[0], 6)
     together = inv.invert(images, *nets, PLAN, known)
     alone = inv.invert(images[4:5], *nets, PLAN, known)
@@ -100,7 +116,10 @@ def test_our_adam_is_adam() -> None:
     for t in range(1, 5):
         gradient = torch.tensor([1.0, -2.0, 0.5]) * t
         mine.step(gradient, 0.1)
-        reference = [0.9 * reference[0] + 0.1 * gradient, 0.999 * reference[1] + 0.001 * gradient**2]
+        reference = [
+            0.9 * reference[0] + 0.1 * gradient,
+            0.999 * reference[1] + 0.001 * gradient**2,
+        ]
         m, v = reference[0] / (1 - 0.9**t), reference[1] / (1 - 0.999**t)
         theirs = theirs - 0.1 * m / (v.sqrt() + 1e-8)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
@@ -108,7 +127,9 @@ def test_our_adam_is_adam() -> None:
 
 def test_shapes_and_progress(nets: tuple[Generator, Encoder], known: inv.Reference) -> None:
     seen: list[tuple[int, int]] = []
-    found = inv.invert(samples(nets[0], 6), *nets, PLAN, known, lambda done, total: seen.append((done, total)))
+    found = inv.invert(
+        samples(nets[0], 6), *nets, PLAN, known, lambda done, total: seen.append((done, total))
+    )
     assert found.codes.shape == found.encoded.shape == (6, 6, 8)
     assert found.reconstructions.shape == (6, 3, 16, 16)
     assert seen == [(4, 6), (6, 6)]
@@ -116,7 +137,11 @@ def test_shapes_and_progress(nets: tuple[Generator, Encoder], known: inv.Referen
 
 @pytest.mark.parametrize(
     "images",
-    [np.zeros((0, 16, 16, 3), np.uint8), np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 16, 16, 3), np.float32)],
+    [
+        np.zeros((0, 16, 16, 3), np.uint8),
+        np.zeros((2, 32, 32, 3), np.uint8),
+        np.zeros((2, 16, 16, 3), np.float32),
+    ],
     ids=["none", "another size", "not uint8"],
 )
 def test_images_that_do_not_fit_are_refused(
@@ -142,7 +167,9 @@ def test_the_whitening_takes_generator_codes_alone() -> None:
         inv.Whitening.fit(np.zeros((9, 4)), 2)  # type: ignore[arg-type]
 
 
-def test_the_threshold_is_the_smaller_of_foreign_and_own_each_with_its_floor(nets: tuple[Generator, Encoder]) -> None:
+def test_the_threshold_is_the_smaller_of_foreign_and_own_each_with_its_floor(
+    nets: tuple[Generator, Encoder],
+) -> None:
     def threshold(**changed: float) -> float:
         return inv.reference(*nets, dataclasses.replace(PLAN, **changed), seeded()).threshold  # type: ignore[arg-type]
 
@@ -150,12 +177,20 @@ def test_the_threshold_is_the_smaller_of_foreign_and_own_each_with_its_floor(net
     assert threshold(**low) == 0.0
     assert threshold(**low | {"least_mismatch": 9.0, "least_own": 0.07}) == 0.07
     assert threshold(**low | {"least_mismatch": 0.08, "least_own": 9.0}) >= 0.08
-    own, twice = (threshold(**low | {"least_mismatch": 9.0, "own_factor": factor}) for factor in (1.0, 2.0))
+    own, twice = (
+        threshold(**low | {"least_mismatch": 9.0, "own_factor": factor}) for factor in (1.0, 2.0)
+    )
     assert twice == pytest.approx(2 * own)
-    assert threshold(**low | {"least_own": 9.0, "mismatch_quantile": 0.9}) > threshold(**low | {"least_own": 9.0}) > 0
+    assert (
+        threshold(**low | {"least_own": 9.0, "mismatch_quantile": 0.9})
+        > threshold(**low | {"least_own": 9.0})
+        > 0
+    )
 
 
-@pytest.mark.parametrize("encoder", [(32, 8), (16, 12)], ids=["another size", "another code length"])
+@pytest.mark.parametrize(
+    "encoder", [(32, 8), (16, 12)], ids=["another size", "another code length"]
+)
 def test_an_encoder_of_another_size_is_refused_before_anything_is_computed(
     nets: tuple[Generator, Encoder], known: inv.Reference, encoder: tuple[int, int]
 ) -> None:
@@ -166,7 +201,9 @@ def test_an_encoder_of_another_size_is_refused_before_anything_is_computed(
         inv.invert(np.zeros((1, 16, 16, 3), np.uint8), nets[0], other, PLAN, known)
 
 
-def test_a_generator_that_diverged_is_refused_with_what_to_do(nets: tuple[Generator, Encoder]) -> None:
+def test_a_generator_that_diverged_is_refused_with_what_to_do(
+    nets: tuple[Generator, Encoder],
+) -> None:
     broken = Generator(16, 3, 4, 8)
     with torch.no_grad():
         broken.image_bias[0] = float("nan")
@@ -181,7 +218,9 @@ SHIPPED = Path(__file__).parents[3] / "deploy" / "checkpoints" / "fundus-64"
 def shipped() -> tuple[Generator, Encoder, inv.InversionPlan, inv.Reference]:
     """The demo's generator and encoder, and what they say before any cohort is seen."""
     size = GanPlan.model_construct(width=24, latent=128)
-    gan, encoder = (read(SHIPPED / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder"))
+    gan, encoder = (
+        read(SHIPPED / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder")
+    )
     nets = load_generator(gan, size, 64, 3), load_encoder(encoder, 24, 128, 64, 3)
     plan = inv.InversionPlan(steps=2, iterations=2)
     return *nets, plan, inv.reference(*nets, plan, seeded())
@@ -194,7 +233,10 @@ def test_noise_a_negative_and_another_kind_of_picture_are_rejected_by_the_shippe
     rng, y = np.random.default_rng(0), np.linspace(0, 255, 64).astype(np.uint8)
     with torch.no_grad():
         own = to_uint8(generator(torch.randn(3, 128, generator=seeded(4)), seeded(5)))
-    foreign = [rng.integers(0, 256, (64, 64, 3)), np.repeat(rng.normal(128, 40, (64, 64, 1)), 3, 2).clip(0, 255)]
+    foreign = [
+        rng.integers(0, 256, (64, 64, 3)),
+        np.repeat(rng.normal(128, 40, (64, 64, 1)), 3, 2).clip(0, 255),
+    ]
     foreign += [np.broadcast_to(y[:, None, None], (64, 64, 3)), 255 - own[0]]
     found = inv.invert(np.stack([*own, *foreign]).astype(np.uint8), generator, encoder, plan, known)
     assert found.accepted.tolist() == [True] * 3 + [False] * 4
@@ -224,19 +266,27 @@ def test_a_picture_on_its_side_is_rejected_either_way_and_its_upright_self_is_no
     lax = dataclasses.replace(known, threshold=10.0)  # the threshold has no part in it
     found = inv.invert(np.concatenate([own, *turned]), generator, encoder, plan, lax)
     assert found.accepted.tolist() == [True] * 4 + [False] * 8
-    unasked = inv.invert(turned[0], generator, encoder, plan, dataclasses.replace(lax, upright=False))
+    unasked = inv.invert(
+        turned[0], generator, encoder, plan, dataclasses.replace(lax, upright=False)
+    )
     assert unasked.accepted.all()
 
 
-def test_where_samples_have_no_way_up_no_image_is_asked_for_its_own(nets: tuple[Generator, Encoder]) -> None:
+def test_where_samples_have_no_way_up_no_image_is_asked_for_its_own(
+    nets: tuple[Generator, Encoder],
+) -> None:
     known = inv.reference(*nets, PLAN, seeded())
-    assert not known.upright  # weights of chance: about a third of the samples invert best as they are
+    assert (
+        not known.upright
+    )  # weights of chance: about a third of the samples invert best as they are
     every = inv.reference(*nets, dataclasses.replace(PLAN, least_upright=0.0), seeded())
     assert every.upright
     images = samples(nets[0], 6)
     lax = dataclasses.replace(known, threshold=10.0)
     assert inv.invert(images, *nets, PLAN, lax).accepted.all()
-    assert not inv.invert(images, *nets, PLAN, dataclasses.replace(lax, upright=True)).accepted.all()
+    assert not inv.invert(
+        images, *nets, PLAN, dataclasses.replace(lax, upright=True)
+    ).accepted.all()
 
 
 def test_whether_an_image_lies_on_its_side_is_its_own_matter(
@@ -246,6 +296,11 @@ def test_whether_an_image_lies_on_its_side_is_its_own_matter(
     with torch.no_grad():
         own = to_uint8(generator(torch.randn(2, 128, generator=seeded(6)), seeded(7)))
     images = np.stack([own[0], np.rot90(own[0]), own[1], np.rot90(own[1], 3)])
-    together = inv.invert(images, generator, encoder, dataclasses.replace(plan, batch=3), known).accepted
-    alone = [bool(inv.invert(images[i : i + 1], generator, encoder, plan, known).accepted[0]) for i in range(4)]
+    together = inv.invert(
+        images, generator, encoder, dataclasses.replace(plan, batch=3), known
+    ).accepted
+    alone = [
+        bool(inv.invert(images[i : i + 1], generator, encoder, plan, known).accepted[0])
+        for i in range(4)
+    ]
     assert together.tolist() == alone == [True, False, True, False]

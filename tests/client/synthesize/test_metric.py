@@ -24,12 +24,16 @@ def inversion(count: int, seed: int = 0, ties: bool = False) -> Inversion:
     """Images of some colour, with codes that know nothing of it."""
     rng = np.random.default_rng(seed)
     colour = rng.integers(0, 2, (count, 3, 1, 1)) if ties else rng.random((count, 3, 1, 1)) * 2 - 1
-    images = torch.from_numpy(np.broadcast_to(colour, (count, 3, 4, 4)) + 0.1 * rng.normal(size=(count, 3, 4, 4)))
+    images = torch.from_numpy(
+        np.broadcast_to(colour, (count, 3, 4, 4)) + 0.1 * rng.normal(size=(count, 3, 4, 4))
+    )
     codes = torch.from_numpy(rng.normal(size=(count, 3, 4)))
     return Inversion(codes, codes, images.float(), np.zeros(count), np.ones(count, np.bool_))
 
 
-def groups(seen: Inversion, order: np.ndarray, k: int, mode: Mode, patient_of: np.ndarray) -> set[tuple[str, ...]]:
+def groups(
+    seen: Inversion, order: np.ndarray, k: int, mode: Mode, patient_of: np.ndarray
+) -> set[tuple[str, ...]]:
     """The groups of the same images when they are listed in another order."""
     labels = np.zeros(len(order), np.int64)
     turned = Inversion(*(t[torch.from_numpy(order)] for t in (seen.encoded, seen.codes, seen.reconstructions)),
@@ -73,7 +77,9 @@ def test_groups_by_colour_are_of_one_colour_and_groups_by_code_are_not() -> None
         points = patient_codes(metric.points_of(reference(), seen, name), who)  # type: ignore[arg-type]
         grouping = form_groups(who, 5, "similar", key=KEY, codes=points)
         colours = mean_colours(seen.reconstructions)
-        within[name] = np.mean([colours[[int(m) for m in g.members]].var(axis=0).sum() for g in grouping.groups])
+        within[name] = np.mean(
+            [colours[[int(m) for m in g.members]].var(axis=0).sum() for g in grouping.groups]
+        )
     assert within["colour"] < 0.4 * within["codes"]
 
 
@@ -88,8 +94,12 @@ def test_a_colour_is_the_mean_of_each_channel_and_knows_no_other_image() -> None
 
 def test_codes_and_cells_are_of_the_space_that_the_plan_names() -> None:
     known, seen = reference(), inversion(4)
-    np.testing.assert_array_equal(metric.points_of(known, seen, "codes"), known.whitening(seen.encoded.numpy()))
-    np.testing.assert_array_equal(metric.cells_in(known, "codes").centres, known.whitening(known.samples.codes))
+    np.testing.assert_array_equal(
+        metric.points_of(known, seen, "codes"), known.whitening(seen.encoded.numpy())
+    )
+    np.testing.assert_array_equal(
+        metric.cells_in(known, "codes").centres, known.whitening(known.samples.codes)
+    )
     np.testing.assert_array_equal(metric.cells_in(known, "colour").centres, known.colours)
 
 
@@ -97,11 +107,16 @@ def test_codes_and_cells_are_of_the_space_that_the_plan_names() -> None:
     ("changed", "words"),
     [
         ({"grouping": "random"}, "grouping random takes codes alone"),
-        ({"grouping": "cells", "spread_directions": 2}, "spread_directions: not with group_by colour"),
+        (
+            {"grouping": "cells", "spread_directions": 2},
+            "spread_directions: not with group_by colour",
+        ),
         ({"group_by": "texture"}, "group_by"),
     ],
 )
-def test_a_plan_that_asks_for_colour_where_it_does_not_fit_is_refused(changed: dict[str, object], words: str) -> None:
+def test_a_plan_that_asks_for_colour_where_it_does_not_fit_is_refused(
+    changed: dict[str, object], words: str
+) -> None:
     small_study(synthesis=SMALL["synthesis"] | {"group_by": "colour"})
     with pytest.raises(ValueError, match=words):
         small_study(synthesis=SMALL["synthesis"] | {"group_by": "colour"} | changed)

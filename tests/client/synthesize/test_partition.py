@@ -21,7 +21,9 @@ def naive_greedy(x: np.ndarray, k: int, power: int = 1) -> set[frozenset[int]]:
     left, found = list(range(len(x))), []
     while left:
         far = max(left, key=lambda i: sum(np.linalg.norm(x[i] - x[j]) ** power for j in left))
-        near = sorted((i for i in left if i != far), key=lambda i: np.linalg.norm(x[i] - x[far]))[: k - 1]
+        near = sorted((i for i in left if i != far), key=lambda i: np.linalg.norm(x[i] - x[far]))[
+            : k - 1
+        ]
         found.append(frozenset({far, *near}))
         left = [i for i in left if i not in found[-1]]
     return set(found)
@@ -37,19 +39,25 @@ def test_greedy_gives_the_groups_of_the_published_rule(k: int, rule: p.Rule) -> 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.sampled_from([2, 3, 6]))
 def test_ties_are_broken_as_the_naive_rule_breaks_them(seed: int, k: int) -> None:
-    x = np.random.default_rng(seed).integers(0, 3, (18, 1)).astype(float)  # whole distances: real ties, exact sums
+    x = (
+        np.random.default_rng(seed).integers(0, 3, (18, 1)).astype(float)
+    )  # whole distances: real ties, exact sums
     assert sets(p.greedy_paper(x, k)) == naive_greedy(x, k)
 
 
 @pytest.mark.parametrize("k", [2, 5])
-def test_running_sums_give_the_groups_of_the_squared_rule(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_sums_give_the_groups_of_the_squared_rule(
+    k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(p, "DENSE_ROWS", 10)
     x = points(60, seed=k)
     assert sets(p.greedy(x, k)) == naive_greedy(x, k, power=2)
     assert sets(p.greedy_paper(x, k)) == naive_greedy(x, k)  # never in paper
 
 
-def test_the_remainder_joins_the_group_of_its_nearest_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remainder_joins_the_group_of_its_nearest_patient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x = np.array([[0.0], [0.1], [0.2], [10.0], [10.1], [10.2], [10.35]])
     for rows in (100, 3):
         monkeypatch.setattr(p, "DENSE_ROWS", rows)
@@ -59,8 +67,12 @@ def test_the_remainder_joins_the_group_of_its_nearest_patient(monkeypatch: pytes
 
 
 @settings(max_examples=40, deadline=None)
-@given(count=st.integers(2, 60), k=st.integers(2, 9), seed=st.integers(0, 10_000), dense=st.booleans())
-def test_any_rule_cuts_any_number_of_rows_into_k_to_2k_minus_1(count: int, k: int, seed: int, dense: bool) -> None:
+@given(
+    count=st.integers(2, 60), k=st.integers(2, 9), seed=st.integers(0, 10_000), dense=st.booleans()
+)
+def test_any_rule_cuts_any_number_of_rows_into_k_to_2k_minus_1(
+    count: int, k: int, seed: int, dense: bool
+) -> None:
     if count < k:
         return
     x = np.random.default_rng(seed).normal(size=(count, 3)) ** 3
@@ -112,15 +124,25 @@ def test_looking_only_where_something_changed_loses_nothing() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(count=st.integers(1, 50), dimension=st.integers(1, 300), scale=st.floats(1e-6, 1e6), seed=st.integers(0, 1000))
-def test_codes_become_whole_numbers_whose_sums_are_exact(count: int, dimension: int, scale: float, seed: int) -> None:
+@given(
+    count=st.integers(1, 50),
+    dimension=st.integers(1, 300),
+    scale=st.floats(1e-6, 1e6),
+    seed=st.integers(0, 1000),
+)
+def test_codes_become_whole_numbers_whose_sums_are_exact(
+    count: int, dimension: int, scale: float, seed: int
+) -> None:
     x = np.random.default_rng(seed).standard_t(2, size=(count, dimension)) * scale + 3 * scale
     rows = p._lattice(x, 2 * count)
     assert (rows == np.rint(rows)).all()
     largest = int(np.abs(rows).max())
     assert 4 * largest**2 * dimension * 2 * count < 2**53  # four terms make a squared distance
     assert p._distances(rows).max() <= 2**24  # whole numbers in float32
-    exact = [[sum((a - b) ** 2 for a, b in zip(r, s, strict=True)) for s in rows[:4].tolist()] for r in rows.tolist()]
+    exact = [
+        [sum((a - b) ** 2 for a, b in zip(r, s, strict=True)) for s in rows[:4].tolist()]
+        for r in rows.tolist()
+    ]
     assert (p._distances(rows, rows[:4]) == np.rint(np.sqrt(exact))).all()
 
 
@@ -134,8 +156,15 @@ def test_equal_rows_are_no_error() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(count=st.integers(1, 60), centres=st.integers(1, 30), least=st.integers(1, 20), seed=st.integers(0, 10_000))
-def test_every_cell_has_enough_rows_or_is_the_only_one(count: int, centres: int, least: int, seed: int) -> None:
+@given(
+    count=st.integers(1, 60),
+    centres=st.integers(1, 30),
+    least=st.integers(1, 20),
+    seed=st.integers(0, 10_000),
+)
+def test_every_cell_has_enough_rows_or_is_the_only_one(
+    count: int, centres: int, least: int, seed: int
+) -> None:
     x, c = points(count, seed), points(centres, seed + 1)
     sizes = np.bincount(p.cells_of_rows(x, c, least))
     assert sizes.sum() == count and sizes.min() >= 1
@@ -145,7 +174,15 @@ def test_every_cell_has_enough_rows_or_is_the_only_one(count: int, centres: int,
 def test_a_cell_that_is_large_enough_keeps_its_rows() -> None:
     x = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [4.0]])
     found = p.cells_of_rows(x, np.array([[0.1], [5.1], [4.0], [99.0]]), 3)
-    assert found.tolist() == [0, 0, 0, 1, 1, 1, 1]  # the cell of one at 4 joins its neighbour; 99 stays empty
+    assert found.tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+    ]  # the cell of one at 4 joins its neighbour; 99 stays empty
 
 
 def test_the_nearest_centre_is_each_rows_own_doing() -> None:

@@ -23,9 +23,18 @@ def model() -> Glow:
     return flow
 
 
-def mechanism(model: Glow, clip: str = "l1_ball", levels: str = "top", **changes: object) -> LatentLaplace:
+def mechanism(
+    model: Glow, clip: str = "l1_ball", levels: str = "top", **changes: object
+) -> LatentLaplace:
     dimension = model.top_dimension if levels == "top" else model.dimension
-    fields = {"clip": clip, "radius": 0.5, "dimension": dimension, "k": K, "grouping": "similar", "scale": 0.25}
+    fields = {
+        "clip": clip,
+        "radius": 0.5,
+        "dimension": dimension,
+        "k": K,
+        "grouping": "similar",
+        "scale": 0.25,
+    }
     return LatentLaplace(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -54,7 +63,9 @@ def test_without_noise_and_clip_all_levels_decode_to_the_image_itself(model: Glo
     m = mechanism(model, "box", "all", radius=50.0, k=1, scale=2**-16)
     z = stage.encode_released(picture, model, model.dimension)
     temperature = float(np.linalg.norm(z)) / model.dimension**0.5
-    back = stage.privatize([[picture]], model, m, temperature, SeededNoiseSource(0), practice=True).images
+    back = stage.privatize(
+        [[picture]], model, m, temperature, SeededNoiseSource(0), practice=True
+    ).images
     assert int(np.abs(back.astype(int) - picture).max()) <= 1
 
 
@@ -64,7 +75,9 @@ def test_the_top_level_is_released_and_the_rest_is_fresh(model: Glow) -> None:
     z = stage.encode_released(picture, model, m.dimension)
     temperature = float(np.linalg.norm(z)) / m.dimension**0.5
     draws = [
-        stage.privatize([[picture]], model, m, temperature, SeededNoiseSource(seed), practice=True).images
+        stage.privatize(
+            [[picture]], model, m, temperature, SeededNoiseSource(seed), practice=True
+        ).images
         for seed in (0, 1)
     ]
     assert not np.array_equal(*draws)
@@ -77,12 +90,17 @@ def test_step_1_an_image_has_the_same_latent_in_any_company(model: Glow) -> None
     many = images(stage.BATCH + 5)
     together = stage.encode_released(many, model, model.top_dimension)
     alone = np.concatenate(
-        [stage.encode_released(many[i : i + 1], model, model.top_dimension) for i in range(len(many))]
+        [
+            stage.encode_released(many[i : i + 1], model, model.top_dimension)
+            for i in range(len(many))
+        ]
     )
     assert np.array_equal(together, alone)
 
 
-def test_step_1_the_encoder_always_gets_the_same_number_of_images(model: Glow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_1_the_encoder_always_gets_the_same_number_of_images(
+    model: Glow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, encode = [], model.encode
     monkeypatch.setattr(model, "encode", lambda x: seen.append(len(x)) or encode(x))  # type: ignore[func-returns-value]
     for count in (1, stage.BATCH, stage.BATCH + 1):
@@ -117,7 +135,9 @@ def test_the_rest_has_a_temperature_of_its_own(model: Glow) -> None:
     def draws(rest: float | None) -> list[np.ndarray]:
         sources = (SeededNoiseSource(seed) for seed in (0, 1))
         return [
-            stage.privatize([[picture]], model, m, 0.9, s, prior_temperature=rest, practice=True).images
+            stage.privatize(
+                [[picture]], model, m, 0.9, s, prior_temperature=rest, practice=True
+            ).images
             for s in sources
         ]
 
@@ -154,8 +174,12 @@ def test_refusals(model: Glow) -> None:
         stage.privatize(groups(1), model, mechanism(model, dimension=5), 0.7, NoiseSource())
 
 
-@pytest.mark.parametrize(("levels", "layout"), [("top", (64, 3, 4)), ("all", (64, 3, 4)), ("top", (32, 1, 2))], ids=str)
-def test_the_plans_mechanism_has_the_flows_dimension(levels: str, layout: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("levels", "layout"), [("top", (64, 3, 4)), ("all", (64, 3, 4)), ("top", (32, 1, 2))], ids=str
+)
+def test_the_plans_mechanism_has_the_flows_dimension(
+    levels: str, layout: tuple[int, int, int]
+) -> None:
     size_px, channels, depth = layout
     flow = Glow(size_px, channels, depth, 1, 8)
     plan = small_study(

@@ -23,18 +23,29 @@ GROUPED: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random")
 def reference(seed: int = 0, count: int = 192) -> Reference:
     """Generator codes with a falling spectrum."""
     rng = np.random.default_rng(seed)
-    codes = rng.normal(size=(count, LAYERS * LATENT)) * np.linspace(3, 0.3, LAYERS * LATENT) + rng.normal(size=12)
+    codes = rng.normal(size=(count, LAYERS * LATENT)) * np.linspace(
+        3, 0.3, LAYERS * LATENT
+    ) + rng.normal(size=12)
     samples = GeneratorCodes(codes)
     return Reference(Whitening.fit(samples, COMPONENTS), 0.06, 1.0, samples, rng.random((count, 3)))
 
 
 def some_codes(count: int, seed: int = 1) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=(count, LAYERS, LATENT)) * 2).float()
+    return torch.from_numpy(
+        np.random.default_rng(seed).normal(size=(count, LAYERS, LATENT)) * 2
+    ).float()
 
 
 @settings(max_examples=40, deadline=None)
-@given(k=st.integers(2, 40), mode=st.sampled_from(GROUPED), count=st.integers(1, COMPONENTS), seed=st.integers(0, 99))
-def test_a_factor_lies_between_1_and_the_square_root_of_k(k: int, mode: Mode, count: int, seed: int) -> None:
+@given(
+    k=st.integers(2, 40),
+    mode=st.sampled_from(GROUPED),
+    count=st.integers(1, COMPONENTS),
+    seed=st.integers(0, 99),
+)
+def test_a_factor_lies_between_1_and_the_square_root_of_k(
+    k: int, mode: Mode, count: int, seed: int
+) -> None:
     found = spread.directions_of(reference(seed, 60), count, k, mode)
     assert found.factors.shape == (count,)
     assert (found.factors >= 1).all() and (found.factors <= np.sqrt(k) + 1e-12).all()
@@ -44,20 +55,28 @@ def test_a_factor_lies_between_1_and_the_square_root_of_k(k: int, mode: Mode, co
 def test_averages_of_strangers_get_the_square_root_of_k_and_of_similar_ones_less() -> None:
     known = reference()
     np.testing.assert_allclose(spread.directions_of(known, 2, 9, "random").factors, 3.0)
-    similar, cells = (spread.directions_of(known, 2, 9, mode).factors for mode in ("similar", "cells"))  # type: ignore[arg-type]
+    similar, cells = (
+        spread.directions_of(known, 2, 9, mode).factors for mode in ("similar", "cells")
+    )  # type: ignore[arg-type]
     assert (similar < 3.0).all() and (similar > 1.0).all()
     assert similar.mean() < cells.mean()
 
 
 def test_a_share_gives_back_that_power_of_every_factor() -> None:
-    every, some = (spread.directions_of(reference(), 3, 5, "similar", share).factors for share in (1.0, 0.5))
+    every, some = (
+        spread.directions_of(reference(), 3, 5, "similar", share).factors for share in (1.0, 0.5)
+    )
     np.testing.assert_allclose(some**2, every)
     assert (some < every).all() and (some > 1).all()
 
 
-def test_averages_of_strangers_vary_as_single_samples_again_along_the_directions_and_nowhere_else() -> None:
+def test_averages_of_strangers_vary_as_single_samples_again_along_the_directions_and_nowhere_else() -> (
+    None
+):
     known, k = reference(), 6
-    singles = np.random.default_rng(7).normal(size=(1200, 12)) * np.linspace(3, 0.3, 12)  # of the samples' own kind
+    singles = np.random.default_rng(7).normal(size=(1200, 12)) * np.linspace(
+        3, 0.3, 12
+    )  # of the samples' own kind
     means = singles.reshape(-1, k, 12).mean(axis=1) + known.samples.codes.mean(axis=0)
     codes = torch.from_numpy(means.reshape(-1, LAYERS, LATENT))
     moved = spread.directions_of(known, 2, k, "random").moved(codes).numpy().reshape(len(means), -1)
@@ -83,7 +102,13 @@ def test_moving_out_can_be_undone_with_public_numbers_so_it_tells_what_the_avera
 
 
 def test_the_factors_are_of_generator_samples_alone_and_the_same_each_time() -> None:
-    assert list(inspect.signature(spread.directions_of).parameters) == ["known", "count", "k", "mode", "share"]
+    assert list(inspect.signature(spread.directions_of).parameters) == [
+        "known",
+        "count",
+        "k",
+        "mode",
+        "share",
+    ]
     one, two = (spread.directions_of(reference(), 4, 5, "cells") for _ in range(2))
     np.testing.assert_array_equal(one.factors, two.factors)
     with pytest.raises(Bug, match="takes a Reference"):
@@ -99,7 +124,8 @@ def test_a_plan_moves_averages_out_only_where_it_says_so_and_never_noised_ones()
     anchors = {"noise_multiplier": 2.0, "threshold_delta": 1e-6}
     with pytest.raises(ValueError, match="spread_directions: not with grouping anchors"):
         small_study(
-            synthesis=synthesis | {"grouping": "anchors", "anchors": anchors, "privatize": None, "spread_directions": 2}
+            synthesis=synthesis
+            | {"grouping": "anchors", "anchors": anchors, "privatize": None, "spread_directions": 2}
         )
     with pytest.raises(ValueError, match="spread_directions"):
         small_study(synthesis=synthesis | {"spread_directions": 65})

@@ -51,9 +51,13 @@ def test_attackers_fire_on_what_leaks_and_guess_where_nothing_does(name: str) ->
     assert start <= found.worst.auc <= end
 
 
-def test_what_chance_gives_the_worst_is_above_a_half_and_grows_with_the_number_of_attackers() -> None:
+def test_what_chance_gives_the_worst_is_above_a_half_and_grows_with_the_number_of_attackers() -> (
+    None
+):
     rng = np.random.default_rng(0)
-    few, many = (at.infer({str(i): rng.normal(size=140) for i in range(n)}, TRUTH, seed=1) for n in (1, 20))
+    few, many = (
+        at.infer({str(i): rng.normal(size=140) for i in range(n)}, TRUTH, seed=1) for n in (1, 20)
+    )
     assert few is not None and many is not None
     assert 0.5 < few.chance < many.chance < 0.65
 
@@ -81,20 +85,32 @@ def test_a_label_alone_gives_nobody_away() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 4), min_size=8, max_size=20), st.lists(st.integers(0, 4), min_size=8, max_size=20))
-def test_the_area_is_the_share_of_pairs_in_the_right_order(ours: list[int], theirs: list[int]) -> None:
+@given(
+    st.lists(st.integers(0, 4), min_size=8, max_size=20),
+    st.lists(st.integers(0, 4), min_size=8, max_size=20),
+)
+def test_the_area_is_the_share_of_pairs_in_the_right_order(
+    ours: list[int], theirs: list[int]
+) -> None:
     member = np.arange(len(ours) + len(theirs)) < len(ours)
     found = at.infer({"x": np.array([*ours, *theirs], float)}, member)
     assert found is not None
     pairs = [(a > b) + 0.5 * (a == b) for a in ours for b in theirs]
     assert found.worst.auc == pytest.approx(np.mean(pairs))
-    above = [sum(a > t for a in ours) / len(ours) for t in theirs if np.mean([b > t for b in theirs]) <= 0.01]
+    above = [
+        sum(a > t for a in ours) / len(ours)
+        for t in theirs
+        if np.mean([b > t for b in theirs]) <= 0.01
+    ]
     assert found.worst.tpr == pytest.approx(max(above))
 
 
 def test_too_few_people_give_no_figure() -> None:
     assert at.infer({"x": np.zeros(20)}, np.arange(20) < 7) is None
-    assert at.infer({"x": np.zeros(40)}, np.arange(40) < 20, (np.arange(40) < 20).astype(np.int64)) is None
+    assert (
+        at.infer({"x": np.zeros(40)}, np.arange(40) < 20, (np.arange(40) < 20).astype(np.int64))
+        is None
+    )
 
 
 def test_nobody_is_compared_with_oneself_by_the_density_ratio() -> None:
@@ -105,11 +121,17 @@ def test_nobody_is_compared_with_oneself_by_the_density_ratio() -> None:
 
 
 def test_a_person_scores_by_the_best_image() -> None:
-    assert at.by_person(np.array([1.0, 5.0, 2.0, 3.0]), np.array([0, 0, 1, 1])).tolist() == [5.0, 3.0]
+    assert at.by_person(np.array([1.0, 5.0, 2.0, 3.0]), np.array([0, 0, 1, 1])).tolist() == [
+        5.0,
+        3.0,
+    ]
 
 
 def test_whitening_sees_one_set_alone() -> None:
-    sets = {"fit": population(200, 6) * np.arange(1, 41), "other": population(50, 7) * np.arange(1, 41)}
+    sets = {
+        "fit": population(200, 6) * np.arange(1, 41),
+        "other": population(50, 7) * np.arange(1, 41),
+    }
     found = at.whitened(sets, "fit", 5)
     assert found["fit"].std(0) == pytest.approx(np.ones(5), abs=1e-6)
     again = at.whitened({**sets, "other": sets["other"] * 100}, "fit", 5)

@@ -35,7 +35,9 @@ def test_images_teach_and_shuffled_labels_do_not() -> None:
 def test_the_same_seed_gives_the_same_network_and_another_seed_another() -> None:
     images, labels = spots(30, 0)
     few = cl.Recipe(width=4, steps=4, batch=8)
-    one, same, other = (cl.fit(images, labels, 3, seed=s, recipe=few).weights["head"].numpy() for s in (1, 1, 2))
+    one, same, other = (
+        cl.fit(images, labels, 3, seed=s, recipe=few).weights["head"].numpy() for s in (1, 1, 2)
+    )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
@@ -83,7 +85,9 @@ def test_kappa_of_a_known_table() -> None:
     # Cohen 1968 by hand: observed disagreement 2*1 + 1*4 over 10, expected from the margins
     table = np.array([[3, 1, 0], [1, 2, 0], [1, 0, 2]], float)
     weights = np.array([[0, 1, 4], [1, 0, 1], [4, 1, 0]])
-    expected = sum(weights[i, j] * table[i].sum() * table[:, j].sum() / 10 for i in range(3) for j in range(3))
+    expected = sum(
+        weights[i, j] * table[i].sum() * table[:, j].sum() / 10 for i in range(3) for j in range(3)
+    )
     assert cl.kappa(table) == pytest.approx(1 - 6 / expected)
     assert cl.kappa(np.array([[5.0, 0], [0, 0]])) == 0.0
 

@@ -19,7 +19,9 @@ def bars(count: int, seed: int) -> np.ndarray:
     """Bright bars on noise with exact masks, uint8 [N, 16, 16, 2]."""
     rng = np.random.default_rng(seed)
     pairs = np.zeros((count, 16, 16, 2), np.uint8)
-    for i, (row, thick) in enumerate(zip(rng.integers(2, 10, count), rng.integers(2, 5, count), strict=True)):
+    for i, (row, thick) in enumerate(
+        zip(rng.integers(2, 10, count), rng.integers(2, 5, count), strict=True)
+    ):
         pairs[i, row : row + thick, :, 1] = 255
         if rng.random() < 0.5:
             pairs[i] = pairs[i].transpose(1, 0, 2)
@@ -42,19 +44,25 @@ def fitted() -> utility.Segmenter:
 def test_matching_masks_are_worth_more_than_shuffled_ones(fitted: utility.Segmenter) -> None:
     test, patients = bars(20, 9), np.repeat(np.arange(5), 4)
     good = utility.measure(fitted, test, patients)
-    bad = utility.utility(shuffled_masks(bars(64, 0)), test, patients, recipe=replace(RECIPE, epochs=1))
+    bad = utility.utility(
+        shuffled_masks(bars(64, 0)), test, patients, recipe=replace(RECIPE, epochs=1)
+    )
     assert good.dsc > 0.85 > bad.dsc + 0.1
     assert good.bahd_mm < bad.bahd_mm
     assert good.dsc_interval[0] <= good.dsc <= good.dsc_interval[1]
     assert good.images == 20 and len(good.dsc_by_patient) == 5
 
 
-def test_the_chosen_network_is_the_same_whatever_the_test_patients_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chosen_network_is_the_same_whatever_the_test_patients_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert not {"test", "patient_of"} & set(inspect.signature(utility.fit).parameters)
     chosen, opened = [], []
     measure = utility.measure
 
-    def seen(segmenter: utility.Segmenter, test: np.ndarray, *rest: object, **named: object) -> utility.Utility:
+    def seen(
+        segmenter: utility.Segmenter, test: np.ndarray, *rest: object, **named: object
+    ) -> utility.Utility:
         chosen.append(segmenter)
         opened.append(len(test))
         return measure(segmenter, test, *rest, **named)  # type: ignore[arg-type]
@@ -66,7 +74,11 @@ def test_the_chosen_network_is_the_same_whatever_the_test_patients_are(monkeypat
         utility.utility(train, test, np.arange(len(test)), recipe=recipe, seed=3)
     first, second = chosen
     assert opened == [8, 12]  # once each
-    assert (first.choice, first.epoch, first.validation_dsc) == (second.choice, second.epoch, second.validation_dsc)
+    assert (first.choice, first.epoch, first.validation_dsc) == (
+        second.choice,
+        second.epoch,
+        second.validation_dsc,
+    )
     weights = zip(first.network.parameters(), second.network.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in weights)
 
@@ -80,10 +92,14 @@ def test_the_best_epoch_and_configuration_are_those_of_the_validation_part() -> 
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_a_start_that_died_is_made_again_from_another_seed(monkeypatch: pytest.MonkeyPatch, everywhere: bool) -> None:
+def test_a_start_that_died_is_made_again_from_another_seed(
+    monkeypatch: pytest.MonkeyPatch, everywhere: bool
+) -> None:
     seeds, real = [], utility._trained
     held = bars(8, 0)[utility._split(np.arange(8), RECIPE.validation_share, 5)[1]]
-    dead = utility._dsc(np.full(held.shape[:3], everywhere), held)  # masks empty, or vessel throughout
+    dead = utility._dsc(
+        np.full(held.shape[:3], everywhere), held
+    )  # masks empty, or vessel throughout
 
     def dies_once(*args: object) -> utility.Segmenter:
         seeds.append(args[4])
@@ -108,10 +124,15 @@ def test_images_are_standardised_by_the_training_pairs_alone(fitted: utility.Seg
     assert (fitted.mean, fitted.deviation) == pytest.approx((train.mean(), train.std()))
 
 
-def test_dice_is_of_a_patients_images_together_and_the_rest_of_each(fitted: utility.Segmenter) -> None:
+def test_dice_is_of_a_patients_images_together_and_the_rest_of_each(
+    fitted: utility.Segmenter,
+) -> None:
     test, patients = bars(6, 3), np.array([7, 7, 2, 2, 2, 7])
     test[0, ..., 1] = 0  # no true voxel: the diagonal, if anything is predicted there
-    found, predicted = utility.measure(fitted, test, patients, spacing_mm=2.0), fitted.masks(test[..., 0])
+    found, predicted = (
+        utility.measure(fitted, test, patients, spacing_mm=2.0),
+        fitted.masks(test[..., 0]),
+    )
     each = [agreement(p, g, 2.0) for p, g in zip(predicted, test[..., 1], strict=True)]
     dice = []
     for name in (2, 7):
@@ -119,7 +140,12 @@ def test_dice_is_of_a_patients_images_together_and_the_rest_of_each(fitted: util
         dice.append(2 * (p & g).sum() / (p.sum() + g.sum()))
     assert found.dsc == pytest.approx(np.mean(dice)) and found.dsc_by_patient == pytest.approx(dice)
     assert found.hd95_mm == pytest.approx(
-        np.mean([np.mean([each[i].hausdorff95_mm for i in np.flatnonzero(patients == name)]) for name in (2, 7)])
+        np.mean(
+            [
+                np.mean([each[i].hausdorff95_mm for i in np.flatnonzero(patients == name)])
+                for name in (2, 7)
+            ]
+        )
     )
     assert found.penalised == sum(a.penalised for a in each)
 
@@ -130,14 +156,27 @@ def test_a_seed_repeats_and_leaves_torchs_generator_alone() -> None:
     state = torch.get_rng_state()
     one, two = (utility.fit(bars(16, 0), recipe, 4) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True)
+    )
 
 
 def test_progress_counts_every_epoch_of_the_grid() -> None:
     seen: list[tuple[int, int]] = []
     grid = (utility.Choice(0.0, 1e-3), utility.Choice(0.1, 1e-3))
-    utility.fit(bars(8, 0), replace(RECIPE, grid=grid, epochs=2), 0, progress=lambda d, t: seen.append((d, t)))
-    assert sorted(set(seen)) == [(1, 4), (2, 4), (3, 4), (4, 4)]  # a start that died counts its epochs again
+    utility.fit(
+        bars(8, 0),
+        replace(RECIPE, grid=grid, epochs=2),
+        0,
+        progress=lambda d, t: seen.append((d, t)),
+    )
+    assert sorted(set(seen)) == [
+        (1, 4),
+        (2, 4),
+        (3, 4),
+        (4, 4),
+    ]  # a start that died counts its epochs again
 
 
 def test_the_ratio_compares_the_same_patients(fitted: utility.Segmenter) -> None:

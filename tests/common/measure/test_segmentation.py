@@ -14,11 +14,16 @@ def brute(p: np.ndarray, g: np.ndarray, spacing: tuple[float, ...]) -> tuple[flo
     d = np.sqrt(((points_g[:, None] - points_p[None]) ** 2).sum(-1))
     to_p, to_g = d.min(axis=1), d.min(axis=0)
     overlap = 2 * np.logical_and(p, g).sum() / (p.sum() + g.sum())
-    return overlap, 0.5 * (to_p.sum() + to_g.sum()) / len(points_g), max(np.percentile(x, 95) for x in (to_p, to_g))
+    return (
+        overlap,
+        0.5 * (to_p.sum() + to_g.sum()) / len(points_g),
+        max(np.percentile(x, 95) for x in (to_p, to_g)),
+    )
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing"), [((17, 12), (1.0, 1.0)), ((9, 11), (0.5, 2.0)), ((4, 7, 6), (3.0, 0.4, 0.7))]
+    ("shape", "spacing"),
+    [((17, 12), (1.0, 1.0)), ((9, 11), (0.5, 2.0)), ((4, 7, 6), (3.0, 0.4, 0.7))],
 )
 def test_all_measures_equal_brute_force(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     rng = np.random.default_rng(0)
@@ -27,7 +32,9 @@ def test_all_measures_equal_brute_force(shape: tuple[int, ...], spacing: tuple[f
         p.flat[rng.integers(p.size)] = g.flat[rng.integers(g.size)] = True
         found = segmentation.agreement(p, g, spacing)
         wanted = brute(p, g, spacing)
-        assert (found.dice, found.balanced_hausdorff_mm, found.hausdorff95_mm) == pytest.approx(wanted, abs=1e-9)
+        assert (found.dice, found.balanced_hausdorff_mm, found.hausdorff95_mm) == pytest.approx(
+            wanted, abs=1e-9
+        )
         assert not found.penalised
 
 
@@ -51,7 +58,9 @@ def test_one_empty_mask_costs_the_diagonal_and_two_cost_nothing() -> None:
     for p, g in ((empty, full), (full, empty)):
         found = segmentation.agreement(p, g, 2.0)
         assert found == segmentation.Agreement(0.0, 10.0, 10.0, penalised=True)
-    assert segmentation.agreement(empty, empty) == segmentation.Agreement(1.0, 0.0, 0.0, penalised=False)
+    assert segmentation.agreement(empty, empty) == segmentation.Agreement(
+        1.0, 0.0, 0.0, penalised=False
+    )
     assert segmentation.dice(full * 255, full) == 1.0
 
 

@@ -40,4 +40,6 @@ def test_the_loss_is_one_minus_smoothed_dice() -> None:
     sure = torch.where(masks > 0, 50.0, -50.0)
     assert float(dice_loss(sure, masks)) == pytest.approx(0, abs=1e-6)
     assert float(dice_loss(-sure, masks)) == pytest.approx(1 - 1 / (24 + 8 + 1))
-    assert float(dice_loss(torch.zeros_like(masks), masks)) == pytest.approx(1 - (8 + 1) / (16 + 8 + 1))
+    assert float(dice_loss(torch.zeros_like(masks), masks)) == pytest.approx(
+        1 - (8 + 1) / (16 + 8 + 1)
+    )

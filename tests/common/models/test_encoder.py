@@ -38,11 +38,15 @@ def test_the_best_step_is_kept_for_each_image_by_itself() -> None:
     generator, encoder = Generator(32, 3, 8, 16), Encoder(32, 3, 8, 16)
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+            parameter += 0.3 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(3)
+            )
         x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
         steps = [encoder.invert(x, generator, count) for count in (1, 2, 3)]
         best = encoder.invert(x, generator, 3, keep_best=True)
-    errors = torch.stack([(s.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3)) for s in steps])
+    errors = torch.stack(
+        [(s.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3)) for s in steps]
+    )
     chosen = errors.argmin(0)
     assert len(chosen.unique()) > 1  # or the test shows nothing
     for i, step in enumerate(chosen.tolist()):
@@ -65,14 +69,17 @@ def test_an_image_is_inverted_alike_alone_and_in_a_batch() -> None:
     with torch.no_grad():
         together = encoder.invert(x, generator, 2).codes
         for i in range(3):
-            assert torch.allclose(encoder.invert(x[i : i + 1], generator, 2).codes[0], together[i], atol=1e-5)
+            assert torch.allclose(
+                encoder.invert(x[i : i + 1], generator, 2).codes[0], together[i], atol=1e-5
+            )
     assert list(encoder.buffers()) == []
 
 
 def test_an_encoder_of_another_size_is_refused() -> None:
     weights = numpy_weights(Encoder(32, 3, 8, 16), "encoder.")
     assert np.array_equal(
-        numpy_weights(load_encoder(weights, 8, 16, 32, 3), "encoder.")["encoder.start"], weights["encoder.start"]
+        numpy_weights(load_encoder(weights, 8, 16, 32, 3), "encoder.")["encoder.start"],
+        weights["encoder.start"],
     )
     with pytest.raises(RefusedError, match="expected"):
         load_encoder(weights, 8, 32, 32, 3)
@@ -92,7 +99,11 @@ def test_the_shipped_encoder_inverts_photographs_that_it_has_never_seen() -> Non
 
     generator, encoder = shipped()
     files = sorted(DEMO.glob("*.jpg"))[:24]
-    x = to_unit(np.stack([np.asarray(Image.open(f).resize((64, 64), Image.Resampling.LANCZOS)) for f in files]))
+    x = to_unit(
+        np.stack(
+            [np.asarray(Image.open(f).resize((64, 64), Image.Resampling.LANCZOS)) for f in files]
+        )
+    )
     with torch.no_grad():
         error = (encoder.invert(x, generator, 2).reconstructions - x).abs().mean()
     assert float(error) < 0.5 * float((x - x.mean(0)).abs().mean())

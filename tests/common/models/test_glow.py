@@ -27,7 +27,9 @@ def shaken(model: Glow, amount: float = 0.1) -> Glow:
     return model
 
 
-def small(channels: int = 1, size_px: int = 8, levels: int = 2, steps: int = 2, width: int = 8) -> Glow:
+def small(
+    channels: int = 1, size_px: int = 8, levels: int = 2, steps: int = 2, width: int = 8
+) -> Glow:
     return shaken(Glow(size_px, channels, levels, steps, width))
 
 
@@ -36,10 +38,14 @@ def pictures(n: int, channels: int = 1, size_px: int = 8) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["float32 1e-5", "float64 1e-12"]
+    ("dtype", "bound"),
+    [(torch.float32, 1e-5), (torch.float64, 1e-12)],
+    ids=["float32 1e-5", "float64 1e-12"],
 )
 @pytest.mark.parametrize("layout", [(1, 8, 2), (3, 16, 3), (1, 14, 2), (3, 64, 4)], ids=str)
-def test_decoding_an_encoding_returns_the_image(dtype: torch.dtype, bound: float, layout: tuple[int, int, int]) -> None:
+def test_decoding_an_encoding_returns_the_image(
+    dtype: torch.dtype, bound: float, layout: tuple[int, int, int]
+) -> None:
     channels, size_px, levels = layout
     model = shaken(Glow(size_px, channels, levels, 2, 8), 0.05).to(dtype)
     x = pictures(3, channels, size_px).to(dtype)
@@ -53,7 +59,9 @@ def test_encoding_a_decoding_returns_the_latent() -> None:
     model = small(3).double()
     parts = [part.double() for part in model.prior(2, 1.0, seeded())]
     again, _ = model.encode(model.decode(parts))
-    assert max(float((a - b).detach().abs().max()) for a, b in zip(parts, again, strict=True)) < 1e-12
+    assert (
+        max(float((a - b).detach().abs().max()) for a, b in zip(parts, again, strict=True)) < 1e-12
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -66,7 +74,11 @@ def test_log_p_is_the_normal_density_times_the_jacobian_of_autograd(channels: in
 
     jacobian = torch.autograd.functional.jacobian(flat, x.flatten())
     z = flat(x.flatten())
-    expected = -0.5 * z.square().sum() - 0.5 * z.numel() * math.log(2 * math.pi) + torch.linalg.slogdet(jacobian)[1]
+    expected = (
+        -0.5 * z.square().sum()
+        - 0.5 * z.numel() * math.log(2 * math.pi)
+        + torch.linalg.slogdet(jacobian)[1]
+    )
     assert float((model(x)[0] - expected).detach().abs()) < 1e-9
 
 
@@ -74,7 +86,9 @@ def test_bits_per_dimension_of_gaussian_noise_is_its_entropy() -> None:
     model = Glow(16, 1, 2, 1, 8)  # the identity up to rotations: a standard normal density
     x = torch.randn(64, 1, 16, 16, generator=seeded())
     expected = 0.5 * math.log2(2 * math.pi * math.e) + 8
-    assert float(model.bits_per_dimension(model(x).detach()).mean()) == pytest.approx(expected, abs=0.02)
+    assert float(model.bits_per_dimension(model(x).detach()).mean()) == pytest.approx(
+        expected, abs=0.02
+    )
 
 
 def test_the_cached_inverse_is_never_stale() -> None:
@@ -91,7 +105,9 @@ def test_the_cached_inverse_is_never_stale() -> None:
     assert round_trip() < 1e-5, "after an optimiser step"
     model.load_state_dict(small(steps=2, width=8).state_dict())
     assert round_trip() < 1e-5, "after load_state_dict"
-    glow.load_weights(model, {name: 0.5 * value for name, value in glow.weights_of(small()).items()})
+    glow.load_weights(
+        model, {name: 0.5 * value for name, value in glow.weights_of(small()).items()}
+    )
     assert round_trip() < 1e-5, "after loading a round's weights"
     for parameter in model.parameters():
         parameter.data.mul_(1.1)  # bumps no version counter
@@ -184,10 +200,14 @@ def test_fewer_bits_keep_the_upper_ones_and_fill_the_range(depth: int) -> None:
     assert len(x.unique()) == 2**depth
     assert float(x.min()) == -float(x.max()) == 0.5 / 2**depth - 0.5
     assert np.array_equal(glow.to_uint8(x) >> (8 - depth), images >> (8 - depth))
-    lowest, highest = (glow.from_uint8(images, torch.full(x.shape, u), depth) for u in (0.0, 1 - 2**-10))
+    lowest, highest = (
+        glow.from_uint8(images, torch.full(x.shape, u), depth) for u in (0.0, 1 - 2**-10)
+    )
     assert float(lowest.min()) == -0.5
     assert 0.5 - 2.0**-9 < float(highest.max()) < 0.5
-    uniform = Glow(16, 1, 2, 1, 8).bits_per_dimension(torch.zeros(1), depth)  # density 1 on the unit cube
+    uniform = Glow(16, 1, 2, 1, 8).bits_per_dimension(
+        torch.zeros(1), depth
+    )  # density 1 on the unit cube
     assert float(uniform) == depth
 
 
@@ -234,9 +254,13 @@ def test_weights_travel_under_their_global_names_and_nothing_odd_is_loaded(tmp_p
     path = tmp_path / "glow.safetensors"
     glow.save(model, path)
     glow.load(other, path)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
     weights = glow.weights_of(model)
-    assert all(name.startswith("glow.") and value.dtype == np.float32 for name, value in weights.items())
+    assert all(
+        name.startswith("glow.") and value.dtype == np.float32 for name, value in weights.items()
+    )
     name = next(iter(weights))
     bad = weights[name].copy()
     bad.flat[0] = np.nan

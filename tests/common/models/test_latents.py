@@ -69,7 +69,9 @@ def test_the_public_images_are_white_in_their_own_basis() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(components=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
-def test_what_is_restored_has_the_reduced_coordinates_and_the_rest_of_the_prior(components: int, seed: int) -> None:
+def test_what_is_restored_has_the_reduced_coordinates_and_the_rest_of_the_prior(
+    components: int, seed: int
+) -> None:
     basis, chance = fit(public(), components), np.random.default_rng(seed)
     reduced, fresh = chance.normal(size=(3, components)), chance.normal(size=(3, 12))
     whole = basis.restored(reduced, fresh)
@@ -125,11 +127,19 @@ def test_a_released_image_carries_its_reduced_coordinates_through_the_flow(model
     given = decoded(
         encoded(pictures(64), model) * 0.3, model
     )  # well inside the range, so that the clamp changes little
-    back = stage.privatize([[picture[None]] for picture in given], model, m, 0.3, NoiseSource(), basis=basis).images
-    before, after = (basis.reduced(encoded(x, model)[:, -model.top_dimension :]) for x in (given, back))
+    back = stage.privatize(
+        [[picture[None]] for picture in given], model, m, 0.3, NoiseSource(), basis=basis
+    ).images
+    before, after = (
+        basis.reduced(encoded(x, model)[:, -model.top_dimension :]) for x in (given, back)
+    )
     assert back.shape == given.shape
-    cosines = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
-    assert cosines.mean() > 0.35  # 0.57 with a standard error of 0.04: what is not released is drawn anew
+    cosines = (
+        (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+    )
+    assert (
+        cosines.mean() > 0.35
+    )  # 0.57 with a standard error of 0.04: what is not released is drawn anew
 
 
 def test_mechanism_basis_and_flow_must_fit(model: Glow) -> None:
@@ -149,4 +159,6 @@ def test_privunit_takes_one_patient(model: Glow) -> None:
 
     basis = fit(encoded(pictures(80, 4), model)[:, -model.top_dimension :], 5)
     with pytest.raises(PolicyError, match="takes one patient, got 2"):
-        stage.privatize([[pictures(1), pictures(1)]], model, PrivUnit(5, 2.0), 0.7, NoiseSource(), basis=basis)
+        stage.privatize(
+            [[pictures(1), pictures(1)]], model, PrivUnit(5, 2.0), 0.7, NoiseSource(), basis=basis
+        )

@@ -11,7 +11,9 @@ torch.set_num_threads(1)
 Gradients = dict[str, torch.Tensor]
 
 
-def flow(size_px: int = 8, channels: int = 3, levels: int = 2, steps: int = 3, width: int = 8) -> Glow:
+def flow(
+    size_px: int = 8, channels: int = 3, levels: int = 2, steps: int = 3, width: int = 8
+) -> Glow:
     model = Glow(size_px, channels, levels, steps, width)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -25,10 +27,14 @@ def value_and_gradients(model: Glow, reverse: bool, x: torch.Tensor) -> tuple[fl
     x = x.detach().requires_grad_()
     loss = -model(x).mean() / model.dimension
     named = {"images": x, **dict(model.named_parameters())}
-    return float(loss.detach()), dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+    return float(loss.detach()), dict(
+        zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)
+    )
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str
+)
 def test_every_gradient_is_that_of_the_stored_activations(dtype: torch.dtype, bound: float) -> None:
     model = flow().to(dtype)
     x = (torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5).to(dtype)
@@ -53,14 +59,20 @@ def saved_bytes(model: Glow, reverse: bool, x: torch.Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(x)
     assert loss.requires_grad
-    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
+    return sum(
+        t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights
+    )
 
 
 def test_what_is_stored_does_not_grow_with_the_width_and_hardly_with_the_steps() -> None:
     x = torch.zeros(4, 1, 32, 32)
-    sizes = {(k, w): saved_bytes(flow(32, 1, 3, k, w), True, x) for k, w in ((2, 8), (2, 64), (8, 8))}
+    sizes = {
+        (k, w): saved_bytes(flow(32, 1, 3, k, w), True, x) for k, w in ((2, 8), (2, 64), (8, 8))
+    }
     assert sizes[2, 64] == sizes[2, 8]
-    assert sizes[8, 8] < sizes[2, 8] + 8 * 3 * 4 * (16 + 64 + 256) * 6  # matrices of the mixings alone
+    assert (
+        sizes[8, 8] < sizes[2, 8] + 8 * 3 * 4 * (16 + 64 + 256) * 6
+    )  # matrices of the mixings alone
     assert saved_bytes(flow(32, 1, 3, 8, 8), False, x) > 5 * sizes[8, 8]
 
 

@@ -13,7 +13,9 @@ def test_ten_steps_give_the_numbers_of_torchs_own() -> None:
     theirs = {name: value.clone().requires_grad_() for name, value in ours.items()}
     optimiser, oracle = RMSprop(ours, 0.03), torch.optim.RMSprop(theirs.values(), lr=0.03)
     for step in range(10):
-        gradients = {name: torch.randn(shape) * 10.0 ** (step - 5) for name, shape in shapes.items()}
+        gradients = {
+            name: torch.randn(shape) * 10.0 ** (step - 5) for name, shape in shapes.items()
+        }
         optimiser.step(gradients)
         for name, value in theirs.items():
             value.grad = gradients[name].clone()

@@ -28,12 +28,20 @@ torch.set_num_threads(1)
 
 def plan(**changes: object) -> GanPlan:
     """A tiny GAN plan."""
-    constants = {"rounds": 1, "local_steps": 1, "learning_rate": 1e-4, "noise_multiplier": 1.0, "patients_per_step": 4}
+    constants = {
+        "rounds": 1,
+        "local_steps": 1,
+        "learning_rate": 1e-4,
+        "noise_multiplier": 1.0,
+        "patients_per_step": 4,
+    }
     bounds = {"clip": 1.0, "max_update_norm": 1.0, "generator_learning_rate": 1e-4}
     return GanPlan.model_validate({**constants, **bounds, "width": 8, "latent": 16, **changes})
 
 
-@pytest.mark.parametrize(("size_px", "layers", "channels"), [(32, 8, 3), (64, 10, 1), (128, 12, 3), (256, 14, 1)])
+@pytest.mark.parametrize(
+    ("size_px", "layers", "channels"), [(32, 8, 3), (64, 10, 1), (128, 12, 3), (256, 14, 1)]
+)
 def test_one_dial_gives_every_size(size_px: int, layers: int, channels: int) -> None:
     generator = Generator(size_px, channels, 8, 16)
     with torch.no_grad():
@@ -44,7 +52,9 @@ def test_one_dial_gives_every_size(size_px: int, layers: int, channels: int) -> 
 
 
 @pytest.mark.parametrize("size_px", [64, 128, 256, 512])
-def test_a_gradient_reaches_the_code_at_every_size_and_noise_is_fresh_for_each_image(size_px: int) -> None:
+def test_a_gradient_reaches_the_code_at_every_size_and_noise_is_fresh_for_each_image(
+    size_px: int,
+) -> None:
     generator = Generator(size_px, 3, 2, 4)
     for name, parameter in generator.named_parameters():
         parameter.requires_grad_(False)
@@ -107,12 +117,17 @@ def test_noise_comes_only_from_what_is_passed_in() -> None:
         one = generator.synthesis(codes, torch.Generator().manual_seed(1))
         assert torch.equal(one, generator.synthesis(codes, torch.Generator().manual_seed(1)))
         assert not torch.equal(one, generator.synthesis(codes, torch.Generator().manual_seed(2)))
-        assert not torch.equal(generator.synthesis(codes, "random"), generator.synthesis(codes, "random"))
+        assert not torch.equal(
+            generator.synthesis(codes, "random"), generator.synthesis(codes, "random")
+        )
         assert not torch.equal(one, plain)
 
 
 def test_a_forward_pass_changes_nothing_and_nothing_is_a_buffer() -> None:
-    for module, given in ((Generator(32, 3, 8, 16), torch.randn(2, 16)), (Critic(32, 3, 8), torch.randn(2, 3, 32, 32))):
+    for module, given in (
+        (Generator(32, 3, 8, 16), torch.randn(2, 16)),
+        (Critic(32, 3, 8), torch.randn(2, 3, 32, 32)),
+    ):
         before = copy.deepcopy(module.state_dict())
         module(given)
         assert list(module.buffers()) == []
@@ -148,7 +163,9 @@ def test_a_checkpoint_comes_back_as_it_was() -> None:
 
 def test_a_checkpoint_of_another_size_is_refused_with_both_shapes() -> None:
     weights = numpy_weights(Generator(32, 3, 8, 16), "generator.")
-    with pytest.raises(RefusedError, match=r"constant: expected \(1, 64, 4, 4\), got \(1, 32, 4, 4\)") as caught:
+    with pytest.raises(
+        RefusedError, match=r"constant: expected \(1, 64, 4, 4\), got \(1, 32, 4, 4\)"
+    ) as caught:
         load_generator(weights, plan(width=16), 32, 3)
     assert "width" in caught.value.hint
     with pytest.raises(RefusedError, match="missing"):
@@ -163,7 +180,10 @@ def test_a_checkpoint_that_is_not_finite_is_refused_before_anything_is_copied() 
     weights["critic.score.bias"][:] = np.nan
     with pytest.raises(RefusedError, match="not finite"):
         load_weights(critic, weights, "critic.")
-    assert all(np.array_equal(before[name], value) for name, value in numpy_weights(critic, "critic.").items())
+    assert all(
+        np.array_equal(before[name], value)
+        for name, value in numpy_weights(critic, "critic.").items()
+    )
 
 
 def test_pixels_survive_the_round_trip_and_bad_values_are_clamped() -> None:

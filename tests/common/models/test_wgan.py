@@ -32,7 +32,10 @@ from tests.studies import VESSELS
 
 torch.set_num_threads(1)
 SIZES = [
-    (size, kind) for size in (32, 64, 96, 128) for kind in ("small", "kossen2022") if (size, kind) != (32, "kossen2022")
+    (size, kind)
+    for size in (32, 64, 96, 128)
+    for kind in ("small", "kossen2022")
+    if (size, kind) != (32, "kossen2022")
 ]
 LOSSES = ("wgan", "wgan-gp", "hinge", "logistic")
 PLAN = WganPlan.model_validate(VESSELS["models"]["wgan"])
@@ -47,7 +50,10 @@ def weights() -> dict[str, NDArray[np.float32]]:
     torch.manual_seed(0)
     generator, critic = build(PLAN, 32)
     average, _ = build(PLAN, 32)
-    return {name: value.detach().numpy().copy() for name, value in named(generator, average, critic).items()}
+    return {
+        name: value.detach().numpy().copy()
+        for name, value in named(generator, average, critic).items()
+    }
 
 
 # --- networks -------------------------------------------------------------------------------------------------------------
@@ -69,7 +75,9 @@ def test_the_critics_have_the_sizes_that_the_documents_state() -> None:
     assert parameters_of(Critic(96, 96, "kossen2022")) == 25_087_393
 
 
-@pytest.mark.parametrize(("size_px", "kind"), [(48, "small"), (256, "small"), (64, "large"), (32, "kossen2022")])
+@pytest.mark.parametrize(
+    ("size_px", "kind"), [(48, "small"), (256, "small"), (64, "large"), (32, "kossen2022")]
+)
 def test_sizes_and_architectures_without_a_network_are_refused(size_px: int, kind: str) -> None:
     for network in (lambda: Critic(size_px, 8, kind), lambda: Generator(size_px, 8, 16, kind)):
         with pytest.raises(ConfigurationError, match="wgan: "):
@@ -118,9 +126,13 @@ CLOSED: dict[str, Callable[[float, float], float]] = {
 def test_the_critics_loss_is_its_closed_form_averaged_over_the_pairs(kind: str) -> None:
     real, fake = [0.3, -2.0, 1.5], [-0.4, 0.2, 1.1, -3.0, 0.0, 0.7]
     expected = (
-        np.mean([CLOSED[kind](r, 0) for r in real]) + np.mean([CLOSED[kind](0, f) for f in fake]) - CLOSED[kind](0, 0)
+        np.mean([CLOSED[kind](r, 0) for r in real])
+        + np.mean([CLOSED[kind](0, f) for f in fake])
+        - CLOSED[kind](0, 0)
     )
-    assert float(critic_loss(torch.tensor(real), torch.tensor(fake), kind)) == pytest.approx(expected, rel=1e-6)
+    assert float(critic_loss(torch.tensor(real), torch.tensor(fake), kind)) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -154,7 +166,9 @@ def test_the_gradient_penalty_equals_an_explicit_double_backward() -> None:
     critic = Critic(32, 8)
     items, fakes, mix = torch.randn(3, 2, 32, 32), torch.randn(3, 2, 32, 32), torch.rand(3)
     found = gradient_penalty(critic, items, fakes, mix)
-    between = torch.stack([e * x + (1 - e) * f for x, f, e in zip(items, fakes, mix, strict=True)]).requires_grad_()
+    between = torch.stack(
+        [e * x + (1 - e) * f for x, f, e in zip(items, fakes, mix, strict=True)]
+    ).requires_grad_()
     (slopes,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     expected = PENALTY * torch.stack([(slope.norm() - 1) ** 2 for slope in slopes]).mean()
     assert torch.allclose(found, expected, rtol=1e-5)
@@ -218,8 +232,12 @@ def test_sampling_is_a_function_of_the_generators_state_alone() -> None:
 def test_weights_come_back_under_their_global_names() -> None:
     given = weights()
     generator, average, critic = load(given, PLAN, 32)
-    back = {name: value.detach().numpy() for name, value in named(generator, average, critic).items()}
-    assert back.keys() == given.keys() and all(np.array_equal(back[name], given[name]) for name in given)
+    back = {
+        name: value.detach().numpy() for name, value in named(generator, average, critic).items()
+    }
+    assert back.keys() == given.keys() and all(
+        np.array_equal(back[name], given[name]) for name in given
+    )
     assert {name.split(".")[0] for name in given} == {"generator", "average", "critic"}
 
 
@@ -248,10 +266,17 @@ def added(given: dict[str, NDArray[np.float32]], name: str) -> None:
     given[name.split(".")[0] + ".extra"] = np.zeros(1, np.float32)
 
 
-SPOILED = {"missing": dropped, "expected": reshaped, "not finite": broken, "not part of this model": added}
+SPOILED = {
+    "missing": dropped,
+    "expected": reshaped,
+    "not finite": broken,
+    "not part of this model": added,
+}
 
 
-@pytest.mark.parametrize("name", ["generator.start.weight", "average.start.weight", "critic.layers.0.weight"])
+@pytest.mark.parametrize(
+    "name", ["generator.start.weight", "average.start.weight", "critic.layers.0.weight"]
+)
 @pytest.mark.parametrize("problem", SPOILED)
 def test_weights_that_do_not_fit_the_plan_are_refused(name: str, problem: str) -> None:
     given = weights()

@@ -67,7 +67,9 @@ def test_golden_epsilons_hold_to_one_in_a_thousand_and_prv_and_rdp_bracket_them(
 
 def test_zero_out_is_the_relation_of_all_accounting() -> None:
     """Replace-one would read 17.04 here; the golden 8.026 pins zero-out."""
-    assert epsilon_pld([SubsampledGaussian(0.064, 1.87, 2000)], 1e-5) == pytest.approx(8.026, rel=2e-3)
+    assert epsilon_pld([SubsampledGaussian(0.064, 1.87, 2000)], 1e-5) == pytest.approx(
+        8.026, rel=2e-3
+    )
 
 
 def test_gaussian_and_laplace_compose_in_one_pld() -> None:
@@ -81,7 +83,10 @@ def test_gaussian_and_laplace_compose_in_one_pld() -> None:
 
 
 def test_merged_equals_unmerged() -> None:
-    parts = [SubsampledGaussian(0.05, 2.0, 40, 10, "gan"), SubsampledGaussian(0.05, 2.0, 60, 30, "gan")]
+    parts = [
+        SubsampledGaussian(0.05, 2.0, 40, 10, "gan"),
+        SubsampledGaussian(0.05, 2.0, 60, 30, "gan"),
+    ]
     assert merged(parts) == (SubsampledGaussian(0.05, 2.0, 100, 30, "gan"),)
     unmerged = [dataclasses.replace(part, model=f"m{i}") for i, part in enumerate(parts)]
     assert len(merged(unmerged)) == 2
@@ -91,7 +96,9 @@ def test_merged_equals_unmerged() -> None:
 def test_a_large_pure_epsilon_adds_up_and_never_looks_small() -> None:
     big = LatentLaplace("box", 3.0, 1024, 1, "random", 0.5)
     small = SubsampledGaussian(0.01, 1.1, 1000)
-    assert epsilon_pld([big, small], 1e-5) == pytest.approx(big.epsilon_per_image + epsilon_pld([small], 1e-5))
+    assert epsilon_pld([big, small], 1e-5) == pytest.approx(
+        big.epsilon_per_image + epsilon_pld([small], 1e-5)
+    )
     assert epsilon_pld([big, big], 1e-5) == pytest.approx(2 * big.epsilon_per_image)
     loud = SubsampledGaussian(1.0, 0.3, 100)
     assert epsilon_pld([loud], 1e-5) > 500
@@ -135,14 +142,21 @@ def test_accountants_that_disagree_refuse_the_run(spent: Spent) -> None:
 
 
 def test_spend_compares_three_accountants() -> None:
-    spent = spend([SubsampledGaussian(0.05, 2.0, 100, model="gan"), SubsampledGaussian(0.1, 3.0, 50)], 1e-5, prv=True)
+    spent = spend(
+        [SubsampledGaussian(0.05, 2.0, 100, model="gan"), SubsampledGaussian(0.1, 3.0, 50)],
+        1e-5,
+        prv=True,
+    )
     assert spent.prv == pytest.approx(spent.pld, abs=0.02 + 0.005 * spent.pld)
     assert spent.pld < spent.rdp < 1.3 * spent.pld
     assert spend([], 1e-5).pld == 0.0
 
 
 def test_the_samplers_missing_tail_is_priced() -> None:
-    small, huge = SubsampledGaussian(0.1, 2.0, 2000, 250_000), SubsampledGaussian(0.1, 2.0, 100_000, 10**9)
+    small, huge = (
+        SubsampledGaussian(0.1, 2.0, 2000, 250_000),
+        SubsampledGaussian(0.1, 2.0, 100_000, 10**9),
+    )
     assert sampler_delta([small], 8.0) == pytest.approx(250_000 * 2000 * 5e-21 * 2981.96, rel=1e-4)
     assert sampler_delta([small], 8.0) < SAMPLER_SHARE * 1e-5 < sampler_delta([huge], 8.0)
 
@@ -160,7 +174,9 @@ def test_a_reserves_arithmetic_needs_no_torch() -> None:
         "from common.privacy.mechanisms import SubsampledGaussian as G; spend([G(.1, 2., 20)], 1e-5);"
         "print(json.dumps([m for m in ('torch', 'opacus') if m in sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) == []
 
 

@@ -12,7 +12,13 @@ import pytest
 
 from common.errors import RefusedError
 from common.privacy import boundary
-from common.privacy.boundary import RULES, check_images, check_instruction, check_update, open_payload
+from common.privacy.boundary import (
+    RULES,
+    check_images,
+    check_instruction,
+    check_update,
+    open_payload,
+)
 from common.wire import tensors
 from common.wire.messages import Header, digest_of
 from tests.studies import small_study
@@ -43,7 +49,10 @@ def images() -> tensors.Arrays:
 def header(kind: str, /, **fields: Any) -> Header:
     """A site's header that every rule allows, with changes."""
     model = "gan" if kind == "update" else ""
-    statement = boundary.public_statement(STUDY, kind, "gan") | {"ledger_head": "a" * 64, "ledger_seq": 3}
+    statement = boundary.public_statement(STUDY, kind, "gan") | {
+        "ledger_head": "a" * 64,
+        "ledger_seq": 3,
+    }
     base: dict[str, Any] = {
         "kind": kind,
         "study": STUDY.hash(),
@@ -85,7 +94,9 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", HEADERS)
 def test_rule_1_refuses(case: str) -> None:
     code, fields = HEADERS[case]
-    assert code_of(lambda: check_update(update(), SHAPES, header("update", **fields), STUDY)) == code
+    assert (
+        code_of(lambda: check_update(update(), SHAPES, header("update", **fields), STUDY)) == code
+    )
 
 
 STATEMENTS: dict[str, dict[str, Any]] = {
@@ -104,12 +115,22 @@ STATEMENTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", STATEMENTS)
 def test_rule_2_refuses(case: str) -> None:
     statement = header("update").statement | STATEMENTS[case]
-    assert code_of(lambda: check_update(update(), SHAPES, header("update", statement=statement), STUDY)) == "E-GATE-02"
+    assert (
+        code_of(
+            lambda: check_update(update(), SHAPES, header("update", statement=statement), STUDY)
+        )
+        == "E-GATE-02"
+    )
 
 
 def test_rule_2_refuses_a_statement_that_lacks_a_constant() -> None:
     statement = {k: v for k, v in header("update").statement.items() if k != "noise_multiplier"}
-    assert code_of(lambda: check_update(update(), SHAPES, header("update", statement=statement), STUDY)) == "E-GATE-02"
+    assert (
+        code_of(
+            lambda: check_update(update(), SHAPES, header("update", statement=statement), STUDY)
+        )
+        == "E-GATE-02"
+    )
 
 
 def test_rules_3_and_4_hold_for_bytes() -> None:
@@ -119,25 +140,46 @@ def test_rules_3_and_4_hold_for_bytes() -> None:
     assert code_of(lambda: open_payload(payload, head, len(payload) - 1)) == "E-GATE-03"
     assert code_of(lambda: open_payload(payload, header("update"), 1 << 20)) == "E-GATE-03"
     named = tensors.dumps(update(), {"patient": "Mueller"})
-    assert code_of(lambda: open_payload(named, header("update", digest=digest_of(named)), 1 << 20)) == "E-GATE-04"
+    assert (
+        code_of(lambda: open_payload(named, header("update", digest=digest_of(named)), 1 << 20))
+        == "E-GATE-04"
+    )
     spaced = payload.replace(b'"dtype":', b'"dtype" :', 1)
     spaced = (int.from_bytes(payload[:8], "little") + 1).to_bytes(8, "little") + spaced[8:]
-    assert code_of(lambda: open_payload(spaced, header("update", digest=digest_of(spaced)), 1 << 20)) == "E-GATE-04"
+    assert (
+        code_of(lambda: open_payload(spaced, header("update", digest=digest_of(spaced)), 1 << 20))
+        == "E-GATE-04"
+    )
 
 
 UPDATES: dict[str, tuple[str, Change]] = {
     "a tensor more": ("E-GATE-05", lambda a: a | {"critic.extra": np.zeros(1, np.float32)}),
     "a tensor fewer": ("E-GATE-05", lambda a: {"generator.weight": a["generator.weight"]}),
-    "half precision's big brother": ("E-GATE-06", lambda a: {n: v.astype(np.float64) for n, v in a.items()}),
+    "half precision's big brother": (
+        "E-GATE-06",
+        lambda a: {n: v.astype(np.float64) for n, v in a.items()},
+    ),
     "whole numbers": ("E-GATE-06", lambda a: {n: v.astype(np.int32) for n, v in a.items()}),
-    "a transposed tensor": ("E-GATE-06", lambda a: a | {"critic.top.weight": np.zeros((4,), np.float32)}),
-    "not a number": ("E-GATE-07", lambda a: a | {"generator.weight": np.array([np.nan] * 4, np.float32)}),
-    "infinity": ("E-GATE-07", lambda a: a | {"generator.weight": np.array([np.inf] * 4, np.float32)}),
+    "a transposed tensor": (
+        "E-GATE-06",
+        lambda a: a | {"critic.top.weight": np.zeros((4,), np.float32)},
+    ),
+    "not a number": (
+        "E-GATE-07",
+        lambda a: a | {"generator.weight": np.array([np.nan] * 4, np.float32)},
+    ),
+    "infinity": (
+        "E-GATE-07",
+        lambda a: a | {"generator.weight": np.array([np.inf] * 4, np.float32)},
+    ),
     "a frozen tensor that moved": (
         "E-GATE-08",
         lambda a: a | {"critic.low.weight": np.array([0, 1e-30, 0], np.float32)},
     ),
-    "too long a vector": ("E-GATE-09", lambda a: a | {"generator.weight": np.full(4, 5.0, np.float32)}),
+    "too long a vector": (
+        "E-GATE-09",
+        lambda a: a | {"generator.weight": np.full(4, 5.0, np.float32)},
+    ),
     "huge numbers": ("E-GATE-09", lambda a: {n: v * np.float32(1e38) for n, v in a.items()}),
 }
 
@@ -171,7 +213,10 @@ IMAGES: dict[str, tuple[str, Change]] = {
     "grey images": ("E-GATE-11", lambda a: a | {"images": a["images"][..., :1]}),
     "one flat image": ("E-GATE-11", lambda a: a | {"images": a["images"].reshape(3, -1)}),
     "no image": ("E-GATE-12", lambda a: {n: v[:0] for n, v in a.items()}),
-    "more than the plan's number": ("E-GATE-12", lambda a: {n: np.repeat(v, 14, 0) for n, v in a.items()}),
+    "more than the plan's number": (
+        "E-GATE-12",
+        lambda a: {n: np.repeat(v, 14, 0) for n, v in a.items()},
+    ),
     "a negative label": ("E-GATE-13", lambda a: a | {"labels": np.array([-1, 0, 0])}),
     "a label beyond the strata": ("E-GATE-13", lambda a: a | {"labels": np.array([0, 0, 3])}),
     "a flag of two": ("E-GATE-14", lambda a: a | {"privatized": np.array([2, 0, 0], np.uint8)}),
@@ -186,7 +231,10 @@ def test_images_are_refused_with(case: str) -> None:
 
 def test_rule_14_refuses_flags_where_the_plan_privatizes_nothing() -> None:
     study = small_study(synthesis__privatize=None)
-    statement = boundary.public_statement(study, "images") | {"ledger_head": "a" * 64, "ledger_seq": 3}
+    statement = boundary.public_statement(study, "images") | {
+        "ledger_head": "a" * 64,
+        "ledger_seq": 3,
+    }
     head = header("images", study=study.hash(), statement=statement)
     assert code_of(lambda: check_images(images(), head, study)) == "E-GATE-14"
 
@@ -196,7 +244,13 @@ INSTRUCTIONS: dict[str, dict[str, Any]] = {
     "a reply's kind": {"kind": "update"},
     "a third synthesis": {"kind": "synthesize", "phase": "synthesize", "model": "", "round": 2},
     "synthesis of a model": {"kind": "synthesize", "phase": "synthesize", "model": "gan"},
-    "a part beyond the parts": {"kind": "synthesize", "phase": "synthesize", "model": "", "part": 2, "parts": 2},
+    "a part beyond the parts": {
+        "kind": "synthesize",
+        "phase": "synthesize",
+        "model": "",
+        "part": 2,
+        "parts": 2,
+    },
 }
 
 
@@ -208,13 +262,20 @@ def test_an_instruction_is_refused_with(case: str) -> None:
 
 def test_synthesis_is_refused_where_the_plan_has_none() -> None:
     study = small_study(synthesis=None)
-    fields = {"kind": "synthesize", "phase": "synthesize", "model": "", "sender": "operator", "study": study.hash()}
+    fields = {
+        "kind": "synthesize",
+        "phase": "synthesize",
+        "model": "",
+        "sender": "operator",
+        "study": study.hash(),
+    }
     assert code_of(lambda: check_instruction(header("update", **fields), study)) == "E-GATE-01"
 
 
 def test_every_code_in_use_is_in_the_table_and_every_rule_is_used() -> None:
     source = (
-        Path(boundary.__file__).read_text() + (Path(boundary.__file__).parents[2] / "client/egress/gate.py").read_text()
+        Path(boundary.__file__).read_text()
+        + (Path(boundary.__file__).parents[2] / "client/egress/gate.py").read_text()
     )
     used = {int(n) for n in re.findall(r", (\d+), f?\"", source)} | {
         int(n) for n in re.findall(r"refuse\(\s*(\d+),", source)

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from common.privacy.calibration import analytic_noise_multiplier, clipped_variance, cosine, gaussian_delta
+from common.privacy.calibration import (
+    analytic_noise_multiplier,
+    clipped_variance,
+    cosine,
+    gaussian_delta,
+)
 
 BALLE_WANG = {  # methods/dp-glow.md, section 5: noise over sensitivity
     1e-5: {1: 3.73, 2: 1.99, 4: 1.08, 8: 0.600, 16: 0.344},
@@ -41,6 +46,8 @@ def test_the_variance_in_a_box_is_that_of_clipped_draws(radius: float) -> None:
 def test_the_cosine_of_a_sum_with_noise_is_the_root_of_its_share_of_variance() -> None:
     rng = np.random.default_rng(0)
     latent, noise = rng.normal(size=200_000), 2 * rng.normal(size=200_000)
-    seen = float(latent @ (latent + noise) / np.linalg.norm(latent) / np.linalg.norm(latent + noise))
+    seen = float(
+        latent @ (latent + noise) / np.linalg.norm(latent) / np.linalg.norm(latent + noise)
+    )
     assert cosine(1 / 4) == pytest.approx(seen, abs=0.01)
     assert cosine(0.0) == 0.0

@@ -33,7 +33,9 @@ from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, SeededNoiseSource
 
 
-def heard(event: SubsampledGaussian, count: int, seed: int, *, louder: float = 1.0, raw: float = 1.0) -> Tally:
+def heard(
+    event: SubsampledGaussian, count: int, seed: int, *, louder: float = 1.0, raw: float = 1.0
+) -> Tally:
     """The tally of a rehearsal (C 1, B 64) whose noise is `louder` than stated and whose canaries weigh `raw` clip norms."""
     noise = SeededNoiseSource(seed)
     canaries = Canaries(draw(noise, count))
@@ -56,7 +58,9 @@ def test_the_papers_own_number_comes_out() -> None:
     assert epsilon_at_least(1000, 100, 75, 1e-4) == pytest.approx(0.673, abs=5e-4)  # appendix D
 
 
-@pytest.mark.parametrize(("count", "expected"), [(32, 2.32), (100, 3.49), (300, 4.60), (1000, 5.81)])
+@pytest.mark.parametrize(
+    ("count", "expected"), [(32, 2.32), (100, 3.49), (300, 4.60), (1000, 5.81)]
+)
 def test_perfect_guesses_without_delta_reach_the_closed_form(count: int, expected: float) -> None:
     share = 0.05 ** (1 / count)  # P[all right] = share^M = 0.05
     found = epsilon_at_least(count, count, count, 0.0)
@@ -72,7 +76,10 @@ def test_the_p_value_is_the_theorems() -> None:
         (8, 4, 0, 1.0, 0.1),
     ):
         law = stats.binom(guessed, 1 / (1 + math.exp(-epsilon)))
-        alpha = max((float(law.cdf(right - 1) - law.cdf(right - i - 1)) / i for i in range(1, right + 1)), default=0.0)
+        alpha = max(
+            (float(law.cdf(right - 1) - law.cdf(right - i - 1)) / i for i in range(1, right + 1)),
+            default=0.0,
+        )
         expected = min(1.0, float(law.sf(right - 1)) + 2 * count * delta * alpha)
         assert p_value(count, guessed, right, epsilon, delta) == pytest.approx(expected, rel=1e-9)
 
@@ -82,7 +89,11 @@ def test_the_bound_exceeds_the_truth_at_most_as_often_as_stated() -> None:
     truth = 1.3
     right = np.random.default_rng(0).binomial(100, 1 / (1 + math.exp(-truth)), 2000)
     above = np.mean(
-        [epsilon_at_least(200, 100, int(v), 0.0) > truth for v in np.unique(right) for _ in range(np.sum(right == v))]
+        [
+            epsilon_at_least(200, 100, int(v), 0.0) > truth
+            for v in np.unique(right)
+            for _ in range(np.sum(right == v))
+        ]
     )
     assert 0.02 < above <= 0.06  # close to 5 %: the bound is not idle either
 
@@ -154,19 +165,26 @@ def test_a_missing_clip_is_refuted_by_the_bound_where_the_meter_hears_nothing() 
     event = SubsampledGaussian(0.25, 8.0, 60)
     unclipped = heard(event, 300, 4, raw=10.0)
     assert abs(noise_ratio(unclipped, 8.0 / 64)[0] - 1) < 0.05
-    assert "the accountant says at most" in fault(unclipped, unclipped, claim(event, 300, rounds=50))
+    assert "the accountant says at most" in fault(
+        unclipped, unclipped, claim(event, 300, rounds=50)
+    )
 
 
 def test_a_tally_of_other_steps_or_canaries_is_a_fault() -> None:
     tally = heard(EVENT, 300, 1)
     assert "expected 299 over 12" in fault(tally, tally, claim(EVENT, 299))
-    assert "expected 300 over 13" in fault(tally, tally, claim(dataclasses.replace(EVENT, steps=13), 300))
+    assert "expected 300 over 13" in fault(
+        tally, tally, claim(dataclasses.replace(EVENT, steps=13), 300)
+    )
 
 
 def test_the_meters_tail_is_never_below_the_true_one_and_close_to_it() -> None:
     for draws in (5, 100, 10_000):
         for level in (1e-2, 1e-4, 1e-6):
-            for ratio in (stats.chi2.ppf(level / 2, draws) / draws, stats.chi2.isf(level / 2, draws) / draws):
+            for ratio in (
+                stats.chi2.ppf(level / 2, draws) / draws,
+                stats.chi2.isf(level / 2, draws) / draws,
+            ):
                 assert level <= meter_p_value(float(ratio), draws) < 60 * level
 
 
@@ -181,7 +199,9 @@ def test_false_alarms_stay_at_their_rate() -> None:
 def test_a_tally_survives_its_file_and_refuses_another() -> None:
     tally = heard(EVENT, 8, 1)
     again = Tally.from_arrays(tally.arrays())
-    assert np.array_equal(again.scores, tally.scores) and np.array_equal(again.included, tally.included)
+    assert np.array_equal(again.scores, tally.scores) and np.array_equal(
+        again.included, tally.included
+    )
     assert (again.steps, again.squares.tolist()) == (12, tally.squares.tolist())
     with pytest.raises(RefusedError, match="different coins"):
         tally + dataclasses.replace(tally, included=~tally.included)

@@ -57,7 +57,9 @@ def test_scale_belongs_to_the_mean_and_noise_to_the_sum() -> None:
 @pytest.mark.parametrize("mechanism", [NORMAL, UNIT])
 def test_the_radius_on_the_lattice_is_the_radius(mechanism: LatentGaussian | PrivUnit) -> None:
     assert mechanism.squared_radius_in_steps == 32 * 1024**2
-    assert mechanism.radius**2 / mechanism.lattice_step**2 == pytest.approx(mechanism.squared_radius_in_steps)
+    assert mechanism.radius**2 / mechanism.lattice_step**2 == pytest.approx(
+        mechanism.squared_radius_in_steps
+    )
 
 
 @pytest.mark.parametrize("clip", ["box", "l1_ball"])
@@ -100,7 +102,10 @@ def test_an_average_of_one_is_of_one_patient_whatever_the_grouping() -> None:
         assert LatentGaussian(32, 1, grouping, 8.0, 1e-5).covers_patient  # type: ignore[arg-type]
         assert LatentLaplace("box", 3.0, 32, 1, grouping, 0.5).covers_patient  # type: ignore[arg-type]
         claimed = LatentGaussian(32, 1, grouping, 8.0, 1e-5).describe()["claim"]  # type: ignore[arg-type]
-        assert "no k-anonymity" in claimed and "per patient where each patient has one image" in claimed
+        assert (
+            "no k-anonymity" in claimed
+            and "per patient where each patient has one image" in claimed
+        )
 
 
 def test_a_number_that_is_none_never_enters_an_event() -> None:
@@ -143,7 +148,15 @@ def test_an_unknown_event_is_refused(case: str) -> None:
     ],
 )  # fmt: skip
 def test_a_laplace_mechanism_without_meaning_is_refused(change: dict[str, object]) -> None:
-    fields = {"clip": "box", "radius": 3.0, "dimension": 4, "k": 5, "grouping": "random", "scale": 1.0, **change}
+    fields = {
+        "clip": "box",
+        "radius": 3.0,
+        "dimension": 4,
+        "k": 5,
+        "grouping": "random",
+        "scale": 1.0,
+        **change,
+    }
     with pytest.raises(ConfigurationError):
         LatentLaplace(**fields)  # type: ignore[arg-type]
 
@@ -155,7 +168,14 @@ def test_a_laplace_mechanism_without_meaning_is_refused(change: dict[str, object
     ids=str,
 )  # fmt: skip
 def test_a_gaussian_without_meaning_is_refused(change: dict[str, object]) -> None:
-    fields = {"dimension": 32, "k": 10, "grouping": "random", "epsilon": 8.0, "delta": 1e-5, **change}
+    fields = {
+        "dimension": 32,
+        "k": 10,
+        "grouping": "random",
+        "epsilon": 8.0,
+        "delta": 1e-5,
+        **change,
+    }
     with pytest.raises(ConfigurationError, match=next(iter(change))):
         LatentGaussian(**fields)  # type: ignore[arg-type]
 
@@ -166,7 +186,9 @@ def test_a_privunit_without_meaning_is_refused(change: dict[str, object]) -> Non
         PrivUnit(**{"dimension": 32, "epsilon": 8.0, **change})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("make", [lambda e: LatentGaussian(32, 10, "random", e, 1e-5), lambda e: PrivUnit(32, e)])
+@pytest.mark.parametrize(
+    "make", [lambda e: LatentGaussian(32, 10, "random", e, 1e-5), lambda e: PrivUnit(32, e)]
+)
 def test_what_is_released_answers_to_epsilon(make: object) -> None:
     cosines = [make(e).expected_cosine for e in (0.5, 1.0, 4.0, 16.0)]  # type: ignore[operator]
     assert cosines == sorted(cosines)
@@ -189,12 +211,20 @@ def test_the_expected_cosine_is_the_references(mechanism: Latent) -> None:
 def test_every_statement_says_what_the_reference_asks_for() -> None:
     for m in (BOX, BALL, NORMAL, UNIT):
         text, facts = m.statement(1024), m.describe()
-        for words in ("ε=", "replace-one", f"d={m.dimension:,} of 1,024", f"k={m.k}", "expected cosine"):
+        for words in (
+            "ε=",
+            "replace-one",
+            f"d={m.dimension:,} of 1,024",
+            f"k={m.k}",
+            "expected cosine",
+        ):
             assert words in text
         for name in ("clip", "radius", "lattice_step", "sensitivity", "norm", "epsilon_per_coordinate", "epsilon_per_image",
                      "delta", "adjacency", "k", "grouping", "dimension", "expected_cosine", "claim"):  # fmt: skip
             assert name in facts
-    assert UNIT.statement(1024).startswith("privunit: ε=8 (pure) per image, replace-one, d=32 of 1,024, k=1")
+    assert UNIT.statement(1024).startswith(
+        "privunit: ε=8 (pure) per image, replace-one, d=32 of 1,024, k=1"
+    )
     assert "δ=1e-05 per average and per patient" in NORMAL.statement()
 
 

@@ -125,7 +125,13 @@ TABLE = {  # N_plan, B, sigma of the table, sites -> r, r/sqrt(S) and the verdic
 @pytest.mark.parametrize("case", TABLE)
 def test_the_verdict_is_the_references_table(case: str) -> None:
     patients, batch, sigma, weights, ratio, federated, verdict = TABLE[case]
-    study = plan(weights, planned_patients=patients, patients_per_step=batch, noise_multiplier=sigma, epsilon=8.1)
+    study = plan(
+        weights,
+        planned_patients=patients,
+        patients_per_step=batch,
+        noise_multiplier=sigma,
+        epsilon=8.1,
+    )
     report = feasibility(study, {"gan": 250_000}, prv=False)
     assert report.models[0].ratio == pytest.approx(ratio, rel=0.01)
     assert report.models[0].federated_ratio == pytest.approx(federated, rel=0.01)
@@ -141,24 +147,46 @@ def test_the_calibrated_noise_uses_the_budget_and_one_hundredth_less_exceeds_it(
 
 
 def test_two_models_are_calibrated_together() -> None:
-    events = [SubsampledGaussian(0.05, 2.0, 200, model="gan"), SubsampledGaussian(0.05, 4.0, 100, model="glow")]
+    events = [
+        SubsampledGaussian(0.05, 2.0, 200, model="gan"),
+        SubsampledGaussian(0.05, 4.0, 100, model="glow"),
+    ]
     sigmas = calibrated(events, 2.0, 1e-5)
-    fitted = [dataclasses.replace(e, noise_multiplier=s) for e, s in zip(events, sigmas, strict=True)]
-    assert 1.97 <= epsilon_pld(fitted, 1e-5) <= 2.0 and sigmas[1] == pytest.approx(2 * sigmas[0], abs=0.02)
+    fitted = [
+        dataclasses.replace(e, noise_multiplier=s) for e, s in zip(events, sigmas, strict=True)
+    ]
+    assert 1.97 <= epsilon_pld(fitted, 1e-5) <= 2.0 and sigmas[1] == pytest.approx(
+        2 * sigmas[0], abs=0.02
+    )
 
 
-def affordable(steps: int, dimension: int, patients: int, sites: float, ratio: float, epsilon: float) -> bool:
+def affordable(
+    steps: int, dimension: int, patients: int, sites: float, ratio: float, epsilon: float
+) -> bool:
     """By the full accountant: whether noise of just this ratio stays within epsilon (B = 16)."""
     sigma = ratio * sites**0.5 * 16 / dimension**0.5
-    return sigma >= 0.3 and epsilon_rdp([SubsampledGaussian(16 / patients, sigma, steps)], 1e-5) <= epsilon
+    return (
+        sigma >= 0.3
+        and epsilon_rdp([SubsampledGaussian(16 / patients, sigma, steps)], 1e-5) <= epsilon
+    )
 
 
 def test_what_the_fixes_promise_holds_and_nothing_smaller_does() -> None:
     study = plan(planned_patients=41, patients_per_step=16, noise_multiplier=10.6)
     report = feasibility(study, {"gan": 250_000}, prv=False)
-    assert "41 patients a site this will not learn" in report.sentence and "148 times the signal" in report.sentence
+    assert (
+        "41 patients a site this will not learn" in report.sentence
+        and "148 times the signal" in report.sentence
+    )
     for needs, ratio in zip(report.needs, (20, 10), strict=True):
-        now = {"steps": 2000, "dimension": 250_000, "patients": 41, "sites": 5.0, "ratio": ratio, "epsilon": 8.0}
+        now = {
+            "steps": 2000,
+            "dimension": 250_000,
+            "patients": 41,
+            "sites": 5.0,
+            "ratio": ratio,
+            "epsilon": 8.0,
+        }
         assert not affordable(**now)  # type: ignore[arg-type]
         for name, value, further in (
             ("steps", needs.steps, 1.1), ("dimension", needs.parameters, 1.05), ("patients", needs.patients, 0.95),
@@ -166,7 +194,12 @@ def test_what_the_fixes_promise_holds_and_nothing_smaller_does() -> None:
         ):  # fmt: skip
             assert value is not None
             assert affordable(**{**now, name: value}), (ratio, name)  # type: ignore[arg-type]
-            beyond = {**now, name: float(value * further) if name == "sites" else int(value * further + (further > 1))}
+            beyond = {
+                **now,
+                name: float(value * further)
+                if name == "sites"
+                else int(value * further + (further > 1)),
+            }
             assert not affordable(**beyond), (ratio, name)  # type: ignore[arg-type]
     text = report.to_text()
     for word in (
@@ -192,7 +225,11 @@ def test_unequal_sites_average_the_noise_less_than_equal_ones() -> None:
 
 
 def test_a_site_refuses_a_hopeless_plan_unless_it_says_so_itself() -> None:
-    hopeless: dict[str, Any] = {"planned_patients": 41, "patients_per_step": 16, "noise_multiplier": 10.6}
+    hopeless: dict[str, Any] = {
+        "planned_patients": 41,
+        "patients_per_step": 16,
+        "noise_multiplier": 10.6,
+    }
     with pytest.raises(PolicyError, match="41 patients a site this will not learn") as refused:
         refuse_hopeless(plan(**hopeless), {"gan": 250_000})
     assert refused.value.code == "E-PLAN-INFEASIBLE" and "374 patients" in refused.value.hint

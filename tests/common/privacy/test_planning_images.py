@@ -22,7 +22,9 @@ GAUSSIAN = {"share": 1.0, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-5
 
 def study(grouping: str = "random", epsilon: float = 8.0) -> Study:
     """A plan of a flow alone for `random` groups; the generator comes back where it is needed."""
-    changes: dict[str, object] = {"models__gan": None, "models__encoder": None} if grouping == "random" else {}
+    changes: dict[str, object] = (
+        {"models__gan": None, "models__encoder": None} if grouping == "random" else {}
+    )
     return small_study(
         **changes,
         synthesis__grouping=grouping,
@@ -55,7 +57,9 @@ def test_images_of_similar_groups_spend_nothing_of_a_patients_epsilon() -> None:
     plan = study("similar")
     assert charged_image_event(plan) is None
     report = feasibility(plan, {**COUNTS, "gan": 512}, prv=False)
-    assert report.spent.pld == pytest.approx(epsilon_pld([m.event for m in report.models], 1e-5), rel=1e-3)
+    assert report.spent.pld == pytest.approx(
+        epsilon_pld([m.event for m in report.models], 1e-5), rel=1e-3
+    )
 
 
 def test_the_statement_of_random_groups_says_one_epsilon_and_what_it_takes_as_given() -> None:
@@ -64,7 +68,9 @@ def test_the_statement_of_random_groups_says_one_epsilon_and_what_it_takes_as_gi
     assert found["updates"]["claim"].startswith(
         "What each site sent through training, and as averages of patients, is (8, 1e-05)"
     )
-    assert "with the model's training together at most ε=8" in found["privatized_images"]["statement"]
+    assert (
+        "with the model's training together at most ε=8" in found["privatized_images"]["statement"]
+    )
     assert found["images"]["groups_independent_of_the_data"] is True
     assert found["images"]["mechanism"] == "every average is privatized: see privatized_images"
     assert any("takes as given who is on a site's roster" in limit for limit in found["limits"])

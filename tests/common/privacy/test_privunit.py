@@ -28,7 +28,9 @@ def test_no_two_directions_differ_by_more_than_epsilon(dimension: int, epsilon: 
     cap = privunit.cap(dimension, epsilon)
     gamma = cap.gamma_steps / privunit.GAMMA_STEPS
     turned = math.sqrt(dimension) / 2 / privunit.DEVIATION  # how far rounding turns a direction
-    masses = [_mass(dimension, gamma + sign * turned) * (1 + sign * 64 * turned) for sign in (1, -1)]
+    masses = [
+        _mass(dimension, gamma + sign * turned) * (1 + sign * 64 * turned) for sign in (1, -1)
+    ]
     inside = cap.p / min(masses)
     outside = (1 - cap.p) / (1 - min(masses))
     assert math.log(inside / outside) <= epsilon
@@ -50,7 +52,9 @@ def test_the_cap_is_decided_in_integers_however_near_the_edge() -> None:
     generator = np.random.default_rng(0)
     direction = np.rint(generator.normal(size=8) * 1000).astype(np.int64)
     candidates = np.rint(generator.normal(size=(300, 8)) * 2**24).astype(np.int64)
-    cosines = candidates @ direction / np.linalg.norm(candidates, axis=1) / np.linalg.norm(direction)
+    cosines = (
+        candidates @ direction / np.linalg.norm(candidates, axis=1) / np.linalg.norm(direction)
+    )
     for i in range(0, 300, 10):  # an edge right at one candidate's own cosine
         steps = round(float(cosines[i]) * privunit.GAMMA_STEPS)
         if steps <= 0:
@@ -62,7 +66,10 @@ def test_the_cap_is_decided_in_integers_however_near_the_edge() -> None:
 def _exactly(candidate: np.ndarray, direction: np.ndarray, steps: int) -> bool:
     inner = sum(int(a) * int(b) for a, b in zip(candidate, direction, strict=True))
     own, theirs = (sum(int(x) ** 2 for x in v) for v in (direction, candidate))
-    return inner >= 0 and Fraction(inner**2) >= Fraction(steps, privunit.GAMMA_STEPS) ** 2 * own * theirs
+    return (
+        inner >= 0
+        and Fraction(inner**2) >= Fraction(steps, privunit.GAMMA_STEPS) ** 2 * own * theirs
+    )
 
 
 def test_a_tie_on_the_edge_is_inside() -> None:
@@ -79,7 +86,9 @@ def test_a_tie_on_the_edge_is_inside() -> None:
     edge = np.array([[3, 2, 1, 1, 1]], np.int64)  # 3 / sqrt(16)
     for moved, inside in ((0, True), (1, False)):
         nudged = edge * 2**20 + np.array([[0, moved, 0, 0, 0]])
-        assert privunit.in_cap(nudged, np.array([1, 0, 0, 0, 0], np.int64), steps).tolist() == [inside]
+        assert privunit.in_cap(nudged, np.array([1, 0, 0, 0, 0], np.int64), steps).tolist() == [
+            inside
+        ]
 
 
 def test_an_edge_that_float64_cannot_see_is_decided_in_integers() -> None:
@@ -88,7 +97,9 @@ def test_an_edge_that_float64_cannot_see_is_decided_in_integers() -> None:
     direction = np.array([1, 0, 0, 0, 0], np.int64)
     edge = np.array([3, 2, 1, 1, 1], np.int64) * m
     beyond = edge + np.array([0, -1, 0, 1, 1])  # the same to first order
-    as_floats = [float(x) for x in np.einsum("nd,nd->n", *[np.stack([edge, beyond]).astype(np.float64)] * 2)]
+    as_floats = [
+        float(x) for x in np.einsum("nd,nd->n", *[np.stack([edge, beyond]).astype(np.float64)] * 2)
+    ]
     assert _exactly(edge, direction, steps) and not _exactly(beyond, direction, steps)
     assert 9 * as_floats[1] <= 16 * float(3 * m) ** 2, "floats alone would call it inside"
     assert privunit.in_cap(np.stack([edge, beyond]), direction, steps).tolist() == [True, False]
@@ -115,22 +126,30 @@ def test_the_mean_cosine_is_the_expected_one_and_a_zero_direction_has_none() -> 
     direction = np.rint(np.random.default_rng(1).normal(size=dimension) * 900).astype(np.int64)
 
     def cosines(given: np.ndarray) -> np.ndarray:
-        drawn = np.stack([privunit.draw(given, dimension, epsilon, noise) for _ in range(600)]).astype(float)
+        drawn = np.stack(
+            [privunit.draw(given, dimension, epsilon, noise) for _ in range(600)]
+        ).astype(float)
         return drawn @ direction / np.linalg.norm(drawn, axis=1) / np.linalg.norm(direction)
 
     seen, blind = cosines(direction), cosines(np.zeros(dimension, np.int64))
-    assert float(seen.mean()) == pytest.approx(privunit.cap(dimension, epsilon).expected_cosine, abs=0.04)
+    assert float(seen.mean()) == pytest.approx(
+        privunit.cap(dimension, epsilon).expected_cosine, abs=0.04
+    )
     assert abs(float(blind.mean())) < 0.05
     assert float((blind**2).mean()) == pytest.approx(1 / dimension, abs=0.015)
 
 
 def test_length_of_the_latent_is_not_released() -> None:
     direction = np.arange(1, 9, dtype=np.int64)
-    one, two = (privunit.draw(direction * times, 8, 2.0, SeededNoiseSource(2)) for times in (1, 1000))
+    one, two = (
+        privunit.draw(direction * times, 8, 2.0, SeededNoiseSource(2)) for times in (1, 1000)
+    )
     assert np.array_equal(one, two)
 
 
-@pytest.mark.parametrize("bad", [np.ones(7, np.int64), np.full(8, 2**18 + 1, np.int64)], ids=["shape", "size"])
+@pytest.mark.parametrize(
+    "bad", [np.ones(7, np.int64), np.full(8, 2**18 + 1, np.int64)], ids=["shape", "size"]
+)
 def test_what_is_no_direction_is_a_bug(bad: np.ndarray) -> None:
     with pytest.raises(Bug):
         privunit.draw(bad, 8, 2.0, SeededNoiseSource(0))

@@ -44,7 +44,9 @@ def test_what_append_returned_from_survives_kill_9(tmp_path: Path) -> None:
         "j = Journal(Path(sys.argv[1]))\n"
         "for n in range(10000):\n j.append('k', str(n)); print(n, flush=True)\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "j")], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "j")], stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     for _ in range(20):
         last = int(child.stdout.readline())

@@ -9,14 +9,21 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import ConfigurationError, KohortError, RefusedError
-from common.study.plan import Study, copy_bundle, fingerprint_words, load_study, open_bundle, write_bundle
+from common.study.plan import (
+    Study,
+    copy_bundle,
+    fingerprint_words,
+    load_study,
+    open_bundle,
+    write_bundle,
+)
 from common.wire import signing, tensors
 from tests.studies import SMALL, small_plan, small_study, vessels_plan
 
 FLOW_ALONE = {
     "models__gan": None, "models__encoder": None, "synthesis__grouping": "random", "synthesis__privatize__share": 1.0
 }  # fmt: skip
-PRESETS = sorted((Path(__file__).parents[2] / "deploy" / "studies").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[3] / "deploy" / "studies").glob("*.yaml"))
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -99,7 +106,9 @@ def test_random_groups_that_are_all_privatized_need_no_generator() -> None:
 
 
 def test_volumes_add_a_plane_for_the_mask_and_a_bound_makes_the_loss_wgan_valid() -> None:
-    study = Study.model_validate(vessels_plan(models__wgan__loss="wgan", models__wgan__weight_clip=0.01))
+    study = Study.model_validate(
+        vessels_plan(models__wgan__loss="wgan", models__wgan__weight_clip=0.01)
+    )
     assert study.intake.planes == 2 and small_study().intake.planes == 3
     assert list(study.models.trained()) == ["wgan"]
 
@@ -152,7 +161,8 @@ def test_a_checkpoint_other_than_the_pinned_one_is_not_signed(tmp_path: Path) ->
 
 def test_strata_weights_and_words() -> None:
     study = small_study(
-        intake__merge_labels={"severe": "mild-moderate"}, sites=[{"name": "a", "weight": 3}, {"name": "b"}]
+        intake__merge_labels={"severe": "mild-moderate"},
+        sites=[{"name": "a", "weight": 3}, {"name": "b"}],
     )
     assert study.strata() == ("none", "mild-moderate")
     assert study.weight_of("a") == 0.75

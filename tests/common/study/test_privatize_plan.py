@@ -16,7 +16,14 @@ from tests.studies import small_plan, small_study
 LAPLACE = {"share": 0.5, "radius": 0.4, "scale": 0.25}
 GAUSSIAN = {"share": 0.5, "mechanism": "gaussian", "epsilon": 8.0, "delta": 1e-6}
 BASIS = {"file": "basis.safetensors", "sha256": "0" * 64}
-UNIT = {"share": 0.5, "mechanism": "privunit", "epsilon": 8.0, "egress": "single", "components": 32, "basis": BASIS}
+UNIT = {
+    "share": 0.5,
+    "mechanism": "privunit",
+    "epsilon": 8.0,
+    "egress": "single",
+    "components": 32,
+    "basis": BASIS,
+}
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "laplace without its scale": ({"share": 0.5, "radius": 0.4}, "scale: mechanism laplace needs it, got none"),
@@ -64,15 +71,20 @@ def test_a_wrong_combination_says_what_is_wrong(case: str) -> None:
 
 
 def test_k_larger_than_the_cohort_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"synthesis.k: 101 is more than privacy.planned_patients 100"):
+    with pytest.raises(
+        ValidationError, match=r"synthesis.k: 101 is more than privacy.planned_patients 100"
+    ):
         small_study(synthesis__k=101)
 
 
 def test_the_error_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(json.dumps(small_plan(synthesis__privatize=GAUSSIAN | {"epsilon": 0}), indent=1))
+    path.write_text(
+        json.dumps(small_plan(synthesis__privatize=GAUSSIAN | {"epsilon": 0}), indent=1)
+    )
     with pytest.raises(
-        ConfigurationError, match=r"study.yaml:\d+: synthesis.privatize.epsilon: .*greater than 0.*got 0"
+        ConfigurationError,
+        match=r"study.yaml:\d+: synthesis.privatize.epsilon: .*greater than 0.*got 0",
     ):
         load_study(path)
 
@@ -82,19 +94,29 @@ def test_each_section_gives_its_mechanism() -> None:
     assert latent_event(small_study(synthesis__privatize=LAPLACE)) == LatentLaplace(
         "l1_ball", 0.4, top, 5, "similar", 0.25
     )
-    assert latent_event(small_study(synthesis__privatize=GAUSSIAN)) == LatentGaussian(top, 5, "similar", 8.0, 1e-6)
+    assert latent_event(small_study(synthesis__privatize=GAUSSIAN)) == LatentGaussian(
+        top, 5, "similar", 8.0, 1e-6
+    )
     assert latent_event(small_study(synthesis__privatize=UNIT)) == PrivUnit(32, 8.0)
     single = latent_event(small_study(synthesis__privatize=GAUSSIAN | {"egress": "single"}))
-    assert (single.k, single.grouping) == (1, "random"), "one image is in no group, however the plan groups"
-    assert (single.k, single.covers_patient) == (1, True), "one image of one patient: no groups that data could choose"
+    assert (single.k, single.grouping) == (1, "random"), (
+        "one image is in no group, however the plan groups"
+    )
+    assert (single.k, single.covers_patient) == (1, True), (
+        "one image of one patient: no groups that data could choose"
+    )
     reduced = latent_event(
-        small_study(synthesis__privatize=GAUSSIAN | {"components": 20, "basis": BASIS, "levels": "all"})
+        small_study(
+            synthesis__privatize=GAUSSIAN | {"components": 20, "basis": BASIS, "levels": "all"}
+        )
     )
     assert reduced.dimension == 20
 
 
 def test_a_claim_per_patient_holds_with_random_groups() -> None:
-    study = small_study(synthesis__privatize=GAUSSIAN | {"claim": "patient"}, synthesis__grouping="random")
+    study = small_study(
+        synthesis__privatize=GAUSSIAN | {"claim": "patient"}, synthesis__grouping="random"
+    )
     assert latent_event(study).covers_patient
 
 

@@ -16,7 +16,9 @@ from common.wire.app_bundle import PYPROJECT, app_files, archive, check_app, fab
 STUDY = b"study:\n  name: caf\xc3\xa9\n" + b"# " + b"x" * 5000 + b"\n"
 
 
-@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's own use of pathspec
+@pytest.mark.filterwarnings(
+    "ignore:GitWildMatchPattern:DeprecationWarning"
+)  # Flower's own use of pathspec
 def test_a_site_computes_the_hash_that_flower_reports(tmp_path: Path) -> None:
     pin = write_app(tmp_path / "app", STUDY)
     packed = build_fab_from_disk(tmp_path / "app")
@@ -31,11 +33,14 @@ def test_the_project_file_is_the_fixed_point_of_flowers_toml_writer() -> None:
 
 
 def test_every_byte_of_the_plan_and_every_component_is_in_the_hash() -> None:
-    assert len({fab_hash(STUDY), fab_hash(STUDY + b"\n"), fab_hash(STUDY, server_app="evil:app")}) == 3
+    assert (
+        len({fab_hash(STUDY), fab_hash(STUDY + b"\n"), fab_hash(STUDY, server_app="evil:app")}) == 3
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["server.py", "server/app.py", "extra.yaml", "client/__init__.pyc", ".gitignore", "lib.so"]
+    "name",
+    ["server.py", "server/app.py", "extra.yaml", "client/__init__.pyc", ".gitignore", "lib.so"],
 )
 def test_a_bundle_with_anything_else_in_it_is_refused(name: str, tmp_path: Path) -> None:
     write_app(tmp_path, STUDY)
@@ -48,7 +53,9 @@ def test_a_bundle_with_anything_else_in_it_is_refused(name: str, tmp_path: Path)
 
 def test_a_changed_project_file_a_link_and_a_missing_plan_are_refused(tmp_path: Path) -> None:
     write_app(tmp_path, STUDY)
-    (tmp_path / "pyproject.toml").write_bytes(app_files(STUDY, server_app="evil:app")["pyproject.toml"])
+    (tmp_path / "pyproject.toml").write_bytes(
+        app_files(STUDY, server_app="evil:app")["pyproject.toml"]
+    )
     with pytest.raises(RefusedError, match="not the one kohort writes"):
         check_app(tmp_path)
     write_app(tmp_path, STUDY)

@@ -43,7 +43,14 @@ def test_changed_bytes_foreign_keys_and_large_payloads_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"version": 2}, {"kind": "metrics"}, {"loss": 0.3}, {"round": -1}, {"sender": "../x"}, {"statement": {"a": [1]}}],
+    [
+        {"version": 2},
+        {"kind": "metrics"},
+        {"loss": 0.3},
+        {"round": -1},
+        {"sender": "../x"},
+        {"statement": {"a": [1]}},
+    ],
 )
 def test_an_unknown_field_kind_or_version_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -31,7 +31,12 @@ def test_every_byte_of_a_signature_counts() -> None:
     made = signing.sign(key, signing.MESSAGE, b"x")
     for at in range(len(made)):
         with pytest.raises(RefusedError):
-            signing.verify(key.public_key(), signing.MESSAGE, b"x", made[:at] + bytes([made[at] ^ 1]) + made[at + 1 :])
+            signing.verify(
+                key.public_key(),
+                signing.MESSAGE,
+                b"x",
+                made[:at] + bytes([made[at] ^ 1]) + made[at + 1 :],
+            )
 
 
 def test_openssh_accepts_our_signatures_and_we_accept_its(tmp_path: Path) -> None:
@@ -42,8 +47,25 @@ def test_openssh_accepts_our_signatures_and_we_accept_its(tmp_path: Path) -> Non
     (tmp_path / "data").write_bytes(b"some bytes")
     (tmp_path / "allowed").write_text(f"me {signing.public_text(key.public_key())}\n")
     (tmp_path / "ours.sig").write_bytes(signing.sign(key, "n1", b"some bytes"))
-    verify = ["ssh-keygen", "-Y", "verify", "-f", "allowed", "-I", "me", "-n", "n1", "-s", "ours.sig"]
-    assert subprocess.run(verify, cwd=tmp_path, input=b"some bytes", capture_output=True, check=False).returncode == 0
+    verify = [
+        "ssh-keygen",
+        "-Y",
+        "verify",
+        "-f",
+        "allowed",
+        "-I",
+        "me",
+        "-n",
+        "n1",
+        "-s",
+        "ours.sig",
+    ]
+    assert (
+        subprocess.run(
+            verify, cwd=tmp_path, input=b"some bytes", capture_output=True, check=False
+        ).returncode
+        == 0
+    )
     sign = ["ssh-keygen", "-Y", "sign", "-f", "key", "-n", "n1", "data"]
     assert subprocess.run(sign, cwd=tmp_path, capture_output=True, check=False).returncode == 0
     signing.verify(key.public_key(), "n1", b"some bytes", (tmp_path / "data.sig").read_bytes())
@@ -65,7 +87,9 @@ def test_other_keys_and_garbage_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not an unencrypted OpenSSH private key"):
         signing.load_private(tmp_path / "key")
     other = ec.generate_private_key(ec.SECP256R1())
-    line = other.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    line = other.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
     with pytest.raises(ConfigurationError, match="Ed25519"):
         signing.parse_public(line.decode())
     with pytest.raises(ConfigurationError, match="ssh-ed25519"):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import EnvironmentFault, RefusedError
+from common.storage import files
 from common.wire import tensors
 
 ARRAYS = {
@@ -46,7 +47,10 @@ def entry(**changes: object) -> str:
 
 
 OVERLAP = json.dumps(
-    {name: {"dtype": "U8", "shape": [2], "data_offsets": [at, at + 2]} for name, at in (("x", 0), ("y", 1))}
+    {
+        name: {"dtype": "U8", "shape": [2], "data_offsets": [at, at + 2]}
+        for name, at in (("x", 0), ("y", 1))
+    }
 )
 
 
@@ -84,15 +88,17 @@ def test_size_caps_hold_before_reading(tmp_path: Path) -> None:
     assert tensors.shapes(tmp_path / "x.safetensors")["b"] == ("F32", (2, 3))
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors.atomic_write(tmp_path / "x", b"old")
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.atomic_write(tmp_path / "x", b"old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentFault, match="No space left") as caught:
-        tensors.atomic_write(tmp_path / "x", b"new")
+        files.atomic_write(tmp_path / "x", b"new")
     assert caught.value.code == "E-DISK-FULL"
     assert "free some space" in caught.value.hint
     assert (tmp_path / "x").read_bytes() == b"old"

@@ -27,7 +27,7 @@ from server.operator.sites import Registry
 from tests.federation import Federation, tiny_plan
 from tests.server.operator.test_sites import request
 
-STUDIES = Path(__file__).resolve().parents[2] / "deploy" / "studies"
+STUDIES = Path(__file__).resolve().parents[3] / "deploy" / "studies"
 Kohort = Callable[..., tuple[int, str, str]]
 
 
@@ -38,7 +38,9 @@ def kohort(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(cli, "write", sys.stdout.write)
-        code = run_typer("kohort-server", lambda: cli.app([str(a) for a in arguments], standalone_mode=False))
+        code = run_typer(
+            "kohort-server", lambda: cli.app([str(a) for a in arguments], standalone_mode=False)
+        )
         output = capsys.readouterr()
         return code, output.out, output.err
 
@@ -48,7 +50,10 @@ def kohort(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def state(tmp_path: Path, kohort: Kohort) -> Path:
     folder = tmp_path / "server"
-    assert kohort("init", "--state", folder, "--name", "demo", "--url", "https://localhost:9443")[0] == 0
+    assert (
+        kohort("init", "--state", folder, "--name", "demo", "--url", "https://localhost:9443")[0]
+        == 0
+    )
     return folder
 
 
@@ -60,22 +65,33 @@ def fake_report(verdict: str) -> Callable[..., PlanReport]:
             ModelReport(name, round_event(study, name, counts[name]), plan, len(study.sites))
             for name, plan in study.models.trained().items()
         )
-        return PlanReport(study, models, Spent(1e-5, 7.9, 8.4, 7.9, 0.0), 10.0, verdict, ("fewer rounds",))
+        return PlanReport(
+            study, models, Spent(1e-5, 7.9, 8.4, 7.9, 0.0), 10.0, verdict, ("fewer rounds",)
+        )
 
     return report
 
 
 def test_init_makes_everything_and_replaces_nothing(state: Path, kohort: Kohort) -> None:
     place = ServerState(state)
-    for path in (place.config, place.operator_key, place.authority / "ca.crt", place.tls / "server.crt"):
+    for path in (
+        place.config,
+        place.operator_key,
+        place.authority / "ca.crt",
+        place.tls / "server.crt",
+    ):
         assert path.is_file()
     assert place.operator_key.stat().st_mode & 0o77 == 0
-    code, _, errors = kohort("init", "--state", state, "--name", "demo", "--url", "https://localhost:9443")
+    code, _, errors = kohort(
+        "init", "--state", state, "--name", "demo", "--url", "https://localhost:9443"
+    )
     assert code == 2 and "set up here already" in errors
 
 
 @pytest.mark.parametrize("url", ["http://localhost:1", "https://localhost", "localhost:1"])
-def test_init_refuses_a_url_that_no_site_could_use(url: str, tmp_path: Path, kohort: Kohort) -> None:
+def test_init_refuses_a_url_that_no_site_could_use(
+    url: str, tmp_path: Path, kohort: Kohort
+) -> None:
     code, _, errors = kohort("init", "--state", tmp_path / "s", "--name", "demo", "--url", url)
     assert code == 2 and "https://HOST:PORT" in errors and not (tmp_path / "s").exists()
 
@@ -134,7 +150,9 @@ def test_a_signed_bundle_opens_with_the_operators_key(
     assert open_bundle(tmp_path / "bundle", key) == load_study(path)
 
 
-def test_a_plan_without_starting_weights_is_not_signed(tmp_path: Path, state: Path, kohort: Kohort) -> None:
+def test_a_plan_without_starting_weights_is_not_signed(
+    tmp_path: Path, state: Path, kohort: Kohort
+) -> None:
     path = tiny_plan(tmp_path / "plan")
     data = json.loads(path.read_text())
     del data["models"]["glow"]["start"]
@@ -148,12 +166,18 @@ def test_parameters_are_counted_without_generator_and_untrained_tensors(tmp_path
     assert plans.parameter_counts(load_study(path), path.parent) == {"gan": 4, "glow": 7}
 
 
-def test_enrol_writes_the_join_file_and_sites_lists_it(tmp_path: Path, state: Path, kohort: Kohort) -> None:
+def test_enrol_writes_the_join_file_and_sites_lists_it(
+    tmp_path: Path, state: Path, kohort: Kohort
+) -> None:
     path = request(tmp_path / "hospital-a.request.json")
     code, output, _ = kohort("enrol", path, "--state", state, "--out", tmp_path / "a.join.json")
     join = json.loads((tmp_path / "a.join.json").read_text())
     registry = Registry(ServerState(state).sites)
-    assert code == 0 and join["site"] == "hospital-a" and registry.get("hospital-a").fingerprint in output
+    assert (
+        code == 0
+        and join["site"] == "hospital-a"
+        and registry.get("hospital-a").fingerprint in output
+    )
     registry.registered("hospital-a", 5)
     registry.quarantine("hospital-a", "E-GATE-07")
     assert "quarantined  E-GATE-07" in kohort("sites", "--state", state)[1]
@@ -188,8 +212,14 @@ def test_a_release_needs_a_complete_study(
 ) -> None:
     monkeypatch.setattr(plans, "feasibility", fake_report("feasible"))
     kohort("sign", tiny_plan(tmp_path / "plan"), "--state", state, "--out", tmp_path / "bundle")
-    code, _, errors = kohort("release", tmp_path / "bundle", "--state", state, "--out", tmp_path / "out")
-    assert code == PolicyError.exit_code and "not complete" in errors and not (tmp_path / "out").exists()
+    code, _, errors = kohort(
+        "release", tmp_path / "bundle", "--state", state, "--out", tmp_path / "out"
+    )
+    assert (
+        code == PolicyError.exit_code
+        and "not complete" in errors
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_a_complete_study_is_released_and_verifies(tmp_path: Path, kohort: Kohort) -> None:
@@ -205,24 +235,44 @@ def test_a_complete_study_is_released_and_verifies(tmp_path: Path, kohort: Kohor
     (folder,) = (tmp_path / "out").iterdir()
     verify(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["images"] == 12 and manifest["sites"] == ["hospital-a", "hospital-b"] and str(folder) in output
+    assert (
+        manifest["images"] == 12
+        and manifest["sites"] == ["hospital-a", "hospital-b"]
+        and str(folder) in output
+    )
 
 
-def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(tmp_path: Path, kohort: Kohort) -> None:
+def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(
+    tmp_path: Path, kohort: Kohort
+) -> None:
     from kohort.manifest import verify
     from tests.server.public_data.test_pairs import folder as public_folder
 
     federation = Federation.of_pairs(tmp_path)
     run = federation.run()
     run.registry.quarantine("hospital-c", "E-TEST")
-    command = ("release", tmp_path / "bundle", "--state", federation.state.root, "--out", tmp_path / "out")
+    command = (
+        "release",
+        tmp_path / "bundle",
+        "--state",
+        federation.state.root,
+        "--out",
+        tmp_path / "out",
+    )
     code, output, errors = kohort(*command, "--reference", public_folder(tmp_path / "public"))
     assert code == 0, errors
     (folder,) = (tmp_path / "out").iterdir()
     manifest = verify(folder)
     assert manifest.k is None and manifest.images == 12 and str(folder) in output
-    assert manifest.sites == ("hospital-a", "hospital-b", "hospital-c")  # all of them are in the weights
-    names = {finding["name"] for finding in json.loads((folder / "evaluation.json").read_text())["findings"]}
+    assert manifest.sites == (
+        "hospital-a",
+        "hospital-b",
+        "hospital-c",
+    )  # all of them are in the weights
+    names = {
+        finding["name"]
+        for finding in json.loads((folder / "evaluation.json").read_text())["findings"]
+    }
     assert any("segmentation DSC" in name for name in names)
     run.registry.quarantine("hospital-b", "E-TEST")
     code, _, errors = kohort(*command)
@@ -235,14 +285,19 @@ def test_plan_prints_verdict_and_figures_for_people_and_programs(
     from common.privacy.planning import feasibility
     from tests.federation import pairs_plan
 
-    monkeypatch.setattr(plans, "feasibility", partial(feasibility, prv=False))  # opacus takes seconds to load
+    monkeypatch.setattr(
+        plans, "feasibility", partial(feasibility, prv=False)
+    )  # opacus takes seconds to load
     path = pairs_plan(tmp_path / "plan", privacy__accept_infeasible=False)
     code, output, _ = kohort("plan", path)
     assert code == 0 and "would use the budget exactly" in output and "verdict: " in output
     code, output, _ = kohort("plan", path, "--json")
     facts = json.loads(output)
     model = facts["models"]["wgan"]
-    assert model["steps"] == 4 and model["calibrated_noise_multiplier"] < 4.0 == model["noise_multiplier"]
+    assert (
+        model["steps"] == 4
+        and model["calibrated_noise_multiplier"] < 4.0 == model["noise_multiplier"]
+    )
     assert (
         facts["sampler_delta"] < 1e-10
         and 0 < facts["share_of_cap"] < 1
@@ -251,33 +306,60 @@ def test_plan_prints_verdict_and_figures_for_people_and_programs(
     assert model["round_bytes"] > 4 * model["parameters"] == 4 * facts["parameters"]["wgan"]
 
 
-def test_pretrain_makes_a_checkpoint_of_phantoms_that_a_plan_can_start_from(tmp_path: Path, kohort: Kohort) -> None:
+def test_pretrain_makes_a_checkpoint_of_phantoms_that_a_plan_can_start_from(
+    tmp_path: Path, kohort: Kohort
+) -> None:
     from tests.federation import pairs_plan
 
     path = pairs_plan(tmp_path / "plan")
-    command = ("pretrain", "--model", "wgan", "--out", tmp_path / "made", "--minutes", "0.02", "--study", path)
+    command = (
+        "pretrain",
+        "--model",
+        "wgan",
+        "--out",
+        tmp_path / "made",
+        "--minutes",
+        "0.02",
+        "--study",
+        path,
+    )
     code, _, errors = kohort(*command)
     assert code == 2 and "--phantoms N" in errors
     code, output, errors = kohort(*command, "--phantoms", "2")
     assert code == 0 and "samples.png" in output, errors
-    (tmp_path / "plan" / "wgan.safetensors").write_bytes((tmp_path / "made" / "wgan.safetensors").read_bytes())
+    (tmp_path / "plan" / "wgan.safetensors").write_bytes(
+        (tmp_path / "made" / "wgan.safetensors").read_bytes()
+    )
     assert kohort("pin", path)[0] == 0
-    assert load_study(path).checkpoints()[0].sha256 in (tmp_path / "made" / "MODEL_CARD.md").read_text()
+    assert (
+        load_study(path).checkpoints()[0].sha256
+        in (tmp_path / "made" / "MODEL_CARD.md").read_text()
+    )
     assert plans.parameter_counts(load_study(path), path.parent)["wgan"] > 1000
 
 
 @pytest.mark.parametrize("name", ["fundus", "chest", "vessels"])
 def test_a_preset_is_valid_and_within_its_budget_by_pld(name: str) -> None:
     study = load_study(STUDIES / f"{name}.yaml")
-    events = [replace(round_event(study, model, 1), steps=plan.steps) for model, plan in study.models.trained().items()]
+    events = [
+        replace(round_event(study, model, 1), steps=plan.steps)
+        for model, plan in study.models.trained().items()
+    ]
     images = charged_image_event(study)  # averages of random groups spend of the same epsilon
     spent = [*events, images] if images else events
-    assert study.privacy.epsilon * 0.9 < epsilon_pld(spent, study.privacy.delta) <= study.privacy.epsilon
+    assert (
+        study.privacy.epsilon * 0.9
+        < epsilon_pld(spent, study.privacy.delta)
+        <= study.privacy.epsilon
+    )
     assert study.modality == name and (study.synthesis is None or study.synthesis.k >= 5)
 
 
 def test_the_demo_study_names_the_shipped_checkpoints() -> None:
     study = load_study(STUDIES / "fundus.yaml")
     for checkpoint in study.checkpoints():
-        assert hashlib.sha256((STUDIES / checkpoint.file).read_bytes()).hexdigest() == checkpoint.sha256
+        assert (
+            hashlib.sha256((STUDIES / checkpoint.file).read_bytes()).hexdigest()
+            == checkpoint.sha256
+        )
     assert plans.parameter_counts(study, STUDIES) == {"gan": 2305, "glow": 3072}

@@ -37,14 +37,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_index_gives_the_same_bytes_and_another_other_ones(hospital: Truth, tmp_path: Path) -> None:
-    again, other = (write_chest_hospital(PEOPLE, tmp_path / name, index) for name, index in (("b", 1), ("c", 2)))
+def test_the_same_index_gives_the_same_bytes_and_another_other_ones(
+    hospital: Truth, tmp_path: Path
+) -> None:
+    again, other = (
+        write_chest_hospital(PEOPLE, tmp_path / name, index) for name, index in (("b", 1), ("c", 2))
+    )
     assert contents(again.folder.parent) == contents(hospital.folder.parent)
     assert again.identifiers == hospital.identifiers
-    assert not set(hospital.identifiers) & {text for text in other.identifiers if "-" in text or "2.25" in text}
+    assert not set(hospital.identifiers) & {
+        text for text in other.identifiers if "-" in text or "2.25" in text
+    }
 
 
-def test_every_usable_file_shows_one_of_the_radiographs_and_every_broken_one_is_refused(hospital: Truth) -> None:
+def test_every_usable_file_shows_one_of_the_radiographs_and_every_broken_one_is_refused(
+    hospital: Truth,
+) -> None:
     known = [np.rint(255 * enlarged(picture)) for one in PEOPLE for picture in one.radiographs]
     shown, refused = Counter[int](), Counter[str]()
     for path in sorted(hospital.folder.iterdir()):
@@ -61,7 +69,13 @@ def test_every_usable_file_shows_one_of_the_radiographs_and_every_broken_one_is_
         shown[int(np.argmin(errors)) if min(errors) < 2.5 else -1] += 1
     blank_id = 1  # its picture is fine; who it shows is the cohort's question
     assert sum(refused.values()) == len(BROKEN) - blank_id == 6
-    assert {"truncated", "not-an-image", "declared-too-large", "burned-in-text", "wrong-modality"} <= set(refused)
+    assert {
+        "truncated",
+        "not-an-image",
+        "declared-too-large",
+        "burned-in-text",
+        "wrong-modality",
+    } <= set(refused)
     assert all(shown[i] >= 1 for i in range(len(known)))
     assert shown[0] == 2  # under two patient ids
     assert shown[-1] == 6  # later radiographs of the same person, moved and brighter
@@ -69,18 +83,36 @@ def test_every_usable_file_shows_one_of_the_radiographs_and_every_broken_one_is_
 
 def test_the_truth_fits_the_files_and_every_way_of_storing_occurs(hospital: Truth) -> None:
     files = sorted(hospital.folder.iterdir())
-    assert (len(files), hospital.persons, hospital.broken) == (hospital.files, len(PEOPLE), len(BROKEN))
+    assert (len(files), hospital.persons, hospital.broken) == (
+        hospital.files,
+        len(PEOPLE),
+        len(BROKEN),
+    )
     assert {path.name for path in files} <= set(hospital.identifiers)
     assert all(len(text) >= 8 for text in hospital.identifiers)
     with open(hospital.labels_csv, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert Counter(row["label"] for row in rows) == Counter(hospital.persons_by_label) + Counter({"normal": 1})
+    assert Counter(row["label"] for row in rows) == Counter(hospital.persons_by_label) + Counter(
+        {"normal": 1}
+    )
     seen = set()
     for path in files:
         if path.read_bytes()[128:132] != b"DICM":
             continue
         found = dcmread(path)
-        given = {str(found.PatientID), str(found.SOPInstanceUID), found.AccessionNumber, found.DeviceSerialNumber}
+        given = {
+            str(found.PatientID),
+            str(found.SOPInstanceUID),
+            found.AccessionNumber,
+            found.DeviceSerialNumber,
+        }
         assert {text for text in given if text.strip()} <= set(hospital.identifiers)
-        seen.add((found.BitsStored, found.PhotometricInterpretation, found.Modality, found.get("VOILUTFunction", "")))
+        seen.add(
+            (
+                found.BitsStored,
+                found.PhotometricInterpretation,
+                found.Modality,
+                found.get("VOILUTFunction", ""),
+            )
+        )
     assert len(seen) >= len(STORED)

@@ -25,16 +25,25 @@ def crops(tmp_path: Path) -> list[Crop]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-def test_the_same_index_gives_the_same_bytes_and_another_other_ones(crops: list[Crop], tmp_path: Path) -> None:
+def test_the_same_index_gives_the_same_bytes_and_another_other_ones(
+    crops: list[Crop], tmp_path: Path
+) -> None:
     one, again, other = (
-        write_hospital(crops, tmp_path / name, index) for name, index in (("a", 1), ("b", 1), ("c", 2))
+        write_hospital(crops, tmp_path / name, index)
+        for name, index in (("a", 1), ("b", 1), ("c", 2))
     )
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert one.identifiers == again.identifiers
-    assert not set(one.identifiers) & {text for text in other.identifiers if "-" in text or "2.25" in text}
+    assert not set(one.identifiers) & {
+        text for text in other.identifiers if "-" in text or "2.25" in text
+    }
 
 
 def test_the_truth_fits_the_files(crops: list[Crop], tmp_path: Path) -> None:
@@ -47,7 +56,9 @@ def test_the_truth_fits_the_files(crops: list[Crop], tmp_path: Path) -> None:
     with open(truth.labels_csv, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == truth.persons + 1
-    assert Counter(row["label"] for row in rows) == Counter(truth.persons_by_label) + Counter({"none": 1})
+    assert Counter(row["label"] for row in rows) == Counter(truth.persons_by_label) + Counter(
+        {"none": 1}
+    )
     syntaxes = set()
     for path in files[:]:
         if path.read_bytes()[128:132] == b"DICM":

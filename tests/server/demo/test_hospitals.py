@@ -20,7 +20,9 @@ def test_studies_with_photographs_or_phantoms_have_a_preset(study: str) -> None:
     assert (found.modality, found.name) == (study, f"{study}-demo")
 
 
-@pytest.mark.parametrize("study", ["chest-demo", "vessels-consortium", "nothing", "../studies/fundus"])
+@pytest.mark.parametrize(
+    "study", ["chest-demo", "vessels-consortium", "nothing", "../studies/fundus"]
+)
 def test_a_study_that_nobody_can_play_is_refused_with_those_that_can_be(study: str) -> None:
     with pytest.raises(ConfigurationError, match="no public photographs and no phantoms") as caught:
         demo_hospitals.preset_of(study)
@@ -30,7 +32,9 @@ def test_a_study_that_nobody_can_play_is_refused_with_those_that_can_be(study: s
 def test_any_number_of_hospitals_of_phantoms_with_nobody_twice(tmp_path: Path) -> None:
     done: list[tuple[int, int]] = []
     names = [f"hospital-{i}" for i in range(4)]
-    truth = demo_hospitals.phantom_hospitals(tmp_path, names, lambda *now: done.append(now), patients=1)
+    truth = demo_hospitals.phantom_hospitals(
+        tmp_path, names, lambda *now: done.append(now), patients=1
+    )
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [(t.persons, t.persons_by_label) for t in truth.values()] == [(1, {"vessels": 1})] * 4
     everyone = [text for t in truth.values() for text in t.identifiers if text.startswith("MRN-")]
@@ -40,13 +44,21 @@ def test_any_number_of_hospitals_of_phantoms_with_nobody_twice(tmp_path: Path) -
 
 def test_photographs_are_enough_for_some_hospitals_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="enough for 2 to"):
-        demo_hospitals.photograph_hospitals(tmp_path, [f"hospital-{i}" for i in range(26)], lambda *_: None)
+        demo_hospitals.photograph_hospitals(
+            tmp_path, [f"hospital-{i}" for i in range(26)], lambda *_: None
+        )
 
 
-def test_everybody_with_a_radiograph_is_at_one_hospital_and_nobody_of_the_reference_is(tmp_path: Path) -> None:
+def test_everybody_with_a_radiograph_is_at_one_hospital_and_nobody_of_the_reference_is(
+    tmp_path: Path,
+) -> None:
     people = demo_hospitals.radiographed()
-    assert {name: len(some) for name, some in people.items()} == {f"hospital-{x}": 190 for x in "abc"}
-    shown = [picture.tobytes() for some in people.values() for one in some for picture in one.radiographs]
+    assert {name: len(some) for name, some in people.items()} == {
+        f"hospital-{x}": 190 for x in "abc"
+    }
+    shown = [
+        picture.tobytes() for some in people.values() for one in some for picture in one.radiographs
+    ]
     assert len(shown) == len(set(shown)) == 621
     assert sum(len(one.radiographs) == 2 for some in people.values() for one in some) == 51
     reference = demo_hospitals.radiograph_reference(tmp_path, 32)
@@ -77,7 +89,9 @@ def test_those_who_are_said_to_have_played_are_those_who_did(tmp_path: Path) -> 
     with np.load(reference.members, allow_pickle=False) as file:
         found = [image.tobytes() for image in file["images"]]
     assert found == [
-        demo_hospitals.as_ingested(one.radiographs[0], 32).tobytes() for some in dealt.values() for one in some
+        demo_hospitals.as_ingested(one.radiographs[0], 32).tobytes()
+        for some in dealt.values()
+        for one in some
     ]
 
 
@@ -88,7 +102,9 @@ def test_any_number_of_chest_hospitals_with_nobody_twice_and_not_too_many(tmp_pa
     everyone = [text for t in truth.values() for text in t.identifiers if text.startswith("MRN-")]
     assert len(everyone) == len(set(everyone))
     with pytest.raises(ConfigurationError, match="radiographs are enough for 2 to 19"):
-        demo_hospitals.radiograph_hospitals(tmp_path, [f"hospital-{i}" for i in range(26)], lambda *_: None)
+        demo_hospitals.radiograph_hospitals(
+            tmp_path, [f"hospital-{i}" for i in range(26)], lambda *_: None
+        )
 
 
 def test_the_reference_of_phantoms_can_be_read_and_is_at_no_hospital(tmp_path: Path) -> None:
@@ -98,7 +114,9 @@ def test_the_reference_of_phantoms_can_be_read_and_is_at_no_hospital(tmp_path: P
     assert found.pairs.shape == (2 * demo_hospitals.REFERENCE_PATCHES, 64, 64, 2)
     assert np.unique(found.patient_of).tolist() == [0, 1]
     hospitals = [[demo_hospitals.HOSPITAL_STREAM, i] for i in range(26)]
-    streams = [np.random.default_rng(seed) for seed in (0, demo_hospitals.REFERENCE_STREAM, *hospitals)]
+    streams = [
+        np.random.default_rng(seed) for seed in (0, demo_hospitals.REFERENCE_STREAM, *hospitals)
+    ]
     assert len({int(stream.integers(2**62)) for stream in streams}) == 28
 
 

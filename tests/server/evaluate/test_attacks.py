@@ -17,7 +17,10 @@ def photographs(count: int, seed: int, size: int = 32) -> np.ndarray:
     for image in images:
         for _ in range(8):
             cy, cx, width = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.05, 0.2)
-            image += rng.uniform(0, 120, 3) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / width**2)[..., None]
+            image += (
+                rng.uniform(0, 120, 3)
+                * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / width**2)[..., None]
+            )
     return images.clip(0, 255).astype(np.uint8)
 
 
@@ -72,7 +75,9 @@ def test_people_of_another_kind_are_told_apart_by_the_control_too() -> None:
 
 
 def test_only_releases_of_the_own_label_speak_of_a_person() -> None:
-    found = attacks.Battery(WHO).membership(MEMBERS, 1 - LABELS)  # every photograph under the other label
+    found = attacks.Battery(WHO).membership(
+        MEMBERS, 1 - LABELS
+    )  # every photograph under the other label
     assert found is not None and found.worst.auc < found.chance + 0.03
 
 
@@ -85,7 +90,10 @@ def test_a_label_without_a_release_gives_nobody_away() -> None:
 
 
 def test_links_point_at_those_who_took_part() -> None:
-    for released, labels, low, high in ((averages(MEMBERS, 2), LABELS[::2], 0.7, 1), (STRANGERS, LABELS, 0.4, 0.72)):
+    for released, labels, low, high in (
+        (averages(MEMBERS, 2), LABELS[::2], 0.7, 1),
+        (STRANGERS, LABELS, 0.4, 0.72),
+    ):
         found = attacks.linkage(released, labels, WHO, count=2)
         assert found is not None and low <= found.precision <= high
         assert found.chance == pytest.approx(0.6)
@@ -114,7 +122,9 @@ def exposures(persons: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarra
     rng = np.random.default_rng(seed)
     base, who = photographs(persons, seed), np.repeat(np.arange(persons), each)
     images = [
-        np.roll(base[p] * rng.uniform(0.7, 1.1), rng.integers(-1, 2), 1) + rng.normal(0, 12, base[p].shape) for p in who
+        np.roll(base[p] * rng.uniform(0.7, 1.1), rng.integers(-1, 2), 1)
+        + rng.normal(0, 12, base[p].shape)
+        for p in who
     ]
     return np.stack(images).clip(0, 255).astype(np.uint8), who
 
@@ -122,7 +132,9 @@ def exposures(persons: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarra
 SMALL = siamese.Recipe(width=8, steps=60, persons=20)
 
 
-def test_a_network_trained_on_others_finds_people_and_their_copies_but_not_averages_of_strangers() -> None:
+def test_a_network_trained_on_others_finds_people_and_their_copies_but_not_averages_of_strangers() -> (
+    None
+):
     network = siamese.train(*exposures(40, 2, 5), seed=0, recipe=SMALL)
     images, who = exposures(30, 2, 6)
     control = siamese.recognised(network, images, who)

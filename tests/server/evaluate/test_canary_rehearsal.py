@@ -39,7 +39,9 @@ def test_a_step_that_does_not_keep_its_promise_releases_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = NoiseSource.gaussian_lattice
-    monkeypatch.setattr(NoiseSource, "gaussian_lattice", lambda self, n, sigma: honest(self, n, sigma / 2))
+    monkeypatch.setattr(
+        NoiseSource, "gaussian_lattice", lambda self, n, sigma: honest(self, n, sigma / 2)
+    )
     with pytest.raises(PolicyError) as refused:
         rehearsed(small_study(), tmp_path / "canaries.json")
     assert refused.value.code == "E-CANARIES"
@@ -67,7 +69,11 @@ def test_both_bounds_stand_side_by_side_with_what_they_prove() -> None:
     statement = page.audit_statement(account)
     assert isinstance(statement, dict) and statement["models"]["gan"]["lower_bound"] == 1.74
     (line,) = page.audit_lines({"updates": {"audit": statement}})
-    assert line.startswith("gan: 1.74 ≤ ε ≤ 8.03 (delta 1e-05)") and "136 of 150" in line and "1.001 times" in line
+    assert (
+        line.startswith("gan: 1.74 ≤ ε ≤ 8.03 (delta 1e-05)")
+        and "136 of 150" in line
+        and "1.001 times" in line
+    )
     assert "A low bound proves little" in statement["limits"] and "rule 26" in statement["sites"]
     (finding,) = evaluate.canary_findings(account.canaries)
     assert (finding.value, finding.status) == (1.74, "shown") and "at most 8.03" in finding.unit

@@ -6,7 +6,9 @@ import pytest
 from server.evaluate import distances
 
 
-def sample(count: int, seed: int, shift: float = 0.0, scale: float = 1.0, features: int = 4) -> np.ndarray:
+def sample(
+    count: int, seed: int, shift: float = 0.0, scale: float = 1.0, features: int = 4
+) -> np.ndarray:
     return np.random.default_rng(seed).normal(shift, scale, (count, features))
 
 
@@ -51,8 +53,13 @@ def test_a_sample_that_cannot_carry_a_covariance_is_refused() -> None:
 def test_the_kernel_distance_is_the_u_statistic() -> None:
     a, b = sample(7, 0), sample(5, 1, 0.5)
     k = lambda x, y: (x @ y / 4 + 1) ** 3  # noqa: E731
-    within = sum(np.mean([k(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]) for s in (a, b))
-    assert distances.kernel(a, b).value == pytest.approx(within - 2 * np.mean([k(x, y) for x in a for y in b]))
+    within = sum(
+        np.mean([k(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j])
+        for s in (a, b)
+    )
+    assert distances.kernel(a, b).value == pytest.approx(
+        within - 2 * np.mean([k(x, y) for x in a for y in b])
+    )
 
 
 def test_the_kernel_distance_is_unbiased_where_frechet_is_not() -> None:
@@ -66,7 +73,9 @@ def test_precision_sees_strangers_and_recall_sees_what_is_missing() -> None:
     real = np.concatenate([sample(40, 0), sample(40, 1, shift=30)])
     precision, recall = distances.precision_recall(sample(40, 2), real)  # one kind of two
     assert precision > 0.8 and 0.3 < recall <= 0.5
-    precision, recall = distances.precision_recall(np.concatenate([real, sample(80, 3, shift=-30)]), real)
+    precision, recall = distances.precision_recall(
+        np.concatenate([real, sample(80, 3, shift=-30)]), real
+    )
     assert precision == pytest.approx(0.5, abs=0.01) and recall == 1.0
 
 

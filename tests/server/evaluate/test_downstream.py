@@ -30,10 +30,14 @@ def findings(released: ds.Labelled) -> dict[str, ds.Finding]:
 
 def test_a_release_that_teaches_is_worth_more_than_one_with_shuffled_labels() -> None:
     good = findings(spots(40, 2))
-    bad = findings(ds.Labelled(spots(40, 2).images, np.random.default_rng(0).permutation(np.arange(40) % 2)))
+    bad = findings(
+        ds.Labelled(spots(40, 2).images, np.random.default_rng(0).permutation(np.arange(40) % 2))
+    )
     for name in (ds.KAPPA, DOWNSTREAM, ds.MACRO_F1):
         assert good[name].value > bad[name].value + 0.2  # type: ignore[operator]
-    assert good[ds.KAPPA + ds.ENDS[2]].value == bad[ds.KAPPA + ds.ENDS[2]].value  # the real ones are the same
+    assert (
+        good[ds.KAPPA + ds.ENDS[2]].value == bad[ds.KAPPA + ds.ENDS[2]].value
+    )  # the real ones are the same
     assert good[ds.RATIO].value is not None and good[ds.RATIO].value > 0.6
     assert good[ds.KAPPA].interval is not None
     assert {"downstream recall of none", "downstream recall of some"} <= set(good)
@@ -50,7 +54,9 @@ def test_the_comparison_has_as_many_real_images_of_each_label() -> None:
 def test_what_a_release_keeps_is_judged_by_people_who_took_no_part() -> None:
     """Shuffled labels are confirmed as often as by a coin, true ones as often as those of the people themselves."""
     clear = findings(spots(40, 2))
-    shuffled = findings(ds.Labelled(spots(40, 2).images, np.random.default_rng(0).permutation(np.arange(40) % 2)))
+    shuffled = findings(
+        ds.Labelled(spots(40, 2).images, np.random.default_rng(0).permutation(np.arange(40) % 2))
+    )
     real = clear[ds.KEPT_REAL].value
     assert real is not None and real > 0.8
     assert clear[ds.KEPT].value > real - 0.15  # type: ignore[operator]

@@ -35,7 +35,9 @@ def weights() -> dict[str, np.ndarray]:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return {name: t.numpy() for name, t in get_model("resnet18", weights=None).state_dict().items()}
+        return {
+            name: t.numpy() for name, t in get_model("resnet18", weights=None).state_dict().items()
+        }
 
 
 def written(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Path, str]:
@@ -43,7 +45,9 @@ def written(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Path, str]:
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_network_gives_the_features_before_its_classifier(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
+def test_a_network_gives_the_features_before_its_classifier(
+    tmp_path: Path, weights: dict[str, np.ndarray]
+) -> None:
     from torchvision.models import get_model
 
     network = extractors.load_network("resnet18", *written(tmp_path / "w.safetensors", weights))
@@ -55,7 +59,8 @@ def test_a_network_gives_the_features_before_its_classifier(tmp_path: Path, weig
     whole.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     scores = found.astype(np.float32) @ weights["fc.weight"].T + weights["fc.bias"]
     mean, deviation = (
-        torch.tensor(v).view(1, 3, 1, 1) for v in (extractors.IMAGENET_MEAN, extractors.IMAGENET_DEVIATION)
+        torch.tensor(v).view(1, 3, 1, 1)
+        for v in (extractors.IMAGENET_MEAN, extractors.IMAGENET_DEVIATION)
     )
     x = torch.from_numpy(grey.repeat(3, axis=3)).permute(0, 3, 1, 2).float() / 255
     x = torch.nn.functional.interpolate(x, 224, mode="bilinear", antialias=True)
@@ -63,8 +68,12 @@ def test_a_network_gives_the_features_before_its_classifier(tmp_path: Path, weig
         assert np.allclose(whole((x - mean) / deviation).numpy(), scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "not finite", "digest", "architecture", "file"])
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, weights: dict[str, np.ndarray], fault: str) -> None:
+@pytest.mark.parametrize(
+    "fault", ["missing", "unknown", "misshapen", "not finite", "digest", "architecture", "file"]
+)
+def test_a_file_that_does_not_fit_is_refused(
+    tmp_path: Path, weights: dict[str, np.ndarray], fault: str
+) -> None:
     given, architecture = dict(weights), "resnet18"
     if fault == "missing":
         del given["conv1.weight"]

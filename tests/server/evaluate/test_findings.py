@@ -38,7 +38,10 @@ def test_more_of_the_same_is_nearer_than_something_else_by_every_distance() -> N
 
 def test_a_copy_has_ratio_zero_and_a_stranger_a_large_one() -> None:
     real = discs(40, 0)
-    for images, low, high in ((real[:10], -1e-9, 1e-3), (discs(10, 3, radius=6, noise=40), 1.5, 1e9)):
+    for images, low, high in (
+        (real[:10], -1e-9, 1e-3),
+        (discs(10, 3, radius=6, noise=40), 1.5, 1e9),
+    ):
         ratio = values(evaluate.compare(images, real, Texture()))["nearest reference ratio"]
         assert ratio is not None
         assert low <= ratio <= high
@@ -53,7 +56,9 @@ def test_too_few_images_for_a_covariance_read_not_evaluated() -> None:
 
 
 def test_a_small_reference_gets_fewer_features_rather_than_no_distance() -> None:
-    found = values(evaluate.evaluate(discs(60, 1), np.zeros(60, np.int64), ("none",), discs(110, 0)))
+    found = values(
+        evaluate.evaluate(discs(60, 1), np.zeros(60, np.int64), ("none",), discs(110, 0))
+    )
     assert found["Fréchet distance"] is not None
     assert [evaluate._texture(n).channels for n in (20, 49, 200, 289)] == [48, 8, 24, 48]
 
@@ -65,7 +70,9 @@ def test_the_floor_has_no_patient_in_both_halves() -> None:
     assert sorted([*first, *second]) == list(range(36))
     # near-copies of each patient: split by image the floor would be of the same pictures twice
     real = discs(9, 0)[np.repeat(np.arange(9), 4)]
-    by_image, by_patient = (Texture(2).features(real[rows]) for rows in (np.arange(0, 36, 2), first))
+    by_image, by_patient = (
+        Texture(2).features(real[rows]) for rows in (np.arange(0, 36, 2), first)
+    )
     rest = Texture(2).features(real[second])
     assert distances.nearest_ratio(by_patient, rest) > 0
     assert distances.euclidean(by_image, Texture(2).features(real[1::2])).min(axis=1).max() < 1e-3
@@ -73,20 +80,28 @@ def test_the_floor_has_no_patient_in_both_halves() -> None:
 
 def test_what_was_measured_elsewhere_takes_the_place_of_not_evaluated() -> None:
     extra = evaluate.Finding("worth", 0.5, "Dice", "test", interval=(0.4, 0.6))
-    found = evaluate.evaluate(discs(6, 0), np.zeros(6, np.int64), ("none",), None, downstream=[extra])
+    found = evaluate.evaluate(
+        discs(6, 0), np.zeros(6, np.int64), ("none",), None, downstream=[extra]
+    )
     assert extra in found and evaluate.DOWNSTREAM not in {f.name for f in found}
 
 
 def test_what_did_not_run_says_so() -> None:
     findings = evaluate.evaluate(discs(6, 0), np.zeros(6, np.int64), ("none",), None)
     silent = {f.name for f in findings if f.status == evaluate.NOT_EVALUATED}
-    assert {"kernel distance", "membership inference", "downstream accuracy on real images"} <= silent
+    assert {
+        "kernel distance",
+        "membership inference",
+        "downstream accuracy on real images",
+    } <= silent
     assert all(f.value is None for f in findings if f.status == evaluate.NOT_EVALUATED)
 
 
 def test_duplicates_and_label_shares_are_counted() -> None:
     images = discs(4, 0)
     images[1] = images[0]
-    found = {f.name: f.value for f in evaluate.evaluate(images, np.array([0, 0, 0, 1]), ("a", "b"), None)}
+    found = {
+        f.name: f.value for f in evaluate.evaluate(images, np.array([0, 0, 0, 1]), ("a", "b"), None)
+    }
     assert found["exact duplicates"] == 1
     assert found["share of label a"] == 0.75

@@ -10,7 +10,9 @@ from common.measure import pair_utility as common_utility
 from server.evaluate import pair_utility as utility
 
 torch.set_num_threads(1)
-RECIPE = common_utility.Recipe(width=8, epochs=6, batch_size=4, grid=(common_utility.Choice(0.0, 2e-3),))
+RECIPE = common_utility.Recipe(
+    width=8, epochs=6, batch_size=4, grid=(common_utility.Choice(0.0, 2e-3),)
+)
 
 
 def blocks(count: int, seed: int) -> np.ndarray:
@@ -43,7 +45,9 @@ def test_both_networks_are_tested_on_the_same_patients_and_trained_on_none_of_th
 ) -> None:
     calls, real = [], common_utility.utility
 
-    def seen(train: np.ndarray, test: np.ndarray, patient_of: np.ndarray, **named: object) -> common_utility.Utility:
+    def seen(
+        train: np.ndarray, test: np.ndarray, patient_of: np.ndarray, **named: object
+    ) -> common_utility.Utility:
         calls.append((train, test, patient_of, named.get("group_of")))
         return real(train, test, patient_of, **named)  # type: ignore[arg-type]
 
@@ -56,16 +60,23 @@ def test_both_networks_are_tested_on_the_same_patients_and_trained_on_none_of_th
     assert np.array_equal(train, blocks(16, 2)) and len(other) + len(test) == 40
     assert isinstance(groups, np.ndarray) and not set(groups) & set(patients)
     shown = next(f for f in findings if f.name == utility.TSTR)
-    assert shown.interval is not None and "95 % interval" in shown.unit and "5 public patients" in shown.evidence
+    assert (
+        shown.interval is not None
+        and "95 % interval" in shown.unit
+        and "5 public patients" in shown.evidence
+    )
 
 
 @pytest.mark.parametrize("case", ["no reference", "few patients", "few pairs"])
 def test_what_cannot_be_measured_says_so(case: str) -> None:
     pairs = blocks(4 if case == "few pairs" else 20, 0)
     reference = None if case == "no reference" else blocks(20, 1)
-    patients = None if case == "no reference" else np.arange(20) % (3 if case == "few patients" else 20)
+    patients = (
+        None if case == "no reference" else np.arange(20) % (3 if case == "few patients" else 20)
+    )
     found = {f.name: f for f in utility.evaluate_pairs(pairs, reference, patients, recipe=RECIPE)}
     assert all(
-        found[name].status == "not evaluated" and found[name].value is None for name in (utility.TSTR, utility.TRTR)
+        found[name].status == "not evaluated" and found[name].value is None
+        for name in (utility.TSTR, utility.TRTR)
     )
     assert found[utility.COVER].status == "shown"

@@ -39,7 +39,9 @@ def people(folder: Path, count: int, seed: int, labels: tuple[str, ...]) -> Path
     rows = [("file", "label", "laterality")]
     for i in range(count):
         coarse = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(
+            folder / f"{i:02d}.png"
+        )
         rows.append((f"{i:02d}.png", labels[i % len(labels)], "LR"[i // 3 % 2]))
     with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
@@ -54,7 +56,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def cast(plan: Study, tmp_path_factory: pytest.TempPathFactory) -> played.Cast:
     folder, labels = tmp_path_factory.mktemp("people"), plan.strata()
-    return played.read_cast(people(folder / "in", 36, 0, labels), people(folder / "out", 24, 1, labels), plan)
+    return played.read_cast(
+        people(folder / "in", 36, 0, labels), people(folder / "out", 24, 1, labels), plan
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,10 @@ def test_a_rehearsal_of_strangers_says_that_nobody_is_found(plan: Study, cast: p
     ])  # fmt: skip
     labels = np.arange(24) % len(plan.strata())
     found = {
-        one.name: one for one in played.rehearse(Labelled(strangers, labels), cast, plan, attacks.Networks()).findings
+        one.name: one
+        for one in played.rehearse(
+            Labelled(strangers, labels), cast, plan, attacks.Networks()
+        ).findings
     }
     chance, worst = found[attacks.MEMBERSHIP_CHANCE].value, found[attacks.MEMBERSHIP].value
     assert worst is not None and chance is not None and worst < chance + 0.05
@@ -90,7 +97,9 @@ def test_the_file_is_read_back_as_it_was_and_carries_no_image(
     copies: played.Rehearsal, plan: Study, tmp_path: Path
 ) -> None:
     path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps({"reference": None, "findings": [], "rehearsal": copies.model_dump(mode="json")}))
+    path.write_text(
+        json.dumps({"reference": None, "findings": [], "rehearsal": copies.model_dump(mode="json")})
+    )
     assert played.read_rehearsal(path, plan) == copies
     assert path.stat().st_size < 20_000
     utility, attacked = played.findings(copies)
@@ -108,7 +117,9 @@ def test_what_differs_between_studies_of_one_plan_does_not_matter(key: str, plan
     assert changed.hash() != plan.hash()
 
 
-def test_a_rehearsal_of_another_plan_is_refused(copies: played.Rehearsal, plan: Study, tmp_path: Path) -> None:
+def test_a_rehearsal_of_another_plan_is_refused(
+    copies: played.Rehearsal, plan: Study, tmp_path: Path
+) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"rehearsal": copies.model_dump(mode="json")}))
     assert plan.synthesis is not None
@@ -140,7 +151,9 @@ def test_files_that_hold_no_rehearsal_are_refused(name: str, plan: Study, tmp_pa
         played.read_rehearsal(path, plan)
 
 
-def test_people_without_a_table_or_with_a_label_of_no_stratum_are_refused(plan: Study, tmp_path: Path) -> None:
+def test_people_without_a_table_or_with_a_label_of_no_stratum_are_refused(
+    plan: Study, tmp_path: Path
+) -> None:
     folder = people(tmp_path / "x", 4, 0, ("green",))
     with pytest.raises(ConfigurationError, match="label is 'green', expected one of"):
         played.read_cast(folder, folder, plan)
@@ -156,7 +169,9 @@ def arrays(path: Path, count: int = 6, **changes: object) -> Path:
         "names": np.array([f"{i:02d}" for i in range(count)]),
         "labels": np.array(["0", "2"] * (count // 2)),
     }
-    np.savez(path, **{name: value for name, value in (found | changes).items() if value is not None})  # type: ignore[arg-type]
+    np.savez(
+        path, **{name: value for name, value in (found | changes).items() if value is not None}
+    )  # type: ignore[arg-type]
     return path
 
 
@@ -184,22 +199,32 @@ LACKING = {
 
 
 @pytest.mark.parametrize("what", LACKING)
-def test_an_npz_that_does_not_say_who_is_who_is_refused(what: str, plan: Study, tmp_path: Path) -> None:
+def test_an_npz_that_does_not_say_who_is_who_is_refused(
+    what: str, plan: Study, tmp_path: Path
+) -> None:
     path = arrays(tmp_path / "x.npz", **LACKING[what])
     with pytest.raises(ConfigurationError, match="expected `images`, `names` and `labels`"):
         played.read_cast(path, path, plan)
 
 
 @pytest.mark.parametrize("what", ["no archive", "half an archive", "objects"])
-def test_a_file_that_is_no_npz_of_arrays_is_refused_in_words(what: str, plan: Study, tmp_path: Path) -> None:
-    path = arrays(tmp_path / "x.npz", labels=np.array([{}] * 6) if what == "objects" else np.array(["0"] * 6))
+def test_a_file_that_is_no_npz_of_arrays_is_refused_in_words(
+    what: str, plan: Study, tmp_path: Path
+) -> None:
+    path = arrays(
+        tmp_path / "x.npz", labels=np.array([{}] * 6) if what == "objects" else np.array(["0"] * 6)
+    )
     if what != "objects":
         path.write_bytes(b"people" if what == "no archive" else path.read_bytes()[:900])
-    with pytest.raises(ConfigurationError, match=r"x\.npz: expected an \.npz of arrays without Python objects"):
+    with pytest.raises(
+        ConfigurationError, match=r"x\.npz: expected an \.npz of arrays without Python objects"
+    ):
         played.read_cast(path, path, plan)
 
 
-def test_an_npz_that_unpacks_to_more_than_the_cap_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_npz_that_unpacks_to_more_than_the_cap_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.npz"
     np.savez_compressed(path, images=np.zeros((4, 32, 32, 3), np.uint8))
     monkeypatch.setattr(public_images, "SOURCE_CAP_BYTES", 4096)
@@ -231,7 +256,9 @@ def test_a_flows_own_samples_say_how_far_members_differ_in_kind(tmp_path: Path) 
         images = random.integers(bright, bright + 60, (40, 32, 32, 1), dtype=np.uint8)
         return images, np.zeros(40, np.int64), np.zeros(40, np.int64)
 
-    who = attacks.people(crowd(90), crowd(0))  # members alone are of the samples' brightness: different in kind
+    who = attacks.people(
+        crowd(90), crowd(0)
+    )  # members alone are of the samples' brightness: different in kind
     found = attacks.Battery(who, known).control(np.zeros(20, np.int64))
     assert found is not None and found.worst.auc > 0.9
     assert attacks.Battery(who).control(np.zeros(20, np.int64)) is None
@@ -249,13 +276,16 @@ def test_the_demos_two_casts_are_different_people() -> None:
     ]
     names = [{row["idrid"] for row in table} for table in tables]
     assert not names[0] & names[1]
-    apart = np.abs(found.members.images[:, None, ::8, ::8].astype(int) - found.heldout.images[None, :, ::8, ::8]).mean(
-        (2, 3, 4)
-    )
+    apart = np.abs(
+        found.members.images[:, None, ::8, ::8].astype(int)
+        - found.heldout.images[None, :, ::8, ::8]
+    ).mean((2, 3, 4))
     assert apart.min() > 1.5  # nobody is in both
 
 
-def test_a_release_shows_its_rehearsal_and_says_where_there_is_none(copies: played.Rehearsal, tmp_path: Path) -> None:
+def test_a_release_shows_its_rehearsal_and_says_where_there_is_none(
+    copies: played.Rehearsal, tmp_path: Path
+) -> None:
     operator = signing.new_key()
     inputs = release_inputs(tmp_path / "a", operator)
     given = copies.model_copy(update={"plan": played.digest(inputs.study)})

@@ -24,7 +24,9 @@ class ScriptedLink:
     revoked: bool = False
 
     def register(self, public_key: Path, name: str) -> int:
-        assert public_key.read_text().strip(), "the coordinator writes the key file itself, from the registry"
+        assert public_key.read_text().strip(), (
+            "the coordinator writes the key file itself, from the registry"
+        )
         self.calls.append(f"register {name}")
         if self.revoked:
             raise RefusedError("this key was revoked", code="E-KEY-REVOKED")
@@ -55,12 +57,16 @@ def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
 def coordinate(federation: Federation, link: ScriptedLink) -> tuple[Coordinator, list[str]]:
     run, said = federation.open(), list[str]()
     place = federation.state
-    made = Coordinator(place, link, run.registry, run.record, place.root / "app", QUICK, say=said.append)
+    made = Coordinator(
+        place, link, run.registry, run.record, place.root / "app", QUICK, say=said.append
+    )
     made.turn_s = made.resubmit_s = 0.0
     return made, said
 
 
-def test_a_failed_run_is_submitted_again_until_the_study_is_complete(federation: Federation) -> None:
+def test_a_failed_run_is_submitted_again_until_the_study_is_complete(
+    federation: Federation,
+) -> None:
     link = ScriptedLink([lambda: None, lambda: None, lambda: federation.run() and None])
     coordinate(federation, link)[0].run()
     assert link.calls.count("submit") == 3
@@ -75,13 +81,17 @@ def test_it_gives_up_after_five_failures_without_progress(federation: Federation
 
 def test_progress_gives_new_attempts(federation: Federation) -> None:
     run = federation.open()
-    link = ScriptedLink([*[lambda: None] * 4, lambda: run._train_round(federation.grid(), "gan", 0)])
+    link = ScriptedLink(
+        [*[lambda: None] * 4, lambda: run._train_round(federation.grid(), "gan", 0)]
+    )
     with pytest.raises(PeerError):
         coordinate(federation, link)[0].run()
     assert link.calls.count("submit") == 10
 
 
-def test_newly_enrolled_sites_are_registered_and_revoked_ones_unregistered(federation: Federation) -> None:
+def test_newly_enrolled_sites_are_registered_and_revoked_ones_unregistered(
+    federation: Federation,
+) -> None:
     link = ScriptedLink()
     made, said = coordinate(federation, link)
     made.registry.revoke("hospital-a")

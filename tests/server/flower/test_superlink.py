@@ -118,10 +118,16 @@ def test_the_environment_switches_off_what_phones_home(
     started(link.state_dir)
     for name in ("flower-superlink", "flower-superexec"):
         seen = dict(
-            line.split("=", 1) for line in (link.state_dir / f"{name}.env").read_text().splitlines() if "=" in line
+            line.split("=", 1)
+            for line in (link.state_dir / f"{name}.env").read_text().splitlines()
+            if "=" in line
         )
         assert seen["FLWR_TELEMETRY_ENABLED"] == "0"
-        assert seen["FLWR_DISABLE_UPDATE_CHECK"] == seen["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+        assert (
+            seen["FLWR_DISABLE_UPDATE_CHECK"]
+            == seen["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"]
+            == "1"
+        )
         assert seen["MALLOC_ARENA_MAX"] == "2"
         assert seen["NO_PROXY"] == "127.0.0.1,localhost"
         assert seen["FLWR_HOME"] == str(link.state_dir / "flwr")
@@ -202,7 +208,9 @@ def test_a_server_that_keeps_dying_is_reported_at_once(link: SuperLink, programs
     assert time.monotonic() - begun < 60.0
 
 
-def test_the_children_end_when_this_process_is_killed(tmp_path: Path, files: ServerFiles, programs: Path) -> None:
+def test_the_children_end_when_this_process_is_killed(
+    tmp_path: Path, files: ServerFiles, programs: Path
+) -> None:
     script = textwrap.dedent(
         f"""
         import time
@@ -215,15 +223,22 @@ def test_the_children_end_when_this_process_is_killed(tmp_path: Path, files: Ser
         time.sleep(1000)
         """
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(superlink.__file__).parents[1])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(superlink.__file__).parents[2]
+    )
     try:
         started(tmp_path / "killed")
-        programs_alone = [pids(tmp_path / "killed", name)[0] for name in ("flower-superlink", "flower-superexec")]
+        programs_alone = [
+            pids(tmp_path / "killed", name)[0] for name in ("flower-superlink", "flower-superexec")
+        ]
     finally:
         parent.kill()
         parent.wait()
     until(lambda: not any(alive(pid) for pid in programs_alone))
-    for name in ("flower-superlink", "flower-superexec"):  # the stand-ins' own children know nothing of us
+    for name in (
+        "flower-superlink",
+        "flower-superexec",
+    ):  # the stand-ins' own children know nothing of us
         for pid in pids(tmp_path / "killed", name)[1:]:
             os.kill(pid, signal.SIGKILL)
 
@@ -235,7 +250,9 @@ def answer(programs: Path, **fields: object) -> None:
     (programs / "flwr.json").write_text(json.dumps(fields))
 
 
-def test_a_bundle_with_code_in_it_is_not_submitted(link: SuperLink, programs: Path, tmp_path: Path) -> None:
+def test_a_bundle_with_code_in_it_is_not_submitted(
+    link: SuperLink, programs: Path, tmp_path: Path
+) -> None:
     write_app(tmp_path / "app", b"a: 1\n")
     (tmp_path / "app" / "server.py").write_text("import os")
     with pytest.raises(RefusedError) as refused:

@@ -71,13 +71,20 @@ def test_the_server_certificate_is_good_for_loopback_and_the_given_host(
     name: str, authority: Authority, tmp_path: Path
 ) -> None:
     files = issue_server_certificate(authority, tmp_path, ["fleet.example.org"])
-    assert handshake(server_context(files), ssl.create_default_context(cafile=str(files.ca)), name) == "TLSv1.3"
+    assert (
+        handshake(server_context(files), ssl.create_default_context(cafile=str(files.ca)), name)
+        == "TLSv1.3"
+    )
 
 
 def test_a_name_that_was_not_given_is_refused(authority: Authority, tmp_path: Path) -> None:
     files = issue_server_certificate(authority, tmp_path)
     with pytest.raises(ssl.SSLCertVerificationError):
-        handshake(server_context(files), ssl.create_default_context(cafile=str(files.ca)), "fleet.example.org")
+        handshake(
+            server_context(files),
+            ssl.create_default_context(cafile=str(files.ca)),
+            "fleet.example.org",
+        )
 
 
 def test_a_site_certificate_lets_the_holder_of_the_node_key_in_and_nobody_else(
@@ -85,7 +92,9 @@ def test_a_site_certificate_lets_the_holder_of_the_node_key_in_and_nobody_else(
 ) -> None:
     files = issue_server_certificate(authority, tmp_path / "server")
     create_node_key(tmp_path / "node.key", tmp_path / "node.pub", "a")
-    issue_site_certificate(authority, "a", (tmp_path / "node.pub").read_text(), tmp_path / "node.crt")
+    issue_site_certificate(
+        authority, "a", (tmp_path / "node.pub").read_text(), tmp_path / "node.crt"
+    )
     context = ssl.create_default_context(cafile=str(files.ca))
     with pytest.raises((ssl.SSLError, ConnectionError)):
         handshake(server_context(files, wants_client=True), context, "localhost")
@@ -95,14 +104,20 @@ def test_a_site_certificate_lets_the_holder_of_the_node_key_in_and_nobody_else(
 
 def test_a_site_certificate_cannot_act_as_a_server(authority: Authority, tmp_path: Path) -> None:
     create_node_key(tmp_path / "node.key", tmp_path / "node.pub", "a")
-    issue_site_certificate(authority, "a", (tmp_path / "node.pub").read_text(), tmp_path / "node.crt")
+    issue_site_certificate(
+        authority, "a", (tmp_path / "node.pub").read_text(), tmp_path / "node.crt"
+    )
     certificate = read_certificate(tmp_path / "node.crt")
-    usages = certificate.extensions.get_extension_for_oid(ExtendedKeyUsageOID.CLIENT_AUTH.__class__("2.5.29.37")).value
+    usages = certificate.extensions.get_extension_for_oid(
+        ExtendedKeyUsageOID.CLIENT_AUTH.__class__("2.5.29.37")
+    ).value
     assert list(usages) == [ExtendedKeyUsageOID.CLIENT_AUTH]  # type: ignore[call-overload]
     assert certificate.subject.rfc4514_string() == "CN=a"
 
 
-def test_keys_are_p384_and_readable_by_their_owner_alone(authority: Authority, tmp_path: Path) -> None:
+def test_keys_are_p384_and_readable_by_their_owner_alone(
+    authority: Authority, tmp_path: Path
+) -> None:
     create_authority(tmp_path / "ca")
     files = issue_server_certificate(authority, tmp_path / "server")
     create_node_key(tmp_path / "node.key", tmp_path / "node.pub", "a")
@@ -123,10 +138,14 @@ def test_an_authority_and_a_node_key_are_never_replaced(tmp_path: Path) -> None:
         create_node_key(tmp_path / "node.key", tmp_path / "node.pub", "a")
 
 
-def test_renewal_replaces_the_server_certificate_under_the_same_authority(authority: Authority, tmp_path: Path) -> None:
+def test_renewal_replaces_the_server_certificate_under_the_same_authority(
+    authority: Authority, tmp_path: Path
+) -> None:
     old = read_certificate(issue_server_certificate(authority, tmp_path, days=1).certificate)
     files = issue_server_certificate(authority, tmp_path)
-    assert check_certificate(files.certificate, authority.certificate) > old.not_valid_after_utc + timedelta(days=700)
+    assert check_certificate(
+        files.certificate, authority.certificate
+    ) > old.not_valid_after_utc + timedelta(days=700)
 
 
 def test_wrong_files_are_named(authority: Authority, tmp_path: Path) -> None:
@@ -158,11 +177,18 @@ def test_the_key_of_another_authority_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["words", "ed25519", "empty"])
-def test_only_an_ec_key_line_gets_a_site_certificate(kind: str, authority: Authority, tmp_path: Path) -> None:
+def test_only_an_ec_key_line_gets_a_site_certificate(
+    kind: str, authority: Authority, tmp_path: Path
+) -> None:
     key = ed25519.Ed25519PrivateKey.generate().public_key()
-    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    line = key.public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    ).decode()
     with pytest.raises(ConfigurationError, match="expected one line"):
         issue_site_certificate(
-            authority, "a", {"words": "hello world", "ed25519": line, "empty": ""}[kind], tmp_path / "c"
+            authority,
+            "a",
+            {"words": "hello world", "ed25519": line, "empty": ""}[kind],
+            tmp_path / "c",
         )
     assert not (tmp_path / "c").exists()

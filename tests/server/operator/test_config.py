@@ -14,7 +14,11 @@ from server.operator.config import Limits, ServerConfig, load_config, new_config
 def test_the_generated_file_reads_back_as_the_same_value(tmp_path: Path) -> None:
     config = new_config("demo", "https://server.example:9443", tmp_path / "server.yaml")
     assert config == load_config(tmp_path / "server.yaml")
-    assert (config.host, config.listen.port, config.listen.host) == ("server.example", 9443, "127.0.0.1")
+    assert (config.host, config.listen.port, config.listen.host) == (
+        "server.example",
+        9443,
+        "127.0.0.1",
+    )
 
 
 def test_the_sample_names_every_key_with_its_meaning() -> None:
@@ -40,5 +44,8 @@ def test_a_url_is_refused_with(sentence: str) -> None:
 
 def test_an_unknown_key_is_named_with_its_line() -> None:
     text = "name: demo\nlimits:\n  reask: 3\nurl: https://a:1\n"
-    with pytest.raises(ConfigurationError, match=r"server.yaml:3: limits.reask: unknown key; did you mean 'reask_s'"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"server.yaml:3: limits.reask: unknown key; did you mean 'reask_s'",
+    ):
         parse_yaml(text, ServerConfig, Path("server.yaml"))

@@ -58,7 +58,9 @@ def test_a_join_file_holds_what_the_site_needs(tmp_path: Path, state: ServerStat
     assert "hospital-a" in certificate.subject.rfc4514_string()
 
 
-def test_the_same_request_twice_gives_one_record_and_a_second_join_file(tmp_path: Path, state: ServerState) -> None:
+def test_the_same_request_twice_gives_one_record_and_a_second_join_file(
+    tmp_path: Path, state: ServerState
+) -> None:
     path = request(tmp_path / "r.json")
     enrol(path, state, CONFIG, "line")
     enrol(path, state, CONFIG, "line")
@@ -116,7 +118,9 @@ def test_a_request_signed_by_another_key_is_refused(tmp_path: Path) -> None:
         read_request(request(tmp_path / "r.json", sign_key=other))
 
 
-def test_states_follow_one_another_and_survive_a_new_process(tmp_path: Path, state: ServerState) -> None:
+def test_states_follow_one_another_and_survive_a_new_process(
+    tmp_path: Path, state: ServerState
+) -> None:
     enrol(request(tmp_path / "r.json"), state, CONFIG, "line")
 
     def now() -> tuple[str, int | None, str, bool]:

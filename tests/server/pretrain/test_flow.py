@@ -22,7 +22,9 @@ ORIGIN = Provenance("invented pictures", "CC0-1.0", "nobody")
 
 
 def source(n: int = 6, size_px: int = 8, channels: int = 1) -> Source:
-    pixels = np.random.default_rng(0).integers(100, 150, (n, size_px, size_px, channels), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        100, 150, (n, size_px, size_px, channels), dtype=np.uint8
+    )
     return Source(pixels, (), None, "0" * 64)
 
 
@@ -32,13 +34,18 @@ def options(**changes: object) -> Pretraining:
 
 def test_a_run_writes_checkpoint_card_state_and_sheet(tmp_path: Path) -> None:
     seen: list[float] = []
-    training = run(source(), tmp_path, SMALL, ORIGIN, progress=lambda step, share, bits: seen.append(share))
+    training = run(
+        source(), tmp_path, SMALL, ORIGIN, progress=lambda step, share, bits: seen.append(share)
+    )
     assert seen == pytest.approx([0, 1 / 3, 2 / 3, 1])
     model = Glow(8, 1, 2, 1, 8)
     load(model, tmp_path / "glow.safetensors")
     averages = weights_of(training.average)
     assert all(np.array_equal(value, averages[name]) for name, value in weights_of(model).items())
-    assert any(not np.array_equal(value, averages[name]) for name, value in weights_of(training.model).items())
+    assert any(
+        not np.array_equal(value, averages[name])
+        for name, value in weights_of(training.model).items()
+    )
     text = (tmp_path / "GLOW_CARD.md").read_text()
     digest = hashlib.sha256((tmp_path / "glow.safetensors").read_bytes()).hexdigest()
     assert digest in text and "invented pictures" in text and "3 steps" in text
@@ -49,7 +56,9 @@ def test_a_run_writes_checkpoint_card_state_and_sheet(tmp_path: Path) -> None:
 def test_training_lowers_the_bits_per_dimension() -> None:
     images, found = source(16).images, []
     longer = options(steps=60, learning_rate=0.02, batch=8)
-    pretrain(images, longer, begin(images, longer), progress=lambda step, share, bits: found.append(bits))
+    pretrain(
+        images, longer, begin(images, longer), progress=lambda step, share, bits: found.append(bits)
+    )
     assert found[-1] < found[2] - 0.3
 
 
@@ -60,15 +69,28 @@ def test_a_killed_run_goes_on_with_its_weights_average_moments_and_counters(tmp_
     pretrain_glow.restore(again, tmp_path / "training" / "glow-state.safetensors")
     assert (again.step, again.bits) == (3, first.bits)
     for mine, theirs in ((first.model, again.model), (first.average, again.average)):
-        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True)
+        )
     for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
         kept, restored = first.optimiser.state[a], again.optimiser.state[b]
-        assert all(torch.equal(kept[name], restored[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
-    run(source(), tmp_path, options(steps=5), ORIGIN, resume=True, progress=lambda step, *_: steps.append(step))
+        assert all(
+            torch.equal(kept[name], restored[name]) for name in ("step", "exp_avg", "exp_avg_sq")
+        )
+    run(
+        source(),
+        tmp_path,
+        options(steps=5),
+        ORIGIN,
+        resume=True,
+        progress=lambda step, *_: steps.append(step),
+    )
     assert steps == [3, 4, 5]
 
 
-def test_what_is_not_asked_for_is_not_overwritten_and_a_lost_state_not_invented(tmp_path: Path) -> None:
+def test_what_is_not_asked_for_is_not_overwritten_and_a_lost_state_not_invented(
+    tmp_path: Path,
+) -> None:
     run(source(), tmp_path, SMALL)
     assert not (tmp_path / "GLOW_CARD.md").exists(), "no card without a provenance"
     with pytest.raises(ConfigurationError, match="exists already"):
@@ -95,7 +117,15 @@ def test_the_same_seed_gives_the_same_flow_and_reversible_nearly_the_same() -> N
 
 def test_depths_follow_one_another_in_the_first_half() -> None:
     staged = options(depths=(3, 5, 8))
-    assert [staged.depth(share) for share in (0.0, 0.24, 0.26, 0.49, 0.5, 0.99, 1.0)] == [3, 3, 5, 5, 8, 8, 8]
+    assert [staged.depth(share) for share in (0.0, 0.24, 0.26, 0.49, 0.5, 0.99, 1.0)] == [
+        3,
+        3,
+        5,
+        5,
+        8,
+        8,
+        8,
+    ]
     assert {SMALL.depth(share) for share in (0.0, 0.5, 1.0)} == {8}
 
 
@@ -124,7 +154,13 @@ def test_images_and_layouts_that_cannot_be_are_refused_in_words(case: str) -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"depths": ()}, {"depths": (8, 5)}, {"depths": (0, 8)}, {"flips": "x"}, {"reversible": True, "compiled": True}],
+    [
+        {"depths": ()},
+        {"depths": (8, 5)},
+        {"depths": (0, 8)},
+        {"flips": "x"},
+        {"reversible": True, "compiled": True},
+    ],
     ids=str,
 )
 def test_options_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
@@ -135,7 +171,9 @@ def test_options_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
 def test_a_run_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_glow, "LOST_STEPS", 3)
     lost = itertools.count()
-    monkeypatch.setattr(pretrain_glow, "noisy", lambda *_: next(lost) * torch.nan + torch.zeros(4, 1, 8, 8))
+    monkeypatch.setattr(
+        pretrain_glow, "noisy", lambda *_: next(lost) * torch.nan + torch.zeros(4, 1, 8, 8)
+    )
     images = source().images
     training = begin(images, SMALL)
     with pytest.raises(ConfigurationError, match="diverged"):
@@ -146,7 +184,18 @@ def test_a_run_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_module_trains_an_npz_and_constant_pictures_do_not_break_it(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", images=np.zeros((5, 8, 8, 3), np.uint8))
     given = [str(tmp_path / "images.npz"), str(tmp_path / "out" / "glow.safetensors")]
-    small = ["--levels", "2", "--steps-per-level", "1", "--width", "8", "--depths", "3,8", "--minutes", "0.003"]
+    small = [
+        "--levels",
+        "2",
+        "--steps-per-level",
+        "1",
+        "--width",
+        "8",
+        "--depths",
+        "3,8",
+        "--minutes",
+        "0.003",
+    ]
     pretrain_glow.main([*given, *small])
     model = Glow(8, 3, 2, 1, 8)
     load(model, tmp_path / "out" / "glow.safetensors")
@@ -161,9 +210,17 @@ def test_the_servers_command_trains_a_flow_of_the_studys_layout(
     from server.cli.main import pretrain as command
 
     np.savez(tmp_path / "images.npz", images=source(size_px=16).images)
-    named = {"source": "invented", "licence": "CC0-1.0", "attribution": "nobody", "size_px": 16, "channels": 1}
+    named = {
+        "source": "invented",
+        "licence": "CC0-1.0",
+        "attribution": "nobody",
+        "size_px": 16,
+        "channels": 1,
+    }
     command(tmp_path / "images.npz", out=tmp_path / "out", minutes=0.001, model="glow", **named)  # type: ignore[arg-type]
     load(Glow(16, 1, 4, 6, 40), tmp_path / "out" / "glow.safetensors")
     assert (tmp_path / "out" / "GLOW_CARD.md").is_file()
     with pytest.raises(ConfigurationError, match="licence"):
-        command(tmp_path / "images.npz", out=tmp_path / "more", model="glow", **{**named, "licence": ""})  # type: ignore[arg-type]
+        command(
+            tmp_path / "images.npz", out=tmp_path / "more", model="glow", **{**named, "licence": ""}
+        )  # type: ignore[arg-type]

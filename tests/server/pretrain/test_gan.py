@@ -25,7 +25,14 @@ from server.public_data.images import Source, read_source, views
 
 torch.set_num_threads(1)
 PLAN = PretrainPlan(
-    size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, averaged=2, flattened=2, alone=0.4
+    size_px=32,
+    width=8,
+    latent=16,
+    encoder_width=8,
+    reconstructed=3,
+    averaged=2,
+    flattened=2,
+    alone=0.4,
 )
 PLAN = dataclasses.replace(PLAN, prior_steps=2)
 PROVENANCE = Provenance("ten painted discs", "CC0", "nobody")
@@ -50,18 +57,42 @@ def npz(folder: Path, **more: object) -> Path:
     return path
 
 
-def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(tmp_path: Path) -> None:
+def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(
+    tmp_path: Path,
+) -> None:
     exclude = tmp_path / "exclude.txt"
     exclude.write_text("disc-3\nsomebody-else\n")
     out, seen = tmp_path / "out", []
-    pretrain.run(npz(tmp_path), out, PLAN, PROVENANCE, steps=5, exclude=exclude, progress=lambda *at: seen.append(at))
-    gan, encoder = (read(out / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder"))
+    pretrain.run(
+        npz(tmp_path),
+        out,
+        PLAN,
+        PROVENANCE,
+        steps=5,
+        exclude=exclude,
+        progress=lambda *at: seen.append(at),
+    )
+    gan, encoder = (
+        read(out / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder")
+    )
     generator = Generator(32, 3, 8, 16)
     load_weights(generator, gan, "generator.")
     load_encoder(encoder, 8, 16, 32, 3)
     card = (out / "MODEL_CARD.md").read_text()
-    files = [hashlib.sha256((out / f"{name}.safetensors").read_bytes()).hexdigest() for name in ("gan", "encoder")]
-    for text in (*files, "ten painted discs", "CC0", "nobody", "9, SHA-256", "2 names", "5 steps", "latent 16"):
+    files = [
+        hashlib.sha256((out / f"{name}.safetensors").read_bytes()).hexdigest()
+        for name in ("gan", "encoder")
+    ]
+    for text in (
+        *files,
+        "ten painted discs",
+        "CC0",
+        "nobody",
+        "9, SHA-256",
+        "2 names",
+        "5 steps",
+        "latent 16",
+    ):
         assert text in card
     assert [step for step, _ in seen] == [0, 1, 2, 3, 4, 5]
     with Image.open(out / "training" / "samples-000005.png") as sheet:
@@ -237,7 +268,11 @@ def test_flat_codes_come_closer_to_the_photographs_than_their_start() -> None:
 
     def loss(w: torch.Tensor) -> float:
         with torch.no_grad():
-            return float(pretrain_losses.reconstruction_loss(wanted, generator.synthesis(generator.broadcast(w))))
+            return float(
+                pretrain_losses.reconstruction_loss(
+                    wanted, generator.synthesis(generator.broadcast(w))
+                )
+            )
 
     assert loss(found) < 0.95 * loss(start)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
@@ -248,7 +283,9 @@ def test_the_sliced_distance_is_zero_for_the_same_sample_and_grows_with_the_shif
     a, draw = torch.randn(64, 8), torch.Generator().manual_seed(0)
     shuffled = a[torch.randperm(64)]
     assert float(pretrain_losses.sliced_wasserstein(a, shuffled, draw)) < 1e-9
-    near, far = (float(pretrain_losses.sliced_wasserstein(a, a + shift, draw)) for shift in (0.1, 1.0))
+    near, far = (
+        float(pretrain_losses.sliced_wasserstein(a, a + shift, draw)) for shift in (0.1, 1.0)
+    )
     assert 0 < near < far
 
 
@@ -265,9 +302,13 @@ pretrain(source, plan, Path(sys.argv[2]), steps=10**6, save_every_s=0.0, progres
 """
 
 
-def test_a_run_that_was_killed_in_the_middle_of_a_step_goes_on_from_its_last_state(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_in_the_middle_of_a_step_goes_on_from_its_last_state(
+    tmp_path: Path,
+) -> None:
     source, out = npz(tmp_path), tmp_path / "out"
-    with subprocess.Popen([sys.executable, "-c", KILLED, source, out], stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, source, out], stdout=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None
         for _ in range(5):
             reached = int(child.stdout.readline())
@@ -279,16 +320,26 @@ def test_a_run_that_was_killed_in_the_middle_of_a_step_goes_on_from_its_last_sta
         pretrain.run(source, out, PLAN, PROVENANCE, steps=step + 2)
     seen: list[int] = []
     done = pretrain.run(
-        source, out, PLAN, PROVENANCE, steps=step + 2, resume=True, progress=lambda at, _: seen.append(at)
+        source,
+        out,
+        PLAN,
+        PROVENANCE,
+        steps=step + 2,
+        resume=True,
+        progress=lambda at, _: seen.append(at),
     )
     assert seen == [step, step + 1, step + 2]
     moments = done.optimisers[0].state_dict()["state"]
-    assert {int(one["step"]) for one in moments.values()} >= {step + 2}  # Adam counts from the very beginning too
+    assert {int(one["step"]) for one in moments.values()} >= {
+        step + 2
+    }  # Adam counts from the very beginning too
 
 
 def test_one_dial_changes_the_size(tmp_path: Path) -> None:
     large = np.kron(discs()[:3], np.ones((1, 4, 4, 1), np.uint8))
-    plan = dataclasses.replace(PLAN, size_px=128, width=2, latent=8, encoder_width=4, alone=0.6, coarse=0.4)
+    plan = dataclasses.replace(
+        PLAN, size_px=128, width=2, latent=8, encoder_width=4, alone=0.6, coarse=0.4
+    )
     source = Source(large, NAMES[:3], None, "")
     made = pretrain.pretrain(source, plan, tmp_path, steps=3)
     assert made.averages.generator.synthesis(torch.zeros(1, 12, 8)).shape == (1, 3, 128, 128)
@@ -297,16 +348,24 @@ def test_one_dial_changes_the_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size_px", [64, 128, 256, 512])
-def test_synthesis_to_a_smaller_size_is_the_generators_own_below_its_last_layers(size_px: int) -> None:
+def test_synthesis_to_a_smaller_size_is_the_generators_own_below_its_last_layers(
+    size_px: int,
+) -> None:
     torch.manual_seed(0)
     generator = Generator(size_px, 3, 1, 4).requires_grad_(False)
     codes = torch.randn(2, generator.layer_count, 4)
     small = pretrain.synthesis(generator, codes, size_px // 2)
-    generator.to_image[-1].weight.zero_()  # then the last block adds nothing, and the whole is the half, enlarged
-    torch.testing.assert_close(pretrain.enlarged(small, size_px), generator.synthesis(codes), atol=1e-4, rtol=1e-4)
+    generator.to_image[
+        -1
+    ].weight.zero_()  # then the last block adds nothing, and the whole is the half, enlarged
+    torch.testing.assert_close(
+        pretrain.enlarged(small, size_px), generator.synthesis(codes), atol=1e-4, rtol=1e-4
+    )
     assert torch.equal(pretrain.synthesis(generator, codes, size_px), generator.synthesis(codes))
 
 
 def test_an_unknown_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="device abacus"):
-        pretrain.run(tmp_path / "absent.npz", tmp_path / "out", PLAN, PROVENANCE, steps=1, device="abacus")
+        pretrain.run(
+            tmp_path / "absent.npz", tmp_path / "out", PLAN, PROVENANCE, steps=1, device="abacus"
+        )

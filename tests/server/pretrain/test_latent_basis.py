@@ -21,7 +21,9 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = demo_hospitals.radiograph_reference(tmp_path, 32).path
-    monkeypatch.setattr(sys, "argv", ["latent_basis", str(PRESET), str(images), str(tmp_path / "basis.safetensors")])
+    monkeypatch.setattr(
+        sys, "argv", ["latent_basis", str(PRESET), str(images), str(tmp_path / "basis.safetensors")]
+    )
     main()
     found = latents.load(tmp_path / "basis.safetensors")
     assert (found.components, found.coordinates) == (16, 1024)
@@ -32,7 +34,9 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
         load(flow, PRESET.parent / "checkpoints" / "chest-32" / "glow.safetensors")
         reduced = found.reduced(latents.encoded(file["images"], flow.eval()))
     np.testing.assert_allclose(reduced.std(axis=0), 1.0, atol=0.01)  # whitened on its own images
-    shipped = latents.load(PRESET.parent / "checkpoints" / "chest-32" / "basis.safetensors").first(2)
+    shipped = latents.load(PRESET.parent / "checkpoints" / "chest-32" / "basis.safetensors").first(
+        2
+    )
     alike = np.linalg.norm(shipped.directions @ found.directions.T, axis=1)
     assert (
         alike > 0.4
@@ -41,4 +45,6 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
 
 def test_a_plan_that_asks_for_no_basis_gets_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="asks for none"):
-        basis_of(load_study(demo_hospitals.preset_of("fundus")), tmp_path / "glow.safetensors", tmp_path)
+        basis_of(
+            load_study(demo_hospitals.preset_of("fundus")), tmp_path / "glow.safetensors", tmp_path
+        )

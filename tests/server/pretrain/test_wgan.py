@@ -16,6 +16,7 @@ from common.errors import RefusedError
 from common.models.adam import Adam
 from common.models.stylegan import load_weights
 from common.models.wgan import critic_loss, load, to_unit
+from common.storage import files
 from common.wire import tensors
 from server.pretrain import wgan as pretrain_wgan
 from server.pretrain import wgan_checkpoint as pretrain_pairs
@@ -43,14 +44,18 @@ def after(steps: int, pairs: NDArray[np.uint8], seed: int = 0, **more: object) -
 
 
 def same(one: Weights, other: Weights) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[name], other[name]) for name in one
+    )
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(source: PublicPairs) -> None:
     one = after(4, source.pairs)
     assert same(one, after(4, source.pairs))
     other = after(4, source.pairs, seed=1)
-    assert all(not np.array_equal(one[name], other[name]) for name in one if name.endswith(".weight"))
+    assert all(
+        not np.array_equal(one[name], other[name]) for name in one if name.endswith(".weight")
+    )
 
 
 def redrawing_error(weights: Weights, pairs: NDArray[np.uint8]) -> float:
@@ -69,23 +74,31 @@ def test_some_tens_of_steps_lower_the_redrawing_error(source: PublicPairs) -> No
     assert errors[-1] < 0.8 * errors[0] and errors[-1] < errors[9] < errors[0]
 
 
-def test_before_the_warm_up_ends_the_critic_rests_and_afterwards_it_moves(source: PublicPairs) -> None:
+def test_before_the_warm_up_ends_the_critic_rests_and_afterwards_it_moves(
+    source: PublicPairs,
+) -> None:
     one, two, three = (after(steps, source.pairs) for steps in (1, 2, 3))
     critics = [name for name in one if name.startswith("critic.")]
     assert all(np.array_equal(one[name], two[name]) for name in critics)
-    assert all(not np.array_equal(two[name], three[name]) for name in critics if name.endswith(".weight"))
+    assert all(
+        not np.array_equal(two[name], three[name]) for name in critics if name.endswith(".weight")
+    )
 
 
 def test_the_average_starts_as_the_generator_and_lags_behind_it(source: PublicPairs) -> None:
     rows = after(6, source.pairs)
     start = after(1, source.pairs)
     gap = np.abs(rows["average.start.weight"] - rows["generator.start.weight"]).max()
-    assert 0 < gap < np.abs(rows["generator.start.weight"] - start["generator.start.weight"]).max() * 2
+    assert (
+        0 < gap < np.abs(rows["generator.start.weight"] - start["generator.start.weight"]).max() * 2
+    )
 
 
 def test_it_goes_on_from_given_weights_the_encoder_included(source: PublicPairs) -> None:
     given = after(5, source.pairs)
-    still = Recipe(learning_rate=1e-12, critic_learning_rate=1e-12, batch=8, average_decay=1 - 1e-12)
+    still = Recipe(
+        learning_rate=1e-12, critic_learning_rate=1e-12, batch=8, average_decay=1 - 1e-12
+    )
     found = next(pretrain(source.pairs, PLAN, 7, still, given))
     assert found.keys() == given.keys()
     for name in given:
@@ -102,7 +115,9 @@ def test_a_resumed_run_starts_from_what_was_saved_and_counts_on(
     seeds: list[int] = []
     seen: list[Weights] = []
 
-    def noted(pairs: object, plan: object, seed: int, recipe: object, start: Weights | None) -> Iterator[Weights]:
+    def noted(
+        pairs: object, plan: object, seed: int, recipe: object, start: Weights | None
+    ) -> Iterator[Weights]:
         starts.append(start)
         seeds.append(seed)
         for weights in pretrain(pairs, plan, seed, recipe, start):  # type: ignore[arg-type]
@@ -116,12 +131,16 @@ def test_a_resumed_run_starts_from_what_was_saved_and_counts_on(
     assert any(name.startswith("encoder.") for name in starts[1]) and seeds == [3, 5]
 
 
-def test_the_checkpoint_holds_the_studys_three_networks_and_no_encoder(source: PublicPairs, tmp_path: Path) -> None:
+def test_the_checkpoint_holds_the_studys_three_networks_and_no_encoder(
+    source: PublicPairs, tmp_path: Path
+) -> None:
     run(source, tmp_path, PLAN, ORIGIN, steps=1, recipe=QUICK)
     found = tensors.read(tmp_path / "wgan.safetensors", max_bytes=1 << 24)
     expected = after(1, source.pairs)
     assert {n: a.shape for n, a in found.items()} == {
-        n: a.shape for n, a in expected.items() if n.split(".")[0] in ("generator", "average", "critic")
+        n: a.shape
+        for n, a in expected.items()
+        if n.split(".")[0] in ("generator", "average", "critic")
     }
     load({name: np.asarray(array) for name, array in found.items()}, PLAN, 32)
 
@@ -132,17 +151,17 @@ def test_a_run_killed_while_it_saves_can_go_on(
 ) -> None:
     """Whichever of its writes is the last one: the next run with `resume` finds a whole save or none."""
     writes = itertools.count(1)
-    original = tensors.atomic_write
+    original = files.atomic_write
 
     def mortal(path: Path, data: bytes, **more: int) -> None:
         original(path, data, **more)
         if next(writes) == killed_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(tensors, "atomic_write", mortal)
+    monkeypatch.setattr(files, "atomic_write", mortal)
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path, PLAN, ORIGIN, steps=1, recipe=QUICK)
-    monkeypatch.setattr(tensors, "atomic_write", original)
+    monkeypatch.setattr(files, "atomic_write", original)
     assert run(source, tmp_path, PLAN, ORIGIN, steps=2, resume=True, recipe=QUICK) == 2
 
 
@@ -168,21 +187,27 @@ class Quadratic(nn.Module):
 
 
 @pytest.mark.parametrize("penalise", [True, False])
-def test_the_r1_penalty_is_on_real_pairs_alone_and_made_up_for_the_steps_without(penalise: bool) -> None:
+def test_the_r1_penalty_is_on_real_pairs_alone_and_made_up_for_the_steps_without(
+    penalise: bool,
+) -> None:
     torch.manual_seed(0)
     critic, real, fake = Quadratic(), 0.1 * torch.randn(4, 2, 3, 3), 5 + torch.randn(4, 2, 3, 3)
     adam = Caught(dict(critic.named_parameters()), 0.1)
     recipe = Recipe(penalty=0.7)
     pretrain_wgan._critic_step(critic, adam, real.clone(), lambda: fake, PLAN, recipe, penalise)  # type: ignore[arg-type]
     w = torch.tensor(0.3, requires_grad=True)
-    expected = critic_loss(w * real.square().sum((1, 2, 3)) / 2, w * fake.square().sum((1, 2, 3)) / 2, PLAN.loss)
+    expected = critic_loss(
+        w * real.square().sum((1, 2, 3)) / 2, w * fake.square().sum((1, 2, 3)) / 2, PLAN.loss
+    )
     if penalise:  # |grad D(x)|² = w²·|x|²
         expected = expected + 0.7 * PENALTY_EVERY / 2 * (w**2 * real.square().sum((1, 2, 3))).mean()
     (slope,) = torch.autograd.grad(expected, w)
     assert torch.allclose(adam.gradients["w"], slope, rtol=1e-5)
 
 
-def test_the_r1_penalty_comes_at_every_eighth_step(source: PublicPairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_r1_penalty_comes_at_every_eighth_step(
+    source: PublicPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[object] = []
     monkeypatch.setattr(pretrain_wgan, "_critic_step", lambda *given: seen.append(given[-1]))
     start = after(1, source.pairs)

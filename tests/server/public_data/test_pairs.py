@@ -25,7 +25,9 @@ def folder(root: Path, count: int = 4, side: int = 40) -> Path:
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
     for i in range(count):
-        Image.fromarray(rng.integers(0, 255, (side, side), dtype=np.uint8)).save(root / "images" / f"{i:03d}.png")
+        Image.fromarray(rng.integers(0, 255, (side, side), dtype=np.uint8)).save(
+            root / "images" / f"{i:03d}.png"
+        )
         mask = (rng.random((side, side)) < 0.2).astype(np.uint8) * 255
         Image.fromarray(mask).save(root / "masks" / f"{i:03d}.png")
         lines.append(f"{i:03d}.png,p{i % 2}")
@@ -42,13 +44,20 @@ def test_a_folder_of_pairs_is_read_cut_to_its_centre_and_knows_its_patients(tmp_
     assert set(np.unique(found.pairs[..., 1])) == {0, 255}
 
 
-@pytest.mark.parametrize("names", [("images", "masks", "patient_of"), ("images", "vessel_masks", "sequence")])
+@pytest.mark.parametrize(
+    "names", [("images", "masks", "patient_of"), ("images", "vessel_masks", "sequence")]
+)
 def test_an_archive_of_pairs_is_read(names: tuple[str, str, str], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    images, masks = rng.integers(0, 255, (5, 32, 32), dtype=np.uint8), rng.integers(0, 2, (5, 32, 32), dtype=np.uint8)
+    images, masks = (
+        rng.integers(0, 255, (5, 32, 32), dtype=np.uint8),
+        rng.integers(0, 2, (5, 32, 32), dtype=np.uint8),
+    )
     np.savez(tmp_path / "x.npz", **dict(zip(names, (images, masks, np.arange(5)), strict=True)))
     found = read_pairs(tmp_path / "x.npz", 32)
-    assert np.array_equal(found.pairs[..., 0], images) and np.array_equal(found.pairs[..., 1], masks * 255)
+    assert np.array_equal(found.pairs[..., 0], images) and np.array_equal(
+        found.pairs[..., 1], masks * 255
+    )
 
 
 def grey_mask(root: Path) -> None:
@@ -74,11 +83,17 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a name twice": (table("file,patient\n000.png,p\n000.png,q\n"), "line 3"),
     "an empty patient": (table("file,patient\n000.png,\n"), "line 2"),
     "a picture that nobody listed": (table("file,patient\n000.png,p\n001.png,p\n"), "not listed"),
-    "no mask for a picture": (lambda root: (root / "masks" / "001.png").unlink(), r"masks/001\.png: missing"),
+    "no mask for a picture": (
+        lambda root: (root / "masks" / "001.png").unlink(),
+        r"masks/001\.png: missing",
+    ),
     "a grey mask": (grey_mask, "expected 0 and 255"),
     "a colour picture": (colour, "8-bit grey"),
     "a mask of another size": (other_size, "one size for all"),
-    "bytes that are no picture": (lambda root: (root / "images" / "001.png").write_bytes(b"x" * 99), "not a PNG"),
+    "bytes that are no picture": (
+        lambda root: (root / "images" / "001.png").write_bytes(b"x" * 99),
+        "not a PNG",
+    ),
     "one pair": (table("file,patient\n000.png,p\n"), "1 pairs, expected 2"),
 }
 
@@ -115,7 +130,9 @@ def test_phantoms_are_pairs_of_their_own_patients_and_repeatable() -> None:
     assert one.digest == again.digest != phantom_pairs(2, 4, 32, 6).digest
 
 
-def test_pretraining_writes_checkpoint_card_and_sheet_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_pretraining_writes_checkpoint_card_and_sheet_and_goes_on_where_it_was(
+    tmp_path: Path,
+) -> None:
     source, plan = phantom_pairs(2, 8, 32, 0), public_plan(width=8, generator_width=8, latent=16)
     assert run(source, tmp_path, plan, ORIGIN, steps=2) == 2
     first = tensors.read(tmp_path / "wgan.safetensors", max_bytes=1 << 24)
@@ -123,7 +140,18 @@ def test_pretraining_writes_checkpoint_card_and_sheet_and_goes_on_where_it_was(t
     with pytest.raises(ConfigurationError, match="holds a checkpoint"):
         run(source, tmp_path, plan, ORIGIN, steps=4)
     seen: list[int] = []
-    assert run(source, tmp_path, plan, ORIGIN, steps=4, resume=True, progress=lambda s, _: seen.append(s)) == 4
+    assert (
+        run(
+            source,
+            tmp_path,
+            plan,
+            ORIGIN,
+            steps=4,
+            resume=True,
+            progress=lambda s, _: seen.append(s),
+        )
+        == 4
+    )
     second = tensors.read(tmp_path / "wgan.safetensors", max_bytes=1 << 24)
     assert seen == [3, 4] and any((first[name] != second[name]).any() for name in first)
     text = (tmp_path / "MODEL_CARD.md").read_text()

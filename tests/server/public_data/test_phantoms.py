@@ -47,9 +47,13 @@ def test_a_phantom_uses_no_randomness_but_the_generators() -> None:
     assert np.array_equal(made(0).image, one.image)
 
 
-def test_the_mask_is_exactly_what_lies_within_a_radius_of_the_centre_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mask_is_exactly_what_lies_within_a_radius_of_the_centre_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = np.random.default_rng(0)
-    points = np.column_stack([rng.uniform(-3, n + 3, 30) for n in SHAPE] + [rng.uniform(0.6, 3.4, 30)])
+    points = np.column_stack(
+        [rng.uniform(-3, n + 3, 30) for n in SHAPE] + [rng.uniform(0.6, 3.4, 30)]
+    )
     monkeypatch.setattr(vessel_phantoms, "_tree", lambda rng, style, shape: points)
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), -1).astype(float)
     far = np.linalg.norm(grid[:, :, :, None] - points[:, :3], axis=-1) / points[:, 3]
@@ -58,7 +62,9 @@ def test_the_mask_is_exactly_what_lies_within_a_radius_of_the_centre_line(monkey
 
 
 @pytest.mark.parametrize("magnify", [1, 2])
-def test_where_no_centre_line_meets_a_voxel_there_still_is_one(magnify: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_centre_line_meets_a_voxel_there_still_is_one(
+    magnify: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     thin: Style = dataclasses.replace(STYLES["public"], radius=(1e-3, 1e-3))
     assert 0 < volume(np.random.default_rng(0), thin, SHAPE, magnify).mask.sum() <= 4
     faint = np.array([[2.0, 10.0, 10.85, 0.2]])  # 0.68 in one voxel, below 0.5 once magnified
@@ -98,7 +104,9 @@ def test_patches_are_windows_of_the_phantom_with_masks_of_0_and_255(size_px: int
     found = patches(phantom, 5, size_px, np.random.default_rng(0))
     assert found.shape == (5, size_px, size_px, 2) and found.dtype == np.uint8
     assert set(np.unique(found[..., 1])) <= {0, 255}
-    windows = np.lib.stride_tricks.sliding_window_view(phantom.mask * np.uint8(255), (1, size_px, size_px))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        phantom.mask * np.uint8(255), (1, size_px, size_px)
+    )
     windows = windows.reshape(-1, size_px, size_px)
     for patch in found[..., 1]:
         assert (windows == patch).all((1, 2)).any()

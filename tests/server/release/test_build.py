@@ -50,26 +50,37 @@ def test_ssh_keygen_and_sha256sum_alone_verify_a_release(release: Path) -> None:
         "-n", "kohort-release-v1", "-s", "SHA256SUMS.sig",
     ]  # fmt: skip
     with open(release / "SHA256SUMS", "rb") as sums:
-        assert subprocess.run(command, cwd=release, stdin=sums, check=False, capture_output=True).returncode == 0
+        assert (
+            subprocess.run(
+                command, cwd=release, stdin=sums, check=False, capture_output=True
+            ).returncode
+            == 0
+        )
     done = subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=release, check=False)
     assert done.returncode == 0
 
 
-def test_the_same_inputs_give_the_same_bytes_and_order_says_nothing_about_the_site(tmp_path: Path) -> None:
+def test_the_same_inputs_give_the_same_bytes_and_order_says_nothing_about_the_site(
+    tmp_path: Path,
+) -> None:
     operator = signing.new_key()
     inputs = release_inputs(tmp_path, operator)
     one = build_release(inputs, tmp_path / "one", operator)
     swapped = dataclasses.replace(inputs, batches=inputs.batches[::-1])
     other = build_release(swapped, tmp_path / "two", operator)
     assert (one / "SHA256SUMS").read_bytes() == (other / "SHA256SUMS").read_bytes()
-    assert build_release(inputs, tmp_path / "one", operator) == one  # a second build changes nothing
+    assert (
+        build_release(inputs, tmp_path / "one", operator) == one
+    )  # a second build changes nothing
 
 
 def test_a_published_version_is_never_changed(tmp_path: Path) -> None:
     operator = signing.new_key()
     inputs = release_inputs(tmp_path, operator)
     build_release(inputs, tmp_path / "out", operator)
-    changed = dataclasses.replace(inputs, batches=[batch(inputs.study, "hospital-a", 9), inputs.batches[1]])
+    changed = dataclasses.replace(
+        inputs, batches=[batch(inputs.study, "hospital-a", 9), inputs.batches[1]]
+    )
     with pytest.raises(RefusedError, match="published with other bytes"):
         build_release(changed, tmp_path / "out", operator)
     verify(tmp_path / "out" / "small-1.0.0")
@@ -80,7 +91,9 @@ def test_below_the_quorum_nothing_is_released(tmp_path: Path) -> None:
     operator = signing.new_key()
     inputs = release_inputs(tmp_path, operator)
     with pytest.raises(PolicyError, match="quorum is 2"):
-        build_release(dataclasses.replace(inputs, batches=inputs.batches[:1]), tmp_path / "out", operator)
+        build_release(
+            dataclasses.replace(inputs, batches=inputs.batches[:1]), tmp_path / "out", operator
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -94,14 +107,20 @@ def test_a_batch_with_changed_pixels_or_another_signer_is_refused(tmp_path: Path
     foreign = dataclasses.replace(good, key=signing.public_text(signing.new_key().public_key()))
     for bad in (changed, foreign):
         with pytest.raises(RefusedError):
-            build_release(dataclasses.replace(inputs, batches=[bad, inputs.batches[1]]), tmp_path / "out", operator)
+            build_release(
+                dataclasses.replace(inputs, batches=[bad, inputs.batches[1]]),
+                tmp_path / "out",
+                operator,
+            )
 
 
 def test_identical_pictures_enter_once(tmp_path: Path) -> None:
     operator = signing.new_key()
     inputs = release_inputs(tmp_path, operator)
     twin = batch(inputs.study, "hospital-b", 1)
-    release = build_release(dataclasses.replace(inputs, batches=[inputs.batches[0], twin]), tmp_path / "out", operator)
+    release = build_release(
+        dataclasses.replace(inputs, batches=[inputs.batches[0], twin]), tmp_path / "out", operator
+    )
     assert verify(release).images == 6
 
 
@@ -136,8 +155,13 @@ def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(rele
     found = statement["updates"]["audit"]["models"]["gan"]
     assert (found["lower_bound"], found["upper_bound"], found["confidence"]) == (0.12, 3.1, 0.95)
     line = "gan: 0.12 ≤ ε ≤ 3.10"
-    assert line in (release / "privacy_statement.md").read_text() and line in (release / "index.html").read_text()
-    findings = {f["name"]: f for f in json.loads((release / "evaluation.json").read_text())["findings"]}
+    assert (
+        line in (release / "privacy_statement.md").read_text()
+        and line in (release / "index.html").read_text()
+    )
+    findings = {
+        f["name"]: f for f in json.loads((release / "evaluation.json").read_text())["findings"]
+    }
     assert findings["canary lower bound, gan"]["value"] == 0.12
     assert set(statement["updates"]["evidence"]["hospital-a"]) == {
         "ledger_head",

@@ -10,7 +10,9 @@ def test_several_images_a_group_are_said_not_to_be_independent_and_not_to_count_
     assert COUNT_LIMIT in limits_of(one)
     assert not any("not independent" in line for line in limits_of(one))
     assert COUNT_LIMIT not in limits_of(several)
-    assert any("up to 3 images" in line and "not independent" in line for line in limits_of(several))
+    assert any(
+        "up to 3 images" in line and "not independent" in line for line in limits_of(several)
+    )
 
 
 def test_a_release_says_that_its_averages_were_moved_out() -> None:

@@ -60,7 +60,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     file = run.record.final_weights()["wgan"]
     plan = federation.study.models.wgan
     assert plan is not None
-    pairs = drawn(run.record.root / "pairs", run.record.weights("wgan", 2), file_digest(file), plan, 32)
+    pairs = drawn(
+        run.record.root / "pairs", run.record.weights("wgan", 2), file_digest(file), plan, 32
+    )
     inputs = ReleaseInputs(
         federation.study,
         folder / "bundle",
@@ -80,13 +82,17 @@ def release(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def built(finished: Finished, folder: Path, **changes: Any) -> Path:
     """Build with other pairs or statements."""
     pairs = dataclasses.replace(finished.pairs, **changes)
-    return build_release(dataclasses.replace(finished.inputs, pairs=pairs), folder, finished.federation.key)
+    return build_release(
+        dataclasses.replace(finished.inputs, pairs=pairs), folder, finished.federation.key
+    )
 
 
 # --- the study ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_study_without_synthesis_ends_and_keeps_the_signed_headers_of_its_last_round(finished: Finished) -> None:
+def test_a_study_without_synthesis_ends_and_keeps_the_signed_headers_of_its_last_round(
+    finished: Finished,
+) -> None:
     record = finished.run.record
     assert record.complete() and record.progress().done == record.progress().total == 2
     assert sorted(record.evidence("wgan")) == ["hospital-a", "hospital-b", "hospital-c"]
@@ -108,13 +114,20 @@ class TrainingSite(ToySite):
         reservation = PracticeReservation(round_event(self.study, "wgan", 10**6))
         noise = SeededNoiseSource(self.seed + 100 * asked.round)
         cohort = phantom_cohort(self.seed)
-        return dict(train_wgan.train(cohort, self.study, weights, reservation, noise, lambda done, total: None))
+        return dict(
+            train_wgan.train(
+                cohort, self.study, weights, reservation, noise, lambda done, total: None
+            )
+        )
 
 
 def phantom_cohort(seed: int, patients: int = 6) -> Cohort:
     """Four patches of each of a few phantoms."""
     source = phantom_pairs(patients, 4, 32, seed)
-    names, zeros = tuple(f"{seed}-{p}" for p in range(patients)), np.zeros(len(source.pairs), np.int64)
+    names, zeros = (
+        tuple(f"{seed}-{p}" for p in range(patients)),
+        np.zeros(len(source.pairs), np.int64),
+    )
     return Cohort(
         Path("unused"), source.pairs, source.patient_of, zeros, zeros.astype(np.int8), names,
         tuple((name,) for name in names), ("vessels",), "0" * 64,
@@ -122,18 +135,29 @@ def phantom_cohort(seed: int, patients: int = 6) -> Cohort:
 
 
 def test_sites_that_train_on_phantoms_end_in_a_release_that_verifies(tmp_path: Path) -> None:
-    federation = Federation.of_pairs(tmp_path, models__wgan__critic_steps=1, models__wgan__adaptive=False)
+    federation = Federation.of_pairs(
+        tmp_path, models__wgan__critic_steps=1, models__wgan__adaptive=False
+    )
     for name, toy in list(federation.sites.items()):
-        federation.sites[name] = TrainingSite(name, federation.study, toy.operator, toy.seed, key=toy.key)
+        federation.sites[name] = TrainingSite(
+            name, federation.study, toy.operator, toy.seed, key=toy.key
+        )
     record = federation.run().record
-    start, end = record.root / "bundle" / "checkpoints" / "wgan.safetensors", record.weights("wgan", 2)
+    start, end = (
+        record.root / "bundle" / "checkpoints" / "wgan.safetensors",
+        record.weights("wgan", 2),
+    )
     for name, before in tensors.read(start, max_bytes=1 << 24).items():
         assert (end[name] != before).any(), name
     plan = federation.study.models.wgan
     assert plan is not None
     file = record.final_weights()["wgan"]
-    pairs = Pairs(drawn(tmp_path / "drawn", end, file_digest(file), plan, 32), record.evidence("wgan"))
-    inputs = ReleaseInputs(federation.study, tmp_path / "bundle", (), ACCOUNT, {"wgan": file}, pairs=pairs)
+    pairs = Pairs(
+        drawn(tmp_path / "drawn", end, file_digest(file), plan, 32), record.evidence("wgan")
+    )
+    inputs = ReleaseInputs(
+        federation.study, tmp_path / "bundle", (), ACCOUNT, {"wgan": file}, pairs=pairs
+    )
     assert verify(build_release(inputs, tmp_path / "out", federation.key)).images == 12
 
 
@@ -144,8 +168,12 @@ def test_every_tensor_of_the_wgan_crosses_the_wire_and_the_average_counts_as_pos
     assert {name.split(".")[0] for name in weights} == {"generator", "average", "critic"}
     study = finished.federation.study
     counts = parameter_counts(study, finished.inputs.bundle / "checkpoints")
-    assert counts == {"wgan": sum(a.size for name, a in weights.items() if name.startswith("critic."))}
-    assert wire_counts(study, finished.inputs.bundle / "checkpoints") == {"wgan": sum(a.size for a in weights.values())}
+    assert counts == {
+        "wgan": sum(a.size for name, a in weights.items() if name.startswith("critic."))
+    }
+    assert wire_counts(study, finished.inputs.bundle / "checkpoints") == {
+        "wgan": sum(a.size for a in weights.values())
+    }
     without = study_of(models__wgan__trainable=["critic.layers.6."])
     assert parameter_counts(without, Path("nowhere"))["wgan"] < counts["wgan"]
     for name, trained in (
@@ -156,11 +184,19 @@ def test_every_tensor_of_the_wgan_crosses_the_wire_and_the_average_counts_as_pos
         assert boundary.is_trained(name, without.models.trained()["wgan"]) is trained
 
 
-def test_pairs_are_drawn_once_and_differ_from_draw_to_draw(finished: Finished, tmp_path: Path) -> None:
+def test_pairs_are_drawn_once_and_differ_from_draw_to_draw(
+    finished: Finished, tmp_path: Path
+) -> None:
     plan = finished.federation.study.models.wgan
     assert plan is not None
     weights = finished.run.record.weights("wgan", 2)
-    again = drawn(finished.run.record.root / "pairs", weights, file_digest(finished.inputs.weights["wgan"]), plan, 32)
+    again = drawn(
+        finished.run.record.root / "pairs",
+        weights,
+        file_digest(finished.inputs.weights["wgan"]),
+        plan,
+        32,
+    )
     assert np.array_equal(again, finished.pairs.drawn) and again.shape == (12, 32, 32, 2)
     assert not np.array_equal(drawn(tmp_path, weights, "0" * 64, plan, 32), again)
     assert not np.array_equal(
@@ -175,13 +211,19 @@ def test_the_release_verifies_claims_no_k_and_a_second_build_has_the_same_bytes(
     finished: Finished, release: Path, tmp_path: Path
 ) -> None:
     manifest = verify(release)
-    assert manifest.k is None and manifest.images == 12 and manifest.sites == ("hospital-a", "hospital-b", "hospital-c")
+    assert (
+        manifest.k is None
+        and manifest.images == 12
+        and manifest.sites == ("hospital-a", "hospital-b", "hospital-c")
+    )
     assert json.loads((release / "manifest.json").read_text())["k"] is None
     again = build_release(finished.inputs, tmp_path, finished.federation.key)
     assert (again / "SHA256SUMS").read_bytes() == (release / "SHA256SUMS").read_bytes()
 
 
-def test_every_pair_is_image_mask_and_nifti_under_one_number(finished: Finished, release: Path) -> None:
+def test_every_pair_is_image_mask_and_nifti_under_one_number(
+    finished: Finished, release: Path
+) -> None:
     import nibabel
     from torchvision.datasets import ImageFolder
 
@@ -190,20 +232,29 @@ def test_every_pair_is_image_mask_and_nifti_under_one_number(finished: Finished,
     assert list(rows[0]) == ["file_name", "mask", "mask_nifti", "label", "mechanism", "synthetic"]
     found = set()
     for row in rows:
-        image, mask = (np.asarray(Image.open(release / row[name])) for name in ("file_name", "mask"))
+        image, mask = (
+            np.asarray(Image.open(release / row[name])) for name in ("file_name", "mask")
+        )
         nifti: Any = nibabel.load(release / row["mask_nifti"])
         assert image.dtype == mask.dtype == np.uint8 and image.shape == mask.shape == (32, 32)
-        assert np.array_equal(np.asarray(nifti.dataobj).T * 255, mask) and nifti.get_data_dtype() == np.uint8
+        assert (
+            np.array_equal(np.asarray(nifti.dataobj).T * 255, mask)
+            and nifti.get_data_dtype() == np.uint8
+        )
         found.add(np.stack([image, mask], axis=-1).tobytes())
     assert found == {pair.tobytes() for pair in finished.pairs.drawn}
     sheet = np.asarray(Image.open(release / "contact_sheet.png"))
     assert sheet.shape[2] == 3 and sheet.shape[1] > 4 * 3 * 128
 
 
-def test_the_order_of_the_release_is_not_the_order_of_drawing(finished: Finished, release: Path) -> None:
+def test_the_order_of_the_release_is_not_the_order_of_drawing(
+    finished: Finished, release: Path
+) -> None:
     first = np.asarray(Image.open(release / "data/vessels/00000.png"))
     images = [np.asarray(Image.open(p)) for p in sorted((release / "data/vessels").iterdir())]
-    assert any(not np.array_equal(a, b) for a, b in zip(images, finished.pairs.drawn[..., 0], strict=True))
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(images, finished.pairs.drawn[..., 0], strict=True)
+    )
     assert any(np.array_equal(first, image) for image in finished.pairs.drawn[..., 0])
 
 
@@ -221,7 +272,10 @@ def test_mlcroissant_validates_a_release_of_pairs(release: Path) -> None:
 
 def test_the_words_claim_the_updates_epsilon_and_no_k(release: Path) -> None:
     statement = json.loads((release / "privacy_statement.json").read_text())
-    assert statement["images"]["k"] is None and "k-anonymity is not claimed" in statement["images"]["claim"]
+    assert (
+        statement["images"]["k"] is None
+        and "k-anonymity is not claimed" in statement["images"]["claim"]
+    )
     assert statement["updates"]["consortium"]["patient_of_every_site"]["epsilon"] == 24.0
     assert set(statement["updates"]["evidence"]) == {"hospital-a", "hospital-b", "hospital-c"}
     for name in ("privacy_statement.md", "README.md", "index.html"):
@@ -265,7 +319,9 @@ def signed(plan: Study, key: Ed25519PrivateKey, **changes: Any) -> bytes:
         **changes,
     }  # fmt: skip
     sealed = seal(Header.model_validate(fields), b"", key)
-    return statement_json("hospital-a", signing.public_text(key.public_key()), sealed.header, sealed.signature)
+    return statement_json(
+        "hospital-a", signing.public_text(key.public_key()), sealed.header, sealed.signature
+    )
 
 
 FORGED: dict[str, Callable[[Study], dict[str, Any]]] = {
@@ -286,14 +342,21 @@ FORGED: dict[str, Callable[[Study], dict[str, Any]]] = {
 @pytest.mark.parametrize("sentence", FORGED)
 def test_a_statement_is_refused_that_is(sentence: str, finished: Finished, tmp_path: Path) -> None:
     study, key = finished.federation.study, signing.new_key()
-    _updates({**finished.pairs.statements, "hospital-a": signed(study, key)}, study)  # so built, it would be accepted
-    forged = {**finished.pairs.statements, "hospital-a": signed(study, key, **FORGED[sentence](study))}
+    _updates(
+        {**finished.pairs.statements, "hospital-a": signed(study, key)}, study
+    )  # so built, it would be accepted
+    forged = {
+        **finished.pairs.statements,
+        "hospital-a": signed(study, key, **FORGED[sentence](study)),
+    }
     with pytest.raises(RefusedError):
         built(finished, tmp_path / "out", statements=forged)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_statement_that_its_site_did_not_sign_is_refused(finished: Finished, tmp_path: Path) -> None:
+def test_a_statement_that_its_site_did_not_sign_is_refused(
+    finished: Finished, tmp_path: Path
+) -> None:
     data = json.loads(finished.pairs.statements["hospital-a"])
     data["key"] = signing.public_text(signing.new_key().public_key())
     statements = {**finished.pairs.statements, "hospital-a": json.dumps(data).encode()}
@@ -301,7 +364,9 @@ def test_a_statement_that_its_site_did_not_sign_is_refused(finished: Finished, t
         built(finished, tmp_path / "out", statements=statements)
 
 
-def test_identical_pairs_enter_once_and_too_few_are_not_released(finished: Finished, tmp_path: Path) -> None:
+def test_identical_pairs_enter_once_and_too_few_are_not_released(
+    finished: Finished, tmp_path: Path
+) -> None:
     pairs = finished.pairs.drawn
     twins = np.concatenate([pairs[:5], pairs[:5]])
     assert verify(built(finished, tmp_path / "out", drawn=twins)).images == 5
@@ -310,7 +375,9 @@ def test_identical_pairs_enter_once_and_too_few_are_not_released(finished: Finis
 
 
 @pytest.mark.parametrize("value", [1, 128])
-def test_a_mask_that_is_neither_0_nor_255_is_refused(value: int, finished: Finished, tmp_path: Path) -> None:
+def test_a_mask_that_is_neither_0_nor_255_is_refused(
+    value: int, finished: Finished, tmp_path: Path
+) -> None:
     pairs = finished.pairs.drawn.copy()
     pairs[0, 0, 0, 1] = value
     with pytest.raises(RefusedError, match="masks of 0 and 255"):
@@ -319,7 +386,10 @@ def test_a_mask_that_is_neither_0_nor_255_is_refused(value: int, finished: Finis
 
 TABLES: dict[str, tuple[str, str]] = {
     "a k that the release does not claim": ("dp-generator,yes\n", "dp-generator,yes,5\n"),
-    "another image's mask": ("masks/00000.png,masks/00000.nii.gz", "masks/00001.png,masks/00001.nii.gz"),
+    "another image's mask": (
+        "masks/00000.png,masks/00000.nii.gz",
+        "masks/00001.png,masks/00001.nii.gz",
+    ),
     "no mask": ("masks/00000.png,masks/00000.nii.gz", ","),
 }
 
@@ -337,7 +407,9 @@ def test_verify_refuses_a_table_with(
     def spoiled(part: Path, *arguments: Any) -> None:
         original(part, *arguments)
         text = (part / "metadata.csv").read_text().replace(old, new)
-        (part / "metadata.csv").write_text(text.replace("synthetic\n", "synthetic,k\n") if ",5" in new else text)
+        (part / "metadata.csv").write_text(
+            text.replace("synthetic\n", "synthetic,k\n") if ",5" in new else text
+        )
 
     monkeypatch.setattr(module, "_write_pairs", spoiled)
     with pytest.raises(RefusedError, match=r"metadata\.csv"):
@@ -380,7 +452,11 @@ def test_a_nifti_mask_has_the_same_bytes_every_time_and_no_clock() -> None:
     mask = np.zeros((32, 32), np.uint8)
     mask[3, 5:9] = 255
     data = nifti_bytes(mask)
-    assert data == nifti_bytes(mask) and data[4:8] == b"\0\0\0\0" and len(gzip.decompress(data)) == 352 + 32 * 32
+    assert (
+        data == nifti_bytes(mask)
+        and data[4:8] == b"\0\0\0\0"
+        and len(gzip.decompress(data)) == 352 + 32 * 32
+    )
 
 
 def test_a_triptych_shows_image_mask_and_red_overlay() -> None:

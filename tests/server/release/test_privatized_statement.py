@@ -22,7 +22,9 @@ FIELDS = (
 def test_the_statement_says_everything_and_claims_no_more_than_its_groups_allow(
     section: dict[str, Any], grouping: str
 ) -> None:
-    said = privatized_statement(small_study(synthesis__privatize=section, synthesis__grouping=grouping))
+    said = privatized_statement(
+        small_study(synthesis__privatize=section, synthesis__grouping=grouping)
+    )
     assert isinstance(said, dict)
     assert not [name for name in FIELDS if name not in said]
     assert "d=768 of 3,072, k=5" in said["statement"]
@@ -33,4 +35,7 @@ def test_the_statement_says_everything_and_claims_no_more_than_its_groups_allow(
 
 
 def test_single_images_are_not_in_a_release() -> None:
-    assert privatized_statement(small_study(synthesis__privatize=GAUSSIAN | {"egress": "single"})) == "not evaluated"
+    assert (
+        privatized_statement(small_study(synthesis__privatize=GAUSSIAN | {"egress": "single"}))
+        == "not evaluated"
+    )

@@ -31,31 +31,43 @@ def forged(
     """A correctly signed batch of hospital-a with other numbers, bytes or header fields."""
     size, channels = plan.intake.size_px, plan.intake.channels
     arrays: tensors.Arrays = {
-        "images": np.random.default_rng(7).integers(0, 255, (3, size, size, channels), dtype=np.uint8),
+        "images": np.random.default_rng(7).integers(
+            0, 255, (3, size, size, channels), dtype=np.uint8
+        ),
         "labels": np.zeros(3, np.int64),
         "privatized": np.zeros(3, np.uint8),
     }
     change(arrays)
     payload = tensors.dumps(arrays, metadata)
-    statement = {**boundary.public_statement(plan, "images"), "ledger_head": "0" * 64, "ledger_seq": 7}
+    statement = {
+        **boundary.public_statement(plan, "images"),
+        "ledger_head": "0" * 64,
+        "ledger_seq": 7,
+    }
     header = {
         "kind": "images", "study": plan.hash(), "phase": "synthesize", "round": 0, "sender": "hospital-a",
         "digest": digest_of(payload), "statement": statement, **fields,
     }  # fmt: skip
     key = signing.new_key()
     return SiteBatch(
-        "hospital-a", signing.public_text(key.public_key()), (seal(Header.model_validate(header), payload, key),)
+        "hospital-a",
+        signing.public_text(key.public_key()),
+        (seal(Header.model_validate(header), payload, key),),
     )
 
 
 def as_update(study: Study) -> dict[str, Any]:
-    statement = boundary.public_statement(study, "update", "gan") | {"ledger_head": "0" * 64, "ledger_seq": 7}
+    statement = boundary.public_statement(study, "update", "gan") | {
+        "ledger_head": "0" * 64,
+        "ledger_seq": 7,
+    }
     return {"kind": "update", "phase": "train", "model": "gan", "statement": statement}
 
 
 def smaller_k(study: Study) -> dict[str, Any]:
     return {
-        "statement": boundary.public_statement(study, "images") | {"k": 2, "ledger_head": "0" * 64, "ledger_seq": 7}
+        "statement": boundary.public_statement(study, "images")
+        | {"k": 2, "ledger_head": "0" * 64, "ledger_seq": 7}
     }
 
 
@@ -91,7 +103,9 @@ def test_one_site_twice_is_one_site_of_the_quorum(inputs: ReleaseInputs) -> None
         module._accepted(dataclasses.replace(inputs, batches=[inputs.batches[0]] * 2))
 
 
-def test_pictures_are_mixed_across_sites_and_only_the_operators_key_explains_their_order(inputs: ReleaseInputs) -> None:
+def test_pictures_are_mixed_across_sites_and_only_the_operators_key_explains_their_order(
+    inputs: ReleaseInputs,
+) -> None:
     _, arrays = module._accepted(inputs)
     one = module._shuffled(arrays, inputs.study, OPERATOR)
     other = module._shuffled(arrays, inputs.study, signing.new_key())

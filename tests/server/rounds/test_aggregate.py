@@ -25,8 +25,12 @@ def test_the_average_is_the_weighted_mean_of_the_updates() -> None:
     total, updates, shares = aggregate.begin(weights), deltas(3), [0.5, 0.3, 0.2]
     for update, share in zip(updates, shares, strict=True):
         aggregate.fold(total, update, share)
-    expected = 1 + np.average(np.stack([u["critic.a"].astype(float) for u in updates]), axis=0, weights=shares)
-    np.testing.assert_allclose(aggregate.finish(weights, total, 1.0)["critic.a"], expected, rtol=1e-6)
+    expected = 1 + np.average(
+        np.stack([u["critic.a"].astype(float) for u in updates]), axis=0, weights=shares
+    )
+    np.testing.assert_allclose(
+        aggregate.finish(weights, total, 1.0)["critic.a"], expected, rtol=1e-6
+    )
 
 
 def test_weights_are_renormalised_over_the_accepted_sites() -> None:
@@ -34,7 +38,9 @@ def test_weights_are_renormalised_over_the_accepted_sites() -> None:
     total, update = aggregate.begin(weights), deltas(1)[0]
     aggregate.fold(total, update, 0.25)
     aggregate.fold(total, update, 0.25)
-    np.testing.assert_array_equal(aggregate.finish(weights, total, 0.5)["critic.a"], update["critic.a"])
+    np.testing.assert_array_equal(
+        aggregate.finish(weights, total, 0.5)["critic.a"], update["critic.a"]
+    )
 
 
 def test_the_sum_runs_in_the_order_of_names_whatever_the_order_of_the_mapping() -> None:
@@ -74,7 +80,9 @@ def test_fold_refuses_and_leaves_the_sum_as_it_was(sentence: str) -> None:
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_must_be_positive(weight: float) -> None:
     with pytest.raises(RefusedError):
-        aggregate.fold(aggregate.begin({"critic.a": np.zeros((3, 2), np.float32)}), deltas(1)[0], weight)
+        aggregate.fold(
+            aggregate.begin({"critic.a": np.zeros((3, 2), np.float32)}), deltas(1)[0], weight
+        )
 
 
 def test_a_result_beyond_float32_is_refused() -> None:

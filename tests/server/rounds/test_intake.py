@@ -30,7 +30,9 @@ def reply(site: ToySite, asked: Asked) -> Sealed:
     )  # fmt: skip
     import numpy as np
 
-    return site._made(question, {name: np.zeros(shape, np.float32) for name, shape in asked.shapes.items()})
+    return site._made(
+        question, {name: np.zeros(shape, np.float32) for name, shape in asked.shapes.items()}
+    )
 
 
 def test_an_honest_reply_is_accepted_with_its_bytes(setting: tuple[ToySite, Asked, str]) -> None:
@@ -53,7 +55,12 @@ def test_size_comes_first_even_for_a_wrong_signature(setting: tuple[ToySite, Ask
 def test_another_key_of_the_same_name_is_refused(setting: tuple[ToySite, Asked, str]) -> None:
     site, asked, _ = setting
     with pytest.raises(RefusedError) as caught:
-        accept(reply(site, asked), "hospital-a", signing.public_text(signing.new_key().public_key()), asked)
+        accept(
+            reply(site, asked),
+            "hospital-a",
+            signing.public_text(signing.new_key().public_key()),
+            asked,
+        )
     assert caught.value.code == "E-INTAKE-SIGNATURE"
 
 

@@ -51,10 +51,14 @@ def trained(module: nn.Module) -> Parameters:
 
 def loss_of(module: nn.Module) -> Callable[[Parameters, Batch], Tensor]:
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-    return lambda weights, patient: functional_call(module, {**frozen, **weights}, (patient[0],)).square().sum()
+    return lambda weights, patient: (
+        functional_call(module, {**frozen, **weights}, (patient[0],)).square().sum()
+    )
 
 
-def assert_equal_rows(loss: Callable[[Parameters, Batch], Tensor], parameters: Parameters, batch: Batch) -> None:
+def assert_equal_rows(
+    loss: Callable[[Parameters, Batch], Tensor], parameters: Parameters, batch: Batch
+) -> None:
     """Twice, since buffers are used again."""
     layers = LayerRules(loss, parameters)
     for scale in (1.0, 0.3):
@@ -85,7 +89,9 @@ def test_a_layer_that_is_used_twice_adds_up() -> None:
 
 def test_a_tensor_that_the_loss_does_not_use_has_gradient_zero() -> None:
     parameters = {"used": torch.randn(1, 4), "unused": torch.randn(2, 3)}
-    assert_equal_rows(lambda p, x: F.linear(x[0], p["used"]).square().sum(), parameters, (torch.randn(3, 2, 4),))
+    assert_equal_rows(
+        lambda p, x: F.linear(x[0], p["used"]).square().sum(), parameters, (torch.randn(3, 2, 4),)
+    )
 
 
 APART: dict[str, Callable[[Parameters, Tensor], Tensor]] = {
@@ -94,10 +100,15 @@ APART: dict[str, Callable[[Parameters, Tensor], Tensor]] = {
     "used in a layer and outside": lambda p, x: F.linear(x, p["w"]).sum() + p["w"].square().sum(),
     "without the patient": lambda p, x: p["w"].exp().sum() + 0 * x.sum(),
     "a pointwise convolution whose weight is made from two": lambda p, x: (
-        F.conv2d(x.reshape(2, 2, 2, 1), (p["w"].view(2, 2) @ p["v"].exp())[:, :, None, None], p["v"][0]).sin().sum()
+        F.conv2d(
+            x.reshape(2, 2, 2, 1), (p["w"].view(2, 2) @ p["v"].exp())[:, :, None, None], p["v"][0]
+        )
+        .sin()
+        .sum()
     ),
     "its bias alone is made": lambda p, x: (
-        F.conv2d(x.reshape(1, 2, 2, 2), torch.ones(2, 2, 1, 1), p["v"].exp()[0]).square().sum() + p["w"].sum()
+        F.conv2d(x.reshape(1, 2, 2, 2), torch.ones(2, 2, 1, 1), p["v"].exp()[0]).square().sum()
+        + p["w"].sum()
     ),
 }
 
@@ -118,25 +129,34 @@ def test_a_tensor_used_outside_the_rules_has_each_patients_own_gradient(case: st
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (3, 2), (1, 3), (4, 4)], ids=str)
 @pytest.mark.parametrize("channels", [(2, 5), (5, 2), (3, 3)], ids=str)
-def test_a_convolution_is_exact_whichever_side_is_unfolded(channels: tuple[int, int], shape: tuple[int, int]) -> None:
+def test_a_convolution_is_exact_whichever_side_is_unfolded(
+    channels: tuple[int, int], shape: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     module = nn.Conv2d(*channels, shape, padding=(shape[0] // 2, (shape[1] - 1) // 2))
     assert_equal_rows(loss_of(module), trained(module), (torch.randn(4, 3, channels[0], 6, 5),))
 
 
-def test_a_weight_whose_output_is_unfolded_once_and_its_input_another_time_is_left_to_other_ways() -> None:
+def test_a_weight_whose_output_is_unfolded_once_and_its_input_another_time_is_left_to_other_ways() -> (
+    None
+):
     parameters = {"w": torch.randn(2, 4, 3, 3)}
 
     def loss(weights: Parameters, patient: Batch) -> Tensor:
         x = patient[0]
-        return F.conv2d(x, weights["w"]).square().sum() + F.conv2d(x, weights["w"], stride=2).square().sum()
+        return (
+            F.conv2d(x, weights["w"]).square().sum()
+            + F.conv2d(x, weights["w"], stride=2).square().sum()
+        )
 
     with pytest.raises(NoRule, match="two ways"):
         LayerRules(loss, parameters)((torch.randn(3, 1, 4, 7, 7),))
 
 
 @pytest.mark.parametrize("case", ["a critic", "a frozen layer between"])
-def test_torchs_general_way_through_vmap_gives_the_same_rows(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_general_way_through_vmap_gives_the_same_rows(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `_beneath` falls back to where a torch lacks the private functions."""
     torch.manual_seed(0)
     make, shape = COVERED[case]
@@ -201,5 +221,7 @@ def test_training_with_layer_rules_imports_no_compiler() -> None:
         "LayerRules(lambda p, x: F.linear(x[0], p['w']).sum(), {'w': torch.zeros(1, 3)})((torch.ones(2, 4, 3),));"
         "print(int('torch._dynamo' in sys.modules or 'sympy' in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "0"
