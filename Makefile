@@ -1,4 +1,4 @@
-# kohort: set-up, checks, tests and the demo. Needs python3 (3.11+), make and git; everything else lands in .venv.
+# kohort: set-up, checks, tests, documents and the demo. Needs python3 (3.11+), make and git; everything else lands in .venv.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,8 +6,9 @@ export UV_SYSTEM_CERTS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: setup check test demo lock clean
+.PHONY: setup check test demo docs lock clean
 setup: .venv/installed
 
 # uv comes first, by the same hash-pinned lines of requirements.lock; uv then installs exactly that file.
@@ -25,12 +26,18 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 test: check
 	$(BIN)/pytest
 
 demo: setup
 	$(BIN)/kohort demo
+
+# build/docs/index.html; `python3 -m http.server -d build/docs` also serves the search.
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "documents: build/docs/index.html"
 
 # Maintainers: resolve pyproject.toml anew (for every platform, no host names in the file).
 lock:
