@@ -18,12 +18,13 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.daemon.jobs import CANARIES, TALLY, Ending, Job, Progress
+from client.daemon.jobs import Ending
 from client.daemon.site import Site
 from client.egress.gate import Evidence
 from client.ingest.cohort import FORMAT, SCHEMA
 from client.state import config as site_config
 from client.state.config import load_site
+from client.state.jobs import CANARIES, TALLY, Job, Progress
 from client.state.ledger import Reservation
 from client.state.plans import Membership, Plans, State, new_pseudonym_key
 from client.synthesize.group import Group, Stratum

@@ -13,7 +13,6 @@ Where all of `random` groups are privatized, 1, 2 and 4 have nothing to do. Wher
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import hmac
 import os
@@ -21,7 +20,6 @@ import resource
 import secrets
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,13 +28,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.daemon.jobs import CANARIES, TALLY, Job, write_progress
 from client.egress.audit import Code, audit, contact_sheet, gives_away_members
 from client.egress.gate import EVIDENCE_CAP_BYTES, Evidence
 from client.egress.review import SHEET
 from client.ingest.cohort import Cohort
 from client.learn import train_encoder, train_gan, train_glow, train_wgan
 from client.state.canaries import TALLY_CAP_BYTES
+from client.state.jobs import CANARIES, TALLY, Job, write_progress
 from client.state.ledger import Reservation
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, outputs
 from client.synthesize.anchors import cells_of, noisy_means
@@ -58,6 +56,7 @@ from client.synthesize.metric import cells_in, points_of
 from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
 from client.synthesize.spread import directions_of
+from common.arrays import Images
 from common.errors import ConfigurationError, KohortError, PolicyError
 from common.models.encoder import load_encoder
 from common.models.glow import Glow
@@ -69,14 +68,13 @@ from common.privacy.anchors import anchors_event
 from common.privacy.canaries import Canaries
 from common.privacy.mechanisms import latent_event
 from common.privacy.noise import NoiseSource
+from common.process import end_with_input, end_with_parent
 from common.storage.files import atomic_write, read_capped
 from common.study.plan import Study, Synthesis, load_study
 from common.wire.tensors import Arrays, dumps, read, write
 
-Images = NDArray[np.uint8]
 WEIGHTS_CAP_BYTES = 1 << 32
 MOST_LINKED = 2  # ids of one person in mode `anchors`: a third may have joined two strangers (methods/ksalsa.md, trap 18)
-PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 # Elsewhere a refusal by patients' images would not be covered by epsilon.
 CHOSEN_BY_IMAGES = ("similar", "similar-swap", "cells")
 BY_PATIENTS = (
@@ -89,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do the job in the folder named on the command line; returns 0, or the exit code of the refusal."""
     folder = Path((arguments or sys.argv[1:])[0])
     secret = bytes.fromhex(sys.stdin.readline().strip())
-    die_with_parent()
+    end_with_parent(signal.SIGKILL)
+    end_with_input(70)
     try:
         job = Job.read(folder)
         confine(job)
@@ -99,18 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error.code}: {error}\n")  # child.log, which stays in the job folder
         return error.exit_code
     return 0
-
-
-def die_with_parent() -> None:
-    """Let this process end with its parent, by the kernel's signal and by the end of standard input."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PARENT_DEATH, signal.SIGKILL)
-
-    def watch() -> None:
-        sys.stdin.read()
-        os._exit(70)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def confine(job: Job) -> None:

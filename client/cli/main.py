@@ -32,7 +32,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from client.daemon.jobs import Progress as Report
 from client.daemon.site import Site
 from client.egress.review import Batch, Reviews
 from client.fleet.app import build_app
@@ -42,14 +41,16 @@ from client.fleet.health import CLIENT_CERTIFICATE_REFUSED, Health
 from client.ingest.cohort import Cohort, IngestReport
 from client.state import config as site_config
 from client.state.config import check_plan, load_site
+from client.state.jobs import Progress as Report
 from client.state.plans import Membership, Plans, State, new_pseudonym_key, read_membership
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, PolicyError
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event
-from common.privacy.planning import feasibility, parameter_counts, refuse_hopeless
+from common.privacy.planning import feasibility, refuse_hopeless
 from common.storage.files import atomic_write, read_capped
 from common.storage.lock import FolderLock
 from common.study.plan import PrivatizePlan, Study, fingerprint_words, open_bundle
+from common.study.shapes import parameter_counts
 from common.wire import signing
 from common.wire.messages import canonical
 from kohort.commands import run_typer

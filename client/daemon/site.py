@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.daemon.jobs import TALLY, Job, Progress, Stopped, is_finished, run_child
+from client.daemon.jobs import run_child
 from client.egress.gate import Cleared, Evidence, Gate
 from client.egress.outbox import Outbox
 from client.egress.review import SHEET, Reviews, batch_digest
@@ -34,26 +34,20 @@ from client.ingest.cohort import Cohort, IngestReport, ingest
 from client.ingest.decode import Limits
 from client.state.canaries import TALLY_CAP_BYTES, CanaryFile, Heard
 from client.state.config import SiteConfig, check_plan
+from client.state.jobs import TALLY, Job, Progress, Stopped, is_finished
 from client.state.ledger import Ledger, Reservation
 from client.state.plans import Membership, Plans, State
 from client.synthesize.group import Grouping, GroupStore
 from common.errors import EnvironmentFault, PolicyError, RefusedError
 from common.privacy.accounting import epsilon_rdp, spend
-from common.privacy.boundary import (
-    PART_CAP_BYTES,
-    POST_PROCESSED,
-    PREFIXES,
-    Shapes,
-    check_instruction,
-    check_total,
-    check_weights,
-    is_trained,
-)
+from common.privacy.boundary import PART_CAP_BYTES, check_instruction, check_total, check_weights
 from common.privacy.canaries import Tally
 from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, image_event, round_event
-from common.privacy.planning import parameter_counts, refuse_hopeless
+from common.privacy.planning import refuse_hopeless
 from common.storage.files import read_capped
+from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
+from common.study.shapes import parameter_counts
 from common.wire.messages import Header, Sealed, unseal
 from common.wire.tensors import Arrays, dumps, loads, read, shapes
 
@@ -155,11 +149,7 @@ class Site:
         else:
             path = self.plans.folder(study.hash()) / "checkpoints" / start.name
             found = {name: shape for name, (_, shape) in shapes(path).items()}
-        return {
-            name: shape
-            for name, shape in found.items()
-            if start is None or name.startswith(PREFIXES[model])
-        }
+        return found if start is None else FAMILIES[model].select(found)
 
     # --- images
 
@@ -188,11 +178,13 @@ class Site:
     def _expected_for_images(self, study: Study, weights: Arrays) -> Shapes:
         """Names and shapes of the weights that synthesis gets: generator and critic where trained, the flow where it is used."""
         expected: dict[str, tuple[int, ...]] = {}
-        if study.models.gan:
-            expected |= self._expected(study, "gan", _only(weights, PREFIXES["gan"]))
         privatizes = study.synthesis is not None and study.synthesis.privatizes_averages
-        if study.models.glow and (privatizes or any(name.startswith("glow.") for name in weights)):
-            expected |= self._expected(study, "glow", _only(weights, PREFIXES["glow"]))
+        for model in study.models.trained():
+            family = FAMILIES[model]
+            sent = family.select(weights)
+            needed = family.synthesis == "always" or (family.synthesis != "never" and privatizes)
+            if needed or (family.synthesis != "never" and sent):
+                expected |= self._expected(study, model, sent)
         return expected
 
     def _reviewed(self, parts: list[bytes], study: Study, folder: Path) -> None:
@@ -469,18 +461,10 @@ def _reply_key(header: Header) -> str:
     return place.key
 
 
-def _only(arrays: Arrays, prefixes: tuple[str, ...]) -> Arrays:
-    """The tensors whose names start with one of the prefixes."""
-    return {name: array for name, array in arrays.items() if name.startswith(prefixes)}
-
-
 def _trained_dimension(study: Study, model: str, expected: Shapes) -> int:
     """How many numbers a private step of this model moves: trained tensors, without the post-processed generator."""
     plan = study.models.trained()[model]
-    names = (
-        name for name in expected if is_trained(name, plan) and not name.startswith(POST_PROCESSED)
-    )
-    return sum(int(np.prod(expected[name], dtype=np.int64)) for name in names)
+    return FAMILIES[model].private_dimension(expected, plan.trainable)
 
 
 def persons_of(cohort: Cohort) -> dict[str, int]:

@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.daemon.jobs import Stopped
+from client.state.jobs import Stopped
 from common.errors import KohortError, RefusedError
 from common.wire.messages import Sealed
 

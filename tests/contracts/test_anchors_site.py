@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from client.child.job import Batch, inverted, work
-from client.daemon.jobs import Ending, Job
+from client.daemon.jobs import Ending
 from client.egress.gate import Evidence
 from client.state.config import Policy
+from client.state.jobs import Job
 from client.state.ledger import Reservation
 from common.errors import KohortError, PolicyError, RefusedError
 from common.models.stylegan import Critic, Generator, numpy_weights

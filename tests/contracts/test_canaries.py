@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.daemon.jobs import CANARIES
 from client.daemon.site import Site
 from client.learn.lattice import to_lattice
 from client.learn.private_step import PrivateStep, StepConstants
 from client.state.canaries import CanaryFile
+from client.state.jobs import CANARIES
 from client.state.ledger import PracticeReservation
 from common.errors import KohortError, PolicyError
 from common.privacy import canaries as audit

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from client.child.job import Made, aligned, audited, main, members_found, person_names, work
-from client.daemon.jobs import Job, Stopped, run_child
+from client.daemon.jobs import run_child
 from client.egress.audit import AuditReport, Code
 from client.egress.audit import Evidence as AuditEvidence
 from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
+from client.state.jobs import Job, Stopped
 from client.state.ledger import Reservation
 from client.state.plans import State
 from client.synthesize.group import Group, Roster, Stratum
@@ -155,9 +156,10 @@ def test_a_stop_kills_the_child(
 
 
 CHILD = """
-from client.child.job import die_with_parent
-import os, time
-die_with_parent()
+from common.process import end_with_input, end_with_parent
+import os, signal, time
+end_with_parent(signal.SIGKILL)
+end_with_input(70)
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
@@ -274,7 +276,8 @@ def test_a_job_of_another_version_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "job.json").write_text('{"kind": "train"}')
-    monkeypatch.setattr("client.child.job.die_with_parent", lambda: None)
+    monkeypatch.setattr("client.child.job.end_with_parent", lambda _: None)
+    monkeypatch.setattr("client.child.job.end_with_input", lambda _: None)
     read_end, write_end = os.pipe()
     os.write(write_end, b"00\n")
     os.close(write_end)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from client.daemon.jobs import Stopped
 from client.daemon.site import split
 from client.fleet.app import build_app, record_of, reply_to, sealed_of
+from client.state.jobs import Stopped
 from common.errors import KohortError, PolicyError, RefusedError
 from common.privacy.boundary import PART_CAP_BYTES
 from common.wire import tensors
