@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from common.arrays import Floats
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -30,7 +32,6 @@ from client.synthesize import partition
 
 DIMENSION, CENTRES, SAMPLES = 64, 40, 192
 KS = (5, 10, 20)
-Floats = NDArray[np.float64]
 
 
 def codes(count: int, seed: int = 0) -> Floats:

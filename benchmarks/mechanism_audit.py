@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from client.synthesize.privatize import clip, noised_sums, quantise
+from common.arrays import Floats
 from common.privacy.mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.noise import Noise, NoiseSource
 
-Floats = NDArray[np.float64]
 CONFIDENCE = 0.999
 D, WIDE = 16, 256  # coordinates; of the batch-wide norm
 DELTA = 1e-5

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks import chest_pictures
 from benchmarks.chest_split import radiographs
 from client.synthesize import privatize as steps
+from common.arrays import Floats, Images, Labels
 from common.measure import attacks, classifier
 from common.models import latents
 from common.models.glow import Glow, from_uint8, load
@@ -47,9 +47,6 @@ FLOW = DEPLOY / "checkpoints" / "chest-32" / "glow.safetensors"
 PICTURES = Path(__file__).parent / "pictures"
 RECIPE = classifier.Recipe(shift_px=2, flip=False)
 SINGLES = 400  # releases of single images that a row makes at most
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

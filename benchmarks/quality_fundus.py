@@ -43,6 +43,7 @@ from client.synthesize.group import Group, Mode, Roster, Stratum, form_groups, p
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
 from client.synthesize.metric import Metric, cells_in, points_of
 from client.synthesize.spread import directions_of
+from common.arrays import Images, Labels
 from common.measure import attacks, classifier
 from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator
@@ -67,8 +68,6 @@ ANCHORS_NOISE, ANCHORS_COMPONENTS, ANCHORS_THRESHOLD_DELTA = (
 )  # epsilon 8 at delta 1e-5
 ANCHORS = "anchors, no labels"
 SHOWN = ("similar", "similar, by colour", "cells", "random", "centroid", "same-pixel")
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
@@ -33,6 +32,7 @@ from benchmarks import fundus_split
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
 from client.synthesize.group import Group, Roster, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from common.arrays import Images
 from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator, to_uint8, to_unit
 from common.study.plan import GanPlan
@@ -47,7 +47,6 @@ MERGED = np.array([0, 1, 1, 2, 2])  # deploy/studies/fundus.yaml: none, mild-mod
 KEY = b"kohort-benchmark-quality-generator"
 SIZES = (5, 10, 20)
 STEPS = (0, 10, 20)
-Images = NDArray[np.uint8]
 
 
 class Bench:

@@ -30,6 +30,7 @@ from PIL import Image
 from client.ingest.cohort import Cohort
 from client.learn import train_wgan
 from client.state.ledger import PracticeReservation
+from common.arrays import Pairs
 from common.measure import pair_utility as utility
 from common.models.wgan import build, load, load_average, named, sample
 from common.privacy.accounting import calibrate
@@ -46,7 +47,6 @@ SIZE_PX, SHAPE = 32, (8, 48, 48)
 DELTA = 1e-5
 STRIP_PAIRS = 24
 RECIPE = Recipe(batch=24, adversarial=0.02, warm_up=800)
-Pairs = NDArray[np.uint8]
 Weights = dict[str, NDArray[np.float32]]
 
 

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from client.ingest.cohort import Cohort
 from client.state.plans import Plans, State
+from common.arrays import Pairs
 from common.errors import ConfigurationError, RefusedError
 from common.measure import pair_utility as utility
 from common.storage.files import atomic_write, read_capped
@@ -32,7 +33,6 @@ from common.wire import signing
 from kohort import manifest
 
 TABLE_CAP_BYTES, PICTURE_CAP_BYTES = 1 << 26, 1 << 22
-Pairs = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

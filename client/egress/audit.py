@@ -38,12 +38,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from common.arrays import Floats, Images
 from common.errors import ConfigurationError
 from common.measure import attacks
 
 Code = Literal["A-PASS", "A-CONSTANT", "A-DUPLICATE", "A-COPY", "A-NEAR"]
-Images = NDArray[np.uint8]
-Floats = NDArray[np.float64]
 
 BLANK_DEVIATION = 0.02  # of the grey values in [0, 1]
 DUPLICATE_RMSE = 0.004  # one grey level of 255

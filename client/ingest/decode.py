@@ -33,9 +33,10 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 
 from client.ingest.files import opened
-from client.ingest.images import Pixels, framed, read_photograph
+from client.ingest.images import framed, read_photograph
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import LOOK_PX, SLICE_DIGEST_BYTES, Caps, Cut, Scan, VolumeFiles
+from common.arrays import Pixels
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -30,8 +30,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
-from client.ingest.images import Pixels
 from client.ingest.quarantine import Reason, Unusable
+from common.arrays import Pixels
 
 config.settings.reading_validation_mode = (
     config.IGNORE

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.ingest.quarantine import Reason, Unusable
-
-Pixels = NDArray[np.uint8]
+from common.arrays import Pixels
 
 SURROUND_LEVEL = 16  # the surround of a fundus camera is black plus JPEG noise, well under this
 STRAY_SHARE = (

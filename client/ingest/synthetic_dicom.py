@@ -15,7 +15,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from client.ingest.images import Pixels
+from common.arrays import Pixels
 
 SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
 TEXT_CAP = 1024  # of DerivationDescription (ST)

@@ -10,7 +10,7 @@ Loss of a pair with ŵ the code found: ‖w − ŵ‖² + L1 of pixels + L1 of t
 (methods/ksalsa.md 3.1; the neighbour term stands for the critic's features, which a site may not have).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.arrays import Weights
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.encoder import Encoder, load_encoder
@@ -28,8 +29,6 @@ BATCH = 8
 BETAS = (0.9, 0.99)
 LARGEST_AVERAGE = 5
 CODE_WEIGHT, PIXEL_WEIGHT, NEIGHBOUR_WEIGHT = 0.1, 1.0, 2.0
-
-Weights = Mapping[str, NDArray[np.generic]]
 
 
 def train(

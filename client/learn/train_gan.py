@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -34,6 +33,7 @@ from client.learn.private_step import (
     check_model,
 )
 from client.state.ledger import PracticeReservation, Reservation
+from common.arrays import Deltas, Weights
 from common.errors import Bug, ConfigurationError
 from common.models.adam import Adam
 from common.models.stylegan import Critic, Generator, load_critic, load_generator, to_unit
@@ -46,9 +46,6 @@ NORM_MARGIN = (
 )
 GENERATOR_BATCH = 16
 BETAS = (0.0, 0.99)
-
-Weights = Mapping[str, NDArray[np.generic]]
-Deltas = dict[str, NDArray[np.float32]]
 
 
 def train(

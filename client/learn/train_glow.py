@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
@@ -27,6 +26,7 @@ from client.learn.private_step import (
     check_model,
 )
 from client.state.ledger import PracticeReservation, Reservation
+from common.arrays import Deltas, Weights
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.glow import PREFIX, Glow, from_uint8, load_weights
@@ -37,9 +37,6 @@ from common.study.plan import GlowPlan, Study
 NORM_MARGIN = (
     1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
 )
-
-Weights = Mapping[str, NDArray[np.generic]]
-Deltas = dict[str, NDArray[np.float32]]
 
 
 def train(

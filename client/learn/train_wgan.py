@@ -17,11 +17,10 @@ Optimiser state and the ladder's place stay here and end with the round.
 Losses: common/models/wgan.py; Kossen et al. 2022; the ladder: Bie, Kamath and Zhang 2023 (adaptive critic steps).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
@@ -35,6 +34,7 @@ from client.learn.private_step import (
 )
 from client.learn.train_gan import stream, within
 from client.state.ledger import PracticeReservation, Reservation
+from common.arrays import Deltas, Weights
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.rmsprop import RMSprop
@@ -61,9 +61,6 @@ LADDER_DECAY, LADDER_BELOW, LADDER_PATIENCE = (
     0.65,
     200,
 )  # accuracy on fakes, in generator steps
-
-Weights = Mapping[str, NDArray[np.generic]]
-Deltas = dict[str, NDArray[np.float32]]
 
 
 def train(

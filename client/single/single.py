@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from client.daemon.site import Groups, Site
@@ -40,6 +39,7 @@ from client.ingest.quarantine import Reason
 from client.ingest.synthetic_dicom import synthetic_dicom
 from client.state.config import check_plan
 from client.synthesize.privatize import encode_released, privatize
+from common.arrays import Images
 from common.errors import ConfigurationError, PolicyError
 from common.models import glow as flows
 from common.models.glow import Glow
@@ -54,7 +54,6 @@ from common.wire.messages import digest_of
 from common.wire.tensors import dumps
 from common.wire.tensors import read as read_tensors
 
-Images = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 DECODE_MEMORY_BYTES, DECODE_TIMEOUT_S = 2 << 30, 30.0
 WEIGHTS_CAP_BYTES, STORED_CAP_BYTES = 1 << 30, 1 << 24

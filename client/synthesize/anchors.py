@@ -29,13 +29,11 @@ from client.synthesize.align import render
 from client.synthesize.group import Group, Roster, Stratum
 from client.synthesize.invert import GeneratorCodes, Whitening
 from client.synthesize.partition import Cells, nearest
+from common.arrays import Floats, Integers
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.stylegan import Generator
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 
 def cells_of(samples: GeneratorCodes, whitening: Whitening) -> Cells:

@@ -38,11 +38,11 @@ from numpy.typing import NDArray
 
 from client.synthesize import partition
 from client.synthesize.partition import Cells
+from common.arrays import Floats
 from common.errors import Bug, ConfigurationError, EnvironmentFault, PolicyError, disk_faults_named
 
 Mode = Literal["similar", "similar-swap", "cells", "random", "anchors", "paper"]
 MODES: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random", "anchors", "paper")
-Floats = NDArray[np.float64]
 
 
 class Stratum(NamedTuple):

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
+from common.arrays import Floats, Integers
+
 Singles = NDArray[np.float32]
-Rule = Callable[[Floats, int], Indices]
+Rule = Callable[[Floats, int], Integers]
 
 DENSE_ROWS = 15_000
 BLOCK, LOOKED = 1024, 256  # rows at a time, so that a block stays in cache
@@ -43,7 +43,7 @@ class Cells:
     centres: Floats
 
 
-def greedy(points: Floats, k: int) -> Indices:
+def greedy(points: Floats, k: int) -> Integers:
     """Outlier first: the row with the largest sum of distances to those left, with its k-1 nearest; returns int [n].
 
     When fewer than k are left, each joins the part of the nearest row that is in one. Ties go to the lowest row.
@@ -53,7 +53,7 @@ def greedy(points: Floats, k: int) -> Indices:
     return _greedy(_distances(_lattice(points, 2 * k)), k)
 
 
-def greedy_paper(points: Floats, k: int) -> Indices:
+def greedy_paper(points: Floats, k: int) -> Integers:
     """The same rule in float64 on the points as they are, for parity with the paper."""
     squares = (points**2).sum(axis=1)
     products = points @ points.T
@@ -62,7 +62,7 @@ def greedy_paper(points: Floats, k: int) -> Indices:
     return _greedy(np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared), k)
 
 
-def greedy_swapped(points: Floats, k: int) -> Indices:
+def greedy_swapped(points: Floats, k: int) -> Integers:
     """`greedy`, then exchanges of pairs between parts while one lowers the squared error by more than rounding."""
     if len(points) > DENSE_ROWS:
         rows = _lattice(points, len(points))
@@ -72,7 +72,7 @@ def greedy_swapped(points: Floats, k: int) -> Indices:
     return _swapped(rows, _greedy(distances, k), distances)
 
 
-def cells_of_rows(points: Floats, centres: Floats, least: int) -> Indices:
+def cells_of_rows(points: Floats, centres: Floats, least: int) -> Integers:
     """The cell of every row: nearest centre; then the smallest cell below `least` is dissolved, again and again.
 
     Its rows go to the nearest centre that is left. Ends with every cell at `least` rows or more, or with one cell.
@@ -92,7 +92,7 @@ def cells_of_rows(points: Floats, centres: Floats, least: int) -> Indices:
     return np.asarray(np.unique(cell, return_inverse=True)[1], np.int64)
 
 
-def nearest(points: Floats, centres: Floats) -> Indices:
+def nearest(points: Floats, centres: Floats) -> Integers:
     """The nearest centre of every row; each row's own doing, whoever the others are."""
     found = np.empty(len(points), np.int64)
     for at in range(0, len(points), LOOKED):
@@ -103,7 +103,7 @@ def nearest(points: Floats, centres: Floats) -> Indices:
     return found
 
 
-def parts_of(group_of: Indices) -> list[list[int]]:
+def parts_of(group_of: Integers) -> list[list[int]]:
     """Rows of each part number, in order."""
     order = np.argsort(group_of, kind="stable")
     edges = np.cumsum(np.bincount(group_of))[:-1]
@@ -146,7 +146,7 @@ def _distances(rows: Floats, others: Floats | None = None) -> Singles:
 # --- greedy
 
 
-def _greedy(distances: NDArray[np.floating], k: int) -> Indices:
+def _greedy(distances: NDArray[np.floating], k: int) -> Integers:
     """Greedy parts from all distances; the sums lose the columns of each finished part, so all of it is O(n²)."""
     count = len(distances)
     sums = np.array([row.sum(dtype=np.float64) for row in distances])
@@ -168,7 +168,7 @@ def _greedy(distances: NDArray[np.floating], k: int) -> Indices:
     return group_of
 
 
-def _smallest(values: NDArray[np.floating], count: int) -> Indices:
+def _smallest(values: NDArray[np.floating], count: int) -> Integers:
     """Positions of the `count` smallest values; ties go to the lowest position."""
     limit = np.partition(values, count - 1)[count - 1]
     found = np.flatnonzero(values <= limit)
@@ -178,7 +178,7 @@ def _smallest(values: NDArray[np.floating], count: int) -> Indices:
     return found
 
 
-def _greedy_by_sums(rows: Floats, k: int) -> Indices:
+def _greedy_by_sums(rows: Floats, k: int) -> Integers:
     """Greedy parts by sums of squared distances, n·|x|² - 2 x·S + Q over those left: O(n·D) memory, O(n²·D/k) time."""
     group_of = np.full(len(rows), -1, np.int64)
     names, left = np.arange(len(rows)), rows
@@ -205,7 +205,7 @@ def _greedy_by_sums(rows: Floats, k: int) -> Indices:
 # --- swaps
 
 
-def _swapped(rows: Floats, group_of: Indices, distances: Singles | None) -> Indices:
+def _swapped(rows: Floats, group_of: Integers, distances: Singles | None) -> Integers:
     """Exchange pairs while one lowers the squared error; best first, each part at most once a sweep (ksalsa.md 3.3).
 
     Only rows with a changed part among those of their nearest neighbours are looked at again: the others' best pair is
@@ -225,7 +225,7 @@ def _swapped(rows: Floats, group_of: Indices, distances: Singles | None) -> Indi
 class _Swaps:
     """Parts under exchange: member table, part means as inner products with all rows, and each row's best exchange."""
 
-    def __init__(self, rows: Floats, group_of: Indices, distances: Singles | None) -> None:
+    def __init__(self, rows: Floats, group_of: Integers, distances: Singles | None) -> None:
         self.rows, self.group_of, self.distances = rows, group_of.copy(), distances
         self.sizes = np.bincount(group_of)
         self.squares = (rows**2).sum(axis=1)
@@ -244,7 +244,7 @@ class _Swaps:
         )  # 2 x·mean of every part's mean and every row
         self._update(np.arange(len(self.sizes)))
 
-    def _neighbours(self) -> Indices:
+    def _neighbours(self) -> Integers:
         """The nearest rows of each row, itself among them, int [n, <= 21]."""
         count = min(SWAP_NEIGHBOURS, len(self.rows) - 1)
         found = []
@@ -256,7 +256,7 @@ class _Swaps:
             found.append(np.argpartition(near, count, axis=1)[:, : count + 1].copy())
         return np.concatenate(found)
 
-    def look(self, some: Indices) -> None:
+    def look(self, some: Integers) -> None:
         """Find the best exchange of each of these rows with a member of a neighbour's part."""
         own = self.inner[self.group_of, np.arange(len(self.rows))]
         members_own = own[self.table]
@@ -264,7 +264,7 @@ class _Swaps:
         for at in range(0, len(some), LOOKED):
             self._look(some[at : at + LOOKED], own, members_own)
 
-    def _look(self, some: Indices, own: Singles, members_own: Singles) -> None:
+    def _look(self, some: Integers, own: Singles, members_own: Singles) -> None:
         """gain = 2 (x_j - x_i)·(mean_a - mean_b) + |x_i - x_j|² (1/n_a + 1/n_b), for i in a and each j in b."""
         parts = np.sort(self.group_of[self.neighbours[some]], axis=1)
         fresh = parts != self.group_of[some, None]
@@ -290,7 +290,7 @@ class _Swaps:
             partner[lines],
         )  # of equals the first line stays
 
-    def _squared(self, i: Indices, j: Indices) -> Singles:
+    def _squared(self, i: Integers, j: Integers) -> Singles:
         """Squared distances of rows i [P] to rows j [P, s]."""
         if self.distances is not None:
             found: Singles = self.distances.take(j + (i * len(self.rows))[:, None], mode="clip")
@@ -317,7 +317,7 @@ class _Swaps:
         self._update(np.flatnonzero(changed))
         return changed
 
-    def _update(self, parts: Indices) -> None:
+    def _update(self, parts: Integers) -> None:
         """The inner products with the means of these parts."""
         for at in range(0, len(parts), LOOKED):
             some = parts[at : at + LOOKED]

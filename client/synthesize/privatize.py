@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from common.arrays import Floats, Images, Integers
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models.glow import Glow, unfamiliar
 from common.models.latents import BATCH, Basis, decoded, encoded
@@ -48,10 +48,6 @@ __all__ = [
 ]
 
 GIANT = 1e100  # larger entries count as this, so that a norm cannot overflow
-
-Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

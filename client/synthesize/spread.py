@@ -20,16 +20,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from client.synthesize.anchors import cells_of
 from client.synthesize.group import Mode, form_groups, roster
 from client.synthesize.invert import Reference
 from client.synthesize.partition import Cells
+from common.arrays import Floats
 from common.errors import Bug
 
-Floats = NDArray[np.float64]
 SAMPLES_KEY = b"kohort-public-generator-samples!"  # orders samples of the generator; there is nothing to keep secret
 LEAST_GROUPS = 6  # fewer averages have no deviation to speak of: then the factor is that of the largest k that gives so many
 

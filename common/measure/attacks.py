@@ -17,11 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-Labels = NDArray[np.int64]
+from common.arrays import Flags, Floats, Labels
+
 FALSE_POSITIVES, LEAST_PEOPLE = 0.01, 8
 DRAWS, PERMUTATIONS, INTERVAL = 300, 300, (2.5, 97.5)
 

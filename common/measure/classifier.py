@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.arrays import Images, Labels
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 GROUPS_OF_CHANNELS, DRAWS, AT_ONCE = 4, 1000, 256
 
 

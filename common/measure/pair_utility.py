@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.arrays import Pairs
 from common.errors import ConfigurationError
 from common.measure.segmentation import agreement
 from common.measure.unet import MULTIPLE_PX, UNet, dice_loss
 from common.models.adam import Adam
 
-Pairs = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 BOOTSTRAP_DRAWS, INTERVAL = 2000, (2.5, 97.5)
 PREDICTED_AT_ONCE = 128

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from common.arrays import Floats, Images
 from common.errors import ConfigurationError, RefusedError
 from common.models.glow import Glow, from_uint8, to_uint8
 from common.wire import tensors
@@ -25,8 +25,6 @@ from common.wire import tensors
 BATCH = 16  # images per encoder and decoder call, whatever a group holds
 BASIS_CAP_BYTES = 1 << 28
 ORTHONORMAL = 1e-4  # float32 directions
-Floats = NDArray[np.float64]
-Images = NDArray[np.uint8]
 
 
 def encoded(images: Images, model: Glow) -> Floats:

@@ -25,12 +25,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from common.arrays import Floats
 from common.errors import RefusedError
 from common.privacy.accounting import epsilon_pld
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, Noise
 
-Floats = NDArray[np.float64]
 Coins = NDArray[np.bool_]
 RAW_NORM = 10.0  # of the clip norm: a canary's gradient before it is clipped
 MARGIN = 1e-4  # eta of the private step for a gradient of few coordinates

@@ -34,6 +34,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from common.arrays import Pixels
 from server.demo.fundus_hospitals import Export, Person, Truth, invented, uid
 
 ENLARGED = 4
@@ -47,7 +48,6 @@ BROKEN = (
     "burned-in-text",
     "ultrasound",
 )
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -33,6 +32,8 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     RLELossless,
 )
+
+from common.arrays import Pixels
 
 OPHTHALMIC_PHOTOGRAPHY_8_BIT = "1.2.840.10008.5.1.4.1.1.77.1.5.1"
 SYNTAXES = (ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, DeflatedExplicitVRLittleEndian)
@@ -48,7 +49,6 @@ DIABETIC_RETINOPATHY: Mapping[int, str] = {
 SYLLABLES = "bar dem fel gor hin jak lun mer nol pes rud sav tor vel wim zan".split()
 
 Crop = tuple[Path, int, str]
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.arrays import Floats, Images, Labels
 from common.measure import attacks
 from common.measure.attacks import Inference, Links
 from common.models import glow
@@ -28,9 +29,6 @@ from common.models.stylegan import Critic, Generator, to_uint8, to_unit
 from server.evaluate.extractors import Texture
 from server.evaluate.findings import NOT_EVALUATED, Finding
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
-Features = NDArray[np.float64]
 PIXELS_PX, CRITIC_CELLS, AT_ONCE, NEAREST = 32, 4, 64, 5
 MEMBERSHIP, MEMBERSHIP_CHANCE = (
     "membership inference, AUC of the worst attacker",
@@ -77,7 +75,7 @@ def people(members: tuple[Images, Labels, Labels], others: tuple[Images, Labels,
     )
 
 
-def spaces(images: Images, networks: Networks) -> dict[str, Features]:
+def spaces(images: Images, networks: Networks) -> dict[str, Floats]:
     """Return features [N, D] by name of space; those that need a network only where it is given."""
     x = to_unit(images)
     small = F.avg_pool2d(x, max(1, x.shape[2] // PIXELS_PX))
@@ -98,23 +96,23 @@ def spaces(images: Images, networks: Networks) -> dict[str, Features]:
     return found
 
 
-def _rows(x: Tensor) -> Features:
+def _rows(x: Tensor) -> Floats:
     return np.asarray(x.flatten(1).double().numpy())
 
 
-def _critic(critic: Critic, x: Tensor) -> Features:
+def _critic(critic: Critic, x: Tensor) -> Floats:
     """The critic's last two activations on a 4×4 grid."""
     taps = [F.adaptive_avg_pool2d(tap, CRITIC_CELLS) for tap in critic.features(x)[-2:]]
     return np.concatenate([_rows(F.normalize(tap.flatten(1), dim=1)) for tap in taps], axis=1)
 
 
 def scored(
-    released: Mapping[str, Features],
+    released: Mapping[str, Floats],
     labels: Labels,
-    targets: Mapping[str, Features],
+    targets: Mapping[str, Floats],
     who: People,
-    reference: Mapping[str, Features] | None,
-) -> dict[str, Features]:
+    reference: Mapping[str, Floats] | None,
+) -> dict[str, Floats]:
     """Return each attacker's score of each person, [persons], from the spaces of released, people's and reference images.
 
     Without a reference those who did not take part are it, each left out of the own estimate.
@@ -123,7 +121,7 @@ def scored(
     known = comparable.any(1)  # a label of which nothing was released: nobody can say anything
     rows = np.flatnonzero(~who.member)
     own = None if reference is not None else np.where(who.member, -1, np.cumsum(~who.member) - 1)
-    found: dict[str, Features] = {}
+    found: dict[str, Floats] = {}
     for name, (ours, theirs, public) in _sets(released, targets, reference, rows).items():
         left_out = None if own is None else own[known]
         found[f"nearest release, {name}"] = _filled(
@@ -135,7 +133,7 @@ def scored(
     return {**by_person, "all together": attacks.together(by_person)}
 
 
-def _filled(scores: Features, known: NDArray[np.bool_]) -> Features:
+def _filled(scores: Floats, known: NDArray[np.bool_]) -> Floats:
     """The scores of those of whose label something was released; the others get the lowest."""
     found = np.full(len(known), scores.min() if len(scores) else 0.0)
     found[known] = scores
@@ -143,11 +141,11 @@ def _filled(scores: Features, known: NDArray[np.bool_]) -> Features:
 
 
 def _sets(
-    released: Mapping[str, Features],
-    targets: Mapping[str, Features],
-    reference: Mapping[str, Features] | None,
+    released: Mapping[str, Floats],
+    targets: Mapping[str, Floats],
+    reference: Mapping[str, Floats] | None,
     outsiders: Labels,
-) -> dict[str, tuple[Features, Features, Features]]:
+) -> dict[str, tuple[Floats, Floats, Floats]]:
     """Released, people's and reference features by space; texture standardised, codes also whitened, by the reference."""
     found = {}
     for name in released:
@@ -174,7 +172,7 @@ class Battery:
         self.public = None if reference is None else spaces(reference, networks)
 
     def membership(
-        self, released: Images, labels: Labels, seen: Mapping[str, Features] | None = None
+        self, released: Images, labels: Labels, seen: Mapping[str, Floats] | None = None
     ) -> Inference | None:
         """Return what the attackers find out about who took part; None where there are too few people.
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Features = NDArray[np.float64]
+from common.arrays import Floats
+
 NEIGHBOURS = 3
 SUBSETS, SUBSET_SIZE = 50, 100
 
@@ -28,7 +29,7 @@ class KernelDistance:
     subset_size: int
 
 
-def frechet(a: Features, b: Features) -> float:
+def frechet(a: Floats, b: Floats) -> float:
     """Return ‖μa − μb‖² + tr(Σa + Σb − 2(Σa^½ Σb Σa^½)^½); raises ValueError unless both sets have more items than features."""
     if min(len(a), len(b)) <= a.shape[1]:
         raise ValueError(
@@ -45,7 +46,7 @@ def frechet(a: Features, b: Features) -> float:
     )
 
 
-def kernel(a: Features, b: Features, *, seed: int = 0) -> KernelDistance:
+def kernel(a: Floats, b: Floats, *, seed: int = 0) -> KernelDistance:
     """Return the squared MMD under the cubic kernel (x·y/D + 1)³. Raises ValueError for fewer than two items."""
     rng = np.random.default_rng(seed)
     size = min(SUBSET_SIZE, len(a), len(b))
@@ -55,7 +56,7 @@ def kernel(a: Features, b: Features, *, seed: int = 0) -> KernelDistance:
     return KernelDistance(_mmd(a, b), float(np.std(subsets)), size)
 
 
-def precision_recall(released: Features, real: Features) -> tuple[float, float]:
+def precision_recall(released: Floats, real: Floats) -> tuple[float, float]:
     """Return (precision, recall): the share of released items within a real one's third-neighbour radius, and the reverse."""
     between = euclidean(released, real)
     inside_real = between <= _radii(real)[None]
@@ -63,7 +64,7 @@ def precision_recall(released: Features, real: Features) -> tuple[float, float]:
     return float(inside_real.any(axis=1).mean()), float(inside_released.any(axis=0).mean())
 
 
-def nearest_ratio(released: Features, real: Features) -> float:
+def nearest_ratio(released: Floats, real: Floats) -> float:
     """Return the median distance from released to its nearest real item over the same among real items; 0 is a copy."""
     among = euclidean(real, real)
     np.fill_diagonal(among, np.inf)
@@ -71,14 +72,14 @@ def nearest_ratio(released: Features, real: Features) -> float:
     return float(np.median(euclidean(released, real).min(axis=1))) / max(usual, 1e-12)
 
 
-def euclidean(a: Features, b: Features) -> Features:
+def euclidean(a: Floats, b: Floats) -> Floats:
     """Return distances [N, M]."""
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    distances: Features = np.sqrt(np.maximum(squares, 0))
+    distances: Floats = np.sqrt(np.maximum(squares, 0))
     return distances
 
 
-def _mmd(a: Features, b: Features) -> float:
+def _mmd(a: Floats, b: Floats) -> float:
     """The U-statistic: no item is compared with itself."""
     n, m = len(a), len(b)
     if min(n, m) < 2:
@@ -94,9 +95,9 @@ def _some(rng: np.random.Generator, count: int, size: int) -> NDArray[np.int64]:
     return rng.permutation(count)[:size]
 
 
-def _radii(x: Features) -> Features:
+def _radii(x: Floats) -> Floats:
     """The distance of each item to its third neighbour (or the last one that it has)."""
     among = euclidean(x, x)
     np.fill_diagonal(among, -1)  # the item itself comes first
-    radii: Features = np.sort(among, axis=1)[:, min(NEIGHBOURS, len(x) - 1)]
+    radii: Floats = np.sort(among, axis=1)[:, min(NEIGHBOURS, len(x) - 1)]
     return radii

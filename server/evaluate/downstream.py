@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from common.arrays import Images, Labels
 from common.measure import classifier
 from common.measure.classifier import Recipe, Scores
 from server.evaluate.findings import DOWNSTREAM, NOT_EVALUATED, Finding
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 SEEDS, LEAST_IMAGES, LEAST_TESTED = 5, 6, 10
 KAPPA, MACRO_F1, RATIO = (
     "downstream kappa",

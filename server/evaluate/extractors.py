@@ -6,7 +6,6 @@ In: uint8 images [N, H, W, C]. Out: features float64 [N, D].
   `Network`  a torchvision architecture with weights from a local safetensors file of a stated SHA-256 (inception_v3: the
              customary FID and KID up to the weights and the resizing)
 Guaranteed: nothing is downloaded, no code is loaded from a file, weights that do not fit are refused. Not: where weights come
-from common.storage import files
 from (torchvision's own .pth files have to be converted to safetensors on a machine that trusts them).
 """
 
@@ -23,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.arrays import Images
 from common.errors import ConfigurationError, RefusedError
 from common.storage.files import read_capped
 from common.wire import tensors
 
-Images = NDArray[np.uint8]
 FEATURE_SEED, SCALES = 20_230_310, 3
 WEIGHTS_CAP_BYTES = 1 << 30
 AT_ONCE = 32

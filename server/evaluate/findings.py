@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.arrays import Floats, Images
 from server.evaluate import distances
-from server.evaluate.distances import Features
 from server.evaluate.extractors import Extractor, Texture
 
 if TYPE_CHECKING:
     from server.evaluate.canary_rehearsal import ModelAudit
 
-Images = NDArray[np.uint8]
 NOT_EVALUATED = "not evaluated"
 LEAST_IMAGES, LEAST_REFERENCES = 4, 8
 DISTANCES = (
@@ -157,7 +156,7 @@ def halves(
     return rng.permutation(np.flatnonzero(inside)), rng.permutation(np.flatnonzero(~inside))
 
 
-def _frechet(released: Features, first: Features, second: Features, how: str) -> list[Finding]:
+def _frechet(released: Floats, first: Floats, second: Floats, how: str) -> list[Finding]:
     """The Fréchet distance and its floor at one sample size, for it grows as the sample shrinks."""
     count, dimension = min(len(released), len(first), len(second)), released.shape[1]
     names = ("Fréchet distance", "Fréchet distance" + FLOOR)
@@ -174,7 +173,7 @@ def _frechet(released: Features, first: Features, second: Features, how: str) ->
 
 
 def _kernel(
-    released: Features, real: Features, first: Features, second: Features, how: str
+    released: Floats, real: Floats, first: Floats, second: Floats, how: str
 ) -> list[Finding]:
     """The kernel distance, which is unbiased at any size, and its floor."""
     if min(len(first), len(second)) < 2:
@@ -196,7 +195,7 @@ def _kernel(
 
 
 def _coverage(
-    released: Features, real: Features, first: Features, second: Features, how: str
+    released: Floats, real: Floats, first: Floats, second: Floats, how: str
 ) -> list[Finding]:
     """Precision (are released images like real ones?) and recall (are all kinds of real ones there?)."""
     found = []

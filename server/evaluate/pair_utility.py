@@ -16,10 +16,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from common.arrays import Pairs
 from common.measure import pair_utility as utility
 from server.evaluate.findings import NOT_EVALUATED, Finding, halves
 
-Pairs = NDArray[np.uint8]
 LEAST_PATIENTS, LEAST_PAIRS = 6, 16
 TSTR = "segmentation DSC, trained on the release, tested on public reference pairs"
 TRTR = "segmentation DSC, trained on public reference pairs, tested on others"

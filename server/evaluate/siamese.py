@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.arrays import Images, Labels
 from common.errors import ConfigurationError
 from common.measure import attacks
 from common.models.adam import Adam
 from common.models.stylegan import to_unit
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 INPUT_PX, AT_ONCE = 32, 256
 
 

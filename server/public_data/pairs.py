@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from common.arrays import Pairs
 from common.errors import ConfigurationError
 from common.storage.files import read_capped
 
@@ -29,7 +30,6 @@ TABLE_CAP_BYTES = 64 << 20
 LARGEST_SIDE_PX = 4096
 MOST_PAIRS = 200_000
 MASKS, PATIENTS = ("masks", "vessel_masks", "mask"), ("patient_of", "patient", "sequence")
-Pairs = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.arrays import Images
 from common.errors import PolicyError, RefusedError, disk_faults_named
 from common.privacy import boundary
 from common.storage import files
@@ -49,7 +50,6 @@ from server.release.pairs import SHOWN, nifti_bytes, triptychs
 
 BATCH_CAP_BYTES = 1 << 28
 SHEET_COLUMNS, TRIPTYCH_COLUMNS = 9, 4
-Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from common.arrays import Images
 from common.errors import PolicyError
 from common.study.plan import Study, WganPlan
 from common.wire import tensors
@@ -23,7 +23,6 @@ MOST_PAIRS = 60_000  # three files each: a release holds at most 200,000
 STORE_CAP_BYTES = 4 << 30
 SHOWN = 48  # on the contact sheet and the page
 RED = np.array([255, 60, 40], np.float64)
-Images = NDArray[np.uint8]
 
 
 def releases_pairs(study: Study) -> bool:
