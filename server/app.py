@@ -32,7 +32,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, RefusedError
 from common.privacy import boundary
+from common.process import end_when_orphaned
 from common.storage.lock import FolderLock
+from common.study.families import FAMILIES
 from common.study.plan import Study, open_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal
@@ -57,16 +59,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that the environment names until it is complete."""
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    end_when_orphaned()  # after `kill -9` of the server an orphan would keep the study's lock
     with opened(dict(os.environ)) as study_run:
         study_run.run(grid)
-
-
-def end_with_parent(parent: int) -> None:
-    """End this process when its parent has died (`kill -9` of the server): an orphan would keep the study's lock."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 @contextmanager
@@ -176,9 +171,9 @@ class StudyRun:
     def _synthesis_weights(self) -> bytes:
         """The payload of a synthesize instruction: the final generator, critic and flow."""
         found: tensors.Arrays = {}
-        for model in ("gan", "glow"):
-            plan = self.study.models.trained().get(model)
-            found |= self.record.weights(model, plan.rounds) if plan else {}
+        for model, plan in self.study.models.trained().items():
+            if FAMILIES[model].synthesis != "never":
+                found |= self.record.weights(model, plan.rounds)
         return tensors.dumps(found)
 
     # --- shared

@@ -22,8 +22,9 @@ from flwr.app import Context, Message
 
 from client.fleet.client import FleetClient, FleetSettings, create_node_key
 from client.fleet.health import Health
+from common.process import free_port
 from common.wire.app_bundle import write_app
-from server.flower.superlink import SuperLink, free_port
+from server.flower.superlink import SuperLink
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate
 
 TOY = {"server_app": "toy_serverapp:app", "client_app": "toy_serverapp:nothing"}

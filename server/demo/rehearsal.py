@@ -15,12 +15,10 @@ The run, numbered as in the code:
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,6 +35,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from common.config import load_yaml
 from common.errors import Bug, ConfigurationError, EnvironmentFault, PeerError
+from common.process import end_with_parent, free_port
 from common.study.plan import Study
 from kohort.commands import run_typer
 from kohort.manifest import Manifest, read_manifest
@@ -82,7 +81,7 @@ class Crew:
     def do(self, program: str, *arguments: str) -> str:
         """Run one command to its end and return its standard output; raises PeerError with its last lines."""
         done = subprocess.run(
-            _command(program, arguments), capture_output=True, text=True, check=False, preexec_fn=_die_with_parent,
+            _command(program, arguments), capture_output=True, text=True, check=False, preexec_fn=end_with_parent,
             env=self.environment(),
         )  # fmt: skip
         if done.returncode:
@@ -96,7 +95,7 @@ class Crew:
         with open(self.logs / f"{name}.log", "ab") as log:
             self.running[name] = subprocess.Popen(
                 _command(program, arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent, start_new_session=True, env=self.environment(),
+                preexec_fn=end_with_parent, start_new_session=True, env=self.environment(),
             )  # fmt: skip
 
     def check(self) -> None:
@@ -129,19 +128,6 @@ class Crew:
 def _command(program: str, arguments: Sequence[str]) -> list[str]:
     """The installed console script beside this Python."""
     return [str(Path(sys.executable).parent / program), *arguments]
-
-
-def _die_with_parent() -> None:
-    """Linux: the kernel ends this process when its parent dies, even by kill -9."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fresh_folder(out: Path) -> Path:
@@ -417,7 +403,7 @@ def demo(
         )
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _stop_on_term)
-    _die_with_parent()
+    end_with_parent()
     names = [f"hospital-{chr(ord('a') + i)}" for i in range(sites)]
     folder, manifest = rehearse(out, preset_of(study), names, keep=keep)
     seconds = round(time.monotonic() - started, 1)

@@ -11,7 +11,6 @@ No flwr import here: only the programs that lie beside this interpreter.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -34,6 +33,7 @@ from typing import Any, BinaryIO
 import httpx
 
 from common.errors import EnvironmentFault, PeerError, RefusedError, disk_faults_named
+from common.process import end_with_parent
 from common.storage.files import atomic_write, read_capped
 from common.storage.lock import FolderLock
 from common.wire.app_bundle import CLIENT_APP, SERVER_APP, check_app
@@ -57,7 +57,6 @@ FIXED_ENVIRONMENT = {
     "no_proxy": "127.0.0.1,localhost",
     "PYTHONUNBUFFERED": "1",
 }
-PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
 
@@ -434,13 +433,6 @@ class SuperLink:
         )
 
 
-def free_port() -> int:
-    """Return a TCP port that is free on the loopback interface now (Flower refuses port 0)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _program(name: str) -> str:
     """The program of this name beside the interpreter."""
     path = Path(sys.executable).parent / name
@@ -463,22 +455,8 @@ def _spawn(
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=end_with_parent,
     )
-
-
-def _die_with_parent() -> None:
-    """Runs in the child between fork and exec."""
-    if _PRCTL is not None:
-        _PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _prctl() -> Any:
-    """The C function, looked up before any fork; None where it does not exist."""
-    return getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
-
-
-_PRCTL = _prctl()
 
 
 def _end(child: _Child) -> None:

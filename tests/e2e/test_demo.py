@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from client.ingest.cohort import Cohort
+from common.process import free_port
 from common.storage.journal import Journal
 from common.study.plan import Study, load_study
 from common.wire import tensors
@@ -118,7 +119,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     plan, study = short_plan(places.work / "plan")
     tap = None
     try:
-        public, real = rehearsal.free_port(), rehearsal.free_port()
+        public, real = free_port(), free_port()
         server = ["run", str(places.bundle), "--state", str(places.server), "--port", str(real)]
         crew.do(
             "kohort-server",

@@ -23,6 +23,7 @@ from client.ingest.cohort import Cohort
 from client.state.ledger import Ledger
 from client.state.plans import State
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
+from common.process import free_port
 from common.study.plan import Study, load_study
 from kohort.manifest import verify
 from server.demo import hospitals as demo_hospitals
@@ -80,7 +81,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     plan = small_plan(demo_hospitals.preset_of("chest"), places.work / "plan")
     tap = None
     try:
-        public, real = rehearsal.free_port(), rehearsal.free_port()
+        public, real = free_port(), free_port()
         state = ["--state", str(places.server)]
         crew.do(
             "kohort-server", "init", *state, "--name", "e2e", "--url", f"https://127.0.0.1:{public}"

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from client.ingest.cohort import Cohort
+from common.process import free_port
 from common.storage.journal import Journal
 from common.study.plan import Study, load_study
 from kohort.manifest import read_manifest, verify
@@ -69,7 +70,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     )
     tap = None
     try:
-        public, real = rehearsal.free_port(), rehearsal.free_port()
+        public, real = free_port(), free_port()
         state = ["--state", str(places.server)]
         crew.do(
             "kohort-server", "init", *state, "--name", "e2e", "--url", f"https://127.0.0.1:{public}"

@@ -16,11 +16,11 @@ import pytest
 
 from client.fleet.client import FleetClient, FleetSettings, create_node_key
 from client.fleet.health import Health
+from common.process import free_port
 from common.study.plan import write_bundle
 from common.wire import signing
 from common.wire.app_bundle import fab_hash
 from common.wire.messages import Header
-from server.flower.superlink import free_port
 from server.operator.certificates import create_authority, issue_server_certificate
 from server.operator.config import ServerState, new_config
 from server.operator.sites import Registry, Request

@@ -274,8 +274,8 @@ def test_the_server_process_loads_no_torch() -> None:
 
 def test_the_app_ends_with_the_process_that_started_it() -> None:
     child = (
-        "import os; from server.app import end_with_parent; parent = os.getppid(); "
-        "print(os.getpid(), flush=True); end_with_parent(parent)"
+        "import os, time; from server.app import end_when_orphaned; end_when_orphaned(); "
+        "print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = (
         "import os, subprocess, sys; "

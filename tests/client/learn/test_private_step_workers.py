@@ -1,11 +1,12 @@
 """Two processes of one host share a private step: the same update as one process, bit for bit."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+
+from common.process import free_port
 
 PROGRAM = """
 import sys
@@ -50,9 +51,7 @@ if size > 1:
 
 def run(folder: Path, size: int) -> list[dict[str, np.ndarray]]:
     """What each of `size` processes had at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     files = [folder / f"{size}-{rank}.npz" for rank in range(size)]
     children = [
         subprocess.Popen(

@@ -17,9 +17,10 @@ import pytest
 
 import server.flower.superlink as superlink
 from common.errors import ConfigurationError, EnvironmentFault, PeerError, RefusedError
+from common.process import free_port
 from common.wire.app_bundle import write_app
 from server.flower.calls import FlowerCli
-from server.flower.superlink import RunStatus, SuperLink, _json_in, free_port
+from server.flower.superlink import RunStatus, SuperLink, _json_in
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate
 from tests.transport import until
 
@@ -216,10 +217,11 @@ def test_the_children_end_when_this_process_is_killed(
         import time
         from pathlib import Path
         import server.flower.superlink as superlink
+        from common.process import free_port
         from server.operator.certificates import ServerFiles
         superlink._program = lambda name: "{programs}/" + name
         files = ServerFiles(Path("{files.certificate}"), Path("{files.key}"), Path("{files.ca}"))
-        superlink.SuperLink(Path("{tmp_path}/killed"), superlink.free_port(), files).start()
+        superlink.SuperLink(Path("{tmp_path}/killed"), free_port(), files).start()
         time.sleep(1000)
         """
     )

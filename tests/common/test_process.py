@@ -1,0 +1,59 @@
+"""A process ends with its parent, whichever way the parent ends; a free port can be bound."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.process import free_port
+
+CHILD = """
+import os, time
+from common import process
+process.{call}
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+WAYS = {
+    "the kernel's signal": "end_with_parent()",
+    "the kernel's signal, not to be caught": "end_with_parent(9)",
+    "the end of standard input": "end_with_input(70)",
+    "the adoption of an orphan": "end_when_orphaned()",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_child_dies_with_its_parent_even_by_kill_9_through(way: str) -> None:
+    child = CHILD.format(call=WAYS[way])
+    parent = f"""
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {child!r}], stdin=subprocess.PIPE)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        number = int(running.stdout.readline())
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+        assert ended(number), "the child outlived its parent"
+
+
+def ended(number: int) -> bool:
+    """Whether the process ends within a bounded time."""
+    for _ in range(300):
+        if not Path(f"/proc/{number}").exists():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_free_port_can_be_bound() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", free_port()))
