@@ -37,6 +37,7 @@ from client.state.ledger import PracticeReservation, Reservation
 from common.arrays import Deltas, Weights
 from common.errors import ConfigurationError
 from common.models.adam import Adam
+from common.models.moving_average import update_average
 from common.models.rmsprop import RMSprop
 from common.models.wgan import (
     PLANES,
@@ -124,7 +125,7 @@ def train(
         if since >= ladder.critic_steps:
             gradients, accuracy = generator_step(generator, critic, plan, latents)
             generator_optimizer.step(gradients)
-            follow(average, generator, plan.average_decay)
+            update_average(average, generator, plan.average_decay)
             ladder.saw(accuracy)
             since = 0
         progress(step + 1, plan.local_steps)
@@ -197,13 +198,6 @@ def generator_step(
     parameters = dict(generator.named_parameters())
     gradients = torch.autograd.grad(generator_loss(scores, plan.loss), list(parameters.values()))
     return dict(zip(parameters, gradients, strict=True)), float((scores < 0).float().mean())
-
-
-@torch.no_grad()
-def follow(average: Generator, generator: Generator, decay: float) -> None:
-    """Move the average towards the generator: a <- decay·a + (1 - decay)·g."""
-    for slow, fast in zip(average.parameters(), generator.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
 
 
 @torch.no_grad()

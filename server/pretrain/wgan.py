@@ -1,12 +1,12 @@
-"""Public pretraining of the image + mask WGAN: plain, non-private steps on public pairs or phantoms.
+"""Pretrains the image + mask WGAN on public pairs or phantoms, without privacy.
 
-In: uint8 pairs [N, S, S, 2] that belong to no patient of the study, the plan's sizes. Out: the three networks' weights under
-their global names, at any time while it runs. Guaranteed: deterministic given seed, data and torch version. Not: privacy. Whoever
-appears in the pairs is not protected by anything here, so a plan names their source and licence.
+In: public uint8 pairs [N, S, S, 2], the plan's sizes. Out: the networks' weights, at any time while it runs.
+Guarantees: deterministic given seed, data and torch version.
+Not covered: privacy. Whoever appears in the pairs is not protected, so a plan names their source and licence.
 
-Two things that private training cannot have make it short: an encoder, so that the generator first learns to redraw pairs (a
-variational autoencoder, Kingma and Welling 2014; Larsen et al. 2016 for the combination), and the R1 penalty on real pairs at
-every eighth step (Mescheder et al. 2018). By the game alone, no vessels within 3,000 steps; redrawn, within 500.
+Two things make it shorter than private training, which cannot have them: an encoder, so that the generator first
+learns to reconstruct pairs (a variational autoencoder, Kingma and Welling 2014; combined as by Larsen et al. 2016),
+and the R1 penalty on real pairs at every eighth step (Mescheder et al. 2018).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.models.adam import Adam
+from common.models.moving_average import update_average
 from common.models.stylegan import load_weights
 from common.models.wgan import (
     PLANES,
@@ -39,21 +40,23 @@ PENALTY_EVERY = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a public training runs: rates, pairs a step, R1 penalty, the average's decay; `deviation` of a pixel around its redrawn
-    value; the weight of the game beside redrawing, which begins after `warm_up` steps."""
+    """How a public training runs."""
 
     learning_rate: float = 1e-3
     critic_learning_rate: float = 5e-4
-    batch: int = 16
-    penalty: float = 0.1
+    batch: int = 16  # pairs a step
+    penalty: float = 0.1  # weight of R1
     average_decay: float = 0.995
-    deviation: float = 0.45
-    adversarial: float = 0.01
-    warm_up: int = 3000
+    deviation: float = 0.45  # of a pixel around its reconstructed value
+    adversarial: float = 0.01  # weight of the critic's score beside the reconstruction
+    warm_up: int = 3000  # steps before the critic begins
 
 
 class Encoder(nn.Module):
-    """Mean and log-variance [N, z] of the latents that redraw pairs [N, 2, S, S]; the critic's shape with a linear end."""
+    """Mean and log-variance [N, z] of the latents that reconstruct pairs [N, 2, S, S].
+
+    It has the critic's shape with a linear end.
+    """
 
     def __init__(self, plan: WganPlan, size_px: int) -> None:
         super().__init__()
@@ -74,16 +77,19 @@ def pretrain(
     recipe: Recipe | None = None,
     start: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Yield the weights `generator.*`, `average.*`, `critic.*`, `encoder.*` after each step (views: copy them), without end.
+    """Yield the weights `generator.*`, `average.*`, `critic.*`, `encoder.*` after each step, without end.
 
-    `pairs` uint8 [N, S, S, 2]; `start` continues from such weights, with fresh optimisers; `encoder.*` is not the study's.
+    `pairs` uint8 [N, S, S, 2]. What is yielded are views: copy them. `start` continues from such weights, with fresh
+    optimisers. A study does not use `encoder.*`.
     """
-    recipe, size_px = recipe or Recipe(), pairs.shape[1]
+    recipe = recipe or Recipe()
+    size_px = pairs.shape[1]
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # the networks' starting values
     encoder = Encoder(plan, size_px)
     if start is None:
-        (generator, critic), (average, _) = build(plan, size_px), build(plan, size_px)
+        generator, critic = build(plan, size_px)
+        average, _ = build(plan, size_px)
         average.load_state_dict(generator.state_dict())
     else:
         generator, average, critic = load(start, plan, size_px)
@@ -101,34 +107,29 @@ def pretrain(
 
     step = 0
     while True:
-        # Pairs, mirrored and turned at random.
+        # (1) draw pairs, mirrored and transposed at random
         chosen = torch.randint(len(pairs), (recipe.batch,), generator=random).numpy()
-        real = _turned(to_unit(pairs[chosen]), random)
+        real = _augment(to_unit(pairs[chosen]), random)
 
-        # Redraw them: encoder and generator as a variational autoencoder.
+        # (2) reconstruct them: encoder and generator as a variational autoencoder
         mean, spread = encoder(real)
         redrawn = generator(mean + (spread / 2).exp() * torch.randn(mean.shape, generator=random))
         missed = (real - redrawn).square().sum((1, 2, 3)).mean() / (2 * recipe.deviation**2)
         surplus = (mean.square() + spread.exp() - 1 - spread).sum(1).mean() / 2
         loss = (missed + surplus) * (2 / size_px**2)
 
-        # The game, once there is something to play with: the critic, then the generator against it.
+        # (3) after the warm-up: train the critic, then the generator against it
         if start is not None or step >= recipe.warm_up:
-            _critic_step(
-                critic, critic_adam, noised(real), fakes, plan, recipe, step % PENALTY_EVERY == 0
-            )
+            penalise = step % PENALTY_EVERY == 0
+            _critic_step(critic, critic_adam, noised(real), fakes, plan, recipe, penalise)
             loss = loss + recipe.adversarial * generator_loss(critic(fakes()), plan.loss)
         maker_adam.step(_gradients(loss, maker_parameters))
 
-        # The average; early on it follows fast.
-        with torch.no_grad():
-            decay = (
-                min(recipe.average_decay, (1 + step) / (10 + step))
-                if start is None
-                else recipe.average_decay
-            )
-            for slow, fast in zip(average.parameters(), generator.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
+        # (4) update the moving average, which follows fast early on
+        decay = recipe.average_decay
+        if start is None:
+            decay = min(decay, (1 + step) / (10 + step))
+        update_average(average, generator, decay)
         step += 1
         every = {**named(generator, average, critic), **_prefixed("encoder.", encoder)}
         yield {name: value.detach().numpy() for name, value in every.items()}
@@ -155,7 +156,7 @@ def _critic_step(
     adam.step(_gradients(loss, dict(critic.named_parameters())))
 
 
-def _turned(pairs: Tensor, random: torch.Generator) -> Tensor:
+def _augment(pairs: Tensor, random: torch.Generator) -> Tensor:
     """The batch mirrored and transposed, each with chance 1/2."""
     for axes in ((2,), (3,)):
         if torch.rand((), generator=random) < 0.5:
