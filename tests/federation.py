@@ -25,6 +25,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.fleet.app import build_app
 from common.privacy import boundary
 from common.storage import files
+from common.study.families import FAMILIES
 from common.study.plan import Study, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
@@ -218,9 +219,10 @@ class ToySite:
             [self.seed, asked.round, len(self.stored) if self.forget else 0]
         )
         plan = self.study.models.trained()[asked.model]
+        family = FAMILIES[asked.model]
         return {
             name: (
-                self.size * rng.standard_normal(a.shape) * boundary.is_trained(name, plan)
+                self.size * rng.standard_normal(a.shape) * family.may_change(name, plan.trainable)
             ).astype(np.float32)
             for name, a in weights.items()
         }

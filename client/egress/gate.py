@@ -18,13 +18,12 @@ from typing import Any
 from client.egress.review import Reviews, batch_digest
 from client.state.canaries import Heard
 from client.state.config import Policy, check_plan
+from client.state.group_store import Group, GroupStore, Stratum
 from client.state.ledger import Ledger, Reservation
-from client.synthesize.group import Group, GroupStore, Stratum
 from common.errors import Bug, KohortError, RefusedError
 from common.privacy.boundary import (
     PART_CAP_BYTES,
     UPDATE_CAP_BYTES,
-    Shapes,
     Statement,
     check_images,
     check_instruction,
@@ -44,6 +43,7 @@ from common.privacy.mechanisms import (
     latent_event,
 )
 from common.storage.files import read_capped
+from common.study.families import Shapes
 from common.study.plan import Study
 from common.wire.messages import Header, canonical, digest_of
 from common.wire.tensors import Arrays

@@ -16,10 +16,11 @@ from pydantic import Field
 
 from common.config import FrozenModel, load_yaml
 from common.errors import PolicyError
+from common.study.families import FAMILIES
 from common.study.plan import Identifier, Study
 
 FILE = "site.yaml"
-TRAINERS = ("gan", "glow", "wgan")  # the models that client/child/job.py can train
+TRAINERS = tuple(FAMILIES)  # the models that client/child/job.py can train
 
 
 class Data(FrozenModel):

@@ -16,7 +16,7 @@ Global names: `generator.*`, `average.*` (the generator's exponential moving ave
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,12 +27,27 @@ from torch.nn import functional as F
 
 from common.errors import Bug, ConfigurationError
 from common.models.stylegan import load_weights
-from common.study.plan import WganPlan
 
 PLANES = 2
 GROUPS = 8
 PENALTY = 10.0
 SAMPLE_BATCH = 64
+
+
+class PairSize(Protocol):
+    """What a plan says about the generator and critic."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def generator_width(self) -> int: ...
+
+    @property
+    def latent(self) -> int: ...
 
 
 class Critic(nn.Module):
@@ -162,7 +177,7 @@ def generator_loss(fake: Tensor, kind: str) -> Tensor:
 # --- a plan's networks and their weights ----------------------------------------------------------------------------------
 
 
-def build(plan: WganPlan, size_px: int) -> tuple[Generator, Critic]:
+def build(plan: PairSize, size_px: int) -> tuple[Generator, Critic]:
     """The plan's generator and critic with random starting values."""
     return (
         Generator(size_px, plan.generator_width, plan.latent, plan.architecture),
@@ -181,7 +196,7 @@ def named(generator: Generator, average: Generator, critic: Critic) -> dict[str,
 
 
 def load(
-    weights: Mapping[str, NDArray[Any]], plan: WganPlan, size_px: int
+    weights: Mapping[str, NDArray[Any]], plan: PairSize, size_px: int
 ) -> tuple[Generator, Generator, Critic]:
     """(generator, average, critic) of global weights. Raises RefusedError when a tensor is missing or of another shape."""
     generator, critic = build(plan, size_px)
@@ -191,7 +206,7 @@ def load(
     return generator, average, critic
 
 
-def load_average(weights: Mapping[str, NDArray[Any]], plan: WganPlan, size_px: int) -> Generator:
+def load_average(weights: Mapping[str, NDArray[Any]], plan: PairSize, size_px: int) -> Generator:
     """The generator that is sampled and released: `average.*`."""
     average, _ = build(plan, size_px)
     load_weights(average, weights, "average.")

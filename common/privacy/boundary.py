@@ -9,30 +9,20 @@ need the site's own ledger, groups and staff and live in client/egress/gate.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.errors import RefusedError
-from common.study.plan import Study, TrainedModel
+from common.study.families import FAMILIES, Shapes
+from common.study.plan import Study
 from common.wire.messages import Header, digest_of
 from common.wire.tensors import Arrays, dumps, loads
 
-Shapes = Mapping[str, tuple[int, ...]]
 Statement = dict[str, str | int | float | bool]
 UPDATE_CAP_BYTES = 1 << 29
 PART_CAP_BYTES = 32 << 20
 HEX64 = re.compile(r"[0-9a-f]{64}")
-PREFIXES = {
-    "gan": ("generator.", "critic."),
-    "glow": ("glow.",),
-    "wgan": ("generator.", "average.", "critic."),
-}
-POST_PROCESSED = (
-    "generator.",
-    "average.",
-)  # made from the private critic alone: the plan's `trainable` does not bind it
 PRIVATIZE_STATED = (
     "mechanism",
     "clip",
@@ -306,11 +296,6 @@ def check_weights(arrays: Arrays, expected: Shapes) -> None:
         _require(bool(np.isfinite(array).all()), 7, f"{name} has numbers that are not finite")
 
 
-def is_trained(name: str, model: TrainedModel) -> bool:
-    """Return whether the plan lets a site change this tensor; `trainable` holds prefixes of global names, () is all."""
-    return not model.trainable or name.startswith((*POST_PROCESSED, *model.trainable))
-
-
 def norm_of(arrays: Arrays) -> float:
     """Return the L2 norm over all tensors, in float64."""
     return float(
@@ -323,11 +308,13 @@ def check_update(arrays: Arrays, expected: Shapes, header: Header, study: Study)
     check_reply(header, study)
     _require(header.kind == "update", 1, f"kind {header.kind!r} instead of an update")
     plan = study.models.trained()[header.model]
-    strangers = [name for name in expected if not name.startswith(PREFIXES[header.model])]
+    family = FAMILIES[header.model]
+    strangers = [name for name in expected if not family.owns(name)]
     _require(not strangers, 5, f"{len(strangers)} tensors do not belong to {header.model}")
     check_weights(arrays, expected)
     for name, array in arrays.items():
-        _require(is_trained(name, plan) or not array.any(), 8, f"{name} is not trained by the plan")
+        changed = family.may_change(name, plan.trainable) or not array.any()
+        _require(changed, 8, f"{name} is not trained by the plan")
     norm = norm_of(arrays)
     _require(
         norm <= plan.max_update_norm * (1 + NORM_SLACK),

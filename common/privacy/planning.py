@@ -16,14 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_pld, spend
-from common.privacy.boundary import POST_PROCESSED, PREFIXES, is_trained
 from common.privacy.mechanisms import SubsampledGaussian, charged_image_event, round_event
 from common.study.plan import Study, TrainedModel
-from common.wire.tensors import shapes
 
 RATIO_FEASIBLE, RATIO_MARGINAL = 10.0, 20.0
 SAMPLE_SITE_CAP = 10.0
@@ -49,80 +46,6 @@ PLANNING_ORDERS = (
     128,
 )  # coarse: 7 ms an answer
 MOST_PATIENTS, MOST_SITES, FEWEST_STEPS = 10_000_000, 10_000, 200
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-# --- how many numbers a model trains ----------------------------------------------------------------------------------------
-
-
-def parameter_counts(study: Study, checkpoints: Path) -> dict[str, int]:
-    """Return, by model, how many numbers a private step moves: trained tensors, without what is post-processed.
-
-    `checkpoints`: the plan's folder, or a bundle's checkpoints/. Raises ConfigurationError where nothing is trained.
-    """
-    counts = {}
-    for model, plan in study.models.trained().items():
-        found = model_shapes(study, model, checkpoints)
-        names = [n for n in found if not n.startswith(POST_PROCESSED) and is_trained(n, plan)]
-        counts[model] = sum(math.prod(found[name]) for name in names)
-        if not counts[model]:
-            raise ConfigurationError(
-                f"models.{model}.trainable: {list(plan.trainable)} names no tensor of the model"
-            )
-    return counts
-
-
-def wire_counts(study: Study, checkpoints: Path) -> dict[str, int]:
-    """Return, by model, how many float32 numbers an update has: every tensor, trained or not."""
-    trained = study.models.trained()
-    return {
-        model: sum(map(math.prod, model_shapes(study, model, checkpoints).values()))
-        for model in trained
-    }
-
-
-def model_shapes(study: Study, model: str, checkpoints: Path) -> Shapes:
-    """Return a model's shapes by global name: its starting checkpoint's, or the plan's architecture's (imports torch)."""
-    start = study.models.trained()[model].start
-    places = (checkpoints / start.file, checkpoints / start.name) if start else ()
-    file = next((path for path in places if path.is_file()), None)
-    found = (
-        {name: shape for name, (_, shape) in shapes(file).items()}
-        if file
-        else _architecture(study, model)
-    )
-    return {name: shape for name, shape in found.items() if name.startswith(PREFIXES[model])}
-
-
-def _architecture(study: Study, model: str) -> Shapes:
-    """The shapes of a model that has no starting checkpoint yet; nothing is allocated."""
-    import torch
-
-    from common.models import stylegan, wgan
-    from common.models.glow import Glow
-
-    size, channels, models = study.intake.size_px, study.intake.channels, study.models
-    parts: dict[str, torch.nn.Module]
-    with torch.device("meta"):
-        if model == "glow" and models.glow:
-            flow = models.glow
-            parts = {"glow.": Glow(size, channels, flow.levels, flow.steps_per_level, flow.width)}
-        elif model == "wgan" and models.wgan:
-            generator, critic = wgan.build(models.wgan, size)
-            parts = {"generator.": generator, "average.": generator, "critic.": critic}
-        else:
-            assert models.gan is not None
-            parts = {
-                "generator.": stylegan.Generator(
-                    size, channels, models.gan.width, models.gan.latent
-                ),
-                "critic.": stylegan.Critic(size, channels, models.gan.width),
-            }
-    return {
-        prefix + n: tuple(p.shape)
-        for prefix, part in parts.items()
-        for n, p in part.named_parameters()
-    }
 
 
 # --- noise against signal ---------------------------------------------------------------------------------------------------

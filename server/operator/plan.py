@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
 from common.privacy.mechanisms import Mechanism, charged_image_event, round_event
-from common.privacy.planning import PlanReport, feasibility, parameter_counts, wire_counts
+from common.privacy.planning import PlanReport, feasibility
 from common.storage.files import atomic_write, read_capped
 from common.study.plan import Checkpoint, Study, load_study, write_bundle
+from common.study.shapes import parameter_counts, wire_counts
 from server.release.pairs import check_releasable
 from server.rounds.record import file_digest
 

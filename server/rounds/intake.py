@@ -13,6 +13,7 @@ update is useful, or poisoned within its public bound.
 
 from __future__ import annotations
 
+from common.study import families
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -39,7 +40,7 @@ class Asked:
     part: int = 0
     parts: int = 0
     images_before: int = 0
-    shapes: boundary.Shapes = field(default_factory=dict)
+    shapes: families.Shapes = field(default_factory=dict)
 
     @property
     def cap_bytes(self) -> int:

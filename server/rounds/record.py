@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from common.errors import Bug
-from common.privacy.boundary import PREFIXES
 from common.storage import files
 from common.storage.journal import Entry, Journal
+from common.study.families import FAMILIES
 from common.study.plan import CHECKPOINT_CAP_BYTES, Study
 from common.wire import tensors
 from common.wire.messages import Sealed
@@ -101,11 +101,8 @@ class StudyRecord:
     def _start(self, model: str) -> tensors.Arrays:
         """The model's part of the starting checkpoint, as float32."""
         found = tensors.read(self._start_file(model), max_bytes=WEIGHTS_CAP_BYTES)
-        return {
-            name: a.astype(np.float32)
-            for name, a in found.items()
-            if name.startswith(PREFIXES[model])
-        }
+        own = FAMILIES[model].select(found)
+        return {name: array.astype(np.float32) for name, array in own.items()}
 
     def final_weights(self) -> dict[str, Path]:
         """Return the files of the final weights by model, once every round is closed."""

@@ -277,7 +277,7 @@ def test_every_code_in_use_is_in_the_table_and_every_rule_is_used() -> None:
         Path(boundary.__file__).read_text()
         + (Path(boundary.__file__).parents[2] / "client/egress/gate.py").read_text()
     )
-    used = {int(n) for n in re.findall(r", (\d+), f?\"", source)} | {
+    used = {int(n) for n in re.findall(r",\s+(\d+),\s+f?\"", source)} | {
         int(n) for n in re.findall(r"refuse\(\s*(\d+),", source)
     }
     assert used == set(RULES)

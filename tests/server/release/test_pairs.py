@@ -19,8 +19,9 @@ from PIL import Image
 from client.ingest.cohort import Cohort
 from common.errors import PolicyError, RefusedError
 from common.privacy import boundary
-from common.privacy.planning import parameter_counts, wire_counts
+from common.study.families import WGAN
 from common.study.plan import Study
+from common.study.shapes import parameter_counts, wire_counts
 from common.wire import signing, tensors
 from common.wire.messages import Header, seal
 from kohort.manifest import statement_json, verify
@@ -181,7 +182,7 @@ def test_every_tensor_of_the_wgan_crosses_the_wire_and_the_average_counts_as_pos
         ("critic.layers.0.weight", False),
         ("critic.layers.6.bias", True),
     ):
-        assert boundary.is_trained(name, without.models.trained()["wgan"]) is trained
+        assert WGAN.may_change(name, without.models.trained()["wgan"].trainable) is trained
 
 
 def test_pairs_are_drawn_once_and_differ_from_draw_to_draw(

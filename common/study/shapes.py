@@ -1,0 +1,65 @@
+"""Names and shapes of a plan's tensors, and how many numbers its models train and send.
+
+Shapes come from a starting checkpoint's header where there is one; only without one are networks built (torch).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from common.errors import ConfigurationError
+from common.study.families import FAMILIES, Family, Shapes
+from common.study.plan import Study
+from common.wire import tensors
+
+
+def parameter_counts(study: Study, checkpoints: Path) -> dict[str, int]:
+    """Return, by model, how many numbers a private step changes: trained tensors, not post-processed ones.
+
+    `checkpoints`: the plan's folder, or a bundle's checkpoints/. Raises ConfigurationError where nothing is trained.
+    """
+    counts = {}
+    for model, plan in study.models.trained().items():
+        found = model_shapes(study, model, checkpoints)
+        counts[model] = FAMILIES[model].private_dimension(found, plan.trainable)
+        if not counts[model]:
+            raise ConfigurationError(
+                f"models.{model}.trainable: {list(plan.trainable)} names no tensor of the model"
+            )
+    return counts
+
+
+def wire_counts(study: Study, checkpoints: Path) -> dict[str, int]:
+    """Return, by model, how many float32 numbers an update has: every tensor, trained or not."""
+    counts = {}
+    for model in study.models.trained():
+        found = model_shapes(study, model, checkpoints)
+        counts[model] = sum(math.prod(shape) for shape in found.values())
+    return counts
+
+
+def model_shapes(study: Study, model: str, checkpoints: Path) -> Shapes:
+    """Return a model's shapes by global name: its starting checkpoint's, or those of the networks that the plan names."""
+    family = FAMILIES[model]
+    start = study.models.trained()[model].start
+    places = (checkpoints / start.file, checkpoints / start.name) if start else ()
+    for file in places:
+        if file.is_file():
+            return family.select({name: shape for name, (_, shape) in tensors.shapes(file).items()})
+    return _planned_shapes(study, family)
+
+
+def _planned_shapes(study: Study, family: Family) -> Shapes:
+    """The shapes of networks that have no starting checkpoint yet; nothing is allocated."""
+    import torch
+
+    from common.study.architectures import build
+
+    with torch.device("meta"):
+        parts = build(study, family)
+    found = {}
+    for prefix, part in parts.items():
+        for name, parameter in part.named_parameters():
+            found[prefix + name] = tuple(parameter.shape)
+    return found
