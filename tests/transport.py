@@ -20,7 +20,8 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from client.fleet.client import FleetClient, FleetSettings, create_node_key
+from client.fleet.client import FleetClient
+from client.fleet.connection import FleetSettings, create_node_key
 from client.fleet.health import Health
 from common.process import free_port
 from common.wire.app_bundle import write_app

@@ -35,14 +35,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from client.daemon.site import Site
 from client.egress.review import Batch, Reviews
 from client.fleet.app import build_app
-from client.fleet.client import FleetClient, FleetSettings, create_node_key, read_node_key
-from client.fleet.connection import classify, tls_context
+from client.fleet.client import FleetClient
+from client.fleet.connection import FleetSettings, create_node_key, read_node_key, tls_context
+from client.fleet.failures import classify
 from client.fleet.health import CLIENT_CERTIFICATE_REFUSED, Health
 from client.ingest.cohort import Cohort, IngestReport
 from client.state import config as site_config
 from client.state.config import check_plan, load_site
+from client.state.folder import State, new_pseudonym_key
 from client.state.jobs import Progress as Report
-from client.state.plans import Membership, Plans, State, new_pseudonym_key, read_membership
+from client.state.membership import Membership, read_membership
+from client.state.plans import Plans
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, PolicyError
 from common.privacy.anchors import anchors_event
 from common.privacy.mechanisms import latent_event

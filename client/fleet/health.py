@@ -185,7 +185,7 @@ class Health:
         self._active: dict[str, Active] = {}
         self._lock = threading.Lock()
         self._on_change = on_change
-        self._last_beat: float | None = None
+        self._last_heartbeat: float | None = None
 
     def set(self, state: State, facts: str = "") -> None:
         """Let `state` hold; it replaces the state of the same subject and keeps its own start time."""
@@ -196,14 +196,14 @@ class Health:
                 return
             since = old.since if same and old is not None else time.time()
             self._active[state.subject] = Active(state, since, facts)
-        self._tell()
+        self._notify()
 
     def clear(self, subject: str) -> None:
         """Let no state of this subject hold."""
         with self._lock:
             gone = self._active.pop(subject, None)
         if gone is not None:
-            self._tell()
+            self._notify()
 
     def get(self, subject: str) -> Active | None:
         """The state that holds for a subject, if any."""
@@ -219,19 +219,19 @@ class Health:
                 )
             )
 
-    def beat(self) -> None:
+    def record_heartbeat(self) -> None:
         """The server has just accepted a heartbeat."""
-        self._last_beat = time.time()
+        self._last_heartbeat = time.time()
 
     @property
-    def last_beat(self) -> float | None:
+    def last_heartbeat(self) -> float | None:
         """Unix time in seconds of the last accepted heartbeat; None before the first."""
-        return self._last_beat
+        return self._last_heartbeat
 
     def to_dict(self) -> dict[str, object]:
         """The same for a status file."""
         return {
-            "last_heartbeat": self._last_beat,
+            "last_heartbeat": self._last_heartbeat,
             "states": [
                 {
                     "code": one.state.code,
@@ -246,7 +246,7 @@ class Health:
             ],
         }
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Call the listener, outside the lock."""
         if self._on_change is not None:
             self._on_change()

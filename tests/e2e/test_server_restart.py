@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from client.fleet.client import FleetClient, FleetSettings, create_node_key
+from client.fleet.client import FleetClient
+from client.fleet.connection import FleetSettings, create_node_key
 from client.fleet.health import Health
 from common.process import free_port
 from common.study.plan import write_bundle

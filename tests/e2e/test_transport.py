@@ -159,7 +159,8 @@ def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
 CLIENT = """
 import sys, threading, time
 from pathlib import Path
-from client.fleet.client import FleetClient, FleetSettings
+from client.fleet.client import FleetClient
+from client.fleet.connection import FleetSettings
 from client.fleet.health import Health
 from tests.e2e.test_transport import echo
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from client.fleet.client import create_node_key
+from client.fleet.connection import create_node_key
 from common.errors import ConfigurationError
 from server.operator.certificates import (
     Authority,
