@@ -35,8 +35,8 @@ from benchmarks.paper.alignment import PaperLoss
 from benchmarks.paper.external import Content, PaperFeatures, Texture, load_content, load_texture
 from benchmarks.paper.loop import PaperLoop
 from benchmarks.paper.stylegan2 import PaperGenerator
+from client.state.group_store import Group, Stratum
 from client.synthesize import align
-from client.synthesize.group import Group, Stratum
 from common.config import load_yaml
 from common.models.stylegan import Critic, Generator
 

@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import chest_split, fundus_split
+from client.state.group_store import Group, Stratum
 from client.state.ledger import PracticeReservation
 from client.synthesize import anchors, partition
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
-from client.synthesize.group import Group, Mode, Roster, Stratum, form_groups, patient_codes, roster
+from client.synthesize.group import Mode, Roster, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
 from client.synthesize.metric import Metric, cells_in, points_of
 from client.synthesize.spread import directions_of

@@ -29,8 +29,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from benchmarks import fundus_split
+from client.state.group_store import Group
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
-from client.synthesize.group import Group, Roster, form_groups, patient_codes, roster
+from client.synthesize.group import Roster, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
 from common.arrays import Images
 from common.models.encoder import load_encoder

@@ -24,10 +24,12 @@ from client.egress.gate import Evidence
 from client.ingest.cohort import FORMAT, SCHEMA
 from client.state import config as site_config
 from client.state.config import load_site
+from client.state.folder import State, new_pseudonym_key
+from client.state.group_store import Group, Stratum
 from client.state.jobs import CANARIES, TALLY, Job, Progress
 from client.state.ledger import Reservation
-from client.state.plans import Membership, Plans, State, new_pseudonym_key
-from client.synthesize.group import Group, Stratum
+from client.state.membership import Membership
+from client.state.plans import Plans
 from common.privacy.accounting import Spent, spend
 from common.privacy.canaries import Canaries, Tally, rehearse
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian

@@ -34,21 +34,13 @@ from client.egress.review import SHEET
 from client.ingest.cohort import Cohort
 from client.learn import train_encoder, train_gan, train_glow, train_wgan
 from client.state.canaries import TALLY_CAP_BYTES
+from client.state.group_store import Group, Grouping, GroupStore, Stratum
 from client.state.jobs import CANARIES, TALLY, Job, write_progress
 from client.state.ledger import Reservation
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, outputs
 from client.synthesize.anchors import cells_of, noisy_means
 from client.synthesize.anchors import images as decoded
-from client.synthesize.group import (
-    Group,
-    Grouping,
-    GroupStore,
-    Roster,
-    Stratum,
-    patient_codes,
-    regroup,
-    roster,
-)
+from client.synthesize.group import Roster, patient_codes, regroup, roster
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
 from client.synthesize.inversion_sheet import inversion_sheet
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference

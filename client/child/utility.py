@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from client.ingest.cohort import Cohort
-from client.state.plans import Plans, State
+from client.state.folder import State
+from client.state.plans import Plans
 from common.arrays import Pairs
 from common.errors import ConfigurationError, RefusedError
 from common.measure import pair_utility as utility

@@ -34,10 +34,12 @@ from client.ingest.cohort import Cohort, IngestReport, ingest
 from client.ingest.decode import Limits
 from client.state.canaries import TALLY_CAP_BYTES, CanaryFile, Heard
 from client.state.config import SiteConfig, check_plan
+from client.state.folder import State
+from client.state.group_store import Grouping, GroupStore
 from client.state.jobs import TALLY, Job, Progress, Stopped, is_finished
 from client.state.ledger import Ledger, Reservation
-from client.state.plans import Membership, Plans, State
-from client.synthesize.group import Grouping, GroupStore
+from client.state.membership import Membership
+from client.state.plans import Plans
 from common.errors import EnvironmentFault, PolicyError, RefusedError
 from common.privacy.accounting import epsilon_rdp, spend
 from common.privacy.boundary import PART_CAP_BYTES, check_instruction, check_total, check_weights

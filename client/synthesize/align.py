@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from client.synthesize.group import Group, Roster
+from client.state.group_store import Group
+from client.synthesize.group import Roster
 from client.synthesize.invert import Adam, Inversion, frozen
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit

@@ -24,9 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.state.group_store import Group, Stratum
 from client.state.ledger import PracticeReservation, Reservation
 from client.synthesize.align import render
-from client.synthesize.group import Group, Roster, Stratum
+from client.synthesize.group import Roster
 from client.synthesize.invert import GeneratorCodes, Whitening
 from client.synthesize.partition import Cells, nearest
 from common.arrays import Floats, Integers

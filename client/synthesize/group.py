@@ -1,94 +1,41 @@
-"""Groups of at least k distinct patients, frozen for good before any image made from them leaves.
+"""Forms groups of at least k distinct patients.
 
-In: who is in the cohort and in which stratum (`Roster`), one code per patient, k and the site's key. Out: a `Grouping`
-of `Group`s and the patients left out (site-local).
-
-Guaranteed
-1. A `Group` holds k or more distinct patients of one stratum; it cannot be constructed otherwise.
-2. A patient is in at most one group of a grouping, and with many images still counts once.
-3. Every group of `form_groups` has k to 2k-1 patients; a stratum with fewer than k patients yields none.
-4. The result depends on the patients and the key, not on the order in which they are listed.
-   In mode `anchors` a group has no upper bound: to split one would be a choice made by the data.
-5. Mode `random` sees no pixel: it takes a roster and a key and refuses codes. In mode `anchors` nobody but the patient
-   decides which cell a patient is in.
-6. A `GroupStore` freezes a patient into one group across all studies; what overlaps a frozen group without being
-   that group is refused.
-
-Not covered: k-anonymity is not differential privacy; `similar`, `similar-swap` and `cells` groups depend on the images
-(Jeon et al. 2022, and methods/ksalsa.md section 4 for what they leak); which `anchors` group is published is decided
-under noise in anchors.py, not here. Two pseudonyms of one person are for the intake to merge. Numerics: partition.py.
+In: who is in the cohort and in which stratum (`Roster`), one code per patient, k, the site's key.
+Out: a `Grouping`; the patients it leaves out stay on site.
+Guarantees:
+1. Every group of `form_groups` has k to 2k-1 patients; a smaller stratum yields none.
+   In mode `anchors` there is no upper bound: to split a cell would be a choice made by the data.
+2. A patient with many images counts once.
+3. The result depends on the patients and the key, not on the order in which they are listed.
+4. Mode `random` sees no pixel: it takes a roster and a key and refuses codes. In mode `anchors`
+   only the patient's own code decides which cell a patient is in.
+5. A frozen group comes again whole or not at all; its patients join no other group.
+Not covered: k-anonymity is not differential privacy; `similar`, `similar-swap` and `cells` groups
+depend on the images (Jeon et al. 2022; docs/methods/k-salsa.md says what they leak). Which
+`anchors` group is published is decided under noise in anchors.py. Two pseudonyms of one person are
+for the intake to merge. Frozen groups: client/state/group_store.py. Numerics: partition.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
-import os
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.state.group_store import Group, Grouping, GroupStore, Stratum
 from client.synthesize import partition
 from client.synthesize.partition import Cells
 from common.arrays import Floats
-from common.errors import Bug, ConfigurationError, EnvironmentFault, PolicyError, disk_faults_named
+from common.errors import ConfigurationError, PolicyError
 
 Mode = Literal["similar", "similar-swap", "cells", "random", "anchors", "paper"]
 MODES: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random", "anchors", "paper")
-
-
-class Stratum(NamedTuple):
-    """What all images of a group share: merged label (position in the study's strata) and laterality (0, 1 L, 2 R)."""
-
-    label: int
-    laterality: int = 0
-
-
-@dataclass(frozen=True)
-class Group:
-    """At least k distinct patients of one stratum; members are kept sorted. Raises PolicyError below k (promise 1)."""
-
-    members: tuple[str, ...]
-    stratum: Stratum
-    k: int
-
-    def __post_init__(self) -> None:
-        if self.k < 2:
-            raise PolicyError(f"group: k is {self.k}; expected 2 or more", code="E-GROUP-SIZE")
-        if len(set(self.members)) < max(self.k, len(self.members)):
-            raise PolicyError(
-                f"group: expected at least k={self.k} distinct patients, each once; got fewer",
-                code="E-GROUP-SIZE",
-            )
-        object.__setattr__(self, "members", tuple(sorted(self.members)))
-        object.__setattr__(self, "stratum", Stratum(*self.stratum))
-
-    @property
-    def token(self) -> str:
-        """Digest of stratum and membership: two groups are identical exactly when their tokens are."""
-        text = "\n".join((f"{self.stratum.label},{self.stratum.laterality}", *self.members))
-        return hashlib.sha256(b"kohort-group\0" + text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Disjoint groups, and the patients in none of them (`suppressed`, site-local). Raises Bug on overlap (promise 2)."""
-
-    groups: tuple[Group, ...]
-    suppressed: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        everyone = [*chain.from_iterable(group.members for group in self.groups), *self.suppressed]
-        if len(set(everyone)) < len(everyone):
-            raise Bug("grouping: one patient in two places; expected each patient once")
 
 
 @dataclass(frozen=True)
@@ -124,7 +71,7 @@ def roster(
     `laterality_of` int [N] (0 unknown, 1 left, 2 right) or None to ignore it; `usable` bool [N] False where inversion
     rejected the image. Leave `usable` out for mode `random`: there no pixel may decide who is grouped.
     A patient's stratum is the highest label among the images (ordinal grades), then the eye with that label, ties by
-    keyed digest; only images of that stratum count (methods/ksalsa.md 3.2).
+    keyed digest; only images of that stratum count.
     """
     sides = np.zeros(len(patient_of), np.int64) if laterality_of is None else laterality_of
     counts = np.asarray(label_of) >= 0
@@ -261,122 +208,25 @@ def _keyed(key: bytes, purpose: str, pseudonym: str) -> bytes:
     return hmac.digest(key, f"kohort-group-{purpose}\0{pseudonym}".encode(), "sha256")
 
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS grouped (token TEXT PRIMARY KEY, label INTEGER NOT NULL, laterality INTEGER NOT NULL, k INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS member (pseudonym TEXT PRIMARY KEY, token TEXT NOT NULL REFERENCES grouped);
-CREATE TRIGGER IF NOT EXISTS grouped_kept BEFORE DELETE ON grouped BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER IF NOT EXISTS grouped_same BEFORE UPDATE ON grouped BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER IF NOT EXISTS member_kept BEFORE DELETE ON member BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER IF NOT EXISTS member_same BEFORE UPDATE ON member BEGIN SELECT RAISE(ABORT, 'append only'); END;
-"""  # noqa: E501 - one statement a line
+def settle(
+    frozen: Sequence[Group], who: Roster, k: int
+) -> tuple[tuple[Group, ...], tuple[str, ...], Roster]:
+    """Return (frozen groups to release again, patients held back, roster of patients in no frozen group).
 
-
-class GroupStore:
-    """The site's frozen memberships: append-only SQLite, on disk before `freeze` returns (promise 6)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with disk_faults_named("cannot open the group store", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        with self._faults_named():
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(SCHEMA)
-
-    def freeze(self, grouping: Grouping) -> None:
-        """Write every group of `grouping` for good, all or none; call it before any image leaves.
-
-        A group that is frozen already is left alone. Raises PolicyError when a group shares a patient with a frozen
-        group and is not that group: the difference of their averages would be about one patient.
-        """
-        with self._faults_named(), self._transaction():
-            for group in grouping.groups:
-                tokens = self._tokens_of(group.members)
-                if set(tokens) == {group.token} and len(tokens) == len(group.members):
-                    continue
-                if tokens:
-                    raise PolicyError(
-                        "a group overlaps a frozen group without being identical to it",
-                        hint="let GroupStore.settle split the roster: frozen groups stay, new patients group apart",
-                        code="E-GROUP-OVERLAP",
-                    )
-                row = (group.token, group.stratum.label, group.stratum.laterality, group.k)
-                self._db.execute("INSERT INTO grouped VALUES (?, ?, ?, ?)", row)
-                self._db.executemany(
-                    "INSERT INTO member VALUES (?, ?)", ((m, group.token) for m in group.members)
-                )
-
-    def groups(self) -> tuple[Group, ...]:
-        """Return all frozen groups."""
-        with self._faults_named():
-            rows = self._db.execute(
-                "SELECT token, label, laterality, k FROM grouped ORDER BY token"
-            ).fetchall()
-            members = self._db.execute("SELECT token, pseudonym FROM member").fetchall()
-        of: dict[str, list[str]] = {}
-        for token, pseudonym in members:
-            of.setdefault(token, []).append(pseudonym)
-        return tuple(
-            Group(tuple(of.get(token, ())), Stratum(label, side), k)
-            for token, label, side, k in rows
-        )
-
-    def settle(self, who: Roster, k: int) -> tuple[tuple[Group, ...], tuple[str, ...], Roster]:
-        """Return (frozen groups to release again, patients held back, roster of patients in no frozen group).
-
-        A frozen group comes again only whole: every member on the roster, in its stratum, and k or more of them. The
-        members of any other frozen group are held back: averaging those that are left would isolate who is missing.
-        """
-        stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
-        frozen = self.groups()
-        again = [
-            Group(group.members, group.stratum, k)
-            for group in frozen
-            if len(group.members) >= k
-            and all(stratum_of.get(m) == group.stratum for m in group.members)
-        ]
-        taken = set(chain.from_iterable(group.members for group in frozen))
-        released = set(chain.from_iterable(group.members for group in again))
-        held = tuple(sorted((taken - released) & stratum_of.keys()))
-        return tuple(again), held, who.without(taken)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    def _tokens_of(self, members: Sequence[str]) -> list[str]:
-        """Tokens of the frozen groups that hold those members, one for each member that is frozen."""
-        find = "SELECT token FROM member WHERE pseudonym = ?"
-        return [row[0] for member in members for row in self._db.execute(find, (member,))]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, on disk when it ends."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    @contextmanager
-    def _faults_named(self) -> Iterator[None]:
-        """SQLite's errors as this machine's fault, with the fix."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            full = "full" in str(error)
-            hint = (
-                "free some space there and start again"
-                if full
-                else "restore the file from backup; never delete it"
-            )
-            raise EnvironmentFault(
-                f"group store {self.path}: {error}", hint=hint, code="E-DISK-FULL" if full else None
-            ) from error
+    A frozen group comes again only whole: every member on the roster, in its stratum, and k or more of them. The
+    members of any other frozen group are held back: averaging those that are left would isolate who is missing.
+    """
+    stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
+    again = [
+        Group(group.members, group.stratum, k)
+        for group in frozen
+        if len(group.members) >= k
+        and all(stratum_of.get(m) == group.stratum for m in group.members)
+    ]
+    taken = set(chain.from_iterable(group.members for group in frozen))
+    released = set(chain.from_iterable(group.members for group in again))
+    held = tuple(sorted((taken - released) & stratum_of.keys()))
+    return tuple(again), held, who.without(taken)
 
 
 def regroup(
@@ -393,7 +243,7 @@ def regroup(
 
     Same arguments and errors as `form_groups`. Fewer than k new patients wait (suppressed) when frozen groups exist.
     """
-    again, held, fresh = store.settle(who, k)
+    again, held, fresh = settle(store.groups(), who, k)
     if again and len(fresh.pseudonyms) < k:
         return Grouping(again, (*held, *fresh.pseudonyms))
     row_of = {name: i for i, name in enumerate(who.pseudonyms)}

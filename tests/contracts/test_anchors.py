@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from client.state.group_store import Stratum
 from client.state.ledger import PracticeReservation, Reservation
 from client.synthesize import anchors as a
-from client.synthesize.group import Roster, Stratum, roster
+from client.synthesize.group import Roster, roster
 from client.synthesize.invert import GeneratorCodes, Whitening
 from client.synthesize.partition import Cells
 from common.errors import Bug, ConfigurationError, PolicyError

@@ -13,7 +13,7 @@ import pytest
 from client.egress.gate import Cleared, Evidence
 from client.egress.outbox import Outbox
 from client.state.config import check_plan
-from client.synthesize.group import Group, Stratum
+from client.state.group_store import Group, Stratum
 from common.errors import Bug, KohortError, PolicyError, RefusedError
 from common.study.plan import open_bundle, write_bundle
 from common.wire import signing, tensors

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.ingest.persons import Sighting, grouped_by_person, near_duplicates
+from client.state import group_store
 from client.synthesize import group as g
 from client.synthesize.align import GroupStatistics, PatientStatistics
 from client.synthesize.invert import Whitening
 from common.errors import Bug, PolicyError
 
 KEY = b"k" * 32
-STRATUM = g.Stratum(1, 2)
+STRATUM = group_store.Stratum(1, 2)
 
 
 def names(count: int, first: int = 0) -> list[str]:
@@ -33,9 +34,13 @@ def flat_roster(pseudonyms: list[str], label: int = 1) -> g.Roster:
     )
 
 
-def frozen(path: Path, *memberships: list[str], k: int = 3) -> g.GroupStore:
-    store = g.GroupStore(path)
-    store.freeze(g.Grouping(tuple(g.Group(tuple(m), g.Stratum(1), k) for m in memberships), ()))
+def frozen(path: Path, *memberships: list[str], k: int = 3) -> group_store.GroupStore:
+    store = group_store.GroupStore(path)
+    store.freeze(
+        group_store.Grouping(
+            tuple(group_store.Group(tuple(m), group_store.Stratum(1), k) for m in memberships), ()
+        )
+    )
     return store
 
 
@@ -46,16 +51,16 @@ def frozen(path: Path, *memberships: list[str], k: int = 3) -> g.GroupStore:
 )
 def test_no_group_holds_fewer_than_k_distinct_patients(members: tuple[str, ...]) -> None:
     with pytest.raises(PolicyError) as caught:
-        g.Group(members, STRATUM, 3)
+        group_store.Group(members, STRATUM, 3)
     assert caught.value.code == "E-GROUP-SIZE"
     with pytest.raises(PolicyError):
-        replace(g.Group(("a", "b", "c"), STRATUM, 3), members=members)
+        replace(group_store.Group(("a", "b", "c"), STRATUM, 3), members=members)
 
 
 @pytest.mark.parametrize("k", [1, 0, -5])
 def test_no_group_has_a_k_below_two(k: int) -> None:
     with pytest.raises(PolicyError):
-        g.Group(("a",), STRATUM, k)
+        group_store.Group(("a",), STRATUM, k)
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,7 +73,7 @@ def test_grouping_does_not_depend_on_input_order(seed: int, mode: g.Mode) -> Non
         rng.integers(0, 3, (len(patient_of), 2)),
     )  # many ties
 
-    def grouped(order: np.ndarray, relabel: np.ndarray) -> g.Grouping:
+    def grouped(order: np.ndarray, relabel: np.ndarray) -> group_store.Grouping:
         pseudonyms = [names(17)[i] for i in np.argsort(relabel)]
         who = g.roster(pseudonyms, relabel[patient_of[order]], labels[order], key=KEY)
         points = None if mode == "random" else g.patient_codes(codes[order], who)
@@ -107,7 +112,11 @@ def test_random_groups_see_no_pixel() -> None:
 def test_an_intersecting_re_release_is_refused(tmp_path: Path, members: list[str]) -> None:
     store = frozen(tmp_path / "groups.sqlite", names(3), names(3, 3))
     with pytest.raises(PolicyError) as caught:
-        store.freeze(g.Grouping((g.Group(tuple(members), g.Stratum(1), 3),), ()))
+        store.freeze(
+            group_store.Grouping(
+                (group_store.Group(tuple(members), group_store.Stratum(1), 3),), ()
+            )
+        )
     assert caught.value.code == "E-GROUP-OVERLAP"
     store.close()
 
@@ -115,29 +124,39 @@ def test_an_intersecting_re_release_is_refused(tmp_path: Path, members: list[str
 def test_one_patient_fewer_is_refused(tmp_path: Path) -> None:
     store = frozen(tmp_path / "groups.sqlite", names(4))
     with pytest.raises(PolicyError):
-        store.freeze(g.Grouping((g.Group(tuple(names(3)), g.Stratum(1), 3),), ()))
+        store.freeze(
+            group_store.Grouping(
+                (group_store.Group(tuple(names(3)), group_store.Stratum(1), 3),), ()
+            )
+        )
     store.close()
 
 
 def test_an_identical_re_release_is_allowed(tmp_path: Path) -> None:
     store = frozen(tmp_path / "groups.sqlite", names(3))
     before = store.groups()
-    store.freeze(g.Grouping((g.Group(tuple(reversed(names(3))), g.Stratum(1), 3),), ()))
+    store.freeze(
+        group_store.Grouping(
+            (group_store.Group(tuple(reversed(names(3))), group_store.Stratum(1), 3),), ()
+        )
+    )
     assert store.groups() == before
     store.close()
 
 
 def test_a_refused_freeze_leaves_nothing_behind(tmp_path: Path) -> None:
     store = frozen(tmp_path / "groups.sqlite", names(3))
-    good, bad = (g.Group(tuple(m), g.Stratum(1), 3) for m in (names(3, 50), names(3, 2)))
+    good, bad = (
+        group_store.Group(tuple(m), group_store.Stratum(1), 3) for m in (names(3, 50), names(3, 2))
+    )
     with pytest.raises(PolicyError):
-        store.freeze(g.Grouping((good, bad), ()))
+        store.freeze(group_store.Grouping((good, bad), ()))
     assert len(store.groups()) == 1
     store.close()
 
 
 def test_new_patients_group_only_among_themselves(tmp_path: Path) -> None:
-    store = g.GroupStore(tmp_path / "groups.sqlite")
+    store = group_store.GroupStore(tmp_path / "groups.sqlite")
     first = g.regroup(store, flat_roster(names(6)), 3, "random", key=KEY)
     store.freeze(first)
     two_more = g.regroup(store, flat_roster(names(8)), 3, "random", key=KEY)
@@ -239,7 +258,7 @@ def test_one_and_two_threads_give_the_same_groups() -> None:
 CRASH = """
 import os, signal, sys
 from pathlib import Path
-from client.synthesize.group import Group, Grouping, GroupStore, Stratum
+from client.state.group_store import Group, Grouping, GroupStore, Stratum
 store = GroupStore(Path(sys.argv[1]))
 store.freeze(Grouping((Group(("a", "b", "c"), Stratum(1), 3),), ()))
 os.kill(os.getpid(), signal.SIGKILL)  # before anything is sent
@@ -251,10 +270,14 @@ def test_a_crash_between_freeze_and_send_leaves_the_freeze(tmp_path: Path) -> No
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", CRASH, str(path)], check=False, env=env)
     assert done.returncode == -signal.SIGKILL
-    store = g.GroupStore(path)
+    store = group_store.GroupStore(path)
     assert [group.members for group in store.groups()] == [("a", "b", "c")]
     with pytest.raises(PolicyError):
-        store.freeze(g.Grouping((g.Group(("a", "b", "d"), g.Stratum(1), 3),), ()))
+        store.freeze(
+            group_store.Grouping(
+                (group_store.Group(("a", "b", "d"), group_store.Stratum(1), 3),), ()
+            )
+        )
     store.close()
 
 
@@ -264,7 +287,7 @@ def statistics(group: object, support: tuple[int, ...]) -> GroupStatistics:
 
 
 def test_alignment_sees_only_statistics_over_at_least_k_patients() -> None:
-    group = g.Group(("a", "b", "c"), STRATUM, 3)
+    group = group_store.Group(("a", "b", "c"), STRATUM, 3)
     assert statistics(group, (3, 3)).group is group
     for support in ((2, 3), (3, 0), ()):
         with pytest.raises(PolicyError):

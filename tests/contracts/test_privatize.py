@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.state.group_store import Stratum
 from client.synthesize import privatize as stage
-from client.synthesize.group import Roster, Stratum, form_groups
+from client.synthesize.group import Roster, form_groups
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models import glow
 from common.models.glow import Glow

@@ -20,8 +20,8 @@ import pytest
 from client.daemon.site import FILTER_ORDER
 from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
+from client.state.folder import State
 from client.state.ledger import Ledger
-from client.state.plans import State
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
 from common.process import free_port
 from common.study.plan import Study, load_study

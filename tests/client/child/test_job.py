@@ -22,10 +22,11 @@ from client.egress.audit import AuditReport, Code
 from client.egress.audit import Evidence as AuditEvidence
 from client.egress.gate import Evidence
 from client.ingest.cohort import Cohort
+from client.state.folder import State
+from client.state.group_store import Group, Stratum
 from client.state.jobs import Job, Stopped
 from client.state.ledger import Reservation
-from client.state.plans import State
-from client.synthesize.group import Group, Roster, Stratum
+from client.synthesize.group import Roster
 from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
 from common.models.stylegan import Critic, Generator, numpy_weights

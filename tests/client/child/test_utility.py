@@ -19,7 +19,8 @@ from client.child import utility
 from client.cli import main as command
 from client.ingest.cohort import FORMAT, SCHEMA, Cohort
 from client.state import config as site_config
-from client.state.plans import Plans, State
+from client.state.folder import State
+from client.state.plans import Plans
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.measure import pair_utility as common_utility
 from common.study.plan import Study, write_bundle

@@ -12,7 +12,7 @@ from PIL import Image
 
 from client.cli.main import app, plan_lines, site_status
 from client.daemon.site import Site
-from client.state.plans import State
+from client.state.folder import State
 from common.storage.lock import FolderLock
 from common.study.plan import write_bundle
 from common.wire import signing

@@ -218,7 +218,8 @@ from pathlib import Path
 import client.daemon.site
 from client.state.config import load_site
 from client.daemon.site import Site
-from client.state.plans import State, read_membership
+from client.state.membership import read_membership
+from client.state.folder import State
 from common.wire.messages import Sealed
 from tests.sites import Children
 from common.study.plan import load_study

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from client.egress.gate import Evidence
-from client.synthesize.group import Group, Stratum
+from client.state.group_store import Group, Stratum
 from common.errors import KohortError, RefusedError
 
 GROUP = Group(("a", "b", "c"), Stratum(1, 2), 3)

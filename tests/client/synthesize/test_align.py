@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.state import group_store
 from client.synthesize import align as al
 from client.synthesize import group as g
 from client.synthesize import invert as inv
@@ -27,7 +28,7 @@ class Site:
     images: np.ndarray
     inversion: inv.Inversion
     who: g.Roster
-    groups: tuple[g.Group, ...]
+    groups: tuple[group_store.Group, ...]
     spread: float
 
 
@@ -67,7 +68,7 @@ def naive_gram(x: torch.Tensor, row: int, column: int, p: int) -> torch.Tensor:
 
 
 def naive_loss(
-    site: Site, code: torch.Tensor, group: g.Group, plan: al.AlignmentPlan
+    site: Site, code: torch.Tensor, group: group_store.Group, plan: al.AlignmentPlan
 ) -> torch.Tensor:
     """The loss of one group from its members' images, in plain loops and without any cached target."""
     p, rows_of = plan.windows, dict(zip(site.who.pseudonyms, site.who.images, strict=True))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.state import group_store
 from client.synthesize import group as g
 from common.errors import Bug, ConfigurationError, EnvironmentFault, PolicyError
 
@@ -86,7 +87,7 @@ def test_conflicting_labels_take_the_highest_and_only_its_images_count() -> None
     who = g.roster(
         ["a"], np.zeros(3, int), np.array([0, 3, 3]), laterality_of=np.array([1, 2, 2]), key=KEY
     )
-    assert (who.strata, who.images) == ((g.Stratum(3, 2),), ((1, 2),))
+    assert (who.strata, who.images) == ((group_store.Stratum(3, 2),), ((1, 2),))
 
 
 def test_an_unlabelled_or_rejected_image_does_not_enter() -> None:
@@ -162,17 +163,20 @@ def test_another_key_gives_another_random_grouping() -> None:
 
 
 def test_one_patient_in_two_groups_is_a_bug() -> None:
-    one, two = g.Group(("a", "b"), g.Stratum(0), 2), g.Group(("b", "c"), g.Stratum(0), 2)
+    one, two = (
+        group_store.Group(("a", "b"), group_store.Stratum(0), 2),
+        group_store.Group(("b", "c"), group_store.Stratum(0), 2),
+    )
     with pytest.raises(Bug, match="two places"):
-        g.Grouping((one, two), ())
+        group_store.Grouping((one, two), ())
 
 
 def test_the_store_returns_what_was_frozen_and_its_file_is_private(tmp_path: Path) -> None:
     grouping = g.form_groups(flat_roster(12), 5, "random", key=KEY)
-    store = g.GroupStore(tmp_path / "groups.sqlite")
+    store = group_store.GroupStore(tmp_path / "groups.sqlite")
     store.freeze(grouping)
     store.close()
-    again = g.GroupStore(tmp_path / "groups.sqlite")
+    again = group_store.GroupStore(tmp_path / "groups.sqlite")
     assert set(again.groups()) == set(grouping.groups)
     assert (tmp_path / "groups.sqlite").stat().st_mode & 0o077 == 0
     again.close()
@@ -182,7 +186,7 @@ def test_the_store_returns_what_was_frozen_and_its_file_is_private(tmp_path: Pat
     "statement", ["DELETE FROM member", "UPDATE member SET token = 'x'", "DELETE FROM grouped"]
 )
 def test_the_store_cannot_be_rewritten_by_a_statement(tmp_path: Path, statement: str) -> None:
-    store = g.GroupStore(tmp_path / "groups.sqlite")
+    store = group_store.GroupStore(tmp_path / "groups.sqlite")
     store.freeze(g.form_groups(flat_roster(5), 5, "random", key=KEY))
     db = sqlite3.connect(tmp_path / "groups.sqlite")
     with pytest.raises(sqlite3.IntegrityError, match="append only"):
@@ -195,5 +199,5 @@ def test_a_damaged_store_is_an_error_with_a_hint(tmp_path: Path) -> None:
     path = tmp_path / "groups.sqlite"
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(EnvironmentFault) as caught:
-        g.GroupStore(path)
+        group_store.GroupStore(path)
     assert "backup" in caught.value.hint

@@ -1,0 +1,120 @@
+"""The site's state folder: its paths and its keys.
+
+In: a folder made by `kohort-site init`. Out: paths, keys, the journal.
+Not covered: what the files hold (the other modules of client/state).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.errors import ConfigurationError, disk_faults_named
+from common.storage.files import read_capped
+from common.storage.journal import Journal
+from common.study.plan import Intake
+from common.wire import signing
+from common.wire.messages import canonical
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class State:
+    """The paths of a site's state folder."""
+
+    root: Path
+
+    @property
+    def node_key(self) -> Path:
+        """The key of the TLS client certificate and of Flower's node identity."""
+        return self.root / "keys" / "node.key"
+
+    @property
+    def sign_key(self) -> Path:
+        """The Ed25519 key that signs what leaves."""
+        return self.root / "keys" / "sign.key"
+
+    @property
+    def pseudonym_key(self) -> Path:
+        """The 32 bytes that turn patient identifiers into pseudonyms. They never leave."""
+        return self.root / "keys" / "pseudonym.key"
+
+    @property
+    def membership(self) -> Path:
+        """The operator's join file."""
+        return self.root / "membership.json"
+
+    @property
+    def ledger(self) -> Path:
+        """The privacy ledger."""
+        return self.root / "ledger.sqlite"
+
+    @property
+    def groups(self) -> Path:
+        """The frozen groups."""
+        return self.root / "groups.sqlite"
+
+    @property
+    def jobs(self) -> Path:
+        """The folder of the job folders."""
+        return self.root / "jobs"
+
+    @property
+    def outbox(self) -> Path:
+        """The folder of the signed messages that leave."""
+        return self.root / "outbox"
+
+    @property
+    def reviews(self) -> Path:
+        """The folder of the batches that a person decides on."""
+        return self.root / "review"
+
+    @property
+    def canaries(self) -> Path:
+        """The folder of the canary files, one a plan and model. They never leave."""
+        return self.root / "canaries"
+
+    def cohort(self, intake: Intake) -> Path:
+        """The cohort folder of these intake rules."""
+        digest = hashlib.sha256(canonical(intake.model_dump(mode="json"))).hexdigest()
+        return self.root / f"cohort-{digest[:12]}"
+
+    def signing_key(self) -> Ed25519PrivateKey:
+        """Return the site's signing key."""
+        return signing.load_private(self.sign_key)
+
+    def pseudonym_bytes(self) -> bytes:
+        """Return the pseudonym key; raises ConfigurationError unless it has 32 bytes."""
+        key = read_capped(self.pseudonym_key, KEY_BYTES)
+        if len(key) != KEY_BYTES:
+            raise ConfigurationError(
+                f"{self.pseudonym_key}: {len(key)} bytes, expected {KEY_BYTES}"
+            )
+        return key
+
+    def cohort_name(self) -> str:
+        """Return the pseudonym key's fingerprint, under which the ledger is kept."""
+        return hashlib.sha256(b"kohort-cohort-name\0" + self.pseudonym_bytes()).hexdigest()[:16]
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The journal of everything this site decided."""
+        return Journal(self.root / "journal.sqlite")
+
+
+def new_pseudonym_key(path: Path) -> None:
+    """Write 32 fresh secret bytes, mode 0600; refuses to replace a key."""
+    with disk_faults_named("cannot write the key", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,53 @@
+"""Who the operator is: the operator's join file, kept as membership.json.
+
+In: a join file. Out: `Membership`. Guarantees: an unknown or missing field is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import Field, ValidationError
+
+from common.config import FrozenModel
+from common.errors import ConfigurationError
+from common.storage.files import read_capped
+from common.study.plan import Identifier
+from common.wire import signing
+
+JSON_CAP_BYTES = 1 << 20
+
+
+class Membership(FrozenModel):
+    """What the operator's join file says."""
+
+    format: Literal["kohort-join/1"]
+    site: Identifier
+    server_url: str = Field(pattern=r"^https://[^/\s]+$", max_length=300)
+    ca: str = Field(max_length=65_536)
+    operator_key: str = Field(max_length=4096)
+    client_certificate: str = Field(max_length=65_536)
+
+    @property
+    def operator(self) -> Ed25519PublicKey:
+        """The key that signs plans and instructions."""
+        return signing.parse_public(self.operator_key)
+
+
+def read_membership(path: Path) -> Membership:
+    """Return the membership in a join file; raises ConfigurationError."""
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{path}: no such file", hint="kohort-site join FILE, with the operator's join file"
+        )
+    try:
+        return Membership.model_validate_json(read_capped(path, JSON_CAP_BYTES))
+    except ValidationError as error:
+        fields = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
+        wrong = ", ".join(sorted(fields)) or "the file"
+        raise ConfigurationError(
+            f"{path}: not a join file of kohort ({wrong})",
+            hint="ask the operator for the join file again",
+        ) from error
