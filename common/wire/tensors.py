@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import RefusedError, disk_faults_named
-from common.storage.files import atomic_write, read_capped
+from common.storage import files
 
 Arrays = dict[str, NDArray[np.generic]]
 DTYPES: dict[str, np.dtype[np.generic]] = {
@@ -126,7 +126,7 @@ def loads(data: bytes, *, max_bytes: int, where: str = "payload") -> Arrays:
 
 def read(path: Path, *, max_bytes: int) -> Arrays:
     """Return the arrays in a safetensors file of at most `max_bytes`."""
-    return loads(read_capped(path, max_bytes), max_bytes=max_bytes, where=str(path))
+    return loads(files.read_capped(path, max_bytes), max_bytes=max_bytes, where=str(path))
 
 
 def shapes(path: Path, *, max_bytes: int = 1 << 31) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -149,4 +149,4 @@ def write(
     path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file atomically."""
-    atomic_write(path, dumps(arrays, metadata))
+    files.atomic_write(path, dumps(arrays, metadata))

@@ -1,8 +1,12 @@
-"""The public PCA of a flow's latents for `synthesis.privatize.basis`: `python -m server.pretrain.latent_basis study.yaml IMAGES OUT`.
+"""Fits the public PCA of a flow's latents, for `synthesis.privatize.basis`.
 
-In: a plan whose models.glow has its starting checkpoint beside it, and public images (folder or .npz). Out: a basis of as many
-directions as the plan's `components`. Guaranteed: the level is the plan's; only public images are read, so it costs no privacy.
-Not: a basis from patients' images, which would publish them; choosing how many directions to release.
+In: a plan whose models.glow has its starting checkpoint beside it, and public images (folder or
+.npz).
+Out: a basis of as many directions as the plan's `components`, on the plan's level.
+Guarantees: only public images are read, so it costs no privacy.
+Not covered: a basis from patients' images, which would publish them.
+
+Run: python -m server.pretrain.latent_basis study.yaml IMAGES OUT
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ from common.study.plan import Study, load_study
 from server.public_data.images import read_source
 
 
-def basis_of(study: Study, checkpoint: Path, images: Path) -> latents.Basis:
+def fit_basis(study: Study, checkpoint: Path, images: Path) -> latents.Basis:
     """Return the basis for a plan's level and components from public images.
 
-    Raises ConfigurationError when the plan asks for none or there are too few images, RefusedError for a flow that does not fit.
+    Raises ConfigurationError when the plan asks for none or there are too few images.
+    Raises RefusedError for a flow that does not fit.
     """
-    plan, glow = study.synthesis and study.synthesis.privatize, study.models.glow
+    plan = study.synthesis and study.synthesis.privatize
+    glow = study.models.glow
     if not plan or plan.components is None or glow is None:
         raise ConfigurationError(
             "basis: the plan asks for none (synthesis.privatize.components)",
@@ -53,7 +59,7 @@ def main() -> None:
     start = study.models.glow and study.models.glow.start
     if not start:
         raise ConfigurationError(f"{given.study}: models.glow has no starting checkpoint")
-    latents.save(basis_of(study, given.study.parent / start.file, given.images), given.out)
+    latents.save(fit_basis(study, given.study.parent / start.file, given.images), given.out)
 
 
 if __name__ == "__main__":

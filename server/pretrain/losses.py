@@ -1,15 +1,15 @@
-"""What the public pretraining of generator, critic and encoder minimises, apart from the loop that adds it up.
+"""The losses of the public pretraining of generator, critic and encoder.
 
-In: images [N, C, S, S] in [−1, 1], codes, the critic. Out: scalars, and window textures [N, P, F, F].
-Guaranteed: `textures` and `spots` do not change when something moves inside its window, by even numbers of pixels and 4 px
-off the window's edge (the filters' reach), and do change when it goes to another window; filters are constants.
-Not: privacy. Public images only.
+In: images [N, C, S, S] in [−1, 1], codes, the critic. Out: scalars, and window textures [N, P, F,
+F].
+Guarantees: `textures` and `spots` ignore shifts inside a window, by even numbers of pixels, 4 px
+off its edge.
+Not covered: privacy. Public images only.
 
-Why windows: a generator whose codes scale channels cannot place a spot of one pixel exactly, and a difference of pixels
-punishes a spot at the wrong place twice as much as no spot, so it teaches the generator to erase lesions. A Gram matrix of
-a window asks that the spot be somewhere in it.
-Sources: Gram matrices as texture (Gatys et al. 2016), by window as in k-SALSA's alignment (methods/ksalsa.md 1), here as the
-square root of their size, so that the gradient does not vanish where there is no texture yet.
+Why windows: a difference of pixels punishes a spot at the wrong place twice as much as no spot, so
+it teaches a generator to erase lesions. A Gram matrix of a window (Gatys et al. 2016) asks that the
+spot be somewhere in it. Here it is divided by the root of its size, so that the gradient does not
+vanish where there is no texture yet.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ from torch.nn import functional as F
 
 from common.models.stylegan import Critic
 
-TEXTURE_SEED, TEXTURE_CHANNELS = 20_231, 16
+TEXTURE_SEED = 20_231
+TEXTURE_CHANNELS = 16
 WINDOWS = 4  # along each side
 SPOT_PARTS = 64  # of `spots`: at 64 px a part is 4 pixels, one spot of 2×2
 SCALES = 2  # full and half size
 DETAIL_GAIN = 2.0  # of the colour differences, beside the random filters
 NEVER_0 = 1e-8
 QUIET = 0.1  # of the mean texture: below it a window's texture does not count in full
-BLACK, REACH = (
-    -0.9,
-    4,
-)  # brighter than BLACK is not surround; texture counts from REACH + 1 px off it on
+BLACK = -0.9  # what is brighter is not surround
+REACH = 4  # texture counts from REACH + 1 px off the surround on
 
 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """What the critic sees: brightness, saturation, contrast and shift changed at random (Zhao et al. 2020)."""
+    """Return what the critic sees.
+
+    `x` with random brightness, saturation, contrast and shift (Zhao et al. 2020).
+    """
     bright, colour, contrast = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x.device)
     x = x + (bright - 0.5) * 0.1
     grey = x.mean(1, keepdim=True)
@@ -51,9 +53,11 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def reconstruction_loss(x: Tensor, y: Tensor, sharp: float = 1.0) -> Tensor:
-    """L1 of pixels, of horizontal and vertical differences (doubled: vessels) and of the image at a quarter the size.
+    """Return the L1 of pixels, of their differences along both axes, and of the image at a quarter
+    of the size.
 
-    `sharp`: the weight of the first two at full size; they are taken at a quarter of the size too, with what is left of 1.
+    The differences count double, for vessels. `sharp` is the weight of the first two at full size;
+    at a quarter of the size they have the weight 1 − `sharp`.
     """
     difference = y - x
     coarse = F.avg_pool2d(difference, 4)
@@ -66,12 +70,15 @@ def reconstruction_loss(x: Tensor, y: Tensor, sharp: float = 1.0) -> Tensor:
 
 
 def textures(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = None) -> Tensor:
-    """Gram matrices [N, P, F, F] of the windows of `x` [N, C, S, S], P = 2·16 (two scales), F = 16 + 2·C.
+    """Return Gram matrices [N, P, F, F] of the windows of `x` [N, C, S, S], P = 2·16 (two scales),
+    F = 16 + 2·C.
 
-    Features: 16 random filters as in the style alignment, and what is brighter and what is darker than its surroundings
-    in each colour; none near a black surround, whose edge would drown everything. `shift`: rows and columns by which the
-    picture is rolled first, so that a window's edge lies elsewhere; `surround`: the images [N, any, S, S] in which black is
-    looked for, `x` itself if none are given. What is made must not choose it: a black picture would have nothing to match.
+    Features: 16 random filters as in the style alignment, and in each colour what is brighter and
+    what is darker than its surroundings. Nothing counts near a black surround, whose edge would
+    drown everything. `shift`: rows and columns by which the image is rolled first, so that a
+    window's edge lies elsewhere. `surround`: the images [N, any, S, S] in which black is looked
+    for, `x` itself if none are given. A generated image must not choose it: a black one would have
+    nothing to match.
     """
     scales = _scales(x, shift, x.detach() if surround is None else surround)
     grams = [_grams(_texture_features(y) * inside) for y, inside in scales]
@@ -79,23 +86,25 @@ def textures(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None
 
 
 def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
-    """How far textures `made` are from `wanted` (both [N, P, F, F]): about 1 for no texture where one is wanted, 0 if equal.
+    """Return how far textures `made` are from `wanted` (both [N, P, F, F]): 0 if equal, about 1 for
+    none at all.
 
-    Both are divided by the root of their own size, so that twice the amplitude counts twice, not four times; the size of the
-    difference counts, not its square, so that no single window decides.
+    Both are divided by the root of their own size, so that twice the amplitude counts twice, not
+    four times. The size of the difference counts, not its square, so that no single window decides.
     """
-    a, b = _amplitude(made), _amplitude(wanted)
+    a = _amplitude(made)
+    b = _amplitude(wanted)
     size = _norm(b)
     return ((_norm(a - b) - NEVER_0) / (size + QUIET * size.mean())).mean()
 
 
 def spots(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = None) -> Tensor:
-    """What stands out in the windows of `x` [N, C, S, S], in order of its strength, [N, K].
+    """Return what stands out in the windows of `x` [N, C, S, S], in order of its strength, [N, K].
 
-    Differences from the surroundings in each colour and between neighbouring colours, sorted within each window, as means of
-    64 equal parts (4 px at 64 px): at two scales, of 16 windows, in 2·C − 1 colours. A Gram matrix cannot tell a few strong
-    spots from much weak grain; the first and the last part can.
-    `shift` and `surround` as in `textures`.
+    These are differences from the surroundings in each colour and between neighbouring colours.
+    They are sorted within each window and given as means of 64 equal parts (4 px at 64 px), at two
+    scales, of 16 windows, in 2·C − 1 colours. A Gram matrix cannot tell a few strong spots from
+    much weak grain; the first and the last part can. `shift` and `surround` as in `textures`.
     """
     parts = []
     for y, inside in _scales(x, shift, x.detach() if surround is None else surround):
@@ -111,13 +120,18 @@ def spots(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = 
 def sliced_wasserstein(
     a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128
 ) -> Tensor:
-    """Mean squared 1-d Wasserstein distance of samples a, b [N, d] over random directions."""
+    """Return the mean squared 1-d Wasserstein distance of samples a, b [N, d] over random
+    directions.
+    """
     axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator).to(a.device), dim=0)
     return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean()
 
 
 def gradient_penalty(critic: Critic, x: Tensor) -> Tensor:
-    """Mean squared gradient of the critic's score at real images (R1, Mescheder et al. 2018). Public images only."""
+    """Return the mean squared gradient of the critic's score at real images (R1, Mescheder et al.
+
+    2018).
+    """
     x = x.detach().requires_grad_(True)
     (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
@@ -134,7 +148,9 @@ def _texture_features(x: Tensor) -> Tensor:
 
 @cache
 def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
-    """Fixed filters [16, C, 3, 3], each of mean zero over its window (brightness is no texture), and [16, 16, 3, 3]."""
+    """Fixed filters [16, C, 3, 3] of mean zero, because brightness is no texture, and [16, 16, 3,
+    3].
+    """
     random = torch.Generator().manual_seed(TEXTURE_SEED)
     shapes = ((TEXTURE_CHANNELS, channels, 3, 3), (TEXTURE_CHANNELS, TEXTURE_CHANNELS, 3, 3))
     first, second = (
@@ -144,19 +160,25 @@ def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
 
 
 def _scales(x: Tensor, shift: tuple[int, int], surround: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """`x` [N, C, S, S] rolled by `shift`, and where [N, 1, S, S] there is no black surround near; then both at half the size."""
+    """Yield `x` [N, C, S, S] rolled by `shift` with a mask [N, 1, S, S] of no black near.
+
+    Then both at half size.
+    """
     if any(shift):
-        x, surround = torch.roll(x, shift, (2, 3)), torch.roll(surround, shift, (2, 3))
+        x = torch.roll(x, shift, (2, 3))
+        surround = torch.roll(surround, shift, (2, 3))
     for _ in range(SCALES):
         black = (surround.amax(1, keepdim=True) < BLACK).to(x.dtype)
         yield x, 1 - F.max_pool2d(black, 2 * REACH + 1, stride=1, padding=REACH)
-        x, surround = F.avg_pool2d(x, 2), F.avg_pool2d(surround, 2)
+        x = F.avg_pool2d(x, 2)
+        surround = F.avg_pool2d(surround, 2)
 
 
 def _cells(features: Tensor) -> Tensor:
     """The windows [N·16, F, h·w] of [N, F, S, S]."""
     n, f, height, width = features.shape
-    h, w = height // WINDOWS, width // WINDOWS
+    h = height // WINDOWS
+    w = width // WINDOWS
     return (
         features.reshape(n, f, WINDOWS, h, WINDOWS, w)
         .permute(0, 2, 4, 1, 3, 5)

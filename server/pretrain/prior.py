@@ -1,10 +1,12 @@
-"""Which codes photographs have: the last step of public pretraining, in which the mapping network learns to draw them.
+"""Fits the mapping network to the codes that public photographs have: the last step of pretraining.
 
-In: codes of public photographs, the photographs, generator and encoder. Out: centred layers, and a mapping network whose
-outputs are distributed as the single w that come closest to the photographs.
-Guaranteed: `centre` changes no image; `flat_codes` leaves the generator as it is. Not: privacy. Public images only.
+In: codes of public photographs, the photographs, generator and encoder.
+Out: centred layers, and a mapping network whose outputs are distributed as the photographs' single
+w.
+Guarantees: `centre` changes no image; `flat_codes` leaves the generator as it is.
 
-The mapping learns `flat_codes`, not the mean of a code's layers: that mean varies too little (DECISIONS.md 2026-11-25).
+The mapping learns `flat_codes`. The mean of a code's layers varies too little to be learned
+instead.
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ from common.models.stylegan import Generator, MappingNetwork
 from server.pretrain.losses import reconstruction_loss, sliced_wasserstein
 
 MOMENT_WEIGHT = 5.0  # of `moment_distance` in `fit_prior`
-FLAT_STEPS, FLAT_RATE, FLAT_BATCH = (
-    12,
-    0.03,
-    64,
-)  # of `flat_codes`: Adam steps, learning rate, photographs at once
+# of `flat_codes`: Adam steps, learning rate, photographs at once
+FLAT_STEPS = 12
+FLAT_RATE = 0.03
+FLAT_BATCH = 64
 
 
 @torch.no_grad()
 def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
-    """Moves a constant `offset` [L, latent] per layer from the encoder's codes into the generator's style biases.
+    """Move a constant `offset` [L, latent] per layer from the encoder's codes into the generator's
+    style biases.
 
-    G(code) before equals G(code − offset) after, exactly; what one w in every layer decodes to is then an average image.
+    G(code) before equals G(code − offset) after, exactly. One w in every layer then decodes to an
+    average image.
     """
     encoder.start.sub_(offset)
     for conv, layer in generator.styled():
@@ -40,15 +43,18 @@ def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
 
 
 def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tensor:
-    """The w [M, latent] that, used in every layer, come closest to `photographs` [M, C, S, S]; Adam from `start`.
+    """Return the w [M, latent] that, used in every layer, come closest to `photographs` [M, C, S,
+    S].
 
-    The mean over a code's layers is no such w: it decodes to two thirds of the photographs' variance. Public images only.
+    Adam from `start`. The mean over a code's layers is no such w: it decodes to two thirds of the
+    variance.
     """
     found = []
     for x, w in zip(
         torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True
     ):
-        x, w = x.to(start.device), w.detach().clone().requires_grad_(True)
+        x = x.to(start.device)
+        w = w.detach().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([w], lr=FLAT_RATE)
         for _ in range(FLAT_STEPS):
             loss = len(x) * reconstruction_loss(x, generator.synthesis(generator.broadcast(w)))
@@ -67,15 +73,17 @@ class Principal(NamedTuple):
 
     @classmethod
     def of(cls, codes: Tensor) -> Principal:
-        """The principal axes of `codes` [M, d], by singular values."""
+        """Return the principal axes of `codes` [M, d], by singular values."""
         _, size, axes = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
         return cls(codes.mean(0), axes, size / math.sqrt(max(1, len(codes) - 1)) + 1e-6)
 
 
 def moment_distance(made: Tensor, codes: Principal) -> Tensor:
-    """How far mean and deviation of `made` [N, d] are from those of `codes`, along the principal axes of `codes`.
+    """Return how far mean and deviation of `made` [N, d] are from those of `codes`, along their
+    principal axes.
 
-    In units of the codes' deviation on each axis, averaged with the axes' variances as weights; 0: both agree on each.
+    In units of the codes' deviation on each axis, averaged with the axes' variances as weights. 0:
+    both agree on each.
     """
     seen = (made - codes.mean) @ codes.axes.T / codes.deviation
     weight = codes.deviation.square() / codes.deviation.square().sum()
@@ -83,12 +91,16 @@ def moment_distance(made: Tensor, codes: Principal) -> Tensor:
 
 
 def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Generator) -> None:
-    """Trains `mapping` until its outputs are distributed as `codes` [M, latent]: a small GAN in the latent space.
+    """Train `mapping` until its outputs are distributed as `codes` [M, latent]: a small GAN in the
+    latent space.
 
-    Logistic loss with gradient penalty, plus the sliced Wasserstein distance, on codes scaled to unit variance, plus
-    `moment_distance`, without which the samples vary less than the codes. The rate falls in the second half.
+    Logistic loss with gradient penalty, plus the sliced Wasserstein distance, on codes scaled to
+    unit variance. `moment_distance` is added, without which the samples vary less than the codes.
+    The rate falls in the second half.
     """
-    latent, mean, scale = codes.shape[1], codes.mean(0), codes.std(0).mean() + 1e-8
+    latent = codes.shape[1]
+    mean = codes.mean(0)
+    scale = codes.std(0).mean() + 1e-8
     judge = nn.Sequential(
         nn.Linear(latent, 256),
         nn.LeakyReLU(0.2),

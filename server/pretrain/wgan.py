@@ -1,12 +1,15 @@
 """Pretrains the image + mask WGAN on public pairs or phantoms, without privacy.
 
-In: public uint8 pairs [N, S, S, 2], the plan's sizes. Out: the networks' weights, at any time while it runs.
+In: public uint8 pairs [N, S, S, 2], the plan's sizes. Out: the networks' weights, at any time while
+it runs.
 Guarantees: deterministic given seed, data and torch version.
-Not covered: privacy. Whoever appears in the pairs is not protected, so a plan names their source and licence.
+Not covered: privacy. Whoever appears in the pairs is not protected, so a plan names their source
+and licence.
 
-Two things make it shorter than private training, which cannot have them: an encoder, so that the generator first
-learns to reconstruct pairs (a variational autoencoder, Kingma and Welling 2014; combined as by Larsen et al. 2016),
-and the R1 penalty on real pairs at every eighth step (Mescheder et al. 2018).
+Two things make it shorter than private training, which cannot have them: an encoder, so that the
+generator first learns to reconstruct pairs (a variational autoencoder, Kingma and Welling 2014;
+combined as by Larsen et al. 2016), and the R1 penalty on real pairs at every eighth step (Mescheder
+et al. 2018).
 """
 
 from __future__ import annotations
@@ -77,10 +80,11 @@ def pretrain(
     recipe: Recipe | None = None,
     start: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Yield the weights `generator.*`, `average.*`, `critic.*`, `encoder.*` after each step, without end.
+    """Yield the weights `generator.*`, `average.*`, `critic.*`, `encoder.*` after each step,
+    without end.
 
-    `pairs` uint8 [N, S, S, 2]. What is yielded are views: copy them. `start` continues from such weights, with fresh
-    optimisers. A study does not use `encoder.*`.
+    `pairs` uint8 [N, S, S, 2]. What is yielded are views: copy them. `start` continues from such
+    weights, with fresh optimisers. A study does not use `encoder.*`.
     """
     recipe = recipe or Recipe()
     size_px = pairs.shape[1]
@@ -144,7 +148,9 @@ def _critic_step(
     recipe: Recipe,
     penalise: bool,
 ) -> None:
-    """One step of the critic on real pairs and as many fakes, with the gradient penalty where `penalise`."""
+    """One step of the critic on real pairs and as many fakes, with the gradient penalty where
+    `penalise`.
+    """
     with torch.no_grad():
         fake = fakes()
     real.requires_grad_(penalise)

@@ -1,10 +1,9 @@
-"""What `kohort-server pretrain --model wgan` does: public pairs in, a starting checkpoint with its card out.
+"""Writes the starting checkpoint of the image + mask WGAN from public pairs.
 
-In: public pairs (server/public_data/pairs.py) or phantoms, and the sizes of a plan. Out: a folder with wgan.safetensors
-(`generator.*`, `average.*`, `critic.*`), MODEL_CARD.md, and training/: a sample sheet and how far it is.
-Guaranteed: a run that is killed goes on from its last save with `resume`; each file is written atomically; the card names
-source, licence, sizes and SHA-256. Not: privacy (the training is server/pretrain/wgan.py, plain steps), or the optimisers'
-state: a resumed run starts them afresh.
+In: public pairs or phantoms, and the sizes of a plan.
+Out: a folder with wgan.safetensors, MODEL_CARD.md, and training/: a sample sheet and the progress.
+Guarantees: a killed run continues from its last save; each file is written atomically.
+Not covered: privacy, and the optimisers' state, which a resumed run starts afresh.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ from common.models.wgan import load_average, sample
 from common.storage import files
 from common.study.plan import WganPlan
 from common.wire import tensors
-from server.pretrain.gan import Provenance
+from server.pretrain.provenance import Provenance
 from server.pretrain.wgan import Recipe, pretrain
 from server.public_data.pairs import PublicPairs
-from server.release.build import contact_sheet
-from server.release.pairs import triptychs
+from server.public_data.pictures import contact_sheet, triptychs
 
 CHECKPOINT = "wgan.safetensors"
 ENCODER = "encoder.safetensors"  # beside the checkpoint, to go on from; no part of a study
@@ -43,11 +41,23 @@ Progress = Callable[[int, float], None]
 
 
 def public_plan(**changes: object) -> WganPlan:
-    """Return a plan's WGAN for public training: the sizes and the loss count; the private constants are placeholders."""
+    """Return a plan's WGAN for public training: the sizes and the loss count.
+
+    The private constants are placeholders.
+    """
     placeholders = {
-        "rounds": 1, "local_steps": 1, "learning_rate": 1e-3, "generator_learning_rate": 1e-3, "noise_multiplier": 1.0,
-        "patients_per_step": 1, "clip": 1.0, "max_update_norm": 1.0, "width": 24, "generator_width": 24, "latent": 128,
-    }  # fmt: skip
+        "rounds": 1,
+        "local_steps": 1,
+        "learning_rate": 1e-3,
+        "generator_learning_rate": 1e-3,
+        "noise_multiplier": 1.0,
+        "patients_per_step": 1,
+        "clip": 1.0,
+        "max_update_norm": 1.0,
+        "width": 24,
+        "generator_width": 24,
+        "latent": 128,
+    }
     return WganPlan.model_validate({**placeholders, **changes})
 
 
@@ -64,7 +74,8 @@ def run(
     seed: int = 0,
     progress: Progress = lambda step, share: None,
 ) -> int:
-    """Train on `source` for `minutes` or until `steps` steps are done (both counted from the very first run); returns the steps.
+    """Train on `source` for `minutes` or `steps` steps, both counted from the first run; return the
+    steps.
 
     Raises ConfigurationError for neither, and for an existing checkpoint without `resume`.
     """
@@ -80,13 +91,8 @@ def run(
         share = max((seconds + now - began) / (60 * minutes), done / steps)
         progress(done, min(1.0, share))
         if share >= 1 or now - saved >= SAVE_EVERY_S:
-            _save(
-                out,
-                weights,
-                plan,
-                source.pairs.shape[1],
-                {"steps": done, "seconds": seconds + now - began},
-            )
+            state = {"steps": done, "seconds": seconds + now - began}
+            _save(out, weights, plan, source.pairs.shape[1], state)
             saved = time.monotonic()
         if share >= 1:
             break
@@ -115,14 +121,15 @@ def _earlier(
 def _save(
     out: Path, weights: Weights, plan: WganPlan, size_px: int, state: Mapping[str, float]
 ) -> None:
-    """State, encoder, checkpoint (the last of what `resume` needs: where it lies, so do the others) and sample sheet."""
+    """Write state, encoder, checkpoint and sample sheet.
+
+    The checkpoint comes last of what `resume` needs: where it lies, so do the others.
+    """
     files.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
-    tensors.write(
-        out / "training" / ENCODER, {n: a for n, a in weights.items() if n.startswith("encoder.")}
-    )
-    tensors.write(
-        out / CHECKPOINT, {n: a for n, a in weights.items() if not n.startswith("encoder.")}
-    )
+    encoder = {name: array for name, array in weights.items() if name.startswith("encoder.")}
+    tensors.write(out / "training" / ENCODER, encoder)
+    study = {name: array for name, array in weights.items() if name not in encoder}
+    tensors.write(out / CHECKPOINT, study)
     average = load_average(weights, plan, size_px)
     pairs = sample(average, SHEET_PAIRS, torch.Generator().manual_seed(0))
     data = io.BytesIO()
@@ -144,11 +151,12 @@ def card(
     """Return the model card in Markdown."""
     path = out / CHECKPOINT
     arrays = tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)
-    rows = [
-        f"| `{prefix}*` | {sum(a.size for name, a in arrays.items() if name.startswith(prefix)):,} |"
-        for prefix in ("generator.", "average.", "critic.")
-    ]
-    return CARD.format(
+    rows = []
+    for prefix in ("generator.", "average.", "critic."):
+        count = sum(array.size for name, array in arrays.items() if name.startswith(prefix))
+        rows.append(f"| `{prefix}*` | {count:,} |")
+    template = Path(__file__).with_name("cards") / "wgan.md"
+    return template.read_text(encoding="utf-8").format(
         plan=plan,
         provenance=provenance,
         size=source.pairs.shape[1],
@@ -160,28 +168,3 @@ def card(
         minutes=seconds / 60,
         rows="\n".join(rows),
     )
-
-
-CARD = """# Starting checkpoint: generator and critic of image + mask pairs, {size} px
-
-Trained by `kohort-server pretrain --model wgan` (server/pretrain/wgan.py) on public pairs alone, so a study that starts from it
-spends no privacy budget on it. It is **not** differentially private towards whoever is in those pairs.
-
-| | |
-| --- | --- |
-| source | {provenance.source} |
-| licence of the pairs | {provenance.licence} |
-| attribution | {provenance.attribution} |
-| pairs | {count} of {patients} patients, SHA-256 `{source_digest}` |
-| size of a study | size_px {size} |
-| networks of a study | {plan.architecture}, width {plan.width}, generator_width {plan.generator_width}, latent {plan.latent} |
-| training | loss {plan.loss}, {steps} steps, {minutes:.0f} minutes on a CPU. {provenance.note} |
-| wgan.safetensors | SHA-256 `{digest}` |
-
-| tensors | parameters |
-| --- | --- |
-{rows}
-
-Intended use: the `start` of `models.wgan` in a study plan. Not for diagnosis, and not a source of data by itself. Nobody whose
-images take part in a study may be in the source.
-"""

@@ -12,8 +12,10 @@ from PIL import Image
 from common.errors import ConfigurationError, RefusedError
 from common.models.glow import Glow, load, weights_of
 from server.pretrain import flow as pretrain_glow
-from server.pretrain.flow import Pretraining, augment, begin, pretrain, run
-from server.pretrain.gan import Provenance
+from server.pretrain import flow_files
+from server.pretrain.flow import augment, begin, pretrain, run
+from server.pretrain.flow_options import Pretraining
+from server.pretrain.provenance import Provenance
 from server.public_data.images import Source
 
 torch.set_num_threads(1)
@@ -66,7 +68,7 @@ def test_a_killed_run_goes_on_with_its_weights_average_moments_and_counters(tmp_
     first = run(source(), tmp_path, SMALL, ORIGIN)
     steps: list[int] = []
     again = begin(source().images, SMALL)
-    pretrain_glow.restore(again, tmp_path / "training" / "glow-state.safetensors")
+    flow_files.restore(again, tmp_path / "training" / "glow-state.safetensors")
     assert (again.step, again.bits) == (3, first.bits)
     for mine, theirs in ((first.model, again.model), (first.average, again.average)):
         assert all(
@@ -172,7 +174,7 @@ def test_a_run_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_glow, "LOST_STEPS", 3)
     lost = itertools.count()
     monkeypatch.setattr(
-        pretrain_glow, "noisy", lambda *_: next(lost) * torch.nan + torch.zeros(4, 1, 8, 8)
+        pretrain_glow, "dequantise", lambda *_: next(lost) * torch.nan + torch.zeros(4, 1, 8, 8)
     )
     images = source().images
     training = begin(images, SMALL)
@@ -207,7 +209,7 @@ def test_the_module_trains_an_npz_and_constant_pictures_do_not_break_it(tmp_path
 def test_the_servers_command_trains_a_flow_of_the_studys_layout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from server.cli.main import pretrain as command
+    from server.cli.pretrain import pretrain as command
 
     np.savez(tmp_path / "images.npz", images=source(size_px=16).images)
     named = {

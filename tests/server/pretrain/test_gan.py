@@ -17,9 +17,12 @@ from common.models.encoder import load_encoder
 from common.models.stylegan import Generator, MappingNetwork, load_weights
 from common.wire.tensors import read
 from server.pretrain import gan as pretrain
+from server.pretrain import gan_state
 from server.pretrain import losses as pretrain_losses
 from server.pretrain import prior as pretrain_prior
-from server.pretrain.gan import CodeBank, PretrainPlan, Provenance
+from server.pretrain.code_bank import CodeBank
+from server.pretrain.gan_plan import PretrainPlan
+from server.pretrain.provenance import Provenance
 from server.public_data import images as public_images
 from server.public_data.images import Source, read_source, views
 
@@ -103,10 +106,10 @@ def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(
 def test_an_interrupted_run_continues_where_it_stopped(tmp_path: Path) -> None:
     source = npz(tmp_path)
     first = pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=3)
-    state = pretrain.state(first)
-    again = pretrain.begin(PLAN)
-    pretrain.restore(again, tmp_path / "out" / "training" / "state.safetensors")
-    restored = pretrain.state(again)
+    state = gan_state.state(first)
+    again = gan_state.begin(PLAN)
+    gan_state.restore(again, tmp_path / "out" / "training" / "state.safetensors")
+    restored = gan_state.state(again)
     assert restored.keys() == state.keys()
     assert any(name.startswith("adam1.") for name in state)
     assert all(np.array_equal(restored[name], state[name]) for name in state)
@@ -203,7 +206,7 @@ def test_averages_never_mix_the_two_sides() -> None:
 
 def test_centring_the_layers_changes_no_image() -> None:
     """G(code) before equals G(code − offset) after, and so does every inversion."""
-    generator, _, encoder = pretrain.begin(PLAN).networks
+    generator, _, encoder = gan_state.begin(PLAN).networks
     x, codes, offset = torch.rand(2, 3, 32, 32), torch.randn(2, 8, 16), torch.randn(8, 16)
     with torch.no_grad():
         image, inverted = generator.synthesis(codes), encoder.invert(x, generator, 2)
@@ -219,7 +222,7 @@ def test_the_prior_learns_two_separate_clouds_of_codes() -> None:
     draw = torch.Generator().manual_seed(0)
     centres = torch.where(torch.arange(400) % 2 == 0, 1.0, -1.0)[:, None] * torch.ones(16)
     codes = centres + 0.1 * torch.randn(400, 16, generator=draw)
-    mapping = pretrain.begin(PLAN).networks.generator.mapping
+    mapping = gan_state.begin(PLAN).networks.generator.mapping
 
     def distance() -> float:
         with torch.no_grad():
@@ -259,7 +262,7 @@ def test_the_moment_distance_sees_a_shift_and_a_lost_variance() -> None:
 
 def test_flat_codes_come_closer_to_the_photographs_than_their_start() -> None:
     torch.manual_seed(0)
-    generator = pretrain.begin(PLAN).networks.generator
+    generator = gan_state.begin(PLAN).networks.generator
     with torch.no_grad():
         wanted = generator.synthesis(generator.broadcast(torch.randn(3, 16)))
     before = {name: value.clone() for name, value in generator.state_dict().items()}
@@ -293,7 +296,8 @@ KILLED = """
 import dataclasses, sys
 from pathlib import Path
 import torch
-from server.pretrain.gan import PretrainPlan, pretrain
+from server.pretrain.gan import pretrain
+from server.pretrain.gan_plan import PretrainPlan
 from server.public_data.images import read_source
 torch.set_num_threads(1)
 plan = PretrainPlan(size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, prior_steps=2)
@@ -359,7 +363,7 @@ def test_synthesis_to_a_smaller_size_is_the_generators_own_below_its_last_layers
         -1
     ].weight.zero_()  # then the last block adds nothing, and the whole is the half, enlarged
     torch.testing.assert_close(
-        pretrain.enlarged(small, size_px), generator.synthesis(codes), atol=1e-4, rtol=1e-4
+        pretrain.enlarge(small, size_px), generator.synthesis(codes), atol=1e-4, rtol=1e-4
     )
     assert torch.equal(pretrain.synthesis(generator, codes, size_px), generator.synthesis(codes))
 

@@ -12,7 +12,7 @@ from common.errors import ConfigurationError
 from common.models import latents
 from common.study.plan import load_study
 from server.demo import hospitals as demo_hospitals
-from server.pretrain.latent_basis import basis_of, main
+from server.pretrain.latent_basis import fit_basis, main
 
 PRESET = demo_hospitals.preset_of("chest")
 
@@ -45,6 +45,6 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
 
 def test_a_plan_that_asks_for_no_basis_gets_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="asks for none"):
-        basis_of(
+        fit_basis(
             load_study(demo_hospitals.preset_of("fundus")), tmp_path / "glow.safetensors", tmp_path
         )

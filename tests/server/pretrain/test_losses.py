@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from common.models.stylegan import Generator
 from common.wire.tensors import read
-from server.pretrain.gan import TEXTURES, CodeBank, PretrainPlan, keep_noise, pretrain
+from server.pretrain.code_bank import CodeBank
+from server.pretrain.gan import TEXTURES, keep_noise, pretrain
+from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.losses import (
     TEXTURE_CHANNELS,
     WINDOWS,

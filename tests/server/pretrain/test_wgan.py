@@ -20,7 +20,7 @@ from common.storage import files
 from common.wire import tensors
 from server.pretrain import wgan as pretrain_wgan
 from server.pretrain import wgan_checkpoint as pretrain_pairs
-from server.pretrain.gan import Provenance
+from server.pretrain.provenance import Provenance
 from server.pretrain.wgan import PENALTY_EVERY, Encoder, Recipe, pretrain
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import PublicPairs, phantom_pairs

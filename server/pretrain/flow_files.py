@@ -1,0 +1,137 @@
+"""The state, sample sheet and model card of a flow's pretraining."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.errors import ConfigurationError
+from common.models.glow import (
+    PREFIX,
+    Glow,
+    from_uint8,
+    load_weights,
+    to_uint8,
+    weights_of,
+)
+from common.wire import tensors
+from server.pretrain.flow_options import Pretraining
+from server.pretrain.provenance import Provenance
+from server.public_data.images import Source
+
+STATE_CAP_BYTES = 2 << 30
+
+
+SHEET_COLUMNS = 10
+
+
+TEMPERATURE = 0.7
+
+
+@dataclass
+class Training:
+    """Everything that a resumed run needs."""
+
+    model: Glow
+    average: Glow
+    optimiser: torch.optim.Adam
+    step: int = 0
+    seconds: float = 0.0
+    bits: float = field(default=math.nan)
+
+
+def state_of(training: Training) -> dict[str, NDArray[np.generic]]:
+    """Return weights, average and Adam's moments as named arrays."""
+    progress = np.array([training.step, training.seconds, training.bits], dtype=np.float64)
+    arrays: dict[str, NDArray[np.generic]] = {"progress": progress}
+    for prefix, model in (("now.", training.model), ("average.", training.average)):
+        arrays |= {prefix + name: value for name, value in weights_of(model).items()}
+    for name, parameter in training.model.named_parameters():
+        for moment, value in training.optimiser.state.get(parameter, {}).items():
+            arrays[f"adam.{moment}.{name}"] = np.array(value.contiguous().numpy(), dtype=np.float32)
+    return arrays
+
+
+def restore(training: Training, path: Path) -> None:
+    """Put a saved state back into `training`.
+
+    Raises ConfigurationError without a file, RefusedError for a broken one or weights of another
+    layout.
+    """
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{path}: missing, so this run cannot go on", hint="name another folder"
+        )
+    arrays = tensors.read(path, max_bytes=STATE_CAP_BYTES)
+    for prefix, model in (("now.", training.model), ("average.", training.average)):
+        found = {
+            name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)
+        }
+        load_weights(model, found)
+    for name, parameter in training.model.named_parameters():
+        moments = {m: arrays.get(f"adam.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
+        if all(value is not None for value in moments.values()):
+            restored = {
+                m: torch.from_numpy(np.array(value, dtype=np.float32))
+                for m, value in moments.items()
+            }
+            training.optimiser.state[parameter] = restored
+    training.step = int(arrays["progress"][0])
+    training.seconds = float(arrays["progress"][1])
+    training.bits = float(arrays["progress"][2])
+
+
+@torch.no_grad()
+def sample_sheet(model: Glow, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a sheet, uint8 [rows·S, columns·S, C].
+
+    Its rows: photographs, their decoded encodings, means of five latents, and two rows from the
+    prior.
+    """
+    order = np.random.default_rng(1).permutation(len(images))
+    shown = images[order[: min(SHEET_COLUMNS, len(images))]]
+    members = images[np.resize(order, 5 * SHEET_COLUMNS)]
+    parts = model.encode(from_uint8(members))[0]
+    spread = 5**0.5  # keeps the variance of a mean of five at one
+    means = [part.view(SHEET_COLUMNS, 5, *part.shape[1:]).mean(1) * spread for part in parts]
+    draw = torch.Generator().manual_seed(1)
+    rows = [
+        shown,
+        to_uint8(model.decode(model.encode(from_uint8(shown))[0])),
+        to_uint8(model.decode(means)),
+        *(to_uint8(model.decode(model.prior(SHEET_COLUMNS, TEMPERATURE, draw))) for _ in range(2)),
+    ]
+    size, channels = images.shape[1], images.shape[3]
+    sheet = np.zeros((len(rows) * size, SHEET_COLUMNS * size, channels), np.uint8)
+    for index, row in enumerate(rows):
+        sheet[index * size : (index + 1) * size, : len(row) * size] = np.concatenate(
+            list(row), axis=1
+        )
+    return sheet[..., 0] if channels == 1 else sheet
+
+
+def card(
+    training: Training, source: Source, options: Pretraining, provenance: Provenance, digest: str
+) -> str:
+    """Return the model card in Markdown."""
+    model = training.average
+    template = Path(__file__).with_name("cards") / "flow.md"
+    return template.read_text(encoding="utf-8").format(
+        model=model,
+        options=options,
+        provenance=provenance,
+        count=len(source.images),
+        source_digest=source.digest,
+        digest=digest,
+        parameters=sum(p.numel() for p in model.parameters()),
+        depths=", ".join(map(str, options.depths)),
+        steps=training.step,
+        minutes=training.seconds / 60,
+        bits=training.bits,
+        prefix=PREFIX,
+    )

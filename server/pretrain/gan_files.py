@@ -1,0 +1,114 @@
+"""The files of a generator's pretraining: checkpoint, sample sheet and model card."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.models.stylegan import (
+    numpy_weights,
+    to_uint8,
+    to_unit,
+)
+from common.storage.files import atomic_write
+from common.wire.tensors import write
+from server.pretrain.gan_plan import PretrainPlan
+from server.pretrain.gan_state import PREFIXES, Networks, Training, state
+from server.pretrain.provenance import Provenance
+from server.public_data.images import Source
+
+
+def save(training: Training, source: Source, plan: PretrainPlan, out: Path) -> None:
+    """Write checkpoint, state and sample sheet into `out`."""
+    generator, critic, encoder = training.averages
+    write(
+        out / "gan.safetensors",
+        numpy_weights(generator, "generator.") | numpy_weights(critic, "critic."),
+    )
+    write(out / "encoder.safetensors", numpy_weights(encoder, "encoder."))
+    write(out / "training" / "state.safetensors", state(training))
+    sheet = io.BytesIO()
+    Image.fromarray(sample_sheet(training.averages, source, plan)).save(sheet, format="PNG")
+    atomic_write(out / "training" / f"samples-{training.step:06d}.png", sheet.getvalue())
+    losses = {name: round(value, 4) for name, value in training.losses.items()}
+    atomic_write(out / "training" / f"losses-{training.step:06d}.json", json.dumps(losses).encode())
+
+
+def card(
+    training: Training,
+    source: Source,
+    plan: PretrainPlan,
+    provenance: Provenance,
+    excluded: list[str],
+    out: Path,
+) -> str:
+    """Return the model card in Markdown.
+
+    Source, licence, who was left out, and the files' SHA-256.
+    """
+    rows = []
+    for file, parts in (("gan.safetensors", PREFIXES[:2]), ("encoder.safetensors", PREFIXES[2:])):
+        digest = hashlib.sha256((out / file).read_bytes()).hexdigest()
+        for prefix in parts:
+            network = training.averages[PREFIXES.index(prefix)]
+            count = sum(p.numel() for p in network.parameters())
+            rows.append(f"| {file} | `{prefix}*` | {count:,} | `{digest}` |")
+    left_out = hashlib.sha256("\n".join(excluded).encode()).hexdigest()
+    template = Path(__file__).with_name("cards") / "gan.md"
+    return template.read_text(encoding="utf-8").format(
+        plan=plan,
+        provenance=provenance,
+        count=len(source.images),
+        digest=source.digest,
+        excluded=len(excluded),
+        left_out=left_out,
+        steps=training.step,
+        minutes=training.seconds / 60,
+        settings=", ".join(f"{name} {value}" for name, value in asdict(plan).items()),
+        rows="\n".join(rows),
+    )
+
+
+@torch.no_grad()
+def sample_sheet(
+    networks: Networks, source: Source, plan: PretrainPlan, columns: int = 12
+) -> np.ndarray:
+    """uint8 [rows·S, columns·S, C].
+
+    Photographs, their inversions, averages of five of one side, samples of the prior.
+    """
+    generator, _, encoder = networks
+    order = np.random.default_rng(1).permutation(len(source.images))
+    side = np.zeros(len(order), dtype=int) if source.right is None else source.right.astype(int)
+    shown = order[:columns]
+    device = generator.constant.device
+    x = to_unit(source.images[shown]).to(device)
+    rows = [
+        x,
+        encoder.invert(x, generator, 1).reconstructions,
+        encoder.invert(x, generator, 2).reconstructions,
+    ]
+    for which in sorted(set(side.tolist())):
+        members = [i for i in order if side[i] == which][: 5 * columns]
+        codes = encoder.invert(to_unit(source.images[members]).to(device), generator, 2).codes
+        means = torch.stack(
+            [codes[i::columns][:5].mean(0) for i in range(min(columns, len(members)))]
+        )
+        rows.append(generator.synthesis(means, torch.Generator().manual_seed(1)))
+    draw = torch.Generator().manual_seed(plan.seed)
+    for _ in range(3):
+        rows.append(generator(torch.randn(columns, plan.latent, generator=draw).to(device), draw))
+    lines = []
+    for row in rows:
+        line = np.zeros((columns, plan.size_px, plan.size_px, plan.channels), dtype=np.uint8)
+        line[: len(row)] = to_uint8(row)
+        lines.append(line.transpose(1, 0, 2, 3).reshape(plan.size_px, -1, plan.channels))
+    sheet = np.concatenate(lines)
+    return sheet[..., 0] if plan.channels == 1 else sheet
