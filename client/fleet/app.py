@@ -1,7 +1,8 @@
-"""The Flower ClientApp of a site, from Flower's public types alone: records in, signed bytes to the daemon, records out.
+"""The Flower ClientApp of a site: records in, signed bytes to the daemon, records out.
 
-In: Flower messages of type `train` and `query.synthesize`, each one `Sealed`. Out: a reply with one `Sealed`, or
-`Error(2, "E-...")`. Guaranteed: an error that leaves is a code from our own list of shapes, never the text of an exception.
+In: Flower messages of type `train` and `query.synthesize`, each one `Sealed`.
+Out: a reply with one `Sealed`, or `Error(2, "E-...")`.
+Guarantees: an error that leaves is a code of a fixed shape, never the text of an exception.
 Not covered: every decision; `answer` (client/daemon/site.py) takes them.
 """
 
@@ -28,7 +29,7 @@ CODE = re.compile(r"E(-[A-Z0-9]+){1,6}")
 
 
 def build_app(answer: Answer) -> ClientApp:
-    """Return the ClientApp that gives every instruction to `answer` and sends back what it returns."""
+    """Return the ClientApp that gives every instruction to `answer` and returns its reply."""
     app = ClientApp()
 
     @app.train()
@@ -43,26 +44,19 @@ def build_app(answer: Answer) -> ClientApp:
 
 
 def reply_to(message: Message, answer: Answer) -> Message:
-    """Return the reply: what `answer` made of the instruction, or a code (never a text)."""
+    """Return the reply of `answer`, or an error with a code and no text."""
     try:
         return Message(record_of(answer(sealed_of(message.content))), reply_to=message)
     except Stopped:
         raise  # no reply: the transport keeps the message for the next start
     except KohortError as error:
-        log.warning(
-            "answered with %s%s", public_code(error), f" ({error.hint})" if error.hint else ""
-        )
+        log.warning("answered with %s (%s)", public_code(error), error.hint or "no hint")
         return Message(Error(REFUSED, public_code(error)), reply_to=message)
-    except (
-        Exception
-    ) as error:  # an unknown exception's text could hold a patient's name: only its place is logged
+    except Exception as error:
+        # The text of an unknown exception could hold a patient's name: log its place alone.
         place = traceback.extract_tb(error.__traceback__)[-1]
-        log.error(
-            "answered with E-BUG (%s in %s:%s)",
-            type(error).__name__,
-            Path(place.filename).name,
-            place.lineno,
-        )
+        file = Path(place.filename).name
+        log.error("answered with E-BUG (%s in %s:%s)", type(error).__name__, file, place.lineno)
         return Message(Error(REFUSED, "E-BUG"), reply_to=message)
 
 
@@ -79,28 +73,28 @@ def record_of(sealed: Sealed) -> RecordDict:
 
 
 def sealed_of(record: RecordDict) -> Sealed:
-    """Return the sealed message in a Flower record; raises RefusedError (E-RECORD) for any other content."""
-    head, arrays = record.get("sealed"), record.get("payload")
-    if (
-        len(record) != 2
-        or not isinstance(head, ConfigRecord)
-        or not isinstance(arrays, ArrayRecord)
-    ):
+    """Return the sealed message in a Flower record.
+
+    Raises RefusedError (E-RECORD) for any other content.
+    """
+    head = record.get("sealed")
+    arrays = record.get("payload")
+    if len(record) != 2 or not isinstance(head, ConfigRecord):
         raise _unknown_record()
-    header, signature, payload = head.get("header"), head.get("signature"), arrays.get("payload")
-    if len(head) != 2 or len(arrays) != 1 or not isinstance(payload, Array):
+    if not isinstance(arrays, ArrayRecord) or len(head) != 2 or len(arrays) != 1:
         raise _unknown_record()
-    if (
-        not isinstance(header, bytes)
-        or not isinstance(signature, bytes)
-        or payload.dtype != "uint8"
-    ):
+    header = head.get("header")
+    signature = head.get("signature")
+    if not isinstance(header, bytes) or not isinstance(signature, bytes):
+        raise _unknown_record()
+    payload = arrays.get("payload")
+    if not isinstance(payload, Array) or payload.dtype != "uint8":
         raise _unknown_record()
     return Sealed(header, payload.numpy().tobytes(), signature)
 
 
 def _unknown_record() -> RefusedError:
-    """The refusal of a record that is not one sealed message."""
+    """Return the refusal of a record that is not one sealed message."""
     return RefusedError(
         "record: expected one sealed message: header, signature, payload", code="E-RECORD"
     )

@@ -20,9 +20,9 @@ The steps of one message, as in the threat model:
   9 store the reply, then send it
 
 Threads: `run` pulls; one thread sends heartbeats; one calls `handle`, one message at a time in
-order of arrival; one sends replies. Each has its own connection. After `kill -9` stored replies are sent
-again and all other messages are handled again. So `handle` must answer a round that it has already
-done from its own journal.
+order of arrival; one sends replies. Each has its own connection. After `kill -9` stored replies are
+sent again and all other messages are handled again. So `handle` must answer a round that it has
+already done from its own journal.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Every state a site can be in that a person should know of: declared once, with the words and the fix.
+"""Every state of a site that a person should know of, with its words and its fix.
 
-In: `Health.set(STATE, facts)` from any thread. Out: the active states, at most one per subject, for the status command,
-the status file and the metrics. Guaranteed: no state without a code and a fix; facts stay on this site (they may name a
-host, a date or a path; never a patient). Not covered: what to do about a state; nothing here stops or starts anything.
+In: `Health.set(STATE, facts)` from any thread.
+Out: the active states, at most one per subject, for the status command and the status file.
+Guarantees: every state has a code; every warning and error has a fix. Facts stay on this site: they
+may name a host, a date or a path, never a patient.
+Not covered: what is done about a state; nothing here stops or starts anything.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Severity = Literal["info", "warning", "error"]
+ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 
 
 @dataclass(frozen=True)
 class State:
-    """A declared state: `code` is stable, `subject` is what it is about, `fix` is what a person does."""
+    """A declared state: a stable code, what it is about, and what a person does about it."""
 
     code: str
     subject: str
@@ -29,17 +32,21 @@ class State:
 
 @dataclass(frozen=True)
 class Active:
-    """A state that holds now, since a Unix time in seconds, with facts for this site's own staff."""
+    """A state that holds since a Unix time in seconds, with facts for this site's own staff."""
 
     state: State
     since: float
     facts: str
 
     def line(self) -> str:
-        """The state as one line of plain words."""
-        facts = f" ({self.facts})" if self.facts else ""
-        fix = f" Fix: {self.state.fix}" if self.state.fix else ""
-        return f"{self.state.severity}: {self.state.text}{facts}.{fix}"
+        """Return the state as one line for a person."""
+        text = f"{self.state.severity}: {self.state.text}"
+        if self.facts:
+            text += f" ({self.facts})"
+        text += "."
+        if self.state.fix:
+            text += f" Fix: {self.state.fix}"
+        return text
 
 
 STATES: dict[str, State] = {}
@@ -48,138 +55,225 @@ STATES: dict[str, State] = {}
 def _declare(code: str, subject: str, severity: Severity, text: str, fix: str) -> State:
     """Register a state under its code."""
     assert code not in STATES, code
-    return STATES.setdefault(code, State(code, subject, severity, text, fix))
+    STATES[code] = State(code, subject, severity, text, fix)
+    return STATES[code]
 
 
-_C = "connection"
-CONNECTING = _declare("CONNECTING", _C, "info", "connecting to the server", "")
-CONNECTED = _declare("CONNECTED", _C, "info", "connected to the server", "")
+CONNECTION = "connection"
+MESSAGE = "message"
+REPLY = "reply"
+
+CONNECTING = _declare(
+    "CONNECTING",
+    CONNECTION,
+    "info",
+    "connecting to the server",
+    "",
+)
+CONNECTED = _declare(
+    "CONNECTED",
+    CONNECTION,
+    "info",
+    "connected to the server",
+    "",
+)
 SERVER_CERTIFICATE_EXPIRED = _declare(
-    "SERVER-CERTIFICATE-EXPIRED", _C, "error", "the server's certificate has expired",
+    "SERVER-CERTIFICATE-EXPIRED",
+    CONNECTION,
+    "error",
+    "the server's certificate has expired",
     "ask the operator to renew it; check this machine's clock; the site reconnects by itself",
-)  # fmt: skip
+)
 SERVER_CA_UNKNOWN = _declare(
-    "SERVER-CA-UNKNOWN", _C, "error", "the server's certificate is not signed by the CA in `server.ca`",
-    "compare the CA file with the operator's; if a proxy inspects TLS, exempt the server's name from it",
-)  # fmt: skip
+    "SERVER-CA-UNKNOWN",
+    CONNECTION,
+    "error",
+    "the server's certificate is not signed by the CA of the join file",
+    (
+        "compare ca.crt in the state folder with the operator's; if a proxy inspects TLS, "
+        "exempt the server's name"
+    ),
+)
 SERVER_NAME_WRONG = _declare(
-    "SERVER-NAME-WRONG", _C, "error", "the server's certificate is for another name",
-    "use the name in the certificate as `server.address`, or ask the operator to add this one",
-)  # fmt: skip
+    "SERVER-NAME-WRONG",
+    CONNECTION,
+    "error",
+    "the server's certificate is for another name than the join file's server_url",
+    (
+        "ask the operator to add this name to the certificate, or for a new join file: "
+        "`kohort-site join FILE`"
+    ),
+)
 TLS_FAILED = _declare(
-    "TLS-FAILED", _C, "error", "no TLS 1.3 session with the server",
+    "TLS-FAILED",
+    CONNECTION,
+    "error",
+    "no TLS 1.3 session with the server",
     "ask the operator whether the server offers TLS 1.3 and wants a client certificate",
-)  # fmt: skip
+)
 CLIENT_CERTIFICATE_REFUSED = _declare(
-    "CLIENT-CERTIFICATE-REFUSED", _C, "error", "the server refused our client certificate",
-    "it is missing, expired or revoked: ask the operator for a new one and put it at `identity.certificate`",
-)  # fmt: skip
+    "CLIENT-CERTIFICATE-REFUSED",
+    CONNECTION,
+    "error",
+    "the server refused this site's client certificate",
+    (
+        "it is missing, expired or revoked: ask the operator for a new join file, then "
+        "`kohort-site join FILE`"
+    ),
+)
 CLIENT_CERTIFICATE_UNUSABLE = _declare(
-    "CLIENT-CERTIFICATE-UNUSABLE", _C, "error", "the CA file, our key or our certificate cannot be read",
-    "check the files in `server.ca` and `identity`; they are read again at every attempt",
-)  # fmt: skip
+    "CLIENT-CERTIFICATE-UNUSABLE",
+    CONNECTION,
+    "error",
+    "the CA file, the node key or the client certificate cannot be read",
+    (
+        "check keys/node.key, ca.crt and node.crt in the state folder, or `kohort-site "
+        "join FILE` again; the site reads them at every attempt"
+    ),
+)
 KEY_UNKNOWN = _declare(
-    "KEY-UNKNOWN", _C, "error", "the server no longer knows our key",
-    "ask the operator whether the site was revoked; a revoked key can never come back, make a new one",
-)  # fmt: skip
+    "KEY-UNKNOWN",
+    CONNECTION,
+    "error",
+    "the server no longer knows this site's key",
+    "ask the operator whether the site was revoked; a revoked key can never come back",
+)
 CLOCK_OFF = _declare(
     "CLOCK-OFF",
-    _C,
+    CONNECTION,
     "error",
     "this machine's clock differs from the server's",
     "turn on time synchronisation (NTP)",
 )
 KEY_NOT_ADMITTED = _declare(
-    "KEY-NOT-ADMITTED", _C, "error", "the server does not let our key in: not registered, or counted in another session",
-    "send keys/node.pub to the operator; a session that was cut off counts for 60 s, a copied key for as long as it runs",
-)  # fmt: skip
+    "KEY-NOT-ADMITTED",
+    CONNECTION,
+    "error",
+    (
+        "the server does not admit this site's key: it is not registered, or counts in "
+        "another session"
+    ),
+    (
+        "send the request file of `kohort-site init` to the operator; a session that was "
+        "cut off counts for 60 s, a copied key as long as it runs"
+    ),
+)
 PROXY_REFUSED = _declare(
     "PROXY-REFUSED",
-    _C,
+    CONNECTION,
     "error",
     "the proxy refuses the connection",
     "ask for CONNECT to the server's name and port",
 )
 PROXY_LOGIN = _declare(
     "PROXY-LOGIN",
-    _C,
+    CONNECTION,
     "error",
     "the proxy wants a login",
-    "put user and password into `network.proxy`",
+    "write user and password into `network.proxy`: http://USER:PASSWORD@HOST:PORT",
 )
 NAME_UNKNOWN = _declare(
     "NAME-UNKNOWN",
-    _C,
+    CONNECTION,
     "error",
     "the server's name cannot be resolved",
-    "check `server.address` and this machine's DNS",
+    "check server_url in membership.json and this machine's DNS",
 )
 NOTHING_LISTENS = _declare(
-    "NOTHING-LISTENS", _C, "error", "nothing answers at the server's address",
-    "check address and port and the firewall; the site keeps trying",
-)  # fmt: skip
+    "NOTHING-LISTENS",
+    CONNECTION,
+    "error",
+    "nothing answers at the server's address",
+    "check address, port and firewall; the site keeps trying",
+)
 TIMED_OUT = _declare(
     "TIMED-OUT",
-    _C,
+    CONNECTION,
     "warning",
     "the server does not answer in time",
-    "check the line; the site keeps trying",
+    "check the network; the site keeps trying",
 )
 MACHINE_FAULT = _declare(
     "MACHINE-FAULT",
-    _C,
+    CONNECTION,
     "error",
     "this machine cannot store what it receives",
     "see the facts: disk, path or owner",
 )
 BODY_REFUSED = _declare(
-    "BODY-REFUSED", "reply", "error", "the server or a proxy refuses bodies of our size; the reply is kept",
-    "ask for a body limit of at least 8 MB",
-)  # fmt: skip
+    "BODY-REFUSED",
+    REPLY,
+    "error",
+    "the server or a proxy refuses requests of this size; the reply is kept",
+    "ask the operator for a body limit of at least 8 MB",
+)
 FORBIDDEN = _declare(
     "FORBIDDEN",
-    _C,
+    CONNECTION,
     "error",
     "the server forbids the request",
     "ask the operator whether this site is still a member",
 )
 SERVER_BUSY = _declare(
-    "SERVER-BUSY", _C, "warning", "the server is busy or restarting", "none: the site keeps trying"
+    "SERVER-BUSY",
+    CONNECTION,
+    "warning",
+    "the server is busy or restarting",
+    "none: the site keeps trying",
 )
 NOT_THE_SERVER = _declare(
-    "NOT-THE-SERVER", _C, "error", "something else answers at the server's address",
-    "a portal or a proxy page is in between: open the way to the server",
-)  # fmt: skip
+    "NOT-THE-SERVER",
+    CONNECTION,
+    "error",
+    "something else answers at the server's address",
+    "a portal or proxy page is in between: ask for a direct way to the server",
+)
 REDIRECTED = _declare(
-    "REDIRECTED", _C, "error", "the server tried to send us elsewhere; not followed",
-    "use the final address as `server.address` after asking the operator about it",
-)  # fmt: skip
+    "REDIRECTED",
+    CONNECTION,
+    "error",
+    "the server redirected this site to another address; not followed",
+    "ask the operator for a join file with the final address, then `kohort-site join FILE`",
+)
 ANSWER_TOO_LARGE = _declare(
-    "ANSWER-TOO-LARGE", _C, "error", "an answer of the server was cut off at our limit",
+    "ANSWER-TOO-LARGE",
+    CONNECTION,
+    "error",
+    "an answer of the server exceeded this site's limit and was cut off",
     "tell the operator: no honest answer is that large",
-)  # fmt: skip
-
-_M = "message"
+)
 APP_UNPINNED = _declare(
-    "APP-UNPINNED", _M, "warning", "the server asked for work under a plan that nobody here approved",
+    "APP-UNPINNED",
+    MESSAGE,
+    "warning",
+    "the server asked for work under a plan that nobody here approved",
     "read the plan and run `kohort-site approve`, or ask the operator what was submitted",
-)  # fmt: skip
+)
 MESSAGE_TOO_LARGE = _declare(
-    "MESSAGE-TOO-LARGE", _M, "error", "an instruction was larger than this site accepts; refused",
-    "raise `server.max_message` if the plan's models need it",
-)  # fmt: skip
+    "MESSAGE-TOO-LARGE",
+    MESSAGE,
+    "error",
+    "an instruction was larger than this site accepts; refused",
+    "raise `limits.max_message_mib` if the plan's models need it",
+)
 MESSAGE_CORRUPT = _declare(
-    "MESSAGE-CORRUPT", _M, "error", "an instruction was not what its identifiers promise; refused",
-    "tell the operator: the server or the line changes messages",
-)  # fmt: skip
+    "MESSAGE-CORRUPT",
+    MESSAGE,
+    "error",
+    "an instruction does not match its identifiers; refused",
+    "tell the operator: the server or the connection changes messages",
+)
 WORK_FAILED = _declare(
-    "WORK-FAILED", _M, "error", "an instruction could not be carried out; the server got the code only",
+    "WORK-FAILED",
+    MESSAGE,
+    "error",
+    "an instruction could not be carried out; the server received the code only",
     "see this site's log",
-)  # fmt: skip
+)
 
 
 class Health:
-    """The states that hold now, at most one per subject. Safe to use from several threads."""
+    """The states that hold now, at most one per subject; thread-safe."""
 
     def __init__(self, on_change: Callable[[], None] | None = None) -> None:
         self._active: dict[str, Active] = {}
@@ -188,39 +282,36 @@ class Health:
         self._last_heartbeat: float | None = None
 
     def set(self, state: State, facts: str = "") -> None:
-        """Let `state` hold; it replaces the state of the same subject and keeps its own start time."""
+        """Make `state` hold in place of its subject's; set again, it keeps its start time."""
         with self._lock:
             old = self._active.get(state.subject)
-            same = old is not None and old.state == state
-            if same and old is not None and old.facts == facts:
-                return
-            since = old.since if same and old is not None else time.time()
+            since = time.time()
+            if old is not None and old.state == state:
+                if old.facts == facts:
+                    return
+                since = old.since
             self._active[state.subject] = Active(state, since, facts)
         self._notify()
 
     def clear(self, subject: str) -> None:
-        """Let no state of this subject hold."""
+        """Remove the state of a subject."""
         with self._lock:
             gone = self._active.pop(subject, None)
         if gone is not None:
             self._notify()
 
     def get(self, subject: str) -> Active | None:
-        """The state that holds for a subject, if any."""
+        """Return the state that holds for a subject, if any."""
         return self._active.get(subject)
 
     def active(self) -> tuple[Active, ...]:
-        """All states that hold, errors first."""
-        order = {"error": 0, "warning": 1, "info": 2}
+        """Return all states that hold: errors first, then the oldest."""
         with self._lock:
-            return tuple(
-                sorted(
-                    self._active.values(), key=lambda one: (order[one.state.severity], one.since)
-                )
-            )
+            active = list(self._active.values())
+        return tuple(sorted(active, key=lambda one: (ORDER[one.state.severity], one.since)))
 
     def record_heartbeat(self) -> None:
-        """The server has just accepted a heartbeat."""
+        """Note that the server has just accepted a heartbeat."""
         self._last_heartbeat = time.time()
 
     @property
@@ -229,22 +320,11 @@ class Health:
         return self._last_heartbeat
 
     def to_dict(self) -> dict[str, object]:
-        """The same for a status file."""
-        return {
-            "last_heartbeat": self._last_heartbeat,
-            "states": [
-                {
-                    "code": one.state.code,
-                    "subject": one.state.subject,
-                    "severity": one.state.severity,
-                    "text": one.state.text,
-                    "fix": one.state.fix,
-                    "facts": one.facts,
-                    "since": one.since,
-                }
-                for one in self.active()
-            ],
-        }
+        """Return heartbeat and states for the status file."""
+        states = []
+        for one in self.active():
+            states.append({**asdict(one.state), "facts": one.facts, "since": one.since})
+        return {"last_heartbeat": self._last_heartbeat, "states": states}
 
     def _notify(self) -> None:
         """Call the listener, outside the lock."""

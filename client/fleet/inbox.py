@@ -1,8 +1,11 @@
-"""Instructions that have arrived and replies that must leave, on disk: one folder per message.
+"""Stores instructions that have arrived and replies that must leave: one folder per message.
 
-In: bytes. Out: the same bytes, after `kill -9` too. A folder appears whole or not at all, and so does its reply:
-`message` and `objects`, later `reply.objects` and `reply`. Guaranteed: synced before the name appears; what was half
-written is removed at the next start. Not covered: what the bytes mean (`client/fleet/client.py`).
+In: bytes. Out: the same bytes, after `kill -9` too.
+Guarantees: a folder appears whole or not at all, and so does its reply; all is synced before its
+name appears; what is half written is removed at the next start.
+Not covered: what the bytes mean (client.py).
+
+Folder: `message` and `objects`, later `reply.objects` and `reply`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from common.errors import disk_faults_named
 from common.storage.files import atomic_write, sync_folder
 
 MESSAGE_ID = re.compile(r"[0-9a-f]{64}")
+HEAD_BYTES = 72
 
 
 class Inbox:
@@ -32,12 +36,15 @@ class Inbox:
                 shutil.rmtree(stale, ignore_errors=True)
 
     def waiting(self) -> list[str]:
-        """The ids of all stored messages, oldest first."""
+        """Return the ids of all stored messages, oldest first."""
         found = [path for path in self.folder.iterdir() if MESSAGE_ID.fullmatch(path.name)]
         return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
 
     def store(self, message_id: str, message: bytes, objects: Iterable[tuple[str, bytes]]) -> None:
-        """Write one message and its objects, synced; the objects may raise while they are pulled, then nothing is left."""
+        """Write one message and its objects, synced.
+
+        If the iterator of objects raises, nothing is left.
+        """
         if (self.folder / message_id).exists():
             return
         part = self.folder / f".part-{message_id}"
@@ -53,35 +60,35 @@ class Inbox:
             shutil.rmtree(part, ignore_errors=True)
 
     def message(self, message_id: str) -> bytes:
-        """The message as it was stored."""
+        """Return the message as it was stored."""
         return (self.folder / message_id / "message").read_bytes()
 
     def objects(self, message_id: str) -> dict[str, bytes]:
-        """Its objects: identifier → content."""
+        """Return its objects: identifier → content."""
         return _read_objects(self.folder / message_id / "objects")
 
     def reply(self, message_id: str) -> bytes | None:
-        """The stored reply, if there is one."""
+        """Return the stored reply, if there is one."""
         path = self.folder / message_id / "reply"
         return path.read_bytes() if path.exists() else None
 
     def reply_objects(self, message_id: str) -> dict[str, bytes]:
-        """The reply's objects: identifier → content."""
+        """Return the reply's objects: identifier → content."""
         return _read_objects(self.folder / message_id / "reply.objects")
 
     def store_reply(self, message_id: str, reply: bytes, objects: dict[str, bytes]) -> None:
-        """Write the reply, its objects first: `reply` exists only when all is there."""
+        """Write the reply after its objects: `reply` exists only when all is there."""
         folder = self.folder / message_id
         _write_objects(folder / "reply.objects", objects.items())
         atomic_write(folder / "reply", reply, mode=0o600)
 
     def drop(self, message_id: str) -> None:
-        """Forget a message."""
+        """Remove a message and its reply."""
         shutil.rmtree(self.folder / message_id, ignore_errors=True)
 
 
 def _write_objects(path: Path, objects: Iterable[tuple[str, bytes]]) -> None:
-    """Per object: identifier (64 bytes), length (8 bytes, little endian), content. Synced."""
+    """Write per object: identifier (64 bytes), length (8 bytes, little endian), content."""
     with path.open("wb") as file:
         for object_id, content in objects:
             with disk_faults_named("store an object in", path):
@@ -93,12 +100,12 @@ def _write_objects(path: Path, objects: Iterable[tuple[str, bytes]]) -> None:
 
 
 def _read_objects(path: Path) -> dict[str, bytes]:
-    """The reverse."""
+    """Return what `_write_objects` wrote."""
     with path.open("rb") as file:
         return dict(_each_object(file))
 
 
 def _each_object(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Until the file ends."""
-    while head := file.read(72):
+    """Yield identifier and content until the file ends."""
+    while head := file.read(HEAD_BYTES):
         yield head[:64].decode(), file.read(struct.unpack("<Q", head[64:])[0])
