@@ -42,7 +42,7 @@ from client.ingest.quarantine import Reason
 from client.ingest.sources import Photographs, Source, Volumes
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError, disk_faults_named
 from common.storage.files import read_capped, sync_folder
-from common.study.plan import Intake
+from common.study.intake import Intake
 from common.wire.messages import canonical
 
 FORMAT = "kohort-cohort-1"
@@ -97,16 +97,15 @@ class Cohort:
             whole = facts["format"] == FORMAT and images.shape == shape and images.dtype == np.uint8
             if not whole or set(index[:, 0].tolist()) != set(range(len(names))):
                 raise ValueError
-            label_names, digest = tuple(facts["label_names"]), str(facts["digest"])
+            label_names = tuple(facts["label_names"])
+            digest = str(facts["digest"])
         except (OSError, ValueError, KeyError, TypeError, sqlite3.Error) as error:
             raise RefusedError(
                 f"{folder}: not a whole cohort of {FORMAT}", hint="ingest again into a new folder"
             ) from error
-        patient_of, labels, laterality = (
-            index[:, 0].copy(),
-            index[:, 1].copy(),
-            index[:, 2].astype(np.int8),
-        )
+        patient_of = index[:, 0].copy()
+        labels = index[:, 1].copy()
+        laterality = index[:, 2].astype(np.int8)
         return cls(
             folder, images, patient_of, labels, laterality, names, other_names, label_names, digest
         )
@@ -230,7 +229,9 @@ class _Build:
     """Steps 3 to 7 in the temporary folder."""
 
     def __init__(self, intake: Intake, key: bytes, labels: Labels, folder: Path) -> None:
-        self.intake, self.key, self.folder = intake, key, folder
+        self.intake = intake
+        self.key = key
+        self.folder = folder
         self.identities = Identities(key, labels, intake)
         kind = Volumes if intake.volumes else Photographs
         self.source: Source = kind(intake, self.identities, folder / "spool")

@@ -115,17 +115,17 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
     head = file.read(132)
     file.seek(0)
     is_dicom = head[128:] == b"DICM"
-    patient_id, issuer, laterality = "", "", 0
+    patient_id = ""
+    issuer = ""
+    laterality = 0
     if is_dicom:
         from client.ingest.dicom import read_dicom
 
         image = read_dicom(file, settings.modalities, settings.window, settings.max_pixel_bytes)
-        pixels, patient_id, issuer, laterality = (
-            image.pixels,
-            image.patient_id,
-            image.issuer,
-            image.laterality,
-        )
+        pixels = image.pixels
+        patient_id = image.patient_id
+        issuer = image.issuer
+        laterality = image.laterality
     elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         try:
             pixels = read_photograph(file, settings.max_pixel_bytes)
@@ -324,7 +324,8 @@ class Decoder:
 
     def close(self) -> None:
         """End the child, if any."""
-        child, self._child = self._child, None
+        child = self._child
+        self._child = None
         if child is None:
             return
         child.kill()
@@ -363,7 +364,9 @@ class Decoder:
         pixels = np.frombuffer(
             talk.exactly(side * side * self._settings.channels), np.uint8
         ).reshape(shape)
-        patient_id, issuer, laterality = facts["patient_id"], facts["issuer"], facts["laterality"]
+        patient_id = facts["patient_id"]
+        issuer = facts["issuer"]
+        laterality = facts["laterality"]
         if not (
             isinstance(patient_id, str) and isinstance(issuer, str) and laterality in (0, 1, 2)
         ):
@@ -387,11 +390,9 @@ class Decoder:
     ) -> Cut:
         """The same for a volume, with the seed in between."""
         facts = talk.facts()
-        digest, count, refusal = (
-            bytes.fromhex(str(facts["digest"])),
-            facts["slices"],
-            facts["refusal"],
-        )
+        digest = bytes.fromhex(str(facts["digest"]))
+        count = facts["slices"]
+        refusal = facts["refusal"]
         if not isinstance(count, int) or not 0 <= count <= len(files.slices) or len(digest) != 32:
             raise ValueError("decoder answered a wrong type")
         seen = np.frombuffer(talk.exactly(LOOK_PX * LOOK_PX), np.uint8).reshape(LOOK_PX, LOOK_PX, 1)
@@ -403,7 +404,8 @@ class Decoder:
             return Cut(digest, slices, seen, Reason(str(refusal)), np.empty((0, 0, 0, 2), np.uint8))
         talk.say({"seed": seed_of(digest).hex()})
         talk.facts()
-        half, side = (self._settings.patches + 1) // 2, self._settings.size_px
+        half = (self._settings.patches + 1) // 2
+        side = self._settings.size_px
         patches = np.frombuffer(talk.exactly(2 * half * side * side * 2), np.uint8).reshape(
             -1, side, side, 2
         )

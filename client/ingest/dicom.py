@@ -108,7 +108,9 @@ def bound_inflation(file: BinaryIO, max_bytes: int) -> None:
     meta = file.read(min(int.from_bytes(group_length[8:], "little"), 1 << 16))
     if DEFLATED not in meta:
         return
-    inflater, total, piece = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read(1 << 16)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    total = 0
+    piece = file.read(1 << 16)
     while piece and not inflater.eof:
         total += len(inflater.decompress(piece, 1 << 20))
         piece = inflater.unconsumed_tail or file.read(1 << 16)
@@ -149,7 +151,8 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
     if _suspect_text(header):
         raise Unusable(Reason.BURNED_IN_TEXT)
     samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
-    stored, allocated = number_of(header, "BitsStored"), number_of(header, "BitsAllocated")
+    stored = number_of(header, "BitsStored")
+    allocated = number_of(header, "BitsAllocated")
     if (
         samples.get(text_of(header, "PhotometricInterpretation"))
         != number_of(header, "SamplesPerPixel")
@@ -287,7 +290,8 @@ def modality_values(header: Dataset, values: NDArray[np.int64]) -> NDArray[np.fl
     """Return values through the modality LUT, or slope and intercept."""
     if header.get("ModalityLUTSequence"):
         return _looked_up(header.ModalityLUTSequence[0], values)[0]
-    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    slope = header.get("RescaleSlope")
+    intercept = header.get("RescaleIntercept")
     shown = values * float(1 if slope is None else slope) + float(
         0 if intercept is None else intercept
     )
@@ -340,7 +344,8 @@ def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.f
             1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50))), dtype=np.float64
         )
     if function == "LINEAR":
-        center, width = center - 0.5, width - 1
+        center = center - 0.5
+        width = width - 1
     return np.clip((values - center) / max(width, 1e-12) + 0.5, 0, 1)
 
 

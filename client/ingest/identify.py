@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from client.ingest.labels import Labels
 from client.ingest.persons import Sighting, is_placeholder, keyed_hash, normalised_id, pseudonym
 from client.ingest.quarantine import Reason, Unusable
-from common.study.plan import Intake
+from common.study.intake import Intake
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,18 @@ class Identities:
     """Makes sightings. `said`: pseudonyms of ids that some file or row gives in just this form, with its issuer or without."""
 
     def __init__(self, key: bytes, labels: Labels, intake: Intake) -> None:
-        self.key, self.labels, self.intake = key, labels, intake
+        self.key = key
+        self.labels = labels
+        self.intake = intake
         self.said: set[str] = set()
 
     def sighting(
         self, position: int, owner: Owner, names: Sequence[str], digest: bytes
     ) -> Sighting:
         """Return who and what this is; `names`: the files' paths below the source. Raises Unusable when it is nobody."""
-        refusal, row, label = None, None, -1
+        refusal = None
+        row = None
+        label = -1
         try:
             row = self.labels.row_of_files(names)
         except Unusable as ambiguous:

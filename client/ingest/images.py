@@ -83,7 +83,8 @@ def framed(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) 
     if float(resized.std(axis=(0, 1)).max()) < BLANK_SPREAD:
         raise Unusable(Reason.BLANK)
     square = np.zeros((size_px, size_px, channels), np.uint8)
-    top, left = (size_px - new[1]) // 2, (size_px - new[0]) // 2
+    top = (size_px - new[1]) // 2
+    left = (size_px - new[0]) // 2
     square[top : top + new[1], left : left + new[0]] = resized
     return square
 
@@ -106,7 +107,8 @@ def field_box(pixels: Pixels) -> tuple[slice, slice]:
     """
     step = max(1, max(pixels.shape[:2]) // SEARCH_PX)
     lit = pixels[::step, ::step].max(axis=2) > SURROUND_LEVEL
-    rows, columns = _lines_with_a_stretch(lit), _lines_with_a_stretch(lit.T)
+    rows = _lines_with_a_stretch(lit)
+    columns = _lines_with_a_stretch(lit.T)
     return slice(rows.start * step, rows.stop * step), slice(
         columns.start * step, columns.stop * step
     )

@@ -59,7 +59,8 @@ def link(
             ]
         elif len(one.masks) > 1:  # 5
             fates += [(mask, Reason.TWO_MASKS) for mask in one.masks]
-            one.masks, one.mask_refused = [], True
+            one.masks = []
+            one.mask_refused = True
     return [one for one in series.values() if not one.fault], fates
 
 

@@ -33,7 +33,8 @@ ALLOWED = (
     "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence PixelData"
 ).split()
 GZIP = b"\x1f\x8b"
-NIFTI_1, NIFTI_2 = b"n+1\0", b"n+2\0\r\n\x1a\n"
+NIFTI_1 = b"n+1\0"
+NIFTI_2 = b"n+2\0\r\n\x1a\n"
 HEAD_BYTES = 540
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -27,7 +27,9 @@ FARTHEST_MM = 1e5
 ANGLE_TOLERANCE = 1e-3  # of a direction cosine
 SPACING_TOLERANCE = 1e-3  # relative
 PLACE_TOLERANCE = 0.1  # of the smallest voxel edge
-DOUBLED, MISSING = 0.1, 1.5  # gaps, in units of the median gap
+# gaps, in units of the median gap
+DOUBLED = 0.1
+MISSING = 1.5
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Grid:
         """Return the plane of slice `depth`."""
         across, down, step = self.affine[:3, :3].T
         origin = self.affine[:3, 3] + depth * step
-        row, column = across / self.edges[0], down / self.edges[1]
+        row = across / self.edges[0]
+        column = down / self.edges[1]
         spacing = (float(self.edges[1]), float(self.edges[0]))
         return Plane(tuple(origin), tuple(row), tuple(column), spacing, self.shape[1:])
 
@@ -98,13 +101,15 @@ def plane_of(
         [*place, *turn, *gaps]
     ).all():
         raise Unusable(Reason.NO_GEOMETRY)
-    row, column = np.array(turn[:3]), np.array(turn[3:])
+    row = np.array(turn[:3])
+    column = np.array(turn[3:])
     square = np.allclose(
         [row @ row, column @ column, row @ column], [1, 1, 0], rtol=0, atol=10 * ANGLE_TOLERANCE
     )
     if not square or min(gaps) <= 0 or max(*gaps, *map(abs, place)) > FARTHEST_MM:
         raise Unusable(Reason.NO_GEOMETRY)
-    row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
+    row = row / np.linalg.norm(row)
+    column = column / np.linalg.norm(column)
     return Plane(tuple(place), tuple(row), tuple(column), (gaps[0], gaps[1]), shape, kind)
 
 

@@ -25,7 +25,7 @@ from client.ingest.link import Series, link
 from client.ingest.persons import Sighting, keyed_hash, near_duplicates
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Cut, Scan, VolumeFiles
-from common.study.plan import Intake
+from common.study.intake import Intake
 
 Pairs = Iterable[tuple[int, int]]
 
@@ -34,7 +34,9 @@ class Source(ABC):
     """What a folder holds. `quarantine`: (name below the source, reason); `sightings[i].position == i`."""
 
     def __init__(self, intake: Intake, identities: Identities, spool: Path) -> None:
-        self.intake, self.identities, self.spool = intake, identities, spool
+        self.intake = intake
+        self.identities = identities
+        self.spool = spool
         self.sightings: list[Sighting] = []
         self.quarantine: list[tuple[str, Reason]] = []
         self._rows = 0
@@ -209,7 +211,8 @@ class Volumes(Source):
         self, one: Series, cut: Cut | Unusable, names: Sequence[str], write: Callable[[bytes], int]
     ) -> None:
         """Spool a volume's patches and note whose they are, or why it is not used."""
-        slices, masks = [names[p] for p in one.slices], [names[p] for p in one.masks]
+        slices = [names[p] for p in one.slices]
+        masks = [names[p] for p in one.masks]
         if isinstance(cut, Unusable):
             return self._refuse_series(slices, masks, cut.reason, getattr(cut, "at", None))
         try:
@@ -276,7 +279,8 @@ class Volumes(Source):
 
 def dealt(count: int, volumes: int) -> Iterator[tuple[int, int]]:
     """Yield (on vessels, anywhere) for each of a person's volumes: together ceil(count / 2) and floor(count / 2)."""
-    on_vessels, anywhere = (count + 1) // 2, count // 2
+    on_vessels = (count + 1) // 2
+    anywhere = count // 2
     for index in range(volumes):
         first = on_vessels // volumes + (index < on_vessels % volumes)
         yield first, anywhere // volumes + (index >= volumes - anywhere % volumes)

@@ -29,25 +29,29 @@ def synthetic_dicom(pixels: Pixels, modality: str, statement: str) -> bytes:
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SECONDARY_CAPTURE
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(prefix=None)
-    data.StudyInstanceUID, data.SeriesInstanceUID = (
-        generate_uid(prefix=None),
-        generate_uid(prefix=None),
-    )
+    data.StudyInstanceUID = generate_uid(prefix=None)
+    data.SeriesInstanceUID = generate_uid(prefix=None)
     data.SpecificCharacterSet = "ISO_IR 192"
     data.PatientName = data.PatientID = "SYNTHETIC"
     for empty in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
                   "ReferringPhysicianName", "SeriesNumber", "InstanceNumber", "PatientOrientation"):  # fmt: skip
         setattr(data, empty, None)
-    data.Modality, data.ConversionType, data.Manufacturer = modality, "SYN", "kohort"
-    data.SyntheticData, data.BurnedInAnnotation = "YES", "NO"
+    data.Modality = modality
+    data.ConversionType = "SYN"
+    data.Manufacturer = "kohort"
+    data.SyntheticData = "YES"
+    data.BurnedInAnnotation = "NO"
     data.ImageType = ["DERIVED", "SECONDARY"]
     data.DerivationDescription = statement[:TEXT_CAP]
-    data.Rows, data.Columns, data.SamplesPerPixel = height, width, channels
+    data.Rows = height
+    data.Columns = width
+    data.SamplesPerPixel = channels
     data.PhotometricInterpretation = "MONOCHROME2" if channels == 1 else "RGB"
     if channels == 3:
         data.PlanarConfiguration = 0
     data.BitsAllocated = data.BitsStored = 8
-    data.HighBit, data.PixelRepresentation = 7, 0
+    data.HighBit = 7
+    data.PixelRepresentation = 0
     raw = np.ascontiguousarray(pixels, dtype=np.uint8).tobytes()
     data.PixelData = raw + b"\0" * (len(raw) % 2)
     data["PixelData"].VR = "OB"

@@ -42,7 +42,8 @@ MULTI_FRAME = (
     "1.2.840.10008.5.1.4.1.1.4.3",
     "1.2.840.10008.5.1.4.1.1.4.4",
 )
-AIR_SHARE, AIR_PERCENTILE = 0.1, 0.98
+AIR_SHARE = 0.1
+AIR_PERCENTILE = 0.98
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +100,8 @@ def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
             series = dicom.text_of(header, "SeriesInstanceUID")
             if not series:
                 raise Unusable(Reason.NO_SERIES)
-        patient_id, issuer = (
-            dicom.text_of(header, "PatientID"),
-            dicom.text_of(header, "IssuerOfPatientID"),
-        )
+        patient_id = dicom.text_of(header, "PatientID")
+        issuer = dicom.text_of(header, "IssuerOfPatientID")
         frame = dicom.text_of(header, "FrameOfReferenceUID")
         kind: Kind = "segmentation" if header.get("SOPClassUID") in SEGMENTATION else "slice"
         return Scan(kind, _content(file), patient_id, issuer, series, frame)
@@ -239,7 +238,8 @@ def _counts(shown: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _spread(shown: NDArray[np.uint8]) -> float:
-    counts, levels = _counts(shown), np.arange(256)
+    counts = _counts(shown)
+    levels = np.arange(256)
     mean = (counts * levels).sum() / shown.size
     return float(np.sqrt((counts * (levels - mean) ** 2).sum() / shown.size))
 
@@ -261,13 +261,15 @@ def _mask(
 
 def look(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a volume's look, uint8 [64, 64, 1]: the means of four slabs, 32 px each, two by two, over the full grey range."""
-    depth, half = len(shown), LOOK_PX // 2
+    depth = len(shown)
+    half = LOOK_PX // 2
     slabs = [
         shown[q * depth // 4 : max(q * depth // 4 + 1, (q + 1) * depth // 4)] for q in range(4)
     ]
     small = [_reduced(slab.mean(axis=0, dtype=np.float32), half) for slab in slabs]
     tiles = np.block([[small[0], small[1]], [small[2], small[3]]])
-    low, high = float(tiles.min()), float(tiles.max())
+    low = float(tiles.min())
+    high = float(tiles.max())
     return np.asarray(np.rint(255 * (tiles - low) / max(high - low, 1e-6)), dtype=np.uint8)[
         ..., None
     ]

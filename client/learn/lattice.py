@@ -21,7 +21,9 @@ from torch import Tensor
 from common.errors import ConfigurationError
 from common.privacy.noise import LATTICE
 
-SMALLEST_CLIP, LARGEST_CLIP = 1e-30, 1e30  # keeps s a normal fp32 number
+# keeps s a normal fp32 number
+SMALLEST_CLIP = 1e-30
+LARGEST_CLIP = 1e30
 BLOCK = 2**16  # columns at a time, so that three passes over them stay in cache
 EXACT_ROWS = 127  # each entry is at most 2^24: as many stay below 2^31
 

@@ -37,13 +37,13 @@ NEIGHBOUR_MARGIN = 3e-5  # of the clip norm; eta keeps 6e-5 free at 1.5 M parame
 KINK = 0.02  # a kink of an activation mostly moves a tensor's gradient by 1e-3 of its norm, a wrong rule by all of it
 # Further sets of invented patients, all to agree, where the first did not: near zero, because far from its data a flow can turn
 # rounding into another gradient (losses of 1e5 nats a dimension; plain backward passes in float32 and float64 differ as much).
-SECOND_TRIALS, NEAR = 3, 0.05
+SECOND_TRIALS = 3
+NEAR = 0.05
 # A chunk's costs on a CPU in multiplications of a layer, 0.17 ns each (measured: the 0.39 M critic, flows of 32 and 64 px):
-CHUNK, CALL, VALUE = (
-    60e6,
-    0.64e6,
-    5.0,
-)  # fixed; for each call of torch in the loss; to clip and sum one value of a row
+# fixed; for each call of torch in the loss; to clip and sum one value of a row
+CHUNK = 60e6
+CALL = 0.64e6
+VALUE = 5.0
 ACTIVATIONS = {
     "layers": 1.0,
     "vmap": 4.5,
@@ -93,9 +93,12 @@ class PatientGradients:
         items: int,
     ) -> None:
         self._device = next(iter(parameters.values())).device
-        self._parameters, self._execution, self._clip = parameters, execution, clip
+        self._parameters = parameters
+        self._execution = execution
+        self._clip = clip
         self._loss = _in_bfloat16(loss, self._device.type) if execution.autocast else loss
-        self._expected, self._items = expected, items
+        self._expected = expected
+        self._items = items
         self._layers = LayerRules(self._loss, parameters)
         self.backend: Backend = "auto"
         self.chunk = 0  # patients at a time, once prepared
@@ -136,7 +139,8 @@ class PatientGradients:
 
     def _adopt(self, backend: Backend, batch: Batch) -> None:
         """Take a back end for good, after its trial."""
-        self.backend, self.chunk = backend, self._chunk(backend, batch)
+        self.backend = backend
+        self.chunk = self._chunk(backend, batch)
         if backend == "backward":
             return
         check_neighbours(self._compute, invent(batch, self.chunk), self._clip)
@@ -180,14 +184,16 @@ class PatientGradients:
         fits = memory / (4 * row + ACTIVATIONS[backend] * work.size_bytes + 2 * work.unfolded_bytes)
         balanced = self._expected
         if self._device.type == "cpu":
-            fixed, each = CHUNK + CALL * work.calls, work.products + VALUE * row
+            fixed = CHUNK + CALL * work.calls
+            each = work.products + VALUE * row
             balanced = min(2 * self._expected, math.sqrt(2 * self._expected * fixed / each))
         return 1 << math.floor(math.log2(max(1.0, min(fits, balanced))))
 
     def _work(self, batch: Batch) -> "_Work":
         """What the loss of one invented patient computes."""
         leaves = {name: p.detach().requires_grad_() for name, p in self._parameters.items()}
-        patient, work = tuple(tensor[0] for tensor in invent(batch, 1)), _Work()
+        patient = tuple(tensor[0] for tensor in invent(batch, 1))
+        work = _Work()
         with work:
             self._loss(leaves, patient)
         return work

@@ -28,7 +28,9 @@ from common.study.plan import Study
 BATCH = 8
 BETAS = (0.9, 0.99)
 LARGEST_AVERAGE = 5
-CODE_WEIGHT, PIXEL_WEIGHT, NEIGHBOUR_WEIGHT = 0.1, 1.0, 2.0
+CODE_WEIGHT = 0.1
+PIXEL_WEIGHT = 1.0
+NEIGHBOUR_WEIGHT = 2.0
 
 
 def train(
@@ -44,7 +46,9 @@ def train(
     `draw`: the stream of latents, by default a fresh one. Raises ConfigurationError for a plan without generator or
     encoder, RefusedError for weights that do not fit it.
     """
-    gan, plan, intake = study.models.gan, study.models.encoder, study.intake
+    gan = study.models.gan
+    plan = study.models.encoder
+    intake = study.intake
     if gan is None or plan is None:
         raise ConfigurationError("train_encoder: the plan needs models.gan and models.encoder")
     generator = load_generator(

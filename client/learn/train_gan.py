@@ -39,7 +39,8 @@ from common.models.adam import Adam
 from common.models.stylegan import Critic, Generator, load_critic, load_generator, to_unit
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
-from common.study.plan import GanPlan, Study, TrainedModel
+from common.study.plan import Study
+from common.study.training import GanPlan, TrainedModel
 
 NORM_MARGIN = (
     1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
@@ -64,7 +65,8 @@ def train(
     that fits no critic weight, RefusedError for weights that do not fit the plan, PolicyError when the reservation does not
     cover it.
     """
-    plan, intake = plan_of(study), study.intake
+    plan = plan_of(study)
+    intake = study.intake
 
     # The models, as they came.
     generator = load_generator(weights, plan, intake.size_px, intake.channels)
@@ -122,7 +124,8 @@ def plan_of(study: Study) -> GanPlan:
 
 def build(study: Study) -> tuple[Generator, Critic]:
     """The plan's generator and critic with torch's random starting values."""
-    plan, intake = plan_of(study), study.intake
+    plan = plan_of(study)
+    intake = study.intake
     return (
         Generator(intake.size_px, intake.channels, plan.width, plan.latent),
         Critic(intake.size_px, intake.channels, plan.width),
@@ -207,7 +210,10 @@ class Batches:
     def __init__(
         self, cohort: Cohort, generator: Generator, plan: GanPlan, draw: torch.Generator
     ) -> None:
-        self._cohort, self._generator, self._plan, self._draw = cohort, generator, plan, draw
+        self._cohort = cohort
+        self._generator = generator
+        self._plan = plan
+        self._draw = draw
 
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
         """(items [P, m, C, H, W], fakes [P, m·K, C, H, W]), float32 in about [−1, 1], for P patient indices."""

@@ -32,7 +32,8 @@ from common.models.adam import Adam
 from common.models.glow import PREFIX, Glow, from_uint8, load_weights
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
-from common.study.plan import GlowPlan, Study
+from common.study.plan import Study
+from common.study.training import GlowPlan
 
 NORM_MARGIN = (
     1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
@@ -101,7 +102,8 @@ def plan_of(study: Study) -> GlowPlan:
 
 def build(study: Study) -> Glow:
     """The plan's flow with its public starting values."""
-    plan, intake = plan_of(study), study.intake
+    plan = plan_of(study)
+    intake = study.intake
     return Glow(intake.size_px, intake.channels, plan.levels, plan.steps_per_level, plan.width)
 
 
@@ -160,7 +162,9 @@ class Batches:
     """Draws each patient's items, dequantised and with input noise, from one stream that is no privacy noise."""
 
     def __init__(self, cohort: Cohort, plan: GlowPlan, generator: torch.Generator) -> None:
-        self._cohort, self._plan, self._generator = cohort, plan, generator
+        self._cohort = cohort
+        self._plan = plan
+        self._generator = generator
 
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
         """(items float32 [P, m, C, H, W],) for P patient indices."""

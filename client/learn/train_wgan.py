@@ -52,16 +52,16 @@ from common.models.wgan import (
 )
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
-from common.study.plan import Study, WganPlan
+from common.study.plan import Study
+from common.study.training import WganPlan
 
 GENERATOR_BATCH = 32
 BETAS = (0.0, 0.999)
 LADDER = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-LADDER_DECAY, LADDER_BELOW, LADDER_PATIENCE = (
-    0.99,
-    0.65,
-    200,
-)  # accuracy on fakes, in generator steps
+# accuracy on fakes, in generator steps
+LADDER_DECAY = 0.99
+LADDER_BELOW = 0.65
+LADDER_PATIENCE = 200
 
 
 def train(
@@ -80,7 +80,8 @@ def train(
     prefix that fits no critic weight, RefusedError for weights that do not fit the plan, PolicyError when the reservation
     does not cover it.
     """
-    plan, size_px = plan_of(study), study.intake.size_px
+    plan = plan_of(study)
+    size_px = study.intake.size_px
 
     # The networks, as they came.
     generator, average, critic = load(weights, plan, size_px)
@@ -223,7 +224,8 @@ class Ladder:
     def __init__(self, plan: WganPlan) -> None:
         self.critic_steps = plan.critic_steps
         self._climbs = plan.adaptive and plan.loss in ("hinge", "logistic")
-        self._accuracy, self._since = 1.0, 0
+        self._accuracy = 1.0
+        self._since = 0
 
     def saw(self, accuracy: float) -> None:
         """Take note of one generator step's accuracy on fakes (0 to 1)."""
@@ -242,7 +244,10 @@ class Batches:
     def __init__(
         self, cohort: Cohort, generator: Generator, plan: WganPlan, draw: torch.Generator
     ) -> None:
-        self._cohort, self._generator, self._plan, self._draw = cohort, generator, plan, draw
+        self._cohort = cohort
+        self._generator = generator
+        self._plan = plan
+        self._draw = draw
 
     @torch.no_grad()
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:

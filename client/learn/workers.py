@@ -19,7 +19,8 @@ class Workers:
     """A torch.distributed process group (the default group if None), or with `alone` no group at all."""
 
     def __init__(self, group: Any = None, *, alone: bool = False) -> None:
-        self._group, self._alone = group, alone
+        self._group = group
+        self._alone = alone
         self.rank = 0 if alone else dist.get_rank(group)
         self.size = 1 if alone else dist.get_world_size(group)
 

@@ -43,10 +43,13 @@ from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit
 
 Progress = Callable[[int, int], None]
-STYLE_CHANNELS, STYLE_SEED = 24, 20220  # the filters are public constants, the same on every site
+# the filters are public constants, the same on every site
+STYLE_CHANNELS = 24
+STYLE_SEED = 20220
 CONTENT_CELLS = 4
 LEAST_TEXTURE = 1e-12  # the squared Gram of a group without any texture counts as this
-VARIATION, SPREAD_SAMPLES = 0.35, 256
+VARIATION = 0.35
+SPREAD_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def window_grams(features: Tensor, windows: int) -> Tensor:
         raise ConfigurationError(
             f"alignment: windows is {windows}; expected a divisor of {height} and {width}"
         )
-    h, w = height // windows, width // windows
+    h = height // windows
+    w = width // windows
     cells = features.float() if features.dtype == torch.bfloat16 else features
     cells = (
         cells.reshape(n, c, windows, h, windows, w)
@@ -236,7 +240,8 @@ def alignment_loss(
     )
     with torch.autocast(codes.device.type, torch.bfloat16, enabled=plan.bfloat16):
         image = generator.synthesis(codes)
-        seen, drawn = content_features(critic, image).to(codes.dtype), style_features(image)
+        seen = content_features(critic, image).to(codes.dtype)
+        drawn = style_features(image)
     away = 1 - (seen * content).sum(1)
     texture = (window_grams(drawn, plan.windows) - grams).square().sum((2, 3)).mean(1)
     texture = texture / grams.square().sum((2, 3)).mean(1).clamp_min(LEAST_TEXTURE)
@@ -287,7 +292,8 @@ def _align_batch(
     """Best codes of a batch of groups, loss at the start, best loss, steps; a group that stalls is done."""
     codes = torch.stack([t.centroid for t in targets]).requires_grad_()
     adam = Adam(codes)
-    best, taken = codes.detach().clone(), torch.zeros(len(targets), dtype=torch.int64)
+    best = codes.detach().clone()
+    taken = torch.zeros(len(targets), dtype=torch.int64)
     lowest = torch.full((len(targets),), torch.inf)
     stale = torch.zeros(len(targets), dtype=torch.int64)
     first: list[Tensor] = []

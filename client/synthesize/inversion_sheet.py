@@ -17,23 +17,28 @@ from client.synthesize.invert import Inversion
 from common.models.stylegan import to_uint8
 
 FILE = "inversions.png"
-MOST, COLUMNS = 48, 6
+MOST = 48
+COLUMNS = 6
 LEAST_CELL_PX = 64
-GAP_PX, CAPTION_PX = 8, 16
+GAP_PX = 8
+CAPTION_PX = 16
 
 
 def inversion_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
     """PNG bytes: pairs (left original, right inversion), those left out first, then by falling error."""
     rows = worst_first(found)[:MOST]
     zoom = max(1, LEAST_CELL_PX // images.shape[1])
-    height, width = images.shape[1] * zoom, images.shape[2] * zoom
-    cell_w, cell_h = max(2 * width, 128) + GAP_PX, height + CAPTION_PX
+    height = images.shape[1] * zoom
+    width = images.shape[2] * zoom
+    cell_w = max(2 * width, 128) + GAP_PX
+    cell_h = height + CAPTION_PX
     sheet = Image.new(
         "RGB", (cell_w * min(COLUMNS, len(rows)), cell_h * -(-len(rows) // COLUMNS)), "white"
     )
     draw = ImageDraw.Draw(sheet)
     for place, row in enumerate(rows.tolist()):
-        x, y = cell_w * (place % COLUMNS), cell_h * (place // COLUMNS)
+        x = cell_w * (place % COLUMNS)
+        y = cell_h * (place // COLUMNS)
         for side, image in enumerate(
             (images[row], to_uint8(found.reconstructions[row : row + 1])[0])
         ):

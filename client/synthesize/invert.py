@@ -140,7 +140,10 @@ def reference(
     if plan.samples < 8:
         raise ConfigurationError(f"inversion: samples is {plan.samples}; expected 8 or more")
     _check_fit(generator, encoder)
-    codes, images, rebuilt, means = [], [], [], []
+    codes = []
+    images = []
+    rebuilt = []
+    means = []
     with frozen(generator, encoder), torch.no_grad():
         for start in range(0, plan.samples, plan.batch):
             w = generator.mapping(
@@ -154,7 +157,9 @@ def reference(
             rebuilt.append(inverted.reconstructions.clamp(-1, 1))
             images.append(image)
             means.append(w)
-    every, x, w = torch.cat(codes), torch.cat(images), torch.cat(means)
+    every = torch.cat(codes)
+    x = torch.cat(images)
+    w = torch.cat(means)
     if not (torch.isfinite(every).all() and torch.isfinite(x).all()):
         raise RefusedError(
             "inversion: the generator's samples or the encoder's codes of them are not finite; nothing can be inverted",
@@ -202,7 +207,8 @@ def invert(
             x = to_unit(np.asarray(images[start : start + plan.batch]))
             with torch.no_grad():
                 first = encoder.invert(x, generator, plan.iterations, keep_best=True)
-                encoded, own = first.codes, _rmse(x, first.reconstructions.clamp(-1, 1))
+                encoded = first.codes
+                own = _rmse(x, first.reconstructions.clamp(-1, 1))
                 looks = known.upright and _on_its_side(x, own, generator, encoder, plan)
                 lying.append(np.broadcast_to(looks, len(x)))
             codes = _refined(x, encoded, generator, plan, known.spread)
@@ -281,8 +287,11 @@ class Adam:
     """
 
     def __init__(self, values: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.values, self.betas, self.steps = values, betas, 0
-        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
+        self.values = values
+        self.betas = betas
+        self.steps = 0
+        self.mean = torch.zeros_like(values)
+        self.square = torch.zeros_like(values)
 
     def step(self, gradient: Tensor, learning_rate: float) -> None:
         """Move the values once against `gradient`."""

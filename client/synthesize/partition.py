@@ -28,8 +28,11 @@ Singles = NDArray[np.float32]
 Rule = Callable[[Floats, int], Integers]
 
 DENSE_ROWS = 15_000
-BLOCK, LOOKED = 1024, 256  # rows at a time, so that a block stays in cache
-SWAP_NEIGHBOURS, SWAP_SWEEPS = 20, 60
+# rows at a time, so that a block stays in cache
+BLOCK = 1024
+LOOKED = 256
+SWAP_NEIGHBOURS = 20
+SWAP_SWEEPS = 60
 SWAP_LEAST_GAIN = (
     1e-5  # of the mean squared distance to the mean: ten times what float32 rounds away
 )
@@ -132,7 +135,8 @@ def _lattice(points: Floats, terms: int) -> Floats:
 def _distances(rows: Floats, others: Floats | None = None) -> Singles:
     """Euclidean distances [n, m], rounded to whole numbers, block by block: exact sums, exactly symmetric."""
     others = rows if others is None else others
-    squares, theirs = (rows**2).sum(axis=1), (others**2).sum(axis=1)
+    squares = (rows**2).sum(axis=1)
+    theirs = (others**2).sum(axis=1)
     found = np.empty((len(rows), len(others)), np.float32)
     for at in range(0, len(rows), BLOCK):
         block = rows[at : at + BLOCK] @ others.T
@@ -181,8 +185,10 @@ def _smallest(values: NDArray[np.floating], count: int) -> Integers:
 def _greedy_by_sums(rows: Floats, k: int) -> Integers:
     """Greedy parts by sums of squared distances, n·|x|² - 2 x·S + Q over those left: O(n·D) memory, O(n²·D/k) time."""
     group_of = np.full(len(rows), -1, np.int64)
-    names, left = np.arange(len(rows)), rows
-    squares, inner = (left**2).sum(axis=1), left @ left.sum(axis=0)
+    names = np.arange(len(rows))
+    left = rows
+    squares = (left**2).sum(axis=1)
+    inner = left @ left.sum(axis=0)
     free = np.ones(len(left), bool)
     for g in range(len(rows) // k):
         score = (len(rows) - g * k) * squares - 2.0 * inner
@@ -193,7 +199,10 @@ def _greedy_by_sums(rows: Floats, k: int) -> Integers:
         group_of[names[part]], free[part] = g, False
         inner -= left @ left[part].sum(axis=0)
         if free.sum() < 0.8 * len(free):
-            names, left, squares, inner = names[free], left[free], squares[free], inner[free]
+            names = names[free]
+            left = left[free]
+            squares = squares[free]
+            inner = inner[free]
             free = np.ones(len(left), bool)
     joined = np.flatnonzero(group_of >= 0)
     for i in np.flatnonzero(group_of < 0):
@@ -226,12 +235,15 @@ class _Swaps:
     """Parts under exchange: member table, part means as inner products with all rows, and each row's best exchange."""
 
     def __init__(self, rows: Floats, group_of: Integers, distances: Singles | None) -> None:
-        self.rows, self.group_of, self.distances = rows, group_of.copy(), distances
+        self.rows = rows
+        self.group_of = group_of.copy()
+        self.distances = distances
         self.sizes = np.bincount(group_of)
         self.squares = (rows**2).sum(axis=1)
         self.least = SWAP_LEAST_GAIN * float(((rows - rows.mean(axis=0)) ** 2).sum(axis=1).mean())
         self.neighbours = self._neighbours()
-        self.gain, self.partner = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.int64)
+        self.gain = np.zeros(len(rows), np.float32)
+        self.partner = np.zeros(len(rows), np.int64)
         order = np.argsort(group_of, kind="stable")
         starts = np.cumsum(self.sizes) - self.sizes
         self.slot = np.empty(len(rows), np.int64)
@@ -273,15 +285,18 @@ class _Swaps:
         self.gain[some] = 0.0
         if not len(which):
             return
-        i, b = some[which], parts[which, column]
-        a, j = self.group_of[i], self.table[b]
+        i = some[which]
+        b = parts[which, column]
+        a = self.group_of[i]
+        j = self.table[b]
         gain = self._squared(i, j)
         gain *= (1 / self.sizes[a] + 1 / self.sizes[b]).astype(np.float32)[:, None]
         gain += self.inner.take(j + (a * len(self.rows))[:, None], mode="clip")
         gain -= members_own[b]
         best = gain.argmax(axis=1)
         lines = np.arange(len(i))
-        value, partner = gain[lines, best] + (self.inner[b, i] - own[i]), j[lines, best]
+        value = gain[lines, best] + (self.inner[b, i] - own[i])
+        partner = j[lines, best]
         first = np.flatnonzero(np.append(True, which[1:] != which[:-1]))
         top = np.maximum.reduceat(value, first)
         lines = np.flatnonzero(value == np.repeat(top, np.diff(np.append(first, len(which)))))[::-1]
@@ -310,7 +325,8 @@ class _Swaps:
         rows = np.flatnonzero(self.gain > self.least)
         rows = rows[np.argsort(-self.gain[rows], kind="stable")]
         for i, j in zip(rows.tolist(), self.partner[rows].tolist(), strict=True):
-            a, b = self.group_of[i], self.group_of[j]
+            a = self.group_of[i]
+            b = self.group_of[j]
             if not changed[a] and not changed[b]:
                 changed[a] = changed[b] = True
                 self._exchange(i, j)
@@ -327,7 +343,10 @@ class _Swaps:
 
     def _exchange(self, i: int, j: int) -> None:
         """Let rows i and j change places."""
-        a, b, at, to = self.group_of[i], self.group_of[j], self.slot[i], self.slot[j]
+        a = self.group_of[i]
+        b = self.group_of[j]
+        at = self.slot[i]
+        to = self.slot[j]
         moved = self.rows[j] - self.rows[i]
         self.sums[a] += moved
         self.sums[b] -= moved

@@ -166,7 +166,8 @@ def quantise(latent: Floats, mechanism: Latent) -> Integers:
         reached = int(magnitude.max(initial=0) if mechanism.clip == "box" else magnitude.sum())
         allowed = mechanism.radius_in_steps
     else:
-        reached, allowed = int(np.square(magnitude).sum()), mechanism.squared_radius_in_steps
+        reached = int(np.square(magnitude).sum())
+        allowed = mechanism.squared_radius_in_steps
     if reached > allowed:
         raise Bug(f"privatize: a latent reaches {reached} lattice steps, the clip set {allowed}")
     return integers

@@ -9,7 +9,7 @@ Guaranteed
 
 Why: the mean of k codes lies near the middle, so a release of averages varies less than photographs do, most of all in
 colour and brightness. Not covered: more than k patients behind an image, or new detail; an image shows the average's
-way of differing from the middle larger than it is, and the release says so (server/release/page.py).
+way of differing from the middle larger than it is, and the release says so (server/release/limits.py).
 Own design; measured in benchmarks/RESULTS.md.
 """
 
@@ -70,7 +70,8 @@ def directions_of(
 
 def _factors(white: Floats, k: int, mode: Mode, cells: Cells | None) -> Floats:
     """Deviation of codes [M, m] over that of the means of their groups of k, within promise 3; [m]."""
-    most, k = math.sqrt(k), min(k, len(white) // LEAST_GROUPS)
+    most = math.sqrt(k)
+    k = min(k, len(white) // LEAST_GROUPS)
     if mode == "random" or k < 2:
         return np.full(white.shape[1], most if mode == "random" else 1.0)
     names = [f"{i:06d}" for i in range(len(white))]

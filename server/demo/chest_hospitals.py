@@ -145,7 +145,9 @@ def _put_pixels(dataset: Dataset, shares: NDArray[np.float64], storage: Storage)
     """Stored values such that a viewer shows `shares` [H, W]."""
     full = (1 << storage.bits) - 1
     dataset.Rows, dataset.Columns = shares.shape
-    dataset.SamplesPerPixel, dataset.BitsStored, dataset.HighBit = 1, storage.bits, storage.bits - 1
+    dataset.SamplesPerPixel = 1
+    dataset.BitsStored = storage.bits
+    dataset.HighBit = storage.bits - 1
     dataset.BitsAllocated = 8 if storage.bits == 8 else 16
     dataset.PixelRepresentation = int(storage.signed)
     dataset.PhotometricInterpretation = "MONOCHROME1" if storage.inverted else "MONOCHROME2"
@@ -158,7 +160,9 @@ def _put_pixels(dataset: Dataset, shares: NDArray[np.float64], storage: Storage)
             storage.window,
             *_window(full, storage),
         )
-    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, offset, "US"
+    dataset.RescaleSlope = 1
+    dataset.RescaleIntercept = offset
+    dataset.RescaleType = "US"
     kinds = {(8, 0): np.uint8, (16, 0): np.uint16, (16, 1): np.int16}
     stored = (values - offset).astype(kinds[dataset.BitsAllocated, dataset.PixelRepresentation])
     dataset.PixelData = stored.tobytes()
@@ -183,7 +187,9 @@ def _before_window(shares: NDArray[np.float64], function: str) -> NDArray[np.flo
 
 def _header(export: Export, person: Person, storage: Storage) -> Dataset:
     """A header as talkative as a real one."""
-    note, chance, dataset = export.note, export.chance, Dataset()
+    note = export.note
+    chance = export.chance
+    dataset = Dataset()
     syntax = ExplicitVRLittleEndian if storage.syntax == RLELossless else storage.syntax
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -193,20 +199,20 @@ def _header(export: Export, person: Person, storage: Storage) -> Dataset:
         else DigitalXRayImageStorageForPresentation
     )
     dataset.SOPInstanceUID = note(uid(export, "instance"))
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (
-        note(uid(export, "study")),
-        note(uid(export, "series")),
-    )
+    dataset.StudyInstanceUID = note(uid(export, "study"))
+    dataset.SeriesInstanceUID = note(uid(export, "series"))
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.Modality, dataset.ImageType = (
-        "CR" if storage.computed else "DX",
-        ["ORIGINAL", "PRIMARY", ""],
-    )
-    dataset.PresentationIntentType, dataset.BurnedInAnnotation = "FOR PRESENTATION", "NO"
-    dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", chance.choice(("PA", "AP"))
-    dataset.PatientName, dataset.PatientID = person.name, person.patient_id
-    dataset.PatientBirthDate, dataset.PatientSex = person.birth_date, chance.choice("FM")
+    dataset.Modality = "CR" if storage.computed else "DX"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", ""]
+    dataset.PresentationIntentType = "FOR PRESENTATION"
+    dataset.BurnedInAnnotation = "NO"
+    dataset.BodyPartExamined = "CHEST"
+    dataset.ViewPosition = chance.choice(("PA", "AP"))
+    dataset.PatientName = person.name
+    dataset.PatientID = person.patient_id
+    dataset.PatientBirthDate = person.birth_date
+    dataset.PatientSex = chance.choice("FM")
     dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = dataset.AcquisitionDate = (
         person.study_date
     )
@@ -222,7 +228,8 @@ def _header(export: Export, person: Person, storage: Storage) -> Dataset:
     )
     dataset.ImageComments = note(f"compare with {person.name} of last winter")
     dataset.DeviceSerialNumber = note(f"SN-{export.tag}-DETECTOR-{chance.randrange(10**5):05d}")
-    dataset.Manufacturer, dataset.InstanceNumber = "Invented X-Rays", 1
+    dataset.Manufacturer = "Invented X-Rays"
+    dataset.InstanceNumber = 1
     return dataset
 
 
@@ -244,7 +251,8 @@ def _rewritten(path: Path, kind: str) -> bytes:
     if kind == "no-pixels":
         del dataset.PixelData
     elif kind == "huge":
-        dataset.Rows, dataset.Columns = 46341, 65535
+        dataset.Rows = 46341
+        dataset.Columns = 65535
     elif kind == "no-patient-id":
         dataset.PatientID = " "
     elif kind == "burned-in-text":

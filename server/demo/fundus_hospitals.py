@@ -168,7 +168,8 @@ def _moved(jpeg: bytes, chance: random.Random) -> bytes:
         shift = tuple(
             chance.choice((-1, 1)) * chance.uniform(0.01, 0.03) * picture.width for _ in range(2)
         )
-        angle, gain = chance.choice((-1, 1)) * chance.uniform(1, 3), chance.uniform(1.04, 1.10)
+        angle = chance.choice((-1, 1)) * chance.uniform(1, 3)
+        gain = chance.uniform(1.04, 1.10)
         turned = picture.convert("RGB").rotate(
             angle, Image.Resampling.BICUBIC, translate=(int(shift[0]), int(shift[1]))
         )
@@ -196,13 +197,12 @@ def _put_pixels(dataset: Dataset, jpeg: bytes, syntax: UID) -> None:
     """JPEG bytes as they are, or decoded and stored plain, run-length encoded or deflated."""
     pixels = _pixels(jpeg)
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = pixels.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
-        8,
-        8,
-        7,
-        0,
-    )
-    dataset.PlanarConfiguration, dataset.NumberOfFrames = 0, 1
+    dataset.BitsAllocated = 8
+    dataset.BitsStored = 8
+    dataset.HighBit = 7
+    dataset.PixelRepresentation = 0
+    dataset.PlanarConfiguration = 0
+    dataset.NumberOfFrames = 1
     if syntax == JPEGBaseline8Bit:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
         dataset.LossyImageCompression = "01"
@@ -217,7 +217,8 @@ def _put_pixels(dataset: Dataset, jpeg: bytes, syntax: UID) -> None:
 
 def _header(export: Export, person: Person, syntax: UID) -> Dataset:
     """A header as talkative as a real one."""
-    note, dataset = export.note, Dataset()
+    note = export.note
+    dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = (
         ExplicitVRLittleEndian if syntax == RLELossless else syntax
@@ -228,13 +229,13 @@ def _header(export: Export, person: Person, syntax: UID) -> Dataset:
     dataset.SeriesInstanceUID = note(uid(export, "series"))
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.Modality, dataset.ImageType, dataset.BurnedInAnnotation = (
-        "OP",
-        ["ORIGINAL", "PRIMARY", "", "COLOR"],
-        "NO",
-    )
-    dataset.PatientName, dataset.PatientID = person.name, person.patient_id
-    dataset.PatientBirthDate, dataset.PatientSex = person.birth_date, export.chance.choice("FM")
+    dataset.Modality = "OP"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "", "COLOR"]
+    dataset.BurnedInAnnotation = "NO"
+    dataset.PatientName = person.name
+    dataset.PatientID = person.patient_id
+    dataset.PatientBirthDate = person.birth_date
+    dataset.PatientSex = export.chance.choice("FM")
     dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = dataset.AcquisitionDate = (
         person.study_date
     )
@@ -252,11 +253,9 @@ def _header(export: Export, person: Person, syntax: UID) -> Dataset:
     dataset.DeviceSerialNumber = note(
         f"SN-{export.tag}-FUNDUS-{export.chance.randrange(10**5):05d}"
     )
-    dataset.Manufacturer, dataset.ImageLaterality, dataset.InstanceNumber = (
-        "Invented Optics",
-        person.laterality,
-        1,
-    )
+    dataset.Manufacturer = "Invented Optics"
+    dataset.ImageLaterality = person.laterality
+    dataset.InstanceNumber = 1
     return dataset
 
 
@@ -284,7 +283,8 @@ def _rewritten(path: Path, kind: str) -> bytes:
     if kind == "no-pixels":
         del dataset.PixelData
     elif kind == "huge":
-        dataset.Rows, dataset.Columns = 46341, 65535
+        dataset.Rows = 46341
+        dataset.Columns = 65535
     else:
         dataset.PatientID = " "
     buffer = io.BytesIO()

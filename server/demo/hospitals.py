@@ -30,11 +30,11 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PRESETS = {"fundus": "fundus.yaml", "vessels": "vessels.yaml", "chest": "chest-demo.yaml"}
 PATIENTS_A_SITE_AT_LEAST = 30
 PHANTOMS_A_SITE = 60
-REFERENCE_PATIENTS, REFERENCE_PATCHES = 40, 6
-HOSPITAL_STREAM, REFERENCE_STREAM = (
-    2026,
-    2027,
-)  # of numpy's seed sequences; public pretraining draws from seed 0
+REFERENCE_PATIENTS = 40
+REFERENCE_PATCHES = 6
+# of numpy's seed sequences; public pretraining draws from seed 0
+HOSPITAL_STREAM = 2026
+REFERENCE_STREAM = 2027
 RADIOGRAPHS = DEPLOY / "demo" / "chest"
 RADIOGRAPHS_CAP_BYTES = 16 << 20
 RADIOGRAPH_REFERENCE = (

@@ -37,7 +37,7 @@ from common.config import load_yaml
 from common.errors import Bug, ConfigurationError, EnvironmentFault, PeerError
 from common.process import end_with_parent, free_port
 from common.study.plan import Study
-from kohort.commands import run_typer
+from kohort.console import run_typer
 from kohort.manifest import Manifest, read_manifest
 from server.demo.fundus_hospitals import Truth
 from server.demo.hospitals import (
@@ -50,7 +50,9 @@ from server.demo.hospitals import (
 )
 
 MARKER = ".kohort-demo"
-DEADLINE_S, POLL_S, STOP_S = 1500.0, 0.5, 15.0
+DEADLINE_S = 1500.0
+POLL_S = 0.5
+STOP_S = 15.0
 MOST_SITES = 26  # hospital-a to hospital-z
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -217,7 +219,8 @@ def start_site(crew: Crew, places: Places, name: str, truth: Truth) -> None:
     """Step 3: the site's keys, its enrolment, its approval of the plan, its daemon."""
     state = str(places.site(name))
     join = str(places.work / f"{name}.join.json")
-    folder, labels = str(truth.folder), str(truth.labels_csv)
+    folder = str(truth.folder)
+    labels = str(truth.labels_csv)
     crew.do(
         "kohort-site",
         "init",
@@ -247,7 +250,8 @@ def waiting_batches(places: Places, names: Sequence[str], reviewed: set[str]) ->
 
 def watch(crew: Crew, places: Places, names: Sequence[str], report: Callable[[str], None]) -> None:
     """Step 4: wait for the sites to finish, play the reviewer where one is asked for."""
-    deadline, reviewed = time.monotonic() + DEADLINE_S, set[str]()
+    deadline = time.monotonic() + DEADLINE_S
+    reviewed = set[str]()
     while not crew.done(names):
         crew.check()
         for name in waiting_batches(places, names, reviewed):

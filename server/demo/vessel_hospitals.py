@@ -145,14 +145,16 @@ def _noisy(image: NDArray[np.float32], chance: random.Random) -> NDArray[np.floa
 
 def _header(export: Export, person: Person) -> Dataset:
     """What all objects of one examination say, as talkative as real ones."""
-    note, head, chance = export.note, Dataset(), export.chance
-    head.StudyInstanceUID, head.SeriesInstanceUID = (
-        note(uid(export, "study")),
-        note(uid(export, "series")),
-    )
+    note = export.note
+    head = Dataset()
+    chance = export.chance
+    head.StudyInstanceUID = note(uid(export, "study"))
+    head.SeriesInstanceUID = note(uid(export, "series"))
     head.FrameOfReferenceUID = note(uid(export, "frame of reference"))
-    head.PatientName, head.PatientID = person.name, person.patient_id
-    head.PatientBirthDate, head.PatientSex = person.birth_date, chance.choice("FM")
+    head.PatientName = person.name
+    head.PatientID = person.patient_id
+    head.PatientBirthDate = person.birth_date
+    head.PatientSex = chance.choice("FM")
     head.StudyDate = head.SeriesDate = head.ContentDate = head.AcquisitionDate = person.study_date
     head.StudyTime = head.ContentTime = f"{chance.randrange(8, 18):02d}{chance.randrange(60):02d}00"
     head.AccessionNumber = note(f"ACC{export.tag}{chance.randrange(10**9):09d}")
@@ -186,21 +188,26 @@ def _write_slices(export: Export, person: Person, scan: Scan) -> list[Path]:
     paths = []
     for d in range(depth):
         dataset = _object(export, scan.head, MRImageStorage)
-        dataset.Modality, dataset.ImageType = "MR", ["ORIGINAL", "PRIMARY", "ANGIO", "NONE"]
+        dataset.Modality = "MR"
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "ANGIO", "NONE"]
         dataset.InstanceNumber = depth - d if scan.backwards else d + 1
         dataset.ImagePositionPatient = _position(scan.affine, d)
-        dataset.ImageOrientationPatient, dataset.PixelSpacing = (
-            _orientation(scan.affine),
-            _spacing(scan.affine),
-        )
+        dataset.ImageOrientationPatient = _orientation(scan.affine)
+        dataset.PixelSpacing = _spacing(scan.affine)
         dataset.SliceThickness = dataset.SpacingBetweenSlices = "0.8"
-        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = height, width, 1
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+        dataset.Rows = height
+        dataset.Columns = width
+        dataset.SamplesPerPixel = 1
+        dataset.BitsAllocated = 16
+        dataset.BitsStored = 12
+        dataset.HighBit = 11
         dataset.PixelRepresentation = int(scan.stored == "signed")
         dataset.PhotometricInterpretation = (
             "MONOCHROME1" if scan.stored == "inverted" else "MONOCHROME2"
         )
-        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = slope, intercept, "US"
+        dataset.RescaleSlope = slope
+        dataset.RescaleIntercept = intercept
+        dataset.RescaleType = "US"
         dataset.PixelData = _stored(scan.image[d], scan.stored).tobytes()
         dataset["PixelData"].VR = "OW"
         if scan.stored == "run-length":
@@ -272,21 +279,21 @@ def _write_segmentation(export: Export, person: Person, scan: Scan) -> Path:
     drawn_on.SeriesInstanceUID = scan.head.SeriesInstanceUID
     dataset.ReferencedSeriesSequence = [drawn_on]
     dataset.SeriesInstanceUID = export.note(uid(export, "segmentation series"))
-    dataset.Modality, dataset.ImageType, dataset.InstanceNumber = "SEG", ["DERIVED", "PRIMARY"], 1
-    dataset.ContentLabel, dataset.ContentCreatorName = (
-        "VESSELS",
-        export.note(f"SEGMENTER-{export.tag}") + "^INVENTED",
-    )
+    dataset.Modality = "SEG"
+    dataset.ImageType = ["DERIVED", "PRIMARY"]
+    dataset.InstanceNumber = 1
+    dataset.ContentLabel = "VESSELS"
+    dataset.ContentCreatorName = export.note(f"SEGMENTER-{export.tag}") + "^INVENTED"
     depths = [d for d in range(len(scan.mask)) if scan.mask[d].any()]
     dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *scan.mask.shape[1:], len(depths)
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
-        1,
-        1,
-        0,
-        0,
-    )
-    dataset.LossyImageCompression, dataset.SegmentationType = "00", "BINARY"
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.BitsAllocated = 1
+    dataset.BitsStored = 1
+    dataset.HighBit = 0
+    dataset.PixelRepresentation = 0
+    dataset.LossyImageCompression = "00"
+    dataset.SegmentationType = "BINARY"
     dataset.SegmentSequence = [_segment()]
     dataset.SharedFunctionalGroupsSequence = [_shared(scan.affine)]
     dataset.PerFrameFunctionalGroupsSequence = [_frame(scan.affine, d) for d in depths]
@@ -298,17 +305,17 @@ def _write_segmentation(export: Export, person: Person, scan: Scan) -> Path:
 
 def _code(value: str, scheme: str, meaning: str) -> list[Dataset]:
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    item.CodeValue = value
+    item.CodingSchemeDesignator = scheme
+    item.CodeMeaning = meaning
     return [item]
 
 
 def _segment() -> Dataset:
     segment = Dataset()
-    segment.SegmentNumber, segment.SegmentLabel, segment.SegmentAlgorithmType = (
-        1,
-        "vessels",
-        "MANUAL",
-    )
+    segment.SegmentNumber = 1
+    segment.SegmentLabel = "vessels"
+    segment.SegmentAlgorithmType = "MANUAL"
     segment.SegmentedPropertyCategoryCodeSequence = _code("91723000", "SCT", "Anatomical Structure")
     segment.SegmentedPropertyTypeCodeSequence = _code("59820001", "SCT", "Blood vessel")
     return segment
@@ -316,23 +323,27 @@ def _segment() -> Dataset:
 
 def _shared(affine: NDArray[np.float64]) -> Dataset:
     """Orientation and pixel spacing of all frames."""
-    measures, turn, shared = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness, measures.SpacingBetweenSlices = (
-        _spacing(affine),
-        "0.8",
-        "0.8",
-    )
+    measures = Dataset()
+    turn = Dataset()
+    shared = Dataset()
+    measures.PixelSpacing = _spacing(affine)
+    measures.SliceThickness = "0.8"
+    measures.SpacingBetweenSlices = "0.8"
     turn.ImageOrientationPatient = _orientation(affine)
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [turn]
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [turn]
     return shared
 
 
 def _frame(affine: NDArray[np.float64], depth: int) -> Dataset:
     """Place and segment of one frame."""
-    place, segment, frame = Dataset(), Dataset(), Dataset()
+    place = Dataset()
+    segment = Dataset()
+    frame = Dataset()
     place.ImagePositionPatient = _position(affine, depth)
     segment.ReferencedSegmentNumber = 1
-    frame.PlanePositionSequence, frame.SegmentIdentificationSequence = [place], [segment]
+    frame.PlanePositionSequence = [place]
+    frame.SegmentIdentificationSequence = [segment]
     return frame
 
 
@@ -340,14 +351,17 @@ def _write_nifti(export: Export, person: Person, scan: Scan, number: int) -> Pat
     """The mask in RAS, with axes turned in one of several ways, compressed for every second one."""
     import nibabel
 
-    data, affine = scan.mask.transpose(2, 1, 0), RAS @ scan.affine
+    data = scan.mask.transpose(2, 1, 0)
+    affine = RAS @ scan.affine
     for axis in range(3):
         if (number >> axis) & 1:
             back = np.eye(4)
             back[axis, axis], back[axis, 3] = -1, data.shape[axis] - 1
-            data, affine = np.flip(data, axis), affine @ back
+            data = np.flip(data, axis)
+            affine = affine @ back
     if number % 2:
-        data, affine = data.transpose(1, 0, 2), affine[:, [1, 0, 2, 3]]
+        data = data.transpose(1, 0, 2)
+        affine = affine[:, [1, 0, 2, 3]]
     image: Any = nibabel.Nifti1Image(np.ascontiguousarray(data), affine)  # type: ignore[no-untyped-call]
     image.header["descrip"] = export.note(f"mask of {person.patient_id}").encode()
     raw = image.to_bytes()

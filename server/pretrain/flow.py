@@ -37,6 +37,7 @@ from common.models.glow import (
 )
 from common.models.moving_average import update_average
 from common.storage import files
+from common.storage.files import file_digest
 from common.wire import tensors
 from server.pretrain.flow_files import Training, card, restore, sample_sheet, state_of
 from server.pretrain.flow_options import Pretraining
@@ -130,7 +131,9 @@ def pretrain(
     """
     random = np.random.default_rng([options.seed, training.step])
     generator = torch.Generator().manual_seed(options.seed + training.step)
-    model, average, optimiser = training.model, training.average, training.optimiser
+    model = training.model
+    average = training.average
+    optimiser = training.optimiser
     log_density = torch.compile(model) if options.compiled else model
     batch = min(options.batch, len(images))
     lost = 0
@@ -216,7 +219,7 @@ def run(
     state.parent.mkdir(exist_ok=True)
     pretrain(source.images, options, training, keep, progress)
     if provenance is not None:
-        digest = hashlib.sha256((out / name).read_bytes()).hexdigest()
+        digest = file_digest(out / name)
         text = card(training, source, options, provenance, digest)
         files.atomic_write(out / CARD_NAME, text.encode())
     return training
@@ -274,7 +277,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
             sys.stdout.flush()
 
-    source, out = npz_source(given.images), given.checkpoint
+    source = npz_source(given.images)
+    out = given.checkpoint
     run(source, out.parent, options, name=out.name, resume=given.resume, progress=show)
 
 

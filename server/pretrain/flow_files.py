@@ -106,7 +106,8 @@ def sample_sheet(model: Glow, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         to_uint8(model.decode(means)),
         *(to_uint8(model.decode(model.prior(SHEET_COLUMNS, TEMPERATURE, draw))) for _ in range(2)),
     ]
-    size, channels = images.shape[1], images.shape[3]
+    size = images.shape[1]
+    channels = images.shape[3]
     sheet = np.zeros((len(rows) * size, SHEET_COLUMNS * size, channels), np.uint8)
     for index, row in enumerate(rows):
         sheet[index * size : (index + 1) * size, : len(row) * size] = np.concatenate(

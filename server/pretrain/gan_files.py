@@ -17,7 +17,7 @@ from common.models.stylegan import (
     to_uint8,
     to_unit,
 )
-from common.storage.files import atomic_write
+from common.storage.files import atomic_write, file_digest
 from common.wire.tensors import write
 from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.gan_state import PREFIXES, Networks, Training, state
@@ -55,7 +55,7 @@ def card(
     """
     rows = []
     for file, parts in (("gan.safetensors", PREFIXES[:2]), ("encoder.safetensors", PREFIXES[2:])):
-        digest = hashlib.sha256((out / file).read_bytes()).hexdigest()
+        digest = file_digest(out / file)
         for prefix in parts:
             network = training.averages[PREFIXES.index(prefix)]
             count = sum(p.numel() for p in network.parameters())

@@ -120,7 +120,8 @@ def restore(training: Training, path: Path) -> None:
     Raises ConfigurationError where they fit another plan.
     """
     arrays = read(path, max_bytes=CHECKPOINT_CAP_BYTES)
-    training.step, training.seconds = int(arrays["progress"][0]), float(arrays["progress"][1])
+    training.step = int(arrays["progress"][0])
+    training.seconds = float(arrays["progress"][1])
     for prefix, network, average in zip(
         PREFIXES, training.networks, training.averages, strict=True
     ):

@@ -35,7 +35,7 @@ from common.models.wgan import (
     named,
     to_unit,
 )
-from common.study.plan import WganPlan
+from common.study.training import WganPlan
 
 BETAS = (0.0, 0.99)
 PENALTY_EVERY = 8

@@ -8,7 +8,6 @@ Not covered: privacy, and the optimisers' state, which a resumed run starts afre
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -24,7 +23,8 @@ from PIL import Image
 from common.errors import ConfigurationError
 from common.models.wgan import load_average, sample
 from common.storage import files
-from common.study.plan import WganPlan
+from common.storage.files import file_digest
+from common.study.training import WganPlan
 from common.wire import tensors
 from server.pretrain.provenance import Provenance
 from server.pretrain.wgan import Recipe, pretrain
@@ -82,7 +82,8 @@ def run(
     if math.isinf(minutes) and steps >= 1 << 40:
         raise ConfigurationError("pretrain: give minutes or steps")
     begun, start = _earlier(out, resume)
-    done, seconds = int(begun["steps"]), float(begun["seconds"])
+    done = int(begun["steps"])
+    seconds = float(begun["seconds"])
     began = saved = time.monotonic()
     weights: Weights | None = start
     for weights in pretrain(source.pairs, plan, seed + done, recipe, start):
@@ -163,7 +164,7 @@ def card(
         count=len(source.pairs),
         patients=len(np.unique(source.patient_of)),
         source_digest=source.digest,
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest=file_digest(path),
         steps=steps,
         minutes=seconds / 60,
         rows="\n".join(rows),

@@ -45,7 +45,8 @@ class LayerRules:
     """
 
     def __init__(self, loss: PatientLoss, parameters: Parameters) -> None:
-        self._loss, self._parameters = loss, parameters
+        self._loss = loss
+        self._parameters = parameters
         self._dimension = sum(p.numel() for p in parameters.values())
         self._rows = torch.empty(0, 0)
         self._scratch = Scratch()
@@ -128,7 +129,9 @@ class Sink:
     """The columns of one parameter in the rows, [c, size]; zero until something is added."""
 
     def __init__(self, columns: Tensor, shape: torch.Size) -> None:
-        self._columns, self._shape, self._empty = columns, shape, True
+        self._columns = columns
+        self._shape = shape
+        self._empty = True
         self.size = columns.shape[1]
         self._order: Order = "natural"
 
@@ -144,7 +147,8 @@ class Sink:
             torch.bmm(products, right, out=out)
         else:
             out.baddbmm_(products, right)
-        self._empty, self._order = False, order
+        self._empty = False
+        self._order = order
 
     def add(self, values: Tensor) -> None:
         """Add values [c, …]."""
@@ -182,7 +186,8 @@ class Scratch:
 
     def empty(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """A buffer of any content; one per use, as large as the largest asked for."""
-        size, key = torch.Size(shape).numel(), (use, like.dtype)
+        size = torch.Size(shape).numel()
+        key = (use, like.dtype)
         if key not in self._buffers or self._buffers[key].numel() < size:
             self._buffers[key] = like.new_empty(size)
         return self._buffers[key][:size].view(shape)
@@ -193,7 +198,8 @@ class _Interception(TorchFunctionMode):
 
     def __init__(self, sinks: Mapping[int, Sink], scratch: Scratch) -> None:
         super().__init__()
-        self._sinks, self._scratch = sinks, scratch
+        self._sinks = sinks
+        self._scratch = scratch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         rule = RULES.get(func)
@@ -280,7 +286,8 @@ class _Untrained(torch.autograd.Function):
         if dims[0] is None:
             raise NoRule("a convolution whose input is no patient's")
         x = x.movedim(dims[0], 0)
-        own_weight, own_bias = dims[1] is not None, bias is not None and dims[2] is not None
+        own_weight = dims[1] is not None
+        own_bias = bias is not None and dims[2] is not None
         if own_weight or own_bias:
             return layer.pointwise(
                 x, weight.movedim(dims[1], 0) if own_weight else weight[None], bias
@@ -297,7 +304,8 @@ class _Node(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer, patients: int
     ) -> Tensor:
         y, saved = layer.forward(x, weight, bias)
-        ctx.layer, ctx.patients = layer, patients
+        ctx.layer = layer
+        ctx.patients = patients
         ctx.save_for_backward(*saved)
         return y
 
@@ -335,11 +343,9 @@ class _Trained:
 
     def claims(self, sinks: Mapping[int, Sink], scratch: Scratch) -> bool:
         """Whether a trained parameter is in this call."""
-        self.to_weight, self.to_bias, self.scratch = (
-            sinks.get(id(self.weight)),
-            sinks.get(id(self.bias)),
-            scratch,
-        )
+        self.to_weight = sinks.get(id(self.weight))
+        self.to_bias = sinks.get(id(self.bias))
+        self.scratch = scratch
         if self.to_weight is None and self.to_bias is None:
             return False
         if self.dims and self.input.dim() not in self.dims:
@@ -349,7 +355,9 @@ class _Trained:
 
 class _Linear(_Trained):
     def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.input, self.weight, self.bias = input, weight, bias
+        self.input = input
+        self.weight = weight
+        self.bias = bias
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None
@@ -384,9 +392,12 @@ class _Conv2d(_Trained):
         dilation: int | Pair = 1,
         groups: int = 1,
     ) -> None:
-        self.input, self.weight, self.bias = input, weight, bias
+        self.input = input
+        self.weight = weight
+        self.bias = bias
         self._plain = groups == 1 and not isinstance(padding, str)
-        self.stride, self.dilation = _pair(stride), _pair(dilation)
+        self.stride = _pair(stride)
+        self.dilation = _pair(dilation)
         self.padding = (0, 0) if isinstance(padding, str) else _pair(padding)
 
     def plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -435,7 +446,8 @@ class _Conv2d(_Trained):
 
     def _weight_gradient(self, to_weight: Sink, x: Tensor, gy: Tensor, patients: int) -> None:
         """Products of the layer's two sides, the thinner one unfolded (the output only where no place is skipped)."""
-        (height, width), (up, left) = self.weight.shape[2:], self.padding
+        (height, width) = self.weight.shape[2:]
+        (up, left) = self.padding
         even = self.stride == self.dilation == (1, 1) and up < height and left < width
         if even and gy.shape[1] < x.shape[1]:
             back = (
@@ -473,7 +485,9 @@ class _Conv2d(_Trained):
     ) -> Tensor:
         """What lies under each place of the kernel, [c, n·places, h·w·channels], in scratch memory."""
         n, channels, height, width = x.shape
-        (up, left), (down, right), (dh, dw) = padding, stride, dilation
+        (up, left) = padding
+        (down, right) = stride
+        (dh, dw) = dilation
         kernel = self.weight.shape[2:]
         if kernel == (1, 1) and padding == (0, 0) and stride == (1, 1):
             return x.permute(0, 2, 3, 1).reshape(patients, -1, channels)
@@ -499,9 +513,12 @@ class _GroupNorm(_Trained):
         bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> None:
-        self.input, self.groups, self.eps = input, num_groups, eps
+        self.input = input
+        self.groups = num_groups
+        self.eps = eps
         self._affine = weight is not None and bias is not None
-        self.weight, self.bias = input if weight is None else weight, bias
+        self.weight = input if weight is None else weight
+        self.bias = bias
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None
@@ -525,7 +542,8 @@ class _GroupNorm(_Trained):
             t.permute(0, 2, 3, 1).reshape(n, places, channels) for t in (gy, x.float())
         )
         mean_of, rstd_of = (s.repeat_interleave(width, 1) for s in (mean, rstd))  # [n, channels]
-        plain, weighted = flat_gy.sum(1), (flat_gy * flat_x).sum(1)
+        plain = flat_gy.sum(1)
+        weighted = (flat_gy * flat_x).sum(1)
         if self.to_weight is not None:
             self.to_weight.add(
                 ((weighted - mean_of * plain) * rstd_of).view(patients, -1, channels).sum(1)
