@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.daemon.jobs import Ending
 from client.daemon.site import Site
-from client.egress.gate import Evidence
+from client.egress.evidence import Evidence
 from client.ingest.cohort import FORMAT, SCHEMA
 from client.state import config as site_config
 from client.state.config import load_site
@@ -35,7 +35,8 @@ from common.privacy.canaries import Canaries, Tally, rehearse
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.privacy.noise import NoiseSource
 from common.storage.files import atomic_write
-from common.study.plan import Study, load_study, write_bundle
+from common.study.bundle import write_bundle
+from common.study.plan import Study, load_study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, canonical, digest_of, seal
 from tests.studies import small_plan

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.egress.audit import Code, audit, contact_sheet, gives_away_members
-from client.egress.gate import EVIDENCE_CAP_BYTES, Evidence
+from client.egress.evidence import EVIDENCE_CAP_BYTES, Evidence
 from client.egress.review import SHEET
 from client.ingest.cohort import Cohort
 from client.learn import train_encoder, train_gan, train_glow, train_wgan
@@ -62,7 +62,8 @@ from common.privacy.mechanisms import latent_event
 from common.privacy.noise import NoiseSource
 from common.process import end_with_input, end_with_parent
 from common.storage.files import atomic_write, read_capped
-from common.study.plan import Study, Synthesis, load_study
+from common.study.plan import Study, load_study
+from common.study.synthesis import Synthesis
 from common.wire.tensors import Arrays, dumps, read, write
 
 WEIGHTS_CAP_BYTES = 1 << 32

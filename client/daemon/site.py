@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from client.daemon.jobs import run_child
-from client.egress.gate import Cleared, Evidence, Gate
+from client.egress.evidence import Evidence
+from client.egress.gate import Cleared, Gate
 from client.egress.outbox import Outbox
 from client.egress.review import SHEET, Reviews, batch_digest
 from client.ingest.cohort import Cohort, IngestReport, ingest

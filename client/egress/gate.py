@@ -12,15 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from client.egress.evidence import SINGLE, Evidence
 from client.egress.review import Reviews, batch_digest
 from client.state.canaries import Heard
 from client.state.config import Policy, check_plan
-from client.state.group_store import Group, GroupStore, Stratum
+from client.state.group_store import GroupStore
 from client.state.ledger import Ledger, Reservation
-from common.errors import Bug, KohortError, RefusedError
+from common.errors import Bug, KohortError
 from common.privacy.boundary import (
     PART_CAP_BYTES,
     UPDATE_CAP_BYTES,
@@ -42,15 +41,12 @@ from common.privacy.mechanisms import (
     image_event,
     latent_event,
 )
-from common.storage.files import read_capped
 from common.study.families import Shapes
 from common.study.plan import Study
-from common.wire.messages import Header, canonical, digest_of
+from common.wire.messages import Header, digest_of
 from common.wire.tensors import Arrays
 
 _TOKEN = object()
-EVIDENCE_CAP_BYTES = 1 << 28
-SINGLE = -1  # in Evidence.group_of: an image of one patient, of no group
 
 
 class Cleared:
@@ -73,59 +69,6 @@ class Cleared:
 
     def __delattr__(self, name: str) -> None:
         raise Bug(f"a Cleared cannot be changed ({name})")
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the child says of a batch, for the site's eyes: groups, each image's group in order, audit codes (none: passed)."""
-
-    groups: tuple[Group, ...]
-    group_of: tuple[int, ...]
-    audit: tuple[str, ...]
-
-    def to_json(self) -> bytes:
-        """The canonical text for the job folder."""
-        groups = [
-            {
-                "members": g.members,
-                "label": g.stratum.label,
-                "laterality": g.stratum.laterality,
-                "k": g.k,
-            }
-            for g in self.groups
-        ]
-        return canonical({"groups": groups, "group_of": self.group_of, "audit": self.audit})
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Evidence:
-        """Return the evidence in `to_json`'s text; raises RefusedError, or PolicyError for a group below k."""
-        try:
-            data = json.loads(text)
-            groups = tuple(_group(row) for row in data["groups"])
-            group_of, audit = tuple(data["group_of"]), tuple(data["audit"])
-            if len(data) != 3 or not all(
-                type(i) is int and SINGLE <= i < len(groups) for i in group_of
-            ):
-                raise ValueError("fields")
-        except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError(
-                "evidence: expected groups, the group of each image and audit codes"
-            ) from error
-        return cls(groups, group_of, tuple(str(code) for code in audit))
-
-    @classmethod
-    def read(cls, path: Path) -> Evidence:
-        """Return the evidence in a file of a job folder."""
-        return cls.from_json(read_capped(path, EVIDENCE_CAP_BYTES))
-
-
-def _group(row: dict[str, Any]) -> Group:
-    """A group as written by `Evidence.to_json`; its own constructor refuses fewer than k distinct members."""
-    return Group(
-        tuple(str(m) for m in row["members"]),
-        Stratum(int(row["label"]), int(row["laterality"])),
-        int(row["k"]),
-    )
 
 
 @dataclass(frozen=True)

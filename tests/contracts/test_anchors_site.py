@@ -13,7 +13,7 @@ import torch
 
 from client.child.job import Batch, inverted, work
 from client.daemon.jobs import Ending
-from client.egress.gate import Evidence
+from client.egress.evidence import Evidence
 from client.state.config import Policy
 from client.state.jobs import Job
 from client.state.ledger import Reservation
@@ -24,8 +24,8 @@ from common.privacy.accounting import epsilon_pld
 from common.privacy.anchors import anchors_event
 from common.wire import tensors
 from common.wire.messages import Header, unseal
-from server.release import page
-from server.release.build import Account
+from server.release.items import Account
+from server.release.statement import privacy_statement, statement_markdown
 from tests.sites import (
     Hospital,
     Killed,
@@ -163,9 +163,7 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
     )
     spent = epsilon_pld([event], hospital.study.privacy.delta)
     account = Account({"PLD": spent}, {"dp-accounting": "0"}, {})
-    said = page.statement_markdown(
-        page.privacy_statement(hospital.study, {"hospital-a": header}, account)
-    )
+    said = statement_markdown(privacy_statement(hospital.study, {"hospital-a": header}, account))
     print(said)
     for words in (
         "and as averages of patients, is (8, 1e-05)-differentially private", f"PLD {spent:.4g}", "Grouping: anchors",

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.egress.gate import Cleared, Evidence
+from client.egress.evidence import Evidence
+from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
 from client.state.config import check_plan
 from client.state.group_store import Group, Stratum
 from common.errors import Bug, KohortError, PolicyError, RefusedError
-from common.study.plan import open_bundle, write_bundle
+from common.study.bundle import open_bundle, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, unseal
 from tests.sites import WEIGHTS, Hospital, Killed, make_hospital, pseudonym, scripted

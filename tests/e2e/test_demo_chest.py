@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from client.daemon.site import FILTER_ORDER
-from client.egress.gate import Evidence
+from client.egress.evidence import Evidence
 from client.ingest.cohort import Cohort
 from client.state.folder import State
 from client.state.ledger import Ledger
 from common.privacy.mechanisms import LatentGaussian, charged_image_event
 from common.process import free_port
 from common.study.plan import Study, load_study
-from kohort.manifest import verify
+from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
 from server.demo.fundus_hospitals import Truth
@@ -50,7 +50,7 @@ class Story:
     study: Study
     sent: bytes
     release: Path
-    crew: rehearsal.Crew
+    processes: rehearsal.Processes
 
 
 def small_plan(preset: Path, target: Path) -> Path:
@@ -73,8 +73,8 @@ def small_plan(preset: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("chest"))
-    crew = rehearsal.Crew(places.out / "logs")
-    crew.logs.mkdir()
+    processes = rehearsal.Processes(places.out / "logs")
+    processes.logs.mkdir()
     truth = demo_hospitals.radiograph_hospitals(
         places.work / "hospitals", SITES, lambda *_: None, PATIENTS
     )
@@ -83,24 +83,24 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
         public, real = free_port(), free_port()
         state = ["--state", str(places.server)]
-        crew.do(
+        processes.do(
             "kohort-server", "init", *state, "--name", "e2e", "--url", f"https://127.0.0.1:{public}"
         )
-        crew.do("kohort-server", "sign", str(plan), *state, "--out", str(places.bundle))
+        processes.do("kohort-server", "sign", str(plan), *state, "--out", str(places.bundle))
         tls = ServerState(places.server).tls
         tap = WireTap(public, real, tls / "server.crt", tls / "server.key")
-        crew.start(
+        processes.start(
             "server", "kohort-server", "run", str(places.bundle), *state, "--port", str(real)
         )
         for name in SITES:
-            rehearsal.start_site(crew, places, name, truth[name])
-        rehearsal.watch(crew, places, SITES, lambda line: None)
+            rehearsal.start_site(processes, places, name, truth[name])
+        rehearsal.watch(processes, places, SITES, lambda line: None)
         study = load_study(plan)
         reference = demo_hospitals.make_reference(study, places.work / "reference", PATIENTS)
-        release, _ = rehearsal.publish(crew, places, reference)
-        yield Story(places, truth, study, tap.sent(), release, crew)
+        release, _ = rehearsal.publish(processes, places, reference)
+        yield Story(places, truth, study, tap.sent(), release, processes)
     finally:
-        crew.stop()
+        processes.stop()
         if tap:
             tap.close()
 
@@ -118,7 +118,7 @@ def secrets(story: Story) -> list[str]:
 def test_no_identifier_is_sent_logged_or_released(story: Story) -> None:
     assert b"hospital-a" in story.sent  # the tap sees plain bytes
     assert not leaked(secrets(story), story.sent)
-    logs = all_bytes([*story.crew.logs.iterdir(), *story.places.server.rglob("*.log")])
+    logs = all_bytes([*story.processes.logs.iterdir(), *story.places.server.rglob("*.log")])
     assert b"ingest" in logs and not leaked(secrets(story), logs)
     assert not leaked(secrets(story), all_bytes(story.places.server.rglob("*")))
     assert not leaked(secrets(story), all_bytes(story.release.rglob("*")))
@@ -177,7 +177,7 @@ def test_every_image_is_a_privatized_average_of_a_frozen_random_group(story: Sto
 def test_the_statement_says_the_epsilon_that_the_ledgers_spent(story: Story) -> None:
     statement = json.loads((story.release / "privacy_statement.json").read_text())
     report = json.loads(
-        story.crew.do(
+        story.processes.do(
             "kohort-site", "ledger", "--state", str(story.places.site("hospital-a")), "--json"
         )
     )

@@ -20,7 +20,7 @@ from client.child.job import Made, aligned, audited, main, members_found, person
 from client.daemon.jobs import run_child
 from client.egress.audit import AuditReport, Code
 from client.egress.audit import Evidence as AuditEvidence
-from client.egress.gate import Evidence
+from client.egress.evidence import Evidence
 from client.ingest.cohort import Cohort
 from client.state.folder import State
 from client.state.group_store import Group, Stratum
@@ -31,7 +31,7 @@ from common.errors import PolicyError
 from common.models.glow import Glow, weights_of
 from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy.mechanisms import round_event
-from common.study.plan import WganPlan
+from common.study.training import WganPlan
 from common.wire import tensors
 from tests.sites import Hospital, make_hospital, pseudonym
 from tests.studies import SMALL, VESSELS, small_study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from client.egress.gate import Evidence
+from client.egress.evidence import Evidence
 from client.state.group_store import Group, Stratum
 from common.errors import KohortError, RefusedError
 

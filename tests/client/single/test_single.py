@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from client.cli.main import app
 from client.daemon.site import Site
-from client.egress.gate import SINGLE, Evidence
+from client.egress.evidence import SINGLE, Evidence
 from client.ingest.decode import Photograph, Settings, read_file
 from client.ingest.dicom import read_dicom
 from client.ingest.quarantine import Reason, Unusable
@@ -27,7 +27,7 @@ from common.errors import ConfigurationError, KohortError, PolicyError, RefusedE
 from common.models import glow
 from common.models.glow import Glow
 from common.models.latents import encoded, fit, save
-from common.study.plan import PrivatizePlan
+from common.study.synthesis import PrivatizePlan
 from common.wire import tensors
 from tests.phantoms import MARKERS, header, with_pixels
 from tests.phantoms import save as save_dicom
