@@ -51,7 +51,8 @@ from common.models.stylegan import load_critic, load_generator
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import SeededNoiseSource
 from common.storage.files import atomic_write, read_capped
-from common.study.plan import GanPlan, Study, load_study
+from common.study.plan import Study, load_study
+from common.study.training import GanPlan
 from common.wire.tensors import read
 from server.evaluate import distances, siamese
 from server.evaluate.attacks import Battery, Networks, People, spaces

@@ -36,7 +36,7 @@ from client.synthesize.invert import Inversion, InversionPlan, Reference, invert
 from common.arrays import Images
 from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator, to_uint8, to_unit
-from common.study.plan import GanPlan
+from common.study.training import GanPlan
 from common.wire.tensors import read
 from server.evaluate import distances
 from server.evaluate.extractors import Texture

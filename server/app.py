@@ -33,16 +33,18 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import ConfigurationError, EnvironmentFault, KohortError, RefusedError
 from common.privacy import boundary
 from common.process import end_when_orphaned
+from common.storage.files import file_digest
 from common.storage.lock import FolderLock
+from common.study.bundle import open_bundle
 from common.study.families import FAMILIES
-from common.study.plan import Study, open_bundle
+from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal
 from server.operator.config import Limits, ServerState, load_config
 from server.operator.sites import Registry, Site
 from server.rounds import aggregate, intake
 from server.rounds.intake import Accepted, Asked
-from server.rounds.record import StudyRecord, file_digest, read_sealed, store_sealed
+from server.rounds.record import StudyRecord, read_sealed, store_sealed
 
 STATE_VARIABLE, STUDY_VARIABLE = "KOHORT_SERVER_STATE", "KOHORT_STUDY_HASH"
 MESSAGE_TYPES = {"train": "train", "synthesize": "query.synthesize"}

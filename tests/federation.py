@@ -25,8 +25,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.fleet.app import build_app
 from common.privacy import boundary
 from common.storage import files
+from common.study.bundle import write_bundle
 from common.study.families import FAMILIES
-from common.study.plan import Study, write_bundle
+from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
 from server.app import StudyRun
@@ -348,7 +349,7 @@ def pairs_plan(folder: Path, **changes: Any) -> Path:
     import torch
 
     from common.models.wgan import build, named
-    from common.study.plan import WganPlan
+    from common.study.training import WganPlan
 
     data = vessels_plan(**{"round_deadline_s": 20.0, **changes})
     torch.manual_seed(1)

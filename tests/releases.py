@@ -10,11 +10,13 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.privacy import boundary
-from common.study.plan import Study, write_bundle
+from common.study.bundle import write_bundle
+from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, seal
 from server.evaluate.canary_rehearsal import ModelAudit
-from server.release.build import Account, ReleaseInputs, SiteBatch, build_release
+from server.release.build import build_release
+from server.release.items import Account, ReleaseInputs, SiteBatch
 from tests.studies import small_plan
 
 AUDIT = ModelAudit(

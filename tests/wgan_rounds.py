@@ -15,7 +15,8 @@ from client.state.ledger import PracticeReservation
 from common.models.wgan import build, named
 from common.privacy.mechanisms import round_event
 from common.privacy.noise import SeededNoiseSource
-from common.study.plan import Study, WganPlan
+from common.study.plan import Study
+from common.study.training import WganPlan
 from tests.studies import vessels_plan
 
 PATIENTS = 6

@@ -52,11 +52,14 @@ from common.privacy.mechanisms import latent_event
 from common.privacy.planning import feasibility, refuse_hopeless
 from common.storage.files import atomic_write, read_capped
 from common.storage.lock import FolderLock
-from common.study.plan import PrivatizePlan, Study, fingerprint_words, open_bundle
+from common.study.bundle import open_bundle
+from common.study.plan import Study
 from common.study.shapes import parameter_counts
+from common.study.synthesis import PrivatizePlan
+from common.study.words import fingerprint_words
 from common.wire import signing
 from common.wire.messages import canonical
-from kohort.commands import run_typer
+from kohort.console import run_typer
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -49,7 +49,8 @@ from common.privacy.boundary import check_single
 from common.privacy.mechanisms import Latent, latent_event, latent_mechanism, level_dimension
 from common.privacy.noise import NoiseSource
 from common.storage.files import atomic_write, read_capped
-from common.study.plan import PrivatizePlan, Study
+from common.study.plan import Study
+from common.study.synthesis import PrivatizePlan
 from common.wire.messages import digest_of
 from common.wire.tensors import dumps
 from common.wire.tensors import read as read_tensors

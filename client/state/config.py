@@ -17,7 +17,8 @@ from pydantic import Field
 from common.config import FrozenModel, load_yaml
 from common.errors import PolicyError
 from common.study.families import FAMILIES
-from common.study.plan import Identifier, Study
+from common.study.fields import Identifier
+from common.study.plan import Study
 
 FILE = "site.yaml"
 TRAINERS = tuple(FAMILIES)  # the models that client/child/job.py can train

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.errors import ConfigurationError, disk_faults_named
 from common.storage.files import read_capped
 from common.storage.journal import Journal
-from common.study.plan import Intake
+from common.study.intake import Intake
 from common.wire import signing
 from common.wire.messages import canonical
 

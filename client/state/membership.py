@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from common.config import FrozenModel
 from common.errors import ConfigurationError
 from common.storage.files import read_capped
-from common.study.plan import Identifier
+from common.study.fields import Identifier
 from common.wire import signing
 
 JSON_CAP_BYTES = 1 << 20

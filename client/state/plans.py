@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from client.state.folder import State
 from common.errors import PolicyError, RefusedError
 from common.storage.files import read_capped
-from common.study.plan import Study, copy_bundle, open_bundle
+from common.study.bundle import copy_bundle, open_bundle
+from common.study.plan import Study
 from common.wire.app_bundle import fab_hash
 
 PLAN_CAP_BYTES = 1 << 20

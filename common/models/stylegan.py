@@ -32,7 +32,7 @@ SIZES_PX = (16, 32, 64, 128, 256, 512)
 
 
 class GeneratorSize(Protocol):
-    """What a plan says about the generator and critic (`common.study.plan.GanPlan`, `server.pretrain.gan.PretrainPlan`)."""
+    """What a plan says about the generator and critic (`common.study.training.GanPlan`, `server.pretrain.gan_plan.PretrainPlan`)."""
 
     @property
     def width(self) -> int: ...

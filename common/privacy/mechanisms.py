@@ -24,7 +24,8 @@ from common.privacy.calibration import analytic_noise_multiplier, clipped_varian
 from common.privacy.statements import described, stated
 
 if TYPE_CHECKING:
-    from common.study.plan import PrivatizePlan, Study
+    from common.study.plan import Study
+    from common.study.synthesis import PrivatizePlan
 
 ZERO_OUT = "zero-out of one patient"
 PLAIN_DIMENSION = 2**20

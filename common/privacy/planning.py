@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_pld, spend
 from common.privacy.mechanisms import SubsampledGaussian, charged_image_event, round_event
-from common.study.plan import Study, TrainedModel
+from common.study.plan import Study
+from common.study.training import TrainedModel
 
 RATIO_FEASIBLE, RATIO_MARGINAL = 10.0, 20.0
 SAMPLE_SITE_CAP = 10.0

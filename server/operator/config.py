@@ -10,15 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from common.config import FrozenModel, load_yaml, parse_yaml
+from common.errors import ConfigurationError
 from common.storage.files import atomic_write
-from common.study.plan import Identifier
+from common.study.fields import Identifier
 
 DEFAULT_PORT = 9443
+HOST_CHARACTERS = 64  # of a certificate's common name
 
 
 class Listen(FrozenModel):
@@ -74,17 +77,15 @@ class ServerConfig(FrozenModel):
     @field_validator("url")
     @classmethod
     def _plain_https(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if (
-            parts.scheme != "https"
-            or not parts.hostname
-            or parts.path
-            or parts.query
-            or parts.username
-        ):
+        """Refuse what no site could connect to, or what no certificate could name."""
+        parts = split_url(url)
+        extra = parts.path or parts.query or parts.fragment or parts.username
+        if parts.scheme != "https" or not parts.hostname or extra:
             raise ValueError("expected https://HOST:PORT without a path")
-        if parts.port is None:
+        if not parts.port:
             raise ValueError("expected a port, as in https://HOST:PORT")
+        if len(parts.hostname) > HOST_CHARACTERS or not parts.hostname.isascii():
+            raise ValueError(f"expected a host of at most {HOST_CHARACTERS} ASCII characters")
         return url
 
     @property
@@ -92,12 +93,47 @@ class ServerConfig(FrozenModel):
         """The host in the URL: a name of the server's certificate."""
         return str(urlsplit(self.url).hostname)
 
+    @property
+    def url_port(self) -> int:
+        """The port in the URL."""
+        return int(urlsplit(self.url).port or 0)
+
+
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a URL, its port checked; raises ValueError in plain words."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  (reading it is what checks it)
+    except ValueError as error:
+        raise ValueError("expected https://HOST:PORT with a port of 1 to 65535") from error
+    return parts
+
+
+def check_config(name: str, url: str) -> ServerConfig:
+    """Return the configuration of a new operator: it listens on the URL's port.
+
+    Raises ConfigurationError that names the options of `kohort-server init`.
+    """
+    try:
+        config = ServerConfig.model_validate({"name": name, "url": url})
+    except ValidationError as error:
+        problems = [
+            f"--{item['loc'][0]} {item['input']}: {_words(item)}" for item in error.errors()
+        ]
+        raise ConfigurationError("\n".join(problems), problems=problems) from error
+    return config.model_copy(update={"listen": Listen(port=config.url_port)})
+
+
+def _words(item: ErrorDetails) -> str:
+    """What was expected of an option."""
+    if item["loc"] == ("name",):
+        return "expected at most 32 lower-case letters, digits and hyphens, a letter first"
+    return item["msg"].removeprefix("Value error, ")
+
 
 def new_config(name: str, url: str, path: Path) -> ServerConfig:
-    """Return the configuration that `kohort-server init` writes to `path`: it listens on the URL's port."""
-    port = ServerConfig.model_validate({"name": name, "url": url}).url.rsplit(":", 1)[1]
-    config = ServerConfig.model_validate({"name": name, "url": url, "listen": {"port": int(port)}})
-    atomic_write(path, sample(config).encode())
+    """Return the configuration of a new operator, written to `path`."""
+    atomic_write(path, sample(check_config(name, url)).encode())
     return load_config(path)
 
 

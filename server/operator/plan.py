@@ -18,11 +18,12 @@ from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
 from common.privacy.mechanisms import Mechanism, charged_image_event, round_event
 from common.privacy.planning import PlanReport, feasibility
-from common.storage.files import atomic_write, read_capped
-from common.study.plan import Checkpoint, Study, load_study, write_bundle
+from common.storage.files import atomic_write, file_digest, read_capped
+from common.study.bundle import write_bundle
+from common.study.fields import Checkpoint
+from common.study.plan import Study, load_study
 from common.study.shapes import parameter_counts, wire_counts
-from server.release.pairs import check_releasable
-from server.rounds.record import file_digest
+from server.operator.releasable import check_releasable
 
 
 def report(study: Study, checkpoints: Path) -> PlanReport:

@@ -24,7 +24,7 @@ from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.storage.files import read_capped
 from common.storage.journal import Entry, Journal
 from common.storage.lock import FolderLock
-from common.study.plan import Identifier
+from common.study.fields import Identifier
 from common.wire import signing
 from common.wire.messages import canonical
 from server.operator.certificates import issue_site_certificate, load_authority, parse_site_key

@@ -13,13 +13,13 @@ update is useful, or poisoned within its public bound.
 
 from __future__ import annotations
 
-from common.study import families
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from common.errors import Bug, RefusedError
 from common.privacy import boundary
+from common.study import families
 from common.study.plan import Study
 from common.wire import signing
 from common.wire.messages import Header, Sealed, unseal

@@ -11,7 +11,6 @@ header without payload), images/SITE/PART.sealed.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +23,14 @@ from safetensors import safe_open
 
 from common.errors import Bug
 from common.storage import files
+from common.storage.files import file_digest
 from common.storage.journal import Entry, Journal
 from common.study.families import FAMILIES
-from common.study.plan import CHECKPOINT_CAP_BYTES, Study
+from common.study.fields import CHECKPOINT_CAP_BYTES
+from common.study.plan import Study
 from common.wire import tensors
 from common.wire.messages import Sealed
-from kohort.manifest import statement_json
+from kohort.statements import statement_json
 
 WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES
 SEALED_CAP_BYTES = (1 << 29) + (1 << 20)
@@ -232,12 +233,6 @@ class StudyRecord:
     def close(self) -> None:
         """Close the journal."""
         self.journal.close()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def store_sealed(path: Path, sealed: Sealed) -> None:

@@ -11,8 +11,9 @@ from PIL import Image
 from client.ingest.cohort import Cohort, ingest
 from client.ingest.decode import Limits
 from client.ingest.dicom import ALLOWED
-from common.study.plan import Intake
-from server.demo.fundus_hospitals import Truth, write_hospital
+from common.study.intake import Intake
+from server.demo.fundus_hospitals import write_hospital
+from server.demo.export import Truth
 from tests import phantoms
 
 KEY = bytes(range(32))

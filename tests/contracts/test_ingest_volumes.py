@@ -16,8 +16,8 @@ from client.ingest.decode import Decoder, Limits, Settings
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import VolumeFiles
 from common.errors import ConfigurationError
-from common.study.plan import Intake
-from server.demo.fundus_hospitals import Truth
+from common.study.intake import Intake
+from server.demo.export import Truth
 from server.demo.vessel_hospitals import write_vessel_hospital
 from server.public_data.phantoms import STYLES, volume
 from tests import phantoms

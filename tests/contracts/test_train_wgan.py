@@ -16,7 +16,7 @@ from client.state.ledger import PracticeReservation
 from common.models.wgan import Critic, Generator, build
 from common.privacy.mechanisms import SubsampledGaussian, round_event
 from common.privacy.noise import LATTICE, SeededNoiseSource
-from common.study.plan import WganPlan
+from common.study.training import WganPlan
 from tests.wgan_rounds import PATIENTS, Arrays, cohort, moved, one_round, plan_of, start, study
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from client.fleet.client import FleetClient
 from client.fleet.connection import FleetSettings, create_node_key
 from client.fleet.health import Health
 from common.process import free_port
-from common.study.plan import write_bundle
+from common.study.bundle import write_bundle
 from common.wire import signing
 from common.wire.app_bundle import fab_hash
 from common.wire.messages import Header

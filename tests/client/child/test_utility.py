@@ -23,10 +23,11 @@ from client.state.folder import State
 from client.state.plans import Plans
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.measure import pair_utility as common_utility
-from common.study.plan import Study, write_bundle
+from common.study.bundle import write_bundle
+from common.study.plan import Study
 from common.wire import signing
-from kohort import manifest
-from kohort.commands import run_typer
+from kohort import manifest, verification
+from kohort.console import run_typer
 from tests.studies import vessels_plan
 
 torch.set_num_threads(1)
@@ -83,7 +84,7 @@ def write_cohort(folder: Path, pairs: np.ndarray, patient_of: np.ndarray) -> Non
 
 @pytest.fixture
 def hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, State, Plans, Study]:
-    """A release folder and a site that approved its plan; `manifest.verify` is stood in for."""
+    """A release folder and a site that approved its plan; `verification.verify` is stood in for."""
     operator = signing.new_key()
     plan = tmp_path / "study.yaml"
     written = vessels_plan()
@@ -100,7 +101,7 @@ def hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Sta
         assert trust == signing.public_text(operator.public_key())
         return manifest.Manifest.model_construct(study=study.hash(), version="1.0.0")
 
-    monkeypatch.setattr(manifest, "verify", verified)
+    monkeypatch.setattr(verification, "verify", verified)
     return tmp_path / "release", place, plans, study
 
 
@@ -153,7 +154,7 @@ def test_what_cannot_be_measured_is_refused_before_the_cohort_is_opened(
         raise RefusedError("SHA256SUMS.sig: bad")
 
     if fault == "unverified":
-        monkeypatch.setattr(manifest, "verify", refuses)
+        monkeypatch.setattr(verification, "verify", refuses)
     elif fault == "unapproved":
         monkeypatch.setattr(Plans, "approved", lambda *_: False)
         wanted = PolicyError

@@ -14,9 +14,9 @@ from client.cli.main import app, plan_lines, site_status
 from client.daemon.site import Site
 from client.state.folder import State
 from common.storage.lock import FolderLock
-from common.study.plan import write_bundle
+from common.study.bundle import write_bundle
 from common.wire import signing
-from kohort.commands import run_typer
+from kohort.console import run_typer
 from server.operator.certificates import create_authority
 from server.operator.config import ServerState, new_config
 from server.operator.sites import enrol

@@ -12,7 +12,7 @@ import pytest
 from client.ingest import decode, volumes
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Cut, Scan, VolumeFiles
-from common.study.plan import Intake
+from common.study.intake import Intake
 
 KEY = bytes(range(32))
 

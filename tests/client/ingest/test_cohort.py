@@ -23,7 +23,7 @@ from client.ingest.cohort import Cohort, ingest, locate
 from client.ingest.decode import Decoder, Limits, Settings, decode_all
 from client.ingest.quarantine import Reason, Unusable
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError
-from common.study.plan import Intake
+from common.study.intake import Intake
 from tests import phantoms
 
 ONE_WORKER = Limits(workers=1)
@@ -313,7 +313,7 @@ INGEST_CASES = """
 import sys
 from pathlib import Path
 from client.ingest.cohort import ingest
-from common.study.plan import Intake
+from common.study.intake import Intake
 modalities = ("OP", "CR", "DX", "MR", "CT", "US", "OT", "NM", "SM", "SEG", "RTDOSE", "")
 rules = Intake.model_construct(dicom_modalities=modalities, size_px=32, channels=1, labels=("all",), ordinal_labels=False,
                                merge_labels={}, stratify_laterality=False, window=None)

@@ -18,7 +18,7 @@ from client.ingest.decode import Limits
 from client.ingest.persons import near_duplicates
 from client.ingest.quarantine import Reason
 from client.ingest.sources import dealt
-from common.study.plan import Intake
+from common.study.intake import Intake
 from tests import phantoms
 from tests import volume_phantoms as made
 

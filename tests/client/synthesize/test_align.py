@@ -14,7 +14,7 @@ from client.synthesize import invert as inv
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.encoder import Encoder
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit
-from common.study.plan import Synthesis
+from common.study.synthesis import Synthesis
 
 torch.set_num_threads(1)
 KEY = b"k" * 32

@@ -12,7 +12,7 @@ from client.synthesize import invert as inv
 from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.encoder import Encoder, load_encoder
 from common.models.stylegan import Generator, load_generator, to_uint8
-from common.study.plan import GanPlan
+from common.study.training import GanPlan
 from common.wire.tensors import read
 
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from common.models.stylegan import (
     to_uint8,
     to_unit,
 )
-from common.study.plan import GanPlan
+from common.study.training import GanPlan
 
 torch.set_num_threads(1)
 

@@ -27,7 +27,7 @@ from common.models.wgan import (
     to_pairs,
     to_unit,
 )
-from common.study.plan import WganPlan
+from common.study.training import WganPlan
 from tests.studies import VESSELS
 
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from common.privacy.mechanisms import (
     latent_mechanism,
     mechanism_from,
 )
-from common.study.plan import PrivatizePlan
+from common.study.synthesis import PrivatizePlan
 
 GAUSSIAN = SubsampledGaussian(0.064, 1.87, 2000, 250_000, "gan")
 BOX = LatentLaplace("box", 3.0, 1024, 1, "random", 0.5)

@@ -10,8 +10,9 @@ from torch import nn
 from client.state.config import TRAINERS
 from common.study.architectures import BUILDERS, build
 from common.study.families import FAMILIES, GAN, GLOW, WGAN, Family
-from common.study.plan import Models, Study
+from common.study.plan import Study
 from common.study.shapes import model_shapes
+from common.study.training import Models
 from common.wire.messages import Header
 from tests.studies import small_study, vessels_plan
 

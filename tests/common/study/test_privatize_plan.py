@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from common.errors import ConfigurationError
 from common.privacy.boundary import public_statement
 from common.privacy.mechanisms import LatentGaussian, LatentLaplace, PrivUnit, latent_event
-from common.study.plan import PrivatizePlan, Study, load_study
+from common.study.plan import Study, load_study
+from common.study.synthesis import PrivatizePlan
 from tests.studies import small_plan, small_study
 
 LAPLACE = {"share": 0.5, "radius": 0.4, "scale": 0.25}

@@ -1,0 +1,87 @@
+"""The plan's section `intake`: which images enter a cohort, and how they look there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.config import FrozenModel
+from common.study.fields import Label
+
+
+class Volumes(FrozenModel):
+    """MR volumes with vessel masks, cut into patches of image and mask (Kossen et al. 2022)."""
+
+    patches_per_patient: int = Field(
+        ge=2,
+        le=1000,
+        description="patches cut from one patient's volume: half are centred on a vessel, half "
+        "lie anywhere",
+    )
+
+
+class Intake(FrozenModel):
+    """Which images enter a cohort, and how they look there."""
+
+    dicom_modalities: tuple[Literal["OP", "CR", "DX", "MR"], ...] = Field(
+        min_length=1,
+        description="DICOM Modality values that are accepted; other DICOM files are refused",
+    )
+    size_px: Literal[32, 64, 96, 128, 256, 512] = Field(
+        description="side of the square images, in pixels; models.wgan takes at most 128"
+    )
+    channels: Literal[1, 3] = Field(description="1: grey, 3: colour (RGB)")
+    labels: tuple[Label, ...] = Field(
+        min_length=1,
+        max_length=100,
+        description="labels that an image can have; all of them are public",
+    )
+    ordinal_labels: bool = Field(
+        default=False,
+        description="whether `labels` are in order of severity, lowest first: a patient whose "
+        "images differ in label "
+        "then enters with the highest label and the images that have it; without an order the "
+        "patient is left out",
+    )
+    merge_labels: dict[Label, Label] = Field(
+        default_factory=dict,
+        description="labels that are released under another name: label -> released name",
+    )
+    stratify_laterality: bool = Field(
+        default=False,
+        description="whether left and right are strata of their own; one side of each patient "
+        "then enters",
+    )
+    window: tuple[float, float] | None = Field(
+        default=None,
+        description="low and high intensity that become 0 and 255, in the unit after the DICOM "
+        "rescale; without it the "
+        "file's own window counts, else its range (MR volumes: the patient's own minimum and "
+        "maximum)",
+    )
+    volumes: Volumes | None = Field(
+        default=None,
+        description="set for MR volumes with vessel masks (models.wgan); one channel only",
+    )
+
+    @property
+    def planes(self) -> int:
+        """Channels of a cohort's images: the image's own, and one more where a mask comes with it."""
+        return self.channels + (self.volumes is not None)
+
+    @property
+    def value_count(self) -> int:
+        """How many numbers one image has, without its mask."""
+        return self.channels * self.size_px**2
+
+    @model_validator(mode="after")
+    def _known_labels(self) -> Intake:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a label stands twice")
+        unknown = sorted(set(self.merge_labels) - set(self.labels))
+        if unknown:
+            raise ValueError(f"merge_labels: {unknown} are not among labels {list(self.labels)}")
+        if self.window and self.window[0] >= self.window[1]:
+            raise ValueError(f"window: expected low < high, got {list(self.window)}")
+        return self

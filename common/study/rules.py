@@ -1,0 +1,160 @@
+"""What a plan's sections must fulfil together: one sentence a problem, all of them at once.
+
+In: sections whose fields are valid one by one. Out: problems as `section.key: what is wrong`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from common.study.intake import Intake
+from common.study.sections import Privacy, SitePlan
+from common.study.synthesis import PRIVUNIT_LARGEST_DIMENSION, PrivatizePlan, Synthesis
+from common.study.training import GlowPlan, Models
+
+WGAN_LARGEST_PX = 128
+KOSSEN_SMALLEST_PX = 64
+
+
+def site_problems(sites: tuple[SitePlan, ...], quorum: int) -> Iterator[str]:
+    """Yield what is wrong with the sites' names or with the quorum."""
+    names = {site.name for site in sites}
+    if len(names) != len(sites):
+        yield "sites: a name stands twice"
+    if quorum > len(sites):
+        yield f"quorum: {quorum} of {len(sites)} sites can never be met"
+
+
+def model_problems(models: Models, intake: Intake, privacy: Privacy) -> Iterator[str]:
+    """Yield what does not fit between the trained models, the images and the patients."""
+    if not models.trained():
+        yield "models: at least one of gan, glow, wgan must be trained"
+    for name, model in models.trained().items():
+        if model.patients_per_step > privacy.planned_patients:
+            yield f"models.{name}.patients_per_step: more than privacy.planned_patients"
+    yield from _game_problems(models)
+    yield from _pair_problems(models, intake)
+    if models.glow and intake.size_px % 2**models.glow.levels:
+        yield f"models.glow.levels: {intake.size_px} px cannot be halved that often"
+
+
+def _game_problems(models: Models) -> Iterator[str]:
+    """Problems of a generator with its critic."""
+    for name, plan in (("gan", models.gan), ("wgan", models.wgan)):
+        if plan and plan.critic_steps > plan.local_steps:
+            yield (
+                f"models.{name}.critic_steps: more than local_steps, "
+                "so the generator would never take a step"
+            )
+
+
+def _pair_problems(models: Models, intake: Intake) -> Iterator[str]:
+    """Problems of models.wgan with the volumes that its patches come from."""
+    if models.wgan and intake.volumes is None:
+        yield "models.wgan: needs intake.volumes, where its image + mask patches come from"
+    if intake.volumes and (intake.channels != 1 or models.gan or models.glow):
+        yield "intake.volumes: for one channel and models.wgan alone"
+    if models.wgan and intake.size_px > WGAN_LARGEST_PX:
+        yield f"models.wgan: at most {WGAN_LARGEST_PX} px"
+    kossen = models.wgan is not None and models.wgan.architecture == "kossen2022"
+    if kossen and intake.size_px < KOSSEN_SMALLEST_PX:
+        yield f"models.wgan.architecture: kossen2022 needs at least {KOSSEN_SMALLEST_PX} px"
+
+
+def privacy_problems(privacy: Privacy) -> Iterator[str]:
+    """Yield what is wrong with delta."""
+    if privacy.delta > privacy.largest_delta:
+        yield "privacy.delta: at most 1/(10 x planned_patients)"
+
+
+def synthesis_problems(
+    synthesis: Synthesis, models: Models, intake: Intake, privacy: Privacy
+) -> Iterator[str]:
+    """Yield what does not fit between the synthesis and the other sections."""
+    if synthesis.needs_generator and not (models.gan and models.encoder):
+        yield (
+            "synthesis: needs models.gan and models.encoder "
+            "(only `random` groups, all of them privatized, need neither)"
+        )
+    if intake.size_px % synthesis.windows:
+        yield f"synthesis.windows: {synthesis.windows} does not divide {intake.size_px} px"
+    if synthesis.k > privacy.planned_patients:
+        yield (
+            f"synthesis.k: {synthesis.k} is more than privacy.planned_patients "
+            f"{privacy.planned_patients}"
+        )
+    yield from _metric_problems(synthesis)
+    yield from _anchors_problems(synthesis, privacy)
+    if synthesis.privatize and models.glow is None:
+        yield "synthesis.privatize: needs models.glow"
+    if synthesis.privatize and models.glow:
+        yield from _dimension_problems(synthesis.privatize, models.glow, intake)
+        yield from _claim_problems(synthesis.privatize, synthesis.grouping, privacy)
+
+
+def _dimension_problems(plan: PrivatizePlan, glow: GlowPlan, intake: Intake) -> Iterator[str]:
+    """Problems of `privatize` with the number of latent coordinates."""
+    coordinates = intake.value_count
+    if plan.levels == "top":
+        coordinates >>= glow.levels - 1
+    if plan.components and plan.components > coordinates:
+        yield (
+            f"synthesis.privatize.components: {plan.components} of {coordinates} coordinates "
+            f"({plan.levels})"
+        )
+    dimension = plan.components or coordinates
+    if plan.mechanism == "privunit" and dimension > PRIVUNIT_LARGEST_DIMENSION:
+        yield (
+            f"synthesis.privatize.mechanism: privunit takes at most {PRIVUNIT_LARGEST_DIMENSION} "
+            f"coordinates, got {dimension}; set components and basis"
+        )
+
+
+def _claim_problems(plan: PrivatizePlan, grouping: str, privacy: Privacy) -> Iterator[str]:
+    """Problems of what `privatize` claims with the groups and the patients."""
+    if plan.claim == "patient" and plan.egress == "averages" and grouping != "random":
+        yield (
+            "synthesis.privatize.claim: expected grouping random for epsilon per patient, got "
+            f"{grouping}: "
+            "the images choose those groups, so its epsilon is per average; "
+            "change synthesis.grouping or leave claim out"
+        )
+    if plan.delta and plan.delta > privacy.largest_delta:
+        yield (f"synthesis.privatize.delta: at most 1/(10 x planned_patients), got {plan.delta:g}")
+
+
+def _metric_problems(synthesis: Synthesis) -> Iterator[str]:
+    """Problems of `synthesis.group_by` with the other keys."""
+    if synthesis.group_by == "codes":
+        return
+    if synthesis.grouping in ("random", "anchors"):
+        yield (
+            f"synthesis.group_by: grouping {synthesis.grouping} takes codes alone, "
+            f"got {synthesis.group_by}"
+        )
+    if synthesis.spread_directions:
+        yield (
+            "synthesis.spread_directions: not with group_by colour, "
+            "whose groups keep the spread of colour"
+        )
+
+
+def _anchors_problems(synthesis: Synthesis, privacy: Privacy) -> Iterator[str]:
+    """Problems of `synthesis.anchors` with the grouping and with delta."""
+    plan = synthesis.anchors
+    if (synthesis.grouping == "anchors") != (plan is not None):
+        yield (
+            "synthesis.anchors: expected with grouping anchors and with no other, "
+            f"got grouping {synthesis.grouping}"
+        )
+    if plan is None:
+        return
+    if synthesis.privatize:
+        yield "synthesis.privatize: not with grouping anchors, whose averages are private already"
+    if synthesis.spread_directions:
+        yield "synthesis.spread_directions: not with grouping anchors, whose noise it would enlarge"
+    if plan.threshold_delta > privacy.delta / 2:
+        yield (
+            f"synthesis.anchors.threshold_delta: at most half of privacy.delta {privacy.delta:g}, "
+            f"got {plan.threshold_delta:g}"
+        )

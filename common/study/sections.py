@@ -1,0 +1,89 @@
+"""The plan's small sections: `sites`, `privacy` and `release`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.config import FrozenModel
+from common.study.fields import Identifier, Positive
+
+
+class SitePlan(FrozenModel):
+    """A hospital and its public weight in every average."""
+
+    name: Identifier = Field(
+        description="the hospital's name: lower-case letters, digits and hyphens, at most 32 "
+        "characters"
+    )
+    weight: Positive = Field(
+        default=1.0,
+        description="public share in every average, relative to the other sites; never a patient "
+        "count",
+    )
+
+
+class Privacy(FrozenModel):
+    """The promise for model updates: (epsilon, delta) per patient, zero-out adjacency, over the whole study."""
+
+    unit: Literal["patient"] = Field(
+        default="patient", description="whom the promise is about: one patient with all images"
+    )
+    epsilon: float = Field(
+        gt=0,
+        le=100,
+        description="epsilon that a patient spends at most over the whole study; a plan that "
+        "would spend more is not signed",
+    )
+    delta: float = Field(
+        gt=0,
+        le=0.01,
+        description="delta of the promise; at most 1/(10 x planned_patients)",
+    )
+    planned_patients: int = Field(
+        ge=1,
+        le=10_000_000,
+        description="patients that each site is planned with: a public constant that sets the "
+        "sampling rate",
+    )
+    accept_infeasible: bool = Field(
+        default=False,
+        description="whether the plan may be signed although its noise is more than 20 times the "
+        "largest possible signal",
+    )
+    canaries: int = Field(
+        default=300,
+        ge=0,
+        le=10_000,
+        description="invented patients, on coordinates of their own, that each site carries "
+        "through its private steps to audit "
+        "the noise (Steinke et al. 2023); they cost no privacy and touch no weight; 0: no audit",
+    )
+
+    @property
+    def largest_delta(self) -> float:
+        """The largest delta with a meaning for so many patients: 1/(10 x planned_patients)."""
+        return 1 / (10 * self.planned_patients)
+
+
+class Release(FrozenModel):
+    """What the released set says of itself."""
+
+    version: str = Field(
+        default="1.0.0",
+        pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$",
+        description="version of the release: three numbers with dots",
+    )
+    licence: str = Field(
+        default="CC-BY-4.0", max_length=64, description="SPDX identifier of the release's licence"
+    )
+    models: bool = Field(
+        default=True, description="whether the release holds the final weights of the models"
+    )
+    min_images: int = Field(
+        default=1, ge=1, description="fewest images with which a release is built"
+    )
+    date: str = Field(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", description="date of the release, YYYY-MM-DD"
+    )
