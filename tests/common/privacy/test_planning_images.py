@@ -11,8 +11,8 @@ from common.privacy.mechanisms import charged_image_event
 from common.privacy.planning import feasibility
 from common.study.plan import Study
 from server.evaluate.canary_rehearsal import ModelAudit
-from server.release.build import Account
-from server.release.page import privacy_statement
+from server.release.items import Account
+from server.release.statement import privacy_statement
 from tests.studies import small_study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants

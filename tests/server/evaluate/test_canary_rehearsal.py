@@ -11,8 +11,8 @@ from common.errors import PolicyError, RefusedError
 from common.privacy.noise import NoiseSource
 from server.evaluate import findings as evaluate
 from server.evaluate.canary_rehearsal import ModelAudit, rehearsed
-from server.release import page
-from server.release.build import Account
+from server.release.items import Account
+from server.release.statement import audit_lines, audit_statement
 from tests.studies import small_study
 
 
@@ -29,7 +29,7 @@ def test_every_trained_model_is_rehearsed_once_and_kept(tmp_path: Path) -> None:
 def test_a_plan_without_canaries_has_no_audit(tmp_path: Path) -> None:
     assert rehearsed(small_study(privacy__canaries=0), tmp_path / "canaries.json") == {}
     assert not (tmp_path / "canaries.json").exists()
-    assert page.audit_lines({"updates": {"audit": page.audit_statement(Account({}, {}))}}) == [
+    assert audit_lines({"updates": {"audit": audit_statement(Account({}, {}))}}) == [
         "Canary audit: not evaluated."
     ]
     assert [f.status for f in evaluate.canary_findings({})] == [evaluate.NOT_EVALUATED]
@@ -66,9 +66,9 @@ AUDIT = ModelAudit(
 
 def test_both_bounds_stand_side_by_side_with_what_they_prove() -> None:
     account = Account({}, {}, {"gan": AUDIT})
-    statement = page.audit_statement(account)
+    statement = audit_statement(account)
     assert isinstance(statement, dict) and statement["models"]["gan"]["lower_bound"] == 1.74
-    (line,) = page.audit_lines({"updates": {"audit": statement}})
+    (line,) = audit_lines({"updates": {"audit": statement}})
     assert (
         line.startswith("gan: 1.74 ≤ ε ≤ 8.03 (delta 1e-05)")
         and "136 of 150" in line

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from common.errors import PolicyError, RefusedError
 from common.wire import signing
 from common.wire.messages import Sealed
-from kohort.manifest import verify
+from kohort.verification import verify
 from server.release.build import build_release
 from tests.releases import batch, release_inputs, small_release
 

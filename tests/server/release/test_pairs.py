@@ -19,17 +19,20 @@ from PIL import Image
 from client.ingest.cohort import Cohort
 from common.errors import PolicyError, RefusedError
 from common.privacy import boundary
+from common.storage.files import file_digest
 from common.study.families import WGAN
 from common.study.plan import Study
 from common.study.shapes import parameter_counts, wire_counts
 from common.wire import signing, tensors
 from common.wire.messages import Header, seal
-from kohort.manifest import statement_json, verify
+from kohort.statements import statement_json
+from kohort.verification import verify
 from server.app import StudyRun
 from server.public_data.pairs import phantom_pairs
-from server.release.build import Pairs, ReleaseInputs, _updates, build_release
-from server.release.pairs import check_releasable, drawn, nifti_bytes, releases_pairs, triptychs
-from server.rounds.record import file_digest
+from server.release.build import build_release
+from server.release.collect import accept_updates
+from server.release.items import Pairs, ReleaseInputs
+from server.release.pairs import draw_pairs, nifti_bytes
 from tests.federation import Federation, ToySite
 from tests.releases import ACCOUNT
 from tests.studies import vessels_plan
@@ -61,7 +64,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     file = run.record.final_weights()["wgan"]
     plan = federation.study.models.wgan
     assert plan is not None
-    pairs = drawn(
+    pairs = draw_pairs(
         run.record.root / "pairs", run.record.weights("wgan", 2), file_digest(file), plan, 32
     )
     inputs = ReleaseInputs(
@@ -154,7 +157,7 @@ def test_sites_that_train_on_phantoms_end_in_a_release_that_verifies(tmp_path: P
     assert plan is not None
     file = record.final_weights()["wgan"]
     pairs = Pairs(
-        drawn(tmp_path / "drawn", end, file_digest(file), plan, 32), record.evidence("wgan")
+        draw_pairs(tmp_path / "drawn", end, file_digest(file), plan, 32), record.evidence("wgan")
     )
     inputs = ReleaseInputs(
         federation.study, tmp_path / "bundle", (), ACCOUNT, {"wgan": file}, pairs=pairs
@@ -191,7 +194,7 @@ def test_pairs_are_drawn_once_and_differ_from_draw_to_draw(
     plan = finished.federation.study.models.wgan
     assert plan is not None
     weights = finished.run.record.weights("wgan", 2)
-    again = drawn(
+    again = draw_pairs(
         finished.run.record.root / "pairs",
         weights,
         file_digest(finished.inputs.weights["wgan"]),
@@ -199,9 +202,10 @@ def test_pairs_are_drawn_once_and_differ_from_draw_to_draw(
         32,
     )
     assert np.array_equal(again, finished.pairs.drawn) and again.shape == (12, 32, 32, 2)
-    assert not np.array_equal(drawn(tmp_path, weights, "0" * 64, plan, 32), again)
+    assert not np.array_equal(draw_pairs(tmp_path, weights, "0" * 64, plan, 32), again)
     assert not np.array_equal(
-        drawn(tmp_path, weights, "1" * 64, plan, 32), drawn(tmp_path, weights, "0" * 64, plan, 32)
+        draw_pairs(tmp_path, weights, "1" * 64, plan, 32),
+        draw_pairs(tmp_path, weights, "0" * 64, plan, 32),
     )
 
 
@@ -343,7 +347,7 @@ FORGED: dict[str, Callable[[Study], dict[str, Any]]] = {
 @pytest.mark.parametrize("sentence", FORGED)
 def test_a_statement_is_refused_that_is(sentence: str, finished: Finished, tmp_path: Path) -> None:
     study, key = finished.federation.study, signing.new_key()
-    _updates(
+    accept_updates(
         {**finished.pairs.statements, "hospital-a": signed(study, key)}, study
     )  # so built, it would be accepted
     forged = {
@@ -400,10 +404,10 @@ def test_verify_refuses_a_table_with(
     sentence: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator's own build fails on it, because it verifies what it seals."""
-    from server.release import build as module
+    from server.release import pictures as module
 
     old, new = TABLES[sentence]
-    original = module._write_pairs
+    original = module.write_pairs
 
     def spoiled(part: Path, *arguments: Any) -> None:
         original(part, *arguments)
@@ -412,7 +416,7 @@ def test_verify_refuses_a_table_with(
             text.replace("synthetic\n", "synthetic,k\n") if ",5" in new else text
         )
 
-    monkeypatch.setattr(module, "_write_pairs", spoiled)
+    monkeypatch.setattr(module, "write_pairs", spoiled)
     with pytest.raises(RefusedError, match=r"metadata\.csv"):
         built(finished, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
@@ -420,30 +424,16 @@ def test_verify_refuses_a_table_with(
 
 def test_a_release_without_k_cannot_carry_image_statements(tmp_path: Path) -> None:
     """An averages release whose manifest drops its k is refused by its own statements."""
-    from kohort.manifest import Manifest, _statement_holds
+    from kohort.manifest import Manifest
+    from kohort.verification import _check_statement
     from tests.releases import small_release
 
     folder, _ = small_release(tmp_path)
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
     path = folder / "statements" / "hospital-a.json"
-    _statement_holds(path, "hospital-a", manifest)
+    _check_statement(path, "hospital-a", manifest)
     with pytest.raises(RefusedError, match="not about update"):
-        _statement_holds(path, "hospital-a", manifest.model_copy(update={"k": None}))
-
-
-PLANS: dict[str, dict[str, Any]] = {
-    "labels that the generator does not know": {"intake__labels": ["aneurysm", "none"]},
-    "more pairs than a release can hold": {"models__wgan__released_pairs": 100_000},
-    "fewer pairs than the release needs": {"release__min_images": 13},
-}
-
-
-@pytest.mark.parametrize("sentence", PLANS)
-def test_a_plan_is_not_signed_that_has(sentence: str) -> None:
-    check_releasable(study_of())
-    with pytest.raises(PolicyError) as refused:
-        check_releasable(study_of(**PLANS[sentence]))
-    assert refused.value.code == "E-PLAN-PAIRS" and releases_pairs(study_of())
+        _check_statement(path, "hospital-a", manifest.model_copy(update={"k": None}))
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
@@ -458,13 +448,3 @@ def test_a_nifti_mask_has_the_same_bytes_every_time_and_no_clock() -> None:
         and data[4:8] == b"\0\0\0\0"
         and len(gzip.decompress(data)) == 352 + 32 * 32
     )
-
-
-def test_a_triptych_shows_image_mask_and_red_overlay() -> None:
-    image, mask = np.full((1, 32, 32, 1), 100, np.uint8), np.zeros((1, 32, 32), np.uint8)
-    mask[0, 4, 6] = 255
-    (picture,) = triptychs(image, mask)
-    assert picture.shape == (128, 3 * 128 + 4, 3)
-    assert (picture[:, :128] == 100).all() and picture[18, 130 + 26].tolist() == [255] * 3
-    red = picture[18, 260 + 26].tolist()
-    assert red[0] > 150 and red[1] < 100 and picture[0, 260].tolist() == [100] * 3

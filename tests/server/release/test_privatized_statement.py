@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.release.page import privatized_statement
+from server.release.statement import privatized_statement
 from tests.studies import small_study
 
 GAUSSIAN = {"share": 0.5, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-6}

@@ -16,7 +16,9 @@ from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, seal
 from server.release import build as module
-from server.release.build import ReleaseInputs, SiteBatch, build_release
+from server.release import collect
+from server.release.build import build_release
+from server.release.items import ReleaseInputs, SiteBatch
 from tests.releases import release_inputs
 
 OPERATOR = signing.new_key()
@@ -92,23 +94,25 @@ def inputs(tmp_path: Path) -> ReleaseInputs:
 
 @pytest.mark.parametrize("sentence", BATCHES)
 def test_a_batch_is_refused(sentence: str, inputs: ReleaseInputs) -> None:
-    module._accepted(dataclasses.replace(inputs, batches=[forged(inputs.study), inputs.batches[1]]))
+    collect.accept_batches(
+        dataclasses.replace(inputs, batches=[forged(inputs.study), inputs.batches[1]])
+    )
     batches = [BATCHES[sentence](inputs.study), inputs.batches[1]]
     with pytest.raises(RefusedError):
-        module._accepted(dataclasses.replace(inputs, batches=batches))
+        collect.accept_batches(dataclasses.replace(inputs, batches=batches))
 
 
 def test_one_site_twice_is_one_site_of_the_quorum(inputs: ReleaseInputs) -> None:
     with pytest.raises(PolicyError, match="1 sites sent images"):
-        module._accepted(dataclasses.replace(inputs, batches=[inputs.batches[0]] * 2))
+        collect.accept_batches(dataclasses.replace(inputs, batches=[inputs.batches[0]] * 2))
 
 
 def test_pictures_are_mixed_across_sites_and_only_the_operators_key_explains_their_order(
     inputs: ReleaseInputs,
 ) -> None:
-    _, arrays = module._accepted(inputs)
-    one = module._shuffled(arrays, inputs.study, OPERATOR)
-    other = module._shuffled(arrays, inputs.study, signing.new_key())
+    _, arrays = collect.accept_batches(inputs)
+    one = collect.shuffle_images(arrays, inputs.study, OPERATOR)
+    other = collect.shuffle_images(arrays, inputs.study, signing.new_key())
     first = {image.tobytes() for image in arrays[0]["images"]}
     order = [image.tobytes() in first for image in one.images]
     assert order not in (sorted(order), sorted(order, reverse=True))
@@ -116,7 +120,7 @@ def test_pictures_are_mixed_across_sites_and_only_the_operators_key_explains_the
     assert not np.array_equal(one.images, other.images)
 
 
-@pytest.mark.parametrize("step", ["_write_items", "_write_documents", "_seal_folder", "_publish"])
+@pytest.mark.parametrize("step", ["write_items", "write_documents", "seal_folder", "publish"])
 def test_a_build_that_fails_at_any_step_leaves_nothing(
     step: str, inputs: ReleaseInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,13 +136,13 @@ def test_a_build_that_fails_at_any_step_leaves_nothing(
 def test_the_build_verifies_what_it_sealed_before_it_is_seen(
     inputs: ReleaseInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = module._write_documents
+    original = module.write_documents
 
     def spoiled(part: Path, *arguments: Any) -> None:
         original(part, *arguments)
         (part / "metadata.csv").write_text("file_name,label,k\n")
 
-    monkeypatch.setattr(module, "_write_documents", spoiled)
+    monkeypatch.setattr(module, "write_documents", spoiled)
     with pytest.raises(RefusedError, match=r"metadata\.csv"):
         build_release(inputs, tmp_path / "out", OPERATOR)
     assert list((tmp_path / "out").iterdir()) == []

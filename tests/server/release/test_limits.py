@@ -1,6 +1,6 @@
 """What a release says of its limits when a group gives several images."""
 
-from server.release.page import COUNT_LIMIT, limits_of
+from server.release.limits import COUNT_LIMIT, limits_of
 from tests.studies import small_plan, small_study
 
 

@@ -1,0 +1,141 @@
+"""Verifies again what the sites sent, and gathers it in the order of the release.
+
+In: signed batches, or signed statements and drawn pairs. Out: `Evidence` and `Items`.
+Guarantees, numbered as in server/release/build.py:
+  1. the plan's quorum of sites has sent, and every signature and digest still holds;
+  2. every batch passes the boundary rules again, every update those on its header;
+  3. identical pictures enter once; at least `release.min_images` remain;
+  4. the order is a keyed shuffle: a number says nothing about site, group or patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from common.arrays import Images
+from common.arrays import Pairs as PairArray
+from common.errors import PolicyError, RefusedError
+from common.privacy import boundary
+from common.study.plan import Study
+from common.wire import signing, tensors
+from common.wire.messages import Header, Sealed, unseal
+from kohort.statements import open_statement, statement_json
+from server.release.items import Evidence, Items, ReleaseInputs, SiteBatch
+
+BATCH_CAP_BYTES = 1 << 28
+
+
+def accept_batches(inputs: ReleaseInputs) -> tuple[Evidence, list[tensors.Arrays]]:
+    """Return steps 1 and 2 for images: each site's evidence, and the arrays of every part.
+
+    Raises PolicyError below the quorum, RefusedError for a part that does not verify.
+    """
+    study = inputs.study
+    _check_quorum(len({batch.site for batch in inputs.batches}), study, "images")
+    headers: dict[str, Header] = {}
+    statements: dict[str, bytes] = {}
+    arrays: list[tensors.Arrays] = []
+    for batch in sorted(inputs.batches, key=lambda batch: batch.site):
+        for sealed in batch.parts:
+            header, found = _open_part(batch, sealed, study)
+            headers[batch.site] = header
+            statements[batch.site] = statement_json(
+                batch.site, batch.key, sealed.header, sealed.signature
+            )
+            arrays.append(found)
+    return Evidence(headers, statements), arrays
+
+
+def _open_part(batch: SiteBatch, sealed: Sealed, study: Study) -> tuple[Header, tensors.Arrays]:
+    """One part, checked with the rules that the gate and the intake used."""
+    header = unseal(sealed, signing.parse_public(batch.key), max_bytes=BATCH_CAP_BYTES)
+    expected = (batch.site, study.hash(), "images")
+    if (header.sender, header.study, header.kind) != expected:
+        raise RefusedError(f"{batch.site}: its batch is signed for another site, plan or purpose")
+    found = boundary.open_payload(sealed.payload, header, BATCH_CAP_BYTES)
+    boundary.check_images(found, header, study)
+    return header, found
+
+
+def accept_updates(statements: Mapping[str, bytes], study: Study) -> Evidence:
+    """Return steps 1 and 2 for pairs: each site signed an update of the model's last round."""
+    _check_quorum(len(statements), study, "updates")
+    assert study.models.wgan is not None
+    last_round = study.models.wgan.rounds - 1
+    headers: dict[str, Header] = {}
+    for site, data in sorted(statements.items()):
+        statement, header = open_statement(data, f"statements/{site}.json")
+        boundary.check_reply(header, study)
+        found = (statement.site, header.sender, header.kind, header.model, header.round)
+        if found != (site, site, "update", "wgan", last_round):
+            raise RefusedError(f"{site}: its statement is not about its update of the last round")
+        headers[site] = header
+    return Evidence(headers, dict(sorted(statements.items())))
+
+
+def _check_quorum(sites: int, study: Study, what: str) -> None:
+    """Step 1, the quorum."""
+    if sites < study.quorum:
+        raise PolicyError(
+            f"{sites} sites sent {what}, the plan's quorum is {study.quorum}",
+            hint="wait for the others, or ask them for `kohort-site status`",
+            code="E-QUORUM",
+        )
+
+
+def shuffle_images(arrays: Sequence[tensors.Arrays], study: Study, key: Ed25519PrivateKey) -> Items:
+    """Return steps 3 and 4 for images: no picture twice, ordered by the operator's key."""
+    rank = _Ranking(study, key)
+    rows: dict[bytes, tuple[Images, int, int]] = {}
+    for batch in arrays:
+        for image, label, flag in zip(
+            batch["images"], batch["labels"], batch["privatized"], strict=True
+        ):
+            rows.setdefault(rank(image), (image, label, flag))
+    _check_enough(len(rows), study)
+    ordered = [rows[place] for place in sorted(rows)]
+    images, labels, flags = zip(*ordered, strict=True)
+    return Items(np.stack(images), np.array(labels, np.int64), np.array(flags, np.uint8))
+
+
+def shuffle_pairs(drawn: PairArray, study: Study, key: Ed25519PrivateKey) -> Items:
+    """Return steps 3 and 4 for pairs. Their plan has one label (server/operator/releasable.py)."""
+    size = study.intake.size_px
+    fits = drawn.dtype == np.uint8 and drawn.shape[1:] == (size, size, 2)
+    if not fits or not np.isin(drawn[..., 1], (0, 255)).all():
+        raise RefusedError(
+            f"pairs: expected uint8 [N, {size}, {size}, 2] with masks of 0 and 255, "
+            f"got {drawn.shape}"
+        )
+    rank = _Ranking(study, key)
+    rows = {rank(pair): pair for pair in drawn}
+    _check_enough(len(rows), study)
+    pairs = np.stack([rows[place] for place in sorted(rows)])
+    zeros = np.zeros(len(pairs), np.int64)
+    masks = np.ascontiguousarray(pairs[..., 1])
+    return Items(pairs[..., :1], zeros, zeros.astype(np.uint8), masks)
+
+
+class _Ranking:
+    """The place of a picture in the order: a keyed hash of its pixels."""
+
+    def __init__(self, study: Study, key: Ed25519PrivateKey) -> None:
+        raw = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        self._secret = hashlib.sha256(raw + b"order").digest()
+        self._plan = study.hash().encode()
+
+    def __call__(self, picture: Images) -> bytes:
+        return hmac.digest(self._secret, self._plan + picture.tobytes(), "sha256")
+
+
+def _check_enough(count: int, study: Study) -> None:
+    """Step 3, the least number."""
+    least = study.release.min_images
+    if count < least:
+        raise PolicyError(f"{count} images, the plan's release.min_images is {least}")

@@ -1,0 +1,49 @@
+"""The datasheet (README.md) and the licence note of a release."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.study.plan import Study
+from server.release.templating import render
+
+REHEARSED = (
+    "Attacks and downstream figures come from a rehearsal of this plan on public people ({cast}), not from a hospital's patients; "
+    "of its own batch each site says only whether its audit passed."
+)
+NOT_REHEARSED = (
+    "Attacks and the worth of labels were not evaluated: no rehearsal of this plan was given."
+)
+NOT_FOR = (
+    "diagnosis, triage or any decision about a person",
+    "claims about how common a finding is in any population",
+    "attempts to find, reconstruct or link the people behind the images",
+)
+
+
+def readme(
+    study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], count: int
+) -> str:
+    """Return the datasheet of a release of `count` pictures as Markdown."""
+    return render(
+        "README.md.j2",
+        study=study,
+        statement=statement,
+        report=report,
+        rehearsed=rehearsal_sentence(report),
+        count=count,
+        not_for=NOT_FOR,
+    )
+
+
+def rehearsal_sentence(report: Mapping[str, Any]) -> str:
+    """Return where the attack and utility figures come from."""
+    if report["rehearsal"] is None:
+        return NOT_REHEARSED
+    return REHEARSED.format(cast=report["rehearsal"]["cast"])
+
+
+def licence_text(study: Study) -> str:
+    """Return the licence note of the images."""
+    return render("LICENSE.j2", study=study)

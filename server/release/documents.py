@@ -1,0 +1,59 @@
+"""Writes the documents of a release: statement, evaluation, datasheet, page, metadata (step 6)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.storage.files import file_digest
+from common.wire import signing
+from server.release.croissant import croissant
+from server.release.datasheet import licence_text, readme
+from server.release.evaluation import evaluation
+from server.release.items import Evidence, Items, ReleaseInputs
+from server.release.page import html
+from server.release.statement import privacy_statement, statement_markdown
+
+
+def write_documents(
+    part: Path, inputs: ReleaseInputs, items: Items, evidence: Evidence, key: Ed25519PrivateKey
+) -> None:
+    """Write all documents; each is made from the plan, the signed headers and the findings."""
+    study = inputs.study
+    statement = privacy_statement(study, evidence.headers, inputs.account)
+    report = evaluation(inputs, items)
+    # what is promised, and what was measured
+    write_json(part / "privacy_statement.json", statement)
+    (part / "privacy_statement.md").write_text(statement_markdown(statement))
+    write_json(part / "evaluation.json", report)
+    # what a reader and a data catalogue need
+    (part / "README.md").write_text(readme(study, statement, report, len(items.images)))
+    (part / "LICENSE").write_text(licence_text(study))
+    table_digest = file_digest(part / "metadata.csv")
+    write_json(part / "croissant.json", croissant(study, statement, table_digest))
+    fingerprint = signing.fingerprint(key.public_key())
+    (part / "index.html").write_text(html(study, statement, report, items, fingerprint))
+    # what the claims rest on
+    _copy_sources(part, inputs)
+    (part / "statements").mkdir()
+    for site, data in evidence.statements.items():
+        (part / "statements" / f"{site}.json").write_bytes(data)
+
+
+def _copy_sources(part: Path, inputs: ReleaseInputs) -> None:
+    """The signed plan, and the final models where the plan releases them."""
+    for name in ("study.yaml", "study.sig"):
+        shutil.copyfile(inputs.bundle / name, part / name)
+    if inputs.study.release.models and inputs.weights:
+        (part / "models").mkdir()
+        for name, path in sorted(inputs.weights.items()):
+            shutil.copyfile(path, part / "models" / f"{name}.safetensors")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data, keys sorted."""
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,84 @@
+"""What evaluation.json says: the pictures measured against public data.
+
+In: the inputs and the items of a release. Out: plain data.
+Guarantees: what nobody measured reads "not evaluated".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from server.evaluate import findings as measured
+from server.evaluate import rehearsal_report
+from server.evaluate.downstream import Labelled
+from server.evaluate.findings import Finding
+from server.evaluate.rehearsal_report import Cast, Rehearsal
+from server.release.items import Items, ReleaseInputs
+
+
+def evaluation(inputs: ReleaseInputs, items: Items) -> dict[str, Any]:
+    """Return the report: reference, rehearsal and findings."""
+    rehearsal = _rehearsal(inputs, items)
+    if inputs.pairs is not None and items.masks is not None:
+        findings = _pair_findings(inputs, items)
+    else:
+        findings = _image_findings(inputs, items, rehearsal)
+    findings += measured.canary_findings(inputs.account.canaries)
+    return {
+        "reference": inputs.reference_name or None,
+        "rehearsal": rehearsal and rehearsal.model_dump(mode="json"),
+        "findings": measured.to_json(findings),
+    }
+
+
+def _rehearsal(inputs: ReleaseInputs, items: Items) -> Rehearsal | None:
+    """The rehearsal that was given, or that of this release if its people are public."""
+    if not isinstance(inputs.rehearsal, Cast):
+        return inputs.rehearsal
+    checkpoints = inputs.bundle / "checkpoints"
+    attacker = rehearsal_report.networks(inputs.study, inputs.weights, checkpoints)
+    released = Labelled(items.images, items.labels)
+    return rehearsal_report.rehearse(released, inputs.rehearsal, inputs.study, attacker)
+
+
+def _image_findings(
+    inputs: ReleaseInputs, items: Items, rehearsal: Rehearsal | None
+) -> list[Finding]:
+    """Images against public reference images, and what the rehearsal found."""
+    utility, attacks = rehearsal_report.findings(rehearsal)
+    return measured.evaluate(
+        items.images,
+        items.labels,
+        inputs.study.strata(),
+        inputs.reference,
+        extractor=inputs.extractor,
+        downstream=utility,
+        attacks=attacks,
+    )
+
+
+def _pair_findings(inputs: ReleaseInputs, items: Items) -> list[Finding]:
+    """Pairs against public reference pairs (imports torch)."""
+    from server.evaluate.pair_utility import evaluate_pairs
+
+    assert inputs.pairs is not None
+    assert items.masks is not None
+    reference = inputs.reference
+    pairs = None
+    patient_of = None
+    if inputs.pairs.reference is not None:
+        pairs = inputs.pairs.reference.pairs
+        patient_of = inputs.pairs.reference.patient_of
+        reference = pairs[..., :1]
+    released = np.concatenate([items.images, items.masks[..., None]], axis=-1)
+    return measured.evaluate(
+        items.images,
+        items.labels,
+        inputs.study.strata(),
+        reference,
+        patient_of=patient_of,
+        extractor=inputs.extractor,
+        downstream=evaluate_pairs(released, pairs, patient_of),
+    )

@@ -1,0 +1,93 @@
+"""Writes the pictures of a release, their table and their contact sheet (step 5 of the build)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from common.arrays import Images
+from common.study.plan import Study
+from server.public_data.pictures import contact_sheet, png_bytes, triptychs
+from server.release.items import Items
+from server.release.pairs import nifti_bytes
+
+SHOWN_PAIRS = 48  # on the contact sheet and the page
+PAIR_COLUMNS = 4
+PAIR_GAP_PX = 8
+IMAGE_HEADER = ("file_name", "label", "k", "grouping", "mechanism", "synthetic")
+PAIR_HEADER = ("file_name", "mask", "mask_nifti", "label", "mechanism", "synthetic")
+Progress = Callable[[int, int], None]
+Row = tuple[str | int, ...]
+
+
+def write_items(part: Path, items: Items, study: Study, progress: Progress) -> None:
+    """Write pictures by label folder (torchvision's and Hugging Face's layout) and their table."""
+    if items.masks is None:
+        write_images(part, items, study, progress)
+    else:
+        write_pairs(part, items, items.masks, study, progress)
+
+
+def write_images(part: Path, items: Items, study: Study, progress: Progress) -> None:
+    """Write every picture, metadata.csv and the contact sheet of all of them."""
+    groups: Row = (0, "none")
+    if study.synthesis:
+        groups = (study.synthesis.k, study.synthesis.grouping)
+    rows: list[Row] = []
+    columns = zip(items.images, items.labels, items.privatized, strict=True)
+    for i, (image, stratum, privatized) in enumerate(columns):
+        label = study.strata()[stratum]
+        name = file_name(i, label)
+        _write(part / name, png_bytes(image))
+        rows.append((name, label, *groups, _mechanism(study, bool(privatized)), "yes"))
+        progress(i + 1, len(items.images))
+    _write_table(part / "metadata.csv", IMAGE_HEADER, rows)
+    _write(part / "contact_sheet.png", png_bytes(contact_sheet(items.images)))
+
+
+def write_pairs(part: Path, items: Items, masks: Images, study: Study, progress: Progress) -> None:
+    """Write every picture, and its mask under the same number as PNG and as NIfTI."""
+    rows: list[Row] = []
+    columns = zip(items.images, items.labels, masks, strict=True)
+    for i, (image, stratum, mask) in enumerate(columns):
+        label = study.strata()[stratum]
+        name = file_name(i, label)
+        png = f"masks/{i:05d}.png"
+        nifti = f"masks/{i:05d}.nii.gz"
+        _write(part / name, png_bytes(image))
+        _write(part / png, png_bytes(mask))
+        _write(part / nifti, nifti_bytes(mask))
+        rows.append((name, png, nifti, label, "dp-generator", "yes"))
+        progress(i + 1, len(items.images))
+    _write_table(part / "metadata.csv", PAIR_HEADER, rows)
+    shown = triptychs(items.images[:SHOWN_PAIRS], masks[:SHOWN_PAIRS])
+    sheet = contact_sheet(shown, columns=PAIR_COLUMNS, pad=PAIR_GAP_PX)
+    _write(part / "contact_sheet.png", png_bytes(sheet))
+
+
+def file_name(index: int, label: str) -> str:
+    """Return a picture's path in the release."""
+    return f"data/{label}/{index:05d}.png"
+
+
+def _mechanism(study: Study, privatized: bool) -> str:
+    """What made a picture, as metadata.csv says it."""
+    synthesis = study.synthesis
+    if privatized and synthesis and synthesis.privatize:
+        return synthesis.privatize.mechanism
+    return "average"
+
+
+def _write_table(path: Path, header: Row, rows: Iterable[Row]) -> None:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    path.write_text(table.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

@@ -1,0 +1,76 @@
+"""Signs a finished folder, verifies it as a researcher would, and makes it visible (step 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.errors import RefusedError
+from common.storage.files import file_digest, sync_folder
+from common.study.plan import Study
+from common.wire import signing
+from kohort import layout
+from kohort.manifest import FileEntry, Manifest
+from kohort.verification import verify
+from server.release.documents import write_json
+
+
+def seal_folder(
+    part: Path, study: Study, images: int, sites: tuple[str, ...], key: Ed25519PrivateKey
+) -> None:
+    """Write manifest, sums, signature and the signer's line; then run `kohort verify`."""
+    names = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
+    key_line = signing.public_text(key.public_key())
+    manifest = _manifest(part, names, study, images, sites, key_line)
+    write_json(part / layout.MANIFEST, manifest.model_dump(mode="json"))
+    digests = {name: file_digest(part / name) for name in (*names, layout.MANIFEST)}
+    sums = layout.sums_text(digests).encode()
+    (part / layout.SUMS).write_bytes(sums)
+    (part / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))
+    (part / layout.SIGNERS).write_text(layout.signers_line(manifest.principal, key_line))
+    verify(part)
+
+
+def _manifest(
+    part: Path,
+    names: Sequence[str],
+    study: Study,
+    images: int,
+    sites: tuple[str, ...],
+    key_line: str,
+) -> Manifest:
+    """The facts of the release and the size of each file."""
+    entries = [FileEntry(path=name, size_bytes=(part / name).stat().st_size) for name in names]
+    synthesis = study.synthesis
+    return Manifest(
+        format="kohort-release/1",
+        name=study.name,
+        version=study.release.version,
+        title=study.title,
+        date=study.release.date,
+        study=study.hash(),
+        operator_key=key_line,
+        k=synthesis.k if synthesis else None,
+        grouping=synthesis.grouping if synthesis else "none",
+        epsilon=study.privacy.epsilon,
+        delta=study.privacy.delta,
+        images=images,
+        labels=study.strata(),
+        sites=sites,
+        files=tuple(entries),
+    )
+
+
+def publish(part: Path, target: Path) -> None:
+    """Rename `part` to `target`; a version that exists must be the very same bytes."""
+    if target.exists():
+        if (target / layout.SUMS).read_bytes() == (part / layout.SUMS).read_bytes():
+            return
+        raise RefusedError(
+            f"{target}: this version is published with other bytes",
+            hint="raise release.version in a new plan",
+        )
+    part.rename(target)
+    sync_folder(target.parent)

@@ -1,0 +1,236 @@
+"""The privacy statement of a release, as plain data and as Markdown.
+
+In: the plan, the sites' signed headers, the account of epsilon. Out: plain data, text.
+Guarantees: every sentence comes from a field of the plan or a signed header. k and epsilon stand
+side by side and never become one number; without a k in the plan none is claimed.
+Not covered: a legal assessment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.privacy.anchors import anchors_event
+from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, charged_image_event, latent_event
+from common.study.plan import Study
+from common.study.synthesis import Synthesis
+from common.wire.messages import Header
+from server.release.items import Account
+from server.release.limits import limits_of
+from server.release.templating import render
+
+AUDIT_METHOD = (
+    "one-run canary audit (Steinke, Nasr, Jagielski 2023) in the operator's rehearsal of the plan's private steps: invented "
+    "patients on coordinates of their own, no real patient"
+)
+AUDIT_LIMITS = (
+    "A low bound proves little: one run shows only a part of what could leak, and even noise at half its strength may stay below "
+    "the claim. A bound above the claim would prove a fault. That the noise is as loud as promised is measured separately, on "
+    "coordinates that hold nothing else."
+)
+AUDIT_SITES = (
+    "Each site carries canaries through its own training too. Its gate (rule 26) stays closed when its noise or its bound "
+    "contradicts the plan, so the updates that left passed; no number of a site's own audit leaves it."
+)
+ONE_EPSILON = "one epsilon, above, covers these averages and the updates together"
+
+
+def privacy_statement(
+    study: Study, headers: Mapping[str, Header], account: Account
+) -> dict[str, Any]:
+    """Return the statement: updates, images, privatized images, and the limits of all three."""
+    synthesis = study.synthesis
+    return {
+        "format": "kohort-privacy-statement/1",
+        "plan": study.hash(),
+        "unit": study.privacy.unit,
+        "updates": _updates_statement(study, headers, account),
+        "images": _averages_statement(study, synthesis) if synthesis else _pairs_statement(study),
+        "privatized_images": privatized_statement(study),
+        "human_review": "decided by each site's own policy; the outcome is not sent",
+        "limits": limits_of(study),
+    }
+
+
+def _updates_statement(
+    study: Study, headers: Mapping[str, Header], account: Account
+) -> dict[str, Any]:
+    """What is promised of the updates, what was computed and audited, and each site's ledger."""
+    privacy = study.privacy
+    evidence = {
+        name: {
+            "ledger_head": header.statement.get("ledger_head"),
+            "ledger_seq": header.statement.get("ledger_seq"),
+        }
+        for name, header in sorted(headers.items())
+    }
+    return {
+        "claim": f"{what_was_sent(study)} is ({privacy.epsilon:g}, {privacy.delta:g})-"
+        "differentially private for each of its patients, zero-out adjacency, over all steps "
+        "and rounds of the plan.",
+        "epsilon_promised": privacy.epsilon,
+        "delta": privacy.delta,
+        "epsilon_by_accountant": dict(account.epsilon),
+        "accountants": dict(account.versions),
+        "models": _models(study),
+        "audit": audit_statement(account),
+        "evidence": evidence,
+        "consortium": _consortium(study),
+    }
+
+
+def _models(study: Study) -> dict[str, dict[str, Any]]:
+    """The constants of each model's private steps."""
+    return {
+        name: {
+            "sampling_rate": round(study.sampling_rate(plan), 6),
+            "noise_multiplier": plan.noise_multiplier,
+            "clip": plan.clip,
+            "steps": plan.steps,
+        }
+        for name, plan in study.models.trained().items()
+    }
+
+
+def what_was_sent(study: Study) -> str:
+    """Return what the plan's one epsilon covers: updates, and averages if the plan counts them."""
+    if charged_image_event(study):
+        return "What each site sent through training, and as averages of patients,"
+    return "What each site sent through training"
+
+
+def _consortium(study: Study) -> dict[str, Any]:
+    """The promise to a patient of one site, and to a patient of all of them: the sum."""
+    privacy = study.privacy
+    sites = len(study.sites)
+    return {
+        "patient_of_one_site": {"epsilon": privacy.epsilon, "delta": privacy.delta},
+        "patient_of_every_site": {
+            "epsilon": privacy.epsilon * sites,
+            "delta": privacy.delta * sites,
+            "sites": sites,
+        },
+    }
+
+
+# --- images ---------------------------------------------------------------------------------
+
+
+def _averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
+    """What is promised of averages, and with `anchors` the mechanism behind their epsilon."""
+    anchors = anchors_event(study)
+    return {
+        "claim": f"Each image aggregates at least {synthesis.k} distinct patients of one site, "
+        "as identified there.",
+        "k": synthesis.k,
+        "grouping": synthesis.grouping,
+        "groups_independent_of_the_data": synthesis.grouping in ("random", "anchors"),
+        "evidence": "every site's gate checks each image's group; its signed header is in "
+        "statements/",
+        "mechanism": anchors.describe() if anchors else _noise_of(synthesis),
+    }
+
+
+def _noise_of(synthesis: Synthesis) -> str:
+    """What the averages of a plan without anchors carry."""
+    if synthesis.privatize is None or not synthesis.privatizes_averages:
+        return "none: the averages carry no noise"
+    if synthesis.privatize.share < 1:
+        return "none, but for the privatized share of them: see privatized_images"
+    return "every average is privatized: see privatized_images"
+
+
+def _pairs_statement(study: Study) -> dict[str, Any]:
+    """What is promised of pairs from the trained generator: the promise of the updates, no k."""
+    privacy = study.privacy
+    return {
+        "claim": "Every pair of image and mask was drawn from a generator that learned from the "
+        "sites' noised updates alone. Drawing is post-processing: the pairs fall under the same "
+        f"({privacy.epsilon:g}, {privacy.delta:g})-differential privacy for each patient of a "
+        "site. k-anonymity is not claimed.",
+        "k": None,
+        "grouping": None,
+        "evidence": "each site's signed header of its update in the last round is in statements/",
+    }
+
+
+def privatized_statement(study: Study) -> dict[str, Any] | str:
+    """Return the mechanism of privatized images, which groups make its claim hold, and the
+    model's own epsilon; "not evaluated" where the plan releases none.
+    """
+    mechanism = _latent_mechanism(study)
+    if mechanism is None or study.synthesis is None:
+        return "not evaluated"
+    privacy = study.privacy
+    limit = f"ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient"
+    model = f"model {limit}"
+    if mechanism.covers_patient:
+        model = f"with the model's training together at most {limit}"
+    whole = study.latent_dimension
+    facts = mechanism.describe()
+    return {
+        **facts,
+        "dimension_of": whole,
+        "model_epsilon": privacy.epsilon,
+        "model_delta": privacy.delta,
+        "groups_that_cover_patients": list(DATA_INDEPENDENT),
+        "statement": f"{mechanism.statement(whole)}; {model}. Claimed: {facts['claim']}.",
+    }
+
+
+def _latent_mechanism(study: Study) -> Latent | None:
+    """The mechanism of the plan's privatized averages."""
+    if study.synthesis is None or not study.synthesis.privatizes_averages:
+        return None
+    return latent_event(study)
+
+
+# --- the canary audit -----------------------------------------------------------------------
+
+
+def audit_statement(account: Account) -> dict[str, Any] | str:
+    """Each model's lower bound beside the accountant's upper bound, with what they prove."""
+    if not account.canaries:
+        return "not evaluated"
+    models = {name: found.model_dump(mode="json") for name, found in account.canaries.items()}
+    return {"method": AUDIT_METHOD, "models": models, "sites": AUDIT_SITES, "limits": AUDIT_LIMITS}
+
+
+def audit_lines(statement: Mapping[str, Any]) -> list[str]:
+    """Return a line a model: lower bound, upper bound, and the noise measured."""
+    audit = statement["updates"]["audit"]
+    if isinstance(audit, str):
+        return [f"Canary audit: {audit}."]
+    return [_audit_line(name, found) for name, found in audit["models"].items()]
+
+
+def _audit_line(name: str, found: Mapping[str, Any]) -> str:
+    return (
+        f"{name}: {found['lower_bound']:.2f} ≤ ε ≤ {found['upper_bound']:.2f} "
+        f"(delta {found['delta']:g}). Lower bound: {found['correct']} of {found['guesses']} "
+        f"guesses about {found['canaries']} canaries right over {found['steps']:,} steps, "
+        f"{found['confidence']:.0%} confidence, {found['ceiling']:.2f} at most with perfect "
+        f"guesses. Upper bound: PLD. Noise measured: {found['noise_ratio']:.3f} times the plan's "
+        "variance."
+    )
+
+
+# --- Markdown -------------------------------------------------------------------------------
+
+
+def statement_markdown(statement: Mapping[str, Any]) -> str:
+    """Return the statement as Markdown."""
+    return render(
+        "privacy_statement.md.j2",
+        statement=statement,
+        accounts=_accounts(statement),
+        audit_lines=audit_lines(statement),
+        one_epsilon=ONE_EPSILON,
+    )
+
+
+def _accounts(statement: Mapping[str, Any]) -> str:
+    """Epsilon by accountant, on one line."""
+    accounts = statement["updates"]["epsilon_by_accountant"]
+    return ", ".join(f"{name} {value:.4g}" for name, value in accounts.items())
