@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from common.errors import ConfigurationError
 from common.storage.files import read_capped
+from kohort.frozen import FrozenModel
+
+__all__ = ["FrozenModel", "dotted", "load_yaml", "parse_yaml"]
 
 Where = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -26,12 +29,6 @@ DEPTH_CAP = 20
 INTEGER = re.compile(r"[-+]?[0-9]+")
 FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "~": None, "": None}
-
-
-class FrozenModel(BaseModel):
-    """Base of every configuration model: frozen, strict about unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _Reader:

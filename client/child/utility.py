@@ -31,7 +31,7 @@ from common.errors import ConfigurationError, RefusedError
 from common.measure import pair_utility as utility
 from common.storage.files import atomic_write, read_capped
 from common.wire import signing
-from kohort import manifest
+from kohort import layout, verification
 
 TABLE_CAP_BYTES, PICTURE_CAP_BYTES = 1 << 26, 1 << 22
 
@@ -75,7 +75,7 @@ def measure_release(
     Raises RefusedError (the release does not verify), PolicyError (its plan is not approved here), ConfigurationError (it
     holds no pairs, or the cohort is not there).
     """
-    found = manifest.verify(release, trust=signing.public_text(plans.operator))  # 1
+    found = verification.verify(release, trust=signing.public_text(plans.operator))  # 1
     study = plans.open(found.study)  # 2
     folder = place.cohort(study.intake)
     if study.intake.volumes is None:
@@ -115,7 +115,7 @@ def read_pairs(release: Path, size_px: int) -> Pairs:
 
 def _picture(release: Path, name: str, size_px: int) -> NDArray[np.uint8]:
     """One grey picture [S, S]; only names that a release may hold are opened."""
-    if not manifest.allowed_name(name):
+    if not layout.allowed_name(name):
         raise RefusedError(f"metadata.csv: {name!r} is no name of a picture in a release")
     data = read_capped(release / name, PICTURE_CAP_BYTES)
     try:

@@ -1,51 +1,8 @@
-"""Files: read with a size cap, written atomically.
+"""The file functions of kohort/files.py, for the two sides.
 
-In: paths, bytes. Out: bytes, or a file that is whole or absent.
-Guarantees: a reader allocates at most its cap; a write survives a power cut or did not happen.
+They are written there because the `kohort` distribution imports nothing of the application.
 """
 
-from __future__ import annotations
+from kohort.files import atomic_write, file_digest, read_capped, sync_folder
 
-import os
-import tempfile
-from pathlib import Path
-
-from common.errors import RefusedError, disk_faults_named
-
-
-def read_capped(path: Path, max_bytes: int) -> bytes:
-    """Return the bytes of a file of at most `max_bytes`, checked before and while reading."""
-    with disk_faults_named("cannot read", path), open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise RefusedError(
-            f"{path}: larger than the {max_bytes} bytes allowed", hint="is this the right file?"
-        )
-    return data
-
-
-def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write `data` to `path` so that a crash leaves the old file or the new one, never a half."""
-    with disk_faults_named("cannot write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename or a new name in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+__all__ = ["atomic_write", "file_digest", "read_capped", "sync_folder"]

@@ -1,48 +1,28 @@
-"""What crosses the line between a site and the server: one signed header and one payload of canonical safetensors bytes.
+"""Messages between a site and the server: one signed header and one payload.
 
-In: a `Header`, payload bytes, the sender's Ed25519 key. Out: `Sealed`, or a verified `Header`. Guaranteed: the header names
-study, phase, round, sender and the payload's SHA-256, and is signed as a whole; an unknown field, kind or version is
-refused. Not covered: whether the payload may leave or may be used: common/privacy/boundary.py decides that on both sides.
+In: a `Header`, payload bytes (canonical safetensors), the sender's Ed25519 key.
+Out: `Sealed`, or the `Header` of a verified message.
+Guarantees: the header is signed as a whole and names the payload's SHA-256; an unknown field, kind or
+version is refused.
+Not covered: whether the payload may leave or be used; common/privacy/boundary.py decides that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from common.config import FrozenModel
 from common.errors import RefusedError
 from common.wire import signing
+from kohort.header import Header
+
+__all__ = ["HEADER_CAP_BYTES", "Header", "Sealed", "canonical", "digest_of", "seal", "unseal"]
 
 HEADER_CAP_BYTES = 65_536
-Hex64 = Field(pattern=r"^[0-9a-f]{64}$")
-Name = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")
-
-
-class Header(FrozenModel):
-    """The signed description of one message. `statement` holds public constants and ledger heads alone."""
-
-    version: Literal[1] = 1
-    kind: Literal["train", "synthesize", "update", "images"]
-    study: str = Hex64
-    phase: Literal["train", "synthesize"]
-    model: Literal["gan", "glow", "wgan", ""] = ""
-    round: int = Field(ge=0, le=1_000_000)
-    part: int = Field(default=0, ge=0, le=10_000)
-    parts: int = Field(default=1, ge=1, le=10_000)
-    sender: str = Name
-    digest: str = Hex64
-    statement: dict[str, str | int | float | bool] = Field(default_factory=dict, max_length=64)
-    receipts: tuple[str, ...] = Field(default=(), max_length=64)
-
-    @property
-    def key(self) -> str:
-        """The journal's key: study, phase, model, round, part; never Flower's run id, which changes on resubmission."""
-        return f"{self.study}/{self.phase}/{self.model}/{self.round}/{self.part}"
 
 
 class Sealed(NamedTuple):

@@ -1,30 +1,30 @@
-"""`kohort demo`: the whole path on one machine with public or invented patients, through the real commands as child processes.
+"""Runs `kohort demo`: the whole path on one machine, through the real commands as child processes.
 
-In: who plays the patients (demo_hospitals.py), deploy/studies (a plan), deploy/checkpoints. Out: a signed release below `--out`,
-and one line that says where. Guaranteed: every step is a command that hospital IT, the operator or a researcher would type;
-servers and daemons listen on loopback alone; whatever ends the run (success, failure, ctrl-C) ends every process that it
-started. Not covered: what only real hospitals have: their network, their data, their staff's judgement.
+In: deploy/studies (a plan), deploy/checkpoints, invented hospitals (hospitals.py).
+Out: a signed release below `--out`, and one line that says where.
+Guarantees: every step is a command that a person would type; servers listen on loopback alone;
+whatever ends the run (success, failure, ctrl-C) ends every process that it started.
+Not covered: what only real hospitals have: their network, their data, their staff's judgement.
 
-The run, numbered as in the code:
-  1. three hospitals: DICOM folders of invented people, around public photographs, radiographs or phantoms of vessels with masks;
-  2. the operator: `init`, `plan`, `sign`, `run`;
-  3. every site: `init`, `enrol` at the operator, `join`, `approve`, `run`;
-  4. training rounds and, where the plan has it, synthesis, whose images a person at each site reviews (`review --approve`);
-  5. the release: `release` beside a public reference, attacked where public people played; `kohort verify`.
+The run:
+  1. three hospitals: DICOM folders of invented people, made from public images or phantoms
+  2. the operator: `init`, `plan`, `sign`, `run`
+  3. every site: `init`, `enrol` at the operator, `join`, `approve`, `run`
+  4. training rounds and, where the plan has it, synthesis; a person at each site reviews the images
+  5. the release, compared with a public reference and attacked where members are known; `kohort
+    verify`
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -39,7 +39,7 @@ from common.process import end_with_parent, free_port
 from common.study.plan import Study
 from kohort.console import run_typer
 from kohort.manifest import Manifest, read_manifest
-from server.demo.fundus_hospitals import Truth
+from server.demo.export import Truth
 from server.demo.hospitals import (
     DEPLOY,
     PHOTOGRAPHS,
@@ -48,88 +48,13 @@ from server.demo.hospitals import (
     make_reference,
     preset_of,
 )
+from server.demo.processes import Processes
 
 MARKER = ".kohort-demo"
 DEADLINE_S = 1500.0
 POLL_S = 0.5
-STOP_S = 15.0
 MOST_SITES = 26  # hospital-a to hospital-z
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@dataclass
-class Crew:
-    """The child processes of one rehearsal and their logs."""
-
-    logs: Path
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def environment(self) -> dict[str, str]:
-        """Telemetry off; one thread a process, because all share this machine; where Python may not keep compiled modules beside
-        their source, the demo's own folder keeps them: twenty processes load the same libraries."""
-        quiet = {
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        kept = {
-            "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONPYCACHEPREFIX": str(self.logs.parent / "work" / "bytecode"),
-        }
-        return {
-            **os.environ, **quiet, **(kept if sys.dont_write_bytecode else {}), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"
-        }  # fmt: skip
-
-    def do(self, program: str, *arguments: str) -> str:
-        """Run one command to its end and return its standard output; raises PeerError with its last lines."""
-        done = subprocess.run(
-            _command(program, arguments), capture_output=True, text=True, check=False, preexec_fn=end_with_parent,
-            env=self.environment(),
-        )  # fmt: skip
-        if done.returncode:
-            raise PeerError(
-                f"`{program} {' '.join(arguments)}` ended with {done.returncode}:\n{done.stderr[-2000:].strip()}"
-            )
-        return done.stdout
-
-    def start(self, name: str, program: str, *arguments: str) -> None:
-        """Start a daemon whose output goes to its own log."""
-        with open(self.logs / f"{name}.log", "ab") as log:
-            self.running[name] = subprocess.Popen(
-                _command(program, arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                preexec_fn=end_with_parent, start_new_session=True, env=self.environment(),
-            )  # fmt: skip
-
-    def check(self) -> None:
-        """Raise PeerError if a daemon ended with an error."""
-        for name, process in self.running.items():
-            if process.poll() not in (None, 0):
-                tail = (self.logs / f"{name}.log").read_text(errors="replace")[-2000:].strip()
-                raise PeerError(
-                    f"{name} ended with {process.returncode}; the end of its log:\n{tail}"
-                )
-
-    def done(self, names: Sequence[str]) -> bool:
-        """Return whether these daemons have ended by themselves."""
-        return all(self.running[name].poll() == 0 for name in names)
-
-    def stop(self) -> None:
-        """End every process that is still there: politely, then not."""
-        alive = [process for process in self.running.values() if process.poll() is None]
-        for process in alive:
-            process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_S
-        for process in alive:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _command(program: str, arguments: Sequence[str]) -> list[str]:
-    """The installed console script beside this Python."""
-    return [str(Path(sys.executable).parent / program), *arguments]
 
 
 def fresh_folder(out: Path) -> Path:
@@ -184,30 +109,23 @@ class Places:
         return self.work / "sites" / name
 
 
-def start_operator(crew: Crew, places: Places, plan: Path) -> None:
+def start_operator(processes: Processes, places: Places, plan: Path) -> None:
     """Step 2: keys and certificates, the signed plan, the server."""
     port = free_port()
     state = str(places.server)
-    crew.do(
-        "kohort-server",
-        "init",
-        "--state",
-        state,
-        "--name",
-        "demo",
-        "--url",
-        f"https://127.0.0.1:{port}",
-    )
-    crew.do("kohort-server", "sign", str(plan), "--state", state, "--out", str(places.bundle))
-    crew.start(
+    url = f"https://127.0.0.1:{port}"
+    processes.do("kohort-server", "init", "--state", state, "--name", "demo", "--url", url)
+    processes.do("kohort-server", "sign", str(plan), "--state", state, "--out", str(places.bundle))
+    processes.start(
         "server", "kohort-server", "run", str(places.bundle), "--state", state, "--port", str(port)
     )
 
 
 def share_the_machine(file: Path) -> None:
-    """Edit site.yaml as hospital IT would: one thread a child, because all sites compute on this machine at once.
+    """Edit site.yaml as hospital IT would: one thread a child, because all sites compute on this
+    machine.
 
-    Three children of two threads each on two cores wait for each other so busily that the demo takes three times as long.
+    Three children of two threads each on two cores make the demo three times as long.
     """
     text = file.read_text()
     if "threads: 0 " not in text:
@@ -215,30 +133,20 @@ def share_the_machine(file: Path) -> None:
     file.write_text(text.replace("threads: 0 ", "threads: 1 "))
 
 
-def start_site(crew: Crew, places: Places, name: str, truth: Truth) -> None:
+def start_site(processes: Processes, places: Places, name: str, truth: Truth) -> None:
     """Step 3: the site's keys, its enrolment, its approval of the plan, its daemon."""
     state = str(places.site(name))
     join = str(places.work / f"{name}.join.json")
     folder = str(truth.folder)
     labels = str(truth.labels_csv)
-    crew.do(
-        "kohort-site",
-        "init",
-        "--state",
-        state,
-        "--site",
-        name,
-        "--data",
-        folder,
-        "--labels",
-        labels,
-    )
+    init = ["init", "--state", state, "--site", name, "--data", folder, "--labels", labels]
+    processes.do("kohort-site", *init)
     share_the_machine(places.site(name) / "site.yaml")
     request = str(places.site(name) / f"{name}.request.json")
-    crew.do("kohort-server", "enrol", request, "--state", str(places.server), "--out", join)
-    crew.do("kohort-site", "join", join, "--state", state)
-    crew.do("kohort-site", "approve", str(places.bundle), "--state", state, "--yes")
-    crew.start(name, "kohort-site", "run", "--state", state, "--until-done")
+    processes.do("kohort-server", "enrol", request, "--state", str(places.server), "--out", join)
+    processes.do("kohort-site", "join", join, "--state", state)
+    processes.do("kohort-site", "approve", str(places.bundle), "--state", state, "--yes")
+    processes.start(name, "kohort-site", "run", "--state", state, "--until-done")
 
 
 def waiting_batches(places: Places, names: Sequence[str], reviewed: set[str]) -> Iterator[str]:
@@ -248,36 +156,31 @@ def waiting_batches(places: Places, names: Sequence[str], reviewed: set[str]) ->
             yield name
 
 
-def watch(crew: Crew, places: Places, names: Sequence[str], report: Callable[[str], None]) -> None:
-    """Step 4: wait for the sites to finish, play the reviewer where one is asked for."""
+def watch(
+    processes: Processes, places: Places, names: Sequence[str], report: Callable[[str], None]
+) -> None:
+    """Step 4: wait for the sites to finish, and review their images where the plan asks for it."""
     deadline = time.monotonic() + DEADLINE_S
     reviewed = set[str]()
-    while not crew.done(names):
-        crew.check()
+    while not processes.done(names):
+        processes.check()
         for name in waiting_batches(places, names, reviewed):
             reviewed.add(name)
-            crew.do(
-                "kohort-site",
-                "review",
-                "--state",
-                str(places.site(name)),
-                "--approve",
-                "--reviewer",
-                "Demo Reviewer",
-            )
+            review = ["review", "--state", str(places.site(name)), "--approve"]
+            processes.do("kohort-site", *review, "--reviewer", "Demo Reviewer")
             report(f"{name}: images reviewed")
         for name in names:
-            report(_last_line(crew.logs / f"{name}.log", name))
+            report(_last_line(processes.logs / f"{name}.log", name))
         if time.monotonic() > deadline:
             raise PeerError(
                 f"the sites were not done after {DEADLINE_S:.0f} s",
-                hint=f"see the logs in {crew.logs}",
+                hint=f"see the logs in {processes.logs}",
             )
         time.sleep(POLL_S)
 
 
 def _last_line(log: Path, name: str) -> str:
-    """What a daemon said last."""
+    """Return the last line of a daemon's log."""
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 400))
         lines = [
@@ -287,35 +190,25 @@ def _last_line(log: Path, name: str) -> str:
 
 
 def publish(
-    crew: Crew, places: Places, reference: Reference = PHOTOGRAPHS
+    processes: Processes, places: Places, reference: Reference = PHOTOGRAPHS
 ) -> tuple[Path, Manifest]:
     """Step 5: the operator's release and the researcher's check."""
-    arguments = [
-        "release",
-        str(places.bundle),
-        "--state",
-        str(places.server),
-        "--out",
-        str(places.out / "release"),
-    ]
+    target = places.out / "release"
+    arguments = ["release", str(places.bundle), "--state", str(places.server), "--out", str(target)]
     if reference.members is not None and reference.heldout is not None:
         arguments += ["--members", str(reference.members), "--heldout", str(reference.heldout)]
-    crew.do(
-        "kohort-server",
-        *arguments,
-        "--reference",
-        str(reference.path),
-        "--reference-name",
-        reference.name,
-    )
-    folder = next(path.parent for path in (places.out / "release").glob("*/manifest.json"))
-    crew.do("kohort", "verify", str(folder))
+    arguments += ["--reference", str(reference.path), "--reference-name", reference.name]
+    processes.do("kohort-server", *arguments)
+    folder = next(path.parent for path in target.glob("*/manifest.json"))
+    processes.do("kohort", "verify", str(folder))
     return folder, read_manifest(folder)
 
 
 @contextmanager
 def steps(console: Console) -> Iterator[Callable[[str], Callable[[str], None]]]:
-    """Yield a function that opens the next step's progress line and returns a function that describes it."""
+    """Yield a function that opens the next step's progress line and returns a function that
+    describes it.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -342,10 +235,13 @@ def steps(console: Console) -> Iterator[Callable[[str], Callable[[str], None]]]:
 
 
 def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tuple[Path, Manifest]:
-    """Run all five steps; returns the release's folder and manifest. Every process that it started has ended afterwards."""
+    """Run all five steps; return the release's folder and manifest.
+
+    Every process that it started has ended afterwards.
+    """
     places = Places(fresh_folder(out))
-    crew = Crew(places.out / "logs")
-    crew.logs.mkdir()
+    processes = Processes(places.out / "logs")
+    processes.logs.mkdir()
     try:
         with steps(Console(stderr=True)) as step:
             report = step("1/5 hospitals: DICOM of invented people")
@@ -358,21 +254,21 @@ def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tu
             plan = places.work / "plan" / "study.yaml"
             study = write_plan(preset, plan, names)
             step("2/5 operator: keys, signed plan, server")
-            start_operator(crew, places, plan)
+            start_operator(processes, places, plan)
             report = step("3/5 sites: keys, enrolment, approval")
             for name, truth in hospitals.items():
                 report(name)
-                start_site(crew, places, name, truth)
+                start_site(processes, places, name, truth)
             watch(
-                crew,
+                processes,
                 places,
                 names,
                 step(f"4/5 training{', synthesis, review' if study.synthesis else ''}"),
             )
             step("5/5 release and verification")
-            return publish(crew, places, make_reference(study, places.work / "reference"))
+            return publish(processes, places, make_reference(study, places.work / "reference"))
     finally:
-        crew.stop()
+        processes.stop()
         if not keep:
             shutil.rmtree(places.work, ignore_errors=True)
 
@@ -391,7 +287,8 @@ def demo(
     study: Annotated[
         str,
         typer.Option(
-            help="fundus (public photographs), chest (public radiographs) or vessels (invented phantoms with masks)"
+            help="fundus (public photographs), chest (public radiographs) or "
+            "vessels (phantoms with masks)"
         ),
     ] = "fundus",
     sites: Annotated[int, typer.Option(help="how many hospitals", min=2, max=MOST_SITES)] = 3,

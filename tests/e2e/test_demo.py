@@ -6,6 +6,7 @@ and server and keeps all that the sites send. On the way one site daemon and the
 
 from __future__ import annotations
 
+from server.demo import processes
 import csv
 import json
 import os
@@ -27,9 +28,11 @@ from common.storage.journal import Journal
 from common.study.plan import Study, load_study
 from common.wire import tensors
 from common.wire.messages import Header
-from kohort.manifest import read_manifest, verify
+from kohort.manifest import read_manifest
+from kohort.verification import verify
 from server.demo import rehearsal
-from server.demo.fundus_hospitals import Truth, write_hospital
+from server.demo.fundus_hospitals import write_hospital
+from server.demo.export import Truth
 from server.operator.config import ServerState
 from server.rounds.record import StudyRecord
 from tests.capture import WireTap
@@ -49,7 +52,7 @@ class Story:
     study: Study
     sent: bytes
     release: Path
-    crew: rehearsal.Crew
+    processes: processes.Processes
 
 
 def few_crops() -> list[tuple[Path, int, str]]:
@@ -91,18 +94,18 @@ def short_plan(folder: Path) -> tuple[Path, Study]:
     return path, load_study(path)
 
 
-def until(condition: Callable[[], bool], what: str, crew: rehearsal.Crew) -> None:
+def until(condition: Callable[[], bool], what: str, processes: processes.Processes) -> None:
     """Wait; a daemon that died in the meantime is the failure."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
-        crew.check()
+        processes.check()
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.05)
 
 
-def kill_9(crew: rehearsal.Crew, name: str) -> None:
+def kill_9(processes: processes.Processes, name: str) -> None:
     """Kill a daemon as a power cut would; it must not be found as failed by `check`."""
-    process = crew.running.pop(name)
+    process = processes.running.pop(name)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -110,8 +113,8 @@ def kill_9(crew: rehearsal.Crew, name: str) -> None:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("demo"))
-    crew = rehearsal.Crew(places.out / "logs")
-    crew.logs.mkdir()
+    processes = processes.Processes(places.out / "logs")
+    processes.logs.mkdir()
     truth = {
         name: write_hospital(crops(), places.work / "hospitals" / name, index)
         for index, (name, crops) in enumerate(zip(SITES, (few_crops, other_crops), strict=True))
@@ -121,7 +124,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
         public, real = free_port(), free_port()
         server = ["run", str(places.bundle), "--state", str(places.server), "--port", str(real)]
-        crew.do(
+        processes.do(
             "kohort-server",
             "init",
             "--state",
@@ -131,7 +134,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             "--url",
             f"https://127.0.0.1:{public}",
         )
-        crew.do(
+        processes.do(
             "kohort-server",
             "sign",
             str(plan),
@@ -142,15 +145,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         )
         tls = ServerState(places.server).tls
         tap = WireTap(public, real, tls / "server.crt", tls / "server.key")
-        crew.start("server", "kohort-server", *server)
+        processes.start("server", "kohort-server", *server)
         for name in SITES:
-            rehearsal.start_site(crew, places, name, truth[name])
+            rehearsal.start_site(processes, places, name, truth[name])
 
         # One site daemon dies in the middle of its first round, and comes back.
         jobs = places.site("hospital-a") / "jobs"
-        until(lambda: any(jobs.glob("*/job.json")), "a job at hospital-a", crew)
-        kill_9(crew, "hospital-a")
-        crew.start(
+        until(lambda: any(jobs.glob("*/job.json")), "a job at hospital-a", processes)
+        kill_9(processes, "hospital-a")
+        processes.start(
             "hospital-a",
             "kohort-site",
             "run",
@@ -164,17 +167,17 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         until(
             lambda: (record / "weights" / "gan-000001.safetensors").is_file(),
             "a closed round",
-            crew,
+            processes,
         )
-        kill_9(crew, "server")
+        kill_9(processes, "server")
         time.sleep(1)
-        crew.start("server", "kohort-server", *server)
+        processes.start("server", "kohort-server", *server)
 
-        rehearsal.watch(crew, places, SITES, lambda line: None)
-        release, _ = rehearsal.publish(crew, places)
-        yield Story(places, truth, study, tap.sent(), release, crew)
+        rehearsal.watch(processes, places, SITES, lambda line: None)
+        release, _ = rehearsal.publish(processes, places)
+        yield Story(places, truth, study, tap.sent(), release, processes)
     finally:
-        crew.stop()
+        processes.stop()
         if tap:
             tap.close()
 
@@ -223,7 +226,7 @@ def test_no_count_loss_or_time_is_in_what_a_site_says(story: Story) -> None:
 
 
 def test_logs_hold_no_identifier(story: Story) -> None:
-    logs = all_bytes([*story.crew.logs.iterdir(), *story.places.server.rglob("*.log")])
+    logs = all_bytes([*story.processes.logs.iterdir(), *story.places.server.rglob("*.log")])
     for site in SITES:
         assert not leaked(story.truth[site].identifiers, logs)
 
@@ -276,7 +279,7 @@ def test_after_kill_9_nothing_is_spent_twice_and_no_reservation_has_two_updates(
         assert sorted(started) == sorted(set(started))  # one child a reservation
         assert len(answered) == len(set(answered)) == len(rounds)
         report = json.loads(
-            story.crew.do(
+            story.processes.do(
                 "kohort-site", "ledger", "--state", str(story.places.site(site)), "--json"
             )
         )
@@ -308,7 +311,7 @@ def test_the_ledger_prints_mechanisms_epsilons_and_the_cap_and_detects_one_chang
     story: Story, tmp_path: Path
 ) -> None:
     state = Path(shutil.copytree(story.places.site("hospital-b"), tmp_path / "site"))
-    text = story.crew.do("kohort-site", "ledger", "--state", str(state))
+    text = story.processes.do("kohort-site", "ledger", "--state", str(state))
     for word in (
         "gan: subsampled gaussian",
         "glow: subsampled gaussian",
@@ -319,12 +322,12 @@ def test_the_ledger_prints_mechanisms_epsilons_and_the_cap_and_detects_one_chang
         "cap 10",
     ):
         assert word in text
-    story.crew.do("kohort-site", "ledger", "--state", str(state), "verify")
+    story.processes.do("kohort-site", "ledger", "--state", str(state), "verify")
     data = bytearray((state / "ledger.sqlite").read_bytes())
     data[data.find(b'"noise_multiplier"') + 2] ^= 1
     (state / "ledger.sqlite").write_bytes(data)
     with pytest.raises(Exception, match="ended with 1"):
-        story.crew.do("kohort-site", "ledger", "--state", str(state), "verify")
+        story.processes.do("kohort-site", "ledger", "--state", str(state), "verify")
 
 
 def test_released_pictures_look_like_the_cohort_and_not_like_one_of_it(story: Story) -> None:

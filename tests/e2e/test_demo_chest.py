@@ -7,6 +7,7 @@ identifying is looked for in it, in all logs, in the server's whole state and in
 
 from __future__ import annotations
 
+from server.demo import processes
 import csv
 import json
 import shutil
@@ -28,7 +29,7 @@ from common.study.plan import Study, load_study
 from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
-from server.demo.fundus_hospitals import Truth
+from server.demo.export import Truth
 from server.evaluate import attacks
 from server.evaluate.downstream import KAPPA, KEPT, KEPT_REAL
 from server.evaluate.findings import DOWNSTREAM
@@ -50,7 +51,7 @@ class Story:
     study: Study
     sent: bytes
     release: Path
-    processes: rehearsal.Processes
+    processes: processes.Processes
 
 
 def small_plan(preset: Path, target: Path) -> Path:
@@ -73,7 +74,7 @@ def small_plan(preset: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("chest"))
-    processes = rehearsal.Processes(places.out / "logs")
+    processes = processes.Processes(places.out / "logs")
     processes.logs.mkdir()
     truth = demo_hospitals.radiograph_hospitals(
         places.work / "hospitals", SITES, lambda *_: None, PATIENTS

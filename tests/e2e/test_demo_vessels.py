@@ -6,6 +6,7 @@ identifying is looked for in it, in all logs, in the server's whole state and in
 
 from __future__ import annotations
 
+from server.demo import processes
 import csv
 import gzip
 import json
@@ -25,10 +26,11 @@ from client.ingest.cohort import Cohort
 from common.process import free_port
 from common.storage.journal import Journal
 from common.study.plan import Study, load_study
-from kohort.manifest import read_manifest, verify
+from kohort.manifest import read_manifest
+from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
-from server.demo.fundus_hospitals import Truth
+from server.demo.export import Truth
 from server.operator.config import ServerState
 from tests.capture import WireTap
 from tests.federation import pairs_plan
@@ -48,14 +50,14 @@ class Story:
     study: Study
     sent: bytes
     release: Path
-    crew: rehearsal.Crew
+    processes: processes.Processes
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("vessels"))
-    crew = rehearsal.Crew(places.out / "logs")
-    crew.logs.mkdir()
+    processes = processes.Processes(places.out / "logs")
+    processes.logs.mkdir()
     truth = demo_hospitals.phantom_hospitals(
         places.work / "hospitals", SITES, lambda *_: None, PATIENTS
     )
@@ -72,22 +74,22 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
         public, real = free_port(), free_port()
         state = ["--state", str(places.server)]
-        crew.do(
+        processes.do(
             "kohort-server", "init", *state, "--name", "e2e", "--url", f"https://127.0.0.1:{public}"
         )
-        crew.do("kohort-server", "sign", str(plan), *state, "--out", str(places.bundle))
+        processes.do("kohort-server", "sign", str(plan), *state, "--out", str(places.bundle))
         tls = ServerState(places.server).tls
         tap = WireTap(public, real, tls / "server.crt", tls / "server.key")
-        crew.start(
+        processes.start(
             "server", "kohort-server", "run", str(places.bundle), *state, "--port", str(real)
         )
         for name in SITES:
-            rehearsal.start_site(crew, places, name, truth[name])
-        rehearsal.watch(crew, places, SITES, lambda line: None)
-        release, _ = rehearsal.publish(crew, places, reference)
-        yield Story(places, truth, load_study(plan), tap.sent(), release, crew)
+            rehearsal.start_site(processes, places, name, truth[name])
+        rehearsal.watch(processes, places, SITES, lambda line: None)
+        release, _ = rehearsal.publish(processes, places, reference)
+        yield Story(places, truth, load_study(plan), tap.sent(), release, processes)
     finally:
-        crew.stop()
+        processes.stop()
         if tap:
             tap.close()
 
@@ -104,7 +106,7 @@ def secrets(story: Story) -> list[str]:
 
 def logs(story: Story) -> bytes:
     """What daemons, the server and its children wrote down."""
-    return all_bytes([*story.crew.logs.iterdir(), *story.places.server.rglob("*.log")])
+    return all_bytes([*story.processes.logs.iterdir(), *story.places.server.rglob("*.log")])
 
 
 def test_no_identifier_is_sent(story: Story) -> None:
@@ -143,7 +145,7 @@ def test_every_site_sent_one_update_a_round_and_spent_once(story: Story) -> None
         journal.close()
         assert states.count("reserved") == states.count("answered") == ROUNDS
         report = json.loads(
-            story.crew.do(
+            story.processes.do(
                 "kohort-site", "ledger", "--state", str(story.places.site(site)), "--json"
             )
         )

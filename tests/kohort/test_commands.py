@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import PolicyError
-from kohort.commands import run_typer
+from kohort.console import run_typer
 from tests.releases import small_release
 
 KOHORT = str(Path(sys.executable).parent / "kohort")

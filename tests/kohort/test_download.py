@@ -154,7 +154,7 @@ def test_what_was_pulled_is_verified_against_the_key_that_the_reader_trusts(
     Mirror.lies["/SHA256SUMS.sig"] = (release / "SHA256SUMS.sig").read_bytes().replace(b"A", b"B")
     with pytest.raises(RefusedError, match=r"SHA256SUMS\.sig"):
         download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
-    monkeypatch.setattr(download.release, "TEXT_CAP_BYTES", 100)
+    monkeypatch.setattr(download.layout, "TEXT_CAP_BYTES", 100)
     with pytest.raises(RefusedError, match="more than a release may hold"):
         download.pull(url, tmp_path / "other", ca=ca, progress=nothing)
 

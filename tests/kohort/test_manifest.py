@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import RefusedError
 from common.wire import signing
-from kohort.manifest import verify
+from kohort.verification import verify
 from tests.releases import small_release
 
 

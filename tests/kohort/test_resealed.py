@@ -16,8 +16,9 @@ from common.privacy import boundary
 from common.study.plan import Study, load_study
 from common.wire import signing
 from common.wire.messages import Header, seal
-from kohort import manifest as layout
-from kohort.manifest import verify
+from kohort import layout, statements
+from kohort.files import file_digest
+from kohort.verification import verify
 from tests.releases import small_release
 
 Change = Callable[[Path], object]
@@ -41,7 +42,7 @@ def reseal(
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
     files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     names = [name for name in files if name not in layout.UNLISTED]
-    sums = layout.sums_text({name: layout.file_digest(folder / name) for name in names}).encode()
+    sums = layout.sums_text({name: file_digest(folder / name) for name in names}).encode()
     (folder / layout.SUMS).write_bytes(sums)
     (folder / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))
 
@@ -67,7 +68,7 @@ def statement(folder: Path, **fields: Any) -> None:
     }  # fmt: skip
     key = signing.new_key()
     sealed = seal(Header.model_validate(header), b"", key)
-    line = layout.statement_json(
+    line = statements.statement_json(
         "hospital-a", signing.public_text(key.public_key()), sealed.header, sealed.signature
     )
     (folder / "statements" / "hospital-a.json").write_bytes(line)

@@ -1,0 +1,53 @@
+"""How a command line ends: an exit code, and an error in words on standard error.
+
+Exit codes: those of kohort/errors.py; 0 is success and 130 is ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from kohort.errors import ConfigurationError, KohortError
+
+INTERRUPTED = 130
+
+
+def run_command(program: str, command: Callable[[], None]) -> int:
+    """Return the exit code of `command`; a KohortError is printed as error and hint lines."""
+    try:
+        command()
+    except KohortError as error:
+        problems = getattr(error, "problems", ())
+        for line in problems or (str(error),):
+            sys.stderr.write(f"{program}: error: {line}\n")
+        if error.hint:
+            sys.stderr.write(f"{program}: hint: {error.hint}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: interrupted; what was journaled is kept\n")
+        return INTERRUPTED
+    return 0
+
+
+def run_typer(program: str, command: Callable[[], object]) -> int:
+    """Return the exit code of a typer application, usage errors and ctrl-C included."""
+    code = 0
+
+    def call() -> None:
+        nonlocal code
+        try:
+            given = command()  # typer returns the code of an Exit, and 130 for ctrl-C
+        except click.exceptions.Abort as error:
+            raise KeyboardInterrupt from error
+        except click.ClickException as error:
+            raise ConfigurationError(
+                error.format_message(), hint=f"`{program} --help` lists the commands"
+            ) from error
+        code = given if isinstance(given, int) else 0
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+
+    return run_command(program, call) or code

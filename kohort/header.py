@@ -1,0 +1,43 @@
+"""The signed header of a message between a site and the server.
+
+It names study, phase, model, round, part, sender and the payload's SHA-256.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kohort.frozen import FrozenModel
+
+Hex64 = Field(pattern=r"^[0-9a-f]{64}$")
+Name = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")
+
+
+class Header(FrozenModel):
+    """The signed description of one message.
+
+    `statement` holds public constants and ledger heads alone.
+    """
+
+    version: Literal[1] = 1
+    kind: Literal["train", "synthesize", "update", "images"]
+    study: str = Hex64
+    phase: Literal["train", "synthesize"]
+    model: Literal["gan", "glow", "wgan", ""] = ""
+    round: int = Field(ge=0, le=1_000_000)
+    part: int = Field(default=0, ge=0, le=10_000)
+    parts: int = Field(default=1, ge=1, le=10_000)
+    sender: str = Name
+    digest: str = Hex64
+    statement: dict[str, str | int | float | bool] = Field(default_factory=dict, max_length=64)
+    receipts: tuple[str, ...] = Field(default=(), max_length=64)
+
+    @property
+    def key(self) -> str:
+        """The journal's key: study, phase, model, round, part.
+
+        Flower's run id is not in it, because it changes when a run is submitted again.
+        """
+        return f"{self.study}/{self.phase}/{self.model}/{self.round}/{self.part}"

@@ -1,0 +1,67 @@
+"""Which files a release may hold, and the one spelling of SHA256SUMS and allowed_signers."""
+
+from __future__ import annotations
+
+import re
+
+from kohort import signatures
+from kohort.errors import RefusedError
+
+SUMS = "SHA256SUMS"
+SIGNATURE = "SHA256SUMS.sig"
+SIGNERS = "allowed_signers"
+MANIFEST = "manifest.json"
+METADATA = "metadata.csv"
+UNLISTED = (SUMS, SIGNATURE, SIGNERS)
+TOP_LEVEL = {
+    *UNLISTED,
+    MANIFEST,
+    METADATA,
+    "LICENSE",
+    "README.md",
+    "contact_sheet.png",
+    "croissant.json",
+    "evaluation.json",
+    "index.html",
+    "privacy_statement.json",
+    "privacy_statement.md",
+    "study.sig",
+    "study.yaml",
+}
+INNER = re.compile(
+    r"data/[a-z0-9][a-z0-9-]{0,31}/[0-9]{5}\.png|masks/[0-9]{5}\.(?:png|nii\.gz)"
+    r"|models/[a-z]{1,16}\.safetensors|statements/[a-z][a-z0-9-]{0,31}\.json"
+)
+FILES_CAP = 200_000
+FILE_CAP_BYTES = 1 << 30
+TEXT_CAP_BYTES = 1 << 26
+
+
+def allowed_name(name: str) -> bool:
+    """Return whether a release may hold a file of this name."""
+    return name in TOP_LEVEL or INNER.fullmatch(name) is not None
+
+
+def signers_line(principal: str, key: str) -> str:
+    """Return the content of allowed_signers, as `ssh-keygen -Y verify` reads it."""
+    return f'{principal} namespaces="{signatures.RELEASE}" {" ".join(key.split()[:2])}\n'
+
+
+def sums_text(digests: dict[str, str]) -> str:
+    """Return SHA256SUMS in the form of `sha256sum`, sorted by name."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+
+
+def parse_sums(data: bytes) -> dict[str, str]:
+    """Return {name: digest}; refuses every spelling but the one that `sums_text` writes."""
+    found = {}
+    for line in data.decode("utf-8", "replace").splitlines():
+        digest, _, name = line.partition("  ")
+        if not re.fullmatch(r"[0-9a-f]{64}", digest) or not allowed_name(name) or name in UNLISTED:
+            raise RefusedError(
+                f"{SUMS}: a line is not `sha256  name` with a name that a release may hold"
+            )
+        found[name] = digest
+    if sums_text(found).encode() != data:
+        raise RefusedError(f"{SUMS}: not in its one canonical order and spelling")
+    return found

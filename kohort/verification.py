@@ -1,0 +1,271 @@
+"""Verifies a release on disk, offline, in six numbered steps.
+
+In: a release folder. Out: its `Manifest`, or RefusedError that names the file. Guarantees, in order:
+  1. every file has a name and a size that a release may hold, and is no link;
+  2. SHA256SUMS is signed by the key in allowed_signers, or by the key that the reader trusts;
+  3. every file listed in SHA256SUMS is there with exactly that digest, and no other file is;
+  4. manifest.json and allowed_signers agree with each other and with the files;
+  5. metadata.csv lists exactly the images, each with its label folder, and exactly their masks;
+  6. every site's statement is signed by that site's key and is about this study's plan. It states
+     no smaller k (images), or the release's own epsilon and delta (a release without k: pairs drawn
+     from a generator trained on updates).
+Not covered: whether the operator's key deserves trust. Compare its fingerprint with one from another
+channel (`--trust`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from kohort import signatures
+from kohort.errors import ConfigurationError, RefusedError
+from kohort.files import file_digest, read_capped
+from kohort.header import Header
+from kohort.layout import (
+    FILE_CAP_BYTES,
+    FILES_CAP,
+    MANIFEST,
+    METADATA,
+    SIGNATURE,
+    SIGNERS,
+    SUMS,
+    TEXT_CAP_BYTES,
+    UNLISTED,
+    allowed_name,
+    parse_sums,
+    signers_line,
+)
+from kohort.manifest import Manifest, read_manifest
+from kohort.statements import open_statement
+
+SIGNERS_CAP_BYTES = 4096
+STATEMENT_CAP_BYTES = 1 << 20
+SIGNERS_LINE = re.compile(
+    r'operator@[a-z0-9-]+ namespaces="[a-z0-9-]+" (ssh-ed25519 [A-Za-z0-9+/=]+)\n'
+)
+
+
+def verify(
+    folder: Path,
+    *,
+    trust: str | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Manifest:
+    """Return the manifest of a release that passes all six steps; raises RefusedError.
+
+    `trust`: an OpenSSH public key line or a `SHA256:` fingerprint that the operator's key must have.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"{folder}: no such folder", hint="give the folder of a downloaded release"
+        )
+
+    # (1) every file has a name and a size that a release may hold
+    present = _list_files(folder)
+    # (2) SHA256SUMS is signed by the operator
+    digests = _read_signed_sums(folder, trust)
+    # (3) the files are those of SHA256SUMS, unchanged
+    _check_digests(folder, digests, present, progress)
+    # (4) manifest, allowed_signers and files agree
+    manifest = read_manifest(folder)
+    _check_manifest(folder, manifest, digests)
+    # (5) metadata.csv lists the images and masks
+    _check_metadata(folder, manifest, digests)
+    # (6) every site's signed statement fits the release
+    for site in manifest.sites:
+        _check_statement(folder / "statements" / f"{site}.json", site, manifest)
+    return manifest
+
+
+# ---- (1) names and sizes
+
+
+def _list_files(folder: Path) -> set[str]:
+    """Step 1: the names of all files below the folder."""
+    names: set[str] = set()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise RefusedError(f"{name}: a release holds plain files only, no links or devices")
+        if path.is_dir():
+            continue
+        if not allowed_name(name):
+            raise RefusedError(
+                f"{name}: not a file that a release may hold",
+                hint="remove it, or pull the release again",
+            )
+        if path.stat().st_size > FILE_CAP_BYTES or len(names) >= FILES_CAP:
+            raise RefusedError(f"{name}: larger or more files than a release may hold")
+        names.add(name)
+    for name in (*UNLISTED, MANIFEST, METADATA):
+        if name not in names:
+            raise RefusedError(
+                f"{name}: missing", hint="pull the release again; the download is not complete"
+            )
+    return names
+
+
+# ---- (2) the operator's signature
+
+
+def _read_signed_sums(folder: Path, trust: str | None) -> dict[str, str]:
+    """Step 2: the digests in SHA256SUMS, if its signature holds."""
+    sums = read_capped(folder / SUMS, TEXT_CAP_BYTES)
+    match = SIGNERS_LINE.fullmatch(_read_signers(folder))
+    if not match:
+        raise RefusedError(f"{SIGNERS}: not the one line that a release carries")
+    try:
+        key = signatures.parse_public(match[1])
+    except ConfigurationError as error:
+        raise RefusedError(f"{SIGNERS}: {error}") from error
+
+    # The reader's own choice of key comes before the signature itself.
+    found = signatures.fingerprint(key)
+    if trust and found != _fingerprint_of(trust):
+        raise RefusedError(
+            f"{SIGNERS}: signed by {found}, you trust {_fingerprint_of(trust)}",
+            hint="compare with the fingerprint that the study publishes elsewhere",
+        )
+
+    signature = read_capped(folder / SIGNATURE, signatures.KEY_CAP_BYTES)
+    try:
+        signatures.verify(key, signatures.RELEASE, sums, signature, what=SUMS)
+    except RefusedError as error:
+        raise RefusedError(f"{error} ({SUMS}, {SIGNATURE} or {SIGNERS} was altered)") from error
+    return parse_sums(sums)
+
+
+def _read_signers(folder: Path) -> str:
+    """The content of allowed_signers."""
+    return read_capped(folder / SIGNERS, SIGNERS_CAP_BYTES).decode("utf-8", "replace")
+
+
+def _fingerprint_of(trust: str) -> str:
+    """The fingerprint in, or of, what the reader gave as `trust`."""
+    if trust.startswith("SHA256:"):
+        return trust
+    return signatures.fingerprint(signatures.parse_public(trust))
+
+
+# ---- (3) the files
+
+
+def _check_digests(
+    folder: Path, digests: dict[str, str], present: set[str], progress: Callable[[int, int], None]
+) -> None:
+    """Step 3: every listed file is unchanged, and nothing else is there."""
+    extra = sorted(present - set(digests) - set(UNLISTED))
+    if extra:
+        raise RefusedError(f"{extra[0]}: not listed in {SUMS}")
+    for done, (name, digest) in enumerate(digests.items(), 1):
+        if name not in present:
+            raise RefusedError(f"{name}: missing", hint="pull the release again; it resumes")
+        got = file_digest(folder / name)
+        if got != digest:
+            raise RefusedError(
+                f"{name}: altered: SHA-256 is {got[:16]}..., signed was {digest[:16]}..."
+            )
+        progress(done, len(digests))
+
+
+# ---- (4) the manifest
+
+
+def _check_manifest(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
+    """Step 4: manifest, allowed_signers and file sizes agree."""
+    if _read_signers(folder) != signers_line(manifest.principal, manifest.operator_key):
+        raise RefusedError(
+            f"{SIGNERS}: altered: it is not the line that the signed {MANIFEST} implies"
+        )
+    sizes = {entry.path: entry.size_bytes for entry in manifest.files}
+    if set(sizes) != set(digests) - {MANIFEST}:
+        raise RefusedError(f"{MANIFEST}: lists other files than {SUMS}")
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size
+        if found != size:
+            raise RefusedError(f"{name}: {found} bytes, {MANIFEST} says {size}")
+
+
+# ---- (5) the table of images
+
+
+def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
+    """Step 5: metadata.csv is the list of the images and masks."""
+    text = read_capped(folder / METADATA, TEXT_CAP_BYTES).decode("utf-8", "replace")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    images = sorted(name for name in digests if name.startswith("data/"))
+    listed = sorted(row.get("file_name") or "" for row in rows)
+    if listed != images or len(images) != manifest.images:
+        raise RefusedError(
+            f"{METADATA}: lists {len(rows)} images, {len(images)} are there, "
+            f"{manifest.images} stated"
+        )
+    for row in rows:
+        if row["label"] not in manifest.labels or row["file_name"].split("/")[1] != row["label"]:
+            raise RefusedError(
+                f"{METADATA}: {row['file_name']} stands in another folder than its label"
+            )
+        _check_k(row, manifest)
+    _check_masks(rows, {name for name in digests if name.startswith("masks/")})
+
+
+def _check_k(row: dict[str, str], manifest: Manifest) -> None:
+    """Step 5: a row states at least the manifest's k, or none where the manifest claims none."""
+    stated = row.get("k", "")
+    if manifest.k is None:
+        fits = not stated
+        expected = "none"
+    else:
+        fits = stated.isdigit() and int(stated) >= manifest.k
+        expected = f"at least {manifest.k}"
+    if not fits:
+        raise RefusedError(
+            f"{METADATA}: {row['file_name']} states k = {stated}, {expected} expected"
+        )
+
+
+def _check_masks(rows: list[dict[str, str]], masks: set[str]) -> None:
+    """Step 5: each row's mask is a picture and a NIfTI file under the image's own number."""
+    listed = []
+    for row in rows:
+        listed += [row[column] for column in ("mask", "mask_nifti") if row.get(column)]
+    if set(listed) != masks or len(listed) != len(masks):
+        raise RefusedError(f"{METADATA}: lists {len(listed)} mask files, {len(masks)} are there")
+    if not masks:
+        return
+    for row in rows:
+        number = row["file_name"].rpartition("/")[2].removesuffix(".png")
+        expected = (f"masks/{number}.png", f"masks/{number}.nii.gz")
+        if (row.get("mask"), row.get("mask_nifti")) != expected:
+            raise RefusedError(f"{METADATA}: {row['file_name']} stands beside another image's mask")
+
+
+# ---- (6) the sites' statements
+
+
+def _check_statement(path: Path, site: str, manifest: Manifest) -> None:
+    """Step 6: the site's own signature over what it sent for this plan."""
+    name = f"statements/{path.name}"
+    _, header = open_statement(read_capped(path, STATEMENT_CAP_BYTES), name)
+    kind = "update" if manifest.k is None else "images"
+    if header.sender != site or header.study != manifest.study or header.kind != kind:
+        raise RefusedError(f"{name}: about another site or study, or not about {kind}")
+    if manifest.k is None:
+        _check_budget(name, header, manifest)
+    elif int(header.statement.get("k", 0)) < manifest.k:
+        raise RefusedError(
+            f"{name}: the site states k = {header.statement.get('k')}, the release {manifest.k}"
+        )
+
+
+def _check_budget(name: str, header: Header, manifest: Manifest) -> None:
+    """Step 6: a release without k carries the epsilon and delta that the site states."""
+    stated = (header.statement.get("epsilon"), header.statement.get("delta"))
+    if stated != (manifest.epsilon, manifest.delta):
+        raise RefusedError(
+            f"{name}: the site states (epsilon, delta) = {stated}, not the release's"
+        )
