@@ -28,10 +28,11 @@ class Data(FrozenModel):
     """Where the images of patients lie. Read only."""
 
     folder: str = Field(
-        min_length=1, description="folder with DICOM or image files; kohort only reads it"
+        min_length=1, description="folder with DICOM, NIfTI or image files; kohort only reads it"
     )
     labels_csv: str | None = Field(
-        default=None, description="CSV with file, patient, label, laterality, mask; null: none"
+        default=None,
+        description="path of a CSV with the columns file, patient, label, laterality, mask; null: none",
     )
 
 
@@ -39,37 +40,50 @@ class Policy(FrozenModel):
     """What this hospital allows, whatever a plan or a server asks."""
 
     max_epsilon: float = Field(
-        default=10.0, gt=0, le=100, description="most a patient may ever spend, over all studies"
+        default=10.0,
+        gt=0,
+        le=100,
+        description="largest epsilon that a patient may spend, over all studies of this site together",
     )
     max_delta: float = Field(
-        default=1e-5, gt=0, le=0.01, description="delta of that promise; fixed by the first run"
+        default=1e-5,
+        gt=0,
+        le=0.01,
+        description="delta of max_epsilon; the ledger keeps the first one, later changes are refused",
     )
     min_k: int = Field(
-        default=5, ge=2, description="least patients behind an image; 10 is recommended"
+        default=5, ge=2, description="fewest distinct patients behind one image; 10 is recommended"
     )
     min_noise_multiplier: float = Field(
-        default=0.5, gt=0, description="least noise of a private step"
+        default=0.5,
+        gt=0,
+        description="smallest noise of a private step: standard deviation in units of the clip norm",
     )
     groupings: tuple[Literal["similar", "similar-swap", "cells", "random", "anchors"], ...] = Field(
         default=("similar", "cells", "random", "anchors"),
-        description="ways to form groups that are allowed; similar-swap, the tightest, leaks most about who took part",
+        description="allowed ways to form groups; similar-swap makes the tightest groups and "
+        "leaks most about who took part",
     )
     max_images: int = Field(
-        default=1000, ge=0, description="most images that may leave for one study"
+        default=1000,
+        ge=0,
+        description="largest number of images that may leave for one study; 0: none",
     )
     single_images: Literal["never", "allowed"] = Field(
         default="never",
-        description="whether a privatized image of one patient may leave, where a plan says so",
+        description="whether privatized images of one patient each may leave, where the plan says "
+        "so too",
     )
     max_epsilon_image: float = Field(
         default=10.0,
         gt=0,
         le=100,
-        description="most epsilon of one such image, per image and not per coordinate",
+        description="largest epsilon of one such image, per image and not per coordinate",
     )
     review: Literal["required", "not_required"] = Field(
         default="required",
-        description="whether a person must approve each image batch (kohort-site review)",
+        description="whether a person must approve each batch of images before it leaves "
+        "(kohort-site review)",
     )
 
 
@@ -77,16 +91,21 @@ class Network(FrozenModel):
     """How the server is reached; its address comes with the join file."""
 
     proxy: str | None = Field(
-        default=None, description="http://host:port of a CONNECT proxy; null: direct"
+        default=None,
+        description="http://HOST:PORT of an HTTP CONNECT proxy; null: connect directly",
     )
     poll_s: float = Field(
-        default=0.5, gt=0, le=60, description="seconds between questions while a round is on"
+        default=0.5,
+        gt=0,
+        le=60,
+        description="pause in seconds between two requests for work during a round",
     )
     send_slot_s: float = Field(
         default=2.0,
         ge=0,
         le=3600,
-        description="replies leave at multiples of this after the question",
+        description="seconds: replies leave at whole multiples of it after the instruction, which "
+        "hides how long the work took; 0: at once",
     )
 
 
@@ -94,33 +113,41 @@ class Limits(FrozenModel):
     """What this machine gives."""
 
     max_file_mib: int = Field(
-        default=256, ge=1, le=4096, description="largest image file that is opened"
+        default=256, ge=1, le=4096, description="largest image file that is opened, in MiB"
     )
     max_message_mib: int = Field(
-        default=512, ge=1, le=4096, description="largest instruction that is accepted"
+        default=512, ge=1, le=4096, description="largest instruction that is accepted, in MiB"
     )
     child_memory_gib: float = Field(
-        default=0, ge=0, description="memory of the working child process; 0: no limit"
+        default=0,
+        ge=0,
+        description="memory limit of the child process that computes, in GiB; 0: no limit",
     )
     threads: int = Field(
-        default=0, ge=0, le=512, description="threads of the working child process; 0: all cores"
+        default=0,
+        ge=0,
+        le=512,
+        description="threads of the child process that computes; 0: one a core",
     )
     retries: int = Field(
         default=2,
         ge=0,
         le=10,
-        description="how often a crashed child is started again, each at full cost",
+        description="how often a crashed child process is started again; each attempt spends the "
+        "round's epsilon again",
     )
 
 
 class SiteConfig(FrozenModel):
     """The whole of site.yaml."""
 
-    site: Identifier = Field(description="this hospital's name in study plans")
-    data: Data
-    policy: Policy = Field(default_factory=Policy)
-    network: Network = Field(default_factory=Network)
-    limits: Limits = Field(default_factory=Limits)
+    site: Identifier = Field(
+        description="this hospital's name in study plans: lower-case letters, digits and hyphens"
+    )
+    data: Data = Field(description="where the images of patients lie")
+    policy: Policy = Field(default_factory=Policy, description="what this hospital allows")
+    network: Network = Field(default_factory=Network, description="how the server is reached")
+    limits: Limits = Field(default_factory=Limits, description="what this machine gives")
 
 
 def load_site(state: Path) -> SiteConfig:
@@ -170,7 +197,8 @@ def _plan_problems(study: Study, policy: Policy, site: str) -> Iterator[str]:
         yield f"plan {study.name}: synthesis.grouping {study.synthesis.grouping} is not in policy.groupings"
     if study.synthesis.max_images_per_site > policy.max_images:
         yield (
-            f"plan {study.name}: synthesis.max_images_per_site is {study.synthesis.max_images_per_site}, "
+            f"plan {study.name}: synthesis.max_images_per_site is "
+            f"{study.synthesis.max_images_per_site}, "
             f"policy.max_images is {policy.max_images}"
         )
 
@@ -179,7 +207,8 @@ def sample(site: str, folder: str, labels_csv: str | None = None) -> str:
     """Return a site.yaml with every key, its default and what it means, made from the model."""
     config = SiteConfig(site=site, data=Data(folder=folder, labels_csv=labels_csv))
     lines = [
-        "# kohort: what this hospital gives and allows. Nothing in a study plan can raise these limits.",
+        "# kohort: what this hospital gives and allows. Nothing in a study plan can raise these "
+        "limits.",
         "",
     ]
     return "\n".join([*lines, *_sample_lines(config, "")]) + "\n"

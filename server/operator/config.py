@@ -30,10 +30,10 @@ class Listen(FrozenModel):
     host: str = Field(
         default="127.0.0.1",
         pattern=r"^[0-9a-zA-Z.:-]{1,255}$",
-        description="interface; 127.0.0.1 behind nginx",
+        description="address of the interface to listen on; 127.0.0.1 behind nginx",
     )
     port: int = Field(
-        default=DEFAULT_PORT, ge=1, le=65535, description="port of the SuperLink itself"
+        default=DEFAULT_PORT, ge=1, le=65535, description="TCP port of the SuperLink itself"
     )
 
 
@@ -41,23 +41,37 @@ class Limits(FrozenModel):
     """Times and counts of the round loop. None of them touches privacy."""
 
     poll_s: float = Field(
-        default=0.25, gt=0, le=60, description="pause between two looks for a reply"
+        default=0.25, gt=0, le=60, description="pause in seconds between two looks for a reply"
     )
     reask_s: float = Field(
-        default=300, gt=0, le=86400, description="ask a silent site again after this time"
+        default=300,
+        gt=0,
+        le=86400,
+        description="seconds after which a site that has not answered is asked again",
     )
     retry_first_s: float = Field(
-        default=1, gt=0, le=3600, description="pause after a site's error code; doubles each time"
+        default=1,
+        gt=0,
+        le=3600,
+        description="pause in seconds after a site's first error code; it doubles each time",
     )
-    retry_cap_s: float = Field(default=30, gt=0, le=86400, description="longest such pause")
+    retry_cap_s: float = Field(
+        default=30, gt=0, le=86400, description="longest such pause, in seconds"
+    )
     goodbye_s: float = Field(
-        default=120, ge=0, le=86400, description="how long the closing message waits for the sites"
+        default=120,
+        ge=0,
+        le=86400,
+        description="seconds that the closing message waits for the sites' answers",
     )
     replies_in_memory: int = Field(
-        default=4, ge=1, le=256, description="replies held in memory at once"
+        default=4, ge=1, le=256, description="largest number of replies held in memory at once"
     )
     failures: int = Field(
-        default=5, ge=1, le=1000, description="failed attempts without progress before giving up"
+        default=5,
+        ge=1,
+        le=1000,
+        description="failed attempts without progress after which the study stops",
     )
 
 
@@ -65,14 +79,17 @@ class ServerConfig(FrozenModel):
     """The operator's file."""
 
     format: Literal["kohort-server/1"] = Field(
-        default="kohort-server/1", description="version of this file"
+        default="kohort-server/1", description="version of this file's format"
     )
-    name: Identifier = Field(description="name of the consortium")
+    name: Identifier = Field(
+        description="name of the consortium: lower-case letters, digits and hyphens"
+    )
     url: str = Field(
-        max_length=300, description="what sites connect to: https://HOST:PORT, no path"
+        max_length=300,
+        description="address that the sites connect to: https://HOST:PORT, without a path",
     )
-    listen: Listen = Listen()
-    limits: Limits = Limits()
+    listen: Listen = Field(default=Listen(), description="where the SuperLink listens")
+    limits: Limits = Field(default=Limits(), description="times and counts of the round loop")
 
     @field_validator("url")
     @classmethod
