@@ -12,13 +12,14 @@ export NO_MKDOCS_2_WARNING := 1
 setup: .venv/installed
 
 # uv comes first, by the same hash-pinned lines of requirements.lock; uv then installs exactly that file.
-.venv/installed: requirements.lock pyproject.toml
+.venv/installed: requirements.lock pyproject.toml kohort/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kohort needs python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	awk '/^[a-z]/ {on = /^uv==/} on' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --require-hashes -r .venv/uv.lock
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --quiet --editable .
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --quiet \
+	  --editable ./kohort --editable .
 	touch $@
 
 check: setup
@@ -43,9 +44,9 @@ docs: setup
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "documents: build/docs/index.html"
 
-# Maintainers: resolve pyproject.toml anew (for every platform, no host names in the file).
+# Maintainers: resolve both pyproject.toml anew (for every platform, no host names in the file).
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml kohort/pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
 
 clean:

@@ -71,6 +71,7 @@ StateOption = Annotated[Path, typer.Option("--state", help="the site's state fol
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]
 DELIVERY_WAIT_S = 120.0
 STATUS_FILE = "health.json"
+DISTRIBUTION = "kohort-app"  # pyproject.toml
 log = logging.getLogger("kohort")
 
 
@@ -665,7 +666,7 @@ def _check_program(state: Path) -> Iterator[str]:
     """The three general package names are ours alone."""
     owners = packages_distributions()
     for name in ("client", "common", "server"):
-        others = sorted(set(owners.get(name, ["kohort"])) - {"kohort"})
+        others = sorted(set(owners.get(name, [DISTRIBUTION])) - {DISTRIBUTION})
         if others:
             yield f"the package name {name} also belongs to {', '.join(others)} (give kohort an environment of its own)"
 
