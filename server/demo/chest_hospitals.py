@@ -1,13 +1,15 @@
-"""A made-up hospital's chest radiographs for the demo, with known truth: DX and CR files as exports hold them, faults included.
+"""Writes an invented hospital's DICOM export of chest radiographs, with known truth.
 
-In: small public radiographs (uint8) with their label, dealt to invented people. Out: a folder of DICOM files full of invented
-names, dates, ids and comments, a labels file, and `Truth`. Guaranteed: the same hospital index and people give the same bytes;
-every identifying string stands in `Truth.identifiers`. Not covered: anything but test data; detail that the crops do not have
-(28 pixels are enlarged to 112).
+In: small public radiographs (uint8) with their label, dealt to invented people.
+Out: a folder of DX and CR files, a labels file, and `Truth`.
+Guarantees: the same hospital index and people give the same bytes; every identifying string stands
+in `Truth.identifiers`.
+Not covered: anything but test data; detail that the crops do not have (28 pixels are enlarged to
+112).
 
-Among the files: 8 to 14 stored bits; MONOCHROME1; signed values with a rescale; linear and sigmoid windows, and files without
-any; run-length encoded and deflated pixels; CR beside DX; people with several radiographs; one radiograph that stands under two
-patient ids; and broken files, one of each kind.
+Among the files: 8 to 14 stored bits; MONOCHROME1; signed values with a rescale; linear, sigmoid and
+no windows; run-length encoded and deflated pixels; CR beside DX; people with several radiographs;
+one radiograph under two patient ids; one broken file of each kind.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from pydicom.uid import (
 )
 
 from common.arrays import Pixels
-from server.demo.fundus_hospitals import Export, Person, Truth, invented, uid
+from server.demo.export import Export, Person, Truth, invent_person, uid
 
 ENLARGED = 4
 SECOND_EXPOSURES = 6
@@ -52,7 +54,10 @@ BROKEN = (
 
 @dataclass(frozen=True)
 class Storage:
-    """How one file stores its grey values. `window`: a VOI LUT function, or "" for a file without a window."""
+    """How one file stores its grey values. `window`.
+
+    A VOI LUT function, or "" for a file without a window.
+    """
 
     bits: int
     inverted: bool = False
@@ -81,20 +86,23 @@ class Radiographed:
 
 
 def write_chest_hospital(people: Sequence[Radiographed], out: Path, hospital_index: int) -> Truth:
-    """Write `out`/dicom and `out`/labels.csv and return the truth. Raises OSError when `out` cannot be written."""
+    """Write `out`/dicom and `out`/labels.csv and return the truth.
+
+    Raises OSError when `out` cannot be written.
+    """
     (out / "dicom").mkdir(parents=True)
     chance = random.Random(f"kohort demo chest hospital {hospital_index}")
     export = Export(out / "dicom", chance, f"{hospital_index:02d}")
     rows = [("patient", "label")]
     for number, one in enumerate(people):
-        person = invented(export, "")
+        person = invent_person(export, "")
         rows.append((person.patient_id, one.label))
         for radiograph in one.radiographs:
             _write(export, person, radiograph, STORED[export.files % len(STORED)])
         if number % max(1, len(people) // SECOND_EXPOSURES) == 1:
-            _write(export, person, _again(one.radiographs[0], chance), STORED[0])
+            _write(export, person, _expose_again(one.radiographs[0], chance), STORED[0])
         if number == 0:
-            alias = invented(export, "")
+            alias = invent_person(export, "")
             rows.append((alias.patient_id, one.label))
             _write(export, alias, one.radiographs[0], STORED[0])
     for kind in BROKEN:
@@ -108,8 +116,8 @@ def write_chest_hospital(people: Sequence[Radiographed], out: Path, hospital_ind
     )
 
 
-def enlarged(radiograph: Pixels) -> NDArray[np.float64]:
-    """Grey shares [4H, 4W] in 0..1 of a uint8 [H, W] crop: what stands in for a detector's image."""
+def enlarge(radiograph: Pixels) -> NDArray[np.float64]:
+    """Return a uint8 [H, W] crop as a detector's image: grey shares [4H, 4W] in 0..1."""
     height, width = radiograph.shape
     big = Image.fromarray(radiograph).resize(
         (ENLARGED * width, ENLARGED * height), Image.Resampling.BICUBIC
@@ -117,8 +125,11 @@ def enlarged(radiograph: Pixels) -> NDArray[np.float64]:
     return np.asarray(big, dtype=np.float64) / 255
 
 
-def _again(radiograph: Pixels, chance: random.Random) -> Pixels:
-    """A later radiograph of the same person: shifted by a pixel, turned by up to 3 degrees, a little brighter."""
+def _expose_again(radiograph: Pixels, chance: random.Random) -> Pixels:
+    """A later radiograph of the same person.
+
+    Shifted, turned by up to 3 degrees, a little brighter.
+    """
     turned = Image.fromarray(radiograph).rotate(
         chance.choice((-1, 1)) * chance.uniform(1, 3),
         Image.Resampling.BICUBIC,
@@ -132,7 +143,7 @@ def _again(radiograph: Pixels, chance: random.Random) -> Pixels:
 def _write(export: Export, person: Person, radiograph: Pixels, storage: Storage) -> Path:
     """One radiograph as one DICOM file under a name that gives its person away, as exports do."""
     dataset = _header(export, person, storage)
-    _put_pixels(dataset, enlarged(radiograph), storage)
+    _put_pixels(dataset, enlarge(radiograph), storage)
     path = export.folder / export.note(
         f"{person.name.replace('^', '_')}_{person.birth_date}_{export.files:03d}.dcm"
     )
@@ -151,15 +162,13 @@ def _put_pixels(dataset: Dataset, shares: NDArray[np.float64], storage: Storage)
     dataset.BitsAllocated = 8 if storage.bits == 8 else 16
     dataset.PixelRepresentation = int(storage.signed)
     dataset.PhotometricInterpretation = "MONOCHROME1" if storage.inverted else "MONOCHROME2"
-    values = np.rint(
-        full * _before_window(1 - shares if storage.inverted else shares, storage.window)
-    ).astype(np.int32)
+    if storage.inverted:
+        shares = 1 - shares
+    values = np.rint(full * _invert_window(shares, storage.window)).astype(np.int32)
     offset = (full + 1) // 2 if storage.signed else 0
     if storage.window:
-        dataset.VOILUTFunction, dataset.WindowCenter, dataset.WindowWidth = (
-            storage.window,
-            *_window(full, storage),
-        )
+        dataset.VOILUTFunction = storage.window
+        dataset.WindowCenter, dataset.WindowWidth = _window(full, storage)
     dataset.RescaleSlope = 1
     dataset.RescaleIntercept = offset
     dataset.RescaleType = "US"
@@ -177,8 +186,11 @@ def _window(full: int, storage: Storage) -> tuple[float, float]:
     return full / 2, full
 
 
-def _before_window(shares: NDArray[np.float64], function: str) -> NDArray[np.float64]:
-    """What to store so that the window's function gives `shares`: the sigmoid's inverse, else the shares themselves."""
+def _invert_window(shares: NDArray[np.float64], function: str) -> NDArray[np.float64]:
+    """The values from which the window's function gives `shares`.
+
+    The sigmoid's inverse, or the shares.
+    """
     if function != "SIGMOID":
         return shares
     inside = np.clip(shares, 0.125, 0.875)  # the sigmoid of a full window runs from 0.12 to 0.88
@@ -186,7 +198,7 @@ def _before_window(shares: NDArray[np.float64], function: str) -> NDArray[np.flo
 
 
 def _header(export: Export, person: Person, storage: Storage) -> Dataset:
-    """A header as talkative as a real one."""
+    """A header with as many identifiers as a real one."""
     note = export.note
     chance = export.chance
     dataset = Dataset()
@@ -235,7 +247,7 @@ def _header(export: Export, person: Person, storage: Storage) -> Dataset:
 
 def _write_broken(export: Export, kind: str, radiograph: Pixels) -> None:
     """One file that cannot be used, for the reason that `kind` names."""
-    person = invented(export, "")
+    person = invent_person(export, "")
     path = _write(export, person, radiograph, STORED[0])
     if kind == "not-dicom":
         path.write_bytes(f"worklist of {person.name}\n".encode())

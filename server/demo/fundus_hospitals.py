@@ -1,23 +1,22 @@
-"""A made-up hospital's DICOM export for the demo, with known truth: what the real world does, done on purpose.
+"""Writes an invented hospital's DICOM export of fundus photographs, with known truth.
 
-In: crops of public fundus photographs (JPEG) with grade and eye. Out: a folder of Ophthalmic Photography DICOM files
-full of invented names, dates, ids and comments, a labels file, and `Truth`. Guaranteed: the same hospital index gives
-the same bytes; every identifying string stands in `Truth.identifiers`, so that a test can search for it wherever it
-should not be. Not covered: anything but test data.
+In: crops of public fundus photographs (JPEG) with grade and eye.
+Out: a folder of Ophthalmic Photography DICOM files, a labels file, and `Truth`.
+Guarantees: the same hospital index gives the same bytes; every identifying string stands in
+`Truth.identifiers`, so that a test can search for it wherever it should not be.
+Not covered: anything but test data.
 
-Among the files, beside one photograph a person: mixed transfer syntaxes; a few second exposures (moved, brighter);
-one photograph that stands under two patient ids; and broken files, one of each kind.
+Beside one photograph a person there are mixed transfer syntaxes, a few second exposures (moved,
+brighter), one photograph under two patient ids, and one broken file of each kind.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from pydicom.uid import (
 )
 
 from common.arrays import Pixels
+from server.demo.export import Export, Person, Truth, invent_person, uid
 
 OPHTHALMIC_PHOTOGRAPHY_8_BIT = "1.2.840.10008.5.1.4.1.1.77.1.5.1"
 SYNTAXES = (ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, DeflatedExplicitVRLittleEndian)
@@ -46,50 +46,8 @@ DIABETIC_RETINOPATHY: Mapping[int, str] = {
     3: "severe",
     4: "severe",
 }
-SYLLABLES = "bar dem fel gor hin jak lun mer nol pes rud sav tor vel wim zan".split()
 
 Crop = tuple[Path, int, str]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What a hospital's folder really holds. `identifiers`: strings of at least 8 characters that must never leave
-    it."""
-
-    folder: Path
-    labels_csv: Path
-    persons: int
-    files: int
-    broken: int
-    identifiers: tuple[str, ...]
-    persons_by_label: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Person:
-    """An invented patient. Dates are YYYYMMDD."""
-
-    name: str
-    patient_id: str
-    birth_date: str
-    study_date: str
-    laterality: str
-
-
-@dataclass
-class Export:
-    """The folder being written and what it gives away."""
-
-    folder: Path
-    chance: random.Random
-    tag: str
-    identifiers: list[str] = field(default_factory=list)
-    files: int = 0
-
-    def note(self, text: str) -> str:
-        """Remember `text` as identifying."""
-        self.identifiers.append(text)
-        return text
 
 
 def write_hospital(
@@ -100,11 +58,11 @@ def write_hospital(
     *,
     label_of: Mapping[int, str] = DIABETIC_RETINOPATHY,
 ) -> Truth:
-    """Write `out`/dicom and `out`/labels.csv from (JPEG path, grade, "L" or "R") crops, one person each, and return
-    the truth.
+    """Write `out`/dicom and `out`/labels.csv from (JPEG path, grade, "L" or "R") crops, one person
+    each, and return the truth.
 
-    `label_of` maps a grade to the study's label. Raises KeyError for a grade that it lacks, OSError for an unreadable
-    crop.
+    `label_of` maps a grade to the study's label. Raises KeyError for a grade that it lacks, OSError
+    for an unreadable crop.
     """
     (out / "dicom").mkdir(parents=True)
     export = Export(
@@ -114,14 +72,14 @@ def write_hospital(
     )
     rows = [("patient", "label", "laterality")]
     for number, (path, grade, laterality) in enumerate(crops):
-        person = invented(export, laterality)
+        person = invent_person(export, laterality)
         rows.append((person.patient_id, label_of[grade], laterality))
         jpeg = _jpeg(path, size_px)
         _write_exposure(export, person, jpeg, SYNTAXES[number % len(SYNTAXES)])
         if number % max(1, len(crops) // SECOND_EXPOSURES) == 1:
-            _write_exposure(export, person, _moved(jpeg, export.chance), JPEGBaseline8Bit)
+            _write_exposure(export, person, _expose_again(jpeg, export.chance), JPEGBaseline8Bit)
         if number == 0:
-            alias = invented(export, laterality)
+            alias = invent_person(export, laterality)
             rows.append((alias.patient_id, label_of[grade], laterality))
             _write_exposure(export, alias, jpeg, ExplicitVRLittleEndian)
     for kind in BROKEN:
@@ -135,34 +93,22 @@ def write_hospital(
     )
 
 
-def invented(export: Export, laterality: str) -> Person:
-    """Return a person whose every string is noted."""
-    chance = export.chance
-    family, given = ("".join(chance.choices(SYLLABLES, k=3)).upper() for _ in range(2))
-    birth = f"{chance.randint(1930, 1990)}{chance.randint(1, 12):02d}{chance.randint(1, 28):02d}"
-    study = f"{chance.randint(2015, 2024)}{chance.randint(1, 12):02d}{chance.randint(1, 28):02d}"
-    patient_id = f"MRN-{export.tag}-{chance.randrange(10**7):07d}"
-    for text in (family, given, birth, study, patient_id):
-        export.note(text)
-    return Person(f"{family}^{given}", patient_id, birth, study, laterality)
-
-
 def _jpeg(path: Path, size_px: int) -> bytes:
     """The crop's own JPEG bytes, or those of the resized crop."""
     data = path.read_bytes()
     with Image.open(io.BytesIO(data)) as picture:
         if picture.size == (size_px, size_px):
             return data
-        return _encoded(picture.convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC))
+        return _encode(picture.convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC))
 
 
-def _encoded(picture: Image.Image) -> bytes:
+def _encode(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
 
 
-def _moved(jpeg: bytes, chance: random.Random) -> bytes:
+def _expose_again(jpeg: bytes, chance: random.Random) -> bytes:
     """A second exposure: turned by up to 3 degrees, shifted by up to 3 %, 4 to 10 % brighter."""
     with Image.open(io.BytesIO(jpeg)) as picture:
         shift = tuple(
@@ -173,7 +119,7 @@ def _moved(jpeg: bytes, chance: random.Random) -> bytes:
         turned = picture.convert("RGB").rotate(
             angle, Image.Resampling.BICUBIC, translate=(int(shift[0]), int(shift[1]))
         )
-        return _encoded(turned.point(lambda level: min(255, int(level * gain))))
+        return _encode(turned.point(lambda level: min(255, int(level * gain))))
 
 
 def _pixels(jpeg: bytes) -> Pixels:
@@ -216,7 +162,7 @@ def _put_pixels(dataset: Dataset, jpeg: bytes, syntax: UID) -> None:
 
 
 def _header(export: Export, person: Person, syntax: UID) -> Dataset:
-    """A header as talkative as a real one."""
+    """A header with as many identifiers as a real one."""
     note = export.note
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -259,25 +205,19 @@ def _header(export: Export, person: Person, syntax: UID) -> Dataset:
     return dataset
 
 
-def uid(export: Export, kind: str) -> str:
-    """Return a deterministic 2.25 UID."""
-    text = f"{export.tag} {kind} {export.chance.random()}"
-    return f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}"
-
-
 def _write_broken(export: Export, kind: str, jpeg: bytes) -> None:
     """One file that cannot be used, for the reason that `kind` names."""
-    person = invented(export, "R")
+    person = invent_person(export, "R")
     path = _write_exposure(export, person, jpeg, ExplicitVRLittleEndian)
     if kind == "not-dicom":
         path.write_bytes(f"export log of {person.name}\n".encode())
     elif kind == "truncated":
         path.write_bytes(path.read_bytes()[:-5000])
     else:
-        path.write_bytes(_rewritten(path, kind))
+        path.write_bytes(_rewrite(path, kind))
 
 
-def _rewritten(path: Path, kind: str) -> bytes:
+def _rewrite(path: Path, kind: str) -> bytes:
     """The file again, without pixels, with a huge declared size, or with a blank patient id."""
     dataset = dcmread(path)
     if kind == "no-pixels":

@@ -1,9 +1,10 @@
-"""Who plays the patients of `kohort demo`: public photographs or invented phantoms, and the public reference beside them.
+"""Makes the hospitals of `kohort demo` from public images or phantoms, and the public reference.
 
-In: the plan, the hospitals' names, deploy/demo. Out: one DICOM folder with `Truth` a hospital, and a `Reference`. Guaranteed:
-nobody plays at two hospitals; radiographs and phantoms of the reference are of nobody at a hospital (phantoms come from a stream
-of their own, so that they are behind no starting checkpoint either); the same call writes the same bytes. Not: real patients;
-a reference apart from the patients in the fundus study, whose photographs are few.
+In: the plan, the hospitals' names, deploy/demo.
+Out: one DICOM folder with its `Truth` for each hospital, and a `Reference`.
+Guarantees: nobody is at two hospitals; the same call writes the same bytes; radiographs and
+phantoms of the reference are of nobody at a hospital.
+Not covered: a reference apart from the patients in the fundus study, whose photographs are few.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from PIL import Image
 from common.errors import ConfigurationError
 from common.storage.files import read_capped
 from common.study.plan import Study, load_study
-from server.demo.chest_hospitals import Radiographed, enlarged, write_chest_hospital
-from server.demo.fundus_hospitals import Truth, write_hospital
+from server.demo.chest_hospitals import Radiographed, enlarge, write_chest_hospital
+from server.demo.export import Truth
+from server.demo.fundus_hospitals import write_hospital
 from server.demo.vessel_hospitals import write_vessel_hospital
 from server.public_data.phantoms import STYLES, patches, volume
 
@@ -48,10 +50,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Reference:
-    """Public images, or image + mask pairs, to compare the release with, and what the report calls them ("": the path).
+    """Public images, or image + mask pairs, to compare the release with.
 
-    `members` play the patients and `heldout` play nobody: where both are known the release is attacked, and a classifier learns
-    from it (server/evaluate/rehearsal_report.py).
+    `name` is what the report calls them (empty: the path). `members` are the people at the
+    hospitals, `heldout` people at none. Where both are known, the release is attacked and a
+    classifier learns from it (server/evaluate/rehearsal_report.py).
     """
 
     path: Path
@@ -68,11 +71,14 @@ PHOTOGRAPHS = Reference(
 
 
 def preset_of(study: str) -> Path:
-    """Return the preset's path. Raises ConfigurationError for a study that nobody can play: no photographs, no phantoms."""
+    """Return the preset's path.
+
+    Raises ConfigurationError for a study without public images or phantoms.
+    """
     if study not in PRESETS:
         raise ConfigurationError(
-            f"--study {study}: no public photographs and no phantoms play its patients",
-            hint=f"these can be rehearsed: {', '.join(sorted(PRESETS))}",
+            f"--study {study}: there are no public images or phantoms for it",
+            hint=f"expected one of: {', '.join(sorted(PRESETS))}",
         )
     return DEPLOY / "studies" / PRESETS[study]
 
@@ -80,7 +86,10 @@ def preset_of(study: str) -> Path:
 def make_hospitals(
     preset: Path, folder: Path, names: Sequence[str], progress: Progress
 ) -> dict[str, Truth]:
-    """Write one hospital a name below `folder` for this preset; `progress(done, total)` counts hospitals."""
+    """Write one hospital a name below `folder` for this preset.
+
+    `progress(done, total)` counts hospitals.
+    """
     makers = {
         "fundus": photograph_hospitals,
         "chest": radiograph_hospitals,
@@ -92,7 +101,7 @@ def make_hospitals(
 def photograph_hospitals(
     folder: Path, names: Sequence[str], progress: Progress
 ) -> dict[str, Truth]:
-    """DICOM around the fundus photographs; with other than three sites they are dealt anew."""
+    """Write the fundus photographs as DICOM; with other than three sites they are dealt anew."""
     with open(DEPLOY / "demo" / "fundus" / "labels.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if len(rows) // len(names) < PATIENTS_A_SITE_AT_LEAST:
@@ -119,17 +128,20 @@ def photograph_hospitals(
 def radiograph_hospitals(
     folder: Path, names: Sequence[str], progress: Progress, patients: int | None = None
 ) -> dict[str, Truth]:
-    """DX and CR around the chest radiographs, at most `patients` people a hospital; unless three sites ask, dealt anew."""
+    """Write the chest radiographs as DX and CR, at most `patients` people a hospital.
+
+    With other than three sites the people are dealt anew.
+    """
     hospitals = {}
-    for index, (name, own) in enumerate(_dealt(names, patients).items()):
+    for index, (name, own) in enumerate(_deal(names, patients).items()):
         hospitals[name] = write_chest_hospital(own, folder / name, index)
         progress(index + 1, len(names))
     return hospitals
 
 
-def _dealt(names: Sequence[str], patients: int | None) -> dict[str, list[Radiographed]]:
-    """Who plays at which of these hospitals, at most `patients` people at each, taken evenly so that all labels stay."""
-    people = radiographed()
+def _deal(names: Sequence[str], patients: int | None) -> dict[str, list[Radiographed]]:
+    """The people of each hospital, at most `patients`, taken evenly so that all labels stay."""
+    people = radiographed_people()
     everyone = sorted((one for some in people.values() for one in some), key=lambda one: one.label)
     if len(everyone) // len(names) < PATIENTS_A_SITE_AT_LEAST:
         most = len(everyone) // PATIENTS_A_SITE_AT_LEAST
@@ -146,8 +158,10 @@ def _dealt(names: Sequence[str], patients: int | None) -> dict[str, list[Radiogr
     return {name: own[name][:: max(1, len(own[name]) // patients)][:patients] for name in names}
 
 
-def radiographed() -> dict[str, list[Radiographed]]:
-    """The people of each of the demo's chest hospitals, in a mixed order that is always the same."""
+def radiographed_people() -> dict[str, list[Radiographed]]:
+    """Return the people of each of the demo's chest hospitals, in a mixed order that is always the
+    same.
+    """
     images, rows = _radiographs()
     mixed = np.random.default_rng(HOSPITAL_STREAM)
     found: dict[str, list[Radiographed]] = {}
@@ -175,7 +189,7 @@ def _radiographs() -> tuple[np.ndarray, list[dict[str, str]]]:
 def phantom_hospitals(
     folder: Path, names: Sequence[str], progress: Progress, patients: int = PHANTOMS_A_SITE
 ) -> dict[str, Truth]:
-    """MR series and vessel masks of `patients` invented people a hospital."""
+    """Write MR series and vessel masks of `patients` invented people a hospital."""
     hospitals = {}
     for index, name in enumerate(names):
         rng = np.random.default_rng([HOSPITAL_STREAM, index])
@@ -186,8 +200,9 @@ def phantom_hospitals(
 
 
 def make_reference(study: Study, folder: Path, patients: int | None = None) -> Reference:
-    """Return the reference of a study: the photographs, or an .npz in `folder` of held-out radiographs or fresh phantoms.
+    """Return the reference of a study.
 
+    It is the photographs, or an .npz in `folder` of held-out radiographs or fresh phantoms.
     `patients`: the limit that `radiograph_hospitals` was given.
     """
     if study.modality == "fundus":
@@ -202,18 +217,20 @@ def make_reference(study: Study, folder: Path, patients: int | None = None) -> R
 def radiograph_reference(
     folder: Path, size_px: int, names: Sequence[str] | None = None, patients: int | None = None
 ) -> Reference:
-    """The radiographs of nobody at a hospital, and beside them one of each person who plays at `names` (all three without).
+    """Write held-out radiographs, and one of each person at the hospitals `names` (all three by
+    default).
 
-    Both through the hospitals' enlargement and in one format: `images` uint8 [N, S, S, 1], `labels` and `names` [N]. The names
-    are numbers, made up here. Of a person with several radiographs the first stands for all.
+    Both pass the hospitals' enlargement and have one format: `images` uint8 [N, S, S, 1], `labels`
+    and `names` [N]. The names are numbers. Of a person with several radiographs the first stands
+    for all.
     """
     images, rows = _radiographs()
     others = [(images[i][..., 0], row["label"]) for i, row in enumerate(rows) if not row["person"]]
-    dealt = _dealt(names or list(radiographed()), patients)
-    players = [(one.radiographs[0], one.label) for some in dealt.values() for one in some]
+    dealt = _deal(names or list(radiographed_people()), patients)
+    members = [(one.radiographs[0], one.label) for some in dealt.values() for one in some]
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "radiographs.npz", folder / "patients.npz"
-    for path, some in zip(paths, (others, players), strict=True):
+    for path, some in zip(paths, (others, members), strict=True):
         small = np.stack([as_ingested(picture, size_px) for picture, _ in some])
         numbers = np.array([f"{i:04d}" for i in range(len(some))])
         np.savez(path, images=small, labels=np.array([label for _, label in some]), names=numbers)
@@ -221,13 +238,14 @@ def radiograph_reference(
 
 
 def as_ingested(radiograph: np.ndarray, size_px: int) -> np.ndarray:
-    """uint8 [S, S, 1] of a uint8 [H, W] crop as a hospital's ingest would show its DICOM file."""
-    big = Image.fromarray(np.rint(255 * enlarged(radiograph)).astype(np.uint8))
+    """Return uint8 [S, S, 1] of a uint8 [H, W] crop, as a hospital's ingest reads its DICOM file.
+    """
+    big = Image.fromarray(np.rint(255 * enlarge(radiograph)).astype(np.uint8))
     return np.asarray(big.resize((size_px, size_px), Image.Resampling.BICUBIC))[..., None]
 
 
 def phantom_reference(folder: Path, size_px: int, patients: int = REFERENCE_PATIENTS) -> Reference:
-    """Pairs of invented patients of the hospitals' style who are at no hospital."""
+    """Write pairs of invented patients of the hospitals' style who are at no hospital."""
     rng = np.random.default_rng(REFERENCE_STREAM)
     pairs = [
         patches(volume(rng, STYLES["hospital"]), REFERENCE_PATCHES, size_px, rng)

@@ -278,7 +278,7 @@ def _stop_on_term(number: int, frame: FrameType | None) -> None:
 
 
 @app.command(
-    help="Three hospitals and an operator on this machine, from DICOM to a signed, verified release."
+    help="Three hospitals and an operator on this machine, from DICOM to a verified release."
 )
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the release and the logs")] = Path(

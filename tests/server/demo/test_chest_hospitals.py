@@ -12,8 +12,8 @@ from pydicom import dcmread
 
 from client.ingest.dicom import read_dicom
 from client.ingest.quarantine import Unusable
-from server.demo.chest_hospitals import BROKEN, STORED, Radiographed, enlarged, write_chest_hospital
-from server.demo.fundus_hospitals import Truth
+from server.demo.chest_hospitals import BROKEN, STORED, Radiographed, enlarge, write_chest_hospital
+from server.demo.export import Truth
 
 MODALITIES = ("DX", "CR")
 
@@ -53,7 +53,7 @@ def test_the_same_index_gives_the_same_bytes_and_another_other_ones(
 def test_every_usable_file_shows_one_of_the_radiographs_and_every_broken_one_is_refused(
     hospital: Truth,
 ) -> None:
-    known = [np.rint(255 * enlarged(picture)) for one in PEOPLE for picture in one.radiographs]
+    known = [np.rint(255 * enlarge(picture)) for one in PEOPLE for picture in one.radiographs]
     shown, refused = Counter[int](), Counter[str]()
     for path in sorted(hospital.folder.iterdir()):
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Who plays the patients of the demo."""
+"""The invented hospitals of the demo."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def test_studies_with_photographs_or_phantoms_have_a_preset(study: str) -> None:
 @pytest.mark.parametrize(
     "study", ["chest-demo", "vessels-consortium", "nothing", "../studies/fundus"]
 )
-def test_a_study_that_nobody_can_play_is_refused_with_those_that_can_be(study: str) -> None:
-    with pytest.raises(ConfigurationError, match="no public photographs and no phantoms") as caught:
+def test_a_study_without_public_images_is_refused_with_the_names_of_the_others(study: str) -> None:
+    with pytest.raises(ConfigurationError, match="no public images or phantoms") as caught:
         demo_hospitals.preset_of(study)
     assert caught.value.hint == "these can be rehearsed: chest, fundus, vessels"
 
@@ -52,7 +52,7 @@ def test_photographs_are_enough_for_some_hospitals_only(tmp_path: Path) -> None:
 def test_everybody_with_a_radiograph_is_at_one_hospital_and_nobody_of_the_reference_is(
     tmp_path: Path,
 ) -> None:
-    people = demo_hospitals.radiographed()
+    people = demo_hospitals.radiographed_people()
     assert {name: len(some) for name, some in people.items()} == {
         f"hospital-{x}": 190 for x in "abc"
     }
@@ -77,9 +77,9 @@ def test_everybody_with_a_radiograph_is_at_one_hospital_and_nobody_of_the_refere
     assert {image.tobytes() for image in played} <= patients
 
 
-def test_those_who_are_said_to_have_played_are_those_who_did(tmp_path: Path) -> None:
+def test_the_listed_members_are_the_people_at_the_hospitals(tmp_path: Path) -> None:
     """Fewer hospitals deal anew, a limit leaves people out: neither may be called a member."""
-    dealt = demo_hospitals._dealt(["hospital-a", "hospital-b"], 5)
+    dealt = demo_hospitals._deal(["hospital-a", "hospital-b"], 5)
     assert [len(some) for some in dealt.values()] == [5, 5]
     assert all({one.label for one in some} == {"normal", "pneumonia"} for some in dealt.values()), (
         "a limit keeps labels"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from server.demo.fundus_hospitals import Truth
+from server.demo.export import Truth
 from server.demo.vessel_hospitals import write_vessel_hospital
 from server.public_data.phantoms import STYLES, Phantom, volume
 

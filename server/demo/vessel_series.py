@@ -1,0 +1,187 @@
+"""The MR series of an invented export: an oblique grid, its slices, and their file names."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    RLELossless,
+)
+
+from server.demo.export import Export, Person, uid
+
+LEVELS = 4000
+
+
+class Volume(Protocol):
+    """`image` [D, H, W] in [0, 1], `mask` [D, H, W] of 0 and 1."""
+
+    @property
+    def image(self) -> NDArray[np.float32]: ...
+    @property
+    def mask(self) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One series about to be written: pixels, mask, their place (LPS, mm.
+
+    `affine` takes (w, h, d, 1)), and header.
+    """
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    affine: NDArray[np.float64]
+    head: Dataset
+    stored: str
+    backwards: bool
+
+
+def oblique_affine(chance: random.Random) -> NDArray[np.float64]:
+    """Half a millimetre in the plane, 0.8 between slices, turned by up to 12 degrees about each
+    axis.
+    """
+    turn = np.eye(3)
+    for axis in range(3):
+        angle = np.deg2rad(chance.uniform(-12, 12))
+        one, other = (a for a in range(3) if a != axis)
+        plane = np.eye(3)
+        plane[[one, one, other, other], [one, other, one, other]] = (
+            np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        )  # fmt: skip
+        turn = turn @ plane
+    affine = np.eye(4)
+    affine[:3, :3] = turn * np.array([0.5, 0.5, 0.8])
+    affine[:3, 3] = [chance.uniform(-60, 60) for _ in range(3)]
+    return affine
+
+
+def write_header(export: Export, person: Person) -> Dataset:
+    """The header that all objects of one examination share, with as many identifiers as a real one.
+    """
+    note = export.note
+    head = Dataset()
+    chance = export.chance
+    head.StudyInstanceUID = note(uid(export, "study"))
+    head.SeriesInstanceUID = note(uid(export, "series"))
+    head.FrameOfReferenceUID = note(uid(export, "frame of reference"))
+    head.PatientName = person.name
+    head.PatientID = person.patient_id
+    head.PatientBirthDate = person.birth_date
+    head.PatientSex = chance.choice("FM")
+    head.StudyDate = head.SeriesDate = head.ContentDate = head.AcquisitionDate = person.study_date
+    head.StudyTime = head.ContentTime = f"{chance.randrange(8, 18):02d}{chance.randrange(60):02d}00"
+    head.AccessionNumber = note(f"ACC{export.tag}{chance.randrange(10**9):09d}")
+    head.StudyID = note(f"STU{export.tag}{chance.randrange(10**6):06d}")
+    head.InstitutionName = note(f"Invented Stroke Unit {export.tag}")
+    head.ReferringPhysicianName = note(f"REFERRER-{export.tag}") + "^INVENTED"
+    head.PatientComments = note(f"lives next to the mill, phone 0555-{chance.randrange(10**7):07d}")
+    head.SeriesDescription = note(f"TOF of {person.name}")
+    head.DeviceSerialNumber = note(f"SN-{export.tag}-MR-{chance.randrange(10**5):05d}")
+    head.Manufacturer = "Invented Magnets"
+    return head
+
+
+def new_object(export: Export, head: Dataset, sop_class: UID) -> Dataset:
+    """A new object of an examination."""
+    dataset = Dataset()
+    dataset.update(head)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(
+        export.note(uid(export, "instance"))
+    )
+    return dataset
+
+
+def write_slices(export: Export, person: Person, scan: Scan) -> list[Path]:
+    """One file a slice, in the order of the slices."""
+    depth, height, width = scan.image.shape
+    _, _, slope, intercept = _format(scan.stored)
+    paths = []
+    for d in range(depth):
+        dataset = new_object(export, scan.head, MRImageStorage)
+        dataset.Modality = "MR"
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "ANGIO", "NONE"]
+        dataset.InstanceNumber = depth - d if scan.backwards else d + 1
+        dataset.ImagePositionPatient = position_text(scan.affine, d)
+        dataset.ImageOrientationPatient = orientation_text(scan.affine)
+        dataset.PixelSpacing = spacing_text(scan.affine)
+        dataset.SliceThickness = dataset.SpacingBetweenSlices = "0.8"
+        dataset.Rows = height
+        dataset.Columns = width
+        dataset.SamplesPerPixel = 1
+        dataset.BitsAllocated = 16
+        dataset.BitsStored = 12
+        dataset.HighBit = 11
+        dataset.PixelRepresentation = int(scan.stored == "signed")
+        dataset.PhotometricInterpretation = (
+            "MONOCHROME1" if scan.stored == "inverted" else "MONOCHROME2"
+        )
+        dataset.RescaleSlope = slope
+        dataset.RescaleIntercept = intercept
+        dataset.RescaleType = "US"
+        dataset.PixelData = to_stored(scan.image[d], scan.stored).tobytes()
+        dataset["PixelData"].VR = "OW"
+        if scan.stored == "run-length":
+            dataset.compress(RLELossless, generate_instance_uid=False)
+        paths.append(save_object(export, person, dataset))
+    return paths
+
+
+def _format(stored: str) -> tuple[int, str, str, str]:
+    """Offset and type of the stored values, slope and intercept."""
+    return {"rescaled": (0, "<u2", "0.5", "-10"), "signed": (-2000, "<i2", "1", "2000")}.get(
+        stored, (0, "<u2", "1", "0")
+    )
+
+
+def to_stored(plane: NDArray[np.float32], stored: str) -> NDArray[Any]:
+    """Levels 0 to 4000 as the series stores them."""
+    offset, kind, _, _ = _format(stored)
+    levels = np.rint(plane * LEVELS).astype(np.int64)
+    return (LEVELS - levels if stored == "inverted" else levels + offset).astype(kind)
+
+
+def position_text(affine: NDArray[np.float64], depth: float) -> list[str]:
+    return [f"{v:.6f}" for v in affine[:3, 3] + depth * affine[:3, 2]]
+
+
+def orientation_text(affine: NDArray[np.float64]) -> list[str]:
+    cosines = (affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)).T
+    return [f"{v:.8f}" for v in cosines.ravel()]
+
+
+def spacing_text(affine: NDArray[np.float64]) -> list[str]:
+    """Between rows, between columns."""
+    return [f"{v:.6f}" for v in np.linalg.norm(affine[:3, [1, 0]], axis=0)]
+
+
+def save_object(export: Export, person: Person, dataset: Dataset) -> Path:
+    path = new_path(export, person, ".dcm")
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def new_path(export: Export, person: Person, ending: str) -> Path:
+    """A name that gives its person away, and not the order."""
+    family = person.name.replace("^", "_")
+    while True:
+        path = (
+            export.folder
+            / f"{family}_{person.birth_date}_{export.chance.randrange(10**7):07d}{ending}"
+        )
+        if not path.exists():
+            export.note(path.name)
+            export.files += 1
+            return path
