@@ -26,7 +26,7 @@ def test_studies_with_photographs_or_phantoms_have_a_preset(study: str) -> None:
 def test_a_study_without_public_images_is_refused_with_the_names_of_the_others(study: str) -> None:
     with pytest.raises(ConfigurationError, match="no public images or phantoms") as caught:
         demo_hospitals.preset_of(study)
-    assert caught.value.hint == "these can be rehearsed: chest, fundus, vessels"
+    assert caught.value.hint == "expected one of: chest, fundus, vessels"
 
 
 def test_any_number_of_hospitals_of_phantoms_with_nobody_twice(tmp_path: Path) -> None:
