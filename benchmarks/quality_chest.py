@@ -35,8 +35,10 @@ from client.synthesize import privatize as steps
 from common.arrays import Floats, Images, Labels
 from common.measure import attacks, classifier
 from common.models import latents
-from common.models.glow import Glow, from_uint8, load
-from common.privacy.mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
+from common.models.glow import Glow
+from common.models.glow_checkpoint import load
+from common.models.glow_pixels import from_uint8
+from common.privacy.latent_mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.noise import SeededNoiseSource
 from server.demo.hospitals import DEPLOY, as_ingested
 from server.evaluate import siamese
@@ -60,7 +62,10 @@ class People:
 
 @dataclass(frozen=True)
 class Row:
-    """One release. `epsilon`: per patient, except `laplace box`: per coordinate; None: no privacy."""
+    """One release.
+
+    `epsilon`: per patient, except `laplace box`: per coordinate; None: no privacy.
+    """
 
     kind: str
     k: int = 1
@@ -119,9 +124,11 @@ def rows_of(part: str) -> list[Row]:
     return [*base, Row("average", 5), Row("average", 20), Row("average, all latents", 10), *private]
 
 
-# ---- data --------------------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 def pneumonia(data: Path, test: str) -> tuple[People, People, People]:
-    """Public, patients, test of PneumoniaMNIST; nobody's image is byte for byte among another role's."""
+    """Public, patients, test of PneumoniaMNIST; nobody's image is byte for byte among another
+    role's.
+    """
     with np.load(data / "pneumoniamnist_28.npz", allow_pickle=False) as file:
         arrays = {
             name: file[name]
@@ -163,10 +170,12 @@ def one_each(people: People) -> People:
     return People(people.images[first], labels, names)
 
 
-# ---- releases ----------------------------------------------------------------------------------------------------------
+# ---- releases ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Release:
-    """uint8 images [G, 32, 32, 1], label [G], rows of the members in the cohort, and what a statement would say."""
+    """uint8 images [G, 32, 32, 1], label [G], rows of the members in the cohort, and what a
+    statement would say.
+    """
 
     images: Images
     labels: Labels
@@ -270,7 +279,9 @@ def random_groups(people: People, k: int, rng: np.random.Generator) -> list[Labe
 
 
 def in_pixels(row: Row, images: Images, groups: list[Labels], rng: np.random.Generator) -> Images:
-    """Averages in pixel space: plain, of everybody, with Laplace noise, or DP-Pix (Fan 2018) with 8 x 8 cells; m = all pixels."""
+    """Averages in pixel space: plain, of everybody, with Laplace noise, or DP-Pix (Fan 2018) with 8
+    x 8 cells; m = all pixels.
+    """
     if row.kind == "mean image":
         return np.repeat(images.mean(0).round().astype(np.uint8)[None], len(groups), axis=0)
     means = np.stack([images[members].mean(0) for members in groups])
@@ -290,9 +301,11 @@ def in_pixels(row: Row, images: Images, groups: list[Labels], rng: np.random.Gen
     return np.asarray(np.clip(cells, 0, 255).repeat(cell, 1).repeat(cell, 2), np.uint8)
 
 
-# ---- what a release is worth, and what it gives away -------------------------------------------------------------------
+# ---- what a release is worth, and what it gives away ---------------------------------------------
 def auc(scores: Floats, labels: Labels) -> float:
-    """Area under the curve of scores [N] for label 1 against 0: the share of pairs in the right order, ties for half."""
+    """Area under the curve of scores [N] for label 1 against 0: the share of pairs in the right
+    order, ties for half.
+    """
     ones, zeros = scores[labels == 1][:, None], scores[labels == 0][None]
     return float(((ones > zeros) + 0.5 * (ones == zeros)).mean())
 
@@ -339,7 +352,9 @@ def measured(shop: Workshop, row: Row, seeds: int, judge: classifier.Classifier)
 
 
 def linkage(shop: Workshop, made: Release, row: Row) -> dict[str, float]:
-    """How often one of the 1 (10) patients nearest to a release in the public PCA's space is in its group, and by chance."""
+    """How often one of the 1 (10) patients nearest to a release in the public PCA's space is in its
+    group, and by chance.
+    """
     basis = shop.basis(32, "all")
     released = basis.reduced(latents.encoded(made.images, shop.flow))
     nearest = np.argsort(attacks.distances(released, basis.reduced(shop.codes)), axis=1)[:, :10]
@@ -356,7 +371,9 @@ def linkage(shop: Workshop, made: Release, row: Row) -> dict[str, float]:
 
 
 def reidentified(shop: Workshop, row: Row, everybody: People, seeds: int) -> dict[str, Any]:
-    """P@1, its chance and AUC of a network retrained on releases of the public patients, asked with a person's second image."""
+    """P@1, its chance and AUC of a network retrained on releases of the public patients, asked with
+    a person's second image.
+    """
     found = []
     for seed in range(seeds):
         first = one_each(shop.public)
@@ -404,7 +421,7 @@ def second_images(people: People) -> Labels:
     return np.array([images[1] for images in rows if len(images) > 1])
 
 
-# ---- the run -----------------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------
 def kept_in(work: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result stored under `key`, made now if it is not there."""
     path = work / f"{key.replace(' ', '_').replace(',', '')}.json"

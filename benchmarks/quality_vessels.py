@@ -34,7 +34,7 @@ from common.arrays import Pairs
 from common.measure import pair_utility as utility
 from common.models.wgan import build, load, load_average, named, sample
 from common.privacy.accounting import calibrate
-from common.privacy.mechanisms import round_event
+from common.privacy.events import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.privacy.planning import feasibility
 from common.storage import files
@@ -74,7 +74,10 @@ QUICK = Setting(40, 2, 10, 10, 4, 40, 2, 2, 8, 60, 2)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: how the pairs come about. `epsilon` None: no privacy; `tuned`: starts from the public network."""
+    """One line of the table: how the pairs come about.
+
+    `epsilon` None: no privacy; `tuned`: starts from the public network.
+    """
 
     name: str
     label: str
@@ -96,7 +99,9 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Part:
-    """One data set: pairs [P, n, S, S, 2] of the training and of the held-out test patients, and of the public ones."""
+    """One data set: pairs [P, n, S, S, 2] of the training and of the held-out test patients, and of
+    the public ones.
+    """
 
     name: str
     setting: Setting
@@ -105,7 +110,7 @@ class Part:
     public: Pairs
 
 
-# --- data -----------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def phantoms(
@@ -136,7 +141,9 @@ def phantom_part(setting: Setting, work: Path, show: Callable[[str], None]) -> P
 
 
 def dias_part(setting: Setting, work: Path, file: Path, show: Callable[[str], None]) -> Part:
-    """Part (b): centre crops at half resolution, vessels turned bright; split by sequence, as the set itself says."""
+    """Part (b): centre crops at half resolution, vessels turned bright; split by sequence, as the
+    set itself says.
+    """
     with np.load(file, allow_pickle=False) as data:
         images = data["images"]
         masks, sequence, held_out = data["vessel_masks"], data["sequence"], data["split"] == "test"
@@ -188,11 +195,14 @@ def flat(pairs: Pairs) -> Pairs:
     return pairs.reshape(-1, *pairs.shape[2:])
 
 
-# --- one row --------------------------------------------------------------------------------------------------------------
+# --- one row --------------------------------------------------------------------------------------
 
 
 def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
-    """The plan of a private row: the smallest sigma that the budget allows. A network from scratch needs larger steps."""
+    """The plan of a private row: the smallest sigma that the budget allows.
+
+    A network from scratch needs larger steps.
+    """
     planned = setting.patients // setting.sites
     sigma = calibrate(
         setting.patients_per_step / planned, setting.rounds * setting.local_steps, epsilon, DELTA
@@ -272,7 +282,9 @@ def trained_plainly(
 def trained_privately(
     part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]
 ) -> Weights:
-    """The weights after federated private training; rounds are averaged with equal weights, as the server does."""
+    """The weights after federated private training; rounds are averaged with equal weights, as the
+    server does.
+    """
     setting, path = part.setting, work / f"{row.name}-{seed}.safetensors"
     if path.exists():
         return {
@@ -382,7 +394,7 @@ def strip(pairs: Pairs, path: Path) -> None:
     ).save(path)
 
 
-# --- the table --------------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> str:

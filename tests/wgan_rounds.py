@@ -13,7 +13,7 @@ from client.ingest.cohort import Cohort
 from client.learn import train_wgan
 from client.state.ledger import PracticeReservation
 from common.models.wgan import build, named
-from common.privacy.mechanisms import round_event
+from common.privacy.events import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.study.plan import Study
 from common.study.training import WganPlan

@@ -52,13 +52,12 @@ from common.arrays import Images
 from common.errors import ConfigurationError, KohortError, PolicyError
 from common.models.encoder import load_encoder
 from common.models.glow import Glow
-from common.models.glow import load_weights as load_glow
+from common.models.glow_checkpoint import load_weights as load_glow
 from common.models.latents import Basis
 from common.models.latents import load as load_basis
 from common.models.stylegan import Critic, Generator, load_critic, load_generator
-from common.privacy.anchors import anchors_event
 from common.privacy.canaries import Canaries
-from common.privacy.mechanisms import latent_event
+from common.privacy.events import anchors_event, latent_event
 from common.privacy.noise import NoiseSource
 from common.process import end_with_input, end_with_parent
 from common.storage.files import atomic_write, read_capped

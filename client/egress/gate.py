@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from client.egress.evidence import SINGLE, Evidence
 from client.egress.review import Reviews, batch_digest
-from client.state.canaries import Heard
+from client.state.canaries import Tallies
 from client.state.config import Policy, check_plan
 from client.state.group_store import GroupStore
 from client.state.ledger import Ledger, Reservation
+from client.state.records import Records
 from common.errors import Bug, KohortError
 from common.privacy.boundary import (
     PART_CAP_BYTES,
@@ -34,13 +35,9 @@ from common.privacy.boundary import (
     refuse,
 )
 from common.privacy.canaries import Claim, fault
-from common.privacy.mechanisms import (
-    Latent,
-    Mechanism,
-    SubsampledGaussian,
-    image_event,
-    latent_event,
-)
+from common.privacy.events import image_event, latent_event
+from common.privacy.latent_mechanisms import Latent
+from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.study.families import Shapes
 from common.study.plan import Study
 from common.wire.messages import Header, digest_of
@@ -83,6 +80,13 @@ class Gate:
     groups: GroupStore
     reviews: Reviews
 
+    @classmethod
+    def of(cls, records: Records, study: Study, groups: GroupStore, reviews: Reviews) -> Gate:
+        """Return the gate for one plan over the site's own records."""
+        config = records.config
+        approved = records.plans.approved
+        return cls(study, config.policy, config.site, records.ledger(), approved, groups, reviews)
+
     def clear_update(
         self,
         instruction: Header,
@@ -90,7 +94,7 @@ class Gate:
         expected: Shapes,
         reservation: Reservation,
         event: SubsampledGaussian,
-        heard: Heard | None = None,
+        heard: Tallies | None = None,
     ) -> Cleared:
         """Return the cleared update of one training round.
 
@@ -234,7 +238,7 @@ class Gate:
         if others - {artefact}:
             raise refuse(21, f"entry {reservation.id} is committed to another artefact")
 
-    def _check_canaries(self, model: str, event: SubsampledGaussian, heard: Heard | None) -> None:
+    def _check_canaries(self, model: str, event: SubsampledGaussian, heard: Tallies | None) -> None:
         """Rule 26: the noise is as loud as the plan says, and no bound refutes the epsilon spent so far on this model."""
         count, plan = self.study.privacy.canaries, self.study.models.trained()[model]
         if not count:

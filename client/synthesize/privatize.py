@@ -29,10 +29,10 @@ import torch
 
 from common.arrays import Floats, Images, Integers
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
-from common.models.glow import Glow, unfamiliar
+from common.models.glow import Glow, find_unfamiliar
 from common.models.latents import BATCH, Basis, decoded, encoded
 from common.privacy import privunit
-from common.privacy.mechanisms import Latent, LatentLaplace, PrivUnit
+from common.privacy.latent_mechanisms import Latent, LatentLaplace, PrivUnit
 from common.privacy.noise import LATTICE, Noise
 
 __all__ = [
@@ -129,7 +129,7 @@ def _check_dimensions(model: Glow, mechanism: Latent, basis: Basis | None) -> No
 def encode_released(images: Images, model: Glow, dimension: int) -> Floats:
     """Steps 1 to 3 without a basis: the last `dimension` latent coordinates of uint8 [N, H, W, C], float64 [N, d], finite."""
     latents = encoded(images, model)  # 1, 2
-    wild = unfamiliar([torch.from_numpy(latents)]).numpy()
+    wild = find_unfamiliar([torch.from_numpy(latents)]).numpy()
     latents = np.where(wild[:, None], 0.0, latents)
     return latents[:, latents.shape[1] - dimension :]  # 3: the top level stands last
 

@@ -20,7 +20,8 @@ from typing import Any, TypeGuard
 
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.privacy.anchors import NoisyAnchors
-from common.privacy.mechanisms import KINDS, LatentLaplace, Mechanism, PrivUnit, SubsampledGaussian
+from common.privacy.latent_mechanisms import LatentLaplace, PrivUnit
+from common.privacy.mechanisms import KINDS, Mechanism, SubsampledGaussian
 
 TAIL_MASS = 5e-21  # a Box–Muller draw with a 64-bit radius misses 2.3e-21 of a Gaussian's mass
 SAMPLER_SHARE = 0.01  # of delta: what the sampler's missing tail may add

@@ -1,31 +1,35 @@
-"""The mechanism of mode `anchors`: noisy sums and counts of patients' codes in cells around public generator latents.
+"""The mechanism of mode `anchors`: noisy sums and counts of patients' codes in public cells.
 
-In: public constants of a study plan. Out: noise, threshold and radius; a canonical event, a description, a statement.
-Guaranteed: every number follows from the fields, and all cells of one release together are one Gaussian mechanism of
-`noise_multiplier` plus `threshold_delta`, under adding or removing one patient (one linked component of ids) of one site.
-Not: drawing noise or publishing (client/synthesize/anchors.py), composing with other events (accounting.py).
+In: public constants of a study plan. Out: noise, threshold and radius; a canonical event, a
+description, a statement.
+Guarantees: every number follows from the fields. All cells of one release together are one Gaussian
+mechanism of `noise_multiplier` plus `threshold_delta`, under adding or removing one patient (one
+linked component of ids) of one site.
+Not covered: drawing noise or publishing (client/synthesize/anchors.py), composing with other events
+(accounting.py).
 
-The proof (methods/ksalsa.md 3.4). A patient is in one cell, the nearest anchor's, with a code of norm R at most, so adding
-one moves that cell's sum by R and its count by 1, and nothing else. Sums carry noise sigma_S·R, counts sigma_c: one
-Gaussian vector, divided by its noise, moves by sqrt(1/sigma_S² + 1/sigma_c²) = 1/sigma. A cell is published if its true
-count is k or more and its noisy count k + tau or more, tau = sigma_c·Phi^-1(1 - delta). Both counts k or more: what is
-published is a function of the Gaussian vector. Both less than k: silence. k - 1 against k: the second is published with
-probability delta at most. Codes are noisy sum / noisy count: post-processing. sigma_c = 2·sigma_S, so the counts cost
-little: sigma_S = sqrt(1.25)·sigma.
+The proof (docs/methods/k-salsa.md):
+1. A patient is in one cell, that of the nearest anchor, with a code of norm R at most. Adding one
+   patient moves that cell's sum by at most R and its count by 1, and nothing else.
+2. Sums carry noise sigma_S·R, counts sigma_c. Divided by its noise, this one Gaussian vector moves
+   by at most sqrt(1/sigma_S² + 1/sigma_c²) = 1/sigma.
+3. A cell is published if its true count is at least k and its noisy count at least k + tau, with
+   tau = sigma_c·Phi^-1(1 - delta).
+   Both counts at least k: what is published is a function of the Gaussian vector.
+   Both below k: the cell is published in neither case.
+   k - 1 against k: the second is published with probability delta at most.
+4. A code is noisy sum / noisy count: post-processing.
+sigma_c = 2·sigma_S, so the counts cost little: sigma_S = sqrt(1.25)·sigma.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from common.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from common.study.plan import Study
+from common.privacy.canonical import canonical_event, require
 
 ADD_OR_REMOVE = "add or remove one patient"
 COUNT_SHARE = 2.0  # sigma_c / sigma_S
@@ -34,7 +38,10 @@ UNIT = "linked component of patient ids at one site"
 
 @dataclass(frozen=True)
 class NoisyAnchors:
-    """One release of at most `cells` cells of `components` coordinates with at least `k` patients each."""
+    """One release of at most `cells` cells with at least `k` patients each.
+
+    Each published cell has one code of `components` coordinates.
+    """
 
     noise_multiplier: float
     components: int
@@ -43,26 +50,14 @@ class NoisyAnchors:
     threshold_delta: float
 
     def __post_init__(self) -> None:
-        _require(
-            "noise_multiplier",
-            self.noise_multiplier,
-            0.0 < self.noise_multiplier < 1e6,
-            "a number in (0, 1e6)",
-        )
-        _require(
-            "threshold_delta",
-            self.threshold_delta,
-            0.0 < self.threshold_delta < 0.5,
-            "a number in (0, 0.5)",
-        )
+        sigma = self.noise_multiplier
+        require("noise_multiplier", sigma, 0.0 < sigma < 1e6, "a number in (0, 1e6)")
+        delta = self.threshold_delta
+        require("threshold_delta", delta, 0.0 < delta < 0.5, "a number in (0, 0.5)")
         for name in ("components", "cells", "k"):
             value = getattr(self, name)
-            _require(
-                name,
-                value,
-                type(value) is int and 1 <= value <= 10**6,
-                "a whole number from 1 to 1e6",
-            )
+            fits = type(value) is int and 1 <= value <= 10**6
+            require(name, value, fits, "a whole number from 1 to 1e6")
 
     @property
     def steps(self) -> int:
@@ -86,7 +81,10 @@ class NoisyAnchors:
 
     @property
     def radius(self) -> float:
-        """R: the largest norm of a patient's whitened code, sqrt(components), what a generator sample's has on average."""
+        """R = sqrt(components): the largest norm of a patient's whitened code.
+
+        A generator sample's code has this norm on average.
+        """
         return math.sqrt(self.components)
 
     @property
@@ -106,8 +104,7 @@ class NoisyAnchors:
 
     def event(self) -> str:
         """The canonical JSON of the mechanism: what the ledger hashes."""
-        data = {"mechanism": "noisy_anchors", **asdict(self)}
-        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return canonical_event("noisy_anchors", self)
 
     def describe(self) -> dict[str, Any]:
         """All constants and what follows from them."""
@@ -128,26 +125,8 @@ class NoisyAnchors:
     def statement(self) -> str:
         """One line for reports."""
         return (
-            f"anchors: gaussian sums and counts of whitened codes: sigma={self.noise_multiplier:g}, d={self.components}, "
-            f"at most {self.cells:,} cells, published from k={self.k} patients and a noisy count of {self.threshold:.1f} on, "
+            "anchors: gaussian sums and counts of whitened codes: "
+            f"sigma={self.noise_multiplier:g}, d={self.components}, at most {self.cells:,} cells, "
+            f"published from k={self.k} patients and a noisy count of {self.threshold:.1f} on, "
             f"{ADD_OR_REMOVE}, delta {self.threshold_delta:g} for the threshold"
         )
-
-
-def anchors_event(study: Study) -> NoisyAnchors | None:
-    """The mechanism of a plan that groups by anchors, from public constants alone; None for any other plan."""
-    synthesis = study.synthesis
-    if synthesis is None or synthesis.anchors is None:
-        return None
-    plan, cells = (
-        synthesis.anchors,
-        study.cells_per_stratum * len(study.strata()) * len(study.sides()),
-    )
-    return NoisyAnchors(
-        plan.noise_multiplier, plan.components, cells, synthesis.k, plan.threshold_delta
-    )
-
-
-def _require(name: str, value: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ConfigurationError(f"mechanism: {name}: expected {expected}, got {value!r}")

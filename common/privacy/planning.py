@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_pld, spend
-from common.privacy.mechanisms import SubsampledGaussian, charged_image_event, round_event
+from common.privacy.events import charged_image_event, round_event
+from common.privacy.mechanisms import SubsampledGaussian
 from common.study.plan import Study
 from common.study.training import TrainedModel
 

@@ -1,36 +1,72 @@
-"""What may be said of a mechanism on latents: the claim that its groups allow, its statement, and the facts beside them.
+"""What may be said of a mechanism on latents: its claim, its statement, and the facts beside them.
 
-In: a mechanism (common/privacy/mechanisms.py). Out: sentences and plain data for reports. Guaranteed: epsilon per image is never
-left out or called another number's, k-anonymity and epsilon stay two promises, and groups that the images choose claim no epsilon
-per patient. Not: whether the data were really clipped, or what a whole study spends (accounting.py).
-
-Source: methods/dp-glow.md, sections 5 and 6.
+In: a mechanism (common/privacy/latent_mechanisms.py). Out: sentences and plain data for reports.
+Guarantees: epsilon per image is always stated and never called by another number's name.
+k-anonymity and epsilon stay two promises. Groups that the images choose claim no epsilon per patient.
+Not covered: whether the data were really clipped, or what a whole study spends (accounting.py).
+Source: Shibata et al. 2023; docs/methods/dp-glow.md.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-if TYPE_CHECKING:
-    from common.privacy.mechanisms import Latent
+from typing import Any, Protocol
 
 REPLACE_ONE = "replace-one patient"
 
 
-def claim(mechanism: "Latent") -> str:
-    """What a statement may say of these groups (methods/dp-glow.md, section 5); k-anonymity and epsilon stay two promises."""
-    spent = f"ε={_grouped(mechanism.epsilon_per_image)}" + (
-        f", δ={mechanism.delta:g}" if mechanism.delta else ""
-    )
+class LatentFacts(Protocol):
+    """The public numbers of a mechanism on latents."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    @property
+    def k(self) -> int: ...
+
+    @property
+    def grouping(self) -> str: ...
+
+    @property
+    def clip(self) -> str: ...
+
+    @property
+    def delta(self) -> float: ...
+
+    @property
+    def epsilon_per_image(self) -> float: ...
+
+    @property
+    def epsilon_per_coordinate(self) -> float: ...
+
+    @property
+    def expected_cosine(self) -> float: ...
+
+    @property
+    def covers_patient(self) -> bool: ...
+
+    def statement(self) -> str: ...
+
+
+def claim(mechanism: LatentFacts) -> str:
+    """Return what a statement may say of these groups; k-anonymity and epsilon stay two promises."""
+    spent = f"ε={_readable(mechanism.epsilon_per_image)}"
+    if mechanism.delta:
+        spent += f", δ={mechanism.delta:g}"
     if mechanism.k == 1:
         return (
             f"{spent} per image, and per patient where each patient has one image; no k-anonymity"
         )
+    anonymity = f"k-anonymity (k={mechanism.k})"
     if mechanism.covers_patient:
-        return f"k-anonymity (k={mechanism.k}), and {spent} per patient for all averages of the release together"
-    return f"k-anonymity (k={mechanism.k}), and {spent} per average; the choice of the groups is not covered, no ε per patient"
+        return f"{anonymity}, and {spent} per patient for all averages of the release together"
+    return (
+        f"{anonymity}, and {spent} per average; "
+        "the choice of the groups is not covered, no ε per patient"
+    )
 
 
-def described(mechanism: "Latent") -> dict[str, Any]:
-    """What every description of a mechanism on latents says."""
+def describe_latent(mechanism: LatentFacts) -> dict[str, Any]:
+    """Return what every description of a mechanism on latents says."""
     return {
         "k": mechanism.k,
         "grouping": mechanism.grouping,
@@ -45,28 +81,37 @@ def described(mechanism: "Latent") -> dict[str, Any]:
     }
 
 
-def stated(mechanism: "Latent", whole: int | None) -> str:
-    """From epsilon per image on, the same words for all mechanisms."""
-    pure = (
-        f", δ={mechanism.delta:g}"
-        if mechanism.delta
-        else " (pure)"
-        if mechanism.clip == "sphere"
-        else ""
-    )
-    text = f"ε={_grouped(mechanism.epsilon_per_image)}{pure} per {'image' if mechanism.k == 1 else 'average'}"
-    if mechanism.k > 1:
-        covered = mechanism.covers_patient
-        text += (
-            " and per patient"
-            if covered
-            else ", grouping by similarity not covered, no ε per patient"
-        )
-    dimension = f"d={mechanism.dimension:,}" + (f" of {whole:,}" if whole else "")
-    groups = "" if mechanism.clip == "sphere" else f", {mechanism.grouping} groups"
-    cosine = f"expected cosine {mechanism.expected_cosine:.2f}"
-    return f"{text}, replace-one, {dimension}, k={mechanism.k}{groups}, {cosine}"
+def latent_statement(mechanism: LatentFacts, whole: int | None) -> str:
+    """Return the part of a statement that all mechanisms share, from epsilon per image on.
+
+    `whole`: all latent coordinates D, of which the mechanism has `dimension`.
+    """
+    parts = [_epsilon_words(mechanism), "replace-one", _dimension_words(mechanism, whole)]
+    parts.append(f"k={mechanism.k}")
+    if mechanism.clip != "sphere":
+        parts.append(f"{mechanism.grouping} groups")
+    parts.append(f"expected cosine {mechanism.expected_cosine:.2f}")
+    return ", ".join(parts)
 
 
-def _grouped(value: float) -> str:
+def _epsilon_words(mechanism: LatentFacts) -> str:
+    """Epsilon per image or average, and whether it holds per patient."""
+    text = f"ε={_readable(mechanism.epsilon_per_image)}"
+    if mechanism.delta:
+        text += f", δ={mechanism.delta:g}"
+    elif mechanism.clip == "sphere":
+        text += " (pure)"
+    if mechanism.k == 1:
+        return f"{text} per image"
+    if mechanism.covers_patient:
+        return f"{text} per average and per patient"
+    return f"{text} per average, grouping by similarity not covered, no ε per patient"
+
+
+def _dimension_words(mechanism: LatentFacts, whole: int | None) -> str:
+    text = f"d={mechanism.dimension:,}"
+    return f"{text} of {whole:,}" if whole else text
+
+
+def _readable(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"

@@ -19,7 +19,7 @@ from common.config import FrozenModel
 from common.errors import PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld
 from common.privacy.canaries import Canaries, Claim, audit, draw, fault, rehearse
-from common.privacy.mechanisms import round_event
+from common.privacy.events import round_event
 from common.privacy.noise import NoiseSource
 from common.storage.files import atomic_write, read_capped
 from common.study.plan import Study

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
-from common.privacy.mechanisms import Mechanism, charged_image_event, round_event
+from common.privacy.events import charged_image_event, round_event
+from common.privacy.mechanisms import Mechanism
 from common.privacy.planning import PlanReport, feasibility
 from common.storage.files import atomic_write, file_digest, read_capped
 from common.study.bundle import write_bundle

@@ -18,8 +18,9 @@ import torch
 
 from common.errors import ConfigurationError
 from common.models import latents
-from common.models.glow import Glow, load
-from common.privacy.mechanisms import level_dimension
+from common.models.glow import Glow
+from common.models.glow_checkpoint import load
+from common.privacy.events import level_dimension
 from common.study.plan import Study, load_study
 from server.public_data.images import read_source
 

@@ -11,29 +11,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from common.privacy.anchors import anchors_event
-from common.privacy.mechanisms import DATA_INDEPENDENT, Latent, charged_image_event, latent_event
+from common.privacy.events import anchors_event, charged_image_event, latent_event
+from common.privacy.latent_mechanisms import DATA_INDEPENDENT, Latent
 from common.study.plan import Study
 from common.study.synthesis import Synthesis
 from common.wire.messages import Header
 from server.release.items import Account
 from server.release.limits import limits_of
-from server.release.templating import render
+from server.release.templating import render_with_glossary
 
 AUDIT_METHOD = (
-    "one-run canary audit (Steinke, Nasr, Jagielski 2023) in the operator's rehearsal of the plan's private steps: invented "
-    "patients on coordinates of their own, no real patient"
+    "one-run canary audit (Steinke, Nasr, Jagielski 2023) in the operator's rehearsal of the "
+    "plan's private steps; canaries are invented patients on coordinates of their own, and no "
+    "real patient takes part"
 )
 AUDIT_LIMITS = (
-    "A low bound proves little: one run shows only a part of what could leak, and even noise at half its strength may stay below "
-    "the claim. A bound above the claim would prove a fault. That the noise is as loud as promised is measured separately, on "
+    "A low lower bound proves little. One run shows only a part of what could leak, and even "
+    "noise at half its strength may give a bound below the claim. A lower bound above the claim "
+    "would prove a fault. Whether the noise matches the plan is measured separately, on "
     "coordinates that hold nothing else."
 )
 AUDIT_SITES = (
-    "Each site carries canaries through its own training too. Its gate (rule 26) stays closed when its noise or its bound "
-    "contradicts the plan, so the updates that left passed; no number of a site's own audit leaves it."
+    "Each site carries canaries through its own training too. Its gate (rule 26) stays closed "
+    "when the noise or the bound contradicts the plan, so the updates that left have passed. No "
+    "number of a site's own audit leaves the site."
 )
-ONE_EPSILON = "one epsilon, above, covers these averages and the updates together"
+ONE_EPSILON = "the one epsilon above covers these averages and the updates together"
 
 
 def privacy_statement(
@@ -67,8 +70,8 @@ def _updates_statement(
     }
     return {
         "claim": f"{what_was_sent(study)} is ({privacy.epsilon:g}, {privacy.delta:g})-"
-        "differentially private for each of its patients, zero-out adjacency, over all steps "
-        "and rounds of the plan.",
+        "differentially private for each of its patients, under zero-out adjacency, over all "
+        "steps and rounds of the plan.",
         "epsilon_promised": privacy.epsilon,
         "delta": privacy.delta,
         "epsilon_by_accountant": dict(account.epsilon),
@@ -146,7 +149,7 @@ def _pairs_statement(study: Study) -> dict[str, Any]:
     privacy = study.privacy
     return {
         "claim": "Every pair of image and mask was drawn from a generator that learned from the "
-        "sites' noised updates alone. Drawing is post-processing: the pairs fall under the same "
+        "sites' noised updates alone. Drawing is post-processing, so the pairs have the same "
         f"({privacy.epsilon:g}, {privacy.delta:g})-differential privacy for each patient of a "
         "site. k-anonymity is not claimed.",
         "k": None,
@@ -206,13 +209,14 @@ def audit_lines(statement: Mapping[str, Any]) -> list[str]:
 
 
 def _audit_line(name: str, found: Mapping[str, Any]) -> str:
+    """Both bounds of one model, and what they rest on."""
+    bounds = f"{found['lower_bound']:.2f} ≤ ε ≤ {found['upper_bound']:.2f}"
     return (
-        f"{name}: {found['lower_bound']:.2f} ≤ ε ≤ {found['upper_bound']:.2f} "
-        f"(delta {found['delta']:g}). Lower bound: {found['correct']} of {found['guesses']} "
-        f"guesses about {found['canaries']} canaries right over {found['steps']:,} steps, "
-        f"{found['confidence']:.0%} confidence, {found['ceiling']:.2f} at most with perfect "
-        f"guesses. Upper bound: PLD. Noise measured: {found['noise_ratio']:.3f} times the plan's "
-        "variance."
+        f"{name}: {bounds} (delta {found['delta']:g}). Lower bound: {found['correct']} of "
+        f"{found['guesses']} guesses about {found['canaries']} canaries were right over "
+        f"{found['steps']:,} steps, at {found['confidence']:.0%} confidence. Perfect guesses "
+        f"would give {found['ceiling']:.2f}. Upper bound: PLD. Noise measured: "
+        f"{found['noise_ratio']:.3f} times the plan's variance."
     )
 
 
@@ -221,7 +225,7 @@ def _audit_line(name: str, found: Mapping[str, Any]) -> str:
 
 def statement_markdown(statement: Mapping[str, Any]) -> str:
     """Return the statement as Markdown."""
-    return render(
+    return render_with_glossary(
         "privacy_statement.md.j2",
         statement=statement,
         accounts=_accounts(statement),

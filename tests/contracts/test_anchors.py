@@ -23,7 +23,8 @@ from client.synthesize.invert import GeneratorCodes, Whitening
 from client.synthesize.partition import Cells
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.privacy.accounting import epsilon_pld, epsilon_rdp, sampler_delta
-from common.privacy.anchors import NoisyAnchors, anchors_event
+from common.privacy.anchors import NoisyAnchors
+from common.privacy.events import anchors_event
 from common.privacy.mechanisms import SubsampledGaussian, mechanism_from
 from common.privacy.noise import LATTICE, NoiseSource, SeededNoiseSource
 from tests.studies import small_study

@@ -21,7 +21,7 @@ from common.errors import KohortError, PolicyError, RefusedError
 from common.models.stylegan import Critic, Generator, numpy_weights
 from common.privacy import boundary
 from common.privacy.accounting import epsilon_pld
-from common.privacy.anchors import anchors_event
+from common.privacy.events import anchors_event
 from common.wire import tensors
 from common.wire.messages import Header, unseal
 from server.release.items import Account
@@ -60,7 +60,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
     monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", -1.0)
     monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
-    for module in ("client.daemon.site", "client.state.ledger"):
+    for module in ("client.daemon.spending", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     monkeypatch.setattr("client.child.job.inverted", inverted_once)
 
@@ -117,7 +117,7 @@ class InProcess:
 @pytest.fixture
 def child(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     runs = InProcess()
-    monkeypatch.setattr("client.daemon.site.run_child", runs)
+    monkeypatch.setattr("client.daemon.jobs.run_child", runs)
     return runs
 
 
@@ -174,16 +174,16 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
 
 
 def hospital_groups(hospital: Hospital) -> Any:
-    from client.daemon.site import Groups
+    from client.state.group_store import GroupStore
 
-    return Groups(hospital.site().state.groups)
+    return GroupStore(hospital.site().state.groups)
 
 
 def test_the_reservation_is_in_the_ledger_before_a_child_starts_and_stays_spent(
     hospital: Hospital, weights: dict[str, tensors.Arrays], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = InProcess("die")
-    monkeypatch.setattr("client.daemon.site.run_child", runs)
+    monkeypatch.setattr("client.daemon.jobs.run_child", runs)
     with pytest.raises(Killed):
         ask(hospital, weights)
     assert [row.kind for row in hospital.site().ledger().rows()] == ["open", "reserve"]
@@ -201,7 +201,7 @@ def test_a_crash_between_freeze_and_send_sends_the_same_bytes_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("client.daemon.site.Gate.clear_images", dies)
+        patch.setattr("client.egress.gate.Gate.clear_images", dies)
         with pytest.raises(Killed):
             ask(hospital, weights)
     with hospital_groups(hospital) as frozen:
@@ -290,7 +290,7 @@ def test_the_gate_refuses_averages_whose_mechanism_was_not_reserved(
     """A daemon that forgot the mechanism, and a child that made images all the same."""
     children = scripted(monkeypatch, hospital.study)
     children.change = lambda arrays: arrays | {"privatized": np.zeros(2, np.uint8)}
-    monkeypatch.setattr("client.daemon.site.image_event", lambda study: None)
+    monkeypatch.setattr("client.daemon.spending.image_event", lambda study: None)
     with pytest.raises(RefusedError) as refused:
         ask(hospital, weights)
     assert refused.value.code == "E-GATE-21"

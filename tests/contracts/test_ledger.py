@@ -13,7 +13,8 @@ import pytest
 from client.state.ledger import Ledger, Reservation
 from common.errors import EnvironmentFault, KohortError, PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld, epsilon_rdp
-from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
+from common.privacy.latent_mechanisms import LatentLaplace
+from common.privacy.mechanisms import SubsampledGaussian
 
 EVENT = SubsampledGaussian(0.1, 2.0, 20, 1000, "gan")
 PLAN, LATER = "a" * 64, "b" * 64

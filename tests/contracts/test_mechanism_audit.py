@@ -23,7 +23,7 @@ from benchmarks.mechanism_audit import (
 )
 from client.synthesize import privatize as stage
 from common.privacy import privunit
-from common.privacy.mechanisms import LatentGaussian, LatentLaplace, PrivUnit
+from common.privacy.latent_mechanisms import LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.noise import SeededNoiseSource
 
 DRAWS = 10_000

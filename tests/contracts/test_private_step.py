@@ -19,7 +19,8 @@ from client.learn.patient_gradients import Backend, PatientGradients, check_neig
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.state.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError, RefusedError
-from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
+from common.privacy.latent_mechanisms import LatentLaplace
+from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
 from tests.sites import make_hospital, scripted
 

@@ -13,10 +13,10 @@ from client.state.group_store import Stratum
 from client.synthesize import privatize as stage
 from client.synthesize.group import Roster, form_groups
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
-from common.models import glow
+from common.models import glow_start
 from common.models.glow import Glow
 from common.models.latents import Basis, fit
-from common.privacy.mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
+from common.privacy.latent_mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.noise import NoiseSource, SeededNoiseSource
 
 torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def distance(moved: np.ndarray, m: Latent) -> float:
 @pytest.fixture(scope="module")
 def model() -> Glow:
     flow = Glow(8, 3, 2, 2, 8)
-    glow.initialise_from_noise(flow, 16)
+    glow_start.initialise_from_noise(flow, 16)
     return flow
 
 

@@ -14,7 +14,8 @@ from client.learn import train_wgan
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.state.ledger import PracticeReservation
 from common.models.wgan import Critic, Generator, build
-from common.privacy.mechanisms import SubsampledGaussian, round_event
+from common.privacy.events import round_event
+from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, SeededNoiseSource
 from common.study.training import WganPlan
 from tests.wgan_rounds import PATIENTS, Arrays, cohort, moved, one_round, plan_of, start, study

@@ -7,7 +7,6 @@ identifying is looked for in it, in all logs, in the server's whole state and in
 
 from __future__ import annotations
 
-from server.demo import processes
 import csv
 import json
 import shutil
@@ -18,17 +17,18 @@ from typing import Any
 
 import pytest
 
-from client.daemon.site import FILTER_ORDER
 from client.egress.evidence import Evidence
 from client.ingest.cohort import Cohort
 from client.state.folder import State
 from client.state.ledger import Ledger
-from common.privacy.mechanisms import LatentGaussian, charged_image_event
+from client.state.records import FILTER_ORDER
+from common.privacy.events import charged_image_event
+from common.privacy.latent_mechanisms import LatentGaussian
 from common.process import free_port
 from common.study.plan import Study, load_study
 from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
-from server.demo import rehearsal
+from server.demo import processes, rehearsal
 from server.demo.export import Truth
 from server.evaluate import attacks
 from server.evaluate.downstream import KAPPA, KEPT, KEPT_REAL

@@ -28,9 +28,10 @@ from client.state.jobs import Job, Stopped
 from client.state.ledger import Reservation
 from client.synthesize.group import Roster
 from common.errors import PolicyError
-from common.models.glow import Glow, weights_of
+from common.models.glow import Glow
+from common.models.glow_checkpoint import weights_of
 from common.models.stylegan import Critic, Generator, numpy_weights
-from common.privacy.mechanisms import round_event
+from common.privacy.events import round_event
 from common.study.training import WganPlan
 from common.wire import tensors
 from tests.sites import Hospital, make_hospital, pseudonym

@@ -15,7 +15,7 @@ from client.learn.private_step import PrivateStep
 from client.state.ledger import PracticeReservation
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models.stylegan import numpy_weights
-from common.privacy.mechanisms import round_event
+from common.privacy.events import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.study.plan import Study
 from tests.studies import small_study

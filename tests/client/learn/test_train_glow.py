@@ -11,8 +11,9 @@ from client.learn import train_glow
 from client.state.ledger import PracticeReservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.models.adam import Adam
-from common.models.glow import Glow, weights_of
-from common.privacy.mechanisms import round_event
+from common.models.glow import Glow
+from common.models.glow_checkpoint import weights_of
+from common.privacy.events import round_event
 from common.privacy.noise import NoiseSource, SeededNoiseSource
 from common.study.plan import Study
 from tests.studies import small_study

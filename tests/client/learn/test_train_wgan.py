@@ -14,7 +14,7 @@ from common.models import wgan
 from common.models.adam import Adam
 from common.models.rmsprop import RMSprop
 from common.models.wgan import build
-from common.privacy.mechanisms import round_event
+from common.privacy.events import round_event
 from common.privacy.noise import SeededNoiseSource
 from tests.wgan_rounds import cohort, moved, norm, one_round, plan_of, start, study
 

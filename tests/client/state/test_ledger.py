@@ -7,7 +7,8 @@ import pytest
 from client.state.ledger import Ledger, PracticeReservation, Reservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld
-from common.privacy.mechanisms import LatentLaplace, SubsampledGaussian
+from common.privacy.latent_mechanisms import LatentLaplace
+from common.privacy.mechanisms import SubsampledGaussian
 
 EVENT = SubsampledGaussian(0.1, 2.0, 3, 1000, "gan")
 SIMILAR = LatentLaplace("box", 3.0, 64, 5, "similar", 1.0)

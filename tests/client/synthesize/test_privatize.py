@@ -6,9 +6,10 @@ import torch
 
 from client.synthesize import privatize as stage
 from common.errors import ConfigurationError, PolicyError
-from common.models import glow
+from common.models import glow_pixels, glow_start
 from common.models.glow import Glow
-from common.privacy.mechanisms import LatentLaplace, latent_event
+from common.privacy.events import latent_event
+from common.privacy.latent_mechanisms import LatentLaplace
 from common.privacy.noise import NoiseSource, SeededNoiseSource
 from tests.studies import small_study
 
@@ -19,7 +20,7 @@ K = 3
 @pytest.fixture(scope="module")
 def model() -> Glow:
     flow = Glow(16, 3, 2, 2, 8)
-    glow.initialise_from_noise(flow, 16)
+    glow_start.initialise_from_noise(flow, 16)
     return flow
 
 
@@ -109,7 +110,7 @@ def test_step_1_the_encoder_always_gets_the_same_number_of_images(
 
 
 def test_step_3_the_released_coordinates_are_the_top_levels(model: Glow) -> None:
-    parts, _ = model.encode(glow.from_uint8(images(2)))
+    parts, _ = model.encode(glow_pixels.from_uint8(images(2)))
     top = parts[-1].detach().flatten(1).double().numpy()
     assert np.allclose(stage.encode_released(images(2), model, model.top_dimension), top, atol=1e-5)
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from client.synthesize import privatize as stage
 from common.errors import ConfigurationError, RefusedError
-from common.models import glow, latents
+from common.models import glow_start, latents
 from common.models.glow import Glow
 from common.models.latents import Basis, decoded, encoded, fit, load
-from common.privacy.mechanisms import LatentGaussian, PrivUnit
+from common.privacy.latent_mechanisms import LatentGaussian, PrivUnit
 from common.privacy.noise import NoiseSource
 from common.wire import tensors
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def model() -> Glow:
     flow = Glow(8, 1, 2, 2, 8)
-    glow.initialise_from_noise(flow, 16)
+    glow_start.initialise_from_noise(flow, 16)
     return flow
 
 

@@ -22,7 +22,8 @@ from common.privacy.accounting import (
     sampler_delta,
     spend,
 )
-from common.privacy.mechanisms import LatentGaussian, LatentLaplace, PrivUnit, SubsampledGaussian
+from common.privacy.latent_mechanisms import LatentGaussian, LatentLaplace, PrivUnit
+from common.privacy.mechanisms import SubsampledGaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
 

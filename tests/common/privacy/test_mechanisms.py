@@ -6,15 +6,9 @@ import pytest
 
 from common.errors import ConfigurationError, RefusedError
 from common.privacy.calibration import gaussian_delta
-from common.privacy.mechanisms import (
-    Latent,
-    LatentGaussian,
-    LatentLaplace,
-    PrivUnit,
-    SubsampledGaussian,
-    latent_mechanism,
-    mechanism_from,
-)
+from common.privacy.events import latent_mechanism
+from common.privacy.latent_mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
+from common.privacy.mechanisms import SubsampledGaussian, mechanism_from
 from common.study.synthesis import PrivatizePlan
 
 GAUSSIAN = SubsampledGaussian(0.064, 1.87, 2000, 250_000, "gan")

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from common.privacy.accounting import epsilon_pld
-from common.privacy.mechanisms import charged_image_event
+from common.privacy.events import charged_image_event
 from common.privacy.planning import feasibility
 from common.study.plan import Study
 from server.evaluate.canary_rehearsal import ModelAudit

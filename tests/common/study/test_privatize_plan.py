@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from common.errors import ConfigurationError
 from common.privacy.boundary import public_statement
-from common.privacy.mechanisms import LatentGaussian, LatentLaplace, PrivUnit, latent_event
+from common.privacy.events import latent_event
+from common.privacy.latent_mechanisms import LatentGaussian, LatentLaplace, PrivUnit
 from common.study.plan import Study, load_study
 from common.study.synthesis import PrivatizePlan
 from tests.studies import small_plan, small_study

@@ -55,7 +55,7 @@ class TrainingSite(ToySite):
     def update(self, asked: Header, weights: tensors.Arrays) -> tensors.Arrays:
         from client.learn import train_wgan
         from client.state.ledger import PracticeReservation
-        from common.privacy.mechanisms import round_event
+        from common.privacy.events import round_event
         from common.privacy.noise import SeededNoiseSource
 
         reservation = PracticeReservation(round_event(self.study, "wgan", 10**6))

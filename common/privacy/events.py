@@ -1,0 +1,119 @@
+"""What a plan spends: the mechanism of one training round, and that of the images.
+
+In: a study plan. Out: mechanisms, from public constants alone.
+"""
+
+from __future__ import annotations
+
+from common.errors import ConfigurationError
+from common.privacy.anchors import NoisyAnchors
+from common.privacy.canonical import require
+from common.privacy.latent_mechanisms import (
+    Grouping,
+    Latent,
+    LatentGaussian,
+    LatentLaplace,
+    PrivUnit,
+)
+from common.privacy.mechanisms import SubsampledGaussian
+from common.study.plan import Study
+from common.study.synthesis import PrivatizePlan
+
+
+def round_event(study: Study, model: str, dimension: int) -> SubsampledGaussian:
+    """Return what one round of training `model` spends at a site.
+
+    `dimension`: the model's trainable parameters.
+    """
+    plan = study.models.trained()[model]
+    rate = study.sampling_rate(plan)
+    return SubsampledGaussian(rate, plan.noise_multiplier, plan.local_steps, dimension, model)
+
+
+def charged_image_event(study: Study) -> Latent | NoisyAnchors | None:
+    """Return what the plan's images spend of each patient's epsilon, beside the updates.
+
+    That is `image_event` where it covers patients; None otherwise.
+    """
+    event = image_event(study)
+    return event if event is not None and event.covers_patient else None
+
+
+def image_event(study: Study) -> Latent | NoisyAnchors | None:
+    """Return the mechanism of `synthesis.anchors` or of `synthesis.privatize`, or None.
+
+    Its epsilon is spent where it covers patients and only declared where it does not.
+    """
+    if study.synthesis is None:
+        return None
+    if study.synthesis.anchors is not None:
+        return anchors_event(study)
+    return latent_event(study) if study.synthesis.privatizes_averages else None
+
+
+def anchors_event(study: Study) -> NoisyAnchors | None:
+    """Return the mechanism of a plan that groups by anchors; None for any other plan."""
+    synthesis = study.synthesis
+    if synthesis is None or synthesis.anchors is None:
+        return None
+    plan = synthesis.anchors
+    cells = study.cells_per_stratum * len(study.strata()) * len(study.sides())
+    return NoisyAnchors(
+        plan.noise_multiplier, plan.components, cells, synthesis.k, plan.threshold_delta
+    )
+
+
+def latent_event(study: Study) -> Latent:
+    """Return the mechanism of `synthesis.privatize`; raises ConfigurationError without one.
+
+    With egress `single` each image is of one patient: k = 1, and no group can depend on the data.
+    """
+    synthesis = study.synthesis
+    if synthesis is None or synthesis.privatize is None or study.models.glow is None:
+        raise ConfigurationError(
+            "privatize: the plan has no synthesis.privatize, or no models.glow"
+        )
+    dimension = level_dimension(study)
+    if synthesis.privatize.egress == "single":
+        return latent_mechanism(synthesis.privatize, dimension, 1, "random")
+    if synthesis.grouping == "anchors":
+        raise ConfigurationError("privatize: not with grouping anchors")
+    return latent_mechanism(synthesis.privatize, dimension, synthesis.k, synthesis.grouping)
+
+
+def latent_mechanism(plan: PrivatizePlan, coordinates: int, k: int, grouping: Grouping) -> Latent:
+    """Return the mechanism of a `privatize` section for averages of k.
+
+    `coordinates`: of its levels, before any basis.
+    """
+    dimension = plan.components or coordinates
+    if plan.mechanism == "gaussian":
+        return LatentGaussian(dimension, k, grouping, _given(plan.epsilon), _given(plan.delta))
+    if plan.mechanism == "privunit":
+        require("k", k, k == 1, "1: privunit privatizes one image (egress: single)")
+        return PrivUnit(dimension, _given(plan.epsilon))
+    return LatentLaplace(
+        plan.clip or "l1_ball", _given(plan.radius), dimension, k, grouping, _given(plan.scale)
+    )
+
+
+def level_dimension(study: Study) -> int:
+    """Return the latent coordinates of `privatize.levels`: all D, or the top level's.
+
+    Every split of the flow halves what stays.
+    """
+    whole = study.latent_dimension
+    privatize = study.synthesis.privatize if study.synthesis else None
+    top = privatize is None or privatize.levels == "top"
+    if study.models.glow is None or not top:
+        return whole
+    return whole >> (study.models.glow.levels - 1)
+
+
+def _given(value: float | None) -> float:
+    """A number that the plan's own checks made sure of."""
+    if value is None:
+        raise ConfigurationError(
+            "privatize: a number of the mechanism is missing", hint="validate the plan first"
+        )
+    return value
