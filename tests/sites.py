@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.daemon.jobs import Ending
 from client.daemon.site import Site
 from client.egress.evidence import Evidence
-from client.ingest.cohort import FORMAT, SCHEMA
+from client.ingest.build import SCHEMA
+from client.ingest.cohort import FORMAT
 from client.state import config as site_config
 from client.state.config import load_site
 from client.state.folder import State, new_pseudonym_key
@@ -257,8 +258,8 @@ def spend_once(mechanisms: Iterable[Mechanism], delta: float, *, prv: bool = Fal
 def scripted(monkeypatch: pytest.MonkeyPatch, study: Study, *script: str) -> Children:
     """Let the daemon's children follow a script; after its end every child finishes."""
     children = Children(study, list(script))
-    monkeypatch.setattr("client.daemon.site.run_child", children)
-    for module in ("client.daemon.site", "client.state.ledger"):
+    monkeypatch.setattr("client.daemon.jobs.run_child", children)
+    for module in ("client.daemon.spending", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     return children
 

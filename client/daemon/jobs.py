@@ -1,6 +1,6 @@
-"""One child process: its start, its end.
+"""One child process for one reservation: its job folder, its start, its end.
 
-In: a job folder, the grouping secret. Out: an `Ending`.
+In: `Reserved`. Out: `Output`, or how the child ended without one.
 Guarantees: the child has no keys, a bare environment and one secret, sent over a pipe; it dies
 with this process; what it prints stays in the folder.
 Not covered: what the child computes (client/child), whether it may leave (client/egress/gate.py).
@@ -8,6 +8,7 @@ Not covered: what the child computes (client/child), whether it may leave (clien
 
 from __future__ import annotations
 
+import hmac
 import os
 import subprocess
 import sys
@@ -15,8 +16,16 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.state.jobs import LOG, Progress, Stopped, is_finished, read_error, read_progress
+import numpy as np
+
+from client.daemon.rounds import Output, Reserved, Round
+from client.egress.evidence import Evidence
+from client.state.folder import State
+from client.state.group_store import GroupStore
+from client.state.jobs import LOG, Job, Progress, Stopped, is_finished, read_error, read_progress
+from client.state.records import Records
 from common.errors import disk_faults_named
+from common.wire.tensors import dumps
 
 POLL_S = 0.1
 KILL_WAIT_S = 5.0
@@ -38,6 +47,63 @@ class Ending:
 
     finished: bool
     code: str = ""
+
+
+def compute(
+    reserved: Reserved, records: Records, stop: threading.Event, progress: Progress
+) -> Output | Ending:
+    """Return the output of a reserved round, or how its child ended without one.
+
+    A finished output is returned as it is. Raises Stopped, with the child killed, on `stop`.
+    """
+    output = Output(reserved.round, reserved.event, reserved.reservation, reserved.folder)
+    if reserved.finished:
+        return output
+    # write the job folder, then the journal, then start the child
+    job = _job(reserved, records)
+    frozen = _frozen_groups(records.state)
+    job.write(reserved.folder, reserved.round.weights, frozen, _canaries(reserved.round, records))
+    record = {"folder": reserved.folder.name, "reservation": job.reservation}
+    records.state.journal.append(reserved.round.header.key, "started", record)
+    secret = _group_key(records.state)
+    ending = run_child(reserved.folder, job.threads, secret, stop, progress)
+    return output if ending.finished else ending
+
+
+def _job(reserved: Reserved, records: Records) -> Job:
+    """The job of one round."""
+    header = reserved.round.header
+    study = reserved.round.study
+    limits = records.config.limits
+    return Job(
+        kind="train" if header.kind == "train" else "synthesize",
+        model=header.model,
+        plan=str(records.plans.folder(study.hash()).resolve()),
+        cohort=str(records.state.cohort(study.intake).resolve()),
+        reservation=reserved.reservation.to_json() if reserved.reservation else "",
+        threads=limits.threads,
+        memory_gib=limits.child_memory_gib,
+    )
+
+
+def _frozen_groups(state: State) -> bytes:
+    """The frozen groups, for the child to form again exactly as they are."""
+    with GroupStore(state.groups) as store:
+        return Evidence(store.groups(), (), ()).to_json()
+
+
+def _canaries(round: Round, records: Records) -> bytes:
+    """Which canaries take part, for a child that trains; empty without canaries."""
+    header = round.header
+    if header.kind != "train" or not round.study.privacy.canaries:
+        return b""
+    included = records.canaries(round.study, header.model).coins()
+    return dumps({"included": included.astype(np.uint8)})
+
+
+def _group_key(state: State) -> bytes:
+    """The secret that orders patients in groupings; the pseudonym key cannot be computed from it."""
+    return hmac.digest(state.pseudonym_bytes(), b"kohort-group-key", "sha256")
 
 
 def run_child(

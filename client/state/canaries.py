@@ -23,7 +23,7 @@ TALLY_CAP_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Heard:
+class Tallies:
     """One round's tally and that of all rounds with it."""
 
     latest: Tally
@@ -41,10 +41,10 @@ class CanaryFile:
         """The coins, drawn and stored at the first call."""
         return self._read()[0].included
 
-    def with_round(self, number: int, latest: Tally) -> Heard:
+    def with_round(self, number: int, latest: Tally) -> Tallies:
         """A round's tally with the sum of the rounds that count; one that counts already is not added again."""
         total, rounds = self._read()
-        return Heard(latest, total if number in rounds else total + latest)
+        return Tallies(latest, total if number in rounds else total + latest)
 
     def count_round(self, number: int, latest: Tally) -> None:
         """Let a round count from now on; a second time changes nothing."""

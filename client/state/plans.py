@@ -17,7 +17,9 @@ from client.state.folder import State
 from common.errors import PolicyError, RefusedError
 from common.storage.files import read_capped
 from common.study.bundle import copy_bundle, open_bundle
+from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
+from common.wire import tensors
 from common.wire.app_bundle import fab_hash
 
 PLAN_CAP_BYTES = 1 << 20
@@ -81,3 +83,15 @@ class Plans:
     def folder(self, plan_hash: str) -> Path:
         """Return the folder of a plan's bundle."""
         return self.state.root / "plans" / plan_hash
+
+    def checkpoints(self, study: Study) -> Path:
+        """Return the folder of a plan's starting checkpoints."""
+        return self.folder(study.hash()) / "checkpoints"
+
+    def start_shapes(self, study: Study, model: str) -> Shapes | None:
+        """Return names and shapes in a model's starting checkpoint, or None where it has none."""
+        start = study.models.trained()[model].start
+        if start is None:
+            return None
+        found = tensors.shapes(self.checkpoints(study) / start.name)
+        return FAMILIES[model].select({name: shape for name, (_, shape) in found.items()})

@@ -247,7 +247,7 @@ def test_a_kill_between_commit_and_answer_counts_once(
         if where == "before it counts":
             patch.setattr(CanaryFile, "count_round", kill)
         else:
-            patch.setattr(Site, "_store", kill)
+            patch.setattr(Site, "_seal", kill)
         with pytest.raises(Killed):
             hospital.site().answer(hospital.ask("train"))
     hospital.site().answer(hospital.ask("train"))

@@ -303,9 +303,9 @@ def test_a_finished_output_survives_kill_9_and_is_the_one_that_is_sent(
 
 
 DEATHS = {
-    "after the ledger, before the journal": ("client.daemon.site.Site._job", False),
+    "after the ledger, before the journal": ("client.daemon.jobs._job", False),
     "in the gate": ("client.state.ledger.Ledger.commit", False),
-    "after the gate, before the outbox": ("client.daemon.site.Outbox.store", False),
+    "after the gate, before the outbox": ("client.egress.outbox.Outbox.store", False),
 }
 
 
@@ -360,7 +360,7 @@ def test_an_unreviewed_batch_cannot_leave(
     site = hospital.site()
     site.stop.set()  # the wait for a person ends at once, without an answer
     assert refused(lambda: site.answer(hospital.ask("synthesize"))) == "E-STOPPED"
-    monkeypatch.setattr("client.daemon.site.Site._reviewed", lambda *_: None)
+    monkeypatch.setattr("client.daemon.images.await_review", lambda *_: None)
     assert refused(lambda: images_reply(hospital)) == "E-GATE-25"
     assert not list((hospital.root / "outbox").glob("*"))
 
@@ -372,7 +372,7 @@ def test_a_rejected_batch_cannot_leave(hospital: Hospital, monkeypatch: pytest.M
         site.stop, "wait", lambda _: site.reviews.decide("", approve=False, reviewer="R") is None
     )
     assert refused(lambda: site.answer(hospital.ask("synthesize"))) == "E-REVIEW-REJECTED"
-    monkeypatch.setattr("client.daemon.site.Site._reviewed", lambda *_: None)
+    monkeypatch.setattr("client.daemon.images.await_review", lambda *_: None)
     assert refused(lambda: images_reply(hospital, review="not_required")) == "E-GATE-25"
 
 
@@ -388,7 +388,7 @@ def test_an_approval_counts_for_exactly_the_bytes_that_were_seen(
     arrays = tensors.read(out, max_bytes=1 << 20)
     arrays["images"][0, 0, 0, 0] ^= 1
     tensors.write(out, arrays)
-    monkeypatch.setattr("client.daemon.site.Site._reviewed", lambda *_: None)
+    monkeypatch.setattr("client.daemon.images.await_review", lambda *_: None)
     assert refused(lambda: images_reply(hospital)) == "E-GATE-25"
 
 
@@ -403,9 +403,9 @@ def test_an_approved_batch_leaves_once_and_its_groups_are_frozen(
         == first
     )
     assert children.runs == 1
-    from client.daemon.site import Groups
+    from client.state.group_store import GroupStore
 
-    with Groups(hospital.root / "groups.sqlite") as groups:
+    with GroupStore(hospital.root / "groups.sqlite") as groups:
         assert len(groups.groups()) == 2
 
 
@@ -473,7 +473,7 @@ def test_an_image_of_a_group_that_is_not_frozen_cannot_leave(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, hospital.study)
-    monkeypatch.setattr("client.daemon.site.Groups.freeze", lambda *_: None)
+    monkeypatch.setattr("client.state.group_store.GroupStore.freeze", lambda *_: None)
     assert refused(lambda: images_reply(hospital, review="not_required")) == "E-GATE-23"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from client.daemon.site import split
+from client.daemon.images import split
 from client.fleet.app import build_app, record_of, reply_to, sealed_of
 from client.state.jobs import Stopped
 from common.errors import KohortError, PolicyError, RefusedError
@@ -173,7 +173,7 @@ def test_a_part_before_the_first_is_refused(
 def test_large_batches_are_split_and_every_part_is_kept(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.daemon.site.PART_CAP_BYTES", (1 << 16) + 3200)
+    monkeypatch.setattr("client.daemon.images.PART_CAP_BYTES", (1 << 16) + 3200)
     scripted(monkeypatch, hospital.study)
     site = hospital.site(review="not_required")
     first = site.answer(hospital.ask("synthesize"))
@@ -215,7 +215,7 @@ def test_logs_hold_no_name_and_no_number_of_patients(
 KILLED_DAEMON = """
 import os, signal, sys
 from pathlib import Path
-import client.daemon.site
+import client.daemon.jobs
 from client.state.config import load_site
 from client.daemon.site import Site
 from client.state.membership import read_membership
@@ -231,7 +231,7 @@ def run_child(*arguments):
     children(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 
-client.daemon.site.run_child = run_child
+client.daemon.jobs.run_child = run_child
 parts = [bytes.fromhex(line) for line in asked.read_text().splitlines()]
 Site(State(root), load_site(root), read_membership(root / "membership.json")).answer(Sealed(*parts))
 """

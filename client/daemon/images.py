@@ -1,0 +1,89 @@
+"""Clears the output of the one image batch of a plan.
+
+In: `Output`. Out: `Cleared`, one for each part.
+Guarantees: a person approved exactly these bytes where the policy asks for it, and their groups
+are frozen (9); every part passed the gate, or none (10).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from client.daemon.rounds import Output
+from client.egress.evidence import Evidence
+from client.egress.gate import Cleared, Gate
+from client.egress.review import SHEET, Reviews, batch_digest
+from client.ingest.cohort import Cohort
+from client.state.group_store import Grouping, GroupStore
+from client.state.jobs import EVIDENCE, OUTPUT, OUTPUT_CAP_BYTES, Stopped
+from client.state.records import Records
+from common.errors import PolicyError
+from common.privacy.boundary import PART_CAP_BYTES, check_total
+from common.study.plan import Study
+from common.wire.tensors import Arrays, dumps, read
+
+HEADER_ROOM_BYTES = 1 << 16
+REVIEW_POLL_S = 1.0
+log = logging.getLogger(__name__)
+
+
+def clear(
+    output: Output, records: Records, reviews: Reviews, stop: threading.Event
+) -> tuple[Cleared, ...]:
+    """Return the cleared parts of the batch; raises RefusedError, PolicyError, Stopped."""
+    study = output.round.study
+    evidence = Evidence.read(output.folder / EVIDENCE)
+    parts = split(read(output.folder / OUTPUT, max_bytes=OUTPUT_CAP_BYTES), study)
+    # (9) a person approved the images, where the policy asks for it, and their groups are frozen
+    await_review(output, parts, records, reviews, stop)
+    with GroupStore(records.state.groups) as groups:
+        groups.freeze(Grouping(evidence.groups, ()))
+        gate = Gate.of(records, study, groups, reviews)
+        persons = persons_of(Cohort.open(records.state.cohort(study.intake)))
+        # (10) the gate clears what leaves
+        return gate.clear_images(
+            output.round.header, parts, evidence, persons, output.reservation, output.event
+        )
+
+
+def await_review(
+    output: Output, parts: list[bytes], records: Records, reviews: Reviews, stop: threading.Event
+) -> None:
+    """Wait until a person has decided on exactly these bytes, where the policy asks for it.
+
+    Raises PolicyError (E-REVIEW-REJECTED), or Stopped.
+    """
+    digest = batch_digest(parts)
+    study = output.round.study
+    if records.config.policy.review == "required":
+        reviews.propose(digest, study.hash(), output.folder / SHEET)
+        log.info("%s: images wait for a person: kohort-site review", study.name)
+    while reviews.state(digest) == "waiting":
+        if stop.wait(REVIEW_POLL_S):
+            raise Stopped("stopped while images wait for review")
+    if reviews.state(digest) == "rejected":
+        raise PolicyError(
+            "a person rejected the images; nothing was sent", code="E-REVIEW-REJECTED"
+        )
+
+
+def persons_of(cohort: Cohort) -> dict[str, int]:
+    """Return the person behind every pseudonym of a cohort, aliases included."""
+    persons: dict[str, int] = {}
+    for person, names in enumerate(cohort.aliases):
+        persons |= dict.fromkeys(names, person)
+    return persons
+
+
+def split(images: Arrays, study: Study) -> list[bytes]:
+    """Return the payloads of a batch, each of at most 32 MiB, in order."""
+    count = len(images["images"])
+    check_total(count, study)
+    image_bytes = images["images"][0].nbytes
+    image_bytes += images["labels"].itemsize + images["privatized"].itemsize
+    size = max(1, (PART_CAP_BYTES - HEADER_ROOM_BYTES) // image_bytes)
+    parts: list[bytes] = []
+    for start in range(0, count, size):
+        parts.append(dumps({name: array[start : start + size] for name, array in images.items()}))
+    return parts

@@ -1,0 +1,95 @@
+"""The values that are carried through the daemon: Round -> Reserved -> Output.
+
+Each step takes the value before it and returns the next one. The gate then makes `Cleared` of an
+`Output` (client/egress/gate.py), and the outbox makes `Sealed` of that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.state.ledger import Reservation
+from client.state.plans import Plans
+from common.errors import PolicyError
+from common.privacy.boundary import check_weights
+from common.privacy.mechanisms import Mechanism
+from common.study.families import FAMILIES, Shapes
+from common.study.plan import Study
+from common.wire.messages import Header
+from common.wire.tensors import Arrays, loads
+
+
+@dataclass(frozen=True)
+class Round:
+    """An instruction that the plan allows. `expected`: names and shapes of its global weights."""
+
+    header: Header
+    study: Study
+    weights: bytes
+    expected: Shapes
+
+
+@dataclass(frozen=True)
+class _Charged:
+    """A round and what it costs: its mechanism, the ledger's entry, the folder of its one child.
+
+    `event` is None where nothing is spent or declared; `reservation` is None where nothing is spent.
+    """
+
+    round: Round
+    event: Mechanism | None
+    reservation: Reservation | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Reserved(_Charged):
+    """A round that the ledger holds. `finished`: the child of an earlier start left its output."""
+
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Output(_Charged):
+    """A round whose folder holds a whole output; only client/daemon/jobs.py makes one."""
+
+
+def open_round(header: Header, study: Study, payload: bytes, plans: Plans) -> Round:
+    """Return the round that an instruction asks for (6: its weights fit the plan's model).
+
+    Raises PolicyError (E-PART-UNKNOWN), RefusedError with the code of a rule of the boundary.
+    """
+    if header.kind != "train" and (header.part or header.round):
+        raise PolicyError("the first part of the images was never asked for", code="E-PART-UNKNOWN")
+    weights = loads(payload, max_bytes=len(payload))
+    if header.kind == "train":
+        expected = _shapes_of(study, header.model, weights, plans)
+    else:
+        expected = _shapes_for_images(study, weights, plans)
+    check_weights(weights, expected)
+    return Round(header, study, payload, expected)
+
+
+def _shapes_of(study: Study, model: str, weights: Arrays, plans: Plans) -> Shapes:
+    """Names and shapes of a model's weights.
+
+    The plan's starting checkpoint says; without one the child's own model will check them.
+    """
+    found = plans.start_shapes(study, model)
+    if found is not None:
+        return found
+    return {name: array.shape for name, array in weights.items()}
+
+
+def _shapes_for_images(study: Study, weights: Arrays, plans: Plans) -> Shapes:
+    """Names and shapes of the weights that synthesis gets, family by family."""
+    expected: dict[str, tuple[int, ...]] = {}
+    privatizes = study.synthesis is not None and study.synthesis.privatizes_averages
+    for model in study.models.trained():
+        family = FAMILIES[model]
+        sent = family.select(weights)
+        needed = family.synthesis == "always" or (family.synthesis != "never" and privatizes)
+        if needed or (family.synthesis != "never" and sent):
+            expected |= _shapes_of(study, model, sent, plans)
+    return expected

@@ -1,0 +1,183 @@
+"""What a round costs, written down as spent before anything is computed.
+
+In: a `Round`. Out: `Reserved`, or a refusal that spends nothing.
+Guarantees: the whole plan fits under the cap and can learn before its first step (7); the ledger
+holds a reservation before a child starts, and one reservation has at most one child (8); an old
+backup is refused before it spends.
+Not covered: the ledger's own rules (client/state/ledger.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client.daemon.rounds import Reserved, Round
+from client.state.jobs import is_finished
+from client.state.ledger import Reservation
+from client.state.records import FILTER_ORDER, Records
+from common.errors import EnvironmentFault, PolicyError
+from common.privacy.accounting import epsilon_rdp, spend
+from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, SubsampledGaussian
+from common.privacy.events import image_event, round_event
+from common.privacy.planning import refuse_hopeless
+from common.storage.journal import Entry
+from common.study.families import FAMILIES, Shapes
+from common.study.plan import Study
+from common.study.shapes import parameter_counts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Spending:
+    """The reservations of a site, and the failed children since this daemon started."""
+
+    records: Records
+    _crashes: dict[str, int] = field(default_factory=dict)
+    _refusals: dict[str, str] = field(default_factory=dict)
+
+    def reserve(self, round: Round) -> Reserved:
+        """Return the round with a reservation that no child has used, or with a finished output.
+
+        A reservation whose child started and left no output stays spent, and a new one is taken.
+        """
+        event = self._event(round)
+        latest = self._latest_try(round.header.key)
+        if latest is None:
+            return self._reserve_anew(round, event)
+        folder = self.records.state.jobs / str(latest.data["folder"])
+        finished = latest.state == "started" and is_finished(folder)
+        if not finished:
+            self._check_given_up(round.header.key)
+        # its output is there, or the daemon was killed before its child started
+        if finished or latest.state == "reserved":
+            return Reserved(round, event, _reservation(latest), folder, finished)
+        return self._reserve_anew(round, event)
+
+    def note_failure(self, round: Round, code: str) -> None:
+        """Count a child that left no output: refused with a code, or crashed (code "")."""
+        key = round.header.key
+        if code:
+            self._refusals[key] = code
+        else:
+            self._crashes[key] = self._crashes.get(key, 0) + 1
+            log.warning("a child crashed; see child.log in its job folder")
+
+    def _check_given_up(self, key: str) -> None:
+        """Spend nothing more on a round that a child refused, or crashed over too often."""
+        hint = "read jobs/*/child.log, repair, restart kohort-site run"
+        if key in self._refusals:
+            raise PolicyError("the child refused the work", hint=hint, code=self._refusals[key])
+        if self._crashes.get(key, 0) > self.records.config.limits.retries:
+            raise EnvironmentFault(
+                "the child crashed again; no more retries", hint=hint, code="E-WORK-CRASHED"
+            )
+
+    def _latest_try(self, key: str) -> Entry | None:
+        """The newest entry of the journal that reserved or started a round."""
+        tries = [entry for entry in self._entries(key) if entry.state in ("reserved", "started")]
+        return tries[-1] if tries else None
+
+    def _entries(self, key: str) -> list[Entry]:
+        """The journal's entries of exactly this key."""
+        found = self.records.state.journal.entries(key)
+        return [entry for entry in found if entry.key == key]
+
+    def _reserve_anew(self, round: Round, event: Mechanism | None) -> Reserved:
+        """Write the round down as spent, in the ledger and then in the journal."""
+        self._check_rollback()
+        # (7) the whole plan fits under the cap, and can learn, before its first step
+        self._check_whole_plan(round.study)
+        # (8) the ledger holds the reservation before a child starts
+        reservation = None
+        if event is not None and not event.covers_patient:
+            self.records.ledger().declare(event, round.study.hash())
+        elif event is not None:
+            reservation = self.records.ledger().reserve(event, round.study.hash())
+        folder = self._new_folder(round.header.key)
+        text = reservation.to_json() if reservation else ""
+        record = {"folder": folder.name, "reservation": text}
+        self.records.state.journal.append(round.header.key, "reserved", record)
+        return Reserved(round, event, reservation, folder, finished=False)
+
+    def _new_folder(self, key: str) -> Path:
+        """The job folder of the next try of a round."""
+        tries = [entry for entry in self._entries(key) if entry.state == "reserved"]
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        return self.records.state.jobs / f"{digest[:16]}-{len(tries)}"
+
+    def _check_rollback(self) -> None:
+        """Refuse to spend from a ledger that is older than what was last signed."""
+        entries = self.records.state.journal.entries()
+        cleared = [entry for entry in entries if entry.state == "cleared"]
+        if cleared:
+            self.records.ledger().refuse_if_behind(str(cleared[-1].data["head"]))
+
+    def _check_whole_plan(self, study: Study) -> None:
+        """Refuse a plan that cannot be finished under the cap, or cannot learn; once a plan.
+
+        Raises PolicyError (E-POLICY-CAP, E-PLAN-INFEASIBLE).
+        """
+        ledger = self.records.ledger()
+        policy = self.records.config.policy
+        plans = {row.data["plan"] for row in ledger.rows() if row.kind == "reserve"}
+        if study.hash() in plans:
+            return
+        self._check_feasible(study)
+        history = self._plan_events(study)
+        if plans:
+            history = (*ledger.report(prv=False).mechanisms, *history)
+        epsilon = spend(history, policy.max_delta).pld
+        if plans:
+            epsilon = max(epsilon, epsilon_rdp(history, policy.max_delta, order=FILTER_ORDER))
+        if not epsilon <= policy.max_epsilon:
+            raise PolicyError(
+                f"plan {study.name}: all its rounds would bring epsilon per patient to "
+                f"{epsilon:.3f}, policy.max_epsilon is {policy.max_epsilon:g}; nothing was spent",
+                hint="ask the operator for a plan with fewer steps or more noise",
+                code="E-POLICY-CAP",
+            )
+
+    def _check_feasible(self, study: Study) -> None:
+        """Refuse a plan that cannot learn, where every model has a starting checkpoint.
+
+        Without one, `kohort-site approve` has built and checked the model.
+        """
+        if all(plan.start for plan in study.models.trained().values()):
+            checkpoints = self.records.plans.checkpoints(study)
+            refuse_hopeless(study, parameter_counts(study, checkpoints))
+
+    def _plan_events(self, study: Study) -> tuple[Mechanism, ...]:
+        """Everything that the plan will spend at this site."""
+        events: list[Mechanism] = []
+        for model, plan in study.models.trained().items():
+            shapes = self.records.plans.start_shapes(study, model) or None
+            events += [_training_event(study, model, shapes)] * plan.rounds
+        event = image_event(study)
+        if event is not None and event.covers_patient:
+            events.append(event)
+        return tuple(events)
+
+    def _event(self, round: Round) -> Mechanism | None:
+        """What one round spends or declares."""
+        if round.header.kind == "train":
+            return _training_event(round.study, round.header.model, round.expected)
+        return image_event(round.study)
+
+
+def _training_event(study: Study, model: str, shapes: Shapes | None) -> SubsampledGaussian:
+    """What one training round spends; `shapes` is None for a model that is not built yet."""
+    dimension = PLAIN_DIMENSION
+    if shapes is not None:
+        trainable = study.models.trained()[model].trainable
+        dimension = FAMILIES[model].private_dimension(shapes, trainable)
+    return round_event(study, model, dimension + study.privacy.canaries)
+
+
+def _reservation(entry: Entry) -> Reservation | None:
+    """The ledger's reservation that a journal entry holds."""
+    text = str(entry.data["reservation"])
+    return Reservation.from_json(text) if text else None

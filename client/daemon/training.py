@@ -1,0 +1,48 @@
+"""Clears the output of one training round.
+
+In: `Output`. Out: `Cleared`.
+Guarantees: the update passed the gate (10); its canaries count once, after the gate.
+"""
+
+from __future__ import annotations
+
+from client.daemon.rounds import Output
+from client.egress.gate import Cleared, Gate
+from client.egress.review import Reviews
+from client.state.canaries import TALLY_CAP_BYTES, Tallies
+from client.state.group_store import GroupStore
+from client.state.jobs import OUTPUT, OUTPUT_CAP_BYTES, TALLY
+from client.state.records import Records
+from common.privacy.canaries import Tally
+from common.privacy.mechanisms import SubsampledGaussian
+from common.storage.files import read_capped
+from common.wire.tensors import read
+
+
+def clear(output: Output, records: Records, reviews: Reviews) -> tuple[Cleared, ...]:
+    """Return the cleared update of a round; raises RefusedError with the gate's code."""
+    header = output.round.header
+    study = output.round.study
+    assert output.reservation is not None
+    assert isinstance(output.event, SubsampledGaussian)
+    payload = read_capped(output.folder / OUTPUT, OUTPUT_CAP_BYTES)
+    with GroupStore(records.state.groups) as groups:
+        gate = Gate.of(records, study, groups, reviews)
+        tallies = _tallies(output, records)
+        # (10) the gate clears what leaves
+        cleared = gate.clear_update(
+            header, payload, output.round.expected, output.reservation, output.event, tallies
+        )
+    if tallies is not None:
+        records.canaries(study, header.model).count_round(header.round, tallies.latest)
+    return (cleared,)
+
+
+def _tallies(output: Output, records: Records) -> Tallies | None:
+    """What the round's canaries measured, alone and with the rounds that were answered before."""
+    study = output.round.study
+    if not study.privacy.canaries:
+        return None
+    latest = Tally.from_arrays(read(output.folder / TALLY, max_bytes=TALLY_CAP_BYTES))
+    header = output.round.header
+    return records.canaries(study, header.model).with_round(header.round, latest)
