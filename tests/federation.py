@@ -30,10 +30,11 @@ from common.study.families import FAMILIES
 from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
-from server.app import StudyRun
 from server.operator.config import Limits, ServerState
 from server.operator.sites import Registry, Request
+from server.rounds.loop import run_study
 from server.rounds.record import StudyRecord
+from server.rounds.study_run import StudyRun
 from tests.studies import small_plan, vessels_plan
 
 Fate = Callable[[Message, Callable[[], Message]], list[tuple[float, Message]]]
@@ -312,7 +313,7 @@ class Federation:
     def run(self, scripts: Mapping[str, Iterable[Fate]] | None = None) -> StudyRun:
         """Run the study to its end; returns the finished run."""
         study_run = self.open()
-        study_run.run(self.grid(scripts))
+        run_study(study_run, self.grid(scripts))
         return study_run
 
 

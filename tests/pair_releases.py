@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from common.storage.files import file_digest
-from server.rounds.study_run import StudyRun
 from server.release.build import build_release
 from server.release.items import Pairs, ReleaseInputs
 from server.release.pairs import draw_pairs
+from server.rounds.study_run import StudyRun
 from tests.federation import Federation
 from tests.releases import ACCOUNT
 

@@ -57,7 +57,7 @@ class Consortium:
     ) -> Site:
         """A registered site with a running client."""
         site = Site.create(self, name, handle, **settings)
-        site.node_id = self.link.register(site.folder / "node.pub", name)
+        site.node_id = self.link.calls.register(site.folder / "node.pub", name)
         return site.start()
 
     def ask(
@@ -79,7 +79,7 @@ class Consortium:
         app = self.folder / "bundle"
         shutil.rmtree(app, ignore_errors=True)
         pin = write_app(app, study, **TOY)
-        run_id = self.link.submit(app, **TOY)
+        run_id = self.link.calls.submit(app, **TOY)
         until((self.orders / "running").exists)
         return run_id, pin
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from common.errors import KohortError, PeerError, RefusedError
 from common.storage.files import atomic_write
-from server.flower.superlink import RunStatus
+from server.flower.calls import RunStatus
 from server.operator.config import Limits, ServerState
 from server.operator.sites import Registry
 from server.rounds.record import Progress, StudyRecord
@@ -29,7 +29,7 @@ log = logging.getLogger("kohort.server")
 
 
 class Link(Protocol):
-    """What the coordinator needs of `server.flower.superlink.SuperLink`."""
+    """What the coordinator needs of `server.flower.calls.OperatorCalls`."""
 
     def register(self, public_key: Path, name: str) -> int: ...
     def unregister(self, node_id: int) -> None: ...

@@ -30,7 +30,7 @@ REPLIES: Mapping[str, Literal["update", "images"]] = {"train": "update", "synthe
 
 
 @dataclass(frozen=True)
-class Asked:
+class Instruction:
     """What one instruction asked of every site. `shapes`: the global weights' (train); `parts`: 0 = the reply says."""
 
     study: Study
@@ -67,7 +67,7 @@ class Accepted:
         raise Bug(f"an Accepted cannot be changed ({name})")
 
 
-def accept(sealed: Sealed, site: str, sign_key: str, asked: Asked) -> Accepted:
+def accept(sealed: Sealed, site: str, sign_key: str, asked: Instruction) -> Accepted:
     """Return the accepted reply of `site`, whose signing key line is `sign_key`; raises RefusedError."""
     header = open_header(sealed, site, sign_key, asked.cap_bytes)  # 1, 2
     _check_answer(header, asked)  # 3
@@ -95,7 +95,19 @@ def open_header(sealed: Sealed, site: str, sign_key: str, max_bytes: int) -> Hea
     return header
 
 
-def _check_answer(header: Header, asked: Asked) -> None:
+def check_repeated(sealed: Sealed, site: str, sign_key: str, digest: str) -> None:
+    """Check that one more reply to an answered instruction has the accepted payload.
+
+    Raises RefusedError (E-INTAKE-SECOND).
+    """
+    header = open_header(sealed, site, sign_key, boundary.UPDATE_CAP_BYTES)
+    if header.digest != digest:
+        raise RefusedError(
+            "a second, different payload for one instruction", code="E-INTAKE-SECOND"
+        )
+
+
+def _check_answer(header: Header, asked: Instruction) -> None:
     """Check 3."""
     got = (header.study, header.kind, header.phase, header.model, header.round, header.part)
     kind = REPLIES[asked.phase]

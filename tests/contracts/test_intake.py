@@ -14,7 +14,8 @@ from common.errors import Bug, PolicyError, RefusedError
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, seal
 from server.rounds import aggregate, intake
-from server.rounds.intake import Accepted, Asked, accept
+from server.rounds.intake import Accepted, Instruction, accept
+from server.rounds.loop import train_round
 from tests.federation import Federation, ToySite, crashed, delayed, dropped, failed
 
 Forge = Callable[[dict[str, Any], tensors.Arrays], None]
@@ -79,7 +80,7 @@ def test_an_update_is_refused_and_its_site_quarantined_when(
     forge, code = UPDATES[sentence]
     federation.sites["hospital-a"].forge = forge
     run = federation.open()
-    run._train_round(federation.grid(), "gan", 0)
+    train_round(run, federation.grid(), "gan", 0)
     site = run.registry.get("hospital-a")
     closed = run.record.closed("train", "gan", 0)
     assert (site.state, site.code) == ("quarantined", code)
@@ -93,7 +94,7 @@ def test_a_reply_of_another_key_is_refused(federation: Federation) -> None:
         Header.model_validate_json(sealed.header), sealed.payload, signing.new_key()
     )
     run = federation.open()
-    run._train_round(federation.grid(), "gan", 0)
+    train_round(run, federation.grid(), "gan", 0)
     assert run.registry.get("hospital-a").code == "E-INTAKE-SIGNATURE"
 
 
@@ -102,7 +103,7 @@ def test_a_payload_that_changed_on_the_way_is_refused(federation: Federation) ->
         s.header, s.payload[:-1] + b"\0", s.signature
     )
     run = federation.open()
-    run._train_round(federation.grid(), "gan", 0)
+    train_round(run, federation.grid(), "gan", 0)
     assert run.registry.get("hospital-a").code in ("E-DIGEST", "E-INTAKE-SIGNATURE")
 
 
@@ -112,7 +113,7 @@ def test_a_second_different_payload_for_one_instruction_quarantines_and_is_not_a
     site, run = federation.sites["hospital-a"], federation.open()
     site.forget = True  # every answer has other numbers
     scripts = {"hospital-a": [delayed(0.5)], "hospital-b": [delayed(1.5), *[dropped] * 9]}
-    run._train_round(federation.grid(scripts), "gan", 0)
+    train_round(run, federation.grid(scripts), "gan", 0)
     closed = run.record.closed("train", "gan", 0)
     assert run.registry.get("hospital-a").code == "E-INTAKE-SECOND"
     assert closed is not None and closed.data["accepted"] == ["hospital-b", "hospital-c"]
@@ -120,7 +121,8 @@ def test_a_second_different_payload_for_one_instruction_quarantines_and_is_not_a
 
 def test_the_same_payload_twice_changes_nothing(federation: Federation) -> None:
     run = federation.open()
-    run._train_round(
+    train_round(
+        run,
         federation.grid(
             {"hospital-a": [delayed(0.5)], "hospital-b": [delayed(1.0), *[dropped] * 9]}
         ),
@@ -136,7 +138,7 @@ def test_no_update_of_a_single_site_ever_becomes_the_average(tmp_path: Path) -> 
     study_run = federation.open()
     grid = federation.grid()
     grid.online = {100}
-    thread = threading.Thread(target=lambda: study_run._train_round(grid, "gan", 0), daemon=True)
+    thread = threading.Thread(target=lambda: train_round(study_run, grid, "gan", 0), daemon=True)
     thread.start()
     thread.join(1.5)
     assert thread.is_alive() and study_run.record.closed("train", "gan", 0) is None
@@ -178,7 +180,7 @@ def test_the_order_of_arrival_changes_no_byte(tmp_path: Path) -> None:
         federation = Federation.create(tmp_path / str(number))
         scripts = {name: [delayed(0.15 * place)] for place, name in enumerate(order)}
         run = federation.open()
-        run._train_round(federation.grid(scripts), "gan", 0)
+        train_round(run, federation.grid(scripts), "gan", 0)
         closed = run.record.closed("train", "gan", 0)
         assert closed is not None
         digests.append(closed.data["weights"])
@@ -194,7 +196,7 @@ def test_lost_messages_and_dead_sites_are_asked_again_until_all_have_answered(
         "hospital-c": [failed(4, "lost"), crashed],
     }
     run = federation.open()
-    run._train_round(federation.grid(scripts), "gan", 0)
+    train_round(run, federation.grid(scripts), "gan", 0)
     closed = run.record.closed("train", "gan", 0)
     assert closed is not None and closed.data["accepted"] == [
         "hospital-a",
@@ -210,7 +212,7 @@ def test_a_site_that_answers_with_codes_is_asked_again_long_before_a_silent_one(
     federation.limits = federation.limits.model_copy(update={"reask_s": 3600.0})
     codes = [failed(code, "E-X") for code in (2, 3, 4, 5, 7, 8)]
     run = federation.open()
-    run._train_round(federation.grid({"hospital-a": codes}), "gan", 0)
+    train_round(run, federation.grid({"hospital-a": codes}), "gan", 0)
     closed = run.record.closed("train", "gan", 0)
     assert closed is not None and "hospital-a" in closed.data["accepted"]
 
@@ -227,7 +229,7 @@ def test_no_text_of_a_site_is_repeated_by_the_server(
     }
     run = federation.open()
     with caplog.at_level("DEBUG", logger="kohort.server"):
-        run._train_round(federation.grid(scripts), "gan", 0)
+        train_round(run, federation.grid(scripts), "gan", 0)
     written = caplog.text + str([entry.data for entry in run.record.journal.entries()])
     assert "oe^" not in written and "e-doe" not in written and "E-FLOWER-2" in written
 
@@ -258,7 +260,7 @@ def many(arrays: tensors.Arrays, count: int) -> tensors.Arrays:
 def test_a_batch_is_refused_when(sentence: str, federation: Federation) -> None:
     site = ToySite("hospital-a", federation.study, federation.key.public_key())
     site.forge, code = IMAGES[sentence]
-    asked = Asked(federation.study, "synthesize", "", 0)
+    asked = Instruction(federation.study, "synthesize", "", 0)
     question = Header(
         kind="synthesize", study=federation.study.hash(), phase="synthesize", round=0, sender="operator",
         digest="0" * 64,
@@ -275,7 +277,7 @@ def test_images_are_counted_over_all_parts(federation: Federation) -> None:
         kind="synthesize", study=federation.study.hash(), phase="synthesize", round=0, part=7, parts=8,
         sender="operator", digest="0" * 64,
     )  # fmt: skip
-    asked = Asked(federation.study, "synthesize", "", 0, part=7, parts=8, images_before=35)
+    asked = Instruction(federation.study, "synthesize", "", 0, part=7, parts=8, images_before=35)
     line = signing.public_text(site.key.public_key())
     with pytest.raises(RefusedError, match="41 images"):
         intake.accept(site._made(question, {}), "hospital-a", line, asked)

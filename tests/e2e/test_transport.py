@@ -85,7 +85,7 @@ def test_an_app_that_the_site_did_not_approve_gets_a_code_and_no_work(
 def test_the_hash_that_flower_reports_is_the_one_that_the_site_computed(
     hub: Consortium, run: tuple[int, str]
 ) -> None:
-    status = hub.link.run_status(run[0])
+    status = hub.link.calls.run_status(run[0])
     assert (status.fab_hash, status.status) == (run[1], "running")
 
 
@@ -96,7 +96,7 @@ def test_a_bundle_with_code_in_it_is_refused_on_submission(
     (app / "server.py").write_text("import os")
     try:
         with pytest.raises(RefusedError):
-            hub.link.submit(app, **TOY)
+            hub.link.calls.submit(app, **TOY)
     finally:
         (app / "server.py").unlink()
 
@@ -124,7 +124,7 @@ def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
     front = Front(hub.url, hub.ca)
     front.use(issue_server_certificate(authority, tmp_path / "expired", days=-1))
     guest = Site.create(hub, "guest", echo, url=front.url)
-    guest.node_id = hub.link.register(guest.folder / "node.pub", "guest")
+    guest.node_id = hub.link.calls.register(guest.folder / "node.pub", "guest")
     guest.start()
     guest.wait_state("SERVER-CERTIFICATE-EXPIRED")
     fresh = issue_server_certificate(authority, tmp_path / "fresh")
@@ -145,14 +145,14 @@ def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
     admitted.start().wait_state("CONNECTED")
     assert hub.ask([guest.node_id], b"xyz") == [{"node": guest.node_id, "payload": b"zyx".hex()}]
 
-    hub.link.unregister(guest.node_id)
+    hub.link.calls.unregister(guest.node_id)
     admitted.wait_state("KEY-UNKNOWN")
     assert admitted.thread is not None
     assert admitted.thread.is_alive()
     admitted.end()
     front.close()
     with pytest.raises(RefusedError) as revoked:
-        hub.link.register(guest.folder / "node.pub", "guest")
+        hub.link.calls.register(guest.folder / "node.pub", "guest")
     assert revoked.value.code == "E-KEY-REVOKED"
 
 
@@ -182,7 +182,7 @@ def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
 ) -> None:
     """kill -9 while a handler works: the same message is answered after the restart, under the remembered node id."""
     killed = Site.create(hub, "killed", echo)
-    killed.node_id = hub.link.register(killed.folder / "node.pub", "killed")
+    killed.node_id = hub.link.calls.register(killed.folder / "node.pub", "killed")
     arguments = [str(killed.folder), hub.url, str(hub.ca), run[1], "hang"]
     root = Path(__file__).parents[2]
     process = subprocess.Popen([sys.executable, "-c", CLIENT, *arguments], cwd=root)
@@ -224,4 +224,4 @@ def test_a_killed_superlink_comes_back_with_its_nodes_and_its_run(
     until(lambda: site.state() != "CONNECTED")
     site.wait_state("CONNECTED")
     assert hub.ask([site.node_id], b"again") == [{"node": site.node_id, "payload": b"niaga".hex()}]
-    assert not hub.link.run_status(run[0]).finished
+    assert not hub.link.calls.run_status(run[0]).finished

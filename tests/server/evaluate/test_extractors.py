@@ -9,7 +9,7 @@ import torch
 
 from common.errors import ConfigurationError, RefusedError
 from common.wire import tensors
-from server.cli.main import _extractor
+from server.cli.publish import read_extractor
 from server.evaluate import extractors
 
 torch.set_num_threads(1)
@@ -98,8 +98,8 @@ def test_the_release_commands_option_names_architecture_file_and_digest(
     tmp_path: Path, weights: dict[str, np.ndarray]
 ) -> None:
     path, digest = written(tmp_path / "odd:name.safetensors", weights)
-    found = _extractor(f"resnet18:{path}:{digest}")
+    found = read_extractor(f"resnet18:{path}:{digest}")
     assert found is not None and found.name == f"resnet18 ({digest[:12]})"
-    assert _extractor("") is None
+    assert read_extractor("") is None
     with pytest.raises(ConfigurationError, match="ARCHITECTURE"):
-        _extractor("resnet18")
+        read_extractor("resnet18")

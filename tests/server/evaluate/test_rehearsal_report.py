@@ -13,7 +13,7 @@ from PIL import Image
 from common.errors import ConfigurationError, RefusedError
 from common.study.plan import Study, load_study
 from common.wire import signing
-from server.cli.main import _rehearsal
+from server.cli.publish import read_people
 from server.demo import hospitals as demo_hospitals
 from server.demo.rehearsal import DEPLOY
 from server.evaluate import attacks
@@ -304,9 +304,9 @@ def test_a_release_shows_its_rehearsal_and_says_where_there_is_none(
 
 
 def test_half_a_cast_two_sources_or_pairs_are_refused(plan: Study, tmp_path: Path) -> None:
-    assert _rehearsal(None, None, None, plan) is None
+    assert read_people(None, None, None, plan) is None
     for given in ((tmp_path, None, None), (None, tmp_path, None), (tmp_path, tmp_path, tmp_path)):
         with pytest.raises(ConfigurationError, match="give --members with --heldout"):
-            _rehearsal(*given, plan)
+            read_people(*given, plan)
     with pytest.raises(ConfigurationError, match="this one releases pairs"):
-        _rehearsal(None, None, tmp_path, plan.model_copy(update={"synthesis": None}))
+        read_people(None, None, tmp_path, plan.model_copy(update={"synthesis": None}))

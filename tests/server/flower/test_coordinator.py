@@ -10,8 +10,9 @@ import pytest
 
 from common.errors import PeerError, RefusedError
 from server.flower import coordinator
+from server.flower.calls import RunStatus
 from server.flower.coordinator import Coordinator
-from server.flower.superlink import RunStatus
+from server.rounds.loop import train_round
 from tests.federation import QUICK, Federation
 
 
@@ -82,7 +83,7 @@ def test_it_gives_up_after_five_failures_without_progress(federation: Federation
 def test_progress_gives_new_attempts(federation: Federation) -> None:
     run = federation.open()
     link = ScriptedLink(
-        [*[lambda: None] * 4, lambda: run._train_round(federation.grid(), "gan", 0)]
+        [*[lambda: None] * 4, lambda: train_round(run, federation.grid(), "gan", 0)]
     )
     with pytest.raises(PeerError):
         coordinate(federation, link)[0].run()

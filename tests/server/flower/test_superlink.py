@@ -1,97 +1,27 @@
-"""The supervised child processes: their life, their environment, their end. Flower's programs are stood in for by shell
-scripts here; the real ones are in tests/e2e/test_transport.py."""
+"""The supervised child processes: their life, their environment, their end.
+
+Shell scripts stand in for Flower's programs; the real ones run in tests/e2e/test_transport.py.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import server.flower.superlink as superlink
-from common.errors import ConfigurationError, EnvironmentFault, PeerError, RefusedError
+from common.errors import ConfigurationError, EnvironmentFault
 from common.process import free_port
-from common.wire.app_bundle import write_app
-from server.flower.calls import FlowerCli
-from server.flower.superlink import RunStatus, SuperLink, _json_in
+from server.flower.superlink import SuperLink
 from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate
+from tests.server.flower.processes import alive, pids
 from tests.transport import until
-
-STAND_IN = """\
-#!/bin/sh
-name=$(basename "$0")
-env > "$name.env"
-echo "$@" > "$name.args"
-echo $$ >> "$name.pids"
-sleep 1000 &
-echo $! >> "$name.pids"
-wait
-"""
-
-FLWR = """\
-import pathlib, sys, time
-here = pathlib.Path(__file__).parent
-def app(arguments, prog_name):
-    with (here / "flwr.args").open("a") as file:
-        file.write(" ".join(arguments) + "\\n")
-    if "crash" in arguments:
-        __import__("os")._exit(3)
-    if "hang" in arguments:
-        time.sleep(100)
-    print("Using SuperLink")
-    sys.__stdout__.write((here / "flwr.json").read_text())
-    raise SystemExit(2 if "fail" in arguments else 0)
-"""
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> ServerFiles:
-    folder = tmp_path_factory.mktemp("tls")
-    return issue_server_certificate(create_authority(folder / "ca"), folder / "server")
-
-
-@pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of stand-ins; an answer for `flwr` is what lies in flwr.json."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("flower-superlink", "flower-superexec"):
-        (folder / name).write_text(STAND_IN)
-    (folder / "flwr").write_text(FLWR)
-    for path in folder.iterdir():
-        path.chmod(0o755)
-    monkeypatch.setattr(superlink, "_program", lambda name: str(folder / name))
-    monkeypatch.setattr(superlink, "WATCH_S", 0.02)
-    monkeypatch.setattr(superlink, "STOP_GRACE_S", 0.1)
-    monkeypatch.setattr(superlink, "RESTART_DELAYS_S", (0.05,))
-    return folder
-
-
-@pytest.fixture
-def link(tmp_path: Path, files: ServerFiles, programs: Path) -> Iterator[SuperLink]:
-    one = SuperLink(tmp_path / "superlink", free_port(), files, environment={"KOHORT_TEST": "yes"})
-    yield one
-    one.stop()
-
-
-def pids(folder: Path, name: str) -> list[int]:
-    path = folder / f"{name}.pids"
-    return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def started(folder: Path) -> list[int]:
@@ -219,7 +149,7 @@ def test_the_children_end_when_this_process_is_killed(
         import server.flower.superlink as superlink
         from common.process import free_port
         from server.operator.certificates import ServerFiles
-        superlink._program = lambda name: "{programs}/" + name
+        superlink.program_path = lambda name: "{programs}/" + name
         files = ServerFiles(Path("{files.certificate}"), Path("{files.key}"), Path("{files.ca}"))
         superlink.SuperLink(Path("{tmp_path}/killed"), free_port(), files).start()
         time.sleep(1000)
@@ -243,74 +173,3 @@ def test_the_children_end_when_this_process_is_killed(
     ):  # the stand-ins' own children know nothing of us
         for pid in pids(tmp_path / "killed", name)[1:]:
             os.kill(pid, signal.SIGKILL)
-
-
-# --- the operator's commands ------------------------------------------------------------------------------------------
-
-
-def answer(programs: Path, **fields: object) -> None:
-    (programs / "flwr.json").write_text(json.dumps(fields))
-
-
-def test_a_bundle_with_code_in_it_is_not_submitted(
-    link: SuperLink, programs: Path, tmp_path: Path
-) -> None:
-    write_app(tmp_path / "app", b"a: 1\n")
-    (tmp_path / "app" / "server.py").write_text("import os")
-    with pytest.raises(RefusedError) as refused:
-        link.submit(tmp_path / "app")
-    assert refused.value.code == "E-BUNDLE-CODE"
-    assert not (programs / "flwr.args").exists()
-
-
-def test_a_run_whose_hash_differs_from_what_sites_pin_is_stopped(
-    link: SuperLink, programs: Path, tmp_path: Path
-) -> None:
-    link.state_dir.mkdir()
-    write_app(tmp_path / "app", b"a: 1\n")
-    answer(programs, success=True, **{"run-id": "7", "fab-hash": "00000000"})
-    with pytest.raises(PeerError) as wrong:
-        link.submit(tmp_path / "app")
-    assert wrong.value.code == "E-BUNDLE-HASH"
-    assert "stop 7" in (programs / "flwr.args").read_text()
-
-
-def test_a_revoked_key_is_named_as_such(link: SuperLink, programs: Path, tmp_path: Path) -> None:
-    link.state_dir.mkdir()
-    (tmp_path / "node.pub").write_text("ecdsa-sha2-nistp384 AAAA site\n")
-    answer(programs, success=False, **{"error-message": "[code: 23] Public key already in use."})
-    with pytest.raises(RefusedError) as refused:
-        link.register(tmp_path / "node.pub", "a")
-    assert refused.value.code == "E-KEY-REVOKED"
-
-
-def test_a_run_status_is_read_from_flowers_words(link: SuperLink, programs: Path) -> None:
-    link.state_dir.mkdir()
-    row = {"run-id": "9", "status": "finished:completed", "status-details": "", "fab-hash": "aa"}
-    answer(programs, success=True, runs=[row])
-    assert link.run_status(9) == RunStatus(9, "finished", "completed", "", "aa")
-    assert link.run_status(9).completed
-    answer(programs, success=True, runs=[{**row, "status": "running"}])
-    assert not link.run_status(9).finished
-
-
-def test_flowers_command_line_is_loaded_once_and_survives_its_own_death(
-    link: SuperLink, programs: Path, tmp_path: Path
-) -> None:
-    answer(programs, success=True)
-    cli = FlowerCli(str(programs / "flwr"), dict(os.environ), tmp_path, 1.0)
-    first = cli.run(["list"])
-    assert (first.code, _json_in(first.text)) == (0, {"success": True})
-    assert cli._child is not None
-    pid = cli._child.pid
-    assert cli.run(["fail"]).code == 2
-    assert cli._child.pid == pid
-    with pytest.raises(PeerError, match="without an answer"):
-        cli.run(["crash"])
-    assert cli.run(["list"]).code == 0
-    with pytest.raises(PeerError, match="no answer within"):
-        cli.run(["hang"])
-    assert cli.run(["list"]).code == 0
-    last = cli._child.pid
-    cli.close()
-    assert not alive(last)

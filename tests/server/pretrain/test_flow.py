@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from common.errors import ConfigurationError, RefusedError
-from common.models.glow import Glow, load, weights_of
+from common.models.glow import Glow
+from common.models.glow_checkpoint import load, weights_of
 from server.pretrain import flow as pretrain_glow
 from server.pretrain import flow_files
 from server.pretrain.flow import augment, begin, pretrain, run

@@ -9,21 +9,21 @@ import pytest
 from common.errors import Bug, RefusedError
 from common.wire import signing
 from common.wire.messages import Header, Sealed
-from server.rounds.intake import Asked, accept
+from server.rounds.intake import Instruction, accept
 from tests.federation import Federation, ToySite
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> tuple[ToySite, Asked, str]:
+def setting(tmp_path: Path) -> tuple[ToySite, Instruction, str]:
     federation = Federation.create(tmp_path)
     site = federation.sites["hospital-a"]
     weights = federation.open().record.weights("gan", 0)
     shapes = {name: a.shape for name, a in weights.items()}
-    asked = Asked(federation.study, "train", "gan", 0, shapes=shapes)
+    asked = Instruction(federation.study, "train", "gan", 0, shapes=shapes)
     return site, asked, signing.public_text(site.key.public_key())
 
 
-def reply(site: ToySite, asked: Asked) -> Sealed:
+def reply(site: ToySite, asked: Instruction) -> Sealed:
     question = Header(
         kind="train", study=asked.study.hash(), phase="train", model="gan", round=0, sender="operator",
         digest="0" * 64,
@@ -35,7 +35,9 @@ def reply(site: ToySite, asked: Asked) -> Sealed:
     )
 
 
-def test_an_honest_reply_is_accepted_with_its_bytes(setting: tuple[ToySite, Asked, str]) -> None:
+def test_an_honest_reply_is_accepted_with_its_bytes(
+    setting: tuple[ToySite, Instruction, str],
+) -> None:
     site, asked, line = setting
     sealed = reply(site, asked)
     accepted = accept(sealed, "hospital-a", line, asked)
@@ -44,7 +46,9 @@ def test_an_honest_reply_is_accepted_with_its_bytes(setting: tuple[ToySite, Aske
         accepted.arrays = {}
 
 
-def test_size_comes_first_even_for_a_wrong_signature(setting: tuple[ToySite, Asked, str]) -> None:
+def test_size_comes_first_even_for_a_wrong_signature(
+    setting: tuple[ToySite, Instruction, str],
+) -> None:
     site, asked, line = setting
     sealed = reply(site, asked)
     with pytest.raises(RefusedError) as caught:
@@ -52,7 +56,7 @@ def test_size_comes_first_even_for_a_wrong_signature(setting: tuple[ToySite, Ask
     assert caught.value.code == "E-SIZE"
 
 
-def test_another_key_of_the_same_name_is_refused(setting: tuple[ToySite, Asked, str]) -> None:
+def test_another_key_of_the_same_name_is_refused(setting: tuple[ToySite, Instruction, str]) -> None:
     site, asked, _ = setting
     with pytest.raises(RefusedError) as caught:
         accept(
@@ -64,16 +68,16 @@ def test_another_key_of_the_same_name_is_refused(setting: tuple[ToySite, Asked, 
     assert caught.value.code == "E-INTAKE-SIGNATURE"
 
 
-def test_a_site_cannot_answer_for_another_node(setting: tuple[ToySite, Asked, str]) -> None:
+def test_a_site_cannot_answer_for_another_node(setting: tuple[ToySite, Instruction, str]) -> None:
     site, asked, line = setting
     with pytest.raises(RefusedError) as caught:
         accept(reply(site, asked), "hospital-b", line, asked)
     assert caught.value.code == "E-INTAKE-SENDER"
 
 
-def test_the_number_of_parts_may_not_change(setting: tuple[ToySite, Asked, str]) -> None:
+def test_the_number_of_parts_may_not_change(setting: tuple[ToySite, Instruction, str]) -> None:
     site, asked, line = setting
-    other = Asked(asked.study, "train", "gan", 0, parts=2, shapes=asked.shapes)
+    other = Instruction(asked.study, "train", "gan", 0, parts=2, shapes=asked.shapes)
     with pytest.raises(RefusedError) as caught:
         accept(reply(site, asked), "hospital-a", line, other)
     assert caught.value.code == "E-INTAKE-PARTS"

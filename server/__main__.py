@@ -1,0 +1,5 @@
+"""`python -m server` is `kohort-server`."""
+
+from server.cli.main import main
+
+main()

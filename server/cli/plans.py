@@ -1,0 +1,88 @@
+"""`plan`, `pin`, `sign`: a study plan, from its draft to the signed bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.privacy.planning import ModelReport, PlanReport
+from common.study.plan import Study, load_study
+from common.study.words import fingerprint_words
+from server.cli.options import AsJson, StateFolder, StudyFile
+from server.cli.state_folder import load_operator_key
+from server.cli.terminal import write
+from server.operator import plan as plans
+from server.operator.config import ServerState
+
+
+def plan(study: StudyFile, as_json: AsJson = False) -> None:
+    """Print what a plan costs in privacy and whether it can learn. Nothing is spent."""
+    loaded = load_study(study)
+    report = plans.report(loaded, study.parent)
+    if as_json:
+        write(json.dumps(report_facts(loaded, report)) + "\n")
+        return
+    write(report.to_text() + "\n")
+    write(f"hash {loaded.hash()} ({fingerprint_words(loaded.hash())})\n")
+
+
+def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
+    """Return the report as `plan --json` prints it."""
+    spent = report.spent
+    return {
+        "plan": study.name,
+        "hash": study.hash(),
+        "verdict": report.verdict,
+        "sentence": report.sentence,
+        "accepted": report.accepted,
+        "epsilon": {"pld": spent.pld, "prv": spent.prv, "rdp": spent.rdp},
+        "delta": spent.delta,
+        "sampler_delta": spent.sampler_delta,
+        "share_of_cap": spent.pld / report.site_cap,
+        "parameters": {model.name: model.event.dimension for model in report.models},
+        "models": {model.name: model_facts(model) for model in report.models},
+        "fixes": list(report.fixes),
+        "needs": [asdict(needs) for needs in report.needs],
+    }
+
+
+def model_facts(model: ModelReport) -> dict[str, float | int | None]:
+    """Return what `plan --json` prints of one model."""
+    return {
+        "sampling_rate": model.event.q,
+        "patients_per_step": model.plan.patients_per_step,
+        "items_per_patient": model.plan.items_per_patient,
+        "steps": model.event.steps,
+        "noise_multiplier": model.event.noise_multiplier,
+        "calibrated_noise_multiplier": model.calibrated,
+        "parameters": model.event.dimension,
+        "noise_ratio": model.ratio,
+        "federated_noise_ratio": model.federated_ratio,
+        "round_bytes": model.round_bytes,
+    }
+
+
+def pin(study: StudyFile) -> None:
+    """Write the checkpoints' SHA-256 into a plan, in place."""
+    for file, digest in sorted(plans.pin(study).items()):
+        write(f"{digest}  {file}\n")
+    load_study(study)
+
+
+def sign(
+    study: StudyFile,
+    state: StateFolder,
+    out: Annotated[Path, typer.Option(help="folder for the signed bundle")],
+) -> None:
+    """Sign a plan for the sites to approve.
+
+    Refused when the plan spends more than its own epsilon, or cannot learn and does not say so.
+    """
+    signed, report = plans.sign(study, load_operator_key(ServerState(state)), out)
+    write(report.to_text() + "\n")
+    write(f"signed {signed.name}: {out}\n")
+    write(f"hash {signed.hash()}\nread aloud: {fingerprint_words(signed.hash())}\n")

@@ -1,0 +1,212 @@
+"""`pretrain`: trains a starting checkpoint on public images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.errors import ConfigurationError
+from common.study.plan import load_study
+from common.study.training import GlowPlan, WganPlan
+from server.cli.terminal import progress_bar, write
+from server.pretrain.flow_options import Pretraining
+from server.pretrain.provenance import Provenance
+
+if TYPE_CHECKING:
+    from server.public_data.pairs import PublicPairs
+
+PHANTOM_PATCHES = 16
+PHANTOM_ORIGIN = (
+    "procedural vessel phantoms (server/public_data/phantoms.py, style public)",
+    "CC0-1.0",
+    "none: nobody is in them",
+)
+ImageSource = Annotated[
+    Path | None,
+    typer.Argument(help="public images, folder or .npz; wgan: image and mask pairs, or --phantoms"),
+]
+Out = Annotated[Path, typer.Option(help="folder for the checkpoint")]
+Minutes = Annotated[float, typer.Option(min=0.01, help="how long to train")]
+Model = Annotated[str, typer.Option(help="gan (with its encoder), glow or wgan")]
+SizePx = Annotated[int, typer.Option("--size", min=1, help="width and height in pixels")]
+Channels = Annotated[int, typer.Option(help="1 (grey) or 3 (colour)")]
+ImagesFrom = Annotated[str, typer.Option(help="model card: where the images come from")]
+Licence = Annotated[str, typer.Option(help="model card: the images' licence")]
+Attribution = Annotated[str, typer.Option(help="model card: whom the licence wants named")]
+Exclude = Annotated[
+    Path | None, typer.Option(help="gan, glow: file of image names to leave out, one a line")
+]
+Resume = Annotated[bool, typer.Option(help="continue the run in --out")]
+StudyOption = Annotated[
+    Path | None,
+    typer.Option(help="glow: take the layout from this study.yaml; wgan: the layout and the size"),
+]
+Phantoms = Annotated[
+    int, typer.Option(min=0, help="wgan: number of invented patients, in place of public pairs")
+]
+Device = Annotated[str, typer.Option(help="gan: cpu or cuda")]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the command line asks for."""
+
+    images: Path | None
+    out: Path
+    minutes: float
+    size_px: int
+    channels: int
+    origin: tuple[str, str, str]
+    exclude: Path | None
+    resume: bool
+    study: Path | None
+    phantoms: int
+    device: str
+
+    def public_images(self) -> Path:
+        """Return the source of public images; raises ConfigurationError where none was given."""
+        if self.images is None:
+            raise ConfigurationError("pretrain: expected a folder or .npz of public images")
+        return self.images
+
+
+def pretrain(
+    images: ImageSource = None,
+    *,
+    out: Out,
+    minutes: Minutes = 40.0,
+    model: Model = "gan",
+    size_px: SizePx = 64,
+    channels: Channels = 3,
+    source: ImagesFrom = "",
+    licence: Licence = "",
+    attribution: Attribution = "",
+    exclude: Exclude = None,
+    resume: Resume = False,
+    study: StudyOption = None,
+    phantoms: Phantoms = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train a starting checkpoint on public images.
+
+    Never on patients' images: this training is not private.
+    """
+    origin = (source, licence, attribution)
+    task = Task(
+        images, out, minutes, size_px, channels, origin, exclude, resume, study, phantoms, device
+    )
+    if model == "gan":
+        train_gan(task)
+    elif model == "glow":
+        train_flow(task)
+    elif model == "wgan":
+        train_pairs(task)
+    else:
+        raise ConfigurationError(f"--model {model}: expected gan, glow or wgan")
+    write(f"checkpoint in {out}; pin it with kohort-server pin STUDY.yaml\n")
+
+
+def train_gan(task: Task) -> None:
+    """Train the generator, its critic and the encoder."""
+    from server.pretrain.gan import run
+    from server.pretrain.gan_plan import PretrainPlan
+
+    images = task.public_images()
+    plan = PretrainPlan(size_px=task.size_px, channels=task.channels)
+    origin = Provenance(*task.origin)
+    with progress_bar("pretrain") as bar:
+        row = bar.add_task("gan", total=100)
+
+        def show(_: int, share: float) -> None:
+            bar.update(row, completed=100 * share)
+
+        run(
+            images,
+            task.out,
+            plan,
+            origin,
+            minutes=task.minutes,
+            resume=task.resume,
+            exclude=task.exclude,
+            device=task.device,
+            progress=show,
+        )
+
+
+def train_flow(task: Task) -> None:
+    """Train the flow, in the layout of --study where it is given."""
+    from server.pretrain import flow
+    from server.public_data.images import read_names, read_source
+
+    images = task.public_images()
+    origin = Provenance(*task.origin)
+    options = flow_options(task)
+    source = read_source(images, task.size_px, task.channels, read_names(task.exclude))
+    with progress_bar("pretrain") as bar:
+        row = bar.add_task("glow", total=100)
+
+        def show(_: int, share: float, bits: float) -> None:
+            bar.update(row, completed=100 * share)
+
+        flow.run(source, task.out, options, origin, resume=task.resume, progress=show)
+
+
+def flow_options(task: Task) -> Pretraining:
+    """Return the options of the flow's training."""
+    plan = planned_flow(task.study)
+    if plan is None:
+        return Pretraining(minutes=task.minutes)
+    return Pretraining(
+        minutes=task.minutes,
+        levels=plan.levels,
+        steps_per_level=plan.steps_per_level,
+        width=plan.width,
+    )
+
+
+def planned_flow(study: Path | None) -> GlowPlan | None:
+    """Return the flow of the plan, if there is a plan and it has one."""
+    return load_study(study).models.glow if study else None
+
+
+def train_pairs(task: Task) -> None:
+    """Train the image and mask WGAN, on public pairs or on phantoms."""
+    from server.pretrain.wgan_checkpoint import run
+
+    plan, size_px = pair_plan(task)
+    pairs, origin = read_pair_source(task, size_px)
+    with progress_bar("pretrain") as bar:
+        row = bar.add_task("wgan", total=100)
+
+        def show(_: int, share: float) -> None:
+            bar.update(row, completed=100 * share)
+
+        steps = run(
+            pairs, task.out, plan, origin, minutes=task.minutes, resume=task.resume, progress=show
+        )
+    write(f"{steps} steps; look at {task.out / 'training' / 'samples.png'}\n")
+
+
+def pair_plan(task: Task) -> tuple[WganPlan, int]:
+    """Return the layout and the image size, from --study where it is given."""
+    from server.pretrain.wgan_checkpoint import public_plan
+
+    if task.study is None:
+        return public_plan(), task.size_px
+    study = load_study(task.study)
+    return study.models.wgan or public_plan(), study.intake.size_px
+
+
+def read_pair_source(task: Task, size_px: int) -> tuple[PublicPairs, Provenance]:
+    """Return the pairs to train on and where they come from."""
+    from server.public_data.pairs import phantom_pairs, read_pairs
+
+    if (task.images is None) == (task.phantoms == 0):
+        raise ConfigurationError("pretrain --model wgan: expected public pairs, or --phantoms N")
+    if task.images is None:
+        pairs = phantom_pairs(task.phantoms, PHANTOM_PATCHES, size_px, seed=0)
+        return pairs, Provenance(*PHANTOM_ORIGIN)
+    return read_pairs(task.images, size_px), Provenance(*task.origin)

@@ -1,0 +1,213 @@
+"""`release`: builds, signs and publishes what a complete study may share."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.errors import ConfigurationError, PolicyError
+from common.storage.files import file_digest
+from common.study.bundle import open_bundle
+from common.study.plan import Study
+from server.cli.options import Bundle, StateFolder
+from server.cli.state_folder import load_operator_key, open_record, open_registry
+from server.cli.terminal import progress_bar, write
+from server.operator import plan as plans
+from server.operator.config import ServerState
+from server.operator.releasable import releases_pairs
+from server.rounds.record import StudyRecord
+
+if TYPE_CHECKING:  # both import torch, which takes seconds
+    from numpy.typing import NDArray
+
+    from server.evaluate.extractors import Extractor
+    from server.evaluate.rehearsal_report import Cast, Rehearsal
+    from server.release.items import Account, Pairs, SiteBatch
+
+Out = Annotated[Path, typer.Option(help="folder in which the releases lie")]
+ReferenceImages = Annotated[
+    Path | None,
+    typer.Option(help="public images, or image and mask pairs, to compare with: folder or .npz"),
+]
+ReferenceName = Annotated[str, typer.Option(help="what the report calls the reference")]
+Features = Annotated[
+    str,
+    typer.Option(
+        help="network for FID and KID, as ARCHITECTURE:WEIGHTS.safetensors:SHA256; "
+        "default: texture features"
+    ),
+]
+Members = Annotated[
+    Path | None,
+    typer.Option(
+        help="rehearsal on public data: the people whose images the sites held "
+        "(photographs and labels.csv, or .npz)"
+    ),
+]
+HeldOut = Annotated[
+    Path | None,
+    typer.Option(help="rehearsal on public data: people who took no part, in the same form"),
+]
+RehearsalFile = Annotated[
+    Path | None,
+    typer.Option(help="evaluation.json of an earlier rehearsal of this plan on public data"),
+]
+
+
+def release(
+    bundle: Bundle,
+    state: StateFolder,
+    out: Out,
+    reference: ReferenceImages = None,
+    reference_name: ReferenceName = "",
+    features: Features = "",
+    members: Members = None,
+    heldout: HeldOut = None,
+    rehearsal: RehearsalFile = None,
+) -> None:
+    """Build, sign and publish the release of a complete study. Everything is verified again first."""
+    from server.release.build import build_release
+    from server.release.items import ReleaseInputs
+
+    place = ServerState(state)
+    key = load_operator_key(place)
+    study = open_bundle(bundle, key.public_key())
+    found = read_people(members, heldout, rehearsal, study)
+    with open_record(place, study) as record, open_registry(place) as registry:
+        check_complete(record, state)
+        sites = registry.sites().values()
+        quarantined = {site.name for site in sites if site.state == "quarantined"}
+        batches = batches_without(record, quarantined)
+        weights = record.final_weights() if study.release.models else {}
+        pairs = collect_pairs(record, quarantined, reference) if releases_pairs(study) else None
+    name = reference_name
+    if reference is not None and not name:
+        name = reference.name
+    inputs = ReleaseInputs(
+        study=study,
+        bundle=bundle,
+        batches=batches,
+        account=make_account(study, bundle, place),
+        weights=weights,
+        reference=None if pairs else read_reference(reference, study),
+        reference_name=name if reference is not None else "",
+        pairs=pairs,
+        extractor=read_extractor(features),
+        rehearsal=found,
+    )
+    with progress_bar("release") as bar:
+        task = bar.add_task("pictures", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        folder = build_release(inputs, out, key, show)
+    write(f"released {folder}\n")
+
+
+def check_complete(record: StudyRecord, state: Path) -> None:
+    """Refuse a study whose rounds are not all closed."""
+    if not record.complete():
+        raise PolicyError(
+            f"study {record.study.name} is not complete",
+            hint=f"kohort-server status --state {state}",
+        )
+
+
+def batches_without(record: StudyRecord, quarantined: set[str]) -> list[SiteBatch]:
+    """Return the accepted image batches of the sites that are not in quarantine."""
+    from server.release.items import SiteBatch
+
+    batches = []
+    for batch in record.batches():
+        if batch.site not in quarantined:
+            batches.append(SiteBatch(batch.site, batch.key, batch.parts))
+    return batches
+
+
+def make_account(study: Study, bundle: Path, place: ServerState) -> Account:
+    """Return what one site's messages spend, and what the canary audits found."""
+    from server.evaluate.canary_rehearsal import rehearsed
+    from server.release.items import Account
+
+    spent = plans.spent(study, bundle / "checkpoints")
+    audits = rehearsed(study, place.study(study.hash()) / "canaries.json")
+    versions = {"dp-accounting": version("dp-accounting")}
+    return Account({"PLD": spent.pld, "RDP": spent.rdp}, versions, audits)
+
+
+def collect_pairs(record: StudyRecord, quarantined: set[str], reference: Path | None) -> Pairs:
+    """Return the pairs of a study without synthesis, its sites' statements, and public pairs."""
+    from server.public_data.pairs import read_pairs
+    from server.release.items import Pairs
+    from server.release.pairs import draw_pairs
+
+    study = record.study
+    plan = study.models.wgan
+    assert plan is not None
+    statements = record.evidence("wgan")
+    check_quorum(len(set(statements) - quarantined), study.quorum)
+    size_px = study.intake.size_px
+    weights = record.weights("wgan", plan.rounds)
+    digest = file_digest(record.final_weights()["wgan"])
+    pairs = draw_pairs(record.root / "pairs", weights, digest, plan, size_px)
+    return Pairs(pairs, statements, read_pairs(reference, size_px) if reference else None)
+
+
+def check_quorum(sites: int, quorum: int) -> None:
+    """Refuse pairs from weights whose last round has too few sites in good standing."""
+    if sites < quorum:
+        raise PolicyError(
+            f"{sites} sites of the last round are in good standing, the quorum is {quorum}",
+            hint="look at `kohort-server sites`; their updates are in the weights, "
+            "so a release names them all",
+            code="E-QUORUM",
+        )
+
+
+def read_people(
+    members: Path | None, heldout: Path | None, file: Path | None, study: Study
+) -> Cast | Rehearsal | None:
+    """Return this rehearsal's public people, an earlier rehearsal's findings, or None."""
+    from server.evaluate.rehearsal_report import read_cast, read_rehearsal
+
+    if (members is None) != (heldout is None) or (members and file):
+        raise ConfigurationError(
+            "--members, --heldout, --rehearsal: these options exclude or need each other",
+            hint="give --members with --heldout where this run is a rehearsal, "
+            "--rehearsal FILE where another run was, or none of them",
+        )
+    if study.synthesis is None and (members or file):
+        raise ConfigurationError(
+            "--members, --rehearsal: for studies that release averages; this one releases pairs"
+        )
+    if members and heldout:
+        return read_cast(members, heldout, study)
+    return read_rehearsal(file, study) if file else None
+
+
+def read_extractor(features: str) -> Extractor | None:
+    """Return the network that --features names, or None for texture features."""
+    from server.evaluate.extractors import load_network
+
+    if not features:
+        return None
+    architecture, _, rest = features.partition(":")
+    weights, _, sha256 = rest.rpartition(":")
+    if not weights:
+        raise ConfigurationError(
+            f"--features {features}: expected ARCHITECTURE:WEIGHTS.safetensors:SHA256"
+        )
+    return load_network(architecture, Path(weights), sha256)
+
+
+def read_reference(path: Path | None, study: Study) -> NDArray[Any] | None:
+    """Return the public reference images in the plan's size."""
+    from server.public_data.images import read_source
+
+    if path is None:
+        return None
+    return read_source(path, study.intake.size_px, study.intake.channels).images

@@ -1,0 +1,130 @@
+"""`run`, `status`: serves a study and says how far it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from common.errors import EnvironmentFault
+from common.storage.files import read_capped
+from common.storage.lock import FolderLock
+from common.study.bundle import copy_bundle, open_bundle
+from common.study.plan import Study
+from common.wire.app_bundle import write_app
+from server.cli.options import AsJson, Bundle, StateFolder
+from server.cli.state_folder import load_operator_key, open_record, open_registry
+from server.cli.terminal import study_progress, write
+from server.flower.coordinator import Coordinator
+from server.flower.superlink import SuperLink
+from server.operator.certificates import issue_server_certificate, load_authority
+from server.operator.config import ServerConfig, ServerState, load_config
+from server.rounds.record import StudyRecord
+
+FLWR_VERSION = "1.41.0"
+STUDY_FILE_CAP_BYTES = 1 << 20
+Port = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="listen here, not on server.yaml's port")
+]
+
+
+def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
+    """Serve a study until it is complete. After any interruption start it again: it resumes."""
+    place = ServerState(state)
+    key = load_operator_key(place)
+    config = load_config(place.config)
+    check_installation()
+    signal.signal(signal.SIGTERM, _interrupt)
+    with FolderLock(place.lock, "a kohort server"):
+        study = open_bundle(bundle, key.public_key())
+        kept = place.study(study.hash()) / "bundle"
+        if not (kept / "study.sig").is_file():
+            copy_bundle(bundle, key.public_key(), kept)
+        open_bundle(kept, key.public_key())
+        with open_record(place, study) as record:
+            if not record.complete():
+                serve(place, config, study, record, port or config.listen.port)
+        write(f"study {study.name} is complete; next: kohort-server release\n")
+
+
+def serve(
+    place: ServerState, config: ServerConfig, study: Study, record: StudyRecord, port: int
+) -> None:
+    """Start Flower and attend to the study until it is complete."""
+    root = place.study(study.hash()).resolve()
+    app = root / "app"
+    shutil.rmtree(app, ignore_errors=True)
+    write_app(app, read_capped(root / "bundle" / "study.yaml", STUDY_FILE_CAP_BYTES))
+    authority = load_authority(place.authority)
+    files = issue_server_certificate(authority, place.tls, [config.host])
+    environment = {
+        "KOHORT_SERVER_STATE": str(place.root.resolve()),
+        "KOHORT_STUDY_HASH": study.hash(),
+    }
+    link = SuperLink(place.superlink, port, files, host=config.listen.host, environment=environment)
+    with open_registry(place) as registry, study_progress(study.name) as (show, say):
+        say(f"study {study.name}: starting on {config.listen.host}:{port}")
+        with link:
+            Coordinator(place, link.calls, registry, record, app, config.limits, show, say).run()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the server as ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def check_installation() -> None:
+    """Check that Flower has the pinned version and that our package names are ours.
+
+    The ServerApp's process imports them by name.
+    """
+    if version("flwr") != FLWR_VERSION:
+        raise EnvironmentFault(
+            f"flwr {version('flwr')} is installed, expected {FLWR_VERSION}",
+            hint=f"install flwr=={FLWR_VERSION} into this environment",
+        )
+    here = Path(__file__).resolve().parents[2]
+    for name in ("client", "common", "server"):
+        spec = find_spec(name)
+        origin = str(spec.origin) if spec else "not installed"
+        if here not in Path(origin).resolve().parents:
+            raise EnvironmentFault(
+                f"package {name}: expected below {here}, found {origin}",
+                hint="install kohort alone, in its own environment",
+                code="E-SHADOWED",
+            )
+
+
+def status(state: StateFolder, as_json: AsJson = False) -> None:
+    """Show how far the studies are and how the sites stand. Works while the server runs."""
+    place = ServerState(state)
+    studies = study_rows(place)
+    with open_registry(place) as registry:
+        sites = list(registry.sites().values())
+    if as_json:
+        rows = [{"site": site.name, "state": site.state, "code": site.code} for site in sites]
+        write(json.dumps({"studies": studies, "sites": rows}) + "\n")
+        return
+    for row in studies:
+        now = "complete" if row["complete"] else f"{row['phase']} {row['waiting']}".strip()
+        write(f"{row['study']:<24} {row['done']} of {row['total']} rounds: {now}\n")
+    for site in sites:
+        write(f"{site.name:<24} {site.state} {site.code}\n")
+
+
+def study_rows(place: ServerState) -> list[dict[str, Any]]:
+    """Return each study's progress, from its journal."""
+    key = load_operator_key(place)
+    rows: list[dict[str, Any]] = []
+    for bundle in sorted((place.root / "studies").glob("*/bundle")):
+        study = open_bundle(bundle, key.public_key())
+        with open_record(place, study) as record:
+            rows.append({"study": study.name, "hash": study.hash(), **vars(record.progress())})
+    return rows

@@ -1,0 +1,50 @@
+"""`init`: a new operator's state folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import ConfigurationError, disk_faults_named
+from common.storage.files import atomic_write
+from common.wire import signing
+from server.cli.options import StateFolder
+from server.cli.terminal import write
+from server.operator.certificates import create_authority, issue_server_certificate
+from server.operator.config import ServerState, check_config, new_config
+
+Name = Annotated[str, typer.Option(help="name of the consortium: letters, digits, hyphens")]
+Url = Annotated[str, typer.Option(help="the address that sites connect to: https://HOST:PORT")]
+
+
+def init(state: StateFolder, name: Name, url: Url) -> None:
+    """Set up a new operator's state folder.
+
+    Makes server.yaml, the certificate authority, the server's certificate and the signing key.
+    Nothing that exists is replaced.
+    """
+    place = ServerState(state)
+    if place.config.exists() or place.operator_key.exists():
+        raise ConfigurationError(
+            f"{state}: a server is set up here already", hint="give another folder with --state"
+        )
+    config = check_config(name, url)
+    make_root(place.root)
+    authority = create_authority(place.authority, name)
+    issue_server_certificate(authority, place.tls, [config.host])
+    key = signing.new_key()
+    signing.save_private(place.operator_key, key)
+    public = signing.public_text(key.public_key(), name) + "\n"
+    atomic_write(place.operator_key.with_suffix(".pub"), public.encode())
+    new_config(name, url, place.config)
+    write(f"server {name} set up in {state}\n")
+    write(f"operator key: {signing.fingerprint(key.public_key())}\n")
+    write(f"next: kohort-server sign STUDY.yaml --state {state} --out BUNDLE\n")
+
+
+def make_root(root: Path) -> None:
+    """Make the state folder, which only its owner enters."""
+    with disk_faults_named("create", root):
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)

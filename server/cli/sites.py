@@ -1,0 +1,65 @@
+"""`enrol`, `sites`: who takes part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import ConfigurationError
+from common.storage.files import atomic_write
+from common.wire import signing
+from server.cli.options import StateFolder
+from server.cli.state_folder import load_operator_key, open_registry
+from server.cli.terminal import write
+from server.operator import sites as enrolment
+from server.operator.config import ServerState, load_config
+
+
+def enrol(
+    request: Annotated[Path, typer.Argument(help="the site's NAME.request.json")],
+    state: StateFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="join file to write; default: NAME.join.json beside it")
+    ] = None,
+) -> None:
+    """Enrol a site from its request file and write its join file. Works while the server runs."""
+    place = ServerState(state)
+    key = load_operator_key(place)
+    config = load_config(place.config)
+    line = signing.public_text(key.public_key(), config.name)
+    join = enrolment.enrol(request, place, config, line)
+    name = str(json.loads(join)["site"])
+    target = out or request.parent / f"{name}.join.json"
+    atomic_write(target, join)
+    with open_registry(place) as registry:
+        write(f"enrolled {name}, signing key {registry.get(name).fingerprint}\n")
+    write(f"read this fingerprint to the hospital over another channel, then send it {target}\n")
+
+
+def sites(
+    state: StateFolder,
+    action: Annotated[str | None, typer.Argument(help="revoke or release")] = None,
+    name: Annotated[str | None, typer.Argument(help="the site")] = None,
+) -> None:
+    """List the sites.
+
+    `sites revoke NAME` excludes one for good, `sites release NAME` ends its quarantine.
+    """
+    with open_registry(ServerState(state)) as registry:
+        if action is not None:
+            change(registry, action, name)
+        for site in registry.sites().values():
+            write(f"{site.name:<24} {site.state:<12} {site.code:<24} {site.fingerprint}\n")
+
+
+def change(registry: enrolment.Registry, action: str, name: str | None) -> None:
+    """Revoke or release one site."""
+    if name is None or action not in ("revoke", "release"):
+        raise ConfigurationError(f"sites {action}: expected `revoke NAME` or `release NAME`")
+    if action == "revoke":
+        registry.revoke(name)
+    else:
+        registry.release(name)

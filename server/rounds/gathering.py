@@ -1,0 +1,227 @@
+"""Gathers the replies of one round until the round may close: steps 1 to 4 of loop.py.
+
+In: an instruction and its payload. Out: accepted replies on disk, the outcome by site.
+Guarantees: a reply is on disk before it counts; a round never closes below the quorum;
+`kill -9` loses no accepted reply.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from common.errors import KohortError, RefusedError
+from common.wire.messages import Header
+from server.operator.sites import Site
+from server.rounds.exchange import Exchange, Grid, Reply
+from server.rounds.intake import Accepted, Instruction, accept, check_repeated
+from server.rounds.record import read_sealed, store_sealed
+from server.rounds.study_run import StudyRun
+
+REGISTRY_S = 1.0  # how often the sites' states are read again
+log = logging.getLogger("kohort.server")
+
+
+class Gathering:
+    """One open round: what was asked, and what of the answers is accepted."""
+
+    def __init__(self, run: StudyRun, grid: Grid, instruction: Instruction, payload: bytes) -> None:
+        self._run = run
+        self._instruction = instruction
+        self._exchange = Exchange(run, grid, payload)
+        self._parts: dict[str, dict[int, Header]] = {}
+        self._images: dict[str, int] = {}
+        self._reported = ""
+
+    @property
+    def complete(self) -> frozenset[str]:
+        """The sites whose every part is accepted."""
+        whole = []
+        for site, parts in self._parts.items():
+            if len(parts) == parts[0].parts:
+                whole.append(site)
+        return frozenset(whole)
+
+    def gather(self) -> None:
+        """Return once the round may close."""
+        self._restore()
+        deadline = time.monotonic() + self._run.study.round_deadline_s
+        refresh = 0.0
+        awaited: frozenset[str] = frozenset()
+        try:
+            while True:
+                if time.monotonic() >= refresh:
+                    awaited = self._ask_sites()
+                    refresh = time.monotonic() + REGISTRY_S
+                if self._may_close(awaited, late=time.monotonic() >= deadline):
+                    return
+                self._report(awaited)
+                reply = self._exchange.next()
+                if reply is not None:
+                    self._take(reply)
+                    refresh = 0.0
+        finally:
+            self._exchange.close()
+
+    def read(self, site: str) -> Accepted:
+        """Return the accepted update of a site from disk, through the intake once more."""
+        return self._read(site, 0)
+
+    def outcome(self) -> dict[str, object]:
+        """Return the round's record: accepted, refused and missing sites by name."""
+        asked = self._instruction
+        refused = self._run.record.refused(asked.phase, asked.model, asked.round)
+        accepted = self.complete
+        planned = {site.name for site in self._run.study.sites}
+        codes = {name: refused[name] for name in sorted(refused) if name not in accepted}
+        missing = planned - accepted - set(refused)
+        return {"accepted": sorted(accepted), "refused": codes, "missing": sorted(missing)}
+
+    # --- (1) what an earlier process accepted
+
+    def _restore(self) -> None:
+        """Check again what is on disk; what does not pass is deleted and asked anew."""
+        for name, site in sorted(self._run.active_sites().items()):
+            part = 0
+            parts = 1
+            while part < parts and self._file(name, part).exists():
+                try:
+                    accepted = self._read(name, part)
+                except KohortError:
+                    self._file(name, part).unlink()
+                    break
+                self._count(site, part, accepted)
+                part += 1
+                parts = accepted.header.parts
+
+    # --- (2) and (3) whom to ask
+
+    def _ask_sites(self) -> frozenset[str]:
+        """Ask the active sites and drop the others; return the sites that the round waits for."""
+        known = self._run.registry.sites()
+        active = self._run.active_sites()
+        for name in self._exchange.sites() - set(active):
+            self._exchange.drop(name)
+        for name, site in active.items():
+            if name not in self.complete:
+                next_part = len(self._parts.get(name, {}))
+                self._exchange.ask(site, self._part_instruction(name, next_part))
+        excluded = set()
+        for name, site in known.items():
+            if site.state in ("quarantined", "revoked"):
+                excluded.add(name)
+        awaited = {site.name for site in self._run.study.sites} - excluded
+        if not self._is_first_round():
+            awaited &= set(known)
+        return frozenset(awaited)
+
+    def _is_first_round(self) -> bool:
+        """Whether nothing of the study is closed yet.
+
+        Only then the study waits for a hospital that is not even enrolled.
+        """
+        entries = self._run.record.journal.entries(self._run.study.hash())
+        return not any(entry.state == "closed" for entry in entries)
+
+    # --- (5) when to close
+
+    def _may_close(self, awaited: frozenset[str], *, late: bool) -> bool:
+        """Whether every awaited site has answered, or it is late; never below the quorum."""
+        if len(self.complete) < self._run.study.quorum:
+            return False
+        return late or not awaited - self.complete
+
+    def _report(self, awaited: frozenset[str]) -> None:
+        """Journal what the round waits for, when it changes: names and codes alone."""
+        missing = sorted(awaited - self.complete)
+        if missing:
+            text = f"waiting for {', '.join(missing)}"
+        else:
+            text = f"QUORUM_MISSING: {len(self.complete)} of {self._run.study.quorum}"
+        if text == self._reported:
+            return
+        self._reported = text
+        place = self._run.study.hash() + "/state"
+        self._run.record.journal.append(place, "waiting", {"text": text})
+        asked = self._instruction
+        log.info("%s %s round %d: %s", asked.phase, asked.model, asked.round, text)
+
+    # --- (4) one reply
+
+    def _take(self, reply: Reply) -> None:
+        """Store an accepted reply; a site whose reply is refused goes into quarantine."""
+        if reply.record is None:
+            self._note_code(reply)
+            return
+        site = self._run.active_sites().get(reply.site)
+        if site is None:
+            return
+        try:
+            sealed = reply.sealed()
+            known = self._parts.get(site.name, {}).get(reply.part)
+            if known is not None:
+                check_repeated(sealed, site.name, site.sign_key, known.digest)
+                return
+            asked = self._part_instruction(site.name, reply.part)
+            accepted = accept(sealed, site.name, site.sign_key, asked)
+        except RefusedError as error:
+            self._quarantine(site.name, self._key(reply.part), error.code)
+            return
+        store_sealed(self._file(site.name, reply.part), sealed)
+        self._count(site, reply.part, accepted)
+        log.info("%s: accepted", site.name)
+
+    def _note_code(self, reply: Reply) -> None:
+        """Journal the first code that a site answers with."""
+        place = f"{self._key(reply.part)}/{reply.site}/code"
+        if reply.lost or self._run.record.journal.latest(place) is not None:
+            return
+        self._run.record.journal.append(place, "code", {"site": reply.site, "code": reply.code})
+        log.warning("%s: answers %s; asked again", reply.site, reply.code)
+
+    def _quarantine(self, site: str, key: str, code: str) -> None:
+        """Drop everything of a site in this round."""
+        self._run.quarantine(site, key, code)
+        self._exchange.drop(site)
+        for part in self._parts.pop(site, {}):
+            self._file(site, part).unlink(missing_ok=True)
+        self._images.pop(site, None)
+
+    def _count(self, site: Site, part: int, accepted: Accepted) -> None:
+        """Count an accepted reply whose bytes are on disk."""
+        digest = accepted.header.digest
+        key = self._key(part)
+        if self._run.record.accepted_digest(key, site.name) != digest:
+            self._run.record.note_accepted(key, site.name, digest, site.sign_key)
+        self._parts.setdefault(site.name, {})[part] = accepted.header
+        images = len(accepted.arrays.get("images", ()))
+        self._images[site.name] = self._images.get(site.name, 0) + images
+
+    def _read(self, site: str, part: int) -> Accepted:
+        """An accepted reply from disk, through the intake."""
+        sealed = read_sealed(self._file(site, part))
+        if part in self._parts.get(site, {}):
+            asked = replace(self._instruction, part=part)
+        else:
+            asked = self._part_instruction(site, part)
+        return accept(sealed, site, self._run.registry.get(site).sign_key, asked)
+
+    def _part_instruction(self, site: str, part: int) -> Instruction:
+        """The instruction for a site's first part, or for one that its first part announced."""
+        first = self._parts.get(site, {}).get(0)
+        if part == 0 or first is None:
+            return self._instruction
+        before = self._images.get(site, 0)
+        return replace(self._instruction, part=part, parts=first.parts, images_before=before)
+
+    def _file(self, site: str, part: int) -> Path:
+        """Where an accepted reply lies."""
+        asked = self._instruction
+        return self._run.record.reply_file(asked.phase, asked.model, asked.round, site, part)
+
+    def _key(self, part: int) -> str:
+        """The journal key of a part."""
+        asked = self._instruction
+        return f"{self._run.record.place(asked.phase, asked.model, asked.round)}/{part}"

@@ -1,0 +1,71 @@
+"""The round loop of a study, from its first round to its closing message.
+
+A round:
+  (1) start from the weights of the last closed round; check again the replies that are on disk
+  (2) send every active site of the plan the same payload, under its own signed header
+  (3) ask a site again when a message is lost, when it answers with a code, when it is silent
+  (4) store a reply that passes the intake; put the site of any other reply in quarantine
+  (5) close when all awaited sites have answered, or at the deadline; never below the quorum
+  (6) average in the order of sites, write the weights, journal the round, drop the updates
+Guarantees: `kill -9` anywhere loses no accepted reply; a closed round stays as it is; log and
+journal hold site names and codes alone.
+Not covered: starting this process again (server/flower/coordinator.py).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from common.storage.files import file_digest
+from common.wire import tensors
+from server.rounds.aggregate import average
+from server.rounds.closing import send_closing
+from server.rounds.exchange import Grid
+from server.rounds.gathering import Gathering
+from server.rounds.intake import Instruction
+from server.rounds.study_run import StudyRun
+
+log = logging.getLogger("kohort.server")
+
+
+def run_study(run: StudyRun, grid: Grid) -> None:
+    """Train each model in the plan's order, collect the images, close the study.
+
+    Continues where the journal ends.
+    """
+    for model, plan in run.study.models.trained().items():
+        for number in range(plan.rounds):
+            if run.record.closed("train", model, number) is None:
+                train_round(run, grid, model, number)
+    if run.study.synthesis and run.record.closed("synthesize", "", 0) is None:
+        image_round(run, grid)
+    if not run.record.complete():
+        send_closing(run, grid)
+        run.record.journal.append(run.study.hash(), "complete")
+    log.info("study %s: complete", run.study.name)
+
+
+def train_round(run: StudyRun, grid: Grid, model: str, number: int) -> None:
+    """Run one round of one model."""
+    # (1) to (5) start from the last weights, gather the sites' updates
+    weights = run.record.weights(model, number)
+    shapes = {name: array.shape for name, array in weights.items()}
+    instruction = Instruction(run.study, "train", model, number, shapes=shapes)
+    gathering = Gathering(run, grid, instruction, tensors.dumps(weights))
+    gathering.gather()
+    # (6) average, write, journal
+    shares = {site: run.study.weight_of(site) for site in gathering.complete}
+    new = average(weights, shares, run.study.quorum, gathering.read)
+    path = run.record.write_weights(model, number + 1, new)
+    outcome = gathering.outcome() | {"weights": file_digest(path)}
+    run.record.close_round("train", model, number, outcome)
+    log.info("%s round %d: closed with %s", model, number, ", ".join(sorted(shares)))
+
+
+def image_round(run: StudyRun, grid: Grid) -> None:
+    """Ask every site for its synthetic images."""
+    instruction = Instruction(run.study, "synthesize", "", 0)
+    gathering = Gathering(run, grid, instruction, run.synthesis_weights())
+    gathering.gather()
+    run.record.close_round("synthesize", "", 0, gathering.outcome())
+    log.info("images: closed with %s", ", ".join(sorted(gathering.complete)))

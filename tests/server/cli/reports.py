@@ -1,0 +1,27 @@
+"""A plan's report without accountants: tests of the commands look at the decision behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from common.privacy.accounting import Spent
+from common.privacy.events import round_event
+from common.privacy.planning import ModelReport, PlanReport
+from common.study.plan import Study
+
+Kohort = Callable[..., tuple[int, str, str]]  # exit code, output, errors
+
+
+def fake_report(verdict: str) -> Callable[..., PlanReport]:
+    """Return a stand-in for `feasibility` that always finds `verdict`."""
+
+    def report(study: Study, counts: dict[str, int], **named: object) -> PlanReport:
+        models = tuple(
+            ModelReport(name, round_event(study, name, counts[name]), plan, len(study.sites))
+            for name, plan in study.models.trained().items()
+        )
+        return PlanReport(
+            study, models, Spent(1e-5, 7.9, 8.4, 7.9, 0.0), 10.0, verdict, ("fewer rounds",)
+        )
+
+    return report

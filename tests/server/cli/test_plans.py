@@ -1,0 +1,142 @@
+"""`kohort-server plan`, `pin` and `sign`: a plan from its draft to the signed bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from common.config import parse_yaml
+from common.privacy.accounting import epsilon_pld
+from common.privacy.events import charged_image_event, round_event
+from common.study.bundle import open_bundle
+from common.study.plan import Study, load_study
+from common.wire import signing
+from server.operator import plan as plans
+from server.operator.config import ServerState
+from tests.federation import tiny_plan
+from tests.server.cli.reports import Kohort, fake_report
+
+STUDIES = Path(__file__).resolve().parents[3] / "deploy" / "studies"
+
+
+def test_pin_rewrites_the_digests_alone(tmp_path: Path, kohort: Kohort) -> None:
+    source = (STUDIES / "fundus.yaml").read_text()
+    study = parse_yaml(source, Study, Path("study.yaml"))
+    for number, checkpoint in enumerate(study.checkpoints()):
+        path = tmp_path / checkpoint.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([number]))
+    (tmp_path / "study.yaml").write_text(source)
+    code, output, _ = kohort("pin", tmp_path / "study.yaml")
+    text, expected = (tmp_path / "study.yaml").read_text(), source
+    for number, checkpoint in enumerate(study.checkpoints()):
+        digest = hashlib.sha256(bytes([number])).hexdigest()
+        expected = expected.replace(checkpoint.sha256, digest)
+        assert digest in output
+    assert code == 0 and text == expected
+
+
+def test_a_plan_over_its_budget_is_not_signed(
+    tmp_path: Path, state: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_plan(tmp_path / "plan")
+    for verdict, accepts, exit_code in (
+        ("over budget", True, 3),
+        ("infeasible", False, 3),
+        ("infeasible", True, 0),
+        ("feasible", False, 0),
+    ):
+        monkeypatch.setattr(plans, "feasibility", fake_report(verdict))
+        data = json.loads(path.read_text())
+        data["privacy"]["accept_infeasible"] = accepts
+        path.write_text(json.dumps(data))
+        out = tmp_path / f"{verdict}-{accepts}"
+        code, output, errors = kohort("sign", path, "--state", state, "--out", out)
+        assert code == exit_code, (verdict, accepts, errors)
+        assert out.exists() == (exit_code == 0)
+        assert ("read aloud" in output) == (exit_code == 0)
+
+
+def test_a_signed_bundle_opens_with_the_operators_key(
+    tmp_path: Path, state: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "feasibility", fake_report("feasible"))
+    path = tiny_plan(tmp_path / "plan")
+    kohort("sign", path, "--state", state, "--out", tmp_path / "bundle")
+    key = signing.load_private(ServerState(state).operator_key).public_key()
+    assert open_bundle(tmp_path / "bundle", key) == load_study(path)
+
+
+def test_a_plan_without_starting_weights_is_not_signed(
+    tmp_path: Path, state: Path, kohort: Kohort
+) -> None:
+    path = tiny_plan(tmp_path / "plan")
+    data = json.loads(path.read_text())
+    del data["models"]["glow"]["start"]
+    path.write_text(json.dumps(data))
+    code, _, errors = kohort("sign", path, "--state", state, "--out", tmp_path / "bundle")
+    assert code == 3 and "models.glow.start" in errors and "pretrain" in errors
+
+
+def test_parameters_are_counted_without_generator_and_untrained_tensors(tmp_path: Path) -> None:
+    path = tiny_plan(tmp_path / "plan", models__gan__trainable=["critic.b"])
+    assert plans.parameter_counts(load_study(path), path.parent) == {"gan": 4, "glow": 7}
+
+
+def test_plan_prints_verdict_and_figures_for_people_and_programs(
+    tmp_path: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common.privacy.planning import feasibility
+    from tests.federation import pairs_plan
+
+    monkeypatch.setattr(
+        plans, "feasibility", partial(feasibility, prv=False)
+    )  # opacus takes seconds to load
+    path = pairs_plan(tmp_path / "plan", privacy__accept_infeasible=False)
+    code, output, _ = kohort("plan", path)
+    assert code == 0 and "would use the budget exactly" in output and "verdict: " in output
+    code, output, _ = kohort("plan", path, "--json")
+    facts = json.loads(output)
+    model = facts["models"]["wgan"]
+    assert (
+        model["steps"] == 4
+        and model["calibrated_noise_multiplier"] < 4.0 == model["noise_multiplier"]
+    )
+    assert (
+        facts["sampler_delta"] < 1e-10
+        and 0 < facts["share_of_cap"] < 1
+        and facts["sentence"].startswith(facts["verdict"])
+    )
+    assert model["round_bytes"] > 4 * model["parameters"] == 4 * facts["parameters"]["wgan"]
+
+
+@pytest.mark.parametrize("name", ["fundus", "chest", "vessels"])
+def test_a_preset_is_valid_and_within_its_budget_by_pld(name: str) -> None:
+    study = load_study(STUDIES / f"{name}.yaml")
+    events = [
+        replace(round_event(study, model, 1), steps=plan.steps)
+        for model, plan in study.models.trained().items()
+    ]
+    images = charged_image_event(study)  # averages of random groups spend of the same epsilon
+    spent = [*events, images] if images else events
+    assert (
+        study.privacy.epsilon * 0.9
+        < epsilon_pld(spent, study.privacy.delta)
+        <= study.privacy.epsilon
+    )
+    assert study.modality == name and (study.synthesis is None or study.synthesis.k >= 5)
+
+
+def test_the_demo_study_names_the_shipped_checkpoints() -> None:
+    study = load_study(STUDIES / "fundus.yaml")
+    for checkpoint in study.checkpoints():
+        assert (
+            hashlib.sha256((STUDIES / checkpoint.file).read_bytes()).hexdigest()
+            == checkpoint.sha256
+        )
+    assert plans.parameter_counts(study, STUDIES) == {"gan": 2305, "glow": 3072}

@@ -1,0 +1,36 @@
+"""`kohort-server run` and `status`: one server a folder, progress from the journal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import EnvironmentFault
+from common.storage.lock import FolderLock
+from server.operator import plan as plans
+from server.operator.config import ServerState
+from server.rounds.loop import train_round
+from tests.federation import Federation, tiny_plan
+from tests.server.cli.reports import Kohort, fake_report
+
+
+def test_status_tells_rounds_and_sites_from_the_journal(tmp_path: Path, kohort: Kohort) -> None:
+    federation = Federation.create(tmp_path)
+    train_round(federation.open(), federation.grid(), "gan", 0)
+    code, output, _ = kohort("status", "--state", federation.state.root, "--json")
+    facts = json.loads(output)
+    assert code == 0 and [row["state"] for row in facts["sites"]] == ["registered"] * 3
+    (study,) = facts["studies"]
+    assert (study["done"], study["total"], study["phase"]) == (1, 4, "gan round 2 of 2")
+
+
+def test_a_second_server_on_one_state_folder_is_refused(
+    tmp_path: Path, state: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "feasibility", fake_report("feasible"))
+    kohort("sign", tiny_plan(tmp_path / "plan"), "--state", state, "--out", tmp_path / "bundle")
+    with FolderLock(ServerState(state).lock, "a kohort server"):
+        code, _, errors = kohort("run", tmp_path / "bundle", "--state", state)
+    assert code == EnvironmentFault.exit_code and "already running" in errors

@@ -1,0 +1,40 @@
+"""`kohort-server init`: everything a new operator needs, and nothing replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.operator.config import ServerState
+from tests.server.cli.reports import Kohort
+
+
+def test_init_makes_everything_and_replaces_nothing(state: Path, kohort: Kohort) -> None:
+    place = ServerState(state)
+    for path in (
+        place.config,
+        place.operator_key,
+        place.authority / "ca.crt",
+        place.tls / "server.crt",
+    ):
+        assert path.is_file()
+    assert place.operator_key.stat().st_mode & 0o77 == 0
+    code, _, errors = kohort(
+        "init", "--state", state, "--name", "demo", "--url", "https://localhost:9443"
+    )
+    assert code == 2 and "set up here already" in errors
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1", "https://localhost", "localhost:1"])
+def test_init_refuses_a_url_that_no_site_could_use(
+    url: str, tmp_path: Path, kohort: Kohort
+) -> None:
+    code, _, errors = kohort("init", "--state", tmp_path / "s", "--name", "demo", "--url", url)
+    assert code == 2 and "https://HOST:PORT" in errors and not (tmp_path / "s").exists()
+
+
+def test_every_command_on_an_empty_folder_says_init(tmp_path: Path, kohort: Kohort) -> None:
+    for command in (["sites"], ["status"]):
+        code, _, errors = kohort(*command, "--state", tmp_path)
+        assert code == 2 and "hint: `kohort-server init`" in errors
