@@ -50,9 +50,12 @@ from torch import Tensor, nn
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.learn.train_glow import flattened, loss_of
 from client.state.ledger import PracticeReservation
-from common.models import glow
+from common.models import glow, glow_checkpoint, glow_coupling
 from common.models.adam import Adam
-from common.models.glow import Glow, Level, Mixing, Split, composed, initialise_from_noise
+from common.models.glow import Glow, Level
+from common.models.glow_coupling import Split
+from common.models.glow_mixing import Mixing, compose_mixings
+from common.models.glow_start import initialise_from_noise
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import NoiseSource, SeededNoiseSource
 from server.demo.hospitals import DEPLOY, RADIOGRAPHS, as_ingested
@@ -104,7 +107,7 @@ QUICK = {
 }
 
 
-# --- steps ----------------------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 def plain_step(model: nn.Module, log_p: Callable[[Tensor], Tensor], x: Tensor) -> Call:
     """An ordinary step of maximum likelihood with torch's Adam, gradients cut at norm 5."""
     optimiser = torch.optim.Adam(model.parameters(), 1e-3)
@@ -112,7 +115,7 @@ def plain_step(model: nn.Module, log_p: Callable[[Tensor], Tensor], x: Tensor) -
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
-        (-log_p(x).mean() / dimension).backward()  # type: ignore[no-untyped-call]
+        (-log_p(x).mean() / dimension).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
 
@@ -138,7 +141,9 @@ def non_private(
 
 
 def private(layout: Layout, x: Tensor) -> tuple[PrivateStep, Call]:
-    """The private step as train_glow runs it, every patient drawn; and the step itself, which knows its back end."""
+    """The private step as train_glow runs it, every patient drawn; and the step itself, which knows
+    its back end.
+    """
     model = layout.flow()
     parameters = dict(model.named_parameters())
     count = len(x)
@@ -160,15 +165,17 @@ def private(layout: Layout, x: Tensor) -> tuple[PrivateStep, Call]:
 
 
 class PackedMixing(nn.Module):
-    """A mixing whose one output ends with its log-determinant, so that opacus' hooks see the gradients of both."""
+    """A mixing whose one output ends with its log-determinant, so that opacus' hooks see the
+    gradients of both.
+    """
 
     def __init__(self, layer: Mixing) -> None:
         super().__init__()
         self.bias, self.log_scale, self.triangles = layer.bias, layer.log_scale, layer.triangles
-        self._rotation = layer._rotation
+        self.rotation = layer.rotation
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels, biases, log_scale = composed([cast(Mixing, self)])
+        kernels, biases, log_scale = compose_mixings([cast(Mixing, self)])
         y = torch.nn.functional.conv2d(x, kernels[0], biases[0])
         log_determinant = (log_scale.sum() * (x.shape[-1] * x.shape[-2])).expand(len(x), 1)
         return torch.cat([y.flatten(1), log_determinant], dim=1)
@@ -182,7 +189,9 @@ class PackedTop(nn.Module):
         self.mean, self.raw_log_scale = top.mean, top.raw_log_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        log_scale = glow.SPLIT_BOUND * torch.tanh(self.raw_log_scale / glow.SPLIT_BOUND)
+        log_scale = glow_coupling.SPLIT_BOUND * torch.tanh(
+            self.raw_log_scale / glow_coupling.SPLIT_BOUND
+        )
         part = (x - self.mean) * (-log_scale).exp()
         return torch.cat([part.flatten(1), -log_scale.sum().expand(len(x), 1)], dim=1)
 
@@ -244,7 +253,7 @@ def opacus_hooks(layout: Layout, x: Tensor) -> Call:
     return step
 
 
-# --- normflows ------------------------------------------------------------------------------------------------------------
+# --- normflows ------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def fetched() -> Iterator[tuple[ModuleType | None, str]]:
     """(normflows, "") from a temporary folder of this run, or (None, why not)."""
@@ -274,7 +283,8 @@ def fetched() -> Iterator[tuple[ModuleType | None, str]]:
 
 
 def peer(normflows: Any, layout: Layout, first: Tensor | None = None) -> Any:
-    """normflows' Glow of equal K, L and width: affine coupling, LU 1x1, ActNorm, split, diagonal Gaussians.
+    """normflows' Glow of equal K, L and width: affine coupling, LU 1x1, ActNorm, split, diagonal
+    Gaussians.
 
     `first`: the batch by which ActNorm sets itself (random pictures without).
     """
@@ -297,7 +307,7 @@ def peer(normflows: Any, layout: Layout, first: Tensor | None = None) -> Any:
     return model
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 def fastest(calls: dict[str, Call], repeats: int) -> dict[str, float]:
     """The smallest process time of each, seconds, in alternation after one call to warm up."""
     found: dict[str, list[float]] = {name: [] for name in calls}
@@ -328,7 +338,9 @@ def saved_mib(
 
 
 def private_figures(layouts: dict[str, Layout], repeats: int) -> dict[str, float | str | None]:
-    """The private step beside the non-private one and opacus' hooks, and what the hooks' gradients are worth."""
+    """The private step beside the non-private one and opacus' hooks, and what the hooks' gradients
+    are worth.
+    """
     found: dict[str, float | str | None] = {}
     for key, layout in (("", layouts["speed"]), ("_64", layouts["speed_64"])):
         x = layout.images()
@@ -351,7 +363,9 @@ def private_figures(layouts: dict[str, Layout], repeats: int) -> dict[str, float
 
 
 def gradient_error(layout: Layout) -> float:
-    """The greatest relative error over tensors of the packed hooks' per-sample gradients: that the comparison is fair."""
+    """The greatest relative error over tensors of the packed hooks' per-sample gradients: that the
+    comparison is fair.
+    """
     from client.learn.patient_gradients import by_backward
 
     x = layout.images(
@@ -431,9 +445,11 @@ def stored(layout: Layout, reverse: bool) -> float:
     return saved_mib(model.forward, model.parameters(), layout.images())
 
 
-# --- images ---------------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 def discs(count: int, size_px: int, seed: int, noise: float = DISC_NOISE) -> Tensor:
-    """uint8 [N, 1, S, S]: soft discs of random place, size and shade on a shaded ground, with pixel noise of their own."""
+    """uint8 [N, 1, S, S]: soft discs of random place, size and shade on a shaded ground, with pixel
+    noise of their own.
+    """
     g = torch.Generator().manual_seed(seed)
     axis = torch.linspace(-1, 1, size_px)
     cx, cy, radius, shade, ground, tilt = (torch.rand(count, 1, 1, generator=g) for _ in range(6))
@@ -447,7 +463,9 @@ def discs(count: int, size_px: int, seed: int, noise: float = DISC_NOISE) -> Ten
 
 
 def radiographs(size_px: int, data: Path | None) -> tuple[Tensor, Tensor]:
-    """uint8 [N, 1, S, S] to learn from and to look at: the demo's patients and 128 of its reference, or two splits of `data`."""
+    """uint8 [N, 1, S, S] to learn from and to look at: the demo's patients and 128 of its
+    reference, or two splits of `data`.
+    """
     with np.load(data or RADIOGRAPHS / "radiographs.npz", allow_pickle=False) as file:
         if data is not None:
             learned, shown = file["train_images"], file["val_images"][:128]
@@ -466,25 +484,30 @@ def dithered(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (pixels + torch.rand(pixels.shape, generator=generator)) / 256 - 0.5
 
 
-# --- after training -------------------------------------------------------------------------------------------------------
+# --- after training -------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Coder:
-    """A flow of either make: log p, images to standardised latent parts, and back. `bound`: of our couplings."""
+    """A flow of either make: log p, images to standardised latent parts, and back.
+
+    `bound`: of our couplings.
+    """
 
     model: nn.Module
     log_p: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], list[Tensor]]
     decode: Callable[[Sequence[Tensor]], Tensor]
-    bound: float = glow.LOG_SCALE_BOUND
+    bound: float = glow_coupling.LOG_SCALE_BOUND
 
 
-def ours_of(model: Glow, bound: float = glow.LOG_SCALE_BOUND) -> Coder:
+def ours_of(model: Glow, bound: float = glow_coupling.LOG_SCALE_BOUND) -> Coder:
     """Our flow."""
     return Coder(model, model.forward, lambda x: model.encode(x)[0], model.decode, bound)
 
 
 def naive_of(model: Any) -> Coder:
-    """normflows' flow: latents standardised by the learned means and scales of its bases, as ours are."""
+    """normflows' flow: latents standardised by the learned means and scales of its bases, as ours
+    are.
+    """
 
     def encode(x: Tensor) -> list[Tensor]:
         parts, _ = model.inverse_and_log_det(x)
@@ -519,7 +542,7 @@ def learn(
         x = dithered(pixels[torch.randint(len(pixels), (batch,), generator=g)], g)
         loss = -coder.log_p(x + input_noise * torch.randn(x.shape, generator=g)).mean() / dimension
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(coder.model.parameters(), 5.0)
         optimiser.step()
         if step + 1 in CHECKS:
@@ -540,16 +563,18 @@ def round_trip(model: Glow, x: Tensor) -> tuple[float, float]:
 @contextlib.contextmanager
 def couplings_bounded_by(alpha: float) -> Iterator[None]:
     """The flow with another bound of its couplings' log-scales."""
-    kept, glow.LOG_SCALE_BOUND = glow.LOG_SCALE_BOUND, alpha
+    kept, glow_coupling.LOG_SCALE_BOUND = glow_coupling.LOG_SCALE_BOUND, alpha
     try:
         yield
     finally:
-        glow.LOG_SCALE_BOUND = kept
+        glow_coupling.LOG_SCALE_BOUND = kept
 
 
 @torch.no_grad()
 def noised(coder: Coder, x: Tensor, b: float, match: bool) -> Tensor:
-    """What decodes with Laplace noise of scale b on every coordinate, float64 [N, 1, S, S], as it comes."""
+    """What decodes with Laplace noise of scale b on every coordinate, float64 [N, 1, S, S], as it
+    comes.
+    """
     g = torch.Generator().manual_seed(3)
     parts = []
     with couplings_bounded_by(coder.bound):
@@ -577,7 +602,9 @@ def outside(decoded: Tensor) -> float:
 
 
 def write_strips(columns: Sequence[Tensor], path: Path, rows: int = 8) -> None:
-    """A PNG, enlarged four times: row by row the first images of each column [N, 1, S, S] in [-0.5, 0.5]."""
+    """A PNG, enlarged four times: row by row the first images of each column [N, 1, S, S] in [-0.5,
+    0.5].
+    """
     from PIL import Image
 
     sheet = torch.cat(
@@ -598,7 +625,9 @@ class Conditions:
 
 
 def naive_flow(learned: Tensor, shown: Tensor, how: Conditions) -> tuple[Coder, int | None]:
-    """The trained standard Glow, and at which of the checks a latent noised at b = 1 first decoded to no number."""
+    """The trained standard Glow, and at which of the checks a latent noised at b = 1 first decoded
+    to no number.
+    """
     torch.manual_seed(0)
     g, broken = torch.Generator().manual_seed(7), list[int]()
     first = dithered(learned[torch.randint(len(learned), (64,), generator=g)], g)
@@ -616,7 +645,7 @@ def our_flow(learned: Tensor, how: Conditions, bound: float, input_noise: float)
     """Our trained flow; with another bound than the product's it starts from the identity."""
     layout = how.layout
     fresh = Glow(layout.size_px, layout.channels, layout.levels, layout.steps, layout.width)
-    coder = ours_of(layout.flow() if bound == glow.LOG_SCALE_BOUND else fresh, bound)
+    coder = ours_of(layout.flow() if bound == glow_coupling.LOG_SCALE_BOUND else fresh, bound)
     with couplings_bounded_by(bound):
         learn(coder, learned, layout.batch, how.steps, input_noise)
     return coder
@@ -628,7 +657,7 @@ def compared(
     """The figures of one set of images, their keys ending with `end`; and our trained flow."""
     x = dithered(shown, torch.Generator().manual_seed(8))
     coders = {
-        "ours": our_flow(learned, how, glow.LOG_SCALE_BOUND, how.input_noise),
+        "ours": our_flow(learned, how, glow_coupling.LOG_SCALE_BOUND, how.input_noise),
         "loose": our_flow(learned, how, 2.0, 0.0),
     }
     found: dict[str, float | None] = {}
@@ -672,7 +701,9 @@ def compared(
 
 
 def stored_round_trips(more: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Those of the flows in deploy/checkpoints, and of `more` (SIZES:FILE), on the demo's radiographs or photographs."""
+    """Those of the flows in deploy/checkpoints, and of `more` (SIZES:FILE), on the demo's
+    radiographs or photographs.
+    """
     files = {
         name: (sizes, DEPLOY / "checkpoints" / name / "glow.safetensors")
         for name, sizes in SHIPPED.items()
@@ -684,7 +715,7 @@ def stored_round_trips(more: Sequence[str]) -> dict[str, tuple[float, float]]:
     for name, (sizes, path) in files.items():
         size_px, channels, *rest = map(int, sizes.split(","))
         model = Glow(size_px, channels, *rest)
-        glow.load(model, path)
+        glow_checkpoint.load(model, path)
         pixels = radiographs(size_px, None)[1][:16] if channels == 1 else _photographs(size_px)
         found[name] = round_trip(model, dithered(pixels, torch.Generator().manual_seed(10)))
     return found
@@ -718,7 +749,9 @@ def exactness(
 def trained_figures(
     layouts: dict[str, Layout], options: argparse.Namespace, peers: Any
 ) -> dict[str, float | None]:
-    """Noise on latents, ours beside the naive pipeline, on discs and on radiographs; round trips of what was trained."""
+    """Noise on latents, ours beside the naive pipeline, on discs and on radiographs; round trips of
+    what was trained.
+    """
     layout = layouts["noise"]
     how = Conditions(layout, options.steps, options.input_noise, peers)
     pictures = options.pictures

@@ -29,7 +29,9 @@ from client.state.ledger import PracticeReservation, Reservation
 from common.arrays import Deltas, Weights
 from common.errors import ConfigurationError
 from common.models.adam import Adam
-from common.models.glow import PREFIX, Glow, from_uint8, load_weights
+from common.models.glow import Glow
+from common.models.glow_checkpoint import PREFIX, load_weights
+from common.models.glow_pixels import from_uint8
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study.plan import Study

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from common.arrays import Floats, Images
 from common.errors import ConfigurationError, RefusedError
-from common.models.glow import Glow, from_uint8, to_uint8
+from common.models.glow import Glow
+from common.models.glow_pixels import from_uint8, to_uint8
 from common.wire import tensors
 
 BATCH = 16  # images per encoder and decoder call, whatever a group holds

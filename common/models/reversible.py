@@ -1,11 +1,13 @@
-"""One level of the flow whose backward pass rebuilds the activations from its output instead of storing them.
+"""The steps of one level of the flow, with a backward pass that stores no activations.
 
-In: a level's input, its mixings' kernels and biases (`glow.composed`), its couplings. Out: the level's output and the couplings'
-log-determinants. Guaranteed: the same numbers forward; gradients to the rounding of the inverse (about 1e-6); stored are the
-output, the kernels and references to the weights, whatever the number of steps. Weights that change between forward and
-backward pass are noticed by autograd. Not: for private training (train_glow refuses it): the gradient then hangs on an inverse.
-
-Gomez et al. 2017 (arXiv 1707.04585), for the couplings of Kingma and Dhariwal 2018.
+In: a level's input, its mixings' kernels and biases (`glow_mixing.compose_mixings`), its couplings.
+Out: the level's output and the couplings' log-determinants.
+Guarantees:
+  - the same numbers forward, gradients to the rounding of the inverse (about 1e-6);
+  - the output, the kernels and references to the weights are stored, whatever the number of steps;
+  - autograd notices weights that change between forward and backward pass.
+Not covered: private training, which refuses it, because the gradient depends on an inverse.
+Sources: Gomez et al. 2017 (arXiv 1707.04585), for the couplings of Kingma & Dhariwal 2018.
 """
 
 from __future__ import annotations
@@ -24,17 +26,23 @@ class Step(Protocol):
     def moments(self, a: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-def reversible(
+def apply_steps(
     x: Tensor, kernels: Tensor, biases: Tensor, inverses: Tensor, couplings: Sequence[nn.Module]
 ) -> tuple[Tensor, Tensor]:
-    """(y, log-determinants [N] of the couplings) of K steps on x [N, c, H, W]; kernels [K, c, c, 1, 1], inverses [K, c, c]."""
+    """Return (y, log-determinants [N] of the couplings) of K steps on x [N, c, H, W].
+
+    Kernels [K, c, c, 1, 1], inverses [K, c, c].
+    """
     weights = [p for coupling in couplings for p in coupling.parameters()]
     y, log_determinant = _Steps.apply(x, kernels, biases, inverses, couplings, *weights)
     return y, log_determinant
 
 
 class _Steps(torch.autograd.Function):
-    """K times pointwise convolution and coupling; backward from the last step to the first, each rebuilt from its output."""
+    """K times pointwise convolution and coupling.
+
+    The backward pass goes from the last step to the first and rebuilds each from its output.
+    """
 
     @staticmethod
     def forward(
@@ -57,7 +65,8 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor, g_log: Tensor) -> Any:
         y, kernels, biases, inverses, *_ = ctx.saved_tensors
-        g_kernels, g_biases = torch.empty_like(kernels), torch.empty_like(biases)
+        g_kernels = torch.empty_like(kernels)
+        g_biases = torch.empty_like(biases)
         g_weights: list[Tensor] = []
         for k in reversed(range(len(kernels))):
             coupling = ctx.couplings[k]
@@ -65,15 +74,19 @@ class _Steps(torch.autograd.Function):
             g_weights[:0] = own
             y = F.conv2d(middle - biases[k][:, None, None], inverses[k][:, :, None, None])
             gy = F.conv2d(g_middle, kernels[k].transpose(0, 1))
-            outputs, inputs = (t.transpose(0, 1).flatten(1) for t in (g_middle, y))  # [c, N places]
-            g_kernels[k], g_biases[k] = (outputs @ inputs.T)[..., None, None], outputs.sum(1)
+
+            # The gradients of a pointwise convolution: [c, N places] each.
+            outputs = g_middle.transpose(0, 1).flatten(1)
+            inputs = y.transpose(0, 1).flatten(1)
+            g_kernels[k] = (outputs @ inputs.T)[..., None, None]
+            g_biases[k] = outputs.sum(1)
         return gy, g_kernels, g_biases, None, None, *g_weights
 
 
 def _through_coupling(
     coupling: Any, y: Tensor, gy: Tensor, g_log: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(the coupling's input, its gradient, the gradients of the coupling's weights) from its output."""
+    """The coupling's input, that input's gradient, and the gradients of the coupling's weights."""
     a, moved = y.chunk(2, dim=1)
     with torch.enable_grad():
         a = a.detach().requires_grad_()

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from common.arrays import Floats, Images, Labels
 from common.measure import attacks
 from common.measure.attacks import Inference, Links
-from common.models import glow
+from common.models import glow_pixels
 from common.models.encoder import Encoder
 from common.models.glow import Glow
 from common.models.stylegan import Critic, Generator, to_uint8, to_unit
@@ -199,7 +199,7 @@ class Battery:
                 ]
             return self.membership(np.concatenate(parts), labels)
         if flow is not None:
-            drawn = glow.to_uint8(
+            drawn = glow_pixels.to_uint8(
                 flow.decode(flow.prior(len(labels), self.networks.temperature, random))
             )
             return self.membership(drawn, labels)

@@ -26,7 +26,8 @@ from pydantic import Field, ValidationError
 from common.config import FrozenModel
 from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
-from common.models.glow import Glow, load_weights
+from common.models.glow import Glow
+from common.models.glow_checkpoint import load_weights
 from common.models.stylegan import load_critic, load_generator
 from common.storage.files import read_capped
 from common.study.plan import Study

@@ -29,12 +29,10 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import ConfigurationError
-from common.models.glow import (
-    Glow,
-    from_uint8,
-    initialise_from_noise,
-    save,
-)
+from common.models.glow import Glow
+from common.models.glow_checkpoint import save
+from common.models.glow_pixels import from_uint8
+from common.models.glow_start import initialise_from_noise
 from common.models.moving_average import update_average
 from common.storage import files
 from common.storage.files import file_digest

@@ -11,14 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import ConfigurationError
-from common.models.glow import (
-    PREFIX,
-    Glow,
-    from_uint8,
-    load_weights,
-    to_uint8,
-    weights_of,
-)
+from common.models.glow import Glow
+from common.models.glow_checkpoint import PREFIX, load_weights, weights_of
+from common.models.glow_pixels import from_uint8, to_uint8
 from common.wire import tensors
 from server.pretrain.flow_options import Pretraining
 from server.pretrain.provenance import Provenance

@@ -115,7 +115,7 @@ def test_the_packed_flow_is_the_flow() -> None:
 
 
 def test_another_bound_of_the_couplings_is_taken_back() -> None:
-    before = flow.glow.LOG_SCALE_BOUND
+    before = flow.glow_coupling.LOG_SCALE_BOUND
     with flow.couplings_bounded_by(2.0):
-        assert flow.glow.LOG_SCALE_BOUND == 2.0
-    assert before == flow.glow.LOG_SCALE_BOUND == 0.5
+        assert flow.glow_coupling.LOG_SCALE_BOUND == 2.0
+    assert before == flow.glow_coupling.LOG_SCALE_BOUND == 0.5

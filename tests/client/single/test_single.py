@@ -1,4 +1,4 @@
-"""`kohort-site privatize`: on site it works and stays; what leaves is charged, kept, reviewed, and the same bytes for ever."""
+"""`kohort-site privatize`: work on site stays there; an export is charged, kept and reviewed once."""
 
 import csv
 import io
@@ -17,14 +17,17 @@ from typer.testing import CliRunner
 from client.cli.main import app
 from client.daemon.site import Site
 from client.egress.evidence import SINGLE, Evidence
-from client.ingest.decode import Photograph, Settings, read_file
+from client.ingest.decode_child import read_file
 from client.ingest.dicom import read_dicom
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.request import Photograph, Settings
 from client.ingest.synthetic_dicom import synthetic_dicom
-from client.single import single
-from client.single.single import Wish
+from client.single import inputs
+from client.single.flow import Flow
+from client.single.request import Outcome, Request
+from client.single.single import privatize_images
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
-from common.models import glow
+from common.models import glow_checkpoint, glow_start
 from common.models.glow import Glow
 from common.models.latents import encoded, fit, save
 from common.study.synthesis import PrivatizePlan
@@ -41,14 +44,14 @@ MARKER = "MARKERNAME"
 
 def flow() -> Glow:
     model = Glow(32, 1, 3, 2, 16)
-    glow.initialise_from_noise(model, 8)
+    glow_start.initialise_from_noise(model, 8)
     return model
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Hospital:
     """A site with a chest plan whose flow is real, made once."""
-    weights = {"gan": WEIGHTS["gan"], "glow": glow.weights_of(flow())}
+    weights = {"gan": WEIGHTS["gan"], "glow": glow_checkpoint.weights_of(flow())}
     changes = {
         "intake__channels": 1, "intake__dicom_modalities": ["DX"], "intake__stratify_laterality": False,
         "synthesis__privatize": SECTION,
@@ -56,14 +59,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Hospital:
     return make_hospital(tmp_path_factory.mktemp("site"), weights=weights, **changes)
 
 
-CHILD = single.decode_all
+CHILD = inputs.decode_all
 
 
 @pytest.fixture
 def hospital(made: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospital:
     """A copy, so that no test sees another's ledger; files are decoded in this process, and one history is accounted once."""
     monkeypatch.setattr(
-        single, "decode_all", lambda paths, settings, _: [_here(path, settings) for path in paths]
+        inputs, "decode_all", lambda paths, settings, _: [_here(path, settings) for path in paths]
     )
     monkeypatch.setattr("client.state.ledger.spend", spend_once)
     shutil.copytree(made.root, tmp_path / "state")
@@ -101,8 +104,8 @@ def dicom(path: Path, pixels: np.ndarray, modality: str, patient_id: str) -> Non
     save_dicom(with_pixels(header(modality, patient_id), pixels, "MONOCHROME2"), path)
 
 
-def run(site: Site, hospital: Hospital, source: Path, out: Path, **wish: Any) -> single.Outcome:
-    return single.run(site, hospital.study, Wish(source, out, **wish))
+def run(site: Site, hospital: Hospital, source: Path, out: Path, **request: Any) -> Outcome:
+    return privatize_images(site, hospital.study, Request(source, out, **request))
 
 
 def entries(site: Site, kind: str = "reserve") -> int:
@@ -218,7 +221,7 @@ FORBIDDEN = {
 def test_what_policy_forbids_is_refused_before_a_file_is_opened(
     hospital: Hospital, inbox: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single, "decode_all", lambda *_: pytest.fail("a file was opened"))
+    monkeypatch.setattr(inputs, "decode_all", lambda *_: pytest.fail("a file was opened"))
     site = hospital.site(**FORBIDDEN[case])
     with pytest.raises(RefusedError) as refused:
         run(site, hospital, inbox, tmp_path / "away", export=True)
@@ -280,7 +283,7 @@ def test_the_ledger_is_charged_before_the_draw_and_stays_charged_after_a_crash(
         seen.append(entries(site))
         raise MemoryError
 
-    monkeypatch.setattr(single.Flow, "draw", crash)
+    monkeypatch.setattr(Flow, "draw", crash)
     with pytest.raises(MemoryError):
         run(site, hospital, inbox, tmp_path / "away", export=True)
     assert seen == [1]
@@ -384,14 +387,14 @@ def test_an_image_beyond_the_flow_is_named_and_its_picture_is_of_nobody(
     wild = stage.encoded
     monkeypatch.setattr(stage, "encoded", lambda images, model: wild(images, model) * 1e9)
     outcome = run(hospital.site(), hospital, inbox, tmp_path / "out")
-    assert len(outcome.off) == outcome.written == 4
+    assert len(outcome.unknown) == outcome.written == 4
     assert any("shows nothing of it" in line for line in outcome.lines())
 
 
 def test_weights_that_are_not_finite_are_refused(
     hospital: Hospital, inbox: Path, tmp_path: Path
 ) -> None:
-    weights = glow.weights_of(flow())
+    weights = glow_checkpoint.weights_of(flow())
     next(iter(weights.values())).reshape(-1)[0] = np.nan
     tensors.write(tmp_path / "broken.safetensors", weights)
     with pytest.raises(RefusedError, match="finite"):
@@ -436,7 +439,7 @@ def test_wrong_options_say_what_is_wrong(
     hospital: Hospital, inbox: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, message = COMMANDS[case]
-    monkeypatch.setattr("client.cli.main._site", lambda state, to_terminal: _given(hospital.site()))
+    monkeypatch.setattr("client.cli.measure.open_site", lambda state: _given(hospital.site()))
     command = [
         "privatize",
         str(inbox),
@@ -454,7 +457,7 @@ def test_wrong_options_say_what_is_wrong(
 def test_the_command_prints_what_was_done(
     hospital: Hospital, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.cli.main._site", lambda state, to_terminal: _given(hospital.site()))
+    monkeypatch.setattr("client.cli.measure.open_site", lambda state: _given(hospital.site()))
     command = [
         "privatize",
         str(inbox / f"{MARKER}-2.png"),

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from common.errors import ConfigurationError, RefusedError
-from common.models import glow
-from common.models.glow import Coupling, Glow, Mixing
+from common.models import glow, glow_checkpoint, glow_mixing, glow_pixels, glow_start
+from common.models.glow import Glow
+from common.models.glow_coupling import Coupling
+from common.models.glow_mixing import Mixing
 
 torch.set_num_threads(1)
 
@@ -105,8 +107,8 @@ def test_the_cached_inverse_is_never_stale() -> None:
     assert round_trip() < 1e-5, "after an optimiser step"
     model.load_state_dict(small(steps=2, width=8).state_dict())
     assert round_trip() < 1e-5, "after load_state_dict"
-    glow.load_weights(
-        model, {name: 0.5 * value for name, value in glow.weights_of(small()).items()}
+    glow_checkpoint.load_weights(
+        model, {name: 0.5 * value for name, value in glow_checkpoint.weights_of(small()).items()}
     )
     assert round_trip() < 1e-5, "after loading a round's weights"
     for parameter in model.parameters():
@@ -125,16 +127,16 @@ def test_construction_and_use_leave_every_parameter_as_it_was() -> None:
 def test_constant_and_half_black_images_stay_finite(start: str) -> None:
     model = shaken(Glow(32, 3, 3, 2, 8), 0.1) if start == "trained" else Glow(32, 3, 3, 2, 8)
     if start == "noise":
-        glow.initialise_from_noise(model, 16)
+        glow_start.initialise_from_noise(model, 16)
     images = np.zeros((3, 32, 32, 3), np.uint8)
     images[1] = 255
     images[2, :, :16] = 200
-    x = glow.from_uint8(images)
+    x = glow_pixels.from_uint8(images)
     parts, log_p = model.encode(x)
     (-log_p.mean() / model.dimension).backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
     assert bool(torch.isfinite(log_p).all())
-    assert np.array_equal(glow.to_uint8(model.decode(parts)), images)
+    assert np.array_equal(glow_pixels.to_uint8(model.decode(parts)), images)
 
 
 def test_a_coupling_scales_by_at_most_e_to_the_half() -> None:
@@ -150,22 +152,22 @@ def test_latents_far_from_the_data_decode_to_finite_numbers() -> None:
     model = small(3, 32, 3)
     noise = [10 * part for part in model.prior(2, 1.0, seeded())]
     assert bool(torch.isfinite(model.decode(noise)).all())
-    assert glow.to_uint8(torch.tensor([[[[math.nan, math.inf], [-math.inf, 0.2]]]])).tolist() == [
-        [[[128], [255]], [[0], [179]]]
-    ]
+    assert glow_pixels.to_uint8(
+        torch.tensor([[[[math.nan, math.inf], [-math.inf, 0.2]]]])
+    ).tolist() == [[[[128], [255]], [[0], [179]]]]
 
 
 @pytest.mark.parametrize("channels", [4, 12, 96])
 def test_the_rotation_is_orthogonal_and_the_same_everywhere(channels: int) -> None:
-    q = glow.rotation(channels, 3)
+    q = glow_mixing.make_rotation(channels, 3)
     assert float((q @ q.T - torch.eye(channels, dtype=torch.float64)).abs().max()) < 1e-13
     torch.manual_seed(channels)
-    assert torch.equal(q, glow.rotation(channels, 3))
-    assert not torch.equal(q, glow.rotation(channels, 4))
+    assert torch.equal(q, glow_mixing.make_rotation(channels, 3))
+    assert not torch.equal(q, glow_mixing.make_rotation(channels, 4))
 
 
 def test_the_rotations_digest_is_pinned() -> None:
-    assert glow.rotation_digest(Glow(8, 1, 2, 1, 8))[:16] == "fbeccc42fb1c388f"
+    assert glow_checkpoint.rotation_digest(Glow(8, 1, 2, 1, 8))[:16] == "fbeccc42fb1c388f"
 
 
 def test_the_mixing_inverts_its_matrix() -> None:
@@ -179,29 +181,29 @@ def test_the_mixing_inverts_its_matrix() -> None:
 
 def test_the_noise_start_standardises_every_mixing() -> None:
     model = Glow(32, 3, 3, 2, 8)
-    glow.initialise_from_noise(model, 32)
-    x = glow.procedural_images(32, 32, 3)
+    glow_start.initialise_from_noise(model, 32)
+    x = glow_start.procedural_images(32, 32, 3)
     parts, _ = model.encode(x)
     assert [float(part.detach().std()) for part in parts] == pytest.approx([1.0] * 3, abs=0.1)
-    assert torch.equal(x, glow.procedural_images(32, 32, 3))
+    assert torch.equal(x, glow_start.procedural_images(32, 32, 3))
 
 
 def test_eight_bit_images_survive_the_conversion() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    assert np.array_equal(glow.to_uint8(glow.from_uint8(images)), images)
-    dithered = glow.from_uint8(images, torch.rand(1, 1, 16, 16, generator=seeded()))
-    assert np.array_equal(glow.to_uint8(dithered), images)
+    assert np.array_equal(glow_pixels.to_uint8(glow_pixels.from_uint8(images)), images)
+    dithered = glow_pixels.from_uint8(images, torch.rand(1, 1, 16, 16, generator=seeded()))
+    assert np.array_equal(glow_pixels.to_uint8(dithered), images)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 5, 8])
 def test_fewer_bits_keep_the_upper_ones_and_fill_the_range(depth: int) -> None:
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    x = glow.from_uint8(images, depth=depth)
+    x = glow_pixels.from_uint8(images, depth=depth)
     assert len(x.unique()) == 2**depth
     assert float(x.min()) == -float(x.max()) == 0.5 / 2**depth - 0.5
-    assert np.array_equal(glow.to_uint8(x) >> (8 - depth), images >> (8 - depth))
+    assert np.array_equal(glow_pixels.to_uint8(x) >> (8 - depth), images >> (8 - depth))
     lowest, highest = (
-        glow.from_uint8(images, torch.full(x.shape, u), depth) for u in (0.0, 1 - 2**-10)
+        glow_pixels.from_uint8(images, torch.full(x.shape, u), depth) for u in (0.0, 1 - 2**-10)
     )
     assert float(lowest.min()) == -0.5
     assert 0.5 - 2.0**-9 < float(highest.max()) < 0.5
@@ -238,26 +240,26 @@ def test_images_of_another_shape_are_refused_in_words(case: str) -> None:
 )
 def test_pixels_of_another_depth_are_refused_in_words(images: np.ndarray, depth: int) -> None:
     with pytest.raises(ConfigurationError, match="uint8"):
-        glow.from_uint8(images, depth=depth)
+        glow_pixels.from_uint8(images, depth=depth)
 
 
 def test_images_that_the_flow_knows_nothing_about_are_marked() -> None:
     model, x = small(), pictures(5)
     x[1], x[2], x[3, 0, 0, 0], x[4] = 1e9, math.nan, math.inf, -0.5
     parts, _ = model.encode(x)
-    assert glow.unfamiliar(parts).tolist() == [False, True, True, True, False]
-    assert glow.unfamiliar(parts, limit=0.0).all()
+    assert glow.find_unfamiliar(parts).tolist() == [False, True, True, True, False]
+    assert glow.find_unfamiliar(parts, limit=0.0).all()
 
 
 def test_weights_travel_under_their_global_names_and_nothing_odd_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
     model, other = small(), Glow(8, 1, 2, 2, 8)
     path = tmp_path / "glow.safetensors"
-    glow.save(model, path)
-    glow.load(other, path)
+    glow_checkpoint.save(model, path)
+    glow_checkpoint.load(other, path)
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
     )
-    weights = glow.weights_of(model)
+    weights = glow_checkpoint.weights_of(model)
     assert all(
         name.startswith("glow.") and value.dtype == np.float32 for name, value in weights.items()
     )
@@ -272,9 +274,9 @@ def test_weights_travel_under_their_global_names_and_nothing_odd_is_loaded(tmp_p
         {**weights, name: weights[name][..., None]},
     ):
         with pytest.raises(RefusedError):
-            glow.load_weights(other, odd)
+            glow_checkpoint.load_weights(other, odd)
     with pytest.raises(RefusedError, match="rotations"):
-        glow.load_weights(other, weights, digest="0" * 64)
+        glow_checkpoint.load_weights(other, weights, digest="0" * 64)
 
 
 @pytest.mark.parametrize("layout", [(2, 8, 2), (1, 2, 2), (1, 8, 0)], ids=str)

@@ -28,7 +28,8 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
     found = latents.load(tmp_path / "basis.safetensors")
     assert (found.components, found.coordinates) == (16, 1024)
     with np.load(images) as file:
-        from common.models.glow import Glow, load
+        from common.models.glow import Glow
+        from common.models.glow_checkpoint import load
 
         flow = Glow(32, 1, 3, 6, 32)
         load(flow, PRESET.parent / "checkpoints" / "chest-32" / "glow.safetensors")
