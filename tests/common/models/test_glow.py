@@ -7,36 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import ConfigurationError, RefusedError
-from common.models import glow, glow_checkpoint, glow_mixing, glow_pixels, glow_start
+from common.errors import ConfigurationError
+from common.models import glow, glow_checkpoint, glow_pixels, glow_start
 from common.models.glow import Glow
-from common.models.glow_coupling import Coupling
-from common.models.glow_mixing import Mixing
+from tests.flows import pictures, seeded, shaken, small
 
 torch.set_num_threads(1)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def shaken(model: Glow, amount: float = 0.1) -> Glow:
-    """Every parameter away from its start, so that no part is an identity."""
-    generator = seeded(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def small(
-    channels: int = 1, size_px: int = 8, levels: int = 2, steps: int = 2, width: int = 8
-) -> Glow:
-    return shaken(Glow(size_px, channels, levels, steps, width))
-
-
-def pictures(n: int, channels: int = 1, size_px: int = 8) -> torch.Tensor:
-    return torch.rand(n, channels, size_px, size_px, generator=seeded(1)) - 0.5
 
 
 @pytest.mark.parametrize(
@@ -139,15 +115,6 @@ def test_constant_and_half_black_images_stay_finite(start: str) -> None:
     assert np.array_equal(glow_pixels.to_uint8(model.decode(parts)), images)
 
 
-def test_a_coupling_scales_by_at_most_e_to_the_half() -> None:
-    layer = Coupling(4, 8, seeded())
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.normal_(generator=seeded(3))
-    _, g = layer.moments(1e6 * torch.randn(2, 2, 4, 4, generator=seeded()))
-    assert float(g.detach().abs().max()) <= 0.5
-
-
 def test_latents_far_from_the_data_decode_to_finite_numbers() -> None:
     model = small(3, 32, 3)
     noise = [10 * part for part in model.prior(2, 1.0, seeded())]
@@ -155,62 +122,6 @@ def test_latents_far_from_the_data_decode_to_finite_numbers() -> None:
     assert glow_pixels.to_uint8(
         torch.tensor([[[[math.nan, math.inf], [-math.inf, 0.2]]]])
     ).tolist() == [[[[128], [255]], [[0], [179]]]]
-
-
-@pytest.mark.parametrize("channels", [4, 12, 96])
-def test_the_rotation_is_orthogonal_and_the_same_everywhere(channels: int) -> None:
-    q = glow_mixing.make_rotation(channels, 3)
-    assert float((q @ q.T - torch.eye(channels, dtype=torch.float64)).abs().max()) < 1e-13
-    torch.manual_seed(channels)
-    assert torch.equal(q, glow_mixing.make_rotation(channels, 3))
-    assert not torch.equal(q, glow_mixing.make_rotation(channels, 4))
-
-
-def test_the_rotations_digest_is_pinned() -> None:
-    assert glow_checkpoint.rotation_digest(Glow(8, 1, 2, 1, 8))[:16] == "fbeccc42fb1c388f"
-
-
-def test_the_mixing_inverts_its_matrix() -> None:
-    layer = Mixing(12, 0).double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.normal_(std=0.3, generator=seeded(2))
-    x = torch.randn(2, 12, 3, 3, generator=seeded(), dtype=torch.float64)
-    assert float((layer.inverse(layer(x)[0]) - x).abs().max()) < 1e-12
-
-
-def test_the_noise_start_standardises_every_mixing() -> None:
-    model = Glow(32, 3, 3, 2, 8)
-    glow_start.initialise_from_noise(model, 32)
-    x = glow_start.procedural_images(32, 32, 3)
-    parts, _ = model.encode(x)
-    assert [float(part.detach().std()) for part in parts] == pytest.approx([1.0] * 3, abs=0.1)
-    assert torch.equal(x, glow_start.procedural_images(32, 32, 3))
-
-
-def test_eight_bit_images_survive_the_conversion() -> None:
-    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    assert np.array_equal(glow_pixels.to_uint8(glow_pixels.from_uint8(images)), images)
-    dithered = glow_pixels.from_uint8(images, torch.rand(1, 1, 16, 16, generator=seeded()))
-    assert np.array_equal(glow_pixels.to_uint8(dithered), images)
-
-
-@pytest.mark.parametrize("depth", [1, 3, 5, 8])
-def test_fewer_bits_keep_the_upper_ones_and_fill_the_range(depth: int) -> None:
-    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    x = glow_pixels.from_uint8(images, depth=depth)
-    assert len(x.unique()) == 2**depth
-    assert float(x.min()) == -float(x.max()) == 0.5 / 2**depth - 0.5
-    assert np.array_equal(glow_pixels.to_uint8(x) >> (8 - depth), images >> (8 - depth))
-    lowest, highest = (
-        glow_pixels.from_uint8(images, torch.full(x.shape, u), depth) for u in (0.0, 1 - 2**-10)
-    )
-    assert float(lowest.min()) == -0.5
-    assert 0.5 - 2.0**-9 < float(highest.max()) < 0.5
-    uniform = Glow(16, 1, 2, 1, 8).bits_per_dimension(
-        torch.zeros(1), depth
-    )  # density 1 on the unit cube
-    assert float(uniform) == depth
 
 
 WRONG: dict[str, torch.Tensor] = {
@@ -227,56 +138,12 @@ def test_images_of_another_shape_are_refused_in_words(case: str) -> None:
         small().encode(WRONG[case])
 
 
-@pytest.mark.parametrize(
-    ("images", "depth"),
-    [
-        (np.zeros((1, 8, 8, 1), np.uint16), 8),
-        (np.zeros((1, 8, 8, 1), np.float32), 8),
-        (np.zeros((8, 8, 1), np.uint8), 8),
-        (np.zeros((1, 8, 8, 1), np.uint8), 0),
-        (np.zeros((1, 8, 8, 1), np.uint8), 16),
-    ],
-    ids=["16 bit", "float", "no batch", "0 bits", "16 bits"],
-)
-def test_pixels_of_another_depth_are_refused_in_words(images: np.ndarray, depth: int) -> None:
-    with pytest.raises(ConfigurationError, match="uint8"):
-        glow_pixels.from_uint8(images, depth=depth)
-
-
 def test_images_that_the_flow_knows_nothing_about_are_marked() -> None:
     model, x = small(), pictures(5)
     x[1], x[2], x[3, 0, 0, 0], x[4] = 1e9, math.nan, math.inf, -0.5
     parts, _ = model.encode(x)
     assert glow.find_unfamiliar(parts).tolist() == [False, True, True, True, False]
     assert glow.find_unfamiliar(parts, limit=0.0).all()
-
-
-def test_weights_travel_under_their_global_names_and_nothing_odd_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    model, other = small(), Glow(8, 1, 2, 2, 8)
-    path = tmp_path / "glow.safetensors"
-    glow_checkpoint.save(model, path)
-    glow_checkpoint.load(other, path)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
-    )
-    weights = glow_checkpoint.weights_of(model)
-    assert all(
-        name.startswith("glow.") and value.dtype == np.float32 for name, value in weights.items()
-    )
-    name = next(iter(weights))
-    bad = weights[name].copy()
-    bad.flat[0] = np.nan
-    for odd in (
-        {k: v for k, v in weights.items() if k != name},
-        {**weights, "glow.extra": bad},
-        {**weights, name: bad},
-        {**weights, name: weights[name].astype(np.float64)},
-        {**weights, name: weights[name][..., None]},
-    ):
-        with pytest.raises(RefusedError):
-            glow_checkpoint.load_weights(other, odd)
-    with pytest.raises(RefusedError, match="rotations"):
-        glow_checkpoint.load_weights(other, weights, digest="0" * 64)
 
 
 @pytest.mark.parametrize("layout", [(2, 8, 2), (1, 2, 2), (1, 8, 0)], ids=str)
