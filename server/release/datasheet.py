@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.study.plan import Study
-from server.release.templating import render
+from server.release.templating import render, render_with_glossary
 
 REHEARSED = (
-    "Attacks and downstream figures come from a rehearsal of this plan on public people ({cast}), not from a hospital's patients; "
-    "of its own batch each site says only whether its audit passed."
+    "Attack and downstream figures come from a rehearsal of this plan on public data ({people}), "
+    "not from a hospital's patients. Of its own batch each site says only whether its audit "
+    "passed."
 )
 NOT_REHEARSED = (
-    "Attacks and the worth of labels were not evaluated: no rehearsal of this plan was given."
+    "Attacks and the usefulness of labels were not evaluated: no rehearsal of this plan was given."
 )
 NOT_FOR = (
     "diagnosis, triage or any decision about a person",
@@ -26,7 +27,7 @@ def readme(
     study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], count: int
 ) -> str:
     """Return the datasheet of a release of `count` pictures as Markdown."""
-    return render(
+    return render_with_glossary(
         "README.md.j2",
         study=study,
         statement=statement,
@@ -41,7 +42,7 @@ def rehearsal_sentence(report: Mapping[str, Any]) -> str:
     """Return where the attack and utility figures come from."""
     if report["rehearsal"] is None:
         return NOT_REHEARSED
-    return REHEARSED.format(cast=report["rehearsal"]["cast"])
+    return REHEARSED.format(people=report["rehearsal"]["cast"])
 
 
 def licence_text(study: Study) -> str:

@@ -13,6 +13,7 @@ from common.arrays import Pixels
 from common.study.plan import Study
 from server.public_data.pictures import png_bytes, triptychs
 from server.release.datasheet import NOT_FOR, rehearsal_sentence
+from server.release.glossary import terms_in
 from server.release.items import Items
 from server.release.pictures import SHOWN_PAIRS
 from server.release.statement import audit_lines
@@ -43,19 +44,21 @@ def html(
     fingerprint: str,
 ) -> str:
     """Return the page; `fingerprint` is that of the operator's key."""
-    return render(
-        "index.html.j2",
-        study=study,
-        statement=statement,
-        audit=audit_lines(statement),
-        report=report,
-        rehearsed=rehearsal_sentence(report),
-        gallery=_gallery(study, items),
-        count=len(items.images),
-        privatized=int(items.privatized.sum()),
-        not_for=NOT_FOR,
-        fingerprint=fingerprint,
-    )
+    values = {
+        "study": study,
+        "statement": statement,
+        "audit": audit_lines(statement),
+        "report": report,
+        "rehearsed": rehearsal_sentence(report),
+        "count": len(items.images),
+        "privatized": int(items.privatized.sum()),
+        "not_for": NOT_FOR,
+        "fingerprint": fingerprint,
+    }
+    # terms are looked up in the words alone: encoded pictures hold any sequence of letters
+    words = render("index.html.j2", gallery=[], glossary=[], **values)
+    glossary = terms_in(words)
+    return render("index.html.j2", gallery=_gallery(study, items), glossary=glossary, **values)
 
 
 def data_uri(image: Pixels) -> str:

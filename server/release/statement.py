@@ -26,8 +26,8 @@ AUDIT_METHOD = (
     "real patient takes part"
 )
 AUDIT_LIMITS = (
-    "A low lower bound proves little. One run shows only a part of what could leak, and even "
-    "noise at half its strength may give a bound below the claim. A lower bound above the claim "
+    "A low bound proves little. One run shows only a part of what could leak, and even "
+    "noise at half its strength may give a bound below the claim. A bound above the claim "
     "would prove a fault. Whether the noise matches the plan is measured separately, on "
     "coordinates that hold nothing else."
 )

@@ -7,12 +7,20 @@ from typing import Any
 
 import jinja2
 
+from server.release.glossary import terms_in
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
     """Return the filled-in template; values are escaped in `.html.j2`, nowhere else."""
     return _environment().get_template(template).render(**values)
+
+
+def render_with_glossary(template: str, **values: Any) -> str:
+    """Return the filled-in template with a glossary of the terms that its text uses."""
+    text = render(template, glossary=[], **values)
+    return render(template, glossary=terms_in(text), **values)
 
 
 def _environment() -> jinja2.Environment:

@@ -8,7 +8,7 @@ import pytest
 
 from common.privacy.accounting import epsilon_pld
 from common.privacy.events import charged_image_event
-from common.privacy.planning import feasibility
+from common.privacy.plan_report import feasibility
 from common.study.plan import Study
 from server.evaluate.canary_rehearsal import ModelAudit
 from server.release.items import Account
@@ -73,7 +73,7 @@ def test_the_statement_of_random_groups_says_one_epsilon_and_what_it_takes_as_gi
     )
     assert found["images"]["groups_independent_of_the_data"] is True
     assert found["images"]["mechanism"] == "every average is privatized: see privatized_images"
-    assert any("takes as given who is on a site's roster" in limit for limit in found["limits"])
+    assert any("takes the roster of a site as given" in limit for limit in found["limits"])
     similar = privacy_statement(study("similar"), {}, account)
     assert not any("roster" in limit for limit in similar["limits"])
     assert "no ε per patient" in similar["privatized_images"]["statement"]
