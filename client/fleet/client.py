@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +36,12 @@ from collections.abc import Callable, Iterator
 from flwr.app import Context, Error, Message, RecordDict
 
 from client.fleet import health as states
-from client.fleet.connection import FleetSettings, read_node_key, tls_context
+from client.fleet.connection import (
+    FleetSettings,
+    check_addresses,
+    read_node_key,
+    tls_context,
+)
 from client.fleet.failures import Backoff, CallFailed, classify
 from client.fleet.health import Health
 from client.fleet.inbox import Inbox
@@ -55,7 +59,7 @@ from client.fleet.messages import (
 )
 from client.fleet.session import Session
 from client.fleet.wire import PulledMessage, Reply, Wire, check_flower_version, deflate
-from common.errors import Bug, ConfigurationError, KohortError
+from common.errors import Bug, KohortError
 from common.storage.lock import FolderLock
 
 PULL_LIMIT_S = 600.0
@@ -88,10 +92,7 @@ class FleetClient:
         on_turn: Callable[[], None] | None = None,
     ) -> None:
         check_flower_version()
-        if not re.fullmatch(r"https://[^/\s]+", settings.url):
-            raise ConfigurationError(
-                f"server address {settings.url!r}: expected https://HOST:PORT, without a path"
-            )
+        check_addresses(settings.url, settings.proxy)
         self.settings = settings
         self._pins = pins
         self._handle = handle

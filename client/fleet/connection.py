@@ -9,6 +9,7 @@ Not covered: Flower's protocol (wire.py); what a failure means (failures.py).
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -46,6 +48,31 @@ class FleetSettings:
     retry_first_s: float = 1.0
     retry_cap_s: float = 60.0
     refused_retry_s: float = 300.0
+
+
+def check_addresses(url: str, proxy: str | None) -> None:
+    """Raise ConfigurationError unless the server's address and the proxy can be called.
+
+    A proxy's address may hold a password: it is not repeated.
+    """
+    if not re.fullmatch(r"https://[^/\s]+", url) or not _is_url(url, "https"):
+        raise ConfigurationError(
+            f"server address {url!r}: expected https://HOST:PORT, without a path",
+            hint="the address comes with the join file: ask the operator",
+        )
+    if proxy is not None and not _is_url(proxy, "http", "https"):
+        raise ConfigurationError(
+            "site.yaml: network.proxy: expected http://HOST:PORT", hint="correct it, or use null"
+        )
+
+
+def _is_url(text: str, *schemes: str) -> bool:
+    """Return whether the text is an address with a host and one of the schemes."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in schemes and bool(url.host)
 
 
 def create_node_key(private: Path, public: Path, comment: str) -> None:
@@ -99,7 +126,7 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
             key: object = serialization.load_ssh_private_key(data, password=None)
         else:
             key = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(f"{path}: not an unencrypted private key") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{path}: expected an EC key, got {type(key).__name__}")

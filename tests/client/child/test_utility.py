@@ -17,7 +17,9 @@ from PIL import Image
 
 from client.child import utility
 from client.cli import main as command
-from client.ingest.cohort import FORMAT, SCHEMA, Cohort
+from client.cli import state_folder
+from client.ingest.build import SCHEMA
+from client.ingest.cohort import FORMAT, Cohort
 from client.state import config as site_config
 from client.state.folder import State
 from client.state.plans import Plans
@@ -184,7 +186,7 @@ def test_the_command_prints_the_result_and_exits_zero(
     release, place, plans, _ = hospital
     (place.root / "site.yaml").write_text(site_config.sample("hospital-a", str(release)))
     membership = SimpleNamespace(operator=plans.operator)
-    monkeypatch.setattr(command, "read_membership", lambda _: membership)
+    monkeypatch.setattr(state_folder, "read_membership", lambda _: membership)
     monkeypatch.setattr(utility, "recipe", lambda *, full: RECIPE)
     for extra in ((), ("--json",)):
         arguments = ["utility", str(release), "--state", str(place.root), *extra]

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.cli.main import app, plan_lines, site_status
+from client.cli.approve import plan_lines
+from client.cli.look import site_status
+from client.cli.main import run_command_line
 from client.daemon.site import Site
 from client.state.folder import State
 from common.storage.lock import FolderLock
 from common.study.bundle import write_bundle
 from common.wire import signing
-from kohort.console import run_typer
 from server.operator.certificates import create_authority
 from server.operator.config import ServerState, new_config
 from server.operator.sites import enrol
@@ -32,9 +33,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = run_typer(
-            "kohort-site", lambda: app([str(a) for a in arguments], standalone_mode=False)
-        )
+        code = run_command_line([str(argument) for argument in arguments])
         return (code, *capsys.readouterr())
 
     return run
@@ -71,7 +70,7 @@ def joined(tmp_path: Path, cli: Cli) -> tuple[Path, Path]:
     assert code == 0
     assert "hospital-a.request.json" in out
     server, operator = ServerState(tmp_path / "server"), signing.new_key()
-    config = new_config("test", "https://127.0.0.1:4433", server.operator.config)
+    config = new_config("test", "https://127.0.0.1:4433", server.config)
     create_authority(server.authority)
     join = tmp_path / "join.json"
     public = signing.public_text(operator.public_key())

@@ -1,0 +1,80 @@
+"""`approve`: a signed plan, shown to a person and allowed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.cli.options import StateFolder
+from client.cli.state_folder import open_plans
+from client.cli.terminal import write_line
+from client.state.config import check_plan, load_site
+from common.errors import PolicyError
+from common.privacy.events import anchors_event, latent_event
+from common.privacy.plan_report import feasibility, refuse_hopeless
+from common.study.bundle import open_bundle
+from common.study.plan import Study
+from common.study.shapes import parameter_counts
+from common.study.synthesis import Synthesis
+from common.study.words import fingerprint_words
+
+Bundle = Annotated[Path, typer.Argument(help="the operator's plan bundle")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+
+
+def approve(state: StateFolder, bundle: Bundle, yes: Yes = False) -> None:
+    """Show a signed plan against this site's policy and, if a person says yes, allow it to run."""
+    config = load_site(state)
+    plans = open_plans(state)
+    study = open_bundle(bundle, plans.operator)
+    for text in plan_lines(study):
+        write_line(text)
+    check_plan(study, config.policy, config.site)
+    counts = parameter_counts(study, bundle / "checkpoints")
+    refuse_hopeless(study, counts)
+    write_line(f"  verdict      {feasibility(study, counts, prv=False).sentence}")
+    if not yes and not typer.confirm("Allow this plan to run here?"):
+        raise PolicyError("not approved", hint="nothing was changed")
+    plans.approve(bundle)
+    write_line(f"approved: {study.hash()[:12]}")
+
+
+def plan_lines(study: Study) -> Iterator[str]:
+    """Yield what a person needs to know of a plan."""
+    privacy = study.privacy
+    sites = ", ".join(site.name for site in study.sites)
+    yield f"plan {study.name}: {study.title}"
+    yield f"  fingerprint  {fingerprint_words(study.hash())}   (compare it with the operator)"
+    yield f"  sites        {sites}; quorum {study.quorum}"
+    yield (
+        f"  updates      epsilon {privacy.epsilon:g}, delta {privacy.delta:g} per patient, "
+        "over all rounds"
+    )
+    for name, model in study.models.trained().items():
+        yield (
+            f"  {name:<12} {model.rounds} rounds of {model.local_steps} steps, "
+            f"noise {model.noise_multiplier:g}, clip {model.clip:g}, "
+            f"{model.patients_per_step} patients a step"
+        )
+    if study.synthesis is not None:
+        yield from _synthesis_lines(study, study.synthesis)
+
+
+def _synthesis_lines(study: Study, synthesis: Synthesis) -> Iterator[str]:
+    """Yield what a person needs to know of the images."""
+    yield (
+        f"  images       each of at least {synthesis.k} distinct patients "
+        f"({synthesis.grouping} groups), at most {synthesis.max_images_per_site}"
+    )
+    noise = anchors_event(study)
+    if noise is not None:
+        yield f"  averages     {noise.statement()}; epsilon above covers them too"
+    if synthesis.privatize is None:
+        return
+    sent = "single images, by hand"
+    if synthesis.privatizes_averages:
+        sent = f"{synthesis.privatize.share:.0%} of the groups"
+    yield f"  privatized   {sent}: {latent_event(study).statement(study.latent_dimension)}"

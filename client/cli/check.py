@@ -1,0 +1,146 @@
+"""`check`: everything that would stop a run, found before it starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from client.cli.joining import check_membership
+from client.cli.options import StateFolder
+from client.cli.serve import fleet_settings
+from client.cli.state_folder import open_plans
+from client.cli.terminal import write_line
+from client.daemon.site import Site
+from client.fleet.connection import check_addresses, read_node_key, tls_context
+from client.fleet.failures import classify
+from client.fleet.health import CLIENT_CERTIFICATE_REFUSED
+from client.ingest.cohort import Cohort
+from client.state.config import check_plan, load_site
+from client.state.folder import State
+from client.state.membership import read_membership
+from common.errors import ConfigurationError, EnvironmentFault, KohortError
+from common.storage.lock import FolderLock
+
+DISTRIBUTION = "kohort-app"  # the name in pyproject.toml
+DISK_BYTES = 2 << 30
+CALL_TIMEOUT_S = 10
+
+Look = Callable[[Path], Iterator[str]]
+Offline = Annotated[bool, typer.Option("--offline", help="do not call the server")]
+
+
+def check(state: StateFolder, offline: Offline = False) -> None:
+    """Look for everything that would stop a run, before it starts. Ends with 2 if there is any."""
+    looks: dict[str, Look] = {
+        "configuration": _check_files,
+        "program": _check_program,
+        "machine": _check_machine,
+        "plans": _check_plans,
+    }
+    if not offline:
+        looks["server"] = _check_server
+    problems: list[str] = []
+    for name, look in looks.items():
+        found = list(_problems_of(look, state))
+        write_line(f"{name}: {f'{len(found)} to repair' if found else 'ok'}")
+        # One broken file fails several looks: name it once.
+        problems += [line for line in found if line not in problems]
+    if problems:
+        raise ConfigurationError(
+            f"{len(problems)} problems", problems=problems, hint="repair them and check again"
+        )
+
+
+def _problems_of(look: Look, state: Path) -> Iterator[str]:
+    """Yield the findings of a check; a KohortError is a finding too."""
+    try:
+        yield from look(state)
+    except KohortError as error:
+        for line in getattr(error, "problems", ()) or (str(error),):
+            yield f"{line} ({error.hint})" if error.hint else line
+
+
+def _check_files(state: Path) -> Iterator[str]:
+    """site.yaml, keys, membership and data are there."""
+    config = load_site(state)
+    place = State(state)
+    place.signing_key()
+    place.pseudonym_bytes()
+    read_node_key(place.node_key)
+    for key in (place.sign_key, place.pseudonym_key, place.node_key):
+        if key.stat().st_mode & 0o077:
+            yield f"{key}: readable by others (chmod 600 {key})"
+    data = Path(config.data.folder)
+    if not data.is_dir() or not os.access(data, os.R_OK | os.X_OK):
+        yield f"{data}: not a folder that can be read"
+    if config.data.labels_csv and not Path(config.data.labels_csv).is_file():
+        yield f"{config.data.labels_csv}: no such file"
+    check_membership(read_membership(place.membership), place)
+
+
+def _check_program(state: Path) -> Iterator[str]:
+    """No other distribution has a package of our general names."""
+    owners = packages_distributions()
+    for name in ("client", "common", "server"):
+        others = sorted(set(owners.get(name, [])) - {DISTRIBUTION})
+        if others:
+            yield (
+                f"the package name {name} also belongs to {', '.join(others)} "
+                "(give kohort an environment of its own)"
+            )
+
+
+def _check_machine(state: Path) -> Iterator[str]:
+    """The disk has space and no other process works on the folder."""
+    load_site(state)
+    free = shutil.disk_usage(state).free
+    if free < DISK_BYTES:
+        yield f"{state}: {free >> 20} MiB free, at least {DISK_BYTES >> 20} needed"
+    try:
+        FolderLock(state / "lock", "kohort-site run").release()
+    except EnvironmentFault as error:
+        yield str(error)
+
+
+def _check_plans(state: Path) -> Iterator[str]:
+    """Approved plans are intact and allowed, their cohorts large enough."""
+    config = load_site(state)
+    place = State(state)
+    plans = open_plans(state)
+    if not plans.hashes():
+        yield "no plan is approved (kohort-site approve BUNDLE)"
+    for plan_hash in plans.hashes():
+        study = plans.open(plan_hash)
+        check_plan(study, config.policy, config.site)
+        folder = place.cohort(study.intake)
+        if not folder.is_dir():
+            yield f"plan {study.name}: no cohort yet (kohort-site ingest)"
+        elif study.synthesis and Cohort.open(folder).patient_count < study.synthesis.k:
+            yield f"plan {study.name}: fewer patients than k={study.synthesis.k}"
+
+
+def _check_server(state: Path) -> Iterator[str]:
+    """The server answers on TLS with this site's certificate; whatever it answers is enough."""
+    place = State(state)
+    settings = fleet_settings(Site(place, load_site(state), read_membership(place.membership)))
+    check_addresses(settings.url, settings.proxy)
+    context = tls_context(settings)
+    try:
+        with httpx.Client(
+            verify=context, proxy=settings.proxy, trust_env=False, timeout=CALL_TIMEOUT_S
+        ) as http:
+            status = http.get(settings.url).status_code
+    except httpx.HTTPError as error:
+        found = classify(error).state
+        yield f"{settings.url}: {found.text} ({found.fix})"
+        return
+    if status == httpx.codes.BAD_REQUEST:
+        refused = CLIENT_CERTIFICATE_REFUSED
+        yield f"{settings.url}: {refused.text} ({refused.fix})"

@@ -1,0 +1,133 @@
+"""`init` and `join`: a hospital's state folder, and the operator's answer to its request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
+
+from client.cli.options import StateFolder
+from client.cli.terminal import write_line
+from client.cli.words import describe_options
+from client.fleet.connection import check_addresses, create_node_key, read_node_key
+from client.state import config as site_config
+from client.state.config import load_site
+from client.state.folder import State, new_pseudonym_key
+from client.state.membership import JSON_CAP_BYTES, Membership, read_membership
+from common.errors import ConfigurationError, disk_faults_named
+from common.storage.files import atomic_write, read_capped
+from common.wire import signing
+from common.wire.messages import canonical
+
+PUBLIC_KEY_CAP_BYTES = 4096
+
+SiteName = Annotated[
+    str, typer.Option("--site", help="this hospital's name in study plans: a-z, 0-9, -")
+]
+DataFolder = Annotated[Path, typer.Option("--data", help="folder with the images; it is only read")]
+LabelsFile = Annotated[Path | None, typer.Option("--labels", help="labels CSV")]
+JoinFile = Annotated[Path, typer.Argument(dir_okay=False, help="NAME.join.json from the operator")]
+
+
+def init(state: StateFolder, site: SiteName, data: DataFolder, labels: LabelsFile = None) -> None:
+    """Make the state folder: site.yaml, keys, and the request for the operator."""
+    config_file = state / site_config.FILE
+    if config_file.exists():
+        raise ConfigurationError(
+            f"{state}: is a site already", hint="use another --state, or edit its site.yaml"
+        )
+    text = _config_text(site, data, labels)
+    with disk_faults_named("cannot create", state):
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place = State(state)
+    request = _request(site, _new_keys(place, site), place)
+    path = state / f"{site}.request.json"
+    atomic_write(path, json.dumps(request, indent=1).encode() + b"\n")
+    # Last, because a folder with a site.yaml counts as whole.
+    atomic_write(config_file, text.encode())
+    write_line(f"{config_file}: read it; it says what this hospital allows")
+    fingerprint = signing.fingerprint(signing.parse_public(request["sign_key"]))
+    write_line(f"send {path} to the operator; the signing key's fingerprint is {fingerprint}")
+
+
+def _config_text(site: str, data: Path, labels: Path | None) -> str:
+    """Return the text of site.yaml; raises ConfigurationError for a wrong option."""
+    if not data.is_dir():
+        raise ConfigurationError(
+            f"{data}: no such folder", hint="--data names the folder with the images"
+        )
+    if labels is not None and not labels.is_file():
+        raise ConfigurationError(
+            f"{labels}: no such file", hint="--labels names the CSV file with the labels"
+        )
+    labels_text = None
+    if labels is not None:
+        labels_text = str(labels.resolve())
+    try:
+        return site_config.sample(site, str(data.resolve()), labels_text)
+    except ValidationError as error:
+        raise describe_options(error, "init") from error
+
+
+def _new_keys(place: State, site: str) -> Ed25519PrivateKey:
+    """Write the three keys of a new site; return the one that signs."""
+    new_pseudonym_key(place.pseudonym_key)
+    create_node_key(place.node_key, place.node_key.with_suffix(".pub"), site)
+    key = signing.new_key()
+    signing.save_private(place.sign_key, key)
+    return key
+
+
+def _request(site: str, key: Ed25519PrivateKey, place: State) -> dict[str, str]:
+    """Return the signed request to join."""
+    node_key = read_capped(place.node_key.with_suffix(".pub"), PUBLIC_KEY_CAP_BYTES)
+    request = {
+        "format": "kohort-request/1",
+        "site": site,
+        "node_key": node_key.decode().strip(),
+        "sign_key": signing.public_text(key.public_key(), site),
+    }
+    request["signature"] = signing.sign(key, signing.REQUEST, canonical(request)).decode()
+    return request
+
+
+def join(state: StateFolder, file: JoinFile) -> None:
+    """Accept the operator's join file."""
+    config = load_site(state)
+    place = State(state)
+    membership = read_membership(file)
+    if membership.site != config.site:
+        raise ConfigurationError(
+            f"{file}: is for site {membership.site}, this is {config.site}",
+            hint="ask the operator for the join file of this site",
+        )
+    check_membership(membership, place)
+    operator = signing.fingerprint(membership.operator)
+    atomic_write(place.membership, read_capped(file, JSON_CAP_BYTES), mode=0o600)
+    # The two files that TLS reads.
+    atomic_write(place.root / "ca.crt", membership.ca.encode())
+    atomic_write(place.root / "node.crt", membership.client_certificate.encode())
+    write_line(f"joined {membership.server_url}")
+    write_line(f"operator's key: {operator}; compare it with the operator by telephone")
+
+
+def check_membership(membership: Membership, place: State) -> None:
+    """Raise ConfigurationError unless address and certificate fit this site's node key."""
+    check_addresses(membership.server_url, None)
+    try:
+        certificate = x509.load_pem_x509_certificate(membership.client_certificate.encode())
+    except ValueError as error:
+        raise ConfigurationError(
+            "join file: client_certificate is not a certificate",
+            hint="ask the operator for the join file again",
+        ) from error
+    if certificate.public_key() != read_node_key(place.node_key).public_key():
+        raise ConfigurationError(
+            "join file: the certificate is for another key",
+            hint="send this site's own request file to the operator",
+        )

@@ -1,0 +1,173 @@
+"""`review`, `ledger` and `status`: what a person looks at and decides on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from client.cli.options import AsJson, StateFolder
+from client.cli.state_folder import STATUS_FILE, open_plans
+from client.cli.terminal import write_line
+from client.daemon.site import Site
+from client.egress.review import Batch, Reviews
+from client.state.config import load_site
+from client.state.folder import State
+from client.state.ledger import LedgerReport
+from client.state.membership import read_membership
+from common.errors import ConfigurationError
+from common.storage.files import read_capped
+from common.study.plan import Study
+
+STATUS_CAP_BYTES = 1 << 20
+
+BatchName = Annotated[
+    str, typer.Argument(help="first letters of the batch; empty: the one that waits")
+]
+Approve = Annotated[bool, typer.Option("--approve", help="let exactly this batch leave")]
+Reject = Annotated[bool, typer.Option("--reject", help="keep it here for good")]
+Reviewer = Annotated[str, typer.Option("--reviewer", help="who decides")]
+LedgerAction = Annotated[str, typer.Argument(metavar="[verify]", help="`verify`, or nothing")]
+
+
+def review(
+    state: StateFolder,
+    batch: BatchName = "",
+    approve_batch: Approve = False,
+    reject: Reject = False,
+    reviewer: Reviewer = "",
+) -> None:
+    """Show images that wait for a person, or decide on them."""
+    load_site(state)
+    if approve_batch and reject:
+        raise ConfigurationError(
+            "--approve or --reject, not both", hint="kohort-site review --help"
+        )
+    reviews = Reviews(State(state).reviews)
+    if approve_batch or reject:
+        name = reviewer or os.environ.get("USER", "")
+        write_line(_batch_line(reviews.decide(batch, approve=approve_batch, reviewer=name)))
+        return
+    batches = reviews.batches()
+    for found in batches:
+        write_line(_batch_line(found))
+        write_line(f"  look at {found.sheet}")
+    if not batches:
+        write_line("no images have been made yet")
+
+
+def _batch_line(batch: Batch) -> str:
+    """Return one batch in one line."""
+    line = f"{batch.digest[:16]}  plan {batch.study[:12]}  {batch.state}"
+    if batch.reviewer:
+        line += f" by {batch.reviewer}"
+    return line
+
+
+def ledger(state: StateFolder, what: LedgerAction = "", as_json: AsJson = False) -> None:
+    """Show what was spent: every mechanism, epsilon by each accountant, the cap.
+
+    `verify` checks the chain of all entries.
+    """
+    config = load_site(state)
+    place = State(state)
+    if what not in ("", "verify"):
+        raise ConfigurationError(
+            f"ledger {what}: unknown; expected `verify` or nothing",
+            hint="kohort-site ledger --help",
+        )
+    if not place.ledger.is_file():
+        raise ConfigurationError(
+            "nothing was spent yet: there is no ledger", hint="it begins with the first round"
+        )
+    book = Site(place, config, read_membership(place.membership)).ledger()
+    if what == "verify":
+        book.verify()
+        if as_json:
+            write_line(json.dumps({"verified": True, "head": book.head}))
+        else:
+            write_line(f"the chain is whole; head {book.head}")
+        return
+    report = book.report()
+    write_line(json.dumps(_ledger_facts(report)) if as_json else report.to_text())
+
+
+def _ledger_facts(report: LedgerReport) -> dict[str, Any]:
+    """Return the report as one JSON object."""
+    spent = report.spent
+    return {
+        "head": report.head,
+        "mechanisms": [mechanism.describe() for mechanism in report.mechanisms],
+        "declared": [mechanism.describe() for mechanism in report.declared],
+        "epsilon": {"pld": spent.pld, "rdp": spent.rdp, "prv": spent.prv},
+        "delta": spent.delta,
+        "cap_epsilon": report.cap_epsilon,
+        "remaining": report.remaining,
+    }
+
+
+def status(state: StateFolder, as_json: AsJson = False) -> None:
+    """Show plans, rounds answered, images and the connection; the daemon need not run."""
+    facts = site_status(state)
+    if as_json:
+        write_line(json.dumps(facts))
+        return
+    write_line(f"site {facts['site']}")
+    for plan in facts["plans"]:
+        write_line(f"plan {plan['name']} ({plan['hash'][:12]})")
+        for model, (done, total) in plan["rounds"].items():
+            write_line(f"  {model:<8} {done}/{total} rounds answered")
+        write_line(f"  images   {plan['images']}")
+    for one in facts["connection"]:
+        write_line(f"{one['severity']}: {one['code']}: {one['text']}; {one['fix']}")
+
+
+def site_status(state: Path) -> dict[str, Any]:
+    """Return the facts of `status`."""
+    config = load_site(state)
+    place = State(state)
+    plans = open_plans(state)
+    answered = {entry.key for entry in place.journal.entries() if entry.state == "answered"}
+    batches = {batch.study: batch.state for batch in Reviews(place.reviews).batches()}
+    rows = []
+    for plan_hash in plans.hashes():
+        study = plans.open(plan_hash)
+        rounds = {}
+        for model, trained in study.models.trained().items():
+            rounds[model] = (_count(answered, f"{plan_hash}/train/{model}/"), trained.rounds)
+        images = _image_state(study, answered, batches)
+        rows.append({"name": study.name, "hash": plan_hash, "rounds": rounds, "images": images})
+    return {"site": config.site, "plans": rows, "connection": _connection(state)}
+
+
+def _image_state(study: Study, answered: set[str], batches: Mapping[str, str]) -> str:
+    """Return how far the images of a plan are, in words."""
+    if _count(answered, f"{study.hash()}/synthesize/"):
+        return "sent"
+    if study.hash() in batches:
+        return batches[study.hash()]
+    return "not made yet" if study.synthesis else "none planned"
+
+
+def _count(keys: set[str], prefix: str) -> int:
+    """Return how many keys begin with a prefix."""
+    return sum(key.startswith(prefix) for key in keys)
+
+
+def _connection(state: Path) -> list[dict[str, Any]]:
+    """Return the health states that the daemon wrote last."""
+    path = state / STATUS_FILE
+    if not path.is_file():
+        return []
+    try:
+        states: list[dict[str, Any]] = json.loads(read_capped(path, STATUS_CAP_BYTES))["states"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path}: not a status file of kohort",
+            hint="delete it; `kohort-site run` writes it again",
+        ) from error
+    return states

@@ -1,0 +1,160 @@
+"""`ingest` and `run`: the cohorts of the approved plans, and the daemon that answers the server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from client.cli.options import StateFolder
+from client.cli.state_folder import STATUS_FILE, open_site
+from client.cli.terminal import write_line
+from client.daemon.site import Site
+from client.fleet.app import build_app
+from client.fleet.client import FleetClient
+from client.fleet.connection import FleetSettings
+from client.fleet.health import Health
+from client.ingest.build import IngestReport
+from common.errors import PolicyError
+from common.storage.files import atomic_write
+from common.storage.lock import FolderLock
+
+DELIVERY_WAIT_S = 120.0
+DELIVERY_POLL_S = 0.1
+STOP_POLL_S = 0.2
+log = logging.getLogger("kohort")
+
+UntilDone = Annotated[
+    bool, typer.Option("--until-done", help="end when the operator closes the study")
+]
+
+
+def ingest(state: StateFolder) -> None:
+    """Build the cohorts of all approved plans from the data folder.
+
+    Counts are shown on this screen alone and never logged.
+    """
+    reports: dict[str, IngestReport | None] = {}
+    with FolderLock(state / "lock", "kohort-site"), open_site(state) as site:
+        for plan_hash in _approved(site):
+            reports[plan_hash] = site.cohort(site.plans.open(plan_hash))
+    for plan_hash, report in reports.items():
+        for text in ingest_lines(report):
+            write_line(f"{plan_hash[:12]}: {text}")
+
+
+def ingest_lines(report: IngestReport | None) -> Iterator[str]:
+    """Yield what became of the files; for this screen only."""
+    if report is None:
+        yield "the cohort is there already"
+        return
+    yield (
+        f"{report.ingested} files of {report.patients} patients ({report.merged} under several ids)"
+    )
+    for code, count in report.quarantined.items():
+        yield f"not used: {count} files, {code}"
+
+
+def run(state: StateFolder, until_done: UntilDone = False) -> None:
+    """Connect to the server and take part until stopped.
+
+    Ends on SIGTERM and ctrl-C; what was journaled is kept.
+    """
+    _log_to_standard_error()
+    with FolderLock(state / "lock", "kohort-site run"), open_site(state) as site:
+        hashes = _approved(site)
+        site.ledger().verify()
+        for plan_hash in hashes:
+            site.cohort(site.plans.open(plan_hash))
+        _serve(site, until_done)
+
+
+def _approved(site: Site) -> tuple[str, ...]:
+    """Return the hashes of the approved plans; raises PolicyError if there is none."""
+    hashes = site.plans.hashes()
+    if not hashes:
+        raise PolicyError("no plan is approved here", hint="kohort-site approve BUNDLE")
+    return hashes
+
+
+def _log_to_standard_error() -> None:
+    """Log rich lines on a terminal, plain ones in a file or journal."""
+    console = Console(stderr=True)
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", datefmt="%X", handlers=[handler], force=True
+    )
+    for noisy in ("httpx", "flwr", "grpc"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _serve(site: Site, until_done: bool) -> None:
+    """Run the fleet client until a signal, or until the study is closed and all is delivered."""
+    client = _fleet_client(site)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: site.stop.set())
+    ended: list[BaseException] = []
+
+    def transport() -> None:
+        try:
+            client.run(site.stop)
+        except BaseException as error:
+            ended.append(error)
+        site.stop.set()
+
+    thread = threading.Thread(target=transport, name="transport")
+    thread.start()
+    log.info("serving %s as %s", site.membership.server_url, site.config.site)
+    while not site.stop.wait(STOP_POLL_S):
+        if until_done and site.done.is_set():
+            _wait_for_delivery(site.state.root / "fleet" / "inbox")
+            log.info("the study is closed")
+            site.stop.set()
+    thread.join()
+    if ended:
+        raise ended[0]
+
+
+def _fleet_client(site: Site) -> FleetClient:
+    """Return the client, with a status file that follows its health states."""
+    path = site.state.root / STATUS_FILE
+
+    def write_status() -> None:
+        atomic_write(path, json.dumps(health.to_dict()).encode())
+
+    health = Health(write_status)
+    return FleetClient(fleet_settings(site), site.plans.pins, build_app(site.answer), health)
+
+
+def fleet_settings(site: Site) -> FleetSettings:
+    """Return where the server is and what this site shows to it."""
+    root = site.state.root
+    config = site.config
+    return FleetSettings(
+        url=site.membership.server_url,
+        ca_file=root / "ca.crt",
+        node_key_file=site.state.node_key,
+        state_dir=root / "fleet",
+        client_certificate=root / "node.crt",
+        proxy=config.network.proxy,
+        poll_s=config.network.poll_s,
+        max_message_bytes=config.limits.max_message_mib << 20,
+    )
+
+
+def _wait_for_delivery(inbox: Path) -> None:
+    """Wait until every reply is delivered: a message's folder goes with its reply."""
+    deadline = time.monotonic() + DELIVERY_WAIT_S
+    while time.monotonic() < deadline and inbox.is_dir() and any(inbox.iterdir()):
+        time.sleep(DELIVERY_POLL_S)

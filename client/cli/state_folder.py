@@ -1,0 +1,40 @@
+"""Opens a site's state folder for a command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.cli.terminal import progress_bar
+from client.daemon.site import Site
+from client.state.config import load_site
+from client.state.folder import State
+from client.state.membership import read_membership
+from client.state.plans import Plans
+
+STATUS_FILE = "health.json"
+
+
+@contextmanager
+def open_site(state: Path) -> Iterator[Site]:
+    """Yield the daemon's view of the state folder; its work shows as a progress bar."""
+    config = load_site(state)
+    place = State(state)
+    membership = read_membership(place.membership)
+    with progress_bar("at work") as show:
+        yield Site(place, config, membership, progress=show)
+
+
+def open_plans(state: Path) -> Plans:
+    """Return the plans that this site's staff approved."""
+    place = State(state)
+    return Plans(place, read_membership(place.membership).operator)
+
+
+def limit_threads(state: Path) -> None:
+    """Apply `limits.threads`; must run before the first import of torch, which reads it."""
+    threads = load_site(state).limits.threads
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -1,0 +1,187 @@
+"""`kohort-site privatize --export`: single images that staff may hand over, where all rules agree.
+
+  1. Plan, policy and cap must allow single images (rule 27), before a file is opened.
+  2. Decode in a child process.
+  3. An image that was drawn before keeps its bytes, at no cost.
+  4. Charge the others first: as many ledger entries as the patient with most of them has. Files
+     without a patient's id count as one patient.
+  5. Draw each once, and keep it.
+  6. A person decides on exactly these bytes (policy), then the gate checks all again.
+  7. Write only the images to OUT.
+
+Guarantees: an original's pixels, name or header never enter an exported file.
+Not covered: the wire: no single image enters the outbox (rule 27). Staff answer for a folder that
+they carry out by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from client.daemon.site import Site
+from client.egress.gate import Gate
+from client.egress.review import SHEET, batch_digest
+from client.ingest.persons import is_placeholder, normalise_id, pseudonym
+from client.ingest.request import Photograph
+from client.single.flow import Flow
+from client.single.inputs import read_inputs
+from client.single.output import ON_SITE, comparison_sheet, write_images
+from client.single.request import Outcome, Request
+from client.state.group_store import GroupStore
+from client.state.jobs import Progress
+from common.arrays import Images
+from common.errors import PolicyError
+from common.privacy.boundary import check_single
+from common.privacy.events import latent_event
+from common.storage.files import atomic_write
+from common.wire.tensors import dumps
+from common.wire.tensors import read as read_tensors
+
+STORED_CAP_BYTES = 1 << 24
+EXPORTS = "exports"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image that was drawn and charged once: its pixels and the id of its ledger entry."""
+
+    pixels: Images
+    reservation: int
+
+
+def export_images(site: Site, flow: Flow, request: Request, progress: Progress) -> Outcome:
+    """Run the numbered steps."""
+    policy = site.config.policy
+    allowed = policy.single_images == "allowed"
+    epsilon = flow.mechanism.epsilon_per_image
+    # (1) plan, policy and cap must allow single images
+    check_single(flow.study, allowed, epsilon, policy.max_epsilon_image)
+    # (2) decode in a child process
+    inputs = read_inputs(request.source, site, flow.study)
+    # (3) find what was drawn before
+    store = site.state.root / EXPORTS
+    keys = [_key(flow, photograph) for photograph in inputs.photographs]
+    fresh: dict[str, Photograph] = {}
+    for key, photograph in zip(keys, inputs.photographs, strict=True):
+        if _load_stored(store, key) is None:
+            fresh[key] = photograph
+    # (4, 5) charge, draw and keep the others
+    charged = _charge_and_draw(site, flow, store, fresh, progress)
+    kept = _load_all(store, keys)
+    images = [stored.pixels for stored in kept]
+    payloads = [dumps({"image": image}) for image in images]
+    # (6) review by a person, then the gate
+    if policy.review == "required":
+        sheet = comparison_sheet(
+            inputs.images, images, f"epsilon = {epsilon:,.4g} per image; {ON_SITE}"
+        )
+        _require_review(site, flow, store, payloads, sheet)
+    _check_gate(site, flow, payloads, [stored.reservation for stored in kept])
+    # (7) write only the images
+    write_images(request, flow, images)
+    repeated = sum(key not in fresh for key in keys)
+    unknown = inputs.unknown_to(flow)
+    return Outcome(len(images), flow.statement, inputs.refused, unknown, charged, repeated)
+
+
+def _charge_and_draw(
+    site: Site, flow: Flow, store: Path, fresh: dict[str, Photograph], progress: Progress
+) -> int:
+    """Steps 4 and 5; return the number of ledger entries."""
+    store.mkdir(exist_ok=True, mode=0o700)
+    turns = _assign_turns(site, fresh)
+    for keys in turns:
+        # (4) charge first
+        reservation = site.ledger().reserve(flow.mechanism, flow.study.hash())
+        # (5) draw, and keep
+        images = flow.draw([fresh[key].pixels for key in keys], progress)
+        entry = np.array([reservation.id], np.int64)
+        payloads = [dumps({"image": image, "reservation": entry}) for image in images]
+        site.ledger().commit(reservation, batch_digest(payloads))
+        for key, payload in zip(keys, payloads, strict=True):
+            atomic_write(_stored_path(store, key), payload, mode=0o600)
+    return len(turns)
+
+
+def _assign_turns(site: Site, fresh: dict[str, Photograph]) -> list[list[str]]:
+    """Return the images in turns: one ledger entry each, with at most one image of a patient."""
+    turns: list[list[str]] = []
+    seen: Counter[str] = Counter()
+    for key, photograph in fresh.items():
+        patient = _patient(site, photograph)
+        turn = seen[patient]
+        seen[patient] += 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(key)
+    return turns
+
+
+def _require_review(
+    site: Site, flow: Flow, store: Path, payloads: Sequence[bytes], sheet: bytes
+) -> None:
+    """Raise PolicyError (E-REVIEW-WAITING) until a person decides on exactly these bytes."""
+    digest = batch_digest(payloads)
+    path = store / f"{digest[:16]}-{SHEET}"
+    atomic_write(path, sheet, mode=0o600)
+    if site.reviews.propose(digest, flow.study.hash(), path).state == "waiting":
+        raise PolicyError(
+            f"{len(payloads)} images are drawn and charged, and wait for a person",
+            hint=f"`kohort-site review --approve {digest[:16]}`, then the same command again "
+            "(it costs nothing more)",
+            code="E-REVIEW-WAITING",
+        )
+
+
+def _check_gate(
+    site: Site, flow: Flow, payloads: Sequence[bytes], reservations: Sequence[int]
+) -> None:
+    """Raise what the gate refuses."""
+    with GroupStore(site.state.groups) as groups:
+        gate = Gate.of(site.records, flow.study, groups, site.reviews)
+        gate.clear_export(payloads, reservations, latent_event(flow.study))
+
+
+def _key(flow: Flow, photograph: Photograph) -> str:
+    """Return what makes two requests one: the same image, plan, mechanism and flow."""
+    parts = (flow.study.hash(), flow.mechanism.event(), flow.digest, photograph.digest.hex())
+    return hashlib.sha256("\n".join(("kohort-export", *parts)).encode()).hexdigest()
+
+
+def _patient(site: Site, photograph: Photograph) -> str:
+    """Return whose image this is; all files without a usable id are counted as one patient's."""
+    issuer = normalise_id(photograph.issuer)
+    identifier = normalise_id(photograph.patient_id)
+    if is_placeholder(identifier):
+        return ""
+    return pseudonym(site.state.pseudonym_bytes(), issuer, identifier)
+
+
+def _stored_path(store: Path, key: str) -> Path:
+    """Return where the image of a key is kept."""
+    return store / f"{key}.safetensors"
+
+
+def _load_stored(store: Path, key: str) -> Stored | None:
+    """Return what was drawn before for this key."""
+    path = _stored_path(store, key)
+    if not path.is_file():
+        return None
+    arrays = read_tensors(path, max_bytes=STORED_CAP_BYTES)
+    return Stored(np.asarray(arrays["image"], dtype=np.uint8), int(arrays["reservation"][0]))
+
+
+def _load_all(store: Path, keys: Sequence[str]) -> list[Stored]:
+    """Return the stored images of the keys that have one, in their order."""
+    found = []
+    for key in keys:
+        stored = _load_stored(store, key)
+        if stored is not None:
+            found.append(stored)
+    return found
