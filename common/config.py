@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from common.errors import ConfigurationError
+from common.problems import describe
 from common.storage.files import read_capped
 from kohort.frozen import FrozenModel
 
@@ -83,8 +84,8 @@ def dotted(where: Where) -> str:
     return text or "(file)"
 
 
-def _compose(path: Path, text: str) -> yaml.Node:
-    """The file's node tree; aliases are refused because they make small files huge."""
+def compose(path: Path, text: str) -> yaml.Node:
+    """Return the node tree of YAML text; aliases are refused: they make small files huge."""
     try:
         for token in yaml.scan(text):
             if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
@@ -138,32 +139,38 @@ def _explain(
         ):
             continue  # the elements were given, but are wrong themselves
         line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
-        message = item["msg"].removeprefix("Value error, ")
+        message = describe(item)
         if item["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(where[-1]), _fields_at(model, where[:-1]), 1)
-            message = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
-        elif item["type"] != "value_error" and not isinstance(item["input"], dict | list):
-            message += f", got {item['input']!r}"
+            message += f"; did you mean {close[0]!r}?" if close else ""
         rows.append((line, f"{path.name}:{line}: {dotted(where)}: {message}"))
     return [text for _, text in sorted(rows)]
 
 
 def load_yaml(path: Path, model: type[M], *, max_bytes: int = FILE_CAP_BYTES) -> M:
     """Return the model in a YAML file of at most `max_bytes`; raises ConfigurationError with all problems."""
+    return parse_yaml(read_text(path, max_bytes), model, path)
+
+
+def read_text(path: Path, max_bytes: int = FILE_CAP_BYTES) -> str:
+    """Return the text of a file that somebody wrote; raises ConfigurationError if there is none."""
+    if path.is_dir():
+        raise ConfigurationError(f"{path}: a folder", hint="give the path of a YAML file")
     if not path.is_file():
         raise ConfigurationError(
             f"{path}: no such file", hint="give the path of an existing YAML file"
         )
     try:
-        text = read_capped(path, max_bytes).decode()
+        return read_capped(path, max_bytes).decode()
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path.name}:1: not UTF-8 text") from error
-    return parse_yaml(text, model, path)
+        raise ConfigurationError(
+            f"{path.name}:1: not UTF-8 text", hint="give the path of a YAML file"
+        ) from error
 
 
 def parse_yaml(text: str, model: type[M], path: Path) -> M:
     """Return the model in YAML text; `path` is used for messages alone."""
-    node = _compose(path, text)
+    node = compose(path, text)
     reader = _Reader(path)
     data = reader.value(node, ())
     problems = list(reader.problems)

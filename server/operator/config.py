@@ -13,7 +13,6 @@ from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
 
 from common.config import FrozenModel, load_yaml, parse_yaml
 from common.errors import ConfigurationError
@@ -98,11 +97,13 @@ class ServerConfig(FrozenModel):
         parts = split_url(url)
         extra = parts.path or parts.query or parts.fragment or parts.username
         if parts.scheme != "https" or not parts.hostname or extra:
-            raise ValueError("expected https://HOST:PORT without a path")
+            raise ValueError(f"expected https://HOST:PORT without a path, got {url!r}")
         if not parts.port:
-            raise ValueError("expected a port, as in https://HOST:PORT")
+            raise ValueError(f"expected a port, as in https://HOST:PORT, got {url!r}")
         if len(parts.hostname) > HOST_CHARACTERS or not parts.hostname.isascii():
-            raise ValueError(f"expected a host of at most {HOST_CHARACTERS} ASCII characters")
+            raise ValueError(
+                f"expected a host of at most {HOST_CHARACTERS} ASCII characters, got {url!r}"
+            )
         return url
 
     @property
@@ -122,7 +123,9 @@ def split_url(url: str) -> SplitResult:
         parts = urlsplit(url)
         parts.port  # noqa: B018  (reading it is what checks it)
     except ValueError as error:
-        raise ValueError("expected https://HOST:PORT with a port of 1 to 65535") from error
+        raise ValueError(
+            f"expected https://HOST:PORT with a port of 1 to 65535, got {url!r}"
+        ) from error
     return parts
 
 
@@ -134,18 +137,13 @@ def check_config(name: str, url: str) -> ServerConfig:
     try:
         config = ServerConfig.model_validate({"name": name, "url": url})
     except ValidationError as error:
-        problems = [
-            f"--{item['loc'][0]} {item['input']}: {_words(item)}" for item in error.errors()
-        ]
-        raise ConfigurationError("\n".join(problems), problems=problems) from error
+        problems = [f"--{item['loc'][0]}: {describe(item)}" for item in error.errors()]
+        raise ConfigurationError(
+            "\n".join(problems),
+            problems=problems,
+            hint="for example --name eye-consortium --url https://kohort.example.org:9443",
+        ) from error
     return config.model_copy(update={"listen": Listen(port=config.url_port)})
-
-
-def _words(item: ErrorDetails) -> str:
-    """What was expected of an option."""
-    if item["loc"] == ("name",):
-        return "expected at most 32 lower-case letters, digits and hyphens, a letter first"
-    return item["msg"].removeprefix("Value error, ")
 
 
 def new_config(name: str, url: str, path: Path) -> ServerConfig:

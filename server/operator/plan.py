@@ -14,12 +14,13 @@ from pathlib import Path
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.config import compose, read_text
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
 from common.privacy.events import charged_image_event, round_event
 from common.privacy.mechanisms import Mechanism
-from common.privacy.planning import PlanReport, feasibility
-from common.storage.files import atomic_write, file_digest, read_capped
+from common.privacy.plan_report import PlanReport, feasibility
+from common.storage.files import atomic_write, file_digest
 from common.study.bundle import write_bundle
 from common.study.fields import Checkpoint
 from common.study.plan import Study, load_study
@@ -85,14 +86,16 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
 
 def pin(study_path: Path) -> dict[str, str]:
     """Rewrite every `sha256:` that stands beside a `file:` in place; returns {file: SHA-256}. Comments stay."""
-    text = read_capped(study_path, 1 << 20).decode()
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    pinned, new = {}, text
+    text = read_text(study_path)
+    node = compose(study_path, text)
+    pinned: dict[str, str] = {}
+    new = text
     for file, old in sorted(_pairs(node), key=lambda pair: -pair[1].start_mark.index):
         path = study_path.parent / file
         if not path.is_file():
             raise ConfigurationError(
-                f"{path}: the checkpoint named in {study_path.name} is missing"
+                f"{path}: the checkpoint named in {study_path.name} is missing",
+                hint="put it there, or train one with `kohort-server pretrain`",
             )
         pinned[file] = file_digest(path)
         value = f'"{pinned[file]}"'

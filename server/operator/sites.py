@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from common.config import FrozenModel
 from common.errors import ConfigurationError, PolicyError, RefusedError
+from common.problems import describe
 from common.storage.files import read_capped
 from common.storage.journal import Entry, Journal
 from common.storage.lock import FolderLock
@@ -195,7 +196,7 @@ def read_request(path: Path) -> Request:
         request = Request.model_validate_json(text)
     except ValidationError as error:
         raise ConfigurationError(
-            f"{path}: not a site's request ({error.error_count()} fields are wrong)",
+            f"{path}: not a site's request: {_name_problems(error)}",
             hint="the site makes it with `kohort-site init`",
         ) from error
     parse_site_key(request.node_key)
@@ -203,6 +204,15 @@ def read_request(path: Path) -> Request:
     public = signing.parse_public(request.sign_key)
     signing.verify(public, signing.REQUEST, rest, request.signature.encode(), what=str(path))
     return request
+
+
+def _name_problems(error: ValidationError) -> str:
+    """Every wrong field in words."""
+    words = []
+    for item in error.errors():
+        field = f"{item['loc'][0]}: " if item["loc"] else ""
+        words.append(field + describe(item))
+    return "; ".join(words)
 
 
 def enrol(request_path: Path, state: ServerState, config: ServerConfig, operator_key: str) -> bytes:

@@ -30,10 +30,10 @@ def problems(text: str) -> tuple[str, ...]:
 def test_all_problems_are_named_at_once_by_line_and_key() -> None:
     found = problems("name: 3\nprivacy:\n  epsilonn: 8\n  steps: many\nnmae: x\n")
     assert found == (
-        "study.yaml:1: name: Input should be a valid string, got 3",
-        "study.yaml:2: privacy.epsilon: Field required",
+        "study.yaml:1: name: expected text, got 3",
+        "study.yaml:2: privacy.epsilon: required, but missing",
         "study.yaml:3: privacy.epsilonn: unknown key; did you mean 'epsilon'?",
-        "study.yaml:4: privacy.steps: Input should be a valid integer, unable to parse string as an integer, got 'many'",
+        "study.yaml:4: privacy.steps: expected a whole number, got 'many'",
         "study.yaml:5: nmae: unknown key; did you mean 'name'?",
     )
 
