@@ -1,21 +1,20 @@
-"""The private critic step beside the non-private one and beside opacus: time and peak memory, same shapes, one run.
+"""The private critic step beside the non-private one and beside Opacus: time and peak memory.
 
-    python benchmarks/private_step.py [--json] [--device cpu|cuda] [--shapes 64x1,16x4,16x1] [--repeats 7]
+    python benchmarks/private_step.py [--json [FILE]] [--device cpu|cuda] [--shapes 64x1,16x4,16x1]
 
-A step is whole: fakes from the generator, the critic's gradient (paired hinge loss), clip, noise, Adam. 64x64 pairs of two
-channels, critic of 391,945 parameters. `AxB` = A drawn patients of B items each, with as many fakes. On a CPU: one thread,
-process time (the noise thread's work included) and wall time, the smallest of alternating repeats; memory is the growth of the
-process's peak in a process of its own. On a GPU: wall time after synchronising, steps a second, allocated memory.
+Measured: a whole step (fakes, gradient, clip, noise, Adam) on 64 x 64 pairs of two channels, with a
+critic of 391,945 parameters and the hinge loss. `AxB`: A drawn patients of B items each.
+On a CPU: one thread, process time, the smallest of alternating repeats; memory is the growth of the
+peak of a process of its own. On a GPU: wall time after synchronising, allocated memory.
 
-What is compared: `ours` draws AES noise on a lattice and clips in fp64; opacus draws torch's normal numbers and clips in fp32.
-  hooks, functorch  the patient's mean by overriding `_get_flat_grad_sample`; the pair is the unit
-  fast, ghost       clip each row by itself (a real image, a fake): less than the patient-level promise, shown as a lower
-                    bound of their time; opacus has ghost norms for Linear and Embedding only: here `ghost` does what `fast` does
-Not: Poisson sampling's changing batch (each step draws exactly A patients) and the reading of images.
+Compared: `ours` draws AES noise on a lattice and clips in float64; Opacus draws torch's normal
+numbers and clips in float32.
+  hooks, functorch  the patient's mean, by overriding `_get_flat_grad_sample`
+  fast, ghost       clip each row by itself, which is less than the patient-level promise
+Not covered: the changing batch of Poisson sampling, and the reading of images.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -28,16 +27,26 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # opacus has a package benchmarks too
+
+from benchmarks import report
 from client.learn.private_step import Execution, Parameters, PrivateStep, StepConstants
 from client.state.ledger import PracticeReservation
 from common.models.adam import Adam
-from common.models.wgan import Critic, Generator, critic_loss
+from common.models.wgan import Critic, Generator
+from common.models.wgan_losses import critic_loss
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import SeededNoiseSource
 
-SIZE_PX, WIDTH, LATENT, GENERATOR_WIDTH = 64, 24, 64, 16
-RATE, BETAS = 2e-4, (0.0, 0.999)
+SIZE_PX = 64
+WIDTH = 24
+LATENT = 64
+GENERATOR_WIDTH = 16
+RATE = 2e-4
+BETAS = (0.0, 0.999)
 MIB = 2**20
+MOST_RATIO = {"64x1": 2.2, "16x4": 1.5}  # times the non-private step
+LEAST_SPEEDUP = 1.5  # over the fastest Opacus mode
 Step = Callable[[], None]
 
 
@@ -58,7 +67,7 @@ class Shape:
 
 
 @dataclass
-class Scene:
+class Setup:
     """What every variant starts from: images, a generator, a critic."""
 
     shape: Shape
@@ -88,27 +97,29 @@ class Scene:
         return torch.optim.Adam(self.critic.parameters(), RATE, BETAS)
 
 
-# --- the variants ---------------------------------------------------------------------------------------------------------
+# --- the variants ---------------------------------------------------------------------------------
 
 
-def non_private(scene: Scene, memory_format: torch.memory_format = torch.contiguous_format) -> Step:
+def non_private(setup: Setup, memory_format: torch.memory_format = torch.contiguous_format) -> Step:
     """An ordinary step on the same images."""
-    critic, optimizer = scene.critic.to(memory_format=memory_format), scene.optimizer()
-    scene.generator.to(memory_format=memory_format)
-    real = scene.images.flatten(0, 1).contiguous(memory_format=memory_format)
+    critic = setup.critic.to(memory_format=memory_format)
+    optimizer = setup.optimizer()
+    setup.generator.to(memory_format=memory_format)
+    real = setup.images.flatten(0, 1).contiguous(memory_format=memory_format)
 
     def step() -> None:
-        scores = critic(torch.cat([real, scene.fakes(scene.rows)]))
+        scores = critic(torch.cat([real, setup.fakes(setup.rows)]))
         optimizer.zero_grad(set_to_none=True)
-        critic_loss(scores[: scene.rows], scores[scene.rows :], "hinge").backward()  # type: ignore[no-untyped-call]
+        critic_loss(scores[: setup.rows], scores[setup.rows :], "hinge").backward()
         optimizer.step()
 
     return step
 
 
-def ours(scene: Scene, execution: Execution) -> Step:
+def ours(setup: Setup, execution: Execution) -> Step:
     """The private step as a trainer runs it."""
-    critic, shape = scene.critic, scene.shape
+    critic = setup.critic
+    shape = setup.shape
     parameters: Parameters = dict(critic.named_parameters())
 
     def loss(weights: Parameters, patient: tuple[Tensor, ...]) -> Tensor:
@@ -117,8 +128,8 @@ def ours(scene: Scene, execution: Execution) -> Step:
         return critic_loss(scores[: len(items)], scores[len(items) :], "hinge")
 
     def batch_for(patients: Sequence[int]) -> tuple[Tensor, ...]:
-        fakes = scene.fakes(len(patients) * shape.items)
-        return scene.images[list(patients)], fakes.view(
+        fakes = setup.fakes(len(patients) * shape.items)
+        return setup.images[list(patients)], fakes.view(
             len(patients), shape.items, *fakes.shape[1:]
         )
 
@@ -134,30 +145,30 @@ def ours(scene: Scene, execution: Execution) -> Step:
     return lambda: adam.step(private.step(shape.patients, batch_for))
 
 
-def opacus_pairs(scene: Scene, mode: str) -> Step:
-    """Per-sample gradients of the pairs by hooks or functorch, averaged over each patient's items before the clip."""
+def opacus_pairs(setup: Setup, mode: str) -> Step:
+    """Per-sample gradients by hooks or functorch, averaged per patient before the clip."""
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
-    class PatientMean(DPOptimizer):  # type: ignore[misc]
+    class PatientMean(DPOptimizer):
         """One gradient a patient: the mean of its items'."""
 
         def _get_flat_grad_sample(self, p: Tensor) -> Tensor:
             rows: Tensor = super()._get_flat_grad_sample(p)
-            return rows.view(scene.shape.patients, scene.shape.items, *rows.shape[1:]).mean(1)
+            return rows.view(setup.shape.patients, setup.shape.items, *rows.shape[1:]).mean(1)
 
-    critic = GradSampleModule(scene.critic, force_functorch=mode == "functorch")
+    critic = GradSampleModule(setup.critic, force_functorch=mode == "functorch")
     optimizer = PatientMean(
-        scene.optimizer(),
+        setup.optimizer(),
         noise_multiplier=1.0,
         max_grad_norm=1.0,
-        expected_batch_size=scene.shape.patients,
+        expected_batch_size=setup.shape.patients,
     )
-    real = scene.images.flatten(0, 1)
+    real = setup.images.flatten(0, 1)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        critic_loss(critic(real), critic(scene.fakes(scene.rows)), "hinge").backward()  # type: ignore[no-untyped-call]
+        critic_loss(critic(real), critic(setup.fakes(setup.rows)), "hinge").backward()
         optimizer.step()
 
     return step
@@ -172,27 +183,28 @@ class Hinge(nn.Module):
         return torch.relu(1 - signs * scores)
 
 
-def opacus_rows(scene: Scene, mode: str) -> Step:
+def opacus_rows(setup: Setup, mode: str) -> Step:
     """Fast gradient clipping and ghost clipping: each row clipped by itself."""
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
     from opacus.optimizers import DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
     critic = GradSampleModuleFastGradientClipping(
-        scene.critic, max_grad_norm=1.0, use_ghost_clipping=mode == "ghost"
+        setup.critic, max_grad_norm=1.0, use_ghost_clipping=mode == "ghost"
     )
     optimizer = DPOptimizerFastGradientClipping(
-        scene.optimizer(),
+        setup.optimizer(),
         noise_multiplier=1.0,
         max_grad_norm=1.0,
-        expected_batch_size=2 * scene.rows,
+        expected_batch_size=2 * setup.rows,
     )
     loss = DPLossFastGradientClipping(critic, optimizer, Hinge(), "mean")
-    real, signs = scene.images.flatten(0, 1), torch.ones(2 * scene.rows, 1, device=scene.device)
-    signs[scene.rows :] = -1
+    real = setup.images.flatten(0, 1)
+    signs = torch.ones(2 * setup.rows, 1, device=setup.device)
+    signs[setup.rows :] = -1
 
     def step() -> None:
-        scores = critic(torch.cat([real, scene.fakes(scene.rows)]))[:, None]
+        scores = critic(torch.cat([real, setup.fakes(setup.rows)]))[:, None]
         loss(scores, signs).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -200,20 +212,20 @@ def opacus_rows(scene: Scene, mode: str) -> Step:
     return step
 
 
-VARIANTS: dict[str, Callable[[Scene], Step]] = {
+VARIANTS: dict[str, Callable[[Setup], Step]] = {
     "non-private": non_private,
-    "non-private, channels last": lambda scene: non_private(scene, torch.channels_last),
-    "ours (default)": lambda scene: ours(scene, Execution()),
-    "ours, vmap, chunk 4": lambda scene: ours(scene, Execution("vmap", 4)),
-    "ours, backward per patient": lambda scene: ours(scene, Execution("backward")),
-    "opacus hooks": lambda scene: opacus_pairs(scene, "hooks"),
-    "opacus functorch": lambda scene: opacus_pairs(scene, "functorch"),
-    "opacus fast (rows)": lambda scene: opacus_rows(scene, "fast"),
-    "opacus ghost (rows)": lambda scene: opacus_rows(scene, "ghost"),
+    "non-private, channels last": lambda setup: non_private(setup, torch.channels_last),
+    "ours (default)": lambda setup: ours(setup, Execution()),
+    "ours, vmap, chunk 4": lambda setup: ours(setup, Execution("vmap", 4)),
+    "ours, backward per patient": lambda setup: ours(setup, Execution("backward")),
+    "opacus hooks": lambda setup: opacus_pairs(setup, "hooks"),
+    "opacus functorch": lambda setup: opacus_pairs(setup, "functorch"),
+    "opacus fast (rows)": lambda setup: opacus_rows(setup, "fast"),
+    "opacus ghost (rows)": lambda setup: opacus_rows(setup, "ghost"),
 }
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -227,10 +239,11 @@ class Cost:
 
 def measure(shape: Shape, device: str, repeats: int) -> dict[str, Cost]:
     """Every variant's cost at one shape."""
-    steps = {name: make(Scene(shape, device)) for name, make in VARIANTS.items()}
-    seconds = {
-        name: [timed(step, device) for _ in range(2)][:0] for name, step in steps.items()
-    }  # warm up
+    steps = {name: make(Setup(shape, device)) for name, make in VARIANTS.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for step in steps.values():  # warm up
+        timed(step, device)
+        timed(step, device)
     for _ in range(repeats):
         for name, step in steps.items():
             seconds[name].append(timed(step, device))
@@ -246,7 +259,8 @@ def measure(shape: Shape, device: str, repeats: int) -> dict[str, Cost]:
 
 def timed(step: Step, device: str) -> tuple[float, float]:
     """Process and wall seconds of one step."""
-    wall, process = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    process = time.process_time()
     step()
     if device != "cpu":
         torch.cuda.synchronize()
@@ -260,9 +274,9 @@ def memory_of(name: str, shape: Shape) -> float:
 
 
 def memory_growth(name: str, shape: Shape) -> float:
-    """Peak during three steps, over what stood before the first; a smaller scene first brings in what is imported late."""
-    VARIANTS[name](Scene(Shape(2, 1), "cpu"))()
-    step = VARIANTS[name](Scene(shape, "cpu"))
+    """Peak during three steps, over what stood before the first."""
+    VARIANTS[name](Setup(Shape(2, 1), "cpu"))()  # brings in what is imported late
+    step = VARIANTS[name](Setup(shape, "cpu"))
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")
     for _ in range(3):
@@ -286,10 +300,10 @@ def gpu_memory(step: Step) -> float:
 
 
 def figures(costs: dict[str, Cost], device: str) -> dict[str, float]:
-    """The three figures of a shape, on process time (CPU) or wall time (GPU), and two more for the reader."""
-    time_of = {
-        name: cost.process_s if device == "cpu" else cost.wall_s for name, cost in costs.items()
-    }
+    """The ratios of a shape, on process time (CPU) or wall time (GPU)."""
+    time_of = {name: cost.process_s for name, cost in costs.items()}
+    if device != "cpu":
+        time_of = {name: cost.wall_s for name, cost in costs.items()}
     opacus = [name for name in costs if name.startswith("opacus")]
     mine = time_of["ours (default)"]
     found = {
@@ -303,20 +317,40 @@ def figures(costs: dict[str, Cost], device: str) -> dict[str, float]:
     return {key: round(value, 3) for key, value in found.items()}
 
 
-def table(shape: Shape, costs: dict[str, Cost], device: str) -> str:
-    """The costs of a shape as a Markdown table."""
+def table(shape: Shape, costs: dict[str, Cost]) -> report.Table:
+    """The costs of a shape."""
     base = costs["non-private"]
-    lines = [
-        f"### {shape.patients} patients x {shape.items} items, {device}",
-        "| step | process ms | wall ms | steps/s | ratio (process) | memory MiB |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, cost in costs.items():
-        lines.append(
-            f"| {name} | {1e3 * cost.process_s:.0f} | {1e3 * cost.wall_s:.0f} | {1 / cost.wall_s:.1f} "
-            f"| {cost.process_s / base.process_s:.2f} | {cost.memory_bytes / MIB:.0f} |"
+        cells = (
+            f"{1e3 * cost.process_s:.0f}",
+            f"{1e3 * cost.wall_s:.0f}",
+            f"{1 / cost.wall_s:.1f}",
+            f"{cost.process_s / base.process_s:.2f}",
+            f"{cost.memory_bytes / MIB:.0f}",
         )
-    return "\n".join(lines)
+        rows.append((name, *cells))
+    columns = ("step", "process ms", "wall ms", "steps/s", "ratio (process)", "memory MiB")
+    title = f"{shape.patients} patients × {shape.items} items"
+    return report.Table(title, columns, tuple(rows))
+
+
+def targets(found: dict[str, dict[str, float]]) -> list[report.Target]:
+    """What was asked for at the shapes that have a target."""
+    lines = []
+    for shape, most in MOST_RATIO.items():
+        if shape not in found:
+            continue
+        ratio = found[shape]["ratio_to_nonprivate"]
+        speedup = found[shape]["speedup_over_best_opacus"]
+        memory = found[shape]["memory_over_best_opacus"]
+        asked = f"{shape}: at most {most} times the non-private step"
+        lines.append(report.Target(asked, f"{ratio:.2f}", ratio <= most))
+        asked = f"{shape}: at least {LEAST_SPEEDUP} times as fast as the best Opacus mode"
+        lines.append(report.Target(asked, f"{speedup:.2f}", speedup >= LEAST_SPEEDUP))
+        asked = f"{shape}: less peak memory than any Opacus mode"
+        lines.append(report.Target(asked, f"{memory:.2f} of the smallest", memory < 1))
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -324,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="The private step beside the non-private one and opacus."
     )
-    parser.add_argument("--json", action="store_true")
+    report.add_json(parser)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shapes", default="64x1,16x4,16x1")
     parser.add_argument("--repeats", type=int, default=7)
@@ -337,17 +371,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(memory_growth(options.memory_of, shapes[0]))
         return
     found = {}
+    tables = []
     for shape in shapes:
         costs = measure(shape, options.device, options.repeats)
         found[str(shape)] = figures(costs, options.device)
-        if not options.json:
-            print(
-                table(shape, costs, options.device),
-                *(f"{k} {v}" for k, v in found[str(shape)].items()),
-                sep="\n",
-            )
-    if options.json:
-        print(json.dumps(found))
+        tables.append(table(shape, costs))
+    report.give(options.json, "private_step", tables, found, targets(found))
 
 
 if __name__ == "__main__":

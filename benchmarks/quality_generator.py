@@ -35,7 +35,8 @@ from client.synthesize.group import Roster, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
 from common.arrays import Images
 from common.models.encoder import load_encoder
-from common.models.stylegan import load_critic, load_generator, to_uint8, to_unit
+from common.models.images import to_uint8, to_unit
+from common.models.stylegan import load_critic, load_generator
 from common.study.training import GanPlan
 from common.wire.tensors import read
 from server.evaluate import distances
@@ -187,7 +188,9 @@ def measured(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str, di
 
 @torch.no_grad()
 def plainly(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
-    """Row name → figures from the encoder's codes as they are, averaged in random groups of one side and merged grade."""
+    """Row name → figures from the encoder's codes as they are, averaged in random groups of one
+    side and merged grade.
+    """
     members, heldout = bench.people["members"], to_unit(bench.people["heldout"].images)
     seen = bench.encoder.invert(heldout, bench.generator, 2).reconstructions.clamp(-1, 1)
     errors = (seen - heldout).square().mean((1, 2, 3)).sqrt().div(2)
@@ -232,7 +235,9 @@ def inversion_figures(bench: Bench) -> dict[str, float]:
 
 
 def speeds(bench: Bench, count: int = 8, repeats: int = 2) -> dict[str, dict[str, float]]:
-    """Refinement steps → median error and inversions per CPU-second (the best of alternating repeats)."""
+    """Refinement steps → median error and inversions per CPU-second (the best of alternating
+    repeats).
+    """
     images = bench.people["heldout"].images[:count]
     seconds: dict[int, list[float]] = {steps: [] for steps in STEPS}
     error = {}

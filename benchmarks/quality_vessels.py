@@ -1,13 +1,13 @@
-"""What private image + mask pairs are worth: Dice of a U-Net trained on them and tested on held-out patients.
+"""What private image + mask pairs are worth: Dice of a U-Net trained on them, on held-out patients.
 
-    python -m benchmarks.quality_vessels [--part phantoms|dias] [--seeds 3] [--json] [--work DIR] [--dias FILE] [--quick]
+    python -m benchmarks.quality_vessels [--part phantoms|dias] [--data FOLDER] [--seeds 3]
+        [--json [FILE]] [--work DIR] [--quick]
 
-Part (a), `phantoms`: 2,000 procedural patients over four sites (server/public_data/phantoms.py; nobody), federated training by
-the product's own trainer at patient-level epsilon 8 and 3, from scratch and from a network pretrained on phantoms of
-another style ("public": thinner, fainter vessels in brighter tissue). Part (b), `dias`: 60 sequences of cerebral angiography
-(DIAS, split by sequence), where the plan's verdict says infeasible: here it is run all the same to see whether it is right.
-Every result is a file in --work, so an interrupted run continues; the noise is seeded because the patients are not real
-or public, which the product refuses for real ones. Prints a Markdown table, and with --json one object.
+phantoms: 2,000 procedural patients of four sites, trained by the product's own trainer at epsilon 8
+  and 3 per patient, from scratch and from a network pretrained on phantoms of another style.
+dias: 60 sequences of cerebral angiography, split by sequence; the plan's verdict is infeasible.
+Every result is a file in --work, so an interrupted run continues. Noise is seeded, because nobody
+is a patient here; the product refuses that for patients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,49 +26,40 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks import report
+from benchmarks.vessel_data import (
+    DIAS,
+    DIAS_FILE,
+    PHANTOMS,
+    QUICK,
+    SIZE_PX,
+    Part,
+    Setting,
+    Show,
+    dias_part,
+    flat,
+    phantom_part,
+)
 from client.ingest.cohort import Cohort
 from client.learn import train_wgan
 from client.state.ledger import PracticeReservation
 from common.arrays import Pairs
 from common.measure import pair_utility as utility
-from common.models.wgan import build, load, load_average, named, sample
+from common.models.wgan import build, load, load_average, parameters_by_name
+from common.models.wgan_pairs import sample
 from common.privacy.accounting import calibrate
 from common.privacy.events import round_event
 from common.privacy.noise import SeededNoiseSource
-from common.privacy.planning import feasibility
+from common.privacy.plan_report import RATIO_FEASIBLE, RATIO_MARGINAL, feasibility
 from common.storage import files
 from common.study.plan import Study
 from common.wire import tensors
 from server.pretrain.wgan import Recipe, pretrain
-from server.public_data.phantoms import STYLES, patches, volume
 
-SIZE_PX, SHAPE = 32, (8, 48, 48)
 DELTA = 1e-5
 STRIP_PAIRS = 24
 RECIPE = Recipe(batch=24, adversarial=0.02, warm_up=800)
 Weights = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is public and equal for all rows of one part."""
-
-    patients: int  # that train, over all sites
-    sites: int
-    test_patients: int
-    public_patients: int
-    patches: int  # a patient
-    plain_steps: int
-    rounds: int
-    local_steps: int
-    patients_per_step: int
-    pairs: int  # that a segmentation network is trained on, in every row
-    epochs: int
-
-
-PHANTOMS = Setting(2000, 4, 150, 300, 8, 3000, 10, 20, 32, 1000, 8)
-DIAS = Setting(40, 1, 20, 300, 24, 1500, 10, 20, 16, 1000, 8)
-QUICK = Setting(40, 2, 10, 10, 4, 40, 2, 2, 8, 60, 2)
 
 
 @dataclass(frozen=True)
@@ -95,104 +85,6 @@ ROWS = (
     Row("tuned-8", "DP GAN, ε = 8 a patient, from the public network", "private", 8.0, tuned=True),
     Row("tuned-3", "DP GAN, ε = 3 a patient, from the public network", "private", 3.0, tuned=True),
 )
-
-
-@dataclass(frozen=True)
-class Part:
-    """One data set: pairs [P, n, S, S, 2] of the training and of the held-out test patients, and of
-    the public ones.
-    """
-
-    name: str
-    setting: Setting
-    train: Pairs
-    test: Pairs
-    public: Pairs
-
-
-# --- data -----------------------------------------------------------------------------------------
-
-
-def phantoms(
-    style: str, patients: int, per_patient: int, seed: int, show: Callable[[str], None]
-) -> Pairs:
-    """Pairs uint8 [P, n, 32, 32, 2] of procedural patients."""
-    made = []
-    for i in range(patients):
-        rng = np.random.default_rng([seed, i])
-        made.append(
-            patches(volume(rng, STYLES[style], SHAPE, magnify=1), per_patient, SIZE_PX, rng)
-        )
-        if i % 50 == 49:
-            show(f"{style} phantoms: {i + 1} of {patients}")
-    return np.stack(made)
-
-
-def phantom_part(setting: Setting, work: Path, show: Callable[[str], None]) -> Part:
-    """Part (a)."""
-    train = kept(
-        work / "train.npz", lambda: phantoms("hospital", setting.patients, setting.patches, 3, show)
-    )
-    test = kept(
-        work / "test.npz",
-        lambda: phantoms("hospital", setting.test_patients, setting.patches, 2, show),
-    )
-    return Part("phantoms", setting, train, test, public_pairs(setting, work, show))
-
-
-def dias_part(setting: Setting, work: Path, file: Path, show: Callable[[str], None]) -> Part:
-    """Part (b): centre crops at half resolution, vessels turned bright; split by sequence, as the
-    set itself says.
-    """
-    with np.load(file, allow_pickle=False) as data:
-        images = data["images"]
-        masks, sequence, held_out = data["vessel_masks"], data["sequence"], data["split"] == "test"
-    images = 255 - images.reshape(len(images), *images.shape[1:3])
-    pairs = np.stack(
-        [halved(images), (halved((masks > 0) * np.uint8(255)) >= 128) * np.uint8(255)], -1
-    )
-    edge = (pairs.shape[1] - SIZE_PX) // 2
-    pairs = pairs[:, edge : edge + SIZE_PX, edge : edge + SIZE_PX]
-
-    def of(chosen: NDArray[np.bool_]) -> Pairs:
-        return np.stack(
-            [pairs[sequence == s][: setting.patches] for s in np.unique(sequence[chosen])]
-        )
-
-    return Part("dias", setting, of(~held_out), of(held_out), public_pairs(setting, work, show))
-
-
-def public_pairs(setting: Setting, work: Path, show: Callable[[str], None]) -> Pairs:
-    """Phantoms of the public style."""
-    return kept(
-        work.parent / "public.npz", lambda: phantoms("public", setting.public_patients, 8, 1, show)
-    )
-
-
-def halved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[N, H, W] averaged over 2x2 pixels."""
-    n, h, w = images.shape
-    found: NDArray[np.uint8] = (
-        images.reshape(n, h // 2, 2, w // 2, 2).mean((2, 4)).round().astype(np.uint8)
-    )
-    return found
-
-
-def kept(path: Path, make: Callable[[], Pairs]) -> Pairs:
-    """An array from `path`, or made and written there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        np.savez(part, pairs=make())
-        part.rename(path)
-    with np.load(path, allow_pickle=False) as file:
-        found: Pairs = file["pairs"]
-    return found
-
-
-def flat(pairs: Pairs) -> Pairs:
-    """[P, n, ...] as [P*n, ...]."""
-    return pairs.reshape(-1, *pairs.shape[2:])
 
 
 # --- one row --------------------------------------------------------------------------------------
@@ -252,17 +144,15 @@ def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
     )
 
 
-def public_network(part: Part, work: Path, show: Callable[[str], None]) -> Weights:
+def public_network(part: Part, work: Path, show: Show) -> Weights:
     """The network pretrained on public phantoms: one for all seeds, as a study has one."""
     return trained_plainly(
         part.public, part.setting.plain_steps, 0, work.parent / "public.safetensors", show
     )
 
 
-def trained_plainly(
-    pairs: Pairs, steps: int, seed: int, path: Path, show: Callable[[str], None]
-) -> Weights:
-    """The weights after non-private training on pairs [P, n, ...], from `path` if they are there."""
+def trained_plainly(pairs: Pairs, steps: int, seed: int, path: Path, show: Show) -> Weights:
+    """The weights after non-private training on pairs [P, n, ...], from `path` if it exists."""
     if not path.exists():
         plan = study_of(QUICK, 8.0, True).models.wgan
         assert plan is not None
@@ -279,9 +169,7 @@ def trained_plainly(
     }
 
 
-def trained_privately(
-    part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]
-) -> Weights:
+def trained_privately(part: Part, row: Row, seed: int, work: Path, show: Show) -> Weights:
     """The weights after federated private training; rounds are averaged with equal weights, as the
     server does.
     """
@@ -321,7 +209,7 @@ def fresh(study: Study, seed: int) -> Weights:
     generator, critic = build(study.models.wgan, SIZE_PX)
     return {
         name: value.detach().numpy().copy()
-        for name, value in named(generator, generator, critic).items()
+        for name, value in parameters_by_name(generator, generator, critic).items()
     }
 
 
@@ -342,7 +230,7 @@ def cohort_of(pairs: Pairs) -> Cohort:
     )
 
 
-def pairs_of(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]) -> Pairs:
+def pairs_of(part: Part, row: Row, seed: int, work: Path, show: Show) -> Pairs:
     """The pairs that a segmentation network is trained on: real ones, or as many samples."""
     setting = part.setting
     if row.kind == "real":
@@ -363,9 +251,7 @@ def pairs_of(part: Part, row: Row, seed: int, work: Path, show: Callable[[str], 
     )
 
 
-def measured(
-    part: Part, row: Row, seed: int, work: Path, show: Callable[[str], None]
-) -> dict[str, Any]:
+def measured(part: Part, row: Row, seed: int, work: Path, show: Show) -> dict[str, Any]:
     """Dice, bAHD and 95HD of one row and seed, from its file if it is there."""
     path = work / f"{row.name}-{seed}.json"
     if not path.exists():
@@ -397,46 +283,71 @@ def strip(pairs: Pairs, path: Path) -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: mean over seeds, every seed, and the ratio to the non-private GAN."""
-    plain = np.mean([r["dsc"] for r in found["plain"]]) if found.get("plain") else float("nan")
-    lines = [
-        "| pairs from | DSC (mean of seeds) | each seed [95 % over patients] | ÷ not private | bAHD px | 95HD px | mask share |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> report.Table:
+    """Mean over seeds, every seed, and the ratio to the non-private GAN."""
+    plain = float("nan")
+    if found.get("plain"):
+        plain = np.mean([r["dsc"] for r in found["plain"]])
+    rows = []
     for row in ROWS:
         if results := found.get(row.name):
-            mean = {
-                key: np.mean([r[key] for r in results])
-                for key in ("dsc", "bahd", "hd95", "mask_share")
-            }
-            each = ", ".join(
-                f"{r['dsc']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]" for r in results
-            )
-            lines.append(
-                f"| {row.label} | **{mean['dsc']:.3f}** | {each} | {mean['dsc'] / plain:.2f} | {mean['bahd']:.2f} "
-                f"| {mean['hd95']:.1f} | {mean['mask_share']:.3f} |"
-            )
-    return "\n".join(lines)
+            rows.append(shown(row, results, float(plain)))
+    columns = (
+        "pairs from",
+        "DSC (mean of seeds)",
+        "each seed [95 % over patients]",
+        "÷ not private",
+        "bAHD px",
+        "95HD px",
+        "mask share",
+    )
+    return report.Table(f"{part.name}: Dice on held-out patients", columns, tuple(rows))
 
 
-def verdicts(setting: Setting) -> list[str]:
+def shown(row: Row, results: list[dict[str, Any]], plain: float) -> tuple[str, ...]:
+    """The cells of a row."""
+    mean = {
+        key: float(np.mean([r[key] for r in results]))
+        for key in ("dsc", "bahd", "hd95", "mask_share")
+    }
+    each = []
+    for result in results:
+        low, high = result["interval"]
+        each.append(f"{result['dsc']:.3f} [{low:.3f}, {high:.3f}]")
+    return (
+        row.label,
+        f"{mean['dsc']:.3f}",
+        ", ".join(each),
+        f"{mean['dsc'] / plain:.2f}",
+        f"{mean['bahd']:.2f}",
+        f"{mean['hd95']:.1f}",
+        f"{mean['mask_share']:.3f}",
+    )
+
+
+def verdicts(setting: Setting) -> report.Table:
     """What the plan says of the private rows before anything is trained."""
-    lines = []
+    rows = []
     for row in ROWS:
-        if row.epsilon is not None:
-            study = study_of(setting, row.epsilon, row.tuned)
-            plan = study.models.wgan
-            assert plan is not None
-            critic = build(plan, SIZE_PX)[1]
-            report = feasibility(study, {"wgan": sum(p.numel() for p in critic.parameters())})
-            model = report.models[0]
-            ratio = model.ratio / np.sqrt(setting.sites)
-            lines.append(
-                f"{row.name}: sigma {plan.noise_multiplier}, epsilon PLD {report.spent.pld:.2f}, r {model.ratio:.1f}, "
-                f"r/sqrt(S) {ratio:.1f}: {'infeasible' if ratio > 20 else 'marginal' if ratio > 10 else 'feasible'}"
-            )
-    return lines
+        if row.epsilon is None:
+            continue
+        study = study_of(setting, row.epsilon, row.tuned)
+        plan = study.models.wgan
+        assert plan is not None
+        critic = build(plan, SIZE_PX)[1]
+        said = feasibility(study, {"wgan": sum(p.numel() for p in critic.parameters())})
+        ratio = float(said.models[0].ratio / np.sqrt(setting.sites))
+        numbers = (f"{plan.noise_multiplier:g}", f"{said.spent.pld:.2f}", f"{ratio:.1f}")
+        rows.append((row.label, *numbers, word(ratio)))
+    columns = ("row", "σ", "ε by PLD", "r/√S", "verdict")
+    return report.Table("What the plan says before training", columns, tuple(rows))
+
+
+def word(ratio: float) -> str:
+    """The verdict in one word."""
+    if ratio > RATIO_MARGINAL:
+        return "infeasible"
+    return "marginal" if ratio > RATIO_FEASIBLE else "feasible"
 
 
 def main() -> None:
@@ -448,9 +359,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
-    parser.add_argument("--dias", type=Path, default=Path("../shared/data/dias_dsa_patches_96.npz"))
+    parser.add_argument("--data", type=Path, help=f"folder with {DIAS_FILE}; --part dias needs it")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--json", action="store_true")
+    report.add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     began = time.monotonic()
@@ -460,29 +371,24 @@ def main() -> None:
 
     work = options.work / ("quick" if options.quick else "full") / options.part
     work.mkdir(parents=True, exist_ok=True)
-    if options.part == "dias" and not options.dias.is_file():
-        sys.exit(f"{options.dias}: not there; name the DIAS patches with --dias")
+    if options.part == "dias" and not (options.data and (options.data / DIAS_FILE).is_file()):
+        sys.exit(f"--data: expected a folder with {DIAS_FILE}, got {options.data}")
     setting = {"phantoms": PHANTOMS, "dias": DIAS}[options.part]
     if options.quick:
         setting = replace(QUICK, sites=setting.sites if options.part == "dias" else QUICK.sites)
-    part = (
-        phantom_part(setting, work, show)
-        if options.part == "phantoms"
-        else dias_part(setting, work, options.dias, show)
-    )
+    if options.part == "phantoms":
+        part = phantom_part(setting, work, show)
+    else:
+        part = dias_part(setting, work, options.data, show)
     wanted = [row for row in ROWS if row.name in options.rows.split(",")]
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in wanted}
     for seed in range(options.seeds):
         for row in wanted:
             found[row.name].append(measured(part, row, seed, work, show))
     sys.stderr.write("\n")
-    said = verdicts(setting)
-    if options.json:
-        print(
-            json.dumps({"part": part.name, "setting": asdict(setting), "plan": said, "rows": found})
-        )
-    else:
-        print(table(part, found), *said, sep="\n")
+    plan = verdicts(setting)
+    figures = {"part": part.name, "setting": asdict(setting), "plan": plan.rows, "rows": found}
+    report.give(options.json, f"quality_vessels.{part.name}", [table(part, found), plan], figures)
 
 
 if __name__ == "__main__":

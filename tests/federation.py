@@ -349,7 +349,7 @@ def pairs_plan(folder: Path, **changes: Any) -> Path:
 
     import torch
 
-    from common.models.wgan import build, named
+    from common.models.wgan import build, parameters_by_name
     from common.study.training import WganPlan
 
     data = vessels_plan(**{"round_deadline_s": 20.0, **changes})
@@ -359,7 +359,7 @@ def pairs_plan(folder: Path, **changes: Any) -> Path:
     )
     path = folder / "wgan.safetensors"
     tensors.write(
-        path, {name: p.detach().numpy() for name, p in named(generator, generator, critic).items()}
+        path, {name: p.detach().numpy() for name, p in parameters_by_name(generator, generator, critic).items()}
     )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     data["models"]["wgan"]["start"] = {"file": path.name, "sha256": digest}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from client.ingest.cohort import Cohort
 from client.learn import train_wgan
 from client.state.ledger import PracticeReservation
-from common.models.wgan import build, named
+from common.models.wgan import build, parameters_by_name
 from common.privacy.events import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.study.plan import Study
@@ -62,7 +62,7 @@ def start(plan: Study) -> Arrays:
     (generator, critic), (average, _) = build(wgan, 32), build(wgan, 32)
     return {
         name: value.detach().numpy().copy()
-        for name, value in named(generator, average, critic).items()
+        for name, value in parameters_by_name(generator, average, critic).items()
     }
 
 

@@ -22,7 +22,8 @@ from common.arrays import Weights
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.encoder import Encoder, load_encoder
-from common.models.stylegan import Generator, load_generator, numpy_weights
+from common.models.stylegan import Generator, load_generator
+from common.models.weights import numpy_weights
 from common.study.plan import Study
 
 BATCH = 8

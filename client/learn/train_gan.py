@@ -36,7 +36,8 @@ from client.state.ledger import PracticeReservation, Reservation
 from common.arrays import Deltas, Weights
 from common.errors import Bug, ConfigurationError
 from common.models.adam import Adam
-from common.models.stylegan import Critic, Generator, load_critic, load_generator, to_unit
+from common.models.images import to_unit
+from common.models.stylegan import Critic, Generator, load_critic, load_generator
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study.plan import Study

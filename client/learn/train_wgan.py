@@ -39,17 +39,9 @@ from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.moving_average import update_average
 from common.models.rmsprop import RMSprop
-from common.models.wgan import (
-    PLANES,
-    Critic,
-    Generator,
-    critic_loss,
-    generator_loss,
-    gradient_penalty,
-    load,
-    named,
-    to_unit,
-)
+from common.models.wgan import PLANES, Critic, Generator, load, parameters_by_name
+from common.models.wgan_losses import critic_loss, generator_loss, gradient_penalty
+from common.models.wgan_pairs import to_unit
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study.plan import Study
@@ -87,7 +79,7 @@ def train(
     generator, average, critic = load(weights, plan, size_px)
     check_model(critic, (PLANES, size_px, size_px))
     before = {
-        name: value.detach().clone() for name, value in named(generator, average, critic).items()
+        name: value.detach().clone() for name, value in parameters_by_name(generator, average, critic).items()
     }
     trained = trainable(critic, plan)
 
@@ -132,7 +124,7 @@ def train(
         progress(step + 1, plan.local_steps)
 
     # What is sent: the change, within its public bound.
-    after = named(generator, average, critic)
+    after = parameters_by_name(generator, average, critic)
     return within({name: value.detach() - before[name] for name, value in after.items()}, plan)
 
 

@@ -40,7 +40,8 @@ from client.state.group_store import Group
 from client.synthesize.group import Roster
 from client.synthesize.invert import Adam, Inversion, frozen
 from common.errors import Bug, ConfigurationError, PolicyError
-from common.models.stylegan import Critic, Generator, to_uint8, to_unit
+from common.models.images import to_uint8, to_unit
+from common.models.stylegan import Critic, Generator
 
 Progress = Callable[[int, int], None]
 # the filters are public constants, the same on every site

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from client.synthesize.invert import Inversion
-from common.models.stylegan import to_uint8
+from common.models.images import to_uint8
 
 FILE = "inversions.png"
 MOST = 48

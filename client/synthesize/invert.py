@@ -30,7 +30,8 @@ from torch.nn import functional as F
 
 from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.encoder import Encoder
-from common.models.stylegan import Generator, to_unit
+from common.models.images import to_unit
+from common.models.stylegan import Generator
 
 Progress = Callable[[int, int], None]
 BLANK_DEVIATION = 0.02  # of the grey values in [0, 1]: below it an image shows nothing

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.models.stylegan import Generator, layer_count, load_weights
+from common.models.stylegan import Generator, layer_count
+from common.models.weights import load_weights
 
 
 class Inverted(NamedTuple):

@@ -25,7 +25,8 @@ from common.measure.attacks import Inference, Links
 from common.models import glow_pixels
 from common.models.encoder import Encoder
 from common.models.glow import Glow
-from common.models.stylegan import Critic, Generator, to_uint8, to_unit
+from common.models.images import to_uint8, to_unit
+from common.models.stylegan import Critic, Generator
 from server.evaluate.extractors import Texture
 from server.evaluate.findings import NOT_EVALUATED, Finding
 

@@ -22,7 +22,7 @@ from common.arrays import Images, Labels
 from common.errors import ConfigurationError
 from common.measure import attacks
 from common.models.adam import Adam
-from common.models.stylegan import to_unit
+from common.models.images import to_unit
 
 INPUT_PX, AT_ONCE = 32, 256
 

@@ -12,11 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.models.stylegan import (
-    numpy_weights,
-    to_uint8,
-    to_unit,
-)
+from common.models.images import to_uint8, to_unit
+from common.models.weights import numpy_weights
 from common.storage.files import atomic_write, file_digest
 from common.wire.tensors import write
 from server.pretrain.gan_plan import PretrainPlan

@@ -16,12 +16,8 @@ import torch
 
 from common.models.encoder import Encoder
 from common.models.moving_average import update_average
-from common.models.stylegan import (
-    Critic,
-    Generator,
-    load_weights,
-    numpy_weights,
-)
+from common.models.stylegan import Critic, Generator
+from common.models.weights import load_weights, numpy_weights
 from common.wire.tensors import read
 from server.pretrain.gan_plan import PretrainPlan
 

@@ -24,17 +24,10 @@ from torch import Tensor, nn
 
 from common.models.adam import Adam
 from common.models.moving_average import update_average
-from common.models.stylegan import load_weights
-from common.models.wgan import (
-    PLANES,
-    Critic,
-    build,
-    critic_loss,
-    generator_loss,
-    load,
-    named,
-    to_unit,
-)
+from common.models.weights import load_weights
+from common.models.wgan import PLANES, Critic, build, load, parameters_by_name
+from common.models.wgan_losses import critic_loss, generator_loss
+from common.models.wgan_pairs import to_unit
 from common.study.training import WganPlan
 
 BETAS = (0.0, 0.99)
@@ -135,7 +128,7 @@ def pretrain(
             decay = min(decay, (1 + step) / (10 + step))
         update_average(average, generator, decay)
         step += 1
-        every = {**named(generator, average, critic), **_prefixed("encoder.", encoder)}
+        every = {**parameters_by_name(generator, average, critic), **_prefixed("encoder.", encoder)}
         yield {name: value.detach().numpy() for name, value in every.items()}
 
 

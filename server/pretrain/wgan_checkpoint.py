@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import ConfigurationError
-from common.models.wgan import load_average, sample
+from common.models.wgan import load_average
+from common.models.wgan_pairs import sample
 from common.storage import files
 from common.storage.files import file_digest
 from common.study.training import WganPlan

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import ConfigurationError
-from common.models.stylegan import to_unit
+from common.models.images import to_unit
 from common.storage.files import read_capped
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")

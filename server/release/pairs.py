@@ -40,7 +40,8 @@ def _sample(weights: tensors.Arrays, plan: WganPlan, size_px: int) -> Pairs:
     """Fresh latents from the operating system through the averaged generator (imports torch)."""
     import torch
 
-    from common.models.wgan import load_average, sample
+    from common.models.wgan import load_average
+    from common.models.wgan_pairs import sample
 
     random = torch.Generator().manual_seed(int.from_bytes(os.urandom(7)))
     return sample(load_average(weights, plan, size_px), plan.released_pairs, random)

@@ -18,7 +18,8 @@ from client.state.config import Policy
 from client.state.jobs import Job
 from client.state.ledger import Reservation
 from common.errors import KohortError, PolicyError, RefusedError
-from common.models.stylegan import Critic, Generator, numpy_weights
+from common.models.stylegan import Critic, Generator
+from common.models.weights import numpy_weights
 from common.privacy import boundary
 from common.privacy.accounting import epsilon_pld
 from common.privacy.events import anchors_event

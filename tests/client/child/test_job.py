@@ -30,7 +30,8 @@ from client.synthesize.group import Roster
 from common.errors import PolicyError
 from common.models.glow import Glow
 from common.models.glow_checkpoint import weights_of
-from common.models.stylegan import Critic, Generator, numpy_weights
+from common.models.stylegan import Critic, Generator
+from common.models.weights import numpy_weights
 from common.privacy.events import round_event
 from common.study.training import WganPlan
 from common.wire import tensors
@@ -96,13 +97,13 @@ def test_a_round_in_a_real_child_leaves_the_models_own_tensors(
 
 
 def test_a_study_of_pairs_trains_its_wgan(tmp_path: Path) -> None:
-    from common.models.wgan import build, named
+    from common.models.wgan import build, parameters_by_name
 
     changes = {name: VESSELS[name] for name in ("modality", "intake", "models", "release")}
     plan = WganPlan.model_validate(VESSELS["models"]["wgan"])
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
-    pairs = {name: p.detach().numpy() for name, p in named(generator, generator, critic).items()}
+    pairs = {name: p.detach().numpy() for name, p in parameters_by_name(generator, generator, critic).items()}
     site = make_hospital(tmp_path / "hospital", weights={"wgan": pairs}, synthesis=None, **changes)
     folder = job_folder(site, tmp_path / "job", "train", "wgan", pairs, NO_GROUPS)
     work(Job.read(folder), folder, SECRET)

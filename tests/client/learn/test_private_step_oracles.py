@@ -9,7 +9,8 @@ from torch.func import functional_call
 
 from client.learn.fast.layer_rules import LayerRules, Parameters
 from client.learn.patient_gradients import by_backward, by_vmap
-from common.models.wgan import Critic, critic_loss, gradient_penalty
+from common.models.wgan import Critic
+from common.models.wgan_losses import critic_loss, gradient_penalty
 
 torch.set_num_threads(1)
 PATIENTS, ITEMS = 3, 2

@@ -9,7 +9,8 @@ import torch
 from client.learn import train_encoder
 from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import Encoder, load_encoder
-from common.models.stylegan import Generator, numpy_weights
+from common.models.stylegan import Generator
+from common.models.weights import numpy_weights
 from common.study.plan import Study
 from tests.studies import small_study
 

@@ -14,7 +14,7 @@ from client.learn import train_gan
 from client.learn.private_step import PrivateStep
 from client.state.ledger import PracticeReservation
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
-from common.models.stylegan import numpy_weights
+from common.models.weights import numpy_weights
 from common.privacy.events import round_event
 from common.privacy.noise import SeededNoiseSource
 from common.study.plan import Study

@@ -13,7 +13,8 @@ from client.synthesize import group as g
 from client.synthesize import invert as inv
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.encoder import Encoder
-from common.models.stylegan import Critic, Generator, to_uint8, to_unit
+from common.models.images import to_uint8, to_unit
+from common.models.stylegan import Critic, Generator
 from common.study.synthesis import Synthesis
 
 torch.set_num_threads(1)

@@ -11,7 +11,8 @@ import torch
 from client.synthesize import invert as inv
 from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.encoder import Encoder, load_encoder
-from common.models.stylegan import Generator, load_generator, to_uint8
+from common.models.images import to_uint8
+from common.models.stylegan import Generator, load_generator
 from common.study.training import GanPlan
 from common.wire.tensors import read
 

@@ -9,7 +9,9 @@ import torch
 
 from common.errors import RefusedError
 from common.models.encoder import Encoder, load_encoder
-from common.models.stylegan import Generator, load_weights, numpy_weights, to_unit
+from common.models.images import to_unit
+from common.models.stylegan import Generator
+from common.models.weights import load_weights, numpy_weights
 from common.wire.tensors import read
 
 torch.set_num_threads(1)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from client.learn.private_step import check_model
 from common.errors import ConfigurationError, RefusedError
+from common.models.images import to_uint8, to_unit
 from common.models.stylegan import (
     Critic,
     Generator,
@@ -16,11 +17,8 @@ from common.models.stylegan import (
     layer_count,
     load_critic,
     load_generator,
-    load_weights,
-    numpy_weights,
-    to_uint8,
-    to_unit,
 )
+from common.models.weights import load_weights, numpy_weights
 from common.study.training import GanPlan
 
 torch.set_num_threads(1)

@@ -11,22 +11,9 @@ from torch.nn import functional as F
 
 from client.learn.model_check import check_model
 from common.errors import Bug, ConfigurationError, RefusedError
-from common.models.wgan import (
-    PENALTY,
-    SAMPLE_BATCH,
-    Critic,
-    Generator,
-    build,
-    critic_loss,
-    generator_loss,
-    gradient_penalty,
-    load,
-    load_average,
-    named,
-    sample,
-    to_pairs,
-    to_unit,
-)
+from common.models.wgan import Critic, Generator, build, load, load_average, parameters_by_name
+from common.models.wgan_losses import PENALTY, critic_loss, generator_loss, gradient_penalty
+from common.models.wgan_pairs import SAMPLE_BATCH, sample, to_pairs, to_unit
 from common.study.training import WganPlan
 from tests.studies import VESSELS
 
@@ -52,7 +39,7 @@ def weights() -> dict[str, NDArray[np.float32]]:
     average, _ = build(PLAN, 32)
     return {
         name: value.detach().numpy().copy()
-        for name, value in named(generator, average, critic).items()
+        for name, value in parameters_by_name(generator, average, critic).items()
     }
 
 
@@ -233,7 +220,7 @@ def test_weights_come_back_under_their_global_names() -> None:
     given = weights()
     generator, average, critic = load(given, PLAN, 32)
     back = {
-        name: value.detach().numpy() for name, value in named(generator, average, critic).items()
+        name: value.detach().numpy() for name, value in parameters_by_name(generator, average, critic).items()
     }
     assert back.keys() == given.keys() and all(
         np.array_equal(back[name], given[name]) for name in given

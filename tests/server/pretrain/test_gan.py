@@ -14,7 +14,8 @@ from PIL import Image
 
 from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
-from common.models.stylegan import Generator, MappingNetwork, load_weights
+from common.models.stylegan import Generator, MappingNetwork
+from common.models.weights import load_weights
 from common.wire.tensors import read
 from server.pretrain import gan as pretrain
 from server.pretrain import gan_state

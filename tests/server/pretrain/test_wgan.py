@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from common.errors import RefusedError
 from common.models.adam import Adam
-from common.models.stylegan import load_weights
-from common.models.wgan import critic_loss, load, to_unit
+from common.models.weights import load_weights
+from common.models.wgan import load
+from common.models.wgan_losses import critic_loss
+from common.models.wgan_pairs import to_unit
 from common.storage import files
 from common.wire import tensors
 from server.pretrain import wgan as pretrain_wgan
