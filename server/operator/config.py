@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from common.config import FrozenModel, load_yaml, parse_yaml
 from common.errors import ConfigurationError
+from common.problems import describe
 from common.storage.files import atomic_write
 from common.study.fields import Identifier
 
