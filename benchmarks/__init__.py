@@ -1,1 +1,1 @@
-"""Measurements: each script prints a table and, with `--json`, one JSON object; results are in RESULTS.md."""
+"""Measurements against peers and papers; each script writes one run as JSON, nothing ships it."""

@@ -1,25 +1,23 @@
-"""The alignment beside the paper's loop: CPU-seconds per group-step and per released image at 64, 128, 256 and 512 px.
+"""The alignment beside the paper's loop: CPU-seconds per group-step and per released image.
 
-    python benchmarks/align.py [--json] [--sizes 64 128 256 512] [--repeats 3] [--weights features.yaml]
+    python benchmarks/align.py [--json [FILE]] [--sizes 64 128 256 512] [--weights FILE]
 
-Equal networks, equal loss (k = 5, 4×4 windows, float32): `loop` is benchmarks/paper/loop.py, one group at a time; `ours` is
-benchmarks/paper/alignment.py on 4 groups at once with the same random weights (or the pinned ones of --weights; time does not
-depend on the values): activation-modulated convolutions, Winograd's convolution for wide frozen layers, one FIR, VGG-19 cut
-after conv1_2, two passes of the folded ResNet-50 instead of twenty. `light`: what the product runs at 256 px, its own generator
-(width 64 = channel base 16384, latent 256), style filters and critic, client/synthesize/align.py: other networks, so another row.
+Equal networks, equal loss, k = 5, 4×4 windows, float32:
+  loop   benchmarks/paper/loop.py, one group at a time
+  ours   benchmarks/paper/alignment.py on four groups at once, with the same random weights
+  light  client/synthesize/align.py at 256 px with the product's own networks: another row
+Time does not depend on the weights; --weights takes the pinned ones.
 
-How equal they are is measured twice: in float32 as timed, and by one step of both in float64, in which six digits are far
-above the rounding. `own rounding` is the loop's float32 loss against its own float64 loss.
-
-One thread, process time, alternating, the smallest of the repeats after one warm-up of ours; large malloc thresholds for both
-(or batching pays page faults). Per image: 100 steps and what a group costs before them (loading, targets), without inversion.
+How equal they are is measured in float32 as timed, and by one step of both in float64.
+`own rounding` is the loop's float32 loss against its own float64 loss.
+One thread, process time, alternating, the smallest of the repeats after a warm-up, large malloc
+thresholds for both. Per image: 100 steps and what a group costs before them, without inversion.
 """
 
 import argparse
 import copy
 import ctypes
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +29,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg19
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # opacus has a package benchmarks too
+
+from benchmarks import report
 from benchmarks.paper.alignment import PaperLoss
 from benchmarks.paper.external import Content, PaperFeatures, Texture, load_content, load_texture
 from benchmarks.paper.loop import PaperLoop
@@ -41,15 +42,23 @@ from common.config import load_yaml
 from common.models.stylegan import Critic, Generator
 
 T = TypeVar("T")
-K, BATCH, STEPS = 5, 4, 100
-LIGHT_PX, LIGHT_WIDTH, LIGHT_LATENT = 256, 64, 256
+K = 5
+BATCH = 4  # groups at once
+STEPS = 100
+LIGHT_PX = 256
+LIGHT_WIDTH = 64
+LIGHT_LATENT = 256
+LEAST_SPEEDUP = {64: 4.0, 128: 3.0, 256: 2.8, 512: 2.2}
+LEAST_LIGHT_SPEEDUP = 10.0
 
 
 @dataclass
 class Row:
-    """Least CPU-seconds of the loop and of ours, per group-step and per group before the steps; how equal they are.
+    """Least CPU-seconds of the loop and of ours, per group-step and per group before the steps; how
+    equal they are.
 
-    Differences are relative: of the losses in float32 and in float64, and of the loop's float32 loss from its float64 one.
+    Differences are relative: of the losses in float32 and in float64, and of the loop's float32
+    loss from its float64 one.
     """
 
     size_px: int
@@ -79,7 +88,8 @@ class Networks:
 
     @classmethod
     def make(cls, weights: Path | None) -> "Networks":
-        vgg, resnet = vgg19(weights=None).features.eval(), resnet50(weights=None).eval()
+        vgg = vgg19(weights=None).features.eval()
+        resnet = resnet50(weights=None).eval()
         resnet.fc = nn.Identity()
         if weights is None:
             texture = Texture()
@@ -88,7 +98,8 @@ class Networks:
             content = Content(copy.deepcopy(resnet))
         else:
             pinned = load_yaml(weights, PaperFeatures)
-            texture, content = load_texture(pinned.vgg19), load_content(pinned.moco_v2)
+            texture = load_texture(pinned.vgg19)
+            content = load_content(pinned.moco_v2)
             for name, layer in texture.features.items():
                 vgg[int(name)].load_state_dict(layer.state_dict())
             given = {
@@ -97,7 +108,7 @@ class Networks:
                 if not n.startswith("fc.")
             }
             resnet.load_state_dict(given, strict=False)
-        return cls(*(net.requires_grad_(False) for net in (vgg, resnet, texture, content)))  # type: ignore[arg-type]
+        return cls(*(net.requires_grad_(False) for net in (vgg, resnet, texture, content)))
 
     def double(self) -> "Networks":
         """A copy in float64."""
@@ -106,11 +117,12 @@ class Networks:
                 copy.deepcopy(net).double()
                 for net in (self.vgg, self.resnet, self.texture, self.content)
             )
-        )  # type: ignore[arg-type]
+        )
 
     def reloaded(self) -> tuple[nn.Sequential, nn.Module]:
         """Both networks built and filled anew, as the loop does for every group."""
-        vgg, resnet = vgg19(weights=None, init_weights=False).features, resnet50(weights=None)
+        vgg = vgg19(weights=None, init_weights=False).features
+        resnet = resnet50(weights=None)
         vgg.load_state_dict(self.vgg.state_dict())
         resnet.fc = nn.Identity()
         resnet.load_state_dict(self.resnet.state_dict())
@@ -133,7 +145,7 @@ def compare(size_px: int, networks: Networks, repeats: int, generator: PaperGene
     def one() -> tuple[Tensor, Tensor]:
         code = codes[0].clone().requires_grad_()
         loss = loop.loss(code)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         assert code.grad is not None
         generator.zero_grad(set_to_none=True)
         return loss.detach(), code.grad
@@ -169,13 +181,16 @@ def exact_step(
     networks: Networks, generator: PaperGenerator, real: Tensor, inverted: Tensor, code: Tensor
 ) -> tuple[float, float, float]:
     """One group's losses in float64, of the loop and of ours, and the cosine of their gradients."""
-    networks, generator = networks.double(), copy.deepcopy(generator).double()
-    real, inverted, code = real.double(), inverted.double(), code.double()
+    networks = networks.double()
+    generator = copy.deepcopy(generator).double()
+    real = real.double()
+    inverted = inverted.double()
+    code = code.double()
     loop = PaperLoop(generator, networks.reloaded)
     loop.start(real, inverted)
     theirs = code.clone().requires_grad_()
     loop_loss = loop.loss(theirs)
-    loop_loss.backward()  # type: ignore[no-untyped-call]
+    loop_loss.backward()
     assert theirs.grad is not None
     ours = PaperLoss(
         copy.deepcopy(generator).requires_grad_(False), networks.texture, networks.content
@@ -193,10 +208,8 @@ def cosine_of(one: Tensor, other: Tensor) -> float:
 def light(repeats: int) -> float:
     """CPU-seconds per group-step of the product's own alignment at 256 px."""
     generator = Generator(LIGHT_PX, 3, LIGHT_WIDTH, LIGHT_LATENT).requires_grad_(False)
-    critic, plan = (
-        Critic(LIGHT_PX, 3, LIGHT_WIDTH).requires_grad_(False),
-        align.AlignmentPlan(windows=4),
-    )
+    critic = Critic(LIGHT_PX, 3, LIGHT_WIDTH).requires_grad_(False)
+    plan = align.AlignmentPlan(windows=4)
     codes = torch.randn(BATCH, generator.layer_count, LIGHT_LATENT)
     with torch.no_grad():
         image = generator.synthesis(codes)
@@ -235,35 +248,88 @@ def large_malloc_thresholds() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
-def table(rows: Sequence[Row], light_seconds: float | None) -> str:
-    """Markdown."""
-    lines = [
-        "| px | loop s/step | ours s/step | speedup | loop s/image | ours s/image | loss differs by | gradient cosine "
-        "| in float64 | cosine | own rounding |",
-        "|" + " --- |" * 11,
-    ]
+def table(rows: Sequence[Row], light_seconds: float | None) -> report.Table:
+    """A row a size, and one for the product's own networks."""
+    lines = []
     for row in rows:
-        images = (row.loop_start + STEPS * row.loop, row.ours_start + STEPS * row.ours)
+        loop_image = row.loop_start + STEPS * row.loop
+        ours_image = row.ours_start + STEPS * row.ours
         lines.append(
-            f"| {row.size_px} | {row.loop:.2f} | {row.ours:.2f} | {row.speedup:.2f} | {images[0]:.0f} | {images[1]:.0f} "
-            f"| {row.loss_difference:.1e} | {row.cosine:.7f} "
-            f"| {row.loss_difference_64:.1e} | {row.cosine_64:.7f} | {row.own_rounding:.1e} |"
+            (
+                str(row.size_px),
+                f"{row.loop:.2f}",
+                f"{row.ours:.2f}",
+                f"{row.speedup:.2f}",
+                f"{loop_image:.0f}",
+                f"{ours_image:.0f}",
+                f"{row.loss_difference:.1e}",
+                f"{row.cosine:.7f}",
+                f"{row.loss_difference_64:.1e}",
+                f"{row.cosine_64:.7f}",
+                f"{row.own_rounding:.1e}",
+            )
         )
         if light_seconds is not None and row.size_px == LIGHT_PX:
             lines.append(
-                f"| {row.size_px}, light | {row.loop:.2f} | {light_seconds:.3f} | {row.loop / light_seconds:.1f} "
-                f"| {images[0]:.0f} | {STEPS * light_seconds:.0f} | other networks | | | | |"
+                (
+                    f"{row.size_px}, light",
+                    f"{row.loop:.2f}",
+                    f"{light_seconds:.3f}",
+                    f"{row.loop / light_seconds:.1f}",
+                    f"{loop_image:.0f}",
+                    f"{STEPS * light_seconds:.0f}",
+                    "other networks",
+                    *[""] * 4,
+                )
             )
-    return "\n".join(lines)
+    columns = (
+        "px",
+        "loop s/step",
+        "ours s/step",
+        "speedup",
+        "loop s/image",
+        "ours s/image",
+        "loss differs by",
+        "gradient cosine",
+        "in float64",
+        "cosine",
+        "own rounding",
+    )
+    title = "Per group-step and per released image (100 steps)"
+    return report.Table(title, columns, tuple(lines))
+
+
+def figures(rows: Sequence[Row], light_seconds: float | None) -> dict[str, float]:
+    """The same for machines."""
+    found = {f"speedup_{row.size_px}": round(row.speedup, 3) for row in rows}
+    for row in rows:
+        found[f"loop_s_{row.size_px}"] = round(row.loop, 4)
+        found[f"ours_s_{row.size_px}"] = round(row.ours, 4)
+        found[f"loss_difference_64_{row.size_px}"] = row.loss_difference_64
+        if light_seconds is not None and row.size_px == LIGHT_PX:
+            found["speedup_light_256"] = round(row.loop / light_seconds, 3)
+            found["light_s_256"] = round(light_seconds, 4)
+    return found
+
+
+def targets(found: dict[str, float]) -> list[report.Target]:
+    """How many times the loop's speed was asked for."""
+    lines = []
+    for size_px, least in LEAST_SPEEDUP.items():
+        if (speedup := found.get(f"speedup_{size_px}")) is not None:
+            asked = f"{size_px} px: at least {least:g} times the loop's speed"
+            lines.append(report.Target(asked, f"{speedup:.2f}", speedup >= least))
+    if (speedup := found.get("speedup_light_256")) is not None:
+        asked = f"256 px with the product's own networks: at least {LEAST_LIGHT_SPEEDUP:g} times"
+        lines.append(report.Target(asked, f"{speedup:.1f}", speedup >= LEAST_LIGHT_SPEEDUP))
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of the table"
-    )
+    report.add_json(parser)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
@@ -282,23 +348,8 @@ def main() -> None:
         rows.append(compare(size_px, networks, options.repeats, PaperGenerator(size_px)))
         gc.collect()
         print(rows[-1], file=sys.stderr, flush=True)
-    if not options.json:
-        print(table(rows, light_seconds))
-        return
-    found = {f"speedup_{row.size_px}": round(row.speedup, 3) for row in rows}
-    found |= {
-        f"{name}_s_{row.size_px}": round(getattr(row, name), 4)
-        for row in rows
-        for name in ("loop", "ours")
-    }
-    found |= {f"loss_difference_64_{row.size_px}": row.loss_difference_64 for row in rows}
-    if light_seconds is not None:
-        at = next(row for row in rows if row.size_px == LIGHT_PX)
-        found |= {
-            "speedup_light_256": round(at.loop / light_seconds, 3),
-            "light_s_256": round(light_seconds, 4),
-        }
-    print(json.dumps(found))
+    found = figures(rows, light_seconds)
+    report.give(options.json, "align", [table(rows, light_seconds)], found, targets(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Pictures of the chest results, drawn with Pillow alone: AUC against epsilon, and a strip original | released at each epsilon.
+"""Pictures of the chest results: AUC against epsilon, and a strip of releases at each epsilon.
 
-In: numbers and uint8 images. Out: a PNG. Guaranteed: every line and column is labelled; the same input gives the same picture.
+In: numbers and uint8 images. Out: a PNG. Guarantees: the same input gives the same picture.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from PIL import Image, ImageDraw
 
 from common.storage.files import atomic_write
 
-WIDTH, HEIGHT, MARGIN, LEGEND = 760, 420, 48, 250
+WIDTH = 760
+HEIGHT = 420
+MARGIN = 48
+LEGEND = 250
 COLOURS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#117a8b", "#7b5a3a", "#555555")
-ZOOM, GAP, HEAD = 3, 4, 26
+ZOOM = 3
+GAP = 4
+HEAD = 26
 
 
 def curves(
@@ -28,12 +33,16 @@ def curves(
     levels: Mapping[str, float],
     lowest: float = 0.4,
 ) -> None:
-    """Draw AUC (from `lowest` to 1) over log2 epsilon: `lines` of (epsilon, AUC), `levels` that have no epsilon, dashed."""
+    """Draw AUC (from `lowest` to 1) over log2 epsilon: `lines` of (epsilon, AUC), `levels` that
+    have no epsilon, dashed.
+    """
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     every = [e for points in lines.values() for e, _ in points]
-    low, high = math.log2(min(every)), math.log2(max(every))
-    right, bottom = WIDTH - LEGEND, HEIGHT - MARGIN
+    low = math.log2(min(every))
+    high = math.log2(max(every))
+    right = WIDTH - LEGEND
+    bottom = HEIGHT - MARGIN
 
     def place(epsilon: float, auc: float) -> tuple[float, float]:
         x = MARGIN + (math.log2(epsilon) - low) / max(high - low, 1e-9) * (right - MARGIN - 12)
@@ -70,7 +79,9 @@ def curves(
 
 
 def strip(path: Path, columns: Mapping[str, NDArray[np.uint8]]) -> None:
-    """Draw uint8 [R, S, S, 1] images side by side, one column a name (two lines at most, split at `|`)."""
+    """Draw uint8 [R, S, S, 1] images side by side, one column a name (two lines at most, split at
+    `|`).
+    """
     size = next(iter(columns.values())).shape[1] * ZOOM
     rows = max(len(images) for images in columns.values())
     step = max(size, 84) + GAP

@@ -1,9 +1,9 @@
-"""Who is who among the NIH chest radiographs: half of the patients are public, the other half play members and held-out people.
+"""Roles for the NIH chest radiographs: half of the patients public, the others members or held out.
 
-    python -m benchmarks.chest_split FILE.npz --role public --out public.npz     # what a starting checkpoint may learn from
+    python -m benchmarks.chest_split FILE.npz --role public --out public.npz
 
-In: cxr_nih_covid_64.npz (1,000 radiographs of 682 patients; the COVID-19 images have no patient id and are left out).
-Guaranteed: a patient has one role, by a hash of the patient's id alone; all images of a patient have it.
+In: cxr_nih_covid_64.npz. Its COVID-19 images have no patient id and are left out.
+Guarantees: a patient has one role, by a hash of the id alone, with all images.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from common.storage.files import atomic_write, read_capped
 
 ROLES = ("public", "members", "heldout")
-PUBLIC_SHARE, MEMBER_SHARE = 0.5, 0.3  # of the patients; the rest are held out
+PUBLIC_SHARE = 0.5  # of the patients
+MEMBER_SHARE = 0.3  # the rest are held out
 LABELS = ("no finding", "pneumonia")
 CAP_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Radiographs:
-    """uint8 images [N, 64, 64, 1], label 0 or 1 [N], patient index [N], file names [N] of one role."""
+    """One role: uint8 images [N, 64, 64, 1], label 0 or 1 [N], patient index [N], names [N]."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -42,10 +43,8 @@ def role_of(patients: NDArray[Any]) -> dict[str, str]:
         set(patients.tolist()),
         key=lambda name: hashlib.sha256(f"kohort-chest\0{name}".encode()).hexdigest(),
     )
-    first, second = (
-        round(PUBLIC_SHARE * len(order)),
-        round((PUBLIC_SHARE + MEMBER_SHARE) * len(order)),
-    )
+    first = round(PUBLIC_SHARE * len(order))
+    second = round((PUBLIC_SHARE + MEMBER_SHARE) * len(order))
     return {name: ROLES[(i >= first) + (i >= second)] for i, name in enumerate(order)}
 
 

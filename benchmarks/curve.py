@@ -1,4 +1,4 @@
-"""The curve of worth against leakage: kappa over the worst attacker's AUC, one line a way of averaging, one point a k.
+"""A picture of worth against leakage: kappa over the worst attacker's AUC, a point for each k.
 
 In: the object that `benchmarks.quality_fundus --json` prints. Out: a PNG, drawn with Pillow alone.
 """
@@ -11,9 +11,27 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 56, 46, 30, 190
-COLOURS = ((200, 40, 40), (230, 130, 20), (20, 120, 200), (20, 140, 70), (120, 60, 170), (120, 120, 120), (0, 0, 0),
-           (160, 110, 60), (220, 90, 160), (60, 170, 170), (150, 190, 40), (90, 90, 220), (200, 170, 120))  # fmt: skip
+WIDTH = 760
+HEIGHT = 420
+LEFT = 56
+BOTTOM = 46
+TOP = 30
+RIGHT = 190
+COLOURS = (
+    (200, 40, 40),
+    (230, 130, 20),
+    (20, 120, 200),
+    (20, 140, 70),
+    (120, 60, 170),
+    (120, 120, 120),
+    (0, 0, 0),
+    (160, 110, 60),
+    (220, 90, 160),
+    (60, 170, 170),
+    (150, 190, 40),
+    (90, 90, 220),
+    (200, 170, 120),
+)
 
 
 def curve(found: dict[str, Any]) -> bytes:
@@ -35,12 +53,12 @@ def panel(name: str, rows: Sequence[dict[str, Any]], real: dict[str, Any]) -> Im
     points = {
         (r["row"], r["k"]): (r["membership"]["worst"]["auc"], r["utility"]["kappa"]) for r in rows
     }
-    xs, ys = (
-        [p[0] for p in points.values()],
-        [p[1] for p in points.values()] + [real["all"]["kappa"]],
-    )
-    x0, x1 = min(0.5, min(xs)) - 0.01, max(xs) + 0.02
-    y0, y1 = min(ys) - 0.05, max(ys) + 0.05
+    xs = [p[0] for p in points.values()]
+    ys = [p[1] for p in points.values()] + [real["all"]["kappa"]]
+    x0 = min(0.5, min(xs)) - 0.01
+    x1 = max(xs) + 0.02
+    y0 = min(ys) - 0.05
+    y1 = max(ys) + 0.05
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (

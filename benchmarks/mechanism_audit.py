@@ -7,8 +7,8 @@
 3. On the other half Clopper and Pearson bound the true and the false positive rate at 99.9 %.
 4. Epsilon is at least log((true - delta) / false). A bound above the claim proves a fault.
 
-Sound mechanisms must stay below the claim and broken ones must not. The broken ones: three faults of
-public code (Tölle et al. 2022), epsilon per coordinate sold as per image, and floating-point
+Sound mechanisms must stay below the claim and broken ones must not. The broken ones: three faults
+of public code (Tölle et al. 2022), epsilon per coordinate sold as per image, and floating-point
 Laplace noise (Mironov 2012).
 Not covered: a low bound proves little; 10^5 draws cannot show more than 8.8.
 """

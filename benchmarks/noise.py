@@ -1,25 +1,29 @@
-"""The noise samplers beside opendp and torch: seconds of one thread.
+"""Seconds of the noise samplers beside opendp and torch, one thread.
 
-    python benchmarks/noise.py [--json] [--repeats 7]
+    python benchmarks/noise.py [--json [FILE]] [--repeats 7]
 
-Discrete Laplace of 200,000 values (scale 2^20 lattice steps: an image's latents) and Gaussian on the lattice of 2.8 million
-(sigma 1 in steps of 2^-24: a model of 2.8 M parameters). `kohort` draws from an AES-256-CTR key stream; `opendp` samples
-exactly, in arbitrary precision, from its own secure source; `torch` draws fp64 normal and Laplace numbers from a seedable
-Mersenne Twister, on no lattice: it promises least and is shown as the price of nothing. Process time, the smallest of the
-repeats after a warm-up (opendp: of one draw, which takes most of a minute).
+Drawn: 200,000 discrete Laplace values of scale 2^20; 2.8 million Gaussian values on the lattice.
+Measured: process time, the smallest of the repeats after a warm-up (opendp: one draw).
 """
 
 import argparse
-import json
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # opacus has a package benchmarks too
+
+from benchmarks import report
 from common.privacy.noise import LATTICE, NoiseSource
 
-LAPLACE, GAUSSIAN = 200_000, 2_800_000
+LAPLACE = 200_000
+GAUSSIAN = 2_800_000
+MOST_LAPLACE_S = 0.1
+MOST_GAUSSIAN_S = 0.2
 SCALE = 2.0**20  # lattice steps
 Draw = Callable[[], object]
 
@@ -27,9 +31,14 @@ Draw = Callable[[], object]
 def kohort() -> tuple[Draw, Draw]:
     """Ours."""
     source = NoiseSource()
-    return lambda: source.discrete_laplace(LAPLACE, SCALE), lambda: source.gaussian_lattice(
-        GAUSSIAN, 1.0
-    )
+
+    def laplace() -> object:
+        return source.discrete_laplace(LAPLACE, SCALE)
+
+    def gaussian() -> object:
+        return source.gaussian_lattice(GAUSSIAN, 1.0)
+
+    return laplace, gaussian
 
 
 def opendp() -> tuple[Draw, Draw]:
@@ -40,23 +49,26 @@ def opendp() -> tuple[Draw, Draw]:
     vector = dp.vector_domain(dp.atom_domain(T=int))
     laplace = dp.m.make_laplace(vector, dp.l1_distance(T=int), SCALE)
     gaussian = dp.m.make_gaussian(vector, dp.l2_distance(T=float), float(LATTICE))
-    few, many = np.zeros(LAPLACE, np.int32).tolist(), np.zeros(GAUSSIAN, np.int32).tolist()
+    few = np.zeros(LAPLACE, np.int32).tolist()
+    many = np.zeros(GAUSSIAN, np.int32).tolist()
     return lambda: laplace(few), lambda: gaussian(many)
 
 
 def with_torch() -> tuple[Draw, Draw]:
     """torch's floating-point numbers."""
     laplace = torch.distributions.Laplace(torch.tensor(0.0, dtype=torch.float64), SCALE)
-    return lambda: laplace.sample(
-        (LAPLACE,)
-    ), lambda: torch.randn(GAUSSIAN, dtype=torch.float64) * LATTICE
+
+    def gaussian() -> object:
+        return torch.randn(GAUSSIAN, dtype=torch.float64) * LATTICE
+
+    return lambda: laplace.sample((LAPLACE,)), gaussian
 
 
 SOURCES = {"": kohort, "opendp_": opendp, "torch_": with_torch}
 
 
 def seconds(draw: Draw, repeats: int) -> float:
-    """The smallest process time of `repeats` draws; where there are several, after one to warm up."""
+    """The smallest process time of `repeats` draws; several draws are warmed up by one."""
     if repeats > 1:
         draw()
     found = []
@@ -67,10 +79,40 @@ def seconds(draw: Draw, repeats: int) -> float:
     return round(min(found), 5)
 
 
+def table(found: dict[str, float]) -> report.Table:
+    """A row a sampler."""
+    rows = []
+    for prefix in SOURCES:
+        if f"{prefix}laplace_200k_s" in found:
+            name = prefix.rstrip("_") or "kohort"
+            laplace = f"{found[f'{prefix}laplace_200k_s']:.3f}"
+            rows.append((name, laplace, f"{found[f'{prefix}gaussian_2_8m_s']:.3f}"))
+    columns = ("sampler", "discrete Laplace 200,000, s", "Gaussian 2.8 million, s")
+    return report.Table("Seconds of one thread", columns, tuple(rows))
+
+
+def targets(found: dict[str, float]) -> list[report.Target]:
+    """What kohort's samplers may take at most."""
+    laplace = found["laplace_200k_s"]
+    gaussian = found["gaussian_2_8m_s"]
+    return [
+        report.Target(
+            f"200,000 discrete Laplace draws in at most {MOST_LAPLACE_S} s",
+            f"{laplace:.3f}",
+            laplace <= MOST_LAPLACE_S,
+        ),
+        report.Target(
+            f"2.8 million Gaussian draws in at most {MOST_GAUSSIAN_S} s",
+            f"{gaussian:.3f}",
+            gaussian <= MOST_GAUSSIAN_S,
+        ),
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or one JSON object."""
     parser = argparse.ArgumentParser(description="The noise samplers beside opendp and torch.")
-    parser.add_argument("--json", action="store_true")
+    report.add_json(parser)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--without-opendp", action="store_true", help="a minute less")
     options = parser.parse_args(arguments)
@@ -83,18 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         repeats = 1 if prefix == "opendp_" else options.repeats
         found[f"{prefix}laplace_200k_s"] = seconds(laplace, repeats)
         found[f"{prefix}gaussian_2_8m_s"] = seconds(gaussian, repeats)
-    if options.json:
-        print(json.dumps(found))
-        return
-    print(
-        "| sampler | discrete Laplace 200,000, s | Gaussian 2.8 million, s |\n| --- | --- | --- |"
-    )
-    for prefix in SOURCES:
-        if f"{prefix}laplace_200k_s" in found:
-            name = prefix.rstrip("_") or "kohort"
-            print(
-                f"| {name} | {found[f'{prefix}laplace_200k_s']:.3f} | {found[f'{prefix}gaussian_2_8m_s']:.3f} |"
-            )
+    report.give(options.json, "noise", [table(found)], found, targets(found))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Released:
-    """What one way of averaging gives: images, labels, group number of each, and each group's members as person numbers."""
+    """What one way of averaging gives: images, labels, group number of each, and each group's
+    members as person numbers.
+    """
 
     images: Images
     labels: Labels
@@ -118,7 +120,7 @@ class Released:
     members: tuple[tuple[int, ...], ...]
 
 
-# --- data -----------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def fundus_part(checkpoint: Path) -> Part:
@@ -158,7 +160,9 @@ def joined(first: Set, second: Set) -> Set:
 
 
 def dealt(labels: Labels, members: int) -> NDArray[np.bool_]:
-    """Which of the people, none of whom the checkpoint has seen, play members: the same share of each label, at random."""
+    """Which of the people, none of whom the checkpoint has seen, play members: the same share of
+    each label, at random.
+    """
     rng, member = np.random.default_rng(2026), np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -181,17 +185,21 @@ def chest_part(checkpoint: Path) -> Part:
 
 
 def one_label(given: Set) -> Set:
-    """Only the images with a person's highest label, as the product's roster has it (client/synthesize/group.py)."""
+    """Only the images with a person's highest label, as the product's roster has it
+    (client/synthesize/group.py).
+    """
     highest = np.zeros(given.person_of.max() + 1, np.int64)
     np.maximum.at(highest, given.person_of, given.labels)
     return given.rows(np.flatnonzero(given.labels == highest[given.person_of])).renumbered()
 
 
-# --- making images --------------------------------------------------------------------------------------------------------
+# --- making images --------------------------------------------------------------------------------
 
 
 class Workshop:
-    """One part with its networks, its inverted members and its files in `work`; everything is computed once."""
+    """One part with its networks, its inverted members and its files in `work`; everything is
+    computed once.
+    """
 
     def __init__(self, part: Part, work: Path, study: Study) -> None:
         self.part, self.study = part, study
@@ -283,14 +291,18 @@ class Workshop:
 
     @cached_property
     def blind(self) -> Battery:
-        """The same attackers where releases have no label, so that everybody is comparable with every release."""
+        """The same attackers where releases have no label, so that everybody is comparable with
+        every release.
+        """
         blind = copy.copy(self.battery)
         blind.who = replace(self.people, labels=np.zeros_like(self.people.labels))
         return blind
 
     @cached_property
     def people(self) -> People:
-        """Members and held-out people as the attacker knows them: where a member has an image in no average, that one too."""
+        """Members and held-out people as the attacker knows them: where a member has an image in no
+        average, that one too.
+        """
         part = self.part
         offset = part.members.person_of.max() + 1
         images = np.concatenate([part.members.images, part.heldout.images])
@@ -364,7 +376,9 @@ def numbers(group: Group) -> tuple[int, ...]:
 def averaged(
     mode: Mode, outputs: int = 1, directions: int = 0, share: float = 1.0, metric: Metric = "codes"
 ) -> Callable[[Workshop, int], Released]:
-    """The product's path: groups, alignment, moving out along so many `directions` by a `share`, rendering."""
+    """The product's path: groups, alignment, moving out along so many `directions` by a `share`,
+    rendering.
+    """
 
     def maker(shop: Workshop, k: int) -> Released:
         generator, critic = shop.networks.generator, shop.networks.critic
@@ -409,7 +423,9 @@ def centroid(shop: Workshop, k: int) -> Released:
 
 
 def noised(shop: Workshop, k: int) -> Released:
-    """Mode `anchors` on all members as one stratum without labels: three strata of these are too few for cells of 3k."""
+    """Mode `anchors` on all members as one stratum without labels: three strata of these are too
+    few for cells of 3k.
+    """
     who = Roster(shop.who.pseudonyms, (Stratum(0),) * len(shop.who.pseudonyms), shop.who.images)
     mechanism = NoisyAnchors(
         ANCHORS_NOISE,
@@ -440,7 +456,9 @@ def same_pixel(shop: Workshop, k: int) -> Released:
 
 
 def same_pca(shop: Workshop, k: int) -> Released:
-    """k-Same-Eigen: the greedy rule and the mean in the principal components of the members' pixels (95 % of variance)."""
+    """k-Same-Eigen: the greedy rule and the mean in the principal components of the members' pixels
+    (95 % of variance).
+    """
     flat = person_means(
         shop, shop.part.members.images.reshape(len(shop.part.members.images), -1) / 255.0
     )
@@ -459,7 +477,9 @@ def person_means(shop: Workshop, rows: NDArray[np.float64]) -> NDArray[np.float6
 def classical(
     shop: Workshop, points: NDArray[np.float64], pictures: NDArray[np.float64], k: int
 ) -> Released:
-    """Groups by the paper's greedy rule on `points`, images by the mean of `pictures`, label by label."""
+    """Groups by the paper's greedy rule on `points`, images by the mean of `pictures`, label by
+    label.
+    """
     images, labels, members = [], [], []
     strata = np.array([s.label for s in shop.who.strata])
     for label in np.unique(strata):
@@ -491,7 +511,7 @@ MAKERS: dict[str, Callable[[Workshop, int], Released]] = {
 }
 
 
-# --- figures --------------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -529,7 +549,9 @@ def measured(shop: Workshop, row: str, k: int, seeds: int) -> dict[str, Any]:
 
 
 def fidelity(shop: Workshop, images: Images) -> dict[str, float | None]:
-    """Kernel distance on texture features and Fréchet distance on their first components, to the held-out people."""
+    """Kernel distance on texture features and Fréchet distance on their first components, to the
+    held-out people.
+    """
     texture = Texture(24)
     rows = {
         "public": shop.part.public.images,
@@ -549,7 +571,9 @@ def fidelity(shop: Workshop, images: Images) -> dict[str, float | None]:
 
 
 def utility(shop: Workshop, training: Sequence[tuple[Images, Labels, Labels]]) -> dict[str, Any]:
-    """Mean over seeds, each with its own training set, of a classifier's figures on the held-out people."""
+    """Mean over seeds, each with its own training set, of a classifier's figures on the held-out
+    people.
+    """
     test, classes = shop.part.heldout, len(shop.part.classes)
     recipe = classifier.Recipe(flip=shop.part.flip)
     found = []
@@ -575,7 +599,9 @@ def linkage(
     seen: Mapping[str, NDArray[np.float64]],
     k: int,
 ) -> dict[str, float | str] | None:
-    """Precision of the k candidates nearest to a release, in the space where it is worst; candidates are all of its label."""
+    """Precision of the k candidates nearest to a release, in the space where it is worst;
+    candidates are all of its label.
+    """
     possible = released.labels[:, None] == people.labels[None]
     own = np.zeros(possible.shape, bool)
     for r, g in enumerate(released.group_of):
@@ -613,7 +639,9 @@ def inverted(shop: Workshop) -> Images:
 
 
 def real_rows(shop: Workshop, seeds: int) -> dict[str, Any]:
-    """What all real members give, the distances' floor, and how well the re-identifying network tells people apart."""
+    """What all real members give, the distances' floor, and how well the re-identifying network
+    tells people apart.
+    """
     members = shop.part.members
     found: dict[str, Any] = {
         "all": utility(shop, [(members.images, members.labels, members.person_of)] * seeds),
@@ -650,7 +678,7 @@ def some(labels: Labels, accepted: Labels, k: int, seed: int) -> Labels:
     return np.concatenate(parts)
 
 
-# --- report ---------------------------------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------
 
 
 COLUMNS = ("k", "row", "images", "KID", "Fréchet", "kappa", "of real n/k", "accuracy", "macro-F1", "recall", "worst AUC (95 %)",

@@ -3,7 +3,7 @@
     python -m benchmarks.report            # write the pages
     python -m benchmarks.report --check    # name the pages that are not current
 
-In: benchmarks/results/NAME[.PART].json, one run each; benchmarks/pages/NAME.md, the words around it.
+In: benchmarks/results/NAME[.PART].json, one run each, and the words in benchmarks/pages/NAME.md.
 Out: docs/measurements/NAME.md, and its index.
 """
 
@@ -68,7 +68,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a benchmark with its provenance; `figures` are for machines, tables for readers."""
+    """One run with its provenance; `figures` are for machines, tables for readers."""
 
     benchmark: str
     part: str

@@ -1,1 +1,1 @@
-"""The paper's own alignment, generator and feature networks, for comparison alone."""
+"""The paper's own alignment, generator and feature networks: for comparison, never in a study."""

@@ -1,16 +1,18 @@
-"""The paper's own alignment, for comparing with the paper: its loss, its matching and its schedule, batched over groups.
+"""The alignment of Jeon et al. 2022 as its public code has it, batched over groups.
 
-In: inverted and real source images of groups of one size k, a generator, and the paper's two feature networks. Out: codes
-[B, L, d_w] and losses [B].
-Guaranteed: loss and gradient equal a plain loop over groups, sources and windows (benchmarks/paper/loop.py) up to rounding.
-Not: a way to release. Each source window is matched to a window of the average at every step, so one patient's Gram
-reaches the optimiser and may alone decide the texture of a window: no study plan can ask for this mode.
+In: inverted and real source images of groups of one size k, a generator, two feature networks.
+Out: codes [B, L, d_w] and losses [B].
+Guarantees: loss and gradient equal the plain loop of benchmarks/paper/loop.py up to rounding.
+Not covered: a way to release. One patient's Gram reaches the optimiser, so no plan can ask for it.
 
-Source: Jeon et al. 2022 as its code has it (methods/ksalsa.md section 2):
-    loss = 1e2·mean_i [1 - <f(G(w)), f(y_i)>] + 1e-6·mean_i mean_t |C_j*(i,t) - T_it|²,  j* = argmax_j cos(C_j, T_it)
-with f of the inverted source y_i at 224 px (nearest), Grams C, T not divided, after the ReLU of conv1_2, of 4×4 windows at
-256 px. Cheap by: sum of cosines = cosine with the sum, so f's mean (not re-normalised) is one target; sources' Grams and
-their norms are computed once; one matrix product gives all cosines of a step.
+    loss = 1e2·mean_i [1 - <f(G(w)), f(y_i)>] + 1e-6·mean_i mean_t |C_j(i,t) - T_it|²
+    j(i,t) = argmax_j cos(C_j, T_it), anew in every step
+
+f: of the inverted source y_i at 224 px, nearest neighbour. C, T: Grams that are not divided, after
+the ReLU of conv1_2, of 4×4 windows at 256 px. Three savings:
+1. A sum of cosines is the cosine with the sum, so f's mean (not normalised again) is one target.
+2. The sources' Grams and their norms are computed once.
+3. One matrix product gives all cosines of a step.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class PaperPlan:
 
 @dataclass(frozen=True)
 class PaperTargets:
-    """What is cached of B groups of k sources: mean content [B, D], Grams [B, k·P, C, C] and unit Grams [B, k·P, C²]."""
+    """What is cached of B groups of k sources: mean content [B, D], Grams [B, k·P, C, C] and unit
+    Grams [B, k·P, C²].
+    """
 
     content: Tensor
     grams: Tensor
@@ -61,7 +65,9 @@ class PaperTargets:
 
 @dataclass(frozen=True)
 class PaperLoss:
-    """The loss with its networks: `texture` [N, 3, H, W] → [N, C, H, W], `content` [N, 3, H, W] → unit vectors [N, D]."""
+    """The loss with its networks: `texture` [N, 3, H, W] → [N, C, H, W], `content` [N, 3, H, W] →
+    unit vectors [N, D].
+    """
 
     generator: Synthesizer
     texture: Features
@@ -69,7 +75,9 @@ class PaperLoss:
     plan: PaperPlan = field(default_factory=PaperPlan)
 
     def targets(self, real: Tensor, inverted: Tensor) -> PaperTargets:
-        """The targets of real and inverted sources [B, k, 3, H, W] in [-1, 1], computed once a group."""
+        """The targets of real and inverted sources [B, k, 3, H, W] in [-1, 1], computed once a
+        group.
+        """
         if real.shape[:2] != inverted.shape[:2] or real.ndim != 5:
             raise ConfigurationError(
                 f"paper mode: expected as many inverted as real sources; got {list(real.shape)}"
@@ -90,9 +98,8 @@ class PaperLoss:
         own = self._grams(image)  # [B, P, C, C]
         with torch.no_grad():
             unit = F.normalize(own.flatten(2), dim=2, eps=0)
-            best = (targets.units @ unit.transpose(1, 2)).argmax(
-                2
-            )  # [B, k·P]: windows of the average
+            cosines = targets.units @ unit.transpose(1, 2)
+            best = cosines.argmax(2)  # [B, k·P]: windows of the average
         picked = own[torch.arange(len(own))[:, None], best]
         texture = (picked - targets.grams).square().sum((2, 3)).mean(1)
         return self.plan.content_weight * away + self.plan.style_weight * texture
@@ -113,9 +120,13 @@ class PaperLoss:
 
 
 def paper_align(centroids: Tensor, targets: PaperTargets, loss: PaperLoss) -> tuple[Tensor, Tensor]:
-    """The codes after all steps from the centroids [B, L, d_w], and the losses [steps, B] before each step."""
-    codes, history = centroids.clone().requires_grad_(), []
-    adam, steps = Adam(codes), loss.plan.steps
+    """The codes after all steps from the centroids [B, L, d_w], and the losses [steps, B] before
+    each step.
+    """
+    codes = centroids.clone().requires_grad_()
+    history = []
+    adam = Adam(codes)
+    steps = loss.plan.steps
     for step in range(steps):
         value = loss(codes, targets)
         (gradient,) = torch.autograd.grad(value.sum(), [codes])
@@ -125,5 +136,7 @@ def paper_align(centroids: Tensor, targets: PaperTargets, loss: PaperLoss) -> tu
 
 
 def paper_learning_rate(t: float) -> float:
-    """The paper's schedule at t = step/steps: 0 at the first step (which therefore only feeds Adam's moments)."""
+    """The paper's schedule at t = step/steps: 0 at the first step (which therefore only feeds
+    Adam's moments).
+    """
     return min(1.0, t / 0.05) * 0.5 * (1 - math.cos(math.pi * min(1.0, (1 - t) / 0.25)))

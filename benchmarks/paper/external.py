@@ -1,11 +1,11 @@
-"""Feature networks that others trained (VGG-19, MoCo-v2 ResNet-50), from a local file whose SHA-256 a configuration pins.
+"""Feature networks that others trained, from a local file whose SHA-256 a configuration pins.
 
-In: `LocalWeights` (file and SHA-256, parsed by common/config.py). Out: the two networks that the paper's loss needs.
-  `Texture`  VGG-19 cut after the ReLU of conv1_2: [N, 3, H, W] → [N, 64, H, W]
-  `Content`  ResNet-50 without its head, batch norms folded into the convolutions: [N, 3, H, W] → unit vectors [N, 2048]
-Guaranteed: safetensors alone, size cap, digest checked before a tensor is parsed, nothing downloaded, no code from a file.
-Names are torchvision's (`features.0.weight`, `layer1.0.conv1.weight`); whoever trusts a .pth file converts it elsewhere.
-Not: used by a study. Images in [-1, 1] without ImageNet's mean and deviation, as the paper's code has it (Jeon et al. 2022).
+In: `LocalWeights`, the file and its SHA-256.
+Out: `Texture`, VGG-19 up to conv1_2, [N, 3, H, W] → [N, 64, H, W];
+     `Content`, ResNet-50 without its head, [N, 3, H, W] → unit vectors [N, 2048].
+Guarantees: safetensors alone, a size cap, the digest checked before parsing, nothing downloaded.
+Not covered: use in a study. Images are in [-1, 1] without ImageNet's moments, as the paper's code
+has it (Jeon et al. 2022). Names of tensors are torchvision's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from common.storage.files import read_capped
 from common.wire.tensors import Arrays, loads
 
 WEIGHTS_CAP_BYTES = 1 << 30
-HINT = "the file and the SHA-256 in the configuration must be those of one safetensors file with torchvision's names"
+HINT = (
+    "give the file and SHA-256 of one safetensors file with torchvision's names of tensors "
+    "in the configuration"
+)
 
 
 class LocalWeights(FrozenModel):
@@ -37,7 +40,9 @@ class LocalWeights(FrozenModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     def read(self) -> Arrays:
-        """The tensors of the pinned file; raises ConfigurationError before parsing if it is missing, large or another."""
+        """The tensors of the pinned file; raises ConfigurationError before parsing if it is
+        missing, large or another.
+        """
         if not self.file.is_file():
             raise ConfigurationError(f"{self.file}: no such file; expected weights", hint=HINT)
         try:
@@ -59,7 +64,9 @@ class PaperFeatures(FrozenModel):
 
 
 class Texture(nn.Module):
-    """VGG-19 up to and with the ReLU of conv1_2 (39 k parameters; the rest of the network is never run)."""
+    """VGG-19 up to and with the ReLU of conv1_2 (39 k parameters; the rest of the network is never
+    run).
+    """
 
     def __init__(self, channels: int = 64) -> None:
         super().__init__()
@@ -76,20 +83,26 @@ class Texture(nn.Module):
 
 
 class Content(nn.Module):
-    """Unit vectors [N, D] of a ResNet: its global average before the head. `network` is taken over and folded."""
+    """Unit vectors [N, D] of a ResNet: its global average before the head.
+
+    `network` is taken over and folded.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         network.fc = nn.Identity()
-        self.network = folded(network)
+        self.network = fold_batch_norms(network)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.network(x), dim=1)
 
 
 def load_texture(weights: LocalWeights) -> Texture:
-    """VGG-19's first two convolutions; raises ConfigurationError for a missing, wrong or unfitting file."""
-    texture, given = Texture(), weights.read()
+    """VGG-19's first two convolutions; raises ConfigurationError for a missing, wrong or unfitting
+    file.
+    """
+    texture = Texture()
+    given = weights.read()
     _fill(
         texture,
         {name: value for name, value in given.items() if name in dict(texture.named_parameters())},
@@ -99,10 +112,14 @@ def load_texture(weights: LocalWeights) -> Texture:
 
 
 def load_content(weights: LocalWeights) -> Content:
-    """The MoCo-v2 ResNet-50; its head (`fc.`), if the file has one, is left out. Raises ConfigurationError as above."""
+    """The MoCo-v2 ResNet-50; its head (`fc.`), if the file has one, is left out.
+
+    Raises ConfigurationError as above.
+    """
     from torchvision.models import resnet50  # takes seconds, and only parity needs it
 
-    network, given = resnet50(weights=None), weights.read()
+    network = resnet50(weights=None)
+    given = weights.read()
     network.fc = nn.Identity()
     _fill(
         network,
@@ -112,16 +129,19 @@ def load_content(weights: LocalWeights) -> Content:
     return Content(network.eval()).requires_grad_(False)
 
 
-def folded(network: nn.Module) -> nn.Module:
-    """`network` in evaluation mode with each BatchNorm2d folded into the convolution declared just before it.
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """`network` in evaluation mode with each BatchNorm2d folded into the convolution declared just
+    before it.
 
-    Holds for torchvision's ResNets, whose modules stand in the order of use. Raises ConfigurationError on a leftover.
+    Holds for torchvision's ResNets, whose modules stand in the order of use. Raises
+    ConfigurationError on a leftover.
     """
     network.eval()
     for block in network.modules():
         names = list(block._modules)
         for conv_name, norm_name in itertools.pairwise(names):
-            conv, norm = block._modules[conv_name], block._modules[norm_name]
+            conv = block._modules[conv_name]
+            norm = block._modules[norm_name]
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 block._modules[conv_name] = fuse_conv_bn_eval(conv, norm)
                 block._modules[norm_name] = nn.Identity()

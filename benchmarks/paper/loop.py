@@ -1,10 +1,10 @@
-"""The paper's optimisation as its loop does it: one group at a time, one source at a time, one window at a time.
+"""The alignment of Jeon et al. 2022 as a loop: one group, one source, one window at a time.
 
-A reference of our own (nothing is copied from the authors), written from methods/ksalsa.md sections 2 and 4, for
-benchmarks/align.py (speed) and tests/benchmarks/paper/test_alignment.py (equality). Per step it does what the paper's loop
-does: per-sample modulated weights, two 1-D filter passes, VGG-19 in full (k-independent: the sources' Grams are kept per
-group), three forward and one backward pass of the content network per source (20 passes at k = 5), a match with a
-synchronisation per source window. Per group: the feature networks loaded anew, the sources passed through VGG-19 in full.
+Written from the paper, nothing is copied. benchmarks/align.py measures its speed, and
+tests/benchmarks/paper/test_alignment.py compares losses.
+Per step: per-sample modulated weights, two 1-D filter passes, all of VGG-19, four passes of the
+content network per source, a match with a synchronisation per source window.
+Per group: the feature networks loaded anew, the sources passed through all of VGG-19.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from torch.nn import functional as F
 from benchmarks.paper.alignment import PaperPlan
 from benchmarks.paper.stylegan2 import PaperGenerator, PaperImage, PaperLayer
 
-CONV1_2 = 3  # index of the ReLU after conv1_2 in VGG-19; it works in place, so this is what the paper's Gram sees
+CONV1_2 = 3  # index of the ReLU after conv1_2 in VGG-19, which works in place
 
 
-# --- StyleGAN2's synthesis with a kernel of its own for every sample ----------------------------------------------------------
+# --- StyleGAN2's synthesis with a kernel of its own for every sample ------------------------------
 
 
 def synthesis(generator: PaperGenerator, wplus: Tensor) -> Tensor:
-    """Images [N, 3, S, S] by weight modulation; the weights are part of the graph, as in the public implementation."""
+    """Images [N, 3, S, S] by weight modulation; the weights are part of the graph, as in the public
+    implementation.
+    """
     x = generator.constant.repeat(len(wplus), 1, 1, 1)
     image: Tensor | None = None
     for position, (layer, row) in enumerate(generator.layers()):
@@ -42,7 +44,9 @@ def synthesis(generator: PaperGenerator, wplus: Tensor) -> Tensor:
 
 
 def styled(layer: PaperLayer, x: Tensor, w: Tensor, *, up: bool) -> Tensor:
-    """Modulate, demodulate, convolve in groups (one a sample), filter, noise, bias, LeakyReLU(0.2)·√2."""
+    """Modulate, demodulate, convolve in groups (one a sample), filter, noise, bias,
+    LeakyReLU(0.2)·√2.
+    """
     n, cin, height, width = x.shape
     kernel = layer.weight[None] * layer.style(w)[:, None, :, None, None]
     kernel = kernel * torch.rsqrt(kernel.square().sum((2, 3, 4), keepdim=True) + 1e-8)
@@ -84,19 +88,25 @@ def upsampled(x: Tensor) -> Tensor:
     return low_pass(F.pad(spread, (2, 1, 2, 1)), 4.0, 0)
 
 
-# --- the loss -----------------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 @dataclass
 class PaperLoop:
-    """One group's optimisation. `load` gives VGG-19's layers (a Sequential) and the headless ResNet, anew for each group."""
+    """One group's optimisation.
+
+    `load` gives VGG-19's layers (a Sequential) and the headless ResNet, anew for each group.
+    """
 
     generator: PaperGenerator
     load: Callable[[], tuple[nn.Sequential, nn.Module]]
     plan: PaperPlan = field(default_factory=PaperPlan)
 
     def start(self, real: Tensor, inverted: Tensor) -> None:
-        """Once a group: load the networks, keep each source's window Grams. Sources [k, 3, H, W]."""
+        """Once a group: load the networks, keep each source's window Grams.
+
+        Sources [k, 3, H, W].
+        """
         self.vgg, self.resnet = self.load()
         self.real = F.adaptive_avg_pool2d(real, self.plan.image_px)
         self.inverted = F.adaptive_avg_pool2d(inverted, self.plan.image_px)
@@ -148,7 +158,9 @@ class PaperLoop:
         return self.plan.content_weight * content / k + self.plan.style_weight * style / k
 
     def run(self, centroid: Tensor) -> tuple[Tensor, list[float]]:
-        """The code after all steps, and the loss before each; torch's Adam with the paper's schedule."""
+        """The code after all steps, and the loss before each; torch's Adam with the paper's
+        schedule.
+        """
         code, history = centroid.clone().requires_grad_(), []
         adam = torch.optim.Adam([code], betas=(0.9, 0.999), lr=self.plan.learning_rate)
         for step in range(self.plan.steps):
@@ -157,7 +169,7 @@ class PaperLoop:
             adam.param_groups[0]["lr"] = self.plan.learning_rate * ramp * min(1.0, t / 0.05)
             value = self.loss(code)
             adam.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             adam.step()
             history.append(float(value.detach()))
         return code.detach(), history

@@ -1,13 +1,12 @@
-"""The paper's generator: StyleGAN2's synthesis network at 64 to 512 px, for comparing with the paper and nothing else.
+"""StyleGAN2's synthesis network at 64 to 512 px (Karras et al. 2020): the generator of the paper.
 
 In: codes W+ [N, L, latent], L = 2·log2(size_px) - 2. Out: images [N, 3, size_px, size_px].
-Guaranteed: the same function as StyleGAN2's weight-modulated form up to rounding (tests compare the two), without weights
-per sample, so that groups batch and a frozen network needs no weight gradient: a third less work forward + backward.
-Not: a generator that kohort trains or ships (that is common/models/stylegan.py); noise maps are fixed, one set per model,
-as in the paper, so every image shares them. Do not release such images.
+Guarantees: the function of the weight-modulated form up to rounding, without weights per sample.
+Not covered: what kohort trains or ships (common/models/stylegan.py). Noise maps are one fixed set
+per model, as in the paper, so every image shares them: do not release such images.
 
-Source: Karras et al. 2020; what is folded where: methods/ksalsa.md section 4 (one 4×4 FIR, gain √2 in the next style,
-noise·strength + bias added once).
+Three savings: one 4×4 filter in place of two 1-D ones, the gain √2 folded into the next style, and
+noise·strength + bias added at once.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ CHANNEL_BASE, MOST_CHANNELS, LATENT = 32_768, 512, 512
 
 
 class PaperLayer(nn.Module):
-    """Weights of one styled 3×3 convolution, [cin] → [cout] at `size_px`: kernel, style, bias and a fixed noise map."""
+    """Weights of one styled 3×3 convolution, [cin] → [cout] at `size_px`: kernel, style, bias and a
+    fixed noise map.
+    """
 
     noise: Tensor
 
@@ -56,8 +57,9 @@ class PaperImage(nn.Module):
 
 
 class PaperGenerator(nn.Module):
-    """StyleGAN2's synthesis network, 512 channels up to 64 px by default; forward + backward about 32 GMAC at 64 px and
-    120 at 512 px (48 and 180 with per-sample weights)."""
+    """StyleGAN2's synthesis network, 512 channels up to 64 px by default; forward + backward about
+    32 GMAC at 64 px and 120 at 512 px (48 and 180 with per-sample weights).
+    """
 
     def __init__(
         self,
@@ -86,7 +88,9 @@ class PaperGenerator(nn.Module):
         return found
 
     def synthesis(self, wplus: Tensor) -> Tensor:
-        """Images [N, 3, S, S] for codes [N, L, latent]; raises ConfigurationError for a code of another shape."""
+        """Images [N, 3, S, S] for codes [N, L, latent]; raises ConfigurationError for a code of
+        another shape.
+        """
         if wplus.ndim != 3 or wplus.shape[1:] != (self.layer_count, self.latent):
             expected = f"[N, {self.layer_count}, {self.latent}]"
             raise ConfigurationError(
@@ -106,7 +110,9 @@ class PaperGenerator(nn.Module):
 
 
 def _styled(layer: PaperLayer, x: Tensor, w: Tensor, gain: float, *, up: bool) -> Tensor:
-    """LeakyReLU(0.2) of the styled convolution, without its gain √2, [N, cin, ·, ·] → [N, cout, r, r]."""
+    """LeakyReLU(0.2) of the styled convolution, without its gain √2, [N, cin, ·, ·] → [N, cout, r,
+    r].
+    """
     style = layer.style(w)
     scale = torch.rsqrt(style.square() @ layer.weight.square().sum((2, 3)).T + 1e-8)
     x = x * (gain * style)[:, :, None, None]
@@ -119,15 +125,18 @@ def _styled(layer: PaperLayer, x: Tensor, w: Tensor, gain: float, *, up: bool) -
 
 
 def _to_image(part: PaperImage, x: Tensor, w: Tensor) -> Tensor:
-    """RGB [N, 3, r, r]: a matrix product per image, so the feature map is not copied with its style."""
+    """RGB [N, 3, r, r]: a matrix product per image, so the feature map is not copied with its
+    style.
+    """
     weight = part.weight * (GAIN * part.style(w))[:, None, :]  # [N, 3, C]
     seen = torch.bmm(weight, x.flatten(2)) + part.bias[None, :, None]
     return seen.view(len(x), 3, *x.shape[2:])
 
 
 def _fir(x: Tensor, stride: int) -> Tensor:
-    """The [1, 3, 3, 1] low-pass filter as one depthwise 4×4 convolution; `stride` 2 doubles the size, 0 only filters
-    what a transposed convolution made ([2r + 1] → [2r])."""
+    """The [1, 3, 3, 1] low-pass filter as one depthwise 4×4 convolution; `stride` 2 doubles the
+    size, 0 only filters what a transposed convolution made ([2r + 1] → [2r]).
+    """
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device)
     kernel = (taps[:, None] * taps / 16).expand(x.shape[1], 1, 4, 4)
     if stride:

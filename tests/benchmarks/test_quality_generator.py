@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from benchmarks import quality_generator as q
+from common import arrays
 from common.study.plan import load_study
 
 
-def speckled(count: int, amplitude: int, seed: int = 0) -> q.Images:
+def speckled(count: int, amplitude: int, seed: int = 0) -> arrays.Images:
     """Grey pictures [count, 64, 64, 3] of single pixels that differ by ± `amplitude`."""
     sign = np.random.default_rng(seed).choice([-1, 1], (count, 64, 64, 1))
     return np.repeat(128 + amplitude * sign, 3, 3).astype(np.uint8)

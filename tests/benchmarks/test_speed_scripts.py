@@ -28,15 +28,15 @@ private_step, noise = script("private_step"), script("noise")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", private_step.VARIANTS)
 def test_every_variant_takes_a_step_and_moves_the_critic(name: str) -> None:
-    scene = private_step.Scene(private_step.Shape(2, 2), "cpu")
-    before = {n: p.detach().clone() for n, p in scene.critic.named_parameters()}
-    private_step.VARIANTS[name](scene)()
+    setup = private_step.Setup(private_step.Shape(2, 2), "cpu")
+    before = {n: p.detach().clone() for n, p in setup.critic.named_parameters()}
+    private_step.VARIANTS[name](setup)()
     assert sum(p.numel() for p in before.values()) == 391_945
     weights = [
         n for n in before if n.endswith("weight")
     ]  # without noise, the score's bias stays: real and fake cancel
     assert all(
-        not torch.equal(before[n], dict(scene.critic.named_parameters())[n]) for n in weights
+        not torch.equal(before[n], dict(setup.critic.named_parameters())[n]) for n in weights
     )
 
 
@@ -58,7 +58,7 @@ import sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_speed_scripts import private_step
-private_step.VARIANTS["large"] = lambda scene: lambda: torch.ones(2**24).sum()
+private_step.VARIANTS["large"] = lambda setup: lambda: torch.ones(2**24).sum()
 print(private_step.memory_growth("large", private_step.Shape(2, 1)))
 """
 

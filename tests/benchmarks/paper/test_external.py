@@ -99,7 +99,7 @@ def test_tensors_that_do_not_fit_are_refused(what: str, tmp_path: Path) -> None:
 
 def test_a_batch_norm_that_cannot_be_folded_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="batch norm"):
-        external.folded(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm2d(3)))
+        external.fold_batch_norms(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm2d(3)))
 
 
 def test_the_configuration_pins_both_files(tmp_path: Path) -> None:
