@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # both import torch, which takes seconds
     from numpy.typing import NDArray
 
     from server.evaluate.extractors import Extractor
-    from server.evaluate.rehearsal_report import Cast, Rehearsal
+    from server.evaluate.people import PublicPeople
+    from server.evaluate.rehearsal_report import Rehearsal
     from server.release.items import Account, Pairs, SiteBatch
 
 Out = Annotated[Path, typer.Option(help="folder in which the releases lie")]
@@ -170,9 +171,10 @@ def check_quorum(sites: int, quorum: int) -> None:
 
 def read_people(
     members: Path | None, heldout: Path | None, file: Path | None, study: Study
-) -> Cast | Rehearsal | None:
+) -> PublicPeople | Rehearsal | None:
     """Return this rehearsal's public people, an earlier rehearsal's findings, or None."""
-    from server.evaluate.rehearsal_report import read_cast, read_rehearsal
+    from server.evaluate.people import read_public_people
+    from server.evaluate.rehearsal_report import read_rehearsal
 
     if (members is None) != (heldout is None) or (members and file):
         raise ConfigurationError(
@@ -185,7 +187,7 @@ def read_people(
             "--members, --rehearsal: for studies that release averages; this one releases pairs"
         )
     if members and heldout:
-        return read_cast(members, heldout, study)
+        return read_public_people(members, heldout, study)
     return read_rehearsal(file, study) if file else None
 
 

@@ -12,9 +12,11 @@ import numpy as np
 
 from server.evaluate import findings as measured
 from server.evaluate import rehearsal_report
+from server.evaluate.attacker import load_networks
 from server.evaluate.downstream import Labelled
 from server.evaluate.findings import Finding
-from server.evaluate.rehearsal_report import Cast, Rehearsal
+from server.evaluate.people import PublicPeople
+from server.evaluate.rehearsal_report import Rehearsal
 from server.release.items import Items, ReleaseInputs
 
 
@@ -35,10 +37,10 @@ def evaluation(inputs: ReleaseInputs, items: Items) -> dict[str, Any]:
 
 def _rehearsal(inputs: ReleaseInputs, items: Items) -> Rehearsal | None:
     """The rehearsal that was given, or that of this release if its people are public."""
-    if not isinstance(inputs.rehearsal, Cast):
+    if not isinstance(inputs.rehearsal, PublicPeople):
         return inputs.rehearsal
     checkpoints = inputs.bundle / "checkpoints"
-    attacker = rehearsal_report.networks(inputs.study, inputs.weights, checkpoints)
+    attacker = load_networks(inputs.study, inputs.weights, checkpoints)
     released = Labelled(items.images, items.labels)
     return rehearsal_report.rehearse(released, inputs.rehearsal, inputs.study, attacker)
 

@@ -15,7 +15,8 @@ from common.study.plan import Study
 from common.wire.messages import Header, Sealed
 from server.evaluate.canary_rehearsal import ModelAudit
 from server.evaluate.extractors import Extractor
-from server.evaluate.rehearsal_report import Cast, Rehearsal
+from server.evaluate.people import PublicPeople
+from server.evaluate.rehearsal_report import Rehearsal
 from server.public_data.pairs import PublicPairs
 
 
@@ -70,7 +71,7 @@ class ReleaseInputs:
     reference_name: str = ""
     pairs: Pairs | None = None
     extractor: Extractor | None = None
-    rehearsal: Cast | Rehearsal | None = None
+    rehearsal: PublicPeople | Rehearsal | None = None
 
 
 @dataclass(frozen=True)

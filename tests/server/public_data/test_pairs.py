@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.errors import ConfigurationError
 from common.wire import tensors
-from server.pretrain.gan import Provenance
+from server.pretrain.provenance import Provenance
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import phantom_pairs, read_pairs
 
