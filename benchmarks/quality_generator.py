@@ -1,22 +1,20 @@
-"""How good a fundus starting checkpoint is: inversions, samples and averages beside real photographs that it never saw.
+"""How good a fundus starting checkpoint is, beside real photographs that it never saw.
 
-    python -m benchmarks.quality_generator [--checkpoint DIR ...] [--plain] [--pictures DIR] [--json] [--quick]
+    python -m benchmarks.quality_generator --data FOLDER [--checkpoint DIR ...] [--plain]
+        [--pictures DIR] [--json [FILE]] [--quick]
 
-Data: IDRiD at 64 px by benchmarks/fundus_split.py. The 189 members are inverted and averaged in groups of 5, 10 and 20 of one
-side and one merged grade (grouping `similar`); the 110 held-out people are what everything is compared with; the public 211
-give the real-against-real floor. Per checkpoint: kernel distance (server/evaluate/distances.py on `Texture`, standardised by the held-out)
-of samples, inversions and averages, with and without alignment, and of the pixel average; fine structure (mean absolute
-difference from a 4 px local mean, as a share of the held-out photographs'); inversion error (RMSE of the range [0, 1]), share
-accepted, and inversions per CPU-second by refinement steps (alternating, process time, one thread). `--pictures` writes the
-contact sheets of the first checkpoint. `--plain` (12 CPU-seconds a checkpoint instead of 170) leaves out refinement and
-alignment and averages random groups of one side and merged grade. Several checkpoints are measured in one run on the same
-people. Nothing is selected here.
+Data: IDRiD at 64 px by benchmarks/fundus_split.py. Members are inverted and averaged in groups of
+5, 10 and 20 (`similar`). All is compared with the held-out people; the public ones are the floor.
+Per checkpoint:
+- kernel distance of samples, inversions, averages (with and without alignment), pixel averages
+- fine structure: mean absolute difference from a 4 px local mean, as a share of the held-out ones'
+- inversion error (RMSE of the range [0, 1]), share accepted, inversions per CPU-second
+`--plain` leaves out refinement and alignment and averages random groups. Nothing is selected here.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -28,7 +26,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from benchmarks import fundus_split
+from benchmarks import fundus_split, report
 from client.state.group_store import Group
 from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
 from client.synthesize.group import Roster, form_groups, patient_codes, roster
@@ -43,7 +41,9 @@ from server.evaluate import distances
 from server.evaluate.extractors import Texture
 
 SHIPPED = fundus_split.ROOT / "deploy" / "checkpoints" / "fundus-64"
-SIZE_PX, WIDTH, LATENT = 64, 24, 128
+SIZE_PX = 64
+WIDTH = 24
+LATENT = 128
 CAP_BYTES = 1 << 28
 MERGED = np.array([0, 1, 1, 2, 2])  # deploy/studies/fundus.yaml: none, mild-moderate, severe
 KEY = b"kohort-benchmark-quality-generator"
@@ -58,15 +58,14 @@ class Bench:
         self, folder: Path, people: dict[str, fundus_split.People], alignment: AlignmentPlan
     ) -> None:
         size = GanPlan.model_construct(width=WIDTH, latent=LATENT)
-        gan, encoder = (
-            read(folder / f"{name}.safetensors", max_bytes=CAP_BYTES) for name in ("gan", "encoder")
-        )
-        self.generator, self.critic = (
-            load_generator(gan, size, SIZE_PX, 3),
-            load_critic(gan, size, SIZE_PX, 3),
-        )
+        gan = read(folder / "gan.safetensors", max_bytes=CAP_BYTES)
+        encoder = read(folder / "encoder.safetensors", max_bytes=CAP_BYTES)
+        self.generator = load_generator(gan, size, SIZE_PX, 3)
+        self.critic = load_critic(gan, size, SIZE_PX, 3)
         self.encoder = load_encoder(encoder, WIDTH, LATENT, SIZE_PX, 3)
-        self.people, self.alignment, self.plan = people, alignment, InversionPlan()
+        self.people = people
+        self.alignment = alignment
+        self.plan = InversionPlan()
 
     @cached_property
     def known(self) -> Reference:
@@ -156,8 +155,10 @@ class Judge:
     def __init__(self, heldout: Images) -> None:
         self.extractor = Texture()
         raw = self.extractor.features(heldout)
-        self.middle, self.scale = raw.mean(0), raw.std(0) + 1e-6
-        self.real, self.fine = (raw - self.middle) / self.scale, fine_structure(heldout)
+        self.middle = raw.mean(0)
+        self.scale = raw.std(0) + 1e-6
+        self.real = (raw - self.middle) / self.scale
+        self.fine = fine_structure(heldout)
 
     def __call__(self, images: Images) -> dict[str, float]:
         """Kernel distance to the held-out and share of their fine structure."""
@@ -173,7 +174,8 @@ class Judge:
 
 def measured(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str, dict[str, float]]:
     """Row name → figures for one checkpoint."""
-    people, heldout = bench.people, bench.heldout
+    people = bench.people
+    heldout = bench.heldout
     rows = {
         "real (public), the floor": judge(people["public"].images),
         "samples": judge(bench.samples(len(people["heldout"]))),
@@ -187,11 +189,12 @@ def measured(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str, di
 
 
 @torch.no_grad()
-def plainly(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
+def plain_figures(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
     """Row name → figures from the encoder's codes as they are, averaged in random groups of one
     side and merged grade.
     """
-    members, heldout = bench.people["members"], to_unit(bench.people["heldout"].images)
+    members = bench.people["members"]
+    heldout = to_unit(bench.people["heldout"].images)
     seen = bench.encoder.invert(heldout, bench.generator, 2).reconstructions.clamp(-1, 1)
     errors = (seen - heldout).square().mean((1, 2, 3)).sqrt().div(2)
     rows = {
@@ -219,7 +222,9 @@ def plainly(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
 
 def inversion_figures(bench: Bench) -> dict[str, float]:
     """Errors, what is accepted, and what is rejected that should be."""
-    people, heldout, rng = bench.people, bench.heldout, np.random.default_rng(0)
+    people = bench.people
+    heldout = bench.heldout
+    rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (8, SIZE_PX, SIZE_PX, 3)).astype(np.uint8)
     foreign = bench.inverted(np.concatenate([noise, 255 - people["heldout"].images[:8]]))
     turned = bench.inverted(np.ascontiguousarray(np.rot90(people["heldout"].images[:8], 1, (1, 2))))
@@ -258,7 +263,8 @@ def speeds(bench: Bench, count: int = 8, repeats: int = 2) -> dict[str, dict[str
 def pictures(bench: Bench, folder: Path, columns: int = 8) -> None:
     """The two contact sheets, JPEG: stages of groups of 5, and averages of 5, 10 and 20."""
     folder.mkdir(parents=True, exist_ok=True)
-    photographs, found = bench.people["members"].images, bench.members
+    photographs = bench.people["members"].images
+    found = bench.members
     groups = bench.groups(5)
     groups = tuple(groups[i] for i in np.linspace(0, len(groups) - 1, columns).astype(int))
     first = [int(group.members[0]) for group in groups]
@@ -283,48 +289,55 @@ def save(rows: list[Images], path: Path) -> None:
     Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(path, quality=88)
 
 
-def show(result: dict[str, Any]) -> None:
-    """Markdown tables, a column for each checkpoint."""
-    forms = {
-        "rows": (
-            "kernel distance ± deviation (fine structure)",
-            "{kernel:.3f} ± {deviation:.3f} ({fine:.2f})",
-        ),
-        "inversion": ("inversion", "{}"),
-        "speed": (
-            "refinement steps: median error, images per CPU-second",
-            "{median error:.4f}, {per CPU-second:.1f}",
-        ),
-    }
-    for part, (title, form) in forms.items():
-        if part not in next(iter(result.values())):
-            continue
-        print(f"| {title} | {' | '.join(result)} |\n| --- |{' --- |' * len(result)}")
-        for row in next(iter(result.values()))[part]:
-            cells = (one[part][row] for one in result.values())
-            shown = (
-                form.format(**cell) if isinstance(cell, dict) else form.format(cell)
-                for cell in cells
-            )
-            print(f"| {row} | {' | '.join(shown)} |")
-        print()
+FORMS = {
+    "rows": (
+        "kernel distance ± deviation (fine structure)",
+        "{kernel:.3f} ± {deviation:.3f} ({fine:.2f})",
+    ),
+    "inversion": ("inversion", "{}"),
+    "speed": (
+        "refinement steps: median error, images per CPU-second",
+        "{median error:.4f}, {per CPU-second:.1f}",
+    ),
+}
+
+
+def tables(result: dict[str, Any]) -> list[report.Table]:
+    """A table for each part that was measured, a column for each checkpoint."""
+    found = []
+    first = next(iter(result.values()))
+    for part, (title, form) in FORMS.items():
+        if part in first:
+            rows = tuple((row, *cells(result, part, row, form)) for row in first[part])
+            found.append(report.Table("", (title, *result), rows))
+    return found
+
+
+def cells(result: dict[str, Any], part: str, row: str, form: str) -> list[str]:
+    """A row's cell of each checkpoint."""
+    shown = []
+    for one in result.values():
+        cell = one[part][row]
+        shown.append(form.format(**cell) if isinstance(cell, dict) else form.format(cell))
+    return shown
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with idrid_64.npz")
     parser.add_argument("--checkpoint", type=Path, nargs="+", default=[SHIPPED])
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--pictures", type=Path, help="folder for the first checkpoint's sheets")
     parser.add_argument(
         "--plain", action="store_true", help="no refinement, no alignment, random groups"
     )
-    parser.add_argument("--json", action="store_true")
+    report.add_json(parser)
     parser.add_argument(
         "--quick", action="store_true", help="a few people and steps, to see whether it runs"
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    people = fundus_split.split(SIZE_PX)
+    people = fundus_split.split(SIZE_PX, given.data)
     if given.quick:
         people = {role: part[np.arange(40)] for role, part in people.items()}
     judge = Judge(people["heldout"].images)
@@ -337,18 +350,15 @@ def main() -> None:
         if given.pictures and folder == given.checkpoint[0]:
             pictures(bench, given.pictures)
         if given.plain:
-            result[folder.name] = {"rows": plainly(bench, judge)}
+            result[folder.name] = {"rows": plain_figures(bench, judge)}
             continue
-        rows = measured(bench, judge, sizes)
         result[folder.name] = {
-            "rows": rows,
+            "rows": measured(bench, judge, sizes),
             "inversion": inversion_figures(bench),
             "speed": speeds(bench),
         }
-    if given.json:
-        print(json.dumps(result))
-    else:
-        show(result)
+    part = "plain" if given.plain else "inversion"
+    report.give(given.json, f"quality_generator.{part}", tables(result), result)
 
 
 if __name__ == "__main__":

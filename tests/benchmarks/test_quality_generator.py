@@ -39,21 +39,21 @@ def test_a_judge_finds_the_same_kind_near_and_another_kind_far() -> None:
     assert weaker["kernel"] > 10 * abs(same["kernel"])
 
 
-def test_the_table_has_a_column_for_each_checkpoint_and_only_the_parts_that_were_measured(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_table_has_a_column_for_each_checkpoint_and_only_the_parts_that_were_measured() -> None:
     cell = {"images": 3, "kernel": 0.5, "deviation": 0.25, "fine": 0.75}
-    q.show(
+    (one,) = q.tables(
         {"new": {"rows": {"samples": cell}}, "old": {"rows": {"samples": cell | {"kernel": -1.0}}}}
     )
-    lines = capsys.readouterr().out.strip().splitlines()
+    lines = one.markdown().splitlines()
     assert lines[0].endswith("| new | old |")
     assert lines[2] == "| samples | 0.500 ± 0.250 (0.75) | -1.000 ± 0.250 (0.75) |"
     assert len(lines) == 3
     speed = {"0": {"median error": 0.02, "per CPU-second": 35.04}}
-    q.show({"new": {"rows": {"samples": cell}, "inversion": {"threshold": 0.1}, "speed": speed}})
-    assert "| threshold | 0.1 |" in (out := capsys.readouterr().out)
-    assert "| 0 | 0.0200, 35.0 |" in out
+    _, inversion, speeds = q.tables(
+        {"new": {"rows": {"samples": cell}, "inversion": {"threshold": 0.1}, "speed": speed}}
+    )
+    assert "| threshold | 0.1 |" in inversion.markdown()
+    assert "| 0 | 0.0200, 35.0 |" in speeds.markdown()
 
 
 def test_a_sheet_is_rows_of_pictures_enlarged_twice(tmp_path: Path) -> None:
