@@ -20,9 +20,9 @@ from client.state.ledger import Reservation
 from client.state.records import FILTER_ORDER, Records
 from common.errors import EnvironmentFault, PolicyError
 from common.privacy.accounting import epsilon_rdp, spend
-from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, SubsampledGaussian
 from common.privacy.events import image_event, round_event
-from common.privacy.planning import refuse_hopeless
+from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, SubsampledGaussian
+from common.privacy.plan_report import refuse_hopeless
 from common.storage.journal import Entry
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study

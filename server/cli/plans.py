@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from common.privacy.planning import ModelReport, PlanReport
+from common.privacy.plan_report import PlanReport
+from common.privacy.planning import ModelNoise
 from common.study.plan import Study, load_study
 from common.study.words import fingerprint_words
 from server.cli.options import AsJson, StateFolder, StudyFile
@@ -50,7 +51,7 @@ def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
     }
 
 
-def model_facts(model: ModelReport) -> dict[str, float | int | None]:
+def model_facts(model: ModelNoise) -> dict[str, float | int | None]:
     """Return what `plan --json` prints of one model."""
     return {
         "sampling_rate": model.event.q,

@@ -10,7 +10,8 @@ import pytest
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import epsilon_pld, epsilon_rdp
 from common.privacy.mechanisms import SubsampledGaussian
-from common.privacy.planning import calibrated, effective_sites, feasibility, refuse_hopeless
+from common.privacy.plan_report import feasibility, refuse_hopeless
+from common.privacy.planning import calibrate_together, effective_sites
 from common.study.plan import Study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
@@ -140,7 +141,7 @@ def test_the_verdict_is_the_references_table(case: str) -> None:
 
 
 def test_the_calibrated_noise_uses_the_budget_and_one_hundredth_less_exceeds_it() -> None:
-    (sigma,) = calibrated([SubsampledGaussian(0.064, 30.0, 2000)], 8.0, 1e-5)
+    (sigma,) = calibrate_together([SubsampledGaussian(0.064, 30.0, 2000)], 8.0, 1e-5)
     assert sigma == 1.88
     assert epsilon_pld([SubsampledGaussian(0.064, 1.88, 2000)], 1e-5) <= 8.0
     assert epsilon_pld([SubsampledGaussian(0.064, 1.87, 2000)], 1e-5) > 8.0
@@ -151,7 +152,7 @@ def test_two_models_are_calibrated_together() -> None:
         SubsampledGaussian(0.05, 2.0, 200, model="gan"),
         SubsampledGaussian(0.05, 4.0, 100, model="glow"),
     ]
-    sigmas = calibrated(events, 2.0, 1e-5)
+    sigmas = calibrate_together(events, 2.0, 1e-5)
     fitted = [
         dataclasses.replace(e, noise_multiplier=s) for e, s in zip(events, sigmas, strict=True)
     ]
@@ -240,8 +241,10 @@ def test_a_site_refuses_a_hopeless_plan_unless_it_says_so_itself() -> None:
 
 def test_a_sites_check_of_the_verdict_needs_no_torch() -> None:
     program = (
-        "import sys; from tests.studies import small_study; from common.privacy import planning as p;"
-        "s = small_study(); p.refuse_hopeless(s, {'gan': 9, 'glow': 9}); p.needed(s, p.model_reports(s, {'gan': 9**6, "
-        "'glow': 9}, {}), 20.0); sys.exit('torch' in sys.modules)"
+        "import sys; from tests.studies import small_study;"
+        "from common.privacy import plan_report, planning;"
+        "s = small_study(); plan_report.refuse_hopeless(s, {'gan': 9, 'glow': 9});"
+        "models = planning.noise_of_models(s, {'gan': 9**6, 'glow': 9}, {});"
+        "planning.needs_for(s, models, 20.0); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from common.privacy.accounting import Spent
 from common.privacy.events import round_event
-from common.privacy.planning import ModelReport, PlanReport
+from common.privacy.plan_report import PlanReport
+from common.privacy.planning import ModelNoise
 from common.study.plan import Study
 
 Kohort = Callable[..., tuple[int, str, str]]  # exit code, output, errors
@@ -17,7 +18,7 @@ def fake_report(verdict: str) -> Callable[..., PlanReport]:
 
     def report(study: Study, counts: dict[str, int], **named: object) -> PlanReport:
         models = tuple(
-            ModelReport(name, round_event(study, name, counts[name]), plan, len(study.sites))
+            ModelNoise(name, round_event(study, name, counts[name]), plan, len(study.sites))
             for name, plan in study.models.trained().items()
         )
         return PlanReport(

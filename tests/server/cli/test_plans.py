@@ -91,7 +91,7 @@ def test_parameters_are_counted_without_generator_and_untrained_tensors(tmp_path
 def test_plan_prints_verdict_and_figures_for_people_and_programs(
     tmp_path: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from common.privacy.planning import feasibility
+    from common.privacy.plan_report import feasibility
     from tests.federation import pairs_plan
 
     monkeypatch.setattr(

@@ -1,0 +1,304 @@
+"""The report on a study plan in words: what it spends, its verdict, and what would change it.
+
+In: a plan and how many numbers each of its models trains. Out: a `PlanReport`; or PolicyError
+(E-PLAN-INFEASIBLE) at a site that is asked to run a plan whose noise exceeds its signal too far.
+Guarantees: spends nothing; the numbers are those of planning.py.
+Not covered: that a feasible plan learns.
+
+The verdict by r/sqrt(S): at most 10 is feasible, at most 20 marginal, more is refused
+(docs/decisions/0021-verdict-before-spending.md). `feasibility` imports torch where opacus is asked
+too; `refuse_hopeless` does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from common.errors import PolicyError
+from common.privacy.accounting import SAMPLER_SHARE, Spent, spend
+from common.privacy.events import charged_image_event
+from common.privacy.mechanisms import Mechanism
+from common.privacy.planning import (
+    ModelNoise,
+    Needs,
+    calibrate_together,
+    needs_for,
+    noise_of_models,
+    noisiest,
+)
+from common.study.plan import Study
+
+RATIO_FEASIBLE = 10.0
+RATIO_MARGINAL = 20.0
+SAMPLE_SITE_CAP = 10.0
+FEWEST_STEPS = 200  # fewer are too few to learn from
+# By verdict, the ratios that are not met.
+UNMET = {"infeasible": (RATIO_MARGINAL, RATIO_FEASIBLE), "marginal": (RATIO_FEASIBLE,)}
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a plan would spend and whether it can learn: the numbers of `kohort-server plan`.
+
+    `verdict`: "feasible" (r/sqrt(S) <= 10), "marginal" (<= 20), "infeasible" (above: refused unless
+    the plan accepts it) or "over budget" (always refused). `fixes`: cheapest first. `needs`: for
+    the limits 20 and 10, where they are not met.
+    """
+
+    study: Study
+    models: tuple[ModelNoise, ...]
+    spent: Spent
+    site_cap: float
+    verdict: str
+    fixes: tuple[str, ...]
+    needs: tuple[Needs, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the plan may be signed."""
+        if self.verdict == "infeasible":
+            return self.study.privacy.accept_infeasible
+        return self.verdict != "over budget"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words that an operator understands."""
+        worst = noisiest(self.models)
+        if self.verdict == "infeasible":
+            return _infeasible_words(self.study, worst)
+        if self.verdict == "over budget":
+            return _budget_words(self.study, self.spent)
+        marginal = self.verdict == "marginal"
+        meaning = "it may learn, coarsely" if marginal else "it can learn"
+        return (
+            f"{self.verdict}: {worst.name}'s noise is {worst.federated_ratio:.1f} times "
+            f"the largest possible signal: {meaning}"
+        )
+
+    def to_text(self) -> str:
+        """The report as printed."""
+        privacy = self.study.privacy
+        lines = [
+            f"plan {self.study.name}: unit {privacy.unit}, adjacency zero-out, "
+            f"N_plan={privacy.planned_patients:,}"
+        ]
+        lines += [_model_words(model) for model in self.models]
+        images = charged_image_event(self.study)
+        if images:
+            lines.append(f"  {images.statement()}")
+        lines += [self._spent_words(), self._cap_words(), self._verdict_words()]
+        lines += [f"    fix: {fix}" for fix in self.fixes]
+        return "\n".join(lines)
+
+    def _spent_words(self) -> str:
+        """All mechanisms together, by each accountant."""
+        spent = self.spent
+        prv = "n/a" if spent.prv is None else f"{spent.prv:.3f}"
+        return (
+            f"  together: epsilon PLD {spent.pld:.3f}, PRV {prv}, RDP {spent.rdp:.3f} "
+            f"at delta {spent.delta:g} + sampler {spent.sampler_delta:.1g} "
+            f"(plan allows {self.study.privacy.epsilon:g})"
+        )
+
+    def _cap_words(self) -> str:
+        share = self.spent.pld / self.site_cap
+        return f"  share of a site's cap of {self.site_cap:g}: {share:.0%}"
+
+    def _verdict_words(self) -> str:
+        accepted = self.verdict == "infeasible" and self.accepted
+        suffix = ", accepted by the plan" if accepted else ""
+        return f"  verdict: {self.sentence}{suffix}"
+
+
+# --- reports and refusals -------------------------------------------------------------------------
+
+
+def feasibility(
+    study: Study,
+    parameter_counts: Mapping[str, int],
+    *,
+    site_cap: float = SAMPLE_SITE_CAP,
+    wire: Mapping[str, int] | None = None,
+    prv: bool = True,
+) -> PlanReport:
+    """Return the report on a plan. Spends nothing. `prv` imports torch.
+
+    `parameter_counts`: trained numbers by model; `wire`: numbers in an update, by model. Raises
+    ConfigurationError when a trained model has no parameter count.
+    """
+    models = noise_of_models(study, parameter_counts, wire or {})
+    images = charged_image_event(study)
+    spent = spend(_everything_spent(study, models), study.privacy.delta, prv=prv)
+    if images is None:
+        models = _calibrate(study, models)
+    verdict = _verdict(study, spent, models)
+    needs = tuple(needs_for(study, models, ratio) for ratio in UNMET.get(verdict, ()))
+    fixes = tuple(_fixes(study, spent, models, verdict, needs))
+    return PlanReport(study, models, spent, site_cap, verdict, fixes, needs)
+
+
+def refuse_hopeless(study: Study, counts: Mapping[str, int]) -> None:
+    """Raise PolicyError (E-PLAN-INFEASIBLE) for an infeasible plan that does not accept it itself.
+
+    A site's own check, before it spends anything: public constants alone, no torch.
+    """
+    models = noise_of_models(study, counts, {})
+    worst = noisiest(models)
+    if worst.federated_ratio <= RATIO_MARGINAL or study.privacy.accept_infeasible:
+        return
+    needs = needs_for(study, models, RATIO_MARGINAL)
+    raise PolicyError(
+        f"plan {study.name}: {_infeasible_words(study, worst)}; nothing was spent",
+        hint="; or ".join(_remedies(study, worst, [needs])),
+        code="E-PLAN-INFEASIBLE",
+    )
+
+
+def _everything_spent(study: Study, models: Sequence[ModelNoise]) -> list[Mechanism]:
+    """The updates, with the canaries' coordinates that get noise too, and the patients' images."""
+    found: list[Mechanism] = []
+    for model in models:
+        dimension = model.event.dimension + study.privacy.canaries
+        found.append(replace(model.event, dimension=dimension))
+    images = charged_image_event(study)
+    if images:
+        found.append(images)
+    return found
+
+
+def _calibrate(study: Study, models: Sequence[ModelNoise]) -> tuple[ModelNoise, ...]:
+    """The models with the noise at which they would use the plan's epsilon exactly."""
+    privacy = study.privacy
+    events = [model.event for model in models]
+    sigmas = calibrate_together(events, privacy.epsilon, privacy.delta)
+    pairs = zip(models, sigmas, strict=True)
+    return tuple(replace(model, calibrated=sigma) for model, sigma in pairs)
+
+
+def _verdict(study: Study, spent: Spent, models: Sequence[ModelNoise]) -> str:
+    tail_too_heavy = spent.sampler_delta > SAMPLER_SHARE * spent.delta
+    if spent.pld > study.privacy.epsilon or tail_too_heavy:
+        return "over budget"
+    return _verdict_by_ratio(noisiest(models).federated_ratio)
+
+
+def _verdict_by_ratio(ratio: float) -> str:
+    if ratio <= RATIO_FEASIBLE:
+        return "feasible"
+    return "marginal" if ratio <= RATIO_MARGINAL else "infeasible"
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _model_words(model: ModelNoise) -> str:
+    """Two or three lines on one model."""
+    event = model.event
+    plan = model.plan
+    text = (
+        f"  {model.name}: q={event.q:.4g} B={plan.patients_per_step} m={plan.items_per_patient} "
+        f"T={event.steps} ({plan.rounds} rounds x {plan.local_steps}) "
+        f"sigma={event.noise_multiplier:g} C={plan.clip:g} d={event.dimension:,}\n"
+        f"    noise ratio r={model.ratio:.1f}, "
+        f"over {model.sites:.3g} sites r/sqrt(S)={model.federated_ratio:.1f}; "
+        f"{model.round_bytes / 1e6:.1f} MB a round"
+    )
+    if model.calibrated is None or model.calibrated == event.noise_multiplier:
+        return text
+    return f"{text}\n    noise_multiplier {model.calibrated:g} would use the budget exactly"
+
+
+def _budget_words(study: Study, spent: Spent) -> str:
+    """Why a plan is over its budget."""
+    if spent.pld <= study.privacy.epsilon:
+        return "over budget: the sampler's missing tail would add more than 1 % to delta"
+    return (
+        f"over budget: it would spend epsilon {spent.pld:.3f} a patient, "
+        f"the plan promises {study.privacy.epsilon:g}"
+    )
+
+
+def _infeasible_words(study: Study, worst: ModelNoise) -> str:
+    """Why an infeasible plan is one."""
+    return (
+        f"infeasible: at {study.privacy.planned_patients:,} patients a site this will not learn: "
+        f"{worst.name}'s noise is {worst.federated_ratio:.0f} times the signal "
+        f"(r = {worst.ratio:.1f}, r/sqrt(S) = {worst.federated_ratio:.1f}, "
+        f"at most {RATIO_MARGINAL:g} is allowed)"
+    )
+
+
+def _fixes(
+    study: Study,
+    spent: Spent,
+    models: Sequence[ModelNoise],
+    verdict: str,
+    needs: Sequence[Needs],
+) -> Iterator[str]:
+    """What would change the verdict, cheapest first."""
+    if verdict == "over budget":
+        yield from _budget_fixes(study, spent, models)
+    elif needs:
+        yield from _remedies(study, noisiest(models), needs)
+
+
+def _budget_fixes(study: Study, spent: Spent, models: Sequence[ModelNoise]) -> Iterator[str]:
+    """What would bring a plan within its own epsilon."""
+    if spent.pld <= study.privacy.epsilon:
+        yield "fewer steps or trained parameters, or a smaller epsilon"
+        return
+    if charged_image_event(study):
+        yield "more noise on the images (synthesis), which spend the same epsilon"
+        yield "or fewer rounds or local steps, or more noise on the updates"
+        return
+    keys = [f"models.{model.name}.noise_multiplier: {model.calibrated:g}" for model in models]
+    then = max(model.ratio_at(model.calibrated or 0.0) for model in models)
+    yield (
+        f"{'; '.join(keys)} keeps the promise; the noise would then be {then:.1f} times "
+        f"the signal ({_verdict_by_ratio(then)})"
+    )
+    yield "or fewer rounds or local steps"
+
+
+def _remedies(study: Study, worst: ModelNoise, needs: Sequence[Needs]) -> Iterator[str]:
+    """One line a remedy, cheapest first.
+
+    Less noise where the epsilon allows it; else steps, parameters, patients, sites. `needs`: for
+    the limit to meet, and for the comfortable one where it differs.
+    """
+    first = needs[0]
+    comfortable = needs[-1]
+    if first.steps == worst.event.steps:
+        less = "less noise"
+        if worst.calibrated:
+            less = f"models.{worst.name}.noise_multiplier: {worst.calibrated:g}"
+        yield f"{less} is enough for the epsilon of the plan"
+        return
+    few = first.steps is None or first.steps < FEWEST_STEPS
+    if first.steps and not few:
+        yield f"at most {first.steps:,} steps of {worst.name} instead of {worst.event.steps:,}"
+    if first.parameters:
+        more = _comfortable_words(comfortable.parameters, len(needs))
+        yield (
+            f"only {first.parameters:,} trained parameters of {worst.name} "
+            f"instead of {worst.event.dimension:,}{more}: `trainable` names its last layers, "
+            "the rest comes from a public pretrained checkpoint"
+        )
+    if first.patients:
+        more = _comfortable_words(comfortable.patients, len(needs))
+        yield f"at least {first.patients:,} patients a site{more}"
+    if first.sites:
+        yield f"at least {first.sites:,} sites of {study.privacy.planned_patients:,} patients"
+    if few:
+        yield (
+            f"fewer steps alone do not help: at most {first.steps or 0} would be left, "
+            "too few to learn from"
+        )
+
+
+def _comfortable_words(value: int | None, limits: int) -> str:
+    """The value for the comfortable limit, where it was asked for and exists."""
+    if limits < 2 or not value:
+        return ""
+    return f" ({value:,} to be comfortable)"
