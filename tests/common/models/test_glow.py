@@ -1,4 +1,4 @@
-"""The flow is exactly invertible, its log-determinant is autograd's, and nothing in it depends on data or goes stale."""
+"""The flow is exactly invertible, and its log-determinant is that of autograd."""
 
 import math
 from typing import cast
