@@ -1,1 +1,4 @@
-"""From a hospital's folder of DICOM files or photographs to a frozen, patient-indexed Cohort (cohort.py)."""
+"""Turns a hospital's files into a frozen, patient-indexed cohort.
+
+It never stores or logs what a header says.
+"""

@@ -1,18 +1,19 @@
-"""One DICOM file as one 8-bit image and the patient's id, reading only what the allow-list names.
+"""Reads one DICOM file as one 8-bit image and the patient's id, by an allow-list of attributes.
 
-In: an open file. Out: `DicomImage`. Guaranteed: no `force`, only ALLOWED attributes are ever parsed (no dates, names,
-free text, private tags, overlays, icons, preamble); every bound holds before pixels are read. Runs inside the
-decoding process (decode.py), whose memory and time limits catch what a codec does within these bounds. Not covered:
-text burned into pixels that the header does not admit.
+In: an open file. Out: `DicomImage`.
+Guarantees: no `force`; only ALLOWED attributes are parsed (no dates, names, free text, private
+tags, overlays or icons); every bound holds before pixels are read. The decoding child's limits hold
+for what a codec does.
+Not covered: text burned into pixels that the header does not admit.
 
-1. Bound: a deflated data set may not inflate beyond the cap.
-2. Header: allow-listed attributes, without pixels.
-3. Rules: modality, burned-in text, photometric interpretation, bits, decoder.
-4. Size: rows x columns x frames x samples x bytes.
-5. Decode one frame: of a multi-frame object the middle one ((frames - 1) // 2). One file is one image.
-6. Display: modality LUT or rescale, then the study's window or the file's VOI LUT or window, else the full range of
-   8-bit data or the 0.5 to 99.5 percentiles of deeper data; padding black; MONOCHROME1 inverted. Colour: YBR and
-   palettes to RGB, 16 bits to 8.
+  1. bound: a deflated data set may not inflate beyond the cap
+  2. header: allow-listed attributes, without pixels
+  3. rules: modality, burned-in text, photometric interpretation, bits, decoder
+  4. size: rows x columns x frames x samples x bytes
+  5. decode one frame; of a multi-frame object the middle one, (frames - 1) // 2
+  6. display: modality LUT or rescale, then the study's window or the file's VOI LUT or window, else
+     the full range of 8-bit data or the 0.5 to 99.5 percentiles of deeper data; padding black;
+     MONOCHROME1 inverted; colour to RGB
 """
 
 from __future__ import annotations
@@ -33,29 +34,25 @@ from pydicom.pixels.utils import pixel_array
 from client.ingest.quarantine import Reason, Unusable
 from common.arrays import Pixels
 
-config.settings.reading_validation_mode = (
-    config.IGNORE
-)  # a bad value is judged here, by need, not warned about with its text
+# a bad value is judged here, where it is needed, and not warned about with its text
+config.settings.reading_validation_mode = config.IGNORE
 
 Window = tuple[float, float]
 
 ALLOWED = (
-    "PatientID IssuerOfPatientID Modality ImageType BurnedInAnnotation ImageLaterality Laterality "
-    "Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation PlanarConfiguration BitsAllocated BitsStored HighBit "
-    "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept ModalityLUTSequence "
-    "WindowCenter WindowWidth VOILUTFunction VOILUTSequence "
-    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
-    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
-    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
+    "PatientID IssuerOfPatientID Modality ImageType BurnedInAnnotation ImageLaterality "
+    "Laterality Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation "
+    "PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
+    "PixelPaddingRangeLimit RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter "
+    "WindowWidth VOILUTFunction VOILUTSequence RedPaletteColorLookupTableDescriptor "
+    "GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
+    "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
+    "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
 ).split()
 GREY = {"MONOCHROME1", "MONOCHROME2"}
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
-OFTEN_ANNOTATED = {
-    "US",
-    "SC",
-    "XA",
-    "OT",
-}  # modalities whose missing BurnedInAnnotation means "perhaps"
+OFTEN_ANNOTATED = {"US", "SC", "XA", "OT"}  # here a missing BurnedInAnnotation means "perhaps"
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 MAX_ID_CHARACTERS = 256  # the standard says 64
 SIDES = {"R": 2, "L": 1}
@@ -63,8 +60,11 @@ SIDES = {"R": 2, "L": 1}
 
 @dataclass(frozen=True)
 class DicomImage:
-    """uint8 [H, W, 1 or 3], the raw patient id and issuer (for the HMAC, then dropped), side 0 unknown, 1 left, 2
-    right."""
+    """A decoded image with its person.
+
+    `pixels`: uint8 [H, W, 1 or 3]. The raw patient id and issuer are for the HMAC and then dropped.
+    `laterality`: 0 unknown, 1 left, 2 right.
+    """
 
     pixels: Pixels
     patient_id: str
@@ -75,23 +75,30 @@ class DicomImage:
 def read_dicom(
     file: BinaryIO, modalities: tuple[str, ...], window: Window | None, max_bytes: int
 ) -> DicomImage:
-    """Return the image in a DICOM file with a preamble. Raises Unusable; a codec's own errors become `undecodable`."""
+    """Return the image in a DICOM file with a preamble.
+
+    Raises Unusable; a codec's own errors become `undecodable`.
+    """
     try:
-        bound_inflation(file, max_bytes)  # 1
-        header = read_header(file, pixels=False)  # 2
+        # (1, 2) bound the inflation and read the header
+        bound_inflation(file, max_bytes)
+        header = read_header(file, pixels=False)
         identity = (
             text_of(header, "PatientID"),
             text_of(header, "IssuerOfPatientID"),
             _side(header),
         )
-        check_rules(header, modalities)  # 3
+        # (3) check the rules
+        check_rules(header, modalities)
     except (Unusable, MemoryError):
         raise
     except Exception as error:
         raise Unusable(Reason.DAMAGED_HEADER) from error
-    check_size(header, max_bytes)  # 4
+    # (4) check the declared size
+    check_size(header, max_bytes)
     try:
-        shown = _shown(*decoded(file, header), window)  # 5, 6
+        # (5, 6) decode one frame, and map it to 8 bits
+        shown = _render(*decode_frame(file, header), window)
     except (Unusable, MemoryError):
         raise
     except Exception as error:
@@ -100,11 +107,9 @@ def read_dicom(
 
 
 def bound_inflation(file: BinaryIO, max_bytes: int) -> None:
-    """Inflate a deflated data set, if it is one, piece by piece, keeping nothing, until it ends or passes the cap."""
+    """Inflate a deflated data set piece by piece, keeping nothing, until it ends or passes the cap."""
     file.seek(132)  # behind the preamble and DICM
-    group_length = file.read(
-        12
-    )  # (0002,0000), whose value is the size of the rest of the meta group
+    group_length = file.read(12)  # (0002,0000): the size of the rest of the meta group
     meta = file.read(min(int.from_bytes(group_length[8:], "little"), 1 << 16))
     if DEFLATED not in meta:
         return
@@ -114,6 +119,7 @@ def bound_inflation(file: BinaryIO, max_bytes: int) -> None:
     while piece and not inflater.eof:
         total += len(inflater.decompress(piece, 1 << 20))
         piece = inflater.unconsumed_tail or file.read(1 << 16)
+        # refuse as soon as the cap is passed
         if total > max_bytes:
             raise Unusable(Reason.DECLARED_TOO_LARGE)
 
@@ -126,7 +132,7 @@ def read_header(file: BinaryIO, *, pixels: bool, more: Sequence[str] = ()) -> Da
 
 
 def text_of(header: Dataset, name: str) -> str:
-    """Return one short text value; anything else (absent, several values, overlong) counts as empty."""
+    """Return one short text value; absent, several or overlong ones count as empty."""
     value = header.get(name, "")
     return value if isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS else ""
 
@@ -143,7 +149,10 @@ def _side(header: Dataset) -> int:
 
 
 def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
-    """Check modality, admitted text, photometric interpretation, integer depth, decoder: each its own reason."""
+    """Check modality, admitted text, photometric interpretation, integer depth, decoder.
+
+    Each its own reason.
+    """
     if "PhotometricInterpretation" not in header or "Rows" not in header:
         raise Unusable(Reason.NOT_AN_IMAGE)
     if text_of(header, "Modality") not in modalities:
@@ -170,8 +179,10 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
 
 
 def _suspect_text(header: Dataset) -> bool:
-    """BurnedInAnnotation YES, a screen shot, or no word about it where text is common: some modalities, secondary
-    images."""
+    """Whether text is likely.
+
+    BurnedInAnnotation YES, a screen shot, or no word where text is common.
+    """
     kinds = header.get("ImageType") or ()
     kinds = {kinds} if isinstance(kinds, str) else set(kinds)
     likely = text_of(header, "Modality") in OFTEN_ANNOTATED or "SECONDARY" in kinds
@@ -180,7 +191,9 @@ def _suspect_text(header: Dataset) -> bool:
 
 
 def check_size(header: Dataset, max_bytes: int) -> None:
-    """Raise Unusable (declared-too-large, unsupported-pixels) from the header alone, before a pixel is read."""
+    """Raise Unusable (declared-too-large, unsupported-pixels) from the header alone, before a pixel
+    is read.
+    """
     try:
         factors = [
             number_of(header, name, 1)
@@ -197,8 +210,10 @@ def check_size(header: Dataset, max_bytes: int) -> None:
         raise Unusable(Reason.DECLARED_TOO_LARGE)
 
 
-def decoded(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
-    """Return the full data set, and the stored values of its middle frame, [H, W] or [H, W, 3] (colour already RGB)."""
+def decode_frame(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
+    """Return the full data set and the stored values of its middle frame, [H, W] or [H, W, 3]
+    (RGB).
+    """
     full = read_header(file, pixels=True)
     frames = number_of(header, "NumberOfFrames", 1)
     if "PixelData" not in full:
@@ -218,19 +233,15 @@ def decoded(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.intege
 
 
 def native_bytes(header: Dataset, frames: int) -> int:
-    """Bytes of uncompressed pixel data; 4:2:2 chroma takes two thirds."""
-    size = (
-        int(header.Rows)
-        * int(header.Columns)
-        * int(header.SamplesPerPixel)
-        * frames
-        * int(header.BitsAllocated)
-        // 8
-    )
-    return size * 2 // 3 if header.PhotometricInterpretation == "YBR_FULL_422" else size
+    """Return the bytes of uncompressed pixel data; 4:2:2 chroma takes two thirds."""
+    samples = int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel) * frames
+    size = samples * int(header.BitsAllocated) // 8
+    if header.PhotometricInterpretation == "YBR_FULL_422":
+        return size * 2 // 3
+    return size
 
 
-def _shown(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | None) -> Pixels:
+def _render(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | None) -> Pixels:
     """Stored values as uint8 [H, W, 1 or 3] the way a viewer would show them."""
     kind = header.PhotometricInterpretation
     if kind in GREY:
@@ -250,34 +261,35 @@ def _shown(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | N
 def display_table(
     header: Dataset, counts: NDArray[np.int64], bits: int, signed: bool, window: Window | None
 ) -> NDArray[np.uint8]:
-    """Return the uint8 grey level of every possible stored value, [256] or [65536] (DICOM PS3.3 C.11.1, C.11.2,
-    C.7.6.3).
+    """Return the uint8 grey level of every possible stored value, [256] or [65536].
 
-    `counts`: how often each value occurs; percentiles need it. One table costs nothing beside an image, and needs no
-    float copy of the image.
+    `counts`: how often each value occurs; percentiles need it. A table needs no float copy of the
+    image. (DICOM PS3.3 C.11.1, C.11.2, C.7.6.3)
     """
     values = stored_values(len(counts), bits, signed)
     padding = padding_of(header, values, counts)
     modality = modality_values(header, values)
-    shown = _windowed(header, modality, np.where(padding, 0, counts), bits, window)
+    shown = _apply_window(header, modality, np.where(padding, 0, counts), bits, window)
     if header.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     return np.asarray(np.rint(255 * np.where(padding, 0, shown)), dtype=np.uint8)
 
 
 def stored_values(size: int, bits: int, signed: bool) -> NDArray[np.int64]:
-    """Return the number that each raw pattern means: the low `bits`, two's complement if signed; old overlays above are
-    ignored."""
+    """Return the number that each raw pattern means: the low `bits`, two's complement if signed.
+
+    Old overlays in the bits above are ignored.
+    """
     values = np.arange(size) & ((1 << bits) - 1)
-    return np.asarray(
-        values - ((values >> (bits - 1)) << bits) if signed else values, dtype=np.int64
-    )
+    if signed:
+        values = values - ((values >> (bits - 1)) << bits)
+    return np.asarray(values, dtype=np.int64)
 
 
 def padding_of(
     header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Return which stored values mean `no image here`; a declared padding that is the whole image is not believed."""
+    """Return which stored values are padding; one that is the whole image is not believed."""
     if header.get("PixelPaddingValue") is None:
         return np.zeros(len(values), bool)
     first = number_of(header, "PixelPaddingValue")
@@ -289,16 +301,17 @@ def padding_of(
 def modality_values(header: Dataset, values: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return values through the modality LUT, or slope and intercept."""
     if header.get("ModalityLUTSequence"):
-        return _looked_up(header.ModalityLUTSequence[0], values)[0]
+        return _apply_lut(header.ModalityLUTSequence[0], values)[0]
     slope = header.get("RescaleSlope")
     intercept = header.get("RescaleIntercept")
-    shown = values * float(1 if slope is None else slope) + float(
-        0 if intercept is None else intercept
-    )
-    return np.asarray(shown, dtype=np.float64)
+    if slope is None:
+        slope = 1
+    if intercept is None:
+        intercept = 0
+    return np.asarray(values * float(slope) + float(intercept), dtype=np.float64)
 
 
-def _looked_up(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+def _apply_lut(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
     """Values through a DICOM LUT, and the largest output that its depth allows."""
     length, first, depth = (int(n) for n in item.LUTDescriptor)
     data = item.LUTData
@@ -312,22 +325,19 @@ def _looked_up(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64]
     return np.take(table, places), float((1 << depth) - 1)
 
 
-def _windowed(
+def _apply_window(
     header: Dataset,
     values: NDArray[np.float64],
     counts: NDArray[np.int64],
     bits: int,
     window: Window | None,
 ) -> NDArray[np.float64]:
-    """Modality values as shares of full brightness, 0..1."""
+    """Map modality values to shares of full brightness, 0..1."""
     if window is None and header.get("VOILUTSequence"):
-        table, largest = _looked_up(header.VOILUTSequence[0], values)
+        table, largest = _apply_lut(header.VOILUTSequence[0], values)
         return np.clip(table / largest, 0, 1)
-    if (
-        window is None
-        and header.get("WindowCenter") is not None
-        and header.get("WindowWidth") is not None
-    ):
+    windowed = all(header.get(name) is not None for name in ("WindowCenter", "WindowWidth"))
+    if window is None and windowed:
         return _header_window(header, values)
     low, high = window or _plain_range(values, counts, bits)
     return np.clip((values - low) / max(high - low, 1e-12), 0, 1)
@@ -340,9 +350,8 @@ def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.f
     )
     function = text_of(header, "VOILUTFunction") or "LINEAR"
     if function == "SIGMOID":
-        return np.asarray(
-            1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50))), dtype=np.float64
-        )
+        exponent = np.clip(-4 * (values - center) / width, -50, 50)
+        return np.asarray(1 / (1 + np.exp(exponent)), dtype=np.float64)
     if function == "LINEAR":
         center = center - 0.5
         width = width - 1
@@ -350,8 +359,10 @@ def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.f
 
 
 def _plain_range(values: NDArray[np.float64], counts: NDArray[np.int64], bits: int) -> Window:
-    """Without any window: everything that 8-bit data can hold, or the 0.5 to 99.5 percentiles of what deeper data
-    does."""
+    """The range without any window.
+
+    All of 8-bit data, or the 0.5 to 99.5 percentiles of deeper data.
+    """
     if bits <= 8:
         return float(values.min()), float(values.max())
     order = np.argsort(values, kind="stable")

@@ -1,6 +1,6 @@
-"""Opening a file of the hospital: a regular one, small enough, and nothing else.
+"""Opens a file of the hospital: a regular one, small enough, and nothing else.
 
-In: a path and a size cap. Out: the open file. Guaranteed: no link is followed, no pipe is waited on. Not: any reading.
+Guarantees: no link is followed, no pipe is waited on.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from client.ingest.quarantine import Reason, Unusable
 
 
 @contextmanager
-def opened(path: str, max_bytes: int) -> Iterator[BinaryIO]:
-    """Yield the file at `path`, open for reading. Raises Unusable (not-a-regular-file, unreadable-file, file-too-large)."""
+def open_regular(path: str, max_bytes: int) -> Iterator[BinaryIO]:
+    """Yield the file at `path`, open for reading.
+
+    Raises Unusable (not-a-regular-file, unreadable-file, file-too-large).
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -1,7 +1,8 @@
-"""Who an image is of: header and labels file together, as pseudonyms.
+"""Identifies the person of an image from the header and the labels file, as pseudonyms.
 
-In: the raw id and issuer of a header, the file's names, the labels file. Out: a `Sighting`. Guaranteed: raw ids go into the HMAC
-and stay nowhere else; an image of nobody is refused. Not covered: whether an id is right.
+In: the raw id and issuer of a header, the file's names, the labels file. Out: an `ImageRecord`.
+Guarantees: raw ids enter the HMAC and are stored nowhere; an image of nobody is refused.
+Not covered: whether an id is right.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client.ingest.labels import Labels
-from client.ingest.persons import Sighting, is_placeholder, keyed_hash, normalised_id, pseudonym
+from client.ingest.persons import ImageRecord, is_placeholder, keyed_hash, normalise_id, pseudonym
 from client.ingest.quarantine import Reason, Unusable
 from common.study.intake import Intake
 
 
 @dataclass(frozen=True)
 class Owner:
-    """What a header says of the person: raw id and issuer, side 0 unknown, 1 left, 2 right."""
+    """The person as a header names it: raw id, issuer, and side (0 unknown, 1 left, 2 right)."""
 
     patient_id: str
     issuer: str
@@ -25,18 +26,25 @@ class Owner:
 
 
 class Identities:
-    """Makes sightings. `said`: pseudonyms of ids that some file or row gives in just this form, with its issuer or without."""
+    """Makes image records.
+
+    `stated`: pseudonyms of ids that some file or row gives in just this form, with its issuer or
+    without.
+    """
 
     def __init__(self, key: bytes, labels: Labels, intake: Intake) -> None:
         self.key = key
         self.labels = labels
         self.intake = intake
-        self.said: set[str] = set()
+        self.stated: set[str] = set()
 
-    def sighting(
+    def make_record(
         self, position: int, owner: Owner, names: Sequence[str], digest: bytes
-    ) -> Sighting:
-        """Return who and what this is; `names`: the files' paths below the source. Raises Unusable when it is nobody."""
+    ) -> ImageRecord:
+        """Return the record of an image whose files have the paths `names` below the source.
+
+        Raises Unusable when no id names a person.
+        """
         refusal = None
         row = None
         label = -1
@@ -44,13 +52,12 @@ class Identities:
             row = self.labels.row_of_files(names)
         except Unusable as ambiguous:
             refusal = ambiguous.reason
-        given = [
-            (normalised_id(owner.issuer), normalised_id(owner.patient_id)),
-            ("", row.patient if row else ""),
-        ]
-        known = [
-            (issuer, identifier) for issuer, identifier in given if not is_placeholder(identifier)
-        ]
+        # the ids that the header and the row of the labels file give
+        known = []
+        if not is_placeholder(normalise_id(owner.patient_id)):
+            known.append((normalise_id(owner.issuer), normalise_id(owner.patient_id)))
+        if row and not is_placeholder(row.patient):
+            known.append(("", row.patient))
         if not known:
             raise Unusable(refusal or Reason.NO_PATIENT)
         try:
@@ -58,15 +65,16 @@ class Identities:
             label = self.labels.index(row)
         except Unusable as unlabelled:
             refusal = refusal or unlabelled.reason
-        laterality = owner.laterality or (row.laterality if row else 0)
+        laterality = owner.laterality
+        if not laterality and row:
+            laterality = row.laterality
         if self.intake.stratify_laterality and not laterality:
             refusal = refusal or Reason.NO_LATERALITY
         pseudonyms = [pseudonym(self.key, issuer, identifier) for issuer, identifier in known]
-        self.said.update(pseudonyms)
-        pseudonyms += [
-            pseudonym(self.key, "", identifier) for _, identifier in known
-        ]  # joins only if also said
+        self.stated.update(pseudonyms)
+        # the id without its issuer joins two people only where some file states it in that form
+        pseudonyms += [pseudonym(self.key, "", identifier) for _, identifier in known]
         keyed = keyed_hash(self.key, "pixels", digest.hex())
-        return Sighting(
+        return ImageRecord(
             position, tuple(dict.fromkeys(pseudonyms)), label, laterality, keyed, refusal
         )

@@ -1,13 +1,16 @@
-"""Photographs (PNG, JPEG) as arrays, and the one framing that every image of a cohort gets.
+"""Reads photographs (PNG, JPEG) and frames every image of a cohort.
 
-In: an open file, or decoded pixels. Out: uint8 [H, W, C], or the square uint8 [S, S, C] of the study. Guaranteed:
-width x height is checked before anything is decoded; EXIF, comments and colour profiles are never read. In fundus
-studies the black surround is cut away and marks in its corners are blanked. Not covered: finding text inside the
-field of view, EXIF rotation.
+In: an open file, or decoded pixels. Out: uint8 [H, W, C], or the square uint8 [S, S, C] of the
+study.
+Guarantees: width x height is checked before anything is decoded; EXIF, comments and colour profiles
+are never read.
+Not covered: text inside the field of view, EXIF rotation.
 
-Framing: 1. fundus only: bounding box of the field of view. 2. The longer side is resized to S (antialiased bicubic).
-3. Fundus only: corners outside the circle of the field are blanked. 4. The shorter side is padded with black to a
-square, the image in the middle.
+Framing:
+  1. fundus only: crop to the bounding box of the field of view
+  2. resize the longer side to S (antialiased bicubic)
+  3. fundus only: blank the corners outside the circle of the field
+  4. pad the shorter side with black to a square, the image in the middle
 """
 
 from __future__ import annotations
@@ -22,9 +25,7 @@ from client.ingest.quarantine import Reason, Unusable
 from common.arrays import Pixels
 
 SURROUND_LEVEL = 16  # the surround of a fundus camera is black plus JPEG noise, well under this
-STRAY_SHARE = (
-    0.2  # more light than this outside the circle, and the picture has no dark corners to blank
-)
+STRAY_SHARE = 0.2  # with more light than this outside the circle there are no corners to blank
 SEARCH_PX = 500
 BLANK_SPREAD = 1.0  # grey levels of standard deviation
 COLOUR_MODES = {"RGB", "RGBA", "P", "YCbCr", "CMYK"}
@@ -35,7 +36,7 @@ DEEP_MODES = {"I;16", "I;16B", "I", "I;16L"}
 def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
     """Return the uint8 [H, W, 1 or 3] pixels of a PNG or JPEG file.
 
-    Raises Unusable: declared-too-large before decoding; undecodable; unsupported-pixels.
+    Raises Unusable: declared-too-large, before decoding; undecodable; unsupported-pixels.
     """
     Image.MAX_IMAGE_PIXELS = None  # our own cap, below, is the lower one
     try:
@@ -54,34 +55,37 @@ def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
 
 
 def _eight_bits(deep: NDArray[np.int64]) -> Pixels:
-    """A 16-bit grey picture, its middle 99 % of values spread over 0..255."""
+    """A 16-bit grey image as 8 bits: its middle 99 % of values spread over 0..255."""
     low, high = np.percentile(deep, (0.5, 99.5))
-    return np.asarray(
-        np.rint(255 * np.clip((deep - low) / max(high - low, 1), 0, 1)), dtype=np.uint8
-    )
+    shares = np.clip((deep - low) / max(high - low, 1), 0, 1)
+    return np.asarray(np.rint(255 * shares), dtype=np.uint8)
 
 
-def framed(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) -> Pixels:
+def frame_image(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) -> Pixels:
     """Return uint8 [size_px, size_px, channels] of uint8 [H, W, 1 or 3].
 
     Raises Unusable: wrong-channels (grey where colour is asked), blank-image, too-small.
     """
     pixels = _with_channels(pixels, channels)
+    # (1) crop to the field of view
     if field_of_view:
         pixels = np.ascontiguousarray(pixels[field_box(pixels)])
     height, width = pixels.shape[:2]
     if max(height, width) < size_px / 2:
         raise Unusable(Reason.TOO_SMALL)
+    # (2) resize
     scale = size_px / max(height, width)
     new = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
     resized = np.asarray(small.resize(new, Image.Resampling.BICUBIC)).reshape(
         new[1], new[0], channels
     )
+    # (3) blank the corners
     if field_of_view:
-        resized = _without_stray_marks(resized)
+        resized = _blank_corners(resized)
     if float(resized.std(axis=(0, 1)).max()) < BLANK_SPREAD:
         raise Unusable(Reason.BLANK)
+    # (4) pad to a square
     square = np.zeros((size_px, size_px, channels), np.uint8)
     top = (size_px - new[1]) // 2
     left = (size_px - new[0]) // 2
@@ -101,9 +105,9 @@ def _with_channels(pixels: Pixels, channels: int) -> Pixels:
 def field_box(pixels: Pixels) -> tuple[slice, slice]:
     """Return the rows and columns of a fundus photograph's field of view.
 
-    A row or column belongs to it when it has an unbroken stretch brighter than the surround, a twentieth of the picture
-    long: strokes of letters beside the circle have none. Large pictures are searched on a grid of about SEARCH_PX places.
-    Raises Unusable (blank-image) when all is dark.
+    A row or column belongs to it when it has an unbroken stretch brighter than the surround, a
+    twentieth of the image long. Strokes of letters beside the circle have none. Large images are
+    searched on a grid of about SEARCH_PX places. Raises Unusable (blank-image) when all is dark.
     """
     step = max(1, max(pixels.shape[:2]) // SEARCH_PX)
     lit = pixels[::step, ::step].max(axis=2) > SURROUND_LEVEL
@@ -124,8 +128,8 @@ def _lines_with_a_stretch(lit: NDArray[np.bool_]) -> slice:
     return slice(int(inside[0]), int(inside[-1]) + 1)
 
 
-def _without_stray_marks(pixels: Pixels) -> Pixels:
-    """Corners outside the field's circle set to black, unless the picture fills them with light."""
+def _blank_corners(pixels: Pixels) -> Pixels:
+    """Set the corners outside the field's circle to black, unless the image fills them with light."""
     height, width = pixels.shape[:2]
     rows = np.arange(height)[:, None] - (height - 1) / 2
     columns = np.arange(width)[None, :] - (width - 1) / 2

@@ -1,15 +1,19 @@
-"""The hospital's labels file: which label, patient and eye belongs to which image.
+"""Reads the hospital's labels file: which label, patient and eye belongs to which image.
 
 In: a CSV (UTF-8, comma or semicolon) with a header naming the columns
-    label        required: one of the study's labels
-    patient      the patient id as it stands in the DICOM header; required for photographs
-    file         path below the source folder, or a file name that occurs once there; required for photographs
-    laterality   optional: L or R; a DICOM header that names a side wins
-    mask         studies of volumes alone, optional: the NIfTI mask of the series of which `file` is a slice, or of the
-                 patient's only series; path below the source folder, or a file name that occurs once there
-A row with a file speaks for that file; a row without one speaks for all of the patient's images (of that side, if it
-names one). A DICOM file's own patient id and the one in its row are taken for the same person. Out: `Labels`, asked
-per image. Guaranteed: no cell of the file stands in any message. Not covered: spreadsheets, other encodings.
+    label        required: one of the study's labels patient      the patient id as in the DICOM
+    header; required for photographs file         path below the source folder, or a file name that
+    occurs once there; required for photographs laterality   optional: L or R; a DICOM header that
+    names a side wins mask         studies of volumes only, optional: the NIfTI mask of the series
+    that `file` is a slice of, or of the
+                 patient's only series; a path as for `file`
+Out: `Labels`, asked once an image.
+Guarantees: no cell of the file stands in any message.
+Not covered: spreadsheets, other encodings.
+
+A row with a file speaks for that file. A row without one speaks for all images of the patient, of
+that side if it names one. A DICOM file's own patient id and the id in its row are taken for the
+same person.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.ingest.persons import normalised_id
+from client.ingest.persons import normalise_id
 from client.ingest.quarantine import Reason, Unusable
 from common.errors import ConfigurationError
 from common.storage.files import read_capped
@@ -42,8 +46,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Labels:
-    """Rows by file and by patient; `declared` are the study's labels, in order. Without a file the only declared
-    label fits all. `masks`: the (file, patient) of each row that names a mask, by mask; either may be empty."""
+    """Rows by file and by patient.
+
+    `declared`: the study's labels, in order. `everywhere`: there is no labels file, and the only
+    label fits all. `masks`: for each mask the (file, patient) of the rows that name it; either may
+    be empty.
+    """
 
     declared: tuple[str, ...]
     by_file: dict[str, list[Row]] = field(default_factory=dict)
@@ -52,22 +60,31 @@ class Labels:
     masks: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def row_of_files(self, relatives: Iterable[str]) -> Row | None:
-        """Return the row that names one of these files of one image. Raises Unusable (ambiguous-label)."""
-        return _agreed(
-            [row for relative in relatives for row in self.by_file.get(file_key(relative), [])]
-        )
+        """Return the row that names one of these files of one image.
+
+        Raises Unusable (ambiguous-label).
+        """
+        rows: list[Row] = []
+        for relative in relatives:
+            rows += self.by_file.get(file_key(relative), [])
+        return _agree(rows)
 
     def row_of_patient(self, patient: str, laterality: int) -> Row | None:
-        """Return the row for this patient's image of this side (0: side unknown). Raises Unusable (ambiguous-label)."""
-        rows = self.by_patient.get(normalised_id(patient), [])
-        if laterality:
-            rows = [r for r in rows if r.laterality == laterality] or [
-                r for r in rows if r.laterality == 0
-            ]
-        return _agreed(rows)
+        """Return the row for this patient's image of this side (0: side unknown).
+
+        Raises Unusable (ambiguous-label).
+        """
+        rows = self.by_patient.get(normalise_id(patient), [])
+        if not laterality:
+            return _agree(rows)
+        same_side = [row for row in rows if row.laterality == laterality]
+        return _agree(same_side or [row for row in rows if row.laterality == 0])
 
     def index(self, row: Row | None) -> int:
-        """Return the label's position among the declared ones. Raises Unusable (no-label, unknown-label)."""
+        """Return the label's position among the declared ones.
+
+        Raises Unusable (no-label, unknown-label).
+        """
         if self.everywhere:
             return 0
         if row is None:
@@ -77,8 +94,8 @@ class Labels:
         return self.declared.index(row.label)
 
 
-def _agreed(rows: Sequence[Row]) -> Row | None:
-    """The one thing that all rows say; a side that they differ in is unknown."""
+def _agree(rows: Sequence[Row]) -> Row | None:
+    """The row that all rows agree on; a side in which they differ is unknown."""
     if not rows:
         return None
     if len({(r.patient, r.label) for r in rows}) > 1:
@@ -88,7 +105,7 @@ def _agreed(rows: Sequence[Row]) -> Row | None:
 
 
 def file_key(text: str) -> str:
-    """Return a path below the source as rows and files are compared by."""
+    """Return a path below the source in the form in which rows and files are compared."""
     return unicodedata.normalize("NFC", text).strip().replace("\\", "/").removeprefix("./")
 
 
@@ -100,11 +117,10 @@ def read_labels(
     *,
     masks: bool = False,
 ) -> Labels:
-    """Return the labels in `path` for a study with `declared` labels and `files` (relative paths); `masks`: the column is
-    known.
+    """Return the labels in `path` for a study with `declared` labels and `files` (relative paths).
 
-    Raises ConfigurationError: no file although the study has several labels; not UTF-8; a missing, unknown or doubled
-    column.
+    `masks`: the column `mask` is allowed. Raises ConfigurationError: no file although the study has
+    several labels; not UTF-8; a missing, unknown or doubled column.
     """
     if path is None:
         if len(declared) == 1:
@@ -167,13 +183,14 @@ def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str
 
 
 def _take(labels: Labels, cells: dict[str, str], full_names: dict[str, str]) -> None:
-    """File one row by its file, else by its patient; a row with neither speaks for nobody."""
+    """Add one row by its file, else by its patient; a row with neither belongs to nobody."""
     row = Row(
-        normalised_id(cells["patient"]), cells["label"], SIDES.get(cells["laterality"].upper(), 0)
+        normalise_id(cells["patient"]), cells["label"], SIDES.get(cells["laterality"].upper(), 0)
     )
-    file, mask = (
-        full_names.get(key, key) for key in (file_key(cells["file"]), file_key(cells["mask"]))
-    )
+    file = file_key(cells["file"])
+    file = full_names.get(file, file)
+    mask = file_key(cells["mask"])
+    mask = full_names.get(mask, mask)
     if mask and (file or row.patient):
         labels.masks.setdefault(mask, []).append((file, row.patient))
     if file:

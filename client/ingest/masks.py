@@ -1,12 +1,13 @@
-"""A vessel mask, DICOM segmentation or NIfTI, laid on the grid of its series.
+"""Lays a vessel mask, DICOM segmentation or NIfTI, on the grid of its series.
 
-In: an open file and the `Grid` of the series. Out: the mask as booleans [D, H, W], or a reason. Guaranteed: every size is
-checked before anything of that size is allocated, compressed NIfTI inflates up to the cap and no further; a mask enters only if
-its own geometry says that its voxels are those of the series (each corner within a tenth of a voxel): axes may be swapped and
-flipped, nothing is ever resampled or guessed; it marks something, with one value. Not covered: whether the marks are vessels.
+In: an open file and the `Grid` of the series. Out: the mask as booleans [D, H, W], or a reason.
+Guarantees: every size is checked before anything of that size is allocated; a mask enters only if
+its own geometry puts each corner within a tenth of a voxel of the series; axes may be swapped and
+flipped, nothing is resampled or guessed; it marks something, with one value.
+Not covered: whether the marks are vessels.
 
-DICOM SEG: binary, one segment, native transfer syntax; a slice without a frame is background. NIfTI 1 and 2 in one file: sform,
-else qform; RAS becomes LPS. (DICOM PS3.3 A.51, C.8.20; nifti1.h)
+DICOM SEG: binary, one segment, native transfer syntax; a slice without a frame is background (PS3.3
+A.51, C.8.20). NIfTI 1 and 2 in one file: sform, else qform; RAS becomes LPS (nifti1.h).
 """
 
 from __future__ import annotations
@@ -51,18 +52,18 @@ def read_segmentation(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
         if min(shape) < 1 or shape[1:] != grid.shape[1:] or shape[0] > grid.shape[0]:
             raise Unusable(Reason.MASK_GRID)
         depths = _depths(header, shape, grid)
-        marks = _unpacked(header, shape)
+        marks = _unpack_bits(header, shape)
     except (Unusable, MemoryError):
         raise
     except Exception as error:
         raise Unusable(Reason.DAMAGED_HEADER) from error
     mask = np.zeros(grid.shape, np.bool_)
     mask[depths] = marks
-    return _marked(mask)
+    return _check_not_empty(mask)
 
 
 def _check_segmentation(header: Dataset) -> None:
-    """Binary, one segment, bits that lie as they are."""
+    """Refuse all but binary, uncompressed bits of one segment."""
     kind = text_of(header, "SegmentationType")
     if kind != "BINARY":
         raise Unusable(
@@ -89,7 +90,7 @@ def _depths(header: Dataset, shape: tuple[int, int, int], grid: Grid) -> list[in
 
 
 def _plane(frame: Dataset, shared: Dataset, shape: tuple[int, int]) -> Plane:
-    """A frame's plane from its own functional groups, else from the shared ones."""
+    """A frame's plane, from its own functional groups, else from the shared ones."""
 
     def value(sequence: str, name: str) -> Any:
         found = frame.get(sequence) or shared.get(sequence)
@@ -106,16 +107,16 @@ def _depth(plane: Plane, grid: Grid) -> int:
     depth = round(float((np.array(plane.origin) - grid.affine[:3, 3]) @ step / (step @ step)))
     if not 0 <= depth < grid.shape[0]:
         raise Unusable(Reason.MASK_GRID)
-    if (
-        np.linalg.norm(plane.corners() - grid.plane(depth).corners(), axis=1).max()
-        > grid.tolerance_mm
-    ):
+    offsets = np.linalg.norm(plane.corners() - grid.plane(depth).corners(), axis=1)
+    if offsets.max() > grid.tolerance_mm:
         raise Unusable(Reason.MASK_GRID)
     return depth
 
 
-def _unpacked(header: Dataset, shape: tuple[int, int, int]) -> Mask:
-    """One bit a pixel, the first in the lowest bit, frames without a gap between them (PS3.5 8.1.1)."""
+def _unpack_bits(header: Dataset, shape: tuple[int, int, int]) -> Mask:
+    """One bit a pixel, the first in the lowest bit, frames without a gap between them (PS3.5
+    8.1.1).
+    """
     count = shape[0] * shape[1] * shape[2]
     if len(header.get("PixelData") or b"") < (count + 7) // 8:
         raise Unusable(Reason.TRUNCATED)
@@ -124,7 +125,7 @@ def _unpacked(header: Dataset, shape: tuple[int, int, int]) -> Mask:
 
 
 def is_nifti(file: BinaryIO) -> bool:
-    """Return whether an open file is a NIfTI file, plain or compressed, by its first bytes. Reads from the start."""
+    """Return whether an open file is a NIfTI file, plain or compressed, by its first bytes."""
     file.seek(0)
     head = file.read(2 * HEAD_BYTES)
     if head.startswith(GZIP):
@@ -140,19 +141,17 @@ def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
     import nibabel  # takes a second, and most hospitals have no NIfTI
 
     try:
-        data = _inflated(file, max_bytes)
+        data = _inflate(file, max_bytes)
         kind: Any = nibabel.Nifti2Image if data[4:12] == NIFTI_2 else nibabel.Nifti1Image
         header = kind.header_class(data[: kind.header_class.sizeof_hdr])
         shape = _shape(header, max_bytes)
-        if (
-            len(data)
-            < int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
-        ):
+        voxel_bytes = int(np.prod(shape)) * header.get_data_dtype().itemsize
+        if len(data) < int(header["vox_offset"]) + voxel_bytes:
             raise Unusable(Reason.TRUNCATED)
         if not (header["sform_code"] > 0 or header["qform_code"] > 0):
             raise Unusable(Reason.MASK_GRID)
         image = kind.from_bytes(data)
-        turn = _onto(TO_LPS @ np.asarray(image.affine, np.float64), shape, grid)
+        turn = _axes_onto(TO_LPS @ np.asarray(image.affine, np.float64), shape, grid)
         stored = np.asanyarray(image.dataobj).reshape(shape)
     except (Unusable, MemoryError):
         raise
@@ -163,10 +162,10 @@ def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
     marked = stored != 0
     if marked.any() and stored.min(where=marked, initial=stored.max()) != stored.max():
         raise Unusable(Reason.NOT_BINARY)
-    return _marked(np.ascontiguousarray(_turned(marked, turn)))
+    return _check_not_empty(np.ascontiguousarray(_reorient(marked, turn)))
 
 
-def _inflated(file: BinaryIO, max_bytes: int) -> bytes:
+def _inflate(file: BinaryIO, max_bytes: int) -> bytes:
     """The plain bytes of the file; never more than the cap is inflated."""
     file.seek(0)
     plain = file
@@ -191,12 +190,13 @@ def _shape(header: Any, max_bytes: int) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _onto(
+def _axes_onto(
     affine: NDArray[np.float64], shape: tuple[int, int, int], grid: Grid
 ) -> NDArray[np.int64]:
-    """How the file's axes become (w, h, d): a signed permutation [3, 3]. Raises Unusable (mask-grid) if they do not.
+    """How the file's axes become (w, h, d): a signed permutation [3, 3].
 
-    The file's voxels must be the grid's: the same box, every corner in its place.
+    The file's voxels must be the grid's: the same box, every corner in its place. Raises Unusable
+    (mask-grid).
     """
     if not np.isfinite(affine).all():
         raise Unusable(Reason.MASK_GRID)
@@ -218,8 +218,8 @@ def _onto(
     return turn
 
 
-def _turned(marked: Mask, turn: NDArray[np.int64]) -> Mask:
-    """Voxels [i, j, k] of the file as [D, H, W]."""
+def _reorient(marked: Mask, turn: NDArray[np.int64]) -> Mask:
+    """Reorder voxels [i, j, k] of the file to [D, H, W]."""
     source = np.abs(turn).argmax(1)  # the file's axis that becomes w, h, d
     flipped = turn.sum(1) < 0
     laid = marked.transpose(source)
@@ -227,7 +227,7 @@ def _turned(marked: Mask, turn: NDArray[np.int64]) -> Mask:
     return laid.transpose(2, 1, 0)
 
 
-def _marked(mask: Mask) -> Mask:
+def _check_not_empty(mask: Mask) -> Mask:
     if not mask.any():
         raise Unusable(Reason.EMPTY_MASK)
     return mask

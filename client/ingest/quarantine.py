@@ -1,7 +1,7 @@
-"""Every reason for which a file or an image does not enter a cohort, as a stable code with one sentence.
+"""Every reason for which a file or image does not enter a cohort: a stable code and a sentence.
 
-In: nothing. Out: `Reason`, and `Unusable`, the only exception that a decoder may raise. Guaranteed: neither ever
-carries text from a file, a file's name or another exception, so both may be shown, counted and logged on site.
+Guarantees: neither `Reason` nor `Unusable` ever carries text from a file, a file's name or another
+exception, so both may be shown, counted and logged on site.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Reason(Enum):
     FILE_TOO_LARGE = ("file-too-large", "The file is larger than the size cap.")
     UNKNOWN_FORMAT = (
         "unknown-format",
-        "The file is neither DICOM (with its DICM mark), PNG nor JPEG (nor NIfTI, in a study of volumes).",
+        "The file is neither DICOM (with its mark), PNG, JPEG nor NIfTI (in a study of volumes).",
     )
     # the DICOM header
     DAMAGED_HEADER = ("damaged-header", "The header cannot be parsed.")

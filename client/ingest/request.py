@@ -1,6 +1,6 @@
-"""What the parent and the decoding child tell each other of volumes: values, so that the parent needs no codec.
+"""The values that the parent and the decoding child exchange, so that the parent needs no codec.
 
-In and out: nothing. Guaranteed: no pydicom, no nibabel here. Not: the protocol (decode.py).
+Guarantees: no pydicom, no nibabel here. Not covered: the protocol (decode.py, decode_child.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.quarantine import Reason
+from common.arrays import Pixels
 
 Kind = Literal["slice", "segmentation", "nifti"]
 
@@ -22,7 +23,7 @@ SLICE_DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class Caps:
-    """What of plan and limits concerns volumes."""
+    """The part of plan and limits that concerns volumes."""
 
     size_px: int
     modalities: tuple[str, ...]
@@ -34,8 +35,11 @@ class Caps:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one file says of itself. `series`, `frame`: UIDs of the series and frame of reference, of a segmentation those of
-    the series it was drawn on; `content`: SHA-256 of the file, in hex. NIfTI names neither patient nor series.
+    """What one file states of itself.
+
+    `series`, `frame`: UIDs of the series and frame of reference; for a segmentation, those of the
+    series it was drawn on. `content`: SHA-256 of the file, in hex. NIfTI names neither patient nor
+    series.
     """
 
     kind: Kind
@@ -56,8 +60,10 @@ class VolumeFiles:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """What became of one volume. `digest`: SHA-256 of its values; `slices`: digests of the slices that show anything; `look`
-    uint8 [64, 64, 1]; `patches` uint8 [2 x half, S, S, 2] (volumes.py), or none and the `refusal` of its mask.
+    """The result of one volume.
+
+    `digest`: SHA-256 of its values. `slices`: digests of the slices that show anything. `look`:
+    uint8 [64, 64, 1]. `patches`: uint8 [2 x half, S, S, 2], or none and the `refusal` of its mask.
     """
 
     digest: bytes
@@ -65,3 +71,65 @@ class Cut:
     look: NDArray[np.uint8]
     refusal: Reason | None
     patches: NDArray[np.uint8]
+
+
+ANSWER_CAP_BYTES = 1 << 14
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one ingest may use.
+
+    `max_pixel_bytes` bounds rows x columns x frames x samples x bytes of one file, and what a
+    compressed file inflates to. `max_volume_bytes` bounds rows x columns x slices x 4 of one
+    series; a child holds one volume.
+    """
+
+    max_files: int = 1_000_000
+    max_file_bytes: int = 256 << 20
+    max_pixel_bytes: int = 256 << 20
+    max_labels_bytes: int = 64 << 20
+    decode_memory_bytes: int = 2 << 30
+    decode_timeout_s: float = 30.0
+    max_volume_bytes: int = 512 << 20
+    volume_timeout_s: float = 300.0
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the child needs of the plan and the limits."""
+
+    size_px: int
+    channels: int
+    modalities: tuple[str, ...]
+    window: tuple[float, float] | None
+    max_file_bytes: int
+    max_pixel_bytes: int
+    memory_bytes: int
+    timeout_s: float
+    max_volume_bytes: int = 512 << 20
+    volume_timeout_s: float = 300.0
+    patches: int = 0  # of one person, in a study of volumes
+
+    @property
+    def caps(self) -> Caps:
+        """Return the part that concerns volumes."""
+        sizes = (self.max_file_bytes, self.max_pixel_bytes, self.max_volume_bytes)
+        return Caps(self.size_px, self.modalities, self.window, *sizes)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A decoded and framed photograph.
+
+    `pixels`: uint8 [S, S, C]. `digest`: SHA-256 of the decoded pixels before framing. DICOM only:
+    raw id, issuer, and side (0 unknown, 1 left, 2 right).
+    """
+
+    pixels: Pixels
+    digest: bytes
+    is_dicom: bool
+    patient_id: str
+    issuer: str
+    laterality: int

@@ -1,12 +1,16 @@
-"""From the headers of one MR series to the grid of its volume: rules over values, without files.
+"""Puts the slices of one MR series on the grid of its volume: rules over values, without files.
 
-In: a `Plane` (geometry and pixel format) for each slice of one series. Out: the order of the slices and the `Grid` on which
-their voxels lie, in DICOM's patient coordinates (LPS, mm). Guaranteed: the order comes from geometry alone, never from
-InstanceNumber or names; a series of mixed slices, with a slice missing, doubled or off the line is refused with its reason. Not
-covered: slices missing at an end (a segmentation of the whole volume shows them); resampling (there is none).
+In: a `Plane` (geometry and pixel format) for each slice of one series.
+Out: the order of the slices, and the `Grid` of their voxels in DICOM's patient coordinates (LPS,
+mm).
+Guarantees: the order comes from geometry alone, never from InstanceNumber or names; mixed, missing,
+doubled or misplaced slices are refused with their reason.
+Not covered: slices missing at an end; resampling (there is none).
 
-1. Same orientation, size, spacing, pixel format.  2. Axial.  3. Sorted along the normal.  4. None doubled, none missing, all on
-one line at equal distances.  (DICOM PS3.3 C.7.6.2: image plane module)
+  1. same orientation, size, spacing and pixel format
+  2. axial
+  3. sorted along the normal
+  4. none doubled, none missing, all on one line at equal distances (DICOM PS3.3 C.7.6.2)
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ MISSING = 1.5
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice: millimetres in LPS. `row`, `column`: directions in which the column and the row index grow; `spacing`:
-    between rows, between columns; `kind`: whatever of the pixel format must be the same in all slices.
+    """One slice, in millimetres in LPS.
+
+    `row`, `column`: directions in which the column and the row index grow. `spacing`: between rows,
+    between columns. `kind`: what of the pixel format must be the same in all slices.
     """
 
     origin: tuple[float, ...]
@@ -55,19 +61,22 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The voxels of a volume [D, H, W]: voxel (d, h, w) is centred at `affine` @ (w, h, d, 1), LPS, mm."""
+    """The voxels of a volume [D, H, W].
+
+    Voxel (d, h, w) is centred at `affine` @ (w, h, d, 1), LPS, mm.
+    """
 
     affine: Vector
     shape: tuple[int, int, int]
 
     @property
     def edges(self) -> Vector:
-        """The three edges of a voxel, mm: along a row, along a column, between slices."""
+        """Return the three edges of a voxel, mm: along a row, along a column, between slices."""
         return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def tolerance_mm(self) -> float:
-        """How far a place may be off."""
+        """Return how far a place may be off, in mm."""
         return PLACE_TOLERANCE * float(self.edges.min())
 
     def plane(self, depth: int) -> Plane:
@@ -87,7 +96,8 @@ def plane_of(
     shape: tuple[int, int],
     kind: tuple[Any, ...] = (),
 ) -> Plane:
-    """Return the plane of ImagePositionPatient, ImageOrientationPatient and PixelSpacing as they stand in a header.
+    """Return the plane of ImagePositionPatient, ImageOrientationPatient and PixelSpacing as they
+    stand in a header.
 
     Raises Unusable (no-geometry): missing, wrong count, not finite, not orthonormal, not positive.
     """
@@ -97,9 +107,8 @@ def plane_of(
         )
     except (TypeError, ValueError) as error:
         raise Unusable(Reason.NO_GEOMETRY) from error
-    if (len(place), len(turn), len(gaps)) != (3, 6, 2) or not np.isfinite(
-        [*place, *turn, *gaps]
-    ).all():
+    complete = (len(place), len(turn), len(gaps)) == (3, 6, 2)
+    if not complete or not np.isfinite([*place, *turn, *gaps]).all():
         raise Unusable(Reason.NO_GEOMETRY)
     row = np.array(turn[:3])
     column = np.array(turn[3:])
@@ -113,23 +122,28 @@ def plane_of(
     return Plane(tuple(place), tuple(row), tuple(column), (gaps[0], gaps[1]), shape, kind)
 
 
-def arranged(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
+def arrange_slices(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
     """Return the positions of `planes` in the order of the normal (row x column), and the grid.
 
-    Raises Unusable: mixed-series, not-axial, volume-too-small, duplicate-slice, missing-slice, uneven-slices.
+    Raises Unusable: mixed-series, not-axial, volume-too-small, duplicate-slice, missing-slice,
+    uneven-slices.
     """
     first = planes[0]
-    if any(not _alike(first, plane) for plane in planes):  # 1
+    # (1) same orientation, size, spacing and pixel format
+    if any(not _alike(first, plane) for plane in planes):
         raise Unusable(Reason.MIXED_SERIES)
     normal = np.cross(first.row, first.column)
-    if abs(normal[2]) < np.abs(normal).max():  # 2
+    # (2) axial
+    if abs(normal[2]) < np.abs(normal).max():
         raise Unusable(Reason.NOT_AXIAL)
     origins = np.array([plane.origin for plane in planes])
     along = origins @ normal
-    order = np.argsort(along, kind="stable")  # 3
+    # (3) sort along the normal
+    order = np.argsort(along, kind="stable")
     if len(order) < MIN_SLICES:
         raise Unusable(Reason.VOLUME_TOO_SMALL)
-    _check_gaps(np.diff(along[order]))  # 4
+    # (4) equal distances on one line
+    _check_gaps(np.diff(along[order]))
     step = (origins[order[-1]] - origins[order[0]]) / (len(order) - 1)
     grid = _grid(planes[order[0]], step, len(order))
     line = origins[order[0]] + np.arange(len(order))[:, None] * step
@@ -149,7 +163,7 @@ def _alike(one: Plane, other: Plane) -> bool:
 
 
 def _check_gaps(gaps: Vector) -> None:
-    """Doubled and missing slices, each with its reason; the rest is left to the line."""
+    """Refuse doubled and missing slices; other misplacements show as a slice off the line."""
     usual = float(np.median(gaps))
     if usual <= 0 or gaps.min() < DOUBLED * usual:
         raise Unusable(Reason.DUPLICATE_SLICE)

@@ -1,10 +1,12 @@
-"""The two kinds of hospital folders, photographs and volumes, brought to one form: sightings, and rows of a spool.
+"""Reads the two kinds of hospital folders, photographs and volumes, into one form.
 
-In: the files, their names, the intake rules. Out, after `collect`: a sighting for each image (photograph or volume) that shows
-somebody, pairs of images that are the same, and for the images that enter their rows in the spool, uint8 [S, S, planes].
-Guaranteed: every file is part of a sighting or has a reason in `quarantine`; the spool holds one photograph a row, or the
-patches of volumes; a person gives `patches_per_patient` patches, half of them centred on vessels, shared out among the person's
-volumes. Not: who is whom and what enters (persons.py, cohort.py).
+In: the files, their names, the intake rules.
+Out, after `collect`: a record for each image that shows somebody, pairs of images that are the
+same, and the entering images' rows in the spool, uint8 [S, S, planes].
+Guarantees: every file is part of a record or has a reason in `quarantine`; a person gives
+`patches_per_patient` patches, half of them centred on vessels, shared out among the person's
+volumes.
+Not covered: who is whom and what enters (persons.py, build.py).
 """
 
 from __future__ import annotations
@@ -19,25 +21,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest import decode
-from client.ingest.decode import Decoder, Limits, Settings
+from client.ingest.decode import Decoder
 from client.ingest.identify import Identities, Owner
 from client.ingest.link import Series, link
-from client.ingest.persons import Sighting, keyed_hash, near_duplicates
+from client.ingest.persons import ImageRecord, keyed_hash, near_duplicates
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import Cut, Scan, VolumeFiles
+from client.ingest.request import Cut, Limits, Scan, Settings, VolumeFiles
 from common.study.intake import Intake
 
 Pairs = Iterable[tuple[int, int]]
 
 
 class Source(ABC):
-    """What a folder holds. `quarantine`: (name below the source, reason); `sightings[i].position == i`."""
+    """The contents of a folder.
+
+    `quarantine`: (name below the source, reason). `records[i].position` is i.
+    """
 
     def __init__(self, intake: Intake, identities: Identities, spool: Path) -> None:
         self.intake = intake
         self.identities = identities
         self.spool = spool
-        self.sightings: list[Sighting] = []
+        self.records: list[ImageRecord] = []
         self.quarantine: list[tuple[str, Reason]] = []
         self._rows = 0
 
@@ -53,19 +58,22 @@ class Source(ABC):
 
     @abstractmethod
     def alike(self) -> Pairs:
-        """Return pairs of sightings whose images are the same, or nearly so."""
+        """Return pairs of records whose images are the same, or nearly so."""
 
     @abstractmethod
-    def rows(self, entering: Sequence[Sighting]) -> list[tuple[Sighting, int]]:
-        """Return the images that one person gives, each with its row of the spool; `entering` is sorted by digest."""
+    def rows(self, entering: Sequence[ImageRecord]) -> list[tuple[ImageRecord, int]]:
+        """Return the images that one person gives, each with its row of the spool.
+
+        `entering` is sorted by digest.
+        """
 
     @abstractmethod
     def refuse(self, position: int, reason: Reason) -> None:
-        """Note why a sighting does not enter."""
+        """Note why a record does not enter."""
 
     @abstractmethod
     def file_count(self, position: int) -> int:
-        """Return the number of files of a sighting."""
+        """Return the number of files of a record."""
 
     def images(self) -> NDArray[np.uint8]:
         """Return the spool, uint8 [rows, S, S, planes]."""
@@ -113,46 +121,47 @@ class Photographs(Source):
                     if isinstance(outcome, Reason):
                         raise Unusable(outcome)
                     owner = Owner(outcome.patient_id, outcome.issuer, outcome.laterality)
-                    sighting = self.identities.sighting(
-                        len(self.sightings), owner, (name,), outcome.digest
+                    record = self.identities.make_record(
+                        len(self.records), owner, (name,), outcome.digest
                     )
                     spool.write(outcome.pixels.tobytes())
-                    self.sightings.append(sighting)
+                    self.records.append(record)
                     self._names.append(name)
                 except Unusable as refusal:
                     self.quarantine.append((name, refusal.reason))
                 progress(done, len(files))
-        self._rows = len(self.sightings)
+        self._rows = len(self.records)
 
     def alike(self) -> Pairs:
-        """Photographs that correlate."""
+        """Return pairs of photographs that correlate."""
         return near_duplicates(self.images())
 
-    def rows(self, entering: Sequence[Sighting]) -> list[tuple[Sighting, int]]:
-        """Every photograph is one row."""
-        return [(sighting, sighting.position) for sighting in entering]
+    def rows(self, entering: Sequence[ImageRecord]) -> list[tuple[ImageRecord, int]]:
+        """Return one row for every photograph."""
+        return [(record, record.position) for record in entering]
 
     def refuse(self, position: int, reason: Reason) -> None:
-        """Note it for the file."""
+        """Note the reason for the file."""
         self.quarantine.append((self._names[position], reason))
 
     def file_count(self, position: int) -> int:
-        """One."""
+        """Return 1."""
         return 1
 
 
 class Volumes(Source):
     """One series and its mask, one volume.
 
-    1. Scan every file.  2. Link slices and masks to series (link.py).  3. Cut each series into patches, ceil(n / 2) on vessels
-    and as many anywhere, in case that it is its person's only one.  4. Deal (`rows`).
+    1. scan every file
+    2. link slices and masks to series (link.py)
+    3. cut each series into patches: ceil(n / 2) on vessels and as many anywhere, enough for a
+      person's only series
+    4. deal a person's patches to the volumes (`rows`)
     """
 
     def __init__(self, intake: Intake, identities: Identities, spool: Path) -> None:
         super().__init__(intake, identities, spool)
-        self._files: list[
-            tuple[list[str], list[str]]
-        ] = []  # names of slices and of the mask, by sighting
+        self._files: list[tuple[list[str], list[str]]] = []  # names of slices and mask, by record
         self._first_row: list[int] = []
         self._looks: list[NDArray[np.uint8]] = []
         self._same_slice: list[tuple[int, int]] = []
@@ -171,26 +180,28 @@ class Volumes(Source):
         limits: Limits,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Steps 1 to 3. Progress counts every file twice: looked at, and read."""
+        """Scan, link and cut. Progress counts every file twice: scanned, and read."""
         total = 2 * len(files)
         with (
             decode.decoders(self._settings(limits), limits.workers) as pool,
             open(self.spool, "wb") as spool,
         ):
             scans: dict[int, Scan] = {}
-            for position, seen in enumerate(
-                pool.each(lambda decoder, path: decoder.scan(path), files)
-            ):  # 1
+            # (1) scan every file
+            scanned = pool.each(lambda decoder, path: decoder.scan(path), files)
+            for position, seen in enumerate(scanned):
                 if isinstance(seen, Unusable):
                     self.quarantine.append((names[position], seen.reason))
                 else:
                     scans[position] = seen
                 progress(position + 1, total)
-            series, fates = link(scans, names, self.identities.labels)  # 2
-            self.quarantine += [(names[position], reason) for position, reason in fates]
+            # (2) link slices and masks to series
+            series, outcomes = link(scans, names, self.identities.labels)
+            self.quarantine += [(names[position], reason) for position, reason in outcomes]
             requests = [self._request(one, scans, files) for one in series]
             done = total - sum(len(one.slices) + len(one.masks) for one in series)
-            for one, cut in zip(series, pool.each(self._cut, requests, ahead=1), strict=True):  # 3
+            # (3) cut each series into patches
+            for one, cut in zip(series, pool.each(self._cut, requests, ahead=1), strict=True):
                 self._take(one, cut, names, spool.write)
                 done += len(one.slices) + len(one.masks)
                 progress(done, total)
@@ -201,7 +212,10 @@ class Volumes(Source):
         return VolumeFiles(slices, None if mask is None else (scans[mask].kind, files[mask]))
 
     def _cut(self, decoder: Decoder, request: VolumeFiles) -> Cut:
-        """The choice of patches: a keyed hash of the volume, which nobody without the site's key can foresee."""
+        """Cut one volume.
+
+        A keyed hash of it chooses the patches, which nobody without the key can foresee.
+        """
         return decoder.cut(
             request,
             lambda digest: hmac.digest(self.identities.key, b"patches\0" + digest, "sha256"),
@@ -210,14 +224,14 @@ class Volumes(Source):
     def _take(
         self, one: Series, cut: Cut | Unusable, names: Sequence[str], write: Callable[[bytes], int]
     ) -> None:
-        """Spool a volume's patches and note whose they are, or why it is not used."""
+        """Write a volume's patches to the spool and note whose they are, or why it is not used."""
         slices = [names[p] for p in one.slices]
         masks = [names[p] for p in one.masks]
         if isinstance(cut, Unusable):
             return self._refuse_series(slices, masks, cut.reason, getattr(cut, "at", None))
         try:
-            sighting = self.identities.sighting(
-                len(self.sightings), one.owner, one.names, cut.digest
+            record = self.identities.make_record(
+                len(self.records), one.owner, one.names, cut.digest
             )
         except Unusable as nobody:
             return self._refuse_series(slices, masks, nobody.reason, None)
@@ -226,13 +240,13 @@ class Volumes(Source):
             one.mask_refused = True
         if cut.refusal:
             reason = Reason.MASK_REFUSED if one.mask_refused else Reason.NO_MASK
-            sighting = replace(sighting, refusal=sighting.refusal or reason)
+            record = replace(record, refusal=record.refusal or reason)
         for digest in cut.slices:
             self._same_slice.append(
-                (self._slice_of.setdefault(digest, sighting.position), sighting.position)
+                (self._slice_of.setdefault(digest, record.position), record.position)
             )
         write(cut.patches.tobytes())
-        self.sightings.append(sighting)
+        self.records.append(record)
         self._files.append((slices, masks))
         self._first_row.append(self._rows)
         self._looks.append(cut.look)
@@ -241,44 +255,53 @@ class Volumes(Source):
     def _refuse_series(
         self, slices: Sequence[str], masks: Sequence[str], reason: Reason, at: int | None
     ) -> None:
-        """One slice at fault has the reason, the others say so; without one at fault all have it."""
+        """Give the reason to the slice at fault, and INCOMPLETE_SERIES to the others.
+
+        Else to all.
+        """
         blamed = at is not None and 0 <= at < len(slices)
         for index, name in enumerate(slices):
-            fate = Reason.INCOMPLETE_SERIES if blamed and index != at else reason
-            self.quarantine.append((name, fate))
+            outcome = Reason.INCOMPLETE_SERIES if blamed and index != at else reason
+            self.quarantine.append((name, outcome))
         self.quarantine += [(name, Reason.SERIES_REFUSED) for name in masks]
 
     def alike(self) -> Pairs:
-        """Volumes whose looks correlate, or that share a slice."""
+        """Yield pairs of volumes whose looks correlate, or that share a slice."""
         yield from near_duplicates(np.stack(self._looks))
         yield from ((a, b) for a, b in self._same_slice if a != b)
 
-    def rows(self, entering: Sequence[Sighting]) -> list[tuple[Sighting, int]]:
-        """Deal the person's patches to the volumes: those on vessels from the first on, those anywhere from the last."""
-        shares = dealt(self._wanted, len(entering))
+    def rows(self, entering: Sequence[ImageRecord]) -> list[tuple[ImageRecord, int]]:
+        """Deal the person's patches to the volumes.
+
+        On vessels from the first on, anywhere from the last.
+        """
+        shares = deal_patches(self._wanted, len(entering))
         half = (self._wanted + 1) // 2
-        found: list[tuple[Sighting, int]] = []
-        for sighting, (on_vessels, anywhere) in zip(entering, shares, strict=True):
+        found: list[tuple[ImageRecord, int]] = []
+        for record, (on_vessels, anywhere) in zip(entering, shares, strict=True):
             if not on_vessels + anywhere:
-                self.refuse(sighting.position, Reason.SPARE_SERIES)
+                self.refuse(record.position, Reason.SPARE_SERIES)
             for place in (*range(on_vessels), *range(half, half + anywhere)):
-                digest = keyed_hash(self.identities.key, "patch", sighting.digest, str(place))
+                digest = keyed_hash(self.identities.key, "patch", record.digest, str(place))
                 found.append(
-                    (replace(sighting, digest=digest), self._first_row[sighting.position] + place)
+                    (replace(record, digest=digest), self._first_row[record.position] + place)
                 )
         return found
 
     def refuse(self, position: int, reason: Reason) -> None:
-        """Note it for the slices; the mask has nothing left to belong to."""
+        """Note the reason for the slices; the mask has no series left."""
         self._refuse_series(*self._files[position], reason, None)
 
     def file_count(self, position: int) -> int:
-        """Slices and mask."""
+        """Return the number of slices and masks."""
         return sum(map(len, self._files[position]))
 
 
-def dealt(count: int, volumes: int) -> Iterator[tuple[int, int]]:
-    """Yield (on vessels, anywhere) for each of a person's volumes: together ceil(count / 2) and floor(count / 2)."""
+def deal_patches(count: int, volumes: int) -> Iterator[tuple[int, int]]:
+    """Yield (on vessels, anywhere) for each of a person's volumes.
+
+    Together they are ceil(count / 2) and floor(count / 2).
+    """
     on_vessels = (count + 1) // 2
     anywhere = count // 2
     for index in range(volumes):

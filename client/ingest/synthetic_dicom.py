@@ -1,8 +1,10 @@
-"""A privatized image as a DICOM file that says of itself that it is synthetic.
+"""Writes a privatized image as a DICOM file that states that it is synthetic.
 
-In: uint8 pixels, the modality, the privacy statement. Out: bytes of a Secondary Capture object with SyntheticData = YES.
-Guaranteed: nothing of the original file enters, because none is passed in: fresh UIDs, a patient called SYNTHETIC, no dates.
-Not: whether the image may leave (client/egress/gate.py).
+In: uint8 pixels, the modality, the privacy statement. Out: a Secondary Capture object with
+SyntheticData = YES.
+Guarantees: nothing of the original file enters, because none is passed in: fresh UIDs, a patient
+SYNTHETIC, no dates.
+Not covered: whether the image may leave (client/egress/gate.py).
 
 DICOM PS3.3 C.7.6.1.1.6 (Synthetic Data), A.8.1 (Secondary Capture Image).
 """
@@ -18,11 +20,18 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from common.arrays import Pixels
 
 SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
+EMPTY = (
+    "PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber "
+    "ReferringPhysicianName SeriesNumber InstanceNumber PatientOrientation"
+).split()
 TEXT_CAP = 1024  # of DerivationDescription (ST)
 
 
-def synthetic_dicom(pixels: Pixels, modality: str, statement: str) -> bytes:
-    """DICOM bytes (explicit VR little endian) of uint8 [H, W, 1 or 3]; `statement` becomes the derivation's description."""
+def write_synthetic(pixels: Pixels, modality: str, statement: str) -> bytes:
+    """Return DICOM bytes (explicit VR little endian) of uint8 [H, W, 1 or 3].
+
+    `statement` becomes the DerivationDescription.
+    """
     height, width, channels = pixels.shape
     data = Dataset()
     data.file_meta = FileMetaDataset()
@@ -33,8 +42,7 @@ def synthetic_dicom(pixels: Pixels, modality: str, statement: str) -> bytes:
     data.SeriesInstanceUID = generate_uid(prefix=None)
     data.SpecificCharacterSet = "ISO_IR 192"
     data.PatientName = data.PatientID = "SYNTHETIC"
-    for empty in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
-                  "ReferringPhysicianName", "SeriesNumber", "InstanceNumber", "PatientOrientation"):  # fmt: skip
+    for empty in EMPTY:
         setattr(data, empty, None)
     data.Modality = modality
     data.ConversionType = "SYN"

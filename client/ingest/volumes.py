@@ -1,15 +1,19 @@
-"""MR slices and masks as volumes, and volumes as patches: what the decoding child does in a study of volumes.
+"""Reads MR slices and masks as volumes, and cuts volumes into patches, in the decoding child.
 
-In: one file to look at (`scan`), or all slices of one series and its mask (`read_volume`), and a seed (`patches`). Out: what a
-file says of itself; a `Volume` of 8-bit intensities with its mask; image + mask patches. Guaranteed: at most one volume is held
-at a time and its size is checked before it is allocated; slices lie as geometry says (series.py); one scaling for the whole
-volume, so that intensities of its patches relate; each patch lies inside the volume, nothing is padded or resampled; the choice
-of patches follows from the seed alone. Not covered: bias fields, skull and air (removed by nothing), a series in another plane.
+In: one file (`scan`), or all slices of one series and its mask (`read_volume`), and a seed
+(`patches`).
+Out: what a file states of itself; a `Volume` of 8-bit intensities with its mask; image + mask
+patches.
+Guarantees: one volume at a time, its size checked before it is allocated; slices lie as geometry
+says (series.py); one scaling for the whole volume; each patch lies inside the volume; the choice of
+patches follows from the seed.
+Not covered: bias fields, skull and air (nothing removes them); a series in another plane.
 
-Intensity: modality LUT or rescale, then the study's window, else the volume's own minimum and maximum; padding black; MONOCHROME1
-inverted. Patches: half are centred on a voxel of the mask, half anywhere in the volume that is not air, drawn with replacement
-(Kossen et al. 2022 draw the second half in the brain; we have no brain mask, so air is what stays below a tenth of the volume's
-98th percentile). A centre near a border moves the patch inwards.
+Intensity: modality LUT or rescale, then the study's window, else the volume's own range; padding
+black; MONOCHROME1 inverted. Patches: half are centred on a voxel of the mask, half anywhere that is
+not air, drawn with replacement. Kossen et al. 2022 draw the second half in the brain; without a
+brain mask, air is what stays below a tenth of the volume's 98th percentile. A centre near a border
+moves the patch inwards.
 """
 
 from __future__ import annotations
@@ -24,18 +28,15 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from client.ingest import dicom
-from client.ingest.files import opened
+from client.ingest.files import open_regular
 from client.ingest.images import BLANK_SPREAD
 from client.ingest.masks import SEGMENTATION, Mask, is_nifti, read_nifti, read_segmentation
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import LOOK_PX, SLICE_DIGEST_BYTES, Caps, Kind, Scan
-from client.ingest.series import Grid, Plane, arranged, plane_of
+from client.ingest.series import Grid, Plane, arrange_slices, plane_of
 
-UIDS = (
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-)  # they tell series apart, enter the HMAC and are dropped
+# these tell series apart, enter the HMAC and are dropped
+UIDS = ("SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 MULTI_FRAME = (
     "1.2.840.10008.5.1.4.1.1.4.1",
@@ -48,8 +49,11 @@ AIR_PERCENTILE = 0.98
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """`shown` uint8 [D, H, W]; its `mask`, or the `refusal` that says why there is none; SHA-256 of the values; digests of the
-    slices that show anything; a `look` uint8 [64, 64, 1] for telling near-duplicates.
+    """A volume and its mask.
+
+    `shown`: uint8 [D, H, W]. `mask`, or the `refusal` that says why there is none. `digest`:
+    SHA-256 of the values. `slices`: digests of the slices that show anything. `look`: uint8 [64,
+    64, 1], to find near-duplicates.
     """
 
     shown: NDArray[np.uint8]
@@ -69,8 +73,11 @@ class BadSlice(Unusable):
 
 
 def scan(path: str, caps: Caps) -> Scan:
-    """Return what the file at `path` says of itself. Raises Unusable when it can be no part of a volume."""
-    with opened(path, caps.max_file_bytes) as file:
+    """Return what the file at `path` states of itself.
+
+    Raises Unusable when it is no part of a volume.
+    """
+    with open_regular(path, caps.max_file_bytes) as file:
         head = file.read(132)
         if head[128:] == b"DICM":
             return _scan_dicom(file, caps)
@@ -132,32 +139,34 @@ def _check_slice(header: Dataset, caps: Caps) -> Plane:
 def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps) -> Volume:
     """Return the volume of the slices at `paths`, in any order, with the mask at (kind, path).
 
-    A mask that cannot be used is a `refusal`, not an exception. Raises Unusable when the slices make no volume, BadSlice when
-    one of them is at fault.
+    A mask that cannot be used is a `refusal`, not an exception. Raises Unusable when the slices
+    make no volume, BadSlice when one of them is at fault.
     """
-    planes = [_blamed(at, lambda path=path: _plane(path, caps)) for at, path in enumerate(paths)]
+    planes = [
+        _blame_slice(at, lambda path=path: _plane(path, caps)) for at, path in enumerate(paths)
+    ]
     if 4 * len(planes) * planes[0].shape[0] * planes[0].shape[1] > caps.max_volume_bytes:
         raise Unusable(Reason.DECLARED_TOO_LARGE)
-    order, grid = arranged(planes)
+    order, grid = arrange_slices(planes)
     if min(grid.shape[1:]) < caps.size_px:
         raise Unusable(Reason.VOLUME_TOO_SMALL)
     values = np.empty(grid.shape, np.float32)
     for depth, at in enumerate(order):
-        values[depth] = _blamed(at, lambda path=paths[at]: _values(path, grid.shape[1:], caps))
+        values[depth] = _blame_slice(at, lambda path=paths[at]: _values(path, grid.shape[1:], caps))
     digest = _sha(values)
     slices = tuple(
         _sha(values[d])[:SLICE_DIGEST_BYTES]
         for d in range(len(values))
         if _shows_anything(values[d])
     )
-    shown = scaled(values, caps.window, inverted=planes[0].kind[0] == "MONOCHROME1")
+    shown = scale_intensity(values, caps.window, inverted=planes[0].kind[0] == "MONOCHROME1")
     del values
     laid, refusal = _mask(mask, grid, caps)
     return Volume(shown, laid, refusal, digest, slices, look(shown))
 
 
-def _blamed(at: int, read: Any) -> Any:
-    """What `read` returns; its refusal names slice `at`."""
+def _blame_slice(at: int, read: Any) -> Any:
+    """Return what `read` returns; a refusal names slice `at`."""
     try:
         return read()
     except (Unusable, MemoryError) as refusal:
@@ -169,18 +178,18 @@ def _blamed(at: int, read: Any) -> Any:
 
 
 def _plane(path: str, caps: Caps) -> Plane:
-    with opened(path, caps.max_file_bytes) as file:
+    with open_regular(path, caps.max_file_bytes) as file:
         dicom.bound_inflation(file, caps.max_pixel_bytes)
         return _check_slice(dicom.read_header(file, pixels=False, more=(*UIDS, *GEOMETRY)), caps)
 
 
 def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32]:
     """The values that one slice means, float32 [H, W]; padding is NaN."""
-    with opened(path, caps.max_file_bytes) as file:
+    with open_regular(path, caps.max_file_bytes) as file:
         dicom.bound_inflation(file, caps.max_pixel_bytes)
         header = dicom.read_header(file, pixels=False)
         dicom.check_size(header, caps.max_pixel_bytes)
-        full, stored = dicom.decoded(file, header)
+        full, stored = dicom.decode_frame(file, header)
     if stored.shape != shape:
         raise Unusable(Reason.UNDECODABLE)
     raw = stored.view(f"u{stored.dtype.itemsize}").astype(np.uint16, copy=False)
@@ -203,16 +212,20 @@ def _sha(values: NDArray[np.float32]) -> bytes:
 
 
 def _shows_anything(values: NDArray[np.float32]) -> bool:
-    """Whether a slice has two different values: even ones (air, padding) are alike in all patients."""
+    """Whether a slice has two different values.
+
+    Even ones (air, padding) are alike in all patients.
+    """
     return bool((values != values.flat[0]).any() and not np.isnan(values).all())
 
 
-def scaled(
+def scale_intensity(
     values: NDArray[np.float32], window: tuple[float, float] | None, *, inverted: bool
 ) -> NDArray[np.uint8]:
-    """Return `values` [D, H, W] as uint8: the window, or the volume's own range, becomes 0 to 255; NaN becomes 0.
+    """Return `values` [D, H, W] as uint8: the window, or the volume's own range, becomes 0 to 255.
 
-    Raises Unusable (blank-image) when the volume is even, or nearly so, inside its range.
+    NaN becomes 0. Raises Unusable (blank-image) when the volume is even, or nearly so, inside its
+    range.
     """
     if window is None and np.isnan(values).all():
         raise Unusable(Reason.BLANK)
@@ -222,7 +235,9 @@ def scaled(
     shown = np.empty(values.shape, np.uint8)
     for depth, plane in enumerate(values):
         share = np.clip((plane.astype(np.float64) - low) / (high - low), 0, 1)
-        share = np.where(np.isnan(plane), 0, 1 - share if inverted else share)
+        if inverted:
+            share = 1 - share
+        share = np.where(np.isnan(plane), 0, share)
         shown[depth] = np.rint(255 * share)
     if _spread(shown) < BLANK_SPREAD:
         raise Unusable(Reason.BLANK)
@@ -230,7 +245,7 @@ def scaled(
 
 
 def _counts(shown: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each grey level occurs; slice by slice, because bincount widens what it is given."""
+    """How often each grey level occurs; slice by slice, because bincount widens its input."""
     return np.asarray(
         np.sum([np.bincount(plane.ravel(), minlength=256) for plane in shown], axis=0),
         dtype=np.int64,
@@ -253,20 +268,23 @@ def _mask(
     kind, path = mask
     read = read_nifti if kind == "nifti" else read_segmentation
     try:
-        with opened(path, caps.max_file_bytes) as file:
+        with open_regular(path, caps.max_file_bytes) as file:
             return read(file, grid, caps.max_pixel_bytes), None
     except Unusable as refusal:
         return None, refusal.reason
 
 
 def look(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a volume's look, uint8 [64, 64, 1]: the means of four slabs, 32 px each, two by two, over the full grey range."""
+    """Return a volume's look, uint8 [64, 64, 1].
+
+    The means of four slabs, 32 px each, two by two.
+    """
     depth = len(shown)
     half = LOOK_PX // 2
     slabs = [
         shown[q * depth // 4 : max(q * depth // 4 + 1, (q + 1) * depth // 4)] for q in range(4)
     ]
-    small = [_reduced(slab.mean(axis=0, dtype=np.float32), half) for slab in slabs]
+    small = [_reduce(slab.mean(axis=0, dtype=np.float32), half) for slab in slabs]
     tiles = np.block([[small[0], small[1]], [small[2], small[3]]])
     low = float(tiles.min())
     high = float(tiles.max())
@@ -275,7 +293,7 @@ def look(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
     ]
 
 
-def _reduced(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def _reduce(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Block means, [size, size], of a plane at least that large."""
     rows, columns = (np.arange(size) * n // size for n in plane.shape)
     sums = np.add.reduceat(np.add.reduceat(plane, rows, axis=0), columns, axis=1)
@@ -284,9 +302,10 @@ def _reduced(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 def patches(volume: Volume, seed: bytes, count: int, size_px: int) -> NDArray[np.uint8]:
-    """Return uint8 [2 x half, S, S, 2] with half = ceil(count / 2): first those centred on the mask, then those anywhere.
+    """Return patches, uint8 [2 x half, S, S, 2] with half = ceil(count / 2).
 
-    Plane 0 is the image, plane 1 the mask (0 or 255). `volume` must have a mask.
+    First those centred on the mask, then those anywhere. Plane 0 is the image, plane 1 the mask (0
+    or 255). `volume` must have a mask.
     """
     if volume.mask is None:
         raise Unusable(volume.refusal or Reason.NO_MASK)
@@ -295,7 +314,7 @@ def patches(volume: Volume, seed: bytes, count: int, size_px: int) -> NDArray[np
     inside = volume.shown > _air_level(volume.shown)
     found = np.empty((2 * half, size_px, size_px, 2), np.uint8)
     for row, (depth, y, x) in enumerate(
-        (*_picked(volume.mask, draws[0]), *_picked(inside, draws[1]))
+        (*_pick_voxels(volume.mask, draws[0]), *_pick_voxels(inside, draws[1]))
     ):
         top, left = (
             min(max(c - size_px // 2, 0), n - size_px)
@@ -313,8 +332,11 @@ def _air_level(shown: NDArray[np.uint8]) -> float:
     return AIR_SHARE * int(np.searchsorted(share, AIR_PERCENTILE))
 
 
-def _picked(marked: Mask, draws: NDArray[np.uint64]) -> Iterable[tuple[int, int, int]]:
-    """A marked voxel (d, y, x) for each draw, uniformly; slice by slice, so that no list of all voxels is made."""
+def _pick_voxels(marked: Mask, draws: NDArray[np.uint64]) -> Iterable[tuple[int, int, int]]:
+    """A marked voxel (d, y, x) for each draw, uniformly.
+
+    Slice by slice, without a list of all voxels.
+    """
     counts = np.array([np.count_nonzero(plane) for plane in marked])
     ends = np.cumsum(counts)
     ranks = (draws % np.uint64(ends[-1])).astype(np.int64)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from client.ingest.synthetic_dicom import synthetic_dicom
+from client.ingest.synthetic_dicom import write_synthetic
 from client.single.flow import Flow
 from client.single.request import Request
 from common.arrays import Images
@@ -29,7 +29,7 @@ def write_images(request: Request, flow: Flow, images: Sequence[Images]) -> None
     for number, image in enumerate(images, 1):
         name = f"{number:05d}"
         if request.dicom:
-            data = synthetic_dicom(image, modality, flow.statement)
+            data = write_synthetic(image, modality, flow.statement)
             atomic_write(request.target / f"{name}.dcm", data)
         else:
             atomic_write(request.target / f"{name}.png", png(image))

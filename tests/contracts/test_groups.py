@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.ingest.persons import Sighting, grouped_by_person, near_duplicates
+from client.ingest.persons import ImageRecord, group_by_person, near_duplicates
 from client.state import group_store
 from client.synthesize import group as g
 from client.synthesize.align import GroupStatistics, PatientStatistics
@@ -220,8 +220,8 @@ def test_photographs_under_two_ids_count_once(seed: int, people: int) -> None:
         [pictures, pictures[2:3], resaved]
     )  # one copied, two saved again, each under a new id
     digests = ["".join(map(str, image.tobytes())) for image in images]
-    sightings = [Sighting(i, (f"id {i}",), 0, 0, digest) for i, digest in enumerate(digests)]
-    persons = grouped_by_person(sightings, near_duplicates(images))
+    records = [ImageRecord(i, (f"id {i}",), 0, 0, digest) for i, digest in enumerate(digests)]
+    persons = group_by_person(records, near_duplicates(images))
     assert len(persons) == people
     patient_of = np.empty(len(images), int)
     for person, found in enumerate(persons):

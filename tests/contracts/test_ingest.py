@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from client.ingest.cohort import Cohort, ingest
-from client.ingest.decode import Limits
+from client.ingest.build import ingest
+from client.ingest.cohort import Cohort
 from client.ingest.dicom import ALLOWED
+from client.ingest.request import Limits
 from common.study.intake import Intake
-from server.demo.fundus_hospitals import write_hospital
 from server.demo.export import Truth
+from server.demo.fundus_hospitals import write_hospital
 from tests import phantoms
 
 KEY = bytes(range(32))
@@ -97,8 +98,8 @@ def test_no_planted_marker_reaches_the_cohort_a_report_or_an_error(
         tmp_path / phantoms.MARKERS[1], rules, KEY, tmp_path / "cohort", limits=Limits(workers=1)
     )
     assert report.ingested == 3
-    said = repr(report) + "".join(capfd.readouterr())
-    stored = everything(tmp_path / "cohort") + said.encode()
+    stated = repr(report) + "".join(capfd.readouterr())
+    stored = everything(tmp_path / "cohort") + stated.encode()
     assert [marker for marker in phantoms.MARKERS if marker.encode() in stored] == []
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from client.ingest import dicom, masks, volumes
-from client.ingest.cohort import Cohort, IngestReport, ingest
-from client.ingest.decode import Decoder, Limits, Settings
+from client.ingest.build import IngestReport, ingest
+from client.ingest.cohort import Cohort
+from client.ingest.decode import Decoder
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import VolumeFiles
+from client.ingest.request import Limits, Settings, VolumeFiles
 from common.errors import ConfigurationError
 from common.study.intake import Intake
 from server.demo.export import Truth
@@ -116,10 +117,10 @@ def test_no_planted_marker_reaches_the_cohort_a_report_or_an_error(
         source, RULES, KEY, tmp_path / "cohort", labels_csv=labels, limits=Limits(workers=1)
     )
     assert (report.ingested, report.patients) == (6, 1)
-    said = (
+    stated = (
         repr(report) + "".join(capfd.readouterr()) + repr(nothing.value) + str(nothing.value.hint)
     )
-    stored = everything(tmp_path / "cohort") + said.encode()
+    stored = everything(tmp_path / "cohort") + stated.encode()
     assert [marker for marker in phantoms.MARKERS if marker.encode() in stored] == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.ingest import decode, volumes
+from client.ingest import decode, decode_child, request, volumes
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Cut, Scan, VolumeFiles
 from common.study.intake import Intake
@@ -47,11 +47,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode in this process: for tests of rules, where a child would only cost seconds."""
 
     def decode_all(
-        paths: Iterable[Path], settings: decode.Settings, workers: int
-    ) -> Iterator[decode.Photograph | Reason]:
+        paths: Iterable[Path], settings: request.Settings, workers: int
+    ) -> Iterator[request.Photograph | Reason]:
         for path in paths:
             try:
-                yield decode.read_file(str(path), settings)
+                yield decode_child.read_file(str(path), settings)
             except Unusable as refusal:
                 yield refusal.reason
 

@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.ingest import cohort as cohort_module
-from client.ingest.cohort import Cohort, ingest, locate
-from client.ingest.decode import Decoder, Limits, Settings, decode_all
+from client.ingest import build
+from client.ingest.build import ingest, locate
+from client.ingest.cohort import Cohort
+from client.ingest.decode import Decoder, decode_all
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.request import Limits, Settings
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError
 from common.study.intake import Intake
 from tests import phantoms
@@ -212,9 +214,7 @@ def test_a_full_disk_leaves_nothing_behind(
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise error
 
-    monkeypatch.setattr(
-        cohort_module, "write_images" if place == "images" else "_write_index", full
-    )
+    monkeypatch.setattr(build, "write_images" if place == "images" else "_write_index", full)
     source, labels = clinic
     with pytest.raises(EnvironmentFault) as fault:
         ingest(source, intake(), key, tmp_path / "out", labels_csv=labels)
@@ -312,7 +312,7 @@ def cases() -> Path | None:
 INGEST_CASES = """
 import sys
 from pathlib import Path
-from client.ingest.cohort import ingest
+from client.ingest.build import ingest
 from common.study.intake import Intake
 modalities = ("OP", "CR", "DX", "MR", "CT", "US", "OT", "NM", "SM", "SEG", "RTDOSE", "")
 rules = Intake.model_construct(dicom_modalities=modalities, size_px=32, channels=1, labels=("all",), ordinal_labels=False,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from client.ingest.images import framed, read_photograph
+from client.ingest.images import frame_image, read_photograph
 from client.ingest.quarantine import Reason, Unusable
 from tests import phantoms
 
@@ -53,7 +53,7 @@ def test_comments_do_not_change_what_is_read() -> None:
 @pytest.mark.parametrize("shape", [(128, 128), (90, 128), (128, 90), (65, 64), (2000, 33)])
 def test_framing_keeps_the_aspect_and_fills_the_square(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(40, 255, (*shape, 3), dtype=np.uint8)
-    square = framed(pixels, 64, 3, field_of_view=False)
+    square = frame_image(pixels, 64, 3, field_of_view=False)
     lit = square.max(axis=2) > 0
     assert square.shape == (64, 64, 3)
     assert lit.any(axis=1).sum() == max(1, round(64 * shape[0] / max(shape)))
@@ -64,7 +64,7 @@ def test_the_black_surround_is_cut_away() -> None:
     photograph = phantoms.fundus(3, 128)
     wide = np.zeros((300, 400, 3), np.uint8)
     wide[60:188, 150:278] = photograph
-    a, b = (framed(p, 64, 3, field_of_view=True).astype(int) for p in (photograph, wide))
+    a, b = (frame_image(p, 64, 3, field_of_view=True).astype(int) for p in (photograph, wide))
     assert np.abs(a - b).mean() < 4
 
 
@@ -72,19 +72,19 @@ def test_text_beside_the_field_of_view_is_gone() -> None:
     photograph = phantoms.fundus(4, 128)
     marked = photograph.copy()
     marked[2:7, 2:30:3] = 255
-    a, b = (framed(p, 128, 3, field_of_view=True) for p in (photograph, marked))
+    a, b = (frame_image(p, 128, 3, field_of_view=True) for p in (photograph, marked))
     assert np.array_equal(a, b)
 
 
 def test_a_picture_without_dark_corners_keeps_them() -> None:
     full = np.random.default_rng(1).integers(60, 255, (128, 128, 3), dtype=np.uint8)
-    assert np.array_equal(framed(full, 128, 3, field_of_view=True), full)
+    assert np.array_equal(frame_image(full, 128, 3, field_of_view=True), full)
 
 
 def test_colour_becomes_grey_and_grey_is_not_colour() -> None:
-    assert framed(phantoms.fundus(5), 64, 1, field_of_view=False).shape == (64, 64, 1)
+    assert frame_image(phantoms.fundus(5), 64, 1, field_of_view=False).shape == (64, 64, 1)
     with pytest.raises(Unusable) as refusal:
-        framed(phantoms.grey(5, bits=8)[..., None], 64, 3, field_of_view=False)
+        frame_image(phantoms.grey(5, bits=8)[..., None], 64, 3, field_of_view=False)
     assert refusal.value.reason is Reason.WRONG_CHANNELS
 
 
@@ -96,5 +96,5 @@ def test_blank_and_tiny_images_are_refused(crop: bool) -> None:
         (phantoms.fundus(6, 24), Reason.TOO_SMALL),
     ):
         with pytest.raises(Unusable) as refusal:
-            framed(pixels, 64, 3, field_of_view=crop)
+            frame_image(pixels, 64, 3, field_of_view=crop)
         assert refusal.value.reason is reason

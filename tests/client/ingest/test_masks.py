@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 
 from client.ingest.masks import is_nifti, read_nifti, read_segmentation
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.series import Grid, arranged, plane_of
+from client.ingest.series import Grid, arrange_slices, plane_of
 from tests import volume_phantoms as made
 
 CAP = 1 << 24
@@ -27,7 +27,7 @@ def grid_of(series: made.Series = SERIES) -> Grid:
         plane_of(series.place(d), series.orientation, series.spacing, series.values.shape[1:])
         for d in range(len(series.values))
     ]
-    return arranged(planes)[1]
+    return arrange_slices(planes)[1]
 
 
 def seg(mask: Any = MASK, series: made.Series = SERIES, **attributes: Any) -> io.BytesIO:

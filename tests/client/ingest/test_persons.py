@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.ingest.persons import (
-    Sighting,
-    chosen,
-    grouped_by_person,
+    ImageRecord,
+    choose_images,
+    group_by_person,
     is_placeholder,
     near_duplicates,
-    normalised_id,
+    normalise_id,
     pseudonym,
 )
 from client.ingest.quarantine import Reason
@@ -25,19 +25,19 @@ from tests import phantoms
 KEY = bytes(32)
 
 
-def sighting(
+def record(
     position: int,
     ids: str,
     digest: str,
     label: int = 0,
     side: int = 1,
     refusal: Reason | None = None,
-) -> Sighting:
-    return Sighting(position, tuple(ids), label, side, digest, refusal)
+) -> ImageRecord:
+    return ImageRecord(position, tuple(ids), label, side, digest, refusal)
 
 
 def test_ids_are_normalised_and_leading_zeros_stay() -> None:
-    assert normalised_id(" 0042\0 ") == "0042"
+    assert normalise_id(" 0042\0 ") == "0042"
     assert pseudonym(KEY, "A", "Mu\u0308ller") == pseudonym(KEY, " A", "M\u00fcller ")
     assert (
         len(
@@ -71,24 +71,21 @@ def test_real_ids(text: str) -> None:
 def test_persons_are_connected_components_in_any_order(
     links: list[tuple[str, str]], chance: object
 ) -> None:
-    sightings = [sighting(i, name, digest) for i, (name, digest) in enumerate(links)]
-    groups = grouped_by_person(sightings, ())
+    records = [record(i, name, digest) for i, (name, digest) in enumerate(links)]
+    groups = group_by_person(records, ())
     assert sorted(s.position for group in groups for s in group) == list(range(len(links)))
     for a, b in permutations(groups, 2):
         assert not {n for s in a for n in s.pseudonyms} & {n for s in b for n in s.pseudonyms}
         assert not {s.digest for s in a} & {s.digest for s in b}
-    chance.shuffle(sightings)  # type: ignore[attr-defined]
-    assert {frozenset(g) for g in grouped_by_person(sightings, ())} == {
-        frozenset(g) for g in groups
-    }
+    chance.shuffle(records)  # type: ignore[attr-defined]
+    assert {frozenset(g) for g in group_by_person(records, ())} == {frozenset(g) for g in groups}
 
 
 def test_near_duplicates_join_and_a_chain_is_one_person() -> None:
-    sightings = [
-        sighting(i, name, digest)
-        for i, (name, digest) in enumerate(zip("abcd", "wxyz", strict=True))
+    records = [
+        record(i, name, digest) for i, (name, digest) in enumerate(zip("abcd", "wxyz", strict=True))
     ]
-    assert sorted(map(len, grouped_by_person(sightings, [(0, 1), (1, 2)]))) == [1, 3]
+    assert sorted(map(len, group_by_person(records, [(0, 1), (1, 2)]))) == [1, 3]
 
 
 def test_a_brighter_resaved_copy_is_found_and_strangers_are_not() -> None:
@@ -110,51 +107,54 @@ def test_idrid_has_six_pairs_and_no_other() -> None:
 
 def test_the_highest_label_wins_and_only_its_images_enter() -> None:
     person = [
-        sighting(0, "a", "p", label=0),
-        sighting(1, "a", "q", label=2),
-        sighting(2, "b", "r", label=2),
+        record(0, "a", "p", label=0),
+        record(1, "a", "q", label=2),
+        record(2, "b", "r", label=2),
     ]
-    fates = chosen(person, ordinal=True, one_eye=False)
-    assert fates[0] is Reason.LOWER_LABEL
-    assert [fates[i].label for i in (1, 2) if isinstance(fates[i], Sighting)] == [2, 2]  # type: ignore[union-attr]
+    outcomes = choose_images(person, ordinal=True, one_eye=False)
+    assert outcomes[0] is Reason.LOWER_LABEL
+    assert [outcomes[i].label for i in (1, 2) if isinstance(outcomes[i], ImageRecord)] == [2, 2]  # type: ignore[union-attr]
 
 
 def test_identical_pixels_count_once_with_their_highest_label() -> None:
-    fates = chosen(
-        [sighting(0, "a", "p", label=0), sighting(1, "b", "p", label=2)],
+    outcomes = choose_images(
+        [record(0, "a", "p", label=0), record(1, "b", "p", label=2)],
         ordinal=True,
         one_eye=False,
     )
-    entering = [fate for fate in fates.values() if isinstance(fate, Sighting)]
+    entering = [outcome for outcome in outcomes.values() if isinstance(outcome, ImageRecord)]
     assert [s.label for s in entering] == [2]
-    assert Reason.DUPLICATE in fates.values()
+    assert Reason.DUPLICATE in outcomes.values()
 
 
 def test_without_order_a_conflict_excludes_the_person() -> None:
-    person = [sighting(0, "a", "p", label=0), sighting(1, "a", "q", label=2)]
-    assert set(chosen(person, ordinal=False, one_eye=False).values()) == {Reason.CONFLICTING_LABELS}
+    person = [record(0, "a", "p", label=0), record(1, "a", "q", label=2)]
+    assert set(choose_images(person, ordinal=False, one_eye=False).values()) == {
+        Reason.CONFLICTING_LABELS
+    }
 
 
 def test_one_eye_enters_where_the_study_separates_them() -> None:
     person = [
-        sighting(i, "a", digest, side=side)
+        record(i, "a", digest, side=side)
         for i, (digest, side) in enumerate((("p", 1), ("q", 2), ("r", 1)))
     ]
-    fates = chosen(person, ordinal=True, one_eye=True)
-    assert {s.laterality for s in fates.values() if isinstance(s, Sighting)} == {1}
-    assert fates[1] is Reason.OTHER_SIDE
+    outcomes = choose_images(person, ordinal=True, one_eye=True)
+    assert {s.laterality for s in outcomes.values() if isinstance(s, ImageRecord)} == {1}
+    assert outcomes[1] is Reason.OTHER_SIDE
     assert all(
-        isinstance(fate, Sighting) for fate in chosen(person, ordinal=True, one_eye=False).values()
+        isinstance(outcome, ImageRecord)
+        for outcome in choose_images(person, ordinal=True, one_eye=False).values()
     )
 
 
 def test_a_refused_image_still_tells_that_two_ids_are_one_person() -> None:
-    sightings = [
-        sighting(0, "a", "p"),
-        sighting(1, "b", "q"),
-        sighting(2, "b", "p", refusal=Reason.NO_LABEL),
+    records = [
+        record(0, "a", "p"),
+        record(1, "b", "q"),
+        record(2, "b", "p", refusal=Reason.NO_LABEL),
     ]
-    (person,) = grouped_by_person(sightings, ())
-    fates = chosen(person, ordinal=True, one_eye=False)
-    assert fates[2] is Reason.NO_LABEL
-    assert isinstance(fates[0], Sighting)
+    (person,) = group_by_person(records, ())
+    outcomes = choose_images(person, ordinal=True, one_eye=False)
+    assert outcomes[2] is Reason.NO_LABEL
+    assert isinstance(outcomes[0], ImageRecord)

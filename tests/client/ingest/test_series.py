@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.series import Grid, Plane, arranged, plane_of
+from client.ingest.series import Grid, Plane, arrange_slices, plane_of
 
 TILTED = (0.9961947, 0.0, -0.0871557, 0.0075961, 0.9961947, 0.0868241)
 
@@ -22,13 +22,13 @@ def plane(depth: float, orientation: tuple[float, ...] = TILTED) -> Plane:
 
 def refused(planes: list[Plane]) -> Reason:
     with pytest.raises(Unusable) as refusal:
-        arranged(planes)
+        arrange_slices(planes)
     return refusal.value.reason
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
 def test_slices_are_ordered_along_the_normal(order: tuple[int, ...]) -> None:
-    found, grid = arranged([plane(depth) for depth in order])
+    found, grid = arrange_slices([plane(depth) for depth in order])
     assert [order[i] for i in found] == [0, 1, 2, 3]
     assert grid.shape == (4, 40, 48)
     np.testing.assert_allclose(grid.edges, [0.3, 0.5, 0.8], rtol=1e-6)
@@ -37,14 +37,16 @@ def test_slices_are_ordered_along_the_normal(order: tuple[int, ...]) -> None:
 
 def test_a_slice_of_the_grid_is_the_slice_that_it_came_from() -> None:
     planes = [plane(depth) for depth in range(4)]
-    _, grid = arranged(planes)
+    _, grid = arrange_slices(planes)
     for depth, one in enumerate(planes):
         np.testing.assert_allclose(grid.plane(depth).corners(), one.corners(), atol=1e-5)
 
 
 def test_a_turned_over_stack_runs_the_other_way() -> None:
     over = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # the normal points to the feet
-    order, grid = arranged([plane_of((0, 0, z), over, (1, 1), (8, 8)) for z in (0.0, 1.0, 2.0)])
+    order, grid = arrange_slices(
+        [plane_of((0, 0, z), over, (1, 1), (8, 8)) for z in (0.0, 1.0, 2.0)]
+    )
     assert order == [2, 1, 0]
     assert grid.affine[2, 2] == -1.0
 
@@ -70,7 +72,7 @@ def test_each_fault_has_its_reason() -> None:
 
 def test_small_unevenness_of_a_real_header_is_borne() -> None:
     jitter = (0.0, 0.01, -0.01, 0.02, 0.0)
-    order, grid = arranged([plane(depth + jitter[depth]) for depth in range(5)])
+    order, grid = arrange_slices([plane(depth + jitter[depth]) for depth in range(5)])
     assert order == [0, 1, 2, 3, 4]
     assert isinstance(grid, Grid)
 

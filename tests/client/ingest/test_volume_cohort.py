@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.ingest.cohort import Cohort, IngestReport, ingest
-from client.ingest.decode import Limits
+from client.ingest.build import IngestReport, ingest
+from client.ingest.cohort import Cohort
 from client.ingest.persons import near_duplicates
 from client.ingest.quarantine import Reason
-from client.ingest.sources import dealt
+from client.ingest.request import Limits
+from client.ingest.sources import deal_patches
 from common.study.intake import Intake
 from tests import phantoms
 from tests import volume_phantoms as made
@@ -125,7 +126,7 @@ def test_a_row_with_a_slice_names_the_series_of_a_mask(tmp_path: Path, key: byte
     ("volumes", "patches"), [(1, 10), (2, 10), (3, 10), (4, 10), (3, 9), (12, 10), (5, 2)]
 )
 def test_a_persons_patches_are_dealt_half_and_half(volumes: int, patches: int) -> None:
-    shares = list(dealt(patches, volumes))
+    shares = list(deal_patches(patches, volumes))
     assert tuple(map(sum, zip(*shares, strict=True))) == ((patches + 1) // 2, patches // 2)
     each = [a + b for a, b in shares]
     assert all(n >= 1 for n in each) if volumes <= patches else sum(n >= 1 for n in each) == patches

@@ -11,7 +11,15 @@ from pydicom.uid import RLELossless
 
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Caps, Kind
-from client.ingest.volumes import BadSlice, Volume, look, patches, read_volume, scaled, scan
+from client.ingest.volumes import (
+    BadSlice,
+    Volume,
+    look,
+    patches,
+    read_volume,
+    scale_intensity,
+    scan,
+)
 from tests import phantoms
 from tests import volume_phantoms as made
 
@@ -109,20 +117,24 @@ def test_compressed_slices_and_slices_of_8_bits_are_read(tmp_path: Path) -> None
 
 def test_one_scaling_holds_for_the_whole_volume() -> None:
     values = np.array([[[0, 100]], [[200, 500]]], np.float32)
-    np.testing.assert_array_equal(scaled(values, None, inverted=False), shown(values, 0, 500))
     np.testing.assert_array_equal(
-        scaled(values, (100, 300), inverted=False), shown(values, 100, 300)
+        scale_intensity(values, None, inverted=False), shown(values, 0, 500)
     )
-    np.testing.assert_array_equal(scaled(values, None, inverted=True), 255 - shown(values, 0, 500))
+    np.testing.assert_array_equal(
+        scale_intensity(values, (100, 300), inverted=False), shown(values, 100, 300)
+    )
+    np.testing.assert_array_equal(
+        scale_intensity(values, None, inverted=True), 255 - shown(values, 0, 500)
+    )
     values[0, 0, 0] = np.nan  # padding
-    np.testing.assert_array_equal(scaled(values, None, inverted=True)[0, 0], [0, 255])
+    np.testing.assert_array_equal(scale_intensity(values, None, inverted=True)[0, 0], [0, 255])
 
 
 @pytest.mark.parametrize("window", [None, (0.0, 10.0)])
 def test_an_even_volume_is_blank(window: tuple[float, float] | None) -> None:
     for value in (7.0, 500.0, np.nan):
         with pytest.raises(Unusable) as refusal:
-            scaled(np.full((3, 4, 4), value, np.float32), window, inverted=False)
+            scale_intensity(np.full((3, 4, 4), value, np.float32), window, inverted=False)
         assert refusal.value.reason is Reason.BLANK
 
 

@@ -21,7 +21,7 @@ from client.ingest.decode_child import read_file
 from client.ingest.dicom import read_dicom
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Photograph, Settings
-from client.ingest.synthetic_dicom import synthetic_dicom
+from client.ingest.synthetic_dicom import write_synthetic
 from client.single import inputs
 from client.single.flow import Flow
 from client.single.request import Outcome, Request
@@ -179,7 +179,7 @@ def test_dicom_out_says_that_it_is_synthetic_and_carries_nothing_of_the_original
 
 def test_colour_comes_back_from_dicom_as_it_went_in() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)
-    data = dcmread(io.BytesIO(synthetic_dicom(pixels, "OP", "said")))
+    data = dcmread(io.BytesIO(write_synthetic(pixels, "OP", "said")))
     assert np.array_equal(data.pixel_array, pixels)
     assert data.PhotometricInterpretation == "RGB"
 

@@ -1,0 +1,339 @@
+"""Builds a cohort from a hospital's folder.
+
+In: a folder with DICOM files and photographs, or MR series and masks; the plan's intake rules; the
+site's pseudonym key; a labels file. Out: a cohort's folder (cohort.py) and an `IngestReport`.
+Guarantees: every file enters or gets a reason; nothing that a header or file name says is stored,
+logged or raised; one person under several ids that share a photograph or slice is one patient; the
+same files give the same digest, whatever their names and order; the folder appears whole or not at
+all.
+Not covered: one person under two ids with different photographs; text burned into pixels; fewer
+than k patients.
+
+  1. list the files
+  2. read the labels
+  3. decode into a spool (sources.py)
+  4. identify each image
+  5. join the ids of one person
+  6. choose the images that enter
+  7. write, then rename
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.ingest.cohort import CHUNK_ROWS, FORMAT, digest_contents
+from client.ingest.identify import Identities
+from client.ingest.labels import Labels, read_labels
+from client.ingest.persons import ImageRecord, aliases, choose_images, group_by_person, keyed_hash
+from client.ingest.quarantine import Reason
+from client.ingest.request import Limits
+from client.ingest.sources import Photographs, Source, Volumes
+from common.errors import ConfigurationError, EnvironmentFault, disk_faults_named
+from common.storage.files import sync_folder
+from common.study.intake import Intake
+from common.wire.messages import canonical
+
+KEY_BYTES = 32
+
+
+SCHEMA = """
+CREATE TABLE patient (patient INTEGER PRIMARY KEY, pseudonym TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE alias (pseudonym TEXT PRIMARY KEY, patient INTEGER NOT NULL REFERENCES patient) STRICT;
+CREATE TABLE image (image INTEGER PRIMARY KEY, patient INTEGER NOT NULL REFERENCES patient,
+                    label INTEGER NOT NULL, laterality INTEGER NOT NULL,
+                    digest TEXT NOT NULL) STRICT;
+"""
+
+
+Progress = Callable[[int, int], None]
+Persons = Sequence[tuple[tuple[str, ...], list[tuple[ImageRecord, int]]]]  # pseudonyms, images
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of the files, for the site's own screen.
+
+    `ingested` files of `patients` persons; `merged` of these under several ids, `most_ids` at most;
+    the rest by reason code. `ingested` plus the sum of `quarantined` is the number of files found.
+    """
+
+    ingested: int
+    patients: int
+    merged: int
+    most_ids: int
+    quarantined: Mapping[str, int]
+    digest: str
+
+
+def ingest(
+    source: Path,
+    intake: Intake,
+    key: bytes,
+    out: Path,
+    *,
+    labels_csv: Path | None = None,
+    limits: Limits | None = None,
+    progress: Progress = lambda done, total: None,
+) -> IngestReport:
+    """Build the cohort of `source` in the new folder `out`; return what became of every file.
+
+    `key`: the site's 32 pseudonym bytes. `labels_csv`: the labels file (labels.py); None only if
+    the study declares one label. Raises ConfigurationError (folders, labels file, no usable image)
+    and EnvironmentFault (disk full and the like; nothing is left behind).
+    """
+    limits = limits or Limits()
+    if len(key) != KEY_BYTES:
+        raise ConfigurationError(
+            f"pseudonym key: {len(key)} bytes, expected {KEY_BYTES}", hint="run kohort-site init"
+        )
+    # (1) list the files
+    files = list_files(source, out, limits, skip=labels_csv)
+    relative = [_relative(path, source) for path in files]
+    # (2) read the labels
+    masks = intake.volumes is not None
+    labels = read_labels(labels_csv, intake.labels, relative, limits.max_labels_bytes, masks=masks)
+    partial = out.with_name(f".{out.name}.partial")
+    with _disk_faults(out):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700, parents=True)
+        try:
+            build = _Build(intake, key, labels, partial)
+            report = build.run(files, relative, limits, progress)
+            os.rename(partial, out)
+            sync_folder(out.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def list_files(source: Path, out: Path, limits: Limits, *, skip: Path | None) -> list[Path]:
+    """Return every file below `source` but `skip`, sorted.
+
+    Links are included: they are quarantined, never followed.
+    """
+    if not source.is_dir():
+        raise ConfigurationError(
+            f"{source}: not a folder", hint="name the folder with the DICOM files or photographs"
+        )
+    if out.exists() or out.resolve().is_relative_to(source.resolve()):
+        raise ConfigurationError(
+            f"{out}: must be a new folder outside {source}",
+            hint="a cohort is frozen; name a new one",
+        )
+    skipped = skip.resolve() if skip else None
+    files: list[Path] = []
+    unreadable: list[Path] = []
+    for folder, folders, names in os.walk(
+        source, onerror=lambda error: unreadable.append(Path(error.filename))
+    ):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found = (Path(folder, name) for name in (*names, *links))
+        files.extend(path for path in found if skipped is None or path.resolve() != skipped)
+        if len(files) > limits.max_files:
+            raise ConfigurationError(
+                f"{source}: more than {limits.max_files} files", hint="split the folder"
+            )
+    return sorted(files + unreadable)
+
+
+def locate(source: Path, key: bytes, file_id: str) -> Path | None:
+    """Return the file below `source` with this opaque id of quarantine.csv.
+
+    For the site alone: the answer is a file name.
+    """
+    paths = (Path(folder, name) for folder, _, names in os.walk(source) for name in names)
+    return next((path for path in paths if _file_id(key, _relative(path, source)) == file_id), None)
+
+
+def _relative(path: Path, source: Path) -> str:
+    return path.relative_to(source).as_posix()
+
+
+def _file_id(key: bytes, relative: str) -> str:
+    """The opaque id under which a file stands in quarantine.csv."""
+    return keyed_hash(key, "file", relative)
+
+
+class _Build:
+    """Steps 3 to 7, in the temporary folder."""
+
+    def __init__(self, intake: Intake, key: bytes, labels: Labels, folder: Path) -> None:
+        self.intake = intake
+        self.key = key
+        self.folder = folder
+        self.identities = Identities(key, labels, intake)
+        kind = Volumes if intake.volumes else Photographs
+        self.source: Source = kind(intake, self.identities, folder / "spool")
+
+    def run(
+        self, files: Sequence[Path], relative: Sequence[str], limits: Limits, progress: Progress
+    ) -> IngestReport:
+        """Decode, identify, merge, choose, write."""
+        # (3, 4) decode and identify
+        self.source.collect(files, relative, limits, progress)
+        # (5, 6) join the ids of one person, and choose the images that enter
+        persons = self._persons() if self.source.records else []
+        if not persons:
+            raise self._nothing_usable(len(files))
+        # (7) write
+        digest = self._write(persons)
+        self.source.spool.unlink()
+        for path in (*self.folder.iterdir(), self.folder):
+            sync_folder(path)
+        ids = [len(names) for names, _ in persons]
+        counts = Counter(reason.value for _, reason in self.source.quarantine)
+        used = {record.position for _, images in persons for record, _ in images}
+        entered = sum(self.source.file_count(position) for position in used)
+        return IngestReport(
+            entered,
+            len(persons),
+            sum(n > 1 for n in ids),
+            max(ids),
+            dict(sorted(counts.items())),
+            digest,
+        )
+
+    def _persons(self) -> Persons:
+        """Each person's pseudonyms, and the entering images with their rows of the spool, in the
+        cohort's order.
+
+        An id under an issuer joins the same id without one: counting one person as two is the
+        unsafe mistake.
+        """
+        persons = []
+        stated = self.identities.stated
+        records = [
+            replace(s, pseudonyms=tuple(n for n in s.pseudonyms if n in stated))
+            for s in self.source.records
+        ]
+        for person in group_by_person(records, self.source.alike()):
+            outcomes = choose_images(
+                person, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality
+            )
+            entering = [
+                outcome for outcome in outcomes.values() if isinstance(outcome, ImageRecord)
+            ]
+            for position, outcome in outcomes.items():
+                if isinstance(outcome, Reason):
+                    self.source.refuse(position, outcome)
+            if entering:
+                rows = self.source.rows(sorted(entering, key=lambda s: s.digest))
+                persons.append((aliases(person), rows))
+        return sorted(persons, key=lambda person: person[0])
+
+    def _nothing_usable(self, files: int) -> ConfigurationError:
+        """The error for a folder without a usable image; it counts codes and quotes nothing."""
+        counts = Counter(reason for _, reason in self.source.quarantine).most_common()
+        why = "the folder is empty"
+        hint = "name the folder with the DICOM files or photographs"
+        if counts:
+            why = ", ".join(f"{reason.value} ({count})" for reason, count in counts)
+            hint = counts[0][0].sentence
+        return ConfigurationError(
+            f"no usable image among {files} files: {why}", hint=hint, code="E-EMPTY-COHORT"
+        )
+
+    def _write(self, persons: Persons) -> str:
+        """Write the four files; return the digest."""
+        images = [
+            (patient, s) for patient, (_, entering) in enumerate(persons) for s, _ in entering
+        ]
+        order = [row for _, entering in persons for _, row in entering]
+        spool = self.source.images()
+        write_images(
+            self.folder / "images.npy",
+            (spool[order[i : i + CHUNK_ROWS]] for i in range(0, len(order), CHUNK_ROWS)),
+            (len(order), *spool.shape[1:]),
+        )
+        all_names = tuple(names for names, _ in persons)
+        _write_index(self.folder / "index.sqlite", all_names, images)
+        outcomes = sorted(
+            f"{_file_id(self.key, name)},{reason.value}" for name, reason in self.source.quarantine
+        )
+        (self.folder / "quarantine.csv").write_text(
+            "\n".join(["file,code", *outcomes]) + "\n", encoding="ascii"
+        )
+        digest = digest_contents(
+            np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False),
+            np.array([patient for patient, _ in images], np.int64),
+            np.array([s.label for _, s in images], np.int64),
+            np.array([s.laterality for _, s in images], np.int8),
+            all_names,
+            tuple(self.intake.labels),
+        )
+        facts = {
+            "format": FORMAT,
+            "images": len(order),
+            "patients": len(persons),
+            "size_px": self.intake.size_px,
+            "channels": self.intake.planes,
+            "label_names": list(self.intake.labels),
+            "intake": hashlib.sha256(canonical(self.intake.model_dump(mode="json"))).hexdigest(),
+            "key_fingerprint": keyed_hash(self.key, "fingerprint"),
+            "digest": digest,
+        }
+        (self.folder / "cohort.json").write_text(
+            json.dumps(facts, indent=1) + "\n", encoding="utf-8"
+        )
+        return digest
+
+
+def write_images(path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> None:
+    """Write uint8 `blocks` as one .npy of `shape`.
+
+    By plain writes: on a full disk a memory map would kill the process.
+    """
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).tobytes())
+
+
+def _write_index(
+    path: Path, names: Sequence[tuple[str, ...]], images: Sequence[tuple[int, ImageRecord]]
+) -> None:
+    with closing(sqlite3.connect(path)) as index, index:
+        index.executescript(SCHEMA)
+        index.executemany(
+            "INSERT INTO patient VALUES (?, ?)", ((p, own[0]) for p, own in enumerate(names))
+        )
+        index.executemany(
+            "INSERT INTO alias VALUES (?, ?)",
+            ((name, p) for p, own in enumerate(names) for name in own),
+        )
+        rows = (
+            (i, patient, s.label, s.laterality, s.digest) for i, (patient, s) in enumerate(images)
+        )
+        index.executemany("INSERT INTO image VALUES (?, ?, ?, ?, ?)", rows)
+
+
+@contextmanager
+def _disk_faults(out: Path) -> Iterator[None]:
+    """Turn errors of the disk under `out`, SQLite's too, into one EnvironmentFault with its fix."""
+    try:
+        with disk_faults_named("cannot write the cohort", out):
+            yield
+    except sqlite3.OperationalError as error:
+        hint = "check the folder and its owner"
+        code = None
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            hint = "free some space there and start again; nothing was lost"
+            code = "E-DISK-FULL"
+        raise EnvironmentFault(
+            f"cannot write the cohort {out}: database error", hint=hint, code=code
+        ) from error

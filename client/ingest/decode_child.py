@@ -1,0 +1,175 @@
+"""Decodes in a child process that can be lost: the child's side, `python -m
+client.ingest.decode_child`.
+
+In: settings and one request a line on stdin. Out: answers on stdout (a length, JSON, raw bytes).
+Guarantees: capped memory, no file it may write, no core dump, nothing on stderr.
+
+A photograph (volumes: volumes.py):
+  1. open it, following no link and waiting on no pipe
+  2. check the size cap
+  3. find the format by content
+  4. decode
+  5. digest
+  6. frame
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from client.ingest.files import open_regular
+from client.ingest.images import frame_image, read_photograph
+from client.ingest.quarantine import Reason, Unusable
+from client.ingest.request import (
+    Photograph,
+    Settings,
+)
+
+
+def read_file(path: str, settings: Settings) -> Photograph:
+    """Return one file's photograph; raises Unusable."""
+    # (1, 2) open it and check the size cap
+    with open_regular(path, settings.max_file_bytes) as file:
+        return _photograph(file, settings)
+
+
+def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
+    """Steps 3 to 6 of one photograph."""
+    # (3, 4) find the format and decode
+    head = file.read(132)
+    file.seek(0)
+    is_dicom = head[128:] == b"DICM"
+    patient_id = ""
+    issuer = ""
+    laterality = 0
+    if is_dicom:
+        from client.ingest.dicom import read_dicom
+
+        image = read_dicom(file, settings.modalities, settings.window, settings.max_pixel_bytes)
+        pixels = image.pixels
+        patient_id = image.patient_id
+        issuer = image.issuer
+        laterality = image.laterality
+    elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        try:
+            pixels = read_photograph(file, settings.max_pixel_bytes)
+        except (Unusable, MemoryError):
+            raise
+        except Exception as error:
+            raise Unusable(Reason.UNDECODABLE) from error
+    else:
+        raise Unusable(Reason.UNKNOWN_FORMAT)
+    # (5) digest
+    data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    digest = hashlib.sha256(data).digest()
+    # (6) frame
+    is_fundus = "OP" in settings.modalities
+    square = frame_image(pixels, settings.size_px, settings.channels, field_of_view=is_fundus)
+    return Photograph(square, digest, is_dicom, patient_id, issuer, laterality)
+
+
+def serve() -> None:
+    """Read the settings from the first line of stdin, then answer one request a line."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a codec that prints must not garble an answer
+    raw = json.loads(sys.stdin.readline())
+    settings = Settings(
+        **{
+            **raw,
+            "modalities": tuple(raw["modalities"]),
+            "window": raw["window"] and tuple(raw["window"]),
+        }
+    )
+    _confine(settings.memory_bytes)
+    import client.ingest.dicom  # noqa: F401  loaded once, before the first file
+
+    _answer(answers, {"ready": True})
+    for line in iter(sys.stdin.readline, ""):
+        try:
+            _serve_one(json.loads(line), settings, answers)
+        except Unusable as refusal:
+            _answer(answers, {"reason": refusal.reason.value, "at": getattr(refusal, "at", None)})
+        except MemoryError:
+            _answer(answers, {"reason": Reason.OUT_OF_MEMORY.value})
+            return
+        except Exception:
+            _answer(answers, {"reason": Reason.UNDECODABLE.value})
+        signal.alarm(0)
+
+
+def _serve_one(request: dict[str, Any], settings: Settings, answers: BinaryIO) -> None:
+    """Answer one request: a path to decode, a path to look at, or a volume to cut."""
+    volume = "slices" in request
+    limit_s = settings.volume_timeout_s if volume else settings.timeout_s
+    signal.alarm(int(limit_s) + 5)  # an orphan does not decode for ever
+    if volume:
+        return _serve_volume(request, settings, answers)
+    if "scan" in request:
+        from client.ingest.volumes import scan
+
+        return _answer(answers, asdict(scan(request["scan"], settings.caps)))
+    photograph = read_file(request["photograph"], settings)
+    return _answer(answers, _facts_of(photograph), photograph.pixels.tobytes())
+
+
+def _serve_volume(request: dict[str, Any], settings: Settings, answers: BinaryIO) -> None:
+    """Answer what the volume is.
+
+    Then, if it has a mask, its patches for the seed that the parent sends.
+    """
+    from client.ingest.volumes import patches, read_volume
+
+    mask = request["mask"] and tuple(request["mask"])
+    volume = read_volume(request["slices"], mask, settings.caps)
+    facts = {
+        "digest": volume.digest.hex(),
+        "slices": len(volume.slices),
+        "refusal": volume.refusal and volume.refusal.value,
+    }
+    _answer(answers, facts, volume.look.tobytes() + b"".join(volume.slices))
+    if volume.refusal is None:
+        seed = bytes.fromhex(json.loads(sys.stdin.readline())["seed"])
+        _answer(answers, {}, patches(volume, seed, settings.patches, settings.size_px).tobytes())
+
+
+def _facts_of(photograph: Photograph) -> dict[str, object]:
+    """All of a photograph but its pixels, for JSON."""
+    return {
+        "digest": photograph.digest.hex(),
+        "is_dicom": photograph.is_dicom,
+        "patient_id": photograph.patient_id,
+        "issuer": photograph.issuer,
+        "laterality": photograph.laterality,
+    }
+
+
+def _confine(memory_bytes: int) -> None:
+    """Cap memory, writing, core dumps and open files of this process."""
+    for kind, value in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, 64),
+    ):
+        resource.setrlimit(kind, (value, value))
+
+
+def _answer(pipe: BinaryIO, facts: dict[str, object], data: bytes = b"") -> None:
+    """Write a length, JSON and raw bytes."""
+    text = json.dumps(facts).encode()
+    pipe.write(len(text).to_bytes(4, "big") + text)
+    pipe.write(data)
+    pipe.flush()
+
+
+if __name__ == "__main__":
+    serve()
