@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from common.arrays import Pairs
 from common.measure import pair_utility as utility
-from server.evaluate.findings import NOT_EVALUATED, Finding, halves
+from server.evaluate.comparison import halves
+from server.evaluate.findings import NOT_EVALUATED, Finding
 
 LEAST_PATIENTS, LEAST_PAIRS = 6, 16
 TSTR = "segmentation DSC, trained on the release, tested on public reference pairs"

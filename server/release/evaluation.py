@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from server.evaluate import findings as measured
 from server.evaluate import rehearsal_report
 from server.evaluate.attacker import load_networks
 from server.evaluate.downstream import Labelled
-from server.evaluate.findings import Finding
+from server.evaluate.findings import Finding, to_json
 from server.evaluate.people import PublicPeople
 from server.evaluate.rehearsal_report import Rehearsal
+from server.evaluate.report import canary_findings, evaluate
 from server.release.items import Items, ReleaseInputs
 
 
@@ -27,11 +27,11 @@ def evaluation(inputs: ReleaseInputs, items: Items) -> dict[str, Any]:
         findings = _pair_findings(inputs, items)
     else:
         findings = _image_findings(inputs, items, rehearsal)
-    findings += measured.canary_findings(inputs.account.canaries)
+    findings += canary_findings(inputs.account.canaries)
     return {
         "reference": inputs.reference_name or None,
         "rehearsal": rehearsal and rehearsal.model_dump(mode="json"),
-        "findings": measured.to_json(findings),
+        "findings": to_json(findings),
     }
 
 
@@ -50,7 +50,7 @@ def _image_findings(
 ) -> list[Finding]:
     """Images against public reference images, and what the rehearsal found."""
     utility, attacks = rehearsal_report.findings(rehearsal)
-    return measured.evaluate(
+    return evaluate(
         items.images,
         items.labels,
         inputs.study.strata(),
@@ -75,7 +75,7 @@ def _pair_findings(inputs: ReleaseInputs, items: Items) -> list[Finding]:
         patient_of = inputs.pairs.reference.patient_of
         reference = pairs[..., :1]
     released = np.concatenate([items.images, items.masks[..., None]], axis=-1)
-    return measured.evaluate(
+    return evaluate(
         items.images,
         items.labels,
         inputs.study.strata(),

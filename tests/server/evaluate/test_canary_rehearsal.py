@@ -9,8 +9,9 @@ import pytest
 
 from common.errors import PolicyError, RefusedError
 from common.privacy.noise import NoiseSource
-from server.evaluate import findings as evaluate
 from server.evaluate.canary_rehearsal import ModelAudit, rehearsed
+from server.evaluate.findings import NOT_EVALUATED
+from server.evaluate.report import canary_findings
 from server.release.items import Account
 from server.release.statement import audit_lines, audit_statement
 from tests.studies import small_study
@@ -32,7 +33,7 @@ def test_a_plan_without_canaries_has_no_audit(tmp_path: Path) -> None:
     assert audit_lines({"updates": {"audit": audit_statement(Account({}, {}))}}) == [
         "Canary audit: not evaluated."
     ]
-    assert [f.status for f in evaluate.canary_findings({})] == [evaluate.NOT_EVALUATED]
+    assert [f.status for f in canary_findings({})] == [NOT_EVALUATED]
 
 
 def test_a_step_that_does_not_keep_its_promise_releases_nothing(
@@ -75,5 +76,5 @@ def test_both_bounds_stand_side_by_side_with_what_they_prove() -> None:
         and "1.001 times" in line
     )
     assert "A low bound proves little" in statement["limits"] and "rule 26" in statement["sites"]
-    (finding,) = evaluate.canary_findings(account.canaries)
+    (finding,) = canary_findings(account.canaries)
     assert (finding.value, finding.status) == (1.74, "shown") and "at most 8.03" in finding.unit

@@ -1,0 +1,94 @@
+"""All findings on a release, measured on public data alone.
+
+In: released images, public reference images, what was measured elsewhere. Out: findings.
+Guarantees: no number comes from a hospital's patients; what nobody measured reads
+"not evaluated".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from common.arrays import Images, Labels
+from server.evaluate.comparison import DISTANCES, compare
+from server.evaluate.extractors import Extractor, Texture
+from server.evaluate.findings import ATTACKS, DOWNSTREAM, Finding, missing
+
+if TYPE_CHECKING:
+    from server.evaluate.canary_rehearsal import ModelAudit
+
+LEAST_IMAGES = 4
+LEAST_REFERENCES = 8
+TEXTURE_CHANNELS = (48, 24, 8)
+
+
+def evaluate(
+    images: Images,
+    labels: Labels,
+    names: tuple[str, ...],
+    reference: Images | None,
+    *,
+    patient_of: Labels | None = None,
+    extractor: Extractor | None = None,
+    downstream: Sequence[Finding] = (),
+    attacks: Sequence[Finding] = (),
+) -> list[Finding]:
+    """Return the findings on uint8 images [N, H, W, C] with label indices [N].
+
+    `reference` is uint8 [M, H, W, C]; `patient_of` [M] keeps a person in one half of the floor.
+    `downstream`, `attacks`: what was measured elsewhere. An attack of `ATTACKS` that begins none
+    of their names reads "not evaluated".
+    """
+    findings = _counts(images, labels, names)
+    enough = reference is not None and len(reference) >= LEAST_REFERENCES
+    if reference is not None and enough and len(images) >= LEAST_IMAGES:
+        least = min(len(images), len(reference) // 2)
+        findings += compare(images, reference, extractor or _texture(least), patient_of)
+    else:
+        findings += [missing(name, "no public reference images were given") for name in DISTANCES]
+    findings += downstream or [missing(DOWNSTREAM)]
+    findings += attacks
+    for attack in ATTACKS:
+        if not any(found.name.startswith(attack) for found in attacks):
+            findings.append(missing(attack))
+    return findings
+
+
+def _counts(images: Images, labels: Labels, names: tuple[str, ...]) -> list[Finding]:
+    """Images, exact duplicates, and the share of each label."""
+    distinct = {image.tobytes() for image in images}
+    duplicates = len(images) - len(distinct)
+    findings = [
+        Finding("images", len(images), "images", "counted in the release"),
+        Finding("exact duplicates", duplicates, "images", "bytes compared"),
+    ]
+    for i, name in enumerate(names):
+        share = round(float((labels == i).mean()), 4)
+        findings.append(Finding(f"share of label {name}", share, "share", "counted in the release"))
+    return findings
+
+
+def _texture(images: int) -> Texture:
+    """The most texture features whose covariance so many images carry; else all of them."""
+    for channels in TEXTURE_CHANNELS:
+        if images > 6 * channels:
+            return Texture(channels)
+    return Texture()
+
+
+def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:
+    """Return the lower bounds on epsilon by model; no patient took part in them."""
+    if not audits:
+        return [missing("canary lower bound", "the plan has no canaries")]
+    return [_canary_finding(name, found) for name, found in audits.items()]
+
+
+def _canary_finding(name: str, found: ModelAudit) -> Finding:
+    return Finding(
+        f"canary lower bound, {name}",
+        round(found.lower_bound, 2),
+        f"epsilon at {found.confidence:.0%} confidence; PLD says at most {found.upper_bound:.2f}",
+        f"{found.correct} of {found.guesses} guesses right in a rehearsal with "
+        f"{found.canaries} canaries",
+    )
