@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from client.child.job import Batch, inverted, work
+from client.child.batch import invert_cohort
+from client.child.inputs import Batch
+from client.child.job import work
 from client.daemon.jobs import Ending
 from client.egress.evidence import Evidence
 from client.state.config import Policy
@@ -63,7 +65,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
     for module in ("client.daemon.spending", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
-    monkeypatch.setattr("client.child.job.inverted", inverted_once)
+    monkeypatch.setattr("client.child.batch.invert_cohort", inverted_once)
 
 
 _inverted: dict[int, Any] = {}
@@ -73,7 +75,7 @@ def inverted_once(batch: Batch, random: torch.Generator) -> Any:
     """The real inversion, once for each cohort of so many people: the models and the people are the same in every test."""
     people = batch.cohort.patient_count
     if people not in _inverted:
-        _inverted[people] = inverted(batch, random)
+        _inverted[people] = invert_cohort(batch, random)
     return _inverted[people]
 
 
@@ -142,7 +144,7 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
         raise AssertionError("private statistics of a group in mode anchors")
 
     for name in ("measure_patients", "gather", "align"):
-        monkeypatch.setattr(f"client.child.job.{name}", forbidden)
+        monkeypatch.setattr(f"client.child.batch.{name}", forbidden)
     header, event = ask(hospital, weights), anchors_event(hospital.study)
     assert event is not None
     rows = hospital.site().ledger().rows()

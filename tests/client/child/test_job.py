@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from client.child.job import Made, aligned, audited, main, members_found, person_names, work
+from client.child.batch import align_groups
+from client.child.checks import Candidate, drop_failed, reveals_members
+from client.child.job import main, work
+from client.child.rosters import person_names
 from client.daemon.jobs import run_child
 from client.egress.audit import AuditReport, Code
 from client.egress.audit import Evidence as AuditEvidence
@@ -103,7 +106,10 @@ def test_a_study_of_pairs_trains_its_wgan(tmp_path: Path) -> None:
     plan = WganPlan.model_validate(VESSELS["models"]["wgan"])
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
-    pairs = {name: p.detach().numpy() for name, p in parameters_by_name(generator, generator, critic).items()}
+    pairs = {
+        name: p.detach().numpy()
+        for name, p in parameters_by_name(generator, generator, critic).items()
+    }
     site = make_hospital(tmp_path / "hospital", weights={"wgan": pairs}, synthesis=None, **changes)
     folder = job_folder(site, tmp_path / "job", "train", "wgan", pairs, NO_GROUPS)
     work(Job.read(folder), folder, SECRET)
@@ -318,9 +324,10 @@ def test_without_a_generator_every_image_is_a_privatized_average_of_a_random_gro
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "client.child.job.inverted", lambda *_: pytest.fail("there is no generator to invert")
+        "client.child.batch.invert_cohort",
+        lambda *_: pytest.fail("there is no generator to invert"),
     )
-    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
     folder = flow_batch(flow_hospital, weights, tmp_path / "job")
     work(Job.read(folder), folder, SECRET)
     arrays, evidence = (
@@ -342,7 +349,7 @@ def test_patients_images_never_choose_among_noised_averages_of_random_groups(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", code))
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", code))
     folder = flow_batch(flow_hospital, weights, tmp_path / "job")
     with pytest.raises(PolicyError, match="the batch stops") as refused:
         work(Job.read(folder), folder, SECRET)
@@ -378,20 +385,20 @@ def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_
         images if leaks else images[80:]
     )  # averages of the groups' members, or of people who are not here
     made = [
-        Made(
+        Candidate(
             shown[i : i + 2].mean(0).astype(np.uint8), Group(names[i : i + 2], Stratum(0), 2), False
         )
         for i in range(0, 50, 2)
     ]
-    assert members_found(SimpleNamespace(cohort=cohort), made) is leaks  # type: ignore[arg-type]
+    assert reveals_members(SimpleNamespace(cohort=cohort), made) is leaks  # type: ignore[arg-type]
 
 
-def made_batch(grouping: str) -> tuple[SimpleNamespace, list[Made]]:
+def made_batch(grouping: str) -> tuple[SimpleNamespace, list[Candidate]]:
     """A batch of that grouping with two images of plain groups."""
     cohort = SimpleNamespace(images=np.zeros((4, 8, 8, 3), np.uint8), patient_of=np.arange(4))
     anchors = object() if grouping == "anchors" else None
     made = [
-        Made(np.full((8, 8, 3), i, np.uint8), Group((f"a{i}", f"b{i}"), Stratum(0), 2), False)
+        Candidate(np.full((8, 8, 3), i, np.uint8), Group((f"a{i}", f"b{i}"), Stratum(0), 2), False)
         for i in (0, 1)
     ]
     return SimpleNamespace(
@@ -403,11 +410,11 @@ def made_batch(grouping: str) -> tuple[SimpleNamespace, list[Made]]:
 def test_groups_that_images_chose_stop_when_the_batch_gives_their_members_away(
     grouping: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
-    monkeypatch.setattr("client.child.job.members_found", lambda *_: True)
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.child.checks.reveals_members", lambda *_: True)
     batch, made = made_batch(grouping)
     with pytest.raises(PolicyError, match="gives away who is in a group") as refused:
-        audited(batch, made)  # type: ignore[arg-type]
+        drop_failed(batch, made)  # type: ignore[arg-type]
     assert refused.value.code == "E-AUDIT"
 
 
@@ -415,28 +422,28 @@ def test_groups_that_images_chose_stop_when_the_batch_gives_their_members_away(
 def test_the_check_of_the_whole_batch_does_not_even_look_where_epsilon_would_not_cover_its_answer(
     grouping: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
     monkeypatch.setattr(
-        "client.child.job.members_found",
+        "client.child.checks.reveals_members",
         lambda *_: pytest.fail("patients' images decide what leaves"),
     )
     batch, made = made_batch(grouping)
-    assert audited(batch, made) == made  # type: ignore[arg-type]
+    assert drop_failed(batch, made) == made  # type: ignore[arg-type]
 
 
 def test_in_mode_anchors_nearness_is_a_fault_to_report_and_drops_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batch, made = made_batch("anchors")
-    monkeypatch.setattr("client.child.job.audit", verdict("A-NEAR", "A-COPY"))
-    assert audited(batch, made) == made  # type: ignore[arg-type]
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-NEAR", "A-COPY"))
+    assert drop_failed(batch, made) == made  # type: ignore[arg-type]
     said = capsys.readouterr().err  # child.log
     assert (
         said
         == "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
     )
-    monkeypatch.setattr("client.child.job.audit", verdict("A-PASS", "A-PASS"))
-    assert audited(batch, made) == made  # type: ignore[arg-type]
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
+    assert drop_failed(batch, made) == made  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
 
 
@@ -453,17 +460,17 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
         synthesis=small_study(synthesis=plan).synthesis, cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
         generator=lambda: None, critic=lambda: None, progress=None,
     )  # fmt: skip
-    monkeypatch.setattr("client.child.job.measure_patients", lambda *_: {})
-    monkeypatch.setattr("client.child.job.gather", lambda *_: [])
-    monkeypatch.setattr("client.child.job.align", lambda *_: SimpleNamespace(codes=aligned_codes))
+    monkeypatch.setattr("client.child.batch.measure_patients", lambda *_: {})
+    monkeypatch.setattr("client.child.batch.gather", lambda *_: [])
+    monkeypatch.setattr("client.child.batch.align", lambda *_: SimpleNamespace(codes=aligned_codes))
     monkeypatch.setattr(
-        "client.child.job.outputs",
+        "client.child.batch.outputs",
         lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))],
     )
     moved = SimpleNamespace(moved=lambda codes: codes + 1)
     monkeypatch.setattr(
-        "client.child.job.directions_of", lambda *given: asked.append(given) or moved
+        "client.child.batch.directions_of", lambda *given: asked.append(given) or moved
     )
-    aligned(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
+    align_groups(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
     assert torch.equal(drawn[0], aligned_codes + (directions > 0))
     assert asked == ([(looked[0], 2, 5, "cells", 0.75)] if directions else [])

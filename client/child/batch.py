@@ -1,0 +1,273 @@
+"""Makes one image batch.
+
+In: a `Batch` of inputs. Out: contact_sheet.png, evidence.json, then out.safetensors.
+Steps:
+  1 train the encoder on generator samples
+  2 invert every image of the cohort
+  3 group the patients; frozen groups come again (rosters.py)
+  4 align each group and render its images
+  5 privatize a public share of the groups
+  6 audit, drop what fails (checks.py)
+  7 write the images in random order
+Where all of `random` groups are privatized, steps 1, 2 and 4 have nothing to do.
+Grouping `anchors` replaces 3 to 5: noisy means of cells are published and decoded.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from client.child.checks import Candidate, audit_candidates, deciding_codes, drop_failed
+from client.child.inputs import Batch
+from client.child.rosters import (
+    choose_privatized,
+    frozen_groups,
+    group_patients,
+    keep_accepted,
+    keyed,
+    person_names,
+    roster_of,
+)
+from client.egress.audit import contact_sheet
+from client.egress.evidence import Evidence
+from client.egress.review import SHEET
+from client.learn import train_encoder
+from client.state.group_store import Group, Stratum
+from client.state.jobs import EVIDENCE, OUTPUT, WEIGHTS_CAP_BYTES
+from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, outputs
+from client.synthesize.anchors import cells_of, noisy_means
+from client.synthesize.anchors import images as decoded
+from client.synthesize.group import Roster, patient_codes
+from client.synthesize.inversion_sheet import FILE as INVERSIONS
+from client.synthesize.inversion_sheet import inversion_sheet
+from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from client.synthesize.partition import Cells
+from client.synthesize.privatize import privatize
+from client.synthesize.spread import directions_of
+from common.errors import PolicyError
+from common.models.encoder import load_encoder
+from common.privacy.events import anchors_event, latent_event
+from common.privacy.noise import NoiseSource
+from common.storage.files import atomic_write
+from common.wire.tensors import Arrays, read, write
+
+# Most ids of one person in mode `anchors`: a third may have joined two strangers.
+MOST_LINKED = 2
+
+
+def synthesize(batch: Batch) -> None:
+    """Make, audit and write the image batch; raises PolicyError when nothing can leave."""
+    # of noise maps and of the order; privacy noise is NoiseSource's
+    random = torch.Generator().manual_seed(secrets.randbits(63))
+    # (1, 2) train the encoder, invert the cohort
+    inverted = invert_cohort(batch, random) if batch.synthesis.needs_generator else None
+    # (3, 4, 5) group, align and render, privatize
+    if batch.synthesis.anchors:
+        candidates = publish_cells(batch, inverted, random)
+    else:
+        candidates = average_groups(batch, inverted, random)
+    # (6) audit, drop what fails
+    candidates = drop_failed(batch, candidates)
+    # (7) write the images in random order
+    order = torch.randperm(len(candidates), generator=random).tolist()
+    write_batch(batch, [candidates[row] for row in order])
+
+
+def invert_cohort(batch: Batch, random: torch.Generator) -> tuple[Reference, Inversion]:
+    """Return the public statistics of the generator and the code of every image (steps 1 and 2).
+
+    The encoder is trained on generator samples alone. A picture of the inversions, worst first, is
+    left in the job folder for the site, also where nothing can leave.
+    """
+    plan = batch.study.models.encoder
+    gan = batch.study.models.gan
+    intake = batch.study.intake
+    assert plan is not None
+    assert gan is not None
+    generator = batch.generator()
+    # (1) train the encoder on generator samples
+    start: Arrays = {}
+    if plan.start is not None:
+        checkpoint = batch.plan_folder / "checkpoints" / plan.start.name
+        start = read(checkpoint, max_bytes=WEIGHTS_CAP_BYTES)
+    trained = train_encoder.train(batch.weights, start, batch.study, batch.progress)
+    encoder = load_encoder(trained, plan.width, gan.latent, intake.size_px, intake.channels)
+    # (2) invert every image of the cohort
+    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
+    known = reference(generator, encoder, constants, random)
+    if batch.synthesis.anchors:
+        # not even rounding may depend on who else is in the cohort
+        constants = replace(constants, batch=1)
+    images = np.asarray(batch.cohort.images)
+    found = invert(images, generator, encoder, constants, known, batch.progress)
+    atomic_write(batch.folder / INVERSIONS, inversion_sheet(images, found), mode=0o600)
+    return known, found
+
+
+def average_groups(
+    batch: Batch, inverted: tuple[Reference, Inversion] | None, random: torch.Generator
+) -> list[Candidate]:
+    """Return the images of every grouping but `anchors` (steps 3 to 5).
+
+    Of too many images a share is kept that a secret chooses.
+    """
+    # (3) group the patients
+    grouping, who = group_patients(batch, inverted)
+    private = choose_privatized(batch, grouping)
+    # (4) align each group and render its images
+    candidates: list[Candidate] = []
+    if inverted is not None:
+        plain = [group for group in grouping.groups if group not in private]
+        candidates += align_groups(batch, plain, who, inverted, random)
+    # (5) privatize a public share of the groups
+    candidates += privatize_groups(batch, private, who)
+    candidates.sort(key=lambda candidate: keyed(batch.secret, "leaves", candidate.group.token))
+    return candidates[: batch.synthesis.max_images_per_site]
+
+
+def align_groups(
+    batch: Batch,
+    groups: Sequence[Group],
+    who: Roster,
+    inverted: tuple[Reference, Inversion],
+    random: torch.Generator,
+) -> list[Candidate]:
+    """Return `outputs_per_group` images of each group whose members all have an accepted image."""
+    plan = batch.synthesis
+    known, found = inverted
+    constants = AlignmentPlan(
+        steps=plan.alignment_steps,
+        windows=plan.windows,
+        content_weight=plan.content_weight,
+        style_weight=plan.style_weight,
+        trust_weight=plan.trust_weight,
+    )
+    who = keep_accepted(who, found.accepted)
+    groups = [group for group in groups if set(group.members) <= set(who.pseudonyms)]
+    if not groups:
+        return []
+    generator = batch.generator()
+    critic = batch.critic()
+    members = {name for group in groups for name in group.members}
+    who = who.without(set(who.pseudonyms) - members)
+    # statistics of k patients or more, then codes that match them
+    patients = measure_patients(np.asarray(batch.cohort.images), found, who, critic, constants)
+    statistics = gather(groups, patients, generator, constants)
+    codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
+    if plan.spread_directions:
+        directions = directions_of(
+            known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share
+        )
+        codes = directions.moved(codes)
+    stacks = outputs(codes, plan.outputs_per_group, generator, random)
+    candidates: list[Candidate] = []
+    for images in stacks:
+        candidates += [Candidate(images[row], group, False) for row, group in enumerate(groups)]
+    return candidates
+
+
+def privatize_groups(batch: Batch, groups: Sequence[Group], who: Roster) -> list[Candidate]:
+    """Return one privatized average of each group, by the plan's mechanism and basis."""
+    plan = batch.synthesis.privatize
+    if plan is None or not groups:
+        return []
+    rows = dict(zip(who.pseudonyms, who.images, strict=True))
+    images = [
+        [np.asarray(batch.cohort.images[list(rows[member])]) for member in group.members]
+        for group in groups
+    ]
+    result = privatize(
+        images,
+        batch.glow(),
+        latent_event(batch.study),
+        plan.temperature,
+        NoiseSource(),
+        prior_temperature=plan.prior_temperature,
+        basis=batch.basis(),
+    )
+    pairs = zip(result.images, groups, strict=True)
+    return [Candidate(image, group, True) for image, group in pairs]
+
+
+def publish_cells(
+    batch: Batch, inverted: tuple[Reference, Inversion] | None, random: torch.Generator
+) -> list[Candidate]:
+    """Return the images of grouping `anchors`: noisy means of cells, decoded (steps 3 to 5).
+
+    Their epsilon was reserved before this process started. Nothing here may tell more than the
+    noisy means do: a patient of a frozen group takes no part; no private Gram matrix steers an
+    image; of too many images chance picks; every refusal that depends on patients has one code
+    (E-NO-IMAGES).
+    """
+    mechanism = anchors_event(batch.study)
+    plan = batch.synthesis
+    assert inverted is not None
+    assert mechanism is not None
+    known, found = inverted
+    # (3) who takes part, and in which of the public cells
+    who = unfrozen_roster(batch, found)
+    components = mechanism.components
+    codes = patient_codes(known.whitening(found.encoded.numpy())[:, :components], who)
+    centres = cells_of(known.samples, known.whitening).centres
+    cells = Cells(centres[: batch.study.cells_per_stratum, :components])
+    # (4, 5) publish noisy means, decode them
+    strata = all_strata(batch)
+    means = noisy_means(who, codes, cells, strata, mechanism, batch.reservation(), NoiseSource())
+    if not means:
+        raise PolicyError("no cell holds enough patients to be published", code="E-NO-IMAGES")
+    stacks = decoded(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
+    candidates: list[Candidate] = []
+    for stack in stacks:
+        pairs = zip(stack, means, strict=True)
+        candidates += [Candidate(image, mean.group, False) for image, mean in pairs]
+    order = torch.randperm(len(candidates), generator=random).tolist()
+    return [candidates[row] for row in order[: plan.max_images_per_site]]
+
+
+def unfrozen_roster(batch: Batch, found: Inversion) -> Roster:
+    """Return the patients of no frozen group; raises PolicyError for too many ids of one person."""
+    frozen = frozen_groups(batch)
+    if any(len(aliases) > MOST_LINKED for aliases in batch.cohort.aliases):
+        raise PolicyError(
+            f"anchors: more than {MOST_LINKED} patient ids are one person",
+            hint="look at the images under those ids; leave them out of the data folder, "
+            "or correct the ids, and ingest again",
+            code="E-NO-IMAGES",
+        )
+    who = roster_of(batch, person_names(batch.cohort, frozen), found.accepted)
+    return who.without({member for group in frozen for member in group.members})
+
+
+def all_strata(batch: Batch) -> list[Stratum]:
+    """Return every stratum of the study, by label and then by side."""
+    strata: list[Stratum] = []
+    for label in range(len(batch.study.strata())):
+        strata += [Stratum(label, side) for side in batch.study.sides()]
+    return strata
+
+
+def write_batch(batch: Batch, candidates: Sequence[Candidate]) -> None:
+    """Write sheet and evidence for the site's eyes, then the tensors that are proposed to leave."""
+    images = np.stack([candidate.image for candidate in candidates])
+    report = audit_candidates(batch, candidates)
+    sheet = contact_sheet(images, np.asarray(batch.cohort.images), report)
+    atomic_write(batch.folder / SHEET, sheet, mode=0o600)
+    failed = tuple(code for code in deciding_codes(batch, report.codes) if code != "A-PASS")
+    groups = tuple(dict.fromkeys(candidate.group for candidate in candidates))
+    number = {group.token: position for position, group in enumerate(groups)}
+    group_of = tuple(number[candidate.group.token] for candidate in candidates)
+    evidence = Evidence(groups, group_of, failed)
+    atomic_write(batch.folder / EVIDENCE, evidence.to_json(), mode=0o600)
+    labels = [candidate.group.stratum.label for candidate in candidates]
+    privatized = [candidate.privatized for candidate in candidates]
+    tensors: Arrays = {
+        "images": images,
+        "labels": np.array(labels, np.int64),
+        "privatized": np.array(privatized, np.uint8),
+    }
+    write(batch.folder / OUTPUT, tensors)

@@ -1,0 +1,105 @@
+"""What every image of a batch must pass before it is proposed to leave.
+
+Guarantees: where epsilon holds per patient, patients' images choose nothing. With `random` groups a
+privatized image that is too near to a patient's stops the whole batch; in mode `anchors` nearness
+drops no image.
+Not covered: the checks themselves (client/egress/audit.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from client.child.inputs import Batch
+from client.egress.audit import AuditReport, Code, audit, gives_away_members
+from client.state.group_store import Group
+from common.arrays import Images
+from common.errors import PolicyError
+
+# in other groupings a refusal by patients' images would not be covered by epsilon
+CHOSEN_BY_IMAGES = ("similar", "similar-swap", "cells")
+# the audit's codes that compare with patients' images; the others look at what leaves alone
+BY_PATIENTS = ("A-COPY", "A-NEAR")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One image that may leave: pixels, its group, and whether it is privatized."""
+
+    image: Images
+    group: Group
+    privatized: bool
+
+
+def drop_failed(batch: Batch, candidates: list[Candidate]) -> list[Candidate]:
+    """Return the images that pass the audit against every image of the cohort, in their order.
+
+    Raises PolicyError: E-NO-IMAGES where there is none; E-AUDIT when none passes, when the batch
+    gives away who is in a group, or when a privatized average of a `random` group is too near to a
+    patient's image. Its epsilon per patient would not survive a choice by patients' images.
+    """
+    if not candidates:
+        raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
+    codes = deciding_codes(batch, audit_candidates(batch, candidates).codes)
+    passed: list[Candidate] = []
+    for candidate, code in zip(candidates, codes, strict=True):
+        near = candidate.privatized and code in BY_PATIENTS
+        if near and batch.synthesis.grouping == "random":
+            raise PolicyError(
+                "a privatized image is too near to a patient's; with `random` groups the batch "
+                "stops",
+                code="E-AUDIT",
+            )
+        if code == "A-PASS":
+            passed.append(candidate)
+    if not passed:
+        raise PolicyError("every image failed the audit", code="E-AUDIT")
+    if batch.synthesis.grouping in CHOSEN_BY_IMAGES and reveals_members(batch, passed):
+        raise PolicyError(
+            "the batch gives away who is in a group",
+            hint="agree on a study with a larger k, or grouping random",
+            code="E-AUDIT",
+        )
+    return passed
+
+
+def audit_candidates(batch: Batch, candidates: Sequence[Candidate]) -> AuditReport:
+    """Return the audit's report of the images against every image of the cohort."""
+    images = np.stack([candidate.image for candidate in candidates])
+    return audit(images, np.asarray(batch.cohort.images), batch.cohort.patient_of)
+
+
+def deciding_codes(batch: Batch, codes: Sequence[Code]) -> tuple[Code, ...]:
+    """Return the audit codes that decide what leaves.
+
+    In mode `anchors` nearness to a patient's image decides nothing: to drop an image for it would
+    tell what the noise hides. It stays on the sheet, and in child.log as a fault to report.
+    """
+    if not batch.synthesis.anchors:
+        return tuple(codes)
+    if any(code in BY_PATIENTS for code in codes):
+        sys.stderr.write(
+            "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
+        )
+    deciding: list[Code] = []
+    for code in codes:
+        deciding.append("A-PASS" if code in BY_PATIENTS else code)
+    return tuple(deciding)
+
+
+def reveals_members(batch: Batch, candidates: Sequence[Candidate]) -> bool:
+    """Return whether the images tell the patients in their groups from the cohort's others."""
+    grouped: set[str] = set()
+    for candidate in candidates:
+        grouped.update(candidate.group.members)
+    inside: list[bool] = []
+    for name, aliases in zip(batch.cohort.pseudonyms, batch.cohort.aliases, strict=True):
+        inside.append(not grouped.isdisjoint((name, *aliases)))
+    owner = np.asarray(batch.cohort.patient_of)
+    images = np.stack([candidate.image for candidate in candidates])
+    member = np.array(inside, np.bool_)[owner]
+    return bool(gives_away_members(images, np.asarray(batch.cohort.images), owner, member))

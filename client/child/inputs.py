@@ -1,0 +1,74 @@
+"""What an image batch is made from: plan, cohort, final weights, job folder, secret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.ingest.cohort import Cohort
+from client.learn import train_glow
+from client.state.jobs import write_progress
+from client.state.ledger import Reservation
+from common.errors import ConfigurationError
+from common.models.glow import Glow
+from common.models.glow_checkpoint import load_weights as load_glow
+from common.models.latents import Basis
+from common.models.latents import load as load_basis
+from common.models.stylegan import Critic, Generator, load_critic, load_generator
+from common.study.families import GLOW
+from common.study.plan import Study
+from common.study.synthesis import Synthesis
+from common.wire.tensors import Arrays
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of one image batch. `reserved`: the ledger's text, "" for none."""
+
+    study: Study
+    cohort: Cohort
+    weights: Arrays
+    plan_folder: Path
+    folder: Path
+    secret: bytes
+    reserved: str = ""
+
+    @property
+    def synthesis(self) -> Synthesis:
+        """The plan's synthesis; raises ConfigurationError without one."""
+        if self.study.synthesis is None:
+            raise ConfigurationError("the plan synthesizes nothing")
+        return self.study.synthesis
+
+    def generator(self) -> Generator:
+        """Return the study's generator with the final global weights."""
+        assert self.study.models.gan is not None
+        intake = self.study.intake
+        return load_generator(self.weights, self.study.models.gan, intake.size_px, intake.channels)
+
+    def critic(self) -> Critic:
+        """Return the study's critic with the final global weights."""
+        assert self.study.models.gan is not None
+        intake = self.study.intake
+        return load_critic(self.weights, self.study.models.gan, intake.size_px, intake.channels)
+
+    def glow(self) -> Glow:
+        """Return the study's flow with the final global weights."""
+        model = train_glow.build(self.study)
+        load_glow(model, GLOW.select(self.weights))
+        return model
+
+    def basis(self) -> Basis | None:
+        """Return the first `components` of the public basis of the plan's latents, or None."""
+        plan = self.synthesis.privatize
+        if plan is None or plan.basis is None or plan.components is None:
+            return None
+        return load_basis(self.plan_folder / "checkpoints" / plan.basis.name).first(plan.components)
+
+    def reservation(self) -> Reservation:
+        """Return what the ledger holds as spent for this batch; raises RefusedError for nothing."""
+        return Reservation.from_json(self.reserved)
+
+    def progress(self, done: int, total: int) -> None:
+        """Write how far the batch is."""
+        write_progress(self.folder, done, total)
