@@ -1,1 +1,1 @@
-"""The privacy rules of both sides: noise, mechanisms, accounting, the boundary."""
+"""Privacy rules of both sides: noise, mechanisms, accounting, boundary; they build no network."""

@@ -1,4 +1,4 @@
-"""The networks of a plan's models, by prefix of their tensors. The one place where a plan meets networks."""
+"""The networks of a plan's models, by prefix of their tensors; nothing else builds them from a plan."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The signed bundle of a plan: study.yaml, study.sig and checkpoints/ in one folder.
 
-Guarantees: a bundle opens only with the operator's signature and with exactly the checkpoints that the
-plan pins. A copy holds the checked files and nothing else.
+Guarantees: a bundle opens only with the operator's signature and with exactly the checkpoints that
+the plan pins. A copy holds the checked files and nothing else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def write_bundle(study_path: Path, key: Ed25519PrivateKey, out: Path) -> Study:
 def open_bundle(folder: Path, public: Ed25519PublicKey) -> Study:
     """Return the plan of a bundle that `public` signed and whose checkpoints are the pinned ones.
 
-    Raises ConfigurationError where the plan or a checkpoint is missing, RefusedError for anything not as signed.
+    Raises ConfigurationError where the plan or a checkpoint is missing, RefusedError for anything
+    that is not as it was signed.
     """
     if not (folder / PLAN_FILE).is_file() or not (folder / SIGNATURE_FILE).is_file():
         raise ConfigurationError(

@@ -1,7 +1,7 @@
 """Model families: which tensors a privately trained model has, and what a site may change of them.
 
 Guarantees: no import of a network; a tensor that no prefix names belongs to no family.
-Not covered: the networks themselves (common/study/architectures.py) and their training (client/learn/).
+Not covered: the networks (common/study/architectures.py) and their training (client/learn/).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of trained model. Its name is the key in a plan's `models` and the `model` of a header.
+    """One kind of trained model: its name is the key in a plan's `models`.
 
-    `prefixes`: of its tensors' global names. `post_processed`: those prefixes whose tensors a site makes
-    from the private ones alone; they take no private gradient, and the plan's `trainable` does not bind them.
-    `synthesis`: whether image synthesis gets the final weights.
+    `prefixes`: of its tensors' global names. `post_processed`: the prefixes whose tensors a site
+    makes from the private ones alone; they take no private gradient, and the plan's `trainable`
+    does not bind them. `synthesis`: whether image synthesis gets the final weights.
     """
 
     name: str
@@ -38,11 +38,17 @@ class Family:
         return {name: value for name, value in tensors.items() if self.owns(name)}
 
     def may_change(self, name: str, trainable: tuple[str, ...]) -> bool:
-        """Return whether a site may change this tensor; `trainable`: the plan's prefixes, () is all."""
+        """Return whether a site may change this tensor.
+
+        `trainable`: the plan's prefixes of global names; () is all.
+        """
         return not trainable or name.startswith((*self.post_processed, *trainable))
 
     def trains_privately(self, name: str, trainable: tuple[str, ...]) -> bool:
-        """Return whether private gradients change this tensor: it may change and is not post-processed."""
+        """Return whether private gradients change this tensor.
+
+        They do where it may change and is not post-processed.
+        """
         return self.may_change(name, trainable) and not name.startswith(self.post_processed)
 
     def private_dimension(self, shapes: Shapes, trainable: tuple[str, ...]) -> int:

@@ -12,6 +12,7 @@ from common.config import FrozenModel
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 Positive = Annotated[float, Field(gt=0)]
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # of a file or folder
 CHECKPOINT_CAP_BYTES = 1 << 30
 
 
@@ -19,7 +20,7 @@ class Checkpoint(FrozenModel):
     """A public starting checkpoint: a safetensors file beside the plan, pinned by its SHA-256."""
 
     file: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,3}\.safetensors$",
+        pattern=rf"^{NAME_PATTERN}(/{NAME_PATTERN}){{0,3}}\.safetensors$",
         description="path of the safetensors file, relative to the plan's folder; at most three "
         "folders deep",
     )

@@ -67,7 +67,7 @@ class Intake(FrozenModel):
 
     @property
     def planes(self) -> int:
-        """Channels of a cohort's images: the image's own, and one more where a mask comes with it."""
+        """Channels of a cohort's images: the image's own, and one more for a mask."""
         return self.channels + (self.volumes is not None)
 
     @property

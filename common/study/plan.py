@@ -1,9 +1,9 @@
 """The study plan: one YAML file that both sides read and hash; the operator signs the hash.
 
-Guarantees: every privacy parameter is a public constant of the file. The hash covers every field and
-every checkpoint's SHA-256.
-Not covered: whether a site agrees (its own policy decides), or whether the constants keep the stated
-epsilon (common/privacy/accounting.py computes it; signing refuses otherwise).
+Guarantees: every privacy parameter is a public constant of the file. The hash covers every field
+and every checkpoint's SHA-256.
+Not covered: whether a site agrees (its own policy decides), or whether the constants keep the
+stated epsilon (common/privacy/accounting.py computes it; signing refuses otherwise).
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ class Study(FrozenModel):
 
     @property
     def cells_per_stratum(self) -> int:
-        """How many cells a stratum has: as stated, or so many that each has 3k of the planned patients."""
+        """How many cells a stratum has.
+
+        As stated; by default so many that each has 3k of the planned patients.
+        """
         if self.synthesis is None or self.synthesis.anchors is None:
             return 0
         stated = self.synthesis.anchors.cells_per_stratum
@@ -90,12 +93,15 @@ class Study(FrozenModel):
         return stated or max(1, min(MOST_CELLS, fitting))
 
     def sides(self) -> tuple[int, ...]:
-        """Return the lateralities that are strata of their own: 0 unknown, 1 left, 2 right; (0,) where none counts."""
+        """Return the lateralities that are strata of their own; (0,) where none counts.
+
+        0 unknown, 1 left, 2 right.
+        """
         return (0, 1, 2) if self.intake.stratify_laterality else (0,)
 
     @property
     def latent_dimension(self) -> int:
-        """D, the coordinates of a whole latent code: as many as an image has pixels and channels."""
+        """D, the coordinates of a whole latent code: pixels times channels of an image."""
         return self.intake.value_count
 
     def strata(self) -> tuple[str, ...]:
@@ -113,7 +119,7 @@ class Study(FrozenModel):
         return next(s.weight for s in self.sites if s.name == site) / total
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Return every public file of the plan: starting checkpoints, and the basis of its latents."""
+        """Return every public file of the plan: starting checkpoints and the latents' basis."""
         files = [plan.start for plan in self.models.trained().values()]
         if self.models.encoder:
             files.append(self.models.encoder.start)
@@ -127,5 +133,8 @@ class Study(FrozenModel):
 
 
 def load_study(path: Path) -> Study:
-    """Return the validated plan in a YAML file; raises ConfigurationError with every problem at once."""
+    """Return the validated plan in a YAML file.
+
+    Raises ConfigurationError with every problem at once.
+    """
     return load_yaml(path, Study)

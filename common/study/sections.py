@@ -25,7 +25,7 @@ class SitePlan(FrozenModel):
 
 
 class Privacy(FrozenModel):
-    """The promise for model updates: (epsilon, delta) per patient, zero-out adjacency, over the whole study."""
+    """The promise for updates: (epsilon, delta) per patient, zero-out, over the whole study."""
 
     unit: Literal["patient"] = Field(
         default="patient", description="whom the promise is about: one patient with all images"

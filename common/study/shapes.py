@@ -1,6 +1,7 @@
 """Names and shapes of a plan's tensors, and how many numbers its models train and send.
 
-Shapes come from a starting checkpoint's header where there is one; only without one are networks built (torch).
+Shapes come from a starting checkpoint's header where there is one. Only without one are networks
+built, which imports torch.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from common.wire import tensors
 
 
 def parameter_counts(study: Study, checkpoints: Path) -> dict[str, int]:
-    """Return, by model, how many numbers a private step changes: trained tensors, not post-processed ones.
+    """Return, by model, how many numbers a private step changes; post-processed ones do not count.
 
-    `checkpoints`: the plan's folder, or a bundle's checkpoints/. Raises ConfigurationError where nothing is trained.
+    `checkpoints`: the plan's folder, or a bundle's checkpoints/. Raises ConfigurationError where
+    nothing is trained.
     """
     counts = {}
     for model, plan in study.models.trained().items():
@@ -40,7 +42,10 @@ def wire_counts(study: Study, checkpoints: Path) -> dict[str, int]:
 
 
 def model_shapes(study: Study, model: str, checkpoints: Path) -> Shapes:
-    """Return a model's shapes by global name: its starting checkpoint's, or those of the networks that the plan names."""
+    """Return a model's shapes by global name.
+
+    Those of its starting checkpoint; without one, those of the networks that the plan names.
+    """
     family = FAMILIES[model]
     start = study.models.trained()[model].start
     places = (checkpoints / start.file, checkpoints / start.name) if start else ()

@@ -1,4 +1,4 @@
-"""The plan's section `synthesis`: groups, alignment and privatization on site (Jeon et al. 2022; Shibata et al. 2023)."""
+"""The plan's section `synthesis`: groups, alignment and privatization on site."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from common.config import FrozenModel
 from common.study.fields import Checkpoint
 
-MOST_CELLS = 192  # of one stratum: the generator samples that the inversion draws (client/synthesize/invert.py)
+# Of one stratum: as many as the inversion draws generator samples (client/synthesize/invert.py).
+MOST_CELLS = 192
 PRIVUNIT_LARGEST_DIMENSION = 64  # common/privacy/privunit.py
 PRIVUNIT_LARGEST_EPSILON = 16.0  # common/privacy/privunit.py
 
@@ -22,8 +23,10 @@ PRIVATIZE_KEYS = {
 }
 # Why a mechanism does not take another's key.
 PRIVATIZE_WHY = {
-    "laplace": "its noise is `scale`; epsilon per coordinate follows from it, and epsilon per image is d times that",
-    "gaussian": "it clips to the l2 ball of radius sqrt(d), and its noise follows from epsilon and delta per image or average",
+    "laplace": "its noise is `scale`; epsilon per coordinate follows from it, "
+    "and epsilon per image is d times that",
+    "gaussian": "it clips to the l2 ball of radius sqrt(d), "
+    "and its noise follows from epsilon and delta per image or average",
     "privunit": "it releases a direction, and pure epsilon per image is its only number",
 }
 
@@ -162,11 +165,14 @@ class PrivatizePlan(FrozenModel):
                 "or take gaussian for averages"
             )
         if (self.components is None) != (self.basis is None):
-            yield "components, basis: expected both or neither; only a public basis orders the directions"
+            yield (
+                "components, basis: expected both or neither; "
+                "only a public basis orders the directions"
+            )
 
 
 class AnchorsPlan(FrozenModel):
-    """Cells and noise of grouping `anchors`: averages under (epsilon, delta) (common/privacy/anchors.py)."""
+    """Cells and noise of grouping `anchors`: averages under (epsilon, delta)."""
 
     noise_multiplier: float = Field(
         ge=0.3,
@@ -267,12 +273,18 @@ class Synthesis(FrozenModel):
 
     @property
     def needs_generator(self) -> bool:
-        """Whether the generator makes or groups any image; not where all of `random` groups are privatized."""
+        """Whether the generator makes or groups any image.
+
+        It does not where all of `random` groups are privatized: then the flow makes every image.
+        """
         if self.grouping != "random":
             return True
         return self.privatize is None or not self.privatizes_averages or self.privatize.share < 1
 
     @property
     def privatizes_averages(self) -> bool:
-        """Whether the averages that are sent are privatized; with egress `single` they stay plain."""
+        """Whether the averages that are sent are privatized.
+
+        With egress `single` they stay plain: the section is about images that a site hands over.
+        """
         return self.privatize is not None and self.privatize.egress == "averages"
