@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 
 from benchmarks import chest_pictures
-from benchmarks.quality_chest import (
+from benchmarks.chest_releases import (
     FLOW,
     People,
+    Releases,
     Row,
-    Workshop,
-    auc,
     in_pixels,
     pneumonia,
     random_groups,
 )
+from benchmarks.quality_chest import auc
 
 
 @pytest.fixture(scope="module")
-def shop() -> Workshop:
+def shop() -> Releases:
     images = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 1), dtype=np.uint8)
     people = People(images[:24], np.arange(24) % 2, np.arange(24))
-    return Workshop(People(images, np.arange(40) % 2, np.arange(40)), people, people, FLOW)
+    return Releases(People(images, np.arange(40) % 2, np.arange(40)), people, people, FLOW)
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_for_half() -> None:
@@ -35,7 +35,7 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_for_half() -> No
     assert auc(np.array([1.0, 3.0, 2.0, 3.0]), labels) == pytest.approx(0.625)
 
 
-def test_groups_have_k_to_2k_patients_of_one_label_and_nobody_twice(shop: Workshop) -> None:
+def test_groups_have_k_to_2k_patients_of_one_label_and_nobody_twice(shop: Releases) -> None:
     groups = random_groups(shop.patients, 5, np.random.default_rng(1))
     assert all(
         5 <= len(group) < 10 and len(set(shop.patients.labels[group])) == 1 for group in groups
@@ -53,7 +53,7 @@ def test_groups_have_k_to_2k_patients_of_one_label_and_nobody_twice(shop: Worksh
     ],
 )
 def test_a_row_spends_what_it_says_and_its_images_are_of_its_groups(
-    shop: Workshop, row: Row
+    shop: Releases, row: Row
 ) -> None:
     mechanism = shop.mechanism(row)
     stated = (
@@ -70,7 +70,7 @@ def test_a_row_spends_what_it_says_and_its_images_are_of_its_groups(
     assert "ε=" in made.statement
 
 
-def test_noise_in_pixels_shrinks_as_epsilon_grows(shop: Workshop) -> None:
+def test_noise_in_pixels_shrinks_as_epsilon_grows(shop: Releases) -> None:
     groups = [np.arange(12), np.arange(12, 24)]
     plain = in_pixels(
         Row("pixel average", 12), shop.patients.images, groups, np.random.default_rng(0)
