@@ -1,0 +1,186 @@
+"""An image batch on tiny models: its steps, its groups, its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from client.child.batch import align_groups
+from client.child.job import work
+from client.egress.audit import Code
+from client.egress.evidence import Evidence
+from client.state.group_store import Group, Stratum
+from client.state.jobs import Job
+from client.synthesize.group import Roster
+from common.errors import PolicyError
+from common.wire import tensors
+from tests.jobs import NO_GROUPS, SECRET, job_folder, verdict
+from tests.sites import Hospital, make_hospital
+from tests.studies import SMALL, small_study
+
+
+@pytest.fixture
+def batch(
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A job folder after one image batch; untrained models know nothing, so every image counts as accepted and as passed."""
+    monkeypatch.setattr("client.synthesize.invert.BLANK_DEVIATION", -1.0)
+    monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
+    monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", -1.0)
+    monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
+    folder = job_folder(
+        hospital, tmp_path / "batch", "synthesize", "", weights["gan"] | weights["glow"], NO_GROUPS
+    )
+    work(Job.read(folder), folder, SECRET)
+    return folder
+
+
+def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(
+    hospital: Hospital, batch: Path
+) -> None:
+    arrays = tensors.read(batch / "out.safetensors", max_bytes=1 << 26)
+    evidence = Evidence.read(batch / "evidence.json")
+    assert arrays["images"].shape[1:] == (32, 32, 3)
+    assert len(arrays["images"]) == len(evidence.group_of) == len(evidence.groups) == 2
+    assert evidence.audit == ()
+    assert arrays["privatized"].sum() == 1  # a quarter of two groups, at least one
+    assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays[
+        "labels"
+    ].tolist()
+    assert all(len(group.members) == 8 for group in evidence.groups)
+    for name in ("contact_sheet.png", "inversions.png"):
+        assert (batch / name).read_bytes()[:4] == b"\x89PNG"
+        assert (batch / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_frozen_groups_come_again_exactly(
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    batch: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = Evidence.read(batch / "evidence.json").groups
+    frozen = Evidence((first[0],), (), ()).to_json()
+    folder = job_folder(
+        hospital, tmp_path / "again", "synthesize", "", weights["gan"] | weights["glow"], frozen
+    )
+    work(Job.read(folder), folder, bytes(31) + b"\x01")
+    assert first[0].token in {
+        group.token for group in Evidence.read(folder / "evidence.json").groups
+    }
+
+
+def test_a_batch_that_fails_the_audit_is_no_batch(
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
+    monkeypatch.setattr("client.synthesize.invert.BLANK_DEVIATION", -1.0)
+    monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", 10.0)
+    folder = job_folder(
+        hospital, tmp_path / "job", "synthesize", "", weights["gan"] | weights["glow"], NO_GROUPS
+    )
+    with pytest.raises(PolicyError) as refused:
+        work(Job.read(folder), folder, SECRET)
+    assert refused.value.code == "E-AUDIT"
+    assert not (folder / "out.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def flow_hospital(
+    tmp_path_factory: pytest.TempPathFactory, weights: dict[str, tensors.Arrays]
+) -> Hospital:
+    """A hospital whose plan has no generator: `random` groups, all of them privatized."""
+    models = {"glow": SMALL["models"]["glow"]}
+    synthesis = SMALL["synthesis"] | {
+        "grouping": "random",
+        "privatize": SMALL["synthesis"]["privatize"] | {"share": 1.0},
+    }
+    folder = tmp_path_factory.mktemp("flow")
+    return make_hospital(
+        folder, weights={"glow": weights["glow"]}, models=models, synthesis=synthesis
+    )
+
+
+def flow_batch(site: Hospital, weights: dict[str, tensors.Arrays], folder: Path) -> Path:
+    """A job folder of an image batch from the flow's weights alone."""
+    return job_folder(site, folder, "synthesize", "", weights["glow"], NO_GROUPS)
+
+
+def test_without_a_generator_every_image_is_a_privatized_average_of_a_random_group(
+    flow_hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "client.child.batch.invert_cohort",
+        lambda *_: pytest.fail("there is no generator to invert"),
+    )
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
+    folder = flow_batch(flow_hospital, weights, tmp_path / "job")
+    work(Job.read(folder), folder, SECRET)
+    arrays, evidence = (
+        tensors.read(folder / "out.safetensors", max_bytes=1 << 26),
+        Evidence.read(folder / "evidence.json"),
+    )
+    assert arrays["privatized"].tolist() == [1, 1] and arrays["images"].shape == (2, 32, 32, 3)
+    assert sorted(len(group.members) for group in evidence.groups) == [8, 8]
+    assert [evidence.groups[i].stratum.label for i in evidence.group_of] == arrays[
+        "labels"
+    ].tolist()
+
+
+@pytest.mark.parametrize("code", ["A-NEAR", "A-COPY"])
+def test_patients_images_never_choose_among_noised_averages_of_random_groups(
+    code: Code,
+    flow_hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", code))
+    folder = flow_batch(flow_hospital, weights, tmp_path / "job")
+    with pytest.raises(PolicyError, match="the batch stops") as refused:
+        work(Job.read(folder), folder, SECRET)
+    assert refused.value.code == "E-AUDIT"
+    assert not (folder / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("directions", [0, 2])
+def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
+    directions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned_codes, asked, drawn = torch.zeros(1, 2, 3), [], []
+    plan = SMALL["synthesis"] | {"grouping": "cells", "spread_directions": directions}
+    group = Group(tuple("abcde"), Stratum(0), 5)
+    who = Roster(tuple("abcde"), (Stratum(0),) * 5, tuple((i,) for i in range(5)))
+    looked = SimpleNamespace(spread=1.0), SimpleNamespace(accepted=np.ones(5, np.bool_))
+    batch = SimpleNamespace(
+        synthesis=small_study(synthesis=plan).synthesis, cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
+        generator=lambda: None, critic=lambda: None, progress=None,
+    )  # fmt: skip
+    monkeypatch.setattr("client.child.batch.measure_patients", lambda *_: {})
+    monkeypatch.setattr("client.child.batch.gather", lambda *_: [])
+    monkeypatch.setattr("client.child.batch.align", lambda *_: SimpleNamespace(codes=aligned_codes))
+    monkeypatch.setattr(
+        "client.child.batch.outputs",
+        lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))],
+    )
+    moved = SimpleNamespace(moved=lambda codes: codes + 1)
+    monkeypatch.setattr(
+        "client.child.batch.directions_of", lambda *given: asked.append(given) or moved
+    )
+    align_groups(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
+    assert torch.equal(drawn[0], aligned_codes + (directions > 0))
+    assert asked == ([(looked[0], 2, 5, "cells", 0.75)] if directions else [])

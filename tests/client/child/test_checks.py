@@ -1,0 +1,89 @@
+"""What decides about a batch: audit codes, and membership over the whole batch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from client.child.checks import Candidate, drop_failed, reveals_members
+from client.state.group_store import Group, Stratum
+from common.errors import PolicyError
+from tests.jobs import verdict
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_groups(
+    leaks: bool,
+) -> None:
+    coarse = np.random.default_rng(4).integers(0, 255, (130, 4, 4, 3), dtype=np.uint8)
+    images = np.repeat(np.repeat(coarse, 8, axis=1), 8, axis=2)
+    names = tuple(f"{i:032x}" for i in range(80))
+    cohort = SimpleNamespace(
+        pseudonyms=names, aliases=((),) * 80, patient_of=np.arange(80), images=images[:80]
+    )
+    shown = (
+        images if leaks else images[80:]
+    )  # averages of the groups' members, or of people who are not here
+    made = [
+        Candidate(
+            shown[i : i + 2].mean(0).astype(np.uint8), Group(names[i : i + 2], Stratum(0), 2), False
+        )
+        for i in range(0, 50, 2)
+    ]
+    assert reveals_members(SimpleNamespace(cohort=cohort), made) is leaks  # type: ignore[arg-type]
+
+
+def made_batch(grouping: str) -> tuple[SimpleNamespace, list[Candidate]]:
+    """A batch of that grouping with two images of plain groups."""
+    cohort = SimpleNamespace(images=np.zeros((4, 8, 8, 3), np.uint8), patient_of=np.arange(4))
+    anchors = object() if grouping == "anchors" else None
+    made = [
+        Candidate(np.full((8, 8, 3), i, np.uint8), Group((f"a{i}", f"b{i}"), Stratum(0), 2), False)
+        for i in (0, 1)
+    ]
+    return SimpleNamespace(
+        cohort=cohort, synthesis=SimpleNamespace(grouping=grouping, anchors=anchors)
+    ), made
+
+
+@pytest.mark.parametrize("grouping", ["similar", "similar-swap", "cells"])
+def test_groups_that_images_chose_stop_when_the_batch_gives_their_members_away(
+    grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr("client.child.checks.reveals_members", lambda *_: True)
+    batch, made = made_batch(grouping)
+    with pytest.raises(PolicyError, match="gives away who is in a group") as refused:
+        drop_failed(batch, made)  # type: ignore[arg-type]
+    assert refused.value.code == "E-AUDIT"
+
+
+@pytest.mark.parametrize("grouping", ["random", "anchors"])
+def test_the_check_of_the_whole_batch_does_not_even_look_where_epsilon_would_not_cover_its_answer(
+    grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
+    monkeypatch.setattr(
+        "client.child.checks.reveals_members",
+        lambda *_: pytest.fail("patients' images decide what leaves"),
+    )
+    batch, made = made_batch(grouping)
+    assert drop_failed(batch, made) == made  # type: ignore[arg-type]
+
+
+def test_in_mode_anchors_nearness_is_a_fault_to_report_and_drops_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch, made = made_batch("anchors")
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-NEAR", "A-COPY"))
+    assert drop_failed(batch, made) == made  # type: ignore[arg-type]
+    said = capsys.readouterr().err  # child.log
+    assert (
+        said
+        == "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
+    )
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
+    assert drop_failed(batch, made) == made  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,18 @@
+"""Who is grouped: names of persons."""
+
+from __future__ import annotations
+
+from client.child.rosters import person_names
+from client.ingest.cohort import Cohort
+from client.state.folder import State
+from client.state.group_store import Group, Stratum
+from tests.sites import Hospital, pseudonym
+
+
+def test_a_person_keeps_the_name_under_which_a_group_was_frozen(hospital: Hospital) -> None:
+    cohort = Cohort.open(State(hospital.root).cohort(hospital.study.intake))
+    object.__setattr__(cohort, "aliases", ((pseudonym(0), "old name"), *cohort.aliases[1:]))
+    frozen = Group(("old name", *(pseudonym(p) for p in range(1, 5))), Stratum(0, 2), 5)
+    names = person_names(cohort, (frozen,))
+    assert names[0] == "old name"
+    assert names[1:] == cohort.pseudonyms[1:]
