@@ -1,4 +1,4 @@
-"""The releases of benchmarks/quality_chest.py: people by role, rows, images by the product's steps."""
+"""The releases of quality_chest.py: people by role, rows, images by the product's steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from benchmarks.chest_split import radiographs
 from client.synthesize import privatize as steps
 from common.arrays import Floats, Images, Labels
-from common.models import latents
+from common.models import basis, latents
 from common.models.glow import Glow
 from common.models.glow_checkpoint import load
 from common.privacy.latent_mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
@@ -165,20 +165,20 @@ class Releases:
     @cached_property
     def public_codes(self) -> Floats:
         """Latents of the public images, [N, D]."""
-        return latents.encoded(self.public.images, self.flow)
+        return latents.encode_images(self.public.images, self.flow)
 
     @cached_property
     def codes(self) -> Floats:
         """Latents of the patients' images, [N, D]."""
-        return latents.encoded(self.patients.images, self.flow)
+        return latents.encode_images(self.patients.images, self.flow)
 
     def width(self, level: str) -> int:
         """Latent coordinates of a level."""
         return self.flow.dimension if level == "all" else self.flow.top_dimension
 
-    def basis(self, coordinates: int, level: str) -> latents.Basis:
+    def basis(self, coordinates: int, level: str) -> basis.Basis:
         """The public PCA."""
-        return latents.fit(self.public_codes[:, -self.width(level) :], coordinates)
+        return basis.fit(self.public_codes[:, -self.width(level) :], coordinates)
 
     def release(
         self, row: Row, seed: int, people: People | None = None, codes: Floats | None = None
@@ -198,7 +198,7 @@ class Releases:
         basis = None
         if row.kind not in ("laplace box", "average, all latents"):  # those release all coordinates
             basis = self.basis(row.coordinates, row.level)
-        reduced = codes if basis is None else basis.reduced(codes[:, -basis.coordinates :])
+        reduced = codes if basis is None else basis.reduce(codes[:, -basis.coordinates :])
         clipped = steps.clip(reduced, mechanism)
         means = noised_means(clipped, groups, mechanism, row.epsilon is not None, seed)
         random = torch.Generator().manual_seed(seed)

@@ -85,38 +85,40 @@ def bits(images: Images, flow: Glow) -> float:
     return float(torch.cat(found).mean())
 
 
-def measured(shop: Releases, row: Row, seeds: int, judge: classifier.Classifier) -> dict[str, Any]:
+def measured(
+    releases: Releases, row: Row, seeds: int, judge: classifier.Classifier
+) -> dict[str, Any]:
     """All figures of a row but re-identification."""
     aucs = []
     for seed in range(seeds):
-        made = shop.release(row, seed)
+        made = releases.release(row, seed)
         network = classifier.fit(made.images, made.labels, 2, seed=seed, recipe=RECIPE)
-        aucs.append(auc(scored(network, shop.test.images), shop.test.labels))
-    made = shop.release(row, 0)
-    says = scored(judge, shop.patients.images) > 0
+        aucs.append(auc(scored(network, releases.test.images), releases.test.labels))
+    made = releases.release(row, 0)
+    says = scored(judge, releases.patients.images) > 0
     most = np.array([says[members].mean() > 0.5 for members in made.members])
     figures: dict[str, Any] = {
         "auc": [round(value, 4) for value in aucs],
         "releases": len(made.images),
         "kept": round(float(((scored(judge, made.images) > 0) == most).mean()), 3),
-        "bits": round(bits(made.images, shop.flow), 2),
+        "bits": round(bits(made.images, releases.flow), 2),
         "saturated": round(float(np.isin(made.images, (0, 255)).mean()), 4),
         "statement": made.statement,
     }
-    return figures | linkage(shop, made, row)
+    return figures | linkage(releases, made, row)
 
 
-def linkage(shop: Releases, made: Release, row: Row) -> dict[str, float]:
+def linkage(releases: Releases, made: Release, row: Row) -> dict[str, float]:
     """How often one of the 1 (10) patients nearest to a release in the public PCA's space is in its
     group, and by chance.
     """
-    basis = shop.basis(32, "all")
-    released = basis.reduced(latents.encoded(made.images, shop.flow))
-    nearest = np.argsort(attacks.distances(released, basis.reduced(shop.codes)), axis=1)[:, :10]
+    basis = releases.basis(32, "all")
+    released = basis.reduce(latents.encode_images(made.images, releases.flow))
+    nearest = np.argsort(attacks.distances(released, basis.reduce(releases.codes)), axis=1)[:, :10]
     hits = np.array(
         [np.isin(found, members) for found, members in zip(nearest, made.members, strict=True)]
     )
-    share = float(np.mean([len(members) for members in made.members])) / len(shop.codes)
+    share = float(np.mean([len(members) for members in made.members])) / len(releases.codes)
     return {
         "top1": round(float(hits[:, 0].mean()), 4),
         "chance1": round(share, 4),
@@ -125,32 +127,32 @@ def linkage(shop: Releases, made: Release, row: Row) -> dict[str, float]:
     }
 
 
-def reidentified(shop: Releases, row: Row, everybody: People, seeds: int) -> dict[str, Any]:
+def reidentified(releases: Releases, row: Row, everybody: People, seeds: int) -> dict[str, Any]:
     """P@1, its chance and AUC of a network retrained on releases of the public patients, asked with
     a person's second image.
     """
     found = []
     for seed in range(seeds):
-        first = one_each(shop.public)
-        theirs = shop.release(row, seed + 100, first, codes_of(shop, first))
+        first = one_each(releases.public)
+        theirs = releases.release(row, seed + 100, first, codes_of(releases, first))
         views = [
             (theirs.images[g], first.patient_of[i])
             for g, members in enumerate(theirs.members)
             for i in members
         ]
-        images = np.concatenate([shop.public.images, np.stack([image for image, _ in views])])
+        images = np.concatenate([releases.public.images, np.stack([image for image, _ in views])])
         persons = np.concatenate(
-            [shop.public.patient_of, np.array([person for _, person in views])]
+            [releases.public.patient_of, np.array([person for _, person in views])]
         )
         network = siamese.train(images, persons, seed=seed)
-        made = shop.release(row, seed)
+        made = releases.release(row, seed)
         asked = second_images(everybody)
         apart = attacks.distances(
             network.embed(everybody.images[asked]), network.embed(made.images)
         )
         own = np.array(
             [
-                [everybody.patient_of[i] in shop.patients.patient_of[m] for m in made.members]
+                [everybody.patient_of[i] in releases.patients.patient_of[m] for m in made.members]
                 for i in asked
             ]
         )
@@ -165,9 +167,9 @@ def reidentified(shop: Releases, row: Row, everybody: People, seeds: int) -> dic
     }
 
 
-def codes_of(shop: Releases, people: People) -> Floats:
+def codes_of(releases: Releases, people: People) -> Floats:
     """Latents of other people's images."""
-    return latents.encoded(people.images, shop.flow)
+    return latents.encode_images(people.images, releases.flow)
 
 
 def second_images(people: People) -> Labels:
@@ -194,21 +196,21 @@ def run(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     else:
         public, patients, test = pneumonia(options.data, "val" if part == "choose" else "test")
         everybody = patients
-    shop = Releases(public, patients, test, options.flow)
+    releases = Releases(public, patients, test, options.flow)
     judge = classifier.fit(public.images, public.labels, 2, seed=1000, recipe=RECIPE)
     for row in rows_of(part):
-        measure = partial(measured, shop, row, options.seeds, judge)
+        measure = partial(measured, releases, row, options.seeds, judge)
         figures = kept_in(options.work, f"{part} {row.name}", measure)
         if part == "nih" and row.kind != "mean image":
-            again = partial(reidentified, shop, row, everybody, options.seeds)
+            again = partial(reidentified, releases, row, everybody, options.seeds)
             figures |= kept_in(options.work, f"{part} reid {row.name}", again)
         print(f"{part}: {row.name}: AUC {np.mean(figures['auc']):.3f}", file=sys.stderr, flush=True)
         yield {"part": part, "name": row.name, **asdict(row), **figures}
     if part == "pneumonia":
-        draw(shop)
+        draw(releases)
 
 
-def draw(shop: Releases) -> None:
+def draw(releases: Releases) -> None:
     """The strip of examples: two of each label."""
     shown = {"original|(one member)": Row("real"), "average|k=10": Row("average", 10)}
     shown |= {
@@ -221,7 +223,7 @@ def draw(shop: Releases) -> None:
     shown["box, k=1|3/coord."] = Row("laplace box", 1, 3.0)
     columns = {}
     for name, row in shown.items():
-        made = shop.release(row, 0)
+        made = releases.release(row, 0)
         columns[name] = made.images[
             np.concatenate([np.flatnonzero(made.labels == label)[:2] for label in (0, 1)])
         ]

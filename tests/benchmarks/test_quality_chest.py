@@ -21,7 +21,7 @@ from benchmarks.quality_chest import auc
 
 
 @pytest.fixture(scope="module")
-def shop() -> Releases:
+def releases() -> Releases:
     images = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 1), dtype=np.uint8)
     people = People(images[:24], np.arange(24) % 2, np.arange(24))
     return Releases(People(images, np.arange(40) % 2, np.arange(40)), people, people, FLOW)
@@ -35,10 +35,10 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_for_half() -> No
     assert auc(np.array([1.0, 3.0, 2.0, 3.0]), labels) == pytest.approx(0.625)
 
 
-def test_groups_have_k_to_2k_patients_of_one_label_and_nobody_twice(shop: Releases) -> None:
-    groups = random_groups(shop.patients, 5, np.random.default_rng(1))
+def test_groups_have_k_to_2k_patients_of_one_label_and_nobody_twice(releases: Releases) -> None:
+    groups = random_groups(releases.patients, 5, np.random.default_rng(1))
     assert all(
-        5 <= len(group) < 10 and len(set(shop.patients.labels[group])) == 1 for group in groups
+        5 <= len(group) < 10 and len(set(releases.patients.labels[group])) == 1 for group in groups
     )
     assert sorted(np.concatenate(groups).tolist()) == list(range(24))
 
@@ -53,32 +53,34 @@ def test_groups_have_k_to_2k_patients_of_one_label_and_nobody_twice(shop: Releas
     ],
 )
 def test_a_row_spends_what_it_says_and_its_images_are_of_its_groups(
-    shop: Releases, row: Row
+    releases: Releases, row: Row
 ) -> None:
-    mechanism = shop.mechanism(row)
+    mechanism = releases.mechanism(row)
     stated = (
         mechanism.epsilon_per_coordinate
         if row.kind == "laplace box"
         else mechanism.epsilon_per_image
     )
     assert stated == pytest.approx(row.epsilon, rel=2e-3)
-    made = shop.release(row, 0)
+    made = releases.release(row, 0)
     assert made.images.shape == (len(made.members), 32, 32, 1) and made.images.dtype == np.uint8
     assert [
-        int(shop.patients.labels[members[0]]) for members in made.members
+        int(releases.patients.labels[members[0]]) for members in made.members
     ] == made.labels.tolist()
     assert "ε=" in made.statement
 
 
-def test_noise_in_pixels_shrinks_as_epsilon_grows(shop: Releases) -> None:
+def test_noise_in_pixels_shrinks_as_epsilon_grows(releases: Releases) -> None:
     groups = [np.arange(12), np.arange(12, 24)]
     plain = in_pixels(
-        Row("pixel average", 12), shop.patients.images, groups, np.random.default_rng(0)
+        Row("pixel average", 12), releases.patients.images, groups, np.random.default_rng(0)
     ).astype(float)
     for kind in ("dp-pix", "pixel laplace"):
         apart = [
             np.abs(
-                in_pixels(Row(kind, 12, e), shop.patients.images, groups, np.random.default_rng(0))
+                in_pixels(
+                    Row(kind, 12, e), releases.patients.images, groups, np.random.default_rng(0)
+                )
                 - plain
             ).mean()
             for e in (1.0, 1e6)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from benchmarks import chest_split
+from benchmarks import average_figures, average_makers, average_people, chest_split
 from benchmarks import quality_fundus as q
 from benchmarks.curve import curve
 from common.privacy.accounting import epsilon_pld
@@ -25,21 +25,23 @@ def test_a_patient_has_one_role_whatever_else_is_listed() -> None:
 
 def test_members_are_dealt_with_the_same_share_of_each_label() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    member = q.dealt(labels, 50)
+    member = average_people.dealt(labels, 50)
     assert [int(member[labels == label].sum()) for label in range(3)] == [30, 15, 5]
-    assert np.array_equal(member, q.dealt(labels, 50))
+    assert np.array_equal(member, average_people.dealt(labels, 50))
 
 
 def test_as_many_real_images_as_there_are_groups_of_each_label() -> None:
     labels = np.repeat([0, 1], [23, 9])
-    rows = q.some(labels, np.arange(32), 5, seed=0)
+    rows = average_figures.some(labels, np.arange(32), 5, seed=0)
     assert np.bincount(labels[rows]).tolist() == [4, 1]
     assert len(set(rows.tolist())) == 5
 
 
 def test_only_images_of_a_persons_highest_label_count() -> None:
-    given = q.Set(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 0, 0]), np.array([0, 0, 1, 1]))
-    found = q.one_label(given)
+    given = average_people.Set(
+        np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 0, 0]), np.array([0, 0, 1, 1])
+    )
+    found = average_people.one_label(given)
     assert found.labels.tolist() == [1, 0, 0] and found.person_of.tolist() == [0, 1, 1]
 
 
@@ -63,7 +65,7 @@ def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_i
         "all": {},
     }
     far = {"kernel": 0.5, "frechet": None}
-    blind = {"row": q.ANCHORS, "k": 10, "images": 6, "distances": far, "utility": None, "membership": attacked,
+    blind = {"row": average_makers.ANCHORS, "k": 10, "images": 6, "distances": far, "utility": None, "membership": attacked,
              "linkage": None, "reidentified": None}  # fmt: skip
     worth = {"kappa": 0.4, "kappa_95": 0.1, "accuracy": 0.5, "macro_f1": 0.4, "recall": [0.5]}
     plain = blind | {"row": "similar", "utility": worth}
@@ -74,10 +76,16 @@ def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_i
         "real 10": worth,
         "inverted 10": worth,
     }
-    images = q.Set(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64), np.arange(2))
-    part = q.Part("fundus", ("a",), images, images, images, images, q.ROOT, 1, True)
+    images = average_people.Set(
+        np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64), np.arange(2)
+    )
+    part = average_people.Part(
+        "fundus", ("a",), images, images, images, images, average_people.ROOT, 1, True
+    )
     line = next(
-        line for line in q.table(part, [blind, plain], real, [10]).splitlines() if q.ANCHORS in line
+        line
+        for line in q.table(part, [blind, plain], real, [10]).markdown().splitlines()
+        if average_makers.ANCHORS in line
     )
     assert line.split(" | ")[5:10] == [""] * 5 and "0.520 (0.40-0.60)" in line
     assert line.count("|") == len(q.COLUMNS) + 1
@@ -88,6 +96,10 @@ def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_i
 
 def test_the_noise_of_the_anchors_row_is_worth_the_epsilon_that_the_table_states() -> None:
     mechanism = NoisyAnchors(
-        q.ANCHORS_NOISE, q.ANCHORS_COMPONENTS, 6, 10, q.ANCHORS_THRESHOLD_DELTA
+        average_makers.ANCHORS_NOISE,
+        average_makers.ANCHORS_COMPONENTS,
+        6,
+        10,
+        average_makers.ANCHORS_THRESHOLD_DELTA,
     )
     assert 7.9 < epsilon_pld([mechanism], 1e-5) <= 8.0

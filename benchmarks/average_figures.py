@@ -1,0 +1,210 @@
+"""The figures of one way of averaging: distances, utility, attacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.average_makers import ANCHORS, PreparedPart, Released, made
+from common.arrays import Images, Labels
+from common.measure import attacks, classifier
+from common.storage.files import atomic_write
+from server.evaluate import distances, siamese
+from server.evaluate.attack_spaces import spaces
+from server.evaluate.attacks import People
+from server.evaluate.extractors import Texture
+
+FRECHET_COMPONENTS = 8
+
+
+def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """JSON from a file, made where it is missing."""
+    if not file.is_file():
+        atomic_write(file, json.dumps(make()).encode())
+    found: dict[str, Any] = json.loads(file.read_text(), parse_constant=lambda _: None)
+    return found
+
+
+def figures(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, Any]:
+    """Everything about one row at one k."""
+    file = ready.work / f"figures-{row.replace('/', '-').replace(' ', '')}-{k}-{seeds}.json"
+    return kept(file, lambda: measured(ready, row, k, seeds))
+
+
+def measured(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, Any]:
+    """Distances, utility, attacks."""
+    released = made(ready, row, k)
+    seen = spaces(released.images, ready.networks)
+    labelled = row != ANCHORS
+    battery = ready.battery if labelled else ready.blind
+    inference = battery.membership(released.images, released.labels, seen)
+    assert inference is not None
+    worth = None
+    if labelled:
+        training = (released.images, released.labels, released.group_of)
+        worth = utility(ready, [training] * seeds)
+    people = ready.people if labelled else ready.blind.who
+    return {
+        "row": row,
+        "k": k,
+        "images": len(released.images),
+        "groups": len(released.members),
+        "distances": fidelity(ready, released.images),
+        "utility": worth,
+        "membership": {
+            "worst": asdict(inference.worst),
+            "chance": inference.chance,
+            "all": {one.attacker: round(one.auc, 4) for one in inference.attackers},
+        },
+        "linkage": linkage(people, ready.battery.targets, released, seen, k),
+        "reidentified": reidentified(ready, released),
+    }
+
+
+def fidelity(ready: PreparedPart, images: Images) -> dict[str, float | None]:
+    """Kernel distance on texture features and Fréchet distance on their first components, to the
+    held-out people.
+    """
+    texture = Texture(24)
+    rows = {
+        "public": ready.part.public.images,
+        "heldout": ready.part.heldout.images,
+        "images": images,
+    }
+    found = {name: texture.features(x) for name, x in rows.items()}
+    middle = found["public"].mean(0)
+    scale = found["public"].std(0) + 1e-6
+    standard = {name: (x - middle) / scale for name, x in found.items()}
+    few = attacks.whitened(standard, "public", FRECHET_COMPONENTS)
+    enough = len(images) > FRECHET_COMPONENTS
+    frechet = distances.frechet(few["images"], few["heldout"]) if enough else None
+    kernel = (
+        distances.kernel(standard["images"], standard["heldout"]).value if len(images) > 1 else None
+    )
+    return {"kernel": kernel, "frechet": frechet}
+
+
+def utility(
+    ready: PreparedPart, training: Sequence[tuple[Images, Labels, Labels]]
+) -> dict[str, Any]:
+    """Mean over seeds, each with its own training set, of a classifier's figures on the held-out
+    people.
+    """
+    test = ready.part.heldout
+    classes = len(ready.part.classes)
+    recipe = classifier.Recipe(flip=ready.part.flip)
+    found = []
+    for seed, (images, labels, group_of) in enumerate(training):
+        model = classifier.fit(images, labels, classes, seed=seed, group_of=group_of, recipe=recipe)
+        found.append(classifier.scores(model.predict(test.images), test.labels, classes))
+    kappas = np.array([one.kappa for one in found])
+    spread = float("nan")
+    if len(kappas) > 1:
+        spread = 1.96 * float(kappas.std(ddof=1)) / len(kappas) ** 0.5
+    return {
+        "kappa": float(kappas.mean()),
+        "kappa_95": spread,
+        "accuracy": float(np.mean([one.accuracy for one in found])),
+        "macro_f1": float(np.mean([one.macro_f1 for one in found])),
+        "recall": np.mean([one.recall for one in found], axis=0).round(4).tolist(),
+    }
+
+
+def linkage(
+    people: People,
+    targets: Mapping[str, NDArray[np.float64]],
+    released: Released,
+    seen: Mapping[str, NDArray[np.float64]],
+    k: int,
+) -> dict[str, float | str] | None:
+    """Precision of the k candidates nearest to a release, in the space where it is worst;
+    candidates are all of its label.
+    """
+    possible = released.labels[:, None] == people.labels[None]
+    own = np.zeros(possible.shape, bool)
+    for r, g in enumerate(released.group_of):
+        own[r] = np.isin(people.person_of, released.members[g]) & people.member
+    worst: dict[str, float | str] | None = None
+    for name, ours in seen.items():
+        apart = np.where(possible, attacks.distances(ours, targets[name]), np.inf)
+        found = attacks.links(apart, own, k)
+        if found is not None and (worst is None or found.precision > float(worst["precision"])):
+            worst = {"precision": found.precision, "chance": found.chance, "space": name}
+    return worst
+
+
+def reidentified(ready: PreparedPart, released: Released) -> dict[str, float] | None:
+    """P@1 of the trained network from a member's other image to the releases of the label."""
+    if ready.network is None:
+        return None
+    queries = ready.part.queries
+    apart = attacks.distances(
+        ready.network.embed(queries.images), ready.network.embed(released.images)
+    )
+    apart = np.where(queries.labels[:, None] == released.labels[None], apart, np.inf)
+    own = np.array(
+        [[p in released.members[g] for g in released.group_of] for p in queries.person_of]
+    )
+    found = siamese.reidentify(apart, own)
+    if found is None:
+        return None
+    return {
+        "precision": found.precision,
+        "low": found.interval[0],
+        "high": found.interval[1],
+        "chance": found.chance,
+        "auc": found.auc,
+    }
+
+
+def inverted(ready: PreparedPart) -> Images:
+    """The members as the generator shows their codes."""
+    shown = (ready.seen.reconstructions.clamp(-1, 1) + 1) * 127.5
+    return np.asarray(shown.round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def real_rows(ready: PreparedPart, seeds: int) -> dict[str, Any]:
+    """What all real members give, the distances' floor, and how well the re-identifying network
+    tells people apart.
+    """
+    members = ready.part.members
+    found: dict[str, Any] = {
+        "all": utility(ready, [(members.images, members.labels, members.person_of)] * seeds),
+        "floor": fidelity(ready, members.images),
+        "inverted_floor": fidelity(ready, inverted(ready)),
+    }
+    if ready.network is not None:
+        control = siamese.recognised(
+            ready.network, ready.part.heldout.images, ready.part.heldout.person_of
+        )
+        found["recognised"] = control and asdict(control)
+    return found
+
+
+def few_rows(ready: PreparedPart, k: int, seeds: int) -> dict[str, Any]:
+    """What as many real members give as there are groups of k, and the same members inverted."""
+    members = ready.part.members
+    accepted = np.flatnonzero(ready.seen.accepted)
+    draws = [some(members.labels, accepted, k, seed) for seed in range(seeds)]
+    return {
+        f"{name} {k}": utility(
+            ready, [(pixels[rows], members.labels[rows], members.person_of[rows]) for rows in draws]
+        )
+        for name, pixels in (("real", members.images), ("inverted", inverted(ready)))
+    }
+
+
+def some(labels: Labels, accepted: Labels, k: int, seed: int) -> Labels:
+    """As many images of each label as it has groups of k."""
+    rng = np.random.default_rng([seed, k])
+    parts = []
+    for label in np.unique(labels):
+        rows = accepted[labels[accepted] == label]
+        parts.append(rng.permutation(rows)[: len(rows) // k])
+    return np.concatenate(parts)
