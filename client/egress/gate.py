@@ -1,10 +1,14 @@
-"""The gate: the only maker of `Cleared`, the only type that the outbox takes and the transport sends.
+"""The gate: the only maker of `Cleared`, the only type that the outbox takes.
 
-In: payload bytes that a child process left, the instruction they answer, and the site's own records. Out: `Cleared`, or
-RefusedError with the code of the first rule that does not hold. The rules are numbered in common/privacy/boundary.py:
-1-14 hold for values (the server checks them again), 20-27 need what only the site has. All are checked before anything
-changes; only then is the artefact committed to the ledger. Guaranteed: nothing is sent that no rule names. Not covered: the
-privacy of the numbers themselves (client/learn/private_step.py) and how groups are formed (client/synthesize/group.py).
+In: payload bytes that a child left, the instruction that they answer, the site's own records.
+Out: `Cleared`, or RefusedError with the code of the first rule that does not hold.
+Guarantees: every rule is checked before anything changes; only then is the artefact committed to
+the ledger. Nothing is sent that no rule names.
+Not covered: the privacy of the numbers themselves (client/learn/private_step.py), how groups are
+formed (client/synthesize/group.py).
+
+The rules are numbered in common/privacy/boundary.py: 1-14 hold for values, and the server checks
+them again; 20-27 need what only the site has.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from client.egress.review import Reviews, batch_digest
 from client.state.canaries import Tallies
 from client.state.config import Policy, check_plan
 from client.state.group_store import GroupStore
-from client.state.ledger import Ledger, Reservation
+from client.state.ledger import Entry, Ledger, Reservation
 from client.state.records import Records
 from common.errors import Bug, KohortError
 from common.privacy.boundary import (
@@ -32,8 +36,8 @@ from common.privacy.boundary import (
     check_update,
     open_payload,
     public_statement,
-    refuse,
 )
+from common.privacy.boundary_rules import refuse
 from common.privacy.canaries import Claim, fault
 from common.privacy.events import image_event, latent_event
 from common.privacy.latent_mechanisms import Latent
@@ -47,7 +51,7 @@ _TOKEN = object()
 
 
 class Cleared:
-    """A message that the gate let through: header and payload, unchangeable. Only this module can make one."""
+    """A message that passed the gate: header and payload, unchangeable. Only the gate makes one."""
 
     __slots__ = ("header", "payload")
     header: Header
@@ -70,7 +74,10 @@ class Cleared:
 
 @dataclass(frozen=True)
 class Gate:
-    """The gate for one plan at one site. `approved(plan hash)`: whether the site's staff approved it."""
+    """The gate for one plan at one site.
+
+    `approved(plan hash)`: whether the site's staff approved it.
+    """
 
     study: Study
     policy: Policy
@@ -94,21 +101,25 @@ class Gate:
         expected: Shapes,
         reservation: Reservation,
         event: SubsampledGaussian,
-        heard: Tallies | None = None,
+        tallies: Tallies | None = None,
     ) -> Cleared:
         """Return the cleared update of one training round.
 
-        `expected`: names and shapes of the global weights it answers; `event`: what the plan spends in one round; `heard`: what
-        its canaries heard, where the plan has any.
+        `expected`: names and shapes of the global weights that it answers. `event`: what the plan
+        spends in one round. `tallies`: what its canaries measured, where the plan has any.
         """
-        self._check_plan(instruction, "train")  # 1, 20
+        # (1, 20) the instruction is of this plan, which is approved and within the policy
+        self._check_plan(instruction, "train")
+        # (1-9) the update holds the declared tensors alone, within the plan's norm
         header = self._header(instruction, "update", payload)
-        check_update(
-            open_payload(payload, header, UPDATE_CAP_BYTES), expected, header, self.study
-        )  # 1-9
-        self._check_reservation(reservation, event, header.digest)  # 21
-        self._check_canaries(instruction.model, event, heard)  # 26
+        update = open_payload(payload, header, UPDATE_CAP_BYTES)
+        check_update(update, expected, header, self.study)
+        # (21) it was reserved for this plan's event, and led to no other artefact
+        self._check_reservation(reservation, event, header.digest)
+        # (26) measured noise matches the plan's sigma
+        self._check_canaries(instruction.model, event, tallies)
         self.ledger.commit(reservation, header.digest)
+        # the header again: it carries the ledger's head after the commit
         return Cleared(_TOKEN, self._header(instruction, "update", payload), payload)
 
     def clear_images(
@@ -122,71 +133,70 @@ class Gate:
     ) -> tuple[Cleared, ...]:
         """Return the cleared parts of one image batch, all or none.
 
-        `persons`: the person behind every pseudonym of the cohort; `event`: the plan's mechanism on images, if it has one, and
-        `reservation` its ledger entry where it claims epsilon per patient.
+        `persons`: the person behind every pseudonym of the cohort. `event`: the plan's mechanism on
+        images, if it has one; `reservation`: its ledger entry where it claims epsilon per patient.
         """
-        self._check_plan(instruction, "synthesize")  # 1, 20
-        batch = [
-            self._check_part(instruction, parts, index) for index in range(len(parts))
-        ]  # 1-4, 10-14
-        labels = [int(label) for arrays in batch for label in arrays["labels"]]
-        check_total(len(labels), self.study)  # 12
-        self._check_groups(evidence, labels, persons)  # 22, 23
-        self._check_image_event(event, reservation, batch_digest(parts))  # 21
+        # (1, 20) the instruction is of this plan, which is approved and within the policy
+        self._check_plan(instruction, "synthesize")
+        # (1-4, 10-14) the parts hold the declared tensors alone, within the plan's total
+        labels: list[int] = []
+        for index in range(len(parts)):
+            labels += self._check_part(instruction, parts, index)["labels"].tolist()
+        check_total(len(labels), self.study)
+        # (22, 23) every image's group is large enough and frozen
+        self._check_groups(evidence, labels, persons)
+        # (21) the mechanism is reserved, or declared
+        digest = batch_digest(parts)
+        self._check_image_event(event, reservation, digest)
+        # (24) the audit found nothing
         if evidence.audit:
-            raise refuse(
-                24,
-                f"audit codes {', '.join(evidence.audit[:5])}",
-                hint="see the job folder; nothing was sent",
-            )
-        self._check_review(batch_digest(parts))  # 25
+            codes = ", ".join(evidence.audit[:5])
+            raise refuse(24, f"audit codes {codes}", hint="see the job folder; nothing was sent")
+        # (25) a person approved exactly this batch
+        self._check_review(digest)
         if reservation is not None:
-            self.ledger.commit(reservation, batch_digest(parts))
-        return tuple(
-            Cleared(
-                _TOKEN, self._header(instruction, "images", payload, index, len(parts)), payload
-            )
-            for index, payload in enumerate(parts)
-        )
+            self.ledger.commit(reservation, digest)
+        cleared: list[Cleared] = []
+        for index, payload in enumerate(parts):
+            header = self._header(instruction, "images", payload, index, len(parts))
+            cleared.append(Cleared(_TOKEN, header, payload))
+        return tuple(cleared)
 
     def clear_export(
         self, images: Sequence[bytes], reservations: Sequence[int], event: Latent
     ) -> None:
-        """Check that privatized images of one patient each may be handed over, in person; nothing here can send them.
+        """Check that privatized images of one patient each may be handed over in person.
 
-        `reservations`: the ledger's entry under which each image was drawn. Rules 20, 27, 21, 25; raises RefusedError.
+        Nothing here can send them. `reservations`: the ledger's entry under which each image was
+        drawn. Rules 20, 27, 21, 25; raises RefusedError.
         """
-        self._check_allowed()  # 20
-        policy = self.policy
-        check_single(
-            self.study,
-            policy.single_images == "allowed",
-            event.epsilon_per_image,
-            policy.max_epsilon_image,
-        )  # 27
+        # (20) the plan is approved and within the policy
+        self._check_allowed()
+        # (27) plan and policy allow single images at this epsilon
+        allowed = self.policy.single_images == "allowed"
+        most = self.policy.max_epsilon_image
+        check_single(self.study, allowed, event.epsilon_per_image, most)
+        # (21) every image was reserved for the plan's own mechanism
         if event != latent_event(self.study) or len(images) != len(reservations):
             raise refuse(21, "the mechanism on single images is not the plan's")
-        rows = {row.seq: row.data for row in self.ledger.rows() if row.kind == "reserve"}
-        for number in reservations:  # 21
-            if rows.get(number) is None or rows[number]["plan"] != self.study.hash():
-                raise refuse(21, f"entry {number} is no reservation of this plan")
-            if rows[number]["event"] != json.loads(event.event()):
-                raise refuse(21, f"entry {number} was reserved for another event")
-        self._check_review(batch_digest(images))  # 25
+        rows = self.ledger.rows()
+        for number in reservations:
+            self._check_entry(number, event, rows)
+        # (25) a person approved exactly these images
+        self._check_review(batch_digest(images))
 
     def _check_plan(self, instruction: Header, phase: str) -> None:
-        """Rules 1 and 20: the instruction is of this plan, which is approved and within the policy."""
+        """Rules 1 and 20: the instruction is of this plan, which the site allows."""
         check_instruction(instruction, self.study)
         if instruction.phase != phase:
-            raise refuse(
-                1, f"an instruction of phase {instruction.phase} for an artefact of {phase}"
-            )
+            asked = instruction.phase
+            raise refuse(1, f"an instruction of phase {asked} for an artefact of {phase}")
         self._check_allowed()
 
     def _check_allowed(self) -> None:
-        """Rule 20."""
+        """Rule 20: the plan is approved and within the policy."""
         if not self.approved(self.study.hash()):
-            raise refuse(20, "nobody here approved it", hint="kohort-site approve BUNDLE")
+            raise refuse(20, "nobody at this site approved it", hint="kohort-site approve BUNDLE")
         try:
             check_plan(self.study, self.policy, self.site)
         except KohortError as error:
@@ -195,7 +205,7 @@ class Gate:
     def _header(
         self, instruction: Header, kind: str, payload: bytes, part: int = 0, parts: int = 1
     ) -> Header:
-        """The reply's header: the instruction's place, the plan's constants and the ledger's head, nothing from outside."""
+        """The reply's header: the instruction's place, the plan's constants, the ledger's head."""
         seq, head = self.ledger.head.split(":")
         statement: Statement = public_statement(self.study, kind, instruction.model)
         return Header.model_validate(
@@ -225,63 +235,74 @@ class Gate:
         if type(reservation) is not Reservation:
             raise refuse(21, "practice steps, with noise that may repeat: NOT PRIVATE")
         rows = self.ledger.rows()
-        reserved = {row.seq: row.data for row in rows if row.kind == "reserve"}.get(reservation.id)
-        if reserved is None or reserved["plan"] != self.study.hash():
-            raise refuse(21, f"entry {reservation.id} is no reservation of this plan")
-        if reserved["event"] != json.loads(event.event()):
-            raise refuse(21, f"entry {reservation.id} was reserved for another event")
-        others = {
-            row.data["artefact"]
-            for row in rows
-            if row.kind == "commit" and row.data["reservation"] == reservation.id
-        }
-        if others - {artefact}:
-            raise refuse(21, f"entry {reservation.id} is committed to another artefact")
+        self._check_entry(reservation.id, event, rows)
+        commits = [row.data for row in rows if row.kind == "commit"]
+        for commit in commits:
+            if commit["reservation"] == reservation.id and commit["artefact"] != artefact:
+                raise refuse(21, f"entry {reservation.id} is committed to another artefact")
 
-    def _check_canaries(self, model: str, event: SubsampledGaussian, heard: Tallies | None) -> None:
-        """Rule 26: the noise is as loud as the plan says, and no bound refutes the epsilon spent so far on this model."""
-        count, plan = self.study.privacy.canaries, self.study.models.trained()[model]
+    def _check_entry(self, number: int, event: Mechanism, rows: Sequence[Entry]) -> None:
+        """Rule 21: a ledger entry is a reservation of this plan for this event."""
+        entries = {row.seq: row.data for row in rows if row.kind == "reserve"}
+        reserved = entries.get(number)
+        if reserved is None or reserved["plan"] != self.study.hash():
+            raise refuse(21, f"entry {number} is no reservation of this plan")
+        if reserved["event"] != json.loads(event.event()):
+            raise refuse(21, f"entry {number} was reserved for another event")
+
+    def _check_canaries(
+        self, model: str, event: SubsampledGaussian, tallies: Tallies | None
+    ) -> None:
+        """Rule 26: measured noise matches the plan's sigma.
+
+        No lower bound refutes the epsilon that this model has spent so far.
+        """
+        count = self.study.privacy.canaries
+        plan = self.study.models.trained()[model]
         if not count:
             return
-        if heard is None:
-            raise refuse(26, f"nothing heard of {count} canaries")
+        if tallies is None:
+            raise refuse(26, f"no measurement of {count} canaries")
         deviation = plan.noise_multiplier * plan.clip / plan.patients_per_step
         claim = Claim(event, deviation, self.study.privacy.delta, plan.rounds, count)
-        found = fault(heard.latest, heard.total, claim)
+        found = fault(tallies.latest, tallies.total, claim)
         if found:
-            raise refuse(
-                26,
-                found,
-                hint="the private step does not do what it claims: report it; nothing was sent",
-            )
+            hint = "the private step does not do what it claims: report it; nothing was sent"
+            raise refuse(26, found, hint=hint)
 
     def _check_image_event(
         self, event: Mechanism | None, reservation: Reservation | None, artefact: str
     ) -> None:
-        """Rule 21 for images: the plan's mechanism is reserved, or declared where it claims nothing per patient."""
+        """Rule 21 for images: the plan's mechanism is reserved.
+
+        It is declared instead where it claims no epsilon per patient.
+        """
         if event != image_event(self.study) or (event is None and reservation is not None):
             raise refuse(21, "the mechanism on images is not the plan's")
-        if event is not None and reservation is not None:
+        if event is None:
+            return
+        if reservation is not None:
             self._check_reservation(reservation, event, artefact)
-        elif event is not None:
-            wanted = {"event": json.loads(event.event()), "plan": self.study.hash()}
-            if getattr(event, "covers_patient", True) or wanted not in [
-                r.data for r in self.ledger.rows() if r.kind == "declare"
-            ]:
-                raise refuse(
-                    21,
-                    "the mechanism on images is in the ledger neither as reserved nor as declared",
-                )
+            return
+        wanted = {"event": json.loads(event.event()), "plan": self.study.hash()}
+        declared = [row.data for row in self.ledger.rows() if row.kind == "declare"]
+        if getattr(event, "covers_patient", True) or wanted not in declared:
+            raise refuse(
+                21, "the mechanism on images is in the ledger neither as reserved nor as declared"
+            )
 
     def _check_groups(
         self, evidence: Evidence, labels: Sequence[int], persons: Mapping[str, int]
     ) -> None:
-        """Rules 22 and 23: every image's group is large enough, of known persons, frozen, and of the image's label."""
+        """Rules 22 and 23: every image's group is large enough and frozen.
+
+        Its members are known persons of the cohort, and its label is the image's.
+        """
         if len(evidence.group_of) != len(labels):
             raise refuse(22, f"{len(evidence.group_of)} groups named for {len(labels)} images")
-        least = max(
-            self.policy.min_k, self.study.synthesis.k if self.study.synthesis else self.policy.min_k
-        )
+        least = self.policy.min_k
+        if self.study.synthesis is not None:
+            least = max(least, self.study.synthesis.k)
         frozen = {group.token for group in self.groups.groups()}
         for label, index in zip(labels, evidence.group_of, strict=True):
             if index == SINGLE:
@@ -300,7 +321,10 @@ class Gate:
                 raise refuse(23, "an image has another label than its group")
 
     def _check_review(self, digest: str) -> None:
-        """Rule 25: a person approved exactly this batch; a rejection holds even where none is asked for."""
+        """Rule 25: a person approved exactly this batch.
+
+        A rejection holds even where the policy asks for no review.
+        """
         state = self.reviews.state(digest)
         if state == "rejected" or (self.policy.review == "required" and state != "approved"):
             raise refuse(25, f"batch {digest[:16]} is {state}", hint="kohort-site review")
