@@ -10,10 +10,10 @@ from client.learn import train_glow
 from client.state.jobs import write_progress
 from client.state.ledger import Reservation
 from common.errors import ConfigurationError
+from common.models.basis import Basis
+from common.models.basis import load as load_basis
 from common.models.glow import Glow
 from common.models.glow_checkpoint import load_weights as load_glow
-from common.models.latents import Basis
-from common.models.latents import load as load_basis
 from common.models.stylegan import Critic, Generator, load_critic, load_generator
 from common.study.families import GLOW
 from common.study.plan import Study

@@ -13,9 +13,9 @@ from client.synthesize.privatize import encode_released, privatize
 from common.arrays import Images
 from common.errors import ConfigurationError
 from common.models import glow_checkpoint
+from common.models.basis import Basis
+from common.models.basis import load as load_basis
 from common.models.glow import Glow
-from common.models.latents import Basis
-from common.models.latents import load as load_basis
 from common.privacy.events import latent_mechanism, level_dimension
 from common.privacy.latent_mechanisms import Latent
 from common.privacy.noise import NoiseSource
@@ -85,6 +85,10 @@ def load_flow(site: Site, study: Study, request: Request) -> Flow:
 
     # The flow: of a release if given, else the plan's starting checkpoint.
     weights = request.weights
+    if weights is not None and not weights.is_file():
+        raise ConfigurationError(
+            f"{weights}: no such file", hint="--weights names flow weights of a release"
+        )
     if weights is None and layout.start is not None:
         weights = checkpoints / layout.start.name
     if weights is None or not weights.is_file():

@@ -29,8 +29,9 @@ import torch
 
 from common.arrays import Floats, Images, Integers
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
+from common.models.basis import Basis
 from common.models.glow import Glow, find_unfamiliar
-from common.models.latents import BATCH, Basis, decoded, encoded
+from common.models.latents import BATCH, decode_latents, encode_images
 from common.privacy import privunit
 from common.privacy.latent_mechanisms import Latent, LatentLaplace, PrivUnit
 from common.privacy.noise import LATTICE, Noise
@@ -128,7 +129,7 @@ def _check_dimensions(model: Glow, mechanism: Latent, basis: Basis | None) -> No
 
 def encode_released(images: Images, model: Glow, dimension: int) -> Floats:
     """Steps 1 to 3 without a basis: the last `dimension` latent coordinates of uint8 [N, H, W, C], float64 [N, d], finite."""
-    latents = encoded(images, model)  # 1, 2
+    latents = encode_images(images, model)  # 1, 2
     wild = find_unfamiliar([torch.from_numpy(latents)]).numpy()
     latents = np.where(wild[:, None], 0.0, latents)
     return latents[:, latents.shape[1] - dimension :]  # 3: the top level stands last
@@ -188,7 +189,7 @@ def patient_latent(
     )
     if basis is not None:
         seen = rows.any(axis=1, keepdims=True)
-        rows = np.where(seen, basis.reduced(rows), 0.0)  # 3; the zero latent stays zero
+        rows = np.where(seen, basis.reduce(rows), 0.0)  # 3; the zero latent stays zero
     return quantise(clip(rows, mechanism).mean(axis=0), mechanism)
 
 
@@ -242,7 +243,7 @@ def _decode(
         drawn = model.prior(len(released), temperatures[1], random)
         fresh = torch.cat([part.flatten(1) for part in drawn], dim=1).double().numpy()
         if basis is not None:
-            released = basis.restored(released, fresh[:, model.dimension - basis.coordinates :])
+            released = basis.restore(released, fresh[:, model.dimension - basis.coordinates :])
         whole = np.concatenate([fresh[:, : model.dimension - released.shape[1]], released], axis=1)
-        images.append(decoded(whole, model))
+        images.append(decode_latents(whole, model))
     return np.concatenate(images)

@@ -1,8 +1,9 @@
 """Adam on named tensors (Kingma & Ba 2015, Algorithm 1), in place.
 
-In: parameters by name, a gradient for each. Out: the parameters, updated. Guaranteed: the numbers of torch.optim.Adam to float
-rounding, without its import of torch's compiler, which costs a child process 3 to 17 seconds (measured) per start.
-Not: weight decay, AMSGrad, state that survives the process.
+In: parameters by name, a gradient for each. Out: the parameters, updated.
+Guarantees: the numbers of torch.optim.Adam to float rounding. Importing that one imports torch's
+compiler, 3 to 17 seconds for each child process.
+Not covered: weight decay, AMSGrad, state that survives the process.
 """
 
 from collections.abc import Mapping
@@ -22,18 +23,23 @@ class Adam:
         eps: float = 1e-8,
     ) -> None:
         self.rate = rate
-        self._parameters, self._betas, self._eps, self._steps = dict(parameters), betas, eps, 0
+        self._parameters = dict(parameters)
+        self._betas = betas
+        self._eps = eps
+        self._steps = 0
         self._first = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         self._second = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """One update; a parameter without a gradient in `gradients` is an error (KeyError)."""
+        """Update every parameter once; a missing gradient is an error (KeyError)."""
         self._steps += 1
         fast, slow = self._betas
         size = self.rate / (1 - fast**self._steps)
         for name, parameter in self._parameters.items():
-            first, second, gradient = self._first[name], self._second[name], gradients[name]
+            first = self._first[name]
+            second = self._second[name]
+            gradient = gradients[name]
             first.lerp_(gradient, 1 - fast)
             second.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
             spread = (second / (1 - slow**self._steps)).sqrt_().add_(self._eps)

@@ -1,24 +1,25 @@
 """The encoder that inverts images into W+ codes by iterated residuals.
 
-In: images [N, C, S, S] in [−1, 1]. Out: codes [N, L, latent] for `Generator.synthesis` and their reconstructions.
-Guaranteed: no buffer, nothing random, no two images of a batch influence each other.
-Not: an exact inverse. On a real photograph the code is an approximation, and its error is the caller's to judge.
+In: images [N, C, S, S] in [-1, 1].
+Out: codes [N, L, latent] for `Generator.synthesis`, and their reconstructions.
+Guarantees: no buffer, nothing random, no two images of a batch influence each other.
+Not covered: an exact inverse. A photograph's code is an approximation; the caller judges its error.
 
-Source: ReStyle (Alaluf et al. 2021): w_0 = the start code, w_t = w_{t−1} + E(x, G(w_{t−1})), with a trunk a hundredth
-the size (methods/ksalsa.md sections 2 and 3.1) and the residual split into one shared w and a small part per layer.
+Source: ReStyle (Alaluf et al. 2021): w_0 = the start code, w_t = w_{t-1} + E(x, G(w_{t-1})).
+Deviations: a trunk of a hundredth of the size; the residual is one shared w and a small part per
+layer (docs/methods/k-salsa.md).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.arrays import Weights
 from common.models.stylegan import Generator, layer_count
 from common.models.weights import load_weights
 
@@ -31,16 +32,20 @@ class Inverted(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """(x, current reconstruction) → residual of the W+ code, [N, L, latent]; 1.4 M parameters at 64 px, width 32."""
+    """The residual of the W+ code, [N, L, latent], from the image and its current reconstruction.
+
+    1.4 M parameters at 64 px, width 32.
+    """
 
     def __init__(self, size_px: int, channels: int, width: int, latent: int) -> None:
         super().__init__()
-        self.layer_count, self.latent, self.width = layer_count(size_px), latent, width
+        self.layer_count = layer_count(size_px)
+        self.latent = latent
+        self.width = width
         depth = int(math.log2(size_px)) - 2
         wide = [2 * channels] + [min(width * 2**i, 4 * width) for i in range(depth)]
-        self.trunk = nn.Sequential(
-            *(_block(a, b, i) for i, (a, b) in enumerate(itertools.pairwise(wide)))
-        )
+        blocks = [_block(cin, cout, i) for i, (cin, cout) in enumerate(itertools.pairwise(wide))]
+        self.trunk = nn.Sequential(*blocks)
         hidden = 6 * width
         self.project = nn.Sequential(
             nn.Flatten(), nn.Linear(wide[-1] * 16, hidden), nn.LeakyReLU(0.2)
@@ -58,16 +63,17 @@ class Encoder(nn.Module):
         return self.shared(hidden)[:, None, :] + detail  # type: ignore[no-any-return]
 
     def start_codes(self, count: int) -> Tensor:
-        """The code every inversion starts from, [count, L, latent]."""
+        """Return the code that every inversion starts from, [count, L, latent]."""
         return self.start.expand(count, -1, -1)
 
     def invert(
         self, x: Tensor, generator: Generator, iterations: int, keep_best: bool = False
     ) -> Inverted:
-        """Codes and reconstructions of `x` after `iterations` ≥ 1 residual steps (no noise maps in the generator).
+        """Return codes and reconstructions of `x` after `iterations` >= 1 residual steps.
 
-        `keep_best`: of each image those of the step with the least squared error, because for a few photographs the steps
-        lead away again. Training wants the last step, whose output is what the next one will see.
+        The generator runs without noise maps. `keep_best` takes, of each image, the step with the
+        least squared error, because for a few photographs later steps are worse. Training takes the
+        last step, because its output is what the next step sees.
         """
         codes = self.start_codes(len(x))
         image = generator.synthesis(codes[:1]).expand(len(x), -1, -1, -1)
@@ -75,28 +81,33 @@ class Encoder(nn.Module):
         for step in range(iterations):
             codes = codes + self(x, image)
             image = generator.synthesis(codes)
-            best = (
-                Inverted(codes, image)
-                if step == 0 or not keep_best
-                else _nearer(x, best, Inverted(codes, image))
-            )
+            now = Inverted(codes, image)
+            if step == 0 or not keep_best:
+                best = now
+            else:
+                best = _choose_nearer(x, best, now)
         return best
 
 
-def _nearer(x: Tensor, before: Inverted, now: Inverted) -> Inverted:
-    """Of each image of `x` whichever of the two is nearer; `before` where an error is not a number."""
-    errors = [
-        (one.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3)) for one in (before, now)
-    ]
-    better = errors[1] < errors[0]
+def _choose_nearer(x: Tensor, before: Inverted, now: Inverted) -> Inverted:
+    """Of each image of `x` the nearer of the two; `before` where an error is not a number."""
+    better = _squared_error(x, now) < _squared_error(x, before)
     return Inverted(
         torch.where(better[:, None, None], now.codes, before.codes),
         torch.where(better[:, None, None, None], now.reconstructions, before.reconstructions),
     )
 
 
+def _squared_error(x: Tensor, inverted: Inverted) -> Tensor:
+    """Mean squared error [N] of the reconstructions, clamped to the range of images."""
+    return (inverted.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3))
+
+
 def _block(cin: int, cout: int, index: int) -> nn.Sequential:
-    """Halves the resolution; all but the first normalise, the second and third look once more at the same scale."""
+    """A block that halves the resolution.
+
+    All but the first normalise; the second and third add a convolution at the same scale.
+    """
     layers: list[nn.Module] = [nn.Conv2d(cin, cout, 4, stride=2, padding=1)]
     if index:
         layers.append(nn.GroupNorm(math.gcd(8, cout), cout))
@@ -106,10 +117,11 @@ def _block(cin: int, cout: int, index: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def load_encoder(
-    weights: Mapping[str, np.ndarray], width: int, latent: int, size_px: int, channels: int
-) -> Encoder:
-    """An encoder with `encoder.*` of `weights`; raises RefusedError if they do not fit the planned sizes."""
+def load_encoder(weights: Weights, width: int, latent: int, size_px: int, channels: int) -> Encoder:
+    """Return an encoder with `encoder.*` of `weights`.
+
+    Raises RefusedError if they do not fit the planned sizes.
+    """
     encoder = Encoder(size_px, channels, width, latent)
     load_weights(encoder, weights, "encoder.")
     return encoder

@@ -1,7 +1,9 @@
-"""RMSprop on named tensors (Tieleman & Hinton 2012), in place: the seed system's optimiser.
+"""RMSprop on named tensors (Tieleman & Hinton 2012), in place.
 
-In: parameters by name, a gradient for each. Out: the parameters, updated. Guaranteed: the numbers of torch.optim.RMSprop with its
-defaults to float rounding, without its slow import (common/models/adam.py says why). Not: momentum, centring, weight decay.
+In: parameters by name, a gradient for each. Out: the parameters, updated.
+Guarantees: the numbers of torch.optim.RMSprop with its defaults to float rounding, without its slow
+import (common/models/adam.py).
+Not covered: momentum, centring, weight decay.
 """
 
 from collections.abc import Mapping
@@ -17,13 +19,16 @@ class RMSprop:
         self, parameters: Mapping[str, Tensor], rate: float, decay: float = 0.99, eps: float = 1e-8
     ) -> None:
         self.rate = rate
-        self._parameters, self._decay, self._eps = dict(parameters), decay, eps
+        self._parameters = dict(parameters)
+        self._decay = decay
+        self._eps = eps
         self._second = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """One update; a parameter without a gradient in `gradients` is an error (KeyError)."""
+        """Update every parameter once; a missing gradient is an error (KeyError)."""
         for name, parameter in self._parameters.items():
-            second, gradient = self._second[name], gradients[name]
+            second = self._second[name]
+            gradient = gradients[name]
             second.mul_(self._decay).addcmul_(gradient, gradient, value=1 - self._decay)
             parameter.addcdiv_(gradient, second.sqrt().add_(self._eps), value=-self.rate)

@@ -1,12 +1,15 @@
-"""3×3 convolution of frozen weights with fewer multiplications: Winograd's F(4×4, 3×3), on a CPU in float32.
+"""3×3 convolution of frozen weights with fewer multiplications: Winograd's F(4×4, 3×3).
 
-In: x [N, cin, H, W] and weight [cout, cin, 3, 3]. Out: `F.conv2d(x, weight, padding=1)` up to rounding, differentiable in x.
-Guaranteed: taken only where it wins and the weight needs no gradient (alignment and inversion: wide layers, frozen
-networks); everywhere else it *is* F.conv2d, so training and bfloat16 are untouched. Depends on nothing but its arguments.
-Not: bit for bit the direct sum. Both round by about 1e-6 of the output's deviation (RMS, 256 channels).
+In: x [N, cin, H, W] and weight [cout, cin, 3, 3].
+Out: `F.conv2d(x, weight, padding=1)` up to rounding, differentiable in x.
+Guarantees: taken only where it is faster and the weight needs no gradient, on a CPU in float32:
+alignment and inversion with wide, frozen layers. Everywhere else it is F.conv2d itself.
+Not covered: bit-for-bit equality with the direct sum. Both round by about 1e-6 of the output's
+deviation (RMS, 256 channels).
 
-A 4×4 tile of the output takes 36 products a channel pair instead of 144. y = Aᵀ[(G w Gᵀ) ∘ (Bᵀ d B)]A over tiles d of 6×6,
-summed over channels; as matrix products: 1.3 (128 channels) to 2.3 (512) times the speed of oneDNN's direct kernels on AVX2.
+A 4×4 tile of the output takes 36 products a channel pair instead of 144:
+y = Aᵀ[(G w Gᵀ) ∘ (Bᵀ d B)]A over tiles d of 6×6, summed over channels as matrix products. That is 1.3
+(128 channels) to 2.3 (512) times the speed of oneDNN's direct kernels on AVX2.
 Source: Lavin and Gray 2016, with other points.
 """
 
@@ -20,29 +23,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEAST_CHANNELS, LEAST_PIXELS = 128, 1024
-STRIP_BYTES = (
-    10_000_000  # transformed tiles held at a time: they should stay in the processor's cache
-)
-STEP, TILE = 4, 6
-POINTS = (
-    0.0,
-    0.625,
-    -0.625,
-    1.5,
-    -1.5,
-)  # and infinity; the usual 0, 1, -1, 2, -2 round twice as badly
+LEAST_CHANNELS = 128
+LEAST_PIXELS = 1024
+# Transformed tiles held at a time: they should stay in the processor's cache.
+STRIP_BYTES = 10_000_000
+STEP = 4
+TILE = 6
+# And infinity. The rounding error is half of that of the usual 0, 1, -1, 2, -2.
+POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
 
 def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution of [N, cin, H, W] with [cout, cin, 3, 3], padding 1, by the faster way."""
-    if wins(x, weight):
+    """Return the convolution of [N, cin, H, W] with [cout, cin, 3, 3], padding 1."""
+    if is_faster(x, weight):
         return _Winograd.apply(x, weight)  # type: ignore[no-any-return]
     return F.conv2d(x, weight, padding=1)
 
 
-def wins(x: Tensor, weight: Tensor) -> bool:
-    """True where Winograd's way is taken."""
+def is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Return whether Winograd's convolution is taken."""
     n, _, height, width = x.shape
     tiles = height % STEP == 0 and width % STEP == 0 and n * height * width >= LEAST_PIXELS
     plain = (
@@ -54,29 +53,36 @@ def wins(x: Tensor, weight: Tensor) -> bool:
 
 
 class _Winograd(torch.autograd.Function):
-    """The convolution; its gradient in x is the convolution with the kernel turned round."""
+    """The convolution; its gradient in x is the convolution with the flipped kernel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return convolved(x, weight)
+        return convolve(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
         (weight,) = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
             return None, None
-        return convolved(gradients[0], weight.transpose(0, 1).flip(2, 3)), None
+        return convolve(gradients[0], weight.transpose(0, 1).flip(2, 3)), None
 
 
-def convolved(x: Tensor, weight: Tensor) -> Tensor:
-    """Winograd's convolution in strips of tile rows, [N, cin, H, W] → [N, cout, H, W]; no gradient."""
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """Return Winograd's convolution, [N, cin, H, W] to [N, cout, H, W], without a gradient."""
     n, cin, height, width = x.shape
-    cout, rows, columns = weight.shape[0], height // STEP, width // STEP
+    cout = weight.shape[0]
+    rows = height // STEP
+    columns = width // STEP
+
+    # The kernels are transformed once.
     into, kernel, back = (torch.kron(table, table).to(x.dtype) for table in transforms())
     filters = (kernel @ weight.reshape(cout * cin, 9).T).view(TILE * TILE, cout, cin)
+
+    # The tiles are transformed, multiplied and transformed back strip by strip of tile rows.
     strip = max(1, min(rows, STRIP_BYTES // (4 * TILE * TILE * max(cin, cout) * columns)))
-    out, padded = x.new_empty(n, cout, height, width), F.pad(x, (1, 1, 1, 1))
+    padded = F.pad(x, (1, 1, 1, 1))
+    out = x.new_empty(n, cout, height, width)
     for i in range(n):
         tiles = padded[i].unfold(1, TILE, STEP).unfold(2, TILE, STEP)  # [cin, rows, columns, 6, 6]
         for start in range(0, rows, strip):
@@ -84,24 +90,29 @@ def convolved(x: Tensor, weight: Tensor) -> Tensor:
             taken = part.shape[1]
             flat = part.permute(3, 4, 0, 1, 2).reshape(TILE * TILE, cin * taken * columns)
             products = torch.bmm(filters, (into @ flat).view(TILE * TILE, cin, taken * columns))
-            made = (back @ products.view(TILE * TILE, cout * taken * columns)).view(
-                STEP, STEP, cout, taken, columns
-            )
-            rows_out = out[i, :, start * STEP : (start + taken) * STEP].view(
-                cout, taken, STEP, columns, STEP
-            )
+            made = back @ products.view(TILE * TILE, cout * taken * columns)
+            made = made.view(STEP, STEP, cout, taken, columns)
+            rows_out = out[i, :, start * STEP : (start + taken) * STEP]
+            rows_out = rows_out.view(cout, taken, STEP, columns, STEP)
             rows_out.copy_(made.permute(2, 3, 0, 4, 1))
     return out
 
 
 @functools.cache
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
-    """Bᵀ [6, 6], G [6, 3] and Aᵀ [4, 6] in float64: Cook and Toom's interpolation at `POINTS` and infinity."""
-    into, kernel, back = np.zeros((TILE, TILE)), np.zeros((TILE, 3)), np.zeros((STEP, TILE))
+    """Return Bᵀ [6, 6], G [6, 3] and Aᵀ [4, 6] in float64.
+
+    Cook and Toom's interpolation at `POINTS` and infinity.
+    """
+    into = np.zeros((TILE, TILE))
+    kernel = np.zeros((TILE, 3))
+    back = np.zeros((STEP, TILE))
     for j, point in enumerate(POINTS):
         others = [other for other in POINTS if other != point]
         into[j, : TILE - 1] = np.poly(others)[::-1]
         kernel[j] = point ** np.arange(3) / np.prod([point - other for other in others])
         back[:, j] = point ** np.arange(STEP)
-    into[-1], kernel[-1, -1], back[-1, -1] = np.poly(POINTS)[::-1], 1, 1
+    into[-1] = np.poly(POINTS)[::-1]
+    kernel[-1, -1] = 1
+    back[-1, -1] = 1
     return torch.from_numpy(into), torch.from_numpy(kernel), torch.from_numpy(back)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from common.errors import ConfigurationError
-from common.models import latents
+from common.models import basis, latents
 from common.models.glow import Glow
 from common.models.glow_checkpoint import load
 from common.privacy.events import level_dimension
@@ -25,7 +25,7 @@ from common.study.plan import Study, load_study
 from server.public_data.images import read_source
 
 
-def fit_basis(study: Study, checkpoint: Path, images: Path) -> latents.Basis:
+def fit_basis(study: Study, checkpoint: Path, images: Path) -> basis.Basis:
     """Return the basis for a plan's level and components from public images.
 
     Raises ConfigurationError when the plan asks for none or there are too few images.
@@ -41,8 +41,8 @@ def fit_basis(study: Study, checkpoint: Path, images: Path) -> latents.Basis:
     intake = study.intake
     flow = Glow(intake.size_px, intake.channels, glow.levels, glow.steps_per_level, glow.width)
     load(flow, checkpoint)
-    rows = latents.encoded(read_source(images, intake.size_px, intake.channels).images, flow.eval())
-    return latents.fit(rows[:, -level_dimension(study) :], plan.components)
+    rows = latents.encode_images(read_source(images, intake.size_px, intake.channels).images, flow.eval())
+    return basis.fit(rows[:, -level_dimension(study) :], plan.components)
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     start = study.models.glow and study.models.glow.start
     if not start:
         raise ConfigurationError(f"{given.study}: models.glow has no starting checkpoint")
-    latents.save(fit_basis(study, given.study.parent / start.file, given.images), given.out)
+    basis.save(fit_basis(study, given.study.parent / start.file, given.images), given.out)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from client.synthesize import privatize as stage
 from client.synthesize.group import Roster, form_groups
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models import glow_start
+from common.models.basis import Basis, fit
 from common.models.glow import Glow
-from common.models.latents import Basis, fit
 from common.privacy.latent_mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.noise import NoiseSource, SeededNoiseSource
 
@@ -319,14 +319,14 @@ def test_an_image_that_the_flow_never_saw_the_like_of_counts_as_the_zero_latent(
     model: Glow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     m = mechanism("l1_ball", model.top_dimension)
-    real, row = stage.encoded, np.ones((1, model.dimension))
+    real, row = stage.encode_images, np.ones((1, model.dimension))
     for wild in (1.01e4, np.nan, -np.inf):
         row[0, 3] = wild  # not even among the released coordinates
         monkeypatch.setattr(
-            stage, "encoded", lambda images, _, row=row: np.where(np.isfinite(row).all(), row, 0.0)
+            stage, "encode_images", lambda images, _, row=row: np.where(np.isfinite(row).all(), row, 0.0)
         )
         assert not stage.patient_latent(pictures(1), model, m).any()
-    monkeypatch.setattr(stage, "encoded", real)
+    monkeypatch.setattr(stage, "encode_images", real)
     assert stage.patient_latent(pictures(1), model, m).any()
 
 

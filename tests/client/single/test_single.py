@@ -28,8 +28,9 @@ from client.single.request import Outcome, Request
 from client.single.single import privatize_images
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.models import glow_checkpoint, glow_start
+from common.models.basis import fit, save
 from common.models.glow import Glow
-from common.models.latents import encoded, fit, save
+from common.models.latents import encode_images
 from common.study.synthesis import PrivatizePlan
 from common.wire import tensors
 from tests.phantoms import MARKERS, header, with_pixels
@@ -188,7 +189,7 @@ def test_privunit_in_the_first_components_of_a_public_basis(
     hospital: Hospital, inbox: Path, tmp_path: Path
 ) -> None:
     public = np.random.default_rng(5).integers(0, 256, (40, 32, 32, 1), dtype=np.uint8)
-    save(fit(encoded(public, flow())[:, -256:], 20), tmp_path / "basis.safetensors")
+    save(fit(encode_images(public, flow())[:, -256:], 20), tmp_path / "basis.safetensors")
     section = PrivatizePlan(
         mechanism="privunit", share=1.0, epsilon=4.0, egress="single", components=16,
         basis={"file": "basis.safetensors", "sha256": "0" * 64},  # type: ignore[arg-type]
@@ -384,8 +385,8 @@ def test_an_image_beyond_the_flow_is_named_and_its_picture_is_of_nobody(
 ) -> None:
     from client.synthesize import privatize as stage
 
-    wild = stage.encoded
-    monkeypatch.setattr(stage, "encoded", lambda images, model: wild(images, model) * 1e9)
+    wild = stage.encode_images
+    monkeypatch.setattr(stage, "encode_images", lambda images, model: wild(images, model) * 1e9)
     outcome = run(hospital.site(), hospital, inbox, tmp_path / "out")
     assert len(outcome.unknown) == outcome.written == 4
     assert any("shows nothing of it" in line for line in outcome.lines())

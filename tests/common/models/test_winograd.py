@@ -20,9 +20,9 @@ def case(
 def test_it_is_the_convolution_and_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = case()
     calls: list[tuple[int, ...]] = []
-    whole = winograd.convolved
+    whole = winograd.convolve
     monkeypatch.setattr(
-        winograd, "convolved", lambda x, w: (calls.append(tuple(x.shape)), whole(x, w))[1]
+        winograd, "convolve", lambda x, w: (calls.append(tuple(x.shape)), whole(x, w))[1]
     )
     monkeypatch.setattr(
         winograd, "STRIP_BYTES", 4 * 36 * 160 * 9 * 3
@@ -42,7 +42,7 @@ def test_it_is_the_convolution_and_its_gradient(monkeypatch: pytest.MonkeyPatch)
 def test_in_double_precision_it_is_exact_to_rounding() -> None:
     x, weight = (t[:, :9].double() for t in case())
     np.testing.assert_allclose(
-        winograd.convolved(x, weight), F.conv2d(x, weight, padding=1), atol=1e-12
+        winograd.convolve(x, weight), F.conv2d(x, weight, padding=1), atol=1e-12
     )
 
 
@@ -66,6 +66,6 @@ def test_everywhere_else_it_is_the_direct_convolution(why: str) -> None:
         x, weight = x.double(), weight.double()
     weight.requires_grad_(why == "weight needs a gradient")
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=why == "autocast"):
-        assert not winograd.wins(x, weight)
+        assert not winograd.is_faster(x, weight)
         assert torch.equal(winograd.conv3x3(x, weight), F.conv2d(x, weight, padding=1))
-    assert winograd.wins(*case())
+    assert winograd.is_faster(*case())

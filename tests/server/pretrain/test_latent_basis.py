@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigurationError
-from common.models import latents
+from common.models import basis, latents
 from common.study.plan import load_study
 from server.demo import hospitals as demo_hospitals
 from server.pretrain.latent_basis import fit_basis, main
@@ -25,7 +25,7 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
         sys, "argv", ["latent_basis", str(PRESET), str(images), str(tmp_path / "basis.safetensors")]
     )
     main()
-    found = latents.load(tmp_path / "basis.safetensors")
+    found = basis.load(tmp_path / "basis.safetensors")
     assert (found.components, found.coordinates) == (16, 1024)
     with np.load(images) as file:
         from common.models.glow import Glow
@@ -33,9 +33,9 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
 
         flow = Glow(32, 1, 3, 6, 32)
         load(flow, PRESET.parent / "checkpoints" / "chest-32" / "glow.safetensors")
-        reduced = found.reduced(latents.encoded(file["images"], flow.eval()))
+        reduced = found.reduce(latents.encode_images(file["images"], flow.eval()))
     np.testing.assert_allclose(reduced.std(axis=0), 1.0, atol=0.01)  # whitened on its own images
-    shipped = latents.load(PRESET.parent / "checkpoints" / "chest-32" / "basis.safetensors").first(
+    shipped = basis.load(PRESET.parent / "checkpoints" / "chest-32" / "basis.safetensors").first(
         2
     )
     alike = np.linalg.norm(shipped.directions @ found.directions.T, axis=1)
