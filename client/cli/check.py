@@ -82,7 +82,11 @@ def _check_files(state: Path) -> Iterator[str]:
         yield f"{data}: not a folder that can be read"
     if config.data.labels_csv and not Path(config.data.labels_csv).is_file():
         yield f"{config.data.labels_csv}: no such file"
-    check_membership(read_membership(place.membership), place)
+    membership = read_membership(place.membership)
+    check_membership(membership, place)
+    settings = fleet_settings(Site(place, config, membership))
+    check_addresses(settings.url, settings.proxy)
+    tls_context(settings)
 
 
 def _check_program(state: Path) -> Iterator[str]:
@@ -137,7 +141,7 @@ def _check_server(state: Path) -> Iterator[str]:
             verify=context, proxy=settings.proxy, trust_env=False, timeout=CALL_TIMEOUT_S
         ) as http:
             status = http.get(settings.url).status_code
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         found = classify(error).state
         yield f"{settings.url}: {found.text} ({found.fix})"
         return

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from client.cli.options import StateFolder
 from client.cli.terminal import write_line
-from client.cli.words import describe_options
 from client.fleet.connection import check_addresses, create_node_key, read_node_key
 from client.state import config as site_config
 from client.state.config import load_site
@@ -71,7 +70,10 @@ def _config_text(site: str, data: Path, labels: Path | None) -> str:
     try:
         return site_config.sample(site, str(data.resolve()), labels_text)
     except ValidationError as error:
-        raise describe_options(error, "init") from error
+        raise ConfigurationError(
+            f"--site {site!r}: expected a-z, 0-9 and hyphens, a letter first, 32 at most",
+            hint="choose a name such as hospital-a; study plans use it",
+        ) from error
 
 
 def _new_keys(place: State, site: str) -> Ed25519PrivateKey:
@@ -107,27 +109,39 @@ def join(state: StateFolder, file: JoinFile) -> None:
             hint="ask the operator for the join file of this site",
         )
     check_membership(membership, place)
-    operator = signing.fingerprint(membership.operator)
     atomic_write(place.membership, read_capped(file, JSON_CAP_BYTES), mode=0o600)
     # The two files that TLS reads.
     atomic_write(place.root / "ca.crt", membership.ca.encode())
     atomic_write(place.root / "node.crt", membership.client_certificate.encode())
     write_line(f"joined {membership.server_url}")
+    operator = signing.fingerprint(membership.operator)
     write_line(f"operator's key: {operator}; compare it with the operator by telephone")
 
 
 def check_membership(membership: Membership, place: State) -> None:
-    """Raise ConfigurationError unless address and certificate fit this site's node key."""
+    """Raise ConfigurationError unless every field is usable and fits this site's node key."""
     check_addresses(membership.server_url, None)
+    try:
+        signing.fingerprint(membership.operator)
+    except ConfigurationError as error:
+        raise _bad_field("operator_key is not a public key") from error
+    try:
+        x509.load_pem_x509_certificates(membership.ca.encode())
+    except ValueError as error:
+        raise _bad_field("ca is not a certificate") from error
     try:
         certificate = x509.load_pem_x509_certificate(membership.client_certificate.encode())
     except ValueError as error:
-        raise ConfigurationError(
-            "join file: client_certificate is not a certificate",
-            hint="ask the operator for the join file again",
-        ) from error
+        raise _bad_field("client_certificate is not a certificate") from error
     if certificate.public_key() != read_node_key(place.node_key).public_key():
         raise ConfigurationError(
             "join file: the certificate is for another key",
             hint="send this site's own request file to the operator",
         )
+
+
+def _bad_field(problem: str) -> ConfigurationError:
+    """Return the refusal of a join file with a field that cannot be used."""
+    return ConfigurationError(
+        f"join file: {problem}", hint="ask the operator for the join file again"
+    )

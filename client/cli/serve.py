@@ -24,6 +24,7 @@ from client.fleet.client import FleetClient
 from client.fleet.connection import FleetSettings
 from client.fleet.health import Health
 from client.ingest.build import IngestReport
+from client.state.config import load_site
 from common.errors import PolicyError
 from common.storage.files import atomic_write
 from common.storage.lock import FolderLock
@@ -43,6 +44,7 @@ def ingest(state: StateFolder) -> None:
 
     Counts are shown on this screen alone and never logged.
     """
+    load_site(state)
     reports: dict[str, IngestReport | None] = {}
     with FolderLock(state / "lock", "kohort-site"), open_site(state) as site:
         for plan_hash in _approved(site):
@@ -69,6 +71,7 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
 
     Ends on SIGTERM and ctrl-C; what was journaled is kept.
     """
+    load_site(state)
     _log_to_standard_error()
     with FolderLock(state / "lock", "kohort-site run"), open_site(state) as site:
         hashes = _approved(site)

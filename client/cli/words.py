@@ -30,9 +30,8 @@ def name_faults() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
         raise EnvironmentFault(
-            f"{where}{error.strerror or type(error).__name__}",
+            str(error) or type(error).__name__,
             hint="check the path, its owner and the disk",
         ) from error
     except sqlite3.Error as error:

@@ -27,6 +27,11 @@ from common.storage.files import atomic_write, read_capped
 ANSWER_CAP_BYTES = 64 << 20
 PROTOBUF = "application/protobuf"
 KEY_CAP_BYTES = 65_536
+MAX_PORT = 65_535
+ADDRESS = re.compile(
+    r"(?P<scheme>https?)://(?P<user>[^@/\s]+@)?"
+    r"(?P<host>[^\s/:@?#\[\]]+|\[[0-9a-fA-F:.]+\])(:(?P<port>[0-9]{1,5}))?(?P<slash>/?)"
+)
 ANSWER_TIMEOUTS = 4  # an answer may take this many timeouts in all
 
 
@@ -51,28 +56,28 @@ class FleetSettings:
 
 
 def check_addresses(url: str, proxy: str | None) -> None:
-    """Raise ConfigurationError unless the server's address and the proxy can be called.
+    """Raise ConfigurationError unless the server's address and the proxy's can be called.
 
     A proxy's address may hold a password: it is not repeated.
     """
-    if not re.fullmatch(r"https://[^/\s]+", url) or not _is_url(url, "https"):
+    server = _parse_address(url)
+    if server is None or server["scheme"] != "https" or server["user"] or server["slash"]:
         raise ConfigurationError(
             f"server address {url!r}: expected https://HOST:PORT, without a path",
             hint="the address comes with the join file: ask the operator",
         )
-    if proxy is not None and not _is_url(proxy, "http", "https"):
+    if proxy is not None and _parse_address(proxy) is None:
         raise ConfigurationError(
             "site.yaml: network.proxy: expected http://HOST:PORT", hint="correct it, or use null"
         )
 
 
-def _is_url(text: str, *schemes: str) -> bool:
-    """Return whether the text is an address with a host and one of the schemes."""
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        return False
-    return url.scheme in schemes and bool(url.host)
+def _parse_address(text: str) -> re.Match[str] | None:
+    """Return the parts of SCHEME://[USER:PASSWORD@]HOST[:PORT][/]; None for anything else."""
+    found = ADDRESS.fullmatch(text)
+    if found is not None and found["port"] and not 0 < int(found["port"]) <= MAX_PORT:
+        return None
+    return found
 
 
 def create_node_key(private: Path, public: Path, comment: str) -> None:

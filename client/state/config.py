@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from common.config import FrozenModel, load_yaml
-from common.errors import PolicyError
+from common.errors import ConfigurationError, PolicyError
 from common.study.families import FAMILIES
 from common.study.fields import Identifier
 from common.study.plan import Study
@@ -151,7 +151,12 @@ class SiteConfig(FrozenModel):
 
 
 def load_site(state: Path) -> SiteConfig:
-    """Return the site's configuration in a state folder; raises ConfigurationError with every problem."""
+    """Return the configuration in a state folder; raises ConfigurationError with every problem."""
+    if not (state / FILE).is_file():
+        raise ConfigurationError(
+            f"{state}: not the state folder of a site, it holds no {FILE}",
+            hint="--state names the folder that `kohort-site init` made",
+        )
     return load_yaml(state / FILE, SiteConfig)
 
 

@@ -1,0 +1,62 @@
+"""`kohort-site approve`, as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from client.cli.approve import plan_lines
+from common.study.bundle import write_bundle
+from common.wire import signing
+from tests.client.cli.typing_commands import Cli
+from tests.sites import WEIGHTS, make_hospital, write_plan
+
+
+def test_a_plan_of_a_stranger_or_above_the_policy_is_not_approved(
+    joined: tuple[Path, Path], cli: Cli, tmp_path: Path
+) -> None:
+    state, bundle = joined
+    (tmp_path / "plan2").mkdir()
+    write_bundle(write_plan(tmp_path / "plan2"), signing.new_key(), tmp_path / "foreign")
+    assert cli("approve", "--state", state, tmp_path / "foreign", "--yes")[0] == 1
+    site = (state / "site.yaml").read_text()
+    (state / "site.yaml").write_text(
+        site.replace("min_k: 5", "min_k: 10").replace("max_epsilon: 10.0", "max_epsilon: 2")
+    )
+    code, _, err = cli("approve", "--state", state, bundle, "--yes")
+    assert code == 3
+    assert err.count("kohort-site: error:") == 2
+    assert "kohort-site: hint:" in err
+    assert cli("run", "--state", state)[0] == 3
+
+
+def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
+    weights = {
+        "gan": {"generator.a": np.ones(3, np.float32), "critic.a": np.ones(40_000, np.float32)},
+        "glow": WEIGHTS["glow"],
+    }
+    hospital = make_hospital(
+        tmp_path, weights=weights, approve=False, privacy__accept_infeasible=False
+    )
+    line = signing.public_text(hospital.operator.public_key())
+    join = {
+        "format": "kohort-join/1",
+        "site": "hospital-a",
+        "server_url": "https://127.0.0.1:1",
+        "ca": "",
+        "operator_key": line,
+    }
+    (hospital.root / "membership.json").write_text(json.dumps({**join, "client_certificate": ""}))
+    code, _, err = cli("approve", "--state", hospital.root, hospital.bundle, "--yes")
+    assert code == 3
+    assert "infeasible: at 100 patients a site this will not learn" in err
+    assert "hint:" in err
+    assert not hospital.site().plans.approved(hospital.study.hash())
+
+
+def test_the_plans_text_names_the_privatized_part(tmp_path: Path) -> None:
+    text = "\n".join(plan_lines(make_hospital(tmp_path).study))
+    assert "25% of the groups" in text
+    assert "fingerprint" in text

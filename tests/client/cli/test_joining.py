@@ -1,0 +1,48 @@
+"""`kohort-site init` and `join`, as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.client.cli.typing_commands import Cli
+
+
+def test_keys_are_readable_by_their_owner_alone(joined: tuple[Path, Path], cli: Cli) -> None:
+    state, _ = joined
+    for name in ("node.key", "sign.key", "pseudonym.key"):
+        assert (state / "keys" / name).stat().st_mode & 0o077 == 0
+    (state / "keys" / "sign.key").chmod(0o644)
+    code, _, err = cli("check", "--state", state)
+    assert code == 2
+    assert "readable by others" in err
+
+
+def test_a_second_init_changes_nothing(joined: tuple[Path, Path], cli: Cli, tmp_path: Path) -> None:
+    state, _ = joined
+    before = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
+    code, _, err = cli("init", "--state", state, "--site", "other", "--data", tmp_path / "data")
+    assert code == 2
+    assert "is a site already" in err
+    assert {path: path.read_bytes() for path in state.rglob("*") if path.is_file()} == before
+
+
+def test_a_join_file_for_another_site_or_key_is_refused(
+    joined: tuple[Path, Path], cli: Cli, tmp_path: Path
+) -> None:
+    state, _ = joined
+    data = json.loads((state / "membership.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(data | {"site": "hospital-b"}))
+    assert cli("join", "--state", state, other)[0] == 2
+    assert (
+        cli(
+            "init", "--state", tmp_path / "two", "--site", "hospital-a", "--data", tmp_path / "data"
+        )[0]
+        == 0
+    )
+    code, _, err = cli("join", "--state", tmp_path / "two", state / "membership.json")
+    assert code == 2
+    assert "another key" in err
+    other.write_text(json.dumps(data | {"server_url": "http://plain"}))
+    assert "server_url" in cli("join", "--state", state, other)[2]

@@ -1,0 +1,51 @@
+"""`kohort-site review`, `ledger` and `status`, as typed."""
+
+from __future__ import annotations
+
+import json
+
+from client.cli.look import site_status
+from client.daemon.site import Site
+from tests.client.cli.typing_commands import Cli
+from tests.sites import Hospital
+
+
+def test_the_ledger_says_what_was_spent_by_both_accountants(
+    worked: tuple[Hospital, Site], cli: Cli
+) -> None:
+    root = worked[0].root
+    code, out, _ = cli("ledger", "--state", root)
+    assert code == 0
+    assert all(
+        word in out
+        for word in ("PLD", "RDP", "cap 10", "subsampled gaussian", "laplace", "not composed")
+    )
+    facts = json.loads(cli("ledger", "--state", root, "--json")[1])
+    assert 0 < facts["epsilon"]["pld"] <= facts["epsilon"]["rdp"] + 0.01
+    assert facts["cap_epsilon"] == 10.0
+    assert "chain is whole" in cli("ledger", "--state", root, "verify")[1]
+    assert cli("ledger", "--state", root, "burn")[0] == 2
+
+
+def test_a_person_decides_on_a_batch_by_typing(worked: tuple[Hospital, Site], cli: Cli) -> None:
+    hospital, site = worked
+    digest = site.reviews.find("").digest
+    assert "waiting" in cli("review", "--state", hospital.root)[1]
+    assert site_status(hospital.root)["plans"][0]["images"] == "waiting"
+    assert cli("review", "--state", hospital.root, "--approve", "--reject")[0] == 2
+    code, out, _ = cli(
+        "review", "--state", hospital.root, "--approve", digest[:6], "--reviewer", "Dr. R"
+    )
+    assert code == 0
+    assert "approved by Dr. R" in out
+    assert (
+        cli("review", "--state", hospital.root, "--reject", digest[:6], "--reviewer", "Dr. R")[0]
+        == 3
+    )
+    hospital.site().answer(hospital.ask("synthesize"))
+    assert site_status(hospital.root)["plans"][0] | {"name": "", "hash": ""} == {
+        "name": "",
+        "hash": "",
+        "rounds": {"gan": (1, 2), "glow": (0, 1)},
+        "images": "sent",
+    }
