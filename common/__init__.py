@@ -1,1 +1,1 @@
-"""The rules that both sides share: errors, configuration, the study plan, messages, signatures, privacy and models."""
+"""The rules that both sides share; it imports neither side, nor Flower, nor pydicom."""

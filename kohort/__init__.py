@@ -1,1 +1,1 @@
-"""What a researcher runs: verify, pull and list releases; it imports nothing else of this repository."""
+"""Verifies, pulls and lists releases; it imports nothing else of this repository."""

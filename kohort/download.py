@@ -92,7 +92,7 @@ class _Download:
         raise AssertionError("unreachable")
 
     def fetch(self, name: str, digest: str, size_cap_bytes: int) -> None:
-        """Put one file in place: keep a right one, resume a `.part`, and start over at most once."""
+        """Put one file in place: keep a right one, resume a `.part`, start over at most once."""
         if not layout.allowed_name(name):
             raise RefusedError(f"{name}: not a file that a release may hold")
         target = self.folder / name

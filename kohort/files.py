@@ -1,6 +1,7 @@
 """Files: read with a size cap, written atomically, identified by their SHA-256.
 
-Guarantees: a reader allocates at most its cap; after a crash a written file is the old or the new one.
+Guarantees: a reader allocates at most its cap; after a crash a written file is the old or the new
+one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Verifies a release on disk, offline, in six numbered steps.
 
-In: a release folder. Out: its `Manifest`, or RefusedError that names the file. Guarantees, in order:
+In: a release folder. Out: its `Manifest`, or RefusedError that names the file. Guarantees, in
+order:
   1. every file has a name and a size that a release may hold, and is no link;
   2. SHA256SUMS is signed by the key in allowed_signers, or by the key that the reader trusts;
   3. every file listed in SHA256SUMS is there with exactly that digest, and no other file is;
@@ -9,8 +10,8 @@ In: a release folder. Out: its `Manifest`, or RefusedError that names the file. 
   6. every site's statement is signed by that site's key and is about this study's plan. It states
      no smaller k (images), or the release's own epsilon and delta (a release without k: pairs drawn
      from a generator trained on updates).
-Not covered: whether the operator's key deserves trust. Compare its fingerprint with one from another
-channel (`--trust`).
+Not covered: whether the operator's key deserves trust. Compare its fingerprint with one from
+another channel (`--trust`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def verify(
 ) -> Manifest:
     """Return the manifest of a release that passes all six steps; raises RefusedError.
 
-    `trust`: an OpenSSH public key line or a `SHA256:` fingerprint that the operator's key must have.
+    `trust`: an OpenSSH public key line or a `SHA256:` fingerprint that the operator's key must
+    have.
     """
     if not folder.is_dir():
         raise ConfigurationError(

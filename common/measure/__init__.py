@@ -1,1 +1,1 @@
-"""What images are worth and what they give away, as measurements; it never decides what leaves."""
+"""Measures what images are worth and what they reveal; it never decides what leaves."""

@@ -1,1 +1,1 @@
-"""The models of a study: generator and critic, encoder, flow."""
+"""Networks only; they know no plan, no patient and no privacy."""

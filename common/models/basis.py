@@ -3,8 +3,8 @@
 In: for `fit`, latent rows of PUBLIC images.
 Out: a `Basis`, on disk as safetensors that a plan pins by SHA-256 (`synthesis.privatize.basis`).
 Guarantees: a basis has orthonormal directions and positive spreads, or is refused.
-Not covered: privacy. A basis fitted to patients' images would publish them: fit it on public images,
-or on samples of a private model.
+Not covered: privacy. A basis fitted to patients' images would publish them: fit it on public
+images, or on samples of a private model.
 Source: docs/methods/dp-glow.md (PCA whitened with public statistics).
 """
 

@@ -67,9 +67,9 @@ class Level(nn.Module):
 class Glow(nn.Module):
     """The flow for square images of `size_px` with 1 or 3 channels.
 
-    `levels` (L) squeezes, `steps_per_level` (K) pairs of mixing and coupling each, coupling networks
-    of `width` channels. A side that 2^L does not divide is padded with black inside `encode` and
-    cropped by `decode`. Raises ValueError for an impossible layout.
+    `levels` (L) squeezes, `steps_per_level` (K) pairs of mixing and coupling each, coupling
+    networks of `width` channels. A side that 2^L does not divide is padded with black inside
+    `encode` and cropped by `decode`. Raises ValueError for an impossible layout.
 
     `reversible` = True takes a third more time and stores one tensor a level for the backward pass.
     It is for public pretraining only.
@@ -125,8 +125,8 @@ class Glow(nn.Module):
     def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return (latent parts, log p(x) in nats [N]) for x [N, C, H, W].
 
-        The parts [N, c, h, w] stand finest first and top last. Raises ConfigurationError for another
-        size or number of channels.
+        The parts [N, c, h, w] stand finest first and top last. Raises ConfigurationError for
+        another size or number of channels.
         """
         self._check_shape(x)
         x = self.pad(x)

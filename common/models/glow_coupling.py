@@ -66,7 +66,7 @@ class Split(nn.Module):
 
 
 class Top(nn.Module):
-    """The last level's prior: a mean and a bounded log-scale a coordinate, at first the identity."""
+    """The last level's prior: a mean and a bounded log-scale a coordinate; first the identity."""
 
     def __init__(self, channels: int, grid: tuple[int, int]) -> None:
         super().__init__()

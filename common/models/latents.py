@@ -1,8 +1,8 @@
 """A flow's latent codes as flat rows, and images of such rows.
 
 In: uint8 images, or float64 rows [N, D]. Out: the other.
-Guarantees: an image's row does not depend on the images beside it (one batch size, padded); rows are
-finite.
+Guarantees: an image's row does not depend on the images beside it (one batch size, padded); rows
+are finite.
 Not covered: privacy.
 """
 

@@ -2,13 +2,13 @@
 
 In: latents z [N, latent] or codes W+ [N, L, latent], L = 2·log2(size_px) - 2.
 Out: images [N, channels, S, S] in about [-1, 1], not clamped; the critic gives scores [N].
-Guarantees: no buffer, no state that a forward pass changes, no randomness that is not passed in. The
-critic couples no two items of a batch (GroupNorm), so a per-patient gradient is well defined.
+Guarantees: no buffer, no state that a forward pass changes, no randomness that is not passed in.
+The critic couples no two items of a batch (GroupNorm), so a per-patient gradient is well defined.
 Not covered: differential privacy; path-length and style-mixing regularisation.
 
-Source: Karras et al. 2020 (StyleGAN2). Deviations: activations are modulated, not per-sample weights;
-the first convolution of a block comes before the upsampling, which is a quarter of the work
-(docs/methods/k-salsa.md).
+Source: Karras et al. 2020 (StyleGAN2). Deviations: activations are modulated, not per-sample
+weights; the first convolution of a block comes before the upsampling, which is a quarter of the
+work (docs/methods/k-salsa.md).
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class Generator(nn.Module):
     """Style-based generator with skip connections to RGB.
 
     `width` is the number of channels at full resolution; it doubles with every halving of the
-    resolution, up to 4·`width`. At 64 px, width 32, latent 128: 1.1 M parameters, 0.17 GMAC an image.
+    resolution, up to 4·`width`. At 64 px, width 32, latent 128: 1.1 M parameters, 0.17 GMAC an
+    image.
     """
 
     def __init__(self, size_px: int, channels: int, width: int, latent: int) -> None:

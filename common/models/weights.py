@@ -24,8 +24,8 @@ def numpy_weights(module: nn.Module, prefix: str) -> dict[str, NDArray[np.float3
 def load_weights(module: nn.Module, weights: Weights, prefix: str) -> None:
     """Copy `weights[prefix + name]` into the module; other prefixes are ignored.
 
-    Raises RefusedError, before anything is copied, for weights that are missing, unknown, of another
-    shape or not finite.
+    Raises RefusedError, before anything is copied, for weights that are missing, unknown, of
+    another shape or not finite.
     """
     own = dict(module.named_parameters())
     given = {

@@ -12,8 +12,8 @@ Two architectures, by the plan:
               weights from N(0, 0.05). n = 96: 25.1 M parameters. Deviations: nothing in place,
               GroupNorm for BatchNorm in the generator, both channels in [-1, 1] with threshold 0
 
-Global names: `generator.*`, `critic.*`, and `average.*`: the generator's exponential moving average,
-which is what is sampled.
+Global names: `generator.*`, `critic.*`, and `average.*`: the generator's exponential moving
+average, which is what is sampled.
 """
 
 from __future__ import annotations

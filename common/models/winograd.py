@@ -8,8 +8,8 @@ Not covered: bit-for-bit equality with the direct sum. Both round by about 1e-6 
 deviation (RMS, 256 channels).
 
 A 4×4 tile of the output takes 36 products a channel pair instead of 144:
-y = Aᵀ[(G w Gᵀ) ∘ (Bᵀ d B)]A over tiles d of 6×6, summed over channels as matrix products. That is 1.3
-(128 channels) to 2.3 (512) times the speed of oneDNN's direct kernels on AVX2.
+y = Aᵀ[(G w Gᵀ) ∘ (Bᵀ d B)]A over tiles d of 6×6, summed over channels as matrix products. That is
+1.3 (128 channels) to 2.3 (512) times the speed of oneDNN's direct kernels on AVX2.
 Source: Lavin and Gray 2016, with other points.
 """
 

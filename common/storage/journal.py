@@ -1,7 +1,9 @@
-"""An append-only journal on disk: what happened to which key, in order, surviving `kill -9` and a power cut.
+"""An append-only journal on disk: what happened to which key, in order.
 
-In: (key, state, data). Out: entries in the order they were written. Guaranteed: an entry that `append` returned from is on
-disk; nothing is changed or removed. Not covered: tamper evidence (that is the ledger's, client/state/ledger.py).
+In: (key, state, data). Out: entries in the order in which they were written.
+Guarantees: an entry that `append` returned from survives `kill -9` and a power cut; nothing is
+changed or removed.
+Not covered: evidence of tampering, which the ledger has (client/state/ledger.py).
 """
 
 from __future__ import annotations
@@ -17,10 +19,14 @@ from typing import Any
 from common.errors import EnvironmentFault, disk_faults_named
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS entry (seq INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, data TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS entry (
+  seq INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, data TEXT NOT NULL
+);
 CREATE INDEX IF NOT EXISTS by_key ON entry (key, seq);
-CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entry
+  BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entry
+  BEGIN SELECT RAISE(ABORT, 'append only'); END;
 """
 
 
@@ -61,11 +67,11 @@ class Journal:
                     "INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", (key, state, text)
                 )
         except sqlite3.Error as error:
-            full = "full" in str(error)
+            code = "E-DISK-FULL" if "full" in str(error) else None
             raise EnvironmentFault(
                 f"cannot write the journal {self.path}: {error}",
                 hint="free some space there and start again; what was journaled is kept",
-                code="E-DISK-FULL" if full else None,
+                code=code,
             ) from error
 
     def latest(self, key: str) -> Entry | None:

@@ -1,7 +1,8 @@
-"""One process at a time in a folder: a lock that the kernel gives back when its holder dies.
+"""A lock on a folder: one process at a time.
 
-In: the path of a lock file. Out: a held lock, or EnvironmentFault `E-LOCKED`. Guaranteed: `kill -9` frees it. Not covered:
-a copy of the folder on another machine.
+In: the path of a lock file. Out: a held lock, or EnvironmentFault `E-LOCKED`.
+Guarantees: the kernel frees the lock when its holder dies, by `kill -9` too.
+Not covered: a copy of the folder on another machine.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class FolderLock:
             ) from error
 
     def release(self) -> None:
-        """Give the lock back; once is enough."""
+        """Give the lock back; a second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

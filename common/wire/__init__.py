@@ -1,1 +1,1 @@
-"""What crosses between site and server: messages, tensors, signatures; it never deserializes code."""
+"""What crosses between site and server; it never deserializes code."""

@@ -1,12 +1,16 @@
-"""The thin app bundle: two files, no code, the same bytes on both sides.
+"""The app bundle that Flower distributes: two files and no code.
 
-In: the exact bytes of an approved `study.yaml`. Out: the app folder that the operator submits to Flower, and the SHA-256
-that Flower will report for it. Guaranteed: the hash is a pure function of those bytes, so that a site computes its pin
-from the plan that its own staff approved and takes nothing from the server; a folder with any other file is refused.
-Not covered: whether the plan is signed or approved (`common/study/plan.py`, `client/fleet/app.py`).
+In: the exact bytes of an approved `study.yaml`.
+Out: the app folder that the operator submits to Flower, and the SHA-256 that Flower reports for it.
+Guarantees:
+  - the hash is a pure function of those bytes. A site computes it from the plan that its own staff
+    approved, and takes nothing from the server;
+  - a folder with any other file is refused.
+Not covered: whether the plan is signed or approved (common/study, client/fleet/app.py).
 
-Flower packs an app as a zip of *stored* entries with a fixed date: `pyproject.toml` as its TOML writer prints it, the
-other files by name, and a manifest. `archive` writes those bytes with the standard library; a test holds the two equal.
+Flower packs an app as a zip of stored entries with a fixed date: `pyproject.toml` as its TOML
+writer prints it, the other files by name, and a manifest. `archive` writes those bytes with the
+standard library; a test compares it with Flower's own.
 """
 
 from __future__ import annotations
@@ -59,9 +63,10 @@ def app_files(
 
 def archive(files: dict[str, bytes]) -> bytes:
     """Return the bytes that Flower packs from these files (its app bundle, "FAB")."""
-    manifest = "\n".join(
-        f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items()
-    )
+    lines = []
+    for name, data in files.items():
+        lines.append(f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}")
+    manifest = "\n".join(lines)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as packed:
         for name, data in {**files, ".info/CONTENT": manifest.encode()}.items():
@@ -74,7 +79,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 def fab_hash(
     study_yaml: bytes, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP
 ) -> str:
-    """Return the SHA-256 (hex) that Flower reports for the app of this plan: what a site pins."""
+    """Return the SHA-256 in hex that Flower reports for the app of this plan; a site pins it."""
     files = app_files(study_yaml, server_app=server_app, client_app=client_app)
     return hashlib.sha256(archive(files)).hexdigest()
 
@@ -82,7 +87,10 @@ def fab_hash(
 def write_app(
     folder: Path, study_yaml: bytes, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP
 ) -> str:
-    """Write the app of this plan into `folder` and return its hash; a folder with anything else in it is refused."""
+    """Write the app of this plan into `folder` and return its hash.
+
+    Raises RefusedError for a folder with any other file in it.
+    """
     files = app_files(study_yaml, server_app=server_app, client_app=client_app)
     with disk_faults_named("write the app bundle", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,16 +102,11 @@ def write_app(
 
 
 def check_app(folder: Path, *, server_app: str = SERVER_APP, client_app: str = CLIENT_APP) -> str:
-    """Return the hash of the app in `folder`; raises RefusedError unless it is exactly the two files, ours and codeless."""
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    if found != sorted(FILES):
-        extra, missing = sorted(set(found) - set(FILES)), sorted(set(FILES) - set(found))
-        what = f"has {', '.join(extra[:5])} besides" if extra else f"lacks {', '.join(missing)} of"
-        raise RefusedError(
-            f"app bundle {folder}: {what} {' and '.join(FILES)}; a bundle carries a plan and no code",
-            hint="write it with `kohort-server plan` into an empty folder",
-            code="E-BUNDLE-CODE" if extra else "E-BUNDLE-INCOMPLETE",
-        )
+    """Return the hash of the app in `folder`.
+
+    Raises RefusedError unless it holds exactly the two files, without code, as kohort writes them.
+    """
+    _check_names(folder)
     study_yaml = _read(folder / "study.yaml")
     files = app_files(study_yaml, server_app=server_app, client_app=client_app)
     if _read(folder / "pyproject.toml") != files["pyproject.toml"]:
@@ -112,6 +115,26 @@ def check_app(folder: Path, *, server_app: str = SERVER_APP, client_app: str = C
             code="E-BUNDLE-PROJECT",
         )
     return hashlib.sha256(archive(files)).hexdigest()
+
+
+def _check_names(folder: Path) -> None:
+    """The folder holds the two files and nothing else."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    extra = sorted(found - set(FILES))
+    missing = sorted(set(FILES) - found)
+    if extra:
+        what = f"has {', '.join(extra[:5])} besides"
+        code = "E-BUNDLE-CODE"
+    elif missing:
+        what = f"lacks {', '.join(missing)} of"
+        code = "E-BUNDLE-INCOMPLETE"
+    else:
+        return
+    raise RefusedError(
+        f"app bundle {folder}: {what} {' and '.join(FILES)}; a bundle carries a plan and no code",
+        hint="write it with `kohort-server plan` into an empty folder",
+        code=code,
+    )
 
 
 def _read(path: Path) -> bytes:

@@ -2,8 +2,8 @@
 
 In: a `Header`, payload bytes (canonical safetensors), the sender's Ed25519 key.
 Out: `Sealed`, or the `Header` of a verified message.
-Guarantees: the header is signed as a whole and names the payload's SHA-256; an unknown field, kind or
-version is refused.
+Guarantees: the header is signed as a whole and names the payload's SHA-256; an unknown field, kind
+or version is refused.
 Not covered: whether the payload may leave or be used; common/privacy/boundary.py decides that.
 """
 
@@ -26,7 +26,7 @@ HEADER_CAP_BYTES = 65_536
 
 
 class Sealed(NamedTuple):
-    """A message as it stands on disk and on the wire."""
+    """A message as it is stored and sent."""
 
     header: bytes
     payload: bytes

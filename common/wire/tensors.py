@@ -1,8 +1,12 @@
-"""Weights and image batches as canonical safetensors bytes, in numpy alone (the parent daemon imports no torch).
+"""Named arrays as canonical safetensors bytes, in numpy alone.
 
-In: a mapping of names to arrays, or bytes from outside. Out: bytes, or arrays. Guaranteed: the same arrays give the same
-bytes on every machine (names sorted, little endian, no clock); a reader allocates nothing beyond `max_bytes`, and refuses
-an unknown dtype, an overlapping or short buffer, and a header that is not plain JSON. Not covered: what the numbers mean.
+In: a mapping of names to arrays, or bytes from outside. Out: bytes, or arrays.
+Guarantees:
+  - the same arrays give the same bytes on every machine (names sorted, little endian, no clock);
+  - a reader allocates nothing beyond `max_bytes`;
+  - an unknown dtype, an overlapping or short buffer and a header that is not plain JSON are
+    refused.
+Not covered: what the numbers mean.
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     "U8": np.dtype("u1"),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+METADATA = "__metadata__"
 HEADER_CAP_BYTES = 1 << 20
+NUMBER_CAP = 1 << 40  # of a shape or an offset
 
 
 def dumps(
@@ -36,15 +42,12 @@ def dumps(
     """Return canonical safetensors bytes of `arrays` (dtypes F64, F32, I64, I32, U8; any shape)."""
     header: dict[str, object] = {}
     if metadata:
-        header["__metadata__"] = dict(sorted(metadata.items()))
-    blocks, offset = [], 0
+        header[METADATA] = dict(sorted(metadata.items()))
+    blocks = []
+    offset = 0
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        dtype = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
-        if dtype not in NAMES:
-            raise RefusedError(
-                f"tensor {name}: dtype {array.dtype} cannot be stored; expected one of {sorted(DTYPES)}"
-            )
+        dtype = _stored_dtype(name, array)
         block = array.astype(dtype, copy=False).tobytes()
         header[name] = {
             "dtype": NAMES[dtype],
@@ -58,9 +61,23 @@ def dumps(
     return len(text).to_bytes(8, "little") + text + b"".join(blocks)
 
 
-def _header(data: bytes, where: str) -> tuple[dict[str, dict[str, object]], int]:
-    """The parsed header and the offset at which the numbers start."""
-    size = int.from_bytes(data[:8], "little") if len(data) >= 8 else HEADER_CAP_BYTES + 1
+def _stored_dtype(name: str, array: NDArray[np.generic]) -> np.dtype[np.generic]:
+    """The little-endian type that an array is stored in."""
+    dtype = array.dtype
+    if dtype.itemsize > 1:
+        dtype = dtype.newbyteorder("<")
+    if dtype not in NAMES:
+        raise RefusedError(
+            f"tensor {name}: dtype {array.dtype} cannot be stored; expected one of {sorted(DTYPES)}"
+        )
+    return dtype
+
+
+def _parse_header(data: bytes, where: str) -> tuple[dict[str, dict[str, object]], int]:
+    """The header and the offset at which the numbers start."""
+    size = HEADER_CAP_BYTES + 1
+    if len(data) >= 8:
+        size = int.from_bytes(data[:8], "little")
     if size > HEADER_CAP_BYTES or 8 + size > len(data):
         raise RefusedError(
             f"{where}: not a safetensors file (header of {size} bytes in a file of {len(data)})"
@@ -74,7 +91,7 @@ def _header(data: bytes, where: str) -> tuple[dict[str, dict[str, object]], int]
     return header, 8 + size
 
 
-def _entry(
+def _parse_entry(
     entry: object, where: str, name: str, room: int
 ) -> tuple[np.dtype[np.generic], tuple[int, ...], int, int]:
     """One tensor's dtype, shape and byte range, checked against the room that the file has."""
@@ -83,10 +100,9 @@ def _entry(
         dtype = DTYPES[str(entry["dtype"])]
         shape = tuple(entry["shape"])
         start, end = entry["data_offsets"]
-        assert (
-            all(type(n) is int and 0 <= n < 1 << 40 for n in (*shape, start, end))
-            and start <= end <= room
-        )
+        for n in (*shape, start, end):
+            assert type(n) is int and 0 <= n < NUMBER_CAP
+        assert start <= end <= room
         count = 1
         for n in shape:
             count *= n
@@ -99,29 +115,35 @@ def _entry(
 def loads(data: bytes, *, max_bytes: int, where: str = "payload") -> Arrays:
     """Return the arrays (copies, writable) in safetensors bytes of at most `max_bytes`.
 
-    Raises RefusedError on size, header, dtype, shape or offsets that do not fit, and on gaps or overlaps.
+    Raises RefusedError for a size, header, dtype, shape or offset that does not fit, and for gaps
+    and overlaps.
     """
     if len(data) > max_bytes:
         raise RefusedError(f"{where}: {len(data)} bytes, at most {max_bytes} expected")
-    header, base = _header(data, where)
+    header, base = _parse_header(data, where)
+    room = len(data) - base
     arrays: Arrays = {}
     ranges = []
     for name, entry in header.items():
-        if name == "__metadata__":
+        if name == METADATA:
             continue
-        dtype, shape, start, end = _entry(entry, where, name, len(data) - base)
+        dtype, shape, start, end = _parse_entry(entry, where, name, room)
         ranges.append((start, end))
-        arrays[name] = (
-            np.frombuffer(data[base + start : base + end], dtype=dtype).reshape(shape).copy()
-        )
+        numbers = np.frombuffer(data[base + start : base + end], dtype=dtype)
+        arrays[name] = numbers.reshape(shape).copy()
+    _check_cover(ranges, room, where)
+    return arrays
+
+
+def _check_cover(ranges: list[tuple[int, int]], room: int, where: str) -> None:
+    """The tensors cover every byte once."""
     position = 0
     for start, end in sorted(ranges):
         if start != position:
             raise RefusedError(f"{where}: tensors overlap or leave a gap at byte {position}")
         position = end
-    if position != len(data) - base:
-        raise RefusedError(f"{where}: {len(data) - base - position} bytes belong to no tensor")
-    return arrays
+    if position != room:
+        raise RefusedError(f"{where}: {room - position} bytes belong to no tensor")
 
 
 def read(path: Path, *, max_bytes: int) -> Arrays:
@@ -136,11 +158,11 @@ def shapes(path: Path, *, max_bytes: int = 1 << 31) -> dict[str, tuple[str, tupl
         head = file.read(8 + HEADER_CAP_BYTES)
     if total > max_bytes:
         raise RefusedError(f"{path}: {total} bytes, at most {max_bytes} expected")
-    header, base = _header(head, str(path))
+    header, base = _parse_header(head, str(path))
     found = {}
     for name, entry in header.items():
-        if name != "__metadata__":
-            dtype, shape, _, _ = _entry(entry, str(path), name, total - base)
+        if name != METADATA:
+            dtype, shape, _, _ = _parse_entry(entry, str(path), name, total - base)
             found[name] = (NAMES[dtype], shape)
     return found
 
