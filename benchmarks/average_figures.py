@@ -180,7 +180,7 @@ def real_rows(ready: PreparedPart, seeds: int) -> dict[str, Any]:
         "inverted_floor": fidelity(ready, inverted(ready)),
     }
     if ready.network is not None:
-        control = siamese.recognised(
+        control = siamese.recognition(
             ready.network, ready.part.heldout.images, ready.part.heldout.person_of
         )
         found["recognised"] = control and asdict(control)

@@ -131,11 +131,11 @@ def batches_without(record: StudyRecord, quarantined: set[str]) -> list[SiteBatc
 
 def make_account(study: Study, bundle: Path, place: ServerState) -> Account:
     """Return what one site's messages spend, and what the canary audits found."""
-    from server.evaluate.canary_rehearsal import rehearsed
+    from server.evaluate.canary_rehearsal import load_audits
     from server.release.items import Account
 
     spent = plans.spent(study, bundle / "checkpoints")
-    audits = rehearsed(study, place.study(study.hash()) / "canaries.json")
+    audits = load_audits(study, place.study(study.hash()) / "canaries.json")
     versions = {"dp-accounting": version("dp-accounting")}
     return Account({"PLD": spent.pld, "RDP": spent.rdp}, versions, audits)
 

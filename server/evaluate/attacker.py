@@ -12,7 +12,7 @@ from common.models.stylegan import load_critic, load_generator
 from common.study.fields import Checkpoint
 from common.study.plan import Study
 from common.wire.tensors import read
-from server.evaluate.attacks import Networks
+from server.evaluate.attack_spaces import Networks
 
 WEIGHTS_CAP_BYTES = 1 << 32
 ITERATIONS = 1  # of the encoder, for each image

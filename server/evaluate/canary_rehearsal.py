@@ -1,9 +1,10 @@
-"""The operator's rehearsal of the canary audit: a lower bound on epsilon to print beside the accountant's upper bound.
+"""The operator's rehearsal of the canary audit: a lower bound on epsilon for each trained model.
 
-In: a plan. Out: for each trained model a `ModelAudit`. Guaranteed: the plan's own constants, sampler, lattice and noise source
-(common/privacy/canaries.py), all steps of all rounds, and no patient: no number here comes from a site; what was found is kept
-in the study's folder, so a release that is built again says the same; an audit that refutes the plan is refused.
-Not: the sites' own audits. Each runs inside the site's training, and its gate stays closed if it fails.
+In: a plan. Out: a `ModelAudit` a model; its bound stands beside the accountant's upper bound.
+Guarantees: the plan's own constants, sampler, lattice and noise source, over all steps of all
+rounds, and no patient. What was found is kept, so a release that is built again says the same.
+An audit that refutes the plan is refused.
+Not covered: the sites' own audits, which run inside each site's training.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ AUDIT_CAP_BYTES = 1 << 20
 
 
 class ModelAudit(FrozenModel):
-    """What the rehearsal of one model found: lower bound (at `confidence`) and its ceiling, upper bound (PLD), at `delta`."""
+    """What the rehearsal of one model found, at `delta`.
+
+    `lower_bound` holds at `confidence`; `ceiling` is its value with perfect guesses.
+    `upper_bound` is the accountant's (PLD).
+    """
 
     canaries: int
     steps: int
@@ -50,18 +55,19 @@ class Rehearsal(FrozenModel):
     models: dict[str, ModelAudit]
 
 
-def rehearsed(study: Study, path: Path) -> Mapping[str, ModelAudit]:
-    """The audits of a plan: those in the file at `path`, or new ones, which are then kept there. Empty without canaries.
+def load_audits(study: Study, path: Path) -> Mapping[str, ModelAudit]:
+    """Return the audits of a plan; empty for a plan without canaries.
 
-    Raises RefusedError for a file of another plan, PolicyError (E-CANARIES) when the audit refutes the plan's claim.
+    They are those in the file at `path`, or new ones, which are then kept there. Raises
+    RefusedError for a file of another plan, PolicyError (E-CANARIES) when an audit refutes the
+    plan's claim.
     """
     if not study.privacy.canaries:
         return {}
     if not path.is_file():
         models = {name: rehearse_model(study, name) for name in study.models.trained()}
-        atomic_write(
-            path, canonical(Rehearsal(plan=study.hash(), models=models).model_dump(mode="json"))
-        )
+        made = Rehearsal(plan=study.hash(), models=models)
+        atomic_write(path, canonical(made.model_dump(mode="json")))
     try:
         found = Rehearsal.model_validate(json.loads(read_capped(path, AUDIT_CAP_BYTES)))
     except (ValueError, ValidationError) as error:
@@ -76,13 +82,18 @@ def rehearsed(study: Study, path: Path) -> Mapping[str, ModelAudit]:
 
 
 def rehearse_model(study: Study, name: str) -> ModelAudit:
-    """All private steps of one model on the canaries alone, with fresh coins and noise."""
-    plan, count, delta = study.models.trained()[name], study.privacy.canaries, study.privacy.delta
+    """Return the audit of all private steps of one model, on canaries alone."""
+    plan = study.models.trained()[name]
+    count = study.privacy.canaries
+    delta = study.privacy.delta
+    # run every step of every round with fresh coins and noise
     event = replace(round_event(study, name, count), steps=plan.steps)
     noise = NoiseSource()
     canaries = Canaries(draw(noise, count))
     rehearse(canaries, event, plan.clip, plan.patients_per_step, noise)
-    tally, deviation = canaries.tally(), plan.noise_multiplier * plan.clip / plan.patients_per_step
+    # refuse a plan that its own canaries refute
+    tally = canaries.tally()
+    deviation = plan.noise_multiplier * plan.clip / plan.patients_per_step
     wrong = fault(tally, tally, Claim(event, deviation, delta, 1, count))
     if wrong:
         raise PolicyError(
@@ -90,6 +101,5 @@ def rehearse_model(study: Study, name: str) -> ModelAudit:
             hint="nothing was released: report it",
             code="E-CANARIES",
         )
-    return ModelAudit(
-        **asdict(audit(tally, deviation, delta)), upper_bound=epsilon_pld([event], delta)
-    )
+    found = audit(tally, deviation, delta)
+    return ModelAudit(**asdict(found), upper_bound=epsilon_pld([event], delta))

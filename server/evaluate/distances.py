@@ -1,10 +1,11 @@
-"""How far one set of image features is from another: Fréchet and kernel distance, precision and recall, nearest neighbours.
+"""How far one set of image features is from another.
 
-In: features float64 [N, D] of two sets. Out: numbers. Guaranteed: the Fréchet distance takes the matrix root of a symmetric
-product by its eigenvalues (no complex parts, no iteration that diverges) and is refused where the sample cannot carry a
-covariance (N <= D); the kernel distance is unbiased, so it may be slightly negative. Not: what the features see.
-
-Sources: Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Kynkäänniemi et al. 2019 (precision and recall).
+In: features float64 [N, D] of two sets. Out: numbers.
+Guarantees: the Fréchet distance takes the matrix root by eigenvalues, and is refused where the
+sample cannot carry a covariance (N <= D). The kernel distance is unbiased, so it may be slightly
+negative.
+Sources: Heusel et al. 2017 (FID); Bińkowski et al. 2018 (KID); Kynkäänniemi et al. 2019
+(precision and recall).
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.arrays import Floats
+from common.arrays import Floats, Integers
 
 NEIGHBOURS = 3
-SUBSETS, SUBSET_SIZE = 50, 100
+SUBSETS = 50
+SUBSET_SIZE = 100
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """The unbiased squared distance over all items, and its standard deviation over random subsets of `subset_size` items."""
+    """The unbiased squared distance over all items.
+
+    `deviation`: its standard deviation over random subsets of `subset_size` items.
+    """
 
     value: float
     deviation: float
@@ -30,34 +34,47 @@ class KernelDistance:
 
 
 def frechet(a: Floats, b: Floats) -> float:
-    """Return ‖μa − μb‖² + tr(Σa + Σb − 2(Σa^½ Σb Σa^½)^½); raises ValueError unless both sets have more items than features."""
-    if min(len(a), len(b)) <= a.shape[1]:
+    """Return ‖μa − μb‖² + tr(Σa + Σb − 2(Σa^½ Σb Σa^½)^½).
+
+    Raises ValueError unless both sets have more items than features.
+    """
+    count = min(len(a), len(b))
+    if count <= a.shape[1]:
         raise ValueError(
-            f"frechet: {min(len(a), len(b))} items cannot carry a covariance of {a.shape[1]} features"
+            f"frechet: {count} items cannot carry a covariance of {a.shape[1]} features"
         )
-    covariance_a, covariance_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    covariance_a = np.atleast_2d(np.cov(a, rowvar=False))
+    covariance_b = np.atleast_2d(np.cov(b, rowvar=False))
     values, vectors = np.linalg.eigh(covariance_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     inner = np.linalg.eigvalsh(root @ covariance_b @ root)
     overlap = float(np.sqrt(np.maximum(inner, 0)).sum())
     gap = a.mean(axis=0) - b.mean(axis=0)
-    return max(
-        0.0, float(gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap)
-    )
+    total = gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap
+    return max(0.0, float(total))
 
 
 def kernel(a: Floats, b: Floats, *, seed: int = 0) -> KernelDistance:
-    """Return the squared MMD under the cubic kernel (x·y/D + 1)³. Raises ValueError for fewer than two items."""
+    """Return the squared MMD under the cubic kernel (x·y/D + 1)³.
+
+    Raises ValueError for fewer than two items.
+    """
     rng = np.random.default_rng(seed)
     size = min(SUBSET_SIZE, len(a), len(b))
-    subsets = [
-        _mmd(a[_some(rng, len(a), size)], b[_some(rng, len(b), size)]) for _ in range(SUBSETS)
-    ]
+    subsets = []
+    for _ in range(SUBSETS):
+        some_a = a[_choose(rng, len(a), size)]
+        some_b = b[_choose(rng, len(b), size)]
+        subsets.append(_mmd(some_a, some_b))
     return KernelDistance(_mmd(a, b), float(np.std(subsets)), size)
 
 
 def precision_recall(released: Floats, real: Floats) -> tuple[float, float]:
-    """Return (precision, recall): the share of released items within a real one's third-neighbour radius, and the reverse."""
+    """Return (precision, recall).
+
+    Precision: the share of released items within the third-neighbour radius of a real one.
+    Recall: the share of real items within that of a released one.
+    """
     between = euclidean(released, real)
     inside_real = between <= _radii(real)[None]
     inside_released = between <= _radii(released)[:, None]
@@ -65,7 +82,9 @@ def precision_recall(released: Floats, real: Floats) -> tuple[float, float]:
 
 
 def nearest_ratio(released: Floats, real: Floats) -> float:
-    """Return the median distance from released to its nearest real item over the same among real items; 0 is a copy."""
+    """Return the median distance from released to its nearest real item, over the same among
+    real items; 0 is a copy.
+    """
     among = euclidean(real, real)
     np.fill_diagonal(among, np.inf)
     usual = float(np.median(among.min(axis=1)))
@@ -81,17 +100,24 @@ def euclidean(a: Floats, b: Floats) -> Floats:
 
 def _mmd(a: Floats, b: Floats) -> float:
     """The U-statistic: no item is compared with itself."""
-    n, m = len(a), len(b)
+    n = len(a)
+    m = len(b)
     if min(n, m) < 2:
         raise ValueError(f"kernel distance: expected two items in each set, got {n} and {m}")
-    kaa, kbb, kab = ((x @ y.T / a.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
-    within = (kaa.sum() - np.trace(kaa)) / (n * (n - 1)) + (kbb.sum() - np.trace(kbb)) / (
-        m * (m - 1)
-    )
-    return float(within - 2 * kab.mean())
+    among_a = _cubic(a, a)
+    among_b = _cubic(b, b)
+    between = _cubic(a, b)
+    within_a = (among_a.sum() - np.trace(among_a)) / (n * (n - 1))
+    within_b = (among_b.sum() - np.trace(among_b)) / (m * (m - 1))
+    return float(within_a + within_b - 2 * between.mean())
 
 
-def _some(rng: np.random.Generator, count: int, size: int) -> NDArray[np.int64]:
+def _cubic(a: Floats, b: Floats) -> Floats:
+    kernel: Floats = (a @ b.T / a.shape[1] + 1) ** 3
+    return kernel
+
+
+def _choose(rng: np.random.Generator, count: int, size: int) -> Integers:
     return rng.permutation(count)[:size]
 
 

@@ -23,8 +23,9 @@ from common.errors import RefusedError
 from common.storage.files import read_capped
 from common.study.plan import Study
 from common.wire.messages import canonical
-from server.evaluate import attacks
-from server.evaluate.attacks import Battery, Networks
+from server.evaluate import attack_findings, attacks
+from server.evaluate.attack_spaces import Networks
+from server.evaluate.attacks import Battery
 from server.evaluate.downstream import Labelled, downstream
 from server.evaluate.findings import Finding
 from server.evaluate.people import PublicPeople
@@ -77,7 +78,7 @@ def rehearse(
     inference = battery.membership(released.images, released.labels)
     control = battery.control(released.labels)
     linked = attacks.linkage(released.images, released.labels, who)
-    found = attacks.findings(inference, control, linked, people.name)
+    found = attack_findings.findings(inference, control, linked, people.name)
     # train classifiers on the release and on members, test them on held-out people
     found += downstream(released, people.members, people.heldout, study.strata(), people.name)
     return Rehearsal(

@@ -1,10 +1,13 @@
-"""Re-identification: a network that learns on other patients which two images show one person, then looks for releases.
+"""Re-identification by a network that learns on other patients which two images show one person.
 
-In: images of patients with several images each, none of whom is attacked; later a query image of each attacked person that is
-not in the release, and the released images. Out: `Reidentified`: how often the nearest release is the person's own (P@1), and
-the AUC of the network's score between own and other releases.
-Guaranteed: whoever is attacked trains nothing; releases of another label are no candidates; seeded. Not: the strongest network
-there is (Packhäuser et al. 2022 train a ResNet-50 on full-size radiographs); `recognised` says how well this one tells people.
+In: images of patients with several images each, none of whom is attacked; later a query image of
+each attacked person that is not in the release, and the released images.
+Out: `Reidentified`: how often the nearest release is the person's own (P@1), and the AUC of the
+network's score between own and other releases.
+Guarantees: whoever is attacked trains nothing; releases of another label are no candidates;
+seeded.
+Not covered: the strongest network there is (Packhäuser et al. 2022 train a ResNet-50 on full-size
+radiographs). `recognition` says how well this one tells people apart.
 """
 
 from __future__ import annotations
@@ -14,22 +17,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.arrays import Images, Labels
+from common.arrays import Flags, Floats, Images, Labels
 from common.errors import ConfigurationError
 from common.measure import attacks
 from common.models.adam import Adam
 from common.models.images import to_unit
 
-INPUT_PX, AT_ONCE = 32, 256
+INPUT_PX = 32
+AT_ONCE = 256
+LEAST_PERSONS = 4
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Constants of the training: pairs of images of one person against all others of the batch (Chen et al. 2020)."""
+    """Constants of the training: pairs of images of one person against all others of the batch
+    (Chen et al. 2020).
+    """
 
     width: int = 16
     embedding: int = 32
@@ -41,7 +47,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Reidentified:
-    """P@1 with interval, its value for a random release of the same label, and the AUC of own against other releases."""
+    """P@1 with interval, its `chance` (a random release of the same label), and the AUC of own
+    against other releases.
+    """
 
     precision: float
     interval: tuple[float, float]
@@ -55,48 +63,54 @@ class Siamese:
 
     weights: Mapping[str, Tensor]
 
-    def embed(self, images: Images) -> NDArray[np.float64]:
+    def embed(self, images: Images) -> Floats:
         """Return unit vectors [N, D] of uint8 images [N, S, S, C]."""
+        parts = []
         with torch.no_grad():
-            parts = [
-                _embedded(self.weights, _small(images[i : i + AT_ONCE]))
-                for i in range(0, len(images), AT_ONCE)
-            ]
+            for start in range(0, len(images), AT_ONCE):
+                x = _normalise(images[start : start + AT_ONCE])
+                parts.append(_embed(self.weights, x))
         return np.asarray(torch.cat(parts).double().numpy())
 
 
 def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Recipe()) -> Siamese:
-    """Return the network trained on uint8 images [N, S, S, C] of persons [N]; who has one image is only a stranger to others.
+    """Return the network trained on uint8 images [N, S, S, C] of persons [N].
 
-    Raises ConfigurationError when fewer than four persons have two images.
+    Persons with one image do not take part. Raises ConfigurationError when fewer than
+    `LEAST_PERSONS` persons have two images.
     """
     rng = np.random.default_rng(seed)
     rows_of = {int(p): np.flatnonzero(person_of == p) for p in np.unique(person_of)}
     several = [p for p, rows in rows_of.items() if len(rows) > 1]
-    if len(several) < 4:
+    if len(several) < LEAST_PERSONS:
         raise ConfigurationError(
             f"re-identification: {len(several)} persons have two images, expected four or more"
         )
-    x = _small(images)
+    x = _normalise(images)
     weights = _weights(x.shape[1], recipe, torch.Generator().manual_seed(seed))
     adam = Adam(weights, recipe.rate, betas=(0.9, 0.99))
     for step in range(recipe.steps):
+        # draw two images of each of some persons, and embed them
         persons = rng.permutation(several)[: recipe.persons]
         pairs = np.array([rng.permutation(rows_of[int(p)])[:2] for p in persons])
-        first, second = (_embedded(weights, _moved(x[pairs[:, side]], rng)) for side in (0, 1))
+        first = _embed(weights, _shift(x[pairs[:, 0]], rng))
+        second = _embed(weights, _shift(x[pairs[:, 1]], rng))
+        # each image should be most like the other of the same person
         likeness = first @ second.T / recipe.temperature
         truth = torch.arange(len(pairs))
         loss = (F.cross_entropy(likeness, truth) + F.cross_entropy(likeness.T, truth)) / 2
+        # take a step; the rate falls to 0 in the second half
         gradients = torch.autograd.grad(loss, list(weights.values()))
         adam.rate = recipe.rate * min(1.0, 2 * (1 - step / recipe.steps))
         adam.step(dict(zip(weights, gradients, strict=True)))
     return Siamese({name: w.detach() for name, w in weights.items()})
 
 
-def reidentify(apart: NDArray[np.float64], own: NDArray[np.bool_]) -> Reidentified | None:
-    """Return the figures of distances [queries, releases] (infinity: no candidate) against the truth `own`.
+def reidentify(apart: Floats, own: Flags) -> Reidentified | None:
+    """Return the figures of distances [queries, releases] against the truth `own`.
 
-    Queries without an own release, or with no other candidate, do not count; None when none is left.
+    A distance of infinity is no candidate. Queries without an own release, or with no other
+    candidate, do not count; None when none is left.
     """
     possible = np.isfinite(apart)
     kept = (own & possible).any(1) & (~own & possible).any(1)
@@ -106,21 +120,20 @@ def reidentify(apart: NDArray[np.float64], own: NDArray[np.bool_]) -> Reidentifi
     assert found is not None
     shares = []
     for distances, mine in zip(apart[kept], own[kept], strict=True):
-        inside, outside = (
-            distances[mine & np.isfinite(distances)],
-            distances[~mine & np.isfinite(distances)],
-        )
-        shares.append(
-            float(
-                (inside[:, None] < outside[None]).mean()
-                + 0.5 * (inside[:, None] == outside[None]).mean()
-            )
-        )
+        candidates = np.isfinite(distances)
+        shares.append(_auc(distances[mine & candidates], distances[~mine & candidates]))
     return Reidentified(found.precision, found.interval, found.chance, float(np.mean(shares)))
 
 
-def recognised(network: Siamese, images: Images, person_of: Labels) -> Reidentified | None:
-    """Return how well the network finds another real image of the same person among all others' images [N, S, S, C]."""
+def _auc(own: Floats, others: Floats) -> float:
+    """The share of pairs in which the own release is nearer; a tie counts half."""
+    nearer = (own[:, None] < others[None]).mean()
+    ties = (own[:, None] == others[None]).mean()
+    return float(nearer + 0.5 * ties)
+
+
+def recognition(network: Siamese, images: Images, person_of: Labels) -> Reidentified | None:
+    """Return how well the network finds another real image [N, S, S, C] of the same person."""
     seen = network.embed(images)
     apart = attacks.distances(seen, seen)
     np.fill_diagonal(apart, np.inf)
@@ -128,34 +141,35 @@ def recognised(network: Siamese, images: Images, person_of: Labels) -> Reidentif
 
 
 def _weights(channels: int, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
-    """Fresh weights that require a gradient: three strided convolutions and a linear layer on a 4×4 grid."""
+    """Fresh weights that require a gradient: three strided convolutions and a linear layer on a
+    4×4 grid.
+    """
     found: dict[str, Tensor] = {}
     before = channels
     for i, size in enumerate((recipe.width, 2 * recipe.width, 2 * recipe.width)):
-        found[f"conv{i}"] = (
-            torch.randn(size, before, 3, 3, generator=random) * (2 / (9 * before)) ** 0.5
-        )
+        weight = torch.randn(size, before, 3, 3, generator=random)
+        found[f"conv{i}"] = weight * (2 / (9 * before)) ** 0.5
         before = size
-    found["head"] = (
-        torch.randn(recipe.embedding, 16 * before, generator=random) * (1 / (16 * before)) ** 0.5
-    )
+    head = torch.randn(recipe.embedding, 16 * before, generator=random)
+    found["head"] = head * (1 / (16 * before)) ** 0.5
     return {name: w.requires_grad_() for name, w in found.items()}
 
 
-def _embedded(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _embed(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Unit vectors [N, D]."""
     for i in range(3):
         x = F.relu(F.group_norm(F.conv2d(x, weights[f"conv{i}"], stride=2, padding=1), 4))
     return F.normalize(F.linear(F.adaptive_avg_pool2d(x, 4).flatten(1), weights["head"]), dim=1)
 
 
-def _small(images: Images) -> Tensor:
+def _normalise(images: Images) -> Tensor:
     """[N, C, 32, 32] or so, each image at mean 0 and deviation 1."""
     x = to_unit(images)
     x = F.avg_pool2d(x, max(1, x.shape[2] // INPUT_PX))
     return (x - x.mean((1, 2, 3), keepdim=True)) / (x.std((1, 2, 3), keepdim=True) + 1e-3)
 
 
-def _moved(x: Tensor, rng: np.random.Generator) -> Tensor:
+def _shift(x: Tensor, rng: np.random.Generator) -> Tensor:
     """The batch moved by up to two pixels."""
     dy, dx = rng.integers(-2, 3, size=2).tolist()
     return torch.roll(x, (dy, dx), (2, 3))

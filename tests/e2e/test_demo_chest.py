@@ -30,7 +30,7 @@ from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
 from server.demo import processes, rehearsal
 from server.demo.export import Truth
-from server.evaluate import attacks
+from server.evaluate import attack_findings
 from server.evaluate.downstream import KAPPA, KEPT, KEPT_REAL
 from server.evaluate.findings import DOWNSTREAM
 from server.operator.config import ServerState
@@ -199,8 +199,8 @@ def test_the_report_says_what_a_classifier_learns_and_what_of_the_pathology_is_k
         DOWNSTREAM,
         KEPT,
         KEPT_REAL,
-        attacks.MEMBERSHIP,
-        attacks.MEMBERSHIP_CONTROL,
+        attack_findings.MEMBERSHIP,
+        attack_findings.MEMBERSHIP_CONTROL,
     ):
         assert found[name]["status"] == "shown", name
     assert f"{len(SITES) * PATIENTS} public people" in report["rehearsal"]["cast"]

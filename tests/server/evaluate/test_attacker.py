@@ -6,7 +6,7 @@ import numpy as np
 
 from common.study.plan import load_study
 from server.demo.rehearsal import DEPLOY
-from server.evaluate import attacks
+from server.evaluate import attack_spaces, attacks
 from server.evaluate.attacker import load_networks
 
 
@@ -15,7 +15,7 @@ def test_a_flows_own_samples_say_how_far_members_differ_in_kind(tmp_path: Path) 
     checkpoints = DEPLOY / "checkpoints" / "chest-32"
     known = load_networks(chest, {}, checkpoints)
     assert known.flow is not None and known.temperature == 0.7
-    assert load_networks(chest, {}, tmp_path) == attacks.Networks(iterations=1)
+    assert load_networks(chest, {}, tmp_path) == attack_spaces.Networks(iterations=1)
     random = np.random.default_rng(0)
 
     def crowd(bright: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

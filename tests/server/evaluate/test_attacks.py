@@ -5,7 +5,7 @@ import pytest
 
 from common.models.encoder import Encoder
 from common.models.stylegan import Critic, Generator
-from server.evaluate import attacks, siamese
+from server.evaluate import attack_findings, attack_spaces, attacks, siamese
 from server.evaluate.findings import NOT_EVALUATED
 
 
@@ -51,7 +51,9 @@ def test_membership_is_inferred_where_it_leaks_and_guessed_where_it_does_not(nam
 
 
 def test_networks_add_spaces_and_copies_are_found_in_each() -> None:
-    networks = attacks.Networks(Generator(32, 3, 8, 16), Critic(32, 3, 8), Encoder(32, 3, 8, 16))
+    networks = attack_spaces.Networks(
+        Generator(32, 3, 8, 16), Critic(32, 3, 8), Encoder(32, 3, 8, 16)
+    )
     found = attacks.Battery(WHO, networks).membership(MEMBERS, LABELS)
     assert found is not None
     near = {one.attacker: one.auc for one in found.attackers if one.attacker.startswith("nearest")}
@@ -62,7 +64,7 @@ def test_networks_add_spaces_and_copies_are_found_in_each() -> None:
 
 
 def test_samples_of_a_generator_that_saw_nobody_find_nobody() -> None:
-    networks = attacks.Networks(Generator(32, 3, 8, 16))
+    networks = attack_spaces.Networks(Generator(32, 3, 8, 16))
     control = attacks.Battery(WHO, networks).control(LABELS)
     assert control is not None and control.worst.auc < control.chance + 0.05
     assert attacks.Battery(WHO).control(LABELS) is None
@@ -70,7 +72,9 @@ def test_samples_of_a_generator_that_saw_nobody_find_nobody() -> None:
 
 def test_people_of_another_kind_are_told_apart_by_the_control_too() -> None:
     greyer = attacks.people((MEMBERS // 4 + 96, LABELS, LABELS), (OTHERS, THEIRS, THEIRS))
-    control = attacks.Battery(greyer, attacks.Networks(Generator(32, 3, 8, 16))).control(LABELS)
+    control = attacks.Battery(greyer, attack_spaces.Networks(Generator(32, 3, 8, 16))).control(
+        LABELS
+    )
     assert control is not None and control.worst.auc > 0.8
 
 
@@ -103,14 +107,16 @@ def test_findings_carry_the_worst_attacker_and_what_chance_gives() -> None:
     labels = LABELS[::2]
     inference = attacks.Battery(WHO).membership(averages(MEMBERS, 2), labels)
     links = attacks.linkage(averages(MEMBERS, 2), labels, WHO)
-    found = {f.name: f for f in attacks.findings(inference, inference, links, "60 public people")}
+    found = {
+        f.name: f for f in attack_findings.findings(inference, inference, links, "60 public people")
+    }
     assert inference is not None
-    assert found[attacks.MEMBERSHIP].value == round(inference.worst.auc, 4)
-    assert inference.worst.attacker in found[attacks.MEMBERSHIP].evidence
-    assert found[attacks.MEMBERSHIP].interval is not None
-    assert found[attacks.MEMBERSHIP_CHANCE].value == round(inference.chance, 4)
-    assert found[attacks.MEMBERSHIP_CONTROL].value == round(inference.worst.auc, 4)
-    silent = attacks.findings(None, None, None, "")
+    assert found[attack_findings.MEMBERSHIP].value == round(inference.worst.auc, 4)
+    assert inference.worst.attacker in found[attack_findings.MEMBERSHIP].evidence
+    assert found[attack_findings.MEMBERSHIP].interval is not None
+    assert found[attack_findings.MEMBERSHIP_CHANCE].value == round(inference.chance, 4)
+    assert found[attack_findings.MEMBERSHIP_CONTROL].value == round(inference.worst.auc, 4)
+    silent = attack_findings.findings(None, None, None, "")
     assert {f.status for f in silent} == {NOT_EVALUATED} and {f.name for f in silent} == set(found)
 
 
@@ -137,7 +143,7 @@ def test_a_network_trained_on_others_finds_people_and_their_copies_but_not_avera
 ):
     network = siamese.train(*exposures(40, 2, 5), seed=0, recipe=SMALL)
     images, who = exposures(30, 2, 6)
-    control = siamese.recognised(network, images, who)
+    control = siamese.recognition(network, images, who)
     assert control is not None and control.precision > 0.8 and control.auc > 0.95
     assert control.chance == pytest.approx(1 / 59)  # nobody is found by the very same image
     queries, released = images[::2], images[1::2]

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import PolicyError, RefusedError
 from common.privacy.noise import NoiseSource
-from server.evaluate.canary_rehearsal import ModelAudit, rehearsed
+from server.evaluate.canary_rehearsal import ModelAudit, load_audits
 from server.evaluate.findings import NOT_EVALUATED
 from server.evaluate.report import canary_findings
 from server.release.items import Account
@@ -19,16 +19,16 @@ from tests.studies import small_study
 
 def test_every_trained_model_is_rehearsed_once_and_kept(tmp_path: Path) -> None:
     study = small_study()
-    found = rehearsed(study, tmp_path / "canaries.json")
+    found = load_audits(study, tmp_path / "canaries.json")
     assert list(found) == ["gan", "glow"]
     assert (found["gan"].steps, found["glow"].steps, found["gan"].canaries) == (4, 2, 300)
     assert found["gan"].guesses == 150 and 0.8 < found["gan"].noise_ratio < 1.25
     assert found["gan"].lower_bound < found["gan"].upper_bound < 8
-    assert rehearsed(study, tmp_path / "canaries.json") == found
+    assert load_audits(study, tmp_path / "canaries.json") == found
 
 
 def test_a_plan_without_canaries_has_no_audit(tmp_path: Path) -> None:
-    assert rehearsed(small_study(privacy__canaries=0), tmp_path / "canaries.json") == {}
+    assert load_audits(small_study(privacy__canaries=0), tmp_path / "canaries.json") == {}
     assert not (tmp_path / "canaries.json").exists()
     assert audit_lines({"updates": {"audit": audit_statement(Account({}, {}))}}) == [
         "Canary audit: not evaluated."
@@ -44,19 +44,19 @@ def test_a_step_that_does_not_keep_its_promise_releases_nothing(
         NoiseSource, "gaussian_lattice", lambda self, n, sigma: honest(self, n, sigma / 2)
     )
     with pytest.raises(PolicyError) as refused:
-        rehearsed(small_study(), tmp_path / "canaries.json")
+        load_audits(small_study(), tmp_path / "canaries.json")
     assert refused.value.code == "E-CANARIES"
     assert not (tmp_path / "canaries.json").exists()
 
 
 def test_another_plans_audit_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "canaries.json"
-    rehearsed(small_study(), path)
+    load_audits(small_study(), path)
     with pytest.raises(RefusedError, match="another plan"):
-        rehearsed(small_study(privacy__epsilon=7.0), path)
+        load_audits(small_study(privacy__epsilon=7.0), path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"patients": 3}))
     with pytest.raises(RefusedError, match="not a canary audit"):
-        rehearsed(small_study(), path)
+        load_audits(small_study(), path)
 
 
 AUDIT = ModelAudit(

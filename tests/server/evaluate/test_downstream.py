@@ -45,10 +45,10 @@ def test_a_release_that_teaches_is_worth_more_than_one_with_shuffled_labels() ->
 
 def test_the_comparison_has_as_many_real_images_of_each_label() -> None:
     released = ds.Labelled(REAL.images[:9], np.array([0, 0, 0, 0, 0, 0, 1, 1, 1]))
-    chosen = ds.as_many(released, REAL, 0)
+    chosen = ds.draw_as_many(released, REAL, 0)
     assert np.bincount(chosen.labels).tolist() == [6, 3]
     few = ds.Labelled(REAL.images[:4], REAL.labels[:4])
-    assert np.bincount(ds.as_many(released, few, 0).labels).tolist() == [2, 2]
+    assert np.bincount(ds.draw_as_many(released, few, 0).labels).tolist() == [2, 2]
 
 
 def test_what_a_release_keeps_is_judged_by_people_who_took_no_part() -> None:
@@ -68,17 +68,17 @@ def test_what_a_release_keeps_is_judged_by_people_who_took_no_part() -> None:
 def test_the_judges_learn_from_nobody_who_took_part() -> None:
     """Those inside may have every label wrong: the verdict on a release stays. Without people of two labels outside: none."""
     wrong = ds.Labelled(REAL.images, 1 - REAL.labels)
-    of_release, of_real = ds.kept(spots(40, 2), wrong, TEST, 2, 1, SHORT, "")
+    of_release, of_real = ds.measure_kept(spots(40, 2), wrong, TEST, 2, 1, SHORT, "")
     assert of_release.value is not None and of_release.value > 0.7
     assert of_real.value is not None and of_real.value < 0.3
     alone = ds.Labelled(TEST.images[::2], TEST.labels[::2])
-    found = ds.kept(REAL, REAL, alone, 2, 1, SHORT, "")
+    found = ds.measure_kept(REAL, REAL, alone, 2, 1, SHORT, "")
     assert [(f.name, f.value, f.status) for f in found] == [(ds.KEPT, None, NOT_EVALUATED)]
 
 
 def test_each_label_weighs_the_same_in_what_is_kept() -> None:
     truth = np.array([0] * 9 + [1])
-    assert ds._balanced(np.zeros(10, np.int64), truth) == 0.5
+    assert ds._balanced_accuracy(np.zeros(10, np.int64), truth) == 0.5
 
 
 def test_too_little_reads_not_evaluated() -> None:

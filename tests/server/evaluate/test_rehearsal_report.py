@@ -13,7 +13,7 @@ from common.errors import ConfigurationError, RefusedError
 from common.study.plan import Study, load_study
 from common.wire import signing
 from server.cli.publish import read_people
-from server.evaluate import attacks, rehearsal_report
+from server.evaluate import attack_findings, attack_spaces, rehearsal_report
 from server.evaluate.downstream import Labelled
 from server.evaluate.people import PublicPeople, read_public_people
 from server.release.build import build_release
@@ -47,15 +47,15 @@ def people(plan: Study, tmp_path_factory: pytest.TempPathFactory) -> PublicPeopl
 @pytest.fixture(scope="module")
 def copies(plan: Study, people: PublicPeople) -> rehearsal_report.Rehearsal:
     """The rehearsal of a release that is the photographs themselves."""
-    return rehearsal_report.rehearse(people.members, people, plan, attacks.Networks())
+    return rehearsal_report.rehearse(people.members, people, plan, attack_spaces.Networks())
 
 
 def test_a_rehearsal_of_copies_says_that_they_leak(copies: rehearsal_report.Rehearsal) -> None:
     found = {one.name: one for one in copies.findings}
-    assert found[attacks.MEMBERSHIP].value == 1.0
-    assert found[attacks.MEMBERSHIP_RATE].value == 1.0
-    assert found[attacks.LINKS].value > 0.6  # type: ignore[operator]
-    assert "36 public people" in found[attacks.MEMBERSHIP].evidence
+    assert found[attack_findings.MEMBERSHIP].value == 1.0
+    assert found[attack_findings.MEMBERSHIP_RATE].value == 1.0
+    assert found[attack_findings.LINKS].value > 0.6  # type: ignore[operator]
+    assert "36 public people" in found[attack_findings.MEMBERSHIP].evidence
     assert found["downstream kappa"].status == "shown"
 
 
@@ -71,10 +71,13 @@ def test_a_rehearsal_of_strangers_says_that_nobody_is_found(
     found = {
         one.name: one
         for one in rehearsal_report.rehearse(
-            Labelled(strangers, labels), people, plan, attacks.Networks()
+            Labelled(strangers, labels), people, plan, attack_spaces.Networks()
         ).findings
     }
-    chance, worst = found[attacks.MEMBERSHIP_CHANCE].value, found[attacks.MEMBERSHIP].value
+    chance, worst = (
+        found[attack_findings.MEMBERSHIP_CHANCE].value,
+        found[attack_findings.MEMBERSHIP].value,
+    )
     assert worst is not None and chance is not None and worst < chance + 0.05
 
 
@@ -89,7 +92,7 @@ def test_the_file_is_read_back_as_it_was_and_carries_no_image(
     assert path.stat().st_size < 20_000
     utility, attacked = rehearsal_report.findings(copies)
     assert len(utility) + len(attacked) == len(copies.findings)
-    assert attacks.MEMBERSHIP in {f.name for f in attacked}
+    assert attack_findings.MEMBERSHIP in {f.name for f in attacked}
 
 
 SAME = {"name": "another-name", "title": "Another title", "quorum": 3, "round_deadline_s": 10.0}
@@ -149,7 +152,7 @@ def test_a_release_shows_its_rehearsal_and_says_where_there_is_none(
         folder = build_release(replace(inputs, rehearsal=one), tmp_path / name, operator)
         report = json.loads((folder / "evaluation.json").read_text())
         values = {f["name"]: f["value"] for f in report["findings"]}
-        assert values.get(attacks.MEMBERSHIP) == (1.0 if one else None)
+        assert values.get(attack_findings.MEMBERSHIP) == (1.0 if one else None)
         assert ("membership inference" in values) == (one is None)
         assert report["rehearsal"] == (one and one.model_dump(mode="json"))
         for file in ("README.md", "index.html"):
