@@ -49,7 +49,8 @@ from server.pretrain.losses import (
 from server.pretrain.memory import keep_memory
 from server.pretrain.prior import centre, fit_prior, flat_codes
 from server.pretrain.provenance import Provenance
-from server.public_data.images import Source, read_names, read_source, tinted, views
+from server.public_data.augmentation import tint, views
+from server.public_data.images import Source, read_names, read_source
 
 R1_EVERY = 8
 STATE_FILE = "training/state.safetensors"
@@ -158,7 +159,7 @@ def pretrain(
 
         # (2) encode a batch of photographs; now and then after one more iteration of the encoder
         chosen = torch.as_tensor(random.integers(len(x_all), size=plan.reconstructed))
-        x = tinted(x_all[chosen], draw).to(device)
+        x = tint(x_all[chosen], draw).to(device)
         side = side_all[chosen]
         start = encoder.start_codes(len(x))
         seen = enlarge(synthesis(generator, start[:1], size_px), plan.size_px).expand(
@@ -227,7 +228,7 @@ def pretrain(
         # (5) train the critic on photographs against all kinds of fakes
         for turn in range(plan.critic_steps if judging else 0):
             rows = torch.as_tensor(random.integers(len(x_all), size=len(fake)))
-            real = tinted(x_all[rows], draw).to(device)
+            real = tint(x_all[rows], draw).to(device)
             judged_real = critic(augmented(real, draw))
             judged_fake = critic(augmented(fake.detach(), draw))
             critic_loss = F.softplus(-judged_real).mean() + F.softplus(judged_fake).mean()

@@ -25,7 +25,8 @@ from server.pretrain.code_bank import CodeBank
 from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.provenance import Provenance
 from server.public_data import images as public_images
-from server.public_data.images import Source, read_source, views
+from server.public_data.augmentation import views
+from server.public_data.images import Source, read_source
 
 torch.set_num_threads(1)
 PLAN = PretrainPlan(
