@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.average_makers import ANCHORS, PreparedPart, Released, made
 from common.arrays import Images, Labels
-from common.measure import attacks, classifier
+from common.measure import attack_scores, attacks, classifier
 from common.storage.files import atomic_write
 from server.evaluate import distances, siamese
 from server.evaluate.attack_spaces import spaces
@@ -81,7 +81,7 @@ def fidelity(ready: PreparedPart, images: Images) -> dict[str, float | None]:
     middle = found["public"].mean(0)
     scale = found["public"].std(0) + 1e-6
     standard = {name: (x - middle) / scale for name, x in found.items()}
-    few = attacks.whitened(standard, "public", FRECHET_COMPONENTS)
+    few = attack_scores.whiten(standard, "public", FRECHET_COMPONENTS)
     enough = len(images) > FRECHET_COMPONENTS
     frechet = distances.frechet(few["images"], few["heldout"]) if enough else None
     kernel = (
@@ -132,7 +132,7 @@ def linkage(
         own[r] = np.isin(people.person_of, released.members[g]) & people.member
     worst: dict[str, float | str] | None = None
     for name, ours in seen.items():
-        apart = np.where(possible, attacks.distances(ours, targets[name]), np.inf)
+        apart = np.where(possible, attack_scores.distances(ours, targets[name]), np.inf)
         found = attacks.links(apart, own, k)
         if found is not None and (worst is None or found.precision > float(worst["precision"])):
             worst = {"precision": found.precision, "chance": found.chance, "space": name}
@@ -144,7 +144,7 @@ def reidentified(ready: PreparedPart, released: Released) -> dict[str, float] | 
     if ready.network is None:
         return None
     queries = ready.part.queries
-    apart = attacks.distances(
+    apart = attack_scores.distances(
         ready.network.embed(queries.images), ready.network.embed(released.images)
     )
     apart = np.where(queries.labels[:, None] == released.labels[None], apart, np.inf)

@@ -44,7 +44,7 @@ from benchmarks.chest_releases import (
     rows_of,
 )
 from common.arrays import Floats, Images, Labels
-from common.measure import attacks, classifier
+from common.measure import attack_scores, classifier
 from common.models import latents
 from common.models.glow import Glow
 from common.models.glow_pixels import from_uint8
@@ -61,7 +61,8 @@ def auc(scores: Floats, labels: Labels) -> float:
     """Area under the curve of scores [N] for label 1 against 0: the share of pairs in the right
     order, ties for half.
     """
-    ones, zeros = scores[labels == 1][:, None], scores[labels == 0][None]
+    ones = scores[labels == 1][:, None]
+    zeros = scores[labels == 0][None]
     return float(((ones > zeros) + 0.5 * (ones == zeros)).mean())
 
 
@@ -114,7 +115,7 @@ def linkage(releases: Releases, made: Release, row: Row) -> dict[str, float]:
     """
     basis = releases.basis(32, "all")
     released = basis.reduce(latents.encode_images(made.images, releases.flow))
-    nearest = np.argsort(attacks.distances(released, basis.reduce(releases.codes)), axis=1)[:, :10]
+    nearest = np.argsort(attack_scores.distances(released, basis.reduce(releases.codes)), axis=1)[:, :10]
     hits = np.array(
         [np.isin(found, members) for found, members in zip(nearest, made.members, strict=True)]
     )
@@ -147,7 +148,7 @@ def reidentified(releases: Releases, row: Row, everybody: People, seeds: int) ->
         network = siamese.train(images, persons, seed=seed)
         made = releases.release(row, seed)
         asked = second_images(everybody)
-        apart = attacks.distances(
+        apart = attack_scores.distances(
             network.embed(everybody.images[asked]), network.embed(made.images)
         )
         own = np.array(

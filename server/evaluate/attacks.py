@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.arrays import Flags, Floats, Images, Integers, Labels
-from common.measure import attacks
+from common.measure import attack_scores, attacks
 from common.measure.attacks import Inference, Links
 from common.models import glow_pixels
 from common.models.images import to_uint8
@@ -119,7 +119,7 @@ def linkage(released: Images, labels: Labels, who: People, count: int = NEAREST)
     ours = spaces(released, Networks())["contrast"]
     theirs = spaces(who.images, Networks())["contrast"]
     possible = labels[:, None] == who.labels[None]
-    apart = np.where(possible, attacks.distances(ours, theirs), np.inf)
+    apart = np.where(possible, attack_scores.distances(ours, theirs), np.inf)
     return attacks.links(apart, np.broadcast_to(who.member, apart.shape), count)
 
 
@@ -147,12 +147,12 @@ def score_people(
     for name, (ours, theirs, public) in _gather_sets(
         released, targets, reference, outsiders
     ).items():
-        near = attacks.nearness(theirs[known], ours, comparable[known])
+        near = attack_scores.nearness(theirs[known], ours, comparable[known])
         scores[f"nearest release, {name}"] = _fill(near, known)
-        ratio = attacks.density_ratio(theirs[known], ours, public, left_out, comparable[known])
+        ratio = attack_scores.density_ratio(theirs[known], ours, public, left_out, comparable[known])
         scores[f"density ratio, {name}"] = _fill(ratio, known)
-    by_person = {name: attacks.by_person(x, who.person_of) for name, x in scores.items()}
-    return {**by_person, "all together": attacks.together(by_person)}
+    by_person = {name: attack_scores.best_by_person(x, who.person_of) for name, x in scores.items()}
+    return {**by_person, "all together": attack_scores.combine(by_person)}
 
 
 def _fill(scores: Floats, known: Flags) -> Floats:
@@ -180,7 +180,7 @@ def _gather_sets(
             sets = _standardise(sets)
         found[name] = (sets["released"], sets["people"], sets["reference"])
         if name == "codes":
-            white = attacks.whitened(sets, "reference")
+            white = attack_scores.whiten(sets, "reference")
             found["whitened codes"] = (white["released"], white["people"], white["reference"])
     return found
 

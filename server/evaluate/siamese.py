@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from common.arrays import Flags, Floats, Images, Labels
 from common.errors import ConfigurationError
-from common.measure import attacks
+from common.measure import attack_scores, attacks
 from common.models.adam import Adam
 from common.models.images import to_unit
 
@@ -135,7 +135,7 @@ def _auc(own: Floats, others: Floats) -> float:
 def recognition(network: Siamese, images: Images, person_of: Labels) -> Reidentified | None:
     """Return how well the network finds another real image [N, S, S, C] of the same person."""
     seen = network.embed(images)
-    apart = attacks.distances(seen, seen)
+    apart = attack_scores.distances(seen, seen)
     np.fill_diagonal(apart, np.inf)
     return reidentify(apart, person_of[:, None] == person_of[None])
 

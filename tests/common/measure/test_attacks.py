@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.measure import attack_scores
 from common.measure import attacks as at
 
 
@@ -23,10 +24,10 @@ TRUTH = np.arange(140) < 80
 
 def attack(released: np.ndarray) -> at.Inference:
     scores = {
-        "nearest": at.nearness(PEOPLE, released),
-        "ratio": at.density_ratio(PEOPLE, released, PUBLIC),
+        "nearest": attack_scores.nearness(PEOPLE, released),
+        "ratio": attack_scores.density_ratio(PEOPLE, released, PUBLIC),
     }
-    found = at.infer({**scores, "all": at.together(scores)}, TRUTH)
+    found = at.infer({**scores, "all": attack_scores.combine(scores)}, TRUTH)
     assert found is not None
     return found
 
@@ -115,13 +116,13 @@ def test_too_few_people_give_no_figure() -> None:
 
 def test_nobody_is_compared_with_oneself_by_the_density_ratio() -> None:
     own = np.arange(60)
-    seen, left_out = (at.density_ratio(OTHERS, MEMBERS, OTHERS, rows) for rows in (None, own))
+    seen, left_out = (attack_scores.density_ratio(OTHERS, MEMBERS, OTHERS, rows) for rows in (None, own))
     assert (left_out > seen).all()
-    assert at.density_ratio(OTHERS, OTHERS[::-1], OTHERS) == pytest.approx(np.zeros(60))
+    assert attack_scores.density_ratio(OTHERS, OTHERS[::-1], OTHERS) == pytest.approx(np.zeros(60))
 
 
 def test_a_person_scores_by_the_best_image() -> None:
-    assert at.by_person(np.array([1.0, 5.0, 2.0, 3.0]), np.array([0, 0, 1, 1])).tolist() == [
+    assert attack_scores.best_by_person(np.array([1.0, 5.0, 2.0, 3.0]), np.array([0, 0, 1, 1])).tolist() == [
         5.0,
         3.0,
     ]
@@ -132,18 +133,18 @@ def test_whitening_sees_one_set_alone() -> None:
         "fit": population(200, 6) * np.arange(1, 41),
         "other": population(50, 7) * np.arange(1, 41),
     }
-    found = at.whitened(sets, "fit", 5)
+    found = attack_scores.whiten(sets, "fit", 5)
     assert found["fit"].std(0) == pytest.approx(np.ones(5), abs=1e-6)
-    again = at.whitened({**sets, "other": sets["other"] * 100}, "fit", 5)
+    again = attack_scores.whiten({**sets, "other": sets["other"] * 100}, "fit", 5)
     assert again["fit"] == pytest.approx(found["fit"])
 
 
 def test_links_find_sources_and_strangers_are_linked_by_chance() -> None:
     own = np.arange(140)[None] // 2 == np.arange(40)[:, None]
-    apart = at.distances(averages(MEMBERS, 2), PEOPLE)
+    apart = attack_scores.distances(averages(MEMBERS, 2), PEOPLE)
     leaks = at.links(apart, own, 2)
     assert leaks is not None and leaks.precision > 0.6 and leaks.chance == pytest.approx(2 / 140)
-    none = at.links(at.distances(population(40, 9), PEOPLE), own, 2)
+    none = at.links(attack_scores.distances(population(40, 9), PEOPLE), own, 2)
     assert none is not None and none.interval[0] <= none.chance + 0.02
     assert at.links(np.full((3, 4), np.inf), np.zeros((3, 4), bool), 2) is None
 

@@ -151,7 +151,7 @@ def test_a_network_trained_on_others_finds_people_and_their_copies_but_not_avera
         (released, np.eye(30, dtype=bool), 0.8, 1.0),
         (averages(photographs(60, 7), 2), np.eye(30, dtype=bool), 0.0, 0.2),
     ):
-        apart = siamese.attacks.distances(network.embed(queries), network.embed(gallery))
+        apart = siamese.attack_scores.distances(network.embed(queries), network.embed(gallery))
         found = siamese.reidentify(apart, own)
         assert found is not None and low <= found.precision <= high
         assert found.chance == pytest.approx(1 / 30)
