@@ -86,7 +86,8 @@ def _findings(
     """Both results and their ratio."""
     how = (
         f"half U-Net of width {recipe.width}, one seed; "
-        f"{len(real.dsc_by_patient)} public patients, {real.images} images; epoch chosen on a part of the training pairs"
+        f"{len(real.dsc_by_patient)} public patients, {real.images} images; "
+        "epoch chosen on a part of the training pairs"
     )
     unit = "Dice, mean of patients"
     ratio = utility.ratio(synthetic, real)

@@ -1,9 +1,12 @@
-"""Procedural vessel phantoms: MR-like volumes with known vessel masks, for demonstrations, pretraining and benchmarks.
+"""Procedural vessel phantoms: MR-like volumes with known vessel masks.
 
-In: a numpy generator and a `Style`. Out: a `Phantom` (image and mask of one invented patient), or 2-D patches of it.
-Guaranteed: the mask is exact, the same generator state gives the same phantom, and nothing of it comes from a person.
-Not: an anatomy. Vessels are random branching walks with tapering radius that run mostly in the axial plane, under smooth
-tissue and Rician noise; what is measured on phantoms says how a method behaves, not what it would reach in patients.
+In: a numpy generator and a `Style`. Out: a `Phantom` (image and mask of one invented patient), or
+2-D patches of it.
+Guarantees: the mask is exact; the same generator state gives the same phantom; nothing of it comes
+from a person.
+Not covered: anatomy. Vessels are random branching walks with tapering radius, mostly in the axial
+plane, under smooth tissue and Rician noise. Figures on phantoms say how a method behaves, not what
+it would reach in patients.
 """
 
 from __future__ import annotations
@@ -13,17 +16,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from common.arrays import Floats, Pairs
 from common.errors import ConfigurationError
 
 SHAPE = (12, 96, 96)
 MAGNIFY = 2
 STEP = 1.0  # voxels between two points of a centre line
 SOFT_EDGE = 1.6  # of the radius: beyond it a tube's signal, below 0.17, is cut
+LONGEST_WALK = 300  # points
+MOST_GENERATIONS = 3  # of branches of a trunk
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Style:
-    """What one scanner and its patients look like. Radii in voxels; intensities on a scale where tissue is about 0.3."""
+    """What one scanner and its patients look like.
+
+    Radii in voxels; intensities on a scale where tissue is about 0.3.
+    """
 
     trunks: tuple[int, int]
     radius: tuple[float, float]
@@ -44,46 +54,44 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Phantom:
-    """One invented patient: `image` float32 [D, H, W] in [0, 1], `mask` uint8 [D, H, W] of 0 and 1."""
+    """One invented patient, [D, H, W]: `image` float32 in [0, 1], `mask` uint8 of 0 and 1."""
 
     image: NDArray[np.float32]
     mask: NDArray[np.uint8]
 
 
 def volume(
-    rng: np.random.Generator,
-    style: Style,
-    shape: tuple[int, int, int] = SHAPE,
-    magnify: int = MAGNIFY,
+    rng: np.random.Generator, style: Style, shape: Shape = SHAPE, magnify: int = MAGNIFY
 ) -> Phantom:
-    """One phantom of `shape` [D, H, W], at least one vessel voxel in each; in the plane everything is `magnify` times as large.
+    """Return one phantom of `shape` [D, H, W] with at least one vessel voxel.
 
-    H and W are multiples of `magnify`.
+    In the plane everything is `magnify` times as large; H and W are multiples of it.
     """
+    # vessels: the signal is 1 on a centre line, 0.5 at the wall
     coarse = (shape[0], shape[1] // magnify, shape[2] // magnify)
-    points = np.concatenate(
-        [_tree(rng, style, coarse) for _ in range(rng.integers(*style.trunks, endpoint=True))]
-    )
-    signal = _magnified(_rendered(points, coarse), magnify)  # 1 on a centre line, 0.5 at the wall
+    trunks = rng.integers(*style.trunks, endpoint=True)
+    points = np.concatenate([_grow_tree(rng, style, coarse) for _ in range(trunks)])
+    signal = _magnify(_render(points, coarse), magnify)
     if not (signal >= 0.5).any():
         signal[tuple(n // 2 for n in shape)] = 1.0
+    # tissue: smooth texture, and bright round structures that are no vessel
     brightness = rng.uniform(*style.brightness)
     tissue = style.tissue + style.texture * _smooth(rng, shape, (12, 12 * magnify, 12 * magnify))
     for _ in range(rng.integers(0, style.blobs, endpoint=True)):
         tissue += rng.uniform(0.2, 0.6) * _blob(rng, shape, magnify)
+    # image: vessels over tissue, under Rician noise (the magnitude of a complex signal)
     weight = np.clip(signal * 1.6, 0, 1)
     clean = tissue * (1 - weight) + brightness * weight
     first, second = rng.normal(0, style.noise, (2, *shape))
-    image = np.sqrt((clean + first) ** 2 + second**2)  # Rician: the magnitude of a complex signal
+    image = np.sqrt((clean + first) ** 2 + second**2)
     return Phantom(np.clip(image, 0, 1).astype(np.float32), (signal >= 0.5).astype(np.uint8))
 
 
-def patches(
-    phantom: Phantom, count: int, size_px: int, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """`count` axial image + mask patches, uint8 [count, S, S, 2]: half centred on a vessel, half anywhere.
+def patches(phantom: Phantom, count: int, size_px: int, rng: np.random.Generator) -> Pairs:
+    """Return `count` axial patches of image and mask, uint8 [count, S, S, 2].
 
-    Raises ConfigurationError for patches that are larger than the phantom.
+    Half are centred on a vessel, half lie anywhere. Raises ConfigurationError for patches that
+    are larger than the phantom.
     """
     _, height, width = phantom.mask.shape
     if size_px > min(height, width):
@@ -92,25 +100,23 @@ def patches(
         )
     vessel = np.argwhere(phantom.mask)
     anywhere = rng.integers(0, phantom.mask.shape, (count, 3))
-    centres = np.concatenate([vessel[rng.integers(0, len(vessel), (count + 1) // 2)], anywhere])[
-        :count
-    ]
-    low, high = float(phantom.image.min()), float(phantom.image.max())
+    on_vessel = vessel[rng.integers(0, len(vessel), (count + 1) // 2)]
+    centres = np.concatenate([on_vessel, anywhere])[:count]
+    low = float(phantom.image.min())
+    high = float(phantom.image.max())
     scaled = np.rint((phantom.image - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
     found = np.empty((count, size_px, size_px, 2), np.uint8)
+    largest = (height - size_px, width - size_px)
     for i, (z, y, x) in enumerate(centres):
-        top, left = np.clip(
-            (y - size_px // 2, x - size_px // 2), 0, (height - size_px, width - size_px)
-        )
+        top, left = np.clip((y - size_px // 2, x - size_px // 2), 0, largest)
         window = (z, slice(top, top + size_px), slice(left, left + size_px))
-        found[i, ..., 0], found[i, ..., 1] = scaled[window], phantom.mask[window] * 255
+        found[i, ..., 0] = scaled[window]
+        found[i, ..., 1] = phantom.mask[window] * 255
     return found
 
 
-def _tree(
-    rng: np.random.Generator, style: Style, shape: tuple[int, int, int]
-) -> NDArray[np.float64]:
-    """Centre-line points (z, y, x, radius) of one trunk from the border inwards, and of its branches."""
+def _grow_tree(rng: np.random.Generator, style: Style, shape: Shape) -> Floats:
+    """Centre-line points (z, y, x, radius) of a trunk, from the border inwards, and its branches."""
     size = np.array(shape, float)
     angle = rng.uniform(0, 2 * np.pi)
     centre = size / 2 + rng.normal(0, 0.18, 3) * size
@@ -119,40 +125,46 @@ def _tree(
     rows: list[tuple[float, float, float, float]] = []
     while open_ends:
         place, angle, radius, generation = open_ends.pop()
-        place, slope = place.copy(), rng.normal(0, 0.06)
-        turns = rng.normal(0, style.bend, 300)
-        climbs = rng.normal(0, 0.02, 300)
-        forks = rng.random(300) < style.branching
+        place = place.copy()
+        slope = rng.normal(0, 0.06)
+        turns = rng.normal(0, style.bend, LONGEST_WALK)
+        climbs = rng.normal(0, 0.02, LONGEST_WALK)
+        forks = rng.random(LONGEST_WALK) < style.branching
         for turn, climb, fork in zip(turns, climbs, forks, strict=True):
-            angle, slope = angle + turn, slope * 0.98 + climb
+            # walk one step; the vessel becomes thinner
+            angle += turn
+            slope = slope * 0.98 + climb
             place = place + STEP * np.array([slope, np.sin(angle), np.cos(angle)])
             radius *= 0.9985
             if np.any(np.abs(place - size / 2) > size * 0.9):
                 break
             rows.append((place[0], place[1], place[2], radius))
-            if fork and generation < 3 and radius > 1.0:
+            # fork: the branch is walked later
+            if fork and generation < MOST_GENERATIONS and radius > 1.0:
                 side = rng.choice((-1.0, 1.0)) * rng.uniform(0.5, 1.1)
-                open_ends.append(
-                    (place, angle + side, radius * rng.uniform(0.6, 0.8), generation + 1)
-                )
+                thinner = radius * rng.uniform(0.6, 0.8)
+                open_ends.append((place, angle + side, thinner, generation + 1))
                 angle -= side * 0.3
                 radius *= 0.92
     return np.array(rows or [(*(size / 2), style.radius[0])])
 
 
-def _rendered(points: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Soft tubes around centre-line points: 2^-(d/r)^2 of the nearest point in units of its radius, so 0.5 at the wall."""
+def _render(points: Floats, shape: Shape) -> Floats:
+    """Soft tubes around centre-line points.
+
+    2^-(d/r)^2 of the nearest point in units of its radius, so 0.5 at the wall.
+    """
     points = points[np.argsort(-points[:, 3])]
     base = np.rint(points[:, :3]).astype(np.int64)
     reach = int(np.ceil(points[0, 3] * SOFT_EDGE))
     inside = np.all((base > -reach) & (base < np.array(shape) + reach), axis=1)
-    points, base = points[inside], base[inside]
+    points = points[inside]
+    base = base[inside]
     signal = np.zeros(shape)
     steps = np.arange(-reach, reach + 1)
     for offset in np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3):
-        wide = int(
-            (points[:, 3] * SOFT_EDGE >= np.linalg.norm(offset) - 0.87).sum()
-        )  # these come first
+        # points are sorted by radius: those that reach this offset come first
+        wide = int((points[:, 3] * SOFT_EDGE >= np.linalg.norm(offset) - 0.87).sum())
         at = base[:wide] + offset
         kept = np.all((at >= 0) & (at < np.array(shape)), axis=1)
         squared = ((at[kept] - points[:wide][kept, :3]) ** 2).sum(1) / points[:wide][kept, 3] ** 2
@@ -160,43 +172,41 @@ def _rendered(points: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArr
     return signal
 
 
-def _magnified(field: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
-    """The field with `factor` times as many voxels along both in-plane axes, linearly interpolated."""
-    for axis in (1, 2) if factor > 1 else ():
+def _magnify(field: Floats, factor: int) -> Floats:
+    """The field with `factor` times as many voxels along both in-plane axes, interpolated."""
+    if factor <= 1:
+        return field
+    for axis in (1, 2):
         n = field.shape[axis]
         place = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1.001)
-        field = _interpolated(field, axis, place)
+        field = _interpolate(field, axis, place)
     return field
 
 
-def _blob(
-    rng: np.random.Generator, shape: tuple[int, int, int], magnify: int
-) -> NDArray[np.float64]:
+def _blob(rng: np.random.Generator, shape: Shape, magnify: int) -> Floats:
     """One soft ball of 3 to 6 coarse voxels' radius somewhere."""
-    grids = np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij", sparse=True)
-    scales = (1, magnify, magnify)
-    squared = sum(
-        ((grid - rng.uniform(0, n)) / f) ** 2
-        for grid, n, f in zip(grids, shape, scales, strict=True)
-    )
-    soft: NDArray[np.float64] = 1 / (1 + np.exp((np.sqrt(squared) - rng.uniform(3, 6)) / 0.7))
+    axes = [np.arange(n, dtype=float) for n in shape]
+    grids = np.meshgrid(*axes, indexing="ij", sparse=True)
+    squared: Floats = np.zeros(())
+    for grid, n, scale in zip(grids, shape, (1, magnify, magnify), strict=True):
+        squared = squared + ((grid - rng.uniform(0, n)) / scale) ** 2
+    soft: Floats = 1 / (1 + np.exp((np.sqrt(squared) - rng.uniform(3, 6)) / 0.7))
     return soft
 
 
-def _smooth(
-    rng: np.random.Generator, shape: tuple[int, int, int], grains: tuple[int, int, int]
-) -> NDArray[np.float64]:
-    """Smooth noise of about unit amplitude: a random grid, one value a grain, linearly interpolated along each axis."""
-    field = rng.normal(0, 1, [n // grain + 2 for n, grain in zip(shape, grains, strict=True)])
+def _smooth(rng: np.random.Generator, shape: Shape, grains: Shape) -> Floats:
+    """Smooth noise of about unit amplitude: a random grid, one value a grain, interpolated."""
+    grid = [n // grain + 2 for n, grain in zip(shape, grains, strict=True)]
+    field = rng.normal(0, 1, grid)
     for axis, n in enumerate(shape):
-        field = _interpolated(field, axis, np.linspace(0, field.shape[axis] - 1.001, n))
+        field = _interpolate(field, axis, np.linspace(0, field.shape[axis] - 1.001, n))
     return field
 
 
-def _interpolated(
-    field: NDArray[np.float64], axis: int, place: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The field's values at fractional places along one axis."""
+def _interpolate(field: Floats, axis: int, place: Floats) -> Floats:
+    """The field's values at fractional places along one axis, linearly."""
     low = place.astype(np.int64)
-    part = (place - low).reshape([-1 if a == axis else 1 for a in range(field.ndim)])
+    along = [1] * field.ndim
+    along[axis] = -1
+    part = (place - low).reshape(along)
     return np.take(field, low, axis) * (1 - part) + np.take(field, low + 1, axis) * part

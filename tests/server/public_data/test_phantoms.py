@@ -54,7 +54,7 @@ def test_the_mask_is_exactly_what_lies_within_a_radius_of_the_centre_line(
     points = np.column_stack(
         [rng.uniform(-3, n + 3, 30) for n in SHAPE] + [rng.uniform(0.6, 3.4, 30)]
     )
-    monkeypatch.setattr(vessel_phantoms, "_tree", lambda rng, style, shape: points)
+    monkeypatch.setattr(vessel_phantoms, "_grow_tree", lambda rng, style, shape: points)
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), -1).astype(float)
     far = np.linalg.norm(grid[:, :, :, None] - points[:, :3], axis=-1) / points[:, 3]
     plain = volume(np.random.default_rng(0), STYLES["public"], SHAPE, magnify=1)
@@ -68,7 +68,7 @@ def test_where_no_centre_line_meets_a_voxel_there_still_is_one(
     thin: Style = dataclasses.replace(STYLES["public"], radius=(1e-3, 1e-3))
     assert 0 < volume(np.random.default_rng(0), thin, SHAPE, magnify).mask.sum() <= 4
     faint = np.array([[2.0, 10.0, 10.85, 0.2]])  # 0.68 in one voxel, below 0.5 once magnified
-    monkeypatch.setattr(vessel_phantoms, "_tree", lambda rng, style, shape: faint)
+    monkeypatch.setattr(vessel_phantoms, "_grow_tree", lambda rng, style, shape: faint)
     assert volume(np.random.default_rng(0), thin, SHAPE, magnify).mask.any()
 
 
