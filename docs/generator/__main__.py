@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 
 from docs.generator.codes import REFERENCE, errors_page, exit_codes_page, health_page, reasons_page
 from docs.generator.commands import command_pages
+from docs.generator.inputs import inputs_page
 from docs.generator.keys import server_page, site_page, study_page
 
 PAGES: dict[str, Callable[[], str]] = {
     "study-yaml.md": study_page,
     "site-yaml.md": site_page,
     "server-yaml.md": server_page,
+    "inputs.md": inputs_page,
     "errors.md": errors_page,
     "reasons.md": reasons_page,
     "health.md": health_page,

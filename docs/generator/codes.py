@@ -34,7 +34,7 @@ def advice(name: str) -> dict[str, Any]:
 
 def errors_page() -> str:
     """Return the page of error codes."""
-    from common.privacy.boundary import RULES
+    from common.privacy.boundary_rules import RULES
 
     lines = [
         "A command that fails prints `error:` and `hint:` lines. What crosses between hospital and",

@@ -32,6 +32,7 @@ def written() -> dict[str, str]:
         "kohort-site",
         "kohort-server",
         "kohort",
+        "inputs",
         "errors",
         "reasons",
         "health",

@@ -1,0 +1,34 @@
+"""What client/ingest reads: modalities, transfer syntaxes, pixel formats."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS, get_decoder
+from pydicom.uid import UID
+
+from client.ingest.dicom import COLOUR, GREY
+from common.study.intake import Intake
+from docs.generator.markdown import page, table
+
+
+def inputs_page() -> str:
+    """Return the page of supported inputs."""
+    modalities = get_args(Intake.model_fields["dicom_modalities"].annotation)[0]
+    readable = [UID(uid) for uid in _PIXEL_DATA_DECODERS if get_decoder(uid).is_available]
+    rows = [(uid.name, f"`{uid}`") for uid in sorted(readable)]
+    grey = ", ".join(sorted(GREY))
+    colour = ", ".join(sorted(COLOUR))
+    return page(
+        "Supported inputs",
+        "Files are known by their content: DICOM (with its DICM mark), PNG, JPEG, and NIfTI for masks.",
+        "[Data](../hospital/data.md) says which studies read which.",
+        "",
+        f"- DICOM modalities: {', '.join(get_args(modalities))}.",
+        f"- Photometric interpretations: {grey}; {colour}; PALETTE COLOR.",
+        "- 8 or 16 bits allocated, 2 to 16 bits stored, whole numbers.",
+        "",
+        "## Transfer syntaxes",
+        "",
+        *table(("Transfer syntax", "UID"), rows),
+    )
