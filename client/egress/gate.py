@@ -22,7 +22,8 @@ from client.egress.review import Reviews, batch_digest
 from client.state.canaries import Tallies
 from client.state.config import Policy, check_plan
 from client.state.group_store import GroupStore
-from client.state.ledger import Entry, Ledger, Reservation
+from client.state.ledger import Ledger, Reservation
+from client.state.ledger_file import Entry
 from client.state.records import Records
 from common.errors import Bug, KohortError
 from common.privacy.boundary import (

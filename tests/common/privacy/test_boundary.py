@@ -12,13 +12,8 @@ import pytest
 
 from common.errors import RefusedError
 from common.privacy import boundary
-from common.privacy.boundary import (
-    RULES,
-    check_images,
-    check_instruction,
-    check_update,
-    open_payload,
-)
+from common.privacy.boundary import check_images, check_instruction, check_update, open_payload
+from common.privacy.boundary_rules import RULES
 from common.wire import tensors
 from common.wire.messages import Header, digest_of
 from tests.studies import small_study
