@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.average_makers import ANCHORS, PreparedPart, Released, made
 from common.arrays import Images, Labels
 from common.measure import attack_scores, attacks, classifier
+from common.measure.scores import score_predictions
 from common.storage.files import atomic_write
 from server.evaluate import distances, siamese
 from server.evaluate.attack_spaces import spaces
@@ -102,7 +103,7 @@ def utility(
     found = []
     for seed, (images, labels, group_of) in enumerate(training):
         model = classifier.fit(images, labels, classes, seed=seed, group_of=group_of, recipe=recipe)
-        found.append(classifier.scores(model.predict(test.images), test.labels, classes))
+        found.append(score_predictions(model.predict(test.images), test.labels, classes))
     kappas = np.array([one.kappa for one in found])
     spread = float("nan")
     if len(kappas) > 1:

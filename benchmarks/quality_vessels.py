@@ -44,6 +44,7 @@ from client.ingest.cohort import Cohort
 from client.learn import train_wgan
 from client.state.ledger import PracticeReservation
 from common.arrays import Pairs
+from common.measure import pair_segmenter
 from common.measure import pair_utility as utility
 from common.models.wgan import build, load, load_average, parameters_by_name
 from common.models.wgan_pairs import sample
@@ -173,7 +174,8 @@ def trained_privately(part: Part, row: Row, seed: int, work: Path, show: Show) -
     """The weights after federated private training; rounds are averaged with equal weights, as the
     server does.
     """
-    setting, path = part.setting, work / f"{row.name}-{seed}.safetensors"
+    setting = part.setting
+    path = work / f"{row.name}-{seed}.safetensors"
     if path.exists():
         return {
             name: array.astype(np.float32)
@@ -258,7 +260,7 @@ def measured(part: Part, row: Row, seed: int, work: Path, show: Show) -> dict[st
         pairs = pairs_of(part, row, seed, work, show)
         strip(pairs[:STRIP_PAIRS], work / f"{row.name}-{seed}.png")
         show(f"{row.name}-{seed}: segmentation network")
-        recipe = replace(utility.SMALL, epochs=part.setting.epochs)
+        recipe = replace(pair_segmenter.SMALL, epochs=part.setting.epochs)
         patient_of = np.repeat(np.arange(len(part.test)), part.test.shape[1])
         found = utility.utility(pairs, flat(part.test), patient_of, recipe=recipe, seed=seed)
         share = float((pairs[..., 1] > 0).mean())

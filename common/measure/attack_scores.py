@@ -2,7 +2,8 @@
 
 In: features of releases and of candidates as float64 rows [N, D]. Out: scores [N].
 Not covered: an attacker who trains a network on other releases (server/evaluate/siamese.py does).
-Sources: nearest record: Chen et al. 2020 (GAN-Leaks); density ratio: van Breugel et al. 2023 (DOMIAS).
+Sources: nearest record: Chen et al. 2020 (GAN-Leaks); density ratio: van Breugel et al. 2023
+(DOMIAS).
 """
 
 from __future__ import annotations

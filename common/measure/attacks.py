@@ -44,7 +44,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class Inference:
-    """All attackers, and `chance`: the AUC that the worst of them exceeds by luck in 5 % of cases."""
+    """All attackers, and `chance`: the AUC that the worst exceeds by luck in 5 % of cases."""
 
     attackers: tuple[Membership, ...]
     chance: float
@@ -158,7 +158,7 @@ def _balance(strata: Labels, weights: Floats, as_in: Labels, their_weights: Floa
 
 
 def _true_positive_rate(inside: Floats, ours: Floats, outside: Floats, theirs: Floats) -> float:
-    """The weighted share of members above the lowest threshold that at most 1 % of others exceed."""
+    """The weighted share of members above the lowest threshold that at most 1 % of others pass."""
     order = np.argsort(-outside, kind="stable")
     ranked = outside[order]
     # The weight of those strictly before in the order; for ties, of those strictly larger.

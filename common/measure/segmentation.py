@@ -1,9 +1,13 @@
-"""How well a predicted mask fits the true one: Dice, balanced average Hausdorff distance, 95 % Hausdorff distance.
+"""How well a predicted mask fits the true one: Dice and two Hausdorff distances.
 
-In: two masks of one shape (2D or 3D; non-zero = foreground), voxel size in mm. Out: overlap in [0, 1], distances in mm.
-Guaranteed: exact Euclidean distances between voxel centres (scipy's distance transform), over all voxels of a mask and not its
-surface alone (Taha & Hanbury 2015). If one mask is empty, no distance exists: both distances are then the diagonal of the
-picture, and `penalised` says so; if both are empty, Dice is 1 and the distances are 0. Not: components, surface Dice.
+In: two masks of one shape (2D or 3D; non-zero is foreground), the voxel size in mm.
+Out: overlap in [0, 1], distances in mm.
+Guarantees: exact Euclidean distances between voxel centres, over all voxels of a mask and not its
+surface alone (Taha & Hanbury 2015).
+Not covered: components, surface Dice.
+
+If one mask is empty, no distance exists: both are then the diagonal of the image, and `penalised`
+says so. If both are empty, Dice is 1 and the distances are 0.
 
 Definitions, P predicted, G true, d(x, Y) the distance from x to the nearest voxel of Y:
   Dice = 2|P∩G| / (|P| + |G|)
@@ -27,7 +31,10 @@ PERCENTILE = 95
 
 @dataclass(frozen=True)
 class Agreement:
-    """One predicted mask against the true one: `dice` in [0, 1], distances in mm, whether they are the empty-mask penalty."""
+    """One predicted mask against the true one: `dice` in [0, 1], distances in mm.
+
+    `penalised`: one mask was empty, so the distances are the diagonal.
+    """
 
     dice: float
     balanced_hausdorff_mm: float
@@ -39,11 +46,15 @@ def dice(predicted: Mask, true: Mask) -> float:
     """Return 2|P∩G| / (|P| + |G|); 1 if both are empty. Raises ValueError for different shapes."""
     p, g = _pair(predicted, true)
     total = int(p.sum()) + int(g.sum())
-    return 2 * int((p & g).sum()) / total if total else 1.0
+    if not total:
+        return 1.0
+    return 2 * int((p & g).sum()) / total
 
 
 def agreement(predicted: Mask, true: Mask, spacing_mm: float | Sequence[float] = 1.0) -> Agreement:
-    """Return all three measures. `spacing_mm`: voxel size, one number or one for each axis; raises ValueError if it is not
+    """Return all three measures.
+
+    `spacing_mm`: voxel size, one number or one for each axis. Raises ValueError if it is not
     positive or the shapes differ.
     """
     p, g = _pair(predicted, true)
@@ -53,7 +64,8 @@ def agreement(predicted: Mask, true: Mask, spacing_mm: float | Sequence[float] =
     if not p.any() or not g.any():
         diagonal = math.sqrt(sum((n * s) ** 2 for n, s in zip(p.shape, spacing, strict=True)))
         return Agreement(0.0, diagonal, diagonal, penalised=True)
-    from_true, from_predicted = _distances(g, p, spacing), _distances(p, g, spacing)
+    from_true = _distances(g, p, spacing)
+    from_predicted = _distances(p, g, spacing)
     balanced = 0.5 * (float(from_true.sum()) + float(from_predicted.sum())) / len(from_true)
     worst = max(float(np.percentile(d, PERCENTILE)) for d in (from_true, from_predicted))
     return Agreement(dice(p, g), balanced, worst, penalised=False)
@@ -80,11 +92,10 @@ def _pair(predicted: Mask, true: Mask) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 def _spacing(spacing_mm: float | Sequence[float], axes: int) -> tuple[float, ...]:
     """One positive size for each axis."""
-    sizes = (
-        tuple(map(float, spacing_mm))
-        if isinstance(spacing_mm, Sequence)
-        else (float(spacing_mm),) * axes
-    )
+    if isinstance(spacing_mm, Sequence):
+        sizes = tuple(map(float, spacing_mm))
+    else:
+        sizes = (float(spacing_mm),) * axes
     if len(sizes) != axes or not all(math.isfinite(s) and s > 0 for s in sizes):
         raise ValueError(f"spacing_mm: expected {axes} positive sizes, got {spacing_mm}")
     return sizes

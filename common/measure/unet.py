@@ -1,11 +1,12 @@
-"""The half U-Net that judges image + mask pairs: two 3×3 convolutions a level, one dial for size.
+"""The half U-Net that judges pairs of image and mask: two 3×3 convolutions a level.
 
-In: images [N, 1, H, W] float32, standardised, H and W divisible by 16. Out: logits [N, 1, H, W]; mask = logit > 0 (p > 0.5).
-Guaranteed: no buffers and no coupling of the items of a batch, so an image is segmented alike alone and in company; with width
-32 it has the 7,846,081 parameters of the network that Kossen et al. 2022 judged their pairs with (Livne et al. 2019: five levels
-32-64-128-256-512, upsampling by repetition). Not: normalisation layers, pretrained weights, volumes in 3D.
-
-Source: methods/dp-training.md 9.1; Ronneberger et al. 2015 with half the channels.
+In: images [N, 1, H, W] float32, standardised, H and W divisible by 16.
+Out: logits [N, 1, H, W]; the mask is logit > 0.
+Guarantees: no buffers and no coupling of the items of a batch, so an image is segmented alike alone
+and beside others. Width 32 has 7,846,081 parameters, as the network that Kossen et al. 2022 judged
+their pairs with (Livne et al. 2019).
+Not covered: normalisation layers, pretrained weights, volumes in 3D.
+Source: Ronneberger et al. 2015 with half the channels; five levels, upsampling by repetition.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ MULTIPLE_PX = 2 ** (LEVELS - 1)
 
 
 class Level(nn.Sequential):
-    """Two 3×3 convolutions with ReLU, dropout between them: [N, cin, H, W] → [N, cout, H, W]."""
+    """Two 3×3 convolutions with ReLU, dropout between them: [N, cin, H, W] to [N, cout, H, W]."""
 
     def __init__(self, cin: int, cout: int, dropout: float) -> None:
-        first, second = nn.Conv2d(cin, cout, 3, padding=1), nn.Conv2d(cout, cout, 3, padding=1)
+        first = nn.Conv2d(cin, cout, 3, padding=1)
+        second = nn.Conv2d(cout, cout, 3, padding=1)
         for layer in (first, second):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias if layer.bias is not None else torch.empty(0))
@@ -32,7 +34,10 @@ class Level(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Half U-Net: [N, 1, H, W] → logits [N, 1, H, W]. `width`: channels of the first level, doubled at each of five."""
+    """Half U-Net: [N, 1, H, W] to logits [N, 1, H, W].
+
+    `width`: channels of the first level, doubled at each of five.
+    """
 
     def __init__(self, width: int = 32, dropout: float = 0.0) -> None:
         super().__init__()
@@ -47,7 +52,8 @@ class UNet(nn.Module):
         """Return logits; raises ValueError unless height and width are divisible by 16."""
         if x.shape[-1] % MULTIPLE_PX or x.shape[-2] % MULTIPLE_PX:
             raise ValueError(
-                f"UNet: height and width must be divisible by {MULTIPLE_PX}, got {tuple(x.shape[-2:])}"
+                f"UNet: height and width must be divisible by {MULTIPLE_PX}, "
+                f"got {tuple(x.shape[-2:])}"
             )
         skips: list[Tensor] = []
         for i, level in enumerate(self.down):
@@ -60,9 +66,10 @@ class UNet(nn.Module):
 
 
 def dice_loss(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
-    """Return 1 − (2Σpg + s)/(Σp + Σg + s) over the whole batch, p = sigmoid(logits), g = masks in {0, 1}, s = `smooth`.
+    """Return 1 - (2Σpg + s)/(Σp + Σg + s) over the whole batch (Milletari et al. 2016).
 
-    Over the batch, not per image: an image without foreground then has no gradient of its own scale (Milletari et al. 2016).
+    p = sigmoid(logits), g = masks in {0, 1}, s = `smooth`. It is taken over the batch, so that an
+    image without foreground has no gradient of its own scale.
     """
     p = torch.sigmoid(logits)
     return 1 - (2 * (p * masks).sum() + smooth) / (p.sum() + masks.sum() + smooth)

@@ -18,7 +18,8 @@ import numpy as np
 
 from common.arrays import Images, Labels
 from common.measure import classifier
-from common.measure.classifier import Recipe, Scores
+from common.measure.classifier import Recipe
+from common.measure.scores import Scores, score_predictions
 from server.evaluate.findings import DOWNSTREAM, NOT_EVALUATED, Finding, missing
 
 SEEDS = 5
@@ -87,6 +88,7 @@ def downstream(
 
 
 def _score_findings(scores: Sequence[Scores], end: str, said: str) -> list[Finding]:
+    """Mean kappa, accuracy and macro-F1 over seeds."""
     kappas = [one.kappa for one in scores]
     accuracies = [one.accuracy for one in scores]
     f1 = [one.macro_f1 for one in scores]
@@ -156,7 +158,7 @@ def draw_as_many(released: Labelled, real: Labelled, seed: int) -> Labelled:
 
 def _score(train: Labelled, test: Labelled, classes: int, seed: int, recipe: Recipe) -> Scores:
     model = classifier.fit(train.images, train.labels, classes, seed=seed, recipe=recipe)
-    return classifier.scores(model.predict(test.images), test.labels, classes)
+    return score_predictions(model.predict(test.images), test.labels, classes)
 
 
 def _mean(name: str, values: Sequence[float], unit: str, how: str) -> Finding:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common.arrays import Labels, Pairs
+from common.measure import pair_segmenter
 from common.measure import pair_utility as utility
 from server.evaluate.comparison import halves
 from server.evaluate.findings import Finding, missing, with_interval
@@ -34,7 +35,7 @@ def evaluate_pairs(
     reference_pairs: Pairs | None,
     reference_patient_of: Labels | None,
     *,
-    recipe: utility.Recipe = utility.SMALL,
+    recipe: pair_segmenter.Recipe = pair_segmenter.SMALL,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Finding]:
@@ -81,7 +82,7 @@ def evaluate_pairs(
 
 
 def _findings(
-    synthetic: utility.Utility, real: utility.Utility, recipe: utility.Recipe
+    synthetic: utility.Utility, real: utility.Utility, recipe: pair_segmenter.Recipe
 ) -> list[Finding]:
     """Both results and their ratio."""
     how = (

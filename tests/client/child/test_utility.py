@@ -24,6 +24,7 @@ from client.state import config as site_config
 from client.state.folder import State
 from client.state.plans import Plans
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
+from common.measure import pair_segmenter
 from common.measure import pair_utility as common_utility
 from common.study.bundle import write_bundle
 from common.study.plan import Study
@@ -33,8 +34,8 @@ from kohort.console import run_typer
 from tests.studies import vessels_plan
 
 torch.set_num_threads(1)
-RECIPE = common_utility.Recipe(
-    width=8, epochs=3, batch_size=4, grid=(common_utility.Choice(0.0, 3e-3),)
+RECIPE = pair_segmenter.Recipe(
+    width=8, epochs=3, batch_size=4, grid=(pair_segmenter.Choice(0.0, 3e-3),)
 )
 
 
@@ -126,9 +127,9 @@ def test_the_cohort_is_opened_after_the_network_is_chosen(
 ) -> None:
     release, place, plans, _ = hospital
     order: list[str] = []
-    fit, opened = common_utility.fit, Cohort.open
+    fit, opened = pair_segmenter.fit, Cohort.open
 
-    def fits(pairs: np.ndarray, *rest: object, **named: object) -> common_utility.Segmenter:
+    def fits(pairs: np.ndarray, *rest: object, **named: object) -> pair_segmenter.Segmenter:
         order.append("fit")
         assert np.array_equal(pairs, blocks(24, 0))  # the released pairs and nothing else
         return fit(pairs, *rest, **named)  # type: ignore[arg-type]
@@ -137,7 +138,7 @@ def test_the_cohort_is_opened_after_the_network_is_chosen(
         order.append("cohort")
         return opened(folder)
 
-    monkeypatch.setattr(common_utility, "fit", fits)
+    monkeypatch.setattr(pair_segmenter, "fit", fits)
     monkeypatch.setattr(Cohort, "open", opens)
     utility.measure_release(release, place, plans, recipe=replace(RECIPE, epochs=1))
     assert order == ["fit", "cohort"]

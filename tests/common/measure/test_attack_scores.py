@@ -6,6 +6,14 @@ import pytest
 from common.measure import attack_scores
 
 
+def population(count: int, seed: int, dimension: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, dimension))
+
+
+MEMBERS = population(80, 0)
+OTHERS = population(60, 1)
+
+
 def test_nobody_is_compared_with_oneself_by_the_density_ratio() -> None:
     own = np.arange(60)
     seen, left_out = (

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from common.measure import pair_segmenter
 from common.measure import pair_utility as common_utility
 from server.evaluate import pair_utility as utility
 
 torch.set_num_threads(1)
-RECIPE = common_utility.Recipe(
-    width=8, epochs=6, batch_size=4, grid=(common_utility.Choice(0.0, 2e-3),)
+RECIPE = pair_segmenter.Recipe(
+    width=8, epochs=6, batch_size=4, grid=(pair_segmenter.Choice(0.0, 2e-3),)
 )
 
 
@@ -25,7 +26,7 @@ def blocks(count: int, seed: int) -> np.ndarray:
     return pairs
 
 
-def values(pairs: np.ndarray, recipe: common_utility.Recipe = RECIPE) -> dict[str, float | None]:
+def values(pairs: np.ndarray, recipe: pair_segmenter.Recipe = RECIPE) -> dict[str, float | None]:
     found = utility.evaluate_pairs(pairs, blocks(80, 1), np.repeat(np.arange(20), 4), recipe=recipe)
     return {f.name: f.value for f in found}
 

@@ -1,0 +1,51 @@
+"""Figures of predicted against true classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.arrays import Floats, Labels
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of one set of predictions; `recall` by class, NaN where the truth has none of it."""
+
+    accuracy: float
+    kappa: float
+    macro_f1: float
+    recall: tuple[float, ...]
+
+
+def score_predictions(predicted: Labels, truth: Labels, classes: int) -> Scores:
+    """Return the figures of predicted against true class indices [N]."""
+    table = np.zeros((classes, classes))
+    np.add.at(table, (truth, predicted), 1)
+    right = np.diag(table)
+    true = table.sum(1)
+    said = table.sum(0)
+    f1 = 2 * right / np.maximum(true + said, 1)
+    with np.errstate(invalid="ignore"):
+        recall = right / true
+    return Scores(
+        accuracy=float(right.sum() / len(truth)),
+        kappa=weighted_kappa(table),
+        macro_f1=float(f1[(true + said) > 0].mean()),
+        recall=tuple(recall.tolist()),
+    )
+
+
+def weighted_kappa(table: Floats) -> float:
+    """Return Cohen's kappa with quadratic weights (Cohen 1968); 0 where chance cannot err.
+
+    `table` [truth, predicted] holds counts.
+    """
+    places = np.arange(len(table))
+    weights = (places[:, None] - places[None]) ** 2
+    expected = np.outer(table.sum(1), table.sum(0)) / max(table.sum(), 1)
+    chance = float((weights * expected).sum())
+    if chance <= 0:
+        return 0.0
+    return 1 - float((weights * table).sum()) / chance
