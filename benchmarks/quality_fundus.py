@@ -93,7 +93,9 @@ def far(found: dict[str, float | None]) -> tuple[str, str]:
 def worth(found: dict[str, Any], as_many: float | None) -> tuple[str, ...]:
     """The cells of the classifier; `as_many`: kappa of as many real images."""
     share = "" if as_many is None else f"{found['kappa'] / max(as_many, 1e-9):.2f}"
-    kappa = f"{found['kappa']:.3f} ± {found['kappa_95']:.3f}"
+    kappa = f"{found['kappa']:.3f}"
+    if found["kappa_95"] is not None:  # one seed has no spread
+        kappa += f" ± {found['kappa_95']:.3f}"
     recall = " ".join(f"{r:.2f}" for r in found["recall"])
     return kappa, share, f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}", recall
 

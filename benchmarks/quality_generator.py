@@ -28,9 +28,10 @@ from torch.nn import functional as F
 
 from benchmarks import fundus_split, report
 from client.state.group_store import Group
-from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
+from client.synthesize.align import AlignmentPlan, align, gather_statistics, measure_patients, render
 from client.synthesize.group import Roster, form_groups, patient_codes, roster
-from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from client.synthesize.invert import Inversion, invert
+from client.synthesize.reference import InversionPlan, Reference, make_reference
 from common.arrays import Images
 from common.models.encoder import load_encoder
 from common.models.images import to_uint8, to_unit
@@ -49,6 +50,7 @@ MERGED = np.array([0, 1, 1, 2, 2])  # deploy/studies/fundus.yaml: none, mild-mod
 KEY = b"kohort-benchmark-quality-generator"
 SIZES = (5, 10, 20)
 STEPS = (0, 10, 20)
+INVERTED = "inversions of held-out"
 
 
 class Bench:
@@ -70,7 +72,7 @@ class Bench:
     @cached_property
     def known(self) -> Reference:
         """What the generator says before an image is seen."""
-        return reference(self.generator, self.encoder, self.plan, seeded(0))
+        return make_reference(self.generator, self.encoder, self.plan, seeded(0))
 
     @cached_property
     def members(self) -> Inversion:
@@ -115,7 +117,7 @@ class Bench:
         patients = measure_patients(
             photographs, self.members, self.who, self.critic, self.alignment
         )
-        statistics = gather(groups, patients, self.generator, self.alignment)
+        statistics = gather_statistics(groups, patients, self.generator, self.alignment)
         centroids = torch.stack([one.centroid for one in statistics])
         aligned = align(
             statistics, self.generator, self.critic, self.alignment, self.known.spread
@@ -179,7 +181,7 @@ def measured(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str, di
     rows = {
         "real (public), the floor": judge(people["public"].images),
         "samples": judge(bench.samples(len(people["heldout"]))),
-        "inversions of held-out": judge(to_uint8(heldout.reconstructions)),
+        INVERTED: judge(to_uint8(heldout.reconstructions)),
         "inversions of members": judge(to_uint8(bench.members.reconstructions)),
     }
     for k in sizes:
@@ -200,7 +202,7 @@ def plain_figures(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
     rows = {
         "real (public), the floor": judge(bench.people["public"].images),
         "samples": judge(bench.samples(len(heldout))),
-        "inversions of held-out": judge(to_uint8(seen))
+        INVERTED: judge(to_uint8(seen))
         | {f"error {q}": round(float(errors.quantile(q)), 4) for q in (0.5, 0.95, 1.0)},
     }
     codes = bench.encoder.invert(to_unit(members.images), bench.generator, 2).codes
@@ -310,7 +312,19 @@ def tables(result: dict[str, Any]) -> list[report.Table]:
         if part in first:
             rows = tuple((row, *cells(result, part, row, form)) for row in first[part])
             found.append(report.Table("", (title, *result), rows))
+    if any(key.startswith("error") for key in first["rows"].get(INVERTED, {})):
+        found.append(error_table(result))
     return found
+
+
+def error_table(result: dict[str, Any]) -> report.Table:
+    """The encoder's error on held-out photographs: median, 95 %, largest."""
+    rows = []
+    for label, quantile in (("median", 0.5), ("95 %", 0.95), ("largest", 1.0)):
+        errors = (one["rows"][INVERTED][f"error {quantile}"] for one in result.values())
+        rows.append((label, *(f"{error:.4f}" for error in errors)))
+    title = "Error of held-out photographs, encoder alone (RMSE of the range [0, 1])"
+    return report.Table(title, ("", *result), tuple(rows))
 
 
 def cells(result: dict[str, Any], part: str, row: str, form: str) -> list[str]:

@@ -1,29 +1,17 @@
 """The flow's benchmark runs, prints what its readers parse, and compares like with like; nothing here judges a time."""
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from benchmarks import flow, flow_layouts, flow_noise, flow_speed
+from common.models import glow_coupling
+
 torch.set_num_threads(1)
 
 
-def script() -> ModuleType:
-    """benchmarks/flow.py by its file: opacus installs a package named benchmarks."""
-    path = Path(__file__).parents[2] / "benchmarks" / "flow.py"
-    spec = importlib.util.spec_from_file_location("kohort_flow", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-flow = script()
 KEYS = {
     "dp_ratio", "dp_speedup_over_opacus_hooks", "train_over_normflows", "encode_over_normflows", "invert_over_normflows",
     "memory_over_normflows", "laplace_65k_s", "roundtrip_f32", "roundtrip_f64", "psnr_gain_b1_db", "out_of_range_b05",
@@ -73,12 +61,12 @@ class Halves(torch.nn.Module):
 def test_latents_of_a_standard_glow_are_standardised_by_its_own_gaussians_and_decode_exactly() -> (
     None
 ):
-    coder, x = flow.naive_of(Halves()), torch.rand(4, 1, 8, 8) - 0.5
+    coder, x = flow_noise.naive_of(Halves()), torch.rand(4, 1, 8, 8) - 0.5
     left, right = coder.encode(x)
     assert torch.allclose(left, (4 * x[..., :4] - 1) * math.exp(-0.5))
     assert torch.allclose(right, 4 * x[..., 4:] + 1)
     assert torch.allclose(coder.decode([left, right]), x, atol=1e-6)
-    raw = flow.noised(coder, x, 1.0, match=False)
+    raw = flow_noise.noised(coder, x, 1.0, match=False)
     assert float((raw - x).std()) == pytest.approx(
         2**0.5 / 4 * ((1 + math.exp(1.0)) / 2) ** 0.5, rel=0.15
     )
@@ -86,36 +74,38 @@ def test_latents_of_a_standard_glow_are_standardised_by_its_own_gaussians_and_de
 
 def test_what_is_no_number_is_black_and_counts_as_out_of_range() -> None:
     decoded = torch.tensor([[[[math.nan, math.inf, -math.inf, 0.25]]]], dtype=torch.float64)
-    assert flow.shown_as(decoded).flatten().tolist() == [-0.5, 0.5, -0.5, 0.25]
-    assert flow.shown_as(decoded, 0.0).flatten().tolist() == [0.0, 0.5, -0.5, 0.25]
-    assert flow.outside(decoded) == 0.75
-    assert flow.psnr(
+    assert flow_noise.shown_as(decoded).flatten().tolist() == [-0.5, 0.5, -0.5, 0.25]
+    assert flow_noise.shown_as(decoded, 0.0).flatten().tolist() == [0.0, 0.5, -0.5, 0.25]
+    assert flow_noise.outside(decoded) == 0.75
+    assert flow_noise.psnr(
         torch.full((1, 1, 2, 2), 0.1).double(), torch.zeros(1, 1, 2, 2)
     ) == pytest.approx(20.0)
 
 
 def test_nobody_is_both_learned_from_and_looked_at() -> None:
-    learned, shown = flow.radiographs(16, None)
+    learned, shown = flow_noise.radiographs(16, None)
     assert (len(learned), len(shown)) == (621, 128)
     assert not {x.numpy().tobytes() for x in learned} & {x.numpy().tobytes() for x in shown}
 
 
 def test_the_discs_have_the_noise_that_is_said() -> None:
-    apart = (flow.discs(64, 32, 0).double() - flow.discs(64, 32, 0, noise=0.0).double()) / 256
-    assert float(apart.std()) == pytest.approx(flow.DISC_NOISE, rel=0.05)
+    apart = (
+        flow_noise.discs(64, 32, 0).double() - flow_noise.discs(64, 32, 0, noise=0.0).double()
+    ) / 256
+    assert float(apart.std()) == pytest.approx(flow_noise.DISC_NOISE, rel=0.05)
 
 
 def test_the_packed_flow_is_the_flow() -> None:
-    model = flow.QUICK["speed"].flow()
-    x = flow.QUICK["speed"].images()
+    model = flow_layouts.QUICK["speed"].flow()
+    x = flow_layouts.QUICK["speed"].images()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        assert torch.allclose(flow.PackedGlow(model)(x), model(x), rtol=1e-4)
+        assert torch.allclose(flow_speed.PackedGlow(model)(x), model(x), rtol=1e-4)
 
 
 def test_another_bound_of_the_couplings_is_taken_back() -> None:
-    before = flow.glow_coupling.LOG_SCALE_BOUND
-    with flow.couplings_bounded_by(2.0):
-        assert flow.glow_coupling.LOG_SCALE_BOUND == 2.0
-    assert before == flow.glow_coupling.LOG_SCALE_BOUND == 0.5
+    before = glow_coupling.LOG_SCALE_BOUND
+    with flow_noise.couplings_bounded_by(2.0):
+        assert glow_coupling.LOG_SCALE_BOUND == 2.0
+    assert before == glow_coupling.LOG_SCALE_BOUND == 0.5
