@@ -5,6 +5,8 @@ import numpy as np
 from common.measure import pair_segmenter
 
 RECIPE = pair_segmenter.Recipe(
+    width=4, epochs=6, batch_size=8, grid=(pair_segmenter.Choice(0.0, 5e-3),)
+)
 
 
 def bars(count: int, seed: int) -> np.ndarray:

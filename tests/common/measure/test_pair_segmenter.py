@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from common.measure import pair_segmenter
-from tests.bars import RECIPE, bars, shuffled_masks
+from tests.bars import RECIPE, bars
 
 torch.set_num_threads(1)
-    width=4, epochs=6, batch_size=8, grid=(pair_segmenter.Choice(0.0, 5e-3),)
-)
 
 
 def test_the_best_epoch_and_configuration_are_those_of_the_validation_part() -> None:

@@ -14,8 +14,6 @@ from common.measure.segmentation import agreement
 from tests.bars import RECIPE, bars, shuffled_masks
 
 torch.set_num_threads(1)
-    width=4, epochs=6, batch_size=8, grid=(pair_segmenter.Choice(0.0, 5e-3),)
-)
 
 
 @pytest.fixture(scope="module")
