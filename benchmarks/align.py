@@ -29,6 +29,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg19
 
+from client.synthesize import features
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # opacus has a package benchmarks too
 
 from benchmarks import report
@@ -213,8 +215,8 @@ def light(repeats: int) -> float:
     codes = torch.randn(BATCH, generator.layer_count, LIGHT_LATENT)
     with torch.no_grad():
         image = generator.synthesis(codes)
-        contents = align.content_features(critic, image)
-        grams = align.window_grams(align.style_features(image), plan.windows)
+        contents = features.content_features(critic, image)
+        grams = features.window_grams(features.style_features(image), plan.windows)
     group = Group(tuple(f"patient-{i}" for i in range(K)), Stratum(0), K)
     rows = zip(codes, contents, grams, strict=True)
     targets = [

@@ -24,11 +24,18 @@ from benchmarks.average_people import Part
 from client.state.group_store import Group, Stratum
 from client.state.ledger import PracticeReservation
 from client.synthesize import anchors, partition
-from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, render
+from client.synthesize.align import (
+    AlignmentPlan,
+    align,
+    gather_statistics,
+    measure_patients,
+    render,
+)
 from client.synthesize.group import Mode, Roster, form_groups, patient_codes, roster
-from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
-from client.synthesize.metric import Metric, cells_in, points_of
-from client.synthesize.spread import directions_of
+from client.synthesize.invert import Inversion, invert
+from client.synthesize.metric import Metric, make_metric_cells, make_points
+from client.synthesize.reference import InversionPlan, Reference, make_reference
+from client.synthesize.spread import find_directions
 from common.arrays import Images, Labels
 from common.models.encoder import load_encoder
 from common.models.stylegan import load_critic, load_generator
@@ -101,7 +108,7 @@ class PreparedPart:
         """What the generator alone says."""
         assert self.networks.generator is not None and self.networks.encoder is not None
         random = torch.Generator().manual_seed(1)
-        return reference(
+        return make_reference(
             self.networks.generator, self.networks.encoder, self.inversion_plan, random
         )
 
@@ -130,7 +137,8 @@ class PreparedPart:
     @cached_property
     def seen(self) -> Inversion:
         """Every member image inverted, from a file where there is one."""
-        file, known = self.work / "inverted.npz", self.known
+        file = self.work / "inverted.npz"
+        known = self.known
         if not file.is_file():
             assert self.networks.generator is not None and self.networks.encoder is not None
             found = invert(
@@ -238,12 +246,12 @@ def made(ready: PreparedPart, row: str, k: int) -> Released:
 
 def grouped(ready: PreparedPart, mode: Mode, k: int, metric: Metric = "codes") -> tuple[Group, ...]:
     """The product's groups."""
-    cells = cells_in(ready.known, metric) if mode == "cells" else None
+    cells = make_metric_cells(ready.known, metric) if mode == "cells" else None
     codes = None
     if mode == "paper":
         codes = patient_codes(ready.seen.encoded.flatten(1).numpy(), ready.who)
     elif mode != "random":
-        codes = patient_codes(points_of(ready.known, ready.seen, metric), ready.who)
+        codes = patient_codes(make_points(ready.known, ready.seen, metric), ready.who)
     return form_groups(ready.who, k, mode, key=KEY, codes=codes, cells=cells).groups
 
 
@@ -259,15 +267,16 @@ def averaged(
     """
 
     def maker(ready: PreparedPart, k: int) -> Released:
-        generator, critic = ready.networks.generator, ready.networks.critic
+        generator = ready.networks.generator
+        critic = ready.networks.critic
         plan = ready.alignment_plan
         assert generator is not None and critic is not None
         groups = grouped(ready, mode, k, metric)
         patients = measure_patients(ready.part.members.images, ready.seen, ready.who, critic, plan)
-        statistics = gather(groups, patients, generator, plan)
+        statistics = gather_statistics(groups, patients, generator, plan)
         codes = align(statistics, generator, critic, plan, ready.known.spread).codes
         if directions:
-            codes = directions_of(ready.known, directions, k, mode, share).moved(codes)
+            codes = find_directions(ready.known, directions, k, mode, share).move_out(codes)
         return rendered(ready, codes, groups, outputs)
 
     return maker
@@ -312,7 +321,7 @@ def noised(ready: PreparedPart, k: int) -> Released:
         k,
         ANCHORS_THRESHOLD_DELTA,
     )
-    centres = anchors.cells_of(ready.known.samples, ready.known.whitening).centres
+    centres = anchors.make_cells(ready.known.samples, ready.known.whitening).centres
     cells = partition.Cells(centres[: mechanism.cells, : mechanism.components])
     means = anchors.noisy_means(
         who,

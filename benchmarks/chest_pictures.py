@@ -63,14 +63,16 @@ def curves(
         fill="black",
     )
     for i, (name, points) in enumerate(lines.items()):
-        colour, spots = COLOURS[i % len(COLOURS)], [place(*point) for point in sorted(points)]
+        colour = COLOURS[i % len(COLOURS)]
+        spots = [place(*point) for point in sorted(points)]
         draw.line(spots, fill=colour, width=3)
         for x, y in spots:
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)
         draw.line([(right + 10, 60 + 20 * i), (right + 30, 60 + 20 * i)], fill=colour, width=3)
         draw.text((right + 36, 54 + 20 * i), name, fill="black")
     for i, (name, auc) in enumerate(levels.items(), start=len(lines)):
-        colour, y = COLOURS[i % len(COLOURS)], place(2**low, auc)[1]
+        colour = COLOURS[i % len(COLOURS)]
+        y = place(2**low, auc)[1]
         for x in range(MARGIN, right, 12):
             draw.line([(x, y), (x + 6, y)], fill=colour, width=2)
         draw.line([(right + 10, 60 + 20 * i), (right + 18, 60 + 20 * i)], fill=colour, width=2)

@@ -113,7 +113,8 @@ def pneumonia(data: Path, test: str) -> tuple[People, People, People]:
         shown = np.stack([as_ingested(images[i], SIZE_PX) for i in fresh])
         return People(shown, labels.ravel()[fresh].astype(np.int64), np.arange(len(fresh)))
 
-    train, labels = arrays["train_images"], arrays["train_labels"]
+    train = arrays["train_images"]
+    labels = arrays["train_labels"]
     first = people(train[public], labels[public])
     patients = people(train[~public], labels[~public])
     return first, patients, people(arrays[f"{test}_images"], arrays[f"{test}_labels"])
@@ -157,7 +158,9 @@ class Releases:
     """The releases of one part's patients."""
 
     def __init__(self, public: People, patients: People, test: People, flow: Path) -> None:
-        self.public, self.patients, self.test = public, patients, test
+        self.public = public
+        self.patients = patients
+        self.test = test
         self.flow = Glow(SIZE_PX, 1, 3, 6, 32)
         load(self.flow, flow)
         self.flow.eval()
@@ -208,7 +211,8 @@ class Releases:
 
     def mechanism(self, row: Row) -> Latent:
         """The row's mechanism; without an epsilon that of a clip which hardly ever binds."""
-        epsilon, d = row.epsilon, row.coordinates
+        epsilon = row.epsilon
+        d = row.coordinates
         if row.kind == "gaussian" and epsilon is not None:
             return LatentGaussian(d, row.k, "random", epsilon, DELTA)
         if row.kind == "privunit" and epsilon is not None:
@@ -235,7 +239,7 @@ def noised_means(
     for members in groups:
         each = [steps.quantise(clipped[i], mechanism) for i in members]
         if private:
-            means.append(steps._noised_mean(each, mechanism, noise))
+            means.append(steps._draw_mean(each, mechanism, noise))
         else:
             means.append(np.sum(each, axis=0) * (mechanism.lattice_step / len(each)))
     return means

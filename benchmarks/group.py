@@ -133,7 +133,8 @@ def against_naive(count: int, k: int, repeats: int) -> dict[str, float | bool]:
 
 def swap_gain(points: Floats, k: int) -> float:
     """Squared error after swaps as a share of that before."""
-    before, after = partition.greedy(points, k), partition.greedy_swapped(points, k)
+    before = partition.greedy(points, k)
+    after = partition.greedy_swapped(points, k)
     return round(squared_error(points, after) / squared_error(points, before), 3)
 
 

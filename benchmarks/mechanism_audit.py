@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from benchmarks import report
-from client.synthesize.privatize import clip, noised_sums, quantise
+from client.synthesize.privatize import add_noise, clip, quantise
 from common.arrays import Floats
 from common.privacy.latent_mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.noise import Noise, NoiseSource
@@ -55,7 +55,8 @@ class Subject:
 def lower_bound(subject: Subject, draws: int, noise: Noise) -> float:
     """A lower bound on epsilon at 99.9 % confidence, from `draws` releases of each latent."""
     count = draws // subject.share
-    own, other = subject.draw(count, 0, noise), -subject.draw(count, 1, noise)
+    own = subject.draw(count, 0, noise)
+    other = -subject.draw(count, 1, noise)
     bounds = [_one_way(own, -other, subject.delta), _one_way(other, -own, subject.delta)]
     return max(0.0, *bounds)
 
@@ -71,7 +72,8 @@ def _one_way(own: Floats, other: Floats, delta: float) -> float:
 def _bound(true: NDArray[np.bool_], false: NDArray[np.bool_], delta: float) -> float:
     """log((least true rate - delta) / largest false rate), each at 99.95 % (Clopper, Pearson)."""
     tail = (1 - CONFIDENCE) / 2
-    hits, alarms = int(true.sum()), int(false.sum())
+    hits = int(true.sum())
+    alarms = int(false.sum())
     least = float(beta.ppf(tail, hits, len(true) - hits + 1)) if hits else 0.0
     most = (
         float(beta.ppf(1 - tail, alarms + 1, len(false) - alarms)) if alarms < len(false) else 1.0
@@ -92,7 +94,7 @@ def shipped(
 
     def draw(n: int, side: int, noise: Noise) -> Floats:
         return ratio(
-            noised_sums(np.repeat(latents[side : side + 1], n, axis=0), noisy, noise),
+            add_noise(np.repeat(latents[side : side + 1], n, axis=0), noisy, noise),
             latents,
             noisy,
         )
@@ -152,7 +154,8 @@ def box(epsilon: float) -> LatentLaplace:
 
 def broken(epsilon: float) -> list[Subject]:
     """CADP's three bugs and two more, each claiming `epsilon` per image."""
-    half, gauss = ball(epsilon), LatentGaussian(D, 1, "random", epsilon, DELTA)
+    half = ball(epsilon)
+    gauss = LatentGaussian(D, 1, "random", epsilon, DELTA)
     per_coordinate = replace(half, clip="box", radius=3.0, scale=2 * 3.0 / epsilon)
     return [
         batch_norm(epsilon),
@@ -207,7 +210,8 @@ def deaf(epsilon: float) -> Subject:
 
 def float_laplace(epsilon: float) -> Subject:
     """Scale right, arithmetic wrong: which float64 numbers x + b log(u) reaches depends on x."""
-    ends, scale = np.array([1.0, -1.0]), 2.0 / epsilon
+    ends = np.array([1.0, -1.0])
+    scale = 2.0 / epsilon
 
     def draw(n: int, side: int, noise: Noise) -> Floats:
         uniform = ((noise.uniform_u64(n) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

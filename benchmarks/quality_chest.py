@@ -115,7 +115,9 @@ def linkage(releases: Releases, made: Release, row: Row) -> dict[str, float]:
     """
     basis = releases.basis(32, "all")
     released = basis.reduce(latents.encode_images(made.images, releases.flow))
-    nearest = np.argsort(attack_scores.distances(released, basis.reduce(releases.codes)), axis=1)[:, :10]
+    nearest = np.argsort(attack_scores.distances(released, basis.reduce(releases.codes)), axis=1)[
+        :, :10
+    ]
     hits = np.array(
         [np.isin(found, members) for found, members in zip(nearest, made.members, strict=True)]
     )

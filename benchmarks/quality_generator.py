@@ -28,7 +28,13 @@ from torch.nn import functional as F
 
 from benchmarks import fundus_split, report
 from client.state.group_store import Group
-from client.synthesize.align import AlignmentPlan, align, gather_statistics, measure_patients, render
+from client.synthesize.align import (
+    AlignmentPlan,
+    align,
+    gather_statistics,
+    measure_patients,
+    render,
+)
 from client.synthesize.group import Roster, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, invert
 from client.synthesize.reference import InversionPlan, Reference, make_reference

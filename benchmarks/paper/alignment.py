@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from client.synthesize.align import window_grams
-from client.synthesize.invert import Adam
+from client.synthesize.descent import CodeDescent
+from client.synthesize.features import window_grams
 from common.errors import ConfigurationError
 
 Features = Callable[[Tensor], Tensor]
@@ -125,7 +125,7 @@ def paper_align(centroids: Tensor, targets: PaperTargets, loss: PaperLoss) -> tu
     """
     codes = centroids.clone().requires_grad_()
     history = []
-    adam = Adam(codes)
+    adam = CodeDescent(codes)
     steps = loss.plan.steps
     for step in range(steps):
         value = loss(codes, targets)

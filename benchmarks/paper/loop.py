@@ -122,7 +122,8 @@ class PaperLoop:
             seen = layer(seen)
             if index == CONV1_2:
                 features = seen
-        p, found = self.plan.windows, []
+        p = self.plan.windows
+        found = []
         size = features.shape[2] // p
         for row in range(p):
             for column in range(p):
@@ -161,7 +162,8 @@ class PaperLoop:
         """The code after all steps, and the loss before each; torch's Adam with the paper's
         schedule.
         """
-        code, history = centroid.clone().requires_grad_(), []
+        code = centroid.clone().requires_grad_()
+        history = []
         adam = torch.optim.Adam([code], betas=(0.9, 0.999), lr=self.plan.learning_rate)
         for step in range(self.plan.steps):
             t = step / self.plan.steps

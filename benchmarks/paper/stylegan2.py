@@ -23,7 +23,9 @@ from common.models.stylegan import layer_count
 from common.models.winograd import conv3x3
 
 GAIN = math.sqrt(2)
-CHANNEL_BASE, MOST_CHANNELS, LATENT = 32_768, 512, 512
+CHANNEL_BASE = 32_768
+MOST_CHANNELS = 512
+LATENT = 512
 
 
 class PaperLayer(nn.Module):
@@ -69,7 +71,9 @@ class PaperGenerator(nn.Module):
         most_channels: int = MOST_CHANNELS,
     ) -> None:
         super().__init__()
-        self.size_px, self.latent, self.layer_count = size_px, latent, layer_count(size_px)
+        self.size_px = size_px
+        self.latent = latent
+        self.layer_count = layer_count(size_px)
         resolutions = [2**i for i in range(2, int(math.log2(size_px)) + 1)]
         wide = [max(1, min(base // r, most_channels)) for r in resolutions]
         self.constant = nn.Parameter(torch.randn(1, wide[0], 4, 4))
@@ -96,7 +100,9 @@ class PaperGenerator(nn.Module):
             raise ConfigurationError(
                 f"paper generator: expected a code {expected}, got {list(wplus.shape)}"
             )
-        x, gain, image = self.constant.expand(len(wplus), -1, -1, -1), 1.0, None
+        x = self.constant.expand(len(wplus), -1, -1, -1)
+        gain = 1.0
+        image = None
         for position, (layer, row) in enumerate(self.layers()):
             x = _styled(layer, x, wplus[:, row], gain, up=position % 2 == 1)
             gain = GAIN  # of the activation before, folded into this layer's style

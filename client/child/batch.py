@@ -33,22 +33,29 @@ from client.child.rosters import (
     person_names,
     roster_of,
 )
-from client.egress.audit import contact_sheet
+from client.egress.contact_sheet import contact_sheet
 from client.egress.evidence import Evidence
 from client.egress.review import SHEET
 from client.learn import train_encoder
 from client.state.group_store import Group, Stratum
 from client.state.jobs import EVIDENCE, OUTPUT, WEIGHTS_CAP_BYTES
-from client.synthesize.align import AlignmentPlan, align, gather, measure_patients, outputs
-from client.synthesize.anchors import cells_of, noisy_means
+from client.synthesize.align import (
+    AlignmentPlan,
+    align,
+    gather_statistics,
+    measure_patients,
+    render_outputs,
+)
 from client.synthesize.anchors import images as decoded
+from client.synthesize.anchors import make_cells, noisy_means
 from client.synthesize.group import Roster, patient_codes
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
-from client.synthesize.inversion_sheet import inversion_sheet
-from client.synthesize.invert import Inversion, InversionPlan, Reference, invert, reference
+from client.synthesize.inversion_sheet import draw_sheet
+from client.synthesize.invert import Inversion, invert
 from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
-from client.synthesize.spread import directions_of
+from client.synthesize.reference import InversionPlan, Reference, make_reference
+from client.synthesize.spread import find_directions
 from common.errors import PolicyError
 from common.models.encoder import load_encoder
 from common.privacy.events import anchors_event, latent_event
@@ -99,13 +106,13 @@ def invert_cohort(batch: Batch, random: torch.Generator) -> tuple[Reference, Inv
     encoder = load_encoder(trained, plan.width, gan.latent, intake.size_px, intake.channels)
     # (2) invert every image of the cohort
     constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
-    known = reference(generator, encoder, constants, random)
+    known = make_reference(generator, encoder, constants, random)
     if batch.synthesis.anchors:
         # not even rounding may depend on who else is in the cohort
         constants = replace(constants, batch=1)
     images = np.asarray(batch.cohort.images)
     found = invert(images, generator, encoder, constants, known, batch.progress)
-    atomic_write(batch.folder / INVERSIONS, inversion_sheet(images, found), mode=0o600)
+    atomic_write(batch.folder / INVERSIONS, draw_sheet(images, found), mode=0o600)
     return known, found
 
 
@@ -157,14 +164,14 @@ def align_groups(
     who = who.without(set(who.pseudonyms) - members)
     # statistics of k patients or more, then codes that match them
     patients = measure_patients(np.asarray(batch.cohort.images), found, who, critic, constants)
-    statistics = gather(groups, patients, generator, constants)
+    statistics = gather_statistics(groups, patients, generator, constants)
     codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
     if plan.spread_directions:
-        directions = directions_of(
+        directions = find_directions(
             known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share
         )
-        codes = directions.moved(codes)
-    stacks = outputs(codes, plan.outputs_per_group, generator, random)
+        codes = directions.move_out(codes)
+    stacks = render_outputs(codes, plan.outputs_per_group, generator, random)
     candidates: list[Candidate] = []
     for images in stacks:
         candidates += [Candidate(images[row], group, False) for row, group in enumerate(groups)]
@@ -213,7 +220,7 @@ def publish_cells(
     who = unfrozen_roster(batch, found)
     components = mechanism.components
     codes = patient_codes(known.whitening(found.encoded.numpy())[:, :components], who)
-    centres = cells_of(known.samples, known.whitening).centres
+    centres = make_cells(known.samples, known.whitening).centres
     cells = Cells(centres[: batch.study.cells_per_stratum, :components])
     # (4, 5) publish noisy means, decode them
     strata = all_strata(batch)

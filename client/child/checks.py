@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from client.child.inputs import Batch
-from client.egress.audit import AuditReport, Code, audit, gives_away_members
+from client.egress.audit import AuditReport, Code, audit
+from client.egress.membership import gives_away_members
 from client.state.group_store import Group
 from common.arrays import Images
 from common.errors import PolicyError

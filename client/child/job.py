@@ -47,7 +47,7 @@ ORPHANED = 70  # exit code when the parent is gone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do the job in the folder that the command line names; returns 0 or the refusal's exit code."""
+    """Do the job in the folder on the command line; returns 0, or the refusal's exit code."""
     folder = Path((arguments or sys.argv[1:])[0])
     secret = bytes.fromhex(sys.stdin.readline().strip())
     end_with_parent(signal.SIGKILL)

@@ -20,8 +20,9 @@ from client.ingest.cohort import Cohort
 from client.state.group_store import Group, Grouping, GroupStore
 from client.state.jobs import GROUPS
 from client.synthesize.group import Roster, patient_codes, regroup, roster
-from client.synthesize.invert import Inversion, Reference
-from client.synthesize.metric import cells_in, points_of
+from client.synthesize.invert import Inversion
+from client.synthesize.metric import make_metric_cells, make_points
+from client.synthesize.reference import Reference
 from common.errors import PolicyError
 from common.storage.files import read_capped
 
@@ -47,9 +48,9 @@ def group_patients(
         else:
             known, found = inverted
             who = roster_of(batch, names, found.accepted)
-            codes = patient_codes(points_of(known, found, batch.synthesis.group_by), who)
+            codes = patient_codes(make_points(known, found, batch.synthesis.group_by), who)
             if mode == "cells":
-                cells = cells_in(known, batch.synthesis.group_by)
+                cells = make_metric_cells(known, batch.synthesis.group_by)
         k = batch.synthesis.k
         grouping = regroup(store, who, k, mode, key=batch.secret, codes=codes, cells=cells)
     if not grouping.groups:

@@ -1,1 +1,1 @@
-"""Private training on one site."""
+"""Trains on one site with private steps; nothing else applies a gradient of a patient."""

@@ -1,15 +1,15 @@
-"""Clips one gradient per patient and rounds it to the lattice C·2^-24; sums the integers exactly.
+"""Clips one gradient per patient, rounds it to the lattice C·2^-24, and sums the integers exactly.
 
 In: fp32 rows [c, d], one per patient; the clip norm C. Out: integers, in lattice steps.
-Guaranteed, for whatever the rows hold (NaN, infinities and 3e38 included):
+Guarantees, for whatever the rows hold (NaN, infinities and 3e38 included):
   1. non-finite entries become 0
   2. each row's integers have an L2 norm of at most 2^24, so one patient moves the sum by at most C
   3. the sum is exact (int64), whatever the grouping and order of the rows
-Why 2: the norm n is taken in fp64 and the row multiplied in fp32 by s = min(1, (1 - eta)·C/n)·2^24/C, itself rounded to fp32: two
-roundings of 2^-24 each. With eta = max(1e-4, 2·sqrt(d)·2^-25): (1 - eta)(1 + 2^-23)·2^24 + sqrt(d)/2 <= 2^24.
-Not: how the rows were made (patient_gradients.py), noise (private_step.py).
+Not covered: how the rows were made (patient_gradients.py), noise (private_step.py).
 
-Source: methods/dp-training.md, section 2.
+Why 2 holds: the norm n is taken in fp64, and the row is multiplied in fp32 by s = min(1, (1 -
+eta)·C/n)·2^24/C, itself rounded to fp32. These are two roundings of 2^-24 each. With eta =
+max(1e-4, 2·sqrt(d)·2^-25): (1 - eta)(1 + 2^-23)·2^24 + sqrt(d)/2 <= 2^24.
 """
 
 import math
@@ -29,7 +29,10 @@ EXACT_ROWS = 127  # each entry is at most 2^24: as many stay below 2^31
 
 
 class LatticeSum:
-    """The exact sum of clipped, rounded rows: `total` int64 [d]. Buffers are kept from step to step."""
+    """The exact sum of clipped, rounded rows: `total` int64 [d].
+
+    Buffers are kept from step to step.
+    """
 
     def __init__(self, dimension: int, clip: float, device: torch.device) -> None:
         check_clip(clip)
@@ -44,8 +47,10 @@ class LatticeSum:
     def add(self, rows: Tensor) -> None:
         """Add fp32 [c, d]; the rows are overwritten."""
         for part in torch.split(rows, EXACT_ROWS):
+            # (1, 2) clip: one factor a row
             factors = _factors(part, self._clip)[:, None]
             for at in range(0, part.shape[1], BLOCK):
+                # (3) round, and sum integers
                 block = part[:, at : at + BLOCK]
                 integers = self._scratch(block).copy_(block.mul_(factors).round_())
                 self.total[at : at + BLOCK] += integers.sum(0, dtype=torch.int32)
@@ -57,7 +62,10 @@ class LatticeSum:
 
 
 def to_lattice(gradients: Tensor, clip: float) -> Tensor:
-    """The lattice vectors of fp32 rows [c, d] one by one, as fp64 [c, d] of integers; the rows stay as they are."""
+    """Return the lattice vectors of fp32 rows [c, d] one by one, as fp64 [c, d] of integers.
+
+    The rows stay as they are.
+    """
     check_clip(clip)
     rows = gradients.clone()
     factors = _factors(rows, clip)
@@ -71,7 +79,7 @@ def check_clip(clip: float) -> None:
 
 
 def _factors(rows: Tensor, clip: float) -> Tensor:
-    """What each row is multiplied with, fp32 [c]; non-finite entries of `rows` become 0 in place."""
+    """The factor of each row, fp32 [c]; non-finite entries of `rows` become 0 in place."""
     norms = _norms(rows)
     if not bool(torch.isfinite(norms).all()):  # finite exactly when every fp32 entry is
         torch.nan_to_num_(rows, nan=0.0, posinf=0.0, neginf=0.0)
@@ -87,13 +95,12 @@ def _norms(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return norms
-    block = np.empty(
-        min(BLOCK, rows.shape[1])
-    )  # on a CPU, three times as fast as torch's conversion while reducing
-    squares = [
-        sum(_square(part, block) for part in np.split(row, range(BLOCK, len(row), BLOCK)))
-        for row in rows.numpy()
-    ]
+    # on a CPU, three times as fast as torch's conversion while reducing
+    block = np.empty(min(BLOCK, rows.shape[1]))
+    squares = []
+    for row in rows.numpy():
+        parts = np.split(row, range(BLOCK, len(row), BLOCK))
+        squares.append(sum(_square(part, block) for part in parts))
     return torch.tensor(squares, dtype=torch.float64).sqrt_()
 
 

@@ -1,10 +1,13 @@
-"""The linter of the private step: which modules may stand inside a per-patient loss.
+"""Checks that no module inside a per-patient loss can couple the patients of a batch.
 
-In: a module. Out: nothing, or every problem at once: which layer, what is wrong with it, what to use instead.
-Guaranteed: all modules at any depth are known to treat each example alone: exact classes of `PER_EXAMPLE`, classes of
-common.models, and classes marked with a true class attribute `per_example` of their own. Refused: batch norm in any form, tracked
-instance norm, buffers (so both spectral norms), parametrizations, hooks, in-place activations, dropout, the unknown.
-Not: a coupling written by hand into a marked class's forward; the probe on random items finds most (`probe_shape`).
+In: a module. Out: nothing, or every problem at once: which layer, what is wrong, what to use
+instead.
+Guarantees: all modules at any depth are known to treat each example alone: classes of
+`PER_EXAMPLE`, classes of common.models, and classes with a true class attribute `per_example` of
+their own. Refused: batch norm, tracked instance norm, buffers (so both spectral norms),
+parametrizations, hooks, in-place activations, dropout, unknown ones.
+Not covered: a coupling written by hand into a marked class's forward; the probe on random items
+finds most.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +19,46 @@ from torch import Tensor, nn
 from common.errors import ConfigurationError
 
 PER_EXAMPLE: tuple[type[nn.Module], ...] = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
-    nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-    nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-    nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.Flatten, nn.Unflatten, nn.Identity,
-    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid,
-    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict,
-)  # fmt: skip
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.Upsample,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Identity,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Mish,
+    nn.Softplus,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.ParameterList,
+    nn.ParameterDict,
+)
 
 
 INSTEAD: tuple[tuple[type[nn.Module], str, str], ...] = (
@@ -52,18 +88,20 @@ UNKNOWN = (
 
 
 def check_model(module: nn.Module, probe_shape: Sequence[int] | None = None) -> None:
-    """Raise `ConfigurationError` (E-MODEL, all problems at once) unless no submodule can couple the patients of a batch.
+    """Raise `ConfigurationError` (E-MODEL, all problems at once) if a submodule can couple
+    patients.
 
-    `probe_shape` ([C, H, W] of one input): also requires that an item's output alone equals its output in a batch (1e-5).
+    `probe_shape`, [C, H, W] of one input: an item's output alone must equal its output in a batch
+    (to 1e-5).
     """
-    problems = [
-        f"{name or 'model'}: {type(part).__name__} {wrong}: use {instead}"
-        for name, part in module.named_modules()
-        for wrong, instead in _problems(part)
-    ]
+    problems = []
+    for name, part in module.named_modules():
+        for wrong, instead in _problems(part):
+            problems.append(f"{name or 'model'}: {type(part).__name__} {wrong}: use {instead}")
     if not problems and probe_shape is not None and not _is_per_example(module, probe_shape):
         problems = [
-            "model: an item's output changes with the other items of its batch: use layers that see one item"
+            "model: an item's output changes with the other items of its batch: "
+            "use layers that see one item"
         ]
     if problems:
         raise ConfigurationError(
@@ -82,10 +120,8 @@ def _problems(part: nn.Module) -> Iterator[tuple[str, str]]:
     if nn.utils.parametrize.is_parametrized(part):
         yield "has parametrized weights (new spectral or weight norm?)", "plain weights"
     elif tracked or batch_norm or not (kind in PER_EXAMPLE or _is_marked(kind)):
-        yield next(
-            ((wrong, instead) for base, wrong, instead in INSTEAD if isinstance(part, base)),
-            UNKNOWN,
-        )
+        known = [(wrong, instead) for base, wrong, instead in INSTEAD if isinstance(part, base)]
+        yield known[0] if known else UNKNOWN
     if any(True for _ in part.buffers(recurse=False)):
         yield "keeps a buffer", "no buffers: what the model keeps is a parameter or a constant"
     if getattr(part, "inplace", False):
@@ -107,19 +143,15 @@ def _is_marked(kind: type[nn.Module]) -> bool:
 def _is_per_example(module: nn.Module, shape: Sequence[int]) -> bool:
     """Whether each of four random items has the same output alone as together."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    items = (
-        torch.randn((4, *shape), generator=torch.Generator().manual_seed(0)).clamp(-1, 1).to(device)
-    )
+    draw = torch.Generator().manual_seed(0)
+    items = torch.randn((4, *shape), generator=draw).clamp(-1, 1).to(device)
     together = _tensors(module(items))
     alone = zip(*(_tensors(module(items[i : i + 1])) for i in range(4)), strict=True)
-    return all(
-        bool(
-            torch.allclose(
-                torch.cat(parts), whole, rtol=1e-5, atol=1e-5 * max(1.0, float(whole.abs().max()))
-            )
-        )
-        for parts, whole in zip(alone, together, strict=True)
-    )
+    for parts, whole in zip(alone, together, strict=True):
+        tolerance = 1e-5 * max(1.0, float(whole.abs().max()))
+        if not torch.allclose(torch.cat(parts), whole, rtol=1e-5, atol=tolerance):
+            return False
+    return True
 
 
 def _tensors(output: Any) -> list[Tensor]:

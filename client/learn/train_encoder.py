@@ -1,13 +1,15 @@
 """Trains the inversion encoder on samples of the private generator, on site.
 
-In: the generator's weights (differentially private, or public), the encoder's starting weights, the plan.
+In: the generator's weights (differentially private, or public), the encoder's starting weights, the
+plan.
 Out: the encoder's weights, float32 `encoder.*`; they stay on the site.
-Guaranteed: post-processing. The signature takes no cohort; every training pair is (w, G(w)) for a fresh latent, so the
-encoder costs no privacy budget and can remember no patient.
-Not: an encoder that is exact on photographs; they are off the distribution that it was trained on (invert.py measures).
+Guarantees: post-processing. No argument holds a cohort; every training pair is (w, G(w)) for a
+fresh latent, so the encoder costs no privacy budget.
+Not covered: exactness on photographs, which are off its training distribution (invert.py measures
+it).
 
-Loss of a pair with ŵ the code found: ‖w − ŵ‖² + L1 of pixels + L1 of their differences between neighbours
-(methods/ksalsa.md 3.1; the neighbour term stands for the critic's features, which a site may not have).
+Loss of a pair with ŵ the code found: ‖w − ŵ‖² + L1 of pixels + L1 of their differences between
+neighbours. The neighbour term stands for the critic's features.
 """
 
 from collections.abc import Callable
@@ -42,10 +44,11 @@ def train(
     *,
     draw: torch.Generator | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """The encoder's weights, `encoder.*`, after the plan's steps from `encoder_weights` ({} = torch's random values).
+    """Return the encoder's weights, `encoder.*`, after the plan's steps from `encoder_weights`.
 
-    `draw`: the stream of latents, by default a fresh one. Raises ConfigurationError for a plan without generator or
-    encoder, RefusedError for weights that do not fit it.
+    Empty `encoder_weights` mean torch's random values. `draw`: the stream of latents, by default a
+    fresh one. Raises ConfigurationError for a plan without generator or encoder, RefusedError for
+    weights that do not fit it.
     """
     gan = study.models.gan
     plan = study.models.encoder
@@ -66,16 +69,16 @@ def train(
     adam = Adam(parameters, plan.learning_rate, BETAS)
 
     for step in range(plan.steps):
-        # Codes as the prior makes them, mixed by layers' averages, and what the generator makes of them.
-        codes, images = pairs(generator, draw)
+        # draw codes from the prior, and their images
+        codes, images = draw_pairs(generator, draw)
 
-        # One residual step, from the start code or from where earlier iterations have led.
-        start, seen = earlier(
-            encoder, generator, images, int(torch.randint(plan.iterations, (), generator=draw))
-        )
+        # one residual step, from the start code or from where earlier iterations led
+        iterations = int(torch.randint(plan.iterations, (), generator=draw))
+        start, seen = iterate(encoder, generator, images, iterations)
         found = start + encoder(images, seen)
         loss = pair_loss(codes, found, images, generator.synthesis(found))
 
+        # update the encoder
         gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         adam.step(dict(zip(parameters, gradients, strict=True)))
         progress(step + 1, plan.steps)
@@ -83,24 +86,25 @@ def train(
 
 
 @torch.no_grad()
-def pairs(generator: Generator, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Codes [B, L, latent] and their images: half from the prior, half means of 2 to 5 of its codes, as groups are."""
+def draw_pairs(generator: Generator, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return codes [B, L, latent] and their images.
+
+    Half from the prior, half means of 2 to 5 of its codes.
+    """
     counts = torch.randint(2, LARGEST_AVERAGE + 1, (BATCH // 2,), generator=draw).tolist()
-    w = generator.mapping(
-        torch.randn(BATCH - len(counts) + sum(counts), generator.latent, generator=draw)
-    )
-    single, *several = w.split([BATCH - len(counts), *counts])
-    codes = generator.broadcast(
-        torch.cat([single, *(part.mean(0, keepdim=True) for part in several)])
-    )
+    singles = BATCH - len(counts)
+    z = torch.randn(singles + sum(counts), generator.latent, generator=draw)
+    single, *several = generator.mapping(z).split([singles, *counts])
+    means = [part.mean(0, keepdim=True) for part in several]
+    codes = generator.broadcast(torch.cat([single, *means]))
     return codes, generator.synthesis(codes, draw)
 
 
 @torch.no_grad()
-def earlier(
+def iterate(
     encoder: Encoder, generator: Generator, images: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Codes and reconstructions after `iterations` ≥ 0 residual steps."""
+    """Return codes and reconstructions after `iterations` ≥ 0 residual steps."""
     if iterations:
         inverted = encoder.invert(images, generator, iterations)
         return inverted.codes, inverted.reconstructions
@@ -109,7 +113,7 @@ def earlier(
 
 
 def pair_loss(codes: Tensor, found: Tensor, images: Tensor, rebuilt: Tensor) -> Tensor:
-    """The loss of the module's header, averaged over the batch."""
+    """Return the loss of a pair (module docstring), averaged over the batch."""
     gap = rebuilt - images
     neighbours = gap.diff(dim=2).abs().mean() + gap.diff(dim=3).abs().mean()
     return (

@@ -1,9 +1,10 @@
 """The processes of one host that share a private step, one GPU each.
 
-Guaranteed: rank 0 alone draws coins and noise; the others see the coins (inside the host), work their share of the drawn
-patients, and receive the finished update. Sums are int64 and therefore exact, whatever the number of processes.
-Not: several hosts (what they would exchange is private: drawn patients, sums before noise), or a process that dies: the others
-then fail at the group's timeout and the round's reservation stays spent.
+Guarantees: rank 0 alone draws coins and noise; the others see the coins, work their share of the
+drawn patients, and receive the finished update. Sums are int64 and therefore exact, whatever the
+number of processes.
+Not covered: several hosts, which would exchange private values; a process that dies: the others
+fail at the group's timeout, and the round's reservation stays spent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor
 
 
 class Workers:
-    """A torch.distributed process group (the default group if None), or with `alone` no group at all."""
+    """A torch.distributed process group (the default group if None), or with `alone` no group at
+    all.
+    """
 
     def __init__(self, group: Any = None, *, alone: bool = False) -> None:
         self._group = group
@@ -26,21 +29,21 @@ class Workers:
 
     @property
     def first(self) -> bool:
-        """Whether this process draws coins and noise."""
+        """Return whether this process draws coins and noise."""
         return self.rank == 0
 
     def share(self, patients: Sequence[int]) -> list[int]:
-        """This process's part of the drawn patients."""
+        """Return this process's part of the drawn patients."""
         return list(patients[self.rank :: self.size])
 
     def from_first(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor, on every rank; elsewhere `tensor` gives shape and dtype."""
+        """Return rank 0's tensor on every rank; elsewhere `tensor` gives shape and dtype."""
         if not self._alone:
             dist.broadcast(tensor, group=self._group, group_src=0)
         return tensor
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Return the sum over all ranks, in place."""
         if not self._alone:
             dist.all_reduce(tensor, dist.ReduceOp.SUM, group=self._group)
         return tensor

@@ -1,1 +1,1 @@
-"""From a cohort to k-anonymous images."""
+"""Turns a cohort into k-anonymous images; nothing here sends or stores what leaves."""

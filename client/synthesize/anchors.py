@@ -1,16 +1,24 @@
-"""Cells around public generator latents, and the averages of mode `anchors`: (epsilon, delta)-DP and at least k at once.
+"""The averages of mode `anchors`: (epsilon, delta)-DP, and of at least k patients, at once.
 
-In: codes of generator samples, the plan's mechanism, a ledger's reservation, and the patients' whitened codes. Out: noisy
-mean codes of the cells that may be published, each with its `Group`. Guaranteed (numbers in the code and the tests):
- 1. the reservation is this mechanism's and is taken before the first draw; noise that repeats itself is for tests alone
- 2. a patient's code is cut to the radius R and put on the lattice toward zero, so its norm is at most R = 2^24 steps
- 3. a patient is in one cell: the nearest anchor of the patient's own stratum, whoever the others are
- 4. sums and counts are exact (int64); every declared cell gets its noise, empty or not, in declared order
- 5. published: true count k or more and noisy count k + tau or more (tau: common/privacy/anchors.py, with the proof)
- 6. a code is noisy sum / noisy count, cut to R: a function of noisy numbers alone, as is all that is made from it
-Cells, strata and mechanism come from the plan and the generator; no argument but the roster and its codes is private, and of
-the roster only codes and strata enter. Not covered: what a site does with the result by looking at its patients (the audit
-stays a picture for the site: client/child/job.py), or a person at two sites.
+In: codes of generator samples, the plan's mechanism, a ledger's reservation, the patients' whitened
+codes.
+Out: noisy mean codes of the cells that may be published, each with its `Group`.
+Guarantees:
+  1. the reservation is this mechanism's and is taken before the first draw; repeatable noise is for
+    tests alone
+  2. a patient's code is cut to the radius R and put on the lattice toward zero, so its norm is at
+    most R = 2^24 steps
+  3. a patient is in one cell: the nearest anchor of the patient's own stratum, whoever the others
+    are
+  4. sums and counts are exact (int64); every declared cell gets its noise, empty or not, in
+    declared order
+  5. published: true count k or more and noisy count k + tau or more (tau:
+    common/privacy/anchors.py, with the proof)
+  6. a code is noisy sum / noisy count, cut to R: a function of noisy numbers alone, as is all that
+    is made from it
+Cells, strata and mechanism come from the plan and the generator. Of the arguments only the roster
+and its codes are private, and of the roster only codes and strata enter.
+Not covered: what a site does with the result by looking at its patients; a person at two sites.
 """
 
 from __future__ import annotations
@@ -28,8 +36,8 @@ from client.state.group_store import Group, Stratum
 from client.state.ledger import PracticeReservation, Reservation
 from client.synthesize.align import render
 from client.synthesize.group import Roster
-from client.synthesize.invert import GeneratorCodes, Whitening
 from client.synthesize.partition import Cells, nearest
+from client.synthesize.reference import GeneratorCodes, Whitening
 from common.arrays import Floats, Integers
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.stylegan import Generator
@@ -37,8 +45,11 @@ from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
 
 
-def cells_of(samples: GeneratorCodes, whitening: Whitening) -> Cells:
-    """Return the samples' whitened codes as centres, float64 [M, components]; refuses anything but `GeneratorCodes`."""
+def make_cells(samples: GeneratorCodes, whitening: Whitening) -> Cells:
+    """Return the samples' whitened codes as centres, float64 [M, components].
+
+    Refuses anything but `GeneratorCodes`.
+    """
     if not isinstance(samples, GeneratorCodes):
         raise Bug("cells_of takes GeneratorCodes; the cohort's codes must not shape the cells")
     return Cells(whitening(samples.codes))
@@ -46,7 +57,10 @@ def cells_of(samples: GeneratorCodes, whitening: Whitening) -> Cells:
 
 @dataclass(frozen=True)
 class NoisyMean:
-    """A cell that may be published: its patients (site-local), and their noisy mean code float64 [components]."""
+    """A cell that may be published.
+
+    Its patients (site-local), and their noisy mean code float64 [components].
+    """
 
     group: Group
     code: Floats
@@ -63,36 +77,32 @@ def noisy_means(
 ) -> list[NoisyMean]:
     """Return the published cells in declared order: stratum by stratum, anchor by anchor.
 
-    `codes` float [patients, components] in roster order, whitened; `strata`: every declared stratum; `cells.centres`:
-    the anchors of one stratum, the same for each. Raises PolicyError (E-NOISE, E-RESERVATION, E-EXHAUSTED),
-    ConfigurationError for shapes that are not the mechanism's.
+    `codes`: float [patients, components], whitened, in roster order. `strata`: every declared
+    stratum. `cells.centres`: the anchors of one stratum, the same for each. Raises PolicyError
+    (E-NOISE, E-RESERVATION, E-EXHAUSTED), and ConfigurationError for shapes that are not the
+    mechanism's.
     """
     _check_constants(cells, strata, mechanism)
     _check_paired(mechanism, reservation, noise)
     cell_of, sums, counts = totals(who, codes, cells, strata, mechanism)
-    reservation.take()  # 1
-    noisy_sums = sums + noise.gaussian_lattice(sums.size, mechanism.sum_multiplier).reshape(
-        sums.shape
-    )
-    noisy_counts = counts * LATTICE + noise.gaussian_lattice(
-        len(counts), mechanism.count_multiplier
-    )
-    shown = (counts >= mechanism.k) & (
-        noisy_counts >= math.ceil(mechanism.threshold * LATTICE)
-    )  # 5
-    means = noisy_sums[shown] * mechanism.radius / noisy_counts[shown, None]  # 6
-    members = (
-        [who.pseudonyms[i] for i in np.flatnonzero(cell_of == cell)]
-        for cell in np.flatnonzero(shown)
-    )
-    groups = [
-        Group(tuple(names), strata[cell // len(cells.centres)], mechanism.k)
-        for cell, names in zip(np.flatnonzero(shown).tolist(), members, strict=True)
-    ]
-    return [
-        NoisyMean(group, code)
-        for group, code in zip(groups, cut(means, mechanism.radius), strict=True)
-    ]
+    # (1) take the reservation, then draw
+    reservation.take()
+    sum_noise = noise.gaussian_lattice(sums.size, mechanism.sum_multiplier)
+    noisy_sums = sums + sum_noise.reshape(sums.shape)
+    count_noise = noise.gaussian_lattice(len(counts), mechanism.count_multiplier)
+    noisy_counts = counts * LATTICE + count_noise
+    # (5) publish where the true and the noisy count are large enough
+    least = math.ceil(mechanism.threshold * LATTICE)
+    shown = (counts >= mechanism.k) & (noisy_counts >= least)
+    # (6) noisy sum / noisy count, cut to R
+    means = noisy_sums[shown] * mechanism.radius / noisy_counts[shown, None]
+    codes_shown = shorten(means, mechanism.radius)
+    published = []
+    for cell, code in zip(np.flatnonzero(shown).tolist(), codes_shown, strict=True):
+        names = tuple(who.pseudonyms[i] for i in np.flatnonzero(cell_of == cell))
+        group = Group(names, strata[cell // len(cells.centres)], mechanism.k)
+        published.append(NoisyMean(group, code))
+    return published
 
 
 def totals(
@@ -102,66 +112,73 @@ def totals(
     strata: Sequence[Stratum],
     mechanism: NoisyAnchors,
 ) -> tuple[Integers, Integers, Integers]:
-    """Steps 2 to 4: each patient's cell [patients], and of every cell the sum [cells, components] and count [cells]."""
-    integers = on_lattice(codes, mechanism, len(who.pseudonyms))  # 2
+    """Return each patient's cell [patients], and of every cell the sum [cells, components] and
+    count [cells].
+    """
+    # (2) cut to the radius, and put on the lattice
+    integers = on_lattice(codes, mechanism, len(who.pseudonyms))
     first = {stratum: place * len(cells.centres) for place, stratum in enumerate(strata)}
     if not set(who.strata) <= set(first):
         raise Bug("anchors: a patient of a stratum that the plan does not declare")
+    # (3) the nearest anchor of the patient's own stratum
     near = nearest(integers.astype(np.float64) * (mechanism.radius / LATTICE), cells.centres)
-    cell_of = np.array([first[stratum] for stratum in who.strata], np.int64) + near  # 3
+    cell_of = np.array([first[stratum] for stratum in who.strata], np.int64) + near
+    # (4) exact sums and counts
     sums = np.zeros((mechanism.cells, mechanism.components), np.int64)
-    np.add.at(sums, cell_of, integers)  # 4
+    np.add.at(sums, cell_of, integers)
     return cell_of, sums, np.bincount(cell_of, minlength=mechanism.cells)
 
 
 def on_lattice(codes: NDArray[np.floating], mechanism: NoisyAnchors, patients: int) -> Integers:
-    """Step 2: int64 [patients, components] in units of R / 2^24, each row's norm at most 2^24.
+    """Return int64 [patients, components] in units of R / 2^24, each row's norm at most 2^24 (step
+    2).
 
-    What is not finite counts as 0. Raises ConfigurationError for another shape, Bug for a row beyond the radius.
+    What is not finite counts as 0. Raises ConfigurationError for another shape, Bug for a row
+    beyond the radius.
     """
     points = np.asarray(codes, np.float64)
     if points.shape != (patients, mechanism.components):
         raise ConfigurationError(
             f"anchors: codes {points.shape}; expected {(patients, mechanism.components)}"
         )
-    points = cut(
-        np.where(np.isfinite(points), np.clip(points, -1e100, 1e100), 0.0), mechanism.radius
-    )
+    points = np.where(np.isfinite(points), np.clip(points, -1e100, 1e100), 0.0)
+    points = shorten(points, mechanism.radius)
     integers = np.trunc(points * (LATTICE / mechanism.radius)).astype(np.int64)
     if (np.square(integers).sum(axis=1) > LATTICE**2).any():
         raise Bug("anchors: a code lies outside the ball that the noise is made for")
     return integers
 
 
-def cut(codes: Floats, radius: float) -> Floats:
-    """The codes [N, m], those longer than the radius shortened to just below it."""
+def shorten(codes: Floats, radius: float) -> Floats:
+    """Return the codes [N, m], those longer than the radius shortened to just below it."""
     norms = np.linalg.norm(codes, axis=1, keepdims=True)
-    shortened: Floats = np.where(
-        norms > radius, codes * (radius * (1 - 1e-12) / np.maximum(norms, radius)), codes
-    )
+    factors = radius * (1 - 1e-12) / np.maximum(norms, radius)
+    shortened: Floats = np.where(norms > radius, codes * factors, codes)
     return shortened
 
 
 def _check_constants(cells: Cells, strata: Sequence[Stratum], mechanism: NoisyAnchors) -> None:
-    """The anchors are as many, and of as many numbers, as the mechanism was reserved for."""
+    """Refuse anchors of another number or length than the mechanism was reserved for."""
     expected = (mechanism.cells // max(1, len(strata)), mechanism.components)
     if len(set(strata)) * expected[0] != mechanism.cells or cells.centres.shape != expected:
         raise ConfigurationError(
             f"anchors: {cells.centres.shape} for {len(set(strata))} strata; expected {expected}",
-            hint="synthesis.anchors.cells_per_stratum and components: at most what the inversion's samples give",
+            hint="synthesis.anchors.cells_per_stratum and synthesis.anchors.components: "
+            "at most what the inversion's samples give",
         )
 
 
 def _check_paired(
     mechanism: NoisyAnchors, reservation: Reservation | PracticeReservation, noise: Noise
 ) -> None:
-    """Promise 1."""
+    """Refuse noise or a reservation that do not belong together (guarantee 1)."""
     if (type(reservation), type(noise)) not in (
         (Reservation, NoiseSource),
         (PracticeReservation, SeededNoiseSource),
     ):
         raise PolicyError(
-            f"anchors: {type(reservation).__name__} with {type(noise).__name__}: expected Reservation with NoiseSource",
+            f"anchors: {type(reservation).__name__} with {type(noise).__name__}: "
+            "expected Reservation with NoiseSource",
             hint="tests that need repeatable noise pair SeededNoiseSource with PracticeReservation",
             code="E-NOISE",
         )
@@ -170,16 +187,16 @@ def _check_paired(
 
 
 def latents(codes: Sequence[Floats], whitening: Whitening, generator: Generator) -> Tensor:
-    """Return W+ codes float32 [N, L, d_w] of whitened codes [components]: post-processing of what was published.
+    """Return W+ codes float32 [N, L, d_w] of whitened codes [components]: post-processing.
 
-    The whitening undone, direction by direction; what lies outside its span takes the generator samples' mean.
+    The whitening is undone, direction by direction; what lies outside its span takes the generator
+    samples' mean.
     """
     flat = np.stack(codes)
     used = whitening.directions[:, : flat.shape[1]]
     undone = whitening.mean + flat @ (used / np.square(used).sum(axis=0)).T
-    return (
-        torch.from_numpy(undone).float().reshape(len(flat), generator.layer_count, generator.latent)
-    )
+    shape = (len(flat), generator.layer_count, generator.latent)
+    return torch.from_numpy(undone).float().reshape(shape)
 
 
 def images(
@@ -189,9 +206,10 @@ def images(
     outputs: int,
     random: torch.Generator,
 ) -> list[NDArray[np.uint8]]:
-    """Return `outputs` stacks of uint8 images [N, H, W, C], each image with its own noise maps from `random`.
+    """Return `outputs` stacks of uint8 images [N, H, W, C], each with its own noise maps from
+    `random`.
 
-    Neither images nor features of patients enter: a `GroupStatistics` has no place here.
+    Neither images nor features of patients enter.
     """
     codes = latents([mean.code for mean in means], whitening, generator)
     return [render(codes, generator, random) for _ in range(outputs)]

@@ -40,14 +40,14 @@ MODES: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random", "anchor
 
 @dataclass(frozen=True)
 class Roster:
-    """The patients that can be grouped, in canonical order, with stratum and cohort image indices. Made by `roster`."""
+    """The patients that can be grouped, in canonical order, with stratum and cohort image indices."""
 
     pseudonyms: tuple[str, ...]
     strata: tuple[Stratum, ...]
     images: tuple[tuple[int, ...], ...]
 
     def without(self, pseudonyms: set[str]) -> Roster:
-        """The roster less those patients."""
+        """Return the roster without those patients."""
         keep = [i for i, name in enumerate(self.pseudonyms) if name not in pseudonyms]
         return Roster(
             tuple(self.pseudonyms[i] for i in keep),
@@ -67,13 +67,16 @@ def roster(
 ) -> Roster:
     """Return the patients to group, each in one stratum with the images that count there.
 
-    `patient_of` int [N] indexes `pseudonyms`; `label_of` int [N] is the merged stratum index (-1: leave the image out);
-    `laterality_of` int [N] (0 unknown, 1 left, 2 right) or None to ignore it; `usable` bool [N] False where inversion
-    rejected the image. Leave `usable` out for mode `random`: there no pixel may decide who is grouped.
-    A patient's stratum is the highest label among the images (ordinal grades), then the eye with that label, ties by
-    keyed digest; only images of that stratum count.
+    `patient_of`: int [N], indexes `pseudonyms`. `label_of`: int [N], the merged stratum index (-1:
+    leave the image out). `laterality_of`: int [N] (0 unknown, 1 left, 2 right), or None to ignore
+    it. `usable`: bool [N], False where inversion rejected the image; leave it out for mode
+    `random`, where no pixel may decide who is grouped. A patient's stratum is the highest label
+    among the images, then the eye with that label, ties by keyed digest. Only images of that
+    stratum count.
     """
-    sides = np.zeros(len(patient_of), np.int64) if laterality_of is None else laterality_of
+    sides = laterality_of
+    if sides is None:
+        sides = np.zeros(len(patient_of), np.int64)
     counts = np.asarray(label_of) >= 0
     if usable is not None:
         counts &= usable
@@ -81,14 +84,14 @@ def roster(
     for i in np.flatnonzero(counts).tolist():
         stratum = Stratum(int(label_of[i]), int(sides[i]))
         images_of.setdefault(pseudonyms[int(patient_of[i])], {}).setdefault(stratum, []).append(i)
-    rows = [(name, *_chosen_stratum(name, strata, key)) for name, strata in images_of.items()]
+    rows = [(name, *_choose_stratum(name, strata, key)) for name, strata in images_of.items()]
     rows.sort(key=lambda row: _keyed(key, "order", row[0]))
     return Roster(
         tuple(r[0] for r in rows), tuple(r[1] for r in rows), tuple(tuple(r[2]) for r in rows)
     )
 
 
-def _chosen_stratum(
+def _choose_stratum(
     name: str, strata: dict[Stratum, list[int]], key: bytes
 ) -> tuple[Stratum, list[int]]:
     """The patient's one stratum: highest label, ties between eyes by keyed digest."""
@@ -97,9 +100,11 @@ def _chosen_stratum(
 
 
 def patient_codes(image_codes: NDArray[np.floating], who: Roster) -> Floats:
-    """Return float64 [patients, D] in roster order: the mean over each patient's images of image_codes [N, D].
+    """Return float64 [patients, D] in roster order: the mean over each patient's images of
+    image_codes [N, D].
 
-    Each patient weighs 1 whatever the number of images; summation order does not depend on input order.
+    Each patient weighs 1 whatever the number of images; summation order does not depend on input
+    order.
     """
     picked = (np.asarray(image_codes, np.float64)[list(rows)] for rows in who.images)
     means = [np.sort(codes, axis=0).mean(axis=0) for codes in picked]
@@ -115,17 +120,20 @@ def form_groups(
     codes: NDArray[np.floating] | None = None,
     cells: Cells | None = None,
 ) -> Grouping:
-    """Return groups of k to 2k-1 patients, stratum by stratum, and who is suppressed (strata below k).
+    """Return groups of k to 2k-1 patients, stratum by stratum, and who is suppressed (strata below
+    k).
 
-    `similar`: outlier-first greedy on `codes` float [patients, D] in roster order (whitened codes: see
-    `invert.Whitening`). `similar-swap`: the same with exchanges of pairs, which tighten the groups and leak more.
-    `cells`: by keyed hash within cells of about 4k patients (2k at least) around the public `cells`. `random`: by keyed
-    hash alone; refuses codes. `anchors`: each patient in the nearest of the public `cells`, groups of k or more without
-    upper bound, patients of smaller cells suppressed. `paper`: the greedy rule in float64 on raw W+ codes (Jeon et al. 2022,
-    `nearestNeighborClust`; the remainder rule is ours). Raises PolicyError when there are fewer than k patients in all,
-    ConfigurationError on codes or cells that are missing, not finite or not allowed.
+    The modes:
+      similar       outlier-first greedy on `codes`, float [patients, D] in roster order (whitened:
+      reference.py) similar-swap  the same with exchanges of pairs, which tighten the groups and
+      leak more cells         by keyed hash within cells of about 4k patients (2k at least) around
+      the public `cells` random        by keyed hash alone; refuses codes anchors       each patient
+      in the nearest of the public `cells`; no upper bound; smaller cells are suppressed paper
+      the greedy rule in float64 on raw W+ codes (Jeon et al. 2022; the remainder rule is ours)
+    Raises PolicyError when there are fewer than k patients in all, ConfigurationError on codes or
+    cells that are missing, not finite or not allowed.
     """
-    points = _checked_codes(who, mode, codes, cells)
+    points = _check_codes(who, mode, codes, cells)
     if len(who.pseudonyms) < k:
         raise PolicyError(
             f"grouping: expected at least k={k} distinct patients with a usable image; got fewer",
@@ -153,23 +161,23 @@ def _parts(
     if points is None:
         return _random_parts(names, list(range(len(names))), k, key)
     if cells is None:
-        rule = {"paper": partition.greedy_paper, "similar-swap": partition.greedy_swapped}.get(
-            mode, partition.greedy
-        )
+        rules = {"paper": partition.greedy_paper, "similar-swap": partition.greedy_with_swaps}
+        rule = rules.get(mode, partition.greedy)
         return partition.parts_of(rule(points, k))
     if mode == "anchors":
         near = partition.nearest(points, cells.centres)
         return [np.flatnonzero(near == cell).tolist() for cell in np.unique(near)]
-    areas = partition.parts_of(
-        partition.cells_of_rows(points, cells.centres, partition.CELL_LEAST * k)
-    )
-    return [part for area in areas for part in _random_parts(names, area, k, key)]
+    least = partition.CELL_LEAST * k
+    parts: list[list[int]] = []
+    for area in partition.parts_of(partition.cells_of_rows(points, cells.centres, least)):
+        parts += _random_parts(names, area, k, key)
+    return parts
 
 
-def _checked_codes(
+def _check_codes(
     who: Roster, mode: Mode, codes: NDArray[np.floating] | None, cells: Cells | None
 ) -> Floats | None:
-    """The codes as float64, or None for `random`; what does not fit the mode is refused."""
+    """Return the codes as float64, or None for `random`; refuse what does not fit the mode."""
     if mode not in MODES:
         raise ConfigurationError(f"grouping: mode {mode!r}; expected one of {', '.join(MODES)}")
     if (mode in ("cells", "anchors")) != isinstance(cells, Cells):
@@ -208,21 +216,22 @@ def _keyed(key: bytes, purpose: str, pseudonym: str) -> bytes:
     return hmac.digest(key, f"kohort-group-{purpose}\0{pseudonym}".encode(), "sha256")
 
 
-def settle(
+def settle_frozen(
     frozen: Sequence[Group], who: Roster, k: int
 ) -> tuple[tuple[Group, ...], tuple[str, ...], Roster]:
-    """Return (frozen groups to release again, patients held back, roster of patients in no frozen group).
+    """Return (frozen groups to release again, patients held back, roster of patients in no frozen
+    group).
 
-    A frozen group comes again only whole: every member on the roster, in its stratum, and k or more of them. The
-    members of any other frozen group are held back: averaging those that are left would isolate who is missing.
+    A frozen group comes again only whole: every member on the roster, in its stratum, and k or more
+    of them. The members of any other frozen group are held back: averaging those that are left
+    would isolate who is missing.
     """
     stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
-    again = [
-        Group(group.members, group.stratum, k)
-        for group in frozen
-        if len(group.members) >= k
-        and all(stratum_of.get(m) == group.stratum for m in group.members)
-    ]
+    again = []
+    for group in frozen:
+        whole = all(stratum_of.get(member) == group.stratum for member in group.members)
+        if whole and len(group.members) >= k:
+            again.append(Group(group.members, group.stratum, k))
     taken = set(chain.from_iterable(group.members for group in frozen))
     released = set(chain.from_iterable(group.members for group in again))
     held = tuple(sorted((taken - released) & stratum_of.keys()))
@@ -239,14 +248,18 @@ def regroup(
     codes: NDArray[np.floating] | None = None,
     cells: Cells | None = None,
 ) -> Grouping:
-    """Return frozen groups that come again plus new groups among patients never frozen; does not freeze.
+    """Return frozen groups that come again plus new groups among patients never frozen; does not
+    freeze.
 
-    Same arguments and errors as `form_groups`. Fewer than k new patients wait (suppressed) when frozen groups exist.
+    Same arguments and errors as `form_groups`. Fewer than k new patients wait (suppressed) when
+    frozen groups exist.
     """
-    again, held, fresh = settle(store.groups(), who, k)
+    again, held, fresh = settle_frozen(store.groups(), who, k)
     if again and len(fresh.pseudonyms) < k:
         return Grouping(again, (*held, *fresh.pseudonyms))
     row_of = {name: i for i, name in enumerate(who.pseudonyms)}
-    left = None if codes is None else np.asarray(codes)[[row_of[name] for name in fresh.pseudonyms]]
+    left = None
+    if codes is not None:
+        left = np.asarray(codes)[[row_of[name] for name in fresh.pseudonyms]]
     new = form_groups(fresh, k, mode, key=key, codes=left, cells=cells)
     return Grouping((*again, *new.groups), (*held, *new.suppressed))

@@ -1,8 +1,10 @@
-"""The site's picture of how well its images were inverted: original beside inversion, the worst first. It never leaves.
+"""Draws the site's sheet of inversions: original beside inversion, the worst first.
 
-In: uint8 images [N, H, W, C] and their `Inversion`. Out: PNG bytes for the job folder and the review folder.
-Guaranteed: every image that was left out is in it, up to `MOST`, before any that was accepted; a caption holds the row of
-the image in the cohort, its error and whether it was left out, and no name. Not: a verdict; a person looks at vessels.
+In: uint8 images [N, H, W, C] and their `Inversion`. Out: PNG bytes for the job folder and the
+review folder.
+Guarantees: images that were left out come first, up to `MOST`; a caption holds the row in the
+cohort, the error and whether the image was left out, and no name. Not covered: a verdict; a person
+looks at vessels. It never leaves.
 """
 
 from __future__ import annotations
@@ -24,37 +26,48 @@ GAP_PX = 8
 CAPTION_PX = 16
 
 
-def inversion_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
-    """PNG bytes: pairs (left original, right inversion), those left out first, then by falling error."""
+def draw_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
+    """Return PNG bytes.
+
+    Pairs (left original, right inversion), left-out ones first, then by falling error.
+    """
     rows = worst_first(found)[:MOST]
     zoom = max(1, LEAST_CELL_PX // images.shape[1])
     height = images.shape[1] * zoom
     width = images.shape[2] * zoom
     cell_w = max(2 * width, 128) + GAP_PX
     cell_h = height + CAPTION_PX
-    sheet = Image.new(
-        "RGB", (cell_w * min(COLUMNS, len(rows)), cell_h * -(-len(rows) // COLUMNS)), "white"
-    )
+    lines = -(-len(rows) // COLUMNS)
+    sheet = Image.new("RGB", (cell_w * min(COLUMNS, len(rows)), cell_h * lines), "white")
     draw = ImageDraw.Draw(sheet)
     for place, row in enumerate(rows.tolist()):
         x = cell_w * (place % COLUMNS)
         y = cell_h * (place // COLUMNS)
-        for side, image in enumerate(
-            (images[row], to_uint8(found.reconstructions[row : row + 1])[0])
-        ):
-            picture = Image.fromarray(
-                np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
-            )
-            sheet.paste(
-                picture.resize((width, height), Image.Resampling.NEAREST), (x + side * width, y)
-            )
-        text, colour = ("", "black") if found.accepted[row] else (" left out", "red")
+        rebuilt = to_uint8(found.reconstructions[row : row + 1])[0]
+        for side, image in enumerate((images[row], rebuilt)):
+            picture = _picture(image).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (x + side * width, y))
+        text = ""
+        colour = "black"
+        if not found.accepted[row]:
+            text = " left out"
+            colour = "red"
         draw.text((x + 2, y + height + 2), f"{row} {found.errors[row]:.3f}{text}", fill=colour)
     stream = io.BytesIO()
     sheet.save(stream, "PNG")
     return stream.getvalue()
 
 
+def _picture(image: NDArray[np.uint8]) -> Image.Image:
+    """An image [H, W, 1 or 3] as a picture."""
+    if image.shape[-1] == 1:
+        image = image[..., 0]
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
 def worst_first(found: Inversion) -> NDArray[np.int64]:
-    """Rows of the cohort: left out before accepted, then by falling error; an error that is not a number is the worst."""
+    """Return the rows of the cohort: left out before accepted, then by falling error.
+
+    NaN is the worst.
+    """
     return np.lexsort((-np.nan_to_num(found.errors, nan=np.inf), found.accepted))

@@ -19,8 +19,8 @@ from client.state.group_store import Stratum
 from client.state.ledger import PracticeReservation, Reservation
 from client.synthesize import anchors as a
 from client.synthesize.group import Roster, roster
-from client.synthesize.invert import GeneratorCodes, Whitening
 from client.synthesize.partition import Cells
+from client.synthesize.reference import GeneratorCodes, Whitening
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.privacy.accounting import epsilon_pld, epsilon_rdp, sampler_delta
 from common.privacy.anchors import NoisyAnchors
@@ -92,7 +92,7 @@ def test_the_longest_code_uses_the_radius_to_the_last_lattice_steps() -> None:
 
 
 def test_a_code_beyond_the_radius_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(a, "cut", lambda codes, radius: codes)
+    monkeypatch.setattr(a, "shorten", lambda codes, radius: codes)
     with pytest.raises(Bug, match="outside the ball"):
         a.on_lattice(np.full((1, 4), 9.0), MECHANISM, 1)
 
@@ -184,7 +184,7 @@ def test_no_argument_but_the_roster_and_its_codes_is_made_from_patients() -> Non
         "who", "codes", "cells", "strata", "mechanism", "reservation", "noise"
     }  # fmt: skip
     assert set(inspect.signature(anchors_event).parameters) == {"study"}
-    assert set(inspect.signature(a.cells_of).parameters) == {"samples", "whitening"}
+    assert set(inspect.signature(a.make_cells).parameters) == {"samples", "whitening"}
     assert set(inspect.signature(a.images).parameters) == {
         "means",
         "whitening",
@@ -209,8 +209,8 @@ def test_no_statistics_of_a_group_have_a_place_here() -> None:
 def test_cells_are_never_made_from_the_cohort() -> None:
     whitening = Whitening(np.zeros(4), np.eye(4))
     with pytest.raises(Bug, match="GeneratorCodes"):
-        a.cells_of(np.zeros((5, 4)), whitening)  # type: ignore[arg-type]
-    assert a.cells_of(GeneratorCodes(np.eye(4)), whitening).centres.tolist() == np.eye(4).tolist()
+        a.make_cells(np.zeros((5, 4)), whitening)  # type: ignore[arg-type]
+    assert a.make_cells(GeneratorCodes(np.eye(4)), whitening).centres.tolist() == np.eye(4).tolist()
 
 
 def test_the_plan_alone_says_how_many_cells_there_are() -> None:

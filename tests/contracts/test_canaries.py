@@ -19,9 +19,10 @@ from client.state.canaries import CanaryFile
 from client.state.jobs import CANARIES
 from client.state.ledger import PracticeReservation
 from common.errors import KohortError, PolicyError
-from common.privacy import canaries as audit
+from common.privacy import canaries, canary_audit
 from common.privacy.accounting import epsilon_pld
-from common.privacy.canaries import Canaries, Claim, Tally, fault
+from common.privacy.canaries import Canaries, Tally
+from common.privacy.canary_audit import Claim, fault
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, SeededNoiseSource
 from common.wire import tensors
@@ -69,7 +70,7 @@ def altered(
     return noise
 
 
-COINS = audit.draw(SeededNoiseSource(3), M)
+COINS = canaries.draw(SeededNoiseSource(3), M)
 
 
 def test_canaries_never_move_a_weight() -> None:
@@ -104,8 +105,8 @@ def test_patients_never_reach_a_canary() -> None:
 
 @pytest.mark.parametrize("clip", [1e-3, 0.7, 1.0, 3.3, 1000.0])
 def test_a_canary_takes_the_patients_clip_and_the_rehearsal_takes_the_canarys(clip: float) -> None:
-    theirs = float(to_lattice(torch.full((1, 1), audit.RAW_NORM * clip), clip)[0, 0])
-    assert audit.to_lattice(np.float32(audit.RAW_NORM * clip), clip) == theirs
+    theirs = float(to_lattice(torch.full((1, 1), canaries.RAW_NORM * clip), clip)[0, 0])
+    assert canaries.to_lattice(np.float32(canaries.RAW_NORM * clip), clip) == theirs
     assert 0.999 * LATTICE < theirs <= LATTICE
 
 
@@ -120,7 +121,7 @@ def test_the_rehearsal_hears_what_the_private_step_lets_canaries_hear() -> None:
 
     on_site = run(COINS, noise=source(), patients=0, steps=30)[1]
     rehearsed = Canaries(COINS)
-    audit.rehearse(rehearsed, EVENT, CONSTANTS.clip, CONSTANTS.divisor, source())
+    canaries.rehearse(rehearsed, EVENT, CONSTANTS.clip, CONSTANTS.divisor, source())
     assert np.array_equal(on_site.scores, rehearsed.tally().scores)
     assert np.array_equal(on_site.squares, rehearsed.tally().squares)
 
@@ -147,11 +148,11 @@ def test_the_noise_meter_hears_another_divisor() -> None:
 
 def test_with_noise_off_the_lower_bound_exceeds_a_claim_of_epsilon_one() -> None:
     event = SubsampledGaussian(q=0.5, noise_multiplier=14.0, steps=40, dimension=D + 200)
-    coins = audit.draw(SeededNoiseSource(4), 200)
+    coins = canaries.draw(SeededNoiseSource(4), 200)
     silent = run(coins, noise=altered(lambda z: z * 0), steps=40, event=event)[1]
     claimed = epsilon_pld([event], 1e-5)
     assert 0.8 < claimed < 1.05
-    assert audit.audit(silent, 14.0 * 0.7 / 8, 1e-5).lower_bound > claimed
+    assert canary_audit.audit(silent, 14.0 * 0.7 / 8, 1e-5).lower_bound > claimed
     assert fault(silent, silent, Claim(event, 14.0 * 0.7 / 8, 1e-5, 1, 200)) != ""
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from client.learn.patient_gradients import Execution, PatientGradients, by_backward
+from client.learn.fast.backends import Execution, PatientGradients
+from client.learn.patient_gradients import by_backward
 from client.learn.private_step import check_model
 from client.learn.train_glow import loss_of
 from common.models.glow import Glow

@@ -17,7 +17,7 @@ from client.ingest.persons import ImageRecord, group_by_person, near_duplicates
 from client.state import group_store
 from client.synthesize import group as g
 from client.synthesize.align import GroupStatistics, PatientStatistics
-from client.synthesize.invert import Whitening
+from client.synthesize.reference import Whitening
 from common.errors import Bug, PolicyError
 
 KEY = b"k" * 32

@@ -252,7 +252,7 @@ def test_a_reservation_leads_to_one_artefact(tmp_path: Path) -> None:
 
 
 def test_a_locked_ledger_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.state.ledger.LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr("client.state.ledger_file.LOCK_WAIT_S", 0.05)
     ledger = opened(tmp_path)
     other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")

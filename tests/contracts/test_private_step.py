@@ -12,10 +12,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from client.egress.gate import Gate
-from client.learn import patient_gradients
+from client.learn.fast import backends as patient_gradients
+from client.learn.fast.backends import Backend, PatientGradients
+from client.learn.fast.trials import check_neighbours
 from client.learn.lattice import LatticeSum, to_lattice
 from client.learn.model_check import PER_EXAMPLE, check_model
-from client.learn.patient_gradients import Backend, PatientGradients, check_neighbours
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.state.ledger import PracticeReservation, Reservation
 from common.errors import ConfigurationError, EnvironmentFault, PolicyError, RefusedError
@@ -341,14 +342,14 @@ def test_one_kink_is_forgiven_and_a_wrong_tensor_never(
     off_by_a_tenth_in_one_tensor(monkeypatch, wrong_for)
     items = torch.randn(12, 3, 2, 8, 8)
     step = critic_step(Execution())[1]
-    assert step.taken == ""
+    assert step.choice == ""
     step.step(12, lambda who: (items[list(who)], items[list(who)]))
-    assert step.taken.startswith(f"{backend}, ")
+    assert step.choice.startswith(f"{backend}, ")
     passed_over = (
-        "not layers: EnvironmentFault: private step: the layers back end disagrees" in step.taken
+        "not layers: EnvironmentFault: private step: the layers back end disagrees" in step.choice
     )
     assert passed_over == (backend == "backward")
-    assert ("by 0.1 of its norm, allowed 0.02" in step.taken) == passed_over
+    assert ("by 0.1 of its norm, allowed 0.02" in step.choice) == passed_over
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

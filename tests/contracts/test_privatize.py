@@ -145,7 +145,7 @@ def test_the_radius_of_many_coordinates_is_checked_beyond_32_bits() -> None:
 def test_privunit_gives_a_direction_whatever_the_latent(value: float) -> None:
     m = PrivUnit(8, 2.0)
     row = stage.quantise(stage.clip(np.array([[value, *np.zeros(7)]]), m)[0], m)
-    released = stage._noised_mean([row], m, SeededNoiseSource(0))
+    released = stage._draw_mean([row], m, SeededNoiseSource(0))
     assert float(np.linalg.norm(released)) == pytest.approx(math.sqrt(8))
 
 
@@ -217,7 +217,7 @@ def test_the_group_mean_moves_by_at_most_delta_over_k_when_one_patient_changes(
 
     def mean(patients: list[np.ndarray]) -> np.ndarray:
         latents = [stage.patient_latent(p, model, m) for p in patients]
-        return stage._noised_mean(latents, m, SeededNoiseSource(0))  # the same noise cancels
+        return stage._draw_mean(latents, m, SeededNoiseSource(0))  # the same noise cancels
 
     moved = mean([*group[:-1], pictures(4, 99)]) - mean(group)
     length = float(np.abs(moved).sum() if m.describe()["norm"] == "l1" else np.linalg.norm(moved))
@@ -246,7 +246,7 @@ def test_the_noise_on_the_sum_has_the_scale_that_the_epsilon_states(
 ) -> None:
     m = mechanism(clip, 4000, scale=scale)
     noise = [np.zeros(4000, np.int64)] * m.k
-    drawn = stage._noised_mean(noise, m, SeededNoiseSource(3)) * m.k / m.lattice_step
+    drawn = stage._draw_mean(noise, m, SeededNoiseSource(3)) * m.k / m.lattice_step
     stated = m.sum_sensitivity_in_steps / m.epsilon_per_image
     assert float(np.abs(drawn).mean()) == pytest.approx(stated, rel=0.08)
 
@@ -254,9 +254,9 @@ def test_the_noise_on_the_sum_has_the_scale_that_the_epsilon_states(
 def test_a_sum_beyond_24_bits_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """In an l1 ball one coordinate can hold a patient's whole norm; rounding a sum would make its sensitivity a guess."""
     m, seen = mechanism("l1_ball", 1024, radius=0.8, k=30), list[np.ndarray]()
-    monkeypatch.setattr(stage, "noised_sums", lambda sums, *_: seen.append(sums) or sums)
+    monkeypatch.setattr(stage, "add_noise", lambda sums, *_: seen.append(sums) or sums)
     patients = [np.array([m.radius_in_steps - p, *np.zeros(1023, np.int64)]) for p in range(30)]
-    stage._noised_mean(patients, m, SeededNoiseSource(0))
+    stage._draw_mean(patients, m, SeededNoiseSource(0))
     assert seen[0].dtype == np.int64
     assert int(seen[0][0, 0]) == 30 * m.radius_in_steps - sum(range(30)) > 2**24
 
@@ -264,7 +264,7 @@ def test_a_sum_beyond_24_bits_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("clip", CLIPS)
 def test_every_sum_gets_noise_of_its_own(clip: str) -> None:
     m = mechanism(clip, 12)
-    drawn = stage.noised_sums(np.zeros((40, 12), np.int64), m, NoiseSource())
+    drawn = stage.add_noise(np.zeros((40, 12), np.int64), m, NoiseSource())
     assert len({row.tobytes() for row in drawn}) == 40
     assert len(np.unique(drawn)) > 300, "and every coordinate"
 
@@ -272,7 +272,7 @@ def test_every_sum_gets_noise_of_its_own(clip: str) -> None:
 def test_a_larger_group_gets_no_less_noise_on_its_sum() -> None:
     m = mechanism("l1_ball", 4000)
     noise = [np.zeros(4000, np.int64)] * (2 * m.k - 1)
-    drawn = stage._noised_mean(noise, m, SeededNoiseSource(3)) * len(noise) / m.lattice_step
+    drawn = stage._draw_mean(noise, m, SeededNoiseSource(3)) * len(noise) / m.lattice_step
     assert float(np.abs(drawn).mean()) == pytest.approx(m.sum_scale_in_steps, rel=0.08)
 
 
@@ -282,7 +282,7 @@ def test_gaussian_noise_on_the_sum_has_the_deviation_that_epsilon_and_delta_stat
     epsilon: float, k: int
 ) -> None:
     m = LatentGaussian(20_000, k, "random", epsilon, 1e-5)
-    drawn = stage._noised_mean([np.zeros(20_000, np.int64)] * k, m, SeededNoiseSource(3)) * k
+    drawn = stage._draw_mean([np.zeros(20_000, np.int64)] * k, m, SeededNoiseSource(3)) * k
     assert float(drawn.std()) == pytest.approx(m.noise_multiplier * 2 * math.sqrt(20_000), rel=0.03)
 
 
@@ -323,7 +323,9 @@ def test_an_image_that_the_flow_never_saw_the_like_of_counts_as_the_zero_latent(
     for wild in (1.01e4, np.nan, -np.inf):
         row[0, 3] = wild  # not even among the released coordinates
         monkeypatch.setattr(
-            stage, "encode_images", lambda images, _, row=row: np.where(np.isfinite(row).all(), row, 0.0)
+            stage,
+            "encode_images",
+            lambda images, _, row=row: np.where(np.isfinite(row).all(), row, 0.0),
         )
         assert not stage.patient_latent(pictures(1), model, m).any()
     monkeypatch.setattr(stage, "encode_images", real)

@@ -136,7 +136,7 @@ def critic_sum(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> NDArr
     if loud:
         for value in critic.parameters():
             value.data.mul_(4)
-    trained = train_wgan.trainable(critic, plan)
+    trained = train_wgan.trainable(critic, "critic.", plan.trainable, "wgan", "")
     private = PrivateStep(
         trained,
         train_wgan.loss_of(critic, trained, "logistic"),
@@ -262,7 +262,7 @@ def test_the_generator_and_the_ladder_depend_on_the_cohort_only_through_the_priv
 ) -> None:
     """Whatever patients are drawn and however many: the same private gradients give bitwise the same of both."""
     heard: list[float] = []
-    monkeypatch.setattr(train_wgan.Ladder, "saw", lambda self, accuracy: heard.append(accuracy))
+    monkeypatch.setattr(train_wgan.Ladder, "observe", lambda self, accuracy: heard.append(accuracy))
     rounds: list[Arrays] = []
     for many, images in ((0, 0), (1, 0), (6, 1)):
         fixed_gradient(monkeypatch, many)

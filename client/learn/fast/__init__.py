@@ -1,1 +1,4 @@
-"""What only makes the private step faster; no promise rests on it."""
+"""Makes the private step faster.
+
+No promise rests on it, and every back end is tried against the plain one.
+"""

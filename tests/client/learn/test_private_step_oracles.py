@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from client.learn.fast.layer_rules import LayerRules, Parameters
-from client.learn.patient_gradients import by_backward, by_vmap
+from client.learn.fast.backends import by_vmap
+from client.learn.fast.layer_rules import LayerRules
+from client.learn.patient_gradients import Parameters, by_backward
 from common.models.wgan import Critic
 from common.models.wgan_losses import critic_loss, gradient_penalty
 

@@ -44,7 +44,7 @@ def trained(steps: int, start: bool = True, seed: int = 0) -> dict[str, np.ndarr
 
 
 def test_the_encoders_training_cannot_be_given_a_cohort() -> None:
-    for function in (train_encoder.train, train_encoder.pairs, train_encoder.earlier):
+    for function in (train_encoder.train, train_encoder.draw_pairs, train_encoder.iterate):
         text = str(inspect.signature(function))
         assert "cohort" not in text.lower()
     assert not hasattr(train_encoder, "Cohort")
@@ -64,7 +64,7 @@ def test_inversions_of_fresh_samples_get_better() -> None:
 
     def error(weights: dict[str, np.ndarray]) -> float:
         encoder = load_encoder(weights, 8, 16, 32, 3)
-        _, images = train_encoder.pairs(generator, torch.Generator().manual_seed(99))
+        _, images = train_encoder.draw_pairs(generator, torch.Generator().manual_seed(99))
         with torch.no_grad():
             return float(
                 (encoder.invert(images, generator, 2).reconstructions - images).abs().mean()
@@ -75,7 +75,7 @@ def test_inversions_of_fresh_samples_get_better() -> None:
 
 def test_half_of_the_codes_are_averages_and_lie_closer_together() -> None:
     generator, _ = networks()
-    codes, images = train_encoder.pairs(generator, torch.Generator().manual_seed(0))
+    codes, images = train_encoder.draw_pairs(generator, torch.Generator().manual_seed(0))
     assert codes.shape == (8, 8, 16)
     assert images.shape == (8, 3, 32, 32)
     assert float(codes[4:].std(0).mean()) < float(codes[:4].std(0).mean())

@@ -102,7 +102,7 @@ def test_only_trainable_critic_weights_take_private_gradients() -> None:
 
 @pytest.mark.parametrize("prefix", ["generator.", "critic.nothing"])
 def test_a_prefix_that_fits_no_critic_weight_is_refused(prefix: str) -> None:
-    with pytest.raises(ConfigurationError, match="fits no critic weight"):
+    with pytest.raises(ConfigurationError, match="fits no weight that trains privately"):
         one_round(study(models__gan__trainable=[prefix]))
 
 

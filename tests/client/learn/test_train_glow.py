@@ -170,7 +170,7 @@ def test_progress_counts_the_steps() -> None:
 
 def test_refusals() -> None:
     plan = study()
-    with pytest.raises(ConfigurationError, match="fits no weight"):
+    with pytest.raises(ConfigurationError, match="fits no weight that trains privately"):
         one_round(study(models__glow__trainable=["glow.nothing"]))
     with pytest.raises(RefusedError):
         one_round(plan, weights={})
@@ -185,7 +185,9 @@ def test_a_reversible_flow_is_refused_for_its_gradient_is_rounded() -> None:
     model = train_glow.build(plan)
     model.reversible = True
     with pytest.raises(ConfigurationError, match="reversible"):
-        train_glow.loss_of(model, train_glow.trainable(model, plan.models.glow))
+        train_glow.loss_of(
+            model, train_glow.trainable(model, "glow.", plan.models.glow.trainable, "glow", "")
+        )
 
 
 def test_adam_is_adam() -> None:

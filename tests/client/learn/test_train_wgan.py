@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from client.learn import train_wgan
-from client.learn.patient_gradients import Backend, Execution, PatientGradients
+from client.learn.fast.backends import Backend, Execution, PatientGradients
 from client.learn.train_wgan import LADDER_PATIENCE, Ladder
 from client.state.ledger import PracticeReservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
-from common.models import wgan
+from common.models import wgan, wgan_pairs
 from common.models.adam import Adam
 from common.models.rmsprop import RMSprop
 from common.models.wgan import build
@@ -67,7 +67,7 @@ def test_only_trainable_critic_weights_take_private_gradients() -> None:
 
 @pytest.mark.parametrize("prefix", ["generator.", "average.", "critic.nothing", "layers.0."])
 def test_a_prefix_that_fits_no_critic_weight_is_refused_with_a_hint(prefix: str) -> None:
-    with pytest.raises(ConfigurationError, match="fits no critic weight") as caught:
+    with pytest.raises(ConfigurationError, match="fits no weight that trains privately") as caught:
         one_round(study(trainable=["critic.layers.", prefix]))
     assert repr(prefix) in str(caught.value) and "critic.layers." in str(caught.value.hint)
 
@@ -143,7 +143,7 @@ def test_the_plan_picks_the_optimiser_and_it_gives_torchs_numbers() -> None:
 def told(ladder: Ladder, accuracy: float, steps: int) -> int:
     """The ladder's critic steps after hearing one accuracy for some generator steps."""
     for _ in range(steps):
-        ladder.saw(accuracy)
+        ladder.observe(accuracy)
     return ladder.critic_steps
 
 
@@ -224,7 +224,7 @@ def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says(
     assert float(mix.min()) >= 0 and float(mix.max()) < 1 and not fakes.requires_grad
     for place, patient in enumerate((3, 5)):
         own = {x.tobytes() for x in cohort().images[3 * patient : 3 * patient + 3]}
-        shown = {pair.tobytes() for pair in wgan.to_pairs(items[place])}
+        shown = {pair.tobytes() for pair in wgan_pairs.to_pairs(items[place])}
         assert len(shown) == 2 and shown < own
 
 
@@ -254,7 +254,7 @@ def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(
     plan = plan_of(**LOSSES[loss], items_per_patient=2, fakes_per_item=2)
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
-    trained = train_wgan.trainable(critic, plan)
+    trained = train_wgan.trainable(critic, "critic.", plan.trainable, "wgan", "")
     score = train_wgan.loss_of(critic, trained, plan.loss)
     batch = train_wgan.Batches(cohort(), generator, plan, torch.Generator().manual_seed(0))([0, 1])
     rows: list[Tensor] = []

@@ -9,6 +9,7 @@ import torch
 
 from client.state import group_store
 from client.synthesize import align as al
+from client.synthesize import features, reference
 from client.synthesize import group as g
 from client.synthesize import invert as inv
 from common.errors import Bug, ConfigurationError, PolicyError
@@ -55,7 +56,7 @@ def make_site(patients: int = 10, k: int = 5, dtype: torch.dtype = torch.float32
 
 def gathered(site: Site, plan: al.AlignmentPlan = PLAN) -> list[al.GroupStatistics]:
     patients = al.measure_patients(site.images, site.inversion, site.who, site.critic, plan)
-    return al.gather(site.groups, patients, site.generator, plan)
+    return al.gather_statistics(site.groups, patients, site.generator, plan)
 
 
 def naive_gram(x: torch.Tensor, row: int, column: int, p: int) -> torch.Tensor:
@@ -77,17 +78,18 @@ def naive_loss(
     grams_of, contents, codes = [], [], []
     for name in group.members:
         rows = list(rows_of[name])
-        features = [al.style_features(to_unit(site.images[[i]]))[0] for i in rows]
+        features = [features.style_features(to_unit(site.images[[i]]))[0] for i in rows]
         grams_of.append(
             [sum(naive_gram(f, a, b, p) for f in features) / len(rows) for a, b in windows]
         )
         seen = [
-            al.content_features(site.critic, site.inversion.reconstructions[[i]])[0] for i in rows
+            features.content_features(site.critic, site.inversion.reconstructions[[i]])[0]
+            for i in rows
         ]
         contents.append(sum(seen) / len(rows))
         codes.append(sum(site.inversion.codes[i] for i in rows) / len(rows))
     centroid = sum(codes) / len(codes)
-    base = al.style_features(site.generator.synthesis(centroid[None]).detach())[0]
+    base = features.style_features(site.generator.synthesis(centroid[None]).detach())[0]
     targets = []
     for a, b in windows:
         own = naive_gram(base, a, b, p).flatten()
@@ -97,13 +99,13 @@ def naive_loss(
         ]
         targets.append(sum(picked) / len(picked))
     image = site.generator.synthesis(code[None])
-    features = al.style_features(image)[0]
+    features = features.style_features(image)[0]
     style = sum(
         (naive_gram(features, a, b, p) - t).square().sum()
         for (a, b), t in zip(windows, targets, strict=True)
     )
     style = style / sum(t.square().sum() for t in targets)
-    f = al.content_features(site.critic, image)[0]
+    f = features.content_features(site.critic, image)[0]
     content = sum(1 - f @ c for c in contents) / len(contents)
     trust = ((code - centroid) / site.spread).square().mean()
     return plan.content_weight * content + plan.style_weight * style + plan.trust_weight * trust
@@ -229,8 +231,8 @@ def test_a_step_is_few_operations_without_waiting_whatever_k_is() -> None:
 
 def test_each_source_is_looked_at_once_however_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     site, looked = make_site(), []
-    whole = al.style_features
-    monkeypatch.setattr(al, "style_features", lambda x: (looked.append(len(x)), whole(x))[1])
+    whole = features.style_features
+    monkeypatch.setattr(features, "style_features", lambda x: (looked.append(len(x)), whole(x))[1])
     targets = gathered(site)
     assert sum(looked) == len(site.images) + len(targets)  # each source, and each group's average
     looked.clear()
@@ -296,8 +298,8 @@ def test_the_loss_at_the_targets_themselves_is_zero() -> None:
     with torch.no_grad():
         code = site.inversion.codes[:1]
         image = site.generator.synthesis(code)
-        own = al.window_grams(al.style_features(image), PLAN.windows)[0]
-        content = al.content_features(site.critic, image)[0]
+        own = features.window_grams(features.style_features(image), PLAN.windows)[0]
+        content = features.content_features(site.critic, image)[0]
         target = al.GroupStatistics(site.groups[0], code[0], content, own, (5,) * 4)
         loss = al.alignment_loss(code, [target], site.generator, site.critic, PLAN, site.spread)
     assert abs(float(loss)) < 1e-6
@@ -316,8 +318,10 @@ def test_bfloat16_changes_the_loss_by_less_than_one_percent() -> None:
     np.testing.assert_allclose(rough, exact, rtol=0.01)
     features = torch.rand(1, 4, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(al.window_grams(features, 2), al.window_grams(features.clone(), 2))
-        assert al.window_grams(features.bfloat16(), 2).dtype == torch.float32
+        assert torch.equal(
+            features.window_grams(features, 2), features.window_grams(features.clone(), 2)
+        )
+        assert features.window_grams(features.bfloat16(), 2).dtype == torch.float32
 
 
 def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
@@ -327,8 +331,8 @@ def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
             0.0 if name.endswith("noise_strength") else 1.0
         )  # so that only the moves tell them apart
     codes = site.inversion.codes[:3]
-    made = al.outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
-    again = al.outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
+    made = al.render_outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
+    again = al.render_outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
     assert [m.shape for m in made] == [(3, 16, 16, 3)] * 4
     assert all((a == b).all() for a, b in zip(made, again, strict=True))
     assert (made[0] == al.render(codes, site.generator, torch.Generator())).all()
@@ -340,7 +344,7 @@ def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
                     np.sqrt(np.mean(apart**2)) > 5 * 0.004
                 )  # five times the audit's duplicate rule
     with pytest.raises(ConfigurationError, match="1 or more"):
-        al.outputs(codes, 0, site.generator, torch.Generator())
+        al.render_outputs(codes, 0, site.generator, torch.Generator())
 
 
 def test_other_outputs_do_not_see_how_far_members_lie_apart() -> None:
@@ -355,7 +359,7 @@ def test_other_outputs_do_not_see_how_far_members_lie_apart() -> None:
                 "render",
                 lambda c, g, r, taken=taken, whole=whole: (taken.append(c), whole(c, g, r))[1],
             )
-            al.outputs(codes, 2, site.generator, torch.Generator().manual_seed(4))
+            al.render_outputs(codes, 2, site.generator, torch.Generator().manual_seed(4))
         moves.append(taken[1] - taken[0])
     np.testing.assert_allclose(moves[0], moves[1], atol=1e-5)
 
@@ -386,24 +390,26 @@ def test_a_gram_of_constant_texture_does_not_depend_on_size_and_windows_must_div
     texture = torch.rand(1, 3, 8, 8)
     small, large = texture.tile(1, 1, 2, 2), texture.tile(1, 1, 8, 8)
     np.testing.assert_allclose(
-        al.window_grams(small, 2)[0, 0], al.window_grams(large, 2)[0, 3], rtol=1e-5
+        features.window_grams(small, 2)[0, 0], features.window_grams(large, 2)[0, 3], rtol=1e-5
     )
     with pytest.raises(ConfigurationError, match="divisor of 16"):
-        al.window_grams(small, 3)
+        features.window_grams(small, 3)
 
 
 def test_features_have_unit_length_and_the_filters_are_constants() -> None:
     site = make_site()
     x = to_unit(site.images)
     np.testing.assert_allclose(
-        al.content_features(site.critic, x).norm(dim=1).detach(), torch.ones(len(x)), rtol=1e-5
+        features.content_features(site.critic, x).norm(dim=1).detach(),
+        torch.ones(len(x)),
+        rtol=1e-5,
     )
     torch.manual_seed(123)
-    first = al.style_features(x)
+    first = features.style_features(x)
     torch.manual_seed(321)
-    assert torch.equal(first, al.style_features(x))
+    assert torch.equal(first, features.style_features(x))
     assert (first >= 0).all()  # ReLU before the Gram
-    assert math.isclose(float(al.style_features(x[:, :1]).shape[1]), al.STYLE_CHANNELS)
+    assert math.isclose(float(features.style_features(x[:, :1]).shape[1]), features.STYLE_CHANNELS)
 
 
 def test_no_group_is_an_error() -> None:
@@ -418,11 +424,11 @@ def test_a_site_goes_from_photographs_to_averages() -> None:
     torch.manual_seed(8)
     encoder, plan = (
         Encoder(16, 3, 4, 8),
-        inv.InversionPlan(steps=2, iterations=1, samples=16, components=4),
+        reference.InversionPlan(steps=2, iterations=1, samples=16, components=4),
     )
     random = torch.Generator().manual_seed(4)
     known = dataclasses.replace(
-        inv.reference(site.generator, encoder, plan, random), threshold=10.0
+        reference.make_reference(site.generator, encoder, plan, random), threshold=10.0
     )
     found = inv.invert(site.images, site.generator, encoder, plan, known)
     patient_of = np.array([0, 0, *range(10)])
@@ -432,7 +438,7 @@ def test_a_site_goes_from_photographs_to_averages() -> None:
     codes = known.whitening(g.patient_codes(found.encoded.flatten(1).double().numpy(), who))
     grouping = g.form_groups(who, 5, "similar", key=KEY, codes=codes)
     patients = al.measure_patients(site.images, found, who, site.critic, PLAN)
-    statistics = al.gather(grouping.groups, patients, site.generator, PLAN)
+    statistics = al.gather_statistics(grouping.groups, patients, site.generator, PLAN)
     result = al.align(statistics, site.generator, site.critic, PLAN, known.spread)
     images = al.render(result.codes, site.generator, random)
     assert images.shape == (2, 16, 16, 3)

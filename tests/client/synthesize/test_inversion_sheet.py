@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from client.synthesize.inversion_sheet import COLUMNS, MOST, inversion_sheet, worst_first
+from client.synthesize.inversion_sheet import COLUMNS, MOST, draw_sheet, worst_first
 from client.synthesize.invert import Inversion
 
 
@@ -24,9 +24,7 @@ def test_what_was_left_out_comes_first_then_by_falling_error() -> None:
 
 def test_a_pair_is_the_original_at_the_left_and_the_inversion_at_the_right() -> None:
     images = np.stack([np.full((64, 64, 3), shade, np.uint8) for shade in (10, 60)])
-    with Image.open(
-        io.BytesIO(inversion_sheet(images, inversion([0.1, 0.3], [True, True])))
-    ) as file:
+    with Image.open(io.BytesIO(draw_sheet(images, inversion([0.1, 0.3], [True, True])))) as file:
         sheet = np.asarray(file)
     assert (sheet[:64, :64] == 60).all()  # the worse one first
     assert (sheet[:64, 64:128] == 255).all()
@@ -36,9 +34,7 @@ def test_a_pair_is_the_original_at_the_left_and_the_inversion_at_the_right() -> 
 def test_every_left_out_image_goes_before_a_long_list_of_accepted_ones() -> None:
     count = MOST + 20
     found = inversion([0.5] * count, [i != count - 1 for i in range(count)], 16)
-    with Image.open(
-        io.BytesIO(inversion_sheet(np.zeros((count, 16, 16, 1), np.uint8), found))
-    ) as file:
+    with Image.open(io.BytesIO(draw_sheet(np.zeros((count, 16, 16, 1), np.uint8), found))) as file:
         sheet = np.asarray(file)
     assert worst_first(found)[0] == count - 1
     assert sheet.shape[0] == MOST // COLUMNS * (64 + 16)

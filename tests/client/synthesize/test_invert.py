@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from client.synthesize import invert as inv
+from client.synthesize import reference
+from client.synthesize.descent import CodeDescent
 from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.encoder import Encoder, load_encoder
 from common.models.images import to_uint8
@@ -17,7 +19,7 @@ from common.study.training import GanPlan
 from common.wire.tensors import read
 
 torch.set_num_threads(1)
-PLAN = inv.InversionPlan(steps=4, iterations=2, batch=4, samples=24, components=6)
+PLAN = reference.InversionPlan(steps=4, iterations=2, batch=4, samples=24, components=6)
 
 
 @pytest.fixture(scope="module")
@@ -37,26 +39,26 @@ def samples(generator: Generator, count: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def known(nets: tuple[Generator, Encoder]) -> inv.Reference:
-    return inv.reference(*nets, PLAN, seeded())
+def known(nets: tuple[Generator, Encoder]) -> reference.Reference:
+    return reference.make_reference(*nets, PLAN, seeded())
 
 
 def test_the_reference_has_no_parameter_that_could_hold_the_cohort(
     nets: tuple[Generator, Encoder],
 ) -> None:
-    assert list(inspect.signature(inv.reference).parameters) == [
+    assert list(inspect.signature(reference.make_reference).parameters) == [
         "generator",
         "encoder",
         "plan",
         "random",
     ]
-    one, two = (inv.reference(*nets, PLAN, seeded()) for _ in range(2))
+    one, two = (reference.make_reference(*nets, PLAN, seeded()) for _ in range(2))
     assert one.threshold == two.threshold > 0
     assert one.spread == two.spread > 0
 
 
 def test_black_constant_and_noise_images_are_rejected(
-    nets: tuple[Generator, Encoder], known: inv.Reference
+    nets: tuple[Generator, Encoder], known: reference.Reference
 ) -> None:
     rng = np.random.default_rng(0)
     images = np.zeros((4, 16, 16, 3), np.uint8)
@@ -70,7 +72,7 @@ def test_black_constant_and_noise_images_are_rejected(
 
 
 def test_a_code_that_is_not_finite_is_rejected(
-    nets: tuple[Generator, Encoder], known: inv.Reference
+    nets: tuple[Generator, Encoder], known: reference.Reference
 ) -> None:
     class Broken(Encoder):
         def forward(self, x: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
@@ -85,7 +87,7 @@ def test_a_code_that_is_not_finite_is_rejected(
 
 
 def test_refinement_lowers_the_error_and_changes_no_weight(
-    nets: tuple[Generator, Encoder], known: inv.Reference
+    nets: tuple[Generator, Encoder], known: reference.Reference
 ) -> None:
     before = [p.detach().clone() for net in nets for p in net.parameters()]
     images = samples(nets[0], 5)
@@ -102,7 +104,7 @@ def test_refinement_lowers_the_error_and_changes_no_weight(
 
 
 def test_an_image_is_inverted_alike_whatever_its_batch(
-    nets: tuple[Generator, Encoder], known: inv.Reference
+    nets: tuple[Generator, Encoder], known: reference.Reference
 ) -> None:
     images = samples(nets[0], 6)
     together = inv.invert(images, *nets, PLAN, known)
@@ -113,7 +115,7 @@ def test_an_image_is_inverted_alike_whatever_its_batch(
 
 def test_our_adam_is_adam() -> None:
     ours, theirs = torch.ones(3), torch.ones(3)
-    mine, reference = inv.Adam(ours), [torch.zeros(3), torch.zeros(3)]
+    mine, reference = CodeDescent(ours), [torch.zeros(3), torch.zeros(3)]
     for t in range(1, 5):
         gradient = torch.tensor([1.0, -2.0, 0.5]) * t
         mine.step(gradient, 0.1)
@@ -126,7 +128,7 @@ def test_our_adam_is_adam() -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-def test_shapes_and_progress(nets: tuple[Generator, Encoder], known: inv.Reference) -> None:
+def test_shapes_and_progress(nets: tuple[Generator, Encoder], known: reference.Reference) -> None:
     seen: list[tuple[int, int]] = []
     found = inv.invert(
         samples(nets[0], 6), *nets, PLAN, known, lambda done, total: seen.append((done, total))
@@ -146,7 +148,7 @@ def test_shapes_and_progress(nets: tuple[Generator, Encoder], known: inv.Referen
     ids=["none", "another size", "not uint8"],
 )
 def test_images_that_do_not_fit_are_refused(
-    nets: tuple[Generator, Encoder], known: inv.Reference, images: np.ndarray
+    nets: tuple[Generator, Encoder], known: reference.Reference, images: np.ndarray
 ) -> None:
     with pytest.raises(ConfigurationError, match="expected uint8 images"):
         inv.invert(images, *nets, PLAN, known)
@@ -155,7 +157,9 @@ def test_images_that_do_not_fit_are_refused(
 def test_held_out_samples_are_white_and_empty_directions_do_not_blow_up() -> None:
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(6, 20)) * np.linspace(3, 0.3, 6)[:, None]  # rank 6 of 20
-    whitening = inv.Whitening.fit(inv.GeneratorCodes(rng.normal(size=(400, 6)) @ mix), 64)
+    whitening = reference.Whitening.fit(
+        reference.GeneratorCodes(rng.normal(size=(400, 6)) @ mix), 64
+    )
     held_out = whitening(rng.normal(size=(400, 6)) @ mix)
     variance = held_out.var(axis=0)[:6]
     assert (variance > 0.2).all()
@@ -165,14 +169,16 @@ def test_held_out_samples_are_white_and_empty_directions_do_not_blow_up() -> Non
 
 def test_the_whitening_takes_generator_codes_alone() -> None:
     with pytest.raises(Bug, match="GeneratorCodes"):
-        inv.Whitening.fit(np.zeros((9, 4)), 2)  # type: ignore[arg-type]
+        reference.Whitening.fit(np.zeros((9, 4)), 2)  # type: ignore[arg-type]
 
 
 def test_the_threshold_is_the_smaller_of_foreign_and_own_each_with_its_floor(
     nets: tuple[Generator, Encoder],
 ) -> None:
     def threshold(**changed: float) -> float:
-        return inv.reference(*nets, dataclasses.replace(PLAN, **changed), seeded()).threshold  # type: ignore[arg-type]
+        return reference.make_reference(
+            *nets, dataclasses.replace(PLAN, **changed), seeded()
+        ).threshold  # type: ignore[arg-type]
 
     low = {"mismatch_quantile": 0.0, "own_factor": 0.0, "least_mismatch": 0.0, "least_own": 0.0}
     assert threshold(**low) == 0.0
@@ -193,11 +199,11 @@ def test_the_threshold_is_the_smaller_of_foreign_and_own_each_with_its_floor(
     "encoder", [(32, 8), (16, 12)], ids=["another size", "another code length"]
 )
 def test_an_encoder_of_another_size_is_refused_before_anything_is_computed(
-    nets: tuple[Generator, Encoder], known: inv.Reference, encoder: tuple[int, int]
+    nets: tuple[Generator, Encoder], known: reference.Reference, encoder: tuple[int, int]
 ) -> None:
     other = Encoder(encoder[0], 3, 4, encoder[1])
     with pytest.raises(ConfigurationError, match=r"generator's codes are \[6, 8\]"):
-        inv.reference(nets[0], other, PLAN, seeded())
+        reference.make_reference(nets[0], other, PLAN, seeded())
     with pytest.raises(ConfigurationError, match=r"generator's codes are \[6, 8\]"):
         inv.invert(np.zeros((1, 16, 16, 3), np.uint8), nets[0], other, PLAN, known)
 
@@ -209,26 +215,26 @@ def test_a_generator_that_diverged_is_refused_with_what_to_do(
     with torch.no_grad():
         broken.image_bias[0] = float("nan")
     with pytest.raises(RefusedError, match="not finite"):
-        inv.reference(broken, nets[1], PLAN, seeded())
+        reference.make_reference(broken, nets[1], PLAN, seeded())
 
 
 SHIPPED = Path(__file__).parents[3] / "deploy" / "checkpoints" / "fundus-64"
 
 
 @pytest.fixture(scope="module")
-def shipped() -> tuple[Generator, Encoder, inv.InversionPlan, inv.Reference]:
+def shipped() -> tuple[Generator, Encoder, reference.InversionPlan, reference.Reference]:
     """The demo's generator and encoder, and what they say before any cohort is seen."""
     size = GanPlan.model_construct(width=24, latent=128)
     gan, encoder = (
         read(SHIPPED / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder")
     )
     nets = load_generator(gan, size, 64, 3), load_encoder(encoder, 24, 128, 64, 3)
-    plan = inv.InversionPlan(steps=2, iterations=2)
-    return *nets, plan, inv.reference(*nets, plan, seeded())
+    plan = reference.InversionPlan(steps=2, iterations=2)
+    return *nets, plan, reference.make_reference(*nets, plan, seeded())
 
 
 def test_noise_a_negative_and_another_kind_of_picture_are_rejected_by_the_shipped_models(
-    shipped: tuple[Generator, Encoder, inv.InversionPlan, inv.Reference],
+    shipped: tuple[Generator, Encoder, reference.InversionPlan, reference.Reference],
 ) -> None:
     generator, encoder, plan, known = shipped
     rng, y = np.random.default_rng(0), np.linspace(0, 255, 64).astype(np.uint8)
@@ -244,7 +250,7 @@ def test_noise_a_negative_and_another_kind_of_picture_are_rejected_by_the_shippe
 
 
 def test_held_out_samples_of_the_shipped_models_are_white_in_every_direction(
-    shipped: tuple[Generator, Encoder, inv.InversionPlan, inv.Reference],
+    shipped: tuple[Generator, Encoder, reference.InversionPlan, reference.Reference],
 ) -> None:
     generator, encoder, plan, known = shipped
     with torch.no_grad():
@@ -257,7 +263,7 @@ def test_held_out_samples_of_the_shipped_models_are_white_in_every_direction(
 
 
 def test_a_picture_on_its_side_is_rejected_either_way_and_its_upright_self_is_not(
-    shipped: tuple[Generator, Encoder, inv.InversionPlan, inv.Reference],
+    shipped: tuple[Generator, Encoder, reference.InversionPlan, reference.Reference],
 ) -> None:
     generator, encoder, plan, known = shipped
     assert known.upright
@@ -276,11 +282,11 @@ def test_a_picture_on_its_side_is_rejected_either_way_and_its_upright_self_is_no
 def test_where_samples_have_no_way_up_no_image_is_asked_for_its_own(
     nets: tuple[Generator, Encoder],
 ) -> None:
-    known = inv.reference(*nets, PLAN, seeded())
+    known = reference.make_reference(*nets, PLAN, seeded())
     assert (
         not known.upright
     )  # weights of chance: about a third of the samples invert best as they are
-    every = inv.reference(*nets, dataclasses.replace(PLAN, least_upright=0.0), seeded())
+    every = reference.make_reference(*nets, dataclasses.replace(PLAN, least_upright=0.0), seeded())
     assert every.upright
     images = samples(nets[0], 6)
     lax = dataclasses.replace(known, threshold=10.0)
@@ -291,7 +297,7 @@ def test_where_samples_have_no_way_up_no_image_is_asked_for_its_own(
 
 
 def test_whether_an_image_lies_on_its_side_is_its_own_matter(
-    shipped: tuple[Generator, Encoder, inv.InversionPlan, inv.Reference],
+    shipped: tuple[Generator, Encoder, reference.InversionPlan, reference.Reference],
 ) -> None:
     generator, encoder, plan, known = shipped
     with torch.no_grad():

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from client.synthesize import metric
 from client.synthesize.group import Mode, form_groups, patient_codes, roster
-from client.synthesize.invert import GeneratorCodes, Inversion, Reference, Whitening, mean_colours
+from client.synthesize.invert import Inversion
+from client.synthesize.reference import GeneratorCodes, Reference, Whitening, mean_colours
 from tests.studies import SMALL, small_study
 
 KEY = b"k" * 32
@@ -40,8 +41,8 @@ def groups(
                        seen.errors[order], seen.accepted[order])  # fmt: skip
     names = [f"{i:04d}" for i in range(patient_of.max() + 1)]
     who = roster(names, patient_of[order], labels, key=KEY)
-    points = patient_codes(metric.points_of(reference(), turned, "colour"), who)
-    cells = metric.cells_in(reference(), "colour") if mode == "cells" else None
+    points = patient_codes(metric.make_points(reference(), turned, "colour"), who)
+    cells = metric.make_metric_cells(reference(), "colour") if mode == "cells" else None
     grouping = form_groups(who, k, mode, key=KEY, codes=points, cells=cells)
     everyone = [m for group in grouping.groups for m in group.members] + list(grouping.suppressed)
     assert sorted(everyone) == names
@@ -74,7 +75,7 @@ def test_groups_by_colour_are_of_one_colour_and_groups_by_code_are_not() -> None
     who = roster([f"{i:04d}" for i in range(60)], np.arange(60), np.zeros(60, np.int64), key=KEY)
     within = {}
     for name in ("codes", "colour"):
-        points = patient_codes(metric.points_of(reference(), seen, name), who)  # type: ignore[arg-type]
+        points = patient_codes(metric.make_points(reference(), seen, name), who)  # type: ignore[arg-type]
         grouping = form_groups(who, 5, "similar", key=KEY, codes=points)
         colours = mean_colours(seen.reconstructions)
         within[name] = np.mean(
@@ -85,7 +86,7 @@ def test_groups_by_colour_are_of_one_colour_and_groups_by_code_are_not() -> None
 
 def test_a_colour_is_the_mean_of_each_channel_and_knows_no_other_image() -> None:
     seen = inversion(5)
-    found = metric.points_of(reference(), seen, "colour")
+    found = metric.make_points(reference(), seen, "colour")
     expected = (seen.reconstructions.double().clamp(-1, 1).numpy().mean((2, 3)) + 1) / 2
     np.testing.assert_allclose(found, expected)
     np.testing.assert_array_equal(found[2:3], mean_colours(seen.reconstructions[2:3]))
@@ -95,12 +96,12 @@ def test_a_colour_is_the_mean_of_each_channel_and_knows_no_other_image() -> None
 def test_codes_and_cells_are_of_the_space_that_the_plan_names() -> None:
     known, seen = reference(), inversion(4)
     np.testing.assert_array_equal(
-        metric.points_of(known, seen, "codes"), known.whitening(seen.encoded.numpy())
+        metric.make_points(known, seen, "codes"), known.whitening(seen.encoded.numpy())
     )
     np.testing.assert_array_equal(
-        metric.cells_in(known, "codes").centres, known.whitening(known.samples.codes)
+        metric.make_metric_cells(known, "codes").centres, known.whitening(known.samples.codes)
     )
-    np.testing.assert_array_equal(metric.cells_in(known, "colour").centres, known.colours)
+    np.testing.assert_array_equal(metric.make_metric_cells(known, "colour").centres, known.colours)
 
 
 @pytest.mark.parametrize(

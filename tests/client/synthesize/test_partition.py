@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.synthesize import partition as p
+from client.synthesize import swaps
 
 
 def points(count: int, seed: int = 0, dimension: int = 6) -> np.ndarray:
@@ -115,8 +116,8 @@ def test_looking_only_where_something_changed_loses_nothing() -> None:
     x = points(300, dimension=4)
     rows = p._lattice(x, 10)
     distances = p._distances(rows)
-    swaps = p._Swaps(rows, p._greedy(distances, 5), distances)
-    for _ in range(p.SWAP_SWEEPS):
+    swaps = swaps.Swaps(rows, p._greedy(distances, 5), distances)
+    for _ in range(swaps.SWAP_SWEEPS):
         swaps.look(np.arange(300))  # every row, every sweep
         if not swaps.apply().any():
             break

@@ -124,8 +124,8 @@ def test_step_4_a_patients_images_count_as_one_latent(model: Glow) -> None:
 
 def test_step_9_the_mean_gets_the_temperatures_norm() -> None:
     y = np.random.default_rng(0).normal(size=64)
-    assert float(np.linalg.norm(stage.matched(y, 0.6))) == pytest.approx(0.6 * 8)
-    assert float(np.abs(stage.matched(np.zeros(64), 0.6)).max()) == 0.0
+    assert float(np.linalg.norm(stage.match_norm(y, 0.6))) == pytest.approx(0.6 * 8)
+    assert float(np.abs(stage.match_norm(np.zeros(64), 0.6)).max()) == 0.0
 
 
 def test_the_rest_has_a_temperature_of_its_own(model: Glow) -> None:

@@ -11,8 +11,10 @@ from torch.func import functional_call, grad
 from torch.nn import functional as F
 
 from client.learn.fast import layer_rules
-from client.learn.fast.layer_rules import Batch, LayerRules, NoRule, Parameters
-from client.learn.patient_gradients import Execution, PatientGradients, by_backward
+from client.learn.fast.backends import Execution, PatientGradients
+from client.learn.fast.layer_rules import LayerRules
+from client.learn.fast.layers import NoRule
+from client.learn.patient_gradients import Batch, Parameters, by_backward
 
 torch.set_num_threads(1)
 Shape = tuple[int, ...]

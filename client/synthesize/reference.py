@@ -1,0 +1,224 @@
+"""Public statistics of the generator: what decides about an inverted image, before any image is
+seen.
+
+In: generator, encoder, public constants. Out: a `Reference`: threshold, whitening, spread of w,
+cells' samples.
+Guarantees: everything is computed from generator samples; nothing is fitted to the cohort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.errors import Bug, ConfigurationError, RefusedError
+from common.models.encoder import Encoder
+from common.models.stylegan import Generator
+
+EIGENVALUE_FLOOR = 1e-4  # of the largest eigenvalue (methods/ksalsa.md 3.2)
+
+
+@dataclass(frozen=True)
+class InversionPlan:
+    """Public constants of the inversion; `steps` and `iterations` come from the study plan."""
+
+    steps: int = 20
+    iterations: int = 3
+    learning_rate: float = 0.05
+    trust_weight: float = 0.003
+    batch: int = 16
+    samples: int = 192
+    components: int = 64
+    mismatch_quantile: float = 0.1
+    least_mismatch: float = 0.12
+    own_quantile: float = 0.99
+    own_factor: float = 4.0
+    least_own: float = 0.06
+    turned: int = 48  # samples that are also inverted turned by a quarter
+    least_upright: float = 0.9  # share of them that must invert best upright, or there is no way up
+    clearly: float = 1.5  # by this factor: an untrained generator inverts a little better one way
+
+
+@dataclass(frozen=True)
+class GeneratorCodes:
+    """Encoder codes of generator samples, float64 [M, D]. Only `make_reference` makes them."""
+
+    codes: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Principal components of generator codes, each scaled to unit variance (eigenvalues floored)."""
+
+    mean: NDArray[np.float64]
+    directions: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, of: GeneratorCodes, components: int) -> Whitening:
+        """Return the whitening by up to `components` principal directions.
+
+        Refuses anything but `GeneratorCodes`.
+        """
+        if not isinstance(of, GeneratorCodes):
+            raise Bug(
+                "Whitening.fit takes GeneratorCodes; the cohort's codes must not shape the space"
+            )
+        mean = of.codes.mean(axis=0)
+        _, singular, directions = np.linalg.svd(of.codes - mean, full_matrices=False)
+        variance = singular**2 / max(1, len(of.codes) - 1)
+        count = int(min(components, len(of.codes) - 1, (variance > 0).sum()))
+        scale = np.sqrt(np.maximum(variance, EIGENVALUE_FLOOR * variance[0]))[:count]
+        return cls(mean, directions[:count].T / scale)
+
+    def __call__(self, codes: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return float64 [N, components] for codes [N, ...]."""
+        flat = np.asarray(codes, np.float64).reshape(len(codes), -1)
+        return np.asarray((flat - self.mean) @ self.directions)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Public statistics of one generator.
+
+    `threshold`: RMSE in [0, 1] units above which an image is rejected. `spread`: of w, RMS.
+    `samples`: codes of its samples, around which cells are laid. `colours`: their mean colours,
+    float64 [M, C]. `upright`: whether samples have a way up.
+    """
+
+    whitening: Whitening
+    threshold: float
+    spread: float
+    samples: GeneratorCodes
+    colours: NDArray[np.float64]
+    upright: bool = False
+
+
+def make_reference(
+    generator: Generator, encoder: Encoder, plan: InversionPlan, random: torch.Generator
+) -> Reference:
+    """Return the reference from `plan.samples` generator samples; `random` may be seeded.
+
+    The threshold is the smaller of two RMSEs:
+      a. the `mismatch_quantile` between unrelated samples: a reconstruction further away is not of
+      this image b. `own_factor` times the `own_quantile` of the encoder's errors on samples: an
+      image with a larger error is not
+         of the generator's kind
+    Each has a floor, or a generator of little variety would reject everything. A photograph on its
+    side stays below the threshold. So `upright` says whether `least_upright` of `plan.turned`
+    samples invert better as they are than turned by a quarter, by the factor `clearly`; `invert`
+    then asks the same of each image. Raises ConfigurationError for fewer than 8 samples or networks
+    of different sizes, RefusedError for weights whose samples or codes are not finite.
+    """
+    if plan.samples < 8:
+        raise ConfigurationError(f"inversion: samples is {plan.samples}; expected 8 or more")
+    check_fit(generator, encoder)
+    codes = []
+    images = []
+    rebuilt = []
+    means = []
+    with frozen(generator, encoder), torch.no_grad():
+        for start in range(0, plan.samples, plan.batch):
+            count = min(plan.batch, plan.samples - start)
+            w = generator.mapping(torch.randn(count, generator.latent, generator=random))
+            image = generator.synthesis(generator.broadcast(w), noise=random).clamp(-1, 1)
+            inverted = encoder.invert(image, generator, plan.iterations, keep_best=True)
+            codes.append(inverted.codes.flatten(1))
+            rebuilt.append(inverted.reconstructions.clamp(-1, 1))
+            images.append(image)
+            means.append(w)
+    every = torch.cat(codes)
+    x = torch.cat(images)
+    w = torch.cat(means)
+    if not (torch.isfinite(every).all() and torch.isfinite(x).all()):
+        raise RefusedError(
+            "inversion: the generator's samples or the encoder's codes of them are not finite",
+            hint="the weights diverged: train models.gan again at a lower learning_rate",
+        )
+    samples = GeneratorCodes(every.double().numpy())
+    whitening = Whitening.fit(samples, plan.components)
+    # the threshold
+    mismatch = float(np.quantile(rmse(x, x.roll(1, dims=0)), plan.mismatch_quantile))
+    foreign = max(mismatch, plan.least_mismatch)
+    own = plan.own_factor * float(np.quantile(rmse(x, torch.cat(rebuilt)), plan.own_quantile))
+    threshold = min(foreign, max(own, plan.least_own))
+    spread = float((w - w.mean(dim=0)).square().mean().sqrt())
+    # whether samples have a way up
+    some = x[: plan.turned]
+    with frozen(generator, encoder), torch.no_grad():
+        own_errors = plan.clearly * rmse(some, torch.cat(rebuilt)[: plan.turned])
+        lying = find_turned(some, own_errors, generator, encoder, plan)
+    upright = float(1 - lying.mean()) >= plan.least_upright
+    return Reference(whitening, threshold, max(spread, 1e-6), samples, mean_colours(x), upright)
+
+
+def check_fit(generator: Generator, encoder: Encoder) -> None:
+    """Raise ConfigurationError unless the two networks have one image size and code length."""
+    of_generator = (generator.layer_count, generator.latent)
+    of_encoder = (encoder.layer_count, encoder.latent)
+    if of_generator != of_encoder:
+        raise ConfigurationError(
+            f"inversion: the generator's codes are [{of_generator[0]}, {of_generator[1]}], "
+            f"the encoder's [{of_encoder[0]}, {of_encoder[1]}]",
+            hint="start models.gan and models.encoder from checkpoints that were trained together",
+        )
+
+
+def mean_colours(x: Tensor) -> NDArray[np.float64]:
+    """Return float64 [N, C].
+
+    The mean of each channel of images [N, C, H, W] in [-1, 1], in [0, 1].
+    """
+    return np.asarray((x.double().clamp(-1, 1).mean((2, 3)) + 1) / 2)
+
+
+def find_turned(
+    x: Tensor,
+    errors: NDArray[np.float64],
+    generator: Generator,
+    encoder: Encoder,
+    plan: InversionPlan,
+) -> NDArray[np.bool_]:
+    """Return bool [N]: True unless an image's error is below its errors turned by a quarter either
+    way.
+
+    `errors`: the encoder's, on images [N, C, S, S] as they are.
+    """
+    lying = np.zeros(len(x), bool)
+    for start in range(0, len(x), plan.batch):
+        part = slice(start, start + plan.batch)
+        for quarters in (1, 3):
+            turned = x[part].rot90(quarters, (2, 3))
+            inverted = encoder.invert(turned, generator, plan.iterations, keep_best=True)
+            rebuilt = inverted.reconstructions.clamp(-1, 1)
+            lying[part] |= ~(errors[part] < rmse(turned, rebuilt))
+    return lying
+
+
+def rmse(a: Tensor, b: Tensor) -> NDArray[np.float64]:
+    """Return the root mean square difference [N] of images in [-1, 1], in units of the range [0,
+    1].
+    """
+    return np.asarray((a - b).double().square().mean((1, 2, 3)).sqrt().div(2))
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Let no parameter of `modules` require a gradient inside the block.
+
+    Restore each afterwards.
+    """
+    parameters = [p for module in modules for p in module.parameters()]
+    before = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, flag in zip(parameters, before, strict=True):
+            p.requires_grad_(flag)
