@@ -1,8 +1,11 @@
-"""YAML files as frozen, typed models, with every problem named at once by file, line and key.
+"""YAML files as frozen, typed models; every problem is named with file, line and key.
 
-In: a path and a pydantic model. Out: the model, or one ConfigurationError that lists all problems as
-`study.yaml:12: privacy.epsilon: ...`. Guaranteed: size cap, plain data only (no tags, no aliases, no duplicate keys),
-`1e-6` is a number, an unknown key is an error with "did you mean". Not covered: what the values mean.
+In: a path and a pydantic model.
+Out: the model, or one ConfigurationError that lists all problems, as
+`study.yaml:12: privacy.epsilon: ...`.
+Guarantees: size cap; plain data only (no tags, no aliases, no duplicate keys); `1e-6` is a number;
+an unknown key is an error with "did you mean".
+Not covered: what the values mean.
 """
 
 from __future__ import annotations
@@ -68,7 +71,9 @@ class _Reader:
             return WORDS[text.lower()]
         if INTEGER.fullmatch(text):
             return int(text)
-        return float(text) if FLOAT.fullmatch(text) else text
+        if FLOAT.fullmatch(text):
+            return float(text)
+        return text
 
     def _problem(self, node: yaml.Node, where: Where, message: str) -> None:
         self.problems.append(
@@ -80,7 +85,12 @@ def dotted(where: Where) -> str:
     """Return `privacy.epsilon` or `sites[2].name` for a path of keys."""
     text = ""
     for part in where:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif text:
+            text += f".{part}"
+        else:
+            text = part
     return text or "(file)"
 
 
@@ -91,18 +101,22 @@ def compose(path: Path, text: str) -> yaml.Node:
             if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
                 line = token.start_mark.line + 1
                 raise ConfigurationError(
-                    f"{path.name}:{line}: anchors, aliases and tags are not allowed"
+                    f"{path.name}:{line}: anchors, aliases and tags are not allowed",
+                    hint="write each value out where it is used",
                 )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
+        problem = getattr(error, "problem", None) or "nested too deeply"
         raise ConfigurationError(
-            f"{path.name}:{line}: not readable as YAML: {getattr(error, 'problem', None) or 'nested too deeply'}"
+            f"{path.name}:{line}: not readable as YAML: {problem}",
+            hint=f"correct {path} and try again",
         ) from error
     if not isinstance(node, yaml.MappingNode):
         raise ConfigurationError(
-            f"{path.name}:1: expected `key: value` lines, got an empty file or another shape"
+            f"{path.name}:1: expected `key: value` lines, got an empty file or another shape",
+            hint=f"correct {path} and try again",
         )
     return node
 
@@ -114,7 +128,9 @@ def _fields_at(model: type[BaseModel], where: Where) -> list[str]:
         if isinstance(part, int):
             continue
         field = getattr(current, "model_fields", {}).get(part)
-        current = next(iter(_models_in(field.annotation)), None) if field else None
+        current = None
+        if field:
+            current = next(iter(_models_in(field.annotation)), None)
     return list(getattr(current, "model_fields", {}))
 
 
@@ -134,21 +150,36 @@ def _explain(
     items = error.errors(include_url=False)
     places = [tuple(item["loc"]) for item in items]
     for item, where in zip(items, places, strict=True):
-        if item["type"] == "too_short" and any(
-            len(p) > len(where) and p[: len(where)] == where for p in places
-        ):
+        if item["type"] == "too_short" and any(_is_inside(place, where) for place in places):
             continue  # the elements were given, but are wrong themselves
-        line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
         message = describe(item)
         if item["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(where[-1]), _fields_at(model, where[:-1]), 1)
-            message += f"; did you mean {close[0]!r}?" if close else ""
+            if close:
+                message += f"; did you mean {close[0]!r}?"
+        line = _line_of(where, lines)
         rows.append((line, f"{path.name}:{line}: {dotted(where)}: {message}"))
     return [text for _, text in sorted(rows)]
 
 
+def _is_inside(place: Where, where: Where) -> bool:
+    """Whether a place lies below another."""
+    return len(place) > len(where) and place[: len(where)] == where
+
+
+def _line_of(where: Where, lines: dict[Where, int]) -> int:
+    """The line of a key, or of the nearest key above it that the file holds."""
+    for length in range(len(where), -1, -1):
+        if where[:length] in lines:
+            return lines[where[:length]]
+    return 1
+
+
 def load_yaml(path: Path, model: type[M], *, max_bytes: int = FILE_CAP_BYTES) -> M:
-    """Return the model in a YAML file of at most `max_bytes`; raises ConfigurationError with all problems."""
+    """Return the model in a YAML file of at most `max_bytes`.
+
+    Raises ConfigurationError with all problems.
+    """
     return parse_yaml(read_text(path, max_bytes), model, path)
 
 
@@ -175,16 +206,9 @@ def parse_yaml(text: str, model: type[M], path: Path) -> M:
     data = reader.value(node, ())
     problems = list(reader.problems)
     try:
-        return _only_if(model.model_validate(data), problems, path)
+        value = model.model_validate(data)
     except ValidationError as error:
         problems += _explain(path, model, reader.lines, error)
-    raise ConfigurationError(
-        "\n".join(problems), problems=problems, hint=f"correct {path} and try again"
-    )
-
-
-def _only_if(value: M, problems: list[str], path: Path) -> M:
-    """The value, unless the reader itself found problems."""
     if problems:
         raise ConfigurationError(
             "\n".join(problems), problems=problems, hint=f"correct {path} and try again"

@@ -42,12 +42,24 @@ def run_typer(program: str, command: Callable[[], object]) -> int:
             given = command()  # typer returns the code of an Exit, and 130 for ctrl-C
         except click.exceptions.Abort as error:
             raise KeyboardInterrupt from error
+        except click.exceptions.NoArgsIsHelpError as error:
+            sys.stderr.write(error.format_message() + "\n")
+            code = error.exit_code
+            return
         except click.ClickException as error:
             raise ConfigurationError(
-                error.format_message(), hint=f"`{program} --help` lists the commands"
+                error.format_message(), hint=_help_for(program, error)
             ) from error
         code = given if isinstance(given, int) else 0
         if code == INTERRUPTED:
             raise KeyboardInterrupt
 
     return run_command(program, call) or code
+
+
+def _help_for(program: str, error: click.ClickException) -> str:
+    """Where the right words stand: in the help of the command that was typed, or of the program."""
+    context = getattr(error, "ctx", None)
+    if context is None or context.parent is None:
+        return f"`{program} --help` lists the commands"
+    return f"`{program} {context.info_name} --help` lists its arguments and options"

@@ -33,6 +33,7 @@ Minutes = Annotated[float, typer.Option(min=0.01, help="how long to train")]
 Model = Annotated[str, typer.Option(help="gan (with its encoder), glow or wgan")]
 SizePx = Annotated[int, typer.Option("--size", min=1, help="width and height in pixels")]
 Channels = Annotated[int, typer.Option(help="1 (grey) or 3 (colour)")]
+CHANNELS = (1, 3)
 ImagesFrom = Annotated[str, typer.Option(help="model card: where the images come from")]
 Licence = Annotated[str, typer.Option(help="model card: the images' licence")]
 Attribution = Annotated[str, typer.Option(help="model card: whom the licence wants named")]
@@ -69,7 +70,10 @@ class Task:
     def public_images(self) -> Path:
         """Return the source of public images; raises ConfigurationError where none was given."""
         if self.images is None:
-            raise ConfigurationError("pretrain: expected a folder or .npz of public images")
+            raise ConfigurationError(
+                "pretrain: no public images given",
+                hint="kohort-server pretrain FOLDER --out OUT, where FOLDER (or an .npz) holds them",
+            )
         return self.images
 
 
@@ -94,6 +98,10 @@ def pretrain(
 
     Never on patients' images: this training is not private.
     """
+    if channels not in CHANNELS:
+        raise ConfigurationError(
+            f"--channels: expected 1 or 3, got {channels}", hint="1 is grey, 3 is colour"
+        )
     origin = (source, licence, attribution)
     task = Task(
         images, out, minutes, size_px, channels, origin, exclude, resume, study, phantoms, device
@@ -105,7 +113,10 @@ def pretrain(
     elif model == "wgan":
         train_pairs(task)
     else:
-        raise ConfigurationError(f"--model {model}: expected gan, glow or wgan")
+        raise ConfigurationError(
+            f"--model: expected gan, glow or wgan, got {model!r}",
+            hint="`kohort-server pretrain --help` says what each is",
+        )
     write(f"checkpoint in {out}; pin it with kohort-server pin STUDY.yaml\n")
 
 
@@ -205,7 +216,10 @@ def read_pair_source(task: Task, size_px: int) -> tuple[PublicPairs, Provenance]
     from server.public_data.pairs import phantom_pairs, read_pairs
 
     if (task.images is None) == (task.phantoms == 0):
-        raise ConfigurationError("pretrain --model wgan: expected public pairs, or --phantoms N")
+        raise ConfigurationError(
+            "pretrain --model wgan: expected public pairs, or --phantoms N",
+            hint="give exactly one of them",
+        )
     if task.images is None:
         pairs = phantom_pairs(task.phantoms, PHANTOM_PATCHES, size_px, seed=0)
         return pairs, Provenance(*PHANTOM_ORIGIN)

@@ -58,7 +58,10 @@ def sites(
 def change(registry: enrolment.Registry, action: str, name: str | None) -> None:
     """Revoke or release one site."""
     if name is None or action not in ("revoke", "release"):
-        raise ConfigurationError(f"sites {action}: expected `revoke NAME` or `release NAME`")
+        raise ConfigurationError(
+            f"sites {action}: expected `revoke NAME` or `release NAME`",
+            hint="`kohort-server sites` without them lists the names",
+        )
     if action == "revoke":
         registry.revoke(name)
     else:
