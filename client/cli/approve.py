@@ -29,13 +29,19 @@ def approve(state: StateFolder, bundle: Bundle, yes: Yes = False) -> None:
     """Show a signed plan against this site's policy and, if a person says yes, allow it to run."""
     config = load_site(state)
     plans = open_plans(state)
+
+    # Verify and show.
     study = open_bundle(bundle, plans.operator)
     for text in plan_lines(study):
         write_line(text)
+
+    # Refuse what the policy forbids and what cannot learn.
     check_plan(study, config.policy, config.site)
     counts = parameter_counts(study, bundle / "checkpoints")
     refuse_hopeless(study, counts)
     write_line(f"  verdict      {feasibility(study, counts, prv=False).sentence}")
+
+    # Ask, and keep.
     if not yes and not typer.confirm("Allow this plan to run here?"):
         raise PolicyError("not approved", hint="nothing was changed")
     plans.approve(bundle)

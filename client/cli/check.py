@@ -74,14 +74,20 @@ def _check_files(state: Path) -> Iterator[str]:
     place.signing_key()
     place.pseudonym_bytes()
     read_node_key(place.node_key)
+
+    # The keys are for the site's account alone.
     for key in (place.sign_key, place.pseudonym_key, place.node_key):
         if key.stat().st_mode & 0o077:
             yield f"{key}: readable by others (chmod 600 {key})"
+
+    # The data can be read.
     data = Path(config.data.folder)
     if not data.is_dir() or not os.access(data, os.R_OK | os.X_OK):
         yield f"{data}: not a folder that can be read"
     if config.data.labels_csv and not Path(config.data.labels_csv).is_file():
         yield f"{config.data.labels_csv}: no such file"
+
+    # What TLS needs is usable.
     membership = read_membership(place.membership)
     check_membership(membership, place)
     settings = fleet_settings(Site(place, config, membership))

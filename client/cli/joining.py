@@ -40,13 +40,17 @@ def init(state: StateFolder, site: SiteName, data: DataFolder, labels: LabelsFil
         raise ConfigurationError(
             f"{state}: is a site already", hint="use another --state, or edit its site.yaml"
         )
+    # Check everything before anything is written.
     text = _config_text(site, data, labels)
     with disk_faults_named("cannot create", state):
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    # The keys, then the request that the operator needs.
     place = State(state)
     request = _request(site, _new_keys(place, site), place)
     path = state / f"{site}.request.json"
     atomic_write(path, json.dumps(request, indent=1).encode() + b"\n")
+
     # Last, because a folder with a site.yaml counts as whole.
     atomic_write(config_file, text.encode())
     write_line(f"{config_file}: read it; it says what this hospital allows")
@@ -103,6 +107,7 @@ def join(state: StateFolder, file: JoinFile) -> None:
     config = load_site(state)
     place = State(state)
     membership = read_membership(file)
+    # The file must be for this site and its own node key.
     if membership.site != config.site:
         raise ConfigurationError(
             f"{file}: is for site {membership.site}, this is {config.site}",

@@ -80,6 +80,7 @@ def ledger(state: StateFolder, what: LedgerAction = "", as_json: AsJson = False)
             f"ledger {what}: unknown; expected `verify` or nothing",
             hint="kohort-site ledger --help",
         )
+    # Opening the ledger would make an empty one.
     if not place.ledger.is_file():
         raise ConfigurationError(
             "nothing was spent yet: there is no ledger", hint="it begins with the first round"
@@ -131,6 +132,7 @@ def site_status(state: Path) -> dict[str, Any]:
     config = load_site(state)
     place = State(state)
     plans = open_plans(state)
+    # What the journal says was answered, and what the reviews say of the images.
     answered = {entry.key for entry in place.journal.entries() if entry.state == "answered"}
     batches = {batch.study: batch.state for batch in Reviews(place.reviews).batches()}
     rows = []

@@ -74,6 +74,7 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
     load_site(state)
     _log_to_standard_error()
     with FolderLock(state / "lock", "kohort-site run"), open_site(state) as site:
+        # A damaged ledger or a missing cohort must stop the daemon before it connects.
         hashes = _approved(site)
         site.ledger().verify()
         for plan_hash in hashes:
@@ -107,6 +108,8 @@ def _serve(site: Site, until_done: bool) -> None:
     client = _fleet_client(site)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop.set())
+
+    # The transport runs beside this thread, which waits for signals; its error is raised here.
     ended: list[BaseException] = []
 
     def transport() -> None:
@@ -119,6 +122,8 @@ def _serve(site: Site, until_done: bool) -> None:
     thread = threading.Thread(target=transport, name="transport")
     thread.start()
     log.info("serving %s as %s", site.membership.server_url, site.config.site)
+
+    # The last reply must be delivered before the process may end.
     while not site.stop.wait(STOP_POLL_S):
         if until_done and site.done.is_set():
             _wait_for_delivery(site.state.root / "fleet" / "inbox")

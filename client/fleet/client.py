@@ -18,11 +18,6 @@ The steps of one message, as in the threat model:
   7 inflate, with an empty run_config
   8 handle
   9 store the reply, then send it
-
-Threads: `run` pulls; one thread sends heartbeats; one calls `handle`, one message at a time in
-order of arrival; one sends replies. Each has its own connection. After `kill -9` stored replies are
-sent again and all other messages are handled again. So `handle` must answer a round that it has
-already done from its own journal.
 """
 
 from __future__ import annotations
@@ -112,8 +107,14 @@ class FleetClient:
     def run(self, stop: threading.Event) -> None:
         """Pull, handle and reply until `stop` is set.
 
+        This thread pulls; one sends heartbeats, one handles messages in order of arrival, one
+        sends replies. Each has its own connection. After `kill -9` stored replies are sent again
+        and all other messages are handled again: `handle` must answer a round that it has already
+        done from its own journal.
+
         Raises only before the loops: for a bad file, or a second client on this folder.
         """
+        # Fail early on what no retry mends.
         tls_context(self.settings)
         read_node_key(self.settings.node_key_file)
         self._stop = stop
@@ -121,12 +122,16 @@ class FleetClient:
             self._inbox = Inbox(self.settings.state_dir / "inbox")
             self._session.load()
             self._queue_stored_messages()
+
+            # The three loops beside this thread's own.
             threads = []
             for loop in (self._heartbeat_loop, self._work_loop, self._reply_loop):
                 thread = threading.Thread(target=loop, name=loop.__name__.strip("_"), daemon=True)
                 thread.start()
                 threads.append(thread)
             self._pull_loop()
+
+            # They see `stop` as well; none is waited for without end.
             for thread in threads:
                 thread.join(STOP_WAIT_S)
 
@@ -169,6 +174,7 @@ class FleetClient:
             self._last_message = time.monotonic()
             self._receive(wire, pulled)
             return 0.0
+        # Nothing waits: ask often after a message, then less and less.
         poll_s = self.settings.poll_s
         if time.monotonic() - self._last_message < EAGER_S:
             return poll_s
@@ -187,7 +193,7 @@ class FleetClient:
         except CallFailed as failure:
             if not failure.run_ended:
                 raise
-            return
+            return  # the server wants nothing more of this run
         except MessageRefused as refused:
             self._refuse(pulled, refused)
             return
@@ -308,6 +314,7 @@ class FleetClient:
                 self._health.clear("reply")
                 backoff.reset()
             except Exception as error:
+                # Keep the reply; the others may pass it in the queue.
                 failure = classify(error)
                 log.info("reply not sent yet: %s", failure.state.code)
                 if failure.state is states.BODY_REFUSED:
@@ -327,6 +334,7 @@ class FleetClient:
             self._inbox.drop(message_id)
             return
         objects = self._inbox.reply_objects(message_id)
+        # The shell first; the server then names the objects that it lacks.
         try:
             answer = wire.push_reply(self._session.own_id, reply)
             for object_id in answer.objects_to_push:

@@ -103,6 +103,7 @@ def create_node_key(private: Path, public: Path, comment: str) -> None:
 
 def tls_context(settings: FleetSettings) -> ssl.SSLContext:
     """Return TLS 1.3 with the site's CA alone, and the client certificate if there is one."""
+    # PROTOCOL_TLS_CLIENT checks the certificate and the name; no system CA is loaded.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -162,6 +163,7 @@ class CappedClient(httpx.Client):
 
     def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
         """Send, and read an answer of at most 64 MiB within four timeouts."""
+        # httpx limits each read; the deadline limits their sum.
         deadline = time.monotonic() + self._limit_s
         response = super().send(request, stream=True, follow_redirects=False)
         body = bytearray()
@@ -174,6 +176,7 @@ class CappedClient(httpx.Client):
                     raise AnswerTooLarge
         finally:
             response.close()
+        # Errors of a proxy or a portal may come as anything; only an answer must be protobuf.
         content_type = response.headers.get("content-type", "").split(";")[0]
         if response.is_success and content_type != PROTOBUF:
             raise NotProtobuf

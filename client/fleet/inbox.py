@@ -32,6 +32,7 @@ class Inbox:
         self.folder = folder
         with disk_faults_named("create", folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # What a killed process left half written.
             for stale in folder.glob(".part-*"):
                 shutil.rmtree(stale, ignore_errors=True)
 
@@ -54,6 +55,7 @@ class Inbox:
             atomic_write(part / "message", message, mode=0o600)
             _write_objects(part / "objects", objects)
             with disk_faults_named("store a message in", self.folder):
+                # The rename makes the message appear whole.
                 os.replace(part, self.folder / message_id)
                 sync_folder(self.folder)
         finally:

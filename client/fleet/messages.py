@@ -64,6 +64,7 @@ def object_ids(pulled: PulledMessage, max_objects: int) -> list[str]:
 
     Raises MessageRefused if they are too many or malformed.
     """
+    # A dict keeps the order and drops what the tree names twice.
     ids: dict[str, None] = {}
     try:
         for object_id in pulled.object_ids():
@@ -117,6 +118,7 @@ def inflate(
         raise corrupt("structure") from error
     if not isinstance(message, Message) or not message.has_content():
         raise corrupt("not an instruction")
+    # The content must say the same as the shell that was announced.
     found = message.metadata
     expected = (pulled.metadata.run_id, node_id, "")
     if (found.run_id, found.dst_node_id, found.reply_to_message_id) != expected:

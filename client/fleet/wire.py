@@ -143,6 +143,7 @@ def set_message_id(message: Message, message_id: str) -> None:
 
 def deflate(message: Message) -> tuple[Reply, dict[str, bytes]]:
     """Return what is pushed for a reply, and the content of every object by identifier."""
+    # A reply that is built anew has another identifier: compute it once.
     with no_object_id_recompute():
         set_message_id(message, message.object_id)
         objects = {
@@ -293,6 +294,7 @@ class Wire:
             verify=context,
             interceptors=[_VersionHeaders(), NodeAuthHttpInterceptor(key, key.public_key())],
         )
+        # Flower offers no other way to set limits on answers.
         client._client.close()
         client._client = CappedClient(context, settings.proxy, settings.timeout_s)
         return client

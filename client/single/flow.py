@@ -22,6 +22,7 @@ from common.privacy.noise import NoiseSource
 from common.storage.files import read_capped
 from common.study.plan import Study
 from common.study.synthesis import PrivatizePlan
+from common.study.training import GlowPlan
 from common.wire.messages import digest_of
 from common.wire.tensors import read as read_tensors
 
@@ -74,45 +75,60 @@ def load_flow(site: Site, study: Study, request: Request) -> Flow:
     Raises ConfigurationError, RefusedError.
     """
     layout = study.models.glow
-    plan = request.section
-    if plan is None and study.synthesis is not None:
-        plan = study.synthesis.privatize
+    plan = _privatize_plan(study, request)
     if layout is None or plan is None:
         raise ConfigurationError(
             f"plan {study.name}: it has no flow or names no mechanism", hint="name one: --mechanism"
         )
     checkpoints = site.plans.folder(study.hash()) / "checkpoints"
-
-    # The flow: of a release if given, else the plan's starting checkpoint.
-    weights = request.weights
-    if weights is not None and not weights.is_file():
-        raise ConfigurationError(
-            f"{weights}: no such file", hint="--weights names flow weights of a release"
-        )
-    if weights is None and layout.start is not None:
-        weights = checkpoints / layout.start.name
-    if weights is None or not weights.is_file():
-        raise ConfigurationError(
-            f"plan {study.name}: the flow has no weights yet",
-            hint="--weights FILE of a release's models",
-        )
-    intake = study.intake
+    weights = _weights_file(study, layout, request, checkpoints)
     model = Glow(
-        intake.size_px, intake.channels, layout.levels, layout.steps_per_level, layout.width
+        study.intake.size_px,
+        study.intake.channels,
+        layout.levels,
+        layout.steps_per_level,
+        layout.width,
     )
     glow_checkpoint.load_weights(model, read_tensors(weights, max_bytes=WEIGHTS_CAP_BYTES))
-
-    # The mechanism: over the plan's coordinates, or those that the person chose.
-    if request.section is None:
-        coordinates = level_dimension(study)
-    elif plan.levels == "top":
-        coordinates = model.top_dimension
-    else:
-        coordinates = model.dimension
+    coordinates = _coordinates(study, model, request)
     mechanism = latent_mechanism(plan, coordinates, 1, "random")
     basis = _load_basis(plan, request.basis, checkpoints)
     digest = digest_of(read_capped(weights, WEIGHTS_CAP_BYTES))
     return Flow(study, model, plan, mechanism, basis, digest)
+
+
+def _privatize_plan(study: Study, request: Request) -> PrivatizePlan | None:
+    """Return the request's own section, else the plan's, if there is one."""
+    if request.section is not None:
+        return request.section
+    if study.synthesis is not None:
+        return study.synthesis.privatize
+    return None
+
+
+def _weights_file(study: Study, layout: GlowPlan, request: Request, checkpoints: Path) -> Path:
+    """Return the weights of a release if the request names them, else the plan's checkpoint."""
+    if request.weights is not None:
+        if not request.weights.is_file():
+            raise ConfigurationError(
+                f"{request.weights}: no such file", hint="--weights names flow weights of a release"
+            )
+        return request.weights
+    if layout.start is None or not (checkpoints / layout.start.name).is_file():
+        raise ConfigurationError(
+            f"plan {study.name}: the flow has no weights yet",
+            hint="--weights FILE of a release's models",
+        )
+    return checkpoints / layout.start.name
+
+
+def _coordinates(study: Study, model: Glow, request: Request) -> int:
+    """Return how many coordinates the mechanism covers: the plan's, or those the person chose."""
+    if request.section is None:
+        return level_dimension(study)
+    if request.section.levels == "top":
+        return model.top_dimension
+    return model.dimension
 
 
 def _load_basis(plan: PrivatizePlan, given: Path | None, checkpoints: Path) -> Basis | None:

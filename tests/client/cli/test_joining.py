@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+from client.fleet.health import STATES
+from client.state.membership import Membership
 from tests.client.cli.typing_commands import Cli
 
 
@@ -46,3 +49,14 @@ def test_a_join_file_for_another_site_or_key_is_refused(
     assert "another key" in err
     other.write_text(json.dumps(data | {"server_url": "http://plain"}))
     assert "server_url" in cli("join", "--state", state, other)[2]
+
+
+def test_every_file_and_field_that_a_health_state_names_is_in_the_state_folder(
+    joined: tuple[Path, Path],
+) -> None:
+    text = "\n".join(f"{state.text} {state.fix}" for state in STATES.values())
+    files = re.findall(r"[\w/]+\.(?:key|crt|json|pub|yaml)\b", text)
+    assert {"keys/node.key", "ca.crt", "node.crt", "membership.json"} <= set(files)
+    for name in files:
+        assert (joined[0] / name).is_file(), name
+    assert set(re.findall(r"\b[a-z]+_url\b", text)) <= set(Membership.model_fields)

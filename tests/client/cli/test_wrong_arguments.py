@@ -1,4 +1,4 @@
-"""Every command says in words what is wrong with its arguments, and ends with the exit code of that fault."""
+"""Every command says what is wrong with its arguments, and ends with that fault's exit code."""
 
 from __future__ import annotations
 

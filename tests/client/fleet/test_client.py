@@ -1,4 +1,4 @@
-"""The Fleet client against a scripted server: the order of its steps, what leaves, and long work."""
+"""The Fleet client against a scripted server: its steps, what leaves, and long work."""
 
 from __future__ import annotations
 

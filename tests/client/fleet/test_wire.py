@@ -38,7 +38,8 @@ def test_a_version_message_of_the_server_does_not_end_this_process(
     from flwr.supercore.constant import VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY as KEY
     from flwr.supercore.error import ApiErrorCode
 
-    body = f'{{"code": {int(ApiErrorCode.RUNTIME_VERSION_INCOMPATIBLE)}, "detail": "no", "extra": "exit now"}}'.encode()
+    code = int(ApiErrorCode.RUNTIME_VERSION_INCOMPATIBLE)
+    body = f'{{"code": {code}, "detail": "no", "extra": "exit now"}}'.encode()
     server.instead["pull-messages"] = lambda request: (412, {KEY: "exit now"}, body)
     until(lambda: site.code() == "NOT-THE-SERVER")
     assert site.thread.is_alive()

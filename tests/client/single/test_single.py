@@ -1,4 +1,4 @@
-"""`kohort-site privatize`: work on site stays there; an export is charged, kept and reviewed once."""
+"""`kohort-site privatize`: work on site stays; an export is charged, kept and reviewed once."""
 
 import csv
 import io
@@ -54,7 +54,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Hospital:
     """A site with a chest plan whose flow is real, made once."""
     weights = {"gan": WEIGHTS["gan"], "glow": glow_checkpoint.weights_of(flow())}
     changes = {
-        "intake__channels": 1, "intake__dicom_modalities": ["DX"], "intake__stratify_laterality": False,
+        "intake__channels": 1, "intake__dicom_modalities": ["DX"],
+        "intake__stratify_laterality": False,
         "synthesis__privatize": SECTION,
     }  # fmt: skip
     return make_hospital(tmp_path_factory.mktemp("site"), weights=weights, **changes)
@@ -65,7 +66,7 @@ CHILD = inputs.decode_all
 
 @pytest.fixture
 def hospital(made: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospital:
-    """A copy, so that no test sees another's ledger; files are decoded in this process, and one history is accounted once."""
+    """A copy, so that no test sees another's ledger; files are decoded in this process."""
     monkeypatch.setattr(
         inputs, "decode_all", lambda paths, settings, _: [_here(path, settings) for path in paths]
     )
@@ -375,7 +376,8 @@ def test_what_cannot_be_used_is_named_with_its_reason(
     outcome = run(hospital.site(), hospital, inbox, tmp_path / "out")
     reasons = {name: reason.value for name, reason in outcome.refused}
     assert reasons == {
-        "constant.png": "blank-image", "text.png": "unknown-format", "tiny.png": "too-small", "wrong.dcm": "wrong-modality"
+        "constant.png": "blank-image", "text.png": "unknown-format",
+        "tiny.png": "too-small", "wrong.dcm": "wrong-modality",
     }  # fmt: skip
     assert outcome.written == 6, "black borders and 16 bits are images"
 
