@@ -65,7 +65,7 @@ def cells(points: Floats, k: int) -> NDArray[np.int64]:
 
 MODES: dict[str, Callable[[Floats, int], object]] = {
     "similar": partition.greedy,
-    "similar-swap": partition.greedy_swapped,
+    "similar-swap": partition.greedy_with_swaps,
     "cells": cells,
     "paper": partition.greedy_paper,
 }
@@ -134,7 +134,7 @@ def against_naive(count: int, k: int, repeats: int) -> dict[str, float | bool]:
 def swap_gain(points: Floats, k: int) -> float:
     """Squared error after swaps as a share of that before."""
     before = partition.greedy(points, k)
-    after = partition.greedy_swapped(points, k)
+    after = partition.greedy_with_swaps(points, k)
     return round(squared_error(points, after) / squared_error(points, before), 3)
 
 

@@ -47,10 +47,10 @@ from common.privacy.noise import LATTICE, Noise
 __all__ = [
     "BATCH",
     "Privatized",
+    "add_noise",
     "clip",
     "encode_released",
     "match_norm",
-    "add_noise",
     "patient_latent",
     "privatize",
     "quantise",

@@ -238,7 +238,7 @@ import hashlib, sys
 import numpy as np
 from client.synthesize import partition
 codes = np.random.default_rng(0).normal(size=(900, 64))
-parts = [partition.greedy_swapped(codes, 7), partition.cells_of_rows(codes, codes[:40], 14)]
+parts = [partition.greedy_with_swaps(codes, 7), partition.cells_of_rows(codes, codes[:40], 14)]
 partition.DENSE_ROWS = 10
 print(hashlib.sha256(b"".join(part.tobytes() for part in [*parts, partition.greedy(codes, 7)])).hexdigest())
 """

@@ -6,7 +6,6 @@ and server and keeps all that the sites send. On the way one site daemon and the
 
 from __future__ import annotations
 
-from server.demo import processes
 import csv
 import json
 import os
@@ -31,8 +30,9 @@ from common.wire.messages import Header
 from kohort.manifest import read_manifest
 from kohort.verification import verify
 from server.demo import rehearsal
-from server.demo.fundus_hospitals import write_hospital
 from server.demo.export import Truth
+from server.demo.fundus_hospitals import write_hospital
+from server.demo.processes import Processes
 from server.operator.config import ServerState
 from server.rounds.record import StudyRecord
 from tests.capture import WireTap
@@ -52,7 +52,7 @@ class Story:
     study: Study
     sent: bytes
     release: Path
-    processes: processes.Processes
+    processes: Processes
 
 
 def few_crops() -> list[tuple[Path, int, str]]:
@@ -94,7 +94,7 @@ def short_plan(folder: Path) -> tuple[Path, Study]:
     return path, load_study(path)
 
 
-def until(condition: Callable[[], bool], what: str, processes: processes.Processes) -> None:
+def until(condition: Callable[[], bool], what: str, processes: Processes) -> None:
     """Wait; a daemon that died in the meantime is the failure."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
@@ -103,7 +103,7 @@ def until(condition: Callable[[], bool], what: str, processes: processes.Process
         time.sleep(0.05)
 
 
-def kill_9(processes: processes.Processes, name: str) -> None:
+def kill_9(processes: Processes, name: str) -> None:
     """Kill a daemon as a power cut would; it must not be found as failed by `check`."""
     process = processes.running.pop(name)
     os.kill(process.pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ def kill_9(processes: processes.Processes, name: str) -> None:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("demo"))
-    processes = processes.Processes(places.out / "logs")
+    processes = Processes(places.out / "logs")
     processes.logs.mkdir()
     truth = {
         name: write_hospital(crops(), places.work / "hospitals" / name, index)

@@ -28,8 +28,9 @@ from common.process import free_port
 from common.study.plan import Study, load_study
 from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
-from server.demo import processes, rehearsal
+from server.demo import rehearsal
 from server.demo.export import Truth
+from server.demo.processes import Processes
 from server.evaluate import attack_findings
 from server.evaluate.downstream import KAPPA, KEPT, KEPT_REAL
 from server.evaluate.findings import DOWNSTREAM
@@ -51,7 +52,7 @@ class Story:
     study: Study
     sent: bytes
     release: Path
-    processes: processes.Processes
+    processes: Processes
 
 
 def small_plan(preset: Path, target: Path) -> Path:
@@ -74,7 +75,7 @@ def small_plan(preset: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("chest"))
-    processes = processes.Processes(places.out / "logs")
+    processes = Processes(places.out / "logs")
     processes.logs.mkdir()
     truth = demo_hospitals.radiograph_hospitals(
         places.work / "hospitals", SITES, lambda *_: None, PATIENTS

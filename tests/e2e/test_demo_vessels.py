@@ -6,7 +6,6 @@ identifying is looked for in it, in all logs, in the server's whole state and in
 
 from __future__ import annotations
 
-from server.demo import processes
 import csv
 import gzip
 import json
@@ -31,6 +30,7 @@ from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
 from server.demo.export import Truth
+from server.demo.processes import Processes
 from server.operator.config import ServerState
 from tests.capture import WireTap
 from tests.federation import pairs_plan
@@ -50,13 +50,13 @@ class Story:
     study: Study
     sent: bytes
     release: Path
-    processes: processes.Processes
+    processes: Processes
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     places = rehearsal.Places(tmp_path_factory.mktemp("vessels"))
-    processes = processes.Processes(places.out / "logs")
+    processes = Processes(places.out / "logs")
     processes.logs.mkdir()
     truth = demo_hospitals.phantom_hospitals(
         places.work / "hospitals", SITES, lambda *_: None, PATIENTS

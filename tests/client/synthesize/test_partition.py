@@ -79,7 +79,7 @@ def test_any_rule_cuts_any_number_of_rows_into_k_to_2k_minus_1(
     x = np.random.default_rng(seed).normal(size=(count, 3)) ** 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(p, "DENSE_ROWS", 10_000 if dense else 1)
-        before, after = p.greedy(x, k), p.greedy_swapped(x, k)
+        before, after = p.greedy(x, k), p.greedy_with_swaps(x, k)
     for found in (before, after, p.greedy_paper(x, k)):
         sizes = np.bincount(found)
         assert sizes.sum() == count and k <= sizes.min() and sizes.max() <= 2 * k - 1
@@ -107,7 +107,7 @@ def test_swaps_end_where_no_exchange_helps(dense: bool, monkeypatch: pytest.Monk
     """With 20 neighbours of 22 rows every exchange is looked at, so that the end is a true optimum of exchanges."""
     monkeypatch.setattr(p, "DENSE_ROWS", 10_000 if dense else 1)
     x = points(22, dimension=2)
-    before, after = p.greedy(x, 4), p.greedy_swapped(x, 4)
+    before, after = p.greedy(x, 4), p.greedy_with_swaps(x, 4)
     assert best_exchange(x, before) > 0.1
     assert best_exchange(x, after) < 1e-4
 
@@ -116,12 +116,12 @@ def test_looking_only_where_something_changed_loses_nothing() -> None:
     x = points(300, dimension=4)
     rows = p._lattice(x, 10)
     distances = p._distances(rows)
-    swaps = swaps.Swaps(rows, p._greedy(distances, 5), distances)
+    state = swaps.Swaps(rows, p._greedy(distances, 5), distances)
     for _ in range(swaps.SWAP_SWEEPS):
-        swaps.look(np.arange(300))  # every row, every sweep
-        if not swaps.apply().any():
+        state.look(np.arange(300))  # every row, every sweep
+        if not state.apply().any():
             break
-    assert (swaps.group_of == p.greedy_swapped(x, 5)).all()
+    assert (state.group_of == p.greedy_with_swaps(x, 5)).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -153,7 +153,7 @@ def test_a_common_offset_costs_no_precision() -> None:
 
 
 def test_equal_rows_are_no_error() -> None:
-    assert sorted(np.bincount(p.greedy_swapped(np.ones((11, 4)), 3))) == [3, 3, 5]
+    assert sorted(np.bincount(p.greedy_with_swaps(np.ones((11, 4)), 3))) == [3, 3, 5]
 
 
 @settings(max_examples=60, deadline=None)
