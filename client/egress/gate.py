@@ -39,7 +39,7 @@ from common.privacy.boundary import (
     public_statement,
 )
 from common.privacy.boundary_rules import refuse
-from common.privacy.canaries import Claim, fault
+from common.privacy.canary_audit import Claim, fault
 from common.privacy.events import image_event, latent_event
 from common.privacy.latent_mechanisms import Latent
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from common.config import FrozenModel
 from common.errors import PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld
-from common.privacy.canaries import Canaries, Claim, audit, draw, fault, rehearse
+from common.privacy.canaries import Canaries, draw, rehearse
+from common.privacy.canary_audit import Claim, audit, fault
 from common.privacy.events import round_event
 from common.privacy.noise import NoiseSource
 from common.storage.files import atomic_write, read_capped

@@ -12,22 +12,19 @@ from scipy import stats
 
 from common.errors import RefusedError
 from common.privacy.accounting import epsilon_pld
-from common.privacy.canaries import (
+from common.privacy.canaries import Canaries, Tally, draw, rehearse
+from common.privacy.canary_audit import (
     FALSE_ALARM,
-    Canaries,
     Claim,
-    Tally,
     audit,
     ceiling,
-    correct,
-    draw,
+    count_correct,
     epsilon_at_least,
     fault,
-    guesses,
+    guess_count,
     meter_p_value,
     noise_ratio,
     p_value,
-    rehearse,
 )
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, SeededNoiseSource
@@ -44,7 +41,7 @@ def heard(
         return canaries.tally()
     for _ in range(event.steps):
         total = np.zeros(count)
-        total[canaries.drawn(noise.bernoulli(event.q, count))] = raw * LATTICE
+        total[canaries.sampled(noise.bernoulli(event.q, count))] = raw * LATTICE
         z = noise.gaussian_lattice(count, event.noise_multiplier * louder) if louder else 0
         canaries.observe((total + z) / (LATTICE * 64))
     return canaries.tally()
@@ -99,17 +96,17 @@ def test_the_bound_exceeds_the_truth_at_most_as_often_as_stated() -> None:
 
 
 def test_too_few_guesses_refute_nothing() -> None:
-    assert epsilon_at_least(4, guesses(4), guesses(4), 1e-5) == 0.0
+    assert epsilon_at_least(4, guess_count(4), guess_count(4), 1e-5) == 0.0
     assert epsilon_at_least(300, 150, 70, 1e-5) == 0.0
     assert ceiling(0, 1e-5) == 0.0
 
 
 def test_guesses_are_fixed_beforehand_and_take_the_extremes() -> None:
-    assert [guesses(count) for count in (0, 3, 4, 10, 300)] == [0, 0, 2, 4, 150]
+    assert [guess_count(count) for count in (0, 3, 4, 10, 300)] == [0, 0, 2, 4, 150]
     included = np.array([True, False] * 4)
     scores = np.where(included, 1.0, -1.0)
-    assert correct(Tally(included, scores, scores**2, 1)) == 4
-    assert correct(Tally(included, -scores, scores**2, 1)) == 0
+    assert count_correct(Tally(included, scores, scores**2, 1)) == 4
+    assert count_correct(Tally(included, -scores, scores**2, 1)) == 0
 
 
 def test_an_honest_run_reads_what_the_reference_expects() -> None:
