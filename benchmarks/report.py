@@ -173,9 +173,17 @@ def _titled(table: Table) -> str:
 
 
 def command(benchmark: str) -> str:
-    """The command of this process, absolute paths by their last part alone."""
-    arguments = [Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:]]
-    return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *arguments])
+    """The command of this process, without `--json`; folders outside by their last part alone."""
+    shown = []
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
+        if argument == "--json":
+            next(arguments, None)
+        elif os.path.isabs(argument) or argument.startswith(".."):
+            shown.append(Path(argument).name)
+        else:
+            shown.append(argument)
+    return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *shown])
 
 
 def machine() -> str:

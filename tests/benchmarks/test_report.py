@@ -65,8 +65,10 @@ def test_a_row_has_as_many_cells_as_the_table_has_columns() -> None:
 
 
 def test_a_command_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["x", "--data", "/somewhere/private/data", "--seeds", "3"])
-    assert report.command("noise") == "python -m benchmarks.noise --data data --seeds 3"
+    given = ["x", "--data", "/somewhere/private/data", "--json", "noise.json", "--work", "../w"]
+    monkeypatch.setattr("sys.argv", [*given, "--seeds", "3"])
+    said = "python -m benchmarks.noise --data data --work w --seeds 3"
+    assert report.command("noise") == said
 
 
 def test_json_prints_figures_and_with_a_file_writes_the_run(
