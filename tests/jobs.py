@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.egress.audit import AuditReport, Code
-from client.egress.audit import Evidence as AuditEvidence
+from client.egress.audit import AuditReport, Code, Nearest
 from client.egress.evidence import Evidence
 from client.state.folder import State
 from client.state.jobs import Job
@@ -43,13 +42,13 @@ def job_folder(
 
 def verdict(*codes: Code) -> Callable[..., AuditReport]:
     """An audit that says these codes of two images, whatever they show, and A-PASS of fewer."""
-    seen = AuditEvidence(0, (2.0,) * 3, (1.0,) * 3)
+    found = Nearest(0, (2.0,) * 3, (1.0,) * 3)
 
     def audit(released: np.ndarray, *_: object) -> AuditReport:
         fine: Code = "A-PASS"
         return AuditReport(
             codes if len(released) == len(codes) else (fine,) * len(released),
-            (seen,) * len(released),
+            (found,) * len(released),
         )
 
     return audit

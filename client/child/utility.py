@@ -62,7 +62,8 @@ class SiteUtility:
         yield f"  balanced average Hausdorff   {found.bahd_mm:.2f} pixels"
         yield f"  95 % Hausdorff               {found.hd95_mm:.2f} pixels"
         yield f"  chosen on released pairs alone: {chosen}"
-        yield "these numbers come from this hospital's patients: they stay here, nothing was sent"
+        where = "they stay here and nothing was sent"
+        yield f"these numbers come from this hospital's patients: {where}"
 
 
 def recipe(*, full: bool) -> pair_segmenter.Recipe:
@@ -135,7 +136,7 @@ def read_pairs(release: Path, size_px: int) -> Pairs:
 
 def _picture(release: Path, name: str, size_px: int) -> Pixels:
     """One grey picture [S, S]; only names that a release may hold are opened."""
-    if not layout.allowed_name(name):
+    if not layout.is_allowed_name(name):
         raise RefusedError(f"metadata.csv: {name!r} is no name of a picture in a release")
     data = read_capped(release / name, PICTURE_CAP_BYTES)
     try:

@@ -102,7 +102,7 @@ def _canaries(round: Round, records: Records) -> bytes:
 
 
 def _group_key(state: State) -> bytes:
-    """The secret that orders patients in groupings; the pseudonym key cannot be computed from it."""
+    """The secret that orders patients in groupings; it does not give the pseudonym key away."""
     return hmac.digest(state.pseudonym_bytes(), b"kohort-group-key", "sha256")
 
 

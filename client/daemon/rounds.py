@@ -34,7 +34,7 @@ class Round:
 class _Charged:
     """A round and what it costs: its mechanism, the ledger's entry, the folder of its one child.
 
-    `event` is None where nothing is spent or declared; `reservation` is None where nothing is spent.
+    `event` is None where nothing is spent or declared, `reservation` where nothing is spent.
     """
 
     round: Round

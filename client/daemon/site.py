@@ -76,7 +76,7 @@ class Site:
         self._spending = Spending(self.records)
 
     def answer(self, sealed: Sealed) -> Sealed:
-        """Return the reply to an instruction; raises KohortError, of which only the code may leave."""
+        """Return the reply to an instruction; raises KohortError, whose code alone may leave."""
         began = time.monotonic()
         # (1) the operator signed the instruction
         max_bytes = self.config.limits.max_message_mib << 20

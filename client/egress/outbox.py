@@ -1,8 +1,10 @@
-"""The outbox: what the gate cleared, signed, on disk before it is sent, and sent again byte for byte.
+"""The outbox: signed messages, on disk before they are sent, and sent again byte for byte.
 
-In: `Cleared` from the gate and the site's signing key. Out: `Sealed`. Guaranteed: a message is complete on disk before
-`store` returns; the same key always gives the same bytes; a second payload for a key is refused; nothing is removed.
-Not covered: when it is sent, and whether it arrived (a receipt in the operator's next signed instruction says so).
+In: `Cleared` from the gate, the site's signing key. Out: `Sealed`.
+Guarantees: a message is complete on disk before `store` returns; one key always gives the same
+bytes; a second payload for a key is refused; nothing is removed.
+Not covered: when a message is sent. Whether it arrived, a receipt in the operator's next signed
+instruction says.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ class Outbox:
         self.folder = folder
 
     def store(self, cleared: Cleared, key: Ed25519PrivateKey) -> Sealed:
-        """Sign and write a cleared message, and return it; one that is there already is returned as it is.
+        """Sign and write a cleared message, and return it; a stored one is returned unchanged.
 
-        Raises Bug for anything but a `Cleared`, PolicyError (E-OUTBOX-SECOND) for a second payload under one key.
+        Raises Bug for anything but a `Cleared`, PolicyError (E-OUTBOX-SECOND) for a second payload
+        under one key.
         """
         if type(cleared) is not Cleared:
             raise Bug(f"the outbox takes Cleared alone, got {type(cleared).__name__}")
@@ -64,4 +67,5 @@ class Outbox:
         return self._path(key).with_suffix(".receipt").exists()
 
     def _path(self, key: str) -> Path:
+        """The file of a message."""
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.sealed"

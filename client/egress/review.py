@@ -1,9 +1,11 @@
-"""Human review of image batches: what waits, what a person decided, bound to the digest of exactly those bytes.
+"""Human review of image batches: what waits, and what a person decided.
 
-In: the SHA-256 of a batch, its contact sheet and the pictures beside it; a reviewer's decision. Out: the state of a digest.
-Guaranteed: a decision is on disk, with the reviewer's name, before it counts; it holds for one digest and is final; a changed
-batch is another batch. Not covered: who the reviewer is (the operating system's accounts decide who may run
-`kohort-site review`).
+In: the SHA-256 of a batch, its contact sheet and the pictures beside it; a reviewer's decision.
+Out: the state of a digest.
+Guarantees: a decision is on disk, with the reviewer's name, before it counts; it is final, and it
+holds for one digest: a changed batch is another batch.
+Not covered: who the reviewer is. The operating system's accounts decide who may run
+`kohort-site review`.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from common.storage.journal import Journal
 from common.wire.messages import digest_of
 
 State = Literal["unknown", "waiting", "approved", "rejected"]
+STATES: dict[str, State] = {"waiting": "waiting", "approved": "approved", "rejected": "rejected"}
 SHEET = "contact_sheet.png"
-BESIDE = (
-    "inversions.png",
-)  # further pictures that a job may leave (client/synthesize/inversion_sheet.py)
+# further pictures that a job may leave (client/synthesize/inversion_sheet.py)
+BESIDE = ("inversions.png",)
 SHEET_CAP_BYTES = 1 << 30
 
 
@@ -34,7 +36,7 @@ def batch_digest(parts: Sequence[bytes]) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch under review: its digest, plan, folder with the contact sheet, state and who decided."""
+    """One batch under review; `folder` holds its contact sheet, `reviewer` is who decided."""
 
     digest: str
     study: str
@@ -49,29 +51,26 @@ class Batch:
 
 
 class Reviews:
-    """The review folder of a site; the daemon proposes, `kohort-site review` decides, both through the journal."""
+    """The review folder of a site: the daemon proposes, `kohort-site review` decides."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._journal = Journal(folder / "decisions.sqlite")
 
     def propose(self, digest: str, study: str, sheet: Path) -> Batch:
-        """Let a batch wait for a person; proposing it again changes nothing."""
+        """Let a batch wait for a person; a second time changes nothing."""
         target = self.folder / digest[:16] / SHEET
         if self.state(digest) == "unknown":
             self._journal.append(digest, "waiting", {"study": study})
         if not target.exists():
-            for name in (one for one in BESIDE if (sheet.parent / one).is_file()):
-                atomic_write(
-                    target.parent / name,
-                    read_capped(sheet.parent / name, SHEET_CAP_BYTES),
-                    mode=0o600,
-                )
-            atomic_write(target, read_capped(sheet, SHEET_CAP_BYTES), mode=0o600)
+            for name in BESIDE:
+                if (sheet.parent / name).is_file():
+                    _copy(sheet.parent / name, target.parent / name)
+            _copy(sheet, target)
         return self._batch(digest)
 
     def decide(self, batch: str, *, approve: bool, reviewer: str) -> Batch:
-        """Write a person's decision on the batch whose digest starts with `batch`; it is final."""
+        """Record a person's decision on the batch whose digest starts with `batch`; it is final."""
         if not reviewer.strip():
             raise ConfigurationError(
                 "review: a decision needs the reviewer's name", hint="add --reviewer NAME"
@@ -88,12 +87,11 @@ class Reviews:
         return self._batch(digest)
 
     def find(self, batch: str) -> Batch:
-        """Return the one batch whose digest starts with `batch`; an empty string means the only one that waits."""
-        found = [
-            b
-            for b in self.batches()
-            if (b.digest.startswith(batch) if batch else b.state == "waiting")
-        ]
+        """Return the one batch whose digest starts with `batch`, or with "" the one that waits."""
+        if batch:
+            found = [known for known in self.batches() if known.digest.startswith(batch)]
+        else:
+            found = [known for known in self.batches() if known.state == "waiting"]
         if len(found) != 1:
             raise ConfigurationError(
                 f"review: {len(found)} batches match {batch or '(waiting)'!r}, expected one",
@@ -103,26 +101,26 @@ class Reviews:
 
     def batches(self) -> tuple[Batch, ...]:
         """Return every batch ever proposed, oldest first."""
-        return tuple(
-            self._batch(digest)
-            for digest in dict.fromkeys(entry.key for entry in self._journal.entries())
-        )
+        digests = dict.fromkeys(entry.key for entry in self._journal.entries())
+        return tuple(self._batch(digest) for digest in digests)
 
     def state(self, digest: str) -> State:
-        """Return what holds for exactly this digest."""
+        """Return the state of exactly this digest."""
         latest = self._journal.latest(digest)
-        states: dict[str, State] = {
-            "waiting": "waiting",
-            "approved": "approved",
-            "rejected": "rejected",
-        }
-        return "unknown" if latest is None else states[latest.state]
+        return "unknown" if latest is None else STATES[latest.state]
 
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
 
     def _batch(self, digest: str) -> Batch:
+        """The batch as the journal has it."""
         entries = [entry for entry in self._journal.entries(digest) if entry.key == digest]
-        study, reviewer = str(entries[0].data["study"]), str(entries[-1].data.get("reviewer", ""))
+        study = str(entries[0].data["study"])
+        reviewer = str(entries[-1].data.get("reviewer", ""))
         return Batch(digest, study, self.folder / digest[:16], self.state(digest), reviewer)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A file for the reviewer, readable by the site's account alone."""
+    atomic_write(target, read_capped(source, SHEET_CAP_BYTES), mode=0o600)

@@ -1,1 +1,1 @@
-"""What the hospital keeps: configuration, folder, plans, ledger; it never talks to the network."""
+"""What the hospital keeps: configuration, keys, plans, ledger, groups; it uses no network."""

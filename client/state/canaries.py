@@ -1,9 +1,10 @@
-"""The site's canaries between rounds: coins drawn once for a model of a plan, and what its answered rounds added up to.
+"""The site's canaries between rounds: which of them take part, and the sums of answered rounds.
 
-In: the tally that a child left for one round. Out: the coins for the next child; the sum over rounds for the gate. Guaranteed:
-a round counts once, however often it is asked, redone or interrupted; the file is readable by the site's account alone and
-changes as a whole or not at all. Not covered: what the sums mean (common/privacy/canaries.py) and what is refused (the gate).
-Nothing here leaves the site: the coins are the audit's secret.
+In: the tally that a child left for one round. Out: what the next child needs; sums for the gate.
+Guarantees: coins are drawn once for each model of a plan; a round counts once, however often it
+is asked, redone or interrupted; the file changes as a whole or not at all, and only the site's
+account can read it. Nothing here leaves the site: the coins are the audit's secret.
+Not covered: what the sums mean (common/privacy/canaries.py), what is refused (the gate).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TALLY_CAP_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Tallies:
-    """One round's tally and that of all rounds with it."""
+    """What canaries measured in one round, and in all answered rounds with it."""
 
     latest: Tally
     total: Tally
@@ -38,21 +39,27 @@ class CanaryFile:
         self._count = count
 
     def coins(self) -> Coins:
-        """The coins, drawn and stored at the first call."""
+        """Return which canaries take part; drawn and stored at the first call."""
         return self._read()[0].included
 
     def with_round(self, number: int, latest: Tally) -> Tallies:
-        """A round's tally with the sum of the rounds that count; one that counts already is not added again."""
+        """Return a round's tally with the sum of the rounds that count.
+
+        A round that counts already is not added again.
+        """
         total, rounds = self._read()
-        return Tallies(latest, total if number in rounds else total + latest)
+        if number in rounds:
+            return Tallies(latest, total)
+        return Tallies(latest, total + latest)
 
     def count_round(self, number: int, latest: Tally) -> None:
-        """Let a round count from now on; a second time changes nothing."""
+        """Count a round from now on; a second time changes nothing."""
         total, rounds = self._read()
         if number not in rounds:
             self._write(total + latest, [*rounds, number])
 
     def _read(self) -> tuple[Tally, list[int]]:
+        """The sum of the rounds that count, and their numbers."""
         if not self._path.is_file():
             nothing = np.zeros(self._count)
             self._write(Tally(draw(NoiseSource(), self._count), nothing, nothing, 0), [])
@@ -67,5 +74,6 @@ class CanaryFile:
         return tally, [int(number) for number in rounds]
 
     def _write(self, tally: Tally, rounds: list[int]) -> None:
+        """Replace the file as a whole."""
         arrays: Arrays = {**tally.arrays(), "rounds": np.array(rounds, np.int64)}
         atomic_write(self._path, dumps(arrays), mode=0o600)

@@ -1,8 +1,9 @@
-"""The hospital's own file, `site.yaml`: where the data lie, what may leave, how the network looks.
+"""The hospital's own file, `site.yaml`: where data lie, what may leave, how the network looks.
 
-In: site.yaml, or nothing for a sample. Out: a frozen `SiteConfig`. Guaranteed: every limit has a default that denies more
-rather than less; a plan outside the policy is refused with all its problems at once; the sample file is made from the model
-itself. Not covered: whether a plan is signed (common/study/plan.py) and what was spent before (client/state/ledger.py).
+In: site.yaml, or nothing for a sample. Out: a frozen `SiteConfig`.
+Guarantees: every default denies rather than allows; a plan outside the policy is refused with all
+its problems at once; the sample file is made from the model itself.
+Not covered: whether a plan is signed (common/study), what was spent before (ledger.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from common.errors import ConfigurationError, PolicyError
 from common.study.families import FAMILIES
 from common.study.fields import Identifier
 from common.study.plan import Study
+from common.study.synthesis import Synthesis
 
 FILE = "site.yaml"
 TRAINERS = tuple(FAMILIES)  # the models that client/child/job.py can train
@@ -32,7 +34,8 @@ class Data(FrozenModel):
     )
     labels_csv: str | None = Field(
         default=None,
-        description="path of a CSV with the columns file, patient, label, laterality, mask; null: none",
+        description="path of a CSV with the columns file, patient, label, laterality, mask; "
+        "null: none",
     )
 
 
@@ -43,13 +46,15 @@ class Policy(FrozenModel):
         default=10.0,
         gt=0,
         le=100,
-        description="largest epsilon that a patient may spend, over all studies of this site together",
+        description="largest epsilon that a patient may spend, over all studies of this site "
+        "together",
     )
     max_delta: float = Field(
         default=1e-5,
         gt=0,
         le=0.01,
-        description="delta of max_epsilon; the ledger keeps the first one, later changes are refused",
+        description="delta of max_epsilon; the ledger keeps the first one, "
+        "later changes are refused",
     )
     min_k: int = Field(
         default=5, ge=2, description="fewest distinct patients behind one image; 10 is recommended"
@@ -57,7 +62,8 @@ class Policy(FrozenModel):
     min_noise_multiplier: float = Field(
         default=0.5,
         gt=0,
-        description="smallest noise of a private step: standard deviation in units of the clip norm",
+        description="smallest noise of a private step: standard deviation in units of the clip "
+        "norm",
     )
     groupings: tuple[Literal["similar", "similar-swap", "cells", "random", "anchors"], ...] = Field(
         default=("similar", "cells", "random", "anchors"),
@@ -172,7 +178,7 @@ class PlanRefused(PolicyError):
 
 
 def check_plan(study: Study, policy: Policy, site: str) -> None:
-    """Raise PlanRefused, with every problem, unless the plan names this site and stays within its policy."""
+    """Raise PlanRefused, with all problems, unless the plan names this site and fits the policy."""
     problems = tuple(_plan_problems(study, policy, site))
     if problems:
         raise PlanRefused(problems)
@@ -180,32 +186,36 @@ def check_plan(study: Study, policy: Policy, site: str) -> None:
 
 def _plan_problems(study: Study, policy: Policy, site: str) -> Iterator[str]:
     """What the plan asks and the policy does not give."""
+    plan = f"plan {study.name}"
+    privacy = study.privacy
     if site not in {planned.name for planned in study.sites}:
-        yield f"plan {study.name}: sites: {site} is not among the sites of the plan"
-    if study.privacy.epsilon > policy.max_epsilon:
-        yield f"plan {study.name}: privacy.epsilon is {study.privacy.epsilon:g}, policy.max_epsilon is {policy.max_epsilon:g}"
-    if study.privacy.delta > policy.max_delta:
-        yield f"plan {study.name}: privacy.delta is {study.privacy.delta:g}, policy.max_delta is {policy.max_delta:g}"
+        yield f"{plan}: sites: {site} is not among the sites of the plan"
+    if privacy.epsilon > policy.max_epsilon:
+        limit = f"policy.max_epsilon is {policy.max_epsilon:g}"
+        yield f"{plan}: privacy.epsilon is {privacy.epsilon:g}, {limit}"
+    if privacy.delta > policy.max_delta:
+        limit = f"policy.max_delta is {policy.max_delta:g}"
+        yield f"{plan}: privacy.delta is {privacy.delta:g}, {limit}"
     for name, model in study.models.trained().items():
         if name not in TRAINERS:
-            yield f"plan {study.name}: models.{name}: this version of kohort-site cannot train it"
+            yield f"{plan}: models.{name}: this version of kohort-site cannot train it"
         if model.noise_multiplier < policy.min_noise_multiplier:
-            yield (
-                f"plan {study.name}: models.{name}.noise_multiplier is {model.noise_multiplier:g}, "
-                f"policy.min_noise_multiplier is {policy.min_noise_multiplier:g}"
-            )
-    if study.synthesis is None:
-        return
-    if study.synthesis.k < policy.min_k:
-        yield f"plan {study.name}: synthesis.k is {study.synthesis.k}, policy.min_k is {policy.min_k}"
-    if study.synthesis.grouping not in policy.groupings:
-        yield f"plan {study.name}: synthesis.grouping {study.synthesis.grouping} is not in policy.groupings"
-    if study.synthesis.max_images_per_site > policy.max_images:
-        yield (
-            f"plan {study.name}: synthesis.max_images_per_site is "
-            f"{study.synthesis.max_images_per_site}, "
-            f"policy.max_images is {policy.max_images}"
-        )
+            limit = f"policy.min_noise_multiplier is {policy.min_noise_multiplier:g}"
+            noise = f"models.{name}.noise_multiplier is {model.noise_multiplier:g}"
+            yield f"{plan}: {noise}, {limit}"
+    if study.synthesis is not None:
+        yield from _synthesis_problems(plan, study.synthesis, policy)
+
+
+def _synthesis_problems(plan: str, synthesis: Synthesis, policy: Policy) -> Iterator[str]:
+    """What the plan's synthesis asks and the policy does not give."""
+    if synthesis.k < policy.min_k:
+        yield f"{plan}: synthesis.k is {synthesis.k}, policy.min_k is {policy.min_k}"
+    if synthesis.grouping not in policy.groupings:
+        yield f"{plan}: synthesis.grouping {synthesis.grouping} is not in policy.groupings"
+    if synthesis.max_images_per_site > policy.max_images:
+        limit = f"policy.max_images is {policy.max_images}"
+        yield f"{plan}: synthesis.max_images_per_site is {synthesis.max_images_per_site}, {limit}"
 
 
 def sample(site: str, folder: str, labels_csv: str | None = None) -> str:

@@ -51,7 +51,7 @@ class Stratum(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """At least k distinct patients of one stratum, sorted. Raises PolicyError below k (promise 1)."""
+    """At least k distinct patients of one stratum; raises PolicyError below k (promise 1)."""
 
     members: tuple[str, ...]
     stratum: Stratum

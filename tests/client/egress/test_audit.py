@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from client.egress import audit as au
+from client.egress import contact_sheet, membership
 from common.errors import ConfigurationError
 
 
@@ -84,14 +85,14 @@ def test_a_second_exposure_of_the_same_patient_does_not_hide_a_copy() -> None:
     report = au.audit(between[None], real, owner)
     assert report.codes == ("A-NEAR",)
     assert (
-        max(report.evidence[0].leads) < au.LEAD
+        max(report.nearest[0].leads) < au.LEAD
     )  # against the next patient, not against the other exposure
 
 
 def test_the_evidence_names_the_nearest_real_image() -> None:
     report = au.audit(np.stack([jpeg(REAL[i]) for i in (7, 3, 21)]), REAL)
-    assert [seen.nearest for seen in report.evidence] == [7, 3, 21]
-    assert all(lead < au.LEAD for seen in report.evidence for lead in seen.leads[:1])
+    assert [found.row for found in report.nearest] == [7, 3, 21]
+    assert all(lead < au.LEAD for found in report.nearest for lead in found.leads[:1])
 
 
 def test_larger_images_are_compared_at_64_pixels_and_grey_ones_too() -> None:
@@ -102,8 +103,8 @@ def test_larger_images_are_compared_at_64_pixels_and_grey_ones_too() -> None:
 
 def test_the_contact_sheet_shows_released_beside_nearest_real() -> None:
     report = au.audit(REAL[[5, 6]], REAL)
-    data = au.contact_sheet(REAL[[5, 6]], REAL, report)
-    assert data == au.contact_sheet(REAL[[5, 6]], REAL, report)
+    data = contact_sheet.contact_sheet(REAL[[5, 6]], REAL, report)
+    assert data == contact_sheet.contact_sheet(REAL[[5, 6]], REAL, report)
     sheet = Image.open(io.BytesIO(data))
     assert (sheet.format, sheet.size, sheet.info) == ("PNG", (2 * 140, 82), {})
     pixels = np.asarray(sheet)
@@ -152,12 +153,12 @@ BATCHES = {
 @pytest.mark.parametrize("name", BATCHES)
 def test_a_batch_that_tells_members_from_others_is_found(name: str) -> None:
     released, expected = BATCHES[name]
-    assert au.gives_away_members(released, SITE, np.arange(90), GROUPED) is expected
+    assert membership.gives_away_members(released, SITE, np.arange(90), GROUPED) is expected
 
 
 def test_with_few_patients_outside_the_groups_nothing_is_said() -> None:
     few = np.arange(90) < 71
-    assert au.gives_away_members(SITE[:71], SITE, np.arange(90), few) is None
+    assert membership.gives_away_members(SITE[:71], SITE, np.arange(90), few) is None
     # images are not patients: twenty images of ten others are ten
     owner = np.where(GROUPED, np.arange(90), 60 + np.arange(90) // 4)
-    assert au.gives_away_members(SITE[:60], SITE, owner, GROUPED) is None
+    assert membership.gives_away_members(SITE[:60], SITE, owner, GROUPED) is None

@@ -31,8 +31,8 @@ def test_a_round_counts_once(tmp_path: Path) -> None:
     assert file.with_round(0, first).total.steps == 2  # asking changes nothing
     for _ in range(2):
         file.count_round(0, first)
-    heard = file.with_round(1, second)
-    assert (heard.latest.steps, heard.total.steps, heard.total.scores[0]) == (2, 4, 3.0)
+    tallies = file.with_round(1, second)
+    assert (tallies.latest.steps, tallies.total.steps, tallies.total.scores[0]) == (2, 4, 3.0)
     file.count_round(1, second)
     assert file.with_round(1, second).total.steps == 4  # it counts already
 

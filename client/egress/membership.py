@@ -1,0 +1,46 @@
+"""Whether a batch of images gives away which of the site's patients are in a group.
+
+In: released images, the site's real ones, who is in a group. Out: yes, no, or None.
+Attackers: nearness in each of the three spaces (spaces.py, common/measure/attacks.py).
+Guarantees: it answers only with `LEAST_OTHERS` other patients or more, since with fewer the
+interval is too wide. It says yes when the 95 % interval of the worst attacker's AUC lies above
+`MEMBERS_AUC` (docs/decisions/0020-attacks-from-rehearsals.md).
+Not covered: attacks with a trained classifier; leaks finer than `MEMBERS_AUC`; sites where nearly
+every patient is in a group. The operator's rehearsal measures these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.egress.spaces import SPACES, check_images, unit
+from common.arrays import Images
+from common.measure import attack_scores, attacks
+
+LEAST_OTHERS = 20
+MEMBERS_AUC = 0.65
+
+
+def gives_away_members(
+    released: Images, real: Images, patient_of: NDArray[np.integer], member: NDArray[np.bool_]
+) -> bool | None:
+    """Return whether the batch gives away who is in a group; None where too few are in none.
+
+    `real` uint8 [N, H, W, C] of patients `patient_of` int [N]. `member` bool [N]: the image's
+    patient is in a released group. Raises ConfigurationError as `audit` does. The answer stays on
+    site: only what the caller does about a yes may be seen outside.
+    """
+    check_images(released, real, patient_of)
+    persons, first, person_of = np.unique(patient_of, return_index=True, return_inverse=True)
+    inside = member[first]
+    if min(inside.sum(), len(persons) - inside.sum()) < LEAST_OTHERS:
+        return None
+    ours = unit(released)
+    theirs = unit(real)
+    scores = {}
+    for name, view in SPACES.items():
+        nearness = attack_scores.nearness(view(theirs), view(ours))
+        scores[name] = attack_scores.best_by_person(nearness, person_of.astype(np.int64))
+    found = attacks.infer(scores, inside)
+    return found is not None and found.worst.auc_interval[0] > MEMBERS_AUC

@@ -1,0 +1,162 @@
+"""The ledger's file: an append-only chain of entries, verified whenever it is read.
+
+In: a kind and public data. Out: `Entry`, in order.
+Guarantees: an appended entry is on disk, synced, when the transaction ends; an error changes
+nothing; a changed byte in any entry is found and named.
+Not covered: a file that was deleted or restored from an old backup (`Ledger.refuse_if_behind`);
+what may be appended (ledger.py).
+
+hash = SHA-256(previous hash, seq, kind, body), joined by newlines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import EnvironmentFault, RefusedError
+from common.wire.messages import canonical
+
+GENESIS = "0" * 64
+LOCK_WAIT_S = 5.0
+SCHEMA = (
+    "CREATE TABLE entries (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, "
+    "prev_hash TEXT, hash TEXT NOT NULL);",
+    "CREATE TRIGGER no_update BEFORE UPDATE ON entries "
+    "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;",
+    "CREATE TRIGGER no_delete BEFORE DELETE ON entries "
+    "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;",
+)
+
+
+class Entry(NamedTuple):
+    """One row: its number, kind, parsed body and hash."""
+
+    seq: int
+    kind: str
+    data: dict[str, Any]
+    hash: str
+
+    @property
+    def head(self) -> str:
+        """`seq:hash`, which names the whole chain up to this entry."""
+        return f"{self.seq}:{self.hash}"
+
+
+@contextmanager
+def transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, list[Entry]]]:
+    """Yield the verified entries under a write lock; commits on success, synced.
+
+    Raises RefusedError (E-LEDGER) if damaged, EnvironmentFault for a lock or a full disk.
+    """
+    with _faults_named(path):
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        connecting = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)
+        with closing(connecting) as connection:
+            connection.text_factory = bytes
+            connection.execute("PRAGMA journal_mode=DELETE")
+            connection.execute("PRAGMA synchronous=EXTRA")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection, _read(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+
+def append(
+    connection: sqlite3.Connection, entries: list[Entry], kind: str, data: dict[str, Any]
+) -> Entry:
+    """Add one entry to the chain inside a transaction, and return it."""
+    previous = entries[-1].hash if entries else GENESIS
+    number = len(entries) + 1
+    body = canonical(data)
+    digest = _digest(previous, number, kind.encode(), body)
+    row = (number, kind, body.decode(), previous, digest)
+    connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
+    connection.execute(f"PRAGMA user_version={number}")
+    return Entry(number, kind, data, digest)
+
+
+def _read(connection: sqlite3.Connection) -> list[Entry]:
+    """All entries, the chain verified; an empty file becomes an empty ledger."""
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        for statement in SCHEMA:
+            connection.execute(statement)
+        return []
+    entries: list[Entry] = []
+    previous = GENESIS
+    rows = connection.execute("SELECT seq, kind, body, prev_hash, hash FROM entries ORDER BY seq")
+    for number, row in enumerate(rows, 1):
+        entries.append(_verified(number, row, previous))
+        previous = entries[-1].hash
+    # the number of entries is stored apart, so that a missing last entry is found
+    if connection.execute("PRAGMA user_version").fetchone()[0] != len(entries) or not entries:
+        raise _damaged(len(entries) + 1)
+    return entries
+
+
+def _verified(number: int, row: tuple[Any, ...], previous: str) -> Entry:
+    """The entry of one row, or a refusal that names it."""
+    seq, kind, body, prev_hash, digest = row
+    if seq != number or not all(isinstance(part, bytes) for part in row[1:]):
+        raise _damaged(number)
+    if prev_hash != previous.encode() or digest != _digest(previous, number, kind, body).encode():
+        raise _damaged(number)
+    return Entry(number, kind.decode(), json.loads(body), digest.decode())
+
+
+def _digest(previous: str, number: int, kind: bytes, body: bytes) -> str:
+    """The hash of one entry over the chain before it."""
+    text = b"\n".join([previous.encode(), str(number).encode(), kind, body])
+    return hashlib.sha256(text).hexdigest()
+
+
+def _damaged(number: int) -> RefusedError:
+    """The refusal of a chain that breaks at an entry."""
+    return RefusedError(
+        f"ledger: entry {number} is not what was written",
+        hint="restore the newest intact copy of the ledger; "
+        "training stays closed until it verifies",
+        code="E-LEDGER",
+    )
+
+
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """SQLite's and the system's errors as ours, each with the fix."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"ledger {path}: {error.strerror}", hint="check the path and its owner"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise _named_fault(path, error) from error
+
+
+def _named_fault(path: Path, error: sqlite3.DatabaseError) -> EnvironmentFault | RefusedError:
+    """A lock, a full disk or other I/O as this machine's fault; anything else as damage."""
+    name = str(getattr(error, "sqlite_errorname", ""))
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        hint = "another kohort-site uses it: wait for it, or stop it"
+        code = "E-LEDGER-LOCKED"
+    elif name.startswith("SQLITE_FULL"):
+        hint = "free some space there and start again; nothing was spent"
+        code = "E-DISK-FULL"
+    elif name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+        hint = "check the disk, the path and its owner; nothing was spent"
+        code = "E-ENVIRONMENT"
+    else:
+        hint = "restore the newest intact copy"
+        return RefusedError(f"ledger {path}: damaged ({error})", hint=hint, code="E-LEDGER")
+    return EnvironmentFault(f"ledger {path}: {error}", hint=hint, code=code)
