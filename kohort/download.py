@@ -93,7 +93,7 @@ class _Download:
 
     def fetch(self, name: str, digest: str, size_cap_bytes: int) -> None:
         """Put one file in place: keep a right one, resume a `.part`, start over at most once."""
-        if not layout.allowed_name(name):
+        if not layout.is_allowed_name(name):
             raise RefusedError(f"{name}: not a file that a release may hold")
         target = self.folder / name
         part = self.folder / f"{name}.part"

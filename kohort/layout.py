@@ -37,7 +37,7 @@ FILE_CAP_BYTES = 1 << 30
 TEXT_CAP_BYTES = 1 << 26
 
 
-def allowed_name(name: str) -> bool:
+def is_allowed_name(name: str) -> bool:
     """Return whether a release may hold a file of this name."""
     return name in TOP_LEVEL or INNER.fullmatch(name) is not None
 
@@ -57,7 +57,11 @@ def parse_sums(data: bytes) -> dict[str, str]:
     found = {}
     for line in data.decode("utf-8", "replace").splitlines():
         digest, _, name = line.partition("  ")
-        if not re.fullmatch(r"[0-9a-f]{64}", digest) or not allowed_name(name) or name in UNLISTED:
+        if (
+            not re.fullmatch(r"[0-9a-f]{64}", digest)
+            or not is_allowed_name(name)
+            or name in UNLISTED
+        ):
             raise RefusedError(
                 f"{SUMS}: a line is not `sha256  name` with a name that a release may hold"
             )

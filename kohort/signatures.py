@@ -58,7 +58,7 @@ def fingerprint(key: Ed25519PublicKey) -> str:
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
-def signed_bytes(namespace: str, data: bytes) -> bytes:
+def bytes_to_sign(namespace: str, data: bytes) -> bytes:
     """Return what the key signs: PROTOCOL.sshsig, section "Signed Data"."""
     digest = hashlib.sha512(data).digest()
     return MAGIC + _string(namespace.encode()) + _string(b"") + _string(b"sha512") + _string(digest)
@@ -88,7 +88,7 @@ def verify(
     if len(blob) != len(head) + SIGNATURE_BYTES or not blob.startswith(head):
         raise RefusedError(f"{what}: made by another key or for another purpose than {namespace}")
     try:
-        public.verify(blob[-SIGNATURE_BYTES:], signed_bytes(namespace, data))
+        public.verify(blob[-SIGNATURE_BYTES:], bytes_to_sign(namespace, data))
     except InvalidSignature as error:
         raise RefusedError(f"{what}: the signed bytes were changed") from error
 

@@ -36,7 +36,7 @@ from kohort.layout import (
     SUMS,
     TEXT_CAP_BYTES,
     UNLISTED,
-    allowed_name,
+    is_allowed_name,
     parse_sums,
     signers_line,
 )
@@ -95,7 +95,7 @@ def _list_files(folder: Path) -> set[str]:
             raise RefusedError(f"{name}: a release holds plain files only, no links or devices")
         if path.is_dir():
             continue
-        if not allowed_name(name):
+        if not is_allowed_name(name):
             raise RefusedError(
                 f"{name}: not a file that a release may hold",
                 hint="remove it, or pull the release again",

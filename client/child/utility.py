@@ -68,7 +68,9 @@ class SiteUtility:
 
 def recipe(*, full: bool) -> pair_segmenter.Recipe:
     """Return how the network is trained: the published recipe, or one for a processor."""
-    return pair_segmenter.Recipe() if full else pair_segmenter.SMALL
+    if full:
+        return pair_segmenter.Recipe()
+    return pair_segmenter.SMALL
 
 
 def measure_release(

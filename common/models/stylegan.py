@@ -196,7 +196,7 @@ class Generator(nn.Module):
             image = upsample(image) + self.to_image[i + 1](x, wplus[:, 2 * i + 3])
         return image + self.image_bias[None, :, None, None]
 
-    def styled(self) -> Iterator[tuple[ModulatedConv, int]]:
+    def modulated_convolutions(self) -> Iterator[tuple[ModulatedConv, int]]:
         """Yield every modulated convolution with the layer of W+ that styles it."""
         layers = {"first.conv": 0, "to_image.0": 1}
         for i in range(len(self.up)):

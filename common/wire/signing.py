@@ -25,7 +25,7 @@ from kohort.signatures import (
     parse_public,
     public_text,
     signature_file,
-    signed_bytes,
+    bytes_to_sign,
     verify,
 )
 
@@ -80,5 +80,5 @@ def load_private(path: Path) -> Ed25519PrivateKey:
 
 def sign(key: Ed25519PrivateKey, namespace: str, data: bytes) -> bytes:
     """Return the signature file (SSHSIG) of `data` under `namespace`."""
-    signature = key.sign(signed_bytes(namespace, data))
+    signature = key.sign(bytes_to_sign(namespace, data))
     return signature_file(key.public_key(), namespace, signature)

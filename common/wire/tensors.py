@@ -47,7 +47,7 @@ def dumps(
     offset = 0
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        dtype = _stored_dtype(name, array)
+        dtype = _dtype_to_store(name, array)
         block = array.astype(dtype, copy=False).tobytes()
         header[name] = {
             "dtype": NAMES[dtype],
@@ -61,7 +61,7 @@ def dumps(
     return len(text).to_bytes(8, "little") + text + b"".join(blocks)
 
 
-def _stored_dtype(name: str, array: NDArray[np.generic]) -> np.dtype[np.generic]:
+def _dtype_to_store(name: str, array: NDArray[np.generic]) -> np.dtype[np.generic]:
     """The little-endian type that an array is stored in."""
     dtype = array.dtype
     if dtype.itemsize > 1:

@@ -38,7 +38,7 @@ def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
     average image.
     """
     encoder.start.sub_(offset)
-    for conv, layer in generator.styled():
+    for conv, layer in generator.modulated_convolutions():
         conv.style.bias.add_(conv.style.weight @ offset[layer])
 
 
