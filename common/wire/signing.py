@@ -21,11 +21,11 @@ from kohort.signatures import (
     PLAN,
     RELEASE,
     REQUEST,
+    bytes_to_sign,
     fingerprint,
     parse_public,
     public_text,
     signature_file,
-    bytes_to_sign,
     verify,
 )
 

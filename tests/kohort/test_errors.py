@@ -1,0 +1,41 @@
+"""The exception tree: each leaf has a code and an exit code; a fault of the disk is put into words."""
+
+from pathlib import Path
+
+import pytest
+
+import common.errors
+from kohort import errors
+
+EXIT_CODES = {
+    errors.RefusedError: 1,
+    errors.ConfigurationError: 2,
+    errors.PolicyError: 3,
+    errors.PeerError: 4,
+    errors.EnvironmentFault: 5,
+    errors.Bug: 70,
+}
+
+
+@pytest.mark.parametrize("kind", EXIT_CODES, ids=lambda kind: kind.__name__)
+def test_each_kind_has_its_exit_code_and_a_stable_code(kind: type[errors.KohortError]) -> None:
+    error = kind("what", hint="the fix")
+    assert error.exit_code == EXIT_CODES[kind]
+    assert error.code.startswith("E-")
+    assert error.hint == "the fix"
+    assert kind("what", code="E-OTHER").code == "E-OTHER"
+
+
+def test_a_missing_file_is_named_with_what_to_do() -> None:
+    with (
+        pytest.raises(errors.EnvironmentFault, match="cannot read /none: No such file") as caught,
+        errors.disk_faults_named("cannot read", Path("/none")),
+    ):
+        Path("/none").read_bytes()
+    assert caught.value.hint == "check the path and its owner"
+    assert caught.value.code == "E-ENVIRONMENT"
+
+
+def test_the_two_sides_use_the_same_tree() -> None:
+    for name in common.errors.__all__:
+        assert getattr(common.errors, name) is getattr(errors, name)
