@@ -141,8 +141,8 @@ def compare(size_px: int, networks: Networks, repeats: int, generator: PaperGene
     loop = PaperLoop(generator, networks.reloaded)
     frozen = copy.deepcopy(generator).requires_grad_(False)
     ours = PaperLoss(frozen, networks.texture, networks.content)
-    loop_start, _ = timed(lambda: loop.start(real[0], inverted[0]))
-    ours_start, targets = timed(lambda: ours.targets(real, inverted))
+    loop_start, _ = time_call(lambda: loop.start(real[0], inverted[0]))
+    ours_start, targets = time_call(lambda: ours.targets(real, inverted))
 
     def one() -> tuple[Tensor, Tensor]:
         code = codes[0].clone().requires_grad_()
@@ -160,9 +160,9 @@ def compare(size_px: int, networks: Networks, repeats: int, generator: PaperGene
     all_at_once()
     least_loop = least_ours = float("inf")
     for _ in range(repeats):
-        seconds, (theirs, slope) = timed(one)
+        seconds, (theirs, slope) = time_call(one)
         least_loop = min(least_loop, seconds)
-        seconds, (value, gradient) = timed(all_at_once)
+        seconds, (value, gradient) = time_call(all_at_once)
         least_ours = min(least_ours, seconds / BATCH)
     times = (least_loop, least_ours, loop_start, ours_start / BATCH)
     exact_loss, exact_ours, exact_cosine = exact_step(
@@ -231,10 +231,10 @@ def light(repeats: int) -> float:
         return torch.autograd.grad(loss.sum(), [code])[0]
 
     step()
-    return min(timed(step)[0] for _ in range(repeats + 1)) / BATCH
+    return min(time_call(step)[0] for _ in range(repeats + 1)) / BATCH
 
 
-def timed(what: Callable[[], T]) -> tuple[float, T]:
+def time_call(what: Callable[[], T]) -> tuple[float, T]:
     """CPU-seconds of this process, and the result."""
     gc.collect()
     start = time.process_time()

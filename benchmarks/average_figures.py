@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.average_makers import ANCHORS, PreparedPart, Released, made
+from benchmarks.average_makers import ANCHORS, Released, load_or_average
+from benchmarks.average_prepared import PreparedPart
 from common.arrays import Images, Labels
 from common.measure import attack_scores, attacks, classifier
 from common.measure.scores import score_predictions
@@ -24,7 +25,7 @@ from server.evaluate.extractors import Texture
 FRECHET_COMPONENTS = 8
 
 
-def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def load_or_make(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """JSON from a file, made where it is missing."""
     if not file.is_file():
         atomic_write(file, json.dumps(make()).encode())
@@ -35,12 +36,12 @@ def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def figures(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, Any]:
     """Everything about one row at one k."""
     file = ready.work / f"figures-{row.replace('/', '-').replace(' ', '')}-{k}-{seeds}.json"
-    return kept(file, lambda: measured(ready, row, k, seeds))
+    return load_or_make(file, lambda: measure_row(ready, row, k, seeds))
 
 
-def measured(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, Any]:
+def measure_row(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, Any]:
     """Distances, utility, attacks."""
-    released = made(ready, row, k)
+    released = load_or_average(ready, row, k)
     seen = spaces(released.images, ready.networks)
     labelled = row != ANCHORS
     battery = ready.battery if labelled else ready.blind
@@ -64,7 +65,7 @@ def measured(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, Any
             "all": {one.attacker: round(one.auc, 4) for one in inference.attackers},
         },
         "linkage": linkage(people, ready.battery.targets, released, seen, k),
-        "reidentified": reidentified(ready, released),
+        "reidentified": reidentify(ready, released),
     }
 
 
@@ -140,7 +141,7 @@ def linkage(
     return worst
 
 
-def reidentified(ready: PreparedPart, released: Released) -> dict[str, float] | None:
+def reidentify(ready: PreparedPart, released: Released) -> dict[str, float] | None:
     """P@1 of the trained network from a member's other image to the releases of the label."""
     if ready.network is None:
         return None
@@ -164,7 +165,7 @@ def reidentified(ready: PreparedPart, released: Released) -> dict[str, float] | 
     }
 
 
-def inverted(ready: PreparedPart) -> Images:
+def show_inversions(ready: PreparedPart) -> Images:
     """The members as the generator shows their codes."""
     shown = (ready.seen.reconstructions.clamp(-1, 1) + 1) * 127.5
     return np.asarray(shown.round().byte().permute(0, 2, 3, 1).numpy())
@@ -178,7 +179,7 @@ def real_rows(ready: PreparedPart, seeds: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "all": utility(ready, [(members.images, members.labels, members.person_of)] * seeds),
         "floor": fidelity(ready, members.images),
-        "inverted_floor": fidelity(ready, inverted(ready)),
+        "inverted_floor": fidelity(ready, show_inversions(ready)),
     }
     if ready.network is not None:
         control = siamese.recognition(
@@ -197,7 +198,7 @@ def few_rows(ready: PreparedPart, k: int, seeds: int) -> dict[str, Any]:
         f"{name} {k}": utility(
             ready, [(pixels[rows], members.labels[rows], members.person_of[rows]) for rows in draws]
         )
-        for name, pixels in (("real", members.images), ("inverted", inverted(ready)))
+        for name, pixels in (("real", members.images), ("inverted", show_inversions(ready)))
     }
 
 

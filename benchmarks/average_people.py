@@ -62,8 +62,8 @@ def fundus_part(checkpoint: Path, data: Path) -> Part:
         return Set(np.ascontiguousarray(images), GRADES[people.grades], np.arange(len(people)))
 
     roles = {name: of(people) for name, people in fundus_split.split(64, data).items()}
-    pool = joined(roles["members"], roles["heldout"])
-    member = dealt(pool.labels, len(roles["members"].labels))
+    pool = join(roles["members"], roles["heldout"])
+    member = deal_members(pool.labels, len(roles["members"].labels))
     nobody = pool.rows(np.zeros(0, np.int64))
     classes = ("none", "mild-moderate", "severe")
     return Part(
@@ -79,14 +79,14 @@ def fundus_part(checkpoint: Path, data: Path) -> Part:
     )
 
 
-def joined(first: Set, second: Set) -> Set:
+def join(first: Set, second: Set) -> Set:
     """Both sets' people."""
     images = np.concatenate([first.images, second.images])
     labels = np.concatenate([first.labels, second.labels])
     return Set(images, labels, np.arange(len(labels)))
 
 
-def dealt(labels: Labels, members: int) -> NDArray[np.bool_]:
+def deal_members(labels: Labels, members: int) -> NDArray[np.bool_]:
     """Which of the people, none of whom the checkpoint has seen, play members: the same share of
     each label, at random.
     """

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # opacus has a pac
 from benchmarks import report
 from benchmarks.flow_layouts import FULL, QUICK
 from benchmarks.flow_noise import SCALES, exactness, trained_figures
-from benchmarks.flow_peer import fetched
-from benchmarks.flow_speed import fastest, peer_figures, private_figures, stored
+from benchmarks.flow_peer import fetch_normflows
+from benchmarks.flow_speed import fastest, peer_figures, private_figures, saved_by_ours
 from common.privacy.noise import NoiseSource
 
 LAPLACE_DRAWS = 65_536
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with (
         contextlib.nullcontext((None, "not asked for"))
         if options.without_normflows
-        else fetched() as (peers, why)
+        else fetch_normflows() as (peers, why)
     ):
         found["skipped"] = f"normflows: {why}" if why else ""
         if "speed" in options.parts:
@@ -91,8 +91,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             draw = {"laplace": lambda: source.discrete_laplace(LAPLACE_DRAWS, LAPLACE_SCALE)}
             found["laplace_65k_s"] = fastest(draw, options.repeats)["laplace"]
             large = layouts["speed_64"]
-            found["saved_mib"] = stored(large, False)
-            found["reversible_mib"] = stored(large, True)
+            found["saved_mib"] = saved_by_ours(large, False)
+            found["reversible_mib"] = saved_by_ours(large, True)
         if "exact" in options.parts:
             found |= exactness(layouts, options.steps, options.flow)
         if "noise" in options.parts:

@@ -70,7 +70,7 @@ def radiographs(size_px: int, data: Path | None) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pairs[0])[:, None], torch.from_numpy(pairs[1])[:, None]
 
 
-def dithered(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def dither(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """float [N, 1, S, S] in [-1/2, 1/2] of uint8: (pixel + U) / 256 - 1/2."""
     return (pixels + torch.rand(pixels.shape, generator=generator)) / 256 - 0.5
 
@@ -131,7 +131,7 @@ def learn(
     dimension = pixels[0].numel()
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 20)
-        x = dithered(pixels[torch.randint(len(pixels), (batch,), generator=g)], g)
+        x = dither(pixels[torch.randint(len(pixels), (batch,), generator=g)], g)
         loss = -coder.log_p(x + input_noise * torch.randn(x.shape, generator=g)).mean() / dimension
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -165,7 +165,7 @@ def couplings_bounded_by(alpha: float) -> Iterator[None]:
 
 
 @torch.no_grad()
-def noised(coder: Coder, x: Tensor, b: float, match: bool) -> Tensor:
+def decode_noised(coder: Coder, x: Tensor, b: float, match: bool) -> Tensor:
     """What decodes with Laplace noise of scale b on every coordinate, float64 [N, 1, S, S], as it
     comes.
     """
@@ -225,11 +225,11 @@ def naive_flow(learned: Tensor, shown: Tensor, how: Conditions) -> tuple[Coder, 
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(7)
     broken = list[int]()
-    first = dithered(learned[torch.randint(len(learned), (64,), generator=g)], g)
+    first = dither(learned[torch.randint(len(learned), (64,), generator=g)], g)
     coder = naive_of(peer(how.peers, how.layout, first))
 
     def check(step: int) -> None:
-        if not bool(torch.isfinite(noised(coder, shown, 1.0, match=False)).all()):
+        if not bool(torch.isfinite(decode_noised(coder, shown, 1.0, match=False)).all()):
             broken.append(step)
 
     learn(coder, learned, how.layout.batch, how.steps, 0.0, check)
@@ -246,11 +246,11 @@ def our_flow(learned: Tensor, how: Conditions, bound: float, input_noise: float)
     return coder
 
 
-def compared(
+def compare(
     learned: Tensor, shown: Tensor, how: Conditions, end: str, pictures: Path | None
 ) -> tuple[dict[str, float | None], Glow]:
     """The figures of one set of images, their keys ending with `end`; and our trained flow."""
-    x = dithered(shown, torch.Generator().manual_seed(8))
+    x = dither(shown, torch.Generator().manual_seed(8))
     coders = {
         "ours": our_flow(learned, how, glow_coupling.LOG_SCALE_BOUND, how.input_noise),
         "loose": our_flow(learned, how, 2.0, 0.0),
@@ -266,8 +266,8 @@ def compared(
             found[f"bits_per_dimension_{name}{end}"] = float(bits)
     columns = [x]
     for name, b in SCALES.items():
-        raw = {who: noised(coder, x, b, match=False) for who, coder in coders.items()}
-        matched = {who: noised(coder, x, b, match=True) for who, coder in coders.items()}
+        raw = {who: decode_noised(coder, x, b, match=False) for who, coder in coders.items()}
+        matched = {who: decode_noised(coder, x, b, match=True) for who, coder in coders.items()}
         figures = {
             "": psnr(shown_as(matched["ours"]), x),
             "ours_raw": psnr(shown_as(raw["ours"]), x),
@@ -288,7 +288,7 @@ def compared(
         }
         found |= {f"out_of_range_{name}{end}": outside(matched["ours"])}
         found |= {f"out_of_range_loose_{name}{end}": outside(raw["loose"])}
-    mean = dithered(learned, torch.Generator().manual_seed(9)).double().mean(0)
+    mean = dither(learned, torch.Generator().manual_seed(9)).double().mean(0)
     found[f"psnr_mean_image{end}_db"] = psnr(mean.expand(len(x), -1, -1, -1), x)
     if pictures is not None:
         write_strips(columns, pictures)
@@ -312,7 +312,7 @@ def stored_round_trips(more: Sequence[str]) -> dict[str, tuple[float, float]]:
         model = Glow(size_px, channels, *rest)
         glow_checkpoint.load(model, path)
         pixels = radiographs(size_px, None)[1][:16] if channels == 1 else _photographs(size_px)
-        found[name] = round_trip(model, dithered(pixels, torch.Generator().manual_seed(10)))
+        found[name] = round_trip(model, dither(pixels, torch.Generator().manual_seed(10)))
     return found
 
 
@@ -335,7 +335,7 @@ def exactness(
         coder = ours_of(layout.flow())
         learn(coder, discs(64, layout.size_px, 4), layout.batch, min(steps, 12), 0.03)
         g = torch.Generator().manual_seed(10)
-        pairs[key] = round_trip(cast(Glow, coder.model), dithered(discs(2, layout.size_px, 5), g))
+        pairs[key] = round_trip(cast(Glow, coder.model), dither(discs(2, layout.size_px, 5), g))
     for name, pair in pairs.items():
         found[f"roundtrip_f32_{name}"], found[f"roundtrip_f64_{name}"] = pair
     return found
@@ -350,18 +350,18 @@ def trained_figures(
     layout = layouts["noise"]
     how = Conditions(layout, options.steps, options.input_noise, peers)
     pictures = options.pictures
-    found, of_discs = compared(
+    found, of_discs = compare(
         discs(4000, layout.size_px, 0), discs(128, layout.size_px, 1), how, "", None
     )
     print(f"noise on discs: {found}", file=sys.stderr)
     learned, shown = radiographs(layout.size_px, options.data)
-    more, of_chests = compared(learned, shown, how, "_radiographs", pictures)
+    more, of_chests = compare(learned, shown, how, "_radiographs", pictures)
     g = torch.Generator().manual_seed(10)
     for name, model, images in (
         ("discs", of_discs, discs(16, layout.size_px, 1)),
         ("radiographs", of_chests, shown[:16]),
     ):
         found[f"roundtrip_f32_{name}"], found[f"roundtrip_f64_{name}"] = round_trip(
-            model, dithered(images, g)
+            model, dither(images, g)
         )
     return found | more

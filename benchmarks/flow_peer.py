@@ -17,7 +17,7 @@ NORMFLOWS = "normflows==1.7.3"
 
 
 @contextlib.contextmanager
-def fetched() -> Iterator[tuple[ModuleType | None, str]]:
+def fetch_normflows() -> Iterator[tuple[ModuleType | None, str]]:
     """(normflows, "") from a temporary folder of this run, or (None, why not)."""
     with tempfile.TemporaryDirectory() as folder:
         command = [

@@ -305,11 +305,11 @@ def peer_figures(
         lambda y: cast(Tensor, them.log_prob(y, None)), them.parameters(), large.images()
     )
     found["saved_mib_normflows"] = their_mib
-    found["memory_over_normflows"] = stored(large, False) / their_mib
+    found["memory_over_normflows"] = saved_by_ours(large, False) / their_mib
     return found
 
 
-def stored(layout: Layout, reverse: bool) -> float:
+def saved_by_ours(layout: Layout, reverse: bool) -> float:
     """MiB that our flow keeps for its backward pass."""
     model = layout.flow()
     model.reversible = reverse

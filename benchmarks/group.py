@@ -97,7 +97,7 @@ def squared_error(points: Floats, group_of: NDArray[np.int64]) -> float:
     )
 
 
-def timed(count: int, repeats: int) -> list[dict[str, float | str]]:
+def time_modes(count: int, repeats: int) -> list[dict[str, float | str]]:
     """Every mode at every k, alternating."""
     points = codes(count)
     best: dict[tuple[str, int], float] = {}
@@ -204,7 +204,7 @@ def main() -> None:
         return
     rows: list[dict[str, float | str]] = []
     for count in options.sizes:
-        rows += timed(count, options.repeats if count <= 3000 else 1)
+        rows += time_modes(count, options.repeats if count <= 3000 else 1)
     found: dict[str, Any] = {}
     for row in rows:
         if (row["mode"], row["k"]) == ("similar-swap", 10):

@@ -84,7 +84,7 @@ def _bound(true: NDArray[np.bool_], false: NDArray[np.bool_], delta: float) -> f
 # --- what is shipped
 
 
-def shipped(
+def subject_of(
     mechanism: Latent, name: str, *, claimed: float | None = None, noisy: Latent | None = None
 ) -> Subject:
     """A mechanism on its two worst latents; a broken one claims another epsilon than `noisy`'s."""
@@ -132,10 +132,10 @@ def ratio(released: NDArray[np.int64], latents: NDArray[np.int64], mechanism: La
 def sound(epsilon: float) -> list[Subject]:
     """Everything that we ship, at one epsilon per image."""
     return [
-        shipped(ball(epsilon), "lattice Laplace, l1 ball"),
-        shipped(box(epsilon), "lattice Laplace, box"),
-        shipped(LatentGaussian(D, 1, "random", epsilon, DELTA), "analytic Gaussian, l2 ball"),
-        shipped(PrivUnit(D, epsilon), "PrivUnit"),
+        subject_of(ball(epsilon), "lattice Laplace, l1 ball"),
+        subject_of(box(epsilon), "lattice Laplace, box"),
+        subject_of(LatentGaussian(D, 1, "random", epsilon, DELTA), "analytic Gaussian, l2 ball"),
+        subject_of(PrivUnit(D, epsilon), "PrivUnit"),
     ]
 
 
@@ -159,7 +159,7 @@ def broken(epsilon: float) -> list[Subject]:
     per_coordinate = replace(half, clip="box", radius=3.0, scale=2 * 3.0 / epsilon)
     return [
         batch_norm(epsilon),
-        shipped(
+        subject_of(
             half,
             "(b) radius for diameter, Laplace",
             claimed=epsilon,
@@ -167,7 +167,9 @@ def broken(epsilon: float) -> list[Subject]:
         ),
         radius_for_diameter_gaussian(gauss),
         deaf(epsilon),
-        shipped(per_coordinate, "epsilon per coordinate sold as per image, box", claimed=epsilon),
+        subject_of(
+            per_coordinate, "epsilon per coordinate sold as per image, box", claimed=epsilon
+        ),
         float_laplace(epsilon),
     ]
 
@@ -205,7 +207,7 @@ def radius_for_diameter_gaussian(mechanism: LatentGaussian) -> Subject:
 def deaf(epsilon: float) -> Subject:
     """(c): `sensitivity = min(epsilon / 2, 4)`, so the scale is 0.5 for every epsilon up to 8."""
     unit = LatentLaplace("l1_ball", 1.0 / D, D, 1, "random", min(epsilon / 2, 4.0) / epsilon)
-    return shipped(unit, "(c) noise deaf to epsilon", claimed=epsilon)
+    return subject_of(unit, "(c) noise deaf to epsilon", claimed=epsilon)
 
 
 def float_laplace(epsilon: float) -> Subject:
@@ -251,7 +253,7 @@ def table(
     return rows
 
 
-def shown(found: dict[str, dict[str, float]], draws: int) -> report.Table:
+def bounds_table(found: dict[str, dict[str, float]], draws: int) -> report.Table:
     """The rows as a table; what is caught is bold."""
     rows = []
     for name, row in found.items():
@@ -300,7 +302,7 @@ def main() -> None:
         "must_be_caught": bad,
         "cpu_s": round(time.process_time() - began, 1),
     }
-    tables = [shown(good | bad, arguments.draws)]
+    tables = [bounds_table(good | bad, arguments.draws)]
     report.give(arguments.json, "mechanism_audit", tables, figures, targets(good, bad))
 
 

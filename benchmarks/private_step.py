@@ -242,11 +242,11 @@ def measure(shape: Shape, device: str, repeats: int) -> dict[str, Cost]:
     steps = {name: make(Setup(shape, device)) for name, make in VARIANTS.items()}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for step in steps.values():  # warm up
-        timed(step, device)
-        timed(step, device)
+        time_step(step, device)
+        time_step(step, device)
     for _ in range(repeats):
         for name, step in steps.items():
-            seconds[name].append(timed(step, device))
+            seconds[name].append(time_step(step, device))
     if device == "cpu":
         memory = {name: memory_of(name, shape) for name in VARIANTS}
     else:
@@ -257,7 +257,7 @@ def measure(shape: Shape, device: str, repeats: int) -> dict[str, Cost]:
     }
 
 
-def timed(step: Step, device: str) -> tuple[float, float]:
+def time_step(step: Step, device: str) -> tuple[float, float]:
     """Process and wall seconds of one step."""
     wall = time.perf_counter()
     process = time.process_time()

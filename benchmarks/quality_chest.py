@@ -66,7 +66,7 @@ def auc(scores: Floats, labels: Labels) -> float:
     return float(((ones > zeros) + 0.5 * (ones == zeros)).mean())
 
 
-def scored(network: classifier.Classifier, images: Images) -> Floats:
+def score(network: classifier.Classifier, images: Images) -> Floats:
     """How much likelier label 1 is than 0, [N]."""
     with torch.no_grad():
         x = (
@@ -86,7 +86,7 @@ def bits(images: Images, flow: Glow) -> float:
     return float(torch.cat(found).mean())
 
 
-def measured(
+def measure_row(
     releases: Releases, row: Row, seeds: int, judge: classifier.Classifier
 ) -> dict[str, Any]:
     """All figures of a row but re-identification."""
@@ -94,14 +94,14 @@ def measured(
     for seed in range(seeds):
         made = releases.release(row, seed)
         network = classifier.fit(made.images, made.labels, 2, seed=seed, recipe=RECIPE)
-        aucs.append(auc(scored(network, releases.test.images), releases.test.labels))
+        aucs.append(auc(score(network, releases.test.images), releases.test.labels))
     made = releases.release(row, 0)
-    says = scored(judge, releases.patients.images) > 0
+    says = score(judge, releases.patients.images) > 0
     most = np.array([says[members].mean() > 0.5 for members in made.members])
     figures: dict[str, Any] = {
         "auc": [round(value, 4) for value in aucs],
         "releases": len(made.images),
-        "kept": round(float(((scored(judge, made.images) > 0) == most).mean()), 3),
+        "kept": round(float(((score(judge, made.images) > 0) == most).mean()), 3),
         "bits": round(bits(made.images, releases.flow), 2),
         "saturated": round(float(np.isin(made.images, (0, 255)).mean()), 4),
         "statement": made.statement,
@@ -130,7 +130,7 @@ def linkage(releases: Releases, made: Release, row: Row) -> dict[str, float]:
     }
 
 
-def reidentified(releases: Releases, row: Row, everybody: People, seeds: int) -> dict[str, Any]:
+def reidentify(releases: Releases, row: Row, everybody: People, seeds: int) -> dict[str, Any]:
     """P@1, its chance and AUC of a network retrained on releases of the public patients, asked with
     a person's second image.
     """
@@ -202,10 +202,10 @@ def run(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     releases = Releases(public, patients, test, options.flow)
     judge = classifier.fit(public.images, public.labels, 2, seed=1000, recipe=RECIPE)
     for row in rows_of(part):
-        measure = partial(measured, releases, row, options.seeds, judge)
+        measure = partial(measure_row, releases, row, options.seeds, judge)
         figures = kept_in(options.work, f"{part} {row.name}", measure)
         if part == "nih" and row.kind != "mean image":
-            again = partial(reidentified, releases, row, everybody, options.seeds)
+            again = partial(reidentify, releases, row, everybody, options.seeds)
             figures |= kept_in(options.work, f"{part} reid {row.name}", again)
         print(f"{part}: {row.name}: AUC {np.mean(figures['auc']):.3f}", file=sys.stderr, flush=True)
         yield {"part": part, "name": row.name, **asdict(row), **figures}
@@ -297,8 +297,8 @@ def targets(results: list[dict[str, Any]]) -> list[report.Target]:
     if private is None or plain is None:
         return []
     asked = f"ε = 8 per patient, k = 10: at least {LEAST_SHARE} of the AUC of unprivatized averages"
-    measured = f"{private:.3f}, {private / plain:.2f} times {plain:.3f}"
-    return [report.Target(asked, measured, private >= LEAST_SHARE * plain)]
+    got = f"{private:.3f}, {private / plain:.2f} times {plain:.3f}"
+    return [report.Target(asked, got, private >= LEAST_SHARE * plain)]
 
 
 def main() -> None:

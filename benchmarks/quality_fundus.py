@@ -29,9 +29,10 @@ import torch
 from PIL import Image
 
 from benchmarks import report
-from benchmarks.average_figures import few_rows, figures, kept, real_rows
-from benchmarks.average_makers import MAKERS, PreparedPart, made
+from benchmarks.average_figures import few_rows, figures, load_or_make, real_rows
+from benchmarks.average_makers import MAKERS, load_or_average
 from benchmarks.average_people import ROOT, Part, chest_part, fundus_part
+from benchmarks.average_prepared import PreparedPart
 from benchmarks.curve import curve
 from common.storage.files import atomic_write
 from common.study.plan import load_study
@@ -78,7 +79,7 @@ def table(
             if row["utility"]:
                 reached = worth(row["utility"], real[f"real {k}"]["kappa"])
             numbers = (str(row["images"]), *far(row["distances"]))
-            add(str(k), row["row"], *numbers, *reached, *leaked(row))
+            add(str(k), row["row"], *numbers, *reached, *leakage(row))
     sizes = f"{count} member images, {len(part.heldout.images)} held out"
     return report.Table(f"{TITLES[part.name]}: {sizes}", COLUMNS, tuple(lines))
 
@@ -100,7 +101,7 @@ def worth(found: dict[str, Any], as_many: float | None) -> tuple[str, ...]:
     return kappa, share, f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}", recall
 
 
-def leaked(row: dict[str, Any]) -> tuple[str, ...]:
+def leakage(row: dict[str, Any]) -> tuple[str, ...]:
     """The cells of the attacks."""
     worst = row["membership"]["worst"]
     link = row["linkage"]
@@ -124,9 +125,11 @@ def run(
     show: Callable[[str], None],
 ) -> dict[str, Any]:
     """All figures of one part."""
-    real = kept(ready.work / f"real-{seeds}.json", lambda: real_rows(ready, seeds))
+    real = load_or_make(ready.work / f"real-{seeds}.json", lambda: real_rows(ready, seeds))
     for k in ks:
-        real |= kept(ready.work / f"real-{k}-{seeds}.json", partial(few_rows, ready, k, seeds))
+        real |= load_or_make(
+            ready.work / f"real-{k}-{seeds}.json", partial(few_rows, ready, k, seeds)
+        )
     rows = []
     for k in ks:
         for name in names:
@@ -144,7 +147,7 @@ def run(
 
 def sheet(ready: PreparedPart, k: int) -> bytes:
     """PNG: the first images of each row of `SHOWN`, one row a line, largest label last."""
-    lines = [made(ready, row, k) for row in SHOWN]
+    lines = [load_or_average(ready, row, k) for row in SHOWN]
     picked = [
         one.images[np.argsort(one.labels, kind="stable")][
             np.linspace(0, len(one.images) - 1, 10).astype(int)

@@ -78,7 +78,7 @@ class Bench:
     @cached_property
     def known(self) -> Reference:
         """What the generator says before an image is seen."""
-        return make_reference(self.generator, self.encoder, self.plan, seeded(0))
+        return make_reference(self.generator, self.encoder, self.plan, generator_of(0))
 
     @cached_property
     def members(self) -> Inversion:
@@ -130,15 +130,15 @@ class Bench:
         ).codes
         pixels = [photographs[[int(m) for m in group.members]].mean(0).round() for group in groups]
         return {
-            "centroid": render(centroids, self.generator, seeded(1)),
-            "aligned": render(aligned, self.generator, seeded(1)),
+            "centroid": render(centroids, self.generator, generator_of(1)),
+            "aligned": render(aligned, self.generator, generator_of(1)),
             "pixel average": np.stack(pixels).astype(np.uint8),
         }
 
     @torch.no_grad()
     def samples(self, count: int) -> Images:
         """Samples of the prior with noise maps."""
-        draw = seeded(2)
+        draw = generator_of(2)
         made = [
             to_uint8(self.generator(torch.randn(10, LATENT, generator=draw), draw))
             for _ in range(-(-count // 10))
@@ -146,7 +146,7 @@ class Bench:
         return np.concatenate(made)[:count]
 
 
-def seeded(seed: int) -> torch.Generator:
+def generator_of(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -180,7 +180,7 @@ class Judge:
         }
 
 
-def measured(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str, dict[str, float]]:
+def measure_rows(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str, dict[str, float]]:
     """Row name → figures for one checkpoint."""
     people = bench.people
     heldout = bench.heldout
@@ -222,7 +222,9 @@ def plain_figures(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
         if len(groups) < 2:  # a quick run
             continue
         means = torch.stack([codes[group.tolist()].mean(0) for group in groups])
-        rows[f"centroid, k = {k}"] = judge(to_uint8(bench.generator.synthesis(means, seeded(1))))
+        rows[f"centroid, k = {k}"] = judge(
+            to_uint8(bench.generator.synthesis(means, generator_of(1)))
+        )
         pixels = np.stack([members.images[group].mean(0).round() for group in groups])
         rows[f"pixel average, k = {k}"] = judge(pixels.astype(np.uint8))
     return rows
@@ -373,7 +375,7 @@ def main() -> None:
             result[folder.name] = {"rows": plain_figures(bench, judge)}
             continue
         result[folder.name] = {
-            "rows": measured(bench, judge, sizes),
+            "rows": measure_rows(bench, judge, sizes),
             "inversion": inversion_figures(bench),
             "speed": speeds(bench),
         }

@@ -253,7 +253,7 @@ def pairs_of(part: Part, row: Row, seed: int, work: Path, show: Show) -> Pairs:
     )
 
 
-def measured(part: Part, row: Row, seed: int, work: Path, show: Show) -> dict[str, Any]:
+def measure_row(part: Part, row: Row, seed: int, work: Path, show: Show) -> dict[str, Any]:
     """Dice, bAHD and 95HD of one row and seed, from its file if it is there."""
     path = work / f"{row.name}-{seed}.json"
     if not path.exists():
@@ -293,7 +293,7 @@ def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> report.Table:
     rows = []
     for row in ROWS:
         if results := found.get(row.name):
-            rows.append(shown(row, results, float(plain)))
+            rows.append(cells_of(row, results, float(plain)))
     columns = (
         "pairs from",
         "DSC (mean of seeds)",
@@ -306,7 +306,7 @@ def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> report.Table:
     return report.Table(f"{part.name}: Dice on held-out patients", columns, tuple(rows))
 
 
-def shown(row: Row, results: list[dict[str, Any]], plain: float) -> tuple[str, ...]:
+def cells_of(row: Row, results: list[dict[str, Any]], plain: float) -> tuple[str, ...]:
     """The cells of a row."""
     mean = {
         key: float(np.mean([r[key] for r in results]))
@@ -386,7 +386,7 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in wanted}
     for seed in range(options.seeds):
         for row in wanted:
-            found[row.name].append(measured(part, row, seed, work, show))
+            found[row.name].append(measure_row(part, row, seed, work, show))
     sys.stderr.write("\n")
     plan = verdicts(setting)
     figures = {"part": part.name, "setting": asdict(setting), "plan": plan.rows, "rows": found}

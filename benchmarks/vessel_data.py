@@ -72,10 +72,10 @@ def phantoms(style: str, patients: int, per_patient: int, seed: int, show: Show)
 
 def phantom_part(setting: Setting, work: Path, show: Show) -> Part:
     """The procedural patients of two styles."""
-    train = kept(
+    train = load_or_make(
         work / "train.npz", lambda: phantoms("hospital", setting.patients, setting.patches, 3, show)
     )
-    test = kept(
+    test = load_or_make(
         work / "test.npz",
         lambda: phantoms("hospital", setting.test_patients, setting.patches, 2, show),
     )
@@ -93,7 +93,7 @@ def dias_part(setting: Setting, work: Path, folder: Path, show: Show) -> Part:
         held_out = data["split"] == "test"
     images = 255 - images.reshape(len(images), *images.shape[1:3])
     pairs = np.stack(
-        [halved(images), (halved((masks > 0) * np.uint8(255)) >= 128) * np.uint8(255)], -1
+        [halve(images), (halve((masks > 0) * np.uint8(255)) >= 128) * np.uint8(255)], -1
     )
     edge = (pairs.shape[1] - SIZE_PX) // 2
     pairs = pairs[:, edge : edge + SIZE_PX, edge : edge + SIZE_PX]
@@ -108,12 +108,12 @@ def dias_part(setting: Setting, work: Path, folder: Path, show: Show) -> Part:
 
 def public_pairs(setting: Setting, work: Path, show: Show) -> Pairs:
     """Phantoms of the public style."""
-    return kept(
+    return load_or_make(
         work.parent / "public.npz", lambda: phantoms("public", setting.public_patients, 8, 1, show)
     )
 
 
-def halved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def halve(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[N, H, W] averaged over 2x2 pixels."""
     n, h, w = images.shape
     found: NDArray[np.uint8] = (
@@ -122,7 +122,7 @@ def halved(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return found
 
 
-def kept(path: Path, make: Callable[[], Pairs]) -> Pairs:
+def load_or_make(path: Path, make: Callable[[], Pairs]) -> Pairs:
     """An array from `path`, or made and written there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

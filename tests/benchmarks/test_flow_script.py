@@ -66,7 +66,7 @@ def test_latents_of_a_standard_glow_are_standardised_by_its_own_gaussians_and_de
     assert torch.allclose(left, (4 * x[..., :4] - 1) * math.exp(-0.5))
     assert torch.allclose(right, 4 * x[..., 4:] + 1)
     assert torch.allclose(coder.decode([left, right]), x, atol=1e-6)
-    raw = flow_noise.noised(coder, x, 1.0, match=False)
+    raw = flow_noise.decode_noised(coder, x, 1.0, match=False)
     assert float((raw - x).std()) == pytest.approx(
         2**0.5 / 4 * ((1 + math.exp(1.0)) / 2) ** 0.5, rel=0.15
     )

@@ -25,9 +25,9 @@ def test_a_patient_has_one_role_whatever_else_is_listed() -> None:
 
 def test_members_are_dealt_with_the_same_share_of_each_label() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    member = average_people.dealt(labels, 50)
+    member = average_people.deal_members(labels, 50)
     assert [int(member[labels == label].sum()) for label in range(3)] == [30, 15, 5]
-    assert np.array_equal(member, average_people.dealt(labels, 50))
+    assert np.array_equal(member, average_people.deal_members(labels, 50))
 
 
 def test_as_many_real_images_as_there_are_groups_of_each_label() -> None:

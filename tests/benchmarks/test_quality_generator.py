@@ -65,9 +65,11 @@ def test_a_sheet_is_rows_of_pictures_enlarged_twice(tmp_path: Path) -> None:
 
 
 def test_a_seed_always_draws_the_same() -> None:
-    assert torch.equal(torch.rand(3, generator=q.seeded(1)), torch.rand(3, generator=q.seeded(1)))
+    assert torch.equal(
+        torch.rand(3, generator=q.generator_of(1)), torch.rand(3, generator=q.generator_of(1))
+    )
     assert not torch.equal(
-        torch.rand(3, generator=q.seeded(1)), torch.rand(3, generator=q.seeded(2))
+        torch.rand(3, generator=q.generator_of(1)), torch.rand(3, generator=q.generator_of(2))
     )
 
 

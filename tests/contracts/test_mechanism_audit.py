@@ -17,8 +17,8 @@ from benchmarks.mechanism_audit import (
     broken,
     lower_bound,
     ratio,
-    shipped,
     sound,
+    subject_of,
     worst,
 )
 from client.synthesize import privatize as stage
@@ -94,7 +94,7 @@ def test_the_audit_hears_a_privunit_without_its_coin(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         privunit, "cap", lambda d, e, _real=privunit.cap: replace(_real(d, e), p=1.0)
     )
-    assert bound(shipped(m, "PrivUnit, always in the cap"), 4_000) > 1.05
+    assert bound(subject_of(m, "PrivUnit, always in the cap"), 4_000) > 1.05
 
 
 def test_the_audit_hears_a_mean_whose_noise_forgot_that_it_is_of_k() -> None:
@@ -102,7 +102,7 @@ def test_the_audit_hears_a_mean_whose_noise_forgot_that_it_is_of_k() -> None:
     ten = replace(ball(1.0), k=10)
     forgot = replace(ten, k=1)
     assert forgot.sum_scale_in_steps * 10 == ten.sum_scale_in_steps
-    assert bound(shipped(ten, "k forgotten", noisy=forgot)) > 1.05 * ten.epsilon_per_image
+    assert bound(subject_of(ten, "k forgotten", noisy=forgot)) > 1.05 * ten.epsilon_per_image
 
 
 def test_the_likelihood_ratio_is_the_mechanisms_own() -> None:

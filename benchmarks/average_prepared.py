@@ -1,0 +1,188 @@
+"""One part of quality_fundus.py with its networks and inverted members, each made once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.average_people import Part
+from client.synthesize.align import (
+    AlignmentPlan,
+)
+from client.synthesize.group import Roster, patient_codes, roster
+from client.synthesize.invert import Inversion, invert
+from client.synthesize.reference import InversionPlan, Reference, make_reference
+from common.models.encoder import load_encoder
+from common.models.stylegan import load_critic, load_generator
+from common.storage.files import atomic_write, read_capped
+from common.study.plan import Study
+from common.study.training import GanPlan
+from common.wire.tensors import read
+from server.evaluate import siamese
+from server.evaluate.attack_spaces import Networks
+from server.evaluate.attacks import Battery, People
+
+KEY = b"kohort-benchmark-quality-fundus!"
+CAP_BYTES = 1 << 31
+
+
+class PreparedPart:
+    """One part with its networks, its inverted members and its files in `work`; everything is
+    computed once.
+    """
+
+    def __init__(self, part: Part, work: Path, study: Study) -> None:
+        self.part = part
+        self.study = study
+        digest = hashlib.sha256(
+            read_capped(part.checkpoint / "gan.safetensors", CAP_BYTES)
+        ).hexdigest()[:8]
+        self.work = work / f"{part.name}-{digest}"
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """Generator, critic and encoder of the checkpoint; sizes from the tensors."""
+        gan = read(self.part.checkpoint / "gan.safetensors", max_bytes=CAP_BYTES)
+        coder = read(self.part.checkpoint / "encoder.safetensors", max_bytes=CAP_BYTES)
+        file = self.part.checkpoint / "sizes.json"
+        given = json.loads(file.read_text()) if file.is_file() else {}
+        plan = plan_with_sizes(self.study.models.gan, given)
+        width = plan.pop("encoder_width")
+        model = GanPlan.model_validate(plan)
+        size = 64
+        channels = self.part.channels
+        return Networks(
+            load_generator(gan, model, size, channels),
+            load_critic(gan, model, size, channels),
+            load_encoder(coder, width, model.latent, size, channels),
+        )
+
+    @cached_property
+    def known(self) -> Reference:
+        """What the generator alone says."""
+        assert self.networks.generator is not None and self.networks.encoder is not None
+        random = torch.Generator().manual_seed(1)
+        return make_reference(
+            self.networks.generator, self.networks.encoder, self.inversion_plan, random
+        )
+
+    @property
+    def inversion_plan(self) -> InversionPlan:
+        """The product's constants."""
+        assert self.study.synthesis is not None and self.study.models.encoder is not None
+        return InversionPlan(
+            steps=self.study.synthesis.inversion_steps,
+            iterations=self.study.models.encoder.iterations,
+        )
+
+    @property
+    def alignment_plan(self) -> AlignmentPlan:
+        """The product's constants."""
+        plan = self.study.synthesis
+        assert plan is not None
+        return AlignmentPlan(
+            steps=plan.alignment_steps,
+            windows=plan.windows,
+            content_weight=plan.content_weight,
+            style_weight=plan.style_weight,
+            trust_weight=plan.trust_weight,
+        )
+
+    @cached_property
+    def seen(self) -> Inversion:
+        """Every member image inverted, from a file where there is one."""
+        file = self.work / "inverted.npz"
+        known = self.known
+        if not file.is_file():
+            assert self.networks.generator is not None and self.networks.encoder is not None
+            found = invert(
+                self.part.members.images,
+                self.networks.generator,
+                self.networks.encoder,
+                self.inversion_plan,
+                known,
+            )
+            save(
+                file,
+                encoded=found.encoded.numpy(),
+                codes=found.codes.numpy(),
+                seen=found.reconstructions.numpy(),
+                errors=found.errors,
+                accepted=found.accepted,
+            )
+        with np.load(file, allow_pickle=False) as data:
+            tensors = (torch.from_numpy(data[name]) for name in ("encoded", "codes", "seen"))
+            return Inversion(*tensors, data["errors"], data["accepted"])
+
+    @cached_property
+    def who(self) -> Roster:
+        """The members with an accepted image, each in the stratum of the label."""
+        members = self.part.members
+        names = [f"{i:05d}" for i in range(members.person_of.max() + 1)]
+        return roster(names, members.person_of, members.labels, key=KEY, usable=self.seen.accepted)
+
+    @cached_property
+    def codes(self) -> NDArray[np.float64]:
+        """The members' whitened codes in roster order."""
+        return patient_codes(self.known.whitening(self.seen.encoded.numpy()), self.who)
+
+    @cached_property
+    def battery(self) -> Battery:
+        """The attackers, with the public people as their reference."""
+        return Battery(self.people, self.networks, self.part.public.images)
+
+    @cached_property
+    def blind(self) -> Battery:
+        """The same attackers where releases have no label, so that everybody is comparable with
+        every release.
+        """
+        blind = copy.copy(self.battery)
+        blind.who = replace(self.people, labels=np.zeros_like(self.people.labels))
+        return blind
+
+    @cached_property
+    def people(self) -> People:
+        """Members and held-out people as the attacker knows them: where a member has an image in no
+        average, that one too.
+        """
+        part = self.part
+        offset = part.members.person_of.max() + 1
+        images = np.concatenate([part.members.images, part.heldout.images])
+        labels = np.concatenate([part.members.labels, part.heldout.labels])
+        person_of = np.concatenate([part.members.person_of, part.heldout.person_of + offset])
+        return People(
+            images, labels, labels, person_of, np.arange(len(images)) < len(part.members.images)
+        )
+
+    @cached_property
+    def network(self) -> siamese.Siamese | None:
+        """The re-identifying network of the public half; None where nobody has two images."""
+        if not len(self.part.queries.images):
+            return None
+        return siamese.train(self.part.public.images, self.part.public.person_of, seed=0)
+
+
+def plan_with_sizes(gan: GanPlan | None, given: dict[str, int]) -> dict[str, Any]:
+    """The plan's model with a checkpoint's own sizes: width, latent, encoder_width."""
+    assert gan is not None
+    return (
+        gan.model_dump(mode="json", exclude={"start", "trainable"}) | {"encoder_width": 24} | given
+    )
+
+
+def save(file: Path, **arrays: NDArray[Any]) -> None:
+    """Write an .npz whole or not at all."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    atomic_write(file, stream.getvalue())
