@@ -183,7 +183,7 @@ class StudyRecord:
     # --- views
 
     def evidence(self, model: str) -> dict[str, bytes]:
-        """Return each site's statement (kohort/manifest.py) of its update in a model's closed last round."""
+        """Return each site's statement (kohort/statements.py) of its update in a model's closed last round."""
         entry = self.closed("train", model, self.study.models.trained()[model].rounds - 1)
         sites = sorted(entry.data["accepted"]) if entry else []
         folder = self.root / "evidence" / model

@@ -1,4 +1,4 @@
-"""The distribution `kohort` stands alone: it installs and runs without the rest of the repository."""
+"""The distribution `kohort` installs and runs without the rest of the repository."""
 
 import os
 import shutil

@@ -18,7 +18,7 @@ from tests.releases import small_release
 
 
 class Mirror(http.server.SimpleHTTPRequestHandler):
-    """Static files with Range; cuts every first answer to a picture in half, and counts requests."""
+    """Static files with Range; it cuts every first answer to a picture in half."""
 
     cut: ClassVar[set[str]] = set()
     seen: ClassVar[list[tuple[str, str]]] = []
@@ -127,7 +127,7 @@ def test_a_mirror_that_sends_whole_files_again_does_no_harm(
 def test_a_mirrors_own_files_are_not_believed(
     mirror: tuple[str, Path, Path], tmp_path: Path
 ) -> None:
-    """It controls SHA256SUMS and manifest.json until the signature is checked; even then nothing unlisted is fetched."""
+    """It controls SHA256SUMS and manifest.json; even then nothing unlisted is fetched."""
     url, ca, release = mirror
     manifest = json.loads((release / "manifest.json").read_text())
     manifest["files"].append({"path": "data/none/99999.png", "size_bytes": 5})

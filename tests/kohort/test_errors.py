@@ -1,4 +1,4 @@
-"""The exception tree: each leaf has a code and an exit code; a fault of the disk is put into words."""
+"""The exception tree: codes and exit codes; a fault of the disk is put into words."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What an operator seals is checked by the reader too: releases that are correctly signed and still wrong (steps 1, 3 to 6)."""
+"""A release that is correctly signed and still wrong is refused (steps 1, 3 to 6)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def table(old: str, new: str) -> Change:
 
 
 def statement(folder: Path, **fields: Any) -> None:
-    """Replace hospital-a's statement by one that a key of its own signed, with other header fields."""
+    """Replace hospital-a's statement by one with other header fields and another key."""
     study: Study = load_study(folder / "study.yaml")
     header: dict[str, Any] = {
         "kind": "images", "study": study.hash(), "phase": "synthesize", "round": 0, "sender": "hospital-a",

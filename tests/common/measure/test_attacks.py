@@ -1,4 +1,4 @@
-"""Attacks fire where something leaks and stay at chance where nothing does; figures are what definitions say."""
+"""Attacks succeed where something leaks, and stay at chance where nothing does."""
 
 import numpy as np
 import pytest

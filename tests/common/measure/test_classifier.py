@@ -1,4 +1,4 @@
-"""The classifier learns what can be learned, knows no test image, and its figures are what definitions say."""
+"""The classifier learns what can be learned, and knows no test image."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Train on some pairs, test on other patients: what is chosen sees no test patient, and the order of worth is the known one."""
+"""Train on some pairs, test on other patients: the choice sees no test patient."""
 
 import inspect
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Overlap and distances of masks against brute force over all pairs of voxels, and the cases without any voxel."""
+"""Overlap and distances of masks against brute force over all pairs of voxels."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The U-Net: the published size, any multiple of 16, no coupling of images, and a loss that means overlap."""
+"""The U-Net: the published size, any multiple of 16, no coupling of images, its loss."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The inversion encoder: shapes, iterations, independence of the images of a batch, and the shipped checkpoint."""
+"""The encoder: shapes, iterations, independent images of a batch, the shipped checkpoint."""
 
 import hashlib
 from pathlib import Path
@@ -96,7 +96,7 @@ def shipped() -> tuple[Generator, Encoder]:
 
 
 def test_the_shipped_encoder_inverts_photographs_that_it_has_never_seen() -> None:
-    """The demo's photographs are not in the training set; twice as close as the mean photograph, in mean absolute error."""
+    """In mean absolute error, on the demo's photographs, which are not in the training set."""
     from PIL import Image
 
     generator, encoder = shipped()

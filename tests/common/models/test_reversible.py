@@ -1,4 +1,4 @@
-"""Rebuilding activations in the backward pass changes neither value nor gradients, and stores next to nothing."""
+"""Rebuilding activations changes neither value nor gradients, and stores next to nothing."""
 
 import pytest
 import torch

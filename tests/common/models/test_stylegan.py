@@ -66,7 +66,7 @@ def test_an_unknown_size_is_a_configuration_error() -> None:
 
 @pytest.mark.parametrize("demodulate", [True, False])
 def test_scaling_activations_equals_scaling_each_samples_weights(demodulate: bool) -> None:
-    """StyleGAN2's definition: w' = s·w, divided by its norm over input channels and taps, one kernel per sample."""
+    """StyleGAN2's definition: w' = s·w, divided by its norm, one kernel per sample."""
     conv = ModulatedConv(6, 5, 4, demodulate=demodulate).double()
     x, w = torch.randn(3, 6, 8, 8, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     for i in range(3):

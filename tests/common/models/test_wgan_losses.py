@@ -88,7 +88,7 @@ def test_a_critic_without_slope_has_a_finite_penalty() -> None:
 
 
 def test_a_pair_that_the_critic_prefers_pulls_the_generator_towards_it() -> None:
-    """Some Adam-free steps of the generator alone raise its scores: nothing between latents and loss is detached."""
+    """Plain steps of the generator alone raise its scores: nothing on the way is detached."""
     torch.manual_seed(0)
     generator, critic, z = Generator(32, 8, 16), Critic(32, 8), torch.randn(4, 16)
     own = list(generator.parameters())

@@ -1,4 +1,4 @@
-"""Winograd's convolution equals the direct one in value and gradient, and is taken only where weights are frozen."""
+"""Winograd's convolution equals the direct one, and is taken only where weights are frozen."""
 
 import numpy as np
 import pytest
