@@ -22,13 +22,26 @@ PARTS = (
 )
 
 # Files of these rooms stand on a page, or here with the reason why no promise hangs on them.
-ROOMS = ("client/egress", "client/learn", "common/privacy")
+ROOMS = (
+    "client/daemon",
+    "client/egress",
+    "client/learn",
+    "client/state",
+    "client/synthesize",
+    "common/privacy",
+)
 EXEMPT = {
     "client/egress/audit.py": "finds copies; no promise is made of what it finds",
     "client/egress/contact_sheet.py": "a picture for the site's staff",
     "client/egress/membership.py": "stops gross leaks; promises nothing",
     "client/egress/spaces.py": "where the audit compares images",
     "client/learn/train_encoder.py": "takes no cohort: generator samples alone",
+    "client/state/folder.py": "paths and keys",
+    "client/state/membership.py": "who the operator is",
+    "client/state/records.py": "hands the others round together",
+    "client/synthesize/descent.py": "an optimiser",
+    "client/synthesize/features.py": "public features; what enters them is checked in align.py",
+    "client/synthesize/inversion_sheet.py": "a picture for the site's staff",
     "common/privacy/planning.py": "a verdict before anything is spent",
     "common/privacy/plan_report.py": "the verdict's words",
 }
