@@ -14,6 +14,7 @@ from common.privacy.planning import ModelNoise
 from common.study.plan import Study, load_study
 from common.study.words import fingerprint_words
 from server.cli.options import AsJson, StateFolder, StudyFile
+from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key
 from server.cli.terminal import write
 from server.operator import plan as plans
@@ -83,7 +84,9 @@ def sign(
 
     Refused when the plan spends more than its own epsilon, or cannot learn and does not say so.
     """
-    signed, report = plans.sign(study, load_operator_key(ServerState(state)), out)
+    key = load_operator_key(ServerState(state))
+    check_folder("--out", out)
+    signed, report = plans.sign(study, key, out)
     write(report.to_text() + "\n")
     write(f"signed {signed.name}: {out}\n")
     write(f"hash {signed.hash()}\nread aloud: {fingerprint_words(signed.hash())}\n")

@@ -11,6 +11,7 @@ import typer
 from common.errors import ConfigurationError
 from common.study.plan import load_study
 from common.study.training import GlowPlan, WganPlan
+from server.cli.output import check_folder
 from server.cli.terminal import progress_bar, write
 from server.pretrain.flow_options import Pretraining
 from server.pretrain.provenance import Provenance
@@ -102,6 +103,7 @@ def pretrain(
         raise ConfigurationError(
             f"--channels: expected 1 or 3, got {channels}", hint="1 is grey, 3 is colour"
         )
+    check_folder("--out", out)
     origin = (source, licence, attribution)
     task = Task(
         images, out, minutes, size_px, channels, origin, exclude, resume, study, phantoms, device

@@ -13,6 +13,7 @@ from common.storage.files import file_digest
 from common.study.bundle import open_bundle
 from common.study.plan import Study
 from server.cli.options import Bundle, StateFolder
+from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
@@ -76,6 +77,7 @@ def release(
     place = ServerState(state)
     key = load_operator_key(place)
     study = open_bundle(bundle, key.public_key())
+    check_folder("--out", out)
     found = read_people(members, heldout, rehearsal, study)
     with open_record(place, study) as record, open_registry(place) as registry:
         check_complete(record, state)
@@ -184,7 +186,8 @@ def read_people(
         )
     if study.synthesis is None and (members or file):
         raise ConfigurationError(
-            "--members, --rehearsal: for studies that release averages; this one releases pairs"
+            "--members, --rehearsal: for studies that release averages; this one releases pairs",
+            hint="leave these options out",
         )
     if members and heldout:
         return read_public_people(members, heldout, study)
@@ -201,7 +204,8 @@ def read_extractor(features: str) -> Extractor | None:
     weights, _, sha256 = rest.rpartition(":")
     if not weights:
         raise ConfigurationError(
-            f"--features {features}: expected ARCHITECTURE:WEIGHTS.safetensors:SHA256"
+            f"--features: expected ARCHITECTURE:WEIGHTS.safetensors:SHA256, got {features!r}",
+            hint="for example resnet18:resnet18.safetensors:0123...; leave it out for textures",
         )
     return load_network(architecture, Path(weights), sha256)
 

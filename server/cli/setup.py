@@ -11,6 +11,7 @@ from common.errors import ConfigurationError, disk_faults_named
 from common.storage.files import atomic_write
 from common.wire import signing
 from server.cli.options import StateFolder
+from server.cli.output import check_folder
 from server.cli.terminal import write
 from server.operator.certificates import create_authority, issue_server_certificate
 from server.operator.config import ServerState, check_config, new_config
@@ -31,6 +32,7 @@ def init(state: StateFolder, name: Name, url: Url) -> None:
             f"{state}: a server is set up here already", hint="give another folder with --state"
         )
     config = check_config(name, url)
+    check_folder("--state", state)
     make_root(place.root)
     authority = create_authority(place.authority, name)
     issue_server_certificate(authority, place.tls, [config.host])

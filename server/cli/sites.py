@@ -12,6 +12,7 @@ from common.errors import ConfigurationError
 from common.storage.files import atomic_write
 from common.wire import signing
 from server.cli.options import StateFolder
+from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key, open_registry
 from server.cli.terminal import write
 from server.operator import sites as enrolment
@@ -28,6 +29,8 @@ def enrol(
     """Enrol a site from its request file and write its join file. Works while the server runs."""
     place = ServerState(state)
     key = load_operator_key(place)
+    if out is not None:
+        check_folder("--out", out.parent)
     config = load_config(place.config)
     line = signing.public_text(key.public_key(), config.name)
     join = enrolment.enrol(request, place, config, line)

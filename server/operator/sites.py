@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field, ValidationError
 
 from common.config import FrozenModel
-from common.errors import ConfigurationError, PolicyError, RefusedError
+from common.errors import ConfigurationError, PolicyError, RefusedError, disk_faults_named
 from common.problems import describe
 from common.storage.files import read_capped
 from common.storage.journal import Entry, Journal
@@ -199,11 +200,25 @@ def read_request(path: Path) -> Request:
             f"{path}: not a site's request: {_name_problems(error)}",
             hint="the site makes it with `kohort-site init`",
         ) from error
-    parse_site_key(request.node_key)
+    public = _check_keys(request, path)
     rest = canonical({key: value for key, value in json.loads(text).items() if key != "signature"})
-    public = signing.parse_public(request.sign_key)
-    signing.verify(public, signing.REQUEST, rest, request.signature.encode(), what=str(path))
+    try:
+        signing.verify(public, signing.REQUEST, rest, request.signature.encode(), what=str(path))
+    except RefusedError as error:
+        hint = error.hint or "ask the site for its file again, unchanged"
+        raise RefusedError(str(error), hint=hint, code=error.code) from error
     return request
+
+
+def _check_keys(request: Request, path: Path) -> Ed25519PublicKey:
+    """The signing key of a request whose two keys are keys."""
+    try:
+        parse_site_key(request.node_key)
+        return signing.parse_public(request.sign_key)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{path}: {error}", hint="the site makes it with `kohort-site init`"
+        ) from error
 
 
 def _name_problems(error: ValidationError) -> str:
@@ -228,7 +243,8 @@ def enrol(request_path: Path, state: ServerState, config: ServerConfig, operator
     finally:
         registry.close()
     certificate = state.root / "certificates" / f"{site.name}.crt"
-    certificate.parent.mkdir(parents=True, exist_ok=True)
+    with disk_faults_named("create", certificate.parent):
+        certificate.parent.mkdir(parents=True, exist_ok=True)
     issue_site_certificate(authority, site.name, site.node_key, certificate)
     join = {
         "format": "kohort-join/1",

@@ -57,7 +57,10 @@ def read_source(path: Path, size_px: int, channels: int, exclude: Sequence[str] 
     elif path.suffix == ".npz":
         source = _read_npz(path)
     else:
-        raise ConfigurationError(f"{path}: expected a folder of photographs or an .npz file")
+        raise ConfigurationError(
+            f"{path}: expected a folder of photographs or an .npz file",
+            hint="a folder of .jpg, .png or .tif files, or an .npz with an array `images`",
+        )
     _check_size(path, source.images, size_px, channels)
     return _leave_out(path, source, exclude)
 
@@ -84,15 +87,31 @@ def _leave_out(path: Path, source: Source, exclude: Sequence[str]) -> Source:
         raise ConfigurationError(
             f"{path}: {int(keep.sum())} photographs remain, expected at least 2"
         )
-    names = tuple(name for name, kept in zip(source.names, keep, strict=False) if kept)
-    right = None if source.right is None else source.right[keep]
-    return replace(source, images=source.images[keep], names=names, right=right)
+    names = []
+    for name, kept in zip(source.names, keep, strict=False):
+        if kept:
+            names.append(name)
+    right = source.right
+    if right is not None:
+        right = right[keep]
+    return replace(source, images=source.images[keep], names=tuple(names), right=right)
 
 
 def read_names(path: Path | None) -> list[str]:
     """Return the names in a text file, one a line, sorted and each once; none for no file."""
-    text = read_capped(path, TABLE_CAP_BYTES).decode() if path else ""
-    return sorted({line.strip() for line in text.splitlines() if line.strip()})
+    if path is None:
+        return []
+    text = _decode_text(read_capped(path, TABLE_CAP_BYTES), path)
+    names = {line.strip() for line in text.splitlines()}
+    return sorted(names - {""})
+
+
+def _decode_text(data: bytes, path: Path) -> str:
+    """The text of a table; raises ConfigurationError for anything else."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not UTF-8 text", hint="save it as UTF-8") from error
 
 
 def _read_npz(path: Path) -> Source:
@@ -102,7 +121,9 @@ def _read_npz(path: Path) -> Source:
     if "images" not in found:
         raise ConfigurationError(f"{path}: no array `images`; found {sorted(found)}")
     names = tuple(map(str, found.get("names", ())))
-    right = found["laterality"].astype(bool) if "laterality" in found else None
+    right = None
+    if "laterality" in found:
+        right = found["laterality"].astype(bool)
     return Source(found["images"], names, right, hashlib.sha256(data).hexdigest())
 
 
@@ -129,6 +150,16 @@ def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArr
     )
 
 
+def _decode(data: bytes, path: Path, size_px: int, channels: int) -> Pixels:
+    """One photograph; raises ConfigurationError for a file that is damaged or none."""
+    try:
+        return _cut_square(Image.open(io.BytesIO(data)), size_px, channels)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigurationError(
+            f"{path}: not readable as a photograph", hint="replace the file or take it out"
+        ) from error
+
+
 def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
     """The photographs directly in `folder`, sorted by name."""
     digest = hashlib.sha256()
@@ -140,9 +171,12 @@ def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
         data = read_capped(path, PHOTOGRAPH_CAP_BYTES)
         digest.update(hashlib.sha256(data).digest())
         names.append(path.name)
-        images.append(_cut_square(Image.open(io.BytesIO(data)), size_px, channels))
+        images.append(_decode(data, path, size_px, channels))
     if not images:
-        raise ConfigurationError(f"{folder}: no photographs ({', '.join(IMAGE_SUFFIXES)})")
+        raise ConfigurationError(
+            f"{folder}: no photographs ({', '.join(IMAGE_SUFFIXES)})",
+            hint="they lie directly in the folder",
+        )
     right = _read_sides(folder / "labels.csv", names)
     return Source(np.stack(images), tuple(names), right, digest.hexdigest())
 
@@ -161,8 +195,12 @@ def _read_sides(table: Path, names: Sequence[str]) -> Flags | None:
     """True for right, in the order of `names`; None unless the table gives every side."""
     if not table.is_file():
         return None
-    text = read_capped(table, TABLE_CAP_BYTES).decode("utf-8-sig")
-    side = {row.get("file"): row.get("laterality") for row in csv.DictReader(io.StringIO(text))}
-    if not all(side.get(name) in ("L", "R") for name in names):
+    text = _decode_text(read_capped(table, TABLE_CAP_BYTES), table).removeprefix("\ufeff")
+    side_of = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        side_of[row.get("file")] = row.get("laterality")
+    sides = [side_of.get(name) for name in names]
+    if not set(sides) <= {"L", "R"}:
         return None
-    return np.array([side[name] == "R" for name in names])
+    right: Flags = np.array(sides) == "R"
+    return right
