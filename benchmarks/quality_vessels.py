@@ -360,7 +360,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("phantoms", "dias"), default="phantoms")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
+    parser.add_argument("--work", type=Path, default=Path("quality-vessels"))
     parser.add_argument("--data", type=Path, help=f"folder with {DIAS_FILE}; --part dias needs it")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     report.add_json(parser)
