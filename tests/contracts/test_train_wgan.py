@@ -283,7 +283,7 @@ def test_the_generator_step_has_no_argument_that_knows_a_patient() -> None:
         ("latents", torch.Generator),
     ]
     assert not (
-        signature.parameters.keys() | set(inspect.signature(train_wgan.Ladder.saw).parameters)
+        signature.parameters.keys() | set(inspect.signature(train_wgan.Ladder.observe).parameters)
     ) & {
         "cohort",
         "items",

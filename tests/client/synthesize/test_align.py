@@ -9,9 +9,10 @@ import torch
 
 from client.state import group_store
 from client.synthesize import align as al
-from client.synthesize import features, reference
+from client.synthesize import features as fs
 from client.synthesize import group as g
 from client.synthesize import invert as inv
+from client.synthesize import reference
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.encoder import Encoder
 from common.models.images import to_uint8, to_unit
@@ -78,18 +79,17 @@ def naive_loss(
     grams_of, contents, codes = [], [], []
     for name in group.members:
         rows = list(rows_of[name])
-        features = [features.style_features(to_unit(site.images[[i]]))[0] for i in rows]
+        features = [fs.style_features(to_unit(site.images[[i]]))[0] for i in rows]
         grams_of.append(
             [sum(naive_gram(f, a, b, p) for f in features) / len(rows) for a, b in windows]
         )
         seen = [
-            features.content_features(site.critic, site.inversion.reconstructions[[i]])[0]
-            for i in rows
+            fs.content_features(site.critic, site.inversion.reconstructions[[i]])[0] for i in rows
         ]
         contents.append(sum(seen) / len(rows))
         codes.append(sum(site.inversion.codes[i] for i in rows) / len(rows))
     centroid = sum(codes) / len(codes)
-    base = features.style_features(site.generator.synthesis(centroid[None]).detach())[0]
+    base = fs.style_features(site.generator.synthesis(centroid[None]).detach())[0]
     targets = []
     for a, b in windows:
         own = naive_gram(base, a, b, p).flatten()
@@ -99,13 +99,13 @@ def naive_loss(
         ]
         targets.append(sum(picked) / len(picked))
     image = site.generator.synthesis(code[None])
-    features = features.style_features(image)[0]
+    features = fs.style_features(image)[0]
     style = sum(
         (naive_gram(features, a, b, p) - t).square().sum()
         for (a, b), t in zip(windows, targets, strict=True)
     )
     style = style / sum(t.square().sum() for t in targets)
-    f = features.content_features(site.critic, image)[0]
+    f = fs.content_features(site.critic, image)[0]
     content = sum(1 - f @ c for c in contents) / len(contents)
     trust = ((code - centroid) / site.spread).square().mean()
     return plan.content_weight * content + plan.style_weight * style + plan.trust_weight * trust
@@ -231,8 +231,8 @@ def test_a_step_is_few_operations_without_waiting_whatever_k_is() -> None:
 
 def test_each_source_is_looked_at_once_however_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     site, looked = make_site(), []
-    whole = features.style_features
-    monkeypatch.setattr(features, "style_features", lambda x: (looked.append(len(x)), whole(x))[1])
+    whole = fs.style_features
+    monkeypatch.setattr(al, "style_features", lambda x: (looked.append(len(x)), whole(x))[1])
     targets = gathered(site)
     assert sum(looked) == len(site.images) + len(targets)  # each source, and each group's average
     looked.clear()
@@ -298,8 +298,8 @@ def test_the_loss_at_the_targets_themselves_is_zero() -> None:
     with torch.no_grad():
         code = site.inversion.codes[:1]
         image = site.generator.synthesis(code)
-        own = features.window_grams(features.style_features(image), PLAN.windows)[0]
-        content = features.content_features(site.critic, image)[0]
+        own = fs.window_grams(fs.style_features(image), PLAN.windows)[0]
+        content = fs.content_features(site.critic, image)[0]
         target = al.GroupStatistics(site.groups[0], code[0], content, own, (5,) * 4)
         loss = al.alignment_loss(code, [target], site.generator, site.critic, PLAN, site.spread)
     assert abs(float(loss)) < 1e-6
@@ -318,10 +318,8 @@ def test_bfloat16_changes_the_loss_by_less_than_one_percent() -> None:
     np.testing.assert_allclose(rough, exact, rtol=0.01)
     features = torch.rand(1, 4, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(
-            features.window_grams(features, 2), features.window_grams(features.clone(), 2)
-        )
-        assert features.window_grams(features.bfloat16(), 2).dtype == torch.float32
+        assert torch.equal(fs.window_grams(features, 2), fs.window_grams(features.clone(), 2))
+        assert fs.window_grams(features.bfloat16(), 2).dtype == torch.float32
 
 
 def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
@@ -390,26 +388,26 @@ def test_a_gram_of_constant_texture_does_not_depend_on_size_and_windows_must_div
     texture = torch.rand(1, 3, 8, 8)
     small, large = texture.tile(1, 1, 2, 2), texture.tile(1, 1, 8, 8)
     np.testing.assert_allclose(
-        features.window_grams(small, 2)[0, 0], features.window_grams(large, 2)[0, 3], rtol=1e-5
+        fs.window_grams(small, 2)[0, 0], fs.window_grams(large, 2)[0, 3], rtol=1e-5
     )
     with pytest.raises(ConfigurationError, match="divisor of 16"):
-        features.window_grams(small, 3)
+        fs.window_grams(small, 3)
 
 
 def test_features_have_unit_length_and_the_filters_are_constants() -> None:
     site = make_site()
     x = to_unit(site.images)
     np.testing.assert_allclose(
-        features.content_features(site.critic, x).norm(dim=1).detach(),
+        fs.content_features(site.critic, x).norm(dim=1).detach(),
         torch.ones(len(x)),
         rtol=1e-5,
     )
     torch.manual_seed(123)
-    first = features.style_features(x)
+    first = fs.style_features(x)
     torch.manual_seed(321)
-    assert torch.equal(first, features.style_features(x))
+    assert torch.equal(first, fs.style_features(x))
     assert (first >= 0).all()  # ReLU before the Gram
-    assert math.isclose(float(features.style_features(x[:, :1]).shape[1]), features.STYLE_CHANNELS)
+    assert math.isclose(float(fs.style_features(x[:, :1]).shape[1]), fs.STYLE_CHANNELS)
 
 
 def test_no_group_is_an_error() -> None:
