@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import click
 
-from kohort.errors import ConfigurationError, KohortError
+from kohort.errors import ConfigurationError, EnvironmentFault, KohortError
 
 INTERRUPTED = 130
 
@@ -19,6 +19,13 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     """Return the exit code of `command`; a KohortError is printed as error and hint lines."""
     try:
         command()
+    except OSError as error:  # of a path that nothing else has named
+        if error.filename is None:
+            raise
+        reason = error.strerror or type(error).__name__
+        sys.stderr.write(f"{program}: error: {error.filename}: {reason}\n")
+        sys.stderr.write(f"{program}: hint: check the path, its owner and this user's rights\n")
+        return EnvironmentFault.exit_code
     except KohortError as error:
         problems = getattr(error, "problems", ())
         for line in problems or (str(error),):

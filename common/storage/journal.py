@@ -56,7 +56,10 @@ class Journal:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(SCHEMA)
         except sqlite3.Error as error:
-            raise EnvironmentFault(f"cannot open the journal {path}: {error}") from error
+            raise EnvironmentFault(
+                f"cannot open the journal {path}: {error}",
+                hint="check the path, its owner and this user's rights",
+            ) from error
 
     def append(self, key: str, state: str, data: Mapping[str, Any] | None = None) -> None:
         """Write one entry and wait until it is on disk."""
