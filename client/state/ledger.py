@@ -2,13 +2,14 @@
 
 In: a mechanism before its noise is drawn; the SHA-256 of what came of it.
 Out: a `Reservation`, or a refusal; a report.
-Guarantees: a reservation is on disk before it is handed out, and nothing gives it back: a crash
-counts as spent. The epsilon of all reservations stays within the site's own cap, by PLD; from the
-second plan on also by Rényi DP at an order that is fixed at `open` (a privacy filter, Feldman and
-Zrnic 2021). Entries hold public constants alone: no count, index or seed.
+Guarantees:
+- A reservation is on disk before it is handed out, and nothing gives it back: a crash counts as
+  spent.
+- The epsilon of all reservations stays within the site's own cap, by PLD. From the second plan on
+  also by Rényi DP at an order fixed at `open` (a filter, Feldman and Zrnic 2021).
+- Entries hold public constants alone: no count, index or seed.
 Not covered: whether the reserved mechanism is the one that runs (client/learn/private_step.py
-compares them). One ledger covers the whole site: every patient is assumed to take part in every
-event.
+compares them). Every patient of the site is assumed to take part in every event.
 
 Entries: open {format, cohort, delta, order}, reserve {event, plan, cap, accountant},
 commit {reservation, artefact}, declare {event, plan}.
@@ -26,9 +27,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from client.state.ledger_file import Entry, append, transaction
+from client.state.ledger_file import Entry, append, of_kind, transaction
 from common.errors import ConfigurationError, PolicyError, RefusedError
-from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_rdp, merged, spend
+from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_rdp, merge, spend
 from common.privacy.mechanisms import Mechanism, mechanism_from
 from common.wire.messages import canonical
 
@@ -127,7 +128,9 @@ class LedgerReport:
     def to_text(self) -> str:
         """Return the report as printed."""
         spent = self.spent
-        prv = "" if spent.prv is None else f", PRV {spent.prv:.3f}"
+        prv = ""
+        if spent.prv is not None:
+            prv = f", PRV {spent.prv:.3f}"
         counts = f"{self.reserved} reserved, {self.committed} committed"
         lines = [f"ledger: {counts}, head {self.head[:20]}"]
         lines += [f"  {mechanism.statement()}" for mechanism in self.mechanisms]
@@ -217,11 +220,16 @@ class Ledger:
             raise ConfigurationError("ledger: commit: expected a SHA-256 in lower-case hex")
         number = reservation.id
         with self._transaction() as (connection, entries):
-            reserved = [e for e in entries if e.kind == "reserve" and e.seq == number]
-            if not reserved or reserved[0].data["event"] != json.loads(reservation.event.event()):
+            # the reservation is in the ledger, for this event
+            event = json.loads(reservation.event.event())
+            reserved = {entry.seq: entry.data["event"] for entry in of_kind(entries, "reserve")}
+            if number not in reserved or reserved[number] != event:
                 raise PolicyError(f"ledger: commit: no such reservation {number}", code="E-COMMIT")
-            commits = [entry.data for entry in entries if entry.kind == "commit"]
-            earlier = [data["artefact"] for data in commits if data["reservation"] == number]
+            # it has no artefact yet, or exactly this one
+            earlier: list[str] = []
+            for commit in of_kind(entries, "commit"):
+                if commit.data["reservation"] == number:
+                    earlier.append(commit.data["artefact"])
             if earlier and earlier != [artefact_sha256]:
                 raise PolicyError(
                     f"ledger: commit: reservation {number} has another artefact", code="E-COMMIT"
@@ -283,10 +291,10 @@ class Ledger:
             head=entries[-1].head,
             cap_epsilon=self._cap,
             spent=spend(mechanisms, self._opening["delta"], prv=prv),
-            mechanisms=merged(mechanisms),
+            mechanisms=merge(mechanisms),
             declared=_mechanisms(entries, "declare"),
             reserved=len(mechanisms),
-            committed=sum(entry.kind == "commit" for entry in entries),
+            committed=len(of_kind(entries, "commit")),
         )
 
     def _admit(self, mechanism: Mechanism, entries: list[Entry], plan_hash: str) -> None:
@@ -316,7 +324,7 @@ class Ledger:
                 code="E-SAMPLER",
             )
         # from the second plan on, the cap by Rényi DP at the fixed order
-        plans = {entry.data["plan"] for entry in entries if entry.kind == "reserve"} | {plan_hash}
+        plans = {entry.data["plan"] for entry in of_kind(entries, "reserve")} | {plan_hash}
         order = self._opening["order"]
         if len(plans) > 1 and not epsilon_rdp(history, delta, order=order) <= cap:
             raise PolicyError(
@@ -346,10 +354,12 @@ class Ledger:
 
 def _parse(event: Mechanism | str) -> Mechanism:
     """The known mechanism of an event or of its text; raises RefusedError for any other."""
-    return mechanism_from(event if isinstance(event, str) else event.event())
+    if isinstance(event, str):
+        return mechanism_from(event)
+    return mechanism_from(event.event())
 
 
 def _mechanisms(entries: Sequence[Entry], kind: str) -> tuple[Mechanism, ...]:
     """The mechanisms of all entries of one kind."""
-    events = [entry.data["event"] for entry in entries if entry.kind == kind]
-    return tuple(mechanism_from(json.dumps(event)) for event in events)
+    found = of_kind(entries, kind)
+    return tuple(mechanism_from(json.dumps(entry.data["event"])) for entry in found)

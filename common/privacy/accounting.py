@@ -1,15 +1,19 @@
 """How much privacy a list of mechanisms spends, by three accountants.
 
-In: mechanisms (public constants) and a delta. Out: epsilons. Whether a plan can learn with it: planning.py.
-Guaranteed: one adjacency for all (zero-out of one patient; a replace-one epsilon is charged in full, which is no less);
-equal mechanisms are merged before composing; unknown mechanisms, an empty history or accountants that disagree are refused,
-never guessed.
-Not: whether the mechanisms were run as described (private_step.py), or who may spend what (ledger.py).
+In: mechanisms (public constants) and a delta. Out: epsilons.
+Guarantees:
+1. One adjacency for all: zero-out of one patient. A replace-one epsilon is charged in full, which
+   is never less.
+2. Equal mechanisms are merged before composing.
+3. Unknown mechanisms, an empty history and accountants that disagree are refused, never guessed.
+Not covered: whether the mechanisms ran as described (client/learn/private_step.py), who may spend
+what (client/state/ledger.py), whether a plan can learn (planning.py).
 
-PLD (dp-accounting) is the truth; RDP (dp-accounting) and PRV (opacus) are second opinions. This is the only file that
-imports opacus, which imports torch: `epsilon_prv`, `epsilon_rdp_opacus`, `calibrate` do; `spend` does so only
-when asked for PRV.
-Sources: Koskela et al. 2020 (PLD); Mironov 2017 (RDP); Gopi et al. 2021 (PRV); Feldman and Zrnic 2021 (filter at one order).
+PLD (dp-accounting) is the epsilon that counts; RDP (dp-accounting) and PRV (opacus) are checks.
+Only this file imports opacus, which imports torch: `epsilon_prv`, `epsilon_rdp_opacus` and
+`calibrate` do; `spend` does so only when asked for PRV.
+Sources: Koskela et al. 2020 (PLD); Mironov 2017 (RDP); Gopi et al. 2021 (PRV); Feldman and Zrnic
+2021 (filter at one order).
 """
 
 import math
@@ -26,18 +30,20 @@ from common.privacy.mechanisms import KINDS, Mechanism, SubsampledGaussian
 TAIL_MASS = 5e-21  # a Box–Muller draw with a 64-bit radius misses 2.3e-21 of a Gaussian's mass
 SAMPLER_SHARE = 0.01  # of delta: what the sampler's missing tail may add
 RDP_ORDERS = (*(2 + tenth / 10 for tenth in range(90)), *range(11, 64), 128, 256, 512, 1024)
-LARGEST_COMPOSED = 50.0  # beyond it an upper bound stands in for PLD: nobody's cap lies there
+LARGEST_COMPOSED = 50.0  # above it, where no cap lies, an upper bound replaces PLD
 
 
-# --- composition --------------------------------------------------------------------------------------------------------
+# --- composition ----------------------------------------------------------------------------------
 
 
 def epsilon_pld(mechanisms: Iterable[Mechanism], delta: float) -> float:
-    """Epsilon at `delta` by privacy loss distributions; above 50 an upper bound instead. Raises `ConfigurationError`."""
+    """Return epsilon at `delta` by privacy loss distributions; above 50 an upper bound instead.
+
+    Raises ConfigurationError for an unknown mechanism, an empty history or an impossible delta.
+    """
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
-    mechanisms = _checked(mechanisms, delta)
-    pure, composed = _split(mechanisms)
+    pure, composed = _split(_check_and_merge(mechanisms, delta))
     rough = epsilon_rdp(composed, delta) if composed else 0.0
     if not composed or rough > LARGEST_COMPOSED:
         return pure + rough
@@ -50,10 +56,13 @@ def epsilon_pld(mechanisms: Iterable[Mechanism], delta: float) -> float:
 def epsilon_rdp(
     mechanisms: Iterable[Mechanism], delta: float, *, order: float | None = None
 ) -> float:
-    """Epsilon at `delta` by Rényi DP, at the best order or at one fixed `order`. Raises `ConfigurationError`."""
+    """Return epsilon at `delta` by Rényi DP, at the best order or at one fixed `order`.
+
+    Raises ConfigurationError as `epsilon_pld` does.
+    """
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
-    pure, composed = _split(_checked(mechanisms, delta))
+    pure, composed = _split(_check_and_merge(mechanisms, delta))
     if not composed:
         return pure
     accountant = RdpAccountant(RDP_ORDERS if order is None else [order], _zero_out())
@@ -63,20 +72,22 @@ def epsilon_rdp(
 
 
 def epsilon_prv(mechanisms: Iterable[Mechanism], delta: float) -> float:
-    """Epsilon at `delta` of the Gaussian part alone, by opacus' PRV accountant (imports torch). Raises `ConfigurationError`."""
+    """Return epsilon at `delta` of the Gaussian part alone, by opacus' PRV accountant.
+
+    Imports torch. Raises ConfigurationError as `epsilon_pld` does, and where no part is Gaussian.
+    """
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
     accountant.history = _opacus_history(mechanisms, delta)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # opacus: the log of 0 where q = 1, never used; the orders of its first guess
+        # opacus warns about a log of 0 where q = 1, never used, and about its first guess's orders.
+        warnings.simplefilter("ignore")
         return float(accountant.get_epsilon(delta=delta))
 
 
 def epsilon_rdp_opacus(mechanisms: Iterable[Mechanism], delta: float) -> float:
-    """Epsilon at `delta` of the Gaussian part alone, by opacus' RDP accountant (imports torch)."""
+    """Return epsilon at `delta` of the Gaussian part alone, by opacus' RDP (imports torch)."""
     from opacus.accountants import RDPAccountant
 
     accountant = RDPAccountant()
@@ -87,14 +98,17 @@ def epsilon_rdp_opacus(mechanisms: Iterable[Mechanism], delta: float) -> float:
 
 
 def sampler_delta(mechanisms: Iterable[Mechanism], epsilon: float) -> float:
-    """What the Gaussian sampler's missing tail adds to delta: d·T·5e-21·(1 + e^epsilon)."""
+    """Return what the Gaussian sampler's missing tail adds to delta: d·T·5e-21·(1 + e^epsilon)."""
     draws = sum(m.dimension * m.steps for m in mechanisms if _is_gaussian(m))
     return draws * TAIL_MASS * (1.0 + math.exp(min(epsilon, 700.0)))
 
 
 @dataclass(frozen=True)
 class Spent:
-    """One history's epsilon at `delta` by each accountant (`prv`: Gaussian part, None when not asked for)."""
+    """One history's epsilon at `delta` by each accountant.
+
+    `prv`: of the Gaussian part; None when not asked for.
+    """
 
     delta: float
     pld: float
@@ -104,14 +118,16 @@ class Spent:
 
 
 def spend(mechanisms: Iterable[Mechanism], delta: float, *, prv: bool = False) -> Spent:
-    """What a history spends, with the accountants compared; nothing at all for an empty one.
+    """Return what a history spends, with the accountants compared; zeros for an empty one.
 
-    Raises `Bug` (E-ACCOUNTANTS) where they disagree: |PRV - PLD| <= 0.02 + 0.005·PLD on the Gaussian part, RDP >= PLD - 0.01.
+    Raises Bug (E-ACCOUNTANTS) where they disagree. They agree where |PRV - PLD| <= 0.02 + 0.005·PLD
+    on the Gaussian part and RDP >= PLD - 0.01.
     """
     mechanisms = tuple(mechanisms)
     if not mechanisms:
         return Spent(delta, 0.0, 0.0, 0.0 if prv else None, 0.0)
-    pld, rdp = epsilon_pld(mechanisms, delta), epsilon_rdp(mechanisms, delta)
+    pld = epsilon_pld(mechanisms, delta)
+    rdp = epsilon_rdp(mechanisms, delta)
     spent = Spent(delta, pld, rdp, None, sampler_delta(mechanisms, pld))
     gaussian = [m for m in mechanisms if isinstance(m, SubsampledGaussian)]
     if prv and gaussian and pld <= LARGEST_COMPOSED:
@@ -126,14 +142,19 @@ def check_agreement(spent: Spent) -> None:
     off = spent.prv is not None and abs(spent.prv - spent.pld) > 0.02 + 0.005 * spent.pld
     if off or not spent.rdp >= spent.pld - 0.01 or not math.isfinite(spent.pld):
         raise Bug(
-            f"accounting: accountants disagree: PLD {spent.pld:.4f}, RDP {spent.rdp:.4f}, PRV {spent.prv}",
-            hint="nothing was spent; report this history with the versions of dp-accounting and opacus",
+            f"accounting: accountants disagree: PLD {spent.pld:.4f}, RDP {spent.rdp:.4f}, "
+            f"PRV {spent.prv}",
+            hint="nothing was spent; report this history with the versions of dp-accounting "
+            "and opacus",
             code="E-ACCOUNTANTS",
         )
 
 
-def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """The mechanisms with equal ones joined: steps of one model, q and sigma add up (25 times faster to compose)."""
+def merge(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
+    """Return the mechanisms with equal ones joined: steps of one model, q and sigma add up.
+
+    That composes 25 times faster.
+    """
     joined: dict[tuple[str, float, float], SubsampledGaussian] = {}
     others: list[Mechanism] = []
     for m in mechanisms:
@@ -142,39 +163,52 @@ def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
             continue
         key = (m.model, m.q, m.noise_multiplier)
         known = joined.get(key)
-        joined[key] = (
-            m
-            if known is None
-            else replace(
-                known, steps=known.steps + m.steps, dimension=max(known.dimension, m.dimension)
-            )
-        )
+        if known is None:
+            joined[key] = m
+            continue
+        dimension = max(known.dimension, m.dimension)
+        joined[key] = replace(known, steps=known.steps + m.steps, dimension=dimension)
     return (*joined.values(), *others)
 
 
-def _checked(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, ...]:
+def _check_and_merge(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, ...]:
+    """The merged mechanisms, all of a known kind."""
     mechanisms = tuple(mechanisms)
     unknown = [type(m).__name__ for m in mechanisms if type(m) not in KINDS.values()]
     if unknown or not mechanisms or not 0.0 < delta < 1.0:
         raise ConfigurationError(
-            f"accounting: expected known mechanisms and 0 < delta < 1, got {unknown or mechanisms}, {delta!r}"
+            "accounting: expected known mechanisms and 0 < delta < 1, "
+            f"got {unknown or mechanisms}, {delta!r}"
         )
-    return merged(mechanisms)
+    return merge(mechanisms)
 
 
 def _split(mechanisms: Sequence[Mechanism]) -> tuple[float, tuple[Mechanism, ...]]:
-    """The summed epsilon of pure mechanisms that are added in full (basic composition), and the rest, which is composed."""
-    added = [m for m in mechanisms if _is_added(m)]
-    return sum(m.epsilon_per_image for m in added), tuple(m for m in mechanisms if not _is_added(m))
+    """The summed epsilon of mechanisms that are added in full, and the rest, which is composed.
+
+    Added in full: basic composition of pure epsilon.
+    """
+    pure: float = 0
+    composed: list[Mechanism] = []
+    for mechanism in mechanisms:
+        if _is_added(mechanism):
+            pure += mechanism.epsilon_per_image
+        else:
+            composed.append(mechanism)
+    return pure, tuple(composed)
 
 
 def _delta_left(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Delta without what the thresholds of `anchors` releases take of it. Raises PolicyError (E-CAP) where nothing is left."""
+    """Delta without what the thresholds of `anchors` releases take of it.
+
+    Raises PolicyError (E-CAP) where nothing is left.
+    """
     left = delta - sum(m.threshold_delta for m in mechanisms if isinstance(m, NoisyAnchors))
     if not left > 0:
         raise PolicyError(
             f"accounting: the thresholds of anchors releases add up to delta {delta:g} or more",
-            hint="ask for a plan with a smaller synthesis.anchors.threshold_delta; nothing was spent",
+            hint="ask for a plan with a smaller synthesis.anchors.threshold_delta; "
+            "nothing was spent",
             code="E-CAP",
         )
     return left
@@ -198,9 +232,10 @@ def _is_gaussian(mechanism: Mechanism) -> bool:
 
 
 def _loss_event(kind: str, value: float) -> Any:
-    """dp-accounting's event of one loss: Laplace as its continuous limit, an upper bound for the lattice, equal from 64 steps on.
+    """dp-accounting's event of one loss; raises ConfigurationError for a kind it cannot compose.
 
-    Raises ConfigurationError for a kind that it cannot compose.
+    Laplace is composed as its continuous limit: an upper bound for the lattice, equal from 64 steps
+    on.
     """
     from dp_accounting import dp_event
 
@@ -220,7 +255,8 @@ def _dp_events(mechanisms: Iterable[Mechanism]) -> list[Any]:
     events: list[Any] = []
     for m in mechanisms:
         if isinstance(m, SubsampledGaussian):
-            steps[m.q, m.noise_multiplier] = steps.get((m.q, m.noise_multiplier), 0) + m.steps
+            key = (m.q, m.noise_multiplier)
+            steps[key] = steps.get(key, 0) + m.steps
         else:
             events += [_loss_event(kind, value) for kind, value in m.losses]
     for (q, sigma), count in steps.items():
@@ -230,7 +266,10 @@ def _dp_events(mechanisms: Iterable[Mechanism]) -> list[Any]:
 
 
 def _zero_out() -> Any:
-    """The relation of all accounting. REPLACE_ONE would be another promise (17.0 where zero-out gives 8.03)."""
+    """The adjacency of all accounting: zero-out.
+
+    REPLACE_ONE would be another promise (17.0 where zero-out gives 8.03).
+    """
     from dp_accounting.privacy_accountant import NeighboringRelation
 
     return NeighboringRelation.REPLACE_SPECIAL
@@ -239,7 +278,8 @@ def _zero_out() -> Any:
 def _opacus_history(
     mechanisms: Iterable[Mechanism], delta: float
 ) -> list[tuple[float, float, int]]:
-    gaussian = [m for m in _checked(mechanisms, delta) if isinstance(m, SubsampledGaussian)]
+    merged = _check_and_merge(mechanisms, delta)
+    gaussian = [m for m in merged if isinstance(m, SubsampledGaussian)]
     if not gaussian:
         raise ConfigurationError(
             "accounting: opacus knows only the Gaussian mechanism, and there is none"
@@ -247,17 +287,19 @@ def _opacus_history(
     return [(m.noise_multiplier, m.q, m.steps) for m in gaussian]
 
 
-# --- calibration -----------------------------------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 def calibrate(q: float, steps: int, epsilon: float, delta: float) -> float:
-    """The smallest noise multiplier (to 0.01, rounded up) with which `steps` at rate `q` stay within `epsilon` by PLD."""
+    """Return the smallest noise multiplier with which `steps` at rate `q` stay within `epsilon`.
+
+    By PLD; to 0.01, rounded up.
+    """
     from opacus.accountants.utils import get_noise_multiplier
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about the orders of its Rényi bounds, from which the search only starts
+        # opacus warns about the orders of its Rényi bounds, from which the search only starts.
+        warnings.simplefilter("ignore")
         found = get_noise_multiplier(
             target_epsilon=epsilon,
             target_delta=delta,

@@ -1,13 +1,17 @@
 """Noise for the privacy mechanisms, drawn from an AES-256-CTR key stream.
 
-In: how many values, and the public parameters of the distribution. Out: integers on the mechanism's lattice.
-Guaranteed: a `NoiseSource` is keyed by the operating system's entropy, is never seeded (no torch, numpy or python seed
-changes it) and is re-keyed in every forked child; its Gaussian reaches beyond 9 sigma (64-bit radius) and its discrete
-Laplace is exact to 192 bits in fixed work.
-Not: protection against a cloned virtual machine (the clone holds the same key), or use by two threads at once.
-`SeededNoiseSource` repeats itself: for tests only; the private step refuses it with a ledger's reservation.
+In: how many values, and the public parameters of the distribution. Out: integers on the mechanism's
+lattice.
+Guarantees:
+1. A `NoiseSource` is keyed by the operating system's entropy and re-keyed in every forked child.
+   It is never seeded: no torch, numpy or python seed changes it.
+2. Its Gaussian reaches beyond 9 sigma (64-bit radius).
+3. Its discrete Laplace is exact to 192 bits, in an amount of work that no draw changes.
+Not covered: a cloned virtual machine (the clone holds the same key), or use by two threads at once.
+`SeededNoiseSource` repeats itself: for tests only. The private step refuses it together with a
+ledger's reservation.
 
-Sources: Box and Muller 1958; Mironov 2012 (why a lattice); the bitwise geometric sampler is methods/dp-glow.md, section 5.
+Sources: Box and Muller 1958; Mironov 2012 (why a lattice); docs/methods/dp-glow.md (Laplace).
 """
 
 import hashlib
@@ -44,7 +48,10 @@ os.register_at_fork(after_in_child=_count_fork)
 
 
 class Noise(ABC):
-    """A stream of random words and the distributions drawn from it. Two kinds exist: `NoiseSource` and `SeededNoiseSource`."""
+    """A stream of random words and the distributions drawn from it.
+
+    Two kinds exist: `NoiseSource` and `SeededNoiseSource`.
+    """
 
     private: ClassVar[bool]
     stamp: ClassVar[str]  # on whatever is made with it
@@ -54,20 +61,26 @@ class Noise(ABC):
         """`n` independent uniform 64-bit words, uint64 [n]."""
 
     def bernoulli(self, q: float, n: int) -> NDArray[np.bool_]:
-        """`n` coins of bias `q` in (0, 1], bool [n]; the bias is floor(q * 2^64) / 2^64, so q = 1 means always."""
+        """Return `n` coins of bias `q` in (0, 1], bool [n].
+
+        The bias is floor(q * 2^64) / 2^64, so q = 1 means always.
+        """
         if not 0.0 < q <= 1.0:
             raise ConfigurationError(f"noise: coin bias: expected 0 < q <= 1, got {q!r}")
         words = self.uniform_u64(n)
         threshold = int(Fraction(q) * 2**64)
-        return words < np.uint64(threshold) if threshold < 2**64 else np.ones(n, dtype=np.bool_)
+        if threshold == 2**64:  # q = 1: no 64-bit word holds this threshold
+            return np.ones(n, dtype=np.bool_)
+        return words < np.uint64(threshold)
 
     def gaussian_lattice(self, n: int, sigma: float) -> NDArray[np.int64]:
-        """round(sigma * 2^24 * N(0, 1)), int64 [n], in units of clip / 2^24.
+        """Return round(sigma * 2^24 * N(0, 1)), int64 [n], in units of clip / 2^24.
 
         Raises `ConfigurationError` for a sigma outside (0, 2^24].
         """
         if not 0.0 < sigma <= LARGEST_SIGMA:
             raise ConfigurationError(f"noise: sigma: expected 0 < sigma <= 2^24, got {sigma!r}")
+        # Box-Muller, one block at a time: half of the words give radii, half give angles.
         lattice = np.empty(n, dtype=np.int64)
         for at in range(0, n, GAUSSIAN_BLOCK):
             block = lattice[at : at + GAUSSIAN_BLOCK]
@@ -77,15 +90,17 @@ class Noise(ABC):
             radius *= sigma * LATTICE
             angle = (words[pairs:] >> np.uint64(11)).astype(np.float64)
             angle *= 2.0 * math.pi * 2.0**-53
-            block[:pairs] = _rounded(np.cos(angle), radius)
-            block[pairs:] = _rounded(np.sin(angle, out=angle), radius)[: len(block) - pairs]
+            block[:pairs] = _round_product(np.cos(angle), radius)
+            second = _round_product(np.sin(angle, out=angle), radius)
+            block[pairs:] = second[: len(block) - pairs]
         return lattice
 
     def discrete_laplace(self, n: int, scale_in_steps: float) -> NDArray[np.int64]:
-        """`n` values with P(z) proportional to exp(-|z| / scale_in_steps), int64 [n], each bit exact to 2^-192.
+        """Return `n` values with P(z) proportional to exp(-|z| / scale_in_steps), int64 [n].
 
-        The difference of two geometric variables, whose bits are independent coins of bias 1 / (1 + exp(2^j / scale)):
-        fixed work, and no floating-point number touches a draw. Raises `ConfigurationError` for a scale outside (0, 2^50].
+        The difference of two geometric variables, whose bits are independent coins of bias
+        1 / (1 + exp(2^j / scale)), each exact to 2^-192. The work is fixed, and no floating-point
+        number touches a draw. Raises `ConfigurationError` for a scale outside (0, 2^50].
         """
         total = np.zeros(2 * n, dtype=np.int64)
         for bit, threshold in enumerate(laplace_thresholds(float(scale_in_steps))):
@@ -93,7 +108,10 @@ class Noise(ABC):
         return total[:n] - total[n:]
 
     def _below(self, threshold: tuple[int, ...], n: int) -> NDArray[np.bool_]:
-        """True where a fresh 192-bit number lies below the threshold; ties (probability 2^-64) draw the next word."""
+        """Return whether a fresh 192-bit number lies below the threshold, bool [n].
+
+        A tie in one word (probability 2^-64) draws the next word.
+        """
         words = self.uniform_u64(n)
         below = words < np.uint64(threshold[0])
         tied = np.flatnonzero(words == np.uint64(threshold[0]))
@@ -104,7 +122,10 @@ class Noise(ABC):
 
 @final
 class NoiseSource(Noise):
-    """The production source: AES-256-CTR keyed by `os.urandom`, re-keyed after a fork. There is no way to seed it."""
+    """The production source: AES-256-CTR keyed by `os.urandom`, re-keyed after a fork.
+
+    There is no way to seed it.
+    """
 
     private = True
     stamp = "private"
@@ -124,7 +145,10 @@ class NoiseSource(Noise):
 
 @final
 class SeededNoiseSource(Noise):
-    """NOT PRIVATE: the same seed gives the same noise. For tests; the private step refuses it with a ledger's reservation."""
+    """NOT PRIVATE: the same seed gives the same noise.
+
+    For tests; the private step refuses it with a ledger's reservation.
+    """
 
     private = False
     stamp = "NOT PRIVATE"
@@ -138,7 +162,10 @@ class SeededNoiseSource(Noise):
 
 
 def radius_of(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Box–Muller's radius sqrt(-2 ln u) with u = (w + 1/2) 2^-64: up to 9.49 sigma, where 53 bits would stop at 8.6."""
+    """Return Box–Muller's radius sqrt(-2 ln u) with u = (w + 1/2) 2^-64.
+
+    It reaches 9.49 sigma, where 53 bits would stop at 8.6.
+    """
     u = words.astype(np.float64)
     u += 0.5
     u *= 2.0**-64
@@ -147,7 +174,9 @@ def radius_of(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return np.sqrt(u, out=u)
 
 
-def _rounded(direction: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.float64]:
+def _round_product(
+    direction: NDArray[np.float64], radius: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """round(direction · radius), in place."""
     direction *= radius
     return np.rint(direction, out=direction)
@@ -155,10 +184,14 @@ def _rounded(direction: NDArray[np.float64], radius: NDArray[np.float64]) -> NDA
 
 @lru_cache(maxsize=32)
 def laplace_thresholds(scale_in_steps: float) -> tuple[tuple[int, ...], ...]:
-    """floor(2^192 / (1 + exp(2^j / scale))) for j = 0, 1, … as three 64-bit words each, until the bias falls below 2^-192."""
+    """Return floor(2^192 / (1 + exp(2^j / scale))) for j = 0, 1, … as three 64-bit words each.
+
+    Until the bias falls below 2^-192.
+    """
     if not 0.0 < scale_in_steps <= LARGEST_SCALE:
         raise ConfigurationError(
-            f"noise: Laplace scale: expected 0 < scale <= 2^50 lattice steps, got {scale_in_steps!r}"
+            f"noise: Laplace scale: expected 0 < scale <= 2^50 lattice steps, "
+            f"got {scale_in_steps!r}"
         )
     thresholds: list[tuple[int, ...]] = []
     with localcontext() as context:
@@ -178,7 +211,8 @@ def _key_stream(key: bytes, nonce: bytes) -> CipherContext:
 def _words(stream: CipherContext, n: int) -> NDArray[np.uint64]:
     """The next n words of the key stream (the encryption of zeros)."""
     words = np.empty(n + 2, dtype=np.uint64)  # the cipher asks for a block of 16 bytes to spare
-    room, size = memoryview(words.data).cast("B"), 8 * n
+    room = memoryview(words.data).cast("B")
+    size = 8 * n
     for at in range(0, size, len(ZEROS)):
         stream.update_into(ZEROS[: size - at], room[at:])
     return words[:n]

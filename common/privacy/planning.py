@@ -125,9 +125,7 @@ def calibrate_together(
     """
 
     def scaled(factor: float) -> list[SubsampledGaussian]:
-        return [
-            replace(e, noise_multiplier=_round_up(e.noise_multiplier * factor)) for e in events
-        ]
+        return [replace(e, noise_multiplier=_round_up(e.noise_multiplier * factor)) for e in events]
 
     # Bisection by RDP first: it is quick and never below PLD.
     largest = max(event.noise_multiplier for event in events)

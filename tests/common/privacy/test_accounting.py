@@ -18,7 +18,7 @@ from common.privacy.accounting import (
     epsilon_prv,
     epsilon_rdp,
     epsilon_rdp_opacus,
-    merged,
+    merge,
     sampler_delta,
     spend,
 )
@@ -88,9 +88,9 @@ def test_merged_equals_unmerged() -> None:
         SubsampledGaussian(0.05, 2.0, 40, 10, "gan"),
         SubsampledGaussian(0.05, 2.0, 60, 30, "gan"),
     ]
-    assert merged(parts) == (SubsampledGaussian(0.05, 2.0, 100, 30, "gan"),)
+    assert merge(parts) == (SubsampledGaussian(0.05, 2.0, 100, 30, "gan"),)
     unmerged = [dataclasses.replace(part, model=f"m{i}") for i, part in enumerate(parts)]
-    assert len(merged(unmerged)) == 2
+    assert len(merge(unmerged)) == 2
     assert epsilon_pld(parts, 1e-5) == pytest.approx(epsilon_pld(unmerged, 1e-5), rel=1e-3)
 
 
