@@ -49,7 +49,10 @@ def check(state: StateFolder, offline: Offline = False) -> None:
     problems: list[str] = []
     for name, look in looks.items():
         found = list(_problems_of(look, state))
-        write_line(f"{name}: {f'{len(found)} to repair' if found else 'ok'}")
+        outcome = "ok"
+        if found:
+            outcome = f"{len(found)} to repair"
+        write_line(f"{name}: {outcome}")
         # One broken file fails several looks: name it once.
         problems += [line for line in found if line not in problems]
     if problems:
@@ -63,8 +66,11 @@ def _problems_of(look: Look, state: Path) -> Iterator[str]:
     try:
         yield from look(state)
     except KohortError as error:
+        hint = ""
+        if error.hint:
+            hint = f" ({error.hint})"
         for line in getattr(error, "problems", ()) or (str(error),):
-            yield f"{line} ({error.hint})" if error.hint else line
+            yield line + hint
 
 
 def _check_files(state: Path) -> Iterator[str]:

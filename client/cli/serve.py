@@ -47,7 +47,7 @@ def ingest(state: StateFolder) -> None:
     load_site(state)
     reports: dict[str, IngestReport | None] = {}
     with FolderLock(state / "lock", "kohort-site"), open_site(state) as site:
-        for plan_hash in _approved(site):
+        for plan_hash in _require_plans(site):
             reports[plan_hash] = site.cohort(site.plans.open(plan_hash))
     for plan_hash, report in reports.items():
         for text in ingest_lines(report):
@@ -75,14 +75,14 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
     _log_to_standard_error()
     with FolderLock(state / "lock", "kohort-site run"), open_site(state) as site:
         # A damaged ledger or a missing cohort must stop the daemon before it connects.
-        hashes = _approved(site)
+        hashes = _require_plans(site)
         site.ledger().verify()
         for plan_hash in hashes:
             site.cohort(site.plans.open(plan_hash))
         _serve(site, until_done)
 
 
-def _approved(site: Site) -> tuple[str, ...]:
+def _require_plans(site: Site) -> tuple[str, ...]:
     """Return the hashes of the approved plans; raises PolicyError if there is none."""
     hashes = site.plans.hashes()
     if not hashes:

@@ -91,7 +91,7 @@ def check_object(object_id: str, content: bytes) -> None:
         raise corrupt("object content") from error
 
 
-def expanded_bytes(objects: dict[str, bytes]) -> int:
+def count_inflated_bytes(objects: dict[str, bytes]) -> int:
     """Return the size of all arrays once inflated: an array may name the same chunk many times."""
     total = 0
     for content in objects.values():
@@ -111,7 +111,7 @@ def inflate(
     Raises MessageRefused unless it is the announced one.
     """
     try:
-        if expanded_bytes(objects) > max_bytes:
+        if count_inflated_bytes(objects) > max_bytes:
             raise too_large("arrays")
         message = inflate_object(pulled.message_id, objects)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -66,9 +66,11 @@ def export_images(site: Site, flow: Flow, request: Request, progress: Progress) 
     inputs = read_inputs(request.source, site, flow.study)
     # (3) find what was drawn before
     store = site.state.root / EXPORTS
-    keys = [_key(flow, photograph) for photograph in inputs.photographs]
+    keys: list[str] = []
     fresh: dict[str, Photograph] = {}
-    for key, photograph in zip(keys, inputs.photographs, strict=True):
+    for photograph in inputs.photographs:
+        key = _key(flow, photograph)
+        keys.append(key)
         if _load_stored(store, key) is None:
             fresh[key] = photograph
     # (4, 5) charge, draw and keep the others

@@ -71,5 +71,5 @@ TABLE = [
 def test_every_failure_has_a_declared_cause(
     error: Exception, state: states.State, slow: bool
 ) -> None:
-    trouble = classify(error)
-    assert (trouble.state, trouble.slow) == (state, slow)
+    failure = classify(error)
+    assert (failure.state, failure.slow) == (state, slow)

@@ -11,7 +11,7 @@ from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
 from client.fleet import health as states
-from client.fleet.messages import MessageRefused, expanded_bytes, inflate
+from client.fleet.messages import MessageRefused, count_inflated_bytes, inflate
 from client.fleet.wire import PulledMessage
 from server.operator.certificates import (
     ServerFiles,
@@ -74,7 +74,7 @@ def test_an_array_that_names_one_chunk_many_times_counts_each_time() -> None:
     objects = {
         object_id: one.deflate() for object_id, one in get_all_nested_objects(message).items()
     }
-    honest = expanded_bytes(objects)
+    honest = count_inflated_bytes(objects)
     array_id = next(
         object_id for object_id, content in objects.items() if content.startswith(b"Array ")
     )
@@ -83,7 +83,7 @@ def test_an_array_that_names_one_chunk_many_times_counts_each_time() -> None:
     )
     head, body = objects[array_id].split(b"\x00", 1)
     objects[array_id] = b" ".join([*head.split(b" ")[:2], str(len(body)).encode()]) + b"\x00" + body
-    assert expanded_bytes(objects) == 4 * honest
+    assert count_inflated_bytes(objects) == 4 * honest
     pulled = PullMessagesResponse(
         messages_list=[message_to_proto(message)], message_object_trees=[get_object_tree(message)]
     )
