@@ -21,8 +21,9 @@ from common.process import end_when_orphaned
 from common.storage.lock import FolderLock
 from common.study.bundle import open_bundle
 from common.wire import signing
-from server.operator.config import ServerState, load_config
+from server.operator.config import load_config
 from server.operator.sites import Registry
+from server.operator.state import ServerState
 from server.rounds.loop import run_study
 from server.rounds.record import StudyRecord
 from server.rounds.study_run import StudyRun

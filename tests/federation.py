@@ -30,8 +30,10 @@ from common.study.families import FAMILIES
 from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
-from server.operator.config import Limits, ServerState
-from server.operator.sites import Registry, Request
+from server.operator.config import Limits
+from server.operator.requests import Request
+from server.operator.sites import Registry
+from server.operator.state import ServerState
 from server.rounds.loop import run_study
 from server.rounds.record import StudyRecord
 from server.rounds.study_run import StudyRun

@@ -18,7 +18,7 @@ from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key
 from server.cli.terminal import write
 from server.operator import plan as plans
-from server.operator.config import ServerState
+from server.operator.state import ServerState
 
 
 def plan(study: StudyFile, as_json: AsJson = False) -> None:

@@ -17,8 +17,8 @@ from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
-from server.operator.config import ServerState
 from server.operator.releasable import releases_pairs
+from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 
 if TYPE_CHECKING:  # both import torch, which takes seconds

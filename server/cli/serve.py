@@ -25,7 +25,8 @@ from server.cli.terminal import study_progress, write
 from server.flower.coordinator import Coordinator
 from server.flower.superlink import SuperLink
 from server.operator.certificates import issue_server_certificate, load_authority
-from server.operator.config import ServerConfig, ServerState, load_config
+from server.operator.config import ServerConfig, load_config
+from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 
 FLWR_VERSION = "1.41.0"

@@ -14,7 +14,8 @@ from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.terminal import write
 from server.operator.certificates import create_authority, issue_server_certificate
-from server.operator.config import ServerState, check_config, new_config
+from server.operator.config import check_config, new_config
+from server.operator.state import ServerState
 
 Name = Annotated[str, typer.Option(help="name of the consortium: letters, digits, hyphens")]
 Url = Annotated[str, typer.Option(help="the address that sites connect to: https://HOST:PORT")]

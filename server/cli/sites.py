@@ -15,8 +15,10 @@ from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key, open_registry
 from server.cli.terminal import write
-from server.operator import sites as enrolment
-from server.operator.config import ServerState, load_config
+from server.operator import enrolment
+from server.operator.config import load_config
+from server.operator.sites import Registry
+from server.operator.state import ServerState
 
 
 def enrol(
@@ -58,7 +60,7 @@ def sites(
             write(f"{site.name:<24} {site.state:<12} {site.code:<24} {site.fingerprint}\n")
 
 
-def change(registry: enrolment.Registry, action: str, name: str | None) -> None:
+def change(registry: Registry, action: str, name: str | None) -> None:
     """Revoke or release one site."""
     if name is None or action not in ("revoke", "release"):
         raise ConfigurationError(

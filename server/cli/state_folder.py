@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.errors import ConfigurationError
 from common.study.plan import Study
 from common.wire import signing
-from server.operator.config import ServerState
 from server.operator.sites import Registry
+from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 
 

@@ -17,8 +17,9 @@ from typing import Protocol
 from common.errors import KohortError, PeerError, RefusedError
 from common.storage.files import atomic_write
 from server.flower.calls import RunStatus
-from server.operator.config import Limits, ServerState
+from server.operator.config import Limits
 from server.operator.sites import Registry
+from server.operator.state import ServerState
 from server.rounds.record import Progress, StudyRecord
 
 TURN_S = 0.5

@@ -1,13 +1,12 @@
-"""The operator's configuration (server.yaml) and where everything lies in the server's state folder.
+"""The operator's configuration: server.yaml.
 
-In: server.yaml. Out: a frozen `ServerConfig`; `ServerState`, the paths. Guaranteed: an unknown key is an error; the sample
-file is generated from the model; nothing here can change a privacy parameter (those stand in the signed plan).
-Not covered: what is written to the paths (sites.py, record.py, superlink.py).
+In: the file. Out: a frozen `ServerConfig`.
+Guarantees: an unknown key is an error; the sample file is generated from the model; nothing here
+changes a privacy parameter, for those stand in the signed plan.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
@@ -25,7 +24,7 @@ HOST_CHARACTERS = 64  # of a certificate's common name
 
 
 class Listen(FrozenModel):
-    """Where the SuperLink listens. Behind nginx it stays on the loopback interface."""
+    """Where the SuperLink listens: on the loopback interface where a proxy stands before it."""
 
     host: str = Field(
         default="127.0.0.1",
@@ -159,8 +158,11 @@ def load_config(path: Path) -> ServerConfig:
 
 
 def sample(config: ServerConfig) -> str:
-    """Return the YAML text of a configuration, every key with its description; it reads back as the same value."""
-    text = "# kohort-server: the operator's file. Generated; every key but name and url may be left out.\n"
+    """Return a configuration as YAML, every key with its description; it reads back as it was."""
+    text = (
+        "# kohort-server: the operator's file. Generated; "
+        "every key but name and url may be left out.\n"
+    )
     text += _lines(config, "")
     assert parse_yaml(text, ServerConfig, Path("server.yaml")) == config
     return text
@@ -172,61 +174,8 @@ def _lines(model: BaseModel, indent: str) -> str:
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
-            text += (
-                f"\n{indent}# {(type(value).__doc__ or '').strip()}\n{indent}{name}:\n"
-                + _lines(value, indent + "  ")
-            )
+            text += f"\n{indent}# {(type(value).__doc__ or '').strip()}\n{indent}{name}:\n"
+            text += _lines(value, indent + "  ")
         else:
             text += f"{indent}{name}: {value}  # {field.description}\n"
     return text
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """The server's state folder. One server runs in it at a time (`lock`)."""
-
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        """server.yaml."""
-        return self.root / "server.yaml"
-
-    @property
-    def authority(self) -> Path:
-        """The certificate authority's folder."""
-        return self.root / "ca"
-
-    @property
-    def operator_key(self) -> Path:
-        """The Ed25519 key that signs plans, instructions and releases."""
-        return self.root / "keys" / "operator.key"
-
-    @property
-    def tls(self) -> Path:
-        """The server's certificate files."""
-        return self.root / "tls"
-
-    @property
-    def sites(self) -> Path:
-        """The registry of sites."""
-        return self.root / "sites.sqlite"
-
-    @property
-    def node_keys(self) -> Path:
-        """Public key files as Flower's command line wants them."""
-        return self.root / "node-keys"
-
-    @property
-    def superlink(self) -> Path:
-        """Flower's own folder."""
-        return self.root / "superlink"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the running server."""
-        return self.root / "lock"
-
-    def study(self, study_hash: str) -> Path:
-        """The folder of one study."""
-        return self.root / "studies" / study_hash

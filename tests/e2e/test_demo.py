@@ -33,7 +33,7 @@ from server.demo import rehearsal
 from server.demo.export import Truth
 from server.demo.fundus_hospitals import write_hospital
 from server.demo.processes import Processes
-from server.operator.config import ServerState
+from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 from tests.capture import WireTap
 from tests.leaks import all_bytes, leaked

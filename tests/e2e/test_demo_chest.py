@@ -34,7 +34,7 @@ from server.demo.processes import Processes
 from server.evaluate import attack_findings
 from server.evaluate.downstream import KAPPA, KEPT, KEPT_REAL
 from server.evaluate.findings import DOWNSTREAM
-from server.operator.config import ServerState
+from server.operator.state import ServerState
 from tests.capture import WireTap
 from tests.leaks import all_bytes, leaked
 

@@ -31,7 +31,7 @@ from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
 from server.demo.export import Truth
 from server.demo.processes import Processes
-from server.operator.config import ServerState
+from server.operator.state import ServerState
 from tests.capture import WireTap
 from tests.federation import pairs_plan
 from tests.leaks import all_bytes, leaked

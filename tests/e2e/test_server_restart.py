@@ -23,8 +23,10 @@ from common.wire import signing
 from common.wire.app_bundle import fab_hash
 from common.wire.messages import Header
 from server.operator.certificates import create_authority, issue_server_certificate
-from server.operator.config import ServerState, new_config
-from server.operator.sites import Registry, Request
+from server.operator.config import new_config
+from server.operator.requests import Request
+from server.operator.sites import Registry
+from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 from tests.federation import ToySite, tiny_plan
 

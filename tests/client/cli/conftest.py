@@ -12,8 +12,9 @@ from client.state.folder import State
 from common.study.bundle import write_bundle
 from common.wire import signing
 from server.operator.certificates import create_authority
-from server.operator.config import ServerState, new_config
-from server.operator.sites import enrol
+from server.operator.config import new_config
+from server.operator.enrolment import enrol
+from server.operator.state import ServerState
 from tests.client.cli.typing_commands import Cli, photographs
 from tests.sites import Hospital, make_hospital, scripted, write_plan
 

@@ -17,7 +17,7 @@ from common.study.bundle import open_bundle
 from common.study.plan import Study, load_study
 from common.wire import signing
 from server.operator import plan as plans
-from server.operator.config import ServerState
+from server.operator.state import ServerState
 from tests.federation import tiny_plan
 from tests.server.cli.reports import Kohort, fake_report
 

@@ -10,7 +10,7 @@ import pytest
 from common.errors import EnvironmentFault
 from common.storage.lock import FolderLock
 from server.operator import plan as plans
-from server.operator.config import ServerState
+from server.operator.state import ServerState
 from server.rounds.loop import train_round
 from tests.federation import Federation, tiny_plan
 from tests.server.cli.reports import Kohort, fake_report

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.operator.config import ServerState
+from server.operator.state import ServerState
 from tests.server.cli.reports import Kohort
 
 

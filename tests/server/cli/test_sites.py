@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from server.operator.config import ServerState
 from server.operator.sites import Registry
+from server.operator.state import ServerState
 from tests.server.cli.reports import Kohort
 from tests.server.operator.test_sites import request
 

@@ -15,8 +15,11 @@ from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.wire import signing
 from common.wire.messages import canonical
 from server.operator.certificates import create_authority
-from server.operator.config import ServerConfig, ServerState
-from server.operator.sites import Registry, enrol, read_request
+from server.operator.config import ServerConfig
+from server.operator.enrolment import enrol
+from server.operator.requests import read_request
+from server.operator.sites import Registry
+from server.operator.state import ServerState
 
 CONFIG = ServerConfig(name="demo", url="https://localhost:9443")
 

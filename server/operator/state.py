@@ -1,0 +1,57 @@
+"""Where everything lies in the operator's state folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The server's state folder. One server runs in it at a time (`lock`)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """server.yaml."""
+        return self.root / "server.yaml"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate authority's folder."""
+        return self.root / "ca"
+
+    @property
+    def operator_key(self) -> Path:
+        """The Ed25519 key that signs plans, instructions and releases."""
+        return self.root / "keys" / "operator.key"
+
+    @property
+    def tls(self) -> Path:
+        """The server's certificate files."""
+        return self.root / "tls"
+
+    @property
+    def sites(self) -> Path:
+        """The registry of sites."""
+        return self.root / "sites.sqlite"
+
+    @property
+    def node_keys(self) -> Path:
+        """Public key files as Flower's command line wants them."""
+        return self.root / "node-keys"
+
+    @property
+    def superlink(self) -> Path:
+        """Flower's own folder."""
+        return self.root / "superlink"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the running server."""
+        return self.root / "lock"
+
+    def study(self, study_hash: str) -> Path:
+        """The folder of one study."""
+        return self.root / "studies" / study_hash
