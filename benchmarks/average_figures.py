@@ -150,9 +150,9 @@ def reidentify(ready: PreparedPart, released: Released) -> dict[str, float] | No
         ready.network.embed(queries.images), ready.network.embed(released.images)
     )
     apart = np.where(queries.labels[:, None] == released.labels[None], apart, np.inf)
-    own = np.array(
-        [[p in released.members[g] for g in released.group_of] for p in queries.person_of]
-    )
+    own = np.zeros(apart.shape, bool)
+    for query, person in enumerate(queries.person_of):
+        own[query] = [person in released.members[group] for group in released.group_of]
     found = siamese.reidentify(apart, own)
     if found is None:
         return None
@@ -194,12 +194,13 @@ def few_rows(ready: PreparedPart, k: int, seeds: int) -> dict[str, Any]:
     members = ready.part.members
     accepted = np.flatnonzero(ready.seen.accepted)
     draws = [some(members.labels, accepted, k, seed) for seed in range(seeds)]
-    return {
-        f"{name} {k}": utility(
-            ready, [(pixels[rows], members.labels[rows], members.person_of[rows]) for rows in draws]
-        )
-        for name, pixels in (("real", members.images), ("inverted", show_inversions(ready)))
-    }
+    found = {}
+    for name, pixels in (("real", members.images), ("inverted", show_inversions(ready))):
+        training = []
+        for rows in draws:
+            training.append((pixels[rows], members.labels[rows], members.person_of[rows]))
+        found[f"{name} {k}"] = utility(ready, training)
+    return found
 
 
 def some(labels: Labels, accepted: Labels, k: int, seed: int) -> Labels:

@@ -131,10 +131,10 @@ def centroid(ready: PreparedPart, k: int) -> Released:
     groups = form_row_groups(ready, "similar", k)
     codes = ready.seen.codes
     rows_of = dict(zip(ready.who.pseudonyms, ready.who.images, strict=True))
-    means = [
-        torch.stack([codes[list(rows_of[m])].mean(0) for m in group.members]).mean(0)
-        for group in groups
-    ]
+    means = []
+    for group in groups:
+        each = [codes[list(rows_of[member])].mean(0) for member in group.members]
+        means.append(torch.stack(each).mean(0))
     return render_groups(ready, torch.stack(means), groups)
 
 

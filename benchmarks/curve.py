@@ -87,7 +87,10 @@ def panel(name: str, rows: Sequence[dict[str, Any]], real: dict[str, Any]) -> Im
     draw.text((WIDTH - RIGHT - 150, HEIGHT - 18), "worst attacker's AUC", fill="black")
     for i, row in enumerate(dict.fromkeys(r["row"] for r in rows)):
         colour = COLOURS[i % len(COLOURS)]
-        line = [(k, at(*points[row, k])) for k in sorted(k for r, k in points if r == row)]
+        line = []
+        for name_of, k in sorted(points):
+            if name_of == row:
+                line.append((k, at(*points[row, k])))
         draw.line([p for _, p in line], fill=colour, width=2)
         for k, (x, y) in line:
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)

@@ -85,7 +85,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if "speed" in options.parts:
             found |= private_figures(layouts, options.repeats)
             print(f"private step: {found}", file=sys.stderr)
-            found |= {} if peers is None else peer_figures(layouts, options.repeats, peers)
+            if peers is not None:
+                found |= peer_figures(layouts, options.repeats, peers)
             print(f"beside normflows: {found}", file=sys.stderr)
             source = NoiseSource()
             draw = {"laplace": lambda: source.discrete_laplace(LAPLACE_DRAWS, LAPLACE_SCALE)}
@@ -100,10 +101,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for dtype in ("f32", "f64"):
         errors = [value for key, value in found.items() if key.startswith(f"roundtrip_{dtype}_")]
         found[f"roundtrip_{dtype}"] = max(errors, default=None)
-    return {
-        key: float(f"{value:.4g}") if isinstance(value, float) else value
-        for key, value in found.items()
-    }
+    for key, value in found.items():
+        if isinstance(value, float):
+            found[key] = float(f"{value:.4g}")
+    return found
 
 
 def noise_table(found: dict[str, Any], end: str, title: str) -> report.Table:

@@ -250,6 +250,7 @@ def compare(
     learned: Tensor, shown: Tensor, how: Conditions, end: str, pictures: Path | None
 ) -> tuple[dict[str, float | None], Glow]:
     """The figures of one set of images, their keys ending with `end`; and our trained flow."""
+    # train all flows on the same images
     x = dither(shown, torch.Generator().manual_seed(8))
     coders = {
         "ours": our_flow(learned, how, glow_coupling.LOG_SCALE_BOUND, how.input_noise),
@@ -259,40 +260,53 @@ def compare(
     if how.peers is not None:
         coders["naive"], broken = naive_flow(learned, x, how)
         found[f"naive_breaks_at_step{end}"] = broken
+    # how well they fit
     with torch.no_grad():
         for name, coder in coders.items():
             with couplings_bounded_by(coder.bound):
                 bits = -coder.log_p(x).mean() / x[0].numel() / math.log(2) + 8
             found[f"bits_per_dimension_{name}{end}"] = float(bits)
+    # what each makes of noised latents
     columns = [x]
     for name, b in SCALES.items():
-        raw = {who: decode_noised(coder, x, b, match=False) for who, coder in coders.items()}
-        matched = {who: decode_noised(coder, x, b, match=True) for who, coder in coders.items()}
-        figures = {
-            "": psnr(shown_as(matched["ours"]), x),
-            "ours_raw": psnr(shown_as(raw["ours"]), x),
-        }
-        figures |= {f"{who}": psnr(shown_as(raw[who]), x) for who in coders if who != "ours"}
-        figures |= {
-            f"{who}_matched": psnr(shown_as(matched[who]), x) for who in coders if who != "ours"
-        }
-        if "naive" in coders:
-            figures["naive_gray"] = psnr(shown_as(raw["naive"], 0.0), x)
-            figures["gain"] = figures[""] - figures["naive"]
-            found[f"out_of_range_naive_{name}{end}"] = outside(raw["naive"])
-            columns += [shown_as(raw["naive"])] if b >= 0.5 else []
-        figures["gain_over_loose"] = figures[""] - figures["loose"]
-        columns += [shown_as(matched["ours"])] if b >= 0.5 else []
-        found |= {
-            f"psnr_{who}_{name}{end}_db".replace("__", "_"): value for who, value in figures.items()
-        }
-        found |= {f"out_of_range_{name}{end}": outside(matched["ours"])}
-        found |= {f"out_of_range_loose_{name}{end}": outside(raw["loose"])}
+        figures, pictured = at_noise(coders, x, b)
+        for key, value in figures.items():
+            found[key.format(name=name, end=end).replace("__", "_")] = value
+        if b >= 0.5:
+            columns += pictured
     mean = dither(learned, torch.Generator().manual_seed(9)).double().mean(0)
     found[f"psnr_mean_image{end}_db"] = psnr(mean.expand(len(x), -1, -1, -1), x)
     if pictures is not None:
         write_strips(columns, pictures)
     return found, cast(Glow, coders["ours"].model)
+
+
+def at_noise(
+    coders: dict[str, Coder], x: Tensor, b: float
+) -> tuple[dict[str, float], list[Tensor]]:
+    """Figures at one scale of noise, keyed by a pattern of {name} and {end}; what is pictured."""
+    raw = {who: decode_noised(coder, x, b, match=False) for who, coder in coders.items()}
+    matched = {who: decode_noised(coder, x, b, match=True) for who, coder in coders.items()}
+    ours = psnr(shown_as(matched["ours"]), x)
+    levels = {"": ours, "ours_raw": psnr(shown_as(raw["ours"]), x)}
+    for who in raw:
+        if who == "ours":
+            continue
+        levels[who] = psnr(shown_as(raw[who]), x)
+        levels[f"{who}_matched"] = psnr(shown_as(matched[who]), x)
+    shares = {"": outside(matched["ours"]), "loose": outside(raw["loose"])}
+    pictured = []
+    if "naive" in raw:
+        levels["naive_gray"] = psnr(shown_as(raw["naive"], 0.0), x)
+        levels["gain"] = ours - levels["naive"]
+        shares["naive"] = outside(raw["naive"])
+        pictured.append(shown_as(raw["naive"]))
+    levels["gain_over_loose"] = ours - levels["loose"]
+    pictured.append(shown_as(matched["ours"]))
+    figures = {f"psnr_{who}_{{name}}{{end}}_db": level for who, level in levels.items()}
+    for who, share in shares.items():
+        figures[f"out_of_range_{who}_{{name}}{{end}}"] = share
+    return figures, pictured
 
 
 def stored_round_trips(more: Sequence[str]) -> dict[str, tuple[float, float]]:

@@ -111,10 +111,13 @@ def subject_of(
 
 def worst(mechanism: Latent) -> Floats:
     """Two latents [2, d] as far apart as the clip set allows: opposite corners or axis ends."""
-    corner = (
-        np.ones(mechanism.dimension) if mechanism.clip == "box" else np.eye(mechanism.dimension)[0]
-    )
-    far = corner * mechanism.radius * (mechanism.dimension if mechanism.clip == "l1_ball" else 1)
+    d = mechanism.dimension
+    if mechanism.clip == "box":
+        far = np.ones(d) * mechanism.radius
+    elif mechanism.clip == "l1_ball":
+        far = np.eye(d)[0] * mechanism.radius * d
+    else:
+        far = np.eye(d)[0] * mechanism.radius
     return np.stack([far, -far])
 
 
@@ -257,8 +260,11 @@ def bounds_table(found: dict[str, dict[str, float]], draws: int) -> report.Table
     """The rows as a table; what is caught is bold."""
     rows = []
     for name, row in found.items():
-        caught = [f"**{row[e]:.2f}**" if row[e] > float(e) else f"{row[e]:.2f}" for e in row]
-        rows.append((name, *caught))
+        cells = []
+        for claimed, bound in row.items():
+            caught = bound > float(claimed)
+            cells.append(f"**{bound:.2f}**" if caught else f"{bound:.2f}")
+        rows.append((name, *cells))
     title = (
         f"Lower bound on ε, {draws:,} draws of each latent "
         "(PrivUnit and (a): a fifth), 99.9 % confidence"

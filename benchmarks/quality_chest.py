@@ -138,27 +138,23 @@ def reidentify(releases: Releases, row: Row, everybody: People, seeds: int) -> d
     for seed in range(seeds):
         first = one_each(releases.public)
         theirs = releases.release(row, seed + 100, first, codes_of(releases, first))
-        views = [
-            (theirs.images[g], first.patient_of[i])
-            for g, members in enumerate(theirs.members)
-            for i in members
-        ]
-        images = np.concatenate([releases.public.images, np.stack([image for image, _ in views])])
-        persons = np.concatenate(
-            [releases.public.patient_of, np.array([person for _, person in views])]
-        )
+        # train on the public patients' images and on releases of them
+        sizes = [len(members) for members in theirs.members]
+        views = np.repeat(theirs.images, sizes, axis=0)
+        viewed = first.patient_of[np.concatenate(theirs.members)]
+        images = np.concatenate([releases.public.images, views])
+        persons = np.concatenate([releases.public.patient_of, viewed])
         network = siamese.train(images, persons, seed=seed)
+        # ask with each patient's second image
         made = releases.release(row, seed)
         asked = second_images(everybody)
         apart = attack_scores.distances(
             network.embed(everybody.images[asked]), network.embed(made.images)
         )
-        own = np.array(
-            [
-                [everybody.patient_of[i] in releases.patients.patient_of[m] for m in made.members]
-                for i in asked
-            ]
-        )
+        own = np.zeros(apart.shape, bool)
+        for query, image in enumerate(asked):
+            person = everybody.patient_of[image]
+            own[query] = [person in releases.patients.patient_of[m] for m in made.members]
         figures = siamese.reidentify(apart, own)
         if figures is not None:
             found.append((figures.precision, figures.chance, figures.auc))
@@ -318,9 +314,13 @@ def main() -> None:
     parts = options.part or list(PARTS)
     if options.json not in (None, "-") and len(parts) > 1:
         parser.error("--json FILE: name one --part for a file")
-    results = [row for part in parts for row in run(part, options)]
+    results: list[dict[str, Any]] = []
+    for part in parts:
+        results += run(part, options)
     plot(results)
-    tables = [table(part, [r for r in results if r["part"] == part]) for part in parts]
+    tables = []
+    for part in parts:
+        tables.append(table(part, [r for r in results if r["part"] == part]))
     figures = {"temperature": TEMPERATURE, "delta": DELTA, "rows": results}
     report.give(options.json, f"quality_chest.{parts[0]}", tables, figures, targets(results))
 

@@ -147,14 +147,13 @@ def run(
 
 def sheet(ready: PreparedPart, k: int) -> bytes:
     """PNG: the first images of each row of `SHOWN`, one row a line, largest label last."""
-    lines = [load_or_average(ready, row, k) for row in SHOWN]
-    picked = [
-        one.images[np.argsort(one.labels, kind="stable")][
-            np.linspace(0, len(one.images) - 1, 10).astype(int)
-        ]
-        for one in lines
-    ]
-    whole = np.concatenate([np.concatenate(list(images), axis=1) for images in picked])
+    lines = []
+    for row in SHOWN:
+        released = load_or_average(ready, row, k)
+        images = released.images[np.argsort(released.labels, kind="stable")]
+        picked = images[np.linspace(0, len(images) - 1, 10).astype(int)]
+        lines.append(np.concatenate(list(picked), axis=1))
+    whole = np.concatenate(lines)
     stream = io.BytesIO()
     Image.fromarray(whole).quantize(128).save(stream, "PNG", optimize=True)
     return stream.getvalue()

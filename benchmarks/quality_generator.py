@@ -38,7 +38,7 @@ from client.synthesize.align import (
 from client.synthesize.group import Roster, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, invert
 from client.synthesize.reference import InversionPlan, Reference, make_reference
-from common.arrays import Images
+from common.arrays import Images, Labels
 from common.models.encoder import load_encoder
 from common.models.images import to_uint8, to_unit
 from common.models.stylegan import load_critic, load_generator
@@ -214,11 +214,7 @@ def plain_figures(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
     codes = bench.encoder.invert(to_unit(members.images), bench.generator, 2).codes
     strata = MERGED[members.grades] * 2 + members.right
     for k in SIZES:
-        shuffled = (
-            np.random.default_rng(0).permutation(np.flatnonzero(strata == one))
-            for one in np.unique(strata)
-        )
-        groups = [same[i : i + k] for same in shuffled for i in range(0, len(same) - k + 1, k)]
+        groups = random_groups(strata, k)
         if len(groups) < 2:  # a quick run
             continue
         means = torch.stack([codes[group.tolist()].mean(0) for group in groups])
@@ -228,6 +224,15 @@ def plain_figures(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
         pixels = np.stack([members.images[group].mean(0).round() for group in groups])
         rows[f"pixel average, k = {k}"] = judge(pixels.astype(np.uint8))
     return rows
+
+
+def random_groups(strata: Labels, k: int) -> list[Labels]:
+    """Rows in parts of k of one stratum, by chance; the rest of a stratum is left out."""
+    groups = []
+    for one in np.unique(strata):
+        same = np.random.default_rng(0).permutation(np.flatnonzero(strata == one))
+        groups += [same[i : i + k] for i in range(0, len(same) - k + 1, k)]
+    return groups
 
 
 def inversion_figures(bench: Bench) -> dict[str, float]:
@@ -261,13 +266,11 @@ def speeds(bench: Bench, count: int = 8, repeats: int = 2) -> dict[str, dict[str
             began = time.process_time()
             error[steps] = float(np.median(bench.inverted(images, steps=steps).errors))
             seconds[steps].append(time.process_time() - began)
-    return {
-        str(steps): {
-            "median error": round(error[steps], 4),
-            "per CPU-second": round(count / min(seconds[steps]), 2),
-        }
-        for steps in STEPS
-    }
+    found = {}
+    for steps in STEPS:
+        rate = round(count / min(seconds[steps]), 2)
+        found[str(steps)] = {"median error": round(error[steps], 4), "per CPU-second": rate}
+    return found
 
 
 def pictures(bench: Bench, folder: Path, columns: int = 8) -> None:
