@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NOTICE = "<!-- Written by `python -m docs.generator`: change the sources, not this page. -->"
 
 
@@ -10,7 +12,7 @@ def page(title: str, *lines: str) -> str:
     return "\n".join([NOTICE, f"# {title}", "", *lines]).rstrip() + "\n"
 
 
-def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return the lines of a Markdown table."""
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for row in rows:

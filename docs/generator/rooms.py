@@ -27,6 +27,6 @@ def with_rooms(readme: str) -> str:
     """Return README's text with the table of rooms as the sources say it."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    rows: list[tuple[str, ...]] = [(f"`{name}/`", sentence) for name, sentence in rooms().items()]
+    rows = [(f"`{name}/`", sentence) for name, sentence in rooms().items()]
     lines = table(("Room", "What it is for, and what it never does"), rows)
     return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"])
