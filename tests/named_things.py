@@ -14,6 +14,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("client", "server", "common", "kohort")
 FOLDERS = (*PACKAGES, "tests", "deploy", "docs", "benchmarks")
 EXTENSIONS = (
-    "py|md|toml|yaml|yml|json|csv|npz|png|jpg|safetensors|sqlite|j2|txt|pub|key|crt|sig|lock"
+    "py|md|toml|yaml|yml|json|csv|npz|png|jpg|safetensors|sqlite|j2|txt|html|pub|key|crt|sig|lock"
 )
 VALUE = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for what an f-string or template fills in
 
@@ -36,7 +37,9 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 KEY = re.compile(
     rf"(?<![\w./{VALUE}-])([a-z]+)((?:\[\w*\])?(?:\.(?:[a-z][a-z_0-9]*|{VALUE}))+)(?![\w(/])"
 )
+DOTTED = re.compile(r"[a-z][a-z_]*(?:\.[a-z][a-z_0-9]*)+")
 PATH = re.compile(rf"(?<![\w./{VALUE}~-])(?:{'|'.join(FOLDERS)})/[\w./*{VALUE}-]*[\w*/]")
+MODULE = re.compile(rf"(?<![\w./@-])(?:{'|'.join(PACKAGES)})(?:\.[a-z_]+)+(?![\w/]|\.[a-z])")
 FILE = re.compile(r"(?<![\w./*-])[a-z][a-z_]*\.py\b")
 
 
@@ -135,6 +138,19 @@ def file_names() -> set[str]:
     return {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
 
 
+def module_exists(dotted: str) -> bool:
+    """Whether a dotted name of ours is a folder, a module or something that a module names."""
+    place = ROOT
+    for part in dotted.split("."):
+        if (place / part).is_dir():
+            place = place / part
+        elif (place / f"{part}.py").is_file():
+            place = place / f"{part}.py"
+        else:
+            return place.is_file() and re.search(rf"\b{part}\b", place.read_text()) is not None
+    return True
+
+
 def path_exists(name: str) -> bool:
     """Whether the repository has a path; `*` and VALUE stand for anything."""
     pattern = name.replace(VALUE, "*").rstrip("/")
@@ -152,6 +168,8 @@ def wrong_names(text: str, *, code: bool) -> Iterator[str]:
     for span in CODE_SPAN.findall(text):
         yield from wrong_commands(span, must_be_one=True)
         yield from wrong_keys(span)
+    if code:
+        yield from unknown_keys(text)
     lines = [text] if code else fenced_lines(text)
     for line in lines:
         yield from wrong_commands(line, must_be_one=False)
@@ -159,6 +177,11 @@ def wrong_names(text: str, *, code: bool) -> Iterator[str]:
     for name in PATH.findall(text):
         if not path_exists(name):
             yield f"path {name}"
+    for name in MODULE.findall(text):
+        is_file = re.fullmatch(EXTENSIONS, name.rpartition(".")[2])
+        # A text without a blank may be the name of a logger.
+        if " " in text and not is_file and not module_exists(name):
+            yield f"module {name}"
     for name in FILE.findall(text):
         if name not in file_names():
             yield f"file {name}"
@@ -213,6 +236,23 @@ def wrong_keys(span: str) -> Iterator[str]:
             yield f"key {'.'.join(parts)}"
 
 
+def unknown_keys(text: str) -> Iterator[str]:
+    """Yield the code spans that are a dotted name as a whole, but no key, file or module.
+
+    Docstrings and comments may name attributes; messages and documents have no reason to.
+    """
+    for span in CODE_SPAN.findall(text):
+        if not DOTTED.fullmatch(span):
+            continue
+        first = span.partition(".")[0]
+        last = span.rpartition(".")[2]
+        if first in sections() or re.fullmatch(EXTENSIONS, last):
+            continue
+        known = module_exists(span) if first in PACKAGES else find_spec(first) is not None
+        if not known:
+            yield f"key {span}"
+
+
 # --- the texts
 
 
@@ -242,8 +282,7 @@ def joined_text(node: ast.JoinedStr) -> str:
     """The text of an f-string, with VALUE for what it fills in."""
     text = ""
     for part in node.values:
-        is_text = isinstance(part, ast.Constant) and isinstance(part.value, str)
-        text += part.value if is_text else VALUE  # type: ignore[union-attr]
+        text += str(part.value) if isinstance(part, ast.Constant) else VALUE
     return text
 
 
@@ -293,6 +332,7 @@ def wrong_in_document(text: str, *, own_options: bool = True) -> Iterator[str]:
     """
     text = re.sub(r"\{\{.*?\}\}", VALUE, text)
     yield from wrong_names(text, code=False)
+    yield from unknown_keys(text)
     if own_options:
         for span in CODE_SPAN.findall(text):
             if span.startswith("--"):

@@ -59,12 +59,15 @@ MESSAGES = {
     "`kohort-site run --until-closed`": "option kohort-site run --until-closed",
     "kohort-server run --portal 443": "option kohort-server run --portal",
     "`kohort-site ledger burn`": "action kohort-site ledger burn",
+    "use another `server.address`": "key server.address",
+    "put it at `identity.certificate`": "key identity.certificate",
     "raise `limits.max_message`": "key limits.max_message",
     "privacy.epsilom is too large": "key privacy.epsilom",
     f"models.{VALUE}.noise": f"key models.{VALUE}.noise",
     "sites[2].nane: unknown": "key sites.nane",
     "see client/egress/gates.py": "path client/egress/gates.py",
     "the steps of gates.py": "file gates.py",
+    "written by client.fleet.wires": "module client.fleet.wires",
     "see docs/no-such-page.md": "path docs/no-such-page.md",
 }
 FINE = (
@@ -84,6 +87,8 @@ FINE = (
     "see client/egress/gate.py and tests/contracts/*.py",
     "/var/lib/client/x is a path of the machine",
     "data.csv and release.py",
+    "common.wire.app_bundle.fab_hash of `common.errors.Bug`",
+    "server.yaml and `index.html` and `os.urandom`",
 )
 
 
