@@ -28,14 +28,17 @@ _PRCTL = (
 def end_with_parent(signal_number: int = signal.SIGTERM) -> None:
     """Let the kernel send this process a signal when the thread that started it ends.
 
-    Works after `kill -9` of the parent; fit for `preexec_fn`. Linux only: elsewhere it does nothing.
+    Works after `kill -9` of the parent, and as a `preexec_fn`. Does nothing but on Linux.
     """
     if _PRCTL is not None:
         _PRCTL(PARENT_DEATH_SIGNAL, int(signal_number))
 
 
 def end_with_input(exit_code: int) -> None:
-    """End this process when its standard input closes: the parent holds the other end of the pipe."""
+    """End this process when its standard input closes.
+
+    For a child whose parent holds the other end of the pipe.
+    """
 
     def watch() -> None:
         sys.stdin.read()

@@ -286,7 +286,7 @@ class Federation:
         registry = Registry(state.sites)
         for seed, (name, site) in enumerate(sites.items()):
             registry.enrol(federation.request(name, site))
-            registry.registered(name, 100 + seed)
+            registry.note_registered(name, 100 + seed)
         registry.close()
         return federation
 

@@ -1,4 +1,4 @@
-"""`kohort-server`: puts the operator's commands together. Each group of commands is a file beside this one."""
+"""`kohort-server`: the operator's commands, one file a group of them."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Task:
         if self.images is None:
             raise ConfigurationError(
                 "pretrain: no public images given",
-                hint="kohort-server pretrain FOLDER --out OUT, where FOLDER (or an .npz) holds them",
+                hint="kohort-server pretrain FOLDER --out OUT; FOLDER (or an .npz) holds them",
             )
         return self.images
 

@@ -70,7 +70,10 @@ def release(
     heldout: HeldOut = None,
     rehearsal: RehearsalFile = None,
 ) -> None:
-    """Build, sign and publish the release of a complete study. Everything is verified again first."""
+    """Build, sign and publish the release of a complete study.
+
+    Everything is verified again first.
+    """
     from server.release.build import build_release
     from server.release.items import ReleaseInputs
 
@@ -136,7 +139,7 @@ def make_account(study: Study, bundle: Path, place: ServerState) -> Account:
     from server.evaluate.canary_rehearsal import load_audits
     from server.release.items import Account
 
-    spent = plans.spent(study, bundle / "checkpoints")
+    spent = plans.spending(study, bundle / "checkpoints")
     audits = load_audits(study, place.study(study.hash()) / "canaries.json")
     versions = {"dp-accounting": version("dp-accounting")}
     return Account({"PLD": spent.pld, "RDP": spent.rdp}, versions, audits)

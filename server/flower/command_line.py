@@ -1,8 +1,9 @@
-"""Flower's command line, loaded once: one resident child process that runs its commands one after another.
+"""Flower's command line, loaded once: a resident child process runs its commands one by one.
 
-In: the arguments of one `flwr` command. Out: its exit code and what it printed. Guaranteed: the child is the program that
-lies beside this interpreter, ends when this process does (its input closes), and is started anew if it dies or hangs.
-Why: a `flwr` process spends three seconds of CPU on imports, a command itself a few milliseconds.
+A `flwr` process spends three seconds of CPU on imports, a command itself a few milliseconds.
+In: the arguments of one `flwr` command. Out: its exit code and what it printed.
+Guarantees: the child is the program beside this interpreter; it ends when this process does, for
+its input closes; it is started anew if it dies or hangs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Printed:
 
 
 class FlowerCli:
-    """Commands of the program `flwr` in one child. Safe to use from several threads; one command at a time."""
+    """Commands of the program `flwr` in one child; one at a time, from any thread."""
 
     def __init__(
         self, program: str, environment: Mapping[str, str], folder: Path, timeout_s: float
@@ -41,7 +42,8 @@ class FlowerCli:
         self._command = [sys.executable, "-P", "-m", "server.flower.command_line", program]
         roots = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         self._environment = {**environment, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
-        self._folder, self._timeout_s = folder, timeout_s
+        self._folder = folder
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
 
@@ -94,9 +96,10 @@ class FlowerCli:
 
     def _end(self) -> None:
         """Kill the child, if any."""
-        child, self._child = self._child, None
+        child = self._child
         if child is None:
             return
+        self._child = None
         child.kill()
         child.wait()
         for pipe in (child.stdin, child.stdout):
@@ -117,7 +120,10 @@ def serve(program: str) -> None:
 
 
 def _run(app: Any, arguments: list[str]) -> dict[str, object]:
-    """One command, with everything it prints caught: Flower writes its JSON to the interpreter's first output."""
+    """One command, with everything it prints caught.
+
+    Flower writes its JSON to the interpreter's first output.
+    """
     out = io.StringIO()
     first = sys.__stdout__, sys.__stderr__
     sys.__stdout__ = sys.__stderr__ = out  # type: ignore[misc,assignment]

@@ -1,8 +1,10 @@
-"""Keeps a study running: registers sites, submits the thin bundle, watches, submits again after a failure.
+"""Keeps a study running: registers sites, submits the app bundle, watches, submits again.
 
-In: a running SuperLink (`Link`), the registry, the study's record. Out: returns when the study is complete. Guaranteed: one
-run at a time; a new start resumes, because every decision is in the record; it gives up with a code after `limits.failures`
-failed runs without a round closed in between. Not covered: what a run does (server/app.py), the programs (superlink.py).
+In: the operator's calls on a running SuperLink, the registry, the study's record.
+Out: returns when the study is complete.
+Guarantees: one run at a time; a new start resumes, because every decision is in the record; it
+gives up with a code after `limits.failures` failed runs without a round closed in between.
+Not covered: what a run does (server/rounds/loop.py), the programs (superlink.py).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from common.errors import KohortError, PeerError, RefusedError
 from common.storage.files import atomic_write
 from server.flower.calls import RunStatus
 from server.operator.config import Limits
-from server.operator.sites import Registry
+from server.operator.sites import Registry, Site
 from server.operator.state import ServerState
 from server.rounds.record import Progress, StudyRecord
 
@@ -41,7 +43,10 @@ class Link(Protocol):
 
 @dataclass
 class Coordinator:
-    """One study on one link. `show` gets the progress whenever it may have changed, `say` what a person should read."""
+    """One study on one link.
+
+    `show` gets the progress whenever it may have changed, `say` what a person should read.
+    """
 
     state: ServerState
     link: Link
@@ -56,22 +61,30 @@ class Coordinator:
     _refused: set[str] = field(default_factory=set)
 
     def run(self) -> None:
-        """Return when the study is complete; raises PeerError (E-RUN-FAILED) when it cannot be completed."""
+        """Return when the study is complete.
+
+        Raises PeerError (E-RUN-FAILED) when it cannot be completed.
+        """
         self._stop_old_run()
-        failures, best = 0, -1
+        failures = 0
+        best = -1
         while not self.record.complete():
             done = self.record.progress().done
-            failures, best = (0, done) if done > best else (failures, best)
+            if done > best:
+                best = done
+                failures = 0
             if failures >= self.limits.failures:
+                log_file = self.state.superlink / "superexec.log"
                 raise PeerError(
                     f"{failures} runs failed without a round closed in between",
-                    hint=f"read {self.state.superlink / 'superexec.log'}, then start `kohort-server run` again",
+                    hint=f"read {log_file}, then start `kohort-server run` again",
                     code="E-RUN-FAILED",
                 )
             if not self._attempt():
                 failures += 1
                 self.say(
-                    f"run failed ({failures} of {self.limits.failures}); submitted again from the last round"
+                    f"run failed ({failures} of {self.limits.failures}); "
+                    "submitted again from the last round"
                 )
                 time.sleep(self.resubmit_s)
         self.show(self.record.progress())
@@ -83,21 +96,27 @@ class Coordinator:
                 continue
             try:
                 if site.state == "enrolled":
-                    # The registry is the truth: an enrolment may have been noted a moment ago, by another process.
-                    key_file = self.state.node_keys / f"{name}.pub"
-                    atomic_write(key_file, (site.node_key + "\n").encode())
-                    node_id = self.link.register(key_file, name)
-                    self.registry.registered(name, node_id)
-                    self.say(f"{name}: registered")
+                    self._register(site)
                 elif site.state == "revoked" and site.node_id is not None:
                     self.link.unregister(site.node_id)
-                    self.registry.unregistered(name)
+                    self.registry.note_unregistered(name)
                     self.say(f"{name}: revoked")
             except RefusedError as error:
                 self._refused.add(name)
                 self.say(f"{name}: {error}")
 
     # --- inside
+
+    def _register(self, site: Site) -> None:
+        """Register an enrolled site's node key.
+
+        The registry decides: another process may have noted this enrolment a moment ago.
+        """
+        key_file = self.state.node_keys / f"{site.name}.pub"
+        atomic_write(key_file, (site.node_key + "\n").encode())
+        node_id = self.link.register(key_file, site.name)
+        self.registry.note_registered(site.name, node_id)
+        self.say(f"{site.name}: registered")
 
     def _attempt(self) -> bool:
         """Submit one run and watch it; True when the study is complete."""
@@ -121,7 +140,8 @@ class Coordinator:
                     break
                 next_status = time.monotonic() + STATUS_S
             time.sleep(self.turn_s)
-        time.sleep(FINISH_S if self.record.complete() else 0.0)
+        if self.record.complete():
+            time.sleep(FINISH_S)
         self.record.journal.append("run", "ended", {"run_id": run_id})
         return self.record.complete()
 

@@ -1,9 +1,10 @@
-"""The consortium's private certificate authority: one CA, the server's certificate, one client certificate per hospital.
+"""The consortium's private certificate authority, and the certificates that it issues.
 
-In: folders, host names, a hospital's public key line. Out: PEM files, keys 0600, written atomically. Guaranteed: a site
-certificate holds the very key that the site registers with Flower (one identity, revoked in one place), can only act as
-a client, and never leaves the CA's private key in reach of a hospital; an expired or foreign file is named as such
-before a server starts with it. Not covered: revocation (the operator unregisters the node; nginx may carry a CRL).
+In: folders, host names, a hospital's public key line. Out: PEM files; keys 0600, written whole.
+Guarantees: a site certificate holds the very key that the site registers with Flower, so one
+revocation ends both; it can act as a client alone; the CA's private key never leaves its folder;
+an expired or foreign file is named before a server starts with it.
+Not covered: revocation (the operator unregisters the node).
 All keys are EC P-384 with SHA-384.
 """
 
@@ -27,9 +28,7 @@ from common.storage.files import atomic_write, read_capped
 CA_DAYS = 3650
 SERVER_DAYS = 825
 SITE_DAYS = 397
-BACKDATED = timedelta(
-    hours=1
-)  # a site whose clock is a little behind must not refuse a fresh certificate
+BACKDATED = timedelta(hours=1)  # for a site whose clock is a little behind
 PEM_CAP_BYTES = 65_536
 LOOPBACK = ("localhost", "127.0.0.1")
 
@@ -52,12 +51,15 @@ class ServerFiles:
 
 
 def create_authority(folder: Path, name: str = "kohort") -> Authority:
-    """Return a new CA, stored as `ca.crt` and `ca.key` (0600) in `folder`; refuses to replace one."""
+    """Return a new CA, stored as `ca.crt` and `ca.key` (0600) in `folder`.
+
+    Raises ConfigurationError where there is one already.
+    """
     for path in (folder / "ca.key", folder / "ca.crt"):
         if path.exists():
             raise ConfigurationError(
                 f"{path}: a certificate authority is already here",
-                hint="every hospital trusts it; renew single certificates instead of making a new one",
+                hint="every hospital trusts it: renew single certificates, do not make a new CA",
             )
     key = ec.generate_private_key(ec.SECP384R1())
     subject = _name(f"{name} certificate authority")
@@ -72,7 +74,10 @@ def create_authority(folder: Path, name: str = "kohort") -> Authority:
 
 
 def load_authority(folder: Path) -> Authority:
-    """Return the CA stored in `folder`; raises ConfigurationError if a file is missing, foreign or expired."""
+    """Return the CA stored in `folder`.
+
+    Raises ConfigurationError if a file is missing, foreign or expired.
+    """
     certificate = read_certificate(folder / "ca.crt")
     key = _read_key(folder / "ca.key")
     if certificate.public_key() != key.public_key():
@@ -84,7 +89,10 @@ def load_authority(folder: Path) -> Authority:
 def issue_server_certificate(
     authority: Authority, folder: Path, hosts: Sequence[str] = (), *, days: float = SERVER_DAYS
 ) -> ServerFiles:
-    """Return the files of a server certificate valid for `localhost`, `127.0.0.1` and `hosts`; replaces an older one."""
+    """Return the files of a new server certificate, valid for this machine's loopback and `hosts`.
+
+    An older one is replaced.
+    """
     key = ec.generate_private_key(ec.SECP384R1())
     names = list(dict.fromkeys((*LOOPBACK, *hosts)))
     builder = _leaf(
@@ -104,14 +112,20 @@ def issue_server_certificate(
 def issue_site_certificate(
     authority: Authority, site: str, public_key: str, out: Path, *, days: float = SITE_DAYS
 ) -> None:
-    """Write the client certificate of `site` to `out`, from its public key line `ecdsa-sha2-nistp384 AAAA...`."""
+    """Write the client certificate of `site` to `out`.
+
+    `public_key`: its line `ecdsa-sha2-nistp384 AAAA...`.
+    """
     key = parse_site_key(public_key)
     builder = _leaf(authority, _name(site), key, days, ExtendedKeyUsageOID.CLIENT_AUTH)
     atomic_write(out, _pem(builder.sign(authority.key, hashes.SHA384())))
 
 
 def parse_site_key(public_key: str) -> ec.EllipticCurvePublicKey:
-    """Return the EC key in a site's OpenSSH public key line; raises ConfigurationError for any other kind."""
+    """Return the EC key in a site's OpenSSH public key line.
+
+    Raises ConfigurationError for any other kind.
+    """
     expected = "expected one line `ecdsa-sha2-nistp384 AAAA...` (the site's keys/node.pub)"
     try:
         key = serialization.load_ssh_public_key(" ".join(public_key.split()[:2]).encode())
@@ -125,7 +139,10 @@ def parse_site_key(public_key: str) -> ec.EllipticCurvePublicKey:
 def check_certificate(
     path: Path, authority: x509.Certificate, *, now: datetime | None = None
 ) -> datetime:
-    """Return when the certificate at `path` expires (UTC); raises ConfigurationError if it is expired or not this CA's."""
+    """Return when the certificate at `path` expires (UTC).
+
+    Raises ConfigurationError if it is expired or not this CA's.
+    """
     certificate = read_certificate(path)
     try:
         certificate.verify_directly_issued_by(authority)

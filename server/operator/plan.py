@@ -1,8 +1,10 @@
-"""What an operator does with a plan before anything is spent: pin its checkpoints, read its cost, sign it.
+"""What an operator does with a plan before anything is spent: pin, report, sign.
 
-In: study.yaml and the checkpoints beside it. Out: the file with fresh SHA-256 lines; a `PlanReport`; a signed bundle.
-Guaranteed: a plan over its own epsilon, or infeasible without saying so, or without starting weights is not signed.
-Not covered: whether the hospitals agree (each approves the plan's hash within its own policy).
+In: study.yaml and the checkpoints beside it.
+Out: the file with fresh SHA-256 lines, a `PlanReport`, a signed bundle.
+Guarantees: no plan is signed that is over its own epsilon, that is infeasible without saying so,
+or that lacks starting weights.
+Not covered: whether the hospitals agree: each approves the plan's hash within its own policy.
 """
 
 from __future__ import annotations
@@ -29,42 +31,39 @@ from server.operator.releasable import check_releasable
 
 
 def report(study: Study, checkpoints: Path) -> PlanReport:
-    """Return the accountants' report; `checkpoints`: the plan's folder, or a bundle's checkpoints/."""
-    return feasibility(
-        study, parameter_counts(study, checkpoints), wire=wire_counts(study, checkpoints)
-    )
+    """Return the accountants' report.
 
-
-def spent(study: Study, checkpoints: Path) -> Spent:
-    """Return what all that one site sends spends by PLD and RDP: the release's account (imports no torch).
-
-    Model updates, and the images whose mechanism covers patients (anchors; `random` groups), for they are the same patients'.
+    `checkpoints`: the plan's folder, or a bundle's checkpoints/.
     """
-    counts, trained = parameter_counts(study, checkpoints), study.models.trained()
+    counts = parameter_counts(study, checkpoints)
+    return feasibility(study, counts, wire=wire_counts(study, checkpoints))
+
+
+def spending(study: Study, checkpoints: Path) -> Spent:
+    """Return what all that one site sends spends by PLD and RDP: the release's account.
+
+    This covers the model updates, and the images whose mechanism covers patients (anchors,
+    `random` groups), for they are the same patients'. Imports no torch.
+    """
+    counts = parameter_counts(study, checkpoints)
     canaries = study.privacy.canaries  # their coordinates get noise too
-    events: list[Mechanism] = [
-        replace(round_event(study, name, counts[name] + canaries), steps=plan.steps)
-        for name, plan in trained.items()
-    ]
+    events: list[Mechanism] = []
+    for name, plan in study.models.trained().items():
+        event = round_event(study, name, counts[name] + canaries)
+        events.append(replace(event, steps=plan.steps))
     images = charged_image_event(study)
-    return spend([*events, *([images] if images else [])], study.privacy.delta)
+    if images:
+        events.append(images)
+    return spend(events, study.privacy.delta)
 
 
 def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, PlanReport]:
-    """Write the signed bundle of a plan into `out`; raises PolicyError (E-PLAN-START, -PAIRS, -BUDGET, -INFEASIBLE)."""
+    """Write the signed bundle of a plan into `out`; return the plan and its report.
+
+    Raises PolicyError (E-PLAN-START, E-PLAN-PAIRS, E-PLAN-BUDGET, E-PLAN-INFEASIBLE).
+    """
     study = load_study(study_path)
-    missing = [
-        f"models.{name}.start"
-        for name, plan in study.models.trained().items()
-        if plan.start is None
-    ]
-    if (
-        study.synthesis
-        and study.models.encoder
-        and study.models.encoder.start is None
-        and study.models.encoder.steps == 0
-    ):
-        missing.append("models.encoder.start")
+    missing = missing_starts(study)
     if missing:
         raise PolicyError(
             f"{', '.join(missing)}: every model starts from a public checkpoint",
@@ -74,22 +73,45 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
     check_releasable(study)
     found = report(study, study_path.parent)
     if not found.accepted:
-        over = found.verdict == "over budget"
-        raise PolicyError(
-            f"not signed: {found.sentence}\n{found.to_text()}",
-            hint="change the plan as `fix` says"
-            + ("" if over else ", or set privacy.accept_infeasible: true"),
-            code="E-PLAN-BUDGET" if over else "E-PLAN-INFEASIBLE",
-        )
+        raise _refusal(found)
     return write_bundle(study_path, key, out), found
 
 
+def missing_starts(study: Study) -> list[str]:
+    """Return the keys of the models that have no starting checkpoint and need one."""
+    missing = []
+    for name, plan in study.models.trained().items():
+        if plan.start is None:
+            missing.append(f"models.{name}.start")
+    encoder = study.models.encoder
+    if study.synthesis and encoder and encoder.start is None and encoder.steps == 0:
+        missing.append("models.encoder.start")
+    return missing
+
+
+def _refusal(found: PlanReport) -> PolicyError:
+    """Why a plan is not signed, and what to change."""
+    text = f"not signed: {found.sentence}\n{found.to_text()}"
+    hint = "change the plan as `fix` says"
+    if found.verdict == "over budget":
+        return PolicyError(text, hint=hint, code="E-PLAN-BUDGET")
+    return PolicyError(
+        text,
+        hint=hint + ", or set privacy.accept_infeasible: true",
+        code="E-PLAN-INFEASIBLE",
+    )
+
+
 def pin(study_path: Path) -> dict[str, str]:
-    """Rewrite every `sha256:` that stands beside a `file:` in place; returns {file: SHA-256}. Comments stay."""
+    """Rewrite in place every `sha256:` that stands beside a `file:`; return {file: SHA-256}.
+
+    Comments stay.
+    """
     text = read_text(study_path)
     node = compose(study_path, text)
     pinned: dict[str, str] = {}
     new = text
+    # From the end of the text to its start, so that the places found stay right.
     for file, old in sorted(_pairs(node), key=lambda pair: -pair[1].start_mark.index):
         path = study_path.parent / file
         if not path.is_file():

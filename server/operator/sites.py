@@ -98,11 +98,11 @@ class Registry:
             )
         return asked
 
-    def registered(self, name: str, node_id: int) -> None:
+    def note_registered(self, name: str, node_id: int) -> None:
         """Note the node id that Flower gave to an enrolled site."""
         self._journal.append(name, "registered", {"node_id": node_id})
 
-    def unregistered(self, name: str) -> None:
+    def note_unregistered(self, name: str) -> None:
         """Note that Flower refuses a revoked site's node from now on."""
         self._journal.append(name, "unregistered")
 

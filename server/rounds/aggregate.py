@@ -1,10 +1,12 @@
-"""The average of a round: pure functions over values.
+"""The weighted average of a round, as pure functions over values.
 
-In: the global weights, the public weights of the accepted sites, their accepted updates one at a time. Out: new weights.
-  theta' = theta + sum_i w_i delta_i / sum_i w_i, over the accepted sites i, and only if they are at least the quorum.
-Guaranteed: the sum runs in float64 in the order of site names and is rounded to float32 once, so the order of arrival changes
-no byte; memory is one accumulator and one update, whatever the number of sites; what is not finite, of another shape or
-below the quorum is refused. Not covered: where updates lie and who sent them (app.py, intake.py).
+  theta' = theta + sum_i w_i delta_i / sum_i w_i, over the accepted sites i
+In: the global weights, the public weights of the accepted sites, their updates one at a time.
+Out: new weights.
+Guarantees: the sum runs in float64 in the order of site names and is rounded to float32 once, so
+the order of arrival changes no byte; memory is one accumulator and one update; what is not finite,
+of another shape or below the quorum is refused.
+Not covered: where updates lie and who sent them (gathering.py, intake.py).
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ Accumulator = dict[str, NDArray[np.float64]]
 def average(
     weights: Arrays, shares: Mapping[str, float], quorum: int, read: Callable[[str], Accepted]
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the new float32 weights from the accepted sites' public `shares`, read one by one in order of name.
+    """Return the new float32 weights; the updates are read one by one, in order of site name.
 
-    Raises PolicyError (E-QUORUM) below the quorum, RefusedError (E-AGGREGATE) for an update that does not fit.
+    `shares`: the accepted sites' public weights. Raises PolicyError (E-QUORUM) below the quorum,
+    RefusedError (E-AGGREGATE) for an update that does not fit.
     """
     if len(shares) < quorum:
         raise PolicyError(
@@ -44,32 +47,38 @@ def begin(weights: Arrays) -> Accumulator:
 
 
 def fold(total: Accumulator, delta: Arrays, weight: float) -> None:
-    """Add `weight` · `delta` to the sum in place, or raise RefusedError (E-AGGREGATE) and leave it as it was."""
+    """Add `weight` · `delta` to the sum in place.
+
+    Raises RefusedError (E-AGGREGATE) for an update that does not fit; the sum is then unchanged.
+    """
     if not (np.isfinite(weight) and weight > 0):
-        raise _refused(f"a weight is {weight!r}")
+        raise _refusal(f"a weight is {weight!r}")
     if set(delta) != set(total):
-        raise _refused("the update has other tensors than the global weights")
+        raise _refusal("the update has other tensors than the global weights")
     for name, array in delta.items():
         if (
             array.shape != total[name].shape
             or array.dtype != np.float32
             or not np.isfinite(array).all()
         ):
-            raise _refused(f"{name} has another shape or dtype, or is not finite")
+            raise _refusal(f"{name} has another shape or dtype, or is not finite")
     for name, array in delta.items():
         total[name] += weight * array.astype(np.float64)
 
 
 def finish(weights: Arrays, total: Accumulator, weight: float) -> dict[str, NDArray[np.float32]]:
-    """Return weights + total / weight, rounded once to float32; raises RefusedError where that is not finite."""
+    """Return weights + total / weight, rounded once to float32.
+
+    Raises RefusedError where that is not finite.
+    """
     new = {}
     for name, array in weights.items():
         moved = array.astype(np.float64) + total[name] / weight
         if not (np.abs(moved) <= np.finfo(np.float32).max).all():
-            raise _refused(f"{name} would leave the range of float32")
+            raise _refusal(f"{name} would leave the range of float32")
         new[name] = moved.astype(np.float32)
     return new
 
 
-def _refused(what: str) -> RefusedError:
+def _refusal(what: str) -> RefusedError:
     return RefusedError(f"aggregate: {what}", code="E-AGGREGATE")

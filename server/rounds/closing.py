@@ -32,7 +32,7 @@ class Closing(NamedTuple):
 def send_closing(run: StudyRun, grid: Grid) -> None:
     """Send the closing message; return when all have answered, or after `goodbye_s`."""
     closing = closing_of(run)
-    entry = run.record.closed(*closing.last_round)
+    entry = run.record.closing_entry(*closing.last_round)
     assert entry is not None
     key = f"{run.record.place(*closing.last_round)}/0"
     sites = {}
@@ -71,7 +71,7 @@ def _check(run: StudyRun, reply: Reply, site: Site, key: str) -> None:
     """The answer must be the accepted reply."""
     digest = run.record.accepted_digest(key, site.name) or ""
     try:
-        check_repeated(reply.sealed(), site.name, site.sign_key, digest)
+        check_repeated(reply.sealed_message(), site.name, site.sign_key, digest)
     except RefusedError as error:
         run.registry.quarantine(site.name, error.code)
         log.warning("%s: in quarantine, %s", site.name, error.code)

@@ -57,7 +57,7 @@ class Reply(NamedTuple):
     lost: bool = False
     fault: BaseException | None = None
 
-    def sealed(self) -> Sealed:
+    def sealed_message(self) -> Sealed:
         """Return the sealed message in the record; raises RefusedError (E-RECORD)."""
         assert self.record is not None
         return sealed_of(self.record)

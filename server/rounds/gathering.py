@@ -72,7 +72,7 @@ class Gathering:
     def outcome(self) -> dict[str, object]:
         """Return the round's record: accepted, refused and missing sites by name."""
         asked = self._instruction
-        refused = self._run.record.refused(asked.phase, asked.model, asked.round)
+        refused = self._run.record.refusals(asked.phase, asked.model, asked.round)
         accepted = self.complete
         planned = {site.name for site in self._run.study.sites}
         codes = {name: refused[name] for name in sorted(refused) if name not in accepted}
@@ -159,7 +159,7 @@ class Gathering:
         if site is None:
             return
         try:
-            sealed = reply.sealed()
+            sealed = reply.sealed_message()
             known = self._parts.get(site.name, {}).get(reply.part)
             if known is not None:
                 check_repeated(sealed, site.name, site.sign_key, known.digest)

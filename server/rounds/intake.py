@@ -1,14 +1,16 @@
-"""The intake: the only maker of `Accepted`, the only type that the aggregate and the image store take.
+"""The intake: checks one reply, and is the only maker of `Accepted`.
 
-In: one sealed reply, the site behind the node that sent it, and what was asked. Out: `Accepted`, or RefusedError with the code
-of the first check that does not hold. The checks, numbered as in the code and in the tests:
-  1. size; the site's own signature over the header; the payload has the signed SHA-256
-  2. the sender named in the header is the site behind the node
-  3. the header answers the very instruction that was sent: study, kind, phase, model, round, part
-  4. the boundary rules 3 and 4: the payload's bytes are canonical
-  5. the boundary rules 1, 2 (the statement: the plan's constants, nothing else) and 5 to 9 (updates) or 10 to 14 (images)
-Guaranteed: nothing is written and nobody is punished here; the caller quarantines. Not covered: whether an honest-looking
-update is useful, or poisoned within its public bound.
+In: a sealed reply, the site behind the node that sent it, the instruction.
+Out: `Accepted`, or RefusedError with the code of the first check that does not hold.
+The checks:
+  (1) size; the site's own signature over the header; the payload has the signed SHA-256
+  (2) the sender named in the header is the site behind the node
+  (3) the header answers this instruction: study, kind, phase, model, round, part
+  (4) the payload's bytes are canonical: boundary rules 3 and 4
+  (5) the statement holds the plan's constants and nothing else: boundary rules 1 and 2;
+      updates: rules 5 to 9, images: rules 10 to 14
+Guarantees: nothing is written here, and no site is put in quarantine.
+Not covered: whether an update is useful, or poisoned within its public bound.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ REPLIES: Mapping[str, Literal["update", "images"]] = {"train": "update", "synthe
 
 @dataclass(frozen=True)
 class Instruction:
-    """What one instruction asked of every site. `shapes`: the global weights' (train); `parts`: 0 = the reply says."""
+    """What one instruction asks of a site, and so what its reply must be.
+
+    `parts`: 0 where the reply says how many there are. `images_before`: images in earlier parts.
+    `shapes`: those of the global weights (train).
+    """
 
     study: Study
     phase: Literal["train", "synthesize"]
@@ -68,21 +74,27 @@ class Accepted:
 
 
 def accept(sealed: Sealed, site: str, sign_key: str, asked: Instruction) -> Accepted:
-    """Return the accepted reply of `site`, whose signing key line is `sign_key`; raises RefusedError."""
-    header = open_header(sealed, site, sign_key, asked.cap_bytes)  # 1, 2
-    _check_answer(header, asked)  # 3
-    arrays = boundary.open_payload(sealed.payload, header, asked.cap_bytes)  # 4
-    if asked.phase == "train":  # 5
+    """Return the accepted reply of `site`; raises RefusedError.
+
+    `sign_key`: the line of the site's signing key.
+    """
+    # (1) size, signature, payload digest and (2) the sender
+    header = open_header(sealed, site, sign_key, asked.cap_bytes)
+    # (3) the header answers this instruction
+    _check_answer(header, asked)
+    # (4) the payload's bytes are canonical
+    arrays = boundary.open_payload(sealed.payload, header, asked.cap_bytes)
+    # (5) statement and content
+    if asked.phase == "train":
         boundary.check_update(arrays, asked.shapes, header, asked.study)
     else:
-        boundary.check_total(
-            asked.images_before + boundary.check_images(arrays, header, asked.study), asked.study
-        )
+        images = boundary.check_images(arrays, header, asked.study)
+        boundary.check_total(asked.images_before + images, asked.study)
     return Accepted(_TOKEN, header, arrays, sealed)
 
 
 def open_header(sealed: Sealed, site: str, sign_key: str, max_bytes: int) -> Header:
-    """Return the header that `site` itself signed (checks 1 and 2); raises RefusedError."""
+    """Return the header that `site` itself signed (checks (1) and (2)); raises RefusedError."""
     try:
         header = unseal(sealed, signing.parse_public(sign_key), max_bytes=max_bytes)
     except RefusedError as error:
@@ -108,7 +120,7 @@ def check_repeated(sealed: Sealed, site: str, sign_key: str, digest: str) -> Non
 
 
 def _check_answer(header: Header, asked: Instruction) -> None:
-    """Check 3."""
+    """Check (3)."""
     got = (header.study, header.kind, header.phase, header.model, header.round, header.part)
     kind = REPLIES[asked.phase]
     expected = (asked.study.hash(), kind, asked.phase, asked.model, asked.round, asked.part)

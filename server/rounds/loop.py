@@ -35,9 +35,9 @@ def run_study(run: StudyRun, grid: Grid) -> None:
     """
     for model, plan in run.study.models.trained().items():
         for number in range(plan.rounds):
-            if run.record.closed("train", model, number) is None:
+            if run.record.closing_entry("train", model, number) is None:
                 train_round(run, grid, model, number)
-    if run.study.synthesis and run.record.closed("synthesize", "", 0) is None:
+    if run.study.synthesis and run.record.closing_entry("synthesize", "", 0) is None:
         image_round(run, grid)
     if not run.record.complete():
         send_closing(run, grid)

@@ -1,12 +1,16 @@
-"""What the server remembers of one study: files, journal and the views on them.
+"""What the server remembers of one study: its files, its journal, and the views on them.
 
-In: a study's folder. Out: weights of a round, accepted replies as they came, round records, progress, image batches.
-Guaranteed: a round is closed if and only if its journal entry says so, and then its new weights are on disk with the SHA-256 in
-the entry; accepted replies are on disk before anything else learns of them. Not covered: decisions (intake.py, app.py).
-
-Files: bundle/ (the signed plan), journal.sqlite, weights/MODEL-ROUND.safetensors (before that round; the last two of a
-model), rounds/MODEL-ROUND/SITE.sealed (until the round is closed), evidence/MODEL/SITE.json (of a model's last round: signed
-header without payload), images/SITE/PART.sealed.
+In: a study's folder. Out: the weights of a round, accepted replies, round records, progress.
+Guarantees: a round is closed if and only if its journal entry says so, and then its new weights are
+on disk with the SHA-256 in that entry; an accepted reply is on disk before it is journaled.
+Not covered: decisions (intake.py, gathering.py).
+Files:
+  bundle/                           the signed plan
+  journal.sqlite
+  weights/MODEL-ROUND.safetensors   before that round; the last two of a model
+  rounds/MODEL-ROUND/SITE.sealed    until the round is closed
+  evidence/MODEL/SITE.json          of a model's last round: the signed header without payload
+  images/SITE/PART.sealed
 """
 
 from __future__ import annotations
@@ -62,7 +66,8 @@ class StudyRecord:
     """The folder of one study."""
 
     def __init__(self, root: Path, study: Study) -> None:
-        self.root, self.study = root, study
+        self.root = root
+        self.study = study
         self.journal = Journal(root / "journal.sqlite")
 
     # --- weights
@@ -77,7 +82,7 @@ class StudyRecord:
         if round_ == 0 and not path.exists():
             self.write_weights(model, 0, self._start(model))
         arrays = tensors.read(path, max_bytes=WEIGHTS_CAP_BYTES)
-        entry = self.closed("train", model, round_ - 1) if round_ else None
+        entry = self.closing_entry("train", model, round_ - 1) if round_ else None
         if entry and entry.data["weights"] != file_digest(path):
             raise Bug(f"{path}: does not have the SHA-256 that the journal names")
         return arrays
@@ -85,7 +90,10 @@ class StudyRecord:
     def write_weights(
         self, model: str, round_: int, weights: Mapping[str, NDArray[np.generic]]
     ) -> Path:
-        """Write the weights before a round, with the metadata of the starting checkpoint; returns their file."""
+        """Write the weights before a round and return their file.
+
+        They carry the metadata of the starting checkpoint.
+        """
         with safe_open(self._start_file(model), framework="numpy") as file:
             metadata: dict[str, str] | None = file.metadata()
         path = self.weights_file(model, round_)
@@ -116,13 +124,16 @@ class StudyRecord:
         """The journal key of a round."""
         return f"{self.study.hash()}/{phase}/{model}/{round_}"
 
-    def closed(self, phase: str, model: str, round_: int) -> Entry | None:
+    def closing_entry(self, phase: str, model: str, round_: int) -> Entry | None:
         """Return the entry that closed a round, or None."""
         entry = self.journal.latest(self.place(phase, model, round_))
         return entry if entry and entry.state == "closed" else None
 
     def close_round(self, phase: str, model: str, round_: int, data: Mapping[str, Any]) -> None:
-        """Journal a round as closed, then drop what it no longer needs; of a model's last round the signed headers stay."""
+        """Journal a round as closed, then drop what it no longer needs.
+
+        Of a model's last round the signed headers stay.
+        """
         if phase == "train" and round_ == self.study.models.trained()[model].rounds - 1:
             self._keep_evidence(model, round_, data["accepted"])
         self.journal.append(self.place(phase, model, round_), "closed", data)
@@ -161,15 +172,20 @@ class StudyRecord:
     def receipts(self, site: str) -> tuple[str, ...]:
         """Return the payload digests of the newest accepted replies of a site, oldest first."""
         entries = self.journal.entries(self.study.hash())
-        found = [
-            e.data["digest"] for e in entries if e.state == "accepted" and e.data["site"] == site
-        ]
+        found = []
+        for entry in entries:
+            if entry.state == "accepted" and entry.data["site"] == site:
+                found.append(entry.data["digest"])
         return tuple(dict.fromkeys(found))[-RECEIPTS:]
 
-    def refused(self, phase: str, model: str, round_: int) -> dict[str, str]:
+    def refusals(self, phase: str, model: str, round_: int) -> dict[str, str]:
         """Return the sites whose reply in a round was refused, with the code."""
         entries = self.journal.entries(self.place(phase, model, round_) + "/")
-        return {e.data["site"]: e.data["code"] for e in entries if e.state == "refused"}
+        codes = {}
+        for entry in entries:
+            if entry.state == "refused":
+                codes[entry.data["site"]] = entry.data["code"]
+        return codes
 
     def _keep_evidence(self, model: str, round_: int, sites: Sequence[str]) -> None:
         """Write the signed headers of the accepted updates."""
@@ -183,8 +199,11 @@ class StudyRecord:
     # --- views
 
     def evidence(self, model: str) -> dict[str, bytes]:
-        """Return each site's statement (kohort/statements.py) of its update in a model's closed last round."""
-        entry = self.closed("train", model, self.study.models.trained()[model].rounds - 1)
+        """Return each site's statement of its update in a model's closed last round.
+
+        A statement is one of kohort/statements.py, as JSON.
+        """
+        entry = self.closing_entry("train", model, self.study.models.trained()[model].rounds - 1)
         sites = sorted(entry.data["accepted"]) if entry else []
         folder = self.root / "evidence" / model
         return {
@@ -193,7 +212,7 @@ class StudyRecord:
 
     def batches(self) -> tuple[Batch, ...]:
         """Return the complete image batches of the closed synthesis round, in order of site."""
-        entry = self.closed("synthesize", "", 0)
+        entry = self.closing_entry("synthesize", "", 0)
         sites = sorted(entry.data["accepted"]) if entry else []
         return tuple(self._batch(site) for site in sites)
 
@@ -211,24 +230,34 @@ class StudyRecord:
     def progress(self) -> Progress:
         """Return how far the study is, from the journal alone."""
         entries = self.journal.entries(self.study.hash())
-        closed = {e.key for e in entries if e.state == "closed"}
-        rounds = [
-            (f"{model} round {i + 1} of {plan.rounds}", self.place("train", model, i))
-            for model, plan in self.study.models.trained().items()
-            for i in range(plan.rounds)
-        ]
+        closed = {entry.key for entry in entries if entry.state == "closed"}
+        rounds = self._rounds()
+        open_rounds = [name for name, key in rounds if key not in closed]
+        return Progress(
+            done=len(rounds) - len(open_rounds),
+            total=len(rounds),
+            phase=open_rounds[0] if open_rounds else "closing",
+            waiting=self._waiting(entries) if open_rounds else "",
+            complete=self.complete(),
+        )
+
+    def _rounds(self) -> list[tuple[str, str]]:
+        """The name and the journal key of every round of the plan."""
+        rounds = []
+        for model, plan in self.study.models.trained().items():
+            for number in range(plan.rounds):
+                name = f"{model} round {number + 1} of {plan.rounds}"
+                rounds.append((name, self.place("train", model, number)))
         if self.study.synthesis:
             rounds.append(("images", self.place("synthesize", "", 0)))
-        names = [name for name, key in rounds if key not in closed]
-        state = next((e for e in reversed(entries) if e.key == self.study.hash() + "/state"), None)
-        waiting = str(state.data.get("text", "")) if state and names else ""
-        return Progress(
-            len(rounds) - len(names),
-            len(rounds),
-            names[0] if names else "closing",
-            waiting,
-            self.complete(),
-        )
+        return rounds
+
+    def _waiting(self, entries: Sequence[Entry]) -> str:
+        """What the open round waits for, as last journaled."""
+        for entry in reversed(entries):
+            if entry.key == self.study.hash() + "/state":
+                return str(entry.data.get("text", ""))
+        return ""
 
     def close(self) -> None:
         """Close the journal."""

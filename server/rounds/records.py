@@ -24,16 +24,16 @@ def sealed_of(record: RecordDict) -> Sealed:
     head = record.get("sealed")
     arrays = record.get("payload")
     if len(record) != 2 or not isinstance(head, ConfigRecord) or len(head) != 2:
-        raise _refused("expected one sealed message: header, signature, payload")
+        raise _refusal("expected one sealed message: header, signature, payload")
     if not isinstance(arrays, ArrayRecord) or len(arrays) != 1:
-        raise _refused("expected one payload")
+        raise _refusal("expected one payload")
     header = head.get("header")
     signature = head.get("signature")
     payload = arrays.get("payload")
     if not isinstance(header, bytes) or not isinstance(signature, bytes):
-        raise _refused("header and signature are not bytes")
+        raise _refusal("header and signature are not bytes")
     if not isinstance(payload, Array) or payload.dtype != "uint8":
-        raise _refused("the payload is not an array of bytes")
+        raise _refusal("the payload is not an array of bytes")
     return Sealed(header, _bytes_of(payload), signature)
 
 
@@ -42,8 +42,8 @@ def _bytes_of(payload: Array) -> bytes:
     try:
         return payload.numpy().tobytes()
     except Exception as error:
-        raise _refused("the payload is not an array") from error
+        raise _refusal("the payload is not an array") from error
 
 
-def _refused(what: str) -> RefusedError:
+def _refusal(what: str) -> RefusedError:
     return RefusedError(f"record: {what}", code="E-RECORD")

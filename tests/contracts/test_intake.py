@@ -82,7 +82,7 @@ def test_an_update_is_refused_and_its_site_quarantined_when(
     run = federation.open()
     train_round(run, federation.grid(), "gan", 0)
     site = run.registry.get("hospital-a")
-    closed = run.record.closed("train", "gan", 0)
+    closed = run.record.closing_entry("train", "gan", 0)
     assert (site.state, site.code) == ("quarantined", code)
     assert closed is not None and closed.data["accepted"] == ["hospital-b", "hospital-c"]
     assert closed.data["refused"] == {"hospital-a": code}
@@ -114,7 +114,7 @@ def test_a_second_different_payload_for_one_instruction_quarantines_and_is_not_a
     site.forget = True  # every answer has other numbers
     scripts = {"hospital-a": [delayed(0.5)], "hospital-b": [delayed(1.5), *[dropped] * 9]}
     train_round(run, federation.grid(scripts), "gan", 0)
-    closed = run.record.closed("train", "gan", 0)
+    closed = run.record.closing_entry("train", "gan", 0)
     assert run.registry.get("hospital-a").code == "E-INTAKE-SECOND"
     assert closed is not None and closed.data["accepted"] == ["hospital-b", "hospital-c"]
 
@@ -141,12 +141,12 @@ def test_no_update_of_a_single_site_ever_becomes_the_average(tmp_path: Path) -> 
     thread = threading.Thread(target=lambda: train_round(study_run, grid, "gan", 0), daemon=True)
     thread.start()
     thread.join(1.5)
-    assert thread.is_alive() and study_run.record.closed("train", "gan", 0) is None
+    assert thread.is_alive() and study_run.record.closing_entry("train", "gan", 0) is None
     assert not study_run.record.weights_file("gan", 1).exists()
     assert study_run.record.progress().waiting == "waiting for hospital-b, hospital-c"
     grid.online = {100, 101}  # one comes back: now the round may close
     thread.join(10.0)
-    closed = study_run.record.closed("train", "gan", 0)
+    closed = study_run.record.closing_entry("train", "gan", 0)
     assert closed is not None and closed.data["accepted"] == ["hospital-a", "hospital-b"]
     assert closed.data["missing"] == ["hospital-c"]
 
@@ -181,7 +181,7 @@ def test_the_order_of_arrival_changes_no_byte(tmp_path: Path) -> None:
         scripts = {name: [delayed(0.15 * place)] for place, name in enumerate(order)}
         run = federation.open()
         train_round(run, federation.grid(scripts), "gan", 0)
-        closed = run.record.closed("train", "gan", 0)
+        closed = run.record.closing_entry("train", "gan", 0)
         assert closed is not None
         digests.append(closed.data["weights"])
     assert digests[0] == digests[1]
@@ -197,7 +197,7 @@ def test_lost_messages_and_dead_sites_are_asked_again_until_all_have_answered(
     }
     run = federation.open()
     train_round(run, federation.grid(scripts), "gan", 0)
-    closed = run.record.closed("train", "gan", 0)
+    closed = run.record.closing_entry("train", "gan", 0)
     assert closed is not None and closed.data["accepted"] == [
         "hospital-a",
         "hospital-b",
@@ -213,7 +213,7 @@ def test_a_site_that_answers_with_codes_is_asked_again_long_before_a_silent_one(
     codes = [failed(code, "E-X") for code in (2, 3, 4, 5, 7, 8)]
     run = federation.open()
     train_round(run, federation.grid({"hospital-a": codes}), "gan", 0)
-    closed = run.record.closed("train", "gan", 0)
+    closed = run.record.closing_entry("train", "gan", 0)
     assert closed is not None and "hospital-a" in closed.data["accepted"]
 
 

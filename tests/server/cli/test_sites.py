@@ -23,7 +23,7 @@ def test_enrol_writes_the_join_file_and_sites_lists_it(
         and join["site"] == "hospital-a"
         and registry.get("hospital-a").fingerprint in output
     )
-    registry.registered("hospital-a", 5)
+    registry.note_registered("hospital-a", 5)
     registry.quarantine("hospital-a", "E-GATE-07")
     assert "quarantined  E-GATE-07" in kohort("sites", "--state", state)[1]
     assert "registered" in kohort("sites", "--state", state, "release", "hospital-a")[1]

@@ -132,7 +132,7 @@ def test_states_follow_one_another_and_survive_a_new_process(
 
     registry = Registry(state.sites)
     assert now() == ("enrolled", None, "", False)
-    registry.registered("hospital-a", 7)
+    registry.note_registered("hospital-a", 7)
     assert now() == ("registered", 7, "", True)
     registry.quarantine("hospital-a", "E-GATE-07")
     assert now() == ("quarantined", 7, "E-GATE-07", False)
@@ -142,7 +142,7 @@ def test_states_follow_one_another_and_survive_a_new_process(
     assert now() == ("revoked", 7, "", False)
     registry.quarantine("hospital-a", "E-GATE-07")
     assert now() == ("revoked", 7, "", False)
-    registry.unregistered("hospital-a")
+    registry.note_unregistered("hospital-a")
     assert now() == ("revoked", None, "", False)
 
 

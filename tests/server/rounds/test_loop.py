@@ -154,7 +154,7 @@ def test_a_quarantined_site_is_asked_again_only_after_its_release(federation: Fe
     site.spoil, site.stored = None, {}
     run.registry.release("hospital-a")
     train_round(run, federation.grid(), "glow", 0)
-    closed = run.record.closed("train", "glow", 0)
+    closed = run.record.closing_entry("train", "glow", 0)
     assert closed is not None and "hospital-a" in closed.data["accepted"]
 
 
@@ -173,9 +173,9 @@ def test_the_first_round_waits_for_a_hospital_that_enrols_late(federation: Feder
     thread.start()
     thread.join(1.0)
     assert thread.is_alive()
-    federation.open().registry.registered("hospital-c", 102)
+    federation.open().registry.note_registered("hospital-c", 102)
     thread.join(10.0)
-    closed = run.record.closed("train", "gan", 0)
+    closed = run.record.closing_entry("train", "gan", 0)
     assert closed is not None and "hospital-c" in closed.data["accepted"]
 
 
