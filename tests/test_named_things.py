@@ -52,8 +52,8 @@ def test_there_is_something_to_check() -> None:
 
 
 MESSAGES = {
-    "run `kohort-site aprove BUNDLE`": "command kohort-site aprove",
-    "kohort-site aprove BUNDLE": "command kohort-site aprove",
+    "run `kohort-site approves BUNDLE`": "command kohort-site approves",
+    "kohort-site approves BUNDLE": "command kohort-site approves",
     "no plan (kohort-site frob)": "command kohort-site frob",
     "ask for kohort-server singn": "command kohort-server singn",
     "`kohort-site run --until-closed`": "option kohort-site run --until-closed",
@@ -64,7 +64,7 @@ MESSAGES = {
     "raise `limits.max_message`": "key limits.max_message",
     "privacy.epsilom is too large": "key privacy.epsilom",
     f"models.{VALUE}.noise": f"key models.{VALUE}.noise",
-    "sites[2].nane: unknown": "key sites.nane",
+    "sites[2].naam: unknown": "key sites.naam",
     "see client/egress/gates.py": "path client/egress/gates.py",
     "the steps of gates.py": "file gates.py",
     "written by client.fleet.wires": "module client.fleet.wires",
