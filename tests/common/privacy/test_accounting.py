@@ -1,4 +1,4 @@
-"""Accounting: golden values, agreement of the accountants, and what they refuse (methods/dp-training.md, section 4)."""
+"""Accounting: golden values, agreement of the accountants, and what they refuse ."""
 
 import dataclasses
 import json
@@ -172,7 +172,8 @@ def test_calibration_rounds_up_and_stays_within_the_target() -> None:
 def test_a_reserves_arithmetic_needs_no_torch() -> None:
     program = (
         "import sys, json, client.state.ledger; from common.privacy.accounting import spend;"
-        "from common.privacy.mechanisms import SubsampledGaussian as G; spend([G(.1, 2., 20)], 1e-5);"
+        "from common.privacy.mechanisms import SubsampledGaussian as G; spend([G(.1, 2., 20)], "
+        "1e-5);"
         "print(json.dumps([m for m in ('torch', 'opacus') if m in sys.modules]))"
     )
     done = subprocess.run(
@@ -189,7 +190,7 @@ def test_a_latent_gaussian_alone_spends_what_its_plan_says(epsilon: float) -> No
 
 
 def test_a_privunits_pure_epsilon_is_added_in_full() -> None:
-    """dp-accounting's randomized response would say 7.3 for 8 under this relation: nothing there fits, nothing is bought back."""
+    """Under this relation dp-accounting's randomized response would say 7.3 for 8: too low."""
     m, other = PrivUnit(16, 8.0), LatentGaussian(32, 10, "random", 1.0, 1e-5)
     assert epsilon_pld([m], 1e-5) == epsilon_rdp([m], 1e-5) == 8.0
     assert epsilon_pld([m, m], 1e-5) == 16.0

@@ -12,7 +12,7 @@ from common.privacy.calibration import (
     gaussian_delta,
 )
 
-BALLE_WANG = {  # methods/dp-glow.md, section 5: noise over sensitivity
+BALLE_WANG = {  # noise over sensitivity
     1e-5: {1: 3.73, 2: 1.99, 4: 1.08, 8: 0.600, 16: 0.344},
     1e-6: {1: 4.22, 2: 2.23, 4: 1.19, 8: 0.653, 16: 0.369},
 }

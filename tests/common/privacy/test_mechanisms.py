@@ -1,15 +1,12 @@
-"""Mechanisms: their numbers follow from their fields, and the unknown is refused."""
+"""Events: a mechanism comes back from its event, and the unknown is refused."""
 
 import json
 
 import pytest
 
-from common.errors import ConfigurationError, RefusedError
-from common.privacy.calibration import gaussian_delta
-from common.privacy.events import latent_mechanism
+from common.errors import RefusedError
 from common.privacy.latent_mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.mechanisms import SubsampledGaussian, mechanism_from
-from common.study.synthesis import PrivatizePlan
 
 GAUSSIAN = SubsampledGaussian(0.064, 1.87, 2000, 250_000, "gan")
 BOX = LatentLaplace("box", 3.0, 1024, 1, "random", 0.5)
@@ -24,82 +21,6 @@ UNIT = PrivUnit(32, 8.0)
 def test_an_event_comes_back_as_the_same_mechanism(mechanism: SubsampledGaussian | Latent) -> None:
     assert mechanism_from(mechanism.event()) == mechanism
     assert json.loads(mechanism.event()).items() <= mechanism.describe().items()
-
-
-def test_box_epsilon_is_per_coordinate_times_dimension() -> None:
-    assert BOX.epsilon_per_coordinate == pytest.approx(12.0)
-    assert BOX.epsilon_per_image == pytest.approx(12_288.0)
-    assert BOX.statement().startswith(
-        "laplace box: ε=12 per coordinate = ε=12,288 per image, replace-one, d=1,024, k=1"
-    )
-
-
-def test_the_l1_ball_needs_3_75_times_less_noise_than_the_box_at_equal_epsilon() -> None:
-    ball = LatentLaplace("l1_ball", 0.8, 1024, 1, "random", 0.5)
-    assert BOX.epsilon_per_image / ball.epsilon_per_image == pytest.approx(3.75, rel=1e-3)
-    assert ball.epsilon_per_coordinate == ball.epsilon_per_image  # one coordinate can carry it all
-
-
-def test_scale_belongs_to_the_mean_and_noise_to_the_sum() -> None:
-    single, ten = (LatentLaplace("box", 3.0, 16, k, "random", 0.5) for k in (1, 10))
-    assert ten.sum_scale_in_steps == 10 * single.sum_scale_in_steps == 10 * 512
-    assert ten.sum_sensitivity_in_steps == single.sum_sensitivity_in_steps == 2 * 3072 * 16
-    assert single.epsilon_per_image == pytest.approx(10 * ten.epsilon_per_image)
-    assert ten.describe()["sensitivity"] == pytest.approx(2 * 3.0 * 16 / 10)
-
-
-@pytest.mark.parametrize("mechanism", [NORMAL, UNIT])
-def test_the_radius_on_the_lattice_is_the_radius(mechanism: LatentGaussian | PrivUnit) -> None:
-    assert mechanism.squared_radius_in_steps == 32 * 1024**2
-    assert mechanism.radius**2 / mechanism.lattice_step**2 == pytest.approx(
-        mechanism.squared_radius_in_steps
-    )
-
-
-@pytest.mark.parametrize("clip", ["box", "l1_ball"])
-def test_epsilon_answers_to_the_scale(clip: str) -> None:
-    """CADP's third bug: a scale of 0.5 whatever epsilon was asked for."""
-    products = {
-        round(m.epsilon_per_image * m.scale, 6)
-        for m in (LatentLaplace(clip, 3.0, 8, 5, "random", b) for b in (0.1, 1.0, 7.5))  # type: ignore[arg-type]
-    }
-    assert len(products) == 1
-
-
-def test_groups_by_similarity_claim_no_epsilon_per_patient() -> None:
-    similar = LatentLaplace("l1_ball", 0.8, 1024, 10, "similar", 0.5)
-    assert not similar.covers_patient
-    assert "no ε per patient" in similar.statement()
-    assert similar.describe()["unit"] == "average"
-    assert BALL.covers_patient
-    assert "per patient" in BALL.statement()
-
-
-def test_accountants_compose_what_a_mechanism_states() -> None:
-    """No statement is larger than what is charged: pure epsilons in full, the Gaussian by its noise over the sensitivity."""
-    assert UNIT.losses == (("pure", 8.0),)
-    assert UNIT.epsilon_per_image == UNIT.epsilon_per_coordinate == 8.0
-    assert BOX.losses == (("laplace", BOX.epsilon_per_image),)
-    assert BALL.losses == (("laplace", BALL.epsilon_per_image),)
-    (kind, noise) = NORMAL.losses[0]
-    assert (kind, len(NORMAL.losses)) == ("gaussian", 1)
-    assert gaussian_delta(NORMAL.epsilon, noise) <= NORMAL.delta
-    assert NORMAL.sum_deviation_in_steps == pytest.approx(noise * 2 * NORMAL.radius * 1024)
-
-
-def test_one_coordinate_of_a_ball_can_carry_all_of_an_images_epsilon() -> None:
-    assert NORMAL.epsilon_per_coordinate == NORMAL.epsilon_per_image == 8.0
-
-
-def test_an_average_of_one_is_of_one_patient_whatever_the_grouping() -> None:
-    for grouping in ("similar", "cells", "random"):
-        assert LatentGaussian(32, 1, grouping, 8.0, 1e-5).covers_patient  # type: ignore[arg-type]
-        assert LatentLaplace("box", 3.0, 32, 1, grouping, 0.5).covers_patient  # type: ignore[arg-type]
-        claimed = LatentGaussian(32, 1, grouping, 8.0, 1e-5).describe()["claim"]  # type: ignore[arg-type]
-        assert (
-            "no k-anonymity" in claimed
-            and "per patient where each patient has one image" in claimed
-        )
 
 
 def test_a_number_that_is_none_never_enters_an_event() -> None:
@@ -132,109 +53,3 @@ def test_an_unknown_event_is_refused(case: str) -> None:
     with pytest.raises(RefusedError) as refusal:
         mechanism_from(BAD_EVENTS[case])
     assert refusal.value.code == "E-MECHANISM"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"clip": "l2"}, {"grouping": "nearest"}, {"radius": 0.0}, {"scale": -1.0}, {"dimension": 0}, {"k": 0},
-        {"scale": float("inf")}, {"radius": 1e-4, "dimension": 1}, {"k": 2.5},
-    ],
-)  # fmt: skip
-def test_a_laplace_mechanism_without_meaning_is_refused(change: dict[str, object]) -> None:
-    fields = {
-        "clip": "box",
-        "radius": 3.0,
-        "dimension": 4,
-        "k": 5,
-        "grouping": "random",
-        "scale": 1.0,
-        **change,
-    }
-    with pytest.raises(ConfigurationError):
-        LatentLaplace(**fields)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"epsilon": 0.0}, {"epsilon": -1.0}, {"epsilon": float("inf")}, {"epsilon": float("nan")}, {"delta": 0.0},
-     {"delta": 1.0}, {"k": 0}, {"dimension": 0}, {"grouping": "nearest"}, {"lattice_step": 0.5}],
-    ids=str,
-)  # fmt: skip
-def test_a_gaussian_without_meaning_is_refused(change: dict[str, object]) -> None:
-    fields = {
-        "dimension": 32,
-        "k": 10,
-        "grouping": "random",
-        "epsilon": 8.0,
-        "delta": 1e-5,
-        **change,
-    }
-    with pytest.raises(ConfigurationError, match=next(iter(change))):
-        LatentGaussian(**fields)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("change", [{"epsilon": 0.0}, {"epsilon": 0.009}, {"epsilon": 17.0}, {"epsilon": float("inf")}, {"dimension": 65}, {"dimension": 1}], ids=str)  # noqa: E501 # fmt: skip
-def test_a_privunit_without_meaning_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigurationError, match=next(iter(change))):
-        PrivUnit(**{"dimension": 32, "epsilon": 8.0, **change})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "make", [lambda e: LatentGaussian(32, 10, "random", e, 1e-5), lambda e: PrivUnit(32, e)]
-)
-def test_what_is_released_answers_to_epsilon(make: object) -> None:
-    cosines = [make(e).expected_cosine for e in (0.5, 1.0, 4.0, 16.0)]  # type: ignore[operator]
-    assert cosines == sorted(cosines)
-    assert cosines[0] < 0.5 * cosines[2]
-
-
-EXPECTED_COSINES = {  # methods/dp-glow.md, section 5 (closed form: up to 8 % high)
-    LatentGaussian(32, 1, "random", 8.0, 1e-5): 0.15, LatentGaussian(32, 20, "random", 8.0, 1e-5): 0.55,
-    LatentGaussian(32, 50, "random", 8.0, 1e-5): 0.72, LatentGaussian(16, 10, "random", 8.0, 1e-5): 0.51,
-    LatentLaplace("box", 3.0, 16, 10, "random", 6.0 * 16 / 80): 0.20,
-    LatentLaplace("box", 3.0, 16, 50, "random", 6.0 * 16 / 400): 0.39,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("mechanism", EXPECTED_COSINES)
-def test_the_expected_cosine_is_the_references(mechanism: Latent) -> None:
-    assert mechanism.expected_cosine == pytest.approx(EXPECTED_COSINES[mechanism], rel=0.09)
-
-
-def test_every_statement_says_what_the_reference_asks_for() -> None:
-    for m in (BOX, BALL, NORMAL, UNIT):
-        text, facts = m.statement(1024), m.describe()
-        for words in (
-            "ε=",
-            "replace-one",
-            f"d={m.dimension:,} of 1,024",
-            f"k={m.k}",
-            "expected cosine",
-        ):
-            assert words in text
-        for name in ("clip", "radius", "lattice_step", "sensitivity", "norm", "epsilon_per_coordinate", "epsilon_per_image",
-                     "delta", "adjacency", "k", "grouping", "dimension", "expected_cosine", "claim"):  # fmt: skip
-            assert name in facts
-    assert UNIT.statement(1024).startswith(
-        "privunit: ε=8 (pure) per image, replace-one, d=32 of 1,024, k=1"
-    )
-    assert "δ=1e-05 per average and per patient" in NORMAL.statement()
-
-
-@pytest.mark.parametrize("grouping", ["similar", "similar-swap", "cells"])
-def test_groups_that_the_images_choose_claim_nothing_per_patient(grouping: str) -> None:
-    for m in (
-        LatentGaussian(32, 10, grouping, 8.0, 1e-5),  # type: ignore[arg-type]
-        LatentLaplace("box", 3.0, 32, 10, grouping, 0.5),  # type: ignore[arg-type]
-    ):
-        assert not m.covers_patient
-        assert "no ε per patient" in m.describe()["claim"]
-        assert "per patient for all averages" not in m.describe()["claim"]
-
-
-def test_privunit_is_for_one_image() -> None:
-    plan = PrivatizePlan(mechanism="privunit", share=1.0, epsilon=8.0, egress="single")
-    assert latent_mechanism(plan, 32, 1, "random") == UNIT
-    with pytest.raises(ConfigurationError, match="one image"):
-        latent_mechanism(plan, 32, 2, "random")

@@ -1,4 +1,4 @@
-"""A plan whose images spend the same patients' epsilon as its updates (`random` groups, all privatized): verdict, statement."""
+"""A plan whose images spend the same patients' epsilon as its updates (`random` groups)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PrivUnit: the cap's constants against published numbers, the exact comparison, and what the draws look like."""
+"""PrivUnit: the cap's constants, the exact comparison, and the distribution of draws."""
 
 import math
 from fractions import Fraction
@@ -11,9 +11,13 @@ from common.errors import Bug
 from common.privacy import privunit
 from common.privacy.noise import SeededNoiseSource
 
-PUBLISHED = {  # (d, epsilon): expected cosine of methods/dp-glow.md, section 5, simulated there
-    (16, 8.0): 0.62, (16, 16.0): 0.86, (32, 8.0): 0.46, (64, 8.0): 0.33, (64, 16.0): 0.53,
-}  # fmt: skip
+PUBLISHED = {  # (d, epsilon): expected cosine, simulated
+    (16, 8.0): 0.62,
+    (16, 16.0): 0.86,
+    (32, 8.0): 0.46,
+    (64, 8.0): 0.33,
+    (64, 16.0): 0.53,
+}
 
 
 @pytest.mark.parametrize("case", PUBLISHED, ids=str)
@@ -24,7 +28,10 @@ def test_the_expected_cosine_is_the_published_one(case: tuple[int, float]) -> No
 @pytest.mark.parametrize("dimension", [2, 3, 16, 64])
 @pytest.mark.parametrize("epsilon", [0.01, 0.5, 2.0, 8.0, 16.0])
 def test_no_two_directions_differ_by_more_than_epsilon(dimension: int, epsilon: float) -> None:
-    """The largest ratio of densities: in one cap and not in the other, with each cap's mass off by the lattice's rounding."""
+    """The largest ratio of densities: in one cap and not in the other.
+
+    Each cap's mass is off by the lattice's rounding.
+    """
     cap = privunit.cap(dimension, epsilon)
     gamma = cap.gamma_steps / privunit.GAMMA_STEPS
     turned = math.sqrt(dimension) / 2 / privunit.DEVIATION  # how far rounding turns a direction
@@ -73,7 +80,7 @@ def _exactly(candidate: np.ndarray, direction: np.ndarray, steps: int) -> bool:
 
 
 def test_a_tie_on_the_edge_is_inside() -> None:
-    """gamma = 3/4 exactly: (3, sqrt 7) is at the edge, and integers say so where a float may not."""
+    """gamma = 3/4: (3, sqrt 7) is exactly at the edge; integers say so where a float may not."""
     steps = privunit.GAMMA_STEPS * 3 // 4
     candidates = (
         np.array([[3, 0, 0, 0], [9, 7, 3, 2], [9, 7, 3, 3]], np.int64) * 2**20
@@ -92,7 +99,10 @@ def test_a_tie_on_the_edge_is_inside() -> None:
 
 
 def test_an_edge_that_float64_cannot_see_is_decided_in_integers() -> None:
-    """gamma = 3/4 and a candidate whose square is two more than at the edge, out of 2^54: its float is the edge's."""
+    """gamma = 3/4 and a candidate whose square is two more, of 2^54, than at the edge.
+
+    Its float is the edge's.
+    """
     m, steps = 2**25 + 1, privunit.GAMMA_STEPS * 3 // 4
     direction = np.array([1, 0, 0, 0, 0], np.int64)
     edge = np.array([3, 2, 1, 1, 1], np.int64) * m
@@ -106,7 +116,7 @@ def test_an_edge_that_float64_cannot_see_is_decided_in_integers() -> None:
 
 
 def test_no_candidate_is_shorter_than_what_rounding_allows_for() -> None:
-    """Short ones would be turned further by rounding than `SLACK` keeps back for; of a plane's, 39 % are."""
+    """Rounding would turn short ones further than `SLACK` allows; in a plane 39 % are short."""
     for dimension in (2, 5):
         drawn = privunit._directions(4000, dimension, SeededNoiseSource(1)).astype(np.float64)
         assert float(np.linalg.norm(drawn, axis=1).min()) >= privunit.DEVIATION

@@ -11,8 +11,11 @@ from common.study.words import fingerprint_words
 from tests.studies import SMALL, small_plan, small_study, vessels_plan
 
 FLOW_ALONE = {
-    "models__gan": None, "models__encoder": None, "synthesis__grouping": "random", "synthesis__privatize__share": 1.0
-}  # fmt: skip
+    "models__gan": None,
+    "models__encoder": None,
+    "synthesis__grouping": "random",
+    "synthesis__privatize__share": 1.0,
+}
 PRESETS = sorted((Path(__file__).parents[3] / "deploy" / "studies").glob("*.yaml"))
 
 
@@ -26,30 +29,49 @@ def test_every_preset_is_valid(path: Path) -> None:
     {
         "a quorum that can never be met": ({"quorum": 4}, "can never be met"),
         "a quorum of one": ({"quorum": 1}, "greater than or equal to 2"),
-        "a generator that would never move": (
+        "a generator that would never take a step": (
             {"models__gan__critic_steps": 3},
             "models.gan.critic_steps: more than local_steps",
         ),
         "two sites of one name": ({"sites": [{"name": "a"}, {"name": "a"}]}, "stands twice"),
-        "more drawn than planned": ({"models__gan__patients_per_step": 500}, "more than privacy.planned_patients"),
+        "more drawn than planned": (
+            {"models__gan__patients_per_step": 500},
+            "more than privacy.planned_patients",
+        ),
         "delta too large for the patients": ({"privacy__delta": 0.01}, "at most 1/"),
         "negative epsilon": ({"privacy__epsilon": -1}, "greater than 0"),
         "infinite epsilon": ({"privacy__epsilon": float("inf")}, "finite"),
         "k of one": ({"synthesis__k": 1}, "greater than or equal to 2"),
-        "noise below any use": ({"models__gan__noise_multiplier": 0.0}, "greater than or equal to 0.3"),
+        "noise below any use": (
+            {"models__gan__noise_multiplier": 0.0},
+            "greater than or equal to 0.3",
+        ),
         "privatization without a flow": ({"models__glow": None}, "needs models.glow"),
-        "similar groups without a generator": ({**FLOW_ALONE, "synthesis__grouping": "similar"}, "needs models.gan"),
-        "plain averages without a generator": ({**FLOW_ALONE, "synthesis__privatize__share": 0.5}, "needs models.gan"),
-        "averages without a flow or a generator": ({**FLOW_ALONE, "synthesis__privatize": None}, "needs models.gan"),
-        "a generator that nothing can invert": ({"models__encoder": None}, "needs models.gan and models.encoder"),
+        "similar groups without a generator": (
+            {**FLOW_ALONE, "synthesis__grouping": "similar"},
+            "needs models.gan",
+        ),
+        "plain averages without a generator": (
+            {**FLOW_ALONE, "synthesis__privatize__share": 0.5},
+            "needs models.gan",
+        ),
+        "averages without a flow or a generator": (
+            {**FLOW_ALONE, "synthesis__privatize": None},
+            "needs models.gan",
+        ),
+        "a generator that nothing can invert": (
+            {"models__encoder": None},
+            "needs models.gan and models.encoder",
+        ),
         "a merge of an unknown label": ({"intake__merge_labels": {"x": "y"}}, "not among labels"),
         "a path out of the folder": (
-            {"models__gan__start": {"file": "../../x.safetensors", "sha256": "0" * 64}}, "should match pattern",
+            {"models__gan__start": {"file": "../../x.safetensors", "sha256": "0" * 64}},
+            "should match pattern",
         ),
         "an unknown mechanism": ({"synthesis__privatize__mechanism": "magic"}, "laplace"),
     }.values(),
     ids=lambda value: str(value)[:40],
-)  # fmt: skip
+)
 def test_impossible_plans_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         small_study(**changes)
@@ -58,21 +80,39 @@ def test_impossible_plans_are_refused(changes: dict[str, object], message: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     {
-        "wgan without a bound on its weights": ({"models__wgan__loss": "wgan"}, "weight_clip: the loss wgan needs one"),
+        "wgan without a bound on its weights": (
+            {"models__wgan__loss": "wgan"},
+            "weight_clip: the loss wgan needs one",
+        ),
         "a bound of zero": ({"models__wgan__weight_clip": 0.0}, "greater than 0"),
-        "a critic that group norm cannot divide": ({"models__wgan__width": 10}, "multiples of 4 and 8"),
-        "a generator that group norm cannot divide": ({"models__wgan__generator_width": 12}, "multiples of 4 and 8"),
+        "a critic that group norm cannot divide": (
+            {"models__wgan__width": 10},
+            "multiples of 4 and 8",
+        ),
+        "a generator that group norm cannot divide": (
+            {"models__wgan__generator_width": 12},
+            "multiples of 4 and 8",
+        ),
         "an average that never moves": ({"models__wgan__average_decay": 1.0}, "less than 1"),
         "an unknown loss": ({"models__wgan__loss": "lsgan"}, "hinge"),
         "pairs without volumes": ({"intake__volumes": None}, "models.wgan: needs intake.volumes"),
         "volumes in colour": ({"intake__channels": 3}, "for one channel and models.wgan alone"),
-        "volumes beside another model": ({"models__gan": SMALL["models"]["gan"]}, "for one channel and models.wgan alone"),
+        "volumes beside another model": (
+            {"models__gan": SMALL["models"]["gan"]},
+            "for one channel and models.wgan alone",
+        ),
         "pairs of 256 px": ({"intake__size_px": 256}, "models.wgan: at most 128 px"),
-        "the seed's architecture at 32 px": ({"models__wgan__architecture": "kossen2022"}, "needs at least 64 px"),
-        "one patch a patient": ({"intake__volumes": {"patches_per_patient": 1}}, "greater than or equal to 2"),
+        "the paper's architecture at 32 px": (
+            {"models__wgan__architecture": "kossen2022"},
+            "needs at least 64 px",
+        ),
+        "one patch a patient": (
+            {"intake__volumes": {"patches_per_patient": 1}},
+            "greater than or equal to 2",
+        ),
     }.values(),
     ids=lambda value: str(value)[:40],
-)  # fmt: skip
+)
 def test_impossible_plans_of_pairs_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Study.model_validate(vessels_plan(**changes))
@@ -100,9 +140,14 @@ def test_the_hash_covers_every_field_and_ignores_spelling() -> None:
     assert Study.model_validate(json.loads(json.dumps(small_plan(), sort_keys=True))).hash() == base
     seen = {base}
     for changes in (
-        {"privacy__epsilon": 7.9}, {"synthesis__k": 6}, {"sites": small_plan()["sites"][:2]}, {"title": "x"},
-        {"models__gan__clip": 0.9}, {"release__version": "1.0.1"}, {"synthesis__privatize__scale": 0.4},
-    ):  # fmt: skip
+        {"privacy__epsilon": 7.9},
+        {"synthesis__k": 6},
+        {"sites": small_plan()["sites"][:2]},
+        {"title": "x"},
+        {"models__gan__clip": 0.9},
+        {"release__version": "1.0.1"},
+        {"synthesis__privatize__scale": 0.4},
+    ):
         seen.add(small_study(**changes).hash())
     assert len(seen) == 8
 

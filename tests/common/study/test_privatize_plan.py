@@ -1,4 +1,4 @@
-"""The plan's `privatize` section: every wrong combination is an error that names the key, what was expected and what came."""
+"""The plan's `privatize` section: every wrong combination names key, expected and got."""
 
 import json
 from pathlib import Path
@@ -28,40 +28,83 @@ UNIT = {
 }
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "laplace without its scale": ({"share": 0.5, "radius": 0.4}, "scale: mechanism laplace needs it, got none"),
-    "laplace without its radius": ({"share": 0.5, "scale": 0.4}, "radius: mechanism laplace needs it, got none"),
-    "laplace with an epsilon": (LAPLACE | {"epsilon": 8.0}, "epsilon: mechanism laplace takes none, got 8.0; its noise is"),
+    "laplace without its scale": (
+        {"share": 0.5, "radius": 0.4},
+        "scale: mechanism laplace needs it, got none",
+    ),
+    "laplace without its radius": (
+        {"share": 0.5, "scale": 0.4},
+        "radius: mechanism laplace needs it, got none",
+    ),
+    "laplace with an epsilon": (
+        LAPLACE | {"epsilon": 8.0},
+        "epsilon: mechanism laplace takes none, got 8.0; its noise is",
+    ),
     "laplace with a delta": (LAPLACE | {"delta": 1e-6}, "delta: mechanism laplace takes none"),
-    "gaussian without epsilon": (GAUSSIAN | {"epsilon": None}, "epsilon: mechanism gaussian needs it"),
+    "gaussian without epsilon": (
+        GAUSSIAN | {"epsilon": None},
+        "epsilon: mechanism gaussian needs it",
+    ),
     "gaussian without delta": (GAUSSIAN | {"delta": None}, "delta: mechanism gaussian needs it"),
-    "gaussian with a scale": (GAUSSIAN | {"scale": 1.0}, "scale: mechanism gaussian takes none, got 1.0"),
-    "gaussian with a box": (GAUSSIAN | {"clip": "box"}, "clip: mechanism gaussian takes none, got 'box'; it clips to the l2"),
+    "gaussian with a scale": (
+        GAUSSIAN | {"scale": 1.0},
+        "scale: mechanism gaussian takes none, got 1.0",
+    ),
+    "gaussian with a box": (
+        GAUSSIAN | {"clip": "box"},
+        "clip: mechanism gaussian takes none, got 'box'; it clips to the l2",
+    ),
     "an epsilon of zero": (GAUSSIAN | {"epsilon": 0}, "greater than 0"),
     "a negative epsilon": (GAUSSIAN | {"epsilon": -1.0}, "greater than 0"),
     "an infinite epsilon": (GAUSSIAN | {"epsilon": float("inf")}, "finite number"),
     "an epsilon per coordinate": (
         {"share": 0.5, "mechanism": "gaussian", "epsilon_per_coordinate": 12.0, "delta": 1e-6},
-        "epsilon_per_coordinate: expected `epsilon` per image (per average), got 12.0 per coordinate",
+        "epsilon_per_coordinate: expected `epsilon` per image (per average), got 12.0 per "
+        "coordinate",
     ),
-    "a delta too large for the patients": (GAUSSIAN | {"delta": 5e-3}, "synthesis.privatize.delta: at most 1/"),
-    "privunit for averages": (UNIT | {"egress": "averages"}, "mechanism: privunit privatizes single images (k = 1)"),
+    "a delta too large for the patients": (
+        GAUSSIAN | {"delta": 5e-3},
+        "synthesis.privatize.delta: at most 1/",
+    ),
+    "privunit for averages": (
+        UNIT | {"egress": "averages"},
+        "mechanism: privunit privatizes single images (k = 1)",
+    ),
     "privunit of too many coordinates": (
-        UNIT | {"components": 65}, "synthesis.privatize.mechanism: privunit takes at most 64 coordinates, got 65"
+        UNIT | {"components": 65},
+        "synthesis.privatize.mechanism: privunit takes at most 64 coordinates, got 65",
     ),
-    "privunit of a whole level": (UNIT | {"components": None, "basis": None}, "privunit takes at most 64 coordinates, got 768"),
-    "privunit that would draw for ever": (UNIT | {"epsilon": 20.0}, "epsilon: privunit draws by rejection, at most 16"),
+    "privunit of a whole level": (
+        UNIT | {"components": None, "basis": None},
+        "privunit takes at most 64 coordinates, got 768",
+    ),
+    "privunit that would draw for ever": (
+        UNIT | {"epsilon": 20.0},
+        "epsilon: privunit draws by rejection, at most 16",
+    ),
     "privunit with a delta": (UNIT | {"delta": 1e-6}, "delta: mechanism privunit takes none"),
-    "components without a basis": (GAUSSIAN | {"components": 32}, "components, basis: expected both or neither"),
-    "a basis without components": (GAUSSIAN | {"basis": BASIS}, "components, basis: expected both or neither"),
+    "components without a basis": (
+        GAUSSIAN | {"components": 32},
+        "components, basis: expected both or neither",
+    ),
+    "a basis without components": (
+        GAUSSIAN | {"basis": BASIS},
+        "components, basis: expected both or neither",
+    ),
     "more components than coordinates": (
-        GAUSSIAN | {"components": 769, "basis": BASIS}, "synthesis.privatize.components: 769 of 768 coordinates (top)"
+        GAUSSIAN | {"components": 769, "basis": BASIS},
+        "synthesis.privatize.components: 769 of 768 coordinates (top)",
     ),
     "similar groups with a claim per patient": (
-        GAUSSIAN | {"claim": "patient"}, "synthesis.privatize.claim: expected grouping random for epsilon per patient, got"
+        GAUSSIAN | {"claim": "patient"},
+        "synthesis.privatize.claim: expected grouping random for epsilon per patient, got",
     ),
-    "a mechanism nobody knows": (GAUSSIAN | {"mechanism": "exponential"}, "'laplace', 'gaussian' or 'privunit'"),
+    "a mechanism nobody knows": (
+        GAUSSIAN | {"mechanism": "exponential"},
+        "'laplace', 'gaussian' or 'privunit'",
+    ),
     "an egress nobody knows": (GAUSSIAN | {"egress": "latents"}, "'averages' or 'single'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
