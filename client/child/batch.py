@@ -46,7 +46,7 @@ from client.synthesize.align import (
     measure_patients,
     render_outputs,
 )
-from client.synthesize.anchors import images as decoded
+from client.synthesize.anchors import images as decode_means
 from client.synthesize.anchors import make_cells, noisy_means
 from client.synthesize.group import Roster, patient_codes
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
@@ -56,6 +56,7 @@ from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
 from client.synthesize.reference import InversionPlan, Reference, make_reference
 from client.synthesize.spread import find_directions
+from common.arrays import Images
 from common.errors import PolicyError
 from common.models.encoder import load_encoder
 from common.privacy.events import anchors_event, latent_event
@@ -72,7 +73,9 @@ def synthesize(batch: Batch) -> None:
     # of noise maps and of the order; privacy noise is NoiseSource's
     random = torch.Generator().manual_seed(secrets.randbits(63))
     # (1, 2) train the encoder, invert the cohort
-    inverted = invert_cohort(batch, random) if batch.synthesis.needs_generator else None
+    inverted = None
+    if batch.synthesis.needs_generator:
+        inverted = invert_cohort(batch, random)
     # (3, 4, 5) group, align and render, privatize
     if batch.synthesis.anchors:
         candidates = publish_cells(batch, inverted, random)
@@ -184,10 +187,10 @@ def privatize_groups(batch: Batch, groups: Sequence[Group], who: Roster) -> list
     if plan is None or not groups:
         return []
     rows = dict(zip(who.pseudonyms, who.images, strict=True))
-    images = [
-        [np.asarray(batch.cohort.images[list(rows[member])]) for member in group.members]
-        for group in groups
-    ]
+    images: list[list[Images]] = []
+    for group in groups:
+        of_members = [batch.cohort.images[list(rows[member])] for member in group.members]
+        images.append([np.asarray(member_images) for member_images in of_members])
     result = privatize(
         images,
         batch.glow(),
@@ -227,7 +230,7 @@ def publish_cells(
     means = noisy_means(who, codes, cells, strata, mechanism, batch.reservation(), NoiseSource())
     if not means:
         raise PolicyError("no cell holds enough patients to be published", code="E-NO-IMAGES")
-    stacks = decoded(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
+    stacks = decode_means(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
     candidates: list[Candidate] = []
     for stack in stacks:
         pairs = zip(stack, means, strict=True)
@@ -261,15 +264,18 @@ def all_strata(batch: Batch) -> list[Stratum]:
 def write_batch(batch: Batch, candidates: Sequence[Candidate]) -> None:
     """Write sheet and evidence for the site's eyes, then the tensors that are proposed to leave."""
     images = np.stack([candidate.image for candidate in candidates])
+    # the contact sheet
     report = audit_candidates(batch, candidates)
     sheet = contact_sheet(images, np.asarray(batch.cohort.images), report)
     atomic_write(batch.folder / SHEET, sheet, mode=0o600)
+    # the evidence: groups, each image's group, codes of the audit
     failed = tuple(code for code in deciding_codes(batch, report.codes) if code != "A-PASS")
     groups = tuple(dict.fromkeys(candidate.group for candidate in candidates))
     number = {group.token: position for position, group in enumerate(groups)}
     group_of = tuple(number[candidate.group.token] for candidate in candidates)
     evidence = Evidence(groups, group_of, failed)
     atomic_write(batch.folder / EVIDENCE, evidence.to_json(), mode=0o600)
+    # the tensors, last
     labels = [candidate.group.stratum.label for candidate in candidates]
     privatized = [candidate.privatized for candidate in candidates]
     tensors: Arrays = {

@@ -46,6 +46,7 @@ def drop_failed(batch: Batch, candidates: list[Candidate]) -> list[Candidate]:
     if not candidates:
         raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
     codes = deciding_codes(batch, audit_candidates(batch, candidates).codes)
+    # each image on its own
     passed: list[Candidate] = []
     for candidate, code in zip(candidates, codes, strict=True):
         near = candidate.privatized and code in BY_PATIENTS
@@ -59,6 +60,7 @@ def drop_failed(batch: Batch, candidates: list[Candidate]) -> list[Candidate]:
             passed.append(candidate)
     if not passed:
         raise PolicyError("every image failed the audit", code="E-AUDIT")
+    # the batch as a whole, where the images chose the groups
     if batch.synthesis.grouping in CHOSEN_BY_IMAGES and reveals_members(batch, passed):
         raise PolicyError(
             "the batch gives away who is in a group",
@@ -88,7 +90,9 @@ def deciding_codes(batch: Batch, codes: Sequence[Code]) -> tuple[Code, ...]:
         )
     deciding: list[Code] = []
     for code in codes:
-        deciding.append("A-PASS" if code in BY_PATIENTS else code)
+        if code in BY_PATIENTS:
+            code = "A-PASS"
+        deciding.append(code)
     return tuple(deciding)
 
 

@@ -69,7 +69,9 @@ def person_names(cohort: Cohort, frozen: Sequence[Group]) -> tuple[str, ...]:
     names: list[str] = []
     for name, aliases in zip(cohort.pseudonyms, cohort.aliases, strict=True):
         frozen_names = [alias for alias in aliases if alias in taken]
-        names.append(frozen_names[0] if frozen_names else name)
+        if frozen_names:
+            name = frozen_names[0]
+        names.append(name)
     return tuple(names)
 
 
@@ -85,7 +87,9 @@ def roster_of(batch: Batch, names: Sequence[str], usable: NDArray[np.bool_] | No
         merged.append(strata.index(intake.merge_labels.get(label, label)))
     # a label of -1, unknown, takes the last entry, which is -1
     labels = np.array([*merged, -1], np.int64)[batch.cohort.labels]
-    sides = batch.cohort.laterality if intake.stratify_laterality else None
+    sides = None
+    if intake.stratify_laterality:
+        sides = batch.cohort.laterality
     return roster(
         names, batch.cohort.patient_of, labels, key=batch.secret, laterality_of=sides, usable=usable
     )

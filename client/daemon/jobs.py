@@ -1,9 +1,9 @@
 """One child process for one reservation: its job folder, its start, its end.
 
 In: `Reserved`. Out: `Output`, or how the child ended without one.
-Guarantees: the child has no keys, a bare environment and one secret, sent over a pipe; it dies
-with this process; what it prints stays in the folder.
-Not covered: what the child computes (client/child), whether it may leave (client/egress/gate.py).
+Guarantees: the child has no key, a bare environment and one secret, sent over a pipe; it ends with
+this process; what it prints stays in the folder.
+Not covered: its work (client/child), what may leave (client/egress/gate.py).
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def compute(
     records.state.journal.append(reserved.round.header.key, "started", record)
     secret = _group_key(records.state)
     ending = run_child(reserved.folder, job.threads, secret, stop, progress)
-    return output if ending.finished else ending
+    if ending.finished:
+        return output
+    return ending
 
 
 def _job(reserved: Reserved, records: Records) -> Job:
@@ -75,12 +77,15 @@ def _job(reserved: Reserved, records: Records) -> Job:
     header = reserved.round.header
     study = reserved.round.study
     limits = records.config.limits
+    reservation = ""
+    if reserved.reservation is not None:
+        reservation = reserved.reservation.to_json()
     return Job(
         kind="train" if header.kind == "train" else "synthesize",
         model=header.model,
         plan=str(records.plans.folder(study.hash()).resolve()),
         cohort=str(records.state.cohort(study.intake).resolve()),
-        reservation=reserved.reservation.to_json() if reserved.reservation else "",
+        reservation=reservation,
         threads=limits.threads,
         memory_gib=limits.child_memory_gib,
     )

@@ -152,13 +152,16 @@ class Site:
         if folder.is_dir():
             return None
         data = self.config.data
+        labels_csv = None
+        if data.labels_csv:
+            labels_csv = Path(data.labels_csv)
         log.info("%s: ingest", study.name)
         return ingest(
             Path(data.folder),
             study.intake,
             self.state.pseudonym_bytes(),
             folder,
-            labels_csv=Path(data.labels_csv) if data.labels_csv else None,
+            labels_csv=labels_csv,
             limits=Limits(max_file_bytes=self.config.limits.max_file_mib << 20),
             progress=self.progress,
         )

@@ -1,9 +1,8 @@
 """What a round costs, written down as spent before anything is computed.
 
 In: a `Round`. Out: `Reserved`, or a refusal that spends nothing.
-Guarantees: the whole plan fits under the cap and can learn before its first step (7); the ledger
-holds a reservation before a child starts, and one reservation has at most one child (8); an old
-backup is refused before it spends.
+Guarantees: (7) the whole plan fits under the cap, and can learn, before its first step; (8) the
+ledger holds a reservation before its one child starts; an old backup spends nothing.
 Not covered: the ledger's own rules (client/state/ledger.py).
 """
 
@@ -17,6 +16,7 @@ from pathlib import Path
 from client.daemon.rounds import Reserved, Round
 from client.state.jobs import is_finished
 from client.state.ledger import Reservation
+from client.state.ledger_file import of_kind
 from client.state.records import FILTER_ORDER, Records
 from common.errors import EnvironmentFault, PolicyError
 from common.privacy.accounting import epsilon_rdp, spend
@@ -78,8 +78,11 @@ class Spending:
 
     def _latest_try(self, key: str) -> Entry | None:
         """The newest entry of the journal that reserved or started a round."""
-        tries = [entry for entry in self._entries(key) if entry.state in ("reserved", "started")]
-        return tries[-1] if tries else None
+        latest = None
+        for entry in self._entries(key):
+            if entry.state in ("reserved", "started"):
+                latest = entry
+        return latest
 
     def _entries(self, key: str) -> list[Entry]:
         """The journal's entries of exactly this key."""
@@ -98,8 +101,9 @@ class Spending:
         elif event is not None:
             reservation = self.records.ledger().reserve(event, round.study.hash())
         folder = self._new_folder(round.header.key)
-        text = reservation.to_json() if reservation else ""
-        record = {"folder": folder.name, "reservation": text}
+        record = {"folder": folder.name, "reservation": ""}
+        if reservation is not None:
+            record["reservation"] = reservation.to_json()
         self.records.state.journal.append(round.header.key, "reserved", record)
         return Reserved(round, event, reservation, folder, finished=False)
 
@@ -123,14 +127,16 @@ class Spending:
         """
         ledger = self.records.ledger()
         policy = self.records.config.policy
-        plans = {row.data["plan"] for row in ledger.rows() if row.kind == "reserve"}
+        plans = {row.data["plan"] for row in of_kind(ledger.rows(), "reserve")}
         if study.hash() in plans:
             return
         self._check_feasible(study)
+        # everything that was spent before, and everything that this plan will spend
         history = self._plan_events(study)
         if plans:
             history = (*ledger.report(prv=False).mechanisms, *history)
         epsilon = spend(history, policy.max_delta).pld
+        # a later plan may depend on what the earlier one released: also by Rényi DP at one order
         if plans:
             epsilon = max(epsilon, epsilon_rdp(history, policy.max_delta, order=FILTER_ORDER))
         if not epsilon <= policy.max_epsilon:
@@ -180,4 +186,6 @@ def _training_event(study: Study, model: str, shapes: Shapes | None) -> Subsampl
 def _reservation(entry: Entry) -> Reservation | None:
     """The ledger's reservation that a journal entry holds."""
     text = str(entry.data["reservation"])
-    return Reservation.from_json(text) if text else None
+    if not text:
+        return None
+    return Reservation.from_json(text)

@@ -13,6 +13,7 @@ from common.arrays import Images, Pixels
 
 GAP_PX = 12
 CAPTION_PX = 18
+COLOURS = {"A-PASS": "black"}  # of captions; any other code is red
 
 
 def contact_sheet(
@@ -38,7 +39,7 @@ def contact_sheet(
             picture = _picture(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (x + side * width, y))
         text = f"{i + 1} {code} {min(found.leads):.2f}"
-        colour = "black" if code == "A-PASS" else "red"
+        colour = COLOURS.get(code, "red")
         draw.text((x + 2, y + height + 3), text, fill=colour)
     stream = io.BytesIO()
     sheet.save(stream, "PNG")

@@ -1,8 +1,8 @@
 """What the child says of an image batch: groups, each image's group, audit codes. It stays on site.
 
 In: evidence.json of a job folder. Out: `Evidence`.
-Guarantees: a group below k cannot be read; every image names a group that is listed, or none.
-Not covered: whether the claims are true (client/egress/gate.py checks them).
+Guarantees: a group below k cannot be read; every image names a listed group, or none.
+Not covered: whether the claims are true (the gate checks them).
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 In: payload bytes that a child left, the instruction that they answer, the site's own records.
 Out: `Cleared`, or RefusedError with the code of the first rule that does not hold.
-Guarantees: every rule is checked before anything changes; only then is the artefact committed to
-the ledger. Nothing is sent that no rule names.
-Not covered: the privacy of the numbers themselves (client/learn/private_step.py), how groups are
-formed (client/synthesize/group.py).
+Guarantees: nothing is sent that no rule names; every rule is checked before anything changes, and
+only then is the artefact committed to the ledger.
+Not covered: the privacy of the numbers (client/learn), how groups are formed (client/synthesize).
 
-The rules are numbered in common/privacy/boundary.py: 1-14 hold for values, and the server checks
-them again; 20-27 need what only the site has.
+Rules 1-14 of common/privacy/boundary.py hold for values, and the server checks them again; 20-27
+need what only the site has.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from client.state.canaries import Tallies
 from client.state.config import Policy, check_plan
 from client.state.group_store import GroupStore
 from client.state.ledger import Ledger, Reservation
-from client.state.ledger_file import Entry
+from client.state.ledger_file import Entry, of_kind
 from client.state.records import Records
 from common.errors import Bug, KohortError
 from common.privacy.boundary import (
@@ -237,14 +236,14 @@ class Gate:
             raise refuse(21, "practice steps, with noise that may repeat: NOT PRIVATE")
         rows = self.ledger.rows()
         self._check_entry(reservation.id, event, rows)
-        commits = [row.data for row in rows if row.kind == "commit"]
-        for commit in commits:
-            if commit["reservation"] == reservation.id and commit["artefact"] != artefact:
+        for commit in of_kind(rows, "commit"):
+            data = commit.data
+            if data["reservation"] == reservation.id and data["artefact"] != artefact:
                 raise refuse(21, f"entry {reservation.id} is committed to another artefact")
 
     def _check_entry(self, number: int, event: Mechanism, rows: Sequence[Entry]) -> None:
         """Rule 21: a ledger entry is a reservation of this plan for this event."""
-        entries = {row.seq: row.data for row in rows if row.kind == "reserve"}
+        entries = {row.seq: row.data for row in of_kind(rows, "reserve")}
         reserved = entries.get(number)
         if reserved is None or reserved["plan"] != self.study.hash():
             raise refuse(21, f"entry {number} is no reservation of this plan")
@@ -286,7 +285,7 @@ class Gate:
             self._check_reservation(reservation, event, artefact)
             return
         wanted = {"event": json.loads(event.event()), "plan": self.study.hash()}
-        declared = [row.data for row in self.ledger.rows() if row.kind == "declare"]
+        declared = [row.data for row in of_kind(self.ledger.rows(), "declare")]
         if getattr(event, "covers_patient", True) or wanted not in declared:
             raise refuse(
                 21, "the mechanism on images is in the ledger neither as reserved nor as declared"

@@ -1,12 +1,10 @@
 """Whether a batch of images gives away which of the site's patients are in a group.
 
 In: released images, the site's real ones, who is in a group. Out: yes, no, or None.
-Attackers: nearness in each of the three spaces (spaces.py, common/measure/attacks.py).
-Guarantees: it answers only with `LEAST_OTHERS` other patients or more, since with fewer the
-interval is too wide. It says yes when the 95 % interval of the worst attacker's AUC lies above
-`MEMBERS_AUC` (docs/decisions/0020-attacks-from-rehearsals.md).
-Not covered: attacks with a trained classifier; leaks finer than `MEMBERS_AUC`; sites where nearly
-every patient is in a group. The operator's rehearsal measures these.
+Guarantees: it says yes when the 95 % interval of the worst attacker's AUC lies above `MEMBERS_AUC`
+(docs/decisions/0020-attacks-from-rehearsals.md). Attackers: nearness in three spaces (spaces.py).
+Not covered: attacks with a trained classifier, finer leaks, sites where nearly every patient is in
+a group. The operator's rehearsal measures these.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from client.egress.spaces import SPACES, check_images, unit
 from common.arrays import Images
 from common.measure import attack_scores, attacks
 
-LEAST_OTHERS = 20
+LEAST_OTHERS = 20  # patients in no group: with fewer the interval is too wide to say anything
 MEMBERS_AUC = 0.65
 
 

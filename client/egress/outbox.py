@@ -1,10 +1,9 @@
 """The outbox: signed messages, on disk before they are sent, and sent again byte for byte.
 
 In: `Cleared` from the gate, the site's signing key. Out: `Sealed`.
-Guarantees: a message is complete on disk before `store` returns; one key always gives the same
+Guarantees: a message is whole on disk before `store` returns; one key always gives the same
 bytes; a second payload for a key is refused; nothing is removed.
-Not covered: when a message is sent. Whether it arrived, a receipt in the operator's next signed
-instruction says.
+Not covered: when a message is sent, and whether it arrived (the operator's receipts say so).
 """
 
 from __future__ import annotations

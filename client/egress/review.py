@@ -1,11 +1,9 @@
 """Human review of image batches: what waits, and what a person decided.
 
-In: the SHA-256 of a batch, its contact sheet and the pictures beside it; a reviewer's decision.
-Out: the state of a digest.
-Guarantees: a decision is on disk, with the reviewer's name, before it counts; it is final, and it
+In: the digest of a batch, its contact sheet; a reviewer's decision. Out: the state of a digest.
+Guarantees: a decision is on disk, with the reviewer's name, before it counts; it is final, and
 holds for one digest: a changed batch is another batch.
-Not covered: who the reviewer is. The operating system's accounts decide who may run
-`kohort-site review`.
+Not covered: who the reviewer is (the accounts of the operating system decide).
 """
 
 from __future__ import annotations
@@ -107,7 +105,9 @@ class Reviews:
     def state(self, digest: str) -> State:
         """Return the state of exactly this digest."""
         latest = self._journal.latest(digest)
-        return "unknown" if latest is None else STATES[latest.state]
+        if latest is None:
+            return "unknown"
+        return STATES[latest.state]
 
     def close(self) -> None:
         """Close the journal."""

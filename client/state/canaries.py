@@ -1,10 +1,10 @@
 """The site's canaries between rounds: which of them take part, and the sums of answered rounds.
 
 In: the tally that a child left for one round. Out: what the next child needs; sums for the gate.
-Guarantees: coins are drawn once for each model of a plan; a round counts once, however often it
-is asked, redone or interrupted; the file changes as a whole or not at all, and only the site's
-account can read it. Nothing here leaves the site: the coins are the audit's secret.
-Not covered: what the sums mean (common/privacy/canaries.py), what is refused (the gate).
+Guarantees: coins are drawn once for each model of a plan; a round counts once, however often it is
+redone; the file changes as a whole, and only the site's account can read it. Nothing leaves the
+site: the coins are the audit's secret.
+Not covered: what the sums mean (common/privacy/canaries.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CanaryFile:
         A round that counts already is not added again.
         """
         total, rounds = self._read()
-        if number in rounds:
+        if number in rounds:  # a round that is asked again
             return Tallies(latest, total)
         return Tallies(latest, total + latest)
 

@@ -242,4 +242,6 @@ def _sample_lines(model: FrozenModel, indent: str) -> Iterator[str]:
 
 def _spelled(value: Any) -> str:
     """A value as YAML."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    if isinstance(value, tuple):
+        value = list(value)
+    return json.dumps(value, ensure_ascii=False)

@@ -1,9 +1,9 @@
 """Frozen groups of at least k distinct patients: the types, and the append-only file of them.
 
 Guarantees:
-1. A `Group` holds k or more distinct patients of one stratum; it cannot be constructed otherwise.
+1. A `Group` holds k or more distinct patients of one stratum; it cannot be built otherwise.
 2. A patient is in at most one group of a `Grouping`.
-3. A `GroupStore` freezes a patient into one group across all studies. What overlaps a frozen
+3. A `GroupStore` freezes a patient into one group across all studies; what overlaps a frozen
    group without being that group is refused.
 Not covered: how groups are formed (client/synthesize/group.py).
 """
@@ -132,10 +132,10 @@ class GroupStore:
         members: dict[str, list[str]] = {}
         for token, pseudonym in pairs:
             members.setdefault(token, []).append(pseudonym)
-        return tuple(
-            Group(tuple(members.get(token, ())), Stratum(label, side), k)
-            for token, label, side, k in rows
-        )
+        groups: list[Group] = []
+        for token, label, side, k in rows:
+            groups.append(Group(tuple(members.get(token, ())), Stratum(label, side), k))
+        return tuple(groups)
 
     def close(self) -> None:
         """Close the file."""
@@ -162,7 +162,8 @@ class GroupStore:
         find = "SELECT token FROM member WHERE pseudonym = ?"
         tokens: list[str] = []
         for member in members:
-            tokens += [row[0] for row in self._db.execute(find, (member,))]
+            for row in self._db.execute(find, (member,)):
+                tokens.append(row[0])
         return tokens
 
     @contextmanager
@@ -182,9 +183,9 @@ class GroupStore:
         try:
             yield
         except sqlite3.Error as error:
-            hint, code = "restore the file from backup; never delete it", None
+            what = f"group store {self.path}: {error}"
             if "full" in str(error):
-                hint, code = "free some space there and start again", "E-DISK-FULL"
-            raise EnvironmentFault(
-                f"group store {self.path}: {error}", hint=hint, code=code
-            ) from error
+                hint = "free some space there and start again"
+                raise EnvironmentFault(what, hint=hint, code="E-DISK-FULL") from error
+            hint = "restore the file from backup; never delete it"
+            raise EnvironmentFault(what, hint=hint) from error

@@ -1,13 +1,8 @@
 """A job folder: the format that the daemon and its child process share.
 
-In: a `Job` and the bytes that the child needs. Out: the files below; all of them stay on site.
+In: a `Job` and what the child needs. Out: the files named below; all of them stay on site.
 Guarantees: a file appears whole or not at all; a finished folder holds the whole output.
-Not covered: how a child is started (client/daemon/jobs.py), what it computes (client/child).
-
-From the daemon: job.json, in.safetensors (global weights), groups.json (frozen groups),
-canaries.safetensors (which canaries take part).
-From the child: progress, tally.safetensors (sums of the canaries), evidence.json,
-contact_sheet.png, inversions.png, out.safetensors (written last), error (a code), child.log.
+Not covered: starting a child (client/daemon/jobs.py), its work (client/child).
 """
 
 from __future__ import annotations
@@ -24,15 +19,17 @@ from common.errors import KohortError, RefusedError, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.wire.messages import canonical
 
+# written by the daemon
 JOB = "job.json"
-WEIGHTS = "in.safetensors"
-GROUPS = "groups.json"
-CANARIES = "canaries.safetensors"
+WEIGHTS = "in.safetensors"  # the global weights
+GROUPS = "groups.json"  # the frozen groups
+CANARIES = "canaries.safetensors"  # which canaries take part
+# written by the child, beside contact_sheet.png and inversions.png
 PROGRESS = "progress"
-TALLY = "tally.safetensors"
+TALLY = "tally.safetensors"  # what the canaries measured
 EVIDENCE = "evidence.json"
-OUTPUT = "out.safetensors"
-ERROR = "error"
+OUTPUT = "out.safetensors"  # written last
+ERROR = "error"  # the code of a refusal
 LOG = "child.log"
 
 JSON_CAP_BYTES = 1 << 28

@@ -3,10 +3,7 @@
 In: a kind and public data. Out: `Entry`, in order.
 Guarantees: an appended entry is on disk, synced, when the transaction ends; an error changes
 nothing; a changed byte in any entry is found and named.
-Not covered: a file that was deleted or restored from an old backup (`Ledger.refuse_if_behind`);
-what may be appended (ledger.py).
-
-hash = SHA-256(previous hash, seq, kind, body), joined by newlines.
+Not covered: a file that was deleted or restored from an old backup (`Ledger.refuse_if_behind`).
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +46,11 @@ class Entry(NamedTuple):
         return f"{self.seq}:{self.hash}"
 
 
+def of_kind(entries: Iterable[Entry], kind: str) -> list[Entry]:
+    """Return the entries of one kind, in order."""
+    return [entry for entry in entries if entry.kind == kind]
+
+
 @contextmanager
 def transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, list[Entry]]]:
     """Yield the verified entries under a write lock; commits on success, synced.
@@ -77,7 +79,9 @@ def append(
     connection: sqlite3.Connection, entries: list[Entry], kind: str, data: dict[str, Any]
 ) -> Entry:
     """Add one entry to the chain inside a transaction, and return it."""
-    previous = entries[-1].hash if entries else GENESIS
+    previous = GENESIS
+    if entries:
+        previous = entries[-1].hash
     number = len(entries) + 1
     body = canonical(data)
     digest = _digest(previous, number, kind.encode(), body)
@@ -116,7 +120,7 @@ def _verified(number: int, row: tuple[Any, ...], previous: str) -> Entry:
 
 
 def _digest(previous: str, number: int, kind: bytes, body: bytes) -> str:
-    """The hash of one entry over the chain before it."""
+    """SHA-256 over previous hash, number, kind and body, joined by newlines."""
     text = b"\n".join([previous.encode(), str(number).encode(), kind, body])
     return hashlib.sha256(text).hexdigest()
 

@@ -67,18 +67,17 @@ class Plans:
 
     def hashes(self) -> tuple[str, ...]:
         """Return the hashes of all approved plans, oldest first."""
-        keys = dict.fromkeys(
-            entry.key.removeprefix("plan/") for entry in self.state.journal.entries("plan/")
-        )
-        return tuple(plan_hash for plan_hash in keys if self.approved(plan_hash))
+        hashes: dict[str, None] = {}  # in the order of the first approval
+        for entry in self.state.journal.entries("plan/"):
+            hashes[entry.key.removeprefix("plan/")] = None
+        return tuple(filter(self.approved, hashes))
 
     def pins(self) -> set[str]:
         """Return the app hashes that Flower reports for the approved plans."""
-        texts = [
-            read_capped(self.folder(plan_hash) / "study.yaml", PLAN_CAP_BYTES)
-            for plan_hash in self.hashes()
-        ]
-        return {fab_hash(text) for text in texts}
+        pins: set[str] = set()
+        for plan_hash in self.hashes():
+            pins.add(fab_hash(read_capped(self.folder(plan_hash) / "study.yaml", PLAN_CAP_BYTES)))
+        return pins
 
     def folder(self, plan_hash: str) -> Path:
         """Return the folder of a plan's bundle."""

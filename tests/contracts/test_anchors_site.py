@@ -143,7 +143,7 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("private statistics of a group in mode anchors")
 
-    for name in ("measure_patients", "gather", "align"):
+    for name in ("measure_patients", "gather_statistics", "align"):
         monkeypatch.setattr(f"client.child.batch.{name}", forbidden)
     header, event = ask(hospital, weights), anchors_event(hospital.study)
     assert event is not None

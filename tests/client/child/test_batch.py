@@ -171,15 +171,15 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
         generator=lambda: None, critic=lambda: None, progress=None,
     )  # fmt: skip
     monkeypatch.setattr("client.child.batch.measure_patients", lambda *_: {})
-    monkeypatch.setattr("client.child.batch.gather", lambda *_: [])
+    monkeypatch.setattr("client.child.batch.gather_statistics", lambda *_: [])
     monkeypatch.setattr("client.child.batch.align", lambda *_: SimpleNamespace(codes=aligned_codes))
     monkeypatch.setattr(
-        "client.child.batch.outputs",
+        "client.child.batch.render_outputs",
         lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))],
     )
-    moved = SimpleNamespace(moved=lambda codes: codes + 1)
+    moved = SimpleNamespace(move_out=lambda codes: codes + 1)
     monkeypatch.setattr(
-        "client.child.batch.directions_of", lambda *given: asked.append(given) or moved
+        "client.child.batch.find_directions", lambda *given: asked.append(given) or moved
     )
     align_groups(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
     assert torch.equal(drawn[0], aligned_codes + (directions > 0))
