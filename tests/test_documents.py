@@ -74,7 +74,15 @@ def test_no_machine_path_or_registry_host_is_tracked() -> None:
 FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 
 
-@pytest.mark.parametrize("name", ["client/fleet/app.py", "server/app.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "client/fleet/app.py",
+        "server/app.py",
+        "server/rounds/exchange.py",
+        "server/rounds/records.py",
+    ],
+)
 def test_the_apps_import_flowers_public_types_alone(name: str) -> None:
     tree = ast.parse((ROOT / name).read_text())
     froms = {

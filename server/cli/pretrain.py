@@ -182,7 +182,9 @@ def flow_options(task: Task) -> Pretraining:
 
 def planned_flow(study: Path | None) -> GlowPlan | None:
     """Return the flow of the plan, if there is a plan and it has one."""
-    return load_study(study).models.glow if study else None
+    if study is None:
+        return None
+    return load_study(study).models.glow
 
 
 def train_pairs(task: Task) -> None:

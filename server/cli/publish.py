@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, PolicyError
 from common.storage.files import file_digest
@@ -18,6 +19,7 @@ from server.cli.state_folder import load_operator_key, open_record, open_registr
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
 from server.operator.releasable import releases_pairs
+from server.operator.sites import Registry
 from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # both import torch, which takes seconds
     from server.evaluate.extractors import Extractor
     from server.evaluate.people import PublicPeople
     from server.evaluate.rehearsal_report import Rehearsal
-    from server.release.items import Account, Pairs, SiteBatch
+    from server.release.items import Account, Pairs, ReleaseInputs, SiteBatch
 
 Out = Annotated[Path, typer.Option(help="folder in which the releases lie")]
 ReferenceImages = Annotated[
@@ -74,7 +76,6 @@ def release(
 
     Everything is verified again first.
     """
-    from server.release.build import build_release
     from server.release.items import ReleaseInputs
 
     place = ServerState(state)
@@ -82,36 +83,64 @@ def release(
     study = open_bundle(bundle, key.public_key())
     check_folder("--out", out)
     found = read_people(members, heldout, rehearsal, study)
+    # What the rounds left: images or pairs, and the final weights.
     with open_record(place, study) as record, open_registry(place) as registry:
         check_complete(record, state)
-        sites = registry.sites().values()
-        quarantined = {site.name for site in sites if site.state == "quarantined"}
+        quarantined = sites_in_quarantine(registry)
         batches = batches_without(record, quarantined)
-        weights = record.final_weights() if study.release.models else {}
-        pairs = collect_pairs(record, quarantined, reference) if releases_pairs(study) else None
-    name = reference_name
-    if reference is not None and not name:
-        name = reference.name
+        weights = released_weights(record)
+        pairs = collect_pairs(record, quarantined, reference)
+    # What the release is compared with; pairs carry their own reference.
+    public = None
+    if pairs is None:
+        public = read_reference(reference, study)
     inputs = ReleaseInputs(
         study=study,
         bundle=bundle,
         batches=batches,
         account=make_account(study, bundle, place),
         weights=weights,
-        reference=None if pairs else read_reference(reference, study),
-        reference_name=name if reference is not None else "",
+        reference=public,
+        reference_name=name_reference(reference, reference_name),
         pairs=pairs,
         extractor=read_extractor(features),
         rehearsal=found,
     )
+    folder = build(inputs, out, key)
+    write(f"released {folder}\n")
+
+
+def build(inputs: ReleaseInputs, out: Path, key: Ed25519PrivateKey) -> Path:
+    """Build the release under a progress bar and return its folder."""
+    from server.release.build import build_release
+
     with progress_bar("release") as bar:
         task = bar.add_task("pictures", total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        folder = build_release(inputs, out, key, show)
-    write(f"released {folder}\n")
+        return build_release(inputs, out, key, show)
+
+
+def sites_in_quarantine(registry: Registry) -> set[str]:
+    """Return the names of the sites in quarantine."""
+    sites = registry.sites().values()
+    return {site.name for site in sites if site.state == "quarantined"}
+
+
+def released_weights(record: StudyRecord) -> dict[str, Path]:
+    """Return the files of the final weights, where the plan releases them."""
+    if not record.study.release.models:
+        return {}
+    return record.final_weights()
+
+
+def name_reference(reference: Path | None, name: str) -> str:
+    """Return what the report calls the reference: the given name, or its file's."""
+    if reference is None:
+        return ""
+    return name or reference.name
 
 
 def check_complete(record: StudyRecord, state: Path) -> None:
@@ -145,13 +174,20 @@ def make_account(study: Study, bundle: Path, place: ServerState) -> Account:
     return Account({"PLD": spent.pld, "RDP": spent.rdp}, versions, audits)
 
 
-def collect_pairs(record: StudyRecord, quarantined: set[str], reference: Path | None) -> Pairs:
-    """Return the pairs of a study without synthesis, its sites' statements, and public pairs."""
+def collect_pairs(
+    record: StudyRecord, quarantined: set[str], reference: Path | None
+) -> Pairs | None:
+    """Return the drawn pairs, the sites' statements and public pairs to compare with.
+
+    None for a study with synthesis, which releases images.
+    """
     from server.public_data.pairs import read_pairs
     from server.release.items import Pairs
     from server.release.pairs import draw_pairs
 
     study = record.study
+    if not releases_pairs(study):
+        return None
     plan = study.models.wgan
     assert plan is not None
     statements = record.evidence("wgan")
@@ -160,7 +196,10 @@ def collect_pairs(record: StudyRecord, quarantined: set[str], reference: Path | 
     weights = record.weights("wgan", plan.rounds)
     digest = file_digest(record.final_weights()["wgan"])
     pairs = draw_pairs(record.root / "pairs", weights, digest, plan, size_px)
-    return Pairs(pairs, statements, read_pairs(reference, size_px) if reference else None)
+    public = None
+    if reference is not None:
+        public = read_pairs(reference, size_px)
+    return Pairs(pairs, statements, public)
 
 
 def check_quorum(sites: int, quorum: int) -> None:
@@ -194,7 +233,9 @@ def read_people(
         )
     if members and heldout:
         return read_public_people(members, heldout, study)
-    return read_rehearsal(file, study) if file else None
+    if file:
+        return read_rehearsal(file, study)
+    return None
 
 
 def read_extractor(features: str) -> Extractor | None:

@@ -132,13 +132,20 @@ def _run(app: Any, arguments: list[str]) -> dict[str, object]:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             app(arguments, prog_name="flwr")
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        code = exit_code(leaving)
     except Exception as error:
         out.write(f"{type(error).__name__}: {error}")
         code = 1
     finally:
         sys.__stdout__, sys.__stderr__ = first  # type: ignore[misc]
     return {"code": code, "text": out.getvalue()}
+
+
+def exit_code(leaving: SystemExit) -> int:
+    """Return the exit code of a program that leaves: a text instead of a number means 1."""
+    if isinstance(leaving.code, int):
+        return leaving.code
+    return int(leaving.code is not None)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,9 @@ def _after(site: Site | None, entry: Entry) -> Site:
             return site
         return replace(site, state="quarantined", code=data["code"])
     if entry.state == "released":
-        return replace(site, state="enrolled" if site.node_id is None else "registered", code="")
+        if site.node_id is None:
+            return replace(site, state="enrolled", code="")
+        return replace(site, state="registered", code="")
     if entry.state == "unregistered":
         return replace(site, state="revoked", node_id=None)
     return replace(site, state="revoked")

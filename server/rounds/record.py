@@ -82,7 +82,9 @@ class StudyRecord:
         if round_ == 0 and not path.exists():
             self.write_weights(model, 0, self._start(model))
         arrays = tensors.read(path, max_bytes=WEIGHTS_CAP_BYTES)
-        entry = self.closing_entry("train", model, round_ - 1) if round_ else None
+        entry = None
+        if round_:
+            entry = self.closing_entry("train", model, round_ - 1)
         if entry and entry.data["weights"] != file_digest(path):
             raise Bug(f"{path}: does not have the SHA-256 that the journal names")
         return arrays
@@ -127,7 +129,9 @@ class StudyRecord:
     def closing_entry(self, phase: str, model: str, round_: int) -> Entry | None:
         """Return the entry that closed a round, or None."""
         entry = self.journal.latest(self.place(phase, model, round_))
-        return entry if entry and entry.state == "closed" else None
+        if entry is None or entry.state != "closed":
+            return None
+        return entry
 
     def close_round(self, phase: str, model: str, round_: int, data: Mapping[str, Any]) -> None:
         """Journal a round as closed, then drop what it no longer needs.
@@ -163,7 +167,9 @@ class StudyRecord:
     def accepted_digest(self, key: str, site: str) -> str | None:
         """Return the payload digest that was accepted for a key, or None."""
         entry = self.journal.latest(f"{key}/{site}")
-        return str(entry.data["digest"]) if entry and entry.state == "accepted" else None
+        if entry is None or entry.state != "accepted":
+            return None
+        return str(entry.data["digest"])
 
     def note_refused(self, key: str, site: str, code: str) -> None:
         """Journal that a site's reply was refused; an earlier acceptance for the key is void."""
@@ -204,7 +210,7 @@ class StudyRecord:
         A statement is one of kohort/statements.py, as JSON.
         """
         entry = self.closing_entry("train", model, self.study.models.trained()[model].rounds - 1)
-        sites = sorted(entry.data["accepted"]) if entry else []
+        sites = _accepted_sites(entry)
         folder = self.root / "evidence" / model
         return {
             site: files.read_capped(folder / f"{site}.json", STATEMENT_CAP_BYTES) for site in sites
@@ -213,7 +219,7 @@ class StudyRecord:
     def batches(self) -> tuple[Batch, ...]:
         """Return the complete image batches of the closed synthesis round, in order of site."""
         entry = self.closing_entry("synthesize", "", 0)
-        sites = sorted(entry.data["accepted"]) if entry else []
+        sites = _accepted_sites(entry)
         return tuple(self._batch(site) for site in sites)
 
     def _batch(self, site: str) -> Batch:
@@ -262,6 +268,13 @@ class StudyRecord:
     def close(self) -> None:
         """Close the journal."""
         self.journal.close()
+
+
+def _accepted_sites(entry: Entry | None) -> list[str]:
+    """The accepted sites of a closed round, in order of name; none of an open one."""
+    if entry is None:
+        return []
+    return sorted(entry.data["accepted"])
 
 
 def store_sealed(path: Path, sealed: Sealed) -> None:
