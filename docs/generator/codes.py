@@ -38,8 +38,9 @@ def errors_page() -> str:
 
     lines = [
         "A command that fails prints `error:` and `hint:` lines. What crosses between hospital and",
-        "server is the code alone. Hospital staff find codes in the daemon's log, the operator in",
-        "`kohort-server status`. Each code ends a command with an [exit code](exit-codes.md).",
+        "server is the code alone. Hospital staff find codes in the log of `kohort-site run`, the",
+        "operator in the output of `kohort-server run` and, for a site in quarantine, in",
+        "`kohort-server sites`. Each code ends a command with an [exit code](exit-codes.md).",
         "",
     ]
     for code, entry in sorted(advice("errors.toml").items()):
