@@ -1,3 +1,1 @@
-"""Flower's stock SuperLink as child processes and the operator's calls on it; it decides nothing
-about privacy.
-"""
+"""Runs Flower's stock SuperLink as child processes; it decides nothing about privacy."""
