@@ -1,1 +1,3 @@
-"""Runs Flower's stock SuperLink as child processes; it decides nothing about privacy."""
+"""Flower's stock SuperLink as child processes and the operator's calls on it; it decides nothing
+about privacy.
+"""
