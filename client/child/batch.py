@@ -29,7 +29,7 @@ from client.child.rosters import (
     frozen_groups,
     group_patients,
     keep_accepted,
-    keyed,
+    keyed_digest,
     person_names,
     roster_of,
 )
@@ -136,7 +136,9 @@ def average_groups(
         candidates += align_groups(batch, plain, who, inverted, random)
     # (5) privatize a public share of the groups
     candidates += privatize_groups(batch, private, who)
-    candidates.sort(key=lambda candidate: keyed(batch.secret, "leaves", candidate.group.token))
+    candidates.sort(
+        key=lambda candidate: keyed_digest(batch.secret, "leaves", candidate.group.token)
+    )
     return candidates[: batch.synthesis.max_images_per_site]
 
 
@@ -157,6 +159,7 @@ def align_groups(
         style_weight=plan.style_weight,
         trust_weight=plan.trust_weight,
     )
+    # groups of patients with an accepted image each
     who = keep_accepted(who, found.accepted)
     groups = [group for group in groups if set(group.members) <= set(who.pseudonyms)]
     if not groups:
@@ -169,11 +172,13 @@ def align_groups(
     patients = measure_patients(np.asarray(batch.cohort.images), found, who, critic, constants)
     statistics = gather_statistics(groups, patients, generator, constants)
     codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
+    # restore variance that averaging removes
     if plan.spread_directions:
         directions = find_directions(
             known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share
         )
         codes = directions.move_out(codes)
+    # render them
     stacks = render_outputs(codes, plan.outputs_per_group, generator, random)
     candidates: list[Candidate] = []
     for images in stacks:
@@ -235,6 +240,7 @@ def publish_cells(
     for stack in stacks:
         pairs = zip(stack, means, strict=True)
         candidates += [Candidate(image, mean.group, False) for image, mean in pairs]
+    # of too many images chance picks
     order = torch.randperm(len(candidates), generator=random).tolist()
     return [candidates[row] for row in order[: plan.max_images_per_site]]
 

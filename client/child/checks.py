@@ -98,6 +98,7 @@ def deciding_codes(batch: Batch, codes: Sequence[Code]) -> tuple[Code, ...]:
 
 def reveals_members(batch: Batch, candidates: Sequence[Candidate]) -> bool:
     """Return whether the images tell the patients in their groups from the cohort's others."""
+    # whose name, or an alias of it, is in a group
     grouped: set[str] = set()
     for candidate in candidates:
         grouped.update(candidate.group.members)

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do the job in the folder on the command line; returns 0, or the refusal's exit code."""
     folder = Path((arguments or sys.argv[1:])[0])
     secret = bytes.fromhex(sys.stdin.readline().strip())
+    # no work without the parent
     end_with_parent(signal.SIGKILL)
     end_with_input(ORPHANED)
     try:
@@ -89,6 +90,7 @@ def train(job: Job, study: Study, cohort: Cohort, weights: Arrays, folder: Path)
         raise ConfigurationError(f"no trainer for model {job.model!r}", code="E-MODEL-UNKNOWN")
     reservation = Reservation.from_json(job.reservation)
     canaries = read_canaries(folder)
+    # every private step takes one step of the reservation
     deltas = trainers[job.model](
         cohort,
         study,

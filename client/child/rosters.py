@@ -42,6 +42,7 @@ def group_patients(
     codes = None
     cells = None
     with GroupStore(batch.folder / STORE) as store:
+        # frozen groups come again exactly
         store.freeze(Grouping(frozen, ()))
         if mode == "random" or inverted is None:
             who = roster_of(batch, names, None)
@@ -51,6 +52,7 @@ def group_patients(
             codes = patient_codes(make_points(known, found, batch.synthesis.group_by), who)
             if mode == "cells":
                 cells = make_metric_cells(known, batch.synthesis.group_by)
+        # new groups among patients of no frozen group
         k = batch.synthesis.k
         grouping = regroup(store, who, k, mode, key=batch.secret, codes=codes, cells=cells)
     if not grouping.groups:
@@ -82,6 +84,7 @@ def roster_of(batch: Batch, names: Sequence[str], usable: NDArray[np.bool_] | No
     """
     intake = batch.study.intake
     strata = batch.study.strata()
+    # the stratum of each of the cohort's labels
     merged: list[int] = []
     for label in batch.cohort.label_names:
         merged.append(strata.index(intake.merge_labels.get(label, label)))
@@ -116,11 +119,11 @@ def choose_privatized(batch: Batch, grouping: Grouping) -> tuple[Group, ...]:
         return ()
     count = max(round(plan.share * len(grouping.groups)), 1)
     ranked = sorted(
-        grouping.groups, key=lambda group: keyed(batch.secret, "privatize", group.token)
+        grouping.groups, key=lambda group: keyed_digest(batch.secret, "privatize", group.token)
     )
     return tuple(ranked[:count])
 
 
-def keyed(secret: bytes, purpose: str, token: str) -> bytes:
+def keyed_digest(secret: bytes, purpose: str, token: str) -> bytes:
     """Return a digest that nobody without the site's secret can predict."""
     return hmac.digest(secret, f"kohort-batch-{purpose}\0{token}".encode(), hashlib.sha256)

@@ -140,6 +140,7 @@ def _picture(release: Path, name: str, size_px: int) -> Pixels:
     """One grey picture [S, S]; only names that a release may hold are opened."""
     if not layout.is_allowed_name(name):
         raise RefusedError(f"metadata.csv: {name!r} is no name of a picture in a release")
+    # PNG alone, of the plan's size, grey
     data = read_capped(release / name, PICTURE_CAP_BYTES)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:

@@ -33,11 +33,13 @@ def clear(
 ) -> tuple[Cleared, ...]:
     """Return the cleared parts of the batch; raises RefusedError, PolicyError, Stopped."""
     study = output.round.study
+    # what the child left
     evidence = Evidence.read(output.folder / EVIDENCE)
     parts = split(read(output.folder / OUTPUT, max_bytes=OUTPUT_CAP_BYTES), study)
-    # (9) a person approved the images, where the policy asks for it, and their groups are frozen
+    # (9) a person approved the images, where the policy asks for it
     await_review(output, parts, records, reviews, stop)
     with GroupStore(records.state.groups) as groups:
+        # (9) their groups are frozen
         groups.freeze(Grouping(evidence.groups, ()))
         gate = Gate.of(records, study, groups, reviews)
         persons = persons_of(Cohort.open(records.state.cohort(study.intake)))
@@ -54,11 +56,13 @@ def await_review(
 
     Raises PolicyError (E-REVIEW-REJECTED), or Stopped.
     """
+    # propose the batch, also again after a restart
     digest = batch_digest(parts)
     study = output.round.study
     if records.config.policy.review == "required":
         reviews.propose(digest, study.hash(), output.folder / SHEET)
         log.info("%s: images wait for a person: kohort-site review", study.name)
+    # wait for a decision; one that was taken before holds
     while reviews.state(digest) == "waiting":
         if stop.wait(REVIEW_POLL_S):
             raise Stopped("stopped while images wait for review")
@@ -80,6 +84,7 @@ def split(images: Arrays, study: Study) -> list[bytes]:
     """Return the payloads of a batch, each of at most 32 MiB, in order."""
     count = len(images["images"])
     check_total(count, study)
+    # as many images a part as fit beside its header
     image_bytes = images["images"][0].nbytes
     image_bytes += images["labels"].itemsize + images["privatized"].itemsize
     size = max(1, (PART_CAP_BYTES - HEADER_ROOM_BYTES) // image_bytes)

@@ -29,6 +29,7 @@ from common.wire.tensors import dumps
 
 POLL_S = 0.1
 KILL_WAIT_S = 5.0
+# what a child inherits of the environment
 PASSED_ON = (
     "PATH",
     "HOME",
@@ -174,12 +175,14 @@ def _wait(
     """Wait for the end and report progress; raises Stopped."""
     while child.poll() is None:
         progress(*read_progress(folder))
+        # the child is killed by the caller
         if stop.wait(POLL_S):
             raise Stopped("stopped while a child was at work; what it had reserved stays spent")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Make sure that the child is gone."""
+    # ask it to end, then kill it
     if child.poll() is None:
         child.terminate()
         try:
@@ -187,6 +190,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
     child.wait()
+    # closing the pipe flushes what the child never read
     if child.stdin is not None:
         try:
             child.stdin.close()

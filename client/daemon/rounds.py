@@ -60,6 +60,7 @@ def open_round(header: Header, study: Study, payload: bytes, plans: Plans) -> Ro
 
     Raises PolicyError (E-PART-UNKNOWN), RefusedError with the code of a rule of the boundary.
     """
+    # the images are made once, for round 0, and their parts are stored together
     if header.kind != "train" and (header.part or header.round):
         raise PolicyError("the first part of the images was never asked for", code="E-PART-UNKNOWN")
     weights = loads(payload, max_bytes=len(payload))
@@ -67,6 +68,7 @@ def open_round(header: Header, study: Study, payload: bytes, plans: Plans) -> Ro
         expected = _shapes_of(study, header.model, weights, plans)
     else:
         expected = _shapes_for_images(study, weights, plans)
+    # (6) the global weights fit the plan's model
     check_weights(weights, expected)
     return Round(header, study, payload, expected)
 

@@ -46,15 +46,17 @@ class Spending:
         """
         event = self._event(round)
         latest = self._latest_try(round.header.key)
+        # the first try
         if latest is None:
             return self._reserve_anew(round, event)
         folder = self.records.state.jobs / str(latest.data["folder"])
         finished = latest.state == "started" and is_finished(folder)
         if not finished:
             self._check_given_up(round.header.key)
-        # its output is there, or the daemon was killed before its child started
+        # an output that was never sent, or a reservation that no child has used
         if finished or latest.state == "reserved":
             return Reserved(round, event, _reservation(latest), folder, finished)
+        # a child started and left no output: its reservation stays spent
         return self._reserve_anew(round, event)
 
     def note_failure(self, round: Round, code: str) -> None:
@@ -100,6 +102,7 @@ class Spending:
             self.records.ledger().declare(event, round.study.hash())
         elif event is not None:
             reservation = self.records.ledger().reserve(event, round.study.hash())
+        # the journal names it and the folder of its one child
         folder = self._new_folder(round.header.key)
         record = {"folder": folder.name, "reservation": ""}
         if reservation is not None:
@@ -139,6 +142,7 @@ class Spending:
         # a later plan may depend on what the earlier one released: also by Rényi DP at one order
         if plans:
             epsilon = max(epsilon, epsilon_rdp(history, policy.max_delta, order=FILTER_ORDER))
+        # written so that a NaN is refused
         if not epsilon <= policy.max_epsilon:
             raise PolicyError(
                 f"plan {study.name}: all its rounds would bring epsilon per patient to "
@@ -162,6 +166,7 @@ class Spending:
         for model, plan in study.models.trained().items():
             shapes = self.records.plans.start_shapes(study, model) or None
             events += [_training_event(study, model, shapes)] * plan.rounds
+        # images, where they spend of a patient's epsilon
         event = image_event(study)
         if event is not None and event.covers_patient:
             events.append(event)

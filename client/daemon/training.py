@@ -25,6 +25,7 @@ def clear(output: Output, records: Records, reviews: Reviews) -> tuple[Cleared, 
     study = output.round.study
     assert output.reservation is not None
     assert isinstance(output.event, SubsampledGaussian)
+    # what the child left
     payload = read_capped(output.folder / OUTPUT, OUTPUT_CAP_BYTES)
     with GroupStore(records.state.groups) as groups:
         gate = Gate.of(records, study, groups, reviews)
@@ -33,6 +34,7 @@ def clear(output: Output, records: Records, reviews: Reviews) -> tuple[Cleared, 
         cleared = gate.clear_update(
             header, payload, output.round.expected, output.reservation, output.event, tallies
         )
+    # only a cleared round counts
     if tallies is not None:
         records.canaries(study, header.model).count_round(header.round, tallies.latest)
     return (cleared,)

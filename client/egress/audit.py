@@ -82,6 +82,7 @@ def audit(
     check_images(released, real, owner)
     ours = unit(released)
     nearest = _find_nearest(ours, unit(real), owner)
+    # rules 1 to 4, in their order
     checks: tuple[tuple[Code, Flags], ...] = (
         ("A-CONSTANT", blank(released)),
         ("A-DUPLICATE", _duplicates(released, ours)),
@@ -127,6 +128,7 @@ def _find_nearest(ours: Floats, theirs: Floats, owner: NDArray[np.integer]) -> t
 
     Its row is that of the space with the smallest lead.
     """
+    # each array: [spaces, images]
     compared = [_compare(view(ours), view(theirs), owner) for view in SPACES.values()]
     rows, ratios, leads = (np.stack(column) for column in zip(*compared, strict=True))
     nearest: list[Nearest] = []

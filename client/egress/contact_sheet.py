@@ -32,6 +32,7 @@ def contact_sheet(
     size = (cell_width * min(columns, len(released)), cell_height * rows)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
+    # each cell: released, nearest real one, caption
     for i, (code, found) in enumerate(zip(report.codes, report.nearest, strict=True)):
         x = cell_width * (i % columns)
         y = cell_height * (i // columns)

@@ -91,7 +91,7 @@ class Gate:
     def of(cls, records: Records, study: Study, groups: GroupStore, reviews: Reviews) -> Gate:
         """Return the gate for one plan over the site's own records."""
         config = records.config
-        approved = records.plans.approved
+        approved = records.plans.is_approved
         return cls(study, config.policy, config.site, records.ledger(), approved, groups, reviews)
 
     def clear_update(
@@ -171,7 +171,7 @@ class Gate:
         drawn. Rules 20, 27, 21, 25; raises RefusedError.
         """
         # (20) the plan is approved and within the policy
-        self._check_allowed()
+        self._check_policy()
         # (27) plan and policy allow single images at this epsilon
         allowed = self.policy.single_images == "allowed"
         most = self.policy.max_epsilon_image
@@ -191,9 +191,9 @@ class Gate:
         if instruction.phase != phase:
             asked = instruction.phase
             raise refuse(1, f"an instruction of phase {asked} for an artefact of {phase}")
-        self._check_allowed()
+        self._check_policy()
 
-    def _check_allowed(self) -> None:
+    def _check_policy(self) -> None:
         """Rule 20: the plan is approved and within the policy."""
         if not self.approved(self.study.hash()):
             raise refuse(20, "nobody at this site approved it", hint="kohort-site approve BUNDLE")

@@ -34,6 +34,7 @@ def gives_away_members(
     inside = member[first]
     if min(inside.sum(), len(persons) - inside.sum()) < LEAST_OTHERS:
         return None
+    # attackers: nearness to the release, the highest of a person's images, in each space
     ours = unit(released)
     theirs = unit(real)
     scores = {}

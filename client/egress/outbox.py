@@ -37,6 +37,7 @@ class Outbox:
         """
         if type(cleared) is not Cleared:
             raise Bug(f"the outbox takes Cleared alone, got {type(cleared).__name__}")
+        # a message that is there is returned as it is
         stored = self.get(cleared.header.key)
         if stored is not None:
             if stored.payload != cleared.payload:
@@ -44,6 +45,7 @@ class Outbox:
                     "outbox: this round was answered with another payload", code="E-OUTBOX-SECOND"
                 )
             return stored
+        # a new one is signed and written
         sealed = seal(cleared.header, cleared.payload, key)
         fields = {name: np.frombuffer(value, np.uint8) for name, value in sealed._asdict().items()}
         atomic_write(self._path(cleared.header.key), dumps(fields), mode=0o600)
@@ -61,7 +63,7 @@ class Outbox:
         """Mark that a signed receipt for this message came."""
         atomic_write(self._path(key).with_suffix(".receipt"), b"")
 
-    def acknowledged(self, key: str) -> bool:
+    def is_acknowledged(self, key: str) -> bool:
         """Return whether a receipt came."""
         return self._path(key).with_suffix(".receipt").exists()
 

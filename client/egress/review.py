@@ -58,8 +58,10 @@ class Reviews:
     def propose(self, digest: str, study: str, sheet: Path) -> Batch:
         """Let a batch wait for a person; a second time changes nothing."""
         target = self.folder / digest[:16] / SHEET
+        # a decision that was taken before stays
         if self.state(digest) == "unknown":
             self._journal.append(digest, "waiting", {"study": study})
+        # the sheet is written last: with it the pictures are complete
         if not target.exists():
             for name in BESIDE:
                 if (sheet.parent / name).is_file():
@@ -73,6 +75,7 @@ class Reviews:
             raise ConfigurationError(
                 "review: a decision needs the reviewer's name", hint="add --reviewer NAME"
             )
+        # the same decision again is no change; another one is refused
         digest = self.find(batch).digest
         decision = "approved" if approve else "rejected"
         if self.state(digest) not in ("waiting", decision):

@@ -47,6 +47,7 @@ def unit(images: Images) -> Floats:
     factor = max(1, images.shape[1] // SIZE_PX)
     if factor == 1 or images.shape[1] % factor or images.shape[2] % factor:
         return np.asarray(images / 255.0)
+    # average tiles of factor x factor pixels
     n, height, width, channels = images.shape
     tiles = images.reshape(n, height // factor, factor, width // factor, factor, channels)
     return np.asarray(tiles.mean(axis=(2, 4), dtype=np.float64) / 255)
@@ -66,7 +67,7 @@ def contrast(images: Floats) -> Floats:
     return pixels(centred / (images.std(axis=(1, 2), keepdims=True) + 1e-3))
 
 
-def filtered(images: Floats) -> Floats:
+def filter_responses(images: Floats) -> Floats:
     """Return [N, D]: two strided convolutions with fixed random filters and ReLU.
 
     A slightly moved copy stays near.
@@ -85,7 +86,7 @@ def filtered(images: Floats) -> Floats:
 SPACES: dict[str, Callable[[Floats], Floats]] = {
     "pixels": pixels,
     "contrast": contrast,
-    "filtered": filtered,
+    "filtered": filter_responses,
 }
 
 

@@ -237,10 +237,10 @@ def _sample_lines(model: FrozenModel, indent: str) -> Iterator[str]:
             yield f"\n# {value.__doc__}\n{name}:"
             yield from _sample_lines(value, indent + "  ")
         else:
-            yield f"{indent}{name}: {_spelled(value)}  # {field.description}"
+            yield f"{indent}{name}: {_spell(value)}  # {field.description}"
 
 
-def _spelled(value: Any) -> str:
+def _spell(value: Any) -> str:
     """A value as YAML."""
     if isinstance(value, tuple):
         value = list(value)

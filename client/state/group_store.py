@@ -99,7 +99,7 @@ class GroupStore:
         with disk_faults_named("cannot open the group store", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        with self._faults_named():
+        with self._name_faults():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_WAIT_S)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -118,13 +118,13 @@ class GroupStore:
         patient with a frozen group and is not that group: the difference of their averages would
         be about one patient.
         """
-        with self._faults_named(), self._transaction():
+        with self._name_faults(), self._transaction():
             for group in grouping.groups:
                 self._freeze_one(group)
 
     def groups(self) -> tuple[Group, ...]:
         """Return all frozen groups."""
-        with self._faults_named():
+        with self._name_faults():
             rows = self._db.execute(
                 "SELECT token, label, laterality, k FROM grouped ORDER BY token"
             ).fetchall()
@@ -143,9 +143,11 @@ class GroupStore:
 
     def _freeze_one(self, group: Group) -> None:
         """Write one group inside a transaction, unless exactly this group is frozen."""
+        # frozen already, as exactly this group
         tokens = self._tokens_of(group.members)
         if set(tokens) == {group.token} and len(tokens) == len(group.members):
             return
+        # a member is in another frozen group
         if tokens:
             raise PolicyError(
                 "a group overlaps a frozen group without being identical to it",
@@ -178,7 +180,7 @@ class GroupStore:
         self._db.execute("COMMIT")
 
     @contextmanager
-    def _faults_named(self) -> Iterator[None]:
+    def _name_faults(self) -> Iterator[None]:
         """SQLite's errors as this machine's fault, with the fix."""
         try:
             yield

@@ -200,6 +200,7 @@ class Ledger:
         """
         mechanism = _parse(event)
         with self._transaction() as (connection, entries):
+            # decide first, then write
             self._admit(mechanism, entries, plan_hash)
             body = {
                 "event": json.loads(mechanism.event()),
@@ -306,7 +307,7 @@ class Ledger:
                 "ledger: groups by similarity have no epsilon per patient: declare it",
                 code="E-DECLARE",
             )
-        # the cap, by PLD
+        # the cap, by PLD; written so that a NaN is refused
         history = (*_mechanisms(entries, "reserve"), mechanism)
         spent = spend(history, delta)
         if not spent.pld <= cap:

@@ -57,7 +57,8 @@ def transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, list[Entry]]]:
 
     Raises RefusedError (E-LEDGER) if damaged, EnvironmentFault for a lock or a full disk.
     """
-    with _faults_named(path):
+    with _name_faults(path):
+        # only the site's account may read it
         if not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         connecting = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)
@@ -100,22 +101,23 @@ def _read(connection: sqlite3.Connection) -> list[Entry]:
     entries: list[Entry] = []
     previous = GENESIS
     rows = connection.execute("SELECT seq, kind, body, prev_hash, hash FROM entries ORDER BY seq")
+    # every entry carries the hash of the one before
     for number, row in enumerate(rows, 1):
-        entries.append(_verified(number, row, previous))
+        entries.append(_verify_row(number, row, previous))
         previous = entries[-1].hash
     # the number of entries is stored apart, so that a missing last entry is found
     if connection.execute("PRAGMA user_version").fetchone()[0] != len(entries) or not entries:
-        raise _damaged(len(entries) + 1)
+        raise _damage(len(entries) + 1)
     return entries
 
 
-def _verified(number: int, row: tuple[Any, ...], previous: str) -> Entry:
+def _verify_row(number: int, row: tuple[Any, ...], previous: str) -> Entry:
     """The entry of one row, or a refusal that names it."""
     seq, kind, body, prev_hash, digest = row
     if seq != number or not all(isinstance(part, bytes) for part in row[1:]):
-        raise _damaged(number)
+        raise _damage(number)
     if prev_hash != previous.encode() or digest != _digest(previous, number, kind, body).encode():
-        raise _damaged(number)
+        raise _damage(number)
     return Entry(number, kind.decode(), json.loads(body), digest.decode())
 
 
@@ -125,7 +127,7 @@ def _digest(previous: str, number: int, kind: bytes, body: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _damaged(number: int) -> RefusedError:
+def _damage(number: int) -> RefusedError:
     """The refusal of a chain that breaks at an entry."""
     return RefusedError(
         f"ledger: entry {number} is not what was written",
@@ -136,7 +138,7 @@ def _damaged(number: int) -> RefusedError:
 
 
 @contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
+def _name_faults(path: Path) -> Iterator[None]:
     """SQLite's and the system's errors as ours, each with the fix."""
     try:
         yield

@@ -42,7 +42,7 @@ class Plans:
         self.state.journal.append(f"plan/{study.hash()}", "approved", {"name": study.name})
         return study
 
-    def approved(self, plan_hash: str) -> bool:
+    def is_approved(self, plan_hash: str) -> bool:
         """Return whether the site's staff approved this hash."""
         latest = self.state.journal.latest(f"plan/{plan_hash}")
         return latest is not None and latest.state == "approved"
@@ -52,12 +52,13 @@ class Plans:
 
         Raises PolicyError (E-PLAN-UNAPPROVED) or RefusedError.
         """
-        if not self.approved(plan_hash):
+        if not self.is_approved(plan_hash):
             raise PolicyError(
                 f"plan {plan_hash[:12]}: nobody at this site approved it",
                 hint="read the plan, then `kohort-site approve BUNDLE`",
                 code="E-PLAN-UNAPPROVED",
             )
+        # signature and pinned checkpoints, then the hash that was approved
         study = open_bundle(self.folder(plan_hash), self.operator)
         if study.hash() != plan_hash:
             raise RefusedError(
@@ -70,7 +71,7 @@ class Plans:
         hashes: dict[str, None] = {}  # in the order of the first approval
         for entry in self.state.journal.entries("plan/"):
             hashes[entry.key.removeprefix("plan/")] = None
-        return tuple(filter(self.approved, hashes))
+        return tuple(filter(self.is_approved, hashes))
 
     def pins(self) -> set[str]:
         """Return the app hashes that Flower reports for the approved plans."""

@@ -30,7 +30,10 @@ def batch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """A job folder after one image batch; untrained models know nothing, so every image counts as accepted and as passed."""
+    """A job folder after one image batch.
+
+    Untrained models know nothing, so every image counts as accepted and as passed.
+    """
     monkeypatch.setattr("client.synthesize.invert.BLANK_DEVIATION", -1.0)
     monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
     monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", -1.0)

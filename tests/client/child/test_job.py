@@ -1,4 +1,4 @@
-"""The child process on tiny models: what it writes, what it refuses, and that it dies with its parent."""
+"""The child process on tiny models: what it writes, what it refuses, how it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A release of pairs measured on site: verified first, the cohort opened last, the result kept here and nowhere else."""
+"""A release of pairs measured on site: verified first, cohort opened last, result kept on site."""
 
 import csv
 import io

@@ -53,7 +53,7 @@ def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
     assert code == 3
     assert "infeasible: at 100 patients a site this will not learn" in err
     assert "hint:" in err
-    assert not hospital.site().plans.approved(hospital.study.hash())
+    assert not hospital.site().plans.is_approved(hospital.study.hash())
 
 
 def test_the_plans_text_names_the_privatized_part(tmp_path: Path) -> None:

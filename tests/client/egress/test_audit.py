@@ -1,4 +1,4 @@
-"""The audit: copies, near copies, duplicates and constant images fail; averages and strangers pass; codes only leave."""
+"""The audit: copies, duplicates and constant images fail; averages and strangers pass."""
 
 import io
 import subprocess
@@ -9,26 +9,8 @@ import pytest
 from PIL import Image
 
 from client.egress import audit as au
-from client.egress import contact_sheet, membership
 from common.errors import ConfigurationError
-
-
-def photographs(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
-    """Smooth coloured discs, each with its own spots: far apart from each other, like photographs."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size] / size
-    images = []
-    for _ in range(count):
-        image = np.zeros((size, size, 3))
-        for _ in range(8):
-            cy, cx, width = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.05, 0.2)
-            image += (
-                rng.uniform(0, 120, 3)
-                * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / width**2)[..., None]
-            )
-        images.append(np.clip(image, 0, 255))
-    return np.stack(images).astype(np.uint8)
-
+from tests.photographs import photographs
 
 REAL = photographs(30)
 
@@ -101,17 +83,6 @@ def test_larger_images_are_compared_at_64_pixels_and_grey_ones_too() -> None:
     assert report.codes[0] == "A-COPY"
 
 
-def test_the_contact_sheet_shows_released_beside_nearest_real() -> None:
-    report = au.audit(REAL[[5, 6]], REAL)
-    data = contact_sheet.contact_sheet(REAL[[5, 6]], REAL, report)
-    assert data == contact_sheet.contact_sheet(REAL[[5, 6]], REAL, report)
-    sheet = Image.open(io.BytesIO(data))
-    assert (sheet.format, sheet.size, sheet.info) == ("PNG", (2 * 140, 82), {})
-    pixels = np.asarray(sheet)
-    assert (pixels[:64:2, :64:2] == REAL[5]).all()
-    assert (pixels[:64:2, 64:128:2] == REAL[5]).all()
-
-
 @pytest.mark.parametrize(
     ("released", "real"),
     [
@@ -130,35 +101,3 @@ def test_what_cannot_be_audited_is_an_error(released: np.ndarray, real: np.ndarr
 def test_the_audit_imports_no_torch() -> None:
     code = "import sys, client.egress.audit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# --- the batch as a whole -------------------------------------------------------------------------------------------------
-
-SITE = photographs(90, seed=3)
-GROUPED = np.arange(90) < 60
-
-
-def k_averages(images: np.ndarray, k: int) -> np.ndarray:
-    return images.reshape(-1, k, *images.shape[1:]).mean(1).astype(np.uint8)
-
-
-BATCHES = {
-    "the photographs themselves": (SITE[:60], True),
-    "averages of two": (k_averages(SITE[:60], 2), True),
-    "averages of ten": (k_averages(SITE[:60], 10), False),
-    "strangers": (photographs(30, seed=8), False),
-}
-
-
-@pytest.mark.parametrize("name", BATCHES)
-def test_a_batch_that_tells_members_from_others_is_found(name: str) -> None:
-    released, expected = BATCHES[name]
-    assert membership.gives_away_members(released, SITE, np.arange(90), GROUPED) is expected
-
-
-def test_with_few_patients_outside_the_groups_nothing_is_said() -> None:
-    few = np.arange(90) < 71
-    assert membership.gives_away_members(SITE[:71], SITE, np.arange(90), few) is None
-    # images are not patients: twenty images of ten others are ten
-    owner = np.where(GROUPED, np.arange(90), 60 + np.arange(90) // 4)
-    assert membership.gives_away_members(SITE[:60], SITE, owner, GROUPED) is None

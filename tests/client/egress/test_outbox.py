@@ -57,8 +57,8 @@ def test_receipts_are_kept_beside_the_message(tmp_path: Path) -> None:
     outbox.store(cleared(b"two", 1), KEY)
     key = cleared(b"one", 0).header.key
     outbox.acknowledge(key)
-    assert outbox.acknowledged(key)
-    assert not outbox.acknowledged(cleared(b"two", 1).header.key)
+    assert outbox.is_acknowledged(key)
+    assert not outbox.is_acknowledged(cleared(b"two", 1).header.key)
     assert outbox.get(key) is not None
 
 

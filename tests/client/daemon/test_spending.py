@@ -1,0 +1,83 @@
+"""What a round costs: retries, refusals, old ledgers and plans that cannot learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import KohortError, PolicyError
+from tests.sites import WEIGHTS, Hospital, make_hospital, scripted
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Hospital:
+    return make_hospital(tmp_path)
+
+
+def test_a_child_that_keeps_crashing_is_given_up_with_a_code(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = scripted(monkeypatch, hospital.study, *["crash"] * 9)
+    site = hospital.site()
+    for _ in range(2):  # asked again, it spends nothing more
+        with pytest.raises(KohortError) as fault:
+            site.answer(hospital.ask("train"))
+        assert fault.value.code == "E-WORK-CRASHED"
+    assert children.runs == 3
+    assert sum(row.kind == "reserve" for row in site.ledger().rows()) == 3
+
+
+def test_what_a_child_refuses_is_not_tried_again(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = scripted(monkeypatch, hospital.study, "refuse", "refuse")
+    site = hospital.site()
+    for _ in range(2):
+        with pytest.raises(PolicyError) as refused:
+            site.answer(hospital.ask("train"))
+        assert refused.value.code == "E-GROUP-SIZE"
+    assert children.runs == 1
+
+
+def test_an_old_ledger_spends_nothing(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = scripted(monkeypatch, hospital.study)
+    site = hospital.site()
+    site.ledger()
+    backup = site.state.ledger.read_bytes()
+    site.answer(hospital.ask("train"))
+    site.state.ledger.write_bytes(backup)
+    with pytest.raises(PolicyError) as refused:
+        hospital.site().answer(hospital.ask("train", round=1))
+    assert refused.value.code == "E-ROLLBACK"
+    assert children.runs == 1
+
+
+def test_a_hopeless_plan_spends_nothing_unless_it_says_so_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {
+        "gan": {"generator.a": np.ones(3, np.float32), "critic.a": np.ones(40_000, np.float32)},
+        "glow": WEIGHTS["glow"],
+    }
+    for accepts in (False, True):
+        hospital = make_hospital(
+            tmp_path / str(accepts),
+            weights=weights,
+            privacy__accept_infeasible=accepts,
+            models__gan__max_update_norm=100.0,
+        )
+        children = scripted(monkeypatch, hospital.study)
+        site = hospital.site()
+        if accepts:
+            site.answer(hospital.ask("train", weights=weights["gan"]))
+            assert children.runs == 1
+            continue
+        with pytest.raises(PolicyError, match="100 patients a site this will not learn") as refused:
+            site.answer(hospital.ask("train", weights=weights["gan"]))
+        assert (
+            refused.value.code == "E-PLAN-INFEASIBLE"
+            and "less noise is enough" in refused.value.hint
+        )
+        assert children.runs == 0 and [row.kind for row in site.ledger().rows()] == ["open"]
