@@ -51,6 +51,7 @@ def open_study(environment: Mapping[str, str]) -> Iterator[StudyRun]:
             f"environment: {', '.join(missing)} not set",
             hint="this app is started by `kohort-server run`",
         )
+    # The plan must be the one that the folder is named after.
     state = ServerState(Path(environment[STATE_VARIABLE]))
     study_hash = environment[STUDY_VARIABLE]
     key = signing.load_private(state.operator_key)
@@ -58,6 +59,7 @@ def open_study(environment: Mapping[str, str]) -> Iterator[StudyRun]:
     study = open_bundle(root / "bundle", key.public_key())
     if study.hash() != study_hash:
         raise RefusedError(f"{root / 'bundle'}: holds another plan than its folder's name says")
+    # Alone in the folder from here on.
     lock = wait_for_lock(root / "lock")
     record = StudyRecord(root, study)
     registry = Registry(state.sites)

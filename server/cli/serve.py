@@ -44,6 +44,7 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
     check_installation()
     signal.signal(signal.SIGTERM, _interrupt)
     with FolderLock(place.lock, "a kohort server"):
+        # The study's folder keeps its own copy of the bundle; both are verified.
         study = open_bundle(bundle, key.public_key())
         kept = place.study(study.hash()) / "bundle"
         if not (kept / "study.sig").is_file():
@@ -61,10 +62,12 @@ def serve(
     """Start Flower and attend to the study until it is complete."""
     root = place.study(study.hash()).resolve()
     app = root / "app"
+    # A fresh app bundle and a fresh certificate at every start.
     shutil.rmtree(app, ignore_errors=True)
     write_app(app, read_capped(root / "bundle" / "study.yaml", STUDY_FILE_CAP_BYTES))
     authority = load_authority(place.authority)
     files = issue_server_certificate(authority, place.tls, [config.host])
+    # The ServerApp's process learns from its environment which study to run.
     environment = {
         "KOHORT_SERVER_STATE": str(place.root.resolve()),
         "KOHORT_STUDY_HASH": study.hash(),

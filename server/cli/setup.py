@@ -35,12 +35,14 @@ def init(state: StateFolder, name: Name, url: Url) -> None:
     config = check_config(name, url)
     check_folder("--state", state)
     make_root(place.root)
+    # The certificate authority, the server's certificate, the key that signs plans.
     authority = create_authority(place.authority, name)
     issue_server_certificate(authority, place.tls, [config.host])
     key = signing.new_key()
     signing.save_private(place.operator_key, key)
     public = signing.public_text(key.public_key(), name) + "\n"
     atomic_write(place.operator_key.with_suffix(".pub"), public.encode())
+    # Last, so that a folder with server.yaml is complete.
     new_config(name, url, place.config)
     write(f"server {name} set up in {state}\n")
     write(f"operator key: {signing.fingerprint(key.public_key())}\n")

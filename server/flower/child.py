@@ -75,6 +75,7 @@ class Child:
 
     def end(self) -> None:
         """Send SIGTERM to everything it ever started, and SIGKILL to what is left in the end."""
+        # Ask everything to end.
         for group in self.groups:
             _signal_group(group, signal.SIGTERM)
         if self.process is not None:
@@ -82,6 +83,7 @@ class Child:
                 self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 log.warning("%s does not stop: killed", self.name)
+        # Wait for its own children, then end what is left.
         deadline = time.monotonic() + STOP_GRACE_S
         while self._any_group() and time.monotonic() < deadline:
             time.sleep(0.02)

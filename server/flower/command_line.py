@@ -110,6 +110,7 @@ class FlowerCli:
 
 def serve(program: str) -> None:
     """Run commands from standard input until it closes (the child's whole life)."""
+    # Answers go where standard output went; what else prints goes nowhere.
     answers = os.fdopen(os.dup(1), "w")
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)

@@ -88,6 +88,7 @@ class SuperLink:
     def start(self) -> None:
         """Take the folder, write what the programs read, start them and keep them running."""
         check_certificate(self._files.certificate, read_certificate(self._files.ca))
+        # Nothing is written or started before this folder is ours.
         lock = FolderLock(self.state_dir / "lock", "a SuperLink")
         try:
             self._check_port()
@@ -98,6 +99,7 @@ class SuperLink:
             raise
         self._lock = lock
         self._stopping.clear()
+        # The kernel ends the children with the thread that starts them, so one thread keeps them.
         self._watcher = threading.Thread(target=self._watch, name="superlink-watch", daemon=True)
         self._watcher.start()
 

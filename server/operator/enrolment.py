@@ -29,10 +29,12 @@ def enrol(request_path: Path, state: ServerState, config: ServerConfig, operator
         site = registry.enrol(request)
     finally:
         registry.close()
+    # A client certificate on the key that the site registers with Flower.
     certificate = state.root / "certificates" / f"{site.name}.crt"
     with disk_faults_named("create", certificate.parent):
         certificate.parent.mkdir(parents=True, exist_ok=True)
     issue_site_certificate(authority, site.name, site.node_key, certificate)
+    # What the site needs to join.
     join = {
         "format": "kohort-join/1",
         "site": site.name,

@@ -63,6 +63,7 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
     Raises PolicyError (E-PLAN-START, E-PLAN-PAIRS, E-PLAN-BUDGET, E-PLAN-INFEASIBLE).
     """
     study = load_study(study_path)
+    # (1) every trained model has starting weights
     missing = missing_starts(study)
     if missing:
         raise PolicyError(
@@ -70,6 +71,7 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
             hint="kohort-server pretrain makes one from public images",
             code="E-PLAN-START",
         )
+    # (2) its pairs could be released, (3) it is within its own epsilon, and can learn
     check_releasable(study)
     found = report(study, study_path.parent)
     if not found.accepted:

@@ -77,6 +77,7 @@ class Registry:
         """
         asked = Site(request.site, _bare(request.node_key), _bare(request.sign_key))
         with FolderLock(self._path.with_suffix(".lock"), "an enrolment"):
+            # The name: free, revoked, or this very request once more.
             known = self.sites().get(asked.name)
             if known and known.state != "revoked":
                 if (known.node_key, known.sign_key) == (asked.node_key, asked.sign_key):
@@ -87,6 +88,7 @@ class Registry:
                     f"kohort-server sites revoke {asked.name}, then enrol again",
                     code="E-ENROL-NAME",
                 )
+            # The keys: never used before.
             if {asked.node_key, asked.sign_key} & self._used_keys():
                 raise RefusedError(
                     f"{asked.name}: one of its keys belongs to another or a revoked record",

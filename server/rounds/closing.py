@@ -31,6 +31,7 @@ class Closing(NamedTuple):
 
 def send_closing(run: StudyRun, grid: Grid) -> None:
     """Send the closing message; return when all have answered, or after `goodbye_s`."""
+    # The sites whose reply counted in the last round.
     closing = closing_of(run)
     entry = run.record.closing_entry(*closing.last_round)
     assert entry is not None
@@ -39,6 +40,7 @@ def send_closing(run: StudyRun, grid: Grid) -> None:
     for name, site in run.active_sites().items():
         if name in entry.data["accepted"]:
             sites[name] = site
+    # Ask all of them, and wait a bounded time.
     exchange = Exchange(run, grid, closing.payload)
     waiting = set(sites)
     deadline = time.monotonic() + run.limits.goodbye_s

@@ -46,18 +46,22 @@ class Gathering:
 
     def gather(self) -> None:
         """Return once the round may close."""
+        # (1) replies that an earlier process accepted
         self._restore()
         deadline = time.monotonic() + self._run.study.round_deadline_s
         refresh = 0.0
         awaited: frozenset[str] = frozenset()
         try:
             while True:
+                # (2), (3) ask the active sites; the exchange repeats itself
                 if time.monotonic() >= refresh:
                     awaited = self._ask_sites()
                     refresh = time.monotonic() + REGISTRY_S
+                # (5) close when all have answered, or late with a quorum
                 if self._may_close(awaited, late=time.monotonic() >= deadline):
                     return
                 self._report(awaited)
+                # (4) take one reply
                 reply = self._exchange.next()
                 if reply is not None:
                     self._take(reply)
@@ -108,6 +112,7 @@ class Gathering:
             if name not in self.complete:
                 next_part = len(self._parts.get(name, {}))
                 self._exchange.ask(site, self._part_instruction(name, next_part))
+        # Who may not take part is not waited for; who is unknown, in the first round alone.
         excluded = set()
         for name, site in known.items():
             if site.state in ("quarantined", "revoked"):
@@ -160,15 +165,18 @@ class Gathering:
             return
         try:
             sealed = reply.sealed_message()
+            # A repeated reply must be the accepted one.
             known = self._parts.get(site.name, {}).get(reply.part)
             if known is not None:
                 check_repeated(sealed, site.name, site.sign_key, known.digest)
                 return
+            # A new reply passes the intake, or its site goes into quarantine.
             asked = self._part_instruction(site.name, reply.part)
             accepted = accept(sealed, site.name, site.sign_key, asked)
         except RefusedError as error:
             self._quarantine(site.name, self._key(reply.part), error.code)
             return
+        # First on disk, then journaled and counted.
         store_sealed(self._file(site.name, reply.part), sealed)
         self._count(site, reply.part, accepted)
         log.info("%s: accepted", site.name)
