@@ -68,4 +68,6 @@ def _existing_file(final: Path | None, start: Checkpoint | None, checkpoints: Pa
     file = final
     if file is None and start is not None:
         file = checkpoints / start.name
-    return file if file is not None and file.is_file() else None
+    if file is None or not file.is_file():
+        return None
+    return file

@@ -78,8 +78,9 @@ class Battery:
 
         `released` uint8 [R, S, S, C] with `labels` [R]; `seen`: their spaces, where known.
         """
-        ours = spaces(released, self.networks) if seen is None else seen
-        scores = score_people(ours, labels, self.targets, self.who, self.public)
+        if seen is None:
+            seen = spaces(released, self.networks)
+        scores = score_people(seen, labels, self.targets, self.who, self.public)
         member = np.asarray(self.who.of_persons(self.who.member), bool)
         stratum = np.asarray(self.who.of_persons(self.who.stratum), np.int64)
         return attacks.infer(scores, member, stratum)
@@ -143,13 +144,13 @@ def score_people(
     outsiders = np.flatnonzero(~who.member)
     own_rows = np.where(who.member, -1, np.cumsum(~who.member) - 1)
     left_out = own_rows[known] if reference is None else None
+    sets = _gather_sets(released, targets, reference, outsiders)
     scores: dict[str, Floats] = {}
-    for name, (ours, theirs, public) in _gather_sets(
-        released, targets, reference, outsiders
-    ).items():
-        near = attack_scores.nearness(theirs[known], ours, comparable[known])
+    for name, (ours, candidates, public) in sets.items():
+        theirs = candidates[known]
+        near = attack_scores.nearness(theirs, ours, comparable[known])
         scores[f"nearest release, {name}"] = _fill(near, known)
-        ratio = attack_scores.density_ratio(theirs[known], ours, public, left_out, comparable[known])
+        ratio = attack_scores.density_ratio(theirs, ours, public, left_out, comparable[known])
         scores[f"density ratio, {name}"] = _fill(ratio, known)
     by_person = {name: attack_scores.best_by_person(x, who.person_of) for name, x in scores.items()}
     return {**by_person, "all together": attack_scores.combine(by_person)}

@@ -63,9 +63,11 @@ def _read_source(place: Path, study: Study) -> tuple[Labelled, Labels]:
     for name in source.names:
         given, side = rows.get(name, ("", ""))
         labels.append(_stratum(f"{place}: {name}", given, study))
-        sides.append(SIDES.get(side, 0) if study.intake.stratify_laterality else 0)
+        sides.append(SIDES.get(side, 0))
     found = np.array(labels, np.int64)
-    strata = found * len(SIDES) + np.array(sides, np.int64)
+    strata = found * len(SIDES)
+    if study.intake.stratify_laterality:
+        strata = strata + np.array(sides, np.int64)
     return Labelled(source.images, found), strata
 
 
@@ -100,18 +102,20 @@ def _read_arrays(path: Path) -> dict[str, LabelAndSide]:
     data = read_capped(path, SOURCE_CAP_BYTES)
     arrays = arrays_of(data, path, ("images", "names", "labels", "laterality"))
     _check_arrays(path, arrays)
+    sides = np.full(len(arrays["names"]), "")
+    if "laterality" in arrays:
+        sides = np.where(arrays["laterality"].astype(bool), "R", "L")
     found = {}
-    for i, name in enumerate(arrays["names"]):
-        side = ""
-        if "laterality" in arrays:
-            side = "R" if arrays["laterality"].astype(bool)[i] else "L"
-        found[str(name)] = (str(arrays["labels"][i]), side)
+    for name, label, side in zip(arrays["names"], arrays["labels"], sides, strict=True):
+        found[str(name)] = (str(label), str(side))
     return found
 
 
 def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     """Every person has one row in each array, and a name of their own."""
-    counts = {key: array.shape[0] if array.ndim else 0 for key, array in arrays.items()}
+    counts = {}
+    for key, array in arrays.items():
+        counts[key] = array.shape[0] if array.ndim else 0
     complete = {"images", "names", "labels"} <= set(counts)
     equal = len(set(counts.values())) <= 1
     if not complete or not equal or len(set(arrays["names"].tolist())) < counts["names"]:

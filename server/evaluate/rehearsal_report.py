@@ -116,7 +116,11 @@ def findings(rehearsal: Rehearsal | None) -> tuple[list[Finding], list[Finding]]
     """Return what the report says of utility, and of attacks."""
     utility: list[Finding] = []
     attacked: list[Finding] = []
-    for statement in rehearsal.findings if rehearsal else ():
-        kind = utility if statement.name.startswith("downstream") else attacked
-        kind.append(statement.finding())
+    if rehearsal is None:
+        return utility, attacked
+    for statement in rehearsal.findings:
+        if statement.name.startswith("downstream"):
+            utility.append(statement.finding())
+        else:
+            attacked.append(statement.finding())
     return utility, attacked

@@ -40,13 +40,16 @@ def evaluate(
     `downstream`, `attacks`: what was measured elsewhere. An attack of `ATTACKS` that begins none
     of their names reads "not evaluated".
     """
+    # count, then compare with public images
     findings = _counts(images, labels, names)
     enough = reference is not None and len(reference) >= LEAST_REFERENCES
     if reference is not None and enough and len(images) >= LEAST_IMAGES:
         least = min(len(images), len(reference) // 2)
         findings += compare(images, reference, extractor or _texture(least), patient_of)
     else:
-        findings += [missing(name, "no public reference images were given") for name in DISTANCES]
+        for name in DISTANCES:
+            findings.append(missing(name, "no public reference images were given"))
+    # add what was measured elsewhere, and say what nobody measured
     findings += downstream or [missing(DOWNSTREAM)]
     findings += attacks
     for attack in ATTACKS:

@@ -80,8 +80,12 @@ def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Reci
     `LEAST_PERSONS` persons have two images.
     """
     rng = np.random.default_rng(seed)
-    rows_of = {int(p): np.flatnonzero(person_of == p) for p in np.unique(person_of)}
-    several = [p for p, rows in rows_of.items() if len(rows) > 1]
+    rows_of = {}
+    for person in np.unique(person_of):
+        rows = np.flatnonzero(person_of == person)
+        if len(rows) > 1:
+            rows_of[int(person)] = rows
+    several = list(rows_of)
     if len(several) < LEAST_PERSONS:
         raise ConfigurationError(
             f"re-identification: {len(several)} persons have two images, expected four or more"

@@ -21,7 +21,8 @@ def seal_folder(
     part: Path, study: Study, images: int, sites: tuple[str, ...], key: Ed25519PrivateKey
 ) -> None:
     """Write manifest, sums, signature and the signer's line; then run `kohort verify`."""
-    names = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
+    # list and sign every file
+    names = _list_files(part)
     key_line = signing.public_text(key.public_key())
     manifest = _manifest(part, names, study, images, sites, key_line)
     write_json(part / layout.MANIFEST, manifest.model_dump(mode="json"))
@@ -30,7 +31,16 @@ def seal_folder(
     (part / layout.SUMS).write_bytes(sums)
     (part / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))
     (part / layout.SIGNERS).write_text(layout.signers_line(manifest.principal, key_line))
+    # verify as a researcher would
     verify(part)
+
+
+def _list_files(part: Path) -> list[str]:
+    names = []
+    for path in part.rglob("*"):
+        if path.is_file():
+            names.append(path.relative_to(part).as_posix())
+    return sorted(names)
 
 
 def _manifest(

@@ -43,13 +43,15 @@ def privacy_statement(
     study: Study, headers: Mapping[str, Header], account: Account
 ) -> dict[str, Any]:
     """Return the statement: updates, images, privatized images, and the limits of all three."""
-    synthesis = study.synthesis
+    images = _pairs_statement(study)
+    if study.synthesis:
+        images = _averages_statement(study, study.synthesis)
     return {
         "format": "kohort-privacy-statement/1",
         "plan": study.hash(),
         "unit": study.privacy.unit,
         "updates": _updates_statement(study, headers, account),
-        "images": _averages_statement(study, synthesis) if synthesis else _pairs_statement(study),
+        "images": images,
         "privatized_images": privatized_statement(study),
         "human_review": "decided by each site's own policy; the outcome is not sent",
         "limits": limits_of(study),
@@ -61,13 +63,12 @@ def _updates_statement(
 ) -> dict[str, Any]:
     """What is promised of the updates, what was computed and audited, and each site's ledger."""
     privacy = study.privacy
-    evidence = {
-        name: {
+    evidence = {}
+    for name, header in sorted(headers.items()):
+        evidence[name] = {
             "ledger_head": header.statement.get("ledger_head"),
             "ledger_seq": header.statement.get("ledger_seq"),
         }
-        for name, header in sorted(headers.items())
-    }
     return {
         "claim": f"{what_was_sent(study)} is ({privacy.epsilon:g}, {privacy.delta:g})-"
         "differentially private for each of its patients, under zero-out adjacency, over all "
@@ -85,15 +86,15 @@ def _updates_statement(
 
 def _models(study: Study) -> dict[str, dict[str, Any]]:
     """The constants of each model's private steps."""
-    return {
-        name: {
+    constants = {}
+    for name, plan in study.models.trained().items():
+        constants[name] = {
             "sampling_rate": round(study.sampling_rate(plan), 6),
             "noise_multiplier": plan.noise_multiplier,
             "clip": plan.clip,
             "steps": plan.steps,
         }
-        for name, plan in study.models.trained().items()
-    }
+    return constants
 
 
 def what_was_sent(study: Study) -> str:

@@ -1,4 +1,4 @@
-"""Attacks on released pictures: photographs themselves are found, averages of strangers are not; what is public stays public."""
+"""Attacks find photographs themselves, but not averages of strangers."""
 
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_findings_carry_the_worst_attacker_and_what_chance_gives() -> None:
     assert {f.status for f in silent} == {NOT_EVALUATED} and {f.name for f in silent} == set(found)
 
 
-# --- re-identification ----------------------------------------------------------------------------------------------------
+# --- re-identification ------------------------------------------------------------------------
 
 
 def exposures(persons: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The operator's rehearsal: kept for rebuilds, refused when it refutes the plan, printed beside the upper bound."""
+"""The operator's canary audit is kept for rebuilds and refused when it refutes the plan."""
 
 from __future__ import annotations
 
@@ -60,9 +60,17 @@ def test_another_plans_audit_or_a_damaged_one_is_refused(tmp_path: Path) -> None
 
 
 AUDIT = ModelAudit(
-    canaries=300, steps=2000, guesses=150, correct=136, lower_bound=1.74, ceiling=3.9, upper_bound=8.03,
-    delta=1e-5, confidence=0.95, noise_ratio=1.001,
-)  # fmt: skip
+    canaries=300,
+    steps=2000,
+    guesses=150,
+    correct=136,
+    lower_bound=1.74,
+    ceiling=3.9,
+    upper_bound=8.03,
+    delta=1e-5,
+    confidence=0.95,
+    noise_ratio=1.001,
+)
 
 
 def test_both_bounds_stand_side_by_side_with_what_they_prove() -> None:

@@ -1,4 +1,4 @@
-"""Feature extractors: fixed texture features, and networks from a local file whose every tensor must fit."""
+"""Texture features are fixed; every tensor of a network from a file must fit."""
 
 import hashlib
 from pathlib import Path

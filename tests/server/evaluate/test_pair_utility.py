@@ -1,4 +1,4 @@
-"""What the report says of pairs: the ordering real, synthetic, shuffled; the same test patients; honest gaps."""
+"""Pairs: real beats synthetic beats shuffled, on the same test patients."""
 
 from dataclasses import replace
 

@@ -63,10 +63,16 @@ def test_a_rehearsal_of_strangers_says_that_nobody_is_found(
     plan: Study, people: PublicPeople
 ) -> None:
     rng = np.random.default_rng(9)
-    strangers = np.stack([
-        np.asarray(Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((32, 32), Image.Resampling.BICUBIC))
-        for _ in range(24)
-    ])  # fmt: skip
+    strangers = np.stack(
+        [
+            np.asarray(
+                Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize(
+                    (32, 32), Image.Resampling.BICUBIC
+                )
+            )
+            for _ in range(24)
+        ]
+    )
     labels = np.arange(24) % len(plan.strata())
     found = {
         one.name: one
@@ -124,11 +130,29 @@ def test_a_rehearsal_of_another_plan_is_refused(
 BROKEN = {
     "no rehearsal in it": {"findings": []},
     "not an object": [],
-    "an unknown key": {"rehearsal": {"format": "kohort-rehearsal/1", "plan": "0" * 64, "cast": "", "findings": [], "extra": 1}},
-    "a number that is none": {"rehearsal": {"format": "kohort-rehearsal/1", "plan": "0" * 64, "cast": "",
-        "findings": [{"name": "a", "value": float("nan"), "unit": "", "evidence": "", "status": "shown"}]}},
-    "another format": {"rehearsal": {"format": "kohort-rehearsal/2", "plan": "0" * 64, "cast": "", "findings": []}},
-}  # fmt: skip
+    "an unknown key": {
+        "rehearsal": {
+            "format": "kohort-rehearsal/1",
+            "plan": "0" * 64,
+            "cast": "",
+            "findings": [],
+            "extra": 1,
+        }
+    },
+    "a number that is none": {
+        "rehearsal": {
+            "format": "kohort-rehearsal/1",
+            "plan": "0" * 64,
+            "cast": "",
+            "findings": [
+                {"name": "a", "value": float("nan"), "unit": "", "evidence": "", "status": "shown"}
+            ],
+        }
+    },
+    "another format": {
+        "rehearsal": {"format": "kohort-rehearsal/2", "plan": "0" * 64, "cast": "", "findings": []}
+    },
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -1,4 +1,4 @@
-"""Public pairs from folders, archives and phantoms; what is refused, with which words; pretraining on them."""
+"""Public pairs from folders, archives and phantoms, and what is refused in which words."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_the_two_styles_differ_in_contrast_noise_and_vessels() -> None:
     assert abs(grey - other_grey) > 0.01 and rough > other_rough * 1.2
 
 
-# --- patches --------------------------------------------------------------------------------------------------------------
+# --- patches ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size_px", [32, 40])
@@ -114,7 +114,7 @@ def test_patches_are_windows_of_the_phantom_with_masks_of_0_and_255(size_px: int
 
 @pytest.mark.parametrize("count", [1, 6, 7])
 def test_half_of_the_patches_are_centred_on_a_vessel(count: int) -> None:
-    """One vessel voxel among 6,400: a patch anywhere does not hit it by chance (repeatable seed)."""
+    """One vessel voxel among 6,400: by chance no patch hits it (repeatable seed)."""
     found = patches(dot(), count, 16, np.random.default_rng(0))
     centred = found[:, 8, 8, 1] == 255
     assert centred.tolist() == [i < (count + 1) // 2 for i in range(count)]

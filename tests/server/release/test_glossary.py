@@ -15,18 +15,38 @@ from tests.studies import small_plan, small_study, vessels_plan
 
 GAUSSIAN = {"share": 1.0, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-6}
 ANCHORS = {
-    "k": 5, "grouping": "anchors", "inversion_steps": 0, "alignment_steps": 0, "max_images_per_site": 40,
+    "k": 5,
+    "grouping": "anchors",
+    "inversion_steps": 0,
+    "alignment_steps": 0,
+    "max_images_per_site": 40,
     "anchors": {"noise_multiplier": 0.8, "threshold_delta": 1e-6, "components": 8},
-}  # fmt: skip
+}
 COMMON = (
-    "zero-out", "differentially private", "epsilon", "delta", "PLD", "RDP", "canaries", "gate",
-    "consortium", "Unit of protection",
-)  # fmt: skip
+    "zero-out",
+    "differentially private",
+    "epsilon",
+    "delta",
+    "PLD",
+    "RDP",
+    "canaries",
+    "gate",
+    "consortium",
+    "Unit of protection",
+)
 PLANS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "similar": (
         {},
-        (*COMMON, "k-anonymity", "Grouping: similar", "l1_ball", "replace-one", "expected cosine",
-         "d=", "laplace"),
+        (
+            *COMMON,
+            "k-anonymity",
+            "Grouping: similar",
+            "l1_ball",
+            "replace-one",
+            "expected cosine",
+            "d=",
+            "laplace",
+        ),
     ),
     "random": (
         {"synthesis__grouping": "random", "synthesis__privatize": GAUSSIAN},
@@ -34,14 +54,21 @@ PLANS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "anchors": (
         {"synthesis": ANCHORS},
-        (*COMMON, "Grouping: anchors", "add or remove one patient", "linked component", "sigma",
-         "whitened code", "not evaluated"),
+        (
+            *COMMON,
+            "Grouping: anchors",
+            "add or remove one patient",
+            "linked component",
+            "sigma",
+            "whitened code",
+            "not evaluated",
+        ),
     ),
     "moved averages": (
         {"synthesis": {**small_plan()["synthesis"], "spread_directions": 2}},
         (*COMMON, "principal directions", "generator"),
     ),
-}  # fmt: skip
+}
 
 
 def check_explained(text: str, words: tuple[str, ...]) -> None:

@@ -37,11 +37,17 @@ def test_below_the_quorum_no_pairs_are_released(finished: Finished, tmp_path: Pa
 def signed(plan: Study, key: Ed25519PrivateKey, **changes: Any) -> bytes:
     """A statement of hospital-a with other header fields."""
     fields: dict[str, Any] = {
-        "kind": "update", "study": plan.hash(), "phase": "train", "model": "wgan", "round": 1, "sender": "hospital-a",
+        "kind": "update",
+        "study": plan.hash(),
+        "phase": "train",
+        "model": "wgan",
+        "round": 1,
+        "sender": "hospital-a",
         "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "statement": boundary.public_statement(plan, "update", "wgan") | {"ledger_head": "0" * 64, "ledger_seq": 1},
+        "statement": boundary.public_statement(plan, "update", "wgan")
+        | {"ledger_head": "0" * 64, "ledger_seq": 1},
         **changes,
-    }  # fmt: skip
+    }
     sealed = seal(Header.model_validate(fields), b"", key)
     return statement_json(
         "hospital-a", signing.public_text(key.public_key()), sealed.header, sealed.signature

@@ -1,4 +1,4 @@
-"""What a release says of privatized images: every field of the mechanism, and which groups make its claim hold."""
+"""What a release says of privatized images, and which groups make its claim hold."""
 
 from typing import Any
 
@@ -9,10 +9,27 @@ from tests.studies import small_study
 
 GAUSSIAN = {"share": 0.5, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-6}
 FIELDS = (
-    "mechanism", "clip", "radius", "lattice_step", "sensitivity", "norm", "epsilon_per_coordinate", "epsilon_per_image", "delta",
-    "adjacency", "k", "grouping", "dimension", "dimension_of", "model_epsilon", "model_delta", "expected_cosine", "claim",
-    "groups_that_cover_patients", "unit",
-)  # fmt: skip
+    "mechanism",
+    "clip",
+    "radius",
+    "lattice_step",
+    "sensitivity",
+    "norm",
+    "epsilon_per_coordinate",
+    "epsilon_per_image",
+    "delta",
+    "adjacency",
+    "k",
+    "grouping",
+    "dimension",
+    "dimension_of",
+    "model_epsilon",
+    "model_delta",
+    "expected_cosine",
+    "claim",
+    "groups_that_cover_patients",
+    "unit",
+)
 
 
 @pytest.mark.parametrize(

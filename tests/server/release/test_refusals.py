@@ -1,4 +1,4 @@
-"""The release builder checks every batch again: each step of the build refuses what it is there for."""
+"""The release builder checks every batch again; each step refuses what it must."""
 
 from __future__ import annotations
 
@@ -47,9 +47,15 @@ def forged(
         "ledger_seq": 7,
     }
     header = {
-        "kind": "images", "study": plan.hash(), "phase": "synthesize", "round": 0, "sender": "hospital-a",
-        "digest": digest_of(payload), "statement": statement, **fields,
-    }  # fmt: skip
+        "kind": "images",
+        "study": plan.hash(),
+        "phase": "synthesize",
+        "round": 0,
+        "sender": "hospital-a",
+        "digest": digest_of(payload),
+        "statement": statement,
+        **fields,
+    }
     key = signing.new_key()
     return SiteBatch(
         "hospital-a",
