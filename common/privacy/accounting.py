@@ -44,8 +44,10 @@ def epsilon_pld(mechanisms: Iterable[Mechanism], delta: float) -> float:
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
     pure, composed = _split(_check_and_merge(mechanisms, delta))
-    rough = epsilon_rdp(composed, delta) if composed else 0.0
-    if not composed or rough > LARGEST_COMPOSED:
+    if not composed:
+        return pure
+    rough = epsilon_rdp(composed, delta)
+    if rough > LARGEST_COMPOSED:
         return pure + rough
     accountant = PLDAccountant(_zero_out())
     for event in _dp_events(composed):
@@ -65,7 +67,8 @@ def epsilon_rdp(
     pure, composed = _split(_check_and_merge(mechanisms, delta))
     if not composed:
         return pure
-    accountant = RdpAccountant(RDP_ORDERS if order is None else [order], _zero_out())
+    orders = list(RDP_ORDERS) if order is None else [order]
+    accountant = RdpAccountant(orders, _zero_out())
     for event in _dp_events(composed):
         accountant.compose(event)
     return pure + float(accountant.get_epsilon(_delta_left(composed, delta)))
@@ -215,20 +218,21 @@ def _delta_left(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def _is_added(mechanism: Mechanism) -> TypeGuard[LatentLaplace | PrivUnit]:
-    """A pure mechanism of no known loss distribution (PrivUnit), or a Laplace beyond what is composed."""
+    """Whether it is pure without a known loss distribution, or a Laplace too large to compose."""
     if isinstance(mechanism, SubsampledGaussian):
         return False
-    return all(
-        kind == "pure" or (kind == "laplace" and value > LARGEST_COMPOSED)
-        for kind, value in mechanism.losses
-    )
+    return all(_is_added_in_full(kind, value) for kind, value in mechanism.losses)
+
+
+def _is_added_in_full(kind: str, value: float) -> bool:
+    return kind == "pure" or (kind == "laplace" and value > LARGEST_COMPOSED)
 
 
 def _is_gaussian(mechanism: Mechanism) -> bool:
     """Whether its noise comes from the Gaussian sampler, which misses a tail."""
-    return isinstance(mechanism, SubsampledGaussian) or any(
-        kind == "gaussian" for kind, _ in mechanism.losses
-    )
+    if isinstance(mechanism, SubsampledGaussian):
+        return True
+    return "gaussian" in {kind for kind, _ in mechanism.losses}
 
 
 def _loss_event(kind: str, value: float) -> Any:

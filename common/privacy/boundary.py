@@ -251,7 +251,7 @@ def check_images(arrays: Arrays, header: Header, study: Study) -> int:
     check_total(count, study)
     in_range = bool(np.isin(labels, np.arange(len(study.strata()))).all())
     require(in_range, 13, "a label is out of range")
-    largest = 1 if study.synthesis and study.synthesis.privatizes_averages else 0
+    largest = int(study.synthesis is not None and study.synthesis.privatizes_averages)
     flagged = bool(np.isin(privatized, np.arange(largest + 1)).all())
     require(flagged, 14, f"a flag is above {largest}")
     return count
@@ -272,8 +272,7 @@ def check_single(study: Study, allowed: bool, epsilon: float, most: float) -> No
     `allowed`, `most`: whether the site's policy lets single images leave, and its cap.
     `epsilon`: per image, not per coordinate.
     """
-    plan = study.synthesis.privatize if study.synthesis else None
-    single = plan is not None and plan.egress == "single"
+    single = study.privatize is not None and study.privatize.egress == "single"
     require(single, 27, "synthesis.privatize.egress of the plan is not single")
     require(allowed, 27, "policy.single_images of this site is never")
     over = f"epsilon per image is {epsilon:g}, policy.max_epsilon_image is {most:g}"

@@ -125,8 +125,10 @@ def meter_p_value(ratio: float, draws: int) -> float:
 
     Chernoff's bound on a chi-square, both tails.
     """
+    if not draws:
+        return 1.0
     if ratio <= 0.0:
-        return 0.0 if draws else 1.0
+        return 0.0
     return min(1.0, 2.0 * math.exp(-draws / 2 * (ratio - 1.0 - math.log(ratio))))
 
 

@@ -36,7 +36,9 @@ def charged_image_event(study: Study) -> Latent | NoisyAnchors | None:
     That is `image_event` where it covers patients; None otherwise.
     """
     event = image_event(study)
-    return event if event is not None and event.covers_patient else None
+    if event is None or not event.covers_patient:
+        return None
+    return event
 
 
 def image_event(study: Study) -> Latent | NoisyAnchors | None:
@@ -48,7 +50,9 @@ def image_event(study: Study) -> Latent | NoisyAnchors | None:
         return None
     if study.synthesis.anchors is not None:
         return anchors_event(study)
-    return latent_event(study) if study.synthesis.privatizes_averages else None
+    if study.synthesis.privatizes_averages:
+        return latent_event(study)
+    return None
 
 
 def anchors_event(study: Study) -> NoisyAnchors | None:
@@ -103,8 +107,7 @@ def level_dimension(study: Study) -> int:
     Every split of the flow halves what stays.
     """
     whole = study.latent_dimension
-    privatize = study.synthesis.privatize if study.synthesis else None
-    top = privatize is None or privatize.levels == "top"
+    top = study.privatize is None or study.privatize.levels == "top"
     if study.models.glow is None or not top:
         return whole
     return whole >> (study.models.glow.levels - 1)

@@ -1,4 +1,4 @@
-"""Mechanisms on the latents of images, as frozen values that carry their own sensitivity and epsilon.
+"""Mechanisms on the latents of images: frozen values with their own sensitivity and epsilon.
 
 In: public constants of a study plan. Out: a description for statements, a canonical JSON event.
 Guarantees: every number follows from the fields; `losses` is what the accountants compose.
@@ -55,18 +55,21 @@ class LatentLaplace:
 
     @property
     def steps(self) -> int:
-        """One: all groups of a release together are one application (each patient is in one group)."""
+        """One: a patient is in one group, so all groups of a release are one application."""
         return 1
 
     @property
     def radius_in_steps(self) -> int:
-        """The clip radius on the lattice: largest |q| of a coordinate (box), or sum of |q| (l1 ball)."""
+        """The clip radius on the lattice.
+
+        The largest |q| of a coordinate (box), or the largest sum of |q| (l1 ball).
+        """
         coordinates = self.dimension if self.clip == "l1_ball" else 1
         return math.floor(self.radius * coordinates / self.lattice_step)
 
     @property
     def sum_scale_in_steps(self) -> float:
-        """Scale of the noise on the sum of k latents, in lattice steps (`Noise.discrete_laplace`)."""
+        """Scale of the noise on the sum of k latents, in lattice steps."""
         return self.k * self.scale / self.lattice_step
 
     @property
@@ -100,7 +103,10 @@ class LatentLaplace:
 
     @property
     def epsilon_per_coordinate(self) -> float:
-        """Epsilon of a single coordinate. In an l1 ball one coordinate can carry all of the image's."""
+        """Epsilon of a single coordinate.
+
+        In an l1 ball one coordinate can carry all of the image's epsilon.
+        """
         return 2 * self.radius_in_steps / self.sum_scale_in_steps
 
     @property
@@ -161,7 +167,7 @@ class LatentGaussian:
 
     @property
     def steps(self) -> int:
-        """One: all groups of a release together are one application (each patient is in one group)."""
+        """One: a patient is in one group, so all groups of a release are one application."""
         return 1
 
     @property
@@ -206,7 +212,10 @@ class LatentGaussian:
 
     @property
     def expected_cosine(self) -> float:
-        """Between a mean of k independent standard latents and its release: SNR k / (4 d sigma^2)."""
+        """Between a mean of k independent standard latents and its release.
+
+        By the signal-to-noise ratio k / (4 d sigma^2).
+        """
         return cosine(self.k / (4 * self.dimension * self.noise_multiplier**2))
 
     @property

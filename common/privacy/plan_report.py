@@ -33,8 +33,8 @@ RATIO_FEASIBLE = 10.0
 RATIO_MARGINAL = 20.0
 SAMPLE_SITE_CAP = 10.0
 FEWEST_STEPS = 200  # fewer are too few to learn from
-# By verdict, the ratios that are not met.
-UNMET = {"infeasible": (RATIO_MARGINAL, RATIO_FEASIBLE), "marginal": (RATIO_FEASIBLE,)}
+MEANINGS = {"feasible": "it can learn", "marginal": "it may learn, coarsely"}
+UNMET = {"infeasible": (RATIO_MARGINAL, RATIO_FEASIBLE), "marginal": (RATIO_FEASIBLE,)}  # ratios
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,9 @@ class PlanReport:
             return _infeasible_words(self.study, worst)
         if self.verdict == "over budget":
             return _budget_words(self.study, self.spent)
-        marginal = self.verdict == "marginal"
-        meaning = "it may learn, coarsely" if marginal else "it can learn"
         return (
             f"{self.verdict}: {worst.name}'s noise is {worst.federated_ratio:.1f} times "
-            f"the largest possible signal: {meaning}"
+            f"the largest possible signal: {MEANINGS[self.verdict]}"
         )
 
     def to_text(self) -> str:
@@ -186,7 +184,9 @@ def _verdict(study: Study, spent: Spent, models: Sequence[ModelNoise]) -> str:
 def _verdict_by_ratio(ratio: float) -> str:
     if ratio <= RATIO_FEASIBLE:
         return "feasible"
-    return "marginal" if ratio <= RATIO_MARGINAL else "infeasible"
+    if ratio <= RATIO_MARGINAL:
+        return "marginal"
+    return "infeasible"
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def noisiest(models: Sequence[ModelNoise]) -> ModelNoise:
 def calibrate_together(
     events: Sequence[SubsampledGaussian], epsilon: float, delta: float
 ) -> tuple[float, ...]:
-    """Return the noise multipliers with which the events together just stay within `epsilon` by PLD.
+    """Return noise multipliers with which the events together just stay within `epsilon` by PLD.
 
     To 0.01, rounded up; all are scaled by one factor. Where even the largest noise that a plan may
     state is too little, that noise.
@@ -185,7 +185,7 @@ class _Change:
 
 
 def needs_for(study: Study, models: Sequence[ModelNoise], ratio: float) -> Needs:
-    """Return what alone would bring every model's r/sqrt(S) to `ratio` within the plan's epsilon."""
+    """Return what alone brings every model's r/sqrt(S) to `ratio` within the plan's epsilon."""
 
     def holds(change: _Change) -> bool:
         return _change_helps(study, models, ratio, change)
@@ -263,4 +263,6 @@ def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
 def _largest(holds: Callable[[int], bool], high: int) -> int | None:
     """The largest whole number in [1, high] for which the monotone `holds`; None for none."""
     found = _smallest(lambda back: holds(high - back), 0, high - 1)
-    return None if found is None else high - found
+    if found is None:
+        return None
+    return high - found

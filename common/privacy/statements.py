@@ -2,7 +2,8 @@
 
 In: a mechanism (common/privacy/latent_mechanisms.py). Out: sentences and plain data for reports.
 Guarantees: epsilon per image is always stated and never called by another number's name.
-k-anonymity and epsilon stay two promises. Groups that the images choose claim no epsilon per patient.
+k-anonymity and epsilon stay two promises. Groups that the images choose claim no epsilon per
+patient.
 Not covered: whether the data were really clipped, or what a whole study spends (accounting.py).
 Source: Shibata et al. 2023; docs/methods/dp-glow.md.
 """
@@ -48,7 +49,7 @@ class LatentFacts(Protocol):
 
 
 def claim(mechanism: LatentFacts) -> str:
-    """Return what a statement may say of these groups; k-anonymity and epsilon stay two promises."""
+    """Return what a statement may say of these groups."""
     spent = f"ε={_readable(mechanism.epsilon_per_image)}"
     if mechanism.delta:
         spent += f", δ={mechanism.delta:g}"

@@ -1,4 +1,4 @@
-"""The networks of a plan's models, by prefix of their tensors; nothing else builds them from a plan."""
+"""The networks of a plan's models, by prefix of their tensors."""
 
 from __future__ import annotations
 

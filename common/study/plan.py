@@ -20,7 +20,7 @@ from common.study import rules
 from common.study.fields import Checkpoint, Identifier
 from common.study.intake import Intake
 from common.study.sections import Privacy, Release, SitePlan
-from common.study.synthesis import MOST_CELLS, Synthesis
+from common.study.synthesis import MOST_CELLS, PrivatizePlan, Synthesis
 from common.study.training import Models, TrainedModel
 from common.wire.messages import canonical
 
@@ -79,6 +79,11 @@ class Study(FrozenModel):
             )
 
     @property
+    def privatize(self) -> PrivatizePlan | None:
+        """The section `synthesis.privatize`, where the plan has it."""
+        return None if self.synthesis is None else self.synthesis.privatize
+
+    @property
     def cells_per_stratum(self) -> int:
         """How many cells a stratum has.
 
@@ -123,8 +128,8 @@ class Study(FrozenModel):
         files = [plan.start for plan in self.models.trained().values()]
         if self.models.encoder:
             files.append(self.models.encoder.start)
-        if self.synthesis and self.synthesis.privatize:
-            files.append(self.synthesis.privatize.basis)
+        if self.privatize:
+            files.append(self.privatize.basis)
         return tuple(file for file in files if file is not None)
 
     def hash(self) -> str:

@@ -48,10 +48,11 @@ def model_shapes(study: Study, model: str, checkpoints: Path) -> Shapes:
     """
     family = FAMILIES[model]
     start = study.models.trained()[model].start
-    places = (checkpoints / start.file, checkpoints / start.name) if start else ()
-    for file in places:
-        if file.is_file():
-            return family.select({name: shape for name, (_, shape) in tensors.shapes(file).items()})
+    if start is not None:
+        for file in (checkpoints / start.file, checkpoints / start.name):
+            if file.is_file():
+                stored = family.select(tensors.shapes(file))
+                return {name: shape for name, (_, shape) in stored.items()}
     return _planned_shapes(study, family)
 
 

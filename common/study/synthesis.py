@@ -134,7 +134,9 @@ class PrivatizePlan(FrozenModel):
                     "an image spends d times its coordinate's epsilon"
                 )
         laplace = data.get("mechanism", "laplace") == "laplace"
-        return {**data, "clip": "l1_ball"} if laplace and data.get("clip") is None else data
+        if laplace and data.get("clip") is None:
+            return {**data, "clip": "l1_ball"}
+        return data
 
     @model_validator(mode="after")
     def _complete(self) -> PrivatizePlan:
