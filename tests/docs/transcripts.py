@@ -1,13 +1,10 @@
 """Reads and runs the transcripts of a guide: its fenced `console` blocks, in order, in one folder.
 
-    ```console                  each `$ command` is run, its output compared with the lines below it;
-    $ kohort-site status        `...` stands for anything, alone on a line for any lines
-    ...
-    ```
-    <!-- exit 3 -->             before a block: its last command ends with 3
-    <!-- not run: why -->       before a block: shown only
-    <!-- run: command -->       run, and shown to nobody
-    ```csv title="/data/x.csv"  a file that is written before the next command
+    ```console                  each `$ command` is run, its output compared with the lines below
+    it; $ kohort-site status        `...` stands for anything, alone on a line for any lines ... ```
+    <!-- exit 3 -->             before a block: its last command ends with 3 <!-- not run: why -->
+    before a block: shown only <!-- run: command -->       run, and shown to nobody ```csv
+    title="/data/x.csv"  a file that is written before the next command
 
 Absolute paths of the guide are below the folder: /var/lib/kohort is FOLDER/var/lib/kohort.
 """
@@ -147,6 +144,7 @@ def play_page(name: str, text: str, folder: Path) -> int:
         if step.shown is not None:
             compared += 1
             assert fits(printed, step.shown), (
-                f"{name}:{step.line}: `{step.command}` printed\n{printed}\nthe guide shows\n{step.shown}"
+                f"{name}:{step.line}: `{step.command}` printed\n{printed}\n"
+                f"the guide shows\n{step.shown}"
             )
     return compared
