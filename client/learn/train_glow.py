@@ -33,6 +33,7 @@ from common.models.glow_checkpoint import PREFIX, load_weights
 from common.models.glow_pixels import from_uint8
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
+from common.study.architectures import build_flow
 from common.study.plan import Study
 from common.study.training import GlowPlan
 
@@ -99,9 +100,8 @@ def plan_of(study: Study) -> GlowPlan:
 
 def build(study: Study) -> Glow:
     """Return the plan's flow with its public starting values."""
-    plan = plan_of(study)
-    intake = study.intake
-    return Glow(intake.size_px, intake.channels, plan.levels, plan.steps_per_level, plan.width)
+    plan_of(study)
+    return build_flow(study)
 
 
 def flatten(parameters: Parameters) -> Tensor:

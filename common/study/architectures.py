@@ -33,13 +33,17 @@ def build_gan(study: Study) -> Networks:
 
 
 def build_glow(study: Study) -> Networks:
-    """Return the plan's flow."""
+    """Return the plan's flow, by prefix."""
+    return {"glow.": build_flow(study)}
+
+
+def build_flow(study: Study) -> Glow:
+    """Return the plan's flow with its public starting values."""
     intake = study.intake
     plan = study.models.glow
     if plan is None:
         raise Bug("architectures: the plan has no models.glow")
-    flow = Glow(intake.size_px, intake.channels, plan.levels, plan.steps_per_level, plan.width)
-    return {"glow.": flow}
+    return Glow(intake.size_px, intake.channels, plan.levels, plan.steps_per_level, plan.width)
 
 
 def build_wgan(study: Study) -> Networks:

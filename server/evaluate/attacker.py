@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.models.encoder import load_encoder
-from common.models.glow import Glow
 from common.models.glow_checkpoint import load_weights
 from common.models.stylegan import load_critic, load_generator
+from common.study.architectures import build_flow
 from common.study.fields import Checkpoint
 from common.study.plan import Study
 from common.wire.tensors import read
@@ -54,8 +54,7 @@ def _load_flow(study: Study, weights: Mapping[str, Path], checkpoints: Path) -> 
     file = _existing_file(weights.get("glow"), plan.start, checkpoints)
     if file is None:
         return Networks(iterations=ITERATIONS)
-    intake = study.intake
-    flow = Glow(intake.size_px, intake.channels, plan.levels, plan.steps_per_level, plan.width)
+    flow = build_flow(study)
     load_weights(flow, read(file, max_bytes=WEIGHTS_CAP_BYTES))
     temperature = 1.0
     if study.synthesis and study.synthesis.privatize:

@@ -18,9 +18,9 @@ import torch
 
 from common.errors import ConfigurationError
 from common.models import basis, latents
-from common.models.glow import Glow
 from common.models.glow_checkpoint import load
 from common.privacy.events import level_dimension
+from common.study.architectures import build_flow
 from common.study.plan import Study, load_study
 from server.public_data.images import read_source
 
@@ -32,16 +32,17 @@ def fit_basis(study: Study, checkpoint: Path, images: Path) -> basis.Basis:
     Raises RefusedError for a flow that does not fit.
     """
     plan = study.synthesis and study.synthesis.privatize
-    glow = study.models.glow
-    if not plan or plan.components is None or glow is None:
+    if not plan or plan.components is None or study.models.glow is None:
         raise ConfigurationError(
             "basis: the plan asks for none (synthesis.privatize.components)",
             hint="add components and basis",
         )
     intake = study.intake
-    flow = Glow(intake.size_px, intake.channels, glow.levels, glow.steps_per_level, glow.width)
+    flow = build_flow(study)
     load(flow, checkpoint)
-    rows = latents.encode_images(read_source(images, intake.size_px, intake.channels).images, flow.eval())
+    rows = latents.encode_images(
+        read_source(images, intake.size_px, intake.channels).images, flow.eval()
+    )
     return basis.fit(rows[:, -level_dimension(study) :], plan.components)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.privacy import boundary
+from common.study.families import FAMILIES
 from common.study.plan import Study
 from common.wire import tensors
 from common.wire.messages import Header, Sealed, digest_of, seal
@@ -64,9 +65,8 @@ class StudyRun:
     def synthesis_weights(self) -> bytes:
         """Return the payload of a synthesize instruction: the final generator, critic and flow."""
         found: tensors.Arrays = {}
-        for model in ("gan", "glow"):
-            plan = self.study.models.trained().get(model)
-            if plan is not None:
+        for model, plan in self.study.models.trained().items():
+            if FAMILIES[model].synthesis != "never":
                 found |= self.record.weights(model, plan.rounds)
         return tensors.dumps(found)
 
