@@ -93,7 +93,7 @@ class Run:
 
     def markdown(self) -> str:
         """Provenance, targets and tables."""
-        parts = [f"`{self.command}`, {self.date}. {self.machine}. The figures are {self.recorded}."]
+        parts = [f"`{self.command}`", f"{self.date}, {self.machine}. Figures {self.recorded}."]
         if self.targets:
             rows = tuple((t.target, t.measured, "yes" if t.met else "**no**") for t in self.targets)
             parts.append(Table("", ("target", "measured", "met"), rows).markdown())
