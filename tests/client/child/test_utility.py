@@ -159,7 +159,7 @@ def test_what_cannot_be_measured_is_refused_before_the_cohort_is_opened(
     if fault == "unverified":
         monkeypatch.setattr(verification, "verify", refuses)
     elif fault == "unapproved":
-        monkeypatch.setattr(Plans, "approved", lambda *_: False)
+        monkeypatch.setattr(Plans, "is_approved", lambda *_: False)
         wanted = PolicyError
     elif fault == "no masks":
         (release / "metadata.csv").write_text("file_name,label\ndata/vessels/00000.png,vessels\n")
