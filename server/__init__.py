@@ -1,1 +1,1 @@
-"""The consortium's side: enrolment, intake, aggregation, evaluation, the release, and the rehearsal."""
+"""The consortium's side: enrolment, intake, aggregation, evaluation, release and rehearsal."""

@@ -1,4 +1,7 @@
-"""A TLS-terminating wire tap on loopback: forwards bytes both ways and keeps everything that the sites sent."""
+"""A TLS-terminating wire tap on loopback.
+
+It forwards bytes both ways and keeps everything that the sites sent.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from pathlib import Path
 
 
 class WireTap:
-    """Listens with the server's own certificate, forwards to the real port, records what clients send."""
+    """Listens with the server's own certificate and forwards to the real port.
+
+    It records what clients send.
+    """
 
     def __init__(self, port: int, upstream_port: int, certificate: Path, key: Path) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -66,7 +72,10 @@ class WireTap:
             self._forward({inner: (outer, record), outer: (inner, bytearray())})
 
     def _forward(self, way: dict[ssl.SSLSocket, tuple[ssl.SSLSocket, bytearray]]) -> None:
-        """Both directions in this one thread, until one side closes: OpenSSL forbids two threads on one connection."""
+        """Forward both directions in this one thread, until one side closes.
+
+        OpenSSL forbids two threads on one connection.
+        """
         while not self._stop.is_set():
             ready = [source for source in way if source.pending()] or select.select(
                 list(way), [], [], 0.2

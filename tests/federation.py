@@ -1,8 +1,10 @@
-"""Both sides of a federation in memory: a Flower `Grid` without network, scripted misbehaviour, and sites that need no data.
+"""Both sides of a federation in memory: a Flower `Grid` without network and sites without data.
 
-`LocalGrid` hands an instruction to a node's ClientApp at once (any ClientApp: the real one or a toy's) and keeps the reply
-until it is pulled. What goes wrong on the way is a script: a list of `Fate`s a node, one per instruction, honest afterwards.
-`ToySite` answers as a site does, with made-up numbers; `forge` changes an answer before it is signed or after.
+- `LocalGrid` hands an instruction to a node's ClientApp at once and keeps the reply until it is
+  pulled. The ClientApp may be the real one or a toy's.
+- Misbehaviour is scripted: a list of `Fate`s for each node, one an instruction, honest afterwards.
+- `ToySite` answers as a site does, with made-up numbers. `forge` changes an answer before it is
+  signed or after.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ Fate = Callable[[Message, Callable[[], Message]], list[tuple[float, Message]]]
 QUICK = Limits(poll_s=0.01, reask_s=0.3, retry_first_s=0.02, retry_cap_s=0.1, goodbye_s=1.0)
 
 
-# --- what can happen to an instruction ------------------------------------------------------------------------------------
+# --- what can happen to an instruction -----------------------------------------------------------
 
 
 def honest(message: Message, answer: Callable[[], Message]) -> list[tuple[float, Message]]:
@@ -72,11 +74,14 @@ def failed(code: int, reason: str) -> Fate:
     return lambda message, answer: [(0.0, Message(Error(code, reason), reply_to=message))]
 
 
-# --- the grid -------------------------------------------------------------------------------------------------------------
+# --- the grid ------------------------------------------------------------------------------------
 
 
 class LocalGrid(Grid):
-    """Nodes by id; `scripts[node id]` is used up one fate an instruction. Thread-safe; one instruction a node at a time."""
+    """Holds nodes by id; each instruction uses up one fate of `scripts[node id]`.
+
+    It is safe in threads, and a node gets one instruction at a time.
+    """
 
     def __init__(
         self, apps: Mapping[int, ClientApp], scripts: Mapping[int, Iterable[Fate]] | None = None
@@ -158,12 +163,15 @@ class LocalGrid(Grid):
         raise NotImplementedError
 
 
-# --- sites ----------------------------------------------------------------------------------------------------------------
+# --- sites ---------------------------------------------------------------------------------------
 
 
 @dataclass
 class ToySite:
-    """Answers instructions as a site does. `forge(header, arrays)` may change both before signing; `spoil` the sealed bytes."""
+    """Answers instructions as a site does.
+
+    `forge(header, arrays)` may change both before signing; `spoil` may change the sealed bytes.
+    """
 
     name: str
     study: Study
@@ -187,7 +195,8 @@ class ToySite:
         header = unseal(sealed, self.operator, max_bytes=1 << 30)
         boundary.check_instruction(header, self.study)
         self.asked.append(header)
-        place = f"{header.phase}/{header.model}/{0 if header.phase == 'synthesize' else header.round}/{header.part}"
+        number = 0 if header.phase == "synthesize" else header.round
+        place = f"{header.phase}/{header.model}/{number}/{header.part}"
         if place not in self.stored or self.forget:
             self.stored[place] = self._made(
                 header, tensors.loads(sealed.payload, max_bytes=1 << 30)
@@ -242,7 +251,7 @@ class ToySite:
         }
 
 
-# --- a consortium ---------------------------------------------------------------------------------------------------------
+# --- a consortium --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -257,7 +266,10 @@ class Federation:
 
     @classmethod
     def of_pairs(cls, folder: Path, **changes: Any) -> Federation:
-        """A small study of image + mask pairs without synthesis, with real, untrained starting weights."""
+        """A small study of image + mask pairs without synthesis.
+
+        Its starting weights are real networks, untrained.
+        """
         key, state = signing.new_key(), ServerState(folder / "server")
         signing.save_private(state.operator_key, key)
         return cls.of(folder, pairs_plan(folder / "plan", **changes), key, state)
@@ -291,7 +303,10 @@ class Federation:
         return federation
 
     def request(self, name: str, site: ToySite) -> Request:
-        """The request that a toy would send (its node key is a placeholder: nothing here speaks TLS)."""
+        """Return the request that a toy would send.
+
+        Its node key is a placeholder, because nothing here speaks TLS.
+        """
         line = signing.public_text(site.key.public_key())
         return Request(
             format="kohort-request/1",
@@ -320,7 +335,10 @@ class Federation:
 
 
 def tiny_plan(folder: Path, **changes: Any) -> Path:
-    """Write a plan with checkpoints of a few numbers, two GAN rounds, one flow round and images; returns its path."""
+    """Write a plan of two GAN rounds, one flow round and images, and return its path.
+
+    Its checkpoints hold a few numbers each.
+    """
     import hashlib
     import json
 
@@ -345,7 +363,10 @@ def tiny_plan(folder: Path, **changes: Any) -> Path:
 
 
 def pairs_plan(folder: Path, **changes: Any) -> Path:
-    """Write a plan without synthesis and the untrained weights of its generator and critic; returns its path (imports torch)."""
+    """Write a plan without synthesis and return its path (imports torch).
+
+    The weights of its generator and critic are untrained.
+    """
     import hashlib
     import json
 
@@ -361,7 +382,11 @@ def pairs_plan(folder: Path, **changes: Any) -> Path:
     )
     path = folder / "wgan.safetensors"
     tensors.write(
-        path, {name: p.detach().numpy() for name, p in parameters_by_name(generator, generator, critic).items()}
+        path,
+        {
+            name: p.detach().numpy()
+            for name, p in parameters_by_name(generator, generator, critic).items()
+        },
     )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     data["models"]["wgan"]["start"] = {"file": path.name, "sha256": digest}

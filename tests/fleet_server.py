@@ -1,7 +1,8 @@
-"""A scripted Fleet API over TLS in this process: the other side of `client/fleet/client.py`, honest unless told to misbehave.
+"""A scripted Fleet API over TLS in this process: the other side of `client/fleet/client.py`.
 
-`FleetServer` delivers queued instructions once, as Flower does, keeps every request it got as bytes, and lets a test
-replace the answer of a path. It knows nothing of node authentication: the real SuperLink is in tests/transport.py.
+`FleetServer` delivers queued instructions once, as Flower does, and is honest unless told to
+misbehave. It keeps every request as bytes, and a test may replace the answer of a path. It knows
+nothing of node authentication: the real SuperLink is in tests/transport.py.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ REQUESTS: dict[str, Any] = {
 
 
 class FleetServer:
-    """`url`, what was asked (`calls`), what was pushed (`pushed`: object id → bytes), and hooks per path (`instead`)."""
+    """Serves at `url` and records what was asked.
+
+    `calls` are the requests, `pushed` the objects by their id. `instead` holds hooks per path.
+    """
 
     def __init__(
         self, files: ServerFiles, *, newest_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
@@ -82,7 +86,10 @@ class FleetServer:
     def queue(
         self, message: Message, *, tamper: Callable[[dict[str, bytes]], None] | None = None
     ) -> tuple[str, dict[str, bytes]]:
-        """Deliver an instruction at the next pull; `tamper` may change its objects. Returns its id and objects."""
+        """Deliver an instruction at the next pull and return its id and objects.
+
+        `tamper` may change its objects.
+        """
         objects = {
             object_id: one.deflate() for object_id, one in get_all_nested_objects(message).items()
         }

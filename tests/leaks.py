@@ -12,7 +12,10 @@ KEY_BYTES = 8
 
 
 def spellings(text: str) -> Iterator[bytes]:
-    """A string as it might hide in bytes: plain, UTF-16, hexadecimal, base64 at any of three offsets."""
+    """Yield a string as it might hide in bytes.
+
+    The spellings are plain, UTF-16, hexadecimal, and base64 at each of three offsets.
+    """
     plain = text.encode()
     yield from (plain, text.encode("utf-16-le"), plain.hex().encode())
     for lead, first in enumerate((0, 2, 3)):
@@ -22,7 +25,10 @@ def spellings(text: str) -> Iterator[bytes]:
 
 
 def leaked(secrets: Iterable[str], data: bytes) -> list[str]:
-    """Return those of `secrets` (at least 8 characters) that stand in `data` in any spelling of at least 8 bytes."""
+    """Return those of `secrets` that stand in `data`.
+
+    Secrets of fewer than 8 characters and spellings of fewer than 8 bytes are left out.
+    """
     wanted = [
         (text, spelling)
         for text in secrets

@@ -1,6 +1,7 @@
-"""Image files with known truth: DICOM of several modalities, photometric interpretations, transfer syntaxes; PNG.
+"""Image files with known truth: PNG, and DICOM of several modalities and transfer syntaxes.
 
-Everything is small, seeded and invented. `MARKERS` are planted in every header text that must never reach a cohort.
+Everything is small, seeded and invented. `MARKERS` are planted in every header text that must never
+reach a cohort.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ MARKERS = (
 
 
 def fundus(seed: int, size: int = 128) -> NDArray[np.uint8]:
-    """Return a fundus-like photograph uint8 [size, size, 3]: a lit disc, bright spot, dark vessels, on black."""
+    """Return a fundus-like photograph uint8 [size, size, 3].
+
+    It shows a lit disc with a bright spot and dark vessels on black.
+    """
     chance = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size - 0.5
     disc = np.hypot(x, y) < 0.48
@@ -100,7 +104,7 @@ def with_pixels(
     bits: int | None = None,
     frames: int = 1,
 ) -> Dataset:
-    """Put uncompressed `pixels` ([H, W], [H, W, 3] or [F, H, W]) into `dataset`, which is returned."""
+    """Return `dataset` with uncompressed `pixels` [H, W], [H, W, 3] or [F, H, W] in it."""
     shape = pixels.shape[1:] if frames > 1 else pixels.shape
     dataset.Rows, dataset.Columns = shape[:2]
     dataset.SamplesPerPixel = 3 if len(shape) == 3 else 1
@@ -140,7 +144,10 @@ def write_fundus(
     laterality: str = "R",
     **attributes: Any,
 ) -> Path:
-    """Write an uncompressed Ophthalmic Photography file; `attributes` are set last, whatever they break."""
+    """Write an uncompressed Ophthalmic Photography file.
+
+    `attributes` are set last, even where they break the file.
+    """
     dataset = with_pixels(header("OP", patient_id), pixels, "RGB")
     dataset.ImageLaterality = laterality
     for name, value in attributes.items():
@@ -149,7 +156,10 @@ def write_fundus(
 
 
 def compressed(dataset: Dataset, syntax: UID) -> Dataset:
-    """Re-encode an uncompressed data set with one of pydicom's encoders (RLE, JPEG-LS or JPEG 2000 where installed)."""
+    """Re-encode an uncompressed data set with one of pydicom's encoders.
+
+    RLE is always there, JPEG-LS and JPEG 2000 where installed.
+    """
     dataset.compress(syntax, generate_instance_uid=False)
     return dataset
 
@@ -195,7 +205,10 @@ def write_photographs(
     labels: Sequence[str] = ("none",),
     size: int = 64,
 ) -> Path:
-    """Write PNG photographs of `patients` persons with labels in turn, and return the labels CSV beside `folder`."""
+    """Write PNG photographs of `patients` persons, with labels in turn.
+
+    Returns the labels CSV beside `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for patient in range(patients):

@@ -1,4 +1,7 @@
-"""Small hospitals for tests: a state folder, an operator, an approved plan, invented patients, and children that are scripted."""
+"""Small hospitals for tests.
+
+Each has a state folder, an operator, an approved plan, invented patients and scripted children.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +165,7 @@ def make_hospital(
 
 @dataclass
 class Children:
-    """Stands in for `run_child`: writes what a child would write, counts, and misbehaves as scripted."""
+    """Replaces `run_child`: writes what a child would write, counts, and misbehaves as scripted."""
 
     study: Study
     script: list[str] = field(default_factory=list)
@@ -251,7 +254,7 @@ def _spent(mechanisms: tuple[Mechanism, ...], delta: float, prv: bool) -> Spent:
 
 
 def spend_once(mechanisms: Iterable[Mechanism], delta: float, *, prv: bool = False) -> Spent:
-    """The real accountants, asked once for each history: the same few plans come again and again."""
+    """Ask the real accountants once for each history, because the same few plans come again."""
     return _spent(tuple(mechanisms), delta, prv)
 
 

@@ -93,7 +93,10 @@ def small_plan(**changes: Any) -> dict[str, Any]:
 
 
 def vessels_plan(**changes: Any) -> dict[str, Any]:
-    """A small plan without synthesis that releases image + mask pairs; changes as in `small_plan`."""
+    """Return a small plan without synthesis that releases image + mask pairs.
+
+    `changes` are as in `small_plan`.
+    """
     return varied(VESSELS, **changes)
 
 

@@ -1,4 +1,4 @@
-"""The documents are true: README's rooms are the rooms, the paths exist, the gate's rules are listed."""
+"""The documents are true: README's rooms, the paths that are named, and the gate's rules."""
 
 import ast
 import re

@@ -1,5 +1,6 @@
-"""A ServerApp for the transport tests: it sends what the files in $TOY_ORDERS ask for and writes down every reply.
+"""A ServerApp for the transport tests.
 
+It sends what the files in $TOY_ORDERS ask for and writes down every reply.
 It lies on the path of the ServerApp's process (tests/transport.py), never in a bundle.
 """
 

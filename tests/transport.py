@@ -1,7 +1,8 @@
-"""A real SuperLink on free loopback ports over TLS, for the transport tests, with a toy ServerApp that obeys a script.
+"""A real SuperLink on free loopback ports over TLS, with a toy ServerApp that obeys a script.
 
-The toy app (`tests/toy_serverapp.py`) lies on the ServerApp's PYTHONPATH: the submitted bundle carries no code, as in
-production. A `Consortium` is one certificate authority and one SuperLink; a `Site` is one key and one client thread.
+The toy app (`tests/toy_serverapp.py`) lies on the ServerApp's PYTHONPATH: the submitted bundle
+carries no code, as in production. A `Consortium` is one certificate authority and one SuperLink; a
+`Site` is one key and one client thread.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Consortium:
     def ask(
         self, node_ids: list[int], payload: bytes, timeout_s: float = 60.0
     ) -> list[dict[str, Any]]:
-        """Let the running toy ServerApp send `payload` to the nodes and wait; return what each replied."""
+        """Let the running toy ServerApp send `payload` to the nodes; return what each replied."""
         self.count += 1
         order = {"nodes": node_ids, "payload": payload.hex(), "timeout_s": timeout_s}
         part = self.orders / "part"
@@ -164,7 +165,10 @@ def consortium(folder: Path) -> Iterator[Consortium]:
 
 
 class Front:
-    """A TLS terminator before the SuperLink, as nginx is in production: its certificate can expire and be renewed."""
+    """Terminates TLS before the SuperLink, as nginx does in production.
+
+    Its certificate can expire and be renewed.
+    """
 
     def __init__(self, backend: str, ca: Path) -> None:
         self._backend = backend.removeprefix("https://").rsplit(":", 1)

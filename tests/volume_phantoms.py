@@ -1,6 +1,7 @@
-"""Tiny MR series, DICOM segmentations and NIfTI masks with known truth, written plainly and independently of the demo's writer.
+"""Tiny MR series, DICOM segmentations and NIfTI masks with known truth.
 
-Everything is small, seeded and invented; headers carry `phantoms.MARKERS`.
+They are written independently of the demo's writer. Everything is small, seeded and invented, and
+headers carry `phantoms.MARKERS`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ STRAIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 @contextmanager
 def peak_bytes() -> Iterator[Callable[[], int]]:
-    """Yield a function that returns the most memory that Python and numpy held since the block began."""
+    """Yield a function that returns the peak memory of Python and numpy since the block began."""
     tracemalloc.start()
     try:
         yield lambda: tracemalloc.get_traced_memory()[1]
@@ -58,7 +59,11 @@ def vessels(seed: int, shape: tuple[int, int, int] = SHAPE) -> NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One series as it will be written. `values` int [D, H, W] as stored; `spacing`: rows, columns; `gap` between slices, mm."""
+    """One series as it will be written.
+
+    `values` are int [D, H, W] as stored; `spacing` of rows and columns and `gap` between slices are
+    in mm.
+    """
 
     patient_id: str
     values: NDArray[np.int64]
@@ -176,7 +181,10 @@ def nifti(
     axes: tuple[int, int, int] = (0, 1, 2),
     kind: Any = nibabel.Nifti1Image,
 ) -> Any:
-    """A NIfTI image of `mask` [D, H, W] in RAS, its axes (w, h, d) reordered to `axes`, then those in `flips` reversed."""
+    """Return a NIfTI image of `mask` [D, H, W] in RAS.
+
+    Its axes (w, h, d) are reordered to `axes`, then those in `flips` are reversed.
+    """
     data = mask.transpose(2, 1, 0)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ series.affine()
     data, affine = data.transpose(axes), affine[:, [*axes, 3]]

@@ -24,8 +24,10 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def study(**changes: object) -> Study:
-    """The small plan of pairs, every patient drawn with chance 1/2, two critic steps for a generator step; `changes` are the
-    WGAN's own."""
+    """Return the small plan of pairs with two critic steps for each generator step.
+
+    Every patient is drawn with chance 1/2. `changes` are keys of the WGAN.
+    """
     own = {
         "critic_steps": 2,
         "adaptive": False,
@@ -50,13 +52,23 @@ def cohort(seed: int = 0, counts: Sequence[int] = (3,) * PATIENTS) -> Cohort:
     images[..., 1] = (images[..., 1] > 200) * np.uint8(255)
     names = tuple(f"{p:064x}" for p in range(len(counts)))
     return Cohort(
-        Path("unused"), images, np.repeat(np.arange(len(counts)), counts), np.zeros(n, np.int64), np.zeros(n, np.int8),
-        names, tuple((name,) for name in names), ("vessels",), "0" * 64,
-    )  # fmt: skip
+        Path("unused"),
+        images,
+        np.repeat(np.arange(len(counts)), counts),
+        np.zeros(n, np.int64),
+        np.zeros(n, np.int8),
+        names,
+        tuple((name,) for name in names),
+        ("vessels",),
+        "0" * 64,
+    )
 
 
 def start(plan: Study) -> Arrays:
-    """Starting weights, the same at every call; the average is another network than the generator."""
+    """Return starting weights, the same at every call.
+
+    The average is another network than the generator.
+    """
     torch.manual_seed(0)
     wgan = train_wgan.plan_of(plan)
     (generator, critic), (average, _) = build(wgan, 32), build(wgan, 32)

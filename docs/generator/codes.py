@@ -19,7 +19,7 @@ CODE = re.compile(r"(?<![A-Z0-9-])E-[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*(?![A-Z0-9-])")
 
 
 def codes_in_sources() -> set[str]:
-    """Return every error code that a source names; rules of the gate are listed by their own table."""
+    """Return every error code that a source names, without the gate's rules of the other table."""
     found = set()
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
@@ -49,8 +49,8 @@ def errors_page() -> str:
     lines += [
         "## E-FLOWER-n",
         "",
-        "Flower itself answered for the site, with its error number n: the site was unreachable, or",
-        "its reply came too late.",
+        "Flower itself answered for the site, with its error number n: the site was unreachable,",
+        "or its reply came too late.",
         "",
         "*Who mends it:* operator",
         "",
@@ -60,8 +60,8 @@ def errors_page() -> str:
         "## E-GATE-01 to E-GATE-27",
         "",
         "A numbered rule of the gate (at the site) or of the intake (at the server) was broken.",
-        "Nothing left the site, or the server took nothing. A site stays in quarantine at the server",
-        "until `kohort-server sites release NAME`.",
+        "Nothing left the site, or the server took nothing. A site stays in quarantine at the",
+        "server until `kohort-server sites release NAME`.",
         "",
     ]
     rows = [(rule.code, rule.sentence, rule.side) for rule in RULES.values()]
@@ -77,8 +77,8 @@ def reasons_page() -> str:
     return page(
         "Reasons of the quarantine",
         "Every file of the data folder enters the cohort or gets one of these codes.",
-        "`kohort-site ingest` prints how many files have which. The list itself is `quarantine.csv`",
-        "in the cohort's folder; it names files by opaque ids.",
+        "`kohort-site ingest` prints how many files have which. The list itself is",
+        "`quarantine.csv` in the cohort's folder; it names files by opaque ids.",
         "",
         *table(("Code", "What it means", "What to do"), rows),
     )

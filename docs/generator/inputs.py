@@ -21,8 +21,8 @@ def inputs_page() -> str:
     colour = ", ".join(sorted(COLOUR))
     return page(
         "Supported inputs",
-        "Files are known by their content: DICOM (with its DICM mark), PNG, JPEG, and NIfTI for masks.",
-        "[Data](../hospital/data.md) says which studies read which.",
+        "Files are known by their content: DICOM (with its DICM mark), PNG, JPEG, and NIfTI for",
+        "masks. [Data](../hospital/data.md) says which studies read which.",
         "",
         f"- DICOM modalities: {', '.join(get_args(modalities))}.",
         f"- Photometric interpretations: {grey}; {colour}; PALETTE COLOR.",

@@ -163,8 +163,9 @@ def study_page() -> str:
     from common.study.plan import Study
 
     before = [
-        "The study plan: one file that both sides read. The operator signs it, each site approves it.",
-        "Every number in it is public. An unknown key is an error, and all problems are named at once.",
+        "The study plan: one file that both sides read. The operator signs it, each site approves",
+        "it. Every number in it is public. An unknown key is an error, and all problems are named",
+        "at once.",
         "`kohort-server plan study.yaml` checks a plan and prints what it spends.",
         "",
         "An example is [at the end of this page](#an-example); others are in `deploy/studies/`.",
@@ -181,8 +182,8 @@ def site_page() -> str:
 
     text = config.sample("hospital-a", "/data/dicom", "/data/labels.csv")
     before = [
-        "The hospital's own file, in the state folder. `kohort-site init` writes it with these defaults.",
-        "Nothing in a study plan or on the server can raise its limits.",
+        "The hospital's own file, in the state folder. `kohort-site init` writes it with these",
+        "defaults. Nothing in a study plan or on the server can raise its limits.",
         "",
         *fenced("yaml", text),
     ]

@@ -116,7 +116,7 @@ def patches(phantom: Phantom, count: int, size_px: int, rng: np.random.Generator
 
 
 def _grow_tree(rng: np.random.Generator, style: Style, shape: Shape) -> Floats:
-    """Centre-line points (z, y, x, radius) of a trunk, from the border inwards, and its branches."""
+    """Return centre-line points (z, y, x, radius) of a trunk from the border, and its branches."""
     size = np.array(shape, float)
     angle = rng.uniform(0, 2 * np.pi)
     centre = size / 2 + rng.normal(0, 0.18, 3) * size

@@ -1,4 +1,7 @@
-"""The split that every fundus benchmark imports: disjoint, complete, fixed, and the demo's photographs are the members."""
+"""The split that every fundus benchmark imports is disjoint, complete and fixed.
+
+Its members are the demo's photographs.
+"""
 
 import hashlib
 from pathlib import Path

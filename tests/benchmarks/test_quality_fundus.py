@@ -1,4 +1,4 @@
-"""The quality benchmark's own rules: who is who, what is as many, and a curve that can be drawn without real images."""
+"""The quality benchmark's own rules: its parts, equal counts, and a curve without real images."""
 
 import io
 
@@ -47,9 +47,15 @@ def test_only_images_of_a_persons_highest_label_count() -> None:
 
 def test_the_curve_is_a_small_picture_with_a_panel_a_part() -> None:
     rows = [
-        {"row": name, "k": k, "membership": {"worst": {"auc": 0.5 + 1 / k}}, "utility": {"kappa": 0.4 - 1 / k}}
-        for name in ("similar", "cells") for k in (5, 10)
-    ]  # fmt: skip
+        {
+            "row": name,
+            "k": k,
+            "membership": {"worst": {"auc": 0.5 + 1 / k}},
+            "utility": {"kappa": 0.4 - 1 / k},
+        }
+        for name in ("similar", "cells")
+        for k in (5, 10)
+    ]
     part = {"rows": rows, "real": {"all": {"kappa": 0.45}}}
     one, two = (curve(found) for found in ({"fundus": part}, {"fundus": part, "chest": part}))
     sizes = [Image.open(io.BytesIO(data)).size for data in (one, two)]
@@ -65,8 +71,16 @@ def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_i
         "all": {},
     }
     far = {"kernel": 0.5, "frechet": None}
-    blind = {"row": average_makers.ANCHORS, "k": 10, "images": 6, "distances": far, "utility": None, "membership": attacked,
-             "linkage": None, "reidentified": None}  # fmt: skip
+    blind = {
+        "row": average_makers.ANCHORS,
+        "k": 10,
+        "images": 6,
+        "distances": far,
+        "utility": None,
+        "membership": attacked,
+        "linkage": None,
+        "reidentified": None,
+    }
     worth = {"kappa": 0.4, "kappa_95": 0.1, "accuracy": 0.5, "macro_f1": 0.4, "recall": [0.5]}
     plain = blind | {"row": "similar", "utility": worth}
     real = {

@@ -1,4 +1,7 @@
-"""The generator benchmark's own rules: what fine structure is, what a judge compares with, and what is printed and saved."""
+"""The generator benchmark's own rules.
+
+They say what fine structure is, what a judge compares with, and what is printed and saved.
+"""
 
 from pathlib import Path
 

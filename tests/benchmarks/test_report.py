@@ -1,4 +1,4 @@
-"""The pages of docs/measurements are current, and what a benchmark writes is what they are made of."""
+"""The pages of docs/measurements are current and are made of what the benchmarks write."""
 
 import argparse
 import json

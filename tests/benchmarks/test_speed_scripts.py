@@ -64,7 +64,11 @@ print(private_step.memory_growth("large", private_step.Shape(2, 1)))
 
 
 def test_memory_is_measured_as_growth_of_the_peak() -> None:
-    """64 MiB that are freed again count. In a process of its own, as the script does: memory that others freed would hide it."""
+    """64 MiB that are freed again count.
+
+    The measurement runs in its own process, as the script's does: memory that others freed would
+    hide the growth.
+    """
     command = [sys.executable, "-W", "ignore", "-c", GROWTH, str(Path(__file__).parent)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert 48 * 2**20 < float(said.splitlines()[-1]) < 96 * 2**20

@@ -1,10 +1,13 @@
 """Reads and runs the transcripts of a guide: its fenced `console` blocks, in order, in one folder.
 
-    ```console                  each `$ command` is run, its output compared with the lines below
-    it; $ kohort-site status        `...` stands for anything, alone on a line for any lines ... ```
-    <!-- exit 3 -->             before a block: its last command ends with 3 <!-- not run: why -->
-    before a block: shown only <!-- run: command -->       run, and shown to nobody ```csv
-    title="/data/x.csv"  a file that is written before the next command
+    ```console                  each `$ command` is run, its output compared with the lines below;
+    $ kohort-site status        `...` stands for anything, alone on a line for any lines
+    ...
+    ```
+    <!-- exit 3 -->             before a block: its last command ends with 3
+    <!-- not run: why -->       before a block: shown only
+    <!-- run: command -->       run, and shown to nobody
+    ```csv title="/data/x.csv"  a file that is written before the next command
 
 Absolute paths of the guide are below the folder: /var/lib/kohort is FOLDER/var/lib/kohort.
 """

@@ -1,7 +1,8 @@
-"""The whole path in real processes over TLS: what crosses the line, what the ledgers say, and what `kill -9` breaks (nothing).
+"""The whole path in real processes over TLS: what the sites send, the ledgers, and `kill -9`.
 
-Two hospitals of 18 persons, the fundus preset with fewer steps. A tap with the server's own certificate stands between sites
-and server and keeps all that the sites send. On the way one site daemon and the server are killed in the middle of a round.
+Two hospitals of 18 persons use the fundus preset with fewer steps. A tap with the server's own
+certificate stands between sites and server and keeps all that the sites send. One site daemon and
+the server are killed in the middle of a round, and nothing breaks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Chest radiographs through the whole path in real processes over TLS: DX files of two hospitals to a verified release.
+"""Chest radiographs in real processes over TLS: DX files of two hospitals to a verified release.
 
-Every image is an average that a flow alone makes, privatized, with one epsilon per patient for training and release together.
-A tap with the server's own certificate keeps all that the sites send; every string that the invented hospitals' writer noted as
-identifying is looked for in it, in all logs, in the server's whole state and in the release.
+Every image is a privatized average that a flow alone makes. One epsilon per patient covers training
+and release together. A tap with the server's own certificate keeps all that the sites send. Every
+string that the invented hospitals' writer noted as identifying is searched in it, in all logs, in
+the server's whole state and in the release.
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 
 def secrets(story: Story) -> list[str]:
-    """What must not leave a site: all that the hospitals' writer noted, and the pseudonyms that the sites made themselves."""
+    """Return what must not leave a site.
+
+    That is all that the hospitals' writer noted, and the pseudonyms that the sites made themselves.
+    """
     found: list[str] = []
     for site in SITES:
         cohort = Cohort.open(next(story.places.site(site).glob("cohort-*")))

@@ -1,4 +1,7 @@
-"""The real `kohort-server run` with Flower's own processes over TLS, killed in the middle; toy sites on the real site client."""
+"""The real `kohort-server run` with Flower's own processes over TLS, killed in the middle.
+
+The sites are toys on the real site client.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +54,14 @@ def site_client(
     )
     registry.close()
     settings = FleetSettings(
-        f"https://127.0.0.1:{port}", state.authority / "ca.crt", folder / "node.key", folder / "fleet",
-        retry_first_s=0.2, retry_cap_s=1.0, refused_retry_s=1.0,
-    )  # fmt: skip
+        f"https://127.0.0.1:{port}",
+        state.authority / "ca.crt",
+        folder / "node.key",
+        folder / "fleet",
+        retry_first_s=0.2,
+        retry_cap_s=1.0,
+        refused_retry_s=1.0,
+    )
     stop = threading.Event()
     client = FleetClient(settings, lambda: {pin}, toy.app(), Health())
     thread = threading.Thread(target=client.run, args=(stop,), daemon=True)

@@ -1,6 +1,7 @@
-"""Our site client against Flower's real SuperLink over TLS: what must work, what must be refused, what must survive.
+"""Our site client against Flower's real SuperLink over TLS: what works, is refused, survives.
 
-One SuperLink and one run of the toy ServerApp serve the whole file; a call of Flower's command line costs a second.
+One SuperLink and one run of the toy ServerApp serve the whole file, because a call of Flower's
+command line costs a second.
 """
 
 from __future__ import annotations
@@ -119,7 +120,10 @@ def test_a_wrong_authority_is_named(hub: Consortium, tmp_path: Path) -> None:
 def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
     hub: Consortium, site: Site, tmp_path: Path
 ) -> None:
-    """And the same front asks for client certificates afterwards: without one outside, with one inside."""
+    """Afterwards the same front asks for client certificates.
+
+    A client without one stays outside, a client with one gets in.
+    """
     authority = load_authority(hub.folder / "ca")
     front = Front(hub.url, hub.ca)
     front.use(issue_server_certificate(authority, tmp_path / "expired", days=-1))
@@ -164,7 +168,11 @@ from client.fleet.connection import FleetSettings
 from client.fleet.health import Health
 from tests.e2e.test_transport import echo
 
-folder, url, ca, pin, hang = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4], sys.argv[5] == "hang"
+folder = Path(sys.argv[1])
+url = sys.argv[2]
+ca = Path(sys.argv[3])
+pin = sys.argv[4]
+hang = sys.argv[5] == "hang"
 
 def handle(message, context):
     (folder / "started").touch()
@@ -180,7 +188,10 @@ FleetClient(settings, lambda: {pin}, handle, Health()).run(threading.Event())
 def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
     hub: Consortium, site: Site, run: tuple[int, str]
 ) -> None:
-    """kill -9 while a handler works: the same message is answered after the restart, under the remembered node id."""
+    """The client dies by `kill -9` while a handler works.
+
+    The same message is answered after the restart, under the remembered node id.
+    """
     killed = Site.create(hub, "killed", echo)
     killed.node_id = hub.link.calls.register(killed.folder / "node.pub", "killed")
     arguments = [str(killed.folder), hub.url, str(hub.ca), run[1], "hang"]

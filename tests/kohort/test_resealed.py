@@ -61,11 +61,16 @@ def statement(folder: Path, **fields: Any) -> None:
     """Replace hospital-a's statement by one with other header fields and another key."""
     study: Study = load_study(folder / "study.yaml")
     header: dict[str, Any] = {
-        "kind": "images", "study": study.hash(), "phase": "synthesize", "round": 0, "sender": "hospital-a",
+        "kind": "images",
+        "study": study.hash(),
+        "phase": "synthesize",
+        "round": 0,
+        "sender": "hospital-a",
         "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "statement": boundary.public_statement(study, "images") | {"ledger_head": "0" * 64, "ledger_seq": 7},
+        "statement": boundary.public_statement(study, "images")
+        | {"ledger_head": "0" * 64, "ledger_seq": 7},
         **fields,
-    }  # fmt: skip
+    }
     key = signing.new_key()
     sealed = seal(Header.model_validate(header), b"", key)
     line = statements.statement_json(
@@ -117,31 +122,65 @@ def tableless(folder: Path) -> None:
 
 NOTHING: Change = lambda folder: None  # noqa: E731
 WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
-    "a file that the manifest does not list": (lambda f: (f / "data/none/99998.png").write_bytes(b"x"), {}, "lists other files"),
-    "a file missing that the manifest lists": (lambda f: (f / "index.html").unlink(), {}, "lists other files"),
-    "a program": (lambda f: (f / "run.py").write_text("x"), {}, r"run\.py: not a file that a release may hold"),
+    "a file that the manifest does not list": (
+        lambda f: (f / "data/none/99998.png").write_bytes(b"x"),
+        {},
+        "lists other files",
+    ),
+    "a file missing that the manifest lists": (
+        lambda f: (f / "index.html").unlink(),
+        {},
+        "lists other files",
+    ),
+    "a program": (
+        lambda f: (f / "run.py").write_text("x"),
+        {},
+        r"run\.py: not a file that a release may hold",
+    ),
     "no table of its images": (tableless, {}, r"metadata\.csv: missing"),
     "sizes that are not the files'": (
-        lambda f: (f / "README.md").write_text("short"), {"sizes": False}, r"README\.md: 5 bytes",
+        lambda f: (f / "README.md").write_text("short"),
+        {"sizes": False},
+        r"README\.md: 5 bytes",
     ),
     "another operator's key in its manifest": (
-        NOTHING, {"operator_key": signing.public_text(signing.new_key().public_key())}, "allowed_signers: altered",
+        NOTHING,
+        {"operator_key": signing.public_text(signing.new_key().public_key())},
+        "allowed_signers: altered",
     ),
-    "a picture that the table does not list": (lambda f: table(first(f), "data/none/77777.png")(f), {}, r"metadata\.csv: lists"),
+    "a picture that the table does not list": (
+        lambda f: table(first(f), "data/none/77777.png")(f),
+        {},
+        r"metadata\.csv: lists",
+    ),
     "another number of images": (NOTHING, {"images": 13}, "13 stated"),
     "a picture in another label's folder": (moved, {}, "another folder than its label"),
-    "a label that the manifest does not name": (NOTHING, {"labels": ["none"]}, "another folder than its label"),
+    "a label that the manifest does not name": (
+        NOTHING,
+        {"labels": ["none"]},
+        "another folder than its label",
+    ),
     "a smaller k in its table": (table(",5,", ",4,"), {}, "states k = 4, at least 5"),
     "a larger k in its manifest": (NOTHING, {"k": 6}, "states k = 5, at least 6"),
     "no k although its images have one": (NOTHING, {"k": None}, "states k = 5, none expected"),
     "a mask that nobody lists": (masked, {}, "lists 0 mask files, 1 are there"),
-    "a statement of another site": (lambda f: statement(f, sender="hospital-b"), {}, "hospital-a.json: about another site"),
-    "a statement about another plan": (lambda f: statement(f, study="0" * 64), {}, "hospital-a.json: about another site"),
+    "a statement of another site": (
+        lambda f: statement(f, sender="hospital-b"),
+        {},
+        "hospital-a.json: about another site",
+    ),
+    "a statement about another plan": (
+        lambda f: statement(f, study="0" * 64),
+        {},
+        "hospital-a.json: about another site",
+    ),
     "a statement that its site did not sign": (unsigned, {}, "hospital-a.json"),
     "a statement of a smaller k": (
-        lambda f: statement(f, statement={"k": 2, "ledger_head": "0" * 64, "ledger_seq": 7}), {}, "the site states k = 2",
+        lambda f: statement(f, statement={"k": 2, "ledger_head": "0" * 64, "ledger_seq": 7}),
+        {},
+        "the site states k = 2",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("sentence", WRONG)

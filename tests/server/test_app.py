@@ -47,7 +47,8 @@ def test_the_app_ends_with_the_process_that_started_it() -> None:
     )
     parent = (
         "import os, subprocess, sys; "
-        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL); "
+        f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, "
+        "stderr=subprocess.DEVNULL); "
         "print(p.stdout.readline().decode(), flush=True); os._exit(0)"
     )
     done = subprocess.run(

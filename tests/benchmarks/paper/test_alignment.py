@@ -1,4 +1,4 @@
-"""Parity with the paper: our batched loss, gradient and trajectory against a plain loop over groups, sources and windows."""
+"""Our batched loss, gradient and trajectory equal a plain loop over groups, sources and windows."""
 
 import dataclasses
 from collections import OrderedDict
@@ -105,9 +105,7 @@ def test_loss_and_gradient_equal_the_papers_loop_to_1e_9_in_double_precision() -
         np.testing.assert_allclose(slopes, slope, rtol=1e-7, atol=1e-9 * float(slope.abs().max()))
 
 
-def test_loss_equals_the_papers_loop_to_six_digits_and_the_gradient_points_alike_in_single_precision() -> (
-    None
-):
+def test_loss_and_gradient_agree_with_the_papers_loop_in_single_precision() -> None:
     for ours, theirs, slopes, slope in compared(scene(torch.float32)):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
         assert float(torch.cosine_similarity(slopes.flatten(), slope.flatten(), dim=0)) > 0.99999

@@ -1,4 +1,7 @@
-"""Pinned local weights: the right file loads, every other is a ConfigurationError before a tensor is read, no network."""
+"""Pinned local weights: the right file loads without a network.
+
+Every other file is a ConfigurationError before a tensor is read.
+"""
 
 import hashlib
 import socket
@@ -105,7 +108,8 @@ def test_a_batch_norm_that_cannot_be_folded_is_refused() -> None:
 def test_the_configuration_pins_both_files(tmp_path: Path) -> None:
     path = tmp_path / "features.yaml"
     path.write_text(
-        f"vgg19: {{file: a.safetensors, sha256: {'0' * 64}}}\nmoco_v2: {{file: b.safetensors, sha256: x}}\n"
+        f"vgg19: {{file: a.safetensors, sha256: {'0' * 64}}}\n"
+        "moco_v2: {file: b.safetensors, sha256: x}\n"
     )
     with pytest.raises(ConfigurationError, match="moco_v2"):
         load_yaml(path, external.PaperFeatures)

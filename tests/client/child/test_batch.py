@@ -170,9 +170,12 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
     who = Roster(tuple("abcde"), (Stratum(0),) * 5, tuple((i,) for i in range(5)))
     looked = SimpleNamespace(spread=1.0), SimpleNamespace(accepted=np.ones(5, np.bool_))
     batch = SimpleNamespace(
-        synthesis=small_study(synthesis=plan).synthesis, cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
-        generator=lambda: None, critic=lambda: None, progress=None,
-    )  # fmt: skip
+        synthesis=small_study(synthesis=plan).synthesis,
+        cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
+        generator=lambda: None,
+        critic=lambda: None,
+        progress=None,
+    )
     monkeypatch.setattr("client.child.batch.measure_patients", lambda *_: {})
     monkeypatch.setattr("client.child.batch.gather_statistics", lambda *_: [])
     monkeypatch.setattr("client.child.batch.align", lambda *_: SimpleNamespace(codes=aligned_codes))

@@ -1,8 +1,8 @@
 """The walk of one instruction: each file of the daemon is entered once.
 
 Definition: the calls of `Site.answer` are recorded in order, each as the file of client/daemon
-whose code runs. site.py is the spine that every step returns to, so it is left out. Every other file must
-then stand in one unbroken run: once another file is entered, nobody comes back to it.
+whose code runs. site.py calls every step, so it is left out. Every other
+file must then stand in one unbroken run: once another file is entered, nobody comes back to it.
 """
 
 from __future__ import annotations

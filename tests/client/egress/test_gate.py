@@ -18,7 +18,10 @@ def test_evidence_survives_the_job_folder() -> None:
 
 DAMAGED = {
     "no group of that number": b'{"audit":[],"group_of":[1],"groups":[]}',
-    "a negative number": b'{"audit":[],"group_of":[-2],"groups":[{"k":2,"label":0,"laterality":0,"members":["a","b"]}]}',
+    "a negative number": (
+        b'{"audit":[],"group_of":[-2],'
+        b'"groups":[{"k":2,"label":0,"laterality":0,"members":["a","b"]}]}'
+    ),
     "one field more": b'{"audit":[],"group_of":[],"groups":[],"patients":3}',
     "one field fewer": b'{"audit":[],"group_of":[]}',
     "no mapping": b"[]",

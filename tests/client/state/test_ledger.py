@@ -41,9 +41,16 @@ GOOD = Reservation(7, 3, EVENT).to_json()
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", GOOD.replace('"id":7,"steps":3', '"id":7,"steps":4'), GOOD.replace('"id":7', '"id":"7"'),
-     GOOD.replace('"id":7', '"id":7,"x":1'), GOOD.replace("subsampled_gaussian", "none")],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        GOOD.replace('"id":7,"steps":3', '"id":7,"steps":4'),
+        GOOD.replace('"id":7', '"id":"7"'),
+        GOOD.replace('"id":7', '"id":7,"x":1'),
+        GOOD.replace("subsampled_gaussian", "none"),
+    ],
+)
 def test_a_reservation_that_the_ledger_did_not_write_is_refused(text: str) -> None:
     with pytest.raises(RefusedError):
         Reservation.from_json(text)

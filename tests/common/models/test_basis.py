@@ -67,8 +67,10 @@ ODD = {
 @pytest.mark.parametrize("case", ODD)
 def test_an_odd_basis_is_refused(case: str, tmp_path: Path) -> None:
     plain = {
-        "mean": np.zeros(4, np.float32), "directions": np.eye(2, 4, dtype=np.float32), "spread": np.ones(2, np.float32)
-    }  # fmt: skip
+        "mean": np.zeros(4, np.float32),
+        "directions": np.eye(2, 4, dtype=np.float32),
+        "spread": np.ones(2, np.float32),
+    }
     tensors.write(tmp_path / "basis.safetensors", plain)
     assert load(tmp_path / "basis.safetensors").components == 2
     tensors.write(tmp_path / "basis.safetensors", plain | ODD[case])

@@ -15,9 +15,14 @@ PAYLOAD = b"payload"
 
 def header(**changes: object) -> Header:
     fields = {
-        "kind": "update", "study": "a" * 64, "phase": "train", "model": "gan", "round": 1, "sender": "hospital-a",
+        "kind": "update",
+        "study": "a" * 64,
+        "phase": "train",
+        "model": "gan",
+        "round": 1,
+        "sender": "hospital-a",
         "digest": digest_of(PAYLOAD),
-    }  # fmt: skip
+    }
     return Header.model_validate({**fields, **changes})
 
 

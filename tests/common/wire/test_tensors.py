@@ -57,14 +57,25 @@ OVERLAP = json.dumps(
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\x00" * 7, (1 << 60).to_bytes(8, "little") + b"{}", header("[]"), header("{"), header("[" * 5000),
-        header(entry(dtype="BF99"), b"1234"), header(entry(shape=[2]), b"1234"), header(entry(shape=[-1]), b"1234"),
-        header(entry(data_offsets=[0, 8]), b"1234"), header(entry(data_offsets=[4, 0]), b"1234"),
-        header(entry(shape=[1 << 62, 4]), b"1234"), header(entry(), b"12345678"), header('{"x":3}'),
-        header(entry(shape=["1"]), b"1234"), header(entry(shape=[True]), b"1234"),
+        b"",
+        b"\x00" * 7,
+        (1 << 60).to_bytes(8, "little") + b"{}",
+        header("[]"),
+        header("{"),
+        header("[" * 5000),
+        header(entry(dtype="BF99"), b"1234"),
+        header(entry(shape=[2]), b"1234"),
+        header(entry(shape=[-1]), b"1234"),
+        header(entry(data_offsets=[0, 8]), b"1234"),
+        header(entry(data_offsets=[4, 0]), b"1234"),
+        header(entry(shape=[1 << 62, 4]), b"1234"),
+        header(entry(), b"12345678"),
+        header('{"x":3}'),
+        header(entry(shape=["1"]), b"1234"),
+        header(entry(shape=[True]), b"1234"),
         header(OVERLAP, b"123"),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_refused(data: bytes) -> None:
     with pytest.raises(RefusedError):
         tensors.loads(data, max_bytes=1 << 20)

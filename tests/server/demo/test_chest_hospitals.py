@@ -1,4 +1,4 @@
-"""server/demo/chest_hospitals.py: the same bytes for the same index, files that show what went in, a truth that fits."""
+"""Invented chest hospitals: one index gives the same bytes, and the truth fits the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""server/demo/vessel_hospitals.py: the same bytes for the same index, and a truth that fits the files."""
+"""Invented vessel hospitals: one index gives the same bytes, and the truth fits the files."""
 
 from __future__ import annotations
 

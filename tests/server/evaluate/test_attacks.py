@@ -138,9 +138,7 @@ def exposures(persons: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarra
 SMALL = siamese.Recipe(width=8, steps=60, persons=20)
 
 
-def test_a_network_trained_on_others_finds_people_and_their_copies_but_not_averages_of_strangers() -> (
-    None
-):
+def test_a_network_trained_on_others_finds_people_and_copies_but_not_averages() -> None:
     network = siamese.train(*exposures(40, 2, 5), seed=0, recipe=SMALL)
     images, who = exposures(30, 2, 6)
     control = siamese.recognition(network, images, who)

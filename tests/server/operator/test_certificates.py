@@ -33,7 +33,10 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> str:
-    """Return the TLS version of one loopback handshake with one byte each way; raises what the client raises."""
+    """Return the TLS version of one loopback handshake with one byte each way.
+
+    An error of the client is raised here.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:

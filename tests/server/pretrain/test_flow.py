@@ -1,4 +1,4 @@
-"""Public pretraining of the flow: it learns, goes on where it was, keeps an average, and refuses what cannot be."""
+"""Public pretraining of the flow learns, resumes, keeps an average and refuses bad inputs."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""Pretraining on public photographs: what enters, what is written, and that an interrupted run continues."""
+"""Pretraining on public photographs: its inputs, its files, and the resumption of a run."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,10 @@ NAMES = tuple(f"disc-{i}" for i in range(10))
 
 
 def discs() -> np.ndarray:
-    """Ten discs of different colours on black, uint8 [10, 32, 32, 3], each with a bright spot at its left."""
+    """Return ten discs of different colours on black, uint8 [10, 32, 32, 3].
+
+    Each has a bright spot at its left.
+    """
     y, x = np.mgrid[:32, :32] - 15.5
     images = np.zeros((10, 32, 32, 3), np.uint8)
     for i, image in enumerate(images):
@@ -304,7 +307,11 @@ from server.public_data.images import read_source
 torch.set_num_threads(1)
 plan = PretrainPlan(size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, prior_steps=2)
 source = read_source(Path(sys.argv[1]), 32, 3)
-pretrain(source, plan, Path(sys.argv[2]), steps=10**6, save_every_s=0.0, progress=lambda step, _: print(step, flush=True))
+
+def report(step, _):
+    print(step, flush=True)
+
+pretrain(source, plan, Path(sys.argv[2]), steps=10**6, save_every_s=0.0, progress=report)
 """
 
 

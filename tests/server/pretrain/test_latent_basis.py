@@ -1,4 +1,4 @@
-"""The public basis of a plan: of its level and components, and the one that the demo ships is of the demo's flow."""
+"""The public basis has the plan's level and components; the demo's basis fits the demo's flow."""
 
 from __future__ import annotations
 
@@ -35,13 +35,10 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
         load(flow, PRESET.parent / "checkpoints" / "chest-32" / "glow.safetensors")
         reduced = found.reduce(latents.encode_images(file["images"], flow.eval()))
     np.testing.assert_allclose(reduced.std(axis=0), 1.0, atol=0.01)  # whitened on its own images
-    shipped = basis.load(PRESET.parent / "checkpoints" / "chest-32" / "basis.safetensors").first(
-        2
-    )
+    shipped = basis.load(PRESET.parent / "checkpoints" / "chest-32" / "basis.safetensors").first(2)
     alike = np.linalg.norm(shipped.directions @ found.directions.T, axis=1)
-    assert (
-        alike > 0.4
-    ).all()  # a direction by chance: 0.13. The same flow finds its first ones again in other radiographs
+    # The same flow finds its first directions again in other radiographs; by chance it is 0.13.
+    assert (alike > 0.4).all()
 
 
 def test_a_plan_that_asks_for_no_basis_gets_none(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The texture terms of pretraining: blind to where in its window a spot lies, not to whether it is there or in which window."""
+"""The texture terms of pretraining.
+
+They ignore where in its window a spot lies. They notice whether it is there, and in which window.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -157,7 +160,7 @@ def test_the_edge_of_a_black_surround_is_no_texture() -> None:
 
 
 def test_a_black_picture_does_not_escape() -> None:
-    """Where it is black is looked up in the photographs: else a black average would have nothing to match."""
+    """The photographs say where it is black: else a black average would have nothing to match."""
     x = spotted(22, 22)
     black = torch.full_like(x, -1.0) + 0.01 * torch.randn(
         x.shape, generator=torch.Generator().manual_seed(0)
@@ -256,7 +259,10 @@ def painted(count: int = 6) -> Source:
 
 
 def test_textures_set_in_during_a_run_and_let_noise_through(tmp_path: Path) -> None:
-    """Codes from before have no textures: groups must not reach for them. What cannot be placed is left to noise maps."""
+    """Codes from before have no textures, so groups must not read them.
+
+    What cannot be placed is left to noise maps.
+    """
     losses = pretrain(painted(), dataclasses.replace(PLAN, textured=0.5), tmp_path, steps=20).losses
     assert losses.keys() >= set(TEXTURES)
     assert all(np.isfinite(value) for value in losses.values())

@@ -1,4 +1,4 @@
-"""Public pretraining of the WGAN: repeatable, goes on where it was, learns to redraw, and its R1 penalty."""
+"""Public pretraining of the WGAN is repeatable, resumes and learns to redraw; its R1 penalty."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_the_checkpoint_holds_the_studys_three_networks_and_no_encoder(
 def test_a_run_killed_while_it_saves_can_go_on(
     source: PublicPairs, tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of its writes is the last one: the next run with `resume` finds a whole save or none."""
+    """Whichever of its writes is the last, a run with `resume` finds a whole save or none."""
     writes = itertools.count(1)
     original = files.atomic_write
 
@@ -167,7 +167,7 @@ def test_a_run_killed_while_it_saves_can_go_on(
     assert run(source, tmp_path, PLAN, ORIGIN, steps=2, resume=True, recipe=QUICK) == 2
 
 
-# --- the R1 penalty -------------------------------------------------------------------------------------------------------
+# --- the R1 penalty ------------------------------------------------------------------------------
 
 
 class Caught(Adam):

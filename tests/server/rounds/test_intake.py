@@ -25,9 +25,14 @@ def setting(tmp_path: Path) -> tuple[ToySite, Instruction, str]:
 
 def reply(site: ToySite, asked: Instruction) -> Sealed:
     question = Header(
-        kind="train", study=asked.study.hash(), phase="train", model="gan", round=0, sender="operator",
+        kind="train",
+        study=asked.study.hash(),
+        phase="train",
+        model="gan",
+        round=0,
+        sender="operator",
         digest="0" * 64,
-    )  # fmt: skip
+    )
     import numpy as np
 
     return site._made(

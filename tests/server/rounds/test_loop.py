@@ -77,9 +77,17 @@ def kill_at(run: StudyRun, method: str, count: int, patch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("method", "count"), [("note_accepted", 1), ("note_accepted", 2), ("note_accepted", 5), ("close_round", 1),
-                          ("close_round", 2), ("close_round", 4), ("write_weights", 2)],
-)  # fmt: skip
+    ("method", "count"),
+    [
+        ("note_accepted", 1),
+        ("note_accepted", 2),
+        ("note_accepted", 5),
+        ("close_round", 1),
+        ("close_round", 2),
+        ("close_round", 4),
+        ("write_weights", 2),
+    ],
+)
 def test_a_killed_server_resumes_with_the_same_bytes(
     method: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
