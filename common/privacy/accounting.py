@@ -4,14 +4,12 @@ In: mechanisms (public constants) and a delta. Out: epsilons.
 Guarantees:
 1. One adjacency for all: zero-out of one patient. A replace-one epsilon is charged in full, which
    is never less.
-2. Equal mechanisms are merged before composing.
-3. Unknown mechanisms, an empty history and accountants that disagree are refused, never guessed.
+2. Unknown mechanisms, an empty history and accountants that disagree are refused, never guessed.
 Not covered: whether the mechanisms ran as described (client/learn/private_step.py), who may spend
 what (client/state/ledger.py), whether a plan can learn (planning.py).
 
-PLD (dp-accounting) is the epsilon that counts; RDP (dp-accounting) and PRV (opacus) are checks.
-Only this file imports opacus, which imports torch: `epsilon_prv`, `epsilon_rdp_opacus` and
-`calibrate` do; `spend` does so only when asked for PRV.
+PLD is the epsilon that counts; RDP and PRV are checks. Only this file imports opacus (PRV), which
+imports torch: in functions, and in `spend` only when asked.
 Sources: Koskela et al. 2020 (PLD); Mironov 2017 (RDP); Gopi et al. 2021 (PRV); Feldman and Zrnic
 2021 (filter at one order).
 """

@@ -1,14 +1,13 @@
 """Canaries: invented patients on coordinates of their own, which the private step carries along.
 
-In: secret coins that put each of M canaries in or out, and what the private steps added to its
-coordinate. Out: a `Tally`, which canary_audit.py judges.
-A canary's raw gradient is 10·C on one dummy coordinate; M of them stand after the model's d.
-It passes through the whole private step: Poisson sampling, clip, lattice, sum, noise, divisor.
-Guarantees: no real patient touches a dummy coordinate and the model never uses one. So canaries
+In: secret coins that put each of M canaries in or out; the updates of their coordinates.
+Out: a `Tally`, which canary_audit.py judges.
+Guarantees: no real patient touches a canary's coordinate and the model never uses one. So canaries
 cost no privacy and move no weight. Coins and scores are made of noise and public constants alone.
 
-Source: Steinke, Nasr and Jagielski 2023, "Privacy auditing with one (1) training run"; what we
-changed: docs/methods/dp-wgan.md.
+A canary's raw gradient is 10·C on one coordinate; M of them stand after the model's d. It passes
+through the whole private step: Poisson sampling, clip, lattice, sum, noise, divisor.
+Source: Steinke, Nasr and Jagielski 2023; what we changed: docs/methods/dp-wgan.md.
 """
 
 from __future__ import annotations

@@ -1,16 +1,13 @@
 """The audit of a tally of canaries: a lower bound on epsilon, and the measured noise variance.
 
-In: a `Tally` (canaries.py) and what the plan claims. Out: a lower bound at a stated confidence, the
-variance of the noise against the plan's, and what refutes the claim (`fault`).
+In: a `Tally` (canaries.py), what the plan claims. Out: a lower bound, a variance ratio, a `fault`.
 Guarantees:
 1. The bound holds with its confidence for whatever mechanism made the scores.
 2. False alarms of `fault` are at most as frequent as `FALSE_ALARM` over all rounds of a model.
-   The variance test's tail bound is Chernoff's, which holds at every number of draws.
 3. Which canaries are guessed is fixed beforehand.
-Not covered: a proof of privacy. One run sees a part of what it could, and the bound has a ceiling.
-With half the noise the bound can still lie below the claim; the variance test notices that, because
-it measures the noise itself where nothing else is. Neither sees a fault that touches real patients
-alone, such as a loss that mixes patients.
+Not covered: a proof of privacy. One run shows a part, and the bound has a ceiling. At half the
+noise the bound can still lie below the claim; the variance test then fails. Neither sees a fault
+that touches real patients alone, such as a loss that mixes patients.
 
 Source: Steinke, Nasr and Jagielski 2023, algorithm 1, theorem 5.2, corollary 5.4 and appendix D.
 """
@@ -123,7 +120,7 @@ def noise_ratio(tally: Tally, deviation: float) -> tuple[float, int]:
 def meter_p_value(ratio: float, draws: int) -> float:
     """Return at most the probability of a variance ratio that far from 1 in Gaussian draws.
 
-    Chernoff's bound on a chi-square, both tails.
+    Chernoff's bound on a chi-square, both tails; it holds at every number of draws.
     """
     if not draws:
         return 1.0

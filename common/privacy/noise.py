@@ -1,15 +1,12 @@
 """Noise for the privacy mechanisms, drawn from an AES-256-CTR key stream.
 
-In: how many values, and the public parameters of the distribution. Out: integers on the mechanism's
-lattice.
+In: how many values, and the distribution's public parameters. Out: integers on the lattice.
 Guarantees:
-1. A `NoiseSource` is keyed by the operating system's entropy and re-keyed in every forked child.
+1. A `NoiseSource` has its key from the operating system and takes a new one in every forked child.
    It is never seeded: no torch, numpy or python seed changes it.
 2. Its Gaussian reaches beyond 9 sigma (64-bit radius).
 3. Its discrete Laplace is exact to 192 bits, in an amount of work that no draw changes.
-Not covered: a cloned virtual machine (the clone holds the same key), or use by two threads at once.
-`SeededNoiseSource` repeats itself: for tests only. The private step refuses it together with a
-ledger's reservation.
+Not covered: a cloned virtual machine (the clone has the same key), or use by two threads at once.
 
 Sources: Box and Muller 1958; Mironov 2012 (why a lattice); docs/methods/dp-glow.md (Laplace).
 """

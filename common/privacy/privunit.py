@@ -1,22 +1,11 @@
 """PrivUnit: a private direction for one direction, drawn by rejection on an integer lattice.
 
-In: the direction of an image as integers int64 [d], public constants, a noise source.
-Out: integers [d] whose direction is the release, with pure epsilon for one image.
-Guarantees: the comparison with the cap is exact in integers, so no rounding depends on the image.
-Running time depends on coins and on the cap's mass alone, never on the image. A zero direction
-draws uniformly, which keeps epsilon.
-Not covered: a length (only directions are released), more than 64 dimensions, or an epsilon above
-16, where rejection gets slow.
+In: an image's direction as integers int64 [d], public constants, noise. Out: integers [d].
+Guarantees: pure epsilon for one image. The comparison with the cap is exact in integers, so no
+rounding depends on the image. Running time depends on coins and on the cap's mass alone.
+Not covered: a length, more than 64 dimensions, or an epsilon above 16 (rejection gets slow).
 
-Two directions can be told apart by at most e^epsilon. With a coin of bias p = e^e0 / (1 + e^e0) the
-draw lies in the cap {V: <V, v> >= gamma |V| |v|}, otherwise outside it. The cap holds the share
-1 / (1 + e^(epsilon - e0)) of all directions, whatever v.
-Lattice directions are uniform only up to rounding. V is a rounded Gaussian of standard deviation
-2^24, no shorter than 2^24, so it stands within sqrt(d) / 2^25 of a uniform direction. `SLACK` of
-epsilon is kept back for that (at d = 64 it needs 1e-5).
-
-Sources: Bhowmick et al. 2018 (arXiv 1812.00984); Asi, Feldman and Talwar 2022 (arXiv 2205.02466):
-e0 by expected cosine.
+Sources: Bhowmick et al. 2018 (arXiv 1812.00984); Asi, Feldman and Talwar 2022 (arXiv 2205.02466).
 """
 
 import math
@@ -44,7 +33,11 @@ DOUBT = 1e-9
 
 @dataclass(frozen=True)
 class Cap:
-    """The public constants of a draw.
+    """The public constants of a draw, with which two directions differ by at most e^epsilon.
+
+    With a coin of bias p = e^e0 / (1 + e^e0) the draw lies in the cap {V: <V, v> >= gamma |V| |v|},
+    otherwise outside it. The cap holds the share 1 / (1 + e^(epsilon - e0)) of all directions,
+    whatever v. e0 is chosen by the expected cosine (Asi, Feldman and Talwar 2022).
 
     `p`: the coin's bias. `gamma_steps / GAMMA_STEPS`: the cap's cosine. `mass`: its share of all
     directions.
@@ -96,7 +89,8 @@ def draw(
 ) -> NDArray[np.int64]:
     """Return one release for one direction: int64 [d] of length 2^24 or more.
 
-    Raises Bug for a direction of another shape or with integers above `LONGEST`.
+    A zero direction draws uniformly, which keeps epsilon. Raises Bug for a direction of another
+    shape or with integers above `LONGEST`.
     """
     if direction.shape != (dimension,) or int(np.abs(direction).max(initial=0)) > LONGEST:
         raise Bug(
@@ -141,9 +135,10 @@ def in_cap(
 
 
 def _directions(count: int, dimension: int, noise: Noise) -> NDArray[np.int64]:
-    """Candidates [n, d]: rounded Gaussians of standard deviation 2^24.
+    """Candidates [n, d]: rounded Gaussians of standard deviation 2^24, uniform up to rounding.
 
-    Those shorter than 2^24 are left out; no image decides which.
+    Those shorter than 2^24 are left out; no image decides which. So a candidate stands within
+    sqrt(d) / 2^25 of a uniform direction. `SLACK` of epsilon covers that (1e-5 at d = 64).
     """
     drawn = noise.gaussian_lattice(count * dimension, 1.0).reshape(count, dimension)
     kept: NDArray[np.int64] = drawn[(drawn * drawn).sum(axis=1) >= DEVIATION**2]

@@ -1,4 +1,4 @@
-"""Mode `anchors`, as theorems: one patient moves one cell, noise and threshold hide it, and nothing else is released."""
+"""Mode `anchors`, as theorems: one patient moves one cell; noise and threshold hide it."""
 
 from __future__ import annotations
 
@@ -47,15 +47,19 @@ def people(codes: np.ndarray, labels: np.ndarray) -> tuple[Roster, np.ndarray]:
 
 
 def released(
-    who: Roster, codes: np.ndarray, noise: SeededNoiseSource, mechanism: NoisyAnchors = MECHANISM,
-    cells: Cells = ANCHORS, strata: tuple[Stratum, ...] = STRATA,
-) -> list[a.NoisyMean]:  # fmt: skip
+    who: Roster,
+    codes: np.ndarray,
+    noise: SeededNoiseSource,
+    mechanism: NoisyAnchors = MECHANISM,
+    cells: Cells = ANCHORS,
+    strata: tuple[Stratum, ...] = STRATA,
+) -> list[a.NoisyMean]:
     return a.noisy_means(
         who, codes, cells, strata, mechanism, PracticeReservation(mechanism), noise
     )
 
 
-# --- one patient ----------------------------------------------------------------------------------------------------------
+# --- one patient ----------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -97,13 +101,13 @@ def test_a_code_beyond_the_radius_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> N
         a.on_lattice(np.full((1, 4), 9.0), MECHANISM, 1)
 
 
-# --- the mechanism --------------------------------------------------------------------------------------------------------
+# --- the mechanism --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("sigma", "sums", "counts", "tau"), [(1.994, 2.229, 4.46, 19.0), (0.6, 0.671, 1.34, 5.7)]
 )
-def test_the_noise_is_that_of_the_table_in_the_reference(
+def test_the_noise_is_that_of_the_table(
     sigma: float, sums: float, counts: float, tau: float
 ) -> None:
     m = NoisyAnchors(sigma, 32, 10, 20, 1e-5)
@@ -159,10 +163,17 @@ def test_the_thresholds_delta_is_spent() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"noise_multiplier": 0.0}, {"components": 0}, {"cells": 0}, {"k": 1.5}, {"threshold_delta": 0.5},
-     {"threshold_delta": 0.0}, {"noise_multiplier": math.nan}],
+    [
+        {"noise_multiplier": 0.0},
+        {"components": 0},
+        {"cells": 0},
+        {"k": 1.5},
+        {"threshold_delta": 0.5},
+        {"threshold_delta": 0.0},
+        {"noise_multiplier": math.nan},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_constants_out_of_range_are_refused(change: dict[str, Any]) -> None:
     fields = {
         "noise_multiplier": 1.0,
@@ -176,13 +187,19 @@ def test_constants_out_of_range_are_refused(change: dict[str, Any]) -> None:
         NoisyAnchors(**fields)
 
 
-# --- nothing but public constants, patients and noise ------------------------------------------------------------------------
+# --- nothing but public constants, patients and noise ---------------------------------------------
 
 
 def test_no_argument_but_the_roster_and_its_codes_is_made_from_patients() -> None:
     assert set(inspect.signature(a.noisy_means).parameters) == {
-        "who", "codes", "cells", "strata", "mechanism", "reservation", "noise"
-    }  # fmt: skip
+        "who",
+        "codes",
+        "cells",
+        "strata",
+        "mechanism",
+        "reservation",
+        "noise",
+    }
     assert set(inspect.signature(anchors_event).parameters) == {"study"}
     assert set(inspect.signature(a.make_cells).parameters) == {"samples", "whitening"}
     assert set(inspect.signature(a.images).parameters) == {
@@ -226,9 +243,14 @@ def test_the_plan_alone_says_how_many_cells_there_are() -> None:
 def anchors_synthesis(k: int = 5, **changes: Any) -> dict[str, Any]:
     plan = {"noise_multiplier": 0.8, "threshold_delta": 1e-6, "components": 8, **changes}
     return {
-        "k": k, "grouping": "anchors", "anchors": plan, "inversion_steps": 0, "alignment_steps": 0,
-        "max_images_per_site": 40, "outputs_per_group": 2,
-    }  # fmt: skip
+        "k": k,
+        "grouping": "anchors",
+        "anchors": plan,
+        "inversion_steps": 0,
+        "alignment_steps": 0,
+        "max_images_per_site": 40,
+        "outputs_per_group": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -257,7 +279,7 @@ def test_a_plan_that_does_not_fit_anchors_is_refused(changes: dict[str, Any], wo
         small_study(**changes)
 
 
-# --- reservation and noise ---------------------------------------------------------------------------------------------------
+# --- reservation and noise ------------------------------------------------------------------------
 
 
 def test_noise_that_repeats_itself_never_meets_a_ledgers_reservation() -> None:
@@ -305,7 +327,7 @@ def test_other_cells_than_the_reserved_ones_are_refused(centres: np.ndarray) -> 
         released(who, codes, SeededNoiseSource(1), cells=Cells(centres))
 
 
-# --- the leave-one-out game ---------------------------------------------------------------------------------------------------
+# --- the leave-one-out game -----------------------------------------------------------------------
 
 GAME = NoisyAnchors(noise_multiplier=2.0, components=4, cells=1, k=3, threshold_delta=1e-3)
 GAME_DELTA, FALSE_ALARMS = 0.02, 0.05
@@ -321,9 +343,10 @@ def halved(patch: pytest.MonkeyPatch) -> None:
 
 
 def statistics_of_releases(with_target: bool, seed: int) -> Iterator[float]:
-    """What the attacker reads from each of the releases: the target's direction in the released code, times the number of others.
+    """What the attacker reads from each release: the target's direction times the others' number.
 
-    The attacker knows everybody else's code (all of them have nothing in that direction) and how many they are.
+    The attacker knows everybody else's code, which has nothing in that direction, and how many
+    they are.
     """
     codes = np.random.default_rng(0).normal(size=(OTHERS + 1, 4)) * [0, 0.5, 0.5, 0.5]
     codes[-1] = [99.0, 0, 0, 0]
@@ -343,9 +366,10 @@ def statistics_of_releases(with_target: bool, seed: int) -> Iterator[float]:
 
 
 def lower_bound_of_epsilon(scale: float = 1.0) -> float:
-    """The epsilon below which the releases cannot lie, with confidence: Clopper-Pearson on both error rates.
+    """A lower bound on epsilon, with confidence: Clopper-Pearson on both error rates.
 
-    The threshold on the statistic is fixed beforehand: it gives `FALSE_ALARMS` at the noise that the releases have.
+    The threshold on the statistic is fixed beforehand: it gives `FALSE_ALARMS` at the noise of the
+    releases.
     """
     limit = NormalDist(0, GAME.sum_multiplier * scale).inv_cdf(1 - FALSE_ALARMS)
     alarms = sum(value > limit for value in statistics_of_releases(False, 1))

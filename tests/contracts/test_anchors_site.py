@@ -1,4 +1,4 @@
-"""Mode `anchors` from a site's daemon to the release's words: reserved, computed, gated, frozen, stated; `cells` beside it."""
+"""Mode `anchors` from a site's daemon to the release's statement, with `cells` beside it."""
 
 from __future__ import annotations
 
@@ -41,9 +41,13 @@ from tests.sites import (
 
 PEOPLE = 56
 SYNTHESIS: dict[str, Any] = {
-    "k": 5, "grouping": "anchors", "inversion_steps": 0, "alignment_steps": 0, "max_images_per_site": 40,
+    "k": 5,
+    "grouping": "anchors",
+    "inversion_steps": 0,
+    "alignment_steps": 0,
+    "max_images_per_site": 40,
     "anchors": {"noise_multiplier": 0.8, "threshold_delta": 1e-6, "components": 8},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ _inverted: dict[int, Any] = {}
 
 
 def inverted_once(batch: Batch, random: torch.Generator) -> Any:
-    """The real inversion, once for each cohort of so many people: the models and the people are the same in every test."""
+    """The real inversion, once a cohort size: models and people are the same in every test."""
     people = batch.cohort.patient_count
     if people not in _inverted:
         _inverted[people] = invert_cohort(batch, random)
@@ -99,7 +103,7 @@ def anchored_hospital(
 
 
 class InProcess:
-    """Does the child's real work in this process; `before` runs first, on a script of "crash", "die", or nothing."""
+    """Do the child's real work in this process; `before` runs first: "crash", "die" or nothing."""
 
     def __init__(self, *script: str) -> None:
         self.script, self.folders = list(script), list[Path]()
@@ -169,9 +173,13 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
     said = statement_markdown(privacy_statement(hospital.study, {"hospital-a": header}, account))
     print(said)
     for words in (
-        "and as averages of patients, is (8, 1e-05)-differentially private", f"PLD {spent:.4g}", "Grouping: anchors",
-        "published from k=5 patients", "linked component of patient ids", "covers these averages and the updates together",
-    ):  # fmt: skip
+        "and as averages of patients, is (8, 1e-05)-differentially private",
+        f"PLD {spent:.4g}",
+        "Grouping: anchors",
+        "published from k=5 patients",
+        "linked component of patient ids",
+        "covers these averages and the updates together",
+    ):
         assert words in said
     assert "chosen by similarity" not in said
 
@@ -238,10 +246,15 @@ def job(
     assert event is not None
     site = hospital.site()
     fields = {
-        "kind": "synthesize", "model": "", "plan": str(site.plans.folder(hospital.study.hash())),
+        "kind": "synthesize",
+        "model": "",
+        "plan": str(site.plans.folder(hospital.study.hash())),
         "cohort": str(site.state.cohort(hospital.study.intake)),
-        "reservation": Reservation(2, 1, event).to_json(), "threads": 1, "memory_gib": 0, **changes,
-    }  # fmt: skip
+        "reservation": Reservation(2, 1, event).to_json(),
+        "threads": 1,
+        "memory_gib": 0,
+        **changes,
+    }
     Job(**fields).write(folder, tensors.dumps(weights["gan"]), frozen.to_json())
     return folder
 
@@ -309,9 +322,12 @@ def test_without_a_reservation_nothing_is_drawn(
 
 
 def test_nearness_to_a_patient_stays_on_the_sheet_and_drops_no_image(
-    hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("client.egress.audit.NEAR_SHARE", 1e9)
     folder = job(hospital, tmp_path / "job", weights, Evidence((), (), ()))
     work(Job.read(folder), folder, bytes(32))
@@ -338,9 +354,14 @@ def test_the_other_modes_yield_a_batch_of_groups_of_k_to_2k_minus_1(
     folder = tmp_path / "job"
     site = plain.site()
     Job(
-        kind="synthesize", model="", plan=str(site.plans.folder(plain.study.hash())),
-        cohort=str(site.state.cohort(plain.study.intake)), reservation="", threads=1, memory_gib=0,
-    ).write(folder, tensors.dumps(weights["gan"]), Evidence((), (), ()).to_json())  # fmt: skip
+        kind="synthesize",
+        model="",
+        plan=str(site.plans.folder(plain.study.hash())),
+        cohort=str(site.state.cohort(plain.study.intake)),
+        reservation="",
+        threads=1,
+        memory_gib=0,
+    ).write(folder, tensors.dumps(weights["gan"]), Evidence((), (), ()).to_json())
     work(Job.read(folder), folder, bytes(32))
     groups = Evidence.read(folder / "evidence.json").groups
     assert sorted(len(group.members) for group in groups) == [5, 5, 6, 6]

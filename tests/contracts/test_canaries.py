@@ -1,4 +1,4 @@
-"""Promises about canaries: they take the patients' road, move no weight, count once, and close the gate when noise is missing."""
+"""Promises about canaries: they move no weight, count once, and show missing noise to the gate."""
 
 from __future__ import annotations
 
@@ -66,7 +66,11 @@ def altered(
     """A source whose Gaussian noise is changed before it is used."""
     noise = SeededNoiseSource(seed)
     honest = noise.gaussian_lattice
-    noise.gaussian_lattice = lambda n, sigma: change(honest(n, sigma))  # type: ignore[method-assign]
+
+    def gaussian_lattice(n: int, sigma: float) -> NDArray[np.int64]:
+        return change(honest(n, sigma))
+
+    noise.gaussian_lattice = gaussian_lattice  # type: ignore[method-assign]
     return noise
 
 
@@ -111,7 +115,7 @@ def test_a_canary_takes_the_patients_clip_and_the_rehearsal_takes_the_canarys(cl
 
 
 def test_the_rehearsal_hears_what_the_private_step_lets_canaries_hear() -> None:
-    """The same coins and the same noise: the operator's rehearsal and the step on site agree to the bit."""
+    """With equal coins and noise the operator's rehearsal and the step on site agree to the bit."""
 
     def source() -> SeededNoiseSource:
         noise = SeededNoiseSource(11)

@@ -1,6 +1,7 @@
-"""Two fixed latents, many draws: what is shipped stays below its epsilon, and every deliberately broken mechanism is caught.
+"""Two fixed latents, many draws: mechanisms stay below epsilon, and broken ones are caught.
 
-The draws are seeded, so the outcome is the same every time; benchmarks/mechanism_audit.py makes the full table with fresh noise.
+The draws are seeded, so the outcome is the same every time. benchmarks/mechanism_audit.py makes the
+full table with fresh noise.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Theorems about the noise source (methods/dp-training.md, sections 3 and 10)."""
+"""Theorems about the noise source."""
 
 import math
 import os
@@ -56,7 +56,10 @@ def test_a_forked_child_draws_other_noise_than_its_parent() -> None:
 
 
 def test_no_two_processes_forks_or_restarts_draw_the_same_noise() -> None:
-    """One word of 64 bits in common among these would have probability 1e-13: parent, child, grandchild, and fresh starts."""
+    """Parent, child, grandchild and fresh starts.
+
+    One common word of 64 bits would have probability 1e-13.
+    """
     source = NoiseSource()
     reader, writer = os.pipe()
     drawn = [source.uniform_u64(512)]
@@ -119,7 +122,7 @@ def test_every_length_of_gaussian_noise_is_full_of_fresh_values(n: int) -> None:
 
 
 def test_no_word_of_the_key_stream_is_used_twice() -> None:
-    """One long draw equals the same words drawn in pieces, across the blocks in which the cipher works."""
+    """One long draw equals the same words drawn in pieces, across the cipher's blocks."""
     whole = SeededNoiseSource(1).uniform_u64(100_000)
     pieces = SeededNoiseSource(1)
     assert np.array_equal(
@@ -201,7 +204,7 @@ def test_a_tie_on_the_first_word_is_settled_by_the_next_words(
 
 
 def scripted(*draws: list[int]) -> SeededNoiseSource:
-    """A source whose draws are these, one list a draw, each of the length asked for; one more is an error."""
+    """A source whose draws are these, one list a draw; one draw more is an error."""
     source, words = SeededNoiseSource(0), iter(draws)
 
     def uniform_u64(n: int) -> np.ndarray:
@@ -220,7 +223,7 @@ def test_a_tie_on_two_words_is_settled_by_the_third_and_on_all_three_it_is_not_b
 
 
 def test_a_tie_changes_no_other_draw() -> None:
-    """Beside two ties stand words that are settled by themselves; the further words are for the ties alone."""
+    """Further words are drawn for the two ties alone, not for the words beside them."""
     source = scripted([6, 7, 8, 7, 0], [4, 6])
     assert source._below((7, 5, 3), 5).tolist() == [True, True, False, False, True]
 
@@ -244,7 +247,7 @@ def test_gaussian_noise_is_rounded_to_the_nearest_lattice_point() -> None:
 def test_every_byte_of_key_and_nonce_comes_from_the_operating_system(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A bit flipped anywhere in what it gives changes the stream; 32 bytes make a key of 256 bits."""
+    """A flipped bit in any entropy byte changes the stream; 32 bytes make a key of 256 bits."""
 
     def first_word(size: int, place: int) -> int:
         def urandom(n: int) -> bytes:
