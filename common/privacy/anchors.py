@@ -5,21 +5,8 @@ description, a statement.
 Guarantees: every number follows from the fields. All cells of one release together are one Gaussian
 mechanism of `noise_multiplier` plus `threshold_delta`, under adding or removing one patient (one
 linked component of ids) of one site.
-Not covered: drawing noise or publishing (client/synthesize/anchors.py), composing with other events
-(accounting.py).
-
-The proof (docs/methods/k-salsa.md):
-1. A patient is in one cell, that of the nearest anchor, with a code of norm R at most. Adding one
-   patient moves that cell's sum by at most R and its count by 1, and nothing else.
-2. Sums carry noise sigma_S·R, counts sigma_c. Divided by its noise, this one Gaussian vector moves
-   by at most sqrt(1/sigma_S² + 1/sigma_c²) = 1/sigma.
-3. A cell is published if its true count is at least k and its noisy count at least k + tau, with
-   tau = sigma_c·Phi^-1(1 - delta).
-   Both counts at least k: what is published is a function of the Gaussian vector.
-   Both below k: the cell is published in neither case.
-   k - 1 against k: the second is published with probability delta at most.
-4. A code is noisy sum / noisy count: post-processing.
-sigma_c = 2·sigma_S, so the counts cost little: sigma_S = sqrt(1.25)·sigma.
+Not covered: drawing noise or publishing (client/synthesize/anchors.py), composing (accounting.py).
+Source: own design; docs/methods/k-salsa.md.
 """
 
 from __future__ import annotations
@@ -41,6 +28,19 @@ class NoisyAnchors:
     """One release of at most `cells` cells with at least `k` patients each.
 
     Each published cell has one code of `components` coordinates.
+
+    Why it is one Gaussian mechanism:
+    1. A patient is in one cell, that of the nearest anchor, with a code of norm R at most. Adding
+       one patient moves that cell's sum by at most R and its count by 1, and nothing else.
+    2. Sums carry noise sigma_S·R, counts sigma_c. Divided by its noise, this one Gaussian vector
+       moves by at most sqrt(1/sigma_S² + 1/sigma_c²) = 1/sigma.
+    3. A cell is published if its true count is at least k and its noisy count at least k + tau,
+       with tau = sigma_c·Phi^-1(1 - delta).
+       Both counts at least k: what is published is a function of the Gaussian vector.
+       Both below k: the cell is published in neither case.
+       k - 1 against k: the second is published with probability delta at most.
+    4. A code is noisy sum / noisy count: post-processing.
+    sigma_c = 2·sigma_S, so the counts cost little: sigma_S = sqrt(1.25)·sigma.
     """
 
     noise_multiplier: float
