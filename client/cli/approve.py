@@ -14,7 +14,7 @@ from client.cli.terminal import write_line
 from client.state.config import check_plan, load_site
 from common.errors import PolicyError
 from common.privacy.events import anchors_event, latent_event
-from common.privacy.plan_report import feasibility, refuse_hopeless
+from common.privacy.plan_report import feasibility, refuse_infeasible
 from common.study.bundle import open_bundle
 from common.study.plan import Study
 from common.study.shapes import parameter_counts
@@ -38,7 +38,7 @@ def approve(state: StateFolder, bundle: Bundle, yes: Yes = False) -> None:
     # Refuse what the policy forbids and what cannot learn.
     check_plan(study, config.policy, config.site)
     counts = parameter_counts(study, bundle / "checkpoints")
-    refuse_hopeless(study, counts)
+    refuse_infeasible(study, counts)
     write_line(f"  verdict      {feasibility(study, counts, prv=False).sentence}")
 
     # Ask, and keep.

@@ -22,7 +22,7 @@ from common.errors import EnvironmentFault, PolicyError
 from common.privacy.accounting import epsilon_rdp, spend
 from common.privacy.events import image_event, round_event
 from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, SubsampledGaussian
-from common.privacy.plan_report import refuse_hopeless
+from common.privacy.plan_report import refuse_infeasible
 from common.storage.journal import Entry
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
@@ -158,7 +158,7 @@ class Spending:
         """
         if all(plan.start for plan in study.models.trained().values()):
             checkpoints = self.records.plans.checkpoints(study)
-            refuse_hopeless(study, parameter_counts(study, checkpoints))
+            refuse_infeasible(study, parameter_counts(study, checkpoints))
 
     def _plan_events(self, study: Study) -> tuple[Mechanism, ...]:
         """Everything that the plan will spend at this site."""

@@ -1,4 +1,4 @@
-"""The audit of a tally of canaries: a lower bound on epsilon, and the measured noise variance.
+"""The audit of a tally of canaries: a lower bound on epsilon, and the noise meter.
 
 In: a `Tally` (canaries.py), what the plan claims. Out: a lower bound, a variance ratio, a `fault`.
 Guarantees:
@@ -6,7 +6,7 @@ Guarantees:
 2. False alarms of `fault` are at most as frequent as `FALSE_ALARM` over all rounds of a model.
 3. Which canaries are guessed is fixed beforehand.
 Not covered: a proof of privacy. One run shows a part, and the bound has a ceiling. At half the
-noise the bound can still lie below the claim; the variance test then fails. Neither sees a fault
+noise the bound can still lie below the claim; the noise meter then fails. Neither sees a fault
 that touches real patients alone, such as a loss that mixes patients.
 
 Source: Steinke, Nasr and Jagielski 2023, algorithm 1, theorem 5.2, corollary 5.4 and appendix D.
@@ -26,7 +26,7 @@ from common.privacy.mechanisms import SubsampledGaussian
 
 CONFIDENCE = 0.95  # of the bound that is printed
 FALSE_ALARM = 1e-4  # of the gate, over all rounds of one model at one site
-TESTS = 3  # a round: the variance of the round, the variance of all rounds, the bound
+TESTS = 3  # a round: the noise meter on the round, on all rounds, and the bound
 
 
 # --- the lower bound ------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def _binomial(n: int, epsilon: float) -> Floats:
     return pmf
 
 
-# --- the noise's variance -------------------------------------------------------------------------
+# --- the noise meter ------------------------------------------------------------------------------
 
 
 def noise_ratio(tally: Tally, deviation: float) -> tuple[float, int]:

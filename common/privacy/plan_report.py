@@ -7,7 +7,7 @@ Not covered: that a feasible plan learns.
 
 The verdict by r/sqrt(S): at most 10 is feasible, at most 20 marginal, more is refused
 (docs/decisions/0021-verdict-before-spending.md). `feasibility` imports torch where opacus is asked
-too; `refuse_hopeless` does not.
+too; `refuse_infeasible` does not.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def feasibility(
     return PlanReport(study, models, spent, site_cap, verdict, fixes, needs)
 
 
-def refuse_hopeless(study: Study, counts: Mapping[str, int]) -> None:
+def refuse_infeasible(study: Study, counts: Mapping[str, int]) -> None:
     """Raise PolicyError (E-PLAN-INFEASIBLE) for an infeasible plan that does not accept it itself.
 
     A site's own check, before it spends anything: public constants alone, no torch.

@@ -9,7 +9,7 @@ import pytest
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import epsilon_rdp
 from common.privacy.mechanisms import SubsampledGaussian
-from common.privacy.plan_report import feasibility, refuse_hopeless
+from common.privacy.plan_report import feasibility, refuse_infeasible
 from common.privacy.planning import effective_sites
 from common.study.plan import Study
 
@@ -221,25 +221,25 @@ def test_unequal_sites_average_the_noise_less_than_equal_ones() -> None:
     assert effective_sites(plan((3.0, 1.0, 1.0))) == pytest.approx(25 / 11)
 
 
-def test_a_site_refuses_a_hopeless_plan_unless_it_says_so_itself() -> None:
+def test_a_site_refuses_an_infeasible_plan_unless_it_says_so_itself() -> None:
     hopeless: dict[str, Any] = {
         "planned_patients": 41,
         "patients_per_step": 16,
         "noise_multiplier": 10.6,
     }
     with pytest.raises(PolicyError, match="41 patients a site this will not learn") as refused:
-        refuse_hopeless(plan(**hopeless), {"gan": 250_000})
+        refuse_infeasible(plan(**hopeless), {"gan": 250_000})
     assert refused.value.code == "E-PLAN-INFEASIBLE" and "374 patients" in refused.value.hint
-    refuse_hopeless(plan(**hopeless, accept_infeasible=True), {"gan": 250_000})
-    refuse_hopeless(plan(**hopeless), {"gan": 4_000})
-    refuse_hopeless(plan(), {"gan": 1_000_000})  # marginal
+    refuse_infeasible(plan(**hopeless, accept_infeasible=True), {"gan": 250_000})
+    refuse_infeasible(plan(**hopeless), {"gan": 4_000})
+    refuse_infeasible(plan(), {"gan": 1_000_000})  # marginal
 
 
 def test_a_sites_check_of_the_verdict_needs_no_torch() -> None:
     program = (
         "import sys; from tests.studies import small_study;"
         "from common.privacy import plan_report, planning;"
-        "s = small_study(); plan_report.refuse_hopeless(s, {'gan': 9, 'glow': 9});"
+        "s = small_study(); plan_report.refuse_infeasible(s, {'gan': 9, 'glow': 9});"
         "models = planning.noise_of_models(s, {'gan': 9**6, 'glow': 9}, {});"
         "planning.needs_for(s, models, 20.0); sys.exit('torch' in sys.modules)"
     )
