@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable
 
 import click
+import typer.core
 
 from kohort.errors import ConfigurationError, EnvironmentFault, KohortError
 
 INTERRUPTED = 130
+# typer escapes brackets for rich even where its help is plain text
+typer.core.HAS_RICH = False
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:

@@ -124,7 +124,8 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
             write_line(f"  {model:<8} {done}/{total} rounds answered")
         write_line(f"  images   {plan['images']}")
     for one in facts["connection"]:
-        write_line(f"{one['severity']}: {one['code']}: {one['text']}; {one['fix']}")
+        fix = f"; {one['fix']}" if one["fix"] else ""
+        write_line(f"{one['severity']}: {one['code']}: {one['text']}{fix}")
 
 
 def site_status(state: Path) -> dict[str, Any]:
