@@ -126,6 +126,7 @@ def train_gan(task: Task) -> None:
     """Train the generator, its critic and the encoder."""
     from server.pretrain.gan import run
     from server.pretrain.gan_plan import PretrainPlan
+    from server.pretrain.session import Session
 
     images = task.public_images()
     plan = PretrainPlan(size_px=task.size_px, channels=task.channels)
@@ -136,17 +137,8 @@ def train_gan(task: Task) -> None:
         def show(_: int, share: float) -> None:
             bar.update(row, completed=100 * share)
 
-        run(
-            images,
-            task.out,
-            plan,
-            origin,
-            minutes=task.minutes,
-            resume=task.resume,
-            exclude=task.exclude,
-            device=task.device,
-            progress=show,
-        )
+        session = Session(task.minutes, resume=task.resume, device=task.device, progress=show)
+        run(images, task.out, plan, origin, session, task.exclude)
 
 
 def train_flow(task: Task) -> None:
@@ -189,6 +181,7 @@ def planned_flow(study: Path | None) -> GlowPlan | None:
 
 def train_pairs(task: Task) -> None:
     """Train the image and mask WGAN, on public pairs or on phantoms."""
+    from server.pretrain.session import Session
     from server.pretrain.wgan_checkpoint import run
 
     plan, size_px = pair_plan(task)
@@ -199,9 +192,8 @@ def train_pairs(task: Task) -> None:
         def show(_: int, share: float) -> None:
             bar.update(row, completed=100 * share)
 
-        steps = run(
-            pairs, task.out, plan, origin, minutes=task.minutes, resume=task.resume, progress=show
-        )
+        session = Session(task.minutes, resume=task.resume, progress=show)
+        steps = run(pairs, task.out, plan, origin, session)
     write(f"{steps} steps; look at {task.out / 'training' / 'samples.png'}\n")
 
 

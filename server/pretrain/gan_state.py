@@ -6,6 +6,7 @@ Guarantees: `restore(state(...))` continues with the same weights and moments.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from common.models.encoder import Encoder
 from common.models.moving_average import update_average
@@ -20,11 +22,11 @@ from common.models.stylegan import Critic, Generator
 from common.models.weights import load_weights, numpy_weights
 from common.wire.tensors import read
 from server.pretrain.gan_plan import PretrainPlan
+from server.pretrain.gan_schedule import Phase
 
 CHECKPOINT_CAP_BYTES = 2 << 30
-
-
 PREFIXES = ("generator.", "critic.", "encoder.")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what Adam keeps of each parameter
 
 
 class Networks(NamedTuple):
@@ -37,10 +39,7 @@ class Networks(NamedTuple):
 
 @dataclass
 class Training:
-    """Everything that a resumed run needs.
-
-    Networks, their moving averages, optimiser moments, steps and seconds done.
-    """
+    """Everything that a resumed run needs."""
 
     networks: Networks
     averages: Networks
@@ -51,9 +50,9 @@ class Training:
 
 
 def begin(plan: PretrainPlan, device: str = "cpu") -> Training:
-    """Fresh networks and optimisers on `device` (a torch device.
+    """Return fresh networks and optimisers on `device`.
 
-    The same starting weights on each).
+    The starting weights are the same on each device.
     """
     torch.manual_seed(plan.seed)
     networks = Networks(
@@ -80,6 +79,21 @@ def begin(plan: PretrainPlan, device: str = "cpu") -> Training:
     )
 
 
+def set_rates(training: Training, phase: Phase) -> None:
+    """Set the learning rates of generator, encoder and critic to those of the phase."""
+    make, judge = training.optimisers
+    make.param_groups[0]["lr"] = phase.generator_rate
+    make.param_groups[1]["lr"] = phase.encoder_rate
+    judge.param_groups[0]["lr"] = phase.critic_rate
+
+
+def note_losses(training: Training, parts: Mapping[str, Tensor]) -> None:
+    """Follow each loss by a running mean over about fifty steps."""
+    for name, value in parts.items():
+        now = float(value.detach())
+        training.losses[name] = 0.98 * training.losses.get(name, now) + 0.02 * now
+
+
 def update_averages(training: Training, decay: float) -> None:
     """Move each moving average towards its network; the critic's average is the critic itself."""
     for average, network in zip(training.averages, training.networks, strict=True):
@@ -87,33 +101,28 @@ def update_averages(training: Training, decay: float) -> None:
 
 
 def state(training: Training) -> dict[str, np.ndarray]:
-    """Weights, averages and Adam's moments as named arrays."""
+    """Return weights, averages and Adam's moments as named arrays."""
     arrays: dict[str, np.ndarray] = {
         "progress": np.array([training.step, training.seconds], dtype=np.float64)
     }
     for prefix, network, average in zip(
         PREFIXES, training.networks, training.averages, strict=True
     ):
-        arrays |= numpy_weights(network, "now." + prefix) | numpy_weights(
-            average, "average." + prefix
-        )
-    for which, optimiser in enumerate(training.optimisers):
-        for index, parameter in enumerate(
-            p for group in optimiser.param_groups for p in group["params"]
-        ):
-            moments = optimiser.state.get(parameter, {})
-            for name in ("exp_avg", "exp_avg_sq", "step"):
-                if name in moments:
-                    arrays[f"adam{which}.{index}.{name}"] = np.asarray(
-                        moments[name].cpu().numpy(), dtype=np.float32
-                    )
+        arrays |= numpy_weights(network, "now." + prefix)
+        arrays |= numpy_weights(average, "average." + prefix)
+    for place, optimiser, parameter in _parameters(training):
+        moments = optimiser.state.get(parameter, {})
+        for name in MOMENTS:
+            if name in moments:
+                moment = moments[name].cpu().numpy()
+                arrays[f"{place}.{name}"] = np.asarray(moment, dtype=np.float32)
     return arrays
 
 
 def restore(training: Training, path: Path) -> None:
-    """Puts the arrays of a state file back.
+    """Put the arrays of a state file back into `training`.
 
-    Raises ConfigurationError where they fit another plan.
+    Raises RefusedError where they fit another plan.
     """
     arrays = read(path, max_bytes=CHECKPOINT_CAP_BYTES)
     training.step = int(arrays["progress"][0])
@@ -123,16 +132,19 @@ def restore(training: Training, path: Path) -> None:
     ):
         load_weights(network, arrays, "now." + prefix)
         load_weights(average, arrays, "average." + prefix)
-    for which, optimiser in enumerate(training.optimisers):
-        for index, parameter in enumerate(
-            p for group in optimiser.param_groups for p in group["params"]
-        ):
-            names = {
-                name: f"adam{which}.{index}.{name}" for name in ("exp_avg", "exp_avg_sq", "step")
+    for place, optimiser, parameter in _parameters(training):
+        if f"{place}.step" in arrays:  # a parameter without a step has no moments yet
+            optimiser.state[parameter] = {
+                name: torch.tensor(arrays[f"{place}.{name}"], device=parameter.device)
+                for name in MOMENTS
             }
-            if names["step"] in arrays:
-                moments = {
-                    name: torch.tensor(arrays[key], device=parameter.device)
-                    for name, key in names.items()
-                }
-                optimiser.state[parameter] = moments
+
+
+def _parameters(training: Training) -> Iterator[tuple[str, torch.optim.Adam, Tensor]]:
+    """Yield each trained parameter with its optimiser and the place of its moments in a file."""
+    for which, optimiser in enumerate(training.optimisers):
+        index = 0
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                yield f"adam{which}.{index}", optimiser, parameter
+                index += 1

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from common.storage.files import file_digest
 from common.study.training import WganPlan
 from common.wire import tensors
 from server.pretrain.provenance import Provenance
+from server.pretrain.session import Session
 from server.pretrain.wgan import Recipe, pretrain
 from server.public_data.pairs import PublicPairs
 from server.public_data.pictures import contact_sheet, triptychs
@@ -38,13 +38,12 @@ CHECKPOINT_CAP_BYTES = 1 << 30
 SAVE_EVERY_S = 120.0
 SHEET_PAIRS = 24
 Weights = Mapping[str, NDArray[np.float32]]
-Progress = Callable[[int, float], None]
 
 
 def public_plan(**changes: object) -> WganPlan:
-    """Return a plan's WGAN for public training: the sizes and the loss count.
+    """Return a plan's WGAN for public training, with `changes` to the plan's keys.
 
-    The private constants are placeholders.
+    Only the sizes and the loss matter here; the private constants are placeholders.
     """
     placeholders = {
         "rounds": 1,
@@ -67,38 +66,36 @@ def run(
     out: Path,
     plan: WganPlan,
     provenance: Provenance,
-    *,
-    minutes: float = math.inf,
-    steps: int = 1 << 40,
-    resume: bool = False,
+    session: Session,
     recipe: Recipe | None = None,
     seed: int = 0,
-    progress: Progress = lambda step, share: None,
 ) -> int:
-    """Train on `source` for `minutes` or `steps` steps, both counted from the first run; return the
-    steps.
+    """Train on `source` until the session ends; return the steps done, earlier runs included.
 
-    Raises ConfigurationError for neither, and for an existing checkpoint without `resume`.
+    Raises ConfigurationError for a session without a limit, and for an existing checkpoint unless
+    the session resumes.
     """
-    if math.isinf(minutes) and steps >= 1 << 40:
-        raise ConfigurationError("pretrain: give minutes or steps")
-    begun, start = _earlier(out, resume)
+    session.check()
+    begun, start = _earlier(out, session.resume)
     done = int(begun["steps"])
-    seconds = float(begun["seconds"])
-    began = saved = time.monotonic()
-    weights: Weights | None = start
+    earlier_s = float(begun["seconds"])
+    began = time.monotonic()
+    saved = began
     for weights in pretrain(source.pairs, plan, seed + done, recipe, start):
+        # count the step
         done += 1
         now = time.monotonic()
-        share = max((seconds + now - began) / (60 * minutes), done / steps)
-        progress(done, min(1.0, share))
+        seconds = earlier_s + now - began
+        share = session.share(done, seconds)
+        session.progress(done, min(1.0, share))
+
+        # save now and then, and at the end
         if share >= 1 or now - saved >= SAVE_EVERY_S:
-            state = {"steps": done, "seconds": seconds + now - began}
-            _save(out, weights, plan, source.pairs.shape[1], state)
+            _save(out, weights, plan, source.pairs.shape[1], {"steps": done, "seconds": seconds})
             saved = time.monotonic()
         if share >= 1:
             break
-    text = card(out, source, plan, provenance, done, seconds + time.monotonic() - began)
+    text = card(out, source, plan, provenance, done, earlier_s + time.monotonic() - began)
     files.atomic_write(out / "MODEL_CARD.md", text.encode())
     return done
 
@@ -106,7 +103,7 @@ def run(
 def _earlier(
     out: Path, resume: bool
 ) -> tuple[dict[str, float], dict[str, NDArray[np.float32]] | None]:
-    """How far an earlier run in this folder came, and its weights."""
+    """Steps and seconds of an earlier run in this folder, and its weights."""
     path = out / CHECKPOINT
     if not path.exists():
         return {"steps": 0, "seconds": 0.0}, None
@@ -115,7 +112,7 @@ def _earlier(
             f"{out}: holds a checkpoint already", hint="give --resume, or name another folder"
         )
     state = json.loads(files.read_capped(out / "training" / "state.json", 1 << 16))
-    found = {**tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)}
+    found = dict(tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES))
     found |= tensors.read(out / "training" / ENCODER, max_bytes=CHECKPOINT_CAP_BYTES)
     return state, {name: array.astype(np.float32) for name, array in found.items()}
 
@@ -127,17 +124,21 @@ def _save(
 
     The checkpoint comes last of what `resume` needs: where it lies, so do the others.
     """
+    # what only a later run needs
     files.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
     encoder = {name: array for name, array in weights.items() if name.startswith("encoder.")}
     tensors.write(out / "training" / ENCODER, encoder)
+
+    # what a study starts from
     study = {name: array for name, array in weights.items() if name not in encoder}
     tensors.write(out / CHECKPOINT, study)
+
+    # pairs to look at
     average = load_average(weights, plan, size_px)
     pairs = sample(average, SHEET_PAIRS, torch.Generator().manual_seed(0))
+    rows = triptychs(pairs[..., :1], np.ascontiguousarray(pairs[..., 1]))
+    sheet = contact_sheet(rows, columns=4, pad=8)
     data = io.BytesIO()
-    sheet = contact_sheet(
-        triptychs(pairs[..., :1], np.ascontiguousarray(pairs[..., 1])), columns=4, pad=8
-    )
     Image.fromarray(sheet).save(data, "PNG")
     files.atomic_write(out / "training" / "samples.png", data.getvalue())
 

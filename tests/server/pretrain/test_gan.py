@@ -18,12 +18,13 @@ from common.models.stylegan import Generator, MappingNetwork
 from common.models.weights import load_weights
 from common.wire.tensors import read
 from server.pretrain import gan as pretrain
-from server.pretrain import gan_state
+from server.pretrain import gan_sizes, gan_state
 from server.pretrain import losses as pretrain_losses
 from server.pretrain import prior as pretrain_prior
 from server.pretrain.code_bank import CodeBank
 from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.provenance import Provenance
+from server.pretrain.session import Session
 from server.public_data import images as public_images
 from server.public_data.augmentation import views
 from server.public_data.images import Source, read_source
@@ -70,16 +71,10 @@ def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(
 ) -> None:
     exclude = tmp_path / "exclude.txt"
     exclude.write_text("disc-3\nsomebody-else\n")
-    out, seen = tmp_path / "out", []
-    pretrain.run(
-        npz(tmp_path),
-        out,
-        PLAN,
-        PROVENANCE,
-        steps=5,
-        exclude=exclude,
-        progress=lambda *at: seen.append(at),
-    )
+    out = tmp_path / "out"
+    seen: list[tuple[int, float]] = []
+    session = Session(steps=5, progress=lambda *at: seen.append(at))
+    pretrain.run(npz(tmp_path), out, PLAN, PROVENANCE, session, exclude)
     gan, encoder = (
         read(out / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder")
     )
@@ -110,7 +105,7 @@ def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(
 
 def test_an_interrupted_run_continues_where_it_stopped(tmp_path: Path) -> None:
     source = npz(tmp_path)
-    first = pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=3)
+    first = pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, Session(steps=3))
     state = gan_state.state(first)
     again = gan_state.begin(PLAN)
     gan_state.restore(again, tmp_path / "out" / "training" / "state.safetensors")
@@ -118,27 +113,28 @@ def test_an_interrupted_run_continues_where_it_stopped(tmp_path: Path) -> None:
     assert restored.keys() == state.keys()
     assert any(name.startswith("adam1.") for name in state)
     assert all(np.array_equal(restored[name], state[name]) for name in state)
-    assert pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=4, resume=True).step == 4
+    session = Session(steps=4, resume=True)
+    assert pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, session).step == 4
 
 
 def test_a_finished_checkpoint_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     source = npz(tmp_path)
-    pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=1)
+    pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, Session(steps=1))
     with pytest.raises(ConfigurationError, match="holds a checkpoint"):
-        pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, steps=1)
+        pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, Session(steps=1))
     with pytest.raises(ConfigurationError, match="minutes or steps"):
-        pretrain.run(source, tmp_path / "new", PLAN, PROVENANCE)
+        pretrain.run(source, tmp_path / "new", PLAN, PROVENANCE, Session())
     wider = dataclasses.replace(PLAN, width=16)
     with pytest.raises(RefusedError, match="does not fit"):
-        pretrain.run(source, tmp_path / "out", wider, PROVENANCE, steps=2, resume=True)
+        pretrain.run(source, tmp_path / "out", wider, PROVENANCE, Session(steps=2, resume=True))
 
 
 def test_reconstruction_gets_better(tmp_path: Path) -> None:
     source = read_source(npz(tmp_path), 32, 3)
     plan = dataclasses.replace(PLAN, alone=1.0, generator_learning_rate=3e-3)
-    early = pretrain.pretrain(source, plan, tmp_path / "a", steps=2).losses["reconstruction"]
-    late = pretrain.pretrain(source, plan, tmp_path / "b", steps=40).losses["reconstruction"]
-    assert late < 0.9 * early
+    early = pretrain.pretrain(source, plan, tmp_path / "a", Session(steps=2)).losses
+    late = pretrain.pretrain(source, plan, tmp_path / "b", Session(steps=40)).losses
+    assert late["reconstruction"] < 0.9 * early["reconstruction"]
 
 
 def test_excluded_names_do_not_enter(tmp_path: Path) -> None:
@@ -303,6 +299,7 @@ from pathlib import Path
 import torch
 from server.pretrain.gan import pretrain
 from server.pretrain.gan_plan import PretrainPlan
+from server.pretrain.session import Session
 from server.public_data.images import read_source
 torch.set_num_threads(1)
 plan = PretrainPlan(size_px=32, width=8, latent=16, encoder_width=8, reconstructed=3, prior_steps=2)
@@ -311,7 +308,8 @@ source = read_source(Path(sys.argv[1]), 32, 3)
 def report(step, _):
     print(step, flush=True)
 
-pretrain(source, plan, Path(sys.argv[2]), steps=10**6, save_every_s=0.0, progress=report)
+session = Session(steps=10**6, progress=report)
+pretrain(source, plan, Path(sys.argv[2]), session, save_every_s=0.0)
 """
 
 
@@ -330,22 +328,19 @@ def test_a_run_that_was_killed_in_the_middle_of_a_step_goes_on_from_its_last_sta
     step = int(saved["progress"][0])
     assert step >= reached > 3
     with pytest.raises(ConfigurationError, match="holds a checkpoint"):
-        pretrain.run(source, out, PLAN, PROVENANCE, steps=step + 2)
+        pretrain.run(source, out, PLAN, PROVENANCE, Session(steps=step + 2))
     seen: list[int] = []
     done = pretrain.run(
         source,
         out,
         PLAN,
         PROVENANCE,
-        steps=step + 2,
-        resume=True,
-        progress=lambda at, _: seen.append(at),
+        Session(steps=step + 2, resume=True, progress=lambda at, _: seen.append(at)),
     )
     assert seen == [step, step + 1, step + 2]
     moments = done.optimisers[0].state_dict()["state"]
-    assert {int(one["step"]) for one in moments.values()} >= {
-        step + 2
-    }  # Adam counts from the very beginning too
+    # Adam counts from the very beginning too
+    assert {int(one["step"]) for one in moments.values()} >= {step + 2}
 
 
 def test_one_dial_changes_the_size(tmp_path: Path) -> None:
@@ -354,7 +349,7 @@ def test_one_dial_changes_the_size(tmp_path: Path) -> None:
         PLAN, size_px=128, width=2, latent=8, encoder_width=4, alone=0.6, coarse=0.4
     )
     source = Source(large, NAMES[:3], None, "")
-    made = pretrain.pretrain(source, plan, tmp_path, steps=3)
+    made = pretrain.pretrain(source, plan, tmp_path, Session(steps=3))
     assert made.averages.generator.synthesis(torch.zeros(1, 12, 8)).shape == (1, 3, 128, 128)
     with Image.open(tmp_path / "training" / "samples-000003.png") as sheet:
         assert sheet.size == (12 * 128, 7 * 128)
@@ -367,18 +362,16 @@ def test_synthesis_to_a_smaller_size_is_the_generators_own_below_its_last_layers
     torch.manual_seed(0)
     generator = Generator(size_px, 3, 1, 4).requires_grad_(False)
     codes = torch.randn(2, generator.layer_count, 4)
-    small = pretrain.synthesis(generator, codes, size_px // 2)
-    generator.to_image[
-        -1
-    ].weight.zero_()  # then the last block adds nothing, and the whole is the half, enlarged
+    small = gan_sizes.synthesis(generator, codes, size_px // 2)
+    # the last block adds nothing now, so the whole image is the enlarged half
+    generator.to_image[-1].weight.zero_()
     torch.testing.assert_close(
-        pretrain.enlarge(small, size_px), generator.synthesis(codes), atol=1e-4, rtol=1e-4
+        gan_sizes.enlarge(small, size_px), generator.synthesis(codes), atol=1e-4, rtol=1e-4
     )
-    assert torch.equal(pretrain.synthesis(generator, codes, size_px), generator.synthesis(codes))
+    assert torch.equal(gan_sizes.synthesis(generator, codes, size_px), generator.synthesis(codes))
 
 
 def test_an_unknown_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    session = Session(steps=1, device="abacus")
     with pytest.raises(ConfigurationError, match="device abacus"):
-        pretrain.run(
-            tmp_path / "absent.npz", tmp_path / "out", PLAN, PROVENANCE, steps=1, device="abacus"
-        )
+        pretrain.run(tmp_path / "absent.npz", tmp_path / "out", PLAN, PROVENANCE, session)

@@ -18,8 +18,10 @@ from torch.nn import functional as F
 from common.models.stylegan import Generator
 from common.wire.tensors import read
 from server.pretrain.code_bank import CodeBank
-from server.pretrain.gan import TEXTURES, keep_noise, pretrain
+from server.pretrain.gan import pretrain
 from server.pretrain.gan_plan import PretrainPlan
+from server.pretrain.gan_schedule import TEXTURES
+from server.pretrain.gan_step import keep_noise
 from server.pretrain.losses import (
     TEXTURE_CHANNELS,
     WINDOWS,
@@ -28,6 +30,7 @@ from server.pretrain.losses import (
     texture_distance,
     textures,
 )
+from server.pretrain.session import Session
 from server.public_data.images import Source
 
 torch.set_num_threads(1)
@@ -263,7 +266,8 @@ def test_textures_set_in_during_a_run_and_let_noise_through(tmp_path: Path) -> N
 
     What cannot be placed is left to noise maps.
     """
-    losses = pretrain(painted(), dataclasses.replace(PLAN, textured=0.5), tmp_path, steps=20).losses
+    plan = dataclasses.replace(PLAN, textured=0.5)
+    losses = pretrain(painted(), plan, tmp_path, Session(steps=20)).losses
     assert losses.keys() >= set(TEXTURES)
     assert all(np.isfinite(value) for value in losses.values())
     weights = read(tmp_path / "gan.safetensors", max_bytes=1 << 24)

@@ -23,6 +23,7 @@ from common.wire import tensors
 from server.pretrain import wgan as pretrain_wgan
 from server.pretrain import wgan_checkpoint as pretrain_pairs
 from server.pretrain.provenance import Provenance
+from server.pretrain.session import Session
 from server.pretrain.wgan import PENALTY_EVERY, Encoder, Recipe, pretrain
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import PublicPairs, phantom_pairs
@@ -127,8 +128,9 @@ def test_a_resumed_run_starts_from_what_was_saved_and_counts_on(
             yield weights
 
     monkeypatch.setattr(pretrain_pairs, "pretrain", noted)
-    assert run(source, tmp_path, PLAN, ORIGIN, steps=2, recipe=QUICK, seed=3) == 2
-    assert run(source, tmp_path, PLAN, ORIGIN, steps=3, resume=True, recipe=QUICK, seed=3) == 3
+    assert run(source, tmp_path, PLAN, ORIGIN, Session(steps=2), recipe=QUICK, seed=3) == 2
+    more = Session(steps=3, resume=True)
+    assert run(source, tmp_path, PLAN, ORIGIN, more, recipe=QUICK, seed=3) == 3
     assert starts[0] is None and starts[1] is not None and same(starts[1], seen[1])
     assert any(name.startswith("encoder.") for name in starts[1]) and seeds == [3, 5]
 
@@ -136,7 +138,7 @@ def test_a_resumed_run_starts_from_what_was_saved_and_counts_on(
 def test_the_checkpoint_holds_the_studys_three_networks_and_no_encoder(
     source: PublicPairs, tmp_path: Path
 ) -> None:
-    run(source, tmp_path, PLAN, ORIGIN, steps=1, recipe=QUICK)
+    run(source, tmp_path, PLAN, ORIGIN, Session(steps=1), recipe=QUICK)
     found = tensors.read(tmp_path / "wgan.safetensors", max_bytes=1 << 24)
     expected = after(1, source.pairs)
     assert {n: a.shape for n, a in found.items()} == {
@@ -162,9 +164,9 @@ def test_a_run_killed_while_it_saves_can_go_on(
 
     monkeypatch.setattr(files, "atomic_write", mortal)
     with pytest.raises(KeyboardInterrupt):
-        run(source, tmp_path, PLAN, ORIGIN, steps=1, recipe=QUICK)
+        run(source, tmp_path, PLAN, ORIGIN, Session(steps=1), recipe=QUICK)
     monkeypatch.setattr(files, "atomic_write", original)
-    assert run(source, tmp_path, PLAN, ORIGIN, steps=2, resume=True, recipe=QUICK) == 2
+    assert run(source, tmp_path, PLAN, ORIGIN, Session(steps=2, resume=True), recipe=QUICK) == 2
 
 
 # --- the R1 penalty ------------------------------------------------------------------------------
