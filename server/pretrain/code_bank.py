@@ -1,4 +1,4 @@
-"""The latest codes of public photographs, from which averages are drawn in pretraining."""
+"""The latest codes of public photographs, from which pretraining draws averages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from server.pretrain.losses import (
 
 
 class CodeBank:
-    """The latest codes of real photographs, [M, L, latent], by side.
+    """The latest codes of public photographs, [M, L, latent], by side.
 
-    Averages and the prior come from them. Where photographs are given, their textures [M, P, F, F],
-    spots [M, K] and brightest channels [M, 1, S, S] are kept as well; the last ones find the
-    surround.
+    Where photographs are given, it also keeps their textures [M, P, F, F], spots [M, K] and
+    brightest channels [M, 1, S, S]. The brightest channels show where the black surround is.
     """
 
     def __init__(self, size: int) -> None:
@@ -31,18 +30,17 @@ class CodeBank:
         self.brightest: list[Tensor] = []
 
     def add(self, codes: Tensor, sides: Tensor, photographs: Tensor | None = None) -> None:
-        """Add codes [N, L, latent] and sides [N].
+        """Add codes [N, L, latent] and sides [N]; the oldest ones leave.
 
-        With `photographs` [N, C, S, S] in every call, or in none.
+        Give `photographs` [N, C, S, S] in every call or in none.
         """
         self.codes = (self.codes + list(codes.detach()))[-self.size :]
         self.sides = (self.sides + sides.tolist())[-self.size :]
         if photographs is not None:
+            brightest = list(photographs.amax(1, keepdim=True))
             self.textures = (self.textures + list(textures(photographs)))[-self.size :]
             self.spots = (self.spots + list(spots(photographs)))[-self.size :]
-            self.brightest = (self.brightest + list(photographs.amax(1, keepdim=True)))[
-                -self.size :
-            ]
+            self.brightest = (self.brightest + brightest)[-self.size :]
 
     def groups(self, count: int, largest: int, random: np.random.Generator) -> list[np.ndarray]:
         """Draw `count` groups of 2 to `largest` rows of one side, with replacement."""
@@ -58,10 +56,10 @@ class CodeBank:
         return _means(self.codes, groups)
 
     def texture_distance(self, made: Tensor, groups: list[np.ndarray]) -> Tensor:
-        """Return how far the textures of `made` [len(groups), C, S, S] are from each group's mean
-        texture.
+        """Return how far the textures of `made` are from each group's mean texture.
 
-        k-SALSA's alignment asks the same of a group's average (Jeon et al. 2022).
+        `made` is [len(groups), C, S, S]. k-SALSA's alignment compares a group's average in the same
+        way (Jeon et al. 2022).
         """
         surround = _means(self.brightest, groups)
         return texture_distance(textures(made, surround=surround), _means(self.textures, groups))

@@ -1,13 +1,11 @@
 """Pretrains a flow on public images by maximum likelihood.
 
-In: public photographs, uint8 [N, S, S, C]. Out: a folder with glow.safetensors, its card and
-`training/`.
+In: public photographs, uint8 [N, S, S, C].
+Out: a folder with glow.safetensors, its card and `training/`.
 Guarantees: a killed run continues from its last save; each file is written atomically.
 Not covered: privacy. Nothing is clipped and no noise is added, so every image must be public.
 
-Recipe (docs/methods/dp-glow.md): uniform dequantisation, input noise, flips and small shifts, Adam
-with warm-up and cosine decay, gradient norm at most 5. `depths` lets large images begin with few
-bits per pixel.
+The recipe is in docs/methods/dp-glow.md.
 """
 
 from __future__ import annotations
@@ -49,29 +47,25 @@ CHECKPOINT = "glow.safetensors"
 CARD_NAME = "GLOW_CARD.md"
 SAVE_EVERY_S = 120.0
 LOST_STEPS = 50  # in a row without a finite gradient: the run has diverged
-Progress = Callable[
-    [int, float, float], None
-]  # steps, share done, bits per dimension (running mean)
+# steps, share done, bits per dimension (running mean)
+Progress = Callable[[int, float, float], None]
 
 
 def augment(
     images: NDArray[np.uint8], shift_px: int, random: np.random.Generator, flips: str = "both"
 ) -> NDArray[np.uint8]:
-    """Return uint8 [N, H, W, C], flipped at random as `flips` says and shifted by at most
-    `shift_px`.
+    """Return uint8 [N, H, W, C], flipped and shifted at random.
 
-    Edges are repeated where the shift leaves the image.
+    `flips` is both, horizontal or none; the shift is at most `shift_px`. Edges are repeated where
+    the shift leaves the image.
     """
+    margins = ((shift_px, shift_px), (shift_px, shift_px), (0, 0))
     views = []
     for image in images:
         down = random.choice((-1, 1)) if flips == "both" else 1
         across = random.choice((-1, 1)) if flips != "none" else 1
         dy, dx = random.integers(0, 2 * shift_px + 1, 2)
-        padded = np.pad(
-            image[::down, ::across],
-            ((shift_px, shift_px), (shift_px, shift_px), (0, 0)),
-            mode="edge",
-        )
+        padded = np.pad(image[::down, ::across], margins, mode="edge")
         views.append(padded[dy : dy + image.shape[0], dx : dx + image.shape[1]])
     return np.stack(views)
 
@@ -79,8 +73,9 @@ def augment(
 def dequantise(
     images: NDArray[np.uint8], input_noise: float, generator: torch.Generator, depth: int = 8
 ) -> Tensor:
-    """Return dequantised float [N, C, H, W] of `depth` bits, with Gaussian noise of deviation
-    `input_noise`.
+    """Return dequantised float [N, C, H, W] of `depth` bits.
+
+    Gaussian noise of deviation `input_noise` is added.
     """
     n, height, width, channels = images.shape
     x = from_uint8(images, torch.rand(n, channels, height, width, generator=generator), depth)
@@ -90,8 +85,9 @@ def dequantise(
 def begin(images: NDArray[np.uint8], options: Pretraining) -> Training:
     """Return a fresh flow, initialised without data.
 
-    Raises ConfigurationError for images or a layout that cannot be.
+    Raises ConfigurationError for images or a layout that a flow cannot have.
     """
+    # refuse what cannot be trained on
     square = images.ndim == 4 and images.shape[1] == images.shape[2]
     if images.dtype != np.uint8 or not square or len(images) < 2:
         raise ConfigurationError(
@@ -106,6 +102,8 @@ def begin(images: NDArray[np.uint8], options: Pretraining) -> Training:
         raise ConfigurationError(
             f"pretrain: {error}", hint="fewer levels, or 1 or 3 channels"
         ) from None
+
+    # initialise, then let the average start as a copy
     initialise_from_noise(model)
     model = model.to(memory_format=torch.channels_last)
     average = deepcopy(model)
@@ -134,7 +132,7 @@ def pretrain(
     optimiser = training.optimiser
     log_density = torch.compile(model) if options.compiled else model
     batch = min(options.batch, len(images))
-    lost = 0
+    lost = 0  # steps in a row without a finite gradient
     saved = time.monotonic()
     began = saved - training.seconds
 
@@ -149,7 +147,7 @@ def pretrain(
         decay = max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
         optimiser.param_groups[0]["lr"] = options.learning_rate * warm * decay
 
-        # (2) one step on a batch of augmented photographs
+        # (2) compute the gradient on a batch of augmented photographs
         chosen = random.choice(len(images), batch, replace=False)
         depth = options.depth(share)
         views = augment(images[chosen], options.shift_px, random, options.flips)
@@ -158,6 +156,8 @@ def pretrain(
         optimiser.zero_grad()
         (-log_p.mean() / model.dimension).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+
+        # (3) take the step, unless the gradient is not finite
         lost = 0 if torch.isfinite(norm) else lost + 1
         if lost == 0:
             optimiser.step()
@@ -166,13 +166,15 @@ def pretrain(
                 "pretrain: the flow diverged: no finite gradient", hint="lower the learning rate"
             )
 
-        # (3) update the moving average, which follows faster at first and is what is saved
+        # (4) update the moving average, which follows faster at first and is what is saved
         training.step += 1
         update_average(average, model, min(options.average, training.step / (9 + training.step)))
         now = float(model.bits_per_dimension(log_p.detach(), depth).mean())
         if math.isnan(training.bits):
             training.bits = now
         training.bits += 0.02 * (now - training.bits)
+
+        # (5) save now and then
         if time.monotonic() - saved > SAVE_EVERY_S:
             keep(training)
             saved = time.monotonic()
@@ -190,13 +192,13 @@ def run(
     resume: bool = False,
     progress: Progress = lambda step, share, bits: None,
 ) -> Training:
-    """Train on `source`; write checkpoint, state, sheet and, with a provenance, the card into
-    `out`.
+    """Train on `source`; write checkpoint, state and sample sheet into `out`.
 
-    Raises ConfigurationError for an existing checkpoint without `resume`, and with it for one whose
-    state is gone.
-    Raises RefusedError for a state of another layout.
+    With a provenance the model card is written as well.
+    Raises ConfigurationError for an existing checkpoint without `resume`, and with `resume` for a
+    checkpoint whose state is gone. Raises RefusedError for a state of another layout.
     """
+    # start afresh, or go on where the last save ended
     if (out / name).exists() and not resume:
         raise ConfigurationError(
             f"{out / name}: exists already", hint="resume it, or name another folder"
@@ -213,6 +215,7 @@ def run(
         files.atomic_write(state.with_name(f"{Path(name).stem}-samples.png"), sheet.getvalue())
         tensors.write(state, state_of(training))
 
+    # train, saving on the way, and write the card
     out.mkdir(parents=True, exist_ok=True)
     state.parent.mkdir(exist_ok=True)
     pretrain(source.images, options, training, keep, progress)
@@ -224,7 +227,7 @@ def run(
 
 
 def npz_source(path: Path) -> Source:
-    """Return all `images` of an .npz of at most 4 GiB, whatever their size."""
+    """Return all `images` of an .npz file of at most 4 GiB."""
     data = files.read_capped(path, SOURCE_CAP_BYTES)
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         if "images" not in file:
@@ -233,7 +236,7 @@ def npz_source(path: Path) -> Source:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the photographs of an .npz and train; the checkpoint's folder also gets training/."""
+    """Read the photographs of an .npz file, and train."""
     parser = argparse.ArgumentParser(
         description="A flow's starting checkpoint from public images (.npz)."
     )

@@ -20,12 +20,8 @@ from server.pretrain.provenance import Provenance
 from server.public_data.images import Source
 
 STATE_CAP_BYTES = 2 << 30
-
-
 SHEET_COLUMNS = 10
-
-
-TEMPERATURE = 0.7
+TEMPERATURE = 0.7  # of the samples that are shown
 
 
 @dataclass
@@ -55,19 +51,24 @@ def state_of(training: Training) -> dict[str, NDArray[np.generic]]:
 def restore(training: Training, path: Path) -> None:
     """Put a saved state back into `training`.
 
-    Raises ConfigurationError without a file, RefusedError for a broken one or weights of another
-    layout.
+    Raises ConfigurationError without a file. Raises RefusedError for a broken file and for weights
+    of another layout.
     """
     if not path.is_file():
         raise ConfigurationError(
             f"{path}: missing, so this run cannot go on", hint="name another folder"
         )
     arrays = tensors.read(path, max_bytes=STATE_CAP_BYTES)
+
+    # the weights and their moving average
     for prefix, model in (("now.", training.model), ("average.", training.average)):
-        found = {
-            name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)
-        }
+        found = {}
+        for name, array in arrays.items():
+            if name.startswith(prefix):
+                found[name.removeprefix(prefix)] = array
         load_weights(model, found)
+
+    # Adam's moments, which a parameter has only after its first step
     for name, parameter in training.model.named_parameters():
         moments = {m: arrays.get(f"adam.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
         if all(value is not None for value in moments.values()):
@@ -76,6 +77,8 @@ def restore(training: Training, path: Path) -> None:
                 for m, value in moments.items()
             }
             training.optimiser.state[parameter] = restored
+
+    # how far the run has come
     training.step = int(arrays["progress"][0])
     training.seconds = float(arrays["progress"][1])
     training.bits = float(arrays["progress"][2])
@@ -85,29 +88,34 @@ def restore(training: Training, path: Path) -> None:
 def sample_sheet(model: Glow, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a sheet, uint8 [rows·S, columns·S, C].
 
-    Its rows: photographs, their decoded encodings, means of five latents, and two rows from the
-    prior.
+    Its rows are photographs, their decoded encodings, decoded means of five latents, and two rows
+    from the prior.
     """
+    # the latents of photographs, and their means
     order = np.random.default_rng(1).permutation(len(images))
     shown = images[order[: min(SHEET_COLUMNS, len(images))]]
     members = images[np.resize(order, 5 * SHEET_COLUMNS)]
     parts = model.encode(from_uint8(members))[0]
     spread = 5**0.5  # keeps the variance of a mean of five at one
     means = [part.view(SHEET_COLUMNS, 5, *part.shape[1:]).mean(1) * spread for part in parts]
+
+    # the rows as pictures
     draw = torch.Generator().manual_seed(1)
     rows = [
         shown,
         to_uint8(model.decode(model.encode(from_uint8(shown))[0])),
         to_uint8(model.decode(means)),
-        *(to_uint8(model.decode(model.prior(SHEET_COLUMNS, TEMPERATURE, draw))) for _ in range(2)),
     ]
+    for _ in range(2):
+        rows.append(to_uint8(model.decode(model.prior(SHEET_COLUMNS, TEMPERATURE, draw))))
+
+    # paste them below one another
     size = images.shape[1]
     channels = images.shape[3]
     sheet = np.zeros((len(rows) * size, SHEET_COLUMNS * size, channels), np.uint8)
     for index, row in enumerate(rows):
-        sheet[index * size : (index + 1) * size, : len(row) * size] = np.concatenate(
-            list(row), axis=1
-        )
+        top = index * size
+        sheet[top : top + size, : len(row) * size] = np.concatenate(list(row), axis=1)
     return sheet[..., 0] if channels == 1 else sheet
 
 

@@ -48,8 +48,9 @@ def card(
 ) -> str:
     """Return the model card in Markdown.
 
-    Source, licence, who was left out, and the files' SHA-256.
+    It names source, licence and the files' SHA-256, and how many names were left out.
     """
+    # one row for each network: its file, size and digest
     rows = []
     for file, parts in (("gan.safetensors", PREFIXES[:2]), ("encoder.safetensors", PREFIXES[2:])):
         digest = file_digest(out / file)
@@ -57,6 +58,8 @@ def card(
             network = training.averages[PREFIXES.index(prefix)]
             count = sum(p.numel() for p in network.parameters())
             rows.append(f"| {file} | `{prefix}*` | {count:,} | `{digest}` |")
+
+    # the names that were left out are given by their digest
     left_out = hashlib.sha256("\n".join(excluded).encode()).hexdigest()
     template = Path(__file__).with_name("cards") / "gan.md"
     return template.read_text(encoding="utf-8").format(
@@ -77,13 +80,18 @@ def card(
 def sample_sheet(
     networks: Networks, source: Source, plan: PretrainPlan, columns: int = 12
 ) -> np.ndarray:
-    """uint8 [rows·S, columns·S, C].
+    """Return a sheet, uint8 [rows·S, columns·S, C].
 
-    Photographs, their inversions, averages of five of one side, samples of the prior.
+    Its rows are photographs, their inversions after one and two steps, averages of five of one
+    side, and three rows of samples.
     """
     generator, _, encoder = networks
     order = np.random.default_rng(1).permutation(len(source.images))
-    side = np.zeros(len(order), dtype=int) if source.right is None else source.right.astype(int)
+    side = np.zeros(len(order), dtype=int)
+    if source.right is not None:
+        side = source.right.astype(int)
+
+    # photographs and their inversions
     shown = order[:columns]
     device = generator.constant.device
     x = to_unit(source.images[shown]).to(device)
@@ -92,6 +100,8 @@ def sample_sheet(
         encoder.invert(x, generator, 1).reconstructions,
         encoder.invert(x, generator, 2).reconstructions,
     ]
+
+    # averages of five photographs of one side
     for which in sorted(set(side.tolist())):
         members = [i for i in order if side[i] == which][: 5 * columns]
         codes = encoder.invert(to_unit(source.images[members]).to(device), generator, 2).codes
@@ -99,9 +109,13 @@ def sample_sheet(
             [codes[i::columns][:5].mean(0) for i in range(min(columns, len(members)))]
         )
         rows.append(generator.synthesis(means, torch.Generator().manual_seed(1)))
+
+    # samples
     draw = torch.Generator().manual_seed(plan.seed)
     for _ in range(3):
         rows.append(generator(torch.randn(columns, plan.latent, generator=draw).to(device), draw))
+
+    # paste the rows below one another
     lines = []
     for row in rows:
         line = np.zeros((columns, plan.size_px, plan.size_px, plan.channels), dtype=np.uint8)

@@ -20,15 +20,13 @@ class PretrainPlan:
     encoder_width: int = 24
     reconstructed: int = 6  # photographs a step
     averaged: int = 2  # averages of W+ codes a step
-    flattened: int = 2  # averages with one w for all layers a step, as the mapping network makes
+    flattened: int = 2  # averages a step with one w for all layers, as the mapping network has
     largest_average: int = 5  # codes in an average, at most
     coarse: float = 0.2  # share of the run at half the size, where colour and disc settle cheaply
     alone: float = 0.3  # share of the run in which there is no critic yet
-    textured: float = 0.53  # share of the run after which textures count and `sharp` holds
-    sharp: float = 0.25  # from then on: share of the pixel differences that is taken at full size
-    least_noise: float = (
-        0.15  # from then on: least strength of the noise maps at full and half size
-    )
+    textured: float = 0.53  # share of the run after which textures and the next two options count
+    sharp: float = 0.25  # share of the pixel differences that is taken at full size
+    least_noise: float = 0.15  # least strength of the noise maps at full and half size
     again: float = 0.3  # share of steps in which the encoder looks a second time
     critic_steps: int = 1
     prior_steps: int = 400  # of `fit_prior`, at every look (`look_every_s`)

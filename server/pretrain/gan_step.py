@@ -1,11 +1,4 @@
-"""One step of a generator's pretraining on public photographs.
-
-The steps, in the order in which gan.py calls them:
-  - `encode`: photographs to codes;
-  - `generate`: codes to reconstructions and averages;
-  - `losses`: all that encoder and generator are trained on;
-  - `train_makers`, `train_critic`: the updates.
-"""
+"""One step of a generator's pretraining, in the parts that gan.py calls one after the other."""
 
 from __future__ import annotations
 

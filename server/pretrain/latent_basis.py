@@ -1,9 +1,8 @@
 """Fits the public PCA of a flow's latents, for `synthesis.privatize.basis`.
 
-In: a plan whose models.glow has its starting checkpoint beside it, and public images (folder or
-.npz).
+In: a plan with the flow's starting checkpoint beside it, and public images (folder or .npz).
 Out: a basis of as many directions as the plan's `components`, on the plan's level.
-Guarantees: only public images are read, so it costs no privacy.
+Guarantees: only these images are read, so with public ones it costs no privacy.
 Not covered: a basis from patients' images, which would publish them.
 
 Run: python -m server.pretrain.latent_basis study.yaml IMAGES OUT

@@ -1,15 +1,8 @@
-"""The losses of the public pretraining of generator, critic and encoder.
+"""The losses of pretraining on public images [N, C, S, S] in [−1, 1].
 
-In: images [N, C, S, S] in [−1, 1], codes, the critic. Out: scalars, and window textures [N, P, F,
-F].
-Guarantees: `textures` and `spots` ignore shifts inside a window, by even numbers of pixels, 4 px
-off its edge.
-Not covered: privacy. Public images only.
-
-Why windows: a difference of pixels punishes a spot at the wrong place twice as much as no spot, so
-it teaches a generator to erase lesions. A Gram matrix of a window (Gatys et al. 2016) asks that the
-spot be somewhere in it. Here it is divided by the root of its size, so that the gradient does not
-vanish where there is no texture yet.
+Textures are compared by windows: differences of pixels punish a spot at the wrong place twice as
+much as a missing spot, so they teach a generator to erase lesions. A window's Gram matrix (Gatys et
+al. 2016) only asks that the spot be somewhere in the window.
 """
 
 from __future__ import annotations
@@ -31,16 +24,13 @@ SPOT_PARTS = 64  # of `spots`: at 64 px a part is 4 pixels, one spot of 2×2
 SCALES = 2  # full and half size
 DETAIL_GAIN = 2.0  # of the colour differences, beside the random filters
 NEVER_0 = 1e-8
-QUIET = 0.1  # of the mean texture: below it a window's texture does not count in full
-BLACK = -0.9  # what is brighter is not surround
-REACH = 4  # texture counts from REACH + 1 px off the surround on
+QUIET = 0.1  # of the mean texture: a window with less than this does not count in full
+BLACK = -0.9  # a brighter pixel is no surround
+REACH = 4  # texture counts at more than this many pixels from the surround
 
 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return what the critic sees.
-
-    `x` with random brightness, saturation, contrast and shift (Zhao et al. 2020).
-    """
+    """Return `x` with random brightness, saturation, contrast and shift (Zhao et al. 2020)."""
     bright, colour, contrast = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x.device)
     x = x + (bright - 0.5) * 0.1
     grey = x.mean(1, keepdim=True)
@@ -53,11 +43,11 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def reconstruction_loss(x: Tensor, y: Tensor, sharp: float = 1.0) -> Tensor:
-    """Return the L1 of pixels, of their differences along both axes, and of the image at a quarter
-    of the size.
+    """Return the L1 distance of `x` and `y`, with the differences of neighbouring pixels.
 
-    The differences count double, for vessels. `sharp` is the weight of the first two at full size;
-    at a quarter of the size they have the weight 1 − `sharp`.
+    - Pixels at a quarter of the size count with weight 1/2.
+    - Pixels and their differences count with weight `sharp` at full size and with 1 − `sharp` at a
+      quarter of the size. The differences count double, for vessels.
     """
     difference = y - x
     coarse = F.avg_pool2d(difference, 4)
@@ -70,15 +60,17 @@ def reconstruction_loss(x: Tensor, y: Tensor, sharp: float = 1.0) -> Tensor:
 
 
 def textures(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = None) -> Tensor:
-    """Return Gram matrices [N, P, F, F] of the windows of `x` [N, C, S, S], P = 2·16 (two scales),
-    F = 16 + 2·C.
+    """Return Gram matrices [N, P, F, F] of the windows of `x` [N, C, S, S].
 
-    Features: 16 random filters as in the style alignment, and in each colour what is brighter and
-    what is darker than its surroundings. Nothing counts near a black surround, whose edge would
-    drown everything. `shift`: rows and columns by which the image is rolled first, so that a
-    window's edge lies elsewhere. `surround`: the images [N, any, S, S] in which black is looked
-    for, `x` itself if none are given. A generated image must not choose it: a black one would have
-    nothing to match.
+    P = 2·16 windows, at two scales. F = 16 + 2·C features: 16 random filters as in the style
+    alignment, and in each colour what is brighter and what is darker than its surroundings.
+
+    The image is first rolled by `shift` (rows, columns), so that a window's edge lies elsewhere.
+    Shifts inside a window change nothing if they are even and stay 4 px off its edge.
+
+    Nothing counts near the black of `surround` [N, any, S, S], by default `x` itself: its edge
+    would outweigh everything. A generated image must not be its own surround, because a black one
+    would then have nothing to match.
     """
     scales = _scales(x, shift, x.detach() if surround is None else surround)
     grams = [_grams(_texture_features(y) * inside) for y, inside in scales]
@@ -86,11 +78,12 @@ def textures(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None
 
 
 def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
-    """Return how far textures `made` are from `wanted` (both [N, P, F, F]): 0 if equal, about 1 for
-    none at all.
+    """Return how far textures `made` are from `wanted`, both [N, P, F, F].
 
-    Both are divided by the root of their own size, so that twice the amplitude counts twice, not
-    four times. The size of the difference counts, not its square, so that no single window decides.
+    It is 0 if they are equal and about 1 if `made` has no texture. Both are divided by the root of
+    their own size: so twice the amplitude counts twice, not four times, and the gradient does not
+    vanish where there is no texture yet. The size of the difference counts, not its square, so that
+    no single window decides.
     """
     a = _amplitude(made)
     b = _amplitude(wanted)
@@ -101,10 +94,10 @@ def texture_distance(made: Tensor, wanted: Tensor) -> Tensor:
 def spots(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = None) -> Tensor:
     """Return what stands out in the windows of `x` [N, C, S, S], in order of its strength, [N, K].
 
-    These are differences from the surroundings in each colour and between neighbouring colours.
-    They are sorted within each window and given as means of 64 equal parts (4 px at 64 px), at two
-    scales, of 16 windows, in 2·C − 1 colours. A Gram matrix cannot tell a few strong spots from
-    much weak grain; the first and the last part can. `shift` and `surround` as in `textures`.
+    These are differences from the surroundings in each colour and between neighbouring colours,
+    2·C − 1 in all. They are sorted within each of 16 windows and averaged in 64 equal parts, at two
+    scales. A Gram matrix cannot tell a few strong spots from much weak grain; the first and the
+    last part can. `shift` and `surround` are as in `textures`.
     """
     parts = []
     for y, inside in _scales(x, shift, x.detach() if surround is None else surround):
@@ -120,18 +113,13 @@ def spots(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = 
 def sliced_wasserstein(
     a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128
 ) -> Tensor:
-    """Return the mean squared 1-d Wasserstein distance of samples a, b [N, d] over random
-    directions.
-    """
+    """Return the mean squared 1-d Wasserstein distance of a, b [N, d] over random directions."""
     axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator).to(a.device), dim=0)
     return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean()
 
 
 def gradient_penalty(critic: Critic, x: Tensor) -> Tensor:
-    """Return the mean squared gradient of the critic's score at real images (R1, Mescheder et al.
-
-    2018).
-    """
+    """Return the critic's mean squared gradient at real images: R1 of Mescheder et al. 2018."""
     x = x.detach().requires_grad_(True)
     (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
@@ -148,8 +136,9 @@ def _texture_features(x: Tensor) -> Tensor:
 
 @cache
 def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
-    """Fixed filters [16, C, 3, 3] of mean zero, because brightness is no texture, and [16, 16, 3,
-    3].
+    """Fixed random filters [16, C, 3, 3] and [16, 16, 3, 3].
+
+    The first have mean zero, because brightness is no texture.
     """
     random = torch.Generator().manual_seed(TEXTURE_SEED)
     shapes = ((TEXTURE_CHANNELS, channels, 3, 3), (TEXTURE_CHANNELS, TEXTURE_CHANNELS, 3, 3))
@@ -160,9 +149,9 @@ def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
 
 
 def _scales(x: Tensor, shift: tuple[int, int], surround: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `x` [N, C, S, S] rolled by `shift` with a mask [N, 1, S, S] of no black near.
+    """Yield `x` [N, C, S, S], rolled by `shift`, and a mask [N, 1, S, S]; then both at half size.
 
-    Then both at half size.
+    The mask is 0 near black and 1 elsewhere.
     """
     if any(shift):
         x = torch.roll(x, shift, (2, 3))

@@ -1,12 +1,8 @@
 """Fits the mapping network to the codes that public photographs have: the last step of pretraining.
 
-In: codes of public photographs, the photographs, generator and encoder.
-Out: centred layers, and a mapping network whose outputs are distributed as the photographs' single
-w.
+In: photographs and their codes, generator and encoder.
+Out: centred layers, and a mapping network whose outputs are distributed as the photographs' w.
 Guarantees: `centre` changes no image; `flat_codes` leaves the generator as it is.
-
-The mapping learns `flat_codes`. The mean of a code's layers varies too little to be learned
-instead.
 """
 
 from __future__ import annotations
@@ -31,11 +27,10 @@ FLAT_BATCH = 64
 
 @torch.no_grad()
 def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
-    """Move a constant `offset` [L, latent] per layer from the encoder's codes into the generator's
-    style biases.
+    """Move a constant `offset` [L, latent] from the encoder's codes into the generator's biases.
 
-    G(code) before equals G(code − offset) after, exactly. One w in every layer then decodes to an
-    average image.
+    G(code) before equals G(code − offset) after, up to rounding. Afterwards one w in every layer
+    decodes to an average image.
     """
     encoder.start.sub_(offset)
     for conv, layer in generator.modulated_convolutions():
@@ -43,11 +38,10 @@ def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
 
 
 def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tensor:
-    """Return the w [M, latent] that, used in every layer, come closest to `photographs` [M, C, S,
-    S].
+    """Return the w [M, latent] that, used in every layer, come closest to `photographs`.
 
-    Adam from `start`. The mean over a code's layers is no such w: it decodes to two thirds of the
-    variance.
+    `photographs` are [M, C, S, S]; Adam begins at `start` [M, latent]. The mean over a code's
+    layers would not do: it decodes to two thirds of the variance.
     """
     found = []
     for x, w in zip(
@@ -79,11 +73,10 @@ class Principal(NamedTuple):
 
 
 def moment_distance(made: Tensor, codes: Principal) -> Tensor:
-    """Return how far mean and deviation of `made` [N, d] are from those of `codes`, along their
-    principal axes.
+    """Return how far mean and deviation of `made` [N, d] are from those of `codes`.
 
-    In units of the codes' deviation on each axis, averaged with the axes' variances as weights. 0:
-    both agree on each.
+    They are compared along the codes' principal axes, in units of the deviation on each axis. The
+    axes' variances are the weights. It is 0 if both agree on each axis.
     """
     seen = (made - codes.mean) @ codes.axes.T / codes.deviation
     weight = codes.deviation.square() / codes.deviation.square().sum()
@@ -91,13 +84,13 @@ def moment_distance(made: Tensor, codes: Principal) -> Tensor:
 
 
 def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Generator) -> None:
-    """Train `mapping` until its outputs are distributed as `codes` [M, latent]: a small GAN in the
-    latent space.
+    """Train `mapping` so that its outputs are distributed as `codes` [M, latent], in `steps` steps.
 
-    Logistic loss with gradient penalty, plus the sliced Wasserstein distance, on codes scaled to
-    unit variance. `moment_distance` is added, without which the samples vary less than the codes.
-    The rate falls in the second half.
+    This is a small GAN in the latent space, on codes scaled to unit variance. Its loss is logistic
+    with a gradient penalty. The sliced Wasserstein distance is added, and `moment_distance`,
+    without which the samples vary less than the codes.
     """
+    # scale the codes, and build a critic of codes
     latent = codes.shape[1]
     mean = codes.mean(0)
     scale = codes.std(0).mean() + 1e-8
@@ -112,12 +105,14 @@ def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Ge
     makers = torch.optim.Adam(mapping.parameters(), lr=1e-3, betas=(0.5, 0.99))
     judges = torch.optim.Adam(judge.parameters(), lr=1e-3, betas=(0.5, 0.99))
     for step in range(steps):
+        # generated and real codes; the rate falls in the second half
         makers.param_groups[0]["lr"] = 1e-3 * max(0.02, min(1.0, 2 - 2 * step / steps))
         made = (mapping(torch.randn(256, latent, generator=draw).to(codes.device)) - mean) / scale
         real = (codes[torch.randint(len(codes), (256,), generator=draw)] - mean) / scale
-        real = (
-            real + 0.1 * torch.randn(real.shape, generator=draw).to(codes.device)
-        ).requires_grad_(True)
+        real = real + 0.1 * torch.randn(real.shape, generator=draw).to(codes.device)
+        real.requires_grad_(True)
+
+        # train the critic, with the gradient penalty at every fourth step
         scores = judge(real)
         loss = F.softplus(-scores).mean() + F.softplus(judge(made.detach())).mean()
         if step % 4 == 0:
@@ -126,6 +121,8 @@ def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Ge
         judges.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         judges.step()
+
+        # train the mapping
         loss = F.softplus(-judge(made)).mean() + sliced_wasserstein(made, real.detach(), draw)
         loss = loss + MOMENT_WEIGHT * moment_distance(made, wanted)
         makers.zero_grad(set_to_none=True)

@@ -9,10 +9,7 @@ from common.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the photographs come from, for the card. The first three are required.
-
-    No weights without a source.
-    """
+    """Where the images come from. The first three are required: no weights without a source."""
 
     source: str
     licence: str
@@ -20,9 +17,10 @@ class Provenance:
     note: str = ""  # anything else that a reader must know about this training
 
     def __post_init__(self) -> None:
-        missing = [
-            name for name in ("source", "licence", "attribution") if not getattr(self, name).strip()
-        ]
+        missing = []
+        for name in ("source", "licence", "attribution"):
+            if not getattr(self, name).strip():
+                missing.append(name)
         if missing:
             raise ConfigurationError(
                 f"pretrain: {', '.join(missing)}: missing", hint="the model card must name them"

@@ -1,15 +1,14 @@
 """Pretrains the image + mask WGAN on public pairs or phantoms, without privacy.
 
-In: public uint8 pairs [N, S, S, 2], the plan's sizes. Out: the networks' weights, at any time while
-it runs.
+In: public uint8 pairs [N, S, S, 2] and the plan's sizes.
+Out: the networks' weights after each step.
 Guarantees: deterministic given seed, data and torch version.
-Not covered: privacy. Whoever appears in the pairs is not protected, so a plan names their source
-and licence.
+Not covered: privacy. Whoever appears in the pairs is not protected.
 
-Two things make it shorter than private training, which cannot have them: an encoder, so that the
-generator first learns to reconstruct pairs (a variational autoencoder, Kingma and Welling 2014;
-combined as by Larsen et al. 2016), and the R1 penalty on real pairs at every eighth step (Mescheder
-et al. 2018).
+Two things that private training cannot have make it shorter:
+  - an encoder, with which the generator first learns to reconstruct pairs (variational autoencoder,
+    Kingma and Welling 2014; beside a critic as in Larsen et al. 2016);
+  - the R1 penalty on real pairs at every eighth step (Mescheder et al. 2018).
 """
 
 from __future__ import annotations
@@ -73,12 +72,13 @@ def pretrain(
     recipe: Recipe | None = None,
     start: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Yield the weights `generator.*`, `average.*`, `critic.*`, `encoder.*` after each step,
-    without end.
+    """Yield the weights of all networks after each step, without end.
 
-    `pairs` uint8 [N, S, S, 2]. What is yielded are views: copy them. `start` continues from such
-    weights, with fresh optimisers. A study does not use `encoder.*`.
+    `pairs` are uint8 [N, S, S, 2]. The names are `generator.*`, `average.*`, `critic.*` and
+    `encoder.*`; a study does not use the last. The arrays are views: copy them.
+    `start` continues from such weights, with fresh optimisers.
     """
+    # the networks: new ones, or those of `start`
     recipe = recipe or Recipe()
     size_px = pairs.shape[1]
     random = torch.Generator().manual_seed(seed)
@@ -91,6 +91,8 @@ def pretrain(
     else:
         generator, average, critic = load(start, plan, size_px)
         load_weights(encoder, start, "encoder.")
+
+    # one optimiser for the critic, one for generator and encoder together
     critic_parameters = dict(critic.named_parameters())
     maker_parameters = {**_prefixed("generator.", generator), **_prefixed("encoder.", encoder)}
     critic_adam = Adam(critic_parameters, recipe.critic_learning_rate, BETAS)
@@ -141,9 +143,7 @@ def _critic_step(
     recipe: Recipe,
     penalise: bool,
 ) -> None:
-    """One step of the critic on real pairs and as many fakes, with the gradient penalty where
-    `penalise`.
-    """
+    """Train the critic once on real pairs and as many fakes, with R1 if `penalise`."""
     with torch.no_grad():
         fake = fakes()
     real.requires_grad_(penalise)
@@ -160,7 +160,9 @@ def _augment(pairs: Tensor, random: torch.Generator) -> Tensor:
     for axes in ((2,), (3,)):
         if torch.rand((), generator=random) < 0.5:
             pairs = pairs.flip(axes)
-    return pairs.transpose(2, 3).contiguous() if torch.rand((), generator=random) < 0.5 else pairs
+    if torch.rand((), generator=random) < 0.5:
+        pairs = pairs.transpose(2, 3).contiguous()
+    return pairs
 
 
 def _prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
