@@ -1,11 +1,12 @@
-"""Decides who is one person, and which of a person's images enter: rules over values, without
-files.
+"""Decides who is one person and which images enter: rules over values, without files.
 
 In: `ImageRecord`s and pairs of near-identical images.
 Out: records grouped by person, and for each whether it enters or why not.
-Guarantees: two ids joined by identical or nearly identical pixels, or by the labels file, are one
-person, and a third id joins through either; one person has one label, and one eye where the study
-separates them; the outcome does not depend on the order of the files.
+Guarantees:
+  - two ids joined by identical or nearly identical pixels, or by the labels file, are one person; a
+    third id joins through either
+  - one person has one label, and one eye where the study separates eyes
+  - the outcome does not depend on the order of the files
 Not covered: two different photographs of one person under two ids.
 """
 
@@ -28,8 +29,7 @@ BLOCK = 512
 PLACEHOLDERS = frozenset(
     "ANONYMOUS ANONYMIZED ANONYMISED ANON UNKNOWN UNKOWN UNDEFINED NONE NULL NIL NA NAN NOID "
     "NOPATIENTID NOTAVAILABLE PATIENT PATIENTID PID ID TEST TESTPATIENT DUMMY EMPTY DEFAULT "
-    "REMOVED REDACTED DELETED"
-    "DEIDENTIFIED".split()
+    "REMOVED REDACTED DELETED DEIDENTIFIED".split()
 )
 
 
@@ -37,8 +37,8 @@ PLACEHOLDERS = frozenset(
 class ImageRecord:
     """One decoded image.
 
-    `pseudonyms`: every id that the file or the labels file gives its person. `digest`: keyed, of
-    its pixels. With a `refusal` it cannot enter, and still tells which ids are one person.
+    `pseudonyms`: of every id that the file or the labels file gives its person. `digest`: keyed, of
+    its pixels. A record with a `refusal` cannot enter; it still tells which ids are one person.
     """
 
     position: int
@@ -60,9 +60,9 @@ def normalise_id(text: str) -> str:
 def is_placeholder(identifier: str) -> bool:
     """Return whether a normalised id names nobody.
 
-    Empty, a filler word, zeros, Xs or one sign repeated.
+    That is: empty, a filler word, zeros, Xs, or one sign more than five times.
     """
-    core = "".join(c for c in identifier.upper() if c.isalnum())
+    core = "".join(filter(str.isalnum, identifier.upper()))
     return (
         not core
         or core in PLACEHOLDERS
@@ -84,24 +84,28 @@ def pseudonym(key: bytes, issuer: str, identifier: str) -> str:
 
 
 def near_duplicates(images: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Yield pairs (i, j), i < j, of uint8 images [N, S, S, C] that correlate by more than .997,
-    grey, at 64 px.
+    """Yield pairs (i, j), i < j, of uint8 images [N, S, S, C] that are nearly identical.
 
-    Block by block, so memory does not grow with N. Even images correlate with nothing.
+    That is: their grey values at 64 px correlate by more than 0.997. Images of one even shade
+    correlate with nothing.
     """
+    # block by block, so that memory does not grow with N
     for a in range(0, len(images), BLOCK):
         left = _standardise(images[a : a + BLOCK])
         for b in range(a, len(images), BLOCK):
-            right = left if a == b else _standardise(images[b : b + BLOCK])
+            right = left
+            if a != b:
+                right = _standardise(images[b : b + BLOCK])
             rows, columns = np.nonzero(left @ right.T > NEAR_DUPLICATE_CORRELATION)
-            pairs = zip((a + rows).tolist(), (b + columns).tolist(), strict=True)
-            yield from ((i, j) for i, j in pairs if i < j)
+            for i, j in zip((a + rows).tolist(), (b + columns).tolist(), strict=True):
+                if i < j:
+                    yield i, j
 
 
 def _standardise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Rows of zero mean and unit length, one per image, at 64 px (96: 48; smaller images.
+    """Rows of zero mean and unit length, one per image, at 64 px.
 
-    Own size).
+    Images of 96 px are compared at 48 px, smaller images at their own size.
     """
     grey = images.mean(axis=3, dtype=np.float32)
     if grey.shape[1] > NEAR_DUPLICATE_SIZE_PX:
@@ -121,8 +125,9 @@ def group_by_person(
 ) -> list[list[ImageRecord]]:
     """Return records by person.
 
-    Connected components over shared pseudonyms, equal digests and `near` pairs.
+    Persons are the connected components over shared pseudonyms, equal digests and `near` pairs.
     """
+    # union-find: pseudonyms, digests and records are nodes of one forest
     parent: dict[Hashable, Hashable] = {}
 
     def root(node: Hashable) -> Hashable:
@@ -131,11 +136,14 @@ def group_by_person(
             node = parent[node]
         return node
 
+    # join each record with its pseudonyms and its pixels, then the near pairs
     for index, record in enumerate(records):
         for link in (*record.pseudonyms, ("pixels", record.digest)):
             parent[root(link)] = root(index)
     for i, j in near:
         parent[root(i)] = root(j)
+
+    # a tree is a person
     persons: dict[Hashable, list[ImageRecord]] = {}
     for index, record in enumerate(records):
         persons.setdefault(root(index), []).append(record)
@@ -145,37 +153,51 @@ def group_by_person(
 def choose_images(
     person: Sequence[ImageRecord], *, ordinal: bool, one_eye: bool
 ) -> dict[int, ImageRecord | Reason]:
-    """Return for every position of one person the record that enters, with its final label, or why
-    not.
+    """Return what becomes of every position of one person: the record that enters, or why not.
 
     1. identical pixels are one image; it carries the highest of their labels
-    2. of different labels the highest enters if labels are ordinal, else nobody enters
+    2. of different labels the highest enters if labels are ordinal, else no image enters
     3. one eye enters if the study separates eyes, chosen by keyed digest
     """
-    outcomes: dict[int, ImageRecord | Reason] = {s.position: s.refusal for s in person if s.refusal}
-    candidates = sorted(
-        (s for s in person if not s.refusal), key=lambda s: (s.digest, s.pseudonyms, -s.laterality)
-    )
+    # records with a refusal stay out; the others in an order that knows no file
+    outcomes: dict[int, ImageRecord | Reason] = {}
+    candidates = []
+    for record in person:
+        if record.refusal:
+            outcomes[record.position] = record.refusal
+        else:
+            candidates.append(record)
+    candidates.sort(key=lambda record: (record.digest, record.pseudonyms, -record.laterality))
+
     # (2) labels without an order must agree
-    labels = {s.label for s in candidates}
+    labels = {record.label for record in candidates}
     if len(labels) > 1 and not ordinal:
-        return outcomes | dict.fromkeys((s.position for s in candidates), Reason.CONFLICTING_LABELS)
-    # (1) one of identical images, and only those of the highest label
+        for record in candidates:
+            outcomes[record.position] = Reason.CONFLICTING_LABELS
+        return outcomes
+
+    # (1, 2) one of identical images, and only those of the highest label
     entering: list[ImageRecord] = []
-    for _, copies in groupby(candidates, key=lambda s: s.digest):
+    for _, copies in groupby(candidates, key=lambda record: record.digest):
         first, *others = list(copies)
-        outcomes |= dict.fromkeys((s.position for s in others), Reason.DUPLICATE)
-        if max(s.label for s in (first, *others)) == max(labels):
+        for record in others:
+            outcomes[record.position] = Reason.DUPLICATE
+        if max(record.label for record in (first, *others)) == max(labels):
             entering.append(replace(first, label=max(labels)))
         else:
             outcomes[first.position] = Reason.LOWER_LABEL
-    # (3) one eye
+
+    # (3) one eye: that of the first record by keyed digest
     for record in entering:
-        other_eye = one_eye and record.laterality != entering[0].laterality
-        outcomes[record.position] = Reason.OTHER_SIDE if other_eye else record
+        outcomes[record.position] = record
+        if one_eye and record.laterality != entering[0].laterality:
+            outcomes[record.position] = Reason.OTHER_SIDE
     return outcomes
 
 
 def aliases(person: Sequence[ImageRecord]) -> tuple[str, ...]:
     """Return all pseudonyms of one person, sorted; the first is the one the cohort uses."""
-    return tuple(sorted({name for record in person for name in record.pseudonyms}))
+    names: set[str] = set()
+    for record in person:
+        names.update(record.pseudonyms)
+    return tuple(sorted(names))

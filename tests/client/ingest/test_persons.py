@@ -50,7 +50,11 @@ def test_ids_are_normalised_and_leading_zeros_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-", "0", "0000", "XXX", "Anonymous", "N/A", "unknown", "NO ID", "9999999", "^^"]
+    "text",
+    [
+        *["", "-", "0", "0000", "XXX", "Anonymous", "N/A", "unknown", "NO ID", "9999999", "^^"],
+        *["deleted", "DEIDENTIFIED", "De-Identified"],
+    ],
 )
 def test_placeholders(text: str) -> None:
     assert is_placeholder(text)
