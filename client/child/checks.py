@@ -1,8 +1,8 @@
 """What every image of a batch must pass before it is proposed to leave.
 
-Guarantees: where epsilon holds per patient, patients' images choose nothing. With `random` groups a
-privatized image that is too near to a patient's stops the whole batch; in mode `anchors` nearness
-drops no image.
+Guarantees: where epsilon holds per patient, patients' images do not choose among noised ones. With
+`random` groups a privatized image that is too near to a patient's stops the whole batch; in mode
+`anchors` nearness drops no image.
 Not covered: the checks themselves (client/egress/audit.py).
 """
 

@@ -1,6 +1,7 @@
 """Who is grouped, and into which groups: the rosters and groups of one image batch.
 
-Guarantees: frozen groups come again exactly; `random` groups are formed without looking at a pixel.
+Guarantees: a frozen group comes again whole or not at all; `random` groups are formed without
+looking at a pixel.
 Not covered: how groups are formed (client/synthesize/group.py); the daemon freezes what is only
 proposed here.
 """

@@ -10,9 +10,10 @@ Rules, in this order; the first that fails gives the image its code:
                 `NEAR_SHARE` of the floor; or nearer than the floor and than `LEAD` of the distance
                 to the nearest image of any other patient.
 A-PASS otherwise. Floor: the median distance of a real image to the nearest one of another patient.
-Guarantees: nothing is random; distances never enter a code.
+Guarantees: nothing is random; a code holds no distance, time or path.
 Not covered: privacy. The rules find copies (re-encoded, moved by a pixel, recoloured); an average
-is near to everything. Membership over the whole batch: membership.py.
+is near to everything. The filters are fixed, so the rules guard against faults, not malice.
+Membership over the whole batch: membership.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Whether a batch of images gives away which of the site's patients are in a group.
 
 In: released images, the site's real ones, who is in a group. Out: yes, no, or None.
-Guarantees: it says yes when the 95 % interval of the worst attacker's AUC lies above `MEMBERS_AUC`
+Guarantees: it says yes when the 95 % interval of the worst attacker's AUC lies above `MEMBERS_AUC`,
+and nothing with fewer than `LEAST_OTHERS` patients in no group, where the interval is too wide
 (docs/decisions/0020-attacks-from-rehearsals.md). Attackers: nearness in three spaces (spaces.py).
 Not covered: attacks with a trained classifier, finer leaks, sites where nearly every patient is in
 a group. The operator's rehearsal measures these.

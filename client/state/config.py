@@ -1,8 +1,8 @@
 """The hospital's own file, `site.yaml`: where data lie, what may leave, how the network looks.
 
 In: site.yaml, or nothing for a sample. Out: a frozen `SiteConfig`.
-Guarantees: every default denies rather than allows; a plan outside the policy is refused with all
-its problems at once; the sample file is made from the model itself.
+Guarantees: every limit has a default that denies more rather than less; a plan outside the policy
+is refused with all its problems at once; the sample file is made from the model itself.
 Not covered: whether a plan is signed (common/study), what was spent before (ledger.py).
 """
 

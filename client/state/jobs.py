@@ -1,7 +1,7 @@
 """A job folder: the format that the daemon and its child process share.
 
 In: a `Job` and what the child needs. Out: the files named below; all of them stay on site.
-Guarantees: a file appears whole or not at all; a finished folder holds the whole output.
+Guarantees: the output appears whole or not at all; a finished folder holds the whole output.
 Not covered: starting a child (client/daemon/jobs.py), its work (client/child).
 """
 

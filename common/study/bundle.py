@@ -1,7 +1,7 @@
 """The signed bundle of a plan: study.yaml, study.sig and checkpoints/ in one folder.
 
 Guarantees: a bundle opens only with the operator's signature and with exactly the checkpoints that
-the plan pins. A copy holds the checked files and nothing else.
+the plan pins. Of a bundle only the checked files are copied.
 """
 
 from __future__ import annotations

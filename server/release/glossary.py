@@ -60,7 +60,8 @@ TERMS = (
     Term(
         "Delta, δ",
         r"\bdelta\b|δ",
-        "The probability with which the bound epsilon may fail.",
+        "A small probability beside epsilon: an outcome may be more likely than epsilon allows by "
+        "at most delta.",
     ),
     Term(
         "Zero-out adjacency",

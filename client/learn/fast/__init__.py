@@ -1,4 +1,1 @@
-"""Makes the private step faster.
-
-No promise rests on it, and every back end is tried against the plain one.
-"""
+"""Makes the private step faster; every back end is tried against the plain one before its first use."""
