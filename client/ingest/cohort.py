@@ -1,14 +1,15 @@
-"""A frozen, patient-indexed cohort on the hospital's disk, as readers see it.
+"""Reads a frozen, patient-indexed cohort on the hospital's disk.
 
-Guarantees: `verify` compares a digest over everything that a reader sees. Not covered: how it is
-built (build.py).
+Guarantees: `verify` compares a digest over everything that a reader sees.
+Not covered: how a cohort is built (build.py).
 
 A cohort's folder holds
-    images.npy       uint8 [N, S, S, C], memory-mapped; of volumes, patches with C = 2: image and
-    mask (0 or 255) index.sqlite     patients (pseudonym, aliases) and images (patient, label, side,
-    keyed digest) quarantine.csv   opaque file id and reason code of everything that did not enter
-    cohort.json      label names, counts, key fingerprint, and the digest over all but the
-    quarantine
+  images.npy      uint8 [N, S, S, C], memory-mapped; of volumes, patches with C = 2: image and mask
+                  (0 or 255)
+  index.sqlite    patients (pseudonym, aliases) and images (patient, label, side, keyed digest)
+  quarantine.csv  opaque file id and reason code of everything that did not enter; `build.locate`
+                  finds the file again, on site
+  cohort.json     label names, counts, key fingerprint, and the digest over all but the quarantine
 """
 
 from __future__ import annotations
@@ -37,9 +38,8 @@ class Cohort:
     """Frozen images by patient.
 
     `images`: uint8 [N, H, W, C], memory-mapped. `patient_of`, `labels`: int64 [N]. `laterality`:
-    int8 [N] (0 unknown,
-    1 left, 2 right). `pseudonyms[p]` names patient p; `aliases[p]` holds every pseudonym of that
-      person, sorted.
+    int8 [N] (0 unknown, 1 left, 2 right). `pseudonyms[p]` names patient p. `aliases[p]` holds every
+    pseudonym of that person, sorted.
     """
 
     folder: Path
@@ -70,6 +70,7 @@ class Cohort:
             rows, names, other_names = _read_index(folder / "index.sqlite")
             index = np.array(rows, dtype=np.int64).reshape(-1, 3)
             shape = (len(index), facts["size_px"], facts["size_px"], facts["channels"])
+            # the parts must fit together: every image has a patient, every patient an image
             whole = facts["format"] == FORMAT and images.shape == shape and images.dtype == np.uint8
             if not whole or set(index[:, 0].tolist()) != set(range(len(names))):
                 raise ValueError
@@ -79,11 +80,16 @@ class Cohort:
             raise RefusedError(
                 f"{folder}: not a whole cohort of {FORMAT}", hint="ingest again into a new folder"
             ) from error
-        patient_of = index[:, 0].copy()
-        labels = index[:, 1].copy()
-        laterality = index[:, 2].astype(np.int8)
         return cls(
-            folder, images, patient_of, labels, laterality, names, other_names, label_names, digest
+            folder,
+            images,
+            patient_of=index[:, 0].copy(),
+            labels=index[:, 1].copy(),
+            laterality=index[:, 2].astype(np.int8),
+            pseudonyms=names,
+            aliases=other_names,
+            label_names=label_names,
+            digest=digest,
         )
 
     def verify(self) -> None:
@@ -105,14 +111,13 @@ class Cohort:
 def _read_index(
     path: Path,
 ) -> tuple[list[tuple[int, int, int]], tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Read (patient, label, laterality) by image, pseudonyms by patient, all pseudonyms by patient."""
+    """Return (patient, label, laterality) by image; by patient the pseudonym, and all of them."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as index:
         rows = index.execute(
             "SELECT patient, label, laterality FROM image ORDER BY image"
         ).fetchall()
-        names = tuple(
-            name for (name,) in index.execute("SELECT pseudonym FROM patient ORDER BY patient")
-        )
+        patients = index.execute("SELECT pseudonym FROM patient ORDER BY patient")
+        names = tuple(name for (name,) in patients)
         other: list[list[str]] = [[] for _ in names]
         for patient, name in index.execute(
             "SELECT patient, pseudonym FROM alias ORDER BY patient, pseudonym"
@@ -133,8 +138,10 @@ def digest_contents(
     digest = hashlib.sha256(
         canonical([FORMAT, list(images.shape), list(label_names), [list(own) for own in names]])
     )
+    # little-endian, so that the digest is the same on every machine
     for array in (patient_of.astype("<i8"), labels.astype("<i8"), laterality.astype("i1")):
         digest.update(array.tobytes())
+    # the images in blocks: they need not fit into memory
     for start in range(0, len(images), CHUNK_ROWS):
         digest.update(np.ascontiguousarray(images[start : start + CHUNK_ROWS]).tobytes())
     return digest.hexdigest()

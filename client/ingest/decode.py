@@ -2,9 +2,12 @@
 
 In: paths, one at a time, or all paths of one series with its mask.
 Out: a framed `Photograph`, a `Scan`, the patches of a volume (`Cut`), or `Unusable` with a reason.
-Guarantees: hostile bytes meet codecs in the child alone; a time limit per request; a child that
-dies or hangs costs one request, and a new one goes on; answers are a length, JSON and raw bytes,
-checked as if from a stranger; the site's key never enters the child.
+Guarantees:
+  - hostile bytes meet codecs in the child alone; its limits stand in decode_child.py
+  - each request has a time limit; a child that dies or hangs costs one request, and a new child
+    takes the next one
+  - an answer is a length, JSON and raw bytes (no pickles), checked as if from a stranger
+  - the site's key never enters the child
 Not covered: a codec exploit that reads other files of the same user (run the site under its own
 account).
 """
@@ -85,7 +88,9 @@ class Conversation:
             raise Unusable(Reason.DECODER_DIED)
         if "reason" in facts:
             at = facts.get("at")
-            raise Refused(Reason(str(facts["reason"])), at if isinstance(at, int) else None)
+            if not isinstance(at, int):
+                at = None
+            raise Refused(Reason(str(facts["reason"])), at)
         return facts
 
     def exactly(self, count: int) -> bytes:
@@ -107,7 +112,7 @@ class Conversation:
 class Decoder:
     """One child process, started when needed and started again after it dies.
 
-    Used by one thread at a time.
+    Only one thread at a time may use it.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -134,16 +139,18 @@ class Decoder:
         )
 
     def _ask(self, request: object, read: Callable[[Conversation], R], timeout_s: float) -> R:
-        """Send a request and return what `read` makes of the answer; end a child that broke off."""
+        """Send a request and return what `read` makes of the answer; end a child that failed."""
         try:
             talk = Conversation(self._running(), time.monotonic() + timeout_s)
             talk.say(request)
             return read(talk)
         except Unusable as refusal:
+            # the child hangs, is gone, or ends itself; an ordinary refusal leaves it at work
             if refusal.reason in (Reason.TIMED_OUT, Reason.DECODER_DIED, Reason.OUT_OF_MEMORY):
                 self.close()
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
+            # a broken pipe, or an answer that breaks the protocol
             self.close()
             raise Unusable(Reason.DECODER_DIED) from error
 
@@ -160,12 +167,13 @@ class Decoder:
                 pipe.close()
 
     def _running(self) -> subprocess.Popen[bytes]:
+        """Return the child; start it and give it the settings if there is none."""
         if self._child is None:
-            command = [sys.executable, "-P", "-m", "client.ingest.decode_child"]
+            # the child gets three variables of the environment, so no secret among the others
             kept = {"PATH", "PYTHONPATH", "HOME"} & os.environ.keys()
             environment = {name: os.environ[name] for name in kept} | QUIET
             self._child = subprocess.Popen(
-                command,
+                [sys.executable, "-P", "-m", "client.ingest.decode_child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -182,28 +190,25 @@ class Decoder:
         """Read a photograph; check the type and size of every field."""
         facts = talk.facts()
         side = self._settings.size_px
-        shape = (side, side, self._settings.channels)
-        pixels = np.frombuffer(
-            talk.exactly(side * side * self._settings.channels), np.uint8
-        ).reshape(shape)
+        channels = self._settings.channels
+        raw = talk.exactly(side * side * channels)
+        pixels = np.frombuffer(raw, np.uint8).reshape(side, side, channels)
         patient_id = facts["patient_id"]
         issuer = facts["issuer"]
         laterality = facts["laterality"]
-        if not (
-            isinstance(patient_id, str) and isinstance(issuer, str) and laterality in (0, 1, 2)
-        ):
+        if not isinstance(patient_id, str) or not isinstance(issuer, str):
             raise ValueError("decoder answered a wrong type")
+        if laterality not in (0, 1, 2):
+            raise ValueError("decoder answered a side that is none")
         digest = bytes.fromhex(str(facts["digest"]))
-        return Photograph(
-            pixels, digest, bool(facts["is_dicom"]), patient_id, issuer, int(laterality)
-        )
+        is_dicom = bool(facts["is_dicom"])
+        return Photograph(pixels, digest, is_dicom, patient_id, issuer, int(laterality))
 
     def _scan(self, talk: Conversation) -> Scan:
         """Read a scan; check every field."""
         facts = talk.facts()
-        if facts["kind"] not in ("slice", "segmentation", "nifti") or not all(
-            isinstance(v, str) for v in facts.values()
-        ):
+        known = facts["kind"] in ("slice", "segmentation", "nifti")
+        if not known or not all(isinstance(value, str) for value in facts.values()):
             raise ValueError("decoder answered a wrong type")
         return Scan(**facts)  # type: ignore[arg-type]
 
@@ -217,6 +222,8 @@ class Decoder:
         refusal = facts["refusal"]
         if not isinstance(count, int) or not 0 <= count <= len(files.slices) or len(digest) != 32:
             raise ValueError("decoder answered a wrong type")
+
+        # what the volume is: its look, and the digests of its slices
         seen = np.frombuffer(talk.exactly(LOOK_PX * LOOK_PX), np.uint8).reshape(LOOK_PX, LOOK_PX, 1)
         raw = talk.exactly(count * SLICE_DIGEST_BYTES)
         slices = tuple(
@@ -224,13 +231,14 @@ class Decoder:
         )
         if refusal is not None:
             return Cut(digest, slices, seen, Reason(str(refusal)), np.empty((0, 0, 0, 2), np.uint8))
+
+        # the patches for the seed that follows from the volume and the site's key
         talk.say({"seed": seed_of(digest).hex()})
         talk.facts()
         half = (self._settings.patches + 1) // 2
         side = self._settings.size_px
-        patches = np.frombuffer(talk.exactly(2 * half * side * side * 2), np.uint8).reshape(
-            -1, side, side, 2
-        )
+        raw = talk.exactly(2 * half * side * side * 2)
+        patches = np.frombuffer(raw, np.uint8).reshape(-1, side, side, 2)
         if not np.isin(patches[..., 1], (0, 255)).all():
             raise ValueError("decoder answered a mask that is none")
         return Cut(digest, slices, seen, None, patches)
@@ -272,7 +280,7 @@ class Decoders:
             self._idle.put(decoder)
 
     def close(self) -> None:
-        """Let running work end and end all children."""
+        """Wait for running work, then end all children."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         for decoder in self._all:
             decoder.close()
@@ -291,9 +299,10 @@ def decoders(settings: Settings, workers: int) -> Iterator[Decoders]:
 def decode_all(
     paths: Iterable[Path], settings: Settings, workers: int
 ) -> Iterator[Photograph | Reason]:
-    """Yield each path's photograph or reason, in order, decoding in `workers` child processes at
-    once.
-    """
+    """Yield each path's photograph or reason, in order, from `workers` child processes."""
     with decoders(settings, workers) as pool:
         for outcome in pool.each(Decoder.decode, paths):
-            yield outcome.reason if isinstance(outcome, Unusable) else outcome
+            if isinstance(outcome, Unusable):
+                yield outcome.reason
+            else:
+                yield outcome

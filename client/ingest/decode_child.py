@@ -1,8 +1,10 @@
-"""Decodes in a child process that can be lost: the child's side, `python -m
-client.ingest.decode_child`.
+"""Decodes in a child process that can be lost: the child's side.
 
-In: settings and one request a line on stdin. Out: answers on stdout (a length, JSON, raw bytes).
-Guarantees: capped memory, no file it may write, no core dump, nothing on stderr.
+Run by decode.py as `python -m client.ingest.decode_child`.
+In: settings, then one request a line on stdin.
+Out: answers on stdout: a length, JSON, raw bytes.
+Guarantees: capped memory, no file it may write, no core dump. The parent discards stderr and keeps
+the time; an alarm ends an orphan.
 
 A photograph (volumes: volumes.py):
   1. open it, following no link and waiting on no pipe
@@ -29,10 +31,7 @@ import numpy as np
 from client.ingest.files import open_regular
 from client.ingest.images import frame_image, read_photograph
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import (
-    Photograph,
-    Settings,
-)
+from client.ingest.request import Photograph, Settings
 
 
 def read_file(path: str, settings: Settings) -> Photograph:
@@ -43,14 +42,16 @@ def read_file(path: str, settings: Settings) -> Photograph:
 
 
 def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
-    """Steps 3 to 6 of one photograph."""
-    # (3, 4) find the format and decode
+    """Return the photograph in an open file, by steps 3 to 6."""
+    # (3) find the format by content
     head = file.read(132)
     file.seek(0)
     is_dicom = head[128:] == b"DICM"
     patient_id = ""
     issuer = ""
     laterality = 0
+
+    # (4) decode
     if is_dicom:
         from client.ingest.dicom import read_dicom
 
@@ -68,7 +69,8 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
             raise Unusable(Reason.UNDECODABLE) from error
     else:
         raise Unusable(Reason.UNKNOWN_FORMAT)
-    # (5) digest
+
+    # (5) digest of the decoded pixels, before they are framed
     data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
     digest = hashlib.sha256(data).digest()
     # (6) frame
@@ -79,19 +81,16 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
 
 def serve() -> None:
     """Read the settings from the first line of stdin, then answer one request a line."""
+    # answers have a descriptor of their own: a codec that prints must not garble one
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a codec that prints must not garble an answer
-    raw = json.loads(sys.stdin.readline())
-    settings = Settings(
-        **{
-            **raw,
-            "modalities": tuple(raw["modalities"]),
-            "window": raw["window"] and tuple(raw["window"]),
-        }
-    )
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    # settings, then limits, then codecs
+    settings = _read_settings(sys.stdin.readline())
     _confine(settings.memory_bytes)
     import client.ingest.dicom  # noqa: F401  loaded once, before the first file
 
+    # one answer a request; whoever runs out of memory says so and ends
     _answer(answers, {"ready": True})
     for line in iter(sys.stdin.readline, ""):
         try:
@@ -106,13 +105,21 @@ def serve() -> None:
         signal.alarm(0)
 
 
+def _read_settings(line: str) -> Settings:
+    """Return the settings in one line of JSON; its lists become tuples again."""
+    raw = json.loads(line)
+    raw["modalities"] = tuple(raw["modalities"])
+    if raw["window"]:
+        raw["window"] = tuple(raw["window"])
+    return Settings(**raw)
+
+
 def _serve_one(request: dict[str, Any], settings: Settings, answers: BinaryIO) -> None:
-    """Answer one request: a path to decode, a path to look at, or a volume to cut."""
-    volume = "slices" in request
-    limit_s = settings.volume_timeout_s if volume else settings.timeout_s
-    signal.alarm(int(limit_s) + 5)  # an orphan does not decode for ever
-    if volume:
+    """Answer one request: a volume to cut, a path to scan, or a photograph to decode."""
+    if "slices" in request:
+        _set_alarm(settings.volume_timeout_s)
         return _serve_volume(request, settings, answers)
+    _set_alarm(settings.timeout_s)
     if "scan" in request:
         from client.ingest.volumes import scan
 
@@ -121,13 +128,16 @@ def _serve_one(request: dict[str, Any], settings: Settings, answers: BinaryIO) -
     return _answer(answers, _facts_of(photograph), photograph.pixels.tobytes())
 
 
-def _serve_volume(request: dict[str, Any], settings: Settings, answers: BinaryIO) -> None:
-    """Answer what the volume is.
+def _set_alarm(limit_s: float) -> None:
+    """End this process soon after the parent would have: an orphan does not decode for ever."""
+    signal.alarm(int(limit_s) + 5)
 
-    Then, if it has a mask, its patches for the seed that the parent sends.
-    """
+
+def _serve_volume(request: dict[str, Any], settings: Settings, answers: BinaryIO) -> None:
+    """Answer what the volume is; then, if it has a mask, its patches for the parent's seed."""
     from client.ingest.volumes import patches, read_volume
 
+    # what the volume is
     mask = request["mask"] and tuple(request["mask"])
     volume = read_volume(request["slices"], mask, settings.caps)
     facts = {
@@ -136,6 +146,8 @@ def _serve_volume(request: dict[str, Any], settings: Settings, answers: BinaryIO
         "refusal": volume.refusal and volume.refusal.value,
     }
     _answer(answers, facts, volume.look.tobytes() + b"".join(volume.slices))
+
+    # its patches, once the parent has derived the seed from the digest
     if volume.refusal is None:
         seed = bytes.fromhex(json.loads(sys.stdin.readline())["seed"])
         _answer(answers, {}, patches(volume, seed, settings.patches, settings.size_px).tobytes())

@@ -1,9 +1,10 @@
 """Reads one DICOM file as one 8-bit image and the patient's id, by an allow-list of attributes.
 
-In: an open file. Out: `DicomImage`.
+In: an open file.
+Out: a `DicomImage`; one file is one image.
 Guarantees: no `force`; only ALLOWED attributes are parsed (no dates, names, free text, private
-tags, overlays or icons); every bound holds before pixels are read. The decoding child's limits hold
-for what a codec does.
+tags, overlays, icons or preamble); every bound holds before pixels are read. The limits of the
+decoding child hold for what a codec does within these bounds.
 Not covered: text burned into pixels that the header does not admit.
 
   1. bound: a deflated data set may not inflate beyond the cap
@@ -11,9 +12,7 @@ Not covered: text burned into pixels that the header does not admit.
   3. rules: modality, burned-in text, photometric interpretation, bits, decoder
   4. size: rows x columns x frames x samples x bytes
   5. decode one frame; of a multi-frame object the middle one, (frames - 1) // 2
-  6. display: modality LUT or rescale, then the study's window or the file's VOI LUT or window, else
-     the full range of 8-bit data or the 0.5 to 99.5 percentiles of deeper data; padding black;
-     MONOCHROME1 inverted; colour to RGB
+  6. display: see `display_table` for grey; colour and palettes become RGB, 16 bits become 8
 """
 
 from __future__ import annotations
@@ -97,8 +96,10 @@ def read_dicom(
     # (4) check the declared size
     check_size(header, max_bytes)
     try:
-        # (5, 6) decode one frame, and map it to 8 bits
-        shown = _render(*decode_frame(file, header), window)
+        # (5) decode one frame
+        full, stored = decode_frame(file, header)
+        # (6) map it to the 8 bits that a viewer would show
+        shown = _render(full, stored, window)
     except (Unusable, MemoryError):
         raise
     except Exception as error:
@@ -107,12 +108,18 @@ def read_dicom(
 
 
 def bound_inflation(file: BinaryIO, max_bytes: int) -> None:
-    """Inflate a deflated data set piece by piece, keeping nothing, until it ends or passes the cap."""
+    """Inflate a deflated data set piece by piece, keeping nothing.
+
+    Raises Unusable (declared-too-large) when it passes the cap. Other data sets are left alone.
+    """
+    # the transfer syntax stands in the meta group
     file.seek(132)  # behind the preamble and DICM
     group_length = file.read(12)  # (0002,0000): the size of the rest of the meta group
     meta = file.read(min(int.from_bytes(group_length[8:], "little"), 1 << 16))
     if DEFLATED not in meta:
         return
+
+    # at most 1 MiB at a time; what does not fit into it is inflated next
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     total = 0
     piece = file.read(1 << 16)
@@ -134,13 +141,17 @@ def read_header(file: BinaryIO, *, pixels: bool, more: Sequence[str] = ()) -> Da
 def text_of(header: Dataset, name: str) -> str:
     """Return one short text value; absent, several or overlong ones count as empty."""
     value = header.get(name, "")
-    return value if isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS else ""
+    if isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS:
+        return value
+    return ""
 
 
 def number_of(header: Dataset, name: str, default: int = 0) -> int:
     """Return one whole number; a missing or empty value is the default."""
     value = header.get(name)
-    return default if value is None or value == "" else int(value)
+    if value is None or value == "":
+        return default
+    return int(value)
 
 
 def _side(header: Dataset) -> int:
@@ -149,9 +160,9 @@ def _side(header: Dataset) -> int:
 
 
 def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
-    """Check modality, admitted text, photometric interpretation, integer depth, decoder.
+    """Check modality, burned-in text, pixel format and decoder.
 
-    Each its own reason.
+    Raises Unusable, with a reason for each.
     """
     if "PhotometricInterpretation" not in header or "Rows" not in header:
         raise Unusable(Reason.NOT_AN_IMAGE)
@@ -159,17 +170,7 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
         raise Unusable(Reason.WRONG_MODALITY)
     if _suspect_text(header):
         raise Unusable(Reason.BURNED_IN_TEXT)
-    samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
-    stored = number_of(header, "BitsStored")
-    allocated = number_of(header, "BitsAllocated")
-    if (
-        samples.get(text_of(header, "PhotometricInterpretation"))
-        != number_of(header, "SamplesPerPixel")
-        or allocated not in (8, 16)
-        or not 1 < stored <= allocated
-        or number_of(header, "HighBit", stored - 1) != stored - 1
-    ):
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    _check_pixel_format(header)
     try:
         available = get_decoder(header.file_meta.TransferSyntaxUID).is_available
     except (NotImplementedError, AttributeError):
@@ -178,21 +179,38 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
         raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
 
 
-def _suspect_text(header: Dataset) -> bool:
-    """Whether text is likely.
+def _check_pixel_format(header: Dataset) -> None:
+    """Refuse all but 8 to 16 bit integers, grey, palette or colour, in their lowest bits."""
+    samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
+    expected = samples.get(text_of(header, "PhotometricInterpretation"))
+    stored = number_of(header, "BitsStored")
+    allocated = number_of(header, "BitsAllocated")
+    if (
+        expected != number_of(header, "SamplesPerPixel")
+        or allocated not in (8, 16)
+        or not 1 < stored <= allocated
+        or number_of(header, "HighBit", stored - 1) != stored - 1
+    ):
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
 
-    BurnedInAnnotation YES, a screen shot, or no word where text is common.
+
+def _suspect_text(header: Dataset) -> bool:
+    """Return whether text is likely to be burned in.
+
+    That is BurnedInAnnotation YES, a screen shot, or no statement where text is common.
     """
     kinds = header.get("ImageType") or ()
-    kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+    if isinstance(kinds, str):
+        kinds = {kinds}
     likely = text_of(header, "Modality") in OFTEN_ANNOTATED or "SECONDARY" in kinds
     admitted = text_of(header, "BurnedInAnnotation")
     return admitted == "YES" or "SCREEN SAVE" in kinds or (likely and admitted != "NO")
 
 
 def check_size(header: Dataset, max_bytes: int) -> None:
-    """Raise Unusable (declared-too-large, unsupported-pixels) from the header alone, before a pixel
-    is read.
+    """Check the declared size, from the header alone, before a pixel is read.
+
+    Raises Unusable (declared-too-large, unsupported-pixels, damaged-header).
     """
     try:
         factors = [
@@ -211,23 +229,25 @@ def check_size(header: Dataset, max_bytes: int) -> None:
 
 
 def decode_frame(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
-    """Return the full data set and the stored values of its middle frame, [H, W] or [H, W, 3]
-    (RGB).
+    """Return the full data set and the stored values of its middle frame.
+
+    The values are [H, W], or [H, W, 3] in RGB. Raises Unusable (not-an-image, truncated,
+    undecodable).
     """
     full = read_header(file, pixels=True)
     frames = number_of(header, "NumberOfFrames", 1)
     if "PixelData" not in full:
         raise Unusable(Reason.NOT_AN_IMAGE)
-    if not full["PixelData"].is_undefined_length and len(full.PixelData) < native_bytes(
-        full, frames
-    ):
+
+    # uncompressed pixel data has a length, and it must be enough
+    native = not full["PixelData"].is_undefined_length
+    if native and len(full.PixelData) < native_bytes(full, frames):
         raise Unusable(Reason.TRUNCATED)
+
+    # decode, and check that a codec gave what the header declares
     stored = pixel_array(full, index=(frames - 1) // 2)
-    if (
-        stored.shape[:2] != (full.Rows, full.Columns)
-        or stored.dtype.kind not in "iu"
-        or stored.dtype.itemsize > 2
-    ):
+    declared = stored.shape[:2] == (full.Rows, full.Columns)
+    if not declared or stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
         raise Unusable(Reason.UNDECODABLE)
     return full, stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
@@ -242,19 +262,22 @@ def native_bytes(header: Dataset, frames: int) -> int:
 
 
 def _render(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | None) -> Pixels:
-    """Stored values as uint8 [H, W, 1 or 3] the way a viewer would show them."""
+    """Stored values as uint8 [H, W, 1 or 3], as a viewer would show them."""
     kind = header.PhotometricInterpretation
+    bits = min(int(header.BitsStored), 8 * stored.dtype.itemsize)
+    # grey: one table over all possible values
     if kind in GREY:
-        bits = min(int(header.BitsStored), 8 * stored.dtype.itemsize)
         raw = stored.view(f"u{stored.dtype.itemsize}").astype(np.uint16, copy=False)
         counts = np.bincount(raw.ravel(), minlength=1 << 8 * stored.dtype.itemsize)
         table = display_table(header, counts, bits, stored.dtype.kind == "i", window)
         return np.asarray(table[raw])[..., None]
+    # palette: its colours; some 16-bit palettes hold 8-bit values
     if kind == "PALETTE COLOR":
         stored = apply_color_lut(stored, header)
-        bits = 16 if int(stored.max()) > 255 else 8  # some 16-bit palettes hold 8-bit values
-    else:
-        bits = min(int(header.BitsStored), 8 * stored.dtype.itemsize)
+        bits = 8
+        if int(stored.max()) > 255:
+            bits = 16
+    # colour: the upper eight bits
     return np.asarray(stored >> max(bits - 8, 0) << max(8 - bits, 0), dtype=np.uint8)
 
 
@@ -263,9 +286,12 @@ def display_table(
 ) -> NDArray[np.uint8]:
     """Return the uint8 grey level of every possible stored value, [256] or [65536].
 
-    `counts`: how often each value occurs; percentiles need it. A table needs no float copy of the
-    image. (DICOM PS3.3 C.11.1, C.11.2, C.7.6.3)
+    First the modality LUT or rescale. Then the study's window, else the file's VOI LUT or window,
+    else the full range of 8-bit data or the 0.5 to 99.5 percentiles of deeper data. MONOCHROME1 is
+    inverted; padding becomes black. `counts`: how often each value occurs; percentiles need it.
+    (DICOM PS3.3 C.11.1, C.11.2, C.7.6.3)
     """
+    # a table needs no float copy of the image
     values = stored_values(len(counts), bits, signed)
     padding = padding_of(header, values, counts)
     modality = modality_values(header, values)
@@ -289,7 +315,7 @@ def stored_values(size: int, bits: int, signed: bool) -> NDArray[np.int64]:
 def padding_of(
     header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Return which stored values are padding; one that is the whole image is not believed."""
+    """Return which stored values are padding; none are, if the whole image would be."""
     if header.get("PixelPaddingValue") is None:
         return np.zeros(len(values), bool)
     first = number_of(header, "PixelPaddingValue")
@@ -315,13 +341,14 @@ def _apply_lut(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64]
     """Values through a DICOM LUT, and the largest output that its depth allows."""
     length, first, depth = (int(n) for n in item.LUTDescriptor)
     data = item.LUTData
-    table = np.asarray(
-        np.frombuffer(data, "<u2") if isinstance(data, bytes) else data, dtype=np.float64
-    )
-    first = first - (1 << 16) if first >= 1 << 15 and values.min() < 0 else first
-    places = np.clip(
-        np.rint(values).astype(np.int64) - first, 0, min(length or 1 << 16, len(table)) - 1
-    )
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, "<u2")
+    table = np.asarray(data, dtype=np.float64)
+    # a length of 0 stands for 2^16; the first value is signed where the stored values are
+    size = min(length or 1 << 16, len(table))
+    if first >= 1 << 15 and values.min() < 0:
+        first = first - (1 << 16)
+    places = np.clip(np.rint(values).astype(np.int64) - first, 0, size - 1)
     return np.take(table, places), float((1 << depth) - 1)
 
 
@@ -345,9 +372,8 @@ def _apply_window(
 
 def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The first window of the file by its VOI LUT function (C.11.2.1.2 and .3)."""
-    center, width = (
-        float(np.ravel(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
-    )
+    center = float(np.ravel(header["WindowCenter"].value)[0])
+    width = float(np.ravel(header["WindowWidth"].value)[0])
     function = text_of(header, "VOILUTFunction") or "LINEAR"
     if function == "SIGMOID":
         exponent = np.clip(-4 * (values - center) / width, -50, 50)
@@ -359,7 +385,7 @@ def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.f
 
 
 def _plain_range(values: NDArray[np.float64], counts: NDArray[np.int64], bits: int) -> Window:
-    """The range without any window.
+    """The range where there is no window.
 
     All of 8-bit data, or the 0.5 to 99.5 percentiles of deeper data.
     """
@@ -367,7 +393,9 @@ def _plain_range(values: NDArray[np.float64], counts: NDArray[np.int64], bits: i
         return float(values.min()), float(values.max())
     order = np.argsort(values, kind="stable")
     share = np.cumsum(counts[order]) / max(counts.sum(), 1)
-    low, high = (
-        values[order[min(int(np.searchsorted(share, p)), len(order) - 1)]] for p in (0.005, 0.995)
-    )
-    return float(low), float(high)
+
+    def percentile(p: float) -> float:
+        place = min(int(np.searchsorted(share, p)), len(order) - 1)
+        return float(values[order[place]])
+
+    return percentile(0.005), percentile(0.995)

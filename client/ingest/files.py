@@ -20,10 +20,16 @@ def open_regular(path: str, max_bytes: int) -> Iterator[BinaryIO]:
 
     Raises Unusable (not-a-regular-file, unreadable-file, file-too-large).
     """
+    # O_NOFOLLOW refuses a link; O_NONBLOCK does not wait for a pipe's writer
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise Unusable(Reason.NOT_A_FILE if os.path.islink(path) else Reason.UNREADABLE) from error
+        reason = Reason.UNREADABLE
+        if os.path.islink(path):
+            reason = Reason.NOT_A_FILE
+        raise Unusable(reason) from error
+
+    # check what was opened, not what the name pointed to before
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

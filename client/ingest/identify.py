@@ -1,6 +1,7 @@
 """Identifies the person of an image from the header and the labels file, as pseudonyms.
 
-In: the raw id and issuer of a header, the file's names, the labels file. Out: an `ImageRecord`.
+In: the raw id and issuer of a header, the file's names, the labels file.
+Out: an `ImageRecord`.
 Guarantees: raw ids enter the HMAC and are stored nowhere; an image of nobody is refused.
 Not covered: whether an id is right.
 """
@@ -28,8 +29,8 @@ class Owner:
 class Identities:
     """Makes image records.
 
-    `stated`: pseudonyms of ids that some file or row gives in just this form, with its issuer or
-    without.
+    `stated`: pseudonyms of the ids that some file or row gives in exactly this form: with this
+    issuer, or without one.
     """
 
     def __init__(self, key: bytes, labels: Labels, intake: Intake) -> None:
@@ -45,6 +46,7 @@ class Identities:
 
         Raises Unusable when no id names a person.
         """
+        # the row of the labels file that names the image's files
         refusal = None
         row = None
         label = -1
@@ -52,7 +54,8 @@ class Identities:
             row = self.labels.row_of_files(names)
         except Unusable as ambiguous:
             refusal = ambiguous.reason
-        # the ids that the header and the row of the labels file give
+
+        # the ids that the header and that row give
         known = []
         if not is_placeholder(normalise_id(owner.patient_id)):
             known.append((normalise_id(owner.issuer), normalise_id(owner.patient_id)))
@@ -60,6 +63,8 @@ class Identities:
             known.append(("", row.patient))
         if not known:
             raise Unusable(refusal or Reason.NO_PATIENT)
+
+        # label and side; without them the image cannot enter, and still tells who is one person
         try:
             row = row or self.labels.row_of_patient(owner.patient_id, owner.laterality)
             label = self.labels.index(row)
@@ -70,6 +75,8 @@ class Identities:
             laterality = row.laterality
         if self.intake.stratify_laterality and not laterality:
             refusal = refusal or Reason.NO_LATERALITY
+
+        # pseudonyms: each id with its issuer as stated, and each id without one
         pseudonyms = [pseudonym(self.key, issuer, identifier) for issuer, identifier in known]
         self.stated.update(pseudonyms)
         # the id without its issuer joins two people only where some file states it in that form

@@ -1,10 +1,10 @@
 """Reads photographs (PNG, JPEG) and frames every image of a cohort.
 
-In: an open file, or decoded pixels. Out: uint8 [H, W, C], or the square uint8 [S, S, C] of the
-study.
+In: an open file, or decoded pixels.
+Out: uint8 [H, W, C], or the square uint8 [S, S, C] of the study.
 Guarantees: width x height is checked before anything is decoded; EXIF, comments and colour profiles
 are never read.
-Not covered: text inside the field of view, EXIF rotation.
+Not covered: text inside the field of view; EXIF rotation.
 
 Framing:
   1. fundus only: crop to the bounding box of the field of view
@@ -38,19 +38,24 @@ def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
 
     Raises Unusable: declared-too-large, before decoding; undecodable; unsupported-pixels.
     """
-    Image.MAX_IMAGE_PIXELS = None  # our own cap, below, is the lower one
+    # open reads the header alone; the cap below is lower than Pillow's own
+    Image.MAX_IMAGE_PIXELS = None
     try:
         picture = Image.open(file, formats=("PNG", "JPEG"))
     except (OSError, ValueError, SyntaxError) as error:
         raise Unusable(Reason.UNDECODABLE) from error
     if picture.width * picture.height * 4 > max_pixel_bytes:
         raise Unusable(Reason.DECLARED_TOO_LARGE)
+
+    # decode by mode: 16-bit grey, grey or colour
     if picture.mode in DEEP_MODES:
         return _eight_bits(np.asarray(picture, dtype=np.int64))[..., None]
     if picture.mode not in COLOUR_MODES | GREY_MODES:
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
-    converted = picture.convert("L" if picture.mode in GREY_MODES else "RGB")
-    pixels = np.asarray(converted, dtype=np.uint8)
+    mode = "RGB"
+    if picture.mode in GREY_MODES:
+        mode = "L"
+    pixels = np.asarray(picture.convert(mode), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -73,24 +78,30 @@ def frame_image(pixels: Pixels, size_px: int, channels: int, *, field_of_view: b
     height, width = pixels.shape[:2]
     if max(height, width) < size_px / 2:
         raise Unusable(Reason.TOO_SMALL)
-    # (2) resize
+    # (2) resize the longer side to the study's size
     scale = size_px / max(height, width)
-    new = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
-    resized = np.asarray(small.resize(new, Image.Resampling.BICUBIC)).reshape(
-        new[1], new[0], channels
-    )
-    # (3) blank the corners
+    resized = _resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
+    # (3) blank the corners outside the field of view
     if field_of_view:
         resized = _blank_corners(resized)
     if float(resized.std(axis=(0, 1)).max()) < BLANK_SPREAD:
         raise Unusable(Reason.BLANK)
     # (4) pad to a square
     square = np.zeros((size_px, size_px, channels), np.uint8)
-    top = (size_px - new[1]) // 2
-    left = (size_px - new[0]) // 2
-    square[top : top + new[1], left : left + new[0]] = resized
+    height, width = resized.shape[:2]
+    top = (size_px - height) // 2
+    left = (size_px - width) // 2
+    square[top : top + height, left : left + width] = resized
     return square
+
+
+def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Pixels [H, W, 1 or 3] at another height and width, by antialiased bicubic interpolation."""
+    channels = pixels.shape[2]
+    if channels == 1:
+        pixels = pixels.squeeze(-1)
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(height, width, channels)
 
 
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:
@@ -105,31 +116,33 @@ def _with_channels(pixels: Pixels, channels: int) -> Pixels:
 def field_box(pixels: Pixels) -> tuple[slice, slice]:
     """Return the rows and columns of a fundus photograph's field of view.
 
-    A row or column belongs to it when it has an unbroken stretch brighter than the surround, a
-    twentieth of the image long. Strokes of letters beside the circle have none. Large images are
-    searched on a grid of about SEARCH_PX places. Raises Unusable (blank-image) when all is dark.
+    A row or column belongs to it when it has an unbroken bright stretch of a twentieth of its
+    length. Strokes of letters beside the circle have none. Large images are searched on a grid of
+    about SEARCH_PX places. Raises Unusable (blank-image) when all is dark.
     """
     step = max(1, max(pixels.shape[:2]) // SEARCH_PX)
     lit = pixels[::step, ::step].max(axis=2) > SURROUND_LEVEL
-    rows = _lines_with_a_stretch(lit)
-    columns = _lines_with_a_stretch(lit.T)
-    return slice(rows.start * step, rows.stop * step), slice(
-        columns.start * step, columns.stop * step
-    )
+    top, bottom = _span_of_bright_lines(lit)
+    left, right = _span_of_bright_lines(lit.T)
+    return slice(top * step, bottom * step), slice(left * step, right * step)
 
 
-def _lines_with_a_stretch(lit: NDArray[np.bool_]) -> slice:
-    """First to last line of [lines, places] with a run of a twentieth of its places."""
+def _span_of_bright_lines(lit: NDArray[np.bool_]) -> tuple[int, int]:
+    """First line, and one past the last, of [lines, places] with a bright stretch.
+
+    A stretch is a twentieth of the places without a gap.
+    """
+    # a stretch ends where the running sum has grown by its whole length
     run = max(2, lit.shape[1] // 20)
     sums = np.cumsum(np.pad(lit, ((0, 0), (1, 0))), axis=1, dtype=np.int32)
     inside = np.flatnonzero((sums[:, run:] - sums[:, :-run] == run).any(axis=1))
     if not len(inside):
         raise Unusable(Reason.BLANK)
-    return slice(int(inside[0]), int(inside[-1]) + 1)
+    return int(inside[0]), int(inside[-1]) + 1
 
 
 def _blank_corners(pixels: Pixels) -> Pixels:
-    """Set the corners outside the field's circle to black, unless the image fills them with light."""
+    """Set the corners outside the field's circle to black, unless the image fills them."""
     height, width = pixels.shape[:2]
     rows = np.arange(height)[:, None] - (height - 1) / 2
     columns = np.arange(width)[None, :] - (width - 1) / 2

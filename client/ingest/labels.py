@@ -1,19 +1,21 @@
 """Reads the hospital's labels file: which label, patient and eye belongs to which image.
 
-In: a CSV (UTF-8, comma or semicolon) with a header naming the columns
-    label        required: one of the study's labels patient      the patient id as in the DICOM
-    header; required for photographs file         path below the source folder, or a file name that
-    occurs once there; required for photographs laterality   optional: L or R; a DICOM header that
-    names a side wins mask         studies of volumes only, optional: the NIfTI mask of the series
-    that `file` is a slice of, or of the
-                 patient's only series; a path as for `file`
+In: a CSV (UTF-8, comma or semicolon) with a header that names its columns.
 Out: `Labels`, asked once an image.
 Guarantees: no cell of the file stands in any message.
 Not covered: spreadsheets, other encodings.
 
-A row with a file speaks for that file. A row without one speaks for all images of the patient, of
-that side if it names one. A DICOM file's own patient id and the id in its row are taken for the
-same person.
+  label       required: one of the study's labels
+  patient     the patient id as in the DICOM header; required for photographs
+  file        path below the source folder, or a file name that occurs once there; required for
+              photographs
+  laterality  optional: L or R; a DICOM header that names a side wins
+  mask        studies of volumes only, optional: the NIfTI mask of the series that `file` is a slice
+              of, or of the patient's only series; a path as for `file`
+
+A row with a file speaks for that file. A row without one speaks for all images of the patient, or
+for those of its side if it names one. A DICOM file's own patient id and the id in its row are taken
+for the same person.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,10 +99,13 @@ def _agree(rows: Sequence[Row]) -> Row | None:
     """The row that all rows agree on; a side in which they differ is unknown."""
     if not rows:
         return None
-    if len({(r.patient, r.label) for r in rows}) > 1:
+    if len({(row.patient, row.label) for row in rows}) > 1:
         raise Unusable(Reason.AMBIGUOUS_LABEL)
-    sides = {r.laterality for r in rows}
-    return Row(rows[0].patient, rows[0].label, sides.pop() if len(sides) == 1 else 0)
+    sides = {row.laterality for row in rows}
+    laterality = 0
+    if len(sides) == 1:
+        laterality = sides.pop()
+    return Row(rows[0].patient, rows[0].label, laterality)
 
 
 def file_key(text: str) -> str:
@@ -128,16 +132,17 @@ def read_labels(
         raise ConfigurationError(
             f"the study declares {len(declared)} labels, but no labels file was given", hint=_HINT
         )
-    reader = _reader(path, max_bytes, COLUMNS | {"mask"} if masks else COLUMNS)
+    allowed = COLUMNS
+    if masks:
+        allowed = COLUMNS | {"mask"}
+    reader = _reader(path, max_bytes, allowed)
     labels = Labels(tuple(declared))
     full_names = _unique_names(files)
     try:
-        for cells in reader:
-            _take(
-                labels,
-                {name: (cells.get(name) or "").strip() for name in (*COLUMNS, "mask")},
-                full_names,
-            )
+        for row in reader:
+            # a short row lacks cells: they count as empty
+            cells = {name: (row.get(name) or "").strip() for name in (*COLUMNS, "mask")}
+            _take(labels, cells, full_names)
     except csv.Error as error:
         raise ConfigurationError(
             f"{path}: line {reader.line_num}: not a CSV row", hint=_HINT
@@ -149,24 +154,32 @@ _HINT = "give a CSV with the columns patient,label[,laterality] or file,patient,
 
 
 def _unique_names(files: Iterable[str]) -> dict[str, str]:
-    """Bare file names that occur once below the source, with their relative path."""
-    keys = [file_key(name) for name in files]
-    counts = Counter(key.rpartition("/")[2] for key in keys)
-    return {key.rpartition("/")[2]: key for key in keys if counts[key.rpartition("/")[2]] == 1}
+    """Relative paths by bare file name, for the names that occur once below the source."""
+    paths: dict[str, list[str]] = {}
+    for name in files:
+        key = file_key(name)
+        paths.setdefault(key.rpartition("/")[2], []).append(key)
+    return {bare: full[0] for bare, full in paths.items() if len(full) == 1}
 
 
 def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str]:
-    """A reader whose header names known columns only."""
+    """Open the file as CSV; its header must name known columns, each once."""
+    # text
     try:
         text = read_capped(path, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(
             f"{path}: not UTF-8 text", hint="export the table as CSV in UTF-8"
         ) from error
+
+    # the delimiter is the one that occurs more often in the header
     first = text.partition("\n")[0]
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=";" if first.count(";") > first.count(",") else ","
-    )
+    delimiter = ","
+    if first.count(";") > first.count(","):
+        delimiter = ";"
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+
+    # the header
     names = [name.strip().lower() for name in reader.fieldnames or ()]
     reader.fieldnames = names
     if (
@@ -184,13 +197,15 @@ def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str
 
 def _take(labels: Labels, cells: dict[str, str], full_names: dict[str, str]) -> None:
     """Add one row by its file, else by its patient; a row with neither belongs to nobody."""
-    row = Row(
-        normalise_id(cells["patient"]), cells["label"], SIDES.get(cells["laterality"].upper(), 0)
-    )
+    laterality = SIDES.get(cells["laterality"].upper(), 0)
+    row = Row(normalise_id(cells["patient"]), cells["label"], laterality)
+
+    # a bare name stands for its only path
     file = file_key(cells["file"])
     file = full_names.get(file, file)
     mask = file_key(cells["mask"])
     mask = full_names.get(mask, mask)
+
     if mask and (file or row.patient):
         labels.masks.setdefault(mask, []).append((file, row.patient))
     if file:

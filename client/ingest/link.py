@@ -1,4 +1,4 @@
-"""Links slices to series, and masks to series: rules over values, without files.
+"""Links slices and masks to series: rules over values, without files.
 
 In: a `Scan` for each file that can be part of a volume, the files' names, the labels file.
 Out: `Series`, each with its slices and at most one mask, and a reason for every file that fits
@@ -31,10 +31,10 @@ Outcomes = list[tuple[int, Reason]]
 
 @dataclass
 class Series:
-    """One series, its files by position.
+    """One series, with its files by position.
 
-    `names`: of the slices and their copies. With a `fault` the series cannot be used.
-    `mask_refused`: some mask of it was refused.
+    `names`: those of the slices and of their copies. A series with a `fault` cannot be used.
+    `mask_refused`: one of its masks was refused.
     """
 
     owner: Owner
@@ -49,14 +49,14 @@ class Series:
 def link(
     scans: Mapping[int, Scan], names: Sequence[str], labels: Labels
 ) -> tuple[list[Series], Outcomes]:
-    """Return the series that can be used so far, and (position, reason) of every other scanned
-    file.
-    """
-    # (1) drop copies
+    """Return the series without a fault, and (position, reason) of every other scanned file."""
+    # (1) of files with equal bytes, keep one
     originals, also_named, outcomes = _find_originals(scans, names)
+
     # (2) collect the slices of each series
     series = _series(scans, originals, also_named)
     known = _index_series(series.values())
+
     for position in originals:
         scan = scans[position]
         if scan.kind == "segmentation":
@@ -65,12 +65,13 @@ def link(
         elif scan.kind == "nifti":
             # (4) give a NIfTI mask to the series that its row names
             outcomes += _give(position, *_series_of_nifti(names[position], known, labels))
+
     for one in series.values():
         if one.fault:
             outcomes += [(slice_, one.fault) for slice_ in one.slices]
             outcomes += [(mask, Reason.SERIES_REFUSED) for mask in one.masks]
         elif len(one.masks) > 1:
-            # (5) one mask a series
+            # (5) refuse all masks of a series that has several
             outcomes += [(mask, Reason.TWO_MASKS) for mask in one.masks]
             one.masks = []
             one.mask_refused = True
@@ -88,7 +89,9 @@ def _find_originals(
     called: dict[int, list[str]] = {}
     outcomes: Outcomes = []
     for position, scan in scans.items():
-        original = position if scan.kind == "nifti" else first.setdefault(scan.content, position)
+        original = position
+        if scan.kind != "nifti":
+            original = first.setdefault(scan.content, position)
         called.setdefault(original, []).append(names[position])
         if original != position:
             outcomes.append((position, Reason.DUPLICATE))
@@ -121,8 +124,10 @@ def _owner(scan: Scan) -> Owner:
 def _series_of_segmentation(
     scan: Scan, series: Mapping[tuple[str, str], Series]
 ) -> tuple[Series | None, Reason | None]:
-    """The series of a segmentation; a reason if it cannot be its."""
-    one = series.get((scan.series, scan.frame)) if scan.series else None
+    """The series that a segmentation references, and why it cannot have this mask, if so."""
+    one = None
+    if scan.series:
+        one = series.get((scan.series, scan.frame))
     if one is None:
         return None, Reason.MASK_WITHOUT_SERIES
     if not one.fault and one.owner != _owner(scan):
@@ -133,7 +138,7 @@ def _series_of_segmentation(
 def _series_of_nifti(
     name: str, known: Mapping[str, list[Series]], labels: Labels
 ) -> tuple[Series | None, Reason | None]:
-    """The series that the labels file names a NIfTI mask for.
+    """The series for which the labels file names a NIfTI mask, or why there is none.
 
     In a row with a file, the file decides.
     """
@@ -142,18 +147,25 @@ def _series_of_nifti(
         return None, Reason.UNNAMED_MASK
     meant: dict[int, Series] = {}
     for file, patient in rows:
-        call = _file(file) if file else _patient(patient)
-        meant |= {id(one): one for one in known.get(call, [])}
-    if len(meant) != 1:
-        return None, Reason.AMBIGUOUS_MASK if meant else Reason.MASK_WITHOUT_SERIES
+        call = _patient(patient)
+        if file:
+            call = _file(file)
+        for one in known.get(call, []):
+            meant[id(one)] = one
+    if not meant:
+        return None, Reason.MASK_WITHOUT_SERIES
+    if len(meant) > 1:
+        return None, Reason.AMBIGUOUS_MASK
     return next(iter(meant.values())), None
 
 
 def _index_series(series: Iterable[Series]) -> dict[str, list[Series]]:
-    """Series by what a row of the labels file can call them."""
+    """Series by what a row of the labels file can call them: a slice's file, or the patient."""
     known: dict[str, list[Series]] = {}
     for one in series:
-        for call in {*(_file(file_key(name)) for name in one.names), *map(_patient, one.patients)}:
+        calls = {_file(file_key(name)) for name in one.names}
+        calls |= {_patient(identifier) for identifier in one.patients}
+        for call in calls:
             known.setdefault(call, []).append(one)
     return known
 

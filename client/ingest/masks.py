@@ -1,9 +1,13 @@
-"""Lays a vessel mask, DICOM segmentation or NIfTI, on the grid of its series.
+"""Puts a vessel mask, DICOM segmentation or NIfTI, on the grid of its series.
 
-In: an open file and the `Grid` of the series. Out: the mask as booleans [D, H, W], or a reason.
-Guarantees: every size is checked before anything of that size is allocated; a mask enters only if
-its own geometry puts each corner within a tenth of a voxel of the series; axes may be swapped and
-flipped, nothing is resampled or guessed; it marks something, with one value.
+In: an open file and the `Grid` of the series.
+Out: the mask as booleans [D, H, W], or a reason.
+Guarantees:
+  - every size is checked before anything of that size is allocated; compressed NIfTI inflates up to
+    the cap and no further
+  - a mask enters only if its own geometry puts each corner within a tenth of a voxel of the series
+  - axes may be swapped and flipped; nothing is resampled or guessed
+  - the mask marks something, with one value
 Not covered: whether the marks are vessels.
 
 DICOM SEG: binary, one segment, native transfer syntax; a slice without a frame is background (PS3.3
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from itertools import product
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -43,14 +48,17 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def read_segmentation(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
     """Return the mask in a DICOM SEG. Raises Unusable."""
     try:
+        # the allow-listed attributes of a binary mask with one segment
         bound_inflation(file, max_bytes)
         file.seek(0)
         tags: list[Any] = list(ALLOWED)
         header = dcmread(file, specific_tags=tags)
         _check_segmentation(header)
+        # frames of the series' size, at most one a slice
         shape = (number_of(header, "NumberOfFrames", 1), int(header.Rows), int(header.Columns))
         if min(shape) < 1 or shape[1:] != grid.shape[1:] or shape[0] > grid.shape[0]:
             raise Unusable(Reason.MASK_GRID)
+        # each frame's slice, and its marks
         depths = _depths(header, shape, grid)
         marks = _unpack_bits(header, shape)
     except (Unusable, MemoryError):
@@ -65,10 +73,10 @@ def read_segmentation(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
 def _check_segmentation(header: Dataset) -> None:
     """Refuse all but binary, uncompressed bits of one segment."""
     kind = text_of(header, "SegmentationType")
+    if kind == "FRACTIONAL":
+        raise Unusable(Reason.FRACTIONAL_MASK)
     if kind != "BINARY":
-        raise Unusable(
-            Reason.FRACTIONAL_MASK if kind == "FRACTIONAL" else Reason.UNSUPPORTED_PIXELS
-        )
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
     if number_of(header, "BitsAllocated") != 1 or number_of(header, "SamplesPerPixel", 1) != 1:
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
     if header.file_meta.TransferSyntaxUID not in NATIVE:
@@ -94,7 +102,9 @@ def _plane(frame: Dataset, shared: Dataset, shape: tuple[int, int]) -> Plane:
 
     def value(sequence: str, name: str) -> Any:
         found = frame.get(sequence) or shared.get(sequence)
-        return found[0].get(name) if found else None
+        if not found:
+            return None
+        return found[0].get(name)
 
     position = value("PlanePositionSequence", "ImagePositionPatient")
     orientation = value("PlaneOrientationSequence", "ImageOrientationPatient")
@@ -114,8 +124,9 @@ def _depth(plane: Plane, grid: Grid) -> int:
 
 
 def _unpack_bits(header: Dataset, shape: tuple[int, int, int]) -> Mask:
-    """One bit a pixel, the first in the lowest bit, frames without a gap between them (PS3.5
-    8.1.1).
+    """The marks: one bit a pixel, the first in the lowest bit, no gap between frames.
+
+    (DICOM PS3.5 8.1.1)
     """
     count = shape[0] * shape[1] * shape[2]
     if len(header.get("PixelData") or b"") < (count + 7) // 8:
@@ -141,8 +152,11 @@ def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
     import nibabel  # takes a second, and most hospitals have no NIfTI
 
     try:
+        # the header: sizes within the cap, all voxels there, a geometry of its own
         data = _inflate(file, max_bytes)
-        kind: Any = nibabel.Nifti2Image if data[4:12] == NIFTI_2 else nibabel.Nifti1Image
+        kind: Any = nibabel.Nifti1Image
+        if data[4:12] == NIFTI_2:
+            kind = nibabel.Nifti2Image
         header = kind.header_class(data[: kind.header_class.sizeof_hdr])
         shape = _shape(header, max_bytes)
         voxel_bytes = int(np.prod(shape)) * header.get_data_dtype().itemsize
@@ -150,6 +164,7 @@ def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
             raise Unusable(Reason.TRUNCATED)
         if not (header["sform_code"] > 0 or header["qform_code"] > 0):
             raise Unusable(Reason.MASK_GRID)
+        # how its axes lie on the series' grid, and the voxels
         image = kind.from_bytes(data)
         turn = _axes_onto(TO_LPS @ np.asarray(image.affine, np.float64), shape, grid)
         stored = np.asanyarray(image.dataobj).reshape(shape)
@@ -157,6 +172,7 @@ def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
         raise
     except Exception as error:
         raise Unusable(Reason.UNDECODABLE) from error
+    # one value beside zero
     if stored.dtype.kind not in "biuf":
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
     marked = stored != 0
@@ -182,7 +198,8 @@ def _inflate(file: BinaryIO, max_bytes: int) -> bytes:
 
 def _shape(header: Any, max_bytes: int) -> tuple[int, int, int]:
     """The three sizes; further axes must have length one."""
-    sizes = [int(n) for n in header["dim"][1 : 1 + min(max(int(header["dim"][0]), 0), 7)]]
+    axes = min(max(int(header["dim"][0]), 0), 7)
+    sizes = [int(n) for n in header["dim"][1 : 1 + axes]]
     if len(sizes) < 3 or min(sizes) < 1 or any(n != 1 for n in sizes[3:]):
         raise Unusable(Reason.MASK_GRID)
     if sizes[0] * sizes[1] * sizes[2] > max_bytes:
@@ -198,6 +215,7 @@ def _axes_onto(
     The file's voxels must be the grid's: the same box, every corner in its place. Raises Unusable
     (mask-grid).
     """
+    # the file's axes in the grid's: rounded, a permutation with signs
     if not np.isfinite(affine).all():
         raise Unusable(Reason.MASK_GRID)
     between = np.linalg.inv(grid.affine) @ affine
@@ -207,9 +225,9 @@ def _axes_onto(
     size = np.array(grid.shape[::-1])
     if tuple(np.abs(turn) @ np.array(shape)) != tuple(size):
         raise Unusable(Reason.MASK_GRID)
-    ends = np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]) * (
-        np.array(shape) - 1
-    )
+
+    # where the grid puts the file's eight corners, and where the file says that they are
+    ends = np.array(list(product((0, 1), repeat=3))) * (np.array(shape) - 1)
     start = np.where(turn.sum(1) < 0, size - 1, 0)
     meant = grid.affine[:3, :3] @ ((turn @ ends.T) + start[:, None]) + grid.affine[:3, 3:]
     said = affine[:3, :3] @ ends.T + affine[:3, 3:]
@@ -221,10 +239,10 @@ def _axes_onto(
 def _reorient(marked: Mask, turn: NDArray[np.int64]) -> Mask:
     """Reorder voxels [i, j, k] of the file to [D, H, W]."""
     source = np.abs(turn).argmax(1)  # the file's axis that becomes w, h, d
-    flipped = turn.sum(1) < 0
-    laid = marked.transpose(source)
-    laid = laid[tuple(slice(None, None, -1 if back else 1) for back in flipped)]
-    return laid.transpose(2, 1, 0)
+    turned = marked.transpose(source)
+    steps = np.where(turn.sum(1) < 0, -1, 1)
+    turned = turned[tuple(slice(None, None, step) for step in steps.tolist())]
+    return turned.transpose(2, 1, 0)
 
 
 def _check_not_empty(mask: Mask) -> Mask:

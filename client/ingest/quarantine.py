@@ -1,7 +1,8 @@
 """Every reason for which a file or image does not enter a cohort: a stable code and a sentence.
 
-Guarantees: neither `Reason` nor `Unusable` ever carries text from a file, a file's name or another
-exception, so both may be shown, counted and logged on site.
+Guarantees: `Unusable` is the only exception that a decoder may raise. Neither `Reason` nor
+`Unusable` ever carries text from a file, a file's name or another exception. So both may be shown,
+counted and logged on site.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The values that the parent and the decoding child exchange, so that the parent needs no codec.
 
-Guarantees: no pydicom, no nibabel here. Not covered: the protocol (decode.py, decode_child.py).
+Guarantees: no pydicom, no nibabel here.
+Not covered: the protocol (decode.py, decode_child.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Kind = Literal["slice", "segmentation", "nifti"]
 
 LOOK_PX = 64
 SLICE_DIGEST_BYTES = 16
+ANSWER_CAP_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Caps:
 class Scan:
     """What one file states of itself.
 
-    `series`, `frame`: UIDs of the series and frame of reference; for a segmentation, those of the
-    series it was drawn on. `content`: SHA-256 of the file, in hex. NIfTI names neither patient nor
-    series.
+    `series`, `frame`: the UIDs of the series and of the frame of reference. A segmentation states
+    those of the series it was drawn on. `content`: SHA-256 of the file, in hex. NIfTI names neither
+    patient nor series.
     """
 
     kind: Kind
@@ -63,7 +65,8 @@ class Cut:
     """The result of one volume.
 
     `digest`: SHA-256 of its values. `slices`: digests of the slices that show anything. `look`:
-    uint8 [64, 64, 1]. `patches`: uint8 [2 x half, S, S, 2], or none and the `refusal` of its mask.
+    uint8 [64, 64, 1]. `patches`: uint8 [2 x half, S, S, 2], half = ceil(patches a person / 2); none
+    where the mask has a `refusal`.
     """
 
     digest: bytes
@@ -73,16 +76,13 @@ class Cut:
     patches: NDArray[np.uint8]
 
 
-ANSWER_CAP_BYTES = 1 << 14
-
-
 @dataclass(frozen=True)
 class Limits:
     """What one ingest may use.
 
     `max_pixel_bytes` bounds rows x columns x frames x samples x bytes of one file, and what a
     compressed file inflates to. `max_volume_bytes` bounds rows x columns x slices x 4 of one
-    series; a child holds one volume.
+    series; a child holds one volume at a time.
     """
 
     max_files: int = 1_000_000

@@ -5,12 +5,14 @@ Out: the order of the slices, and the `Grid` of their voxels in DICOM's patient 
 mm).
 Guarantees: the order comes from geometry alone, never from InstanceNumber or names; mixed, missing,
 doubled or misplaced slices are refused with their reason.
-Not covered: slices missing at an end; resampling (there is none).
+Not covered: slices missing at an end (a segmentation of the whole volume shows them); resampling
+(there is none).
 
-  1. same orientation, size, spacing and pixel format
-  2. axial
-  3. sorted along the normal
-  4. none doubled, none missing, all on one line at equal distances (DICOM PS3.3 C.7.6.2)
+  1. check that orientation, size, spacing and pixel format agree
+  2. check that the slices are axial
+  3. sort along the normal
+  4. check that none is doubled, none missing, all on one line at equal distances (DICOM PS3.3
+     C.7.6.2)
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ MISSING = 1.5
 class Plane:
     """One slice, in millimetres in LPS.
 
-    `row`, `column`: directions in which the column and the row index grow. `spacing`: between rows,
-    between columns. `kind`: what of the pixel format must be the same in all slices.
+    `row`: the direction along a row, in which the column index grows. `column`: the direction along
+    a column. `spacing`: between rows, then between columns. `kind`: the part of the pixel format
+    that must be the same in all slices.
     """
 
     origin: tuple[float, ...]
@@ -96,20 +99,23 @@ def plane_of(
     shape: tuple[int, int],
     kind: tuple[Any, ...] = (),
 ) -> Plane:
-    """Return the plane of ImagePositionPatient, ImageOrientationPatient and PixelSpacing as they
-    stand in a header.
+    """Return the plane that a header's position, orientation and pixel spacing state.
 
+    These are ImagePositionPatient, ImageOrientationPatient and PixelSpacing as they stand there.
     Raises Unusable (no-geometry): missing, wrong count, not finite, not orthonormal, not positive.
     """
+    # numbers, as many as there should be, all finite
     try:
-        place, turn, gaps = (
-            [float(v) for v in values] for values in (position, orientation, spacing)
-        )
+        place = [float(value) for value in position]
+        turn = [float(value) for value in orientation]
+        gaps = [float(value) for value in spacing]
     except (TypeError, ValueError) as error:
         raise Unusable(Reason.NO_GEOMETRY) from error
     complete = (len(place), len(turn), len(gaps)) == (3, 6, 2)
     if not complete or not np.isfinite([*place, *turn, *gaps]).all():
         raise Unusable(Reason.NO_GEOMETRY)
+
+    # orthonormal directions, positive spacing, nothing absurdly far away
     row = np.array(turn[:3])
     column = np.array(turn[3:])
     square = np.allclose(
@@ -128,21 +134,24 @@ def arrange_slices(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
     Raises Unusable: mixed-series, not-axial, volume-too-small, duplicate-slice, missing-slice,
     uneven-slices.
     """
+    # (1) check that orientation, size, spacing and pixel format agree
     first = planes[0]
-    # (1) same orientation, size, spacing and pixel format
-    if any(not _alike(first, plane) for plane in planes):
+    if not all(_alike(first, plane) for plane in planes):
         raise Unusable(Reason.MIXED_SERIES)
+
+    # (2) check that the slices are axial
     normal = np.cross(first.row, first.column)
-    # (2) axial
     if abs(normal[2]) < np.abs(normal).max():
         raise Unusable(Reason.NOT_AXIAL)
+
+    # (3) sort along the normal
     origins = np.array([plane.origin for plane in planes])
     along = origins @ normal
-    # (3) sort along the normal
     order = np.argsort(along, kind="stable")
     if len(order) < MIN_SLICES:
         raise Unusable(Reason.VOLUME_TOO_SMALL)
-    # (4) equal distances on one line
+
+    # (4) check the distances between slices, and that all lie on one line
     _check_gaps(np.diff(along[order]))
     step = (origins[order[-1]] - origins[order[0]]) / (len(order) - 1)
     grid = _grid(planes[order[0]], step, len(order))
@@ -153,6 +162,7 @@ def arrange_slices(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
 
 
 def _alike(one: Plane, other: Plane) -> bool:
+    """Whether two slices agree in orientation, size, spacing and pixel format."""
     same = one.shape == other.shape and one.kind == other.kind
     turned = np.abs(np.array([*one.row, *one.column]) - np.array([*other.row, *other.column])).max()
     return (
@@ -172,6 +182,7 @@ def _check_gaps(gaps: Vector) -> None:
 
 
 def _grid(first: Plane, step: Vector, depth: int) -> Grid:
+    """The grid of `depth` slices that start at `first` and lie `step` apart."""
     affine = np.eye(4)
     affine[:3, 0] = np.array(first.row) * first.spacing[1]
     affine[:3, 1] = np.array(first.column) * first.spacing[0]

@@ -1,9 +1,9 @@
 """Reads the two kinds of hospital folders, photographs and volumes, into one form.
 
 In: the files, their names, the intake rules.
-Out, after `collect`: a record for each image that shows somebody, pairs of images that are the
-same, and the entering images' rows in the spool, uint8 [S, S, planes].
-Guarantees: every file is part of a record or has a reason in `quarantine`; a person gives
+Out, after `collect`: a record for each image that shows somebody; pairs of images that are the
+same; and the entering images' rows in the spool, uint8 [S, S, planes].
+Guarantees: every file is part of a record or has a reason in `quarantine`. A person gives
 `patches_per_patient` patches, half of them centred on vessels, shared out among the person's
 volumes.
 Not covered: who is whom and what enters (persons.py, build.py).
@@ -26,7 +26,7 @@ from client.ingest.identify import Identities, Owner
 from client.ingest.link import Series, link
 from client.ingest.persons import ImageRecord, keyed_hash, near_duplicates
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import Cut, Limits, Scan, Settings, VolumeFiles
+from client.ingest.request import Cut, Limits, Photograph, Scan, Settings, VolumeFiles
 from common.study.intake import Intake
 
 Pairs = Iterable[tuple[int, int]]
@@ -35,7 +35,8 @@ Pairs = Iterable[tuple[int, int]]
 class Source(ABC):
     """The contents of a folder.
 
-    `quarantine`: (name below the source, reason). `records[i].position` is i.
+    `quarantine`: (name below the source, reason) of each file that did not enter.
+    `records[i].position` is i.
     """
 
     def __init__(self, intake: Intake, identities: Identities, spool: Path) -> None:
@@ -83,7 +84,9 @@ class Source(ABC):
         )
 
     def _settings(self, limits: Limits) -> Settings:
-        volumes = self.intake.volumes
+        patches = 0
+        if self.intake.volumes:
+            patches = self.intake.volumes.patches_per_patient
         return Settings(
             size_px=self.intake.size_px,
             channels=self.intake.channels,
@@ -95,7 +98,7 @@ class Source(ABC):
             timeout_s=limits.decode_timeout_s,
             max_volume_bytes=limits.max_volume_bytes,
             volume_timeout_s=limits.volume_timeout_s,
-            patches=volumes.patches_per_patient if volumes else 0,
+            patches=patches,
         )
 
 
@@ -120,17 +123,19 @@ class Photographs(Source):
                 try:
                     if isinstance(outcome, Reason):
                         raise Unusable(outcome)
-                    owner = Owner(outcome.patient_id, outcome.issuer, outcome.laterality)
-                    record = self.identities.make_record(
-                        len(self.records), owner, (name,), outcome.digest
-                    )
-                    spool.write(outcome.pixels.tobytes())
-                    self.records.append(record)
-                    self._names.append(name)
+                    self._take(name, outcome, spool.write)
                 except Unusable as refusal:
                     self.quarantine.append((name, refusal.reason))
                 progress(done, len(files))
         self._rows = len(self.records)
+
+    def _take(self, name: str, photograph: Photograph, write: Callable[[bytes], int]) -> None:
+        """Note whose photograph it is, and write it to the spool. Raises Unusable for nobody's."""
+        owner = Owner(photograph.patient_id, photograph.issuer, photograph.laterality)
+        record = self.identities.make_record(len(self.records), owner, (name,), photograph.digest)
+        write(photograph.pixels.tobytes())
+        self.records.append(record)
+        self._names.append(name)
 
     def alike(self) -> Pairs:
         """Return pairs of photographs that correlate."""
@@ -154,8 +159,8 @@ class Volumes(Source):
 
     1. scan every file
     2. link slices and masks to series (link.py)
-    3. cut each series into patches: ceil(n / 2) on vessels and as many anywhere, enough for a
-      person's only series
+    3. cut each series into patches: ceil(n / 2) on vessels and as many anywhere, which is enough
+       for a person's only series
     4. deal a person's patches to the volumes (`rows`)
     """
 
@@ -168,8 +173,7 @@ class Volumes(Source):
         self._slice_of: dict[bytes, int] = {}
 
     @property
-    def _wanted(self) -> int:
-        """Patches a person."""
+    def _patches_per_patient(self) -> int:
         assert self.intake.volumes is not None
         return self.intake.volumes.patches_per_patient
 
@@ -186,8 +190,8 @@ class Volumes(Source):
             decode.decoders(self._settings(limits), limits.workers) as pool,
             open(self.spool, "wb") as spool,
         ):
-            scans: dict[int, Scan] = {}
             # (1) scan every file
+            scans: dict[int, Scan] = {}
             scanned = pool.each(lambda decoder, path: decoder.scan(path), files)
             for position, seen in enumerate(scanned):
                 if isinstance(seen, Unusable):
@@ -195,38 +199,45 @@ class Volumes(Source):
                 else:
                     scans[position] = seen
                 progress(position + 1, total)
+
             # (2) link slices and masks to series
             series, outcomes = link(scans, names, self.identities.labels)
-            self.quarantine += [(names[position], reason) for position, reason in outcomes]
+            for position, reason in outcomes:
+                self.quarantine.append((names[position], reason))
+
+            # (3) cut each series into patches
             requests = [self._request(one, scans, files) for one in series]
             done = total - sum(len(one.slices) + len(one.masks) for one in series)
-            # (3) cut each series into patches
             for one, cut in zip(series, pool.each(self._cut, requests, ahead=1), strict=True):
                 self._take(one, cut, names, spool.write)
                 done += len(one.slices) + len(one.masks)
                 progress(done, total)
 
     def _request(self, one: Series, scans: dict[int, Scan], files: Sequence[Path]) -> VolumeFiles:
-        mask = one.masks[0] if one.masks else None
         slices = tuple(files[position] for position in one.slices)
-        return VolumeFiles(slices, None if mask is None else (scans[mask].kind, files[mask]))
+        if not one.masks:
+            return VolumeFiles(slices, None)
+        mask = one.masks[0]
+        return VolumeFiles(slices, (scans[mask].kind, files[mask]))
 
     def _cut(self, decoder: Decoder, request: VolumeFiles) -> Cut:
         """Cut one volume.
 
-        A keyed hash of it chooses the patches, which nobody without the key can foresee.
+        A keyed hash of it chooses the patches, so nobody without the key can foresee them.
         """
-        return decoder.cut(
-            request,
-            lambda digest: hmac.digest(self.identities.key, b"patches\0" + digest, "sha256"),
-        )
+
+        def seed_of(digest: bytes) -> bytes:
+            return hmac.digest(self.identities.key, b"patches\0" + digest, "sha256")
+
+        return decoder.cut(request, seed_of)
 
     def _take(
         self, one: Series, cut: Cut | Unusable, names: Sequence[str], write: Callable[[bytes], int]
     ) -> None:
         """Write a volume's patches to the spool and note whose they are, or why it is not used."""
-        slices = [names[p] for p in one.slices]
-        masks = [names[p] for p in one.masks]
+        # a series that makes no volume, or that is nobody's
+        slices = [names[position] for position in one.slices]
+        masks = [names[position] for position in one.masks]
         if isinstance(cut, Unusable):
             return self._refuse_series(slices, masks, cut.reason, getattr(cut, "at", None))
         try:
@@ -235,16 +246,23 @@ class Volumes(Source):
             )
         except Unusable as nobody:
             return self._refuse_series(slices, masks, nobody.reason, None)
+
+        # without a usable mask it cannot enter; its slices still tell who is one person
         if cut.refusal and masks:
             self.quarantine.append((masks.pop(), cut.refusal))
             one.mask_refused = True
         if cut.refusal:
-            reason = Reason.MASK_REFUSED if one.mask_refused else Reason.NO_MASK
+            reason = Reason.NO_MASK
+            if one.mask_refused:
+                reason = Reason.MASK_REFUSED
             record = replace(record, refusal=record.refusal or reason)
+
+        # volumes that share a slice are of one person
         for digest in cut.slices:
-            self._same_slice.append(
-                (self._slice_of.setdefault(digest, record.position), record.position)
-            )
+            first = self._slice_of.setdefault(digest, record.position)
+            self._same_slice.append((first, record.position))
+
+        # the spool
         write(cut.patches.tobytes())
         self.records.append(record)
         self._files.append((slices, masks))
@@ -255,41 +273,47 @@ class Volumes(Source):
     def _refuse_series(
         self, slices: Sequence[str], masks: Sequence[str], reason: Reason, at: int | None
     ) -> None:
-        """Give the reason to the slice at fault, and INCOMPLETE_SERIES to the others.
+        """Give the reason to slice `at`, and INCOMPLETE_SERIES to the others.
 
-        Else to all.
+        Where no slice is at fault, all have the reason. Masks have SERIES_REFUSED.
         """
         blamed = at is not None and 0 <= at < len(slices)
         for index, name in enumerate(slices):
-            outcome = Reason.INCOMPLETE_SERIES if blamed and index != at else reason
+            outcome = reason
+            if blamed and index != at:
+                outcome = Reason.INCOMPLETE_SERIES
             self.quarantine.append((name, outcome))
-        self.quarantine += [(name, Reason.SERIES_REFUSED) for name in masks]
+        for name in masks:
+            self.quarantine.append((name, Reason.SERIES_REFUSED))
 
     def alike(self) -> Pairs:
         """Yield pairs of volumes whose looks correlate, or that share a slice."""
         yield from near_duplicates(np.stack(self._looks))
-        yield from ((a, b) for a, b in self._same_slice if a != b)
+        for first, other in self._same_slice:
+            if first != other:
+                yield first, other
 
     def rows(self, entering: Sequence[ImageRecord]) -> list[tuple[ImageRecord, int]]:
         """Deal the person's patches to the volumes.
 
-        On vessels from the first on, anywhere from the last.
+        What is left over on vessels goes to the first volumes, what is left over anywhere to the
+        last.
         """
-        shares = deal_patches(self._wanted, len(entering))
-        half = (self._wanted + 1) // 2
+        shares = deal_patches(self._patches_per_patient, len(entering))
+        half = (self._patches_per_patient + 1) // 2
         found: list[tuple[ImageRecord, int]] = []
         for record, (on_vessels, anywhere) in zip(entering, shares, strict=True):
             if not on_vessels + anywhere:
                 self.refuse(record.position, Reason.SPARE_SERIES)
+            # the spool holds a volume's patches on vessels first, then those anywhere
             for place in (*range(on_vessels), *range(half, half + anywhere)):
                 digest = keyed_hash(self.identities.key, "patch", record.digest, str(place))
-                found.append(
-                    (replace(record, digest=digest), self._first_row[record.position] + place)
-                )
+                row = self._first_row[record.position] + place
+                found.append((replace(record, digest=digest), row))
         return found
 
     def refuse(self, position: int, reason: Reason) -> None:
-        """Note the reason for the slices; the mask has no series left."""
+        """Note the reason for the slices, and that the mask's series is refused."""
         self._refuse_series(*self._files[position], reason, None)
 
     def file_count(self, position: int) -> int:
@@ -305,5 +329,6 @@ def deal_patches(count: int, volumes: int) -> Iterator[tuple[int, int]]:
     on_vessels = (count + 1) // 2
     anywhere = count // 2
     for index in range(volumes):
-        first = on_vessels // volumes + (index < on_vessels % volumes)
-        yield first, anywhere // volumes + (index >= volumes - anywhere % volumes)
+        share_on_vessels = on_vessels // volumes + (index < on_vessels % volumes)
+        share_anywhere = anywhere // volumes + (index >= volumes - anywhere % volumes)
+        yield share_on_vessels, share_anywhere

@@ -1,9 +1,9 @@
 """Writes a privatized image as a DICOM file that states that it is synthetic.
 
-In: uint8 pixels, the modality, the privacy statement. Out: a Secondary Capture object with
-SyntheticData = YES.
+In: uint8 pixels, the modality, the privacy statement.
+Out: a Secondary Capture object with SyntheticData = YES.
 Guarantees: nothing of the original file enters, because none is passed in: fresh UIDs, a patient
-SYNTHETIC, no dates.
+called SYNTHETIC, no dates.
 Not covered: whether the image may leave (client/egress/gate.py).
 
 DICOM PS3.3 C.7.6.1.1.6 (Synthetic Data), A.8.1 (Secondary Capture Image).
@@ -32,6 +32,7 @@ def write_synthetic(pixels: Pixels, modality: str, statement: str) -> bytes:
 
     `statement` becomes the DerivationDescription.
     """
+    # identity: fresh UIDs, an invented patient, and empty what the standard asks for
     height, width, channels = pixels.shape
     data = Dataset()
     data.file_meta = FileMetaDataset()
@@ -44,6 +45,8 @@ def write_synthetic(pixels: Pixels, modality: str, statement: str) -> bytes:
     data.PatientName = data.PatientID = "SYNTHETIC"
     for empty in EMPTY:
         setattr(data, empty, None)
+
+    # what it is: a synthetic, derived image
     data.Modality = modality
     data.ConversionType = "SYN"
     data.Manufacturer = "kohort"
@@ -51,10 +54,14 @@ def write_synthetic(pixels: Pixels, modality: str, statement: str) -> bytes:
     data.BurnedInAnnotation = "NO"
     data.ImageType = ["DERIVED", "SECONDARY"]
     data.DerivationDescription = statement[:TEXT_CAP]
+
+    # the pixels: 8 bits, grey or RGB, padded to an even length
     data.Rows = height
     data.Columns = width
     data.SamplesPerPixel = channels
-    data.PhotometricInterpretation = "MONOCHROME2" if channels == 1 else "RGB"
+    data.PhotometricInterpretation = "RGB"
+    if channels == 1:
+        data.PhotometricInterpretation = "MONOCHROME2"
     if channels == 3:
         data.PlanarConfiguration = 0
     data.BitsAllocated = data.BitsStored = 8
@@ -63,6 +70,8 @@ def write_synthetic(pixels: Pixels, modality: str, statement: str) -> bytes:
     raw = np.ascontiguousarray(pixels, dtype=np.uint8).tobytes()
     data.PixelData = raw + b"\0" * (len(raw) % 2)
     data["PixelData"].VR = "OB"
+
+    # the file
     stream = io.BytesIO()
     data.save_as(stream, enforce_file_format=True)
     return stream.getvalue()

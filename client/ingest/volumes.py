@@ -4,16 +4,16 @@ In: one file (`scan`), or all slices of one series and its mask (`read_volume`),
 (`patches`).
 Out: what a file states of itself; a `Volume` of 8-bit intensities with its mask; image + mask
 patches.
-Guarantees: one volume at a time, its size checked before it is allocated; slices lie as geometry
-says (series.py); one scaling for the whole volume; each patch lies inside the volume; the choice of
-patches follows from the seed.
+Guarantees:
+  - one volume at a time, its size checked before it is allocated
+  - slices lie as geometry says (series.py); one scaling for the whole volume
+  - each patch lies inside the volume; nothing is padded or resampled
+  - the choice of patches follows from the seed alone
 Not covered: bias fields, skull and air (nothing removes them); a series in another plane.
 
 Intensity: modality LUT or rescale, then the study's window, else the volume's own range; padding
 black; MONOCHROME1 inverted. Patches: half are centred on a voxel of the mask, half anywhere that is
-not air, drawn with replacement. Kossen et al. 2022 draw the second half in the brain; without a
-brain mask, air is what stays below a tenth of the volume's 98th percentile. A centre near a border
-moves the patch inwards.
+not air, drawn with replacement (`patches`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import LOOK_PX, SLICE_DIGEST_BYTES, Caps, Kind, Scan
 from client.ingest.series import Grid, Plane, arrange_slices, plane_of
 
-# these tell series apart, enter the HMAC and are dropped
+# these tell series apart and are dropped
 UIDS = ("SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 MULTI_FRAME = (
@@ -43,6 +43,8 @@ MULTI_FRAME = (
     "1.2.840.10008.5.1.4.1.1.4.3",
     "1.2.840.10008.5.1.4.1.1.4.4",
 )
+# Air stays below a tenth of the volume's 98th percentile. Kossen et al. 2022 draw the patches
+# without a vessel in the brain; without a brain mask, everything but air stands for it.
 AIR_SHARE = 0.1
 AIR_PERCENTILE = 0.98
 
@@ -51,9 +53,9 @@ AIR_PERCENTILE = 0.98
 class Volume:
     """A volume and its mask.
 
-    `shown`: uint8 [D, H, W]. `mask`, or the `refusal` that says why there is none. `digest`:
-    SHA-256 of the values. `slices`: digests of the slices that show anything. `look`: uint8 [64,
-    64, 1], to find near-duplicates.
+    `shown`: uint8 [D, H, W]. `refusal`: why there is no `mask`. `digest`: SHA-256 of the values.
+    `slices`: digests of the slices that show anything. `look`: uint8 [64, 64, 1], to find
+    near-duplicates.
     """
 
     shown: NDArray[np.uint8]
@@ -65,7 +67,7 @@ class Volume:
 
 
 class BadSlice(Unusable):
-    """One slice of a series, number `at`, is what makes the series unusable."""
+    """One slice, number `at`, makes its series unusable."""
 
     def __init__(self, reason: Reason, at: int) -> None:
         super().__init__(reason)
@@ -89,20 +91,23 @@ def scan(path: str, caps: Caps) -> Scan:
 
 
 def _content(file: BinaryIO) -> str:
+    """SHA-256 of a whole file, in hex."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
-    """A slice or a segmentation."""
+    """A slice or a segmentation, by its header alone. Raises Unusable."""
     try:
         dicom.bound_inflation(file, caps.max_pixel_bytes)
         more = (*UIDS, *GEOMETRY, "ReferencedSeriesSequence")
         header = dicom.read_header(file, pixels=False, more=more)
+        kind: Kind
         if header.get("SOPClassUID") in SEGMENTATION:
-            drawn_on: Any = header.get("ReferencedSeriesSequence") or ()
-            series = dicom.text_of(drawn_on[0], "SeriesInstanceUID") if len(drawn_on) == 1 else ""
+            kind = "segmentation"
+            series = _series_drawn_on(header)
         else:
+            kind = "slice"
             _check_slice(header, caps)
             series = dicom.text_of(header, "SeriesInstanceUID")
             if not series:
@@ -110,7 +115,6 @@ def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
         patient_id = dicom.text_of(header, "PatientID")
         issuer = dicom.text_of(header, "IssuerOfPatientID")
         frame = dicom.text_of(header, "FrameOfReferenceUID")
-        kind: Kind = "segmentation" if header.get("SOPClassUID") in SEGMENTATION else "slice"
         return Scan(kind, _content(file), patient_id, issuer, series, frame)
     except (Unusable, MemoryError):
         raise
@@ -118,18 +122,27 @@ def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
         raise Unusable(Reason.DAMAGED_HEADER) from error
 
 
+def _series_drawn_on(header: Dataset) -> str:
+    """The UID of the one series that a segmentation references; empty for none or several."""
+    references: Any = header.get("ReferencedSeriesSequence") or ()
+    if len(references) != 1:
+        return ""
+    return dicom.text_of(references[0], "SeriesInstanceUID")
+
+
 def _check_slice(header: Dataset, caps: Caps) -> Plane:
     """The plane of a grey, single-frame slice within the caps."""
+    # the rules of one image: a single grey frame within the cap
     dicom.check_rules(header, caps.modalities)
-    if (
-        header.get("SOPClassUID") in MULTI_FRAME
-        or dicom.number_of(header, "NumberOfFrames", 1) != 1
-    ):
+    multi_frame = header.get("SOPClassUID") in MULTI_FRAME
+    if multi_frame or dicom.number_of(header, "NumberOfFrames", 1) != 1:
         raise Unusable(Reason.MULTI_FRAME)
     shown_as = header.PhotometricInterpretation
     if shown_as not in dicom.GREY:
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
     dicom.check_size(header, caps.max_pixel_bytes)
+
+    # its place, and what must be the same in all slices of a series
     kind = (shown_as, header.BitsAllocated, header.PixelRepresentation)
     shape = (int(header.Rows), int(header.Columns))
     position, orientation, spacing = (header.get(name) for name in GEOMETRY)
@@ -142,6 +155,7 @@ def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps)
     A mask that cannot be used is a `refusal`, not an exception. Raises Unusable when the slices
     make no volume, BadSlice when one of them is at fault.
     """
+    # the headers: do the slices make a volume, and is it small enough
     planes = [
         _blame_slice(at, lambda path=path: _plane(path, caps)) for at, path in enumerate(paths)
     ]
@@ -150,29 +164,34 @@ def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps)
     order, grid = arrange_slices(planes)
     if min(grid.shape[1:]) < caps.size_px:
         raise Unusable(Reason.VOLUME_TOO_SMALL)
+
+    # the values, slice by slice in the order of the geometry
     values = np.empty(grid.shape, np.float32)
     for depth, at in enumerate(order):
         values[depth] = _blame_slice(at, lambda path=paths[at]: _values(path, grid.shape[1:], caps))
+
+    # digests of the values, before they are scaled
     digest = _sha(values)
-    slices = tuple(
-        _sha(values[d])[:SLICE_DIGEST_BYTES]
-        for d in range(len(values))
-        if _shows_anything(values[d])
-    )
+    slices = []
+    for plane in values:
+        if _shows_anything(plane):
+            slices.append(_sha(plane)[:SLICE_DIGEST_BYTES])
+
+    # 8-bit intensities, and the mask; the float copy goes first, to keep within memory
     shown = scale_intensity(values, caps.window, inverted=planes[0].kind[0] == "MONOCHROME1")
-    del values
-    laid, refusal = _mask(mask, grid, caps)
-    return Volume(shown, laid, refusal, digest, slices, look(shown))
+    del values, plane
+    marks, refusal = _mask(mask, grid, caps)
+    return Volume(shown, marks, refusal, digest, tuple(slices), look(shown))
 
 
 def _blame_slice(at: int, read: Any) -> Any:
     """Return what `read` returns; a refusal names slice `at`."""
     try:
         return read()
-    except (Unusable, MemoryError) as refusal:
-        if isinstance(refusal, Unusable):
-            raise BadSlice(refusal.reason, at) from refusal
+    except MemoryError:
         raise
+    except Unusable as refusal:
+        raise BadSlice(refusal.reason, at) from refusal
     except Exception as error:
         raise BadSlice(Reason.UNDECODABLE, at) from error
 
@@ -185,6 +204,7 @@ def _plane(path: str, caps: Caps) -> Plane:
 
 def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32]:
     """The values that one slice means, float32 [H, W]; padding is NaN."""
+    # decode
     with open_regular(path, caps.max_file_bytes) as file:
         dicom.bound_inflation(file, caps.max_pixel_bytes)
         header = dicom.read_header(file, pixels=False)
@@ -192,6 +212,8 @@ def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32
         full, stored = dicom.decode_frame(file, header)
     if stored.shape != shape:
         raise Unusable(Reason.UNDECODABLE)
+
+    # one table over all stored patterns: modality values, NaN for padding
     raw = stored.view(f"u{stored.dtype.itemsize}").astype(np.uint16, copy=False)
     counts = np.bincount(raw.ravel(), minlength=1 << 8 * stored.dtype.itemsize)
     bits = min(int(full.BitsStored), 8 * stored.dtype.itemsize)
@@ -214,7 +236,7 @@ def _sha(values: NDArray[np.float32]) -> bytes:
 def _shows_anything(values: NDArray[np.float32]) -> bool:
     """Whether a slice has two different values.
 
-    Even ones (air, padding) are alike in all patients.
+    Slices of one value (air, padding) are alike in all patients, so they join nobody.
     """
     return bool((values != values.flat[0]).any() and not np.isnan(values).all())
 
@@ -224,14 +246,16 @@ def scale_intensity(
 ) -> NDArray[np.uint8]:
     """Return `values` [D, H, W] as uint8: the window, or the volume's own range, becomes 0 to 255.
 
-    NaN becomes 0. Raises Unusable (blank-image) when the volume is even, or nearly so, inside its
-    range.
+    NaN becomes 0. Raises Unusable (blank-image) when the volume shows one shade, or nearly so.
     """
+    # the range
     if window is None and np.isnan(values).all():
         raise Unusable(Reason.BLANK)
     low, high = window or (float(np.nanmin(values)), float(np.nanmax(values)))
     if not high > low:
         raise Unusable(Reason.BLANK)
+
+    # slice by slice, so that only one is held in float64
     shown = np.empty(values.shape, np.uint8)
     for depth, plane in enumerate(values):
         share = np.clip((plane.astype(np.float64) - low) / (high - low), 0, 1)
@@ -245,14 +269,16 @@ def scale_intensity(
 
 
 def _counts(shown: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each grey level occurs; slice by slice, because bincount widens its input."""
-    return np.asarray(
-        np.sum([np.bincount(plane.ravel(), minlength=256) for plane in shown], axis=0),
-        dtype=np.int64,
-    )
+    """How often each grey level occurs, int64 [256]."""
+    # slice by slice, because bincount widens its input
+    found = np.zeros(256, np.int64)
+    for plane in shown:
+        found += np.bincount(plane.ravel(), minlength=256)
+    return found
 
 
 def _spread(shown: NDArray[np.uint8]) -> float:
+    """The standard deviation of the grey levels."""
     counts = _counts(shown)
     levels = np.arange(256)
     mean = (counts * levels).sum() / shown.size
@@ -266,10 +292,11 @@ def _mask(
     if mask is None:
         return None, Reason.NO_MASK
     kind, path = mask
-    read = read_nifti if kind == "nifti" else read_segmentation
     try:
         with open_regular(path, caps.max_file_bytes) as file:
-            return read(file, grid, caps.max_pixel_bytes), None
+            if kind == "nifti":
+                return read_nifti(file, grid, caps.max_pixel_bytes), None
+            return read_segmentation(file, grid, caps.max_pixel_bytes), None
     except Unusable as refusal:
         return None, refusal.reason
 
@@ -277,20 +304,19 @@ def _mask(
 def look(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a volume's look, uint8 [64, 64, 1].
 
-    The means of four slabs, 32 px each, two by two.
+    It shows the means of four slabs of slices, 32 px each, two by two.
     """
     depth = len(shown)
-    half = LOOK_PX // 2
-    slabs = [
-        shown[q * depth // 4 : max(q * depth // 4 + 1, (q + 1) * depth // 4)] for q in range(4)
-    ]
-    small = [_reduce(slab.mean(axis=0, dtype=np.float32), half) for slab in slabs]
+    small = []
+    for quarter in range(4):
+        first = quarter * depth // 4
+        last = max(first + 1, (quarter + 1) * depth // 4)
+        small.append(_reduce(shown[first:last].mean(axis=0, dtype=np.float32), LOOK_PX // 2))
     tiles = np.block([[small[0], small[1]], [small[2], small[3]]])
     low = float(tiles.min())
     high = float(tiles.max())
-    return np.asarray(np.rint(255 * (tiles - low) / max(high - low, 1e-6)), dtype=np.uint8)[
-        ..., None
-    ]
+    levels = np.rint(255 * (tiles - low) / max(high - low, 1e-6))
+    return np.asarray(levels, dtype=np.uint8)[..., None]
 
 
 def _reduce(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -304,22 +330,25 @@ def _reduce(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 def patches(volume: Volume, seed: bytes, count: int, size_px: int) -> NDArray[np.uint8]:
     """Return patches, uint8 [2 x half, S, S, 2] with half = ceil(count / 2).
 
-    First those centred on the mask, then those anywhere. Plane 0 is the image, plane 1 the mask (0
-    or 255). `volume` must have a mask.
+    First those centred on a voxel of the mask, then those centred anywhere that is not air. Voxels
+    are drawn with replacement. A centre near a border moves the patch inwards. Plane 0 is the
+    image, plane 1 the mask (0 or 255). `volume` must have a mask.
     """
     if volume.mask is None:
         raise Unusable(volume.refusal or Reason.NO_MASK)
+
+    # the centres, all from the seed
     half = (count + 1) // 2
     draws = np.frombuffer(hashlib.shake_256(seed).digest(16 * half), "<u8").reshape(2, half)
     inside = volume.shown > _air_level(volume.shown)
+    centres = (*_pick_voxels(volume.mask, draws[0]), *_pick_voxels(inside, draws[1]))
+
+    # the patches around them
+    height, width = volume.shown.shape[1:]
     found = np.empty((2 * half, size_px, size_px, 2), np.uint8)
-    for row, (depth, y, x) in enumerate(
-        (*_pick_voxels(volume.mask, draws[0]), *_pick_voxels(inside, draws[1]))
-    ):
-        top, left = (
-            min(max(c - size_px // 2, 0), n - size_px)
-            for c, n in zip((y, x), volume.shown.shape[1:], strict=True)
-        )
+    for row, (depth, y, x) in enumerate(centres):
+        top = min(max(y - size_px // 2, 0), height - size_px)
+        left = min(max(x - size_px // 2, 0), width - size_px)
         window = (depth, slice(top, top + size_px), slice(left, left + size_px))
         found[row, ..., 0] = volume.shown[window]
         found[row, ..., 1] = volume.mask[window].view(np.uint8) * 255
@@ -333,14 +362,14 @@ def _air_level(shown: NDArray[np.uint8]) -> float:
 
 
 def _pick_voxels(marked: Mask, draws: NDArray[np.uint64]) -> Iterable[tuple[int, int, int]]:
-    """A marked voxel (d, y, x) for each draw, uniformly.
-
-    Slice by slice, without a list of all voxels.
-    """
+    """A marked voxel (d, y, x) for each draw, uniformly (to 2^-64 times their number)."""
+    # the draw's rank among all marked voxels gives its slice; no list of all voxels is made
     counts = np.array([np.count_nonzero(plane) for plane in marked])
     ends = np.cumsum(counts)
     ranks = (draws % np.uint64(ends[-1])).astype(np.int64)
     depths = np.searchsorted(ends, ranks, side="right")
+
+    # the place inside the slice, once a slice
     places = np.empty(len(draws), np.int64)
     for depth in np.unique(depths):
         own = depths == depth
