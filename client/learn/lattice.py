@@ -1,15 +1,14 @@
 """Clips one gradient per patient, rounds it to the lattice C·2^-24, and sums the integers exactly.
 
-In: fp32 rows [c, d], one per patient; the clip norm C. Out: integers, in lattice steps.
+In: fp32 rows [c, d], one per patient; the clip norm C.
+Out: integers, in lattice steps.
 Guarantees, for whatever the rows hold (NaN, infinities and 3e38 included):
   1. non-finite entries become 0
   2. each row's integers have an L2 norm of at most 2^24, so one patient moves the sum by at most C
   3. the sum is exact (int64), whatever the grouping and order of the rows
-Not covered: how the rows were made (patient_gradients.py), noise (private_step.py).
+Not covered: how the rows were made (patient_gradients.py); noise (private_step.py).
 
-Why 2 holds: the norm n is taken in fp64, and the row is multiplied in fp32 by s = min(1, (1 -
-eta)·C/n)·2^24/C, itself rounded to fp32. These are two roundings of 2^-24 each. With eta =
-max(1e-4, 2·sqrt(d)·2^-25): (1 - eta)(1 + 2^-23)·2^24 + sqrt(d)/2 <= 2^24.
+The proof of 2 stands at `_factors`.
 """
 
 import math
@@ -21,11 +20,11 @@ from torch import Tensor
 from common.errors import ConfigurationError
 from common.privacy.noise import LATTICE
 
-# keeps s a normal fp32 number
+# between these, 2^24/C is a normal fp32 number
 SMALLEST_CLIP = 1e-30
 LARGEST_CLIP = 1e30
 BLOCK = 2**16  # columns at a time, so that three passes over them stay in cache
-EXACT_ROWS = 127  # each entry is at most 2^24: as many stay below 2^31
+EXACT_ROWS = 127  # an entry is at most 2^24, so the sum of 127 rows stays below 2^31
 
 
 class LatticeSum:
@@ -47,15 +46,16 @@ class LatticeSum:
     def add(self, rows: Tensor) -> None:
         """Add fp32 [c, d]; the rows are overwritten."""
         for part in torch.split(rows, EXACT_ROWS):
-            # (1, 2) clip: one factor a row
+            # (1, 2) set non-finite entries to 0, and take one factor a row
             factors = _factors(part, self._clip)[:, None]
             for at in range(0, part.shape[1], BLOCK):
-                # (3) round, and sum integers
+                # (2, 3) clip, round, and sum the integers
                 block = part[:, at : at + BLOCK]
                 integers = self._scratch(block).copy_(block.mul_(factors).round_())
                 self.total[at : at + BLOCK] += integers.sum(0, dtype=torch.int32)
 
     def _scratch(self, block: Tensor) -> Tensor:
+        """Return an int32 buffer of the block's shape, of any content."""
         if len(self._integers) < len(block) or self._integers.shape[1] < block.shape[1]:
             self._integers = torch.empty(block.shape, dtype=torch.int32, device=block.device)
         return self._integers[: len(block), : block.shape[1]]
@@ -80,10 +80,16 @@ def check_clip(clip: float) -> None:
 
 def _factors(rows: Tensor, clip: float) -> Tensor:
     """The factor of each row, fp32 [c]; non-finite entries of `rows` become 0 in place."""
+    # (1) a norm is finite exactly when every fp32 entry of its row is
     norms = _norms(rows)
-    if not bool(torch.isfinite(norms).all()):  # finite exactly when every fp32 entry is
+    if not bool(torch.isfinite(norms).all()):
         torch.nan_to_num_(rows, nan=0.0, posinf=0.0, neginf=0.0)
         norms = _norms(rows)
+
+    # (2) Why the integers' norm is at most 2^24: the norm n is taken in fp64. The row is multiplied
+    # in fp32 by s = min(1, (1 - eta)·C/n)·2^24/C, itself rounded to fp32. These are two roundings
+    # of 2^-24 each; rounding to integers adds at most sqrt(d)/2. And this eta gives
+    # (1 - eta)(1 + 2^-23)·2^24 + sqrt(d)/2 <= 2^24.
     eta = max(1e-4, 2.0 * math.sqrt(rows.shape[1]) * 2.0**-25)
     bound = (1.0 - eta) * clip
     shrink = torch.where(norms > bound, bound / norms, torch.ones_like(norms))
@@ -105,5 +111,6 @@ def _norms(rows: Tensor) -> Tensor:
 
 
 def _square(part: np.ndarray, block: np.ndarray) -> float:
+    """The squared norm of fp32 `part`, computed in fp64 in the buffer `block`."""
     np.copyto(block[: len(part)], part)
     return float(np.dot(block[: len(part)], block[: len(part)]))

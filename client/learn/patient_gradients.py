@@ -1,6 +1,7 @@
 """The reference path: one flat gradient per patient, by one plain backward pass each.
 
-In: parameters, the loss of ONE patient, a batch with a leading patient axis. Out: fp32 rows [c, d].
+In: parameters, the loss of ONE patient, a batch with a leading patient axis.
+Out: fp32 rows [c, d], one per patient.
 Guarantees: a row depends on its own patient alone.
 Not covered: speed (client/learn/fast), clipping and noise (lattice.py, private_step.py).
 """

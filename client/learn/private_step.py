@@ -1,5 +1,4 @@
-"""The one private step: Poisson sampling, per-patient clip, lattice noise and the ledger's
-reservation.
+"""The one private step: Poisson sampling, per-patient clip, lattice noise, ledger reservation.
 
 In: parameters, a loss for ONE patient, public constants, a reservation, a noise source.
 Out: a privatized mean gradient.
@@ -8,17 +7,19 @@ Guarantees, per call, for each patient (zero-out adjacency):
      noise on a ledger's reservation, the step is refused
   2. each patient is drawn by its own coin of bias q; an empty draw goes on and releases pure noise
   3. drawn patients are worked in chunks of a fixed shape, so memory does not depend on how many
-    were drawn
+     were drawn
   4. one gradient per patient, fp32 (patient_gradients.py)
   5. its norm in fp64; if that is not finite, the non-finite entries become 0
   6. clip to (1 - eta)·C and round to the lattice C·2^-24: the integer vector has an L2 norm of at
      most 2^24, so the sensitivity is exactly C
   7. an exact integer sum, independent of chunking, order and number of processes (5 to 7:
-    lattice.py)
+     lattice.py)
   8. lattice Gaussian noise sigma·C, a public divisor, fp32
-Not covered: the running time, which grows with the number drawn (what leaves is sent at a fixed
-time); a loss that itself mixes patients (it sees one patient; model_check.py refuses modules that
-couple a batch).
+Not covered:
+  - the running time, which grows with the number drawn (what leaves is sent at a fixed time)
+  - a loss that itself mixes patients: it sees one patient, and model_check.py refuses modules that
+    couple a batch
+  - anything that is computed from the data elsewhere
 
 Source: Abadi et al. 2016; the lattice: docs/methods/dp-wgan.md.
 """
@@ -75,8 +76,8 @@ class PrivateStep:
     """Privatized gradients of one model, one step of one reservation at a time.
 
     `parameters`: the trainable tensors by name (fp32), read anew at each step; the trainer may
-    update them in place. `loss(parameters, patient)`: the scalar loss of one patient (mean over its
-    items), deterministic given its arguments. Whatever is random comes in through `batch_for`.
+    update them in place. `loss(parameters, patient)`: the scalar loss of one patient, a mean over
+    its items. It is deterministic given its arguments; what is random comes in through `batch_for`.
     `execution`: how fast and in how much memory, never what is guaranteed. `canaries`: invented
     patients with coordinates of their own (common/privacy/canaries.py). `workers`: the processes of
     one host that share the drawn patients; each calls `step` with the same arguments.
@@ -94,16 +95,23 @@ class PrivateStep:
         canaries: Canaries | None = None,
         workers: Workers = ALONE,
     ) -> None:
-        self._canaries = Canaries(np.zeros(0, dtype=np.bool_)) if canaries is None else canaries
+        if canaries is None:
+            canaries = Canaries(np.zeros(0, dtype=np.bool_))
+        if execution is None:
+            execution = Execution()
+
+        # the coordinates: those of the weights, then one of each canary
         self._weights = sum(p.numel() for p in parameters.values())
-        self._dimension = self._weights + len(
-            self._canaries
-        )  # the canaries' coordinates stand last
+        self._dimension = self._weights + len(canaries)
+
+        # reservation and noise belong together and cover what will happen
         _check_pair(reservation, noise)
         _check_event(reservation.event, constants, self._dimension)
         if not parameters or any(p.dtype is not torch.float32 for p in parameters.values()):
             raise ConfigurationError("private step: expected fp32 parameters, at least one")
-        self._execution = Execution() if execution is None else execution
+
+        self._canaries = canaries
+        self._execution = execution
         self._parameters = parameters
         self._constants = constants
         self._reservation = reservation
@@ -112,15 +120,14 @@ class PrivateStep:
         self._gradients = PatientGradients(
             parameters,
             loss,
-            self._execution,
+            execution,
             constants.clip,
-            constants.divisor,
-            constants.items_per_patient,
+            expected=constants.divisor,
+            items=constants.items_per_patient,
         )
-        self._sum = LatticeSum(
-            self._weights, constants.clip, next(iter(parameters.values())).device
-        )
-        self._canary_sum = LatticeSum(len(self._canaries), constants.clip, torch.device("cpu"))
+        device = next(iter(parameters.values())).device
+        self._sum = LatticeSum(self._weights, constants.clip, device)
+        self._canary_sum = LatticeSum(len(canaries), constants.clip, torch.device("cpu"))
 
     @property
     def stamp(self) -> str:
@@ -147,27 +154,38 @@ class PrivateStep:
         indices below `patient_count`. Raises `PolicyError` (E-EXHAUSTED) when the reservation has
         no step left.
         """
-        constants = self._constants
         # (1) take one step from the reservation
         self._reservation.take()
+
         # (2) draw each patient by its own coin
         coins = self._coins(patient_count + len(self._canaries))
         drawn = np.flatnonzero(coins[:patient_count]).tolist()
+
         with self._draw_noise() as noise:
-            self._sum.clear()
             # (3) work the drawn patients in chunks
+            self._sum.clear()
             for batch in self._chunks(self._workers.share(drawn), batch_for):
-                # (4) one gradient per patient  (5, 6, 7) clip, round to the lattice, sum exactly
-                self._sum.add(self._gradients.rows(batch))
+                # (4) compute one gradient per patient
+                rows = self._gradients.rows(batch)
+                # (5, 6, 7) clip each, round it to the lattice, sum exactly
+                self._sum.add(rows)
             summed = self._workers.sum(self._sum.total)
+
+            # the weights' sum in the parameters' order, then the canaries' sum
             total = torch.zeros(self._dimension, dtype=torch.int64)
             total[: self._weights] = self._gradients.natural(summed).cpu()
             total[self._weights :] = self._sum_canaries(coins[patient_count:])
-            # (8) add lattice Gaussian noise, divide by a public number
+
+            # (8) add lattice Gaussian noise
             if self._workers.first:
                 total += torch.from_numpy(noise.wait())
+
+        # (8) divide by a public number, and round to fp32
+        constants = self._constants
         update = total.double() * (constants.clip / (LATTICE * constants.divisor))
         released = self._workers.from_first(update.to(torch.float32))
+
+        # the canaries see what is released, on their own coordinates
         self._canaries.observe(released[self._weights :].double().numpy())
         return self._by_name(released[: self._weights])
 
@@ -186,7 +204,9 @@ class PrivateStep:
         def draw() -> NDArray[np.int64]:
             return self._noise.gaussian_lattice(self._dimension, self._constants.noise_multiplier)
 
-        return _NoiseThread(draw if self._workers.first else None, self._execution.threaded)
+        if not self._workers.first:
+            return _NoiseThread(None, self._execution.threaded)
+        return _NoiseThread(draw, self._execution.threaded)
 
     def _sum_canaries(self, coins: NDArray[np.bool_]) -> Tensor:
         """The lattice sum on the canaries' coordinates, int64 [M].
@@ -214,15 +234,18 @@ class PrivateStep:
             yield _batch_of(patients[at : at + self._gradients.chunk], batch_for)
 
     def _by_name(self, flat: Tensor) -> Parameters:
+        """Cut a vector [d] into tensors with the parameters' names, shapes and devices."""
         parts = torch.split(flat, [p.numel() for p in self._parameters.values()])
-        named = zip(self._parameters.items(), parts, strict=True)
-        return {name: part.view_as(p).to(p.device) for (name, p), part in named}
+        named = {}
+        for (name, parameter), part in zip(self._parameters.items(), parts, strict=True):
+            named[name] = part.view_as(parameter).to(parameter.device)
+        return named
 
 
 class _NoiseThread:
     """Draws noise in a thread between `with` and `wait()`; without `threaded`, at `wait()`.
 
-    Nobody else may use the source meanwhile.
+    No other code may use the noise source meanwhile.
     """
 
     def __init__(self, draw: Callable[[], NDArray[np.int64]] | None, threaded: bool) -> None:
@@ -258,12 +281,14 @@ class _NoiseThread:
 
     def _run(self) -> None:
         try:
-            self._result = self._draw() if self._draw else None
+            if self._draw:
+                self._result = self._draw()
         except BaseException as error:  # raised where the noise is needed
             self._result = error
 
 
 def _batch_of(patients: list[int], batch_for: BatchFor) -> Batch:
+    """Return the batch of these patients; raises Bug unless each tensor has one entry a patient."""
     batch = batch_for(patients)
     if any(len(tensor) != len(patients) for tensor in batch):
         sizes = [len(tensor) for tensor in batch]
@@ -273,10 +298,9 @@ def _batch_of(patients: list[int], batch_for: BatchFor) -> Batch:
 
 def _check_pair(reservation: object, noise: object) -> None:
     """Refuse all but a ledger's reservation with secure noise, or practice with test noise."""
-    if (type(reservation), type(noise)) not in (
-        (Reservation, NoiseSource),
-        (PracticeReservation, SeededNoiseSource),
-    ):
+    # exact types: a subclass of a noise source might repeat itself
+    allowed = ((Reservation, NoiseSource), (PracticeReservation, SeededNoiseSource))
+    if (type(reservation), type(noise)) not in allowed:
         raise PolicyError(
             f"private step: {type(reservation).__name__} with {type(noise).__name__}: "
             "expected Reservation with NoiseSource",
@@ -286,7 +310,7 @@ def _check_pair(reservation: object, noise: object) -> None:
 
 
 def _check_event(event: object, constants: StepConstants, dimension: int) -> None:
-    """Refuse a reservation of another event than the one that will happen."""
+    """Refuse a reservation for another event than the step that will happen."""
     if not isinstance(event, SubsampledGaussian):
         raise PolicyError(
             "private step: the reservation is not for private steps", code="E-RESERVATION"

@@ -1,7 +1,4 @@
-"""What the three private trainers share.
-
-Trained tensors, the bound of a round, a stream of latents.
-"""
+"""What the three private trainers share: trained tensors, a round's bound, a stream of latents."""
 
 from collections.abc import Mapping
 
@@ -14,40 +11,43 @@ from common.arrays import Deltas
 from common.errors import ConfigurationError
 from common.privacy.noise import Noise
 
-NORM_MARGIN = (
-    1e-6  # below max_update_norm, so that a float32 norm computed elsewhere stays under it
-)
+# relative, below max_update_norm: a norm that is computed in float32 elsewhere stays under it
+NORM_MARGIN = 1e-6
 
 
 def trainable(
     module: nn.Module, prefix: str, chosen: tuple[str, ...], model: str, example: str
 ) -> Parameters:
-    """Return the tensors of `module` that DP trains, by name inside the module.
+    """Return the tensors of `module` that train with private gradients, by name inside it.
 
-    `prefix`: what makes a name global. `chosen`: prefixes of global names from the plan; empty
-    means all.
+    `prefix` makes a name global. `chosen`: prefixes of global names from the plan; empty means all.
     Raises ConfigurationError for a prefix that fits no tensor of the module; the hint gives
     `example`.
     """
-    parameters = dict(module.named_parameters())
+    parameters = {prefix + name: p for name, p in module.named_parameters()}
     for start in chosen:
-        if not any((prefix + name).startswith(start) for name in parameters):
+        if not any(name.startswith(start) for name in parameters):
             raise ConfigurationError(
                 f"models.{model}.trainable: {start!r} fits no weight that trains privately",
                 hint=f"prefixes are global names such as {example}",
             )
     starts = chosen or (prefix,)
-    return {name: p for name, p in parameters.items() if (prefix + name).startswith(starts)}
+    trained: Parameters = {}
+    for name, parameter in parameters.items():
+        if name.startswith(starts):
+            trained[name.removeprefix(prefix)] = parameter
+    return trained
 
 
 def within(deltas: Mapping[str, Tensor], bound: float) -> Deltas:
-    """Return the deltas as float32 arrays, scaled down together to the public `bound` of their
-    joint L2 norm.
+    """Return the deltas as float32 arrays, their joint L2 norm at most the public `bound`.
+
+    Larger ones are scaled down together.
     """
     norm = float(torch.cat([delta.double().flatten() for delta in deltas.values()]).norm())
     allowed = bound * (1 - NORM_MARGIN)
     factor = 1.0
-    if not norm <= allowed:
+    if not norm <= allowed:  # NaN is too large, too
         factor = allowed / norm
     return {name: (delta.double() * factor).float().numpy() for name, delta in deltas.items()}
 

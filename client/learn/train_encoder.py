@@ -3,8 +3,8 @@
 In: the generator's weights (differentially private, or public), the encoder's starting weights, the
 plan.
 Out: the encoder's weights, float32 `encoder.*`; they stay on the site.
-Guarantees: post-processing. No argument holds a cohort; every training pair is (w, G(w)) for a
-fresh latent, so the encoder costs no privacy budget.
+Guarantees: post-processing. No argument holds a cohort, and every training pair is (w, G(w)) for a
+fresh latent. So the encoder costs no privacy budget and can remember no patient.
 Not covered: exactness on photographs, which are off its training distribution (invert.py measures
 it).
 
@@ -30,7 +30,8 @@ from common.study.plan import Study
 
 BATCH = 8
 BETAS = (0.9, 0.99)
-LARGEST_AVERAGE = 5
+LARGEST_AVERAGE = 5  # codes in a mean
+# of the three terms of the loss
 CODE_WEIGHT = 0.1
 PIXEL_WEIGHT = 1.0
 NEIGHBOUR_WEIGHT = 2.0
@@ -55,6 +56,8 @@ def train(
     intake = study.intake
     if gan is None or plan is None:
         raise ConfigurationError("train_encoder: the plan needs models.gan and models.encoder")
+
+    # the generator stays as it is; the encoder starts from the plan's weights, or at random
     generator = load_generator(
         generator_weights, gan, intake.size_px, intake.channels
     ).requires_grad_(False)
@@ -64,6 +67,8 @@ def train(
         )
     else:
         encoder = Encoder(intake.size_px, intake.channels, plan.width, gan.latent)
+
+    # the stream of latents, and Adam
     draw = draw or torch.Generator().manual_seed(torch.seed())
     parameters = dict(encoder.named_parameters())
     adam = Adam(parameters, plan.learning_rate, BETAS)
@@ -89,7 +94,7 @@ def train(
 def draw_pairs(generator: Generator, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return codes [B, L, latent] and their images.
 
-    Half from the prior, half means of 2 to 5 of its codes.
+    Half are drawn from the prior, half are means of 2 to 5 of its codes.
     """
     counts = torch.randint(2, LARGEST_AVERAGE + 1, (BATCH // 2,), generator=draw).tolist()
     singles = BATCH - len(counts)

@@ -7,16 +7,17 @@ Out: float32 deltas `generator.*` and `critic.*`, of joint L2 norm at most the p
 Guarantees:
   1. only `PrivateStep` reads the cohort's images, through `Batches`; each drawn patient brings as
      many fakes as the plan says, inside its own clipped unit
-  2. only critic weights under the plan's `trainable` prefixes take private gradients; the others
-    have delta 0
+  2. only critic weights under the plan's `trainable` prefixes take private gradients; the other
+     critic weights have delta 0
   3. the generator learns from the private critic alone, which is post-processing: `generator_step`
-     has no argument that knows a patient, and its latents come from a stream that does not advance
-     with the patients drawn
-Not covered: sampling, clipping, noise and accounting (private_step.py), aggregation (server).
-Optimiser state ends with the round.
+     has no argument that knows a patient, and its latents come from a stream of their own, which
+     does not advance with the patients drawn
+Not covered: sampling, clipping, noise and accounting (private_step.py); aggregation (server).
+Optimiser state stays here and ends with the round.
 
-Losses of a photograph x and a fake f: `hinge` relu(1 − D(x)) + relu(1 + D(f)), generator −D(f);
-`logistic` softplus(−D(x)) + softplus(D(f)), generator softplus(−D(f)).
+Losses of a photograph x and a fake f:
+  hinge     relu(1 − D(x)) + relu(1 + D(f)), generator −D(f)
+  logistic  softplus(−D(x)) + softplus(D(f)), generator softplus(−D(f))
 """
 
 from collections.abc import Callable, Sequence
@@ -67,7 +68,7 @@ def train(
     plan = plan_of(study)
     intake = study.intake
 
-    # load the models as they came
+    # load the models of the round
     generator = load_generator(weights, plan, intake.size_px, intake.channels)
     critic = load_critic(weights, plan, intake.size_px, intake.channels)
     check_model(critic, (intake.channels, intake.size_px, intake.size_px))
@@ -195,14 +196,15 @@ class Batches:
         self._draw = draw
 
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return (items [P, m, C, H, W], fakes [P, m·K, C, H, W]), float32 in about [−1, 1], for P
-        patients.
+        """Return (items [P, m, C, H, W], fakes [P, m·K, C, H, W]) for P patients.
+
+        Both are float32, in about [−1, 1].
         """
         items = torch.stack([self._items(patient) for patient in patients])
         return items, torch.stack([self._fakes() for _ in patients])
 
     def _items(self, patient: int) -> Tensor:
-        """m items of one patient, without repetition as far as there are enough."""
+        """m items of one patient; none is repeated where there are enough."""
         available = self._cohort.images_of(patient)
         order = torch.randperm(len(available), generator=self._draw).numpy()
         chosen = available[np.resize(order, self._plan.items_per_patient)]

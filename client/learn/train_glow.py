@@ -3,13 +3,15 @@
 In: the cohort, the signed plan, the round's global weights, the ledger's reservation, the noise
 source.
 Out: float32 deltas `glow.*`, of L2 norm at most the plan's `max_update_norm`.
-Guarantees: only `PrivateStep` reads the cohort's images; weights outside `trainable` have delta 0;
-whatever a patient's loss draws (dequantisation, input noise, choice of items) comes in as that
-patient's own tensors.
-Not covered: sampling, clipping, noise and accounting (private_step.py), aggregation (server).
+Guarantees:
+  1. only `PrivateStep` reads the cohort's images; everything else is post-processing of what it
+     returns
+  2. weights outside the plan's `trainable` prefixes have delta 0
+  3. whatever a patient's loss draws (dequantisation, input noise, choice of items) comes in as that
+     patient's own tensors, never inside the per-patient gradient
+Not covered: sampling, clipping, noise and accounting (private_step.py); aggregation (server).
 
-Maximum likelihood. The loss is in nats per dimension, so the clip norm does not depend on the
-resolution.
+Loss: maximum likelihood, in nats per dimension, so the clip norm does not depend on the resolution.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +56,7 @@ def train(
     Raises ConfigurationError for a plan without a flow, RefusedError for weights that do not fit
     it, PolicyError when the reservation does not cover what the plan asks.
     """
-    # load the model as it came
+    # load the model of the round
     plan = plan_of(study)
     model = build(study)
     load_weights(model, weights)
@@ -107,7 +109,7 @@ def build(study: Study) -> Glow:
 def flatten(parameters: Parameters) -> Tensor:
     """Return one vector [d] of which the parameters become views.
 
-    The optimiser then makes one step, not one for each of 222 tensors.
+    The optimiser then makes one step, instead of one for each of hundreds of tensors.
     """
     flat = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
     parts = torch.split(flat, [p.numel() for p in parameters.values()])
@@ -119,8 +121,8 @@ def flatten(parameters: Parameters) -> Tensor:
 def loss_of(model: Glow, trained: Parameters) -> PatientLoss:
     """Return the loss of one patient: mean over items [m, C, H, W] of -log p in nats per dimension.
 
-    It is a function of the `trained` tensors. Raises ConfigurationError for a flow that rebuilds
-    its activations: its gradient is the inverse's, to rounding only.
+    It is a function of the `trained` tensors. Raises ConfigurationError for a reversible flow: it
+    recomputes its activations by the inverse, so its gradient is exact only up to rounding.
     """
     if model.reversible:
         raise ConfigurationError(
@@ -136,8 +138,9 @@ def loss_of(model: Glow, trained: Parameters) -> PatientLoss:
 
 
 class Batches:
-    """Draws each patient's items, dequantised and with input noise, from one stream that is no
-    privacy noise.
+    """Each drawn patient's items, dequantised and with input noise.
+
+    All draws come from one stream, which is not the privacy noise.
     """
 
     def __init__(self, cohort: Cohort, plan: GlowPlan, generator: torch.Generator) -> None:
@@ -150,11 +153,13 @@ class Batches:
         return (torch.stack([self._items(patient) for patient in patients]),)
 
     def _items(self, patient: int) -> Tensor:
-        """m items of one patient, without repetition as far as there are enough."""
+        """m items of one patient; none is repeated where there are enough."""
         available = self._cohort.images_of(patient)
         order = torch.randperm(len(available), generator=self._generator).numpy()
         chosen = available[np.resize(order, self._plan.items_per_patient)]
         images = np.asarray(self._cohort.images[chosen])
+
+        # dequantise, then add the plan's input noise
         m, height, width, channels = images.shape
         dither = torch.rand(m, channels, height, width, generator=self._generator)
         x = from_uint8(images, dither)

@@ -7,14 +7,14 @@ Out: float32 deltas `generator.*`, `average.*` and `critic.*`, of joint L2 norm 
 Guarantees:
   1. only `PrivateStep` reads the cohort's pairs, through `Batches`; patients are drawn anew at each
      critic step, and each brings as many fakes as the plan says, inside its own clipped unit
-  2. only critic weights under the plan's `trainable` prefixes take private gradients; the others
-     have delta 0; weight clipping comes after the step, as post-processing
+  2. only critic weights under the plan's `trainable` prefixes take private gradients; the other
+     critic weights have delta 0; weight clipping comes after the step, as post-processing
   3. generator and average learn from the private critic alone: `generator_step` has no argument
-     that knows a patient, and its latents come from a stream that does not advance with the
-     patients drawn
+     that knows a patient, and its latents come from a stream of their own, which does not advance
+     with the patients drawn
   4. the critic's accuracy on fakes alone decides how many critic steps a generator step takes
-Not covered: sampling, clipping, noise and accounting (private_step.py), aggregation (server).
-Optimiser state and the ladder's place end with the round.
+Not covered: sampling, clipping, noise and accounting (private_step.py); aggregation (server).
+Optimiser state and the ladder's place stay here and end with the round.
 
 Losses: common/models/wgan_losses.py, Kossen et al. 2022. Adaptive critic steps: Bie, Kamath and
 Zhang 2023.
@@ -48,11 +48,10 @@ from common.study.training import WganPlan
 
 GENERATOR_BATCH = 32
 BETAS = (0.0, 0.999)
-LADDER = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-# accuracy on fakes, in generator steps
-LADDER_DECAY = 0.99
-LADDER_BELOW = 0.65
-LADDER_PATIENCE = 200
+LADDER = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # critic steps a generator step
+LADDER_DECAY = 0.99  # of the running mean of the accuracy on fakes
+LADDER_BELOW = 0.65  # of that mean
+LADDER_PATIENCE = 200  # generator steps
 
 
 def train(
@@ -75,13 +74,11 @@ def train(
     plan = plan_of(study)
     size_px = study.intake.size_px
 
-    # load the networks as they came
+    # load the networks of the round
     generator, average, critic = load(weights, plan, size_px)
     check_model(critic, (PLANES, size_px, size_px))
-    before = {
-        name: value.detach().clone()
-        for name, value in parameters_by_name(generator, average, critic).items()
-    }
+    start = parameters_by_name(generator, average, critic)
+    before = {name: value.detach().clone() for name, value in start.items()}
     trained = trainable(
         critic, "critic.", plan.trainable, "wgan", "critic.layers.9. or critic.layers."
     )
@@ -112,7 +109,7 @@ def train(
     )
     ladder = Ladder(plan)
 
-    # critic steps, and after as many as the ladder says one step of the generator
+    # critic steps; after each `ladder.critic_steps` of them, one step of the generator
     since = 0
     for step in range(plan.local_steps):
         critic_optimizer.step(private.step(cohort.patient_count, batches))
@@ -155,6 +152,7 @@ def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
             scores: Tensor = functional_call(critic, {**everything, **parameters}, (pairs,))
             return scores
 
+        # items and fakes in one pass, as one batch of this patient
         scores = score(torch.cat([items, fakes]))
         found = critic_loss(scores[: len(items)], scores[len(items) :], kind)
         if kind == "wgan-gp":
@@ -168,23 +166,23 @@ def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
 def generator_step(
     generator: Generator, critic: Critic, plan: WganPlan, latents: torch.Generator
 ) -> tuple[Parameters, float]:
-    """Return the generator's gradient by name, and the share of its samples that the critic scores
-    below 0.
+    """Return the generator's gradient by name, and the critic's accuracy on its samples.
 
-    No argument holds a patient's data.
+    The accuracy is the share of samples scored below 0. No argument holds a patient's data.
     """
     fakes = generator(torch.randn(GENERATOR_BATCH, generator.latent, generator=latents))
     scores = critic(fakes + plan.input_noise * torch.randn(fakes.shape, generator=latents))
     parameters = dict(generator.named_parameters())
     gradients = torch.autograd.grad(generator_loss(scores, plan.loss), list(parameters.values()))
-    return dict(zip(parameters, gradients, strict=True)), float((scores < 0).float().mean())
+    accuracy = float((scores < 0).float().mean())
+    return dict(zip(parameters, gradients, strict=True)), accuracy
 
 
 @torch.no_grad()
 def clip_weights(trained: Parameters, plan: WganPlan) -> None:
-    """Clamp the trained critic weights to the plan's bound, if it has one (Arjovsky et al.
+    """Clamp the trained critic weights to the plan's bound, if it has one.
 
-    2017).
+    (Arjovsky, Chintala and Bottou 2017)
     """
     if plan.weight_clip is not None:
         for value in trained.values():
@@ -201,9 +199,9 @@ def optimizer(parameters: Parameters, rate: float, plan: WganPlan) -> Adam | RMS
 class Ladder:
     """How many critic steps a generator step takes.
 
-    It starts at the plan's number. Where the plan is `adaptive` and the loss has a threshold
-    (hinge, logistic), it goes one rung up when the critic's mean accuracy on fakes stays below
-    0.65, at most once in 200 generator steps.
+    It starts at the plan's number. With an `adaptive` plan and a loss with a threshold (hinge,
+    logistic), it goes up to the next number of LADDER while the critic's mean accuracy on fakes is
+    below 0.65, at most once in 200 generator steps.
     """
 
     def __init__(self, plan: WganPlan) -> None:
@@ -217,9 +215,15 @@ class Ladder:
         self._accuracy = LADDER_DECAY * self._accuracy + (1 - LADDER_DECAY) * accuracy
         self._since += 1
         if self._climbs and self._since >= LADDER_PATIENCE and self._accuracy < LADDER_BELOW:
-            higher = [rung for rung in LADDER if rung > self.critic_steps]
-            self.critic_steps = min(higher, default=self.critic_steps)
+            self._climb()
             self._since = 0
+
+    def _climb(self) -> None:
+        """Go to the next larger number of LADDER, if there is one."""
+        for critic_steps in LADDER:
+            if critic_steps > self.critic_steps:
+                self.critic_steps = critic_steps
+                return
 
 
 class Batches:
@@ -235,23 +239,21 @@ class Batches:
 
     @torch.no_grad()
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return (items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K] in [0, 1)) for P
-        patients.
+        """Return (items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K]) for P patients.
+
+        `mix`, in [0, 1), places the gradient penalty between items and fakes.
         """
         each = self._plan.items_per_patient * self._plan.fakes_per_item
         items = torch.stack([self._items(patient) for patient in patients])
         fakes = torch.stack([self._fakes(each) for _ in patients])
-        return (
-            self._add_noise(items),
-            self._add_noise(fakes),
-            torch.rand(len(patients), each, generator=self._draw),
-        )
+        items = self._add_noise(items)
+        fakes = self._add_noise(fakes)
+        mix = torch.rand(len(patients), each, generator=self._draw)
+        return items, fakes, mix
 
     def _fakes(self, count: int) -> Tensor:
-        """Samples for one patient, in a batch of their own.
-
-        A neighbour must not move them even by rounding.
-        """
+        """Samples for one patient, in a batch of their own."""
+        # in a common batch a neighbour could move them by rounding
         z = torch.randn(count, self._generator.latent, generator=self._draw)
         fakes: Tensor = self._generator(z)
         return fakes
@@ -261,7 +263,7 @@ class Batches:
         return pairs + self._plan.input_noise * torch.randn(pairs.shape, generator=self._draw)
 
     def _items(self, patient: int) -> Tensor:
-        """m pairs of one patient, without repetition as far as there are enough."""
+        """m pairs of one patient; none is repeated where there are enough."""
         available = self._cohort.images_of(patient)
         order = torch.randperm(len(available), generator=self._draw).numpy()
         chosen = available[np.resize(order, self._plan.items_per_patient)]

@@ -1,10 +1,12 @@
 """The processes of one host that share a private step, one GPU each.
 
-Guarantees: rank 0 alone draws coins and noise; the others see the coins, work their share of the
-drawn patients, and receive the finished update. Sums are int64 and therefore exact, whatever the
-number of processes.
-Not covered: several hosts, which would exchange private values; a process that dies: the others
-fail at the group's timeout, and the round's reservation stays spent.
+Guarantees: rank 0 alone draws coins and noise. The others see the coins (inside the host), work
+their share of the drawn patients, and receive the finished update. Sums are int64 and therefore
+exact, whatever the number of processes.
+Not covered:
+  - several hosts: what they would exchange is private (drawn patients, sums before noise)
+  - a process that dies: the others fail at the group's timeout, and the round's reservation stays
+    spent
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ from torch import Tensor
 
 
 class Workers:
-    """A torch.distributed process group (the default group if None), or with `alone` no group at
-    all.
-    """
+    """A torch.distributed process group, the default one if None; with `alone`, one process."""
 
     def __init__(self, group: Any = None, *, alone: bool = False) -> None:
         self._group = group
         self._alone = alone
-        self.rank = 0 if alone else dist.get_rank(group)
-        self.size = 1 if alone else dist.get_world_size(group)
+        self.rank = 0
+        self.size = 1
+        if not alone:
+            self.rank = dist.get_rank(group)
+            self.size = dist.get_world_size(group)
 
     @property
     def first(self) -> bool:

@@ -1,1 +1,1 @@
-"""Makes the private step faster; every back end is tried against the plain one before its first use."""
+"""Makes the private step faster; every back end is first tried against the plain one."""

@@ -1,15 +1,20 @@
 """Chooses how the gradients of a chunk of patients are computed: all at once, or one by one.
 
-In: parameters, the loss of ONE patient, a batch with a leading patient axis. Out: fp32 rows [c, d],
-one per patient.
-  layers    one batched forward and backward pass, weight gradients patient by patient
-  (layer_rules.py) vmap      vmap(grad(loss)): also gradients of gradients backward  a plain
-  backward pass per patient: any loss (client/learn/patient_gradients.py)
-Guarantees: a row depends on its own patient alone. A chunk has one fixed shape, filled up with zero
-patients. Before the first use the back end is tried on invented patients; what fails is refused, or
-passed over where the choice is `auto`. Back end and chunk follow from public constants, shapes and
-such trials, never from the number of patients.
+In: parameters, the loss of ONE patient, a batch with a leading patient axis.
+Out: fp32 rows [c, d], one per patient.
+Guarantees:
+  - a row depends on its own patient alone
+  - a chunk has one fixed shape, filled up with zero patients
+  - before the first use the back end is tried on invented patients; what fails is refused, or
+    passed over where the choice is `auto`
+  - back end and chunk follow from public constants, shapes and such trials, never from the number
+    of patients
 Not covered: clipping and noise (private_step.py); losses that draw random numbers of their own.
+
+  layers    one batched forward and backward pass, weight gradients patient by patient
+            (layer_rules.py)
+  vmap      vmap(grad(loss)): also gradients of gradients
+  backward  a plain backward pass per patient: any loss (client/learn/patient_gradients.py)
 """
 
 import math
@@ -38,13 +43,12 @@ KINK = 0.02  # a kink moves a tensor's gradient by about 1e-3 of its norm, a wro
 # differ as much there.
 SECOND_TRIALS = 3
 NEAR = 0.05
-# A chunk's costs on a CPU, in multiplications of a layer (0.17 ns each): fixed, for each call of
-# torch in the loss, and to clip and sum one value of a row. Measured on the 0.39 M critic and on
+# Costs on a CPU, in multiplications of a layer (0.17 ns each). Measured on the 0.39 M critic and on
 # flows of 32 and 64 px.
-CHUNK = 60e6
-CALL = 0.64e6
-VALUE = 5.0
-# memory, in units of what one patient's loss computes, beside unfolded inputs
+CHUNK = 60e6  # fixed, of a chunk
+CALL = 0.64e6  # of each call of torch in the loss, of a chunk
+VALUE = 5.0  # to clip and sum one value of a row
+# memory in units of what one patient's loss computes; unfolded inputs come on top
 ACTIVATIONS = {"layers": 1.0, "vmap": 4.5, "backward": 4.5}
 
 
@@ -77,8 +81,8 @@ class Execution:
 class PatientGradients:
     """The rows of one model: `prepare` once with a batch, then `rows` chunk by chunk.
 
-    `expected`: how many patients a step is planned to draw. `items`: how many items each brings.
-    Both are public.
+    `expected`: how many patients the plan expects a step to draw. `items`: how many items each
+    brings. Both are public.
     """
 
     def __init__(
@@ -106,10 +110,10 @@ class PatientGradients:
         self.passed_over: dict[Backend, str] = {}
 
     def rows(self, batch: Batch) -> Tensor:
-        """Return fp32 [c, d] of at most `chunk` patients, in a buffer that the next call may
-        overwrite.
+        """Return fp32 [c, d] of at most `chunk` patients.
 
-        `natural` brings the columns into the parameters' order.
+        `natural` brings the columns into the parameters' order. The next call may overwrite the
+        rows.
         """
         count = len(batch[0])
         if self.backend == "backward":
@@ -118,23 +122,29 @@ class PatientGradients:
 
     def natural(self, vector: Tensor) -> Tensor:
         """Return a vector [d] over the rows' columns in the order of the parameters."""
-        return self._layers.natural(vector) if self.backend == "layers" else vector
+        if self.backend == "layers":
+            return self._layers.natural(vector)
+        return vector
 
     def prepare(self, batch: Batch) -> None:
         """Choose back end and chunk from the shapes of a batch.
 
-        Raises EnvironmentFault (E-KERNEL).
+        Raises EnvironmentFault (E-KERNEL) when a back end that was asked for fails its trial.
         """
+        # a choice that was made already
         wanted = self._execution.backend
         if wanted == "auto" and self._execution.chunk == 1:
             wanted = "backward"
         if wanted != "auto":
             return self._adopt(wanted, batch)
+
         # On a CPU `layers` won every measurement. `vmap` is a little faster than `backward` for a
         # gradient penalty, but its import takes five seconds of every training process.
         candidates: tuple[Backend, ...] = ("layers",)
         if self._device.type != "cpu":
             candidates = ("layers", "vmap", "backward")
+
+        # the cheapest on invented patients; a plain backward pass where none can do the loss
         costs = {backend: self._cost(backend, batch) for backend in candidates}
         best = min(candidates, key=lambda backend: costs[backend])
         if costs[best] == math.inf:
@@ -149,9 +159,13 @@ class PatientGradients:
         self.chunk = self._chunk(backend, batch)
         if backend == "backward":
             return
+
+        # no patient moves another's gradient, and the rows are those of a plain backward pass
         check_neighbours(self._compute, invent(batch, self.chunk), self._clip)
         if not self._disagreement(invent(batch, self.chunk)):
             return
+
+        # a second chance near zero
         again = []
         for trial in range(SECOND_TRIALS):
             again.append(self._disagreement(invent(batch, self.chunk, 1 + trial, NEAR)))
@@ -164,7 +178,7 @@ class PatientGradients:
             )
 
     def _cost(self, backend: Backend, batch: Batch) -> float:
-        """Seconds a patient on invented ones; infinite if the back end cannot do this loss."""
+        """Seconds for one invented patient; infinite if the back end cannot do this loss."""
         try:
             self._adopt(backend, batch)
         except (NoRule, EnvironmentFault, RuntimeError, ValueError, TypeError) as error:
@@ -184,12 +198,16 @@ class PatientGradients:
             return 1
         if self._execution.chunk is not None:
             return self._execution.chunk
+
+        # as many as fit the memory
         memory = self._execution.memory_bytes or MEMORY_BYTES.get(
             self._device.type, MEMORY_BYTES["cuda"]
         )
         work = self._work(batch)
         row = sum(p.numel() for p in self._parameters.values())
         fits = memory / (4 * row + ACTIVATIONS[backend] * work.size_bytes + 2 * work.unfolded_bytes)
+
+        # and on a CPU, as few as cost least
         balanced = self._expected
         if self._device.type == "cpu":
             fixed = CHUNK + CALL * work.calls
@@ -214,24 +232,24 @@ class PatientGradients:
         return by_backward(self._loss, self._parameters, batch)
 
     def _disagreement(self, invented: Batch) -> str:
-        """The first tensor in which the rows differ from those of a plain backward pass, and by how
-        much.
+        """The first tensor in which the rows differ from a plain backward pass, and by how much.
 
-        Empty where all agree. Compared tensor by tensor: a wrong log-scale would hide in two
-        percent of a whole row.
+        Empty where all agree.
         """
+        # two patients, both ways
         few = tuple(tensor[:2] for tensor in invented)
         expected = by_backward(self._loss, self._parameters, few)
         found = torch.stack([self.natural(row) for row in self._compute(invented)[: len(expected)]])
+
+        # tensor by tensor: a wrong log-scale would hide in two percent of a whole row
         sizes = [p.numel() for p in self._parameters.values()]
         floor = 1e-4 * float(expected.norm())
-        pairs = zip(
-            torch.split(found, sizes, dim=1), torch.split(expected, sizes, dim=1), strict=True
-        )
         allowed = KINK
         if self._execution.autocast:
             allowed = 5 * KINK
-        for name, (mine, plain) in zip(self._parameters, pairs, strict=True):
+        parts = torch.split(found, sizes, dim=1)
+        plain_parts = torch.split(expected, sizes, dim=1)
+        for name, mine, plain in zip(self._parameters, parts, plain_parts, strict=True):
             by = float((mine - plain).norm()) / max(float(plain.norm()) + floor, 1e-30)
             if not by <= allowed:  # NaN is wrong, too
                 return f"{name} by {by:.2g} of its norm, allowed {allowed}"

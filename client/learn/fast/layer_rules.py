@@ -1,17 +1,18 @@
 """Computes per-patient weight gradients of a whole chunk from one forward and one backward pass.
 
-In: the loss of ONE patient, parameters, a batch with a leading patient axis. Out: fp32 rows [c, d],
-one per patient.
+In: the loss of ONE patient, parameters, a batch with a leading patient axis.
+Out: fp32 rows [c, d], one per patient.
 Guarantees: no sum runs over the patient axis, whatever the loss does with a parameter.
 Not covered: gradients of gradients; grouped or larger convolutions with weights made from others;
 random losses.
 
-The loss runs under vmap, so it sees one patient. Each conv2d, linear and group norm with trained
-weights is taken out of it (layers.py): patients and items become one axis for the forward pass and
-the input's gradient, and the weights' gradients come patient by patient from what the layer saved.
-A trained parameter that meets any other operation (a flow's log-scales, a weight made from several
-tensors) is found on the first call. From then on it enters once per patient, and autograd's
-gradient of a patient's own copy is that patient's.
+  1. run the loss under vmap, so it sees one patient
+  2. take each conv2d, linear and group norm with trained weights out of vmap: patients and items
+     become one axis for the forward pass and the input's gradient
+  3. compute the weights' gradients patient by patient from what the layer saved (layers.py)
+  4. give each patient a copy of every other trained parameter (a flow's log-scales, a weight made
+     from several tensors); the first call finds them, and autograd's gradient of a patient's copy
+     is that patient's
 
 Source: Rochette, Manoel and Tramel 2019, "Efficient per-example gradient computations in
 convolutional neural networks".
@@ -66,20 +67,38 @@ class LayerRules:
         leaves = {name: self._leaf(name, len(batch[0])) for name in self._parameters}
         self._sinks = self._into(len(batch[0]))
         sinks = dict(zip(leaves, self._sinks, strict=True))
-        shared = {id(leaf): sinks[name] for name, leaf in leaves.items() if name not in self._apart}
-        axes = {name: 0 if name in self._apart else None for name in leaves}
+
+        # a parameter is shared by all patients, or has an axis of copies
+        shared: dict[int, Sink] = {}
+        axes: dict[str, int | None] = {}
+        for name, leaf in leaves.items():
+            axes[name] = 0
+            if name not in self._apart:
+                axes[name] = None
+                shared[id(leaf)] = sinks[name]
+
+        # (1, 2, 3) forward and backward; the layers fill the sinks of shared parameters
         with _without_decompositions(), _Interception(shared, self._scratch):
             losses = vmap(self._loss, in_dims=(axes, 0), randomness="error")(leaves, batch)
-        gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-        found = {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
-        for name in found.keys() & self._apart:
-            sinks[name].add(found[name])
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+            losses.sum(), list(leaves.values()), allow_unused=True
+        )
+
+        # (4) a copy's gradient is its patient's; a shared parameter must not have one here
+        outside: set[str] = set()
+        for name, gradient in zip(leaves, gradients, strict=True):
+            if gradient is None:
+                continue
+            if name in self._apart:
+                sinks[name].add(gradient)
+            else:
+                outside.add(name)
         for sink in self._sinks:
             sink.finish()
-        return frozenset(found.keys() - self._apart)
+        return frozenset(outside)
 
     def _leaf(self, name: str, patients: int) -> Tensor:
-        """What the loss gets for a parameter: itself, or a view of it for each patient."""
+        """What the loss gets for a parameter: one leaf, or a view of it for each patient."""
         parameter = self._parameters[name].detach()
         if name in self._apart:
             parameter = parameter.expand(patients, *parameter.shape)
@@ -88,25 +107,28 @@ class LayerRules:
     def natural(self, vector: Tensor) -> Tensor:
         """Return a vector [d] over the columns of the last rows in the order of the parameters."""
         parts = torch.split(vector, [sink.size for sink in self._sinks])
-        return torch.cat(
-            [sink.natural(part) for sink, part in zip(self._sinks, parts, strict=True)]
-        )
+        ordered = []
+        for sink, part in zip(self._sinks, parts, strict=True):
+            ordered.append(sink.natural(part))
+        return torch.cat(ordered)
 
     def _into(self, patients: int) -> list[Sink]:
+        """Return an empty sink for each parameter, over its columns of the rows."""
         device = next(iter(self._parameters.values())).device
         if self._rows.shape != (patients, self._dimension) or self._rows.device != device:
             self._rows = torch.empty(patients, self._dimension, device=device)
         columns = torch.split(self._rows, [p.numel() for p in self._parameters.values()], dim=1)
-        return [
-            Sink(part, p.shape) for part, p in zip(columns, self._parameters.values(), strict=True)
-        ]
+        sinks = []
+        for part, parameter in zip(columns, self._parameters.values(), strict=True):
+            sinks.append(Sink(part, parameter.shape))
+        return sinks
 
 
 @contextlib.contextmanager
 def _without_decompositions() -> Iterator[None]:
-    """Keep vmap from loading rules for loss functions that are not used: five seconds of imports.
+    """Keep vmap from loading rules for loss functions that are not used.
 
-    Where this torch has no such switch, they are loaded.
+    That saves five seconds of imports. Where this torch has no such switch, they are loaded.
     """
     try:
         switch: Any = importlib.import_module("torch._functorch.predispatch")
@@ -123,10 +145,7 @@ def _without_decompositions() -> Iterator[None]:
 
 
 class _Interception(TorchFunctionMode):
-    """While a chunk's loss is computed.
-
-    Layers with a rule and a trained parameter go through `_OutOfVmap`.
-    """
+    """While active, sends layers with a rule and a trained parameter through `_OutOfVmap`."""
 
     def __init__(self, sinks: Mapping[int, Sink], scratch: Scratch) -> None:
         super().__init__()
@@ -150,40 +169,41 @@ _functorch: Any = torch._C._functorch  # private: what `_beneath` uses of it is 
 def _beneath(function: Any, layer: Layer) -> Tensor:
     """Return `function.apply` on a layer's tensors.
 
-    Directly beneath vmap its own rule for vmap is called at once, which saves half a millisecond a
-    call. Where another transform stands between, or this torch is unlike, torch's general way does
-    it.
+    Directly beneath vmap, the function's own rule for vmap is called at once, which saves half a
+    millisecond a call. In all other cases, and with another torch, torch's general way is taken.
     """
+    # take the tensors out of vmap, if it is the only transform
     tensors = (layer.input, layer.weight, layer.bias)
     try:
         interpreter = _functorch.peek_interpreter_stack()
-        if (
-            _functorch.get_dynamic_layer_stack_depth() != 1
-            or interpreter.key() != _functorch.TransformType.Vmap
-        ):
+        alone = _functorch.get_dynamic_layer_stack_depth() == 1
+        if not alone or interpreter.key() != _functorch.TransformType.Vmap:
             raise AttributeError
         level = interpreter.level()
-        unwrapped = [
-            (t, None) if t is None else _functorch._unwrap_batched(t, level) for t in tensors
-        ]
+        plain_tensors: list[Tensor | None] = []
+        axes: list[int | None] = []
+        for tensor in tensors:
+            plain, axis = tensor, None
+            if tensor is not None:
+                plain, axis = _functorch._unwrap_batched(tensor, level)
+            plain_tensors.append(plain)
+            axes.append(axis)
         stack = _functorch.pop_dynamic_layer_stack()
     except AttributeError:
         y: Tensor = function.apply(*tensors, layer)
         return y
+
+    # call the rule without vmap, and put its result back under vmap
     try:
-        plain, axis = function.vmap(
-            None, [dim for _, dim in unwrapped], *(t for t, _ in unwrapped), layer
-        )
+        result, result_axis = function.vmap(None, axes, *plain_tensors, layer)
     finally:
         _functorch.push_dynamic_layer_stack(stack)
-    wrapped: Tensor = _functorch._add_batch_dim(plain, axis, level)
+    wrapped: Tensor = _functorch._add_batch_dim(result, result_axis, level)
     return wrapped
 
 
 class _OutOfVmap(torch.autograd.Function):
-    """Makes patients and items of a layer's input one axis, with `_Node` in the ordinary backward
-    pass.
-    """
+    """Makes patients and items of a layer's input one axis; `_Node` does the backward pass."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
@@ -200,9 +220,12 @@ class _OutOfVmap(torch.autograd.Function):
         if dims[0] is None or dims[1] is not None or dims[2] is not None:
             raise NoRule("a layer whose weights are a patient's, or whose input is not")
         x = x.movedim(dims[0], 0)
-        one_axis = x.reshape(-1, *x.shape[2:]) if x.dim() > 2 else x
-        y: Tensor = _Node.apply(one_axis, weight, bias, layer, len(x))
-        return (y.view(*x.shape[:2], *y.shape[1:]) if x.dim() > 2 else y), 0
+        y: Tensor
+        if x.dim() <= 2:  # one item a patient, without an axis of items
+            y = _Node.apply(x, weight, bias, layer, len(x))
+            return y, 0
+        y = _Node.apply(x.reshape(-1, *x.shape[2:]), weight, bias, layer, len(x))
+        return y.view(*x.shape[:2], *y.shape[1:]), 0
 
 
 class _Untrained(torch.autograd.Function):
@@ -223,18 +246,20 @@ class _Untrained(torch.autograd.Function):
         if dims[0] is None:
             raise NoRule("a convolution whose input is no patient's")
         x = x.movedim(dims[0], 0)
+        # a weight or bias of each patient
         own_weight = dims[1] is not None
         own_bias = bias is not None and dims[2] is not None
-        if own_weight or own_bias:
-            return layer.pointwise(
-                x, weight.movedim(dims[1], 0) if own_weight else weight[None], bias
-            ), 0
+        if own_weight:
+            return layer.pointwise(x, weight.movedim(dims[1], 0), bias), 0
+        if own_bias:
+            return layer.pointwise(x, weight[None], bias), 0
+        # one for all
         y = layer.plainly(x.flatten(0, -4), weight, bias)
         return y.view(*x.shape[:-3], *y.shape[1:]), 0
 
 
 class _Node(torch.autograd.Function):
-    """A layer on [c·n, …]: ordinary forward and input gradient.
+    """A layer on [c·n, …]: its forward pass and input gradient are torch's own.
 
     The weights' gradients go to the sinks.
     """

@@ -1,8 +1,8 @@
 """The rules for three layers: conv2d, linear, group norm.
 
+A weight's gradient, for each patient:
   conv2d      sum over items and places of (output gradient) x (input): a batched matrix product,
-  the thinner side
-              unfolded
+              the thinner side unfolded
   linear      the same without unfolding
   group norm  sums of (output gradient) x (normalised input), and of the output gradient
 A pointwise convolution with a weight of each patient is a batched matrix product.
@@ -40,30 +40,33 @@ class Sink:
         """Add left^T @ right of each patient: [c, L, a] and [c, L, b] give a·b columns."""
         if not self._empty and order != self._order:
             raise NoRule("a convolution weight that is used in two ways")
-        products = left.transpose(1, 2)
+        turned = left.transpose(1, 2)
         out = self._columns.view(len(left), left.shape[2], right.shape[2])
         if not left.dtype == right.dtype == out.dtype:  # autocast
-            self.add(torch.bmm(products.to(out.dtype), right.to(out.dtype)))
+            self.add(torch.bmm(turned.to(out.dtype), right.to(out.dtype)))
         elif self._empty:
-            torch.bmm(products, right, out=out)
+            torch.bmm(turned, right, out=out)
         else:
-            out.baddbmm_(products, right)
+            out.baddbmm_(turned, right)
         self._empty = False
         self._order = order
 
     def add(self, values: Tensor) -> None:
         """Add values [c, …]."""
         values = values.reshape(self._columns.shape)
-        _ = self._columns.copy_(values) if self._empty else self._columns.add_(values)
+        if self._empty:
+            self._columns.copy_(values)
+        else:
+            self._columns.add_(values)
         self._empty = False
 
     def finish(self) -> None:
-        """Zeros where nothing came."""
+        """Set the columns to zero where nothing was added."""
         if self._empty:
             self._columns.zero_()
 
     def natural(self, part: Tensor) -> Tensor:
-        """A vector over these columns, in the parameter's own order."""
+        """Return a vector over these columns, in the parameter's own order."""
         if self._order == "natural":
             return part
         out, channels, height, width = self._shape
@@ -73,20 +76,20 @@ class Sink:
 
 
 class Scratch:
-    """Buffers that live from step to step, by use and shape."""
+    """Buffers that are kept from step to step, by use and shape."""
 
     def __init__(self) -> None:
         self._buffers: dict[object, Tensor] = {}
 
     def zeros(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A buffer that was zero when it was made; what is written to it stays."""
+        """Return a buffer that was zero when it was made; what is written to it stays."""
         key = (use, shape, like.dtype)
         if key not in self._buffers:
             self._buffers[key] = like.new_zeros(shape)
         return self._buffers[key]
 
     def empty(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A buffer of any content; one per use, as large as the largest asked for."""
+        """Return a buffer of any content; one per use, as large as the largest asked for."""
         size = torch.Size(shape).numel()
         key = (use, like.dtype)
         if key not in self._buffers or self._buffers[key].numel() < size:
@@ -121,7 +124,7 @@ class _Trained:
     bias: Tensor | None
 
     def claims(self, sinks: Mapping[int, Sink], scratch: Scratch) -> bool:
-        """Whether a trained parameter is in this call."""
+        """Return whether a trained parameter is in this call. Raises NoRule for a wrong input."""
         self.to_weight = sinks.get(id(self.weight))
         self.to_bias = sinks.get(id(self.bias))
         self.scratch = scratch
@@ -133,6 +136,8 @@ class _Trained:
 
 
 class _Linear(_Trained):
+    """F.linear on [c·n, …]."""
+
     def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         self.input = input
         self.weight = weight
@@ -152,13 +157,17 @@ class _Linear(_Trained):
             self.to_bias.add(flat.sum(1))
         if self.to_weight is not None:
             self.to_weight.add_products(flat, x.reshape(patients, -1, x.shape[-1]))
-        return gy @ weight.to(gy.dtype) if wants_x else None
+        if not wants_x:
+            return None
+        return gy @ weight.to(gy.dtype)
 
 
 Pair = tuple[int, int]
 
 
 class _Conv2d(_Trained):
+    """F.conv2d on [c·n, in, H, W]."""
+
     dims = (4,)
 
     def __init__(
@@ -177,10 +186,12 @@ class _Conv2d(_Trained):
         self._plain = groups == 1 and not isinstance(padding, str)
         self.stride = _pair(stride)
         self.dilation = _pair(dilation)
-        self.padding = (0, 0) if isinstance(padding, str) else _pair(padding)
+        self.padding = (0, 0)
+        if not isinstance(padding, str):
+            self.padding = _pair(padding)
 
     def plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution of a batch with one weight for all."""
+        """Return the convolution of a batch with one weight for all. Raises NoRule."""
         if not self._plain:
             raise NoRule("a convolution with groups or padding by name")
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
@@ -188,13 +199,16 @@ class _Conv2d(_Trained):
     def pointwise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return y [c, n, out, H, W] for x [c, n, in, H, W].
 
-        The weight is [c or 1, out, in, 1, 1], the bias [c, out] or [out].
+        The weight is [c or 1, out, in, 1, 1], the bias [c, out] or [out]. Raises NoRule for a
+        kernel of more than one place.
         """
         alone = self.stride == (1, 1) and self.padding == (0, 0)
         if not self._plain or weight.shape[3:] != (1, 1) or not alone:
             raise NoRule(
                 "a convolution over more than one place with weights that are made from others"
             )
+
+        # one matrix product a patient: [n·places, in] @ [in, out]
         patients, n, channels, height, width = x.shape
         flat = x.permute(0, 1, 3, 4, 2).reshape(patients, n * height * width, channels)
         matrix = weight[:, :, :, 0, 0].transpose(1, 2).expand(patients, -1, -1)
@@ -215,17 +229,19 @@ class _Conv2d(_Trained):
     ) -> Tensor | None:
         x, weight = saved
         gy = gy.contiguous(memory_format=torch.channels_last)
+        # patient by patient, to the sinks
         if self.to_bias is not None:
             self.to_bias.add(gy.permute(0, 2, 3, 1).reshape(patients, -1, gy.shape[1]).sum(1))
         if self.to_weight is not None:
             self._weight_gradient(self.to_weight, x, gy, patients)
-        return self._to_input(gy, x.to(gy.dtype), weight.to(gy.dtype)) if wants_x else None
+        # the batch's, to the layer before
+        if not wants_x:
+            return None
+        return self._to_input(gy, x.to(gy.dtype), weight.to(gy.dtype))
 
     def _weight_gradient(self, to_weight: Sink, x: Tensor, gy: Tensor, patients: int) -> None:
-        """Add products of the layer's two sides, the thinner one unfolded.
-
-        The output is unfolded only where no place is skipped.
-        """
+        """Add products of the layer's two sides, the thinner one unfolded."""
+        # the output can be unfolded only where no place is skipped
         (height, width) = self.weight.shape[2:]
         (up, left) = self.padding
         even = self.stride == self.dilation == (1, 1) and up < height and left < width
@@ -235,21 +251,27 @@ class _Conv2d(_Trained):
             patches = self._patches(gy, x.shape[2:], back, (1, 1), (1, 1), patients)
             inputs = x.permute(0, 2, 3, 1).reshape(patients, -1, x.shape[1])
             return to_weight.add_products(patches, inputs, "-h -w out in")
-        outputs = gy.permute(0, 2, 3, 1).reshape(patients, -1, gy.shape[1])  # [c, n·places, out]
+
+        # else the input is: [c, n·places, out] and [c, n·places, h·w·in]
+        outputs = gy.permute(0, 2, 3, 1).reshape(patients, -1, gy.shape[1])
         patches = self._patches(x, gy.shape[2:], self.padding, self.stride, self.dilation, patients)
         return to_weight.add_products(outputs, patches, "out h w in")
 
     def _to_input(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        settings = (
+        """The gradient of the input, as torch's own backward pass computes it."""
+        gx: Tensor = torch.ops.aten.convolution_backward(
+            gy,
+            x,
+            weight,
+            None,  # bias sizes
             self.stride,
             self.padding,
             self.dilation,
-            False,
-            (0, 0),
-            1,
-            (True, False, False),
-        )
-        gx: Tensor = torch.ops.aten.convolution_backward(gy, x, weight, None, *settings)[0]
+            False,  # transposed
+            (0, 0),  # output padding
+            1,  # groups
+            (True, False, False),  # the input's gradient alone
+        )[0]
         return gx
 
     def _patches(
@@ -261,7 +283,11 @@ class _Conv2d(_Trained):
         dilation: Pair,
         patients: int,
     ) -> Tensor:
-        """What lies under each place of the kernel, [c, n·places, h·w·channels], in scratch memory."""
+        """What lies under each place of the kernel, [c, n·places, h·w·channels].
+
+        In scratch memory, which the next call overwrites.
+        """
+        # a kernel of one place needs no copy
         n, channels, height, width = x.shape
         (up, left) = padding
         (down, right) = stride
@@ -269,10 +295,14 @@ class _Conv2d(_Trained):
         kernel = self.weight.shape[2:]
         if kernel == (1, 1) and padding == (0, 0) and stride == (1, 1):
             return x.permute(0, 2, 3, 1).reshape(patients, -1, channels)
+
+        # the input, channels last, in the middle of zeros
         padded = self.scratch.zeros(
             f"padded by {padding}", (n, height + 2 * up, width + 2 * left, channels), x
         )
         padded[:, up : up + height, left : left + width].copy_(x.permute(0, 2, 3, 1))
+
+        # a view of all windows, then a copy of it
         image, row, column, one = padded.stride()
         steps = (image, row * down, column * right, row * dh, column * dw, one)
         windows = padded.as_strided((n, *places, *kernel, channels), steps)
@@ -281,6 +311,8 @@ class _Conv2d(_Trained):
 
 
 class _GroupNorm(_Trained):
+    """F.group_norm on [c·n, C, H, W]."""
+
     dims = (4,)
 
     def __init__(
@@ -295,7 +327,9 @@ class _GroupNorm(_Trained):
         self.groups = num_groups
         self.eps = eps
         self._affine = weight is not None and bias is not None
-        self.weight = input if weight is None else weight
+        self.weight = input
+        if weight is not None:
+            self.weight = weight
         self.bias = bias
 
     def forward(
@@ -316,32 +350,38 @@ class _GroupNorm(_Trained):
         n, channels, *sides = x.shape
         width = channels // self.groups
         places = sides[0] * sides[1]
-        flat_gy, flat_x = (
-            t.permute(0, 2, 3, 1).reshape(n, places, channels) for t in (gy, x.float())
-        )
-        mean_of, rstd_of = (s.repeat_interleave(width, 1) for s in (mean, rstd))  # [n, channels]
+        flat_gy = gy.permute(0, 2, 3, 1).reshape(n, places, channels)
+        flat_x = x.float().permute(0, 2, 3, 1).reshape(n, places, channels)
+
+        # the weights' gradients, patient by patient: sums over places, [n, channels]
+        mean_of = mean.repeat_interleave(width, 1)
+        rstd_of = rstd.repeat_interleave(width, 1)
         plain = flat_gy.sum(1)
         weighted = (flat_gy * flat_x).sum(1)
         if self.to_weight is not None:
-            self.to_weight.add(
-                ((weighted - mean_of * plain) * rstd_of).view(patients, -1, channels).sum(1)
-            )
+            normalised = (weighted - mean_of * plain) * rstd_of
+            self.to_weight.add(normalised.view(patients, -1, channels).sum(1))
         if self.to_bias is not None:
             self.to_bias.add(plain.view(patients, -1, channels).sum(1))
         if not wants_x:
             return None
-        plain, weighted = (
-            (s * weight).view(n, self.groups, width).sum(2) for s in (plain, weighted)
-        )  # [n, groups]
+
+        # the input's gradient is slope·x + shift + rstd·weight·gy, slope and shift by group
+        plain = (plain * weight).view(n, self.groups, width).sum(2)
+        weighted = (weighted * weight).view(n, self.groups, width).sum(2)
         slope = (plain * mean - weighted) * rstd**3 / (width * places)
         shift = -slope * mean - plain * rstd / (width * places)
-        slope, shift = (s.repeat_interleave(width, 1)[:, None] for s in (slope, shift))
+        slope = slope.repeat_interleave(width, 1)[:, None]
+        shift = shift.repeat_interleave(width, 1)[:, None]
         gx = torch.addcmul(shift, flat_x, slope).addcmul_(flat_gy, (rstd_of * weight)[:, None])
         return gx.view(n, *sides, channels).permute(0, 3, 1, 2).to(x.dtype)
 
 
 def _pair(value: int | Pair) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+    """A setting of height and width, which torch also takes as one number."""
+    if isinstance(value, int):
+        return value, value
+    return value[0], value[-1]
 
 
 RULES: dict[Any, Callable[..., Any]] = {

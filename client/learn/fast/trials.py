@@ -1,7 +1,7 @@
 """Tries a back end on invented patients.
 
 Guarantees: `check_neighbours` refuses kernels in which one patient of a chunk moves another's
-gradient.
+gradient, beyond the margin that eta leaves (lattice.py).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from common.errors import EnvironmentFault
 from common.privacy.noise import LATTICE
 
 Rows = Callable[[Batch], Tensor]
-
 
 NEIGHBOUR_MARGIN = 3e-5  # of the clip norm; eta keeps 6e-5 free at 1.5 M parameters
 
@@ -37,16 +36,17 @@ def invent(batch: Batch, count: int, seed: int = 0, size: float = 1.0) -> Batch:
 
 
 def check_neighbours(rows_of: Rows, batch: Batch, clip: float) -> None:
-    """Refuse kernels in which one patient moves another's gradient by rounding (EnvironmentFault,
-    E-KERNEL).
+    """Refuse kernels in which one patient moves another's gradient by rounding.
 
-    The first patient of `batch` is replaced by zeros. Allowed in the lattice sum of the others: 0
-    on a CPU, 3e-5·2^24 elsewhere.
+    The first patient of `batch` is replaced by zeros. The lattice sum of the others may move by 0
+    on a CPU, by 3e-5·2^24 elsewhere. Raises EnvironmentFault (E-KERNEL).
     """
     zeroed = tuple(torch.cat([torch.zeros_like(tensor[:1]), tensor[1:]]) for tensor in batch)
     moved = to_lattice(rows_of(batch)[1:], clip).sum(0)
     moved -= to_lattice(rows_of(zeroed)[1:], clip).sum(0)
-    allowed = 0.0 if moved.device.type == "cpu" else NEIGHBOUR_MARGIN * LATTICE
+    allowed = 0.0
+    if moved.device.type != "cpu":
+        allowed = NEIGHBOUR_MARGIN * LATTICE
     if not float(moved.norm()) <= allowed:
         raise EnvironmentFault(
             f"private step: a neighbour in the chunk moves the sum by {float(moved.norm()):.3g} "

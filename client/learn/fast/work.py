@@ -21,12 +21,18 @@ class Work(TorchFunctionMode):
             self.calls += 1
             self.size_bytes += output.numel() * output.element_size()
             if func in (functional.conv2d, functional.linear):
-                self._layer(output, args[1] if len(args) > 1 else (kwargs or {})["weight"])
+                self._count_layer(output, _weight_of(*args, **(kwargs or {})))
         return output
 
-    def _layer(self, output: Tensor, weight: Tensor) -> None:
+    def _count_layer(self, output: Tensor, weight: Tensor) -> None:
+        """Count the multiplications of a layer, and the bytes of a convolution's unfolded side."""
         self.products += output.numel() * weight[0].numel()
         if weight.dim() == 4 and weight[0, 0].numel() > 1:
             places = output.numel() // len(weight)
             unfolded = 4 * places * weight[0, 0].numel() * min(weight.shape[:2])
             self.unfolded_bytes = max(self.unfolded_bytes, unfolded)
+
+
+def _weight_of(input: Tensor, weight: Tensor, *others: Any, **settings: Any) -> Tensor:
+    """The weight of a layer's call, which may be given by name."""
+    return weight
