@@ -1,20 +1,17 @@
 """Writes an invented hospital's DICOM export of chest radiographs, with known truth.
 
-In: small public radiographs (uint8) with their label, dealt to invented people.
+In: small public radiographs (uint8) with their label, given to invented people.
 Out: a folder of DX and CR files, a labels file, and `Truth`.
 Guarantees: the same hospital index and people give the same bytes; every identifying string stands
 in `Truth.identifiers`.
-Not covered: anything but test data; detail that the crops do not have (28 pixels are enlarged to
-112).
+Not covered: anything but test data; detail that the crops of 28 pixels do not have.
 
-Among the files: 8 to 14 stored bits; MONOCHROME1; signed values with a rescale; linear, sigmoid and
-no windows; run-length encoded and deflated pixels; CR beside DX; people with several radiographs;
-one radiograph under two patient ids; one broken file of each kind.
+The files differ as those of real hospitals do: six kinds of stored values (`STORED`), people with
+several radiographs, one radiograph under two patient ids, broken files (`BROKEN`).
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import random
 from collections import Counter
@@ -37,7 +34,7 @@ from pydicom.uid import (
 )
 
 from common.arrays import Pixels
-from server.demo.export import Export, Person, Truth, invent_person, uid
+from server.demo.export import Export, Person, Truth, invent_person, uid, write_labels
 
 ENLARGED = 4
 SECOND_EXPOSURES = 6
@@ -54,9 +51,9 @@ BROKEN = (
 
 @dataclass(frozen=True)
 class Storage:
-    """How one file stores its grey values. `window`.
+    """How one file stores its grey values.
 
-    A VOI LUT function, or "" for a file without a window.
+    `window` is a VOI LUT function, or "" for a file without a window.
     """
 
     bits: int
@@ -79,7 +76,7 @@ STORED = (
 
 @dataclass(frozen=True)
 class Radiographed:
-    """An invented person about to get a name: uint8 [H, W] radiographs, all of one label."""
+    """The radiographs, uint8 [H, W], of a person who has no name yet, all of one label."""
 
     radiographs: tuple[Pixels, ...]
     label: str
@@ -94,30 +91,32 @@ def write_chest_hospital(people: Sequence[Radiographed], out: Path, hospital_ind
     chance = random.Random(f"kohort demo chest hospital {hospital_index}")
     export = Export(out / "dicom", chance, f"{hospital_index:02d}")
     rows = [("patient", "label")]
+    second_every = max(1, len(people) // SECOND_EXPOSURES)
     for number, one in enumerate(people):
+        # each person's radiographs, stored in one way after the other
         person = invent_person(export, "")
         rows.append((person.patient_id, one.label))
         for radiograph in one.radiographs:
             _write(export, person, radiograph, STORED[export.files % len(STORED)])
-        if number % max(1, len(people) // SECOND_EXPOSURES) == 1:
+
+        # a second exposure for a few, and the first radiograph once more under another patient id
+        if number % second_every == 1:
             _write(export, person, _expose_again(one.radiographs[0], chance), STORED[0])
         if number == 0:
             alias = invent_person(export, "")
             rows.append((alias.patient_id, one.label))
             _write(export, alias, one.radiographs[0], STORED[0])
+
+    # one broken file of each kind
     for kind in BROKEN:
         _write_broken(export, kind, people[-1].radiographs[0])
-    with open(out / "labels.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    secrets = tuple(dict.fromkeys(export.identifiers))
+    write_labels(out / "labels.csv", rows)
     by_label = Counter(one.label for one in people)
-    return Truth(
-        out / "dicom", out / "labels.csv", len(people), export.files, len(BROKEN), secrets, by_label
-    )
+    return export.truth(out, len(people), len(BROKEN), by_label)
 
 
 def enlarge(radiograph: Pixels) -> NDArray[np.float64]:
-    """Return a uint8 [H, W] crop as a detector's image: grey shares [4H, 4W] in 0..1."""
+    """Return a uint8 [H, W] crop as a detector's image: shares of white [4H, 4W] in 0..1."""
     height, width = radiograph.shape
     big = Image.fromarray(radiograph).resize(
         (ENLARGED * width, ENLARGED * height), Image.Resampling.BICUBIC
@@ -126,22 +125,18 @@ def enlarge(radiograph: Pixels) -> NDArray[np.float64]:
 
 
 def _expose_again(radiograph: Pixels, chance: random.Random) -> Pixels:
-    """A later radiograph of the same person.
-
-    Shifted, turned by up to 3 degrees, a little brighter.
-    """
+    """A later radiograph of the same person: shifted, turned by up to 3 degrees, brighter."""
     turned = Image.fromarray(radiograph).rotate(
         chance.choice((-1, 1)) * chance.uniform(1, 3),
         Image.Resampling.BICUBIC,
         translate=(chance.choice((-1, 1)), 0),
     )
-    return np.asarray(
-        np.clip(np.asarray(turned, dtype=np.float64) * chance.uniform(1.03, 1.08), 0, 255), np.uint8
-    )
+    brighter = np.asarray(turned, dtype=np.float64) * chance.uniform(1.03, 1.08)
+    return np.asarray(np.clip(brighter, 0, 255), np.uint8)
 
 
 def _write(export: Export, person: Person, radiograph: Pixels, storage: Storage) -> Path:
-    """One radiograph as one DICOM file under a name that gives its person away, as exports do."""
+    """Write one radiograph as one file, whose name tells the person, as in real exports."""
     dataset = _header(export, person, storage)
     _put_pixels(dataset, enlarge(radiograph), storage)
     path = export.folder / export.note(
@@ -153,7 +148,8 @@ def _write(export: Export, person: Person, radiograph: Pixels, storage: Storage)
 
 
 def _put_pixels(dataset: Dataset, shares: NDArray[np.float64], storage: Storage) -> None:
-    """Stored values such that a viewer shows `shares` [H, W]."""
+    """Store values such that a viewer shows `shares` [H, W]."""
+    # describe the values
     full = (1 << storage.bits) - 1
     dataset.Rows, dataset.Columns = shares.shape
     dataset.SamplesPerPixel = 1
@@ -162,6 +158,8 @@ def _put_pixels(dataset: Dataset, shares: NDArray[np.float64], storage: Storage)
     dataset.BitsAllocated = 8 if storage.bits == 8 else 16
     dataset.PixelRepresentation = int(storage.signed)
     dataset.PhotometricInterpretation = "MONOCHROME1" if storage.inverted else "MONOCHROME2"
+
+    # undo what a viewer does: inversion, window, rescale
     if storage.inverted:
         shares = 1 - shares
     values = np.rint(full * _invert_window(shares, storage.window)).astype(np.int32)
@@ -172,6 +170,8 @@ def _put_pixels(dataset: Dataset, shares: NDArray[np.float64], storage: Storage)
     dataset.RescaleSlope = 1
     dataset.RescaleIntercept = offset
     dataset.RescaleType = "US"
+
+    # write the pixels
     kinds = {(8, 0): np.uint8, (16, 0): np.uint16, (16, 1): np.int16}
     stored = (values - offset).astype(kinds[dataset.BitsAllocated, dataset.PixelRepresentation])
     dataset.PixelData = stored.tobytes()
@@ -187,10 +187,7 @@ def _window(full: int, storage: Storage) -> tuple[float, float]:
 
 
 def _invert_window(shares: NDArray[np.float64], function: str) -> NDArray[np.float64]:
-    """The values from which the window's function gives `shares`.
-
-    The sigmoid's inverse, or the shares.
-    """
+    """The values that the window's function maps to `shares`: undo the sigmoid, if it is one."""
     if function != "SIGMOID":
         return shares
     inside = np.clip(shares, 0.125, 0.875)  # the sigmoid of a full window runs from 0.12 to 0.88
@@ -201,26 +198,32 @@ def _header(export: Export, person: Person, storage: Storage) -> Dataset:
     """A header with as many identifiers as a real one."""
     note = export.note
     chance = export.chance
+
+    # the object; pixels are run-length encoded later
     dataset = Dataset()
-    syntax = ExplicitVRLittleEndian if storage.syntax == RLELossless else storage.syntax
+    syntax = storage.syntax
+    if syntax == RLELossless:
+        syntax = ExplicitVRLittleEndian
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.SOPClassUID = (
-        ComputedRadiographyImageStorage
-        if storage.computed
-        else DigitalXRayImageStorageForPresentation
-    )
+    dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
+    if storage.computed:
+        dataset.SOPClassUID = ComputedRadiographyImageStorage
     dataset.SOPInstanceUID = note(uid(export, "instance"))
     dataset.StudyInstanceUID = note(uid(export, "study"))
     dataset.SeriesInstanceUID = note(uid(export, "series"))
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+
+    # the image
     dataset.Modality = "CR" if storage.computed else "DX"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", ""]
     dataset.PresentationIntentType = "FOR PRESENTATION"
     dataset.BurnedInAnnotation = "NO"
     dataset.BodyPartExamined = "CHEST"
     dataset.ViewPosition = chance.choice(("PA", "AP"))
+
+    # the person and the examination
     dataset.PatientName = person.name
     dataset.PatientID = person.patient_id
     dataset.PatientBirthDate = person.birth_date
@@ -231,6 +234,8 @@ def _header(export: Export, person: Person, storage: Storage) -> Dataset:
     dataset.StudyTime = dataset.ContentTime = (
         f"{chance.randrange(8, 18):02d}{chance.randrange(60):02d}00"
     )
+
+    # what else identifies
     dataset.AccessionNumber = note(f"ACC{export.tag}{chance.randrange(10**9):09d}")
     dataset.StudyID = note(f"STU{export.tag}{chance.randrange(10**6):06d}")
     dataset.InstitutionName = note(f"Invented Chest Clinic {export.tag}")
@@ -246,7 +251,7 @@ def _header(export: Export, person: Person, storage: Storage) -> Dataset:
 
 
 def _write_broken(export: Export, kind: str, radiograph: Pixels) -> None:
-    """One file that cannot be used, for the reason that `kind` names."""
+    """Write one file that cannot be used, for the reason that `kind` names."""
     person = invent_person(export, "")
     path = _write(export, person, radiograph, STORED[0])
     if kind == "not-dicom":
@@ -254,11 +259,11 @@ def _write_broken(export: Export, kind: str, radiograph: Pixels) -> None:
     elif kind == "truncated":
         path.write_bytes(path.read_bytes()[:-5000])
     else:
-        path.write_bytes(_rewritten(path, kind))
+        path.write_bytes(_rewrite(path, kind))
 
 
-def _rewritten(path: Path, kind: str) -> bytes:
-    """The file again with the fault that `kind` names in its header."""
+def _rewrite(path: Path, kind: str) -> bytes:
+    """Return the file with the fault that `kind` names."""
     dataset = dcmread(path)
     if kind == "no-pixels":
         del dataset.PixelData

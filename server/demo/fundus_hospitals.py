@@ -3,16 +3,15 @@
 In: crops of public fundus photographs (JPEG) with grade and eye.
 Out: a folder of Ophthalmic Photography DICOM files, a labels file, and `Truth`.
 Guarantees: the same hospital index gives the same bytes; every identifying string stands in
-`Truth.identifiers`, so that a test can search for it wherever it should not be.
+`Truth.identifiers`.
 Not covered: anything but test data.
 
-Beside one photograph a person there are mixed transfer syntaxes, a few second exposures (moved,
-brighter), one photograph under two patient ids, and one broken file of each kind.
+The files differ as those of real hospitals do: four transfer syntaxes, a few second exposures, one
+photograph under two patient ids, broken files (`BROKEN`).
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import random
 from collections import Counter
@@ -33,7 +32,7 @@ from pydicom.uid import (
 )
 
 from common.arrays import Pixels
-from server.demo.export import Export, Person, Truth, invent_person, uid
+from server.demo.export import Export, Person, Truth, invent_person, uid, write_labels
 
 OPHTHALMIC_PHOTOGRAPHY_8_BIT = "1.2.840.10008.5.1.4.1.1.77.1.5.1"
 SYNTAXES = (ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, DeflatedExplicitVRLittleEndian)
@@ -58,39 +57,37 @@ def write_hospital(
     *,
     label_of: Mapping[int, str] = DIABETIC_RETINOPATHY,
 ) -> Truth:
-    """Write `out`/dicom and `out`/labels.csv from (JPEG path, grade, "L" or "R") crops, one person
-    each, and return the truth.
+    """Write `out`/dicom and `out`/labels.csv, one person for each crop, and return the truth.
 
-    `label_of` maps a grade to the study's label. Raises KeyError for a grade that it lacks, OSError
-    for an unreadable crop.
+    A crop is a JPEG path, a grade, and "L" or "R"; `label_of` maps a grade to the study's label.
+    Raises KeyError for a grade that `label_of` lacks, OSError for an unreadable crop.
     """
     (out / "dicom").mkdir(parents=True)
-    export = Export(
-        out / "dicom",
-        random.Random(f"kohort demo hospital {hospital_index}"),
-        f"{hospital_index:02d}",
-    )
+    chance = random.Random(f"kohort demo hospital {hospital_index}")
+    export = Export(out / "dicom", chance, f"{hospital_index:02d}")
     rows = [("patient", "label", "laterality")]
+    second_every = max(1, len(crops) // SECOND_EXPOSURES)
     for number, (path, grade, laterality) in enumerate(crops):
+        # one photograph for each person, in one transfer syntax after the other
         person = invent_person(export, laterality)
         rows.append((person.patient_id, label_of[grade], laterality))
         jpeg = _jpeg(path, size_px)
         _write_exposure(export, person, jpeg, SYNTAXES[number % len(SYNTAXES)])
-        if number % max(1, len(crops) // SECOND_EXPOSURES) == 1:
-            _write_exposure(export, person, _expose_again(jpeg, export.chance), JPEGBaseline8Bit)
+
+        # a second exposure for a few, and the first photograph once more under another patient id
+        if number % second_every == 1:
+            _write_exposure(export, person, _expose_again(jpeg, chance), JPEGBaseline8Bit)
         if number == 0:
             alias = invent_person(export, laterality)
             rows.append((alias.patient_id, label_of[grade], laterality))
             _write_exposure(export, alias, jpeg, ExplicitVRLittleEndian)
+
+    # one broken file of each kind
     for kind in BROKEN:
         _write_broken(export, kind, _jpeg(crops[-1][0], size_px))
-    with open(out / "labels.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    write_labels(out / "labels.csv", rows)
     by_label = Counter(label_of[grade] for _, grade, _ in crops)
-    secrets = tuple(dict.fromkeys(export.identifiers))
-    return Truth(
-        out / "dicom", out / "labels.csv", len(crops), export.files, len(BROKEN), secrets, by_label
-    )
+    return export.truth(out, len(crops), len(BROKEN), by_label)
 
 
 def _jpeg(path: Path, size_px: int) -> bytes:
@@ -103,6 +100,7 @@ def _jpeg(path: Path, size_px: int) -> bytes:
 
 
 def _encode(picture: Image.Image) -> bytes:
+    """The picture as JPEG bytes."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
@@ -111,24 +109,24 @@ def _encode(picture: Image.Image) -> bytes:
 def _expose_again(jpeg: bytes, chance: random.Random) -> bytes:
     """A second exposure: turned by up to 3 degrees, shifted by up to 3 %, 4 to 10 % brighter."""
     with Image.open(io.BytesIO(jpeg)) as picture:
-        shift = tuple(
-            chance.choice((-1, 1)) * chance.uniform(0.01, 0.03) * picture.width for _ in range(2)
-        )
+        across = chance.choice((-1, 1)) * chance.uniform(0.01, 0.03) * picture.width
+        down = chance.choice((-1, 1)) * chance.uniform(0.01, 0.03) * picture.width
         angle = chance.choice((-1, 1)) * chance.uniform(1, 3)
         gain = chance.uniform(1.04, 1.10)
         turned = picture.convert("RGB").rotate(
-            angle, Image.Resampling.BICUBIC, translate=(int(shift[0]), int(shift[1]))
+            angle, Image.Resampling.BICUBIC, translate=(int(across), int(down))
         )
         return _encode(turned.point(lambda level: min(255, int(level * gain))))
 
 
 def _pixels(jpeg: bytes) -> Pixels:
+    """The colours of a JPEG, uint8 [H, W, 3]."""
     with Image.open(io.BytesIO(jpeg)) as picture:
         return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
 
 def _write_exposure(export: Export, person: Person, jpeg: bytes, syntax: UID) -> Path:
-    """One photograph as one DICOM file under a name that gives its person away, as exports do."""
+    """Write one photograph as one file, whose name tells the person, as in real exports."""
     dataset = _header(export, person, syntax)
     _put_pixels(dataset, jpeg, syntax)
     path = export.folder / export.note(
@@ -140,7 +138,8 @@ def _write_exposure(export: Export, person: Person, jpeg: bytes, syntax: UID) ->
 
 
 def _put_pixels(dataset: Dataset, jpeg: bytes, syntax: UID) -> None:
-    """JPEG bytes as they are, or decoded and stored plain, run-length encoded or deflated."""
+    """Store the JPEG bytes as they are, or decoded: plain, run-length encoded or deflated."""
+    # describe the values
     pixels = _pixels(jpeg)
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = pixels.shape
     dataset.BitsAllocated = 8
@@ -149,6 +148,8 @@ def _put_pixels(dataset: Dataset, jpeg: bytes, syntax: UID) -> None:
     dataset.PixelRepresentation = 0
     dataset.PlanarConfiguration = 0
     dataset.NumberOfFrames = 1
+
+    # write the pixels
     if syntax == JPEGBaseline8Bit:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
         dataset.LossyImageCompression = "01"
@@ -164,20 +165,26 @@ def _put_pixels(dataset: Dataset, jpeg: bytes, syntax: UID) -> None:
 def _header(export: Export, person: Person, syntax: UID) -> Dataset:
     """A header with as many identifiers as a real one."""
     note = export.note
+
+    # the object; pixels are run-length encoded later
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = (
-        ExplicitVRLittleEndian if syntax == RLELossless else syntax
-    )
+    dataset.file_meta.TransferSyntaxUID = syntax
+    if syntax == RLELossless:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = OPHTHALMIC_PHOTOGRAPHY_8_BIT
     dataset.SOPInstanceUID = note(uid(export, "instance"))
     dataset.StudyInstanceUID = note(uid(export, "study"))
     dataset.SeriesInstanceUID = note(uid(export, "series"))
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+
+    # the image
     dataset.Modality = "OP"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "", "COLOR"]
     dataset.BurnedInAnnotation = "NO"
+
+    # the person and the examination
     dataset.PatientName = person.name
     dataset.PatientID = person.patient_id
     dataset.PatientBirthDate = person.birth_date
@@ -188,6 +195,8 @@ def _header(export: Export, person: Person, syntax: UID) -> Dataset:
     dataset.StudyTime = dataset.ContentTime = (
         f"{export.chance.randrange(8, 18):02d}{export.chance.randrange(60):02d}00"
     )
+
+    # what else identifies
     dataset.AccessionNumber = note(f"ACC{export.tag}{export.chance.randrange(10**9):09d}")
     dataset.StudyID = note(f"STU{export.tag}{export.chance.randrange(10**6):06d}")
     dataset.InstitutionName = note(f"Invented Eye Clinic {export.tag}")
@@ -206,7 +215,7 @@ def _header(export: Export, person: Person, syntax: UID) -> Dataset:
 
 
 def _write_broken(export: Export, kind: str, jpeg: bytes) -> None:
-    """One file that cannot be used, for the reason that `kind` names."""
+    """Write one file that cannot be used, for the reason that `kind` names."""
     person = invent_person(export, "R")
     path = _write_exposure(export, person, jpeg, ExplicitVRLittleEndian)
     if kind == "not-dicom":
@@ -218,7 +227,7 @@ def _write_broken(export: Export, kind: str, jpeg: bytes) -> None:
 
 
 def _rewrite(path: Path, kind: str) -> bytes:
-    """The file again, without pixels, with a huge declared size, or with a blank patient id."""
+    """Return the file without pixels, with a huge declared size, or with a blank patient id."""
     dataset = dcmread(path)
     if kind == "no-pixels":
         del dataset.PixelData

@@ -25,11 +25,10 @@ class Processes:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of a child: no telemetry, and one thread, because all share this
-        machine.
+        """Return the environment of a child: no telemetry, and one thread for each process.
 
-        Twenty processes load the same libraries. Where Python may not keep compiled modules beside
-        their source, the demo's own folder keeps them.
+        About twenty processes load the same libraries. Where Python may not keep compiled modules
+        beside their source, the demo's own folder keeps them.
         """
         environment = {
             **os.environ,
@@ -47,7 +46,7 @@ class Processes:
     def do(self, program: str, *arguments: str) -> str:
         """Run one command to its end and return its standard output.
 
-        Raises PeerError with its last lines.
+        Raises PeerError, with the end of its standard error, for a command that fails.
         """
         done = subprocess.run(
             _command(program, arguments),

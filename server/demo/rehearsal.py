@@ -1,18 +1,17 @@
 """Runs `kohort demo`: the whole path on one machine, through the real commands as child processes.
 
-In: deploy/studies (a plan), deploy/checkpoints, invented hospitals (hospitals.py).
-Out: a signed release below `--out`, and one line that says where.
-Guarantees: every step is a command that a person would type; servers listen on loopback alone;
-whatever ends the run (success, failure, ctrl-C) ends every process that it started.
+In: a plan of deploy/studies, its checkpoints, invented hospitals (hospitals.py).
+Out: a signed release below `--out`, and a few lines that say where.
+Guarantees: the operator's, sites' and researcher's steps are the commands that people type; servers
+listen on loopback alone; however the run ends, every process that it started ends.
 Not covered: what only real hospitals have: their network, their data, their staff's judgement.
 
 The run:
-  1. three hospitals: DICOM folders of invented people, made from public images or phantoms
-  2. the operator: `init`, `plan`, `sign`, `run`
+  1. the hospitals: DICOM folders of invented people, made from public images or phantoms
+  2. the operator: `init`, `sign`, `run`
   3. every site: `init`, `enrol` at the operator, `join`, `approve`, `run`
-  4. training rounds and, where the plan has it, synthesis; a person at each site reviews the images
-  5. the release, compared with a public reference and attacked where members are known; `kohort
-    verify`
+  4. training rounds and, where the plan has it, synthesis with a review at each site
+  5. the release, compared with a public reference and attacked where members are known
 """
 
 from __future__ import annotations
@@ -53,6 +52,7 @@ from server.demo.processes import Processes
 MARKER = ".kohort-demo"
 DEADLINE_S = 1500.0
 POLL_S = 0.5
+LOG_TAIL_BYTES = 400
 MOST_SITES = 26  # hospital-a to hospital-z
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -67,23 +67,27 @@ def fresh_folder(out: Path) -> Path:
             )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).write_text("made by kohort demo; the next demo may replace this folder\n")
+    text = "made by kohort demo; the next demo may replace this folder\n"
+    (out / MARKER).write_text(text, encoding="utf-8")
     return out.resolve()
 
 
 def write_plan(source: Path, target: Path, sites: Sequence[str]) -> Study:
-    """Write the preset with these sites and absolute checkpoints beside it; returns the plan."""
+    """Write the preset for these sites, with its checkpoints beside it; return the plan."""
+    # copy the checkpoints
     study = load_yaml(source, Study)
     target.parent.mkdir(parents=True, exist_ok=True)
     for checkpoint in study.checkpoints():
         copy = target.parent / checkpoint.file
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.parent / checkpoint.file, copy)
+
+    # write the plan
     data: dict[str, Any] = study.model_dump(mode="json")
     data["sites"] = [{"name": name} for name in sites]
     data["quorum"] = min(study.quorum, len(sites))
-    # JSON is YAML; the plan's own loader reads it.
-    target.write_text(json.dumps(data, indent=1) + "\n")
+    text = json.dumps(data, indent=1) + "\n"  # JSON is YAML too
+    target.write_text(text, encoding="utf-8")
     return load_yaml(target, Study)
 
 
@@ -95,22 +99,26 @@ class Places:
 
     @property
     def work(self) -> Path:
+        """Everything but the release and the logs."""
         return self.out / "work"
 
     @property
     def server(self) -> Path:
+        """The operator's state."""
         return self.work / "server"
 
     @property
     def bundle(self) -> Path:
+        """The signed plan."""
         return self.work / "plan-bundle"
 
     def site(self, name: str) -> Path:
+        """Return the state folder of a site."""
         return self.work / "sites" / name
 
 
 def start_operator(processes: Processes, places: Places, plan: Path) -> None:
-    """Step 2: keys and certificates, the signed plan, the server."""
+    """Step 2: make keys and certificates, sign the plan, start the server."""
     port = free_port()
     state = str(places.server)
     url = f"https://127.0.0.1:{port}"
@@ -122,19 +130,20 @@ def start_operator(processes: Processes, places: Places, plan: Path) -> None:
 
 
 def share_the_machine(file: Path) -> None:
-    """Edit site.yaml as hospital IT would: one thread a child, because all sites compute on this
-    machine.
+    """Edit site.yaml as hospital IT would: one thread for each child process.
 
-    Three children of two threads each on two cores make the demo three times as long.
+    All sites compute on this machine. Three children of two threads each on two cores make the demo
+    three times as long.
     """
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     if "threads: 0 " not in text:
         raise Bug(f"{file}: the sample has no `threads: 0` to edit")
-    file.write_text(text.replace("threads: 0 ", "threads: 1 "))
+    file.write_text(text.replace("threads: 0 ", "threads: 1 "), encoding="utf-8")
 
 
 def start_site(processes: Processes, places: Places, name: str, truth: Truth) -> None:
-    """Step 3: the site's keys, its enrolment, its approval of the plan, its daemon."""
+    """Step 3: make the site's keys, enrol it, approve the plan, start its daemon."""
+    # the site's keys and settings
     state = str(places.site(name))
     join = str(places.work / f"{name}.join.json")
     folder = str(truth.folder)
@@ -142,6 +151,8 @@ def start_site(processes: Processes, places: Places, name: str, truth: Truth) ->
     init = ["init", "--state", state, "--site", name, "--data", folder, "--labels", labels]
     processes.do("kohort-site", *init)
     share_the_machine(places.site(name) / "site.yaml")
+
+    # the operator enrols it; it approves the plan and starts
     request = str(places.site(name) / f"{name}.request.json")
     processes.do("kohort-server", "enrol", request, "--state", str(places.server), "--out", join)
     processes.do("kohort-site", "join", join, "--state", state)
@@ -150,9 +161,10 @@ def start_site(processes: Processes, places: Places, name: str, truth: Truth) ->
 
 
 def waiting_batches(places: Places, names: Sequence[str], reviewed: set[str]) -> Iterator[str]:
-    """Names of sites whose batch waits for a person."""
+    """Yield the sites whose images wait for a review."""
     for name in names:
-        if name not in reviewed and any((places.site(name) / "review").glob("*/contact_sheet.png")):
+        sheets = (places.site(name) / "review").glob("*/contact_sheet.png")
+        if name not in reviewed and any(sheets):
             yield name
 
 
@@ -163,12 +175,15 @@ def watch(
     deadline = time.monotonic() + DEADLINE_S
     reviewed = set[str]()
     while not processes.done(names):
+        # review what waits
         processes.check()
         for name in waiting_batches(places, names, reviewed):
             reviewed.add(name)
             review = ["review", "--state", str(places.site(name)), "--approve"]
             processes.do("kohort-site", *review, "--reviewer", "Demo Reviewer")
             report(f"{name}: images reviewed")
+
+        # show how far each site is
         for name in names:
             report(_last_line(processes.logs / f"{name}.log", name))
         if time.monotonic() > deadline:
@@ -180,19 +195,19 @@ def watch(
 
 
 def _last_line(log: Path, name: str) -> str:
-    """Return the last line of a daemon's log."""
+    """Return the last line of a daemon's log that is not empty."""
     with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 400))
-        lines = [
-            line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()
-        ]
-    return f"{name}: {lines[-1].strip()}" if lines else f"{name}: starting"
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        lines = file.read().decode("utf-8", "replace").rstrip().splitlines()
+    if not lines:
+        return f"{name}: starting"
+    return f"{name}: {lines[-1].strip()}"
 
 
 def publish(
     processes: Processes, places: Places, reference: Reference = PHOTOGRAPHS
 ) -> tuple[Path, Manifest]:
-    """Step 5: the operator's release and the researcher's check."""
+    """Step 5: build the operator's release, and check it as a researcher does."""
     target = places.out / "release"
     arguments = ["release", str(places.bundle), "--state", str(places.server), "--out", str(target)]
     if reference.members is not None and reference.heldout is not None:
@@ -206,8 +221,9 @@ def publish(
 
 @contextmanager
 def steps(console: Console) -> Iterator[Callable[[str], Callable[[str], None]]]:
-    """Yield a function that opens the next step's progress line and returns a function that
-    describes it.
+    """Yield a function that opens the progress line of the next step.
+
+    It returns a function that says on this line what is being done.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -244,27 +260,34 @@ def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tu
     processes.logs.mkdir()
     try:
         with steps(Console(stderr=True)) as step:
-            report = step("1/5 hospitals: DICOM of invented people")
+            # (1) the hospitals
+            say = step("1/5 hospitals: DICOM of invented people")
             hospitals = make_hospitals(
                 preset,
                 places.work / "hospitals",
                 names,
-                lambda done, total: report(f"{done} of {total}"),
+                lambda done, total: say(f"{done} of {total}"),
             )
+
+            # (2) the operator
             plan = places.work / "plan" / "study.yaml"
             study = write_plan(preset, plan, names)
             step("2/5 operator: keys, signed plan, server")
             start_operator(processes, places, plan)
+
+            # (3) the sites
             report = step("3/5 sites: keys, enrolment, approval")
             for name, truth in hospitals.items():
                 report(name)
                 start_site(processes, places, name, truth)
-            watch(
-                processes,
-                places,
-                names,
-                step(f"4/5 training{', synthesis, review' if study.synthesis else ''}"),
-            )
+
+            # (4) the rounds
+            title = "4/5 training"
+            if study.synthesis:
+                title += ", synthesis, review"
+            watch(processes, places, names, step(title))
+
+            # (5) the release
             step("5/5 release and verification")
             return publish(processes, places, make_reference(study, places.work / "reference"))
     finally:
@@ -274,6 +297,7 @@ def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tu
 
 
 def _stop_on_term(number: int, frame: FrameType | None) -> None:
+    """End the run at SIGTERM as at ctrl-C, so that its processes end too."""
     raise KeyboardInterrupt
 
 
@@ -302,25 +326,34 @@ def demo(
         raise EnvironmentFault(
             f"{DEPLOY}: missing", hint="run the demo from a clone of the repository"
         )
+
+    # run it
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _stop_on_term)
     end_with_parent()
     names = [f"hospital-{chr(ord('a') + i)}" for i in range(sites)]
     folder, manifest = rehearse(out, preset_of(study), names, keep=keep)
     seconds = round(time.monotonic() - started, 1)
-    write = sys.stdout.write
-    if not as_json:
-        what = (
-            f"each from at least {manifest.k} distinct patients"
-            if manifest.k
-            else "each with its vessel mask"
-        )
-        write(f"\n{manifest.images} synthetic images, {what}, in {seconds:.0f} s\n")
-        write(f"release:  {folder}\n")
-        write(f"page:     {folder / 'index.html'}\n")
-        write(f"pictures: {folder / 'contact_sheet.png'}\n")
-        write(f"check it: kohort verify {folder}\n")
-        return
+    text = as_line if as_json else as_text
+    sys.stdout.write(text(folder, manifest, seconds))
+
+
+def as_text(folder: Path, manifest: Manifest, seconds: float) -> str:
+    """Return what a person reads at the end: what was released, and where it is."""
+    what = "each with its vessel mask"
+    if manifest.k:
+        what = f"each from at least {manifest.k} distinct patients"
+    return (
+        f"\n{manifest.images} synthetic images, {what}, in {seconds:.0f} s\n"
+        f"release:  {folder}\n"
+        f"page:     {folder / 'index.html'}\n"
+        f"pictures: {folder / 'contact_sheet.png'}\n"
+        f"check it: kohort verify {folder}\n"
+    )
+
+
+def as_line(folder: Path, manifest: Manifest, seconds: float) -> str:
+    """Return the same as one line of JSON."""
     facts = {
         "seconds": seconds,
         "release": str(folder),
@@ -328,7 +361,7 @@ def demo(
         "k": manifest.k,
         "epsilon": manifest.epsilon,
     }
-    write(json.dumps(facts) + "\n")
+    return json.dumps(facts) + "\n"
 
 
 def main() -> None:

@@ -28,7 +28,10 @@ RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def write_mask(export: Export, person: Person, scan: Scan, number: int, *, nifti: bool) -> str:
-    """The mask as NIfTI, whose name the labels file needs, or as DICOM SEG, which needs none."""
+    """Write the mask as NIfTI or as DICOM SEG; return its name in the labels file.
+
+    A DICOM SEG refers to its series, so its name there is empty.
+    """
     if nifti:
         return _write_nifti(export, person, scan, number).name
     write_segmentation(export, person, scan)
@@ -36,19 +39,25 @@ def write_mask(export: Export, person: Person, scan: Scan, number: int, *, nifti
 
 
 def write_segmentation(export: Export, person: Person, scan: Scan) -> Path:
-    """One binary segment; slices without a vessel have no frame."""
+    """Write the mask as one binary segment; slices without a vessel have no frame."""
+    # refer to the series
     dataset = new_object(export, scan.head, SegmentationStorage)
     drawn_on = Dataset()
     drawn_on.SeriesInstanceUID = scan.head.SeriesInstanceUID
     dataset.ReferencedSeriesSequence = [drawn_on]
     dataset.SeriesInstanceUID = export.note(uid(export, "segmentation series"))
+
+    # describe the content
     dataset.Modality = "SEG"
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.InstanceNumber = 1
     dataset.ContentLabel = "VESSELS"
     dataset.ContentCreatorName = export.note(f"SEGMENTER-{export.tag}") + "^INVENTED"
+
+    # describe the frames, and pack their bits
     depths = [d for d in range(len(scan.mask)) if scan.mask[d].any()]
-    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *scan.mask.shape[1:], len(depths)
+    dataset.Rows, dataset.Columns = scan.mask.shape[1:]
+    dataset.NumberOfFrames = len(depths)
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.BitsAllocated = 1
@@ -67,6 +76,7 @@ def write_segmentation(export: Export, person: Person, scan: Scan) -> Path:
 
 
 def _code(value: str, scheme: str, meaning: str) -> list[Dataset]:
+    """A sequence of one coded concept."""
     item = Dataset()
     item.CodeValue = value
     item.CodingSchemeDesignator = scheme
@@ -75,6 +85,7 @@ def _code(value: str, scheme: str, meaning: str) -> list[Dataset]:
 
 
 def _segment() -> Dataset:
+    """The description of the only segment."""
     segment = Dataset()
     segment.SegmentNumber = 1
     segment.SegmentLabel = "vessels"
@@ -111,9 +122,10 @@ def _frame(affine: NDArray[np.float64], depth: int) -> Dataset:
 
 
 def _write_nifti(export: Export, person: Person, scan: Scan, number: int) -> Path:
-    """The mask in RAS, with axes turned in one of several ways, compressed for every second one."""
+    """Write the mask in RAS; the axes depend on `number`, and every second file is compressed."""
     import nibabel
 
+    # flip the axes that the bits of `number` name, and swap two for odd numbers
     data = scan.mask.transpose(2, 1, 0)
     affine = RAS @ scan.affine
     for axis in range(3):
@@ -126,6 +138,8 @@ def _write_nifti(export: Export, person: Person, scan: Scan, number: int) -> Pat
     if number % 2:
         data = data.transpose(1, 0, 2)
         affine = affine[:, [1, 0, 2, 3]]
+
+    # write the file
     volume = np.ascontiguousarray(data)
     image: Any = nibabel.Nifti1Image(volume, affine)  # type: ignore[no-untyped-call]
     image.header["descrip"] = export.note(f"mask of {person.patient_id}").encode()

@@ -33,9 +33,9 @@ class Volume(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One series about to be written: pixels, mask, their place (LPS, mm.
+    """One series before it is written: pixels, mask, place and header.
 
-    `affine` takes (w, h, d, 1)), and header.
+    `affine` maps (w, h, d, 1) to LPS coordinates in mm.
     """
 
     image: NDArray[np.float32]
@@ -47,17 +47,19 @@ class Scan:
 
 
 def oblique_affine(chance: random.Random) -> NDArray[np.float64]:
-    """Half a millimetre in the plane, 0.8 between slices, turned by up to 12 degrees about each
-    axis.
+    """Return a grid of 0.5 mm in the plane and 0.8 mm between slices.
+
+    It is turned by up to 12 degrees about each axis.
     """
     turn = np.eye(3)
     for axis in range(3):
         angle = np.deg2rad(chance.uniform(-12, 12))
         one, other = (a for a in range(3) if a != axis)
         plane = np.eye(3)
-        plane[[one, one, other, other], [one, other, one, other]] = (
-            np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        )  # fmt: skip
+        plane[one, one] = np.cos(angle)
+        plane[one, other] = -np.sin(angle)
+        plane[other, one] = np.sin(angle)
+        plane[other, other] = np.cos(angle)
         turn = turn @ plane
     affine = np.eye(4)
     affine[:3, :3] = turn * np.array([0.5, 0.5, 0.8])
@@ -66,8 +68,7 @@ def oblique_affine(chance: random.Random) -> NDArray[np.float64]:
 
 
 def write_header(export: Export, person: Person) -> Dataset:
-    """The header that all objects of one examination share, with as many identifiers as a real one.
-    """
+    """Return the header of all objects of one examination, as identifying as a real one."""
     note = export.note
     head = Dataset()
     chance = export.chance
@@ -92,7 +93,7 @@ def write_header(export: Export, person: Person) -> Dataset:
 
 
 def new_object(export: Export, head: Dataset, sop_class: UID) -> Dataset:
-    """A new object of an examination."""
+    """Return a new object of an examination, without pixels."""
     dataset = Dataset()
     dataset.update(head)
     dataset.file_meta = FileMetaDataset()
@@ -105,11 +106,12 @@ def new_object(export: Export, head: Dataset, sop_class: UID) -> Dataset:
 
 
 def write_slices(export: Export, person: Person, scan: Scan) -> list[Path]:
-    """One file a slice, in the order of the slices."""
+    """Write one file for each slice; return the paths in the order of the slices."""
     depth, height, width = scan.image.shape
     _, _, slope, intercept = _format(scan.stored)
     paths = []
     for d in range(depth):
+        # where the slice lies
         dataset = new_object(export, scan.head, MRImageStorage)
         dataset.Modality = "MR"
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "ANGIO", "NONE"]
@@ -118,6 +120,8 @@ def write_slices(export: Export, person: Person, scan: Scan) -> list[Path]:
         dataset.ImageOrientationPatient = orientation_text(scan.affine)
         dataset.PixelSpacing = spacing_text(scan.affine)
         dataset.SliceThickness = dataset.SpacingBetweenSlices = "0.8"
+
+        # how its values are stored
         dataset.Rows = height
         dataset.Columns = width
         dataset.SamplesPerPixel = 1
@@ -131,6 +135,8 @@ def write_slices(export: Export, person: Person, scan: Scan) -> list[Path]:
         dataset.RescaleSlope = slope
         dataset.RescaleIntercept = intercept
         dataset.RescaleType = "US"
+
+        # its pixels
         dataset.PixelData = to_stored(scan.image[d], scan.stored).tobytes()
         dataset["PixelData"].VR = "OW"
         if scan.stored == "run-length":
@@ -147,40 +153,43 @@ def _format(stored: str) -> tuple[int, str, str, str]:
 
 
 def to_stored(plane: NDArray[np.float32], stored: str) -> NDArray[Any]:
-    """Levels 0 to 4000 as the series stores them."""
+    """Return a plane in [0, 1] as levels 0 to 4000, as the series stores them."""
     offset, kind, _, _ = _format(stored)
     levels = np.rint(plane * LEVELS).astype(np.int64)
-    return (LEVELS - levels if stored == "inverted" else levels + offset).astype(kind)
+    if stored == "inverted":
+        return (LEVELS - levels).astype(kind)
+    return (levels + offset).astype(kind)
 
 
 def position_text(affine: NDArray[np.float64], depth: float) -> list[str]:
+    """Return the slice's ImagePositionPatient."""
     return [f"{v:.6f}" for v in affine[:3, 3] + depth * affine[:3, 2]]
 
 
 def orientation_text(affine: NDArray[np.float64]) -> list[str]:
+    """Return the grid's ImageOrientationPatient."""
     cosines = (affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)).T
     return [f"{v:.8f}" for v in cosines.ravel()]
 
 
 def spacing_text(affine: NDArray[np.float64]) -> list[str]:
-    """Between rows, between columns."""
+    """Return the grid's PixelSpacing: between rows, between columns."""
     return [f"{v:.6f}" for v in np.linalg.norm(affine[:3, [1, 0]], axis=0)]
 
 
 def save_object(export: Export, person: Person, dataset: Dataset) -> Path:
+    """Write the object under a new name; return its path."""
     path = new_path(export, person, ".dcm")
     dataset.save_as(path, enforce_file_format=True)
     return path
 
 
 def new_path(export: Export, person: Person, ending: str) -> Path:
-    """A name that gives its person away, and not the order."""
+    """Return a free path whose name tells the person, as in real exports, but not the order."""
     family = person.name.replace("^", "_")
     while True:
-        path = (
-            export.folder
-            / f"{family}_{person.birth_date}_{export.chance.randrange(10**7):07d}{ending}"
-        )
+        number = f"{export.chance.randrange(10**7):07d}"
+        path = export.folder / f"{family}_{person.birth_date}_{number}{ending}"
         if not path.exists():
             export.note(path.name)
             export.files += 1

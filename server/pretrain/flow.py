@@ -5,7 +5,8 @@ Out: a folder with glow.safetensors, its card and `training/`.
 Guarantees: a killed run continues from its last save; each file is written atomically.
 Not covered: privacy. Nothing is clipped and no noise is added, so every image must be public.
 
-The recipe is in docs/methods/dp-glow.md.
+The recipe: uniform dequantisation, input noise, flips and small shifts, and Adam with warm-up and
+cosine decay.
 """
 
 from __future__ import annotations

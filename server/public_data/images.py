@@ -1,8 +1,8 @@
 """Public photographs, read from a folder or an .npz file.
 
-In: the place, and names that must not be in it. Out: a `Source`.
-Guarantees: a name in `exclude` never enters; every read is capped and unpickles nothing. The digest
-is that of the .npz file, or of all files of the folder in order of name.
+In: the path, and names to leave out.
+Out: a `Source`.
+Guarantees: a name in `exclude` never enters; every read is capped and unpickles nothing.
 Not covered: whether the photographs are public. The operator answers for that.
 """
 
@@ -36,7 +36,8 @@ TABLE_CAP_BYTES = 64 << 20
 class Source:
     """Public images uint8 [N, S, S, C].
 
-    `right` bool [N], or None where the side of the body is unknown.
+    `right` is bool [N], or None where the side of the body is unknown. `digest` is the SHA-256 of
+    the .npz file, or of the SHA-256 of every photograph in order of name.
     """
 
     images: Images
@@ -48,9 +49,9 @@ class Source:
 def read_source(path: Path, size_px: int, channels: int, exclude: Sequence[str] = ()) -> Source:
     """Return the public photographs in `path` (folder or .npz) without those in `exclude`.
 
-    A folder's photographs are cut to their central square and resized; its `labels.csv` with
-    columns file and laterality (L or R) gives sides. Raises ConfigurationError for anything
-    else, for a wrong size, and for an empty remainder.
+    A folder's photographs are cut to their central square and resized. Its `labels.csv`, with
+    columns file and laterality (L or R), gives the sides.
+    Raises ConfigurationError for anything else, for a wrong size, and for fewer than two images.
     """
     if path.is_dir():
         source = _read_folder(path, size_px, channels)
@@ -66,6 +67,7 @@ def read_source(path: Path, size_px: int, channels: int, exclude: Sequence[str] 
 
 
 def _check_size(path: Path, images: Images, size_px: int, channels: int) -> None:
+    """Raise ConfigurationError unless the images are uint8 of this size."""
     shape = (size_px, size_px, channels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
         expected = f"uint8 [N, {size_px}, {size_px}, {channels}]"
@@ -79,6 +81,8 @@ def _leave_out(path: Path, source: Source, exclude: Sequence[str]) -> Source:
         raise ConfigurationError(
             f"{path}: has no names, so nothing can be excluded", hint="add an array `names`"
         )
+
+    # which photographs stay
     keep = np.ones(len(source.images), bool)
     if source.names:
         excluded = set(exclude)
@@ -87,6 +91,8 @@ def _leave_out(path: Path, source: Source, exclude: Sequence[str]) -> Source:
         raise ConfigurationError(
             f"{path}: {int(keep.sum())} photographs remain, expected at least 2"
         )
+
+    # their names and sides
     names = []
     for name, kept in zip(source.names, keep, strict=False):
         if kept:
@@ -115,7 +121,7 @@ def _decode_text(data: bytes, path: Path) -> str:
 
 
 def _read_npz(path: Path) -> Source:
-    """`images` and, if present, `names` and `laterality` (true: right), never unpickled."""
+    """The source in an .npz: `images` and, if present, `names` and `laterality` (true: right)."""
     data = read_capped(path, SOURCE_CAP_BYTES)
     found = arrays_of(data, path, ("images", "names", "laterality"))
     if "images" not in found:
@@ -130,8 +136,8 @@ def _read_npz(path: Path) -> Source:
 def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return those of the arrays `wanted` that the .npz `data` of `path` holds.
 
-    Nothing is unpickled. Raises ConfigurationError for what is no .npz, is damaged, holds Python
-    objects, or unpacks to more than the cap.
+    Nothing is unpickled. Raises ConfigurationError for data that is no .npz, is damaged, holds
+    Python objects, or unpacks to more than the cap.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -151,7 +157,7 @@ def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArr
 
 
 def _decode(data: bytes, path: Path, size_px: int, channels: int) -> Pixels:
-    """One photograph; raises ConfigurationError for a file that is damaged or none."""
+    """One photograph; raises ConfigurationError for a file that is damaged or no picture."""
     try:
         return _cut_square(Image.open(io.BytesIO(data)), size_px, channels)
     except (OSError, ValueError, Image.DecompressionBombError) as error:

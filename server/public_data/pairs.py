@@ -1,10 +1,11 @@
 """Public pairs of image and mask: from a folder, from an .npz, or drawn as phantoms.
 
-In: a folder with images/NAME.png, masks/NAME.png and patients.csv (columns file, patient); or an
-.npz with `images` and `masks` uint8 [N, H, W] (or `pairs` uint8 [N, H, W, 2]) and the patient of
-each (`patient_of`, `patient` or `sequence`, whole numbers). Out: `PublicPairs`.
-Guarantees: every read is capped and unpickles nothing; a mask is 0 or 255; a larger pair is cut to
-its centre, never resampled; every error names the file, what was expected and what was found.
+In, one of:
+  - a folder with images/NAME.png, masks/NAME.png and patients.csv (columns file, patient);
+  - an .npz with `images` and `masks` uint8 [N, H, W], or `pairs` uint8 [N, H, W, 2], and the
+    patient of each as a whole number (`patient_of`, `patient` or `sequence`).
+Out: `PublicPairs`.
+Guarantees: every read is capped and unpickles nothing; a mask is 0 or 255; nothing is resampled.
 Not covered: whether the pairs are public. The operator answers for that.
 """
 
@@ -49,7 +50,7 @@ class PublicPairs:
 def read_pairs(path: Path, size_px: int) -> PublicPairs:
     """Return the public pairs in `path`, cut to their central `size_px`.
 
-    Raises ConfigurationError.
+    Raises ConfigurationError for anything else and for smaller pairs.
     """
     if path.is_dir():
         found = _read_folder(path)
@@ -61,6 +62,8 @@ def read_pairs(path: Path, size_px: int) -> PublicPairs:
             hint="a folder needs images/NAME.png, masks/NAME.png and patients.csv with columns "
             "file,patient",
         )
+
+    # cut the centre out of larger pairs
     height, width = found.pairs.shape[1:3]
     if min(height, width) < size_px:
         raise ConfigurationError(
@@ -73,7 +76,7 @@ def read_pairs(path: Path, size_px: int) -> PublicPairs:
 
 
 def phantom_pairs(patients: int, per_patient: int, size_px: int, seed: int) -> PublicPairs:
-    """Return patches of `patients` phantoms of the style "public" (phantoms.py beside this)."""
+    """Return patches of `patients` phantoms of the style "public" (phantoms.py)."""
     from server.public_data.phantoms import SHAPE, STYLES, patches, volume
 
     rng = np.random.default_rng(seed)
@@ -91,7 +94,8 @@ def phantom_pairs(patients: int, per_patient: int, size_px: int, seed: int) -> P
 
 
 def _read_npz(path: Path) -> PublicPairs:
-    """An archive's arrays, never unpickled."""
+    """The pairs of an .npz file."""
+    # find image, mask and patient under any of their names
     data = read_capped(path, ARCHIVE_CAP_BYTES)
     arrays = _load_arrays(path, data)
     patient = _first_of(arrays, PATIENTS)
@@ -100,6 +104,8 @@ def _read_npz(path: Path) -> PublicPairs:
     if "pairs" in arrays:
         images = arrays["pairs"][..., 0]
         mask = arrays["pairs"][..., 1]
+
+    # refuse other shapes and types
     if mask is None or patient is None or not _fit(images, mask, patient):
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         raise ConfigurationError(
@@ -116,7 +122,7 @@ def _read_npz(path: Path) -> PublicPairs:
 
 
 def _load_arrays(path: Path, data: bytes) -> dict[str, NDArray[Any]]:
-    """Those arrays of the archive that have a known name."""
+    """Those arrays of the archive that have a known name, never unpickled."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             wanted = [name for name in ("pairs", "images", *MASKS, *PATIENTS) if name in file]
@@ -128,6 +134,7 @@ def _load_arrays(path: Path, data: bytes) -> dict[str, NDArray[Any]]:
 
 
 def _first_of(arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any] | None:
+    """The array under the first of `names` that there is."""
     for name in names:
         if name in arrays:
             return arrays[name]
@@ -135,7 +142,7 @@ def _first_of(arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArra
 
 
 def _fit(images: NDArray[Any], mask: NDArray[Any], patient: NDArray[Any]) -> bool:
-    """Images [N, H, W], a mask of each, a patient of each."""
+    """Whether there are images [N, H, W], and a mask and a patient for each."""
     return images.ndim == 3 and images.shape == mask.shape and len(patient) == len(mask)
 
 
@@ -143,7 +150,8 @@ def _fit(images: NDArray[Any], mask: NDArray[Any], patient: NDArray[Any]) -> boo
 
 
 def _read_folder(folder: Path) -> PublicPairs:
-    """images/, masks/ and patients.csv."""
+    """The pairs of a folder with images/, masks/ and patients.csv."""
+    # read every listed pair; all have one size
     rows = _read_table(folder / "patients.csv")
     _check_count(folder, len(rows))
     digest = hashlib.sha256()
@@ -159,9 +167,13 @@ def _read_folder(folder: Path) -> PublicPairs:
                 f"{folder}: {name}: image {image.shape}, mask {mask.shape}, "
                 f"first image {images[0].shape}: expected one size for all"
             )
+
+    # refuse pictures that the table does not list
     unlisted = sorted({path.name for path in (folder / "images").glob("*.png")} - set(rows))
     if unlisted:
         raise ConfigurationError(f"{folder}/images/{unlisted[0]}: not listed in patients.csv")
+
+    # number the patients
     number = {patient: i for i, patient in enumerate(sorted(set(rows.values())))}
     patient_of = np.array([number[rows[name]] for name in sorted(rows)], np.int64)
     pairs = _pair(folder, np.stack(images), np.stack(masks))
@@ -169,7 +181,7 @@ def _read_folder(folder: Path) -> PublicPairs:
 
 
 def _read_table(path: Path) -> dict[str, str]:
-    """patients.csv: the patient of every file."""
+    """The patient of every file in patients.csv."""
     if not path.is_file():
         raise ConfigurationError(
             f"{path}: missing", hint="a CSV with columns file,patient; one line an image"
@@ -214,12 +226,13 @@ def _read_picture(path: Path, digest: hashlib._Hash) -> Pixels:
 
 
 def _check_count(path: Path, count: int) -> None:
+    """Raise ConfigurationError for too few or too many pairs."""
     if not 2 <= count <= MOST_PAIRS:
         raise ConfigurationError(f"{path}: {count} pairs, expected 2 to {MOST_PAIRS:,}")
 
 
 def _pair(path: Path, images: Images, masks: NDArray[Any]) -> Pairs:
-    """uint8 [N, H, W, 2] with masks of 0 and 255."""
+    """Images and masks as pairs uint8 [N, H, W, 2], with masks of 0 and 255."""
     values = set(np.unique(masks).tolist())
     if not (values <= {0, 1} or values <= {0, 255}):
         raise ConfigurationError(

@@ -1,12 +1,10 @@
 """Procedural vessel phantoms: MR-like volumes with known vessel masks.
 
-In: a numpy generator and a `Style`. Out: a `Phantom` (image and mask of one invented patient), or
-2-D patches of it.
-Guarantees: the mask is exact; the same generator state gives the same phantom; nothing of it comes
-from a person.
-Not covered: anatomy. Vessels are random branching walks with tapering radius, mostly in the axial
-plane, under smooth tissue and Rician noise. Figures on phantoms say how a method behaves, not what
-it would reach in patients.
+In: a numpy generator and a `Style`.
+Out: a `Phantom` (image and mask of one invented patient), or 2-D patches of it.
+Guarantees: the mask is exact; the same generator state gives the same phantom; nobody is in it.
+Not covered: anatomy. Vessels are random branching walks. Figures on phantoms say how a method
+behaves, not what it would reach in patients.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from common.errors import ConfigurationError
 SHAPE = (12, 96, 96)
 MAGNIFY = 2
 STEP = 1.0  # voxels between two points of a centre line
-SOFT_EDGE = 1.6  # of the radius: beyond it a tube's signal, below 0.17, is cut
+SOFT_EDGE = 1.6  # radii: a tube's signal ends here, where it is below 0.17
 LONGEST_WALK = 300  # points
 MOST_GENERATIONS = 3  # of branches of a trunk
 Shape = tuple[int, int, int]
@@ -74,11 +72,13 @@ def volume(
     signal = _magnify(_render(points, coarse), magnify)
     if not (signal >= 0.5).any():
         signal[tuple(n // 2 for n in shape)] = 1.0
+
     # tissue: smooth texture, and bright round structures that are no vessel
     brightness = rng.uniform(*style.brightness)
     tissue = style.tissue + style.texture * _smooth(rng, shape, (12, 12 * magnify, 12 * magnify))
     for _ in range(rng.integers(0, style.blobs, endpoint=True)):
         tissue += rng.uniform(0.2, 0.6) * _blob(rng, shape, magnify)
+
     # image: vessels over tissue, under Rician noise (the magnitude of a complex signal)
     weight = np.clip(signal * 1.6, 0, 1)
     clean = tissue * (1 - weight) + brightness * weight
@@ -90,18 +90,22 @@ def volume(
 def patches(phantom: Phantom, count: int, size_px: int, rng: np.random.Generator) -> Pairs:
     """Return `count` axial patches of image and mask, uint8 [count, S, S, 2].
 
-    Half are centred on a vessel, half lie anywhere. Raises ConfigurationError for patches that
-    are larger than the phantom.
+    Half are centred on a vessel, half lie anywhere.
+    Raises ConfigurationError for patches that are larger than the phantom.
     """
     _, height, width = phantom.mask.shape
     if size_px > min(height, width):
         raise ConfigurationError(
             f"phantom: patches of {size_px} px, expected at most {min(height, width)} px"
         )
+
+    # draw the centres
     vessel = np.argwhere(phantom.mask)
     anywhere = rng.integers(0, phantom.mask.shape, (count, 3))
     on_vessel = vessel[rng.integers(0, len(vessel), (count + 1) // 2)]
     centres = np.concatenate([on_vessel, anywhere])[:count]
+
+    # cut the patches out of the image, scaled to 0..255; at the border they move inwards
     low = float(phantom.image.min())
     high = float(phantom.image.max())
     scaled = np.rint((phantom.image - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
@@ -117,6 +121,7 @@ def patches(phantom: Phantom, count: int, size_px: int, rng: np.random.Generator
 
 def _grow_tree(rng: np.random.Generator, style: Style, shape: Shape) -> Floats:
     """Return centre-line points (z, y, x, radius) of a trunk from the border, and its branches."""
+    # the trunk begins outside and points to somewhere near the centre
     size = np.array(shape, float)
     angle = rng.uniform(0, 2 * np.pi)
     centre = size / 2 + rng.normal(0, 0.18, 3) * size
@@ -124,6 +129,7 @@ def _grow_tree(rng: np.random.Generator, style: Style, shape: Shape) -> Floats:
     open_ends = [(start, angle, rng.uniform(*style.radius), 0)]
     rows: list[tuple[float, float, float, float]] = []
     while open_ends:
+        # walk the next trunk or branch; how it turns, climbs and forks is drawn beforehand
         place, angle, radius, generation = open_ends.pop()
         place = place.copy()
         slope = rng.normal(0, 0.06)
@@ -139,6 +145,7 @@ def _grow_tree(rng: np.random.Generator, style: Style, shape: Shape) -> Floats:
             if np.any(np.abs(place - size / 2) > size * 0.9):
                 break
             rows.append((place[0], place[1], place[2], radius))
+
             # fork: the branch is walked later
             if fork and generation < MOST_GENERATIONS and radius > 1.0:
                 side = rng.choice((-1.0, 1.0)) * rng.uniform(0.5, 1.1)
@@ -152,14 +159,18 @@ def _grow_tree(rng: np.random.Generator, style: Style, shape: Shape) -> Floats:
 def _render(points: Floats, shape: Shape) -> Floats:
     """Soft tubes around centre-line points.
 
-    2^-(d/r)^2 of the nearest point in units of its radius, so 0.5 at the wall.
+    At distance d from a point of radius r the signal is 2^-(d/r)², so 0.5 at the wall. The largest
+    signal of all points counts.
     """
+    # the points near the volume, widest first
     points = points[np.argsort(-points[:, 3])]
     base = np.rint(points[:, :3]).astype(np.int64)
     reach = int(np.ceil(points[0, 3] * SOFT_EDGE))
     inside = np.all((base > -reach) & (base < np.array(shape) + reach), axis=1)
     points = points[inside]
     base = base[inside]
+
+    # for every offset, draw into the voxels at that offset from a point
     signal = np.zeros(shape)
     steps = np.arange(-reach, reach + 1)
     for offset in np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3):

@@ -1,6 +1,7 @@
 """Pictures for the eye: PNG files, contact sheets, and image beside mask.
 
-In: uint8 arrays that may be shown to anybody. Out: uint8 arrays, or the bytes of a file.
+In: uint8 arrays that may be shown to anybody.
+Out: uint8 arrays, or the bytes of a file.
 Guarantees: the same pictures give the same bytes; a file holds no metadata.
 """
 
@@ -45,7 +46,7 @@ def contact_sheet(images: Images, columns: int = COLUMNS, pad: int = 2) -> Pixel
 def triptychs(images: Images, masks: Images, least_px: int = LEAST_PX, gap: int = 2) -> Images:
     """Return uint8 [N, s, 3s + 2·gap, 3]: image, mask, and the mask in red over the image.
 
-    `images` uint8 [N, S, S, 1], `masks` uint8 [N, S, S]. Pixels are repeated until s is at
+    `images` are uint8 [N, S, S, 1], `masks` uint8 [N, S, S]. Pixels are repeated until s is at
     least `least_px`.
     """
     times = max(1, -(-least_px // images.shape[1]))

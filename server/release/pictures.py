@@ -85,7 +85,7 @@ def _write_table(path: Path, header: Row, rows: Iterable[Row]) -> None:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    path.write_text(table.getvalue())
+    path.write_text(table.getvalue(), encoding="utf-8")
 
 
 def _write(path: Path, data: bytes) -> None:

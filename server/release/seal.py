@@ -30,7 +30,9 @@ def seal_folder(
     sums = layout.sums_text(digests).encode()
     (part / layout.SUMS).write_bytes(sums)
     (part / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))
-    (part / layout.SIGNERS).write_text(layout.signers_line(manifest.principal, key_line))
+    (part / layout.SIGNERS).write_text(
+        layout.signers_line(manifest.principal, key_line), encoding="utf-8"
+    )
     # verify as a researcher would
     verify(part)
 
