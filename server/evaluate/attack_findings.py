@@ -1,4 +1,4 @@
-"""What a report says of attacks: membership inference and linkage, as findings."""
+"""The findings of a report on membership inference and linkage."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ LINKS = "linkage, share of the nearest people who took part"
 def findings(
     found: Inference | None, control: Inference | None, linked: Links | None, how: str
 ) -> list[Finding]:
-    """Return the findings of a report; `how` says who took part in which rehearsal."""
+    """Return the findings of a report.
+
+    `found` is the attack on the release, `control` the same on samples of the generator; `how` says
+    who took part in which rehearsal.
+    """
     if found is None:
         names = (MEMBERSHIP, MEMBERSHIP_CHANCE, MEMBERSHIP_CONTROL, MEMBERSHIP_RATE, LINKS)
         return [missing(name, "too few people on either side") for name in names]
+
+    # the worst attacker, and what it would reach by luck
     worst = found.worst
     said = f"{how}; {len(found.attackers)} attackers, the worst: {worst.attacker}"
     chance = Finding(
@@ -39,6 +45,7 @@ def findings(
 
 
 def _control_finding(control: Inference | None, how: str) -> Finding:
+    """The same attack on samples of the generator, which nobody here is in."""
     if control is None:
         return missing(MEMBERSHIP_CONTROL, "no generator and no flow was given")
     worst = control.worst
@@ -47,6 +54,7 @@ def _control_finding(control: Inference | None, how: str) -> Finding:
 
 
 def _link_finding(linked: Links | None, how: str) -> Finding:
+    """How many of the people nearest to the released images took part."""
     if linked is None:
         return missing(LINKS, "too few people of a label")
     unit = f"of {linked.count} nearest; {linked.chance:.4f} is a guess"

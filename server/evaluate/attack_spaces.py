@@ -1,7 +1,8 @@
 """The feature spaces in which an attacker compares images.
 
-In: uint8 images, the released networks. Out: features [N, D] by name of the space: 32 px pixels,
-equal contrast, texture, the released critic, and the codes of the public encoder.
+In: uint8 images, the released networks.
+Out: features [N, D] by space: pixels at 32 px, the same at equal contrast, texture, the released
+critic's features, the public encoder's codes.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Networks:
 
 def spaces(images: Images, networks: Networks) -> dict[str, Floats]:
     """Return features [N, D] by name of space; those of a network only where it is given."""
+    # spaces that need no network
     x = to_unit(images)
     small = F.avg_pool2d(x, max(1, x.shape[2] // PIXELS_PX))
     level = (small - small.mean((2, 3), keepdim=True)) / (small.std((2, 3), keepdim=True) + 1e-3)
@@ -48,6 +50,8 @@ def spaces(images: Images, networks: Networks) -> dict[str, Floats]:
         "contrast": _to_rows(level),
         "texture": Texture(TEXTURE_CHANNELS).features(images),
     }
+
+    # spaces of the released networks
     with torch.no_grad():
         if networks.critic is not None:
             found["critic"] = _critic_features(networks.critic, x)
@@ -57,6 +61,7 @@ def spaces(images: Images, networks: Networks) -> dict[str, Floats]:
 
 
 def _to_rows(x: Tensor) -> Floats:
+    """One row [D] for each item."""
     return np.asarray(x.flatten(1).double().numpy())
 
 

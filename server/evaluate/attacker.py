@@ -21,12 +21,14 @@ ITERATIONS = 1  # of the encoder, for each image
 def load_networks(study: Study, weights: Mapping[str, Path], checkpoints: Path) -> Networks:
     """Return generator, critic and encoder; of a study without a GAN, its flow.
 
-    `weights`: the files of the final models. A model without one comes from its starting
+    `weights` are the files of the final models. A model without one comes from its starting
     checkpoint; a model with neither is left out.
     """
     plan = study.models.gan
     if plan is None:
         return _load_flow(study, weights, checkpoints)
+
+    # generator and critic
     file = _existing_file(weights.get("gan"), plan.start, checkpoints)
     if file is None:
         return Networks(iterations=ITERATIONS)
@@ -35,6 +37,8 @@ def load_networks(study: Study, weights: Mapping[str, Path], checkpoints: Path) 
     arrays = read(file, max_bytes=WEIGHTS_CAP_BYTES)
     generator = load_generator(arrays, plan, size_px, channels)
     critic = load_critic(arrays, plan, size_px, channels)
+
+    # the public encoder, from its starting checkpoint
     coder = study.models.encoder
     if coder is None:
         return Networks(generator, critic, iterations=ITERATIONS)

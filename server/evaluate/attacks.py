@@ -1,10 +1,11 @@
 """Attacks on released images when it is known who took part: membership inference and links.
 
-In: released images with labels; public people who took part and others who did not; what the
-attacker has besides (public reference images, the released networks). Out: `Inference`, `Links`.
-Guarantees: an attacker scores a person by released images of the person's label alone; members
-are compared with non-members of their stratum; no image of a hospital is read.
-Not covered: a bound for attackers that are not here.
+In: released images with labels, public people of whom it is known who took part, public reference
+images, the released networks.
+Out: `Inference`, `Links`.
+Guarantees: a person is scored by released images of their label alone, and compared with people of
+their stratum; no image of a hospital is read.
+Not covered: a bound for other attackers.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def people(members: tuple[Images, Labels, Labels], others: tuple[Images, Labels,
 class Battery:
     """All attackers, with what they know of `who` and of public `reference` images.
 
-    Without a reference those who took no part are it.
+    Without a reference, the people who took no part are the reference.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Battery:
     ) -> Inference | None:
         """Return what the attackers find out about who took part; None for too few people.
 
-        `released` uint8 [R, S, S, C] with `labels` [R]; `seen`: their spaces, where known.
+        `released` is uint8 [R, S, S, C] with `labels` [R]; `seen` are its spaces, where known.
         """
         if seen is None:
             seen = spaces(released, self.networks)
@@ -86,9 +87,10 @@ class Battery:
         return attacks.infer(scores, member, stratum)
 
     def control(self, labels: Labels, seed: int = 0) -> Inference | None:
-        """Return the same attack on samples of the generator (or the flow); None without either.
+        """Return the same attack on samples of the generator or the flow; None without either.
 
-        Nobody here is in those. Above 1/2, members merely differ from the others in kind.
+        None of these people is in the samples. So an AUC above 1/2 says that members differ from
+        the others in kind, not that the samples tell who took part.
         """
         random = torch.Generator().manual_seed(seed)
         if self.networks.generator is not None:
@@ -136,14 +138,20 @@ def score_people(
 ) -> dict[str, Floats]:
     """Return each attacker's score of each person, [persons].
 
-    `released`, `targets`, `reference`: spaces of released, people's and reference images.
-    Without a reference those who did not take part are it, each left out of their own estimate.
+    `released`, `targets` and `reference` are spaces of released, people's and reference images.
+    Without a reference, the people who did not take part are the reference; each is left out of
+    their own estimate.
     """
+    # who can be scored: people of a label of which something was released
     comparable = who.labels[:, None] == labels[None]
-    known = comparable.any(1)  # of another label nothing was released: nobody can say anything
+    known = comparable.any(1)
+
+    # the rows of the reference that are left out of a person's estimate
     outsiders = np.flatnonzero(~who.member)
     own_rows = np.where(who.member, -1, np.cumsum(~who.member) - 1)
     left_out = own_rows[known] if reference is None else None
+
+    # two attackers in each space
     sets = _gather_sets(released, targets, reference, outsiders)
     scores: dict[str, Floats] = {}
     for name, (ours, candidates, public) in sets.items():
@@ -152,12 +160,14 @@ def score_people(
         scores[f"nearest release, {name}"] = _fill(near, known)
         ratio = attack_scores.density_ratio(theirs, ours, public, left_out, comparable[known])
         scores[f"density ratio, {name}"] = _fill(ratio, known)
+
+    # the best score of each person's images, and one attacker who combines all
     by_person = {name: attack_scores.best_by_person(x, who.person_of) for name, x in scores.items()}
     return {**by_person, "all together": attack_scores.combine(by_person)}
 
 
 def _fill(scores: Floats, known: Flags) -> Floats:
-    """The scores of those of whose label something was released; the others get the lowest."""
+    """The scores of all: people of whose label nothing was released get the lowest."""
     found = np.full(len(known), scores.min() if len(scores) else 0.0)
     found[known] = scores
     return found
@@ -171,10 +181,11 @@ def _gather_sets(
 ) -> dict[str, tuple[Floats, Floats, Floats]]:
     """Released, people's and reference features by space.
 
-    Texture is standardised by the reference, codes are also given whitened by it.
+    The reference standardises texture; codes stand twice, as they are and whitened by it.
     """
     found = {}
     for name in released:
+        # without a reference, the people who took no part are it
         public = targets[name][outsiders] if reference is None else reference[name]
         sets = {"released": released[name], "people": targets[name], "reference": public}
         if name == "texture":

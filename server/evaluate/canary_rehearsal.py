@@ -1,9 +1,9 @@
 """The operator's rehearsal of the canary audit: a lower bound on epsilon for each trained model.
 
-In: a plan. Out: a `ModelAudit` a model; its bound stands beside the accountant's upper bound.
-Guarantees: the plan's own constants, sampler, lattice and noise source, over all steps of all
-rounds, and no patient. What was found is kept, so a release that is built again says the same.
-An audit that refutes the plan is refused.
+In: a plan.
+Out: a `ModelAudit` for each model.
+Guarantees: it runs the plan's constants, sampler, lattice and noise source over all steps of all
+rounds, without patients. A stored result is used again; an audit that refutes the plan is refused.
 Not covered: the sites' own audits, which run inside each site's training.
 """
 
@@ -59,16 +59,20 @@ class Rehearsal(FrozenModel):
 def load_audits(study: Study, path: Path) -> Mapping[str, ModelAudit]:
     """Return the audits of a plan; empty for a plan without canaries.
 
-    They are those in the file at `path`, or new ones, which are then kept there. Raises
-    RefusedError for a file of another plan, PolicyError (E-CANARIES) when an audit refutes the
-    plan's claim.
+    They are read from the file at `path`, or made and written there.
+    Raises RefusedError for a file of another plan, and PolicyError (E-CANARIES) when an audit
+    refutes the plan's claim.
     """
     if not study.privacy.canaries:
         return {}
+
+    # make the audits once
     if not path.is_file():
         models = {name: rehearse_model(study, name) for name in study.models.trained()}
         made = Rehearsal(plan=study.hash(), models=models)
         atomic_write(path, canonical(made.model_dump(mode="json")))
+
+    # read them, and refuse those of another plan
     try:
         found = Rehearsal.model_validate(json.loads(read_capped(path, AUDIT_CAP_BYTES)))
     except (ValueError, ValidationError) as error:
@@ -87,11 +91,13 @@ def rehearse_model(study: Study, name: str) -> ModelAudit:
     plan = study.models.trained()[name]
     count = study.privacy.canaries
     delta = study.privacy.delta
+
     # run every step of every round with fresh coins and noise
     event = replace(round_event(study, name, count), steps=plan.steps)
     noise = NoiseSource()
     canaries = Canaries(draw(noise, count))
     rehearse(canaries, event, plan.clip, plan.patients_per_step, noise)
+
     # refuse a plan that its own canaries refute
     tally = canaries.tally()
     deviation = plan.noise_multiplier * plan.clip / plan.patients_per_step

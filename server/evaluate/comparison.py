@@ -1,8 +1,9 @@
 """Distances between released and public reference images, each beside its floor.
 
-In: two sets of uint8 images, what looks at them. Out: findings.
-Guarantees: the floor is the same distance between two halves of the reference, and no patient is
-in both. The same inputs give the same numbers.
+In: two sets of uint8 images, and an extractor of features.
+Out: findings.
+Guarantees: the floor is the same distance between two halves of the reference, with no patient in
+both; the same inputs give the same numbers.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def compare(
 ) -> list[Finding]:
     """Return distances between released and reference images [N, H, W, C], with their floors.
 
-    `patient_of` [M] says whose each reference image is (None: each another person's).
+    `patient_of` [M] says whose each reference image is; without it each is another person's.
     """
+    # features, scaled by the reference where the extractor asks for it
     released = extractor.features(images)
     real = extractor.features(reference)
     if extractor.standardised:
@@ -37,6 +39,8 @@ def compare(
         scale = real.std(axis=0) + 1e-6
         released = (released - middle) / scale
         real = (real - middle) / scale
+
+    # distances, and their floors between two halves of the reference
     rows = halves(len(real), patient_of)
     first = real[rows[0]]
     second = real[rows[1]]
@@ -51,7 +55,7 @@ def compare(
 
 
 def halves(count: int, patient_of: Labels | None) -> tuple[Integers, Integers]:
-    """Return the positions of two halves of a reference in a fixed random order.
+    """Return the positions of two halves of a reference, in a fixed random order.
 
     No patient is in both.
     """
@@ -65,7 +69,7 @@ def halves(count: int, patient_of: Labels | None) -> tuple[Integers, Integers]:
 
 
 def _frechet(released: Floats, first: Floats, second: Floats, evidence: str) -> list[Finding]:
-    """The Fréchet distance and its floor at one sample size: it grows as the sample shrinks."""
+    """The Fréchet distance and its floor, at one sample size because it depends on the size."""
     count = min(len(released), len(first), len(second))
     dimension = released.shape[1]
     if count <= dimension:
@@ -97,7 +101,7 @@ def _kernel(
 
 
 def _coverage(released: Floats, real: Floats, end: str, evidence: str) -> list[Finding]:
-    """Precision (do released images look real?) and recall (are all kinds of real ones there?)."""
+    """Precision (do released images look real?) and recall (is every kind of real image there?)."""
     precision, recall = distances.precision_recall(released, real)
     return [
         Finding(PRECISION + end, round(precision, 4), "share", evidence),
@@ -106,6 +110,7 @@ def _coverage(released: Floats, real: Floats, end: str, evidence: str) -> list[F
 
 
 def _nearest(released: Floats, real: Floats, evidence: str) -> Finding:
+    """How near released images are to their nearest real one, beside real to real."""
     ratio = distances.nearest_ratio(released, real)
     unit = "ratio to the real-to-real median; 0 is a copy"
     return Finding(NEAREST, round(ratio, 4), unit, evidence)

@@ -1,9 +1,8 @@
 """How far one set of image features is from another.
 
-In: features float64 [N, D] of two sets. Out: numbers.
-Guarantees: the Fréchet distance takes the matrix root by eigenvalues, and is refused where the
-sample cannot carry a covariance (N <= D). The kernel distance is unbiased, so it may be slightly
-negative.
+In: features float64 [N, D] of two sets.
+Out: numbers.
+Guarantees: the Fréchet distance is refused where a sample cannot carry a covariance (N <= D).
 Sources: Heusel et al. 2017 (FID); Bińkowski et al. 2018 (KID); Kynkäänniemi et al. 2019
 (precision and recall).
 """
@@ -43,12 +42,16 @@ def frechet(a: Floats, b: Floats) -> float:
         raise ValueError(
             f"frechet: {count} items cannot carry a covariance of {a.shape[1]} features"
         )
+
+    # the trace of the matrix root, by eigenvalues
     covariance_a = np.atleast_2d(np.cov(a, rowvar=False))
     covariance_b = np.atleast_2d(np.cov(b, rowvar=False))
     values, vectors = np.linalg.eigh(covariance_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     inner = np.linalg.eigvalsh(root @ covariance_b @ root)
     overlap = float(np.sqrt(np.maximum(inner, 0)).sum())
+
+    # means and covariances together
     gap = a.mean(axis=0) - b.mean(axis=0)
     total = gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap
     return max(0.0, float(total))
@@ -57,7 +60,7 @@ def frechet(a: Floats, b: Floats) -> float:
 def kernel(a: Floats, b: Floats, *, seed: int = 0) -> KernelDistance:
     """Return the squared MMD under the cubic kernel (x·y/D + 1)³.
 
-    Raises ValueError for fewer than two items.
+    It is unbiased, so it may be slightly negative. Raises ValueError for fewer than two items.
     """
     rng = np.random.default_rng(seed)
     size = min(SUBSET_SIZE, len(a), len(b))
@@ -82,8 +85,9 @@ def precision_recall(released: Floats, real: Floats) -> tuple[float, float]:
 
 
 def nearest_ratio(released: Floats, real: Floats) -> float:
-    """Return the median distance from released to its nearest real item, over the same among
-    real items; 0 is a copy.
+    """Return how near released items are to their nearest real one; 0 is a copy.
+
+    This is the median distance, in units of the same median among real items.
     """
     among = euclidean(real, real)
     np.fill_diagonal(among, np.inf)
@@ -113,16 +117,18 @@ def _mmd(a: Floats, b: Floats) -> float:
 
 
 def _cubic(a: Floats, b: Floats) -> Floats:
+    """The cubic kernel of all pairs [N, M]."""
     kernel: Floats = (a @ b.T / a.shape[1] + 1) ** 3
     return kernel
 
 
 def _choose(rng: np.random.Generator, count: int, size: int) -> Integers:
+    """`size` random positions of `count`, none twice."""
     return rng.permutation(count)[:size]
 
 
 def _radii(x: Floats) -> Floats:
-    """The distance of each item to its third neighbour (or the last one that it has)."""
+    """The distance of each item to its third neighbour, or to its last if it has fewer."""
     among = euclidean(x, x)
     np.fill_diagonal(among, -1)  # the item itself comes first
     radii: Floats = np.sort(among, axis=1)[:, min(NEIGHBOURS, len(x) - 1)]

@@ -1,12 +1,11 @@
-"""What released labelled images are worth: a classifier trained on them, tested on real people.
+"""Measures released labelled images by a classifier trained on them and tested on real people.
 
 In: released images with labels; public people who took part, and others who did not.
 Out: findings for the report.
-Guarantees: three trainings have the same recipe, seeds and test people: on the release, on as many
-real images, on all real images. No training sees a test person, and nothing is chosen by them.
-Not covered: a tuned classifier, or one for pictures larger than 32 px
-(common/measure/classifier.py). Images of one group are not known as such here. So the snapshot
-may be chosen by images that resemble those that it learned from.
+Guarantees: trainings on the release, on as many real images and on all real images share recipe,
+seeds and test people; no test person trains or chooses anything.
+Not covered: a tuned classifier, or one for images larger than 32 px. Images of one group are not
+known as such, so a snapshot may be chosen by images that resemble its training images.
 """
 
 from __future__ import annotations
@@ -56,19 +55,21 @@ def downstream(
 ) -> list[Finding]:
     """Return the findings; `real` are people who took part, `test` people who did not.
 
-    `names` are the labels, `how` says who the people are. Fewer than `LEAST_IMAGES` released or
-    `LEAST_TESTED` tested images, or one label alone: "not evaluated".
+    `names` are the labels, `how` says who the people are. The findings are "not evaluated" with
+    fewer than `LEAST_IMAGES` released or `LEAST_TESTED` tested images, or with one label alone.
     """
     few = len(released.images) < LEAST_IMAGES or len(test.images) < LEAST_TESTED
     if few or len(np.unique(released.labels)) < 2:
         why = f"needs {LEAST_IMAGES} released images of two labels and {LEAST_TESTED} tested people"
         return [missing(name, why) for name in (DOWNSTREAM, KAPPA, KEPT)]
+
     # train on the release, on as many real images, on all real images
     by_set: list[list[Scores]] = [[], [], []]
     for seed in range(seeds):
         trainings = (released, draw_as_many(released, real, seed), real)
         for scores, training in zip(by_set, trainings, strict=True):
             scores.append(_score(training, test, len(names), seed, recipe))
+
     # say what each is worth, and what the release is worth beside as many real images
     said = (
         f"small classifier on 32 px, {seeds} seeds, "
@@ -78,6 +79,7 @@ def downstream(
     for end, scores in zip(ENDS, by_set, strict=True):
         findings += _score_findings(scores, end, said)
     findings.append(_ratio_finding(by_set[0], by_set[1], said))
+
     # measure how much of the pathology single images keep, and each label's recall
     findings += measure_kept(released, real, test, len(names), seeds, recipe, how)
     for i, name in enumerate(names):
@@ -100,7 +102,7 @@ def _score_findings(scores: Sequence[Scores], end: str, said: str) -> list[Findi
 
 
 def _ratio_finding(released: Sequence[Scores], real: Sequence[Scores], said: str) -> Finding:
-    """Mean kappa of the release over that of real images; none where the latter is 0 or less."""
+    """Mean kappa of the release over that of real images; not evaluated if the latter is <= 0."""
     ours = float(np.mean([one.kappa for one in released]))
     theirs = float(np.mean([one.kappa for one in real]))
     if theirs > 0:
@@ -119,11 +121,14 @@ def measure_kept(
 ) -> list[Finding]:
     """Return how often classifiers trained on `others` give images the label that they have.
 
-    Of released images: what of the pathology is still to be seen in single ones. Beside it the
-    same of real images. Accuracy is the mean over labels, so other shares of labels compare.
+    For released images this says how much of the pathology single images keep; real images are
+    measured beside them. The accuracy is the mean over labels, so it does not depend on how many
+    images a label has.
     """
     if len(np.unique(others.labels)) < 2:
         return [missing(KEPT, "needs people of two labels who took no part")]
+
+    # train on people who took no part
     models = [
         classifier.fit(others.images, others.labels, classes, seed=seed, recipe=recipe)
         for seed in range(seeds)
@@ -132,6 +137,8 @@ def measure_kept(
         f"small classifier on 32 px, {seeds} seeds, "
         f"trained on {len(others.images)} people who did not take part; {how}"
     )
+
+    # test on released images, and on real images of those who took part
     findings = []
     for name, some in ((KEPT, released), (KEPT_REAL, real)):
         found = [_balanced_accuracy(model.predict(some.images), some.labels) for model in models]
@@ -157,6 +164,7 @@ def draw_as_many(released: Labelled, real: Labelled, seed: int) -> Labelled:
 
 
 def _score(train: Labelled, test: Labelled, classes: int, seed: int, recipe: Recipe) -> Scores:
+    """The scores on `test` of a classifier trained on `train`."""
     model = classifier.fit(train.images, train.labels, classes, seed=seed, recipe=recipe)
     return score_predictions(model.predict(test.images), test.labels, classes)
 

@@ -1,14 +1,11 @@
-"""What looks at images when two sets of them are compared.
+"""The features by which two sets of images are compared.
 
-In: uint8 images [N, H, W, C]. Out: features float64 [N, D], by one of
-  `Texture`: random convolutions of a fixed seed. Sees colour and texture, not anatomy; nothing to
-      download; its numbers compare with nobody else's.
-  `Network`: a torchvision architecture with weights from a local safetensors file of a stated
-      SHA-256. inception_v3 gives the customary FID and KID, up to weights and resizing.
+In: uint8 images [N, H, W, C].
+Out: features float64 [N, D], by `Texture` or `Network`.
 Guarantees: nothing is downloaded, no code is loaded from a file, weights that do not fit are
 refused.
-Not covered: where weights come from. torchvision's own .pth files have to be converted to
-safetensors on a machine that trusts them.
+Not covered: where weights come from. torchvision's own .pth files must be converted to safetensors
+on a machine that trusts them.
 """
 
 from __future__ import annotations
@@ -44,16 +41,17 @@ ARCHITECTURES = {  # name: (input size in pixels, attribute that holds the class
 
 
 class Extractor(Protocol):
-    """`name` stands in the report.
-
-    `standardised`: each feature is scaled by the reference set before it is compared.
-    """
+    """What turns images into features."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the report calls it."""
+        ...
 
     @property
-    def standardised(self) -> bool: ...
+    def standardised(self) -> bool:
+        """Whether each feature is scaled by the reference set before it is compared."""
+        ...
 
     def features(self, images: Images) -> Floats:
         """Return features [N, D] of uint8 images [N, H, W, C]."""
@@ -62,9 +60,10 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class Texture:
-    """Fixed-seed 5×5 convolutions at three scales, rectified.
+    """Rectified random 5×5 convolutions of a fixed seed, at three scales.
 
-    Each gives its mean and deviation over the picture: D = 6·`channels`.
+    Each gives its mean and deviation over the image: D = 6·`channels`. They see colour and texture,
+    not anatomy. Their numbers compare with nobody else's.
     """
 
     channels: int = 48
@@ -90,7 +89,10 @@ class Texture:
 
 @dataclass(frozen=True)
 class Network:
-    """The last features before the classifier of a network that was trained elsewhere."""
+    """The last features before the classifier of a network that was trained elsewhere.
+
+    inception_v3 gives the customary FID and KID, up to weights and resizing.
+    """
 
     name: str
     network: nn.Module
@@ -113,9 +115,10 @@ class Network:
 def load_network(architecture: str, weights: Path, sha256: str) -> Network:
     """Return the network `architecture` with the weights in a safetensors file.
 
-    Raises ConfigurationError (unknown architecture, no file), RefusedError (another SHA-256,
-    tensors that do not fit).
+    Raises ConfigurationError for an unknown architecture or a missing file. Raises RefusedError for
+    another SHA-256 and for tensors that do not fit.
     """
+    # find and check the file
     if architecture not in ARCHITECTURES:
         raise ConfigurationError(
             f"features: unknown architecture {architecture!r}, "
@@ -129,6 +132,8 @@ def load_network(architecture: str, weights: Path, sha256: str) -> Network:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise RefusedError(f"{weights}: SHA-256 is {found[:12]}..., expected {sha256[:12]}...")
+
+    # build the network without its classifier, and fill it
     input_px, head = ARCHITECTURES[architecture]
     network = _build_headless(architecture, head)
     given = tensors.loads(data, max_bytes=WEIGHTS_CAP_BYTES, where=str(weights))
@@ -158,7 +163,10 @@ def _drop(given: tensors.Arrays, prefixes: tuple[str, ...]) -> tensors.Arrays:
 
 
 def _fill(network: nn.Module, given: tensors.Arrays, weights: Path) -> None:
-    """Every tensor of the network from the file; running counters of steps may be missing."""
+    """Copy every tensor of the network from the file; counters of steps may be missing.
+
+    Raises RefusedError, before anything is copied, for tensors that do not fit.
+    """
     own = {}
     for name, tensor in network.state_dict().items():
         if not name.endswith(COUNTER):

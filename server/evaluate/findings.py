@@ -1,4 +1,4 @@
-"""A finding: one statement of a release's report, with value, unit, evidence and status."""
+"""A finding: one statement in a release's report, with value, unit, evidence and status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Finding:
 
 
 def missing(name: str, evidence: str = "did not run for this release") -> Finding:
-    """Return the finding that nobody measured this."""
+    """Return the finding that this was not measured."""
     return Finding(name, None, "", evidence, NOT_EVALUATED)
 
 

@@ -1,12 +1,12 @@
-"""What released image and mask pairs are worth, measured on public real pairs.
+"""Measures released image and mask pairs by a segmentation network, on public real pairs.
 
-In: released pairs, public reference pairs, whose patients' they are. Out: findings: a segmentation
-network trained on the release and tested on reference patients (TSTR), the same trained on the
-other half of them (TRTR), their ratio, Hausdorff distances, and how image and mask agree.
-Guarantees: both networks are tested on the same patients, whom neither training saw. Configuration
+In: released pairs; public reference pairs with the patient of each.
+Out: findings on networks trained on the release (TSTR) and on half of the reference (TRTR), and on
+how image and mask agree.
+Guarantees: both networks are tested on the same patients, whom neither training saw; configuration
 and epoch come from a part of each one's own training pairs.
-Not covered: whether the reference resembles the hospitals' patients; whether the starting
-checkpoint of the release has seen it.
+Not covered: whether the reference resembles the hospitals' patients, or was seen by the release's
+starting checkpoint.
 """
 
 from __future__ import annotations
@@ -41,13 +41,17 @@ def evaluate_pairs(
 ) -> list[Finding]:
     """Return the findings on released `pairs`.
 
-    Both sets are uint8 [N, S, S, 2] of one size S, masks 0 or 255. No reference, too few patients
-    or pairs: "not evaluated". `progress` counts epochs of both trainings.
+    Both sets are uint8 [N, S, S, 2] of one size S, with masks of 0 or 255. Without a reference, or
+    with too few patients or pairs, the findings are "not evaluated". `progress` counts the epochs
+    of both trainings.
     """
+    # what needs no training
     agreement = _agreement(pairs, "")
     if reference_pairs is None or reference_patient_of is None:
         return _unmeasured("no public reference pairs were given") + agreement
     agreement += _agreement(reference_pairs, ", reference")
+
+    # are there enough patients and pairs?
     patients = len(np.unique(reference_patient_of))
     if patients < LEAST_PATIENTS or min(len(pairs), len(reference_pairs)) < LEAST_PAIRS:
         why = (
@@ -55,10 +59,27 @@ def evaluate_pairs(
             f"has {patients} patients"
         )
         return _unmeasured(why) + agreement
+
+    synthetic, real = _train_both(
+        pairs, reference_pairs, reference_patient_of, recipe, seed, progress
+    )
+    return _findings(synthetic, real, recipe) + agreement
+
+
+def _train_both(
+    pairs: Pairs,
+    reference_pairs: Pairs,
+    reference_patient_of: Labels,
+    recipe: pair_segmenter.Recipe,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> tuple[utility.Utility, utility.Utility]:
+    """Train on the release and on half of the reference; test both on the other half."""
     train, test = halves(len(reference_pairs), reference_patient_of)
     tested = reference_pairs[test]
     tested_patients = reference_patient_of[test]
     epochs = len(recipe.grid) * recipe.epochs
+
     # train on the release
     synthetic = utility.utility(
         pairs,
@@ -68,7 +89,8 @@ def evaluate_pairs(
         seed=seed,
         progress=lambda done, _: progress(done, 2 * epochs),
     )
-    # train on the other half of the reference
+
+    # train on half of the reference
     real = utility.utility(
         reference_pairs[train],
         tested,
@@ -78,13 +100,14 @@ def evaluate_pairs(
         group_of=reference_patient_of[train],
         progress=lambda done, _: progress(epochs + done, 2 * epochs),
     )
-    return _findings(synthetic, real, recipe) + agreement
+    return synthetic, real
 
 
 def _findings(
     synthetic: utility.Utility, real: utility.Utility, recipe: pair_segmenter.Recipe
 ) -> list[Finding]:
-    """Both results and their ratio."""
+    """The findings on both results and their ratio."""
+    # overlap
     how = (
         f"half U-Net of width {recipe.width}, one seed; "
         f"{len(real.dsc_by_patient)} public patients, {real.images} images; "
@@ -97,6 +120,8 @@ def _findings(
         with_interval(TRTR, real.dsc, real.dsc_interval, unit, how),
         with_interval(RATIO, ratio.value, ratio.interval, "ratio", how),
     ]
+
+    # distances between the contours
     for end, result in (("", synthetic), (", trained on real", real)):
         empty = f"{how}; in {result.penalised} images one mask was empty: the diagonal"
         balanced = round(result.bahd_mm, 4)
@@ -108,6 +133,7 @@ def _findings(
 
 
 def _unmeasured(why: str) -> list[Finding]:
+    """The findings where nothing was trained."""
     return [missing(name, why) for name in (TSTR, TRTR)]
 
 

@@ -1,7 +1,7 @@
 """The public people of a rehearsal: members, who took part, and held-out people, who did not.
 
-In: a folder of photographs with labels.csv (file, label and, if known, laterality L or R); or an
-.npz with `images`, `names`, `labels` and, if known, `laterality`. One image a person.
+In: a folder of photographs with labels.csv (columns file, label and, if known, laterality L or R);
+or an .npz with `images`, `names`, `labels` and, if known, `laterality`. One image a person.
 Out: `PublicPeople`.
 Not covered: proof that the people are public and took part. The operator answers for that.
 """
@@ -31,9 +31,10 @@ LabelAndSide = tuple[str, str]
 
 @dataclass(frozen=True)
 class PublicPeople:
-    """`members` took part, `heldout` did not; beside each its strata [N] (label and side).
+    """Labelled images of people who took part (`members`) and of people who did not (`heldout`).
 
-    `name` says in a report who they are.
+    Beside each stand its strata [N], label and side as one number. `name` says in a report who the
+    people are.
     """
 
     members: Labelled
@@ -55,7 +56,10 @@ def read_public_people(members: Path, heldout: Path, study: Study) -> PublicPeop
 
 
 def _read_source(place: Path, study: Study) -> tuple[Labelled, Labels]:
-    """Images, labels as positions in the plan's strata; and label and side as one number."""
+    """Labelled images of one source, and their strata: label and side as one number.
+
+    A label is a position in the plan's strata.
+    """
     rows = _read_table(place) if place.is_dir() else _read_arrays(place)
     source = read_source(place, study.intake.size_px, study.intake.channels)
     labels = []
@@ -64,6 +68,8 @@ def _read_source(place: Path, study: Study) -> tuple[Labelled, Labels]:
         given, side = rows.get(name, ("", ""))
         labels.append(_stratum(f"{place}: {name}", given, study))
         sides.append(SIDES.get(side, 0))
+
+    # the side counts only where the plan groups by it
     found = np.array(labels, np.int64)
     strata = found * len(SIDES)
     if study.intake.stratify_laterality:
@@ -112,7 +118,7 @@ def _read_arrays(path: Path) -> dict[str, LabelAndSide]:
 
 
 def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Every person has one row in each array, and a name of their own."""
+    """Raise ConfigurationError unless every person has one row in each array and an own name."""
     counts = {}
     for key, array in arrays.items():
         counts[key] = array.shape[0] if array.ndim else 0

@@ -1,10 +1,9 @@
 """What a rehearsal of a plan on public data found about attacks and utility.
 
-In: a release of a rehearsal, and its public people. Out: a `Rehearsal`: findings, and the digest
-of all that makes two plans the same. It stands in evaluation.json of that release; a real study's
-release takes it from there (`kohort-server release --rehearsal FILE`).
-Guarantees: a file of another plan, too large or with unknown keys is refused. A finding is a
-name, a number, a unit and a sentence; it holds no image and nobody's name.
+In: a release of a rehearsal, and its public people.
+Out: a `Rehearsal`: findings, and the digest of what two equal plans share. It stands in that
+release's evaluation.json, which `kohort-server release --rehearsal FILE` reads.
+Guarantees: a file of another plan, too large or with unknown keys is refused.
 Not covered: proof that the people were public and took part. The operator answers for that.
 """
 
@@ -36,7 +35,7 @@ OTHER_IN_EVERY_STUDY = {"name", "title", "sites", "quorum", "round_deadline_s", 
 
 
 class Statement(FrozenModel):
-    """A finding in a file."""
+    """A finding in a file: a name, a number, a unit and a sentence, no image."""
 
     name: str = Field(max_length=200)
     value: float | None = Field(allow_inf_nan=False)
@@ -51,7 +50,7 @@ class Statement(FrozenModel):
 
 
 class Rehearsal(FrozenModel):
-    """What a rehearsal found: `plan` is `plan_digest` of its study, `cast` says who took part."""
+    """What a rehearsal found; `plan` is `plan_digest` of its study, `cast` says who took part."""
 
     format: Literal["kohort-rehearsal/1"]
     plan: str = Field(pattern="^[0-9a-f]{64}$")
@@ -60,7 +59,7 @@ class Rehearsal(FrozenModel):
 
 
 def plan_digest(study: Study) -> str:
-    """Return the SHA-256 of all of a plan that a rehearsal must share."""
+    """Return the SHA-256 of all fields of a plan that a rehearsal must share with it."""
     fields = study.model_dump(mode="json", exclude=OTHER_IN_EVERY_STUDY)
     return hashlib.sha256(canonical(fields)).hexdigest()
 
@@ -73,12 +72,14 @@ def rehearse(
         (people.members.images, people.members.labels, people.members_strata),
         (people.heldout.images, people.heldout.labels, people.heldout_strata),
     )
-    # attack the release, and for comparison images that nobody here is in
+
+    # attack the release and, for comparison, images that none of these people is in
     battery = Battery(who, attacker)
     inference = battery.membership(released.images, released.labels)
     control = battery.control(released.labels)
     linked = attacks.linkage(released.images, released.labels, who)
     found = attack_findings.findings(inference, control, linked, people.name)
+
     # train classifiers on the release and on members, test them on held-out people
     found += downstream(released, people.members, people.heldout, study.strata(), people.name)
     return Rehearsal(
@@ -92,7 +93,7 @@ def rehearse(
 def read_rehearsal(path: Path, study: Study) -> Rehearsal:
     """Return the rehearsal in a release's evaluation.json.
 
-    Raises RefusedError for a rehearsal of another plan, and for anything else.
+    Raises RefusedError for a file without a rehearsal, and for a rehearsal of another plan.
     """
     try:
         data = json.loads(read_capped(path, FILE_CAP_BYTES))

@@ -1,8 +1,8 @@
 """All findings on a release, measured on public data alone.
 
-In: released images, public reference images, what was measured elsewhere. Out: findings.
-Guarantees: no number comes from a hospital's patients; what nobody measured reads
-"not evaluated".
+In: released images, public reference images, and what was measured elsewhere.
+Out: findings.
+Guarantees: no number comes from a hospital's patients; what was not measured reads "not evaluated".
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def evaluate(
     """Return the findings on uint8 images [N, H, W, C] with label indices [N].
 
     `reference` is uint8 [M, H, W, C]; `patient_of` [M] keeps a person in one half of the floor.
-    `downstream`, `attacks`: what was measured elsewhere. An attack of `ATTACKS` that begins none
-    of their names reads "not evaluated".
+    `downstream` and `attacks` were measured elsewhere. An attack of `ATTACKS` of which they hold
+    no finding reads "not evaluated".
     """
     # count, then compare with public images
     findings = _counts(images, labels, names)
@@ -49,7 +49,8 @@ def evaluate(
     else:
         for name in DISTANCES:
             findings.append(missing(name, "no public reference images were given"))
-    # add what was measured elsewhere, and say what nobody measured
+
+    # add what was measured elsewhere, and say what was not measured
     findings += downstream or [missing(DOWNSTREAM)]
     findings += attacks
     for attack in ATTACKS:
@@ -73,7 +74,7 @@ def _counts(images: Images, labels: Labels, names: tuple[str, ...]) -> list[Find
 
 
 def _texture(images: int) -> Texture:
-    """The most texture features whose covariance so many images carry; else all of them."""
+    """As many texture features as so many images can carry the covariance of; else all."""
     for channels in TEXTURE_CHANNELS:
         if images > 6 * channels:
             return Texture(channels)
@@ -88,6 +89,7 @@ def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:
 
 
 def _canary_finding(name: str, found: ModelAudit) -> Finding:
+    """The lower bound of one model, beside the accountant's upper bound."""
     return Finding(
         f"canary lower bound, {name}",
         round(found.lower_bound, 2),

@@ -1,13 +1,12 @@
-"""Re-identification by a network that learns on other patients which two images show one person.
+"""Re-identification by a network that learns which two images show one person.
 
-In: images of patients with several images each, none of whom is attacked; later a query image of
-each attacked person that is not in the release, and the released images.
-Out: `Reidentified`: how often the nearest release is the person's own (P@1), and the AUC of the
-network's score between own and other releases.
-Guarantees: whoever is attacked trains nothing; releases of another label are no candidates;
-seeded.
-Not covered: the strongest network there is (Packhäuser et al. 2022 train a ResNet-50 on full-size
-radiographs). `recognition` says how well this one tells people apart.
+In: several images of each of some patients, to train on; later the distances between an attacked
+person's other image and the released images.
+Out: `Reidentified`.
+Guarantees: the same seed gives the same network. The caller keeps attacked people out of training,
+and gives releases of another label an infinite distance.
+Not covered: the strongest attack. Packhäuser et al. 2022 train a ResNet-50 on full-size
+radiographs; `recognition` says how well this network tells people apart.
 """
 
 from __future__ import annotations
@@ -33,22 +32,24 @@ LEAST_PERSONS = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """Constants of the training: pairs of images of one person against all others of the batch
-    (Chen et al. 2020).
+    """Constants of the contrastive training (Chen et al. 2020).
+
+    Two images of one person are compared with all others of the batch.
     """
 
     width: int = 16
-    embedding: int = 32
+    embedding: int = 32  # length of the vectors
     steps: int = 200
-    persons: int = 24
+    persons: int = 24  # a step
     rate: float = 2e-3
     temperature: float = 0.2
 
 
 @dataclass(frozen=True)
 class Reidentified:
-    """P@1 with interval, its `chance` (a random release of the same label), and the AUC of own
-    against other releases.
+    """How often the nearest release is the person's own (P@1), with interval.
+
+    `chance` is the same for a random candidate. `auc` compares own with other releases.
     """
 
     precision: float
@@ -79,6 +80,7 @@ def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Reci
     Persons with one image do not take part. Raises ConfigurationError when fewer than
     `LEAST_PERSONS` persons have two images.
     """
+    # the persons with two images or more
     rng = np.random.default_rng(seed)
     rows_of = {}
     for person in np.unique(person_of):
@@ -90,6 +92,8 @@ def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Reci
         raise ConfigurationError(
             f"re-identification: {len(several)} persons have two images, expected four or more"
         )
+
+    # train
     x = _normalise(images)
     weights = _weights(x.shape[1], recipe, torch.Generator().manual_seed(seed))
     adam = Adam(weights, recipe.rate, betas=(0.9, 0.99))
@@ -99,10 +103,12 @@ def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Reci
         pairs = np.array([rng.permutation(rows_of[int(p)])[:2] for p in persons])
         first = _embed(weights, _shift(x[pairs[:, 0]], rng))
         second = _embed(weights, _shift(x[pairs[:, 1]], rng))
+
         # each image should be most like the other of the same person
         likeness = first @ second.T / recipe.temperature
         truth = torch.arange(len(pairs))
         loss = (F.cross_entropy(likeness, truth) + F.cross_entropy(likeness.T, truth)) / 2
+
         # take a step; the rate falls to 0 in the second half
         gradients = torch.autograd.grad(loss, list(weights.values()))
         adam.rate = recipe.rate * min(1.0, 2 * (1 - step / recipe.steps))
@@ -113,15 +119,18 @@ def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Reci
 def reidentify(apart: Floats, own: Flags) -> Reidentified | None:
     """Return the figures of distances [queries, releases] against the truth `own`.
 
-    A distance of infinity is no candidate. Queries without an own release, or with no other
-    candidate, do not count; None when none is left.
+    A release at an infinite distance is no candidate. Queries without an own release, or with no
+    other candidate, do not count; None when no query is left.
     """
+    # the queries that count
     possible = np.isfinite(apart)
     kept = (own & possible).any(1) & (~own & possible).any(1)
     if not kept.any():
         return None
     found = attacks.links(apart[kept], own[kept], 1)
     assert found is not None
+
+    # the AUC of each query
     shares = []
     for distances, mine in zip(apart[kept], own[kept], strict=True):
         candidates = np.isfinite(distances)
@@ -145,9 +154,7 @@ def recognition(network: Siamese, images: Images, person_of: Labels) -> Reidenti
 
 
 def _weights(channels: int, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
-    """Fresh weights that require a gradient: three strided convolutions and a linear layer on a
-    4×4 grid.
-    """
+    """Fresh weights of three strided convolutions and a linear layer on a 4×4 grid."""
     found: dict[str, Tensor] = {}
     before = channels
     for i, size in enumerate((recipe.width, 2 * recipe.width, 2 * recipe.width)):
@@ -167,7 +174,7 @@ def _embed(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def _normalise(images: Images) -> Tensor:
-    """[N, C, 32, 32] or so, each image at mean 0 and deviation 1."""
+    """Images [N, C, S, S] of about 32 px, each at mean 0 and deviation 1."""
     x = to_unit(images)
     x = F.avg_pool2d(x, max(1, x.shape[2] // INPUT_PX))
     return (x - x.mean((1, 2, 3), keepdim=True)) / (x.std((1, 2, 3), keepdim=True) + 1e-3)
