@@ -1,15 +1,18 @@
 """Builds a release: an immutable, versioned, signed folder of synthetic images.
 
 In: the sites' signed batches (or updates and drawn pairs), the plan, the final weights.
-Out: `<name>-<version>/`, which verifies offline. The steps, numbered as in the code:
+Out: `<name>-<version>/`, which verifies offline.
+Guarantees: a release that exists is never changed; a build that fails leaves nothing; the same
+inputs give the same bytes.
+Not covered: whether sharing is lawful.
+
+The steps, numbered as in the code:
   1. the quorum has sent, and every signature and digest still holds;
   2. everything passes the boundary rules again;
   3. identical pictures enter once; at least `release.min_images` remain;
   4. a keyed shuffle gives order and numbers;
   5. pictures become PNG without metadata, masks PNG and NIfTI;
   6. documents, manifest, SHA256SUMS and signature; one rename makes the folder visible.
-Guarantees: a release that exists is never changed; a build that fails leaves nothing; the same
-inputs give the same bytes. Not covered: whether sharing is lawful.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ def build_release(
 ) -> Path:
     """Build, sign and publish the release below `out`; returns its folder.
 
-    Raises PolicyError (quorum, too few images), RefusedError (a batch does not verify, the
-    version exists with other bytes).
+    Raises PolicyError below the quorum and for too few images. Raises RefusedError for a batch that
+    does not verify, and for a version that exists with other bytes.
     """
     study = inputs.study
     evidence, items = _collect(inputs, key)
@@ -49,6 +52,7 @@ def build_release(
         try:
             # (5) write pictures, masks and their table
             write_items(part, items, study, progress)
+
             # (6) write the documents, sign the folder, make it visible
             write_documents(part, inputs, items, evidence, key)
             sites = tuple(sorted(evidence.headers))
@@ -65,9 +69,12 @@ def _collect(inputs: ReleaseInputs, key: Ed25519PrivateKey) -> tuple[Evidence, I
     if inputs.pairs is None:
         # (1, 2) verify each site's batch again
         evidence, arrays = accept_batches(inputs)
+
         # (3, 4) leave out identical images, shuffle the rest
         return evidence, shuffle_images(arrays, study, key)
+
     # (1, 2) verify each site's last update again
     evidence = accept_updates(inputs.pairs.statements, study)
+
     # (3, 4) leave out identical pairs, shuffle the rest
     return evidence, shuffle_pairs(inputs.pairs.drawn, study, key)

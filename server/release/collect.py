@@ -1,6 +1,7 @@
 """Verifies again what the sites sent, and gathers it in the order of the release.
 
-In: signed batches, or signed statements and drawn pairs. Out: `Evidence` and `Items`.
+In: signed batches, or signed statements and drawn pairs.
+Out: `Evidence` and `Items`.
 Guarantees, numbered as in server/release/build.py:
   1. the plan's quorum of sites has sent, and every signature and digest still holds;
   2. every batch passes the boundary rules again, every update those on its header;
@@ -32,12 +33,15 @@ BATCH_CAP_BYTES = 1 << 28
 
 
 def accept_batches(inputs: ReleaseInputs) -> tuple[Evidence, list[tensors.Arrays]]:
-    """Return steps 1 and 2 for images: each site's evidence, and the arrays of every part.
+    """Return each site's evidence and the arrays of every part: steps 1 and 2 for images.
 
     Raises PolicyError below the quorum, RefusedError for a part that does not verify.
     """
+    # (1) the quorum
     study = inputs.study
     _check_quorum(len({batch.site for batch in inputs.batches}), study, "images")
+
+    # (2) open and check every part
     headers: dict[str, Header] = {}
     statements: dict[str, bytes] = {}
     arrays: list[tensors.Arrays] = []
@@ -64,8 +68,14 @@ def _open_part(batch: SiteBatch, sealed: Sealed, study: Study) -> tuple[Header, 
 
 
 def accept_updates(statements: Mapping[str, bytes], study: Study) -> Evidence:
-    """Return steps 1 and 2 for pairs: each site signed an update of the model's last round."""
+    """Return each site's evidence, its update of the last round: steps 1 and 2 for pairs.
+
+    Raises PolicyError below the quorum, RefusedError for any other statement.
+    """
+    # (1) the quorum
     _check_quorum(len(statements), study, "updates")
+
+    # (2) open every statement; it must be about the site's own update of the last round
     assert study.models.wgan is not None
     last_round = study.models.wgan.rounds - 1
     headers: dict[str, Header] = {}
@@ -90,7 +100,8 @@ def _check_quorum(sites: int, study: Study, what: str) -> None:
 
 
 def shuffle_images(arrays: Sequence[tensors.Arrays], study: Study, key: Ed25519PrivateKey) -> Items:
-    """Return steps 3 and 4 for images: no picture twice, ordered by the operator's key."""
+    """Return the items in their final order: steps 3 and 4 for images."""
+    # (3) identical pictures have one place, so each enters once
     rank = _Ranking(study, key)
     rows: dict[bytes, tuple[Images, int, int]] = {}
     for batch in arrays:
@@ -99,13 +110,19 @@ def shuffle_images(arrays: Sequence[tensors.Arrays], study: Study, key: Ed25519P
         ):
             rows.setdefault(rank(image), (image, label, flag))
     _check_enough(len(rows), study)
+
+    # (4) order by place
     ordered = [rows[place] for place in sorted(rows)]
     images, labels, flags = zip(*ordered, strict=True)
     return Items(np.stack(images), np.array(labels, np.int64), np.array(flags, np.uint8))
 
 
 def shuffle_pairs(drawn: PairArray, study: Study, key: Ed25519PrivateKey) -> Items:
-    """Return steps 3 and 4 for pairs. Their plan has one label (server/operator/releasable.py)."""
+    """Return the items in their final order: steps 3 and 4 for pairs.
+
+    The plan of such a release has one label (server/operator/releasable.py).
+    """
+    # refuse what is no pair
     size = study.intake.size_px
     fits = drawn.dtype == np.uint8 and drawn.shape[1:] == (size, size, 2)
     if not fits or not np.isin(drawn[..., 1], (0, 255)).all():
@@ -113,9 +130,13 @@ def shuffle_pairs(drawn: PairArray, study: Study, key: Ed25519PrivateKey) -> Ite
             f"pairs: expected uint8 [N, {size}, {size}, 2] with masks of 0 and 255, "
             f"got {drawn.shape}"
         )
+
+    # (3) identical pairs have one place, so each enters once
     rank = _Ranking(study, key)
     rows = {rank(pair): pair for pair in drawn}
     _check_enough(len(rows), study)
+
+    # (4) order by place
     pairs = np.stack([rows[place] for place in sorted(rows)])
     zeros = np.zeros(len(pairs), np.int64)
     masks = np.ascontiguousarray(pairs[..., 1])
@@ -123,7 +144,7 @@ def shuffle_pairs(drawn: PairArray, study: Study, key: Ed25519PrivateKey) -> Ite
 
 
 class _Ranking:
-    """The place of a picture in the order: a keyed hash of its pixels."""
+    """Gives each picture its place in the order: a hash of its pixels under the operator's key."""
 
     def __init__(self, study: Study, key: Ed25519PrivateKey) -> None:
         raw = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())

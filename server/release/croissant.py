@@ -79,6 +79,7 @@ def _distribution(study: Study, metadata_sha256: str) -> list[Any]:
 
 
 def _file_set(name: str, pattern: str, encoding: str) -> Any:
+    """All files of one kind."""
     import mlcroissant as mlc
 
     return mlc.FileSet(id=name, name=name, includes=[pattern], encoding_formats=[encoding])

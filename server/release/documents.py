@@ -26,21 +26,21 @@ def write_documents(
     study = inputs.study
     statement = privacy_statement(study, evidence.headers, inputs.account)
     report = evaluation(inputs, items)
+
     # what is promised, and what was measured
     write_json(part / "privacy_statement.json", statement)
     (part / "privacy_statement.md").write_text(statement_markdown(statement), encoding="utf-8")
     write_json(part / "evaluation.json", report)
+
     # what a reader and a data catalogue need
-    (part / "README.md").write_text(
-        readme(study, statement, report, len(items.images)), encoding="utf-8"
-    )
+    datasheet = readme(study, statement, report, len(items.images))
+    (part / "README.md").write_text(datasheet, encoding="utf-8")
     (part / "LICENSE").write_text(licence_text(study), encoding="utf-8")
     table_digest = file_digest(part / "metadata.csv")
     write_json(part / "croissant.json", croissant(study, statement, table_digest))
-    fingerprint = signing.fingerprint(key.public_key())
-    (part / "index.html").write_text(
-        html(study, statement, report, items, fingerprint), encoding="utf-8"
-    )
+    page = html(study, statement, report, items, signing.fingerprint(key.public_key()))
+    (part / "index.html").write_text(page, encoding="utf-8")
+
     # what the claims rest on
     _copy_sources(part, inputs)
     (part / "statements").mkdir()

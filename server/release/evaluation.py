@@ -1,7 +1,7 @@
 """What evaluation.json says: the pictures measured against public data.
 
 In: the inputs and the items of a release. Out: plain data.
-Guarantees: what nobody measured reads "not evaluated".
+Guarantees: what was not measured reads "not evaluated".
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def _pair_findings(inputs: ReleaseInputs, items: Items) -> list[Finding]:
     """Pairs against public reference pairs (imports torch)."""
     from server.evaluate.pair_utility import evaluate_pairs
 
+    # the reference: its pairs, and its images alone
     assert inputs.pairs is not None
     assert items.masks is not None
     reference = inputs.reference
@@ -74,6 +75,8 @@ def _pair_findings(inputs: ReleaseInputs, items: Items) -> list[Finding]:
         pairs = inputs.pairs.reference.pairs
         patient_of = inputs.pairs.reference.patient_of
         reference = pairs[..., :1]
+
+    # the images as images, and the pairs as pairs
     released = np.concatenate([items.images, items.masks[..., None]], axis=-1)
     return evaluate(
         items.images,

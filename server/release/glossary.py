@@ -1,7 +1,9 @@
 """The terms that the pages of a release use, each explained once.
 
-In: the text of a page. Out: the terms that occur in it. A release is read offline, so it carries
-its own glossary; docs/glossary.md says the same at more length.
+In: the text of a page.
+Out: the terms that occur in it.
+
+A release is read offline, so it carries its own glossary; docs/glossary.md explains more terms.
 """
 
 from __future__ import annotations

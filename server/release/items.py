@@ -33,7 +33,7 @@ class SiteBatch:
 class Account:
     """Epsilon of all that one site sends, by accountant, at the plan's delta.
 
-    `versions`: the accountants' versions. `canaries`: what the canary audit of each model found.
+    `versions` are the accountants' versions; `canaries` is the canary audit of each model.
     """
 
     epsilon: Mapping[str, float]
@@ -45,8 +45,9 @@ class Account:
 class Pairs:
     """What a study without synthesis releases.
 
-    `drawn` uint8 [N, S, S, 2]: image and mask. `statements`: site -> kohort.statements.Statement
-    as JSON, about the site's last update. `reference`: public real pairs to compare with.
+    `drawn` is uint8 [N, S, S, 2], image and mask. `statements` holds for each site a
+    `kohort.statements.Statement` as JSON, about its last update. `reference` are public real pairs
+    to compare with.
     """
 
     drawn: PairArray
@@ -58,8 +59,8 @@ class Pairs:
 class ReleaseInputs:
     """All that a release is made from.
 
-    `weights`: the files of the final models. `reference`: public images to compare with.
-    `rehearsal`: the public people of this run, or what an earlier rehearsal of this plan found.
+    `weights` are the files of the final models, `reference` public images to compare with.
+    `rehearsal` are the public people of this run, or what an earlier rehearsal of this plan found.
     """
 
     study: Study
@@ -78,7 +79,7 @@ class ReleaseInputs:
 class Items:
     """The released pictures in their final order: uint8 [N, H, W, C], label index [N], flag [N].
 
-    `privatized` is 1 for a privatized image. `masks` uint8 [N, H, W] of 0 and 255, for pairs.
+    `privatized` is 1 for a privatized image. `masks` are uint8 [N, H, W] of 0 and 255, for pairs.
     """
 
     images: Images

@@ -76,6 +76,7 @@ def _gallery(study: Study, items: Items) -> list[Section]:
 
 
 def _section(items: Items, index: int, label: str) -> Section:
+    """The pictures of one label."""
     pictures = []
     for row in np.flatnonzero(items.labels == index):
         picture = Picture(data_uri(items.images[row]), bool(items.privatized[row]))

@@ -1,9 +1,10 @@
 """The pairs of a release: drawn once from the final generator; masks as NIfTI.
 
-In: the final global weights of model "wgan". Out: uint8 [N, S, S, 2]: image, mask of 0 and 255.
-Guarantees: drawing sees the weights alone, so it is post-processing of what the sites sent. One
-set of weights gives one set of pairs, kept on disk; a file holds no clock and no name.
-Not covered: privacy (the noised updates have it), and what the pairs are worth.
+In: the final global weights of model "wgan".
+Out: uint8 [N, S, S, 2], image and mask of 0 and 255.
+Guarantees: drawing sees the weights alone, so it is post-processing of what the sites sent; the
+same weights give the same pairs, which are kept on disk.
+Not covered: privacy, which the noised updates have; utility.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def draw_pairs(
 ) -> Pairs:
     """Return the study's pairs uint8 [released_pairs, S, S, 2]: those in `folder`, or new ones.
 
-    New ones are stored there. `digest` is the SHA-256 of the weights' file: other weights get
+    New ones are stored there. `digest` is the SHA-256 of the weights' file, so other weights get
     other pairs.
     """
     path = folder / f"{digest[:32]}.safetensors"
@@ -50,9 +51,9 @@ def _sample(weights: tensors.Arrays, plan: WganPlan, size_px: int) -> Pairs:
 def nifti_bytes(mask: Pixels) -> bytes:
     """Return a gzipped 2-D NIfTI-1 file of a mask [H, W]: uint8 0 and 1 (vessel), pixels of 1 mm.
 
-    The first NIfTI axis is the picture's column and the affine turns both axes. So viewers and
-    ITK show and index it like the PNG; with nibabel the array is transposed. The same mask gives
-    the same bytes.
+    The first NIfTI axis is the picture's column, and the affine turns both axes. So viewers and
+    ITK show and index it like the PNG; with nibabel the array is transposed. The file holds no time
+    and no name: the same mask gives the same bytes.
     """
     import nibabel
 

@@ -32,9 +32,12 @@ def write_items(part: Path, items: Items, study: Study, progress: Progress) -> N
 
 def write_images(part: Path, items: Items, study: Study, progress: Progress) -> None:
     """Write every picture, metadata.csv and the contact sheet of all of them."""
+    # what the table says of every image
     groups: Row = (0, "none")
     if study.synthesis:
         groups = (study.synthesis.k, study.synthesis.grouping)
+
+    # the pictures
     rows: list[Row] = []
     columns = zip(items.images, items.labels, items.privatized, strict=True)
     for i, (image, stratum, privatized) in enumerate(columns):
@@ -43,12 +46,15 @@ def write_images(part: Path, items: Items, study: Study, progress: Progress) -> 
         _write(part / name, png_bytes(image))
         rows.append((name, label, *groups, _mechanism(study, bool(privatized)), "yes"))
         progress(i + 1, len(items.images))
+
+    # the table, and all pictures on one sheet
     _write_table(part / "metadata.csv", IMAGE_HEADER, rows)
     _write(part / "contact_sheet.png", png_bytes(contact_sheet(items.images)))
 
 
 def write_pairs(part: Path, items: Items, masks: Images, study: Study, progress: Progress) -> None:
     """Write every picture, and its mask under the same number as PNG and as NIfTI."""
+    # pictures and masks
     rows: list[Row] = []
     columns = zip(items.images, items.labels, masks, strict=True)
     for i, (image, stratum, mask) in enumerate(columns):
@@ -61,6 +67,8 @@ def write_pairs(part: Path, items: Items, masks: Images, study: Study, progress:
         _write(part / nifti, nifti_bytes(mask))
         rows.append((name, png, nifti, label, "dp-generator", "yes"))
         progress(i + 1, len(items.images))
+
+    # the table, and the first few pairs on one sheet
     _write_table(part / "metadata.csv", PAIR_HEADER, rows)
     shown = triptychs(items.images[:SHOWN_PAIRS], masks[:SHOWN_PAIRS])
     sheet = contact_sheet(shown, columns=PAIR_COLUMNS, pad=PAIR_GAP_PX)
@@ -81,6 +89,7 @@ def _mechanism(study: Study, privatized: bool) -> str:
 
 
 def _write_table(path: Path, header: Row, rows: Iterable[Row]) -> None:
+    """Write a CSV file whose lines end in a newline alone."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(header)
@@ -89,5 +98,6 @@ def _write_table(path: Path, header: Row, rows: Iterable[Row]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Write a file, and its folder where it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

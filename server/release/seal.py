@@ -21,11 +21,13 @@ def seal_folder(
     part: Path, study: Study, images: int, sites: tuple[str, ...], key: Ed25519PrivateKey
 ) -> None:
     """Write manifest, sums, signature and the signer's line; then run `kohort verify`."""
-    # list and sign every file
+    # write the manifest, which lists every file
     names = _list_files(part)
     key_line = signing.public_text(key.public_key())
     manifest = _manifest(part, names, study, images, sites, key_line)
     write_json(part / layout.MANIFEST, manifest.model_dump(mode="json"))
+
+    # sign the digests of all files, the manifest included
     digests = {name: file_digest(part / name) for name in (*names, layout.MANIFEST)}
     sums = layout.sums_text(digests).encode()
     (part / layout.SUMS).write_bytes(sums)
@@ -33,11 +35,13 @@ def seal_folder(
     (part / layout.SIGNERS).write_text(
         layout.signers_line(manifest.principal, key_line), encoding="utf-8"
     )
+
     # verify as a researcher would
     verify(part)
 
 
 def _list_files(part: Path) -> list[str]:
+    """The paths of all files below the folder, sorted."""
     names = []
     for path in part.rglob("*"):
         if path.is_file():

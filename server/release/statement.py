@@ -1,8 +1,9 @@
 """The privacy statement of a release, as plain data and as Markdown.
 
-In: the plan, the sites' signed headers, the account of epsilon. Out: plain data, text.
-Guarantees: every sentence comes from a field of the plan or a signed header. k and epsilon stand
-side by side and never become one number; without a k in the plan none is claimed.
+In: the plan, the sites' signed headers, the account of epsilon.
+Out: plain data, and text.
+Guarantees: every sentence comes from a field of the plan or a signed header. k and epsilon never
+become one number; without a k in the plan none is claimed.
 Not covered: a legal assessment.
 """
 
@@ -160,17 +161,22 @@ def _pairs_statement(study: Study) -> dict[str, Any]:
 
 
 def privatized_statement(study: Study) -> dict[str, Any] | str:
-    """Return the mechanism of privatized images, which groups make its claim hold, and the
-    model's own epsilon; "not evaluated" where the plan releases none.
+    """Return the mechanism of privatized images, or "not evaluated" where the plan has none.
+
+    It names the groups for which the mechanism's claim holds, and the model's own epsilon.
     """
     mechanism = _latent_mechanism(study)
     if mechanism is None or study.synthesis is None:
         return "not evaluated"
+
+    # the model's epsilon: beside the mechanism's own, or covering both
     privacy = study.privacy
     limit = f"ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient"
     model = f"model {limit}"
     if mechanism.covers_patient:
         model = f"with the model's training together at most {limit}"
+
+    # the facts of the mechanism, and one sentence on both
     whole = study.latent_dimension
     facts = mechanism.describe()
     return {
@@ -194,7 +200,7 @@ def _latent_mechanism(study: Study) -> Latent | None:
 
 
 def audit_statement(account: Account) -> dict[str, Any] | str:
-    """Each model's lower bound beside the accountant's upper bound, with what they prove."""
+    """Return each model's lower and upper bound with what they prove, or "not evaluated"."""
     if not account.canaries:
         return "not evaluated"
     models = {name: found.model_dump(mode="json") for name, found in account.canaries.items()}
@@ -202,7 +208,7 @@ def audit_statement(account: Account) -> dict[str, Any] | str:
 
 
 def audit_lines(statement: Mapping[str, Any]) -> list[str]:
-    """Return a line a model: lower bound, upper bound, and the noise measured."""
+    """Return one line for each model: lower bound, upper bound, and the measured noise."""
     audit = statement["updates"]["audit"]
     if isinstance(audit, str):
         return [f"Canary audit: {audit}."]
