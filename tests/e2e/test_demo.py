@@ -13,6 +13,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -257,8 +259,8 @@ def test_the_release_verifies_and_one_changed_byte_is_named(story: Story, tmp_pa
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    command = [str(Path(rehearsal.sys.executable).parent / "kohort"), "verify", str(copy)]
-    done = rehearsal.subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [str(Path(sys.executable).parent / "kohort"), "verify", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert victim.name in done.stderr
 
