@@ -1,28 +1,32 @@
 """Aligns each group's average code, so that its image has the group's texture and content.
 
-In: a `GroupStatistics` per group. Out: W+ codes [G, L, d_w], and from them uint8 images [G, H, W,
-C].
+In: a `GroupStatistics` per group.
+Out: W+ codes [G, L, d_w], and from them uint8 images [G, H, W, C].
 Guarantees:
   1. a `GroupStatistics` exists only for a `Group`, with at least k distinct patients behind every
-    number
+     number
   2. the optimiser sees `GroupStatistics` and the study's weights: no image, code or Gram of one
-    patient
+     patient
   3. each patient weighs 1, whatever the number of images
   4. by its own loss a group's result is never worse than its plain average; the generator stays
-    bit-identical
+     bit-identical
   5. each released image has fresh noise maps from the random source passed in
   6. further images of a group are post-processing: they see its aligned code, the generator and
-    randomness
-Not covered: whoever knows k-1 members can subtract them from the mean. Several images of one group
-are not independent; `group_of` in the evidence says which belong together.
+     randomness, never a source image or how far the members lie apart
+Not covered:
+  - whoever knows k-1 members can subtract them from the mean
+  - several images of one group are not independent: whoever splits a release into folds must keep
+    them together; on site, `group_of` in the evidence says which belong together
 
-    loss = content·(1 - <f(G(w)), f_mean>) + style·mean_j |C_j - T_j|² / mean_j |T_j|² + trust·mean
-    (w - w_mean)²/spread²
+    loss = content·(1 - <f(G(w)), f_mean>) + style·mean_j |C_j - T_j|² / mean_j |T_j|²
+         + trust·mean (w - w_mean)²/spread²
 
-Source: Jeon et al. 2022. Deviations: Grams are divided by C·h·w; every window of the average takes
-the best window of each patient, so that k patients stand behind it; a trust region holds the code
-near the average; features come from fixed random filters and the study's critic
-(docs/methods/k-salsa.md).
+Source: Jeon et al. 2022. Deviations (docs/methods/k-salsa.md):
+  - Grams are divided by C·h·w
+  - every window of the average takes the best window of each patient, so that k patients stand
+    behind it
+  - a trust region holds the code near the average
+  - features come from fixed random filters and the study's critic
 """
 
 from __future__ import annotations
@@ -41,15 +45,16 @@ from client.synthesize.descent import CodeDescent
 from client.synthesize.features import content_features, cosines, style_features, window_grams
 from client.synthesize.group import Roster
 from client.synthesize.invert import Inversion
-from client.synthesize.reference import frozen
+from client.synthesize.reference import freeze
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.images import to_uint8, to_unit
 from common.models.stylegan import Critic, Generator
 
 Progress = Callable[[int, int], None]
 LEAST_TEXTURE = 1e-12  # the squared Gram of a group without any texture counts as this
-VARIATION = 0.35
-SPREAD_SAMPLES = 256
+VARIATION = 0.35  # of further images, in deviations of generator samples
+SPREAD_SAMPLES = 256  # whose mean those deviations are taken from
+CLEARLY_LOWER = 1 - 1e-3  # a smaller decrease of the loss counts as a stall
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class AlignmentPlan:
 
     steps: int = 40
     windows: int = 2
+    # small: at 1, content and texture pull apart on radiographs, and averages get worse than
+    # unaligned ones
     content_weight: float = 0.1
     style_weight: float = 1.0
     trust_weight: float = 0.05
@@ -71,7 +78,7 @@ class AlignmentPlan:
 class PatientStatistics:
     """One patient's means over images: code [L, d_w], content [D], window Grams [P, C, C].
 
-    Private.
+    These are private.
     """
 
     code: Tensor
@@ -81,10 +88,10 @@ class PatientStatistics:
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """A group's centroid [L, d_w], content mean [D], not re-normalised, and Gram targets [P, C, C].
+    """A group's centroid [L, d_w], content mean [D] (not re-normalised), Gram targets [P, C, C].
 
     `support` [P]: how many distinct patients stand behind each target. Raises PolicyError below k,
-    Bug on what is not a `Group`.
+    Bug for what is not a `Group` or not finite.
     """
 
     group: Group
@@ -112,9 +119,9 @@ class GroupStatistics:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Codes [G, L, d_w], each group's loss [G] at its average and at the end, its steps [G].
+    """Codes [G, L, d_w]; each group's loss [G] at its average and at the end; its steps [G].
 
-    Site-local.
+    These stay on the site.
     """
 
     codes: Tensor
@@ -130,20 +137,20 @@ def measure_patients(
     critic: Critic,
     plan: AlignmentPlan,
 ) -> dict[str, PatientStatistics]:
-    """Return each patient's statistics: style of the real images [N, H, W, C], content of the
-    inverted ones.
+    """Return each patient's statistics.
 
-    Only the images that count on the roster enter, and of these only accepted ones may be there
-    (else Bug).
+    The style is that of the real images [N, H, W, C], the content that of the inverted ones. Only
+    images on the roster enter. Raises Bug if one of them was rejected by the inversion.
     """
     found = {}
-    with frozen(critic), torch.no_grad():
+    with freeze(critic), torch.no_grad():
         for name, rows in zip(who.pseudonyms, who.images, strict=True):
             index = list(rows)
             if not inversion.accepted[index].all():
                 raise Bug(
                     "alignment: a rejected image on the roster; use usable=inversion.accepted"
                 )
+            # features of each image, then their means
             grams = window_grams(style_features(to_unit(np.asarray(images[index]))), plan.windows)
             content = content_features(critic, inversion.reconstructions[index])
             found[name] = PatientStatistics(
@@ -164,15 +171,18 @@ def gather_statistics(
     Gram (cosine).
     """
     gathered = []
-    with frozen(generator), torch.no_grad():
+    with freeze(generator), torch.no_grad():
         for group in groups:
+            # the average code, and the window Grams of its image
             members = [patients[name] for name in group.members]
-            centroid = torch.stack([m.code for m in members]).mean(0)
+            centroid = torch.stack([member.code for member in members]).mean(0)
             own = window_grams(style_features(generator.synthesis(centroid[None])), plan.windows)[0]
-            grams = torch.stack([m.grams for m in members])
+            # each patient's best window for each of them
+            grams = torch.stack([member.grams for member in members])
             best = cosines(own, grams).argmax(-1)  # [members, P]
             picked = grams[torch.arange(len(members))[:, None], best]  # [members, P, C, C]
-            content = torch.stack([m.content for m in members]).mean(0)
+            # every patient stands behind every window
+            content = torch.stack([member.content for member in members]).mean(0)
             support = (len(members),) * len(own)
             gathered.append(GroupStatistics(group, centroid, content, picked.mean(0), support))
     return gathered
@@ -193,7 +203,7 @@ def align(
     if not statistics:
         raise ConfigurationError("alignment: expected at least one group; got none")
     parts = []
-    with frozen(generator, critic):
+    with freeze(generator, critic):
         for start in range(0, len(statistics), plan.batch):
             some = statistics[start : start + plan.batch]
             parts.append(_align_batch(some, generator, critic, plan, spread))
@@ -213,10 +223,14 @@ def alignment_loss(
     centroid = torch.stack([target.centroid for target in targets])
     content = torch.stack([target.content for target in targets])
     grams = torch.stack([target.grams for target in targets])
+
+    # features of the codes' images
     with torch.autocast(codes.device.type, torch.bfloat16, enabled=plan.bfloat16):
         image = generator.synthesis(codes)
         seen = content_features(critic, image).to(codes.dtype)
         drawn = style_features(image)
+
+    # the three terms, each [B]
     away = 1 - (seen * content).sum(1)
     texture = (window_grams(drawn, plan.windows) - grams).square().sum((2, 3)).mean(1)
     texture = texture / grams.square().sum((2, 3)).mean(1).clamp_min(LEAST_TEXTURE)
@@ -225,8 +239,9 @@ def alignment_loss(
 
 
 def render(codes: Tensor, generator: Generator, random: torch.Generator) -> NDArray[np.uint8]:
-    """Return uint8 images [G, H, W, C] of codes [G, L, d_w], each with its own noise maps from
-    `random`.
+    """Return uint8 images [G, H, W, C] of codes [G, L, d_w].
+
+    Each has its own noise maps from `random`.
     """
     with torch.no_grad():
         images = [to_uint8(generator.synthesis(code[None], noise=random)) for code in codes]
@@ -242,10 +257,10 @@ def render_outputs(
 ) -> list[NDArray[np.uint8]]:
     """Return `count` stacks of uint8 images [G, H, W, C] of codes [G, L, d_w].
 
-    The first stack is of the codes themselves. Each further one is of codes moved by `variation`
-    times the deviation of a fresh generator sample from the samples' mean. Every image has its own
-    noise maps. The moves follow the generator's covariance, which is public or private by its own
-    epsilon; the spread inside a group is not used.
+    The first stack shows the codes themselves. Each further one shows codes that were moved: by
+    `variation` times the deviation of a fresh generator sample from the samples' mean. Every image
+    has its own noise maps. The moves follow the generator's covariance, which is public or private
+    by its own epsilon. The spread inside a group is not used.
     Raises ConfigurationError for a count below 1.
     """
     if count < 1:
@@ -267,10 +282,11 @@ def _align_batch(
     plan: AlignmentPlan,
     spread: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Best codes of a batch of groups, loss at the start, best loss, steps.
+    """Best codes of a batch of groups, loss at the start, best loss, steps to it.
 
-    A stalled group is done.
+    A group whose loss has stalled for `plan.patience` steps keeps its best codes.
     """
+    # start at the averages
     codes = torch.stack([t.centroid for t in targets]).requires_grad_()
     adam = CodeDescent(codes)
     best = codes.detach().clone()
@@ -282,17 +298,19 @@ def _align_batch(
         loss = alignment_loss(codes, targets, generator, critic, plan, spread)
         value = loss.detach()
         first = first or [value]
-        # keep the best codes of each group that has not stalled
+
+        # keep the best codes of each group that has not stalled; the average counts in any case
         better = (stale < plan.patience) & (value < lowest)
         if step == 0:
             better = torch.ones_like(value, dtype=torch.bool)
-        clearly = better & (value < lowest * (1 - 1e-3))
+        clearly = better & (value < lowest * CLEARLY_LOWER)
         stale = torch.where(clearly, 0, stale + (stale < plan.patience))
         best[better] = codes.detach()[better]
         lowest[better] = value[better]
         taken[better] = step
         if step == plan.steps or not (stale < plan.patience).any():
             break
+
         # one step of Adam
         (gradient,) = torch.autograd.grad(loss.sum(), [codes])
         adam.step(gradient, plan.learning_rate * spread * _learning_rate(step, plan.steps))
@@ -300,8 +318,9 @@ def _align_batch(
 
 
 def _learning_rate(step: int, steps: int) -> float:
-    """Ramp over the first 5 % from step + 1 (the first step moves), cosine tail over the last
-    quarter.
+    """The share of the learning rate: a ramp over the first 5 %, a cosine tail over the last 25 %.
+
+    The ramp counts from step + 1, so the first step moves.
     """
     ramp = min(1.0, (step + 1) / steps / 0.05)
     return ramp * 0.5 * (1 - math.cos(math.pi * min(1.0, (1 - step / steps) / 0.25)))

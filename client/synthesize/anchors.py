@@ -5,20 +5,21 @@ codes.
 Out: noisy mean codes of the cells that may be published, each with its `Group`.
 Guarantees:
   1. the reservation is this mechanism's and is taken before the first draw; repeatable noise is for
-    tests alone
+     tests alone
   2. a patient's code is cut to the radius R and put on the lattice toward zero, so its norm is at
-    most R = 2^24 steps
+     most R = 2^24 steps
   3. a patient is in one cell: the nearest anchor of the patient's own stratum, whoever the others
-    are
+     are
   4. sums and counts are exact (int64); every declared cell gets its noise, empty or not, in
-    declared order
+     declared order
   5. published: true count k or more and noisy count k + tau or more (tau:
-    common/privacy/anchors.py, with the proof)
+     common/privacy/anchors.py, with the proof)
   6. a code is noisy sum / noisy count, cut to R: a function of noisy numbers alone, as is all that
-    is made from it
+     is made from it
 Cells, strata and mechanism come from the plan and the generator. Of the arguments only the roster
 and its codes are private, and of the roster only codes and strata enter.
-Not covered: what a site does with the result by looking at its patients; a person at two sites.
+Not covered: what a site does with the result by looking at its patients (its audit is for the site
+alone); a person at two sites.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def make_cells(samples: GeneratorCodes, whitening: Whitening) -> Cells:
 
 @dataclass(frozen=True)
 class NoisyMean:
-    """A cell that may be published.
+    """A cell that may be published: its patients, and their noisy mean code float64 [components].
 
-    Its patients (site-local), and their noisy mean code float64 [components].
+    The patients stay on the site.
     """
 
     group: Group
@@ -83,18 +84,23 @@ def noisy_means(
     mechanism's.
     """
     _check_constants(cells, strata, mechanism)
-    _check_paired(mechanism, reservation, noise)
+    _check_pair(mechanism, reservation, noise)
+
+    # (2, 3, 4) put each patient in one cell; exact sums and counts
     cell_of, sums, counts = totals(who, codes, cells, strata, mechanism)
-    # (1) take the reservation, then draw
+
+    # (1, 4) take the reservation, then draw noise for every declared cell
     reservation.take()
     sum_noise = noise.gaussian_lattice(sums.size, mechanism.sum_multiplier)
     noisy_sums = sums + sum_noise.reshape(sums.shape)
     count_noise = noise.gaussian_lattice(len(counts), mechanism.count_multiplier)
     noisy_counts = counts * LATTICE + count_noise
+
     # (5) publish where the true and the noisy count are large enough
     least = math.ceil(mechanism.threshold * LATTICE)
     shown = (counts >= mechanism.k) & (noisy_counts >= least)
-    # (6) noisy sum / noisy count, cut to R
+
+    # (6) divide noisy sum by noisy count, and cut to R
     means = noisy_sums[shown] * mechanism.radius / noisy_counts[shown, None]
     codes_shown = shorten(means, mechanism.radius)
     published = []
@@ -112,29 +118,28 @@ def totals(
     strata: Sequence[Stratum],
     mechanism: NoisyAnchors,
 ) -> tuple[Integers, Integers, Integers]:
-    """Return each patient's cell [patients], and of every cell the sum [cells, components] and
-    count [cells].
-    """
+    """Return each patient's cell [patients], each cell's sum [cells, components], count [cells]."""
     # (2) cut to the radius, and put on the lattice
     integers = on_lattice(codes, mechanism, len(who.pseudonyms))
+
+    # (3) find the nearest anchor of the patient's own stratum
     first = {stratum: place * len(cells.centres) for place, stratum in enumerate(strata)}
     if not set(who.strata) <= set(first):
         raise Bug("anchors: a patient of a stratum that the plan does not declare")
-    # (3) the nearest anchor of the patient's own stratum
     near = nearest(integers.astype(np.float64) * (mechanism.radius / LATTICE), cells.centres)
     cell_of = np.array([first[stratum] for stratum in who.strata], np.int64) + near
-    # (4) exact sums and counts
+
+    # (4) sum and count exactly
     sums = np.zeros((mechanism.cells, mechanism.components), np.int64)
     np.add.at(sums, cell_of, integers)
     return cell_of, sums, np.bincount(cell_of, minlength=mechanism.cells)
 
 
 def on_lattice(codes: NDArray[np.floating], mechanism: NoisyAnchors, patients: int) -> Integers:
-    """Return int64 [patients, components] in units of R / 2^24, each row's norm at most 2^24 (step
-    2).
+    """Return int64 [patients, components] in units of R / 2^24, each row's norm at most 2^24.
 
-    What is not finite counts as 0. Raises ConfigurationError for another shape, Bug for a row
-    beyond the radius.
+    This is guarantee 2. What is not finite counts as 0. Raises ConfigurationError for another
+    shape, Bug for a row beyond the radius.
     """
     points = np.asarray(codes, np.float64)
     if points.shape != (patients, mechanism.components):
@@ -150,7 +155,7 @@ def on_lattice(codes: NDArray[np.floating], mechanism: NoisyAnchors, patients: i
 
 
 def shorten(codes: Floats, radius: float) -> Floats:
-    """Return the codes [N, m], those longer than the radius shortened to just below it."""
+    """Return the codes [N, m]; those longer than the radius are cut to just below it."""
     norms = np.linalg.norm(codes, axis=1, keepdims=True)
     factors = radius * (1 - 1e-12) / np.maximum(norms, radius)
     shortened: Floats = np.where(norms > radius, codes * factors, codes)
@@ -158,7 +163,7 @@ def shorten(codes: Floats, radius: float) -> Floats:
 
 
 def _check_constants(cells: Cells, strata: Sequence[Stratum], mechanism: NoisyAnchors) -> None:
-    """Refuse anchors of another number or length than the mechanism was reserved for."""
+    """Refuse anchors whose number or length is not the mechanism's."""
     expected = (mechanism.cells // max(1, len(strata)), mechanism.components)
     if len(set(strata)) * expected[0] != mechanism.cells or cells.centres.shape != expected:
         raise ConfigurationError(
@@ -168,14 +173,12 @@ def _check_constants(cells: Cells, strata: Sequence[Stratum], mechanism: NoisyAn
         )
 
 
-def _check_paired(
+def _check_pair(
     mechanism: NoisyAnchors, reservation: Reservation | PracticeReservation, noise: Noise
 ) -> None:
-    """Refuse noise or a reservation that do not belong together (guarantee 1)."""
-    if (type(reservation), type(noise)) not in (
-        (Reservation, NoiseSource),
-        (PracticeReservation, SeededNoiseSource),
-    ):
+    """Refuse noise and a reservation that do not belong together (guarantee 1)."""
+    allowed = ((Reservation, NoiseSource), (PracticeReservation, SeededNoiseSource))
+    if (type(reservation), type(noise)) not in allowed:
         raise PolicyError(
             f"anchors: {type(reservation).__name__} with {type(noise).__name__}: "
             "expected Reservation with NoiseSource",
@@ -189,8 +192,8 @@ def _check_paired(
 def latents(codes: Sequence[Floats], whitening: Whitening, generator: Generator) -> Tensor:
     """Return W+ codes float32 [N, L, d_w] of whitened codes [components]: post-processing.
 
-    The whitening is undone, direction by direction; what lies outside its span takes the generator
-    samples' mean.
+    The whitening is undone, direction by direction. Outside its span, a code takes the mean of the
+    generator samples.
     """
     flat = np.stack(codes)
     used = whitening.directions[:, : flat.shape[1]]
@@ -206,10 +209,9 @@ def images(
     outputs: int,
     random: torch.Generator,
 ) -> list[NDArray[np.uint8]]:
-    """Return `outputs` stacks of uint8 images [N, H, W, C], each with its own noise maps from
-    `random`.
+    """Return `outputs` stacks of uint8 images [N, H, W, C].
 
-    Neither images nor features of patients enter.
+    Each image has its own noise maps from `random`. Neither images nor features of patients enter.
     """
     codes = latents([mean.code for mean in means], whitening, generator)
     return [render(codes, generator, random) for _ in range(outputs)]

@@ -1,4 +1,4 @@
-"""Adam on the codes of images, with a rate that changes from step to step."""
+"""Runs Adam on the codes of images, with a rate that changes from step to step."""
 
 from __future__ import annotations
 

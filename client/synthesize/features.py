@@ -1,5 +1,4 @@
-"""The features that the alignment compares: window Grams (style) and the critic's activations
-(content).
+"""The features that the alignment compares: window Grams (style), activations (content).
 
 Guarantees: the style filters are public constants, the same on every site.
 """
@@ -15,21 +14,17 @@ from torch.nn import functional as F
 from common.errors import ConfigurationError
 from common.models.stylegan import Critic
 
-# the filters are public constants, the same on every site
+# of the style filters, which are public constants
 STYLE_CHANNELS = 24
-
-
 STYLE_SEED = 20220
-
-
-CONTENT_CELLS = 4
+CONTENT_CELLS = 4  # a side of the grid of content
 
 
 def style_features(x: Tensor) -> Tensor:
-    """Return [N, 24, H, W]: two 3×3 convolutions with fixed random filters and ReLU, of images in
-    [-1, 1].
+    """Return style features [N, 24, H, W] of images [N, C, H, W] in [-1, 1].
 
-    The first filters have mean zero: brightness would drown the texture in a Gram.
+    Two 3×3 convolutions with fixed random filters and ReLU. The first filters have mean zero:
+    brightness would dominate the texture in a Gram.
     """
     first, second = _filters(x.shape[1])
     x = F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), first))
@@ -37,16 +32,17 @@ def style_features(x: Tensor) -> Tensor:
 
 
 def window_grams(features: Tensor, windows: int) -> Tensor:
-    """Return the Gram matrix [N, P, C, C] of each of P = windows² equal windows of [N, C, H, W],
-    divided by C·h·w.
+    """Return the Gram matrices [N, P, C, C] of features [N, C, H, W], divided by C·h·w.
 
-    Raises ConfigurationError when `windows` does not divide height and width.
+    P = windows² equal windows of h × w. Raises ConfigurationError when `windows` does not divide
+    height and width.
     """
     n, c, height, width = features.shape
     if height % windows or width % windows:
         raise ConfigurationError(
             f"alignment: windows is {windows}; expected a divisor of {height} and {width}"
         )
+    # windows as rows: [N·P, C, h·w]
     h = height // windows
     w = width // windows
     cells = features
@@ -54,15 +50,17 @@ def window_grams(features: Tensor, windows: int) -> Tensor:
         cells = features.float()
     cells = cells.reshape(n, c, windows, h, windows, w).permute(0, 2, 4, 1, 3, 5)
     cells = cells.reshape(n * windows**2, c, h * w)
+
+    # their products, never in bfloat16
     with torch.autocast(features.device.type, enabled=False):
         return torch.bmm(cells, cells.transpose(1, 2)).div(c * h * w).reshape(n, windows**2, c, c)
 
 
 def content_features(critic: Critic, x: Tensor) -> Tensor:
-    """Return unit vectors [N, D]: the critic's last two activations on a 4×4 grid, each centred and
-    normalised.
+    """Return unit vectors [N, D]: the critic's last two activations on a 4×4 grid.
 
-    Centred over the grid: what all images share would hide where the disc and the vessels are.
+    Each is centred over the grid and normalised. Without centring, what all images share would hide
+    where the disc and the vessels are.
     """
     taps = [F.adaptive_avg_pool2d(tap, CONTENT_CELLS) for tap in critic.features(x)[-2:]]
     centred = [(tap - tap.mean((2, 3), keepdim=True)).flatten(1) for tap in taps]
@@ -81,7 +79,6 @@ def _filters(channels: int) -> tuple[Tensor, Tensor]:
 
 
 def cosines(own: Tensor, grams: Tensor) -> Tensor:
-    """Return the cosine [M, P, P'] of the average's windows [P, C, C] and each patient's [M, P', C,
-    C].
-    """
-    return F.normalize(own.flatten(1), dim=1) @ F.normalize(grams.flatten(2), dim=2).transpose(1, 2)
+    """Return cosines [M, P, P'] of one image's Grams [P, C, C] and each patient's [M, P', C, C]."""
+    theirs = F.normalize(grams.flatten(2), dim=2)
+    return F.normalize(own.flatten(1), dim=1) @ theirs.transpose(1, 2)

@@ -3,24 +3,26 @@
 In: who is in the cohort and in which stratum (`Roster`), one code per patient, k, the site's key.
 Out: a `Grouping`; the patients it leaves out stay on site.
 Guarantees:
-1. Every group of `form_groups` has k to 2k-1 patients; a smaller stratum yields none.
-   In mode `anchors` there is no upper bound: to split a cell would be a choice made by the data.
-2. A patient with many images counts once.
-3. The result depends on the patients and the key, not on the order in which they are listed.
-4. Mode `random` sees no pixel: it takes a roster and a key and refuses codes. In mode `anchors`
-   only the patient's own code decides which cell a patient is in.
-5. A frozen group comes again whole or not at all; its patients join no other group.
-Not covered: k-anonymity is not differential privacy; `similar`, `similar-swap` and `cells` groups
-depend on the images (Jeon et al. 2022; docs/methods/k-salsa.md says what they leak). Which
-`anchors` group is published is decided under noise in anchors.py. Two pseudonyms of one person are
-for the intake to merge. Frozen groups: client/state/group_store.py. Numerics: partition.py.
+  1. every group of `form_groups` has k to 2k-1 patients; a smaller stratum yields none; in mode
+     `anchors` there is no upper bound, because to split a cell would be a choice made by the data
+  2. a patient with many images counts once
+  3. the result depends on the patients and the key, not on the order in which they are listed
+  4. mode `random` sees no pixel: it takes a roster and a key and refuses codes; in mode `anchors`
+     only the patient's own code decides which cell a patient is in
+  5. a frozen group comes again whole or not at all; its patients join no other group
+Not covered:
+  - k-anonymity is not differential privacy: `similar`, `similar-swap` and `cells` groups depend on
+    the images (Jeon et al. 2022; docs/methods/k-salsa.md says what they leak)
+  - which `anchors` group is published: that is decided under noise in anchors.py
+  - two pseudonyms of one person: the intake merges them
+  - frozen groups (client/state/group_store.py); numerics (partition.py)
 """
 
 from __future__ import annotations
 
 import hmac
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -31,7 +33,7 @@ from numpy.typing import NDArray
 from client.state.group_store import Group, Grouping, GroupStore, Stratum
 from client.synthesize import partition
 from client.synthesize.partition import Cells
-from common.arrays import Floats
+from common.arrays import Floats, Integers
 from common.errors import ConfigurationError, PolicyError
 
 Mode = Literal["similar", "similar-swap", "cells", "random", "anchors", "paper"]
@@ -40,7 +42,7 @@ MODES: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random", "anchor
 
 @dataclass(frozen=True)
 class Roster:
-    """The patients that can be grouped, in canonical order, with stratum and cohort image indices."""
+    """The patients that can be grouped, in canonical order, with stratum and image indices."""
 
     pseudonyms: tuple[str, ...]
     strata: tuple[Stratum, ...]
@@ -69,46 +71,52 @@ def roster(
 
     `patient_of`: int [N], indexes `pseudonyms`. `label_of`: int [N], the merged stratum index (-1:
     leave the image out). `laterality_of`: int [N] (0 unknown, 1 left, 2 right), or None to ignore
-    it. `usable`: bool [N], False where inversion rejected the image; leave it out for mode
-    `random`, where no pixel may decide who is grouped. A patient's stratum is the highest label
-    among the images, then the eye with that label, ties by keyed digest. Only images of that
-    stratum count.
+    it. `usable`: bool [N], False where inversion rejected the image. Leave it out for mode
+    `random`, where no pixel may decide who is grouped.
+    A patient's stratum is the highest label among the images, then the eye with that label, ties by
+    keyed digest. Only images of that stratum count.
     """
+    # the images that count
     sides = laterality_of
     if sides is None:
         sides = np.zeros(len(patient_of), np.int64)
     counts = np.asarray(label_of) >= 0
     if usable is not None:
         counts &= usable
+
+    # by patient and stratum
     images_of: dict[str, dict[Stratum, list[int]]] = {}
     for i in np.flatnonzero(counts).tolist():
         stratum = Stratum(int(label_of[i]), int(sides[i]))
         images_of.setdefault(pseudonyms[int(patient_of[i])], {}).setdefault(stratum, []).append(i)
-    rows = [(name, *_choose_stratum(name, strata, key)) for name, strata in images_of.items()]
-    rows.sort(key=lambda row: _keyed(key, "order", row[0]))
-    return Roster(
-        tuple(r[0] for r in rows), tuple(r[1] for r in rows), tuple(tuple(r[2]) for r in rows)
-    )
+
+    # one stratum a patient, in the order of a keyed digest
+    names = sorted(images_of, key=lambda name: _keyed_digest(key, "order", name))
+    strata = tuple(_choose_stratum(name, images_of[name], key) for name in names)
+    images = []
+    for name, stratum in zip(names, strata, strict=True):
+        images.append(tuple(images_of[name][stratum]))
+    return Roster(tuple(names), strata, tuple(images))
 
 
-def _choose_stratum(
-    name: str, strata: dict[Stratum, list[int]], key: bytes
-) -> tuple[Stratum, list[int]]:
+def _choose_stratum(name: str, strata: Iterable[Stratum], key: bytes) -> Stratum:
     """The patient's one stratum: highest label, ties between eyes by keyed digest."""
-    best = max(strata, key=lambda s: (s.label, _keyed(key, f"eye-{s.laterality}", name)))
-    return best, strata[best]
+    return max(strata, key=lambda s: (s.label, _keyed_digest(key, f"eye-{s.laterality}", name)))
 
 
 def patient_codes(image_codes: NDArray[np.floating], who: Roster) -> Floats:
-    """Return float64 [patients, D] in roster order: the mean over each patient's images of
-    image_codes [N, D].
+    """Return float64 [patients, D] in roster order: means of image_codes [N, D] over their images.
 
-    Each patient weighs 1 whatever the number of images; summation order does not depend on input
-    order.
+    Each patient weighs 1, whatever the number of images.
     """
-    picked = (np.asarray(image_codes, np.float64)[list(rows)] for rows in who.images)
-    means = [np.sort(codes, axis=0).mean(axis=0) for codes in picked]
-    return np.stack(means) if means else np.zeros((0, *image_codes.shape[1:]))
+    if not who.images:
+        return np.zeros((0, *image_codes.shape[1:]))
+    codes = np.asarray(image_codes, np.float64)
+    means = []
+    for rows in who.images:
+        # sorted, so that the order of summation does not depend on the order of the images
+        means.append(np.sort(codes[list(rows)], axis=0).mean(axis=0))
+    return np.stack(means)
 
 
 def form_groups(
@@ -120,16 +128,19 @@ def form_groups(
     codes: NDArray[np.floating] | None = None,
     cells: Cells | None = None,
 ) -> Grouping:
-    """Return groups of k to 2k-1 patients, stratum by stratum, and who is suppressed (strata below
-    k).
+    """Return groups of k to 2k-1 patients, stratum by stratum, and the suppressed patients.
 
-    The modes:
+    Suppressed are patients of strata below k. The modes:
       similar       outlier-first greedy on `codes`, float [patients, D] in roster order (whitened:
-      reference.py) similar-swap  the same with exchanges of pairs, which tighten the groups and
-      leak more cells         by keyed hash within cells of about 4k patients (2k at least) around
-      the public `cells` random        by keyed hash alone; refuses codes anchors       each patient
-      in the nearest of the public `cells`; no upper bound; smaller cells are suppressed paper
-      the greedy rule in float64 on raw W+ codes (Jeon et al. 2022; the remainder rule is ours)
+                    reference.py)
+      similar-swap  the same with exchanges of pairs, which tighten the groups and leak more
+      cells         by keyed hash within cells of about 4k patients (2k at least) around the public
+                    `cells`
+      random        by keyed hash alone; refuses codes
+      anchors       each patient in the nearest of the public `cells`; no upper bound; cells below k
+                    are suppressed
+      paper         the greedy rule in float64 on raw W+ codes (Jeon et al. 2022; the remainder rule
+                    is ours)
     Raises PolicyError when there are fewer than k patients in all, ConfigurationError on codes or
     cells that are missing, not finite or not allowed.
     """
@@ -143,30 +154,44 @@ def form_groups(
     groups: list[Group] = []
     grouped: set[str] = set()
     for stratum in sorted(set(who.strata)):
-        rows = np.array([i for i, s in enumerate(who.strata) if s == stratum], np.int64)
+        rows = _rows_of(who, stratum)
         if len(rows) < k:
             continue
+
+        # the stratum's parts
         names = [who.pseudonyms[i] for i in rows]
-        for part in _parts(names, None if points is None else points[rows], k, mode, key, cells):
+        own = None
+        if points is not None:
+            own = points[rows]
+        for part in _parts(names, own, k, mode, key, cells):
             if len(part) >= k:  # fewer only in a cell of `anchors`
                 groups.append(Group(tuple(names[i] for i in part), stratum, k))
                 grouped.update(groups[-1].members)
     return Grouping(tuple(groups), tuple(sorted(set(who.pseudonyms) - grouped)))
 
 
+def _rows_of(who: Roster, stratum: Stratum) -> Integers:
+    """The positions of a stratum's patients on the roster."""
+    return np.flatnonzero([own == stratum for own in who.strata])
+
+
 def _parts(
     names: Sequence[str], points: Floats | None, k: int, mode: Mode, key: bytes, cells: Cells | None
 ) -> list[list[int]]:
     """One stratum's rows in parts, by the mode's rule."""
+    # random
     if points is None:
         return _random_parts(names, list(range(len(names))), k, key)
+    # similar, similar-swap, paper
     if cells is None:
         rules = {"paper": partition.greedy_paper, "similar-swap": partition.greedy_with_swaps}
         rule = rules.get(mode, partition.greedy)
         return partition.parts_of(rule(points, k))
+    # anchors
     if mode == "anchors":
         near = partition.nearest(points, cells.centres)
         return [np.flatnonzero(near == cell).tolist() for cell in np.unique(near)]
+    # cells
     least = partition.CELL_LEAST * k
     parts: list[list[int]] = []
     for area in partition.parts_of(partition.cells_of_rows(points, cells.centres, least)):
@@ -178,6 +203,7 @@ def _check_codes(
     who: Roster, mode: Mode, codes: NDArray[np.floating] | None, cells: Cells | None
 ) -> Floats | None:
     """Return the codes as float64, or None for `random`; refuse what does not fit the mode."""
+    # codes and cells are there for the modes that take them, and for no others
     if mode not in MODES:
         raise ConfigurationError(f"grouping: mode {mode!r}; expected one of {', '.join(MODES)}")
     if (mode in ("cells", "anchors")) != isinstance(cells, Cells):
@@ -192,6 +218,8 @@ def _check_codes(
         return None
     if codes is None or len(codes) != len(who.pseudonyms):
         raise ConfigurationError(f"grouping: mode {mode} needs one code per patient of the roster")
+
+    # finite numbers, as many a patient as a cell has
     points = np.asarray(codes, np.float64).reshape(len(codes), math.prod(codes.shape[1:]))
     if not np.isfinite(points).all():
         raise ConfigurationError(
@@ -207,24 +235,23 @@ def _check_codes(
 
 def _random_parts(names: Sequence[str], rows: Sequence[int], k: int, key: bytes) -> list[list[int]]:
     """Equal parts of the permutation of `rows` that the keyed hash of each pseudonym gives."""
-    order = sorted(rows, key=lambda i: _keyed(key, "random", names[i]))
+    order = sorted(rows, key=lambda i: _keyed_digest(key, "random", names[i]))
     return [part.tolist() for part in np.array_split(np.array(order, np.int64), len(rows) // k)]
 
 
-def _keyed(key: bytes, purpose: str, pseudonym: str) -> bytes:
-    """Digest that orders patients; without the site's key nobody can predict it."""
+def _keyed_digest(key: bytes, purpose: str, pseudonym: str) -> bytes:
+    """The digest that orders patients; without the site's key nobody can predict it."""
     return hmac.digest(key, f"kohort-group-{purpose}\0{pseudonym}".encode(), "sha256")
 
 
 def settle_frozen(
     frozen: Sequence[Group], who: Roster, k: int
 ) -> tuple[tuple[Group, ...], tuple[str, ...], Roster]:
-    """Return (frozen groups to release again, patients held back, roster of patients in no frozen
-    group).
+    """Return frozen groups to release again, patients held back, and the roster of all others.
 
     A frozen group comes again only whole: every member on the roster, in its stratum, and k or more
     of them. The members of any other frozen group are held back: averaging those that are left
-    would isolate who is missing.
+    would isolate who is missing. Nobody of a frozen group is on the roster that is returned.
     """
     stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
     again = []
@@ -248,15 +275,16 @@ def regroup(
     codes: NDArray[np.floating] | None = None,
     cells: Cells | None = None,
 ) -> Grouping:
-    """Return frozen groups that come again plus new groups among patients never frozen; does not
-    freeze.
+    """Return frozen groups that come again, and new groups among patients who are in none.
 
-    Same arguments and errors as `form_groups`. Fewer than k new patients wait (suppressed) when
-    frozen groups exist.
+    Nothing is frozen here. Arguments and errors are those of `form_groups`. When frozen groups come
+    again, fewer than k new patients wait (suppressed).
     """
     again, held, fresh = settle_frozen(store.groups(), who, k)
     if again and len(fresh.pseudonyms) < k:
         return Grouping(again, (*held, *fresh.pseudonyms))
+
+    # group the new patients by their own codes
     row_of = {name: i for i, name in enumerate(who.pseudonyms)}
     left = None
     if codes is not None:

@@ -1,10 +1,10 @@
 """Draws the site's sheet of inversions: original beside inversion, the worst first.
 
-In: uint8 images [N, H, W, C] and their `Inversion`. Out: PNG bytes for the job folder and the
-review folder.
+In: uint8 images [N, H, W, C] and their `Inversion`.
+Out: PNG bytes for the job folder and the review folder; the sheet never leaves the site.
 Guarantees: images that were left out come first, up to `MOST`; a caption holds the row in the
-cohort, the error and whether the image was left out, and no name. Not covered: a verdict; a person
-looks at vessels. It never leaves.
+cohort, the error and whether the image was left out, and no name.
+Not covered: a verdict; a person looks at vessels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from client.synthesize.invert import Inversion
 from common.models.images import to_uint8
 
 FILE = "inversions.png"
-MOST = 48
+MOST = 48  # images on the sheet
 COLUMNS = 6
 LEAST_CELL_PX = 64
 GAP_PX = 8
@@ -27,10 +27,8 @@ CAPTION_PX = 16
 
 
 def draw_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
-    """Return PNG bytes.
-
-    Pairs (left original, right inversion), left-out ones first, then by falling error.
-    """
+    """Return PNG bytes: pairs (left original, right inversion) in the order of `worst_first`."""
+    # the layout: cells of one pair and its caption
     rows = worst_first(found)[:MOST]
     zoom = max(1, LEAST_CELL_PX // images.shape[1])
     height = images.shape[1] * zoom
@@ -41,12 +39,14 @@ def draw_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
     sheet = Image.new("RGB", (cell_w * min(COLUMNS, len(rows)), cell_h * lines), "white")
     draw = ImageDraw.Draw(sheet)
     for place, row in enumerate(rows.tolist()):
+        # the pair
         x = cell_w * (place % COLUMNS)
         y = cell_h * (place // COLUMNS)
         rebuilt = to_uint8(found.reconstructions[row : row + 1])[0]
         for side, image in enumerate((images[row], rebuilt)):
             picture = _picture(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (x + side * width, y))
+        # its caption
         text = ""
         colour = "black"
         if not found.accepted[row]:
@@ -66,8 +66,5 @@ def _picture(image: NDArray[np.uint8]) -> Image.Image:
 
 
 def worst_first(found: Inversion) -> NDArray[np.int64]:
-    """Return the rows of the cohort: left out before accepted, then by falling error.
-
-    NaN is the worst.
-    """
+    """Return the rows of the cohort: left out before accepted, then by falling error, NaN first."""
     return np.lexsort((-np.nan_to_num(found.errors, nan=np.inf), found.accepted))

@@ -3,16 +3,17 @@
 In: uint8 images [N, H, W, C], the study's generator and encoder, a `Reference`.
 Out: an `Inversion`: codes, reconstructions, an error per image and which images are accepted.
 Guarantees:
-  1. the rule of acceptance (reference.py) is computed before an image of the cohort is seen
-  2. rejected: a constant or black image; one above the threshold; one that inverts better turned by
-     a quarter; one with a code that is not finite. A rejected image does not count to k: pass
-     `accepted` to `group.roster`
+  1. the rule of acceptance (reference.py) is computed from generator samples before an image of the
+     cohort is seen
+  2. rejected: a constant or black image; one above the threshold; one that does not invert better
+     upright than turned by a quarter; one with a code that is not finite. A rejected image does not
+     count to k: pass `accepted` to `group.roster`
   3. no image influences another's code beyond rounding; nothing is random; the generator is not
-    changed
+     changed
 Not covered: a small error is no proof that the medical content survived; an image turned by 180
 degrees.
 
-Source: ReStyle (Alaluf et al. 2021) for the encoder, optimisation in W+ by Karras et al. 2020,
+Source: ReStyle (Alaluf et al. 2021) for the encoder; optimisation in W+ by Karras et al. 2020,
 appendix D.
 """
 
@@ -33,7 +34,7 @@ from client.synthesize.reference import (
     Reference,
     check_fit,
     find_turned,
-    frozen,
+    freeze,
     rmse,
 )
 from common.errors import ConfigurationError
@@ -42,15 +43,16 @@ from common.models.images import to_unit
 from common.models.stylegan import Generator
 
 Progress = Callable[[int, int], None]
-BLANK_DEVIATION = 0.02  # of the grey values in [0, 1]: below it an image shows nothing
+BLANK_DEVIATION = 0.02  # standard deviation of grey values in [0, 1]; below it an image is blank
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """The inversion of N images. Group on `encoded`, average `codes`.
+    """The inversion of N images. Group by `encoded`, average `codes`.
 
-    `encoded` (encoder) and `codes` (refined): float32 [N, L, d_w]. `reconstructions`: float32 [N,
-    C, H, W]. `errors`: float64 [N], RMSE in the image range [0, 1]. `accepted`: bool [N].
+    `encoded` (by the encoder) and `codes` (refined): float32 [N, L, d_w]. `reconstructions`:
+    float32 [N, C, H, W]. `errors`: float64 [N], RMSE in the image range [0, 1]. `accepted`: bool
+    [N].
     """
 
     encoded: Tensor
@@ -68,11 +70,10 @@ def invert(
     known: Reference,
     progress: Progress = lambda done, total: None,
 ) -> Inversion:
-    """Return the inversion of uint8 images [N, H, W, C], `plan.batch` at a time; `known` was made
-    before.
+    """Return the inversion of uint8 images [N, H, W, C], `plan.batch` at a time.
 
-    Raises ConfigurationError when there is no image, or when its size or the encoder's is not the
-    generator's.
+    `known`: the reference, made before. Raises ConfigurationError when there is no image, or when
+    its size or the encoder's is not the generator's.
     """
     check_fit(generator, encoder)
     expected = (generator.size_px, generator.size_px, generator.channels)
@@ -83,17 +84,21 @@ def invert(
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     errors: list[NDArray[np.float64]] = []
     lying: list[NDArray[np.bool_]] = []
-    with frozen(generator, encoder):
+    with freeze(generator, encoder):
         for start in range(0, len(images), plan.batch):
             x = to_unit(np.asarray(images[start : start + plan.batch]))
+
             # the encoder's codes, and whether the image lies on its side
             with torch.no_grad():
                 first = encoder.invert(x, generator, plan.iterations, keep_best=True)
                 encoded = first.codes
                 own = rmse(x, first.reconstructions.clamp(-1, 1))
-                looks = known.upright and find_turned(x, own, generator, encoder, plan)
-                lying.append(np.broadcast_to(looks, len(x)))
-            # refine the codes
+                on_side = np.zeros(len(x), bool)
+                if known.upright:
+                    on_side = find_turned(x, own, generator, encoder, plan)
+                lying.append(on_side)
+
+            # the refined codes, and the error of their images
             codes = _refine(x, encoded, generator, plan, known.spread)
             with torch.no_grad():
                 seen = generator.synthesis(codes).clamp(-1, 1)
@@ -101,6 +106,7 @@ def invert(
             errors.append(rmse(x, seen))
             progress(min(start + plan.batch, len(images)), len(images))
     encoded, codes, seen = (torch.cat(column) for column in zip(*parts, strict=True))
+
     # which images are accepted
     error = np.concatenate(errors)
     finite = torch.isfinite(codes).flatten(1).all(1) & torch.isfinite(encoded).flatten(1).all(1)
@@ -118,7 +124,7 @@ def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _refine(
     x: Tensor, start: Tensor, generator: Generator, plan: InversionPlan, spread: float
 ) -> Tensor:
-    """Refine codes by `plan.steps` of Adam on the pixels at three scales, near the encoder's codes."""
+    """Refine codes by `plan.steps` of Adam: pixels at three scales, near the encoder's codes."""
     codes = start.clone().requires_grad_()
     adam = CodeDescent(codes)
     for step in range(plan.steps):

@@ -1,14 +1,13 @@
-"""The space in which patients are similar: whitened codes, or the mean colour of the inverted
-image.
+"""The space in which patients are similar: whitened codes, or the inverted image's mean colour.
 
-In: the `Reference` and the `Inversion`. Out: one row of numbers an image, and the public cells of
-the same space.
+In: the `Reference` and the `Inversion`.
+Out: one row of numbers an image, and the public cells of the same space.
 Guarantees: the space and its cells come from generator samples and the plan; a row depends on its
 own image alone.
 Not covered: what either gives away (docs/measurements); disease that changes colour.
 
 By colour (3 numbers, 1 for grey images) groups keep the spread of colour that averages of codes
-lose.
+lose, and are loose in everything else.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ Metric = Literal["codes", "colour"]
 
 
 def make_points(known: Reference, seen: Inversion, metric: Metric) -> NDArray[np.float64]:
-    """Return float64 [N, D], one row an image of the cohort.
-
-    Whitened codes, or mean colour in [0, 1].
-    """
+    """Return float64 [N, D], one row an image of the cohort: whitened codes, or mean colour."""
     if metric == "colour":
         return mean_colours(seen.reconstructions)
     return known.whitening(seen.encoded.numpy())
@@ -38,6 +34,6 @@ def make_points(known: Reference, seen: Inversion, metric: Metric) -> NDArray[np
 
 def make_metric_cells(known: Reference, metric: Metric) -> Cells:
     """Return the generator samples in the same space as centres, float64 [M, D]."""
-    return (
-        Cells(known.colours) if metric == "colour" else make_cells(known.samples, known.whitening)
-    )
+    if metric == "colour":
+        return Cells(known.colours)
+    return make_cells(known.samples, known.whitening)

@@ -7,8 +7,9 @@ Guarantees:
   2. outside `paper`, codes are whole numbers so small that each product and sum is exact: threads
      and the order of summation change no part; where k divides n, greedy parts are those of the
      naive rule on these numbers
-  3. memory: one float32 matrix [n, n] up to `DENSE_ROWS` rows (10,000: 400 MB); above, O(n·D) by
-     running sums of squared distances, another criterion for "outlier first", never used in `paper`
+  3. memory: one float32 matrix [n, n] up to `DENSE_ROWS` rows (10,000 rows: 400 MB); above, O(n·D)
+     by running sums of squared distances, another criterion for "outlier first", never used in
+     `paper`
 Not covered: who the rows are (group.py); similar rows in one part leak more than random ones.
 
 Source: Jeon et al. 2022, `nearestNeighborClust`; remainder and swaps: docs/methods/k-salsa.md.
@@ -40,18 +41,17 @@ CELL_LEAST = 2  # times k: cells of 2k rows or more, about 4k on average
 class Cells:
     """Centres float64 [J, D] in the space of the codes.
 
-    `metric` and `anchors` make them of samples.
+    metric.py and anchors.py make them from generator samples.
     """
 
     centres: Floats
 
 
 def greedy(points: Floats, k: int) -> Integers:
-    """Return greedy parts, int [n]: the row with the largest sum of distances, with its k-1
-    nearest, and so on.
+    """Return greedy parts, int [n]: the row with the largest sum of distances with its k-1 nearest.
 
-    When fewer than k are left, each joins the part of the nearest row that is in one. Ties go to
-    the lowest row.
+    So on until fewer than k are left; each of these joins the part of the nearest row that is in
+    one. Ties go to the lowest row.
     """
     if len(points) > DENSE_ROWS:
         return _greedy_by_sums(_lattice(points, len(points)), k)
@@ -59,7 +59,7 @@ def greedy(points: Floats, k: int) -> Integers:
 
 
 def greedy_paper(points: Floats, k: int) -> Integers:
-    """Return the parts of the same rule in float64 on the points as they are, as in the paper."""
+    """Return the parts of the same rule, in float64 on the points as they are, as in the paper."""
     squares = (points**2).sum(axis=1)
     products = points @ points.T
     squared = squares[:, None] + squares[None, :] - (products + products.T)
@@ -68,9 +68,7 @@ def greedy_paper(points: Floats, k: int) -> Integers:
 
 
 def greedy_with_swaps(points: Floats, k: int) -> Integers:
-    """Return greedy parts after exchanges of pairs that lower the squared error by more than
-    rounding.
-    """
+    """Return greedy parts after exchanges of pairs that lower the squared error beyond rounding."""
     if len(points) > DENSE_ROWS:
         rows = _lattice(points, len(points))
         return swap_pairs(rows, _greedy_by_sums(rows, k), None)
@@ -82,15 +80,18 @@ def greedy_with_swaps(points: Floats, k: int) -> Integers:
 def cells_of_rows(points: Floats, centres: Floats, least: int) -> Integers:
     """Return the cell of every row: its nearest centre, after small cells are dissolved.
 
-    The smallest cell below `least` rows is dissolved, again and again; its rows go to the nearest
+    While a cell has fewer than `least` rows, the smallest is dissolved; its rows go to the nearest
     centre left.
     """
+    # the nearest centre; empty cells are no cells
     both = _lattice(np.concatenate([points, centres]), 2)
     away = _distances(both[: len(points)], both[len(points) :])
     cell = away.argmin(axis=1)
     sizes = np.bincount(cell, minlength=len(centres)).astype(np.float64)
     away[:, sizes == 0] = np.inf
     sizes[sizes == 0] = np.inf
+
+    # dissolve the smallest
     while np.isfinite(sizes).sum() > 1 and sizes.min() < least:
         small = int(sizes.argmin())
         away[:, small] = np.inf
@@ -102,7 +103,7 @@ def cells_of_rows(points: Floats, centres: Floats, least: int) -> Integers:
 
 
 def nearest(points: Floats, centres: Floats) -> Integers:
-    """Return the nearest centre of every row; it does not depend on the other rows."""
+    """Return the nearest centre of every row, whatever the other rows are."""
     found = np.empty(len(points), np.int64)
     for at in range(0, len(points), LOOKED):
         # differences, not products: no row's rounding depends on another row
@@ -124,8 +125,8 @@ def parts_of(group_of: Integers) -> list[list[int]]:
 def _lattice(points: Floats, terms: int) -> Floats:
     """The points as whole numbers: sums of `terms` products over all coordinates stay below 2^53.
 
-    The grid is 2^-b of the largest coordinate about the middle of the range; b is 20 at k = 20 and
-    D = 64.
+    The grid has steps of 2^-b of the largest coordinate, about the middle of the range. At k = 20
+    and D = 64, b is 20.
     """
     count, dimension = points.shape
     if not count or not dimension:
@@ -141,9 +142,9 @@ def _lattice(points: Floats, terms: int) -> Floats:
 
 
 def _distances(rows: Floats, others: Floats | None = None) -> Singles:
-    """Euclidean distances [n, m], rounded to whole numbers, block by block.
+    """Euclidean distances [n, m], rounded to whole numbers: sums of them are exact.
 
-    Exact sums, exactly symmetric.
+    Among `rows` alone they are exactly symmetric.
     """
     if others is None:
         others = rows
@@ -163,24 +164,27 @@ def _distances(rows: Floats, others: Floats | None = None) -> Singles:
 
 
 def _greedy(distances: NDArray[np.floating], k: int) -> Integers:
-    """Greedy parts from all distances, in O(n²).
-
-    The sums lose the columns of each finished part.
-    """
+    """Greedy parts from all distances, in O(n²)."""
+    # each row's sum of distances to the rows in no part
     count = len(distances)
     sums = np.array([row.sum(dtype=np.float64) for row in distances])
     taken = np.zeros(count, distances.dtype)  # infinite where a row is in a part
     group_of = np.full(count, -1, np.int64)
     for g in range(count // k):
+        # the outlier and its nearest rows
         seed = int(sums.argmax())
         away = distances[seed] + taken
         away[seed] = -1.0
         part = _smallest(away, k)
         group_of[part] = g
+
+        # the sums lose the columns of the finished part
         taken[part] = np.inf
         for i in part:
             sums -= distances[i]
         sums[part] = -np.inf
+
+    # each row that is left joins the part of its nearest row
     left = np.flatnonzero(group_of < 0)
     away = distances[left]
     away[:, left] = np.inf
@@ -201,8 +205,9 @@ def _smallest(values: NDArray[np.floating], count: int) -> Integers:
 def _greedy_by_sums(rows: Floats, k: int) -> Integers:
     """Greedy parts by sums of squared distances, n·|x|² - 2 x·S + Q.
 
-    O(n·D) memory, O(n²·D/k) time.
+    S and Q: the sums of x and |x|² over the n rows in no part. O(n·D) memory, O(n²·D/k) time.
     """
+    # the rows that are left in the arrays, and their products with S; Q is the same for all
     group_of = np.full(len(rows), -1, np.int64)
     names = np.arange(len(rows))
     left = rows
@@ -210,12 +215,15 @@ def _greedy_by_sums(rows: Floats, k: int) -> Integers:
     inner = left @ left.sum(axis=0)
     free = np.ones(len(left), bool)
     for g in range(len(rows) // k):
+        # the outlier and its nearest rows
         score = (len(rows) - g * k) * squares - 2.0 * inner
         seed = int(np.where(free, score, -np.inf).argmax())
         away = np.where(free, squares - 2.0 * (left @ left[seed]), np.inf)
         away[seed] = -np.inf
         part = _smallest(away, k)
         group_of[names[part]] = g
+
+        # S loses the finished part; a fifth of finished rows is dropped from the arrays
         free[part] = False
         inner -= left @ left[part].sum(axis=0)
         if free.sum() < 0.8 * len(free):
@@ -224,11 +232,10 @@ def _greedy_by_sums(rows: Floats, k: int) -> Integers:
             squares = squares[free]
             inner = inner[free]
             free = np.ones(len(left), bool)
+
+    # each row that is left joins the part of its nearest row
     joined = np.flatnonzero(group_of >= 0)
     for i in np.flatnonzero(group_of < 0):
         away = (rows[joined] ** 2).sum(axis=1) - 2.0 * (rows[joined] @ rows[i])
         group_of[i] = group_of[joined[away.argmin()]]
     return group_of
-
-
-# --- swaps

@@ -1,8 +1,8 @@
-"""Public statistics of the generator: what decides about an inverted image, before any image is
-seen.
+"""Public statistics of the generator, which decide about inverted images before any is seen.
 
-In: generator, encoder, public constants. Out: a `Reference`: threshold, whitening, spread of w,
-cells' samples.
+In: generator, encoder, public constants.
+Out: a `Reference`: threshold, whitening, spread of w, the samples' codes and colours, and whether
+they have a way up.
 Guarantees: everything is computed from generator samples; nothing is fitted to the cohort.
 """
 
@@ -21,7 +21,7 @@ from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.encoder import Encoder
 from common.models.stylegan import Generator
 
-EIGENVALUE_FLOOR = 1e-4  # of the largest eigenvalue (methods/ksalsa.md 3.2)
+EIGENVALUE_FLOOR = 1e-4  # of the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,31 @@ class InversionPlan:
     batch: int = 16
     samples: int = 192
     components: int = 64
+    # the threshold: `make_reference`
     mismatch_quantile: float = 0.1
     least_mismatch: float = 0.12
     own_quantile: float = 0.99
     own_factor: float = 4.0
     least_own: float = 0.06
+    # whether samples have a way up
     turned: int = 48  # samples that are also inverted turned by a quarter
-    least_upright: float = 0.9  # share of them that must invert best upright, or there is no way up
+    least_upright: float = 0.9  # share of them that must invert best upright
     clearly: float = 1.5  # by this factor: an untrained generator inverts a little better one way
 
 
 @dataclass(frozen=True)
 class GeneratorCodes:
-    """Encoder codes of generator samples, float64 [M, D]. Only `make_reference` makes them."""
+    """Encoder codes of generator samples, float64 [M, D]; only `make_reference` makes them."""
 
     codes: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """Principal components of generator codes, each scaled to unit variance (eigenvalues floored)."""
+    """Principal components of generator codes, each scaled to unit variance.
+
+    Eigenvalues have a floor.
+    """
 
     mean: NDArray[np.float64]
     directions: NDArray[np.float64]
@@ -86,9 +91,9 @@ class Whitening:
 class Reference:
     """Public statistics of one generator.
 
-    `threshold`: RMSE in [0, 1] units above which an image is rejected. `spread`: of w, RMS.
-    `samples`: codes of its samples, around which cells are laid. `colours`: their mean colours,
-    float64 [M, C]. `upright`: whether samples have a way up.
+    `threshold`: RMSE in the image range [0, 1] above which an image is rejected. `spread`: the RMS
+    deviation of w. `samples`: codes of its samples, the centres of the cells. `colours`: their mean
+    colours, float64 [M, C]. `upright`: whether samples have a way up.
     """
 
     whitening: Whitening
@@ -104,57 +109,81 @@ def make_reference(
 ) -> Reference:
     """Return the reference from `plan.samples` generator samples; `random` may be seeded.
 
-    The threshold is the smaller of two RMSEs:
+    The threshold is the smaller of two RMSEs, each with a floor:
       a. the `mismatch_quantile` between unrelated samples: a reconstruction further away is not of
-      this image b. `own_factor` times the `own_quantile` of the encoder's errors on samples: an
-      image with a larger error is not
-         of the generator's kind
-    Each has a floor, or a generator of little variety would reject everything. A photograph on its
-    side stays below the threshold. So `upright` says whether `least_upright` of `plan.turned`
-    samples invert better as they are than turned by a quarter, by the factor `clearly`; `invert`
-    then asks the same of each image. Raises ConfigurationError for fewer than 8 samples or networks
-    of different sizes, RefusedError for weights whose samples or codes are not finite.
+         this image
+      b. `own_factor` times the `own_quantile` of the encoder's errors on samples: an image with a
+         larger error is not of the generator's kind
+    A photograph on its side stays below the threshold. So `upright` says whether samples have a way
+    up: whether `least_upright` of `plan.turned` samples invert better as they are than turned by a
+    quarter, by the factor `clearly`. `invert` then asks of each image whether it lies on its side.
+    Raises ConfigurationError for fewer than 8 samples or networks of different sizes, RefusedError
+    for weights whose samples or codes are not finite.
     """
     if plan.samples < 8:
         raise ConfigurationError(f"inversion: samples is {plan.samples}; expected 8 or more")
     check_fit(generator, encoder)
-    codes = []
-    images = []
-    rebuilt = []
-    means = []
-    with frozen(generator, encoder), torch.no_grad():
+
+    # samples and their inversion
+    drawn = _draw_samples(generator, encoder, plan, random)
+    if not (torch.isfinite(drawn.codes).all() and torch.isfinite(drawn.images).all()):
+        raise RefusedError(
+            "inversion: the generator's samples or the encoder's codes of them are not finite",
+            hint="the weights diverged: train models.gan again at a lower learning_rate",
+        )
+
+    # whether samples have a way up
+    some = drawn.images[: plan.turned]
+    with freeze(generator, encoder), torch.no_grad():
+        allowed = plan.clearly * rmse(some, drawn.rebuilt[: plan.turned])
+        lying = find_turned(some, allowed, generator, encoder, plan)
+
+    # the space of the codes, the threshold, the spread
+    samples = GeneratorCodes(drawn.codes.double().numpy())
+    spread = float((drawn.w - drawn.w.mean(dim=0)).square().mean().sqrt())
+    return Reference(
+        whitening=Whitening.fit(samples, plan.components),
+        threshold=_threshold(drawn.images, rmse(drawn.images, drawn.rebuilt), plan),
+        spread=max(spread, 1e-6),
+        samples=samples,
+        colours=mean_colours(drawn.images),
+        upright=float(1 - lying.mean()) >= plan.least_upright,
+    )
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Generator samples: w [M, d_w], images [M, C, H, W]; by the encoder: codes, rebuilt images."""
+
+    w: Tensor
+    images: Tensor
+    codes: Tensor
+    rebuilt: Tensor
+
+
+def _draw_samples(
+    generator: Generator, encoder: Encoder, plan: InversionPlan, random: torch.Generator
+) -> _Samples:
+    """Draw `plan.samples` samples and invert them, a batch at a time."""
+    batches = []
+    with freeze(generator, encoder), torch.no_grad():
         for start in range(0, plan.samples, plan.batch):
             count = min(plan.batch, plan.samples - start)
             w = generator.mapping(torch.randn(count, generator.latent, generator=random))
             image = generator.synthesis(generator.broadcast(w), noise=random).clamp(-1, 1)
             inverted = encoder.invert(image, generator, plan.iterations, keep_best=True)
-            codes.append(inverted.codes.flatten(1))
-            rebuilt.append(inverted.reconstructions.clamp(-1, 1))
-            images.append(image)
-            means.append(w)
-    every = torch.cat(codes)
-    x = torch.cat(images)
-    w = torch.cat(means)
-    if not (torch.isfinite(every).all() and torch.isfinite(x).all()):
-        raise RefusedError(
-            "inversion: the generator's samples or the encoder's codes of them are not finite",
-            hint="the weights diverged: train models.gan again at a lower learning_rate",
-        )
-    samples = GeneratorCodes(every.double().numpy())
-    whitening = Whitening.fit(samples, plan.components)
-    # the threshold
-    mismatch = float(np.quantile(rmse(x, x.roll(1, dims=0)), plan.mismatch_quantile))
+            rebuilt = inverted.reconstructions.clamp(-1, 1)
+            batches.append((w, image, inverted.codes.flatten(1), rebuilt))
+    return _Samples(*(torch.cat(column) for column in zip(*batches, strict=True)))
+
+
+def _threshold(images: Tensor, errors: NDArray[np.float64], plan: InversionPlan) -> float:
+    """The threshold from samples and the encoder's errors on them (`make_reference`)."""
+    # the floors: a generator of little variety would reject everything
+    mismatch = float(np.quantile(rmse(images, images.roll(1, dims=0)), plan.mismatch_quantile))
     foreign = max(mismatch, plan.least_mismatch)
-    own = plan.own_factor * float(np.quantile(rmse(x, torch.cat(rebuilt)), plan.own_quantile))
-    threshold = min(foreign, max(own, plan.least_own))
-    spread = float((w - w.mean(dim=0)).square().mean().sqrt())
-    # whether samples have a way up
-    some = x[: plan.turned]
-    with frozen(generator, encoder), torch.no_grad():
-        own_errors = plan.clearly * rmse(some, torch.cat(rebuilt)[: plan.turned])
-        lying = find_turned(some, own_errors, generator, encoder, plan)
-    upright = float(1 - lying.mean()) >= plan.least_upright
-    return Reference(whitening, threshold, max(spread, 1e-6), samples, mean_colours(x), upright)
+    own = plan.own_factor * float(np.quantile(errors, plan.own_quantile))
+    return min(foreign, max(own, plan.least_own))
 
 
 def check_fit(generator: Generator, encoder: Encoder) -> None:
@@ -170,10 +199,7 @@ def check_fit(generator: Generator, encoder: Encoder) -> None:
 
 
 def mean_colours(x: Tensor) -> NDArray[np.float64]:
-    """Return float64 [N, C].
-
-    The mean of each channel of images [N, C, H, W] in [-1, 1], in [0, 1].
-    """
+    """Return float64 [N, C]: each channel's mean in [0, 1], of images [N, C, H, W] in [-1, 1]."""
     return np.asarray((x.double().clamp(-1, 1).mean((2, 3)) + 1) / 2)
 
 
@@ -184,8 +210,7 @@ def find_turned(
     encoder: Encoder,
     plan: InversionPlan,
 ) -> NDArray[np.bool_]:
-    """Return bool [N]: True unless an image's error is below its errors turned by a quarter either
-    way.
+    """Return bool [N]: True unless an image's error is below those of both its quarter turns.
 
     `errors`: the encoder's, on images [N, C, S, S] as they are.
     """
@@ -201,18 +226,13 @@ def find_turned(
 
 
 def rmse(a: Tensor, b: Tensor) -> NDArray[np.float64]:
-    """Return the root mean square difference [N] of images in [-1, 1], in units of the range [0,
-    1].
-    """
+    """Return the root mean square difference [N] of images in [-1, 1], in the range [0, 1]."""
     return np.asarray((a - b).double().square().mean((1, 2, 3)).sqrt().div(2))
 
 
 @contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Let no parameter of `modules` require a gradient inside the block.
-
-    Restore each afterwards.
-    """
+def freeze(*modules: nn.Module) -> Iterator[None]:
+    """Let no parameter of `modules` require a gradient inside the block; restore each after it."""
     parameters = [p for module in modules for p in module.parameters()]
     before = [p.requires_grad for p in parameters]
     for p in parameters:

@@ -130,7 +130,7 @@ def test_sums_and_counts_get_the_noise_that_they_say() -> None:
 
     who, codes = people(np.tile([0.5, 0, 0, 0], (40, 1)), np.zeros(40, int))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(a, "_check_paired", lambda *_: None)
+        patch.setattr(a, "_check_pair", lambda *_: None)
         (mean,) = released(who, codes, Spy())  # type: ignore[arg-type]
     assert drawn == [(24, MECHANISM.sum_multiplier), (6, MECHANISM.count_multiplier)]
     assert mean.code == pytest.approx([0.5, 0, 0, 0], abs=1e-6)
