@@ -1,4 +1,4 @@
-"""Every key of study.yaml, site.yaml and server.yaml is described in the schema that validates it."""
+"""Every key of study.yaml, site.yaml and server.yaml is described in its schema."""
 
 import typing
 from collections.abc import Iterator

@@ -61,7 +61,7 @@ def test_per_sample_gradients_equal_single_sample_gradients_for_every_tensor() -
 def test_the_private_steps_own_gradients_equal_a_plain_backward_pass_for_every_tensor(
     frozen: tuple[str, ...],
 ) -> None:
-    """The back end that the step takes by itself is the batched one, and it is exact tensor by tensor, patient by patient."""
+    """The step chooses the batched back end, and it is exact for each tensor and patient."""
     model, batch = flow(), images()
     trained = {n: p for n, p in model.named_parameters() if not any(part in n for part in frozen)}
     gradients = PatientGradients(trained, loss_of(model, trained), Execution(), 1.0, 4.0, 2)
@@ -79,7 +79,7 @@ def test_the_private_steps_own_gradients_equal_a_plain_backward_pass_for_every_t
 
 
 def test_rounding_far_from_the_data_costs_a_flow_no_batched_back_end() -> None:
-    """Normal numbers are so far from this flow's data that float32 gives another gradient each way; near zero they agree."""
+    """Far from this flow's data float32 gives another gradient each way; near zero they agree."""
     model, generator = Glow(16, 1, 3, 8, 32), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -107,7 +107,7 @@ def test_the_flow_has_no_buffers_and_passes_the_private_steps_linter() -> None:
 
 
 class _Tuple(nn.Module):
-    """The trap: a layer that returns (z, log-determinant), with gradients recorded by a hook on z alone."""
+    """The trap: a layer returns (z, log-determinant), and a hook records gradients of z alone."""
 
     def __init__(self) -> None:
         super().__init__()

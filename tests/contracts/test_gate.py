@@ -133,9 +133,17 @@ def test_a_reply_says_the_plans_constants_and_the_ledgers_head_alone(
     reply = site.answer(hospital.ask("train"))
     header = unseal(reply, site.state.signing_key().public_key(), max_bytes=1 << 20)
     assert set(header.statement) == {
-        "unit", "adjacency", "epsilon", "delta", "sampling_rate", "noise_multiplier", "clip", "steps", "ledger_head",
+        "unit",
+        "adjacency",
+        "epsilon",
+        "delta",
+        "sampling_rate",
+        "noise_multiplier",
+        "clip",
+        "steps",
+        "ledger_head",
         "ledger_seq",
-    }  # fmt: skip
+    }
     assert (
         f"{header.statement['ledger_seq']}:{header.statement['ledger_head']}" == site.ledger().head
     )

@@ -1,4 +1,7 @@
-"""What DESIGN.md promises of groups, as theorems: k distinct patients behind every number, memberships for good."""
+"""What is promised of groups (docs/promises/2-k-anonymous-images.md), as theorems.
+
+At least k distinct patients stand behind every number, and memberships are final.
+"""
 
 import os
 import signal
@@ -195,7 +198,7 @@ def test_a_withdrawal_leaves_the_rest_in_no_group(tmp_path: Path) -> None:
 def test_two_frozen_members_who_turn_out_to_be_one_person_hold_their_group_back(
     tmp_path: Path,
 ) -> None:
-    """The intake joins them under one of the two names; the group of the other is no longer whole."""
+    """The intake joins them under one of two names; the group of the other is no longer whole."""
     store = frozen(tmp_path / "groups.sqlite", names(3), names(3, 3))
     within = g.regroup(
         store, flat_roster(names(2) + names(3, 3)), 3, "random", key=KEY
@@ -212,7 +215,7 @@ def test_two_frozen_members_who_turn_out_to_be_one_person_hold_their_group_back(
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), people=st.integers(3, 12))
 def test_photographs_under_two_ids_count_once(seed: int, people: int) -> None:
-    """The intake's own rule: the same picture, or almost, under two ids is one unit; k ids are not k people."""
+    """The intake's rule: the same picture, or almost, under two ids is one person."""
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 255, (people, 16, 16, 1)).astype(np.uint8)
     resaved = np.clip(pictures[:2] + rng.integers(0, 2, (2, 16, 16, 1)), 0, 255).astype(np.uint8)
@@ -240,18 +243,22 @@ from client.synthesize import partition
 codes = np.random.default_rng(0).normal(size=(900, 64))
 parts = [partition.greedy_with_swaps(codes, 7), partition.cells_of_rows(codes, codes[:40], 14)]
 partition.DENSE_ROWS = 10
-print(hashlib.sha256(b"".join(part.tobytes() for part in [*parts, partition.greedy(codes, 7)])).hexdigest())
+parts.append(partition.greedy(codes, 7))
+print(hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest())
 """
 
 
 def test_one_and_two_threads_give_the_same_groups() -> None:
     found = {
         subprocess.run(
-            [sys.executable, "-c", THREADS], check=True, capture_output=True, text=True,
+            [sys.executable, "-c", THREADS],
+            check=True,
+            capture_output=True,
+            text=True,
             env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
         ).stdout
         for threads in ("1", "2")
-    }  # fmt: skip
+    }
     assert len(found) == 1
 
 

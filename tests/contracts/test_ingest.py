@@ -1,4 +1,7 @@
-"""What intake promises, as theorems over whole ingests of made-up hospitals (real child processes, real files)."""
+"""What intake promises, as theorems over whole ingests of invented hospitals.
+
+With real child processes and real files.
+"""
 
 from __future__ import annotations
 

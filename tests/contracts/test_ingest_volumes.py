@@ -1,4 +1,7 @@
-"""What intake of volumes promises, as theorems over whole ingests of a made-up MR hospital (real child processes, real files)."""
+"""What intake of volumes promises, as theorems over whole ingests of an invented MR hospital.
+
+With real child processes and real files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the server promises about replies, as theorems: only checked replies move a weight; no single update is released."""
+"""What the server promises about replies, as theorems.
+
+Only checked replies move a weight; no single update is released.
+"""
 
 from __future__ import annotations
 
@@ -262,9 +265,13 @@ def test_a_batch_is_refused_when(sentence: str, federation: Federation) -> None:
     site.forge, code = IMAGES[sentence]
     asked = Instruction(federation.study, "synthesize", "", 0)
     question = Header(
-        kind="synthesize", study=federation.study.hash(), phase="synthesize", round=0, sender="operator",
+        kind="synthesize",
+        study=federation.study.hash(),
+        phase="synthesize",
+        round=0,
+        sender="operator",
         digest="0" * 64,
-    )  # fmt: skip
+    )
     sealed = site._made(question, {})
     with pytest.raises(RefusedError) as caught:
         accept(sealed, "hospital-a", signing.public_text(site.key.public_key()), asked)
@@ -274,9 +281,15 @@ def test_a_batch_is_refused_when(sentence: str, federation: Federation) -> None:
 def test_images_are_counted_over_all_parts(federation: Federation) -> None:
     site = ToySite("hospital-a", federation.study, federation.key.public_key(), image_parts=8)
     question = Header(
-        kind="synthesize", study=federation.study.hash(), phase="synthesize", round=0, part=7, parts=8,
-        sender="operator", digest="0" * 64,
-    )  # fmt: skip
+        kind="synthesize",
+        study=federation.study.hash(),
+        phase="synthesize",
+        round=0,
+        part=7,
+        parts=8,
+        sender="operator",
+        digest="0" * 64,
+    )
     asked = Instruction(federation.study, "synthesize", "", 0, part=7, parts=8, images_before=35)
     line = signing.public_text(site.key.public_key())
     with pytest.raises(RefusedError, match="41 images"):

@@ -53,7 +53,10 @@ def test_a_second_plan_must_pass_the_renyi_filter(tmp_path: Path) -> None:
 
 
 def test_models_rounds_runs_and_studies_compose_in_one_budget(tmp_path: Path) -> None:
-    """Each `opened` is a new run of the daemon; the second study's wgan meets what the first study's models left."""
+    """Each `opened` is a new run of the daemon.
+
+    The second study's wgan meets what the first study's models left.
+    """
     flow, pairs = (
         SubsampledGaussian(0.05, 3.0, 50, 9, "glow"),
         SubsampledGaussian(0.2, 4.0, 30, 9, "wgan"),
@@ -104,7 +107,8 @@ def test_a_crash_between_reserve_and_commit_counts_as_spent(tmp_path: Path) -> N
         from pathlib import Path
         from client.state.ledger import Ledger
         from common.privacy.mechanisms import mechanism_from
-        ledger = Ledger.open(Path({str(tmp_path / "ledger.sqlite")!r}), cap_epsilon=10, delta=1e-5, cohort="fp")
+        path = Path({str(tmp_path / "ledger.sqlite")!r})
+        ledger = Ledger.open(path, cap_epsilon=10, delta=1e-5, cohort="fp")
         ledger.reserve('{EVENT.event()}', {PLAN!r}).take()
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -266,6 +270,7 @@ def test_a_full_disk_spends_nothing_and_says_so(tmp_path: Path) -> None:
     """The file may not grow: the child process's own limit stands in for the disk."""
     opened(tmp_path)
     path = tmp_path / "ledger.sqlite"
+    event = LatentLaplace("box", 1.0, 1, 5, "random", 1000.0).event()
     program = f"""
         import resource, sys
         from pathlib import Path
@@ -275,7 +280,7 @@ def test_a_full_disk_spends_nothing_and_says_so(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, ({path.stat().st_size},) * 2)
         try:
             for spent in range(1000):
-                ledger.reserve('{LatentLaplace("box", 1.0, 1, 5, "random", 1000.0).event()}', {PLAN!r})
+                ledger.reserve('{event}', {PLAN!r})
         except EnvironmentFault as fault:
             print(spent, fault.code)
     """
@@ -313,6 +318,15 @@ def test_a_commit_is_fully_synced_before_it_returns(tmp_path: Path) -> None:
 def test_rows_hold_public_constants_alone(tmp_path: Path) -> None:
     keys = {key for row in written(tmp_path).rows() for key in row.data}
     assert keys == {
-        "format", "cohort", "delta", "order", "event", "plan", "cap", "accountant", "reservation", "artefact",
-    }  # fmt: skip
+        "format",
+        "cohort",
+        "delta",
+        "order",
+        "event",
+        "plan",
+        "cap",
+        "accountant",
+        "reservation",
+        "artefact",
+    }
     assert os.stat(tmp_path / "ledger.sqlite").st_mode & 0o077 == 0

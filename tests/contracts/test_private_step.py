@@ -50,7 +50,10 @@ def linear_step(
     silent: bool = False,
     divisor: float = CONSTANTS.divisor,
 ) -> PrivateStep:
-    """A step whose per-patient gradient is the patient's own tensor; `draw` fixes who is drawn, `silent` drops the noise."""
+    """A step whose per-patient gradient is the patient's own tensor.
+
+    `draw` fixes who is drawn, `silent` drops the noise.
+    """
     noise = SeededNoiseSource(seed)
     if draw is not None:
         noise.bernoulli = lambda q, n: np.isin(np.arange(n), draw)  # type: ignore[method-assign]
@@ -114,7 +117,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 def test_one_patient_moves_the_noised_sum_by_at_most_the_clip_norm(
     backend: str, dtype: torch.dtype
 ) -> None:
-    """Whatever a patient holds, however many others are drawn (nobody too), by every back end; noise and coins the same."""
+    """Whatever a patient holds, however many others are drawn (or none), by every back end.
+
+    Noise and coins are the same on both sides.
+    """
     d = 50
     values = torch.randn(9, d, generator=torch.Generator().manual_seed(1)) * 100
     table = values.to(dtype)
@@ -221,9 +227,13 @@ class Critic(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(2, 8, 4, 2, 1), nn.GroupNorm(4, 8), nn.LeakyReLU(0.2), nn.Conv2d(8, 8, 3, 1, 1),
-            nn.Flatten(), nn.Linear(128, 1),
-        )  # fmt: skip
+            nn.Conv2d(2, 8, 4, 2, 1),
+            nn.GroupNorm(4, 8),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(8, 8, 3, 1, 1),
+            nn.Flatten(),
+            nn.Linear(128, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.body(x))[:, 0]
@@ -307,7 +317,10 @@ def test_a_back_end_that_disagrees_with_a_plain_backward_pass_is_refused(
 def off_by_a_tenth_in_one_tensor(
     monkeypatch: pytest.MonkeyPatch, wrong_for: Callable[[int], bool]
 ) -> None:
-    """The first tensor's rows are wrong in the comparisons with a plain backward pass that `wrong_for` picks by their number."""
+    """The first tensor's rows are wrong in some comparisons with a plain backward pass.
+
+    `wrong_for` picks the comparisons by their number.
+    """
     honest, compared = PatientGradients._compute, iter(range(10**6))
     original = PatientGradients._disagreement
 
@@ -354,7 +367,7 @@ def test_one_kink_is_forgiven_and_a_wrong_tensor_never(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_where_a_patient_stands_in_its_chunk_changes_nothing(backend: str) -> None:
-    """Stronger than the guarantee needs on this machine: any order, any neighbours, the same sum."""
+    """Any order, any neighbours, the same sum: more than the guarantee needs, on this machine."""
     items = torch.randn(9, 3, 2, 8, 8, generator=torch.Generator().manual_seed(7))
     sums = []
     for order in (
@@ -371,7 +384,10 @@ def test_where_a_patient_stands_in_its_chunk_changes_nothing(backend: str) -> No
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_adding_a_patient_changes_neither_rate_nor_divisor_nor_noise(backend: str) -> None:
-    """Nothing before the noise depends on N: the same three drawn of 10 or of 11, the same lattice sum, calls and update."""
+    """Nothing before the noise depends on N.
+
+    The same three drawn of 10 or of 11, the same lattice sum, calls and update.
+    """
     d = 40
     asked, sums, updates = [], [], []
     table = torch.randn(11, d, generator=torch.Generator().manual_seed(8))
@@ -663,11 +679,16 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
 NAMED = {
     "batch norm without parameters": "BatchNorm2d normalises over the batch: use GroupNorm",
     "synchronised batch norm": "SyncBatchNorm normalises over the batch: use GroupNorm",
-    "tracked instance norm": "InstanceNorm2d tracks statistics of the batch: use track_running_stats=False, or GroupNorm",
+    "tracked instance norm": (
+        "InstanceNorm2d tracks statistics of the batch: use track_running_stats=False, or GroupNorm"
+    ),
     "in-place activation": "LeakyReLU works in place: use LeakyReLU(inplace=False)",
     "recurrent": "LSTM is not known to treat each example alone: use Conv1d or Linear layers",
     "dropout": "Dropout draws random numbers: use no dropout",
-    "spectral norm (new)": "ParametrizedLinear has parametrized weights (new spectral or weight norm?): use plain weights",
+    "spectral norm (new)": (
+        "ParametrizedLinear has parametrized weights (new spectral or weight norm?): "
+        "use plain weights"
+    ),
     "unknown class": "Unknown is not known to treat each example alone: use a layer of PER_EXAMPLE",
 }
 
@@ -715,7 +736,10 @@ def test_linter_accepts_a_critic_and_its_probe_finds_a_hidden_coupling() -> None
 @pytest.mark.parametrize("backend", ["layers", "vmap", "backward"])
 @pytest.mark.filterwarnings("ignore")
 def test_the_update_equals_opacus_hooks_and_autograd_without_noise(backend: str) -> None:
-    """Oracle: opacus' per-sample gradients of the paired hinge loss, averaged over a patient's items, clipped and summed."""
+    """Oracle: opacus' per-sample gradients of the paired hinge loss.
+
+    They are averaged over a patient's items, clipped and summed.
+    """
     from opacus import GradSampleModule
 
     patients, m = 6, 2
@@ -733,7 +757,8 @@ def test_the_update_equals_opacus_hooks_and_autograd_without_noise(backend: str)
     named = dict(hooked._module.named_parameters())
     grads = {f"body.{k}": p.grad_sample[:n] + p.grad_sample[n:] for k, p in named.items()}  # type: ignore[attr-defined]
     means = {k: g.reshape(patients, m, *g.shape[1:]).mean(1) for k, g in grads.items()}
-    # the hooks' loss is a mean over 2 n rows: their grad_sample is scaled to each row's own loss times 2 (real and fake halves)
+    # the hooks' loss is a mean over 2 n rows (real and fake halves): their grad_sample is scaled to
+    # each row's own loss times 2
     means = {k: g / 2 for k, g in means.items()}
     flat = torch.cat([means[k].reshape(patients, -1) for k in update], dim=1).double()
     factor = (CONSTANTS.clip / flat.norm(dim=1, keepdim=True)).clamp(max=1.0)

@@ -1,4 +1,7 @@
-"""Theorems about privatized averages: what one image, one patient and one group can do to the released numbers."""
+"""Theorems about privatized averages.
+
+What one image, one patient and one group can do to the released numbers.
+"""
 
 import math
 from typing import Any
@@ -134,7 +137,10 @@ def test_a_direction_reaches_the_sphere_from_whatever_length(size_of_it: float) 
 
 
 def test_the_radius_of_many_coordinates_is_checked_beyond_32_bits() -> None:
-    """4,096 coordinates a little outside: the sum of squares is 2^32 and a bit, which 32 bits would call small."""
+    """4,096 coordinates a little outside.
+
+    The sum of squares is 2^32 and a bit, which 32 bits would call small.
+    """
     m = LatentGaussian(4096, 3, "random", 2.0, 1e-5)
     stage.quantise(np.ones(4096), m)
     with pytest.raises(Bug, match="lattice steps"):
@@ -252,7 +258,10 @@ def test_the_noise_on_the_sum_has_the_scale_that_the_epsilon_states(
 
 
 def test_a_sum_beyond_24_bits_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an l1 ball one coordinate can hold a patient's whole norm; rounding a sum would make its sensitivity a guess."""
+    """In an l1 ball one coordinate can hold a patient's whole norm.
+
+    Rounding a sum would make its sensitivity a guess.
+    """
     m, seen = mechanism("l1_ball", 1024, radius=0.8, k=30), list[np.ndarray]()
     monkeypatch.setattr(stage, "add_noise", lambda sums, *_: seen.append(sums) or sums)
     patients = [np.array([m.radius_in_steps - p, *np.zeros(1023, np.int64)]) for p in range(30)]
@@ -298,7 +307,10 @@ def random_groups(
 def test_with_random_groups_exactly_one_sum_moves_when_one_patients_images_change(
     model: Glow,
 ) -> None:
-    """The roster is rebuilt from scratch: no pixel decides who is in a group, so parallel composition holds."""
+    """The roster is rebuilt from scratch.
+
+    No pixel decides who is in a group, so parallel composition holds.
+    """
     m = mechanism("l2_ball", model.top_dimension)
     names = [f"{n:064x}" for n in range(14)]
     images = {name: pictures(1 + i % 2, i) for i, name in enumerate(names)}
@@ -350,7 +362,7 @@ def test_an_image_that_counts_as_the_zero_latent_stays_zero_in_every_basis(
 def test_each_image_of_a_patient_is_clipped_before_their_mean(
     model: Glow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One wild image weighs no more than another: (clip(100) + 0.25) / 2, not the clip of their mean."""
+    """One wild image weighs no more than another: (clip(100) + 0.25) / 2, not clip(mean)."""
     m = mechanism("box", model.top_dimension, radius=1.0)
     rows = np.stack([np.full(model.top_dimension, 100.0), np.full(model.top_dimension, 0.25)])
     monkeypatch.setattr(stage, "encode_released", lambda images, _, d: rows)

@@ -85,11 +85,11 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
     return steps
 
 
-# --- 1: the critic's batches ----------------------------------------------------------------------------------------------
+# --- 1: the critic's batches ----------------------------------------------------------------------
 
 
 def test_each_critic_step_draws_its_own_patients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over n_D = 5 steps: a coin for each patient in each step, and exactly who was drawn is asked for, once."""
+    """Over 5 critic steps: a coin for each patient, and whoever was drawn is asked for once."""
     steps, (noise, asked) = watch(monkeypatch), recorded()
     one_round(study(local_steps=5, critic_steps=5), noise=noise)
     assert len(steps) == len(asked.coins) == 5
@@ -129,7 +129,10 @@ def test_a_patient_with_one_pair_and_one_with_many_bring_one_unit_each() -> None
 
 
 def critic_sum(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> NDArray[np.int64]:
-    """The exact lattice sum of one critic step over the drawn patients, without noise; `loud`: gradients far above the clip."""
+    """The exact lattice sum of one critic step over the drawn patients, without noise.
+
+    `loud`: with gradients far above the clip.
+    """
     plan = plan_of(items_per_patient=2)
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
@@ -160,7 +163,10 @@ def lattice_norm(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> flo
 
 
 def test_one_patient_moves_a_critic_step_by_at_most_the_clip() -> None:
-    """Zero-out of the last patient, who has 40 pairs; patient by patient, so that the others' fakes are the same."""
+    """Zero-out of the last patient, who has 40 pairs.
+
+    Batches hold one patient each, so that the others' fakes are the same.
+    """
     counts = (3, 3, 40)
     change = critic_sum([0, 1, 2], counts, loud=True) - critic_sum([0, 1], counts, loud=True)
     moved_by = float(np.linalg.norm(change.astype(np.float64)))
@@ -187,7 +193,7 @@ def test_a_patients_tensors_depend_on_no_other_patient() -> None:
     assert torch.equal(batch(cohort())[1], batch(changed)[1])  # fakes know no patient at all
 
 
-# --- 2: constants, not counts ---------------------------------------------------------------------------------------------
+# --- 2: constants, not counts ---------------------------------------------------------------------
 
 
 def test_adding_patients_changes_neither_rate_nor_divisor_nor_noise(
@@ -222,7 +228,7 @@ def test_adding_patients_changes_neither_rate_nor_divisor_nor_noise(
 
 
 def test_an_empty_draw_is_a_critic_step_of_pure_noise() -> None:
-    """The critic's change by RMSprop after one step is what the released noise alone makes of it."""
+    """The critic's change by RMSprop after one step is what the released noise alone makes it."""
     noise, asked = recorded(drawn=())
     plan = study(local_steps=1, optimizer="rmsprop", critic_steps=1)
     deltas = one_round(plan, noise=noise)
@@ -234,7 +240,10 @@ def test_an_empty_draw_is_a_critic_step_of_pure_noise() -> None:
 
 
 def test_under_overwhelming_noise_the_critic_does_not_tell_who_was_drawn() -> None:
-    """The same noise, a million times larger: one patient or six, whatever their pixels, within the noise's rounding."""
+    """The same noise, a million times larger.
+
+    One patient or six, whatever their pixels, within the noise's rounding.
+    """
     rounds = [
         one_round(study(), of=cohort(seed=images), noise=recorded(drawn, scale=10**6)[0])
         for drawn, images in (((0,), 0), (range(PATIENTS), 1))
@@ -243,7 +252,7 @@ def test_under_overwhelming_noise_the_critic_does_not_tell_who_was_drawn() -> No
         assert np.allclose(rounds[0][name], rounds[1][name], atol=1e-5), name
 
 
-# --- 3: the generator is post-processing ----------------------------------------------------------------------------------
+# --- 3: the generator is post-processing ----------------------------------------------------------
 
 
 def fixed_gradient(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
@@ -260,7 +269,7 @@ def fixed_gradient(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
 def test_the_generator_and_the_ladder_depend_on_the_cohort_only_through_the_private_critic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever patients are drawn and however many: the same private gradients give bitwise the same of both."""
+    """The same private gradients give bitwise the same of both, whoever was drawn."""
     heard: list[float] = []
     monkeypatch.setattr(train_wgan.Ladder, "observe", lambda self, accuracy: heard.append(accuracy))
     rounds: list[Arrays] = []

@@ -1,4 +1,7 @@
-"""Fixtures of the intake tests: a study's rules, a key, and decoding without child processes where those are not the point."""
+"""Fixtures of the intake tests.
+
+A study's rules, a key, and decoding without child processes where those are not the point.
+"""
 
 from __future__ import annotations
 

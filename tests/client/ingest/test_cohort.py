@@ -1,4 +1,7 @@
-"""client/ingest/cohort.py, decode.py: every file ends somewhere, the folder is whole or absent, children may be lost."""
+"""client/ingest/cohort.py, decode.py.
+
+Every file ends somewhere, the folder is whole or absent, children may be lost.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ def settings(**changes: Any) -> Settings:
 
 @pytest.fixture
 def clinic(tmp_path: Path) -> tuple[Path, Path]:
-    """Four persons: two photographs of A; B; C who is D (one photograph under both ids); and files that cannot be used."""
+    """Four persons, and files that cannot be used.
+
+    The persons: two photographs of A; B; C who is D (one photograph under both ids).
+    """
     source = tmp_path / "source"
     phantoms.write_fundus(source / "x" / "a1.dcm", "A", phantoms.fundus(1), laterality="L")
     phantoms.write_fundus(source / "x" / "a2.dcm", "A ", phantoms.fundus(2), laterality="R")
@@ -315,8 +321,9 @@ from pathlib import Path
 from client.ingest.build import ingest
 from common.study.intake import Intake
 modalities = ("OP", "CR", "DX", "MR", "CT", "US", "OT", "NM", "SM", "SEG", "RTDOSE", "")
-rules = Intake.model_construct(dicom_modalities=modalities, size_px=32, channels=1, labels=("all",), ordinal_labels=False,
-                               merge_labels={}, stratify_laterality=False, window=None)
+rules = Intake.model_construct(dicom_modalities=modalities, size_px=32, channels=1, labels=("all",),
+                               ordinal_labels=False, merge_labels={}, stratify_laterality=False,
+                               window=None)
 report = ingest(Path(sys.argv[1]), rules, bytes(32), Path(sys.argv[2]))
 import json, re, resource
 own = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])

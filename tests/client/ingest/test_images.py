@@ -1,4 +1,7 @@
-"""client/ingest/images.py: photographs are bounded, framed alike, and lose marks beside the field of view."""
+"""client/ingest/images.py.
+
+Photographs are bounded, framed alike, and lose marks beside the field of view.
+"""
 
 from __future__ import annotations
 

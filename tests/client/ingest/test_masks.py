@@ -1,4 +1,7 @@
-"""client/ingest/masks.py: a mask lies where its own geometry says, in any axes, or it is refused with its reason."""
+"""client/ingest/masks.py.
+
+A mask lies where its own geometry says, in any axes, or it is refused with its reason.
+"""
 
 from __future__ import annotations
 
@@ -190,9 +193,19 @@ def test_a_segmentation_by_highdicom_lies_where_it_says() -> None:
     )
     order = [3, 0, 4, 1, 2]
     dataset = hd.seg.Segmentation(
-        [slices[d] for d in order], MASK[order], hd.seg.SegmentationTypeValues.BINARY, [description], "2.25.1", 1,
-        "2.25.2", 1, "kohort tests", "none", "0", "0",
-    )  # fmt: skip
+        [slices[d] for d in order],
+        MASK[order],
+        hd.seg.SegmentationTypeValues.BINARY,
+        [description],
+        "2.25.1",
+        1,
+        "2.25.2",
+        1,
+        "kohort tests",
+        "none",
+        "0",
+        "0",
+    )
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     np.testing.assert_array_equal(read_segmentation(buffer, grid_of(), CAP), MASK != 0)

@@ -1,4 +1,7 @@
-"""client/ingest/series.py: order and grid come from geometry, and each way in which slices make no volume has its reason."""
+"""client/ingest/series.py.
+
+Order and grid come from geometry, and each way in which slices make no volume has its reason.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Ingest of MR volumes as a whole: every file enters or has its own reason, whatever the files' names and order."""
+"""Ingest of MR volumes as a whole.
+
+Every file enters or has its own reason, whatever the files' names and order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""client/ingest/volumes.py: slices become the volume that geometry means, and patches are cut where they should."""
+"""client/ingest/volumes.py.
+
+Slices become the volume that geometry means, and patches are cut where they should.
+"""
 
 from __future__ import annotations
 

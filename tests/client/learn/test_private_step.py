@@ -128,17 +128,23 @@ def test_only_fp32_parameters_are_trained() -> None:
     event = SubsampledGaussian(0.5, 1.0, 4)
     with pytest.raises(ConfigurationError):
         PrivateStep(
-            {"w": torch.zeros(3, dtype=torch.float64)}, lambda p, x: p["w"].sum(), StepConstants(1, 1, 0.5, 4),
-            PracticeReservation(event), SeededNoiseSource(0),
-        )  # fmt: skip
+            {"w": torch.zeros(3, dtype=torch.float64)},
+            lambda p, x: p["w"].sum(),
+            StepConstants(1, 1, 0.5, 4),
+            PracticeReservation(event),
+            SeededNoiseSource(0),
+        )
 
 
 def test_a_batch_of_the_wrong_length_is_a_bug() -> None:
     event = SubsampledGaussian(1.0, 1.0, 4)
     step = PrivateStep(
-        {"w": torch.zeros(3)}, lambda p, x: (p["w"] * x[0]).sum(), StepConstants(1, 1, 1.0, 4), PracticeReservation(event),
+        {"w": torch.zeros(3)},
+        lambda p, x: (p["w"] * x[0]).sum(),
+        StepConstants(1, 1, 1.0, 4),
+        PracticeReservation(event),
         SeededNoiseSource(0),
-    )  # fmt: skip
+    )
 
     def short(patients: Sequence[int]) -> tuple[Tensor, ...]:
         return (torch.ones(0, 3),)

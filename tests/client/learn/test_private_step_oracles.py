@@ -1,4 +1,7 @@
-"""Per-patient gradients of every tensor of the pairs' critic: against one patient alone, opacus' hooks and double backward."""
+"""Per-patient gradients of every tensor of the pairs' critic, against three oracles.
+
+They are one patient alone, opacus' hooks, and double backward.
+"""
 
 from collections.abc import Callable
 
@@ -97,7 +100,7 @@ def test_every_tensors_per_patient_gradient_equals_opacus_hooks(kind: str, backe
 
 @pytest.mark.parametrize("backend", ["vmap", "backward"])
 def test_wgan_gp_equals_an_explicit_double_backward(backend: str) -> None:
-    """By autograd with create_graph, the penalty written out: 10 (|grad D(e·x + (1 - e)·f)| - 1)^2."""
+    """By autograd with create_graph, with the penalty 10 (|grad D(e·x + (1 - e)·f)| - 1)^2."""
     critic, parameters, _, batch = scene("wgan-gp")
     expected = []
     for items, fakes, mix in zip(*batch, strict=True):

@@ -22,7 +22,8 @@ from common.privacy.noise import SeededNoiseSource
 rank, size, port, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 torch.set_num_threads(1)
 if size > 1:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
 workers = Workers() if size > 1 else ALONE
 table = torch.randn(30, 2, 40, generator=torch.Generator().manual_seed(1))
 parameters = {"w": torch.zeros(3, 40), "b": torch.zeros(3)}
@@ -32,10 +33,14 @@ def batch_for(patients):
     worked.extend(patients)
     return (table[list(patients)],)
 
+def loss(p, x):
+    return F.linear(x[0], p["w"], p["b"]).square().sum() + F.linear(x[0], p["w"], p["b"]).sum()
+
 step = PrivateStep(
-    parameters, lambda p, x: F.linear(x[0], p["w"], p["b"]).square().sum() + F.linear(x[0], p["w"], p["b"]).sum(),
-    StepConstants(1.0, 0.5, 0.4, 12), PracticeReservation(SubsampledGaussian(0.4, 0.5, 10)),
-    SeededNoiseSource(7 if rank == 0 else 1000 + rank), execution=Execution("layers", 4), workers=workers,
+    parameters, loss, StepConstants(1.0, 0.5, 0.4, 12),
+    PracticeReservation(SubsampledGaussian(0.4, 0.5, 10)),
+    SeededNoiseSource(7 if rank == 0 else 1000 + rank),
+    execution=Execution("layers", 4), workers=workers,
 )
 updates = []
 for _ in range(4):
@@ -64,7 +69,7 @@ def run(folder: Path, size: int) -> list[dict[str, np.ndarray]]:
 
 
 def test_two_processes_give_bit_for_bit_the_update_of_one(tmp_path: Path) -> None:
-    """Same seeded noise on rank 0; rank 1's own source is never used: coins and noise are drawn once."""
+    """Rank 0 has the same seeded noise; rank 1's own source is never used."""
     (one,), (first, second) = run(tmp_path, 1), run(tmp_path, 2)
     assert np.array_equal(one["updates"], first["updates"])
     assert np.array_equal(one["updates"], second["updates"])

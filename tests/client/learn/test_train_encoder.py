@@ -1,4 +1,7 @@
-"""The encoder's training on the site: samples of the generator alone, better codes, weights that stay."""
+"""The encoder's training on the site.
+
+Samples of the generator alone, better codes, weights that stay.
+"""
 
 import inspect
 

@@ -1,4 +1,7 @@
-"""One round of the GAN's training: what is learned, what is left alone, what the generator may see, what is sent."""
+"""One round of the GAN's training.
+
+What is learned, what is left alone, what the generator may see, what is sent.
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -114,7 +117,7 @@ def test_the_update_stays_within_its_public_norm() -> None:
 def test_the_generator_depends_on_the_cohort_only_through_the_private_critic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever patients are drawn and however many: the same private gradients give bitwise the same generator."""
+    """The same private gradients give bitwise the same generator, whoever was drawn."""
 
     def fixed(many: int) -> object:
         def step(self: PrivateStep, patient_count: int, batch_for: object) -> dict[str, Tensor]:

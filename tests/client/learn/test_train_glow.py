@@ -99,7 +99,10 @@ def test_the_update_stays_within_its_public_norm() -> None:
 
 
 def test_training_without_noise_to_speak_of_learns_the_images() -> None:
-    """Gray pictures: bits per dimension fall, at the smallest noise a plan allows and every patient in every step."""
+    """On grey pictures, bits per dimension fall.
+
+    At the smallest noise that a plan allows, with every patient in every step.
+    """
     flat = np.full((PATIENTS * 2, 32, 32, 3), 128, np.uint8)
     flat += np.random.default_rng(0).integers(0, 30, flat.shape, dtype=np.uint8)
     plan = study(

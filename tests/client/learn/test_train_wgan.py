@@ -1,4 +1,7 @@
-"""One round of the WGAN's training: what moves and by how much, every loss and optimiser, weight clipping, average, ladder."""
+"""One round of the WGAN's training.
+
+What moves and by how much, every loss and optimiser, weight clipping, average, ladder.
+"""
 
 import numpy as np
 import pytest
@@ -27,7 +30,7 @@ LOSSES: dict[str, dict[str, object]] = {
 }
 
 
-# --- what is sent ---------------------------------------------------------------------------------------------------------
+# --- what is sent ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
@@ -96,7 +99,7 @@ def test_the_average_moves_only_where_the_generator_stepped() -> None:
     assert {name.split(".")[0] for name in moved(deltas)} == {"critic"}
 
 
-# --- weight clipping and optimisers ---------------------------------------------------------------------------------------
+# --- weight clipping and optimisers ---------------------------------------------------------------
 
 
 def test_weight_clipping_bounds_every_trained_weight_and_no_other() -> None:
@@ -137,7 +140,7 @@ def test_the_plan_picks_the_optimiser_and_it_gives_torchs_numbers() -> None:
         assert torch.allclose(ours["w"], theirs.detach(), rtol=1e-6)
 
 
-# --- ladder ---------------------------------------------------------------------------------------------------------------
+# --- ladder ---------------------------------------------------------------------------------------
 
 
 def told(ladder: Ladder, accuracy: float, steps: int) -> int:
@@ -207,7 +210,7 @@ def test_the_generator_steps_once_after_as_many_critic_steps_as_the_ladder_says(
     assert seen == [1, 2, 4, 6, 11, 16] and done == [17]
 
 
-# --- batches and back ends ------------------------------------------------------------------------------------------------
+# --- batches and back ends ------------------------------------------------------------------------
 
 
 def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says() -> None:
@@ -249,7 +252,8 @@ def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(
 ) -> None:
     if (loss, backend) == ("wgan-gp", "layers"):
         pytest.skip(
-            "gradients of gradients have no layer rule; tests/client/learn/fast/test_private_step_layers.py"
+            "gradients of gradients have no layer rule "
+            "(tests/client/learn/fast/test_private_step_layers.py)"
         )
     plan = plan_of(**LOSSES[loss], items_per_patient=2, fakes_per_item=2)
     torch.manual_seed(0)
@@ -267,7 +271,7 @@ def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(
     assert torch.allclose(rows[0], rows[1], atol=1e-4 * float(rows[0].abs().max()))
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def test_a_plan_without_a_wgan_or_with_other_weights_is_refused() -> None:

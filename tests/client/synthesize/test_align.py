@@ -1,4 +1,7 @@
-"""Alignment: loss and gradient against naive loops, weights untouched, patients weigh alike, fresh noise, speed seams."""
+"""Alignment: loss and gradient against naive loops, weights untouched, patients weigh alike.
+
+And fresh noise for each image, and the settings that only change its speed.
+"""
 
 import dataclasses
 import math
@@ -73,7 +76,7 @@ def naive_gram(x: torch.Tensor, row: int, column: int, p: int) -> torch.Tensor:
 def naive_loss(
     site: Site, code: torch.Tensor, group: group_store.Group, plan: al.AlignmentPlan
 ) -> torch.Tensor:
-    """The loss of one group from its members' images, in plain loops and without any cached target."""
+    """The loss of one group from its members' images, in plain loops, without cached targets."""
     p, rows_of = plan.windows, dict(zip(site.who.pseudonyms, site.who.images, strict=True))
     windows = [(a, b) for a in range(p) for b in range(p)]
     grams_of, contents, codes = [], [], []
@@ -444,6 +447,9 @@ def test_a_site_goes_from_photographs_to_averages() -> None:
 
 
 def test_the_constants_are_those_of_a_plan_that_says_nothing() -> None:
-    """Benchmarks take `AlignmentPlan()`, sites the study plan: one default must not drift from the other."""
+    """Benchmarks take `AlignmentPlan()`, sites the study plan.
+
+    One default must not drift from the other.
+    """
     for name in ("content_weight", "style_weight", "trust_weight"):
         assert getattr(al.AlignmentPlan(), name) == Synthesis.model_fields[name].default

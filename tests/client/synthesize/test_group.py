@@ -49,8 +49,13 @@ def test_any_cohort_is_partitioned_into_groups_of_k_to_2k_minus_1(
 ) -> None:
     rng = np.random.default_rng(seed)
     patient_of = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
-    who = g.roster(names(patients), patient_of, rng.integers(-1, 3, len(patient_of)), key=KEY,
-                   laterality_of=rng.integers(0, 3, len(patient_of)))  # fmt: skip
+    who = g.roster(
+        names(patients),
+        patient_of,
+        rng.integers(-1, 3, len(patient_of)),
+        key=KEY,
+        laterality_of=rng.integers(0, 3, len(patient_of)),
+    )
     images = (
         rng.integers(0, 2, (len(patient_of), 5)) if ties else rng.normal(size=(len(patient_of), 5))
     )
@@ -134,7 +139,10 @@ def test_a_patient_with_500_images_is_one_of_k_and_weighs_1() -> None:
 
 
 def test_cells_keep_neighbours_together() -> None:
-    """Two clouds around two public centres: no group mixes them, and inside a cloud the key decides, not the distance."""
+    """Two clouds around two public centres.
+
+    No group mixes them, and inside a cloud the key decides, not the distance.
+    """
     codes = np.concatenate([np.full((15, 2), -9.0), np.full((15, 2), 9.0)]) + points(30)[:, :2]
     who = g.roster(names(30), np.arange(30), np.zeros(30, int), key=KEY)
     side = {

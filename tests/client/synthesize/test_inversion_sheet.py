@@ -1,4 +1,4 @@
-"""The picture of the inversions: worst first, everything that was left out, originals beside what the generator makes."""
+"""The sheet of inversions: worst first, all that was left out, originals beside inversions."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Inversion: the reference from generator samples alone, rejection by rule and threshold, refinement, whitening."""
+"""Inversion: the reference from generator samples alone, rejection, refinement, whitening."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,7 @@
-"""Grouping by colour: any cohort is partitioned as by codes, an image's colour is its own, and plans say where it fits."""
+"""Grouping by colour.
+
+Any cohort is partitioned as by codes, an image's colour is its own, and plans say where it fits.
+"""
 
 import numpy as np
 import pytest
@@ -37,8 +40,11 @@ def groups(
 ) -> set[tuple[str, ...]]:
     """The groups of the same images when they are listed in another order."""
     labels = np.zeros(len(order), np.int64)
-    turned = Inversion(*(t[torch.from_numpy(order)] for t in (seen.encoded, seen.codes, seen.reconstructions)),
-                       seen.errors[order], seen.accepted[order])  # fmt: skip
+    turned = Inversion(
+        *(t[torch.from_numpy(order)] for t in (seen.encoded, seen.codes, seen.reconstructions)),
+        seen.errors[order],
+        seen.accepted[order],
+    )
     names = [f"{i:04d}" for i in range(patient_of.max() + 1)]
     who = roster(names, patient_of[order], labels, key=KEY)
     points = patient_codes(metric.make_points(reference(), turned, "colour"), who)

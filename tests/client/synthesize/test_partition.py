@@ -1,4 +1,7 @@
-"""The numerics of grouping: the greedy rule against a plain loop, exact numbers, swaps, running sums, cells."""
+"""The numerics of grouping.
+
+The greedy rule against a plain loop, exact numbers, swaps, running sums, cells.
+"""
 
 import numpy as np
 import pytest
@@ -18,7 +21,10 @@ def sets(group_of: np.ndarray) -> set[frozenset[int]]:
 
 
 def naive_greedy(x: np.ndarray, k: int, power: int = 1) -> set[frozenset[int]]:
-    """The published rule, recomputing every sum; k must divide len(x). `power` 2: of squared distances."""
+    """The published rule, recomputing every sum; k must divide len(x).
+
+    `power` 2: of squared distances.
+    """
     left, found = list(range(len(x))), []
     while left:
         far = max(left, key=lambda i: sum(np.linalg.norm(x[i] - x[j]) ** power for j in left))
@@ -104,7 +110,7 @@ def best_exchange(x: np.ndarray, group_of: np.ndarray) -> float:
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_swaps_end_where_no_exchange_helps(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 20 neighbours of 22 rows every exchange is looked at, so that the end is a true optimum of exchanges."""
+    """With 20 neighbours of 22 rows every exchange is looked at, so the end is a true optimum."""
     monkeypatch.setattr(p, "DENSE_ROWS", 10_000 if dense else 1)
     x = points(22, dimension=2)
     before, after = p.greedy(x, 4), p.greedy_with_swaps(x, 4)

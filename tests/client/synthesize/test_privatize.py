@@ -1,4 +1,7 @@
-"""Each numbered step of privatization on a tiny flow; the claims themselves are in tests/contracts/test_privatize.py."""
+"""Each numbered step of privatization on a tiny flow.
+
+The claims themselves are in tests/contracts/test_privatize.py.
+"""
 
 import numpy as np
 import pytest
@@ -129,7 +132,7 @@ def test_step_9_the_mean_gets_the_temperatures_norm() -> None:
 
 
 def test_the_rest_has_a_temperature_of_its_own(model: Glow) -> None:
-    """At 0 the rest is the prior's middle: two draws of one mean are then one image, whatever the mean's temperature."""
+    """At 0 the rest is the prior's middle, so two draws of one mean are one image."""
     m = mechanism(model, "box", radius=50.0, k=1, scale=2**-16)
     picture = images(1)
 

@@ -1,4 +1,4 @@
-"""Averages moved out: factors from generator samples alone, what one code becomes, and that spread comes back."""
+"""Averages moved out: factors from generator samples alone, one code's move, restored variance."""
 
 import dataclasses
 import inspect
@@ -70,9 +70,7 @@ def test_a_share_gives_back_that_power_of_every_factor() -> None:
     assert (some < every).all() and (some > 1).all()
 
 
-def test_averages_of_strangers_vary_as_single_samples_again_along_the_directions_and_nowhere_else() -> (
-    None
-):
+def test_averages_of_strangers_vary_as_single_samples_along_the_directions_alone() -> None:
     known, k = reference(), 6
     singles = np.random.default_rng(7).normal(size=(1200, 12)) * np.linspace(
         3, 0.3, 12

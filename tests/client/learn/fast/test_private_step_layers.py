@@ -1,4 +1,4 @@
-"""The layer rules: against a plain backward pass, layer by layer, and what they leave to the other back ends."""
+"""The layer rules against a plain backward pass, layer by layer, and what they do not cover."""
 
 import subprocess
 import sys
@@ -29,22 +29,31 @@ COVERED: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
         (2, 2, 9, 8),
     ),
     "two convolutions of one padded shape": (
-        lambda: nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.ConstantPad2d(1, 0.7), nn.Conv2d(2, 2, 3)),
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 2, 3, padding=1), nn.ConstantPad2d(1, 0.7), nn.Conv2d(2, 2, 3)
+        ),
         (3, 2, 6, 6),
     ),
     "group norm": (lambda: nn.GroupNorm(2, 6), (3, 6, 4, 5)),
     "a frozen layer between": (
-        lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3).requires_grad_(False), nn.GroupNorm(2, 4)),
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3).requires_grad_(False), nn.GroupNorm(2, 4)
+        ),
         (3, 2, 8, 8),
     ),
     "a critic": (
         lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(4, 8, 4, 2, 1), nn.GroupNorm(4, 8), nn.SiLU(),
-            nn.Flatten(), nn.Linear(32, 1),
+            nn.Conv2d(2, 4, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(4, 8, 4, 2, 1),
+            nn.GroupNorm(4, 8),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(32, 1),
         ),
         (3, 2, 8, 8),
     ),
-}  # fmt: skip
+}
 
 
 def trained(module: nn.Module) -> Parameters:
@@ -139,9 +148,7 @@ def test_a_convolution_is_exact_whichever_side_is_unfolded(
     assert_equal_rows(loss_of(module), trained(module), (torch.randn(4, 3, channels[0], 6, 5),))
 
 
-def test_a_weight_whose_output_is_unfolded_once_and_its_input_another_time_is_left_to_other_ways() -> (
-    None
-):
+def test_a_weight_whose_two_sides_are_unfolded_is_left_to_other_ways() -> None:
     parameters = {"w": torch.randn(2, 4, 3, 3)}
 
     def loss(weights: Parameters, patient: Batch) -> Tensor:
@@ -173,12 +180,14 @@ UNCOVERED: dict[str, Callable[[Parameters, Tensor], Tensor]] = {
     "a larger convolution whose weight is changed before use": lambda p, x: (
         F.conv2d(x.reshape(2, 1, 2, 2), 2 * p["w"].view(1, 1, 2, 2)).square().sum()
     ),
-    "a gradient inside the loss": lambda p, x: grad(lambda y: F.linear(y, p["w"]).square().sum())(x).square().sum(),
+    "a gradient inside the loss": lambda p, x: (
+        grad(lambda y: F.linear(y, p["w"]).square().sum())(x).square().sum()
+    ),
     "an input that is nobody's": lambda p, x: F.linear(torch.ones(2, 4), p["w"]).sum() * x.sum(),
-    "a convolution with groups": lambda p, x: F.conv2d(
-        x.reshape(1, 4, 2, 1), p["w"].view(4, 1, 1, 1), groups=4
-    ).square().sum(),
-}  # fmt: skip
+    "a convolution with groups": lambda p, x: (
+        F.conv2d(x.reshape(1, 4, 2, 1), p["w"].view(4, 1, 1, 1), groups=4).square().sum()
+    ),
+}
 
 
 @pytest.mark.parametrize("case", UNCOVERED)
@@ -216,11 +225,12 @@ def test_a_forward_pass_in_bfloat16_gives_fp32_rows_near_those_in_fp32() -> None
 
 
 def test_training_with_layer_rules_imports_no_compiler() -> None:
-    """vmap's decompositions import sympy and torch's compiler: five seconds of every training process."""
+    """vmap's decompositions would import both: five seconds of every training process."""
     program = (
         "import sys, torch; from client.learn.fast.layer_rules import LayerRules;"
         "from torch.nn import functional as F;"
-        "LayerRules(lambda p, x: F.linear(x[0], p['w']).sum(), {'w': torch.zeros(1, 3)})((torch.ones(2, 4, 3),));"
+        "rules = LayerRules(lambda p, x: F.linear(x[0], p['w']).sum(), {'w': torch.zeros(1, 3)});"
+        "rules((torch.ones(2, 4, 3),));"
         "print(int('torch._dynamo' in sys.modules or 'sympy' in sys.modules))"
     )
     done = subprocess.run(
