@@ -1,9 +1,10 @@
 """How attackers score candidates against released images: a large score says "took part".
 
-In: features of releases and of candidates as float64 rows [N, D]. Out: scores [N].
-Not covered: an attacker who trains a network on other releases (server/evaluate/siamese.py does).
-Sources: nearest record: Chen et al. 2020 (GAN-Leaks); density ratio: van Breugel et al. 2023
-(DOMIAS).
+In: features of releases and of candidates as float64 rows [N, D].
+Out: scores [N].
+Not covered: an attacker who trains a network (server/evaluate/siamese.py).
+Sources: Chen et al. 2020 (GAN-Leaks) for the nearest release; van Breugel et al. 2023 (DOMIAS) for
+the density ratio.
 """
 
 from __future__ import annotations
@@ -44,20 +45,21 @@ def density_ratio(
     """Return log p_released / p_reference of each candidate, [N], by Gaussian kernels on every row.
 
     The kernels' width is the median distance of a reference row to its nearest other. `own` int [N]
-    is the row of `reference` that is the candidate, which is then left out (-1: none). `comparable`
-    bool [N, R] limits which releases count.
+    is the row of `reference` that is the candidate itself and is left out; -1 where there is none.
+    `comparable` bool [N, R] limits which releases count.
     """
-    # The kernels' width, from public rows alone.
+    # the kernels' width, from the reference alone
     among = distances(reference, reference)
     np.fill_diagonal(among, np.inf)
     width = max(float(np.median(among.min(axis=1))), 1e-12)
 
-    # A candidate is no evidence for itself.
+    # distances to the reference; a candidate is no evidence for itself
     apart = distances(candidates, reference)
     if own is not None:
         known = np.flatnonzero(own >= 0)
         apart[known, own[known]] = np.inf
 
+    # distances to the releases that count
     near = distances(candidates, released)
     if comparable is not None:
         near = np.where(comparable, near, np.inf)
@@ -65,7 +67,7 @@ def density_ratio(
 
 
 def best_by_person(scores: Floats, person_of: Labels) -> Floats:
-    """Return each person's largest score: an attacker holds all images of a person.
+    """Return each person's largest score, because an attacker has all images of a person.
 
     `person_of` [N] counts from 0.
     """
@@ -77,7 +79,7 @@ def best_by_person(scores: Floats, person_of: Labels) -> Floats:
 def whiten(
     features: Mapping[str, Floats], fit_on: str, components: int = COMPONENTS
 ) -> dict[str, Floats]:
-    """Return the principal components, of unit variance, of every set of features.
+    """Return every set of features as principal components of about unit variance.
 
     They are fitted on the rows of `fit_on` alone.
     """
@@ -91,7 +93,7 @@ def whiten(
 
 
 def combine(scores: Mapping[str, Floats]) -> Floats:
-    """Return the mean of the scores, each at mean 0 and deviation 1: all attackers together."""
+    """Return the mean of all attackers' scores, each scaled to mean 0 and deviation 1."""
     standard = [(x - x.mean()) / (x.std() + 1e-12) for x in scores.values()]
     return np.asarray(np.mean(standard, axis=0))
 
@@ -99,7 +101,7 @@ def combine(scores: Mapping[str, Floats]) -> Floats:
 def _log_density(apart: Floats, width: float) -> Floats:
     """Log of the mean Gaussian kernel of each row's distances, up to a constant.
 
-    An infinite distance counts for nobody.
+    Rows at an infinite distance do not count.
     """
     exponent = -((apart / width) ** 2) / 2
     top = exponent.max(axis=1, keepdims=True)

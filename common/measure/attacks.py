@@ -1,15 +1,13 @@
 """Figures of attacks on released images: who took part, and which image is whose.
 
-In: scores of candidates (attack_scores.py), and who of them took part.
+In: scores of people (attack_scores.py), and who of them took part.
 Out: AUC, true positive rate at 1 % false positives, precision of links, with intervals.
 Guarantees:
-  - members are compared with non-members of the same stratum only, so that a label or an eye gives
-    nobody away;
-  - intervals are 95 % bootstrap intervals over people;
-  - of several attackers the worst is reported beside `chance`, which the worst of just these
-    attackers exceeds by luck alone in 1 of 20 cases;
+  - members are compared with non-members of the same stratum only, so a label or an eye alone
+    identifies no member;
+  - intervals are 95 % bootstrap intervals over people (of links: over releases);
   - the same inputs and seed give the same numbers.
-Not covered: a bound for every attacker. A row is a person: `best_by_person` comes first.
+Not covered: a bound for every attacker.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ INTERVAL = (2.5, 97.5)
 class Membership:
     """One attacker's figures, each with its 95 % interval.
 
-    `auc`: area under the curve. `tpr`: true positive rate at 1 % false positives.
+    `auc` is the area under the curve, `tpr` the true positive rate at 1 % false positives.
     """
 
     attacker: str
@@ -44,7 +42,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class Inference:
-    """All attackers, and `chance`: the AUC that the worst exceeds by luck in 5 % of cases."""
+    """All attackers; `chance` is the AUC that the worst of them exceeds by luck in 5 % of cases."""
 
     attackers: tuple[Membership, ...]
     chance: float
@@ -59,7 +57,7 @@ class Inference:
 class Links:
     """The share of the `count` candidates nearest to a release that are linked to it.
 
-    `chance`: what random candidates give.
+    `chance` is this share for random candidates.
     """
 
     precision: float
@@ -73,18 +71,21 @@ def infer(
 ) -> Inference | None:
     """Return the figures of each attacker's scores [N] against the truth `member` bool [N].
 
-    Rows are people. None when fewer than `LEAST_PEOPLE` of either side are in a stratum that has
-    both.
+    Rows are people. Returns None when fewer than `LEAST_PEOPLE` of either side are in a stratum
+    that has both.
     """
-    strata = np.zeros(len(member), np.int64) if stratum is None else np.asarray(stratum)
+    strata = np.zeros(len(member), np.int64)
+    if stratum is not None:
+        strata = np.asarray(stratum)
 
-    # Only strata with members and non-members can be compared.
+    # only strata with members and non-members can be compared
     both = np.isin(strata, np.intersect1d(strata[member], strata[~member]))
     member = member[both]
     strata = strata[both]
     if min(member.sum(), (~member).sum()) < LEAST_PEOPLE:
         return None
 
+    # each attacker alone, and what the worst of them would reach by luck
     kept = {name: np.asarray(x, np.float64)[both] for name, x in scores.items()}
     rng = np.random.default_rng(seed)
     found = tuple(_measure_attacker(name, x, member, strata, rng) for name, x in kept.items())
@@ -94,16 +95,21 @@ def infer(
 def links(apart: Floats, linked: Flags, count: int, *, seed: int = 0) -> Links | None:
     """Return the precision of the `count` nearest candidates of each release.
 
-    `apart` [R, N]: distances, infinite where a candidate is none of this release. `linked` bool
-    [R, N]. None without a release that has more than `count` candidates.
+    `apart` [R, N] holds distances, infinite for a pair that is not possible; `linked` is bool
+    [R, N]. Returns None without a release that has more than `count` candidates.
     """
+    # the releases that have enough candidates
     possible = np.isfinite(apart)
     rows = np.flatnonzero(possible.sum(1) > count)
     if not len(rows):
         return None
+
+    # the share of the nearest that is right, and of random ones
     nearest = np.argsort(apart[rows], axis=1, kind="stable")[:, :count]
     right = np.take_along_axis(linked[rows], nearest, axis=1).mean(axis=1)
     chance = float(((linked & possible)[rows].sum(1) / possible[rows].sum(1)).mean())
+
+    # the interval over releases
     draws = np.random.default_rng(seed).integers(len(rows), size=(DRAWS, len(rows)))
     return Links(float(right.mean()), _interval(right[draws].mean(axis=1)), chance, count)
 
@@ -119,11 +125,11 @@ def _measure_attacker(
     ours = _resample(strata[inside], rng)
     theirs = _resample(strata[outside], rng)
 
-    # AUC: the share of pairs of one stratum in which the member scores higher.
+    # AUC: the share of pairs of one stratum in which the member scores higher
     auc = float(wins.sum() / same.sum())
     draws = ((ours @ wins) * theirs).sum(1) / np.maximum(((ours @ same) * theirs).sum(1), 1)
 
-    # TPR: non-members weigh as the members' strata do.
+    # TPR: the strata of non-members weigh as much as those of members
     def rate(a: Floats, b: Floats) -> float:
         balanced = _balance(strata[outside], b, strata[inside], a)
         return _true_positive_rate(x[inside], a, x[outside], balanced)
@@ -159,9 +165,11 @@ def _balance(strata: Labels, weights: Floats, as_in: Labels, their_weights: Floa
 
 def _true_positive_rate(inside: Floats, ours: Floats, outside: Floats, theirs: Floats) -> float:
     """The weighted share of members above the lowest threshold that at most 1 % of others pass."""
+    # non-members from the highest score down
     order = np.argsort(-outside, kind="stable")
     ranked = outside[order]
-    # The weight of those strictly before in the order; for ties, of those strictly larger.
+
+    # the weight of non-members with a larger score; those that tie do not count
     above = np.concatenate([[0.0], np.cumsum(theirs[order])])[:-1]
     above = above[np.searchsorted(-ranked, -ranked, side="left")]
     threshold = ranked[above <= FALSE_POSITIVES + 1e-12].min()
@@ -178,10 +186,13 @@ def _chance_auc(
     scores: list[Floats], member: Flags, strata: Labels, rng: np.random.Generator
 ) -> float:
     """The 95th percentile of the worst AUC when membership is permuted within each stratum."""
+    # permute who took part
     dealt = np.tile(member, (PERMUTATIONS, 1))
     for s in np.unique(strata):
         rows = np.flatnonzero(strata == s)
         dealt[:, rows] = rng.permuted(dealt[:, rows], axis=1)
+
+    # each attacker's AUC over pairs of one stratum, for every permutation
     inside = dealt.astype(np.float64)
     outside = (~dealt).astype(np.float64)
     same = (strata[:, None] == strata[None]).astype(np.float64)

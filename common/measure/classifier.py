@@ -1,9 +1,10 @@
-"""A small classifier of images, to measure what labelled images are worth.
+"""A small classifier of images, to measure the utility of labelled images.
 
-In: training images (synthetic, or real for comparison) with labels. Out: a `Classifier`.
+In: training images (synthetic, or real for comparison) with labels.
+Out: a `Classifier`.
 Guarantees:
-  - `fit` takes no test image; the snapshot is chosen on a part of the training images alone;
-  - images of one group (`group_of`) are never on both sides of that cut;
+  - the snapshot is chosen on a part of the training images, which shares no group (`group_of`) with
+    the other part;
   - every training has the same number of steps, and classes are drawn equally often;
   - the same inputs and seed give the same numbers on one machine.
 Not covered: a diagnosis. A network of this size on images of 32 px sees coarse structure only.
@@ -25,7 +26,7 @@ from common.models.adam import Adam
 
 GROUPS_OF_CHANNELS = 4
 AT_ONCE = 256
-LEAST_GROUPS = 4  # of a class that gives some of them to the choice of a snapshot
+LEAST_GROUPS = 4  # a class of fewer gives none to the choice of a snapshot
 WARM_UP_STEPS = 20
 
 
@@ -46,7 +47,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Trained weights by name, and what images are standardised by."""
+    """Trained weights by name, and the mean and deviation that standardise images."""
 
     weights: Mapping[str, Tensor]
     mean: Tensor
@@ -76,17 +77,18 @@ def fit(
 ) -> Classifier:
     """Return a classifier trained on uint8 images [N, S, S, C] with labels [N] below `classes`.
 
-    `group_of` int [N]: images of one number are one group. Raises ConfigurationError for no image
-    or a label out of range.
+    Images with the same number in `group_of` int [N] are one group.
+    Raises ConfigurationError for no image or a label out of range.
     """
+    # the part to train on, and the part that chooses a snapshot
     _check_labels(images, labels, classes)
-
-    # The part to train on, and the part that chooses a snapshot.
     rng = np.random.default_rng(seed)
-    groups = np.arange(len(labels)) if group_of is None else group_of
+    groups = group_of
+    if groups is None:
+        groups = np.arange(len(labels))
     kept, held = _split(labels, groups, recipe.validation_share, rng)
 
-    # Standardised by the first part alone.
+    # images, standardised by the first part alone
     x = _to_tensor(images, recipe.largest_px)
     mean = x[kept].mean((0, 2, 3), keepdim=True)
     deviation = x[kept].std((0, 2, 3), keepdim=True) + 1e-3
@@ -98,7 +100,7 @@ def fit(
     best = weights
     least = float("inf")
     for step in range(recipe.steps):
-        # One step of Adam on a batch of equally likely classes, after a warm-up and with a decay.
+        # one step of Adam on a batch of equally likely classes
         rows = _draw_rows(labels[kept], recipe.batch, rng)
         batch = _augment(x[kept[rows]], recipe, rng)
         loss = F.cross_entropy(_logits(weights, batch), y[kept[rows]])
@@ -107,7 +109,7 @@ def fit(
         adam.step(dict(zip(weights, gradients, strict=True)))
         progress(step + 1, recipe.steps)
 
-        # Now and then a snapshot, if it is the best on the part held back.
+        # now and then a snapshot, if it is the best on the other part
         if len(held) and (step + 1) % (recipe.steps // recipe.snapshots) == 0:
             value = _balanced_loss(weights, x[held], y[held])
             if value < least:
@@ -118,6 +120,7 @@ def fit(
 
 
 def _check_labels(images: Images, labels: Labels, classes: int) -> None:
+    """Raise ConfigurationError for no image, or for a label out of range."""
     fits = len(images) > 0 and len(images) == len(labels)
     if not fits or labels.min() < 0 or labels.max() >= classes:
         raise ConfigurationError(
@@ -170,7 +173,7 @@ def _split(
         if len(groups) >= LEAST_GROUPS:
             held |= np.isin(group_of, groups[: max(1, round(share * len(groups)))])
     if len(np.unique(labels[~held])) < len(np.unique(labels)):
-        # A group can have several labels: better no choice than a class that nobody trains on.
+        # A group can have several labels: then training on every class comes before a choice.
         held[:] = False
     return np.flatnonzero(~held), np.flatnonzero(held)
 

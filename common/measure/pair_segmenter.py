@@ -1,10 +1,10 @@
-"""A segmentation network trained on pairs of image and mask, to measure what pairs are worth.
+"""A segmentation network trained on pairs of image and mask, to measure their utility.
 
-In: training pairs (synthetic, or real for comparison), a recipe, a seed. Out: a `Segmenter`.
+In: training pairs (synthetic, or real for comparison), a recipe, a seed.
+Out: a `Segmenter`.
 Guarantees:
-  - dropout, learning rate and epoch are chosen on a part of the training pairs; no test patient is
-    among the arguments;
-  - images are standardised by the mean and deviation of the training pairs;
+  - dropout, learning rate and epoch are chosen on a part of the training pairs;
+  - images are standardised by the mean and deviation of the other part;
   - the same inputs and seed give the same numbers on one machine.
 Source: Kossen et al. 2022; docs/methods/dp-wgan.md.
 """
@@ -28,9 +28,9 @@ from common.models.adam import Adam
 Progress = Callable[[int, int], None]
 Groups: TypeAlias = Sequence[int] | NDArray[np.int64]
 PREDICTED_AT_ONCE = 128
-STARTS = 4
-SEED_STRIDE = 1_000_003
-DEAD_MARGIN = 0.01
+STARTS = 4  # trainings of one configuration, at most
+SEED_STRIDE = 1_000_003  # between their seeds
+DEAD_MARGIN = 0.01  # of Dice: a network that is not better than a full mask by this has failed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ GRID = (Choice(0.0, 1e-4), Choice(0.0, 8e-5), Choice(0.1, 1e-4), Choice(0.1, 8e-
 class Recipe:
     """How the network is trained; all are constants.
 
-    `augment`: one of the eight flips and quarter turns for each batch.
+    `augment` applies one of the eight flips and quarter turns to each batch.
     """
 
     width: int = 32
@@ -59,15 +59,15 @@ class Recipe:
     augment: bool = False
 
 
-# For a CPU and some hundred pairs.
+# for a CPU and some hundred pairs
 SMALL = Recipe(width=8, epochs=12, batch_size=8, grid=(Choice(0.0, 1e-3),))
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained network, what it was standardised by and what was chosen.
+    """A trained network, the mean and deviation of its images, and what was chosen.
 
-    `validation_dsc` is on training pairs.
+    `validation_dsc` is measured on the part of the training pairs that chose.
     """
 
     network: UNet
@@ -101,18 +101,20 @@ def fit(
 ) -> Segmenter:
     """Return the network of the configuration and epoch with the best validation Dice.
 
-    A training that failed, with masks empty or full throughout, as Dice loss sometimes ends, is
-    repeated from another seed. `progress(done, total)` counts epochs over the whole grid.
+    With Dice loss a training sometimes fails: all masks are empty or full. It is then repeated from
+    another seed. `progress(done, total)` counts epochs over the whole grid.
     """
+    # the part to train on, and the part that chooses
     groups = np.arange(len(pairs)) if group_of is None else np.asarray(group_of)
     check_pairs(pairs, groups, "training pairs")
     kept, held = _split(groups, recipe.validation_share, seed)
     total = len(recipe.grid) * recipe.epochs
 
-    # What a mask scores that is foreground throughout: no better than that is a failed training.
+    # the Dice of a mask that is foreground throughout: a training no better than that has failed
     full = np.ones(pairs[held].shape[:3], np.bool_)
     trivial = dice_of_pairs(full, pairs[held]) + DEAD_MARGIN
 
+    # train every configuration
     best: Segmenter | None = None
     for i, choice in enumerate(recipe.grid):
 
@@ -164,13 +166,14 @@ def _train(
     device: str,
     count: Callable[[int], None],
 ) -> Segmenter:
-    """One configuration: all epochs, the weights of the best one."""
+    """Train one configuration for all epochs; return the network of the best one."""
+    # standardised images, and masks
     mean = float(train[..., 0].mean())
     deviation = max(float(train[..., 0].std()), 1.0)
     images = _standardise(train[..., 0], mean, deviation).to(device)
     masks = torch.from_numpy((train[..., 1] > 127).astype(np.float32))[:, None].to(device)
     with torch.random.fork_rng([] if device == "cpu" else [device]):
-        # Initial weights, order and dropout draw from torch's own generator.
+        # initial weights, order and dropout draw from torch's own generator
         torch.manual_seed(seed)
         network = UNet(recipe.width, choice.dropout).to(device)
         network = network.to(memory_format=torch.channels_last)
@@ -180,19 +183,9 @@ def _train(
         best_epoch = 0
         best_weights = _copy_weights(network)
         for epoch in range(1, recipe.epochs + 1):
-            # One pass over the training part.
-            network.train()
-            order: Tensor = torch.randperm(len(train))
-            for rows in torch.chunk(order, -(-len(train) // recipe.batch_size)):
-                x = images[rows]
-                y = masks[rows]
-                if recipe.augment:
-                    x, y = _turn(x, y)
-                loss = dice_loss(network(x.contiguous(memory_format=torch.channels_last)), y)
-                gradients = torch.autograd.grad(loss, list(parameters.values()))
-                adam.step(dict(zip(parameters, gradients, strict=True)))
+            _train_epoch(network, adam, images, masks, recipe)
 
-            # The validation part decides which epoch stays.
+            # the validation part decides which epoch stays
             network.eval()
             now = Segmenter(network, mean, deviation, choice, epoch, 0.0)
             dsc = dice_of_pairs(now.masks(validation[..., 0]), validation)
@@ -205,7 +198,23 @@ def _train(
     return Segmenter(network, mean, deviation, choice, best_epoch, best_dsc)
 
 
+def _train_epoch(network: UNet, adam: Adam, images: Tensor, masks: Tensor, recipe: Recipe) -> None:
+    """Train on every pair once, in a random order."""
+    network.train()
+    parameters = dict(network.named_parameters())
+    order: Tensor = torch.randperm(len(images))
+    for rows in torch.chunk(order, -(-len(images) // recipe.batch_size)):
+        x = images[rows]
+        y = masks[rows]
+        if recipe.augment:
+            x, y = _turn(x, y)
+        loss = dice_loss(network(x.contiguous(memory_format=torch.channels_last)), y)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        adam.step(dict(zip(parameters, gradients, strict=True)))
+
+
 def _copy_weights(network: UNet) -> dict[str, Tensor]:
+    """The network's weights by name, which later steps do not change."""
     return {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
@@ -231,7 +240,7 @@ def _standardise(images: Pairs, mean: float, deviation: float) -> Tensor:
 
 
 def _turn(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Both under one of the eight symmetries of the square."""
+    """Images and masks under one random symmetry of the square."""
     turns = int(torch.randint(4, ()))
     flip = bool(torch.randint(2, ()))
     x = torch.rot90(images, turns, (2, 3))

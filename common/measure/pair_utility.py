@@ -1,12 +1,10 @@
-"""What pairs of image and mask are worth: a network trained on them, tested on real patients.
+"""Measures the utility of image and mask pairs: a network trained on them, tested on real patients.
 
-In: training pairs, the real test patients. Out: a `Utility`: overlap and distances as means over
-patients, with a 95 % bootstrap interval over patients.
-Guarantees: the test patients are opened once, after training, by `measure`.
-Not covered: privacy; the caller says whose pairs these are.
-
-Dice is of all images of a patient together, as of a volume. Distances are of each image, averaged
-over the patient's images. Measures: common/measure/segmentation.py; source: Kossen et al. 2022.
+In: training pairs, and pairs of real test patients.
+Out: a `Utility`: overlap and distances as means over patients.
+Guarantees: the test patients are used once, after training, by `measure`.
+Not covered: privacy; the caller knows whose pairs these are.
+Sources: Kossen et al. 2022; the measures are in common/measure/segmentation.py.
 """
 
 from __future__ import annotations
@@ -34,10 +32,11 @@ INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Utility:
-    """Means over patients: `dsc` in [0, 1] with its 95 % interval, distances in mm.
+    """Means over patients: `dsc` in [0, 1] with its 95 % bootstrap interval, distances in mm.
 
-    `penalised` counts the images of which one mask was empty and the other was not; their distances
-    are the diagonal.
+    A patient's Dice is of all their images together, as of a volume; distances are means over their
+    images. `penalised` counts the images of which only one mask was empty; their distances are the
+    diagonal of the image.
     """
 
     dsc: float
@@ -54,9 +53,9 @@ class Utility:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Trained on synthetic over trained on real (TSTR/TRTR), on the same test patients.
+    """Dice trained on synthetic over Dice trained on real pairs (TSTR/TRTR), same test patients.
 
-    The 95 % interval is of paired resamples.
+    The 95 % interval resamples the same patients for both.
     """
 
     value: float
@@ -75,10 +74,11 @@ def utility(
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> Utility:
-    """Return what `train` is worth on `test`, both uint8 [N, S, S, 2] (image, mask 0 or 255).
+    """Return the utility of `train` on `test`, both uint8 [N, S, S, 2] (image, mask 0 or 255).
 
-    `patient_of` [len(test)]. `group_of` [len(train)]: which training pairs belong together (real
-    patients), so that validation is by patient. Raises ConfigurationError for unusable pairs.
+    `patient_of` [len(test)] numbers the test patients. `group_of` [len(train)] says which training
+    pairs belong to one patient, so that validation is by patient.
+    Raises ConfigurationError for unusable pairs.
     """
     check_pairs(test, patient_of, "test pairs")
     segmenter = fit(
@@ -95,16 +95,14 @@ def measure(
     spacing_mm: float = 1.0,
     seed: int = 0,
 ) -> Utility:
-    """Return the measures of a finished network on the test patients.
-
-    This is the only place that opens them.
-    """
+    """Return the measures of a trained network on the test patients, and use them nowhere else."""
+    # predict
     patients = np.asarray(patient_of)
     check_pairs(test, patients, "test pairs")
     predicted = segmenter.masks(test[..., 0])
     true = test[..., 1] > 127
 
-    # Distances are of each image, Dice is of all images of a patient.
+    # distances of each image, Dice of all images of a patient
     each = [agreement(p, g, spacing_mm) for p, g in zip(predicted, true, strict=True)]
     overlaps = []
     bahd = []
@@ -115,6 +113,7 @@ def measure(
         bahd.append(np.mean([each[i].balanced_hausdorff_mm for i in rows]))
         hd95.append(np.mean([each[i].hausdorff95_mm for i in rows]))
 
+    # means over patients
     by_patient = np.array(overlaps)
     drawn = by_patient[_resample(len(by_patient), seed)].mean(axis=1)
     return Utility(

@@ -1,4 +1,4 @@
-"""Figures of predicted against true classes."""
+"""Accuracy, kappa, F1 and recall of predicted against true classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from common.arrays import Floats, Labels
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of one set of predictions; `recall` by class, NaN where the truth has none of it."""
+    """Figures of one set of predictions.
+
+    `recall` is by class, NaN for a class that the truth does not have.
+    """
 
     accuracy: float
     kappa: float
@@ -21,11 +24,14 @@ class Scores:
 
 def score_predictions(predicted: Labels, truth: Labels, classes: int) -> Scores:
     """Return the figures of predicted against true class indices [N]."""
+    # how often each true class was predicted as each class
     table = np.zeros((classes, classes))
     np.add.at(table, (truth, predicted), 1)
     right = np.diag(table)
     true = table.sum(1)
     said = table.sum(0)
+
+    # F1 of each class is 2·right / (true + said)
     f1 = 2 * right / np.maximum(true + said, 1)
     with np.errstate(invalid="ignore"):
         recall = right / true

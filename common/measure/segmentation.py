@@ -6,10 +6,7 @@ Guarantees: exact Euclidean distances between voxel centres, over all voxels of 
 surface alone (Taha & Hanbury 2015).
 Not covered: components, surface Dice.
 
-If one mask is empty, no distance exists: both are then the diagonal of the image, and `penalised`
-says so. If both are empty, Dice is 1 and the distances are 0.
-
-Definitions, P predicted, G true, d(x, Y) the distance from x to the nearest voxel of Y:
+P is the predicted mask, G the true one, d(x, Y) the distance from x to the nearest voxel of Y:
   Dice = 2|P∩G| / (|P| + |G|)
   balanced average Hausdorff = ½ (Σ_{g∈G} d(g, P) + Σ_{p∈P} d(p, G)) / |G|      (Aydin et al. 2021)
   95 % Hausdorff = max(95th percentile of d(g, P) over G, the same of d(p, G) over P)
@@ -33,7 +30,8 @@ PERCENTILE = 95
 class Agreement:
     """One predicted mask against the true one: `dice` in [0, 1], distances in mm.
 
-    `penalised`: one mask was empty, so the distances are the diagonal.
+    If only one mask is empty, `penalised` is true and the distances are the image's diagonal. If
+    both are empty, Dice is 1 and the distances are 0.
     """
 
     dice: float
@@ -54,9 +52,10 @@ def dice(predicted: Mask, true: Mask) -> float:
 def agreement(predicted: Mask, true: Mask, spacing_mm: float | Sequence[float] = 1.0) -> Agreement:
     """Return all three measures.
 
-    `spacing_mm`: voxel size, one number or one for each axis. Raises ValueError if it is not
-    positive or the shapes differ.
+    `spacing_mm` is the voxel size, one number or one for each axis.
+    Raises ValueError if it is not positive or the shapes differ.
     """
+    # an empty mask has no distances
     p, g = _pair(predicted, true)
     spacing = _spacing(spacing_mm, p.ndim)
     if not p.any() and not g.any():
@@ -64,6 +63,8 @@ def agreement(predicted: Mask, true: Mask, spacing_mm: float | Sequence[float] =
     if not p.any() or not g.any():
         diagonal = math.sqrt(sum((n * s) ** 2 for n, s in zip(p.shape, spacing, strict=True)))
         return Agreement(0.0, diagonal, diagonal, penalised=True)
+
+    # both have voxels
     from_true = _distances(g, p, spacing)
     from_predicted = _distances(p, g, spacing)
     balanced = 0.5 * (float(from_true.sum()) + float(from_predicted.sum())) / len(from_true)

@@ -1,12 +1,11 @@
-"""The half U-Net that judges pairs of image and mask: two 3×3 convolutions a level.
+"""The half U-Net that segments images to measure pairs, and its loss.
 
 In: images [N, 1, H, W] float32, standardised, H and W divisible by 16.
 Out: logits [N, 1, H, W]; the mask is logit > 0.
-Guarantees: no buffers and no coupling of the items of a batch, so an image is segmented alike alone
-and beside others. Width 32 has 7,846,081 parameters, as the network that Kossen et al. 2022 judged
-their pairs with (Livne et al. 2019).
+Guarantees: no buffers and no coupling of the items of a batch.
 Not covered: normalisation layers, pretrained weights, volumes in 3D.
-Source: Ronneberger et al. 2015 with half the channels; five levels, upsampling by repetition.
+Sources: Ronneberger et al. 2015 with half the channels. At width 32 it has 7,846,081 parameters, as
+the network with which Kossen et al. 2022 measured their pairs (Livne et al. 2019).
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class Level(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Half U-Net: [N, 1, H, W] to logits [N, 1, H, W].
+    """Half U-Net of five levels: [N, 1, H, W] to logits [N, 1, H, W].
 
-    `width`: channels of the first level, doubled at each of five.
+    The first level has `width` channels, each further one twice as many. Upsampling repeats pixels.
     """
 
     def __init__(self, width: int = 32, dropout: float = 0.0) -> None:
@@ -55,10 +54,13 @@ class UNet(nn.Module):
                 f"UNet: height and width must be divisible by {MULTIPLE_PX}, "
                 f"got {tuple(x.shape[-2:])}"
             )
+        # down: each level halves the map
         skips: list[Tensor] = []
         for i, level in enumerate(self.down):
             x = level(x if i == 0 else F.max_pool2d(x, 2))
             skips.append(x)
+
+        # up: each level doubles the map and sees that of the way down
         for level, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = level(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1))
         logits: Tensor = self.head(x)
@@ -68,8 +70,8 @@ class UNet(nn.Module):
 def dice_loss(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
     """Return 1 - (2Σpg + s)/(Σp + Σg + s) over the whole batch (Milletari et al. 2016).
 
-    p = sigmoid(logits), g = masks in {0, 1}, s = `smooth`. It is taken over the batch, so that an
-    image without foreground has no gradient of its own scale.
+    p = sigmoid(logits), g = masks in {0, 1}, s = `smooth`. The sums are over the whole batch, so
+    that an image without foreground has no gradient of its own scale.
     """
     p = torch.sigmoid(logits)
     return 1 - (2 * (p * masks).sum() + smooth) / (p.sum() + masks.sum() + smooth)

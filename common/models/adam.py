@@ -1,9 +1,11 @@
 """Adam on named tensors (Kingma & Ba 2015, Algorithm 1), in place.
 
-In: parameters by name, a gradient for each. Out: the parameters, updated.
-Guarantees: the numbers of torch.optim.Adam to float rounding. Importing that one imports torch's
-compiler, 3 to 17 seconds for each child process.
+In: parameters by name, and a gradient for each.
+Out: the parameters, updated.
+Guarantees: the numbers of torch.optim.Adam to float rounding.
 Not covered: weight decay, AMSGrad, state that survives the process.
+
+torch.optim would import torch's compiler, which takes 3 to 17 seconds in each child process.
 """
 
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from torch import Tensor
 
 
 class Adam:
-    """State: first and second moment of each tensor, and the number of steps."""
+    """Keeps the first and second moment of each tensor, and the number of steps."""
 
     def __init__(
         self,
@@ -37,10 +39,13 @@ class Adam:
         fast, slow = self._betas
         size = self.rate / (1 - fast**self._steps)
         for name, parameter in self._parameters.items():
+            # the moments
             first = self._first[name]
             second = self._second[name]
             gradient = gradients[name]
             first.lerp_(gradient, 1 - fast)
             second.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
+
+            # the step, with both moments corrected for their start at zero
             spread = (second / (1 - slow**self._steps)).sqrt_().add_(self._eps)
             parameter.addcdiv_(first, spread, value=-size)

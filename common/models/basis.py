@@ -1,11 +1,10 @@
 """A public PCA basis of latent codes: fewer coordinates, the rest left to the prior.
 
-In: for `fit`, latent rows of PUBLIC images.
-Out: a `Basis`, on disk as safetensors that a plan pins by SHA-256 (`synthesis.privatize.basis`).
+In: for `fit`, latent rows of PUBLIC images, or of samples of a private model.
+Out: a `Basis`, in a file that a plan pins by SHA-256 (`synthesis.privatize.basis`).
 Guarantees: a basis has orthonormal directions and positive spreads, or is refused.
-Not covered: privacy. A basis fitted to patients' images would publish them: fit it on public
-images, or on samples of a private model.
-Source: docs/methods/dp-glow.md (PCA whitened with public statistics).
+Not covered: privacy. A basis fitted to patients' images would publish them.
+Source: docs/methods/dp-glow.md.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from common.wire import tensors
 BASIS_CAP_BYTES = 1 << 28
 ORTHONORMAL = 1e-4  # float32 directions
 LEAST_SPREAD = 1e-6
+ARRAYS = ("mean", "directions", "spread")  # of a basis, in a file
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,14 @@ class Basis:
     spread: Floats  # [d], the standard deviation along each direction
 
     def __post_init__(self) -> None:
+        # the shapes
         if not self._fits():
             raise RefusedError(
                 "basis: expected mean [n], directions [d, n], spread [d], "
                 f"got directions {self.directions.shape}"
             )
+
+        # the values
         products = self.directions @ self.directions.T
         off = float(np.abs(products - np.eye(self.components)).max())
         if not off <= ORTHONORMAL or not bool((self.spread > 0).all()):
@@ -65,11 +68,11 @@ class Basis:
         return Basis(self.mean, self.directions[:components], self.spread[:components])
 
     def reduce(self, rows: Floats) -> Floats:
-        """Return [N, d] of [N, n]: whitened coordinates, of variance 1 on the public images."""
+        """Return rows [N, n] as whitened coordinates [N, d], of variance 1 on public images."""
         return np.asarray((rows - self.mean) @ self.directions.T / self.spread, dtype=np.float64)
 
     def restore(self, reduced: Floats, fresh: Floats) -> Floats:
-        """Return [N, n]: the reduced coordinates, and `fresh` in all other directions.
+        """Return rows [N, n] with the coordinates `reduced`, and `fresh` in other directions.
 
         `fresh` [N, n] is drawn from the prior.
         """
@@ -105,18 +108,17 @@ def fit(rows: Floats, components: int) -> Basis:
 
 def save(basis: Basis, path: Path) -> None:
     """Write a basis as safetensors: `mean`, `directions`, `spread`, float32."""
-    arrays = {"mean": basis.mean, "directions": basis.directions, "spread": basis.spread}
-    tensors.write(
-        path,
-        {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()},
-    )
+    arrays = {}
+    for name in ARRAYS:
+        arrays[name] = np.ascontiguousarray(getattr(basis, name), dtype=np.float32)
+    tensors.write(path, arrays)
 
 
 def load(path: Path) -> Basis:
     """Read a basis that `save` wrote; raises RefusedError for anything else."""
     arrays = tensors.read(path, max_bytes=BASIS_CAP_BYTES)
-    if set(arrays) != {"mean", "directions", "spread"}:
+    if set(arrays) != set(ARRAYS):
         raise RefusedError(
             f"{path}: expected mean, directions and spread, got {sorted(arrays)[:5]}"
         )
-    return Basis(*(arrays[name].astype(np.float64) for name in ("mean", "directions", "spread")))
+    return Basis(*(arrays[name].astype(np.float64) for name in ARRAYS))

@@ -3,11 +3,9 @@
 In: images [N, C, S, S] in [-1, 1].
 Out: codes [N, L, latent] for `Generator.synthesis`, and their reconstructions.
 Guarantees: no buffer, nothing random, no two images of a batch influence each other.
-Not covered: an exact inverse. A photograph's code is an approximation; the caller judges its error.
-
-Source: ReStyle (Alaluf et al. 2021): w_0 = the start code, w_t = w_{t-1} + E(x, G(w_{t-1})).
-Deviations: a trunk of a hundredth of the size; the residual is one shared w and a small part per
-layer (docs/methods/k-salsa.md).
+Not covered: an exact inverse. A code is an approximation; the caller judges its error.
+Source: ReStyle (Alaluf et al. 2021), w_t = w_{t-1} + E(x, G(w_{t-1})). Deviations: a trunk of a
+hundredth of the size; the residual is one shared w and a small part for each layer.
 """
 
 from __future__ import annotations
@@ -42,10 +40,14 @@ class Encoder(nn.Module):
         self.layer_count = layer_count(size_px)
         self.latent = latent
         self.width = width
+
+        # the trunk: image and reconstruction down to 4×4 px
         depth = int(math.log2(size_px)) - 2
         wide = [2 * channels] + [min(width * 2**i, 4 * width) for i in range(depth)]
         blocks = [_block(cin, cout, i) for i, (cin, cout) in enumerate(itertools.pairwise(wide))]
         self.trunk = nn.Sequential(*blocks)
+
+        # the heads: one w for all layers, and a small part for each layer
         hidden = 6 * width
         self.project = nn.Sequential(
             nn.Flatten(), nn.Linear(wide[-1] * 16, hidden), nn.LeakyReLU(0.2)
@@ -71,9 +73,9 @@ class Encoder(nn.Module):
     ) -> Inverted:
         """Return codes and reconstructions of `x` after `iterations` >= 1 residual steps.
 
-        The generator runs without noise maps. `keep_best` takes, of each image, the step with the
-        least squared error, because for a few photographs later steps are worse. Training takes the
-        last step, because its output is what the next step sees.
+        The generator runs without noise maps. `keep_best` takes the step of least squared error for
+        each image, because for a few photographs later steps are worse. Training takes the last
+        step, because its output is the next step's input.
         """
         codes = self.start_codes(len(x))
         image = generator.synthesis(codes[:1]).expand(len(x), -1, -1, -1)

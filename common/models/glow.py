@@ -1,14 +1,12 @@
 """GLOW: an exactly invertible image model (Kingma & Dhariwal 2018, arXiv 1807.03039).
 
-In: float images [N, C, H, W] in [-1/2, 1/2]; glow_pixels.py makes them from stored images.
+In: float images [N, C, H, W] in [-1/2, 1/2] (glow_pixels.py).
 Out: standardised latent parts, finest level first and top level last, and log p in nats.
 Guarantees:
-  - `decode` is the exact inverse of `encode`: to 1e-5 in float32, to 1e-12 in float64;
-  - no buffers, no batch statistics, no state set by data: nothing about an image enters the weights
-    except through a training step.
+  - `decode` is the inverse of `encode`, to 1e-5 in float32 and 1e-12 in float64;
+  - no buffers, no batch statistics: an image enters the weights through training steps alone.
 Not covered: a bound on the Lipschitz constant of the whole map; conditioning on labels; privacy.
-Deviations: mixing without signs or permutations, bounded log-scales, a learned prior at each split
-(docs/methods/dp-glow.md).
+Deviations from the paper: mixing without signs or permutations, bounded log-scales.
 """
 
 import math
@@ -40,7 +38,7 @@ class Level(nn.Module):
     def forward(self, x: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return (y, log-determinant [N]) for x [N, c/4, 2H, 2W].
 
-        `reverse`: the backward pass rebuilds the activations, they are not stored.
+        With `reverse` the activations are not stored; the backward pass rebuilds them.
         """
         x = F.pixel_unshuffle(x, 2)
         mixings = cast(Sequence[Mixing], self.mixings)
@@ -160,6 +158,7 @@ class Glow(nn.Module):
         if [tuple(part.shape[1:]) for part in parts] != list(self.part_shapes):
             found = [tuple(part.shape) for part in parts]
             raise ValueError(f"latent parts {found}, expected {list(self.part_shapes)}")
+        # from the top level down, each level gets back the half that left
         x = parts[-1] * self.top.log_scale().exp() + self.top.mean
         x = cast(Level, self.levels[-1]).inverse(x)
         for level, split, part in zip(
@@ -201,8 +200,8 @@ class Glow(nn.Module):
 def find_unfamiliar(parts: Sequence[Tensor], limit: float = 1e4) -> Tensor:
     """Return bool [N]: images with a latent that is not finite or beyond `limit` in absolute value.
 
-    The flow knows nothing about such an image (another modality or contrast). A clip of its latent
-    would release the border of the clip's ball, not the image.
+    The flow has not learned such images, for example of another modality or contrast. A clipped
+    latent of one would show the border of the clip's ball, not the image.
     """
     inside = [(part.abs() <= limit).flatten(1).all(1) for part in parts]  # NaN compares false
     return ~torch.stack(inside).all(0)

@@ -31,9 +31,10 @@ def weights_of(model: Glow) -> dict[str, NDArray[np.float32]]:
 def load_weights(model: Glow, weights: Weights, *, digest: str | None = None) -> None:
     """Copy the arrays `glow.*` into the model, after checking all of them.
 
-    Raises RefusedError for a missing or unknown name, another shape or type, a value that is not
-    finite, or rotations other than those of the checkpoint's `digest`, when it is given.
+    Raises RefusedError for a missing or unknown name, another shape or type, or a value that is not
+    finite. It raises RefusedError too where the model's rotations differ from those of `digest`.
     """
+    # check the rotations, the names, then every array
     if digest is not None and digest != rotation_digest(model):
         raise RefusedError(
             "flow weights were trained with other rotations",
@@ -46,6 +47,8 @@ def load_weights(model: Glow, weights: Weights, *, digest: str | None = None) ->
         raise RefusedError(f"flow weights: {len(odd)} names missing or unknown, first {odd[0]}")
     for name, parameter in expected.items():
         _check_array(name, given[name], tuple(parameter.shape))
+
+    # copy
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(torch.from_numpy(np.array(given[name])))

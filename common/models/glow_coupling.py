@@ -1,7 +1,7 @@
 """The flow's learned maps: couplings, and the priors that standardise what leaves a level.
 
-Guarantees: a coupling scales by at most e^0.5 and a prior by at most e^2, so that latents far from
-the data decode to finite numbers.
+Guarantees: a coupling scales by at most e^0.5 and a prior by at most e^2. So latents far from the
+data decode to finite numbers.
 """
 
 from typing import cast
@@ -66,7 +66,10 @@ class Split(nn.Module):
 
 
 class Top(nn.Module):
-    """The last level's prior: a mean and a bounded log-scale a coordinate; first the identity."""
+    """The last level's prior: a mean and a bounded log-scale for each coordinate.
+
+    A new Top is the identity.
+    """
 
     def __init__(self, channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -79,5 +82,6 @@ class Top(nn.Module):
 
 
 def _set_to_zero(layer: nn.Conv2d) -> None:
+    """Let the layer give 0 at first, so that its map starts as the identity."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(cast(Tensor, layer.bias))

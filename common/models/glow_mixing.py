@@ -46,9 +46,12 @@ class Mixing(nn.Module):
 
         It is kept as long as s, L and U hold the very values that it was computed from.
         """
+        # the kept inverse, if it is still right
         kept = self._inverse
         if kept is not None and _same(kept[0], self.log_scale) and _same(kept[1], self.triangles):
             return kept[2]
+
+        # a new one
         log_scale = self.log_scale.detach().clone()
         triangles = self.triangles.detach().clone()
         lower, upper = _factors(triangles.double())
@@ -74,8 +77,8 @@ def compose_mixings(mixings: Sequence[Mixing]) -> tuple[Tensor, Tensor, Tensor]:
 def make_rotation(channels: int, index: int) -> Tensor:
     """Return the fixed orthogonal matrix of mixing layer `index`, float64 [channels, channels].
 
-    Gram-Schmidt in plain arithmetic, each column orthogonalised twice: no library's choice of signs
-    enters. It stays on the CPU.
+    It is made by Gram-Schmidt in plain arithmetic, each column orthogonalised twice, so that no
+    library chooses signs. It stays on the CPU.
     """
     source = _counter_normals(channels, channels, index)
     basis = np.zeros_like(source)
@@ -88,7 +91,7 @@ def make_rotation(channels: int, index: int) -> Tensor:
 
 
 def _counter_normals(rows: int, columns: int, index: int) -> Floats:
-    """Nearly normal numbers from SHA-256 of a counter: the same floats on every machine."""
+    """Nearly normal numbers from SHA-256 of a counter, the same floats on every machine."""
     blocks = []
     for row in range(rows * columns):
         text = f"kohort glow rotation {index} {row}"

@@ -11,9 +11,9 @@ from common.errors import ConfigurationError
 def from_uint8(images: Images, dither: Tensor | None = None, depth: int = 8) -> Tensor:
     """Return float32 [N, C, H, W] in [-1/2, 1/2] from uint8 [N, H, W, C]: (image + U) / 256 - 1/2.
 
-    U is `dither`, [N, C, H, W] in [0, 1), which training draws; without it 1/2, as for a release.
-    `depth` < 8 keeps the upper bits alone and dithers over what is cut off. Raises
-    ConfigurationError for another type, rank or depth.
+    U is `dither`, [N, C, H, W] in [0, 1), which training draws; without it U is 1/2, as for a
+    release. `depth` < 8 keeps the upper bits alone and dithers over the others.
+    Raises ConfigurationError for another type, rank or depth.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= depth <= 8:
         raise ConfigurationError(
@@ -29,7 +29,7 @@ def from_uint8(images: Images, dither: Tensor | None = None, depth: int = 8) -> 
 def to_uint8(x: Tensor) -> Images:
     """Return uint8 [N, H, W, C] from [N, C, H, W], clamped to [-1/2, 1/2].
 
-    What is not finite becomes mid-grey (NaN) or the end of the range (infinity).
+    NaN becomes mid-grey, infinity the end of the range.
     """
     finite = torch.nan_to_num(x.double(), nan=0.0, posinf=0.5, neginf=-0.5)
     levels = torch.floor((finite + 0.5) * 256).clamp(0, 255)

@@ -1,4 +1,4 @@
-"""ActNorm's start for a flow from procedural images: no data, the same on every machine."""
+"""ActNorm's initial values for a flow, from procedural images: no data enters."""
 
 from typing import cast
 
@@ -13,7 +13,7 @@ from common.models.glow_mixing import Mixing
 def procedural_images(n: int, size_px: int, channels: int) -> Tensor:
     """Return [n, C, H, W] images of 1/f noise, the same on every call.
 
-    Amplitude f^-1.5, standard deviation 0.2, clamped to +-1/2.
+    The amplitude is f^-1.5, the standard deviation 0.2; values are clamped to ±1/2.
     """
     generator = torch.Generator().manual_seed(1)
     rows = torch.fft.fftfreq(size_px)[:, None].square()
@@ -34,6 +34,7 @@ def initialise_from_noise(model: Glow, pictures: int = 256) -> None:
         x = F.pixel_unshuffle(x, 2)
         block = cast(Level, level)
         for mixing, coupling in zip(block.mixings, block.couplings, strict=True):
+            # afterwards the channels of these images have mean 0 and deviation 1
             layer = cast(Mixing, mixing)
             layer.bias.copy_(-x.mean(dim=(0, 2, 3)))
             layer.log_scale.copy_(-x.std(dim=(0, 2, 3)).clamp_min(1e-3).log())

@@ -1,8 +1,8 @@
 """A flow's latent codes as flat rows, and images of such rows.
 
-In: uint8 images, or float64 rows [N, D]. Out: the other.
-Guarantees: an image's row does not depend on the images beside it (one batch size, padded); rows
-are finite.
+In: uint8 images, or float64 rows [N, D].
+Out: the other of the two.
+Guarantees: an image's row does not depend on the images beside it; rows are finite.
 Not covered: privacy.
 """
 
@@ -27,11 +27,14 @@ def encode_images(images: Images, model: Glow) -> Floats:
     rows = []
     with torch.no_grad():
         for start in range(0, len(images), BATCH):
+            # every batch has one size, so that an image's code is the same in each
             some = images[start : start + BATCH]
             missing = np.zeros((BATCH - len(some), *some.shape[1:]), np.uint8)
             parts, _ = model.encode(from_uint8(np.concatenate([some, missing])))
             flat = torch.cat([part.flatten(1) for part in parts], dim=1)
             rows.append(flat[: len(some)].double().numpy())
+
+    # a code that is not finite becomes zeros
     latents = np.concatenate(rows)
     finite = np.isfinite(latents).all(axis=1, keepdims=True)
     return np.asarray(np.where(finite, latents, 0.0), dtype=np.float64)

@@ -3,11 +3,11 @@
 In: a level's input, its mixings' kernels and biases (`glow_mixing.compose_mixings`), its couplings.
 Out: the level's output and the couplings' log-determinants.
 Guarantees:
-  - the same numbers forward, gradients to the rounding of the inverse (about 1e-6);
-  - the output, the kernels and references to the weights are stored, whatever the number of steps;
+  - the same numbers forward, and gradients to the rounding of the inverse (about 1e-6);
+  - it stores the output, the kernels and references to the weights, however many steps there are;
   - autograd notices weights that change between forward and backward pass.
-Not covered: private training, which refuses it, because the gradient depends on an inverse.
-Sources: Gomez et al. 2017 (arXiv 1707.04585), for the couplings of Kingma & Dhariwal 2018.
+Not covered: private training, which refuses it because the gradient depends on an inverse.
+Source: Gomez et al. 2017.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def apply_steps(
 ) -> tuple[Tensor, Tensor]:
     """Return (y, log-determinants [N] of the couplings) of K steps on x [N, c, H, W].
 
-    Kernels [K, c, c, 1, 1], inverses [K, c, c].
+    `kernels` are [K, c, c, 1, 1], `biases` [K, c], `inverses` [K, c, c].
     """
-    weights = [p for coupling in couplings for p in coupling.parameters()]
+    weights: list[Tensor] = []
+    for coupling in couplings:
+        weights += coupling.parameters()
     y, log_determinant = _Steps.apply(x, kernels, biases, inverses, couplings, *weights)
     return y, log_determinant
 
@@ -69,13 +71,14 @@ class _Steps(torch.autograd.Function):
         g_biases = torch.empty_like(biases)
         g_weights: list[Tensor] = []
         for k in reversed(range(len(kernels))):
+            # back through coupling and mixing, to the step's input and its gradient
             coupling = ctx.couplings[k]
             middle, g_middle, own = _through_coupling(coupling, y, gy, g_log)
             g_weights[:0] = own
             y = F.conv2d(middle - biases[k][:, None, None], inverses[k][:, :, None, None])
             gy = F.conv2d(g_middle, kernels[k].transpose(0, 1))
 
-            # The gradients of a pointwise convolution: [c, N places] each.
+            # the gradients of the mixing, a pointwise convolution: [c, N places] each
             outputs = g_middle.transpose(0, 1).flatten(1)
             inputs = y.transpose(0, 1).flatten(1)
             g_kernels[k] = (outputs @ inputs.T)[..., None, None]
@@ -87,6 +90,7 @@ def _through_coupling(
     coupling: Any, y: Tensor, gy: Tensor, g_log: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The coupling's input, that input's gradient, and the gradients of the coupling's weights."""
+    # rebuild the input, and run the coupling on it again
     a, moved = y.chunk(2, dim=1)
     with torch.enable_grad():
         a = a.detach().requires_grad_()
@@ -94,6 +98,8 @@ def _through_coupling(
         v = (moved * (-g).exp() - t).detach().requires_grad_()
         out = (v + t) * g.exp()
         total = g.sum(dim=(1, 2, 3))
+
+    # the gradients: `a` gets one directly and one through the coupling's network
     ga, gv = gy.chunk(2, dim=1)
     found = torch.autograd.grad([out, total], [a, v, *coupling.parameters()], [gv, g_log])
     return (

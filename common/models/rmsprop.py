@@ -1,6 +1,7 @@
 """RMSprop on named tensors (Tieleman & Hinton 2012), in place.
 
-In: parameters by name, a gradient for each. Out: the parameters, updated.
+In: parameters by name, and a gradient for each.
+Out: the parameters, updated.
 Guarantees: the numbers of torch.optim.RMSprop with its defaults to float rounding, without its slow
 import (common/models/adam.py).
 Not covered: momentum, centring, weight decay.
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class RMSprop:
-    """State: the second moment of each tensor."""
+    """Keeps the second moment of each tensor."""
 
     def __init__(
         self, parameters: Mapping[str, Tensor], rate: float, decay: float = 0.99, eps: float = 1e-8

@@ -1,14 +1,12 @@
-"""The image generator and its critic: style-based, plain torch operations, one dial for size.
+"""The style-based image generator and its critic, scaled by one size.
 
 In: latents z [N, latent] or codes W+ [N, L, latent], L = 2·log2(size_px) - 2.
-Out: images [N, channels, S, S] in about [-1, 1], not clamped; the critic gives scores [N].
-Guarantees: no buffer, no state that a forward pass changes, no randomness that is not passed in.
-The critic couples no two items of a batch (GroupNorm), so a per-patient gradient is well defined.
+Out: images [N, channels, S, S] in about [-1, 1], not clamped; scores [N].
+Guarantees: no buffer, and no state that a forward pass changes. The critic couples no two items of
+a batch, so a per-patient gradient is well defined.
 Not covered: differential privacy; path-length and style-mixing regularisation.
-
 Source: Karras et al. 2020 (StyleGAN2). Deviations: activations are modulated, not per-sample
-weights; the first convolution of a block comes before the upsampling, which is a quarter of the
-work (docs/methods/k-salsa.md).
+weights; a block's first convolution comes before the upsampling, at a quarter of the work.
 """
 
 from __future__ import annotations
@@ -36,10 +34,14 @@ class GeneratorSize(Protocol):
     """What a plan says about the generator and critic."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Channels at full resolution."""
+        ...
 
     @property
-    def latent(self) -> int: ...
+    def latent(self) -> int:
+        """The length of a latent."""
+        ...
 
 
 def layer_count(size_px: int) -> int:
@@ -84,7 +86,7 @@ class ModulatedConv(nn.Module):
         return torch.rsqrt(style.square() @ self.weight.square().sum((2, 3)).T + 1e-8)
 
     def _pointwise(self, x: Tensor, style: Tensor) -> Tensor:
-        """1×1: the style goes into the few weights, not into the many pixels."""
+        """The 1×1 case: the style scales the few weights, not the many pixels."""
         weight = self.weight[:, :, 0, 0] * style[:, None, :]  # [N, cout, cin]
         if self.demodulate:
             weight = weight * self.gain(style)[:, :, None]
@@ -102,13 +104,15 @@ class StyledLayer(nn.Module):
         self.upsample = upsample
 
     def forward(self, x: Tensor, w: Tensor, noise: Noise) -> Tensor:
+        # the modulated convolution; √2 may stand before LeakyReLU, in the gain and in the shift
         style = self.conv.style(w)
         y = conv3x3(x * style[:, :, None, None], self.conv.weight)
-        # √2 stands here and in the shift: LeakyReLU is homogeneous.
         gain = (GAIN * self.conv.gain(style))[:, :, None, None]
         shift = GAIN * self.bias[None, :, None, None]
         if self.upsample:
             y = upsample(y * gain)
+
+        # noise and bias
         if noise is not None:
             generator = noise if isinstance(noise, torch.Generator) else None
             maps = torch.randn((len(y), 1, *y.shape[2:]), generator=generator, dtype=y.dtype)
@@ -159,8 +163,12 @@ class Generator(nn.Module):
         self.latent = latent
         self.layer_count = layer_count(size_px)
         self.mapping = MappingNetwork(latent)
+
+        # channels from 4 px up to the full resolution
         resolutions = [2**i for i in range(2, int(math.log2(size_px)) + 1)]
         wide = [min(width * size_px // r, 4 * width) for r in resolutions]
+
+        # the layers
         self.constant = nn.Parameter(torch.randn(1, wide[0], 4, 4))
         self.first = StyledLayer(wide[0], wide[0], latent)
         self.up = nn.ModuleList(
@@ -179,9 +187,9 @@ class Generator(nn.Module):
     def synthesis(self, wplus: Tensor, noise: Noise = None) -> Tensor:
         """Return images [N, channels, S, S] for codes [N, L, latent].
 
-        `noise`: None (no noise maps: the mean texture), "random" (torch's global generator) or a
-        torch.Generator. The maps are drawn on the CPU, fresh for each image. Raises
-        ConfigurationError for a code of another shape.
+        `noise` is None (no noise maps: the mean texture), "random" (torch's global generator) or a
+        torch.Generator. The maps are drawn on the CPU, fresh for each image.
+        Raises ConfigurationError for a code of another shape.
         """
         if wplus.ndim != 3 or wplus.shape[1:] != (self.layer_count, self.latent):
             expected = f"[N, {self.layer_count}, {self.latent}]"
@@ -219,16 +227,18 @@ class Critic(nn.Module):
     """Scores [N] of images [N, channels, S, S].
 
     4×4 convolutions of stride 2, GroupNorm from the second on. The base n is 3/4 of the plan's
-    `width` (223 k parameters at 64 px, width 24); it doubles per layer, up to 8n.
+    `width`; it doubles per layer, up to 8n. At 64 px, width 24: 223 k parameters.
 
-    It sees each image twice: as it is, and its fine structure five times enlarged (`with_detail`).
-    Vessels are 1 to 2 % of the grey range: without that, a small critic takes thousands of steps to
-    tell a blurred photograph from a sharp one.
+    It sees each image and its fine structure at five times the contrast (`with_detail`). Vessels
+    are 1 to 2 % of the grey range: without this, a small critic takes thousands of steps to tell a
+    blurred photograph from a sharp one.
     """
 
     def __init__(self, size_px: int, channels: int, width: int) -> None:
         super().__init__()
         layer_count(size_px)  # refuses an unknown size
+
+        # blocks that halve the resolution, down to 4×4 px
         base = max(1, 3 * width // 4)
         depth = int(math.log2(size_px)) - 2
         wide = [2 * channels] + [min(base * 2**i, 8 * base) for i in range(depth)]
@@ -240,6 +250,8 @@ class Critic(nn.Module):
             layers.append(nn.LeakyReLU(0.2, inplace=False))
             self.blocks.append(nn.Sequential(*layers))
         self.score = nn.Conv2d(wide[-1], 1, 4)
+
+        # starting values
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, a=0.2)
@@ -250,7 +262,7 @@ class Critic(nn.Module):
     def with_detail(x: Tensor) -> Tensor:
         """Return [N, 2·channels, S, S]: the images, and their fine structure.
 
-        The fine structure is five times the difference from a local mean (4×4 px, bilinear).
+        The fine structure is five times the difference from a local mean of 4×4 px.
         """
         coarse = F.avg_pool2d(x, 4)
         mean = F.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)
@@ -280,7 +292,10 @@ def load_generator(weights: Weights, plan: GeneratorSize, size_px: int, channels
 
 
 def load_critic(weights: Weights, plan: GeneratorSize, size_px: int, channels: int) -> Critic:
-    """Return the planned critic with `critic.*` of `weights`; raises RefusedError."""
+    """Return the planned critic with `critic.*` of `weights`.
+
+    Raises RefusedError if they do not fit.
+    """
     critic = Critic(size_px, channels, plan.width)
     load_weights(critic, weights, "critic.")
     return critic

@@ -27,12 +27,12 @@ def load_weights(module: nn.Module, weights: Weights, prefix: str) -> None:
     Raises RefusedError, before anything is copied, for weights that are missing, unknown, of
     another shape or not finite.
     """
+    # find what does not fit
     own = dict(module.named_parameters())
-    given = {
-        name.removeprefix(prefix): array
-        for name, array in weights.items()
-        if name.startswith(prefix)
-    }
+    given = {}
+    for name, array in weights.items():
+        if name.startswith(prefix):
+            given[name.removeprefix(prefix)] = array
     problems = [f"{prefix}{problem}" for problem in _find_problems(own, given)]
     if problems:
         shown = "; ".join(problems[:SHOWN_PROBLEMS])
@@ -43,6 +43,8 @@ def load_weights(module: nn.Module, weights: Weights, prefix: str) -> None:
             hint="the plan's size_px, channels, width and latent must be those that the checkpoint "
             "was trained with",
         )
+
+    # copy
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(torch.as_tensor(np.asarray(given[name], dtype=np.float32)))

@@ -2,18 +2,18 @@
 
 In: latents [N, z]; or pairs [N, 2, S, S] in [-1, 1], channel 0 the image, channel 1 the mask.
 Out: pairs of the same form; or scores [N].
-Guarantees: no module couples the items of a batch or keeps a buffer, so that the critic may stand
-inside the private step.
+Guarantees: no module couples the items of a batch or keeps a buffer, so the critic may be trained
+with per-patient gradients.
 
-Two architectures, by the plan:
-  small       4x4 convolutions of stride 2, 2-n-2n-4n-8n, GroupNorm; the last map is scored by a 4x4
-              convolution and averaged. n = 24: 391,945 parameters at 64 px
-  kossen2022  the paper's shape: five convolutions 2-n-...-16n with instance norm, one score a pair,
-              weights from N(0, 0.05). n = 96: 25.1 M parameters. Deviations: nothing in place,
-              GroupNorm for BatchNorm in the generator, both channels in [-1, 1] with threshold 0
+The plan chooses one of two architectures:
+  small       4x4 convolutions of stride 2 with GroupNorm; 4x4 patches are scored and averaged.
+              The critic of width 24 has 391,945 parameters at 64 px.
+  kossen2022  the paper's shape: five convolutions with instance norm, one score for a pair.
+              The critic of width 96 has 25.1 M parameters. Deviations: nothing in place; GroupNorm
+              in place of BatchNorm in the generator; both channels in [-1, 1], threshold 0.
 
-Global names: `generator.*`, `critic.*`, and `average.*`: the generator's exponential moving
-average, which is what is sampled.
+Global names: `generator.*`, `critic.*`, and `average.*` for the generator's exponential moving
+average, from which pairs are sampled.
 """
 
 from __future__ import annotations
@@ -36,16 +36,24 @@ class PairSize(Protocol):
     """What a plan says about the generator and critic."""
 
     @property
-    def architecture(self) -> str: ...
+    def architecture(self) -> str:
+        """`small` or `kossen2022`."""
+        ...
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Channels of the critic's first layer."""
+        ...
 
     @property
-    def generator_width(self) -> int: ...
+    def generator_width(self) -> int:
+        """Channels of the generator's last layer but one."""
+        ...
 
     @property
-    def latent(self) -> int: ...
+    def latent(self) -> int:
+        """The length of a latent."""
+        ...
 
 
 class Critic(nn.Module):
@@ -55,6 +63,8 @@ class Critic(nn.Module):
         super().__init__()
         kossen = architecture == KOSSEN
         levels = _level_count(size_px, architecture)
+
+        # convolutions that halve the map and double the channels
         layers: list[nn.Module] = []
         before = PLANES
         for level in range(levels):
@@ -64,6 +74,8 @@ class Critic(nn.Module):
                 layers.append(nn.InstanceNorm2d(after) if kossen else nn.GroupNorm(GROUPS, after))
             layers.append(nn.LeakyReLU(0.2))
             before = after
+
+        # the score: of the whole map, or of its 4x4 patches
         last = (size_px >> levels) if kossen else 4
         layers.append(nn.Conv2d(before, 1, last))
         self.layers = nn.Sequential(*layers)
@@ -78,7 +90,7 @@ class Critic(nn.Module):
 class Generator(nn.Module):
     """Pairs [N, 2, S, S] in about [-1, 1] of latents [N, z].
 
-    It takes nothing else: no patient's data can enter here.
+    It takes no other input, so no patient's data can enter here.
     """
 
     def __init__(self, size_px: int, width: int, latent: int, architecture: str = "small") -> None:
@@ -103,7 +115,7 @@ class Generator(nn.Module):
 def _upsampling_layers(width: int, levels: int) -> Iterator[nn.Module]:
     """Nearest-neighbour upsampling and 3x3 convolutions, which leave no checkerboard.
 
-    The end is linear: a Tanh on the mask saturates and stops learning.
+    The last layer is linear, because a Tanh on the mask saturates and stops learning.
     """
     yield nn.GroupNorm(GROUPS, width << (levels - 1))
     yield nn.LeakyReLU(0.2)
@@ -130,9 +142,9 @@ def _transposed_layers(width: int, levels: int) -> Iterator[nn.Module]:
 
 
 def _level_count(size_px: int, architecture: str) -> int:
-    """How often an image is halved; raises ConfigurationError.
+    """How often an image is halved: five times for `kossen2022`, else to a map of 4 to 8 px.
 
-    To a map of 4 px (6 at 96 px, 8 at 128 px); five times for `kossen2022` (3 px at 96 px).
+    Raises ConfigurationError for another size or architecture.
     """
     if size_px not in (32, 64, 96, 128) or architecture not in ("small", KOSSEN):
         raise ConfigurationError(
@@ -177,7 +189,7 @@ def parameters_by_name(
 def load(weights: Weights, plan: PairSize, size_px: int) -> tuple[Generator, Generator, Critic]:
     """Return (generator, average, critic) of global weights.
 
-    Raises RefusedError when a tensor is missing or of another shape.
+    Raises RefusedError when they do not fit.
     """
     generator, critic = build(plan, size_px)
     average, _ = build(plan, size_px)

@@ -16,11 +16,11 @@ PENALTY = 10.0
 def critic_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
     """Return the critic's loss over scores real [m] and fake [m·K]; it falls when real scores rise.
 
-    `wgan` and `wgan-gp`: D(f) - D(x); the penalty is `gradient_penalty`.
-    `hinge`: relu(1 - D(x)) + relu(1 + D(f)).
-    `logistic`: softplus(-D(x)) + softplus(D(f)).
+    - `wgan` and `wgan-gp`: D(f) - D(x); the penalty is `gradient_penalty`.
+    - `hinge`: relu(1 - D(x)) + relu(1 + D(f)).
+    - `logistic`: softplus(-D(x)) + softplus(D(f)).
 
-    Raises Bug unless every item has as many fakes.
+    Raises Bug unless every item has the same number of fakes.
     """
     if len(real) == 0 or len(fake) == 0 or len(fake) % len(real):
         raise Bug(f"wgan: {len(real)} items and {len(fake)} fakes cannot be paired")
@@ -38,8 +38,8 @@ def gradient_penalty(
 ) -> Tensor:
     """Return 10·mean (|grad D(e·x + (1 - e)·f)| - 1)^2 (Gulrajani et al. 2017).
 
-    Over pairs items x and fakes f [m, C, H, W], mix e [m]; `score` maps a batch to scores [m].
-    Computed by torch.func, so that it can stand inside a per-patient gradient.
+    Items x and fakes f are [m, C, H, W], mix e is [m]; `score` maps a batch to scores [m].
+    torch.func computes it, so that it can stand inside a per-patient gradient.
     """
     share = mix[:, None, None, None]
     between = share * items + (1 - share) * fakes

@@ -2,15 +2,13 @@
 
 In: x [N, cin, H, W] and weight [cout, cin, 3, 3].
 Out: `F.conv2d(x, weight, padding=1)` up to rounding, differentiable in x.
-Guarantees: taken only where it is faster and the weight needs no gradient, on a CPU in float32:
-alignment and inversion with wide, frozen layers. Everywhere else it is F.conv2d itself.
-Not covered: bit-for-bit equality with the direct sum. Both round by about 1e-6 of the output's
-deviation (RMS, 256 channels).
-
-A 4×4 tile of the output takes 36 products a channel pair instead of 144:
-y = Aᵀ[(G w Gᵀ) ∘ (Bᵀ d B)]A over tiles d of 6×6, summed over channels as matrix products. That is
-1.3 (128 channels) to 2.3 (512) times the speed of oneDNN's direct kernels on AVX2.
+Guarantees: it is taken only where it is faster and the weight needs no gradient, on a CPU in
+float32. Everywhere else it is F.conv2d itself.
+Not covered: bit-for-bit equality with the direct sum.
 Source: Lavin and Gray 2016, with other points.
+
+A 4×4 tile y of the output takes 36 products for a pair of channels, not 144:
+y = Aᵀ[(G w Gᵀ) ∘ (Bᵀ d B)]A for a 6×6 tile d of the input.
 """
 
 from __future__ import annotations
@@ -25,11 +23,10 @@ from torch.nn import functional as F
 
 LEAST_CHANNELS = 128
 LEAST_PIXELS = 1024
-# Transformed tiles held at a time: they should stay in the processor's cache.
-STRIP_BYTES = 10_000_000
+STRIP_BYTES = 10_000_000  # of transformed tiles, which should stay in the processor's cache
 STEP = 4
 TILE = 6
-# And infinity. The rounding error is half of that of the usual 0, 1, -1, 2, -2.
+# The points of interpolation, beside infinity. The usual ones (0, ±1, ±2) round twice as much.
 POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
 
@@ -102,7 +99,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
     """Return Bᵀ [6, 6], G [6, 3] and Aᵀ [4, 6] in float64.
 
-    Cook and Toom's interpolation at `POINTS` and infinity.
+    They are those of Cook and Toom's interpolation at `POINTS` and infinity.
     """
     into = np.zeros((TILE, TILE))
     kernel = np.zeros((TILE, 3))
