@@ -145,7 +145,7 @@ class LocalGrid(Grid):
         return reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Whatever is due, once."""
+        """Return the replies that are due, each once."""
         found = []
         with self._lock:
             for message_id in message_ids:

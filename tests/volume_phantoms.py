@@ -89,7 +89,7 @@ class Series:
 
 
 def slice_of(series: Series, depth: int, **attributes: Any) -> Dataset:
-    """The data set of one slice; `attributes` come last, whatever they break."""
+    """The data set of one slice; `attributes` are set last, even where they break it."""
     dataset = phantoms.header("MR", series.patient_id)
     signed = bool((series.values < 0).any())
     phantoms.with_pixels(
@@ -204,7 +204,7 @@ def write_nifti(path: Path, image: Any) -> Path:
 
 
 def patient(number: int, **changes: Any) -> tuple[Series, NDArray[np.uint8]]:
-    """A series and its mask, each patient's own."""
+    """A series and its mask, different for each patient."""
     series = Series(
         f"VESSEL-{number:04d}", image(number), uid=f"2.25.10{number}", frame=f"2.25.20{number}"
     )

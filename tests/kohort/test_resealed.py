@@ -113,7 +113,7 @@ def masked(folder: Path) -> None:
 
 
 def tableless(folder: Path) -> None:
-    """No metadata.csv, and the manifest does not miss it."""
+    """Remove metadata.csv, from the manifest too."""
     (folder / "metadata.csv").unlink()
     manifest = json.loads((folder / layout.MANIFEST).read_text())
     manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "metadata.csv"]

@@ -1,4 +1,4 @@
-"""Who is grouped: names of persons."""
+"""Which persons are grouped, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked: a part that was never made is refused."""
+"""An instruction for a part that was never made is refused."""
 
 from __future__ import annotations
 

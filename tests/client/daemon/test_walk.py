@@ -48,7 +48,7 @@ def calls_of(act: Callable[[], object]) -> list[tuple[str, str]]:
 
 
 def files_in_order(calls: list[tuple[str, str]]) -> list[str]:
-    """The files beside the spine, one entry for each unbroken run of calls."""
+    """The files apart from site.py, one entry for each unbroken run of calls."""
     return [file for file, _ in groupby(file for file, _ in calls if file != SPINE)]
 
 

@@ -1,4 +1,4 @@
-"""How attackers score: nobody against oneself, a person by the best image, whitening by one set."""
+"""Attackers' scores: no image against itself, a person by the best image, whitening by one set."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Accounting: golden values, agreement of the accountants, and what they refuse ."""
+"""Accounting: golden values, agreement of the accountants, and what they refuse."""
 
 import dataclasses
 import json

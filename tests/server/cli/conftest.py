@@ -1,4 +1,4 @@
-"""A `kohort-server` to type at, and a state folder that it has set up."""
+"""Runs `kohort-server` commands, and a state folder that one of them has set up."""
 
 from __future__ import annotations
 

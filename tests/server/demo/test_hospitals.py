@@ -78,7 +78,7 @@ def test_everybody_with_a_radiograph_is_at_one_hospital_and_nobody_of_the_refere
 
 
 def test_the_listed_members_are_the_people_at_the_hospitals(tmp_path: Path) -> None:
-    """Fewer hospitals deal anew, a limit leaves people out: neither may be called a member."""
+    """Fewer hospitals share the people anew, and a limit leaves some out: the members follow."""
     dealt = demo_hospitals._deal(["hospital-a", "hospital-b"], 5)
     assert [len(some) for some in dealt.values()] == [5, 5]
     assert all({one.label for one in some} == {"normal", "pneumonia"} for some in dealt.values()), (

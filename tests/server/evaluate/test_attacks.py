@@ -10,7 +10,7 @@ from server.evaluate.findings import NOT_EVALUATED
 
 
 def photographs(count: int, seed: int, size: int = 32) -> np.ndarray:
-    """Smooth coloured blobs, everybody's own."""
+    """Smooth coloured blobs, different for each person."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
     images = np.zeros((count, size, size, 3))

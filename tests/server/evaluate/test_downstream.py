@@ -52,7 +52,7 @@ def test_the_comparison_has_as_many_real_images_of_each_label() -> None:
 
 
 def test_what_a_release_keeps_is_judged_by_people_who_took_no_part() -> None:
-    """Shuffled labels are confirmed as by a coin, true ones as those of the people themselves."""
+    """Shuffled labels are confirmed about half the time, true labels as often as on real images."""
     clear = findings(spots(40, 2))
     shuffled = findings(
         ds.Labelled(spots(40, 2).images, np.random.default_rng(0).permutation(np.arange(40) % 2))
@@ -66,7 +66,7 @@ def test_what_a_release_keeps_is_judged_by_people_who_took_no_part() -> None:
 
 
 def test_the_judges_learn_from_nobody_who_took_part() -> None:
-    """Wrong labels inside change nothing; without people of two labels outside: no verdict."""
+    """Wrong labels of members change nothing; others of one label alone give no verdict."""
     wrong = ds.Labelled(REAL.images, 1 - REAL.labels)
     of_release, of_real = ds.measure_kept(spots(40, 2), wrong, TEST, 2, 1, SHORT, "")
     assert of_release.value is not None and of_release.value > 0.7

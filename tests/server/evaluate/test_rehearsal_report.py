@@ -1,4 +1,4 @@
-"""A rehearsal speaks for its plan and no other; its figures come from public people."""
+"""A rehearsal counts for its own plan alone; its figures come from public people."""
 
 import json
 from dataclasses import replace

@@ -83,7 +83,7 @@ def test_a_spot_may_lie_anywhere_in_its_window(
 
 
 def test_spots_tell_a_few_strong_ones_from_weak_grain_of_the_same_energy() -> None:
-    """What a Gram matrix alone hardly does: exudates became grain."""
+    """A Gram matrix alone hardly tells them apart: exudates became grain."""
     flat = spotted(22, 22, (0.2, -0.3, -0.7))
     few = spotted(22, 22)
     grain = (
@@ -105,7 +105,7 @@ def test_spots_tell_a_few_strong_ones_from_weak_grain_of_the_same_energy() -> No
 
 
 def test_pixel_differences_prefer_no_spot_to_a_misplaced_one_and_textures_do_not() -> None:
-    """The reason for the term."""
+    """This is why the texture term exists."""
     photograph, misplaced, none = (
         spotted(22, 22),
         spotted(26, 26),
@@ -254,7 +254,7 @@ def test_noise_keeps_its_sign_and_its_least_strength_in_the_last_four_layers() -
 
 
 def painted(count: int = 6) -> Source:
-    """Brown pictures of 32 px with speckles, whose places say nothing."""
+    """Brown pictures of 32 px with speckles at random places."""
     random = np.random.default_rng(0)
     images = np.tile(np.array([150, 90, 40], np.uint8), (count, 32, 32, 1))
     images[random.random((count, 32, 32)) < 0.05] = (240, 220, 100)
