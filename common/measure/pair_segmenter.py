@@ -105,7 +105,9 @@ def fit(
     another seed. `progress(done, total)` counts epochs over the whole grid.
     """
     # the part to train on, and the part that chooses
-    groups = np.arange(len(pairs)) if group_of is None else np.asarray(group_of)
+    groups = np.arange(len(pairs))
+    if group_of is not None:
+        groups = np.asarray(group_of)
     check_pairs(pairs, groups, "training pairs")
     kept, held = _split(groups, recipe.validation_share, seed)
     total = len(recipe.grid) * recipe.epochs

@@ -28,7 +28,8 @@ class Level(nn.Sequential):
         second = nn.Conv2d(cout, cout, 3, padding=1)
         for layer in (first, second):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias if layer.bias is not None else torch.empty(0))
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
         super().__init__(first, nn.ReLU(), nn.Dropout(dropout), second, nn.ReLU())
 
 

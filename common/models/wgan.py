@@ -71,7 +71,7 @@ class Critic(nn.Module):
             after = width << level
             layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
             if level:
-                layers.append(nn.InstanceNorm2d(after) if kossen else nn.GroupNorm(GROUPS, after))
+                layers.append(_norm(after, kossen))
             layers.append(nn.LeakyReLU(0.2))
             before = after
 
@@ -110,6 +110,13 @@ class Generator(nn.Module):
         x = self.start(z)
         pairs: Tensor = self.layers(x.view(len(z), -1, self._side, self._side))
         return pairs
+
+
+def _norm(channels: int, kossen: bool) -> nn.Module:
+    """The critic's normalisation."""
+    if kossen:
+        return nn.InstanceNorm2d(channels)
+    return nn.GroupNorm(GROUPS, channels)
 
 
 def _upsampling_layers(width: int, levels: int) -> Iterator[nn.Module]:
@@ -158,7 +165,9 @@ def _level_count(size_px: int, architecture: str) -> int:
         )
     if architecture == KOSSEN:
         return 5
-    return 3 if size_px == 32 else 4
+    if size_px == 32:
+        return 3
+    return 4
 
 
 def _draw_weights(module: nn.Module) -> None:

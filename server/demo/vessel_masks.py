@@ -67,7 +67,7 @@ def write_segmentation(export: Export, person: Person, scan: Scan) -> Path:
     dataset.LossyImageCompression = "00"
     dataset.SegmentationType = "BINARY"
     dataset.SegmentSequence = [_segment()]
-    dataset.SharedFunctionalGroupsSequence = [_shared(scan.affine)]
+    dataset.SharedFunctionalGroupsSequence = [_shared_groups(scan.affine)]
     dataset.PerFrameFunctionalGroupsSequence = [_frame(scan.affine, d) for d in depths]
     bits = np.packbits(scan.mask[depths].ravel() != 0, bitorder="little").tobytes()
     dataset.PixelData = bits + b"\0" * (len(bits) % 2)
@@ -95,7 +95,7 @@ def _segment() -> Dataset:
     return segment
 
 
-def _shared(affine: NDArray[np.float64]) -> Dataset:
+def _shared_groups(affine: NDArray[np.float64]) -> Dataset:
     """Orientation and pixel spacing of all frames."""
     measures = Dataset()
     turn = Dataset()
@@ -144,6 +144,10 @@ def _write_nifti(export: Export, person: Person, scan: Scan, number: int) -> Pat
     image: Any = nibabel.Nifti1Image(volume, affine)  # type: ignore[no-untyped-call]
     image.header["descrip"] = export.note(f"mask of {person.patient_id}").encode()
     raw = image.to_bytes()
-    path = new_path(export, person, ".nii.gz" if number % 2 else ".nii")
-    path.write_bytes(gzip.compress(raw, 6, mtime=0) if number % 2 else raw)
+    ending = ".nii"
+    if number % 2:
+        ending = ".nii.gz"
+        raw = gzip.compress(raw, 6, mtime=0)
+    path = new_path(export, person, ending)
+    path.write_bytes(raw)
     return path

@@ -129,9 +129,9 @@ def write_slices(export: Export, person: Person, scan: Scan) -> list[Path]:
         dataset.BitsStored = 12
         dataset.HighBit = 11
         dataset.PixelRepresentation = int(scan.stored == "signed")
-        dataset.PhotometricInterpretation = (
-            "MONOCHROME1" if scan.stored == "inverted" else "MONOCHROME2"
-        )
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        if scan.stored == "inverted":
+            dataset.PhotometricInterpretation = "MONOCHROME1"
         dataset.RescaleSlope = slope
         dataset.RescaleIntercept = intercept
         dataset.RescaleType = "US"

@@ -70,7 +70,9 @@ class Battery:
         self.who = who
         self.networks = networks
         self.targets = spaces(who.images, networks)
-        self.public = None if reference is None else spaces(reference, networks)
+        self.public: dict[str, Floats] | None = None
+        if reference is not None:
+            self.public = spaces(reference, networks)
 
     def membership(
         self, released: Images, labels: Labels, seen: Mapping[str, Floats] | None = None
@@ -149,7 +151,9 @@ def score_people(
     # the rows of the reference that are left out of a person's estimate
     outsiders = np.flatnonzero(~who.member)
     own_rows = np.where(who.member, -1, np.cumsum(~who.member) - 1)
-    left_out = own_rows[known] if reference is None else None
+    left_out = None
+    if reference is None:
+        left_out = own_rows[known]
 
     # two attackers in each space
     sets = _gather_sets(released, targets, reference, outsiders)
@@ -186,7 +190,9 @@ def _gather_sets(
     found = {}
     for name in released:
         # without a reference, the people who took no part are it
-        public = targets[name][outsiders] if reference is None else reference[name]
+        public = targets[name][outsiders]
+        if reference is not None:
+            public = reference[name]
         sets = {"released": released[name], "people": targets[name], "reference": public}
         if name == "texture":
             sets = _standardise(sets)

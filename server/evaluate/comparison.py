@@ -59,7 +59,9 @@ def halves(count: int, patient_of: Labels | None) -> tuple[Integers, Integers]:
 
     No patient is in both.
     """
-    patients = np.arange(count) if patient_of is None else np.asarray(patient_of)
+    patients = np.arange(count)
+    if patient_of is not None:
+        patients = np.asarray(patient_of)
     names = np.random.default_rng(0).permutation(np.unique(patients))
     inside = np.isin(patients, names[: len(names) // 2])
     rng = np.random.default_rng(1)

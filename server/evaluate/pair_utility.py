@@ -48,7 +48,7 @@ def evaluate_pairs(
     # what needs no training
     agreement = _agreement(pairs, "")
     if reference_pairs is None or reference_patient_of is None:
-        return _unmeasured("no public reference pairs were given") + agreement
+        return _report_missing("no public reference pairs were given") + agreement
     agreement += _agreement(reference_pairs, ", reference")
 
     # are there enough patients and pairs?
@@ -58,7 +58,7 @@ def evaluate_pairs(
             f"needs {LEAST_PATIENTS} public patients and {LEAST_PAIRS} pairs a side, "
             f"has {patients} patients"
         )
-        return _unmeasured(why) + agreement
+        return _report_missing(why) + agreement
 
     synthetic, real = _train_both(
         pairs, reference_pairs, reference_patient_of, recipe, seed, progress
@@ -132,7 +132,7 @@ def _findings(
     return found
 
 
-def _unmeasured(why: str) -> list[Finding]:
+def _report_missing(why: str) -> list[Finding]:
     """The findings where nothing was trained."""
     return [missing(name, why) for name in (TSTR, TRTR)]
 

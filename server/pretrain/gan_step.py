@@ -17,7 +17,7 @@ from server.pretrain.gan_sizes import enlarge, synthesis
 from server.pretrain.gan_state import Networks, Training
 from server.pretrain.losses import (
     WINDOWS,
-    augmented,
+    augment,
     gradient_penalty,
     reconstruction_loss,
     spots,
@@ -144,7 +144,7 @@ def _critic_losses(networks: Networks, x: Tensor, fakes: Fakes, draw: torch.Gene
         first = generator.synthesis(encoder.start_codes(1))
     pairs = zip(critic.features(fakes.reconstructions), wanted, strict=True)
     feature = torch.stack([F.l1_loss(a, b) for a, b in pairs]).mean()
-    adversarial = F.softplus(-critic(augmented(fakes.images, draw))).mean()
+    adversarial = F.softplus(-critic(augment(fakes.images, draw))).mean()
     found = encoder.start_codes(count) + encoder(known.detach(), first.expand_as(known))
     cycle = F.mse_loss(found, generator.broadcast(fakes.flat))
     return {"feature": feature, "adversarial": adversarial, "cycle": cycle}
@@ -190,8 +190,8 @@ def train_critic(
         # score as many photographs as there are fakes, all augmented in the same way
         rows = torch.as_tensor(chance.rows.integers(len(photographs), size=len(fake)))
         real = tint(photographs[rows], chance.values).to(fake.device)
-        judged_real = critic(augmented(real, chance.values))
-        judged_fake = critic(augmented(fake.detach(), chance.values))
+        judged_real = critic(augment(real, chance.values))
+        judged_fake = critic(augment(fake.detach(), chance.values))
         loss = F.softplus(-judged_real).mean() + F.softplus(judged_fake).mean()
 
         # the gradient penalty at every eighth step, eight times as heavy

@@ -29,7 +29,7 @@ BLACK = -0.9  # a brighter pixel is no surround
 REACH = 4  # texture counts at more than this many pixels from the surround
 
 
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     """Return `x` with random brightness, saturation, contrast and shift (Zhao et al. 2020)."""
     bright, colour, contrast = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x.device)
     x = x + (bright - 0.5) * 0.1
@@ -72,8 +72,9 @@ def textures(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None
     would outweigh everything. A generated image must not be its own surround, because a black one
     would then have nothing to match.
     """
-    scales = _scales(x, shift, x.detach() if surround is None else surround)
-    grams = [_grams(_texture_features(y) * inside) for y, inside in scales]
+    if surround is None:
+        surround = x.detach()
+    grams = [_grams(_texture_features(y) * inside) for y, inside in _scales(x, shift, surround)]
     return torch.cat(grams, 1)
 
 
@@ -100,7 +101,9 @@ def spots(x: Tensor, shift: tuple[int, int] = (0, 0), surround: Tensor | None = 
     last part can. `shift` and `surround` are as in `textures`.
     """
     parts = []
-    for y, inside in _scales(x, shift, x.detach() if surround is None else surround):
+    if surround is None:
+        surround = x.detach()
+    for y, inside in _scales(x, shift, surround):
         detail = (y - F.avg_pool2d(y, 5, stride=1, padding=2, count_include_pad=False)) * inside
         detail = torch.cat([detail, detail.diff(dim=1)], 1)
         ordered = _cells(detail).sort(2).values  # [N·16, 2·C − 1, h·w]

@@ -94,15 +94,18 @@ def pretrain(
 
     # one optimiser for the critic, one for generator and encoder together
     critic_parameters = dict(critic.named_parameters())
-    maker_parameters = {**_prefixed("generator.", generator), **_prefixed("encoder.", encoder)}
+    maker_parameters = {
+        **_named_parameters("generator.", generator),
+        **_named_parameters("encoder.", encoder),
+    }
     critic_adam = Adam(critic_parameters, recipe.critic_learning_rate, BETAS)
     maker_adam = Adam(maker_parameters, recipe.learning_rate, BETAS)
 
-    def noised(x: Tensor) -> Tensor:
+    def add_noise(x: Tensor) -> Tensor:
         return x + plan.input_noise * torch.randn(x.shape, generator=random)
 
     def fakes() -> Tensor:
-        return noised(generator(torch.randn(recipe.batch, plan.latent, generator=random)))
+        return add_noise(generator(torch.randn(recipe.batch, plan.latent, generator=random)))
 
     step = 0
     while True:
@@ -120,7 +123,7 @@ def pretrain(
         # (3) after the warm-up: train the critic, then the generator against it
         if start is not None or step >= recipe.warm_up:
             penalise = step % PENALTY_EVERY == 0
-            _critic_step(critic, critic_adam, noised(real), fakes, plan, recipe, penalise)
+            _critic_step(critic, critic_adam, add_noise(real), fakes, plan, recipe, penalise)
             loss = loss + recipe.adversarial * generator_loss(critic(fakes()), plan.loss)
         maker_adam.step(_gradients(loss, maker_parameters))
 
@@ -130,7 +133,10 @@ def pretrain(
             decay = min(decay, (1 + step) / (10 + step))
         update_average(average, generator, decay)
         step += 1
-        every = {**parameters_by_name(generator, average, critic), **_prefixed("encoder.", encoder)}
+        every = {
+            **parameters_by_name(generator, average, critic),
+            **_named_parameters("encoder.", encoder),
+        }
         yield {name: value.detach().numpy() for name, value in every.items()}
 
 
@@ -165,8 +171,8 @@ def _augment(pairs: Tensor, random: torch.Generator) -> Tensor:
     return pairs
 
 
-def _prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters by global name."""
+def _named_parameters(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters by global name: `prefix` and their own."""
     return {prefix + name: p for name, p in module.named_parameters()}
 
 

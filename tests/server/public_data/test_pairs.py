@@ -12,6 +12,7 @@ from PIL import Image
 from common.errors import ConfigurationError
 from common.wire import tensors
 from server.pretrain.provenance import Provenance
+from server.pretrain.session import Session
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import phantom_pairs, read_pairs
 
@@ -134,24 +135,14 @@ def test_pretraining_writes_checkpoint_card_and_sheet_and_goes_on_where_it_was(
     tmp_path: Path,
 ) -> None:
     source, plan = phantom_pairs(2, 8, 32, 0), public_plan(width=8, generator_width=8, latent=16)
-    assert run(source, tmp_path, plan, ORIGIN, steps=2) == 2
+    assert run(source, tmp_path, plan, ORIGIN, Session(steps=2)) == 2
     first = tensors.read(tmp_path / "wgan.safetensors", max_bytes=1 << 24)
     assert {name.split(".")[0] for name in first} == {"generator", "average", "critic"}
     with pytest.raises(ConfigurationError, match="holds a checkpoint"):
-        run(source, tmp_path, plan, ORIGIN, steps=4)
+        run(source, tmp_path, plan, ORIGIN, Session(steps=4))
     seen: list[int] = []
-    assert (
-        run(
-            source,
-            tmp_path,
-            plan,
-            ORIGIN,
-            steps=4,
-            resume=True,
-            progress=lambda s, _: seen.append(s),
-        )
-        == 4
-    )
+    session = Session(steps=4, resume=True, progress=lambda s, _: seen.append(s))
+    assert run(source, tmp_path, plan, ORIGIN, session) == 4
     second = tensors.read(tmp_path / "wgan.safetensors", max_bytes=1 << 24)
     assert seen == [3, 4] and any((first[name] != second[name]).any() for name in first)
     text = (tmp_path / "MODEL_CARD.md").read_text()
@@ -161,6 +152,6 @@ def test_pretraining_writes_checkpoint_card_and_sheet_and_goes_on_where_it_was(
 
 def test_pretraining_without_an_end_or_a_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="minutes or steps"):
-        run(phantom_pairs(2, 2, 32, 0), tmp_path, public_plan(), ORIGIN)
+        run(phantom_pairs(2, 2, 32, 0), tmp_path, public_plan(), ORIGIN, Session())
     with pytest.raises(ConfigurationError, match="missing"):
         Provenance("", "CC0-1.0", "x")
