@@ -242,6 +242,7 @@ class _Build:
         """
         persons = []
         for person in group_by_person(self._records(), self.source.alike()):
+            # what enters of one person; all else has a reason
             outcomes = choose_images(
                 person, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality
             )
@@ -251,6 +252,7 @@ class _Build:
                     self.source.refuse(position, outcome)
                 else:
                     entering.append(outcome)
+            # a person of whom nothing enters is not in the cohort
             if entering:
                 rows = self.source.rows(sorted(entering, key=lambda record: record.digest))
                 persons.append((aliases(person), rows))
@@ -313,11 +315,11 @@ class _Build:
 
     def _write_quarantine(self) -> None:
         """Write the opaque id and the reason code of every file that did not enter, sorted."""
-        outcomes = sorted(
-            f"{_file_id(self.key, name)},{reason.value}" for name, reason in self.source.quarantine
-        )
+        outcomes = []
+        for name, reason in self.source.quarantine:
+            outcomes.append(f"{_file_id(self.key, name)},{reason.value}")
         (self.folder / "quarantine.csv").write_text(
-            "\n".join(["file,code", *outcomes]) + "\n", encoding="ascii"
+            "\n".join(["file,code", *sorted(outcomes)]) + "\n", encoding="ascii"
         )
 
     def _write_facts(self, images: int, patients: int, digest: str) -> None:

@@ -188,11 +188,14 @@ class Decoder:
 
     def _photograph(self, talk: Conversation) -> Photograph:
         """Read a photograph; check the type and size of every field."""
+        # the pixels, of the size that was asked for
         facts = talk.facts()
         side = self._settings.size_px
         channels = self._settings.channels
         raw = talk.exactly(side * side * channels)
         pixels = np.frombuffer(raw, np.uint8).reshape(side, side, channels)
+
+        # the facts: types first
         patient_id = facts["patient_id"]
         issuer = facts["issuer"]
         laterality = facts["laterality"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from client.ingest.labels import Labels
+from client.ingest.labels import Labels, Row
 from client.ingest.persons import ImageRecord, is_placeholder, keyed_hash, normalise_id, pseudonym
 from client.ingest.quarantine import Reason, Unusable
 from common.study.intake import Intake
@@ -55,12 +55,8 @@ class Identities:
         except Unusable as ambiguous:
             refusal = ambiguous.reason
 
-        # the ids that the header and that row give
-        known = []
-        if not is_placeholder(normalise_id(owner.patient_id)):
-            known.append((normalise_id(owner.issuer), normalise_id(owner.patient_id)))
-        if row and not is_placeholder(row.patient):
-            known.append(("", row.patient))
+        # the ids that the header and that row give; without any, nobody could be protected
+        known = _known_ids(owner, row)
         if not known:
             raise Unusable(refusal or Reason.NO_PATIENT)
 
@@ -85,3 +81,13 @@ class Identities:
         return ImageRecord(
             position, tuple(dict.fromkeys(pseudonyms)), label, laterality, keyed, refusal
         )
+
+
+def _known_ids(owner: Owner, row: Row | None) -> list[tuple[str, str]]:
+    """The (issuer, id) that header and labels file give, normalised; placeholders are none."""
+    known = []
+    if not is_placeholder(normalise_id(owner.patient_id)):
+        known.append((normalise_id(owner.issuer), normalise_id(owner.patient_id)))
+    if row and not is_placeholder(row.patient):
+        known.append(("", row.patient))
+    return known

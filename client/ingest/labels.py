@@ -78,8 +78,11 @@ class Labels:
         rows = self.by_patient.get(normalise_id(patient), [])
         if not laterality:
             return _agree(rows)
-        same_side = [row for row in rows if row.laterality == laterality]
-        return _agree(same_side or [row for row in rows if row.laterality == 0])
+        # rows of this side, else those that name no side
+        by_side: dict[int, list[Row]] = {}
+        for row in rows:
+            by_side.setdefault(row.laterality, []).append(row)
+        return _agree(by_side.get(laterality) or by_side.get(0, []))
 
     def index(self, row: Row | None) -> int:
         """Return the label's position among the declared ones.
@@ -159,7 +162,11 @@ def _unique_names(files: Iterable[str]) -> dict[str, str]:
     for name in files:
         key = file_key(name)
         paths.setdefault(key.rpartition("/")[2], []).append(key)
-    return {bare: full[0] for bare, full in paths.items() if len(full) == 1}
+    unique = {}
+    for bare, full in paths.items():
+        if len(full) == 1:
+            unique[bare] = full[0]
+    return unique
 
 
 def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str]:

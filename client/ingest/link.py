@@ -66,16 +66,19 @@ def link(
             # (4) give a NIfTI mask to the series that its row names
             outcomes += _give(position, *_series_of_nifti(names[position], known, labels))
 
+    usable = []
     for one in series.values():
         if one.fault:
             outcomes += [(slice_, one.fault) for slice_ in one.slices]
             outcomes += [(mask, Reason.SERIES_REFUSED) for mask in one.masks]
-        elif len(one.masks) > 1:
-            # (5) refuse all masks of a series that has several
+            continue
+        # (5) refuse all masks of a series that has several
+        if len(one.masks) > 1:
             outcomes += [(mask, Reason.TWO_MASKS) for mask in one.masks]
             one.masks = []
             one.mask_refused = True
-    return [one for one in series.values() if not one.fault], outcomes
+        usable.append(one)
+    return usable, outcomes
 
 
 def _find_originals(
@@ -145,6 +148,8 @@ def _series_of_nifti(
     rows = labels.masks.get(file_key(name), [])
     if not rows:
         return None, Reason.UNNAMED_MASK
+
+    # all series that these rows can mean; there must be one
     meant: dict[int, Series] = {}
     for file, patient in rows:
         call = _patient(patient)

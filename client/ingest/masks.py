@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from client.ingest.dicom import bound_inflation, number_of, text_of
+from client.ingest.dicom_header import bound_inflation, number_of, text_of
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.series import Grid, Plane, plane_of
 

@@ -11,9 +11,12 @@ Guarantees:
   - the choice of patches follows from the seed alone
 Not covered: bias fields, skull and air (nothing removes them); a series in another plane.
 
-Intensity: modality LUT or rescale, then the study's window, else the volume's own range; padding
-black; MONOCHROME1 inverted. Patches: half are centred on a voxel of the mask, half anywhere that is
-not air, drawn with replacement (`patches`).
+  1. scan each file: a slice, a segmentation or a NIfTI mask
+  2. read the headers of a series, and order its slices (series.py)
+  3. read the values: modality LUT or rescale; padding has none
+  4. scale them to 8 bits: the study's window, else the volume's own range
+  5. put the mask on the grid (masks.py)
+  6. cut patches: half centred on the mask, half anywhere that is not air
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from client.ingest import dicom
+from client.ingest import dicom, dicom_header
 from client.ingest.files import open_regular
 from client.ingest.images import BLANK_SPREAD
 from client.ingest.masks import SEGMENTATION, Mask, is_nifti, read_nifti, read_segmentation
@@ -75,7 +78,7 @@ class BadSlice(Unusable):
 
 
 def scan(path: str, caps: Caps) -> Scan:
-    """Return what the file at `path` states of itself.
+    """Return what the file at `path` states of itself (step 1).
 
     Raises Unusable when it is no part of a volume.
     """
@@ -99,9 +102,12 @@ def _content(file: BinaryIO) -> str:
 def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
     """A slice or a segmentation, by its header alone. Raises Unusable."""
     try:
-        dicom.bound_inflation(file, caps.max_pixel_bytes)
+        # the allow-listed attributes, and those that place a slice or a segmentation
+        dicom_header.bound_inflation(file, caps.max_pixel_bytes)
         more = (*UIDS, *GEOMETRY, "ReferencedSeriesSequence")
-        header = dicom.read_header(file, pixels=False, more=more)
+        header = dicom_header.read_header(file, pixels=False, more=more)
+
+        # the series: for a segmentation the one that it was drawn on
         kind: Kind
         if header.get("SOPClassUID") in SEGMENTATION:
             kind = "segmentation"
@@ -109,12 +115,14 @@ def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
         else:
             kind = "slice"
             _check_slice(header, caps)
-            series = dicom.text_of(header, "SeriesInstanceUID")
+            series = dicom_header.text_of(header, "SeriesInstanceUID")
             if not series:
                 raise Unusable(Reason.NO_SERIES)
-        patient_id = dicom.text_of(header, "PatientID")
-        issuer = dicom.text_of(header, "IssuerOfPatientID")
-        frame = dicom.text_of(header, "FrameOfReferenceUID")
+
+        # whose it is
+        patient_id = dicom_header.text_of(header, "PatientID")
+        issuer = dicom_header.text_of(header, "IssuerOfPatientID")
+        frame = dicom_header.text_of(header, "FrameOfReferenceUID")
         return Scan(kind, _content(file), patient_id, issuer, series, frame)
     except (Unusable, MemoryError):
         raise
@@ -127,20 +135,20 @@ def _series_drawn_on(header: Dataset) -> str:
     references: Any = header.get("ReferencedSeriesSequence") or ()
     if len(references) != 1:
         return ""
-    return dicom.text_of(references[0], "SeriesInstanceUID")
+    return dicom_header.text_of(references[0], "SeriesInstanceUID")
 
 
 def _check_slice(header: Dataset, caps: Caps) -> Plane:
     """The plane of a grey, single-frame slice within the caps."""
     # the rules of one image: a single grey frame within the cap
-    dicom.check_rules(header, caps.modalities)
+    dicom_header.check_rules(header, caps.modalities)
     multi_frame = header.get("SOPClassUID") in MULTI_FRAME
-    if multi_frame or dicom.number_of(header, "NumberOfFrames", 1) != 1:
+    if multi_frame or dicom_header.number_of(header, "NumberOfFrames", 1) != 1:
         raise Unusable(Reason.MULTI_FRAME)
     shown_as = header.PhotometricInterpretation
-    if shown_as not in dicom.GREY:
+    if shown_as not in dicom_header.GREY:
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
-    dicom.check_size(header, caps.max_pixel_bytes)
+    dicom_header.check_size(header, caps.max_pixel_bytes)
 
     # its place, and what must be the same in all slices of a series
     kind = (shown_as, header.BitsAllocated, header.PixelRepresentation)
@@ -155,7 +163,7 @@ def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps)
     A mask that cannot be used is a `refusal`, not an exception. Raises Unusable when the slices
     make no volume, BadSlice when one of them is at fault.
     """
-    # the headers: do the slices make a volume, and is it small enough
+    # (2) read the headers: the slices must make a volume, small enough for memory
     planes = [
         _blame_slice(at, lambda path=path: _plane(path, caps)) for at, path in enumerate(paths)
     ]
@@ -165,7 +173,7 @@ def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps)
     if min(grid.shape[1:]) < caps.size_px:
         raise Unusable(Reason.VOLUME_TOO_SMALL)
 
-    # the values, slice by slice in the order of the geometry
+    # (3) read the values, slice by slice in the order of the geometry
     values = np.empty(grid.shape, np.float32)
     for depth, at in enumerate(order):
         values[depth] = _blame_slice(at, lambda path=paths[at]: _values(path, grid.shape[1:], caps))
@@ -177,9 +185,11 @@ def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps)
         if _shows_anything(plane):
             slices.append(_sha(plane)[:SLICE_DIGEST_BYTES])
 
-    # 8-bit intensities, and the mask; the float copy goes first, to keep within memory
+    # (4) scale to 8 bits; the float copy goes before the mask comes, to keep within memory
     shown = scale_intensity(values, caps.window, inverted=planes[0].kind[0] == "MONOCHROME1")
     del values, plane
+
+    # (5) put the mask on the grid
     marks, refusal = _mask(mask, grid, caps)
     return Volume(shown, marks, refusal, digest, tuple(slices), look(shown))
 
@@ -198,17 +208,19 @@ def _blame_slice(at: int, read: Any) -> Any:
 
 def _plane(path: str, caps: Caps) -> Plane:
     with open_regular(path, caps.max_file_bytes) as file:
-        dicom.bound_inflation(file, caps.max_pixel_bytes)
-        return _check_slice(dicom.read_header(file, pixels=False, more=(*UIDS, *GEOMETRY)), caps)
+        dicom_header.bound_inflation(file, caps.max_pixel_bytes)
+        return _check_slice(
+            dicom_header.read_header(file, pixels=False, more=(*UIDS, *GEOMETRY)), caps
+        )
 
 
 def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32]:
     """The values that one slice means, float32 [H, W]; padding is NaN."""
     # decode
     with open_regular(path, caps.max_file_bytes) as file:
-        dicom.bound_inflation(file, caps.max_pixel_bytes)
-        header = dicom.read_header(file, pixels=False)
-        dicom.check_size(header, caps.max_pixel_bytes)
+        dicom_header.bound_inflation(file, caps.max_pixel_bytes)
+        header = dicom_header.read_header(file, pixels=False)
+        dicom_header.check_size(header, caps.max_pixel_bytes)
         full, stored = dicom.decode_frame(file, header)
     if stored.shape != shape:
         raise Unusable(Reason.UNDECODABLE)
@@ -328,7 +340,7 @@ def _reduce(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 def patches(volume: Volume, seed: bytes, count: int, size_px: int) -> NDArray[np.uint8]:
-    """Return patches, uint8 [2 x half, S, S, 2] with half = ceil(count / 2).
+    """Return patches, uint8 [2 x half, S, S, 2] with half = ceil(count / 2) (step 6).
 
     First those centred on a voxel of the mask, then those centred anywhere that is not air. Voxels
     are drawn with replacement. A centre near a border moves the patch inwards. Plane 0 is the

@@ -93,10 +93,13 @@ def check_model(module: nn.Module, probe_shape: Sequence[int] | None = None) -> 
     With `probe_shape`, the [C, H, W] of one input, random items are tried too: an item's output
     alone must equal its output in a batch, to 1e-5.
     """
+    # every module at any depth
     problems = []
     for name, part in module.named_modules():
         for wrong, instead in _problems(part):
             problems.append(f"{name or 'model'}: {type(part).__name__} {wrong}: use {instead}")
+
+    # the probe, on a model of known modules
     if not problems and probe_shape is not None and not _is_per_example(module, probe_shape):
         problems = [
             "model: an item's output changes with the other items of its batch: "

@@ -311,6 +311,7 @@ def _check_pair(reservation: object, noise: object) -> None:
 
 def _check_event(event: object, constants: StepConstants, dimension: int) -> None:
     """Refuse a reservation for another event than the step that will happen."""
+    # the mechanism, its constants, and the number of coordinates
     if not isinstance(event, SubsampledGaussian):
         raise PolicyError(
             "private step: the reservation is not for private steps", code="E-RESERVATION"

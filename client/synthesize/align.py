@@ -21,12 +21,7 @@ Not covered:
     loss = content·(1 - <f(G(w)), f_mean>) + style·mean_j |C_j - T_j|² / mean_j |T_j|²
          + trust·mean (w - w_mean)²/spread²
 
-Source: Jeon et al. 2022. Deviations (docs/methods/k-salsa.md):
-  - Grams are divided by C·h·w
-  - every window of the average takes the best window of each patient, so that k patients stand
-    behind it
-  - a trust region holds the code near the average
-  - features come from fixed random filters and the study's critic
+Source: Jeon et al. 2022; what is changed and why: docs/methods/k-salsa.md.
 """
 
 from __future__ import annotations

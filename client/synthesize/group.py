@@ -50,12 +50,15 @@ class Roster:
 
     def without(self, pseudonyms: set[str]) -> Roster:
         """Return the roster without those patients."""
-        keep = [i for i, name in enumerate(self.pseudonyms) if name not in pseudonyms]
-        return Roster(
-            tuple(self.pseudonyms[i] for i in keep),
-            tuple(self.strata[i] for i in keep),
-            tuple(self.images[i] for i in keep),
-        )
+        names: list[str] = []
+        strata: list[Stratum] = []
+        images: list[tuple[int, ...]] = []
+        for name, stratum, own in zip(self.pseudonyms, self.strata, self.images, strict=True):
+            if name not in pseudonyms:
+                names.append(name)
+                strata.append(stratum)
+                images.append(own)
+        return Roster(tuple(names), tuple(strata), tuple(images))
 
 
 def roster(

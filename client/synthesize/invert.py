@@ -81,38 +81,49 @@ def invert(
         raise ConfigurationError(
             f"inversion: expected uint8 images of {expected}; got {images.dtype} {images.shape[1:]}"
         )
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    errors: list[NDArray[np.float64]] = []
-    lying: list[NDArray[np.bool_]] = []
+    parts: list[Inversion] = []
     with freeze(generator, encoder):
         for start in range(0, len(images), plan.batch):
-            x = to_unit(np.asarray(images[start : start + plan.batch]))
-
-            # the encoder's codes, and whether the image lies on its side
-            with torch.no_grad():
-                first = encoder.invert(x, generator, plan.iterations, keep_best=True)
-                encoded = first.codes
-                own = rmse(x, first.reconstructions.clamp(-1, 1))
-                on_side = np.zeros(len(x), bool)
-                if known.upright:
-                    on_side = find_turned(x, own, generator, encoder, plan)
-                lying.append(on_side)
-
-            # the refined codes, and the error of their images
-            codes = _refine(x, encoded, generator, plan, known.spread)
-            with torch.no_grad():
-                seen = generator.synthesis(codes).clamp(-1, 1)
-            parts.append((encoded, codes, seen))
-            errors.append(rmse(x, seen))
+            some = np.asarray(images[start : start + plan.batch])
+            parts.append(_invert_batch(some, generator, encoder, plan, known))
             progress(min(start + plan.batch, len(images)), len(images))
-    encoded, codes, seen = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Inversion(
+        encoded=torch.cat([part.encoded for part in parts]),
+        codes=torch.cat([part.codes for part in parts]),
+        reconstructions=torch.cat([part.reconstructions for part in parts]),
+        errors=np.concatenate([part.errors for part in parts]),
+        accepted=np.concatenate([part.accepted for part in parts]),
+    )
+
+
+def _invert_batch(
+    images: NDArray[np.uint8],
+    generator: Generator,
+    encoder: Encoder,
+    plan: InversionPlan,
+    known: Reference,
+) -> Inversion:
+    """Invert one batch; the networks take no gradients."""
+    # the encoder's codes, and whether an image lies on its side
+    x = to_unit(images)
+    with torch.no_grad():
+        first = encoder.invert(x, generator, plan.iterations, keep_best=True)
+        own = rmse(x, first.reconstructions.clamp(-1, 1))
+        lying = np.zeros(len(x), bool)
+        if known.upright:
+            lying = find_turned(x, own, generator, encoder, plan)
+
+    # the refined codes, and the errors of their images
+    codes = _refine(x, first.codes, generator, plan, known.spread)
+    with torch.no_grad():
+        seen = generator.synthesis(codes).clamp(-1, 1)
+    errors = rmse(x, seen)
 
     # which images are accepted
-    error = np.concatenate(errors)
-    finite = torch.isfinite(codes).flatten(1).all(1) & torch.isfinite(encoded).flatten(1).all(1)
-    accepted = finite.numpy() & np.isfinite(error) & (error <= known.threshold) & ~blank(images)
-    accepted &= ~np.concatenate(lying)
-    return Inversion(encoded, codes, seen, error, accepted)
+    finite = torch.isfinite(codes).flatten(1).all(1) & torch.isfinite(first.codes).flatten(1).all(1)
+    accepted = finite.numpy() & np.isfinite(errors) & (errors <= known.threshold)
+    accepted &= ~blank(images) & ~lying
+    return Inversion(first.codes, codes, seen, errors, accepted)
 
 
 def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -223,7 +223,7 @@ def _greedy_by_sums(rows: Floats, k: int) -> Integers:
         part = _smallest(away, k)
         group_of[names[part]] = g
 
-        # S loses the finished part; a fifth of finished rows is dropped from the arrays
+        # S loses the finished part; finished rows leave the arrays once they are a fifth of them
         free[part] = False
         inner -= left @ left[part].sum(axis=0)
         if free.sum() < 0.8 * len(free):

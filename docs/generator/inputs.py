@@ -7,7 +7,7 @@ from typing import get_args
 from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS, get_decoder
 from pydicom.uid import UID
 
-from client.ingest.dicom import COLOUR, GREY
+from client.ingest.dicom_header import COLOUR, GREY
 from common.study.intake import Intake
 from docs.generator.markdown import page, table
 

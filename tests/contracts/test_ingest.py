@@ -13,7 +13,7 @@ from PIL import Image
 
 from client.ingest.build import ingest
 from client.ingest.cohort import Cohort
-from client.ingest.dicom import ALLOWED
+from client.ingest.dicom_header import ALLOWED
 from client.ingest.request import Limits
 from common.study.intake import Intake
 from server.demo.export import Truth

@@ -183,7 +183,8 @@ def _beneath(function: Any, layer: Layer) -> Tensor:
         plain_tensors: list[Tensor | None] = []
         axes: list[int | None] = []
         for tensor in tensors:
-            plain, axis = tensor, None
+            plain = tensor
+            axis = None
             if tensor is not None:
                 plain, axis = _functorch._unwrap_batched(tensor, level)
             plain_tensors.append(plain)

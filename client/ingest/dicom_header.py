@@ -1,0 +1,161 @@
+"""Reads and checks the header of a DICOM file, before a pixel is read.
+
+In: an open file.
+Out: the attributes of an allow-list, or `Unusable` with a reason.
+Guarantees: no `force`; only ALLOWED attributes and those that a caller names are parsed (no dates,
+names, free text, private tags, overlays, icons or preamble); every bound holds before pixels are
+read.
+Not covered: text burned into pixels that the header does not admit.
+
+  1. bound: a deflated data set may not inflate beyond the cap
+  2. header: allow-listed attributes, without pixels
+  3. rules: modality, burned-in text, photometric interpretation, bits, decoder
+  4. size: rows x columns x frames x samples x bytes
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from pydicom import config, dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+
+from client.ingest.quarantine import Reason, Unusable
+
+# a bad value is judged here, where it is needed, and not warned about with its text
+config.settings.reading_validation_mode = config.IGNORE
+
+ALLOWED = (
+    "PatientID IssuerOfPatientID Modality ImageType BurnedInAnnotation ImageLaterality "
+    "Laterality Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation "
+    "PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
+    "PixelPaddingRangeLimit RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter "
+    "WindowWidth VOILUTFunction VOILUTSequence RedPaletteColorLookupTableDescriptor "
+    "GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
+    "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
+    "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
+).split()
+GREY = {"MONOCHROME1", "MONOCHROME2"}
+COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
+OFTEN_ANNOTATED = {"US", "SC", "XA", "OT"}  # here a missing BurnedInAnnotation means "perhaps"
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+MAX_ID_CHARACTERS = 256  # the standard says 64
+
+
+def bound_inflation(file: BinaryIO, max_bytes: int) -> None:
+    """Inflate a deflated data set piece by piece, keeping nothing.
+
+    Raises Unusable (declared-too-large) when it passes the cap. Other data sets are left alone.
+    """
+    # the transfer syntax stands in the meta group
+    file.seek(132)  # behind the preamble and DICM
+    group_length = file.read(12)  # (0002,0000): the size of the rest of the meta group
+    meta = file.read(min(int.from_bytes(group_length[8:], "little"), 1 << 16))
+    if DEFLATED not in meta:
+        return
+
+    # at most 1 MiB at a time; what does not fit into it is inflated next
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    total = 0
+    piece = file.read(1 << 16)
+    while piece and not inflater.eof:
+        total += len(inflater.decompress(piece, 1 << 20))
+        piece = inflater.unconsumed_tail or file.read(1 << 16)
+        # refuse as soon as the cap is passed
+        if total > max_bytes:
+            raise Unusable(Reason.DECLARED_TOO_LARGE)
+
+
+def read_header(file: BinaryIO, *, pixels: bool, more: Sequence[str] = ()) -> Dataset:
+    """Return the allow-listed attributes and those in `more`, with or without the pixel data."""
+    file.seek(0)
+    tags: list[Any] = [*ALLOWED, *more, "PixelData"]
+    return dcmread(file, stop_before_pixels=not pixels, specific_tags=tags)
+
+
+def text_of(header: Dataset, name: str) -> str:
+    """Return one short text value; absent, several or overlong ones count as empty."""
+    value = header.get(name, "")
+    if isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS:
+        return value
+    return ""
+
+
+def number_of(header: Dataset, name: str, default: int = 0) -> int:
+    """Return one whole number; a missing or empty value is the default."""
+    value = header.get(name)
+    if value is None or value == "":
+        return default
+    return int(value)
+
+
+def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
+    """Check modality, burned-in text, pixel format and decoder.
+
+    Raises Unusable, with a reason for each.
+    """
+    if "PhotometricInterpretation" not in header or "Rows" not in header:
+        raise Unusable(Reason.NOT_AN_IMAGE)
+    if text_of(header, "Modality") not in modalities:
+        raise Unusable(Reason.WRONG_MODALITY)
+    if _suspect_text(header):
+        raise Unusable(Reason.BURNED_IN_TEXT)
+    _check_pixel_format(header)
+    try:
+        available = get_decoder(header.file_meta.TransferSyntaxUID).is_available
+    except (NotImplementedError, AttributeError):
+        available = False
+    if not available:
+        raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
+
+
+def _check_pixel_format(header: Dataset) -> None:
+    """Refuse all but 8 to 16 bit integers, grey, palette or colour, in their lowest bits."""
+    samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
+    expected = samples.get(text_of(header, "PhotometricInterpretation"))
+    stored = number_of(header, "BitsStored")
+    allocated = number_of(header, "BitsAllocated")
+    if (
+        expected != number_of(header, "SamplesPerPixel")
+        or allocated not in (8, 16)
+        or not 1 < stored <= allocated
+        or number_of(header, "HighBit", stored - 1) != stored - 1
+    ):
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+
+
+def _suspect_text(header: Dataset) -> bool:
+    """Return whether text is likely to be burned in.
+
+    That is BurnedInAnnotation YES, a screen shot, or no statement where text is common.
+    """
+    kinds = header.get("ImageType") or ()
+    if isinstance(kinds, str):
+        kinds = {kinds}
+    likely = text_of(header, "Modality") in OFTEN_ANNOTATED or "SECONDARY" in kinds
+    admitted = text_of(header, "BurnedInAnnotation")
+    return admitted == "YES" or "SCREEN SAVE" in kinds or (likely and admitted != "NO")
+
+
+def check_size(header: Dataset, max_bytes: int) -> None:
+    """Check the declared size, from the header alone, before a pixel is read.
+
+    Raises Unusable (declared-too-large, unsupported-pixels, damaged-header).
+    """
+    names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+    try:
+        factors = [number_of(header, name, 1) for name in names]
+    except (TypeError, ValueError) as error:
+        raise Unusable(Reason.DAMAGED_HEADER) from error
+    # Python's integers do not overflow
+    size = number_of(header, "BitsAllocated") // 8
+    for factor in factors:
+        size *= factor
+    if min(factors) < 1:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    if size > max_bytes:
+        raise Unusable(Reason.DECLARED_TOO_LARGE)
