@@ -40,10 +40,13 @@ class Level(nn.Module):
 
         With `reverse` the activations are not stored; the backward pass rebuilds them.
         """
+        # all mixings of the level at once
         x = F.pixel_unshuffle(x, 2)
         mixings = cast(Sequence[Mixing], self.mixings)
         matrices, biases, log_scale = compose_mixings(mixings)
         total = log_scale.sum() * (x.shape[-1] * x.shape[-2])
+
+        # the steps
         if reverse:
             inverses = torch.stack([mixing.inverse_matrix() for mixing in mixings]).to(x)
             x, each = apply_steps(x, matrices, biases, inverses, list(self.couplings))

@@ -107,6 +107,7 @@ def photograph_hospitals(
 
     Three sites get the photographs of the demo's table; any other number shares them evenly.
     """
+    # the table, which must have enough people
     with open(DEPLOY / "demo" / "fundus" / "labels.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if len(rows) // len(names) < PATIENTS_A_SITE_AT_LEAST:
@@ -114,6 +115,8 @@ def photograph_hospitals(
         raise ConfigurationError(
             f"--sites {len(names)}: the demo's photographs are enough for 2 to {most} hospitals"
         )
+
+    # each hospital gets every n-th person of each kind, or those that the table gives it
     hospitals = {}
     by_kind = sorted(rows, key=lambda r: (r["grade"], r["laterality"], r["file"]))
     for index, name in enumerate(names):
@@ -146,6 +149,7 @@ def radiograph_hospitals(
 
 def _deal(names: Sequence[str], patients: int | None) -> dict[str, list[Radiographed]]:
     """The people of each hospital, at most `patients`, taken evenly so that all labels stay."""
+    # there must be enough people
     people = radiographed_people()
     everyone = sorted(chain.from_iterable(people.values()), key=lambda one: one.label)
     if len(everyone) // len(names) < PATIENTS_A_SITE_AT_LEAST:
@@ -153,6 +157,8 @@ def _deal(names: Sequence[str], patients: int | None) -> dict[str, list[Radiogra
         raise ConfigurationError(
             f"--sites {len(names)}: the demo's radiographs are enough for 2 to {most} hospitals"
         )
+
+    # each hospital gets every n-th person of each label, or those that the table gives it
     dealt = {}
     for index, name in enumerate(names):
         own = everyone[index :: len(names)]

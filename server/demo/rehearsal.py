@@ -232,9 +232,10 @@ def steps(console: Console) -> Iterator[Callable[[str], Callable[[str], None]]]:
         TextColumn("{task.fields[now]}"),
     )
     with Progress(*columns, console=console) as progress:
-        last: list[TaskID] = []
+        last: list[TaskID] = []  # the step in progress
 
         def close() -> None:
+            # mark the step in progress as done
             for task in last:
                 progress.update(task, total=1, completed=1, now="")
             last.clear()
@@ -242,6 +243,7 @@ def steps(console: Console) -> Iterator[Callable[[str], Callable[[str], None]]]:
         def step(title: str) -> Callable[[str], None]:
             close()
             last.append(progress.add_task(title, total=None, now=""))
+            # without a terminal no line can change, so the title is printed
             if not console.is_terminal:
                 console.print(title)
             return lambda now: progress.update(last[0], now=now[:100])

@@ -51,6 +51,7 @@ def oblique_affine(chance: random.Random) -> NDArray[np.float64]:
 
     It is turned by up to 12 degrees about each axis.
     """
+    # turn about each axis by a small angle
     turn = np.eye(3)
     for axis in range(3):
         angle = np.deg2rad(chance.uniform(-12, 12))
@@ -61,6 +62,8 @@ def oblique_affine(chance: random.Random) -> NDArray[np.float64]:
         plane[other, one] = np.sin(angle)
         plane[other, other] = np.cos(angle)
         turn = turn @ plane
+
+    # scale to millimetres, and put the origin somewhere
     affine = np.eye(4)
     affine[:3, :3] = turn * np.array([0.5, 0.5, 0.8])
     affine[:3, 3] = [chance.uniform(-60, 60) for _ in range(3)]
@@ -70,8 +73,10 @@ def oblique_affine(chance: random.Random) -> NDArray[np.float64]:
 def write_header(export: Export, person: Person) -> Dataset:
     """Return the header of all objects of one examination, as identifying as a real one."""
     note = export.note
-    head = Dataset()
     chance = export.chance
+
+    # the examination and the person
+    head = Dataset()
     head.StudyInstanceUID = note(uid(export, "study"))
     head.SeriesInstanceUID = note(uid(export, "series"))
     head.FrameOfReferenceUID = note(uid(export, "frame of reference"))
@@ -81,6 +86,8 @@ def write_header(export: Export, person: Person) -> Dataset:
     head.PatientSex = chance.choice("FM")
     head.StudyDate = head.SeriesDate = head.ContentDate = head.AcquisitionDate = person.study_date
     head.StudyTime = head.ContentTime = f"{chance.randrange(8, 18):02d}{chance.randrange(60):02d}00"
+
+    # what else identifies
     head.AccessionNumber = note(f"ACC{export.tag}{chance.randrange(10**9):09d}")
     head.StudyID = note(f"STU{export.tag}{chance.randrange(10**6):06d}")
     head.InstitutionName = note(f"Invented Stroke Unit {export.tag}")

@@ -167,6 +167,7 @@ def _fill(network: nn.Module, given: tensors.Arrays, weights: Path) -> None:
 
     Raises RefusedError, before anything is copied, for tensors that do not fit.
     """
+    # find what does not fit
     own = {}
     for name, tensor in network.state_dict().items():
         if not name.endswith(COUNTER):
@@ -180,6 +181,8 @@ def _fill(network: nn.Module, given: tensors.Arrays, weights: Path) -> None:
             f"{weights}: {len(wrong)} tensors are missing, unknown, misshapen or not finite: "
             f"{wrong[:3]}"
         )
+
+    # copy
     for name, tensor in own.items():
         tensor.copy_(torch.from_numpy(given[name]))
 

@@ -95,6 +95,7 @@ def read_rehearsal(path: Path, study: Study) -> Rehearsal:
 
     Raises RefusedError for a file without a rehearsal, and for a rehearsal of another plan.
     """
+    # read it
     try:
         data = json.loads(read_capped(path, FILE_CAP_BYTES))
         found = Rehearsal.model_validate(data["rehearsal"])
@@ -104,6 +105,8 @@ def read_rehearsal(path: Path, study: Study) -> Rehearsal:
             hint="give the evaluation.json of a release that was built with "
             "--members and --heldout",
         ) from error
+
+    # refuse another plan's
     if found.plan != plan_digest(study):
         raise RefusedError(
             f"{path}: is a rehearsal of another plan",

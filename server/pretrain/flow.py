@@ -258,6 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
+
+    # the options
     torch.set_num_threads(given.threads)
     options = Pretraining(
         levels=given.levels,
@@ -279,6 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             sys.stdout.flush()
 
+    # train
     source = npz_source(given.images)
     out = given.checkpoint
     run(source, out.parent, options, name=out.name, resume=given.resume, progress=show)

@@ -73,6 +73,7 @@ def run(
     unknown torch device. Raises it also for an existing checkpoint or an interrupted run, unless
     the session resumes.
     """
+    # refuse what cannot run before anything is read
     session.check()
     check_device(session.device)
     existing = [name for name in ("gan.safetensors", STATE_FILE) if (out / name).exists()]
@@ -80,6 +81,8 @@ def run(
         raise ConfigurationError(
             f"{out}: holds a checkpoint already", hint="resume it, or name another folder"
         )
+
+    # read the photographs and train
     names = read_names(exclude)
     source = read_source(images, plan.size_px, plan.channels, names)
     training = pretrain(source, plan, out, session)

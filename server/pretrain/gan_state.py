@@ -54,12 +54,15 @@ def begin(plan: PretrainPlan, device: str = "cpu") -> Training:
 
     The starting weights are the same on each device.
     """
+    # the networks
     torch.manual_seed(plan.seed)
     networks = Networks(
         Generator(plan.size_px, plan.channels, plan.width, plan.latent).to(device),
         Critic(plan.size_px, plan.channels, plan.width).to(device),
         Encoder(plan.size_px, plan.channels, plan.encoder_width, plan.latent).to(device),
     )
+
+    # one optimiser for generator and encoder, one for the critic
     made: list[dict[str, Any]] = [
         {"params": list(networks.generator.parameters()), "lr": plan.generator_learning_rate},
         {"params": list(networks.encoder.parameters()), "lr": plan.encoder_learning_rate},
@@ -102,6 +105,7 @@ def update_averages(training: Training, decay: float) -> None:
 
 def state(training: Training) -> dict[str, np.ndarray]:
     """Return weights, averages and Adam's moments as named arrays."""
+    # how far the run has come, weights and averages
     arrays: dict[str, np.ndarray] = {
         "progress": np.array([training.step, training.seconds], dtype=np.float64)
     }
@@ -110,6 +114,8 @@ def state(training: Training) -> dict[str, np.ndarray]:
     ):
         arrays |= numpy_weights(network, "now." + prefix)
         arrays |= numpy_weights(average, "average." + prefix)
+
+    # Adam's moments, which a parameter has only after its first step
     for place, optimiser, parameter in _parameters(training):
         moments = optimiser.state.get(parameter, {})
         for name in MOMENTS:

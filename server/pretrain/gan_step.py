@@ -138,13 +138,19 @@ def _critic_losses(networks: Networks, x: Tensor, fakes: Fakes, draw: torch.Gene
     generator, critic, encoder = networks
     assert fakes.flat is not None
     count = len(fakes.flat)
+
+    # what is compared with, without a gradient
     with torch.no_grad():
         wanted = critic.features(x)
         known = fakes.images[-count:]
         first = generator.synthesis(encoder.start_codes(1))
+
+    # the critic: features of reconstructions as of photographs, and a high score for all fakes
     pairs = zip(critic.features(fakes.reconstructions), wanted, strict=True)
     feature = torch.stack([F.l1_loss(a, b) for a, b in pairs]).mean()
     adversarial = F.softplus(-critic(augment(fakes.images, draw))).mean()
+
+    # the encoder finds the w of which an image was made
     found = encoder.start_codes(count) + encoder(known.detach(), first.expand_as(known))
     cycle = F.mse_loss(found, generator.broadcast(fakes.flat))
     return {"feature": feature, "adversarial": adversarial, "cycle": cycle}

@@ -36,6 +36,8 @@ def fit_basis(study: Study, checkpoint: Path, images: Path) -> basis.Basis:
             "basis: the plan asks for none (synthesis.privatize.components)",
             hint="add components and basis",
         )
+
+    # the images' latents, and the directions on the plan's level
     intake = study.intake
     flow = build_flow(study)
     load(flow, checkpoint)
@@ -56,6 +58,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+
+    # the plan's flow, and the basis
     study = load_study(given.study)
     start = study.models.glow and study.models.glow.start
     if not start:

@@ -47,6 +47,7 @@ def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tens
     for x, w in zip(
         torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True
     ):
+        # Adam on the w of some photographs; the generator gets no gradient
         x = x.to(start.device)
         w = w.detach().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([w], lr=FLAT_RATE)

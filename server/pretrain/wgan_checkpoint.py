@@ -152,12 +152,15 @@ def card(
     seconds: float,
 ) -> str:
     """Return the model card in Markdown."""
+    # one row for each network
     path = out / CHECKPOINT
     arrays = tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)
     rows = []
     for prefix in ("generator.", "average.", "critic."):
         count = sum(array.size for name, array in arrays.items() if name.startswith(prefix))
         rows.append(f"| `{prefix}*` | {count:,} |")
+
+    # fill in the template
     template = Path(__file__).with_name("cards") / "wgan.md"
     return template.read_text(encoding="utf-8").format(
         plan=plan,

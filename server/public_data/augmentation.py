@@ -21,15 +21,20 @@ def views(source: Source, count: int, random: np.random.Generator) -> tuple[Tens
     Where sides are known each view is also mirrored and changes side. Returns [M, C, S, S] in
     [−1, 1] and side [M].
     """
+    # as they are
     plain = to_unit(source.images)
     side = torch.zeros(len(plain), dtype=torch.long)
     if source.right is not None:
         side = torch.as_tensor(source.right).long()
+
+    # turned and enlarged
     made = [plain]
     sides = [side]
     for _ in range(count - 1):
         made.append(_turn_and_enlarge(plain, random))
         sides.append(side)
+
+    # mirrored, which changes the side
     if source.right is not None:
         made += [x.flip(3) for x in made]
         sides += [1 - s for s in sides]

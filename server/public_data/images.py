@@ -139,6 +139,7 @@ def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArr
     Nothing is unpickled. Raises ConfigurationError for data that is no .npz, is damaged, holds
     Python objects, or unpacks to more than the cap.
     """
+    # the size that the archive declares must be within the cap before it is unpacked
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = sum(member.file_size for member in archive.infolist())
@@ -168,6 +169,7 @@ def _decode(data: bytes, path: Path, size_px: int, channels: int) -> Pixels:
 
 def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
     """The photographs directly in `folder`, sorted by name."""
+    # every picture, in order of name
     digest = hashlib.sha256()
     images = []
     names = []
@@ -183,6 +185,8 @@ def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
             f"{folder}: no photographs ({', '.join(IMAGE_SUFFIXES)})",
             hint="they lie directly in the folder",
         )
+
+    # the sides, where a table gives them
     right = _read_sides(folder / "labels.csv", names)
     return Source(np.stack(images), tuple(names), right, digest.hexdigest())
 

@@ -182,6 +182,7 @@ def _read_folder(folder: Path) -> PublicPairs:
 
 def _read_table(path: Path) -> dict[str, str]:
     """The patient of every file in patients.csv."""
+    # the columns
     if not path.is_file():
         raise ConfigurationError(
             f"{path}: missing", hint="a CSV with columns file,patient; one line an image"
@@ -192,6 +193,8 @@ def _read_table(path: Path) -> dict[str, str]:
         raise ConfigurationError(
             f"{path}: expected columns file and patient, got {reader.fieldnames}"
         )
+
+    # every row: a plain file name that stands once, and a patient
     rows: dict[str, str] = {}
     for line, row in enumerate(reader, 2):
         name = (row["file"] or "").strip()

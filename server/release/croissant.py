@@ -22,6 +22,7 @@ def croissant(study: Study, statement: Mapping[str, Any], metadata_sha256: str) 
     """Return the metadata as plain data (mlcroissant builds and validates it)."""
     import mlcroissant as mlc
 
+    # the facts and their words
     claim = statement["images"]["claim"]
     columns = IMAGE_COLUMNS if study.synthesis else PAIR_COLUMNS
     fields = [_column(name) for name in columns]
@@ -46,6 +47,8 @@ def croissant(study: Study, statement: Mapping[str, Any], metadata_sha256: str) 
         distribution=_distribution(study, metadata_sha256),
         record_sets=[mlc.RecordSet(id="items", name="items", fields=fields)],
     )
+
+    # what the library does not write itself, or writes in another form
     document: dict[str, Any] = metadata.to_json()
     document["rai:hasSyntheticData"] = True
     document["datePublished"] = study.release.date

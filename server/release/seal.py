@@ -58,7 +58,10 @@ def _manifest(
     key_line: str,
 ) -> Manifest:
     """The facts of the release and the size of each file."""
+    # every file with its size
     entries = [FileEntry(path=name, size_bytes=(part / name).stat().st_size) for name in names]
+
+    # the facts
     synthesis = study.synthesis
     return Manifest(
         format="kohort-release/1",

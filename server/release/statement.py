@@ -44,6 +44,7 @@ def privacy_statement(
     study: Study, headers: Mapping[str, Header], account: Account
 ) -> dict[str, Any]:
     """Return the statement: updates, images, privatized images, and the limits of all three."""
+    # a plan without synthesis releases pairs, any other averages
     images = _pairs_statement(study)
     if study.synthesis:
         images = _averages_statement(study, study.synthesis)
@@ -63,6 +64,7 @@ def _updates_statement(
     study: Study, headers: Mapping[str, Header], account: Account
 ) -> dict[str, Any]:
     """What is promised of the updates, what was computed and audited, and each site's ledger."""
+    # where each site's ledger stands
     privacy = study.privacy
     evidence = {}
     for name, header in sorted(headers.items()):
@@ -70,6 +72,8 @@ def _updates_statement(
             "ledger_head": header.statement.get("ledger_head"),
             "ledger_seq": header.statement.get("ledger_seq"),
         }
+
+    # the promise, and what it rests on
     return {
         "claim": f"{what_was_sent(study)} is ({privacy.epsilon:g}, {privacy.delta:g})-"
         "differentially private for each of its patients, under zero-out adjacency, over all "
