@@ -19,9 +19,8 @@ def spellings(text: str) -> Iterator[bytes]:
     plain = text.encode()
     yield from (plain, text.encode("utf-16-le"), plain.hex().encode())
     for lead, first in enumerate((0, 2, 3)):
-        yield base64.b64encode(b"\0" * lead + plain)[
-            first:-4
-        ]  # what does not depend on the neighbours
+        # what does not depend on the neighbours
+        yield base64.b64encode(b"\0" * lead + plain)[first:-4]
 
 
 def leaked(secrets: Iterable[str], data: bytes) -> list[str]:

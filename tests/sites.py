@@ -201,9 +201,8 @@ class Children:
 
     def _update(self, folder: Path) -> tensors.Arrays:
         weights = tensors.read(folder / "in.safetensors", max_bytes=1 << 20)
-        rng = np.random.default_rng(
-            self.runs
-        )  # another result each time: a second computation would be seen
+        # another result each time: a second computation would be seen
+        rng = np.random.default_rng(self.runs)
         return {
             name: rng.normal(0, 0.1, array.shape).astype(np.float32)
             for name, array in weights.items()

@@ -108,9 +108,8 @@ def varied(plan: dict[str, Any], **changes: Any) -> dict[str, Any]:
         *parents, last = path.split("__")
         for name in parents:
             place = place[name]
-        place[last] = copy.deepcopy(
-            value
-        )  # whoever changes the plan later must not change the test's own constant
+        # whoever changes the plan later must not change the test's own constant
+        place[last] = copy.deepcopy(value)
     return data
 
 

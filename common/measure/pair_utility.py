@@ -70,8 +70,6 @@ def utility(
     recipe: Recipe | None = None,
     seed: int = 0,
     group_of: Groups | None = None,
-    spacing_mm: float = 1.0,
-    device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> Utility:
     """Return the utility of `train` on `test`, both uint8 [N, S, S, 2] (image, mask 0 or 255).
@@ -81,10 +79,8 @@ def utility(
     Raises ConfigurationError for unusable pairs.
     """
     check_pairs(test, patient_of, "test pairs")
-    segmenter = fit(
-        train, recipe or Recipe(), seed, group_of=group_of, device=device, progress=progress
-    )
-    return measure(segmenter, test, patient_of, spacing_mm=spacing_mm, seed=seed)
+    segmenter = fit(train, recipe or Recipe(), seed, group_of=group_of, progress=progress)
+    return measure(segmenter, test, patient_of, seed=seed)
 
 
 def measure(

@@ -91,10 +91,11 @@ def test_noise_in_pixels_shrinks_as_epsilon_grows(releases: Releases) -> None:
 def test_no_image_has_two_roles(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     train, test = (rng.integers(0, 255, (n, 28, 28), dtype=np.uint8) for n in (30, 9))
+    # a patient's image that is public, a test image that is a public one
     train[3], test[4] = (
         train[1],
         train[2],
-    )  # a patient's image that is public, a test image that is a public one
+    )
     zeros, path = np.zeros((30, 1), np.uint8), tmp_path / "pneumoniamnist_28.npz"
     np.savez(path, train_images=train, test_images=test, train_labels=zeros, test_labels=zeros[:9])
     roles = pneumonia(tmp_path, "test")

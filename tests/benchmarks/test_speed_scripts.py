@@ -32,9 +32,8 @@ def test_every_variant_takes_a_step_and_moves_the_critic(name: str) -> None:
     before = {n: p.detach().clone() for n, p in setup.critic.named_parameters()}
     private_step.VARIANTS[name](setup)()
     assert sum(p.numel() for p in before.values()) == 391_945
-    weights = [
-        n for n in before if n.endswith("weight")
-    ]  # without noise, the score's bias stays: real and fake cancel
+    # without noise, the score's bias stays: real and fake cancel
+    weights = [n for n in before if n.endswith("weight")]
     assert all(
         not torch.equal(before[n], dict(setup.critic.named_parameters())[n]) for n in weights
     )

@@ -244,9 +244,8 @@ def test_every_image_aggregates_at_least_k_distinct_patients_by_the_sites_own_re
         made = tensors.read(job.parent / "out.safetensors", max_bytes=1 << 28)
         groups = [set(group["members"]) for group in evidence["groups"]]
         assert all(len(group) >= story.study.synthesis.k for group in groups)  # type: ignore[union-attr]
-        assert sum(len(group) for group in groups) == len(
-            set().union(*groups)
-        )  # nobody is in two groups
+        # nobody is in two groups
+        assert sum(len(group) for group in groups) == len(set().union(*groups))
         assert len(evidence["group_of"]) == len(made["images"])
         images += len(made["images"])
     assert read_manifest(story.release).images == images

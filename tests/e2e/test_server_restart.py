@@ -131,8 +131,7 @@ def test_a_killed_server_is_started_again_and_completes_the_study(tmp_path: Path
         answered = {
             (header.phase, header.model, header.round): header.digest for header in toy.asked
         }
-        assert all(
-            answered[h.phase, h.model, h.round] == h.digest for h in toy.asked
-        )  # the same question again
+        # the same question again
+        assert all(answered[h.phase, h.model, h.round] == h.digest for h in toy.asked)
         assert toy.asked[-1].statement == {"done": True}
     assert "Traceback" not in log.read_text()

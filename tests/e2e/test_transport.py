@@ -212,9 +212,8 @@ def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
     twin = Site(
         killed.folder, replace(killed.settings, state_dir=killed.folder / "without-id"), echo
     ).start()
-    twin.wait_state(
-        "KEY-NOT-ADMITTED"
-    )  # without the remembered id the server would keep us out for a minute
+    # without the remembered id the server would keep us out for a minute
+    twin.wait_state("KEY-NOT-ADMITTED")
     twin.end()
 
     back = Site(killed.folder, killed.settings, echo, pins={run[1]})

@@ -23,9 +23,8 @@ def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_
     cohort = SimpleNamespace(
         pseudonyms=names, aliases=((),) * 80, patient_of=np.arange(80), images=images[:80]
     )
-    shown = (
-        images if leaks else images[80:]
-    )  # averages of the groups' members, or of people who are not here
+    # averages of the groups' members, or of people who are not here
+    shown = images if leaks else images[80:]
     made = [
         Candidate(
             shown[i : i + 2].mean(0).astype(np.uint8), Group(names[i : i + 2], Stratum(0), 2), False

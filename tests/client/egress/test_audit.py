@@ -66,9 +66,8 @@ def test_a_second_exposure_of_the_same_patient_does_not_hide_a_copy() -> None:
     between = ((REAL[4].astype(int) + twin[4]) // 2 + 1).clip(0, 255).astype(np.uint8)
     report = au.audit(between[None], real, owner)
     assert report.codes == ("A-NEAR",)
-    assert (
-        max(report.nearest[0].leads) < au.LEAD
-    )  # against the next patient, not against the other exposure
+    # against the next patient, not against the other exposure
+    assert max(report.nearest[0].leads) < au.LEAD
 
 
 def test_the_evidence_names_the_nearest_real_image() -> None:

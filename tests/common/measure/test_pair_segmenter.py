@@ -26,9 +26,8 @@ def test_a_start_that_died_is_made_again_from_another_seed(
 ) -> None:
     seeds, real = [], pair_segmenter._train
     held = bars(8, 0)[pair_segmenter._split(np.arange(8), RECIPE.validation_share, 5)[1]]
-    dead = pair_segmenter.dice_of_pairs(
-        np.full(held.shape[:3], everywhere), held
-    )  # masks empty, or vessel throughout
+    # masks empty, or vessel throughout
+    dead = pair_segmenter.dice_of_pairs(np.full(held.shape[:3], everywhere), held)
 
     def dies_once(*args: object) -> pair_segmenter.Segmenter:
         seeds.append(args[4])
@@ -68,9 +67,10 @@ def test_progress_counts_every_epoch_of_the_grid() -> None:
         0,
         progress=lambda d, t: seen.append((d, t)),
     )
+    # a start that died counts its epochs again
     assert sorted(set(seen)) == [
         (1, 4),
         (2, 4),
         (3, 4),
         (4, 4),
-    ]  # a start that died counts its epochs again
+    ]

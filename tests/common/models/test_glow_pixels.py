@@ -29,9 +29,8 @@ def test_fewer_bits_keep_the_upper_ones_and_fill_the_range(depth: int) -> None:
     )
     assert float(lowest.min()) == -0.5
     assert 0.5 - 2.0**-9 < float(highest.max()) < 0.5
-    uniform = Glow(16, 1, 2, 1, 8).bits_per_dimension(
-        torch.zeros(1), depth
-    )  # density 1 on the unit cube
+    # density 1 on the unit cube
+    uniform = Glow(16, 1, 2, 1, 8).bits_per_dimension(torch.zeros(1), depth)
     assert float(uniform) == depth
 
 

@@ -54,9 +54,8 @@ def test_a_released_image_carries_its_reduced_coordinates_through_the_flow(model
     """Nearly no noise: on average the decoded images show the directions that were put in."""
     basis = fit(encode_images(pictures(80, 4), model)[:, -model.top_dimension :], 5)
     m = LatentGaussian(5, 1, "random", 100.0, 1e-2)
-    given = decode_latents(
-        encode_images(pictures(64), model) * 0.3, model
-    )  # well inside the range, so that the clamp changes little
+    # well inside the range, so that the clamp changes little
+    given = decode_latents(encode_images(pictures(64), model) * 0.3, model)
     back = stage.privatize(
         [[picture[None]] for picture in given], model, m, 0.3, NoiseSource(), basis=basis
     ).images

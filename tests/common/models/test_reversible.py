@@ -70,9 +70,8 @@ def test_what_is_stored_does_not_grow_with_the_width_and_hardly_with_the_steps()
         (k, w): saved_bytes(flow(32, 1, 3, k, w), True, x) for k, w in ((2, 8), (2, 64), (8, 8))
     }
     assert sizes[2, 64] == sizes[2, 8]
-    assert (
-        sizes[8, 8] < sizes[2, 8] + 8 * 3 * 4 * (16 + 64 + 256) * 6
-    )  # matrices of the mixings alone
+    # matrices of the mixings alone
+    assert sizes[8, 8] < sizes[2, 8] + 8 * 3 * 4 * (16 + 64 + 256) * 6
     assert saved_bytes(flow(32, 1, 3, 8, 8), False, x) > 5 * sizes[8, 8]
 
 

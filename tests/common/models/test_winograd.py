@@ -24,9 +24,8 @@ def test_it_is_the_convolution_and_its_gradient(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         winograd, "convolve", lambda x, w: (calls.append(tuple(x.shape)), whole(x, w))[1]
     )
-    monkeypatch.setattr(
-        winograd, "STRIP_BYTES", 4 * 36 * 160 * 9 * 3
-    )  # strips of 3, 3 and 2 tile rows
+    # strips of 3, 3 and 2 tile rows
+    monkeypatch.setattr(winograd, "STRIP_BYTES", 4 * 36 * 160 * 9 * 3)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     y, expected = winograd.conv3x3(ours, weight), F.conv2d(theirs, weight, padding=1)
     np.testing.assert_allclose(y.detach(), expected.detach(), atol=1e-4)

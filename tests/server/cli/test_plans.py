@@ -94,9 +94,8 @@ def test_plan_prints_verdict_and_figures_for_people_and_programs(
     from common.privacy.plan_report import feasibility
     from tests.federation import pairs_plan
 
-    monkeypatch.setattr(
-        plans, "feasibility", partial(feasibility, prv=False)
-    )  # opacus takes seconds to load
+    # opacus takes seconds to load
+    monkeypatch.setattr(plans, "feasibility", partial(feasibility, prv=False))
     path = pairs_plan(tmp_path / "plan", privacy__accept_infeasible=False)
     code, output, _ = kohort("plan", path)
     assert code == 0 and "would use the budget exactly" in output and "verdict: " in output

@@ -70,11 +70,12 @@ def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(
     (folder,) = (tmp_path / "out").iterdir()
     manifest = verify(folder)
     assert manifest.k is None and manifest.images == 12 and str(folder) in output
+    # all of them are in the weights
     assert manifest.sites == (
         "hospital-a",
         "hospital-b",
         "hospital-c",
-    )  # all of them are in the weights
+    )
     names = {
         finding["name"]
         for finding in json.loads((folder / "evaluation.json").read_text())["findings"]

@@ -22,9 +22,8 @@ def test_a_flows_own_samples_say_how_far_members_differ_in_kind(tmp_path: Path) 
         images = random.integers(bright, bright + 60, (40, 32, 32, 1), dtype=np.uint8)
         return images, np.zeros(40, np.int64), np.zeros(40, np.int64)
 
-    who = attacks.people(
-        crowd(90), crowd(0)
-    )  # members alone are of the samples' brightness: different in kind
+    # members alone are of the samples' brightness: different in kind
+    who = attacks.people(crowd(90), crowd(0))
     found = attacks.Battery(who, known).control(np.zeros(20, np.int64))
     assert found is not None and found.worst.auc > 0.9
     assert attacks.Battery(who).control(np.zeros(20, np.int64)) is None

@@ -79,9 +79,8 @@ def test_people_of_another_kind_are_told_apart_by_the_control_too() -> None:
 
 
 def test_only_releases_of_the_own_label_speak_of_a_person() -> None:
-    found = attacks.Battery(WHO).membership(
-        MEMBERS, 1 - LABELS
-    )  # every photograph under the other label
+    # every photograph under the other label
+    found = attacks.Battery(WHO).membership(MEMBERS, 1 - LABELS)
     assert found is not None and found.worst.auc < found.chance + 0.03
 
 

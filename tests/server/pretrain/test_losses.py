@@ -57,9 +57,8 @@ def spotted(y: int, x: int, colour: tuple[float, float, float] = (0.9, 0.8, -0.2
 
 
 PLACES = st.integers(4, CELL - 6)  # the filters reach 4 px at half the size
-CELLS = st.integers(
-    1, WINDOWS - 2
-)  # at the picture's own edge the local mean is one of fewer pixels
+# at the picture's own edge the local mean is one of fewer pixels
+CELLS = st.integers(1, WINDOWS - 2)
 
 
 @settings(max_examples=10, deadline=None)
@@ -67,9 +66,8 @@ CELLS = st.integers(
 def test_a_spot_may_lie_anywhere_in_its_window(
     row: int, column: int, y: int, x: int, dy: int, dx: int
 ) -> None:
-    even = [
-        v // 2 * 2 for v in (y, x, dy, dx)
-    ]  # at half the size a spot between two pixels is another spot
+    # at half the size a spot between two pixels is another spot
+    even = [v // 2 * 2 for v in (y, x, dy, dx)]
     here = textures(spotted(row * CELL + even[0], column * CELL + even[1]))
     there = textures(spotted(row * CELL + even[2], column * CELL + even[3]))
     assert float(texture_distance(there, here)) < 1e-4
@@ -97,9 +95,8 @@ def test_spots_tell_a_few_strong_ones_from_weak_grain_of_the_same_energy() -> No
         for name, x in (("grain", grain), ("moved", spotted(26, 26)))
     }
     assert distance["moved"] < 1e-6 < 1e-3 < distance["grain"]
-    brightest = wanted.unflatten(1, (2, WINDOWS**2, 5, -1))[
-        0, 0, 5, 2
-    ]  # full size, second row and column, blue
+    # full size, second row and column, blue
+    brightest = wanted.unflatten(1, (2, WINDOWS**2, 5, -1))[0, 0, 5, 2]
     assert brightest.argmax() == len(brightest) - 1
     assert brightest[-1] > 4 * brightest[:-1].abs().max()
 
@@ -121,9 +118,8 @@ def test_pixel_differences_prefer_no_spot_to_a_misplaced_one_and_textures_do_not
 def test_a_spot_in_another_window_of_another_colour_or_of_half_the_strength_counts() -> None:
     wanted = textures(spotted(22, 22))
     assert float(texture_distance(textures(spotted(22, 38)), wanted)) > 0.02
-    assert (
-        float(texture_distance(textures(spotted(22, 22, (-0.5, -0.7, -0.8))), wanted)) > 0.02
-    )  # a haemorrhage
+    # a haemorrhage
+    assert float(texture_distance(textures(spotted(22, 22, (-0.5, -0.7, -0.8))), wanted)) > 0.02
     half, none = spotted(22, 22, (0.55, 0.25, -0.45)), spotted(22, 22, (0.2, -0.3, -0.7))
     distances = [float(texture_distance(textures(x), wanted)) for x in (half, none)]
     assert distances[0] == pytest.approx(distances[1] / 2, rel=0.1)  # amplitude, not energy

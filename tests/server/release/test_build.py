@@ -69,9 +69,8 @@ def test_the_same_inputs_give_the_same_bytes_and_order_says_nothing_about_the_si
     swapped = dataclasses.replace(inputs, batches=inputs.batches[::-1])
     other = build_release(swapped, tmp_path / "two", operator)
     assert (one / "SHA256SUMS").read_bytes() == (other / "SHA256SUMS").read_bytes()
-    assert (
-        build_release(inputs, tmp_path / "one", operator) == one
-    )  # a second build changes nothing
+    # a second build changes nothing
+    assert build_release(inputs, tmp_path / "one", operator) == one
 
 
 def test_a_published_version_is_never_changed(tmp_path: Path) -> None:
@@ -163,10 +162,11 @@ def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(rele
         f["name"]: f for f in json.loads((release / "evaluation.json").read_text())["findings"]
     }
     assert findings["canary lower bound, gan"]["value"] == 0.12
+    # nothing of a site's audit
     assert set(statement["updates"]["evidence"]["hospital-a"]) == {
         "ledger_head",
         "ledger_seq",
-    }  # nothing of a site's audit
+    }
 
 
 def test_pictures_carry_no_metadata(release: Path) -> None:

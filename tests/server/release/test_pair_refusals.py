@@ -72,9 +72,8 @@ FORGED: dict[str, Callable[[Study], dict[str, Any]]] = {
 @pytest.mark.parametrize("sentence", FORGED)
 def test_a_statement_is_refused_that_is(sentence: str, finished: Finished, tmp_path: Path) -> None:
     study, key = finished.federation.study, signing.new_key()
-    accept_updates(
-        {**finished.pairs.statements, "hospital-a": signed(study, key)}, study
-    )  # so built, it would be accepted
+    # so built, it would be accepted
+    accept_updates({**finished.pairs.statements, "hospital-a": signed(study, key)}, study)
     forged = {
         **finished.pairs.statements,
         "hospital-a": signed(study, key, **FORGED[sentence](study)),
