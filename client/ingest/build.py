@@ -141,6 +141,8 @@ def list_files(source: Path, out: Path, limits: Limits, *, skip: Path | None) ->
             f"{out}: must be a new folder outside {source}",
             hint="a cohort is frozen; name a new one",
         )
+
+    # everything below the folder, readable or not
     skipped = None
     if skip:
         skipped = skip.resolve()
@@ -221,6 +223,7 @@ class _Build:
 
     def _report(self, persons: Persons, digest: str) -> IngestReport:
         """Count the files that entered, the persons, and the reasons of all other files."""
+        # a volume of several patches counts its files once
         used: set[int] = set()
         for _, images in persons:
             used.update(record.position for record, _ in images)
@@ -373,6 +376,7 @@ def _disk_faults(out: Path) -> Iterator[None]:
         with disk_faults_named("cannot write the cohort", out):
             yield
     except sqlite3.OperationalError as error:
+        # SQLite has codes of its own for a full disk
         hint = "check the folder and its owner"
         code = None
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:

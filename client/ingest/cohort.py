@@ -65,6 +65,7 @@ class Cohort:
     def open(cls, folder: Path) -> Cohort:
         """Return the cohort in `folder`; raises RefusedError when its parts do not fit together."""
         try:
+            # the three files
             facts = json.loads(read_capped(folder / "cohort.json", 1 << 20))
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             rows, names, other_names = _read_index(folder / "index.sqlite")
@@ -112,6 +113,7 @@ def _read_index(
     path: Path,
 ) -> tuple[list[tuple[int, int, int]], tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Return (patient, label, laterality) by image; by patient the pseudonym, and all of them."""
+    # read-only and immutable: no lock, no journal, no write on the hospital's disk
     with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as index:
         rows = index.execute(
             "SELECT patient, label, laterality FROM image ORDER BY image"

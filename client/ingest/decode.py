@@ -96,6 +96,7 @@ class Conversation:
     def exactly(self, count: int) -> bytes:
         """Return `count` bytes of the answer; raises Unusable (decoder-timed-out, decoder-died)."""
         assert self.child.stdout is not None
+        # wait for each piece no longer than until the deadline
         waiter = select.poll()
         waiter.register(self.child.stdout, select.POLLIN)
         data = bytearray()
@@ -181,6 +182,7 @@ class Decoder:
                 env=environment,
                 start_new_session=True,
             )
+            # it takes its settings, and answers when it is ready
             talk = Conversation(self._child, time.monotonic() + START_TIMEOUT_S)
             talk.say(asdict(self._settings))
             talk.facts()
@@ -219,6 +221,7 @@ class Decoder:
         self, talk: Conversation, files: VolumeFiles, seed_of: Callable[[bytes], bytes]
     ) -> Cut:
         """Read a volume, with the seed sent in between; check every field."""
+        # the facts: types and sizes first
         facts = talk.facts()
         digest = bytes.fromhex(str(facts["digest"]))
         count = facts["slices"]

@@ -105,6 +105,8 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
     if _suspect_text(header):
         raise Unusable(Reason.BURNED_IN_TEXT)
     _check_pixel_format(header)
+
+    # a decoder must be installed for the transfer syntax
     try:
         available = get_decoder(header.file_meta.TransferSyntaxUID).is_available
     except (NotImplementedError, AttributeError):
@@ -115,6 +117,7 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
 
 def _check_pixel_format(header: Dataset) -> None:
     """Refuse all but 8 to 16 bit integers, grey, palette or colour, in their lowest bits."""
+    # samples a pixel follow from the photometric interpretation; others are unknown
     samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
     expected = samples.get(text_of(header, "PhotometricInterpretation"))
     stored = number_of(header, "BitsStored")

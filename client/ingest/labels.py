@@ -135,10 +135,14 @@ def read_labels(
         raise ConfigurationError(
             f"the study declares {len(declared)} labels, but no labels file was given", hint=_HINT
         )
+
+    # the columns that this study's file may have
     allowed = COLUMNS
     if masks:
         allowed = COLUMNS | {"mask"}
     reader = _reader(path, max_bytes, allowed)
+
+    # its rows
     labels = Labels(tuple(declared))
     full_names = _unique_names(files)
     try:

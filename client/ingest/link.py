@@ -110,6 +110,7 @@ def _series(
         scan = scans[position]
         if scan.kind != "slice":
             continue
+        # the first slice says whose the series is; the others must agree
         owner = _owner(scan)
         one = found.setdefault((scan.series, scan.frame), Series(owner))
         one.slices.append(position)

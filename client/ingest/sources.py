@@ -120,6 +120,7 @@ class Photographs(Source):
         with open(self.spool, "wb") as spool:
             photographs = decode.decode_all(files, self._settings(limits), limits.workers)
             for done, (name, outcome) in enumerate(zip(names, photographs, strict=True), 1):
+                # a file that cannot be decoded, or that is nobody's, has a reason
                 try:
                     if isinstance(outcome, Reason):
                         raise Unusable(outcome)

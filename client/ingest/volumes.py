@@ -318,12 +318,15 @@ def look(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     It shows the means of four slabs of slices, 32 px each, two by two.
     """
+    # four slabs, each at least one slice thick
     depth = len(shown)
     small = []
     for quarter in range(4):
         first = quarter * depth // 4
         last = max(first + 1, (quarter + 1) * depth // 4)
         small.append(_reduce(shown[first:last].mean(axis=0, dtype=np.float32), LOOK_PX // 2))
+
+    # two by two, spread over all grey levels
     tiles = np.block([[small[0], small[1]], [small[2], small[3]]])
     low = float(tiles.min())
     high = float(tiles.max())

@@ -110,6 +110,7 @@ class PrivateStep:
         if not parameters or any(p.dtype is not torch.float32 for p in parameters.values()):
             raise ConfigurationError("private step: expected fp32 parameters, at least one")
 
+        # what a step needs
         self._canaries = canaries
         self._execution = execution
         self._parameters = parameters
@@ -117,6 +118,8 @@ class PrivateStep:
         self._reservation = reservation
         self._noise = noise
         self._workers = workers
+
+        # rows of gradients, and their exact sums
         self._gradients = PatientGradients(
             parameters,
             loss,

@@ -24,6 +24,7 @@ def trainable(
     Raises ConfigurationError for a prefix that fits no tensor of the module; the hint gives
     `example`.
     """
+    # a prefix that fits nothing is an error of the plan, not an empty choice
     parameters = {prefix + name: p for name, p in module.named_parameters()}
     for start in chosen:
         if not any(name.startswith(start) for name in parameters):
@@ -31,6 +32,8 @@ def trainable(
                 f"models.{model}.trainable: {start!r} fits no weight that trains privately",
                 hint=f"prefixes are global names such as {example}",
             )
+
+    # the chosen tensors, by their names inside the module
     starts = chosen or (prefix,)
     trained: Parameters = {}
     for name, parameter in parameters.items():

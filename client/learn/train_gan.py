@@ -144,9 +144,11 @@ def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
 
     It maps (items [m, C, H, W], fakes [m·K, C, H, W]) to a scalar.
     """
+    # weights outside `trained` are constants
     everything = {name: value.detach() for name, value in critic.named_parameters()}
 
     def loss(parameters: Parameters, patient: tuple[Tensor, ...]) -> Tensor:
+        # items and fakes in one pass, as one batch of this patient
         items, fakes = patient
         both = torch.cat([items, fakes])
         scores: Tensor = functional_call(critic, {**everything, **parameters}, (both,))

@@ -128,6 +128,7 @@ def loss_of(model: Glow, trained: Parameters) -> PatientLoss:
         raise ConfigurationError(
             "train_glow: a reversible flow in the private step", hint="for public pretraining only"
         )
+    # weights outside `trained` are constants
     everything = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss(parameters: Parameters, patient: tuple[Tensor, ...]) -> Tensor:

@@ -143,6 +143,7 @@ def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
 
     It maps (items [m, 2, S, S], fakes [m·K, 2, S, S], mix [m·K]) to a scalar.
     """
+    # weights outside `trained` are constants
     everything = {name: value.detach() for name, value in critic.named_parameters()}
 
     def loss(parameters: Parameters, patient: tuple[Tensor, ...]) -> Tensor:
@@ -155,6 +156,7 @@ def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
         # items and fakes in one pass, as one batch of this patient
         scores = score(torch.cat([items, fakes]))
         found = critic_loss(scores[: len(items)], scores[len(items) :], kind)
+        # each fake meets one item in the gradient penalty
         if kind == "wgan-gp":
             repeated = items.repeat(len(fakes) // len(items), 1, 1, 1)
             found = found + gradient_penalty(score, repeated, fakes, mix)

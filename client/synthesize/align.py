@@ -98,12 +98,14 @@ class GroupStatistics:
     def __post_init__(self) -> None:
         if not isinstance(self.group, Group):
             raise Bug("group statistics: expected a Group; nothing else proves k distinct patients")
+        # k distinct patients behind every window
         if len(self.support) != len(self.grams) or min(self.support, default=0) < self.group.k:
             raise PolicyError(
                 f"group statistics: expected at least k={self.group.k} distinct patients "
                 "behind every window; got fewer",
                 code="E-GROUP-SIZE",
             )
+        # a number that is not finite would spread to all patients of the group
         for value in (self.centroid, self.content, self.grams):
             if not bool(torch.isfinite(value).all()):
                 raise Bug(
@@ -260,7 +262,9 @@ def render_outputs(
     """
     if count < 1:
         raise ConfigurationError(f"alignment: outputs a group is {count}; expected 1 or more")
+    # the codes themselves
     stacks = [render(codes, generator, random)]
+    # the codes moved, each by a fresh sample
     with torch.no_grad():
         z = torch.randn(SPREAD_SAMPLES, generator.latent, generator=random)
         mean = generator.mapping(z).mean(0)

@@ -146,8 +146,10 @@ def on_lattice(codes: NDArray[np.floating], mechanism: NoisyAnchors, patients: i
         raise ConfigurationError(
             f"anchors: codes {points.shape}; expected {(patients, mechanism.components)}"
         )
+    # finite numbers whose squares cannot overflow, inside the ball
     points = np.where(np.isfinite(points), np.clip(points, -1e100, 1e100), 0.0)
     points = shorten(points, mechanism.radius)
+    # toward zero, so that rounding keeps them inside
     integers = np.trunc(points * (LATTICE / mechanism.radius)).astype(np.int64)
     if (np.square(integers).sum(axis=1) > LATTICE**2).any():
         raise Bug("anchors: a code lies outside the ball that the noise is made for")

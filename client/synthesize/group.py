@@ -256,12 +256,15 @@ def settle_frozen(
     of them. The members of any other frozen group are held back: averaging those that are left
     would isolate who is missing. Nobody of a frozen group is on the roster that is returned.
     """
+    # the frozen groups that are whole
     stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
     again = []
     for group in frozen:
         whole = all(stratum_of.get(member) == group.stratum for member in group.members)
         if whole and len(group.members) >= k:
             again.append(Group(group.members, group.stratum, k))
+
+    # the members of the others are held back
     taken = set(chain.from_iterable(group.members for group in frozen))
     released = set(chain.from_iterable(group.members for group in again))
     held = tuple(sorted((taken - released) & stratum_of.keys()))

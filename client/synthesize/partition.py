@@ -131,6 +131,7 @@ def _lattice(points: Floats, terms: int) -> Floats:
     count, dimension = points.shape
     if not count or not dimension:
         return np.zeros((count, max(dimension, 1)))
+    # bits a coordinate: sums of products stay below 2^53, whole distances below 2^24 (float32)
     by_products = (50 - math.log2(dimension) - math.log2(terms)) // 2
     by_distances = 23 - math.log2(dimension) / 2
     bits = int(min(by_products, by_distances))

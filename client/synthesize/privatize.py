@@ -200,6 +200,7 @@ def quantise(latent: Floats, mechanism: Latent) -> Integers:
 
     Rounding to the nearest could leave the clip set. Raises Bug outside the set.
     """
+    # toward zero, then check the radius in whole numbers
     integers = np.trunc(latent / mechanism.lattice_step).astype(np.int64)
     magnitude = np.abs(integers)
     if isinstance(mechanism, LatentLaplace):

@@ -74,6 +74,7 @@ class Whitening:
             raise Bug(
                 "Whitening.fit takes GeneratorCodes; the cohort's codes must not shape the space"
             )
+        # the directions that have variance, scaled by it
         mean = of.codes.mean(axis=0)
         _, singular, directions = np.linalg.svd(of.codes - mean, full_matrices=False)
         variance = singular**2 / max(1, len(of.codes) - 1)

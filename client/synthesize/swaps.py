@@ -140,6 +140,7 @@ class Swaps:
 
     def apply(self) -> NDArray[np.bool_]:
         """Make the exchanges, best first, each part at most once; return which parts changed."""
+        # by falling gain, as far as their parts did not change in this sweep
         changed = np.zeros(len(self.sizes), bool)
         rows = np.flatnonzero(self.gain > self.least)
         rows = rows[np.argsort(-self.gain[rows], kind="stable")]

@@ -41,6 +41,7 @@ def check_neighbours(rows_of: Rows, batch: Batch, clip: float) -> None:
     The first patient of `batch` is replaced by zeros. The lattice sum of the others may move by 0
     on a CPU, by 3e-5·2^24 elsewhere. Raises EnvironmentFault (E-KERNEL).
     """
+    # the sum of the others' lattice vectors, with the first patient and without
     zeroed = tuple(torch.cat([torch.zeros_like(tensor[:1]), tensor[1:]]) for tensor in batch)
     moved = to_lattice(rows_of(batch)[1:], clip).sum(0)
     moved -= to_lattice(rows_of(zeroed)[1:], clip).sum(0)
