@@ -92,6 +92,7 @@ def run(step: Step, folder: Path, page: str) -> str:
     """Run one command as a reader would type it; return what it prints, with the guide's paths."""
     environment = {
         **os.environ,
+        "PYTHONUNBUFFERED": "1",  # output and errors in the order in which a terminal shows them
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "NO_COLOR": "1",
         "TERM": "dumb",
