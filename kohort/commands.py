@@ -69,22 +69,21 @@ def list_command(folder: Path = Path(), as_json: AsJson = False) -> None:
     """List the releases in FOLDER and whether each verifies."""
     for release in _find_releases(folder):
         try:
-            manifest = verify(release)
+            verify(release)
             state = "verified"
         except KohortError as error:
-            manifest = read_manifest(release)
             state = f"NOT verified: {error}"
+        manifest = _manifest_of(release)
         if as_json:
-            facts = {
-                "path": str(release),
-                "name": manifest.name,
-                "version": manifest.version,
-                "state": state,
-            }
+            facts = {"path": str(release), "name": None, "version": None, "state": state}
+            if manifest:
+                facts |= {"name": manifest.name, "version": manifest.version}
             _print(json.dumps(facts))
-        else:
+        elif manifest:
             claim = f"{manifest.name} {manifest.version}, {manifest.images} images"
             _print(f"{release}: {claim}: {state}")
+        else:
+            _print(f"{release}: {state}")
 
 
 @app.command(
@@ -114,6 +113,14 @@ def demo_command(context: typer.Context) -> None:
 def main() -> None:
     """Run `kohort` and exit with its code."""
     sys.exit(run_typer("kohort", lambda: app(standalone_mode=False)))
+
+
+def _manifest_of(release: Path) -> Manifest | None:
+    """The manifest of a release, unverified; None where it cannot be read."""
+    try:
+        return read_manifest(release)
+    except KohortError:
+        return None
 
 
 def _find_releases(folder: Path) -> list[Path]:

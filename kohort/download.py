@@ -59,6 +59,8 @@ def pull(
         for name, data in sums.items():
             atomic_write(folder / name, data)
 
+        if layout.MANIFEST not in digests:
+            raise RefusedError(f"{layout.SUMS}: does not list {layout.MANIFEST}")
         download.fetch(layout.MANIFEST, digests[layout.MANIFEST], layout.TEXT_CAP_BYTES)
         _fetch_listed(download, digests, progress)
     return verify(folder, trust=trust)

@@ -45,6 +45,7 @@ from kohort.statements import open_statement
 
 SIGNERS_CAP_BYTES = 4096
 STATEMENT_CAP_BYTES = 1 << 20
+WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 SIGNERS_LINE = re.compile(
     r'operator@[a-z0-9-]+ namespaces="[a-z0-9-]+" (ssh-ed25519 [A-Za-z0-9+/=]+)\n'
 )
@@ -79,6 +80,8 @@ def verify(
     _check_metadata(folder, manifest, digests)
     # (6) every site's signed statement fits the release
     for site in manifest.sites:
+        if f"statements/{site}.json" not in digests:
+            raise RefusedError(f"statements/{site}.json: missing, though {MANIFEST} names the site")
         _check_statement(folder / "statements" / f"{site}.json", site, manifest)
     return manifest
 
@@ -197,8 +200,7 @@ def _check_manifest(folder: Path, manifest: Manifest, digests: dict[str, str]) -
 
 def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
     """Step 5: metadata.csv is the list of the images and masks."""
-    text = read_capped(folder / METADATA, TEXT_CAP_BYTES).decode("utf-8", "replace")
-    rows = list(csv.DictReader(io.StringIO(text)))
+    rows = _read_rows(folder)
     images = sorted(name for name in digests if name.startswith("data/"))
     listed = sorted(row.get("file_name") or "" for row in rows)
     if listed != images or len(images) != manifest.images:
@@ -207,7 +209,8 @@ def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -
             f"{manifest.images} stated"
         )
     for row in rows:
-        if row["label"] not in manifest.labels or row["file_name"].split("/")[1] != row["label"]:
+        label = row.get("label")
+        if label not in manifest.labels or row["file_name"].split("/")[1] != label:
             raise RefusedError(
                 f"{METADATA}: {row['file_name']} stands in another folder than its label"
             )
@@ -215,14 +218,23 @@ def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -
     _check_masks(rows, {name for name in digests if name.startswith("masks/")})
 
 
+def _read_rows(folder: Path) -> list[dict[str, str]]:
+    """Step 5: the rows of metadata.csv; a short row lacks its last values."""
+    text = read_capped(folder / METADATA, TEXT_CAP_BYTES).decode("utf-8", "replace")
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise RefusedError(f"{METADATA}: not a CSV table") from error
+
+
 def _check_k(row: dict[str, str], manifest: Manifest) -> None:
     """Step 5: a row states at least the manifest's k, or none where the manifest claims none."""
-    stated = row.get("k", "")
+    stated = row.get("k") or ""
     if manifest.k is None:
         fits = not stated
         expected = "none"
     else:
-        fits = stated.isdigit() and int(stated) >= manifest.k
+        fits = bool(WHOLE_NUMBER.fullmatch(stated)) and int(stated) >= manifest.k
         expected = f"at least {manifest.k}"
     if not fits:
         raise RefusedError(
@@ -258,10 +270,15 @@ def _check_statement(path: Path, site: str, manifest: Manifest) -> None:
         raise RefusedError(f"{name}: about another site or study, or not about {kind}")
     if manifest.k is None:
         _check_budget(name, header, manifest)
-    elif int(header.statement.get("k", 0)) < manifest.k:
-        raise RefusedError(
-            f"{name}: the site states k = {header.statement.get('k')}, the release {manifest.k}"
-        )
+    else:
+        _check_stated_k(name, header, manifest.k)
+
+
+def _check_stated_k(name: str, header: Header, k: int) -> None:
+    """Step 6: the site states the release's k or a larger one, as a whole number."""
+    stated = header.statement.get("k")
+    if not isinstance(stated, int) or isinstance(stated, bool) or stated < k:
+        raise RefusedError(f"{name}: the site states k = {stated}, the release {k}")
 
 
 def _check_budget(name: str, header: Header, manifest: Manifest) -> None:

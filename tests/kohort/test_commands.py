@@ -27,6 +27,17 @@ def test_verify_prints_the_claims_and_a_changed_byte_ends_with_1(tmp_path: Path)
     assert "metadata.csv: altered" in bad.stderr
 
 
+def test_list_goes_on_after_a_damaged_manifest(tmp_path: Path) -> None:
+    release, _ = small_release(tmp_path / "whole")
+    damaged = release.parent / "damaged"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{}")
+    done = kohort("list", "--folder", str(release.parent))
+    assert done.returncode == 0
+    assert f"{damaged}: NOT verified" in done.stdout
+    assert f"{release}: " in done.stdout
+
+
 def test_wrong_commands_and_places_end_with_2_and_a_hint() -> None:
     for arguments in (
         ("verifyy",),

@@ -143,6 +143,11 @@ def test_a_mirrors_own_files_are_not_believed(
     with pytest.raises(RefusedError, match="SHA256SUMS"):
         download.pull(url, tmp_path / "two", ca=ca, progress=nothing)
     assert not (tmp_path / "two").exists()
+    Mirror.lies["/SHA256SUMS"] = "".join(
+        line for line in sums.splitlines(keepends=True) if "manifest.json" not in line
+    ).encode()
+    with pytest.raises(RefusedError, match=r"SHA256SUMS: does not list manifest\.json"):
+        download.pull(url, tmp_path / "three", ca=ca, progress=nothing)
 
 
 def test_what_was_pulled_is_verified_against_the_key_that_the_reader_trusts(

@@ -175,6 +175,28 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         "hospital-a.json: about another site",
     ),
     "a statement that its site did not sign": (unsigned, {}, "hospital-a.json"),
+    "a statement whose k is text": (
+        lambda f: statement(f, statement={"k": "5", "ledger_head": "0" * 64, "ledger_seq": 7}),
+        {},
+        "the site states k = 5, the release 5",
+    ),
+    "a statement whose k is a truth value": (
+        lambda f: statement(f, statement={"k": True, "ledger_head": "0" * 64, "ledger_seq": 7}),
+        {},
+        "the site states k = True",
+    ),
+    "a site without a statement": (
+        NOTHING,
+        {"sites": ["hospital-a", "../hospital-b"]},
+        "missing, though manifest.json names the site",
+    ),
+    "a table without labels": (table("label", "lable"), {}, "another folder than its label"),
+    "a k in its table that is no number": (table(",5,", ",\u00b2,"), {}, "at least 5 expected"),
+    "a table that is no CSV": (
+        lambda f: (f / "metadata.csv").write_text("file_name\n" + "x" * 200_000 + "\n"),
+        {},
+        r"metadata\.csv: not a CSV table",
+    ),
     "a statement of a smaller k": (
         lambda f: statement(f, statement={"k": 2, "ledger_head": "0" * 64, "ledger_seq": 7}),
         {},
