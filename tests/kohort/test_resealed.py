@@ -190,7 +190,7 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         {"sites": ["hospital-a", "../hospital-b"]},
         "missing, though manifest.json names the site",
     ),
-    "a table without labels": (table("label", "lable"), {}, "another folder than its label"),
+    "a table without labels": (table("label", "kind"), {}, "another folder than its label"),
     "a k in its table that is no number": (table(",5,", ",\u00b2,"), {}, "at least 5 expected"),
     "a table that is no CSV": (
         lambda f: (f / "metadata.csv").write_text("file_name\n" + "x" * 200_000 + "\n"),
