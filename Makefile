@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: setup check test coverage demo docs lock clean
+.PHONY: setup check test demo docs lock clean
 setup: .venv/installed
 
 # uv comes first, by the same hash-pinned lines of requirements.lock; uv then installs exactly that file.
@@ -29,11 +29,8 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
+# Prints the share of lines that the tests run, by file; child processes are not counted, and nothing depends on it.
 test: check
-	$(BIN)/pytest
-
-# The same tests with the share of lines that they run, by file. Apart from `test`: it takes a third longer.
-coverage: check
 	$(BIN)/pytest --cov --cov-report=term
 
 demo: setup
