@@ -1,4 +1,4 @@
-"""Theorems about the ledger (methods/dp-training.md, sections 5 and 10)."""
+"""Theorems about the ledger (docs/promises/1-model-updates.md)."""
 
 import os
 import signal

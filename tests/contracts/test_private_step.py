@@ -1,4 +1,4 @@
-"""Theorems about the private step (methods/dp-training.md, sections 2 and 10)."""
+"""Theorems about the private step (docs/promises/1-model-updates.md)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

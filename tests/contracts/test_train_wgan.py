@@ -1,4 +1,4 @@
-"""Privacy claims of the WGAN's training as theorems (methods/dp-training.md, sections 6 and 10)."""
+"""Privacy claims of the WGAN's training as theorems (docs/methods/dp-wgan.md)."""
 
 import dataclasses
 import inspect
