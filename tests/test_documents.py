@@ -71,6 +71,19 @@ def test_no_machine_path_or_registry_host_is_tracked() -> None:
     assert done.stdout == ""
 
 
+def test_nothing_cites_what_the_repository_does_not_hold() -> None:
+    """No file names notes from outside: a folder beside the checkout, a method that is no page."""
+    pages = "|".join(path.stem for path in (ROOT / "docs" / "methods").glob("*.md"))
+    outside = [r"\.\./" + "shared", "seed" + " system", "the " + "seed's"]
+    pattern = re.compile("|".join([*outside, rf"methods/(?!{pages})[a-z-]+\.md"]))
+    found = []
+    for folder in ("client", "server", "common", "kohort", "docs", "benchmarks", "tests", "deploy"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in {".py", ".md", ".yaml", ".j2", ".toml"}:
+                found += [f"{path}: {text}" for text in pattern.findall(path.read_text("utf-8"))]
+    assert found == []
+
+
 FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 
 
