@@ -8,7 +8,6 @@ Not covered: which keys deserve trust; private keys and signing (common/wire/sig
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import struct
 
@@ -125,5 +124,5 @@ def _unarmour(signature: bytes, what: str) -> bytes:
         raise RefusedError(f"{what}: not an SSH signature")
     try:
         return base64.b64decode("".join(lines[1:-1]), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # not base64, or not ASCII
         raise RefusedError(f"{what}: not an SSH signature") from error

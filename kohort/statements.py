@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-
-from pydantic import ValidationError
 
 from kohort import signatures
 from kohort.errors import KohortError, RefusedError
@@ -37,7 +34,7 @@ def open_statement(data: bytes, name: str) -> tuple[Statement, Header]:
         return statement, Header.model_validate_json(header)
     except KohortError as error:
         raise RefusedError(f"{name}: {error}") from error
-    except (ValidationError, binascii.Error) as error:
+    except ValueError as error:  # not base64, not ASCII, or not the fields
         raise RefusedError(f"{name}: damaged") from error
 
 

@@ -87,6 +87,11 @@ def unsigned(folder: Path) -> None:
     path.write_text(json.dumps(data))
 
 
+def not_ascii(folder: Path) -> None:
+    path = folder / "statements" / "hospital-a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"header": "Ä" * 8}))
+
+
 def first(folder: Path) -> str:
     """The first picture's name."""
     return sorted(p.relative_to(folder).as_posix() for p in (folder / "data").rglob("*.png"))[0]
@@ -185,6 +190,7 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         {},
         "the site states k = True",
     ),
+    "a statement that is not ASCII": (not_ascii, {}, r"hospital-a\.json"),
     "a site without a statement": (
         NOTHING,
         {"sites": ["hospital-a", "../hospital-b"]},

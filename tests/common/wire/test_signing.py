@@ -94,3 +94,13 @@ def test_other_keys_and_garbage_are_told_apart(tmp_path: Path) -> None:
         signing.parse_public(line.decode())
     with pytest.raises(ConfigurationError, match="ssh-ed25519"):
         signing.parse_public("nonsense")
+
+
+def test_a_signature_that_is_not_ascii_is_refused() -> None:
+    key = signing.new_key()
+    good = signing.sign(key, signing.MESSAGE, b"data")
+    place = len(good) // 2
+    for wrong in (b"\xff", b"\xc3", b"!"):
+        broken = good[:place] + wrong + good[place + 1 :]
+        with pytest.raises(RefusedError, match="not an SSH signature"):
+            signing.verify(key.public_key(), signing.MESSAGE, b"data", broken)
