@@ -34,6 +34,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
 HEADER_CAP_BYTES = 1 << 20
 NUMBER_CAP = 1 << 40  # of a shape or an offset
+DIMENSIONS_CAP = 16
 
 
 def dumps(
@@ -103,9 +104,14 @@ def _parse_entry(
         for n in (*shape, start, end):
             assert type(n) is int and 0 <= n < NUMBER_CAP
         assert start <= end <= room
+        # numpy refuses more dimensions, or larger ones beside a zero, with an error of its own
+        assert len(shape) <= DIMENSIONS_CAP
         count = 1
+        extent = 1
         for n in shape:
             count *= n
+            extent *= max(n, 1)
+        assert extent < NUMBER_CAP
         assert end - start == count * dtype.itemsize
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise RefusedError(f"{where}: tensor {name[:80]!r} has a damaged description") from error

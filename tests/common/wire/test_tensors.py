@@ -114,3 +114,13 @@ def test_a_failed_write_leaves_the_old_file(
     assert "free some space" in caught.value.hint
     assert (tmp_path / "x").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("shape", [[1] * 65, [0] * 65, [0, 2**39, 2**39], [2**39, 0, 2**39]])
+def test_a_shape_that_numpy_cannot_make_is_refused(shape: list[int]) -> None:
+    size = 4 if all(shape) else 0
+    header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + bytes(size)
+    with pytest.raises(RefusedError, match="damaged description"):
+        tensors.loads(data, max_bytes=1 << 20)
