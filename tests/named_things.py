@@ -22,6 +22,8 @@ import click
 import typer
 from pydantic import BaseModel
 
+from docs.generator.sources import package_files
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("client", "server", "common", "kohort")
 FOLDERS = (*PACKAGES, "tests", "deploy", "docs", "benchmarks")
@@ -308,7 +310,7 @@ def wrong_in_source(source: str) -> Iterator[str]:
 
 def sources() -> list[Path]:
     """The Python files of the product."""
-    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return sorted(path for package in PACKAGES for path in package_files(package, "*.py"))
 
 
 def documents() -> list[Path]:
@@ -316,7 +318,7 @@ def documents() -> list[Path]:
     found = [ROOT / name for name in ("README.md", "SECURITY.md", "THREAT_MODEL.md")]
     found += [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.toml")]
     for package in PACKAGES:
-        found += [*(ROOT / package).rglob("*.md"), *(ROOT / package).rglob("*.j2")]
+        found += [*package_files(package, "*.md"), *package_files(package, "*.j2")]
     return sorted(path for path in found if path.is_file() and path.name != "changelog.md")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.generator.sources import package_files
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -18,7 +20,7 @@ def docstrings() -> dict[str, str]:
     """Every module of the packages with its whole docstring on one line."""
     found = {}
     for package in ("client", "common", "kohort", "server", "benchmarks/paper"):
-        for path in sorted((ROOT / package).rglob("*.py")):
+        for path in package_files(package, "*.py"):
             doc = ast.get_docstring(ast.parse(path.read_text()))
             assert doc, f"{path}: no module docstring"
             found[path.relative_to(ROOT).as_posix()] = " ".join(doc.split())

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from docs.generator.markdown import page, table
+from docs.generator.sources import ROOT, package_files
 
-ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 PACKAGES = ("client", "common", "kohort", "server")
 CODE = re.compile(r"(?<![A-Z0-9-])E-[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*(?![A-Z0-9-])")
@@ -22,7 +21,7 @@ def codes_in_sources() -> set[str]:
     """Return every error code that a source names, without the gate's rules of the other table."""
     found = set()
     for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
+        for path in package_files(package, "*.py"):
             found |= set(CODE.findall(path.read_text()))
     return {code for code in found if not code.startswith(("E-GATE", "E-FLOWER-"))}
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 from docs.generator.markdown import table
+from docs.generator.sources import ROOT, package_files
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("client", "server", "common", "kohort", "benchmarks/paper")
 BEGIN = "<!-- rooms: written by `python -m docs.generator` -->"
 END = "<!-- end of rooms -->"
@@ -17,7 +16,7 @@ def rooms() -> dict[str, str]:
     """Return each package's folder with its whole docstring on one line."""
     found = {}
     for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("__init__.py")):
+        for path in package_files(package, "__init__.py"):
             doc = ast.get_docstring(ast.parse(path.read_text()))
             found[path.parent.relative_to(ROOT).as_posix()] = " ".join((doc or "").split())
     return found
