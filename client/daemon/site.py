@@ -14,7 +14,7 @@ Procedure (the numbers stand at the steps, here and in the files that a round pa
      (spending.py, jobs.py)
    9 a person approved the images, where the policy asks for it; their groups are frozen (images.py)
   10 the gate clears what leaves (training.py, images.py)
-  11 the reply is signed and on disk before it is sent, at a fixed slot
+  11 the reply is signed and on disk before it is sent; replies and refusals leave at a fixed slot
 Guarantees after `kill -9` anywhere: a finished output is gated and sent. A child that was at work
 is dead, what it had reserved stays spent, and a new reservation is taken.
 Not covered: the wire (client/fleet), the numbers (client/child).
@@ -76,8 +76,18 @@ class Site:
         self._spending = Spending(self.records)
 
     def answer(self, sealed: Sealed) -> Sealed:
-        """Return the reply to an instruction; raises KohortError, whose code alone may leave."""
+        """Return the reply to an instruction; raises KohortError, whose code alone may leave.
+
+        (11) All of them leave at a fixed slot: new replies, stored ones, and refusals.
+        """
         began = time.monotonic()
+        try:
+            return self._answer(sealed)
+        finally:
+            self._wait_for_slot(began)
+
+    def _answer(self, sealed: Sealed) -> Sealed:
+        """Return the reply as soon as it is there (steps 1 to 10)."""
         # (1) the operator signed the instruction
         max_bytes = self.config.limits.max_message_mib << 20
         header = unseal(sealed, self.membership.operator, max_bytes=max_bytes)
@@ -93,8 +103,6 @@ class Site:
         if reply is None:
             log.info("%s: %s: at work", study.name, _name(header))
             reply = self._compute_reply(header, study, sealed.payload)
-            # (11) it is sent at a fixed slot
-            self._wait_for_slot(began)
         log.info("%s: %s: answered", study.name, _name(header))
         if header.statement.get("done") is True:
             self.done.set()
@@ -194,7 +202,7 @@ class Site:
     def _wait_for_slot(self, began: float) -> None:
         """Sleep until a multiple of the send slot has passed since the question arrived.
 
-        The time of sending then tells less about the work.
+        The time of sending then tells less about the work, and nothing about why it was refused.
         """
         slot = self.config.network.send_slot_s
         if slot > 0:

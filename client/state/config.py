@@ -110,8 +110,8 @@ class Network(FrozenModel):
         default=2.0,
         ge=0,
         le=3600,
-        description="seconds: replies leave at whole multiples of it after the instruction, which "
-        "hides how long the work took; 0: at once",
+        description="seconds: replies and refusals leave at whole multiples of it after the "
+        "instruction, which hides how long the work took; 0: at once",
     )
 
 
