@@ -137,6 +137,24 @@ def test_sums_and_counts_get_the_noise_that_they_say() -> None:
     assert len(mean.group.members) == 40  # no upper bound
 
 
+@pytest.mark.parametrize("loud", [10, -10])
+def test_a_mean_is_divided_by_the_noisy_count_and_tells_nothing_of_the_true_one(loud: int) -> None:
+    """40 patients whose count is heard as 50, or as 30."""
+
+    class Off:
+        private = False
+
+        def gaussian_lattice(self, n: int, sigma: float) -> np.ndarray:
+            of_counts = sigma == MECHANISM.count_multiplier
+            return np.full(n, of_counts * loud * LATTICE, np.int64)
+
+    who, codes = people(np.tile([0.5, 0, 0, 0], (40, 1)), np.zeros(40, int))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(a, "_check_pair", lambda *_: None)
+        (mean,) = released(who, codes, Off())  # type: ignore[arg-type]
+    assert mean.code == pytest.approx([0.5 * 40 / (40 + loud), 0, 0, 0], abs=1e-6)
+
+
 def test_the_event_is_known_and_composes_with_the_training() -> None:
     m, training = NoisyAnchors(1.994, 32, 40, 20, 1e-6), SubsampledGaussian(0.16, 4.0, 20)
     assert mechanism_from(m.event()) == m

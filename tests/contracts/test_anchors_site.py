@@ -19,6 +19,7 @@ from client.egress.evidence import Evidence
 from client.state.config import Policy
 from client.state.jobs import Job
 from client.state.ledger import Reservation
+from client.synthesize import invert as inversion
 from common.errors import KohortError, PolicyError, RefusedError
 from common.models.stylegan import Critic, Generator
 from common.models.weights import numpy_weights
@@ -310,6 +311,25 @@ def test_the_gate_refuses_averages_whose_mechanism_was_not_reserved(
     with pytest.raises(RefusedError) as refused:
         ask(hospital, weights)
     assert refused.value.code == "E-GATE-21"
+
+
+def test_the_inversion_of_anchors_takes_one_image_at_a_time(
+    tmp_path: Path,
+    weights: dict[str, tensors.Arrays],
+    child: InProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a common batch a neighbour could move a patient's code by rounding, into another cell."""
+    sizes: list[int] = []
+    alone = inversion._invert_batch
+
+    def watched(images: np.ndarray, *rest: Any) -> inversion.Inversion:
+        sizes.append(len(images))
+        return alone(images, *rest)
+
+    monkeypatch.setattr(inversion, "_invert_batch", watched)
+    ask(anchored_hospital(tmp_path, weights, people=50), weights)
+    assert sizes == [1] * 50
 
 
 def test_without_a_reservation_nothing_is_drawn(

@@ -278,6 +278,18 @@ def test_every_sum_gets_noise_of_its_own(clip: str) -> None:
     assert len(np.unique(drawn)) > 300, "and every coordinate"
 
 
+@pytest.mark.parametrize("clip", CLIPS[:3])
+def test_the_groups_of_one_release_share_no_noise(clip: str, model: Glow) -> None:
+    """The same patients four times, all coordinates noised: four different images.
+
+    With shared noise the difference of two images would be that of their patients.
+    """
+    m = mechanism(clip, model.dimension)
+    group = [pictures(1, seed) for seed in range(3)]
+    found = stage.privatize([group] * 4, model, m, 0.7, NoiseSource()).images
+    assert len({image.tobytes() for image in found}) == 4
+
+
 def test_a_larger_group_gets_no_less_noise_on_its_sum() -> None:
     m = mechanism("l1_ball", 4000)
     noise = [np.zeros(4000, np.int64)] * (2 * m.k - 1)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from client.state.folder import State
+from client.state.plans import Plans
+from client.state.records import FILTER_ORDER
 from common.errors import KohortError, PolicyError
-from tests.sites import WEIGHTS, Hospital, make_hospital, scripted
+from common.privacy.accounting import epsilon_pld, epsilon_rdp
+from common.privacy.events import round_event
+from common.study.bundle import write_bundle
+from common.study.plan import load_study
+from tests.sites import WEIGHTS, Hospital, make_hospital, scripted, write_plan
 
 
 @pytest.fixture
@@ -81,3 +89,41 @@ def test_a_hopeless_plan_spends_nothing_unless_it_says_so_itself(
             and "less noise is enough" in refused.value.hint
         )
         assert children.runs == 0 and [row.kind for row in site.ledger().rows()] == ["open"]
+
+
+def of_second_plan(hospital: Hospital, folder: Path, **changes: object) -> Hospital:
+    """The same site after its staff approved another plan."""
+    folder.mkdir()
+    plan = write_plan(folder, name="second", **changes)
+    write_bundle(plan, hospital.operator, folder / "bundle")
+    Plans(State(hospital.root), hospital.operator.public_key()).approve(folder / "bundle")
+    return replace(hospital, study=load_study(plan))
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_later_plan_is_checked_as_a_whole_with_everything_that_was_spent_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """Two equal plans: each fits alone, and both do by PLD, but not by Rényi DP at one order.
+
+    The second plan depends on what the first released, so Rényi DP at one order decides.
+    """
+    constants = {"models__gan__rounds": 4, "privacy__epsilon": 3.0}
+    first = make_hospital(tmp_path / "first", **constants)
+    children = scripted(monkeypatch, first.study)
+    whole = [round_event(first.study, "gan", 2**20)] * 4 + [round_event(first.study, "glow", 2**20)]
+    alone, both = (epsilon_rdp(whole * plans, 1e-5, order=FILTER_ORDER) for plans in (1, 2))
+    assert epsilon_pld(whole * 2, 1e-5) < alone < both
+
+    cap = both + 0.01 if room else (alone + both) / 2
+    for number in range(4):
+        first.site(max_epsilon=cap).answer(first.ask("train", round=number))
+    second = of_second_plan(first, tmp_path / "plans", **constants)
+    if room:
+        second.site(max_epsilon=cap).answer(second.ask("train"))
+        assert children.runs == 5
+        return
+    with pytest.raises(PolicyError, match="all its rounds") as refused:
+        second.site(max_epsilon=cap).answer(second.ask("train"))
+    assert refused.value.code == "E-POLICY-CAP"
+    assert children.runs == 4

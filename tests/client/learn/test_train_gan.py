@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.ingest.cohort import Cohort
@@ -149,6 +150,37 @@ def test_the_generator_steps_once_after_every_critic_steps(monkeypatch: pytest.M
     )
     one_round(study(models__gan__local_steps=5, models__gan__critic_steps=2))
     assert len(seen) == 2
+
+
+def test_a_step_samples_patients_and_never_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One coin for each patient, who holds nine images; whoever is drawn is asked for once."""
+    noise, coins, asked = SeededNoiseSource(0), list[list[int]](), list[int]()
+    toss, batch = noise.bernoulli, train_gan.Batches.__call__
+
+    def bernoulli(q: float, n: int) -> NDArray[np.bool_]:
+        drawn = toss(q, n)
+        coins.append(np.flatnonzero(drawn).tolist())
+        assert n == PATIENTS
+        return drawn
+
+    def call(self: train_gan.Batches, patients: Sequence[int]) -> tuple[Tensor, ...]:
+        asked.extend(patients)
+        return batch(self, patients)
+
+    monkeypatch.setattr(noise, "bernoulli", bernoulli)
+    monkeypatch.setattr(train_gan.Batches, "__call__", call)
+    plan = study(models__gan__local_steps=3, models__gan__patients_per_step=50)
+    train_gan.train(
+        cohort(images_each=9),
+        plan,
+        start(plan),
+        PracticeReservation(round_event(plan, "gan", 10**6)),
+        noise,
+        lambda done, total: None,
+    )
+    assert len(coins) == 3
+    assert asked == [patient for drawn in coins for patient in drawn]
+    assert 0 < len(asked) < 3 * PATIENTS
 
 
 def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says() -> None:

@@ -1,10 +1,13 @@
 """One round of the flow's training: what is learned, what is left alone, what is sent."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from client.ingest.cohort import Cohort
 from client.learn import train_glow
@@ -136,6 +139,30 @@ def test_the_patients_loss_is_nats_per_dimension() -> None:
     loss = train_glow.loss_of(model, dict(model.named_parameters()))
     value = loss(dict(model.named_parameters()), (torch.zeros(3, 3, 32, 32),))
     assert float(value.detach()) == pytest.approx(0.5 * np.log(2 * np.pi))
+
+
+def test_a_step_samples_patients_and_never_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One coin for each patient, who holds nine images; whoever is drawn is asked for once."""
+    noise, coins, asked = SeededNoiseSource(0), list[list[int]](), list[int]()
+    toss, batch = noise.bernoulli, train_glow.Batches.__call__
+
+    def bernoulli(q: float, n: int) -> NDArray[np.bool_]:
+        drawn = toss(q, n)
+        coins.append(np.flatnonzero(drawn).tolist())
+        assert n == PATIENTS
+        return drawn
+
+    def call(self: train_glow.Batches, patients: Sequence[int]) -> tuple[Tensor, ...]:
+        asked.extend(patients)
+        return batch(self, patients)
+
+    monkeypatch.setattr(noise, "bernoulli", bernoulli)
+    monkeypatch.setattr(train_glow.Batches, "__call__", call)
+    plan = study(models__glow__local_steps=3, models__glow__patients_per_step=50)
+    one_round(plan, cohort=cohort(images_each=9), noise=noise)
+    assert len(coins) == 3
+    assert asked == [patient for drawn in coins for patient in drawn]
+    assert 0 < len(asked) < 3 * PATIENTS
 
 
 def test_items_are_the_patients_own_dequantised_and_noised() -> None:

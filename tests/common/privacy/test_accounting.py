@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,21 @@ def test_merged_equals_unmerged() -> None:
     unmerged = [dataclasses.replace(part, model=f"m{i}") for i, part in enumerate(parts)]
     assert len(merge(unmerged)) == 2
     assert epsilon_pld(parts, 1e-5) == pytest.approx(epsilon_pld(unmerged, 1e-5), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"q": 0.2}, {"noise_multiplier": 1.0}, {"model": "glow"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_steps_of_another_rate_noise_or_model_are_never_joined(other: dict[str, Any]) -> None:
+    one = SubsampledGaussian(0.05, 2.0, 4, 10, "gan")
+    two = dataclasses.replace(one, **other)
+    assert set(merge([one, two])) == set(merge([two, one])) == {one, two}
+    for accountant in (epsilon_pld, epsilon_rdp):
+        both = accountant([one, two], 1e-5)
+        assert both == pytest.approx(accountant([two, one], 1e-5), rel=1e-6)
+        assert both > accountant([two], 1e-5)
 
 
 def test_a_large_pure_epsilon_adds_up_and_never_looks_small() -> None:
