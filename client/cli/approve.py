@@ -13,8 +13,8 @@ from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.state.config import check_plan, load_site
 from common.errors import PolicyError
-from common.privacy.events import anchors_event, latent_event
-from common.privacy.plan_report import feasibility, refuse_infeasible
+from common.privacy.events import anchors_event, latent_event, plan_events
+from common.privacy.plan_report import feasibility, refuse_infeasible, refuse_over_budget
 from common.study.bundle import open_bundle
 from common.study.plan import Study
 from common.study.shapes import parameter_counts
@@ -35,9 +35,10 @@ def approve(state: StateFolder, bundle: Bundle, yes: Yes = False) -> None:
     for text in plan_lines(study):
         write_line(text)
 
-    # Refuse what the policy forbids and what cannot learn.
+    # Refuse what the policy forbids, what breaks its own promise and what cannot learn.
     check_plan(study, config.policy, config.site)
     counts = parameter_counts(study, bundle / "checkpoints")
+    refuse_over_budget(study, plan_events(study, counts))
     refuse_infeasible(study, counts)
     write_line(f"  verdict      {feasibility(study, counts, prv=False).sentence}")
 

@@ -20,9 +20,9 @@ from client.state.ledger_file import of_kind
 from client.state.records import FILTER_ORDER, Records
 from common.errors import EnvironmentFault, PolicyError
 from common.privacy.accounting import epsilon_rdp, spend
-from common.privacy.events import image_event, round_event
+from common.privacy.events import image_event, plan_events, round_event
 from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, SubsampledGaussian
-from common.privacy.plan_report import refuse_infeasible
+from common.privacy.plan_report import refuse_infeasible, refuse_over_budget
 from common.storage.journal import Entry
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
@@ -38,6 +38,7 @@ class Spending:
     records: Records
     _crashes: dict[str, int] = field(default_factory=dict)
     _refusals: dict[str, str] = field(default_factory=dict)
+    _within_budget: set[str] = field(default_factory=set)  # hashes of plans
 
     def reserve(self, round: Round) -> Reserved:
         """Return the round with a reservation that no child has used, or with a finished output.
@@ -124,10 +125,12 @@ class Spending:
             self.records.ledger().refuse_if_behind(str(cleared[-1].data["head"]))
 
     def _check_whole_plan(self, study: Study) -> None:
-        """Refuse a plan that cannot be finished under the cap, or cannot learn; once a plan.
+        """Refuse a plan that breaks its own promise, cannot learn or does not fit under the cap.
 
-        Raises PolicyError (E-POLICY-CAP, E-PLAN-INFEASIBLE).
+        Raises PolicyError (E-PLAN-BUDGET, E-PLAN-INFEASIBLE, E-POLICY-CAP). A plan's own promise
+        is checked by every daemon, the rest once a plan.
         """
+        self._check_budget(study)
         ledger = self.records.ledger()
         policy = self.records.config.policy
         plans = {row.data["plan"] for row in of_kind(ledger.rows(), "reserve")}
@@ -151,6 +154,12 @@ class Spending:
                 code="E-POLICY-CAP",
             )
 
+    def _check_budget(self, study: Study) -> None:
+        """Refuse a plan whose constants spend more than its own epsilon."""
+        if study.hash() not in self._within_budget:
+            refuse_over_budget(study, self._plan_events(study))
+            self._within_budget.add(study.hash())
+
     def _check_feasible(self, study: Study) -> None:
         """Refuse a plan that cannot learn, where every model has a starting checkpoint.
 
@@ -162,15 +171,11 @@ class Spending:
 
     def _plan_events(self, study: Study) -> tuple[Mechanism, ...]:
         """Everything that the plan will spend at this site."""
-        events: list[Mechanism] = []
-        for model, plan in study.models.trained().items():
+        dimensions = {}
+        for model in study.models.trained():
             shapes = self.records.plans.start_shapes(study, model) or None
-            events += [_training_event(study, model, shapes)] * plan.rounds
-        # images, where they spend of a patient's epsilon
-        event = image_event(study)
-        if event is not None and event.covers_patient:
-            events.append(event)
-        return tuple(events)
+            dimensions[model] = _trained_numbers(study, model, shapes)
+        return plan_events(study, dimensions)
 
     def _event(self, round: Round) -> Mechanism | None:
         """What one round spends or declares."""
@@ -179,13 +184,18 @@ class Spending:
         return image_event(round.study)
 
 
-def _training_event(study: Study, model: str, shapes: Shapes | None) -> SubsampledGaussian:
-    """What one training round spends; `shapes` is None for a model that is not built yet."""
-    dimension = PLAIN_DIMENSION
-    if shapes is not None:
-        trainable = study.models.trained()[model].trainable
-        dimension = FAMILIES[model].private_dimension(shapes, trainable)
+def _training_event(study: Study, model: str, shapes: Shapes) -> SubsampledGaussian:
+    """What one training round spends."""
+    dimension = _trained_numbers(study, model, shapes)
     return round_event(study, model, dimension + study.privacy.canaries)
+
+
+def _trained_numbers(study: Study, model: str, shapes: Shapes | None) -> int:
+    """How many numbers of a model get noise; `shapes` is None for a model not built yet."""
+    if shapes is None:
+        return PLAIN_DIMENSION
+    trainable = study.models.trained()[model].trainable
+    return FAMILIES[model].private_dimension(shapes, trainable)
 
 
 def _reservation(entry: Entry) -> Reservation | None:

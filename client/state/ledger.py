@@ -127,17 +127,10 @@ class LedgerReport:
 
     def to_text(self) -> str:
         """Return the report as printed."""
-        spent = self.spent
-        prv = ""
-        if spent.prv is not None:
-            prv = f", PRV {spent.prv:.3f}"
         counts = f"{self.reserved} reserved, {self.committed} committed"
         lines = [f"ledger: {counts}, head {self.head[:20]}"]
         lines += [f"  {mechanism.statement()}" for mechanism in self.mechanisms]
-        lines.append(
-            f"  epsilon per patient: PLD {spent.pld:.3f}, RDP {spent.rdp:.3f}{prv} "
-            f"at delta {spent.delta:g} + sampler {spent.sampler_delta:.1g}"
-        )
+        lines.append(f"  epsilon per patient: {self.spent.words()}")
         lines.append(f"  cap {self.cap_epsilon:g}, remaining {self.remaining:.3f}")
         for mechanism in self.declared:
             lines.append(f"  recorded, not composed: {mechanism.statement()}")

@@ -101,14 +101,17 @@ def epsilon_rdp_opacus(mechanisms: Iterable[Mechanism], delta: float) -> float:
 def sampler_delta(mechanisms: Iterable[Mechanism], epsilon: float) -> float:
     """Return what the Gaussian sampler's missing tail adds to delta: d·T·5e-21·(1 + e^epsilon)."""
     draws = sum(m.dimension * m.steps for m in mechanisms if _is_gaussian(m))
-    return draws * TAIL_MASS * (1.0 + math.exp(min(epsilon, 700.0)))
+    if epsilon > LARGEST_COMPOSED and draws:
+        return 1.0  # no bound: every delta is at most 1
+    return min(1.0, draws * TAIL_MASS * (1.0 + math.exp(epsilon)))
 
 
 @dataclass(frozen=True)
 class Spent:
     """One history's epsilon at `delta` by each accountant.
 
-    `prv`: of the Gaussian part; None when not asked for.
+    `prv`: None when not asked for, and for a history with other mechanisms than the subsampled
+    Gaussian, which it does not know. `sampler_delta`: at most 1, where there is no bound.
     """
 
     delta: float
@@ -116,6 +119,18 @@ class Spent:
     rdp: float
     prv: float | None
     sampler_delta: float
+
+    def words(self) -> str:
+        """Return the epsilons by the accountants that cover the whole history, and delta."""
+        text = f"PLD {self.pld:.3f}, RDP {self.rdp:.3f}"
+        if self.pld > LARGEST_COMPOSED:
+            text = f"at most {self.pld:.3f} (an upper bound: too large for PLD)"
+        if self.prv is not None:
+            text += f", PRV {self.prv:.3f}"
+        sampler = f"{self.sampler_delta:.1g}"
+        if self.sampler_delta >= 1:
+            sampler = "without a bound"
+        return f"{text} at delta {self.delta:g} + sampler {sampler}"
 
 
 def spend(mechanisms: Iterable[Mechanism], delta: float, *, prv: bool = False) -> Spent:
@@ -130,11 +145,18 @@ def spend(mechanisms: Iterable[Mechanism], delta: float, *, prv: bool = False) -
     pld = epsilon_pld(mechanisms, delta)
     rdp = epsilon_rdp(mechanisms, delta)
     spent = Spent(delta, pld, rdp, None, sampler_delta(mechanisms, pld))
+    check_agreement(spent)
     gaussian = [m for m in mechanisms if isinstance(m, SubsampledGaussian)]
     if prv and gaussian and pld <= LARGEST_COMPOSED:
-        spent = replace(spent, prv=epsilon_prv(gaussian, delta))
-        check_agreement(replace(spent, pld=epsilon_pld(gaussian, delta), rdp=math.inf))
-    check_agreement(replace(spent, prv=None))
+        checked = replace(
+            spent,
+            pld=epsilon_pld(gaussian, delta),
+            rdp=math.inf,
+            prv=epsilon_prv(gaussian, delta),
+        )
+        check_agreement(checked)
+        if len(gaussian) == len(mechanisms):
+            spent = replace(spent, prv=checked.prv)
     return spent
 
 

@@ -5,6 +5,9 @@ In: a study plan. Out: mechanisms, from public constants alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from common.errors import ConfigurationError
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.canonical import require
@@ -15,7 +18,7 @@ from common.privacy.latent_mechanisms import (
     LatentLaplace,
     PrivUnit,
 )
-from common.privacy.mechanisms import SubsampledGaussian
+from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.study.plan import Study
 from common.study.synthesis import PrivatizePlan
 
@@ -28,6 +31,21 @@ def round_event(study: Study, model: str, dimension: int) -> SubsampledGaussian:
     plan = study.models.trained()[model]
     rate = study.sampling_rate(plan)
     return SubsampledGaussian(rate, plan.noise_multiplier, plan.local_steps, dimension, model)
+
+
+def plan_events(study: Study, dimensions: Mapping[str, int]) -> tuple[Mechanism, ...]:
+    """Return all that one site spends of a patient's epsilon in this plan: updates and images.
+
+    `dimensions`: trained numbers by model. The canaries' coordinates get noise too.
+    """
+    events: list[Mechanism] = []
+    for name, plan in study.models.trained().items():
+        event = round_event(study, name, dimensions[name] + study.privacy.canaries)
+        events.append(replace(event, steps=plan.steps))
+    images = charged_image_event(study)
+    if images is not None:
+        events.append(images)
+    return tuple(events)
 
 
 def charged_image_event(study: Study) -> Latent | NoisyAnchors | None:

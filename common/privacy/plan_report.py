@@ -1,13 +1,15 @@
 """The report on a study plan in words: what it spends, its verdict, and what would change it.
 
-In: a plan and how many numbers each of its models trains. Out: a `PlanReport`; or PolicyError
-(E-PLAN-INFEASIBLE) at a site that is asked to run a plan whose noise exceeds its signal too far.
-Guarantees: spends nothing; the numbers are those of planning.py.
+In: a plan and how many numbers each of its models trains. Out: a `PlanReport`; or PolicyError at a
+site that is asked to run a plan that spends more than its own epsilon (E-PLAN-BUDGET), or whose
+noise exceeds its signal too far (E-PLAN-INFEASIBLE).
+Guarantees: spends nothing; the numbers are those of planning.py. An accountant is printed only
+beside what it covers.
 Not covered: that a feasible plan learns.
 
 The verdict by r/sqrt(S): at most 10 is feasible, at most 20 marginal, more is refused
 (docs/decisions/0021-verdict-before-spending.md). `feasibility` imports torch where opacus is asked
-too; `refuse_infeasible` does not.
+too; the refusals do not.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from dataclasses import dataclass, replace
 
 from common.errors import PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, spend
-from common.privacy.events import charged_image_event
-from common.privacy.mechanisms import Mechanism
+from common.privacy.events import charged_image_event, plan_events
+from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.privacy.planning import (
     ModelNoise,
     Needs,
@@ -29,6 +31,7 @@ from common.privacy.planning import (
 )
 from common.study.plan import Study
 
+BUDGET_ROUNDING = 1e-9  # relative: of floating point alone
 RATIO_FEASIBLE = 10.0
 RATIO_MARGINAL = 20.0
 SAMPLE_SITE_CAP = 10.0
@@ -43,12 +46,14 @@ class PlanReport:
 
     `verdict`: "feasible" (r/sqrt(S) <= 10), "marginal" (<= 20), "infeasible" (above: refused unless
     the plan accepts it) or "over budget" (always refused). `fixes`: cheapest first. `needs`: for
-    the limits 20 and 10, where they are not met.
+    the limits 20 and 10, where they are not met. `spent`: all that the plan spends, its images too
+    where they are charged. `updates`: the training alone.
     """
 
     study: Study
     models: tuple[ModelNoise, ...]
     spent: Spent
+    updates: Spent
     site_cap: float
     verdict: str
     fixes: tuple[str, ...]
@@ -85,19 +90,19 @@ class PlanReport:
         images = charged_image_event(self.study)
         if images:
             lines.append(f"  {images.statement()}")
-        lines += [self._spent_words(), self._cap_words(), self._verdict_words()]
+        lines += [*self._spent_words(), self._cap_words(), self._verdict_words()]
         lines += [f"    fix: {fix}" for fix in self.fixes]
         return "\n".join(lines)
 
-    def _spent_words(self) -> str:
-        """All mechanisms together, by each accountant."""
-        spent = self.spent
-        prv = "n/a" if spent.prv is None else f"{spent.prv:.3f}"
-        return (
-            f"  together: epsilon PLD {spent.pld:.3f}, PRV {prv}, RDP {spent.rdp:.3f} "
-            f"at delta {spent.delta:g} + sampler {spent.sampler_delta:.1g} "
-            f"(plan allows {self.study.privacy.epsilon:g})"
-        )
+    def _spent_words(self) -> list[str]:
+        """All mechanisms together; where images are charged, the updates alone as well."""
+        allowed = f" (plan allows {self.study.privacy.epsilon:g})"
+        if charged_image_event(self.study) is None:
+            return [f"  together: epsilon {self.spent.words()}{allowed}"]
+        return [
+            f"  updates alone: epsilon {self.updates.words()}",
+            f"  updates and images together: epsilon {self.spent.words()}{allowed}",
+        ]
 
     def _cap_words(self) -> str:
         share = self.spent.pld / self.site_cap
@@ -127,13 +132,18 @@ def feasibility(
     """
     models = noise_of_models(study, parameter_counts, wire or {})
     images = charged_image_event(study)
-    spent = spend(_everything_spent(study, models), study.privacy.delta, prv=prv)
+    events = plan_events(study, parameter_counts)
+    updates = [event for event in events if isinstance(event, SubsampledGaussian)]
+    alone = spend(updates, study.privacy.delta, prv=prv)
+    spent = alone
     if images is None:
         models = _calibrate(study, models)
+    else:
+        spent = spend(events, study.privacy.delta)
     verdict = _verdict(study, spent, models)
     needs = tuple(needs_for(study, models, ratio) for ratio in UNMET.get(verdict, ()))
     fixes = tuple(_fixes(study, spent, models, verdict, needs))
-    return PlanReport(study, models, spent, site_cap, verdict, fixes, needs)
+    return PlanReport(study, models, spent, alone, site_cap, verdict, fixes, needs)
 
 
 def refuse_infeasible(study: Study, counts: Mapping[str, int]) -> None:
@@ -153,16 +163,19 @@ def refuse_infeasible(study: Study, counts: Mapping[str, int]) -> None:
     )
 
 
-def _everything_spent(study: Study, models: Sequence[ModelNoise]) -> list[Mechanism]:
-    """The updates, with the canaries' coordinates that get noise too, and the patients' images."""
-    found: list[Mechanism] = []
-    for model in models:
-        dimension = model.event.dimension + study.privacy.canaries
-        found.append(replace(model.event, dimension=dimension))
-    images = charged_image_event(study)
-    if images:
-        found.append(images)
-    return found
+def refuse_over_budget(study: Study, events: Sequence[Mechanism]) -> None:
+    """Raise PolicyError (E-PLAN-BUDGET) for a plan that spends more than its own epsilon.
+
+    A site's own check, before it computes anything. `events`: all that the plan spends at a site
+    (common/privacy/events.py: plan_events).
+    """
+    spent = spend(events, study.privacy.delta)
+    if _is_over_budget(study, spent):
+        raise PolicyError(
+            f"plan {study.name}: {_budget_words(study, spent)}; nothing was spent",
+            hint="ask the operator for a plan that keeps its own promise",
+            code="E-PLAN-BUDGET",
+        )
 
 
 def _calibrate(study: Study, models: Sequence[ModelNoise]) -> tuple[ModelNoise, ...]:
@@ -175,10 +188,18 @@ def _calibrate(study: Study, models: Sequence[ModelNoise]) -> tuple[ModelNoise, 
 
 
 def _verdict(study: Study, spent: Spent, models: Sequence[ModelNoise]) -> str:
-    tail_too_heavy = spent.sampler_delta > SAMPLER_SHARE * spent.delta
-    if spent.pld > study.privacy.epsilon or tail_too_heavy:
+    if _is_over_budget(study, spent):
         return "over budget"
     return _verdict_by_ratio(noisiest(models).federated_ratio)
+
+
+def _is_over_budget(study: Study, spent: Spent) -> bool:
+    """Whether a plan spends more than it promises; a NaN counts as more."""
+    return _spends_too_much(study, spent) or not spent.sampler_delta <= SAMPLER_SHARE * spent.delta
+
+
+def _spends_too_much(study: Study, spent: Spent) -> bool:
+    return not spent.pld <= study.privacy.epsilon * (1 + BUDGET_ROUNDING)
 
 
 def _verdict_by_ratio(ratio: float) -> str:
@@ -211,7 +232,7 @@ def _model_words(model: ModelNoise) -> str:
 
 def _budget_words(study: Study, spent: Spent) -> str:
     """Why a plan is over its budget."""
-    if spent.pld <= study.privacy.epsilon:
+    if not _spends_too_much(study, spent):
         return "over budget: the sampler's missing tail would add more than 1 % to delta"
     return (
         f"over budget: it would spend epsilon {spent.pld:.3f} a patient, "
@@ -245,7 +266,7 @@ def _fixes(
 
 def _budget_fixes(study: Study, spent: Spent, models: Sequence[ModelNoise]) -> Iterator[str]:
     """What would bring a plan within its own epsilon."""
-    if spent.pld <= study.privacy.epsilon:
+    if not _spends_too_much(study, spent):
         yield "fewer steps or trained parameters, or a smaller epsilon"
         return
     if charged_image_event(study):

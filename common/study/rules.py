@@ -90,6 +90,7 @@ def synthesis_problems(
     if synthesis.privatize and models.glow:
         yield from _dimension_problems(synthesis.privatize, models.glow, intake)
         yield from _claim_problems(synthesis.privatize, synthesis.grouping, privacy)
+        yield from _share_problems(synthesis.privatize, synthesis.grouping)
 
 
 def _dimension_problems(plan: PrivatizePlan, glow: GlowPlan, intake: Intake) -> Iterator[str]:
@@ -107,6 +108,22 @@ def _dimension_problems(plan: PrivatizePlan, glow: GlowPlan, intake: Intake) -> 
         yield (
             f"synthesis.privatize.mechanism: privunit takes at most {PRIVUNIT_LARGEST_DIMENSION} "
             f"coordinates, got {dimension}; set components and basis"
+        )
+
+
+def _share_problems(plan: PrivatizePlan, grouping: str) -> Iterator[str]:
+    """Images that leave without noise beside images that carry epsilon per patient."""
+    if grouping == "random" and plan.egress == "averages" and plan.share < 1:
+        yield (
+            "synthesis.privatize.share: expected 1 with grouping random, "
+            f"got {plan.share:g}: epsilon per patient needs noise on every image, "
+            "and the other groups' averages carry none; "
+            "set share: 1, take another grouping, or leave privatize out"
+        )
+    if plan.claim == "patient" and plan.egress == "single":
+        yield (
+            "synthesis.privatize.claim: expected egress averages for epsilon per patient, "
+            "got single: the averages that the plan sends carry no noise; leave claim out"
         )
 
 

@@ -44,7 +44,7 @@ class PrivatizePlan(FrozenModel):
         gt=0,
         le=1,
         description="public share of the groups whose image is privatized; the other images are "
-        "aligned averages",
+        "aligned averages; 1 with grouping `random`, where epsilon per patient needs every image",
     )
     clip: Literal["box", "l1_ball"] | None = Field(
         default=None,
@@ -109,8 +109,8 @@ class PrivatizePlan(FrozenModel):
     )
     claim: Literal["patient"] | None = Field(
         default=None,
-        description="set to `patient` to refuse the plan unless epsilon holds per patient (random "
-        "groups or single images)",
+        description="set to `patient` to refuse the plan unless epsilon holds per patient for "
+        "every image (random groups, share 1)",
     )
     egress: Literal["averages", "single"] = Field(
         default="averages",

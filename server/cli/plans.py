@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from common.errors import PolicyError
 from common.privacy.plan_report import PlanReport
 from common.privacy.planning import ModelNoise
 from common.study.plan import Study, load_study
@@ -22,14 +23,21 @@ from server.operator.state import ServerState
 
 
 def plan(study: StudyFile, as_json: AsJson = False) -> None:
-    """Print what a plan costs in privacy and whether it can learn. Nothing is spent."""
+    """Print what a plan costs in privacy and whether it can learn. Nothing is spent.
+
+    Ends with an error where the plan spends more than its own epsilon.
+    """
     loaded = load_study(study)
     report = plans.report(loaded, study.parent)
     if as_json:
         write(json.dumps(report_facts(loaded, report)) + "\n")
-        return
-    write(report.to_text() + "\n")
-    write(f"hash {loaded.hash()} ({fingerprint_words(loaded.hash())})\n")
+    else:
+        write(report.to_text() + "\n")
+        write(f"hash {loaded.hash()} ({fingerprint_words(loaded.hash())})\n")
+    if report.verdict == "over budget":
+        raise PolicyError(
+            report.sentence, hint="change the plan as `fix` says", code="E-PLAN-BUDGET"
+        )
 
 
 def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
@@ -42,6 +50,11 @@ def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
         "sentence": report.sentence,
         "accepted": report.accepted,
         "epsilon": {"pld": spent.pld, "prv": spent.prv, "rdp": spent.rdp},
+        "epsilon_of_updates": {
+            "pld": report.updates.pld,
+            "prv": report.updates.prv,
+            "rdp": report.updates.rdp,
+        },
         "delta": spent.delta,
         "sampler_delta": spent.sampler_delta,
         "share_of_cap": spent.pld / report.site_cap,

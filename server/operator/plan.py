@@ -10,7 +10,6 @@ Not covered: whether the hospitals agree: each approves the plan's hash within i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -19,8 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.config import compose, read_text
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.accounting import Spent, spend
-from common.privacy.events import charged_image_event, round_event
-from common.privacy.mechanisms import Mechanism
+from common.privacy.events import plan_events
 from common.privacy.plan_report import PlanReport, feasibility
 from common.storage.files import atomic_write, file_digest
 from common.study.bundle import write_bundle
@@ -45,15 +43,7 @@ def spending(study: Study, checkpoints: Path) -> Spent:
     This covers the model updates, and the images whose mechanism covers patients (anchors,
     `random` groups), for they are the same patients'. Imports no torch.
     """
-    counts = parameter_counts(study, checkpoints)
-    canaries = study.privacy.canaries  # their coordinates get noise too
-    events: list[Mechanism] = []
-    for name, plan in study.models.trained().items():
-        event = round_event(study, name, counts[name] + canaries)
-        events.append(replace(event, steps=plan.steps))
-    images = charged_image_event(study)
-    if images:
-        events.append(images)
+    events = plan_events(study, parameter_counts(study, checkpoints))
     return spend(events, study.privacy.delta)
 
 

@@ -16,6 +16,7 @@ from client.egress.outbox import Outbox
 from client.state.config import check_plan
 from client.state.group_store import Group, Stratum
 from common.errors import Bug, KohortError, PolicyError, RefusedError
+from common.privacy.mechanisms import SubsampledGaussian
 from common.study.bundle import open_bundle, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, unseal
@@ -231,6 +232,8 @@ def test_global_weights_of_another_shape_are_refused_before_training(
     assert children.runs == 0
 
 
+EARLIER = SubsampledGaussian(0.16, 0.9, 40)  # another study that spent 8.9 of the site's 10
+
 TOO_MUCH: dict[str, dict[str, Any]] = {
     "epsilon": {"max_epsilon": 7.9},
     "delta": {"max_delta": 1e-6},
@@ -263,10 +266,22 @@ def test_a_plan_of_other_sites_is_refused(hospital: Hospital) -> None:
 def test_a_plan_that_would_pass_the_cap_is_refused_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hospital = make_hospital(tmp_path, models__gan__rounds=30, models__gan__local_steps=30)
+    children = scripted(monkeypatch, hospital.study)
+    site = hospital.site()
+    site.ledger().reserve(EARLIER, "f" * 64)
+    assert refused(lambda: site.answer(hospital.ask("train"))) == "E-POLICY-CAP"
+    assert children.runs == 0
+    assert [row.kind for row in site.ledger().rows()] == ["open", "reserve"]
+
+
+def test_a_plan_above_its_own_epsilon_is_refused_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hospital = make_hospital(tmp_path, models__gan__rounds=500, models__gan__local_steps=50)
     children = scripted(monkeypatch, hospital.study)
     site = hospital.site()
-    assert refused(lambda: site.answer(hospital.ask("train"))) == "E-POLICY-CAP"
+    assert refused(lambda: site.answer(hospital.ask("train"))) == "E-PLAN-BUDGET"
     assert children.runs == 0
     assert [row.kind for row in site.ledger().rows()] == ["open"]
 
@@ -502,12 +517,25 @@ def test_aliases_of_one_person_count_once(
 def test_laplace_noise_with_a_claim_per_patient_is_composed_in_the_ledger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hospital = make_hospital(
-        tmp_path, synthesis__grouping="random", synthesis__privatize__scale=10.0
-    )
+    section = {"share": 1.0, "radius": 0.2, "scale": 10.0}
+    hospital = make_hospital(tmp_path, synthesis__grouping="random", synthesis__privatize=section)
     children = scripted(monkeypatch, hospital.study)
+    # alone the plan keeps its 8 and the cap of 10; beside an earlier study it does not
+    hospital.site().ledger().reserve(EARLIER, "f" * 64)
     assert refused(lambda: images_reply(hospital, review="not_required")) == "E-POLICY-CAP"
     assert children.runs == 0
+
+
+def test_laplace_noise_that_breaks_the_plans_own_promise_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = {"share": 1.0, "radius": 0.8, "scale": 10.0}  # epsilon 24.6 an average
+    hospital = make_hospital(tmp_path, synthesis__grouping="random", synthesis__privatize=section)
+    children = scripted(monkeypatch, hospital.study)
+    assert refused(lambda: images_reply(hospital, review="not_required")) == "E-PLAN-BUDGET"
+    assert refused(lambda: hospital.site().answer(hospital.ask("train"))) == "E-PLAN-BUDGET"
+    assert children.runs == 0
+    assert [row.kind for row in hospital.site().ledger().rows()] == ["open"]
 
 
 def test_laplace_noise_on_similar_groups_is_declared_before_the_child_starts(

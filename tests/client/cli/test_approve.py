@@ -11,7 +11,7 @@ from client.cli.approve import plan_lines
 from common.study.bundle import write_bundle
 from common.wire import signing
 from tests.client.cli.typing_commands import Cli
-from tests.sites import WEIGHTS, make_hospital, write_plan
+from tests.sites import WEIGHTS, Hospital, make_hospital, write_plan
 
 
 def test_a_plan_of_a_stranger_or_above_the_policy_is_not_approved(
@@ -32,14 +32,8 @@ def test_a_plan_of_a_stranger_or_above_the_policy_is_not_approved(
     assert cli("run", "--state", state)[0] == 3
 
 
-def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
-    weights = {
-        "gan": {"generator.a": np.ones(3, np.float32), "critic.a": np.ones(40_000, np.float32)},
-        "glow": WEIGHTS["glow"],
-    }
-    hospital = make_hospital(
-        tmp_path, weights=weights, approve=False, privacy__accept_infeasible=False
-    )
+def write_membership(hospital: Hospital) -> None:
+    """What `kohort-site join` leaves in the state folder."""
     line = signing.public_text(hospital.operator.public_key())
     join = {
         "format": "kohort-join/1",
@@ -49,6 +43,30 @@ def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
         "operator_key": line,
     }
     (hospital.root / "membership.json").write_text(json.dumps({**join, "client_certificate": ""}))
+
+
+def test_a_plan_that_spends_more_than_it_promises_is_not_approved(cli: Cli, tmp_path: Path) -> None:
+    hospital = make_hospital(
+        tmp_path, approve=False, models__gan__noise_multiplier=0.6, privacy__epsilon=1.0
+    )
+    write_membership(hospital)
+    code, _, err = cli("approve", "--state", hospital.root, hospital.bundle, "--yes")
+    assert code == 3
+    assert "over budget: it would spend epsilon" in err
+    assert "the plan promises 1; nothing was spent" in err
+    assert "hint:" in err
+    assert not hospital.site().plans.is_approved(hospital.study.hash())
+
+
+def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
+    weights = {
+        "gan": {"generator.a": np.ones(3, np.float32), "critic.a": np.ones(40_000, np.float32)},
+        "glow": WEIGHTS["glow"],
+    }
+    hospital = make_hospital(
+        tmp_path, weights=weights, approve=False, privacy__accept_infeasible=False
+    )
+    write_membership(hospital)
     code, _, err = cli("approve", "--state", hospital.root, hospital.bundle, "--yes")
     assert code == 3
     assert "infeasible: at 100 patients a site this will not learn" in err

@@ -169,6 +169,23 @@ def test_spend_compares_three_accountants() -> None:
     assert spend([], 1e-5).pld == 0.0
 
 
+def test_the_accountant_of_gaussians_says_nothing_of_a_history_with_other_mechanisms() -> None:
+    training = SubsampledGaussian(0.05, 2.0, 100)
+    images = LatentGaussian(16, 5, "random", 1.0, 1e-6)
+    assert spend([training], 1e-5, prv=True).prv is not None
+    assert spend([training, images], 1e-5, prv=True).prv is None
+
+
+def test_the_gaussian_part_of_a_mixed_history_is_still_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accounting, "epsilon_prv", lambda mechanisms, delta: 3.0)
+    history = [SubsampledGaussian(0.05, 2.0, 100), LatentGaussian(16, 5, "random", 1.0, 1e-6)]
+    with pytest.raises(Bug) as refusal:
+        spend(history, 1e-5, prv=True)
+    assert refusal.value.code == "E-ACCOUNTANTS"
+
+
 def test_the_samplers_missing_tail_is_priced() -> None:
     small, huge = (
         SubsampledGaussian(0.1, 2.0, 2000, 250_000),

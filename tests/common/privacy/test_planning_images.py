@@ -46,6 +46,34 @@ def test_one_epsilon_covers_the_updates_and_the_images_of_random_groups() -> Non
     assert "would use the budget exactly" not in report.to_text()
 
 
+def test_an_accountant_is_printed_only_beside_what_it_covers() -> None:
+    report = feasibility(study(), COUNTS)
+    alone, together = (line for line in report.to_text().splitlines() if "epsilon PLD" in line)
+    assert alone.startswith("  updates alone:") and ", PRV " in alone
+    assert together.startswith("  updates and images together:")
+    assert "RDP" in together and "PRV" not in together
+    assert report.spent.prv is None
+    assert report.updates.prv == pytest.approx(report.updates.pld, abs=0.03)
+    assert report.updates.pld < report.spent.pld
+
+
+def test_a_figure_that_no_accountant_gives_is_not_printed() -> None:
+    section = {"share": 1.0, "radius": 0.8, "scale": 0.25}  # Laplace of epsilon 983
+    plan = small_study(
+        models__gan=None,
+        models__encoder=None,
+        synthesis__grouping="random",
+        synthesis__privatize=section,
+    )
+    report = feasibility(plan, COUNTS, prv=False)
+    assert report.verdict == "over budget"
+    (together,) = (line for line in report.to_text().splitlines() if "images together" in line)
+    assert "at most 98" in together and "an upper bound: too large for PLD" in together
+    assert "sampler without a bound" in together
+    assert "e+" not in report.to_text() and "PLD 98" not in report.to_text()
+    assert report.spent.sampler_delta == 1.0
+
+
 def test_images_that_do_not_fit_beside_the_updates_put_a_plan_over_budget() -> None:
     fits, over = (feasibility(study(epsilon=e), COUNTS, prv=False) for e in (8.0, 4.01))
     assert (fits.verdict, over.verdict) == ("feasible", "over budget")

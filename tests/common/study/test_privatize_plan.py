@@ -99,6 +99,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         GAUSSIAN | {"claim": "patient"},
         "synthesis.privatize.claim: expected grouping random for epsilon per patient, got",
     ),
+    "single images with a claim per patient beside plain averages": (
+        GAUSSIAN | {"claim": "patient", "egress": "single"},
+        "synthesis.privatize.claim: expected egress averages for epsilon per patient, got single",
+    ),
     "a mechanism nobody knows": (
         GAUSSIAN | {"mechanism": "exponential"},
         "'laplace', 'gaussian' or 'privunit'",
@@ -160,9 +164,29 @@ def test_each_section_gives_its_mechanism() -> None:
 
 def test_a_claim_per_patient_holds_with_random_groups() -> None:
     study = small_study(
-        synthesis__privatize=GAUSSIAN | {"claim": "patient"}, synthesis__grouping="random"
+        synthesis__privatize=GAUSSIAN | {"claim": "patient", "share": 1.0},
+        synthesis__grouping="random",
     )
     assert latent_event(study).covers_patient
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("section", [LAPLACE, GAUSSIAN], ids=["laplace", "gaussian"])
+def test_random_groups_of_which_a_part_is_privatized_are_refused_with_the_fix(
+    section: dict[str, Any], share: float
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        small_study(synthesis__grouping="random", synthesis__privatize=section | {"share": share})
+    assert f"privatize.share: expected 1 with grouping random, got {share:g}" in str(refused.value)
+    assert "set share: 1, take another grouping, or leave privatize out" in str(refused.value)
+
+
+def test_random_groups_whose_averages_are_plain_may_have_single_images_of_any_share() -> None:
+    study = small_study(
+        synthesis__grouping="random", synthesis__privatize=GAUSSIAN | {"egress": "single"}
+    )
+    assert study.synthesis is not None
+    assert not study.synthesis.privatizes_averages
 
 
 def test_the_plans_own_text_comes_back_the_same() -> None:

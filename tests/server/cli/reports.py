@@ -21,8 +21,7 @@ def fake_report(verdict: str) -> Callable[..., PlanReport]:
             ModelNoise(name, round_event(study, name, counts[name]), plan, len(study.sites))
             for name, plan in study.models.trained().items()
         )
-        return PlanReport(
-            study, models, Spent(1e-5, 7.9, 8.4, 7.9, 0.0), 10.0, verdict, ("fewer rounds",)
-        )
+        spent = Spent(1e-5, 7.9, 8.4, 7.9, 0.0)
+        return PlanReport(study, models, spent, spent, 10.0, verdict, ("fewer rounds",))
 
     return report

@@ -114,6 +114,22 @@ def test_plan_prints_verdict_and_figures_for_people_and_programs(
     assert model["round_bytes"] > 4 * model["parameters"] == 4 * facts["parameters"]["wgan"]
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_plan_ends_with_an_error_for_a_plan_that_spends_more_than_it_promises(
+    tmp_path: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+) -> None:
+    from common.privacy.plan_report import feasibility
+
+    monkeypatch.setattr(plans, "feasibility", partial(feasibility, prv=False))
+    over = {"models__gan__noise_multiplier": 0.6, "privacy__epsilon": 1.0}
+    path = tiny_plan(tmp_path / "plan", **over)
+    code, output, errors = kohort("plan", path, *form)
+    assert code == 3
+    assert "over budget: it would spend epsilon" in output  # the whole report is printed first
+    assert "over budget: it would spend epsilon" in errors
+    assert "hint:" in errors
+
+
 @pytest.mark.parametrize("name", ["fundus", "chest", "vessels"])
 def test_a_preset_is_valid_and_within_its_budget_by_pld(name: str) -> None:
     study = load_study(STUDIES / f"{name}.yaml")

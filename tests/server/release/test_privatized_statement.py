@@ -7,7 +7,7 @@ import pytest
 from server.release.statement import privatized_statement
 from tests.studies import small_study
 
-GAUSSIAN = {"share": 0.5, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-6}
+GAUSSIAN = {"share": 1.0, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-6}
 FIELDS = (
     "mechanism",
     "clip",
@@ -33,7 +33,7 @@ FIELDS = (
 
 
 @pytest.mark.parametrize(
-    "section", [GAUSSIAN, {"share": 0.5, "radius": 0.4, "scale": 0.25}], ids=["gaussian", "laplace"]
+    "section", [GAUSSIAN, {"share": 1.0, "radius": 0.4, "scale": 0.25}], ids=["gaussian", "laplace"]
 )
 @pytest.mark.parametrize("grouping", ["similar", "random"])
 def test_the_statement_says_everything_and_claims_no_more_than_its_groups_allow(
