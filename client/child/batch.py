@@ -59,13 +59,11 @@ from client.synthesize.spread import find_directions
 from common.arrays import Images
 from common.errors import PolicyError
 from common.models.encoder import load_encoder
+from common.privacy.anchors import MOST_LINKED
 from common.privacy.events import anchors_event, latent_event
 from common.privacy.noise import NoiseSource
 from common.storage.files import atomic_write
 from common.wire.tensors import Arrays, read, write
-
-# Most ids of one person in mode `anchors`: a third may have joined two strangers.
-MOST_LINKED = 2
 
 
 def synthesize(batch: Batch) -> None:

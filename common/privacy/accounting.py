@@ -120,6 +120,12 @@ class Spent:
     prv: float | None
     sampler_delta: float
 
+    def by_accountant(self) -> dict[str, float]:
+        """Return the figures that a release states, by name."""
+        if self.pld > LARGEST_COMPOSED:
+            return {"upper bound": self.pld}
+        return {"PLD": self.pld, "RDP": self.rdp}
+
     def words(self) -> str:
         """Return the epsilons by the accountants that cover the whole history, and delta."""
         text = f"PLD {self.pld:.3f}, RDP {self.rdp:.3f}"

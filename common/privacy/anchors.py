@@ -19,6 +19,7 @@ from typing import Any, Literal
 from common.privacy.canonical import canonical_event, require
 
 ADD_OR_REMOVE = "add or remove one patient"
+MOST_LINKED = 2  # ids of one person: a third may have joined two strangers, and stops the batch
 COUNT_SHARE = 2.0  # sigma_c / sigma_S
 UNIT = "linked component of patient ids at one site"
 

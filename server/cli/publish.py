@@ -171,7 +171,7 @@ def make_account(study: Study, bundle: Path, place: ServerState) -> Account:
     spent = plans.spending(study, bundle / "checkpoints")
     audits = load_audits(study, place.study(study.hash()) / "canaries.json")
     versions = {"dp-accounting": version("dp-accounting")}
-    return Account({"PLD": spent.pld, "RDP": spent.rdp}, versions, audits)
+    return Account(spent.by_accountant(), versions, audits)
 
 
 def collect_pairs(

@@ -37,7 +37,7 @@ def croissant(study: Study, statement: Mapping[str, Any], metadata_sha256: str) 
         creators=[mlc.Organization(name=study.name)],
         personal_sensitive_information=f"{claim} {statement['updates']['claim']}",
         data_biases=AVERAGE_BIASES if study.synthesis else GENERATOR_BIASES,
-        data_limitations=" ".join(statement["limits"]),
+        data_limitations=" ".join([statement["scope"], *statement["given"], *statement["limits"]]),
         data_use_cases="Training and testing of image models. "
         f"Must not be used for: {'; '.join(NOT_FOR)}.",
         data_social_impact="Made so that images can be shared without sharing patients; "

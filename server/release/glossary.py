@@ -111,6 +111,12 @@ TERMS = (
         "A site's last check: numbered rules that everything must pass before it may leave.",
     ),
     Term(
+        "Ledger",
+        r"\bledger\b",
+        "A site's own list of everything that its patients' epsilon was spent on, over all plans. "
+        "Nothing is spent that would pass the cap in the site's policy.",
+    ),
+    Term(
         "k-anonymity",
         r"k-anonymity|\bk ≥|\bk=",
         "Here: at least k different patients stand behind each released image. Alone it carries "
@@ -184,6 +190,11 @@ TERMS = (
         "To clip is to move what is too large to the edge of an allowed set, which bounds each "
         "patient's influence. Sets of latents: the box limits every coordinate, the l1_ball the "
         "sum of magnitudes, the l2_ball the Euclidean length.",
+    ),
+    Term(
+        "Basis",
+        r"\b[Bb]asis of the latents",
+        "Directions of the latents, found on public images. Only these directions are released.",
     ),
     Term(
         "Expected cosine",

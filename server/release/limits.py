@@ -1,26 +1,28 @@
-"""What a release's promises do not cover."""
+"""What a release's promises do not cover, and what its counts tell."""
 
 from __future__ import annotations
 
-from common.privacy.events import charged_image_event
 from common.study.plan import Study
 from common.study.synthesis import Synthesis
 
-COUNT_LIMIT = "The number of images shows that at least k times as many patients took part."
 NOT_UNLEARNED = (
     "Nothing is unlearned after release: withdrawal of consent affects future releases only."
 )
-LIMITS = (
+KEPT_APART = (
     "k-anonymity is not differential privacy. The two stand side by side and are never combined "
-    "into one number.",
+    "into one number."
+)
+TWO_HOSPITALS = (
     "Each hospital knows its own identities only. One person treated at two hospitals counts once "
-    "at each.",
+    "at each."
+)
+PUBLIC_LABELS = (
     "A group's label is public. Whoever knows that a person is in a group of one label learns "
-    "that label.",
+    "that label."
+)
+SUBTRACTED = (
     "Somebody who knows the photographs of k - 1 members of a group can subtract them from the "
-    "group's average.",
-    COUNT_LIMIT,
-    NOT_UNLEARNED,
+    "group's average, where it carries no noise."
 )
 SEVERAL_OUTPUTS = (
     "Each group gives up to {count} images. They show the same patients and are not independent. "
@@ -32,41 +34,72 @@ MOVED_OUT = (
     "along {count} principal directions, by public factors of at most the square root of k. An "
     "image therefore exaggerates the way in which its group differs."
 )
-RANDOM_LIMITS = (
-    "Epsilon per patient takes the roster of a site as given: who is on it and with which label. "
-    "A change of the roster is not covered.",
-    "A batch that the site's audit or a reviewer stops is not sent. Its absence alone may say "
-    "something about its patients' images.",
-)
 PAIR_LIMITS = (
     "Differential privacy bounds what can be learned about one patient from all that the sites "
     "sent. Epsilon says how much that is, and it is not 0.",
     "The promise holds for one patient at one site. A person treated at several sites is covered "
     "by the sum of their promises.",
     "The generator draws masks together with images. Nobody outlined or checked them.",
-    "The starting checkpoint comes from public data, which the promise does not cover.",
     "Pairs resemble what many patients share. What is rare is missing or wrong.",
     NOT_UNLEARNED,
 )
+
+# --- what the number of images tells --------------------------------------------------------------
+
+COUNT_OF_PAIRS = "The number of pairs is a constant of the plan and tells nothing of a patient."
+COUNT_OF_CELLS = (
+    "The number of images of each label follows from the noisy sums and counts, and epsilon covers "
+    "it as it covers the images."
+)
+COUNT_OF_ROSTER = (
+    "The number of images of each label tells about how many patients of the sites have that "
+    "label: k for each image. It follows from the rosters, which epsilon takes as given."
+)
+COUNT_OF_GROUPS = (
+    "The number of images of each label is computed from the sites' patients, and no epsilon "
+    "covers it. It tells about how many patients have that label: k for each group."
+)
+COUNT_OF_SEVERAL = "A group gives up to {count} images."
+
+
+def count_sentence(study: Study) -> str:
+    """Return what the number of released pictures tells of the sites' patients."""
+    synthesis = study.synthesis
+    if synthesis is None:
+        return COUNT_OF_PAIRS
+    if synthesis.grouping == "anchors":
+        return COUNT_OF_CELLS
+    if synthesis.grouping == "random" and synthesis.privatizes_averages:
+        return COUNT_OF_ROSTER
+    if synthesis.outputs_per_group > 1 and not all_privatized(synthesis):
+        several = COUNT_OF_SEVERAL.format(count=synthesis.outputs_per_group)
+        return f"{COUNT_OF_GROUPS} {several}"
+    return COUNT_OF_GROUPS
+
+
+def all_privatized(synthesis: Synthesis) -> bool:
+    """Return whether every average that is sent is a privatized one."""
+    plan = synthesis.privatize
+    return plan is not None and plan.egress == "averages" and plan.share == 1
 
 
 def limits_of(study: Study) -> list[str]:
     """Return what the promises of this plan do not cover, a sentence or two each."""
     if study.synthesis is None:
-        return list(PAIR_LIMITS)
-    limits = _group_limits(study.synthesis)
-    if study.synthesis.grouping == "random" and charged_image_event(study):
-        limits += RANDOM_LIMITS
-    return limits
+        return [*PAIR_LIMITS, count_sentence(study)]
+    return [*_group_limits(study.synthesis), count_sentence(study), NOT_UNLEARNED]
 
 
 def _group_limits(synthesis: Synthesis) -> list[str]:
     """The limits of averages, and of what the plan does to them."""
-    outputs = synthesis.outputs_per_group
-    limits = list(LIMITS)
-    if outputs > 1:
-        limits.remove(COUNT_LIMIT)  # k times the images would be too many patients
-        limits.append(SEVERAL_OUTPUTS.format(count=outputs))
+    limits = [KEPT_APART, TWO_HOSPITALS, PUBLIC_LABELS]
+    anchors = synthesis.grouping == "anchors"
+    if not anchors and not all_privatized(synthesis):
+        limits.append(SUBTRACTED)
+    if all_privatized(synthesis):
+        return limits
+    if synthesis.outputs_per_group > 1:
+        limits.append(SEVERAL_OUTPUTS.format(count=synthesis.outputs_per_group))
     if synthesis.spread_directions:
         limits.append(MOVED_OUT.format(count=synthesis.spread_directions))
     return limits

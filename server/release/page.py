@@ -15,6 +15,7 @@ from server.public_data.pictures import png_bytes, triptychs
 from server.release.datasheet import NOT_FOR, rehearsal_sentence
 from server.release.glossary import terms_in
 from server.release.items import Items
+from server.release.limits import count_sentence
 from server.release.pictures import SHOWN_PAIRS
 from server.release.statement import audit_lines
 from server.release.templating import render
@@ -50,6 +51,7 @@ def html(
         "audit": audit_lines(statement),
         "report": report,
         "rehearsed": rehearsal_sentence(report),
+        "counts": count_sentence(study),
         "count": len(items.images),
         "privatized": int(items.privatized.sum()),
         "not_for": NOT_FOR,

@@ -2,18 +2,29 @@
 
 In: the plan, the sites' signed headers, the account of epsilon.
 Out: plain data, and text.
-Guarantees: every sentence comes from a field of the plan or a signed header. k and epsilon never
-become one number; without a k in the plan none is claimed.
+Guarantees: what is promised comes from the plan's declared claims (common/privacy/claims.py), all
+other facts from a field of the plan or a signed header. No statement is built for a plan that no
+claim covers, or that spends more than it promises. k and epsilon never become one number.
 Not covered: a legal assessment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from common.privacy.events import anchors_event, charged_image_event, latent_event
+from common.errors import PolicyError
+from common.privacy.claims import (
+    Claim,
+    claims_of,
+    describe_groups,
+    find_claim,
+    groups_are_independent,
+)
+from common.privacy.events import anchors_event, latent_event
 from common.privacy.latent_mechanisms import DATA_INDEPENDENT, Latent
+from common.privacy.plan_report import BUDGET_ROUNDING
 from common.study.plan import Study
 from common.study.synthesis import Synthesis
 from common.wire.messages import Header
@@ -38,30 +49,59 @@ AUDIT_SITES = (
     "number of a site's own audit leaves the site."
 )
 ONE_EPSILON = "the one epsilon above covers these averages and the updates together"
+SCOPE = (
+    "This statement is of this plan alone. A patient may take part in several plans: each site's "
+    "own ledger composes what they spend together, and the site's own policy caps it."
+)
+NONE_PRIVATIZED = "No image of this release is privatized."
+NO_IMAGES = "This plan releases no image."
 
 
 def privacy_statement(
     study: Study, headers: Mapping[str, Header], account: Account
 ) -> dict[str, Any]:
-    """Return the statement: updates, images, privatized images, and the limits of all three."""
-    # a plan without synthesis releases pairs, any other averages
-    images = _pairs_statement(study)
-    if study.synthesis:
-        images = _averages_statement(study, study.synthesis)
+    """Return the statement: updates, images, privatized images, and the limits of all three.
+
+    Raises PolicyError: E-CLAIM for a plan that no claim covers, E-PLAN-BUDGET for an account above
+    the plan's epsilon.
+    """
+    claims = claims_of(study)
+    _refuse_broken_promise(study, account)
     return {
         "format": "kohort-privacy-statement/1",
         "plan": study.hash(),
         "unit": study.privacy.unit,
-        "updates": _updates_statement(study, headers, account),
-        "images": images,
+        "scope": SCOPE,
+        "claims": [asdict(claim) for claim in claims],
+        "updates": _updates_statement(study, claims, headers, account),
+        "images": _images_statement(study, claims),
         "privatized_images": privatized_statement(study),
         "human_review": "decided by each site's own policy; the outcome is not sent",
+        "given": given_of(claims),
         "limits": limits_of(study),
     }
 
 
+def _refuse_broken_promise(study: Study, account: Account) -> None:
+    """Refuse to state an epsilon that the plan's own account exceeds."""
+    spent = account.epsilon.get("PLD", account.epsilon.get("upper bound", 0.0))
+    if not spent <= study.privacy.epsilon * (1 + BUDGET_ROUNDING):
+        raise PolicyError(
+            f"plan {study.name}: it promises epsilon {study.privacy.epsilon:g} and spends "
+            f"{spent:.3f}; no statement can be made of it",
+            hint="release nothing of this plan",
+            code="E-PLAN-BUDGET",
+        )
+
+
+def given_of(claims: Sequence[Claim]) -> list[str]:
+    """Return what the claims take as given, each sentence once."""
+    found = [sentence for claim in claims for sentence in claim.given]
+    return list(dict.fromkeys(found))
+
+
 def _updates_statement(
-    study: Study, headers: Mapping[str, Header], account: Account
+    study: Study, claims: tuple[Claim, ...], headers: Mapping[str, Header], account: Account
 ) -> dict[str, Any]:
     """What is promised of the updates, what was computed and audited, and each site's ledger."""
     # where each site's ledger stands
@@ -75,9 +115,7 @@ def _updates_statement(
 
     # the promise, and what it rests on
     return {
-        "claim": f"{what_was_sent(study)} is ({privacy.epsilon:g}, {privacy.delta:g})-"
-        "differentially private for each of its patients, under zero-out adjacency, over all "
-        "steps and rounds of the plan.",
+        "claim": updates_claim(claims),
         "epsilon_promised": privacy.epsilon,
         "delta": privacy.delta,
         "epsilon_by_accountant": dict(account.epsilon),
@@ -87,6 +125,16 @@ def _updates_statement(
         "evidence": evidence,
         "consortium": _consortium(study),
     }
+
+
+def updates_claim(claims: tuple[Claim, ...]) -> str:
+    """Return the sentence on all that training sends, with averages where they are counted in."""
+    claim = find_claim(claims, "updates")
+    assert claim is not None
+    return (
+        f"{claim.covers} is ({claim.epsilon:g}, {claim.delta:g})-differentially private for each "
+        "of its patients, under zero-out adjacency, over all steps and rounds of the plan."
+    )
 
 
 def _models(study: Study) -> dict[str, dict[str, Any]]:
@@ -100,13 +148,6 @@ def _models(study: Study) -> dict[str, dict[str, Any]]:
             "steps": plan.steps,
         }
     return constants
-
-
-def what_was_sent(study: Study) -> str:
-    """Return what the plan's one epsilon covers: updates, and averages if the plan counts them."""
-    if charged_image_event(study):
-        return "What each site sent through training, and as averages of patients,"
-    return "What each site sent through training"
 
 
 def _consortium(study: Study) -> dict[str, Any]:
@@ -126,6 +167,13 @@ def _consortium(study: Study) -> dict[str, Any]:
 # --- images ---------------------------------------------------------------------------------
 
 
+def _images_statement(study: Study, claims: tuple[Claim, ...]) -> dict[str, Any]:
+    """What is promised of the released images, or of pairs of image and mask."""
+    if study.synthesis is not None:
+        return _averages_statement(study, study.synthesis)
+    return _pairs_statement(claims)
+
+
 def _averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
     """What is promised of averages, and with `anchors` the mechanism behind their epsilon."""
     anchors = anchors_event(study)
@@ -134,7 +182,8 @@ def _averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
         "as identified there.",
         "k": synthesis.k,
         "grouping": synthesis.grouping,
-        "groups_independent_of_the_data": synthesis.grouping in ("random", "anchors"),
+        "groups": describe_groups(synthesis),
+        "groups_independent_of_the_data": groups_are_independent(synthesis),
         "evidence": "every site's gate checks each image's group; its signed header is in "
         "statements/",
         "mechanism": anchors.describe() if anchors else _noise_of(synthesis),
@@ -150,13 +199,15 @@ def _noise_of(synthesis: Synthesis) -> str:
     return "every average is privatized: see privatized_images"
 
 
-def _pairs_statement(study: Study) -> dict[str, Any]:
+def _pairs_statement(claims: tuple[Claim, ...]) -> dict[str, Any]:
     """What is promised of pairs from the trained generator: the promise of the updates, no k."""
-    privacy = study.privacy
+    claim = find_claim(claims, "pairs")
+    if claim is None:
+        return {"claim": NO_IMAGES, "k": None, "grouping": None, "evidence": "none"}
     return {
         "claim": "Every pair of image and mask was drawn from a generator that learned from the "
         "sites' noised updates alone. Drawing is post-processing, so the pairs have the same "
-        f"({privacy.epsilon:g}, {privacy.delta:g})-differential privacy for each patient of a "
+        f"({claim.epsilon:g}, {claim.delta:g})-differential privacy for each patient of a "
         "site. k-anonymity is not claimed.",
         "k": None,
         "grouping": None,
@@ -165,13 +216,13 @@ def _pairs_statement(study: Study) -> dict[str, Any]:
 
 
 def privatized_statement(study: Study) -> dict[str, Any] | str:
-    """Return the mechanism of privatized images, or "not evaluated" where the plan has none.
+    """Return the mechanism of privatized images, or that the release holds none.
 
     It names the groups for which the mechanism's claim holds, and the model's own epsilon.
     """
     mechanism = _latent_mechanism(study)
     if mechanism is None or study.synthesis is None:
-        return "not evaluated"
+        return NONE_PRIVATIZED
 
     # the model's epsilon: beside the mechanism's own, or covering both
     privacy = study.privacy

@@ -128,6 +128,32 @@ def test_rule_2_refuses_a_statement_that_lacks_a_constant() -> None:
     )
 
 
+# Two models that differ in every constant, as (rate, sigma, clip, steps a round).
+CONSTANTS = {"gan": (0.16, 4.0, 1.0, 2), "glow": (0.08, 2.5, 0.5, 7)}
+DIFFERENT = small_study(
+    models__glow__noise_multiplier=2.5,
+    models__glow__clip=0.5,
+    models__glow__patients_per_step=8,
+    models__glow__local_steps=7,
+)
+
+
+@pytest.mark.parametrize("model", CONSTANTS)
+def test_the_statement_of_an_update_has_the_constants_of_its_own_model(model: str) -> None:
+    said = boundary.public_statement(DIFFERENT, "update", model)
+    names = ("sampling_rate", "noise_multiplier", "clip", "steps")
+    assert tuple(said[name] for name in names) == CONSTANTS[model]
+
+
+@pytest.mark.parametrize(("model", "other"), [("gan", "glow"), ("glow", "gan")])
+def test_rule_2_refuses_an_update_that_states_another_models_noise(model: str, other: str) -> None:
+    of_other = boundary.public_statement(DIFFERENT, "update", other)
+    statement = of_other | {"ledger_head": "a" * 64, "ledger_seq": 3}
+    fields = {"study": DIFFERENT.hash(), "model": model, "statement": statement}
+    found = header("update", **fields)
+    assert code_of(lambda: boundary.check_reply(found, DIFFERENT)) == "E-GATE-02"
+
+
 def test_rules_3_and_4_hold_for_bytes() -> None:
     payload = tensors.dumps(update())
     head = header("update", digest=digest_of(payload))

@@ -101,7 +101,7 @@ def test_the_statement_of_random_groups_says_one_epsilon_and_what_it_takes_as_gi
     )
     assert found["images"]["groups_independent_of_the_data"] is True
     assert found["images"]["mechanism"] == "every average is privatized: see privatized_images"
-    assert any("takes the roster of a site as given" in limit for limit in found["limits"])
+    assert any("takes the roster of a site as given" in line for line in found["given"])
     similar = privacy_statement(study("similar"), {}, account)
-    assert not any("roster" in limit for limit in similar["limits"])
+    assert not any("roster" in line for line in [*similar["given"], *similar["limits"]])
     assert "no ε per patient" in similar["privatized_images"]["statement"]

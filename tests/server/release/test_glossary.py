@@ -31,7 +31,9 @@ COMMON = (
     "RDP",
     "canaries",
     "gate",
+    "ledger",
     "consortium",
+    "starting checkpoint",
     "Unit of protection",
 )
 PLANS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -61,7 +63,6 @@ PLANS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "linked component",
             "sigma",
             "whitened code",
-            "not evaluated",
         ),
     ),
     "moved averages": (
@@ -118,5 +119,6 @@ PATTERN_SAMPLES = (
     "Grouping: anchors. privatized not evaluated latent whitened code gaussian l1_ball",
     "expected cosine principal directions roster generator post-processing starting checkpoint",
     "reference rehearsal real against real Fréchet precision nearest reference ratio downstream",
+    "ledger basis of the latents",
     "kappa membership inference AUC linkage re-identification DSC Hausdorff",
 )

@@ -1,18 +1,72 @@
-"""What a release says of its limits when a group gives several images."""
+"""What a release says of its limits, and of what its counts tell."""
 
-from server.release.limits import COUNT_LIMIT, limits_of
-from tests.studies import small_plan, small_study
+import pytest
+
+from common.study.plan import Study
+from server.release.limits import SUBTRACTED, count_sentence, limits_of
+from tests.studies import small_plan, small_study, vessels_plan
+
+GAUSSIAN = {"share": 1.0, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-6}
+ANCHORS = {
+    "grouping": "anchors",
+    "privatize": None,
+    "anchors": {"noise_multiplier": 0.8, "threshold_delta": 1e-6, "components": 8},
+}
+
+
+def of_synthesis(**changes: object) -> Study:
+    """The small plan with changes of its section `synthesis`."""
+    return small_study(synthesis={**small_plan()["synthesis"], **changes})
 
 
 def test_several_images_a_group_are_said_not_to_be_independent_and_not_to_count_patients() -> None:
     one = small_study()
-    several = small_study(synthesis={**small_plan()["synthesis"], "outputs_per_group": 3})
-    assert COUNT_LIMIT in limits_of(one)
+    several = of_synthesis(outputs_per_group=3)
     assert not any("not independent" in line for line in limits_of(one))
-    assert COUNT_LIMIT not in limits_of(several)
     assert any(
         "up to 3 images" in line and "not independent" in line for line in limits_of(several)
     )
+    assert "A group gives up to 3 images." in count_sentence(several)
+    assert "A group gives up to" not in count_sentence(one)
+
+
+# What the number of images tells, and whether an epsilon covers that.
+COUNTS: dict[str, tuple[Study, str]] = {
+    "pairs": (Study.model_validate(vessels_plan()), "a constant of the plan"),
+    "anchors": (of_synthesis(**ANCHORS), "epsilon covers it"),
+    "random, all privatized": (
+        of_synthesis(grouping="random", privatize=GAUSSIAN),
+        "which epsilon takes as given",
+    ),
+    "random, plain": (of_synthesis(grouping="random", privatize=None), "no epsilon covers it"),
+    "random, single images": (
+        of_synthesis(grouping="random", privatize=GAUSSIAN | {"egress": "single"}),
+        "no epsilon covers it",
+    ),
+    "similar, part privatized": (small_study(), "no epsilon covers it"),
+    "similar, all privatized": (of_synthesis(privatize=GAUSSIAN), "no epsilon covers it"),
+    "cells": (of_synthesis(grouping="cells", privatize=None), "no epsilon covers it"),
+}
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_what_the_number_of_images_tells_is_said(case: str) -> None:
+    study, words = COUNTS[case]
+    assert words in count_sentence(study).replace("and no epsilon covers", "no epsilon covers")
+    assert count_sentence(study) in limits_of(study)
+
+
+def test_a_subtraction_is_a_limit_only_where_averages_carry_no_noise() -> None:
+    assert SUBTRACTED in limits_of(small_study())
+    assert SUBTRACTED in limits_of(of_synthesis(grouping="random", privatize=None))
+    assert SUBTRACTED not in limits_of(of_synthesis(grouping="random", privatize=GAUSSIAN))
+    assert SUBTRACTED not in limits_of(of_synthesis(**ANCHORS))
+
+
+def test_what_the_generator_does_is_not_said_of_images_that_it_does_not_make() -> None:
+    plan = of_synthesis(privatize=GAUSSIAN, outputs_per_group=3, spread_directions=2)
+    assert not any("not independent" in line for line in limits_of(plan))
+    assert not any("principal directions" in line for line in limits_of(plan))
 
 
 def test_a_release_says_that_its_averages_were_moved_out() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.release.statement import privatized_statement
+from server.release.statement import NONE_PRIVATIZED, privatized_statement
 from tests.studies import small_study
 
 GAUSSIAN = {"share": 1.0, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-6}
@@ -54,5 +54,5 @@ def test_the_statement_says_everything_and_claims_no_more_than_its_groups_allow(
 def test_single_images_are_not_in_a_release() -> None:
     assert (
         privatized_statement(small_study(synthesis__privatize=GAUSSIAN | {"egress": "single"}))
-        == "not evaluated"
+        == NONE_PRIVATIZED
     )
