@@ -5,12 +5,14 @@ It names study, phase, model, round, part, sender and the payload's SHA-256.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kohort.frozen import FrozenModel
 
+VERSION = 2  # of the headers that are sent
+HEADS = 16
 Hex64 = Field(pattern=r"^[0-9a-f]{64}$")
 Name = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")
 
@@ -18,10 +20,13 @@ Name = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")
 class Header(FrozenModel):
     """The signed description of one message.
 
-    `statement` holds public constants and ledger heads alone.
+    `statement` holds public constants, and of a site's state a commitment alone. Of an instruction,
+    `receipts` names the site's accepted payloads of this study, `heads` the newest commitments that
+    the operator accepted from this site over all studies. Version 1 had no `heads`, and the
+    ledger's head and number in the statement: only releases of that time hold it.
     """
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     kind: Literal["train", "synthesize", "update", "images"]
     study: str = Hex64
     phase: Literal["train", "synthesize"]
@@ -33,6 +38,7 @@ class Header(FrozenModel):
     digest: str = Hex64
     statement: dict[str, str | int | float | bool] = Field(default_factory=dict, max_length=64)
     receipts: tuple[str, ...] = Field(default=(), max_length=64)
+    heads: tuple[Annotated[str, Hex64], ...] = Field(default=(), max_length=HEADS)
 
     @property
     def key(self) -> str:

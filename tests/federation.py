@@ -216,7 +216,7 @@ class ToySite:
             "parts": self.image_parts if kind == "images" else 1,
             "sender": self.name,
             "statement": boundary.public_statement(self.study, kind, asked.model)
-            | {"ledger_head": "0" * 64, "ledger_seq": 1},
+            | {"head_commitment": digest_of(f"{self.name} {len(self.stored)}".encode())},
         }
         if self.forge:
             self.forge(fields, arrays)

@@ -40,8 +40,7 @@ def batch(
     payload = tensors.dumps(arrays)
     statement = {
         **boundary.public_statement(study, "images"),
-        "ledger_head": "0" * 64,
-        "ledger_seq": 7,
+        "head_commitment": "0" * 64,
     }
     header = Header(
         kind="images", study=study.hash(), phase="synthesize", round=0, sender=site,

@@ -6,7 +6,7 @@ Procedure (the numbers stand at the steps, here and in the files that a round pa
    1 the operator signed the instruction
    2 the plan is approved, unaltered and within the site's policy
    3 kind, phase, model and round are the plan's
-   4 the receipts in it are noted
+   4 the receipts in it are noted; the state is as new as all that it sent (client/state/head.py)
    5 a round that was answered gets its stored bytes, whatever is asked now: answers are idempotent
    6 the global weights fit the plan's model (rounds.py)
    7 the whole plan fits under the cap, and can learn, before its first step (spending.py)
@@ -35,18 +35,19 @@ from client.daemon.jobs import compute
 from client.daemon.rounds import Output, Round, open_round
 from client.daemon.spending import Spending
 from client.egress.gate import Cleared
-from client.egress.outbox import Outbox
+from client.egress.outbox import Outbox, digest_of_sealed
 from client.egress.review import Reviews
 from client.ingest.build import IngestReport, ingest
 from client.ingest.request import Limits
 from client.state.config import SiteConfig, check_plan
 from client.state.folder import State
+from client.state.head import rollback
 from client.state.jobs import WEIGHTS, Progress
 from client.state.ledger import Ledger
 from client.state.membership import Membership
 from client.state.plans import Plans
 from client.state.records import Records
-from common.errors import PolicyError, RefusedError
+from common.errors import RefusedError
 from common.privacy.boundary import check_instruction
 from common.study.plan import Study
 from common.wire.messages import Header, Sealed, unseal
@@ -96,10 +97,11 @@ class Site:
         check_plan(study, self.config.policy, self.config.site)
         # (3) kind, phase, model and round are the plan's
         check_order(header, study)
-        # (4) the receipts in it are noted
+        # (4) the receipts in it are noted; the state is as new as all that it sent
         self._note_receipts(header)
+        self.records.heads.check()
         # (5) a round that was answered gets its stored bytes
-        reply = self.outbox.get(_reply_key(header))
+        reply = self._stored(_reply_key(header))
         if reply is None:
             log.info("%s: %s: at work", study.name, _name(header))
             reply = self._compute_reply(header, study, sealed.payload)
@@ -135,16 +137,32 @@ class Site:
             self._spending.note_failure(round, result.code)
 
     def _seal(self, header: Header, batch: tuple[Cleared, ...]) -> Sealed:
-        """Journal what is about to be signed; sign and store every part, the first one last.
+        """Sign and store every part, the first one last, and journal that it is answered.
 
         Returns the first part.
         """
-        digests = [cleared.header.digest for cleared in batch]
-        record = {"digests": digests, "head": self.ledger().head}
-        self.state.journal.append(header.key, "cleared", record)
         for cleared in reversed(batch):
             stored = self.outbox.store(cleared, self.state.signing_key())
-        self.state.journal.append(header.key, "answered")
+        self._note_answered(header.key)
+        return stored
+
+    def _note_answered(self, key: str) -> None:
+        """Journal the digests of the stored messages of a round; it may leave from now on."""
+        self.state.journal.append(key, "answered", {"sealed": self.outbox.digests(key)})
+
+    def _stored(self, key: str) -> Sealed | None:
+        """The stored answer, byte for byte as it was signed, or None for a new question."""
+        stored = self.outbox.get(key)
+        if stored is None:
+            return None
+        place, _, part = key.rpartition("/")
+        answered = self.state.journal.latest(f"{place}/0")
+        # the process ended between the outbox and the journal
+        if answered is None or answered.state != "answered":
+            self._note_answered(f"{place}/0")
+            return stored
+        if digest_of_sealed(stored) != answered.data["sealed"][int(part)]:
+            raise rollback("a message of the outbox is not the one that was signed")
         return stored
 
     def ledger(self) -> Ledger:
@@ -177,15 +195,12 @@ class Site:
     def _note_receipts(self, header: Header) -> None:
         """Mark the messages whose payload digests the operator's signed receipts name.
 
-        A receipt for a message that is not in the journal means an old state folder.
+        A receipt for a head or a message that is not here means an old state folder.
         """
+        self.records.heads.receive(header.heads)
         sent = self._sent_messages(header.study)
         if not sent.keys() >= set(header.receipts):
-            raise PolicyError(
-                "the operator has receipts for messages that this state folder never sent",
-                hint="put the newest copy of the state folder back; nothing is spent until then",
-                code="E-ROLLBACK",
-            )
+            raise rollback("the operator has a receipt for a message that this folder never sent")
         for digest in header.receipts:
             self.outbox.acknowledge(sent[digest])
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.daemon.rounds import Reserved, Round
+from client.state.head import rollback
 from client.state.jobs import is_finished
 from client.state.ledger import Reservation
 from client.state.ledger_file import of_kind
@@ -53,6 +54,7 @@ class Spending:
         folder = self.records.state.jobs / str(latest.data["folder"])
         finished = latest.state == "started" and is_finished(folder)
         if not finished:
+            self._check_never_cleared(round.header.key)
             self._check_given_up(round.header.key)
         # an output that was never sent, or a reservation that no child has used
         if finished or latest.state == "reserved":
@@ -68,6 +70,13 @@ class Spending:
         else:
             self._crashes[key] = self._crashes.get(key, 0) + 1
             log.warning("a child crashed; see child.log in its job folder")
+
+    def _check_never_cleared(self, key: str) -> None:
+        """Compute nothing again that was cleared: its bytes may have left."""
+        if self.records.cleared(key):
+            raise rollback(
+                "a round was signed here, and neither its message nor its output is here"
+            )
 
     def _check_given_up(self, key: str) -> None:
         """Spend nothing more on a round that a child refused, or crashed over too often."""
@@ -94,7 +103,7 @@ class Spending:
 
     def _reserve_anew(self, round: Round, event: Mechanism | None) -> Reserved:
         """Write the round down as spent, in the ledger and then in the journal."""
-        self._check_rollback()
+        self.records.heads.check()
         # (7) the whole plan fits under the cap, and can learn, before its first step
         self._check_whole_plan(round.study)
         # (8) the ledger holds the reservation before a child starts
@@ -116,13 +125,6 @@ class Spending:
         tries = [entry for entry in self._entries(key) if entry.state == "reserved"]
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.records.state.jobs / f"{digest[:16]}-{len(tries)}"
-
-    def _check_rollback(self) -> None:
-        """Refuse to spend from a ledger that is older than what was last signed."""
-        entries = self.records.state.journal.entries()
-        cleared = [entry for entry in entries if entry.state == "cleared"]
-        if cleared:
-            self.records.ledger().refuse_if_behind(str(cleared[-1].data["head"]))
 
     def _check_whole_plan(self, study: Study) -> None:
         """Refuse a plan that breaks its own promise, cannot learn or does not fit under the cap.

@@ -1,7 +1,7 @@
 """Clears the output of one training round.
 
 In: `Output`. Out: `Cleared`.
-Guarantees: the update passed the gate (10); its canaries count once, after the gate.
+Guarantees: the update passed the gate (10), which counts its canaries once.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ def clear(output: Output, records: Records, reviews: Reviews) -> tuple[Cleared, 
         cleared = gate.clear_update(
             header, payload, output.round.expected, output.reservation, output.event, tallies
         )
-    # only a cleared round counts
-    if tallies is not None:
-        records.canaries(study, header.model).count_round(header.round, tallies.latest)
     return (cleared,)
 
 

@@ -26,6 +26,7 @@ from client.state.ledger_file import Entry, of_kind
 from client.state.records import Records
 from common.errors import Bug, KohortError
 from common.privacy.boundary import (
+    HEAD_COMMITMENT,
     PART_CAP_BYTES,
     UPDATE_CAP_BYTES,
     Statement,
@@ -48,6 +49,9 @@ from common.wire.messages import Header, digest_of
 from common.wire.tensors import Arrays
 
 _TOKEN = object()
+# writes down the payloads' digests of a round; returns the commitment to the head over them
+Note = Callable[[Study, Header, Sequence[str], Tallies | None], str]
+NO_HEAD = "0" * 64  # in a header that is only checked, never signed
 
 
 class Cleared:
@@ -76,7 +80,8 @@ class Cleared:
 class Gate:
     """The gate for one plan at one site.
 
-    `approved(plan hash)`: whether the site's staff approved it.
+    `approved(plan hash)`: whether the site's staff approved it. `note`: writes down what is about
+    to be signed, and returns the commitment to the head over it.
     """
 
     study: Study
@@ -86,13 +91,22 @@ class Gate:
     approved: Callable[[str], bool]
     groups: GroupStore
     reviews: Reviews
+    note: Note
 
     @classmethod
     def of(cls, records: Records, study: Study, groups: GroupStore, reviews: Reviews) -> Gate:
         """Return the gate for one plan over the site's own records."""
         config = records.config
-        approved = records.plans.is_approved
-        return cls(study, config.policy, config.site, records.ledger(), approved, groups, reviews)
+        return cls(
+            study,
+            config.policy,
+            config.site,
+            records.ledger(),
+            records.plans.is_approved,
+            groups,
+            reviews,
+            records.note_cleared,
+        )
 
     def clear_update(
         self,
@@ -119,8 +133,9 @@ class Gate:
         # (26) measured noise matches the plan's sigma
         self._check_canaries(instruction.model, event, tallies)
         self.ledger.commit(reservation, header.digest)
-        # the header again: it carries the ledger's head after the commit
-        return Cleared(_TOKEN, self._header(instruction, "update", payload), payload)
+        # what is about to be signed is written down; the header commits to the head over it
+        commitment = self.note(self.study, instruction, [header.digest], tallies)
+        return Cleared(_TOKEN, self._header(instruction, "update", payload, commitment), payload)
 
     def clear_images(
         self,
@@ -156,9 +171,11 @@ class Gate:
         self._check_review(digest)
         if reservation is not None:
             self.ledger.commit(reservation, digest)
+        # what is about to be signed is written down; the headers commit to the head over it
+        commitment = self.note(self.study, instruction, [digest_of(part) for part in parts], None)
         cleared: list[Cleared] = []
         for index, payload in enumerate(parts):
-            header = self._header(instruction, "images", payload, index, len(parts))
+            header = self._header(instruction, "images", payload, commitment, index, len(parts))
             cleared.append(Cleared(_TOKEN, header, payload))
         return tuple(cleared)
 
@@ -203,10 +220,15 @@ class Gate:
             raise refuse(20, str(error), hint=error.hint) from error
 
     def _header(
-        self, instruction: Header, kind: str, payload: bytes, part: int = 0, parts: int = 1
+        self,
+        instruction: Header,
+        kind: str,
+        payload: bytes,
+        commitment: str = NO_HEAD,
+        part: int = 0,
+        parts: int = 1,
     ) -> Header:
-        """The reply's header: the instruction's place, the plan's constants, the ledger's head."""
-        seq, head = self.ledger.head.split(":")
+        """The reply's header: the instruction's place, the plan's constants, the commitment."""
         statement: Statement = public_statement(self.study, kind, instruction.model)
         return Header.model_validate(
             {
@@ -219,13 +241,14 @@ class Gate:
                 "parts": parts,
                 "sender": self.site,
                 "digest": digest_of(payload),
-                "statement": statement | {"ledger_head": head, "ledger_seq": int(seq)},
+                "statement": statement | {HEAD_COMMITMENT: commitment},
             }
         )
 
     def _check_part(self, instruction: Header, parts: Sequence[bytes], index: int) -> Arrays:
         """Rules 1 to 4 and 10 to 14 for one part; returns its tensors."""
-        header = self._header(instruction, "images", parts[index], index, len(parts))
+        count = len(parts)
+        header = self._header(instruction, "images", parts[index], part=index, parts=count)
         arrays = open_payload(parts[index], header, PART_CAP_BYTES)
         check_images(arrays, header, self.study)
         return arrays

@@ -8,16 +8,17 @@ Not covered: when a message is sent, and whether it arrived (the operator's rece
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.egress.gate import Cleared
+from client.state.folder import message_file
+from client.state.head import rollback
 from common.errors import Bug, PolicyError
 from common.storage.files import atomic_write
-from common.wire.messages import Sealed, seal
+from common.wire.messages import Header, Sealed, digest_of, seal
 from common.wire.tensors import dumps, read
 
 ENTRY_CAP_BYTES = (1 << 30) + (1 << 20)
@@ -59,6 +60,19 @@ class Outbox:
         fields = read(path, max_bytes=ENTRY_CAP_BYTES)
         return Sealed(*(fields[name].tobytes() for name in Sealed._fields))
 
+    def digests(self, key: str) -> list[str]:
+        """Return the digest of every stored part of a message, of which `key` names the first."""
+        place = key.rpartition("/")[0]
+        digests: list[str] = []
+        parts = 1
+        while len(digests) < parts:
+            sealed = self.get(f"{place}/{len(digests)}")
+            if sealed is None:
+                raise rollback("the outbox lacks a part of a message that this site signed")
+            parts = Header.model_validate_json(sealed.header).parts
+            digests.append(digest_of_sealed(sealed))
+        return digests
+
     def acknowledge(self, key: str) -> None:
         """Mark that a signed receipt for this message came."""
         atomic_write(self._path(key).with_suffix(".receipt"), b"")
@@ -69,4 +83,10 @@ class Outbox:
 
     def _path(self, key: str) -> Path:
         """The file of a message."""
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.sealed"
+        return message_file(self.folder, key)
+
+
+def digest_of_sealed(sealed: Sealed) -> str:
+    """Return the SHA-256 of a signed message as it is stored: header, payload and signature."""
+    parts = (digest_of(sealed.header), digest_of(sealed.payload), digest_of(sealed.signature))
+    return digest_of("\n".join(parts).encode())

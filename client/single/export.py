@@ -1,13 +1,14 @@
 """`kohort-site privatize --export`: single images that staff may hand over, where all rules agree.
 
-  1. Plan, policy and cap must allow single images (rule 27), before a file is opened.
+  1. Plan, policy and cap must allow single images (rule 27), and the state must be as new as all
+     that left (client/state/head.py), before a file is opened.
   2. Decode in a child process.
   3. An image that was drawn before keeps its bytes, at no cost.
   4. Charge the others first: as many ledger entries as the patient with most of them has. Files
      without a patient's id count as one patient.
   5. Draw each once, and keep it.
   6. A person decides on exactly these bytes (policy), then the gate checks all again.
-  7. Write only the images to OUT.
+  7. Take the head over what was spent, then write only the images to OUT.
 
 Guarantees: an original's pixels, name or header never enter an exported file.
 Not covered: the wire: no single image enters the outbox (rule 27). Staff answer for a folder that
@@ -60,8 +61,9 @@ def export_images(site: Site, flow: Flow, request: Request, progress: Progress) 
     policy = site.config.policy
     allowed = policy.single_images == "allowed"
     epsilon = flow.mechanism.epsilon_per_image
-    # (1) plan, policy and cap must allow single images
+    # (1) plan, policy and cap must allow single images; the state is as new as all that left
     check_single(flow.study, allowed, epsilon, policy.max_epsilon_image)
+    site.records.heads.check()
     # (2) decode in a child process
     inputs = read_inputs(request.source, site, flow.study)
     # (3) find what was drawn before
@@ -85,7 +87,8 @@ def export_images(site: Site, flow: Flow, request: Request, progress: Progress) 
         )
         _require_review(site, flow, store, payloads, sheet)
     _check_gate(site, flow, payloads, [stored.reservation for stored in kept])
-    # (7) write only the images
+    # (7) take the head, then write only the images
+    _take_head(site, batch_digest(payloads))
     write_images(request, flow, images)
     repeated = sum(key not in fresh for key in keys)
     unknown = inputs.unknown_to(flow)
@@ -101,6 +104,7 @@ def _charge_and_draw(
     for keys in turns:
         # (4) charge first
         reservation = site.ledger().reserve(flow.mechanism, flow.study.hash())
+        site.state.journal.append(f"charge/{reservation.id}", "charged")
         # (5) draw, and keep
         images = flow.draw([fresh[key].pixels for key in keys], progress)
         entry = np.array([reservation.id], np.int64)
@@ -109,6 +113,14 @@ def _charge_and_draw(
         for key, payload in zip(keys, payloads, strict=True):
             atomic_write(_stored_path(store, key), payload, mode=0o600)
     return len(turns)
+
+
+def _take_head(site: Site, digest: str) -> None:
+    """Take the head over what was spent, then journal that these bytes may be handed over."""
+    key = f"export/{digest}"
+    site.records.heads.take(key)
+    if site.state.journal.latest(key) is None:
+        site.state.journal.append(key, "exported")
 
 
 def _assign_turns(site: Site, fresh: dict[str, Photograph]) -> list[list[str]]:

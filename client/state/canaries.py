@@ -77,3 +77,12 @@ class CanaryFile:
         """Replace the file as a whole."""
         arrays: Arrays = {**tally.arrays(), "rounds": np.array(rounds, np.int64)}
         atomic_write(self._path, dumps(arrays), mode=0o600)
+
+
+def history(path: Path) -> list[bytes]:
+    """Return the coins of a canary file, then the number of each round that it counts, in order."""
+    arrays = read(path, max_bytes=TALLY_CAP_BYTES)
+    rounds = arrays.pop("rounds", np.zeros(0, np.int64))
+    entries = [Tally.from_arrays(arrays).included.tobytes()]
+    entries += [str(int(number)).encode() for number in rounds]
+    return entries

@@ -81,6 +81,21 @@ class State:
         """The folder of the canary files, one a plan and model. They never leave."""
         return self.root / "canaries"
 
+    @property
+    def heads(self) -> Path:
+        """The heads over everything that was spent or frozen."""
+        return self.root / "heads.sqlite"
+
+    @property
+    def receipts(self) -> Path:
+        """The operator's receipts for heads, over all studies."""
+        return self.root / "receipts.sqlite"
+
+    @property
+    def version(self) -> Path:
+        """Which version of kohort laid this folder out."""
+        return self.root / "version"
+
     def cohort(self, intake: Intake) -> Path:
         """The cohort folder of these intake rules."""
         digest = hashlib.sha256(canonical(intake.model_dump(mode="json"))).hexdigest()
@@ -107,6 +122,11 @@ class State:
     def journal(self) -> Journal:
         """The journal of everything this site decided."""
         return Journal(self.root / "journal.sqlite")
+
+
+def message_file(outbox: Path, key: str) -> Path:
+    """Return the file of the signed message with this key."""
+    return outbox / f"{hashlib.sha256(key.encode()).hexdigest()}.sealed"
 
 
 def new_pseudonym_key(path: Path) -> None:

@@ -137,6 +137,22 @@ class GroupStore:
             groups.append(Group(tuple(members.get(token, ())), Stratum(label, side), k))
         return tuple(groups)
 
+    def history(self) -> dict[str, list[bytes]]:
+        """Return every entry of each part of the store, in the order in which it was written.
+
+        An entry never changes, and a new one comes last: client/state/head.py relies on it.
+        """
+        with self._name_faults():
+            tokens = self._db.execute("SELECT token FROM grouped ORDER BY rowid").fetchall()
+            pairs = self._db.execute("SELECT token, pseudonym FROM member ORDER BY 2").fetchall()
+        members: dict[str, list[str]] = {}
+        for token, pseudonym in pairs:
+            members.setdefault(token, []).append(pseudonym)
+        groups: list[bytes] = []
+        for (token,) in tokens:
+            groups.append("\n".join([token, *members.get(token, ())]).encode())
+        return {"groups": groups}
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()

@@ -256,22 +256,8 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """`seq:hash` of the last entry: a message carries it and the server countersigns it."""
+        """`seq:hash` of the last entry; it stays on site (what leaves: client/state/head.py)."""
         return self.rows()[-1].head
-
-    def refuse_if_behind(self, countersigned_head: str) -> None:
-        """Raise PolicyError (E-ROLLBACK) unless the ledger contains this head.
-
-        One that does not is an old backup, or another ledger.
-        """
-        if countersigned_head not in (entry.head for entry in self.rows()):
-            number = countersigned_head.split(":")[0]
-            raise PolicyError(
-                f"ledger {self._path.name}: the server countersigned entry {number}, "
-                "which is not here",
-                hint="put the newest copy of the ledger back; training stays closed until then",
-                code="E-ROLLBACK",
-            )
 
     def report(self, *, prv: bool = True) -> LedgerReport:
         """Return what was spent, recomputed from the entries alone.

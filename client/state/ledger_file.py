@@ -3,7 +3,7 @@
 In: a kind and public data. Out: `Entry`, in order.
 Guarantees: an appended entry is on disk, synced, when the transaction ends; an error changes
 nothing; a changed byte in any entry is found and named.
-Not covered: a file that was deleted or restored from an old backup (`Ledger.refuse_if_behind`).
+Not covered: a file that was deleted or restored from an old backup (client/state/head.py).
 """
 
 from __future__ import annotations

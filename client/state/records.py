@@ -5,14 +5,19 @@ Not covered: what a person decided on images (client/egress/review.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from client.state.canaries import CanaryFile
+from client.state.canaries import CanaryFile, Tallies
 from client.state.config import SiteConfig
 from client.state.folder import State
+from client.state.head import Heads
 from client.state.ledger import Ledger
 from client.state.plans import Plans
+from common.errors import PolicyError
 from common.study.plan import Study
+from common.wire.messages import Header
 
 FILTER_ORDER = 4.0
 
@@ -39,3 +44,33 @@ class Records:
     def canaries(self, study: Study, model: str) -> CanaryFile:
         """Return the canaries of one model of a plan."""
         return CanaryFile(self.state.canaries, study.hash(), model, study.privacy.canaries)
+
+    @cached_property
+    def heads(self) -> Heads:
+        """The heads over everything that was spent or frozen, and the receipts for them."""
+        return Heads(self.state)
+
+    def note_cleared(
+        self, study: Study, asked: Header, digests: Sequence[str], tallies: Tallies | None
+    ) -> str:
+        """Write down what is about to be signed, and return the commitment to the head over it.
+
+        In this order: the round counts in the audit, the journal names the payloads, the head is
+        taken. A second call with the same digests changes nothing; other digests are refused
+        (E-OUTBOX-SECOND).
+        """
+        cleared = self.cleared(asked.key)
+        if cleared and list(digests) != cleared:
+            raise PolicyError("this round was cleared with another payload", code="E-OUTBOX-SECOND")
+        if tallies is not None:
+            self.canaries(study, asked.model).count_round(asked.round, tallies.latest)
+        if not cleared:
+            self.state.journal.append(asked.key, "cleared", {"digests": list(digests)})
+        return self.heads.take(asked.key)
+
+    def cleared(self, key: str) -> list[str]:
+        """Return the payload digests that were cleared for a round; empty before that."""
+        for entry in self.state.journal.entries(key):
+            if entry.key == key and entry.state == "cleared":
+                return [str(digest) for digest in entry.data["digests"]]
+        return []

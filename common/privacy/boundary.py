@@ -24,6 +24,7 @@ from common.wire.tensors import Arrays, dumps, loads
 Statement = dict[str, str | int | float | bool]
 UPDATE_CAP_BYTES = 1 << 29
 PART_CAP_BYTES = 32 << 20
+HEAD_COMMITMENT = "head_commitment"  # what a signed header tells of the site's state
 HEX64 = re.compile(r"[0-9a-f]{64}")
 LAST_SYNTHESIS_ROUND = 1  # 0 asks for the images; 1 closes the study, answered with the same images
 REPLY_PHASES = {"update": "train", "images": "synthesize"}
@@ -63,7 +64,7 @@ def check_reply(header: Header, study: Study) -> None:
     require(header.sender in sites, 1, f"sender {header.sender!r} is no site of the plan")
     expected = REPLY_PHASES.get(header.kind, "none")
     require(header.phase == expected, 1, f"kind {header.kind!r} in phase {header.phase!r}")
-    require(not header.receipts, 1, "a site sends no receipts")
+    require(not (header.receipts or header.heads), 1, "a site sends no receipts")
     _check_place(header, study)
     check_statement(header, study)
 
@@ -94,7 +95,7 @@ def _check_training_place(header: Header, study: Study) -> None:
 
 
 def public_statement(study: Study, kind: str, model: str = "") -> Statement:
-    """Return the constants that a statement holds besides the ledger's head.
+    """Return the constants that a statement holds besides the commitment.
 
     `kind`: `update` or `images`.
     """
@@ -151,16 +152,14 @@ def _privatize_statement(plan: PrivatizePlan) -> Statement:
 
 
 def check_statement(header: Header, study: Study) -> None:
-    """Check a statement (rule 2): the plan's constants, the ledger's head and sequence number.
+    """Check a statement (rule 2): the plan's constants, and a commitment to the site's head.
 
     Anything else in it is refused.
     """
     statement = dict(header.statement)
-    head = statement.pop("ledger_head", None)
-    seq = statement.pop("ledger_seq", None)
+    head = statement.pop(HEAD_COMMITMENT, None)
     hexadecimal = isinstance(head, str) and HEX64.fullmatch(head) is not None
-    require(hexadecimal, 2, "ledger_head is not 64 hex digits")
-    require(type(seq) is int and 0 <= seq < 1 << 40, 2, "ledger_seq is not a whole number")
+    require(hexadecimal, 2, f"{HEAD_COMMITMENT} is not 64 hex digits")
     expected = public_statement(study, header.kind, header.model)
     unknown = sorted(set(statement) - set(expected))
     require(not unknown, 2, f"{len(unknown)} keys that no rule names")

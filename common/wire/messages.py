@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from common.errors import RefusedError
 from common.wire import signing
-from kohort.header import Header
+from kohort.header import VERSION, Header
 
 __all__ = ["HEADER_CAP_BYTES", "Header", "Sealed", "canonical", "digest_of", "seal", "unseal"]
 
@@ -56,13 +56,14 @@ def seal(header: Header, payload: bytes, key: Ed25519PrivateKey) -> Sealed:
 def unseal(sealed: Sealed, public: Ed25519PublicKey, *, max_bytes: int) -> Header:
     """Return the header of a message that `public` signed; raises RefusedError.
 
-    Checks, in this order: sizes, signature, header fields, payload digest.
+    Checks, in this order: sizes, signature, header version, header fields, payload digest.
     """
     if len(sealed.header) > HEADER_CAP_BYTES or len(sealed.payload) > max_bytes:
         raise RefusedError(
             f"message of {len(sealed.payload)} bytes, at most {max_bytes} expected", code="E-SIZE"
         )
     signing.verify(public, signing.MESSAGE, sealed.header, sealed.signature, what="message")
+    _check_version(sealed.header)
     try:
         header = Header.model_validate_json(sealed.header)
     except ValidationError as error:
@@ -72,3 +73,18 @@ def unseal(sealed: Sealed, public: Ed25519PublicKey, *, max_bytes: int) -> Heade
     if header.digest != digest_of(sealed.payload):
         raise RefusedError("message payload does not have the signed SHA-256", code="E-DIGEST")
     return header
+
+
+def _check_version(header: bytes) -> None:
+    """Refuse a message that another version of kohort signed, before its fields are read."""
+    try:
+        found = json.loads(header)
+        version = found["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # the fields say what is wrong
+    if type(version) is int and version != VERSION:
+        raise RefusedError(
+            f"message: header version {version}, expected {VERSION}",
+            hint="the two sides run different versions of kohort: update the older one",
+            code="E-VERSION",
+        )

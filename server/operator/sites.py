@@ -18,6 +18,7 @@ from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.storage.journal import Entry, Journal
 from common.storage.lock import FolderLock
 from common.wire import signing
+from kohort.header import HEADS
 from server.operator.requests import Request
 
 State = Literal["enrolled", "registered", "quarantined", "revoked"]
@@ -51,6 +52,7 @@ class Registry:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._journal = Journal(path)
+        self._heads = Journal(path.with_name("heads.sqlite"))
 
     def sites(self) -> dict[str, Site]:
         """Return every site by name, in order of name."""
@@ -127,6 +129,23 @@ class Registry:
             raise PolicyError(f"{name}: revoked already")
         self._journal.append(name, "revoked")
 
+    def note_head(self, name: str, commitment: str) -> None:
+        """Note a commitment to a site's head that came with an accepted reply, of any study.
+
+        It belongs to the site's signing key: new keys begin without one.
+        """
+        known = self.heads(name)
+        if commitment not in known:
+            newest = [*known, commitment][-HEADS:]
+            self._heads.append(self.get(name).sign_key, "accepted", {"newest": newest})
+
+    def heads(self, name: str) -> tuple[str, ...]:
+        """Return the newest commitments that were accepted from a site, oldest first."""
+        latest = self._heads.latest(self.get(name).sign_key)
+        if latest is None:
+            return ()
+        return tuple(latest.data["newest"])
+
     def _used_keys(self) -> set[str]:
         """Every key that was ever enrolled."""
         used: set[str] = set()
@@ -138,6 +157,7 @@ class Registry:
     def close(self) -> None:
         """Close the file."""
         self._journal.close()
+        self._heads.close()
 
 
 def _after(site: Site | None, entry: Entry) -> Site:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from common.errors import PolicyError
+from common.privacy.boundary import HEAD_COMMITMENT
 from common.privacy.claims import (
     Claim,
     claims_of,
@@ -103,15 +104,12 @@ def given_of(claims: Sequence[Claim]) -> list[str]:
 def _updates_statement(
     study: Study, claims: tuple[Claim, ...], headers: Mapping[str, Header], account: Account
 ) -> dict[str, Any]:
-    """What is promised of the updates, what was computed and audited, and each site's ledger."""
-    # where each site's ledger stands
+    """What is promised of the updates, what was computed and audited, the sites' commitments."""
+    # each site's commitment to the head over what it had spent
     privacy = study.privacy
     evidence = {}
     for name, header in sorted(headers.items()):
-        evidence[name] = {
-            "ledger_head": header.statement.get("ledger_head"),
-            "ledger_seq": header.statement.get("ledger_seq"),
-        }
+        evidence[name] = {HEAD_COMMITMENT: header.statement.get(HEAD_COMMITMENT)}
 
     # the promise, and what it rests on
     return {

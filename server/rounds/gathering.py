@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import KohortError, RefusedError
+from common.privacy import boundary
 from common.wire.messages import Header
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
@@ -203,6 +204,9 @@ class Gathering:
         key = self._key(part)
         if self._run.record.accepted_digest(key, site.name) != digest:
             self._run.record.note_accepted(key, site.name, digest, site.sign_key)
+        # the receipt for the site's head, over all studies
+        commitment = str(accepted.header.statement[boundary.HEAD_COMMITMENT])
+        self._run.registry.note_head(site.name, commitment)
         self._parts.setdefault(site.name, {})[part] = accepted.header
         images = len(accepted.arrays.get("images", ()))
         self._images[site.name] = self._images.get(site.name, 0) + images

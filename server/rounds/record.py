@@ -175,12 +175,17 @@ class StudyRecord:
         """Journal that a site's reply was refused; an earlier acceptance for the key is void."""
         self.journal.append(f"{key}/{site}", "refused", {"code": code, "site": site})
 
-    def receipts(self, site: str) -> tuple[str, ...]:
-        """Return the payload digests of the newest accepted replies of a site, oldest first."""
+    def receipts(self, site: str, sign_key: str) -> tuple[str, ...]:
+        """Return the payload digests of a site's newest accepted replies, oldest first.
+
+        What it signed with an earlier key is of a state that it no longer has.
+        """
         entries = self.journal.entries(self.study.hash())
         found = []
         for entry in entries:
-            if entry.state == "accepted" and entry.data["site"] == site:
+            if entry.state != "accepted":
+                continue
+            if (entry.data["site"], entry.data["key"]) == (site, sign_key):
                 found.append(entry.data["digest"])
         return tuple(dict.fromkeys(found))[-RECEIPTS:]
 

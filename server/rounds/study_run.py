@@ -56,7 +56,8 @@ class StudyRun:
                 "sender": "operator",
                 "digest": digest_of(payload),
                 "statement": dict(statement),
-                "receipts": self.record.receipts(site),
+                "receipts": self.record.receipts(site, self.registry.get(site).sign_key),
+                "heads": self.registry.heads(site),
             }
         )
         boundary.check_instruction(header, self.study)

@@ -17,6 +17,7 @@ from client.state.config import check_plan
 from client.state.group_store import Group, Stratum
 from common.errors import Bug, KohortError, PolicyError, RefusedError
 from common.privacy.mechanisms import SubsampledGaussian
+from common.storage.journal import Journal
 from common.study.bundle import open_bundle, write_bundle
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, unseal
@@ -126,7 +127,7 @@ def test_metadata_cannot_ride_along(hospital: Hospital, monkeypatch: pytest.Monk
     assert refused(lambda: hospital.site().answer(hospital.ask("train"))) == "E-GATE-04"
 
 
-def test_a_reply_says_the_plans_constants_and_the_ledgers_head_alone(
+def test_a_reply_says_the_plans_constants_and_a_commitment_alone(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, hospital.study)
@@ -142,12 +143,10 @@ def test_a_reply_says_the_plans_constants_and_the_ledgers_head_alone(
         "noise_multiplier",
         "clip",
         "steps",
-        "ledger_head",
-        "ledger_seq",
+        "head_commitment",
     }
-    assert (
-        f"{header.statement['ledger_seq']}:{header.statement['ledger_head']}" == site.ledger().head
-    )
+    (taken,) = Journal(site.state.heads).entries()
+    assert header.statement["head_commitment"] == taken.data["commitment"]
     assert (header.sender, header.receipts) == ("hospital-a", ())
 
 

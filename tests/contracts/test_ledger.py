@@ -202,21 +202,6 @@ def test_an_edited_ledger_is_refused(tmp_path: Path, case: str) -> None:
             use()
 
 
-def test_a_ledger_restored_from_an_old_backup_is_refused(tmp_path: Path) -> None:
-    ledger = opened(tmp_path)
-    path = tmp_path / "ledger.sqlite"
-    ledger.reserve(EVENT, PLAN)
-    backup, old_head = path.read_bytes(), ledger.head
-    ledger.reserve(EVENT, PLAN)
-    countersigned = ledger.head
-    ledger.refuse_if_behind(countersigned)
-    ledger.refuse_if_behind(old_head)  # moving on is fine
-    path.write_bytes(backup)
-    with pytest.raises(PolicyError) as refusal:
-        ledger.refuse_if_behind(countersigned)
-    assert refusal.value.code == "E-ROLLBACK"
-
-
 OPENINGS = {
     "another pseudonym key": {"cohort": "other"},
     "another delta": {"delta": 1e-4},

@@ -45,8 +45,7 @@ def header(kind: str, /, **fields: Any) -> Header:
     """A site's header that every rule allows, with changes."""
     model = "gan" if kind == "update" else ""
     statement = boundary.public_statement(STUDY, kind, "gan") | {
-        "ledger_head": "a" * 64,
-        "ledger_seq": 3,
+        "head_commitment": "a" * 64,
     }
     base: dict[str, Any] = {
         "kind": kind,
@@ -101,9 +100,9 @@ STATEMENTS: dict[str, dict[str, Any]] = {
     "another epsilon": {"epsilon": 1.0},
     "a whole number for a fraction": {"epsilon": 8},
     "a truth for a number": {"steps": True},
-    "a head that is not a hash": {"ledger_head": "Mueller"},
-    "a sequence number that is a truth": {"ledger_seq": True},
-    "a negative sequence number": {"ledger_seq": -1},
+    "a head that is not a hash": {"head_commitment": "Mueller"},
+    "a commitment that is a number": {"head_commitment": 7},
+    "the number of the ledger's entries": {"ledger_seq": 3},
 }
 
 
@@ -253,8 +252,7 @@ def test_images_are_refused_with(case: str) -> None:
 def test_rule_14_refuses_flags_where_the_plan_privatizes_nothing() -> None:
     study = small_study(synthesis__privatize=None)
     statement = boundary.public_statement(study, "images") | {
-        "ledger_head": "a" * 64,
-        "ledger_seq": 3,
+        "head_commitment": "a" * 64,
     }
     head = header("images", study=study.hash(), statement=statement)
     assert code_of(lambda: check_images(images(), head, study)) == "E-GATE-14"

@@ -49,7 +49,6 @@ def test_changed_bytes_foreign_keys_and_large_payloads_are_refused() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": 2},
         {"kind": "metrics"},
         {"loss": 0.3},
         {"round": -1},
@@ -57,13 +56,24 @@ def test_changed_bytes_foreign_keys_and_large_payloads_are_refused() -> None:
         {"statement": {"a": [1]}},
     ],
 )
-def test_an_unknown_field_kind_or_version_is_refused(changes: dict[str, object]) -> None:
+def test_an_unknown_field_or_kind_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         header(**changes)
     text = canonical({**json.loads(canonical(header().model_dump(mode="json"))), **changes})
     sealed = Sealed(text, PAYLOAD, signing.sign(KEY, signing.MESSAGE, text))
     with pytest.raises(RefusedError, match="unknown or damaged"):
         unseal(sealed, KEY.public_key(), max_bytes=100)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_message_of_another_version_is_refused_as_such(version: int) -> None:
+    text = canonical(
+        {**json.loads(canonical(header().model_dump(mode="json"))), "version": version}
+    )
+    sealed = Sealed(text, PAYLOAD, signing.sign(KEY, signing.MESSAGE, text))
+    with pytest.raises(RefusedError, match=f"version {version}, expected 2") as refused:
+        unseal(sealed, KEY.public_key(), max_bytes=100)
+    assert refused.value.code == "E-VERSION"
 
 
 def test_the_key_never_depends_on_a_run() -> None:

@@ -164,8 +164,7 @@ def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(rele
     assert findings["canary lower bound, gan"]["value"] == 0.12
     # nothing of a site's audit
     assert set(statement["updates"]["evidence"]["hospital-a"]) == {
-        "ledger_head",
-        "ledger_seq",
+        "head_commitment",
     }
 
 

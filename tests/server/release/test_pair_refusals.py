@@ -45,7 +45,7 @@ def signed(plan: Study, key: Ed25519PrivateKey, **changes: Any) -> bytes:
         "sender": "hospital-a",
         "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         "statement": boundary.public_statement(plan, "update", "wgan")
-        | {"ledger_head": "0" * 64, "ledger_seq": 1},
+        | {"head_commitment": "0" * 64},
         **changes,
     }
     sealed = seal(Header.model_validate(fields), b"", key)
@@ -60,11 +60,11 @@ FORGED: dict[str, Callable[[Study], dict[str, Any]]] = {
     "of another study": lambda study: {"study": "0" * 64},
     "with another epsilon": lambda study: {
         "statement": boundary.public_statement(study, "update", "wgan")
-        | {"epsilon": 0.1, "ledger_head": "0" * 64, "ledger_seq": 1}
+        | {"epsilon": 0.1, "head_commitment": "0" * 64}
     },
     "with one more number": lambda study: {
         "statement": boundary.public_statement(study, "update", "wgan")
-        | {"patients": 41, "ledger_head": "0" * 64, "ledger_seq": 1}
+        | {"patients": 41, "head_commitment": "0" * 64}
     },
 }
 

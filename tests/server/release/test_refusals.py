@@ -43,8 +43,7 @@ def forged(
     payload = tensors.dumps(arrays, metadata)
     statement = {
         **boundary.public_statement(plan, "images"),
-        "ledger_head": "0" * 64,
-        "ledger_seq": 7,
+        "head_commitment": "0" * 64,
     }
     header = {
         "kind": "images",
@@ -66,8 +65,7 @@ def forged(
 
 def as_update(study: Study) -> dict[str, Any]:
     statement = boundary.public_statement(study, "update", "gan") | {
-        "ledger_head": "0" * 64,
-        "ledger_seq": 7,
+        "head_commitment": "0" * 64,
     }
     return {"kind": "update", "phase": "train", "model": "gan", "statement": statement}
 
@@ -75,7 +73,7 @@ def as_update(study: Study) -> dict[str, Any]:
 def smaller_k(study: Study) -> dict[str, Any]:
     return {
         "statement": boundary.public_statement(study, "images")
-        | {"k": 2, "ledger_head": "0" * 64, "ledger_seq": 7}
+        | {"k": 2, "head_commitment": "0" * 64}
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.wire import signing, tensors
-from common.wire.messages import Sealed
+from common.wire.messages import Header, Sealed
 from server.rounds.loop import run_study, train_round
 from server.rounds.study_run import StudyRun
 from tests.federation import Federation, crashed, dropped
@@ -51,6 +52,45 @@ def test_every_site_gets_the_same_weights_and_receipts_for_its_own_replies(
             "done": True
         }
         assert site.asked[0].receipts == ()
+
+
+def test_every_instruction_names_the_heads_that_were_accepted_from_its_site(
+    federation: Federation,
+) -> None:
+    federation.run()
+    for name, site in federation.sites.items():
+        taken = [commitment_of(sealed) for sealed in site.stored.values()]
+        assert [header.heads for header in site.asked] == [
+            tuple(taken[:count]) for count in range(len(taken) + 1)
+        ], name
+        # another study: the receipts are the site's, not the study's
+        assert federation.open().registry.heads(name) == tuple(taken)
+
+
+def test_a_site_with_new_keys_begins_without_receipts(federation: Federation) -> None:
+    run = federation.run()
+    site = federation.sites["hospital-a"]
+    run.registry.revoke("hospital-a")
+    run.registry.note_unregistered("hospital-a")
+    site = dataclasses.replace(site, key=signing.new_key())
+    run.registry.enrol(federation.request("hospital-a", site))
+    assert run.registry.heads("hospital-a") == ()
+    line = run.registry.get("hospital-a").sign_key
+    assert run.record.receipts("hospital-a", line) == ()
+    assert run.registry.heads("hospital-b")
+
+
+def test_the_newest_heads_of_many_are_named(federation: Federation) -> None:
+    registry = federation.open().registry
+    taken = [f"{number:064x}" for number in range(20)]
+    for commitment in [*taken, taken[-1]]:
+        registry.note_head("hospital-a", commitment)
+    assert registry.heads("hospital-a") == tuple(taken[-16:])
+    assert registry.heads("hospital-b") == ()
+
+
+def commitment_of(sealed: Sealed) -> str:
+    return str(Header.model_validate_json(sealed.header).statement["head_commitment"])
 
 
 def tensors_digest(sealed: Sealed) -> str:
