@@ -13,9 +13,10 @@ from client.state.plans import Plans
 from client.state.records import FILTER_ORDER
 from common.errors import KohortError, PolicyError
 from common.privacy.accounting import epsilon_pld, epsilon_rdp
-from common.privacy.events import round_event
+from common.privacy.events import anchors_event, round_event
 from common.study.bundle import write_bundle
 from common.study.plan import load_study
+from common.wire.tensors import Arrays
 from tests.sites import WEIGHTS, Hospital, make_hospital, scripted, write_plan
 
 
@@ -91,10 +92,12 @@ def test_a_hopeless_plan_spends_nothing_unless_it_says_so_itself(
         assert children.runs == 0 and [row.kind for row in site.ledger().rows()] == ["open"]
 
 
-def of_second_plan(hospital: Hospital, folder: Path, **changes: object) -> Hospital:
+def of_second_plan(
+    hospital: Hospital, folder: Path, weights: dict[str, Arrays] = WEIGHTS, **changes: object
+) -> Hospital:
     """The same site after its staff approved another plan."""
     folder.mkdir()
-    plan = write_plan(folder, name="second", **changes)
+    plan = write_plan(folder, weights, name="second", **changes)
     write_bundle(plan, hospital.operator, folder / "bundle")
     Plans(State(hospital.root), hospital.operator.public_key()).approve(folder / "bundle")
     return replace(hospital, study=load_study(plan))
@@ -127,3 +130,39 @@ def test_a_later_plan_is_checked_as_a_whole_with_everything_that_was_spent_befor
         second.site(max_epsilon=cap).answer(second.ask("train"))
     assert refused.value.code == "E-POLICY-CAP"
     assert children.runs == 4
+
+
+def test_the_images_of_a_later_plan_are_counted_before_its_first_training_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainings of both plans fit under the cap, the second plan's images do not."""
+    first = make_hospital(tmp_path / "first", privacy__epsilon=3.0)
+    children = scripted(monkeypatch, first.study)
+    first.site().answer(first.ask("train"))
+    second = of_second_plan(
+        first,
+        tmp_path / "plans",
+        {"gan": WEIGHTS["gan"]},
+        privacy__epsilon=3.0,
+        models__glow=None,
+        synthesis={
+            "k": 5,
+            "grouping": "anchors",
+            "inversion_steps": 0,
+            "alignment_steps": 0,
+            "max_images_per_site": 40,
+            "anchors": {"noise_multiplier": 2.0, "threshold_delta": 1e-6, "components": 8},
+        },
+    )
+    step, images = round_event(second.study, "gan", 2**20), anchors_event(second.study)
+    assert images is not None
+    trained, all_of_it = (
+        epsilon_rdp(history, 1e-5, order=FILTER_ORDER)
+        for history in ([step] * 3, [step] * 3 + [images])
+    )
+    assert all_of_it > trained + 0.1
+    with pytest.raises(PolicyError, match="all its rounds") as refused:
+        second.site(max_epsilon=all_of_it - 0.05).answer(second.ask("train"))
+    assert refused.value.code == "E-POLICY-CAP"
+    second.site(max_epsilon=all_of_it + 0.05).answer(second.ask("train"))
+    assert children.runs == 2
