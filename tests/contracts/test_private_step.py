@@ -159,6 +159,14 @@ def test_a_nan_or_huge_patient_leaves_the_update_finite_and_bounded(
     assert float(to_lattice(torch.full((1, d), bad), 1.0).norm()) <= LATTICE
 
 
+def test_entries_that_are_not_finite_count_as_zero() -> None:
+    """An infinity must not choose the direction of a patient's clipped gradient."""
+    inf = float("inf")
+    rows = torch.tensor([[inf, 0.3, float("nan"), -0.1], [0.2, -inf, inf, 0.4]])
+    zeroed = torch.where(torch.isfinite(rows), rows, torch.zeros(()))
+    assert torch.equal(to_lattice(rows, CONSTANTS.clip), to_lattice(zeroed, CONSTANTS.clip))
+
+
 @pytest.mark.parametrize("d", [3, 200])
 def test_the_lattice_sum_is_bitwise_equal_for_every_chunking_and_order(d: int) -> None:
     n = 23
