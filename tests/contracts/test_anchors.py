@@ -302,7 +302,9 @@ def test_a_plan_that_does_not_fit_anchors_is_refused(changes: dict[str, Any], wo
 
 def test_noise_that_repeats_itself_never_meets_a_ledgers_reservation() -> None:
     who, codes = people(np.zeros((5, 4)), np.zeros(5, int))
+    stuck = type("Stuck", (NoiseSource,), {"uniform_u64": lambda self, n: np.zeros(n, np.uint64)})
     pairs: list[tuple[Any, Any]] = [
+        (Reservation(1, 1, MECHANISM), stuck()),
         (Reservation(1, 1, MECHANISM), SeededNoiseSource(1)),
         (PracticeReservation(MECHANISM), NoiseSource()),
     ]

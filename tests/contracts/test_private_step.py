@@ -518,7 +518,30 @@ def test_the_chunk_follows_from_public_constants_alone() -> None:
         assert least <= chunks.pop() <= most
 
 
+@pytest.mark.parametrize("threaded", [True, False])
+def test_no_two_steps_of_a_round_share_noise(threaded: bool) -> None:
+    """Shared noise would cancel in the difference of two updates."""
+    d, steps = 4000, 6
+    step = linear_step(d, Execution("backward", threaded=threaded), draw=[])
+    released = [step.step(9, rows_of(torch.zeros(9, d)))["w"].ravel().numpy() for _ in range(steps)]
+    alike = np.corrcoef(np.stack(released)) - np.eye(steps)
+    assert float(np.abs(alike).max()) < 6 / np.sqrt(d)
+    largest = np.abs(np.corrcoef(np.abs(np.stack(released))) - np.eye(steps)).max()
+    assert float(largest) < 6 / np.sqrt(d)
+
+
+class Stuck(NoiseSource):  # type: ignore[misc]
+    """Production noise by its type, which gives the same words again and again."""
+
+    def uniform_u64(self, n: int) -> np.ndarray:
+        return np.full(n, 1 << 63, np.uint64)
+
+
 PAIRS = {
+    "a ledger's reservation with a subclass of production noise": (
+        Reservation(1, 3, EVENT),
+        Stuck(),
+    ),
     "a ledger's reservation with test noise": (Reservation(1, 3, EVENT), SeededNoiseSource(1)),
     "practice with production noise": (PracticeReservation(EVENT), NoiseSource()),
 }
