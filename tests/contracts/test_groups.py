@@ -195,6 +195,19 @@ def test_a_withdrawal_leaves_the_rest_in_no_group(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_group_with_a_member_of_another_stratum_by_now_is_held_back_whole() -> None:
+    """Its label would no longer be true of that member, and the others alone would isolate them."""
+    before, now = g.Stratum(1), g.Stratum(2)
+    group = g.Group(tuple(names(3)), before, 3)
+    who = g.Roster(
+        tuple(names(6)), (now, before, before, *(before,) * 3), tuple((i,) for i in range(6))
+    )
+    again, held, fresh = g.settle_frozen([group], who, 3)
+    assert again == ()
+    assert held == tuple(names(3))
+    assert fresh.pseudonyms == tuple(names(3, 3))
+
+
 def test_two_frozen_members_who_turn_out_to_be_one_person_hold_their_group_back(
     tmp_path: Path,
 ) -> None:
