@@ -195,6 +195,14 @@ def test_a_withdrawal_leaves_the_rest_in_no_group(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_frozen_group_below_the_k_of_a_later_study_is_held_back_whole() -> None:
+    group = g.Group(tuple(names(3)), g.Stratum(1), 3)
+    again, held, fresh = g.settle_frozen([group], flat_roster(names(9)), 4)
+    assert again == ()
+    assert held == tuple(names(3))
+    assert set(fresh.pseudonyms) == set(names(6, 3))
+
+
 def test_a_group_with_a_member_of_another_stratum_by_now_is_held_back_whole() -> None:
     """Its label would no longer be true of that member, and the others alone would isolate them."""
     before, now = g.Stratum(1), g.Stratum(2)

@@ -119,6 +119,9 @@ def test_a_large_pure_epsilon_adds_up_and_never_looks_small() -> None:
     assert epsilon_pld([big, big], 1e-5) == pytest.approx(2 * big.epsilon_per_image)
     loud = SubsampledGaussian(1.0, 0.3, 100)
     assert epsilon_pld([loud], 1e-5) > 500
+    together = epsilon_pld([big, loud], 1e-5)
+    assert together == pytest.approx(big.epsilon_per_image + epsilon_pld([loud], 1e-5))
+    assert epsilon_rdp([big, loud], 1e-5) == pytest.approx(together)
 
 
 REFUSED: dict[str, tuple[list[object], float]] = {
