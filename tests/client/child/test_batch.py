@@ -190,3 +190,33 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
     align_groups(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
     assert torch.equal(drawn[0], aligned_codes + (directions > 0))
     assert asked == ([(looked[0], 2, 5, "cells", 0.75)] if directions else [])
+
+
+@pytest.mark.parametrize("missing", [(), (4,), (0, 1, 2, 3, 4)])
+def test_a_group_of_which_a_member_has_no_accepted_image_gives_no_average(
+    missing: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say k patients and average fewer."""
+    measured: list[tuple[str, ...]] = []
+
+    def measure(images: np.ndarray, found: object, who: Roster, *_: object) -> dict[str, object]:
+        measured.append(who.pseudonyms)
+        raise PolicyError("far enough")
+
+    group = Group(tuple("abcde"), Stratum(0), 5)
+    who = Roster(tuple("abcde"), (Stratum(0),) * 5, tuple((i,) for i in range(5)))
+    accepted = np.isin(np.arange(5), missing, invert=True)
+    looked = SimpleNamespace(spread=1.0), SimpleNamespace(accepted=accepted)
+    batch = SimpleNamespace(
+        synthesis=small_study().synthesis,
+        cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
+        generator=lambda: None,
+        critic=lambda: None,
+    )
+    monkeypatch.setattr("client.child.batch.measure_patients", measure)
+    if missing:
+        assert align_groups(batch, [group], who, looked, torch.Generator()) == []  # type: ignore[arg-type]
+        return
+    with pytest.raises(PolicyError, match="far enough"):
+        align_groups(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
+    assert measured == [tuple("abcde")]
