@@ -24,7 +24,7 @@ from common.privacy.accounting import (
     spend,
 )
 from common.privacy.latent_mechanisms import LatentGaussian, LatentLaplace, PrivUnit
-from common.privacy.mechanisms import SubsampledGaussian
+from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
 
@@ -243,6 +243,21 @@ def test_every_mechanism_composes_and_no_part_is_forgotten() -> None:
     assert whole.rdp >= whole.pld - 0.01
     for i in range(len(parts)):
         assert epsilon_pld(parts[:i] + parts[i + 1 :], 1e-5) < whole.pld - 0.1
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        LatentLaplace("box", 3.0, 1, 30, "random", 0.5),
+        LatentGaussian(16, 30, "random", 1.0, 1e-6),
+        PrivUnit(16, 1.0),
+    ],
+    ids=lambda mechanism: type(mechanism).__name__,
+)
+def test_a_second_release_by_the_same_mechanism_is_spent_again(mechanism: Mechanism) -> None:
+    for accountant in (epsilon_pld, epsilon_rdp):
+        once, twice = (accountant([mechanism] * releases, 1e-5) for releases in (1, 2))
+        assert twice > 1.25 * once
 
 
 def test_the_latent_gaussians_sampler_has_its_share_of_delta() -> None:
