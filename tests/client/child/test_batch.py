@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.child.batch import align_groups
+from client.child.batch import align_groups, synthesize
 from client.child.job import work
 from client.egress.audit import Code
 from client.egress.evidence import Evidence
@@ -220,3 +220,19 @@ def test_a_group_of_which_a_member_has_no_accepted_image_gives_no_average(
     with pytest.raises(PolicyError, match="far enough"):
         align_groups(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
     assert measured == [tuple("abcde")]
+
+
+def test_the_images_of_a_batch_stand_in_an_order_of_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Groups are formed in an order that can depend on images; it must not be seen."""
+    written: list[list[int]] = []
+    monkeypatch.setattr("client.child.batch.average_groups", lambda *_: list(range(40)))
+    monkeypatch.setattr("client.child.batch.drop_failed", lambda batch, candidates: candidates)
+    monkeypatch.setattr("client.child.batch.write_batch", lambda _, rows: written.append(rows))
+    batch = SimpleNamespace(synthesis=SimpleNamespace(needs_generator=False, anchors=None))
+    for _ in range(2):
+        synthesize(batch)  # type: ignore[arg-type]
+    assert sorted(written[0]) == sorted(written[1]) == list(range(40))
+    assert list(range(40)) not in written
+    assert written[0] != written[1]
