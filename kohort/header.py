@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from kohort.frozen import FrozenModel
 
@@ -20,20 +20,22 @@ Name = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")
 class Header(FrozenModel):
     """The signed description of one message.
 
-    `statement` holds public constants, and of a site's state a commitment alone. Of an instruction,
+    A whole number is written as one: neither 1.0 nor true.
+    `statement` holds public constants, the SHA-256 of the global weights, and of a site's state a
+    commitment alone. Of an instruction,
     `receipts` names the site's accepted payloads of this study, `heads` the newest commitments that
     the operator accepted from this site over all studies. Version 1 had no `heads`, and the
     ledger's head and number in the statement: only releases of that time hold it.
     """
 
-    version: Literal[1, 2] = 2
+    version: Annotated[StrictInt, Field(ge=1, le=2)] = 2
     kind: Literal["train", "synthesize", "update", "images"]
     study: str = Hex64
     phase: Literal["train", "synthesize"]
     model: Literal["gan", "glow", "wgan", ""] = ""
-    round: int = Field(ge=0, le=1_000_000)
-    part: int = Field(default=0, ge=0, le=10_000)
-    parts: int = Field(default=1, ge=1, le=10_000)
+    round: StrictInt = Field(ge=0, le=1_000_000)
+    part: StrictInt = Field(default=0, ge=0, le=10_000)
+    parts: StrictInt = Field(default=1, ge=1, le=10_000)
     sender: str = Name
     digest: str = Hex64
     statement: dict[str, str | int | float | bool] = Field(default_factory=dict, max_length=64)

@@ -284,7 +284,8 @@ def _check_stated_k(name: str, header: Header, k: int) -> None:
 def _check_budget(name: str, header: Header, manifest: Manifest) -> None:
     """Step 6: a release without k carries the epsilon and delta that the site states."""
     stated = (header.statement.get("epsilon"), header.statement.get("delta"))
-    if stated != (manifest.epsilon, manifest.delta):
+    exact = all(type(value) is float for value in stated)
+    if not exact or stated != (manifest.epsilon, manifest.delta):
         raise RefusedError(
             f"{name}: the site states (epsilon, delta) = {stated}, not the release's"
         )

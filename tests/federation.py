@@ -216,7 +216,10 @@ class ToySite:
             "parts": self.image_parts if kind == "images" else 1,
             "sender": self.name,
             "statement": boundary.public_statement(self.study, kind, asked.model)
-            | {"head_commitment": digest_of(f"{self.name} {len(self.stored)}".encode())},
+            | {
+                "weights": asked.digest,
+                "head_commitment": digest_of(f"{self.name} {len(self.stored)}".encode()),
+            },
         }
         if self.forge:
             self.forge(fields, arrays)

@@ -40,6 +40,7 @@ def batch(
     payload = tensors.dumps(arrays)
     statement = {
         **boundary.public_statement(study, "images"),
+        "weights": "d" * 64,
         "head_commitment": "0" * 64,
     }
     header = Header(

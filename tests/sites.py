@@ -34,6 +34,7 @@ from client.state.jobs import CANARIES, TALLY, Job, Progress
 from client.state.ledger import Reservation
 from client.state.membership import Membership
 from client.state.plans import Plans
+from client.state.seen_weights import SeenWeights
 from common.privacy.accounting import Spent, spend
 from common.privacy.canaries import Canaries, Tally, rehearse
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
@@ -121,9 +122,20 @@ class Hospital:
         return Site(state, config, membership)
 
     def ask(
-        self, kind: str, *, key: Ed25519PrivateKey | None = None, weights: Any = None, **fields: Any
+        self,
+        kind: str,
+        *,
+        key: Ed25519PrivateKey | None = None,
+        weights: Any = None,
+        trained: bool = True,
+        **fields: Any,
     ) -> Sealed:
-        """A signed instruction; `fields` change its header."""
+        """A signed instruction; `fields` change its header.
+
+        Before it asks for images the site has seen training, unless not `trained`.
+        """
+        if kind == "synthesize" and trained:
+            self.see_training()
         model = fields.setdefault("model", "gan" if kind == "train" else "")
         arrays = weights or (WEIGHTS[model] if model else {**WEIGHTS["gan"], **WEIGHTS["glow"]})
         payload = tensors.dumps(arrays)
@@ -136,6 +148,20 @@ class Hospital:
         }
         header |= {"digest": digest_of(payload), **fields}
         return seal(Header.model_validate(header), payload, key or self.operator)
+
+    def see_training(self) -> None:
+        """Write down that the site saw round 0 of every model, as if it had taken part."""
+        state = State(self.root)
+        plans = Plans(state, self.operator.public_key())
+        seen = SeenWeights(state, self.study.hash())
+        known = {place.model for place in seen.places()}
+        for model, plan in self.study.models.trained().items():
+            if model not in known and plan.start is not None:
+                payload = tensors.dumps(plans.start_weights(self.study, model).arrays)
+                sealed = self.ask(
+                    "train", model=model, weights=tensors.loads(payload, max_bytes=len(payload))
+                )
+                seen.note(Header.model_validate_json(sealed.header), payload)
 
 
 def make_hospital(

@@ -12,12 +12,12 @@ from pathlib import Path
 from client.state.ledger import Reservation
 from client.state.plans import Plans
 from common.errors import PolicyError
-from common.privacy.boundary import check_weights
+from common.privacy.boundary import check_weights, open_payload
 from common.privacy.mechanisms import Mechanism
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
 from common.wire.messages import Header
-from common.wire.tensors import Arrays, loads
+from common.wire.tensors import Arrays
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,14 @@ def open_round(header: Header, study: Study, payload: bytes, plans: Plans) -> Ro
     # the images are made once, for round 0, and their parts are stored together
     if header.kind != "train" and (header.part or header.round):
         raise PolicyError("the first part of the images was never asked for", code="E-PART-UNKNOWN")
-    weights = loads(payload, max_bytes=len(payload))
+    weights = open_payload(payload, header, len(payload))
     if header.kind == "train":
-        expected = _shapes_of(study, header.model, weights, plans)
+        expected = plans.start_shapes(study, header.model)
     else:
         expected = _shapes_for_images(study, weights, plans)
     # (6) the global weights fit the plan's model
     check_weights(weights, expected)
     return Round(header, study, payload, expected)
-
-
-def _shapes_of(study: Study, model: str, weights: Arrays, plans: Plans) -> Shapes:
-    """Names and shapes of a model's weights.
-
-    The plan's starting checkpoint says; without one the child's own model will check them.
-    """
-    found = plans.start_shapes(study, model)
-    if found is not None:
-        return found
-    return {name: array.shape for name, array in weights.items()}
 
 
 def _shapes_for_images(study: Study, weights: Arrays, plans: Plans) -> Shapes:
@@ -93,5 +82,5 @@ def _shapes_for_images(study: Study, weights: Arrays, plans: Plans) -> Shapes:
         sent = family.select(weights)
         needed = family.synthesis == "always" or (family.synthesis != "never" and privatizes)
         if needed or (family.synthesis != "never" and sent):
-            expected |= _shapes_of(study, model, sent, plans)
+            expected |= plans.start_shapes(study, model)
     return expected

@@ -8,7 +8,8 @@ Procedure (the numbers stand at the steps, here and in the files that a round pa
    3 kind, phase, model and round are the plan's
    4 the receipts in it are noted; the state is as new as all that it sent (client/state/head.py)
    5 a round that was answered gets its stored bytes, whatever is asked now: answers are idempotent
-   6 the global weights fit the plan's model (rounds.py)
+   6 the global weights fit the plan's model (rounds.py) and lie on the path that the plan implies,
+     from its starting checkpoint on (path.py)
    7 the whole plan fits under the cap, and can learn, before its first step (spending.py)
    8 the ledger holds the reservation before a child starts; one reservation has at most one child
      (spending.py, jobs.py)
@@ -32,6 +33,7 @@ from pathlib import Path
 
 from client.daemon import images, training
 from client.daemon.jobs import compute
+from client.daemon.path import admit
 from client.daemon.rounds import Output, Round, open_round
 from client.daemon.spending import Spending
 from client.egress.gate import Cleared
@@ -114,6 +116,8 @@ class Site:
         """Carry one round through the daemon: Round, Output, Cleared, Sealed."""
         # (6) the global weights fit the plan's model
         round = open_round(header, study, payload, self.plans)
+        # (6) they lie on the path that the plan implies
+        admit(round, self.plans)
         self.cohort(study)
         # (7, 8) it is reserved, and computed by one child
         output = self._compute(round)

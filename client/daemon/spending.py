@@ -108,10 +108,12 @@ class Spending:
         self._check_whole_plan(round.study)
         # (8) the ledger holds the reservation before a child starts
         reservation = None
+        plan = round.study.hash()
+        weights = round.header.digest
         if event is not None and not event.covers_patient:
-            self.records.ledger().declare(event, round.study.hash())
+            self.records.ledger().declare(event, plan, weights=weights)
         elif event is not None:
-            reservation = self.records.ledger().reserve(event, round.study.hash())
+            reservation = self.records.ledger().reserve(event, plan, weights=weights)
         # the journal names it and the folder of its one child
         folder = self._new_folder(round.header.key)
         record = {"folder": folder.name, "reservation": ""}

@@ -29,6 +29,7 @@ from common.privacy.boundary import (
     HEAD_COMMITMENT,
     PART_CAP_BYTES,
     UPDATE_CAP_BYTES,
+    WEIGHTS,
     Statement,
     check_images,
     check_instruction,
@@ -129,7 +130,7 @@ class Gate:
         update = open_payload(payload, header, UPDATE_CAP_BYTES)
         check_update(update, expected, header, self.study)
         # (21) it was reserved for this plan's event, and led to no other artefact
-        self._check_reservation(reservation, event, header.digest)
+        self._check_reservation(reservation, event, header.digest, instruction.digest)
         # (26) measured noise matches the plan's sigma
         self._check_canaries(instruction.model, event, tallies)
         self.ledger.commit(reservation, header.digest)
@@ -162,7 +163,7 @@ class Gate:
         self._check_groups(evidence, labels, persons)
         # (21) the mechanism is reserved, or declared
         digest = batch_digest(parts)
-        self._check_image_event(event, reservation, digest)
+        self._check_image_event(event, reservation, digest, instruction.digest)
         # (24) the audit found nothing
         if evidence.audit:
             codes = ", ".join(evidence.audit[:5])
@@ -241,7 +242,7 @@ class Gate:
                 "parts": parts,
                 "sender": self.site,
                 "digest": digest_of(payload),
-                "statement": statement | {HEAD_COMMITMENT: commitment},
+                "statement": statement | {WEIGHTS: instruction.digest, HEAD_COMMITMENT: commitment},
             }
         )
 
@@ -253,25 +254,34 @@ class Gate:
         check_images(arrays, header, self.study)
         return arrays
 
-    def _check_reservation(self, reservation: Reservation, event: Mechanism, artefact: str) -> None:
-        """Rule 21: reserved for this plan's own event, and led to no other artefact."""
+    def _check_reservation(
+        self, reservation: Reservation, event: Mechanism, artefact: str, weights: str
+    ) -> None:
+        """Rule 21: reserved for this plan's own event, and led to no other artefact.
+
+        `weights`: SHA-256 of the global weights that the artefact was made with.
+        """
         if type(reservation) is not Reservation:
             raise refuse(21, "practice steps, with noise that may repeat: NOT PRIVATE")
         rows = self.ledger.rows()
-        self._check_entry(reservation.id, event, rows)
+        self._check_entry(reservation.id, event, rows, weights)
         for commit in of_kind(rows, "commit"):
             data = commit.data
             if data["reservation"] == reservation.id and data["artefact"] != artefact:
                 raise refuse(21, f"entry {reservation.id} is committed to another artefact")
 
-    def _check_entry(self, number: int, event: Mechanism, rows: Sequence[Entry]) -> None:
-        """Rule 21: a ledger entry is a reservation of this plan for this event."""
+    def _check_entry(
+        self, number: int, event: Mechanism, rows: Sequence[Entry], weights: str | None = None
+    ) -> None:
+        """Rule 21: a ledger entry is a reservation of this plan for this event and weights."""
         entries = {row.seq: row.data for row in of_kind(rows, "reserve")}
         reserved = entries.get(number)
         if reserved is None or reserved["plan"] != self.study.hash():
             raise refuse(21, f"entry {number} is no reservation of this plan")
         if reserved["event"] != json.loads(event.event()):
             raise refuse(21, f"entry {number} was reserved for another event")
+        if weights is not None and reserved.get("weights") != weights:
+            raise refuse(21, f"entry {number} was reserved for other global weights")
 
     def _check_canaries(
         self, model: str, event: SubsampledGaussian, tallies: Tallies | None
@@ -294,7 +304,11 @@ class Gate:
             raise refuse(26, found, hint=hint)
 
     def _check_image_event(
-        self, event: Mechanism | None, reservation: Reservation | None, artefact: str
+        self,
+        event: Mechanism | None,
+        reservation: Reservation | None,
+        artefact: str,
+        weights: str,
     ) -> None:
         """Rule 21 for images: the plan's mechanism is reserved.
 
@@ -305,9 +319,13 @@ class Gate:
         if event is None:
             return
         if reservation is not None:
-            self._check_reservation(reservation, event, artefact)
+            self._check_reservation(reservation, event, artefact, weights)
             return
-        wanted = {"event": json.loads(event.event()), "plan": self.study.hash()}
+        wanted = {
+            "event": json.loads(event.event()),
+            "plan": self.study.hash(),
+            "weights": weights,
+        }
         declared = [row.data for row in of_kind(self.ledger.rows(), "declare")]
         if getattr(event, "covers_patient", True) or wanted not in declared:
             raise refuse(

@@ -103,7 +103,7 @@ def _charge_and_draw(
     turns = _assign_turns(site, fresh)
     for keys in turns:
         # (4) charge first
-        reservation = site.ledger().reserve(flow.mechanism, flow.study.hash())
+        reservation = site.ledger().reserve(flow.mechanism, flow.study.hash(), weights=flow.digest)
         site.state.journal.append(f"charge/{reservation.id}", "charged")
         # (5) draw, and keep
         images = flow.draw([fresh[key].pixels for key in keys], progress)

@@ -77,6 +77,11 @@ class State:
         return self.root / "review"
 
     @property
+    def weights(self) -> Path:
+        """The folder of the global weights that the site saw last, by plan."""
+        return self.root / "weights"
+
+    @property
     def canaries(self) -> Path:
         """The folder of the canary files, one a plan and model. They never leave."""
         return self.root / "canaries"

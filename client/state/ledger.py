@@ -11,8 +11,8 @@ Guarantees:
 Not covered: whether the reserved mechanism is the one that runs (client/learn/private_step.py
 compares them). Every patient of the site is assumed to take part in every event.
 
-Entries: open {format, cohort, delta, order}, reserve {event, plan, cap, accountant},
-commit {reservation, artefact}, declare {event, plan}.
+Entries: open {format, cohort, delta, order}, reserve {event, plan, cap, accountant, weights},
+commit {reservation, artefact}, declare {event, plan, weights}.
 """
 
 from __future__ import annotations
@@ -184,9 +184,10 @@ class Ledger:
         ledger._check_opening()
         return ledger
 
-    def reserve(self, event: Mechanism | str, plan_hash: str) -> Reservation:
+    def reserve(self, event: Mechanism | str, plan_hash: str, *, weights: str = "") -> Reservation:
         """Write one mechanism down as spent, synced, and return it. A refusal writes nothing.
 
+        `weights`: SHA-256 of the global weights that it runs with.
         Raises PolicyError: E-CAP (epsilon over the cap), E-FILTER (a later plan over it by Rényi
         DP at the fixed order), E-SAMPLER (too many draws for the sampler's tail), E-DECLARE (no
         patient-level epsilon to compose).
@@ -200,6 +201,7 @@ class Ledger:
                 "plan": plan_hash,
                 "cap": self._cap,
                 "accountant": f"dp-accounting {version('dp-accounting')}",
+                "weights": weights,
             }
             entry = append(connection, entries, "reserve", body)
         return Reservation(entry.seq, mechanism.steps, mechanism)
@@ -232,8 +234,11 @@ class Ledger:
                 body = {"reservation": number, "artefact": artefact_sha256}
                 append(connection, entries, "commit", body)
 
-    def declare(self, event: Mechanism | str, plan_hash: str = "") -> None:
-        """Record a mechanism that claims no patient-level epsilon: it is listed, not composed."""
+    def declare(self, event: Mechanism | str, plan_hash: str = "", *, weights: str = "") -> None:
+        """Record a mechanism that claims no patient-level epsilon: it is listed, not composed.
+
+        `weights` as in `reserve`.
+        """
         mechanism = _parse(event)
         if mechanism.covers_patient:
             raise PolicyError(
@@ -241,7 +246,11 @@ class Ledger:
                 code="E-RESERVE",
             )
         with self._transaction() as (connection, entries):
-            body = {"event": json.loads(mechanism.event()), "plan": plan_hash}
+            body = {
+                "event": json.loads(mechanism.event()),
+                "plan": plan_hash,
+                "weights": weights,
+            }
             append(connection, entries, "declare", body)
 
     def verify(self) -> None:

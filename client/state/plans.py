@@ -15,10 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.state.folder import State
 from common.errors import PolicyError, RefusedError
+from common.privacy.global_weights import Known
 from common.storage.files import read_capped
 from common.study.bundle import copy_bundle, open_bundle
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
+from common.study.shapes import starting_weights
 from common.wire import tensors
 from common.wire.app_bundle import fab_hash
 
@@ -88,10 +90,26 @@ class Plans:
         """Return the folder of a plan's starting checkpoints."""
         return self.folder(study.hash()) / "checkpoints"
 
-    def start_shapes(self, study: Study, model: str) -> Shapes | None:
-        """Return names and shapes in a model's starting checkpoint, or None where it has none."""
+    def start_shapes(self, study: Study, model: str) -> Shapes:
+        """Return names and shapes in a model's starting checkpoint; raises as `start_file`."""
+        found = tensors.shapes(self.start_file(study, model))
+        return FAMILIES[model].select({name: shape for name, (_, shape) in found.items()})
+
+    def start_weights(self, study: Study, model: str) -> Known:
+        """Return the weights with which a model's training starts; raises as `start_file`."""
+        return Known(0, starting_weights(self.start_file(study, model), FAMILIES[model]))
+
+    def start_file(self, study: Study, model: str) -> Path:
+        """Return a model's starting checkpoint.
+
+        Raises PolicyError (E-PLAN-START) where the plan pins none.
+        """
         start = study.models.trained()[model].start
         if start is None:
-            return None
-        found = tensors.shapes(self.checkpoints(study) / start.name)
-        return FAMILIES[model].select({name: shape for name, (_, shape) in found.items()})
+            raise PolicyError(
+                f"plan {study.name}: models.{model}.start names no checkpoint, so nothing says "
+                "which weights are the agreed ones",
+                hint="ask the operator for a plan that `kohort-server sign` made",
+                code="E-PLAN-START",
+            )
+        return self.checkpoints(study) / start.name

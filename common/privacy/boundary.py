@@ -25,6 +25,7 @@ Statement = dict[str, str | int | float | bool]
 UPDATE_CAP_BYTES = 1 << 29
 PART_CAP_BYTES = 32 << 20
 HEAD_COMMITMENT = "head_commitment"  # what a signed header tells of the site's state
+WEIGHTS = "weights"  # in a statement: SHA-256 of the global weights that were used
 HEX64 = re.compile(r"[0-9a-f]{64}")
 LAST_SYNTHESIS_ROUND = 1  # 0 asks for the images; 1 closes the study, answered with the same images
 REPLY_PHASES = {"update": "train", "images": "synthesize"}
@@ -95,7 +96,7 @@ def _check_training_place(header: Header, study: Study) -> None:
 
 
 def public_statement(study: Study, kind: str, model: str = "") -> Statement:
-    """Return the constants that a statement holds besides the commitment.
+    """Return the constants that a statement holds besides weights and commitment.
 
     `kind`: `update` or `images`.
     """
@@ -152,14 +153,14 @@ def _privatize_statement(plan: PrivatizePlan) -> Statement:
 
 
 def check_statement(header: Header, study: Study) -> None:
-    """Check a statement (rule 2): the plan's constants, and a commitment to the site's head.
+    """Check a statement (rule 2): the plan's constants, the weights' SHA-256, a commitment.
 
     Anything else in it is refused.
     """
     statement = dict(header.statement)
+    require(is_digest(statement.pop(WEIGHTS, None)), 2, f"{WEIGHTS} is not a SHA-256 in hex")
     head = statement.pop(HEAD_COMMITMENT, None)
-    hexadecimal = isinstance(head, str) and HEX64.fullmatch(head) is not None
-    require(hexadecimal, 2, f"{HEAD_COMMITMENT} is not 64 hex digits")
+    require(is_digest(head), 2, f"{HEAD_COMMITMENT} is not 64 hex digits")
     expected = public_statement(study, header.kind, header.model)
     unknown = sorted(set(statement) - set(expected))
     require(not unknown, 2, f"{len(unknown)} keys that no rule names")
@@ -167,6 +168,11 @@ def check_statement(header: Header, study: Study) -> None:
         got = statement.get(name)
         same = type(got) is type(value) and got == value
         require(same, 2, f"{name} is not the plan's {value!r}")
+
+
+def is_digest(value: object) -> bool:
+    """Return whether a value of a statement is a SHA-256 in lower-case hex."""
+    return isinstance(value, str) and HEX64.fullmatch(value) is not None
 
 
 # --- (3, 4) the payload's bytes -------------------------------------------------------------------

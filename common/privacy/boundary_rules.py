@@ -32,7 +32,7 @@ _RULES = (
     ),
     Rule(
         2,
-        "the statement is the plan's own public constants "
+        "the statement is the plan's own public constants, the SHA-256 of the global weights "
         "and a commitment to the site's head, no more",
     ),
     Rule(3, "the payload has the header's SHA-256 and is no larger than the limit of its kind"),
@@ -55,6 +55,23 @@ _RULES = (
     ),
     Rule(13, "every label is the index of one of the study's strata"),
     Rule(14, "a privatized flag is 0 or 1, and is 1 only where the plan privatizes"),
+    Rule(
+        15,
+        "global weights hold every tensor that the plan does not train bit for bit as its "
+        "starting checkpoint does; before the first round they are that checkpoint",
+    ),
+    Rule(
+        16,
+        "global weights are at most max_update_norm a round away from the starting checkpoint, "
+        "and from those that the site saw last, in L2 and beside float32 rounding",
+    ),
+    Rule(
+        17,
+        "instructions come in the plan's order: no training round after a later one, synthesis "
+        "after training, no training after synthesis",
+        "site",
+    ),
+    Rule(18, "one round has one set of global weights", "site"),
     Rule(
         20,
         "the site's own staff approved this plan, and it is within the site's policy",

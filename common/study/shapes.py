@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
+
 from common.errors import ConfigurationError
 from common.study.families import FAMILIES, Family, Shapes
+from common.study.fields import CHECKPOINT_CAP_BYTES
 from common.study.plan import Study
 from common.wire import tensors
 
@@ -54,6 +57,12 @@ def model_shapes(study: Study, model: str, checkpoints: Path) -> Shapes:
                 stored = family.select(tensors.shapes(file))
                 return {name: shape for name, (_, shape) in stored.items()}
     return _planned_shapes(study, family)
+
+
+def starting_weights(checkpoint: Path, family: Family) -> tensors.Arrays:
+    """Return a model's part of its starting checkpoint, as float32: the weights before round 0."""
+    found = tensors.read(checkpoint, max_bytes=CHECKPOINT_CAP_BYTES)
+    return {name: array.astype(np.float32) for name, array in family.select(found).items()}
 
 
 def _planned_shapes(study: Study, family: Family) -> Shapes:

@@ -53,6 +53,7 @@ def accept_batches(inputs: ReleaseInputs) -> tuple[Evidence, list[tensors.Arrays
                 batch.site, batch.key, sealed.header, sealed.signature
             )
             arrays.append(found)
+    _check_one_set_of_weights(headers)
     return Evidence(headers, statements), arrays
 
 
@@ -86,7 +87,19 @@ def accept_updates(statements: Mapping[str, bytes], study: Study) -> Evidence:
         if found != (site, site, "update", "wgan", last_round):
             raise RefusedError(f"{site}: its statement is not about its update of the last round")
         headers[site] = header
+    _check_one_set_of_weights(headers)
     return Evidence(headers, dict(sorted(statements.items())))
+
+
+def _check_one_set_of_weights(headers: Mapping[str, Header]) -> None:
+    """Step 2: all sites computed with the same global weights."""
+    named = {header.statement["weights"] for header in headers.values()}
+    if len(named) > 1:
+        raise RefusedError(
+            f"the sites' statements name {len(named)} sets of global weights, expected one",
+            hint="a site answered another server: talk to the hospitals",
+            code="E-INTAKE-WEIGHTS",
+        )
 
 
 def _check_quorum(sites: int, study: Study, what: str) -> None:

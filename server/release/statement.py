@@ -49,6 +49,11 @@ AUDIT_SITES = (
     "when the noise or the bound contradicts the plan, so the updates that left have passed. No "
     "number of a site's own audit leaves the site."
 )
+WEIGHTS_CLAIM = (
+    "All sites used the same global weights, and each checked them before it computed: tensors "
+    "that the plan does not train are bit for bit those of the plan's starting checkpoint, the "
+    "others are at most the plan's max_update_norm a round away from it, in L2."
+)
 ONE_EPSILON = "the one epsilon above covers these averages and the updates together"
 SCOPE = (
     "This statement is of this plan alone. A patient may take part in several plans: each site's "
@@ -77,6 +82,7 @@ def privacy_statement(
         "updates": _updates_statement(study, claims, headers, account),
         "images": _images_statement(study, claims),
         "privatized_images": privatized_statement(study),
+        "weights": _weights_statement(headers),
         "human_review": "decided by each site's own policy; the outcome is not sent",
         "given": given_of(claims),
         "limits": limits_of(study),
@@ -146,6 +152,12 @@ def _models(study: Study) -> dict[str, dict[str, Any]]:
             "steps": plan.steps,
         }
     return constants
+
+
+def _weights_statement(headers: Mapping[str, Header]) -> dict[str, Any]:
+    """With which global weights the sites computed; collect.py saw that all name the same."""
+    named = {str(header.statement["weights"]) for header in headers.values()}
+    return {"sha256": sorted(named), "claim": WEIGHTS_CLAIM}
 
 
 def _consortium(study: Study) -> dict[str, Any]:

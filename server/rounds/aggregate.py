@@ -74,6 +74,8 @@ def finish(weights: Arrays, total: Accumulator, weight: float) -> dict[str, NDAr
     new = {}
     for name, array in weights.items():
         moved = array.astype(np.float64) + total[name] / weight
+        # a number that no update moves keeps its bits, also the sign of a zero
+        moved = np.where(total[name] == 0, array, moved)
         if not (np.abs(moved) <= np.finfo(np.float32).max).all():
             raise _refusal(f"{name} would leave the range of float32")
         new[name] = moved.astype(np.float32)

@@ -5,7 +5,8 @@ Out: `Accepted`, or RefusedError with the code of the first check that does not 
 The checks:
   (1) size; the site's own signature over the header; the payload has the signed SHA-256
   (2) the sender named in the header is the site behind the node
-  (3) the header answers this instruction: study, kind, phase, model, round, part
+  (3) the header answers this instruction: study, kind, phase, model, round, part; it names the
+      weights that were sent
   (4) the payload's bytes are canonical: boundary rules 3 and 4
   (5) the statement holds the plan's constants and nothing else: boundary rules 1 and 2;
       updates: rules 5 to 9, images: rules 10 to 14
@@ -36,7 +37,7 @@ class Instruction:
     """What one instruction asks of a site, and so what its reply must be.
 
     `parts`: 0 where the reply says how many there are. `images_before`: images in earlier parts.
-    `shapes`: those of the global weights (train).
+    `shapes`: those of the global weights (train). `weights`: SHA-256 of the payload that was sent.
     """
 
     study: Study
@@ -47,6 +48,7 @@ class Instruction:
     parts: int = 0
     images_before: int = 0
     shapes: families.Shapes = field(default_factory=dict)
+    weights: str = ""
 
     @property
     def cap_bytes(self) -> int:
@@ -128,6 +130,8 @@ def _check_answer(header: Header, asked: Instruction) -> None:
         raise RefusedError(
             f"answers {got[1:]} where {expected[1:]} was asked", code="E-INTAKE-ANSWER"
         )
+    if header.statement.get("weights") != asked.weights:
+        raise RefusedError("made with other global weights than were sent", code="E-INTAKE-WEIGHTS")
     if asked.parts and header.parts != asked.parts:
         raise RefusedError(
             f"says {header.parts} parts, said {asked.parts} before", code="E-INTAKE-PARTS"

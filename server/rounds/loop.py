@@ -16,8 +16,12 @@ from __future__ import annotations
 
 import logging
 
+from common.privacy.global_weights import Known, check_move, check_untrained
 from common.storage.files import file_digest
+from common.study.families import FAMILIES
+from common.study.plan import Study
 from common.wire import tensors
+from common.wire.messages import digest_of
 from server.rounds.aggregate import average
 from server.rounds.closing import send_closing
 from server.rounds.exchange import Grid
@@ -50,22 +54,37 @@ def train_round(run: StudyRun, grid: Grid, model: str, number: int) -> None:
     # (1) to (5) start from the last weights, gather the sites' updates
     weights = run.record.weights(model, number)
     shapes = {name: array.shape for name, array in weights.items()}
-    instruction = Instruction(run.study, "train", model, number, shapes=shapes)
-    gathering = Gathering(run, grid, instruction, tensors.dumps(weights))
+    payload = tensors.dumps(weights)
+    digest = digest_of(payload)
+    instruction = Instruction(run.study, "train", model, number, shapes=shapes, weights=digest)
+    gathering = Gathering(run, grid, instruction, payload)
     gathering.gather()
     # (6) average, write, journal
     shares = {site: run.study.weight_of(site) for site in gathering.complete}
-    new = average(weights, shares, run.study.quorum, gathering.read)
+    new: tensors.Arrays = {}
+    new |= average(weights, shares, run.study.quorum, gathering.read)
+    _check_grown(run.study, model, number, weights, new)
     path = run.record.write_weights(model, number + 1, new)
     outcome = gathering.outcome() | {"weights": file_digest(path)}
     run.record.close_round("train", model, number, outcome)
     log.info("%s round %d: closed with %s", model, number, ", ".join(sorted(shares)))
 
 
+def _check_grown(
+    study: Study, model: str, number: int, weights: tensors.Arrays, new: tensors.Arrays
+) -> None:
+    """Check that every site will take the new weights (rules 15 and 16)."""
+    plan = study.models.trained()[model]
+    known = Known(number, weights)
+    check_untrained(new, known, number + 1, FAMILIES[model], plan)
+    check_move(new, known, number + 1, plan)
+
+
 def image_round(run: StudyRun, grid: Grid) -> None:
     """Ask every site for its synthetic images."""
-    instruction = Instruction(run.study, "synthesize", "", 0)
-    gathering = Gathering(run, grid, instruction, run.synthesis_weights())
+    payload = run.synthesis_weights()
+    instruction = Instruction(run.study, "synthesize", "", 0, weights=digest_of(payload))
+    gathering = Gathering(run, grid, instruction, payload)
     gathering.gather()
     run.record.close_round("synthesize", "", 0, gathering.outcome())
     log.info("images: closed with %s", ", ".join(sorted(gathering.complete)))

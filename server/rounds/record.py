@@ -32,6 +32,7 @@ from common.storage.journal import Entry, Journal
 from common.study.families import FAMILIES
 from common.study.fields import CHECKPOINT_CAP_BYTES
 from common.study.plan import Study
+from common.study.shapes import starting_weights
 from common.wire import tensors
 from common.wire.messages import Sealed
 from kohort.statements import statement_json
@@ -111,9 +112,7 @@ class StudyRecord:
 
     def _start(self, model: str) -> tensors.Arrays:
         """The model's part of the starting checkpoint, as float32."""
-        found = tensors.read(self._start_file(model), max_bytes=WEIGHTS_CAP_BYTES)
-        own = FAMILIES[model].select(found)
-        return {name: array.astype(np.float32) for name, array in own.items()}
+        return starting_weights(self._start_file(model), FAMILIES[model])
 
     def final_weights(self) -> dict[str, Path]:
         """Return the files of the final weights by model, once every round is closed."""

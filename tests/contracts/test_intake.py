@@ -65,6 +65,7 @@ UPDATES: dict[str, tuple[Forge, str]] = {
     "a tensor less": (lambda f, arrays: arrays.__delitem__("critic.a"), "E-GATE-05"),
     "the statement tells a loss": (state("loss", 0.25), "E-GATE-02"),
     "the statement claims another epsilon": (state("epsilon", 0.1), "E-GATE-02"),
+    "other weights were used than were sent": (state("weights", "0" * 64), "E-INTAKE-WEIGHTS"),
     "another round is answered": (say(round=1), "E-INTAKE-ANSWER"),
     "another model is answered": (say(model="glow"), "E-INTAKE-ANSWER"),
     "images where an update was asked": (
@@ -263,7 +264,7 @@ def many(arrays: tensors.Arrays, count: int) -> tensors.Arrays:
 def test_a_batch_is_refused_when(sentence: str, federation: Federation) -> None:
     site = ToySite("hospital-a", federation.study, federation.key.public_key())
     site.forge, code = IMAGES[sentence]
-    asked = Instruction(federation.study, "synthesize", "", 0)
+    asked = Instruction(federation.study, "synthesize", "", 0, weights="0" * 64)
     question = Header(
         kind="synthesize",
         study=federation.study.hash(),
@@ -290,7 +291,16 @@ def test_images_are_counted_over_all_parts(federation: Federation) -> None:
         sender="operator",
         digest="0" * 64,
     )
-    asked = Instruction(federation.study, "synthesize", "", 0, part=7, parts=8, images_before=35)
+    asked = Instruction(
+        federation.study,
+        "synthesize",
+        "",
+        0,
+        part=7,
+        parts=8,
+        images_before=35,
+        weights="0" * 64,
+    )
     line = signing.public_text(site.key.public_key())
     with pytest.raises(RefusedError, match="41 images"):
         intake.accept(site._made(question, {}), "hospital-a", line, asked)

@@ -311,6 +311,7 @@ def test_rows_hold_public_constants_alone(tmp_path: Path) -> None:
         "plan",
         "cap",
         "accountant",
+        "weights",
         "reservation",
         "artefact",
     }

@@ -67,7 +67,8 @@ def statement(folder: Path, **fields: Any) -> None:
         "round": 0,
         "sender": "hospital-a",
         "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "statement": boundary.public_statement(study, "images") | {"head_commitment": "0" * 64},
+        "statement": boundary.public_statement(study, "images")
+        | {"weights": "d" * 64, "head_commitment": "0" * 64},
         **fields,
     }
     key = signing.new_key()
@@ -180,12 +181,16 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
     ),
     "a statement that its site did not sign": (unsigned, {}, "hospital-a.json"),
     "a statement whose k is text": (
-        lambda f: statement(f, statement={"k": "5", "head_commitment": "0" * 64}),
+        lambda f: statement(
+            f, statement={"k": "5", "weights": "d" * 64, "head_commitment": "0" * 64}
+        ),
         {},
         "the site states k = 5, the release 5",
     ),
     "a statement whose k is a truth value": (
-        lambda f: statement(f, statement={"k": True, "head_commitment": "0" * 64}),
+        lambda f: statement(
+            f, statement={"k": True, "weights": "d" * 64, "head_commitment": "0" * 64}
+        ),
         {},
         "the site states k = True",
     ),
@@ -203,7 +208,9 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         r"metadata\.csv: not a CSV table",
     ),
     "a statement of a smaller k": (
-        lambda f: statement(f, statement={"k": 2, "head_commitment": "0" * 64}),
+        lambda f: statement(
+            f, statement={"k": 2, "weights": "d" * 64, "head_commitment": "0" * 64}
+        ),
         {},
         "the site states k = 2",
     ),

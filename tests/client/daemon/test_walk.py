@@ -62,12 +62,12 @@ def test_an_answered_instruction_enters_each_file_of_the_daemon_once(
     calls = calls_of(lambda: site.answer(asked))
     print("\n".join(f"{file}: {function}" for file, function in calls))
     assert calls[0] == (SPINE, "answer")
-    assert files_in_order(calls) == ["rounds.py", "spending.py", "jobs.py", last]
+    assert files_in_order(calls) == ["rounds.py", "path.py", "spending.py", "jobs.py", last]
 
 
 def test_every_file_of_the_daemon_is_on_the_walk() -> None:
     found = {path.name for path in DAEMON.glob("*.py")} - {"__init__.py", SPINE}
-    assert found == {"rounds.py", "spending.py", "jobs.py", "training.py", "images.py"}
+    assert found == {"rounds.py", "path.py", "spending.py", "jobs.py", "training.py", "images.py"}
 
 
 def test_a_stored_reply_enters_no_file_beside_the_spine(

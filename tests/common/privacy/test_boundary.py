@@ -45,6 +45,7 @@ def header(kind: str, /, **fields: Any) -> Header:
     """A site's header that every rule allows, with changes."""
     model = "gan" if kind == "update" else ""
     statement = boundary.public_statement(STUDY, kind, "gan") | {
+        "weights": "d" * 64,
         "head_commitment": "a" * 64,
     }
     base: dict[str, Any] = {
@@ -100,6 +101,8 @@ STATEMENTS: dict[str, dict[str, Any]] = {
     "another epsilon": {"epsilon": 1.0},
     "a whole number for a fraction": {"epsilon": 8},
     "a truth for a number": {"steps": True},
+    "weights that are not a hash": {"weights": "start.safetensors"},
+    "weights as a number": {"weights": 7},
     "a head that is not a hash": {"head_commitment": "Mueller"},
     "a commitment that is a number": {"head_commitment": 7},
     "the number of the ledger's entries": {"ledger_seq": 3},
@@ -252,6 +255,7 @@ def test_images_are_refused_with(case: str) -> None:
 def test_rule_14_refuses_flags_where_the_plan_privatizes_nothing() -> None:
     study = small_study(synthesis__privatize=None)
     statement = boundary.public_statement(study, "images") | {
+        "weights": "d" * 64,
         "head_commitment": "a" * 64,
     }
     head = header("images", study=study.hash(), statement=statement)
@@ -292,10 +296,13 @@ def test_synthesis_is_refused_where_the_plan_has_none() -> None:
 
 
 def test_every_code_in_use_is_in_the_table_and_every_rule_is_used() -> None:
-    source = (
-        Path(boundary.__file__).read_text()
-        + (Path(boundary.__file__).parents[2] / "client/egress/gate.py").read_text()
+    files = (
+        "common/privacy/boundary.py",
+        "common/privacy/global_weights.py",
+        "client/daemon/path.py",
+        "client/egress/gate.py",
     )
+    source = "".join((Path(boundary.__file__).parents[2] / file).read_text() for file in files)
     used = {int(n) for n in re.findall(r",\s+(\d+),\s+f?\"", source)} | {
         int(n) for n in re.findall(r"refuse\(\s*(\d+),", source)
     }

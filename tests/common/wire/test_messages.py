@@ -76,5 +76,36 @@ def test_a_message_of_another_version_is_refused_as_such(version: int) -> None:
     assert refused.value.code == "E-VERSION"
 
 
+NO_WHOLE_NUMBERS = {
+    "a fraction without a fraction": "1.0",
+    "an exponent": "1e0",
+    "true": "true",
+    "false": "false",
+    "text": '"1"',
+    "a list": "[1]",
+    "nothing": "null",
+    "an endless number": "1e999",
+}
+
+
+@pytest.mark.parametrize("field", ["version", "round", "part", "parts"])
+@pytest.mark.parametrize("value", NO_WHOLE_NUMBERS.values(), ids=NO_WHOLE_NUMBERS.keys())
+def test_whole_numbers_of_a_header_are_written_as_whole_numbers(field: str, value: str) -> None:
+    fields = json.loads(canonical(header().model_dump(mode="json"))) | {field: "HERE"}
+    text = canonical(fields).replace(b'"HERE"', value.encode())
+    sealed = Sealed(text, PAYLOAD, signing.sign(KEY, signing.MESSAGE, text))
+    with pytest.raises(RefusedError, match="unknown or damaged"):
+        unseal(sealed, KEY.public_key(), max_bytes=100)
+    with pytest.raises(ValidationError):
+        header(**{field: True})
+
+
+@pytest.mark.parametrize("value", [5, 5.0, True, "5"])
+def test_a_value_of_a_statement_keeps_its_type(value: object) -> None:
+    sealed = seal(header(statement={"k": value}), PAYLOAD, KEY)
+    found = unseal(sealed, KEY.public_key(), max_bytes=100).statement["k"]
+    assert (type(found), found) == (type(value), value)
+
+
 def test_the_key_never_depends_on_a_run() -> None:
     assert header().key == f"{'a' * 64}/train/gan/1/0"

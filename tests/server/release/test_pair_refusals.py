@@ -16,7 +16,7 @@ from common.privacy import boundary
 from common.study.plan import Study
 from common.wire import signing
 from common.wire.messages import Header, seal
-from kohort.statements import statement_json
+from kohort.statements import open_statement, statement_json
 from kohort.verification import verify
 from server.release.collect import accept_updates
 from tests.pair_releases import Finished, build_pairs, finish_study
@@ -34,7 +34,7 @@ def test_below_the_quorum_no_pairs_are_released(finished: Finished, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def signed(plan: Study, key: Ed25519PrivateKey, **changes: Any) -> bytes:
+def signed(plan: Study, key: Ed25519PrivateKey, weights: str, **changes: Any) -> bytes:
     """A statement of hospital-a with other header fields."""
     fields: dict[str, Any] = {
         "kind": "update",
@@ -45,7 +45,7 @@ def signed(plan: Study, key: Ed25519PrivateKey, **changes: Any) -> bytes:
         "sender": "hospital-a",
         "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         "statement": boundary.public_statement(plan, "update", "wgan")
-        | {"head_commitment": "0" * 64},
+        | {"weights": weights, "head_commitment": "0" * 64},
         **changes,
     }
     sealed = seal(Header.model_validate(fields), b"", key)
@@ -60,11 +60,11 @@ FORGED: dict[str, Callable[[Study], dict[str, Any]]] = {
     "of another study": lambda study: {"study": "0" * 64},
     "with another epsilon": lambda study: {
         "statement": boundary.public_statement(study, "update", "wgan")
-        | {"epsilon": 0.1, "head_commitment": "0" * 64}
+        | {"epsilon": 0.1, "weights": "d" * 64, "head_commitment": "0" * 64}
     },
     "with one more number": lambda study: {
         "statement": boundary.public_statement(study, "update", "wgan")
-        | {"patients": 41, "head_commitment": "0" * 64}
+        | {"patients": 41, "weights": "d" * 64, "head_commitment": "0" * 64}
     },
 }
 
@@ -72,15 +72,27 @@ FORGED: dict[str, Callable[[Study], dict[str, Any]]] = {
 @pytest.mark.parametrize("sentence", FORGED)
 def test_a_statement_is_refused_that_is(sentence: str, finished: Finished, tmp_path: Path) -> None:
     study, key = finished.federation.study, signing.new_key()
+    _, other = open_statement(finished.pairs.statements["hospital-b"], "hospital-b")
+    weights = str(other.statement["weights"])
     # so built, it would be accepted
-    accept_updates({**finished.pairs.statements, "hospital-a": signed(study, key)}, study)
+    accept_updates({**finished.pairs.statements, "hospital-a": signed(study, key, weights)}, study)
     forged = {
         **finished.pairs.statements,
-        "hospital-a": signed(study, key, **FORGED[sentence](study)),
+        "hospital-a": signed(study, key, weights, **FORGED[sentence](study)),
     }
     with pytest.raises(RefusedError):
         build_pairs(finished, tmp_path / "out", statements=forged)
     assert not (tmp_path / "out").exists()
+
+
+def test_statements_about_other_weights_than_the_other_sites_are_refused(
+    finished: Finished, tmp_path: Path
+) -> None:
+    study, key = finished.federation.study, signing.new_key()
+    strange = signed(study, key, "d" * 64)
+    with pytest.raises(RefusedError, match="name 2 sets of global weights") as caught:
+        accept_updates({**finished.pairs.statements, "hospital-a": strange}, study)
+    assert caught.value.code == "E-INTAKE-WEIGHTS"
 
 
 def test_a_statement_that_its_site_did_not_sign_is_refused(

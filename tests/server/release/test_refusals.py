@@ -43,6 +43,7 @@ def forged(
     payload = tensors.dumps(arrays, metadata)
     statement = {
         **boundary.public_statement(plan, "images"),
+        "weights": "d" * 64,
         "head_commitment": "0" * 64,
     }
     header = {
@@ -65,6 +66,7 @@ def forged(
 
 def as_update(study: Study) -> dict[str, Any]:
     statement = boundary.public_statement(study, "update", "gan") | {
+        "weights": "d" * 64,
         "head_commitment": "0" * 64,
     }
     return {"kind": "update", "phase": "train", "model": "gan", "statement": statement}
@@ -73,7 +75,7 @@ def as_update(study: Study) -> dict[str, Any]:
 def smaller_k(study: Study) -> dict[str, Any]:
     return {
         "statement": boundary.public_statement(study, "images")
-        | {"k": 2, "head_commitment": "0" * 64}
+        | {"k": 2, "weights": "d" * 64, "head_commitment": "0" * 64}
     }
 
 

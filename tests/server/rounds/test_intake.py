@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def setting(tmp_path: Path) -> tuple[ToySite, Instruction, str]:
     site = federation.sites["hospital-a"]
     weights = federation.open().record.weights("gan", 0)
     shapes = {name: a.shape for name, a in weights.items()}
-    asked = Instruction(federation.study, "train", "gan", 0, shapes=shapes)
+    asked = Instruction(federation.study, "train", "gan", 0, shapes=shapes, weights="0" * 64)
     return site, asked, signing.public_text(site.key.public_key())
 
 
@@ -80,9 +81,18 @@ def test_a_site_cannot_answer_for_another_node(setting: tuple[ToySite, Instructi
     assert caught.value.code == "E-INTAKE-SENDER"
 
 
+def test_a_reply_made_with_other_weights_is_refused(
+    setting: tuple[ToySite, Instruction, str],
+) -> None:
+    site, asked, line = setting
+    with pytest.raises(RefusedError) as caught:
+        accept(reply(site, asked), "hospital-a", line, replace(asked, weights="1" * 64))
+    assert caught.value.code == "E-INTAKE-WEIGHTS"
+
+
 def test_the_number_of_parts_may_not_change(setting: tuple[ToySite, Instruction, str]) -> None:
     site, asked, line = setting
-    other = Instruction(asked.study, "train", "gan", 0, parts=2, shapes=asked.shapes)
+    other = replace(asked, parts=2)
     with pytest.raises(RefusedError) as caught:
         accept(reply(site, asked), "hospital-a", line, other)
     assert caught.value.code == "E-INTAKE-PARTS"
