@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from client.ingest.persons import (
     ImageRecord,
+    aliases,
     choose_images,
     group_by_person,
     is_placeholder,
@@ -96,6 +97,22 @@ def test_a_brighter_resaved_copy_is_found_and_strangers_are_not() -> None:
     photographs = [phantoms.fundus(i, 128) for i in range(40)]
     photographs.append(np.clip(photographs[7] * 1.05 + 3, 0, 255).astype(np.uint8))
     assert list(near_duplicates(np.stack(photographs))) == [(7, 40)]
+
+
+@pytest.mark.parametrize("block", [1, 3, 512])
+def test_two_images_are_compared_in_whichever_blocks_they_stand(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.ingest.persons.BLOCK", block)
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8)
+    for copy, of in ((9, 0), (3, 2), (8, 4)):
+        images[copy] = images[of]
+    assert sorted(near_duplicates(images)) == [(0, 9), (2, 3), (4, 8)]
+
+
+def test_a_person_has_every_name_of_every_record() -> None:
+    records = [record(0, "db", "x"), record(1, "a", "x")]
+    assert aliases(records) == ("a", "b", "d")
 
 
 def test_idrid_has_six_pairs_and_no_other() -> None:
