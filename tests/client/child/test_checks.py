@@ -13,21 +13,29 @@ from common.errors import PolicyError
 from tests.jobs import verdict
 
 
+@pytest.mark.parametrize("frozen_as", ["", "alias "])
 @pytest.mark.parametrize("leaks", [True, False])
 def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_groups(
-    leaks: bool,
+    leaks: bool, frozen_as: str
 ) -> None:
+    """Also where a group was frozen under another name of its members."""
     coarse = np.random.default_rng(4).integers(0, 255, (130, 4, 4, 3), dtype=np.uint8)
     images = np.repeat(np.repeat(coarse, 8, axis=1), 8, axis=2)
     names = tuple(f"{i:032x}" for i in range(80))
+    grouped = tuple(frozen_as + name for name in names)
     cohort = SimpleNamespace(
-        pseudonyms=names, aliases=((),) * 80, patient_of=np.arange(80), images=images[:80]
+        pseudonyms=names,
+        aliases=tuple(zip(names, grouped, strict=True)),
+        patient_of=np.arange(80),
+        images=images[:80],
     )
     # averages of the groups' members, or of people who are not here
     shown = images if leaks else images[80:]
     made = [
         Candidate(
-            shown[i : i + 2].mean(0).astype(np.uint8), Group(names[i : i + 2], Stratum(0), 2), False
+            shown[i : i + 2].mean(0).astype(np.uint8),
+            Group(grouped[i : i + 2], Stratum(0), 2),
+            False,
         )
         for i in range(0, 50, 2)
     ]

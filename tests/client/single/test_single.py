@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from client.ingest.dicom import read_dicom
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Photograph, Settings
 from client.ingest.synthetic_dicom import write_synthetic
-from client.single import inputs
+from client.single import export, inputs
 from client.single.flow import Flow
 from client.single.request import Outcome, Request
 from client.single.single import privatize_images
@@ -491,3 +492,21 @@ def _given(site: Site) -> Any:
     from contextlib import nullcontext
 
     return nullcontext(site)
+
+
+@pytest.mark.parametrize("other", ["study", "mechanism", "flow", "image"])
+def test_a_kept_image_serves_the_same_image_plan_mechanism_and_flow_alone(other: str) -> None:
+    def key(changed: str) -> str:
+        def said(name: str) -> str:
+            return f"{name} {changed == name}"
+
+        flow = SimpleNamespace(
+            study=SimpleNamespace(hash=lambda: said("study")),
+            mechanism=SimpleNamespace(event=lambda: said("mechanism")),
+            digest=said("flow"),
+        )
+        photograph = SimpleNamespace(digest=said("image").encode())
+        return export._key(flow, photograph)  # type: ignore[arg-type]
+
+    assert key("nothing") == key("nothing")
+    assert key(other) != key("nothing")
