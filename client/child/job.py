@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from client.child.batch import synthesize
@@ -36,7 +35,7 @@ from client.state.jobs import (
 )
 from client.state.ledger import Reservation
 from common.errors import ConfigurationError, KohortError
-from common.privacy.canaries import Canaries
+from common.privacy.canaries import Canaries, Secret
 from common.privacy.noise import NoiseSource
 from common.process import end_with_input, end_with_parent
 from common.storage.files import atomic_write
@@ -110,8 +109,7 @@ def read_canaries(folder: Path) -> Canaries | None:
     path = folder / CANARIES
     if not path.is_file():
         return None
-    included = read(path, max_bytes=TALLY_CAP_BYTES)["included"]
-    return Canaries(included.astype(np.bool_))
+    return Canaries(Secret.from_arrays(read(path, max_bytes=TALLY_CAP_BYTES)))
 
 
 if __name__ == "__main__":

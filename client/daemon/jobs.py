@@ -16,15 +16,14 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from client.daemon.rounds import Output, Reserved, Round
+from client.daemon.rounds import Output, Reserved
 from client.egress.evidence import Evidence
 from client.state.folder import State
 from client.state.group_store import GroupStore
 from client.state.jobs import LOG, Job, Progress, Stopped, is_finished, read_error, read_progress
 from client.state.records import Records
 from common.errors import disk_faults_named
+from common.privacy.mechanisms import SubsampledGaussian
 from common.wire.tensors import dumps
 
 POLL_S = 0.1
@@ -63,7 +62,7 @@ def compute(
     # write the job folder, then the journal, then start the child
     job = _job(reserved, records)
     frozen = _frozen_groups(records.state)
-    job.write(reserved.folder, reserved.round.weights, frozen, _canaries(reserved.round, records))
+    job.write(reserved.folder, reserved.round.weights, frozen, _canaries(reserved, records))
     record = {"folder": reserved.folder.name, "reservation": job.reservation}
     records.state.journal.append(reserved.round.header.key, "started", record)
     secret = _group_key(records.state)
@@ -98,13 +97,14 @@ def _frozen_groups(state: State) -> bytes:
         return Evidence(store.groups(), (), ()).to_json()
 
 
-def _canaries(round: Round, records: Records) -> bytes:
-    """Which canaries take part, for a child that trains; empty without canaries."""
-    header = round.header
-    if header.kind != "train" or not round.study.privacy.canaries:
+def _canaries(reserved: Reserved, records: Records) -> bytes:
+    """Which canaries take part and where, for a child that trains; empty without canaries."""
+    event = reserved.event
+    study = reserved.round.study
+    if not isinstance(event, SubsampledGaussian) or not study.privacy.canaries:
         return b""
-    included = records.canaries(round.study, header.model).coins()
-    return dumps({"included": included.astype(np.uint8)})
+    file = records.canaries(study, reserved.round.header.model)
+    return dumps(file.secret(event.dimension - study.privacy.canaries).arrays())
 
 
 def _group_key(state: State) -> bytes:

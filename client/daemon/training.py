@@ -13,8 +13,8 @@ from client.state.canaries import TALLY_CAP_BYTES, Tallies
 from client.state.group_store import GroupStore
 from client.state.jobs import OUTPUT, OUTPUT_CAP_BYTES, TALLY
 from client.state.records import Records
-from common.privacy.canaries import Tally
 from common.privacy.mechanisms import SubsampledGaussian
+from common.privacy.tally import Tally
 from common.storage.files import read_capped
 from common.wire.tensors import read
 
@@ -38,7 +38,7 @@ def clear(output: Output, records: Records, reviews: Reviews) -> tuple[Cleared, 
 
 
 def _tallies(output: Output, records: Records) -> Tallies | None:
-    """What the round's canaries measured, alone and with the rounds that were answered before."""
+    """What was measured in the round, alone and with the rounds that were answered before."""
     study = output.round.study
     if not study.privacy.canaries:
         return None

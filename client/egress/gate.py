@@ -131,7 +131,7 @@ class Gate:
         check_update(update, expected, header, self.study)
         # (21) it was reserved for this plan's event, and led to no other artefact
         self._check_reservation(reservation, event, header.digest, instruction.digest)
-        # (26) measured noise matches the plan's sigma
+        # (26) measured noise and clip match the plan's
         self._check_canaries(instruction.model, event, tallies)
         self.ledger.commit(reservation, header.digest)
         # what is about to be signed is written down; the header commits to the head over it
@@ -286,7 +286,7 @@ class Gate:
     def _check_canaries(
         self, model: str, event: SubsampledGaussian, tallies: Tallies | None
     ) -> None:
-        """Rule 26: measured noise matches the plan's sigma.
+        """Rule 26: measured noise and clip match the plan's, in canaries and in all that is sent.
 
         No lower bound refutes the epsilon that this model has spent so far.
         """
@@ -296,8 +296,8 @@ class Gate:
             return
         if tallies is None:
             raise refuse(26, f"no measurement of {count} canaries")
-        deviation = plan.noise_multiplier * plan.clip / plan.patients_per_step
-        claim = Claim(event, deviation, self.study.privacy.delta, plan.rounds, count)
+        delta = self.study.privacy.delta
+        claim = Claim(event, plan.clip, plan.patients_per_step, delta, plan.rounds, count)
         found = fault(tallies.latest, tallies.total, claim)
         if found:
             hint = "the private step does not do what it claims: report it; nothing was sent"

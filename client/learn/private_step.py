@@ -15,6 +15,8 @@ Guarantees, per call, for each patient (zero-out adjacency):
   7. an exact integer sum, independent of chunking, order and number of processes (5 to 7:
      lattice.py)
   8. lattice Gaussian noise sigma·C, a public divisor, fp32
+Canaries (canary_sum.py) are rows of the same sum. Their share is known and independent of the
+patients. It is taken out again after the noise, exactly: the patients' sum and noise are returned.
 Not covered:
   - the running time, which grows with the number drawn (what leaves is sent at a fixed time)
   - a loss that itself mixes patients: it sees one patient, and model_check.py refuses modules that
@@ -35,6 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.learn.canary_sum import CanarySum
 from client.learn.fast.backends import Execution, PatientGradients
 from client.learn.lattice import LatticeSum, check_clip
 from client.learn.model_check import check_model
@@ -42,13 +45,13 @@ from client.learn.patient_gradients import Batch, Parameters, PatientLoss
 from client.learn.workers import ALONE, Workers
 from client.state.ledger import PracticeReservation, Reservation
 from common.errors import Bug, ConfigurationError, PolicyError
-from common.privacy.canaries import RAW_NORM, Canaries
+from common.privacy.canaries import Canaries, nobody
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
+from common.privacy.tally import Counts
 
 __all__ = ["Execution", "Parameters", "PatientLoss", "PrivateStep", "StepConstants", "check_model"]
 BatchFor = Callable[[Sequence[int]], Batch]
-CANARY_ROWS = 32  # at a time
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class PrivateStep:
     update them in place. `loss(parameters, patient)`: the scalar loss of one patient, a mean over
     its items. It is deterministic given its arguments; what is random comes in through `batch_for`.
     `execution`: how fast and in how much memory, never what is guaranteed. `canaries`: invented
-    patients with coordinates of their own (common/privacy/canaries.py). `workers`: the processes of
+    patients, who never move a weight (common/privacy/canaries.py). `workers`: the processes of
     one host that share the drawn patients; each calls `step` with the same arguments.
     """
 
@@ -96,13 +99,14 @@ class PrivateStep:
         workers: Workers = ALONE,
     ) -> None:
         if canaries is None:
-            canaries = Canaries(np.zeros(0, dtype=np.bool_))
+            canaries = Canaries(nobody())
         if execution is None:
             execution = Execution()
 
-        # the coordinates: those of the weights, then one of each canary
-        self._weights = sum(p.numel() for p in parameters.values())
-        self._dimension = self._weights + len(canaries)
+        # the coordinates: those of the weights, then the canaries' dummy ones
+        sizes = [p.numel() for p in parameters.values()]
+        self._weights = sum(sizes)
+        self._dimension = self._weights + canaries.own
 
         # reservation and noise belong together and cover what will happen
         _check_pair(reservation, noise)
@@ -130,7 +134,7 @@ class PrivateStep:
         )
         device = next(iter(parameters.values())).device
         self._sum = LatticeSum(self._weights, constants.clip, device)
-        self._canary_sum = LatticeSum(len(canaries), constants.clip, torch.device("cpu"))
+        self._canary_sum = CanarySum(canaries, sizes, constants.clip, constants.divisor, device)
 
     @property
     def stamp(self) -> str:
@@ -160,9 +164,10 @@ class PrivateStep:
         # (1) take one step from the reservation
         self._reservation.take()
 
-        # (2) draw each patient by its own coin
-        coins = self._coins(patient_count + len(self._canaries))
+        # (2) draw each patient by its own coin, and each canary like a patient
+        coins = self._coins(patient_count + self._canaries.own + self._canaries.inside)
         drawn = np.flatnonzero(coins[:patient_count]).tolist()
+        own, inside = self._canaries.sampled(coins[patient_count:])
 
         with self._draw_noise() as noise:
             # (3) work the drawn patients in chunks
@@ -172,24 +177,29 @@ class PrivateStep:
                 rows = self._gradients.rows(batch)
                 # (5, 6, 7) clip each, round it to the lattice, sum exactly
                 self._sum.add(rows)
+            share = self._add_canaries(inside)
             summed = self._workers.sum(self._sum.total)
 
-            # the weights' sum in the parameters' order, then the canaries' sum
+            # the weights' sum in the parameters' order, then the sum on the dummy coordinates
             total = torch.zeros(self._dimension, dtype=torch.int64)
             total[: self._weights] = self._gradients.natural(summed).cpu()
-            total[self._weights :] = self._sum_canaries(coins[patient_count:])
+            total[self._weights :] = self._canary_sum.sum_own(own)
+            patients = total[self._canary_sum.places] - share
 
             # (8) add lattice Gaussian noise
             if self._workers.first:
                 total += torch.from_numpy(noise.wait())
+
+        # take the share of the canaries inside the model out again: it is known to the last digit
+        total[self._canary_sum.places] -= share
 
         # (8) divide by a public number, and round to fp32
         constants = self._constants
         update = total.double() * (constants.clip / (LATTICE * constants.divisor))
         released = self._workers.from_first(update.to(torch.float32))
 
-        # the canaries see what is released, on their own coordinates
-        self._canaries.observe(released[self._weights :].double().numpy())
+        # the canaries hear what is released
+        self._canary_sum.observe(released, share - patients, (own, inside), len(drawn))
         return self._by_name(released[: self._weights])
 
     def _coins(self, count: int) -> NDArray[np.bool_]:
@@ -211,18 +221,18 @@ class PrivateStep:
             return _NoiseThread(None, self._execution.threaded)
         return _NoiseThread(draw, self._execution.threaded)
 
-    def _sum_canaries(self, coins: NDArray[np.bool_]) -> Tensor:
-        """The lattice sum on the canaries' coordinates, int64 [M].
+    def _add_canaries(self, drawn: Counts) -> Tensor:
+        """Add the drawn canaries inside the model to the sum; return their share, int64 [R, b].
 
-        Each drawn canary's gradient is RAW_NORM·C on its own coordinate.
+        The first process adds them.
         """
-        self._canary_sum.clear()
-        for drawn in torch.split(torch.from_numpy(self._canaries.sampled(coins)), CANARY_ROWS):
-            rows = torch.zeros(len(drawn), len(self._canaries))
-            rows[torch.arange(len(drawn)), drawn] = RAW_NORM * self._constants.clip
-            # (5, 6, 7) clip, round and sum like any patient
-            self._canary_sum.add(rows)
-        return self._canary_sum.total
+        if not self._canaries.inside:
+            return torch.zeros_like(self._canary_sum.places)
+        if not self._workers.first:
+            drawn = drawn[:0]
+        columns = torch.arange(self._weights, device=self._sum.total.device)
+        columns = self._gradients.natural(columns)
+        return self._workers.from_first(self._canary_sum.add_inside(self._sum, columns, drawn))
 
     def _chunks(self, patients: list[int], batch_for: BatchFor) -> Iterator[Batch]:
         """The patients' batches, at most a chunk of patients each."""

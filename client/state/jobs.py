@@ -23,10 +23,10 @@ from common.wire.messages import canonical
 JOB = "job.json"
 WEIGHTS = "in.safetensors"  # the global weights
 GROUPS = "groups.json"  # the frozen groups
-CANARIES = "canaries.safetensors"  # which canaries take part
+CANARIES = "canaries.safetensors"  # which canaries take part, and where
 # written by the child, beside contact_sheet.png and inversions.png
 PROGRESS = "progress"
-TALLY = "tally.safetensors"  # what the canaries measured
+TALLY = "tally.safetensors"  # what was measured of canaries, noise and clip
 EVIDENCE = "evidence.json"
 OUTPUT = "out.safetensors"  # written last
 ERROR = "error"  # the code of a refusal

@@ -99,8 +99,8 @@ _RULES = (
     ),
     Rule(
         26,
-        "the noise measured on the canaries matches the plan's sigma, "
-        "and their lower bound on epsilon is at most what was spent",
+        "noise and clip, measured on canaries and on all trained tensors, match the plan's, "
+        "and the lower bound on epsilon is at most what was spent",
         "site",
     ),
     Rule(

@@ -1,13 +1,13 @@
-"""The audit of a tally of canaries: a lower bound on epsilon, and the noise meter.
+"""The audit of a tally: a lower bound on epsilon, and the check of noise and clip.
 
-In: a `Tally` (canaries.py), what the plan claims. Out: a lower bound, a variance ratio, a `fault`.
+In: a `Tally` (tally.py), what the plan claims. Out: a lower bound, the measured noise, a `fault`.
 Guarantees:
 1. The bound holds with its confidence for whatever mechanism made the scores.
 2. False alarms of `fault` are at most as frequent as `FALSE_ALARM` over all rounds of a model.
 3. Which canaries are guessed is fixed beforehand.
 Not covered: a proof of privacy. One run shows a part, and the bound has a ceiling. At half the
-noise the bound can still lie below the claim; the noise meter then fails. Neither sees a fault
-that touches real patients alone, such as a loss that mixes patients.
+noise the bound can still lie below the claim; the meters (noise_meter.py) then fail. Neither sees
+a fault that touches real patients alone, such as a loss that mixes patients.
 
 Source: Steinke, Nasr and Jagielski 2023, algorithm 1, theorem 5.2, corollary 5.4 and appendix D.
 """
@@ -21,12 +21,23 @@ import numpy as np
 
 from common.arrays import Floats
 from common.privacy.accounting import epsilon_pld
-from common.privacy.canaries import Tally
+from common.privacy.canaries import inside_count
 from common.privacy.mechanisms import SubsampledGaussian
+from common.privacy.noise_meter import (
+    clip_p_value,
+    freshness_ratio,
+    mean_length,
+    meter_p_value,
+    noise_ratio,
+    release_p_value,
+)
+from common.privacy.tally import KINDS, Heard, Tally
 
 CONFIDENCE = 0.95  # of the bound that is printed
 FALSE_ALARM = 1e-4  # of the gate, over all rounds of one model at one site
-TESTS = 3  # a round: the noise meter on the round, on all rounds, and the bound
+# A round is tested alone and with all rounds before it (2 times noise and clip of two kinds of
+# canaries, and the release); all rounds together also for fresh noise and for the bound (2 kinds).
+TESTS = 2 * (2 + 2 + 1) + 2 + 2
 
 
 # --- the lower bound ------------------------------------------------------------------------------
@@ -37,16 +48,16 @@ def guess_count(canaries: int) -> int:
     return 2 * (canaries // 4)
 
 
-def count_correct(tally: Tally) -> int:
+def count_correct(heard: Heard) -> int:
     """Return how many guesses are right.
 
     The highest scores are guessed in, the lowest out; equal scores are ordered by number.
     """
-    half = guess_count(len(tally.included)) // 2
-    order = np.argsort(tally.scores, kind="stable")
+    half = guess_count(len(heard)) // 2
+    order = np.argsort(heard.scores, kind="stable")
     guessed_in = order[len(order) - half :]
     guessed_out = order[:half]
-    return int(tally.included[guessed_in].sum() + (~tally.included[guessed_out]).sum())
+    return int(heard.included[guessed_in].sum() + (~heard.included[guessed_out]).sum())
 
 
 def p_value(count: int, guessed: int, right: int, epsilon: float, delta: float) -> float:
@@ -102,33 +113,6 @@ def _binomial(n: int, epsilon: float) -> Floats:
     return pmf
 
 
-# --- the noise meter ------------------------------------------------------------------------------
-
-
-def noise_ratio(tally: Tally, deviation: float) -> tuple[float, int]:
-    """Return the variance of the updates along left-out canaries over `deviation`², and the draws.
-
-    1 and 0 without any.
-    """
-    out = ~tally.included
-    draws = int(out.sum()) * tally.steps
-    if not draws:
-        return 1.0, 0
-    return float(tally.squares[out].sum()) / (draws * deviation**2), draws
-
-
-def meter_p_value(ratio: float, draws: int) -> float:
-    """Return at most the probability of a variance ratio that far from 1 in Gaussian draws.
-
-    Chernoff's bound on a chi-square, both tails; it holds at every number of draws.
-    """
-    if not draws:
-        return 1.0
-    if ratio <= 0.0:
-        return 0.0
-    return min(1.0, 2.0 * math.exp(-draws / 2 * (ratio - 1.0 - math.log(ratio))))
-
-
 # --- the gate's rule ------------------------------------------------------------------------------
 
 
@@ -136,14 +120,35 @@ def meter_p_value(ratio: float, draws: int) -> float:
 class Claim:
     """What the plan says of one model.
 
-    `event`: of one round. `deviation`: of the noise in an update, sigma·C/B.
+    `event`: of one round. `clip`: C. `divisor`: B. `canaries`: M, on dummy coordinates.
     """
 
     event: SubsampledGaussian
-    deviation: float
+    clip: float
+    divisor: float
     delta: float
     rounds: int
     canaries: int
+
+    @property
+    def dimension(self) -> int:
+        """The trained numbers."""
+        return self.event.dimension - self.canaries
+
+    @property
+    def inside(self) -> int:
+        """The canaries inside the model."""
+        return inside_count(self.canaries, self.dimension)
+
+    @property
+    def length(self) -> float:
+        """How long a clipped gradient is in an update."""
+        return self.clip / self.divisor
+
+    @property
+    def deviation(self) -> float:
+        """The deviation of the noise in an update."""
+        return self.event.noise_multiplier * self.length
 
     @property
     def level(self) -> float:
@@ -164,27 +169,59 @@ def fault(latest: Tally, total: Tally, claim: Claim) -> str:
 
     An empty string where nothing does.
     """
-    if len(latest.included) != claim.canaries or latest.steps != claim.event.steps:
-        return (
-            f"{len(latest.included)} canaries over {latest.steps} steps, "
-            f"expected {claim.canaries} over {claim.event.steps}"
-        )
+    wrong = _shape_fault(latest, claim)
+    if wrong:
+        return wrong
     for name, tally in (("the round", latest), ("all rounds", total)):
-        ratio, draws = noise_ratio(tally, claim.deviation)
+        wrong = _meter_fault(tally, claim)
+        if wrong:
+            return f"{wrong} in {name}"
+    for kind in KINDS:
+        heard: Heard = getattr(total, kind)
+        ratio, draws = freshness_ratio(heard, total.steps, claim.deviation)
         if meter_p_value(ratio, draws) < claim.level:
-            return (
-                f"the noise of {name} has {ratio:.3f} times the plan's variance "
-                f"over {draws:,} draws"
-            )
-    return _bound_fault(total, claim)
+            return f"the sum of the noise of all steps has {ratio:.3f} times the plan's variance"
+        wrong = _bound_fault(heard, total.steps, claim)
+        if wrong:
+            return wrong
+    return ""
 
 
-def _bound_fault(total: Tally, claim: Claim) -> str:
+def _shape_fault(latest: Tally, claim: Claim) -> str:
+    """Whether a tally is of another number of canaries, steps or trained numbers."""
+    found = (len(latest.own), len(latest.inside), int(latest.sizes.sum()), latest.steps)
+    expected = (claim.canaries, claim.inside, claim.dimension, claim.event.steps)
+    if found == expected:
+        return ""
+    return f"{_shape(found)}, expected {_shape(expected)}"
+
+
+def _shape(numbers: tuple[int, int, int, int]) -> str:
+    own, inside, dimension, steps = numbers
+    return f"{own}+{inside} canaries in {dimension:,} trained numbers over {steps} steps"
+
+
+def _meter_fault(tally: Tally, claim: Claim) -> str:
+    """Whether noise, clip or the whole release are not the plan's, in words."""
+    for kind in KINDS:
+        heard: Heard = getattr(tally, kind)
+        ratio, draws = noise_ratio(heard, tally.steps, claim.deviation)
+        if meter_p_value(ratio, draws) < claim.level:
+            return f"the noise has {ratio:.3f} times the plan's variance over {draws:,} draws"
+        if clip_p_value(heard, claim.length, claim.deviation) < claim.level:
+            length = mean_length(heard) / claim.length
+            return f"a clipped gradient is {length:.3f} times as long as the clip norm"
+    if release_p_value(tally, claim.event.noise_multiplier, claim.deviation) < claim.level:
+        return "all released tensors, or one of them, are more or less than noise and clipped sums"
+    return ""
+
+
+def _bound_fault(heard: Heard, steps: int, claim: Claim) -> str:
     """Whether the lower bound exceeds what the accountant charged, in words."""
-    bound = _lower_bound(total, claim.test_delta, 1.0 - claim.level)
+    bound = _lower_bound(heard, claim.test_delta, 1.0 - claim.level)
     if bound <= 0.0:  # then the accountant, which takes seconds, is not needed
         return ""
-    spent = epsilon_pld([_with_steps(claim.event, total.steps)], claim.test_delta)
+    spent = epsilon_pld([_with_steps(claim.event, steps)], claim.test_delta)
     if bound <= spent:
         return ""
     return (
@@ -197,44 +234,7 @@ def _with_steps(event: SubsampledGaussian, steps: int) -> SubsampledGaussian:
     return SubsampledGaussian(event.q, event.noise_multiplier, steps, event.dimension, event.model)
 
 
-def _lower_bound(tally: Tally, delta: float, confidence: float) -> float:
-    count = len(tally.included)
-    right = count_correct(tally)
+def _lower_bound(heard: Heard, delta: float, confidence: float) -> float:
+    count = len(heard)
+    right = count_correct(heard)
     return epsilon_at_least(count, guess_count(count), right, delta, confidence)
-
-
-# --- the operator's rehearsal ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What an audit found.
-
-    Counts, the lower bound at `delta` and `confidence`, the bound's ceiling, the variance ratio.
-    """
-
-    canaries: int
-    steps: int
-    guesses: int
-    correct: int
-    lower_bound: float
-    ceiling: float
-    delta: float
-    confidence: float
-    noise_ratio: float
-
-
-def audit(tally: Tally, deviation: float, delta: float) -> Audit:
-    """Return the findings of a tally."""
-    count = len(tally.included)
-    return Audit(
-        canaries=count,
-        steps=tally.steps,
-        guesses=guess_count(count),
-        correct=count_correct(tally),
-        lower_bound=_lower_bound(tally, delta, CONFIDENCE),
-        ceiling=ceiling(count, delta),
-        delta=delta,
-        confidence=CONFIDENCE,
-        noise_ratio=noise_ratio(tally, deviation)[0],
-    )
