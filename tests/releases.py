@@ -20,8 +20,8 @@ from server.release.items import Account, ReleaseInputs, SiteBatch
 from tests.studies import small_plan
 
 AUDIT = ModelAudit(
-    canaries=300, steps=4, guesses=150, correct=90, lower_bound=0.12, ceiling=3.9, upper_bound=3.1,
-    delta=1e-5, confidence=0.95, noise_ratio=1.01,
+    sites=3, canaries=450, steps=4, guesses=222, correct=130, lower_bound=0.12, ceiling=4.3,
+    upper_bound=3.1, delta=1e-5, confidence=0.95, noise_ratio=1.01, release_ratio=1.02,
 )  # fmt: skip
 ACCOUNT = Account({"PLD": 3.2, "RDP": 3.6}, {"dp-accounting": "0.6.0"}, {"gan": AUDIT})
 

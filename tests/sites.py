@@ -36,14 +36,16 @@ from client.state.membership import Membership
 from client.state.plans import Plans
 from client.state.seen_weights import SeenWeights
 from common.privacy.accounting import Spent, spend
-from common.privacy.canaries import Canaries, Tally, rehearse
+from common.privacy.canaries import Secret
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.privacy.noise import NoiseSource
+from common.privacy.tally import Tally
 from common.storage.files import atomic_write
 from common.study.bundle import write_bundle
 from common.study.plan import Study, load_study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, canonical, digest_of, seal
+from tests.heard import honest_tally
 from tests.studies import small_plan
 
 SITE = "hospital-a"
@@ -241,11 +243,8 @@ class Children:
             Reservation.from_json(job.reservation).event,
         )
         assert isinstance(event, SubsampledGaussian)
-        canaries = Canaries(
-            tensors.read(folder / CANARIES, max_bytes=1 << 20)["included"].astype(np.bool_)
-        )
-        rehearse(canaries, event, plan.clip, plan.patients_per_step, NoiseSource())
-        return canaries.tally()
+        secret = Secret.from_arrays(tensors.read(folder / CANARIES, max_bytes=1 << 24))
+        return honest_tally(secret, event, plan.clip, plan.patients_per_step, NoiseSource())
 
     def _images(self, folder: Path) -> tensors.Arrays:
         groups = tuple(

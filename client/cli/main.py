@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from client.cli import approve, check, joining, look, measure, serve
+from client.cli import approve, audit, check, joining, look, measure, serve
 from client.cli.words import name_faults
 from kohort.console import run_typer
 
@@ -29,6 +29,7 @@ app.command()(look.review)
 app.command()(measure.utility)
 app.command()(measure.privatize)
 app.command()(look.ledger)
+app.command()(audit.audit)
 app.command()(look.status)
 app.command()(check.check)
 

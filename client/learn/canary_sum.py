@@ -6,7 +6,7 @@ Guarantees:
   1. a canary inside the model is one more row [d] of the patients' own lattice sum
   2. its share is known exactly, so the step can take it out again exactly
   3. a canary hears the released number with its share put back and the patients' sum taken out:
-     noise, its own clipped gradient, and nothing of a patient
+     noise, its own clipped gradient, and of patients no more than float32's rounding
 Not covered: sampling and noise (private_step.py), what the numbers mean
 (common/privacy/canary_audit.py).
 """

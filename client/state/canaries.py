@@ -52,8 +52,8 @@ class CanaryFile:
         secret = self._read()[0]
         if len(secret.own) != self._count or int(secret.places.max(initial=0)) >= dimension:
             raise RefusedError(
-                f"{self._path.name}: {len(secret.own)} canaries, or a larger model; the plan has "
-                f"{self._count} in {dimension:,} trained numbers",
+                f"{self._path.name}: {len(secret.own)} canaries in places that do not fit; "
+                f"the plan has {self._count} among {dimension:,} trained numbers",
                 code="E-CANARIES",
             )
         return secret

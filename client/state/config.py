@@ -151,6 +151,11 @@ class SiteConfig(FrozenModel):
         description="this hospital's name in study plans: lower-case letters, digits and hyphens"
     )
     data: Data = Field(description="where the images of patients lie")
+    rehearsal: bool = Field(
+        default=False,
+        description="whether every image of this site is public or invented; only then may "
+        "`kohort-site audit --out` write what its canaries measured; false at a hospital",
+    )
     policy: Policy = Field(default_factory=Policy, description="what this hospital allows")
     network: Network = Field(default_factory=Network, description="how the server is reached")
     limits: Limits = Field(default_factory=Limits, description="what this machine gives")

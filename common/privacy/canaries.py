@@ -3,7 +3,7 @@
 In: secret coins and places, drawn once for each model of a plan; what the steps released.
 Out: a `Tally` (tally.py), which canary_audit.py judges.
 Guarantees: what a canary hears is made of its own clipped gradient, of noise and of public
-constants, never of a patient's data. No canary moves a weight.
+constants; of a patient's data it has no more than float32's rounding. No canary moves a weight.
 
 Each canary is in with probability 1/2, and its raw gradient is 10·C long, so the clip is at work.
 Two kinds:
@@ -29,7 +29,7 @@ from common.privacy.tally import Coins, Counts, FileArrays, Tally, silence
 
 RAW_NORM = 10.0  # of the clip norm: a canary's gradient before it is clipped
 LARGEST_BLOCK = 64  # coordinates of one direction
-SECRET_DTYPES = {"own": np.uint8, "inside": np.uint8, "places": np.int64, "signs": np.int8}
+SECRET_DTYPES = {"own": np.uint8, "inside": np.uint8, "places": np.int64, "signs": np.int32}
 
 
 def inside_count(canaries: int, dimension: int) -> int:
@@ -53,7 +53,7 @@ class Secret:
     own: Coins
     inside: Coins
     places: Counts
-    signs: NDArray[np.int8]
+    signs: NDArray[np.int32]
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Return it for a file on site."""
@@ -77,7 +77,7 @@ class Secret:
             arrays["own"].astype(np.bool_),
             arrays["inside"].astype(np.bool_),
             np.asarray(arrays["places"], np.int64),
-            np.asarray(arrays["signs"], np.int8),
+            np.asarray(arrays["signs"], np.int32),
         )
 
 
@@ -108,14 +108,14 @@ def draw(noise: Noise, count: int, dimension: int) -> Secret:
     order = np.argsort(noise.uniform_u64(dimension), kind="stable")
     places = order[: inside * block].reshape(inside, block).astype(np.int64)
     heads = noise.bernoulli(0.5, inside * block).reshape(inside, block)
-    signs = np.where(heads, 1, -1).astype(np.int8)
+    signs = np.where(heads, 1, -1).astype(np.int32)
     return Secret(noise.bernoulli(0.5, count), noise.bernoulli(0.5, inside), places, signs)
 
 
 def nobody() -> Secret:
     """Return the secret of a plan without canaries."""
     no_coins = np.zeros(0, np.bool_)
-    return Secret(no_coins, no_coins, np.zeros((0, 1), np.int64), np.zeros((0, 1), np.int8))
+    return Secret(no_coins, no_coins, np.zeros((0, 1), np.int64), np.zeros((0, 1), np.int32))
 
 
 class Canaries:

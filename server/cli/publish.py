@@ -61,6 +61,16 @@ RehearsalFile = Annotated[
 ]
 
 
+AuditFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--audit",
+        help="what `kohort-site audit --out` wrote at a site of a rehearsal of this plan; "
+        "once for each site",
+    ),
+]
+
+
 def release(
     bundle: Bundle,
     state: StateFolder,
@@ -71,6 +81,7 @@ def release(
     members: Members = None,
     heldout: HeldOut = None,
     rehearsal: RehearsalFile = None,
+    audit: AuditFiles = None,
 ) -> None:
     """Build, sign and publish the release of a complete study.
 
@@ -83,6 +94,7 @@ def release(
     study = open_bundle(bundle, key.public_key())
     check_folder("--out", out)
     found = read_people(members, heldout, rehearsal, study)
+    account = make_account(study, bundle, audit or [])
     # What the rounds left: images or pairs, and the final weights.
     with open_record(place, study) as record, open_registry(place) as registry:
         check_complete(record, state)
@@ -98,7 +110,7 @@ def release(
         study=study,
         bundle=bundle,
         batches=batches,
-        account=make_account(study, bundle, place),
+        account=account,
         weights=weights,
         reference=public,
         reference_name=name_reference(reference, reference_name),
@@ -163,15 +175,15 @@ def batches_without(record: StudyRecord, quarantined: set[str]) -> list[SiteBatc
     return batches
 
 
-def make_account(study: Study, bundle: Path, place: ServerState) -> Account:
-    """Return what one site's messages spend, and what the canary audits found."""
+def make_account(study: Study, bundle: Path, audits: list[Path]) -> Account:
+    """Return what one site's messages spend, and what a rehearsal's canary audits found."""
     from server.evaluate.canary_rehearsal import load_audits
     from server.release.items import Account
 
+    found = load_audits(study, audits)
     spent = plans.spending(study, bundle / "checkpoints")
-    audits = load_audits(study, place.study(study.hash()) / "canaries.json")
     versions = {"dp-accounting": version("dp-accounting")}
-    return Account(spent.by_accountant(), versions, audits)
+    return Account(spent.by_accountant(), versions, found)
 
 
 def collect_pairs(

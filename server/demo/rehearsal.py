@@ -129,16 +129,22 @@ def start_operator(processes: Processes, places: Places, plan: Path) -> None:
     )
 
 
-def share_the_machine(file: Path) -> None:
-    """Edit site.yaml as hospital IT would: one thread for each child process.
+# what a rehearsal's site.yaml says instead of the sample
+EDITS = {"threads: 0 ": "threads: 1 ", "rehearsal: false ": "rehearsal: true "}
+
+
+def edit_settings(file: Path) -> None:
+    """Edit site.yaml: one thread for each child process, and no image is of a patient.
 
     All sites compute on this machine. Three children of two threads each on two cores make the demo
     three times as long.
     """
     text = file.read_text(encoding="utf-8")
-    if "threads: 0 " not in text:
-        raise Bug(f"{file}: the sample has no `threads: 0` to edit")
-    file.write_text(text.replace("threads: 0 ", "threads: 1 "), encoding="utf-8")
+    for sample, edited in EDITS.items():
+        if sample not in text:
+            raise Bug(f"{file}: the sample has no `{sample}` to edit")
+        text = text.replace(sample, edited)
+    file.write_text(text, encoding="utf-8")
 
 
 def start_site(processes: Processes, places: Places, name: str, truth: Truth) -> None:
@@ -150,7 +156,7 @@ def start_site(processes: Processes, places: Places, name: str, truth: Truth) ->
     labels = str(truth.labels_csv)
     init = ["init", "--state", state, "--site", name, "--data", folder, "--labels", labels]
     processes.do("kohort-site", *init)
-    share_the_machine(places.site(name) / "site.yaml")
+    edit_settings(places.site(name) / "site.yaml")
 
     # the operator enrols it; it approves the plan and starts
     request = str(places.site(name) / f"{name}.request.json")
@@ -204,12 +210,26 @@ def _last_line(log: Path, name: str) -> str:
     return f"{name}: {lines[-1].strip()}"
 
 
+def export_audits(processes: Processes, places: Places, names: Sequence[str]) -> list[str]:
+    """Let each site write what its canaries measured; return the operator's options."""
+    options = []
+    for name in names:
+        file = str(places.work / f"{name}.audit.json")
+        processes.do("kohort-site", "audit", "--state", str(places.site(name)), "--out", file)
+        options += ["--audit", file]
+    return options
+
+
 def publish(
-    processes: Processes, places: Places, reference: Reference = PHOTOGRAPHS
+    processes: Processes,
+    places: Places,
+    reference: Reference = PHOTOGRAPHS,
+    audits: Sequence[str] = (),
 ) -> tuple[Path, Manifest]:
     """Step 5: build the operator's release, and check it as a researcher does."""
     target = places.out / "release"
     arguments = ["release", str(places.bundle), "--state", str(places.server), "--out", str(target)]
+    arguments += audits
     if reference.members is not None and reference.heldout is not None:
         arguments += ["--members", str(reference.members), "--heldout", str(reference.heldout)]
     arguments += ["--reference", str(reference.path), "--reference-name", reference.name]
@@ -291,7 +311,11 @@ def rehearse(out: Path, preset: Path, names: Sequence[str], *, keep: bool) -> tu
 
             # (5) the release
             step("5/5 release and verification")
-            return publish(processes, places, make_reference(study, places.work / "reference"))
+            audits: list[str] = []
+            if study.privacy.canaries:
+                audits = export_audits(processes, places, names)
+            public = make_reference(study, places.work / "reference")
+            return publish(processes, places, public, audits)
     finally:
         processes.stop()
         if not keep:

@@ -1,17 +1,17 @@
-"""The operator's rehearsal of the canary audit: a lower bound on epsilon for each trained model.
+"""The canary audit of a rehearsal: a lower bound on epsilon for each trained model.
 
-In: a plan.
+In: a plan, the files that the sites of a rehearsal of this plan wrote (`kohort-site audit --out`).
 Out: a `ModelAudit` for each model.
-Guarantees: it runs the plan's constants, sampler, lattice and noise source over all steps of all
-rounds, without patients. A stored result is used again; an audit that refutes the plan is refused.
-Not covered: the sites' own audits, which run inside each site's training.
+Guarantees: what is printed was measured in the private steps that the rehearsal's sites ran on the
+plan's own models. A file of another plan is refused, and so is an audit that refutes the plan.
+Not covered: proof that the sites' images were public. The operator answers for that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,24 +19,30 @@ from pydantic import ValidationError
 from common.config import FrozenModel
 from common.errors import PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld
-from common.privacy.canaries import Canaries, draw, rehearse
-from common.privacy.canary_audit import Claim, audit, fault
+from common.privacy.audit_file import AuditFile, ModelCounts
+from common.privacy.canary_audit import (
+    CONFIDENCE,
+    FALSE_ALARM,
+    epsilon_at_least,
+    guess_count,
+)
 from common.privacy.events import round_event
-from common.privacy.noise import NoiseSource
-from common.storage.files import atomic_write, read_capped
+from common.storage.files import read_capped
 from common.study.plan import Study
-from common.wire.messages import canonical
+from common.study.rehearsed import plan_digest
 
 AUDIT_CAP_BYTES = 1 << 20
 
 
 class ModelAudit(FrozenModel):
-    """What the rehearsal of one model found, at `delta`.
+    """What the rehearsal of one model found at `sites` sites together, at `delta`.
 
     `lower_bound` holds at `confidence`; `ceiling` is its value with perfect guesses.
-    `upper_bound` is the accountant's (PLD).
+    `upper_bound` is the accountant's (PLD). `noise_ratio`: of the noise along canaries that were
+    left out. `release_ratio`: of all trained numbers that were released.
     """
 
+    sites: int
     canaries: int
     steps: int
     guesses: int
@@ -47,66 +53,103 @@ class ModelAudit(FrozenModel):
     delta: float
     confidence: float
     noise_ratio: float
+    release_ratio: float
 
 
-class Rehearsal(FrozenModel):
-    """The audits of one plan, as kept on disk."""
+def load_audits(study: Study, paths: Sequence[Path]) -> Mapping[str, ModelAudit]:
+    """Return the audits of a plan from its rehearsal's files; empty without any file.
 
-    plan: str
-    models: dict[str, ModelAudit]
-
-
-def load_audits(study: Study, path: Path) -> Mapping[str, ModelAudit]:
-    """Return the audits of a plan; empty for a plan without canaries.
-
-    They are read from the file at `path`, or made and written there.
-    Raises RefusedError for a file of another plan, and PolicyError (E-CANARIES) when an audit
-    refutes the plan's claim.
+    Raises RefusedError for a file of another plan or shape and for a site that comes twice, and
+    PolicyError (E-CANARIES) when an audit refutes the plan's claim.
     """
-    if not study.privacy.canaries:
+    files = [_read(path, study) for path in paths]
+    sites = [file.site for file in files]
+    if len(set(sites)) < len(sites):
+        raise RefusedError(
+            f"--audit: {', '.join(sites)}: expected each site once, got one twice",
+            hint="give one file of each site of the rehearsal",
+        )
+    if not files:
         return {}
+    found = {}
+    for name in study.models.trained():
+        found[name] = pool_audits(study, name, [file.models[name] for file in files])
+    return found
 
-    # make the audits once
-    if not path.is_file():
-        models = {name: rehearse_model(study, name) for name in study.models.trained()}
-        made = Rehearsal(plan=study.hash(), models=models)
-        atomic_write(path, canonical(made.model_dump(mode="json")))
 
-    # read them, and refuse those of another plan
+def _read(path: Path, study: Study) -> AuditFile:
+    """The file at `path`, of this plan and of all its steps."""
     try:
-        found = Rehearsal.model_validate(json.loads(read_capped(path, AUDIT_CAP_BYTES)))
+        found = AuditFile.model_validate(json.loads(read_capped(path, AUDIT_CAP_BYTES)))
     except (ValueError, ValidationError) as error:
         raise RefusedError(
-            f"{path}: not a canary audit of this version", hint="delete it: it is made anew"
+            f"{path}: not a canary audit of this version",
+            hint="`kohort-site audit --out FILE` writes it at each site of a rehearsal",
         ) from error
-    if found.plan != study.hash():
+    if found.plan != plan_digest(study):
         raise RefusedError(
-            f"{path}: the canary audit of another plan", hint="delete it: it is made anew"
+            f"{path}: the canary audit of another plan",
+            hint="rehearse this plan: models, privacy, synthesis and intake must be equal to "
+            "the last digit",
         )
-    return found.models
+    for name, plan in study.models.trained().items():
+        counts = found.models.get(name)
+        if counts is None or not _is_whole(counts, plan.steps):
+            raise RefusedError(
+                f"{path}: models.{name}: expected what was measured over all {plan.steps} steps",
+                hint="let the rehearsal end, then export again",
+            )
+    return found
 
 
-def rehearse_model(study: Study, name: str) -> ModelAudit:
-    """Return the audit of all private steps of one model, on canaries alone."""
-    plan = study.models.trained()[name]
-    count = study.privacy.canaries
+def _is_whole(counts: ModelCounts, steps: int) -> bool:
+    """Whether the counts are of all steps, and of guesses that were fixed beforehand."""
+    guesses = guess_count(counts.canaries)
+    return (counts.steps, counts.guesses) == (steps, guesses) and counts.correct <= guesses
+
+
+def pool_audits(study: Study, name: str, files: Sequence[ModelCounts]) -> ModelAudit:
+    """Return the audit of one model at all sites of a rehearsal together.
+
+    Their canaries and noise are independent, so their guesses count together: theorem 5.2 holds
+    for the product of the sites' mechanisms.
+    """
     delta = study.privacy.delta
-
-    # run every step of every round with fresh coins and noise
-    event = replace(round_event(study, name, count), steps=plan.steps)
-    noise = NoiseSource()
-    canaries = Canaries(draw(noise, count))
-    rehearse(canaries, event, plan.clip, plan.patients_per_step, noise)
+    plan = study.models.trained()[name]
+    event = replace(round_event(study, name, 1), steps=plan.steps)
+    upper = epsilon_pld([event], delta)
+    canaries = sum(counts.canaries for counts in files)
+    guesses = sum(counts.guesses for counts in files)
+    correct = sum(counts.correct for counts in files)
+    draws = [max(1, counts.draws) for counts in files]
 
     # refuse a plan that its own canaries refute
-    tally = canaries.tally()
-    deviation = plan.noise_multiplier * plan.clip / plan.patients_per_step
-    wrong = fault(tally, tally, Claim(event, deviation, delta, 1, count))
-    if wrong:
+    small = min(delta, FALSE_ALARM / (4 * max(1, canaries)))
+    proven = epsilon_at_least(canaries, guesses, correct, small, 1.0 - FALSE_ALARM)
+    if proven > upper:
         raise PolicyError(
-            f"canary audit of {name}: {wrong}",
+            f"canary audit of {name}: epsilon is at least {proven:.2f}, "
+            f"the accountant says at most {upper:.2f}",
             hint="nothing was released: report it",
             code="E-CANARIES",
         )
-    found = audit(tally, deviation, delta)
-    return ModelAudit(**asdict(found), upper_bound=epsilon_pld([event], delta))
+    return ModelAudit(
+        sites=len(files),
+        canaries=canaries,
+        steps=plan.steps,
+        guesses=guesses,
+        correct=correct,
+        lower_bound=epsilon_at_least(canaries, guesses, correct, delta),
+        ceiling=epsilon_at_least(canaries, guesses, guesses, delta),
+        upper_bound=upper,
+        delta=delta,
+        confidence=CONFIDENCE,
+        noise_ratio=_mean([counts.noise_ratio for counts in files], draws),
+        release_ratio=_mean([counts.release_ratio for counts in files], [1] * len(files)),
+    )
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    """The weighted mean."""
+    total = sum(value * weight for value, weight in zip(values, weights, strict=True))
+    return total / sum(weights)

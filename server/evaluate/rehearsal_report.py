@@ -9,7 +9,6 @@ Not covered: proof that the people were public and took part. The operator answe
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from common.config import FrozenModel
 from common.errors import RefusedError
 from common.storage.files import read_capped
 from common.study.plan import Study
-from common.wire.messages import canonical
+from common.study.rehearsed import plan_digest
 from server.evaluate import attack_findings, attacks
 from server.evaluate.attack_spaces import Networks
 from server.evaluate.attacks import Battery
@@ -30,8 +29,6 @@ from server.evaluate.findings import Finding
 from server.evaluate.people import PublicPeople
 
 FILE_CAP_BYTES = 1 << 20
-# what may differ between two studies of the same plan
-OTHER_IN_EVERY_STUDY = {"name", "title", "sites", "quorum", "round_deadline_s", "release"}
 
 
 class Statement(FrozenModel):
@@ -56,12 +53,6 @@ class Rehearsal(FrozenModel):
     plan: str = Field(pattern="^[0-9a-f]{64}$")
     cast: str = Field(max_length=200)
     findings: tuple[Statement, ...] = Field(max_length=200)
-
-
-def plan_digest(study: Study) -> str:
-    """Return the SHA-256 of all fields of a plan that a rehearsal must share with it."""
-    fields = study.model_dump(mode="json", exclude=OTHER_IN_EVERY_STUDY)
-    return hashlib.sha256(canonical(fields)).hexdigest()
 
 
 def rehearse(

@@ -84,7 +84,7 @@ def _texture(images: int) -> Texture:
 def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:
     """Return the lower bounds on epsilon by model; no patient took part in them."""
     if not audits:
-        return [missing("canary lower bound", "the plan has no canaries")]
+        return [missing("canary lower bound", "no rehearsal of this plan was audited")]
     return [_canary_finding(name, found) for name, found in audits.items()]
 
 
@@ -94,6 +94,6 @@ def _canary_finding(name: str, found: ModelAudit) -> Finding:
         f"canary lower bound, {name}",
         round(found.lower_bound, 2),
         f"epsilon at {found.confidence:.0%} confidence; PLD says at most {found.upper_bound:.2f}",
-        f"{found.correct} of {found.guesses} guesses right in a rehearsal with "
-        f"{found.canaries} canaries",
+        f"{found.correct} of {found.guesses} guesses right in the private steps of a rehearsal "
+        f"with {found.canaries} canaries",
     )

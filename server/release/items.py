@@ -33,7 +33,8 @@ class SiteBatch:
 class Account:
     """Epsilon of all that one site sends, by accountant, at the plan's delta.
 
-    `versions` are the accountants' versions; `canaries` is the canary audit of each model.
+    `versions` are the accountants' versions; `canaries` is the canary audit of
+    each model in a rehearsal; without one it is empty.
     """
 
     epsilon: Mapping[str, float]

@@ -34,20 +34,20 @@ from server.release.limits import limits_of
 from server.release.templating import render_with_glossary
 
 AUDIT_METHOD = (
-    "one-run canary audit (Steinke, Nasr, Jagielski 2023) in the operator's rehearsal of the "
-    "plan's private steps; canaries are invented patients on coordinates of their own, and no "
-    "real patient takes part"
+    "one-run canary audit (Steinke, Nasr, Jagielski 2023) in the private steps that the sites of a "
+    "rehearsal on public data ran on the plan's own models; canaries are invented patients along "
+    "secret directions of the trained tensors, and no real patient takes part"
 )
 AUDIT_LIMITS = (
     "A low bound proves little. One run shows only a part of what could leak, and even "
     "noise at half its strength may give a bound below the claim. A bound above the claim "
-    "would prove a fault. Whether the noise matches the plan is measured separately, on "
-    "coordinates that hold nothing else."
+    "would prove a fault. Whether noise and clip match the plan is measured separately, along the "
+    "canaries and on all trained tensors together."
 )
 AUDIT_SITES = (
-    "Each site carries canaries through its own training too. Its gate (rule 26) stays closed "
-    "when the noise or the bound contradicts the plan, so the updates that left have passed. No "
-    "number of a site's own audit leaves the site."
+    "Where the plan has canaries, each site carries them through its own training too. Its gate "
+    "(rule 26) stays closed when noise, clip or bound contradict the plan, so the updates that "
+    "left have passed. No number of a site's own audit leaves the site."
 )
 WEIGHTS_CLAIM = (
     "All sites used the same global weights, and each checked them before it computed: tensors "
@@ -285,10 +285,12 @@ def _audit_line(name: str, found: Mapping[str, Any]) -> str:
     bounds = f"{found['lower_bound']:.2f} ≤ ε ≤ {found['upper_bound']:.2f}"
     return (
         f"{name}: {bounds} (delta {found['delta']:g}). Lower bound: {found['correct']} of "
-        f"{found['guesses']} guesses about {found['canaries']} canaries were right over "
-        f"{found['steps']:,} steps, at {found['confidence']:.0%} confidence. Perfect guesses "
-        f"would give {found['ceiling']:.2f}. Upper bound: PLD. Noise measured: "
-        f"{found['noise_ratio']:.3f} times the plan's variance."
+        f"{found['guesses']} guesses about {found['canaries']} canaries at {found['sites']} sites "
+        f"of a rehearsal were right over {found['steps']:,} private steps, at "
+        f"{found['confidence']:.0%} confidence. Perfect guesses would give "
+        f"{found['ceiling']:.2f}. Upper bound: PLD. Noise measured: {found['noise_ratio']:.3f} "
+        f"times the plan's variance; on all trained tensors, with the signal, "
+        f"{found['release_ratio']:.3f} times."
     )
 
 

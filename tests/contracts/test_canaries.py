@@ -1,4 +1,4 @@
-"""Promises about canaries: they move no weight, count once, and show missing noise to the gate."""
+"""Promises about canaries and meters: they move no weight, count once, and close the gate."""
 
 from __future__ import annotations
 
@@ -13,51 +13,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.daemon.site import Site
-from client.learn.lattice import to_lattice
+from client.learn.lattice import LatticeSum
 from client.learn.private_step import PrivateStep, StepConstants
 from client.state.canaries import CanaryFile
 from client.state.jobs import CANARIES
 from client.state.ledger import PracticeReservation
 from common.errors import KohortError, PolicyError
-from common.privacy import canaries, canary_audit
-from common.privacy.accounting import epsilon_pld
-from common.privacy.canaries import Canaries, Tally
+from common.privacy import canaries
+from common.privacy.canaries import Canaries, Secret
 from common.privacy.canary_audit import Claim, fault
 from common.privacy.mechanisms import SubsampledGaussian
-from common.privacy.noise import LATTICE, SeededNoiseSource
-from common.wire import tensors
+from common.privacy.noise import SeededNoiseSource
+from common.privacy.tally import Heard, Tally
 from tests.sites import Hospital, Killed, make_hospital, scripted
 
 torch.set_num_threads(1)
-D, M = 5, 40
+D, M = 400, 40
 EVENT = SubsampledGaussian(q=0.5, noise_multiplier=2.0, steps=30, dimension=D + M)
 CONSTANTS = StepConstants(clip=0.7, noise_multiplier=2.0, sampling_rate=0.5, divisor=8)
 TABLE = torch.randn(9, D, generator=torch.Generator().manual_seed(1)) * 3
+SECRET = canaries.draw(SeededNoiseSource(3), M, D)
+
+
+def with_coins(own: NDArray[np.bool_], inside: NDArray[np.bool_]) -> Secret:
+    """The secret with other coins in the same places."""
+    return dataclasses.replace(SECRET, own=own, inside=inside)
 
 
 def run(
-    included: NDArray[np.bool_] | None,
+    secret: Secret | None,
     *,
     noise: SeededNoiseSource | None = None,
-    patients: int = 9,
+    table: Tensor = TABLE,
     steps: int = 3,
     event: SubsampledGaussian = EVENT,
 ) -> tuple[list[Tensor], Tally]:
     """The weights' updates and the canaries' tally of some steps of a linear model."""
-    canaries = None if included is None else Canaries(included)
+    taking_part = Canaries(secret or canaries.nobody())
     constants = dataclasses.replace(
         CONSTANTS, sampling_rate=event.q, noise_multiplier=event.noise_multiplier
     )
     step = PrivateStep(
-        {"w": torch.zeros(D)},
-        lambda p, patient: (p["w"] * patient[0]).sum(),
+        {"v": torch.zeros(100), "w": torch.zeros(D - 100)},
+        lambda p, patient: (torch.cat([p["v"], p["w"]]) * patient[0]).sum(),
         constants,
         PracticeReservation(event),
         noise or SeededNoiseSource(7),
-        canaries=canaries,
+        canaries=taking_part if secret else None,
     )
-    updates = [step.step(patients, lambda drawn: (TABLE[list(drawn)],))["w"] for _ in range(steps)]
-    return updates, (canaries or Canaries(np.zeros(0, np.bool_))).tally()
+    updates = []
+    for _ in range(steps):
+        update = step.step(9, lambda drawn: (table[list(drawn)],))
+        updates.append(torch.cat([update["v"], update["w"]]))
+    return updates, taking_part.tally()
 
 
 def altered(
@@ -74,95 +82,183 @@ def altered(
     return noise
 
 
-COINS = canaries.draw(SeededNoiseSource(3), M)
+def silence(z: NDArray[np.int64]) -> NDArray[np.int64]:
+    """No noise at all."""
+    return z * 0
+
+
+EVERYBODY = with_coins(np.ones(M, np.bool_), np.ones(len(SECRET.inside), np.bool_))
+NOBODY = with_coins(~EVERYBODY.own, ~EVERYBODY.inside)
 
 
 def test_canaries_never_move_a_weight() -> None:
     """Whoever is in: with the same noise the weights' updates are the same to the bit."""
-    runs = [
-        run(included)[0]
-        for included in (COINS, ~COINS, np.zeros(M, np.bool_), np.ones(M, np.bool_))
-    ]
+    runs = [run(secret)[0] for secret in (SECRET, EVERYBODY, NOBODY)]
+    assert len(EVERYBODY.inside) == 20 and EVERYBODY.places.shape == (20, 20)
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 def test_without_noise_the_weights_updates_are_those_of_a_run_without_canaries() -> None:
-    with_canaries, without = (
-        run(included, noise=altered(lambda z: z * 0), steps=1)[0] for included in (COINS, None)
-    )
+    with_canaries = run(EVERYBODY, noise=altered(silence), steps=1)[0]
+    without = run(None, noise=altered(silence), steps=1)[0]
     assert torch.equal(with_canaries[0], without[0])
 
 
+def test_a_canary_inside_the_model_is_a_row_of_the_patients_own_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its raw gradient is ten clip norms long, in the columns of the patients' rows."""
+    rows: list[Tensor] = []
+    honest = LatticeSum.add
+
+    def add(self: LatticeSum, added: Tensor) -> None:
+        rows.extend(added.clone())
+        honest(self, added)
+
+    monkeypatch.setattr(LatticeSum, "add", add)
+    tally = run(EVERYBODY, table=torch.zeros(9, D), steps=1)[1]
+    long = [row for row in rows if len(row) == D and row.any()]
+    assert len(long) == tally.inside.drawn.sum() > 0
+    for row in long:
+        assert float(row.double().norm()) == pytest.approx(10 * CONSTANTS.clip, rel=1e-6)
+
+
 def test_patients_never_reach_a_canary() -> None:
-    one, other = (
-        run(COINS, noise=altered(lambda z: z * 0), steps=1),
-        run(COINS, noise=altered(lambda z: z * 0), steps=1, patients=0),
-    )
-    out = ~COINS
-    assert not one[1].scores[out].any() and not other[1].scores[out].any()
-    assert one[1].scores[COINS].any()
-    assert set(np.unique(one[1].scores)) == set(
-        np.unique(other[1].scores)
-    )  # 0, and the clipped canary
+    """What canaries hear is the same whatever the patients are, up to the release's float32."""
+    one, other = run(SECRET, steps=5)[1], run(SECRET, table=TABLE * 0, steps=5)[1]
+    assert np.array_equal(one.own.scores, other.own.scores)
+    assert np.abs(one.inside.scores - other.inside.scores).max() < 1e-6
+    assert np.abs(one.inside.scores).max() > 0.1
+    assert one.released.sum() != other.released.sum()
 
 
-@pytest.mark.parametrize("clip", [1e-3, 0.7, 1.0, 3.3, 1000.0])
-def test_a_canary_takes_the_patients_clip_and_the_rehearsal_takes_the_canarys(clip: float) -> None:
-    theirs = float(to_lattice(torch.full((1, 1), canaries.RAW_NORM * clip), clip)[0, 0])
-    assert canaries.to_lattice(np.float32(canaries.RAW_NORM * clip), clip) == theirs
-    assert 0.999 * LATTICE < theirs <= LATTICE
+def test_without_noise_a_canary_hears_its_clipped_gradient_or_nothing() -> None:
+    tally = run(SECRET, noise=altered(silence), steps=4)[1]
+    for heard in (tally.own, tally.inside):
+        assert not heard.drawn[~heard.included].any()
+        assert np.abs(heard.scores[~heard.included]).max() < 1e-6  # float32 of what is released
+        expected = heard.drawn * (CONSTANTS.clip / CONSTANTS.divisor)
+        assert heard.scores == pytest.approx(expected, rel=1e-3, abs=1e-6) and expected.any()
 
 
-def test_the_rehearsal_hears_what_the_private_step_lets_canaries_hear() -> None:
-    """With equal coins and noise the operator's rehearsal and the step on site agree to the bit."""
-
-    def source() -> SeededNoiseSource:
-        noise = SeededNoiseSource(11)
-        rows = iter(np.random.default_rng(2).integers(-(2**25), 2**25, (30, D + M)))
-        noise.gaussian_lattice = lambda n, sigma: next(rows)[-n:]  # type: ignore[method-assign]
-        return noise
-
-    on_site = run(COINS, noise=source(), patients=0, steps=30)[1]
-    rehearsed = Canaries(COINS)
-    canaries.rehearse(rehearsed, EVENT, CONSTANTS.clip, CONSTANTS.divisor, source())
-    assert np.array_equal(on_site.scores, rehearsed.tally().scores)
-    assert np.array_equal(on_site.squares, rehearsed.tally().squares)
+def test_the_tally_counts_what_was_released_tensor_by_tensor() -> None:
+    updates, tally = run(SECRET, steps=4)
+    squares = [
+        sum(float((u[a:b].double() ** 2).sum()) for u in updates) for a, b in ((0, 100), (100, D))
+    ]
+    assert tally.sizes.tolist() == [100, 300] and tally.released == pytest.approx(squares)
+    assert tally.signal == int(tally.signal) and 0 < tally.signal <= 4 * 81
 
 
-CLAIM = Claim(EVENT, 2.0 * 0.7 / 8, 1e-5, 1, M)
+def test_coins_sample_canaries_as_often_as_patients() -> None:
+    event = dataclasses.replace(EVENT, steps=300)
+    tally = run(EVERYBODY, steps=300, event=event)[1]
+    for heard in (tally.own, tally.inside):
+        assert heard.drawn.mean() == pytest.approx(150, abs=8)
 
 
-def test_the_private_steps_noise_is_heard_to_be_the_plans() -> None:
-    tally = run(COINS, steps=30)[1]
+CLAIM = Claim(EVENT, 0.7, 8, 1e-5, 1, M)
+
+
+def test_the_private_steps_noise_and_clip_are_heard_to_be_the_plans() -> None:
+    tally = run(SECRET, steps=30)[1]
     assert fault(tally, tally, CLAIM) == ""
 
 
-def test_the_noise_meter_fails_at_half_sigma() -> None:
-    tally = run(COINS, noise=altered(lambda z: z // 2), steps=30)[1]
-    assert "times the plan's variance" in fault(tally, tally, CLAIM)
+def only(z: NDArray[np.int64], where: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The noise on some coordinates alone."""
+    kept = np.zeros_like(z)
+    kept[where] = z[where]
+    return kept
 
 
-def test_the_noise_meter_hears_another_divisor() -> None:
-    tally = run(COINS, steps=30)[1]
-    assert "times the plan's variance" in fault(
-        tally, tally, dataclasses.replace(CLAIM, deviation=2.0 * 0.7 / 10)
-    )
+DUMMIES = np.arange(D, D + M)
+BROKEN_NOISE = {
+    "half the noise": lambda z: z // 2,
+    "no noise": silence,
+    "double noise": lambda z: 2 * z,
+    "noise on dummy coordinates alone": lambda z: only(z, DUMMIES),
+    "noise where canaries are alone": lambda z: only(z, np.append(DUMMIES, SECRET.places[:10])),
+    "one tensor without noise": lambda z: only(z, np.arange(100, D + M)),
+    "noise divided by the root of 9 items": lambda z: z // 3,
+    "the same noise in every step": lambda z: only(
+        SeededNoiseSource(5).gaussian_lattice(D + M, 2.0), np.arange(D + M)
+    ),
+}
 
 
-def test_with_noise_off_the_lower_bound_exceeds_a_claim_of_epsilon_one() -> None:
+@pytest.mark.parametrize("case", BROKEN_NOISE, ids=lambda case: case.replace(" ", "-"))
+def test_broken_noise_is_a_fault(case: str) -> None:
+    tally = run(SECRET, noise=altered(BROKEN_NOISE[case]), steps=30)[1]
+    assert fault(tally, tally, CLAIM) != ""
+
+
+def test_another_divisor_is_a_fault() -> None:
+    tally = run(SECRET, steps=30)[1]
+    assert fault(tally, tally, dataclasses.replace(CLAIM, divisor=10)) != ""
+
+
+def loosen(factor: float, least: int) -> Callable[[Tensor, float], Tensor]:
+    """A clip at `factor`·C for rows of at least `least` coordinates."""
+    from client.learn import lattice
+
+    honest = lattice._factors
+
+    def factors(rows: Tensor, clip: float) -> Tensor:
+        if rows.shape[1] < least:
+            return honest(rows, clip)
+        return honest(rows / factor, clip)
+
+    return factors
+
+
+@pytest.mark.parametrize(("factor", "least"), [(1e6, 0), (3.0, 64), (2.0, 0)])
+def test_a_loose_clip_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, factor: float, least: int
+) -> None:
+    """Also one that is loose for long rows alone, where canaries on dummy coordinates are short."""
+    monkeypatch.setattr("client.learn.lattice._factors", loosen(factor, least))
+    tally = run(SECRET, steps=30)[1]
+    assert "clipped gradient" in fault(tally, tally, CLAIM)
+
+
+def test_patients_that_alone_escape_the_clip_are_heard_in_the_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = LatticeSum.add
+
+    def add(self: LatticeSum, rows: Tensor) -> None:
+        dense = bool((rows != 0).all())
+        for _ in range(20 if dense else 1):
+            honest(self, rows.clone())
+
+    monkeypatch.setattr(LatticeSum, "add", add)
+    tally = run(SECRET, steps=30)[1]
+    assert "released tensors" in fault(tally, tally, CLAIM)
+
+
+def test_with_noise_off_the_lower_bound_exceeds_the_claim() -> None:
+    from common.privacy.canary_audit import epsilon_at_least
+
     event = SubsampledGaussian(q=0.5, noise_multiplier=14.0, steps=40, dimension=D + 200)
-    coins = canaries.draw(SeededNoiseSource(4), 200)
-    silent = run(coins, noise=altered(lambda z: z * 0), steps=40, event=event)[1]
-    claimed = epsilon_pld([event], 1e-5)
-    assert 0.8 < claimed < 1.05
-    assert canary_audit.audit(silent, 14.0 * 0.7 / 8, 1e-5).lower_bound > claimed
-    assert fault(silent, silent, Claim(event, 14.0 * 0.7 / 8, 1e-5, 1, 200)) != ""
+    secret = canaries.draw(SeededNoiseSource(4), 200, D)
+    for change, least, most in ((silence, 1.5, 9.0), (lambda z: z, 0.0, 0.9)):
+        tally = run(secret, noise=altered(change), steps=40, event=event)[1]
+        found = counts_of_heard(tally.inside)
+        assert least <= epsilon_at_least(*found, 1e-5) <= most
+
+
+def counts_of_heard(heard: Heard) -> tuple[int, int, int]:
+    """Canaries, guesses and right guesses."""
+    from common.privacy.canary_audit import count_correct, guess_count
+
+    return len(heard), guess_count(len(heard)), count_correct(heard)
 
 
 def test_dummy_coordinates_must_be_reserved() -> None:
     with pytest.raises(PolicyError) as refused:
-        run(COINS, event=dataclasses.replace(EVENT, dimension=D + M - 1))
+        run(SECRET, event=dataclasses.replace(EVENT, dimension=D + M - 1))
     assert refused.value.code == "E-RESERVATION"
 
 
@@ -174,21 +270,41 @@ def hospital(tmp_path: Path) -> Hospital:
     return make_hospital(tmp_path)
 
 
-def kept(hospital: Hospital, model: str = "gan") -> Tally:
-    """What counts of a model's canaries at the site."""
-    path = hospital.root / "canaries" / f"{hospital.study.hash()[:16]}-{model}.safetensors"
-    arrays = tensors.read(path, max_bytes=1 << 20)
-    arrays.pop("rounds")
-    return Tally.from_arrays(arrays)
+def file_of(hospital: Hospital, model: str = "gan") -> CanaryFile:
+    """The site's file of a model's canaries."""
+    count = hospital.study.privacy.canaries
+    return CanaryFile(hospital.root / "canaries", hospital.study.hash(), model, count)
+
+
+def kept_steps(hospital: Hospital) -> int:
+    """The steps that count of the GAN's canaries at the site."""
+    tally = file_of(hospital).counted()
+    return tally.steps if tally else 0
+
+
+def changed_inside(tally: Tally, **changes: object) -> Tally:
+    """The tally with other numbers of the canaries inside the model."""
+    return dataclasses.replace(tally, inside=dataclasses.replace(tally.inside, **changes))
 
 
 FAULTS: dict[str, Callable[[Tally], Tally]] = {
-    "half the noise": lambda t: dataclasses.replace(t, squares=t.squares / 4),
-    "no noise": lambda t: dataclasses.replace(t, scores=t.included * 1.0, squares=t.squares * 0),
-    "a bound above the claim": lambda t: dataclasses.replace(
-        t, scores=t.scores + 1000.0 * t.included
+    "no noise inside": lambda t: changed_inside(t, squares=t.inside.squares * 0),
+    "half the noise on dummies": lambda t: dataclasses.replace(
+        t, own=dataclasses.replace(t.own, squares=t.own.squares / 4)
     ),
+    "a bound above the claim": lambda t: dataclasses.replace(
+        t, own=dataclasses.replace(t.own, scores=t.own.scores + 1000.0 * t.own.included)
+    ),
+    "a long canary": lambda t: dataclasses.replace(
+        t, own=dataclasses.replace(t.own, drawn_scores=t.own.drawn_scores + 20.0 * t.own.drawn)
+    ),
+    "a quiet release": lambda t: dataclasses.replace(t, released=t.released * 0),
+    "a loud release": lambda t: dataclasses.replace(t, released=t.released * 1000),
     "a step too few": lambda t: dataclasses.replace(t, steps=t.steps - 1),
+    "another number of weights": lambda t: dataclasses.replace(t, sizes=t.sizes + 1),
+    "a canary too few": lambda t: dataclasses.replace(
+        t, own=type(t.own)(*(getattr(t.own, f.name)[:-1] for f in dataclasses.fields(t.own)))
+    ),
 }
 
 
@@ -200,10 +316,10 @@ def test_the_gate_stays_closed_when_the_audit_fails(
     site = hospital.site()
     with pytest.raises(KohortError) as refused:
         site.answer(hospital.ask("train"))
-    assert refused.value.code == "E-GATE-26"
+    assert refused.value.code in ("E-GATE-26", "E-CANARIES")
     assert not list((hospital.root / "outbox").glob("*"))
     assert not any(row.kind == "commit" for row in site.ledger().rows())
-    assert kept(hospital).steps == 0
+    assert kept_steps(hospital) == 0
 
 
 def test_rounds_add_up_under_one_draw_of_coins(
@@ -213,15 +329,16 @@ def test_rounds_add_up_under_one_draw_of_coins(
     children.tally = lambda tally: (seen.append(tally), tally)[1]
     for number in range(2):
         hospital.site().answer(hospital.ask("train", round=number))
-    total = kept(hospital)
-    assert np.array_equal(seen[0].included, seen[1].included) and np.array_equal(
-        total.included, seen[0].included
-    )
-    assert total.steps == 4 and np.array_equal(total.scores, seen[0].scores + seen[1].scores)
+    total = file_of(hospital).counted()
+    assert total is not None and total.steps == 4
+    for kind in ("own", "inside"):
+        first, second = (getattr(tally, kind) for tally in seen)
+        assert np.array_equal(first.included, second.included)
+        assert np.array_equal(getattr(total, kind).scores, first.scores + second.scores)
     hospital.site().answer(hospital.ask("train", model="glow"))
-    assert not np.array_equal(
-        kept(hospital, "glow").included, total.included
-    )  # 300 coins of their own
+    glow = file_of(hospital, "glow").counted()
+    assert glow is not None
+    assert not np.array_equal(glow.own.included, total.own.included)  # 300 coins of their own
 
 
 @pytest.mark.parametrize(
@@ -236,7 +353,7 @@ def test_a_round_that_is_redone_counts_once(
             hospital.site().answer(hospital.ask("train"))
         except Killed:
             continue
-    assert kept(hospital).steps == 2
+    assert kept_steps(hospital) == 2
 
 
 @pytest.mark.parametrize("where", ["before it counts", "after it counts"])
@@ -256,7 +373,7 @@ def test_a_kill_between_commit_and_answer_counts_once(
         with pytest.raises(Killed):
             hospital.site().answer(hospital.ask("train"))
     hospital.site().answer(hospital.ask("train"))
-    assert (kept(hospital).steps, children.runs) == (2, 1)
+    assert (kept_steps(hospital), children.runs) == (2, 1)
 
 
 def test_coins_and_scores_never_leave(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,10 +390,11 @@ def test_coins_and_scores_never_leave(hospital: Hospital, monkeypatch: pytest.Mo
             ),
         ]
     )
-    secrets = [
-        seen[0].included.tobytes(),
-        *(value.tobytes() for value in (*seen[0].scores, *seen[0].squares)),
-    ]
+    tally = seen[0]
+    places = file_of(hospital).secret(4).places
+    secrets = [tally.own.included.tobytes(), places.tobytes(), tally.released.tobytes()]
+    for heard in (tally.own, tally.inside):
+        secrets += [value.tobytes() for value in (*heard.scores, *heard.squares)]
     assert not any(secret in left for secret in secrets)
     assert b"canar" not in left and b"tally" not in left
     assert (hospital.root / "canaries").is_dir()

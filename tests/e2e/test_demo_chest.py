@@ -100,7 +100,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         rehearsal.watch(processes, places, SITES, lambda line: None)
         study = load_study(plan)
         reference = demo_hospitals.make_reference(study, places.work / "reference", PATIENTS)
-        release, _ = rehearsal.publish(processes, places, reference)
+        audits = rehearsal.export_audits(processes, places, SITES)
+        release, _ = rehearsal.publish(processes, places, reference, audits)
         yield Story(places, truth, study, tap.sent(), release, processes)
     finally:
         processes.stop()

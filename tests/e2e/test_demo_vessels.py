@@ -87,7 +87,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         for name in SITES:
             rehearsal.start_site(processes, places, name, truth[name])
         rehearsal.watch(processes, places, SITES, lambda line: None)
-        release, _ = rehearsal.publish(processes, places, reference)
+        audits = rehearsal.export_audits(processes, places, SITES)
+        release, _ = rehearsal.publish(processes, places, reference, audits)
         yield Story(places, truth, load_study(plan), tap.sent(), release, processes)
     finally:
         processes.stop()

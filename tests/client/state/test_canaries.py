@@ -1,4 +1,4 @@
-"""The site's file of canaries: coins drawn once, rounds that count once, and what is refused."""
+"""The site's file of canaries: drawn once, rounds that count once, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,45 +9,79 @@ import pytest
 
 from client.state.canaries import CanaryFile
 from common.errors import RefusedError
-from common.privacy.canaries import Tally
+from common.privacy.mechanisms import SubsampledGaussian
+from common.privacy.noise import SeededNoiseSource
+from common.privacy.tally import Tally
+from tests.heard import honest_tally
+
+DIMENSION = 1000
 
 
-def one_round(file: CanaryFile, value: float) -> Tally:
-    coins = file.coins()
-    return Tally(coins, np.full(len(coins), value), np.full(len(coins), value**2), 2)
+def one_round(file: CanaryFile, seed: int) -> Tally:
+    """An honest round of two steps."""
+    secret = file.secret(DIMENSION)
+    event = SubsampledGaussian(0.5, 2.0, 2, DIMENSION + len(secret.own))
+    return honest_tally(secret, event, 1.0, 16, SeededNoiseSource(seed))
 
 
-def test_coins_are_drawn_once_for_a_model_of_a_plan(tmp_path: Path) -> None:
-    coins = CanaryFile(tmp_path, "a" * 64, "gan", 200).coins()
-    assert np.array_equal(CanaryFile(tmp_path, "a" * 64, "gan", 200).coins(), coins)
-    assert 60 < coins.sum() < 140
+def test_coins_and_places_are_drawn_once_for_a_model_of_a_plan(tmp_path: Path) -> None:
+    secret = CanaryFile(tmp_path, "a" * 64, "gan", 200).secret(DIMENSION)
+    again = CanaryFile(tmp_path, "a" * 64, "gan", 200).secret(DIMENSION)
+    for name, array in secret.arrays().items():
+        assert np.array_equal(again.arrays()[name], array)
+    assert 60 < secret.own.sum() < 140 and secret.places.shape == (100, 10)
     for plan, model in (("b", "gan"), ("a", "glow")):
-        assert not np.array_equal(CanaryFile(tmp_path, plan * 64, model, 200).coins(), coins)
+        other = CanaryFile(tmp_path, plan * 64, model, 200).secret(DIMENSION)
+        assert not np.array_equal(other.own, secret.own)
+        assert not np.array_equal(other.places, secret.places)
 
 
 def test_a_round_counts_once(tmp_path: Path) -> None:
     file = CanaryFile(tmp_path, "a" * 64, "gan", 8)
-    first, second = one_round(file, 1.0), one_round(file, 2.0)
+    first, second = one_round(file, 1), one_round(file, 2)
+    assert file.counted() is None
     assert file.with_round(0, first).total.steps == 2  # asking changes nothing
+    assert file.counted() is None
     for _ in range(2):
         file.count_round(0, first)
     tallies = file.with_round(1, second)
-    assert (tallies.latest.steps, tallies.total.steps, tallies.total.scores[0]) == (2, 4, 3.0)
+    both = first.own.scores + second.own.scores
+    assert (tallies.latest.steps, tallies.total.steps) == (2, 4)
+    assert np.array_equal(tallies.total.own.scores, both)
     file.count_round(1, second)
     assert file.with_round(1, second).total.steps == 4  # it counts already
+    counted = file.counted()
+    assert counted is not None and np.array_equal(counted.own.scores, both)
 
 
 def test_the_file_is_the_sites_alone(tmp_path: Path) -> None:
-    CanaryFile(tmp_path / "canaries", "a" * 64, "gan", 8).coins()
+    CanaryFile(tmp_path / "canaries", "a" * 64, "gan", 8).secret(DIMENSION)
     (path,) = (tmp_path / "canaries").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_another_number_of_canaries_or_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    CanaryFile(tmp_path, "a" * 64, "gan", 8).coins()
-    with pytest.raises(RefusedError, match="8 canaries, the plan has 9"):
-        CanaryFile(tmp_path, "a" * 64, "gan", 9).coins()
+def test_another_number_of_canaries_another_model_or_a_damaged_file_is_refused(
+    tmp_path: Path,
+) -> None:
+    file = CanaryFile(tmp_path, "a" * 64, "gan", 8)
+    file.secret(DIMENSION)
+    with pytest.raises(RefusedError, match="8 canaries in places"):
+        CanaryFile(tmp_path, "a" * 64, "gan", 9).secret(DIMENSION)
+    with pytest.raises(RefusedError, match="the plan has 8 among 20 "):
+        file.secret(20)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(RefusedError):
-        CanaryFile(tmp_path, "a" * 64, "gan", 8).coins()
+        file.secret(DIMENSION)
+
+
+def test_a_tally_of_other_coins_or_without_a_file_is_refused(tmp_path: Path) -> None:
+    file = CanaryFile(tmp_path, "a" * 64, "gan", 8)
+    other = one_round(CanaryFile(tmp_path, "b" * 64, "gan", 8), 1)
+    with pytest.raises(RefusedError, match="missing"):
+        file.with_round(0, other)
+    file.secret(DIMENSION)
+    with pytest.raises(RefusedError, match="different coins"):
+        file.with_round(0, other)
+    with pytest.raises(RefusedError, match="different coins"):
+        file.count_round(0, other)

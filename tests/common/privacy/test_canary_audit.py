@@ -11,46 +11,54 @@ import pytest
 from scipy import stats
 
 from common.privacy.accounting import epsilon_pld
-from common.privacy.canaries import Canaries, Tally, draw, rehearse
+from common.privacy.canaries import draw, inside_count
 from common.privacy.canary_audit import (
     FALSE_ALARM,
+    TESTS,
     Claim,
-    audit,
     ceiling,
     count_correct,
     epsilon_at_least,
     fault,
     guess_count,
-    meter_p_value,
-    noise_ratio,
     p_value,
 )
 from common.privacy.mechanisms import SubsampledGaussian
-from common.privacy.noise import LATTICE, SeededNoiseSource
+from common.privacy.noise import SeededNoiseSource
+from common.privacy.noise_meter import noise_ratio
+from common.privacy.tally import Heard, Tally
+from common.privacy.tally import silence as nothing_heard
+from tests.heard import honest_tally
+
+DIMENSION = 4000  # trained numbers
+
+
+def of(event: SubsampledGaussian, count: int) -> SubsampledGaussian:
+    """The event of a model of DIMENSION trained numbers with `count` canaries."""
+    return dataclasses.replace(event, dimension=DIMENSION + count)
 
 
 def tally_of(
     event: SubsampledGaussian, count: int, seed: int, *, louder: float = 1.0, raw: float = 1.0
 ) -> Tally:
-    """The tally of a rehearsal with C = 1 and B = 64.
+    """The tally of `count` canaries, and half as many inside, with C = 1 and B = 64.
 
     `louder`: its noise over the stated one. `raw`: the canaries' gradient in clip norms.
     """
     noise = SeededNoiseSource(seed)
-    canaries = Canaries(draw(noise, count))
-    if (louder, raw) == (1.0, 1.0):
-        rehearse(canaries, event, 1.0, 64, noise)
-        return canaries.tally()
-    for _ in range(event.steps):
-        total = np.zeros(count)
-        total[canaries.sampled(noise.bernoulli(event.q, count))] = raw * LATTICE
-        z = noise.gaussian_lattice(count, event.noise_multiplier * louder) if louder else 0
-        canaries.observe((total + z) / (LATTICE * 64))
-    return canaries.tally()
+    secret = draw(SeededNoiseSource(99), count, DIMENSION)
+    given = of(event, count)
+    return honest_tally(secret, given, 1.0, 64, noise, louder=louder, raw=raw)
 
 
 def claim(event: SubsampledGaussian, count: int, rounds: int = 1) -> Claim:
-    return Claim(event, event.noise_multiplier / 64, 1e-5, rounds, count)
+    return Claim(of(event, count), 1.0, 64, 1e-5, rounds, count)
+
+
+def bound(heard: Heard) -> float:
+    """The lower bound of canaries of one kind."""
+    count = len(heard)
+    return epsilon_at_least(count, guess_count(count), count_correct(heard), 1e-5)
 
 
 def test_the_papers_own_number_comes_out() -> None:
@@ -110,17 +118,23 @@ def test_guesses_are_fixed_beforehand_and_take_the_extremes() -> None:
     assert [guess_count(count) for count in (0, 3, 4, 10, 300)] == [0, 0, 2, 4, 150]
     included = np.array([True, False] * 4)
     scores = np.where(included, 1.0, -1.0)
-    assert count_correct(Tally(included, scores, scores**2, 1)) == 4
-    assert count_correct(Tally(included, -scores, scores**2, 1)) == 0
+    heard = nothing_heard(included)
+    assert count_correct(dataclasses.replace(heard, scores=scores)) == 4
+    assert count_correct(dataclasses.replace(heard, scores=-scores)) == 0
 
 
 def test_an_honest_run_reads_the_expected_bound() -> None:
     """Median about 1.7 where the plan claims 8.03, by 300 canaries over 2,000 steps."""
-    event = SubsampledGaussian(0.064, 1.87, 2000)
-    found = [audit(tally_of(event, 300, seed), 1.87 / 64, 1e-5) for seed in range(5)]
-    assert 1.3 < median(one.lower_bound for one in found) < 2.1
-    assert all(abs(one.noise_ratio - 1) < 0.01 for one in found)
-    assert found[0].ceiling == pytest.approx(3.9, abs=0.01)  # half the canaries are guessed
+    event = SubsampledGaussian(0.064, 1.87, 2000, 151 + 300)
+    found = []
+    for seed in range(3):
+        secret = draw(SeededNoiseSource(seed + 50), 300, 151)
+        tally = honest_tally(secret, event, 1.0, 64, SeededNoiseSource(seed))
+        found.append(tally.own)
+        assert fault(tally, tally, Claim(event, 1.0, 64, 1e-5, 1, 300)) == ""
+    assert 1.2 < median(bound(heard) for heard in found) < 2.3
+    assert all(abs(noise_ratio(one, 2000, 1.87 / 64)[0] - 1) < 0.01 for one in found)
+    assert ceiling(300, 1e-5) == pytest.approx(3.9, abs=0.01)  # half the canaries are guessed
 
 
 EVENT = SubsampledGaussian(0.25, 3.0, 12)
@@ -129,70 +143,75 @@ EVENT = SubsampledGaussian(0.25, 3.0, 12)
 @pytest.mark.parametrize("seed", range(4))
 def test_an_honest_round_raises_no_alarm(seed: int) -> None:
     one, two = tally_of(EVENT, 300, seed), tally_of(EVENT, 300, seed + 50)
-    two = dataclasses.replace(two, included=one.included)
     assert fault(one, one, claim(EVENT, 300, rounds=3)) == ""
-    assert noise_ratio(one + one, 3.0 / 64)[1] == 2 * noise_ratio(one, 3.0 / 64)[1]
+    assert fault(two, one + two, claim(EVENT, 300, rounds=3)) == ""
+    assert noise_ratio(one.own, 24, 3.0 / 64)[1] == 2 * noise_ratio(one.own, 12, 3.0 / 64)[1]
 
 
-def test_the_noise_meter_fails_at_half_sigma() -> None:
-    weak = tally_of(EVENT, 300, 1, louder=0.5)
-    assert noise_ratio(weak, 3.0 / 64)[0] == pytest.approx(0.25, abs=0.03)
-    assert "times the plan's variance" in fault(weak, weak, claim(EVENT, 300, rounds=1000))
-
-
-def test_the_noise_meter_fails_at_double_sigma_too() -> None:
-    loud = tally_of(EVENT, 300, 1, louder=2.0)
-    assert "times the plan's variance" in fault(loud, loud, claim(EVENT, 300))
+@pytest.mark.parametrize("louder", [0.0, 0.5, 0.75, 1.3, 2.0])
+def test_every_meter_fails_at_another_sigma(louder: float) -> None:
+    """Each by itself: the others are given an honest tally."""
+    broken, honest = tally_of(EVENT, 300, 1, louder=louder), tally_of(EVENT, 300, 1)
+    for part in ("own", "inside", "released"):
+        mixed = dataclasses.replace(honest, **{part: getattr(broken, part)})
+        wrong = fault(mixed, mixed, claim(EVENT, 300, rounds=50))
+        expected = "released tensors" if part == "released" else "times the plan's variance"
+        assert expected in wrong
 
 
 def test_one_quiet_round_is_heard_among_many() -> None:
     honest, weak = tally_of(EVENT, 300, 2), tally_of(EVENT, 300, 2, louder=0.7)
-    many = Tally(
-        honest.included, honest.scores, np.full(300, 2400 * (3.0 / 64) ** 2), 2400
-    )  # 200 rounds of exact variance
-    assert fault(honest, many + weak, claim(EVENT, 300, 201)) == ""
+    many = honest
+    for seed in range(3, 30):
+        many = many + tally_of(EVENT, 300, seed)
     assert "the round" in fault(weak, many + weak, claim(EVENT, 300, 201))
+    assert fault(honest, many, claim(EVENT, 300, 201)) == ""
 
 
-def test_with_noise_off_the_audit_catches_a_claim_of_epsilon_one() -> None:
+@pytest.mark.parametrize("kind", ["own", "inside"])
+def test_noise_that_is_used_twice_is_heard_in_its_sum(kind: str) -> None:
+    """A step's variance is right then; only the sum over the steps tells."""
+    honest = tally_of(EVENT, 300, 3)
+    heard = getattr(honest, kind)
+    again = dataclasses.replace(
+        honest, **{kind: dataclasses.replace(heard, scores=heard.scores * 2)}
+    )
+    assert "the sum of the noise" in fault(again, again, claim(EVENT, 300))
+
+
+def test_with_noise_off_the_bound_refutes_a_claim_of_epsilon_one() -> None:
     event = SubsampledGaussian(0.25, 8.0, 60)
-    claimed = epsilon_pld([event], 1e-5)
-    assert 0.5 < claimed < 1.1
+    assert 0.5 < epsilon_pld([event], 1e-5) < 1.1
     silent = tally_of(event, 300, 3, louder=0.0)
-    assert audit(silent, 8.0 / 64, 1e-5).lower_bound > claimed
-    assert fault(silent, silent, claim(event, 300)) != ""
+    assert bound(silent.own) > 1.1 and bound(silent.inside) > 1.1
+    honest = tally_of(event, 300, 3)
+    for kind in ("own", "inside"):
+        scores = getattr(silent, kind).scores
+        mixed = dataclasses.replace(getattr(honest, kind), scores=scores)
+        wrong = fault(honest, dataclasses.replace(honest, **{kind: mixed}), claim(event, 300))
+        assert "the accountant says at most" in wrong or "the sum of the noise" in wrong
 
 
-def test_a_missing_clip_is_refuted_by_the_bound_where_the_meter_hears_nothing() -> None:
+def test_a_missing_clip_is_heard_along_the_drawn_canaries_and_by_the_bound() -> None:
     event = SubsampledGaussian(0.25, 8.0, 60)
     unclipped = tally_of(event, 300, 4, raw=10.0)
-    assert abs(noise_ratio(unclipped, 8.0 / 64)[0] - 1) < 0.05
+    assert "as long as the clip norm" in fault(unclipped, unclipped, claim(event, 300, rounds=50))
+    honest = tally_of(event, 300, 4)
+    mixed = dataclasses.replace(honest.own, scores=unclipped.own.scores)
     assert "the accountant says at most" in fault(
-        unclipped, unclipped, claim(event, 300, rounds=50)
+        honest, dataclasses.replace(honest, own=mixed), claim(event, 300)
     )
 
 
-def test_a_tally_of_other_steps_or_canaries_is_a_fault() -> None:
+def test_a_tally_of_other_steps_canaries_or_tensors_is_a_fault() -> None:
     tally = tally_of(EVENT, 300, 1)
-    assert "expected 299 over 12" in fault(tally, tally, claim(EVENT, 299))
-    assert "expected 300 over 13" in fault(
-        tally, tally, claim(dataclasses.replace(EVENT, steps=13), 300)
-    )
+    other = dataclasses.replace(EVENT, steps=13)
+    assert "expected 299+150" in fault(tally, tally, claim(EVENT, 299))
+    assert "over 13 steps" in fault(tally, tally, claim(other, 300))
+    grown = dataclasses.replace(tally, sizes=tally.sizes + 1)
+    assert "4,001 trained numbers" in fault(grown, grown, claim(EVENT, 300))
 
 
-def test_the_meters_tail_is_never_below_the_true_one_and_close_to_it() -> None:
-    for draws in (5, 100, 10_000):
-        for level in (1e-2, 1e-4, 1e-6):
-            for ratio in (
-                stats.chi2.ppf(level / 2, draws) / draws,
-                stats.chi2.isf(level / 2, draws) / draws,
-            ):
-                assert level <= meter_p_value(float(ratio), draws) < 60 * level
-
-
-def test_false_alarms_stay_at_their_rate() -> None:
-    assert claim(EVENT, 300, rounds=100).level * 3 * 100 == pytest.approx(FALSE_ALARM)
-    ratios = np.random.default_rng(1).chisquare(400, 20_000) / 400
-    assert np.mean([meter_p_value(float(ratio), 400) < 0.01 for ratio in ratios]) <= 0.01
-    assert meter_p_value(1.0, 0) == 1.0  # nothing was measured
-    assert meter_p_value(0.0, 10) == 0.0
+def test_the_level_counts_every_test_of_every_round() -> None:
+    assert claim(EVENT, 300, rounds=100).level * TESTS * 100 == pytest.approx(FALSE_ALARM)
+    assert claim(EVENT, 300).inside == inside_count(300, DIMENSION) == 150

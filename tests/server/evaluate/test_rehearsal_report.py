@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.errors import ConfigurationError, RefusedError
 from common.study.plan import Study, load_study
+from common.study.rehearsed import plan_digest
 from common.wire import signing
 from server.cli.publish import read_people
 from server.evaluate import attack_findings, attack_spaces, rehearsal_report
@@ -107,7 +108,7 @@ SAME = {"name": "another-name", "title": "Another title", "quorum": 3, "round_de
 @pytest.mark.parametrize("key", SAME)
 def test_what_differs_between_studies_of_one_plan_does_not_matter(key: str, plan: Study) -> None:
     changed = plan.model_copy(update={key: SAME[key]})
-    assert rehearsal_report.plan_digest(changed) == rehearsal_report.plan_digest(plan)
+    assert plan_digest(changed) == plan_digest(plan)
     assert changed.hash() != plan.hash()
 
 
@@ -168,7 +169,7 @@ def test_a_release_shows_its_rehearsal_and_says_where_there_is_none(
 ) -> None:
     operator = signing.new_key()
     inputs = release_inputs(tmp_path / "a", operator)
-    given = copies.model_copy(update={"plan": rehearsal_report.plan_digest(inputs.study)})
+    given = copies.model_copy(update={"plan": plan_digest(inputs.study)})
     for name, one, words in (
         ("with", given, "36 public people"),
         ("without", None, "no rehearsal of this plan was given"),
