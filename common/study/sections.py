@@ -57,8 +57,8 @@ class Privacy(FrozenModel):
         ge=0,
         le=10_000,
         description="invented patients, on coordinates of their own, that each site carries "
-        "through its private steps to audit "
-        "the noise (Steinke et al. 2023); they cost no privacy and touch no weight; 0: no audit",
+        "through its private steps to audit noise and clip (Steinke et al. 2023); half as many "
+        "more lie inside the model; they cost no privacy and move no weight; 0: no audit",
     )
 
     @property

@@ -97,7 +97,7 @@ TERMS = (
     Term(
         "Canary",
         r"canar(y|ies)",
-        "An invented patient on a coordinate of its own that goes through the private steps. "
+        "An invented patient along a secret direction of the model, in the private steps. "
         "Whoever audits guesses from the result which canaries took part.",
     ),
     Term(

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.state.canaries import CanaryFile
+from client.state.canaries import CanaryFile, history
 from common.errors import RefusedError
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import SeededNoiseSource
 from common.privacy.tally import Tally
+from common.wire.tensors import dumps
 from tests.heard import honest_tally
 
 DIMENSION = 1000
@@ -85,3 +86,17 @@ def test_a_tally_of_other_coins_or_without_a_file_is_refused(tmp_path: Path) -> 
         file.with_round(0, other)
     with pytest.raises(RefusedError, match="different coins"):
         file.count_round(0, other)
+
+
+def test_the_history_grows_with_each_round_and_reads_files_of_version_0_1(tmp_path: Path) -> None:
+    file = CanaryFile(tmp_path, "a" * 64, "gan", 8)
+    first = one_round(file, 1)
+    (path,) = tmp_path.iterdir()
+    start = history(path)
+    file.count_round(3, first)
+    assert len(start) == 1 and history(path) == [*start, b"3"]
+    secret = file.secret(DIMENSION)
+    assert secret.places.tobytes() in start[0] and secret.own.astype(np.uint8).tobytes() in start[0]
+    old = {"included": np.array([1, 0], np.uint8), "rounds": np.array([0, 1])}
+    path.write_bytes(dumps(old))
+    assert history(path) == [b"\x01\x00", b"0", b"1"]
