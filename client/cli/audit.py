@@ -73,14 +73,15 @@ def _measured(records: Records, study: Study) -> dict[str, ModelCounts]:
 
 
 def _line(name: str, found: ModelCounts | None, delta: float) -> str:
-    """One model in one line."""
+    """What one model showed."""
     if found is None:
         return f"{name}: not evaluated"
     bound = epsilon_at_least(found.canaries, found.guesses, found.correct, delta)
     return (
-        f"{name}: over {found.steps:,} steps epsilon is at least {bound:.2f} (95 % confidence): "
-        f"{found.correct} of {found.guesses} guesses right. Noise {found.noise_ratio:.3f} times "
-        f"the plan's variance, a clipped gradient {found.length:.3f} times the clip norm"
+        f"{name}: epsilon is at least {bound:.2f} (95 % confidence): {found.correct} of "
+        f"{found.guesses} guesses right over {found.steps:,} steps\n"
+        f"  noise {found.noise_ratio:.3f} times the plan's variance, a clipped gradient "
+        f"{found.length:.3f} times the clip norm"
     )
 
 

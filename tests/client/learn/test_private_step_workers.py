@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.learn.workers import ALONE, Workers
 from client.state.ledger import PracticeReservation
+from common.privacy.canaries import Canaries, draw
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import SeededNoiseSource
 
@@ -41,6 +42,7 @@ step = PrivateStep(
     PracticeReservation(SubsampledGaussian(0.4, 0.5, 10)),
     SeededNoiseSource(7 if rank == 0 else 1000 + rank),
     execution=Execution("layers", 4), workers=workers,
+    canaries=Canaries(draw(SeededNoiseSource(9), 20, 123)),
 )
 updates = []
 for _ in range(4):
@@ -48,7 +50,9 @@ for _ in range(4):
     updates.append(torch.cat([g.flatten() for g in update.values()]).numpy())
     for name, gradient in update.items():
         parameters[name] -= 0.1 * gradient
-np.savez(out, updates=np.stack(updates), worked=np.array(worked))
+tally = step._canaries.tally()
+heard = np.concatenate([tally.own.scores, tally.inside.scores, tally.released])
+np.savez(out, updates=np.stack(updates), worked=np.array(worked), heard=heard)
 if size > 1:
     dist.destroy_process_group()
 """
@@ -73,5 +77,7 @@ def test_two_processes_give_bit_for_bit_the_update_of_one(tmp_path: Path) -> Non
     (one,), (first, second) = run(tmp_path, 1), run(tmp_path, 2)
     assert np.array_equal(one["updates"], first["updates"])
     assert np.array_equal(one["updates"], second["updates"])
+    for several in (first, second):
+        assert np.array_equal(one["heard"], several["heard"])  # of canaries on rank 0
     assert sorted(one["worked"]) == sorted([*first["worked"], *second["worked"]])
     assert min(len(first["worked"]), len(second["worked"])) > 0
