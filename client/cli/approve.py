@@ -13,6 +13,7 @@ from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.state.config import check_plan, load_site
 from common.errors import PolicyError
+from common.privacy.claims import Claim, claims_of
 from common.privacy.events import anchors_event, latent_event, plan_events
 from common.privacy.plan_report import feasibility, refuse_infeasible, refuse_over_budget
 from common.study.bundle import open_bundle
@@ -68,6 +69,18 @@ def plan_lines(study: Study) -> Iterator[str]:
         )
     if study.synthesis is not None:
         yield from _synthesis_lines(study, study.synthesis)
+    for claim in claims_of(study):
+        yield f"  claimed      {_claim_words(claim)}"
+
+
+def _claim_words(claim: Claim) -> str:
+    """One claim of the plan, as a person reads it before allowing the plan."""
+    if claim.epsilon is None:
+        return f"{claim.kind}, no epsilon: {claim.covers}"
+    return (
+        f"{claim.kind}: epsilon {claim.epsilon:.4g} for one {claim.unit} ({claim.adjacency}): "
+        f"{claim.covers}"
+    )
 
 
 def _synthesis_lines(study: Study, synthesis: Synthesis) -> Iterator[str]:

@@ -132,8 +132,10 @@ def _check_plans(state: Path) -> Iterator[str]:
     plans = open_plans(state)
     if not plans.hashes():
         yield "no plan is approved (kohort-site approve BUNDLE)"
-    for plan_hash in plans.hashes():
-        study = plans.open(plan_hash)
+    valid = plans.valid()
+    for plan_hash in set(plans.hashes()) - set(valid):
+        yield f"plan {plan_hash[:12]}: not valid in this version; ask the operator for another"
+    for study in valid.values():
         check_plan(study, config.policy, config.site)
         folder = place.cohort(study.intake)
         if not folder.is_dir():

@@ -137,8 +137,7 @@ def site_status(state: Path) -> dict[str, Any]:
     answered = {entry.key for entry in place.journal.entries() if entry.state == "answered"}
     batches = {batch.study: batch.state for batch in Reviews(place.reviews).batches()}
     rows = []
-    for plan_hash in plans.hashes():
-        study = plans.open(plan_hash)
+    for plan_hash, study in plans.valid().items():
         rounds = {}
         for model, trained in study.models.trained().items():
             rounds[model] = (_count(answered, f"{plan_hash}/train/{model}/"), trained.rounds)

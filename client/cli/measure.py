@@ -158,11 +158,9 @@ def _section(
 def _plan_with_flow(site: Site, prefix: str) -> Study:
     """Return the one approved plan that has a flow and whose hash starts with `prefix`."""
     found = []
-    for plan_hash in site.plans.hashes():
-        if plan_hash.startswith(prefix):
-            study = site.plans.open(plan_hash)
-            if study.models.glow is not None:
-                found.append(study)
+    for plan_hash, study in site.plans.valid().items():
+        if plan_hash.startswith(prefix) and study.models.glow is not None:
+            found.append(study)
     if len(found) != 1:
         raise ConfigurationError(
             f"{len(found)} approved plans with a flow match {prefix or '(any)'!r}, expected one",

@@ -28,6 +28,7 @@ from client.state.config import load_site
 from common.errors import PolicyError
 from common.storage.files import atomic_write
 from common.storage.lock import FolderLock
+from common.study.plan import Study
 
 DELIVERY_WAIT_S = 120.0
 DELIVERY_POLL_S = 0.1
@@ -47,8 +48,8 @@ def ingest(state: StateFolder) -> None:
     load_site(state)
     reports: dict[str, IngestReport | None] = {}
     with FolderLock(state / "lock", "kohort-site"), open_site(state) as site:
-        for plan_hash in _require_plans(site):
-            reports[plan_hash] = site.cohort(site.plans.open(plan_hash))
+        for plan_hash, study in _require_plans(site).items():
+            reports[plan_hash] = site.cohort(study)
     for plan_hash, report in reports.items():
         for text in ingest_lines(report):
             write_line(f"{plan_hash[:12]}: {text}")
@@ -75,19 +76,21 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
     _log_to_standard_error()
     with FolderLock(state / "lock", "kohort-site run"), open_site(state) as site:
         # A damaged ledger or a missing cohort must stop the daemon before it connects.
-        hashes = _require_plans(site)
+        studies = _require_plans(site)
         site.ledger().verify()
-        for plan_hash in hashes:
-            site.cohort(site.plans.open(plan_hash))
+        for study in studies.values():
+            site.cohort(study)
         _serve(site, until_done)
 
 
-def _require_plans(site: Site) -> tuple[str, ...]:
-    """Return the hashes of the approved plans; raises PolicyError if there is none."""
-    hashes = site.plans.hashes()
-    if not hashes:
-        raise PolicyError("no plan is approved here", hint="kohort-site approve BUNDLE")
-    return hashes
+def _require_plans(site: Site) -> dict[str, Study]:
+    """Return the approved plans by hash; raises PolicyError if there is none that is valid."""
+    studies = site.plans.valid()
+    if not studies:
+        raise PolicyError(
+            "no plan is approved here that this version can read", hint="kohort-site approve BUNDLE"
+        )
+    return studies
 
 
 def _log_to_standard_error() -> None:

@@ -8,13 +8,14 @@ Not covered: the site's policy (client/state/config.py).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.state.folder import State
-from common.errors import PolicyError, RefusedError
+from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.privacy.global_weights import Known
 from common.storage.files import read_capped
 from common.study.bundle import copy_bundle, open_bundle
@@ -25,6 +26,8 @@ from common.wire import tensors
 from common.wire.app_bundle import fab_hash
 
 PLAN_CAP_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,21 @@ class Plans:
                 f"plan {plan_hash[:12]}: the stored plan is another one", code="E-PLAN-ALTERED"
             )
         return study
+
+    def valid(self) -> dict[str, Study]:
+        """Return the approved plans that this version can read, by hash.
+
+        A plan that an older version allowed may be none now: it is refused where it is asked for.
+        """
+        found = {}
+        for plan_hash in self.hashes():
+            try:
+                found[plan_hash] = self.open(plan_hash)
+            except ConfigurationError as error:
+                if not error.problems:  # a file is missing
+                    raise
+                log.warning("plan %s is not valid: %s", plan_hash[:12], error)
+        return found
 
     def hashes(self) -> tuple[str, ...]:
         """Return the hashes of all approved plans, oldest first."""

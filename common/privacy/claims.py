@@ -31,19 +31,18 @@ NONE = "none"
 
 # --- what a claim takes as given ------------------------------------------------------------------
 
-LINKED = (
+ONE_PATIENT = (
     "Who is one patient is taken as given. Ids that share an identical or nearly identical "
-    "photograph count as one patient of a site. A patient whose photographs join m other patients "
-    "moves m + 1 of these units, and epsilon is that of one unit."
+    "photograph, or that the site's own list joins, count as one patient of a site. Two different "
+    "photographs of one person under two ids count as two patients."
+)
+LINKED = (
+    "A patient whose photographs join m other patients changes m + 1 such patients at once. "
+    "Epsilon holds for a change of one."
 )
 LINKED_IN_CELLS = (
-    f"A person of more than {MOST_LINKED} ids stops the batch of averages. So m is at most "
-    f"{MOST_LINKED - 1} for them."
-)
-LINKED_IN_GROUPS = (
-    "Who is one patient is taken as given. Ids that share an identical or nearly identical "
-    "photograph count as one patient of a site. Two different photographs of one person under two "
-    "ids count as two patients."
+    f"A patient of more than {MOST_LINKED} ids stops the batch of averages. So m is at most "
+    f"{MOST_LINKED - 1} in a batch that is sent."
 )
 PUBLIC_FILES = (
     "The starting checkpoints are taken as public. The data from which they were made are outside "
@@ -176,13 +175,13 @@ def refuse_uncovered(plan: str, synthesis: Synthesis) -> None:
 
 def _updates(study: Study) -> Claim:
     """Of all that training sends, and of the averages where the plan counts them in."""
-    covers = "What each site sent through training"
-    given = [LINKED, *_public_files(study)]
+    covers = "what each site sent through training"
+    given = [ONE_PATIENT, LINKED, *_public_files(study)]
     mechanism = "subsampled gaussian"
     images = charged_image_event(study)
     if images is not None:
-        covers = "What each site sent through training, and as averages of patients,"
-        given[1:1] = _given_of_averages(images)
+        covers = "what each site sent through training, and as averages of patients"
+        given[2:2] = _given_of_averages(images)
         mechanism = f"{mechanism}; {images.statement()}"
     return Claim(
         "updates",
@@ -198,8 +197,8 @@ def _updates(study: Study) -> Claim:
 
 def _k_anonymity(synthesis: Synthesis) -> Claim:
     """Of every average that is sent, whatever noise it has."""
-    covers = f"every image: an average of at least {synthesis.k} distinct patients of one site"
-    given = (LINKED_IN_GROUPS,)
+    covers = f"every image: it aggregates at least {synthesis.k} distinct patients of one site"
+    given = (ONE_PATIENT,)
     return Claim("k-anonymity", None, None, "image", NONE, covers, given, NONE)
 
 
@@ -215,7 +214,7 @@ def _averages(study: Study) -> Claim:
         UNIT if anchors else PATIENT,
         ADD_OR_REMOVE if anchors else REPLACE_ONE,
         "all averages of the plan, together with the updates",
-        (LINKED, *_given_of_averages(images), *_public_files(study)),
+        (ONE_PATIENT, LINKED, *_given_of_averages(images), *_public_files(study)),
         images.statement(),
     )
 
@@ -231,7 +230,7 @@ def _privatized_averages(study: Study) -> Claim:
     """Epsilon per average, of groups that the images chose."""
     assert study.privatize is not None
     mechanism = latent_event(study)
-    covers = f"the privatized averages, a share of {study.privatize.share:g}, one by one"
+    covers = f"each privatized average by itself: {study.privatize.share:.0%} of the groups"
     return Claim(
         "privatized averages",
         mechanism.epsilon_per_image,
@@ -239,7 +238,7 @@ def _privatized_averages(study: Study) -> Claim:
         "average",
         REPLACE_ONE,
         covers,
-        (CHOSEN_GROUPS, LINKED, *_public_files(study)),
+        (CHOSEN_GROUPS, ONE_PATIENT, LINKED, *_public_files(study)),
         mechanism.statement(study.latent_dimension),
     )
 
@@ -254,7 +253,7 @@ def _single_images(study: Study) -> Claim:
         "image",
         REPLACE_ONE,
         "images of one patient each that a site may hand over itself; none is in a release",
-        (ONE_IMAGE_EACH, LINKED, *_public_files(study)),
+        (ONE_IMAGE_EACH, ONE_PATIENT, LINKED, *_public_files(study)),
         mechanism.statement(study.latent_dimension),
     )
 
@@ -268,7 +267,7 @@ def _pairs(study: Study) -> Claim:
         PATIENT,
         ZERO_OUT,
         "every pair of image and mask: post-processing of the updates",
-        (LINKED, *_public_files(study)),
+        (ONE_PATIENT, LINKED, *_public_files(study)),
         "that of the updates",
     )
 

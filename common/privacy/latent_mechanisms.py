@@ -138,8 +138,8 @@ class LatentLaplace:
             per_coordinate = f"ε={self.epsilon_per_coordinate:,.4g} per coordinate = "
             return f"laplace box: {per_coordinate}{latent_statement(self, whole)}"
         compared = 2 * STANDARD_BOX / (self.k * self.scale)
-        box = f"(a box of {STANDARD_BOX:g} would be ε={compared:,.4g} per coordinate)"
-        return f"laplace l1_ball: {box} {latent_statement(self, whole)}"
+        box = f"compare a box of {STANDARD_BOX:g}: ε={compared:,.4g} per coordinate"
+        return f"laplace l1_ball: {latent_statement(self, whole)}, {box}"
 
 
 @dataclass(frozen=True)

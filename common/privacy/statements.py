@@ -106,7 +106,7 @@ def _epsilon_words(mechanism: LatentFacts) -> str:
         return f"{text} per image"
     if mechanism.covers_patient:
         return f"{text} per average and per patient"
-    return f"{text} per average, grouping by similarity not covered, no ε per patient"
+    return f"{text} per average, the choice of the groups is not covered, no ε per patient"
 
 
 def _dimension_words(mechanism: LatentFacts, whole: int | None) -> str:

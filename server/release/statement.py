@@ -135,9 +135,11 @@ def updates_claim(claims: tuple[Claim, ...]) -> str:
     """Return the sentence on all that training sends, with averages where they are counted in."""
     claim = find_claim(claims, "updates")
     assert claim is not None
+    comma = "," if "," in claim.covers else ""
     return (
-        f"{claim.covers} is ({claim.epsilon:g}, {claim.delta:g})-differentially private for each "
-        "of its patients, under zero-out adjacency, over all steps and rounds of the plan."
+        f"{claim.covers[0].upper()}{claim.covers[1:]}{comma} is ({claim.epsilon:g}, "
+        f"{claim.delta:g})-differentially private for each of its patients, under zero-out "
+        "adjacency, over all steps and rounds of the plan."
     )
 
 
@@ -203,10 +205,10 @@ def _averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
 def _noise_of(synthesis: Synthesis) -> str:
     """What the averages of a plan without anchors carry."""
     if synthesis.privatize is None or not synthesis.privatizes_averages:
-        return "none: the averages carry no noise"
+        return "none"
     if synthesis.privatize.share < 1:
-        return "none, but for the privatized share of them: see privatized_images"
-    return "every average is privatized: see privatized_images"
+        return f"none, except on the privatized {synthesis.privatize.share:.0%} of the groups"
+    return "every average is privatized"
 
 
 def _pairs_statement(claims: tuple[Claim, ...]) -> dict[str, Any]:
@@ -237,7 +239,7 @@ def privatized_statement(study: Study) -> dict[str, Any] | str:
     # the model's epsilon: beside the mechanism's own, or covering both
     privacy = study.privacy
     limit = f"ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient"
-    model = f"model {limit}"
+    model = f"the model's training has {limit}"
     if mechanism.covers_patient:
         model = f"with the model's training together at most {limit}"
 
@@ -304,8 +306,19 @@ def statement_markdown(statement: Mapping[str, Any]) -> str:
         statement=statement,
         accounts=_accounts(statement),
         audit_lines=audit_lines(statement),
+        claims=[_claim_row(claim) for claim in statement["claims"]],
         one_epsilon=ONE_EPSILON,
     )
+
+
+def _claim_row(claim: Mapping[str, Any]) -> dict[str, str]:
+    """One claim as a row of the table of claims."""
+    epsilon = "none"
+    if claim["epsilon"] is not None:
+        epsilon = f"{claim['epsilon']:.4g}"
+    delta = "none" if claim["delta"] is None else f"{claim['delta']:g}"
+    words = {name: claim[name] for name in ("kind", "unit", "adjacency", "covers")}
+    return {**words, "epsilon": epsilon, "delta": delta}
 
 
 def _accounts(statement: Mapping[str, Any]) -> str:

@@ -78,3 +78,16 @@ def test_the_plans_text_names_the_privatized_part(tmp_path: Path) -> None:
     text = "\n".join(plan_lines(make_hospital(tmp_path).study))
     assert "25% of the groups" in text
     assert "fingerprint" in text
+
+
+def test_the_plans_text_says_what_the_plan_claims(tmp_path: Path) -> None:
+    text = list(plan_lines(make_hospital(tmp_path).study))
+    claimed = [line.removeprefix("  claimed      ") for line in text if "claimed" in line]
+    assert claimed == [
+        "updates: epsilon 8 for one patient (zero-out of one patient): "
+        "what each site sent through training",
+        "k-anonymity, no epsilon: "
+        "every image: it aggregates at least 5 distinct patients of one site",
+        "privatized averages: epsilon 491.5 for one average (replace-one patient): "
+        "each privatized average by itself: 25% of the groups",
+    ]

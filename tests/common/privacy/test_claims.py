@@ -12,7 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import PolicyError
-from common.privacy.claims import LINKED, PUBLIC_BASIS, PUBLIC_FILES, Claim, claims_of
+from common.privacy.claims import (
+    LINKED,
+    ONE_PATIENT,
+    PUBLIC_BASIS,
+    PUBLIC_FILES,
+    Claim,
+    claims_of,
+)
 from common.privacy.events import charged_image_event
 from common.study.plan import Study
 from server.release.items import Account
@@ -161,9 +168,9 @@ def adjacency_of(row: Options, kind: str) -> str:
 
 def check_given(row: Options, claim: Claim) -> None:
     """Every claim of an epsilon says what it takes as given."""
+    assert ONE_PATIENT in claim.given, row
     if claim.kind == "k-anonymity":
         assert claim.epsilon is None and claim.delta is None
-        assert "Who is one patient is taken as given" in claim.given[0]
         return
     assert claim.epsilon is not None and claim.epsilon > 0
     assert LINKED in claim.given, row
@@ -211,7 +218,7 @@ def test_pairs_have_the_promise_of_the_updates_and_no_k() -> None:
     updates, pairs = claims["updates"], claims["pairs"]
     assert (pairs.epsilon, pairs.delta) == (updates.epsilon, updates.delta) == (8.0, 1e-5)
     assert pairs.unit == "patient" and pairs.adjacency == updates.adjacency
-    assert pairs.given == updates.given == (LINKED, PUBLIC_FILES)
+    assert pairs.given == updates.given == (ONE_PATIENT, LINKED, PUBLIC_FILES)
     assert "averages" not in updates.covers
 
 

@@ -100,7 +100,7 @@ def test_the_statement_of_random_groups_says_one_epsilon_and_what_it_takes_as_gi
         "with the model's training together at most ε=8" in found["privatized_images"]["statement"]
     )
     assert found["images"]["groups_independent_of_the_data"] is True
-    assert found["images"]["mechanism"] == "every average is privatized: see privatized_images"
+    assert found["images"]["mechanism"] == "every average is privatized"
     assert any("takes the roster of a site as given" in line for line in found["given"])
     similar = privacy_statement(study("similar"), {}, account)
     assert not any("roster" in line for line in [*similar["given"], *similar["limits"]])
