@@ -71,7 +71,14 @@ def test_the_daemon_refuses_such_a_plan_though_its_staff_once_approved_it(
     assert WORDS in str(refused.value)
     assert children.runs == 0
     assert not site.state.ledger.is_file()
-    # the other plan of the site goes on
+
+
+def test_the_other_plan_of_the_site_goes_on(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = hospital.site()
+    approve_uncovered(hospital, site)
+    children = scripted(monkeypatch, hospital.study)
     site.answer(hospital.ask("train"))
     assert children.runs == 1
 
