@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import Bug, RefusedError
+from common.study.plan import Study
 from common.wire import signing
 from common.wire.messages import Header, Sealed
-from server.rounds.intake import Instruction, accept
+from server.rounds.intake import Instruction, accept, check_repeated
 from tests.federation import Federation, ToySite
 
 
@@ -96,3 +97,60 @@ def test_the_number_of_parts_may_not_change(setting: tuple[ToySite, Instruction,
     with pytest.raises(RefusedError) as caught:
         accept(reply(site, asked), "hospital-a", line, other)
     assert caught.value.code == "E-INTAKE-PARTS"
+
+
+def second_part(site: ToySite, study: Study) -> tuple[Sealed, Instruction]:
+    """A site's second part of its images, where there were two."""
+    question = Header(
+        kind="synthesize",
+        study=study.hash(),
+        phase="synthesize",
+        round=0,
+        part=1,
+        parts=2,
+        sender="operator",
+        digest="0" * 64,
+    )
+    asked = Instruction(study, "synthesize", "", 0, part=1, parts=2, weights="0" * 64)
+    return site._made(question, {}), asked
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_the_number_of_parts_of_images_may_not_grow(
+    setting: tuple[ToySite, Instruction, str], parts: int
+) -> None:
+    site, first, line = setting
+    site.image_parts = parts
+    sealed, asked = second_part(site, first.study)
+    if parts == 2:
+        assert accept(sealed, "hospital-a", line, asked).header.part == 1
+        return
+    with pytest.raises(RefusedError) as caught:
+        accept(sealed, "hospital-a", line, asked)
+    assert caught.value.code == "E-INTAKE-PARTS"
+
+
+def test_a_later_part_under_another_sites_name_is_refused(
+    setting: tuple[ToySite, Instruction, str],
+) -> None:
+    site, first, line = setting
+    site.image_parts = 2
+    site.forge = lambda fields, arrays: fields.update(sender="hospital-b")
+    sealed, asked = second_part(site, first.study)
+    with pytest.raises(RefusedError) as caught:
+        accept(sealed, "hospital-a", line, asked)
+    assert caught.value.code == "E-INTAKE-SENDER"
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 63])
+def test_a_repeated_reply_is_compared_to_its_last_digit(
+    setting: tuple[ToySite, Instruction, str], place: int
+) -> None:
+    site, asked, line = setting
+    sealed = reply(site, asked)
+    digest = accept(sealed, "hospital-a", line, asked).header.digest
+    check_repeated(sealed, "hospital-a", line, digest)
+    other = "f" if digest[place] == "0" else "0"
+    with pytest.raises(RefusedError) as caught:
+        check_repeated(sealed, "hospital-a", line, digest[:place] + other + digest[place + 1 :])
+    assert caught.value.code == "E-INTAKE-SECOND"
