@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from client.daemon.jobs import Ending
 from common.errors import PolicyError, RefusedError
 from common.wire.messages import unseal
 from tests.sites import Hospital, make_hospital, scripted
@@ -153,3 +155,21 @@ def test_after_kill_9_a_new_daemon_sends_what_the_child_had_finished(
     reply = hospital.site().answer(asked)
     assert (reply.payload, children.runs) == (made, 0)
     assert sum(row.kind == "reserve" for row in site.ledger().rows()) == 1
+
+
+def test_a_child_gets_a_secret_that_does_not_give_the_pseudonym_key_away(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets: list[bytes] = []
+    children = scripted(monkeypatch, hospital.study)
+
+    def watched(folder: Path, threads: int, secret: bytes, *rest: Any) -> Ending:
+        secrets.append(secret)
+        return children(folder, threads, secret, *rest)
+
+    monkeypatch.setattr("client.daemon.jobs.run_child", watched)
+    site = hospital.site()
+    site.answer(hospital.ask("train"))
+    (secret,) = secrets
+    assert len(secret) == 32
+    assert secret != site.state.pseudonym_bytes()

@@ -48,11 +48,23 @@ def test_a_decision_is_bound_to_the_digest_and_names_the_reviewer(reviews: Revie
     assert again.state(TWO) == "unknown"
 
 
-def test_a_decision_is_final(reviews: Reviews) -> None:
-    reviews.decide(ONE, approve=False, reviewer="R")
-    assert reviews.decide(ONE, approve=False, reviewer="R").state == "rejected"
-    with pytest.raises(PolicyError):
-        reviews.decide(ONE, approve=True, reviewer="R")
+def test_a_batch_with_the_same_first_digits_is_another_batch(
+    reviews: Reviews, tmp_path: Path
+) -> None:
+    reviews.decide(ONE, approve=True, reviewer="R")
+    other = ONE[:-1] + ("0" if ONE[-1] != "0" else "1")
+    assert reviews.state(other) == "unknown"
+    assert reviews.propose(other, "f" * 64, tmp_path / "sheet.png").state == "waiting"
+    assert reviews.state(ONE) == "approved"
+
+
+@pytest.mark.parametrize("approve", [True, False])
+def test_a_decision_is_final(reviews: Reviews, approve: bool) -> None:
+    state = "approved" if approve else "rejected"
+    reviews.decide(ONE, approve=approve, reviewer="R")
+    assert reviews.decide(ONE, approve=approve, reviewer="R").state == state
+    with pytest.raises(PolicyError, match=f"already {state}"):
+        reviews.decide(ONE, approve=not approve, reviewer="R")
 
 
 def test_proposing_again_changes_nothing(reviews: Reviews, tmp_path: Path) -> None:

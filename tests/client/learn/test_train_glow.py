@@ -185,6 +185,19 @@ def test_items_are_the_patients_own_dequantised_and_noised() -> None:
     assert float(items.std()) == pytest.approx(0.1, rel=0.1)
 
 
+def test_zeroing_one_patient_changes_no_other_patients_tensors() -> None:
+    plan = train_glow.plan_of(study())
+    changed = cohort()
+    changed.images[6:8] = 0
+
+    def batch(of: Cohort) -> Tensor:
+        return train_glow.Batches(of, plan, torch.Generator().manual_seed(0))([2, 3, 4])[0]
+
+    before, after = batch(cohort()), batch(changed)
+    assert torch.equal(before[[0, 2]], after[[0, 2]])
+    assert not torch.equal(before[1], after[1])
+
+
 def test_progress_counts_the_steps() -> None:
     plan, seen = study(), []
     train_glow.train(

@@ -199,6 +199,27 @@ UPDATES: dict[str, tuple[str, Change]] = {
         "E-GATE-08",
         lambda a: a | {"critic.low.weight": np.array([0, 1e-30, 0], np.float32)},
     ),
+    "a frozen tensor that moved and sums to zero": (
+        "E-GATE-08",
+        lambda a: a | {"critic.low.weight": np.array([0.5, 0, -0.5], np.float32)},
+    ),
+    "a vector that is a hair too long": (
+        "E-GATE-09",
+        lambda a: (
+            {n: np.zeros_like(v) for n, v in a.items()}
+            | {"generator.weight": np.full(4, 5.0001, np.float32)}
+        ),
+    ),
+    "tensors that are too long together": (
+        "E-GATE-09",
+        lambda a: (
+            a
+            | {
+                "critic.top.weight": np.full((2, 2), 4.0, np.float32),
+                "generator.weight": np.full(4, 4.0, np.float32),
+            }
+        ),
+    ),
     "too long a vector": (
         "E-GATE-09",
         lambda a: a | {"generator.weight": np.full(4, 5.0, np.float32)},

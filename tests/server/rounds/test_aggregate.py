@@ -43,6 +43,14 @@ def test_weights_are_renormalised_over_the_accepted_sites() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 40.0])
+def test_public_weights_of_any_sum_give_their_weighted_mean(scale: float) -> None:
+    weights: Arrays = {"critic.a": np.ones(1, np.float32)}
+    values, shares = {"a": 4.0, "b": 8.0}, {"a": 3.0 * scale, "b": 1.0 * scale}
+    made = aggregate.average(weights, shares, 2, lambda name: update_of(values[name]))
+    assert float(made["critic.a"][0]) == pytest.approx(1 + 5.0)
+
+
 def test_the_sum_runs_in_the_order_of_names_whatever_the_order_of_the_mapping() -> None:
     weights: Arrays = {"critic.a": np.zeros(1, np.float32)}
     values = {"a": 1e30, "b": 1.0, "c": -1e30}  # in another order the float64 sum is another one
