@@ -17,7 +17,6 @@ from client.cli.options import StateFolder
 from client.cli.serve import fleet_settings
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
-from client.daemon.site import Site
 from client.fleet.connection import check_addresses, read_node_key, tls_context
 from client.fleet.failures import classify
 from client.fleet.health import CLIENT_CERTIFICATE_REFUSED
@@ -25,6 +24,7 @@ from client.ingest.cohort import Cohort
 from client.state.config import check_plan, load_site
 from client.state.folder import State
 from client.state.membership import read_membership
+from client.state.upgrade import check_state
 from common.errors import ConfigurationError, EnvironmentFault, KohortError
 from common.storage.lock import FolderLock
 
@@ -43,6 +43,7 @@ def check(state: StateFolder, offline: Offline = False) -> None:
         "program": _check_program,
         "machine": _check_machine,
         "plans": _check_plans,
+        "state": _check_state,
     }
     if not offline:
         looks["server"] = _check_server
@@ -96,7 +97,7 @@ def _check_files(state: Path) -> Iterator[str]:
     # What TLS needs is usable.
     membership = read_membership(place.membership)
     check_membership(membership, place)
-    settings = fleet_settings(Site(place, config, membership))
+    settings = fleet_settings(place, config, membership)
     check_addresses(settings.url, settings.proxy)
     tls_context(settings)
 
@@ -144,10 +145,17 @@ def _check_plans(state: Path) -> Iterator[str]:
             yield f"plan {study.name}: fewer patients than k={study.synthesis.k}"
 
 
+def _check_state(state: Path) -> Iterator[str]:
+    """The state is as new as all that it signed, and as the operator's receipts."""
+    load_site(state)
+    check_state(State(state))
+    yield from ()
+
+
 def _check_server(state: Path) -> Iterator[str]:
     """The server answers on TLS with this site's certificate; whatever it answers is enough."""
     place = State(state)
-    settings = fleet_settings(Site(place, load_site(state), read_membership(place.membership)))
+    settings = fleet_settings(place, load_site(state), read_membership(place.membership))
     check_addresses(settings.url, settings.proxy)
     context = tls_context(settings)
     try:

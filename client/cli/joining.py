@@ -18,22 +18,40 @@ from client.state import config as site_config
 from client.state.config import load_site
 from client.state.folder import State, new_pseudonym_key
 from client.state.membership import JSON_CAP_BYTES, Membership, read_membership
+from client.state.records import note_loss
+from client.state.upgrade import upgrade
 from common.errors import ConfigurationError, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import signing
 from common.wire.messages import canonical
 
 PUBLIC_KEY_CAP_BYTES = 4096
+EPSILON_CAP = 100  # of policy.max_epsilon
 
 SiteName = Annotated[
     str, typer.Option("--site", help="this hospital's name in study plans: a-z, 0-9, -")
 ]
 DataFolder = Annotated[Path, typer.Option("--data", help="folder with the images; it is only read")]
 LabelsFile = Annotated[Path | None, typer.Option("--labels", help="labels CSV")]
+AfterLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--after-loss",
+        metavar="EPSILON",
+        help="an earlier state of this hospital is lost: EPSILON, the largest policy.max_epsilon "
+        "that it ever had, counts as spent",
+    ),
+]
 JoinFile = Annotated[Path, typer.Argument(dir_okay=False, help="NAME.join.json from the operator")]
 
 
-def init(state: StateFolder, site: SiteName, data: DataFolder, labels: LabelsFile = None) -> None:
+def init(
+    state: StateFolder,
+    site: SiteName,
+    data: DataFolder,
+    labels: LabelsFile = None,
+    after_loss: AfterLoss = None,
+) -> None:
     """Make the state folder: site.yaml, keys, and the request for the operator."""
     config_file = state / site_config.FILE
     if config_file.exists():
@@ -42,17 +60,30 @@ def init(state: StateFolder, site: SiteName, data: DataFolder, labels: LabelsFil
         )
     # Check everything before anything is written.
     text = _config_text(site, data, labels)
+    if after_loss is not None and not 0 < after_loss <= EPSILON_CAP:
+        raise ConfigurationError(
+            f"--after-loss {after_loss:g}: expected above 0, at most {EPSILON_CAP}",
+            hint="give the largest policy.max_epsilon that the lost site.yaml ever had",
+        )
     with disk_faults_named("cannot create", state):
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     # The keys, then the request that the operator needs.
     place = State(state)
+    upgrade(place)
+    if after_loss is not None:
+        note_loss(place, after_loss)
     request = _request(site, _new_keys(place, site), place)
     path = state / f"{site}.request.json"
     atomic_write(path, json.dumps(request, indent=1).encode() + b"\n")
 
     # Last, because a folder with a site.yaml counts as whole.
     atomic_write(config_file, text.encode())
+    if after_loss is not None:
+        write_line(
+            f"epsilon {after_loss:g} counts as spent before the loss: a study needs a "
+            "policy.max_epsilon above it"
+        )
     write_line(f"{config_file}: read it; it says what this hospital allows")
     fingerprint = signing.fingerprint(signing.parse_public(request["sign_key"]))
     write_line(f"send {path} to the operator; the signing key's fingerprint is {fingerprint}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +13,13 @@ import typer
 from client.cli.options import AsJson, StateFolder
 from client.cli.state_folder import STATUS_FILE, open_plans
 from client.cli.terminal import write_line
-from client.daemon.site import Site
 from client.egress.review import Batch, Reviews
 from client.state.config import load_site
 from client.state.folder import State
 from client.state.ledger import LedgerReport
-from client.state.membership import read_membership
-from common.errors import ConfigurationError
+from client.state.records import Records
+from client.state.upgrade import check_state
+from common.errors import ConfigurationError, KohortError
 from common.storage.files import read_capped
 from common.study.plan import Study
 
@@ -85,7 +85,7 @@ def ledger(state: StateFolder, what: LedgerAction = "", as_json: AsJson = False)
         raise ConfigurationError(
             "nothing was spent yet: there is no ledger", hint="it begins with the first round"
         )
-    book = Site(place, config, read_membership(place.membership)).ledger()
+    book = Records(place, config, open_plans(state)).ledger()
     if what == "verify":
         book.verify()
         if as_json:
@@ -123,7 +123,7 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
         for model, (done, total) in plan["rounds"].items():
             write_line(f"  {model:<8} {done}/{total} rounds answered")
         write_line(f"  images   {plan['images']}")
-    for one in facts["connection"]:
+    for one in (*facts["state"], *facts["connection"]):
         fix = f"; {one['fix']}" if one["fix"] else ""
         write_line(f"{one['severity']}: {one['code']}: {one['text']}{fix}")
 
@@ -143,7 +143,25 @@ def site_status(state: Path) -> dict[str, Any]:
             rounds[model] = (_count(answered, f"{plan_hash}/train/{model}/"), trained.rounds)
         images = _image_state(study, answered, batches)
         rows.append({"name": study.name, "hash": plan_hash, "rounds": rounds, "images": images})
-    return {"site": config.site, "plans": rows, "connection": _connection(state)}
+    return {
+        "site": config.site,
+        "plans": rows,
+        "state": list(_state_faults(place)),
+        "connection": _connection(state),
+    }
+
+
+def _state_faults(place: State) -> Iterator[dict[str, Any]]:
+    """Yield what is wrong with the state folder: older than what left, or damaged."""
+    try:
+        check_state(place)
+    except KohortError as error:
+        yield {
+            "severity": "error",
+            "code": error.code,
+            "text": str(error),
+            "fix": error.hint,
+        }
 
 
 def _image_state(study: Study, answered: set[str], batches: Mapping[str, str]) -> str:

@@ -24,7 +24,9 @@ from client.fleet.client import FleetClient
 from client.fleet.connection import FleetSettings
 from client.fleet.health import Health
 from client.ingest.build import IngestReport
-from client.state.config import load_site
+from client.state.config import SiteConfig, load_site
+from client.state.folder import State
+from client.state.membership import Membership
 from common.errors import PolicyError
 from common.storage.files import atomic_write
 from common.storage.lock import FolderLock
@@ -145,17 +147,17 @@ def _fleet_client(site: Site) -> FleetClient:
         atomic_write(path, json.dumps(health.to_dict()).encode())
 
     health = Health(write_status)
-    return FleetClient(fleet_settings(site), site.plans.pins, build_app(site.answer), health)
+    settings = fleet_settings(site.state, site.config, site.membership)
+    return FleetClient(settings, site.plans.pins, build_app(site.answer), health)
 
 
-def fleet_settings(site: Site) -> FleetSettings:
+def fleet_settings(state: State, config: SiteConfig, membership: Membership) -> FleetSettings:
     """Return where the server is and what this site shows to it."""
-    root = site.state.root
-    config = site.config
+    root = state.root
     return FleetSettings(
-        url=site.membership.server_url,
+        url=membership.server_url,
         ca_file=root / "ca.crt",
-        node_key_file=site.state.node_key,
+        node_key_file=state.node_key,
         state_dir=root / "fleet",
         client_certificate=root / "node.crt",
         proxy=config.network.proxy,

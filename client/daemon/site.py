@@ -37,7 +37,7 @@ from client.daemon.path import admit
 from client.daemon.rounds import Output, Round, open_round
 from client.daemon.spending import Spending
 from client.egress.gate import Cleared
-from client.egress.outbox import Outbox, digest_of_sealed
+from client.egress.outbox import Outbox
 from client.egress.review import Reviews
 from client.ingest.build import IngestReport, ingest
 from client.ingest.request import Limits
@@ -49,10 +49,11 @@ from client.state.ledger import Ledger
 from client.state.membership import Membership
 from client.state.plans import Plans
 from client.state.records import Records
+from client.state.upgrade import upgrade
 from common.errors import RefusedError
 from common.privacy.boundary import check_instruction
 from common.study.plan import Study
-from common.wire.messages import Header, Sealed, unseal
+from common.wire.messages import Header, Sealed, digest_of_sealed, unseal
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,9 @@ class Site:
     done: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        backup = upgrade(self.state)
+        if backup is not None:
+            log.info("state folder of version 0.1: migrated; a copy lies in %s", backup.name)
         self.plans = Plans(self.state, self.membership.operator)
         self.outbox = Outbox(self.state.outbox)
         self.reviews = Reviews(self.state.reviews)

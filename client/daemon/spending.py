@@ -106,6 +106,7 @@ class Spending:
         self.records.heads.check()
         # (7) the whole plan fits under the cap, and can learn, before its first step
         self._check_whole_plan(round.study)
+        self._check_after_loss(round, event)
         # (8) the ledger holds the reservation before a child starts
         reservation = None
         plan = round.study.hash()
@@ -137,6 +138,7 @@ class Spending:
         self._check_budget(study)
         ledger = self.records.ledger()
         policy = self.records.config.policy
+        lost = ledger.lost()
         plans = {row.data["plan"] for row in of_kind(ledger.rows(), "reserve")}
         if study.hash() in plans:
             return
@@ -147,8 +149,9 @@ class Spending:
             history = (*ledger.report(prv=False).mechanisms, *history)
         epsilon = spend(history, policy.max_delta).pld
         # a later plan may depend on what the earlier one released: also by Rényi DP at one order
-        if plans:
+        if plans or lost:
             epsilon = max(epsilon, epsilon_rdp(history, policy.max_delta, order=FILTER_ORDER))
+        epsilon += lost
         # written so that a NaN is refused
         if not epsilon <= policy.max_epsilon:
             raise PolicyError(
@@ -156,6 +159,18 @@ class Spending:
                 f"{epsilon:.3f}, policy.max_epsilon is {policy.max_epsilon:g}; nothing was spent",
                 hint="ask the operator for a plan with fewer steps or more noise",
                 code="E-POLICY-CAP",
+            )
+
+    def _check_after_loss(self, round: Round, event: Mechanism | None) -> None:
+        """After a loss, refuse images that rest on k alone: the groups that left are unknown."""
+        if round.header.kind == "train" or not self.records.ledger().lost():
+            return
+        if event is None or not event.covers_patient:
+            raise PolicyError(
+                "images of this plan rest on k alone, and the groups that this hospital released "
+                "before its state was lost are unknown",
+                hint="take part in studies whose images claim epsilon per patient, or in training",
+                code="E-AFTER-LOSS",
             )
 
     def _check_budget(self, study: Study) -> None:

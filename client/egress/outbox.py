@@ -18,7 +18,7 @@ from client.state.folder import message_file
 from client.state.head import rollback
 from common.errors import Bug, PolicyError
 from common.storage.files import atomic_write
-from common.wire.messages import Header, Sealed, digest_of, seal
+from common.wire.messages import Header, Sealed, digest_of_sealed, seal
 from common.wire.tensors import dumps, read
 
 ENTRY_CAP_BYTES = (1 << 30) + (1 << 20)
@@ -84,9 +84,3 @@ class Outbox:
     def _path(self, key: str) -> Path:
         """The file of a message."""
         return message_file(self.folder, key)
-
-
-def digest_of_sealed(sealed: Sealed) -> str:
-    """Return the SHA-256 of a signed message as it is stored: header, payload and signature."""
-    parts = (digest_of(sealed.header), digest_of(sealed.payload), digest_of(sealed.signature))
-    return digest_of("\n".join(parts).encode())

@@ -31,7 +31,8 @@ from common.wire.messages import canonical
 
 NONCE_BYTES = 16
 LEFT = ("answered", "exported")  # states of the journal: something may have left
-FIX = "put the newest copy of the whole state folder back"
+AFTER_LOSS = "make a new site that begins as spent, `kohort-site init --after-loss EPSILON`"
+FIX = f"put the newest copy of the whole state folder back; if there is none: {AFTER_LOSS}"
 
 
 class Heads:
@@ -61,6 +62,10 @@ class Heads:
         self._heads.append(key, "head", record | {"commitment": commitment})
         return commitment
 
+    def any(self) -> bool:
+        """Return whether a head was ever taken here."""
+        return bool(self._heads.entries())
+
     def receive(self, commitments: Iterable[str]) -> None:
         """Note the operator's receipts, and refuse one for a head that was never taken here."""
         known = {entry.key for entry in self._receipts.entries()}
@@ -71,9 +76,11 @@ class Heads:
 
     def check(self) -> None:
         """Raise PolicyError (E-ROLLBACK) unless the state is as new as everything that it sent."""
+        # heads first: a daemon that works meanwhile only makes the state newer
+        taken = self._heads.entries()
         present = chains(self._state)
         # every head ever taken is a prefix of the present state
-        for entry in self._heads.entries():
+        for entry in taken:
             fault = behind(entry.data["head"], present)
             if fault:
                 raise rollback(f"{fault} is older than what this site signed")
@@ -82,14 +89,16 @@ class Heads:
 
     def _check_receipts(self) -> None:
         """Every receipt is for a head that was taken here."""
+        receipts = {entry.key for entry in self._receipts.entries()}
         taken = {entry.data["commitment"] for entry in self._heads.entries()}
-        if {entry.key for entry in self._receipts.entries()} - taken:
+        if receipts - taken:
             raise rollback("the operator has a receipt for a state that this folder never had")
 
     def _check_outbox(self) -> None:
         """What was answered or exported has its head; what was answered is in the outbox."""
+        journaled = self._state.journal.entries()
         taken = {entry.key for entry in self._heads.entries()}
-        for entry in self._state.journal.entries():
+        for entry in journaled:
             if entry.state in LEFT and entry.key not in taken:
                 raise rollback("the list of heads is older than the journal")
             place = entry.key.rpartition("/")[0]

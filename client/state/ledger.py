@@ -12,7 +12,9 @@ Not covered: whether the reserved mechanism is the one that runs (client/learn/p
 compares them). Every patient of the site is assumed to take part in every event.
 
 Entries: open {format, cohort, delta, order}, reserve {event, plan, cap, accountant, weights},
-commit {reservation, artefact}, declare {event, plan, weights}.
+commit {reservation, artefact}, declare {event, plan, weights}, lost {epsilon}.
+After a loss, the epsilon of the lost state is added to that of all later mechanisms, and its delta
+to theirs (basic composition): nothing is known of what it was spent on.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ class PracticeReservation:
 class LedgerReport:
     """What was spent: merged mechanisms, epsilon by each accountant, the cap.
 
-    `declared`: what is recorded and not composed.
+    `declared`: what is recorded and not composed. `lost`: epsilon of an earlier, lost state.
     """
 
     cohort: str
@@ -119,11 +121,12 @@ class LedgerReport:
     declared: tuple[Mechanism, ...]
     reserved: int
     committed: int
+    lost: float = 0.0
 
     @property
     def remaining(self) -> float:
-        """Cap minus epsilon by PLD."""
-        return max(0.0, self.cap_epsilon - self.spent.pld)
+        """Cap minus epsilon by PLD, and minus what was lost."""
+        return max(0.0, self.cap_epsilon - self.spent.pld - self.lost)
 
     def to_text(self) -> str:
         """Return the report as printed."""
@@ -131,6 +134,11 @@ class LedgerReport:
         lines = [f"ledger: {counts}, head {self.head[:20]}"]
         lines += [f"  {mechanism.statement()}" for mechanism in self.mechanisms]
         lines.append(f"  epsilon per patient: {self.spent.words()}")
+        if self.lost:
+            lines.append(
+                f"  before a loss: epsilon {self.lost:g}, delta {self.spent.delta:g} at most; "
+                "both add to the line above"
+            )
         lines.append(f"  cap {self.cap_epsilon:g}, remaining {self.remaining:.3f}")
         for mechanism in self.declared:
             lines.append(f"  recorded, not composed: {mechanism.statement()}")
@@ -164,8 +172,11 @@ class Ledger:
         delta: float,
         cohort: str = "",
         filter_order: float = 4.0,
+        lost: float = 0.0,
     ) -> Ledger:
         """Return the verified ledger at `path`, created if missing.
+
+        A new one begins with `lost` as spent: the epsilon of an earlier state that is lost.
 
         `cap_epsilon` is the site's own policy and may change. `delta`, `filter_order` and `cohort`
         (fingerprint of the pseudonym key) are fixed by the first opening. Raises PolicyError
@@ -180,7 +191,9 @@ class Ledger:
         ledger = cls(path, cap_epsilon, delta, cohort, filter_order)
         with ledger._transaction() as (connection, entries):
             if not entries:
-                append(connection, entries, "open", ledger._opening)
+                opening = append(connection, entries, "open", ledger._opening)
+                if lost > 0:
+                    append(connection, [opening], "lost", {"epsilon": lost})
         ledger._check_opening()
         return ledger
 
@@ -253,6 +266,10 @@ class Ledger:
             }
             append(connection, entries, "declare", body)
 
+    def lost(self) -> float:
+        """Return the epsilon of an earlier, lost state; 0 where there was none."""
+        return _lost(self.rows())
+
     def verify(self) -> None:
         """Recompute the whole chain; raises RefusedError (E-LEDGER) naming the first bad entry."""
         self.rows()
@@ -284,6 +301,7 @@ class Ledger:
             declared=_mechanisms(entries, "declare"),
             reserved=len(mechanisms),
             committed=len(of_kind(entries, "commit")),
+            lost=_lost(entries),
         )
 
     def _admit(self, mechanism: Mechanism, entries: list[Entry], plan_hash: str) -> None:
@@ -298,9 +316,10 @@ class Ledger:
         # the cap, by PLD; written so that a NaN is refused
         history = (*_mechanisms(entries, "reserve"), mechanism)
         spent = spend(history, delta)
-        if not spent.pld <= cap:
+        lost = _lost(entries)
+        if not spent.pld + lost <= cap:
             raise PolicyError(
-                f"ledger: this would bring epsilon per patient to {spent.pld:.3f}, "
+                f"ledger: this would bring epsilon per patient to {spent.pld + lost:.3f}, "
                 f"the site's cap is {cap:g} (delta {delta:g})",
                 hint="the cap is the site's own policy (site.yaml); nothing was spent",
                 code="E-CAP",
@@ -315,7 +334,8 @@ class Ledger:
         # from the second plan on, the cap by Rényi DP at the fixed order
         plans = {entry.data["plan"] for entry in of_kind(entries, "reserve")} | {plan_hash}
         order = self._opening["order"]
-        if len(plans) > 1 and not epsilon_rdp(history, delta, order=order) <= cap:
+        later = len(plans) > 1 or lost > 0
+        if later and not epsilon_rdp(history, delta, order=order) + lost <= cap:
             raise PolicyError(
                 f"ledger: a later plan must also fit by Rényi DP at order {order:g}, "
                 f"and does not (cap {cap:g})",
@@ -352,3 +372,8 @@ def _mechanisms(entries: Sequence[Entry], kind: str) -> tuple[Mechanism, ...]:
     """The mechanisms of all entries of one kind."""
     found = of_kind(entries, kind)
     return tuple(mechanism_from(json.dumps(entry.data["event"])) for entry in found)
+
+
+def _lost(entries: Sequence[Entry]) -> float:
+    """The epsilon that was marked as spent before this ledger began."""
+    return sum(float(entry.data["epsilon"]) for entry in of_kind(entries, "lost"))

@@ -20,6 +20,7 @@ from common.study.plan import Study
 from common.wire.messages import Header
 
 FILTER_ORDER = 4.0
+LOSS = "loss"  # the journal's key of a state that was lost
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Records:
             delta=policy.max_delta,
             cohort=self.state.cohort_name(),
             filter_order=FILTER_ORDER,
+            lost=epsilon_lost(self.state),
         )
 
     def canaries(self, study: Study, model: str) -> CanaryFile:
@@ -74,3 +76,14 @@ class Records:
             if entry.key == key and entry.state == "cleared":
                 return [str(digest) for digest in entry.data["digests"]]
         return []
+
+
+def note_loss(state: State, epsilon: float) -> None:
+    """Write down, in a new folder, that an earlier state is lost that may have spent `epsilon`."""
+    state.journal.append(LOSS, "marked", {"epsilon": epsilon})
+
+
+def epsilon_lost(state: State) -> float:
+    """Return the epsilon that an earlier, lost state may have spent; 0 where there was none."""
+    marked = state.journal.latest(LOSS)
+    return 0.0 if marked is None else float(marked.data["epsilon"])

@@ -20,7 +20,16 @@ from common.errors import RefusedError
 from common.wire import signing
 from kohort.header import VERSION, Header
 
-__all__ = ["HEADER_CAP_BYTES", "Header", "Sealed", "canonical", "digest_of", "seal", "unseal"]
+__all__ = [
+    "HEADER_CAP_BYTES",
+    "Header",
+    "Sealed",
+    "canonical",
+    "digest_of",
+    "digest_of_sealed",
+    "seal",
+    "unseal",
+]
 
 HEADER_CAP_BYTES = 65_536
 
@@ -36,6 +45,12 @@ class Sealed(NamedTuple):
 def digest_of(payload: bytes) -> str:
     """Return the SHA-256 of a payload in hex."""
     return hashlib.sha256(payload).hexdigest()
+
+
+def digest_of_sealed(sealed: Sealed) -> str:
+    """Return the SHA-256, in hex, of a signed message: header, payload and signature."""
+    parts = (digest_of(sealed.header), digest_of(sealed.payload), digest_of(sealed.signature))
+    return digest_of("\n".join(parts).encode())
 
 
 def canonical(value: Any) -> bytes:

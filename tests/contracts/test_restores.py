@@ -13,8 +13,13 @@ import pytest
 
 from client.daemon.site import Site
 from client.state.chains import chain
+from client.state.folder import State
 from client.state.head import Heads, behind, head_of
+from client.state.ledger import Ledger
+from client.state.records import note_loss
 from common.errors import KohortError
+from common.privacy.accounting import epsilon_pld
+from common.privacy.mechanisms import SubsampledGaussian
 from common.storage.journal import Journal
 from common.study.bundle import write_bundle
 from common.study.plan import load_study
@@ -329,3 +334,44 @@ def test_a_crash_anywhere_is_no_rollback_and_the_same_bytes_leave(
     assert [path.read_bytes() for path in stored] == kept
     assert start(hospital).answer(asked) == reply
     assert children.runs == 1
+
+
+# --- the way out ---------------------------------------------------------------------------------
+
+
+def test_a_new_site_after_a_loss_begins_with_the_lost_epsilon_as_spent(
+    hospital: Hospital, children: Children
+) -> None:
+    note_loss(State(hospital.root), 10.0)
+    asked = hospital.ask("train")
+    assert refused(lambda: start(hospital).answer(asked)) == "E-POLICY-CAP"
+    assert children.runs == 0
+    report = start(hospital).ledger().report(prv=False)
+    assert (report.lost, report.remaining) == (10.0, 0.0)
+    assert "before a loss: epsilon 10, delta 1e-05 at most" in report.to_text()
+    # the hospital decides on more, over both sites together
+    more = hospital.site(review="not_required", max_epsilon=30.0)
+    more.answer(asked)
+    assert more.ledger().report(prv=False).remaining < 20.0
+    # and images that rest on k alone stay here: what left before is unknown
+    images = hospital.ask("synthesize")
+    assert refused(lambda: more.answer(images)) == "E-AFTER-LOSS"
+    assert children.runs == 1
+
+
+@pytest.mark.parametrize(("slack", "code"), [(0.1, ""), (-0.1, "E-CAP")])
+def test_the_lost_epsilon_counts_in_every_reservation(
+    tmp_path: Path, slack: float, code: str
+) -> None:
+    event = SubsampledGaussian(0.1, 2.0, 20, 1000, "gan")
+    lost = 10.0 - epsilon_pld([event], 1e-5) - slack
+    opening = {"delta": 1e-5, "filter_order": 9.0}
+    ledger = Ledger.open(tmp_path / "ledger", cap_epsilon=10.0, lost=lost, **opening)
+    if code:
+        assert refused(lambda: ledger.reserve(event, "0" * 64)) == code
+    else:
+        found = refused(lambda: ledger.reserve(event, "0" * 64))
+        assert found == "E-FILTER"  # a later plan, by Rényi DP: what was lost was a plan too
+        Ledger.open(tmp_path / "ledger", cap_epsilon=20.0, **opening).reserve(event, "0" * 64)
+    # a loss is marked once, in a new ledger alone
+    assert Ledger.open(tmp_path / "ledger", cap_epsilon=20.0, lost=5.0, **opening).lost() == lost

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 from client.fleet.health import STATES
+from client.state.folder import State
 from client.state.membership import Membership
+from client.state.records import epsilon_lost
 from tests.client.cli.typing_commands import Cli
 
 
@@ -60,3 +62,19 @@ def test_every_file_and_field_that_a_health_state_names_is_in_the_state_folder(
     for name in files:
         assert (joined[0] / name).is_file(), name
     assert set(re.findall(r"\b[a-z]+_url\b", text)) <= set(Membership.model_fields)
+
+
+def test_a_new_site_after_a_loss_says_what_counts_as_spent(cli: Cli, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    state = tmp_path / "new"
+    words = ("init", "--state", state, "--site", "hospital-a", "--data", data, "--after-loss")
+    for wrong in (0, -1, 101, "nan"):
+        code, _, err = cli(*words, wrong)
+        assert (code, state.exists()) == (2, False)
+        assert "largest policy.max_epsilon" in err
+    code, out, _ = cli(*words, 10)
+    assert code == 0
+    assert "epsilon 10 counts as spent before the loss" in out
+    assert epsilon_lost(State(state)) == 10.0
+    assert (state / "version").read_text() == "2\n"

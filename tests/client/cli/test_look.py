@@ -49,3 +49,19 @@ def test_a_person_decides_on_a_batch_by_typing(worked: tuple[Hospital, Site], cl
         "rounds": {"gan": (1, 2), "glow": (0, 1)},
         "images": "sent",
     }
+
+
+def test_status_and_check_say_that_a_state_is_older_than_what_left(
+    worked: tuple[Hospital, Site], cli: Cli
+) -> None:
+    root = worked[0].root
+    assert site_status(root)["state"] == []
+    next((root / "outbox").glob("*.sealed")).unlink()
+    code, out, _ = cli("status", "--state", root)
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "E-ROLLBACK" in line]
+    assert "outbox" in line and "newest copy" in line and "--after-loss" in line
+    code, out, err = cli("check", "--state", root, "--offline")
+    assert code == 2
+    assert "state: 1 to repair" in out
+    assert "the outbox lacks a message" in err and "newest copy" in err

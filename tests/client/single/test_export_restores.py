@@ -28,7 +28,7 @@ def refused(call: Callable[[], object]) -> None:
     with pytest.raises(PolicyError) as error:
         call()
     assert error.value.code == "E-ROLLBACK"
-    assert "newest copy" in error.value.hint
+    assert "newest copy" in error.value.hint and "--after-loss" in error.value.hint
 
 
 def lose(site: Site, name: str) -> None:

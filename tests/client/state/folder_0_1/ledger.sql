@@ -1,0 +1,10 @@
+BEGIN TRANSACTION;
+CREATE TABLE entries (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, prev_hash TEXT, hash TEXT NOT NULL);
+INSERT INTO "entries" VALUES(1,'open','{"cohort":"72d3123847dbc5d2","delta":1e-05,"format":"kohort-ledger/1","order":4.0}','0000000000000000000000000000000000000000000000000000000000000000','a923fcdc5008975997c6f63223bf039c78586716b786dc46bbcd2d49700a0fb7');
+INSERT INTO "entries" VALUES(2,'reserve','{"accountant":"dp-accounting 0.6.0","cap":10.0,"event":{"dimension":304,"mechanism":"subsampled_gaussian","model":"gan","noise_multiplier":4.0,"q":0.16,"steps":2},"plan":"df168e879adb28035e0ca0aa172ea72d041ce61cb851208e3b34b9e1f0ea0e6e"}','a923fcdc5008975997c6f63223bf039c78586716b786dc46bbcd2d49700a0fb7','18490badddd71b1f9643e6c667d9ad7aad82c1add8cee55a4f8a3d3b97b58b6f');
+INSERT INTO "entries" VALUES(3,'commit','{"artefact":"02878c37f8b558260c23cce83ba01932c91373e9fb99466fc4422016f543d1ca","reservation":2}','18490badddd71b1f9643e6c667d9ad7aad82c1add8cee55a4f8a3d3b97b58b6f','6e6365f44aba18546215c4d2c1d21226ae7b83bd5a389ef9fa2682024a93fb8a');
+INSERT INTO "entries" VALUES(4,'declare','{"event":{"clip":"l1_ball","dimension":768,"grouping":"similar","k":5,"lattice_step":0.0009765625,"mechanism":"latent_laplace","radius":0.8,"scale":0.5},"plan":"df168e879adb28035e0ca0aa172ea72d041ce61cb851208e3b34b9e1f0ea0e6e"}','6e6365f44aba18546215c4d2c1d21226ae7b83bd5a389ef9fa2682024a93fb8a','44b350dfb075291a8c65a369a0d64bbc7eaffff205a80dd48cafc0ec7f187c7d');
+CREATE TRIGGER no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+COMMIT;
+PRAGMA user_version=4;
