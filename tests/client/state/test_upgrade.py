@@ -201,7 +201,7 @@ def test_a_present_folder_that_lost_version_and_heads_does_not_pass_for_an_old_o
 def test_a_migrated_site_goes_on_from_what_it_spent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hospital = make_hospital(tmp_path)
+    hospital = make_hospital(tmp_path, name="later")
     place = hospital.root
     # the present hospital takes over the old folder's records and secret
     old = write_old(tmp_path / "old")
@@ -218,7 +218,7 @@ def test_a_migrated_site_goes_on_from_what_it_spent(
         database.execute("INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", row)
     hospital = Hospital(place, hospital.operator, hospital.study, hospital.bundle)
     scripted(monkeypatch, hospital.study)
-    hospital.site().answer(hospital.ask("train", round=1))
+    hospital.site().answer(hospital.ask("train"))
     with transaction(State(place).ledger) as (_, entries):
         assert [entry.kind for entry in entries] == [
             "open", "reserve", "commit", "declare", "reserve", "commit",
