@@ -25,6 +25,7 @@ from common.wire.messages import Header, digest_of
 from common.wire.tensors import loads
 
 SEEN = "seen"
+KEY_PARTS = 5  # plan, phase, model, round, part
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class SeenWeights:
         """
         places: dict[str, Place] = {}
         for entry in self.state.journal.entries(f"{self.plan}/"):
-            _, phase, model, number, _ = entry.key.split("/")
+            parts = entry.key.split("/")
+            if len(parts) != KEY_PARTS:
+                continue
+            _, phase, model, number, _ = parts
             known = places.get(entry.key)
             weights = known.weights if known else ""
             if entry.state == SEEN:

@@ -406,6 +406,22 @@ def test_the_digest_of_the_weights_is_signed_and_in_the_ledger(
     assert entries == used
 
 
+def test_the_gate_clears_nothing_that_was_reserved_for_other_weights(
+    hospital: Hospital, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children.script = ["die after"]
+    with pytest.raises(Killed):
+        train(hospital, 1, moved(1.0))
+    # as if the path let them pass
+    monkeypatch.setattr("client.daemon.site.admit", lambda *_: None)
+    refused(lambda: train(hospital, 1, moved(1.5)), "E-GATE-21")
+    children.script = ["die after"]
+    with pytest.raises(Killed):
+        synthesize(hospital, moved(1.0))
+    refused(lambda: synthesize(hospital, moved(1.5)), "E-GATE-21")
+    assert (children.runs, list((hospital.root / "outbox").glob("*.sealed"))) == (2, [])
+
+
 def test_the_bound_of_no_round_is_zero(hospital: Hospital) -> None:
     plan = hospital.study.models.trained()["gan"]
     assert largest_move(plan, 0, 1e30) == 0
