@@ -24,6 +24,12 @@ from common.study.plan import Study
 from common.wire.messages import Header
 from common.wire.tensors import Arrays, loads
 
+ABSENT = (
+    "this site was away from that training, so it makes no images for this plan: tell the operator"
+)
+ORDER = "the server went back in the plan: tell the operator; nothing is spent for it"
+OLDER = "the server went back to older weights: tell the operator; nothing is spent for it"
+
 
 def admit(round: Round, plans: Plans) -> None:
     """Check a round against what came before it, and write it down (rules 15 to 18)."""
@@ -74,15 +80,16 @@ def check_turn(
     if header.phase == "synthesize":
         for model in models:
             began = any(place.model == model for place in trained)
-            require(began, 17, f"synthesis, and this site saw no training round of {model}")
+            what = f"synthesis, and this site saw no training round of {model}"
+            require(began, 17, what, hint=ABSENT)
         return
     synthesized = any(place.phase == "synthesize" for place in places)
-    require(not synthesized, 17, "training after synthesis began")
+    require(not synthesized, 17, "training after synthesis began", hint=ORDER)
     asked = (order.index(header.model), header.round)
     for place in trained:
         later = (order.index(place.model), place.round) > asked
         what = f"{header.model} round {header.round} after {place.model} round {place.round}"
-        require(not later, 17, what)
+        require(not later, 17, what, hint=ORDER)
 
 
 def _is_known(header: Header, places: Sequence[Place]) -> bool:
@@ -93,8 +100,7 @@ def _is_known(header: Header, places: Sequence[Place]) -> bool:
             continue
         if place.weights != header.digest:
             what = f"weights {header.digest[:12]}, {place.weights[:12]} came before"
-            hint = "the operator's server went back to older weights: see the operator's guide"
-            raise refuse(18, what, hint=hint)
+            raise refuse(18, what, hint=OLDER)
         return True
     return False
 

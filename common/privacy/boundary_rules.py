@@ -122,7 +122,7 @@ def refuse(number: int, what: str, *, hint: str = "") -> RefusedError:
     return RefusedError(f"rule {number} ({rule.sentence}): {what}", hint=hint, code=rule.code)
 
 
-def require(holds: bool, number: int, what: str) -> None:
+def require(holds: bool, number: int, what: str, *, hint: str = "") -> None:
     """Raise the error of rule `number` unless it holds."""
     if not holds:
-        raise refuse(number, what)
+        raise refuse(number, what, hint=hint)

@@ -26,6 +26,9 @@ from common.wire.tensors import Arrays
 
 STEP_SLACK = 2e-6  # of a round's bound: the slack of rule 9, and float64 sums
 ROUNDING = 1.01 * 2.0**-24  # of the weights' norm, a round: float32, half a unit in the last place
+HINT = (
+    "these are not the weights that the plan leads to: tell the operator; nothing is spent for it"
+)
 TINY = 1e-30  # a round: the same for numbers below the normal range of float32
 
 
@@ -59,7 +62,7 @@ def check_untrained(
         if number > known.round and family.may_change(name, plan.trainable):
             continue
         same = array.tobytes() == known.arrays[name].tobytes()
-        require(same, 15, f"{name} differs from the weights before round {known.round}")
+        require(same, 15, f"{name} differs from the weights before round {known.round}", hint=HINT)
 
 
 def check_move(arrays: Arrays, known: Known, number: int, plan: TrainedModel) -> None:
@@ -69,7 +72,7 @@ def check_move(arrays: Arrays, known: Known, number: int, plan: TrainedModel) ->
     moved = _distance(arrays, known.arrays)
     expected = f"{rounds} rounds move by at most {allowed:.6g}"
     # written so that a NaN is refused
-    require(moved <= allowed, 16, f"moved by {moved:.6g}, {expected}")
+    require(moved <= allowed, 16, f"moved by {moved:.6g}, {expected}", hint=HINT)
 
 
 def _distance(first: Arrays, second: Arrays) -> float:

@@ -52,7 +52,8 @@ AUDIT_SITES = (
 WEIGHTS_CLAIM = (
     "All sites used the same global weights, and each checked them before it computed: tensors "
     "that the plan does not train are bit for bit those of the plan's starting checkpoint, the "
-    "others are at most the plan's max_update_norm a round away from it, in L2."
+    "others are at most the plan's max_update_norm a round away from it, in L2. An image that a "
+    "site released before comes again as it was, made with the weights of that earlier study."
 )
 ONE_EPSILON = "the one epsilon above covers these averages and the updates together"
 SCOPE = (

@@ -429,8 +429,9 @@ def test_the_bound_of_no_round_is_zero(hospital: Hospital) -> None:
 
 
 def test_a_refusal_says_what_was_expected(hospital: Hospital, children: Children) -> None:
-    with pytest.raises(RefusedError, match="1 rounds move by at most 10"):
+    with pytest.raises(RefusedError, match="1 rounds move by at most 10") as refused_move:
         train(hospital, 1, moved(11))
+    assert "tell the operator" in refused_move.value.hint
     with pytest.raises(RefusedError, match="this site saw no training round of gan"):
         synthesize(hospital)
     with pytest.raises(PolicyError):
