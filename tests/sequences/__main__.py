@@ -1,0 +1,65 @@
+"""Plays many histories: `python -m tests.sequences --histories 2000 --seed 1`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.sequences import machine, oracle
+
+EVERY = 50  # histories between two lines of progress
+
+
+def main() -> int:
+    """Play the histories and say what was seen."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sequences")
+    parser.add_argument("--histories", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-shrink", action="store_true")
+    parser.add_argument("--only", type=int, nargs="*", help="check these invariants alone")
+    options = parser.parse_args()
+    if options.only:
+        oracle.ignored |= set(range(1, 100)) - set(options.only)
+    phases = [Phase.generate]
+    if not options.no_shrink:
+        phases.append(Phase.shrink)
+    limits = settings(
+        max_examples=options.histories,
+        stateful_step_count=options.steps,
+        deadline=None,
+        database=None,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.normal,
+        report_multiple_bugs=False,
+    )
+    began = time.monotonic()
+    played = 0
+
+    class Counted(machine.Histories):
+        """The same, with progress."""
+
+        def teardown(self) -> None:
+            nonlocal played
+            super().teardown()
+            played += 1
+            if played % EVERY == 0:
+                print(f"{played} histories, {time.monotonic() - began:.0f} s", flush=True)
+
+    test = seed(options.seed)(run_state_machine_as_test)
+    try:
+        test(Counted, settings=limits)
+    finally:
+        print(f"{played} histories, {time.monotonic() - began:.0f} s")
+        for name, count in sorted(machine.seen.items()):
+            print(f"  {count:6d} {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

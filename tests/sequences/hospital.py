@@ -1,0 +1,328 @@
+"""One site with its operator, as a history plays it: the real daemon over a real state folder.
+
+In: what happens (a question, a kill, a restore, an export, a withdrawal).
+Out: the code of a refusal, or "" where something left; the oracle hears of all that left.
+Guarantees: nothing of the daemon is replaced but the child's numerics and the decoder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+from unittest.mock import patch
+
+import numpy as np
+
+from client.daemon.site import Site
+from client.single.request import Request
+from client.single.single import privatize_images
+from client.state import config as site_config
+from client.state.config import load_site
+from client.state.folder import KEY_BYTES, State
+from client.state.ledger_file import of_kind
+from client.state.membership import Membership
+from client.state.plans import Plans
+from common.errors import Bug, KohortError
+from common.study.plan import Study
+from common.wire import signing, tensors
+from common.wire.messages import Header, Sealed, digest_of, seal, unseal
+from tests.sequences.accounts import count_ledger, parse_once, spend_once
+from tests.sequences.child import Child
+from tests.sequences.composition import Loss
+from tests.sequences.exports import SingleFlow, read_exports
+from tests.sequences.faults import Faults, Killed
+from tests.sequences.numerics import Numerics
+from tests.sequences.oracle import Oracle, Plan, Snapshot
+from tests.sequences.studies import DELTA, K, make_study
+from tests.sequences.world import World
+from tests.sites import SITE, WEIGHTS
+
+T = TypeVar("T")
+CAP_BYTES = 1 << 26
+CAP_EPSILON = 16.0
+SHARE = 1 / 3  # of the site, in every average
+DATABASES = {"ledger": "ledger.sqlite", "journal": "journal.sqlite", "groups": "groups.sqlite"}
+
+
+class Question(NamedTuple):
+    """One instruction: which phase, model, round and whether it closes the study."""
+
+    kind: str
+    model: str
+    round: int
+    closes: bool = False
+
+
+QUESTIONS = (
+    Question("train", "gan", 0),
+    Question("train", "gan", 1),
+    Question("train", "glow", 0),
+    Question("synthesize", "", 0),
+    Question("synthesize", "", 1, closes=True),
+)
+
+
+@dataclass
+class Course:
+    """A study in progress, as the operator sees it. `next`: the question that comes next."""
+
+    study: Study
+    plan: Plan
+    bundle: Path
+    next: int = 0
+    weights: dict[str, tensors.Arrays] = field(
+        default_factory=lambda: {model: dict(arrays) for model, arrays in WEIGHTS.items()}
+    )
+    receipts: list[str] = field(default_factory=list)
+
+
+class Hospital:
+    """A site, its disk, its patients and its operator."""
+
+    def __init__(self, folder: Path, stack: ExitStack, review: bool) -> None:
+        self.folder = folder
+        self.operator = signing.new_key()
+        self.world = World(folder / "data")
+        self.oracle = Oracle(DELTA)
+        self.faults = Faults()
+        self.numerics = Numerics(self.world, self.oracle)
+        self.child = Child(self.numerics, self.faults)
+        self.courses: list[Course] = []
+        self.copies: list[tuple[Path, Snapshot]] = []
+        self._exports = 0
+        self._install(stack)
+        self._init_state(review)
+        self.site = self._start()
+
+    def _install(self, stack: ExitStack) -> None:
+        """Replace numerics, decoder and children, and count durable points."""
+        self.numerics.install(stack)
+        self.faults.install(stack)
+        stack.enter_context(patch("client.daemon.jobs.run_child", self.child))
+        # the few files of a history are parsed once each: they are frozen values
+        stack.enter_context(patch("common.config.parse_yaml", parse_once))
+        for decoder in ("client.ingest.decode.decode_all", "client.single.inputs.decode_all"):
+            stack.enter_context(patch(decoder, self.world.decode_all))
+        stack.enter_context(patch("client.single.single.load_flow", self._flow))
+        for module in ("client.daemon.spending", "client.state.ledger"):
+            stack.enter_context(patch(f"{module}.spend", spend_once))
+
+    def _init_state(self, review: bool) -> None:
+        """Make the state folder, with keys that are the same in every history."""
+        state = State(self.folder / "state")
+        state.root.mkdir(parents=True)
+        labels = str(self.world.labels_csv)
+        text = site_config.sample(SITE, str(self.world.folder), labels)
+        changes = {
+            "send_slot_s: 2.0": "send_slot_s: 0",
+            "max_epsilon: 10.0": f"max_epsilon: {CAP_EPSILON}",
+            "min_k: 5": f"min_k: {K}",
+            'single_images: "never"': 'single_images: "allowed"',
+        }
+        if not review:
+            changes['review: "required"'] = 'review: "not_required"'
+        for old, new in changes.items():
+            assert old in text, old
+            text = text.replace(old, new)
+        (state.root / "site.yaml").write_text(text)
+        state.pseudonym_key.parent.mkdir(parents=True)
+        state.pseudonym_key.write_bytes(bytes(range(KEY_BYTES)))
+        signing.save_private(state.sign_key, signing.new_key())
+
+    def _start(self) -> Site:
+        """A freshly started daemon over the state on disk, which never waits for a person."""
+        state = State(self.folder / "state")
+        membership = Membership(
+            format="kohort-join/1",
+            site=SITE,
+            server_url="https://127.0.0.1:1",
+            ca="",
+            operator_key=signing.public_text(self.operator.public_key()),
+            client_certificate="",
+        )
+        site = Site(state, load_site(state.root), membership)
+        site.stop.set()
+        return site
+
+    def restart(self) -> None:
+        """End the daemon, and start another one."""
+        self.close()
+        self.site = self._start()
+
+    # --- studies ----------------------------------------------------------------------------------
+
+    def approve(self, kind: str) -> Course:
+        """Let the operator write a study and the staff approve it, whatever it claims."""
+        folder = self.folder / f"plan-{len(self.courses)}"
+        study, plan = make_study(folder, kind, len(self.courses), self.operator)
+        course = Course(study, plan, folder / "bundle")
+        self.courses.append(course)
+        self.approve_again(course)
+        return course
+
+    def approve_again(self, course: Course) -> None:
+        """Approve a study's bundle, also where the journal lost it."""
+        Plans(self.site.state, self.operator.public_key()).approve(course.bundle)
+
+    def ask(self, course: Course, question: Question) -> str:
+        """Ask one question; return the code of a refusal, "killed", or ""."""
+        sealed = self._instruct(course, question)
+        reply, code = self._try(lambda: self.site.answer(sealed))
+        if reply is not None:
+            self._receive(course, question, reply)
+        return code
+
+    def _try(self, action: Callable[[], T]) -> tuple[T | None, str]:
+        """What the site answers, or the code of its refusal; after a kill it starts anew."""
+        try:
+            with self.faults.running():
+                return action(), ""
+        except Bug:
+            raise
+        except KohortError as error:
+            return None, error.code
+        except Killed:
+            self.restart()
+            return None, "killed"
+
+    def _instruct(self, course: Course, question: Question) -> Sealed:
+        """The signed instruction, with the operator's newest receipts."""
+        arrays = course.weights.get(question.model) or {
+            **course.weights["gan"],
+            **course.weights["glow"],
+        }
+        payload = tensors.dumps(arrays)
+        statement = {"done": True} if question.closes else {}
+        header = Header(
+            kind=question.kind,
+            phase=question.kind,
+            study=course.study.hash(),
+            model=question.model,
+            round=question.round,
+            sender="operator",
+            digest=digest_of(payload),
+            statement=statement,
+            receipts=tuple(course.receipts[-64:]),
+        )
+        return seal(header, payload, self.operator)
+
+    def _receive(self, course: Course, question: Question, reply: Sealed) -> None:
+        """Verify what left, tell the oracle, and take the step as an honest operator does."""
+        public = self.site.state.signing_key().public_key()
+        header = unseal(reply, public, max_bytes=CAP_BYTES)
+        arrays = tensors.loads(reply.payload, max_bytes=CAP_BYTES)
+        if header.kind == "update":
+            self.oracle.leave_update(header.key, course.plan, reply.payload)
+        else:
+            images = list(arrays["images"])
+            self.oracle.leave_images(header.key, course.plan, reply.payload, images)
+        course.receipts.append(header.digest)
+        position = QUESTIONS.index(question)
+        if position == course.next:
+            course.next += 1
+            if header.kind == "update":
+                self._step(course, question.model, arrays)
+
+    def _step(self, course: Course, model: str, update: tensors.Arrays) -> None:
+        """Add the site's share of its update to the global weights."""
+        weights = course.weights[model]
+        for name, delta in update.items():
+            weights[name] = (weights[name] + np.float32(SHARE) * delta).astype(np.float32)
+
+    # --- exports and people -----------------------------------------------------------------------
+
+    def export(self, course: Course, persons: list[int]) -> str:
+        """Hand over privatized photographs of some persons; return as `ask` does."""
+        self._exports += 1
+        source = self.folder / f"chosen-{self._exports}"
+        source.mkdir()
+        for person in persons:
+            for name in self.world.patients[person].ids:
+                shutil.copy(self.world.folder / f"{name}.photo", source)
+        target = self.folder / f"handed-over-{self._exports}"
+        request = Request(source, target, export=True)
+        _, code = self._try(lambda: privatize_images(self.site, course.study, request))
+        for image in read_exports(target):
+            self.oracle.leave_export(course.plan, image)
+        return code
+
+    def _flow(self, site: Site, study: Study, request: Request) -> SingleFlow:
+        """The flow of a plan with egress `single`, without its numerics."""
+        return SingleFlow(study, self.numerics)
+
+    # --- the disk ---------------------------------------------------------------------------------
+
+    def copy(self) -> None:
+        """Keep a copy of the whole state folder."""
+        target = self.folder / f"copy-{len(self.copies)}"
+        shutil.copytree(self.site.state.root, target)
+        self.copies.append((target, self.oracle.snapshot()))
+
+    def put_back(self, number: int, part: str) -> None:
+        """Replace the state, or one of its files, by what a copy has."""
+        source, snapshot = self.copies[number]
+        root = self.site.state.root
+        self.close()
+        if part == "all":
+            shutil.rmtree(root)
+            shutil.copytree(source, root)
+            self.oracle.restore(snapshot, whole=True)
+        else:
+            self._replace_file(DATABASES[part], source)
+            if part == "ledger":
+                self.oracle.restore(snapshot, whole=False)
+        self.site = self._start()
+
+    def lose(self, part: str) -> None:
+        """Delete one file of the state."""
+        self.close()
+        if part == "outbox":
+            shutil.rmtree(self.site.state.outbox, ignore_errors=True)
+        else:
+            self._replace_file(DATABASES[part], None)
+        if part == "ledger":
+            self.oracle.restore(None, whole=False)
+        self.site = self._start()
+
+    def review(self, approve: bool) -> None:
+        """Let a person decide on every batch that waits."""
+        for batch in self.site.reviews.batches():
+            if batch.state == "waiting":
+                self.site.reviews.decide(batch.digest, approve=approve, reviewer="somebody")
+
+    def close(self) -> None:
+        """End the daemon."""
+        self.site.state.journal.close()
+        self.site.reviews.close()
+
+    def _replace_file(self, name: str, source: Path | None) -> None:
+        """Replace a database with its side files."""
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            path = self.site.state.root / (name + suffix)
+            path.unlink(missing_ok=True)
+            if source is not None and (source / (name + suffix)).is_file():
+                shutil.copyfile(source / (name + suffix), path)
+
+    # --- the ledger -------------------------------------------------------------------------------
+
+    def check_ledger(self) -> None:
+        """Compare the ledger with the oracle's account."""
+        steps, epsilon = self._read_ledger()
+        if steps is not None:
+            self.oracle.check_ledger(steps, epsilon)
+
+    def _read_ledger(self) -> tuple[Counter[Loss] | None, float]:
+        """What the ledger holds, and its epsilon; None where the daemon itself refuses to read it."""
+        if not self.site.state.ledger.exists():
+            return Counter(), 0.0
+        try:
+            ledger = self.site.ledger()
+            rows = of_kind(ledger.rows(), "reserve")
+            return count_ledger(rows), ledger.report(prv=False).spent.pld
+        except KohortError:
+            return None, 0.0
