@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from unittest.mock import patch
 
 import numpy as np
+from dp_accounting.pld import pld_privacy_accountant
 
 from client.daemon.site import Site
 from client.single.request import Request
@@ -33,7 +35,7 @@ from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
 from tests.sequences.accounts import count_ledger, parse_once, spend_once
 from tests.sequences.child import Child
-from tests.sequences.composition import Loss
+from tests.sequences.composition import GRID, Loss
 from tests.sequences.exports import SingleFlow, read_exports
 from tests.sequences.faults import Faults, Killed
 from tests.sequences.numerics import Numerics
@@ -111,6 +113,8 @@ class Hospital:
         stack.enter_context(patch("client.single.single.load_flow", self._flow))
         for module in ("client.daemon.spending", "client.state.ledger"):
             stack.enter_context(patch(f"{module}.spend", spend_once))
+        account = partial(pld_privacy_accountant.PLDAccountant, value_discretization_interval=GRID)
+        stack.enter_context(patch.object(pld_privacy_accountant, "PLDAccountant", account))
 
     def _init_state(self, review: bool) -> None:
         """Make the state folder, with keys that are the same in every history."""
@@ -317,7 +321,7 @@ class Hospital:
             self.oracle.check_ledger(steps, epsilon)
 
     def _read_ledger(self) -> tuple[Counter[Loss] | None, float]:
-        """What the ledger holds, and its epsilon; None where the daemon itself refuses to read it."""
+        """What the ledger holds, and its epsilon; None where the daemon refuses to read it."""
         if not self.site.state.ledger.exists():
             return Counter(), 0.0
         try:
