@@ -293,11 +293,19 @@ class Hospital:
             self.oracle.restore(None, whole=False)
         self.site = self._start()
 
+    def waiting(self) -> list[str]:
+        """Return the batches that wait for a person."""
+        batches = self.site.reviews.batches()
+        return [batch.digest for batch in batches if batch.state == "waiting"]
+
     def review(self, approve: bool) -> None:
         """Let a person decide on every batch that waits."""
-        for batch in self.site.reviews.batches():
-            if batch.state == "waiting":
-                self.site.reviews.decide(batch.digest, approve=approve, reviewer="somebody")
+        for digest in self.waiting():
+            self.site.reviews.decide(digest, approve=approve, reviewer="somebody")
+
+    def exporting(self) -> list[Course]:
+        """Return the studies that allow single images."""
+        return [course for course in self.courses if course.plan.name.startswith("single")]
 
     def close(self) -> None:
         """End the daemon."""

@@ -59,6 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "overspent": {"synthesis__grouping": "similar", "privacy__epsilon": 0.2},
 }
+PLAIN = ("similar", "similar-wider", "similar-larger", "cells", "random")
 REFUSED = ("random-half", "overspent")
 
 
