@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 
-from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.sequences import machine, oracle
+from tests.sequences.play import history_settings
 
 EVERY = 50  # histories between two lines of progress
 
@@ -25,19 +27,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.only:
         oracle.ignored |= set(range(1, 100)) - set(options.only)
-    phases = [Phase.generate]
-    if not options.no_shrink:
-        phases.append(Phase.shrink)
-    limits = settings(
-        max_examples=options.histories,
-        stateful_step_count=options.steps,
-        deadline=None,
-        database=None,
-        phases=phases,
-        suppress_health_check=list(HealthCheck),
-        verbosity=Verbosity.normal,
-        report_multiple_bugs=False,
-    )
+    limits = history_settings(options.histories, options.steps, shrink=not options.no_shrink)
+    logging.disable(logging.CRITICAL)
     began = time.monotonic()
     played = 0
 

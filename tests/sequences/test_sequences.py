@@ -1,0 +1,31 @@
+"""The short mode: a few histories in every run; `python -m tests.sequences` plays thousands."""
+
+from __future__ import annotations
+
+from hypothesis import seed
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.sequences import machine
+from tests.sequences.machine import Histories
+from tests.sequences.play import history_settings
+
+HISTORIES = 25
+STEPS = 12
+# what these histories must have seen, so that they are no proof by refusal
+SEEN = {
+    "update": 50,
+    "images": 10,
+    "plain": 40,
+    "covered": 3,
+    "export": 3,
+    "again": 20,
+    "kill": 3,
+    "E-ROLLBACK": 3,
+}
+
+
+def test_no_history_breaks_what_is_promised() -> None:
+    machine.seen.clear()
+    seed(0)(run_state_machine_as_test)(Histories, settings=history_settings(HISTORIES, STEPS))
+    lacking = {name: machine.seen[name] for name in SEEN if machine.seen[name] < SEEN[name]}
+    assert not lacking, f"these histories saw too little of {lacking}: {dict(machine.seen)}"
