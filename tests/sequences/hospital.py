@@ -45,6 +45,8 @@ from tests.sequences.world import World
 from tests.sites import SITE, WEIGHTS
 
 T = TypeVar("T")
+NONE_COUNT = 14  # patients of each label in the beginning
+SEVERE_COUNT = 4
 CAP_BYTES = 1 << 26
 CAP_EPSILON = 16.0
 SHARE = 1 / 3  # of the site, in every average
@@ -97,6 +99,10 @@ class Hospital:
         self.courses: list[Course] = []
         self.copies: list[tuple[Path, Snapshot]] = []
         self._exports = 0
+        for _ in range(NONE_COUNT):
+            self.world.arrive("none")
+        for _ in range(SEVERE_COUNT):
+            self.world.arrive("severe", ids=2)
         self._install(stack)
         self._init_state(review)
         self.site = self._start()
@@ -173,6 +179,14 @@ class Hospital:
         """Approve a study's bundle, also where the journal lost it."""
         Plans(self.site.state, self.operator.public_key()).approve(course.bundle)
 
+    def play(self, kind: str) -> str:
+        """Approve a study, and ask its questions until one is refused; return its code."""
+        course = self.approve(kind)
+        code = ""
+        while not code and course.next < len(QUESTIONS):
+            code = self.ask(course, QUESTIONS[course.next])
+        return code
+
     def ask(self, course: Course, question: Question) -> str:
         """Ask one question; return the code of a refusal, "killed", or ""."""
         sealed = self._instruct(course, question)
@@ -246,8 +260,8 @@ class Hospital:
         source = self.folder / f"chosen-{self._exports}"
         source.mkdir()
         for person in persons:
-            for name in self.world.patients[person].ids:
-                shutil.copy(self.world.folder / f"{name}.photo", source)
+            for name in self.world.patients[person].files:
+                shutil.copy(self.world.folder / name, source)
         target = self.folder / f"handed-over-{self._exports}"
         request = Request(source, target, export=True)
         _, code = self._try(lambda: privatize_images(self.site, course.study, request))

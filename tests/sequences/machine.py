@@ -31,10 +31,8 @@ MEMORY = Path("/dev/shm")
 FEW = 4  # studies of one history
 SOME = st.integers(0, 99)  # an index, taken modulo what there is
 POINTS = st.integers(1, 60)
-PEOPLE = ("arrive", "photograph", "second id")
+PEOPLE = ("arrive", "photograph", "second id", "view")
 REVIEWS = ("none", "none", "at once", "later")  # when a person looks at images
-NONE_COUNT = 14  # patients of each label in the beginning
-SEVERE_COUNT = 4
 
 # what all histories of one run saw: a run that refuses everything proves nothing
 seen: Counter[str] = Counter()
@@ -55,10 +53,6 @@ class Histories(RuleBasedStateMachine):
         """A hospital with its first patients, and its first study."""
         self.at_once = review == "at once"
         self.site = Hospital(self.folder, self.stack, review != "none")
-        for _ in range(NONE_COUNT):
-            self.site.world.arrive("none")
-        for _ in range(SEVERE_COUNT):
-            self.site.world.arrive("severe", ids=2)
         self.play_a_study(kind)
 
     # --- studies ----------------------------------------------------------------------------------
@@ -138,13 +132,15 @@ class Histories(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(PEOPLE), who=SOME, label=st.sampled_from(LABELS))
     def change_people(self, what: str, who: int, label: str) -> None:
-        """A patient arrives, is photographed again, or gets a further id."""
+        """A patient arrives, gets a new or a further photograph, or a further id."""
         world = self.site.world
         person = who % len(world.patients)
         if what == "arrive":
             world.arrive(label)
         elif what == "photograph":
             world.photograph_again(person)
+        elif what == "view":
+            world.add_view(person)
         else:
             world.add_id(person)
 

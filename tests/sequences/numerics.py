@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -185,7 +186,10 @@ class Numerics:
         """Return a privatized image of each photograph, drawn in one application."""
         self.study = study
         behind = [self.world.persons_of([image]) for image in images]
-        work = self._note(study, (loss,), frozenset().union(*behind))
+        # a person with several images in one application spends for each of them
+        often = Counter(person for shown in behind for person, _ in shown)
+        losses = (loss,) * max(often.values())
+        work = self._note(study, losses, frozenset().union(*behind))
         return [self._picture(Picture(shown, noised=True), work) for shown in behind]
 
     def noisy_means(self, who: Any, *arguments: Any) -> Any:

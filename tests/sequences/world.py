@@ -26,11 +26,12 @@ BLOCKS = 8  # of one random shade each along a side
 
 @dataclass
 class Patient:
-    """One person: ids, label, and the number of the photograph that the folder holds now."""
+    """One person: label, ids, and the number of the photograph in each file."""
 
-    ids: list[str]
     label: str
-    photograph: int = 0
+    ids: list[str] = field(default_factory=list)
+    files: dict[str, tuple[str, int]] = field(default_factory=dict)
+    photographs: int = 1
 
 
 @dataclass
@@ -47,23 +48,35 @@ class World:
         return self.folder.with_name("labels.csv")
 
     def arrive(self, label: str, ids: int = 1) -> int:
-        """Add a patient with one photograph under each id; return the person's number."""
+        """Add a patient with one photograph, which lies under each id; return the number."""
         person = len(self.patients)
-        names = [f"id-{person}-{number}" for number in range(ids)]
-        self.patients.append(Patient(names, label))
-        self._write(person)
+        self.patients.append(Patient(label))
+        for _ in range(ids):
+            self.add_id(person)
         return person
 
     def add_id(self, person: int) -> None:
-        """Give a person a further id, under which the same photograph lies again."""
+        """Give a person a further id, under which the newest photograph lies again."""
         patient = self.patients[person]
-        patient.ids.append(f"id-{person}-{len(patient.ids)}")
-        self._write(person)
+        name = f"id-{person}-{len(patient.ids)}"
+        patient.ids.append(name)
+        self._put(person, name, patient.photographs - 1)
+
+    def add_view(self, person: int) -> None:
+        """Add a photograph, under the first id alone."""
+        patient = self.patients[person]
+        patient.photographs += 1
+        self._put(person, patient.ids[0], patient.photographs - 1)
 
     def photograph_again(self, person: int) -> None:
-        """Replace a person's photograph by a new one."""
-        self.patients[person].photograph += 1
-        self._write(person)
+        """Replace all of a person's photographs by a new one."""
+        patient = self.patients[person]
+        for name in patient.files:
+            (self.folder / name).unlink()
+        patient.files = {}
+        patient.photographs += 1
+        for name in patient.ids:
+            self._put(person, name, patient.photographs - 1)
 
     def person_of(self, image: Images) -> tuple[int, int]:
         """Return person and photograph of pixels; raises KeyError for nobody's."""
@@ -87,21 +100,21 @@ class World:
         digest = hashlib.sha256(f"{facts['person']}/{facts['photograph']}".encode()).digest()
         return Photograph(pixels, digest, True, facts["id"], "", 0)
 
-    def _write(self, person: int) -> None:
-        """Put a person's files into the folder, and the labels of all beside it."""
+    def _put(self, person: int, name: str, photograph: int) -> None:
+        """Put a file into the folder, and write the labels of all files beside it."""
         self.folder.mkdir(exist_ok=True)
-        patient = self.patients[person]
-        for name in patient.ids:
-            facts = {"id": name, "person": person, "photograph": patient.photograph}
-            (self.folder / f"{name}.photo").write_text(json.dumps(facts))
+        file = f"{name}-{photograph}.photo"
+        facts = {"id": name, "person": person, "photograph": photograph}
+        (self.folder / file).write_text(json.dumps(facts))
+        self.patients[person].files[file] = (name, photograph)
         for size in SIZES:
-            pixels = draw(person, patient.photograph, size)
-            self.shown_by[_key(pixels)] = (person, patient.photograph)
-        with open(self.labels_csv, "w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(("file", "patient", "label"))
-            for one in self.patients:
-                table.writerows((f"{name}.photo", name, one.label) for name in one.ids)
+            self.shown_by[_key(draw(person, photograph, size))] = (person, photograph)
+        with open(self.labels_csv, "w", newline="") as table:
+            writer = csv.writer(table)
+            writer.writerow(("file", "patient", "label"))
+            for patient in self.patients:
+                for known, (owner, _) in patient.files.items():
+                    writer.writerow((known, owner, patient.label))
 
 
 def draw(person: int, photograph: int, size_px: int) -> Images:
