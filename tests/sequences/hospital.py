@@ -29,10 +29,12 @@ from client.state.folder import KEY_BYTES, State
 from client.state.ledger_file import of_kind
 from client.state.membership import Membership
 from client.state.plans import Plans
-from common.errors import Bug, KohortError
+from common.errors import Bug, ConfigurationError, KohortError
+from common.privacy.boundary import HEAD_COMMITMENT
 from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
+from kohort.header import HEADS
 from tests.sequences.accounts import count_ledger, parse_once, spend_once
 from tests.sequences.child import Child
 from tests.sequences.composition import GRID, Loss
@@ -50,7 +52,8 @@ SEVERE_COUNT = 4
 CAP_BYTES = 1 << 26
 CAP_EPSILON = 16.0
 SHARE = 1 / 3  # of the site, in every average
-DATABASES = {"ledger": "ledger.sqlite", "journal": "journal.sqlite", "groups": "groups.sqlite"}
+RECEIPTS = 64
+DATABASES = ("ledger", "journal", "groups", "heads", "receipts")  # the files of a state folder
 
 
 class Question(NamedTuple):
@@ -98,6 +101,7 @@ class Hospital:
         self.child = Child(self.numerics, self.faults)
         self.courses: list[Course] = []
         self.copies: list[tuple[Path, Snapshot]] = []
+        self.heads: list[str] = []  # the commitments that the operator has, over all studies
         self._exports = 0
         for _ in range(NONE_COUNT):
             self.world.arrive("none")
@@ -181,7 +185,10 @@ class Hospital:
 
     def play(self, kind: str) -> str:
         """Approve a study, and ask its questions until one is refused; return its code."""
-        course = self.approve(kind)
+        try:
+            course = self.approve(kind)
+        except ConfigurationError as error:
+            return error.code
         code = ""
         while not code and course.next < len(QUESTIONS):
             code = self.ask(course, QUESTIONS[course.next])
@@ -225,7 +232,8 @@ class Hospital:
             sender="operator",
             digest=digest_of(payload),
             statement=statement,
-            receipts=tuple(course.receipts[-64:]),
+            receipts=tuple(course.receipts[-RECEIPTS:]),
+            heads=tuple(self.heads[-HEADS:]),
         )
         return seal(header, payload, self.operator)
 
@@ -240,6 +248,9 @@ class Hospital:
             images = list(arrays["images"])
             self.oracle.leave_images(header.key, course.plan, reply.payload, images)
         course.receipts.append(header.digest)
+        commitment = str(header.statement[HEAD_COMMITMENT])
+        if commitment not in self.heads:
+            self.heads.append(commitment)
         position = QUESTIONS.index(question)
         if position == course.next:
             course.next += 1
@@ -291,7 +302,7 @@ class Hospital:
             shutil.copytree(source, root)
             self.oracle.restore(snapshot, whole=True)
         else:
-            self._replace_file(DATABASES[part], source)
+            self._replace_file(f"{part}.sqlite", source)
             if part == "ledger":
                 self.oracle.restore(snapshot, whole=False)
         self.site = self._start()
@@ -302,7 +313,7 @@ class Hospital:
         if part == "outbox":
             shutil.rmtree(self.site.state.outbox, ignore_errors=True)
         else:
-            self._replace_file(DATABASES[part], None)
+            self._replace_file(f"{part}.sqlite", None)
         if part == "ledger":
             self.oracle.restore(None, whole=False)
         self.site = self._start()
@@ -323,7 +334,9 @@ class Hospital:
 
     def close(self) -> None:
         """End the daemon."""
-        self.site.state.journal.close()
+        heads = self.site.records.heads
+        for journal in (self.site.state.journal, heads._heads, heads._receipts):
+            journal.close()
         self.site.reviews.close()
 
     def _replace_file(self, name: str, source: Path | None) -> None:

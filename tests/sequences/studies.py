@@ -52,15 +52,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "synthesis__grouping": "similar",
         "synthesis__privatize": {**NOISED, "egress": "single"},
     },
-    # these must be refused: they claim more than they keep
+    # refused before it computes: its constants spend more than it promises
+    "overspent": {"synthesis__grouping": "similar", "privacy__epsilon": 0.2},
+}
+# no plan at all: it claims epsilon per patient, and noises half of the averages
+UNWRITABLE: dict[str, dict[str, Any]] = {
     "random-half": {
         "synthesis__grouping": "random",
         "synthesis__privatize": {**NOISED, "share": 0.5},
-    },
-    "overspent": {"synthesis__grouping": "similar", "privacy__epsilon": 0.2},
+    }
 }
 PLAIN = ("similar", "similar-wider", "similar-larger", "cells", "random")
-REFUSED = ("random-half", "overspent")
+REFUSED = ("overspent",)
 
 
 def make_study(folder: Path, kind: str, number: int, key: Ed25519PrivateKey) -> tuple[Study, Plan]:
@@ -93,7 +96,7 @@ def plan_data(folder: Path, kind: str, number: int) -> dict[str, Any]:
         synthesis__privatize=None,
     )
     data["models"] = copy.deepcopy(data["models"])
-    for path, value in KINDS[kind].items():
+    for path, value in (KINDS | UNWRITABLE)[kind].items():
         section, key = path.split("__")
         data[section][key] = value
     for model, arrays in WEIGHTS.items():
