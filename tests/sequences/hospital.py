@@ -41,7 +41,7 @@ from tests.sequences.composition import GRID, Loss
 from tests.sequences.exports import SingleFlow, read_exports
 from tests.sequences.faults import Faults, Killed
 from tests.sequences.numerics import Numerics
-from tests.sequences.oracle import Oracle, Plan, Snapshot
+from tests.sequences.oracle import Oracle, Plan, Snapshot, break_invariant
 from tests.sequences.studies import DELTA, K, make_study
 from tests.sequences.world import World
 from tests.sites import SITE, WEIGHTS
@@ -53,6 +53,8 @@ CAP_BYTES = 1 << 26
 CAP_EPSILON = 16.0
 SHARE = 1 / 3  # of the site, in every average
 RECEIPTS = 64
+ACCOUNTING = ("client.daemon.spending", "client.state.ledger", "common.privacy.plan_report")
+FAR = 1e6  # times the weights that training led to
 DATABASES = ("ledger", "journal", "groups", "heads", "receipts")  # the files of a state folder
 
 
@@ -121,7 +123,11 @@ class Hospital:
         for decoder in ("client.ingest.decode.decode_all", "client.single.inputs.decode_all"):
             stack.enter_context(patch(decoder, self.world.decode_all))
         stack.enter_context(patch("client.single.single.load_flow", self._flow))
-        for module in ("client.daemon.spending", "client.state.ledger"):
+        for module in (
+            "client.daemon.spending",
+            "client.state.ledger",
+            "common.privacy.plan_report",
+        ):
             stack.enter_context(patch(f"{module}.spend", spend_once))
         account = partial(pld_privacy_accountant.PLDAccountant, value_discretization_interval=GRID)
         stack.enter_context(patch.object(pld_privacy_accountant, "PLDAccountant", account))
@@ -194,12 +200,18 @@ class Hospital:
             code = self.ask(course, QUESTIONS[course.next])
         return code
 
-    def ask(self, course: Course, question: Question) -> str:
-        """Ask one question; return the code of a refusal, "killed", or ""."""
-        sealed = self._instruct(course, question)
+    def ask(self, course: Course, question: Question, *, far: bool = False) -> str:
+        """Ask one question; return the code of a refusal, "killed", or "".
+
+        `far`: with weights that no training led to.
+        """
+        sealed = self._instruct(course, question, far)
+        before = set(self.oracle.sent)
         reply, code = self._try(lambda: self.site.answer(sealed))
         if reply is not None:
             self._receive(course, question, reply)
+        if far and set(self.oracle.sent) - before:
+            break_invariant(13, f"{course.plan.name}: an answer to weights that are off the path")
         return code
 
     def _try(self, action: Callable[[], T]) -> tuple[T | None, str]:
@@ -215,12 +227,14 @@ class Hospital:
             self.restart()
             return None, "killed"
 
-    def _instruct(self, course: Course, question: Question) -> Sealed:
+    def _instruct(self, course: Course, question: Question, far: bool) -> Sealed:
         """The signed instruction, with the operator's newest receipts."""
         arrays = course.weights.get(question.model) or {
             **course.weights["gan"],
             **course.weights["glow"],
         }
+        if far:
+            arrays = {name: array * np.float32(FAR) for name, array in arrays.items()}
         payload = tensors.dumps(arrays)
         statement = {"done": True} if question.closes else {}
         header = Header(

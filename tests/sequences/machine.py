@@ -31,6 +31,7 @@ MEMORY = Path("/dev/shm")
 FEW = 4  # studies of one history
 SOME = st.integers(0, 99)  # an index, taken modulo what there is
 POINTS = st.integers(1, 60)
+HOW = ("", "approved again", "far")
 PEOPLE = ("arrive", "photograph", "second id", "view")
 REVIEWS = ("none", "none", "at once", "later")  # when a person looks at images
 
@@ -84,13 +85,16 @@ class Histories(RuleBasedStateMachine):
         self._finish(self._course(which))
 
     @precondition(lambda self: self.site.courses)
-    @rule(which=SOME, position=st.integers(0, len(QUESTIONS) - 1), approve=st.booleans())
-    def ask_out_of_order(self, which: int, position: int, approve: bool) -> None:
-        """Ask any question: an old one again, or one that is not its turn; the plan is known."""
+    @rule(which=SOME, position=st.integers(0, len(QUESTIONS) - 1), how=st.sampled_from(HOW))
+    def ask_out_of_order(self, which: int, position: int, how: str) -> None:
+        """Ask any question: an old one, one that is not its turn, or one with other weights."""
         course = self._course(which)
-        if approve:
+        if how == "approved again":
             self.site.approve_again(course)
-        self._ask(course, position)
+        if how == "far":
+            self._note(self.site.ask(course, QUESTIONS[position], far=True))
+        else:
+            self._ask(course, position)
 
     # --- faults and disks -------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ Invariants (the numbers stand at the checks and in docs/promises/sequences.md):
   10. a state that is older than what its receipts show computes nothing and sends nothing new
   11. the groups of a covered study do not depend on the store
   12. a plan whose constants do not keep its claims is not answered (machine.py)
+  13. weights that no training led to are not answered (hospital.py)
 """
 
 from __future__ import annotations

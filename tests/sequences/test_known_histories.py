@@ -117,6 +117,11 @@ def two_ids_of_one_person(site: Hospital) -> None:
     site.check_ledger()
 
 
+def weights_off_the_path(site: Hospital) -> None:
+    """Broke (13): images of whatever weights the server sent."""
+    site.ask(site.approve("similar"), QUESTIONS[3], far=True)
+
+
 HISTORIES: tuple[Callable[[Hospital], None], ...] = (
     same_groups_averaged_again,
     plain_after_privatized,
@@ -131,6 +136,7 @@ HISTORIES: tuple[Callable[[Hospital], None], ...] = (
     backup_from_before_study_one,
     ledger_older_than_an_export,
     two_ids_of_one_person,
+    weights_off_the_path,
 )
 
 
