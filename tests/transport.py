@@ -1,17 +1,17 @@
-"""A real SuperLink on free loopback ports over TLS, with a toy ServerApp that obeys a script.
+"""A real SuperLink behind the embedded front, with a toy ServerApp that obeys a script.
 
-The toy app (`tests/toy_serverapp.py`) lies on the ServerApp's PYTHONPATH: the submitted bundle
-carries no code, as in production. A `Consortium` is one certificate authority and one SuperLink; a
-`Site` is one key and one client thread.
+A copy of the toy app (`tests/toy_serverapp.py`) lies on the ServerApp's PYTHONPATH: the submitted
+bundle carries no code, as in production. A `Consortium` is one certificate authority, one SuperLink
+and one front; a `Site` is one key and one client thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
-import socket
-import ssl
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +24,21 @@ from flwr.app import Context, Message
 from client.fleet.client import FleetClient
 from client.fleet.connection import FleetSettings, create_node_key
 from client.fleet.health import Health
-from common.process import free_port
+from common.wire import signing
 from common.wire.app_bundle import write_app
 from server.flower.superlink import SuperLink
-from server.operator.certificates import ServerFiles, create_authority, issue_server_certificate
+from server.front.port import FrontDoor, open_port
+from server.operator.certificates import (
+    create_authority,
+    issue_server_certificate,
+    issue_site_certificate,
+    load_authority,
+)
+from server.operator.requests import Request
+from server.operator.sites import Registry
+from server.operator.state import ServerState
 
+STUDY = b"study: {name: toy}\n"
 TOY = {"server_app": "toy_serverapp:app", "client_app": "toy_serverapp:nothing"}
 
 
@@ -51,6 +61,7 @@ class Consortium:
     url: str
     ca: Path
     orders: Path
+    state: ServerState
     count: int = 0
 
     def site(
@@ -58,8 +69,42 @@ class Consortium:
     ) -> Site:
         """A registered site with a running client."""
         site = Site.create(self, name, handle, **settings)
-        site.node_id = self.link.calls.register(site.folder / "node.pub", name)
+        self.enrol(site)
         return site.start()
+
+    def enrol(self, site: Site) -> None:
+        """Admit a site as the operator does: registry, certificate, Flower's node."""
+        public = (site.folder / "node.pub").read_text()
+        sign_key = signing.public_text(signing.new_key().public_key())
+        registry = Registry(self.state.sites)
+        registry.enrol(
+            Request(
+                format="kohort-request/1",
+                site=site.folder.name,
+                node_key=public,
+                sign_key=sign_key,
+                signature="",
+            )
+        )
+        registry.close()
+        certificate = site.folder / "node.crt"
+        issue_site_certificate(
+            load_authority(self.state.authority), site.folder.name, public, certificate
+        )
+        site.settings = replace(site.settings, client_certificate=certificate)
+        site.node_id = self.link.calls.register(site.folder / "node.pub", site.folder.name)
+
+    def revoke(self, name: str) -> None:
+        """Revoke a site in the registry, as `kohort-server sites revoke` does."""
+        registry = Registry(self.state.sites)
+        registry.revoke(name)
+        registry.close()
+
+    def reload_front(self) -> None:
+        """Let the front read its certificate again."""
+        front = self.link._children[2]
+        assert front.process is not None
+        os.kill(front.process.pid, signal.SIGHUP)
 
     def ask(
         self, node_ids: list[int], payload: bytes, timeout_s: float = 60.0
@@ -75,11 +120,10 @@ class Consortium:
         replies: list[dict[str, Any]] = json.loads(answer.read_text())
         return replies
 
-    def submit(self, study: bytes = b"study: {name: toy}\n") -> tuple[int, str]:
-        """Start a run of the toy app for this plan; its id and the hash that a site would pin."""
+    def submit(self) -> tuple[int, str]:
+        """Start a run of the toy app; its id and the hash that a site would pin."""
         app = self.folder / "bundle"
-        shutil.rmtree(app, ignore_errors=True)
-        pin = write_app(app, study, **TOY)
+        pin = write_app(app, STUDY, **TOY)
         run_id = self.link.calls.submit(app, **TOY)
         until((self.orders / "running").exists)
         return run_id, pin
@@ -149,87 +193,26 @@ class Site:
 
 @contextlib.contextmanager
 def consortium(folder: Path) -> Iterator[Consortium]:
-    """A running SuperLink."""
-    authority = create_authority(folder / "ca")
-    files = issue_server_certificate(authority, folder / "tls")
+    """A running SuperLink behind the embedded front."""
+    state = ServerState(folder / "server")
+    authority = create_authority(state.authority)
+    files = issue_server_certificate(authority, state.tls)
+    Registry(state.sites).close()
     orders = folder / "orders"
     orders.mkdir()
-    environment = {
-        "PYTHONPATH": str(Path(__file__).parent),
-        "TOY_ORDERS": str(orders),
-        "OMP_NUM_THREADS": "1",
-    }
-    port = free_port()
-    with SuperLink(folder / "superlink", port, files, environment=environment) as link:
-        yield Consortium(folder, link, f"https://127.0.0.1:{port}", files.ca, orders)
-
-
-class Front:
-    """Terminates TLS before the SuperLink, as nginx does in production.
-
-    Its certificate can expire and be renewed.
-    """
-
-    def __init__(self, backend: str, ca: Path) -> None:
-        self._backend = backend.removeprefix("https://").rsplit(":", 1)
-        self._ca = ca
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._pairs: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def use(self, files: ServerFiles, *, wants_client: bool = False) -> None:
-        """Serve with this certificate from now on; open connections are cut."""
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(files.certificate, files.key)
-        if wants_client:
-            self._context.verify_mode = ssl.CERT_REQUIRED
-            self._context.load_verify_locations(files.ca)
-        self.cut()
-
-    def cut(self) -> None:
-        """Cut every connection."""
-        pairs, self._pairs = self._pairs, []
-        for one in pairs:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Stop."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                raw, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(raw,), daemon=True).start()
-
-    def _serve(self, raw: socket.socket) -> None:
-        """Pass bytes both ways until one side ends."""
-        outward = ssl.create_default_context(cafile=str(self._ca))
-        with (
-            contextlib.suppress(OSError),
-            raw,
-            self._context.wrap_socket(raw, server_side=True) as near,
-        ):
-            plain = socket.create_connection((self._backend[0], int(self._backend[1])))
-            with plain, outward.wrap_socket(plain, server_hostname="localhost") as far:
-                self._pairs += [near, far]
-                other = threading.Thread(target=_copy, args=(far, near), daemon=True)
-                other.start()
-                _copy(near, far)
-                other.join()
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    """Bytes from one to the other; when one ends, both do."""
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    for one in (source, target):
-        with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+    toy = folder / "toy"
+    toy.mkdir()
+    shutil.copy(Path(__file__).parent / "toy_serverapp.py", toy)
+    environment = {"PYTHONPATH": str(toy), "TOY_ORDERS": str(orders), "OMP_NUM_THREADS": "1"}
+    pin = write_app(folder / "bundle", STUDY, **TOY)
+    with open_port("127.0.0.1", 0) as listener:
+        link = SuperLink(
+            state.superlink,
+            pin,
+            app=TOY["server_app"],
+            front=FrontDoor(state.root, listener),
+            environment=environment,
+        )
+        with link:
+            url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+            yield Consortium(folder, link, url, files.ca, orders, state)

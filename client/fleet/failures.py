@@ -45,6 +45,7 @@ TLS_STATES = {
 STATUS_STATES = {
     400: states.CLIENT_CERTIFICATE_REFUSED,
     403: states.FORBIDDEN,
+    408: states.SERVER_BUSY,
     413: states.BODY_REFUSED,
 }
 

@@ -24,7 +24,12 @@ from server.cli.state_folder import load_operator_key, open_record, open_registr
 from server.cli.terminal import study_progress, write
 from server.flower.coordinator import Coordinator
 from server.flower.superlink import SuperLink
-from server.operator.certificates import issue_server_certificate, load_authority
+from server.front.port import FrontDoor, open_port
+from server.operator.certificates import (
+    check_certificate,
+    issue_server_certificate,
+    load_authority,
+)
 from server.operator.config import ServerConfig, load_config
 from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
@@ -64,7 +69,7 @@ def serve(
     app = root / "app"
     # A fresh app bundle and a fresh certificate at every start.
     shutil.rmtree(app, ignore_errors=True)
-    write_app(app, read_capped(root / "bundle" / "study.yaml", STUDY_FILE_CAP_BYTES))
+    pin = write_app(app, read_capped(root / "bundle" / "study.yaml", STUDY_FILE_CAP_BYTES))
     authority = load_authority(place.authority)
     files = issue_server_certificate(authority, place.tls, [config.host])
     # The ServerApp's process learns from its environment which study to run.
@@ -72,10 +77,15 @@ def serve(
         "KOHORT_SERVER_STATE": str(place.root.resolve()),
         "KOHORT_STUDY_HASH": study.hash(),
     }
-    link = SuperLink(place.superlink, port, files, host=config.listen.host, environment=environment)
-    with open_registry(place) as registry, study_progress(study.name) as (show, say):
+    check_certificate(files.certificate, authority.certificate)
+    with (
+        open_registry(place) as registry,
+        study_progress(study.name) as (show, say),
+        open_port(config.listen.host, port) as listener,
+    ):
         say(f"study {study.name}: starting on {config.listen.host}:{port}")
-        with link:
+        front = FrontDoor(place.root.resolve(), listener)
+        with SuperLink(place.superlink, pin, front=front, environment=environment) as link:
             Coordinator(place, link.calls, registry, record, app, config.limits, show, say).run()
 
 

@@ -39,6 +39,7 @@ class Child:
     name: str
     command: list[str]
     log_file: Path
+    descriptors: tuple[int, ...] = ()  # sockets that it inherits
     process: subprocess.Popen[bytes] | None = None
     failures: int = 0
     next_start: float = 0.0
@@ -59,7 +60,7 @@ class Child:
             return
         try:
             with self.log_file.open("ab") as output:
-                self.process = _spawn(self.command, environment, folder, output)
+                self.process = _spawn(self, environment, folder, output)
             self.groups.append(self.process.pid)
         except OSError as error:
             log.error("%s does not start: %s", self.name, error.strerror)
@@ -99,11 +100,12 @@ class Child:
 
 
 def _spawn(
-    command: list[str], environment: Mapping[str, str], folder: Path, output: BinaryIO
+    child: Child, environment: Mapping[str, str], folder: Path, output: BinaryIO
 ) -> subprocess.Popen[bytes]:
     """A child in its own process group that gets SIGTERM when the thread that started it ends."""
     return subprocess.Popen(
-        command,
+        child.command,
+        pass_fds=child.descriptors,
         env=environment,
         cwd=folder,
         stdin=subprocess.DEVNULL,

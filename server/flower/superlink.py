@@ -1,23 +1,20 @@
-"""Flower's stock SuperLink and SuperExec as supervised child processes.
+"""Flower's SuperLink and our executor as supervised child processes.
 
-In: a state folder, a port, the server's certificate files. Out: a running server.
+In: a state folder, the hash of the plan's app bundle. Out: a running server on two unix sockets.
 Guarantees, whatever the options:
-  process isolation with a secret, node authentication, TLS, a database on disk;
+  no port is opened; node authentication; a database on disk; the executor's secret;
   no telemetry, no update check, no dependency installed at run time;
-  the loopback interface unless told otherwise; one server a folder;
+  one server a folder, which only its owner enters;
   children end with this process, even after `kill -9`.
-Not covered: who may reach the port (a proxy in front of it exposes the Fleet API alone).
-No flwr import here: only the programs that lie beside this interpreter.
+Not covered: the one port that sites reach (server/front).
+No flwr import here: only our own programs, which lie beside this one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import shutil
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -25,31 +22,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-import httpx
-
 from common.errors import EnvironmentFault, disk_faults_named
 from common.storage.files import atomic_write
 from common.storage.lock import FolderLock
-from server.flower.calls import CONNECTION, TEXT_END, OperatorCalls
-from server.flower.child import Child, program_path
-from server.flower.command_line import FlowerCli
-from server.operator.certificates import ServerFiles, check_certificate, read_certificate
+from common.wire.app_bundle import SERVER_APP
+from server.flower.calls import OperatorCalls
+from server.flower.child import Child
+from server.flower.link_process import SECRET_FILE
+from server.front.port import FrontDoor
+from server.front.sockets import OPERATOR, SOCKETS, SocketFolder
 
-CLI_TIMEOUT_S = 90.0
 START_TIMEOUT_S = 300.0  # it needs seconds of CPU; on a busy machine that takes long
 START_FAILURES = 3
 WATCH_S = 0.3
 POLL_S = 0.1
 SECRET_BYTES = 48
+ANSWER_S = 2.0
+HEALTH = b"GET /health HTTP/1.1\r\nhost: superlink\r\nconnection: close\r\n\r\n"
+TEXT_END = 400  # characters of a log that an error repeats
 FIXED_ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "MALLOC_ARENA_MAX": "2",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "no_proxy": "127.0.0.1,localhost",
     "PYTHONUNBUFFERED": "1",
 }
+
+
+def program(module: str, *arguments: str) -> list[str]:
+    """Return the command of one of our programs; it imports installed code alone (-P)."""
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 class SuperLink:
@@ -61,39 +63,38 @@ class SuperLink:
     def __init__(
         self,
         state_dir: Path,
-        port: int,
-        files: ServerFiles,
+        pin: str,
         *,
-        host: str = "127.0.0.1",
+        app: str = SERVER_APP,
+        front: FrontDoor | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`environment` reaches every child, and through SuperExec the ServerApp process."""
+        """`pin`: hash of the one app bundle that runs. `app`: the installed ServerApp.
+
+        `front`: the embedded front, unless another program stands there. `environment` reaches
+        every child, and through the executor the ServerApp's process.
+        """
         self.state_dir = state_dir.resolve()
-        self.address = f"{host}:{port}"
-        self._host = host
-        self._port = port
-        self._local_address = f"{_local_host(host)}:{port}"
-        self._files = files
+        self._pin = pin
+        self._app = app
+        self._front = front
         self._extra = dict(environment or {})
         self._lock: FolderLock | None = None
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._children: tuple[Child, ...] = ()
-        flwr = program_path("flwr")
-        self._cli = FlowerCli(flwr, self._environment(), self.state_dir, CLI_TIMEOUT_S)
-        self.calls = OperatorCalls(self._cli, self.state_dir)
+        self.sockets = SocketFolder(self.state_dir / SOCKETS)
+        self.calls = OperatorCalls(self.sockets)
 
     # --- start and stop
 
     def start(self) -> None:
-        """Take the folder, write what the programs read, start them and keep them running."""
-        check_certificate(self._files.certificate, read_certificate(self._files.ca))
+        """Take the folder, write the secret, start the programs and keep them running."""
         # Nothing is written or started before this folder is ours.
         lock = FolderLock(self.state_dir / "lock", "a SuperLink")
         try:
-            self._check_port()
             self._prepare()
-            self._children = (self._superlink(), self._superexec())
+            self._children = (self._superlink(), self._executor(), *self._doors())
         except BaseException:
             lock.release()
             raise
@@ -104,19 +105,17 @@ class SuperLink:
         self._watcher.start()
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Return once the server answers over TLS.
+        """Return once the server answers on its socket.
 
         Raises EnvironmentFault (E-SUPERLINK-START) with the end of its log if it does not.
         """
-        context = ssl.create_default_context(cafile=str(self._files.ca))
         deadline = time.monotonic() + timeout_s
-        with httpx.Client(verify=context, trust_env=False, timeout=2.0) as client:
-            while time.monotonic() < deadline and self._children[0].failures < START_FAILURES:
-                if self._answers(client):
-                    return
-                time.sleep(POLL_S)
+        while time.monotonic() < deadline and self._children[0].failures < START_FAILURES:
+            if self._answers():
+                return
+            time.sleep(POLL_S)
         raise EnvironmentFault(
-            f"SuperLink at {self.address} does not answer (waited at most {timeout_s:g} s): "
+            f"the SuperLink in {self.state_dir} does not answer (waited at most {timeout_s:g} s): "
             f"{self._log_end()}",
             hint=f"read {self.state_dir / 'superlink.log'}",
             code="E-SUPERLINK-START",
@@ -131,7 +130,7 @@ class SuperLink:
         if self._watcher is not None:
             self._watcher.join()
             self._watcher = None
-        self._cli.close()
+        self.calls.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -156,27 +155,23 @@ class SuperLink:
     # --- the two programs
 
     def _superlink(self) -> Child:
-        """The SuperLink with its fixed flags."""
-        command = [
-            *(program_path("flower-superlink"), "--host", self._host, "--port", str(self._port)),
-            *("--ssl-certfile", str(self._files.certificate.resolve())),
-            *("--ssl-keyfile", str(self._files.key.resolve())),
-            *("--ssl-ca-certfile", str(self._files.ca.resolve())),
-            *("--enable-supernode-auth", "--database", str(self.state_dir / "state.db")),
-            *("--disable-runtime-dependency-installation", "--isolation", "process"),
-            *("--superexec-auth-secret-file", str(self._secret_file)),
-        ]
-        return Child("flower-superlink", command, self.state_dir / "superlink.log")
+        """Flower's own application on the sockets."""
+        command = program("server.flower.link_process", str(self.state_dir))
+        return Child("superlink", command, self.state_dir / "superlink.log")
 
-    def _superexec(self) -> Child:
-        """The SuperExec, which starts the ServerApp process."""
-        command = [
-            *(program_path("flower-superexec"), "--runtime-api-address", self._local_address),
-            *("--root-certificates", str(self._files.ca.resolve())),
-            *("--superexec-auth-secret-file", str(self._secret_file)),
-            *("--parent-pid", str(os.getpid())),
-        ]
-        return Child("flower-superexec", command, self.state_dir / "superexec.log")
+    def _executor(self) -> Child:
+        """The executor, which starts the ServerApp's process."""
+        command = program("server.flower.executor", str(self.state_dir), self._pin, self._app)
+        return Child("executor", command, self.state_dir / "executor.log")
+
+    def _doors(self) -> tuple[Child, ...]:
+        """The embedded front; it inherits its listening socket, so none is lost in a restart."""
+        if self._front is None:
+            return ()
+        descriptor = self._front.listener.fileno()
+        command = program("server.front.process", str(self._front.state), str(descriptor))
+        log_file = self.state_dir / "front-errors.log"
+        return (Child("front", command, log_file, (descriptor,)),)
 
     def _watch(self) -> None:
         """Start the children, restart the dead, end them all on stop.
@@ -191,66 +186,38 @@ class SuperLink:
 
     # --- what they need
 
-    @property
-    def _secret_file(self) -> Path:
-        """The secret that SuperLink and SuperExec share."""
-        return self.state_dir / "superexec.secret"
-
     def _prepare(self) -> None:
-        """The folders, the secret, and the file in which Flower's command line finds the server."""
+        """The folders and the secret."""
         home = self.state_dir / "flwr"
         with disk_faults_named("prepare", self.state_dir):
             for folder in (self.state_dir, home):
                 folder.mkdir(parents=True, exist_ok=True)
                 folder.chmod(0o700)
-            # Flower would reuse an unpacked app without checking it.
-            shutil.rmtree(home / "apps", ignore_errors=True)
-        if not self._secret_file.exists():
-            secret = secrets.token_urlsafe(SECRET_BYTES)
-            atomic_write(self._secret_file, secret.encode(), mode=0o600)
-        certificates = str(self._files.ca.resolve())
-        lines = [
-            "[superlink]",
-            f'default = "{CONNECTION}"',
-            "",
-            f"[superlink.{CONNECTION}]",
-            f"address = {json.dumps(self._local_address)}",
-            f"root-certificates = {json.dumps(certificates)}",
-            "",
-        ]
-        atomic_write(home / "config.toml", "\n".join(lines).encode(), mode=0o600)
+        secret = self.state_dir / SECRET_FILE
+        if not secret.exists():
+            atomic_write(secret, secrets.token_urlsafe(SECRET_BYTES).encode(), mode=0o600)
 
     def _environment(self) -> dict[str, str]:
-        """Ours, without foreign Flower settings, with the interpreter's own programs first."""
+        """Ours, without foreign Flower settings."""
         inherited = {}
         for name, value in os.environ.items():
             if not name.startswith("FLWR_"):
                 inherited[name] = value
-        own_programs = str(Path(sys.executable).parent)
-        path = os.pathsep.join([own_programs, inherited.get("PATH", os.defpath)])
         home = str(self.state_dir / "flwr")
-        ours = {**FIXED_ENVIRONMENT, "PATH": path, "FLWR_HOME": home}
-        return {**inherited, **ours, **self._extra}
+        return {**inherited, **FIXED_ENVIRONMENT, "FLWR_HOME": home, **self._extra}
 
-    def _check_port(self) -> None:
-        """Refuse a port on which something already listens."""
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self._host, self._port))
-            except OSError as error:
-                raise EnvironmentFault(
-                    f"{self.address}: {error.strerror}", hint="choose a free port", code="E-PORT"
-                ) from error
-
-    def _answers(self, client: httpx.Client) -> bool:
-        """Whether our own SuperLink, not another program on its port, answers."""
+    def _answers(self) -> bool:
+        """Whether our own SuperLink answers."""
         if not self._children or not self._children[0].runs:
             return False
-        try:
-            return client.get(f"https://{self._local_address}/health").status_code == 200
-        except httpx.HTTPError:
-            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(ANSWER_S)
+            try:
+                probe.connect(self.sockets.path(OPERATOR))
+                probe.sendall(HEALTH)
+                return probe.recv(64).startswith(b"HTTP/1.1 200")
+            except OSError:
+                return False
 
     def _log_end(self) -> str:
         """The last words of the SuperLink."""
@@ -258,8 +225,3 @@ class SuperLink:
         if not path.exists():
             return "no log"
         return path.read_text(errors="replace")[-TEXT_END:].strip().replace("\n", " | ")
-
-
-def _local_host(host: str) -> str:
-    """How this machine itself reaches a server that listens on `host`."""
-    return "127.0.0.1" if host in ("0.0.0.0", "localhost") else host

@@ -1,7 +1,7 @@
-"""Our site client against Flower's real SuperLink over TLS: what works, is refused, survives.
+"""Our site client against the real SuperLink behind the front: what works, is refused, survives.
 
-One SuperLink and one run of the toy ServerApp serve the whole file, because a call of Flower's
-command line costs a second.
+One SuperLink and one run of the toy ServerApp serve the whole file, because their start costs
+seconds.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import pytest
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from common.errors import RefusedError
+from common.wire.app_bundle import write_app
+from server.flower.tasks import foreign_runs
 from server.operator.certificates import (
     create_authority,
     issue_server_certificate,
     issue_site_certificate,
     load_authority,
 )
-from tests.transport import TOY, Consortium, Front, Site, consortium, until
+from tests.transport import TOY, Consortium, Site, consortium, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -102,12 +104,37 @@ def test_a_bundle_with_code_in_it_is_refused_on_submission(
         (app / "server.py").unlink()
 
 
-def test_a_key_that_nobody_registered_stays_outside(hub: Consortium) -> None:
+def test_a_site_without_a_certificate_stays_outside(hub: Consortium) -> None:
     stranger = Site.create(hub, "stranger", echo).start()
-    stranger.wait_state("KEY-NOT-ADMITTED")
+    stranger.wait_state("CLIENT-CERTIFICATE-REFUSED")
     assert stranger.thread is not None
     assert stranger.thread.is_alive()
     stranger.end()
+
+
+def test_a_certificate_that_is_in_no_registry_stays_outside(
+    hub: Consortium, tmp_path: Path
+) -> None:
+    stranger = Site.create(hub, "forgotten", echo)
+    certificate = tmp_path / "forgotten.crt"
+    public = (stranger.folder / "node.pub").read_text()
+    issue_site_certificate(load_authority(hub.state.authority), "forgotten", public, certificate)
+    stranger.settings = replace(stranger.settings, client_certificate=certificate)
+    stranger.start().wait_state("FORBIDDEN")
+    stranger.end()
+
+
+def test_one_sites_certificate_does_not_carry_another_sites_key(
+    hub: Consortium, site: Site
+) -> None:
+    thief = Site.create(hub, "thief", echo)
+    thief.settings = replace(
+        thief.settings,
+        client_certificate=site.folder / "node.crt",
+        client_key=site.folder / "node.key",
+    )
+    thief.start().wait_state("FORBIDDEN")
+    thief.end()
 
 
 def test_a_wrong_authority_is_named(hub: Consortium, tmp_path: Path) -> None:
@@ -118,43 +145,27 @@ def test_a_wrong_authority_is_named(hub: Consortium, tmp_path: Path) -> None:
 
 
 def test_expiry_of_the_server_certificate_is_survived_and_renewal_recovers(
-    hub: Consortium, site: Site, tmp_path: Path
+    hub: Consortium, site: Site
 ) -> None:
-    """Afterwards the same front asks for client certificates.
-
-    A client without one stays outside, a client with one gets in.
-    """
-    authority = load_authority(hub.folder / "ca")
-    front = Front(hub.url, hub.ca)
-    front.use(issue_server_certificate(authority, tmp_path / "expired", days=-1))
-    guest = Site.create(hub, "guest", echo, url=front.url)
-    guest.node_id = hub.link.calls.register(guest.folder / "node.pub", "guest")
-    guest.start()
-    guest.wait_state("SERVER-CERTIFICATE-EXPIRED")
-    fresh = issue_server_certificate(authority, tmp_path / "fresh")
-    front.use(fresh)
+    authority = load_authority(hub.state.authority)
+    issue_server_certificate(authority, hub.state.tls, days=-1)
+    hub.reload_front()
+    guest = Site.create(hub, "guest", echo)
+    hub.enrol(guest)
+    guest.pins |= site.pins
+    guest.start().wait_state("SERVER-CERTIFICATE-EXPIRED")
+    issue_server_certificate(authority, hub.state.tls)
+    hub.reload_front()
     guest.wait_state("CONNECTED")
-    front.use(fresh, wants_client=True)
-    guest.wait_state("CLIENT-CERTIFICATE-REFUSED")
-    guest.end()
-
-    certificate = tmp_path / "guest.crt"
-    issue_site_certificate(authority, "guest", (guest.folder / "node.pub").read_text(), certificate)
-    admitted = Site(
-        guest.folder,
-        replace(guest.settings, client_certificate=certificate),
-        echo,
-        pins=set(site.pins),
-    )
-    admitted.start().wait_state("CONNECTED")
     assert hub.ask([guest.node_id], b"xyz") == [{"node": guest.node_id, "payload": b"zyx".hex()}]
 
+    # revoked: the next request is refused, the thread lives on
+    hub.revoke("guest")
+    guest.wait_state("FORBIDDEN")
+    assert guest.thread is not None
+    assert guest.thread.is_alive()
+    guest.end()
     hub.link.calls.unregister(guest.node_id)
-    admitted.wait_state("KEY-UNKNOWN")
-    assert admitted.thread is not None
-    assert admitted.thread.is_alive()
-    admitted.end()
-    front.close()
     with pytest.raises(RefusedError) as revoked:
         hub.link.calls.register(guest.folder / "node.pub", "guest")
     assert revoked.value.code == "E-KEY-REVOKED"
@@ -180,7 +191,9 @@ def handle(message, context):
         time.sleep(1)
     return echo(message, context)
 
-settings = FleetSettings(url, ca, folder / "node.key", folder / "fleet", poll_s=0.05)
+settings = FleetSettings(
+    url, ca, folder / "node.key", folder / "fleet", folder / "node.crt", poll_s=0.05
+)
 FleetClient(settings, lambda: {pin}, handle, Health()).run(threading.Event())
 """
 
@@ -193,7 +206,7 @@ def test_a_killed_client_is_back_within_a_second_and_finishes_the_message(
     The same message is answered after the restart, under the remembered node id.
     """
     killed = Site.create(hub, "killed", echo)
-    killed.node_id = hub.link.calls.register(killed.folder / "node.pub", "killed")
+    hub.enrol(killed)
     arguments = [str(killed.folder), hub.url, str(hub.ca), run[1], "hang"]
     root = Path(__file__).parents[2]
     process = subprocess.Popen([sys.executable, "-c", CLIENT, *arguments], cwd=root)
@@ -235,3 +248,55 @@ def test_a_killed_superlink_comes_back_with_its_nodes_and_its_run(
     site.wait_state("CONNECTED")
     assert hub.ask([site.node_id], b"again") == [{"node": site.node_id, "payload": b"niaga".hex()}]
     assert not hub.link.calls.run_status(run[0]).finished
+
+
+def test_a_foreign_run_fails_before_a_byte_of_its_bundle_is_fetched(
+    hub: Consortium, site: Site, run: tuple[int, str], tmp_path: Path
+) -> None:
+    """The executor is at work on the study, so it is stopped first: its claim brings it back."""
+    write_app(tmp_path / "foreign", b"study: {name: foreign}\n", **TOY)
+    executor = hub.link._children[1]
+    hub.ask([], b"")  # ends the toy run
+    until(lambda: hub.link.calls.run_status(run[0]).finished)
+    foreign = hub.link.calls.submit(tmp_path / "foreign", **TOY)
+    status = until(lambda: next((s for s in [hub.link.calls.run_status(foreign)] if s.finished), 0))
+    assert (status.outcome, status.details) == ("failed", "E-APP-UNPINNED")
+    assert [row["run"] for row in foreign_runs(hub.state.superlink)] == [foreign]
+    assert executor.runs
+
+
+def test_a_killed_executor_resumes_its_task(hub: Consortium, site: Site) -> None:
+    (hub.orders / "running").unlink()
+    for path in hub.orders.glob("*.json"):
+        path.unlink()
+    hub.count = 0
+    again, _ = hub.submit()
+    executor = hub.link._children[1]
+    assert executor.process is not None
+    os.kill(executor.process.pid, signal.SIGKILL)
+    assert hub.ask([site.node_id], b"on") == [{"node": site.node_id, "payload": b"no".hex()}]
+    assert hub.link.calls.run_status(again).status == "running"
+
+
+def test_the_server_listens_on_no_port_but_the_fronts(hub: Consortium) -> None:
+    front = int(hub.url.rpartition(":")[2])
+    assert listening_ports(
+        {child.process.pid for child in hub.link._children if child.process}
+    ) <= {front}
+
+
+def listening_ports(pids: set[int]) -> set[int]:
+    """The TCP ports on which these processes listen."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(link)
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in inodes:
+                found.add(int(words[1].rpartition(":")[2], 16))
+    return found

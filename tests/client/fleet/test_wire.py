@@ -85,8 +85,9 @@ def test_the_private_surface_of_flower_is_what_we_wrote_for(module: str) -> None
             assert hasattr(loaded, name)
 
 
-def test_the_wire_is_the_only_file_that_imports_private_modules_of_flower() -> None:
+def test_one_file_a_side_imports_private_modules_of_flower() -> None:
     root = Path(wire.__file__).parents[2]
+    theirs = root / "server" / "flower" / "wire.py"
     public = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy")
     for path in [
         *root.glob("client/**/*.py"),
@@ -100,7 +101,7 @@ def test_the_wire_is_the_only_file_that_imports_private_modules_of_flower() -> N
                 and words[0] in ("from", "import")
                 and words[1].split(".")[0] == "flwr"
             ):
-                assert path == Path(wire.__file__) or words[1] in public, f"{path.name}: {line}"
+                assert path in (Path(wire.__file__), theirs) or words[1] in public, line
 
 
 GOLDEN = {

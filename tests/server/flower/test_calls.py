@@ -3,53 +3,139 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from flwr.proto import control_pb2, node_pb2, run_pb2
 
+from client.fleet.connection import create_node_key
 from common.errors import PeerError, RefusedError
 from common.wire.app_bundle import write_app
-from server.flower.calls import RunStatus
+from server.flower.calls import OperatorCalls, RunStatus
 from server.flower.superlink import SuperLink
-from tests.server.flower.processes import answer
+
+
+class Control:
+    """Flower's Control API as a script: what it answers, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.nodes: list[Any] = []
+        self.run = run_pb2.Run()
+
+    def close(self) -> None:
+        pass
+
+    def ListNodes(self, request: Any) -> Any:
+        return control_pb2.ListNodesResponse(nodes_info=self.nodes)
+
+    def RegisterNode(self, request: Any) -> Any:
+        self.asked.append(f"register {request.name}")
+        return control_pb2.RegisterNodeResponse(node_id=5)
+
+    def StartRun(self, request: Any) -> Any:
+        self.asked.append("start")
+        return control_pb2.StartRunResponse(run_id=7)
+
+    def ListRuns(self, request: Any) -> Any:
+        return control_pb2.ListRunsResponse(run_dict={request.run_id: self.run})
+
+    def StopRun(self, request: Any) -> Any:
+        self.asked.append(f"stop {request.run_id}")
+        return control_pb2.StopRunResponse(success=True)
+
+    def UnregisterNode(self, request: Any) -> Any:
+        answer = httpx.Response(412, text="[code: 23]", request=httpx.Request("POST", "http://x"))
+        raise httpx.HTTPStatusError("no", request=answer.request, response=answer)
+
+
+@pytest.fixture
+def control() -> Control:
+    return Control()
+
+
+@pytest.fixture
+def calls(link: SuperLink, control: Control) -> OperatorCalls:
+    link.calls._client = control  # type: ignore[assignment]
+    return link.calls
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    create_node_key(tmp_path / "node.key", tmp_path / "node.pub", "a")
+    return tmp_path / "node.pub"
+
+
+def node(key: Path, status: str) -> Any:
+    """A node of this key as Flower lists it."""
+    from cryptography.hazmat.primitives import serialization
+
+    public = serialization.load_ssh_public_key(key.read_bytes())
+    pem = public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return node_pb2.NodeInfo(node_id=3, name="a", status=status, public_key=pem)
 
 
 def test_a_bundle_with_code_in_it_is_not_submitted(
-    link: SuperLink, programs: Path, tmp_path: Path
+    calls: OperatorCalls, control: Control, tmp_path: Path
 ) -> None:
     write_app(tmp_path / "app", b"a: 1\n")
     (tmp_path / "app" / "server.py").write_text("import os")
     with pytest.raises(RefusedError) as refused:
-        link.calls.submit(tmp_path / "app")
+        calls.submit(tmp_path / "app")
     assert refused.value.code == "E-BUNDLE-CODE"
-    assert not (programs / "flwr.args").exists()
+    assert control.asked == []
 
 
 def test_a_run_whose_hash_differs_from_what_sites_pin_is_stopped(
-    link: SuperLink, programs: Path, tmp_path: Path
+    calls: OperatorCalls, control: Control, tmp_path: Path
 ) -> None:
-    link.state_dir.mkdir()
     write_app(tmp_path / "app", b"a: 1\n")
-    answer(programs, success=True, **{"run-id": "7", "fab-hash": "00000000"})
+    control.run = run_pb2.Run(fab_hash="00" * 32)
     with pytest.raises(PeerError) as wrong:
-        link.calls.submit(tmp_path / "app")
+        calls.submit(tmp_path / "app")
     assert wrong.value.code == "E-BUNDLE-HASH"
-    assert "stop 7" in (programs / "flwr.args").read_text()
+    assert control.asked == ["start", "stop 7"]
 
 
-def test_a_revoked_key_is_named_as_such(link: SuperLink, programs: Path, tmp_path: Path) -> None:
-    link.state_dir.mkdir()
-    (tmp_path / "node.pub").write_text("ecdsa-sha2-nistp384 AAAA site\n")
-    answer(programs, success=False, **{"error-message": "[code: 23] Public key already in use."})
+def test_a_bundle_that_both_hash_alike_runs(
+    calls: OperatorCalls, control: Control, tmp_path: Path
+) -> None:
+    pin = write_app(tmp_path / "app", b"a: 1\n")
+    control.run = run_pb2.Run(fab_hash=pin)
+    assert calls.submit(tmp_path / "app") == 7
+    assert control.asked == ["start"]
+
+
+def test_a_key_is_registered_once_and_keeps_its_node(
+    calls: OperatorCalls, control: Control, key: Path
+) -> None:
+    assert calls.register(key, "a") == 5
+    control.nodes = [node(key, "online")]
+    assert calls.register(key, "a") == 3
+    assert control.asked == ["register a"]
+
+
+def test_a_revoked_key_is_named_as_such(calls: OperatorCalls, control: Control, key: Path) -> None:
+    control.nodes = [node(key, "unregistered")]
     with pytest.raises(RefusedError) as refused:
-        link.calls.register(tmp_path / "node.pub", "a")
+        calls.register(key, "a")
     assert refused.value.code == "E-KEY-REVOKED"
+    assert control.asked == []
 
 
-def test_a_run_status_is_read_from_flowers_words(link: SuperLink, programs: Path) -> None:
-    link.state_dir.mkdir()
-    row = {"run-id": "9", "status": "finished:completed", "status-details": "", "fab-hash": "aa"}
-    answer(programs, success=True, runs=[row])
-    assert link.calls.run_status(9) == RunStatus(9, "finished", "completed", "", "aa")
-    assert link.calls.run_status(9).completed
-    answer(programs, success=True, runs=[{**row, "status": "running"}])
-    assert not link.calls.run_status(9).finished
+def test_a_refusal_of_flower_is_told_in_its_words(calls: OperatorCalls) -> None:
+    with pytest.raises(PeerError, match="code: 23") as refused:
+        calls.unregister(3)
+    assert refused.value.code == "E-FLOWER"
+
+
+def test_a_run_status_is_read_from_flowers_answer(calls: OperatorCalls, control: Control) -> None:
+    state = run_pb2.RunStatus(status="finished", sub_status="completed")
+    control.run = run_pb2.Run(fab_hash="aa", status=state)
+    assert calls.run_status(9) == RunStatus(9, "finished", "completed", "", "aa")
+    assert calls.run_status(9).completed
+    control.run.status.status = "running"
+    assert not calls.run_status(9).finished

@@ -1,0 +1,99 @@
+"""Serves Flower's SuperLink on two unix sockets: `python -m server.flower.link_process FOLDER`.
+
+In: the SuperLink's state folder with its secret. Out: the sockets `operator.sock` and
+`fleet.sock`, until SIGTERM.
+Guarantees: no port is opened; `fleet.sock` answers the calls of a site and nothing else, so a hole
+in a front meets no operator's call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from common.storage.files import read_capped
+from server.flower.wire import superlink_app
+from server.front.rules import CALLS
+from server.front.sockets import FLEET, OPERATOR, SOCKETS, SocketFolder
+
+SECRET_FILE = "executor.secret"
+SECRET_CAP_BYTES = 1024
+DATABASE = "state.db"
+STOP_S = 3
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: two of them share one process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def fleet_only(app: Any) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """Return the application reduced to the calls that a site needs; anything else is 404."""
+
+    async def reduced(scope: Scope, receive: Receive, send: Send) -> None:
+        raw = bytes(scope.get("raw_path") or b"").decode("latin-1")
+        known = scope["type"] == "http" and scope["method"] == "POST" and raw in CALLS
+        if known and not scope["query_string"]:
+            await app(scope, receive, send)
+            return
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    return reduced
+
+
+def _server(app: Any, lifespan: str) -> _Server:
+    """A server of one application, quiet about single requests."""
+    config = uvicorn.Config(
+        app,
+        lifespan=lifespan,  # type: ignore[arg-type]
+        access_log=False,
+        ws="none",
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_S,
+    )
+    return _Server(config)
+
+
+async def serve(folder: Path) -> None:
+    """Serve both sockets until SIGTERM or SIGINT."""
+    sockets = SocketFolder(folder / SOCKETS)
+    secret = read_capped(folder / SECRET_FILE, SECRET_CAP_BYTES).strip()
+    app = superlink_app(str(folder / DATABASE), secret)
+    servers = (_server(app, "on"), _server(fleet_only(app), "off"))
+
+    def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    listeners = (sockets.listen(OPERATOR), sockets.listen(FLEET))
+    pairs = zip(servers, listeners, strict=True)
+    await asyncio.gather(*(server.serve(sockets=[listener]) for server, listener in pairs))
+
+
+def main() -> None:
+    """Serve the folder that the command line names."""
+    os.umask(0o077)
+    asyncio.run(serve(Path(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

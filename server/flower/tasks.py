@@ -1,0 +1,101 @@
+"""The task that the executor holds, on disk before it runs, and the foreign runs that it refused.
+
+In: Flower's answers. Out: a `Claim`, after any restart the same.
+Guarantees: the file is whole, and only its owner reads it; it holds the task's token and its input
+without the bundle.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import RefusedError
+from common.storage.files import atomic_write, read_capped
+
+CLAIM_CAP_BYTES = 1 << 20
+FOREIGN_FILE = "foreign-runs.json"
+FOREIGN_CAP_BYTES = 1 << 20
+FOREIGN_KEPT = 1000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A task that is ours: its token, its ids, and its input as Flower's bytes."""
+
+    token: str
+    task_id: int
+    run_id: int
+    answer: bytes
+
+    def to_json(self) -> bytes:
+        """Return the text of the claim's file, which a child gets as well."""
+        data = {
+            "token": self.token,
+            "task_id": self.task_id,
+            "run_id": self.run_id,
+            "answer": base64.b64encode(self.answer).decode(),
+        }
+        return json.dumps(data).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Claim:
+        """Return the claim in `to_json`'s text; raises RefusedError for anything else."""
+        try:
+            data = json.loads(text)
+            answer = base64.b64decode(data["answer"], validate=True)
+            claim = cls(data["token"], data["task_id"], data["run_id"], answer)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RefusedError("claim: expected token, task_id, run_id and answer") from error
+        if type(claim.token) is not str or {type(claim.task_id), type(claim.run_id)} != {int}:
+            raise RefusedError("claim: expected a text and two whole numbers")
+        return claim
+
+
+class ClaimFile:
+    """The claim of one executor, in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Claim | None:
+        """Return the claim of an earlier start; None where there is none, or none that is whole."""
+        if not self._path.exists():
+            return None
+        try:
+            return Claim.from_json(read_capped(self._path, CLAIM_CAP_BYTES))
+        except RefusedError:
+            self.drop()
+            return None
+
+    def write(self, claim: Claim) -> None:
+        """Store the claim; on disk when this returns."""
+        atomic_write(self._path, claim.to_json(), mode=0o600)
+
+    def drop(self) -> None:
+        """Forget the claim."""
+        self._path.unlink(missing_ok=True)
+
+
+def note_foreign_run(folder: Path, run_id: int, bundle: str) -> None:
+    """Note a run that was refused; of very many the newest are kept."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    row = {"time": now, "run": run_id, "bundle": bundle[:64]}
+    rows = [*foreign_runs(folder), row][-FOREIGN_KEPT:]
+    atomic_write(folder / FOREIGN_FILE, json.dumps(rows).encode(), mode=0o600)
+
+
+def foreign_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return the refused runs, oldest first; none where the file cannot be read."""
+    path = folder / FOREIGN_FILE
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(read_capped(path, FOREIGN_CAP_BYTES))
+    except (ValueError, RefusedError):
+        return []
+    return [row for row in rows if isinstance(row, dict)]

@@ -1,0 +1,154 @@
+"""Flower's server as our processes meet it: the only server file with Flower's private modules.
+
+In: the folder of the unix sockets, plain values. Out: Flower's answers, its grid, its web app.
+Guarantees: every client talks to a unix socket, follows no redirect and reads no environment.
+Not covered: what is asked (calls.py, executor.py), and the numbers of a study (server/rounds).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from flwr.app import Context
+from flwr.common.serde import context_from_proto, run_from_proto
+from flwr.proto import control_pb2, fab_pb2, runtime_pb2
+from flwr.serverapp import Grid
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClient, ProtobufRequestContext
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.front.sockets import OPERATOR, SocketFolder
+
+__all__ = [
+    "TASK_TYPES",
+    "ControlHttpClient",
+    "RuntimeHttpClient",
+    "control_client",
+    "control_pb2",
+    "executor_client",
+    "fab_pb2",
+    "grid_of",
+    "runtime_pb2",
+    "superlink_app",
+    "task_client",
+]
+
+BASE_URL = "http://superlink"  # a name for the header Host; nothing looks it up
+TIMEOUT_S = 30.0
+TASK_TYPES = ("flwr-serverapp",)  # no other kind of task is ever asked for
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+
+class _Version:
+    """Flower's three version headers; unlike Flower's own class it never ends the process."""
+
+    def __init__(self, component: str) -> None:
+        self._headers = dict(RuntimeVersionMetadata.from_local_component(component).as_metadata())
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Add the headers."""
+        context.request.headers.update(self._headers)
+        return call_next(context)
+
+
+def _over_socket(client: ProtobufClient, sockets: SocketFolder) -> None:
+    """Let a client of Flower's talk to the operator's socket."""
+    client._client.close()
+    transport = httpx.HTTPTransport(uds=sockets.path(OPERATOR))
+    client._client = httpx.Client(
+        transport=transport, timeout=TIMEOUT_S, trust_env=False, follow_redirects=False
+    )
+
+
+def control_client(sockets: SocketFolder) -> ControlHttpClient:
+    """Return a client of the Control API: sites and runs."""
+    client = ControlHttpClient(BASE_URL, interceptors=[_Version("flwr")])
+    _over_socket(client, sockets)
+    return client
+
+
+def executor_client(sockets: SocketFolder, secret: bytes) -> RuntimeHttpClient:
+    """Return a client that takes tasks with the executor's secret."""
+    auth = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE])
+    client = RuntimeHttpClient(BASE_URL, interceptors=[_Version("flower-superexec"), auth])
+    _over_socket(client, sockets)
+    return client
+
+
+def task_client(sockets: SocketFolder, token: str) -> RuntimeHttpClient:
+    """Return a client that speaks for one task."""
+    token_header = RuntimeTokenHttpInterceptor(token=token)
+    client = RuntimeHttpClient(BASE_URL, interceptors=[_Version("flwr-serverapp"), token_header])
+    _over_socket(client, sockets)
+    return client
+
+
+def grid_of(
+    sockets: SocketFolder, token: str, answer: runtime_pb2.PullTaskInputResponse
+) -> tuple[Grid, Context]:
+    """Return the grid and the context of a task; the context has no settings of the network.
+
+    Flower's grid sends SIGINT to its own process on a refused token: for a child alone.
+    """
+    from flwr.superlink.grid import HttpGrid
+
+    class SocketGrid(HttpGrid):
+        """Flower's grid on the operator's socket."""
+
+        def _connect(self) -> None:
+            super()._connect()
+            assert self._client is not None
+            _over_socket(self._client, sockets)
+
+    context = context_from_proto(answer.context)
+    context.run_config = {}
+    TaskIdentity.task_id = answer.task_id
+    TaskIdentity.run_id = answer.run.run_id
+    TaskIdentity.node_id = context.node_id
+    grid = SocketGrid(BASE_URL.removeprefix("http://"), insecure=True, token=token)
+    grid.set_run(run_from_proto(answer.run))
+    return grid, context
+
+
+def superlink_app(database: str, secret: bytes) -> Any:
+    """Return Flower's web application: node authentication, a database, our executor's secret."""
+    from importlib import import_module
+
+    from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+    from flwr.superlink.config_loader import SuperLinkLifespanConfig
+    from flwr.superlink.main import create_app
+
+    # the package shadows the module's name
+    program = import_module("flwr.superlink.cli.flower_superlink")
+    config = SuperLinkLifespanConfig(
+        control_address="",
+        health_server_address=None,
+        host="",
+        port=0,
+        insecure=False,
+        certificates=None,
+        superexec_auth_secret=secret,
+        authn_plugin=NoOpControlAuthnPlugin(),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        fleet_api_type="grpc-rere",
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=None,
+        ssl_certfile=None,
+        ssl_keyfile=None,
+        database=database,
+        isolation="process",
+        runtime_dependency_install=False,
+    )
+    return create_app(config, program.SuperLinkLifespan)

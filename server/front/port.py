@@ -1,0 +1,49 @@
+"""The one port of the server, opened by the program that stays, served by the front.
+
+In: host and port of server.yaml. Out: a listening socket, or a refusal with the fix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import EnvironmentFault
+
+BACKLOG = 1024
+
+
+@dataclass(frozen=True)
+class FrontDoor:
+    """What the front needs: the operator's state folder and a listening socket."""
+
+    state: Path
+    listener: socket.socket
+
+
+@contextlib.contextmanager
+def open_port(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a listening socket; `::` takes IPv4 as well. Raises EnvironmentFault (E-PORT)."""
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        listener = _listen(host, port)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{where}: {error.strerror or error}",
+            hint="choose a free port and an address of this machine in server.yaml (listen)",
+            code="E-PORT",
+        ) from error
+    with listener:
+        yield listener
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket of the first address that the host has."""
+    kind = socket.SOCK_STREAM
+    found = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)

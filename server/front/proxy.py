@@ -1,0 +1,189 @@
+"""Passes the eight calls of enrolled sites on to the SuperLink; the application of the front.
+
+In: requests with the peer's certificate in their state. Out: the SuperLink's answers.
+Guarantees: no byte of a refused request reaches the SuperLink; a body is whole before it is passed
+on; one line a request is logged, without its content.
+Not covered: connections, TLS and its certificates (listener.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import httpx
+
+from server.front import rules
+from server.front.limits import Bodies, Rate
+from server.front.requests import judge
+from server.front.sites import Sites, Visitor
+
+CERTIFICATE = "certificate"
+UPSTREAM_S = 60.0
+UPSTREAM_CONNECTIONS = 64
+REFUSALS_LOGGED_PER_S = 10
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+log = logging.getLogger("kohort.front")
+
+
+class Disconnected(Exception):
+    """The peer went away before its body was whole."""
+
+
+class Proxy:
+    """The application: one request in, one answer out."""
+
+    def __init__(self, sites: Sites, socket_path: str) -> None:
+        transport = httpx.AsyncHTTPTransport(
+            uds=socket_path, limits=httpx.Limits(max_connections=UPSTREAM_CONNECTIONS)
+        )
+        self._client = httpx.AsyncClient(
+            transport=transport, timeout=UPSTREAM_S, trust_env=False, follow_redirects=False
+        )
+        self._sites = sites
+        self._rate = Rate()
+        self._bodies = Bodies()
+        self._second = 0
+        self._refused = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        try:
+            async with asyncio.timeout(rules.REQUEST_S):
+                await self._answer(scope, receive, send)
+        except (TimeoutError, Disconnected):
+            # the answer never began: ending without one closes the connection
+            self._note("-", scope, 0, 0)
+            await _close(send)
+
+    async def close(self) -> None:
+        """End the connections to the SuperLink."""
+        await self._client.aclose()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Judge the head, read the body, pass it on."""
+        visitor = self._visitor(scope)
+        if isinstance(visitor, int):
+            await self._refuse("-", scope, receive, send, visitor)
+            return
+        status, size = judge(
+            scope["method"],
+            scope["raw_path"],
+            scope["query_string"],
+            scope["headers"],
+            visitor.key,
+        )
+        if not status and not self._rate.allow(visitor.name):
+            status = rules.TOO_MANY
+        if status:
+            await self._refuse(visitor.name, scope, receive, send, status)
+            return
+        async with self._bodies.share(size):
+            body = await _read(receive, size)
+            answer = await self._ask(scope, body)
+        self._note(visitor.name, scope, answer.status_code, size)
+        await _send(send, answer)
+
+    def _visitor(self, scope: Scope) -> Visitor | int:
+        """The site behind a request, or the status of the refusal."""
+        der = scope["state"].get(CERTIFICATE)
+        if not der:
+            return rules.NO_CERTIFICATE
+        return self._sites.visitor(der) or rules.NOT_ENROLLED
+
+    async def _ask(self, scope: Scope, body: bytes) -> httpx.Response:
+        """The SuperLink's answer; 502 while it does not answer."""
+        headers = [pair for pair in scope["headers"] if pair[0] in rules.REQUEST_HEADERS]
+        url = "http://superlink" + scope["raw_path"].decode("latin-1")
+        try:
+            return await self._client.post(url, content=body, headers=headers)
+        except httpx.HTTPError:
+            return httpx.Response(rules.UPSTREAM)
+
+    async def _refuse(
+        self, name: str, scope: Scope, receive: Receive, send: Send, status: int
+    ) -> None:
+        """Send a refusal, then read on for a moment, so that the peer sees it."""
+        self._note(name, scope, status, 0)
+        headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        try:
+            async with asyncio.timeout(rules.LINGER_S):
+                await _drain(receive)
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
+    def _note(self, name: str, scope: Scope, status: int, size: int) -> None:
+        """Log one request; of very many refusals only some."""
+        call = scope["raw_path"].decode("latin-1") if name != "-" else "-"
+        if call not in rules.CALLS:
+            call = "-"
+        if status >= rules.BAD_REQUEST and not self._may_log():
+            return
+        log.info("%s %s %d %d", name, call.rpartition("/")[2], status, size)
+
+    def _may_log(self) -> bool:
+        """Whether one more refusal is logged in this second."""
+        second = int(time.monotonic())
+        if second != self._second:
+            hidden = self._refused - REFUSALS_LOGGED_PER_S
+            if hidden > 0:
+                log.info("%d more refusals in one second", hidden)
+            self._second = second
+            self._refused = 0
+        self._refused += 1
+        return self._refused <= REFUSALS_LOGGED_PER_S
+
+
+async def _read(receive: Receive, size: int) -> bytes:
+    """The whole body, of exactly the size that the head named."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Disconnected
+        body += message.get("body", b"")
+        if len(body) > size:
+            raise Disconnected
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def _drain(receive: Receive) -> None:
+    """Read and forget what a refused peer still sends, up to a limit."""
+    seen = 0
+    while seen < rules.LINGER_BYTES:
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
+
+
+async def _send(send: Send, answer: httpx.Response) -> None:
+    """An answer of the SuperLink: its status, its media type, its bytes."""
+    body = answer.content
+    headers = [(b"content-length", str(len(body)).encode())]
+    for name, value in answer.headers.raw:
+        if name.lower() in rules.ANSWER_HEADERS:
+            headers.append((name.lower(), value))
+    await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _close(send: Send) -> None:
+    """End a request that cannot be answered: 408, and the connection is closed."""
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    try:
+        await send({"type": "http.response.start", "status": 408, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+    except RuntimeError:
+        # the answer had begun
+        pass

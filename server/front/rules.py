@@ -1,0 +1,68 @@
+"""What a site may ask of the server: the one declared rule set of every door before the SuperLink.
+
+The socket `fleet.sock`, the embedded front and nginx's configuration are made from these constants.
+"""
+
+from __future__ import annotations
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+# The calls of a site and the largest body of each, in bytes. An object is sent in chunks of 5 MiB.
+CALLS: dict[str, int] = {
+    "/v1/fleet/activate-node": 4 * KIB,
+    "/v1/fleet/send-node-heartbeat": 4 * KIB,
+    "/v1/fleet/pull-messages": 4 * KIB,
+    "/v1/fleet/get-run": 4 * KIB,
+    "/v1/fleet/pull-object": 4 * KIB,
+    "/v1/fleet/confirm-message-received": 4 * KIB,
+    "/v1/fleet/push-messages": MIB,
+    "/v1/fleet/push-object": 6 * MIB,
+}
+
+MEDIA_TYPE = b"application/protobuf"
+KEY_HEADER = b"flwr-public-key"
+# What is passed on to the SuperLink, and what comes back.
+REQUEST_HEADERS = (
+    b"content-type",
+    b"accept",
+    KEY_HEADER,
+    b"flwr-timestamp",
+    b"flwr-signature",
+    b"flwr-package-name",
+    b"flwr-package-version",
+    b"flwr-component-name",
+)
+ANSWER_HEADERS = (b"content-type",)
+# A request may hold each of these at most once, and none of those.
+SINGLE_HEADERS = (b"content-length", b"content-type", KEY_HEADER)
+REFUSED_HEADERS = (b"transfer-encoding", b"expect", b"upgrade", b"content-encoding")
+
+# Answers of a refusal; their bodies are empty.
+NO_CERTIFICATE = 400
+BAD_REQUEST = 400
+NOT_ENROLLED = 403
+UNKNOWN_PATH = 404
+WRONG_METHOD = 405
+NO_LENGTH = 411
+TOO_LARGE = 413
+WRONG_TYPE = 415
+TOO_MANY = 429
+UPSTREAM = 502
+
+# Limits of one connection, one site, and all of them.
+HEADER_CAP_BYTES = 16 * KIB
+HELLO_S = 5.0  # from the connection to the whole first record of TLS
+HANDSHAKE_S = 5.0
+HEADER_S = 10.0  # from the connection, or the first byte, to the end of the header
+REQUEST_S = 60.0
+IDLE_S = 75
+LINGER_S = 2.0
+LINGER_BYTES = 8 * MIB
+CONNECTIONS_EACH = 8
+CONNECTIONS_ALL = 1024
+HALF_OPEN = 1024
+HANDSHAKES = 64
+RATE_PER_S = 100
+BURST = 400
+BODIES_BYTES = 96 * MIB  # of all requests that are being read

@@ -1,0 +1,107 @@
+"""Who may pass the front: the site behind a certificate, as the registry stands now.
+
+In: the registry's file, a certificate (DER). Out: a `Visitor`, or None.
+Guarantees: a change of the registry counts from the next request on; certificate, node key and
+site name belong together.
+Not covered: whether the CA signed the certificate (TLS checks that).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import sqlite3
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from common.errors import ConfigurationError
+from server.operator.certificates import parse_site_key
+from server.operator.sites import Registry
+
+REMEMBERED = 4096
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """A certificate that was read: its name, its key as Flower's header spells it, its end."""
+
+    name: str
+    key: bytes
+    ends: datetime
+
+
+def read_visitor(der: bytes) -> Visitor | None:
+    """Return what a certificate says; None for one without a name or an EC key."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        key = certificate.public_key()
+    except ValueError:
+        return None
+    if len(names) != 1 or not isinstance(key, ec.EllipticCurvePublicKey):
+        return None
+    return Visitor(str(names[0].value), header_of(key), certificate.not_valid_after_utc)
+
+
+def header_of(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return a key as Flower's header spells it: base64 of its PEM."""
+    pem = key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return base64.b64encode(pem)
+
+
+class Sites:
+    """The enrolled sites, read again whenever another process has changed the registry."""
+
+    def __init__(self, path: Path) -> None:
+        self._registry = Registry(path)
+        self._watch = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        self._version = -1
+        self._keys: dict[str, bytes] = {}
+        self._visitors: dict[bytes, Visitor | None] = {}
+
+    def visitor(self, der: bytes, now: datetime | None = None) -> Visitor | None:
+        """Return the site of a certificate, or None unless it is enrolled and not revoked now."""
+        digest = hashlib.sha256(der).digest()
+        if digest not in self._visitors:
+            if len(self._visitors) >= REMEMBERED:
+                self._visitors.clear()
+            self._visitors[digest] = read_visitor(der)
+        found = self._visitors[digest]
+        if found is None or (now or datetime.now(UTC)) > found.ends:
+            return None
+        if self._enrolled().get(found.name) != found.key:
+            return None
+        return found
+
+    def _enrolled(self) -> dict[str, bytes]:
+        """The node key of every site that is not revoked, by name."""
+        version = int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+        if version != self._version:
+            self._keys = self._read()
+            self._version = version
+        return self._keys
+
+    def _read(self) -> dict[str, bytes]:
+        """The keys as the registry stands."""
+        keys = {}
+        for name, site in self._registry.sites().items():
+            if site.state == "revoked":
+                continue
+            try:
+                keys[name] = header_of(parse_site_key(site.node_key))
+            except ConfigurationError:
+                continue
+        return keys
+
+    def close(self) -> None:
+        """Close the registry."""
+        self._watch.close()
+        self._registry.close()
