@@ -114,6 +114,8 @@ def grid_of(
     TaskIdentity.node_id = context.node_id
     grid = SocketGrid(BASE_URL.removeprefix("http://"), insecure=True, token=token)
     grid.set_run(run_from_proto(answer.run))
+    # connected before any thread shares it: Flower would connect at the first call
+    grid._connect()
     return grid, context
 
 

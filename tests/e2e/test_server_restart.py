@@ -25,7 +25,12 @@ from common.study.bundle import write_bundle
 from common.wire import signing
 from common.wire.app_bundle import fab_hash
 from common.wire.messages import Header
-from server.operator.certificates import create_authority, issue_server_certificate
+from server.operator.certificates import (
+    create_authority,
+    issue_server_certificate,
+    issue_site_certificate,
+    load_authority,
+)
 from server.operator.config import new_config
 from server.operator.requests import Request
 from server.operator.sites import Registry
@@ -53,11 +58,14 @@ def site_client(
         )
     )
     registry.close()
+    certificate = folder / "node.crt"
+    issue_site_certificate(load_authority(state.authority), toy.name, node_key, certificate)
     settings = FleetSettings(
         f"https://127.0.0.1:{port}",
         state.authority / "ca.crt",
         folder / "node.key",
         folder / "fleet",
+        certificate,
         retry_first_s=0.2,
         retry_cap_s=1.0,
         refused_retry_s=1.0,
