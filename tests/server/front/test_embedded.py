@@ -1,0 +1,298 @@
+"""The embedded front over real TLS: what passes, what does not, and what an attacker can cost."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.front import rules
+from server.operator.certificates import (
+    create_authority,
+    issue_server_certificate,
+    issue_site_certificate,
+    load_authority,
+)
+from server.operator.sites import Registry
+from tests.server.front.conftest import PROTOBUF, PULL, PUSH, Door, Member
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def ask(door: Door, member: Member | None, path: str = PULL, **changes: object) -> int:
+    """The status of one request; `key` names the member whose key the header holds."""
+    headers = {**PROTOBUF, "flwr-public-key": member.header if member else "none"}
+    headers |= changes.pop("headers", {})  # type: ignore[arg-type]
+    method = str(changes.pop("method", "POST"))
+    content = changes.pop("content", b"x")
+    with door.client(member) as client:
+        answer = client.request(method, path, content=content, headers=headers)  # type: ignore[arg-type]
+    assert answer.status_code == 200 or answer.content == b""
+    return answer.status_code
+
+
+def test_the_eight_calls_of_an_enrolled_site_pass_and_nothing_else_is_told(door: Door) -> None:
+    site = door.member("clinic-a")
+    door.upstream.seen.clear()
+    with door.client(site) as client:
+        for path in rules.CALLS:
+            headers = {**PROTOBUF, "flwr-public-key": site.header, "x-other": "1", "cookie": "2"}
+            answer = client.post(path, content=b"abc", headers=headers)
+            assert (answer.status_code, answer.json()) == (200, {"size": 3})
+            assert "date" in answer.headers
+            assert "x-inside" not in answer.headers
+    assert [path for path, _, _ in door.upstream.seen] == list(rules.CALLS)
+    for _, seen, _ in door.upstream.seen:
+        assert seen["flwr-public-key"] == site.header
+        assert not {"x-other", "cookie"} & seen.keys()
+
+
+REFUSED_PATHS = [
+    "/v1/control/start-run",
+    "/v1/control/list-nodes",
+    "/v1/runtime/acquire-task",
+    "/v1/fleet/register-node",
+    "/v1/fleet/unregister-node",
+    "/v1/fleet/deactivate-node",
+    "/v1/fleet/get-fab",
+    "/v1/fleet/%70ull-messages",
+    "/v1/fleet/pull-messages/",
+    "/v1/fleet//pull-messages",
+    "/v1/fleet/../fleet/pull-messages",
+    "/v1/fleet/pull-messages?x=1",
+    "/docs",
+    "/openapi.json",
+    "/health",
+    "/",
+]
+
+
+@pytest.mark.parametrize("path", REFUSED_PATHS)
+def test_every_other_path_is_unknown_to_a_member_and_closed_to_a_stranger(
+    door: Door, path: str
+) -> None:
+    door.upstream.seen.clear()
+    assert raw(door, door.member("clinic-a"), path) == rules.UNKNOWN_PATH
+    assert raw(door, None, path) == rules.NO_CERTIFICATE
+    assert door.upstream.seen == []
+
+
+def raw(door: Door, member: Member | None, path: str) -> int:
+    """The status of a request whose path is sent as it is spelled."""
+    key = member.header if member else ""
+    text = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\n"
+        f"flwr-public-key: {key}\r\ncontent-length: 1\r\n\r\nx"
+    )
+    return int(exchange(door, member, text.encode()).split()[1])
+
+
+def exchange(door: Door, member: Member | None, data: bytes) -> bytes:
+    """What the front answers to these bytes."""
+    with (
+        socket.create_connection(("127.0.0.1", door.port)) as plain,
+        door.context(member).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+    ):
+        secured.settimeout(20)
+        secured.sendall(data)
+        return secured.recv(4096)
+
+
+def test_certificate_key_and_name_belong_together(door: Door) -> None:
+    own = door.member("clinic-a")
+    other = door.member("clinic-b")
+    assert ask(door, own) == 200
+    assert ask(door, own, headers={"flwr-public-key": other.header}) == rules.NOT_ENROLLED
+    # a certificate of the CA for a name that was never enrolled
+    assert ask(door, door.member("stranger", enrolled=False)) == rules.NOT_ENROLLED
+
+
+def test_a_certificate_of_an_enrolled_name_on_another_key_is_refused(door: Door) -> None:
+    door.member("clinic-a")
+    false = door.member("false-name", enrolled=False)
+    authority = load_authority(door.state.authority)
+    public = false.key.with_suffix(".pub").read_text()
+    issue_site_certificate(authority, "clinic-a", public, false.certificate)
+    assert ask(door, false) == rules.NOT_ENROLLED
+
+
+def test_a_revoked_site_is_refused_at_its_next_request(door: Door) -> None:
+    site = door.member("clinic-c")
+    headers = {**PROTOBUF, "flwr-public-key": site.header}
+    with door.client(site) as client:
+        assert client.post(PULL, content=b"x", headers=headers).status_code == 200
+        registry = Registry(door.state.sites)
+        registry.revoke("clinic-c")
+        registry.close()
+        answer = client.post(PULL, content=b"x", headers=headers)
+        assert answer.status_code == rules.NOT_ENROLLED
+
+
+def test_an_expired_or_foreign_certificate_ends_the_handshake(door: Door, tmp_path: Path) -> None:
+    late = door.member("late")
+    public = late.key.with_suffix(".pub").read_text()
+    authority = load_authority(door.state.authority)
+    issue_site_certificate(authority, "late", public, late.certificate, days=-1)
+    with pytest.raises(httpx.TransportError):
+        ask(door, late)
+    issue_site_certificate(create_authority(tmp_path / "ca"), "late", public, late.certificate)
+    with pytest.raises(httpx.TransportError):
+        ask(door, late)
+
+
+def test_only_tls_1_3_is_spoken(door: Door) -> None:
+    context = door.context(door.member("clinic-a"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", door.port)) as plain,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+HEADS = [
+    ({"content-type": "text/plain"}, rules.WRONG_TYPE),
+    ({"expect": "100-continue"}, rules.BAD_REQUEST),
+    ({"content-encoding": "gzip"}, rules.BAD_REQUEST),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), HEADS)
+def test_a_wrong_head_is_refused(door: Door, headers: dict[str, str], status: int) -> None:
+    assert ask(door, door.member("clinic-a"), headers=headers) == status
+
+
+def test_methods_lengths_and_chunks_are_refused(door: Door) -> None:
+    site = door.member("clinic-a")
+    assert ask(door, site, method="GET") == rules.WRONG_METHOD
+    assert ask(door, site, content=b"x" * (rules.CALLS[PULL] + 1)) == rules.TOO_LARGE
+    assert ask(door, site, content=iter([b"x"])) == rules.BAD_REQUEST
+
+
+@pytest.mark.parametrize("doubled", ["content-length: 1", "flwr-public-key: abc"])
+def test_a_header_that_stands_twice_is_refused(door: Door, doubled: str) -> None:
+    site = door.member("clinic-a")
+    text = (
+        f"POST {PULL} HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\n"
+        f"flwr-public-key: {site.header}\r\ncontent-length: 1\r\n{doubled}\r\n\r\nx"
+    )
+    assert exchange(door, site, text.encode()).split()[1] == b"400"
+
+
+def test_a_header_without_end_costs_sixteen_kibibytes(door: Door) -> None:
+    site = door.member("clinic-a")
+    text = f"POST {PULL} HTTP/1.1\r\nx: ".encode() + b"y" * (rules.HEADER_CAP_BYTES + 1)
+    try:
+        seen = exchange(door, site, text)
+    except (ssl.SSLError, ConnectionError):
+        seen = b""
+    assert seen == b""
+
+
+def test_a_whole_object_passes_and_a_byte_more_does_not(door: Door) -> None:
+    site = door.member("clinic-a")
+    assert ask(door, site, PUSH, content=b"x" * rules.CALLS[PUSH]) == 200
+    assert ask(door, site, PUSH, content=b"x" * (rules.CALLS[PUSH] + 1)) == rules.TOO_LARGE
+
+
+def test_a_gibibyte_is_refused_from_its_head_and_costs_no_memory(door: Door) -> None:
+    before = door.memory_mb()
+    for member in (door.member("clinic-a"), None):
+        key = member.header if member else ""
+        head = (
+            f"POST {PUSH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\n"
+            f"flwr-public-key: {key}\r\ncontent-length: {1 << 30}\r\n\r\n"
+        )
+        seen = exchange(door, member, head.encode() + b"x" * (1 << 20))
+        assert seen.split()[1] in (b"413", b"400")
+    assert door.memory_mb() - before < 50
+
+
+def test_half_open_connections_do_not_keep_an_honest_site_out(door: Door) -> None:
+    site = door.member("clinic-a")
+    idle = []
+    try:
+        for _ in range(900):
+            one = socket.create_connection(("127.0.0.1", door.port))
+            idle.append(one)
+        for one in idle[::3]:
+            one.sendall(b"\x16\x03\x01")
+        begun = time.monotonic()
+        assert ask(door, site) == 200
+        assert time.monotonic() - begun < 10
+    finally:
+        for one in idle:
+            one.close()
+
+
+def test_a_silent_connection_and_half_a_header_end(door: Door) -> None:
+    site = door.member("clinic-a")
+    context = door.context(site)
+    with (
+        socket.create_connection(("127.0.0.1", door.port)) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as half,
+    ):
+        half.settimeout(rules.HEADER_S + 10)
+        half.sendall(b"POST /v1/fle")
+        assert half.recv(10) == b""
+
+
+def test_a_site_holds_a_bounded_number_of_connections(door: Door) -> None:
+    site = door.member("clinic-d")
+    headers = {**PROTOBUF, "flwr-public-key": site.header}
+    clients = [door.client(site) for _ in range(rules.CONNECTIONS_EACH + 2)]
+    served = 0
+    try:
+        for client in clients:
+            try:
+                served += client.post(PULL, content=b"x", headers=headers).status_code == 200
+            except httpx.TransportError:
+                pass
+    finally:
+        for client in clients:
+            client.close()
+    assert served == rules.CONNECTIONS_EACH
+
+
+def test_an_upstream_that_is_away_is_a_502_and_comes_back(door: Door) -> None:
+    site = door.member("clinic-e")
+    door.upstream.away = True
+    try:
+        assert ask(door, site) == rules.UPSTREAM
+    finally:
+        door.upstream.away = False
+    assert ask(door, site) == 200
+
+
+def test_sighup_reads_the_certificate_again(door: Door) -> None:
+    site = door.member("clinic-f")
+
+    def served() -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", door.port)) as plain,
+            door.context(site).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+        ):
+            return secured.getpeercert(True) or b""
+
+    before = served()
+    issue_server_certificate(load_authority(door.state.authority), door.state.tls)
+    door.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 20
+    while served() == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_log_has_a_line_a_request_and_no_content(door: Door) -> None:
+    site = door.member("clinic-g")
+    marker = "marker-of-a-body"
+    assert ask(door, site, content=marker.encode()) == 200
+    text = (door.state.root / "front.log").read_text()
+    assert f"clinic-g pull-messages 200 {len(marker)}" in text
+    assert marker not in text
+    assert site.header not in text
