@@ -81,7 +81,7 @@ def _parse_address(text: str) -> re.Match[str] | None:
 
 
 def create_node_key(private: Path, public: Path, comment: str) -> None:
-    """Write a new P-384 node key; refuses to replace one.
+    """Write a new P-256 node key; refuses to replace one.
 
     `private` is PKCS #8 PEM with mode 0600, `public` the line that the operator registers.
     The same key signs Flower's requests and is the key of the TLS client certificate.
@@ -90,7 +90,7 @@ def create_node_key(private: Path, public: Path, comment: str) -> None:
         raise ConfigurationError(
             f"{private}: a node key is already here", hint="the server knows this site by it"
         )
-    key = ec.generate_private_key(ec.SECP384R1())
+    key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -16,6 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command()(setup.init)
+app.command()(setup.front)
 app.command()(plans.plan)
 app.command()(plans.pin)
 app.command()(plans.sign)

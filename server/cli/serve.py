@@ -24,7 +24,8 @@ from server.cli.state_folder import load_operator_key, open_record, open_registr
 from server.cli.terminal import study_progress, write
 from server.flower.coordinator import Coordinator
 from server.flower.superlink import SuperLink
-from server.front.port import FrontDoor, open_port
+from server.flower.tasks import foreign_runs
+from server.front.port import open_door
 from server.operator.certificates import (
     check_certificate,
     issue_server_certificate,
@@ -81,10 +82,9 @@ def serve(
     with (
         open_registry(place) as registry,
         study_progress(study.name) as (show, say),
-        open_port(config.listen.host, port) as listener,
+        open_door(place.root.resolve(), config, port) as front,
     ):
         say(f"study {study.name}: starting on {config.listen.host}:{port}")
-        front = FrontDoor(place.root.resolve(), listener)
         with SuperLink(place.superlink, pin, front=front, environment=environment) as link:
             Coordinator(place, link.calls, registry, record, app, config.limits, show, say).run()
 
@@ -122,15 +122,18 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
     studies = study_rows(place)
     with open_registry(place) as registry:
         sites = list(registry.sites().values())
+    foreign = foreign_runs(place.superlink)
     if as_json:
         rows = [{"site": site.name, "state": site.state, "code": site.code} for site in sites]
-        write(json.dumps({"studies": studies, "sites": rows}) + "\n")
+        write(json.dumps({"studies": studies, "sites": rows, "foreign_runs": foreign}) + "\n")
         return
     for row in studies:
         now = "complete" if row["complete"] else f"{row['phase']} {row['waiting']}".strip()
         write(f"{row['study']:<24} {row['done']} of {row['total']} rounds: {now}\n")
     for site in sites:
         write(f"{site.name:<24} {site.state} {site.code}\n")
+    for row in foreign:
+        write(f"foreign run refused at {row['time']}: E-APP-UNPINNED\n")
 
 
 def study_rows(place: ServerState) -> list[dict[str, Any]]:

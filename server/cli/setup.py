@@ -1,4 +1,4 @@
-"""`init`: a new operator's state folder."""
+"""`init`, `front`: a new operator's state folder, and nginx before it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from common.wire import signing
 from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.terminal import write
+from server.front.nginx import config_path, nginx_conf
 from server.operator.certificates import create_authority, issue_server_certificate
-from server.operator.config import check_config, new_config
+from server.operator.config import check_config, load_config, new_config
 from server.operator.state import ServerState
 
 Name = Annotated[str, typer.Option(help="name of the consortium: letters, digits, hyphens")]
@@ -53,3 +54,20 @@ def make_root(root: Path) -> None:
     """Make the state folder, which only its owner enters."""
     with disk_faults_named("create", root):
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def front(state: StateFolder) -> None:
+    """Write the configuration of nginx, for `listen.front: nginx` in server.yaml.
+
+    nginx then runs as this user, beside `kohort-server run`.
+    """
+    place = ServerState(state)
+    config = load_config(place.config)
+    path = config_path(place)
+    with disk_faults_named("create", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    atomic_write(path, nginx_conf(place, config).encode())
+    write(f"written {path}\n")
+    if config.listen.front != "nginx":
+        write("server.yaml: listen.front is embedded: set it to nginx before you start both\n")
+    write(f"next: nginx -p {path.parent} -c {path}\n")

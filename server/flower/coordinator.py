@@ -18,14 +18,15 @@ from typing import Protocol
 
 from common.errors import KohortError, PeerError, RefusedError
 from common.storage.files import atomic_write
-from server.flower.calls import RunStatus
+from server.flower.calls import Node, RunStatus
+from server.flower.tasks import foreign_runs
 from server.operator.config import Limits
 from server.operator.sites import Registry, Site
 from server.operator.state import ServerState
 from server.rounds.record import Progress, StudyRecord
 
 TURN_S = 0.5
-STATUS_S = 15.0  # a look at a run costs Flower's command line a second of CPU
+STATUS_S = 1.0
 RESUBMIT_S = 5.0
 FINISH_S = 1.0  # for the app of a complete study to end by itself
 log = logging.getLogger("kohort.server")
@@ -35,6 +36,7 @@ class Link(Protocol):
     """What the coordinator needs of `server.flower.calls.OperatorCalls`."""
 
     def register(self, public_key: Path, name: str) -> int: ...
+    def nodes(self) -> tuple[Node, ...]: ...
     def unregister(self, node_id: int) -> None: ...
     def submit(self, app: Path) -> int: ...
     def run_status(self, run_id: int) -> RunStatus: ...
@@ -59,6 +61,7 @@ class Coordinator:
     turn_s: float = TURN_S
     resubmit_s: float = RESUBMIT_S
     _refused: set[str] = field(default_factory=set)
+    _foreign: int = 0
 
     def run(self) -> None:
         """Return when the study is complete.
@@ -66,6 +69,7 @@ class Coordinator:
         Raises PeerError (E-RUN-FAILED) when it cannot be completed.
         """
         self._stop_old_run()
+        self._foreign = len(foreign_runs(self.state.superlink))
         failures = 0
         best = -1
         while not self.record.complete():
@@ -74,7 +78,7 @@ class Coordinator:
                 best = done
                 failures = 0
             if failures >= self.limits.failures:
-                log_file = self.state.superlink / "superexec.log"
+                log_file = self.state.superlink / "serverapp.log"
                 raise PeerError(
                     f"{failures} runs failed without a round closed in between",
                     hint=f"read {log_file}, then start `kohort-server run` again",
@@ -88,6 +92,17 @@ class Coordinator:
                 )
                 time.sleep(self.resubmit_s)
         self.show(self.record.progress())
+
+    def restore_nodes(self) -> None:
+        """Register again the sites that Flower has lost, under their old names."""
+        known = {node.node_id for node in self.link.nodes()}
+        for name, site in self.registry.sites().items():
+            if site.active and site.node_id not in known and name not in self._refused:
+                try:
+                    self._register(site)
+                except RefusedError as error:
+                    self._refused.add(name)
+                    self.say(f"{name}: {error}")
 
     def sync_sites(self) -> None:
         """Tell Flower of newly enrolled and of revoked sites."""
@@ -121,6 +136,7 @@ class Coordinator:
     def _attempt(self) -> bool:
         """Submit one run and watch it; True when the study is complete."""
         try:
+            self.restore_nodes()
             self.sync_sites()
             run_id = self.link.submit(self.app_folder)
             self.record.journal.append("run", "submitted", {"run_id": run_id})
@@ -135,6 +151,7 @@ class Coordinator:
         while not self.record.complete():
             self.show(self.record.progress())
             self.sync_sites()
+            self._tell_foreign_runs()
             if time.monotonic() >= next_status:
                 if self.link.run_status(run_id).finished:
                     break
@@ -144,6 +161,13 @@ class Coordinator:
             time.sleep(FINISH_S)
         self.record.journal.append("run", "ended", {"run_id": run_id})
         return self.record.complete()
+
+    def _tell_foreign_runs(self) -> None:
+        """Say once of each run that was not of this plan and did not run."""
+        found = foreign_runs(self.state.superlink)
+        for row in found[self._foreign :]:
+            self.say(f"a foreign run was refused at {row['time']} (E-APP-UNPINNED)")
+        self._foreign = len(found)
 
     def _stop_old_run(self) -> None:
         """End a run that an earlier coordinator left behind."""

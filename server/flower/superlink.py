@@ -168,10 +168,10 @@ class SuperLink:
         """The embedded front; it inherits its listening socket, so none is lost in a restart."""
         if self._front is None:
             return ()
-        descriptor = self._front.listener.fileno()
-        command = program("server.front.process", str(self._front.state), str(descriptor))
+        where = self._front.where
+        command = program("server.front.process", str(self._front.state), where)
         log_file = self.state_dir / "front-errors.log"
-        return (Child("front", command, log_file, (descriptor,)),)
+        return (Child("front", command, log_file, self._front.descriptors),)
 
     def _watch(self) -> None:
         """Start the children, restart the dead, end them all on stop.

@@ -13,7 +13,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -104,7 +104,7 @@ class Listener:
 
     def __init__(self, listener: socket.socket, context: ssl.SSLContext, proxy: Proxy) -> None:
         self._listener = listener
-        self._context = context
+        self.context = context
         config = uvicorn.Config(
             proxy,
             lifespan="off",
@@ -173,7 +173,7 @@ class Listener:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._protocol,
                 peer,
-                ssl=self._context,
+                ssl=self.context,
                 ssl_handshake_timeout=rules.HANDSHAKE_S,
                 ssl_shutdown_timeout=1.0,
             )
@@ -223,13 +223,3 @@ async def _has_record(peer: socket.socket, readable: asyncio.Event) -> bool:
     if whole > RECORD_CAP:
         raise OSError("no TLS")
     return len(seen) >= whole
-
-
-def state_of(listener: Listener) -> dict[str, Any]:
-    """Return counts for a log line: half open, in handshake, open."""
-    connections = len(listener.server.server_state.connections)
-    return {
-        "half_open": len(listener._half_open),
-        "handshakes": len(listener._handshakes),
-        "open": connections,
-    }

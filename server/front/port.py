@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import EnvironmentFault
+from server.operator.config import ServerConfig
 
 BACKLOG = 1024
 
@@ -21,7 +22,27 @@ class FrontDoor:
     """What the front needs: the operator's state folder and a listening socket."""
 
     state: Path
-    listener: socket.socket
+    listener: socket.socket | None = None  # None behind nginx
+
+    @property
+    def where(self) -> str:
+        """What the front's process is told: a descriptor, or `nginx`."""
+        return "nginx" if self.listener is None else str(self.listener.fileno())
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors that the front's process inherits."""
+        return () if self.listener is None else (self.listener.fileno(),)
+
+
+@contextlib.contextmanager
+def open_door(state: Path, config: ServerConfig, port: int) -> Iterator[FrontDoor]:
+    """Yield the front that server.yaml names; nginx has a port of its own."""
+    if config.listen.front == "nginx":
+        yield FrontDoor(state)
+        return
+    with open_port(config.listen.host, port) as listener:
+        yield FrontDoor(state, listener)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
-"""The embedded front as a process: `python -m server.front.process STATE DESCRIPTOR`.
+"""The front as a process: `python -m server.front.process STATE WHERE`.
 
-In: the operator's state folder, the descriptor of a listening socket. Out: serves until SIGTERM.
+In: the operator's state folder; WHERE is the descriptor of a listening socket, or `nginx` for the
+unix socket behind nginx. Out: serves until SIGTERM.
 SIGHUP reads the server's certificate again.
 """
 
@@ -16,42 +17,55 @@ import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from server.front.behind import BehindNginx
 from server.front.listener import Listener, tls_context
 from server.front.proxy import Proxy
 from server.front.sites import Sites
-from server.front.sockets import FLEET, SOCKETS, SocketFolder
+from server.front.sockets import FLEET, FRONT, SOCKETS, SocketFolder
 from server.operator.certificates import ServerFiles
 from server.operator.state import ServerState
 
 LOG_BYTES = 8 << 20
 LOGS_KEPT = 3
+NGINX = "nginx"
 
 
-async def serve(state: ServerState, listener: socket.socket) -> None:
+async def serve(state: ServerState, where: str) -> None:
     """Serve until SIGTERM or SIGINT."""
-    files = ServerFiles(state.tls / "server.crt", state.tls / "server.key", state.tls / "ca.crt")
-    context = tls_context(files)
     sockets = SocketFolder(state.superlink / SOCKETS)
     sites = Sites(state.sites)
     proxy = Proxy(sites, sockets.path(FLEET))
-    front = Listener(listener, context, proxy)
+    front: Listener | BehindNginx
+    if where == NGINX:
+        front = BehindNginx(sockets.listen(FRONT), proxy)
+    else:
+        files = ServerFiles(
+            state.tls / "server.crt", state.tls / "server.key", state.tls / "ca.crt"
+        )
+        front = Listener(socket.socket(fileno=int(where)), tls_context(files), proxy)
+        _reload_on_hangup(front, files)
 
     def stop() -> None:
         front.server.should_exit = True
 
-    def reload() -> None:
-        context.load_cert_chain(files.certificate, files.key)
-        logging.getLogger("kohort.front").info("certificate read again")
-
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
-    loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         await front.serve()
     finally:
         await proxy.close()
         sites.close()
+
+
+def _reload_on_hangup(front: Listener, files: ServerFiles) -> None:
+    """Read the server's certificate again on SIGHUP; open connections keep the old one."""
+
+    def reload() -> None:
+        front.context.load_cert_chain(files.certificate, files.key)
+        logging.getLogger("kohort.front").info("certificate read again")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 def main() -> None:
@@ -66,7 +80,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
-    asyncio.run(serve(state, socket.socket(fileno=int(sys.argv[2]))))
+    asyncio.run(serve(state, sys.argv[2]))
 
 
 if __name__ == "__main__":

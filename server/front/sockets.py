@@ -1,4 +1,4 @@
-"""The two unix sockets on which the SuperLink answers; it listens on no port.
+"""The unix sockets on which the SuperLink answers; it listens on no port.
 
 `operator.sock` takes every call: for the executor and the coordinator, which run as this user.
 `fleet.sock` knows the calls of a site alone: for the front.
@@ -16,6 +16,7 @@ from common.errors import disk_faults_named
 SOCKETS = "sockets"  # the folder, in the SuperLink's own
 OPERATOR = "operator.sock"
 FLEET = "fleet.sock"
+FRONT = "front.sock"  # of the front's own process, behind nginx
 LONGEST_PATH = 100  # bytes; the kernel takes 107
 BACKLOG = 512
 MODE = 0o600

@@ -5,7 +5,7 @@ Guarantees: a site certificate holds the very key that the site registers with F
 revocation ends both; it can act as a client alone; the CA's private key never leaves its folder;
 an expired or foreign file is named before a server starts with it.
 Not covered: revocation (the operator unregisters the node).
-All keys are EC P-384 with SHA-384.
+New keys are EC P-256 with SHA-256; certificates on older P-384 keys stay valid.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def create_authority(folder: Path, name: str = "kohort") -> Authority:
                 f"{path}: a certificate authority is already here",
                 hint="every hospital trusts it: renew single certificates, do not make a new CA",
             )
-    key = ec.generate_private_key(ec.SECP384R1())
+    key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(f"{name} certificate authority")
     builder = _builder(subject, subject, key.public_key(), CA_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-    certificate = builder.sign(key, hashes.SHA384())
+    certificate = builder.sign(key, hashes.SHA256())
     _make_folder(folder)
     atomic_write(folder / "ca.key", _private_pem(key), mode=0o600)
     atomic_write(folder / "ca.crt", _pem(certificate))
@@ -93,7 +93,7 @@ def issue_server_certificate(
 
     An older one is replaced.
     """
-    key = ec.generate_private_key(ec.SECP384R1())
+    key = ec.generate_private_key(ec.SECP256R1())
     names = list(dict.fromkeys((*LOOPBACK, *hosts)))
     builder = _leaf(
         authority, _name(names[-1]), key.public_key(), days, ExtendedKeyUsageOID.SERVER_AUTH
@@ -105,7 +105,7 @@ def issue_server_certificate(
     files = ServerFiles(folder / "server.crt", folder / "server.key", folder / "ca.crt")
     atomic_write(files.ca, _pem(authority.certificate))
     atomic_write(files.key, _private_pem(key), mode=0o600)
-    atomic_write(files.certificate, _pem(builder.sign(authority.key, hashes.SHA384())))
+    atomic_write(files.certificate, _pem(builder.sign(authority.key, hashes.SHA256())))
     return files
 
 
@@ -114,11 +114,11 @@ def issue_site_certificate(
 ) -> None:
     """Write the client certificate of `site` to `out`.
 
-    `public_key`: its line `ecdsa-sha2-nistp384 AAAA...`.
+    `public_key`: its line `ecdsa-sha2-nistp256 AAAA...`.
     """
     key = parse_site_key(public_key)
     builder = _leaf(authority, _name(site), key, days, ExtendedKeyUsageOID.CLIENT_AUTH)
-    atomic_write(out, _pem(builder.sign(authority.key, hashes.SHA384())))
+    atomic_write(out, _pem(builder.sign(authority.key, hashes.SHA256())))
 
 
 def parse_site_key(public_key: str) -> ec.EllipticCurvePublicKey:
@@ -126,7 +126,7 @@ def parse_site_key(public_key: str) -> ec.EllipticCurvePublicKey:
 
     Raises ConfigurationError for any other kind.
     """
-    expected = "expected one line `ecdsa-sha2-nistp384 AAAA...` (the site's keys/node.pub)"
+    expected = "expected one line `ecdsa-sha2-nistp256 AAAA...` (the site's keys/node.pub)"
     try:
         key = serialization.load_ssh_public_key(" ".join(public_key.split()[:2]).encode())
     except (ValueError, UnsupportedAlgorithm) as error:

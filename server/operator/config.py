@@ -20,20 +20,24 @@ from common.storage.files import atomic_write
 from common.study.fields import Identifier
 
 DEFAULT_PORT = 9443
+LOOPBACK = ("127.0.0.1", "localhost")
 HOST_CHARACTERS = 64  # of a certificate's common name
 
 
 class Listen(FrozenModel):
-    """Where the SuperLink listens: on the loopback interface where a proxy stands before it."""
+    """The one port that sites reach: TLS 1.3, for the certificates of enrolled sites alone."""
 
+    front: Literal["embedded", "nginx"] = Field(
+        default="embedded",
+        description="program behind the port: `embedded`, which `kohort-server run` starts, or "
+        "`nginx`, with the configuration that `kohort-server front` prints",
+    )
     host: str = Field(
-        default="127.0.0.1",
+        default="::",
         pattern=r"^[0-9a-zA-Z.:-]{1,255}$",
-        description="address of the interface to listen on; 127.0.0.1 behind nginx",
+        description="address of the interface to listen on; `::` takes every one, IPv4 and IPv6",
     )
-    port: int = Field(
-        default=DEFAULT_PORT, ge=1, le=65535, description="TCP port of the SuperLink itself"
-    )
+    port: int = Field(default=DEFAULT_PORT, ge=1, le=65535, description="TCP port to listen on")
 
 
 class Limits(FrozenModel):
@@ -87,7 +91,7 @@ class ServerConfig(FrozenModel):
         max_length=300,
         description="address that the sites connect to: https://HOST:PORT, without a path",
     )
-    listen: Listen = Field(default=Listen(), description="where the SuperLink listens")
+    listen: Listen = Field(default=Listen(), description="the one port that sites reach")
     limits: Limits = Field(default=Limits(), description="times and counts of the round loop")
 
     @field_validator("url")
@@ -132,6 +136,8 @@ def split_url(url: str) -> SplitResult:
 def check_config(name: str, url: str) -> ServerConfig:
     """Return the configuration of a new operator: it listens on the URL's port.
 
+    With a URL of this machine alone it listens on the loopback interface alone.
+
     Raises ConfigurationError that names the options of `kohort-server init`.
     """
     try:
@@ -143,7 +149,10 @@ def check_config(name: str, url: str) -> ServerConfig:
             problems=problems,
             hint="for example --name eye-consortium --url https://kohort.example.org:9443",
         ) from error
-    return config.model_copy(update={"listen": Listen(port=config.url_port)})
+    listen = Listen(port=config.url_port)
+    if config.host in LOOPBACK:
+        listen = Listen(host="127.0.0.1", port=config.url_port)
+    return config.model_copy(update={"listen": listen})
 
 
 def new_config(name: str, url: str, path: Path) -> ServerConfig:
@@ -177,5 +186,11 @@ def _lines(model: BaseModel, indent: str) -> str:
             text += f"\n{indent}# {(type(value).__doc__ or '').strip()}\n{indent}{name}:\n"
             text += _lines(value, indent + "  ")
         else:
-            text += f"{indent}{name}: {value}  # {field.description}\n"
+            text += f"{indent}{name}: {_spell(value)}  # {field.description}\n"
     return text
+
+
+def _spell(value: object) -> str:
+    """A value as YAML; one that starts with a colon needs quotes."""
+    text = str(value)
+    return f'"{text}"' if text.startswith(":") else text

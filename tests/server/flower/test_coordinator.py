@@ -10,8 +10,9 @@ import pytest
 
 from common.errors import PeerError, RefusedError
 from server.flower import coordinator
-from server.flower.calls import RunStatus
+from server.flower.calls import Node, RunStatus
 from server.flower.coordinator import Coordinator
+from server.flower.tasks import note_foreign_run
 from server.rounds.loop import train_round
 from tests.federation import QUICK, Federation
 
@@ -23,6 +24,11 @@ class ScriptedLink:
     runs: list[Callable[[], None]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     revoked: bool = False
+    lost: bool = False  # Flower has forgotten every node but the one it gives now
+
+    def nodes(self) -> tuple[Node, ...]:
+        known = range(7, 8) if self.lost else range(1000)
+        return tuple(Node(number, "", "online", b"") for number in known)
 
     def register(self, public_key: Path, name: str) -> int:
         assert public_key.read_text().strip(), (
@@ -125,3 +131,24 @@ def test_a_run_that_an_earlier_server_left_is_ended_first(federation: Federation
     federation.run()
     made.run()
     assert link.calls == ["stop 41"]
+
+
+def test_sites_that_flower_has_lost_are_registered_again_under_their_names(
+    federation: Federation,
+) -> None:
+    link = ScriptedLink(lost=True)
+    made, _ = coordinate(federation, link)
+    names = [name for name, site in made.registry.sites().items() if site.active]
+    made.restore_nodes()
+    assert link.calls == [f"register {name}" for name in names]
+    assert [made.registry.get(name).node_id for name in names] == [7] * len(names)
+    made.restore_nodes()
+    assert len(link.calls) == len(names)
+
+
+def test_a_foreign_run_is_told_once(federation: Federation) -> None:
+    made, said = coordinate(federation, ScriptedLink())
+    note_foreign_run(federation.state.superlink, 9, "ab" * 32)
+    made._tell_foreign_runs()
+    made._tell_foreign_runs()
+    assert len(said) == 1 and "E-APP-UNPINNED" in said[0]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -17,10 +20,12 @@ import httpx
 import pytest
 
 from client.fleet.connection import create_node_key
+from common.process import free_port
 from common.wire import signing
+from server.front.nginx import config_path, nginx_conf
 from server.front.port import open_port
 from server.front.sites import header_of
-from server.front.sockets import FLEET, SOCKETS, SocketFolder
+from server.front.sockets import FLEET, FRONT, SOCKETS, SocketFolder
 from server.operator.certificates import (
     create_authority,
     issue_server_certificate,
@@ -28,9 +33,11 @@ from server.operator.certificates import (
     load_authority,
     parse_site_key,
 )
+from server.operator.config import Listen, ServerConfig
 from server.operator.requests import Request
 from server.operator.sites import Registry
 from server.operator.state import ServerState
+from tests.transport import until
 
 PULL = "/v1/fleet/pull-messages"
 PUSH = "/v1/fleet/push-object"
@@ -92,6 +99,7 @@ class Door:
     port: int
     upstream: Upstream
     process: subprocess.Popen[bytes]
+    kind: str
     members: dict[str, Member] = field(default_factory=dict)
 
     def member(self, name: str, *, enrolled: bool = True) -> Member:
@@ -136,14 +144,19 @@ class Door:
         )
 
     def memory_mb(self) -> float:
-        """Resident memory of the front's process."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
+        """Resident memory of the front's process and its workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        total = 0
+        for pid in (str(self.process.pid), *children.split()):
+            status = Path(f"/proc/{pid}/status").read_text()
+            total += int(next(row for row in status.splitlines() if "VmRSS" in row).split()[1])
+        return total / 1024
 
 
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+@pytest.fixture(scope="module", params=["embedded", "nginx"])
+def door(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Door]:
     folder = tmp_path_factory.mktemp("front")
     state = ServerState(folder / "server")
     issue_server_certificate(create_authority(state.authority), state.tls)
@@ -151,15 +164,51 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     sockets = SocketFolder(state.superlink / SOCKETS)
     upstream = Upstream(sockets.path(FLEET))
     threading.Thread(target=upstream.serve_forever, args=(0.05,), daemon=True).start()
+    start = {"embedded": embedded, "nginx": behind_nginx}[request.param]
+    try:
+        with start(state) as (port, process):
+            yield Door(state, port, upstream, process, request.param)
+    finally:
+        upstream.shutdown()
+        upstream.server_close()
+        sockets.close()
+
+
+@contextmanager
+def embedded(state: ServerState) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The front that `kohort-server run` starts: its port and its process."""
     with open_port("127.0.0.1", 0) as listener:
         number = listener.fileno()
         command = [sys.executable, "-P", "-m", "server.front.process", str(state.root), str(number)]
         process = subprocess.Popen(command, pass_fds=(number,))
         try:
-            yield Door(state, listener.getsockname()[1], upstream, process)
+            yield listener.getsockname()[1], process
         finally:
             process.terminate()
             process.wait(20)
-            upstream.shutdown()
-            upstream.server_close()
-            sockets.close()
+
+
+@contextmanager
+def behind_nginx(state: ServerState) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """nginx with the configuration of `kohort-server front`, and the front's process behind it."""
+    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    listen = Listen(front="nginx", host="127.0.0.1", port=free_port())
+    config = ServerConfig(name="demo", url="https://127.0.0.1:1", listen=listen)
+    path = config_path(state)
+    path.parent.mkdir(parents=True)
+    path.write_text(nginx_conf(state, config))
+    behind = subprocess.Popen(
+        [sys.executable, "-P", "-m", "server.front.process", str(state.root), "nginx"]
+    )
+    command = [nginx, "-p", str(path.parent), "-c", str(path), "-g", "daemon off; user root;"]
+    process = subprocess.Popen(command)
+    try:
+        until((state.superlink / SOCKETS / FRONT).exists)
+        until((path.parent / "nginx.pid").exists)
+        yield listen.port, process
+    finally:
+        for one in (process, behind):
+            one.terminate()
+            one.wait(20)

@@ -17,8 +17,13 @@ def test_the_generated_file_reads_back_as_the_same_value(tmp_path: Path) -> None
     assert (config.host, config.listen.port, config.listen.host) == (
         "server.example",
         9443,
-        "127.0.0.1",
+        "::",
     )
+
+
+def test_a_server_for_this_machine_alone_listens_on_loopback_alone(tmp_path: Path) -> None:
+    config = new_config("demo", "https://127.0.0.1:9443", tmp_path / "server.yaml")
+    assert load_config(tmp_path / "server.yaml").listen.host == config.listen.host == "127.0.0.1"
 
 
 def test_the_sample_names_every_key_with_its_meaning() -> None:

@@ -27,7 +27,7 @@ CONFIG = ServerConfig(name="demo", url="https://localhost:9443")
 def request(path: Path, site: str = "hospital-a", **changes: Any) -> Path:
     """A site's request file, signed unless told otherwise."""
     key = changes.pop("key", None) or signing.new_key()
-    node = ec.generate_private_key(ec.SECP384R1()).public_key()
+    node = ec.generate_private_key(ec.SECP256R1()).public_key()
     body: dict[str, Any] = {
         "format": "kohort-request/1",
         "site": site,
@@ -98,7 +98,7 @@ def test_a_revoked_name_enrols_again_with_new_keys_only(tmp_path: Path, state: S
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception]]] = {
     "its name was changed after signing": ({"altered": {"site": "hospital-b"}}, RefusedError),
     "its node key was changed after signing": (
-        {"altered": {"node_key": "ecdsa-sha2-nistp384 AAAA"}},
+        {"altered": {"node_key": "ecdsa-sha2-nistp256 AAAA"}},
         ConfigurationError,
     ),
     "it has another signature": ({"altered": {"signature": "x"}}, RefusedError),

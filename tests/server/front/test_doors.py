@@ -1,4 +1,4 @@
-"""The embedded front over real TLS: what passes, what does not, and what an attacker can cost."""
+"""Both fronts over real TLS, one table of requests: what passes, and what an attacker can cost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ask(door: Door, member: Member | None, path: str = PULL, **changes: object) 
     content = changes.pop("content", b"x")
     with door.client(member) as client:
         answer = client.request(method, path, content=content, headers=headers)  # type: ignore[arg-type]
-    assert answer.status_code == 200 or answer.content == b""
+    assert answer.status_code == 200 or door.kind == "nginx" or answer.content == b""
     return answer.status_code
 
 
@@ -133,16 +133,24 @@ def test_a_revoked_site_is_refused_at_its_next_request(door: Door) -> None:
         assert answer.status_code == rules.NOT_ENROLLED
 
 
-def test_an_expired_or_foreign_certificate_ends_the_handshake(door: Door, tmp_path: Path) -> None:
+def test_an_expired_or_foreign_certificate_gets_no_further_than_tls(
+    door: Door, tmp_path: Path
+) -> None:
     late = door.member("late")
     public = late.key.with_suffix(".pub").read_text()
     authority = load_authority(door.state.authority)
     issue_site_certificate(authority, "late", public, late.certificate, days=-1)
-    with pytest.raises(httpx.TransportError):
-        ask(door, late)
+    assert refused(door, late)
     issue_site_certificate(create_authority(tmp_path / "ca"), "late", public, late.certificate)
-    with pytest.raises(httpx.TransportError):
-        ask(door, late)
+    assert refused(door, late)
+
+
+def refused(door: Door, member: Member) -> bool:
+    """Whether a certificate got no further than TLS, or got nginx's 400."""
+    try:
+        return ask(door, member) == rules.NO_CERTIFICATE
+    except httpx.TransportError:
+        return True
 
 
 def test_only_tls_1_3_is_spoken(door: Door) -> None:
@@ -191,7 +199,7 @@ def test_a_header_without_end_costs_sixteen_kibibytes(door: Door) -> None:
         seen = exchange(door, site, text)
     except (ssl.SSLError, ConnectionError):
         seen = b""
-    assert seen == b""
+    assert seen == b"" or seen.split()[1] == b"400"
 
 
 def test_a_whole_object_passes_and_a_byte_more_does_not(door: Door) -> None:
@@ -243,6 +251,8 @@ def test_a_silent_connection_and_half_a_header_end(door: Door) -> None:
 
 
 def test_a_site_holds_a_bounded_number_of_connections(door: Door) -> None:
+    if door.kind == "nginx":
+        pytest.skip("nginx counts requests at work, not connections")
     site = door.member("clinic-d")
     headers = {**PROTOBUF, "flwr-public-key": site.header}
     clients = [door.client(site) for _ in range(rules.CONNECTIONS_EACH + 2)]

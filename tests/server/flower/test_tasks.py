@@ -1,0 +1,61 @@
+"""The executor's claim and the foreign runs: written whole, read totally, bounded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import RefusedError
+from server.flower.tasks import (
+    FOREIGN_FILE,
+    FOREIGN_KEPT,
+    Claim,
+    ClaimFile,
+    foreign_runs,
+    note_foreign_run,
+)
+
+CLAIM = Claim("token", 3, 4, b"input")
+
+
+def test_a_claim_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    file = ClaimFile(tmp_path / "claim.json")
+    assert file.read() is None
+    file.write(CLAIM)
+    assert file.read() == CLAIM
+    assert (tmp_path / "claim.json").stat().st_mode & 0o777 == 0o600
+    file.drop()
+    assert file.read() is None
+
+
+BAD = [b"", b"{}", b"[]", b"null", b"\xff", b'{"token":1,"task_id":1,"run_id":1,"answer":""}']
+BAD += [json.dumps({**json.loads(CLAIM.to_json()), "task_id": True}).encode()]
+BAD += [json.dumps({**json.loads(CLAIM.to_json()), "answer": "*"}).encode()]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_damaged_claim_is_no_claim(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(RefusedError):
+        Claim.from_json(text)
+    path = tmp_path / "claim.json"
+    path.write_bytes(text)
+    assert ClaimFile(path).read() is None
+    assert not path.exists()
+
+
+def test_foreign_runs_are_kept_the_newest_of_them(tmp_path: Path) -> None:
+    assert foreign_runs(tmp_path) == []
+    for number in range(FOREIGN_KEPT + 5):
+        rows = foreign_runs(tmp_path)[-1:]
+        if number < 5 or number > FOREIGN_KEPT:
+            note_foreign_run(tmp_path, number, "ab" * 40)
+            rows = foreign_runs(tmp_path)
+            assert rows[-1]["run"] == number
+            assert len(rows[-1]["bundle"]) == 64
+    (tmp_path / FOREIGN_FILE).write_text("[" + ",".join(["{}"] * (FOREIGN_KEPT + 9)) + "]")
+    note_foreign_run(tmp_path, 1, "")
+    assert len(foreign_runs(tmp_path)) == FOREIGN_KEPT
+    (tmp_path / FOREIGN_FILE).write_text("{")
+    assert foreign_runs(tmp_path) == []
