@@ -54,7 +54,7 @@ class BehindNginx:
         self.server.lifespan = config.lifespan_class(config)
 
     async def serve(self) -> None:
-        """Serve until `server.should_exit` is set."""
+        """Serve until the server is told to exit."""
         await self.server.startup(sockets=[self._listener])
         try:
             await self.server.main_loop()

@@ -122,7 +122,7 @@ class Listener:
         self._handshakes: dict[asyncio.Task[None], None] = {}
 
     async def serve(self) -> None:
-        """Accept until `server.should_exit` is set."""
+        """Accept until the server is told to exit."""
         await self.server.startup(sockets=[])
         accepting = asyncio.create_task(self._accept())
         try:

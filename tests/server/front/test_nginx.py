@@ -18,11 +18,10 @@ CONFIG = ServerConfig(name="demo", url="https://kohort.example.org:9443")
 
 def test_every_call_has_its_place_its_cap_and_nothing_else_has_one() -> None:
     text = nginx_conf(ServerState(Path("/srv/k")), CONFIG)
-    for path, cap in rules.CALLS.items():
-        place = text[text.index(f"location = {path} {{") :]
-        assert f"client_max_body_size {cap};" in place[: place.index("}\n    location")] or (
-            path == list(rules.CALLS)[-1] and f"client_max_body_size {cap};" in place
-        )
+    places = text.split("location = ")[1:]
+    for place, (path, cap) in zip(places, rules.CALLS.items(), strict=True):
+        assert place.startswith(f"{path} {{")
+        assert f"client_max_body_size {cap};" in place
     assert text.count("location") == len(rules.CALLS) + 1
     assert "location / { return 404; }" in text
     assert "ssl_protocols TLSv1.3;" in text

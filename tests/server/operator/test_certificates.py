@@ -118,7 +118,7 @@ def test_a_site_certificate_cannot_act_as_a_server(authority: Authority, tmp_pat
     assert certificate.subject.rfc4514_string() == "CN=a"
 
 
-def test_keys_are_p384_and_readable_by_their_owner_alone(
+def test_keys_are_p256_and_readable_by_their_owner_alone(
     authority: Authority, tmp_path: Path
 ) -> None:
     create_authority(tmp_path / "ca")
@@ -128,7 +128,7 @@ def test_keys_are_p384_and_readable_by_their_owner_alone(
         assert path.stat().st_mode & 0o777 == 0o600
         key = serialization.load_pem_private_key(path.read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
-        assert key.curve.name == "secp384r1"
+        assert key.curve.name == "secp256r1"
 
 
 def test_an_authority_and_a_node_key_are_never_replaced(tmp_path: Path) -> None:
