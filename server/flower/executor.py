@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -55,7 +55,7 @@ class Executor:
         self._sockets = SocketFolder(self.folder / SOCKETS)
         secret = read_capped(self.folder / SECRET_FILE, SECRET_CAP_BYTES).strip()
         self._runtime = executor_client(self._sockets, secret)
-        self._claims = ClaimFile(self.folder / CLAIM_FILE)
+        self._claims = ClaimFile(self.folder / CLAIM_FILE, self.pin)
 
     def run(self) -> None:
         """Take tasks for ever; a SuperLink that does not answer is asked again."""
@@ -82,7 +82,8 @@ class Executor:
             self._refuse(found.token, found.task.run_id, found.task.fab_hash)
             return None
         # (3) store the claim, fetch the input
-        claim = Claim(found.token, found.task.task_id, found.task.run_id, b"")
+        task = found.task
+        claim = Claim(self.pin, found.token, task.task_id, task.run_id, b"")
         self._claims.write(claim)
         return self._with_input(claim)
 
@@ -95,7 +96,7 @@ class Executor:
             self._refuse(claim.token, claim.run_id, answer.fab.hash_str)
             return None
         answer.ClearField("fab")
-        whole = Claim(claim.token, claim.task_id, claim.run_id, answer.SerializeToString())
+        whole = replace(claim, answer=answer.SerializeToString())
         self._claims.write(whole)
         return whole
 

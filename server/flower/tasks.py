@@ -25,8 +25,9 @@ FOREIGN_KEPT = 1000
 
 @dataclass(frozen=True)
 class Claim:
-    """A task that is ours: its token, its ids, and its input as Flower's bytes."""
+    """A task of the plan `pin`: its token, its ids, and its input as Flower's bytes."""
 
+    pin: str
     token: str
     task_id: int
     run_id: int
@@ -35,6 +36,7 @@ class Claim:
     def to_json(self) -> bytes:
         """Return the text of the claim's file, which a child gets as well."""
         data = {
+            "pin": self.pin,
             "token": self.token,
             "task_id": self.task_id,
             "run_id": self.run_id,
@@ -48,29 +50,36 @@ class Claim:
         try:
             data = json.loads(text)
             answer = base64.b64decode(data["answer"], validate=True)
-            claim = cls(data["token"], data["task_id"], data["run_id"], answer)
+            claim = cls(data["pin"], data["token"], data["task_id"], data["run_id"], answer)
         except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError("claim: expected token, task_id, run_id and answer") from error
-        if type(claim.token) is not str or {type(claim.task_id), type(claim.run_id)} != {int}:
-            raise RefusedError("claim: expected a text and two whole numbers")
+            raise RefusedError("claim: expected pin, token, task_id, run_id, answer") from error
+        if {type(claim.pin), type(claim.token)} != {str} or {
+            type(claim.task_id),
+            type(claim.run_id),
+        } != {int}:
+            raise RefusedError("claim: expected two texts and two whole numbers")
         return claim
 
 
 class ClaimFile:
     """The claim of one executor, in one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pin: str) -> None:
         self._path = path
+        self._pin = pin
 
     def read(self) -> Claim | None:
-        """Return the claim of an earlier start; None where there is none, or none that is whole."""
+        """Return the claim of an earlier start for the same plan, if it is there and whole."""
         if not self._path.exists():
             return None
         try:
-            return Claim.from_json(read_capped(self._path, CLAIM_CAP_BYTES))
+            claim = Claim.from_json(read_capped(self._path, CLAIM_CAP_BYTES))
         except RefusedError:
+            claim = None
+        if claim is None or claim.pin != self._pin:
             self.drop()
             return None
+        return claim
 
     def write(self, claim: Claim) -> None:
         """Store the claim; on disk when this returns."""

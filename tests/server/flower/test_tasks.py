@@ -17,11 +17,12 @@ from server.flower.tasks import (
     note_foreign_run,
 )
 
-CLAIM = Claim("token", 3, 4, b"input")
+PIN = "ab" * 32
+CLAIM = Claim(PIN, "token", 3, 4, b"input")
 
 
 def test_a_claim_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    file = ClaimFile(tmp_path / "claim.json")
+    file = ClaimFile(tmp_path / "claim.json", PIN)
     assert file.read() is None
     file.write(CLAIM)
     assert file.read() == CLAIM
@@ -30,7 +31,20 @@ def test_a_claim_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert file.read() is None
 
 
-BAD = [b"", b"{}", b"[]", b"null", b"\xff", b'{"token":1,"task_id":1,"run_id":1,"answer":""}']
+def test_a_claim_of_another_plan_is_dropped(tmp_path: Path) -> None:
+    ClaimFile(tmp_path / "claim.json", PIN).write(CLAIM)
+    assert ClaimFile(tmp_path / "claim.json", "cd" * 32).read() is None
+    assert not (tmp_path / "claim.json").exists()
+
+
+BAD = [
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"\xff",
+    b'{"pin":"","token":1,"task_id":1,"run_id":1,"answer":""}',
+]
 BAD += [json.dumps({**json.loads(CLAIM.to_json()), "task_id": True}).encode()]
 BAD += [json.dumps({**json.loads(CLAIM.to_json()), "answer": "*"}).encode()]
 
@@ -41,7 +55,7 @@ def test_a_damaged_claim_is_no_claim(tmp_path: Path, text: bytes) -> None:
         Claim.from_json(text)
     path = tmp_path / "claim.json"
     path.write_bytes(text)
-    assert ClaimFile(path).read() is None
+    assert ClaimFile(path, PIN).read() is None
     assert not path.exists()
 
 
