@@ -246,7 +246,7 @@ def test_a_silent_connection_and_half_a_header_end(door: Door) -> None:
         context.wrap_socket(plain, server_hostname="127.0.0.1") as half,
     ):
         half.settimeout(rules.HEADER_S + 10)
-        half.sendall(b"POST /v1/fle")
+        half.sendall(b"POST /v1/")
         assert half.recv(10) == b""
 
 
