@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.state.seen_weights import SeenWeights
+from client.daemon import path
+from client.state.seen_weights import Place, SeenWeights
 from common.errors import KohortError, PolicyError, RefusedError
 from common.privacy.global_weights import largest_move
 from common.wire import tensors
@@ -157,6 +158,20 @@ def test_one_round_has_one_set_of_weights(hospital: Hospital, children: Children
     refused(lambda: train(hospital, 1, moved(1.5)), "E-GATE-18")
     assert spent(hospital) == before
     train(hospital, 1, moved(1.0))
+
+
+@pytest.mark.parametrize("place", [0, 15, 16, 31, 32, 63])
+def test_the_weights_of_a_round_are_compared_to_the_last_digit(
+    hospital: Hospital, place: int
+) -> None:
+    """On digests alone: no weights are known whose digests begin alike."""
+    header = Header.model_validate_json(hospital.ask("train", weights=START["gan"]).header)
+    other = "f" if header.digest[place] == "0" else "0"
+    changed = header.digest[:place] + other + header.digest[place + 1 :]
+    assert path._is_known(header, [Place("train", "gan", 0, header.digest)])
+    with pytest.raises(RefusedError) as refused:
+        path._is_known(header, [Place("train", "gan", 0, changed)])
+    assert refused.value.code == "E-GATE-18"
 
 
 def test_an_answered_round_gets_its_stored_bytes_whatever_weights_come(
