@@ -4,7 +4,7 @@ In: a `Batch` of inputs. Out: contact_sheet.png, evidence.json, then out.safeten
 Steps:
   1 train the encoder on generator samples
   2 invert every image of the cohort
-  3 group the patients; frozen groups come again (rosters.py)
+  3 group the patients; what was released of frozen groups comes again (rosters.py)
   4 align each group and render its images
   5 privatize a public share of the groups
   6 audit, drop what fails (checks.py)
@@ -26,11 +26,9 @@ from client.child.checks import Candidate, audit_candidates, deciding_codes, dro
 from client.child.inputs import Batch
 from client.child.rosters import (
     choose_privatized,
-    frozen_groups,
     group_patients,
     keep_accepted,
     keyed_digest,
-    person_names,
     roster_of,
 )
 from client.egress.contact_sheet import contact_sheet
@@ -124,16 +122,16 @@ def average_groups(
 
     Of too many images a share is kept that a secret chooses.
     """
-    # (3) group the patients
-    grouping, who = group_patients(batch, inverted)
-    private = choose_privatized(batch, grouping)
-    # (4) align each group and render its images
-    candidates: list[Candidate] = []
+    # (3) group the patients; what was released of a frozen group comes again
+    formed = group_patients(batch, inverted)
+    private = choose_privatized(batch, formed)
+    candidates = list(formed.again)
+    # (4) align each new group and render its images
     if inverted is not None:
-        plain = [group for group in grouping.groups if group not in private]
-        candidates += align_groups(batch, plain, who, inverted, random)
+        plain = [group for group in formed.new if group not in private]
+        candidates += align_groups(batch, plain, formed.who, inverted, random)
     # (5) privatize a public share of the groups
-    candidates += privatize_groups(batch, private, who)
+    candidates += privatize_groups(batch, private, formed.who)
     candidates.sort(
         key=lambda candidate: keyed_digest(batch.secret, "leaves", candidate.group.token)
     )
@@ -213,9 +211,9 @@ def publish_cells(
     """Return the images of grouping `anchors`: noisy means of cells, decoded (steps 3 to 5).
 
     Their epsilon was reserved before this process started. Nothing here may tell more than the
-    noisy means do: a patient of a frozen group takes no part; no private Gram matrix steers an
-    image; of too many images chance picks; every refusal that depends on patients has one code
-    (E-NO-IMAGES).
+    noisy means do: every patient takes part, whatever was released before; no private Gram matrix
+    steers an image; of too many images chance picks; every refusal that depends on patients has one
+    code (E-NO-IMAGES).
     """
     mechanism = anchors_event(batch.study)
     plan = batch.synthesis
@@ -223,7 +221,7 @@ def publish_cells(
     assert mechanism is not None
     known, found = inverted
     # (3) who takes part, and in which of the public cells
-    who = unfrozen_roster(batch, found)
+    who = anchors_roster(batch, found)
     components = mechanism.components
     codes = patient_codes(known.whitening(found.encoded.numpy())[:, :components], who)
     centres = make_cells(known.samples, known.whitening).centres
@@ -243,9 +241,12 @@ def publish_cells(
     return [candidates[row] for row in order[: plan.max_images_per_site]]
 
 
-def unfrozen_roster(batch: Batch, found: Inversion) -> Roster:
-    """Return the patients of no frozen group; raises PolicyError for too many ids of one person."""
-    frozen = frozen_groups(batch)
+def anchors_roster(batch: Batch, found: Inversion) -> Roster:
+    """Return every patient with an accepted image, under the cohort's own names.
+
+    Whether an image is accepted depends on this image and on the generator alone. No frozen group
+    decides who takes part. Raises PolicyError for too many ids of one person.
+    """
     if any(len(aliases) > MOST_LINKED for aliases in batch.cohort.aliases):
         raise PolicyError(
             f"anchors: more than {MOST_LINKED} patient ids are one person",
@@ -253,8 +254,7 @@ def unfrozen_roster(batch: Batch, found: Inversion) -> Roster:
             "or correct the ids, and ingest again",
             code="E-NO-IMAGES",
         )
-    who = roster_of(batch, person_names(batch.cohort, frozen), found.accepted)
-    return who.without({member for group in frozen for member in group.members})
+    return roster_of(batch, batch.cohort.pseudonyms, found.accepted)
 
 
 def all_strata(batch: Batch) -> list[Stratum]:

@@ -1,7 +1,8 @@
 """Who is grouped, and into which groups: the rosters and groups of one image batch.
 
-Guarantees: a frozen group comes again whole or not at all; `random` groups are formed without
-looking at a pixel.
+Guarantees: a frozen group comes again with its stored images, or not at all; `random` groups are
+formed without looking at a pixel; where an epsilon per patient covers every image, the daemon names
+no frozen group (client/egress/frozen.py).
 Not covered: how groups are formed (client/synthesize/group.py); the daemon freezes what is only
 proposed here.
 """
@@ -10,60 +11,135 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.child.checks import Candidate
 from client.child.inputs import Batch
 from client.egress.evidence import EVIDENCE_CAP_BYTES, Evidence
 from client.ingest.cohort import Cohort
-from client.state.group_store import Group, Grouping, GroupStore
-from client.state.jobs import GROUPS
-from client.synthesize.group import Roster, patient_codes, regroup, roster
+from client.state.artefacts import USES
+from client.state.group_store import Group, Grouping
+from client.state.jobs import GROUPS, OUTPUT_CAP_BYTES, STORED
+from client.synthesize.group import Roster, patient_codes, regroup, roster, strata_of
 from client.synthesize.invert import Inversion
 from client.synthesize.metric import make_metric_cells, make_points
 from client.synthesize.reference import Reference
+from common.arrays import Labels
 from common.errors import PolicyError
 from common.storage.files import read_capped
+from common.wire.tensors import read
 
-STORE = "groups.sqlite"  # in the job folder: a copy, for this batch alone
 
+@dataclass(frozen=True)
+class FrozenGroups:
+    """The site's frozen groups, and what this batch may do with each.
 
-def group_patients(
-    batch: Batch, inverted: tuple[Reference, Inversion] | None
-) -> tuple[Grouping, Roster]:
-    """Return frozen groups that come again and new groups of at least k, and who was grouped.
-
-    Raises PolicyError (E-GROUP-SIZE).
+    `again`: the stored images to send again, by the group's token; `draws`: tokens of groups whose
+    average may be drawn once more. The others are held back.
     """
-    frozen = frozen_groups(batch)
+
+    groups: tuple[Group, ...] = ()
+    again: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
+    draws: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Formed:
+    """The groups of one batch: all of them disjoint, none with a patient of another frozen group.
+
+    `again`: images that were released before; nothing is computed for them. `draws`: groups whose
+    average was released with noise alone, and is privatized once more. `new`: groups that are not
+    frozen. `who`: the roster of those whose images count.
+    """
+
+    again: tuple[Candidate, ...]
+    draws: tuple[Group, ...]
+    new: tuple[Group, ...]
+    who: Roster
+
+
+def group_patients(batch: Batch, inverted: tuple[Reference, Inversion] | None) -> Formed:
+    """Return what frozen groups give again, new groups of at least k, and who was grouped.
+
+    Raises PolicyError: E-GROUP-SIZE, or E-GROUP-ARTEFACT where every group is held back.
+    """
+    frozen = read_frozen(batch.folder)
     mode = batch.synthesis.grouping
-    names = person_names(batch.cohort, frozen)
+    names = person_names(batch.cohort, frozen.groups)
     codes = None
     cells = None
-    with GroupStore(batch.folder / STORE) as store:
-        # frozen groups come again exactly
-        store.freeze(Grouping(frozen, ()))
-        if mode == "random" or inverted is None:
-            who = roster_of(batch, names, None)
-        else:
-            known, found = inverted
-            who = roster_of(batch, names, found.accepted)
-            codes = patient_codes(make_points(known, found, batch.synthesis.group_by), who)
-            if mode == "cells":
-                cells = make_metric_cells(known, batch.synthesis.group_by)
-        # new groups among patients of no frozen group
-        k = batch.synthesis.k
-        grouping = regroup(store, who, k, mode, key=batch.secret, codes=codes, cells=cells)
+    if mode == "random" or inverted is None:
+        who = roster_of(batch, names, None)
+    else:
+        known, found = inverted
+        who = roster_of(batch, names, found.accepted)
+        codes = patient_codes(make_points(known, found, batch.synthesis.group_by), who)
+        if mode == "cells":
+            cells = make_metric_cells(known, batch.synthesis.group_by)
+    # frozen groups as they are; new groups among patients of no frozen group
+    grouping = regroup(
+        frozen.groups,
+        who,
+        batch.synthesis.k,
+        mode,
+        key=batch.secret,
+        codes=codes,
+        cells=cells,
+        present=strata_of(names, batch.cohort.patient_of, *labels_and_sides(batch)),
+    )
     if not grouping.groups:
         raise PolicyError("no stratum has k patients", code="E-GROUP-SIZE")
-    return grouping, who
+    return sort_by_use(grouping, frozen, who)
 
 
-def frozen_groups(batch: Batch) -> tuple[Group, ...]:
-    """Return the site's frozen groups, as the daemon wrote them into the job folder."""
-    return Evidence.from_json(read_capped(batch.folder / GROUPS, EVIDENCE_CAP_BYTES)).groups
+def sort_by_use(grouping: Grouping, frozen: FrozenGroups, who: Roster) -> Formed:
+    """Return the groups by what may be done with them; the others are held back."""
+    old = {group.token for group in frozen.groups}
+    on_roster = set(who.pseudonyms)
+    again: list[Candidate] = []
+    draws: list[Group] = []
+    new: list[Group] = []
+    for group in grouping.groups:
+        counted = set(group.members) <= on_roster
+        again += frozen.again.get(group.token, ())
+        if group.token in frozen.draws and counted:
+            draws.append(group)
+        if group.token not in old:
+            new.append(group)
+    if not (again or draws or new):
+        raise PolicyError(
+            "every group of this site was released before, in another size, kind or mechanism; "
+            "a new release of the same people is refused",
+            hint="ask for a plan with the size, share and mechanism of the earlier study, or for "
+            "one whose epsilon per patient covers every image",
+            code="E-GROUP-ARTEFACT",
+        )
+    return Formed(tuple(again), tuple(draws), tuple(new), who)
+
+
+def read_frozen(folder: Path) -> FrozenGroups:
+    """Return the frozen groups of a job folder; without stored.safetensors all are held back."""
+    evidence = Evidence.from_json(read_capped(folder / GROUPS, EVIDENCE_CAP_BYTES))
+    if not (folder / STORED).is_file():
+        return FrozenGroups(evidence.groups)
+    arrays = read(folder / STORED, max_bytes=OUTPUT_CAP_BYTES)
+    # the images that may be sent again, by group
+    again: dict[str, tuple[Candidate, ...]] = {}
+    for row, place in enumerate(evidence.group_of):
+        group = evidence.groups[place]
+        image = np.asarray(arrays["images"][row], np.uint8)
+        stored = Candidate(image, group, bool(arrays["privatized"][row]))
+        again[group.token] = (*again.get(group.token, ()), stored)
+    # the groups by use
+    tokens: dict[str, set[str]] = {use: set() for use in USES}
+    for group, number in zip(evidence.groups, arrays["uses"].tolist(), strict=True):
+        tokens[USES[number]].add(group.token)
+    return FrozenGroups(evidence.groups, again, frozenset(tokens["draw"]))
 
 
 def person_names(cohort: Cohort, frozen: Sequence[Group]) -> tuple[str, ...]:
@@ -83,6 +159,14 @@ def roster_of(batch: Batch, names: Sequence[str], usable: NDArray[np.bool_] | No
 
     `usable` bool [images]: False leaves an image out; None uses every image.
     """
+    labels, sides = labels_and_sides(batch)
+    return roster(
+        names, batch.cohort.patient_of, labels, key=batch.secret, laterality_of=sides, usable=usable
+    )
+
+
+def labels_and_sides(batch: Batch) -> tuple[Labels, Labels | None]:
+    """Return each image's merged label (-1: unknown), and its side where the plan says so."""
     intake = batch.study.intake
     strata = batch.study.strata()
     # the stratum of each of the cohort's labels
@@ -91,12 +175,9 @@ def roster_of(batch: Batch, names: Sequence[str], usable: NDArray[np.bool_] | No
         merged.append(strata.index(intake.merge_labels.get(label, label)))
     # a label of -1, unknown, takes the last entry, which is -1
     labels = np.array([*merged, -1], np.int64)[batch.cohort.labels]
-    sides = None
-    if intake.stratify_laterality:
-        sides = batch.cohort.laterality
-    return roster(
-        names, batch.cohort.patient_of, labels, key=batch.secret, laterality_of=sides, usable=usable
-    )
+    if not intake.stratify_laterality:
+        return labels, None
+    return labels, np.asarray(batch.cohort.laterality, np.int64)
 
 
 def keep_accepted(who: Roster, accepted: NDArray[np.bool_]) -> Roster:
@@ -110,19 +191,23 @@ def keep_accepted(who: Roster, accepted: NDArray[np.bool_]) -> Roster:
     )
 
 
-def choose_privatized(batch: Batch, grouping: Grouping) -> tuple[Group, ...]:
-    """Return the groups whose image is privatized: a public share of them, at least one.
+def choose_privatized(batch: Batch, formed: Formed) -> tuple[Group, ...]:
+    """Return the groups whose image is privatized: of all groups a public share, at least one.
 
-    They are chosen by keyed hash and by nothing in the images.
+    A frozen group keeps its kind, so the share is filled up with groups to draw once more and with
+    new ones. Those are chosen by keyed hash and by nothing in the images.
     """
     plan = batch.synthesis.privatize
     if plan is None or not batch.synthesis.privatizes_averages:
         return ()
-    count = max(round(plan.share * len(grouping.groups)), 1)
+    before = {candidate.group.token for candidate in formed.again}
+    noised = {candidate.group.token for candidate in formed.again if candidate.privatized}
+    groups = len(before) + len(formed.draws) + len(formed.new)
+    count = max(round(plan.share * groups), 1) - len(noised)
     ranked = sorted(
-        grouping.groups, key=lambda group: keyed_digest(batch.secret, "privatize", group.token)
+        formed.new, key=lambda group: keyed_digest(batch.secret, "privatize", group.token)
     )
-    return tuple(ranked[:count])
+    return (*formed.draws, *ranked)[: max(count, 0)]
 
 
 def keyed_digest(secret: bytes, purpose: str, token: str) -> bytes:

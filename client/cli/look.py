@@ -14,8 +14,10 @@ from client.cli.options import AsJson, StateFolder
 from client.cli.state_folder import STATUS_FILE, open_plans
 from client.cli.terminal import write_line
 from client.egress.review import Batch, Reviews
-from client.state.config import load_site
+from client.state.artefacts import epsilon_of
+from client.state.config import Policy, load_site
 from client.state.folder import State
+from client.state.group_store import GroupStore
 from client.state.ledger import LedgerReport
 from client.state.records import Records
 from client.state.upgrade import check_state
@@ -94,7 +96,26 @@ def ledger(state: StateFolder, what: LedgerAction = "", as_json: AsJson = False)
             write_line(f"the chain is whole; head {book.head}")
         return
     report = book.report()
-    write_line(json.dumps(_ledger_facts(report)) if as_json else report.to_text())
+    spent = largest_of_averages(place, config.policy)
+    if as_json:
+        averages = {"epsilon": spent, "cap": config.policy.max_epsilon_average}
+        write_line(json.dumps(_ledger_facts(report) | {"averages": averages}))
+        return
+    write_line(report.to_text())
+    if spent:
+        write_line(
+            f"  epsilon per average, all draws of one group together: at most {spent:,.4g}, "
+            f"cap {config.policy.max_epsilon_average:g}"
+        )
+
+
+def largest_of_averages(place: State, policy: Policy) -> float:
+    """Return the largest epsilon of all noised draws of one group's average; 0 for none."""
+    if not place.groups.is_file():
+        return 0.0
+    with GroupStore(place.groups) as store:
+        spent = [epsilon_of(events, policy.max_delta) for events in store.events()]
+    return max(spent, default=0.0)
 
 
 def _ledger_facts(report: LedgerReport) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Clears the output of the one image batch of a plan.
 
 In: `Output`. Out: `Cleared`, one for each part.
-Guarantees: a person approved exactly these bytes where the policy asks for it, and their groups
-are frozen (9); every part passed the gate, or none (10).
+Guarantees: a person approved exactly these bytes where the policy asks for it (9); every part
+passed the gate, or none; groups and images are in the group store before anything leaves (10).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from client.egress.evidence import Evidence
 from client.egress.gate import Cleared, Gate
 from client.egress.review import SHEET, Reviews, batch_digest
 from client.ingest.cohort import Cohort
-from client.state.group_store import Grouping, GroupStore
+from client.state.group_store import GroupStore
 from client.state.jobs import EVIDENCE, OUTPUT, OUTPUT_CAP_BYTES, Stopped
 from client.state.records import Records
 from common.errors import PolicyError
@@ -39,11 +39,9 @@ def clear(
     # (9) a person approved the images, where the policy asks for it
     await_review(output, parts, records, reviews, stop)
     with GroupStore(records.state.groups) as groups:
-        # (9) their groups are frozen
-        groups.freeze(Grouping(evidence.groups, ()))
         gate = Gate.of(records, study, groups, reviews)
         persons = persons_of(Cohort.open(records.state.cohort(study.intake)))
-        # (10) the gate clears what leaves
+        # (10) the gate checks the batch, freezes its groups, keeps its images, and clears it
         return gate.clear_images(
             output.round.header, parts, evidence, persons, output.reservation, output.event
         )

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.daemon.rounds import Output, Reserved
-from client.egress.evidence import Evidence
+from client.egress.frozen import NO_GROUPS, frozen_groups
 from client.state.folder import State
-from client.state.group_store import GroupStore
 from client.state.jobs import LOG, Job, Progress, Stopped, is_finished, read_error, read_progress
 from client.state.records import Records
 from common.errors import disk_faults_named
@@ -61,8 +60,11 @@ def compute(
         return output
     # write the job folder, then the journal, then start the child
     job = _job(reserved, records)
-    frozen = _frozen_groups(records.state)
-    job.write(reserved.folder, reserved.round.weights, frozen, _canaries(reserved, records))
+    frozen, stored = NO_GROUPS
+    if job.kind == "synthesize":
+        frozen, stored = frozen_groups(records, reserved.round.study)
+    canaries = _canaries(reserved, records)
+    job.write(reserved.folder, reserved.round.weights, frozen, canaries, stored)
     record = {"folder": reserved.folder.name, "reservation": job.reservation}
     records.state.journal.append(reserved.round.header.key, "started", record)
     secret = _group_key(records.state)
@@ -89,12 +91,6 @@ def _job(reserved: Reserved, records: Records) -> Job:
         threads=limits.threads,
         memory_gib=limits.child_memory_gib,
     )
-
-
-def _frozen_groups(state: State) -> bytes:
-    """The frozen groups, for the child to form again exactly as they are."""
-    with GroupStore(state.groups) as store:
-        return Evidence(store.groups(), (), ()).to_json()
 
 
 def _canaries(reserved: Reserved, records: Records) -> bytes:

@@ -13,8 +13,9 @@ Procedure (the numbers stand at the steps, here and in the files that a round pa
    7 the whole plan fits under the cap, and can learn, before its first step (spending.py)
    8 the ledger holds the reservation before a child starts; one reservation has at most one child
      (spending.py, jobs.py)
-   9 a person approved the images, where the policy asks for it; their groups are frozen (images.py)
-  10 the gate clears what leaves (training.py, images.py)
+   9 a person approved the images, where the policy asks for it (images.py)
+  10 the gate clears what leaves; it freezes the groups of images and keeps what leaves of them
+     (training.py, images.py)
   11 the reply is signed and on disk before it is sent; replies and refusals leave at a fixed slot
 Guarantees after `kill -9` anywhere: a finished output is gated and sent. A child that was at work
 is dead, what it had reserved stays spent, and a new reservation is taken.

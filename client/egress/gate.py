@@ -6,7 +6,7 @@ Guarantees: nothing is sent that no rule names; every rule is checked before any
 only then is the artefact committed to the ledger.
 Not covered: the privacy of the numbers (client/learn), how groups are formed (client/synthesize).
 
-Rules 1-14 of common/privacy/boundary.py hold for values, and the server checks them again; 20-27
+Rules 1-14 of common/privacy/boundary.py hold for values, and the server checks them again; 20-28
 need what only the site has.
 """
 
@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from client.egress.artefacts import check_artefacts, freeze
 from client.egress.evidence import SINGLE, Evidence
 from client.egress.review import Reviews, batch_digest
 from client.state.canaries import Tallies
@@ -155,12 +156,14 @@ class Gate:
         # (1, 20) the instruction is of this plan, which is approved and within the policy
         self._check_plan(instruction, "synthesize")
         # (1-4, 10-14) the parts hold the declared tensors alone, within the plan's total
-        labels: list[int] = []
-        for index in range(len(parts)):
-            labels += self._check_part(instruction, parts, index)["labels"].tolist()
+        arrays = [self._check_part(instruction, parts, index) for index in range(len(parts))]
+        labels = [label for part in arrays for label in part["labels"].tolist()]
         check_total(len(labels), self.study)
-        # (22, 23) every image's group is large enough and frozen
+        # (22, 23) every image's group is large enough, and has the image's label
         self._check_groups(evidence, labels, persons)
+        # (28) nothing new of a frozen group but a draw that the policy allows
+        limit = self.policy.average_limit
+        released = check_artefacts(self.study, evidence, arrays, self.groups, limit)
         # (21) the mechanism is reserved, or declared
         digest = batch_digest(parts)
         self._check_image_event(event, reservation, digest, instruction.digest)
@@ -170,6 +173,8 @@ class Gate:
             raise refuse(24, f"audit codes {codes}", hint="see the job folder; nothing was sent")
         # (25) a person approved exactly this batch
         self._check_review(digest)
+        # (23) the groups are frozen, and what leaves of them is kept
+        freeze(self.study, released, self.groups, limit)
         if reservation is not None:
             self.ledger.commit(reservation, digest)
         # what is about to be signed is written down; the headers commit to the head over it
@@ -335,16 +340,15 @@ class Gate:
     def _check_groups(
         self, evidence: Evidence, labels: Sequence[int], persons: Mapping[str, int]
     ) -> None:
-        """Rules 22 and 23: every image's group is large enough and frozen.
+        """Rules 22 and 23: every image's group is large enough, and its label is the image's.
 
-        Its members are known persons of the cohort, and its label is the image's.
+        Its members are known persons of the cohort.
         """
         if len(evidence.group_of) != len(labels):
             raise refuse(22, f"{len(evidence.group_of)} groups named for {len(labels)} images")
         least = self.policy.min_k
         if self.study.synthesis is not None:
             least = max(least, self.study.synthesis.k)
-        frozen = {group.token for group in self.groups.groups()}
         for label, index in zip(labels, evidence.group_of, strict=True):
             if index == SINGLE:
                 raise refuse(
@@ -356,8 +360,6 @@ class Gate:
             distinct = {persons[member] for member in group.members if member in persons}
             if len(distinct) < least or len(distinct) < len(group.members):
                 raise refuse(22, f"an image aggregates fewer than {least} persons of the cohort")
-            if group.token not in frozen:
-                raise refuse(23, "an image's group is not frozen")
             if group.stratum.label != label:
                 raise refuse(23, "an image has another label than its group")
 

@@ -59,9 +59,9 @@ def _journal(state: State) -> dict[str, list[bytes]]:
 
 
 def _groups(state: State) -> dict[str, list[bytes]]:
-    """Every frozen group with its members, in the order in which they were frozen."""
+    """Every frozen group with its members, and every image of one, in the order of writing."""
     if not state.groups.is_file():
-        return {"groups": []}
+        return {"groups": [], "artefacts": []}
     with GroupStore(state.groups) as store:
         return store.history()
 

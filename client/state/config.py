@@ -15,8 +15,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from client.state.artefacts import Limit
 from common.config import FrozenModel, load_yaml
 from common.errors import ConfigurationError, PolicyError
+from common.privacy.anchors import NoisyAnchors
+from common.privacy.draws import compose_draws
+from common.privacy.events import image_event
 from common.study.families import FAMILIES
 from common.study.fields import Identifier
 from common.study.plan import Study
@@ -86,11 +90,23 @@ class Policy(FrozenModel):
         le=100,
         description="largest epsilon of one such image, per image and not per coordinate",
     )
+    max_epsilon_average: float = Field(
+        default=1000.0,
+        gt=0,
+        description="largest epsilon of all noised draws of one group's average together, over all "
+        "studies of this site, where no epsilon per patient is claimed; per average and not per "
+        "coordinate",
+    )
     review: Literal["required", "not_required"] = Field(
         default="required",
         description="whether a person must approve each batch of images before it leaves "
         "(kohort-site review)",
     )
+
+    @property
+    def average_limit(self) -> Limit:
+        """The cap on all noised draws of one group's average."""
+        return Limit(self.max_epsilon_average, self.max_delta)
 
 
 class Network(FrozenModel):
@@ -210,6 +226,7 @@ def _plan_problems(study: Study, policy: Policy, site: str) -> Iterator[str]:
             yield f"{plan}: {noise}, {limit}"
     if study.synthesis is not None:
         yield from _synthesis_problems(plan, study.synthesis, policy)
+        yield from _average_problems(plan, study, policy)
 
 
 def _synthesis_problems(plan: str, synthesis: Synthesis, policy: Policy) -> Iterator[str]:
@@ -221,6 +238,18 @@ def _synthesis_problems(plan: str, synthesis: Synthesis, policy: Policy) -> Iter
     if synthesis.max_images_per_site > policy.max_images:
         limit = f"policy.max_images is {policy.max_images}"
         yield f"{plan}: synthesis.max_images_per_site is {synthesis.max_images_per_site}, {limit}"
+
+
+def _average_problems(plan: str, study: Study, policy: Policy) -> Iterator[str]:
+    """What noised averages without an epsilon per patient spend and the policy does not give."""
+    event = image_event(study)
+    if event is None or event.covers_patient or isinstance(event, NoisyAnchors):
+        return
+    epsilon = compose_draws([event], policy.max_delta)
+    # written so that a NaN is refused
+    if not epsilon <= policy.max_epsilon_average:
+        limit = f"policy.max_epsilon_average is {policy.max_epsilon_average:g}"
+        yield f"{plan}: synthesis.privatize spends epsilon {epsilon:.4g} per average, {limit}"
 
 
 def sample(site: str, folder: str, labels_csv: str | None = None) -> str:

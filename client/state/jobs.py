@@ -23,6 +23,7 @@ from common.wire.messages import canonical
 JOB = "job.json"
 WEIGHTS = "in.safetensors"  # the global weights
 GROUPS = "groups.json"  # the frozen groups
+STORED = "stored.safetensors"  # what may be released of them
 CANARIES = "canaries.safetensors"  # which canaries take part, and where
 # written by the child, beside contact_sheet.png and inversions.png
 PROGRESS = "progress"
@@ -62,13 +63,22 @@ class Job:
     threads: int
     memory_gib: float
 
-    def write(self, folder: Path, weights: bytes, groups: bytes, canaries: bytes = b"") -> None:
+    def write(
+        self,
+        folder: Path,
+        weights: bytes,
+        groups: bytes,
+        canaries: bytes = b"",
+        stored: bytes = b"",
+    ) -> None:
         """Fill a job folder; files of an earlier try are removed."""
         with disk_faults_named("cannot prepare the job", folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, mode=0o700)
         atomic_write(folder / WEIGHTS, weights, mode=0o600)
         atomic_write(folder / GROUPS, groups, mode=0o600)
+        if stored:
+            atomic_write(folder / STORED, stored, mode=0o600)
         if canaries:
             atomic_write(folder / CANARIES, canaries, mode=0o600)
         atomic_write(folder / JOB, canonical(asdict(self)), mode=0o600)

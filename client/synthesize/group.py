@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hmac
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from client.state.group_store import Group, Grouping, GroupStore, Stratum
+from client.state.group_store import Group, Grouping, Stratum
 from client.synthesize import partition
 from client.synthesize.partition import Cells
 from common.arrays import Floats, Integers
@@ -100,6 +100,23 @@ def roster(
     for name, stratum in zip(names, strata, strict=True):
         images.append(tuple(images_of[name][stratum]))
     return Roster(tuple(names), strata, tuple(images))
+
+
+def strata_of(
+    names: Sequence[str],
+    patient_of: NDArray[np.integer],
+    label_of: NDArray[np.integer],
+    laterality_of: NDArray[np.integer] | None = None,
+) -> dict[str, set[Stratum]]:
+    """Return every stratum in which a person has an image, by name; arguments as for `roster`."""
+    sides = laterality_of
+    if sides is None:
+        sides = np.zeros(len(patient_of), np.int64)
+    found: dict[str, set[Stratum]] = {}
+    for i in np.flatnonzero(np.asarray(label_of) >= 0).tolist():
+        stratum = Stratum(int(label_of[i]), int(sides[i]))
+        found.setdefault(names[int(patient_of[i])], set()).add(stratum)
+    return found
 
 
 def _choose_stratum(name: str, strata: Iterable[Stratum], key: bytes) -> Stratum:
@@ -248,31 +265,38 @@ def _keyed_digest(key: bytes, purpose: str, pseudonym: str) -> bytes:
 
 
 def settle_frozen(
-    frozen: Sequence[Group], who: Roster, k: int
+    frozen: Sequence[Group],
+    who: Roster,
+    k: int,
+    *,
+    present: Mapping[str, Collection[Stratum]] | None = None,
+    withdrawn: Collection[str] = (),
 ) -> tuple[tuple[Group, ...], tuple[str, ...], Roster]:
     """Return frozen groups to release again, patients held back, and the roster of all others.
 
-    A frozen group comes again only whole: every member on the roster, in its stratum, and k or more
-    of them. The members of any other frozen group are held back: averaging those that are left
-    would isolate who is missing. Nobody of a frozen group is on the roster that is returned.
+    A frozen group comes again only whole: k members or more, each of them present in its stratum
+    and none of them withdrawn. The members of any other frozen group are held back: averaging those
+    that are left would isolate who is missing. Nobody of a frozen group is on the roster that is
+    returned. `present`: each person's strata, by name; by default those of the roster.
     """
+    if present is None:
+        present = {name: (own,) for name, own in zip(who.pseudonyms, who.strata, strict=True)}
     # the frozen groups that are whole
-    stratum_of = dict(zip(who.pseudonyms, who.strata, strict=True))
     again = []
     for group in frozen:
-        whole = all(stratum_of.get(member) == group.stratum for member in group.members)
-        if whole and len(group.members) >= k:
+        whole = all(group.stratum in present.get(member, ()) for member in group.members)
+        if whole and len(group.members) >= k and not set(withdrawn) & set(group.members):
             again.append(Group(group.members, group.stratum, k))
 
     # the members of the others are held back
     taken = set(chain.from_iterable(group.members for group in frozen))
     released = set(chain.from_iterable(group.members for group in again))
-    held = tuple(sorted((taken - released) & stratum_of.keys()))
+    held = tuple(sorted((taken - released) & present.keys()))
     return tuple(again), held, who.without(taken)
 
 
 def regroup(
-    store: GroupStore,
+    frozen: Sequence[Group],
     who: Roster,
     k: int,
     mode: Mode,
@@ -280,13 +304,15 @@ def regroup(
     key: bytes,
     codes: NDArray[np.floating] | None = None,
     cells: Cells | None = None,
+    present: Mapping[str, Collection[Stratum]] | None = None,
+    withdrawn: Collection[str] = (),
 ) -> Grouping:
     """Return frozen groups that come again, and new groups among patients who are in none.
 
-    Nothing is frozen here. Arguments and errors are those of `form_groups`. When frozen groups come
-    again, fewer than k new patients wait (suppressed).
+    Nothing is frozen here. Arguments and errors are those of `form_groups` and `settle_frozen`.
+    When frozen groups come again, fewer than k new patients wait (suppressed).
     """
-    again, held, fresh = settle_frozen(store.groups(), who, k)
+    again, held, fresh = settle_frozen(frozen, who, k, present=present, withdrawn=withdrawn)
     if again and len(fresh.pseudonyms) < k:
         return Grouping(again, (*held, *fresh.pseudonyms))
 

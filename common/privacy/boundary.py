@@ -5,7 +5,7 @@ with the code of the first rule that does not hold.
 Guarantees: what no rule names is refused; no rule reads a clock, a file or a setting outside the
 signed plan.
 Not covered: whether the numbers are private (the private step and the ledger ensure that). Rules 20
-to 27 need the site's own ledger, groups and staff: client/egress/gate.py.
+to 28 need the site's own ledger, groups and staff: client/egress/gate.py.
 """
 
 from __future__ import annotations

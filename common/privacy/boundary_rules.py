@@ -89,7 +89,10 @@ _RULES = (
         "site",
     ),
     Rule(
-        23, "each image's group is frozen in the group store, and its label is the image's", "site"
+        23,
+        "each image's group is frozen in the group store before it leaves, unless an epsilon per "
+        "patient covers every image of the plan; its label is the image's",
+        "site",
     ),
     Rule(24, "the audit of the batch passed", "site"),
     Rule(
@@ -107,6 +110,13 @@ _RULES = (
         27,
         "an image of one patient leaves only if plan and policy say so, at an epsilon per image "
         "within the policy's cap, and never in a batch",
+        "site",
+    ),
+    Rule(
+        28,
+        "an image of a frozen group is one that was released of it before, byte for byte; a new "
+        "one leaves only as a noised draw of an average that never left without noise, within the "
+        "policy's max_epsilon_average over all its draws",
         "site",
     ),
 )

@@ -59,6 +59,18 @@ def charged_image_event(study: Study) -> Latent | NoisyAnchors | None:
     return event
 
 
+def covers_every_image(study: Study) -> bool:
+    """Return whether an epsilon per patient covers every image of the plan.
+
+    It does for `anchors`, and for `random` groups that are all privatized. Such a study forms its
+    groups from the whole roster, whatever was released before.
+    """
+    if study.synthesis is None or charged_image_event(study) is None:
+        return False
+    plan = study.synthesis.privatize
+    return study.synthesis.anchors is not None or (plan is not None and plan.share == 1)
+
+
 def image_event(study: Study) -> Latent | NoisyAnchors | None:
     """Return the mechanism of `synthesis.anchors` or of `synthesis.privatize`, or None.
 

@@ -17,6 +17,7 @@ from client.child.job import work
 from client.daemon.jobs import Ending
 from client.egress.evidence import Evidence
 from client.state.config import Policy
+from client.state.group_store import Group, Grouping, GroupStore, Stratum
 from client.state.jobs import Job
 from client.state.ledger import Reservation
 from client.synthesize import invert as inversion
@@ -162,7 +163,7 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
     }  # one cell a label: no upper bound of 2k-1
     assert len(evidence.group_of) == len(evidence.groups) == 2
     with hospital_groups(hospital) as frozen:
-        assert set(frozen.groups()) == set(evidence.groups)
+        assert frozen.groups() == ()  # a charged release binds no later study
 
     assert header.statement["grouping"] == "anchors"
     assert header.statement["anchors_noise_multiplier"] == 0.8
@@ -185,9 +186,7 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
     assert "chosen by similarity" not in said
 
 
-def hospital_groups(hospital: Hospital) -> Any:
-    from client.state.group_store import GroupStore
-
+def hospital_groups(hospital: Hospital) -> GroupStore:
     return GroupStore(hospital.site().state.groups)
 
 
@@ -206,7 +205,7 @@ def test_the_reservation_is_in_the_ledger_before_a_child_starts_and_stays_spent(
     assert len(runs.folders) == 2
 
 
-def test_a_crash_between_freeze_and_send_sends_the_same_bytes_later(
+def test_a_crash_before_the_gate_sends_the_same_bytes_later(
     hospital: Hospital,
     weights: dict[str, tensors.Arrays],
     child: InProcess,
@@ -216,9 +215,6 @@ def test_a_crash_between_freeze_and_send_sends_the_same_bytes_later(
         patch.setattr("client.egress.gate.Gate.clear_images", dies)
         with pytest.raises(Killed):
             ask(hospital, weights)
-    with hospital_groups(hospital) as frozen:
-        groups = frozen.groups()
-    assert groups
     digest = tensors.read(child.folders[0] / "out.safetensors", max_bytes=1 << 26)[
         "images"
     ].tobytes()
@@ -260,19 +256,27 @@ def job(
     return folder
 
 
-def test_patients_of_a_frozen_group_take_no_part_and_silence_has_one_code(
+def test_anchors_take_all_patients_whatever_is_frozen(
     hospital: Hospital, weights: dict[str, tensors.Arrays], child: InProcess, tmp_path: Path
 ) -> None:
+    """Groups that images formed must not decide who takes part under an epsilon per patient."""
+    before = job(hospital, tmp_path / "before", weights, Evidence((), (), ()))
+    work(Job.read(before), before, bytes(32))
+    everyone = Evidence.read(before / "evidence.json").groups
+    assert sum(len(group.members) for group in everyone) == PEOPLE
+    # most people are frozen by an earlier study
+    with hospital_groups(hospital) as store:
+        names = [pseudonym(patient) for patient in range(PEOPLE - 6)]
+        group = Group(tuple(names), Stratum(0, 2), 5)
+        store.freeze(Grouping((group,), ()), "similar")
     ask(hospital, weights)
-    everyone = Evidence.read(child.folders[0] / "evidence.json")
-    assert len(everyone.groups) == 2
-    folder = job(hospital, tmp_path / "again", weights, Evidence(everyone.groups, (), ()))
-    with pytest.raises(PolicyError) as refused:
-        work(Job.read(folder), folder, bytes(32))
-    assert refused.value.code == "E-NO-IMAGES"
-    folder = job(hospital, tmp_path / "half", weights, Evidence(everyone.groups[:1], (), ()))
-    work(Job.read(folder), folder, bytes(32))
-    assert Evidence.read(folder / "evidence.json").groups == everyone.groups[1:]
+    assert Evidence.read(child.folders[0] / "groups.json").groups == ()
+    assert not (child.folders[0] / "stored.safetensors").exists()
+    assert set(Evidence.read(child.folders[0] / "evidence.json").groups) == set(everyone)
+    # the child does not look either
+    told = job(hospital, tmp_path / "told", weights, Evidence((group,), (), ()))
+    work(Job.read(told), told, bytes(32))
+    assert set(Evidence.read(told / "evidence.json").groups) == set(everyone)
 
 
 def test_fewer_than_k_patients_and_a_third_id_are_the_same_silence(

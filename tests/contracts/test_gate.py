@@ -496,7 +496,7 @@ def test_an_image_of_a_group_that_is_not_frozen_cannot_leave(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, hospital.study)
-    monkeypatch.setattr("client.state.group_store.GroupStore.freeze", lambda *_: None)
+    monkeypatch.setattr("client.state.group_store.GroupStore.release", lambda *_: None)
     assert refused(lambda: images_reply(hospital, review="not_required")) == "E-GATE-23"
 
 

@@ -160,11 +160,11 @@ def test_a_refused_freeze_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_new_patients_group_only_among_themselves(tmp_path: Path) -> None:
     store = group_store.GroupStore(tmp_path / "groups.sqlite")
-    first = g.regroup(store, flat_roster(names(6)), 3, "random", key=KEY)
+    first = g.regroup(store.groups(), flat_roster(names(6)), 3, "random", key=KEY)
     store.freeze(first)
-    two_more = g.regroup(store, flat_roster(names(8)), 3, "random", key=KEY)
+    two_more = g.regroup(store.groups(), flat_roster(names(8)), 3, "random", key=KEY)
     assert (set(two_more.groups), two_more.suppressed) == (set(first.groups), tuple(names(2, 6)))
-    four_more = g.regroup(store, flat_roster(names(10)), 3, "random", key=KEY)
+    four_more = g.regroup(store.groups(), flat_roster(names(10)), 3, "random", key=KEY)
     assert set(first.groups) < set(four_more.groups)
     assert {m for group in set(four_more.groups) - set(first.groups) for m in group.members} == set(
         names(4, 6)
@@ -176,7 +176,7 @@ def test_new_patients_group_only_among_themselves(tmp_path: Path) -> None:
 def test_a_group_that_lost_a_patient_is_held_back_whole(tmp_path: Path) -> None:
     store = frozen(tmp_path / "groups.sqlite", names(5), k=3)
     left = flat_roster(names(4) + names(3, 20))
-    grouping = g.regroup(store, left, 3, "random", key=KEY)
+    grouping = g.regroup(store.groups(), left, 3, "random", key=KEY)
     assert [set(group.members) for group in grouping.groups] == [set(names(3, 20))]
     assert grouping.suppressed == tuple(names(4))
     store.close()
@@ -187,7 +187,7 @@ def test_a_withdrawal_leaves_the_rest_in_no_group(tmp_path: Path) -> None:
     store = frozen(tmp_path / "groups.sqlite", names(5), names(5, 5), k=5)
     stayed = flat_roster(names(4) + names(5, 5) + names(10, 20))
     for _ in range(2):
-        grouping = g.regroup(store, stayed, 5, "random", key=KEY)
+        grouping = g.regroup(store.groups(), stayed, 5, "random", key=KEY)
         assert not {m for group in grouping.groups for m in group.members} & set(names(4))
         assert set(names(4)) <= set(grouping.suppressed)
         assert any(group.members == tuple(names(5, 5)) for group in grouping.groups)
@@ -222,11 +222,11 @@ def test_two_frozen_members_who_turn_out_to_be_one_person_hold_their_group_back(
     """The intake joins them under one of two names; the group of the other is no longer whole."""
     store = frozen(tmp_path / "groups.sqlite", names(3), names(3, 3))
     within = g.regroup(
-        store, flat_roster(names(2) + names(3, 3)), 3, "random", key=KEY
+        store.groups(), flat_roster(names(2) + names(3, 3)), 3, "random", key=KEY
     )  # members 1 and 2 are one
     assert [group.members for group in within.groups] == [tuple(names(3, 3))]
     across = g.regroup(
-        store, flat_roster(names(5)), 3, "random", key=KEY
+        store.groups(), flat_roster(names(5)), 3, "random", key=KEY
     )  # members 0 and 5 are one, named 0
     assert [group.members for group in across.groups] == [tuple(names(3))]
     assert across.suppressed == tuple(names(2, 3))

@@ -13,6 +13,7 @@ from client.child.batch import align_groups, synthesize
 from client.child.job import work
 from client.egress.audit import Code
 from client.egress.evidence import Evidence
+from client.state.artefacts import USES
 from client.state.group_store import Group, Stratum
 from client.state.jobs import Job
 from client.synthesize.group import Roster
@@ -63,22 +64,45 @@ def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(
         assert (batch / name).stat().st_mode & 0o777 == 0o600
 
 
-def test_frozen_groups_come_again_exactly(
+def test_of_frozen_groups_the_stored_images_come_again_and_nothing_else(
     hospital: Hospital,
     weights: dict[str, tensors.Arrays],
     batch: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = Evidence.read(batch / "evidence.json").groups
-    frozen = Evidence((first[0],), (), ()).to_json()
+    groups = Evidence.read(batch / "evidence.json").groups
+    stored = np.full((1, 32, 32, 3), 7, np.uint8)
+    stored[0, :16] = 200
     folder = job_folder(
-        hospital, tmp_path / "again", "synthesize", "", weights["gan"] | weights["glow"], frozen
+        hospital,
+        tmp_path / "again",
+        "synthesize",
+        "",
+        weights["gan"] | weights["glow"],
+        Evidence(groups, (0,), ()).to_json(),
+    )
+    uses = np.array([USES.index("again"), USES.index("hold")])
+    flags = np.array([1], np.uint8)
+    tensors.write(
+        folder / "stored.safetensors", {"uses": uses, "images": stored, "privatized": flags}
     )
     work(Job.read(folder), folder, bytes(31) + b"\x01")
-    assert first[0].token in {
-        group.token for group in Evidence.read(folder / "evidence.json").groups
-    }
+    arrays = tensors.read(folder / "out.safetensors", max_bytes=1 << 26)
+    assert arrays["images"].tobytes() == stored.tobytes()
+    assert arrays["privatized"].tolist() == [1]
+    assert Evidence.read(folder / "evidence.json").groups == groups[:1]
+
+
+def test_where_every_frozen_group_is_held_back_the_batch_is_refused(
+    hospital: Hospital, weights: dict[str, tensors.Arrays], batch: Path, tmp_path: Path
+) -> None:
+    frozen = Evidence(Evidence.read(batch / "evidence.json").groups, (), ()).to_json()
+    sent = weights["gan"] | weights["glow"]
+    folder = job_folder(hospital, tmp_path / "held", "synthesize", "", sent, frozen)
+    with pytest.raises(PolicyError, match="was released before") as refused:
+        work(Job.read(folder), folder, SECRET)
+    assert refused.value.code == "E-GROUP-ARTEFACT"
+    assert not (folder / "out.safetensors").exists()
 
 
 def test_a_batch_that_fails_the_audit_is_no_batch(

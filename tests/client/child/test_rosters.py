@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 
-from client.child.rosters import keep_accepted, person_names
+from client.child.checks import Candidate
+from client.child.inputs import Batch
+from client.child.rosters import (
+    Formed,
+    FrozenGroups,
+    choose_privatized,
+    group_patients,
+    keep_accepted,
+    person_names,
+    sort_by_use,
+)
 from client.ingest.cohort import Cohort
 from client.state.folder import State
-from client.state.group_store import Group, Stratum
+from client.state.group_store import Group, Grouping, Stratum
 from client.synthesize.group import Roster
+from tests.jobs import NO_GROUPS, SECRET
 from tests.sites import Hospital, pseudonym
+from tests.studies import small_study
 
 
 def test_a_person_keeps_the_name_under_which_a_group_was_frozen(hospital: Hospital) -> None:
@@ -27,3 +42,48 @@ def test_a_patient_without_an_accepted_image_is_not_on_the_roster_of_averages() 
     who = Roster(("a", "b", "c"), strata, ((0, 3), (1,), (2, 4)))
     kept = keep_accepted(who, np.array([True, False, False, False, True]))
     assert kept == Roster(("a", "c"), (Stratum(0), Stratum(0)), ((0,), (4,)))
+
+
+def test_no_image_decides_who_is_on_the_roster_of_random_groups(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    """Inversion rejects half of the images; `random` groups hold everybody all the same."""
+    state = State(hospital.root)
+    cohort = Cohort.open(state.cohort(hospital.study.intake))
+    (tmp_path / "groups.json").write_bytes(NO_GROUPS)
+    study = small_study(synthesis__grouping="random", synthesis__privatize=None)
+    batch = Batch(study, cohort, {}, tmp_path, tmp_path, SECRET)
+    known = SimpleNamespace()
+    formed = []
+    for rejected in (0, 8, 15):
+        accepted = np.arange(16) >= rejected
+        found = SimpleNamespace(accepted=accepted)
+        formed.append(group_patients(batch, (known, found)))  # type: ignore[arg-type]
+    assert set(formed[0].who.pseudonyms) == {pseudonym(p) for p in range(16)}
+    assert formed[1] == formed[0] and formed[2] == formed[0]
+
+
+def test_a_frozen_group_keeps_its_kind_and_the_share_is_filled_up_with_new_ones() -> None:
+    groups = [Group(tuple(f"{place}-{i}" for i in range(5)), Stratum(0), 5) for place in range(8)]
+    image = np.zeros((2, 2, 3), np.uint8)
+    again = (Candidate(image, groups[0], True), Candidate(image, groups[1], False))
+    who = Roster((), (), ())
+    for share, draws, expected in ((0.25, 0, 1), (0.5, 0, 3), (0.5, 1, 3), (0.1, 0, 0)):
+        formed = Formed(again, tuple(groups[2 : 2 + draws]), tuple(groups[2 + draws :]), who)
+        batch = SimpleNamespace(
+            synthesis=small_study(synthesis__privatize__share=share).synthesis, secret=SECRET
+        )
+        chosen = choose_privatized(batch, formed)  # type: ignore[arg-type]
+        assert len(chosen) == expected
+        assert not {groups[0], groups[1]} & set(chosen)
+        assert set(chosen[:draws]) == set(formed.draws)
+
+
+def test_a_group_whose_images_do_not_all_count_is_not_drawn_again() -> None:
+    groups = [Group(tuple(f"{place}-{i}" for i in range(5)), Stratum(0), 5) for place in (0, 1)]
+    frozen = FrozenGroups(tuple(groups), {}, frozenset(group.token for group in groups))
+    counted = groups[0].members
+    who = Roster(counted, (Stratum(0),) * 5, ((0,),) * 5)
+    formed = sort_by_use(Grouping(tuple(groups), ()), frozen, who)
+    assert formed.draws == (groups[0],)
+    assert formed.new == ()
