@@ -18,7 +18,7 @@ import pytest
 from client.daemon import path
 from client.state.seen_weights import Place, SeenWeights
 from common.errors import KohortError, PolicyError, RefusedError
-from common.privacy.global_weights import largest_move
+from common.privacy.global_weights import Known, check_move, largest_move
 from common.wire import tensors
 from common.wire.messages import Header, digest_of, seal, unseal
 from tests.sites import Children, Hospital, Killed, make_hospital, scripted
@@ -435,6 +435,14 @@ def test_the_gate_clears_nothing_that_was_reserved_for_other_weights(
         synthesize(hospital, moved(1.0))
     refused(lambda: synthesize(hospital, moved(1.5)), "E-GATE-21")
     assert (children.runs, list((hospital.root / "outbox").glob("*.sealed"))) == (2, [])
+
+
+def test_a_distance_that_is_no_number_is_too_far(hospital: Hospital) -> None:
+    plan = hospital.study.models.trained()["gan"]
+    start = {"critic.a": np.zeros(2, np.float32)}
+    with pytest.raises(RefusedError) as refused:
+        check_move({"critic.a": np.array([0, np.nan], np.float32)}, Known(0, start), 1, plan)
+    assert refused.value.code == "E-GATE-16"
 
 
 def test_the_bound_of_no_round_is_zero(hospital: Hospital) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from client.child.batch import align_groups, synthesize
+from client.child.batch import align_groups, average_groups, synthesize
+from client.child.checks import Candidate
 from client.child.job import work
+from client.child.rosters import Formed
 from client.egress.audit import Code
 from client.egress.evidence import Evidence
 from client.state.artefacts import USES
@@ -260,3 +262,24 @@ def test_the_images_of_a_batch_stand_in_an_order_of_chance(
     assert sorted(written[0]) == sorted(written[1]) == list(range(40))
     assert list(range(40)) not in written
     assert written[0] != written[1]
+
+
+def test_which_of_too_many_images_are_kept_is_chosen_by_a_secret_and_by_no_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups = tuple(Group((f"a{i}", f"b{i}"), Stratum(0), 2) for i in range(12))
+    again = [Candidate(np.zeros((2, 2, 3), np.uint8), group, False) for group in groups]
+
+    def kept(order: list[Candidate], secret: bytes) -> frozenset[str]:
+        formed = Formed(tuple(order), (), (), Roster((), (), ()))
+        monkeypatch.setattr("client.child.batch.group_patients", lambda *_: formed)
+        batch = SimpleNamespace(
+            secret=secret, synthesis=SimpleNamespace(privatize=None, max_images_per_site=6)
+        )
+        found = average_groups(batch, None, torch.Generator())  # type: ignore[arg-type]
+        return frozenset(candidate.group.token for candidate in found)
+
+    first = kept(again, bytes(32))
+    assert len(first) == 6
+    assert kept(again[::-1], bytes(32)) == first
+    assert len({kept(again, bytes([n]) * 32) for n in range(4)}) > 1

@@ -87,3 +87,22 @@ def test_a_group_whose_images_do_not_all_count_is_not_drawn_again() -> None:
     formed = sort_by_use(Grouping(tuple(groups), ()), frozen, who)
     assert formed.draws == (groups[0],)
     assert formed.new == ()
+
+
+def test_which_groups_are_privatized_is_chosen_by_a_secret_and_by_no_order() -> None:
+    groups = tuple(Group((f"a{i}", f"b{i}"), Stratum(0), 2) for i in range(12))
+    nobody = Roster((), (), ())
+
+    def chosen(order: tuple[Group, ...], secret: bytes) -> set[Group]:
+        batch = SimpleNamespace(
+            secret=secret,
+            synthesis=SimpleNamespace(
+                privatize=SimpleNamespace(share=0.5), privatizes_averages=True
+            ),
+        )
+        return set(choose_privatized(batch, Formed((), (), order, nobody)))  # type: ignore[arg-type]
+
+    first = chosen(groups, bytes(32))
+    assert len(first) == 6
+    assert chosen(groups[::-1], bytes(32)) == first
+    assert len({frozenset(chosen(groups, bytes([n]) * 32)) for n in range(4)}) > 1
