@@ -168,6 +168,16 @@ def test_one_quiet_round_is_heard_among_many() -> None:
     assert fault(honest, many, claim(EVENT, 300, 201)) == ""
 
 
+def test_a_fault_too_small_for_one_round_is_found_in_all_rounds_together() -> None:
+    """Noise of 0.99 times its deviation, which the tests of one round let pass."""
+    rounds = [tally_of(EVENT, 300, seed, louder=0.99) for seed in range(40)]
+    total = rounds[0]
+    for latest in rounds[1:]:
+        total = total + latest
+    assert fault(rounds[0], rounds[0], claim(EVENT, 300, rounds=40)) == ""
+    assert "in all rounds" in fault(rounds[0], total, claim(EVENT, 300, rounds=40))
+
+
 @pytest.mark.parametrize("kind", ["own", "inside"])
 def test_noise_that_is_used_twice_is_heard_in_its_sum(kind: str) -> None:
     """A step's variance is right then; only the sum over the steps tells."""
