@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.study.plan import Study
+from server.release.limits import count_sentence
 from server.release.templating import render, render_with_glossary
 
 REHEARSED = (
@@ -33,6 +34,7 @@ def readme(
         statement=statement,
         report=report,
         rehearsed=rehearsal_sentence(report),
+        counts=count_sentence(study),
         count=count,
         not_for=NOT_FOR,
     )

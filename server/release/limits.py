@@ -48,16 +48,16 @@ PAIR_LIMITS = (
 
 COUNT_OF_PAIRS = "The number of pairs is a constant of the plan and tells nothing of a patient."
 COUNT_OF_CELLS = (
-    "The number of images of each label follows from the noisy sums and counts, and epsilon covers "
-    "it as it covers the images."
+    "The number and the share of images of each label follow from the noisy sums and counts, and "
+    "epsilon covers them as it covers the images."
 )
 COUNT_OF_ROSTER = (
-    "The number of images of each label tells about how many patients of the sites have that "
-    "label: k for each image. It follows from the rosters, which epsilon takes as given."
+    "The number and the share of images of each label tell about how many patients of the sites "
+    "have that label: k for each image. They follow from the rosters, which epsilon takes as given."
 )
 COUNT_OF_GROUPS = (
-    "The number of images of each label is computed from the sites' patients, and no epsilon "
-    "covers it. It tells about how many patients have that label: k for each group."
+    "The number and the share of images of each label are computed from the sites' patients, and "
+    "no epsilon covers them. They tell about how many patients have that label: k for each group."
 )
 COUNT_OF_SEVERAL = "A group gives up to {count} images."
 

@@ -1,6 +1,7 @@
 """The release builder: layout, loaders, determinism, refusals."""
 
 import dataclasses
+import html
 import json
 import shutil
 import subprocess
@@ -11,10 +12,12 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from common.errors import PolicyError, RefusedError
+from common.study.plan import load_study
 from common.wire import signing
 from common.wire.messages import Sealed
 from kohort.verification import verify
 from server.release.build import build_release
+from server.release.limits import count_sentence
 from tests.releases import batch, release_inputs, small_release
 
 
@@ -147,6 +150,21 @@ def test_the_statement_keeps_k_and_epsilon_apart(release: Path) -> None:
     for word in ("anonymous", "HIPAA", "GDPR", "zero risk", "certified"):
         assert word not in text
     assert "no epsilon per patient is claimed for images" in text
+
+
+def test_page_and_datasheet_say_what_the_counts_tell_and_the_page_that_it_is_of_one_plan(
+    release: Path,
+) -> None:
+    counts = count_sentence(load_study(release / "study.yaml"))
+    assert "computed from the sites' patients" in counts
+    page = html.unescape((release / "index.html").read_text())
+    assert counts in page and counts in (release / "README.md").read_text()
+    assert "No number on this page" not in page
+    statement = json.loads((release / "privacy_statement.json").read_text())
+    metadata = json.loads((release / "croissant.json").read_text())["rai:dataLimitations"]
+    text = (release / "privacy_statement.md").read_text()
+    for sentence in (statement["scope"], *statement["given"], *statement["limits"]):
+        assert sentence in page and sentence in metadata and sentence in text
 
 
 def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(release: Path) -> None:
