@@ -51,6 +51,19 @@ def test_a_second_payload_for_a_round_is_refused(tmp_path: Path) -> None:
     assert outbox.get(cleared(b"numbers").header.key) == first
 
 
+@pytest.mark.parametrize("place", [0, 15, 16, 31, 32, 99])
+def test_a_second_payload_is_compared_as_a_whole_payload(tmp_path: Path, place: int) -> None:
+    first = bytes(range(100))
+    second = bytearray(first)
+    second[place] ^= 1
+    outbox = Outbox(tmp_path)
+    outbox.store(cleared(first), KEY)
+    for other in (bytes(second), first[:-1], first + b"\0"):
+        with pytest.raises(PolicyError) as refused:
+            outbox.store(cleared(other), KEY)
+        assert refused.value.code == "E-OUTBOX-SECOND"
+
+
 def test_receipts_are_kept_beside_the_message(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     outbox.store(cleared(b"one", 0), KEY)
