@@ -202,12 +202,14 @@ class Children:
     change: Callable[[tensors.Arrays], tensors.Arrays] = lambda arrays: arrays
     evidence: Callable[[Evidence], Evidence] = lambda evidence: evidence
     tally: Callable[[Tally], Tally] = lambda tally: tally
+    on_run: Callable[[], None] = lambda: None
 
     def __call__(
         self, folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress
     ) -> Ending:
         job = Job.read(folder)
         self.runs += 1
+        self.on_run()
         if job.reservation:
             self.reservations.append(Reservation.from_json(job.reservation).id)
         what = self.script.pop(0) if self.script else "finish"

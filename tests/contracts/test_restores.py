@@ -23,6 +23,7 @@ from common.privacy.mechanisms import SubsampledGaussian
 from common.storage.journal import Journal
 from common.study.bundle import write_bundle
 from common.study.plan import load_study
+from common.wire import tensors
 from common.wire.messages import Header, Sealed, unseal
 from tests.sites import Children, Hospital, make_hospital, scripted, write_plan
 
@@ -172,6 +173,40 @@ def test_a_round_that_was_cleared_is_never_computed_again_even_before_it_was_ans
     shutil.rmtree(hospital.root / "jobs")
     assert refused(lambda: start(hospital).answer(asked)) == "E-ROLLBACK"
     assert (children.runs, spent(hospital)) == (1, 1)
+
+
+def test_other_bytes_than_those_that_were_cleared_are_never_signed(
+    hospital: Hospital, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dies(BaseException):
+        """The process ends before the message is on disk."""
+
+    def die(*_: object, **__: object) -> None:
+        raise Dies
+
+    asked = hospital.ask("synthesize")
+    with monkeypatch.context() as patch:
+        patch.setattr("client.egress.outbox.atomic_write", die)
+        with pytest.raises(Dies):
+            start(hospital).answer(asked)
+    (output,) = (hospital.root / "jobs").glob("*/out.safetensors")
+    arrays = tensors.read(output, max_bytes=1 << 24)
+    arrays["images"][0, 0, 0, 0] ^= 1
+    tensors.write(output, arrays)
+    assert refused(lambda: start(hospital).answer(asked)) == "E-OUTBOX-SECOND"
+
+
+def test_a_retry_spends_nothing_from_a_ledger_that_was_put_back_meanwhile(
+    hospital: Hospital, children: Children
+) -> None:
+    start(hospital).answer(hospital.ask("train"))
+    copy(hospital, "ledger.sqlite")
+    start(hospital).answer(hospital.ask("train", round=1))
+    children.script = ["crash"]
+    children.on_run = lambda: put_back(hospital, "ledger.sqlite")
+    asked = hospital.ask("train", model="glow")
+    assert refused(lambda: start(hospital).answer(asked)) == "E-ROLLBACK"
+    assert children.runs == 3
 
 
 def test_another_message_in_its_place_is_not_sent(hospital: Hospital, children: Children) -> None:
