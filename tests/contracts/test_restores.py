@@ -23,7 +23,6 @@ from common.privacy.mechanisms import SubsampledGaussian
 from common.storage.journal import Journal
 from common.study.bundle import write_bundle
 from common.study.plan import load_study
-from common.wire import tensors
 from common.wire.messages import Header, Sealed, unseal
 from tests.sites import Children, Hospital, make_hospital, scripted, write_plan
 
@@ -175,25 +174,14 @@ def test_a_round_that_was_cleared_is_never_computed_again_even_before_it_was_ans
     assert (children.runs, spent(hospital)) == (1, 1)
 
 
-def test_other_bytes_than_those_that_were_cleared_are_never_signed(
-    hospital: Hospital, children: Children, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Dies(BaseException):
-        """The process ends before the message is on disk."""
-
-    def die(*_: object, **__: object) -> None:
-        raise Dies
-
-    asked = hospital.ask("synthesize")
-    with monkeypatch.context() as patch:
-        patch.setattr("client.egress.outbox.atomic_write", die)
-        with pytest.raises(Dies):
-            start(hospital).answer(asked)
-    (output,) = (hospital.root / "jobs").glob("*/out.safetensors")
-    arrays = tensors.read(output, max_bytes=1 << 24)
-    arrays["images"][0, 0, 0, 0] ^= 1
-    tensors.write(output, arrays)
-    assert refused(lambda: start(hospital).answer(asked)) == "E-OUTBOX-SECOND"
+def test_other_payloads_than_those_that_were_cleared_get_no_head(hospital: Hospital) -> None:
+    records = start(hospital).records
+    asked = Header.model_validate_json(hospital.ask("train").header)
+    first = records.note_cleared(hospital.study, asked, ["1" * 64, "2" * 64], None)
+    assert records.note_cleared(hospital.study, asked, ["1" * 64, "2" * 64], None) == first
+    for others in (["1" * 64], ["2" * 64, "1" * 64], ["1" * 64, "3" * 64], []):
+        code = refused(lambda o=others: records.note_cleared(hospital.study, asked, o, None))
+        assert code == "E-OUTBOX-SECOND"
 
 
 def test_a_retry_spends_nothing_from_a_ledger_that_was_put_back_meanwhile(
