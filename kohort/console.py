@@ -1,17 +1,21 @@
 """How a command line ends: an exit code, and an error in words on standard error.
 
-Exit codes: those of kohort/errors.py; 0 is success and 130 is ctrl-C.
+Exit codes: those of kohort/errors.py; 0 is success and 130 is ctrl-C. A fault of ours ends with
+70, its traceback in a file that only this user can read.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 
 import click
 import typer.core
 
-from kohort.errors import ConfigurationError, EnvironmentFault, KohortError
+from kohort.errors import Bug, ConfigurationError, EnvironmentFault, KohortError
 
 INTERRUPTED = 130
 # typer escapes brackets for rich even where its help is plain text
@@ -24,7 +28,7 @@ def run_command(program: str, command: Callable[[], None]) -> int:
         command()
     except OSError as error:  # of a path that nothing else has named
         if error.filename is None:
-            raise
+            return _end_with_bug(program, error)
         reason = error.strerror or type(error).__name__
         sys.stderr.write(f"{program}: error: {error.filename}: {reason}\n")
         sys.stderr.write(f"{program}: hint: check the path, its owner and this user's rights\n")
@@ -39,7 +43,27 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted; what was journaled is kept\n")
         return INTERRUPTED
+    except Exception as error:
+        return _end_with_bug(program, error)
     return 0
+
+
+def _end_with_bug(program: str, error: Exception) -> int:
+    """Write the traceback to a file of this user's, and name it; its text may hold what is private.
+
+    Returns the exit code.
+    """
+    kind = type(error).__name__
+    try:
+        handle, name = tempfile.mkstemp(prefix=f"{program}-fault-", suffix=".txt")
+        with os.fdopen(handle, "w") as file:
+            file.write("".join(traceback.format_exception(error)))
+        where = f"read {name}, which stays on this machine; report it without what is private"
+    except OSError:
+        where = "its traceback could not be written"
+    sys.stderr.write(f"{program}: error: a fault of kohort itself ({kind}); nothing was lost\n")
+    sys.stderr.write(f"{program}: hint: {where}\n")
+    return Bug.exit_code
 
 
 def run_typer(program: str, command: Callable[[], object]) -> int:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -102,9 +100,7 @@ class Consortium:
 
     def reload_front(self) -> None:
         """Let the front read its certificate again."""
-        front = self.link._children[2]
-        assert front.process is not None
-        os.kill(front.process.pid, signal.SIGHUP)
+        self.link.reload_front()
 
     def ask(
         self, node_ids: list[int], payload: bytes, timeout_s: float = 60.0

@@ -20,7 +20,7 @@ from client.state.folder import State, new_pseudonym_key
 from client.state.membership import JSON_CAP_BYTES, Membership, read_membership
 from client.state.records import note_loss
 from client.state.upgrade import upgrade
-from common.errors import ConfigurationError, disk_faults_named
+from common.errors import ConfigurationError, PolicyError, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import signing
 from common.wire.messages import canonical
@@ -41,6 +41,9 @@ AfterLoss = Annotated[
         help="an earlier state of this hospital is lost: EPSILON, the largest policy.max_epsilon "
         "that it ever had, counts as spent",
     ),
+]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="trust the operator of this file instead of another")
 ]
 JoinFile = Annotated[Path, typer.Argument(dir_okay=False, help="NAME.join.json from the operator")]
 
@@ -133,8 +136,8 @@ def _request(site: str, key: Ed25519PrivateKey, place: State) -> dict[str, str]:
     return request
 
 
-def join(state: StateFolder, file: JoinFile) -> None:
-    """Accept the operator's join file."""
+def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
+    """Accept the operator's join file. Another operator's file is refused without `--replace`."""
     config = load_site(state)
     place = State(state)
     membership = read_membership(file)
@@ -145,6 +148,8 @@ def join(state: StateFolder, file: JoinFile) -> None:
             hint="ask the operator for the join file of this site",
         )
     check_membership(membership, place)
+    if place.membership.is_file():
+        _confirm_change(read_membership(place.membership), membership, replace)
     atomic_write(place.membership, read_capped(file, JSON_CAP_BYTES), mode=0o600)
     # The two files that TLS reads.
     atomic_write(place.root / "ca.crt", membership.ca.encode())
@@ -152,6 +157,21 @@ def join(state: StateFolder, file: JoinFile) -> None:
     write_line(f"joined {membership.server_url}")
     operator = signing.fingerprint(membership.operator)
     write_line(f"operator's key: {operator}; compare it with the operator by telephone")
+
+
+def _confirm_change(old: Membership, new: Membership, replace: bool) -> None:
+    """Refuse another operator's key or CA unless a person asked for the change."""
+    same = (old.operator_key, old.ca) == (new.operator_key, new.ca)
+    if same or replace:
+        return
+    raise PolicyError(
+        "this site has joined another operator: its key is "
+        f"{signing.fingerprint(old.operator)}, that of this file is "
+        f"{signing.fingerprint(new.operator)}",
+        hint="compare both with the operator by telephone; `kohort-site join FILE --replace` "
+        "trusts the new one",
+        code="E-JOIN-OTHER",
+    )
 
 
 def check_membership(membership: Membership, place: State) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from client.cli import approve, audit, check, joining, look, measure, serve
 from client.cli.words import name_faults
+from common.process import keep_private
 from kohort.console import run_typer
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ def run_command_line(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    keep_private()
     sys.exit(run_command_line())
 
 

@@ -113,6 +113,8 @@ def _serve(site: Site, until_done: bool) -> None:
     client = _fleet_client(site)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop.set())
+    # certificates are read at every connection; a hangup only says so
+    signal.signal(signal.SIGHUP, lambda *_: log.info("certificates count from the next connection"))
 
     # The transport runs beside this thread, which waits for signals; its error is raised here.
     ended: list[BaseException] = []

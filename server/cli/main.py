@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from common.process import keep_private
 from kohort.console import run_typer
 from server.cli import plans, pretrain, publish, serve, setup, sites
 
@@ -30,6 +31,7 @@ app.command()(pretrain.pretrain)
 
 def main() -> None:
     """Entry point of the console script."""
+    keep_private()
     sys.exit(run_typer("kohort-server", lambda: app(standalone_mode=False)))
 
 

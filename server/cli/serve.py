@@ -49,6 +49,7 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
     config = load_config(place.config)
     check_installation()
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with FolderLock(place.lock, "a kohort server"):
         # The study's folder keeps its own copy of the bundle; both are verified.
         study = open_bundle(bundle, key.public_key())
@@ -86,6 +87,7 @@ def serve(
     ):
         say(f"study {study.name}: starting on {config.listen.host}:{port}")
         with SuperLink(place.superlink, pin, front=front, environment=environment) as link:
+            signal.signal(signal.SIGHUP, lambda *_: link.reload_front())
             Coordinator(place, link.calls, registry, record, app, config.limits, show, say).run()
 
 

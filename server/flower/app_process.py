@@ -8,12 +8,11 @@ does.
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
-from common.process import end_with_input
+from common.process import end_with_input, keep_private
 from server.flower.tasks import Claim
 from server.flower.wire import grid_of, runtime_pb2, task_client
 from server.front.sockets import SOCKETS, SocketFolder
@@ -35,7 +34,7 @@ def run(folder: Path, app: str, claim: Claim) -> None:
 
 def main() -> None:
     """Run the app that the command line names for the claim on standard input."""
-    os.umask(0o077)
+    keep_private()
     claim = Claim.from_json(sys.stdin.buffer.readline())
     end_with_input(STOPPED)
     try:

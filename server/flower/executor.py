@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import httpx
 
+from common.process import keep_private
 from common.storage.files import read_capped
 from server.flower.link_process import SECRET_CAP_BYTES, SECRET_FILE
 from server.flower.tasks import Claim, ClaimFile, note_foreign_run
@@ -183,7 +183,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """Run an executor as the command line says."""
-    os.umask(0o077)
+    keep_private()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder, pin, app = sys.argv[1:]

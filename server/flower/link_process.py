@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -19,6 +18,7 @@ from typing import Any
 
 import uvicorn
 
+from common.process import keep_private
 from common.storage.files import read_capped
 from server.flower.wire import superlink_app
 from server.front.rules import CALLS
@@ -91,7 +91,7 @@ async def serve(folder: Path) -> None:
 
 def main() -> None:
     """Serve the folder that the command line names."""
-    os.umask(0o077)
+    keep_private()
     asyncio.run(serve(Path(sys.argv[1])))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -36,6 +37,7 @@ START_TIMEOUT_S = 300.0  # it needs seconds of CPU; on a busy machine that takes
 START_FAILURES = 3
 WATCH_S = 0.3
 POLL_S = 0.1
+FRONT_NAME = "front"
 SECRET_BYTES = 48
 ANSWER_S = 2.0
 HEALTH = b"GET /health HTTP/1.1\r\nhost: superlink\r\nconnection: close\r\n\r\n"
@@ -135,6 +137,12 @@ class SuperLink:
             self._lock.release()
             self._lock = None
 
+    def reload_front(self) -> None:
+        """Let the front read the server's certificate again."""
+        for child in self._children:
+            if child.name == FRONT_NAME and child.process is not None and child.runs:
+                child.process.send_signal(signal.SIGHUP)
+
     def __enter__(self) -> SuperLink:
         self.start()
         try:
@@ -171,7 +179,7 @@ class SuperLink:
         where = self._front.where
         command = program("server.front.process", str(self._front.state), where)
         log_file = self.state_dir / "front-errors.log"
-        return (Child("front", command, log_file, self._front.descriptors),)
+        return (Child(FRONT_NAME, command, log_file, self._front.descriptors),)
 
     def _watch(self) -> None:
         """Start the children, restart the dead, end them all on stop.

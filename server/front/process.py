@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
 import signal
 import socket
@@ -17,6 +16,7 @@ import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from common.process import keep_private
 from server.front.behind import BehindNginx
 from server.front.listener import Listener, tls_context
 from server.front.proxy import Proxy
@@ -70,7 +70,7 @@ def _reload_on_hangup(front: Listener, files: ServerFiles) -> None:
 
 def main() -> None:
     """Serve as the command line says."""
-    os.umask(0o077)
+    keep_private()
     state = ServerState(Path(sys.argv[1]))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

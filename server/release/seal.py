@@ -82,6 +82,12 @@ def _manifest(
     )
 
 
+def _open_to_all(part: Path) -> None:
+    """Let everybody read a release, whatever the program's own umask is: it is public."""
+    for path in (part, *part.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def publish(part: Path, target: Path) -> None:
     """Rename `part` to `target`; a version that exists must be the very same bytes."""
     if target.exists():
@@ -91,5 +97,6 @@ def publish(part: Path, target: Path) -> None:
             f"{target}: this version is published with other bytes",
             hint="raise release.version in a new plan",
         )
+    _open_to_all(part)
     part.rename(target)
     sync_folder(target.parent)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from common.errors import KohortError, RefusedError
+from common.errors import RefusedError
 from common.privacy import boundary
+from common.storage.files import atomic_write
 from common.wire.messages import Header
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
@@ -21,6 +23,7 @@ from server.rounds.intake import Accepted, Instruction, accept, check_repeated
 from server.rounds.record import read_sealed, store_sealed
 from server.rounds.study_run import StudyRun
 
+BUG = "E-INTAKE-BUG"
 REGISTRY_S = 1.0  # how often the sites' states are read again
 log = logging.getLogger("kohort.server")
 
@@ -94,7 +97,7 @@ class Gathering:
             while part < parts and self._file(name, part).exists():
                 try:
                     accepted = self._read(name, part)
-                except KohortError:
+                except Exception:
                     self._file(name, part).unlink()
                     break
                 self._count(site, part, accepted)
@@ -107,8 +110,9 @@ class Gathering:
         """Ask the active sites and drop the others; return the sites that the round waits for."""
         known = self._run.registry.sites()
         active = self._run.active_sites()
-        for name in self._exchange.sites() - set(active):
+        for name in (self._exchange.sites() | set(self._parts)) - set(active):
             self._exchange.drop(name)
+            self._forget(name)
         for name, site in active.items():
             if name not in self.complete:
                 next_part = len(self._parts.get(name, {}))
@@ -177,10 +181,28 @@ class Gathering:
         except RefusedError as error:
             self._quarantine(site.name, self._key(reply.part), error.code)
             return
+        except Exception as error:
+            # whatever a site's bytes do to our code is that site's fault, and ends no study
+            self._keep_evidence(reply, error)
+            self._quarantine(site.name, self._key(reply.part), BUG)
+            return
         # First on disk, then journaled and counted.
         store_sealed(self._file(site.name, reply.part), sealed)
         self._count(site, reply.part, accepted)
         log.info("%s: accepted", site.name)
+
+    def _keep_evidence(self, reply: Reply, error: Exception) -> None:
+        """Keep a reply that our code could not handle, and where; for the operator alone."""
+        folder = self._run.record.root / "faults"
+        name = f"{self._instruction.phase}-{self._instruction.model}-{self._instruction.round}"
+        path = folder / f"{name}-{reply.site}-{reply.part}"
+        place = "".join(traceback.format_exception(error))
+        atomic_write(path.with_suffix(".txt"), place.encode(), mode=0o600)
+        try:
+            sealed = reply.sealed_message()
+        except Exception:
+            return
+        store_sealed(path.with_suffix(".sealed"), sealed)
 
     def _note_code(self, reply: Reply) -> None:
         """Journal the first code that a site answers with."""
@@ -194,6 +216,10 @@ class Gathering:
         """Drop everything of a site in this round."""
         self._run.quarantine(site, key, code)
         self._exchange.drop(site)
+        self._forget(site)
+
+    def _forget(self, site: str) -> None:
+        """Take a site that may no longer take part out of the open round."""
         for part in self._parts.pop(site, {}):
             self._file(site, part).unlink(missing_ok=True)
         self._images.pop(site, None)

@@ -57,3 +57,16 @@ def ended(number: int) -> bool:
 def test_a_free_port_can_be_bound() -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", free_port()))
+
+
+def test_a_private_process_writes_for_its_user_alone_and_leaves_no_core(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from common.process import keep_private; keep_private();"
+        f"open('{tmp_path}/file', 'w').close();"
+        "print(resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "(0, 0)"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,12 +22,25 @@ def test_a_path_that_nothing_else_named_ends_in_words(capsys: pytest.CaptureFixt
     assert hint.startswith("kohort: hint: check the path")
 
 
-def test_an_error_without_a_path_is_a_bug_and_shows_where() -> None:
-    def command() -> None:
-        raise OSError("no path")
+@pytest.mark.parametrize("error", [OSError("no path"), ValueError("PATIENT-7"), KeyError("PATIENT-8")])
+def test_a_fault_of_ours_ends_with_70_and_keeps_its_traceback_to_this_user(
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    with pytest.raises(OSError, match="no path"):
-        run_command("kohort", command)
+    def command() -> None:
+        raise error
+
+    assert run_command("kohort", command) == 70
+    said = capsys.readouterr().err
+    assert str(error.args[0]) not in said and type(error).__name__ in said
+    [file] = tmp_path.iterdir()
+    assert str(file) in said
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert str(error.args[0]) in file.read_text() and "Traceback" in file.read_text()
 
 
 @pytest.mark.parametrize(("given", "code"), [(None, 0), (0, 0), (4, 4), (130, 130)])

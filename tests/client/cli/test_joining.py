@@ -10,6 +10,7 @@ from client.fleet.health import STATES
 from client.state.folder import State
 from client.state.membership import Membership
 from client.state.records import epsilon_lost
+from common.wire import signing
 from tests.client.cli.typing_commands import Cli
 
 
@@ -78,3 +79,25 @@ def test_a_new_site_after_a_loss_says_what_counts_as_spent(cli: Cli, tmp_path: P
     assert "epsilon 10 counts as spent before the loss" in out
     assert epsilon_lost(State(state)) == 10.0
     assert (state / "version").read_text() == "2\n"
+
+
+def test_another_operators_join_file_is_refused_until_a_person_says_replace(
+    joined: tuple[Path, Path], cli: Cli, tmp_path: Path
+) -> None:
+    state, _ = joined
+    before = (state / "membership.json").read_bytes()
+    # the same file again changes nothing
+    assert cli("join", "--state", state, state / "membership.json")[0] == 0
+    fields = json.loads(before)
+    other = signing.new_key().public_key()
+    fields["operator_key"] = signing.public_text(other, "other")
+    file = tmp_path / "other.join.json"
+    file.write_text(json.dumps(fields))
+    code, _, err = cli("join", "--state", state, file)
+    assert code == 3
+    assert signing.fingerprint(other) in err and "--replace" in err
+    old = signing.parse_public(json.loads(before)["operator_key"])
+    assert signing.fingerprint(old) in err
+    assert (state / "membership.json").read_bytes() == before
+    assert cli("join", "--state", state, file, "--replace")[0] == 0
+    assert json.loads((state / "membership.json").read_text())["operator_key"] != old

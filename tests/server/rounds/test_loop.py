@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed
+from server.rounds import gathering
 from server.rounds.loop import run_study, train_round
 from server.rounds.study_run import StudyRun
-from tests.federation import Federation, crashed, dropped
+from tests.federation import Federation, crashed, delayed, dropped
 
 
 @pytest.fixture
@@ -249,3 +251,45 @@ def test_a_study_without_images_ends_with_a_last_word_about_its_last_round(tmp_p
         "glow",
         {"done": True},
     )
+
+
+def test_a_reply_that_breaks_our_own_code_is_its_sites_fault_and_ends_no_study(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any exception of the intake: one hostile site of three, the other two complete the study."""
+    real = gathering.accept
+
+    def fragile(sealed: Sealed, site: str, *rest: Any) -> Any:
+        if site == "hospital-b":
+            raise ValueError("a parser's own fault")
+        return real(sealed, site, *rest)
+
+    monkeypatch.setattr(gathering, "accept", fragile)
+    run = federation.run()
+    assert run.record.complete()
+    site = run.registry.get("hospital-b")
+    assert (site.state, site.code) == ("quarantined", "E-INTAKE-BUG")
+    assert [batch.site for batch in run.record.batches()] == ["hospital-a", "hospital-c"]
+    evidence = sorted(path.name for path in (run.record.root / "faults").iterdir())
+    assert evidence == ["train-gan-0-hospital-b-0.sealed", "train-gan-0-hospital-b-0.txt"]
+
+
+def test_a_site_that_is_revoked_while_a_round_is_open_is_not_averaged_in_it(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = federation.open()
+    monkeypatch.setattr(gathering, "REGISTRY_S", 0.05)
+    real = gathering.Gathering._count
+
+    def count(self: Any, site: Any, part: int, accepted: Any) -> None:
+        real(self, site, part, accepted)
+        # the last reply is accepted only after the first site was revoked
+        if site.name == "hospital-a":
+            run.registry.revoke("hospital-a")
+
+    monkeypatch.setattr(gathering.Gathering, "_count", count)
+    scripts = {"hospital-b": [delayed(0.5)], "hospital-c": [delayed(0.5)]}
+    train_round(run, federation.grid(scripts), "gan", 0)
+    closed = run.record.closing_entry("train", "gan", 0)
+    assert closed is not None
+    assert closed.data["accepted"] == ["hospital-b", "hospital-c"]
