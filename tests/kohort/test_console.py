@@ -22,7 +22,10 @@ def test_a_path_that_nothing_else_named_ends_in_words(capsys: pytest.CaptureFixt
     assert hint.startswith("kohort: hint: check the path")
 
 
-@pytest.mark.parametrize("error", [OSError("no path"), ValueError("PATIENT-7"), KeyError("PATIENT-8")])
+FAULTS = [OSError("no path"), ValueError("PATIENT-7"), KeyError("PATIENT-8")]
+
+
+@pytest.mark.parametrize("error", FAULTS)
 def test_a_fault_of_ours_ends_with_70_and_keeps_its_traceback_to_this_user(
     error: Exception,
     capsys: pytest.CaptureFixture[str],
