@@ -47,11 +47,15 @@ def run(
     table: Tensor = TABLE,
     steps: int = 3,
     event: SubsampledGaussian = EVENT,
+    items: int = 1,
 ) -> tuple[list[Tensor], Tally]:
     """The weights' updates and the canaries' tally of some steps of a linear model."""
     taking_part = Canaries(secret or canaries.nobody())
     constants = dataclasses.replace(
-        CONSTANTS, sampling_rate=event.q, noise_multiplier=event.noise_multiplier
+        CONSTANTS,
+        sampling_rate=event.q,
+        noise_multiplier=event.noise_multiplier,
+        items_per_patient=items,
     )
     step = PrivateStep(
         {"v": torch.zeros(100), "w": torch.zeros(D - 100)},
@@ -148,7 +152,13 @@ def test_the_tally_counts_what_was_released_tensor_by_tensor() -> None:
         sum(float((u[a:b].double() ** 2).sum()) for u in updates) for a, b in ((0, 100), (100, D))
     ]
     assert tally.sizes.tolist() == [100, 300] and tally.released == pytest.approx(squares)
-    assert tally.signal == int(tally.signal) and 0 < tally.signal <= 4 * 81
+
+
+def test_the_bound_on_the_signal_is_of_the_drawn_patients() -> None:
+    noise = SeededNoiseSource(7)
+    drawn = iter((3, 0, 5))
+    noise.bernoulli = lambda q, n: np.arange(n) < next(drawn)  # type: ignore[method-assign]
+    assert run(SECRET, noise=noise)[1].signal == 9 + 0 + 25
 
 
 def test_coins_sample_canaries_as_often_as_patients() -> None:
@@ -163,6 +173,11 @@ CLAIM = Claim(EVENT, 0.7, 8, 1e-5, 1, M)
 
 def test_the_private_steps_noise_and_clip_are_heard_to_be_the_plans() -> None:
     tally = run(SECRET, steps=30)[1]
+    assert fault(tally, tally, CLAIM) == ""
+
+
+def test_more_items_a_patient_bring_no_less_noise() -> None:
+    tally = run(SECRET, steps=30, items=9)[1]
     assert fault(tally, tally, CLAIM) == ""
 
 
