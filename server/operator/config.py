@@ -70,6 +70,13 @@ class Limits(FrozenModel):
     replies_in_memory: int = Field(
         default=4, ge=1, le=256, description="largest number of replies held in memory at once"
     )
+    silent_rounds: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="rounds in a row without an answer after which a site that is offline is no "
+        "longer waited for; it takes part again as soon as it is online",
+    )
     failures: int = Field(
         default=5,
         ge=1,

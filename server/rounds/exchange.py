@@ -87,6 +87,7 @@ class PendingInstruction:
     sealed: Sealed
     message_type: str
     stop: threading.Event = field(default_factory=threading.Event)
+    reached: threading.Event = field(default_factory=threading.Event)  # its node was online
 
     def start(self) -> PendingInstruction:
         """Begin to ask."""
@@ -143,6 +144,7 @@ class PendingInstruction:
         node_id = self.site.node_id
         if node_id is None or node_id not in set(grid.get_node_ids()):
             return set()
+        self.reached.set()
         record = record_of(self.sealed)
         message = Message(record, node_id, self.message_type, ttl=self.outgoing.ttl_s)
         with self._slot():
@@ -215,6 +217,12 @@ class Exchange:
     def sites(self) -> set[str]:
         """Return the names of the sites that are being asked."""
         return {site for site, _ in self._pending}
+
+    def reached(self, site: str) -> bool:
+        """Return whether a site's node was online when this round asked it."""
+        return any(
+            pending.reached.is_set() for (name, _), pending in self._pending.items() if name == site
+        )
 
     def ask(
         self, site: Site, instruction: Instruction, statement: Mapping[str, bool] | None = None

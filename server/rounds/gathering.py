@@ -125,7 +125,10 @@ class Gathering:
         awaited = {site.name for site in self._run.study.sites} - excluded
         if not self._is_first_round():
             awaited &= set(known)
-        return frozenset(awaited)
+        # A site that was silent for some rounds is not waited for until it is online again.
+        silent = self._run.record.silent_sites(self._run.limits.silent_rounds)
+        back = {name for name in silent if self._exchange.reached(name)}
+        return frozenset(awaited - (silent - back))
 
     def _is_first_round(self) -> bool:
         """Whether nothing of the study is closed yet.

@@ -132,6 +132,15 @@ class StudyRecord:
             return None
         return entry
 
+    def silent_sites(self, rounds: int) -> frozenset[str]:
+        """Return the sites that were missing in each of the last closed rounds, so many of them."""
+        prefix = self.study.hash()
+        closed = [entry for entry in self.journal.entries(prefix) if entry.state == "closed"]
+        if len(closed) < rounds:
+            return frozenset()
+        missing = [frozenset(entry.data.get("missing", ())) for entry in closed[-rounds:]]
+        return frozenset.intersection(*missing)
+
     def close_round(self, phase: str, model: str, round_: int, data: Mapping[str, Any]) -> None:
         """Journal a round as closed, then drop what it no longer needs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,27 @@ def test_a_site_that_is_revoked_while_a_round_is_open_is_not_averaged_in_it(
     closed = run.record.closing_entry("train", "gan", 0)
     assert closed is not None
     assert closed.data["accepted"] == ["hospital-b", "hospital-c"]
+
+
+def test_a_site_that_stays_silent_costs_a_deadline_twice_and_no_more(tmp_path: Path) -> None:
+    """It is asked all the same, and waited for as soon as it is online again."""
+    federation = Federation.create(tmp_path, round_deadline_s=1.0, models__gan__rounds=5)
+    run = federation.open()
+    grid = federation.grid()
+    node = run.registry.get("hospital-c").node_id
+    # one round with everybody, so that nobody is waited for as a newcomer
+    train_round(run, grid, "gan", 0)
+    grid.online.discard(node)
+    took = []
+    for number in (1, 2, 3):
+        began = time.monotonic()
+        train_round(run, grid, "gan", number)
+        took.append(time.monotonic() - began)
+    assert took[0] >= 1.0 and took[1] >= 1.0
+    assert took[2] < 1.0
+    closed = run.record.closing_entry("train", "gan", 3)
+    assert closed is not None and closed.data["missing"] == ["hospital-c"]
+    grid.online.add(node)
+    train_round(run, grid, "gan", 4)
+    closed = run.record.closing_entry("train", "gan", 4)
+    assert closed is not None and closed.data["missing"] == []
