@@ -270,12 +270,11 @@ def settle_frozen(
     k: int,
     *,
     present: Mapping[str, Collection[Stratum]] | None = None,
-    withdrawn: Collection[str] = (),
 ) -> tuple[tuple[Group, ...], tuple[str, ...], Roster]:
     """Return frozen groups to release again, patients held back, and the roster of all others.
 
-    A frozen group comes again only whole: k members or more, each of them present in its stratum
-    and none of them withdrawn. The members of any other frozen group are held back: averaging those
+    A frozen group comes again only whole: k members or more, each of them present in its stratum.
+    Whoever withdrew is not present. The members of any other frozen group are held back: averaging those
     that are left would isolate who is missing. Nobody of a frozen group is on the roster that is
     returned. `present`: each person's strata, by name; by default those of the roster.
     """
@@ -285,7 +284,7 @@ def settle_frozen(
     again = []
     for group in frozen:
         whole = all(group.stratum in present.get(member, ()) for member in group.members)
-        if whole and len(group.members) >= k and not set(withdrawn) & set(group.members):
+        if whole and len(group.members) >= k:
             again.append(Group(group.members, group.stratum, k))
 
     # the members of the others are held back
@@ -305,14 +304,13 @@ def regroup(
     codes: NDArray[np.floating] | None = None,
     cells: Cells | None = None,
     present: Mapping[str, Collection[Stratum]] | None = None,
-    withdrawn: Collection[str] = (),
 ) -> Grouping:
     """Return frozen groups that come again, and new groups among patients who are in none.
 
     Nothing is frozen here. Arguments and errors are those of `form_groups` and `settle_frozen`.
     When frozen groups come again, fewer than k new patients wait (suppressed).
     """
-    again, held, fresh = settle_frozen(frozen, who, k, present=present, withdrawn=withdrawn)
+    again, held, fresh = settle_frozen(frozen, who, k, present=present)
     if again and len(fresh.pseudonyms) < k:
         return Grouping(again, (*held, *fresh.pseudonyms))
 

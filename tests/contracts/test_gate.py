@@ -15,8 +15,9 @@ from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
 from client.state.config import check_plan
 from client.state.group_store import Group, Stratum
+from client.state.ledger_file import of_kind
 from common.errors import Bug, KohortError, PolicyError, RefusedError
-from common.privacy.mechanisms import SubsampledGaussian
+from common.privacy.mechanisms import SubsampledGaussian, mechanism_from
 from common.storage.journal import Journal
 from common.study.bundle import open_bundle, write_bundle
 from common.wire import signing, tensors
@@ -368,6 +369,24 @@ def test_one_ledger_entry_has_one_artefact(
     assert children.runs == 1
 
 
+def test_an_update_leaves_only_for_a_reservation_of_its_own_plan(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two plans may spend the same; what one reserved does not pay for the other."""
+    scripted(monkeypatch, hospital.study, "die after")
+    with pytest.raises(Killed):
+        hospital.site().answer(hospital.ask("train"))
+    site = hospital.site()
+    (own,) = of_kind(site.ledger().rows(), "reserve")
+    event = mechanism_from(json.dumps(own.data["event"]))
+    other = site.ledger().reserve(event, "f" * 64, weights=own.data["weights"])
+    with monkeypatch.context() as patch:
+        patch.setattr("client.daemon.spending._reservation", lambda _: other)
+        assert refused(lambda: hospital.site().answer(hospital.ask("train"))) == "E-GATE-21"
+    assert not list((hospital.root / "outbox").glob("*"))
+    hospital.site().answer(hospital.ask("train"))  # its own one does
+
+
 # --- images
 
 
@@ -490,6 +509,17 @@ def test_every_image_that_leaves_aggregates_k_distinct_persons_of_the_cohort(
     scripted(monkeypatch, hospital.study).evidence = change
     assert refused(lambda: images_reply(hospital, review="not_required")) == code
     assert not list((hospital.root / "outbox").glob("*"))
+
+
+def test_k_is_the_larger_of_the_plans_and_the_policys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six patients are enough for the policy's k of 5, and not for the plan's of 7."""
+    large = make_hospital(tmp_path, synthesis__k=7)
+    scripted(monkeypatch, large.study).evidence = lambda e: replaced(e, members(*range(6)), 5)
+    act = lambda: images_reply(large, review="not_required", min_k=5)  # noqa: E731
+    assert refused(act) == "E-GATE-22"
+    assert not list((large.root / "outbox").glob("*"))
 
 
 def test_an_image_of_a_group_that_is_not_frozen_cannot_leave(

@@ -331,3 +331,24 @@ def test_alignment_sees_only_statistics_over_at_least_k_patients() -> None:
 def test_whitening_is_never_fitted_to_the_cohort() -> None:
     with pytest.raises(Bug, match="GeneratorCodes"):
         Whitening.fit(np.zeros((20, 4)), 2)  # type: ignore[arg-type]
+
+
+def test_a_frozen_group_is_whole_where_every_member_has_an_image_in_its_stratum(
+    tmp_path: Path,
+) -> None:
+    """Its images are not made anew, so it does not matter which of them invert well."""
+    store = frozen(tmp_path / "groups.sqlite", names(3), names(3, 3))
+    stratum = group_store.Stratum(1)
+    elsewhere = group_store.Stratum(0)
+    inverted = flat_roster(names(4, 2))  # of members 0 and 1 no image counts today
+    present = {name: {stratum, elsewhere} for name in names(6)}
+    again, held, fresh = g.settle_frozen(store.groups(), inverted, 3, present=present)
+    assert {group.members for group in again} == {tuple(names(3)), tuple(names(3, 3))}
+    assert held == () and fresh.pseudonyms == ()
+    # one who left, and one whose images are all of another stratum
+    for change in ({}, {names(1)[0]: {elsewhere}}):
+        left = {name: present[name] for name in names(5, 1)} | change
+        again, held, _ = g.settle_frozen(store.groups(), inverted, 3, present=left)
+        assert [group.members for group in again] == [tuple(names(3, 3))]
+        assert set(held) == (set(names(3)) & left.keys())
+    store.close()
