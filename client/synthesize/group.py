@@ -274,9 +274,9 @@ def settle_frozen(
     """Return frozen groups to release again, patients held back, and the roster of all others.
 
     A frozen group comes again only whole: k members or more, each of them present in its stratum.
-    Whoever withdrew is not present. The members of any other frozen group are held back: averaging those
-    that are left would isolate who is missing. Nobody of a frozen group is on the roster that is
-    returned. `present`: each person's strata, by name; by default those of the roster.
+    Whoever withdrew is not present. The members of any other frozen group are held back: averaging
+    those that are left would isolate who is missing. Nobody of a frozen group is on the roster that
+    is returned. `present`: each person's strata, by name; by default those of the roster.
     """
     if present is None:
         present = {name: (own,) for name, own in zip(who.pseudonyms, who.strata, strict=True)}
