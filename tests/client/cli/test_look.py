@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pytest
+
 from client.cli.look import site_status
 from client.daemon.site import Site
+from client.state.artefacts import Limit, Wanted
+from client.state.group_store import Group, GroupStore, Stratum
+from common.privacy.events import latent_event
 from tests.client.cli.typing_commands import Cli
 from tests.sites import Hospital
 
@@ -23,8 +29,26 @@ def test_the_ledger_says_what_was_spent_by_both_accountants(
     facts = json.loads(cli("ledger", "--state", root, "--json")[1])
     assert 0 < facts["epsilon"]["pld"] <= facts["epsilon"]["rdp"] + 0.01
     assert facts["cap_epsilon"] == 10.0
+    assert facts["averages"] == {"epsilon": 0.0, "cap": 1000.0}
     assert "chain is whole" in cli("ledger", "--state", root, "verify")[1]
     assert cli("ledger", "--state", root, "burn")[0] == 2
+
+
+def test_the_ledger_says_what_all_draws_of_one_average_spend(
+    worked: tuple[Hospital, Site], cli: Cli
+) -> None:
+    hospital = worked[0]
+    wanted = Wanted.of(hospital.study)
+    images = [np.full((32, 32, 3), shade, np.uint8) for shade in (1, 2)]
+    groups = [Group(tuple(f"{place}{i:063x}" for i in range(5)), Stratum(0), 5) for place in (0, 1)]
+    drawn = [wanted.artefact(image, 0, True) for image in images]
+    with GroupStore(hospital.root / "groups.sqlite") as store:
+        store.release({groups[0]: drawn, groups[1]: drawn[:1]}, "similar", Limit(1e6, 1e-5))
+    spent = 2 * latent_event(hospital.study).epsilon_per_image
+    _, out, _ = cli("ledger", "--state", hospital.root)
+    assert f"all draws of one group together: at most {spent:,.4g}, cap 1000" in out
+    facts = json.loads(cli("ledger", "--state", hospital.root, "--json")[1])
+    assert facts["averages"]["epsilon"] == pytest.approx(spent)
 
 
 def test_a_person_decides_on_a_batch_by_typing(worked: tuple[Hospital, Site], cli: Cli) -> None:
