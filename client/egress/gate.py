@@ -196,7 +196,7 @@ class Gate:
         # (20) the plan is approved and within the policy
         self._check_policy()
         # (27) plan and policy allow single images at this epsilon
-        allowed = self.policy.single_images == "allowed"
+        allowed = self.policy.single_images != "never"
         most = self.policy.max_epsilon_image
         check_single(self.study, allowed, event.epsilon_per_image, most)
         # (21) every image was reserved for the plan's own mechanism

@@ -7,7 +7,8 @@
   4. Charge the others first: as many ledger entries as the patient with most of them has. Files
      without a patient's id count as one patient.
   5. Draw each once, and keep it.
-  6. A person decides on exactly these bytes (policy), then the gate checks all again.
+  6. A person decides on exactly these bytes (policy), then the gate checks all again, and the
+     operator has a receipt for the charge (policy).
   7. Take the head over what was spent, then write only the images to OUT.
 
 Guarantees: an original's pixels, name or header never enter an exported file.
@@ -59,7 +60,7 @@ class Stored:
 def export_images(site: Site, flow: Flow, request: Request, progress: Progress) -> Outcome:
     """Run the numbered steps."""
     policy = site.config.policy
-    allowed = policy.single_images == "allowed"
+    allowed = policy.single_images != "never"
     epsilon = flow.mechanism.epsilon_per_image
     # (1) plan, policy and cap must allow single images; the state is as new as all that left
     check_single(flow.study, allowed, epsilon, policy.max_epsilon_image)
@@ -87,6 +88,8 @@ def export_images(site: Site, flow: Flow, request: Request, progress: Progress) 
         )
         _require_review(site, flow, store, payloads, sheet)
     _check_gate(site, flow, payloads, [stored.reservation for stored in kept])
+    if policy.single_images == "countersigned":
+        _require_receipt(site, max(stored.reservation for stored in kept))
     # (7) take the head, then write only the images
     _take_head(site, batch_digest(payloads))
     write_images(request, flow, images)
@@ -113,6 +116,21 @@ def _charge_and_draw(
         for key, payload in zip(keys, payloads, strict=True):
             atomic_write(_stored_path(store, key), payload, mode=0o600)
     return len(turns)
+
+
+def _require_receipt(site: Site, reservation: int) -> None:
+    """Raise PolicyError (E-RECEIPT-WAITING) until the operator knows of a ledger entry.
+
+    A copy of the whole folder from before that entry cannot get there: the operator's receipt is
+    for a head that the copy never took.
+    """
+    if site.records.heads.countersigned("ledger") < reservation:
+        raise PolicyError(
+            "the images are drawn and charged, and wait for the operator's receipt",
+            hint="answer two more instructions of a study, then give the same command again "
+            "(it costs nothing more)",
+            code="E-RECEIPT-WAITING",
+        )
 
 
 def _take_head(site: Site, digest: str) -> None:

@@ -79,10 +79,11 @@ class Policy(FrozenModel):
         ge=0,
         description="largest number of images that may leave for one study; 0: none",
     )
-    single_images: Literal["never", "allowed"] = Field(
+    single_images: Literal["never", "countersigned", "allowed"] = Field(
         default="never",
         description="whether privatized images of one patient each may leave, where the plan says "
-        "so too",
+        "so too; countersigned: only once the operator has a receipt for their charge, so that a "
+        "restored folder exports nothing twice",
     )
     max_epsilon_image: float = Field(
         default=10.0,

@@ -74,6 +74,15 @@ class Heads:
                 self._receipts.append(commitment, "receipt")
         self._check_receipts()
 
+    def countersigned(self, part: str) -> int:
+        """Return how many entries of a part the operator has a receipt for."""
+        receipts = {entry.key for entry in self._receipts.entries()}
+        count = 0
+        for entry in self._heads.entries():
+            if entry.data["commitment"] in receipts:
+                count = max(count, int(entry.data["head"].get(part, (0, ""))[0]))
+        return count
+
     def check(self) -> None:
         """Raise PolicyError (E-ROLLBACK) unless the state is as new as everything that it sent."""
         # heads first: a daemon that works meanwhile only makes the state newer

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from client.daemon.site import Site
+from client.single.request import Outcome
 from common.errors import PolicyError
 from common.storage.journal import Journal
+from common.wire import tensors
+from common.wire.messages import Header, Sealed
 from tests.client.single.test_single import (
     ALLOWED,
     entries,
@@ -19,7 +22,7 @@ from tests.client.single.test_single import (
     made,
     run,
 )
-from tests.sites import Hospital
+from tests.sites import Hospital, scripted
 
 __all__ = ["hospital", "inbox", "made"]
 
@@ -102,3 +105,52 @@ def test_the_head_is_on_disk_before_a_file_is_written(
     count, _ = head.data["head"]["ledger"]
     assert count == len(site.ledger().rows())
     assert not (tmp_path / "one").exists()
+
+
+COUNTERSIGNED = ALLOWED | {"single_images": "countersigned"}
+
+
+def test_an_export_waits_for_the_receipt_of_its_own_charge_where_the_policy_says_so(
+    hospital: Hospital, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, hospital.study)
+    weights = tensors.loads(start_weights(hospital), max_bytes=1 << 24)
+    ask = {"model": "gan", "weights": weights}
+    first = hospital.site(**COUNTERSIGNED).answer(hospital.ask("train", **ask))
+    shutil.copytree(hospital.root, tmp_path / "copy")
+
+    def export(out: str) -> Outcome:
+        site = hospital.site(**COUNTERSIGNED)
+        return run(site, hospital, inbox, tmp_path / out, export=True)
+
+    def wait(out: str) -> None:
+        with pytest.raises(PolicyError) as waiting:
+            export(out)
+        assert waiting.value.code == "E-RECEIPT-WAITING"
+        assert not (tmp_path / out).exists()
+
+    # it is drawn and charged once, and waits: a receipt for an earlier head is not enough
+    wait("one")
+    charged = entries(hospital.site())
+    asked = hospital.ask("train", round=1, heads=(commitment(first),), **ask)
+    second = hospital.site(**COUNTERSIGNED).answer(asked)
+    wait("one")
+    again = hospital.ask("train", round=1, heads=(commitment(second),), **ask)
+    hospital.site(**COUNTERSIGNED).answer(again)
+    assert (export("one").written, entries(hospital.site())) == (4, charged + 1)
+    # the whole folder from before the export, without a server: nothing is handed over ...
+    shutil.rmtree(hospital.root)
+    shutil.copytree(tmp_path / "copy", hospital.root)
+    wait("two")
+    # ... and the server's next instruction finds it out
+    refused(lambda: hospital.site(**COUNTERSIGNED).answer(again))
+    refused(lambda: export("two"))
+
+
+def start_weights(hospital: Hospital) -> bytes:
+    """The payload of an instruction to the plan's GAN."""
+    return hospital.ask("train", model="gan").payload
+
+
+def commitment(sealed: Sealed) -> str:
+    return str(Header.model_validate_json(sealed.header).statement["head_commitment"])
