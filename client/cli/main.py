@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from client.cli import approve, audit, check, joining, look, measure, serve
+from client.cli import approve, audit, check, joining, look, measure, serve, withdraw
 from client.cli.words import name_faults
 from common.process import keep_private
 from kohort.console import run_typer
@@ -26,6 +26,7 @@ app.command()(joining.join)
 app.command()(approve.approve)
 app.command()(serve.ingest)
 app.command()(serve.run)
+app.command()(withdraw.withdraw)
 app.command()(look.review)
 app.command()(measure.utility)
 app.command()(measure.privatize)

@@ -37,24 +37,54 @@ DELIVERY_POLL_S = 0.1
 STOP_POLL_S = 0.2
 log = logging.getLogger("kohort")
 
+Refresh = Annotated[
+    bool, typer.Option("--refresh", help="build the cohorts anew from the files that are there now")
+]
 UntilDone = Annotated[
     bool, typer.Option("--until-done", help="end when the operator closes the study")
 ]
 
 
-def ingest(state: StateFolder) -> None:
+def ingest(state: StateFolder, refresh: Refresh = False) -> None:
     """Build the cohorts of all approved plans from the data folder.
 
-    Counts are shown on this screen alone and never logged.
+    Counts are shown on this screen alone and never logged. --refresh takes in files that came,
+    went or changed; the daemon must be stopped for it, and goes on with the new cohort.
     """
     load_site(state)
-    reports: dict[str, IngestReport | None] = {}
+    found: dict[str, list[str]] = {}
+    seen: set[str] = set()
     with FolderLock(state / "lock", "kohort-site"), open_site(state) as site:
         for plan_hash, study in _require_plans(site).items():
-            reports[plan_hash] = site.cohort(study)
-    for plan_hash, report in reports.items():
-        for text in ingest_lines(report):
+            found[plan_hash] = list(_take_in(site, study, refresh, seen))
+    for plan_hash, lines in found.items():
+        for text in lines:
             write_line(f"{plan_hash[:12]}: {text}")
+
+
+def _take_in(site: Site, study: Study, refresh: bool, seen: set[str]) -> Iterator[str]:
+    """Build or refresh the cohort of one plan; yield what a person reads.
+
+    Plans with the same intake rules share a cohort: it is taken in once. `seen`: such rules.
+    """
+    rules = study.intake.model_dump_json()
+    if rules in seen:
+        yield "the same cohort as above"
+        return
+    seen.add(rules)
+    refreshed = site.refresh(study) if refresh else None
+    if refreshed is not None:
+        yield from refreshed.lines()
+        yield from ingest_lines(refreshed.report)
+        return
+    report = site.cohort(study)
+    yield from ingest_lines(report)
+    changes = site.intakes.changes(study.intake) if report is None else None
+    if changes:
+        yield (
+            f"files since then: {changes.new} new, {changes.gone} gone, {changes.changed} changed; "
+            "kohort-site ingest --refresh takes them in"
+        )
 
 
 def ingest_lines(report: IngestReport | None) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 In: `Output`. Out: `Cleared`, one for each part.
 Guarantees: a person approved exactly these bytes where the policy asks for it (9); every part
-passed the gate, or none; groups and images are in the group store before anything leaves (10).
+passed the gate, or none; groups and images are in the group store before anything leaves (10). A
+batch with somebody who has left the cohort since does not leave, and freezes no group: it is made
+again.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from client.daemon.rounds import Output
 from client.egress.evidence import Evidence
 from client.egress.gate import Cleared, Gate
 from client.egress.review import SHEET, Reviews, batch_digest
-from client.ingest.cohort import Cohort
+from client.ingest.cohort import persons_of
 from client.state.group_store import GroupStore
-from client.state.jobs import EVIDENCE, OUTPUT, OUTPUT_CAP_BYTES, Stopped
+from client.state.jobs import EVIDENCE, OUTPUT, OUTPUT_CAP_BYTES, Job, Stopped
 from client.state.records import Records
 from common.errors import PolicyError
 from common.privacy.boundary import PART_CAP_BYTES, check_total
@@ -30,17 +32,25 @@ log = logging.getLogger(__name__)
 
 def clear(
     output: Output, records: Records, reviews: Reviews, stop: threading.Event
-) -> tuple[Cleared, ...]:
-    """Return the cleared parts of the batch; raises RefusedError, PolicyError, Stopped."""
+) -> tuple[Cleared, ...] | None:
+    """Return the cleared parts of the batch; None where a member has left the cohort since.
+
+    Raises RefusedError, PolicyError, Stopped.
+    """
     study = output.round.study
     # what the child left
     evidence = Evidence.read(output.folder / EVIDENCE)
     parts = split(read(output.folder / OUTPUT, max_bytes=OUTPUT_CAP_BYTES), study)
     # (9) a person approved the images, where the policy asks for it
-    await_review(output, parts, records, reviews, stop)
+    if not has_lost_member(output, evidence, records):
+        await_review(output, parts, records, reviews, stop)
+    # (9) nobody in them has left meanwhile
+    if has_lost_member(output, evidence, records):
+        reviews.give_up(batch_digest(parts))
+        return None
     with GroupStore(records.state.groups) as groups:
         gate = Gate.of(records, study, groups, reviews)
-        persons = persons_of(Cohort.open(records.state.cohort(study.intake)))
+        persons = persons_of(records.state.cohort(study.intake))
         # (10) the gate checks the batch, freezes its groups, keeps its images, and clears it
         return gate.clear_images(
             output.round.header, parts, evidence, persons, output.reservation, output.event
@@ -52,11 +62,13 @@ def await_review(
 ) -> None:
     """Wait until a person has decided on exactly these bytes, where the policy asks for it.
 
-    Raises PolicyError (E-REVIEW-REJECTED), or Stopped.
+    Return early where a member has left the cohort. Raises PolicyError (E-REVIEW-REJECTED), or
+    Stopped.
     """
     # propose the batch, also again after a restart
     digest = batch_digest(parts)
     study = output.round.study
+    evidence = Evidence.read(output.folder / EVIDENCE)
     if records.config.policy.review == "required":
         reviews.propose(digest, study.hash(), output.folder / SHEET)
         log.info("%s: images wait for a person: kohort-site review", study.name)
@@ -64,18 +76,30 @@ def await_review(
     while reviews.state(digest) == "waiting":
         if stop.wait(REVIEW_POLL_S):
             raise Stopped("stopped while images wait for review")
+        if has_lost_member(output, evidence, records):
+            return
     if reviews.state(digest) == "rejected":
         raise PolicyError(
             "a person rejected the images; nothing was sent", code="E-REVIEW-REJECTED"
         )
 
 
-def persons_of(cohort: Cohort) -> dict[str, int]:
-    """Return the person behind every pseudonym of a cohort, aliases included."""
-    persons: dict[str, int] = {}
-    for person, names in enumerate(cohort.aliases):
-        persons |= dict.fromkeys(names, person)
-    return persons
+def has_lost_member(output: Output, evidence: Evidence, records: Records) -> bool:
+    """Return whether the site's persons changed since the child began, so that a group is broken.
+
+    Somebody withdrew, a refresh left them out, or two members were found to be one person. A group
+    that was broken from the start is the gate's to refuse.
+    """
+    cohort = records.state.cohort(output.round.study.intake)
+    job = Job.read(output.folder)
+    if (job.cohort, job.people) == (str(cohort.resolve()), records.people().digest):
+        return False
+    persons = persons_of(cohort)
+    for group in evidence.groups:
+        distinct = {persons[member] for member in group.members if member in persons}
+        if len(distinct) < len(group.members):
+            return True
+    return False
 
 
 def split(images: Arrays, study: Study) -> list[bytes]:

@@ -90,6 +90,7 @@ def _job(reserved: Reserved, records: Records) -> Job:
         reservation=reservation,
         threads=limits.threads,
         memory_gib=limits.child_memory_gib,
+        people=records.people().digest,
     )
 
 

@@ -30,7 +30,6 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from client.daemon import images, training
 from client.daemon.jobs import compute
@@ -40,8 +39,8 @@ from client.daemon.spending import Spending
 from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
 from client.egress.review import Reviews
-from client.ingest.build import IngestReport, ingest
-from client.ingest.request import Limits
+from client.ingest.build import IngestReport
+from client.ingest.refresh import Intakes, Refreshed
 from client.state.config import SiteConfig, check_plan
 from client.state.folder import State
 from client.state.head import rollback
@@ -81,6 +80,7 @@ class Site:
         self.outbox = Outbox(self.state.outbox)
         self.reviews = Reviews(self.state.reviews)
         self.records = Records(self.state, self.config, self.plans)
+        self.intakes = Intakes(self.state, self.config, self.progress)
         self._spending = Spending(self.records)
 
     def answer(self, sealed: Sealed) -> Sealed:
@@ -124,17 +124,24 @@ class Site:
         # (6) they lie on the path that the plan implies
         admit(round, self.plans)
         self.cohort(study)
-        # (7, 8) it is reserved, and computed by one child
-        output = self._compute(round)
-        # (9, 10) a person approved the images; the gate clears what leaves
-        if header.kind == "train":
-            cleared = training.clear(output, self.records, self.reviews)
-        else:
-            cleared = images.clear(output, self.records, self.reviews, self.stop)
+        output, cleared = self._compute_cleared(round)
         # (11) it is signed and on disk before it is sent
         reply = self._seal(header, cleared)
         _discard(output)
         return reply
+
+    def _compute_cleared(self, round: Round) -> tuple[Output, tuple[Cleared, ...]]:
+        """Compute a round and clear it; again where somebody in its images left meanwhile."""
+        while True:
+            # (7, 8) it is reserved, and computed by one child
+            output = self._compute(round)
+            # (9, 10) a person approved the images; the gate clears what leaves
+            if round.header.kind == "train":
+                return output, training.clear(output, self.records, self.reviews)
+            cleared = images.clear(output, self.records, self.reviews, self.stop)
+            if cleared is not None:
+                return output, cleared
+            self._spending.drop(output)
 
     def _compute(self, round: Round) -> Output:
         """Reserve the round and run a child; after a crash again, with a new reservation."""
@@ -183,23 +190,17 @@ class Site:
 
         The report is for the site's own staff.
         """
-        folder = self.state.cohort(study.intake)
-        if folder.is_dir():
-            return None
-        data = self.config.data
-        labels_csv = None
-        if data.labels_csv:
-            labels_csv = Path(data.labels_csv)
-        log.info("%s: ingest", study.name)
-        return ingest(
-            Path(data.folder),
-            study.intake,
-            self.state.pseudonym_bytes(),
-            folder,
-            labels_csv=labels_csv,
-            limits=Limits(max_file_bytes=self.config.limits.max_file_mib << 20),
-            progress=self.progress,
-        )
+        if not self.state.cohort(study.intake).is_dir():
+            log.info("%s: ingest", study.name)
+        return self.intakes.ensure(study.intake)
+
+    def refresh(self, study: Study) -> Refreshed | None:
+        """Build the cohort of a plan anew, and journal that; None where there is none yet."""
+        refreshed = self.intakes.refresh(study.intake)
+        if refreshed is not None:
+            name = self.state.cohort(study.intake).name
+            self.state.journal.append("cohort", "refreshed", {"folder": name})
+        return refreshed
 
     def _note_receipts(self, header: Header) -> None:
         """Mark the messages whose payload digests the operator's signed receipts name.

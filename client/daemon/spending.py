@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.daemon.rounds import Reserved, Round
+from client.daemon.rounds import Output, Reserved, Round
 from client.state.head import rollback
 from client.state.jobs import is_finished
 from client.state.ledger import Reservation
@@ -59,7 +59,7 @@ class Spending:
         # an output that was never sent, or a reservation that no child has used
         if finished or latest.state == "reserved":
             return Reserved(round, event, _reservation(latest), folder, finished)
-        # a child started and left no output: its reservation stays spent
+        # a child started and left no output, or one that was dropped: its reservation stays spent
         return self._reserve_anew(round, event)
 
     def note_failure(self, round: Round, code: str) -> None:
@@ -78,6 +78,11 @@ class Spending:
                 "a round was signed here, and neither its message nor its output is here"
             )
 
+    def drop(self, output: Output) -> None:
+        """Give an output up that may no longer leave: it stays spent, and is computed again."""
+        record = {"folder": output.folder.name, "reservation": ""}
+        self.records.state.journal.append(output.round.header.key, "dropped", record)
+
     def _check_given_up(self, key: str) -> None:
         """Spend nothing more on a round that a child refused, or crashed over too often."""
         hint = "read jobs/*/child.log, repair, restart kohort-site run"
@@ -89,10 +94,10 @@ class Spending:
             )
 
     def _latest_try(self, key: str) -> Entry | None:
-        """The newest entry of the journal that reserved or started a round."""
+        """The newest entry of the journal that reserved, started or dropped a round."""
         latest = None
         for entry in self._entries(key):
-            if entry.state in ("reserved", "started"):
+            if entry.state in ("reserved", "started", "dropped"):
                 latest = entry
         return latest
 

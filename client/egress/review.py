@@ -25,6 +25,7 @@ SHEET = "contact_sheet.png"
 # further pictures that a job may leave (client/synthesize/inversion_sheet.py)
 BESIDE = ("inversions.png",)
 SHEET_CAP_BYTES = 1 << 30
+GIVEN_UP = "kohort: somebody in it has left the cohort"
 
 
 def batch_digest(parts: Sequence[bytes]) -> str:
@@ -86,6 +87,11 @@ class Reviews:
         if self.state(digest) == "waiting":
             self._journal.append(digest, decision, {"reviewer": reviewer.strip()})
         return self._batch(digest)
+
+    def give_up(self, digest: str) -> None:
+        """Reject a waiting batch that can no longer leave: somebody in it has left the cohort."""
+        if self.state(digest) == "waiting":
+            self._journal.append(digest, "rejected", {"reviewer": GIVEN_UP})
 
     def find(self, batch: str) -> Batch:
         """Return the one batch whose digest starts with `batch`, or with "" the one that waits."""

@@ -6,7 +6,8 @@ Out: a cohort's folder (cohort.py) and an `IngestReport`.
 Guarantees:
   - every file enters or gets a reason
   - nothing that a header or file name says is stored, logged or raised; ids stay as HMACs only
-  - one person under several ids that share a photograph or a slice is one patient
+  - one person under several ids that share a photograph or a slice is one patient, also where only
+    an earlier intake saw it; who withdrew does not enter
   - the same files give the same digest, whatever their names and order
   - the folder appears whole or not at all
 Not covered: one person under two ids with different photographs; text burned into pixels; fewer
@@ -40,10 +41,19 @@ from numpy.typing import NDArray
 from client.ingest.cohort import CHUNK_ROWS, FORMAT, digest_contents
 from client.ingest.identify import Identities
 from client.ingest.labels import Labels, read_labels
+from client.ingest.listing import (
+    LISTING,
+    file_id_of,
+    list_files,
+    relative_name,
+    stamp_files,
+    write_listing,
+)
 from client.ingest.persons import ImageRecord, aliases, choose_images, group_by_person, keyed_hash
 from client.ingest.quarantine import Reason
 from client.ingest.request import Limits
 from client.ingest.sources import Photographs, Source, Volumes
+from client.state.people import People, PeopleFile
 from common.errors import ConfigurationError, EnvironmentFault, disk_faults_named
 from common.storage.files import sync_folder
 from common.study.intake import Intake
@@ -88,12 +98,14 @@ def ingest(
     *,
     labels_csv: Path | None = None,
     limits: Limits | None = None,
+    people: PeopleFile | None = None,
     progress: Progress = lambda done, total: None,
 ) -> IngestReport:
     """Build the cohort of `source` in the new folder `out`; return what became of every file.
 
     `key`: the site's 32 pseudonym bytes. `labels_csv`: the labels file (labels.py); None only if
-    the study declares one label. Raises ConfigurationError (folders, labels file, no usable image)
+    the study declares one label. `people`: the site's persons; what is found of them is kept there
+    before the cohort appears. Raises ConfigurationError (folders, labels file, no usable image)
     and EnvironmentFault (disk full and the like; nothing is left behind).
     """
     limits = limits or Limits()
@@ -104,7 +116,7 @@ def ingest(
 
     # (1) list the files
     files = list_files(source, out, limits, skip=labels_csv)
-    relative = [_relative(path, source) for path in files]
+    relative = [relative_name(path, source) for path in files]
 
     # (2) read the labels
     masks = intake.volumes is not None
@@ -116,7 +128,7 @@ def ingest(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700, parents=True)
         try:
-            build = _Build(intake, key, labels, partial)
+            build = _Build(intake, key, labels, partial, people)
             report = build.run(files, relative, limits, progress)
             os.rename(partial, out)
             sync_folder(out.parent)
@@ -125,74 +137,16 @@ def ingest(
     return report
 
 
-def list_files(source: Path, out: Path, limits: Limits, *, skip: Path | None) -> list[Path]:
-    """Return every file below `source` but `skip`, sorted.
-
-    Links are included: they are quarantined, never followed. So are folders that cannot be read.
-    Raises ConfigurationError: `source` is no folder, `out` is not a new folder outside it, or there
-    are too many files.
-    """
-    if not source.is_dir():
-        raise ConfigurationError(
-            f"{source}: not a folder", hint="name the folder with the DICOM files or photographs"
-        )
-    if out.exists() or out.resolve().is_relative_to(source.resolve()):
-        raise ConfigurationError(
-            f"{out}: must be a new folder outside {source}",
-            hint="a cohort is frozen; name a new one",
-        )
-
-    # everything below the folder, readable or not
-    skipped = None
-    if skip:
-        skipped = skip.resolve()
-    files: list[Path] = []
-    unreadable: list[Path] = []
-    for folder, folders, names in os.walk(
-        source, onerror=lambda error: unreadable.append(Path(error.filename))
-    ):
-        # os.walk counts a link to a folder as a folder, and does not enter it
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        for name in (*names, *links):
-            path = Path(folder, name)
-            if skipped is None or path.resolve() != skipped:
-                files.append(path)
-        if len(files) > limits.max_files:
-            raise ConfigurationError(
-                f"{source}: more than {limits.max_files} files", hint="split the folder"
-            )
-    return sorted(files + unreadable)
-
-
-def locate(source: Path, key: bytes, file_id: str) -> Path | None:
-    """Return the file below `source` with this opaque id of quarantine.csv, or None.
-
-    For the site alone: the answer is a file name.
-    """
-    for folder, _, names in os.walk(source):
-        for name in names:
-            path = Path(folder, name)
-            if _file_id(key, _relative(path, source)) == file_id:
-                return path
-    return None
-
-
-def _relative(path: Path, source: Path) -> str:
-    return path.relative_to(source).as_posix()
-
-
-def _file_id(key: bytes, relative: str) -> str:
-    """The opaque id under which a file stands in quarantine.csv."""
-    return keyed_hash(key, "file", relative)
-
-
 class _Build:
     """Steps 3 to 7, in the temporary folder."""
 
-    def __init__(self, intake: Intake, key: bytes, labels: Labels, folder: Path) -> None:
+    def __init__(
+        self, intake: Intake, key: bytes, labels: Labels, folder: Path, people: PeopleFile | None
+    ) -> None:
         self.intake = intake
         self.key = key
         self.folder = folder
+        self.people = people
         self.identities = Identities(key, labels, intake)
         self.source: Source
         if intake.volumes:
@@ -204,6 +158,8 @@ class _Build:
         self, files: Sequence[Path], relative: Sequence[str], limits: Limits, progress: Progress
     ) -> IngestReport:
         """Decode, identify, join, choose and write; return the report."""
+        # the state of the files before they are read: a later change is seen
+        stamps = stamp_files(files, relative, self.key)
         # (3, 4) decode and identify
         self.source.collect(files, relative, limits, progress)
 
@@ -216,6 +172,7 @@ class _Build:
 
         # (7) write
         digest = self._write(persons)
+        write_listing(self.folder / LISTING, stamps)
         self.source.spool.unlink()
         for path in (*self.folder.iterdir(), self.folder):
             sync_folder(path)
@@ -243,29 +200,56 @@ class _Build:
 
         In the cohort's order.
         """
+        known = People()
+        if self.people is not None:
+            known = self.people.read()
+        found = group_by_person(self._records(known), self.source.alike(), known)
+        known = self._keep(found, known)
         persons = []
-        for person in group_by_person(self._records(), self.source.alike()):
-            # what enters of one person; all else has a reason
-            outcomes = choose_images(
-                person, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality
-            )
-            entering: list[ImageRecord] = []
-            for position, outcome in outcomes.items():
-                if isinstance(outcome, Reason):
-                    self.source.refuse(position, outcome)
-                else:
-                    entering.append(outcome)
+        for person in found:
+            names = aliases(person, known)
+            entering = self._choose(person, withdrawn=self._has_withdrawn(person, known))
             # a person of whom nothing enters is not in the cohort
             if entering:
                 rows = self.source.rows(sorted(entering, key=lambda record: record.digest))
-                persons.append((aliases(person), rows))
+                persons.append((names, rows))
         return sorted(persons, key=lambda person: person[0])
 
-    def _records(self) -> list[ImageRecord]:
+    def _choose(self, person: Sequence[ImageRecord], *, withdrawn: bool) -> list[ImageRecord]:
+        """The images of one person that enter; every other has a reason."""
+        if withdrawn:
+            for record in person:
+                self.source.refuse(record.position, Reason.WITHDRAWN)
+            return []
+        outcomes = choose_images(
+            person, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality
+        )
+        entering: list[ImageRecord] = []
+        for position, outcome in outcomes.items():
+            if isinstance(outcome, Reason):
+                self.source.refuse(position, outcome)
+            else:
+                entering.append(outcome)
+        return entering
+
+    def _keep(self, persons: Sequence[Sequence[ImageRecord]], known: People) -> People:
+        """Write down who is one person, for good; return all that is known then."""
+        if self.people is None:
+            return known
+        return self.people.state([aliases(person) for person in persons], self.identities.plain)
+
+    def _has_withdrawn(self, person: Sequence[ImageRecord], known: People) -> bool:
+        """Whether a person withdrew under any id of these images, with its issuer or without."""
+        names = set(aliases(person))
+        for record in person:
+            names.update(self.source.records[record.position].pseudonyms)
+        return known.has_withdrawn(names)
+
+    def _records(self, known: People) -> list[ImageRecord]:
         """The source's records, each with the pseudonyms of ids that were stated in that form."""
         # An id under an issuer joins the same id without one: to count one person as two would be
         # the unsafe mistake.
-        stated = self.identities.stated
+        stated = self.identities.stated | known.names
         records = []
         for record in self.source.records:
             names = tuple(name for name in record.pseudonyms if name in stated)
@@ -320,7 +304,7 @@ class _Build:
         """Write the opaque id and the reason code of every file that did not enter, sorted."""
         outcomes = []
         for name, reason in self.source.quarantine:
-            outcomes.append(f"{_file_id(self.key, name)},{reason.value}")
+            outcomes.append(f"{file_id_of(self.key, name)},{reason.value}")
         (self.folder / "quarantine.csv").write_text(
             "\n".join(["file,code", *sorted(outcomes)]) + "\n", encoding="ascii"
         )

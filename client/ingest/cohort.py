@@ -1,15 +1,20 @@
 """Reads a frozen, patient-indexed cohort on the hospital's disk.
 
-Guarantees: `verify` compares a digest over everything that a reader sees.
-Not covered: how a cohort is built (build.py).
+Guarantees:
+  - who withdrew is in no cohort that is opened: the persons file beside the folder
+    (client/state/people.py) is asked each time, here and nowhere else
+  - ids that are known as one person are one patient, also where they were found later
+  - `verify` compares a digest over everything that was written
+Not covered: how a cohort is built (build.py); a process that opened the cohort before a withdrawal.
 
 A cohort's folder holds
   images.npy      uint8 [N, S, S, C], memory-mapped; of volumes, patches with C = 2: image and mask
                   (0 or 255)
   index.sqlite    patients (pseudonym, aliases) and images (patient, label, side, keyed digest)
-  quarantine.csv  opaque file id and reason code of everything that did not enter; `build.locate`
+  quarantine.csv  opaque file id and reason code of everything that did not enter; `listing.locate`
                   finds the file again, on site
-  cohort.json     label names, counts, key fingerprint, and the digest over all but the quarantine
+  files.csv       opaque id and stamp of every file, to see what changed (listing.py)
+  cohort.json     label names, counts, key fingerprint, and the digest over all but the two lists
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +31,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import RefusedError
+from client.state.people import FILE as PEOPLE
+from client.state.people import People, PeopleFile
+from common.errors import RefusedError, disk_faults_named
 from common.storage.files import read_capped
 from common.wire.messages import canonical
 
@@ -63,7 +71,19 @@ class Cohort:
 
     @classmethod
     def open(cls, folder: Path) -> Cohort:
-        """Return the cohort in `folder`; raises RefusedError when its parts do not fit together."""
+        """Return the cohort in `folder`, without the persons who withdrew.
+
+        Raises RefusedError when its parts do not fit together, or for a damaged persons file.
+        """
+        whole = cls.read_whole(folder)
+        return whole.without_withdrawn(people_of(folder))
+
+    @classmethod
+    def read_whole(cls, folder: Path) -> Cohort:
+        """Return the cohort as it was written, to recognise whose an image is (whose.py).
+
+        Nothing else may use it: who withdrew is still in it.
+        """
         try:
             # the three files
             facts = json.loads(read_capped(folder / "cohort.json", 1 << 20))
@@ -78,9 +98,7 @@ class Cohort:
             label_names = tuple(facts["label_names"])
             digest = str(facts["digest"])
         except (OSError, ValueError, KeyError, TypeError, sqlite3.Error) as error:
-            raise RefusedError(
-                f"{folder}: not a whole cohort of {FORMAT}", hint="ingest again into a new folder"
-            ) from error
+            raise _not_whole(folder) from error
         return cls(
             folder,
             images,
@@ -93,15 +111,40 @@ class Cohort:
             digest=digest,
         )
 
+    def without_withdrawn(self, people: People) -> Cohort:
+        """Return the cohort with linked patients joined, and without those who withdrew."""
+        persons = _persons(self.aliases, people)
+        staying = tuple(dict.fromkeys(filter(None, persons)))
+        # the number of each patient from now on; -1 for one who withdrew
+        numbers = {names: number for number, names in enumerate(staying)}
+        renumbered = np.array([numbers.get(names, -1) for names in persons], np.int64)
+        patient_of = renumbered[self.patient_of]
+        kept = np.flatnonzero(patient_of >= 0)
+        images = self.images
+        if len(kept) < len(images):
+            images = _copy_rows(images, kept, self.folder.parent)
+        return Cohort(
+            self.folder,
+            images,
+            patient_of=patient_of[kept],
+            labels=self.labels[kept],
+            laterality=self.laterality[kept],
+            pseudonyms=tuple(names[0] for names in staying),
+            aliases=staying,
+            label_names=self.label_names,
+            digest=self.digest,
+        )
+
     def verify(self) -> None:
-        """Read everything and raise RefusedError when the digest does not fit."""
+        """Read everything that was written; raise RefusedError when the digest does not fit."""
+        whole = Cohort.read_whole(self.folder)
         found = digest_contents(
-            self.images,
-            self.patient_of,
-            self.labels,
-            self.laterality,
-            self.aliases,
-            self.label_names,
+            whole.images,
+            whole.patient_of,
+            whole.labels,
+            whole.laterality,
+            whole.aliases,
+            whole.label_names,
         )
         if found != self.digest:
             raise RefusedError(
@@ -109,12 +152,85 @@ class Cohort:
             )
 
 
+def _not_whole(folder: Path) -> RefusedError:
+    """The refusal of a folder whose parts do not fit together."""
+    return RefusedError(
+        f"{folder}: not a whole cohort of {FORMAT}", hint="ingest again into a new folder"
+    )
+
+
+def people_of(folder: Path) -> People:
+    """Return what the site that a cohort's folder lies in knows of its persons."""
+    return PeopleFile(folder.parent / PEOPLE).read()
+
+
+def persons_of(folder: Path) -> dict[str, int]:
+    """Return the person behind every pseudonym of a cohort; who withdrew has none.
+
+    No image is opened. Raises RefusedError as `Cohort.open` does.
+    """
+    try:
+        _, _, aliases = _read_index(folder / "index.sqlite")
+    except sqlite3.Error as error:
+        raise RefusedError(
+            f"{folder}: not a whole cohort of {FORMAT}", hint="ingest again"
+        ) from error
+    persons = _persons(aliases, people_of(folder))
+    found: dict[str, int] = {}
+    for number, names in enumerate(dict.fromkeys(persons)):
+        found |= dict.fromkeys(names, number)
+    return found
+
+
+def image_marks(folder: Path) -> list[tuple[str, str]]:
+    """Return, for every image that was written, a name of its patient and what it is.
+
+    That is: its keyed digest, label and side. Raises RefusedError as `Cohort.open` does.
+    """
+    query = """SELECT pseudonym, image.digest, label, laterality
+               FROM image JOIN patient USING (patient) ORDER BY image"""
+    try:
+        with closing(_connect(folder / "index.sqlite")) as index:
+            rows = index.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise _not_whole(folder) from error
+    return [(name, f"{digest} {label} {side}") for name, digest, label, side in rows]
+
+
+def _persons(aliases: Iterable[tuple[str, ...]], people: People) -> list[tuple[str, ...]]:
+    """All names of each patient's person, as far as they are known; none if they withdrew."""
+    found: list[tuple[str, ...]] = []
+    for names in aliases:
+        person = people.name_person(names)
+        if people.has_withdrawn(person):
+            person = ()
+        found.append(person)
+    return found
+
+
+def _copy_rows(
+    images: NDArray[np.uint8], rows: NDArray[np.int64], folder: Path
+) -> NDArray[np.uint8]:
+    """Some rows of the images, in a file without a name: memory does not grow with the cohort."""
+    shape = (len(rows), *images.shape[1:])
+    if not len(rows):
+        return np.empty(shape, np.uint8)
+    with (
+        disk_faults_named("cannot leave out who withdrew in", folder),
+        tempfile.TemporaryFile(dir=folder) as file,
+    ):
+        for start in range(0, len(rows), CHUNK_ROWS):
+            file.write(np.ascontiguousarray(images[rows[start : start + CHUNK_ROWS]]).tobytes())
+        file.flush()
+        # the map keeps the file's contents until the last reader is gone
+        return np.memmap(file, np.uint8, "r", shape=shape)
+
+
 def _read_index(
     path: Path,
 ) -> tuple[list[tuple[int, int, int]], tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Return (patient, label, laterality) by image; by patient the pseudonym, and all of them."""
-    # read-only and immutable: no lock, no journal, no write on the hospital's disk
-    with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as index:
+    with closing(_connect(path)) as index:
         rows = index.execute(
             "SELECT patient, label, laterality FROM image ORDER BY image"
         ).fetchall()
@@ -126,6 +242,11 @@ def _read_index(
         ):
             other[patient].append(name)
     return rows, names, tuple(map(tuple, other))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open an index read-only and immutable: no lock, no journal, no write."""
+    return sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
 
 
 def digest_contents(

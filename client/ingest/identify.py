@@ -30,7 +30,8 @@ class Identities:
     """Makes image records.
 
     `stated`: pseudonyms of the ids that some file or row gives in exactly this form: with this
-    issuer, or without one.
+    issuer, or without one. `plain`: for the pseudonym of an id under an issuer, that of the same id
+    without one.
     """
 
     def __init__(self, key: bytes, labels: Labels, intake: Intake) -> None:
@@ -38,6 +39,7 @@ class Identities:
         self.labels = labels
         self.intake = intake
         self.stated: set[str] = set()
+        self.plain: dict[str, str] = {}
 
     def make_record(
         self, position: int, owner: Owner, names: Sequence[str], digest: bytes
@@ -73,14 +75,23 @@ class Identities:
             refusal = refusal or Reason.NO_LATERALITY
 
         # pseudonyms: each id with its issuer as stated, and each id without one
-        pseudonyms = [pseudonym(self.key, issuer, identifier) for issuer, identifier in known]
-        self.stated.update(pseudonyms)
+        pseudonyms: list[str] = []
+        for issuer, identifier in known:
+            pseudonyms.append(self._state(issuer, identifier))
         # the id without its issuer joins two people only where some file states it in that form
         pseudonyms += [pseudonym(self.key, "", identifier) for _, identifier in known]
         keyed = keyed_hash(self.key, "pixels", digest.hex())
         return ImageRecord(
             position, tuple(dict.fromkeys(pseudonyms)), label, laterality, keyed, refusal
         )
+
+    def _state(self, issuer: str, identifier: str) -> str:
+        """The pseudonym of an id as stated, which is noted."""
+        name = pseudonym(self.key, issuer, identifier)
+        self.stated.add(name)
+        if issuer:
+            self.plain[name] = pseudonym(self.key, "", identifier)
+        return name
 
 
 def _known_ids(owner: Owner, row: Row | None) -> list[tuple[str, str]]:

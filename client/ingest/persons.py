@@ -4,7 +4,7 @@ In: `ImageRecord`s and pairs of near-identical images.
 Out: records grouped by person, and for each whether it enters or why not.
 Guarantees:
   - two ids joined by identical or nearly identical pixels, or by the labels file, are one person; a
-    third id joins through either
+    third id joins through either; ids that were one person before (client/state/people.py) stay one
   - one person has one label, and one eye where the study separates eyes
   - the outcome does not depend on the order of the files
 Not covered: two different photographs of one person under two ids.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hmac
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.quarantine import Reason
+from client.state.people import Links, People
 
 NEAR_DUPLICATE_CORRELATION = 0.997  # at 64 px; lower thresholds join strangers with similar discs
 NEAR_DUPLICATE_SIZE_PX = 64
@@ -96,10 +97,27 @@ def near_duplicates(images: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
             right = left
             if a != b:
                 right = _standardise(images[b : b + BLOCK])
-            rows, columns = np.nonzero(left @ right.T > NEAR_DUPLICATE_CORRELATION)
-            for i, j in zip((a + rows).tolist(), (b + columns).tolist(), strict=True):
-                if i < j:
-                    yield i, j
+            for i, j in _alike(left, right):
+                if a + i < b + j:
+                    yield a + i, b + j
+
+
+def near_pairs(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+    """Yield pairs (i, j) of an image and one of the others that are nearly identical.
+
+    Both are uint8 [N, S, S, C], and the rule is that of `near_duplicates`.
+    """
+    for a in range(0, len(images), BLOCK):
+        left = _standardise(images[a : a + BLOCK])
+        for b in range(0, len(others), BLOCK):
+            for i, j in _alike(left, _standardise(others[b : b + BLOCK])):
+                yield a + i, b + j
+
+
+def _alike(left: NDArray[np.float32], right: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
+    """Pairs of rows that correlate by more than the threshold."""
+    rows, columns = np.nonzero(left @ right.T > NEAR_DUPLICATE_CORRELATION)
+    yield from zip(rows.tolist(), columns.tolist(), strict=True)
 
 
 def _standardise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -121,32 +139,26 @@ def _standardise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def group_by_person(
-    records: Sequence[ImageRecord], near: Iterable[tuple[int, int]]
+    records: Sequence[ImageRecord], near: Iterable[tuple[int, int]], known: People | None = None
 ) -> list[list[ImageRecord]]:
     """Return records by person.
 
-    Persons are the connected components over shared pseudonyms, equal digests and `near` pairs.
+    Persons are the connected components over shared pseudonyms, equal digests, `near` pairs and
+    what is known already.
     """
-    # union-find: pseudonyms, digests and records are nodes of one forest
-    parent: dict[Hashable, Hashable] = {}
-
-    def root(node: Hashable) -> Hashable:
-        while parent.setdefault(node, node) != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    # join each record with its pseudonyms and its pixels, then the near pairs
+    # pseudonyms, digests and records are nodes of one forest
+    links = Links()
     for index, record in enumerate(records):
-        for link in (*record.pseudonyms, ("pixels", record.digest)):
-            parent[root(link)] = root(index)
-    for i, j in near:
-        parent[root(i)] = root(j)
+        links.join((index, *record.pseudonyms, ("pixels", record.digest)))
+        if known is not None:
+            links.join((index, *known.name_person(record.pseudonyms)))
+    for pair in near:
+        links.join(pair)
 
     # a tree is a person
-    persons: dict[Hashable, list[ImageRecord]] = {}
+    persons: dict[object, list[ImageRecord]] = {}
     for index, record in enumerate(records):
-        persons.setdefault(root(index), []).append(record)
+        persons.setdefault(links.root(index), []).append(record)
     return list(persons.values())
 
 
@@ -195,9 +207,14 @@ def choose_images(
     return outcomes
 
 
-def aliases(person: Sequence[ImageRecord]) -> tuple[str, ...]:
-    """Return all pseudonyms of one person, sorted; the first is the one the cohort uses."""
+def aliases(person: Sequence[ImageRecord], known: People | None = None) -> tuple[str, ...]:
+    """Return all pseudonyms of one person, sorted; the first is the one the cohort uses.
+
+    Those that were linked before are among them.
+    """
     names: set[str] = set()
     for record in person:
         names.update(record.pseudonyms)
+    if known is not None:
+        names.update(known.name_person(names))
     return tuple(sorted(names))

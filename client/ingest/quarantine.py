@@ -133,6 +133,7 @@ class Reason(Enum):
         "no-patient-id",
         "The patient id is empty or a placeholder, so nobody can be protected as one person.",
     )
+    WITHDRAWN = ("withdrawn", "The person withdrew; none of their images is used.")
     NO_LABEL = ("no-label", "The labels file has no row for this image.")
     AMBIGUOUS_LABEL = (
         "ambiguous-label",

@@ -4,14 +4,20 @@
      that left (client/state/head.py), before a file is opened.
   2. Decode in a child process.
   3. An image that was drawn before keeps its bytes, at no cost.
-  4. Charge the others first: as many ledger entries as the patient with most of them has. Files
-     without a patient's id count as one patient.
+  4. Charge the others first: as many ledger entries as the person with most of them has. Who is one
+     person is the intake's to say (client/ingest/whose.py). An image of nobody could be of anybody,
+     so it takes an entry of its own.
   5. Draw each once, and keep it.
   6. A person decides on exactly these bytes (policy), then the gate checks all again, and the
      operator has a receipt for the charge (policy).
-  7. Take the head over what was spent, then write only the images to OUT.
+  7. Take the head over what was spent, then write only the images to OUT, in an order that their
+     own pixels give.
 
-Guarantees: an original's pixels, name or header never enter an exported file.
+Guarantees:
+  - a person's images are charged one by one, whatever ids they have
+  - who withdrew is in no export, also of what was drawn before
+  - the numbers of the files tell nothing of the inputs
+  - an original's pixels, name or header never enter an exported file
 Not covered: the wire: no single image enters the outbox (rule 27). Staff answer for a folder that
 they carry out by hand.
 """
@@ -20,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +35,8 @@ import numpy as np
 from client.daemon.site import Site
 from client.egress.gate import Gate
 from client.egress.review import SHEET, batch_digest
-from client.ingest.persons import is_placeholder, normalise_id, pseudonym
 from client.ingest.request import Photograph
+from client.ingest.whose import Names
 from client.single.flow import Flow
 from client.single.inputs import read_inputs
 from client.single.output import ON_SITE, comparison_sheet, write_images
@@ -57,6 +63,14 @@ class Stored:
     reservation: int
 
 
+@dataclass(frozen=True)
+class Fresh:
+    """An image that was not drawn before, and every name of its person."""
+
+    photograph: Photograph
+    owner: Names
+
+
 def export_images(site: Site, flow: Flow, request: Request, progress: Progress) -> Outcome:
     """Run the numbered steps."""
     policy = site.config.policy
@@ -69,22 +83,20 @@ def export_images(site: Site, flow: Flow, request: Request, progress: Progress) 
     inputs = read_inputs(request.source, site, flow.study)
     # (3) find what was drawn before
     store = site.state.root / EXPORTS
-    keys: list[str] = []
-    fresh: dict[str, Photograph] = {}
-    for photograph in inputs.photographs:
-        key = _key(flow, photograph)
-        keys.append(key)
+    keys = [_key(flow, photograph) for photograph in inputs.photographs]
+    fresh: dict[str, Fresh] = {}
+    for key, photograph, owner in zip(keys, inputs.photographs, inputs.owners, strict=True):
         if _load_stored(store, key) is None:
-            fresh[key] = photograph
+            fresh[key] = Fresh(photograph, owner)
     # (4, 5) charge, draw and keep the others
     charged = _charge_and_draw(site, flow, store, fresh, progress)
-    kept = _load_all(store, keys)
+    kept, originals = _sort_by_pixels(_load_all(store, keys), inputs.images)
     images = [stored.pixels for stored in kept]
     payloads = [dumps({"image": image}) for image in images]
     # (6) review by a person, then the gate
     if policy.review == "required":
         sheet = comparison_sheet(
-            inputs.images, images, f"epsilon = {epsilon:,.4g} per image; {ON_SITE}"
+            originals, images, f"epsilon = {epsilon:,.4g} per image; {ON_SITE}"
         )
         _require_review(site, flow, store, payloads, sheet)
     _check_gate(site, flow, payloads, [stored.reservation for stored in kept])
@@ -99,17 +111,17 @@ def export_images(site: Site, flow: Flow, request: Request, progress: Progress) 
 
 
 def _charge_and_draw(
-    site: Site, flow: Flow, store: Path, fresh: dict[str, Photograph], progress: Progress
+    site: Site, flow: Flow, store: Path, fresh: Mapping[str, Fresh], progress: Progress
 ) -> int:
     """Steps 4 and 5; return the number of ledger entries."""
     store.mkdir(exist_ok=True, mode=0o700)
-    turns = _assign_turns(site, fresh)
+    turns = _assign_turns(fresh)
     for keys in turns:
         # (4) charge first
         reservation = site.ledger().reserve(flow.mechanism, flow.study.hash(), weights=flow.digest)
         site.state.journal.append(f"charge/{reservation.id}", "charged")
         # (5) draw, and keep
-        images = flow.draw([fresh[key].pixels for key in keys], progress)
+        images = flow.draw([fresh[key].photograph.pixels for key in keys], progress)
         entry = np.array([reservation.id], np.int64)
         payloads = [dumps({"image": image, "reservation": entry}) for image in images]
         site.ledger().commit(reservation, batch_digest(payloads))
@@ -141,18 +153,34 @@ def _take_head(site: Site, digest: str) -> None:
         site.state.journal.append(key, "exported")
 
 
-def _assign_turns(site: Site, fresh: dict[str, Photograph]) -> list[list[str]]:
-    """Return the images in turns: one ledger entry each, with at most one image of a patient."""
+def _assign_turns(fresh: Mapping[str, Fresh]) -> list[list[str]]:
+    """Return the images in turns: one ledger entry each, with at most one image of a person."""
     turns: list[list[str]] = []
-    seen: Counter[str] = Counter()
-    for key, photograph in fresh.items():
-        patient = _patient(site, photograph)
-        turn = seen[patient]
-        seen[patient] += 1
+    alone: list[list[str]] = []
+    seen: Counter[Names] = Counter()
+    for key, one in fresh.items():
+        # an image of nobody may be of anybody: nothing else is drawn under its entry
+        if not one.owner:
+            alone.append([key])
+            continue
+        turn = seen[one.owner]
+        seen[one.owner] += 1
         if turn == len(turns):
             turns.append([])
         turns[turn].append(key)
-    return turns
+    return turns + alone
+
+
+def _sort_by_pixels(
+    kept: Sequence[Stored], originals: Sequence[Images]
+) -> tuple[list[Stored], list[Images]]:
+    """Return both in the order of the SHA-256 of the drawn pixels.
+
+    The order of the inputs, which their names give, is not seen in the numbers of the files.
+    """
+    pairs = list(zip(kept, originals, strict=True))
+    pairs.sort(key=lambda pair: hashlib.sha256(pair[0].pixels.tobytes()).digest())
+    return [stored for stored, _ in pairs], [original for _, original in pairs]
 
 
 def _require_review(
@@ -184,15 +212,6 @@ def _key(flow: Flow, photograph: Photograph) -> str:
     """Return what makes two requests one: the same image, plan, mechanism and flow."""
     parts = (flow.study.hash(), flow.mechanism.event(), flow.digest, photograph.digest.hex())
     return hashlib.sha256("\n".join(("kohort-export", *parts)).encode()).hexdigest()
-
-
-def _patient(site: Site, photograph: Photograph) -> str:
-    """Return whose image this is; all files without a usable id are counted as one patient's."""
-    issuer = normalise_id(photograph.issuer)
-    identifier = normalise_id(photograph.patient_id)
-    if is_placeholder(identifier):
-        return ""
-    return pseudonym(site.state.pseudonym_bytes(), issuer, identifier)
 
 
 def _stored_path(store: Path, key: str) -> Path:

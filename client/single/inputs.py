@@ -9,6 +9,7 @@ from client.daemon.site import Site
 from client.ingest.decode import decode_all
 from client.ingest.quarantine import Reason
 from client.ingest.request import Photograph, Settings
+from client.ingest.whose import Names, find_owners
 from client.single.flow import Flow
 from common.arrays import Images
 from common.errors import ConfigurationError
@@ -21,10 +22,14 @@ FILES_CAP = 100_000
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images that can be used, with their names, and the refused files with the reason."""
+    """The images that can be used, with their names, and the refused files with the reason.
+
+    `owners`: every name of each image's person, () where nobody is known.
+    """
 
     names: tuple[str, ...]
     photographs: tuple[Photograph, ...]
+    owners: tuple[Names, ...]
     refused: tuple[tuple[str, Reason], ...]
 
     @property
@@ -42,27 +47,41 @@ class Inputs:
 
 
 def read_inputs(source: Path, site: Site, study: Study) -> Inputs:
-    """Return the decoded files of a path; raises ConfigurationError if no image can be used."""
+    """Return the decoded files of a path; those of persons who withdrew are refused.
+
+    Raises ConfigurationError if no image can be used.
+    """
     paths = _list_files(source)
-    names: list[str] = []
-    photographs: list[Photograph] = []
+    decoded = list(decode_all(paths, _decode_settings(site, study), 1))
+    shown = [path for path, one in zip(paths, decoded, strict=True) if isinstance(one, Photograph)]
+    photographs = [one for one in decoded if isinstance(one, Photograph)]
+    owners = find_owners(photographs, shown, study.intake, site.state, site.config)
+    people = site.records.people().read()
+    owner_of = dict(zip(shown, owners, strict=True))
+    used: list[tuple[str, Photograph, Names]] = []
     refused: list[tuple[str, Reason]] = []
-    decoded = decode_all(paths, _decode_settings(site, study), 1)
     for path, outcome in zip(paths, decoded, strict=True):
-        name = path.name
-        if source.is_dir():
-            name = str(path.relative_to(source))
-        if isinstance(outcome, Photograph):
-            names.append(name)
-            photographs.append(outcome)
-        else:
+        name = _name_of(path, source)
+        if not isinstance(outcome, Photograph):
             refused.append((name, outcome))
-    if not photographs:
+        elif people.has_withdrawn(owner_of[path]):
+            refused.append((name, Reason.WITHDRAWN))
+        else:
+            used.append((name, outcome, owner_of[path]))
+    if not used:
         raise ConfigurationError(
             f"{source}: no image that can be used",
             problems=[f"{name}: {reason.value}: {reason.sentence}" for name, reason in refused],
         )
-    return Inputs(tuple(names), tuple(photographs), tuple(refused))
+    names, kept, of = zip(*used, strict=True)
+    return Inputs(names, kept, of, tuple(refused))
+
+
+def _name_of(path: Path, source: Path) -> str:
+    """Return a file's name as a person reads it."""
+    if source.is_dir():
+        return str(path.relative_to(source))
+    return path.name
 
 
 def _list_files(source: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from client.state.canaries import history as canary_history
 from client.state.folder import State
 from client.state.group_store import GroupStore
 from client.state.ledger_file import transaction
+from client.state.people import PeopleFile
 from common.wire.messages import canonical
 
 Chains = dict[str, list[str]]
@@ -74,5 +75,10 @@ def _canaries(state: State) -> dict[str, list[bytes]]:
     return found
 
 
+def _people(state: State) -> dict[str, list[bytes]]:
+    """Every link between names, and every withdrawal."""
+    return {"people": PeopleFile(state.people).history()}
+
+
 # a new part of the state is added here; its entries must only ever be appended
-SOURCES: tuple[Source, ...] = (_ledger, _journal, _groups, _canaries)
+SOURCES: tuple[Source, ...] = (_ledger, _journal, _groups, _canaries, _people)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.state.people import FILE as PEOPLE
 from common.errors import ConfigurationError, disk_faults_named
 from common.storage.files import read_capped
 from common.storage.journal import Journal
@@ -101,10 +102,33 @@ class State:
         """Which version of kohort laid this folder out."""
         return self.root / "version"
 
+    @property
+    def people(self) -> Path:
+        """The file of who is one person, and who withdrew. It never leaves."""
+        return self.root / PEOPLE
+
     def cohort(self, intake: Intake) -> Path:
-        """The cohort folder of these intake rules."""
-        digest = hashlib.sha256(canonical(intake.model_dump(mode="json"))).hexdigest()
-        return self.root / f"cohort-{digest[:12]}"
+        """The cohort folder of these intake rules: the newest, after a refresh."""
+        older = self.cohorts(intake)
+        if older:
+            return older[-1]
+        return self.root / _cohort_name(intake)
+
+    def cohorts(self, intake: Intake) -> tuple[Path, ...]:
+        """The cohort folders of these intake rules, oldest first."""
+        name = _cohort_name(intake)
+        found = {}
+        for path in self.root.glob(f"{name}*"):
+            number = path.name.removeprefix(name).removeprefix("-") or "1"
+            if path.is_dir() and number.isdecimal():
+                found[int(number)] = path
+        return tuple(path for _, path in sorted(found.items()))
+
+    def next_cohort(self, intake: Intake) -> Path:
+        """The folder for the cohort that a refresh builds."""
+        newest = self.cohort(intake)
+        number = newest.name.removeprefix(_cohort_name(intake)).removeprefix("-") or "1"
+        return self.root / f"{_cohort_name(intake)}-{int(number) + 1}"
 
     def signing_key(self) -> Ed25519PrivateKey:
         """Return the site's signing key."""
@@ -132,6 +156,12 @@ class State:
 def message_file(outbox: Path, key: str) -> Path:
     """Return the file of the signed message with this key."""
     return outbox / f"{hashlib.sha256(key.encode()).hexdigest()}.sealed"
+
+
+def _cohort_name(intake: Intake) -> str:
+    """What the cohort folders of these intake rules begin with."""
+    digest = hashlib.sha256(canonical(intake.model_dump(mode="json"))).hexdigest()
+    return f"cohort-{digest[:12]}"
 
 
 def new_pseudonym_key(path: Path) -> None:

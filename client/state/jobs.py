@@ -53,6 +53,7 @@ class Job:
     """What a child needs to know.
 
     `plan` and `cohort` are folders; `reservation` is the ledger's text, "" where there is none.
+    `people`: the digest of the persons file when the job began.
     """
 
     kind: Literal["train", "synthesize"]
@@ -62,6 +63,7 @@ class Job:
     reservation: str
     threads: int
     memory_gib: float
+    people: str = ""
 
     def write(
         self,

@@ -14,6 +14,7 @@ from client.state.config import SiteConfig
 from client.state.folder import State
 from client.state.head import Heads
 from client.state.ledger import Ledger
+from client.state.people import PeopleFile
 from client.state.plans import Plans
 from common.errors import PolicyError
 from common.study.plan import Study
@@ -42,6 +43,10 @@ class Records:
             filter_order=FILTER_ORDER,
             lost=epsilon_lost(self.state),
         )
+
+    def people(self) -> PeopleFile:
+        """Return the file of who is one person, and who withdrew."""
+        return PeopleFile(self.state.people)
 
     def canaries(self, study: Study, model: str) -> CanaryFile:
         """Return the canaries of one model of a plan."""

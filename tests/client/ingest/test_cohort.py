@@ -22,9 +22,10 @@ import pytest
 from PIL import Image
 
 from client.ingest import build
-from client.ingest.build import ingest, locate
+from client.ingest.build import ingest
 from client.ingest.cohort import Cohort
 from client.ingest.decode import Decoder, decode_all
+from client.ingest.listing import locate
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Limits, Settings
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError

@@ -1,6 +1,7 @@
 """`kohort-site privatize`: work on site stays; an export is charged, kept and reviewed once."""
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -18,8 +19,10 @@ from typer.testing import CliRunner
 from client.cli.main import app
 from client.daemon.site import Site
 from client.egress.evidence import SINGLE, Evidence
+from client.ingest.cohort import Cohort
 from client.ingest.decode_child import read_file
 from client.ingest.dicom import read_dicom
+from client.ingest.persons import pseudonym
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Photograph, Settings
 from client.ingest.synthetic_dicom import write_synthetic
@@ -156,7 +159,7 @@ def test_on_site_output_cannot_be_promoted_an_export_draws_anew_and_pays(
     run(site, hospital, inbox, tmp_path / "out")
     assert entries(site) == 0
     run(site, hospital, inbox, tmp_path / "away", export=True)
-    assert entries(site) == 2
+    assert entries(site) == 3
     ours, theirs = pictures(tmp_path / "out"), pictures(tmp_path / "away")
     assert not any(ours[name] == theirs[name] for name in theirs)
 
@@ -262,10 +265,10 @@ def test_an_image_asked_for_again_is_the_same_bytes_and_free(
 ) -> None:
     site = hospital.site(**ALLOWED)
     first = run(site, hospital, inbox, tmp_path / "one", export=True)
-    # two ids, and two pictures without one that count as one patient: two turns
-    assert (first.charged, first.repeated, entries(site), entries(site, "commit")) == (2, 0, 2, 2)
+    # two ids in one turn, and two pictures of nobody, each of which could be of anybody
+    assert (first.charged, first.repeated, entries(site), entries(site, "commit")) == (3, 0, 3, 3)
     again = run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "two", export=True)
-    assert (again.charged, again.repeated, entries(site)) == (0, 4, 2)
+    assert (again.charged, again.repeated, entries(site)) == (0, 4, 3)
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
     assert set(pictures(tmp_path / "one")) == {f"{i:05d}.png" for i in range(1, 5)}, (
         "no sheet and no list of inputs"
@@ -273,7 +276,7 @@ def test_an_image_asked_for_again_is_the_same_bytes_and_free(
     assert MARKER not in "".join(p.name for p in (tmp_path / "one").iterdir())
     Image.fromarray(xray(9)).save(inbox / "new.png")
     more = run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "three", export=True)
-    assert (more.charged, more.repeated, entries(site)) == (1, 4, 3)
+    assert (more.charged, more.repeated, entries(site)) == (1, 4, 4)
 
 
 def test_the_ledger_is_charged_before_the_draw_and_stays_charged_after_a_crash(
@@ -292,7 +295,7 @@ def test_the_ledger_is_charged_before_the_draw_and_stays_charged_after_a_crash(
     assert seen == [1]
     monkeypatch.undo()
     run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "away", export=True)
-    assert entries(site) == 3
+    assert entries(site) == 4
 
 
 def test_the_ledgers_cap_stops_an_export(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
@@ -358,6 +361,126 @@ def test_an_export_takes_its_numbers_from_the_plan_alone(
             export=True,
             section=section,
         )
+
+
+# --- one notion of a person
+
+
+def name_of(site: Site, patient_id: str) -> str:
+    return pseudonym(site.state.pseudonym_bytes(), "", patient_id)
+
+
+def test_a_person_under_two_ids_is_charged_twice_for_two_images(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
+    """The ids are one person in the site's cohorts; their two images compose."""
+    for path in inbox.glob("*.png"):
+        path.unlink()
+    site = hospital.site(**ALLOWED)
+    site.records.people().state([[name_of(site, f"{MARKER}0"), name_of(site, f"{MARKER}1")]], {})
+    outcome = run(site, hospital, inbox, tmp_path / "away", export=True)
+    assert (outcome.written, outcome.charged, entries(site)) == (2, 2, 2)
+
+
+def test_two_strangers_share_an_entry(hospital: Hospital, inbox: Path, tmp_path: Path) -> None:
+    for path in inbox.glob("*.png"):
+        path.unlink()
+    outcome = run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "away", export=True)
+    assert (outcome.written, outcome.charged) == (2, 1)
+
+
+def test_nearly_the_same_photograph_under_two_ids_is_of_one_person(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
+    for path in inbox.glob("*.png"):
+        path.unlink()
+    again = xray(0)
+    again[5, 5] ^= 1
+    dicom(inbox / f"{MARKER}-1.dcm", again, modality="DX", patient_id=f"{MARKER}1")
+    outcome = run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "away", export=True)
+    assert (outcome.written, outcome.charged) == (2, 2)
+
+
+def test_an_id_with_its_issuer_is_the_person_whom_a_cohort_has_without_one(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
+    for path in inbox.glob("*.png"):
+        path.unlink()
+    site = hospital.site(**ALLOWED)
+    site.records.people().state([[name_of(site, "777")]], {})
+    for number, issuer in enumerate(("", "WEST")):
+        data = header("DX", "777")
+        data.IssuerOfPatientID = issuer
+        save_dicom(with_pixels(data, xray(number), "MONOCHROME2"), inbox / f"{MARKER}-{number}.dcm")
+    outcome = run(site, hospital, inbox, tmp_path / "away", export=True)
+    assert (outcome.written, outcome.charged) == (2, 2)
+
+
+def test_a_picture_without_an_id_is_known_by_its_pixels(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
+    """The two pictures are the cohort's patients 0 and 1: they share an entry."""
+    site = hospital.site(**ALLOWED)
+    cohort = Cohort.open(site.state.cohort(hospital.study.intake))
+    for path in inbox.iterdir():
+        path.unlink()
+    for row in (0, 1):
+        Image.fromarray(cohort.images[row].squeeze(-1)).save(inbox / f"{row}.png")
+    outcome = run(site, hospital, inbox, tmp_path / "away", export=True)
+    assert (outcome.written, outcome.charged) == (2, 1)
+
+
+# --- withdrawal
+
+
+def test_who_withdrew_is_in_no_export_not_even_as_drawn_before(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
+    site = hospital.site(**ALLOWED)
+    first = run(site, hospital, inbox, tmp_path / "one", export=True)
+    site.records.people().withdraw([name_of(site, f"{MARKER}0")])
+    second = run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "two", export=True)
+    assert (first.written, second.written, second.charged) == (4, 3, 0)
+    assert [(name, reason.value) for name, reason in second.refused] == [
+        (f"{MARKER}-0.dcm", "withdrawn")
+    ]
+    once = set(pictures(tmp_path / "one").values())
+    again = set(pictures(tmp_path / "two").values())
+    assert again < once
+    assert len(once - again) == 1
+
+
+def test_who_withdrew_is_in_no_work_on_site_either(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
+    site = hospital.site()
+    site.records.people().withdraw([name_of(site, f"{MARKER}0"), name_of(site, f"{MARKER}1")])
+    outcome = run(site, hospital, inbox, tmp_path / "out")
+    assert (outcome.written, len(outcome.refused)) == (2, 2)
+
+
+# --- the order of the files
+
+
+def test_the_numbers_of_exported_files_do_not_follow_the_order_of_the_inputs(
+    hospital: Hospital, tmp_path: Path, inbox: Path
+) -> None:
+    """Their order is that of the drawn pixels, so the same under any names of the inputs."""
+    for path in inbox.iterdir():
+        path.unlink()
+    for i in range(7):
+        dicom(inbox / f"{i}.dcm", xray(i), modality="DX", patient_id=f"{MARKER}{i}")
+    run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "one", export=True)
+    for i in range(7):
+        (inbox / f"{i}.dcm").rename(inbox / f"x{6 - i}.dcm")
+    outcome = run(hospital.site(**ALLOWED), hospital, inbox, tmp_path / "two", export=True)
+    assert outcome.repeated == 7
+    assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
+    pixels = [
+        np.asarray(Image.open(tmp_path / "one" / f"{i:05d}.png"))[..., None] for i in range(1, 8)
+    ]
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
+    assert digests == sorted(digests)
 
 
 # --- bad input

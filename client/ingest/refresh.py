@@ -1,0 +1,152 @@
+"""The site's cohorts: built once for each set of intake rules, and anew where a person asks for it.
+
+In: a plan's intake rules, site.yaml, the state folder.
+Out: the cohort's folder, an `IngestReport`, and what changed.
+Guarantees:
+  - a new cohort appears whole, beside the old one; the newest counts, and the old one then goes
+  - pseudonyms stay, ids that were one person stay one, who withdrew does not enter
+  - counts are for the site's own screen
+Not covered: groups that lose a member, which never come again (client/synthesize/group.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.ingest.build import IngestReport, Progress, ingest
+from client.ingest.cohort import image_marks, people_of, persons_of
+from client.ingest.listing import (
+    Changes,
+    compare_listing,
+    list_files,
+    relative_name,
+    stamp_files,
+)
+from client.ingest.request import Limits
+from client.state.config import SiteConfig
+from client.state.folder import State
+from client.state.people import FILE as PEOPLE
+from client.state.people import People, PeopleFile
+from common.study.intake import Intake
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh changed, in persons; `report` is that of the new cohort.
+
+    `withdrawn`: persons of the old cohort who have withdrawn, whose images are now removed.
+    """
+
+    new: int
+    gone: int
+    withdrawn: int
+    changed: int
+    same: int
+    report: IngestReport
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person reads, on the site's own screen."""
+        yield (
+            f"persons: {self.new} new, {self.gone} gone, {self.withdrawn} withdrawn, "
+            f"{self.changed} with other images, {self.same} as before"
+        )
+        if self.gone or self.withdrawn:
+            yield "a group that lost one of them is never released again"
+
+
+@dataclass(frozen=True)
+class Intakes:
+    """The cohorts of one site."""
+
+    state: State
+    config: SiteConfig
+    progress: Progress = lambda done, total: None
+
+    def ensure(self, intake: Intake) -> IngestReport | None:
+        """Build the cohort of these rules unless it is there; return the report of a new one."""
+        folder = self.state.cohort(intake)
+        if not folder.is_dir():
+            return self._build(intake, folder)
+        learn_persons(folder)
+        return None
+
+    def refresh(self, intake: Intake) -> Refreshed | None:
+        """Build the cohort of these rules anew; return what changed, or None without an old one.
+
+        Raises what `ingest` raises; the old cohort then stays.
+        """
+        older = self.state.cohorts(intake)
+        if not older:
+            return None
+        self.ensure(intake)
+        target = self.state.next_cohort(intake)
+        report = self._build(intake, target)
+        found = _compare(older[-1], target, report)
+        for folder in older:
+            shutil.rmtree(folder, ignore_errors=True)
+        return found
+
+    def changes(self, intake: Intake) -> Changes | None:
+        """Return which files came, went or changed since the cohort was built; None if unknown."""
+        source = Path(self.config.data.folder)
+        folder = self.state.cohort(intake)
+        files = list_files(source, folder.with_name(".none"), self._limits(), skip=self._labels())
+        names = [relative_name(path, source) for path in files]
+        return compare_listing(folder, stamp_files(files, names, self.state.pseudonym_bytes()))
+
+    def _build(self, intake: Intake, folder: Path) -> IngestReport:
+        return ingest(
+            Path(self.config.data.folder),
+            intake,
+            self.state.pseudonym_bytes(),
+            folder,
+            labels_csv=self._labels(),
+            limits=self._limits(),
+            people=PeopleFile(self.state.people),
+            progress=self.progress,
+        )
+
+    def _labels(self) -> Path | None:
+        if self.config.data.labels_csv is None:
+            return None
+        return Path(self.config.data.labels_csv)
+
+    def _limits(self) -> Limits:
+        return Limits(max_file_bytes=self.config.limits.max_file_mib << 20)
+
+
+def learn_persons(folder: Path) -> None:
+    """Keep what a cohort knows of persons: it may be older than the site's persons file."""
+    persons: dict[int, list[str]] = {}
+    for name, person in persons_of(folder).items():
+        persons.setdefault(person, []).append(name)
+    PeopleFile(folder.parent / PEOPLE).state(persons.values(), {})
+
+
+def _compare(old: Path, new: Path, report: IngestReport) -> Refreshed:
+    """Compare two cohorts person by person."""
+    people = people_of(new)
+    before = _images_by_person(old, people)
+    after = _images_by_person(new, people)
+    withdrawn = {person for person in before if people.has_withdrawn(person)}
+    both = before.keys() & after.keys()
+    changed = sum(before[person] != after[person] for person in both)
+    return Refreshed(
+        new=len(after.keys() - both),
+        gone=len(before.keys() - both - withdrawn),
+        withdrawn=len(withdrawn),
+        changed=changed,
+        same=len(both) - changed,
+        report=report,
+    )
+
+
+def _images_by_person(folder: Path, people: People) -> dict[tuple[str, ...], set[str]]:
+    """Digest, label and side of every image, by all names of its person."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for name, mark in image_marks(folder):
+        found.setdefault(people.name_person([name]), set()).add(mark)
+    return found

@@ -1,0 +1,119 @@
+"""Says whose an image file is, by all that the site knows: for exports and withdrawals.
+
+In: decoded photographs with their paths, the site's state folder and site.yaml.
+Out: for each photograph every name of its person; none where nobody is known.
+Guarantees: the rules are those of the intake (persons.py): ids of header and labels file, what was
+linked before, identical and nearly identical pixels, also those of the site's cohorts.
+Not covered: two different photographs of one person under two ids that nothing links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from client.ingest.cohort import Cohort, image_marks
+from client.ingest.identify import Identities, Owner
+from client.ingest.labels import Labels, read_labels
+from client.ingest.listing import relative_name
+from client.ingest.persons import (
+    ImageRecord,
+    aliases,
+    group_by_person,
+    keyed_hash,
+    near_duplicates,
+    near_pairs,
+)
+from client.ingest.quarantine import Unusable
+from client.ingest.request import Limits, Photograph
+from client.state.config import SiteConfig
+from client.state.folder import State
+from client.state.people import PeopleFile
+from common.study.intake import Intake
+
+Names = tuple[str, ...]
+
+
+def find_owners(
+    photographs: Sequence[Photograph],
+    paths: Sequence[Path],
+    intake: Intake,
+    state: State,
+    config: SiteConfig,
+) -> list[Names]:
+    """Return every name of each photograph's person, sorted; () for a photograph of nobody."""
+    if not photographs:
+        return []
+    known = PeopleFile(state.people).read()
+    # the ids that header and labels file give
+    identities = Identities(state.pseudonym_bytes(), _read_labels(config, paths), intake)
+    records = []
+    for position, (photograph, path) in enumerate(zip(photographs, paths, strict=True)):
+        records.append(_record(identities, position, photograph, path, Path(config.data.folder)))
+    # an id without its issuer counts where some file states it in that form
+    stated = identities.stated | known.names | known.withdrawn
+    # the persons of the cohorts whose pixels these are
+    seen = _names_by_pixels(state)
+    near = _names_by_likeness(photographs, state.cohort(intake))
+    for position, record in enumerate(records):
+        names = {name for name in record.pseudonyms if name in stated}
+        names |= seen.get(record.digest, set()) | near.get(position, set())
+        records[position] = replace(record, pseudonyms=tuple(sorted(names)))
+    # who is one person, in the cohorts and here
+    pixels = np.stack([photograph.pixels for photograph in photographs])
+    owners: dict[int, Names] = {}
+    for person in group_by_person(records, near_duplicates(pixels), known):
+        owners |= dict.fromkeys((record.position for record in person), aliases(person, known))
+    return [owners[position] for position in range(len(records))]
+
+
+def _record(
+    identities: Identities, position: int, photograph: Photograph, path: Path, data: Path
+) -> ImageRecord:
+    """The record of a photograph; one of nobody has no names."""
+    names = []
+    if path.resolve().is_relative_to(data.resolve()):
+        names.append(relative_name(path.resolve(), data.resolve()))
+    owner = Owner(photograph.patient_id, photograph.issuer, photograph.laterality)
+    try:
+        return identities.make_record(position, owner, names, photograph.digest)
+    except Unusable as nobody:
+        digest = keyed_hash(identities.key, "pixels", photograph.digest.hex())
+        return ImageRecord(position, (), -1, 0, digest, nobody.reason)
+
+
+def _read_labels(config: SiteConfig, paths: Sequence[Path]) -> Labels:
+    """The rows of the site's labels file, whatever labels they give."""
+    data = Path(config.data.folder)
+    if config.data.labels_csv is None or not data.is_dir():
+        return Labels(())
+    files = [relative_name(path, data) for path in sorted(data.rglob("*"))]
+    path = Path(config.data.labels_csv)
+    return read_labels(path, (), files, Limits().max_labels_bytes, masks=True)
+
+
+def _names_by_pixels(state: State) -> Mapping[str, set[str]]:
+    """The patients of all cohorts of the site by the keyed digest of their images."""
+    found: dict[str, set[str]] = {}
+    for folder in sorted(state.root.glob("cohort-*")):
+        for name, mark in image_marks(folder):
+            found.setdefault(mark.partition(" ")[0], set()).add(name)
+    return found
+
+
+def _names_by_likeness(photographs: Sequence[Photograph], folder: Path) -> Mapping[int, set[str]]:
+    """The patients of the plan's cohort whose images are nearly these photographs."""
+    found: dict[int, set[str]] = {}
+    if not folder.is_dir():
+        return found
+    cohort = Cohort.read_whole(folder)
+    pixels = np.stack([photograph.pixels for photograph in photographs])
+    if cohort.images.shape[1:] != pixels.shape[1:]:
+        return found
+    for position, row in near_pairs(pixels, cohort.images):
+        name = cohort.pseudonyms[int(cohort.patient_of[row])]
+        found.setdefault(position, set()).add(name)
+    return found

@@ -1,0 +1,197 @@
+"""Takes persons out of everything that this site computes from now on.
+
+In: patient ids, lists of ids, image files; what the site knows of its persons.
+Out: an entry of the persons file and one of the journal; a `Withdrawal` for the site's own screen.
+Guarantees:
+  - all that was asked is written, or nothing: an unknown id stops the whole request
+  - every id that is known to be the same person goes too, now and when it is found later
+  - the journal gets the count and digest of the persons file, and neither id nor pseudonym
+  - no message repeats an id
+Not covered: what has left already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.ingest.decode import decode_all
+from client.ingest.persons import is_placeholder, normalise_id, pseudonym
+from client.ingest.quarantine import Reason
+from client.ingest.request import Limits, Photograph, Settings
+from client.ingest.whose import Names, find_owners
+from client.state.config import SiteConfig
+from client.state.folder import State
+from client.state.head import Heads
+from client.state.people import People, PeopleFile
+from common.errors import ConfigurationError
+from common.storage.files import read_capped
+from common.study.intake import Intake
+
+LIST_CAP_BYTES = 1 << 20
+JOURNAL_KEY = "withdrawal"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One id of a request: where it stands, and the name of its pseudonym; "" for no usable id."""
+
+    where: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """What a request came to: persons, their ids, and how many had withdrawn before."""
+
+    persons: int
+    ids: int
+    before: int
+    unknown: int
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person reads."""
+        yield f"withdrawn: {self.persons} persons ({self.ids} ids); {self.before} had before"
+        if self.unknown:
+            yield f"{self.unknown} ids that no image has yet: they will not enter"
+        yield (
+            "no training round, average, export or measurement that begins now uses them, and no "
+            "group that held one of them is released again"
+        )
+
+
+def name_ids(ids: Sequence[str], issuer: str, key: bytes) -> list[Asked]:
+    """Return the ids of the command line."""
+    found = []
+    for number, text in enumerate(ids, 1):
+        found.append(Asked(f"id {number}", _name(key, issuer, text)))
+    return found
+
+
+def read_list(path: Path, issuer: str, key: bytes) -> list[Asked]:
+    """Return the ids of a file: UTF-8, one a line; empty lines do not count.
+
+    Raises ConfigurationError for a file that is too large, not UTF-8, or without an id.
+    """
+    try:
+        lines = read_capped(path, LIST_CAP_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{path}: not UTF-8 text", hint="write one patient id a line, in UTF-8"
+        ) from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if normalise_id(line):
+            found.append(Asked(f"{path}:{number}", _name(key, issuer, line)))
+    if not found:
+        raise ConfigurationError(f"{path}: holds no patient id", hint="write one patient id a line")
+    return found
+
+
+def _name(key: bytes, issuer: str, text: str) -> str:
+    """The pseudonym of an id, "" for one that names nobody."""
+    if is_placeholder(normalise_id(text)):
+        return ""
+    return pseudonym(key, issuer, text)
+
+
+def resolve(asked: Sequence[Asked], people: People, *, ahead: bool) -> tuple[list[Names], Names]:
+    """Return the persons that are meant, and the names that no person has yet.
+
+    `ahead`: such names are allowed; so they are while nobody was ingested. Raises
+    ConfigurationError (E-PATIENT-UNKNOWN) with every problem at once.
+    """
+    persons: dict[Names, None] = {}
+    unknown: list[str] = []
+    problems: list[str] = []
+    for one in asked:
+        found = people.called(one.name)
+        if not one.name:
+            problems.append(f"{one.where}: empty or a placeholder; it names nobody")
+        elif len(found) > 1:
+            problems.append(f"{one.where}: {len(found)} persons have this id; name the --issuer")
+        elif found:
+            persons[found[0]] = None
+        elif ahead or not people.names or one.name in people.withdrawn:
+            unknown.append(one.name)
+        else:
+            problems.append(f"{one.where}: no image of this site has this id")
+    if problems:
+        raise ConfigurationError(
+            "\n".join(problems),
+            problems=problems,
+            hint="nothing was changed; correct the id or name its --issuer, or say --ahead for "
+            "somebody whose images are not here yet",
+            code="E-PATIENT-UNKNOWN",
+        )
+    return list(persons), tuple(unknown)
+
+
+def find_in_files(
+    paths: Sequence[Path], intakes: Sequence[Intake], state: State, config: SiteConfig
+) -> list[Names]:
+    """Return the persons whom image files show.
+
+    `intakes`: the rules under which a file may be read. Raises ConfigurationError
+    (E-PATIENT-UNKNOWN) for a file that cannot be read, or that is of nobody whom the site knows.
+    """
+    found: list[Names] = []
+    for path in paths:
+        names: set[str] = set()
+        reasons: set[str] = set()
+        for intake in intakes:
+            (outcome,) = decode_all([path], _settings(intake, config), 1)
+            if isinstance(outcome, Photograph):
+                (owner,) = find_owners([outcome], [path], intake, state, config)
+                names.update(owner)
+            else:
+                reasons.add(_sentence(outcome))
+        if not names:
+            why = (
+                " ".join(sorted(reasons)) or "Neither header, labels file nor pixels name anybody."
+            )
+            raise ConfigurationError(
+                f"{path}: does not say whose it is. {why}",
+                hint="nothing was changed; withdraw by the patient's id",
+                code="E-PATIENT-UNKNOWN",
+            )
+        found.append(tuple(sorted(names)))
+    return found
+
+
+def _sentence(reason: Reason) -> str:
+    return f"{reason.value}: {reason.sentence}"
+
+
+def _settings(intake: Intake, config: SiteConfig) -> Settings:
+    """A plan's intake rules under this site's limits."""
+    limits = Limits(max_file_bytes=config.limits.max_file_mib << 20)
+    return Settings(
+        intake.size_px,
+        intake.channels,
+        tuple(intake.dicom_modalities),
+        intake.window,
+        limits.max_file_bytes,
+        limits.max_pixel_bytes,
+        limits.decode_memory_bytes,
+        limits.decode_timeout_s,
+    )
+
+
+def withdraw(persons: Sequence[Names], unknown: Names, state: State) -> Withdrawal:
+    """Write the withdrawals down, then journal that there were some; a second time is no change."""
+    book = PeopleFile(state.people)
+    known = book.read()
+    names = {name for person in persons for name in known.name_person(person)}
+    before = sum(known.has_withdrawn(person) for person in persons)
+    book.withdraw([*names, *unknown])
+    # neither id nor pseudonym: that something was written, and which state of the file it led to
+    record = {"entries": book.count, "digest": book.digest}
+    latest = state.journal.latest(JOURNAL_KEY)
+    if latest is None or latest.data != record:
+        state.journal.append(JOURNAL_KEY, "noted", record)
+    # from now on a state without this withdrawal is an old one
+    Heads(state).take(f"{JOURNAL_KEY}/{book.digest}")
+    distinct = {known.name_person(person) for person in persons}
+    return Withdrawal(len(distinct), len(names), before, len(set(unknown)))
