@@ -15,7 +15,7 @@ from common.errors import RefusedError
 from common.privacy import boundary
 from common.study.plan import Study, load_study
 from common.wire import signing
-from common.wire.messages import Header, seal
+from common.wire.messages import Header, canonical, seal
 from kohort import layout, statements
 from kohort.files import file_digest
 from kohort.verification import verify
@@ -235,6 +235,41 @@ def test_the_same_statement_is_accepted_when_it_says_what_the_release_says(
 ) -> None:
     folder = Path(shutil.copytree(good[0], tmp_path / "copy"))
     reseal(folder, good[1], statement)
+    verify(folder)
+
+
+def old_statement(folder: Path) -> None:
+    """A statement as a site of kohort 0.1 signed it: no `heads`, and the ledger's head in it."""
+    study: Study = load_study(folder / "study.yaml")
+    public = boundary.public_statement(study, "images")
+    header = {
+        "version": 1,
+        "kind": "images",
+        "study": study.hash(),
+        "phase": "synthesize",
+        "model": "",
+        "round": 0,
+        "part": 0,
+        "parts": 1,
+        "sender": "hospital-a",
+        "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "statement": public | {"ledger_head": "0" * 64, "ledger_seq": 7},
+        "receipts": [],
+    }
+    key = signing.new_key()
+    text = canonical(header)
+    signature = signing.sign(key, signing.MESSAGE, text)
+    line = statements.statement_json(
+        "hospital-a", signing.public_text(key.public_key()), text, signature
+    )
+    (folder / "statements" / "hospital-a.json").write_bytes(line)
+
+
+def test_a_release_with_statements_of_version_0_1_still_verifies(
+    good: tuple[Path, Ed25519PrivateKey], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(good[0], tmp_path / "copy"))
+    reseal(folder, good[1], old_statement)
     verify(folder)
 
 
