@@ -22,10 +22,10 @@ class Header(FrozenModel):
 
     A whole number is written as one: neither 1.0 nor true.
     `statement` holds public constants, the SHA-256 of the global weights, and of a site's state a
-    commitment alone. Of an instruction,
-    `receipts` names the site's accepted payloads of this study, `heads` the newest commitments that
-    the operator accepted from this site over all studies. Version 1 had no `heads`, and the
-    ledger's head and number in the statement: only releases of that time hold it.
+    commitment alone. In an instruction, `receipts` names the site's accepted payloads of this
+    study, and `heads` the newest commitments that the operator accepted from it over all studies.
+    Version 1 had no `heads`, and the ledger's head and number in the statement: only releases of
+    that time hold it.
     """
 
     version: Annotated[StrictInt, Field(ge=1, le=2)] = 2
