@@ -87,6 +87,7 @@ REFUSALS = {
     "an epsilon that nobody can reach": (LatentLaplace("box", 3.0, 64, 5, "random", 0.5), "E-CAP"),
     "groups by similarity": (LatentLaplace("box", 3.0, 64, 5, "similar", 100.0), "E-DECLARE"),
     "too many draws for the sampler": (SubsampledGaussian(0.001, 2.0, 1000, 10**12), "E-SAMPLER"),
+    "a tenth of delta for the sampler": (SubsampledGaussian(0.001, 2.0, 1000, 10**11), "E-SAMPLER"),
     "an unknown mechanism": ('{"mechanism":"none"}', "E-MECHANISM"),
 }
 
