@@ -91,12 +91,13 @@ def test_an_empty_ledger_has_spent_nothing(tmp_path: Path) -> None:
     assert report.remaining == 10.0
 
 
+@pytest.mark.parametrize("plan", ["", "p"])
 @pytest.mark.parametrize("event", [EVENT, RANDOM])
 def test_what_claims_epsilon_per_patient_is_never_just_declared(
-    tmp_path: Path, event: SubsampledGaussian | LatentLaplace
+    tmp_path: Path, event: SubsampledGaussian | LatentLaplace, plan: str
 ) -> None:
     with pytest.raises(PolicyError) as refusal:
-        opened(tmp_path).declare(event)
+        opened(tmp_path).declare(event, plan)
     assert refusal.value.code == "E-RESERVE"
 
 
