@@ -5,6 +5,7 @@ Exports have the same tests in tests/client/single/test_export_restores.py.
 
 from __future__ import annotations
 
+import hmac
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from common.privacy.mechanisms import SubsampledGaussian
 from common.storage.journal import Journal
 from common.study.bundle import write_bundle
 from common.study.plan import load_study
-from common.wire.messages import Header, Sealed, unseal
+from common.wire.messages import Header, Sealed, canonical, unseal
 from tests.sites import Children, Hospital, make_hospital, scripted, write_plan
 
 
@@ -276,6 +277,19 @@ def test_a_commitment_is_fresh_for_each_message_over_one_state(hospital: Hospita
     assert heads.take("one") == first
     others = {heads.take(f"key {number}") for number in range(20)}
     assert len(others | {first}) == 21
+
+
+def test_a_commitment_opens_to_its_key_its_head_and_a_nonce_of_its_own(hospital: Hospital) -> None:
+    """So the site can prove later what it committed to, and for which message."""
+    state = start(hospital).state
+    taken = {key: Heads(state).take(key) for key in ("one", "two", "three")}
+    secret = hmac.digest(state.pseudonym_bytes(), b"kohort-head-key", "sha256")
+    entries = Journal(state.heads).entries()
+    for entry in entries:
+        opened = {"key": entry.key, "head": entry.data["head"], "nonce": entry.data["nonce"]}
+        assert hmac.digest(secret, canonical(opened), "sha256").hex() == taken[entry.key]
+    assert len({entry.data["nonce"] for entry in entries}) == 3
+    assert all(len(bytes.fromhex(entry.data["nonce"])) == 16 for entry in entries)
 
 
 def test_a_commitment_needs_the_sites_secret(hospital: Hospital) -> None:

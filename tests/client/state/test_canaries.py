@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,13 @@ def test_a_tally_of_other_coins_or_without_a_file_is_refused(tmp_path: Path) -> 
         file.with_round(0, other)
     with pytest.raises(RefusedError, match="different coins"):
         file.count_round(0, other)
+    # each kind by itself
+    own = one_round(file, 1)
+    for kind in ("own", "inside"):
+        heard = getattr(own, kind)
+        changed = replace(heard, included=~heard.included)
+        with pytest.raises(RefusedError, match="different coins"):
+            file.with_round(0, replace(own, **{kind: changed}))
 
 
 def test_the_history_grows_with_each_round_and_reads_files_of_version_0_1(tmp_path: Path) -> None:

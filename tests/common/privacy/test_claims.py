@@ -20,7 +20,7 @@ from common.privacy.claims import (
     Claim,
     claims_of,
 )
-from common.privacy.events import charged_image_event
+from common.privacy.events import charged_image_event, latent_event
 from common.study.plan import Study
 from server.release.items import Account
 from server.release.statement import SCOPE, privacy_statement, statement_markdown
@@ -152,11 +152,22 @@ def check_claims(row: Options, study: Study) -> None:
         assert claim.adjacency == adjacency_of(row, kind), row
         assert claim.covers and claim.mechanism
         check_given(row, claim)
+        assert (claim.epsilon, claim.delta) == budget_of(study, kind), row
     # one epsilon for updates and averages, and it is charged
     per_patient = "averages" in claims
     assert per_patient == (charged_image_event(study) is not None), row
     assert ("averages of patients" in claims["updates"].covers) == per_patient, row
     check_statement(row, privacy_statement(study, {}, ACCOUNT))
+
+
+def budget_of(study: Study, kind: str) -> tuple[float | None, float | None]:
+    """The epsilon and delta that a claim must name."""
+    if kind == "k-anonymity":
+        return None, None
+    if kind in ("privatized averages", "single images"):
+        mechanism = latent_event(study)
+        return mechanism.epsilon_per_image, mechanism.delta
+    return study.privacy.epsilon, study.privacy.delta
 
 
 def adjacency_of(row: Options, kind: str) -> str:
