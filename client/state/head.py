@@ -7,7 +7,7 @@ Guarantees:
 2. The state may be newer than a head, as after a crash. It is never older than any head: a part
    with fewer entries, or with other ones, is refused.
 3. A receipt is for a head of this site, over all studies; otherwise nothing is spent.
-4. What was signed is still in the outbox.
+4. What was signed is still in the outbox; what lies here is named by the journal (leftovers.py).
 5. A commitment hides: HMAC-SHA-256 under a site secret, over the head and a fresh nonce. It tells
    neither a count nor whether two heads are equal.
 Not covered: a restore of the whole folder, receipts included, that meets no operator
@@ -25,6 +25,7 @@ from typing import Any
 
 from client.state.chains import Chains, chains
 from client.state.folder import State, message_file
+from client.state.leftovers import find_unnamed
 from common.errors import PolicyError, disk_faults_named
 from common.storage.journal import Journal
 from common.wire.messages import canonical
@@ -94,6 +95,9 @@ class Heads:
                 raise rollback(f"{fault} is older than what this site signed")
         self._check_receipts()
         self._check_outbox()
+        unnamed = find_unnamed(self._state)
+        if unnamed:
+            raise rollback(f"the journal does not name {unnamed} that is here")
 
     def _check_receipts(self) -> None:
         """Every receipt is for a head that was taken here."""

@@ -25,6 +25,7 @@ from client.state.group_store import GroupStore
 from client.state.head import AFTER_LOSS, Heads, rollback
 from client.state.ledger import Reservation
 from client.state.ledger_file import transaction
+from client.state.leftovers import find_unnamed
 from common.errors import EnvironmentFault, PolicyError, RefusedError, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.storage.journal import Entry
@@ -74,7 +75,7 @@ def check_state(state: State) -> None:
 
 def _is_used(state: State) -> bool:
     """Whether something was reserved, frozen or sent here; an approved plan alone is not."""
-    files = (state.ledger, state.groups, state.canaries, state.outbox)
+    files = (state.ledger, state.groups, state.canaries, state.outbox, state.jobs, state.weights)
     if any(path.exists() for path in files):
         return True
     return any(not entry.key.startswith("plan/") for entry in state.journal.entries())
@@ -93,6 +94,9 @@ def _migrate(state: State) -> Path:
     _prove_ledger(state)
     answered = _prove_outbox(state)
     _prove_groups(state, answered)
+    unnamed = find_unnamed(state)
+    if unnamed:
+        raise _unproven(f"the journal does not name {unnamed} that is here")
     # (3) every answer names its bytes, and has its head
     for key, digests in answered.items():
         latest = state.journal.latest(key)
@@ -186,6 +190,10 @@ def _prove_outbox(state: State) -> dict[str, list[str]]:
             cleared[entry.key] = [str(digest) for digest in entry.data["digests"]]
         if entry.state == "answered":
             answered[entry.key] = _prove_messages(state, entry.key, cleared.get(entry.key, []))
+    # what was signed, before the process ended: its first part is stored last
+    for key, digests in cleared.items():
+        if key not in answered and message_file(state.outbox, key).is_file():
+            answered[key] = _prove_messages(state, key, digests)
     return answered
 
 

@@ -17,6 +17,7 @@ from client.state.chains import chain
 from client.state.folder import State
 from client.state.head import Heads, behind, head_of
 from client.state.ledger import Ledger
+from client.state.plans import Plans
 from client.state.records import note_loss
 from common.errors import KohortError
 from common.privacy.accounting import epsilon_pld
@@ -207,6 +208,51 @@ def test_another_message_in_its_place_is_not_sent(hospital: Hospital, children: 
     first.write_bytes(second.read_bytes())
     assert refused(lambda: start(hospital).answer(asked)) == "E-ROLLBACK"
     assert children.runs == 2
+
+
+OLDER = ["ledger.sqlite", "journal.sqlite", "heads.sqlite", "receipts.sqlite", "canaries", "jobs"]
+
+
+def test_a_message_that_was_signed_after_the_restored_state_is_not_sent_from_it(
+    hospital: Hospital, children: Children
+) -> None:
+    start(hospital).answer(hospital.ask("train"))
+    backup = hospital.root.parent / "older"
+    shutil.copytree(hospital.root, backup)
+    asked = hospital.ask("train", round=1)
+    start(hospital).answer(asked)
+    # all lists are of one old day; the outbox alone is new
+    for part in OLDER:
+        remove(hospital, part)
+        for source in backup.glob(f"{part}*"):
+            place = hospital.root / source.name
+            shutil.copytree(source, place) if source.is_dir() else shutil.copy2(source, place)
+    assert refused(lambda: start(hospital).answer(asked)) == "E-ROLLBACK"
+    assert (children.runs, spent(hospital)) == (2, 1)
+
+
+@pytest.mark.parametrize("version", ["kept", "lost"])
+@pytest.mark.parametrize("left", ["outbox", "groups.sqlite", "canaries", "jobs"])
+def test_a_folder_that_lost_all_its_lists_does_not_begin_anew(
+    hospital: Hospital, children: Children, left: str, version: str
+) -> None:
+    start(hospital).answer(hospital.ask("train"))
+    start(hospital).answer(hospital.ask("train", model="glow"))
+    start(hospital).answer(hospital.ask("synthesize"))
+    lists = [*OLDER, "outbox", "groups.sqlite", "weights"]
+    if version == "lost":
+        lists.append("version")
+    for part in lists:
+        if part != left and (hospital.root / part).exists():
+            remove(hospital, part)
+    code = {"kept": "E-ROLLBACK", "lost": "E-STATE-UNPROVEN"}[version]
+
+    def begin_anew() -> None:
+        Plans(State(hospital.root), hospital.operator.public_key()).approve(hospital.bundle)
+        start(hospital).answer(hospital.ask("train"))
+
+    assert refused(begin_anew) == code
+    assert children.runs == 3
 
 
 # --- receipts ------------------------------------------------------------------------------------

@@ -82,6 +82,16 @@ def test_an_old_folder_is_copied_first_and_then_has_a_head_for_every_answer(old:
 TABLES = {"ledger": "entries", "journal": "entry", "groups": "grouped"}
 
 
+def test_what_was_signed_just_before_the_old_version_ended_has_its_head_too(old: State) -> None:
+    with closing(sqlite3.connect(old.root / "journal.sqlite")) as database:
+        database.executescript("DROP TRIGGER no_delete; DELETE FROM entry WHERE seq = 5")
+    upgrade(old)
+    latest = State(old.root).journal.latest(UPDATE)
+    assert latest is not None and latest.state == "answered" and len(latest.data["sealed"]) == 1
+    assert UPDATE in [entry.key for entry in Journal(old.heads).entries()]
+    Heads(State(old.root)).check()
+
+
 def test_a_migrated_folder_that_then_loses_a_part_spends_nothing(old: State) -> None:
     upgrade(old)
     for path in old.root.glob("groups.sqlite*"):
