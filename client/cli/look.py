@@ -126,6 +126,7 @@ def _ledger_facts(report: LedgerReport) -> dict[str, Any]:
         "mechanisms": [mechanism.describe() for mechanism in report.mechanisms],
         "declared": [mechanism.describe() for mechanism in report.declared],
         "epsilon": {"pld": spent.pld, "rdp": spent.rdp, "prv": spent.prv},
+        "epsilon_is_upper_bound": spent.is_upper_bound,
         "delta": spent.delta,
         "cap_epsilon": report.cap_epsilon,
         "remaining": report.remaining,

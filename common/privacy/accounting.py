@@ -110,8 +110,9 @@ def sampler_delta(mechanisms: Iterable[Mechanism], epsilon: float) -> float:
 class Spent:
     """One history's epsilon at `delta` by each accountant.
 
-    `prv`: None when not asked for, and for a history with other mechanisms than the subsampled
-    Gaussian, which it does not know. `sampler_delta`: at most 1, where there is no bound.
+    `pld`: above 50 an upper bound instead. `prv`: None when not asked for, and for a history with
+    other mechanisms than the subsampled Gaussian, which it does not know. `sampler_delta`: at most
+    1, where there is no bound.
     """
 
     delta: float
@@ -120,16 +121,21 @@ class Spent:
     prv: float | None
     sampler_delta: float
 
+    @property
+    def is_upper_bound(self) -> bool:
+        """Whether `pld` and `rdp` are upper bounds that no accountant gives."""
+        return self.pld > LARGEST_COMPOSED
+
     def by_accountant(self) -> dict[str, float]:
         """Return the figures that a release states, by name."""
-        if self.pld > LARGEST_COMPOSED:
+        if self.is_upper_bound:
             return {"upper bound": self.pld}
         return {"PLD": self.pld, "RDP": self.rdp}
 
     def words(self) -> str:
         """Return the epsilons by the accountants that cover the whole history, and delta."""
         text = f"PLD {self.pld:.3f}, RDP {self.rdp:.3f}"
-        if self.pld > LARGEST_COMPOSED:
+        if self.is_upper_bound:
             text = f"at most {self.pld:.3f} (an upper bound: too large for PLD)"
         if self.prv is not None:
             text += f", PRV {self.prv:.3f}"

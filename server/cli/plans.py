@@ -55,6 +55,7 @@ def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
             "prv": report.updates.prv,
             "rdp": report.updates.rdp,
         },
+        "epsilon_is_upper_bound": spent.is_upper_bound,
         "delta": spent.delta,
         "sampler_delta": spent.sampler_delta,
         "share_of_cap": spent.pld / report.site_cap,

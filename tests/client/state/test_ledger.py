@@ -81,8 +81,12 @@ def test_the_report_composes_what_was_reserved_and_lists_what_was_declared(tmp_p
 def test_the_report_adds_opacus_when_asked(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     ledger.reserve(EVENT, "p")
-    spent = ledger.report().spent
-    assert spent.prv == pytest.approx(spent.pld, abs=0.03)
+    report = ledger.report()
+    assert report.spent.prv == pytest.approx(report.spent.pld, abs=0.03)
+    assert ", PRV " in report.to_text()
+    # it knows no Laplace: then it is not printed as if it covered that too
+    ledger.reserve(RANDOM, "p")
+    assert "PRV" not in ledger.report().to_text()
 
 
 def test_an_empty_ledger_has_spent_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from common.privacy.claims import (
     Claim,
     claims_of,
 )
-from common.privacy.events import charged_image_event, latent_event
+from common.privacy.events import charged_image_event, covers_every_image, latent_event
 from common.study.plan import Study
 from server.release.items import Account
 from server.release.statement import SCOPE, privacy_statement, statement_markdown
@@ -156,6 +156,8 @@ def check_claims(row: Options, study: Study) -> None:
     # one epsilon for updates and averages, and it is charged
     per_patient = "averages" in claims
     assert per_patient == (charged_image_event(study) is not None), row
+    # then a site forms its groups anew, from the whole roster (client/egress/frozen.py)
+    assert per_patient == covers_every_image(study), row
     assert ("averages of patients" in claims["updates"].covers) == per_patient, row
     check_statement(row, privacy_statement(study, {}, ACCOUNT))
 

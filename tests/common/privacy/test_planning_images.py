@@ -72,6 +72,9 @@ def test_a_figure_that_no_accountant_gives_is_not_printed() -> None:
     assert "sampler without a bound" in together
     assert "e+" not in report.to_text() and "PLD 98" not in report.to_text()
     assert report.spent.sampler_delta == 1.0
+    assert report.spent.is_upper_bound and not report.updates.is_upper_bound
+    assert list(report.spent.by_accountant()) == ["upper bound"]
+    assert list(report.updates.by_accountant()) == ["PLD", "RDP"]
 
 
 def test_images_that_do_not_fit_beside_the_updates_put_a_plan_over_budget() -> None:
