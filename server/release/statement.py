@@ -23,7 +23,7 @@ from common.privacy.claims import (
     find_claim,
     groups_are_independent,
 )
-from common.privacy.events import anchors_event, latent_event
+from common.privacy.events import anchors_event, covers_every_image, latent_event
 from common.privacy.latent_mechanisms import DATA_INDEPENDENT, Latent
 from common.privacy.plan_report import BUDGET_ROUNDING
 from common.study.plan import Study
@@ -52,8 +52,11 @@ AUDIT_SITES = (
 WEIGHTS_CLAIM = (
     "All sites used the same global weights, and each checked them before it computed: tensors "
     "that the plan does not train are bit for bit those of the plan's starting checkpoint, the "
-    "others are at most the plan's max_update_norm a round away from it, in L2. An image that a "
-    "site released before comes again as it was, made with the weights of that earlier study."
+    "others are at most the plan's max_update_norm a round away from it, in L2."
+)
+COMES_AGAIN = (
+    "An image that a site released before comes again as it was, made with the weights of that "
+    "earlier study."
 )
 ONE_EPSILON = "the one epsilon above covers these averages and the updates together"
 SCOPE = (
@@ -83,7 +86,7 @@ def privacy_statement(
         "updates": _updates_statement(study, claims, headers, account),
         "images": _images_statement(study, claims),
         "privatized_images": privatized_statement(study),
-        "weights": _weights_statement(headers),
+        "weights": _weights_statement(study, headers),
         "human_review": "decided by each site's own policy; the outcome is not sent",
         "given": given_of(claims),
         "limits": limits_of(study),
@@ -157,10 +160,14 @@ def _models(study: Study) -> dict[str, dict[str, Any]]:
     return constants
 
 
-def _weights_statement(headers: Mapping[str, Header]) -> dict[str, Any]:
+def _weights_statement(study: Study, headers: Mapping[str, Header]) -> dict[str, Any]:
     """With which global weights the sites computed; collect.py saw that all name the same."""
     named = {str(header.statement["weights"]) for header in headers.values()}
-    return {"sha256": sorted(named), "claim": WEIGHTS_CLAIM}
+    claim = WEIGHTS_CLAIM
+    # groups that are formed anew, and pairs, never come again
+    if study.synthesis is not None and not covers_every_image(study):
+        claim = f"{claim} {COMES_AGAIN}"
+    return {"sha256": sorted(named), "claim": claim}
 
 
 def _consortium(study: Study) -> dict[str, Any]:

@@ -218,6 +218,8 @@ def check_statement(row: Options, statement: dict[str, Any]) -> None:
     # its words hold every sentence that it takes as given, and its scope
     assert [claim["kind"] for claim in statement["claims"]] == list(expected_kinds(row))
     text = statement_markdown(statement)
+    per_patient = "averages" in expected_kinds(row)
+    assert ("comes again as it was" in text) == (not per_patient), row
     for sentence in (SCOPE, *statement["given"], *statement["limits"]):
         assert sentence in text, row
 
@@ -233,6 +235,8 @@ def test_pairs_have_the_promise_of_the_updates_and_no_k() -> None:
     assert pairs.unit == "patient" and pairs.adjacency == updates.adjacency
     assert pairs.given == updates.given == (ONE_PATIENT, LINKED, PUBLIC_FILES)
     assert "averages" not in updates.covers
+    statement = privacy_statement(Study.model_validate(vessels_plan()), {}, ACCOUNT)
+    assert "comes again" not in statement_markdown(statement)
 
 
 def test_a_plan_that_releases_no_image_claims_none() -> None:
