@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from client.child.checks import Candidate
 from client.child.inputs import Batch
 from client.egress.evidence import EVIDENCE_CAP_BYTES, Evidence
-from client.ingest.cohort import Cohort
+from client.ingest.cohort import CHUNK_ROWS, Cohort
 from client.state.artefacts import USES
 from client.state.group_store import Group, Grouping
 from client.state.jobs import GROUPS, OUTPUT_CAP_BYTES, STORED
 from client.synthesize.group import Roster, patient_codes, regroup, roster, strata_of
 from client.synthesize.invert import Inversion
 from client.synthesize.metric import make_metric_cells, make_points
+from client.synthesize.privatize import encode_released
 from client.synthesize.reference import Reference
 from common.arrays import Labels
 from common.errors import PolicyError
@@ -77,7 +78,7 @@ def group_patients(batch: Batch, inverted: tuple[Reference, Inversion] | None) -
         who = roster_of(batch, names, None)
     else:
         known, found = inverted
-        who = roster_of(batch, names, found.accepted)
+        who = roster_of(batch, names, found.accepted & find_contributing(batch))
         codes = patient_codes(make_points(known, found, batch.synthesis.group_by), who)
         if mode == "cells":
             cells = make_metric_cells(known, batch.synthesis.group_by)
@@ -163,6 +164,25 @@ def roster_of(batch: Batch, names: Sequence[str], usable: NDArray[np.bool_] | No
     return roster(
         names, batch.cohort.patient_of, labels, key=batch.secret, laterality_of=sides, usable=usable
     )
+
+
+def find_contributing(batch: Batch) -> NDArray[np.bool_]:
+    """Return bool [images]: True where an image adds something to an average of latents.
+
+    The flow counts an image that it cannot encode as the zero latent, so a patient of such images
+    alone would count in k and add nothing. Groups that images choose leave the patient out.
+    `random` groups never ask: an epsilon per patient covers every image, and no image decides.
+    """
+    images = batch.cohort.images
+    if not batch.synthesis.privatizes_averages:
+        return np.ones(len(images), np.bool_)
+    model = batch.glow()
+    found = np.zeros(len(images), np.bool_)
+    for start in range(0, len(images), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        latents = encode_released(np.asarray(images[rows]), model, model.dimension)
+        found[rows] = latents.any(axis=1)
+    return found
 
 
 def labels_and_sides(batch: Batch) -> tuple[Labels, Labels | None]:

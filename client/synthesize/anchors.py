@@ -11,7 +11,7 @@ Guarantees:
   3. a patient is in one cell: the nearest anchor of the patient's own stratum, whoever the others
      are
   4. sums and counts are exact (int64); every declared cell gets its noise, empty or not, in
-     declared order
+     declared order; a code of zero adds nothing and does not count
   5. published: true count k or more and noisy count k + tau or more (tau:
      common/privacy/anchors.py, with the proof)
   6. a code is noisy sum / noisy count, cut to R: a function of noisy numbers alone, as is all that
@@ -44,6 +44,8 @@ from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.stylegan import Generator
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
+
+NO_CELL = -1  # of a patient whose code is zero
 
 
 def make_cells(samples: GeneratorCodes, whitening: Whitening) -> Cells:
@@ -118,7 +120,10 @@ def totals(
     strata: Sequence[Stratum],
     mechanism: NoisyAnchors,
 ) -> tuple[Integers, Integers, Integers]:
-    """Return each patient's cell [patients], each cell's sum [cells, components], count [cells]."""
+    """Return each patient's cell [patients], each cell's sum [cells, components], count [cells].
+
+    A patient who adds nothing to the sum is in no cell.
+    """
     # (2) cut to the radius, and put on the lattice
     integers = on_lattice(codes, mechanism, len(who.pseudonyms))
 
@@ -129,10 +134,12 @@ def totals(
     near = nearest(integers.astype(np.float64) * (mechanism.radius / LATTICE), cells.centres)
     cell_of = np.array([first[stratum] for stratum in who.strata], np.int64) + near
 
-    # (4) sum and count exactly
+    # (4) sum and count exactly; who adds nothing to the sum does not count
     sums = np.zeros((mechanism.cells, mechanism.components), np.int64)
     np.add.at(sums, cell_of, integers)
-    return cell_of, sums, np.bincount(cell_of, minlength=mechanism.cells)
+    adds = integers.any(axis=1)
+    counts = np.bincount(cell_of[adds], minlength=mechanism.cells)
+    return np.where(adds, cell_of, NO_CELL), sums, counts
 
 
 def on_lattice(codes: NDArray[np.floating], mechanism: NoisyAnchors, patients: int) -> Integers:

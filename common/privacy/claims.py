@@ -64,6 +64,11 @@ CHOSEN_GROUPS = (
     "Epsilon per average takes the groups as given. The images choose them, and what that choice "
     "tells is not covered."
 )
+MAY_ADD_NOTHING = (
+    "A patient whose image the flow cannot encode counts in k and adds nothing to the average. To "
+    "leave such a patient out would let an image decide who is in a group. So k patients stand "
+    "behind each average, and how many of them add something is not guaranteed."
+)
 ONE_IMAGE_EACH = "Epsilon per image is one per patient only where each patient has one image."
 
 # --- who is in a group ----------------------------------------------------------------------------
@@ -141,6 +146,17 @@ def groups_are_independent(synthesis: Synthesis) -> bool:
     return synthesis.grouping == "random" and synthesis.privatizes_averages
 
 
+def least_contributors(synthesis: Synthesis) -> int:
+    """Return how many patients are guaranteed to add something to each average.
+
+    Everywhere k, by a look at the images. Where epsilon per patient covers every image of `random`
+    groups, no such look is allowed.
+    """
+    if groups_are_independent(synthesis):
+        return 0
+    return synthesis.k
+
+
 def describe_groups(synthesis: Synthesis) -> str:
     """Return the sentence on who is in a group, and what is claimed of that."""
     if groups_are_independent(synthesis):
@@ -198,7 +214,9 @@ def _updates(study: Study) -> Claim:
 def _k_anonymity(synthesis: Synthesis) -> Claim:
     """Of every average that is sent, whatever noise it has."""
     covers = f"every image: it aggregates at least {synthesis.k} distinct patients of one site"
-    given = (ONE_PATIENT,)
+    given: tuple[str, ...] = (ONE_PATIENT,)
+    if least_contributors(synthesis) < synthesis.k:
+        given = (ONE_PATIENT, MAY_ADD_NOTHING)
     return Claim("k-anonymity", None, None, "image", NONE, covers, given, NONE)
 
 

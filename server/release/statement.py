@@ -22,6 +22,7 @@ from common.privacy.claims import (
     describe_groups,
     find_claim,
     groups_are_independent,
+    least_contributors,
 )
 from common.privacy.events import anchors_event, covers_every_image, latent_event
 from common.privacy.latent_mechanisms import DATA_INDEPENDENT, Latent
@@ -201,6 +202,7 @@ def _averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
         "claim": f"Each image aggregates at least {synthesis.k} distinct patients of one site, "
         "as identified there.",
         "k": synthesis.k,
+        "contributors_guaranteed": least_contributors(synthesis),
         "grouping": synthesis.grouping,
         "groups": describe_groups(synthesis),
         "groups_independent_of_the_data": groups_are_independent(synthesis),

@@ -79,9 +79,31 @@ def test_one_patient_moves_one_cell_by_at_most_the_radius_and_one(
     _, sums, counts = a.totals(who, ordered, ANCHORS, STRATA, MECHANISM)
     _, other_sums, other_counts = a.totals(less, fewer, ANCHORS, STRATA, MECHANISM)
     moved = np.flatnonzero((sums != other_sums).any(axis=1) | (counts != other_counts))
-    assert len(moved) == 1
+    # a code of zero, as of numbers that are not finite, moves nothing
+    adds = int(a.on_lattice(ordered[:1], MECHANISM, 1).any())
+    assert len(moved) == adds
     assert np.square(sums - other_sums).sum() <= LATTICE**2
-    assert (counts - other_counts).sum() == 1
+    assert (counts - other_counts).sum() == adds
+
+
+def test_a_patient_who_adds_nothing_to_a_cell_does_not_count_in_it() -> None:
+    """Zeros and numbers that are not finite would otherwise fill a cell up to k."""
+    codes = np.tile([0.1, 0.0, 0.0, 0.0], (9, 1))
+    codes[3:6] = 0.0
+    codes[6] = np.nan
+    who, ordered = people(codes, np.zeros(9, np.int64))
+    cell_of, sums, counts = a.totals(who, ordered, ANCHORS, STRATA, MECHANISM)
+    assert counts.sum() == 5
+    assert (cell_of == a.NO_CELL).sum() == 4
+    _, alone, same = a.totals(
+        who.without({who.pseudonyms[i] for i in np.flatnonzero(cell_of == a.NO_CELL)}),
+        ordered[cell_of != a.NO_CELL],
+        ANCHORS,
+        STRATA,
+        MECHANISM,
+    )
+    assert np.array_equal(sums, alone)
+    assert np.array_equal(counts, same)
 
 
 def test_the_longest_code_uses_the_radius_to_the_last_lattice_steps() -> None:
@@ -417,7 +439,7 @@ EDGE = NoisyAnchors(noise_multiplier=2.0, components=2, cells=1, k=5, threshold_
 
 def shown(count: int, repetitions: int) -> int:
     """In how many releases a cell of so many patients is published."""
-    who, codes = people(np.zeros((count, 2)), np.zeros(count, int))
+    who, codes = people(np.full((count, 2), 0.01), np.zeros(count, int))
     noise, cells = SeededNoiseSource(3), Cells(np.zeros((1, 2)))
     return sum(
         bool(released(who, codes, noise, EDGE, cells, (Stratum(0),))) for _ in range(repetitions)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from client.child.checks import Candidate
 from client.child.inputs import Batch
@@ -106,3 +107,48 @@ def test_which_groups_are_privatized_is_chosen_by_a_secret_and_by_no_order() -> 
     assert len(first) == 6
     assert chosen(groups[::-1], bytes(32)) == first
     assert len({frozenset(chosen(groups, bytes([n]) * 32)) for n in range(4)}) > 1
+
+
+def contributing(
+    hospital: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouping: str
+) -> tuple[Formed, list[int]]:
+    """Groups where the flow encodes no image of the first three patients."""
+    cohort = Cohort.open(State(hospital.root).cohort(hospital.study.intake))
+    (tmp_path / "groups.json").write_bytes(NO_GROUPS)
+    share = 1.0 if grouping == "random" else 0.25
+    study = small_study(synthesis__grouping=grouping, synthesis__privatize__share=share)
+    asked: list[int] = []
+
+    def encode(images: np.ndarray, model: object, dimension: int) -> np.ndarray:
+        asked.append(len(images))
+        latents = np.ones((len(images), 4))
+        latents[:3] = 0.0
+        return latents
+
+    monkeypatch.setattr("client.child.rosters.encode_released", encode)
+    monkeypatch.setattr(Batch, "glow", lambda self: SimpleNamespace(dimension=4))
+    monkeypatch.setattr("client.child.rosters.make_points", lambda *_: np.zeros((16, 2)))
+    batch = Batch(study, cohort, {}, tmp_path, tmp_path, SECRET)
+    found = SimpleNamespace(accepted=np.ones(16, np.bool_))
+    return group_patients(batch, (SimpleNamespace(), found)), asked  # type: ignore[arg-type]
+
+
+def members_of(formed: Formed) -> set[str]:
+    return {member for group in formed.new for member in group.members}
+
+
+def test_who_would_add_nothing_to_a_privatized_average_is_in_no_group_that_images_choose(
+    hospital: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formed, asked = contributing(hospital, tmp_path, monkeypatch, "similar")
+    assert sum(asked) == 16
+    assert members_of(formed) == {pseudonym(p) for p in range(3, 16)}
+
+
+def test_random_groups_never_ask_whether_an_image_adds_anything(
+    hospital: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image may decide who is in them; the statement says that nothing is guaranteed."""
+    formed, asked = contributing(hospital, tmp_path, monkeypatch, "random")
+    assert asked == []
+    assert members_of(formed) == {pseudonym(p) for p in range(16)}

@@ -203,6 +203,10 @@ def check_statement(row: Options, statement: dict[str, Any]) -> None:
     images = statement["images"]
     covered = row.mode == "random" and row.mechanism != "none" and row.egress == "averages"
     assert images["groups_independent_of_the_data"] is covered, row
+    # k patients contribute, but where no image may be asked
+    assert images["contributors_guaranteed"] == (0 if covered else images["k"]), row
+    said = "how many of them add something is not guaranteed" in " ".join(statement["given"])
+    assert said == covered, row
     assert ("no image decided" in images["groups"]) == covered, row
     by_likeness = row.mode in ("similar", "similar-swap", "cells")
     assert ("no epsilon per patient is claimed" in images["groups"]) == by_likeness, row
