@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from client.daemon.site import Site
+from client.learn.fast.backends import Backend
 from client.learn.lattice import LatticeSum
-from client.learn.private_step import PrivateStep, StepConstants
+from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.state.canaries import CanaryFile
 from client.state.jobs import CANARIES
 from client.state.ledger import PracticeReservation
@@ -101,6 +103,40 @@ def test_canaries_never_move_a_weight() -> None:
     assert len(EVERYBODY.inside) == 20 and EVERYBODY.places.shape == (20, 20)
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["layers", "backward"])
+def test_canaries_never_move_a_weight_whatever_the_order_of_the_rows_columns(
+    backend: Backend,
+) -> None:
+    """The fast back end keeps a convolution's columns in another order than its weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.LeakyReLU(0.2), nn.Conv2d(6, 8, 3), nn.Flatten())
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    dimension = sum(p.numel() for p in parameters.values())
+    event = dataclasses.replace(EVENT, dimension=dimension + M)
+    images = torch.randn(9, 1, 2, 8, 8)
+    secret = canaries.draw(SeededNoiseSource(5), M, dimension)
+    updates, tallies = [], []
+    for coin in (True, False):
+        coins = np.full(len(secret.inside), coin)
+        taking_part = Canaries(dataclasses.replace(secret, inside=coins))
+        step = PrivateStep(
+            parameters,
+            lambda p, patient: functional_call(model, p, (patient[0],)).square().mean(),
+            CONSTANTS,
+            PracticeReservation(event),
+            SeededNoiseSource(7),
+            execution=Execution(backend, chunk=4 if backend == "layers" else None),
+            canaries=taking_part,
+        )
+        steps = [step.step(9, lambda drawn: (images[list(drawn)],)) for _ in range(3)]
+        updates.append(torch.cat([u.flatten() for step in steps for u in step.values()]))
+        tallies.append(taking_part.tally())
+    assert torch.equal(*updates)
+    length = CONSTANTS.clip / CONSTANTS.divisor
+    heard = tallies[0].inside.scores - tallies[1].inside.scores
+    assert heard == pytest.approx(tallies[0].inside.drawn * length, rel=1e-3, abs=1e-6)
 
 
 def test_without_noise_the_weights_updates_are_those_of_a_run_without_canaries() -> None:
