@@ -101,7 +101,8 @@ def test_the_history_grows_with_each_round_and_reads_files_of_version_0_1(tmp_pa
     first = one_round(file, 1)
     (path,) = tmp_path.iterdir()
     start = history(path)
-    file.count_round(3, first)
+    for _ in range(2):  # a round that is redone counts once
+        file.count_round(3, first)
     assert len(start) == 1 and history(path) == [*start, b"3"]
     secret = file.secret(DIMENSION)
     assert secret.places.tobytes() in start[0] and secret.own.astype(np.uint8).tobytes() in start[0]
