@@ -17,7 +17,7 @@ from client.daemon.site import Site
 from client.learn.fast.backends import Backend
 from client.learn.lattice import LatticeSum
 from client.learn.private_step import Execution, PrivateStep, StepConstants
-from client.state.canaries import CanaryFile
+from client.state.canaries import CanaryFile, Tallies
 from client.state.jobs import CANARIES
 from client.state.ledger import PracticeReservation
 from common.errors import KohortError, PolicyError
@@ -371,6 +371,24 @@ def test_the_gate_stays_closed_when_the_audit_fails(
     assert not list((hospital.root / "outbox").glob("*"))
     assert not any(row.kind == "commit" for row in site.ledger().rows())
     assert kept_steps(hospital) == 0
+
+
+def test_the_gate_stays_closed_when_all_rounds_together_fail(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latest round alone is honest."""
+    scripted(monkeypatch, hospital.study)
+    hospital.site().answer(hospital.ask("train"))
+    honest = CanaryFile.with_round
+
+    def with_round(self: CanaryFile, number: int, latest: Tally) -> Tallies:
+        tallies = honest(self, number, latest)
+        return Tallies(latest, dataclasses.replace(tallies.total, released=latest.released * 0))
+
+    monkeypatch.setattr(CanaryFile, "with_round", with_round)
+    with pytest.raises(KohortError) as refused:
+        hospital.site().answer(hospital.ask("train", round=1))
+    assert refused.value.code == "E-GATE-26"
 
 
 def test_rounds_add_up_under_one_draw_of_coins(
