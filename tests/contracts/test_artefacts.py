@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from client.egress.evidence import Evidence
-from client.state.artefacts import Artefact, Limit
-from client.state.group_store import Group, GroupStore
+from client.egress.frozen import frozen_groups
+from client.state.artefacts import USES, Artefact, Limit, Wanted
+from client.state.group_store import Group, GroupStore, Stratum
 from common.errors import KohortError, PolicyError
 from common.privacy.events import covers_every_image, latent_event
 from common.wire import tensors
@@ -30,7 +31,7 @@ from tests.artefacts import (
     real_children,
     tiny_weights,
 )
-from tests.sites import Hospital, Killed
+from tests.sites import Hospital, Killed, pseudonym
 from tests.studies import small_study
 
 PEOPLE = 44
@@ -344,25 +345,28 @@ def old_store(path: Path, group: Group) -> None:
 
 
 def test_groups_of_an_old_file_are_kept_and_never_released_again(
-    tmp_path: Path, weights: Weights, children: RealChildren
+    tmp_path: Path, weights: Weights
 ) -> None:
-    other = busy_hospital(tmp_path / "other", weights, PEOPLE, **PLAIN)
-    images_of(other, weights)
-    one = sorted(groups_of(children.folders[-1]), key=lambda group: group.token)[0]
-    # a site of version 0.1 that froze this group
+    """What left of them is not known: the child is told to hold them back, and the gate does."""
     hospital = busy_hospital(tmp_path / "h", weights, PEOPLE, **PLAIN)
-    old_store(hospital.root / "groups.sqlite", one)
-    images_of(hospital, weights)
+    group = Group(tuple(pseudonym(patient) for patient in range(5)), Stratum(0, 2), 5)
+    old_store(hospital.root / "groups.sqlite", group)
+    groups, stored = frozen_groups(hospital.site().records, hospital.study)
+    assert Evidence.from_json(groups).groups == (group,)
+    assert [USES[use] for use in tensors.loads(stored, max_bytes=1 << 20)["uses"]] == ["hold"]
+    image = Wanted.of(hospital.study).artefact(np.zeros((32, 32, 3), np.uint8), 0, False)
     with store_of(hospital) as store:
-        found = {frozen.group.token: frozen for frozen in store.frozen()}
-    assert found[one.token].formed_by == "unknown"
-    assert found[one.token].artefacts == ()
-    released = groups_of(children.folders[-1])
-    assert not {m for group in released for m in group.members} & set(one.members)
+        ((kept, formed_by, artefacts),) = store.frozen()
+        assert (kept, formed_by, artefacts) == (group, "unknown", ())
+        with pytest.raises(PolicyError, match="not known what was released") as refused:
+            store.release({group: [image]}, "similar", Limit(1000.0, 1e-5))
+        assert refused.value.code == "E-GROUP-ARTEFACT"
+    # the old file, as it was
     copy = hospital.root / "groups.sqlite.0.1.backup"
     assert copy.stat().st_mode & 0o077 == 0
     db = sqlite3.connect(copy)
-    assert db.execute("SELECT token FROM grouped").fetchall() == [(one.token,)]
+    assert db.execute("SELECT token FROM grouped").fetchall() == [(group.token,)]
+    assert len(db.execute("PRAGMA table_info(grouped)").fetchall()) == 4
     db.close()
 
 
