@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from common.privacy.accounting import epsilon_pld
-from common.privacy.events import charged_image_event
+from common.privacy.events import charged_image_event, plan_events
+from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.plan_report import feasibility
 from common.study.plan import Study
 from server.evaluate.canary_rehearsal import ModelAudit
@@ -108,3 +109,11 @@ def test_the_statement_of_random_groups_says_one_epsilon_and_what_it_takes_as_gi
     similar = privacy_statement(study("similar"), {}, account)
     assert not any("roster" in line for line in [*similar["given"], *similar["limits"]])
     assert "no ε per patient" in similar["privatized_images"]["statement"]
+
+
+def test_a_plans_events_cover_the_canaries_coordinates_and_every_step() -> None:
+    study = small_study(privacy__canaries=100)
+    gan, glow, *_ = plan_events(study, {"gan": 1000, "glow": 50})
+    assert isinstance(gan, SubsampledGaussian) and isinstance(glow, SubsampledGaussian)
+    assert (gan.dimension, gan.steps) == (1100, 4)
+    assert (glow.dimension, glow.steps) == (150, 2)
