@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
+from common.errors import PolicyError
 from common.privacy.accounting import epsilon_pld
 from common.privacy.events import charged_image_event, plan_events
 from common.privacy.mechanisms import SubsampledGaussian
-from common.privacy.plan_report import feasibility
+from common.privacy.plan_report import feasibility, refuse_over_budget
 from common.study.plan import Study
 from server.evaluate.canary_rehearsal import ModelAudit
 from server.release.items import Account
@@ -117,3 +118,14 @@ def test_a_plans_events_cover_the_canaries_coordinates_and_every_step() -> None:
     assert isinstance(gan, SubsampledGaussian) and isinstance(glow, SubsampledGaussian)
     assert (gan.dimension, gan.steps) == (1100, 4)
     assert (glow.dimension, glow.steps) == (150, 2)
+
+
+def test_a_plan_whose_numbers_are_too_many_for_the_sampler_is_over_budget() -> None:
+    """Epsilon fits, and the sampler's missing tail takes more than one percent of delta."""
+    study = small_study()
+    refuse_over_budget(study, plan_events(study, {"gan": 1000, "glow": 50}))
+    events = plan_events(study, {"gan": 10**13, "glow": 50})
+    assert epsilon_pld(events, study.privacy.delta) < study.privacy.epsilon
+    with pytest.raises(PolicyError) as refused:
+        refuse_over_budget(study, events)
+    assert refused.value.code == "E-PLAN-BUDGET"
