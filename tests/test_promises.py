@@ -97,6 +97,15 @@ def test_every_file_and_test_of_a_page_exists(page: Path) -> None:
         assert (ROOT / name).is_file(), f"{page.name} names {name}"
 
 
+def test_every_file_and_test_that_the_mutants_name_exists() -> None:
+    text = (FOLDER / "mutants.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^\| `([\w/.-]+)` \|", text, re.MULTILINE):
+        assert (ROOT / name).is_file(), name
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named <= set(re.findall(r"def (test_\w+)\(", tests))
+
+
 def test_every_count_is_current() -> None:
     stale = [path.name for path in count_lines.outdated()]
     assert not stale, f"{stale}: run `python docs/promises/count_lines.py`"

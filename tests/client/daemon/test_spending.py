@@ -97,7 +97,7 @@ def of_second_plan(
 ) -> Hospital:
     """The same site after its staff approved another plan."""
     folder.mkdir()
-    plan = write_plan(folder, weights, name="second", **changes)
+    plan = write_plan(folder, weights, **{"name": "second", **changes})
     write_bundle(plan, hospital.operator, folder / "bundle")
     Plans(State(hospital.root), hospital.operator.public_key()).approve(folder / "bundle")
     return replace(hospital, study=load_study(plan))
@@ -166,3 +166,17 @@ def test_the_images_of_a_later_plan_are_counted_before_its_first_training_step(
     assert refused.value.code == "E-POLICY-CAP"
     second.site(max_epsilon=all_of_it + 0.05).answer(second.ask("train"))
     assert children.runs == 2
+
+
+def test_a_plan_under_the_name_of_another_is_held_to_its_own_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_hospital(tmp_path / "first")
+    children = scripted(monkeypatch, first.study)
+    site = first.site()
+    site.answer(first.ask("train"))
+    second = of_second_plan(first, tmp_path / "plans", name=first.study.name, privacy__epsilon=0.2)
+    with pytest.raises(PolicyError) as refused:
+        site.answer(second.ask("train"))
+    assert refused.value.code == "E-PLAN-BUDGET"
+    assert children.runs == 1
