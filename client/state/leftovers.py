@@ -18,14 +18,19 @@ from common.storage.journal import Entry
 
 def find_unnamed(state: State) -> str:
     """Return what the journal does not name, or ""."""
+    # what lies there first: a daemon that works meanwhile names a thing before it writes it
+    messages = _names(state.outbox, "*.sealed")
+    jobs = _names(state.jobs, "*")
+    canaries = _names(state.canaries, "*.safetensors")
+    groups = _has_groups(state)
     entries = state.journal.entries()
-    if _names(state.outbox, "*.sealed") - _messages(state, entries):
+    if messages - _messages(state, entries):
         return "a message of the outbox"
-    if _names(state.jobs, "*") - _job_folders(entries):
+    if jobs - _job_folders(entries):
         return "a job folder"
-    if not _canaries_named(state, entries):
+    if not _canaries_named(canaries, entries):
         return "a file of canaries"
-    if not _groups_named(state, entries):
+    if groups and not any("/synthesize/" in entry.key for entry in entries):
         return "a frozen group"
     return ""
 
@@ -51,19 +56,19 @@ def _job_folders(entries: Sequence[Entry]) -> set[str]:
     return {str(entry.data["folder"]) for entry in entries if "folder" in entry.data}
 
 
-def _canaries_named(state: State, entries: Sequence[Entry]) -> bool:
+def _canaries_named(names: set[str], entries: Sequence[Entry]) -> bool:
     """Whether a round of their plan and model was reserved for all canaries."""
-    for path in state.canaries.glob("*.safetensors"):
-        plan, _, model = path.name.partition(".")[0].partition("-")
+    for name in names:
+        plan, _, model = name.partition(".")[0].partition("-")
         trained = f"/train/{model}/"
         if not any(entry.key.startswith(plan) and trained in entry.key for entry in entries):
             return False
     return True
 
 
-def _groups_named(state: State, entries: Sequence[Entry]) -> bool:
-    """Whether images were asked for, where groups are frozen."""
-    if not state.groups.is_file() or any("/synthesize/" in entry.key for entry in entries):
-        return True
+def _has_groups(state: State) -> bool:
+    """Whether groups are frozen."""
+    if not state.groups.is_file():
+        return False
     with GroupStore(state.groups) as store:
-        return not store.groups()
+        return bool(store.groups())
