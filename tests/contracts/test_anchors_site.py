@@ -269,6 +269,7 @@ def test_anchors_take_all_patients_whatever_is_frozen(
         names = [pseudonym(patient) for patient in range(PEOPLE - 6)]
         group = Group(tuple(names), Stratum(0, 2), 5)
         store.freeze(Grouping((group,), ()), "similar")
+    hospital.site().state.journal.append(f"{'e' * 64}/synthesize//0/0", "seen")
     ask(hospital, weights)
     assert Evidence.read(child.folders[0] / "groups.json").groups == ()
     assert not (child.folders[0] / "stored.safetensors").exists()
