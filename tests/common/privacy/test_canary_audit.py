@@ -202,6 +202,17 @@ def test_with_noise_off_the_bound_refutes_a_claim_of_epsilon_one() -> None:
         assert "the accountant says at most" in wrong or "the sum of the noise" in wrong
 
 
+@pytest.mark.parametrize("kind", ["own", "inside"])
+def test_scores_that_tell_who_is_in_are_refuted_by_the_bound(kind: str) -> None:
+    """Everything else about them is honest."""
+    event = SubsampledGaussian(0.25, 8.0, 60)
+    honest = tally_of(event, 300, 3)
+    heard = getattr(honest, kind)
+    telling = dataclasses.replace(heard, scores=heard.scores + 100.0 * heard.included)
+    total = dataclasses.replace(honest, **{kind: telling})
+    assert "the accountant says at most" in fault(honest, total, claim(event, 300))
+
+
 def test_a_missing_clip_is_heard_along_the_drawn_canaries_and_by_the_bound() -> None:
     event = SubsampledGaussian(0.25, 8.0, 60)
     unclipped = tally_of(event, 300, 4, raw=10.0)
