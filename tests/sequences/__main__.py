@@ -11,8 +11,20 @@ from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.sequences import machine, oracle
-from tests.sequences.play import history_settings
+from tests.sequences.play import history_settings, lacking
 
+ENOUGH = 500  # histories that must have seen all of this
+SEEN = {
+    "update": 2000,
+    "images": 200,
+    "plain": 1000,
+    "covered": 50,
+    "again": 500,
+    "drawn again": 5,
+    "export": 20,
+    "kill": 20,
+    "E-ROLLBACK": 50,
+}
 EVERY = 50  # histories between two lines of progress
 
 
@@ -31,6 +43,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     began = time.monotonic()
     played = 0
+    shown: list[str] = []
 
     class Counted(machine.Histories):
         """The same, with progress."""
@@ -41,6 +54,9 @@ def main() -> int:
             played += 1
             if played % EVERY == 0:
                 print(f"{played} histories, {time.monotonic() - began:.0f} s", flush=True)
+            if oracle.found and not shown:
+                shown.extend(oracle.found)
+                print(f"found after {played} histories, now shrinking: {shown[0]}", flush=True)
 
     test = seed(options.seed)(run_state_machine_as_test)
     try:
@@ -49,6 +65,10 @@ def main() -> int:
         print(f"{played} histories, {time.monotonic() - began:.0f} s")
         for name, count in sorted(machine.seen.items()):
             print(f"  {count:6d} {name}")
+    few = lacking(machine.seen, SEEN)
+    if options.histories >= ENOUGH and few:
+        print(f"too seldom seen, so this run proves little: {few}")
+        return 1
     return 0
 
 

@@ -61,8 +61,6 @@ class Child:
         """Do the job, and a covered one again over an empty store; return the code of a refusal."""
         self.numerics.begin(study, np.asarray(Cohort.open(Path(job.cohort)).images))
         code = try_work(job, folder, secret)
-        if job.kind == "train" and not code:
-            self.numerics.finish((folder / OUTPUT).read_bytes())
         if job.kind == "synthesize" and charged_image_event(study) is not None:
             here = code or self._formed(study, folder)
             elsewhere = self._over_an_empty_store(job, study, folder, secret)

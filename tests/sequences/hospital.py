@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from unittest.mock import patch
 
 import numpy as np
-from dp_accounting.pld import pld_privacy_accountant
 
+from client.cli.withdraw import withdraw
 from client.daemon.site import Site
 from client.single.request import Request
 from client.single.single import privatize_images
@@ -35,9 +34,9 @@ from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal, unseal
 from kohort.header import HEADS
-from tests.sequences.accounts import count_ledger, parse_once, spend_once
+from tests.sequences.accounts import count_ledger, install_accounts, parse_once
 from tests.sequences.child import Child
-from tests.sequences.composition import GRID, Loss
+from tests.sequences.composition import Loss
 from tests.sequences.exports import SingleFlow, read_exports
 from tests.sequences.faults import Faults, Killed
 from tests.sequences.numerics import Numerics
@@ -51,11 +50,18 @@ NONE_COUNT = 14  # patients of each label in the beginning
 SEVERE_COUNT = 4
 CAP_BYTES = 1 << 26
 CAP_EPSILON = 16.0
+CAP_AVERAGE = 3.0  # of all draws of one average: one of 2.0 and one of 2.5 are within it
 SHARE = 1 / 3  # of the site, in every average
 RECEIPTS = 64
-ACCOUNTING = ("client.daemon.spending", "client.state.ledger", "common.privacy.plan_report")
 FAR = 1e6  # times the weights that training led to
-DATABASES = ("ledger", "journal", "groups", "heads", "receipts")  # the files of a state folder
+DATABASES = (
+    "ledger",
+    "journal",
+    "groups",
+    "heads",
+    "receipts",
+    "people",
+)  # the files of a state folder
 
 
 class Question(NamedTuple):
@@ -97,7 +103,7 @@ class Hospital:
         self.folder = folder
         self.operator = signing.new_key()
         self.world = World(folder / "data")
-        self.oracle = Oracle(DELTA)
+        self.oracle = Oracle(DELTA, CAP_AVERAGE)
         self.faults = Faults()
         self.numerics = Numerics(self.world, self.oracle)
         self.child = Child(self.numerics, self.faults)
@@ -123,14 +129,8 @@ class Hospital:
         for decoder in ("client.ingest.decode.decode_all", "client.single.inputs.decode_all"):
             stack.enter_context(patch(decoder, self.world.decode_all))
         stack.enter_context(patch("client.single.single.load_flow", self._flow))
-        for module in (
-            "client.daemon.spending",
-            "client.state.ledger",
-            "common.privacy.plan_report",
-        ):
-            stack.enter_context(patch(f"{module}.spend", spend_once))
-        account = partial(pld_privacy_accountant.PLDAccountant, value_discretization_interval=GRID)
-        stack.enter_context(patch.object(pld_privacy_accountant, "PLDAccountant", account))
+        stack.enter_context(patch("client.cli.withdraw.write_line", lambda _: None))
+        install_accounts(stack)
 
     def _init_state(self, review: bool) -> None:
         """Make the state folder, with keys that are the same in every history."""
@@ -141,6 +141,7 @@ class Hospital:
         changes = {
             "send_slot_s: 2.0": "send_slot_s: 0",
             "max_epsilon: 10.0": f"max_epsilon: {CAP_EPSILON}",
+            "max_epsilon_average: 1000.0": f"max_epsilon_average: {CAP_AVERAGE}",
             "min_k: 5": f"min_k: {K}",
             'single_images: "never"': 'single_images: "allowed"',
         }
@@ -293,6 +294,27 @@ class Hospital:
         for image in read_exports(target):
             self.oracle.leave_export(course.plan, image)
         return code
+
+    def withdraw(self, person: int, which: int) -> str:
+        """Let staff withdraw a person by one of the person's ids; return as `ask` does."""
+        ids = self.world.patients[person].ids
+        root = self.site.state.root
+        named = [ids[which % len(ids)]]
+        _, code = self._try(lambda: withdraw(root, named, "", None, None, ahead=True))
+        if not code:
+            self.oracle.withdraw(person, self._sealed_payloads())
+        return code
+
+    def _sealed_payloads(self) -> set[bytes]:
+        """The payloads that are signed, and may still be sent."""
+        found: set[bytes] = set()
+        for path in self.site.state.outbox.glob("*.sealed"):
+            found.add(tensors.read(path, max_bytes=CAP_BYTES)["payload"].tobytes())
+        return found
+
+    def refresh(self, course: Course) -> str:
+        """Take the files in anew, by a study's rules; return as `ask` does."""
+        return self._try(lambda: self.site.refresh(course.study))[1]
 
     def _flow(self, site: Site, study: Study, request: Request) -> SingleFlow:
         """The flow of a plan with egress `single`, without its numerics."""

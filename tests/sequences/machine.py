@@ -32,7 +32,7 @@ FEW = 4  # studies of one history
 SOME = st.integers(0, 99)  # an index, taken modulo what there is
 POINTS = st.integers(1, 60)
 HOW = ("", "approved again", "far")
-PEOPLE = ("arrive", "photograph", "second id", "view")
+PEOPLE = ("arrive", "photograph", "second id", "view", "withdraw", "withdraw")
 REVIEWS = ("none", "none", "at once", "later")  # when a person looks at images
 
 # what all histories of one run saw: a run that refuses everything proves nothing
@@ -136,7 +136,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(PEOPLE), who=SOME, label=st.sampled_from(LABELS))
     def change_people(self, what: str, who: int, label: str) -> None:
-        """A patient arrives, gets a new or a further photograph, or a further id."""
+        """A patient arrives, withdraws, gets a new or a further photograph, or a further id."""
         world = self.site.world
         person = who % len(world.patients)
         if what == "arrive":
@@ -145,8 +145,16 @@ class Histories(RuleBasedStateMachine):
             world.photograph_again(person)
         elif what == "view":
             world.add_view(person)
+        elif what == "withdraw":
+            self._note(self.site.withdraw(person, who))
         else:
             world.add_id(person)
+
+    @precondition(lambda self: self.site.courses)
+    @rule(which=SOME)
+    def refresh(self, which: int) -> None:
+        """Staff take the files in anew."""
+        self._note(self.site.refresh(self._course(which)))
 
     @precondition(lambda self: self.site.exporting())
     @rule(who=st.lists(SOME, min_size=1, max_size=3), which=SOME)

@@ -31,6 +31,7 @@ from common.arrays import Images
 from common.privacy.calibration import analytic_noise_multiplier
 from common.privacy.noise import NoiseSource
 from common.study.plan import Study
+from common.wire import tensors
 from tests.sequences.composition import Loss
 from tests.sequences.oracle import Oracle, Picture, Work
 from tests.sequences.world import World
@@ -94,8 +95,10 @@ class Numerics:
         rate = plan.patients_per_step / study.privacy.planned_patients
         loss = Loss("sampled", plan.noise_multiplier, rate, plan.local_steps)
         people = self.world.persons_of(np.asarray(cohort.images))
-        self._work = self._note(study, (loss,), people)
-        return self._update(model, weights)
+        work = self._note(study, (loss,), people)
+        update = self._update(model, weights)
+        self.oracle.note_payload(tensors.dumps(update), work)
+        return update
 
     def _update(self, model: str, weights: Any) -> dict[str, Any]:
         """A fresh update of the tensors that the model trains."""
@@ -104,12 +107,6 @@ class Numerics:
         deltas = {name: random.normal(size=array.shape) for name, array in own.items()}
         norm = math.sqrt(sum(float(np.square(delta).sum()) for delta in deltas.values()))
         return {name: (delta / norm).astype(np.float32) for name, delta in deltas.items()}
-
-    def finish(self, payload: bytes) -> None:
-        """Note the bytes that a training child wrote."""
-        if self._work is not None:
-            self.oracle.note_payload(payload, self._work)
-        self._work = None
 
     # --- plain averages ---------------------------------------------------------------------------
 
@@ -156,7 +153,7 @@ class Numerics:
             images = []
             for code in codes:
                 shown = self._behind[code.numpy().tobytes()]
-                images.append(self._picture(Picture(shown, noised=False), None))
+                images.append(self._picture(Picture(shown), None))
             stacks.append(np.stack(images))
         return stacks
 
@@ -174,12 +171,12 @@ class Numerics:
         synthesis = self.study.synthesis
         assert synthesis is not None
         assert synthesis.privatize is not None
+        loss = latent_loss(self.study)
         losses: tuple[Loss, ...] = ()
-        single = synthesis.privatize.egress == "single"
-        if synthesis.grouping == "random" or single:
-            losses = (latent_loss(self.study),)
+        if synthesis.grouping == "random":
+            losses = (loss,)
         work = self._note(self.study, losses, everyone)
-        images = [self._picture(Picture(shown, noised=True), work) for shown in behind]
+        images = [self._picture(Picture(shown, loss), work) for shown in behind]
         return SimpleNamespace(images=np.stack(images), mechanism=event)
 
     def draw_single(self, study: Study, images: Sequence[Images], loss: Loss) -> list[Images]:
@@ -190,7 +187,7 @@ class Numerics:
         often = Counter(person for shown in behind for person, _ in shown)
         losses = (loss,) * max(often.values())
         work = self._note(study, losses, frozenset().union(*behind))
-        return [self._picture(Picture(shown, noised=True), work) for shown in behind]
+        return [self._picture(Picture(shown, loss), work) for shown in behind]
 
     def noisy_means(self, who: Any, *arguments: Any) -> Any:
         """Run the product's own mechanism, and note who took part."""
@@ -218,7 +215,7 @@ class Numerics:
             images = []
             for mean in means:
                 shown = frozenset().union(*(self._shown_of[name] for name in mean.group.members))
-                images.append(self._picture(Picture(shown, noised=True), self._work))
+                images.append(self._picture(Picture(shown, self._work.losses[0]), self._work))
             stacks.append(np.stack(images))
         return stacks
 

@@ -6,7 +6,7 @@ Guarantees: it reads no file of the site and uses no rule of the product.
 Invariants (the numbers stand at the checks and in docs/promises/sequences.md):
   1. plain averages that left show the same people, or people who differ by k or more
   2. plain averages of the same people are the same bytes
-  3. a group whose privatized average left never leaves as a plain one
+  3. the averages of one group leave plain or privatized, never both
   4. a plan that claims epsilon per patient for images lets no image leave without noise
   5. no image leaves that nobody computed, and none of fewer than k people
   6. the same question gets the same bytes
@@ -17,11 +17,13 @@ Invariants (the numbers stand at the checks and in docs/promises/sequences.md):
   11. the groups of a covered study do not depend on the store
   12. a plan whose constants do not keep its claims is not answered (machine.py)
   13. weights that no training led to are not answered (hospital.py)
+  14. all noised draws of one average stay within the site's own cap
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -41,17 +43,20 @@ class Broken(AssertionError):
 
 # invariants that a run does not check, to look for the others (`python -m tests.sequences --only`)
 ignored: set[int] = set()
+# what was broken in this run, while Hypothesis still looks for the shortest history
+found: Counter[str] = Counter()
 
 
 def break_invariant(number: int, what: str) -> None:
     """Raise Broken, unless this run ignores the invariant."""
     if number not in ignored:
+        found[f"({number}) {what}"] += 1
         raise Broken(number, what)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the oracle knows of a plan. `covered`: it claims epsilon per patient for images."""
+    """What a plan claims. `covered`: epsilon per patient holds for images too."""
 
     name: str
     hash: str
@@ -62,10 +67,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that was computed. `shown`: persons and photographs behind it."""
+    """An image that was computed. `shown`: persons and photographs behind it; `noise`: if any."""
 
     shown: frozenset[tuple[int, int]]
-    noised: bool
+    noise: Loss | None = None
 
     @property
     def people(self) -> frozenset[int]:
@@ -96,18 +101,20 @@ class Oracle:
     """The account. `clock` counts what happened; `held`: work that the ledger must hold."""
 
     delta: float
+    cap_average: float = math.inf
     clock: int = 0
     pictures: dict[bytes, Picture] = field(default_factory=dict)
     work_of: dict[bytes, Work] = field(default_factory=dict)
     held: set[Work] = field(default_factory=set)
     sent: dict[str, bytes] = field(default_factory=dict)
     sent_by: dict[str, list[Work]] = field(default_factory=dict)
-    withdrawn: dict[int, int] = field(default_factory=dict)
+    withdrawals: dict[int, int] = field(default_factory=dict)
+    withdrawn: set[int] = field(default_factory=set)
     sealed: set[bytes] = field(default_factory=set)
     last_sent: int = -1
     exported: dict[Work, int] = field(default_factory=dict)
     plain: dict[frozenset[int], tuple[int, set[bytes]]] = field(default_factory=dict)
-    privatized: set[frozenset[int]] = field(default_factory=set)
+    draws: dict[frozenset[int], dict[bytes, Loss]] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     behind: bool = False
     rest_behind: bool = False
@@ -172,13 +179,13 @@ class Oracle:
         """Check a single image that staff handed over."""
         self.clock += 1
         picture = self.pictures.get(digest(image))
-        if picture is None or not picture.noised:
+        if picture is None or picture.noise is None:
             break_invariant(5, f"{plan.name}: an export that nobody privatized")
             return
         key = f"{plan.hash}/{sorted(picture.shown)}"
         if self.sent.setdefault(key, digest(image)) != digest(image):
             break_invariant(6, f"{plan.name}: the same photograph was drawn twice")
-        if picture.people & set(self.withdrawn):
+        if picture.people & self.withdrawn:
             break_invariant(7, f"{plan.name}: an export of a withdrawn person")
         work = self.work_of[digest(image)]
         self.exported.setdefault(work, self.clock)
@@ -201,7 +208,7 @@ class Oracle:
 
     def _check_withdrawn(self, key: str, payload: bytes, people: frozenset[int]) -> None:
         """Invariant 7."""
-        if people & set(self.withdrawn) and payload not in self.sealed:
+        if people & self.withdrawn and payload not in self.sealed:
             break_invariant(7, f"{key}: new bytes of a withdrawn person")
 
     def _check_image(self, plan: Plan, image: Images, picture: Picture) -> None:
@@ -209,13 +216,13 @@ class Oracle:
         people = picture.people
         if len(people) < plan.k:
             break_invariant(5, f"{plan.name}: an image of {len(people)} people")
-        if picture.noised:
+        if picture.noise is not None:
             if not plan.covered:
-                self.privatized.add(people)
+                self._check_draws(plan, image, people, picture.noise)
             return
         if plan.covered:
             break_invariant(4, f"{plan.name}: a plain image of a plan that claims epsilon")
-        if people in self.privatized:
+        if people in self.draws:
             break_invariant(3, f"{plan.name}: the plain average of a privatized group")
         for other, (k, _) in self.plain.items():
             apart = len(other ^ people)
@@ -226,6 +233,17 @@ class Oracle:
             break_invariant(2, f"{plan.name}: one group averaged twice")
         known.add(digest(image))
         self.seen["plain"] += 1
+
+    def _check_draws(self, plan: Plan, image: Images, people: frozenset[int], noise: Loss) -> None:
+        """Invariants 3 and 14 for a privatized average that claims no epsilon per patient."""
+        if people in self.plain:
+            break_invariant(3, f"{plan.name}: a privatized average of a group that left plain")
+        drawn = self.draws.setdefault(people, {})
+        drawn[digest(image)] = noise
+        self.seen["drawn again"] += len(drawn) > 1
+        spent = compose(drawn.values(), self.delta)
+        if not spent <= self.cap_average + SLACK:
+            break_invariant(14, f"{plan.name}: draws of one average spent {spent:.3f}")
 
     def _charge_images(self, plan: Plan, images: list[Images]) -> None:
         """Add what a batch spent, once a computation."""
@@ -252,7 +270,8 @@ class Oracle:
     def withdraw(self, person: int, sealed: set[bytes]) -> None:
         """Note a withdrawal; `sealed`: payloads that were signed before it, and may still leave."""
         self.clock += 1
-        self.withdrawn[person] = self.clock
+        self.withdrawals.setdefault(person, self.clock)
+        self.withdrawn.add(person)
         self.sealed |= sealed
 
     def snapshot(self) -> Snapshot:
@@ -269,6 +288,11 @@ class Oracle:
         lost = {work for work in left - held if self._is_shown(work)}
         if whole:
             self.rest_behind = self.last_sent > at
+            # a withdrawal that was restored away, and that nothing sent since can show
+            known = {one for one, when in self.withdrawals.items() if when <= at}
+            self.withdrawn = known | {
+                one for one, when in self.withdrawals.items() if when < self.last_sent
+            }
         self.behind = bool(lost) or self.rest_behind
         self.held = held
 

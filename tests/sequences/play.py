@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hypothesis import HealthCheck, Phase, settings
 
 
@@ -19,3 +21,8 @@ def history_settings(histories: int, steps: int, *, shrink: bool = True) -> sett
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
+
+
+def lacking(seen: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:
+    """Return what was seen too seldom: a run that refuses everything proves nothing."""
+    return {name: seen.get(name, 0) for name, least in wanted.items() if seen.get(name, 0) < least}

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.privacy.claims import claims_of, find_claim
 from common.study.bundle import write_bundle
 from common.study.plan import Study, load_study
 from common.wire import tensors
@@ -42,6 +43,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "similar-half": {
         "synthesis__grouping": "similar",
         "synthesis__privatize": {**NOISED, "share": 0.5},
+    },
+    "similar-half-again": {
+        "synthesis__grouping": "similar",
+        "synthesis__privatize": {**NOISED, "share": 0.5, "epsilon": 2.5},
+    },
+    "similar-half-more": {
+        "synthesis__grouping": "similar",
+        "synthesis__privatize": {**NOISED, "share": 0.5, "epsilon": 3.0},
     },
     "anchors": {
         "synthesis__grouping": "anchors",
@@ -77,10 +86,13 @@ def make_study(folder: Path, kind: str, number: int, key: Ed25519PrivateKey) -> 
     path.write_text(yaml.safe_dump(json.loads(json.dumps(data))))
     study = load_study(path)
     write_bundle(path, key, folder / "bundle")
+    claims = claims_of(study)
+    updates = find_claim(claims, "updates")
     assert study.synthesis is not None
-    noised = study.synthesis.privatizes_averages
-    covered = kind == "anchors" or (noised and study.synthesis.grouping == "random")
-    return study, Plan(study.name, study.hash(), study.synthesis.k, study.privacy.epsilon, covered)
+    assert updates is not None
+    assert updates.epsilon is not None
+    covered = find_claim(claims, "averages") is not None
+    return study, Plan(study.name, study.hash(), study.synthesis.k, updates.epsilon, covered)
 
 
 def plan_data(folder: Path, kind: str, number: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from common.arrays import Images
 from tests.sequences.composition import Loss, compose
 from tests.sequences.oracle import Broken, Oracle, Picture, Plan
 
+DRAW = Loss("gaussian", 2.0)
 ROUND = Loss("sampled", 4.0, 0.16, 2)
 PLAIN = Plan("plain", "a" * 64, k=3, epsilon=1.0, covered=False)
 COVERED = Plan("covered", "b" * 64, k=3, epsilon=1.0, covered=True)
@@ -25,7 +26,8 @@ def image(number: int) -> Images:
 def average(oracle: Oracle, number: int, *people: int, noised: bool = False) -> Images:
     """An image of these people's first photographs, as a child would make it."""
     made = image(number)
-    oracle.note_picture(made, Picture(frozenset((one, 0) for one in people), noised))
+    noise = DRAW if noised else None
+    oracle.note_picture(made, Picture(frozenset((one, 0) for one in people), noise))
     return made
 
 
@@ -55,6 +57,17 @@ def averaged_twice(oracle: Oracle) -> None:
 def plain_after_privatized(oracle: Oracle) -> None:
     send(oracle, "one", PLAIN, average(oracle, 1, 1, 2, 3, noised=True))
     send(oracle, "two", PLAIN, average(oracle, 2, 1, 2, 3))
+
+
+def privatized_after_plain(oracle: Oracle) -> None:
+    send(oracle, "one", PLAIN, average(oracle, 1, 1, 2, 3))
+    send(oracle, "two", PLAIN, average(oracle, 2, 1, 2, 3, noised=True))
+
+
+def too_many_draws(oracle: Oracle) -> None:
+    oracle.cap_average = 3.0
+    for number in range(9):
+        send(oracle, f"{number}", PLAIN, average(oracle, number, 1, 2, 3, noised=True))
 
 
 def plain_under_a_claim(oracle: Oracle) -> None:
@@ -120,6 +133,8 @@ FAULTS: dict[Callable[[Oracle], None], int] = {
     overlapping: 1,
     averaged_twice: 2,
     plain_after_privatized: 3,
+    privatized_after_plain: 3,
+    too_many_draws: 14,
     plain_under_a_claim: 4,
     too_few: 5,
     another_answer: 6,

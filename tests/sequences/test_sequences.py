@@ -1,0 +1,21 @@
+"""The short mode: a few histories in every run; `python -m tests.sequences` plays thousands."""
+
+from __future__ import annotations
+
+from hypothesis import seed
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.sequences import machine
+from tests.sequences.machine import Histories
+from tests.sequences.play import history_settings, lacking
+
+HISTORIES = 25
+STEPS = 12
+# what these histories must have seen, so that they are no proof by refusal
+SEEN = {"update": 100, "images": 20, "plain": 80, "covered": 5, "again": 30}
+
+
+def test_no_history_breaks_what_is_promised() -> None:
+    machine.seen.clear()
+    seed(0)(run_state_machine_as_test)(Histories, settings=history_settings(HISTORIES, STEPS))
+    assert not lacking(machine.seen, SEEN), dict(machine.seen)
