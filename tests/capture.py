@@ -1,6 +1,7 @@
 """A TLS-terminating wire tap on loopback.
 
-It forwards bytes both ways and keeps everything that the sites sent.
+It forwards bytes both ways and keeps everything that the sites sent. To the server it shows the
+certificate of the site that it forwards for.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from pathlib import Path
 
 
 class WireTap:
-    """Listens with the server's own certificate and forwards to the real port.
+    """Listens with the server's own certificate (`tls`) and forwards to the real port.
 
-    It records what clients send.
+    It records what clients send. `sites`: the folder of their state folders.
     """
 
-    def __init__(self, port: int, upstream_port: int, certificate: Path, key: Path) -> None:
+    def __init__(self, port: int, upstream_port: int, tls: Path, sites: Path) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificate, key)
+        self._context.load_cert_chain(tls / "server.crt", tls / "server.key")
+        self._context.load_verify_locations(tls / "ca.crt")
+        self._context.verify_mode = ssl.CERT_OPTIONAL
+        self._sites = sites
         self._upstream = upstream_port
         self._sent: list[bytearray] = []
         self._stop = threading.Event()
@@ -61,6 +65,7 @@ class WireTap:
         except OSError:
             raw.close()
             return
+        self._show_certificate(trusting, inner.getpeercert(True))
         try:
             outer = trusting.wrap_socket(socket.create_connection(("127.0.0.1", self._upstream), 5))
         except OSError:
@@ -70,6 +75,12 @@ class WireTap:
         self._sent.append(record)
         with inner, outer, contextlib.suppress(OSError):
             self._forward({inner: (outer, record), outer: (inner, bytearray())})
+
+    def _show_certificate(self, context: ssl.SSLContext, seen: bytes | None) -> None:
+        """Load the certificate and key of the site that showed this certificate."""
+        for path in self._sites.glob("*/node.crt"):
+            if ssl.PEM_cert_to_DER_cert(path.read_text()) == seen:
+                context.load_cert_chain(path, path.parent / "keys" / "node.key")
 
     def _forward(self, way: dict[ssl.SSLSocket, tuple[ssl.SSLSocket, bytearray]]) -> None:
         """Forward both directions in this one thread, until one side closes.

@@ -147,7 +147,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             str(places.bundle),
         )
         tls = ServerState(places.server).tls
-        tap = WireTap(public, real, tls / "server.crt", tls / "server.key")
+        tap = WireTap(public, real, tls, places.site("any").parent)
         processes.start("server", "kohort-server", *server)
         for name in SITES:
             rehearsal.start_site(processes, places, name, truth[name])

@@ -91,7 +91,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         )
         processes.do("kohort-server", "sign", str(plan), *state, "--out", str(places.bundle))
         tls = ServerState(places.server).tls
-        tap = WireTap(public, real, tls / "server.crt", tls / "server.key")
+        tap = WireTap(public, real, tls, places.site("any").parent)
         processes.start(
             "server", "kohort-server", "run", str(places.bundle), *state, "--port", str(real)
         )
