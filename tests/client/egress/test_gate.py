@@ -18,6 +18,14 @@ def test_evidence_survives_the_job_folder() -> None:
 
 DAMAGED = {
     "no group of that number": b'{"audit":[],"group_of":[1],"groups":[]}',
+    "the number after the last": (
+        b'{"audit":[],"group_of":[1],'
+        b'"groups":[{"k":2,"label":0,"laterality":0,"members":["a","b"]}]}'
+    ),
+    "true for one": (
+        b'{"audit":[],"group_of":[false],'
+        b'"groups":[{"k":2,"label":0,"laterality":0,"members":["a","b"]}]}'
+    ),
     "a negative number": (
         b'{"audit":[],"group_of":[-2],'
         b'"groups":[{"k":2,"label":0,"laterality":0,"members":["a","b"]}]}'

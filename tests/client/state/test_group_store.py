@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from client.state import group_store
+from client.state.artefacts import Artefact, Limit
 from client.synthesize import group as g
-from common.errors import Bug, EnvironmentFault
+from common.errors import Bug, EnvironmentFault, PolicyError
 
 KEY = b"k" * 32
 
@@ -62,3 +63,19 @@ def test_a_damaged_store_is_an_error_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault) as caught:
         group_store.GroupStore(path)
     assert "backup" in caught.value.hint
+
+
+def test_the_store_itself_keeps_no_second_plain_image_of_a_group(tmp_path: Path) -> None:
+    group = group_store.Group(tuple(names(3)), group_store.Stratum(0), 3)
+    limit = Limit(1000.0, 1e-5)
+    one, two = (
+        Artefact(np.full((4, 4, 1), value, np.uint8), "none", "fundus", "", "a" * 64)
+        for value in (1, 2)
+    )
+    with group_store.GroupStore(tmp_path / "groups.sqlite") as store:
+        for _ in range(2):  # the same image again is no change
+            store.release({group: [one]}, "random", limit)
+        with pytest.raises(PolicyError) as refused:
+            store.release({group: [two]}, "random", limit)
+        assert refused.value.code == "E-GROUP-ARTEFACT"
+        assert store.released(group) == (one,)

@@ -29,3 +29,8 @@ def test_who_withdrew_by_an_id_without_its_issuer_is_out_under_the_id_with_it() 
     people = People(LINKED.persons, LINKED.plain, frozenset({"plain"}))
     assert people.has_withdrawn(("issued",))
     assert not people.has_withdrawn(("a",))
+
+
+def test_an_id_without_its_issuer_is_out_under_every_name_of_its_person() -> None:
+    people = People((("a", "issued"),), {"issued": "plain"}, frozenset({"plain"}))
+    assert people.has_withdrawn(("a",))
