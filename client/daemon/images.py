@@ -3,8 +3,8 @@
 In: `Output`. Out: `Cleared`, one for each part.
 Guarantees: a person approved exactly these bytes where the policy asks for it (9); every part
 passed the gate, or none; groups and images are in the group store before anything leaves (10). A
-batch with somebody who has left the cohort since does not leave, and freezes no group: it is made
-again.
+batch with somebody who has left the cohort since, or whose members another study released first,
+does not leave and freezes no group: it is made again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from client.egress.gate import Cleared, Gate
 from client.egress.review import SHEET, Reviews, batch_digest
 from client.ingest.cohort import persons_of
 from client.state.group_store import GroupStore
-from client.state.jobs import EVIDENCE, OUTPUT, OUTPUT_CAP_BYTES, Job, Stopped
+from client.state.jobs import EVIDENCE, GROUPS, OUTPUT, OUTPUT_CAP_BYTES, Job, Stopped
 from client.state.records import Records
 from common.errors import PolicyError
 from common.privacy.boundary import PART_CAP_BYTES, check_total
+from common.privacy.events import covers_every_image
 from common.study.plan import Study
 from common.wire.tensors import Arrays, dumps, read
 
@@ -33,14 +34,19 @@ log = logging.getLogger(__name__)
 def clear(
     output: Output, records: Records, reviews: Reviews, stop: threading.Event
 ) -> tuple[Cleared, ...] | None:
-    """Return the cleared parts of the batch; None where a member has left the cohort since.
+    """Return the cleared parts of the batch; None where it must be made again.
 
-    Raises RefusedError, PolicyError, Stopped.
+    A member has left the cohort since, or another study released its members first. Raises
+    RefusedError, PolicyError, Stopped.
     """
     study = output.round.study
     # what the child left
     evidence = Evidence.read(output.folder / EVIDENCE)
     parts = split(read(output.folder / OUTPUT, max_bytes=OUTPUT_CAP_BYTES), study)
+    # another study released its members first: what the child knew of frozen groups is old
+    if was_overtaken(output, evidence, records):
+        reviews.give_up(batch_digest(parts))
+        return None
     # (9) a person approved the images, where the policy asks for it
     if not has_lost_member(output, evidence, records):
         await_review(output, parts, records, reviews, stop)
@@ -99,6 +105,22 @@ def has_lost_member(output: Output, evidence: Evidence, records: Records) -> boo
         distinct = {persons[member] for member in group.members if member in persons}
         if len(distinct) < len(group.members):
             return True
+    return False
+
+
+def was_overtaken(output: Output, evidence: Evidence, records: Records) -> bool:
+    """Return whether another study froze members of these groups since the child began."""
+    study = output.round.study
+    if covers_every_image(study):
+        return False
+    known = Evidence.read(output.folder / GROUPS).groups
+    members = {member for group in evidence.groups for member in group.members}
+    with GroupStore(records.state.groups) as store:
+        for group in set(store.groups()) - set(known):
+            released = store.released(group) or ()
+            others = any(artefact.study != study.hash() for artefact in released)
+            if others and members & set(group.members):
+                return True
     return False
 
 

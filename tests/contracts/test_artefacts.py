@@ -267,6 +267,24 @@ def test_a_kill_between_store_and_outbox_sends_the_same_bytes_or_nothing(
 # --- (6) a claim of independence never rests on groups, or on a roster, that data formed
 
 
+def test_a_batch_that_another_study_overtook_is_made_again(
+    tmp_path: Path, weights: Weights, children: RealChildren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its child knew nothing of the groups that were frozen meanwhile: it must not stay stuck."""
+    first = busy_hospital(tmp_path / "h", weights, 16, **PLAIN)
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("client.daemon.site.images.clear", kill)
+        with pytest.raises(Killed):
+            images_of(first, weights)
+    second = next_study(first, weights, "second", **PLAIN)
+    left = bytes_of(images_of(second, weights))
+    assert bytes_of(images_of(first, weights)) == left
+
+
 def test_replacing_one_image_of_one_person_changes_no_group_of_a_later_covered_study(
     tmp_path: Path, weights: Weights, children: RealChildren
 ) -> None:
