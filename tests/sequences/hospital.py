@@ -133,7 +133,7 @@ class Hospital:
         install_accounts(stack)
 
     def _init_state(self, review: bool) -> None:
-        """Make the state folder, with keys that are the same in every history."""
+        """Make the state folder; the pseudonym key is the same in every history."""
         state = State(self.folder / "state")
         state.root.mkdir(parents=True)
         labels = str(self.world.labels_csv)

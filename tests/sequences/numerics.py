@@ -29,6 +29,7 @@ from client.synthesize.invert import Inversion
 from client.synthesize.reference import GeneratorCodes, Reference, Whitening
 from common.arrays import Images
 from common.privacy.calibration import analytic_noise_multiplier
+from common.privacy.events import charged_image_event
 from common.privacy.noise import NoiseSource
 from common.study.plan import Study
 from common.wire import tensors
@@ -72,10 +73,12 @@ class Numerics:
             "client.child.batch.privatize": self.privatize,
             "client.child.batch.noisy_means": self.noisy_means,
             "client.child.batch.decode_means": self.decode_means,
+            "client.child.rosters.encode_released": self.encode,
+            "client.child.inputs.Batch.glow": lambda _: SimpleNamespace(dimension=1),
             "client.child.checks.audit": pass_all,
             "client.child.checks.gives_away_members": lambda *_: False,
         }
-        for name in ("generator", "critic", "glow"):
+        for name in ("generator", "critic"):
             replaced = {**replaced, f"client.child.inputs.Batch.{name}": lambda _: None}
         for name, value in replaced.items():
             stack.enter_context(patch(name, value))
@@ -157,6 +160,11 @@ class Numerics:
             stacks.append(np.stack(images))
         return stacks
 
+    def encode(self, images: Images, model: Any, dimension: int) -> np.ndarray:
+        """Return latents, which are zero where the flow cannot encode a photograph."""
+        known = [encodes(self.world.person_of(image)) for image in images]
+        return np.array(known, np.float64)[:, None]
+
     # --- noised averages --------------------------------------------------------------------------
 
     def privatize(
@@ -168,13 +176,13 @@ class Numerics:
             self.world.persons_of(image for one in group for image in one) for group in groups
         ]
         everyone: Shown = frozenset().union(*behind)
-        synthesis = self.study.synthesis
-        assert synthesis is not None
-        assert synthesis.privatize is not None
         loss = latent_loss(self.study)
         losses: tuple[Loss, ...] = ()
-        if synthesis.grouping == "random":
+        if charged_image_event(self.study) is not None:
             losses = (loss,)
+        else:
+            # where the images choose the groups, whoever adds nothing does not count
+            behind = [frozenset(filter(encodes, shown)) for shown in behind]
         work = self._note(self.study, losses, everyone)
         images = [self._picture(Picture(shown, loss), work) for shown in behind]
         return SimpleNamespace(images=np.stack(images), mechanism=event)
@@ -246,6 +254,12 @@ class Numerics:
 
 
 PREFIXES = {"gan": ("generator.", "critic."), "glow": ("glow.",)}
+
+
+def encodes(photograph: tuple[int, int]) -> bool:
+    """Return whether the flow can encode a photograph: not the first one of some persons."""
+    person, number = photograph
+    return number > 0 or person % 9 != 4
 
 
 def latent_loss(study: Study) -> Loss:
