@@ -11,9 +11,8 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -37,13 +36,14 @@ from kohort.header import HEADS
 from tests.sequences.accounts import count_ledger, install_accounts, parse_once
 from tests.sequences.child import Child
 from tests.sequences.composition import Loss
+from tests.sequences.courses import QUESTIONS, Course, Question
 from tests.sequences.exports import SingleFlow, read_exports
 from tests.sequences.faults import Faults, Killed
 from tests.sequences.numerics import Numerics
-from tests.sequences.oracle import Oracle, Plan, Snapshot, break_invariant
+from tests.sequences.oracle import Oracle, Snapshot, break_invariant
 from tests.sequences.studies import DELTA, K, make_study
 from tests.sequences.world import World
-from tests.sites import SITE, WEIGHTS
+from tests.sites import SITE
 
 T = TypeVar("T")
 NONE_COUNT = 14  # patients of each label in the beginning
@@ -62,38 +62,6 @@ DATABASES = (
     "receipts",
     "people",
 )  # the files of a state folder
-
-
-class Question(NamedTuple):
-    """One instruction: which phase, model, round and whether it closes the study."""
-
-    kind: str
-    model: str
-    round: int
-    closes: bool = False
-
-
-QUESTIONS = (
-    Question("train", "gan", 0),
-    Question("train", "gan", 1),
-    Question("train", "glow", 0),
-    Question("synthesize", "", 0),
-    Question("synthesize", "", 1, closes=True),
-)
-
-
-@dataclass
-class Course:
-    """A study in progress, as the operator sees it. `next`: the question that comes next."""
-
-    study: Study
-    plan: Plan
-    bundle: Path
-    next: int = 0
-    weights: dict[str, tensors.Arrays] = field(
-        default_factory=lambda: {model: dict(arrays) for model, arrays in WEIGHTS.items()}
-    )
-    receipts: list[str] = field(default_factory=list)
 
 
 class Hospital:

@@ -22,7 +22,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tests.sequences.hospital import DATABASES, QUESTIONS, Course, Hospital
+from tests.sequences.courses import QUESTIONS, Course
+from tests.sequences.hospital import DATABASES, Hospital
 from tests.sequences.oracle import break_invariant
 from tests.sequences.studies import KINDS, PLAIN, REFUSED
 from tests.sequences.world import LABELS

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sequences.hospital import QUESTIONS, Hospital
+from tests.sequences.courses import QUESTIONS
+from tests.sequences.hospital import Hospital
 
 
 @pytest.fixture

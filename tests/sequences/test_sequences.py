@@ -12,7 +12,7 @@ from tests.sequences.play import history_settings, lacking
 HISTORIES = 25
 STEPS = 12
 # what these histories must have seen, so that they are no proof by refusal
-SEEN = {"update": 100, "images": 20, "plain": 80, "covered": 5, "again": 30}
+SEEN = {"update": 60, "images": 15, "plain": 50, "covered": 2, "again": 15}
 
 
 def test_no_history_breaks_what_is_promised() -> None:
