@@ -280,6 +280,8 @@ def test_a_batch_that_another_study_overtook_is_made_again(
         patch.setattr("client.daemon.site.images.clear", kill)
         with pytest.raises(Killed):
             images_of(first, weights)
+    # the same groups, other images of them
+    change_photographs(first, slice(0, 3))
     second = next_study(first, weights, "second", **PLAIN)
     left = bytes_of(images_of(second, weights))
     assert bytes_of(images_of(first, weights)) == left
