@@ -251,7 +251,7 @@ def privatized_statement(study: Study) -> dict[str, Any] | str:
     limit = f"ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient"
     model = f"the model's training has {limit}"
     if mechanism.covers_patient:
-        model = f"with the model's training together at most {limit}"
+        model = f"with the model's training together at most {limit}, under zero-out"
 
     # the facts of the mechanism, and one sentence on both
     whole = study.latent_dimension

@@ -175,7 +175,7 @@ def budget_of(study: Study, kind: str) -> tuple[float | None, float | None]:
 def adjacency_of(row: Options, kind: str) -> str:
     """The adjacency that a claim must name."""
     if kind == "averages":
-        return "add or remove one patient" if row.mode == "anchors" else "replace-one patient"
+        return "add or remove one patient" if row.mode == "anchors" else "zero-out of one patient"
     return ADJACENCY[kind]
 
 
