@@ -37,7 +37,8 @@ ONE_PATIENT = (
     "photographs of one person under two ids count as two patients."
 )
 LINKED = (
-    "A patient whose photographs join m other patients changes m + 1 such patients at once. "
+    "Where the photographs of one patient join m other patients into one, taking that patient out "
+    "changes m + 1 patients at once. "
     "Epsilon holds for a change of one."
 )
 LINKED_IN_CELLS = (
@@ -63,6 +64,10 @@ STOPPED = (
 CHOSEN_GROUPS = (
     "Epsilon per average takes the groups as given. The images choose them, and what that choice "
     "tells is not covered."
+)
+FURTHER_DRAWS = (
+    "Epsilon per average is that of one draw of noise. Another plan may draw noise for the same "
+    "group again: the draws add up over all plans, and each site's own policy caps their sum."
 )
 MAY_ADD_NOTHING = (
     "A patient whose image the flow cannot encode counts in k and adds nothing to the average. To "
@@ -259,7 +264,7 @@ def _privatized_averages(study: Study) -> Claim:
         "average",
         REPLACE_ONE,
         covers,
-        (CHOSEN_GROUPS, ONE_PATIENT, LINKED, *_public_files(study)),
+        (CHOSEN_GROUPS, FURTHER_DRAWS, ONE_PATIENT, LINKED, *_public_files(study)),
         mechanism.statement(study.latent_dimension),
     )
 

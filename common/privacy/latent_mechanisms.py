@@ -21,7 +21,6 @@ from common.privacy.canonical import canonical_event, is_count, is_positive, req
 from common.privacy.statements import describe_latent, latent_statement
 
 LATTICE_STEP = 2**-10  # of the latents
-STANDARD_BOX = 3.0  # the clip that a statement compares an l1 ball with
 Grouping = Literal["similar", "similar-swap", "cells", "random"]
 DATA_INDEPENDENT = ("random",)  # groupings in which no pixel decides who is in a group
 # A Gaussian's noise over its sensitivity, or the epsilon of the others.
@@ -137,9 +136,7 @@ class LatentLaplace:
         if self.clip == "box":
             per_coordinate = f"ε={self.epsilon_per_coordinate:,.4g} per coordinate = "
             return f"laplace box: {per_coordinate}{latent_statement(self, whole)}"
-        compared = 2 * STANDARD_BOX / (self.k * self.scale)
-        box = f"compare a box of {STANDARD_BOX:g}: ε={compared:,.4g} per coordinate"
-        return f"laplace l1_ball: {latent_statement(self, whole)}, {box}"
+        return f"laplace l1_ball: {latent_statement(self, whole)}"
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,14 @@ def latent_statement(mechanism: LatentFacts, whole: int | None) -> str:
     if mechanism.clip != "sphere":
         parts.append(f"{mechanism.grouping} groups")
     parts.append(f"expected cosine {mechanism.expected_cosine:.2f}")
-    return ", ".join(parts)
+    text = ", ".join(parts)
+    if mechanism.k == 1 or mechanism.covers_patient:
+        return text
+    return f"{text}; no ε per patient"
 
 
 def _epsilon_words(mechanism: LatentFacts) -> str:
-    """Epsilon per image or average, and whether it holds per patient."""
+    """Epsilon, and whether it holds per image, average or patient."""
     text = f"ε={_readable(mechanism.epsilon_per_image)}"
     if mechanism.delta:
         text += f", δ={mechanism.delta:g}"
@@ -105,8 +108,8 @@ def _epsilon_words(mechanism: LatentFacts) -> str:
     if mechanism.k == 1:
         return f"{text} per image"
     if mechanism.covers_patient:
-        return f"{text} per average and per patient"
-    return f"{text} per average, the choice of the groups is not covered, no ε per patient"
+        return f"{text} per patient for all averages together"
+    return f"{text} per average"
 
 
 def _dimension_words(mechanism: LatentFacts, whole: int | None) -> str:

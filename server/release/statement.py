@@ -64,6 +64,8 @@ SCOPE = (
     "This statement is of this plan alone. A patient may take part in several plans: each site's "
     "own ledger composes what they spend together, and the site's own policy caps it."
 )
+LARGE_EPSILON = 20.0  # e^20 is 485 million to one
+LITTLE_PROTECTED = "An ε as large as this protects little."
 NONE_PRIVATIZED = "No image of this release is privatized."
 NO_IMAGES = "This plan releases no image."
 
@@ -249,9 +251,11 @@ def privatized_statement(study: Study) -> dict[str, Any] | str:
     # the model's epsilon: beside the mechanism's own, or covering both
     privacy = study.privacy
     limit = f"ε={privacy.epsilon:g}, δ={privacy.delta:g} per patient"
-    model = f"the model's training has {limit}"
+    model = f"The model's training has {limit}, under zero-out."
     if mechanism.covers_patient:
-        model = f"with the model's training together at most {limit}, under zero-out"
+        model = f"Together with the model's training: at most {limit}, under zero-out."
+    if mechanism.epsilon_per_image >= LARGE_EPSILON:
+        model = f"{LITTLE_PROTECTED} {model}"
 
     # the facts of the mechanism, and one sentence on both
     whole = study.latent_dimension
@@ -262,7 +266,7 @@ def privatized_statement(study: Study) -> dict[str, Any] | str:
         "model_epsilon": privacy.epsilon,
         "model_delta": privacy.delta,
         "groups_that_cover_patients": list(DATA_INDEPENDENT),
-        "statement": f"{mechanism.statement(whole)}; {model}. Claimed: {facts['claim']}.",
+        "statement": f"{mechanism.statement(whole)}. {model} Claimed: {facts['claim']}.",
     }
 
 

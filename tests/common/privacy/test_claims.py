@@ -195,6 +195,9 @@ def check_given(row: Options, claim: Claim) -> None:
     assert ("more than 2 ids stops the batch" in words) == (counted_in and row.mode == "anchors"), (
         row
     )
+    # the ledger does not compose what holds per average: the claim says what more draws do
+    drawn_again = "the draws add up over all plans" in words
+    assert drawn_again == (claim.kind == "privatized averages"), row
     assert ("takes the groups as given" in words) == (claim.kind == "privatized averages"), row
 
 

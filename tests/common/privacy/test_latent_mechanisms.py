@@ -230,7 +230,17 @@ def test_every_statement_says_all_that_a_release_needs() -> None:
     assert UNIT.statement(1024).startswith(
         "privunit: ε=8 (pure) per image, replace-one, d=32 of 1,024, k=1"
     )
-    assert "δ=1e-05 per average and per patient" in NORMAL.statement()
+    assert "δ=1e-05 per patient for all averages together" in NORMAL.statement()
+
+
+def test_a_statement_in_an_l1_ball_names_no_smaller_number_beside_its_epsilon() -> None:
+    """A box of 3 has less epsilon per coordinate, and more over all of them: no comparison."""
+    similar = LatentLaplace("l1_ball", 0.4, 1536, 5, "similar", 0.25)
+    assert similar.statement(12288) == (
+        "laplace l1_ball: ε=983 per average, replace-one, d=1,536 of 12,288, k=5, similar groups, "
+        "expected cosine 0.54; no ε per patient"
+    )
+    assert similar.statement().count("ε=") == 1
 
 
 @pytest.mark.parametrize("grouping", ["similar", "similar-swap", "cells"])

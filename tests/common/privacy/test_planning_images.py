@@ -102,7 +102,7 @@ def test_the_statement_of_random_groups_says_one_epsilon_and_what_it_takes_as_gi
         "What each site sent through training, and as averages of patients, is (8, 1e-05)"
     )
     assert (
-        "with the model's training together at most ε=8, δ=1e-05 per patient, under zero-out"
+        "Together with the model's training: at most ε=8, δ=1e-05 per patient, under zero-out."
         in found["privatized_images"]["statement"]
     )
     assert found["images"]["groups_independent_of_the_data"] is True

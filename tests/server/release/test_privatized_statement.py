@@ -47,6 +47,7 @@ def test_the_statement_says_everything_and_claims_no_more_than_its_groups_allow(
     assert "d=768 of 3,072, k=5" in said["statement"]
     assert said["claim"] in said["statement"]
     assert ("no ε per patient" in said["statement"]) == (grouping == "similar")
+    assert ("protects little" in said["statement"]) == (section is not GAUSSIAN)
     assert said["unit"] == ("patient" if grouping == "random" else "average")
     assert said["groups_that_cover_patients"] == ["random"]
 
