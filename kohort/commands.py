@@ -173,7 +173,7 @@ def _k_claim(manifest: Manifest) -> str:
             "k-anonymity is not claimed"
         )
     return (
-        f"each image aggregates at least k = {manifest.k} distinct patients of one site "
+        f"each image is of a group of at least k = {manifest.k} distinct patients of one site "
         f"(grouping: {manifest.grouping})"
     )
 

@@ -218,9 +218,11 @@ def _updates(study: Study) -> Claim:
 
 def _k_anonymity(synthesis: Synthesis) -> Claim:
     """Of every average that is sent, whatever noise it has."""
-    covers = f"every image: it aggregates at least {synthesis.k} distinct patients of one site"
+    patients = f"at least {synthesis.k} distinct patients of one site"
+    covers = f"every image: it aggregates {patients}"
     given: tuple[str, ...] = (ONE_PATIENT,)
     if least_contributors(synthesis) < synthesis.k:
+        covers = f"every image: its group has {patients}"
         given = (ONE_PATIENT, MAY_ADD_NOTHING)
     return Claim("k-anonymity", None, None, "image", NONE, covers, given, NONE)
 

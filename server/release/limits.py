@@ -6,7 +6,8 @@ from common.study.plan import Study
 from common.study.synthesis import Synthesis
 
 NOT_UNLEARNED = (
-    "Nothing is unlearned after release: withdrawal of consent affects future releases only."
+    "Nothing is unlearned: a withdrawal of consent changes only what a site computes afterwards. "
+    "What the site sent before stays in models and releases, also in later ones."
 )
 KEPT_APART = (
     "k-anonymity is not differential privacy. The two stand side by side and are never combined "
@@ -35,8 +36,8 @@ MOVED_OUT = (
     "image therefore exaggerates the way in which its group differs."
 )
 PAIR_LIMITS = (
-    "Differential privacy bounds what can be learned about one patient from all that the sites "
-    "sent. Epsilon says how much that is, and it is not 0.",
+    "Differential privacy bounds how much one patient's data can change all that the sites sent. "
+    "Epsilon says how much that is, and it is not 0.",
     "The promise holds for one patient at one site. A person treated at several sites is covered "
     "by the sum of their promises.",
     "The generator draws masks together with images. Nobody outlined or checked them.",

@@ -42,18 +42,20 @@ AUDIT_METHOD = (
 AUDIT_LIMITS = (
     "A low bound proves little. One run shows only a part of what could leak, and even "
     "noise at half its strength may give a bound below the claim. A bound above the claim "
-    "would prove a fault. Whether noise and clip match the plan is measured separately, along the "
-    "canaries and on all trained tensors together."
+    "would show a fault, at the stated confidence. Whether noise and clip match the plan is "
+    "measured separately, along the canaries and on all trained tensors together."
 )
 AUDIT_SITES = (
     "Where the plan has canaries, each site carries them through its own training too. Its gate "
-    "(rule 26) stays closed when noise, clip or bound contradict the plan, so the updates that "
-    "left have passed. No number of a site's own audit leaves the site."
+    "(rule 26) stays closed when the measured noise, the measured clip or the lower bound "
+    "contradict the plan, so the updates that left passed this check. No number of a site's own "
+    "audit leaves the site."
 )
 WEIGHTS_CLAIM = (
-    "All sites used the same global weights, and each checked them before it computed: tensors "
-    "that the plan does not train are bit for bit those of the plan's starting checkpoint, the "
-    "others are at most the plan's max_update_norm a round away from it, in L2."
+    "The last messages of all sites in this release name the same global weights. Each site "
+    "checked the weights before it computed: tensors that the plan does not train are bit for bit "
+    "those of the plan's starting checkpoint, the others are at most the plan's max_update_norm a "
+    "round away from it, in L2."
 )
 COMES_AGAIN = (
     "An image that a site released before comes again as it was, made with the weights of that "
@@ -64,6 +66,7 @@ SCOPE = (
     "This statement is of this plan alone. A patient may take part in several plans: each site's "
     "own ledger composes what they spend together, and the site's own policy caps it."
 )
+NO_LEAST_NUMBER = "How many of them add something to it is not guaranteed."
 LARGE_EPSILON = 20.0  # e^20 is 485 million to one
 LITTLE_PROTECTED = "An ε as large as this protects little."
 NONE_PRIVATIZED = "No image of this release is privatized."
@@ -201,8 +204,7 @@ def _averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
     """What is promised of averages, and with `anchors` the mechanism behind their epsilon."""
     anchors = anchors_event(study)
     return {
-        "claim": f"Each image aggregates at least {synthesis.k} distinct patients of one site, "
-        "as identified there.",
+        "claim": _claim_of_averages(synthesis),
         "k": synthesis.k,
         "contributors_guaranteed": least_contributors(synthesis),
         "grouping": synthesis.grouping,
@@ -212,6 +214,14 @@ def _averages_statement(study: Study, synthesis: Synthesis) -> dict[str, Any]:
         "statements/",
         "mechanism": anchors.describe() if anchors else _noise_of(synthesis),
     }
+
+
+def _claim_of_averages(synthesis: Synthesis) -> str:
+    """The sentence on k, which says where members of a group may add nothing."""
+    patients = f"at least {synthesis.k} distinct patients of one site, as identified there."
+    if least_contributors(synthesis) < synthesis.k:
+        return f"Each image is the average of a group of {patients} {NO_LEAST_NUMBER}"
+    return f"Each image aggregates {patients}"
 
 
 def _noise_of(synthesis: Synthesis) -> str:
@@ -229,10 +239,10 @@ def _pairs_statement(claims: tuple[Claim, ...]) -> dict[str, Any]:
     if claim is None:
         return {"claim": NO_IMAGES, "k": None, "grouping": None, "evidence": "none"}
     return {
-        "claim": "Every pair of image and mask was drawn from a generator that learned from the "
-        "sites' noised updates alone. Drawing is post-processing, so the pairs have the same "
-        f"({claim.epsilon:g}, {claim.delta:g})-differential privacy for each patient of a "
-        "site. k-anonymity is not claimed.",
+        "claim": "Every pair of image and mask was drawn from a generator that learned of the "
+        "sites' patients through noised updates alone. Drawing is post-processing, so the pairs "
+        f"have the same ({claim.epsilon:g}, {claim.delta:g})-differential privacy for each patient "
+        "of a site. k-anonymity is not claimed.",
         "k": None,
         "grouping": None,
         "evidence": "each site's signed header of its update in the last round is in statements/",

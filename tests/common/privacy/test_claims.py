@@ -208,6 +208,10 @@ def check_statement(row: Options, statement: dict[str, Any]) -> None:
     assert images["groups_independent_of_the_data"] is covered, row
     # k patients contribute, but where no image may be asked
     assert images["contributors_guaranteed"] == (0 if covered else images["k"]), row
+    assert images["claim"].startswith("Each image aggregates") == (not covered), row
+    assert images["claim"].endswith("is not guaranteed.") == covered, row
+    k_claim = next(c for c in statement["claims"] if c["kind"] == "k-anonymity")
+    assert ("aggregates" in k_claim["covers"]) == (not covered), row
     said = "how many of them add something is not guaranteed" in " ".join(statement["given"])
     assert said == covered, row
     assert ("no image decided" in images["groups"]) == covered, row

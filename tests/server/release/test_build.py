@@ -18,6 +18,7 @@ from common.wire.messages import Sealed
 from kohort.verification import verify
 from server.release.build import build_release
 from server.release.limits import count_sentence
+from server.release.statement import AUDIT_LIMITS
 from tests.releases import batch, release_inputs, small_release
 
 
@@ -184,6 +185,12 @@ def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(rele
     assert set(statement["updates"]["evidence"]["hospital-a"]) == {
         "head_commitment",
     }
+
+
+def test_the_page_says_beside_the_bounds_what_they_do_not_prove(release: Path) -> None:
+    page = html.unescape((release / "index.html").read_text())
+    assert AUDIT_LIMITS in page
+    assert "prove a fault" not in page and "at the stated confidence" in page
 
 
 def test_pictures_carry_no_metadata(release: Path) -> None:
