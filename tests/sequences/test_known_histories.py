@@ -156,6 +156,24 @@ def withdrawn_while_images_wait(site: Hospital) -> None:
     site.ask(course, QUESTIONS[3])
 
 
+def every_question_again(site: Hospital) -> None:
+    """A question that was answered gets its stored bytes, also after a restart."""
+    site.play("similar")
+    site.restart()
+    again = site.oracle.seen["again"]
+    for question in QUESTIONS:
+        assert not site.ask(site.courses[0], question)
+    assert site.oracle.seen["again"] == again + len(QUESTIONS)
+
+
+def a_child_that_crashed(site: Hospital) -> None:
+    """What a crashed child had computed stays spent, beside what the next one spends."""
+    site.child.script.append("crash after")
+    assert not site.play("similar")
+    site.check_ledger()
+    assert len(site.oracle.held) == 4
+
+
 def weights_off_the_path(site: Hospital) -> None:
     """Broke (13): images of whatever weights the server sent."""
     site.ask(site.approve("similar"), QUESTIONS[3], far=True)
@@ -179,6 +197,8 @@ HISTORIES: tuple[Callable[[Hospital], None], ...] = (
     a_withdrawn_patient,
     withdrawn_under_one_of_two_ids,
     withdrawn_while_images_wait,
+    every_question_again,
+    a_child_that_crashed,
     weights_off_the_path,
 )
 
