@@ -19,7 +19,7 @@ from client.child.job import work
 from client.daemon.jobs import Ending
 from client.egress.evidence import Evidence
 from client.ingest.cohort import Cohort
-from client.state.jobs import ERROR, EVIDENCE, GROUPS, OUTPUT, Job
+from client.state.jobs import ERROR, EVIDENCE, GROUPS, OUTPUT, STORED, Job
 from common.errors import KohortError
 from common.privacy.events import charged_image_event
 from common.storage.files import atomic_write
@@ -84,7 +84,7 @@ class Child:
         """The outcome of a job in another folder, without frozen groups."""
         shutil.copytree(folder, other)
         (other / GROUPS).write_bytes(NO_GROUPS)
-        for name in (OUTPUT, EVIDENCE, "groups.sqlite"):
+        for name in (OUTPUT, EVIDENCE, STORED):
             (other / name).unlink(missing_ok=True)
         return try_work(job, other, secret) or self._formed(study, other)
 
