@@ -33,17 +33,22 @@ NONE = "none"
 
 ONE_PATIENT = (
     "Who is one patient is taken as given. Ids that share an identical or nearly identical "
-    "photograph, or that the site's own list joins, count as one patient of a site. Two different "
-    "photographs of one person under two ids count as two patients."
+    "image, or that the site's own list joins, count as one patient of a site. Two different "
+    "images of one person under two ids count as two patients."
 )
 LINKED = (
-    "Where the photographs of one patient join m other patients into one, taking that patient out "
+    "Where the images of one patient join m other patients into one, taking that patient out "
     "changes m + 1 patients at once. "
     "Epsilon holds for a change of one."
 )
 LINKED_IN_CELLS = (
     f"A patient of more than {MOST_LINKED} ids stops the batch of averages. So m is at most "
     f"{MOST_LINKED - 1} in a batch that is sent."
+)
+AUDITED = (
+    "An update whose measured noise, clip or lower bound the site's gate finds at fault is not "
+    "sent. Chance alone stops at most one in 10,000 trainings of a model at a site. Epsilon and "
+    "delta do not count whether an update was stopped."
 )
 PUBLIC_FILES = (
     "The starting checkpoints are taken as public. The data from which they were made are outside "
@@ -197,7 +202,7 @@ def refuse_uncovered(plan: str, synthesis: Synthesis) -> None:
 def _updates(study: Study) -> Claim:
     """Of all that training sends, and of the averages where the plan counts them in."""
     covers = "what each site sent through training"
-    given = [ONE_PATIENT, LINKED, *_public_files(study)]
+    given = [ONE_PATIENT, LINKED, *_given_of_updates(study)]
     mechanism = "subsampled gaussian"
     images = charged_image_event(study)
     if images is not None:
@@ -242,7 +247,7 @@ def _averages(study: Study) -> Claim:
         UNIT if anchors else PATIENT,
         ADD_OR_REMOVE if anchors else ZERO_OUT,
         "all averages of the plan, together with the updates",
-        (ONE_PATIENT, LINKED, *_given_of_averages(images), *_public_files(study)),
+        (ONE_PATIENT, LINKED, *_given_of_averages(images), *_given_of_updates(study)),
         images.statement(),
     )
 
@@ -295,9 +300,16 @@ def _pairs(study: Study) -> Claim:
         PATIENT,
         ZERO_OUT,
         "every pair of image and mask: post-processing of the updates",
-        (ONE_PATIENT, LINKED, *_public_files(study)),
+        (ONE_PATIENT, LINKED, *_given_of_updates(study)),
         "that of the updates",
     )
+
+
+def _given_of_updates(study: Study) -> tuple[str, ...]:
+    """What an epsilon that holds for updates takes as given: public files, and the site's audit."""
+    if study.privacy.canaries:
+        return (AUDITED, *_public_files(study))
+    return _public_files(study)
 
 
 def _public_files(study: Study) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ PUBLIC_LABELS = (
     "that label."
 )
 SUBTRACTED = (
-    "Somebody who knows the photographs of k - 1 members of a group can subtract them from the "
+    "Somebody who knows the images of k - 1 members of a group can subtract them from the "
     "group's average, where it carries no noise."
 )
 SEVERAL_OUTPUTS = (
@@ -53,12 +53,14 @@ COUNT_OF_CELLS = (
     "epsilon covers them as it covers the images."
 )
 COUNT_OF_ROSTER = (
-    "The number and the share of images of each label tell about how many patients of the sites "
-    "have that label: k for each image. They follow from the rosters, which epsilon takes as given."
+    "The number and the share of images of each label show roughly how many patients of the sites "
+    "have that label: k or more for each image. They follow from the rosters, which epsilon "
+    "takes as given."
 )
 COUNT_OF_GROUPS = (
     "The number and the share of images of each label are computed from the sites' patients, and "
-    "no epsilon covers them. They tell about how many patients have that label: k for each group."
+    "no epsilon covers them. They show roughly how many patients have that label: k or more for "
+    "each group."
 )
 COUNT_OF_SEVERAL = "A group gives up to {count} images."
 

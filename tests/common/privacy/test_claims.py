@@ -12,7 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import PolicyError
+from common.privacy.canary_audit import FALSE_ALARM
 from common.privacy.claims import (
+    AUDITED,
     LINKED,
     ONE_PATIENT,
     PUBLIC_BASIS,
@@ -189,6 +191,8 @@ def check_given(row: Options, claim: Claim) -> None:
     assert LINKED in claim.given, row
     assert PUBLIC_FILES in claim.given, row
     assert (PUBLIC_BASIS in claim.given) == (row.mechanism == "privunit"), row
+    # a gate that may stop an update stands beside every epsilon that updates have
+    assert (AUDITED in claim.given) == (claim.kind in ("updates", "averages")), row
     words = " ".join(claim.given)
     counted_in = claim.kind in ("updates", "averages") and "averages" in expected_kinds(row)
     assert ("roster" in words) == (counted_in and row.mode == "random"), row
@@ -244,10 +248,23 @@ def test_pairs_have_the_promise_of_the_updates_and_no_k() -> None:
     updates, pairs = claims["updates"], claims["pairs"]
     assert (pairs.epsilon, pairs.delta) == (updates.epsilon, updates.delta) == (8.0, 1e-5)
     assert pairs.unit == "patient" and pairs.adjacency == updates.adjacency
-    assert pairs.given == updates.given == (ONE_PATIENT, LINKED, PUBLIC_FILES)
+    assert pairs.given == updates.given == (ONE_PATIENT, LINKED, AUDITED, PUBLIC_FILES)
     assert "averages" not in updates.covers
     statement = privacy_statement(Study.model_validate(vessels_plan()), {}, ACCOUNT)
     assert "comes again" not in statement_markdown(statement)
+
+
+def test_only_a_plan_with_canaries_says_that_its_audit_may_stop_an_update() -> None:
+    """And the frequency that it states is the audit's own."""
+    assert "one in 10,000" in AUDITED and FALSE_ALARM == 1 / 10_000
+    for plan in (small_plan(), vessels_plan()):
+        silent = Study.model_validate(varied(plan, privacy__canaries=0))
+        assert all(AUDITED not in claim.given for claim in claims_of(silent))
+
+
+def test_no_statement_on_mr_patches_speaks_of_photographs() -> None:
+    statement = privacy_statement(Study.model_validate(vessels_plan()), {}, ACCOUNT)
+    assert "photograph" not in statement_markdown(statement)
 
 
 def test_a_plan_that_releases_no_image_claims_none() -> None:
