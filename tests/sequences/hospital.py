@@ -53,6 +53,8 @@ CAP_EPSILON = 16.0
 CAP_AVERAGE = 3.0  # of all draws of one average: one of 2.0 and one of 2.5 are within it
 SHARE = 1 / 3  # of the site, in every average
 RECEIPTS = 64
+# how a question ends whose receipts the site may not have read
+UNREAD = ("killed", "E-PLAN-UNAPPROVED", "E-POLICY-PLAN", "E-GATE-01")
 FAR = 1e6  # times the weights that training led to
 DATABASES = (
     "ledger",
@@ -176,7 +178,11 @@ class Hospital:
         """
         sealed = self._instruct(course, question, far)
         before = set(self.oracle.sent)
+        met = self.oracle.met
+        self.oracle.met = True
         reply, code = self._try(lambda: self.site.answer(sealed))
+        if code in UNREAD:
+            self.oracle.met = met
         if reply is not None:
             self._receive(course, question, reply)
         if far and set(self.oracle.sent) - before:

@@ -116,8 +116,9 @@ class Oracle:
     plain: dict[frozenset[int], tuple[int, set[bytes]]] = field(default_factory=dict)
     draws: dict[frozenset[int], dict[bytes, Loss]] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
-    behind: bool = False
-    rest_behind: bool = False
+    old: bool = False
+    rest_old: bool = False
+    met: bool = True
 
     # --- what was computed ------------------------------------------------------------------------
 
@@ -287,14 +288,23 @@ class Oracle:
         left |= set(self.exported)
         lost = {work for work in left - held if self._is_shown(work)}
         if whole:
-            self.rest_behind = self.last_sent > at
+            self.rest_old = self.last_sent > at
+            self.met = False
             # a withdrawal that was restored away, and that nothing sent since can show
             known = {one for one, when in self.withdrawals.items() if when <= at}
             self.withdrawn = known | {
                 one for one, when in self.withdrawals.items() if when < self.last_sent
             }
-        self.behind = bool(lost) or self.rest_behind
+        self.old = bool(lost) or self.rest_old
         self.held = held
+
+    @property
+    def behind(self) -> bool:
+        """Whether the state is older than what the site can know of.
+
+        A whole folder that is restored knows nothing newer until it meets the operator.
+        """
+        return self.old and (self.met or not self.rest_old)
 
     def _is_shown(self, work: Work) -> bool:
         """Whether the operator has a receipt that is newer than this work.
@@ -309,7 +319,7 @@ class Oracle:
 
     def check_ledger(self, steps: Counter[Loss], epsilon: float) -> None:
         """Check what the ledger holds: single applications by kind, and epsilon (8)."""
-        if self.behind:
+        if self.old:
             return
         losses = [loss for work in self.held for loss in work.losses]
         wanted: Counter[Loss] = Counter()

@@ -108,6 +108,7 @@ def an_old_state_that_spends(oracle: Oracle) -> None:
     before = oracle.snapshot()
     train(oracle, "one")
     oracle.restore(before, whole=True)
+    oracle.met = True
     train(oracle, "two", sent=False)
 
 
@@ -122,6 +123,7 @@ def an_old_state_that_sends(oracle: Oracle) -> None:
     train(oracle, "one")
     made = average(oracle, 1, 1, 2, 3)
     oracle.restore(before, whole=True)
+    oracle.met = True
     send(oracle, "two", PLAIN, made)
 
 
@@ -180,6 +182,8 @@ def test_the_newest_copy_ends_a_rollback() -> None:
     train(oracle, "one")
     newest = oracle.snapshot()
     oracle.restore(old, whole=True)
+    assert not oracle.behind
+    oracle.met = True
     assert oracle.behind
     oracle.restore(newest, whole=True)
     assert not oracle.behind
