@@ -22,8 +22,6 @@ from common.wire.app_bundle import write_app
 from server.cli.options import AsJson, Bundle, StateFolder
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import study_progress, write
-from server.flower.coordinator import Coordinator
-from server.flower.superlink import SuperLink
 from server.flower.tasks import foreign_runs
 from server.front.port import open_door
 from server.operator.certificates import (
@@ -67,6 +65,10 @@ def serve(
     place: ServerState, config: ServerConfig, study: Study, record: StudyRecord, port: int
 ) -> None:
     """Start Flower and attend to the study until it is complete."""
+    # Flower takes a second of CPU to import, which no other command should spend.
+    from server.flower.coordinator import Coordinator
+    from server.flower.superlink import SuperLink
+
     root = place.study(study.hash()).resolve()
     app = root / "app"
     # A fresh app bundle and a fresh certificate at every start.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,8 @@ def test_every_command_on_an_empty_folder_says_init(tmp_path: Path, kohort: Koho
     for command in (["sites"], ["status"]):
         code, _, errors = kohort(*command, "--state", tmp_path)
         assert code == 2 and "hint: `kohort-server init`" in errors
+
+
+def test_no_command_but_run_pays_for_importing_flower() -> None:
+    script = "import server.cli.main, sys; sys.exit('flwr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
