@@ -565,9 +565,9 @@ def test_a_seeded_run_is_stamped_not_private_and_the_gate_refuses_it(
     check = Gate._check_reservation
 
     def practised(
-        gate: Gate, reservation: Reservation, event: SubsampledGaussian, artefact: str
+        gate: Gate, reservation: Reservation, event: SubsampledGaussian, *digests: str
     ) -> None:
-        check(gate, PracticeReservation(event), event, artefact)  # type: ignore[arg-type]
+        check(gate, PracticeReservation(event), event, *digests)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Gate, "_check_reservation", practised)
     with pytest.raises(RefusedError, match="NOT PRIVATE") as refusal:
