@@ -222,7 +222,7 @@ def test_no_count_loss_or_time_is_in_what_a_site_says(story: Story) -> None:
     batches = record.batches()
     record.journal.close()
     assert [batch.site for batch in batches] == list(SITES)
-    allowed = {"unit", "k", "grouping", "head_commitment"}
+    allowed = {"unit", "k", "grouping", "head_commitment", "weights"}
     for batch in batches:
         header = Header.model_validate_json(batch.parts[0].header)
         assert {k for k in header.statement if not k.startswith("privatize_")} == allowed
