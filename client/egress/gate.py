@@ -359,7 +359,7 @@ class Gate:
             group = evidence.groups[index]
             distinct = {persons[member] for member in group.members if member in persons}
             if len(distinct) < least or len(distinct) < len(group.members):
-                raise refuse(22, f"an image aggregates fewer than {least} persons of the cohort")
+                raise refuse(22, f"an image's group has fewer than {least} persons of the cohort")
             if group.stratum.label != label:
                 raise refuse(23, "an image has another label than its group")
 

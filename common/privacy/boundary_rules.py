@@ -84,7 +84,7 @@ _RULES = (
     ),
     Rule(
         22,
-        "each image aggregates at least k distinct patients of the cohort, "
+        "each image is of a group of at least k distinct patients of the cohort, "
         "k of the plan and of the policy",
         "site",
     ),

@@ -368,7 +368,7 @@ def as_text(folder: Path, manifest: Manifest, seconds: float) -> str:
     """Return what a person reads at the end: what was released, and where it is."""
     what = "each with its vessel mask"
     if manifest.k:
-        what = f"each from at least {manifest.k} distinct patients"
+        what = f"each of a group of at least {manifest.k} distinct patients"
     return (
         f"\n{manifest.images} synthetic images, {what}, in {seconds:.0f} s\n"
         f"release:  {folder}\n"

@@ -28,7 +28,13 @@ from common.process import keep_private
 from common.storage.files import read_capped
 from server.flower.link_process import SECRET_CAP_BYTES, SECRET_FILE
 from server.flower.tasks import Claim, ClaimFile, note_foreign_run
-from server.flower.wire import TASK_TYPES, executor_client, runtime_pb2, task_client
+from server.flower.wire import (
+    TASK_TYPES,
+    RuntimeHttpClient,
+    executor_client,
+    runtime_pb2,
+    task_client,
+)
 from server.front.sockets import SOCKETS, SocketFolder
 
 POLL_S = 0.3
@@ -163,10 +169,10 @@ class Executor:
         return True
 
 
-def _beat(client: object) -> bool:
+def _beat(client: RuntimeHttpClient) -> bool:
     """Send a heartbeat; False when the SuperLink has taken the task back."""
     try:
-        client.SendTaskHeartbeat(runtime_pb2.SendTaskHeartbeatRequest())  # type: ignore[attr-defined]
+        client.SendTaskHeartbeat(runtime_pb2.SendTaskHeartbeatRequest())
     except httpx.HTTPStatusError as error:
         return error.response.status_code != UNAUTHORIZED
     except FAULTS as error:

@@ -12,11 +12,9 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import unquote
 
-import uvicorn
-
-from server.front import rules
 from server.front.nginx import CERTIFICATE_HEADER
 from server.front.proxy import CERTIFICATE, Proxy, Receive, Send
+from server.front.web import web_server
 
 PEM_CAP = 16_384
 
@@ -38,20 +36,7 @@ class BehindNginx:
     def __init__(self, listener: socket.socket, proxy: Proxy) -> None:
         self._listener = listener
         self._proxy = proxy
-        config = uvicorn.Config(
-            self._answer,
-            interface="asgi3",
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            log_level="critical",
-            timeout_keep_alive=rules.IDLE_S,
-            server_header=False,
-            timeout_graceful_shutdown=int(rules.LINGER_S),
-        )
-        config.load()
-        self.server = uvicorn.Server(config)
-        self.server.lifespan = config.lifespan_class(config)
+        self.server = web_server(self._answer)
 
     async def serve(self) -> None:
         """Serve until the server is told to exit."""

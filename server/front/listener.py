@@ -15,11 +15,11 @@ import ssl
 from collections import Counter
 from typing import ClassVar
 
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.front import rules
 from server.front.proxy import CERTIFICATE, Proxy
+from server.front.web import web_server
 from server.operator.certificates import ServerFiles
 
 RECORD_HEAD = 5  # bytes of a TLS record's head: type, version, length
@@ -105,19 +105,7 @@ class Listener:
     def __init__(self, listener: socket.socket, context: ssl.SSLContext, proxy: Proxy) -> None:
         self._listener = listener
         self.context = context
-        config = uvicorn.Config(
-            proxy,
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            log_level="critical",
-            timeout_keep_alive=rules.IDLE_S,
-            server_header=False,
-            timeout_graceful_shutdown=int(rules.LINGER_S),
-        )
-        config.load()
-        self.server = uvicorn.Server(config)
-        self.server.lifespan = config.lifespan_class(config)
+        self.server = web_server(proxy)
         self._half_open: dict[asyncio.Task[None], None] = {}
         self._handshakes: dict[asyncio.Task[None], None] = {}
 
