@@ -287,4 +287,4 @@ def write_batch(batch: Batch, candidates: Sequence[Candidate]) -> None:
         "labels": np.array(labels, np.int64),
         "privatized": np.array(privatized, np.uint8),
     }
-    write(batch.folder / OUTPUT, tensors)
+    write(batch.folder / OUTPUT, tensors, mode=0o600)

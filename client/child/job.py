@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         confine(job)
         work(job, folder, secret)
     except KohortError as error:
-        atomic_write(folder / ERROR, error.code.encode())
+        atomic_write(folder / ERROR, error.code.encode(), mode=0o600)
         sys.stderr.write(f"{error.code}: {error}\n")  # child.log, which stays in the job folder
         return error.exit_code
     return 0
@@ -77,7 +77,7 @@ def work(job: Job, folder: Path, secret: bytes) -> None:
     cohort = Cohort.open(Path(job.cohort))
     weights = read(folder / WEIGHTS, max_bytes=WEIGHTS_CAP_BYTES)
     if job.kind == "train":
-        write(folder / OUTPUT, train(job, study, cohort, weights, folder))
+        write(folder / OUTPUT, train(job, study, cohort, weights, folder), mode=0o600)
     else:
         synthesize(Batch(study, cohort, weights, Path(job.plan), folder, secret, job.reservation))
 

@@ -70,6 +70,7 @@ def init(
         )
     with disk_faults_named("cannot create", state):
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state.chmod(0o700)
 
     # The keys, then the request that the operator needs.
     place = State(state)

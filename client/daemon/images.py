@@ -20,7 +20,7 @@ from client.ingest.cohort import persons_of
 from client.state.group_store import GroupStore
 from client.state.jobs import EVIDENCE, GROUPS, OUTPUT, OUTPUT_CAP_BYTES, Job, Stopped
 from client.state.records import Records
-from common.errors import PolicyError
+from common.errors import PolicyError, RefusedError
 from common.privacy.boundary import PART_CAP_BYTES, check_total
 from common.privacy.events import covers_every_image
 from common.study.plan import Study
@@ -58,9 +58,15 @@ def clear(
         gate = Gate.of(records, study, groups, reviews)
         persons = persons_of(records.state.cohort(study.intake))
         # (10) the gate checks the batch, freezes its groups, keeps its images, and clears it
-        return gate.clear_images(
-            output.round.header, parts, evidence, persons, output.reservation, output.event
-        )
+        try:
+            return gate.clear_images(
+                output.round.header, parts, evidence, persons, output.reservation, output.event
+            )
+        except RefusedError:
+            # somebody left between the two looks: no code tells the server why
+            if has_lost_member(output, evidence, records):
+                return None
+            raise
 
 
 def await_review(

@@ -75,7 +75,7 @@ class Outbox:
 
     def acknowledge(self, key: str) -> None:
         """Mark that a signed receipt for this message came."""
-        atomic_write(self._path(key).with_suffix(".receipt"), b"")
+        atomic_write(self._path(key).with_suffix(".receipt"), b"", mode=0o600)
 
     def is_acknowledged(self, key: str) -> bool:
         """Return whether a receipt came."""

@@ -30,9 +30,9 @@ def write_images(request: Request, flow: Flow, images: Sequence[Images]) -> None
         name = f"{number:05d}"
         if request.dicom:
             data = write_synthetic(image, modality, flow.statement)
-            atomic_write(request.target / f"{name}.dcm", data)
+            atomic_write(request.target / f"{name}.dcm", data, mode=0o600)
         else:
-            atomic_write(request.target / f"{name}.png", png(image))
+            atomic_write(request.target / f"{name}.png", png(image), mode=0o600)
     facts = {
         **flow.mechanism.describe(),
         "statement": flow.statement,
@@ -40,7 +40,7 @@ def write_images(request: Request, flow: Flow, images: Sequence[Images]) -> None
         "exported": request.export,
     }
     text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
-    atomic_write(request.target / "statement.json", text.encode())
+    atomic_write(request.target / "statement.json", text.encode(), mode=0o600)
 
 
 def png(image: Images) -> bytes:

@@ -17,16 +17,14 @@ Not covered: a restore of the whole folder, receipts included, that meets no ope
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from client.state.chains import Chains, chains
 from client.state.folder import State, message_file
 from client.state.leftovers import find_unnamed
-from common.errors import PolicyError, disk_faults_named
+from common.errors import PolicyError
 from common.storage.journal import Journal
 from common.wire.messages import canonical
 
@@ -41,8 +39,8 @@ class Heads:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._heads = _protected_journal(state.heads)
-        self._receipts = _protected_journal(state.receipts)
+        self._heads = Journal(state.heads)
+        self._receipts = Journal(state.receipts)
 
     def take(self, key: str) -> str:
         """Write down a head over the present state for what `key` names; return its commitment.
@@ -139,11 +137,3 @@ def behind(head: Mapping[str, list[Any]], present: Chains) -> str:
 def rollback(what: str) -> PolicyError:
     """Return the refusal of a state folder that is older than what left."""
     return PolicyError(f"state folder: {what}; nothing is spent", hint=FIX, code="E-ROLLBACK")
-
-
-def _protected_journal(path: Path) -> Journal:
-    """A journal file that the site's account alone may read."""
-    with disk_faults_named("cannot open", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    return Journal(path)

@@ -196,7 +196,6 @@ class PeopleFile:
         """Write one entry; the file is for the site's account alone."""
         journal = Journal(self.path)
         try:
-            self.path.chmod(0o600)
             journal.append(KEY, state, data)
         finally:
             journal.close()

@@ -83,7 +83,7 @@ class Plans:
             except ConfigurationError as error:
                 if not error.problems:  # a file is missing
                     raise
-                log.warning("plan %s is not valid: %s", plan_hash[:12], error)
+                log.warning("plan %s is not valid: %s", plan_hash[:12], error.code)
         return found
 
     def hashes(self) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def upgrade(state: State) -> Path | None:
             raise rollback("the list of heads and the version of the folder are lost")
     elif _is_used(state):
         backup = _migrate(state)
-    atomic_write(state.version, f"{LAYOUT}\n".encode())
+    atomic_write(state.version, f"{LAYOUT}\n".encode(), mode=0o600)
     return backup
 
 

@@ -1,14 +1,15 @@
 """An append-only journal on disk: what happened to which key, in order.
 
 In: (key, state, data). Out: entries in the order in which they were written.
-Guarantees: an entry that `append` returned from survives `kill -9` and a power cut; nothing is
-changed or removed.
+Guarantees: a new file is for this account alone; an entry that `append` returned from survives
+`kill -9` and a power cut; nothing is changed or removed.
 Not covered: evidence of tampering, which the ledger has (client/state/ledger.py).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from common.errors import EnvironmentFault, disk_faults_named
 
+MODE = 0o600
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
   seq INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, data TEXT NOT NULL
@@ -48,6 +50,8 @@ class Journal:
         self._lock = threading.Lock()
         with disk_faults_named("cannot open the journal", path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            # SQLite gives its side files the mode that this one has when it opens it
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, MODE))
         try:
             self._db = sqlite3.connect(
                 path, check_same_thread=False, isolation_level=None, timeout=10

@@ -174,7 +174,11 @@ def shapes(path: Path, *, max_bytes: int = 1 << 31) -> dict[str, tuple[str, tupl
 
 
 def write(
-    path: Path, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
+    path: Path,
+    arrays: Mapping[str, NDArray[np.generic]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    mode: int = 0o644,
 ) -> None:
     """Write a safetensors file atomically."""
-    files.atomic_write(path, dumps(arrays, metadata))
+    files.atomic_write(path, dumps(arrays, metadata), mode=mode)

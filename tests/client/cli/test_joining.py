@@ -24,6 +24,15 @@ def test_keys_are_readable_by_their_owner_alone(joined: tuple[Path, Path], cli: 
     assert "readable by others" in err
 
 
+def test_an_existing_folder_is_closed_to_others(cli: Cli, tmp_path: Path) -> None:
+    state = tmp_path / "open"
+    state.mkdir(mode=0o755)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    code = cli("init", "--state", state, "--site", "hospital-z", "--data", tmp_path / "data")[0]
+    assert code == 0
+    assert state.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_second_init_changes_nothing(joined: tuple[Path, Path], cli: Cli, tmp_path: Path) -> None:
     state, _ = joined
     before = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}

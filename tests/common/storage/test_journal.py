@@ -64,3 +64,17 @@ def test_a_file_that_is_no_journal_is_told(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b"not a database at all, but long enough to be read as one" * 20)
     with pytest.raises(EnvironmentFault, match="cannot open the journal"):
         Journal(tmp_path / "j")
+
+
+def test_a_new_journal_and_its_side_files_are_for_this_account_alone(tmp_path: Path) -> None:
+    """Whatever the umask: the side files hold the newest entries."""
+    before = os.umask(0o022)
+    try:
+        journal = Journal(tmp_path / "journal.sqlite")
+        journal.append("key", "state")
+        found = sorted(tmp_path.iterdir())
+        assert len(found) == 3
+        assert {path.stat().st_mode & 0o777 for path in found} == {0o600}
+        journal.close()
+    finally:
+        os.umask(before)
