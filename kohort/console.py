@@ -6,6 +6,7 @@ Exit codes: those of kohort/errors.py; 0 is success and 130 is ctrl-C. A fault o
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -18,6 +19,8 @@ import typer.core
 from kohort.errors import Bug, ConfigurationError, EnvironmentFault, KohortError
 
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MACHINE = (*FULL, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE)
 # typer escapes brackets for rich even where its help is plain text
 typer.core.HAS_RICH = False
 
@@ -26,12 +29,15 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     """Return the exit code of `command`; a KohortError is printed as error and hint lines."""
     try:
         command()
+    except BrokenPipeError:  # who read the output has gone
+        return INTERRUPTED
     except OSError as error:  # of a path that nothing else has named
-        if error.filename is None:
+        if error.filename is None and error.errno not in MACHINE:
             return _end_with_bug(program, error)
         reason = error.strerror or type(error).__name__
-        sys.stderr.write(f"{program}: error: {error.filename}: {reason}\n")
-        sys.stderr.write(f"{program}: hint: check the path, its owner and this user's rights\n")
+        what = error.filename or "this machine"
+        sys.stderr.write(f"{program}: error: {what}: {reason}\n")
+        sys.stderr.write(f"{program}: hint: {_machine_hint(error)}\n")
         return EnvironmentFault.exit_code
     except KohortError as error:
         problems = getattr(error, "problems", ())
@@ -48,6 +54,13 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     return 0
 
 
+def _machine_hint(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    if error.errno in FULL:
+        return "free some space there and start again; what was journaled is kept"
+    return "check the path, its owner and this user's rights"
+
+
 def _end_with_bug(program: str, error: Exception) -> int:
     """Write the traceback to a file of this user's, and name it; its text may hold what is private.
 
@@ -61,7 +74,9 @@ def _end_with_bug(program: str, error: Exception) -> int:
         where = f"read {name}, which stays on this machine; report it without what is private"
     except OSError:
         where = "its traceback could not be written"
-    sys.stderr.write(f"{program}: error: a fault of kohort itself ({kind}); nothing was lost\n")
+    sys.stderr.write(
+        f"{program}: error: a fault of kohort itself ({kind}); what was journaled is kept\n"
+    )
     sys.stderr.write(f"{program}: hint: {where}\n")
     return Bug.exit_code
 

@@ -17,7 +17,12 @@ from client.fleet.connection import check_addresses, create_node_key, read_node_
 from client.state import config as site_config
 from client.state.config import load_site
 from client.state.folder import State, new_pseudonym_key
-from client.state.membership import JSON_CAP_BYTES, Membership, read_membership
+from client.state.membership import (
+    Membership,
+    parse_membership,
+    read_join_file,
+    read_membership,
+)
 from client.state.records import note_loss
 from client.state.upgrade import upgrade
 from common.errors import ConfigurationError, PolicyError, disk_faults_named
@@ -141,7 +146,9 @@ def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
     """Accept the operator's join file. Another operator's file is refused without `--replace`."""
     config = load_site(state)
     place = State(state)
-    membership = read_membership(file)
+    # read once: what is checked is what is stored
+    text = read_join_file(file)
+    membership = parse_membership(text, file)
     # The file must be for this site and its own node key.
     if membership.site != config.site:
         raise ConfigurationError(
@@ -149,9 +156,9 @@ def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
             hint="ask the operator for the join file of this site",
         )
     check_membership(membership, place)
-    if place.membership.is_file():
-        _confirm_change(read_membership(place.membership), membership, replace)
-    atomic_write(place.membership, read_capped(file, JSON_CAP_BYTES), mode=0o600)
+    if place.membership.is_file() and not replace:
+        _refuse_change(read_membership(place.membership), membership)
+    atomic_write(place.membership, text, mode=0o600)
     # The two files that TLS reads.
     atomic_write(place.root / "ca.crt", membership.ca.encode())
     atomic_write(place.root / "node.crt", membership.client_certificate.encode())
@@ -160,10 +167,9 @@ def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
     write_line(f"operator's key: {operator}; compare it with the operator by telephone")
 
 
-def _confirm_change(old: Membership, new: Membership, replace: bool) -> None:
-    """Refuse another operator's key or CA unless a person asked for the change."""
-    same = (old.operator_key, old.ca) == (new.operator_key, new.ca)
-    if same or replace:
+def _refuse_change(old: Membership, new: Membership) -> None:
+    """Refuse another operator's key or CA."""
+    if (old.operator_key, old.ca) == (new.operator_key, new.ca):
         return
     raise PolicyError(
         "this site has joined another operator: its key is "

@@ -38,12 +38,22 @@ class Membership(FrozenModel):
 
 def read_membership(path: Path) -> Membership:
     """Return the membership in a join file; raises ConfigurationError."""
+    return parse_membership(read_join_file(path), path)
+
+
+def read_join_file(path: Path) -> bytes:
+    """Return the bytes of a join file; raises ConfigurationError where there is none."""
     if not path.is_file():
         raise ConfigurationError(
             f"{path}: no such file", hint="kohort-site join FILE, with the operator's join file"
         )
+    return read_capped(path, JSON_CAP_BYTES)
+
+
+def parse_membership(text: bytes, path: Path) -> Membership:
+    """Return the membership in the bytes of the join file at `path`."""
     try:
-        return Membership.model_validate_json(read_capped(path, JSON_CAP_BYTES))
+        return Membership.model_validate_json(text)
     except ValidationError as error:
         fields = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
         wrong = ", ".join(sorted(fields)) or "the file"

@@ -28,6 +28,7 @@ from server.rounds.record import Progress, StudyRecord
 TURN_S = 0.5
 STATUS_S = 1.0
 RESUBMIT_S = 5.0
+START_S = 300.0  # how long a SuperLink may take to answer again
 FINISH_S = 1.0  # for the app of a complete study to end by itself
 log = logging.getLogger("kohort.server")
 
@@ -60,8 +61,10 @@ class Coordinator:
     say: Callable[[str], None] = lambda text: None
     turn_s: float = TURN_S
     resubmit_s: float = RESUBMIT_S
+    start_s: float = START_S
     _refused: set[str] = field(default_factory=set)
-    _foreign: int = 0
+    _foreign: str = ""
+    _silent_since: float | None = None
 
     def run(self) -> None:
         """Return when the study is complete.
@@ -69,7 +72,9 @@ class Coordinator:
         Raises PeerError (E-RUN-FAILED) when it cannot be completed.
         """
         self._stop_old_run()
-        self._foreign = len(foreign_runs(self.state.superlink))
+        earlier = foreign_runs(self.state.superlink)
+        if earlier:
+            self._foreign = str(earlier[-1]["time"])
         failures = 0
         best = -1
         while not self.record.complete():
@@ -84,7 +89,12 @@ class Coordinator:
                     hint=f"read {log_file}, then start `kohort-server run` again",
                     code="E-RUN-FAILED",
                 )
-            if not self._attempt():
+            if self._attempt():
+                continue
+            if self._is_unreachable():
+                # it starts again by itself; that is no failed run
+                time.sleep(self.resubmit_s)
+            else:
                 failures += 1
                 self.say(
                     f"run failed ({failures} of {self.limits.failures}); "
@@ -92,6 +102,17 @@ class Coordinator:
                 )
                 time.sleep(self.resubmit_s)
         self.show(self.record.progress())
+
+    def _is_unreachable(self) -> bool:
+        """Whether the SuperLink does not answer, and not for longer than a start may take."""
+        try:
+            self.link.nodes()
+        except PeerError:
+            if self._silent_since is None:
+                self._silent_since = time.monotonic()
+            return time.monotonic() - self._silent_since < self.start_s
+        self._silent_since = None
+        return False
 
     def restore_nodes(self) -> None:
         """Register again the sites that Flower has lost, under their old names."""
@@ -150,12 +171,17 @@ class Coordinator:
         next_status = time.monotonic() + STATUS_S
         while not self.record.complete():
             self.show(self.record.progress())
-            self.sync_sites()
             self._tell_foreign_runs()
-            if time.monotonic() >= next_status:
-                if self.link.run_status(run_id).finished:
-                    break
-                next_status = time.monotonic() + STATUS_S
+            try:
+                self.sync_sites()
+                if time.monotonic() >= next_status:
+                    if self.link.run_status(run_id).finished:
+                        break
+                    next_status = time.monotonic() + STATUS_S
+            except PeerError:
+                # the run goes on when the SuperLink is back
+                if not self._is_unreachable():
+                    raise
             time.sleep(self.turn_s)
         if self.record.complete():
             time.sleep(FINISH_S)
@@ -164,10 +190,10 @@ class Coordinator:
 
     def _tell_foreign_runs(self) -> None:
         """Say once of each run that was not of this plan and did not run."""
-        found = foreign_runs(self.state.superlink)
-        for row in found[self._foreign :]:
-            self.say(f"a foreign run was refused at {row['time']} (E-APP-UNPINNED)")
-        self._foreign = len(found)
+        for row in foreign_runs(self.state.superlink):
+            if str(row["time"]) > self._foreign:
+                self.say(f"a foreign run was refused at {row['time']} (E-APP-UNPINNED)")
+                self._foreign = str(row["time"])
 
     def _stop_old_run(self) -> None:
         """End a run that an earlier coordinator left behind."""

@@ -8,7 +8,8 @@ Procedure:
     bundle is fetched
   3 store the claim, fetch the input, forget the bundle unopened
   4 run the ServerApp in a child, with a heartbeat for the task
-Guarantees: no code from the network runs; after `kill -9` the same task goes on.
+Guarantees: no code from the network runs; after `kill -9` a task whose input was stored goes on,
+and one whose input was not fails at once.
 Not covered: what the ServerApp computes (server/app.py).
 """
 
@@ -127,6 +128,7 @@ class Executor:
             try:
                 whole = self._with_input(claim)
             except FAULTS:
+                self._push_failure(claim.token, CRASHED)
                 self._claims.drop()
                 return
             if whole is None:

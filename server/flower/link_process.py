@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
@@ -85,13 +87,23 @@ async def serve(folder: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     listeners = (sockets.listen(OPERATOR), sockets.listen(FLEET))
+
+    async def run(server: _Server, listener: socket.socket) -> None:
+        # one without the other is no SuperLink
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            stop()
+
     pairs = zip(servers, listeners, strict=True)
-    await asyncio.gather(*(server.serve(sockets=[listener]) for server, listener in pairs))
+    await asyncio.gather(*(run(server, listener) for server, listener in pairs))
 
 
 def main() -> None:
     """Serve the folder that the command line names."""
     keep_private()
+    # a line for every call of a site would fill the disk
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     asyncio.run(serve(Path(sys.argv[1])))
 
 

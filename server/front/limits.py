@@ -35,21 +35,39 @@ class Rate:
 
 
 class Bodies:
-    """A budget of bytes for all bodies that are being read; a request waits for its share."""
+    """A budget of bytes for all bodies that are being read, and for those of one site.
 
-    def __init__(self, total: int = rules.BODIES_BYTES) -> None:
+    A large body waits for its share; a small one needs none.
+    """
+
+    def __init__(
+        self, total: int = rules.BODIES_BYTES, each: int = rules.BODIES_EACH_BYTES
+    ) -> None:
         self._left = total
+        self._each = each
+        self._held: dict[str, int] = {}
         self._freed = asyncio.Condition()
 
     @asynccontextmanager
-    async def share(self, size: int) -> AsyncIterator[None]:
-        """Hold `size` bytes of the budget."""
+    async def share(self, name: str, size: int) -> AsyncIterator[None]:
+        """Hold `size` bytes of the budget for a site."""
+        if size <= rules.SMALL_BYTES:
+            yield
+            return
         async with self._freed:
-            await self._freed.wait_for(lambda: self._left >= size)
+            await self._freed.wait_for(lambda: self._fits(name, size))
             self._left -= size
+            self._held[name] = self._held.get(name, 0) + size
         try:
             yield
         finally:
             async with self._freed:
                 self._left += size
+                self._held[name] -= size
+                if not self._held[name]:
+                    del self._held[name]
                 self._freed.notify_all()
+
+    def _fits(self, name: str, size: int) -> bool:
+        """Whether a share is free, for all and for this site."""
+        return self._left >= size and self._held.get(name, 0) + size <= self._each

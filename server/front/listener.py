@@ -55,7 +55,8 @@ class Connection(HttpToolsProtocol):
         self.app_state = {**self.app_state, CERTIFICATE: peer}
         Connection.open_of[peer] += 1
         super().connection_made(transport)  # type: ignore[arg-type]
-        if peer and Connection.open_of[peer] > rules.CONNECTIONS_EACH:
+        most = rules.CONNECTIONS_EACH if peer else rules.CONNECTIONS_NAMELESS
+        if Connection.open_of[peer] > most:
             self.transport.close()
             return
         self._await_header()
@@ -82,6 +83,12 @@ class Connection(HttpToolsProtocol):
         """The header is whole: its time is over."""
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Read no further request before this one is answered."""
+        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self.flow.pause_reading()
 
     def _await_header(self) -> None:
         """Start the time that a header may take."""
@@ -189,19 +196,20 @@ async def _first_record(peer: socket.socket) -> None:
     """Wait for the whole first TLS record without taking it; raises OSError for anything else."""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(peer.fileno(), readable.set)
+    number = peer.fileno()
+    loop.add_reader(number, readable.set)
     try:
-        while not await _has_record(peer, readable):
-            await asyncio.sleep(PEEK_S)
+        await readable.wait()
     finally:
+        # a byte that is not taken would wake the loop again and again
         with contextlib.suppress(OSError, ValueError):
-            loop.remove_reader(peer.fileno())
+            loop.remove_reader(number)
+    while not _has_record(peer):
+        await asyncio.sleep(PEEK_S)
 
 
-async def _has_record(peer: socket.socket, readable: asyncio.Event) -> bool:
-    """Whether the first record is there; waits for any byte."""
-    readable.clear()
-    await readable.wait()
+def _has_record(peer: socket.socket) -> bool:
+    """Whether the first record is there; raises OSError for anything else."""
     seen = peer.recv(RECORD_CAP, socket.MSG_PEEK)
     if not seen or seen[0] != HANDSHAKE:
         raise OSError("no TLS")

@@ -51,9 +51,10 @@ def open_port(host: str, port: int) -> Iterator[socket.socket]:
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         listener = _listen(host, port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no address of this machine"
         raise EnvironmentFault(
-            f"{where}: {error.strerror or error}",
+            f"{where}: {reason}",
             hint="choose a free port and an address of this machine in server.yaml (listen)",
             code="E-PORT",
         ) from error

@@ -71,6 +71,8 @@ def _reload_on_hangup(front: Listener, files: ServerFiles) -> None:
 def main() -> None:
     """Serve as the command line says."""
     keep_private()
+    # until the certificate can be read again, and always behind nginx
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     state = ServerState(Path(sys.argv[1]))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

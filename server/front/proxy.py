@@ -85,7 +85,7 @@ class Proxy:
         if status:
             await self._refuse(visitor.name, scope, receive, send, status)
             return
-        async with self._bodies.share(size):
+        async with self._bodies.share(visitor.name, size):
             body = await _read(receive, size)
             answer = await self._ask(scope, body)
         self._note(visitor.name, scope, answer.status_code, size)
@@ -114,11 +114,9 @@ class Proxy:
         self._note(name, scope, status, 0)
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        try:
-            async with asyncio.timeout(rules.LINGER_S):
-                await _drain(receive)
-        except TimeoutError:
-            pass
+        # a body without a length may have an end without end: it is not read
+        if not any(header == b"transfer-encoding" for header, _ in scope["headers"]):
+            await _linger(receive)
         await send({"type": "http.response.body", "body": b""})
 
     def _note(self, name: str, scope: Scope, status: int, size: int) -> None:
@@ -147,7 +145,8 @@ async def _read(receive: Receive, size: int) -> bytes:
     """The whole body, of exactly the size that the head named."""
     body = bytearray()
     while True:
-        message = await receive()
+        async with asyncio.timeout(rules.STALL_S):
+            message = await receive()
         if message["type"] != "http.request":
             raise Disconnected
         body += message.get("body", b"")
@@ -155,6 +154,15 @@ async def _read(receive: Receive, size: int) -> bytes:
             raise Disconnected
         if not message.get("more_body", False):
             return bytes(body)
+
+
+async def _linger(receive: Receive) -> None:
+    """Read on for a moment, so that the peer sees its refusal instead of a broken pipe."""
+    try:
+        async with asyncio.timeout(rules.LINGER_S):
+            await _drain(receive)
+    except TimeoutError:
+        pass
 
 
 async def _drain(receive: Receive) -> None:

@@ -20,7 +20,7 @@ from common.storage.files import atomic_write
 from common.study.fields import Identifier
 
 DEFAULT_PORT = 9443
-LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "::1": "::1"}
 HOST_CHARACTERS = 64  # of a certificate's common name
 
 
@@ -158,7 +158,7 @@ def check_config(name: str, url: str) -> ServerConfig:
         ) from error
     listen = Listen(port=config.url_port)
     if config.host in LOOPBACK:
-        listen = Listen(host="127.0.0.1", port=config.url_port)
+        listen = Listen(host=LOOPBACK[config.host], port=config.url_port)
     return config.model_copy(update={"listen": listen})
 
 

@@ -15,6 +15,7 @@ from common.privacy import boundary
 from common.wire import tensors
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
+from server.rounds.faults import CODE, OURS
 from server.rounds.intake import Instruction, check_repeated
 from server.rounds.study_run import StudyRun
 
@@ -49,7 +50,10 @@ def send_closing(run: StudyRun, grid: Grid) -> None:
             exchange.ask(site, closing.instruction, {"done": True})
         while waiting and time.monotonic() < deadline:
             reply = exchange.next()
-            if reply is not None and reply.record is not None:
+            if reply is not None and reply.broken is not None:
+                waiting.discard(reply.site)
+                _quarantine(run, reply.site, CODE)
+            elif reply is not None and reply.record is not None:
                 waiting.discard(reply.site)
                 _check(run, reply, sites[reply.site], key)
     finally:
@@ -75,5 +79,14 @@ def _check(run: StudyRun, reply: Reply, site: Site, key: str) -> None:
     try:
         check_repeated(reply.sealed_message(), site.name, site.sign_key, digest)
     except RefusedError as error:
-        run.registry.quarantine(site.name, error.code)
-        log.warning("%s: in quarantine, %s", site.name, error.code)
+        _quarantine(run, site.name, error.code)
+    except OURS:
+        raise
+    except Exception:
+        _quarantine(run, site.name, CODE)
+
+
+def _quarantine(run: StudyRun, site: str, code: str) -> None:
+    """Put a site in quarantine whose last answer is not the accepted one."""
+    run.registry.quarantine(site, code)
+    log.warning("%s: in quarantine, %s", site, code)

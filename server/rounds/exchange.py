@@ -22,6 +22,7 @@ from flwr.app import Message, RecordDict
 from common.wire.messages import Sealed
 from server.operator.config import Limits
 from server.operator.sites import Site
+from server.rounds.faults import UNPACKING
 from server.rounds.intake import Instruction
 from server.rounds.records import record_of, sealed_of
 from server.rounds.study_run import StudyRun
@@ -44,10 +45,15 @@ class Grid(Protocol):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]: ...
 
 
+class Unpacking(Exception):
+    """Flower could not unpack the objects that a site sent; the cause says why."""
+
+
 class Reply(NamedTuple):
     """What came back from one site: a record, a code, or the fault that ended its thread.
 
-    `lost`: the code is Flower's own and says nothing about the site.
+    `lost`: the code is Flower's own and says nothing about the site. `broken`: what the site's
+    objects raised when Flower unpacked them.
     """
 
     site: str
@@ -56,6 +62,7 @@ class Reply(NamedTuple):
     code: str = ""
     lost: bool = False
     fault: BaseException | None = None
+    broken: Exception | None = None
 
     def sealed_message(self) -> Sealed:
         """Return the sealed message in the record; raises RefusedError (E-RECORD)."""
@@ -99,6 +106,8 @@ class PendingInstruction:
         """The thread: a fault is handed over, for it must end the study's process."""
         try:
             self._ask()
+        except Unpacking as error:
+            self._put(Reply(self.site.name, self.part, broken=error))
         except Exception as error:  # Flower's own retries are exhausted, or a bug of ours
             self._put(Reply(self.site.name, self.part, fault=error))
 
@@ -155,7 +164,10 @@ class PendingInstruction:
         if not open_ids:
             return []
         with self._slot():
-            return list(self.outgoing.grid.pull_messages(sorted(open_ids)))
+            try:
+                return list(self.outgoing.grid.pull_messages(sorted(open_ids)))
+            except UNPACKING as error:
+                raise Unpacking from error
 
     def _reply(self, message: Message) -> Reply:
         """A message as a reply."""

@@ -19,11 +19,11 @@ from common.storage.files import atomic_write
 from common.wire.messages import Header
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
+from server.rounds.faults import CODE, OURS
 from server.rounds.intake import Accepted, Instruction, accept, check_repeated
 from server.rounds.record import read_sealed, store_sealed
 from server.rounds.study_run import StudyRun
 
-BUG = "E-INTAKE-BUG"
 REGISTRY_S = 1.0  # how often the sites' states are read again
 log = logging.getLogger("kohort.server")
 
@@ -97,6 +97,8 @@ class Gathering:
             while part < parts and self._file(name, part).exists():
                 try:
                     accepted = self._read(name, part)
+                except OURS:
+                    raise
                 except Exception:
                     self._file(name, part).unlink()
                     break
@@ -165,10 +167,14 @@ class Gathering:
 
     def _take(self, reply: Reply) -> None:
         """Store an accepted reply; a site whose reply is refused goes into quarantine."""
+        site = self._run.active_sites().get(reply.site)
+        if reply.broken is not None and site is not None:
+            self._quarantine(site.name, self._key(reply.part), CODE)
+            self._keep_evidence(reply, reply.broken)
+            return
         if reply.record is None:
             self._note_code(reply)
             return
-        site = self._run.active_sites().get(reply.site)
         if site is None:
             return
         try:
@@ -184,10 +190,12 @@ class Gathering:
         except RefusedError as error:
             self._quarantine(site.name, self._key(reply.part), error.code)
             return
+        except OURS:
+            raise
         except Exception as error:
             # whatever a site's bytes do to our code is that site's fault, and ends no study
+            self._quarantine(site.name, self._key(reply.part), CODE)
             self._keep_evidence(reply, error)
-            self._quarantine(site.name, self._key(reply.part), BUG)
             return
         # First on disk, then journaled and counted.
         store_sealed(self._file(site.name, reply.part), sealed)
@@ -195,17 +203,17 @@ class Gathering:
         log.info("%s: accepted", site.name)
 
     def _keep_evidence(self, reply: Reply, error: Exception) -> None:
-        """Keep a reply that our code could not handle, and where; for the operator alone."""
+        """Keep a reply that our code could not handle, and where; for the operator alone.
+
+        One a site: a site in quarantine sends no second one. A full disk keeps none.
+        """
         folder = self._run.record.root / "faults"
-        name = f"{self._instruction.phase}-{self._instruction.model}-{self._instruction.round}"
-        path = folder / f"{name}-{reply.site}-{reply.part}"
         place = "".join(traceback.format_exception(error))
-        atomic_write(path.with_suffix(".txt"), place.encode(), mode=0o600)
         try:
-            sealed = reply.sealed_message()
-        except Exception:
-            return
-        store_sealed(path.with_suffix(".sealed"), sealed)
+            atomic_write(folder / f"{reply.site}.txt", place.encode(), mode=0o600)
+            store_sealed(folder / f"{reply.site}.sealed", reply.sealed_message())
+        except Exception as unkept:
+            log.warning("%s: no evidence kept (%s)", reply.site, type(unkept).__name__)
 
     def _note_code(self, reply: Reply) -> None:
         """Journal the first code that a site answers with."""

@@ -57,3 +57,13 @@ def test_an_error_of_ours_has_its_own_code(capsys: pytest.CaptureFixture[str]) -
 
     assert run_typer("kohort-site", refuse) == 3
     assert capsys.readouterr().err == "kohort-site: error: no\nkohort-site: hint: ask\n"
+
+
+def test_a_full_disk_is_this_machines_fault_and_not_ours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run_command("kohort", command) == EnvironmentFault.exit_code
+    assert "free some space" in capsys.readouterr().err

@@ -152,3 +152,34 @@ def test_a_foreign_run_is_told_once(federation: Federation) -> None:
     made._tell_foreign_runs()
     made._tell_foreign_runs()
     assert len(said) == 1 and "E-APP-UNPINNED" in said[0]
+
+
+def test_a_superlink_that_starts_again_is_waited_for_and_its_run_goes_on(
+    federation: Federation,
+) -> None:
+    """Its sockets refuse for longer than five attempts take."""
+    link = ScriptedLink([lambda: federation.run() and None])
+    away = [0] * 20
+
+    def nodes() -> tuple[Node, ...]:
+        if away:
+            away.pop()
+            raise PeerError("gone", code="E-FLOWER")
+        return tuple(Node(number, "", "online", b"") for number in range(1000))
+
+    link.nodes = nodes  # type: ignore[method-assign]
+    coordinate(federation, link)[0].run()
+    assert link.calls.count("submit") == 1
+
+
+def test_a_superlink_that_stays_away_ends_the_server(federation: Federation) -> None:
+    def gone() -> tuple[Node, ...]:
+        raise PeerError("gone", code="E-FLOWER")
+
+    link = ScriptedLink()
+    link.nodes = gone  # type: ignore[method-assign]
+    made, _ = coordinate(federation, link)
+    made.start_s = 0.2
+    with pytest.raises(PeerError) as ended:
+        made.run()
+    assert ended.value.code == "E-RUN-FAILED"

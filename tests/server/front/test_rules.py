@@ -51,17 +51,31 @@ def test_a_site_has_a_burst_and_then_a_rate() -> None:
     assert sum(rate.allow("a") for _ in range(rules.BURST)) == rules.RATE_PER_S
 
 
-def test_bodies_wait_for_their_share() -> None:
-    async def play() -> list[str]:
-        bodies = Bodies(10)
-        order = []
+def order_of(*asked: tuple[str, str, int]) -> list[str]:
+    """In which order bodies get their share: (label, site, KiB)."""
 
-        async def hold(name: str, size: int) -> None:
-            async with bodies.share(size):
-                order.append(name)
+    async def play() -> list[str]:
+        bodies = Bodies(100 * rules.KIB, 60 * rules.KIB)
+        order: list[str] = []
+
+        async def hold(label: str, site: str, size: int) -> None:
+            async with bodies.share(site, size * rules.KIB):
+                order.append(label)
                 await asyncio.sleep(0.01)
 
-        await asyncio.gather(hold("a", 6), hold("b", 6), hold("c", 4))
+        await asyncio.gather(*(hold(*one) for one in asked))
         return order
 
-    assert asyncio.run(play()) == ["a", "c", "b"]
+    return asyncio.run(play())
+
+
+def test_bodies_wait_for_their_share() -> None:
+    assert order_of(("a", "x", 60), ("b", "y", 60), ("c", "z", 40)) == ["a", "c", "b"]
+
+
+def test_one_site_cannot_hold_the_budget_of_all() -> None:
+    assert order_of(("a", "x", 40), ("b", "x", 40), ("c", "y", 60)) == ["a", "c", "b"]
+
+
+def test_a_small_body_waits_for_nobody() -> None:
+    assert order_of(("a", "x", 60), ("b", "y", 40), ("c", "x", 4)) == ["a", "b", "c"]

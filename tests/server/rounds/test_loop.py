@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.errors import Bug
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed
 from server.rounds import gathering
@@ -272,7 +273,49 @@ def test_a_reply_that_breaks_our_own_code_is_its_sites_fault_and_ends_no_study(
     assert (site.state, site.code) == ("quarantined", "E-INTAKE-BUG")
     assert [batch.site for batch in run.record.batches()] == ["hospital-a", "hospital-c"]
     evidence = sorted(path.name for path in (run.record.root / "faults").iterdir())
-    assert evidence == ["train-gan-0-hospital-b-0.sealed", "train-gan-0-hospital-b-0.txt"]
+    assert evidence == ["hospital-b.sealed", "hospital-b.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyError("class"), AttributeError("x"), RecursionError()])
+def test_objects_that_flower_cannot_unpack_are_their_sites_fault(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    grid = federation.grid()
+    node = federation.open().registry.get("hospital-b").node_id
+    real = grid.pull_messages
+    sent: dict[str, int] = {}
+    deliver = grid._deliver
+
+    def note(message: Any) -> str:
+        message_id = deliver(message)
+        sent[message_id] = message.metadata.dst_node_id
+        return message_id
+
+    def pull(message_ids: Any) -> Any:
+        if any(sent[one] == node for one in message_ids):
+            raise error
+        return real(message_ids)
+
+    monkeypatch.setattr(grid, "_deliver", note)
+    monkeypatch.setattr(grid, "pull_messages", pull)
+    run = federation.open()
+    run_study(run, grid)
+    assert run.record.complete()
+    assert run.registry.get("hospital-b").code == "E-INTAKE-BUG"
+    assert [batch.site for batch in run.record.batches()] == ["hospital-a", "hospital-c"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("disk"), Bug("invariant")])
+def test_what_this_machine_lacks_is_no_sites_fault(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(gathering, "accept", fail)
+    with pytest.raises(type(error)):
+        federation.run()
+    assert {site.state for site in federation.open().registry.sites().values()} == {"registered"}
 
 
 def test_a_site_that_is_revoked_while_a_round_is_open_is_not_averaged_in_it(

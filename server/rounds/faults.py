@@ -1,0 +1,28 @@
+"""Whose fault an exception is while a site's bytes are handled: the site's, or this machine's.
+
+The site goes into quarantine for its own; what this machine lacks, or a broken invariant of ours,
+ends the study's process, which is started again.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from google.protobuf.message import DecodeError
+
+from common.errors import Bug, EnvironmentFault
+
+CODE = "E-INTAKE-BUG"
+OURS = (MemoryError, OSError, Bug, EnvironmentFault)
+# what unpacking hostile objects raises inside Flower
+UNPACKING = (
+    LookupError,
+    AttributeError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+    struct.error,
+    DecodeError,
+)
