@@ -67,7 +67,7 @@ def _check_path(path: Path) -> None:
     """Refuse a path that nginx cannot use."""
     if len(str(path).encode()) > LONGEST_PATH or not re.fullmatch(r"[\w./-]+", str(path)):
         raise ConfigurationError(
-            f"{path}: expected at most {LONGEST_PATH} letters, digits, dots, hyphens and slashes",
+            f"{path}: expected at most {LONGEST_PATH} letters, digits, and _ . - /",
             hint="move the state folder to a shorter path, for example /var/lib/kohort-server",
         )
 

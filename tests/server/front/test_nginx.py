@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,13 +49,20 @@ def test_a_folder_that_nginx_cannot_name_is_refused(folder: str) -> None:
         nginx_conf(ServerState(Path(folder)), CONFIG)
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for the name of a socket."""
+    with tempfile.TemporaryDirectory(prefix="kohort-") as folder:
+        yield Path(folder)
+
+
 def test_the_command_writes_it_and_says_how_to_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    short_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = ServerState(tmp_path)
+    state = ServerState(short_folder)
     new_config("demo", "https://kohort.example.org:9443", state.config)
-    app(["front", "--state", str(tmp_path)], standalone_mode=False)
+    app(["front", "--state", str(short_folder)], standalone_mode=False)
     said = capsys.readouterr().out
-    assert f"nginx -p {tmp_path}/front -c {config_path(state)}" in said
+    assert f"nginx -p {short_folder}/front -c {config_path(state)}" in said
     assert "set it to nginx" in said
     assert "kohort: written by" in config_path(state).read_text()
