@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from common.errors import EnvironmentFault
 from common.process import end_with_parent
+from server.flower.logs import cap_log
 
 RESTART_DELAYS_S = (0.5, 1.0, 2.0, 5.0, 15.0)
 STOP_TIMEOUT_S = 10.0
@@ -52,6 +53,7 @@ class Child:
 
     def keep(self, environment: Mapping[str, str], folder: Path) -> None:
         """Start the program if it does not run and the pause after its last death is over."""
+        cap_log(self.log_file)
         if self.runs:
             return
         if self.process is not None:

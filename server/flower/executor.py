@@ -25,9 +25,11 @@ from pathlib import Path
 
 import httpx
 
+from common.errors import RefusedError
 from common.process import keep_private
 from common.storage.files import read_capped
 from server.flower.link_process import SECRET_CAP_BYTES, SECRET_FILE
+from server.flower.logs import cap_log
 from server.flower.tasks import Claim, ClaimFile, note_foreign_run
 from server.flower.wire import (
     TASK_TYPES,
@@ -104,7 +106,13 @@ class Executor:
             return None
         answer.ClearField("fab")
         whole = replace(claim, answer=answer.SerializeToString())
-        self._claims.write(whole)
+        try:
+            self._claims.write(whole)
+        except RefusedError as error:
+            log.warning("%s: %s", error.code, error)
+            self._claims.drop()
+            self._push_failure(claim.token, error.code)
+            return None
         return whole
 
     def _refuse(self, token: str, run_id: int, fab_hash: str) -> None:
@@ -163,6 +171,7 @@ class Executor:
         client = task_client(self._sockets, claim.token)
         next_beat = 0.0
         while child.poll() is None:
+            cap_log(self.folder / CHILD_LOG)
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + HEARTBEAT_S
                 if not _beat(client):

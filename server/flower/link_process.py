@@ -14,7 +14,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,24 @@ import uvicorn
 
 from common.process import keep_private
 from common.storage.files import read_capped
+from server.flower.announcements import (
+    REFUSED,
+    Receive,
+    Scope,
+    Send,
+    is_one_reply,
+    read_announcement,
+    replay,
+)
+from server.flower.database import tidy
 from server.flower.wire import superlink_app
-from server.front.rules import CALLS
+from server.front.rules import CALLS, PUSH_MESSAGES, UNKNOWN_PATH
 from server.front.sockets import FLEET, OPERATOR, SOCKETS, SocketFolder
 
 SECRET_FILE = "executor.secret"
 SECRET_CAP_BYTES = 1024
 DATABASE = "state.db"
 STOP_S = 3
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
@@ -49,14 +56,25 @@ def fleet_only(app: Any) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     async def reduced(scope: Scope, receive: Receive, send: Send) -> None:
         raw = bytes(scope.get("raw_path") or b"").decode("latin-1")
         known = scope["type"] == "http" and scope["method"] == "POST" and raw in CALLS
-        if known and not scope["query_string"]:
-            await app(scope, receive, send)
+        if not known or scope["query_string"]:
+            await _refuse(scope, send, UNKNOWN_PATH)
             return
-        if scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 404, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+        if raw == PUSH_MESSAGES:
+            body = await read_announcement(receive)
+            if body is None or not is_one_reply(body):
+                await _refuse(scope, send, REFUSED)
+                return
+            receive = replay(body, receive)
+        await app(scope, receive, send)
 
     return reduced
+
+
+async def _refuse(scope: Scope, send: Send, status: int) -> None:
+    """Answer a call that the SuperLink does not see."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _server(app: Any, lifespan: str) -> _Server:
@@ -104,6 +122,7 @@ def main() -> None:
     keep_private()
     # a line for every call of a site would fill the disk
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    tidy(Path(sys.argv[1]) / DATABASE)
     asyncio.run(serve(Path(sys.argv[1])))
 
 

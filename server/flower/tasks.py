@@ -17,7 +17,8 @@ from typing import Any
 from common.errors import RefusedError
 from common.storage.files import atomic_write, read_capped
 
-CLAIM_CAP_BYTES = 1 << 20
+CLAIM_CAP_BYTES = 60_000  # a pipe takes 65,536 bytes at once, so that no writer waits for a child
+TOO_LARGE = "E-CLAIM-SIZE"
 FOREIGN_FILE = "foreign-runs.json"
 FOREIGN_CAP_BYTES = 1 << 20
 FOREIGN_KEPT = 1000
@@ -82,8 +83,16 @@ class ClaimFile:
         return claim
 
     def write(self, claim: Claim) -> None:
-        """Store the claim; on disk when this returns."""
-        atomic_write(self._path, claim.to_json(), mode=0o600)
+        """Store the claim; on disk when this returns. Raises RefusedError (E-CLAIM-SIZE)."""
+        text = claim.to_json()
+        if len(text) > CLAIM_CAP_BYTES:
+            raise RefusedError(
+                f"run {claim.run_id}: a task of {len(text)} bytes, at most {CLAIM_CAP_BYTES} "
+                "expected",
+                hint="a run of `kohort-server run` has two thousand: see who else submits runs",
+                code=TOO_LARGE,
+            )
+        atomic_write(self._path, text, mode=0o600)
 
     def drop(self) -> None:
         """Forget the claim."""

@@ -7,12 +7,14 @@ Not covered: what is asked (calls.py, executor.py), and the numbers of a study (
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.common.serde import context_from_proto, run_from_proto
-from flwr.proto import control_pb2, fab_pb2, runtime_pb2
+from flwr.proto import control_pb2, fab_pb2, fleet_pb2, message_pb2, runtime_pb2
 from flwr.serverapp import Grid
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.interceptors import (
@@ -23,17 +25,23 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClient, Protobu
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
 
+from server.flower.pulls import BoundedPulls
 from server.front.sockets import OPERATOR, SocketFolder
+from server.rounds.faults import Oversized
 
 __all__ = [
     "TASK_TYPES",
     "ControlHttpClient",
+    "DecodeError",
     "RuntimeHttpClient",
     "control_client",
     "control_pb2",
     "executor_client",
     "fab_pb2",
+    "fleet_pb2",
+    "forget_finished_runs",
     "grid_of",
     "runtime_pb2",
     "superlink_app",
@@ -100,12 +108,43 @@ def grid_of(
     from flwr.superlink.grid import HttpGrid
 
     class SocketGrid(HttpGrid):
-        """Flower's grid on the operator's socket."""
+        """Flower's grid on the operator's socket, with a bound on what one reply holds."""
+
+        _pulling = threading.local()
 
         def _connect(self) -> None:
             super()._connect()
             assert self._client is not None
             _over_socket(self._client, sockets)
+
+        @property
+        def _runtime_client(self) -> Any:
+            """The client; while this thread pulls, the one that counts."""
+            return getattr(self._pulling, "pulls", None) or super()._runtime_client
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            """Pull replies one by one; raises Oversized for one that no site may send."""
+            found: list[Message] = []
+            for message_id in message_ids:
+                pulls = BoundedPulls(super()._runtime_client)
+                self._pulling.pulls = pulls
+                try:
+                    found += super().pull_messages([message_id])
+                except Oversized:
+                    for name in pulls.message_ids:
+                        self._forget(pulls, name)
+                    raise
+                finally:
+                    self._pulling.pulls = None
+            return found
+
+        def _forget(self, pulls: BoundedPulls, message_id: str) -> None:
+            """Let the SuperLink delete the objects of a reply."""
+            pulls.ConfirmMessageReceived(
+                message_pb2.ConfirmMessageReceivedRequest(
+                    node=self.node, run_id=self.run.run_id, message_object_id=message_id
+                )
+            )
 
     context = context_from_proto(answer.context)
     context.run_config = {}
@@ -117,6 +156,19 @@ def grid_of(
     # connected before any thread shares it: Flower would connect at the first call
     grid._connect()
     return grid, context
+
+
+def forget_finished_runs(database: str) -> None:
+    """Delete the messages and objects of every run that has ended; for a SuperLink at rest."""
+    from flwr.superlink.config_loader import (
+        get_federation_manager,
+        get_objectstore_linkstate_factories,
+    )
+
+    _, factory = get_objectstore_linkstate_factories(database, get_federation_manager())
+    state = factory.state()
+    for run in state.get_run_info(statuses=["finished"]):
+        state.cleanup_run(run.run_id)
 
 
 def superlink_app(database: str, secret: bytes) -> Any:

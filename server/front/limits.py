@@ -1,4 +1,4 @@
-"""Counters of the front: requests of a site, connections of a certificate, bytes being read.
+"""Counters of the front: requests of a site, bytes that it pushes, bytes being read.
 
 Out: whether one more is allowed. They hold in one event loop; nothing here waits for long.
 """
@@ -32,6 +32,44 @@ class Rate:
             self._left.clear()
         self._left[name] = (left - 1 if allowed else left, now)
         return allowed
+
+
+class Pushed:
+    """The bytes that each site may still push until it gets its next instruction.
+
+    What all sites may have stored is so bounded by the number of instructions, whatever they send.
+    """
+
+    def __init__(self, budget: int = rules.PUSHED_BYTES) -> None:
+        self._budget = budget
+        self._left: dict[str, int] = {}
+
+    def grant(self, name: str) -> None:
+        """A site got an instruction: it may push one reply, and once more."""
+        self._left[name] = self._budget
+
+    def take(self, name: str, path: str, size: int) -> bool:
+        """Return whether a site may push a body; if so it is charged."""
+        charge = charge_of(path, size)
+        left = self._left.get(name, self._budget)
+        if charge > left:
+            return False
+        self._left[name] = left - charge
+        return True
+
+    def give_back(self, name: str, path: str, size: int) -> None:
+        """A body was not stored: its charge is void."""
+        left = self._left.get(name, self._budget)
+        self._left[name] = min(self._budget, left + charge_of(path, size))
+
+
+def charge_of(path: str, size: int) -> int:
+    """Return what a body costs of a site's budget; only what is stored costs anything."""
+    if path == rules.PUSH_OBJECT:
+        return size
+    if path == rules.PUSH_MESSAGES:
+        return size * rules.ANNOUNCED_FACTOR
+    return 0
 
 
 class Bodies:

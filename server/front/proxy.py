@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from server.front import rules
-from server.front.limits import Bodies, Rate
+from server.front.limits import Bodies, Pushed, Rate
 from server.front.requests import judge
 from server.front.sites import Sites, Visitor
 
@@ -48,6 +48,7 @@ class Proxy:
         self._sites = sites
         self._rate = Rate()
         self._bodies = Bodies()
+        self._pushed = Pushed()
         self._second = 0
         self._refused = 0
 
@@ -82,14 +83,35 @@ class Proxy:
         )
         if not status and not self._rate.allow(visitor.name):
             status = rules.TOO_MANY
+        code = ""
+        path = scope["raw_path"].decode("latin-1")
+        if not status and not self._pushed.take(visitor.name, path, size):
+            status = rules.TOO_MANY
+            code = rules.OVER_QUOTA
         if status:
-            await self._refuse(visitor.name, scope, receive, send, status)
+            await self._refuse(visitor.name, scope, receive, send, status, code)
             return
-        async with self._bodies.share(visitor.name, size):
-            body = await _read(receive, size)
-            answer = await self._ask(scope, body)
+        answer = await self._pass_on(visitor.name, path, size, scope, receive)
         self._note(visitor.name, scope, answer.status_code, size)
         await _send(send, answer)
+
+    async def _pass_on(
+        self, name: str, path: str, size: int, scope: Scope, receive: Receive
+    ) -> httpx.Response:
+        """Read the body and pass it on; a site pays for what the SuperLink took alone."""
+        taken = False
+        try:
+            async with self._bodies.share(name, size):
+                body = await _read(receive, size)
+                answer = await self._ask(scope, body)
+            taken = answer.status_code == rules.TAKEN
+        finally:
+            if not taken:
+                self._pushed.give_back(name, path, size)
+        # an empty answer to a pull holds no instruction
+        if taken and path == rules.PULL_MESSAGES and answer.content:
+            self._pushed.grant(name)
+        return answer
 
     def _visitor(self, scope: Scope) -> Visitor | int:
         """The site behind a request, or the status of the refusal."""
@@ -108,10 +130,10 @@ class Proxy:
             return httpx.Response(rules.UPSTREAM)
 
     async def _refuse(
-        self, name: str, scope: Scope, receive: Receive, send: Send, status: int
+        self, name: str, scope: Scope, receive: Receive, send: Send, status: int, code: str = ""
     ) -> None:
         """Send a refusal, then read on for a moment, so that the peer sees it."""
-        self._note(name, scope, status, 0)
+        self._note(name, scope, status, 0, code)
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         # a body without a length may have an end without end: it is not read
@@ -119,14 +141,15 @@ class Proxy:
             await _linger(receive)
         await send({"type": "http.response.body", "body": b""})
 
-    def _note(self, name: str, scope: Scope, status: int, size: int) -> None:
+    def _note(self, name: str, scope: Scope, status: int, size: int, error: str = "") -> None:
         """Log one request; of very many refusals only some."""
         call = scope["raw_path"].decode("latin-1") if name != "-" else "-"
         if call not in rules.CALLS:
             call = "-"
         if status >= rules.BAD_REQUEST and not self._may_log():
             return
-        log.info("%s %s %d %d", name, call.rpartition("/")[2], status, size)
+        line = f"{name} {call.rpartition('/')[2]} {status} {size} {error}"
+        log.info("%s", line.rstrip())
 
     def _may_log(self) -> bool:
         """Whether one more refusal is logged in this second."""

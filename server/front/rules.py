@@ -16,9 +16,22 @@ CALLS: dict[str, int] = {
     "/v1/fleet/get-run": 4 * KIB,
     "/v1/fleet/pull-object": 4 * KIB,
     "/v1/fleet/confirm-message-received": 4 * KIB,
-    "/v1/fleet/push-messages": MIB,
+    "/v1/fleet/push-messages": 16 * KIB,
     "/v1/fleet/push-object": 6 * MIB,
 }
+PULL_MESSAGES = "/v1/fleet/pull-messages"
+PUSH_MESSAGES = "/v1/fleet/push-messages"
+PUSH_OBJECT = "/v1/fleet/push-object"
+
+# What one reply may hold: the largest update (common/privacy/boundary.py) and what Flower adds.
+CHUNK_BYTES = 5 * MIB
+REPLY_BYTES = 512 * MIB
+REPLY_EXTRA_BYTES = 16 * MIB
+REPLY_OBJECTS = REPLY_BYTES // CHUNK_BYTES + 16
+# A site may push so much until its next instruction: its reply, and all of it once more.
+PUSHED_BYTES = 2 * (REPLY_BYTES + REPLY_EXTRA_BYTES)
+# Each byte of an announcement of objects costs the SuperLink's database about so many.
+ANNOUNCED_FACTOR = 16
 
 MEDIA_TYPE = b"application/protobuf"
 KEY_HEADER = b"flwr-public-key"
@@ -38,6 +51,7 @@ ANSWER_HEADERS = (b"content-type",)
 SINGLE_HEADERS = (b"content-length", b"content-type", KEY_HEADER)
 REFUSED_HEADERS = (b"transfer-encoding", b"expect", b"upgrade", b"content-encoding")
 
+TAKEN = 200
 # Answers of a refusal; their bodies are empty.
 NO_CERTIFICATE = 400
 BAD_REQUEST = 400
@@ -49,6 +63,7 @@ TOO_LARGE = 413
 WRONG_TYPE = 415
 TOO_MANY = 429
 UPSTREAM = 502
+OVER_QUOTA = "E-FRONT-QUOTA"  # beside 429 in the log: a site pushed more than its replies may hold
 
 # Limits of one connection, one site, and all of them.
 HEADER_CAP_BYTES = 16 * KIB

@@ -15,7 +15,7 @@ from common.privacy import boundary
 from common.wire import tensors
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
-from server.rounds.faults import CODE, OURS
+from server.rounds.faults import CODE, OURS, code_of
 from server.rounds.intake import Instruction, check_repeated
 from server.rounds.study_run import StudyRun
 
@@ -52,7 +52,7 @@ def send_closing(run: StudyRun, grid: Grid) -> None:
             reply = exchange.next()
             if reply is not None and reply.broken is not None:
                 waiting.discard(reply.site)
-                _quarantine(run, reply.site, CODE)
+                _quarantine(run, reply.site, code_of(reply.broken))
             elif reply is not None and reply.record is not None:
                 waiting.discard(reply.site)
                 _check(run, reply, sites[reply.site], key)

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from common.errors import Bug, EnvironmentFault
 
 CODE = "E-INTAKE-BUG"
+TOO_LARGE = "E-INTAKE-SIZE"
 OURS = (MemoryError, OSError, Bug, EnvironmentFault)
 # what unpacking hostile objects raises inside Flower
 UNPACKING = (
@@ -26,3 +27,14 @@ UNPACKING = (
     struct.error,
     DecodeError,
 )
+
+
+class Oversized(ValueError):
+    """A reply holds more objects or bytes than any reply may; it was not assembled."""
+
+
+def code_of(error: BaseException) -> str:
+    """Return the code under which a site goes into quarantine for what its objects raised."""
+    if isinstance(error.__cause__, Oversized):
+        return TOO_LARGE
+    return CODE

@@ -19,7 +19,7 @@ from common.storage.files import atomic_write
 from common.wire.messages import Header
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
-from server.rounds.faults import CODE, OURS
+from server.rounds.faults import CODE, OURS, code_of
 from server.rounds.intake import Accepted, Instruction, accept, check_repeated
 from server.rounds.record import read_sealed, store_sealed
 from server.rounds.study_run import StudyRun
@@ -169,7 +169,7 @@ class Gathering:
         """Store an accepted reply; a site whose reply is refused goes into quarantine."""
         site = self._run.active_sites().get(reply.site)
         if reply.broken is not None and site is not None:
-            self._quarantine(site.name, self._key(reply.part), CODE)
+            self._quarantine(site.name, self._key(reply.part), code_of(reply.broken))
             self._keep_evidence(reply, reply.broken)
             return
         if reply.record is None:

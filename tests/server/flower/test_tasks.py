@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import RefusedError
+from server.flower import executor
+from server.flower.executor import Executor
+from server.flower.link_process import SECRET_FILE
 from server.flower.tasks import (
     FOREIGN_FILE,
     FOREIGN_KEPT,
@@ -16,6 +22,7 @@ from server.flower.tasks import (
     foreign_runs,
     note_foreign_run,
 )
+from server.flower.wire import runtime_pb2
 
 PIN = "ab" * 32
 CLAIM = Claim(PIN, "token", 3, 4, b"input")
@@ -34,6 +41,41 @@ def test_a_claim_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_claim_of_another_plan_is_dropped(tmp_path: Path) -> None:
     ClaimFile(tmp_path / "claim.json", PIN).write(CLAIM)
     assert ClaimFile(tmp_path / "claim.json", "cd" * 32).read() is None
+    assert not (tmp_path / "claim.json").exists()
+
+
+def test_a_claim_that_no_pipe_takes_at_once_is_refused_by_name(tmp_path: Path) -> None:
+    file = ClaimFile(tmp_path / "claim.json", PIN)
+    file.write(replace(CLAIM, answer=b"x" * 44_000))
+    with pytest.raises(RefusedError) as refused:
+        file.write(replace(CLAIM, answer=b"x" * 45_000))
+    assert refused.value.code == "E-CLAIM-SIZE"
+
+
+def test_the_executor_fails_a_task_whose_input_is_too_large_and_takes_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = b"bundle"
+    pin = hashlib.sha256(bundle).hexdigest()
+    (tmp_path / SECRET_FILE).write_bytes(b"secret")
+    told: list[tuple[str, str]] = []
+
+    class Flower:
+        """One task with a huge setting."""
+
+        def PullTaskInput(self, request: Any) -> Any:
+            answer = runtime_pb2.PullTaskInputResponse()
+            answer.fab.content = bundle
+            answer.run.fab_id = "x" * 100_000
+            return answer
+
+        def PushTaskOutput(self, request: Any) -> None:
+            told.append((request.sub_status, request.details))
+
+    monkeypatch.setattr(executor, "task_client", lambda sockets, token: Flower())
+    one = Executor(tmp_path, pin, "app")
+    assert one._with_input(replace(CLAIM, pin=pin)) is None
+    assert told == [("failed", "E-CLAIM-SIZE")]
     assert not (tmp_path / "claim.json").exists()
 
 
