@@ -15,11 +15,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 
 from server.operator.certificates import ServerFiles
 
@@ -90,10 +94,10 @@ class FleetServer:
 
         `tamper` may change its objects.
         """
-        objects = {
-            object_id: one.deflate() for object_id, one in get_all_nested_objects(message).items()
-        }
-        tree = get_object_tree(message)
+        with no_object_id_recompute():
+            nested = get_all_nested_objects(message)
+            objects = {object_id: one.deflate() for object_id, one in nested.items()}
+            tree = get_object_tree(message)
         if tamper is not None:
             tamper(objects)
         self._objects |= objects
@@ -147,6 +151,7 @@ class FleetServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             timeout = 20
+            disable_nagle_algorithm = True
 
             def do_POST(self) -> None:
                 data = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -190,12 +195,13 @@ def instruction(
     kind: str = "query",
     ttl: float = 60.0,
     node_id: int = NODE_ID,
+    header: bytes = b"h",
+    signature: bytes = b"s",
 ) -> Message:
     """An instruction as a ServerApp would send it."""
     array = np.arange(10, dtype=np.uint8) if payload is None else payload
-    content = RecordDict(
-        {"sealed": ConfigRecord({"header": b"h"}), "payload": ArrayRecord([array])}
-    )
+    head = ConfigRecord({"header": header, "signature": signature})
+    content = RecordDict({"sealed": head, "payload": ArrayRecord({"payload": Array(array)})})
     metadata = Metadata(
         run_id=RUN_ID,
         message_id="",

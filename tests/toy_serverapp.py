@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 app = ServerApp()
@@ -42,8 +42,9 @@ def main(grid: Grid, context: Context) -> None:
 
 def _serve(grid: Grid, order: dict[str, Any]) -> list[dict[str, Any]]:
     """Send one message to every node and gather replies until all are in or the time is over."""
-    payload = ArrayRecord([np.frombuffer(bytes.fromhex(order["payload"]), dtype=np.uint8)])
-    content = {"sealed": ConfigRecord({"header": b"toy"}), "payload": payload}
+    array = Array(np.frombuffer(bytes.fromhex(order["payload"]), dtype=np.uint8))
+    head = ConfigRecord({"header": b"toy", "signature": b"none"})
+    content = {"sealed": head, "payload": ArrayRecord({"payload": array})}
     messages = [
         Message(RecordDict(dict(content)), node, "query", ttl=order["timeout_s"] + 60)
         for node in order["nodes"]

@@ -139,6 +139,9 @@ class Site:
     stop: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
+    def admit(self, header: bytes, signature: bytes, size_bytes: int) -> None:
+        """Take every header: the toy signs nothing."""
+
     @classmethod
     def create(
         cls,
@@ -165,7 +168,9 @@ class Site:
     def start(self) -> Site:
         """Run the client in a thread."""
         self.stop = threading.Event()
-        client = FleetClient(self.settings, lambda: self.pins, self.handle, self.health)
+        client = FleetClient(
+            self.settings, lambda: self.pins, self.handle, self.health, admit=self.admit
+        )
         self.thread = threading.Thread(target=client.run, args=(self.stop,), daemon=True)
         self.thread.start()
         return self

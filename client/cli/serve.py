@@ -180,7 +180,7 @@ def _fleet_client(site: Site) -> FleetClient:
 
     health = Health(write_status)
     settings = fleet_settings(site.state, site.config, site.membership)
-    return FleetClient(settings, site.plans.pins, build_app(site.answer), health)
+    return FleetClient(settings, site.plans.pins, build_app(site.answer), health, admit=site.admit)
 
 
 def fleet_settings(state: State, config: SiteConfig, membership: Membership) -> FleetSettings:
@@ -195,6 +195,7 @@ def fleet_settings(state: State, config: SiteConfig, membership: Membership) -> 
         proxy=config.network.proxy,
         poll_s=config.network.poll_s,
         max_message_bytes=config.limits.max_message_mib << 20,
+        inbox_bytes=config.limits.inbox_bytes,
     )
 
 

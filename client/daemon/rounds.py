@@ -6,18 +6,22 @@ Each step takes the value before it and returns the next one. The gate then make
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.state.ledger import Reservation
 from client.state.plans import Plans
-from common.errors import PolicyError
+from common.errors import PolicyError, RefusedError
 from common.privacy.boundary import check_weights, open_payload
 from common.privacy.mechanisms import Mechanism
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
 from common.wire.messages import Header
 from common.wire.tensors import Arrays
+
+NUMBER_BYTES = 8  # the widest type of a weight
+FRAME_BYTES = 1 << 20  # names and shapes in the file
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,25 @@ def open_round(header: Header, study: Study, payload: bytes, plans: Plans) -> Ro
     # (6) the global weights fit the plan's model
     check_weights(weights, expected)
     return Round(header, study, payload, expected)
+
+
+def check_size(header: Header, study: Study, size_bytes: int, plans: Plans) -> None:
+    """Raise RefusedError (E-SIZE) if a payload is larger than any weights of the plan's models.
+
+    A plan that pins no checkpoint says nothing of sizes: the site's own limit holds alone.
+    """
+    trained = study.models.trained()
+    models = [header.model] if header.kind == "train" else list(trained)
+    most = FRAME_BYTES
+    for model in models:
+        if trained[model].start is None:
+            return
+        for shape in plans.start_shapes(study, model).values():
+            most += NUMBER_BYTES * math.prod(shape)
+    if size_bytes > most:
+        raise RefusedError(
+            f"instruction: a payload of {size_bytes} bytes, at most {most} expected", code="E-SIZE"
+        )
 
 
 def _shapes_for_images(study: Study, weights: Arrays, plans: Plans) -> Shapes:

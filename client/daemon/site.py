@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from client.daemon import images, training
 from client.daemon.jobs import compute
 from client.daemon.path import admit
-from client.daemon.rounds import Output, Round, open_round
+from client.daemon.rounds import Output, Round, check_size, open_round
 from client.daemon.spending import Spending
 from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
@@ -53,7 +53,7 @@ from client.state.upgrade import upgrade
 from common.errors import RefusedError
 from common.privacy.boundary import check_instruction
 from common.study.plan import Study
-from common.wire.messages import Header, Sealed, digest_of_sealed, unseal
+from common.wire.messages import Header, Sealed, digest_of_sealed, open_header, unseal
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,19 @@ class Site:
         self.records = Records(self.state, self.config, self.plans)
         self.intakes = Intakes(self.state, self.config, self.progress)
         self._spending = Spending(self.records)
+
+    def admit(self, text: bytes, signature: bytes, size_bytes: int) -> None:
+        """Raise KohortError unless an instruction may be stored, judged by its header alone.
+
+        `size_bytes`: the declared size of its payload. `answer` checks the same again, and more.
+        """
+        # (1) the operator signed the instruction
+        header = open_header(text, signature, self.membership.operator)
+        # (2) the plan is approved and unaltered
+        study = self.plans.open(header.study)
+        # (3) kind, phase, model and round are the plan's, and the payload is of its size
+        check_order(header, study)
+        check_size(header, study, size_bytes, self.plans)
 
     def answer(self, sealed: Sealed) -> Sealed:
         """Return the reply to an instruction; raises KohortError, whose code alone may leave.

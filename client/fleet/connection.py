@@ -49,6 +49,7 @@ class FleetSettings:
     poll_s: float = 0.3
     max_message_bytes: int = 256 << 20
     max_objects: int = 4096
+    inbox_bytes: int = 1 << 30
     timeout_s: float = 30.0
     retry_first_s: float = 1.0
     retry_cap_s: float = 60.0

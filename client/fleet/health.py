@@ -263,6 +263,23 @@ MESSAGE_CORRUPT = _declare(
     "an instruction does not match its identifiers; refused",
     "tell the operator: the server or the connection changes messages",
 )
+INSTRUCTION_REFUSED = _declare(
+    "INSTRUCTION-REFUSED",
+    MESSAGE,
+    "error",
+    "an instruction was refused by its header; nothing of it was stored",
+    (
+        "see the code in docs/reference/errors.md; E-REFUSED: the server forwards what another key "
+        "than the operator's signed, tell the operator"
+    ),
+)
+INBOX_FULL = _declare(
+    "INBOX-FULL",
+    MESSAGE,
+    "error",
+    "the inbox has no room for a message; the server asks again",
+    "raise `limits.inbox_mib`, or look why replies cannot be sent",
+)
 WORK_FAILED = _declare(
     "WORK-FAILED",
     MESSAGE,

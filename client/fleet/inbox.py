@@ -28,8 +28,9 @@ HEAD_BYTES = 72
 class Inbox:
     """The stored messages of one site, by identifier (64 hex digits)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quota_bytes: int) -> None:
         self.folder = folder
+        self._quota_bytes = quota_bytes
         with disk_faults_named("create", folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             # What a killed process left half written.
@@ -41,12 +42,37 @@ class Inbox:
         found = [path for path in self.folder.iterdir() if MESSAGE_ID.fullmatch(path.name)]
         return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
 
+    def holds(self, message_id: str) -> bool:
+        """Return whether a message is stored."""
+        return (self.folder / message_id).exists()
+
+    def count(self) -> tuple[int, int]:
+        """Return how many stored messages have no reply yet, and how many have one."""
+        names = [name for name in os.listdir(self.folder) if MESSAGE_ID.fullmatch(name)]
+        replies = sum((self.folder / name / "reply").exists() for name in names)
+        return len(names) - replies, replies
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Return whether so many bytes more are within the quota."""
+        return self.used_bytes() + size_bytes <= self._quota_bytes
+
+    def used_bytes(self) -> int:
+        """Return the size of all files of the inbox; one that is dropped meanwhile may count."""
+        total = 0
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                try:
+                    total += os.lstat(Path(folder, name)).st_size
+                except FileNotFoundError:
+                    continue
+        return total
+
     def store(self, message_id: str, message: bytes, objects: Iterable[tuple[str, bytes]]) -> None:
         """Write one message and its objects, synced.
 
         If the iterator of objects raises, nothing is left.
         """
-        if (self.folder / message_id).exists():
+        if self.holds(message_id):
             return
         part = self.folder / f".part-{message_id}"
         try:
@@ -83,6 +109,8 @@ class Inbox:
         folder = self.folder / message_id
         _write_objects(folder / "reply.objects", objects.items())
         atomic_write(folder / "reply", reply, mode=0o600)
+        # what was asked is needed no more
+        (folder / "objects").unlink(missing_ok=True)
 
     def drop(self, message_id: str) -> None:
         """Remove a message and its reply."""

@@ -77,7 +77,7 @@ class Session:
             if not self._joined.is_set():
                 continue
             try:
-                if not self._send_heartbeat(wire):
+                if not self.send_heartbeat(wire):
                     self._joined.clear()
             except Exception as error:
                 log.info("heartbeat: %s", classify(error).state.code)
@@ -101,14 +101,14 @@ class Session:
         It would refuse a second activation of that node.
         """
         try:
-            return self._send_heartbeat(wire)
+            return self.send_heartbeat(wire)
         except CallFailed as failure:
             if failure.state is not states.KEY_UNKNOWN:
                 raise
             # The id may be of another server; activation tells whether the key is known.
             return False
 
-    def _send_heartbeat(self, wire: Wire) -> bool:
+    def send_heartbeat(self, wire: Wire) -> bool:
         """Return whether the server accepted a heartbeat."""
         if not wire.send_heartbeat(self.own_id):
             return False

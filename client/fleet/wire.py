@@ -59,6 +59,7 @@ from common.errors import EnvironmentFault
 FLWR_VERSION = "1.41.0"
 # The server counts a node as offline after twice this interval.
 HEARTBEAT_INTERVAL_S = 30.0
+SHELL_CAP_BYTES = 1 << 20
 T = TypeVar("T")
 
 
@@ -229,6 +230,9 @@ class Wire:
         if len(response.messages_list) != 1 or len(response.message_object_trees) != 1:
             raise CallFailed(states.NOT_THE_SERVER, "more than one message")
         pulled = PulledMessage(response)
+        # a reply repeats some of it
+        if response.ByteSize() > SHELL_CAP_BYTES:
+            raise CallFailed(states.ANSWER_TOO_LARGE, "a message without content")
         if not MESSAGE_ID.fullmatch(pulled.message_id):
             raise CallFailed(states.NOT_THE_SERVER, "message identifier")
         return pulled

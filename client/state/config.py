@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from client.state.artefacts import Limit
 from common.config import FrozenModel, load_yaml
@@ -27,6 +27,7 @@ from common.study.plan import Study
 from common.study.synthesis import Synthesis
 
 FILE = "site.yaml"
+INBOX_MESSAGES = 4  # two instructions and two replies of the largest size
 TRAINERS = tuple(FAMILIES)  # the models that client/child/job.py can train
 
 
@@ -141,6 +142,13 @@ class Limits(FrozenModel):
     max_message_mib: int = Field(
         default=512, ge=1, le=4096, description="largest instruction that is accepted, in MiB"
     )
+    inbox_mib: int = Field(
+        default=0,
+        ge=0,
+        le=65_536,
+        description="disk quota of instructions that wait and replies that are to be sent, in MiB; "
+        "0: four times max_message_mib",
+    )
     child_memory_gib: float = Field(
         default=0,
         ge=0,
@@ -159,6 +167,20 @@ class Limits(FrozenModel):
         description="how often a crashed child process is started again; each attempt spends the "
         "round's epsilon again",
     )
+
+    @property
+    def inbox_bytes(self) -> int:
+        """The disk quota of the inbox in bytes."""
+        return (self.inbox_mib or INBOX_MESSAGES * self.max_message_mib) << 20
+
+    @model_validator(mode="after")
+    def _hold_two_messages(self) -> Limits:
+        if 0 < self.inbox_mib < 2 * self.max_message_mib:
+            raise ValueError(
+                f"inbox_mib: {self.inbox_mib}, expected 0 or at least twice max_message_mib: an "
+                "instruction and its reply"
+            )
+        return self
 
 
 class SiteConfig(FrozenModel):

@@ -27,6 +27,7 @@ __all__ = [
     "canonical",
     "digest_of",
     "digest_of_sealed",
+    "open_header",
     "seal",
     "unseal",
 ]
@@ -73,21 +74,34 @@ def unseal(sealed: Sealed, public: Ed25519PublicKey, *, max_bytes: int) -> Heade
 
     Checks, in this order: sizes, signature, header version, header fields, payload digest.
     """
-    if len(sealed.header) > HEADER_CAP_BYTES or len(sealed.payload) > max_bytes:
+    if len(sealed.payload) > max_bytes:
         raise RefusedError(
             f"message of {len(sealed.payload)} bytes, at most {max_bytes} expected", code="E-SIZE"
         )
-    signing.verify(public, signing.MESSAGE, sealed.header, sealed.signature, what="message")
-    _check_version(sealed.header)
+    header = open_header(sealed.header, sealed.signature, public)
+    if header.digest != digest_of(sealed.payload):
+        raise RefusedError("message payload does not have the signed SHA-256", code="E-DIGEST")
+    return header
+
+
+def open_header(text: bytes, signature: bytes, public: Ed25519PublicKey) -> Header:
+    """Return a header that `public` signed, without its payload; raises RefusedError.
+
+    Checks, in this order: size, signature, version, fields.
+    """
+    if len(text) > HEADER_CAP_BYTES:
+        raise RefusedError(
+            f"message header of {len(text)} bytes, at most {HEADER_CAP_BYTES} expected",
+            code="E-SIZE",
+        )
+    signing.verify(public, signing.MESSAGE, text, signature, what="message")
+    _check_version(text)
     try:
-        header = Header.model_validate_json(sealed.header)
+        return Header.model_validate_json(text)
     except ValidationError as error:
         raise RefusedError(
             f"message header has {error.error_count()} unknown or damaged fields"
         ) from error
-    if header.digest != digest_of(sealed.payload):
-        raise RefusedError("message payload does not have the signed SHA-256", code="E-DIGEST")
-    return header
 
 
 def _check_version(header: bytes) -> None:

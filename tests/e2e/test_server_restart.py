@@ -71,7 +71,7 @@ def site_client(
         refused_retry_s=1.0,
     )
     stop = threading.Event()
-    client = FleetClient(settings, lambda: {pin}, toy.app(), Health())
+    client = FleetClient(settings, lambda: {pin}, toy.app(), Health(), admit=lambda *_: None)
     thread = threading.Thread(target=client.run, args=(stop,), daemon=True)
     thread.start()
     try:

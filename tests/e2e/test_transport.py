@@ -194,7 +194,7 @@ def handle(message, context):
 settings = FleetSettings(
     url, ca, folder / "node.key", folder / "fleet", folder / "node.crt", poll_s=0.05
 )
-FleetClient(settings, lambda: {pin}, handle, Health()).run(threading.Event())
+FleetClient(settings, lambda: {pin}, handle, Health(), admit=lambda *_: None).run(threading.Event())
 """
 
 

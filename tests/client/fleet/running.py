@@ -20,11 +20,21 @@ from tests.transport import until
 MARKER = "PATIENT-MUELLER"
 
 
+def admit_all(header: bytes, signature: bytes, size_bytes: int) -> None:
+    """Take every header."""
+
+
 class Running:
     """A client in a thread, with what its handler saw."""
 
     def __init__(
-        self, server: FleetServer, files: ServerFiles, folder: Path, handle: Any = None, **more: Any
+        self,
+        server: FleetServer,
+        files: ServerFiles,
+        folder: Path,
+        handle: Any = None,
+        admit: Any = None,
+        **more: Any,
     ) -> None:
         self.folder, self.seen, self.health = folder, [], Health()
         if not (folder / "node.key").exists():
@@ -46,9 +56,12 @@ class Running:
             | more
         )
         self._handle = handle or self.echo
+        self._admit = admit or admit_all
         self.pins = {PIN}
         self.stop = threading.Event()
-        self.client = FleetClient(self.settings, lambda: self.pins, self._watched, self.health)
+        self.client = FleetClient(
+            self.settings, lambda: self.pins, self._watched, self.health, admit=self._admit
+        )
         self.thread = threading.Thread(target=self.client.run, args=(self.stop,), daemon=True)
         self.thread.start()
 

@@ -20,7 +20,7 @@ from common.errors import ConfigurationError, EnvironmentFault, PolicyError
 from server.operator.certificates import (
     ServerFiles,
 )
-from tests.client.fleet.running import MARKER, Running, error_of
+from tests.client.fleet.running import MARKER, Running, admit_all, error_of
 from tests.fleet_server import PIN, FleetServer, instruction
 from tests.transport import until
 
@@ -192,7 +192,7 @@ def test_no_reply_now_drops_the_message(
 
 def test_a_second_client_on_the_same_folder_is_refused(server: FleetServer, site: Running) -> None:
     until(lambda: site.code() == "CONNECTED")
-    other = FleetClient(site.settings, set, Running.echo, Health())
+    other = FleetClient(site.settings, set, Running.echo, Health(), admit=admit_all)
     with pytest.raises(EnvironmentFault) as refused:
         other.run(threading.Event())
     assert refused.value.code == "E-LOCKED"
@@ -203,7 +203,13 @@ def test_a_second_client_on_the_same_folder_is_refused(server: FleetServer, site
 )
 def test_an_address_without_tls_or_with_a_path_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
-        FleetClient(FleetSettings(url, tmp_path, tmp_path, tmp_path), set, Running.echo, Health())
+        FleetClient(
+            FleetSettings(url, tmp_path, tmp_path, tmp_path),
+            set,
+            Running.echo,
+            Health(),
+            admit=admit_all,
+        )
 
 
 def test_no_error_of_our_own_ends_the_loop(
