@@ -291,6 +291,9 @@ DAMAGED = {
 def test_a_damaged_file_of_the_state_folder_is_named(name: str, place: Place, cli: Cli) -> None:
     (command, *options), code, words = DAMAGED[name]
     (place.state / name).write_bytes(b"\xffnot what it was\n" * 40)
+    # a database that was not closed yet would be read from its side file
+    for side in ("-wal", "-shm"):
+        (place.state / (name + side)).unlink(missing_ok=True)
     found, _, errors = cli(command, "--state", place.state, *options)
     assert found == code, errors
     assert words in errors
