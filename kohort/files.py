@@ -6,6 +6,7 @@ one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -41,6 +42,13 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             Path(name).unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a secret to a new file, mode 0600, whole or not at all; an existing one is an error."""
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    atomic_write(path, data, mode=0o600)
 
 
 def sync_folder(folder: Path) -> None:

@@ -121,12 +121,18 @@ def _config_text(site: str, data: Path, labels: Path | None) -> str:
 
 
 def _new_keys(place: State, site: str) -> Ed25519PrivateKey:
-    """Write the three keys of a new site; return the one that signs."""
-    new_pseudonym_key(place.pseudonym_key)
-    create_node_key(place.node_key, place.node_key.with_suffix(".pub"), site)
-    key = signing.new_key()
-    signing.save_private(place.sign_key, key)
-    return key
+    """Write the three keys of a new site; return the one that signs.
+
+    An init that was cut short goes on with the keys that it made.
+    """
+    if not place.pseudonym_key.exists():
+        new_pseudonym_key(place.pseudonym_key)
+    place.pseudonym_bytes()
+    if not place.node_key.exists():
+        create_node_key(place.node_key, place.node_key.with_suffix(".pub"), site)
+    if not place.sign_key.exists():
+        signing.save_private(place.sign_key, signing.new_key())
+    return place.signing_key()
 
 
 def _request(site: str, key: Ed25519PrivateKey, place: State) -> dict[str, str]:

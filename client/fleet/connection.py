@@ -98,8 +98,9 @@ def create_node_key(private: Path, public: Path, comment: str) -> None:
     line = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    atomic_write(private, pem, mode=0o600)
+    # the private key last: with it the pair is whole
     atomic_write(public, line + b" " + comment.encode() + b"\n")
+    atomic_write(private, pem, mode=0o600)
 
 
 def tls_context(settings: FleetSettings) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ Not covered: groups that lose a member, which never come again (client/synthesiz
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ from client.state.config import SiteConfig
 from client.state.folder import State
 from client.state.people import FILE as PEOPLE
 from client.state.people import People, PeopleFile
+from common.errors import disk_faults_named
 from common.study.intake import Intake
+
+GONE = ".gone"  # ends the name of a cohort that is being removed
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Intakes:
         folder = self.state.cohort(intake)
         if not folder.is_dir():
             return self._build(intake, folder)
+        self._finish_removal(intake)
         learn_persons(folder)
         return None
 
@@ -85,9 +90,19 @@ class Intakes:
         target = self.state.next_cohort(intake)
         report = self._build(intake, target)
         found = _compare(older[-1], target, report)
-        for folder in older:
-            shutil.rmtree(folder, ignore_errors=True)
+        self._finish_removal(intake)
         return found
+
+    def _finish_removal(self, intake: Intake) -> None:
+        """Remove the cohorts before the newest, also where an earlier removal was cut short.
+
+        Each loses its name first, so that nobody reads one that is half removed.
+        """
+        for folder in self.state.cohorts(intake)[:-1]:
+            with disk_faults_named("cannot remove the old cohort", folder):
+                os.rename(folder, folder.with_name(f".{folder.name}{GONE}"))
+        for folder in self.state.root.glob(f".cohort-*{GONE}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def changes(self, intake: Intake) -> Changes | None:
         """Return which files came, went or changed since the cohort was built; None if unknown."""

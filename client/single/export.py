@@ -44,7 +44,7 @@ from client.single.request import Outcome, Request
 from client.state.group_store import GroupStore
 from client.state.jobs import Progress
 from common.arrays import Images
-from common.errors import PolicyError
+from common.errors import PolicyError, disk_faults_named
 from common.privacy.boundary import check_single
 from common.privacy.events import latent_event
 from common.storage.files import atomic_write
@@ -114,7 +114,8 @@ def _charge_and_draw(
     site: Site, flow: Flow, store: Path, fresh: Mapping[str, Fresh], progress: Progress
 ) -> int:
     """Steps 4 and 5; return the number of ledger entries."""
-    store.mkdir(exist_ok=True, mode=0o700)
+    with disk_faults_named("cannot create", store):
+        store.mkdir(exist_ok=True, mode=0o700)
     turns = _assign_turns(fresh)
     for keys in turns:
         # (4) charge first

@@ -7,7 +7,6 @@ Not covered: what the files hold (the other modules of client/state).
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.state.people import FILE as PEOPLE
 from common.errors import ConfigurationError, disk_faults_named
-from common.storage.files import read_capped
+from common.storage.files import read_capped, write_new
 from common.storage.journal import Journal
 from common.study.intake import Intake
 from common.wire import signing
@@ -167,9 +166,4 @@ def _cohort_name(intake: Intake) -> str:
 def new_pseudonym_key(path: Path) -> None:
     """Write 32 fresh secret bytes, mode 0600; refuses to replace a key."""
     with disk_faults_named("cannot write the key", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(path, secrets.token_bytes(KEY_BYTES))

@@ -79,10 +79,16 @@ def transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, list[Entry]]]:
 def append(
     connection: sqlite3.Connection, entries: list[Entry], kind: str, data: dict[str, Any]
 ) -> Entry:
-    """Add one entry to the chain inside a transaction, and return it."""
+    """Add one entry to the chain inside a transaction, and return it.
+
+    The tables come with the first entry, in one commit: none is ever empty.
+    """
     previous = GENESIS
     if entries:
         previous = entries[-1].hash
+    else:
+        for statement in SCHEMA:
+            connection.execute(statement)
     number = len(entries) + 1
     body = canonical(data)
     digest = _digest(previous, number, kind.encode(), body)
@@ -93,10 +99,8 @@ def append(
 
 
 def _read(connection: sqlite3.Connection) -> list[Entry]:
-    """All entries, the chain verified; an empty file becomes an empty ledger."""
+    """All entries, the chain verified; an empty file has none, and reading leaves it empty."""
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        for statement in SCHEMA:
-            connection.execute(statement)
         return []
     entries: list[Entry] = []
     previous = GENESIS

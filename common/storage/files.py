@@ -3,6 +3,6 @@
 They are written there because the `kohort` distribution imports nothing of the application.
 """
 
-from kohort.files import atomic_write, file_digest, read_capped, sync_folder
+from kohort.files import atomic_write, file_digest, read_capped, sync_folder, write_new
 
-__all__ = ["atomic_write", "file_digest", "read_capped", "sync_folder"]
+__all__ = ["atomic_write", "file_digest", "read_capped", "sync_folder", "write_new"]

@@ -7,7 +7,6 @@ the plan pins. Of a bundle only the checked files are copied.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -71,10 +70,8 @@ def copy_bundle(source: Path, public: Ed25519PublicKey, target: Path) -> Study:
     for name in (PLAN_FILE, SIGNATURE_FILE):
         atomic_write(target / name, read_capped(source / name, PLAN_CAP_BYTES))
     for checkpoint in study.checkpoints():
-        (target / "checkpoints").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(
-            source / "checkpoints" / checkpoint.name, target / "checkpoints" / checkpoint.name
-        )
+        data = _read_pinned(source / "checkpoints" / checkpoint.name, checkpoint)
+        atomic_write(target / "checkpoints" / checkpoint.name, data)
     return open_bundle(target, public)
 
 

@@ -6,7 +6,6 @@ Not covered: which keys deserve trust. Verification is kohort/signatures.py, off
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -14,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, disk_faults_named
-from common.storage.files import read_capped
+from common.storage.files import read_capped, write_new
 from kohort.signatures import (
     KEY_CAP_BYTES,
     MESSAGE,
@@ -59,12 +58,7 @@ def save_private(path: Path, key: Ed25519PrivateKey) -> None:
         serialization.NoEncryption(),
     )
     with disk_faults_named("cannot write the key", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(path, text)
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, disk_faults_named
 from common.storage.files import atomic_write
@@ -14,7 +15,12 @@ from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.terminal import write
 from server.front.nginx import config_path, nginx_conf
-from server.operator.certificates import create_authority, issue_server_certificate
+from server.operator.certificates import (
+    Authority,
+    create_authority,
+    issue_server_certificate,
+    load_authority,
+)
 from server.operator.config import check_config, load_config, new_config
 from server.operator.state import ServerState
 
@@ -26,10 +32,10 @@ def init(state: StateFolder, name: Name, url: Url) -> None:
     """Set up a new operator's state folder.
 
     Makes server.yaml, the certificate authority, the server's certificate and the signing key.
-    Nothing that exists is replaced.
+    Nothing that exists is replaced: one that was cut short goes on with the keys that it made.
     """
     place = ServerState(state)
-    if place.config.exists() or place.operator_key.exists():
+    if place.config.exists():
         raise ConfigurationError(
             f"{state}: a server is set up here already", hint="give another folder with --state"
         )
@@ -37,10 +43,8 @@ def init(state: StateFolder, name: Name, url: Url) -> None:
     check_folder("--state", state)
     make_root(place.root)
     # The certificate authority, the server's certificate, the key that signs plans.
-    authority = create_authority(place.authority, name)
-    issue_server_certificate(authority, place.tls, [config.host])
-    key = signing.new_key()
-    signing.save_private(place.operator_key, key)
+    issue_server_certificate(_make_authority(place, name), place.tls, [config.host])
+    key = _make_operator_key(place)
     public = signing.public_text(key.public_key(), name) + "\n"
     atomic_write(place.operator_key.with_suffix(".pub"), public.encode())
     # Last, so that a folder with server.yaml is complete.
@@ -48,6 +52,22 @@ def init(state: StateFolder, name: Name, url: Url) -> None:
     write(f"server {name} set up in {state}\n")
     write(f"operator key: {signing.fingerprint(key.public_key())}\n")
     write(f"next: kohort-server sign STUDY.yaml --state {state} --out BUNDLE\n")
+
+
+def _make_authority(place: ServerState, name: str) -> Authority:
+    """The certificate authority: a new one, or that of an init which was cut short."""
+    if (place.authority / "ca.crt").exists():
+        return load_authority(place.authority)
+    # a key without certificate has signed nothing
+    (place.authority / "ca.key").unlink(missing_ok=True)
+    return create_authority(place.authority, name)
+
+
+def _make_operator_key(place: ServerState) -> Ed25519PrivateKey:
+    """The key that signs plans: a new one, or that of an init which was cut short."""
+    if not place.operator_key.exists():
+        signing.save_private(place.operator_key, signing.new_key())
+    return signing.load_private(place.operator_key)
 
 
 def make_root(root: Path) -> None:

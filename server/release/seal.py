@@ -98,5 +98,8 @@ def publish(part: Path, target: Path) -> None:
             hint="raise release.version in a new plan",
         )
     _open_to_all(part)
+    # a power cut leaves no release, or a whole one
+    for path in (*part.rglob("*"), part):
+        sync_folder(path)
     part.rename(target)
     sync_folder(target.parent)

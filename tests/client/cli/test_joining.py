@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+
+import pytest
 
 from client.fleet.health import STATES
 from client.state.folder import State
@@ -110,3 +113,32 @@ def test_another_operators_join_file_is_refused_until_a_person_says_replace(
     assert (state / "membership.json").read_bytes() == before
     assert cli("join", "--state", state, file, "--replace")[0] == 0
     assert json.loads((state / "membership.json").read_text())["operator_key"] != old
+
+
+@pytest.mark.parametrize("left", range(4))
+def test_an_init_that_was_cut_short_is_completed_with_the_keys_that_it_made(
+    left: int, joined: tuple[Path, Path], cli: Cli, tmp_path: Path
+) -> None:
+    made = joined[0]
+    state = tmp_path / "cut"
+    keys = ("pseudonym.key", "node.pub", "node.key", "sign.key")[:left]
+    (state / "keys").mkdir(parents=True)
+    for name in keys:
+        shutil.copyfile(made / "keys" / name, state / "keys" / name)
+        (state / "keys" / name).chmod(0o600)
+    code = cli("init", "--state", state, "--site", "hospital-a", "--data", tmp_path / "data")[0]
+    assert code == 0
+    # a public key without its private one is made again
+    for name in set(keys) - ({"node.pub"} if "node.key" not in keys else set()):
+        assert (state / "keys" / name).read_bytes() == (made / "keys" / name).read_bytes()
+
+
+def test_half_a_pseudonym_key_is_refused(cli: Cli, tmp_path: Path) -> None:
+    state = tmp_path / "half"
+    (state / "keys").mkdir(parents=True)
+    (state / "keys" / "pseudonym.key").write_bytes(b"half")
+    (tmp_path / "data").mkdir()
+    code, _, err = cli("init", "--state", state, "--site", "a", "--data", tmp_path / "data")
+    assert code == 2
+    assert "4 bytes, expected 32" in err
+    assert not (state / "site.yaml").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from client.state.ledger import Ledger, PracticeReservation, Reservation
+from client.state.ledger_file import transaction
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld
 from common.privacy.latent_mechanisms import LatentLaplace
@@ -131,3 +132,13 @@ def test_a_ledger_without_a_meaning_is_refused(
     with pytest.raises(ConfigurationError):
         Ledger.open(tmp_path / "ledger.sqlite", cap_epsilon=cap, delta=delta, filter_order=order)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ledger_whose_first_commit_was_cut_short_is_read_and_begins_later(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.touch(mode=0o600)
+    with transaction(path) as (_, entries):
+        assert entries == []
+    ledger = opened(tmp_path)
+    ledger.verify()
+    assert [row.kind for row in ledger.rows()] == ["open"]

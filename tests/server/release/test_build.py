@@ -5,6 +5,7 @@ import html
 import json
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from kohort.verification import verify
 from server.release.build import build_release
 from server.release.limits import count_sentence
 from server.release.statement import AUDIT_LIMITS
+from tests.faults.disk import Disk
 from tests.releases import batch, release_inputs, small_release
 
 
@@ -202,3 +204,14 @@ def test_pictures_carry_no_metadata(release: Path) -> None:
             at += 12 + length
         assert set(kinds) <= {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
     assert np.unique([p.parent.name for p in (release / "data").rglob("*.png")]).size == 3
+
+
+def test_every_byte_of_a_release_is_on_disk_before_it_is_visible(tmp_path: Path) -> None:
+    operator = signing.new_key()
+    inputs = release_inputs(tmp_path, operator)
+    disk = Disk([tmp_path / "releases"])
+    with ExitStack() as stack:
+        disk.install(stack)
+        build_release(inputs, tmp_path / "releases", operator)
+    assert any(event.kind == "rename" for event in disk.events)
+    assert disk.unsynced == []

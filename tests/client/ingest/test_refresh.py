@@ -1,0 +1,54 @@
+"""A refresh that was cut short: the old cohort is whole, or nobody reads it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.ingest.refresh import Intakes
+from client.state.folder import State
+from tests.sites import Hospital, make_hospital, write_cohort
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Hospital:
+    return make_hospital(tmp_path)
+
+
+def intakes(hospital: Hospital) -> Intakes:
+    site = hospital.site()
+    return Intakes(site.state, site.config)
+
+
+def test_an_old_cohort_loses_its_name_before_its_files(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = State(hospital.root)
+    old = place.cohort(hospital.study.intake)
+    write_cohort(place.next_cohort(hospital.study.intake), hospital.study)
+    seen: list[bool] = []
+    remove = shutil.rmtree
+
+    def watched(path: Any, **named: Any) -> None:
+        seen.append(old.exists())
+        remove(path, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    intakes(hospital).ensure(hospital.study.intake)
+    assert seen == [False]
+    assert place.cohorts(hospital.study.intake) == (place.cohort(hospital.study.intake),)
+
+
+def test_what_a_cut_removal_left_goes_with_the_next_round(hospital: Hospital) -> None:
+    place = State(hospital.root)
+    old = place.cohort(hospital.study.intake)
+    write_cohort(place.next_cohort(hospital.study.intake), hospital.study)
+    left = old.with_name(f".{old.name}.gone")
+    os.rename(old, left)
+    (left / "index.sqlite").unlink()
+    intakes(hospital).ensure(hospital.study.intake)
+    assert not left.exists()
