@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+DUMPABLE = 4  # PR_SET_DUMPABLE
 POLL_S = 1.0
 
 
@@ -27,12 +28,15 @@ _PRCTL = (
 
 
 def keep_private() -> None:
-    """Let nobody else read what this process writes, and let no core dump hold its memory.
+    """Let nobody else read what this process writes, and let nothing dump or trace its memory.
 
-    Call it first in every program that holds keys or pixels; its children inherit both.
+    Call it first in every program that holds keys or pixels. Its children inherit the mask and the
+    limit on core dumps; that another process of this user may not trace it, they say themselves.
     """
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if _PRCTL is not None:
+        _PRCTL(DUMPABLE, 0, 0, 0, 0)
 
 
 def end_with_parent(signal_number: int = signal.SIGTERM) -> None:

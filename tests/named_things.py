@@ -52,18 +52,26 @@ ACTIONS = {("kohort-site", "ledger"): {"verify"}, ("kohort-server", "sites"): {"
 
 
 @functools.cache
-def programs() -> dict[str, dict[str, click.Command]]:
-    """The commands of each program, by name."""
+def groups() -> dict[str, click.Group]:
+    """The programs, each a group of commands with options of its own."""
     from client.cli.main import app as site
     from kohort.commands import app as researcher
     from server.cli.main import app as operator
-    from server.demo.rehearsal import app as demo
 
     found = {}
     for name, app in (("kohort-site", site), ("kohort-server", operator), ("kohort", researcher)):
         group = typer.main.get_command(app)
         assert isinstance(group, click.Group)
-        found[name] = dict(group.commands)
+        found[name] = group
+    return found
+
+
+@functools.cache
+def programs() -> dict[str, dict[str, click.Command]]:
+    """The commands of each program, by name."""
+    from server.demo.rehearsal import app as demo
+
+    found = {name: dict(group.commands) for name, group in groups().items()}
     # `kohort demo` passes its options on to a program of its own.
     found["kohort"]["demo"] = typer.main.get_command(demo)
     return found
@@ -82,6 +90,8 @@ def options_of(command: click.Command) -> set[str]:
 def all_options() -> set[str]:
     """The options of all programs."""
     found: set[str] = set()
+    for group in groups().values():
+        found |= options_of(group)
     for commands in programs().values():
         for command in commands.values():
             found |= options_of(command)

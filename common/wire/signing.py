@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, disk_faults_named
 from common.storage.files import read_capped, write_new
+from common.wire import keys
 from kohort.signatures import (
     KEY_CAP_BYTES,
     MESSAGE,
@@ -38,6 +39,7 @@ __all__ = [
     "load_private",
     "new_key",
     "parse_public",
+    "private_text",
     "public_text",
     "save_private",
     "sign",
@@ -50,26 +52,41 @@ def new_key() -> Ed25519PrivateKey:
     return Ed25519PrivateKey.generate()
 
 
-def save_private(path: Path, key: Ed25519PrivateKey) -> None:
-    """Write the key as an unencrypted OpenSSH file, mode 0600; an existing file is an error."""
-    text = key.private_bytes(
+def private_text(key: Ed25519PrivateKey) -> bytes:
+    """Return a key as an unencrypted OpenSSH file."""
+    return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.OpenSSH,
         serialization.NoEncryption(),
     )
+
+
+def save_private(path: Path, key: Ed25519PrivateKey) -> None:
+    """Write the key as an unencrypted OpenSSH file, mode 0600; an existing file is an error."""
+    text = private_text(key)
     with disk_faults_named("cannot write the key", path):
         write_new(path, text)
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
-    """Return the Ed25519 key in an OpenSSH private key file."""
-    try:
-        key = serialization.load_ssh_private_key(read_capped(path, KEY_CAP_BYTES), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"{path}: not an unencrypted OpenSSH private key") from error
+    """Return the Ed25519 key in an OpenSSH private key file, or in a protected PEM file."""
+    text = read_capped(path, KEY_CAP_BYTES)
+    key: object
+    if text.lstrip().startswith(keys.PROTECTED):
+        key = keys.from_pem(text, path)
+    else:
+        key = _load_open(text, path)
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigurationError(f"{path}: expected an Ed25519 key, got {type(key).__name__}")
     return key
+
+
+def _load_open(text: bytes, path: Path) -> object:
+    """The key in an OpenSSH file without a passphrase."""
+    try:
+        return serialization.load_ssh_private_key(text, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(f"{path}: not an unencrypted OpenSSH private key") from error
 
 
 def sign(key: Ed25519PrivateKey, namespace: str, data: bytes) -> bytes:

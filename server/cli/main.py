@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from common import passphrase
 from common.process import keep_private
 from kohort.console import run_typer
-from server.cli import plans, pretrain, publish, serve, setup, sites
+from server.cli import authority, plans, pretrain, publish, serve, setup, sites
 
 app = typer.Typer(
     add_completion=False,
@@ -16,6 +18,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
+
+
+@app.callback()
+def main_options(
+    passphrase_fd: Annotated[
+        int | None,
+        typer.Option(min=0, help="descriptor of the passphrase that opens protected keys"),
+    ] = None,
+) -> None:
+    """The operator's program: plans, sites, rounds, releases."""
+    if passphrase_fd is not None:
+        passphrase.offer(passphrase.read_descriptor(passphrase_fd))
+
+
 app.command()(setup.init)
 app.command()(setup.front)
 app.command()(plans.plan)
@@ -23,6 +39,9 @@ app.command()(plans.pin)
 app.command()(plans.sign)
 app.command()(sites.enrol)
 app.command()(sites.sites)
+app.command()(authority.certify)
+app.command()(authority.renew)
+app.command()(authority.protect)
 app.command()(serve.run)
 app.command()(serve.status)
 app.command()(publish.release)

@@ -19,17 +19,27 @@ from common.storage.lock import FolderLock
 from common.study.bundle import copy_bundle, open_bundle
 from common.study.plan import Study
 from common.wire.app_bundle import write_app
+from server.cli.authority import server_secret
 from server.cli.options import AsJson, Bundle, StateFolder
-from server.cli.state_folder import load_operator_key, open_record, open_registry
+from server.cli.state_folder import (
+    load_operator_key,
+    load_operator_public,
+    open_record,
+    open_registry,
+)
 from server.cli.terminal import study_progress, write
 from server.flower.tasks import foreign_runs
 from server.front.port import open_door
 from server.operator.certificates import (
+    AUTHORITY_KEY,
     check_certificate,
     issue_server_certificate,
     load_authority,
+    read_certificate,
 )
 from server.operator.config import ServerConfig, load_config
+from server.operator.expiry import ending_certificates
+from server.operator.renewal import check_server_files
 from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 
@@ -74,23 +84,35 @@ def serve(
     # A fresh app bundle and a fresh certificate at every start.
     shutil.rmtree(app, ignore_errors=True)
     pin = write_app(app, read_capped(root / "bundle" / "study.yaml", STUDY_FILE_CAP_BYTES))
-    authority = load_authority(place.authority)
-    files = issue_server_certificate(authority, place.tls, [config.host])
+    issue_certificate(place, config)
     # The ServerApp's process learns from its environment which study to run.
     environment = {
         "KOHORT_SERVER_STATE": str(place.root.resolve()),
         "KOHORT_STUDY_HASH": study.hash(),
     }
-    check_certificate(files.certificate, authority.certificate)
     with (
         open_registry(place) as registry,
         study_progress(study.name) as (show, say),
         open_door(place.root.resolve(), config, port) as front,
     ):
         say(f"study {study.name}: starting on {config.listen.host}:{port}")
+        for ending in ending_certificates(place, registry.sites()):
+            say(f"warning: {ending.line}")
         with SuperLink(place.superlink, pin, front=front, environment=environment) as link:
             signal.signal(signal.SIGHUP, lambda *_: link.reload_front())
             Coordinator(place, link.calls, registry, record, app, config.limits, show, say).run()
+
+
+def issue_certificate(place: ServerState, config: ServerConfig) -> None:
+    """Make a fresh certificate; where the authority's key is elsewhere, check the one there is."""
+    if (place.authority / AUTHORITY_KEY).exists():
+        authority = load_authority(place.authority)
+        secret = server_secret(config)
+        files = issue_server_certificate(authority, place.tls, [config.host], secret=secret)
+        check_certificate(files.certificate, authority.certificate)
+    else:
+        root = read_certificate(place.authority / "ca.crt")
+        check_server_files(place.tls, root, config.host)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -126,10 +148,13 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
     studies = study_rows(place)
     with open_registry(place) as registry:
         sites = list(registry.sites().values())
+        ending = ending_certificates(place, registry.sites())
     foreign = foreign_runs(place.superlink)
     if as_json:
         rows = [{"site": site.name, "state": site.state, "code": site.code} for site in sites]
-        write(json.dumps({"studies": studies, "sites": rows, "foreign_runs": foreign}) + "\n")
+        soon = [{"of": one.whose, "ends": one.ends.isoformat()} for one in ending]
+        facts = {"studies": studies, "sites": rows, "foreign_runs": foreign, "ending": soon}
+        write(json.dumps(facts) + "\n")
         return
     for row in studies:
         now = "complete" if row["complete"] else f"{row['phase']} {row['waiting']}".strip()
@@ -138,14 +163,16 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
         write(f"{site.name:<24} {site.state} {site.code}\n")
     for row in foreign:
         write(f"foreign run refused at {row['time']}: E-APP-UNPINNED\n")
+    for one in ending:
+        write(f"warning: {one.line}\n")
 
 
 def study_rows(place: ServerState) -> list[dict[str, Any]]:
     """Return each study's progress, from its journal."""
-    key = load_operator_key(place)
+    key = load_operator_public(place)
     rows: list[dict[str, Any]] = []
     for bundle in sorted((place.root / "studies").glob("*/bundle")):
-        study = open_bundle(bundle, key.public_key())
+        study = open_bundle(bundle, key)
         with open_record(place, study) as record:
             rows.append({"study": study.name, "hash": study.hash(), **vars(record.progress())})
     return rows

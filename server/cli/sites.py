@@ -13,7 +13,7 @@ from common.storage.files import atomic_write
 from common.wire import signing
 from server.cli.options import StateFolder
 from server.cli.output import check_folder
-from server.cli.state_folder import load_operator_key, open_registry
+from server.cli.state_folder import load_operator_public, open_registry
 from server.cli.terminal import write
 from server.operator import enrolment
 from server.operator.config import load_config
@@ -27,15 +27,19 @@ def enrol(
     out: Annotated[
         Path | None, typer.Option(help="join file to write; default: NAME.join.json beside it")
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="the site's, from `certify`, where the authority's key is elsewhere"),
+    ] = None,
 ) -> None:
     """Enrol a site from its request file and write its join file. Works while the server runs."""
     place = ServerState(state)
-    key = load_operator_key(place)
+    key = load_operator_public(place)
     if out is not None:
         check_folder("--out", out.parent)
     config = load_config(place.config)
-    line = signing.public_text(key.public_key(), config.name)
-    join = enrolment.enrol(request, place, config, line)
+    line = signing.public_text(key, config.name)
+    join = enrolment.enrol(request, place, config, line, certificate)
     name = str(json.loads(join)["site"])
     target = out or request.parent / f"{name}.join.json"
     atomic_write(target, join)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import httpx
 
+from common import passphrase
 from common.errors import RefusedError
 from common.process import keep_private
 from common.storage.files import read_capped
@@ -156,7 +157,11 @@ class Executor:
         command = [sys.executable, "-P", "-m", "server.flower.app_process", str(self.folder)]
         with (self.folder / CHILD_LOG).open("ab") as output:
             child = subprocess.Popen(
-                [*command, self.app], stdin=subprocess.PIPE, stdout=output, stderr=output
+                [*command, self.app],
+                pass_fds=passphrase.descriptors(),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
             )
         assert child.stdin is not None
         try:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from common import passphrase
 from common.errors import EnvironmentFault, disk_faults_named
 from common.storage.files import atomic_write
 from common.storage.lock import FolderLock
@@ -170,7 +171,9 @@ class SuperLink:
     def _executor(self) -> Child:
         """The executor, which starts the ServerApp's process."""
         command = program("server.flower.executor", str(self.state_dir), self._pin, self._app)
-        return Child("executor", command, self.state_dir / "executor.log")
+        # the ServerApp's process opens the operator's key
+        inherited = passphrase.descriptors()
+        return Child("executor", command, self.state_dir / "executor.log", inherited)
 
     def _doors(self) -> tuple[Child, ...]:
         """The embedded front; it inherits its listening socket, so none is lost in a restart."""
@@ -179,7 +182,8 @@ class SuperLink:
         where = self._front.where
         command = program("server.front.process", str(self._front.state), where)
         log_file = self.state_dir / "front-errors.log"
-        return (Child(FRONT_NAME, command, log_file, self._front.descriptors),)
+        inherited = (*self._front.descriptors, *passphrase.descriptors())
+        return (Child(FRONT_NAME, command, log_file, inherited),)
 
     def _watch(self) -> None:
         """Start the children, restart the dead, end them all on stop.

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from common import passphrase
 from server.front import rules
 from server.front.proxy import CERTIFICATE, Proxy
 from server.front.web import web_server
@@ -36,9 +37,22 @@ def tls_context(files: ServerFiles) -> ssl.SSLContext:
     # a missing certificate gets an answer that names it: 400
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(files.ca)
-    context.load_cert_chain(files.certificate, files.key)
+    load_certificate(context, files)
     context.num_tickets = 0
     return context
+
+
+def load_certificate(context: ssl.SSLContext, files: ServerFiles) -> None:
+    """Read the server's certificate and key, for connections from now on.
+
+    Raises ssl.SSLError for files that do not belong together; then the old ones stay.
+    """
+    # without a password OpenSSL would ask a terminal
+    secret = passphrase.current() or b""
+    # OpenSSL drops the old pair before it compares the new one
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for one in (trial, context):
+        one.load_cert_chain(files.certificate, files.key, password=secret)
 
 
 class Connection(HttpToolsProtocol):

@@ -12,22 +12,26 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from common.process import keep_private
 from server.front.behind import BehindNginx
-from server.front.listener import Listener, tls_context
+from server.front.listener import Listener, load_certificate, tls_context
 from server.front.proxy import Proxy
 from server.front.sites import Sites
 from server.front.sockets import FLEET, FRONT, SOCKETS, SocketFolder
 from server.operator.certificates import ServerFiles
+from server.operator.expiry import ending_certificates
 from server.operator.state import ServerState
 
 LOG_BYTES = 8 << 20
 LOGS_KEPT = 3
+DAY_S = 86_400
 NGINX = "nginx"
+log = logging.getLogger("kohort.front")
 
 
 async def serve(state: ServerState, where: str) -> None:
@@ -51,19 +55,33 @@ async def serve(state: ServerState, where: str) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
+    watch = loop.create_task(_warn_daily(state, sites))
     try:
         await front.serve()
     finally:
+        watch.cancel()
         await proxy.close()
         sites.close()
+
+
+async def _warn_daily(state: ServerState, sites: Sites) -> None:
+    """Log the certificates that end within a month, once a day."""
+    while True:
+        for ending in ending_certificates(state, sites.all()):
+            log.warning("%s", ending.line)
+        await asyncio.sleep(DAY_S)
 
 
 def _reload_on_hangup(front: Listener, files: ServerFiles) -> None:
     """Read the server's certificate again on SIGHUP; open connections keep the old one."""
 
     def reload() -> None:
-        front.context.load_cert_chain(files.certificate, files.key)
-        logging.getLogger("kohort.front").info("certificate read again")
+        try:
+            load_certificate(front.context, files)
+        except (OSError, ssl.SSLError):
+            log.warning("certificate and key do not belong together: the old ones stay")
+            return
+        log.info("certificate read again")
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from common.errors import ConfigurationError
 from server.operator.certificates import parse_site_key
-from server.operator.sites import Registry
+from server.operator.sites import Registry, Site
 
 REMEMBERED = 4096
 
@@ -80,6 +80,13 @@ class Sites:
         if self._enrolled().get(found.name) != found.key:
             return None
         return found
+
+    def all(self) -> dict[str, Site]:
+        """Return every site as the registry stands.
+
+        A second registry in this process would let go of the locks that this one holds.
+        """
+        return self._registry.sites()
 
     def _enrolled(self) -> dict[str, bytes]:
         """The node key of every site that is not revoked, by name."""

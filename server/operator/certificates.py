@@ -22,14 +22,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common import passphrase
 from common.errors import ConfigurationError, disk_faults_named
 from common.storage.files import atomic_write, read_capped
+from common.wire import keys
 
 CA_DAYS = 3650
 SERVER_DAYS = 825
 SITE_DAYS = 397
 BACKDATED = timedelta(hours=1)  # for a site whose clock is a little behind
 PEM_CAP_BYTES = 65_536
+AUTHORITY_KEY = "ca.key"
 LOOPBACK = ("localhost", "127.0.0.1")
 
 
@@ -55,7 +58,7 @@ def create_authority(folder: Path, name: str = "kohort") -> Authority:
 
     Raises ConfigurationError where there is one already.
     """
-    for path in (folder / "ca.key", folder / "ca.crt"):
+    for path in (folder / AUTHORITY_KEY, folder / "ca.crt"):
         if path.exists():
             raise ConfigurationError(
                 f"{path}: a certificate authority is already here",
@@ -68,8 +71,8 @@ def create_authority(folder: Path, name: str = "kohort") -> Authority:
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
     _make_folder(folder)
-    atomic_write(folder / "ca.key", _private_pem(key), mode=0o600)
-    atomic_write(folder / "ca.crt", _pem(certificate))
+    atomic_write(folder / AUTHORITY_KEY, keys.to_pem(key, passphrase.current()), mode=0o600)
+    atomic_write(folder / "ca.crt", to_pem(certificate))
     return Authority(certificate, key)
 
 
@@ -79,7 +82,7 @@ def load_authority(folder: Path) -> Authority:
     Raises ConfigurationError if a file is missing, foreign or expired.
     """
     certificate = read_certificate(folder / "ca.crt")
-    key = _read_key(folder / "ca.key")
+    key = read_key(folder / AUTHORITY_KEY)
     if certificate.public_key() != key.public_key():
         raise ConfigurationError(f"{folder / 'ca.key'}: not the key of {folder / 'ca.crt'}")
     _check_dates(certificate, folder / "ca.crt", datetime.now(UTC))
@@ -87,26 +90,44 @@ def load_authority(folder: Path) -> Authority:
 
 
 def issue_server_certificate(
-    authority: Authority, folder: Path, hosts: Sequence[str] = (), *, days: float = SERVER_DAYS
+    authority: Authority,
+    folder: Path,
+    hosts: Sequence[str] = (),
+    *,
+    days: float = SERVER_DAYS,
+    secret: bytes | None = None,
 ) -> ServerFiles:
     """Return the files of a new server certificate, valid for this machine's loopback and `hosts`.
 
-    An older one is replaced.
+    An older one is replaced. `secret`: the passphrase that protects the key.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    names = list(dict.fromkeys((*LOOPBACK, *hosts)))
-    builder = _leaf(
-        authority, _name(names[-1]), key.public_key(), days, ExtendedKeyUsageOID.SERVER_AUTH
-    )
-    builder = builder.add_extension(
-        x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
-    )
+    certificate = sign_server_key(authority, key.public_key(), hosts, days=days)
     _make_folder(folder)
     files = ServerFiles(folder / "server.crt", folder / "server.key", folder / "ca.crt")
-    atomic_write(files.ca, _pem(authority.certificate))
-    atomic_write(files.key, _private_pem(key), mode=0o600)
-    atomic_write(files.certificate, _pem(builder.sign(authority.key, hashes.SHA256())))
+    atomic_write(files.ca, to_pem(authority.certificate))
+    atomic_write(files.key, keys.to_pem(key, secret), mode=0o600)
+    atomic_write(files.certificate, to_pem(certificate))
     return files
+
+
+def sign_server_key(
+    authority: Authority,
+    key: ec.EllipticCurvePublicKey,
+    hosts: Sequence[str],
+    *,
+    days: float = SERVER_DAYS,
+) -> x509.Certificate:
+    """Return a server certificate for a key, for this machine's loopback and `hosts`."""
+    names = list(dict.fromkeys((*LOOPBACK, *hosts)))
+    builder = _leaf(authority, _name(names[-1]), key, days, ExtendedKeyUsageOID.SERVER_AUTH)
+    builder = builder.add_extension(alternative_names(names), critical=False)
+    return builder.sign(authority.key, hashes.SHA256())
+
+
+def alternative_names(names: Sequence[str]) -> x509.SubjectAlternativeName:
+    """Return hosts as TLS compares them."""
+    return x509.SubjectAlternativeName([_general_name(name) for name in names])
 
 
 def issue_site_certificate(
@@ -116,9 +137,16 @@ def issue_site_certificate(
 
     `public_key`: its line `ecdsa-sha2-nistp256 AAAA...`.
     """
+    atomic_write(out, site_certificate(authority, site, public_key, days=days))
+
+
+def site_certificate(
+    authority: Authority, site: str, public_key: str, *, days: float = SITE_DAYS
+) -> bytes:
+    """Return the client certificate of `site` as PEM text."""
     key = parse_site_key(public_key)
     builder = _leaf(authority, _name(site), key, days, ExtendedKeyUsageOID.CLIENT_AUTH)
-    atomic_write(out, _pem(builder.sign(authority.key, hashes.SHA256())))
+    return to_pem(builder.sign(authority.key, hashes.SHA256()))
 
 
 def parse_site_key(public_key: str) -> ec.EllipticCurvePublicKey:
@@ -178,13 +206,10 @@ def _check_dates(certificate: x509.Certificate, path: Path, now: datetime) -> No
         )
 
 
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The unencrypted EC private key at `path`."""
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the EC private key at `path`; raises ConfigurationError."""
     _must_exist(path)
-    try:
-        key = serialization.load_pem_private_key(read_capped(path, PEM_CAP_BYTES), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"{path}: not an unencrypted PEM private key") from error
+    key = keys.from_pem(read_capped(path, PEM_CAP_BYTES), path)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{path}: expected an EC key, got {type(key).__name__}")
     return key
@@ -192,10 +217,15 @@ def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 def _must_exist(path: Path) -> None:
     """A missing file is a mistake in a configuration, not a fault of the disk."""
-    if not path.is_file():
-        raise ConfigurationError(
-            f"{path}: no such file", hint="`kohort-server init` creates the certificate authority"
+    if path.is_file():
+        return
+    hint = "`kohort-server init` creates the certificate authority"
+    if path.name == AUTHORITY_KEY:
+        hint = (
+            "is the authority's key elsewhere? There `kohort-server certify` signs; here "
+            "`enrol --certificate` and `renew --certificate` take what it wrote"
         )
+    raise ConfigurationError(f"{path}: no such file", hint=hint)
 
 
 def _make_folder(folder: Path) -> None:
@@ -268,13 +298,6 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as text."""
+def to_pem(certificate: x509.Certificate) -> bytes:
+    """Return a certificate as text."""
     return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as unencrypted PKCS #8 text."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

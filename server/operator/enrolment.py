@@ -5,42 +5,94 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.errors import disk_faults_named
-from common.storage.files import read_capped
-from server.operator.certificates import PEM_CAP_BYTES, issue_site_certificate, load_authority
+from common.errors import RefusedError, disk_faults_named
+from common.storage.files import atomic_write
+from server.operator.certificates import (
+    check_certificate,
+    load_authority,
+    parse_site_key,
+    read_certificate,
+    site_certificate,
+    to_pem,
+)
 from server.operator.config import ServerConfig
-from server.operator.requests import read_request
+from server.operator.requests import Request, read_request
 from server.operator.sites import Registry
 from server.operator.state import ServerState
 
 
-def enrol(request_path: Path, state: ServerState, config: ServerConfig, operator_key: str) -> bytes:
+def enrol(
+    request_path: Path,
+    state: ServerState,
+    config: ServerConfig,
+    operator_key: str,
+    certificate: Path | None = None,
+) -> bytes:
     """Enrol the site behind a request file and return the content of its join file.
 
-    `operator_key`: the operator's public key line. Enrolling the same request again gives a join
-    file with a new certificate.
+    `operator_key`: the operator's public key line. `certificate`: the site's, from `certify`, where
+    the authority's key is elsewhere. Enrolling the same request again gives a join file with a new
+    certificate.
     """
+    # everything is checked before the registry changes
     request = read_request(request_path)
-    authority = load_authority(state.authority)
+    if certificate is None:
+        authority = load_authority(state.authority)
+        issued = site_certificate(authority, request.site, request.node_key)
+        root = authority.certificate
+    else:
+        root = read_certificate(state.authority / "ca.crt")
+        issued = check_site_certificate(certificate, root, request)
     registry = Registry(state.sites)
     try:
         site = registry.enrol(request)
     finally:
         registry.close()
     # A client certificate on the key that the site registers with Flower.
-    certificate = state.root / "certificates" / f"{site.name}.crt"
-    with disk_faults_named("create", certificate.parent):
-        certificate.parent.mkdir(parents=True, exist_ok=True)
-    issue_site_certificate(authority, site.name, site.node_key, certificate)
+    kept = state.site_certificate(site.name)
+    with disk_faults_named("create", kept.parent):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(kept, issued)
     # What the site needs to join.
     join = {
         "format": "kohort-join/1",
         "site": site.name,
         "server_url": config.url,
-        "ca": authority.certificate.public_bytes(Encoding.PEM).decode(),
+        "ca": to_pem(root).decode(),
         "operator_key": operator_key,
-        "client_certificate": read_capped(certificate, PEM_CAP_BYTES).decode(),
+        "client_certificate": issued.decode(),
     }
     return json.dumps(join, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def check_site_certificate(path: Path, authority: x509.Certificate, request: Request) -> bytes:
+    """Return the PEM text of a certificate for exactly this request.
+
+    Raises ConfigurationError for another authority's or an expired one, RefusedError for one of
+    another site, key or purpose.
+    """
+    check_certificate(path, authority)
+    certificate = read_certificate(path)
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if [name.value for name in names] != [request.site]:
+        raise _refusal(path, f"not a certificate of {request.site}")
+    if certificate.public_key() != parse_site_key(request.node_key):
+        raise _refusal(path, "a certificate of another key")
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise _refusal(path, "no site's certificate") from error
+    if list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
+        raise _refusal(path, "no site's certificate")
+    return to_pem(certificate)
+
+
+def _refusal(path: Path, what: str) -> RefusedError:
+    return RefusedError(
+        f"{path}: {what}",
+        hint="`kohort-server certify` makes it of this very request",
+        code="E-CERTIFICATE",
+    )

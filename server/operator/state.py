@@ -32,6 +32,10 @@ class ServerState:
         """The server's certificate files."""
         return self.root / "tls"
 
+    def site_certificate(self, name: str) -> Path:
+        """The certificate that a site was given last."""
+        return self.root / "certificates" / f"{name}.crt"
+
     @property
     def sites(self) -> Path:
         """The registry of sites."""

@@ -70,3 +70,22 @@ def test_a_private_process_writes_for_its_user_alone_and_leaves_no_core(tmp_path
     )
     assert done.stdout.strip() == "(0, 0)"
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+def test_another_process_of_the_same_user_may_not_trace_a_private_one() -> None:
+    """Seen by the kernel's own flag (PR_GET_DUMPABLE); the process still reads its own files."""
+    script = (
+        "import ctypes, os; from common.process import keep_private; keep_private();"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+        if os.getuid() == 0
+        else "import ctypes, os; from common.process import keep_private; keep_private()"
+    )
+    script += (
+        "; folder = os.open('/tmp', os.O_RDONLY)"
+        "; os.stat(f'/proc/self/fd/{folder}/')"
+        "; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "0"

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Upstream(ThreadingMixIn, UnixStreamServer):
     def __init__(self, path: str) -> None:
         self.seen: list[tuple[str, dict[str, str], int]] = []
         self.away = False
+        self.wait_s = 0.0  # before each answer
         super().__init__(path, handler(self))
 
 
@@ -65,6 +67,7 @@ def handler(upstream_of: Upstream) -> type[BaseHTTPRequestHandler]:
             if upstream_of.away:
                 self.close_connection = True
                 return
+            time.sleep(upstream_of.wait_s)
             headers = {name.lower(): value for name, value in self.headers.items()}
             upstream_of.seen.append((self.path, headers, len(body)))
             answer = json.dumps({"size": len(body)}).encode()

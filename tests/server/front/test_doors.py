@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import ssl
@@ -306,3 +307,134 @@ def test_the_log_has_a_line_a_request_and_no_content(door: Door) -> None:
     assert f"clinic-g pull-messages 200 {len(marker)}" in text
     assert marker not in text
     assert site.header not in text
+
+
+def test_a_key_of_another_certificate_is_not_taken_on_sighup(door: Door) -> None:
+    """A renewal that was cut in its middle: the old pair serves on until all is there."""
+    if door.kind == "nginx":
+        pytest.skip("nginx compares the pair itself")
+    site = door.member("clinic-h")
+    key = door.state.tls / "server.key"
+    whole = key.read_bytes()
+    key.write_bytes(site.key.read_bytes())
+    try:
+        door.process.send_signal(signal.SIGHUP)
+        log = door.state.root / "front.log"
+        deadline = time.monotonic() + 20
+        while "do not belong together" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert ask(door, site) == 200
+    finally:
+        key.write_bytes(whole)
+        door.process.send_signal(signal.SIGHUP)
+
+
+def test_strangers_together_hold_a_bounded_number_of_connections(door: Door) -> None:
+    """TLS without a certificate costs a place; beyond the cap the newest gets none."""
+    if door.kind == "nginx":
+        pytest.skip("nginx ends a request without a certificate by itself")
+    site = door.member("clinic-i")
+    strangers: list[ssl.SSLSocket] = []
+    closed = 0
+    try:
+        for _ in range(rules.CONNECTIONS_NAMELESS + 20):
+            plain = socket.create_connection(("127.0.0.1", door.port), timeout=20)
+            one = door.context(None).wrap_socket(plain, server_hostname="127.0.0.1")
+            one.settimeout(0.03)
+            strangers.append(one)
+        time.sleep(0.5)
+        for one in strangers:
+            try:
+                closed += one.recv(1) == b""
+            except TimeoutError:
+                continue
+            except (ssl.SSLError, ConnectionError):
+                closed += 1
+        assert closed == 20
+        assert ask(door, site) == 200
+    finally:
+        for one in strangers:
+            one.close()
+
+
+def test_a_peer_that_dribbles_its_first_record_costs_no_processor_and_ends(door: Door) -> None:
+    """One byte of a TLS record lies unread: waiting for the rest must not spin."""
+    if door.kind == "nginx":
+        pytest.skip("nginx reads what comes")
+    before = busy_s(door)
+    begun = time.monotonic()
+    slow = [socket.create_connection(("127.0.0.1", door.port)) for _ in range(40)]
+    try:
+        for one in slow:
+            one.sendall(b"\x16\x03")
+        for one in slow:
+            one.settimeout(rules.HELLO_S + 10)
+            try:
+                assert one.recv(1) == b""
+            except ConnectionError:
+                continue
+    finally:
+        for one in slow:
+            one.close()
+    elapsed = time.monotonic() - begun
+    assert rules.HELLO_S - 1 < elapsed < rules.HELLO_S + 8
+    assert busy_s(door) - before < 0.4 * elapsed
+
+
+def busy_s(door: Door) -> float:
+    """The processor's seconds that the front has used."""
+    words = Path(f"/proc/{door.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_second_request_whose_header_waits_is_answered_after_the_first(door: Door) -> None:
+    """Pipelined: the second header arrives, half of it, while the first answer is not there yet."""
+    site = door.member("clinic-j")
+    head = (
+        f"POST {PULL} HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\n"
+        f"flwr-public-key: {site.header}\r\ncontent-length: 1\r\n\r\nx"
+    ).encode()
+    door.upstream.seen.clear()
+    door.upstream.wait_s = 1.0
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", door.port)) as plain,
+            door.context(site).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+        ):
+            secured.settimeout(30)
+            secured.sendall(head + head[:40])
+            time.sleep(0.3)
+            secured.sendall(head[40:])
+            seen = b""
+            while seen.count(b"HTTP/1.1 200") < 2:
+                piece = secured.recv(4096)
+                assert piece, seen
+                seen += piece
+    finally:
+        door.upstream.wait_s = 0.0
+    assert [path for path, _, _ in door.upstream.seen] == [PULL, PULL]
+
+
+def test_a_second_header_without_end_behind_an_answer_ends_the_connection(door: Door) -> None:
+    site = door.member("clinic-j")
+    head = (
+        f"POST {PULL} HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\n"
+        f"flwr-public-key: {site.header}\r\ncontent-length: 1\r\n\r\nx"
+    ).encode()
+    before = door.memory_mb()
+    endless = f"POST {PULL} HTTP/1.1\r\nx: ".encode() + b"y" * (4 << 20)
+    seen = b""
+    with (
+        socket.create_connection(("127.0.0.1", door.port)) as plain,
+        door.context(site).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+    ):
+        secured.settimeout(rules.HEADER_S + 10)
+        try:
+            secured.sendall(head + endless)
+            while piece := secured.recv(4096):
+                seen += piece
+        except (ssl.SSLError, ConnectionError):
+            pass
+    assert seen.count(b"HTTP/1.1 200") <= 1
+    assert door.memory_mb() - before < 20
