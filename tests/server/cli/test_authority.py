@@ -23,7 +23,12 @@ from server.cli import serve
 from server.front import rules
 from server.front.port import open_port
 from server.front.sites import header_of
-from server.operator.certificates import parse_site_key, read_certificate
+from server.operator.certificates import (
+    load_authority,
+    parse_site_key,
+    read_certificate,
+    site_certificate,
+)
 from server.operator.config import load_config
 from server.operator.state import ServerState
 from tests.server.cli.reports import Kohort
@@ -121,13 +126,23 @@ def test_a_certificate_of_another_site_key_purpose_or_authority_enrols_nobody(
     }
     for words, request in others.items():
         kohort("certify", request, "--ca", ca, "--out", tmp_path / f"{words}.crt")
+    renamed = site_certificate(
+        load_authority(ca), "hospital-b", json.loads(wanted.read_text())["node_key"]
+    )
+    (tmp_path / "another name.crt").write_bytes(renamed)
     foreign = tmp_path / "foreign"
     kohort("init", "--state", foreign, "--name", "other", "--url", URL)
     kohort("certify", wanted, "--ca", foreign / "ca", "--out", tmp_path / "another CA.crt")
     codes = {}
     for path in [*tmp_path.glob("*.crt"), state.tls / "server.crt"]:
         codes[path.stem] = kohort("enrol", wanted, "--state", state.root, "--certificate", path)[0]
-    assert codes == {"another site": 1, "another key": 1, "another CA": 2, "server": 1}
+    assert codes == {
+        "another site": 1,
+        "another key": 1,
+        "another name": 1,
+        "another CA": 2,
+        "server": 1,
+    }
     assert "hospital" not in kohort("sites", "--state", state.root)[1]
 
 
@@ -149,11 +164,13 @@ def test_the_servers_certificate_is_renewed_through_a_request(
     assert read_certificate(state.tls / "server.crt") != old
     serve.issue_certificate(state, load_config(state.config))
     assert not (state.tls / "next.key").exists()
-    # the same once more: its key is not the next one's
-    code, _, errors = kohort(
-        "renew", "--state", state.root, "--certificate", tmp_path / "server.crt"
-    )
+    # the same once more: there is no request, and then one of another key
+    again = ("renew", "--state", state.root, "--certificate", tmp_path / "server.crt")
+    code, _, errors = kohort(*again)
     assert code == 2 and "no such file" in errors
+    kohort("renew", "--state", state.root)
+    code, _, errors = kohort(*again)
+    assert code == 1 and "another key" in errors
 
 
 def test_a_site_certificate_is_no_servers(
