@@ -30,6 +30,17 @@ Where = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 FILE_CAP_BYTES = 1 << 20
 DEPTH_CAP = 20
+TOKENS_CAP = 200_000
+DIGITS_CAP = 300
+# the C reader of PyYAML, where it is built in, is ten times as fast
+LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 INTEGER = re.compile(r"[-+]?[0-9]+")
 FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "~": None, "": None}
@@ -69,6 +80,8 @@ class _Reader:
             return text
         if text.lower() in WORDS:
             return WORDS[text.lower()]
+        if len(text) > DIGITS_CAP:  # no number is so long
+            return text
         if INTEGER.fullmatch(text):
             return int(text)
         if FLOAT.fullmatch(text):
@@ -95,20 +108,17 @@ def dotted(where: Where) -> str:
 
 
 def compose(path: Path, text: str) -> yaml.Node:
-    """Return the node tree of YAML text; aliases are refused: they make small files huge."""
+    """Return the node tree of YAML text.
+
+    Aliases are refused, because they make small files huge; so are depth and very many values.
+    """
     try:
-        for token in yaml.scan(text):
-            if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
-                line = token.start_mark.line + 1
-                raise ConfigurationError(
-                    f"{path.name}:{line}: anchors, aliases and tags are not allowed",
-                    hint="write each value out where it is used",
-                )
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+        _check_tokens(path, text)
+        node = yaml.compose(text, Loader=LOADER)
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        problem = getattr(error, "problem", None) or "nested too deeply"
+        problem = getattr(error, "problem", None) or "a character that no text file holds"
         raise ConfigurationError(
             f"{path.name}:{line}: not readable as YAML: {problem}",
             hint=f"correct {path} and try again",
@@ -119,6 +129,26 @@ def compose(path: Path, text: str) -> yaml.Node:
             hint=f"correct {path} and try again",
         )
     return node
+
+
+def _check_tokens(path: Path, text: str) -> None:
+    """Refuse text that would take long to read, before anything is built from it."""
+    depth = 0
+    for number, token in enumerate(yaml.scan(text, Loader=LOADER)):
+        depth += isinstance(token, OPENING)
+        depth -= isinstance(token, CLOSING)
+        problem = ""
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
+            problem = "anchors, aliases and tags are not allowed"
+        elif depth > DEPTH_CAP + 1:
+            problem = f"nested deeper than {DEPTH_CAP} levels"
+        elif number > TOKENS_CAP:
+            problem = "more values than any file of kohort has"
+        if problem:
+            raise ConfigurationError(
+                f"{path.name}:{token.start_mark.line + 1}: {problem}",
+                hint="write each value out where it is used",
+            )
 
 
 def _fields_at(model: type[BaseModel], where: Where) -> list[str]:
@@ -201,7 +231,11 @@ def read_text(path: Path, max_bytes: int = FILE_CAP_BYTES) -> str:
 
 def parse_yaml(text: str, model: type[M], path: Path) -> M:
     """Return the model in YAML text; `path` is used for messages alone."""
-    node = compose(path, text)
+    return build_model(compose(path, text), model, path)
+
+
+def build_model(node: yaml.Node, model: type[M], path: Path) -> M:
+    """Return the model in a YAML node tree; raises ConfigurationError with all problems."""
     reader = _Reader(path)
     data = reader.value(node, ())
     problems = list(reader.problems)

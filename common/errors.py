@@ -11,6 +11,7 @@ from kohort.errors import (
     PeerError,
     PolicyError,
     RefusedError,
+    damage_named,
     disk_faults_named,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "PeerError",
     "PolicyError",
     "RefusedError",
+    "damage_named",
     "disk_faults_named",
 ]

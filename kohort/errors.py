@@ -78,6 +78,24 @@ class Bug(KohortError):
 
 
 @contextmanager
+def damage_named(error: KohortError) -> Iterator[None]:
+    """Raise `error` for whatever a reader raises over foreign bytes, whoever wrote the reader.
+
+    Our own errors pass, and so does what this machine lacks: memory, or a disk that can be read.
+    """
+    try:
+        yield
+    except (KohortError, MemoryError):
+        raise
+    except OSError as cause:
+        if cause.errno is not None:
+            raise
+        raise error from cause
+    except Exception as cause:
+        raise error from cause
+
+
+@contextmanager
 def disk_faults_named(what: str, where: Path) -> Iterator[None]:
     """Turn an operating-system error on `where` into an EnvironmentFault that says what to do."""
     try:

@@ -16,9 +16,16 @@ from kohort.errors import RefusedError, disk_faults_named
 
 
 def read_capped(path: Path, max_bytes: int) -> bytes:
-    """Return the bytes of a file of at most `max_bytes`, checked before and while reading."""
+    """Return the bytes of a file of at most `max_bytes`, checked before and while reading.
+
+    A small file takes little memory, however large the cap is.
+    """
     with disk_faults_named("cannot read", path), open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
+        expected = min(os.fstat(file.fileno()).st_size, max_bytes) + 1
+        data = file.read(expected)
+        # it has grown, or it is no plain file and says no size
+        if len(data) == expected:
+            data += file.read(max_bytes + 1 - expected)
     if len(data) > max_bytes:
         raise RefusedError(
             f"{path}: larger than the {max_bytes} bytes allowed", hint="is this the right file?"

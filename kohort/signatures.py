@@ -11,11 +11,11 @@ import base64
 import hashlib
 import struct
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from kohort.errors import ConfigurationError, RefusedError
+from kohort.errors import ConfigurationError, RefusedError, damage_named
 
 # The namespaces: one a purpose, so that a signature for one purpose serves no other.
 PLAN = "kohort-plan-v1"
@@ -40,12 +40,9 @@ def public_text(key: Ed25519PublicKey, comment: str = "") -> str:
 
 def parse_public(text: str) -> Ed25519PublicKey:
     """Return the key in a line `ssh-ed25519 AAAA... [comment]`."""
-    try:
+    damage = ConfigurationError("not an OpenSSH public key line: expected `ssh-ed25519 AAAA...`")
+    with damage_named(damage):
         key = serialization.load_ssh_public_key(" ".join(text.split()[:2]).encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(
-            "not an OpenSSH public key line: expected `ssh-ed25519 AAAA...`"
-        ) from error
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigurationError(f"expected an Ed25519 public key, got {type(key).__name__}")
     return key

@@ -6,7 +6,7 @@ import base64
 import json
 
 from kohort import signatures
-from kohort.errors import KohortError, RefusedError
+from kohort.errors import KohortError, RefusedError, damage_named
 from kohort.frozen import FrozenModel
 from kohort.header import Header
 
@@ -26,16 +26,16 @@ def open_statement(data: bytes, name: str) -> tuple[Statement, Header]:
     Raises RefusedError unless the key in the statement signed the header.
     """
     try:
-        statement = Statement.model_validate_json(data)
-        header = base64.b64decode(statement.header, validate=True)
-        signature = base64.b64decode(statement.signature, validate=True)
-        key = signatures.parse_public(statement.key)
-        signatures.verify(key, signatures.MESSAGE, header, signature, what=name)
-        return statement, Header.model_validate_json(header)
+        # not base64, not ASCII, or not the fields
+        with damage_named(RefusedError("damaged")):
+            statement = Statement.model_validate_json(data)
+            header = base64.b64decode(statement.header, validate=True)
+            signature = base64.b64decode(statement.signature, validate=True)
+            key = signatures.parse_public(statement.key)
+            signatures.verify(key, signatures.MESSAGE, header, signature, what=name)
+            return statement, Header.model_validate_json(header)
     except KohortError as error:
         raise RefusedError(f"{name}: {error}") from error
-    except ValueError as error:  # not base64, not ASCII, or not the fields
-        raise RefusedError(f"{name}: damaged") from error
 
 
 def statement_json(site: str, key: str, header: bytes, signature: bytes) -> bytes:

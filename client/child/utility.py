@@ -24,13 +24,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from client.ingest.cohort import Cohort
 from client.state.folder import State
 from client.state.plans import Plans
 from common.arrays import Pairs, Pixels
-from common.errors import ConfigurationError, RefusedError
+from common.errors import ConfigurationError, RefusedError, damage_named
 from common.measure import pair_segmenter
 from common.measure import pair_utility as utility
 from common.storage.files import atomic_write, read_capped
@@ -122,8 +122,9 @@ def read_pairs(release: Path, size_px: int) -> Pairs:
     """
     table = read_capped(release / "metadata.csv", TABLE_CAP_BYTES).decode("utf-8", "replace")
     rows: list[tuple[str, str]] = []
-    for row in csv.DictReader(io.StringIO(table)):
-        rows.append((row.get("file_name") or "", row.get("mask") or ""))
+    with damage_named(RefusedError("metadata.csv: not a CSV table")):
+        for row in csv.DictReader(io.StringIO(table)):
+            rows.append((row.get("file_name") or "", row.get("mask") or ""))
     if not rows or not all(name and mask for name, mask in rows):
         raise ConfigurationError(
             f"{release}: a release without masks", hint="utility needs image + mask pairs"
@@ -142,14 +143,12 @@ def _picture(release: Path, name: str, size_px: int) -> Pixels:
         raise RefusedError(f"metadata.csv: {name!r} is no name of a picture in a release")
     # PNG alone, of the plan's size, grey
     data = read_capped(release / name, PICTURE_CAP_BYTES)
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size != (size_px, size_px) or image.mode != "L":
-                expected = f"expected {size_px} x {size_px} grey"
-                raise RefusedError(f"{name}: {image.size} of mode {image.mode}, {expected}")
-            return np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RefusedError(f"{name}: not a PNG that can be read") from error
+    damage = RefusedError(f"{name}: not a PNG that can be read")
+    with damage_named(damage), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        if image.size != (size_px, size_px) or image.mode != "L":
+            expected = f"expected {size_px} x {size_px} grey"
+            raise RefusedError(f"{name}: {image.size} of mode {image.mode}, {expected}")
+        return np.asarray(image)
 
 
 def _keep(site: SiteUtility, place: State) -> None:

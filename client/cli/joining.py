@@ -25,7 +25,7 @@ from client.state.membership import (
 )
 from client.state.records import note_loss
 from client.state.upgrade import upgrade
-from common.errors import ConfigurationError, PolicyError, disk_faults_named
+from common.errors import ConfigurationError, PolicyError, damage_named, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import signing
 from common.wire.messages import canonical
@@ -194,15 +194,12 @@ def check_membership(membership: Membership, place: State) -> None:
         signing.fingerprint(membership.operator)
     except ConfigurationError as error:
         raise _bad_field("operator_key is not a public key") from error
-    try:
+    with damage_named(_bad_field("ca is not a certificate")):
         x509.load_pem_x509_certificates(membership.ca.encode())
-    except ValueError as error:
-        raise _bad_field("ca is not a certificate") from error
-    try:
+    with damage_named(_bad_field("client_certificate is not a certificate")):
         certificate = x509.load_pem_x509_certificate(membership.client_certificate.encode())
-    except ValueError as error:
-        raise _bad_field("client_certificate is not a certificate") from error
-    if certificate.public_key() != read_node_key(place.node_key).public_key():
+        key = certificate.public_key()
+    if key != read_node_key(place.node_key).public_key():
         raise ConfigurationError(
             "join file: the certificate is for another key",
             hint="send this site's own request file to the operator",

@@ -21,7 +21,7 @@ from client.state.group_store import GroupStore
 from client.state.ledger import LedgerReport
 from client.state.records import Records
 from client.state.upgrade import check_state
-from common.errors import ConfigurationError, KohortError
+from common.errors import ConfigurationError, KohortError, damage_named
 from common.storage.files import read_capped
 from common.study.plan import Study
 
@@ -205,11 +205,14 @@ def _connection(state: Path) -> list[dict[str, Any]]:
     path = state / STATUS_FILE
     if not path.is_file():
         return []
-    try:
-        states: list[dict[str, Any]] = json.loads(read_capped(path, STATUS_CAP_BYTES))["states"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"{path}: not a status file of kohort",
-            hint="delete it; `kohort-site run` writes it again",
-        ) from error
+    damage = ConfigurationError(
+        f"{path}: not a status file of kohort",
+        hint="delete it; `kohort-site run` writes it again",
+    )
+    text = read_capped(path, STATUS_CAP_BYTES)
+    with damage_named(damage):
+        states: list[dict[str, Any]] = json.loads(text)["states"]
+        # every state has what a line of `status` shows
+        for one in states:
+            [one[name] for name in ("severity", "code", "text", "fix")]
     return states

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from client.state.group_store import Group, Stratum
-from common.errors import RefusedError
+from common.errors import RefusedError, damage_named
 from common.storage.files import read_capped
 from common.wire.messages import canonical
 
@@ -40,16 +40,13 @@ class Evidence:
 
         Raises RefusedError, or PolicyError for a group below k.
         """
-        try:
+        damage = RefusedError("evidence: expected groups, the group of each image and audit codes")
+        with damage_named(damage):
             data = json.loads(text)
             groups = tuple(_group(row) for row in data["groups"])
             group_of = tuple(data["group_of"])
             audit = tuple(data["audit"])
             _check_fields(data, group_of, len(groups))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError(
-                "evidence: expected groups, the group of each image and audit codes"
-            ) from error
         return cls(groups, group_of, tuple(str(code) for code in audit))
 
     @classmethod
@@ -77,5 +74,7 @@ def _row(group: Group) -> dict[str, Any]:
 
 def _group(row: dict[str, Any]) -> Group:
     """The group of `_row`'s text; `Group` itself refuses fewer than k distinct members."""
-    members = tuple(str(member) for member in row["members"])
+    members = tuple(row["members"])
+    if not all(isinstance(member, str) and member.isascii() for member in members):
+        raise ValueError("members")
     return Group(members, Stratum(int(row["label"]), int(row["laterality"])), int(row["k"]))

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.egress.gate import Cleared
 from client.state.folder import message_file
 from client.state.head import rollback
-from common.errors import Bug, PolicyError
+from common.errors import Bug, PolicyError, damage_named
 from common.storage.files import atomic_write
 from common.wire.messages import Header, Sealed, digest_of_sealed, seal
 from common.wire.tensors import dumps, read
@@ -57,8 +57,9 @@ class Outbox:
         path = self._path(key)
         if not path.exists():
             return None
-        fields = read(path, max_bytes=ENTRY_CAP_BYTES)
-        return Sealed(*(fields[name].tobytes() for name in Sealed._fields))
+        with damage_named(_not_signed()):
+            fields = read(path, max_bytes=ENTRY_CAP_BYTES)
+            return Sealed(*(fields[name].tobytes() for name in Sealed._fields))
 
     def digests(self, key: str) -> list[str]:
         """Return the digest of every stored part of a message, of which `key` names the first."""
@@ -69,7 +70,8 @@ class Outbox:
             sealed = self.get(f"{place}/{len(digests)}")
             if sealed is None:
                 raise rollback("the outbox lacks a part of a message that this site signed")
-            parts = Header.model_validate_json(sealed.header).parts
+            with damage_named(_not_signed()):
+                parts = Header.model_validate_json(sealed.header).parts
             digests.append(digest_of_sealed(sealed))
         return digests
 
@@ -84,3 +86,8 @@ class Outbox:
     def _path(self, key: str) -> Path:
         """The file of a message."""
         return message_file(self.folder, key)
+
+
+def _not_signed() -> PolicyError:
+    """The refusal of a file that is no message of this site's."""
+    return rollback("a message of the outbox is not the one that was signed")

@@ -57,7 +57,7 @@ from client.fleet.receiving import Admit, Pins, Receiver
 from client.fleet.sending import Sender, take_next
 from client.fleet.session import Session
 from client.fleet.wire import PulledMessage, Wire, check_flower_version, deflate
-from common.errors import Bug, KohortError
+from common.errors import Bug, KohortError, RefusedError
 from common.storage.lock import FolderLock
 
 MOST_INSTRUCTIONS = 2  # one at work, one that waits
@@ -243,7 +243,7 @@ class FleetClient:
             except Exception as error:
                 log.error("message not handled: %s %s", type(error).__name__, error_code(error))
                 self._health.set(states.WORK_FAILED, error_code(error))
-                if not isinstance(error, KohortError):
+                if isinstance(error, RefusedError) or not isinstance(error, KohortError):
                     # The stored message is unreadable: it would fail again at every start.
                     self._inbox.drop(message_id)
 

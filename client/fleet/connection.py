@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, damage_named
 from common.storage.files import atomic_write, read_capped
 
 ANSWER_CAP_BYTES = 64 << 20
@@ -129,13 +128,11 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
             f"{path}: no such file", hint="`kohort-site init` creates the node key"
         )
     data = read_capped(path, KEY_CAP_BYTES)
-    try:
+    with damage_named(ConfigurationError(f"{path}: not an unencrypted private key")):
         if b"OPENSSH" in data:
             key: object = serialization.load_ssh_private_key(data, password=None)
         else:
             key = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"{path}: not an unencrypted private key") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{path}: expected an EC key, got {type(key).__name__}")
     return key

@@ -162,7 +162,7 @@ def _flower_code(response: httpx.Response) -> int:
     """Return Flower's error code in an error answer, 0 if it has none."""
     try:
         answer = json.loads(response.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0
     code = answer.get("code") if isinstance(answer, dict) else None
     return code if isinstance(code, int) else 0

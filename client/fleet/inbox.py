@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from common.errors import disk_faults_named
+from common.errors import RefusedError, disk_faults_named
 from common.storage.files import atomic_write, sync_folder
 
 MESSAGE_ID = re.compile(r"[0-9a-f]{64}")
@@ -136,6 +136,12 @@ def _read_objects(path: Path) -> dict[str, bytes]:
 
 
 def _each_object(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Yield identifier and content until the file ends."""
+    """Yield identifier and content until the file ends; raises RefusedError for a damaged one."""
+    left = os.fstat(file.fileno()).st_size
     while head := file.read(HEAD_BYTES):
-        yield head[:64].decode(), file.read(struct.unpack("<Q", head[64:])[0])
+        object_id = head[:64].decode("ascii", "replace")
+        size = int.from_bytes(head[64:], "little")
+        left -= HEAD_BYTES + size
+        if len(head) != HEAD_BYTES or left < 0 or not MESSAGE_ID.fullmatch(object_id):
+            raise RefusedError("inbox: not the objects of a message", code="E-MESSAGE-CORRUPT")
+        yield object_id, file.read(size)

@@ -114,7 +114,9 @@ def inflate(
         if count_inflated_bytes(objects) > max_bytes:
             raise too_large("arrays")
         message = inflate_object(pulled.message_id, objects)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (MessageRefused, MemoryError):
+        raise
+    except Exception as error:  # Flower checks nothing, and raises anything
         raise corrupt("structure") from error
     if not isinstance(message, Message) or not message.has_content():
         raise corrupt("not an instruction")

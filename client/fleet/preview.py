@@ -16,6 +16,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Error
 
 from client.fleet import health as states
+from client.fleet.failures import CallFailed
 from client.fleet.messages import CONTENT_REFUSED, MessageRefused, corrupt, too_large
 from client.fleet.wire import inflate_object, split_object
 
@@ -58,7 +59,9 @@ def read_preview(message_id: str, announced: Set[str], fetch: Fetch) -> Preview:
         # the payload's array without its chunks
         arrays = reader.names(records["payload"], "ArrayRecord", {"payload"})
         size_bytes, chunk_ids = reader.array(arrays["payload"])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (MessageRefused, CallFailed, MemoryError):
+        raise
+    except Exception as error:  # Flower checks nothing, and raises anything
         raise corrupt("structure") from error
     return Preview(header, signature, size_bytes, chunk_ids, reader.objects)
 

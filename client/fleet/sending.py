@@ -25,6 +25,7 @@ from client.fleet.inbox import Inbox
 from client.fleet.messages import MessageRefused, is_expired
 from client.fleet.session import Session
 from client.fleet.wire import PulledMessage, Reply, Wire, deflate
+from common.errors import RefusedError
 
 PUSH_LIMIT_S = 120.0  # the server's upload window closes after 180 s
 QUEUE_WAIT_S = 0.2
@@ -107,7 +108,14 @@ class Sender:
         stored = self._inbox.reply(message_id)
         if stored is None:
             return
-        self._push(wire, Reply.parse(stored), self._inbox.reply_objects(message_id))
+        try:
+            reply = Reply.parse(stored)
+            objects = self._inbox.reply_objects(message_id)
+        except RefusedError:
+            log.warning("a stored reply is damaged; the server asks again")
+            self._inbox.drop(message_id)
+            return
+        self._push(wire, reply, objects)
         self._inbox.drop(message_id)
 
     def _push(self, wire: Wire, reply: Reply, objects: Objects) -> None:

@@ -54,7 +54,7 @@ from client.fleet import health as states
 from client.fleet.connection import CappedClient, FleetSettings, read_node_key, tls_context
 from client.fleet.failures import CallFailed, classify
 from client.fleet.inbox import MESSAGE_ID
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, RefusedError, damage_named
 
 FLWR_VERSION = "1.41.0"
 # The server counts a node as offline after twice this interval.
@@ -83,10 +83,22 @@ class PulledMessage:
 
     @classmethod
     def parse(cls, data: bytes) -> PulledMessage:
-        """Return the message that `to_bytes` wrote."""
+        """Return the message that `to_bytes` wrote; raises RefusedError for anything else."""
         response = PullMessagesResponse()
-        response.ParseFromString(data)
-        return cls(response)
+        with damage_named(_damage()):
+            response.ParseFromString(data)
+        return cls.of(response)
+
+    @classmethod
+    def of(cls, response: PullMessagesResponse) -> PulledMessage:
+        """Return the one message of an answer; raises RefusedError unless it can be replied to."""
+        if len(response.messages_list) != 1 or len(response.message_object_trees) != 1:
+            raise _damage()
+        pulled = cls(response)
+        if not MESSAGE_ID.fullmatch(pulled.message_id):
+            raise _damage()
+        pulled.shell()
+        return pulled
 
     def to_bytes(self) -> bytes:
         """Return the message for the inbox."""
@@ -108,8 +120,12 @@ class PulledMessage:
             yield node.object_id
 
     def shell(self) -> Message:
-        """Return the message without content, with its identifier: enough to reply to."""
-        message = message_from_proto(self.response.messages_list[0])
+        """Return the message without content, with its identifier: enough to reply to.
+
+        Raises RefusedError for a message that Flower itself would not make.
+        """
+        with damage_named(_damage()):
+            message = message_from_proto(self.response.messages_list[0])
         set_message_id(message, self.message_id)
         return message
 
@@ -122,9 +138,12 @@ class Reply:
 
     @classmethod
     def parse(cls, data: bytes) -> Reply:
-        """Return the reply that `to_bytes` wrote."""
+        """Return the reply that `to_bytes` wrote; raises RefusedError for anything else."""
         request = PushMessagesRequest()
-        request.ParseFromString(data)
+        with damage_named(_damage()):
+            request.ParseFromString(data)
+        if len(request.messages_list) != 1:
+            raise _damage()
         return cls(request)
 
     def to_bytes(self) -> bytes:
@@ -135,6 +154,11 @@ class Reply:
     def metadata(self) -> Any:
         """Flower's metadata: run, time of creation, time to live."""
         return self.request.messages_list[0].metadata
+
+
+def _damage() -> RefusedError:
+    """The refusal of a message that cannot be read."""
+    return RefusedError("message: not one message of Flower's", code="E-MESSAGE-CORRUPT")
 
 
 def set_message_id(message: Message, message_id: str) -> None:
@@ -227,15 +251,13 @@ class Wire:
         response = self._call(lambda client: client.PullMessages(request))
         if not response.messages_list:
             return None
-        if len(response.messages_list) != 1 or len(response.message_object_trees) != 1:
-            raise CallFailed(states.NOT_THE_SERVER, "more than one message")
-        pulled = PulledMessage(response)
         # a reply repeats some of it
         if response.ByteSize() > SHELL_CAP_BYTES:
             raise CallFailed(states.ANSWER_TOO_LARGE, "a message without content")
-        if not MESSAGE_ID.fullmatch(pulled.message_id):
-            raise CallFailed(states.NOT_THE_SERVER, "message identifier")
-        return pulled
+        try:
+            return PulledMessage.of(response)
+        except RefusedError as error:
+            raise CallFailed(states.NOT_THE_SERVER, "message") from error
 
     def app_hash(self, node_id: int, run_id: int) -> str:
         """Return the hash of the app that a run was started with."""

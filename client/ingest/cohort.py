@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from client.state.people import FILE as PEOPLE
 from client.state.people import People, PeopleFile
-from common.errors import RefusedError, disk_faults_named
+from common.errors import KohortError, RefusedError, disk_faults_named
 from common.storage.files import read_capped
 from common.wire.messages import canonical
 
@@ -97,7 +97,9 @@ class Cohort:
                 raise ValueError
             label_names = tuple(facts["label_names"])
             digest = str(facts["digest"])
-        except (OSError, ValueError, KeyError, TypeError, sqlite3.Error) as error:
+        except (KohortError, MemoryError):
+            raise
+        except Exception as error:  # numpy raises anything for a damaged header
             raise _not_whole(folder) from error
         return cls(
             folder,

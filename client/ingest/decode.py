@@ -150,8 +150,10 @@ class Decoder:
             if refusal.reason in (Reason.TIMED_OUT, Reason.DECODER_DIED, Reason.OUT_OF_MEMORY):
                 self.close()
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            # a broken pipe, or an answer that breaks the protocol
+        except MemoryError:
+            raise
+        except Exception as error:
+            # a broken pipe, or an answer that breaks the protocol, however it does
             self.close()
             raise Unusable(Reason.DECODER_DIED) from error
 

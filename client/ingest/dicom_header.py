@@ -152,10 +152,12 @@ def check_size(header: Dataset, max_bytes: int) -> None:
     names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
     try:
         factors = [number_of(header, name, 1) for name in names]
-    except (TypeError, ValueError) as error:
+        size = number_of(header, "BitsAllocated") // 8
+    except MemoryError:
+        raise
+    except Exception as error:  # pydicom reads a value when it is asked for, and raises anything
         raise Unusable(Reason.DAMAGED_HEADER) from error
     # Python's integers do not overflow
-    size = number_of(header, "BitsAllocated") // 8
     for factor in factors:
         size *= factor
     if min(factors) < 1:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from client.ingest.persons import normalise_id
 from client.ingest.quarantine import Reason, Unusable
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, damage_named
 from common.storage.files import read_capped
 
 COLUMNS = {"file", "patient", "label", "laterality"}
@@ -191,7 +191,9 @@ def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
 
     # the header
-    names = [name.strip().lower() for name in reader.fieldnames or ()]
+    damage = ConfigurationError(f"{path}: line 1: not a CSV row", hint=_HINT)
+    with damage_named(damage):
+        names = [name.strip().lower() for name in reader.fieldnames or ()]
     reader.fieldnames = names
     if (
         "label" not in names

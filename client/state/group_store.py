@@ -363,7 +363,7 @@ def name_store_faults(path: Path) -> Iterator[None]:
     """SQLite's errors as this machine's fault, with the fix."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:
         what = f"group store {path}: {error}"
         if "full" in str(error):
             hint = "free some space there and start again"

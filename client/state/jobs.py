@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.errors import KohortError, RefusedError, disk_faults_named
+from common.errors import KohortError, RefusedError, damage_named, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.wire.messages import canonical
 
@@ -88,10 +88,9 @@ class Job:
     @classmethod
     def read(cls, folder: Path) -> Job:
         """Return the job in a folder; raises RefusedError for anything but `write`'s text."""
-        try:
-            return cls(**json.loads(read_capped(folder / JOB, JSON_CAP_BYTES)))
-        except (ValueError, TypeError) as error:
-            raise RefusedError(f"{folder}/{JOB}: not a job of this version") from error
+        text = read_capped(folder / JOB, JSON_CAP_BYTES)
+        with damage_named(RefusedError(f"{folder}/{JOB}: not a job of this version")):
+            return cls(**json.loads(text))
 
 
 def is_finished(folder: Path) -> bool:

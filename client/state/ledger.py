@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from client.state.ledger_file import Entry, append, of_kind, transaction
-from common.errors import ConfigurationError, PolicyError, RefusedError
+from common.errors import ConfigurationError, PolicyError, RefusedError, damage_named
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_rdp, merge, spend
 from common.privacy.mechanisms import Mechanism, mechanism_from
 from common.wire.messages import canonical
@@ -71,7 +71,8 @@ class Reservation:
     @classmethod
     def from_json(cls, text: str) -> Reservation:
         """Return the reservation in `to_json`'s text; raises RefusedError for anything else."""
-        try:
+        damage = RefusedError("reservation: expected id, steps and event as the ledger wrote them")
+        with damage_named(damage):
             data = json.loads(text)
             number = data["id"]
             steps = data["steps"]
@@ -79,10 +80,6 @@ class Reservation:
             whole = type(number) is int and type(steps) is int
             if len(data) != 3 or not whole or not 0 <= steps <= event.steps:
                 raise ValueError("fields")
-        except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError(
-                "reservation: expected id, steps and event as the ledger wrote them"
-            ) from error
         return cls(number, steps, event)
 
 

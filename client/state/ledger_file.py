@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.errors import EnvironmentFault, RefusedError
+from common.errors import EnvironmentFault, RefusedError, damage_named
 from common.wire.messages import canonical
 
 GENESIS = "0" * 64
@@ -122,7 +122,8 @@ def _verify_row(number: int, row: tuple[Any, ...], previous: str) -> Entry:
         raise _damage(number)
     if prev_hash != previous.encode() or digest != _digest(previous, number, kind, body).encode():
         raise _damage(number)
-    return Entry(number, kind.decode(), json.loads(body), digest.decode())
+    with damage_named(_damage(number)):
+        return Entry(number, kind.decode(), json.loads(body), digest.decode())
 
 
 def _digest(previous: str, number: int, kind: bytes, body: bytes) -> str:
@@ -152,6 +153,9 @@ def _name_faults(path: Path) -> Iterator[None]:
         ) from error
     except sqlite3.DatabaseError as error:
         raise _named_fault(path, error) from error
+    except UnicodeError as error:  # of a damaged file even SQLite's message is damaged
+        hint = "restore the newest intact copy"
+        raise RefusedError(f"ledger {path}: damaged", hint=hint, code="E-LEDGER") from error
 
 
 def _named_fault(path: Path, error: sqlite3.DatabaseError) -> EnvironmentFault | RefusedError:

@@ -15,7 +15,6 @@ Entries of the journal: `stated` {persons, plain}, `withdrawn` {names}.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.errors import RefusedError
+from common.errors import EnvironmentFault, RefusedError
 from common.storage.journal import Entry, Journal
 from common.wire.messages import canonical
 
@@ -205,7 +204,9 @@ class PeopleFile:
         """A file that is not what was written, as a refusal."""
         try:
             yield
-        except (sqlite3.Error, ValueError, KeyError, TypeError, AttributeError) as error:
+        except EnvironmentFault:
+            raise
+        except Exception as error:
             raise RefusedError(
                 f"{self.path.name}: not the persons file that was written",
                 hint="put the newest copy of the state folder back; never delete this file",

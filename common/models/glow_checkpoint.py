@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from common.arrays import Weights
 from common.errors import RefusedError
@@ -77,8 +76,7 @@ def load(model: Glow, path: Path, *, max_bytes: int = 1 << 28) -> None:
     Raises RefusedError as `load_weights` does, and for a missing digest.
     """
     arrays = tensors.read(path, max_bytes=max_bytes)
-    with safe_open(path, framework="numpy") as file:
-        digest = (file.metadata() or {}).get("rotations", "none")
+    digest = tensors.metadata(path, max_bytes=max_bytes).get("rotations", "none")
     load_weights(model, arrays, digest=digest)
 
 

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
-from common.errors import ConfigurationError, RefusedError
+from common.errors import ConfigurationError, RefusedError, damage_named
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.canonical import canonical_event, is_count, is_positive, require
 from common.privacy.latent_mechanisms import Latent, LatentGaussian, LatentLaplace, PrivUnit
@@ -41,7 +41,7 @@ class SubsampledGaussian:
         sigma = self.noise_multiplier
         require("noise_multiplier", sigma, is_positive(sigma), "a positive number")
         require("steps", self.steps, is_count(self.steps), "a whole number from 1")
-        require("dimension", self.dimension, self.dimension >= 1, "a whole number from 1")
+        require("dimension", self.dimension, is_count(self.dimension), "a whole number from 1")
 
     @property
     def covers_patient(self) -> bool:
@@ -76,6 +76,7 @@ class SubsampledGaussian:
 
 
 Mechanism: TypeAlias = SubsampledGaussian | Latent | NoisyAnchors
+PLAIN = (str, int, float, type(None))  # of an event's values
 KINDS: dict[str, type[Mechanism]] = {
     "subsampled_gaussian": SubsampledGaussian,
     "latent_laplace": LatentLaplace,
@@ -90,16 +91,22 @@ def mechanism_from(event: str) -> Mechanism:
 
     Raises RefusedError (E-MECHANISM) for anything unknown or out of range.
     """
-    try:
+    damage = RefusedError(
+        f"mechanism: expected an event of {sorted(KINDS)} with exactly its fields, "
+        f"got {event[:120]!r}",
+        hint="both sides must run the same version of kohort",
+        code="E-MECHANISM",
+    )
+    with damage_named(damage):
         data = json.loads(event)
         kind = KINDS[data.pop("mechanism")]
-        if set(data) != {field.name for field in fields(kind)}:
+        plain = all(isinstance(value, PLAIN) for value in data.values())
+        if not plain or set(data) != {field.name for field in fields(kind)}:
             raise KeyError("fields")
-        return kind(**data)
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
-        raise RefusedError(
-            f"mechanism: expected an event of {sorted(KINDS)} with exactly its fields, "
-            f"got {event[:120]!r}",
-            hint="both sides must run the same version of kohort",
-            code="E-MECHANISM",
-        ) from error
+        try:
+            mechanism = kind(**data)
+        except ConfigurationError as error:
+            raise damage from error
+        # what has no canonical spelling, such as an infinite number, is no event
+        mechanism.event()
+        return mechanism

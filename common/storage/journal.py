@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import EnvironmentFault, disk_faults_named
+from common.errors import EnvironmentFault, RefusedError, damage_named, disk_faults_named
 
 MODE = 0o600
 SCHEMA = """
@@ -59,7 +59,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(SCHEMA)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise EnvironmentFault(
                 f"cannot open the journal {path}: {error}",
                 hint="check the path, its owner and this user's rights",
@@ -96,8 +96,33 @@ class Journal:
             self._db.close()
 
     def _rows(self, clause: str, values: tuple[str, ...]) -> list[Entry]:
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT seq, key, state, data FROM entry {clause}", values
-            ).fetchall()
-        return [Entry(seq, key, state, json.loads(data)) for seq, key, state, data in rows]
+        damage = RefusedError(
+            f"{self.path}: not the journal that was written",
+            hint="put the newest copy of the whole state folder back; never delete this file",
+            code="E-JOURNAL",
+        )
+        try:
+            with self._lock:
+                rows = self._db.execute(
+                    f"SELECT seq, key, state, data FROM entry {clause}", values
+                ).fetchall()
+        except sqlite3.OperationalError as error:
+            raise EnvironmentFault(
+                f"cannot read the journal {self.path}: {error}",
+                hint="check the disk, the path and its owner",
+            ) from error
+        except sqlite3.ProgrammingError:
+            raise
+        except (sqlite3.DatabaseError, UnicodeError) as error:
+            raise damage from error
+        with damage_named(damage):
+            return [_entry(row) for row in rows]
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    """One line; raises ValueError for anything but three texts, the last one a JSON object."""
+    seq, key, state, text = row
+    data = json.loads(text)
+    if not isinstance(key, str) or not isinstance(state, str) or not isinstance(data, dict):
+        raise ValueError("types")
+    return Entry(seq, key, state, data)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import passphrase
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, damage_named
 
 PROTECTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 Key = EllipticCurvePrivateKey | Ed25519PrivateKey
@@ -35,9 +34,8 @@ def from_pem(text: bytes, path: Path) -> object:
     secret = None
     if text.lstrip().startswith(PROTECTED):
         secret = passphrase.needed(path)
-    try:
+    damage: ConfigurationError = ConfigurationError(f"{path}: not a PEM private key")
+    if secret is not None:
+        damage = passphrase.wrong(path)
+    with damage_named(damage):
         return serialization.load_pem_private_key(text, password=secret)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        if secret is not None:
-            raise passphrase.wrong(path) from error
-        raise ConfigurationError(f"{path}: not a PEM private key") from error

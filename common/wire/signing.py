@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.errors import ConfigurationError, disk_faults_named
+from common.errors import ConfigurationError, damage_named, disk_faults_named
 from common.storage.files import read_capped, write_new
 from common.wire import keys
 from kohort.signatures import (
@@ -83,10 +82,8 @@ def load_private(path: Path) -> Ed25519PrivateKey:
 
 def _load_open(text: bytes, path: Path) -> object:
     """The key in an OpenSSH file without a passphrase."""
-    try:
+    with damage_named(ConfigurationError(f"{path}: not an unencrypted OpenSSH private key")):
         return serialization.load_ssh_private_key(text, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"{path}: not an unencrypted OpenSSH private key") from error
 
 
 def sign(key: Ed25519PrivateKey, namespace: str, data: bytes) -> bytes:

@@ -159,11 +159,7 @@ def read(path: Path, *, max_bytes: int) -> Arrays:
 
 def shapes(path: Path, *, max_bytes: int = 1 << 31) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return {name: (dtype name, shape)} of a safetensors file, reading its header alone."""
-    with disk_faults_named("cannot read", path), open(path, "rb") as file:
-        total = os.fstat(file.fileno()).st_size
-        head = file.read(8 + HEADER_CAP_BYTES)
-    if total > max_bytes:
-        raise RefusedError(f"{path}: {total} bytes, at most {max_bytes} expected")
+    head, total = _read_head(path, max_bytes)
     header, base = _parse_header(head, str(path))
     found = {}
     for name, entry in header.items():
@@ -171,6 +167,28 @@ def shapes(path: Path, *, max_bytes: int = 1 << 31) -> dict[str, tuple[str, tupl
             dtype, shape, _, _ = _parse_entry(entry, str(path), name, total - base)
             found[name] = (NAMES[dtype], shape)
     return found
+
+
+def metadata(path: Path, *, max_bytes: int = 1 << 31) -> dict[str, str]:
+    """Return the texts that a safetensors file carries beside its tensors, from its header alone.
+
+    Raises RefusedError for a damaged header or for anything but texts.
+    """
+    header, _ = _parse_header(_read_head(path, max_bytes)[0], str(path))
+    found = header.get(METADATA, {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise RefusedError(f"{path}: the metadata of the safetensors header is not texts")
+    return {name: str(text) for name, text in found.items()}
+
+
+def _read_head(path: Path, max_bytes: int) -> tuple[bytes, int]:
+    """The first bytes of a file, which hold a header within its cap, and the size of the file."""
+    with disk_faults_named("cannot read", path), open(path, "rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        head = file.read(min(8 + HEADER_CAP_BYTES, total))
+    if total > max_bytes:
+        raise RefusedError(f"{path}: {total} bytes, at most {max_bytes} expected")
+    return head, total
 
 
 def write(

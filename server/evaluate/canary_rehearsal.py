@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from common.config import FrozenModel
-from common.errors import PolicyError, RefusedError
+from common.errors import PolicyError, RefusedError, damage_named
 from common.privacy.accounting import epsilon_pld
 from common.privacy.audit_file import AuditFile, ModelCounts
 from common.privacy.canary_audit import (
@@ -79,13 +77,13 @@ def load_audits(study: Study, paths: Sequence[Path]) -> Mapping[str, ModelAudit]
 
 def _read(path: Path, study: Study) -> AuditFile:
     """The file at `path`, of this plan and of all its steps."""
-    try:
-        found = AuditFile.model_validate(json.loads(read_capped(path, AUDIT_CAP_BYTES)))
-    except (ValueError, ValidationError) as error:
-        raise RefusedError(
-            f"{path}: not a canary audit of this version",
-            hint="`kohort-site audit --out FILE` writes it at each site of a rehearsal",
-        ) from error
+    text = read_capped(path, AUDIT_CAP_BYTES)
+    damage = RefusedError(
+        f"{path}: not a canary audit of this version",
+        hint="`kohort-site audit --out FILE` writes it at each site of a rehearsal",
+    )
+    with damage_named(damage):
+        found = AuditFile.model_validate(json.loads(text))
     if found.plan != plan_digest(study):
         raise RefusedError(
             f"{path}: the canary audit of another plan",

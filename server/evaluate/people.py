@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.arrays import Labels
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, damage_named
 from common.storage.files import read_capped
 from common.study.plan import Study
 from server.evaluate.downstream import Labelled
@@ -96,10 +96,11 @@ def _read_table(folder: Path) -> dict[str, LabelAndSide]:
             f"{table}: missing",
             hint="a CSV file with columns file, label and, if known, laterality",
         )
-    text = read_capped(table, TABLE_CAP_BYTES).decode("utf-8-sig")
+    data = read_capped(table, TABLE_CAP_BYTES)
     found = {}
-    for row in csv.DictReader(io.StringIO(text)):
-        found[row.get("file") or ""] = (row.get("label") or "", row.get("laterality") or "")
+    with damage_named(ConfigurationError(f"{table}: not a CSV table in UTF-8")):
+        for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig"))):
+            found[row.get("file") or ""] = (row.get("label") or "", row.get("laterality") or "")
     return found
 
 
@@ -122,6 +123,10 @@ def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     counts = {}
     for key, array in arrays.items():
         counts[key] = array.shape[0] if array.ndim else 0
+        if key != "images" and array.ndim != 1:
+            counts[key] = -1
+    if "laterality" in arrays and arrays["laterality"].dtype.kind not in "bui":
+        counts["laterality"] = -1
     complete = {"images", "names", "labels"} <= set(counts)
     equal = len(set(counts.values())) <= 1
     if not complete or not equal or len(set(arrays["names"].tolist())) < counts["names"]:

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from common.config import FrozenModel
-from common.errors import RefusedError
+from common.errors import RefusedError, damage_named
 from common.storage.files import read_capped
 from common.study.plan import Study
 from common.study.rehearsed import plan_digest
@@ -87,15 +87,13 @@ def read_rehearsal(path: Path, study: Study) -> Rehearsal:
     Raises RefusedError for a file without a rehearsal, and for a rehearsal of another plan.
     """
     # read it
-    try:
-        data = json.loads(read_capped(path, FILE_CAP_BYTES))
-        found = Rehearsal.model_validate(data["rehearsal"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise RefusedError(
-            f"{path}: holds no rehearsal",
-            hint="give the evaluation.json of a release that was built with "
-            "--members and --heldout",
-        ) from error
+    text = read_capped(path, FILE_CAP_BYTES)
+    damage = RefusedError(
+        f"{path}: holds no rehearsal",
+        hint="give the evaluation.json of a release that was built with --members and --heldout",
+    )
+    with damage_named(damage):
+        found = Rehearsal.model_validate(json.loads(text)["rehearsal"])
 
     # refuse another plan's
     if found.plan != plan_digest(study):

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.errors import RefusedError
+from common.errors import RefusedError, damage_named
 from common.storage.files import atomic_write, read_capped
 
 CLAIM_CAP_BYTES = 60_000  # a pipe takes 65,536 bytes at once, so that no writer waits for a child
@@ -48,12 +48,10 @@ class Claim:
     @classmethod
     def from_json(cls, text: bytes) -> Claim:
         """Return the claim in `to_json`'s text; raises RefusedError for anything else."""
-        try:
+        with damage_named(RefusedError("claim: expected pin, token, task_id, run_id, answer")):
             data = json.loads(text)
             answer = base64.b64decode(data["answer"], validate=True)
             claim = cls(data["pin"], data["token"], data["task_id"], data["run_id"], answer)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError("claim: expected pin, token, task_id, run_id, answer") from error
         if {type(claim.pin), type(claim.token)} != {str} or {
             type(claim.task_id),
             type(claim.run_id),
@@ -113,7 +111,8 @@ def foreign_runs(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows = json.loads(read_capped(path, FOREIGN_CAP_BYTES))
-    except (ValueError, RefusedError):
+        text = read_capped(path, FOREIGN_CAP_BYTES)
+        with damage_named(RefusedError(f"{path}: not a list of runs")):
+            return [row for row in json.loads(text) if isinstance(row, dict)]
+    except RefusedError:
         return []
-    return [row for row in rows if isinstance(row, dict)]

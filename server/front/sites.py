@@ -42,7 +42,7 @@ def read_visitor(der: bytes) -> Visitor | None:
         certificate = x509.load_der_x509_certificate(der)
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         key = certificate.public_key()
-    except ValueError:
+    except Exception:  # a stranger's bytes: whatever the library raises, it is no visitor
         return None
     if len(names) != 1 or not isinstance(key, ec.EllipticCurvePublicKey):
         return None

@@ -17,13 +17,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common import passphrase
-from common.errors import ConfigurationError, disk_faults_named
+from common.errors import ConfigurationError, damage_named, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import keys
 
@@ -83,7 +82,7 @@ def load_authority(folder: Path) -> Authority:
     """
     certificate = read_certificate(folder / "ca.crt")
     key = read_key(folder / AUTHORITY_KEY)
-    if certificate.public_key() != key.public_key():
+    if public_key_of(certificate, folder / "ca.crt") != key.public_key():
         raise ConfigurationError(f"{folder / 'ca.key'}: not the key of {folder / 'ca.crt'}")
     _check_dates(certificate, folder / "ca.crt", datetime.now(UTC))
     return Authority(certificate, key)
@@ -155,10 +154,8 @@ def parse_site_key(public_key: str) -> ec.EllipticCurvePublicKey:
     Raises ConfigurationError for any other kind.
     """
     expected = "expected one line `ecdsa-sha2-nistp256 AAAA...` (the site's keys/node.pub)"
-    try:
+    with damage_named(ConfigurationError(f"not an OpenSSH public key; {expected}")):
         key = serialization.load_ssh_public_key(" ".join(public_key.split()[:2]).encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"not an OpenSSH public key; {expected}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigurationError(f"a {type(key).__name__}; {expected}")
     return key
@@ -172,13 +169,12 @@ def check_certificate(
     Raises ConfigurationError if it is expired or not this CA's.
     """
     certificate = read_certificate(path)
-    try:
+    foreign = ConfigurationError(
+        f"{path}: not issued by {authority.subject.rfc4514_string()}",
+        hint="use the CA file and the certificate of the same consortium",
+    )
+    with damage_named(foreign):
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise ConfigurationError(
-            f"{path}: not issued by {authority.subject.rfc4514_string()}",
-            hint="use the CA file and the certificate of the same consortium",
-        ) from error
     _check_dates(certificate, path, now or datetime.now(UTC))
     return certificate.not_valid_after_utc
 
@@ -186,10 +182,15 @@ def check_certificate(
 def read_certificate(path: Path) -> x509.Certificate:
     """Return the first PEM certificate in `path`; raises ConfigurationError if there is none."""
     _must_exist(path)
-    try:
-        return x509.load_pem_x509_certificate(read_capped(path, PEM_CAP_BYTES))
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: not a PEM certificate") from error
+    data = read_capped(path, PEM_CAP_BYTES)
+    with damage_named(ConfigurationError(f"{path}: not a PEM certificate")):
+        return x509.load_pem_x509_certificate(data)
+
+
+def public_key_of(certificate: x509.Certificate, path: Path) -> object:
+    """Return the key in a certificate; raises ConfigurationError for one of an unknown kind."""
+    with damage_named(ConfigurationError(f"{path}: holds no usable key")):
+        return certificate.public_key()
 
 
 def _check_dates(certificate: x509.Certificate, path: Path, now: datetime) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.errors import ConfigurationError, RefusedError
+from common.errors import ConfigurationError, RefusedError, damage_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import keys
 from server.operator.certificates import (
@@ -27,6 +27,7 @@ from server.operator.certificates import (
     ServerFiles,
     alternative_names,
     check_certificate,
+    public_key_of,
     read_certificate,
     read_key,
     sign_server_key,
@@ -62,19 +63,19 @@ def certify_server(authority: Authority, path: Path) -> tuple[bytes, list[str]]:
 
     Raises RefusedError for anything but a request of an EC key that its own key signed.
     """
-    try:
-        request = x509.load_pem_x509_csr(read_capped(path, PEM_CAP_BYTES))
+    text = read_capped(path, PEM_CAP_BYTES)
+    with damage_named(_refusal(path, "no certificate request with names")):
+        request = x509.load_pem_x509_csr(text)
         key = request.public_key()
         signed = request.is_signature_valid
         names = names_of(request.extensions)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
-        raise _refusal(path, "no certificate request with names") from error
     if not signed or not isinstance(key, ec.EllipticCurvePublicKey):
         raise _refusal(path, "not signed by an EC key of its own")
     hosts = [name for name in names if name not in LOOPBACK]
     if len(hosts) > NAMES_CAP:
         raise _refusal(path, f"{len(hosts)} names, at most {NAMES_CAP} expected")
-    return to_pem(sign_server_key(authority, key, hosts)), hosts
+    with damage_named(_refusal(path, "names that no certificate can hold")):
+        return to_pem(sign_server_key(authority, key, hosts)), hosts
 
 
 def names_of(extensions: x509.Extensions) -> list[str]:
@@ -94,7 +95,7 @@ def import_certificate(tls: Path, authority: x509.Certificate, path: Path, host:
     ends = check_certificate(path, authority)
     certificate = read_certificate(path)
     key = read_key(tls / NEXT_KEY)
-    if certificate.public_key() != key.public_key():
+    if public_key_of(certificate, path) != key.public_key():
         raise _refusal(path, "a certificate of another key")
     _check_server_use(certificate, path, host)
     # the key first: a crash between the two is mended by the same command
@@ -113,7 +114,7 @@ def check_server_files(tls: Path, authority: x509.Certificate, host: str) -> Ser
     files = server_files(tls)
     check_certificate(files.certificate, authority)
     certificate = read_certificate(files.certificate)
-    if certificate.public_key() != read_key(files.key).public_key():
+    if public_key_of(certificate, files.certificate) != read_key(files.key).public_key():
         raise ConfigurationError(
             f"{files.key}: not the key of {files.certificate}", hint="kohort-server renew"
         )
@@ -124,11 +125,9 @@ def check_server_files(tls: Path, authority: x509.Certificate, host: str) -> Ser
 
 def _check_server_use(certificate: x509.Certificate, path: Path, host: str) -> None:
     """Refuse a certificate that is not a server's, or not this host's."""
-    try:
+    with damage_named(_refusal(path, "no server's certificate")):
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         names = names_of(certificate.extensions)
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise _refusal(path, "no server's certificate") from error
     if list(usage) != [ExtendedKeyUsageOID.SERVER_AUTH]:
         raise _refusal(path, "no server's certificate")
     if host not in names:

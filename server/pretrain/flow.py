@@ -39,7 +39,7 @@ from common.wire import tensors
 from server.pretrain.flow_files import Training, card, restore, sample_sheet, state_of
 from server.pretrain.flow_options import Pretraining
 from server.pretrain.provenance import Provenance
-from server.public_data.images import SOURCE_CAP_BYTES, Source
+from server.public_data.images import SOURCE_CAP_BYTES, Source, arrays_of
 
 WARM_UP_STEPS = 100
 GRADIENT_NORM = 5.0
@@ -230,10 +230,10 @@ def run(
 def npz_source(path: Path) -> Source:
     """Return all `images` of an .npz file of at most 4 GiB."""
     data = files.read_capped(path, SOURCE_CAP_BYTES)
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        if "images" not in file:
-            raise ConfigurationError(f"{path}: no array `images`; found {sorted(file.files)}")
-        return Source(file["images"], (), None, hashlib.sha256(data).hexdigest())
+    found = arrays_of(data, path, ("images",))
+    if "images" not in found:
+        raise ConfigurationError(f"{path}: no array `images`")
+    return Source(found["images"], (), None, hashlib.sha256(data).hexdigest())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,25 +11,28 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
 from common.arrays import Flags, Images, Pixels
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, damage_named
 from common.storage.files import read_capped
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 SOURCE_CAP_BYTES = 4 << 30
 PHOTOGRAPH_CAP_BYTES = 64 << 20
 TABLE_CAP_BYTES = 64 << 20
+LARGEST_PIXELS = 1 << 26
+PLAIN_KINDS = "buifU"  # of the types that an array may have: numbers and text
 
 
 @dataclass(frozen=True)
@@ -139,32 +142,54 @@ def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArr
     Nothing is unpickled. Raises ConfigurationError for data that is no .npz, is damaged, holds
     Python objects, or unpacks to more than the cap.
     """
-    # the size that the archive declares must be within the cap before it is unpacked
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size <= SOURCE_CAP_BYTES:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                return {name: file[name] for name in wanted if name in file}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigurationError(
-            f"{path}: expected an .npz of arrays without Python objects; "
-            f"reading it gave {type(error).__name__}",
-            hint="write it with numpy.savez",
-        ) from None
-    raise ConfigurationError(
-        f"{path}: unpacks to {size} bytes, expected at most {SOURCE_CAP_BYTES}"
+    damage = ConfigurationError(
+        f"{path}: expected an .npz of arrays without Python objects, undamaged",
+        hint="write it with numpy.savez",
     )
+    with damage_named(damage), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # the size that the archive declares must be within the cap before it is unpacked
+        size = sum(member.file_size for member in archive.infolist())
+        if size > SOURCE_CAP_BYTES:
+            raise ConfigurationError(
+                f"{path}: unpacks to {size} bytes, expected at most {SOURCE_CAP_BYTES}"
+            )
+        files = {member.filename: member for member in archive.infolist()}
+        return {
+            name: _unpack(archive, files[f"{name}.npy"])
+            for name in wanted
+            if f"{name}.npy" in files
+        }
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array, whose shape and type take just the bytes that the archive declares for it."""
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = npy.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = npy.read_array_header_2_0(file)
+        # numpy would allocate what the shape says before it reads
+        needed = math.prod(shape) * dtype.itemsize
+        plain = dtype.kind in PLAIN_KINDS and min(shape, default=1) >= 0
+        if not plain or file.tell() + needed != member.file_size:
+            raise ValueError("shape or type")
+        file.seek(0)
+        found: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+        return found
 
 
 def _decode(data: bytes, path: Path, size_px: int, channels: int) -> Pixels:
     """One photograph; raises ConfigurationError for a file that is damaged or no picture."""
-    try:
-        return _cut_square(Image.open(io.BytesIO(data)), size_px, channels)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigurationError(
-            f"{path}: not readable as a photograph", hint="replace the file or take it out"
-        ) from error
+    damage = ConfigurationError(
+        f"{path}: not readable as a photograph", hint="replace the file or take it out"
+    )
+    with damage_named(damage), Image.open(io.BytesIO(data)) as image:
+        if image.width * image.height > LARGEST_PIXELS:
+            raise ConfigurationError(
+                f"{path}: {image.width} x {image.height} pixels, expected at most {LARGEST_PIXELS}"
+            )
+        return _cut_square(image, size_px, channels)
 
 
 def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
@@ -207,8 +232,9 @@ def _read_sides(table: Path, names: Sequence[str]) -> Flags | None:
         return None
     text = _decode_text(read_capped(table, TABLE_CAP_BYTES), table).removeprefix("\ufeff")
     side_of = {}
-    for row in csv.DictReader(io.StringIO(text)):
-        side_of[row.get("file")] = row.get("laterality")
+    with damage_named(ConfigurationError(f"{table}: not a CSV table")):
+        for row in csv.DictReader(io.StringIO(text)):
+            side_of[row.get("file")] = row.get("laterality")
     sides = [side_of.get(name) for name in names]
     if not set(sides) <= {"L", "R"}:
         return None

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from common.arrays import Images, Labels, Pairs, Pixels
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, damage_named
 from common.storage.files import read_capped
+from server.public_data.images import arrays_of
 
 ARCHIVE_CAP_BYTES = 4 << 30
 PICTURE_CAP_BYTES = 16 << 20
@@ -97,7 +98,7 @@ def _read_npz(path: Path) -> PublicPairs:
     """The pairs of an .npz file."""
     # find image, mask and patient under any of their names
     data = read_capped(path, ARCHIVE_CAP_BYTES)
-    arrays = _load_arrays(path, data)
+    arrays = arrays_of(data, path, ("pairs", "images", *MASKS, *PATIENTS))
     patient = _first_of(arrays, PATIENTS)
     mask = _first_of(arrays, MASKS)
     images = arrays.get("images", np.zeros(0, np.uint8))
@@ -119,18 +120,6 @@ def _read_npz(path: Path) -> PublicPairs:
     _check_count(path, len(images))
     digest = hashlib.sha256(data).hexdigest()
     return PublicPairs(_pair(path, images, mask), patient.astype(np.int64), digest)
-
-
-def _load_arrays(path: Path, data: bytes) -> dict[str, NDArray[Any]]:
-    """Those arrays of the archive that have a known name, never unpickled."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            wanted = [name for name in ("pairs", "images", *MASKS, *PATIENTS) if name in file]
-            return {name: file[name] for name in wanted}
-    except (ValueError, OSError, EOFError) as error:
-        raise ConfigurationError(
-            f"{path}: not an .npz of plain arrays ({type(error).__name__})"
-        ) from error
 
 
 def _first_of(arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any] | None:
@@ -188,15 +177,16 @@ def _read_table(path: Path) -> dict[str, str]:
             f"{path}: missing", hint="a CSV with columns file,patient; one line an image"
         )
     text = read_capped(path, TABLE_CAP_BYTES).decode("utf-8-sig", "replace")
-    reader = csv.DictReader(io.StringIO(text))
-    if not {"file", "patient"} <= set(reader.fieldnames or ()):
-        raise ConfigurationError(
-            f"{path}: expected columns file and patient, got {reader.fieldnames}"
-        )
+    with damage_named(ConfigurationError(f"{path}: not a CSV table")):
+        reader = csv.DictReader(io.StringIO(text))
+        columns = list(reader.fieldnames or ())
+        lines = list(reader)
+    if not {"file", "patient"} <= set(columns):
+        raise ConfigurationError(f"{path}: expected columns file and patient, got {columns}")
 
     # every row: a plain file name that stands once, and a patient
     rows: dict[str, str] = {}
-    for line, row in enumerate(reader, 2):
+    for line, row in enumerate(lines, 2):
         name = (row["file"] or "").strip()
         patient = (row["patient"] or "").strip()
         plain = Path(name).name == name and name.endswith(".png")
@@ -214,15 +204,13 @@ def _read_picture(path: Path, digest: hashlib._Hash) -> Pixels:
         raise ConfigurationError(f"{path}: missing, but patients.csv lists it")
     data = read_capped(path, PICTURE_CAP_BYTES)
     digest.update(hashlib.sha256(data).digest())
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if max(image.size) > LARGEST_SIDE_PX or image.mode not in ("L", "1", "P"):
-                raise ConfigurationError(
-                    f"{path}: {image.size} pixels of mode {image.mode}, expected 8-bit grey"
-                )
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ConfigurationError(f"{path}: not a PNG that can be read") from error
+    damage = ConfigurationError(f"{path}: not a PNG that can be read")
+    with damage_named(damage), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        if max(image.size) > LARGEST_SIDE_PX or image.mode not in ("L", "1", "P"):
+            raise ConfigurationError(
+                f"{path}: {image.size} pixels of mode {image.mode}, expected 8-bit grey"
+            )
+        return np.asarray(image.convert("L"))
 
 
 # --- both -----------------------------------------------------------------------------------

@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
-from common.errors import Bug
+from common.errors import Bug, RefusedError, damage_named
 from common.storage import files
 from common.storage.files import file_digest
 from common.storage.journal import Entry, Journal
@@ -97,8 +96,7 @@ class StudyRecord:
 
         They carry the metadata of the starting checkpoint.
         """
-        with safe_open(self._start_file(model), framework="numpy") as file:
-            metadata: dict[str, str] | None = file.metadata()
+        metadata = tensors.metadata(self._start_file(model))
         path = self.weights_file(model, round_)
         tensors.write(path, weights, metadata)
         return path
@@ -300,4 +298,5 @@ def store_sealed(path: Path, sealed: Sealed) -> None:
 def read_sealed(path: Path) -> Sealed:
     """Return the sealed message in a file that `store_sealed` wrote."""
     fields = tensors.read(path, max_bytes=SEALED_CAP_BYTES)
-    return Sealed(*(fields[name].tobytes() for name in Sealed._fields))
+    with damage_named(RefusedError(f"{path}: not a sealed message")):
+        return Sealed(*(fields[name].tobytes() for name in Sealed._fields))

@@ -1,5 +1,6 @@
 """YAML in: every problem at once, with file, line and key."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,28 @@ def test_a_file_larger_than_the_cap_is_refused_before_parsing(tmp_path: Path) ->
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no such file"):
         load_yaml(tmp_path / "none.yaml", Outer)
+
+
+def test_a_number_of_thousands_of_digits_is_a_problem_and_no_exception() -> None:
+    for digits in ("9" * 5000, "1e" + "9" * 5000, "-" + "1" * 400):
+        (problem,) = problems(f"name: x\nprivacy: {{epsilon: {digits}}}\n")
+        assert problem.startswith("study.yaml:2: privacy.epsilon: expected a")
+
+
+SLOW = {
+    "brackets": "[" * 20_000,
+    "braces": "{a: " * 20_000,
+    "dashes": "- " * 5000,
+    "indented blocks": "".join(" " * n + "a:\n" for n in range(900)),
+    "a million values": "a: [" + "1," * 500_000 + "]",
+    "a million lines": 'a: "' + "\n" * 1_000_000 + '"',
+    "a long comment": "#" * 1_000_000 + "\na: 1",
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_no_text_below_the_cap_takes_long(case: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ConfigurationError):
+        parse_yaml(SLOW[case], Outer, Path("study.yaml"))
+    assert time.process_time() - began < 2

@@ -1,5 +1,6 @@
 """The exception tree: codes and exit codes; a fault of the disk is put into words."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,34 @@ def test_a_missing_file_is_named_with_what_to_do() -> None:
 def test_the_two_sides_use_the_same_tree() -> None:
     for name in common.errors.__all__:
         assert getattr(common.errors, name) is getattr(errors, name)
+
+
+FOREIGN = {
+    "a number that is too long": lambda: int("9" * 5000),
+    "nesting": lambda: json.loads("[" * 100_000),
+    "what a library has not written yet": lambda: _raise(NotImplementedError()),
+    "an error of its own": lambda: _raise(type("TheirError", (Exception,), {})()),
+    "a picture that is cut, which Pillow calls an OSError": lambda: _raise(OSError("truncated")),
+}
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("sentence", FOREIGN)
+def test_whatever_a_reader_of_foreign_bytes_raises_is_the_named_damage(sentence: str) -> None:
+    damage = errors.RefusedError("file: damaged", code="E-OTHER")
+    with pytest.raises(errors.RefusedError) as caught, errors.damage_named(damage):
+        FOREIGN[sentence]()
+    assert caught.value is damage
+
+
+OURS = (errors.PolicyError("k"), errors.Bug("b"), MemoryError(), OSError(28, "No space left"))
+
+
+@pytest.mark.parametrize("error", OURS, ids=repr)
+def test_our_own_errors_and_this_machines_are_no_damage(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, errors.damage_named(errors.RefusedError("damaged")):
+        raise error
+    assert caught.value is error

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,20 @@ def test_a_digest_is_the_sha256_of_the_content(tmp_path: Path) -> None:
 def test_the_two_sides_use_the_same_functions() -> None:
     for name in shared.__all__:
         assert getattr(shared, name) is getattr(files, name)
+
+
+def test_a_small_file_takes_little_memory_whatever_the_cap(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    tracemalloc.start()
+    try:
+        assert files.read_capped(tmp_path / "file", 1 << 30) == b"12345"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_says_no_size_is_read_up_to_the_cap_and_no_further() -> None:
+    whole = files.read_capped(Path("/proc/self/status"), 1 << 16)
+    assert whole.startswith(b"Name:") and whole.count(b"\n") > 10
+    with pytest.raises(RefusedError, match="larger than the 100 bytes"):
+        files.read_capped(Path("/dev/zero"), 100)

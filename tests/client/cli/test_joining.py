@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -64,6 +65,19 @@ def test_a_join_file_for_another_site_or_key_is_refused(
     assert "another key" in err
     other.write_text(json.dumps(data | {"server_url": "http://plain"}))
     assert "server_url" in cli("join", "--state", state, other)[2]
+    # a certificate of a version or a key that the library refuses in its own way
+    for field in ("ca", "client_certificate"):
+        other.write_text(json.dumps(data | {field: of_version_9(data[field])}))
+        code, _, err = cli("join", "--state", state, other)
+        assert code == 2
+        assert f"{field} is not a certificate" in err
+
+
+def of_version_9(pem: str) -> str:
+    """A certificate whose version does not exist."""
+    begin, *lines, end = pem.strip().splitlines()
+    der = base64.b64decode("".join(lines)).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x08")
+    return "\n".join([begin, base64.b64encode(der).decode(), end])
 
 
 def test_every_file_and_field_that_a_health_state_names_is_in_the_state_folder(

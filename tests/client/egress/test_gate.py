@@ -34,6 +34,15 @@ DAMAGED = {
     "one field fewer": b'{"audit":[],"group_of":[]}',
     "no mapping": b"[]",
     "no JSON": b"\xff",
+    "depth alone": b"[" * 100_000,
+    "an infinite label": (
+        b'{"audit":[],"group_of":[],'
+        b'"groups":[{"k":2,"label":1e999,"laterality":0,"members":["a","b"]}]}'
+    ),
+    "a member that no text file could hold": (
+        b'{"audit":[],"group_of":[],'
+        b'"groups":[{"k":2,"label":0,"laterality":0,"members":["a","\\ud800"]}]}'
+    ),
 }
 
 

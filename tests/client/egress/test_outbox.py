@@ -9,9 +9,10 @@ import pytest
 from client.egress import gate
 from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
-from common.errors import EnvironmentFault, PolicyError
+from common.errors import EnvironmentFault, KohortError, PolicyError
 from common.wire import signing
 from common.wire.messages import Header, digest_of, unseal
+from common.wire.tensors import dumps
 
 KEY = signing.new_key()
 
@@ -86,3 +87,21 @@ def test_nothing_half_written_survives_a_full_disk(
         Outbox(tmp_path).store(cleared(b"numbers"), KEY)
     assert fault.value.code == "E-DISK-FULL"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_message_is_not_the_one_that_was_signed(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    message = cleared(b"numbers")
+    outbox.store(message, KEY)
+    key = message.header.key
+    path = outbox._path(key)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole.replace(b'"payload"', b'"payloat"'), dumps({})):
+        path.write_bytes(damaged)
+        with pytest.raises(KohortError):
+            outbox.get(key)
+    # readable, and yet no header
+    path.write_bytes(whole.replace(b'"sender":"a"', b'"sendor":"a"'))
+    with pytest.raises(PolicyError) as refused:
+        outbox.digests(key)
+    assert refused.value.code == "E-ROLLBACK"

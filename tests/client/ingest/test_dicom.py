@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -25,6 +28,8 @@ from pydicom.uid import (
 )
 
 from client.ingest.dicom import DicomImage, read_dicom
+from client.ingest.dicom_header import check_size, read_header
+from client.ingest.files import open_regular
 from client.ingest.quarantine import Reason, Unusable
 from tests import phantoms
 
@@ -289,3 +294,28 @@ def test_a_refusal_quotes_nothing_of_the_file(tmp_path: Path) -> None:
         with pytest.raises(Unusable) as refusal:
             shown(dataset, tmp_path)
         assert not any(marker in str(refusal.value) for marker in phantoms.MARKERS)
+
+
+def test_a_length_beyond_the_end_of_the_file_takes_no_memory(tmp_path: Path) -> None:
+    path = phantoms.write_fundus(tmp_path / "a.dcm", "P-1", phantoms.fundus(1, 16))
+    whole = path.read_bytes()
+    # PixelData, explicit VR: tag, OB, two reserved bytes, length
+    place = whole.index(b"\xe0\x7f\x10\x00OB") + 8
+    path.write_bytes(whole[:place] + (0x7FFFFFF0).to_bytes(4, "little") + whole[place + 4 :])
+    tracemalloc.start()
+    try:
+        with open_regular(str(path), 1 << 20) as file:
+            # the pixels that are there are enough
+            assert read_dicom(file, ("OP",), None, 1 << 20).pixels.shape == (16, 16, 3)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_size_that_cannot_be_read_is_a_damaged_header(tmp_path: Path) -> None:
+    for name, value in (("Rows", b"\1\0\2\0"), ("BitsAllocated", b""), ("NumberOfFrames", b"x")):
+        path = phantoms.write_fundus(tmp_path / "a.dcm", "P-1", phantoms.fundus(1, 16))
+        header = read_header(io.BytesIO(path.read_bytes()), pixels=False)
+        header[name] = RawDataElement(Tag(name), "??", len(value), value, 0, False, True)
+        with pytest.raises(Unusable):
+            check_size(header, 1 << 20)

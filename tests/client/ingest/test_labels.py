@@ -62,3 +62,9 @@ def test_wrong_columns_are_refused_without_quoting(text: str, tmp_path: Path) ->
     with pytest.raises(ConfigurationError) as error:
         labels(tmp_path, text)
     assert "MARKER" not in str(error.value) + error.value.hint
+
+
+def test_a_header_line_that_is_no_csv_row_is_refused(tmp_path: Path) -> None:
+    for text in ('"' + "a" * 200_000 + '",label\n', 'label,"' + "\n" * 200_000):
+        with pytest.raises(ConfigurationError, match="line 1: not a CSV row"):
+            labels(tmp_path, text)

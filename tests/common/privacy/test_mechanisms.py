@@ -53,3 +53,22 @@ def test_an_unknown_event_is_refused(case: str) -> None:
     with pytest.raises(RefusedError) as refusal:
         mechanism_from(BAD_EVENTS[case])
     assert refusal.value.code == "E-MECHANISM"
+
+
+EVENT = SubsampledGaussian(0.1, 2.0, 4, 100, "gan").event()
+ODD = {
+    "an infinite dimension": EVENT.replace('"dimension":100', '"dimension":1e999'),
+    "a dimension that is no whole number": EVENT.replace('"dimension":100', '"dimension":1.5'),
+    "a name that is a list": EVENT.replace('"gan"', "[]"),
+    "a name of great depth": EVENT.replace('"gan"', "[" * 900 + "]" * 900),
+    "depth alone": "[" * 100_000,
+    "a number of thousands of digits": EVENT.replace('"steps":4', '"steps":' + "9" * 5000),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_event_that_could_not_be_written_is_not_read(case: str) -> None:
+    assert ODD[case] != EVENT
+    with pytest.raises(RefusedError) as caught:
+        mechanism_from(ODD[case])
+    assert caught.value.code == "E-MECHANISM"

@@ -1,5 +1,6 @@
 """The journal: order, append only, survives a crash."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, RefusedError
 from common.storage.journal import Journal
 
 
@@ -78,3 +79,43 @@ def test_a_new_journal_and_its_side_files_are_for_this_account_alone(tmp_path: P
         journal.close()
     finally:
         os.umask(before)
+
+
+DAMAGED_ROWS = {
+    "no JSON": ("a", "x", "{"),
+    "no object": ("a", "x", "[]"),
+    "depth alone": ("a", "x", "[" * 100_000),
+    "a key of bytes": (b"a", "x", "{}"),
+    "bytes that are no text": ("a", "x", b"\xff"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_ROWS)
+def test_a_row_that_was_not_written_by_append_is_refused(case: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.sqlite")
+    journal._db.execute("INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", DAMAGED_ROWS[case])
+    with pytest.raises(RefusedError) as caught:
+        journal.entries()
+    assert caught.value.code == "E-JOURNAL"
+    journal.close()
+
+
+def test_a_damaged_file_is_named_at_its_opening_or_its_reading(tmp_path: Path) -> None:
+    path = tmp_path / "j.sqlite"
+    journal = Journal(path)
+    for number in range(200):
+        journal.append(f"key {number}", "x", {"n": number})
+    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    journal.close()
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 512):
+        path.write_bytes(whole[:at] + bytes([255] * 256) + whole[at + 256 :])
+        for side in tmp_path.glob("j.sqlite-*"):
+            side.unlink()
+        try:
+            again = Journal(path)
+        except EnvironmentFault:
+            continue
+        with contextlib.suppress(EnvironmentFault, RefusedError):
+            again.entries()
+        again.close()

@@ -1,5 +1,6 @@
 """Keys and SSHSIG signatures."""
 
+import base64
 import shutil
 import stat
 import subprocess
@@ -104,3 +105,22 @@ def test_a_signature_that_is_not_ascii_is_refused() -> None:
         broken = good[:place] + wrong + good[place + 1 :]
         with pytest.raises(RefusedError, match="not an SSH signature"):
             signing.verify(key.public_key(), signing.MESSAGE, b"data", broken)
+
+
+def _ssh_line(kind: bytes, *parts: bytes) -> str:
+    """A public key line with these parts."""
+    blob = b"".join(len(part).to_bytes(4, "big") + part for part in (kind, *parts))
+    return f"{kind.decode()} {base64.b64encode(blob).decode()}"
+
+
+def test_a_key_line_that_the_library_does_not_know_is_refused() -> None:
+    lines = [
+        _ssh_line(b"ecdsa-sha2-nistp256", b"nistp256", b"\x02" + bytes(32)),
+        _ssh_line(b"ssh-ed25519", b"short"),
+        "ssh-ed25519 \udcff",
+        "sk-ssh-ed25519@openssh.com AAAA",
+        "",
+    ]
+    for line in lines:
+        with pytest.raises(ConfigurationError, match="not an OpenSSH public key line"):
+            signing.parse_public(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import ssl
 import threading
@@ -15,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from client.fleet.connection import create_node_key
 from common.errors import ConfigurationError
+from server.front.sites import read_visitor
 from server.operator.certificates import (
     Authority,
     ServerFiles,
@@ -23,6 +25,7 @@ from server.operator.certificates import (
     issue_server_certificate,
     issue_site_certificate,
     load_authority,
+    parse_site_key,
     read_certificate,
 )
 
@@ -195,3 +198,34 @@ def test_only_an_ec_key_line_gets_a_site_certificate(
             tmp_path / "c",
         )
     assert not (tmp_path / "c").exists()
+
+
+def test_a_certificate_that_the_library_refuses_in_its_own_way_is_named(
+    authority: Authority, tmp_path: Path
+) -> None:
+    der = authority.certificate.public_bytes(serialization.Encoding.DER)
+    odd = {
+        "a version that does not exist": der.replace(
+            b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x08"
+        ),
+        "a curve that is none": der.replace(
+            bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d030177")
+        ),
+    }
+    for case, data in odd.items():
+        assert data != der, case
+        text = base64.encodebytes(data).decode()
+        pem = f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n"
+        create_authority(tmp_path / case)
+        (tmp_path / case / "ca.crt").write_text(pem)
+        with pytest.raises(ConfigurationError):
+            load_authority(tmp_path / case)
+        assert read_visitor(data) is None
+
+
+def test_a_site_key_that_the_library_does_not_know_is_refused() -> None:
+    parts = (b"ecdsa-sha2-nistp256", b"nistp256", b"\x02" + bytes(32))
+    blob = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    line = f"ecdsa-sha2-nistp256 {base64.b64encode(blob).decode()}"
+    with pytest.raises(ConfigurationError, match="not an OpenSSH public key"):
+        parse_site_key(line)

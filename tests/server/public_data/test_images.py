@@ -1,5 +1,6 @@
 """Archives of public images are read within a cap."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from common.errors import ConfigurationError
 from server.public_data import images as public_images
+from tests.phantoms import hollow_png
 
 
 def test_an_npz_that_unpacks_to_more_than_the_cap_is_refused(
@@ -18,3 +20,53 @@ def test_an_npz_that_unpacks_to_more_than_the_cap_is_refused(
     assert path.stat().st_size < 4096
     with pytest.raises(ConfigurationError, match="unpacks to"):
         public_images.read_source(path, 32, 3)
+
+
+def packed(path: Path, **members: bytes) -> Path:
+    """An .npz of ready-made members."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return path
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    """An array file with this header."""
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+ODD_ARRAYS = {
+    "a shape of far more bytes than there are": npy(
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,)}", b"x"
+    ),
+    "a negative shape": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -1)}", b"x"),
+    "Python objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", bytes(8)),
+    "a type of no bytes": npy("{'descr': '|V0', 'fortran_order': False, 'shape': (9,)}"),
+    "a header that is no literal": npy("{'descr': __import__('os')}"),
+    "a header of great depth": npy("(" * 5000),
+    "a version that does not exist": b"\x93NUMPY\x09\x00" + bytes(20),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("case", ODD_ARRAYS)
+def test_an_array_that_is_not_what_numpy_writes_is_refused(case: str, tmp_path: Path) -> None:
+    path = packed(tmp_path / "x.npz", images=ODD_ARRAYS[case])
+    with pytest.raises(ConfigurationError, match=r"expected an \.npz of arrays"):
+        public_images.read_source(path, 32, 3)
+
+
+def test_an_archive_with_an_unknown_compression_is_refused(tmp_path: Path) -> None:
+    path = packed(tmp_path / "x.npz", images=npy("{}"))
+    data = path.read_bytes()
+    # the method in the local header and in the directory
+    path.write_bytes(data.replace(b"\x14\0\0\0\0\0", b"\x14\0\0\0\x63\0"))
+    with pytest.raises(ConfigurationError, match=r"expected an \.npz of arrays"):
+        public_images.read_source(path, 32, 3)
+
+
+def test_a_picture_of_very_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(hollow_png(8200, 8200))
+    with pytest.raises(ConfigurationError, match="expected at most"):
+        public_images.read_source(tmp_path, 32, 3)

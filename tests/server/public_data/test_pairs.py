@@ -115,13 +115,13 @@ def test_small_pairs_unknown_files_and_odd_archives_are_refused(tmp_path: Path) 
     with pytest.raises(ConfigurationError, match=r"expected a folder or an \.npz"):
         read_pairs(tmp_path / "none.npz", 32)
     (tmp_path / "b.npz").write_bytes(b"no archive")
-    with pytest.raises(ConfigurationError, match=r"not an \.npz"):
+    with pytest.raises(ConfigurationError, match=r"expected an \.npz"):
         read_pairs(tmp_path / "b.npz", 32)
     np.savez(tmp_path / "c.npz", images=np.zeros((3, 32, 32), np.uint8))
     with pytest.raises(ConfigurationError, match="expected `images` and `masks`"):
         read_pairs(tmp_path / "c.npz", 32)
     np.savez(tmp_path / "d.npz", images=np.array([{}], dtype=object))
-    with pytest.raises(ConfigurationError, match=r"not an \.npz of plain arrays"):
+    with pytest.raises(ConfigurationError, match=r"expected an \.npz of arrays"):
         read_pairs(tmp_path / "d.npz", 32)
 
 

@@ -1,0 +1,299 @@
+"""Targets: what lies in a hospital's folder: DICOM, NIfTI, PNG, JPEG, labels, and the child."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import time
+import zlib
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from client.ingest.decode import Conversation, Decoder
+from client.ingest.decode_child import read_file
+from client.ingest.labels import read_labels
+from client.ingest.masks import is_nifti, read_nifti, read_segmentation
+from client.ingest.quarantine import Unusable
+from client.ingest.request import Caps, Limits, Settings, VolumeFiles
+from client.ingest.series import Grid, arrange_slices
+from client.ingest.volumes import patches, read_volume, scan
+from tests import phantoms, volume_phantoms
+from tests.fuzz.harness import Parser, Target
+from tests.fuzz.mutation import Maker, damaged, exchanged, one_of, revalued, wrapped
+from tests.fuzz.release_targets import jpeg, png, png_maker
+
+SIDE = 16
+PIXEL_CAP = 1 << 20
+SETTINGS = Settings(
+    size_px=SIDE,
+    channels=3,
+    modalities=("OP", "MR"),
+    window=None,
+    max_file_bytes=1 << 20,
+    max_pixel_bytes=PIXEL_CAP,
+    max_volume_bytes=PIXEL_CAP,
+    memory_bytes=Limits().decode_memory_bytes,
+    patches=2,
+    timeout_s=2.0,
+    volume_timeout_s=2.0,
+)
+CAPS = Caps(SIDE, ("MR",), None, 1 << 20, PIXEL_CAP, PIXEL_CAP)
+SHAPE = (4, SIDE, SIDE)
+REFUSED = (Unusable,)
+
+
+def _bytes_of(dataset: Any, folder: Path) -> bytes:
+    """A data set as a file's bytes, without the long strings that phantoms carry."""
+    path = phantoms.save(dataset, folder / "seed.dcm")
+    return path.read_bytes()
+
+
+def dicom_seeds(folder: Path) -> list[bytes]:
+    """Small images: grey and colour, several transfer syntaxes."""
+    grey = phantoms.grey(1, 8)
+    colour = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    seeds = []
+    for syntax in (None, ImplicitVRLittleEndian, ExplicitVRBigEndian):
+        head = phantoms.header("OP") if syntax is None else phantoms.header("OP", syntax=syntax)
+        dataset = phantoms.with_pixels(head, grey, "MONOCHROME2", 12)
+        dataset.RescaleSlope, dataset.RescaleIntercept = 2, -5
+        dataset.WindowCenter, dataset.WindowWidth = 100, 50
+        seeds.append(_bytes_of(dataset, folder))
+    dataset = phantoms.with_pixels(phantoms.header("OP"), colour, "RGB")
+    seeds.append(_bytes_of(dataset, folder))
+    seeds.append(_bytes_of(phantoms.compressed(dataset, RLELossless), folder))
+    dataset = phantoms.with_pixels(phantoms.header("OP"), grey[..., :8], "MONOCHROME2", 12)
+    frame = jpeg(colour)
+    colourful = phantoms.with_pixels(phantoms.header("OP"), colour, "RGB")
+    seeds.append(
+        _bytes_of(phantoms.encapsulated(colourful, frame, JPEGBaseline8Bit, "YBR_FULL_422"), folder)
+    )
+    return seeds
+
+
+def deflated_maker(folder: Path) -> Maker:
+    """Deflated data sets whose plain bytes are damaged; now and then one that inflates far."""
+    dataset = phantoms.with_pixels(
+        phantoms.header("OP", syntax=DeflatedExplicitVRLittleEndian),
+        phantoms.grey(1, 8),
+        "MONOCHROME2",
+        12,
+    )
+    seed = _bytes_of(dataset, folder)
+    start = 144 + int.from_bytes(seed[140:144], "little")
+    plain = zlib.decompress(seed[start:], -zlib.MAX_WBITS)
+    make = damaged(plain)
+
+    def deflate(data: bytes) -> bytes:
+        packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+        return seed[:start] + packer.compress(data) + packer.flush()
+
+    bomb = deflate(bytes(4 * PIXEL_CAP))
+
+    def made(rng: Random) -> bytes:
+        return bomb if rng.random() < 0.005 else deflate(make(rng))
+
+    return made
+
+
+def _photograph(folder: Path) -> Parser:
+    """One file as the decoding child reads it, in this process."""
+    path = folder / "file"
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        read_file(str(path), SETTINGS)
+
+    seeds = dicom_seeds(folder)
+    return Parser(call, (damaged(*seeds), damaged(*seeds), deflated_maker(folder)), REFUSED)
+
+
+def _pictures(folder: Path) -> Parser:
+    """PNG and JPEG files as the decoding child reads them."""
+    path = folder / "file"
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        read_file(str(path), SETTINGS)
+
+    pixels = phantoms.fundus(1, 16)
+    pngs = [png(pixels), png(pixels[..., 0].astype(np.uint16) << 4), phantoms.hollow_png(70, 70)]
+    pngs += [phantoms.hollow_png(60_000, 60_000), png(pixels[..., 0], optimize=True)]
+    makers = (png_maker(*pngs), damaged(*pngs), damaged(jpeg(pixels), jpeg(pixels[..., 0])))
+    return Parser(call, makers, REFUSED)
+
+
+def _series() -> volume_phantoms.Series:
+    """A series of four small slices."""
+    return volume_phantoms.Series("P-1", volume_phantoms.image(1, SHAPE))
+
+
+def _mask() -> np.ndarray:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1:3, 4:9, 5:7] = 1
+    return mask
+
+
+def _scan(folder: Path) -> Parser:
+    path = folder / "file"
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        scan(str(path), CAPS)
+
+    series = _series()
+    seeds = [_bytes_of(volume_phantoms.slice_of(series, 0), folder)]
+    seeds.append(_bytes_of(volume_phantoms.segmentation(series, _mask()), folder))
+    nifti = volume_phantoms.nifti(series, _mask()).to_bytes()
+    return Parser(
+        call, (damaged(*seeds), damaged(nifti[:400], gzip.compress(nifti[:400]))), REFUSED
+    )
+
+
+def _volume(folder: Path) -> Parser:
+    """A series of which one slice is damaged, cut into patches."""
+    series = _series()
+    paths = volume_phantoms.write_series(folder / "series", series)
+    mask = volume_phantoms.write_nifti(folder / "m.nii", volume_phantoms.nifti(series, _mask()))
+    good = [path.read_bytes() for path in paths]
+
+    def call(data: bytes) -> None:
+        paths[1].write_bytes(data)
+        volume = read_volume([str(path) for path in paths], ("nifti", str(mask)), CAPS)
+        patches(volume, b"seed", 2, SIDE)
+
+    return Parser(call, (damaged(good[1]), damaged(good[1], good[2])), REFUSED)
+
+
+def grid_of(folder: Path) -> Grid:
+    """The grid of the small series."""
+    from client.ingest.volumes import _plane
+
+    paths = volume_phantoms.write_series(folder / "series", _series())
+    return arrange_slices([_plane(str(path), CAPS) for path in paths])[1]
+
+
+def _nifti(folder: Path) -> Parser:
+    grid = grid_of(folder)
+    import nibabel
+
+    plain = [volume_phantoms.nifti(_series(), _mask()).to_bytes()]
+    plain.append(volume_phantoms.nifti(_series(), _mask(), kind=nibabel.Nifti2Image).to_bytes())
+
+    def call(data: bytes) -> None:
+        file = io.BytesIO(data)
+        if is_nifti(file):
+            read_nifti(file, grid, PIXEL_CAP)
+
+    heads = [seed[:560] for seed in plain]
+    header = wrapped(damaged(*heads), lambda data: data + plain[0][len(data) :])
+    packed = wrapped(damaged(*heads), lambda data: gzip.compress(data, 1))
+    bomb = gzip.compress(plain[0][:352] + bytes(2 * PIXEL_CAP))
+
+    def packed_or_bomb(rng: Random) -> bytes:
+        return bomb if rng.random() < 0.002 else packed(rng)
+
+    return Parser(call, (header, packed_or_bomb, damaged(*plain)), REFUSED)
+
+
+def _segmentation(folder: Path) -> Parser:
+    grid = grid_of(folder)
+    seed = _bytes_of(volume_phantoms.segmentation(_series(), _mask()), folder)
+
+    def call(data: bytes) -> None:
+        read_segmentation(io.BytesIO(data), grid, PIXEL_CAP)
+
+    return Parser(call, (damaged(seed),), REFUSED)
+
+
+def _labels(folder: Path) -> Parser:
+    path = folder / "labels.csv"
+    seeds = (
+        b"file,patient,label,laterality\na/b.png,P-1,none,L\n,P-2,severe,OD\nc.png,P-1,none,\n",
+        b"\xef\xbb\xbfpatient;label\nP-1;none\n",
+        b"file,patient,label,mask\na.dcm,P-1,none,m.nii.gz\n",
+    )
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        found = read_labels(path, ("none", "severe"), ("a/b.png", "c.png"), 1 << 20, masks=True)
+        for name in (*found.by_file, "a/b.png"):
+            found.index(found.row_of_files([name]))
+        for patient in found.by_patient:
+            found.row_of_patient(patient, 1)
+
+    odd = (b'"a\nb"', b'"', b"\x00", b";", b",,,,", b"label", b"patient", b"a" * 140_000)
+    return Parser(call, (exchanged(*seeds, odd=odd), damaged(*seeds)), REFUSED)
+
+
+class _Child:
+    """Stands for the decoding child: its answer lies in a pipe."""
+
+    def __init__(self, answer: bytes) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, answer[:60_000])
+        os.close(writing)
+        self.stdout = os.fdopen(reading, "rb", buffering=0)
+        self.stdin = io.BytesIO()
+
+
+def _answers(folder: Path) -> Parser:
+    """What a child answers that hostile bytes have taken over."""
+    decoder = Decoder(SETTINGS)
+    facts = {"digest": "0" * 64, "is_dicom": True, "patient_id": "P", "issuer": ""}
+    photograph = json.dumps(facts | {"laterality": 1}).encode()
+    scanned = json.dumps({"kind": "slice", "content": "c", "patient_id": "p"}).encode()
+    cut = json.dumps({"digest": "0" * 64, "slices": 1, "refusal": None}).encode()
+    refusal = json.dumps({"reason": "undecodable", "at": 3}).encode()
+    files = VolumeFiles((Path("a"), Path("b")), None)
+
+    def call(data: bytes) -> None:
+        child = _Child(data[1:])
+        talk = Conversation(child, time.monotonic() + 5)  # type: ignore[arg-type]
+        decoder._running = lambda: child  # type: ignore[assignment, method-assign, return-value]
+        readers = (
+            lambda _: decoder._photograph(talk),
+            lambda _: decoder._scan(talk),
+            lambda _: decoder._cut(talk, files, lambda digest: digest),
+        )
+        with child.stdout:
+            decoder._ask({}, readers[(data[0] if data else 0) % 3], 1.0)
+
+    def framed(text: bytes) -> bytes:
+        return len(text).to_bytes(4, "big") + text + bytes(5000)
+
+    makers = (
+        wrapped(revalued(photograph, refusal), framed),
+        wrapped(revalued(scanned, refusal), framed),
+        wrapped(revalued(cut, refusal), framed),
+    )
+    return Parser(
+        call,
+        (one_of(*makers), one_of(damaged(framed(photograph)), exchanged(framed(scanned)))),
+        REFUSED,
+    )
+
+
+PIXELS = ("client.ingest.decode_child:read_file", "client.ingest.dicom:read_dicom")
+TARGETS = (
+    Target("dicom", (*PIXELS, "client.ingest.dicom_header:read_header"), _photograph, 96, few=400),
+    Target("png-jpeg", ("client.ingest.images:read_photograph",), _pictures, 96, few=500),
+    Target("volume-scan", ("client.ingest.volumes:scan",), _scan, few=400),
+    Target("volume", ("client.ingest.volumes:read_volume",), _volume, few=60),
+    Target("nifti", ("client.ingest.masks:read_nifti",), _nifti, few=600),
+    Target("segmentation", ("client.ingest.masks:read_segmentation",), _segmentation, few=150),
+    Target("labels", ("client.ingest.labels:_reader",), _labels),
+    Target("child-answers", ("client.ingest.decode:Conversation.facts",), _answers),
+)

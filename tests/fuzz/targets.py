@@ -1,0 +1,22 @@
+"""All targets: each parser of bytes from outside, by name."""
+
+from __future__ import annotations
+
+from tests.fuzz import (
+    config_targets,
+    door_targets,
+    file_targets,
+    ingest_targets,
+    release_targets,
+    restored_targets,
+    wire_targets,
+)
+from tests.fuzz.harness import Target
+
+MODULES = (wire_targets, config_targets, file_targets, release_targets, ingest_targets)
+MODULES += (door_targets, restored_targets)
+TARGETS: dict[str, Target] = {}
+for _module in MODULES:
+    for _target in _module.TARGETS:
+        assert _target.name not in TARGETS, _target.name
+        TARGETS[_target.name] = _target
