@@ -125,7 +125,7 @@ def _check_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         counts[key] = array.shape[0] if array.ndim else 0
         if key != "images" and array.ndim != 1:
             counts[key] = -1
-    if "laterality" in arrays and arrays["laterality"].dtype.kind not in "bui":
+    if "laterality" in arrays and arrays["laterality"].dtype.kind not in "iub":
         counts["laterality"] = -1
     complete = {"images", "names", "labels"} <= set(counts)
     equal = len(set(counts.values())) <= 1
