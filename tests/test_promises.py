@@ -45,6 +45,7 @@ EXEMPT = {
     "common/privacy/audit_file.py": "what a rehearsal on public data measured",
     "common/privacy/planning.py": "a verdict before anything is spent",
     "common/privacy/plan_report.py": "the verdict's words",
+    "common/privacy/update_norm.py": "the norm of an honest update, for the plan's cap",
 }
 
 

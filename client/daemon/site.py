@@ -122,6 +122,10 @@ class Site:
         self.records.heads.check()
         # (5) a round that was answered gets its stored bytes
         reply = self._stored(_reply_key(header))
+        if reply is None and header.statement.get("done") is True:
+            # a study that is over asks for nothing new
+            self.done.set()
+            raise RefusedError("instruction: the study has ended", code="E-STUDY-ENDED")
         if reply is None:
             log.info("%s: %s: at work", study.name, _name(header))
             reply = self._compute_reply(header, study, sealed.payload)

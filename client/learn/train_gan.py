@@ -45,7 +45,6 @@ from common.study.plan import Study
 from common.study.training import GanPlan
 
 GENERATOR_BATCH = 16
-BETAS = (0.0, 0.99)
 
 
 def train(
@@ -98,8 +97,10 @@ def train(
     latents = stream(noise)
 
     # Adam on what the private step returns, and on the generator's own gradients
-    critic_adam = Adam(trained, plan.learning_rate, BETAS)
-    generator_adam = Adam(dict(generator.named_parameters()), plan.generator_learning_rate, BETAS)
+    critic_adam = Adam(trained, plan.learning_rate, plan.betas)
+    generator_adam = Adam(
+        dict(generator.named_parameters()), plan.generator_learning_rate, plan.betas
+    )
 
     # critic steps, and after every `critic_steps` of them one step of the generator
     for step in range(plan.local_steps):

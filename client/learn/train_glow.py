@@ -75,7 +75,7 @@ def train(
     private = PrivateStep(
         trained, loss_of(model, trained), constants, reservation, noise, canaries=canaries
     )
-    optimiser = Adam({"all": flatten(trained)}, plan.learning_rate)
+    optimiser = Adam({"all": flatten(trained)}, plan.learning_rate, plan.betas)
     batches = Batches(cohort, plan, stream(noise))
 
     # private steps

@@ -44,10 +44,9 @@ from common.models.wgan_pairs import to_unit
 from common.privacy.canaries import Canaries
 from common.privacy.noise import Noise
 from common.study.plan import Study
-from common.study.training import WganPlan
+from common.study.training import RMSPROP_DECAY, WganPlan
 
 GENERATOR_BATCH = 32
-BETAS = (0.0, 0.999)
 LADDER = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # critic steps a generator step
 LADDER_DECAY = 0.99  # of the running mean of the accuracy on fakes
 LADDER_BELOW = 0.65  # of that mean
@@ -194,8 +193,8 @@ def clip_weights(trained: Parameters, plan: WganPlan) -> None:
 def optimizer(parameters: Parameters, rate: float, plan: WganPlan) -> Adam | RMSprop:
     """Return the plan's optimiser on these tensors."""
     if plan.optimizer == "rmsprop":
-        return RMSprop(parameters, rate)
-    return Adam(parameters, rate, BETAS)
+        return RMSprop(parameters, rate, RMSPROP_DECAY)
+    return Adam(parameters, rate, plan.betas)
 
 
 class Ladder:

@@ -15,7 +15,7 @@ too; the refusals do not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from common.errors import PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, spend
@@ -29,7 +29,9 @@ from common.privacy.planning import (
     noise_of_models,
     noisiest,
 )
+from common.privacy.update_norm import MOST, UpdateNorm
 from common.study.plan import Study
+from common.study.training import TrainedModel
 
 BUDGET_ROUNDING = 1e-9  # relative: of floating point alone
 RATIO_FEASIBLE = 10.0
@@ -47,7 +49,8 @@ class PlanReport:
     `verdict`: "feasible" (r/sqrt(S) <= 10), "marginal" (<= 20), "infeasible" (above: refused unless
     the plan accepts it) or "over budget" (always refused). `fixes`: cheapest first. `needs`: for
     the limits 20 and 10, where they are not met. `spent`: all that the plan spends, its images too
-    where they are charged. `updates`: the training alone.
+    where they are charged. `updates`: the training alone. `norms`: how large an honest update is,
+    by model, where it was asked for.
     """
 
     study: Study
@@ -58,6 +61,7 @@ class PlanReport:
     verdict: str
     fixes: tuple[str, ...]
     needs: tuple[Needs, ...] = ()
+    norms: Mapping[str, UpdateNorm] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:
@@ -86,7 +90,10 @@ class PlanReport:
             f"plan {self.study.name}: unit {privacy.unit}, adjacency zero-out, "
             f"N_plan={privacy.planned_patients:,}"
         ]
-        lines += [_model_words(model) for model in self.models]
+        for model in self.models:
+            lines.append(_model_words(model))
+            if model.name in self.norms:
+                lines += _norm_words(model.name, model.plan, self.norms[model.name])
         images = charged_image_event(self.study)
         if images:
             lines.append(f"  {images.statement()}")
@@ -123,12 +130,14 @@ def feasibility(
     *,
     site_cap: float = SAMPLE_SITE_CAP,
     wire: Mapping[str, int] | None = None,
+    norms: Mapping[str, UpdateNorm] | None = None,
     prv: bool = True,
 ) -> PlanReport:
     """Return the report on a plan. Spends nothing. `prv` imports torch.
 
-    `parameter_counts`: trained numbers by model; `wire`: numbers in an update, by model. Raises
-    ConfigurationError when a trained model has no parameter count.
+    `parameter_counts`: trained numbers by model; `wire`: numbers in an update, `norms`: how large
+    an honest one is, by model. Raises ConfigurationError when a trained model has no parameter
+    count.
     """
     models = noise_of_models(study, parameter_counts, wire or {})
     images = charged_image_event(study)
@@ -143,7 +152,9 @@ def feasibility(
     verdict = _verdict(study, spent, models)
     needs = tuple(needs_for(study, models, ratio) for ratio in UNMET.get(verdict, ()))
     fixes = tuple(_fixes(study, spent, models, verdict, needs))
-    return PlanReport(study, models, spent, alone, site_cap, verdict, fixes, needs)
+    return PlanReport(
+        study, models, spent, alone, site_cap, verdict, fixes, needs, dict(norms or {})
+    )
 
 
 def refuse_infeasible(study: Study, counts: Mapping[str, int]) -> None:
@@ -228,6 +239,22 @@ def _model_words(model: ModelNoise) -> str:
     if model.calibrated is None or model.calibrated == event.noise_multiplier:
         return text
     return f"{text}\n    noise_multiplier {model.calibrated:g} would use the budget exactly"
+
+
+def _norm_words(name: str, plan: TrainedModel, norm: UpdateNorm) -> Iterator[str]:
+    """What an honest update's norm is, and a warning where the plan's cap does not fit it."""
+    times = norm.times(plan.max_update_norm)
+    first = f" (the first by {norm.start:.3g} more)" if norm.start else ""
+    yield (
+        f"    an honest update has a norm of about {norm.noise:.3g}{first}, at most "
+        f"{norm.honest:.3g}; max_update_norm {plan.max_update_norm:g} is {times:.2g} times that of "
+        "the noise"
+    )
+    fix = f"set models.{name}.max_update_norm: {norm.cap:g}"
+    if times > MOST:
+        yield f"    warning: one hostile site can weigh as much as {times:.0f} honest ones; {fix}"
+    if plan.max_update_norm < norm.honest:
+        yield f"    warning: the cap can scale honest updates down; {fix}"
 
 
 def _budget_words(study: Study, spent: Spent) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,9 +10,16 @@ from common.config import FrozenModel
 from common.study.families import FAMILIES
 from common.study.fields import Checkpoint, Positive
 
+RMSPROP_DECAY = 0.99  # of the mean of squared gradients
+
 
 class TrainedModel(FrozenModel):
-    """What every privately trained model states. All are public constants of the plan."""
+    """What every privately trained model states. All are public constants of the plan.
+
+    `betas`: Adam's decays; they are no key of the plan.
+    """
+
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
 
     rounds: int = Field(
         ge=1,
@@ -48,7 +55,8 @@ class TrainedModel(FrozenModel):
         "clipped to `clip`",
     )
     max_update_norm: Positive = Field(
-        description="largest L2 norm of a site's update of one round, over all its tensors"
+        description="largest L2 norm of a site's update of one round, over all its tensors; "
+        "`kohort-server plan` writes it where it is missing"
     )
     trainable: tuple[str, ...] = Field(
         default=(),
@@ -68,6 +76,8 @@ class TrainedModel(FrozenModel):
 
 class GanPlan(TrainedModel):
     """The style-based generator and its critic (common/models/stylegan.py)."""
+
+    betas: ClassVar[tuple[float, float]] = (0.0, 0.99)
 
     width: int = Field(
         ge=8,
@@ -94,6 +104,8 @@ class GanPlan(TrainedModel):
 
 class WganPlan(TrainedModel):
     """Image + mask pairs (common/models/wgan.py; Kossen et al. 2022)."""
+
+    betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
 
     architecture: Literal["small", "kossen2022"] = Field(
         default="small",

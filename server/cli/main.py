@@ -10,7 +10,7 @@ import typer
 from common import passphrase
 from common.process import keep_private
 from kohort.console import run_typer
-from server.cli import authority, plans, pretrain, publish, serve, setup, sites
+from server.cli import authority, plans, pretrain, publish, serve, setup, sites, study
 
 app = typer.Typer(
     add_completion=False,
@@ -44,6 +44,7 @@ app.command()(authority.renew)
 app.command()(authority.protect)
 app.command()(serve.run)
 app.command()(serve.status)
+app.command()(study.study)
 app.command()(publish.release)
 app.command()(pretrain.pretrain)
 

@@ -20,18 +20,23 @@ from server.cli.state_folder import load_operator_key
 from server.cli.terminal import write
 from server.operator import plan as plans
 from server.operator.state import ServerState
+from server.operator.update_norms import write_missing_norms
 
 
 def plan(study: StudyFile, as_json: AsJson = False) -> None:
     """Print what a plan costs in privacy and whether it can learn. Nothing is spent.
 
-    Ends with an error where the plan spends more than its own epsilon.
+    Writes each max_update_norm that is missing. Ends with an error where the plan spends more than
+    its own epsilon.
     """
+    written = write_missing_norms(study)
     loaded = load_study(study)
     report = plans.report(loaded, study.parent)
     if as_json:
-        write(json.dumps(report_facts(loaded, report)) + "\n")
+        write(json.dumps(report_facts(loaded, report) | {"written": written}) + "\n")
     else:
+        for model, cap in written.items():
+            write(f"wrote models.{model}.max_update_norm: {cap:g}\n")
         write(report.to_text() + "\n")
         write(f"hash {loaded.hash()} ({fingerprint_words(loaded.hash())})\n")
     if report.verdict == "over budget":
@@ -60,15 +65,15 @@ def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
         "sampler_delta": spent.sampler_delta,
         "share_of_cap": spent.pld / report.site_cap,
         "parameters": {model.name: model.event.dimension for model in report.models},
-        "models": {model.name: model_facts(model) for model in report.models},
+        "models": {model.name: model_facts(model, report) for model in report.models},
         "fixes": list(report.fixes),
         "needs": [asdict(needs) for needs in report.needs],
     }
 
 
-def model_facts(model: ModelNoise) -> dict[str, float | int | None]:
+def model_facts(model: ModelNoise, report: PlanReport) -> dict[str, float | int | None]:
     """Return what `plan --json` prints of one model."""
-    return {
+    facts: dict[str, float | int | None] = {
         "sampling_rate": model.event.q,
         "patients_per_step": model.plan.patients_per_step,
         "items_per_patient": model.plan.items_per_patient,
@@ -79,7 +84,14 @@ def model_facts(model: ModelNoise) -> dict[str, float | int | None]:
         "noise_ratio": model.ratio,
         "federated_noise_ratio": model.federated_ratio,
         "round_bytes": model.round_bytes,
+        "max_update_norm": model.plan.max_update_norm,
     }
+    norm = report.norms.get(model.name)
+    if norm is not None:
+        facts["honest_update_norm"] = norm.noise
+        facts["largest_honest_update_norm"] = norm.honest
+        facts["recommended_max_update_norm"] = norm.cap
+    return facts
 
 
 def pin(study: StudyFile) -> None:

@@ -156,7 +156,13 @@ def name_reference(reference: Path | None, name: str) -> str:
 
 
 def check_complete(record: StudyRecord, state: Path) -> None:
-    """Refuse a study whose rounds are not all closed."""
+    """Refuse a study whose rounds are not all closed, or that was abandoned."""
+    if record.abandoned():
+        raise PolicyError(
+            f"study {record.study.name} was abandoned",
+            hint="what was released of it before stays; a new study needs a plan of its own",
+            code="E-STUDY-ENDED",
+        )
     if not record.complete():
         raise PolicyError(
             f"study {record.study.name} is not complete",

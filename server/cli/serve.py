@@ -45,6 +45,10 @@ from server.rounds.record import StudyRecord
 
 FLWR_VERSION = "1.41.0"
 STUDY_FILE_CAP_BYTES = 1 << 20
+PAUSED = (
+    "  paused since {since} ({code}): it goes on when enough hospitals have answered\n"
+    "  more time: kohort-server study extend {study}; end it: kohort-server study abandon {study}\n"
+)
 Port = Annotated[
     int | None, typer.Option(min=1, max=65535, help="listen here, not on server.yaml's port")
 ]
@@ -66,9 +70,13 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
             copy_bundle(bundle, key.public_key(), kept)
         open_bundle(kept, key.public_key())
         with open_record(place, study) as record:
-            if not record.complete():
+            if not record.ended():
                 serve(place, config, study, record, port or config.listen.port)
-        write(f"study {study.name} is complete; next: kohort-server release\n")
+            abandoned = record.abandoned()
+        if abandoned:
+            write(f"study {study.name} was abandoned; what was released of it stays\n")
+        else:
+            write(f"study {study.name} is complete; next: kohort-server release\n")
 
 
 def serve(
@@ -157,14 +165,24 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
         write(json.dumps(facts) + "\n")
         return
     for row in studies:
-        now = "complete" if row["complete"] else f"{row['phase']} {row['waiting']}".strip()
-        write(f"{row['study']:<24} {row['done']} of {row['total']} rounds: {now}\n")
+        write(f"{row['study']:<24} {row['done']} of {row['total']} rounds: {state_of(row)}\n")
+        if row["code"]:
+            write(PAUSED.format(**row))
     for site in sites:
         write(f"{site.name:<24} {site.state} {site.code}\n")
     for row in foreign:
         write(f"foreign run refused at {row['time']}: E-APP-UNPINNED\n")
     for one in ending:
         write(f"warning: {one.line}\n")
+
+
+def state_of(row: dict[str, Any]) -> str:
+    """Return what a study does now, in a few words."""
+    if row["complete"]:
+        return "complete"
+    if row["abandoned"]:
+        return "abandoned"
+    return f"{row['phase']} {row['waiting']}".strip()
 
 
 def study_rows(place: ServerState) -> list[dict[str, Any]]:

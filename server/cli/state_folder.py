@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 
 from common.errors import ConfigurationError
 from common.storage.files import read_capped
+from common.study.bundle import open_bundle
 from common.study.plan import Study
 from common.wire import signing
 from server.operator.folder import keep_folder_private
@@ -55,6 +56,21 @@ def open_registry(state: ServerState) -> Iterator[Registry]:
         yield registry
     finally:
         registry.close()
+
+
+def find_study(state: ServerState, name: str) -> Study:
+    """Return the study of this name, or of the hash that starts so; raises ConfigurationError."""
+    public = load_operator_public(state)
+    bundles = sorted((state.root / "studies").glob("*/bundle"))
+    studies = [open_bundle(bundle, public) for bundle in bundles]
+    found = [one for one in studies if one.name == name or one.hash().startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{one.name} ({one.hash()[:12]})" for one in studies) or "none"
+    raise ConfigurationError(
+        f"study {name!r}: expected the name of one study, found {len(found)}; known: {known}",
+        hint="give its name, or the start of its hash where several have the name",
+    )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Keeps a study running: registers sites, submits the app bundle, watches, submits again.
 
 In: the operator's calls on a running SuperLink, the registry, the study's record.
-Out: returns when the study is complete.
+Out: returns when the study is complete, or abandoned and its sites told.
 Guarantees: one run at a time; a new start resumes, because every decision is in the record; it
 gives up with a code after `limits.failures` failed runs without a round closed in between.
 Not covered: what a run does (server/rounds/loop.py), the programs (superlink.py).
@@ -77,7 +77,7 @@ class Coordinator:
             self._foreign = str(earlier[-1]["time"])
         failures = 0
         best = -1
-        while not self.record.complete():
+        while not self.record.ended():
             done = self.record.progress().done
             if done > best:
                 best = done
@@ -164,12 +164,12 @@ class Coordinator:
             return self._watch(run_id)
         except PeerError as error:
             log.warning("%s", error)
-            return self.record.complete()
+            return self.record.ended()
 
     def _watch(self, run_id: int) -> bool:
         """Look after one run until it has ended."""
         next_status = time.monotonic() + STATUS_S
-        while not self.record.complete():
+        while not self.record.ended():
             self.show(self.record.progress())
             self._tell_foreign_runs()
             try:
@@ -183,10 +183,10 @@ class Coordinator:
                 if not self._is_unreachable():
                     raise
             time.sleep(self.turn_s)
-        if self.record.complete():
+        if self.record.ended():
             time.sleep(FINISH_S)
         self.record.journal.append("run", "ended", {"run_id": run_id})
-        return self.record.complete()
+        return self.record.ended()
 
     def _tell_foreign_runs(self) -> None:
         """Say once of each run that was not of this plan and did not run."""

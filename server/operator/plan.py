@@ -26,6 +26,7 @@ from common.study.fields import Checkpoint
 from common.study.plan import Study, load_study
 from common.study.shapes import parameter_counts, wire_counts
 from server.operator.releasable import check_releasable
+from server.operator.update_norms import update_norms
 
 
 def report(study: Study, checkpoints: Path) -> PlanReport:
@@ -34,7 +35,8 @@ def report(study: Study, checkpoints: Path) -> PlanReport:
     `checkpoints`: the plan's folder, or a bundle's checkpoints/.
     """
     counts = parameter_counts(study, checkpoints)
-    return feasibility(study, counts, wire=wire_counts(study, checkpoints))
+    wire = wire_counts(study, checkpoints)
+    return feasibility(study, counts, wire=wire, norms=update_norms(study, checkpoints))
 
 
 def spending(study: Study, checkpoints: Path) -> Spent:

@@ -21,6 +21,7 @@ from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
 from server.rounds.faults import CODE, OURS, code_of
 from server.rounds.intake import Accepted, Instruction, accept, check_repeated
+from server.rounds.orders import Abandoned, extension
 from server.rounds.record import read_sealed, store_sealed
 from server.rounds.study_run import StudyRun
 
@@ -37,7 +38,9 @@ class Gathering:
         self._exchange = Exchange(run, grid, payload)
         self._parts: dict[str, dict[int, Header]] = {}
         self._images: dict[str, int] = {}
-        self._reported = ""
+        self._reported = ("", False)
+        self._deadline = time.monotonic() + run.study.round_deadline_s
+        self._extension = 0
 
     @property
     def complete(self) -> frozenset[str]:
@@ -49,22 +52,23 @@ class Gathering:
         return frozenset(whole)
 
     def gather(self) -> None:
-        """Return once the round may close."""
+        """Return once the round may close; raises Abandoned when the operator ends the study."""
         # (1) replies that an earlier process accepted
         self._restore()
-        deadline = time.monotonic() + self._run.study.round_deadline_s
         refresh = 0.0
         awaited: frozenset[str] = frozenset()
         try:
             while True:
                 # (2), (3) ask the active sites; the exchange repeats itself
                 if time.monotonic() >= refresh:
+                    self._obey_operator()
                     awaited = self._ask_sites()
                     refresh = time.monotonic() + REGISTRY_S
                 # (5) close when all have answered, or late with a quorum
-                if self._may_close(awaited, late=time.monotonic() >= deadline):
+                late = time.monotonic() >= self._deadline
+                if self._may_close(awaited, late=late):
                     return
-                self._report(awaited)
+                self._report(awaited, late=late)
                 # (4) take one reply
                 reply = self._exchange.next()
                 if reply is not None:
@@ -120,17 +124,31 @@ class Gathering:
                 next_part = len(self._parts.get(name, {}))
                 self._exchange.ask(site, self._part_instruction(name, next_part))
         # Who may not take part is not waited for; who is unknown, in the first round alone.
-        excluded = set()
-        for name, site in known.items():
-            if site.state in ("quarantined", "revoked"):
-                excluded.add(name)
-        awaited = {site.name for site in self._run.study.sites} - excluded
+        awaited = self._admitted()
         if not self._is_first_round():
             awaited &= set(known)
         # A site that was silent for some rounds is not waited for until it is online again.
         silent = self._run.record.silent_sites(self._run.limits.silent_rounds)
         back = {name for name in silent if self._exchange.reached(name)}
         return frozenset(awaited - (silent - back))
+
+    def _admitted(self) -> set[str]:
+        """The sites of the plan that are neither in quarantine nor revoked, enrolled or not."""
+        admitted = {site.name for site in self._run.study.sites}
+        for name, site in self._run.registry.sites().items():
+            if site.state in ("quarantined", "revoked"):
+                admitted.discard(name)
+        return admitted
+
+    def _obey_operator(self) -> None:
+        """Read the operator's orders again: an abandoned study ends, an extension counts once."""
+        if self._run.record.abandoned():
+            raise Abandoned
+        entry = extension(self._run.record, self._place())
+        if entry is not None and entry.seq > self._extension:
+            self._extension = entry.seq
+            later = time.monotonic() + float(entry.data["seconds"])
+            self._deadline = max(self._deadline, later)
 
     def _is_first_round(self) -> bool:
         """Whether nothing of the study is closed yet.
@@ -148,20 +166,28 @@ class Gathering:
             return False
         return late or not awaited - self.complete
 
-    def _report(self, awaited: frozenset[str]) -> None:
-        """Journal what the round waits for, when it changes: names and codes alone."""
+    def _report(self, awaited: frozenset[str], *, late: bool) -> None:
+        """Journal what the round waits for, when it changes: names and codes alone.
+
+        Below the quorum the study is paused when the deadline has passed, and at once where the
+        sites that may take part are too few.
+        """
+        quorum = self._run.study.quorum
         missing = sorted(awaited - self.complete)
-        if missing:
-            text = f"waiting for {', '.join(missing)}"
-        else:
-            text = f"QUORUM_MISSING: {len(self.complete)} of {self._run.study.quorum}"
-        if text == self._reported:
+        text = f"waiting for {', '.join(missing)}"
+        if not missing:
+            text = f"has {len(self.complete)} of the {quorum} answers that it needs"
+        paused = late or len(self._admitted()) < quorum
+        if (text, paused) == self._reported:
             return
-        self._reported = text
-        place = self._run.study.hash() + "/state"
-        self._run.record.journal.append(place, "waiting", {"text": text})
+        self._reported = (text, paused)
+        if paused:
+            self._run.record.note_paused(self._place(), "E-QUORUM", text)
+        else:
+            self._run.record.note_waiting(text)
         asked = self._instruction
-        log.info("%s %s round %d: %s", asked.phase, asked.model, asked.round, text)
+        state = "paused, E-QUORUM: " if paused else ""
+        log.info("%s %s round %d: %s%s", asked.phase, asked.model, asked.round, state, text)
 
     # --- (4) one reply
 
@@ -272,5 +298,9 @@ class Gathering:
 
     def _key(self, part: int) -> str:
         """The journal key of a part."""
+        return f"{self._place()}/{part}"
+
+    def _place(self) -> str:
+        """The journal key of the round."""
         asked = self._instruction
-        return f"{self._run.record.place(asked.phase, asked.model, asked.round)}/{part}"
+        return self._run.record.place(asked.phase, asked.model, asked.round)

@@ -5,7 +5,8 @@ A round:
   (2) send every active site of the plan the same payload, under its own signed header
   (3) ask a site again when a message is lost, when it answers with a code, when it is silent
   (4) store a reply that passes the intake; put the site of any other reply in quarantine
-  (5) close when all awaited sites have answered, or at the deadline; never below the quorum
+  (5) close when all awaited sites have answered, or at the deadline; below the quorum the study
+      pauses until enough have answered, or the operator orders otherwise (orders.py)
   (6) average in the order of sites, write the weights, journal the round, drop the updates
 Guarantees: `kill -9` anywhere loses no accepted reply; a closed round stays as it is; log and
 journal hold site names and codes alone.
@@ -27,6 +28,8 @@ from server.rounds.closing import send_closing
 from server.rounds.exchange import Grid
 from server.rounds.gathering import Gathering
 from server.rounds.intake import Instruction
+from server.rounds.orders import Abandoned
+from server.rounds.stopping import send_stop
 from server.rounds.study_run import StudyRun
 
 log = logging.getLogger("kohort.server")
@@ -37,16 +40,30 @@ def run_study(run: StudyRun, grid: Grid) -> None:
 
     Continues where the journal ends.
     """
+    try:
+        run_rounds(run, grid)
+    except Abandoned:
+        if not run.record.ended():
+            send_stop(run, grid)
+            run.record.journal.append(run.study.hash(), "stopped")
+        log.info("study %s: abandoned", run.study.name)
+        return
+    if not run.record.complete():
+        send_closing(run, grid)
+        run.record.journal.append(run.study.hash(), "complete")
+    log.info("study %s: complete", run.study.name)
+
+
+def run_rounds(run: StudyRun, grid: Grid) -> None:
+    """Run every round that is not closed; raises Abandoned as soon as the operator says so."""
+    if run.record.abandoned():
+        raise Abandoned
     for model, plan in run.study.models.trained().items():
         for number in range(plan.rounds):
             if run.record.closing_entry("train", model, number) is None:
                 train_round(run, grid, model, number)
     if run.study.synthesis and run.record.closing_entry("synthesize", "", 0) is None:
         image_round(run, grid)
-    if not run.record.complete():
-        send_closing(run, grid)
-        run.record.journal.append(run.study.hash(), "complete")
-    log.info("study %s: complete", run.study.name)
 
 
 def train_round(run: StudyRun, grid: Grid, model: str, number: int) -> None:

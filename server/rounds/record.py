@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a study is. `done` of `total` rounds (all models' rounds and one of images)."""
+    """How far a study is. `done` of `total` rounds (all models' rounds and one of images).
+
+    `code` and `since` of a study that is paused: why, and since when (UTC).
+    """
 
     done: int
     total: int
     phase: str
     waiting: str
     complete: bool
+    code: str = ""
+    since: str = ""
+    abandoned: bool = False
 
 
 class StudyRecord:
@@ -195,6 +202,14 @@ class StudyRecord:
                 found.append(entry.data["digest"])
         return tuple(dict.fromkeys(found))[-RECEIPTS:]
 
+    def newest_answer(self, site: str) -> tuple[str, str, int] | None:
+        """Return phase, model and round of the newest accepted reply of a site, or None."""
+        for entry in reversed(self.journal.entries(self.study.hash())):
+            if entry.state == "accepted" and entry.data["site"] == site:
+                _, phase, model, number, *_ = entry.key.split("/")
+                return phase, model, int(number)
+        return None
+
     def refusals(self, phase: str, model: str, round_: int) -> dict[str, str]:
         """Return the sites whose reply in a round was refused, with the code."""
         entries = self.journal.entries(self.place(phase, model, round_) + "/")
@@ -241,22 +256,65 @@ class StudyRecord:
 
     def complete(self) -> bool:
         """Whether everything that the plan asks for is done."""
+        return self._end() == "complete"
+
+    def abandoned(self) -> bool:
+        """Whether the operator has ended the study before it was complete."""
+        return self._end() in ("abandoned", "stopped")
+
+    def ended(self) -> bool:
+        """Whether nothing is left to do: complete, or abandoned and its sites told."""
+        return self._end() in ("complete", "stopped")
+
+    def _end(self) -> str:
         entry = self.journal.latest(self.study.hash())
-        return entry is not None and entry.state == "complete"
+        return "" if entry is None else entry.state
 
     def progress(self) -> Progress:
         """Return how far the study is, from the journal alone."""
         entries = self.journal.entries(self.study.hash())
-        closed = {entry.key for entry in entries if entry.state == "closed"}
         rounds = self._rounds()
-        open_rounds = [name for name, key in rounds if key not in closed]
-        return Progress(
-            done=len(rounds) - len(open_rounds),
+        still_open = self._open_rounds(entries)
+        found = Progress(
+            done=len(rounds) - len(still_open),
             total=len(rounds),
-            phase=open_rounds[0] if open_rounds else "closing",
-            waiting=self._waiting(entries) if open_rounds else "",
+            phase=still_open[0][0] if still_open else "closing",
+            waiting="",
             complete=self.complete(),
+            abandoned=self.abandoned(),
         )
+        state = self.journal.latest(self.study.hash() + "/state")
+        if not still_open or state is None or found.abandoned:
+            return found
+        return replace(
+            found,
+            waiting=str(state.data.get("text", "")),
+            code=str(state.data.get("code", "")),
+            since=str(state.data.get("since", "")),
+        )
+
+    def open_round(self) -> tuple[str, str] | None:
+        """Return the name and the journal key of the first round that is not closed, or None."""
+        still_open = self._open_rounds(self.journal.entries(self.study.hash()))
+        return still_open[0] if still_open else None
+
+    def note_waiting(self, text: str) -> None:
+        """Journal what the open round waits for."""
+        self.journal.append(self.study.hash() + "/state", "waiting", {"text": text})
+
+    def note_paused(self, place: str, code: str, text: str) -> None:
+        """Journal that the round at `place` is below the quorum; `since` stays while it is."""
+        before = self.journal.latest(self.study.hash() + "/state")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        if before is not None and before.state == "paused" and before.data["place"] == place:
+            since = str(before.data["since"])
+        data = {"place": place, "code": code, "text": text, "since": since}
+        self.journal.append(self.study.hash() + "/state", "paused", data)
+
+    def _open_rounds(self, entries: Sequence[Entry]) -> list[tuple[str, str]]:
+        """The name and the journal key of every round that is not closed, in order."""
+        closed = {entry.key for entry in entries if entry.state == "closed"}
+        return [(name, key) for name, key in self._rounds() if key not in closed]
 
     def _rounds(self) -> list[tuple[str, str]]:
         """The name and the journal key of every round of the plan."""
@@ -268,13 +326,6 @@ class StudyRecord:
         if self.study.synthesis:
             rounds.append(("images", self.place("synthesize", "", 0)))
         return rounds
-
-    def _waiting(self, entries: Sequence[Entry]) -> str:
-        """What the open round waits for, as last journaled."""
-        for entry in reversed(entries):
-            if entry.key == self.study.hash() + "/state":
-                return str(entry.data.get("text", ""))
-        return ""
 
     def close(self) -> None:
         """Close the journal."""

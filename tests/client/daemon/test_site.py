@@ -67,6 +67,18 @@ def test_the_closing_instruction_sets_done(
     assert site.done.is_set()
 
 
+def test_a_study_that_ends_before_a_round_was_answered_computes_nothing(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = scripted(monkeypatch, hospital.study)
+    site = hospital.site()
+    with pytest.raises(RefusedError) as refused:
+        site.answer(hospital.ask("train", statement={"done": True}))
+    assert refused.value.code == "E-STUDY-ENDED"
+    assert site.done.is_set() and children.runs == 0
+    assert site.ledger().report(prv=False).committed == 0
+
+
 def test_a_study_of_pairs_trains_its_wgan_and_ends_with_its_last_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from common.models.rmsprop import RMSprop
 from common.models.wgan import build
 from common.privacy.events import round_event
 from common.privacy.noise import SeededNoiseSource
+from common.study.training import WganPlan
 from tests.wgan_rounds import cohort, moved, norm, one_round, plan_of, start, study
 
 torch.set_num_threads(1)
@@ -128,7 +129,7 @@ def test_the_plan_picks_the_optimiser_and_it_gives_torchs_numbers() -> None:
         chosen = train_wgan.optimizer(ours, 0.01, plan_of(optimizer=kind))
         assert type(chosen) is expected
         oracle: torch.optim.Optimizer = (
-            torch.optim.Adam([theirs], lr=0.01, betas=train_wgan.BETAS)
+            torch.optim.Adam([theirs], lr=0.01, betas=WganPlan.betas)
             if kind == "adam"
             else torch.optim.RMSprop([theirs], lr=0.01)
         )
