@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 
 from client.cli.joining import check_membership
@@ -18,8 +18,11 @@ from client.cli.serve import fleet_settings
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.fleet.connection import check_addresses, read_node_key, tls_context
-from client.fleet.failures import classify
-from client.fleet.health import CLIENT_CERTIFICATE_REFUSED
+from client.fleet.failures import CallFailed
+from client.fleet.health import KEY_UNKNOWN, Health
+from client.fleet.own_certificate import check_own_certificate
+from client.fleet.session import Session
+from client.fleet.wire import Wire
 from client.ingest.cohort import Cohort
 from client.state.config import check_plan, load_site
 from client.state.folder import State
@@ -100,6 +103,7 @@ def _check_files(state: Path) -> Iterator[str]:
     settings = fleet_settings(place, config, membership)
     check_addresses(settings.url, settings.proxy)
     tls_context(settings)
+    check_own_certificate(settings)
 
 
 def _check_program(state: Path) -> Iterator[str]:
@@ -153,20 +157,21 @@ def _check_state(state: Path) -> Iterator[str]:
 
 
 def _check_server(state: Path) -> Iterator[str]:
-    """The server answers on TLS with this site's certificate; whatever it answers is enough."""
+    """The server lets this site in: name, way, certificate, membership, clock."""
     place = State(state)
     settings = fleet_settings(place, load_site(state), read_membership(place.membership))
+    settings = replace(settings, timeout_s=CALL_TIMEOUT_S)
     check_addresses(settings.url, settings.proxy)
-    context = tls_context(settings)
+    session = Session(settings, Health())
+    session.load()
+    wire = Wire(settings)
     try:
-        with httpx.Client(
-            verify=context, proxy=settings.proxy, trust_env=False, timeout=CALL_TIMEOUT_S
-        ) as http:
-            status = http.get(settings.url).status_code
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        found = classify(error).state
+        wire.send_heartbeat(session.own_id)
+    except CallFailed as failure:
+        found = failure.state
+        # before the first run there is no id to greet with; the front has let this site in
+        if found is KEY_UNKNOWN and session.node_id is None:
+            return
         yield f"{settings.url}: {found.text} ({found.fix})"
-        return
-    if status == httpx.codes.BAD_REQUEST:
-        refused = CLIENT_CERTIFICATE_REFUSED
-        yield f"{settings.url}: {refused.text} ({refused.fix})"
+    finally:
+        wire.close()

@@ -21,6 +21,7 @@ import httpx
 from client.fleet import health as states
 from client.fleet.connection import AnswerTooLarge, FleetSettings, NotProtobuf
 from client.fleet.health import State
+from client.fleet.own_certificate import OutsideDates
 from common.errors import ConfigurationError, KohortError
 
 ADMISSION_RETRY_S = 5.0  # a person registers the site and waits to see it arrive
@@ -38,6 +39,7 @@ CLOCK_BEHIND_S = 295.0
 
 # X509 verification codes of OpenSSL; all others mean that the CA is unknown.
 TLS_STATES = {
+    9: states.CLOCK_OFF,
     10: states.SERVER_CERTIFICATE_EXPIRED,
     62: states.SERVER_NAME_WRONG,
     64: states.SERVER_NAME_WRONG,
@@ -81,6 +83,8 @@ def classify(error: BaseException) -> CallFailed:
         return CallFailed(states.ANSWER_TOO_LARGE, slow=True)
     if isinstance(error, (NotProtobuf, httpx.DecodingError, httpx.RemoteProtocolError)):
         return CallFailed(states.NOT_THE_SERVER)
+    if isinstance(error, OutsideDates):
+        return CallFailed(states.CLIENT_CERTIFICATE_DATES, str(error))
     if isinstance(error, ConfigurationError):
         return CallFailed(states.CLIENT_CERTIFICATE_UNUSABLE, str(error))
     if isinstance(error, KohortError):

@@ -100,7 +100,7 @@ SERVER_NAME_WRONG = _declare(
     "error",
     "the server's certificate is for another name than the join file's server_url",
     (
-        "ask the operator to add this name to the certificate, or for a new join file: "
+        "ask the operator for a new join file with the name of the server's certificate: "
         "`kohort-site join FILE`"
     ),
 )
@@ -125,10 +125,20 @@ CLIENT_CERTIFICATE_UNUSABLE = _declare(
     "CLIENT-CERTIFICATE-UNUSABLE",
     CONNECTION,
     "error",
-    "the CA file, the node key or the client certificate cannot be read",
+    "the CA file, the node key or the client certificate cannot be used",
     (
         "check keys/node.key, ca.crt and node.crt in the state folder, or `kohort-site "
         "join FILE` again; the site reads them at every attempt"
+    ),
+)
+CLIENT_CERTIFICATE_DATES = _declare(
+    "CLIENT-CERTIFICATE-DATES",
+    CONNECTION,
+    "error",
+    "this site's certificate is outside its dates, so it does not connect",
+    (
+        "check this machine's clock; else ask the operator for a new join file, then "
+        "`kohort-site join FILE`"
     ),
 )
 KEY_UNKNOWN = _declare(

@@ -54,6 +54,7 @@ from client.fleet import health as states
 from client.fleet.connection import CappedClient, FleetSettings, read_node_key, tls_context
 from client.fleet.failures import CallFailed, classify
 from client.fleet.inbox import MESSAGE_ID
+from client.fleet.own_certificate import check_own_certificate
 from common.errors import EnvironmentFault, RefusedError, damage_named
 
 FLWR_VERSION = "1.41.0"
@@ -313,6 +314,7 @@ class Wire:
         """Return Flower's client with its HTTP client replaced by ours."""
         settings = self._settings
         context = tls_context(settings)
+        check_own_certificate(settings)
         key = read_node_key(settings.node_key_file)
         self._public_key = public_key_to_bytes(key.public_key())
         client = FleetHttpClient(

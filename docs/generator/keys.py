@@ -194,7 +194,7 @@ def server_page() -> str:
     """Return the page of server.yaml."""
     from server.operator import config
 
-    given = {"name": "example", "url": "https://kohort.example.org:443"}
+    given = {"name": "example", "url": "https://kohort.example.org:9443"}
     text = config.sample(config.ServerConfig.model_validate(given))
     before = [
         "The operator's file, in the server's state folder. `kohort-server init` writes it.",

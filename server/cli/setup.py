@@ -15,7 +15,7 @@ from common.wire import keys, signing
 from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.terminal import write
-from server.front.nginx import config_path, nginx_conf
+from server.front.nginx import config_path, nginx_conf, start_command
 from server.operator.certificates import (
     Authority,
     create_authority,
@@ -109,4 +109,4 @@ def front(state: StateFolder) -> None:
     write(f"written {path}\n")
     if config.listen.front != "nginx":
         write("server.yaml: listen.front is embedded: set it to nginx before you start both\n")
-    write(f"next: nginx -p {path.parent} -c {path}\n")
+    write(f"next: {start_command(path)}\n")

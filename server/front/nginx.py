@@ -3,16 +3,18 @@
 In: the operator's state folder and server.yaml. Out: nginx.conf in the state folder.
 nginx speaks TLS, knows the paths, and caps bodies, headers, rates and times. Behind it the front's
 own process (`front.sock`) judges certificate, registry and key: one piece of code for both fronts.
-Not covered: starting nginx; it runs as the user that runs the server, on a port above 1023.
+Not covered: starting nginx; it runs as the user that runs the server.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from common.errors import ConfigurationError
 from server.front import rules
+from server.front.port import EVERY, wildcard
 from server.front.sockets import FRONT, LONGEST_PATH, SOCKETS
 from server.operator.config import ServerConfig
 from server.operator.state import ServerState
@@ -27,6 +29,18 @@ WORKER_CONNECTIONS = 4096
 def config_path(state: ServerState) -> Path:
     """Return where the configuration lies."""
     return state.root.resolve() / FOLDER / FILE
+
+
+def start_command(path: Path) -> str:
+    """Return the command that starts nginx with the configuration at `path`.
+
+    Its workers run as the server's account, for nobody else enters the folder of the socket; only
+    root has to say so.
+    """
+    command = f"nginx -p {path.parent} -c {path}"
+    if os.geteuid() == 0:
+        command += " -g 'user root;'"
+    return command
 
 
 def nginx_conf(state: ServerState, config: ServerConfig) -> str:
@@ -98,10 +112,11 @@ def _calls() -> list[str]:
 
 def _server(tls: Path, config: ServerConfig) -> list[str]:
     """The one server: TLS 1.3, a client certificate, the eight calls."""
+    host = wildcard(config.listen.host)
+    both = " ipv6only=off" if host == EVERY else ""
     lines = [
         "  server {",
-        f"    listen {_address(config.listen.host)}:{config.listen.port} ssl"
-        + (" ipv6only=off;" if config.listen.host == "::" else ";"),
+        f"    listen {_address(host)}:{config.listen.port} ssl{both};",
         f"    ssl_certificate {tls}/server.crt;",
         f"    ssl_certificate_key {tls}/server.key;",
         f"    ssl_client_certificate {tls}/ca.crt;",

@@ -15,6 +15,11 @@ from common.errors import EnvironmentFault
 from server.operator.config import ServerConfig
 
 BACKLOG = 1024
+EVERY = "::"  # every interface, IPv4 and IPv6
+PRIVILEGED = (
+    "ports below 1024 need the capability CAP_NET_BIND_SERVICE: give it to the service, or forward "
+    "the port to a listen.port above 1023 in server.yaml"
+)
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,26 @@ def open_port(host: str, port: int) -> Iterator[socket.socket]:
         listener = _listen(host, port)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "no address of this machine"
-        raise EnvironmentFault(
-            f"{where}: {reason}",
-            hint="choose a free port and an address of this machine in server.yaml (listen)",
-            code="E-PORT",
-        ) from error
+        hint = "choose a free port and an address of this machine in server.yaml (listen)"
+        if isinstance(error, PermissionError):
+            hint = PRIVILEGED
+        raise EnvironmentFault(f"{where}: {reason}", hint=hint, code="E-PORT") from error
     with listener:
         yield listener
+
+
+def wildcard(host: str) -> str:
+    """Return the host to listen on: a kernel without IPv6 has `0.0.0.0` for every interface."""
+    if host == EVERY and not socket.has_dualstack_ipv6():
+        return "0.0.0.0"
+    return host
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket of the first address that the host has."""
     kind = socket.SOCK_STREAM
+    host = wildcard(host)
     found = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)
     family, _, _, _, address = found[0]
-    both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+    both = family == socket.AF_INET6 and host == EVERY
     return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)

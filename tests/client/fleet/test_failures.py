@@ -34,6 +34,7 @@ def named(error: Exception, cause: Exception) -> Exception:
 
 
 TABLE = [
+    (verification(9), states.CLOCK_OFF, False),
     (verification(10), states.SERVER_CERTIFICATE_EXPIRED, False),
     (verification(20), states.SERVER_CA_UNKNOWN, False),
     (verification(18), states.SERVER_CA_UNKNOWN, False),

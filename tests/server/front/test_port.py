@@ -1,0 +1,57 @@
+"""The one port: what it takes, and what a refusal says."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import EnvironmentFault
+from server.front import port
+from server.front.nginx import nginx_conf
+from server.front.port import open_port, wildcard
+from server.operator.config import Listen, ServerConfig
+from server.operator.state import ServerState
+
+
+def test_every_interface_takes_ipv4_and_ipv6() -> None:
+    with open_port("::", 0) as listener:
+        number = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, number), 5).close()
+
+
+def test_a_kernel_without_ipv6_takes_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    assert (wildcard("::"), wildcard("127.0.0.1")) == ("0.0.0.0", "127.0.0.1")
+    with open_port("::", 0) as listener:
+        assert listener.family == socket.AF_INET
+    config = ServerConfig(name="demo", url="https://x:9443", listen=Listen())
+    assert "listen 0.0.0.0:9443 ssl;" in nginx_conf(ServerState(Path("/srv/k")), config)
+
+
+def test_a_port_that_needs_a_capability_is_named_with_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*arguments: Any) -> socket.socket:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(port, "_listen", refused)
+    with pytest.raises(EnvironmentFault) as error, open_port("::", 443):
+        pass
+    assert (str(error.value), error.value.code) == ("[::]:443: Permission denied", "E-PORT")
+    assert "CAP_NET_BIND_SERVICE" in error.value.hint
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with open_port("127.0.0.1", 0) as first:
+        number = first.getsockname()[1]
+        words = rf"127\.0\.0\.1:{number}: .*in use"
+        with (
+            pytest.raises(EnvironmentFault, match=words) as error,
+            open_port("127.0.0.1", number),
+        ):
+            pass
+    assert "server.yaml (listen)" in error.value.hint
