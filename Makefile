@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: setup check test demo docs lock clean
+.PHONY: setup check test attacks demo docs lock clean
 setup: .venv/installed
 
 # uv comes first, by the same hash-pinned lines of requirements.lock; uv then installs exactly that file.
@@ -32,6 +32,10 @@ check: setup
 # Prints the share of lines that the tests run, by file; child processes are not counted, and nothing depends on it.
 test: check
 	$(BIN)/pytest --cov --cov-report=term
+
+# Every attack on a running server, behind both fronts, on the round loop and on a hospital's daemon: about 40 minutes.
+attacks: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks
 
 demo: setup
 	$(BIN)/kohort demo

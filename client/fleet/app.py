@@ -90,7 +90,15 @@ def sealed_of(record: RecordDict) -> Sealed:
     payload = arrays.get("payload")
     if not isinstance(payload, Array) or payload.dtype != "uint8":
         raise _unknown_record()
-    return Sealed(header, payload.numpy().tobytes(), signature)
+    return Sealed(header, _bytes_of(payload), signature)
+
+
+def _bytes_of(payload: Array) -> bytes:
+    """The bytes of an array from outside; Flower raises anything for a malformed one."""
+    try:
+        return payload.numpy().tobytes()
+    except Exception as error:
+        raise _unknown_record() from error
 
 
 def _unknown_record() -> RefusedError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from client.fleet.app import build_app, record_of, reply_to, sealed_of
 from client.state.jobs import Stopped
@@ -35,6 +35,18 @@ def test_any_other_record_is_refused() -> None:
     more = RecordDict({**whole, "more": whole["sealed"]})
     with pytest.raises(RefusedError):
         sealed_of(more)
+
+
+@pytest.mark.parametrize(
+    ("data", "stype"), [(b"no array", "numpy.ndarray"), (b"\x80\x04.", "cpickle")]
+)
+def test_a_damaged_array_is_refused(data: bytes, stype: str) -> None:
+    whole = record_of(Sealed(b"h", b"p", b"s"))
+    array = Array(dtype="uint8", shape=(1,), stype=stype, data=data)
+    damaged = RecordDict({**whole, "payload": ArrayRecord({"payload": array})})
+    with pytest.raises(RefusedError) as refused:
+        sealed_of(damaged)
+    assert refused.value.code == "E-RECORD"
 
 
 @pytest.mark.parametrize(
