@@ -21,7 +21,7 @@ from tests.attacks.outsiders import local_user, visit
 from tests.attacks.page import page
 from tests.attacks.rows import Row, count_line, lines
 from tests.attacks.server import FRONTS, nginx, running_server
-from tests.tables import write_block
+from tests.tables import commit, write_block
 
 PARTS = ("outsiders", "load", "sites", "servers")
 FIGURES = Path(__file__).parents[2] / "benchmarks" / "results" / "attacks.json"
@@ -49,6 +49,16 @@ def outsiders() -> Iterator[Row]:
             yield Row("all of them", "end the study", front, outcome, ended == 0)
 
 
+def rows_of(part: str) -> Iterator[Row]:
+    """Play one part."""
+    if part == "outsiders":
+        yield from outsiders()
+    elif part == "sites":
+        yield from hostile_sites.rows(hostile_sites.CASES)
+    elif part == "servers":
+        yield from hostile_servers.rows(hostile_servers.CASES)
+
+
 def main() -> int:
     """Play the attacks that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m tests.attacks")
@@ -59,24 +69,29 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     began = time.monotonic()
     rows: list[Row] = []
-    figures: list[load.Figures] = []
     for part in options.only:
         sys.stderr.write(f"{part}, after {time.monotonic() - began:.0f} s\n")
+        figures: list[load.Figures] = []
         if part == "load":
-            for front in fronts():
-                figures += load.run(front, load.LONG)
-            rows += [one.row() for one in figures]
-        elif part == "outsiders":
-            rows += outsiders()
-        elif part == "sites":
-            rows += hostile_sites.rows(hostile_sites.CASES)
-        else:
-            rows += hostile_servers.rows(hostile_servers.CASES)
-    if options.write:
-        atomic_write(FIGURES, json.dumps([asdict(one) for one in figures], indent=1).encode())
-        write_block("attacks", page(rows, figures))
+            figures = [one for front in fronts() for one in load.run(front, load.LONG)]
+        found = [*rows_of(part), *(one.row() for one in figures)]
+        rows += found
+        if options.write:
+            keep(part, found, figures)
     sys.stdout.write("\n".join([*lines(rows), count_line(rows)]) + "\n")
     return int(any(not row.held for row in rows))
+
+
+def keep(part: str, rows: list[Row], figures: list[load.Figures]) -> None:
+    """Write what a part found beside what the others found, and the page of all of them."""
+    kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    kept[part] = {
+        "commit": commit(),
+        "rows": [asdict(row) for row in rows],
+        "figures": [asdict(one) for one in figures],
+    }
+    atomic_write(FIGURES, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+    write_block("attacks", page(kept))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from tests.attacks.certificates import Caller
 from tests.attacks.rows import Row
@@ -194,8 +194,3 @@ def run(front: str, size: Size) -> list[Figures]:
         target.gate.set()
         target.wait(lambda: target.rounds() >= WARM_ROUNDS)
         return [measure(target, name, commands) for name, commands in loads(target, size)]
-
-
-def as_json(figures: list[Figures]) -> str:
-    """The figures for the record."""
-    return json.dumps([asdict(one) for one in figures], indent=1) + "\n"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tests.attacks.load import Figures
 from tests.attacks.rows import Row, count_line
-from tests.tables import commit, table
+from tests.tables import table
 
 OUTSIDER = "outsider with "
 
 
-def page(rows: Sequence[Row], figures: Sequence[Figures]) -> str:
-    """Return everything between the markers."""
+def page(kept: Mapping[str, Any]) -> str:
+    """Return everything between the markers, from what `python -m tests.attacks` kept."""
+    rows = [Row(**row) for part in kept.values() for row in part["rows"]]
+    figures = [Figures(**one) for part in kept.values() for one in part["figures"]]
+    commits = ", ".join(f"`{name}`" for name in dict.fromkeys(p["commit"] for p in kept.values()))
     parts = [
-        f"`make attacks`, on commit `{commit()}`: {count_line(rows).partition(': ')[2]}.\n",
+        f"`make attacks`, on commit {commits}: {count_line(rows).partition(': ')[2]}.\n",
         *outsiders(rows),
         *load(figures),
         "### One hostile site of three\n\nThe study completes with the other two in every case. "
