@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,6 +118,7 @@ def release(
         pairs=pairs,
         extractor=read_extractor(features),
         rehearsal=found,
+        quarantined=quarantined,
     )
     folder = build(inputs, out, key)
     write(f"released {folder}\n")
@@ -135,10 +137,10 @@ def build(inputs: ReleaseInputs, out: Path, key: Ed25519PrivateKey) -> Path:
         return build_release(inputs, out, key, show)
 
 
-def sites_in_quarantine(registry: Registry) -> set[str]:
-    """Return the names of the sites in quarantine."""
+def sites_in_quarantine(registry: Registry) -> dict[str, str]:
+    """Return the sites in quarantine, each with its code."""
     sites = registry.sites().values()
-    return {site.name for site in sites if site.state == "quarantined"}
+    return {site.name: site.code for site in sites if site.state == "quarantined"}
 
 
 def released_weights(record: StudyRecord) -> dict[str, Path]:
@@ -170,7 +172,7 @@ def check_complete(record: StudyRecord, state: Path) -> None:
         )
 
 
-def batches_without(record: StudyRecord, quarantined: set[str]) -> list[SiteBatch]:
+def batches_without(record: StudyRecord, quarantined: Collection[str]) -> list[SiteBatch]:
     """Return the accepted image batches of the sites that are not in quarantine."""
     from server.release.items import SiteBatch
 
@@ -193,7 +195,7 @@ def make_account(study: Study, bundle: Path, audits: list[Path]) -> Account:
 
 
 def collect_pairs(
-    record: StudyRecord, quarantined: set[str], reference: Path | None
+    record: StudyRecord, quarantined: Collection[str], reference: Path | None
 ) -> Pairs | None:
     """Return the drawn pairs, the sites' statements and public pairs to compare with.
 
@@ -209,7 +211,7 @@ def collect_pairs(
     plan = study.models.wgan
     assert plan is not None
     statements = record.evidence("wgan")
-    check_quorum(len(set(statements) - quarantined), study.quorum)
+    check_quorum(len(set(statements) - set(quarantined)), study.quorum)
     size_px = study.intake.size_px
     weights = record.weights("wgan", plan.rounds)
     digest = file_digest(record.final_weights()["wgan"])

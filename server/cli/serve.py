@@ -168,6 +168,8 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
         write(f"{row['study']:<24} {row['done']} of {row['total']} rounds: {state_of(row)}\n")
         if row["code"]:
             write(PAUSED.format(**row))
+        for name in row["missing"]:
+            write(f"{'':<24} no answer of {name} in the round that was closed last\n")
     for site in sites:
         write(f"{site.name:<24} {site.state} {site.code}\n")
     for row in foreign:
@@ -192,5 +194,6 @@ def study_rows(place: ServerState) -> list[dict[str, Any]]:
     for bundle in sorted((place.root / "studies").glob("*/bundle")):
         study = open_bundle(bundle, key)
         with open_record(place, study) as record:
-            rows.append({"study": study.name, "hash": study.hash(), **vars(record.progress())})
+            facts = {**vars(record.progress()), "missing": record.missing_sites()}
+            rows.append({"study": study.name, "hash": study.hash(), **facts})
     return rows

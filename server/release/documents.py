@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.storage.files import file_digest
 from common.wire import signing
+from server.release.absent import absent_sites
 from server.release.croissant import croissant
 from server.release.datasheet import licence_text, readme
 from server.release.evaluation import evaluation
@@ -25,6 +26,7 @@ def write_documents(
     """Write all documents; each is made from the plan, the signed headers and the findings."""
     study = inputs.study
     statement = privacy_statement(study, evidence.headers, inputs.account)
+    statement["absent"] = absent_sites(study, evidence.headers, inputs.quarantined)
     report = evaluation(inputs, items)
 
     # what is promised, and what was measured

@@ -62,6 +62,7 @@ class ReleaseInputs:
 
     `weights` are the files of the final models, `reference` public images to compare with.
     `rehearsal` are the public people of this run, or what an earlier rehearsal of this plan found.
+    `quarantined` are the sites in quarantine now, with their codes.
     """
 
     study: Study
@@ -74,6 +75,7 @@ class ReleaseInputs:
     pairs: Pairs | None = None
     extractor: Extractor | None = None
     rehearsal: PublicPeople | Rehearsal | None = None
+    quarantined: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

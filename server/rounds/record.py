@@ -254,6 +254,14 @@ class StudyRecord:
         assert entry is not None
         return Batch(site, str(entry.data["key"]), tuple(read_sealed(path) for path in files))
 
+    def missing_sites(self) -> tuple[str, ...]:
+        """Return the sites of which the round that was closed last has nothing."""
+        entries = self.journal.entries(self.study.hash())
+        closed = [entry for entry in entries if entry.state == "closed"]
+        if not closed:
+            return ()
+        return tuple(closed[-1].data.get("missing", ()))
+
     def complete(self) -> bool:
         """Whether everything that the plan asks for is done."""
         return self._end() == "complete"

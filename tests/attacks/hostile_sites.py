@@ -2,8 +2,8 @@
 
 In: a case of site_updates.py, site_bytes.py or site_nodes.py. Out: a row, held or not.
 Held means: the study is complete, its images are those of the other two, the hostile site is named
-by `kohort-server status` under the code of its fault, no text of it stands in journal or log, and
-no code of it ran.
+by `kohort-server status` and in the release under the code of its fault, no text of it stands in
+journal or log, and no code of it ran.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from kohort.verification import verify
+from server.cli.publish import batches_without, sites_in_quarantine
 from server.cli.serve import status
+from server.release.build import build_release
+from server.release.items import ReleaseInputs
 from server.rounds.loop import run_study
 from server.rounds.study_run import StudyRun
 from tests.attacks.environment import environment
@@ -26,6 +31,7 @@ from tests.attacks.site_cases import HOSTILE, Case
 from tests.attacks.site_nodes import HONEST, IMAGES, NODES
 from tests.attacks.site_updates import HEADERS, NUMBERS, STATEMENTS
 from tests.federation import Federation
+from tests.releases import ACCOUNT
 
 CASES = [
     *NUMBERS,
@@ -75,22 +81,44 @@ def find_faults(case: Case, federation: Federation, run: StudyRun) -> Iterator[s
     batches = {batch.site for batch in run.record.batches()}
     if not batches >= set(HONEST):
         yield f"images of {sorted(batches)} alone"
-    row = next(row for row in shown(federation)["sites"] if row["site"] == HOSTILE)
+    told = shown(federation)
+    row = next(row for row in told["sites"] if row["site"] == HOSTILE)
     if case.codes and (row["state"], row["code"] in case.codes) != ("quarantined", True):
         yield f"status says {row['state']} {row['code']}, expected one of {case.codes}"
+    if not case.codes and HOSTILE not in told["studies"][0]["missing"]:
+        yield "status does not say that it is missing"
     if not case.codes and HOSTILE in batches:
         yield "a site that never answered has images"
+    if not any(line.startswith(f"{HOSTILE} ") for line in absent(federation, run)):
+        yield "the release does not name it"
     for name in HONEST:
         if run.registry.get(name).state != "registered":
             yield f"{name} is {run.registry.get(name).state}"
 
 
-def shown(federation: Federation) -> dict[str, list[dict[str, str]]]:
+def absent(federation: Federation, run: StudyRun) -> list[str]:
+    """What the release says of missing sites; it is built as `kohort-server release` does."""
+    quarantined = sites_in_quarantine(run.registry)
+    root = federation.state.root.parent
+    inputs = ReleaseInputs(
+        study=run.study,
+        bundle=root / "bundle",
+        batches=batches_without(run.record, quarantined),
+        account=ACCOUNT,
+        quarantined=quarantined,
+    )
+    folder = build_release(inputs, root / "releases", federation.key)
+    verify(folder)
+    found: list[str] = json.loads((folder / "privacy_statement.json").read_text())["absent"]
+    return found
+
+
+def shown(federation: Federation) -> dict[str, list[dict[str, Any]]]:
     """What `kohort-server status --json` prints."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         status(federation.state.root, as_json=True)
-    found: dict[str, list[dict[str, str]]] = json.loads(output.getvalue())
+    found: dict[str, list[dict[str, Any]]] = json.loads(output.getvalue())
     return found
 
 

@@ -22,8 +22,9 @@ def page(kept: Mapping[str, Any]) -> str:
         *outsiders(rows),
         *load(figures),
         "### One hostile site of three\n\nThe study completes with the other two in every case. "
-        "`kohort-server status` names the site, with the code of its fault where there is one. "
-        "A site without a code cannot be told from a slow one: it is not waited for.\n",
+        "`kohort-server status` and the release name the site, with the code of its fault where "
+        "there is one. A site without a code cannot be told from a slow one, and is not waited "
+        "for.\n",
         table(("what it sends", "outcome"), cells(rows, "one site of three")),
         "### A hostile server\n\nAgainst the daemon of a hospital, over TLS. Codes leave and "
         "nothing else; nothing is computed or spent; afterwards an honest question is answered.\n",

@@ -22,7 +22,7 @@ from tests.server.front.conftest import Door, door
 __all__ = ["door"]
 
 pytestmark = pytest.mark.timeout(600)
-EVERY = 8  # of the cases in the short mode
+EVERY = 10  # of the cases in the short mode
 EVERY_KNOCK = 60
 EVERY_MEMBERS_KNOCK = 3
 LEAST_CASES = {"sites": 90, "servers": 90}

@@ -46,6 +46,9 @@ def test_a_complete_study_is_released_and_verifies(tmp_path: Path, kohort: Kohor
         and manifest["sites"] == ["hospital-a", "hospital-b"]
         and str(folder) in output
     )
+    said = "hospital-c is in quarantine (E-TEST). Nothing that it sent is among the images."
+    for name in ("privacy_statement.json", "privacy_statement.md", "index.html"):
+        assert said in (folder / name).read_text(), name
 
 
 def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(
@@ -75,6 +78,10 @@ def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(
         "hospital-a",
         "hospital-b",
         "hospital-c",
+    )
+    assert (
+        "hospital-c is in quarantine (E-TEST). Its updates are in the weights."
+        in (folder / "index.html").read_text()
     )
     names = {
         finding["name"]

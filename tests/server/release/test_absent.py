@@ -1,0 +1,20 @@
+"""Which sites a release names as missing or in quarantine."""
+
+from __future__ import annotations
+
+from server.release.absent import absent_sites
+from tests.studies import small_study
+
+
+def test_every_site_that_is_in_quarantine_or_sent_nothing_is_named() -> None:
+    study = small_study()
+    everybody = [site.name for site in study.sites]
+    assert absent_sites(study, everybody, {}) == []
+    found = absent_sites(study, ["hospital-a"], {"hospital-a": "E-X", "hospital-b": "E-Y"})
+    assert found == [
+        "hospital-a is in quarantine (E-X). Its updates are in the weights.",
+        "hospital-b is in quarantine (E-Y). Nothing that it sent is among the images. "
+        "What was accepted from it before stays in the weights.",
+        "hospital-c sent nothing to this release. What was accepted from it before stays in the "
+        "weights.",
+    ]
