@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import ssl
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from client.fleet.deadline import BoundedBackend, Deadline
 from common.errors import ConfigurationError, damage_named
 from common.storage.files import atomic_write, read_capped
 
@@ -139,7 +139,7 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 class AnswerTooLarge(Exception):
-    """The server's answer exceeded the cap in size or time."""
+    """The server's answer exceeded the cap in size."""
 
 
 class NotProtobuf(Exception):
@@ -158,12 +158,15 @@ class CappedClient(httpx.Client):
             follow_redirects=False,
             headers={"accept-encoding": "identity"},
         )
-        self._limit_s = ANSWER_TIMEOUTS * timeout_s
+        # httpx limits each read; the deadline limits their sum
+        self._deadline = Deadline(ANSWER_TIMEOUTS * timeout_s)
+        transports: list[Any] = [self._transport, *self._mounts.values()]
+        for transport in filter(None, transports):
+            transport._pool._network_backend = BoundedBackend(self._deadline)
 
     def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
         """Send, and read an answer of at most 64 MiB within four timeouts."""
-        # httpx limits each read; the deadline limits their sum.
-        deadline = time.monotonic() + self._limit_s
+        self._deadline.restart()
         response = super().send(request, stream=True, follow_redirects=False)
         body = bytearray()
         try:
@@ -171,7 +174,7 @@ class CappedClient(httpx.Client):
                 raise NotProtobuf
             for block in response.iter_raw():
                 body += block
-                if len(body) > ANSWER_CAP_BYTES or time.monotonic() > deadline:
+                if len(body) > ANSWER_CAP_BYTES:
                     raise AnswerTooLarge
         finally:
             response.close()

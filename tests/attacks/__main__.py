@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.storage.files import atomic_write
-from tests.attacks import hostile_servers, hostile_sites, load
+from tests.attacks import below_http, hostile_servers, hostile_sites, load
 from tests.attacks.outsiders import local_user, visit
 from tests.attacks.page import page
 from tests.attacks.rows import Row, count_line, lines
@@ -57,6 +57,7 @@ def rows_of(part: str) -> Iterator[Row]:
         yield from hostile_sites.rows(hostile_sites.CASES)
     elif part == "servers":
         yield from hostile_servers.rows(hostile_servers.CASES)
+        yield from below_http.rows()
 
 
 def main() -> int:

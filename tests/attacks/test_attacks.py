@@ -9,7 +9,7 @@ import pytest
 
 from server.front import rules
 from server.rounds.loop import run_study
-from tests.attacks import hostile_servers, hostile_sites, load
+from tests.attacks import below_http, hostile_servers, hostile_sites, load
 from tests.attacks.certificates import Caller
 from tests.attacks.knocks import flower_paths, knocks
 from tests.attacks.outsiders import attempt, is_success, local_user, visit
@@ -56,6 +56,10 @@ def test_the_same_answer_many_times_is_no_fault(tmp_path: Path) -> None:
 
 def test_a_hostile_server_gets_codes_and_nothing_else() -> None:
     check(hostile_servers.rows(hostile_servers.CASES[::EVERY]))
+
+
+def test_a_server_that_drips_its_head_does_not_hold_the_client() -> None:
+    check(below_http.rows(("a head of a byte now and then", "interim answers without end")))
 
 
 @pytest.mark.slow
