@@ -1,10 +1,11 @@
 """The real `kohort-server run` with Flower's own processes over TLS, killed in the middle.
 
-The sites are toys on the real site client.
+The sites are toys on the real site client. It runs with open keys first, then with protected ones.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from server.operator.sites import Registry
 from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 from tests.federation import ToySite, tiny_plan
+from tests.processes import descendants, limits_of, pieces, seen_from_outside
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -81,17 +83,66 @@ def site_client(
         thread.join(30)
 
 
-def start(state: ServerState, bundle: Path, log: Path) -> subprocess.Popen[bytes]:
+PROGRAM = str(Path(sys.executable).parent / "kohort-server")
+PASSPHRASE = b"a passphrase of some words"
+
+
+def start(
+    state: ServerState, bundle: Path, log: Path, passphrase: bytes = b""
+) -> subprocess.Popen[bytes]:
     """`kohort-server run` as an operator starts it."""
-    command = [
-        str(Path(sys.executable).parent / "kohort-server"),
-        "run",
-        str(bundle),
-        "--state",
-        str(state.root),
-    ]
+    command = ["run", str(bundle), "--state", str(state.root)]
+    inherited: tuple[int, ...] = ()
+    if passphrase:
+        inherited = (descriptor_of(passphrase),)
+        command = ["--passphrase-fd", str(inherited[0]), *command]
     with log.open("ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        return subprocess.Popen(
+            [PROGRAM, *command],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=inherited,
+        )
+
+
+def descriptor_of(passphrase: bytes) -> int:
+    """A pipe that holds a passphrase."""
+    reader, writer = os.pipe()
+    os.write(writer, passphrase + b"\n")
+    os.close(writer)
+    return reader
+
+
+def protect(state: ServerState) -> None:
+    """Close the keys by a passphrase, as an operator does."""
+    reader = descriptor_of(PASSPHRASE)
+    command = ["protect", "--state", str(state.root), "--new-passphrase-fd", str(reader)]
+    subprocess.run([PROGRAM, *command], pass_fds=(reader,), check=True, capture_output=True)
+
+
+def check_processes(server: int, secrets: list[bytes]) -> int:
+    """Every process of a server writes for its user alone, dumps nothing and shows no secret.
+
+    Returns how many there are.
+    """
+    running = descendants(server)
+    for pid in running:
+        assert limits_of(pid) == ("0077", "0 0")
+        shown = seen_from_outside(pid)
+        assert b"kohort" in shown
+        for secret in secrets:
+            assert secret and secret not in shown
+    return len(running)
+
+
+def secrets_of(state: ServerState) -> list[bytes]:
+    """What nobody may see: the keys, the executor's secret, the token of the task."""
+    found: list[bytes] = []
+    for path in (*state.root.rglob("*.key"), state.superlink / "executor.secret"):
+        found += pieces(path)
+    claim = json.loads((state.superlink / "claim.json").read_text())
+    return [*found, claim["token"].encode()]
 
 
 def wait(
@@ -123,11 +174,17 @@ def test_a_killed_server_is_started_again_and_completes_the_study(tmp_path: Path
         first = start(state, tmp_path / "bundle", log)
         try:
             wait(lambda: any(header.round >= 1 for header in asked), first, log)
+            # coordinator, front, SuperLink, executor, ServerApp
+            assert check_processes(first.pid, secrets_of(state)) == 5
         finally:
             os.kill(first.pid, signal.SIGKILL)
             first.wait()
-        second = start(state, tmp_path / "bundle", log)
+        protect(state)
+        second = start(state, tmp_path / "bundle", log, PASSPHRASE)
         try:
+            wait(lambda: any(header.round >= 2 for header in asked), second, log)
+            assert state.operator_key.read_bytes().startswith(b"-----BEGIN ENCRYPTED")
+            assert check_processes(second.pid, [PASSPHRASE, *secrets_of(state)]) == 5
             assert second.wait(timeout=300) == 0, log.read_text()[-3000:]
         finally:
             second.kill()

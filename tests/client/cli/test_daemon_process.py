@@ -1,0 +1,35 @@
+"""The running daemon from outside: it shows no secret, dumps nothing, writes for its user alone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.client.cli.typing_commands import Cli
+from tests.processes import descendants, limits_of, pieces, seen_from_outside
+from tests.transport import until
+
+
+def test_a_daemon_shows_no_key_and_leaves_no_core(joined: tuple[Path, Path], cli: Cli) -> None:
+    state, bundle = joined
+    assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
+    assert cli("ingest", "--state", state)[0] == 0
+    keys = [path for path in (state / "keys").iterdir() if path.suffix != ".pub"]
+    secrets = [piece for path in keys for piece in pieces(path)]
+    assert len(keys) >= 3
+    command = [str(Path(sys.executable).parent / "kohort-site"), "run", "--state", str(state)]
+    daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        until((state / "fleet").exists, timeout_s=60)
+        until(lambda: limits_of(daemon.pid) == ("0077", "0 0"), timeout_s=60)
+        for pid in descendants(daemon.pid):
+            assert limits_of(pid) == ("0077", "0 0")
+            shown = seen_from_outside(pid)
+            assert b"kohort-site" in shown
+            for secret in secrets:
+                assert secret and secret not in shown
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        daemon.wait(60)
