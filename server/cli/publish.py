@@ -19,6 +19,8 @@ from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
+from server.operator.config import limits_in
+from server.operator.quota import check_quota, folder_bytes
 from server.operator.releasable import releases_pairs
 from server.operator.sites import Registry
 from server.operator.state import ServerState
@@ -102,6 +104,8 @@ def release(
         quarantined = sites_in_quarantine(registry)
         batches = batches_without(record, quarantined)
         weights = released_weights(record)
+        limit = limits_in(place.config).releases_gib
+        check_quota(out, "releases_gib", limit, folder_bytes(record.root))
         pairs = collect_pairs(record, quarantined, reference)
     # What the release is compared with; pairs carry their own reference.
     public = None

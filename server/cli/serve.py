@@ -30,6 +30,7 @@ from server.cli.state_folder import (
 from server.cli.terminal import study_progress, write
 from server.flower.tasks import foreign_runs
 from server.front.port import open_door
+from server.front.sockets import SOCKETS
 from server.operator.certificates import (
     AUTHORITY_KEY,
     check_certificate,
@@ -39,9 +40,11 @@ from server.operator.certificates import (
 )
 from server.operator.config import ServerConfig, load_config
 from server.operator.expiry import ending_certificates
+from server.operator.quota import check_quota
 from server.operator.renewal import check_server_files
 from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
+from server.rounds.room import bytes_to_come, sweep_parts, sweep_rounds
 
 FLWR_VERSION = "1.41.0"
 STUDY_FILE_CAP_BYTES = 1 << 20
@@ -70,7 +73,11 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
             copy_bundle(bundle, key.public_key(), kept)
         open_bundle(kept, key.public_key())
         with open_record(place, study) as record:
+            sweep(place, record)
             if not record.ended():
+                limit = config.limits.studies_gib
+                studies = place.root / "studies"
+                check_quota(studies, "studies_gib", limit, bytes_to_come(record))
                 serve(place, config, study, record, port or config.listen.port)
             abandoned = record.abandoned()
         if abandoned:
@@ -106,9 +113,25 @@ def serve(
         say(f"study {study.name}: starting on {config.listen.host}:{port}")
         for ending in ending_certificates(place, registry.sites()):
             say(f"warning: {ending.line}")
-        with SuperLink(place.superlink, pin, front=front, environment=environment) as link:
+        with SuperLink(
+            place.superlink,
+            pin,
+            front=front,
+            environment=environment,
+            inbox_gib=config.limits.inbox_gib,
+        ) as link:
             signal.signal(signal.SIGHUP, lambda *_: link.reload_front())
             Coordinator(place, link.calls, registry, record, app, config.limits, show, say).run()
+
+
+def sweep(place: ServerState, record: StudyRecord) -> None:
+    """Remove what earlier starts left: unfinished files, folders of closed rounds, sockets."""
+    parts = sweep_parts(place.root)
+    rounds = sweep_rounds(record)
+    for path in (place.superlink / SOCKETS).glob("*.sock"):
+        path.unlink(missing_ok=True)
+    if parts or rounds:
+        write(f"swept {parts} unfinished files and {rounds} folders of closed rounds\n")
 
 
 def issue_certificate(place: ServerState, config: ServerConfig) -> None:

@@ -1,8 +1,8 @@
-"""Keeps Flower's database small: nothing of a finished run stays, and its file is made compact.
+"""Keeps Flower's database small: nothing of a finished run stays, its file is compact and capped.
 
-In: the database of a SuperLink that does not run. Out: the same without what no run needs.
+In: the database of a SuperLink. Out: the same without what no run needs; whether more may come.
 Guarantees: sites, their keys and runs stay; nothing of a run that may go on is touched.
-Not covered: the size while it runs (server/front bounds what sites push).
+Not covered: what one site may push (server/front).
 """
 
 from __future__ import annotations
@@ -43,3 +43,30 @@ def _compact(path: Path) -> None:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         database.close()
+
+
+class Room:
+    """Whether the database of a running SuperLink may grow; free pages do not count."""
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self._path = path
+        self._most = most_bytes
+        self._database: sqlite3.Connection | None = None
+        self._told = False
+
+    def is_left(self) -> bool:
+        """Return whether less than the cap is in use."""
+        if self._database is None:
+            where = f"{self._path.resolve().as_uri()}?mode=ro"
+            self._database = sqlite3.connect(where, uri=True, isolation_level=None, timeout=10)
+        count = self._number("page_count") - self._number("freelist_count")
+        left = count * self._number("page_size") < self._most
+        if not left and not self._told:
+            log.warning("E-QUOTA: limits.inbox_gib of server.yaml is reached: sites wait")
+        self._told = not left
+        return left
+
+    def _number(self, pragma: str) -> int:
+        """One number that SQLite knows of the file."""
+        assert self._database is not None
+        return int(self._database.execute(f"PRAGMA {pragma}").fetchone()[0])

@@ -1,7 +1,8 @@
-"""Serves Flower's SuperLink on two unix sockets: `python -m server.flower.link_process FOLDER`.
+"""Serves Flower's SuperLink on two unix sockets.
 
-In: the SuperLink's state folder with its secret. Out: the sockets `operator.sock` and
-`fleet.sock`, until SIGTERM.
+`python -m server.flower.link_process FOLDER INBOX_GIB`
+In: the SuperLink's state folder with its secret; the most that its database holds.
+Out: the sockets `operator.sock` and `fleet.sock`, until SIGTERM.
 Guarantees: no port is opened; `fleet.sock` answers the calls of a site and nothing else, so a hole
 in a front meets no operator's call.
 """
@@ -31,15 +32,16 @@ from server.flower.announcements import (
     read_announcement,
     replay,
 )
-from server.flower.database import tidy
+from server.flower.database import Room, tidy
 from server.flower.wire import superlink_app
-from server.front.rules import CALLS, PUSH_MESSAGES, UNKNOWN_PATH
+from server.front.rules import CALLS, PUSH_MESSAGES, PUSH_OBJECT, UNKNOWN_PATH
 from server.front.sockets import FLEET, OPERATOR, SOCKETS, SocketFolder
 
 SECRET_FILE = "executor.secret"
 SECRET_CAP_BYTES = 1024
 DATABASE = "state.db"
 STOP_S = 3
+NO_ROOM = 507
 
 
 class _Server(uvicorn.Server):
@@ -50,7 +52,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-def fleet_only(app: Any) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+def fleet_only(
+    app: Any, has_room: Callable[[], bool] = lambda: True
+) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """Return the application reduced to the calls that a site needs; anything else is 404."""
 
     async def reduced(scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,6 +62,9 @@ def fleet_only(app: Any) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         known = scope["type"] == "http" and scope["method"] == "POST" and raw in CALLS
         if not known or scope["query_string"]:
             await _refuse(scope, send, UNKNOWN_PATH)
+            return
+        if raw in (PUSH_MESSAGES, PUSH_OBJECT) and not has_room():
+            await _refuse(scope, send, NO_ROOM)
             return
         if raw == PUSH_MESSAGES:
             body = await read_announcement(receive)
@@ -90,12 +97,13 @@ def _server(app: Any, lifespan: str) -> _Server:
     return _Server(config)
 
 
-async def serve(folder: Path) -> None:
+async def serve(folder: Path, inbox_bytes: int) -> None:
     """Serve both sockets until SIGTERM or SIGINT."""
     sockets = SocketFolder(folder / SOCKETS)
     secret = read_capped(folder / SECRET_FILE, SECRET_CAP_BYTES).strip()
     app = superlink_app(str(folder / DATABASE), secret)
-    servers = (_server(app, "on"), _server(fleet_only(app), "off"))
+    room = Room(folder / DATABASE, inbox_bytes)
+    servers = (_server(app, "on"), _server(fleet_only(app, room.is_left), "off"))
 
     def stop() -> None:
         for server in servers:
@@ -123,7 +131,7 @@ def main() -> None:
     # a line for every call of a site would fill the disk
     logging.getLogger("flwr").setLevel(logging.WARNING)
     tidy(Path(sys.argv[1]) / DATABASE)
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2]) << 30))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ WATCH_S = 0.3
 POLL_S = 0.1
 FRONT_NAME = "front"
 SECRET_BYTES = 48
+INBOX_GIB = 20
 ANSWER_S = 2.0
 HEALTH = b"GET /health HTTP/1.1\r\nhost: superlink\r\nconnection: close\r\n\r\n"
 TEXT_END = 400  # characters of a log that an error repeats
@@ -71,16 +72,19 @@ class SuperLink:
         app: str = SERVER_APP,
         front: FrontDoor | None = None,
         environment: Mapping[str, str] | None = None,
+        inbox_gib: int = INBOX_GIB,
     ) -> None:
         """`pin`: hash of the one app bundle that runs. `app`: the installed ServerApp.
 
         `front`: the embedded front, unless another program stands there. `environment` reaches
-        every child, and through the executor the ServerApp's process.
+        every child, and through the executor the ServerApp's process. `inbox_gib`: the most that
+        Flower's database holds.
         """
         self.state_dir = state_dir.resolve()
         self._pin = pin
         self._app = app
         self._front = front
+        self._inbox_gib = inbox_gib
         self._extra = dict(environment or {})
         self._lock: FolderLock | None = None
         self._stopping = threading.Event()
@@ -165,7 +169,8 @@ class SuperLink:
 
     def _superlink(self) -> Child:
         """Flower's own application on the sockets."""
-        command = program("server.flower.link_process", str(self.state_dir))
+        folder, inbox = str(self.state_dir), str(self._inbox_gib)
+        command = program("server.flower.link_process", folder, inbox)
         return Child("superlink", command, self.state_dir / "superlink.log")
 
     def _executor(self) -> Child:

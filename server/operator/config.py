@@ -41,7 +41,7 @@ class Listen(FrozenModel):
 
 
 class Limits(FrozenModel):
-    """Times and counts of the round loop. None of them touches privacy."""
+    """Times, counts and sizes of the server. None of them touches privacy."""
 
     poll_s: float = Field(
         default=0.25, gt=0, le=60, description="pause in seconds between two looks for a reply"
@@ -83,6 +83,24 @@ class Limits(FrozenModel):
         le=1000,
         description="failed attempts without progress after which the study stops",
     )
+    inbox_gib: int = Field(
+        default=20,
+        ge=1,
+        le=100_000,
+        description="largest size, in GiB, of what sites pushed and the study has not taken yet",
+    )
+    studies_gib: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="largest size, in GiB, of the folder of studies: weights, replies, images",
+    )
+    releases_gib: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="largest size, in GiB, of the folder in which `kohort-server release` writes",
+    )
 
 
 class ServerConfig(FrozenModel):
@@ -99,7 +117,7 @@ class ServerConfig(FrozenModel):
         description="address that the sites connect to: https://HOST:PORT, without a path",
     )
     listen: Listen = Field(default=Listen(), description="the one port that sites reach")
-    limits: Limits = Field(default=Limits(), description="times and counts of the round loop")
+    limits: Limits = Field(default=Limits(), description="times, counts and sizes")
 
     @field_validator("url")
     @classmethod
@@ -171,6 +189,13 @@ def new_config(name: str, url: str, path: Path) -> ServerConfig:
 def load_config(path: Path) -> ServerConfig:
     """Return the configuration in a file; raises ConfigurationError with every problem at once."""
     return load_yaml(path, ServerConfig)
+
+
+def limits_in(path: Path) -> Limits:
+    """Return the limits of a configuration file; the usual ones where there is none."""
+    if not path.is_file():
+        return Limits()
+    return load_config(path).limits
 
 
 def sample(config: ServerConfig) -> str:

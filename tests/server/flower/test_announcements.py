@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.flower.announcements import DEPTH, REFUSED, is_one_reply
-from server.flower.link_process import fleet_only
+from server.flower.link_process import NO_ROOM, fleet_only
 from server.flower.wire import fleet_pb2
 from server.front import rules
 
@@ -103,3 +103,25 @@ def test_the_socket_of_the_fleet_keeps_everything_else_from_the_superlink() -> N
     assert push(REFUSALS["a second tree"]) == (REFUSED, [])
     assert push(b"x" * (rules.CALLS[rules.PUSH_MESSAGES] + 1)) == (REFUSED, [])
     assert push() == (REFUSED, [])
+
+
+def test_without_room_pushes_wait_and_everything_else_goes_on() -> None:
+    async def superlink(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": announced(), "more_body": False}
+
+    def ask(path: str, has_room: bool) -> int:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "raw_path": path.encode(), "query_string": b""}
+        asyncio.run(fleet_only(superlink, lambda: has_room)(scope, receive, send))
+        return int(sent[0]["status"])
+
+    full = {path for path in rules.CALLS if ask(path, has_room=False) == NO_ROOM}
+    assert full == {rules.PUSH_MESSAGES, rules.PUSH_OBJECT}
+    assert {ask(path, has_room=True) for path in rules.CALLS} == {200}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from flwr.superlink.config_loader import (
 )
 
 from server.flower import database
-from server.flower.database import tidy
+from server.flower.database import Room, tidy
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")  # alembic
 CHUNK = 1 << 20
@@ -84,3 +85,22 @@ def test_what_a_finished_run_left_goes_and_what_an_open_one_needs_stays(
     assert len(again.object_store.get(kept)) == CHUNK
     assert {run.run_id for run in again.get_run_info()} == {ended, going_on}
     assert path.stat().st_size < 2 * CHUNK < before
+
+
+def test_pages_in_use_are_counted_and_free_ones_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a name % with ? signs.db"
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode=WAL")
+    writer.execute("CREATE TABLE stored (content BLOB)")
+    room = Room(path, 4 * CHUNK)
+    assert room.is_left()
+    for _ in range(5):
+        writer.execute("INSERT INTO stored VALUES (?)", (os.urandom(CHUNK),))
+    assert not room.is_left()
+    assert not room.is_left()
+    assert caplog.text.count("E-QUOTA") == 1
+    writer.execute("DELETE FROM stored")
+    assert room.is_left()
+    writer.close()

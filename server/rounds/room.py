@@ -1,0 +1,65 @@
+"""How much a study may write, from its plan alone, and what earlier rounds left behind.
+
+In: a study's record. Out: a bound in bytes; the leftovers are gone.
+Guarantees: nothing that a round still needs is removed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+from common.privacy import boundary
+from server.rounds.record import StudyRecord
+
+PART = ".part-*"
+OLD_S = 3600.0  # a younger file may be another command's, at work now
+ROUND = re.compile(r"(\w+)-([0-9]{6})")
+
+
+def bytes_to_come(record: StudyRecord) -> int:
+    """Return a bound on what the rounds of a study keep on disk at once.
+
+    Of one model at a time: an update of each site, the weights before and after. Of every model its
+    last weights; of each site its images.
+    """
+    study = record.study
+    sizes = []
+    for plan in study.models.trained().values():
+        if plan.start is not None:
+            path = record.root / "bundle" / "checkpoints" / plan.start.name
+            sizes.append(path.stat().st_size)
+    sites = len(study.sites)
+    weights = sum(sizes) + (sites + 2) * max(sizes, default=0)
+    images = 0
+    if study.synthesis is not None:
+        pixels = study.intake.size_px**2 * study.intake.planes
+        whole = study.synthesis.max_images_per_site * (pixels + 9)
+        images = sites * (whole + boundary.PART_CAP_BYTES)
+    return weights + images
+
+
+def sweep_rounds(record: StudyRecord) -> int:
+    """Remove the folders of closed rounds that a crash left; return how many there were."""
+    swept = 0
+    for folder in sorted((record.root / "rounds").glob("*")):
+        found = ROUND.fullmatch(folder.name)
+        if found and record.closing_entry("train", found[1], int(found[2])):
+            shutil.rmtree(folder, ignore_errors=True)
+            swept += 1
+    return swept
+
+
+def sweep_parts(root: Path) -> int:
+    """Remove files that were never finished, below a state folder; return how many there were."""
+    swept = 0
+    for path in sorted(root.rglob(PART)):
+        try:
+            if path.is_file() and time.time() - path.lstat().st_mtime > OLD_S:
+                path.unlink()
+                swept += 1
+        except FileNotFoundError:
+            continue
+    return swept
