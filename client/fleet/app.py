@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from client.state.jobs import Stopped
 from common.errors import KohortError, RefusedError
 from common.wire.messages import Sealed
+from common.wire.tensors import npy_bytes
 
 Answer = Callable[[Sealed], Sealed]
 REFUSED = 2
@@ -90,14 +91,11 @@ def sealed_of(record: RecordDict) -> Sealed:
     payload = arrays.get("payload")
     if not isinstance(payload, Array) or payload.dtype != "uint8":
         raise _unknown_record()
-    return Sealed(header, _bytes_of(payload), signature)
-
-
-def _bytes_of(payload: Array) -> bytes:
-    """The bytes of an array from outside; Flower raises anything for a malformed one."""
+    if payload.stype != "numpy.ndarray":
+        raise _unknown_record()
     try:
-        return payload.numpy().tobytes()
-    except Exception as error:
+        return Sealed(header, npy_bytes(payload.data), signature)
+    except RefusedError as error:
         raise _unknown_record() from error
 
 

@@ -11,15 +11,17 @@ Not covered: what the numbers mean.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from common.errors import RefusedError, disk_faults_named
+from common.errors import RefusedError, damage_named, disk_faults_named
 from common.storage import files
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -150,6 +152,23 @@ def _check_cover(ranges: list[tuple[int, int]], room: int, where: str) -> None:
         position = end
     if position != room:
         raise RefusedError(f"{where}: {room - position} bytes belong to no tensor")
+
+
+def npy_bytes(data: bytes) -> bytes:
+    """Return the content of one row of bytes in numpy's own file format, as Flower sends arrays.
+
+    Raises RefusedError for anything else. numpy itself would allocate what the header says.
+    """
+    with damage_named(RefusedError("array: expected one row of bytes as numpy writes it")):
+        file = io.BytesIO(data)
+        version = npy.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = npy.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = npy.read_array_header_2_0(file)
+        if dtype != np.uint8 or shape != (len(data) - file.tell(),):
+            raise ValueError("shape or type")
+        return data[file.tell() :]
 
 
 def read(path: Path, *, max_bytes: int) -> Arrays:

@@ -7,6 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common.errors import RefusedError
 from common.wire.messages import Sealed
+from common.wire.tensors import npy_bytes
 
 
 def record_of(sealed: Sealed) -> RecordDict:
@@ -38,10 +39,12 @@ def sealed_of(record: RecordDict) -> Sealed:
 
 
 def _bytes_of(payload: Array) -> bytes:
-    """The bytes of an array from outside; Flower raises anything for a malformed one."""
+    """The bytes of an array from outside."""
+    if payload.stype != "numpy.ndarray":
+        raise _refusal("the payload is not an array")
     try:
-        return payload.numpy().tobytes()
-    except Exception as error:
+        return npy_bytes(payload.data)
+    except RefusedError as error:
         raise _refusal("the payload is not an array") from error
 
 

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -78,8 +77,8 @@ def _options() -> Any:
 
 def _replay(name: str, path: Path) -> int:
     """One kept input again, with its traceback."""
-    with tempfile.TemporaryDirectory(dir=_shm()) as folder:
-        parser = TARGETS[name].build(Path(folder))
+    with harness.memory_folder() as folder:
+        parser = TARGETS[name].build(folder)
         fault = harness.replay(TARGETS[name], parser, path.read_bytes())
         print(fault.what if fault else "no fault")
         if fault:
@@ -91,9 +90,9 @@ def _run(target: Target, options: Any) -> Row:
     """One target in its own processes; one that ends or hangs is a fault of its last input."""
     share = -(-options.inputs // options.workers)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=_shm()) as folder:
+    with harness.memory_folder() as folder:
         workers = [
-            start(target, share, f"{options.seed}/{number}", options.seconds, Path(folder), number)
+            start(target, share, f"{options.seed}/{number}", options.seconds, folder, number)
             for number in range(options.workers)
         ]
         outcomes = [wait(*worker) for worker in workers]
@@ -128,11 +127,6 @@ def _merge(path: Path, rows: Sequence[Row]) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     known |= {row.target: asdict(row) for row in rows}
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-
-
-def _shm() -> str | None:
-    """A folder in memory, where there is one."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
 from client.fleet.app import reply_to
+from client.fleet.app import sealed_of as sealed_on_site
 from client.fleet.client import FleetClient
 from client.fleet.connection import FleetSettings
 from client.fleet.failures import CallFailed, classify
@@ -196,7 +197,8 @@ def _records(folder: Path) -> Parser:
         message = instruction()
         message.content = record
         assert reply_to(message, answer) is not None
-        sealed_of(record)
+        both = sealed_of(record), sealed_on_site(record)
+        assert both[0] == both[1]
 
     return Parser(call, (damaged(seed), exchanged(seed)))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from client.cli.joining import check_membership
 from client.cli.look import _connection as read_status
+from client.cli.state_folder import STATUS_FILE
 from client.egress.evidence import Evidence
 from client.fleet.connection import create_node_key, read_node_key
 from client.fleet.session import Session
@@ -24,7 +25,7 @@ from client.state.upgrade import upgrade
 from common.privacy.tally import Tally
 from common.wire import signing, tensors
 from common.wire.messages import canonical
-from server.evaluate.canary_rehearsal import load_audits
+from server.evaluate.canary_rehearsal import _read as read_audit
 from server.evaluate.rehearsal_report import read_rehearsal
 from server.flower.tasks import FOREIGN_FILE, Claim, foreign_runs
 from server.operator.certificates import (
@@ -180,13 +181,13 @@ def _tally(folder: Path) -> Parser:
 
 
 def _status(folder: Path) -> Parser:
-    path = folder / "status.json"
-    states = [{"slot": "link", "code": "CONNECTED", "severity": "ok", "since": 1.0, "facts": ""}]
+    path = folder / STATUS_FILE
+    states = [{"code": "CONNECTED", "severity": "ok", "text": "", "fix": "", "since": 1.0}]
     seed = json.dumps({"states": states}).encode()
 
     def call(data: bytes) -> None:
         path.write_bytes(data)
-        read_status(path)
+        read_status(folder)
 
     return Parser(call, (revalued(seed), exchanged(seed), damaged(seed)))
 
@@ -353,7 +354,7 @@ def _audits(folder: Path) -> Parser:
         if data[:1] == b"\1":
             read_rehearsal(path, study)
         else:
-            load_audits(study, [path])
+            read_audit(path, study)
 
     return Parser(call, (one_of(*map(revalued, seeds)), one_of(*map(exchanged, seeds))))
 
@@ -413,6 +414,5 @@ TARGETS = (
             "server.evaluate.rehearsal_report:read_rehearsal",
         ),
         _audits,
-        few=300,
     ),
 )

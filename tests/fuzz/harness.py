@@ -7,8 +7,10 @@ A fault is: an exception that is not one of ours, a `Bug`, more than 2 s, more m
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
+import tempfile
 import time
 import traceback
 import warnings
@@ -165,6 +167,15 @@ def _place(error: BaseException) -> str:
         if "/tests/fuzz/" not in frame.filename and "/lib/" not in frame.filename:
             ours.append(f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}")
     return f"{type(error).__name__} {' '.join(ours[-2:])}"
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """An empty folder, in memory where there is one: most parsers read a file."""
+    shared = Path("/dev/shm")
+    parent = shared if os.access(shared, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=parent, prefix="kohort-fuzz-") as name:
+        yield Path(name)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from common.errors import Bug, RefusedError
-from tests.fuzz.harness import Fault, Parser, Target, replay, run
+from tests.fuzz.harness import Fault, Parser, Target, memory_folder, replay, run
 from tests.fuzz.mutation import damaged, exchanged
 from tests.fuzz.targets import TARGETS
 
@@ -16,9 +16,10 @@ SEED = "every day the same"
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_parser_gives_a_value_or_one_of_our_own_errors(name: str, tmp_path: Path) -> None:
+def test_a_parser_gives_a_value_or_one_of_our_own_errors(name: str) -> None:
     target = TARGETS[name]
-    outcome = run(target, target.build(tmp_path), target.few, SEED)
+    with memory_folder() as folder:
+        outcome = run(target, target.build(folder), target.few, SEED)
     assert not outcome.faults, "\n".join(_kept(name, fault) for fault in outcome.faults)
     # an input that is as it should be gets through: the parser was really reached
     assert outcome.inputs == target.few
