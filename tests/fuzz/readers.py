@@ -82,6 +82,7 @@ EXEMPT = {
     "server.flower.superlink": "the end of a log, for the operator's eyes",
     "server.operator.config:sample": "text that this process made",
     "server.operator.plan": "the node tree of target yaml",
+    "server.operator.update_norms": "the node tree of target yaml",
     "server.pretrain": "the operator's own earlier run; public images: photographs-npz",
     "server.release": "files of the release that this process builds",
     "server.rounds.record:StudyRecord": "bytes alone, or weights that have the journal's digest",
