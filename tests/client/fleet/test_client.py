@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,33 @@ def test_no_error_of_our_own_ends_the_loop(
     until(lambda: server.replies())
     assert site.thread.is_alive()
     site.end()
+
+
+def test_what_a_disk_damaged_is_dropped_and_the_loops_go_on(
+    server: FleetServer, files: ServerFiles, tmp_path: Path
+) -> None:
+    server.instead["push-messages"] = lambda request: (503, {}, b"")
+    site = Running(server, files, tmp_path)
+    server.queue(instruction())
+    until(lambda: server.names().count("push-messages") >= 1)
+    site.end()
+    (stored,) = site.waiting()
+    whole = (stored / "reply").read_bytes()
+    for name, damaged in (
+        ("reply", whole[:-3]),
+        ("reply", b""),
+        ("reply.objects", b"x" * 72),
+        ("message", b"\xff"),
+    ):
+        copy = tmp_path / "copy" / name / str(len(damaged))
+        shutil.copytree(tmp_path / "fleet", copy / "fleet")
+        for key in ("node.key", "node.pub"):
+            shutil.copy(tmp_path / key, copy / key)
+        place = copy / "fleet" / "inbox" / stored.name
+        (place / name).write_bytes(damaged)
+        if name == "message":
+            (place / "reply").unlink()
+        again = Running(server, files, copy)
+        until(lambda again=again: not again.waiting())
+        assert again.thread.is_alive()
+        again.end()

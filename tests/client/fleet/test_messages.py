@@ -12,7 +12,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 
 from client.fleet import health as states
 from client.fleet.messages import MessageRefused, count_inflated_bytes, inflate
-from client.fleet.wire import PulledMessage
+from client.fleet.wire import PulledMessage, split_object
+from common.errors import RefusedError
 from server.operator.certificates import (
     ServerFiles,
 )
@@ -96,3 +97,38 @@ def test_a_message_for_another_node_is_refused(server: FleetServer, site: Runnin
     server.queue(instruction(node_id=NODE_ID + 1))
     assert error_of(server) == (2, "E-MESSAGE-CORRUPT")
     assert site.seen == []
+
+
+def test_objects_that_flower_cannot_unpack_are_a_corrupt_message() -> None:
+    message = instruction()
+    objects = {name: one.deflate() for name, one in get_all_nested_objects(message).items()}
+    order = list(objects)
+    response = PullMessagesResponse(
+        messages_list=[message_to_proto(message)], message_object_trees=[get_object_tree(message)]
+    )
+    pulled = PulledMessage(response)
+    for name in order:
+        kind, children, _ = split_object(objects[name])
+        if kind == "ArrayChunk":  # any bytes are a chunk
+            continue
+        for body in (b"\xff" * 9, b"[" * 50_000):
+            head = f"{kind} {','.join(children)} {len(body)}".encode() + b"\0"
+            with pytest.raises(MessageRefused):
+                inflate(pulled, objects | {name: head + body}, NODE_ID, 1 << 20)
+
+
+def test_an_announcement_that_nobody_could_reply_to_is_refused() -> None:
+    response = PullMessagesResponse()
+    for data in (b"", b"\xff", response.SerializeToString()):
+        with pytest.raises(RefusedError):
+            PulledMessage.parse(data)
+    message = instruction()
+    response.messages_list.append(message_to_proto(message))
+    response.message_object_trees.append(get_object_tree(message))
+    assert PulledMessage.parse(response.SerializeToString()).message_id
+    # content and error at once: Flower itself refuses to make such a message
+    response.messages_list[0].ClearField("content")
+    response.messages_list[0].ClearField("error")
+    with pytest.raises(RefusedError) as caught:
+        PulledMessage.parse(response.SerializeToString())
+    assert caught.value.code == "E-MESSAGE-CORRUPT"

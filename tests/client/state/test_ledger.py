@@ -1,12 +1,13 @@
 """The ledger's reservations, declarations and report."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from client.state.ledger import Ledger, PracticeReservation, Reservation
-from client.state.ledger_file import transaction
-from common.errors import ConfigurationError, PolicyError, RefusedError
+from client.state.ledger_file import GENESIS, _digest, _verify_row, append, transaction
+from common.errors import ConfigurationError, EnvironmentFault, PolicyError, RefusedError
 from common.privacy.accounting import epsilon_pld
 from common.privacy.latent_mechanisms import LatentLaplace
 from common.privacy.mechanisms import SubsampledGaussian
@@ -50,6 +51,8 @@ GOOD = Reservation(7, 3, EVENT).to_json()
         GOOD.replace('"id":7', '"id":"7"'),
         GOOD.replace('"id":7', '"id":7,"x":1'),
         GOOD.replace("subsampled_gaussian", "none"),
+        GOOD.replace('"id":7', '"id":' + "7" * 5000),
+        "[" * 100_000,
     ],
 )
 def test_a_reservation_that_the_ledger_did_not_write_is_refused(text: str) -> None:
@@ -142,3 +145,28 @@ def test_a_ledger_whose_first_commit_was_cut_short_is_read_and_begins_later(tmp_
     ledger = opened(tmp_path)
     ledger.verify()
     assert [row.kind for row in ledger.rows()] == ["open"]
+
+
+def test_a_damaged_file_is_damage_even_where_sqlites_own_message_is(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with transaction(path) as (connection, entries):
+        append(connection, entries, "opening", {"format": "f"})
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 64):
+        path.write_bytes(whole[:at] + bytes([0xE9] * 32) + whole[at + 32 :])
+        with contextlib.suppress(RefusedError, EnvironmentFault), transaction(path):
+            pass
+
+
+def test_a_row_with_a_right_hash_and_no_json_is_damage() -> None:
+    for body in (b"{", b"[" * 100_000, b"\xff", b"9" * 5000):
+        row = (
+            1,
+            b"opening",
+            body,
+            GENESIS.encode(),
+            _digest(GENESIS, 1, b"opening", body).encode(),
+        )
+        with pytest.raises(RefusedError) as caught:
+            _verify_row(1, row, GENESIS)
+        assert caught.value.code == "E-LEDGER"

@@ -1,7 +1,9 @@
 """Canonical safetensors in numpy."""
 
+import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,50 @@ def test_a_shape_that_numpy_cannot_make_is_refused(shape: list[int]) -> None:
     data = len(text).to_bytes(8, "little") + text + bytes(size)
     with pytest.raises(RefusedError, match="damaged description"):
         tensors.loads(data, max_bytes=1 << 20)
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    """An array file with this header."""
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def test_a_row_of_bytes_in_numpys_format_is_read_as_numpy_reads_it() -> None:
+    out = io.BytesIO()
+    np.save(out, np.arange(200, dtype=np.uint8))
+    assert tensors.npy_bytes(out.getvalue()) == bytes(range(200))
+
+
+NO_ROW = {
+    "far more bytes than there are": npy("{'descr':'|u1','fortran_order':False,'shape':(1<<40,)}"),
+    "a count of 2^40": npy("{'descr':'|u1','fortran_order':False,'shape':(1099511627776,)}", b"x"),
+    "one byte fewer": npy("{'descr':'|u1','fortran_order':False,'shape':(2,)}", b"x"),
+    "two axes": npy("{'descr':'|u1','fortran_order':False,'shape':(1,1)}", b"x"),
+    "another type": npy("{'descr':'<f4','fortran_order':False,'shape':(1,)}", b"xxxx"),
+    "Python objects": npy("{'descr':'|O','fortran_order':False,'shape':(8,)}", bytes(8)),
+    "depth": npy("(" * 5000),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("case", NO_ROW)
+def test_anything_but_a_row_of_bytes_is_refused_without_its_memory(case: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError):
+            tensors.npy_bytes(NO_ROW[case])
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_metadata_are_texts_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors.write(path, {"a": np.ones(2, np.float32)}, {"rotations": "r"})
+    assert tensors.metadata(path) == {"rotations": "r"}
+    tensors.write(path, {"a": np.ones(2, np.float32)})
+    assert tensors.metadata(path) == {}
+    for text in ('{"__metadata__":{"a":1}}', '{"__metadata__":[]}', '{"__metadata__":"a"}'):
+        path.write_bytes(header(text))
+        with pytest.raises(RefusedError, match="not texts"):
+            tensors.metadata(path)

@@ -89,6 +89,7 @@ BAD = [
 ]
 BAD += [json.dumps({**json.loads(CLAIM.to_json()), "task_id": True}).encode()]
 BAD += [json.dumps({**json.loads(CLAIM.to_json()), "answer": "*"}).encode()]
+BAD += [b"[" * 100_000]
 
 
 @pytest.mark.parametrize("text", BAD)
