@@ -14,6 +14,7 @@ from common.storage.files import atomic_write
 from common.wire import keys, signing
 from server.cli.options import StateFolder
 from server.cli.output import check_folder
+from server.cli.state_folder import check_set_up
 from server.cli.terminal import write
 from server.front.nginx import config_path, nginx_conf, start_command
 from server.operator.certificates import (
@@ -101,6 +102,7 @@ def front(state: StateFolder) -> None:
     nginx then runs as this user, beside `kohort-server run`.
     """
     place = ServerState(state)
+    check_set_up(place)
     config = load_config(place.config)
     path = config_path(place)
     with disk_faults_named("create", path.parent):

@@ -138,6 +138,8 @@ class Listener:
             await self.server.main_loop()
         finally:
             accepting.cancel()
+            # the next server may have the port at once
+            self._listener.close()
             await self.server.shutdown(sockets=[])
 
     async def _accept(self) -> None:

@@ -6,7 +6,9 @@ In: host and port of server.yaml. Out: a listening socket, or a refusal with the
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from common.errors import EnvironmentFault
 from server.operator.config import ServerConfig
 
 BACKLOG = 1024
+WAIT_S = 6.0  # longer than a front takes to end
 EVERY = "::"  # every interface, IPv4 and IPv6
 PRIVILEGED = (
     "ports below 1024 need the capability CAP_NET_BIND_SERVICE: give it to the service, or forward "
@@ -55,9 +58,10 @@ def open_port(host: str, port: int) -> Iterator[socket.socket]:
     """Yield a listening socket; `::` takes IPv4 as well. Raises EnvironmentFault (E-PORT)."""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        listener = _listen(host, port)
+        listener = _listen_soon(host, port)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no address of this machine"
+        # Python adds what it was doing in brackets
+        reason = (getattr(error, "strerror", None) or "no address of this machine").split(" (")[0]
         hint = "choose a free port and an address of this machine in server.yaml (listen)"
         if isinstance(error, PermissionError):
             hint = PRIVILEGED
@@ -71,6 +75,18 @@ def wildcard(host: str) -> str:
     if host == EVERY and not socket.has_dualstack_ipv6():
         return "0.0.0.0"
     return host
+
+
+def _listen_soon(host: str, port: int) -> socket.socket:
+    """A listening socket; a front that is just ending has the port for a moment more."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return _listen(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(WAIT_S / 20)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,6 +7,8 @@ changes a privacy parameter, for those stand in the signed plan.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
@@ -21,6 +23,10 @@ from common.study.fields import Identifier
 
 DEFAULT_PORT = 9443
 LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "::1": "::1"}
+# labels of letters, digits and hyphens; the last one is no number, or it would be an address
+DNS_NAME = re.compile(
+    r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)*(?![0-9]+$)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+)
 HOST_CHARACTERS = 64  # of a certificate's common name
 
 
@@ -133,17 +139,34 @@ class ServerConfig(FrozenModel):
             raise ValueError(
                 f"expected a host of at most {HOST_CHARACTERS} ASCII characters, got {url!r}"
             )
+        if not is_host(parts.hostname):
+            raise ValueError(
+                f"expected the name or address that hospitals call, got {parts.hostname!r}"
+            )
         return url
 
     @property
     def host(self) -> str:
-        """The host in the URL: a name of the server's certificate."""
-        return str(urlsplit(self.url).hostname)
+        """The host in the URL, an address in its one spelling: a name of the certificate."""
+        host = str(urlsplit(self.url).hostname)
+        try:
+            return str(ipaddress.ip_address(host))
+        except ValueError:
+            return host
 
     @property
     def url_port(self) -> int:
         """The port in the URL."""
         return int(urlsplit(self.url).port or 0)
+
+
+def is_host(host: str) -> bool:
+    """Whether a host can be called: a DNS name, or the address of one machine."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return DNS_NAME.fullmatch(host) is not None
+    return not (address.is_unspecified or address.is_multicast or "%" in host)
 
 
 def split_url(url: str) -> SplitResult:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigurationError
+from common.wire import signing
 from server.cli.main import app
 from server.front import rules
 from server.front.nginx import config_path, nginx_conf
@@ -60,6 +61,7 @@ def test_the_command_writes_it_and_says_how_to_start(
     short_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = ServerState(short_folder)
+    signing.save_private(state.operator_key, signing.new_key())
     new_config("demo", "https://kohort.example.org:9443", state.config)
     app(["front", "--state", str(short_folder)], standalone_mode=False)
     said = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,22 @@ def test_a_port_that_needs_a_capability_is_named_with_the_ways_out(
     assert "CAP_NET_BIND_SERVICE" in error.value.hint
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port, "WAIT_S", 0.1)
     with open_port("127.0.0.1", 0) as first:
         number = first.getsockname()[1]
-        words = rf"127\.0\.0\.1:{number}: .*in use"
+        words = rf"127\.0\.0\.1:{number}: Address already in use$"
         with (
             pytest.raises(EnvironmentFault, match=words) as error,
             open_port("127.0.0.1", number),
         ):
             pass
     assert "server.yaml (listen)" in error.value.hint
+
+
+def test_the_port_of_a_server_that_is_just_ending_is_waited_for() -> None:
+    with open_port("127.0.0.1", 0) as first:
+        number = first.getsockname()[1]
+        threading.Timer(0.5, first.close).start()
+        with open_port("127.0.0.1", number) as second:
+            assert second.getsockname()[1] == number

@@ -37,6 +37,14 @@ BAD = {
     "no port": ("https://server", "expected a port"),
     "a path": ("https://server:1/v1", "without a path"),
     "a login": ("https://a:b@server:1", "without a path"),
+    "a space": ("'https://eye server:1'", "that hospitals call, got 'eye server'"),
+    "a hyphen first": ("https://-eye:1", "that hospitals call"),
+    "a dot last": ("https://eye.example.:1", "that hospitals call"),
+    "a wildcard": ("'https://*.example:1'", "that hospitals call"),
+    "every interface": ("https://0.0.0.0:1", "that hospitals call"),
+    "every interface, IPv6": ("'https://[::]:1'", "that hospitals call"),
+    "a number cut short": ("https://192.0.2:1", "that hospitals call"),
+    "an address of one link": ("'https://[fe80::1%eth0]:1'", "that hospitals call"),
 }
 
 
@@ -45,6 +53,19 @@ def test_a_url_is_refused_with(sentence: str) -> None:
     url, reason = BAD[sentence]
     with pytest.raises(ConfigurationError, match=reason):
         parse_yaml(f"name: demo\nurl: {url}\n", ServerConfig, Path("server.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://Eye-1.Example:1", "eye-1.example"),
+        ("https://eye:1", "eye"),
+        ("https://192.0.2.1:1", "192.0.2.1"),
+        ("https://[2001:DB8:0::1]:1", "2001:db8::1"),
+    ],
+)
+def test_a_host_has_the_spelling_of_certificates(url: str, host: str) -> None:
+    assert ServerConfig(name="demo", url=url).host == host
 
 
 def test_an_unknown_key_is_named_with_its_line() -> None:
