@@ -46,6 +46,7 @@ EXEMPT = {
     "common/privacy/planning.py": "a verdict before anything is spent",
     "common/privacy/plan_report.py": "the verdict's words",
     "common/privacy/update_norm.py": "the norm of an honest update, for the plan's cap",
+    "common/privacy/aggregation_noise.py": "what a rule of aggregation costs in noise",
 }
 
 

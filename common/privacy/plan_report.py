@@ -19,18 +19,21 @@ from dataclasses import dataclass, field, replace
 
 from common.errors import PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, spend
+from common.privacy.aggregation_noise import efficiency
 from common.privacy.events import charged_image_event, plan_events
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.privacy.planning import (
     ModelNoise,
     Needs,
     calibrate_together,
+    effective_sites,
     needs_for,
     noise_of_models,
     noisiest,
 )
 from common.privacy.update_norm import MOST, UpdateNorm
 from common.study.plan import Study
+from common.study.sections import trimmed_sites
 from common.study.training import TrainedModel
 
 BUDGET_ROUNDING = 1e-9  # relative: of floating point alone
@@ -94,6 +97,7 @@ class PlanReport:
             lines.append(_model_words(model))
             if model.name in self.norms:
                 lines += _norm_words(model.name, model.plan, self.norms[model.name])
+        lines += _aggregation_words(self.study)
         images = charged_image_event(self.study)
         if images:
             lines.append(f"  {images.statement()}")
@@ -239,6 +243,21 @@ def _model_words(model: ModelNoise) -> str:
     if model.calibrated is None or model.calibrated == event.noise_multiplier:
         return text
     return f"{text}\n    noise_multiplier {model.calibrated:g} would use the budget exactly"
+
+
+def _aggregation_words(study: Study) -> Iterator[str]:
+    """What a rule other than the mean does, and what it costs in noise."""
+    rule = study.aggregation.rule
+    sites = len(study.sites)
+    if rule == "trimmed_mean":
+        out = trimmed_sites(study.aggregation.trim, sites)
+        yield (
+            f"  aggregation: trimmed_mean leaves out {out} of {sites} answers at each end; it "
+            f"averages noise as {effective_sites(study):.3g} sites do with the mean "
+            f"({efficiency(study):.0%} of it)"
+        )
+    if rule == "norm_weighted":
+        yield "  aggregation: norm_weighted costs no noise where honest norms are alike"
 
 
 def _norm_words(name: str, plan: TrainedModel, norm: UpdateNorm) -> Iterator[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from common.errors import ConfigurationError
 from common.privacy.accounting import epsilon_pld
+from common.privacy.aggregation_noise import efficiency
 from common.privacy.events import round_event
 from common.privacy.mechanisms import SubsampledGaussian
 from common.study.plan import Study
@@ -36,11 +37,12 @@ PLANNING_ORDERS = (2.0, 2.5, 3.0, 3.5, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48
 
 
 def effective_sites(study: Study) -> float:
-    """Return by how many equal sites the plan's average lowers the noise.
+    """Return by how many equal sites the plan's aggregation lowers the noise.
 
-    1 / sum of squared shares.
+    1 / sum of squared shares, times what the rule keeps of it.
     """
-    return 1.0 / sum(study.weight_of(site.name) ** 2 for site in study.sites)
+    shares = sum(study.weight_of(site.name) ** 2 for site in study.sites)
+    return efficiency(study) / shares
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from common.config import FrozenModel, load_yaml
 from common.study import rules
 from common.study.fields import Checkpoint, Identifier
 from common.study.intake import Intake
-from common.study.sections import Privacy, Release, SitePlan
+from common.study.sections import Aggregation, Privacy, Release, SitePlan
 from common.study.synthesis import MOST_CELLS, PrivatizePlan, Synthesis
 from common.study.training import Models, TrainedModel
 from common.wire.messages import canonical
@@ -46,6 +46,9 @@ class Study(FrozenModel):
     quorum: int = Field(
         ge=2, description="fewest sites whose answers close a round; at most the number of sites"
     )
+    aggregation: Aggregation = Field(
+        default=Aggregation(), description="how a round's updates become one step"
+    )
     round_deadline_s: float = Field(
         default=3600,
         gt=0,
@@ -71,6 +74,7 @@ class Study(FrozenModel):
     def _problems(self) -> Iterator[str]:
         """What fits no single section."""
         yield from rules.site_problems(self.sites, self.quorum)
+        yield from rules.aggregation_problems(self.aggregation, self.quorum)
         yield from rules.model_problems(self.models, self.intake, self.privacy)
         yield from rules.privacy_problems(self.privacy)
         if self.synthesis:

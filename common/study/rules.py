@@ -5,10 +5,11 @@ In: sections whose fields are valid one by one. Out: problems as `section.key: w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from common.study.intake import Intake
-from common.study.sections import Privacy, SitePlan
+from common.study.sections import Aggregation, Privacy, SitePlan, trimmed_sites
 from common.study.synthesis import PRIVUNIT_LARGEST_DIMENSION, PrivatizePlan, Synthesis
 from common.study.training import GlowPlan, Models
 
@@ -23,6 +24,21 @@ def site_problems(sites: tuple[SitePlan, ...], quorum: int) -> Iterator[str]:
         yield "sites: a name stands twice"
     if quorum > len(sites):
         yield f"quorum: {quorum} of {len(sites)} sites can never be met"
+
+
+def aggregation_problems(plan: Aggregation, quorum: int) -> Iterator[str]:
+    """Yield what is wrong with the rule of aggregation, or too few answers for it."""
+    if plan.rule != "trimmed_mean":
+        if plan.trim:
+            yield f"aggregation.trim: for trimmed_mean alone, got rule {plan.rule}; leave it out"
+        return
+    if trimmed_sites(plan.trim, quorum) < 1:
+        fewest = max(3, quorum)
+        yield (
+            f"aggregation.trim: {plan.trim:g} of the {quorum} answers of a quorum leaves no site "
+            f"out; set a quorum of at least 3 and a trim of at least 1/quorum, such as quorum "
+            f"{fewest} and trim {math.ceil(1000 / fewest) / 1000:g}"
+        )
 
 
 def model_problems(models: Models, intake: Intake, privacy: Privacy) -> Iterator[str]:

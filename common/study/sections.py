@@ -1,7 +1,8 @@
-"""The plan's small sections: `sites`, `privacy` and `release`."""
+"""The plan's small sections: `sites`, `aggregation`, `privacy` and `release`."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -22,6 +23,29 @@ class SitePlan(FrozenModel):
         description="public share in every average, relative to the other sites; never a patient "
         "count",
     )
+
+
+class Aggregation(FrozenModel):
+    """How the sites' updates of a round become one step of the weights."""
+
+    rule: Literal["mean", "trimmed_mean", "norm_weighted"] = Field(
+        default="mean",
+        description="`mean`: by the sites' public weights; `trimmed_mean`: in each number without "
+        "the smallest and the largest values, which bounds what a few hostile sites can do; "
+        "`norm_weighted`: a site whose update is longer than the median counts less",
+    )
+    trim: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="share of the answers that `trimmed_mean` leaves out at each end, rounded down "
+        "to whole sites; as many sites may be hostile",
+    )
+
+
+def trimmed_sites(trim: float, sites: int) -> int:
+    """Return how many of so many answers a trimmed mean leaves out at each end."""
+    return math.floor(trim * sites + 1e-9)
 
 
 class Privacy(FrozenModel):

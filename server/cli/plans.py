@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from common.errors import PolicyError
+from common.privacy.aggregation_noise import efficiency
 from common.privacy.plan_report import PlanReport
 from common.privacy.planning import ModelNoise
 from common.study.plan import Study, load_study
@@ -63,6 +64,11 @@ def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
         "epsilon_is_upper_bound": spent.is_upper_bound,
         "delta": spent.delta,
         "sampler_delta": spent.sampler_delta,
+        "aggregation": {
+            "rule": study.aggregation.rule,
+            "trim": study.aggregation.trim,
+            "efficiency": efficiency(study),
+        },
         "share_of_cap": spent.pld / report.site_cap,
         "parameters": {model.name: model.event.dimension for model in report.models},
         "models": {model.name: model_facts(model, report) for model in report.models},

@@ -102,6 +102,7 @@ def release(
     with open_record(place, study) as record, open_registry(place) as registry:
         check_complete(record, state)
         quarantined = sites_in_quarantine(registry)
+        revoked = revoked_sites(registry)
         batches = batches_without(record, quarantined)
         weights = released_weights(record)
         limit = limits_in(place.config).releases_gib
@@ -123,6 +124,7 @@ def release(
         extractor=read_extractor(features),
         rehearsal=found,
         quarantined=quarantined,
+        revoked=revoked,
     )
     folder = build(inputs, out, key)
     write(f"released {folder}\n")
@@ -145,6 +147,11 @@ def sites_in_quarantine(registry: Registry) -> dict[str, str]:
     """Return the sites in quarantine, each with its code."""
     sites = registry.sites().values()
     return {site.name: site.code for site in sites if site.state == "quarantined"}
+
+
+def revoked_sites(registry: Registry) -> frozenset[str]:
+    """Return the names of the sites that are revoked."""
+    return frozenset(name for name, site in registry.sites().items() if site.state == "revoked")
 
 
 def released_weights(record: StudyRecord) -> dict[str, Path]:

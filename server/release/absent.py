@@ -1,6 +1,7 @@
-"""Says which sites of the plan are in quarantine or sent nothing to a release.
+"""Says which sites of the plan are in quarantine, revoked, or sent nothing to a release.
 
-In: the plan, the names behind the release's evidence, the sites in quarantine with their codes.
+In: the plan, the names behind the release's evidence, the sites in quarantine with their codes, the
+revoked sites.
 Out: one sentence a site.
 """
 
@@ -13,16 +14,23 @@ from common.study.plan import Study
 SILENT = "sent nothing to this release. What was accepted from it before stays in the weights."
 APART = "is in quarantine ({code}). Nothing that it sent is among the images."
 STAYS = "What was accepted from it before stays in the weights."
+REVOKED = "is revoked. What was accepted from it before is in this release."
 INSIDE = "is in quarantine ({code}). Its updates are in the weights."
 
 
 def absent_sites(
-    study: Study, present: Collection[str], quarantined: Mapping[str, str]
+    study: Study,
+    present: Collection[str],
+    quarantined: Mapping[str, str],
+    revoked: Collection[str] = (),
 ) -> list[str]:
-    """Return a sentence for each site that is in quarantine or not `present`, by name."""
+    """Return a sentence for each site that is in quarantine, revoked or not `present`, by name."""
     sentences = []
     for name in sorted(site.name for site in study.sites):
         code = quarantined.get(name)
+        if name in revoked:
+            sentences.append(f"{name} {REVOKED}")
+            continue
         if code is None and name in present:
             continue
         if code is None:

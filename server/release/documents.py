@@ -26,7 +26,7 @@ def write_documents(
     """Write all documents; each is made from the plan, the signed headers and the findings."""
     study = inputs.study
     statement = privacy_statement(study, evidence.headers, inputs.account)
-    statement["absent"] = absent_sites(study, evidence.headers, inputs.quarantined)
+    statement["absent"] = absent_sites(study, evidence.headers, inputs.quarantined, inputs.revoked)
     report = evaluation(inputs, items)
 
     # what is promised, and what was measured

@@ -62,7 +62,8 @@ class ReleaseInputs:
 
     `weights` are the files of the final models, `reference` public images to compare with.
     `rehearsal` are the public people of this run, or what an earlier rehearsal of this plan found.
-    `quarantined` are the sites in quarantine now, with their codes.
+    `quarantined` are the sites in quarantine now, with their codes; `revoked` those that were shut
+    out for good.
     """
 
     study: Study
@@ -76,6 +77,7 @@ class ReleaseInputs:
     extractor: Extractor | None = None
     rehearsal: PublicPeople | Rehearsal | None = None
     quarantined: Mapping[str, str] = field(default_factory=dict)
+    revoked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

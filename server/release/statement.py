@@ -57,6 +57,15 @@ WEIGHTS_CLAIM = (
     "those of the plan's starting checkpoint, the others are at most the plan's max_update_norm a "
     "round away from it, in L2."
 )
+MEAN = "Each round's step is the mean of the sites' updates by their public weights."
+TRIMMED_MEAN = (
+    "Each round's step is, in each number, the mean of the sites' updates without the smallest and "
+    "the largest {share} of them, by the sites' public weights."
+)
+NORM_WEIGHTED = (
+    "Each round's step is the mean of the sites' updates by their public weights; a site whose "
+    "update was longer than the median counted less."
+)
 COMES_AGAIN = (
     "An image that a site released before comes again as it was, made with the weights of that "
     "earlier study."
@@ -93,6 +102,7 @@ def privacy_statement(
         "images": _images_statement(study, claims),
         "privatized_images": privatized_statement(study),
         "weights": _weights_statement(study, headers),
+        "absent": [],
         "human_review": "decided by each site's own policy; the outcome is not sent",
         "given": given_of(claims),
         "limits": limits_of(study),
@@ -173,7 +183,15 @@ def _weights_statement(study: Study, headers: Mapping[str, Header]) -> dict[str,
     # groups that are formed anew, and pairs, never come again
     if study.synthesis is not None and not covers_every_image(study):
         claim = f"{claim} {COMES_AGAIN}"
-    return {"sha256": sorted(named), "claim": claim}
+    return {"sha256": sorted(named), "claim": claim, "aggregation": aggregation_sentence(study)}
+
+
+def aggregation_sentence(study: Study) -> str:
+    """Return how the sites' updates of a round became one step of the global weights."""
+    plan = study.aggregation
+    if plan.rule == "trimmed_mean":
+        return TRIMMED_MEAN.format(share=f"{plan.trim:.0%}")
+    return {"mean": MEAN, "norm_weighted": NORM_WEIGHTED}[plan.rule]
 
 
 def _consortium(study: Study) -> dict[str, Any]:

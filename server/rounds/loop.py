@@ -7,7 +7,8 @@ A round:
   (4) store a reply that passes the intake; put the site of any other reply in quarantine
   (5) close when all awaited sites have answered, or at the deadline; below the quorum the study
       pauses until enough have answered, or the operator orders otherwise (orders.py)
-  (6) average in the order of sites, write the weights, journal the round, drop the updates
+  (6) aggregate by the plan's rule in the order of sites, write the weights, journal the round,
+      drop the updates
 Guarantees: `kill -9` anywhere loses no accepted reply; a closed round stays as it is; log and
 journal hold site names and codes alone.
 Not covered: starting this process again (server/flower/coordinator.py).
@@ -23,7 +24,7 @@ from common.study.families import FAMILIES
 from common.study.plan import Study
 from common.wire import tensors
 from common.wire.messages import digest_of
-from server.rounds.aggregate import average
+from server.rounds.aggregate import aggregate
 from server.rounds.closing import send_closing
 from server.rounds.exchange import Grid
 from server.rounds.gathering import Gathering
@@ -77,14 +78,15 @@ def train_round(run: StudyRun, grid: Grid, model: str, number: int) -> None:
     gathering = Gathering(run, grid, instruction, payload)
     gathering.gather()
     # (6) average, write, journal
-    shares = {site: run.study.weight_of(site) for site in gathering.complete}
+    sites = gathering.complete
+    scratch = run.record.round_folder(model, number) / "scratch"
     new: tensors.Arrays = {}
-    new |= average(weights, shares, run.study.quorum, gathering.read)
+    new |= aggregate(run.study, model, weights, sites, gathering.read, scratch)
     _check_grown(run.study, model, number, weights, new)
     path = run.record.write_weights(model, number + 1, new)
     outcome = gathering.outcome() | {"weights": file_digest(path)}
     run.record.close_round("train", model, number, outcome)
-    log.info("%s round %d: closed with %s", model, number, ", ".join(sorted(shares)))
+    log.info("%s round %d: closed with %s", model, number, ", ".join(sorted(sites)))
 
 
 def _check_grown(

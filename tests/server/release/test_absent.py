@@ -18,3 +18,9 @@ def test_every_site_that_is_in_quarantine_or_sent_nothing_is_named() -> None:
         "hospital-c sent nothing to this release. What was accepted from it before stays in the "
         "weights.",
     ]
+
+
+def test_a_revoked_site_is_named_whether_it_sent_or_not() -> None:
+    found = absent_sites(small_study(), ["hospital-a", "hospital-c"], {}, {"hospital-a"})
+    assert found[0] == "hospital-a is revoked. What was accepted from it before is in this release."
+    assert found[1].startswith("hospital-b sent nothing")
