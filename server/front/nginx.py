@@ -55,7 +55,8 @@ def nginx_conf(state: ServerState, config: ServerConfig) -> str:
     lines = [
         "# kohort: written by `kohort-server front`; changes are lost.",
         f"pid {folder}/nginx.pid;",
-        f"error_log {folder}/error.log error;",
+        # nothing that a peer causes: the file has no cap
+        f"error_log {folder}/error.log emerg;",
         "worker_processes auto;",
         f"worker_rlimit_nofile {4 * WORKER_CONNECTIONS};",
         f"events {{ worker_connections {WORKER_CONNECTIONS}; }}",

@@ -433,3 +433,23 @@ def test_a_second_header_without_end_behind_an_answer_ends_the_connection(door: 
             pass
     assert seen.count(b"HTTP/1.1 200") <= 1
     assert door.memory_mb() - before < 20
+
+
+def test_what_strangers_and_sites_send_writes_nothing_into_nginxs_own_log(door: Door) -> None:
+    """Its log has no cap; the front's own, behind it, has one."""
+    if door.kind != "nginx":
+        pytest.skip("the embedded front has one log, which is rotated")
+    site = door.member("clinic-k")
+    log = door.state.root / "front" / "error.log"
+    before = log.stat().st_size
+    head = (
+        f"POST {PUSH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\n"
+        f"flwr-public-key: {site.header}\r\ncontent-length: {1 << 40}\r\n\r\n"
+    )
+    for _ in range(5):
+        assert b" 413 " in exchange(door, site, head.encode())
+        assert raw(door, None, PULL) == rules.NO_CERTIFICATE
+        with socket.create_connection(("127.0.0.1", door.port)) as plain:
+            plain.sendall(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00")
+    assert ask(door, site) == 200
+    assert log.stat().st_size == before
