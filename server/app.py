@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -26,6 +27,7 @@ from server.operator.sites import Registry
 from server.operator.state import ServerState
 from server.rounds.loop import run_study
 from server.rounds.record import StudyRecord
+from server.rounds.room import largest_reply
 from server.rounds.study_run import StudyRun
 
 STATE_VARIABLE = "KOHORT_SERVER_STATE"
@@ -34,11 +36,21 @@ LOCK_WAIT_S = 120.0  # for an older app that is just ending
 app = ServerApp()
 
 
+@runtime_checkable
+class BoundedGrid(Protocol):
+    """A grid that assembles no reply above a cap."""
+
+    reply_cap_bytes: int
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that the environment names until it is complete."""
     end_when_orphaned()  # after `kill -9` of the server an orphan would keep the study's lock
     with open_study(dict(os.environ)) as study_run:
+        if isinstance(grid, BoundedGrid):
+            # no reply of this plan is larger; without it the largest of any plan counts
+            grid.reply_cap_bytes = min(grid.reply_cap_bytes, largest_reply(study_run.record))
         run_study(study_run, grid)
 
 

@@ -27,7 +27,7 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import DecodeError
 
-from server.flower.pulls import BoundedPulls
+from server.flower.pulls import REPLY_CAP_BYTES, BoundedPulls
 from server.front.sockets import OPERATOR, SocketFolder
 from server.rounds.faults import Oversized
 
@@ -110,6 +110,7 @@ def grid_of(
     class SocketGrid(HttpGrid):
         """Flower's grid on the operator's socket, with a bound on what one reply holds."""
 
+        reply_cap_bytes = REPLY_CAP_BYTES
         _pulling = threading.local()
 
         def _connect(self) -> None:
@@ -126,7 +127,7 @@ def grid_of(
             """Pull replies one by one; raises Oversized for one that no site may send."""
             found: list[Message] = []
             for message_id in message_ids:
-                pulls = BoundedPulls(super()._runtime_client)
+                pulls = BoundedPulls(super()._runtime_client, self.reply_cap_bytes)
                 self._pulling.pulls = pulls
                 try:
                     found += super().pull_messages([message_id])

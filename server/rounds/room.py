@@ -15,6 +15,7 @@ from common.privacy import boundary
 from server.rounds.record import StudyRecord
 
 PART = ".part-*"
+REPLY_EXTRA_BYTES = 16 << 20  # header, signature, and what Flower adds
 OLD_S = 3600.0  # a younger file may be another command's, at work now
 ROUND = re.compile(r"(\w+)-([0-9]{6})")
 
@@ -26,11 +27,7 @@ def bytes_to_come(record: StudyRecord) -> int:
     last weights; of each site its images.
     """
     study = record.study
-    sizes = []
-    for plan in study.models.trained().values():
-        if plan.start is not None:
-            path = record.root / "bundle" / "checkpoints" / plan.start.name
-            sizes.append(path.stat().st_size)
+    sizes = _checkpoint_sizes(record)
     sites = len(study.sites)
     weights = sum(sizes) + (sites + 2) * max(sizes, default=0)
     images = 0
@@ -39,6 +36,23 @@ def bytes_to_come(record: StudyRecord) -> int:
         whole = study.synthesis.max_images_per_site * (pixels + 9)
         images = sites * (whole + boundary.PART_CAP_BYTES)
     return weights + images
+
+
+def largest_reply(record: StudyRecord) -> int:
+    """Return a bound on one reply of a site: an update in float32, or a part of its images."""
+    # a checkpoint may hold its numbers in half of that
+    updates = 2 * max(_checkpoint_sizes(record), default=0)
+    return max(updates, boundary.PART_CAP_BYTES) + REPLY_EXTRA_BYTES
+
+
+def _checkpoint_sizes(record: StudyRecord) -> list[int]:
+    """The bytes of each trained model's starting checkpoint."""
+    sizes = []
+    for plan in record.study.models.trained().values():
+        if plan.start is not None:
+            path = record.root / "bundle" / "checkpoints" / plan.start.name
+            sizes.append(path.stat().st_size)
+    return sizes
 
 
 def sweep_rounds(record: StudyRecord) -> int:

@@ -1,6 +1,7 @@
 """The real `kohort-server run` with Flower's own processes over TLS, killed in the middle.
 
-The sites are toys on the real site client. It runs with open keys first, then with protected ones.
+The sites are toys on the real site client. It runs with open keys first,
+then with protected ones and without the authority's key.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -121,6 +123,11 @@ def protect(state: ServerState) -> None:
     subprocess.run([PROGRAM, *command], pass_fds=(reader,), check=True, capture_output=True)
 
 
+def served_certificate(port: int) -> str:
+    """The certificate that the front shows."""
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=20)
+
+
 def check_processes(server: int, secrets: list[bytes]) -> int:
     """Every process of a server writes for its user alone, dumps nothing and shows no secret.
 
@@ -176,13 +183,23 @@ def test_a_killed_server_is_started_again_and_completes_the_study(tmp_path: Path
             wait(lambda: any(header.round >= 1 for header in asked), first, log)
             # coordinator, front, SuperLink, executor, ServerApp
             assert check_processes(first.pid, secrets_of(state)) == 5
+            # a renewed certificate is served from SIGHUP on, and the round goes on
+            before = served_certificate(port)
+            subprocess.run([PROGRAM, "renew", "--state", str(state.root)], check=True)
+            os.kill(first.pid, signal.SIGHUP)
+            wait(lambda: served_certificate(port) != before, first, log)
+            reached = len(asked)
+            wait(lambda: len(asked) > reached, first, log)
         finally:
             os.kill(first.pid, signal.SIGKILL)
             first.wait()
+        # from here on with protected keys, and without the authority's
         protect(state)
+        (state.authority / "ca.key").rename(tmp_path / "away.key")
         second = start(state, tmp_path / "bundle", log, PASSPHRASE)
         try:
-            wait(lambda: any(header.round >= 2 for header in asked), second, log)
+            reached = len(asked)
+            wait(lambda: len(asked) > reached, second, log)
             assert state.operator_key.read_bytes().startswith(b"-----BEGIN ENCRYPTED")
             assert check_processes(second.pid, [PASSPHRASE, *secrets_of(state)]) == 5
             assert second.wait(timeout=300) == 0, log.read_text()[-3000:]

@@ -14,8 +14,9 @@ from flwr.proto.message_pb2 import PullObjectResponse
 from flwr.proto.run_pb2 import Run
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PullTaskInputResponse
 
+from server.app import BoundedGrid
 from server.flower import wire
-from server.flower.pulls import BoundedPulls
+from server.flower.pulls import REPLY_CAP_BYTES, BoundedPulls
 from server.front import rules
 from server.front.sockets import SocketFolder
 from server.rounds.faults import TOO_LARGE, Oversized, code_of
@@ -66,7 +67,7 @@ def test_bytes_are_counted_over_all_objects() -> None:
 
 
 def test_flowers_grid_assembles_no_reply_above_the_cap_and_lets_its_objects_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     context = Context(1, 1, {}, RecordDict(), {})
     answer = PullTaskInputResponse(context=context_to_proto(context), run=Run(run_id=7))
@@ -74,7 +75,9 @@ def test_flowers_grid_assembles_no_reply_above_the_cap_and_lets_its_objects_go(
     superlink = Hostile(100, 1000)
     grid.close()  # type: ignore[attr-defined]
     grid._client = superlink  # type: ignore[attr-defined]
-    monkeypatch.setattr(wire, "BoundedPulls", lambda client: BoundedPulls(client, cap=20_000))
+    assert isinstance(grid, BoundedGrid)
+    assert grid.reply_cap_bytes == REPLY_CAP_BYTES
+    grid.reply_cap_bytes = 20_000
     with pytest.raises(Oversized):
         list(grid.pull_messages([superlink.root]))
     assert superlink.pulled < 30

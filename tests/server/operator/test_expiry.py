@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from server.cli.main import app
-from server.operator.certificates import issue_server_certificate, load_authority
+from server.front.process import _warn_daily
+from server.front.sites import Sites
+from server.operator.certificates import (
+    create_authority,
+    issue_server_certificate,
+    load_authority,
+)
 from server.operator.expiry import ending_certificates
 from server.operator.sites import Registry
 from server.operator.state import ServerState
@@ -50,3 +57,21 @@ def test_what_ends_within_a_month_is_named_and_nothing_else(
     assert "kohort-server renew" in said
     app(["status", "--state", str(root), "--json"], standalone_mode=False)
     assert [row["of"] for row in json.loads(capsys.readouterr().out)["ending"]] == ["the server"]
+
+
+def test_the_front_says_so_in_its_log_when_it_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = ServerState(tmp_path / "server")
+    issue_server_certificate(create_authority(state.authority), state.tls, days=20)
+    Registry(state.sites).close()
+    sites = Sites(state.sites)
+
+    async def a_moment() -> None:
+        watch = asyncio.create_task(_warn_daily(state, sites))
+        await asyncio.sleep(0.01)
+        watch.cancel()
+
+    asyncio.run(a_moment())
+    sites.close()
+    assert "certificate of the server ends on" in caplog.text

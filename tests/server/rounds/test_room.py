@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from common.errors import EnvironmentFault
+from common.privacy import boundary
+from common.wire import tensors
+from common.wire.messages import HEADER_CAP_BYTES
 from server.cli import serve
 from server.front.sockets import SOCKETS
 from server.operator.config import new_config
 from server.operator.quota import folder_bytes
 from server.rounds.loop import image_round, train_round
-from server.rounds.room import bytes_to_come, sweep_parts, sweep_rounds
+from server.rounds.room import bytes_to_come, largest_reply, sweep_parts, sweep_rounds
 from tests.federation import Federation
 
 
@@ -30,6 +33,19 @@ def test_a_study_never_holds_more_than_was_foreseen(tmp_path: Path) -> None:
     journal = sum(path.stat().st_size for path in run.record.root.glob("journal*"))
     grown = folder_bytes(run.record.root) - before - journal
     assert 0 < grown < foreseen
+
+
+def test_no_reply_is_larger_than_the_plan_lets_the_server_assemble(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path)
+    run = federation.open()
+    bound = largest_reply(run.record)
+    for model, plan in run.study.models.trained().items():
+        for number in range(plan.rounds):
+            update = tensors.dumps(run.record.weights(model, number))
+            assert len(update) + HEADER_CAP_BYTES < bound
+            train_round(run, federation.grid(), model, number)
+    # far below what any plan may have: this one is tiny
+    assert boundary.PART_CAP_BYTES < bound < boundary.UPDATE_CAP_BYTES // 4
 
 
 def test_folders_of_closed_rounds_go_and_those_of_open_ones_stay(tmp_path: Path) -> None:
