@@ -16,14 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.storage.files import atomic_write
-from tests.attacks import below_http, hostile_servers, hostile_sites, load
+from tests.attacks import below_http, hostile_servers, hostile_sites, load, wire_sites
 from tests.attacks.outsiders import local_user, visit
 from tests.attacks.page import page
 from tests.attacks.rows import Row, count_line, lines
 from tests.attacks.server import FRONTS, nginx, running_server
 from tests.tables import commit, write_block
 
-PARTS = ("outsiders", "load", "sites", "servers")
+PARTS = ("outsiders", "load", "sites", "wire", "servers")
 FIGURES = Path(__file__).parents[2] / "benchmarks" / "results" / "attacks.json"
 OPEN_S = 3600.0  # the round that stays open while outsiders knock
 
@@ -55,6 +55,8 @@ def rows_of(part: str) -> Iterator[Row]:
         yield from outsiders()
     elif part == "sites":
         yield from hostile_sites.rows(hostile_sites.CASES)
+    elif part == "wire":
+        yield from wire_sites.rows()
     elif part == "servers":
         yield from hostile_servers.rows(hostile_servers.CASES)
         yield from below_http.rows()

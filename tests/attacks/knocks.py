@@ -95,8 +95,11 @@ def knocks(key: str, marker: Path) -> Iterator[Knock]:
 def paths(key: str, marker: Path) -> Iterator[Knock]:
     """Yield every path of Flower's, by the method that it has there and by GET."""
     for path in flower_paths():
-        body = foreign_run(marker) if path == START_RUN else b"x"
         is_call = path in rules.CALLS
+        # an empty message is a whole one: where it got through, the SuperLink would ask who calls
+        body = b"" if is_call else b"x"
+        if path == START_RUN:
+            body = foreign_run(marker)
         yield Knock(kind_of(path), path, request(path, key, body=body), is_call)
         yield Knock(kind_of(path), path, request(path, key, method="GET", body=b""))
 

@@ -1,8 +1,9 @@
 """Outsiders at every path of the server's one port: refused, nothing run, nothing stored.
 
 In: a running server (server.py). Out: a row for each caller and kind of request.
-Held means: no answer of success; the same processes as before; no row more in any table of the
-SuperLink and no other file changed; the file that a foreign run would create is not there.
+Held means: no answer of success, and to no outsider one of the SuperLink's; the same processes as
+before; no row more in any table of the SuperLink and no other file changed; the file that a foreign
+run would create is not there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
 CLOSED = "closed"
 NO_TLS = "refused by TLS"
 NOBODY = 65_534
+# the answers of the fronts' own
+REFUSALS = frozenset("400 403 404 405 408 411 413 414 415 429 431 494 501 505".split())
 MORE_S = 0.1  # how long a second answer may take
 
 
@@ -65,6 +68,11 @@ def exchange(peer: socket.socket, data: bytes) -> str:
     return " ".join(found.decode() for found in STATUS.findall(seen)) or CLOSED
 
 
+def got_through(outcome: str) -> bool:
+    """Whether an answer is not among those of a front: the SuperLink gave it."""
+    return any(word.isdigit() and word not in REFUSALS for word in outcome.split())
+
+
 def is_success(outcome: str) -> bool:
     """Whether an answer of success is among the statuses."""
     return any(word.isdigit() and word.startswith(("1", "2")) for word in outcome.split())
@@ -87,6 +95,13 @@ def visit(target: Target, every: int = 1) -> Iterator[Row]:
     yield from aftermath(target, before, marker)
 
 
+def is_way_in(caller: Caller, knock: Knock, outcome: str) -> bool:
+    """Whether an outsider reached the SuperLink, or a member got what is no call of a site."""
+    if not caller.member:
+        return got_through(outcome)
+    return is_success(outcome) and not knock.open_to_members
+
+
 def one_row(target: Target, caller: Caller, kind: str, chosen: Sequence[Knock]) -> Row:
     """The row of one caller and one kind of request."""
     seen: Counter[str] = Counter()
@@ -94,8 +109,7 @@ def one_row(target: Target, caller: Caller, kind: str, chosen: Sequence[Knock]) 
     for knock in chosen:
         outcome = attempt(target.port, target.ca, caller, knock.data)
         seen[outcome] += 1
-        is_way_in = is_success(outcome) and not (caller.member and knock.open_to_members)
-        if is_way_in:
+        if is_way_in(caller, knock, outcome):
             ways.append(f"{knock.name}: {outcome}")
     told = ", ".join(f"{outcome} ({count})" for outcome, count in seen.most_common())
     outcome = "; ".join(ways) or told

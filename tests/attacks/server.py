@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from flwr.app import Context, Message
 
 from common.process import free_port
 from common.study.bundle import write_bundle
@@ -37,7 +38,7 @@ from server.rounds.record import StudyRecord
 from tests.attacks.certificates import Caller, callers
 from tests.e2e.test_server_restart import site_client, start
 from tests.e2e.test_transport import listening_ports
-from tests.federation import ToySite, tiny_plan
+from tests.federation import Fate, ToySite, tiny_plan
 
 FRONTS = ("embedded", "nginx")
 START_S = 240.0
@@ -61,7 +62,7 @@ class Target:
     port: int
     process: subprocess.Popen[bytes]
     doorman: subprocess.Popen[bytes] | None
-    toys: list[ToySite]
+    toys: list[WireToy]
     callers: list[Caller]
     gate: threading.Event
     log: Path
@@ -136,6 +137,23 @@ class Target:
             time.sleep(0.1)
 
 
+class WireToy(ToySite):
+    """A toy site whose node may answer with something else than it made."""
+
+    fate: Fate | None = None
+
+    def app(self) -> Any:
+        """The site's app behind its node."""
+        honest = super().app()
+
+        def answer(message: Message, context: Context) -> Message:
+            if self.fate is None:
+                return honest(message, context)
+            return self.fate(message, lambda: honest(message, context))[0][1]
+
+        return answer
+
+
 @contextmanager
 def running_server(front: str, **changes: Any) -> Iterator[Target]:
     """Yield a server whose three sites are online and have been asked; `changes` of the plan."""
@@ -177,7 +195,7 @@ def _prepare(front: str, folder: Path, changes: dict[str, Any]) -> Target:
     gate = threading.Event()
     toys = []
     for seed, site in enumerate(study.sites):
-        toy = ToySite(site.name, study, key.public_key(), seed)
+        toy = WireToy(site.name, study, key.public_key(), seed)
         toy.forge = lambda fields, arrays: gate.wait(LONG_S) and None
         toys.append(toy)
     found = list(callers(state, folder / "callers"))
