@@ -213,7 +213,7 @@ COURSE = [
         sealed(
             lambda c: c.ask("synthesize", round=1, statement={"done": True}), "query.synthesize"
         ),
-        ("E-PART-UNKNOWN",),
+        ("E-PART-UNKNOWN", "E-STUDY-ENDED"),
         "the plan's order",
     ),
 ]

@@ -249,7 +249,7 @@ WIRE = [
         "a message without an identifier", PULL, page(PULL, b"\x12\x00\x1a\x00"), "NOT-THE-SERVER"
     ),
     http("an order to end the process", PULL, (412, {}, EXIT), "NOT-THE-SERVER"),
-    http("an error that nests 200,000 lists", PULL, (401, {}, NESTED), "NOT-THE-SERVER"),
+    http("an error that nests 200,000 lists", PULL, (401, {}, NESTED), "KEY-UNKNOWN"),
     http("a key that is unknown", PULL, (401, {}, b""), "KEY-UNKNOWN"),
     http("an error 403", PULL, (403, {}, b""), "FORBIDDEN"),
     http("an error 503", PULL, (503, {}, b"x" * 100_000), "SERVER-BUSY"),
