@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 RANDOM = (
@@ -76,9 +76,11 @@ class Disk:
     unsynced: list[str] = field(default_factory=list)
     _dirty: set[str] = field(default_factory=set)
     _lock: Any = field(default_factory=threading.RLock)
+    installed: ClassVar[Disk | None] = None
 
     def install(self, stack: ExitStack) -> None:
         """Watch until `stack` closes."""
+        Disk.installed = self
         for name in ("replace", "rename", "link", "symlink"):
             self._wrap(stack, name, self._moved)
         for name in ("unlink", "remove", "rmdir", "mkdir", "truncate"):
@@ -90,6 +92,10 @@ class Disk:
         stack.enter_context(patch("io.open", opener))
         stack.enter_context(patch("builtins.open", opener))
         stack.enter_context(patch("sqlite3.connect", self._connect(sqlite3.connect)))
+
+    def dirty(self) -> list[Path]:
+        """Return the files whose bytes may be lost in a power cut now."""
+        return [Path(path) for path in sorted(self._dirty) if os.path.isfile(path)]
 
     def watch(self, kind: str, path: str, call: Callable[[], Any]) -> Any:
         """Do something durable, with what happens before and after it."""

@@ -56,6 +56,7 @@ from tests.sequences.world import World
 from tests.sites import SITE, WEIGHTS, write_plan
 
 CAP_BYTES = 1 << 26
+RECEIPTS = 64
 NONE_COUNT, SEVERE_COUNT = 14, 4  # patients of each label
 SETTINGS = {
     "send_slot_s: 2.0": "send_slot_s: 0",
@@ -94,6 +95,18 @@ class Life:
     receipts: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # the operator did not die: it has what it got before
+        for entry in self.log.read("sent"):
+            if "receipt" in entry:
+                self._keep(entry["receipt"], entry["head"])
+
+    def _keep(self, receipt: str, head: str) -> None:
+        """Keep the receipt for a message."""
+        if receipt not in self.receipts:
+            self.receipts.append(receipt)
+            self.heads.append(head)
+
     def ask(self, kind: str, model: str, number: int, *, done: bool = False) -> None:
         """Ask one question and log what was sent; a person approves what waits."""
         sealed = self._instruct(kind, model, number, done)
@@ -119,7 +132,7 @@ class Life:
             sender="operator",
             digest=digest_of(payload),
             statement={"done": True} if done else {},
-            receipts=tuple(self.receipts),
+            receipts=tuple(self.receipts[-RECEIPTS:]),
             heads=tuple(self.heads[-HEADS:]),
         )
         return seal(header, payload, self.scenario.operator)
@@ -128,10 +141,9 @@ class Life:
         """Verify what left and log it."""
         header = unseal(reply, self.site.state.signing_key().public_key(), max_bytes=CAP_BYTES)
         digest = hashlib.sha256(b"".join(reply)).hexdigest()
-        self.log.note("sent", key=header.key, digest=digest)
-        if header.digest not in self.receipts:
-            self.receipts.append(header.digest)
-            self.heads.append(str(header.statement["head_commitment"]))
+        head = str(header.statement["head_commitment"])
+        self.log.note("sent", key=header.key, digest=digest, receipt=header.digest, head=head)
+        self._keep(header.digest, head)
 
 
 Step = Callable[[Life], None]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Bug, KohortError
+from tests.faults import clocks
 from tests.faults.disk import REMOVES, Act, Disk, Event, Point
 
 KILLED, RAISED, BROKEN = 86, 87, 88
@@ -163,8 +164,18 @@ def kill(event: Event, when: str) -> None:
 
 
 def suspend(event: Event, when: str) -> None:
-    """Stop the process until somebody wakes it."""
+    """Stop the process until somebody wakes it: six minutes have gone then."""
     os.kill(os.getpid(), signal.SIGSTOP)
+    clocks.now.monotonic_s += clocks.SUSPENDED_S
+    clocks.now.wall_s += clocks.SUSPENDED_S
+
+
+def cut_power(event: Event, when: str) -> None:
+    """End the process, and lose the bytes that were written and not synced."""
+    assert Disk.installed is not None
+    for path in Disk.installed.dirty():
+        os.truncate(path, 0)
+    os._exit(KILLED)
 
 
 def fail(number: int) -> Act:
