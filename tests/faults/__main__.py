@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import connection, consortium, hospital
-from tests.faults.runs import FAULTS, Outcome, Stage
+from tests.faults.certificates import certificate_cases
+from tests.faults.runs import FAULTS as FAULTS_OF_A_STAGE
+from tests.faults.runs import Outcome, Stage
 from tests.tables import commit, table, write_block
 
+FAULTS = {**FAULTS_OF_A_STAGE, "network": connection.storms}
 MEMORY = Path("/dev/shm")
 COMMAND = "make faults"
 # how many events lie between two points of a fault; 1: every point
@@ -44,7 +47,7 @@ def run_scenario(scenario: Any, faults: Sequence[str], out: Path) -> None:
     try:
         stage = Stage(scenario, folder)
         for fault in faults:
-            if fault not in getattr(scenario, "faults_met", FAULTS):
+            if fault not in faults_of(scenario):
                 continue
             for outcome in FAULTS[fault](stage, STRIDES.get(fault, 1), 0):
                 count += 1
@@ -55,6 +58,23 @@ def run_scenario(scenario: Any, faults: Sequence[str], out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     took = time.monotonic() - began
     print(f"{scenario.side}: {scenario.name}: {count} points, {took:.0f} s", flush=True)
+
+
+def faults_of(scenario: Any) -> Sequence[str]:
+    """Return the faults that a scenario meets; files are torn and restored at a site alone."""
+    if hasattr(scenario, "faults_met"):
+        return tuple(scenario.faults_met)
+    on_disk = ("torn tail", "restored backup")
+    if isinstance(scenario, hospital.Hospital):
+        return tuple(FAULTS_OF_A_STAGE)
+    return tuple(fault for fault in FAULTS_OF_A_STAGE if fault not in on_disk)
+
+
+def run_certificates(out: Path) -> None:
+    """Change a site's certificate while it is connected."""
+    with tempfile.TemporaryDirectory() as folder:
+        for outcome in certificate_cases(Path(folder)):
+            _append(out, outcome)
 
 
 def _append(out: Path, outcome: Outcome) -> None:
@@ -133,6 +153,8 @@ def main() -> int:
     try:
         out = options.out or folder / "outcomes"
         in_processes(scenarios, options.faults, options.jobs, out)
+        if not options.only and "network" in options.faults:
+            run_certificates(out)
         outcomes = read_outcomes(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

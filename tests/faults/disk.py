@@ -111,7 +111,7 @@ class Disk:
 
     def _begin(self, kind: str, path: str) -> Event | None:
         """The next event, or None for a file elsewhere."""
-        name = self._relative(path)
+        name = self.name_of(path)
         if name is None:
             return None
         with self._lock:
@@ -124,7 +124,7 @@ class Disk:
         if self.point is not None and self.point.meets(event, when):
             self.point.act(event, when)
 
-    def _relative(self, path: str) -> str | None:
+    def name_of(self, path: str) -> str | None:
         """A path below a watched folder, without what is random in it."""
         for root in self.roots:
             if path == str(root) or path.startswith(f"{root}/"):
@@ -169,7 +169,7 @@ class Disk:
         for path in sorted(self._dirty):
             if path == source or path.startswith(f"{source}/"):
                 self._dirty.discard(path)
-                name = self._relative(path.replace(source, target, 1))
+                name = self.name_of(path.replace(source, target, 1))
                 if name is not None:
                     self.unsynced.append(name)
 
@@ -198,7 +198,7 @@ class Disk:
             if not set(mode) & set("wax+"):
                 return call(file, mode, *args, **named)
             path = path_of(file)
-            if self._relative(path) is None:
+            if self.name_of(path) is None:
                 return call(file, mode, *args, **named)
             if isinstance(file, int):
                 opened = call(file, mode, *args, **named)
@@ -216,7 +216,7 @@ class Disk:
 
         def connect(database: Any, *args: Any, **named: Any) -> Any:
             path = path_of(database) if not str(database).startswith("file:") else ""
-            if self._relative(path) is None:
+            if self.name_of(path) is None:
                 return call(database, *args, **named)
             named["factory"] = database_of(self, path)
             if os.path.exists(path):

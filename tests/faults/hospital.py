@@ -109,7 +109,7 @@ class Life:
 
     def ask(self, kind: str, model: str, number: int, *, done: bool = False) -> None:
         """Ask one question and log what was sent; a person approves what waits."""
-        sealed = self._instruct(kind, model, number, done)
+        sealed = self.instruct(kind, model, number, done)
         try:
             reply = self.site.answer(sealed)
         except Stopped:
@@ -117,9 +117,9 @@ class Life:
                 if batch.state == "waiting":
                     self.site.reviews.decide(batch.digest, approve=True, reviewer="somebody")
             reply = self.site.answer(sealed)
-        self._receive(reply)
+        self.receive(reply)
 
-    def _instruct(self, kind: str, model: str, number: int, done: bool) -> Sealed:
+    def instruct(self, kind: str, model: str, number: int, done: bool = False) -> Sealed:
         """The signed instruction, with receipts for all that this operator has."""
         arrays = WEIGHTS[model] if model else {**WEIGHTS["gan"], **WEIGHTS["glow"]}
         payload = tensors.dumps(arrays)
@@ -137,7 +137,7 @@ class Life:
         )
         return seal(header, payload, self.scenario.operator)
 
-    def _receive(self, reply: Sealed) -> None:
+    def receive(self, reply: Sealed) -> None:
         """Verify what left and log it."""
         header = unseal(reply, self.site.state.signing_key().public_key(), max_bytes=CAP_BYTES)
         digest = hashlib.sha256(b"".join(reply)).hexdigest()
@@ -242,13 +242,17 @@ class Hospital:
 
     def _live(self, home: Path, log: Log, steps: Sequence[Step]) -> None:
         """Start over what is on disk, and do every step."""
-        numerics = Numerics(self.world, Account(log))  # type: ignore[arg-type]
+        numerics = Numerics(self.world, self.account(log))
         with ExitStack() as stack:
             self._install(stack, numerics, log)
             site = self._start(home / "state")
             life = Life(self, site, home, log)
             for step in steps:
                 step(life)
+
+    def account(self, log: Log) -> Any:
+        """Who hears of every computation."""
+        return Account(log)
 
     def _install(self, stack: ExitStack, numerics: Numerics, log: Log) -> None:
         """Replace numerics, decoder and children."""

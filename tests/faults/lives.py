@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -94,7 +95,10 @@ def live(
 ) -> Life:
     """Return how a process ended that did `play`; `around` prepares its world."""
     folders.report.unlink(missing_ok=True)
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # no other thread of a test holds a lock that the child needs
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
         _be_born(play, folders, point, around)
     status = wait_for(pid)
@@ -178,12 +182,16 @@ def cut_power(event: Event, when: str) -> None:
     os._exit(KILLED)
 
 
-def fail(number: int) -> Act:
-    """The disk is full, or may only be read, from here on."""
+def fail(number: int, times: int = 1 << 30) -> Act:
+    """The disk is full, or may only be read, from here on; it heals after so many failures."""
+    left = [times]
 
     def act(event: Event, when: str) -> None:
+        if not left[0]:
+            return
         if event.kind == "checkpoint" or (number == errno.ENOSPC and event.kind in REMOVES):
             return
+        left[0] -= 1
         if event.kind == "commit":
             text, code, name = SQLITE[number]
             error = sqlite3.OperationalError(text)

@@ -133,10 +133,14 @@ def power_cuts(stage: Stage, stride: int = 1, first: int = 0) -> Iterator[Outcom
 
 
 def disks(stage: Stage, stride: int = 1, first: int = 0) -> Iterator[Outcome]:
-    """Let the disk be full, or read-only, from each event on, until the next start."""
+    """Let the disk be full, or read-only, from each event on, until the next start.
+
+    A scenario whose program lives on gets its disk back after some failures.
+    """
+    heals = getattr(stage.scenario, "heals_after", 1 << 30)
     for fault, number in DISKS.items():
         for event in stage.whole.events[first::stride]:
-            life = stage.run(Point(event.number, "before", fail(number), on=True))
+            life = stage.run(Point(event.number, "before", fail(number, heals), on=True))
             wrong = "" if life.end in ("refused", "complete") else f"{life.end} {life.code}"
             if life.end == "refused" and life.code not in ALLOWED[fault]:
                 wrong = f"refused with {life.code}"
