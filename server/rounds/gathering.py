@@ -22,7 +22,7 @@ from server.rounds.exchange import Exchange, Grid, Reply
 from server.rounds.faults import CODE, OURS, code_of
 from server.rounds.intake import Accepted, Instruction, accept, check_repeated
 from server.rounds.orders import Abandoned, extension
-from server.rounds.record import read_sealed, store_sealed
+from server.rounds.record import read_sealed, remove_file, store_sealed
 from server.rounds.study_run import StudyRun
 
 REGISTRY_S = 1.0  # how often the sites' states are read again
@@ -104,7 +104,7 @@ class Gathering:
                 except OURS:
                     raise
                 except Exception:
-                    self._file(name, part).unlink()
+                    remove_file(self._file(name, part))
                     break
                 self._count(site, part, accepted)
                 part += 1
@@ -258,7 +258,7 @@ class Gathering:
     def _forget(self, site: str) -> None:
         """Take a site that may no longer take part out of the open round."""
         for part in self._parts.pop(site, {}):
-            self._file(site, part).unlink(missing_ok=True)
+            remove_file(self._file(site, part))
         self._images.pop(site, None)
 
     def _count(self, site: Site, part: int, accepted: Accepted) -> None:

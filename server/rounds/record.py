@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import Bug, RefusedError, damage_named
+from common.errors import Bug, RefusedError, damage_named, disk_faults_named
 from common.storage import files
 from common.storage.files import file_digest
 from common.storage.journal import Entry, Journal
@@ -157,7 +157,7 @@ class StudyRecord:
         if phase == "train":
             shutil.rmtree(self.round_folder(model, round_), ignore_errors=True)
             if round_:
-                self.weights_file(model, round_ - 1).unlink(missing_ok=True)
+                remove_file(self.weights_file(model, round_ - 1))
 
     def round_folder(self, model: str, round_: int) -> Path:
         """Where the accepted updates of an open round lie."""
@@ -345,6 +345,12 @@ def _accepted_sites(entry: Entry | None) -> list[str]:
     if entry is None:
         return []
     return sorted(entry.data["accepted"])
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that may be gone; raises EnvironmentFault where the disk refuses."""
+    with disk_faults_named("cannot remove", path):
+        path.unlink(missing_ok=True)
 
 
 def store_sealed(path: Path, sealed: Sealed) -> None:
