@@ -83,20 +83,33 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count the bytes of a header; a longer one ends the connection."""
-        if self._timer is not None:
+        if self._timer is not None or self._idle():
             self._head_bytes += len(data)
-        elif self.cycle is None or self.cycle.response_complete:
-            self._await_header()
-            self._head_bytes = len(data)
         super().data_received(data)
         waiting = self._timer is not None
         if waiting and self._head_bytes > rules.HEADER_CAP_BYTES:
             self.transport.abort()
 
+    def _idle(self) -> bool:
+        """Whether nothing is being asked or answered."""
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    def on_message_begin(self) -> None:
+        """A header begins, be it behind a request that is not answered yet: its time runs."""
+        if not self._idle():
+            # what came with it belongs to the request before it
+            self._head_bytes = 0
+        if self._timer is None:
+            self._await_header()
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
-        """The header is whole: its time is over."""
+        """The header is whole: its time is over. Only so many requests wait in one connection."""
         self._stop_timer()
+        self._head_bytes = 0
         super().on_headers_complete()
+        if len(self.pipeline) > rules.PIPELINED:
+            self.transport.abort()
 
     def on_message_complete(self) -> None:
         """Read no further request before this one is answered."""

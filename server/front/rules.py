@@ -75,6 +75,7 @@ IDLE_S = 75
 LINGER_S = 2.0
 LINGER_BYTES = 8 * MIB
 CONNECTIONS_EACH = 8
+PIPELINED = 2  # requests that wait behind one that is not answered
 CONNECTIONS_NAMELESS = 32  # of all peers without a certificate together
 CONNECTIONS_ALL = 1024
 HALF_OPEN = 1024

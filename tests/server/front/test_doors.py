@@ -411,27 +411,37 @@ def test_a_second_request_whose_header_waits_is_answered_after_the_first(door: D
     assert [path for path, _, _ in door.upstream.seen] == [PULL, PULL]
 
 
-def test_a_second_header_without_end_behind_an_answer_ends_the_connection(door: Door) -> None:
+@pytest.mark.parametrize("size", [100, 4 << 20, 64 << 20])
+def test_a_second_header_without_end_behind_an_answer_ends_the_connection(
+    door: Door, size: int
+) -> None:
+    """Its beginning may come with the first request, or all of it before the first answer."""
     site = door.member("clinic-j")
     head = (
         f"POST {PULL} HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\n"
         f"flwr-public-key: {site.header}\r\ncontent-length: 1\r\n\r\nx"
     ).encode()
+    assert ask(door, site) == 200
     before = door.memory_mb()
-    endless = f"POST {PULL} HTTP/1.1\r\nx: ".encode() + b"y" * (4 << 20)
+    endless = f"POST {PULL} HTTP/1.1\r\nx: ".encode() + b"y" * size
     seen = b""
+    begun = time.monotonic()
     with (
         socket.create_connection(("127.0.0.1", door.port)) as plain,
         door.context(site).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
     ):
         secured.settimeout(rules.HEADER_S + 10)
+        door.upstream.wait_s = 0.5
         try:
             secured.sendall(head + endless)
             while piece := secured.recv(4096):
                 seen += piece
         except (ssl.SSLError, ConnectionError):
             pass
+        finally:
+            door.upstream.wait_s = 0.0
     assert seen.count(b"HTTP/1.1 200") <= 1
+    assert time.monotonic() - begun < rules.HEADER_S + 8
     assert door.memory_mb() - before < 20
 
 
@@ -453,3 +463,29 @@ def test_what_strangers_and_sites_send_writes_nothing_into_nginxs_own_log(door: 
             plain.sendall(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00")
     assert ask(door, site) == 200
     assert log.stat().st_size == before
+
+
+def test_many_requests_behind_one_that_is_not_answered_end_the_connection(door: Door) -> None:
+    if door.kind == "nginx":
+        pytest.skip("nginx reads no request before it has answered the one before")
+    site = door.member("clinic-j")
+    head = (
+        f"POST {PULL} HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\n"
+        f"flwr-public-key: {site.header}\r\ncontent-length: 1\r\n\r\nx"
+    ).encode()
+    assert ask(door, site) == 200
+    door.upstream.seen.clear()
+    door.upstream.wait_s = 1.0
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", door.port)) as plain,
+            door.context(site).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+        ):
+            secured.settimeout(20)
+            secured.sendall(head * 20)
+            assert b"200" not in secured.recv(4096)
+    except (ssl.SSLError, ConnectionError):
+        pass
+    finally:
+        door.upstream.wait_s = 0.0
+    assert len(door.upstream.seen) <= 1
