@@ -10,10 +10,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from client.fleet.connection import KEY_CAP_BYTES, FleetSettings
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, damage_named
 from common.storage.files import read_capped
 
 AGAIN = "ask the operator for a new join file: `kohort-site join FILE`"
@@ -28,17 +27,13 @@ def check_own_certificate(settings: FleetSettings, now: datetime | None = None) 
     path = settings.client_certificate
     if path is None:
         return
-    try:
-        certificate = x509.load_pem_x509_certificate(read_capped(path, KEY_CAP_BYTES))
-        authority = x509.load_pem_x509_certificate(read_capped(settings.ca_file, KEY_CAP_BYTES))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{path} or {settings.ca_file}: not a certificate", hint=AGAIN
-        ) from error
-    try:
+    texts = [read_capped(file, KEY_CAP_BYTES) for file in (path, settings.ca_file)]
+    damage = ConfigurationError(f"{path} or {settings.ca_file}: not a certificate", hint=AGAIN)
+    with damage_named(damage):
+        certificate, authority = map(x509.load_pem_x509_certificate, texts)
+    foreign = ConfigurationError(f"{path}: not issued by {settings.ca_file}", hint=AGAIN)
+    with damage_named(foreign):
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise ConfigurationError(f"{path}: not issued by {settings.ca_file}", hint=AGAIN) from error
     _check_dates(certificate, now or datetime.now(UTC))
 
 

@@ -12,7 +12,8 @@ from client.cli.joining import check_membership
 from client.cli.look import _connection as read_status
 from client.cli.state_folder import STATUS_FILE
 from client.egress.evidence import Evidence
-from client.fleet.connection import create_node_key, read_node_key
+from client.fleet.connection import FleetSettings, create_node_key, read_node_key
+from client.fleet.own_certificate import check_own_certificate
 from client.fleet.session import Session
 from client.ingest.listing import LISTING, compare_listing
 from client.ingest.withdrawal import read_list
@@ -263,14 +264,16 @@ def _pem(folder: Path) -> Parser:
     line = (folder / "node.pub").read_text()
     issue_site_certificate(authority, "hospital-a", line, folder / "site.crt")
     seeds = [(folder / name).read_bytes() for name in ("site.crt", "ca/ca.crt", "node.key")]
-    ca = (folder / "ca" / "ca.crt").read_bytes()
     path = folder / "ca" / "ca.crt"
+    ca = path.read_bytes()
+    settings = FleetSettings("https://h:1", path, folder, folder, client_certificate=folder / "x")
 
     def call(data: bytes) -> None:
         which = data[0] % 3 if data else 0
         (folder / "x").write_bytes(data[1:])
         if which == 0:
             check_certificate(folder / "x", authority.certificate)
+            check_own_certificate(settings)
         elif which == 1:
             path.write_bytes(data[1:])
             try:
@@ -402,6 +405,7 @@ TARGETS = (
             "common.wire.keys:from_pem",
             "server.operator.certificates:read_key",
             "client.fleet.connection:read_node_key",
+            "client.fleet.own_certificate",
         ),
         _pem,
     ),
