@@ -171,12 +171,21 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
             shape, _, dtype = npy.read_array_header_2_0(file)
         # numpy would allocate what the shape says before it reads
         needed = math.prod(shape) * dtype.itemsize
-        plain = dtype.kind in PLAIN_KINDS and min(shape, default=1) >= 0
+        plain = dtype.kind in PLAIN_KINDS and dtype.itemsize > 0 and min(shape, default=1) >= 0
         if not plain or file.tell() + needed != member.file_size:
             raise ValueError("shape or type")
         file.seek(0)
         found: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+        if dtype.kind == "U":
+            _check_characters(found)
         return found
+
+
+def _check_characters(texts: NDArray[Any]) -> None:
+    """Raise ValueError for numbers that are no characters: numpy believes whatever is there."""
+    codes = texts.astype(texts.dtype.newbyteorder("=")).reshape(-1).view(np.uint32)
+    if bool(((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any()):
+        raise ValueError("characters")
 
 
 def _decode(data: bytes, path: Path, size_px: int, channels: int) -> Pixels:

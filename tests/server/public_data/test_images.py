@@ -46,6 +46,13 @@ ODD_ARRAYS = {
     "a header that is no literal": npy("{'descr': __import__('os')}"),
     "a header of great depth": npy("(" * 5000),
     "a version that does not exist": b"\x93NUMPY\x09\x00" + bytes(20),
+    "texts of numbers that are no characters": npy(
+        "{'descr': '<U1', 'fortran_order': False, 'shape': (1,)}", b"\xff\xff\xff\x7f"
+    ),
+    "texts of half characters": npy(
+        "{'descr': '<U1', 'fortran_order': False, 'shape': (1,)}", b"\x00\xd8\0\0"
+    ),
+    "texts without a length": npy("{'descr': '<U0', 'fortran_order': False, 'shape': (4,)}"),
     "nothing": b"",
 }
 
