@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+STARTED = time.time()  # Unix time in seconds at which this process began
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 DUMPABLE = 4  # PR_SET_DUMPABLE
 POLL_S = 1.0

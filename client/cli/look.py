@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from client.cli.options import AsJson, StateFolder
 from client.cli.state_folder import STATUS_FILE, open_plans
 from client.cli.terminal import write_line
 from client.egress.review import Batch, Reviews
+from client.fleet.health import NOT_RUNNING, UNRESPONSIVE
 from client.state.artefacts import epsilon_of
 from client.state.config import Policy, load_site
 from client.state.folder import State
@@ -23,9 +26,11 @@ from client.state.records import Records
 from client.state.upgrade import check_state
 from common.errors import ConfigurationError, KohortError, damage_named
 from common.storage.files import read_capped
+from common.storage.lock import is_held
 from common.study.plan import Study
 
 STATUS_CAP_BYTES = 1 << 20
+SILENT_S = 60.0
 
 BatchName = Annotated[
     str, typer.Argument(help="first letters of the batch; empty: the one that waits")
@@ -201,10 +206,15 @@ def _count(keys: set[str], prefix: str) -> int:
 
 
 def _connection(state: Path) -> list[dict[str, Any]]:
-    """Return the health states that the daemon wrote last."""
+    """Return the health states that the daemon wrote last; what a dead one wrote is not true."""
     path = state / STATUS_FILE
     if not path.is_file():
         return []
+    if not is_held(state / "fleet" / "lock"):
+        return [asdict(NOT_RUNNING)]
+    # the daemon touches the file every few seconds; a clock that jumped is right again then
+    if abs(time.time() - path.stat().st_mtime) > SILENT_S:
+        return [asdict(UNRESPONSIVE)]
     damage = ConfigurationError(
         f"{path}: not a status file of kohort",
         hint="delete it; `kohort-site run` writes it again",

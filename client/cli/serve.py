@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from client.cli.options import StateFolder
 from client.cli.state_folder import STATUS_FILE, open_site
 from client.cli.terminal import write_line
 from client.daemon.site import Site
+from client.fleet import health as states
 from client.fleet.app import build_app
 from client.fleet.client import FleetClient
 from client.fleet.connection import FleetSettings
@@ -27,14 +29,18 @@ from client.ingest.build import IngestReport
 from client.state.config import SiteConfig, load_site
 from client.state.folder import State
 from client.state.membership import Membership
-from common.errors import PolicyError
+from client.state.sweep import sweep
+from common.errors import KohortError, PolicyError
+from common.process import STARTED
 from common.storage.files import atomic_write
 from common.storage.lock import FolderLock
+from common.storage.reserve import hold_reserve, write_with_reserve
 from common.study.plan import Study
 
 DELIVERY_WAIT_S = 120.0
 DELIVERY_POLL_S = 0.1
 STOP_POLL_S = 0.2
+LOOK_S = 5.0  # how often the daemon gives a sign of life
 log = logging.getLogger("kohort")
 
 Refresh = Annotated[
@@ -107,6 +113,9 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
     load_site(state)
     _log_to_standard_error()
     with FolderLock(state / "lock", "kohort-site run"), open_site(state) as site:
+        # What a killed process left, and room for what must be recorded on a full disk.
+        sweep(site.state, STARTED)
+        hold_reserve(state)
         # A damaged ledger or a missing cohort must stop the daemon before it connects.
         studies = _require_plans(site)
         site.ledger().verify()
@@ -140,11 +149,11 @@ def _log_to_standard_error() -> None:
 
 def _serve(site: Site, until_done: bool) -> None:
     """Run the fleet client until a signal, or until the study is closed and all is delivered."""
-    client = _fleet_client(site)
+    health = _health(site.state)
+    client = _fleet_client(site, health)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop.set())
-    # certificates are read at every connection; a hangup only says so
-    signal.signal(signal.SIGHUP, lambda *_: log.info("certificates count from the next connection"))
+    signal.signal(signal.SIGHUP, lambda *_: _reload(client))
 
     # The transport runs beside this thread, which waits for signals; its error is raised here.
     ended: list[BaseException] = []
@@ -161,7 +170,11 @@ def _serve(site: Site, until_done: bool) -> None:
     log.info("serving %s as %s", site.membership.server_url, site.config.site)
 
     # The last reply must be delivered before the process may end.
+    looked = -LOOK_S
     while not site.stop.wait(STOP_POLL_S):
+        if time.monotonic() - looked >= LOOK_S:
+            looked = time.monotonic()
+            _look_around(site.state, health)
         if until_done and site.done.is_set():
             _wait_for_delivery(site.state.root / "fleet" / "inbox")
             log.info("the study is closed")
@@ -171,14 +184,42 @@ def _serve(site: Site, until_done: bool) -> None:
         raise ended[0]
 
 
-def _fleet_client(site: Site) -> FleetClient:
-    """Return the client, with a status file that follows its health states."""
-    path = site.state.root / STATUS_FILE
+def _reload(client: FleetClient) -> None:
+    """Connect anew, with the certificate that is there now."""
+    log.info("reading certificates again")
+    client.reconnect()
+
+
+def _look_around(state: State, health: Health) -> None:
+    """Give a sign of life, and make the reserve again where the disk has room."""
+    if hold_reserve(state.root):
+        health.clear(states.DISK)
+    else:
+        health.set(states.DISK_FULL)
+    try:
+        os.utime(state.root / STATUS_FILE)
+    except OSError as error:
+        log.warning("no sign of life in %s: %s", STATUS_FILE, error.strerror)
+
+
+def _health(state: State) -> Health:
+    """Return the health states, which the status file follows."""
+    path = state.root / STATUS_FILE
 
     def write_status() -> None:
-        atomic_write(path, json.dumps(health.to_dict()).encode())
+        data = json.dumps(health.to_dict()).encode()
+        try:
+            write_with_reserve(state.root, lambda: atomic_write(path, data, mode=0o600))
+        except KohortError as error:
+            # no state of the machine may end a loop that sets one
+            log.warning("%s was not written: %s", STATUS_FILE, error.code)
 
     health = Health(write_status)
+    return health
+
+
+def _fleet_client(site: Site, health: Health) -> FleetClient:
+    """Return the client of a site."""
     settings = fleet_settings(site.state, site.config, site.membership)
     return FleetClient(settings, site.plans.pins, build_app(site.answer), health, admit=site.admit)
 

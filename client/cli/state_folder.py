@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from client.state.config import load_site
 from client.state.folder import State
 from client.state.membership import read_membership
 from client.state.plans import Plans
+from client.state.private import close_to_others
 
 STATUS_FILE = "health.json"
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -22,6 +25,8 @@ def open_site(state: Path) -> Iterator[Site]:
     """Yield the daemon's view of the state folder; its work shows as a progress bar."""
     config = load_site(state)
     place = State(state)
+    if close_to_others(state):
+        log.warning("%s was open to other users; it is this account's alone now", state)
     membership = read_membership(place.membership)
     with progress_bar("at work") as show:
         yield Site(place, config, membership, progress=show)

@@ -18,6 +18,7 @@ from client.state.folder import message_file
 from client.state.head import rollback
 from common.errors import Bug, PolicyError, damage_named
 from common.storage.files import atomic_write
+from common.storage.reserve import write_with_reserve
 from common.wire.messages import Header, Sealed, digest_of_sealed, seal
 from common.wire.tensors import dumps, read
 
@@ -49,7 +50,9 @@ class Outbox:
         # a new one is signed and written
         sealed = seal(cleared.header, cleared.payload, key)
         fields = {name: np.frombuffer(value, np.uint8) for name, value in sealed._asdict().items()}
-        atomic_write(self._path(cleared.header.key), dumps(fields), mode=0o600)
+        path = self._path(cleared.header.key)
+        data = dumps(fields)
+        write_with_reserve(self.folder.parent, lambda: atomic_write(path, data, mode=0o600))
         return sealed
 
     def get(self, key: str) -> Sealed | None:

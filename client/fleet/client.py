@@ -56,7 +56,7 @@ from client.fleet.messages import (
 from client.fleet.receiving import Admit, Pins, Receiver
 from client.fleet.sending import Sender, take_next
 from client.fleet.session import Session
-from client.fleet.wire import PulledMessage, Wire, check_flower_version, deflate
+from client.fleet.wire import PulledMessage, Reply, Wire, check_flower_version, deflate
 from common.errors import Bug, KohortError, RefusedError
 from common.storage.lock import FolderLock
 
@@ -66,6 +66,7 @@ EAGER_S = 60.0  # how long after a message the server is asked every `poll_s`
 IDLE_POLL_S = 5.0
 IDLE_GROWTH = 1.5
 STOP_WAIT_S = 10.0
+WAKE_S = 0.5
 
 Handle = Callable[[Message, Context], Message | None]
 log = logging.getLogger(__name__)
@@ -110,6 +111,10 @@ class FleetClient:
         """The node id that the server gave this key; None before the first contact."""
         return self._session.node_id
 
+    def reconnect(self) -> None:
+        """Connect anew now, with the certificate that is there now."""
+        self._session.reconnect()
+
     def run(self, stop: threading.Event) -> None:
         """Pull, handle and reply until `stop` is set.
 
@@ -148,20 +153,32 @@ class FleetClient:
     def _queue_stored_messages(self) -> None:
         """Queue what an earlier process left: replies to send, messages to handle."""
         for message_id in self._inbox.waiting():
-            if self._inbox.reply(message_id):
+            if self._has_expired(message_id):
+                self._inbox.drop(message_id)
+            elif self._inbox.reply(message_id):
                 self._sender.put(message_id)
             else:
                 self._to_handle.put(message_id)
+
+    def _has_expired(self, message_id: str) -> bool:
+        """Return whether nobody waits for a stored message any more, or it cannot be read."""
+        try:
+            stored = self._inbox.reply(message_id)
+            if stored is not None:
+                return is_expired(Reply.parse(stored).metadata)
+            return is_expired(PulledMessage.parse(self._inbox.message(message_id)).metadata)
+        except RefusedError:
+            return True
 
     # --- pulling ------------------------------------------------------------------------------
 
     def _pull_loop(self) -> None:
         """Pull until stop; no failure ends the loop."""
-        wire = Wire(self.settings)
+        wire = self._session.new_wire()
         backoff = Backoff(self.settings)
         wait_s = 0.0
         self._health.set(states.CONNECTING)
-        while not self._stop.wait(wait_s):
+        while not self._wait(wait_s):
             try:
                 if self._session.ensure_joined(wire):
                     self._last_message = time.monotonic()
@@ -176,6 +193,15 @@ class FleetClient:
                 wait_s = backoff.after(failure)
             self._feed_watchdog()
         wire.close()
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait, at most until `reconnect`; return whether the client was stopped."""
+        generation = self._session.generation
+        end = time.monotonic() + seconds
+        while generation == self._session.generation and time.monotonic() < end:
+            if self._stop.wait(min(end - time.monotonic(), WAKE_S)):
+                return True
+        return self._stop.is_set()
 
     def _pull_once(self, wire: Wire, last_wait_s: float) -> float:
         """Pull one message if there is one; return the seconds to wait before the next turn."""
@@ -227,7 +253,7 @@ class FleetClient:
 
     def _heartbeat_loop(self) -> None:
         """Send heartbeats until stop, on a connection of their own."""
-        self._session.heartbeat_loop(Wire(self.settings), self._stop)
+        self._session.heartbeat_loop(self._session.new_wire(), self._stop)
 
     def _reply_loop(self) -> None:
         """Send replies until stop, on a connection of their own."""
@@ -251,6 +277,8 @@ class FleetClient:
         """Steps 7 to 9 for one message."""
         pulled = PulledMessage.parse(self._inbox.message(message_id))
         if is_expired(pulled.metadata):
+            log.warning("an instruction had expired when its turn came; the server asks again")
+            self._health.set(states.MESSAGE_EXPIRED, "an instruction")
             self._inbox.drop(message_id)
             return
         try:

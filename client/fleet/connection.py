@@ -114,6 +114,11 @@ def tls_context(settings: FleetSettings) -> ssl.SSLContext:
                 settings.client_certificate, settings.client_key or settings.node_key_file
             )
     except (OSError, ssl.SSLError) as error:
+        if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigurationError(
+                f"{settings.client_certificate}: for another key than {settings.node_key_file}",
+                hint="send this site's own request file to the operator, then `kohort-site join`",
+            ) from error
         raise ConfigurationError(
             f"{settings.ca_file} or {settings.client_certificate}: not usable for TLS",
             hint="both come with the operator's join file: `kohort-site join` again",

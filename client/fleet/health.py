@@ -62,6 +62,7 @@ def _declare(code: str, subject: str, severity: Severity, text: str, fix: str) -
 CONNECTION = "connection"
 MESSAGE = "message"
 REPLY = "reply"
+DISK = "disk"
 
 CONNECTING = _declare(
     "CONNECTING",
@@ -140,6 +141,20 @@ CLIENT_CERTIFICATE_DATES = _declare(
         "check this machine's clock; else ask the operator for a new join file, then "
         "`kohort-site join FILE`"
     ),
+)
+NOT_RUNNING = _declare(
+    "NOT-RUNNING",
+    CONNECTION,
+    "warning",
+    "kohort-site run is not running here",
+    "start it; it continues where it was",
+)
+UNRESPONSIVE = _declare(
+    "UNRESPONSIVE",
+    CONNECTION,
+    "error",
+    "kohort-site run has given no sign of life for a minute",
+    "is the process stopped, or the disk full? restart it; it continues where it was",
 )
 KEY_UNKNOWN = _declare(
     "KEY-UNKNOWN",
@@ -289,6 +304,21 @@ INBOX_FULL = _declare(
     "error",
     "the inbox has no room for a message; the server asks again",
     "raise `limits.inbox_mib`, or look why replies cannot be sent",
+)
+MESSAGE_EXPIRED = _declare(
+    "MESSAGE-EXPIRED",
+    MESSAGE,
+    "warning",
+    "a message had expired when its turn came; the server asks again",
+    "if this stays, turn on time synchronisation (NTP) on this machine",
+)
+DISK_FULL = _declare(
+    "DISK-FULL",
+    DISK,
+    "error",
+    "E-DISK-FULL: the disk of the state folder is full; what is at work is still recorded, in the "
+    "space that was kept for it",
+    "free some space there; the site goes on by itself",
 )
 WORK_FAILED = _declare(
     "WORK-FAILED",

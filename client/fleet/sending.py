@@ -79,7 +79,7 @@ class Sender:
     def loop(self, stop: threading.Event) -> None:
         """Send until `stop` is set."""
         self._stop = stop
-        wire = Wire(self._settings)
+        wire = self._session.new_wire()
         backoff = Backoff(self._settings)
         while (message_id := take_next(self._waiting, stop)) is not None:
             if not self._session.wait_joined(stop):
@@ -122,6 +122,7 @@ class Sender:
         """Push one reply: the shell first; the server then names the objects that it lacks."""
         if is_expired(reply.metadata):
             log.warning("a reply came after its instruction had expired; the server asks again")
+            self._health.set(states.MESSAGE_EXPIRED, "a reply")
             return
         try:
             answer = wire.push_reply(self._session.own_id, reply)

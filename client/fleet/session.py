@@ -27,7 +27,9 @@ class Session:
     """The site's presence at the server; the pull, heartbeat and reply loops share it."""
 
     def __init__(self, settings: FleetSettings, health: Health) -> None:
+        self._settings = settings
         self._path = settings.state_dir / "node-id"
+        self.generation = 0
         self._health = health
         self._joined = threading.Event()
         self.node_id: int | None = None
@@ -59,6 +61,14 @@ class Session:
             self._health.record_heartbeat()
         self._joined.set()
         return True
+
+    def new_wire(self) -> Wire:
+        """Return a connection, which opens anew after `reconnect`."""
+        return Wire(self._settings, lambda: self.generation)
+
+    def reconnect(self) -> None:
+        """Let every connection open anew, with the certificate that is there now."""
+        self.generation += 1
 
     def mark_lost(self) -> None:
         """Note that the server may not know this site any more."""

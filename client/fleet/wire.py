@@ -223,11 +223,13 @@ class _VersionHeaders:
 class Wire:
     """One connection: opened on first use from the files on disk, closed after any failure.
 
-    Every method is one request and raises CallFailed.
+    Every method is one request and raises CallFailed. A new `generation` opens it anew.
     """
 
-    def __init__(self, settings: FleetSettings) -> None:
+    def __init__(self, settings: FleetSettings, generation: Callable[[], int] = lambda: 0) -> None:
         self._settings = settings
+        self._generation = generation
+        self._opened = 0
         self._client: FleetHttpClient | None = None
         self._public_key = b""
 
@@ -303,7 +305,10 @@ class Wire:
     def _call(self, ask: Callable[[FleetHttpClient], T]) -> T:
         """Return the answer to one request; raises CallFailed."""
         try:
+            if self._opened != self._generation():
+                self.close()
             if self._client is None:
+                self._opened = self._generation()
                 self._client = self._open()
             return ask(self._client)
         except Exception as error:

@@ -26,6 +26,7 @@ import numpy as np
 
 from client.state.artefacts import Artefact, Limit, find_fault
 from common.errors import Bug, EnvironmentFault, PolicyError, disk_faults_named
+from common.storage.reserve import make_room
 from common.wire.messages import canonical
 
 LOCK_WAIT_S = 10
@@ -352,6 +353,7 @@ def version_of(db: sqlite3.Connection) -> int:
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open the file for synced, append-only work."""
+    make_room(path.parent)
     db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_WAIT_S)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")

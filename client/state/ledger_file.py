@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import EnvironmentFault, RefusedError, damage_named
+from common.storage.reserve import make_room
 from common.wire.messages import canonical
 
 GENESIS = "0" * 64
@@ -57,6 +58,7 @@ def transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, list[Entry]]]:
 
     Raises RefusedError (E-LEDGER) if damaged, EnvironmentFault for a lock or a full disk.
     """
+    make_room(path.parent)
     with _name_faults(path):
         # only the site's account may read it
         if not path.exists():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import EnvironmentFault, RefusedError, damage_named, disk_faults_named
+from common.storage.reserve import make_room, write_with_reserve
 
 MODE = 0o600
 SCHEMA = """
@@ -50,6 +51,7 @@ class Journal:
         self._lock = threading.Lock()
         with disk_faults_named("cannot open the journal", path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            make_room(path.parent)
             # SQLite gives its side files the mode that this one has when it opens it
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, MODE))
         try:
@@ -68,6 +70,10 @@ class Journal:
     def append(self, key: str, state: str, data: Mapping[str, Any] | None = None) -> None:
         """Write one entry and wait until it is on disk."""
         text = json.dumps(dict(data or {}), sort_keys=True)
+        write_with_reserve(self.path.parent, lambda: self._insert(key, state, text))
+
+    def _insert(self, key: str, state: str, text: str) -> None:
+        """Write one row, synced."""
         try:
             with self._lock:
                 self._db.execute(

@@ -9,10 +9,29 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
 from common.errors import EnvironmentFault, disk_faults_named
+
+TRIES = 4
+TRY_S = 0.05
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds this lock now."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 class FolderLock:
@@ -23,7 +42,7 @@ class FolderLock:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except OSError as error:
             os.close(self._descriptor)
             raise EnvironmentFault(
@@ -31,6 +50,16 @@ class FolderLock:
                 hint="stop it first, or use another folder",
                 code="E-LOCKED",
             ) from error
+
+    def _take(self) -> None:
+        """Lock, or raise; a moment's patience for whoever asks `is_held`."""
+        for _ in range(TRIES - 1):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(TRY_S)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""
