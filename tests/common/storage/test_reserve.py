@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_the_reserve_is_made_again_only_where_there_is_room(disk: Path) -> None:
     assert not hold_reserve(disk)
     assert not (disk / reserve.NAME).exists()
     filler.unlink()
+    assert hold_reserve(disk)
+
+
+def test_room_for_the_reserve_alone_is_not_enough(disk: Path) -> None:
+    filler = fill(disk)
+    os.truncate(filler, filler.stat().st_size - reserve.SIZE_BYTES - 2 * reserve.LOW_BYTES)
+    assert not hold_reserve(disk)
+    os.truncate(filler, filler.stat().st_size - reserve.SIZE_BYTES)
     assert hold_reserve(disk)
 
 
