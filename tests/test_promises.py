@@ -39,6 +39,7 @@ EXEMPT = {
     "client/state/folder.py": "paths and keys",
     "client/state/membership.py": "who the operator is",
     "client/state/records.py": "hands the others round together",
+    "client/state/sweep.py": "removes what was answered, or is half written",
     "client/synthesize/descent.py": "an optimiser",
     "client/synthesize/features.py": "public features; what enters them is checked in align.py",
     "client/synthesize/inversion_sheet.py": "a picture for the site's staff",

@@ -11,9 +11,11 @@ import pytest
 from client.daemon import jobs
 from client.daemon.jobs import Ending
 from client.state.jobs import Progress
+from client.state.ledger_file import append, transaction
 from common.errors import EnvironmentFault
 from common.storage import reserve
 from common.storage.reserve import hold_reserve
+from tests.client.egress.test_outbox import cleared
 from tests.full_disks import fill, small_disk
 from tests.sites import Hospital, make_hospital, scripted
 
@@ -65,3 +67,21 @@ def test_without_a_reserve_the_round_ends_with_a_code(
     site = hospital.site()
     site.answer(hospital.ask("train"))
     assert site.ledger().report(prv=False).reserved == 1
+
+
+def test_a_ledger_reserves_on_a_full_disk(hospital: Hospital) -> None:
+    assert hold_reserve(hospital.root)
+    fill(hospital.root)
+    with transaction(hospital.root / "ledger.sqlite") as (connection, entries):
+        append(connection, entries, "open", {"text": "x" * 100_000})
+    with transaction(hospital.root / "ledger.sqlite") as (_, entries):
+        assert len(entries) == 1
+
+
+def test_a_message_is_stored_on_a_full_disk(hospital: Hospital) -> None:
+    site = hospital.site()
+    message = cleared(bytes(4 << 20))
+    assert hold_reserve(hospital.root)
+    fill(hospital.root)
+    stored = site.outbox.store(message, site.state.signing_key())
+    assert site.outbox.get(message.header.key) == stored

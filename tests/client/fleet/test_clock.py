@@ -73,9 +73,20 @@ def test_an_expired_message_goes_at_the_next_start(
     site.end()
     assert len(site.waiting()) == 1
     time.sleep(2.1)
-    server.instead.clear()
-    pushes = server.names().count("push-messages")
+    # before there is a connection
+    server.instead["send-node-heartbeat"] = lambda request: (503, {}, b"")
     again = Running(server, files, tmp_path)
-    until(lambda: again.code() == "CONNECTED" and not again.waiting())
+    until(lambda: again.code() == "SERVER-BUSY")
+    assert again.waiting() == []
     again.end()
-    assert server.names().count("push-messages") == pushes
+
+
+def test_a_reply_that_expires_while_it_waits_is_dropped_and_said(
+    server: FleetServer, files: ServerFiles, tmp_path: Path
+) -> None:
+    server.instead["push-messages"] = lambda request: (503, {}, b"")
+    site = Running(server, files, tmp_path)
+    server.queue(instruction(ttl=1.0))
+    until(lambda: site.code("message") == "MESSAGE-EXPIRED" and not site.waiting(), 20.0)
+    site.end()
+    assert "push-object" not in server.names()
