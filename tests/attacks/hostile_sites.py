@@ -140,4 +140,8 @@ def rows(cases: list[Case]) -> Iterator[Row]:
     """Play cases one after the other."""
     for case in cases:
         with tempfile.TemporaryDirectory(prefix="kohort-attack-") as folder:
-            yield play(case, Path(folder))
+            try:
+                yield play(case, Path(folder))
+            except Exception as error:
+                outcome = f"the study ended: {type(error).__name__}"
+                yield Row("one site of three", case.attack, "a reply", outcome, False)
