@@ -23,13 +23,13 @@ from server.cli.authority import server_secret
 from server.cli.options import AsJson, Bundle, StateFolder
 from server.cli.state_folder import (
     load_operator_key,
-    load_operator_public,
     open_record,
     open_registry,
+    read_studies,
 )
 from server.cli.terminal import study_progress, write
 from server.flower.tasks import foreign_runs
-from server.front.port import open_door
+from server.front.port import open_door, spell
 from server.front.sockets import SOCKETS
 from server.operator.certificates import (
     AUTHORITY_KEY,
@@ -110,7 +110,7 @@ def serve(
         study_progress(study.name) as (show, say),
         open_door(place.root.resolve(), config, port) as front,
     ):
-        say(f"study {study.name}: starting on {config.listen.host}:{port}")
+        say(f"study {study.name}: starting on {spell(config.listen.host, port)}")
         for ending in ending_certificates(place, registry.sites()):
             say(f"warning: {ending.line}")
         with SuperLink(
@@ -176,7 +176,8 @@ def check_installation() -> None:
 def status(state: StateFolder, as_json: AsJson = False) -> None:
     """Show how far the studies are and how the sites stand. Works while the server runs."""
     place = ServerState(state)
-    studies = study_rows(place)
+    found, faults = read_studies(place)
+    studies = study_rows(place, found)
     with open_registry(place) as registry:
         sites = list(registry.sites().values())
         ending = ending_certificates(place, registry.sites())
@@ -184,7 +185,9 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
     if as_json:
         rows = [{"site": site.name, "state": site.state, "code": site.code} for site in sites]
         soon = [{"of": one.whose, "ends": one.ends.isoformat()} for one in ending]
+        unread = [{"hash": key, "code": error.code} for key, error in faults.items()]
         facts = {"studies": studies, "sites": rows, "foreign_runs": foreign, "ending": soon}
+        facts["unreadable"] = unread
         write(json.dumps(facts) + "\n")
         return
     for row in studies:
@@ -193,6 +196,8 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
             write(PAUSED.format(**row))
         for name in row["missing"]:
             write(f"{'':<24} no answer of {name} in the round that was closed last\n")
+    for study_hash, error in faults.items():
+        write(f"{study_hash[:12]:<24} cannot be read: {error}\n")
     for site in sites:
         write(f"{site.name:<24} {site.state} {site.code}\n")
     for row in foreign:
@@ -210,12 +215,10 @@ def state_of(row: dict[str, Any]) -> str:
     return f"{row['phase']} {row['waiting']}".strip()
 
 
-def study_rows(place: ServerState) -> list[dict[str, Any]]:
+def study_rows(place: ServerState, studies: list[Study]) -> list[dict[str, Any]]:
     """Return each study's progress, from its journal."""
-    key = load_operator_public(place)
     rows: list[dict[str, Any]] = []
-    for bundle in sorted((place.root / "studies").glob("*/bundle")):
-        study = open_bundle(bundle, key)
+    for study in studies:
         with open_record(place, study) as record:
             facts = {**vars(record.progress()), "missing": record.missing_sites()}
             rows.append({"study": study.name, "hash": study.hash(), **facts})

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, KohortError
 from common.storage.files import read_capped
 from common.study.bundle import open_bundle
 from common.study.plan import Study
@@ -58,11 +58,25 @@ def open_registry(state: ServerState) -> Iterator[Registry]:
         registry.close()
 
 
+def read_studies(state: ServerState) -> tuple[list[Study], dict[str, KohortError]]:
+    """Return the studies of a state folder, and the faults of those that cannot be read, by hash.
+
+    One of an older version, or a damaged one, does not hide the others.
+    """
+    public = load_operator_public(state)
+    studies = []
+    faults = {}
+    for bundle in sorted((state.root / "studies").glob("*/bundle")):
+        try:
+            studies.append(open_bundle(bundle, public))
+        except KohortError as error:
+            faults[bundle.parent.name] = error
+    return studies, faults
+
+
 def find_study(state: ServerState, name: str) -> Study:
     """Return the study of this name, or of the hash that starts so; raises ConfigurationError."""
-    public = load_operator_public(state)
-    bundles = sorted((state.root / "studies").glob("*/bundle"))
-    studies = [open_bundle(bundle, public) for bundle in bundles]
+    studies, _ = read_studies(state)
     found = [one for one in studies if one.name == name or one.hash().startswith(name)]
     if len(found) == 1:
         return found[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.errors import ConfigurationError
 from server.front import rules
-from server.front.port import EVERY, wildcard
+from server.front.port import EVERY, spell, wildcard
 from server.front.sockets import FRONT, LONGEST_PATH, SOCKETS
 from server.operator.config import ServerConfig
 from server.operator.state import ServerState
@@ -117,7 +117,7 @@ def _server(tls: Path, config: ServerConfig) -> list[str]:
     both = " ipv6only=off" if host == EVERY else ""
     lines = [
         "  server {",
-        f"    listen {_address(host)}:{config.listen.port} ssl{both};",
+        f"    listen {spell(host, config.listen.port)} ssl{both};",
         f"    ssl_certificate {tls}/server.crt;",
         f"    ssl_certificate_key {tls}/server.key;",
         f"    ssl_client_certificate {tls}/ca.crt;",
@@ -131,11 +131,6 @@ def _server(tls: Path, config: ServerConfig) -> list[str]:
     for path, cap in rules.CALLS.items():
         lines += _location(path, cap)
     return [*lines, "  }"]
-
-
-def _address(host: str) -> str:
-    """A host as `listen` spells it."""
-    return f"[{host}]" if ":" in host else host
 
 
 def _location(path: str, cap: int) -> list[str]:

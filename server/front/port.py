@@ -56,7 +56,7 @@ def open_door(state: Path, config: ServerConfig, port: int) -> Iterator[FrontDoo
 @contextlib.contextmanager
 def open_port(host: str, port: int) -> Iterator[socket.socket]:
     """Yield a listening socket; `::` takes IPv4 as well. Raises EnvironmentFault (E-PORT)."""
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = spell(host, port)
     try:
         listener = _listen_soon(host, port)
     except (OSError, UnicodeError) as error:
@@ -68,6 +68,13 @@ def open_port(host: str, port: int) -> Iterator[socket.socket]:
         raise EnvironmentFault(f"{where}: {reason}", hint=hint, code="E-PORT") from error
     with listener:
         yield listener
+
+
+def spell(host: str, port: int) -> str:
+    """Return an address as people and nginx write it: an IPv6 one in brackets."""
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{host}:{port}"
 
 
 def wildcard(host: str) -> str:

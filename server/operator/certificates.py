@@ -220,7 +220,7 @@ def _must_exist(path: Path) -> None:
     """A missing file is a mistake in a configuration, not a fault of the disk."""
     if path.is_file():
         return
-    hint = "`kohort-server init` creates the certificate authority"
+    hint = "`kohort-server init` creates the authority, `kohort-server certify` signs for the rest"
     if path.name == AUTHORITY_KEY:
         hint = (
             "is the authority's key elsewhere? There `kohort-server certify` signs; here "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,20 @@ def test_a_second_server_on_one_state_folder_is_refused(
     with FolderLock(ServerState(state).lock, "a kohort server"):
         code, _, errors = kohort("run", tmp_path / "bundle", "--state", state)
     assert code == EnvironmentFault.exit_code and "already running" in errors
+
+
+def test_a_study_that_cannot_be_read_hides_neither_the_others_nor_their_ways_out(
+    tmp_path: Path, kohort: Kohort
+) -> None:
+    federation = Federation.create(tmp_path)
+    train_round(federation.open(), federation.grid(), "gan", 0)
+    root = federation.state.root
+    broken = root / "studies" / ("0" * 64) / "bundle"
+    shutil.copytree(federation.state.study(federation.study.hash()) / "bundle", broken)
+    (broken / "study.sig").write_text("of another version")
+    code, output, _ = kohort("status", "--state", root)
+    assert code == 0 and "1 of 4 rounds" in output and "000000000000" in output
+    facts = json.loads(kohort("status", "--state", root, "--json")[1])
+    assert [row["hash"] for row in facts["unreadable"]] == ["0" * 64]
+    code, _, errors = kohort("study", "--state", root, "abandon", federation.study.name)
+    assert code == 0, errors

@@ -12,7 +12,7 @@ import pytest
 from common.errors import EnvironmentFault
 from server.front import port
 from server.front.nginx import nginx_conf
-from server.front.port import open_port, wildcard
+from server.front.port import open_port, spell, wildcard
 from server.operator.config import Listen, ServerConfig
 from server.operator.state import ServerState
 
@@ -65,3 +65,11 @@ def test_the_port_of_a_server_that_is_just_ending_is_waited_for() -> None:
         threading.Timer(0.5, first.close).start()
         with open_port("127.0.0.1", number) as second:
             assert second.getsockname()[1] == number
+
+
+@pytest.mark.parametrize(
+    ("host", "spelled"),
+    [("::", "[::]:9443"), ("192.0.2.1", "192.0.2.1:9443"), ("2001:db8::1", "[2001:db8::1]:9443")],
+)
+def test_an_address_is_spelled_as_people_write_it(host: str, spelled: str) -> None:
+    assert spell(host, 9443) == spelled
