@@ -22,6 +22,7 @@ from server.rounds.exchange import Exchange, Grid, Reply
 from server.rounds.faults import CODE, OURS, code_of
 from server.rounds.intake import Accepted, Instruction, accept, check_repeated
 from server.rounds.orders import Abandoned, extension
+from server.rounds.pictures import Gallery, earlier_images
 from server.rounds.record import read_sealed, remove_file, store_sealed
 from server.rounds.study_run import StudyRun
 
@@ -39,6 +40,7 @@ class Gathering:
         self._parts: dict[str, dict[int, Header]] = {}
         self._images: dict[str, int] = {}
         self._reported = ("", False)
+        self._gallery = Gallery()
         self._deadline = time.monotonic() + run.study.round_deadline_s
         self._extension = 0
 
@@ -54,6 +56,10 @@ class Gathering:
     def gather(self) -> None:
         """Return once the round may close; raises Abandoned when the operator ends the study."""
         # (1) replies that an earlier process accepted
+        if self._instruction.phase == "synthesize":
+            root = self._run.record.root
+            for site, images in earlier_images(root.parent, root):
+                self._gallery.add(site, images, earlier=True)
         self._restore()
         refresh = 0.0
         awaited: frozenset[str] = frozenset()
@@ -213,6 +219,8 @@ class Gathering:
             # A new reply passes the intake, or its site goes into quarantine.
             asked = self._part_instruction(site.name, reply.part)
             accepted = accept(sealed, site.name, site.sign_key, asked)
+            if "images" in accepted.arrays and asked.phase == "synthesize":
+                self._gallery.check(site.name, accepted.arrays["images"])
         except RefusedError as error:
             self._quarantine(site.name, self._key(reply.part), error.code)
             return
@@ -260,6 +268,7 @@ class Gathering:
         for part in self._parts.pop(site, {}):
             remove_file(self._file(site, part))
         self._images.pop(site, None)
+        self._gallery.forget(site)
 
     def _count(self, site: Site, part: int, accepted: Accepted) -> None:
         """Count an accepted reply whose bytes are on disk."""
@@ -271,8 +280,10 @@ class Gathering:
         commitment = str(accepted.header.statement[boundary.HEAD_COMMITMENT])
         self._run.registry.note_head(site.name, commitment)
         self._parts.setdefault(site.name, {})[part] = accepted.header
-        images = len(accepted.arrays.get("images", ()))
-        self._images[site.name] = self._images.get(site.name, 0) + images
+        images = accepted.arrays.get("images")
+        if self._instruction.phase == "synthesize" and images is not None:
+            self._images[site.name] = self._images.get(site.name, 0) + len(images)
+            self._gallery.add(site.name, images)
 
     def _read(self, site: str, part: int) -> Accepted:
         """An accepted reply from disk, through the intake."""

@@ -10,6 +10,7 @@ The checks:
   (4) the payload's bytes are canonical: boundary rules 3 and 4
   (5) the statement holds the plan's constants and nothing else: boundary rules 1 and 2;
       updates: rules 5 to 9, images: rules 10 to 14
+  (6) images have contrast (pictures.py)
 Guarantees: nothing is written here, and no site is put in quarantine.
 Not covered: whether an update is useful, or poisoned within its public bound.
 """
@@ -27,6 +28,7 @@ from common.study.plan import Study
 from common.wire import signing
 from common.wire.messages import Header, Sealed, unseal
 from common.wire.tensors import Arrays
+from server.rounds.pictures import check_contrast
 
 _TOKEN = object()
 REPLIES: Mapping[str, Literal["update", "images"]] = {"train": "update", "synthesize": "images"}
@@ -92,6 +94,8 @@ def accept(sealed: Sealed, site: str, sign_key: str, asked: Instruction) -> Acce
     else:
         images = boundary.check_images(arrays, header, asked.study)
         boundary.check_total(asked.images_before + images, asked.study)
+        # (6) no image is flat
+        check_contrast(arrays["images"])
     return Accepted(_TOKEN, header, arrays, sealed)
 
 
