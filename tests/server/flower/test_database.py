@@ -94,6 +94,7 @@ def test_pages_in_use_are_counted_and_free_ones_are_not(
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("PRAGMA journal_mode=WAL")
     writer.execute("CREATE TABLE stored (content BLOB)")
+    assert Room(tmp_path / "none.db", 1).is_left()
     room = Room(path, 4 * CHUNK)
     assert room.is_left()
     for _ in range(5):
