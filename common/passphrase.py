@@ -34,7 +34,7 @@ def read_descriptor(descriptor: int) -> bytes:
     except OSError as error:
         raise ConfigurationError(
             f"descriptor {descriptor}: {error.strerror}",
-            hint="open it in the shell: kohort-server --passphrase-fd 3 ... 3< FILE",
+            hint="open it in the shell: `--passphrase-fd 3` before the command, and `3< FILE`",
             code=CODE,
         ) from error
     return _checked(found, f"descriptor {descriptor}")
@@ -75,7 +75,7 @@ def needed(path: Path) -> bytes:
     if found is None:
         raise ConfigurationError(
             f"{path}: protected by a passphrase, and none was given",
-            hint="kohort-server --passphrase-fd 3 ... 3< FILE, or systemd's "
+            hint="give `--passphrase-fd 3` before the command and `3< FILE`, or systemd's "
             f"LoadCredential={CREDENTIAL}:FILE",
             code=CODE,
         )
@@ -86,7 +86,7 @@ def wrong(path: Path) -> ConfigurationError:
     """Return the error of a passphrase that does not open a key."""
     return ConfigurationError(
         f"{path}: the passphrase does not open it",
-        hint="give the one with which `kohort-server protect` closed it",
+        hint="give the one with which `protect` closed it",
         code=CODE,
     )
 

@@ -7,11 +7,13 @@ Guarantees: only `run` and `check` call the server; no command raises what site.
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
-from client.cli import approve, audit, check, joining, look, measure, serve, withdraw
+from client.cli import approve, audit, check, joining, look, measure, protect, serve, withdraw
 from client.cli.words import name_faults
+from common import passphrase
 from common.process import keep_private
 from kohort.console import run_typer
 
@@ -21,6 +23,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def main_options(
+    passphrase_fd: Annotated[
+        int | None,
+        typer.Option(min=0, help="descriptor of the passphrase that opens protected keys"),
+    ] = None,
+) -> None:
+    """The hospital's program: intake, approval, daemon, review."""
+    if passphrase_fd is not None:
+        passphrase.offer(passphrase.read_descriptor(passphrase_fd))
+
+
 app.command()(joining.init)
 app.command()(joining.join)
 app.command()(approve.approve)
@@ -34,6 +50,7 @@ app.command()(look.ledger)
 app.command()(audit.audit)
 app.command()(look.status)
 app.command()(check.check)
+app.command()(protect.protect)
 
 
 def run_command_line(arguments: list[str] | None = None) -> int:

@@ -20,8 +20,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.fleet.deadline import BoundedBackend, Deadline
+from common import passphrase
 from common.errors import ConfigurationError, damage_named
 from common.storage.files import atomic_write, read_capped
+from common.wire import keys
 
 ANSWER_CAP_BYTES = 64 << 20
 PROTOBUF = "application/protobuf"
@@ -110,8 +112,11 @@ def tls_context(settings: FleetSettings) -> ssl.SSLContext:
     try:
         context.load_verify_locations(settings.ca_file)
         if settings.client_certificate is not None:
+            # without a password OpenSSL would ask a terminal
             context.load_cert_chain(
-                settings.client_certificate, settings.client_key or settings.node_key_file
+                settings.client_certificate,
+                settings.client_key or settings.node_key_file,
+                password=passphrase.current() or b"",
             )
     except (OSError, ssl.SSLError) as error:
         if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
@@ -133,14 +138,21 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
             f"{path}: no such file", hint="`kohort-site init` creates the node key"
         )
     data = read_capped(path, KEY_CAP_BYTES)
-    with damage_named(ConfigurationError(f"{path}: not an unencrypted private key")):
-        if b"OPENSSH" in data:
-            key: object = serialization.load_ssh_private_key(data, password=None)
-        else:
-            key = serialization.load_pem_private_key(data, password=None)
+    if data.lstrip().startswith(keys.PROTECTED):
+        key: object = keys.from_pem(data, path)
+    else:
+        key = _load_open(data, path)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{path}: expected an EC key, got {type(key).__name__}")
     return key
+
+
+def _load_open(data: bytes, path: Path) -> object:
+    """The key in a file without a passphrase."""
+    with damage_named(ConfigurationError(f"{path}: not an unencrypted private key")):
+        if b"OPENSSH" in data:
+            return serialization.load_ssh_private_key(data, password=None)
+        return serialization.load_pem_private_key(data, password=None)
 
 
 class AnswerTooLarge(Exception):

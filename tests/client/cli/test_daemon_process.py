@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,19 +12,32 @@ from tests.client.cli.typing_commands import Cli
 from tests.processes import descendants, limits_of, pieces, seen_from_outside
 from tests.transport import until
 
+PASSPHRASE = b"some words of the hospital"
+
 
 def test_a_daemon_shows_no_key_and_leaves_no_core(joined: tuple[Path, Path], cli: Cli) -> None:
     state, bundle = joined
     assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
     assert cli("ingest", "--state", state)[0] == 0
+    reader, writer = os.pipe()
+    os.write(writer, PASSPHRASE)
+    os.close(writer)
+    secrets = [PASSPHRASE]
+    assert cli("protect", "--state", state, "--new-passphrase-fd", reader)[0] == 0
     keys = [path for path in (state / "keys").iterdir() if path.suffix != ".pub"]
-    secrets = [piece for path in keys for piece in pieces(path)]
+    secrets += [piece for path in keys for piece in pieces(path)]
     assert len(keys) >= 3
-    command = [str(Path(sys.executable).parent / "kohort-site"), "run", "--state", str(state)]
-    daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    reader, writer = os.pipe()
+    os.write(writer, PASSPHRASE)
+    os.close(writer)
+    program = [str(Path(sys.executable).parent / "kohort-site"), "--passphrase-fd", str(reader)]
+    command = [*program, "run", "--state", str(state)]
+    daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL, pass_fds=(reader,))
     try:
-        until((state / "fleet").exists, timeout_s=60)
+        until((state / "health.json").exists, timeout_s=60)
         until(lambda: limits_of(daemon.pid) == ("0077", "0 0"), timeout_s=60)
+        # it opened its keys and calls the server, which is not there
+        until(lambda: "NOTHING-LISTENS" in (state / "health.json").read_text(), timeout_s=60)
         for pid in descendants(daemon.pid):
             assert limits_of(pid) == ("0077", "0 0")
             shown = seen_from_outside(pid)
