@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: setup check test attacks faults demo docs lock clean
+.PHONY: setup check test attacks faults fuzz demo docs lock clean
 setup: .venv/installed
 
 # uv comes first, by the same hash-pinned lines of requirements.lock; uv then installs exactly that file.
@@ -41,6 +41,10 @@ attacks: setup
 # docs/promises/faults.md; `make test` meets a fixed share of the points.
 faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --write
+
+# A million inputs to each parser of foreign bytes: hours.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs 1000000
 
 demo: setup
 	$(BIN)/kohort demo

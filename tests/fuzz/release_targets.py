@@ -325,6 +325,7 @@ TARGETS = (
             "server.evaluate.people:_read_table",
         ),
         _photographs,
+        memory_mib=1024,  # pictures of up to 64 million pixels
         few=600,
     ),
     Target(

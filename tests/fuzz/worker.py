@@ -23,7 +23,7 @@ def start(
     target: Target, share: int, seed: str, seconds: float, folder: Path, number: int
 ) -> tuple[Any, Connection, Path]:
     """A process at work, the pipe of its outcome, the file of its current input."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
     current = folder / f"current-{number}"
     current.write_bytes(bytes(8 + INPUT_CAP))
