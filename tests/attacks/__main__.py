@@ -24,7 +24,7 @@ from tests.attacks.server import FRONTS, nginx, running_server
 from tests.tables import commit, write_block
 
 PARTS = ("outsiders", "load", "sites", "wire", "servers")
-FIGURES = Path(__file__).parents[2] / "benchmarks" / "results" / "attacks.json"
+FOUND = Path(__file__).with_name("found.json")
 OPEN_S = 3600.0  # the round that stays open while outsiders knock
 
 
@@ -87,13 +87,13 @@ def main() -> int:
 
 def keep(part: str, rows: list[Row], figures: list[load.Figures]) -> None:
     """Write what a part found beside what the others found, and the page of all of them."""
-    kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    kept = json.loads(FOUND.read_text()) if FOUND.exists() else {}
     kept[part] = {
         "commit": commit(),
         "rows": [asdict(row) for row in rows],
         "figures": [asdict(one) for one in figures],
     }
-    atomic_write(FIGURES, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(FOUND, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
     write_block("attacks", page(kept))
 
 

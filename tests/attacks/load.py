@@ -43,7 +43,7 @@ class Size:
 
 
 LONG = Size(bodies=12, half_open=5_000, half_open_s=30.0, refused_s=60.0)
-SHORT = Size(bodies=2, half_open=300, half_open_s=3.0, refused_s=3.0, threads=2)
+SHORT = Size(bodies=2, half_open=300, half_open_s=2.0, refused_s=2.0, threads=2)
 
 
 @dataclass
