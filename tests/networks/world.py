@@ -111,13 +111,17 @@ def why_not() -> str:
     if missing:
         return f"{', '.join(missing)}: not installed"
     if not _flags():
-        return "neither root nor a user namespace may make network namespaces"
+        return "neither root nor a user namespace may make networks of IPv4 and IPv6"
     return ""
 
 
 def _flags() -> list[str]:
     """What `unshare` needs for a network of its own; empty where it cannot be had."""
-    script = "ip link add probe type bridge && mount --bind /etc/hosts /etc/hosts"
+    script = (
+        "ip link add bridge0 type bridge && ip link add leg0 type veth peer name leg1 && "
+        "ip link set leg0 master bridge0 && ip address add 2001:db8::9/64 dev leg1 nodad && "
+        "mount --bind /etc/hosts /etc/hosts"
+    )
     for flags in (["--net"], ["--map-root-user", "--net"]):
         command = ["unshare", *flags, "unshare", "--mount", "sh", "-c", script]
         done = subprocess.run(command, capture_output=True, check=False)
