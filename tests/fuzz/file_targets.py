@@ -405,6 +405,7 @@ TARGETS = (
             "common.wire.keys:from_pem",
             "server.operator.certificates:read_key",
             "client.fleet.connection:read_node_key",
+            "client.fleet.connection:_load_open",
             "client.fleet.own_certificate",
         ),
         _pem,

@@ -85,5 +85,6 @@ EXEMPT = {
     "server.operator.update_norms": "the node tree of target yaml",
     "server.pretrain": "the operator's own earlier run; public images: photographs-npz",
     "server.release": "files of the release that this process builds",
+    "server.rounds.pictures:earlier_images": "the readers of targets stored-replies and tensors",
     "server.rounds.record:StudyRecord": "bytes alone, or weights that have the journal's digest",
 }
