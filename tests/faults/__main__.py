@@ -39,7 +39,7 @@ def stage_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="kohort-faults-", dir=home))
 
 
-def run_scenario(scenario: Any, faults: Sequence[str], out: Path) -> None:
+def run_scenario(scenario: Any, faults: Sequence[str], sparse: int, out: Path) -> None:
     """Meet all points of one scenario; append one line of JSON a point."""
     folder = stage_folder()
     began = time.monotonic()
@@ -49,7 +49,7 @@ def run_scenario(scenario: Any, faults: Sequence[str], out: Path) -> None:
         for fault in faults:
             if fault not in faults_of(scenario):
                 continue
-            for outcome in FAULTS[fault](stage, STRIDES.get(fault, 1), 0):
+            for outcome in FAULTS[fault](stage, sparse * STRIDES.get(fault, 1), 0):
                 count += 1
                 _append(out, outcome)
                 if outcome.wrong:
@@ -83,17 +83,17 @@ def _append(out: Path, outcome: Outcome) -> None:
         file.write(json.dumps(vars(outcome)) + "\n")
 
 
-def in_processes(scenarios: Sequence[Any], faults: Sequence[str], jobs: int, out: Path) -> None:
-    """Share the scenarios among `jobs` forked processes."""
+def in_processes(scenarios: Sequence[Any], options: argparse.Namespace, out: Path) -> None:
+    """Share the scenarios among forked processes."""
     running: set[int] = set()
     for scenario in scenarios:
-        while len(running) >= jobs:
+        while len(running) >= options.jobs:
             running.discard(os.wait()[0])
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                run_scenario(scenario, faults, out)
+                run_scenario(scenario, options.faults, options.sparse, out)
                 code = 0
             except BaseException as error:
                 _append(out, Outcome("", scenario.name, "", repr(error), repr(error)))
@@ -143,6 +143,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="*", default=[], help="names of scenarios")
     parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS))
+    parser.add_argument("--sparse", type=int, default=1, help="meet one point of so many")
     parser.add_argument("--out", type=Path, help="keep the outcomes in this file")
     parser.add_argument("--write", action="store_true", help="write docs/promises/faults.md")
     options = parser.parse_args()
@@ -152,7 +153,7 @@ def main() -> int:
     folder = stage_folder()
     try:
         out = options.out or folder / "outcomes"
-        in_processes(scenarios, options.faults, options.jobs, out)
+        in_processes(scenarios, options, out)
         if not options.only and "network" in options.faults:
             run_certificates(out)
         outcomes = read_outcomes(out)
