@@ -153,10 +153,15 @@ def _be_born(play: Play, folders: Folders, point: Point | None, around: Surround
             "end": end,
             "code": code,
             "events": [(event.number, event.kind, event.name) for event in disk.events],
-            "unsynced": disk.unsynced,
+            "unsynced": [*disk.unsynced, *never_synced(disk)],
         }
         folders.report.write_text(json.dumps(facts))
         os._exit(0)
+
+
+def never_synced(disk: Disk) -> list[str]:
+    """Return the files that a power cut may empty although the work is done."""
+    return [str(disk.name_of(str(path))) for path in disk.dirty()]
 
 
 # --- what can happen at a point -----------------------------------------------------------------
