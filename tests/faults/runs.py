@@ -21,8 +21,9 @@ from tests.faults.lives import Folders, Life, Log, cut_power, fail, kill, live, 
 # how a disk that fails may be answered: with the code that says so
 ALLOWED = {"full disk": {"E-DISK-FULL"}, "read-only disk": {"E-ENVIRONMENT"}}
 DISKS = {"full disk": errno.ENOSPC, "read-only disk": errno.EROFS}
-# how a state that is damaged or old may be refused
+# how a state that is damaged or old may be refused; a journal that is gone knows of no approval
 DAMAGED = {"E-ROLLBACK", "E-LEDGER", "E-PEOPLE", "E-ENVIRONMENT", "E-REFUSED", "E-WEIGHTS-LOST"}
+DAMAGED |= {"E-PLAN-UNAPPROVED"}
 CUTS = ("empty", "a quarter", "half", "a page less", "a byte less")
 
 
