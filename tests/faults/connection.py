@@ -288,9 +288,8 @@ class Inbox(Hospital):
             stop = Stop()
             (pin,) = site.plans.pins()
             network = Network(Life(self, site, home, log), self.weather, stop, pin)
-            for module in ("client", "sending"):
-                wire = patch(f"client.fleet.{module}.Wire", lambda _: PeerWire(network))
-                stack.enter_context(wire)
+            wire = patch("client.fleet.session.Wire", lambda *_: PeerWire(network))
+            stack.enter_context(wire)
             settings = fleet_settings(site.state, site.config, site.membership)
             client = FleetClient(
                 settings, site.plans.pins, build_app(site.answer), Health(), admit=site.admit
