@@ -167,7 +167,7 @@ class FleetClient:
             if stored is not None:
                 return is_expired(Reply.parse(stored).metadata)
             return is_expired(PulledMessage.parse(self._inbox.message(message_id)).metadata)
-        except RefusedError:
+        except (RefusedError, FileNotFoundError):
             return True
 
     # --- pulling ------------------------------------------------------------------------------

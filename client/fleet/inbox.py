@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -114,7 +115,11 @@ class Inbox:
 
     def drop(self, message_id: str) -> None:
         """Remove a message and its reply."""
-        shutil.rmtree(self.folder / message_id, ignore_errors=True)
+        # the rename makes it disappear as a whole; the next start removes what a kill leaves
+        dropped = self.folder / f".part-dropped-{message_id}"
+        with suppress(FileNotFoundError):
+            os.rename(self.folder / message_id, dropped)
+        shutil.rmtree(dropped, ignore_errors=True)
 
 
 def _write_objects(path: Path, objects: Iterable[tuple[str, bytes]]) -> None:
