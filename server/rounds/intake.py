@@ -95,7 +95,7 @@ def accept(sealed: Sealed, site: str, sign_key: str, asked: Instruction) -> Acce
         images = boundary.check_images(arrays, header, asked.study)
         boundary.check_total(asked.images_before + images, asked.study)
         # (6) no image is flat
-        check_contrast(arrays["images"])
+        check_contrast(arrays["images"], arrays["privatized"])
     return Accepted(_TOKEN, header, arrays, sealed)
 
 

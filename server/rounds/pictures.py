@@ -31,7 +31,7 @@ from common.wire import tensors
 from server.rounds.record import read_sealed
 
 FLAT = 2.0  # standard deviation, grey levels
-SATURATED = 0.95  # share of values that are 0 or 255
+SATURATED = 0.999  # share of values that are 0 or 255
 NEAR = 0.2  # mean difference of two thumbnails, grey levels
 SIDE = 16  # of a thumbnail
 MOST_THUMBNAILS = 100_000
@@ -39,11 +39,15 @@ Thumbnails = NDArray[np.float32]
 Received = NDArray[Any]  # of tensors that passed boundary rules 10 and 11: uint8 [n, H, W, C]
 
 
-def check_contrast(images: Received) -> None:
-    """Raise RefusedError (E-INTAKE-IMAGES-FLAT) for an image without contrast of its own."""
-    for image in images:
-        saturated = np.isin(image, (0, 255)).mean()
-        if image.std(dtype=np.float64) < FLAT or saturated > SATURATED:
+def check_contrast(images: Received, privatized: Received) -> None:
+    """Raise RefusedError (E-INTAKE-IMAGES-FLAT) for an image without contrast of its own.
+
+    `privatized` [n]: 1 where an image carries noise. Such an image may be black and white alone,
+    for strong noise drives every value to an end.
+    """
+    for image, noised in zip(images, privatized, strict=True):
+        saturated = not noised and np.isin(image, (0, 255)).mean() > SATURATED
+        if saturated or image.std(dtype=np.float64) < FLAT:
             raise _refusal("an image has no contrast, or nothing but black and white", "FLAT")
 
 

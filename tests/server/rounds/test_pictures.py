@@ -34,7 +34,7 @@ def noise(count: int, seed: int = 0, size: int = 32) -> Images:
 def code_of(site: str, images: Images, gallery: Gallery) -> str:
     """The code of a batch as the intake and the round check it; "" for a good one."""
     try:
-        check_contrast(images)
+        check_contrast(images, np.zeros(len(images), np.uint8))
         gallery.check(site, images)
     except RefusedError as error:
         return error.code
@@ -56,6 +56,13 @@ FLAT: dict[str, Images] = {
 def test_an_image_without_contrast_is_refused_among_good_ones(what: str) -> None:
     batch = np.concatenate([noise(3), FLAT[what]])
     assert code_of("hospital-a", batch, Gallery()) == "E-INTAKE-IMAGES-FLAT"
+
+
+def test_strong_noise_may_drive_an_image_to_black_and_white_and_to_no_flat_one() -> None:
+    privatized = np.ones(1, np.uint8)
+    check_contrast(FLAT["black and white alone"], privatized)
+    with pytest.raises(RefusedError, match="no contrast"):
+        check_contrast(FLAT["white"], privatized)
 
 
 def test_the_same_pixels_twice_are_refused_in_a_part_and_over_parts() -> None:
