@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from client.state.private import close_to_others
+from common.storage.lock import FolderLock
 from tests.client.cli.typing_commands import Cli
 
 
@@ -50,6 +52,8 @@ class Place:
 @pytest.fixture
 def place(joined: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setenv("USER", "")
+    # as the program itself leaves it: these tests call its commands inside their own process
+    close_to_others(joined[0])
     return Place(tmp_path, *joined)
 
 
@@ -277,7 +281,6 @@ def test_a_folder_that_is_no_site_is_named_by_every_command(
 DAMAGED = {
     "site.yaml": (["status"], 2, "site.yaml"),
     "membership.json": (["status"], 2, "membership.json: not a join file"),
-    "health.json": (["status"], 2, "health.json: not a status file"),
     "journal.sqlite": (["status"], 5, "journal.sqlite"),
     "keys/node.key": (["check", "--offline"], 2, "node.key: not an unencrypted private key"),
     "keys/sign.key": (["check", "--offline"], 2, "sign.key: not an unencrypted"),
@@ -297,6 +300,19 @@ def test_a_damaged_file_of_the_state_folder_is_named(name: str, place: Place, cl
     found, _, errors = cli(command, "--state", place.state, *options)
     assert found == code, errors
     assert words in errors
+
+
+def test_a_damaged_status_file_of_a_running_daemon_is_named(place: Place, cli: Cli) -> None:
+    (place.state / "health.json").write_bytes(b"\xffnot what it was\n" * 40)
+    (place.state / "fleet").mkdir()
+    with FolderLock(place.state / "fleet" / "lock", "a fleet client"):
+        found, _, errors = cli("status", "--state", place.state)
+    assert found == 2
+    assert "health.json: not a status file" in errors
+    # of one that does not run, nothing is read
+    found, said, _ = cli("status", "--state", place.state)
+    assert found == 0
+    assert "NOT-RUNNING" in said
 
 
 @pytest.mark.parametrize("proxy", ["foo", "http://", "http://a:999999", "ftp://a", "http://u:p@"])
