@@ -33,6 +33,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from flwr.app import Context, Error, Message, RecordDict
 
@@ -57,7 +58,7 @@ from client.fleet.receiving import Admit, Pins, Receiver
 from client.fleet.sending import Sender, take_next
 from client.fleet.session import Session
 from client.fleet.wire import PulledMessage, Reply, Wire, check_flower_version, deflate
-from common.errors import Bug, KohortError, RefusedError
+from common.errors import Bug, EnvironmentFault, KohortError, RefusedError
 from common.storage.lock import FolderLock
 
 MOST_INSTRUCTIONS = 2  # one at work, one that waits
@@ -67,6 +68,7 @@ IDLE_POLL_S = 5.0
 IDLE_GROWTH = 1.5
 STOP_WAIT_S = 10.0
 WAKE_S = 0.5
+AGAIN_S = 10.0  # until a message that met a failing disk has another turn
 
 Handle = Callable[[Message, Context], Message | None]
 log = logging.getLogger(__name__)
@@ -246,6 +248,11 @@ class FleetClient:
         except MessageRefused as refused:
             self._sender.refuse(pulled, refused)
             return
+        except EnvironmentFault:
+            # its folder appeared and could not be synced: it has its turn all the same
+            if self._inbox.holds(pulled.message_id):
+                self._to_handle.put(pulled.message_id)
+            raise
         if not known:
             self._to_handle.put(pulled.message_id)
         # (6) confirm to the server
@@ -269,12 +276,26 @@ class FleetClient:
             except Exception as error:
                 log.error("message not handled: %s %s", type(error).__name__, error_code(error))
                 self._health.set(states.WORK_FAILED, error_code(error))
-                if isinstance(error, RefusedError) or not isinstance(error, KohortError):
-                    # The stored message is unreadable: it would fail again at every start.
-                    self._inbox.drop(message_id)
+                self._note_unhandled(message_id, error)
+
+    def _note_unhandled(self, message_id: str, error: Exception) -> None:
+        """Drop a message that cannot be read; give one that met a failing disk another turn."""
+        disk_failed = isinstance(error, KohortError | OSError)
+        if isinstance(error, RefusedError | FileNotFoundError) or not disk_failed:
+            # it would fail again at every start
+            with suppress(OSError):
+                self._inbox.drop(message_id)
+            return
+        # without another turn it would take the room of a later one until the next start
+        self._stop.wait(AGAIN_S)
+        self._to_handle.put(message_id)
 
     def _handle_one(self, message_id: str) -> None:
         """Steps 7 to 9 for one message."""
+        if self._inbox.reply(message_id) is not None:
+            # an earlier turn stored it, and failed after that
+            self._sender.put(message_id)
+            return
         pulled = PulledMessage.parse(self._inbox.message(message_id))
         if is_expired(pulled.metadata):
             log.warning("an instruction had expired when its turn came; the server asks again")

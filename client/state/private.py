@@ -19,15 +19,16 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def close_to_others(root: Path) -> bool:
-    """Take every right of other users away; return whether there was one.
+    """Take every right of other users away; return whether they could enter the folder.
 
     Raises EnvironmentFault (E-STATE-OWNER) for a file of another user.
     """
     with disk_faults_named("cannot close to other users", root):
+        entered = root.stat().st_mode & OTHERS
         open_paths = list(_open_paths(root))
         for path, mode in open_paths:
             path.chmod(mode & ~OTHERS)
-    return bool(open_paths)
+    return bool(entered)
 
 
 def _open_paths(root: Path) -> Iterator[tuple[Path, int]]:

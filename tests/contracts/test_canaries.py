@@ -22,10 +22,10 @@ from client.state.jobs import CANARIES
 from client.state.ledger import PracticeReservation
 from common.errors import KohortError, PolicyError
 from common.privacy import canaries
-from common.privacy.canaries import Canaries, Secret
+from common.privacy.canaries import Canaries, Secret, draw
 from common.privacy.canary_audit import Claim, fault
 from common.privacy.mechanisms import SubsampledGaussian
-from common.privacy.noise import SeededNoiseSource
+from common.privacy.noise import Noise, SeededNoiseSource
 from common.privacy.tally import Heard, Tally
 from tests.sites import Hospital, Killed, make_hospital, scripted
 
@@ -359,11 +359,21 @@ FAULTS: dict[str, Callable[[Tally], Tally]] = {
 }
 
 
+def draw_with_one_left_out(noise: Noise, count: int, dimension: int) -> Secret:
+    """A secret as the site draws it, again until a canary inside the model is left out."""
+    secret = draw(noise, count, dimension)
+    while secret.inside.all():
+        secret = draw(noise, count, dimension)
+    return secret
+
+
 @pytest.mark.parametrize("case", FAULTS, ids=lambda case: case.replace(" ", "-"))
 def test_the_gate_stays_closed_when_the_audit_fails(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     scripted(monkeypatch, hospital.study).tally = FAULTS[case]
+    # of the few canaries inside so small a model, at least one is left out
+    monkeypatch.setattr("client.state.canaries.draw", draw_with_one_left_out)
     site = hospital.site()
     with pytest.raises(KohortError) as refused:
         site.answer(hospital.ask("train"))

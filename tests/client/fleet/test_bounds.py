@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from client.fleet import client as fleet_client
 from client.fleet.client import MOST_INSTRUCTIONS, MOST_MESSAGES
+from client.fleet.inbox import Inbox
+from common.errors import EnvironmentFault
 from common.wire import signing
 from common.wire.messages import Sealed
 from server.operator.certificates import ServerFiles
@@ -321,3 +325,59 @@ def test_a_shell_without_end_is_cut_off(server: FleetServer, site: Running) -> N
     server.queue(instruction())
     until(lambda: server.pushed and not site.waiting())
     assert len(server.replies()) == 1
+
+
+def fail_at_first(monkeypatch: pytest.MonkeyPatch, where: str, times: int) -> None:
+    """Let a function meet a full disk so many times."""
+    left = [times]
+    module, _, name = where.rpartition(".")
+    target = importlib.import_module(module)
+    kept = getattr(target, name)
+
+    def full(*given: Any, **named: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "full")
+        return kept(*given, **named)
+
+    monkeypatch.setattr(target, name, full)
+
+
+@pytest.mark.parametrize("step", ["sync_folder", "_write_objects", "atomic_write"])
+def test_what_met_a_full_disk_is_answered_when_there_is_room_again(
+    step: str,
+    server: FleetServer,
+    files: ServerFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fleet_client, "AGAIN_S", 0.05)
+    site = Running(server, files, tmp_path)
+    until(lambda: site.code() == "CONNECTED")
+    fail_at_first(monkeypatch, f"client.fleet.inbox.{step}", MOST_INSTRUCTIONS)
+    # more than may be stored at a time; each is asked again, as a server does
+    for number in range(2 * MOST_MESSAGES):
+        server.queue(instruction(np.full(3, number, np.uint8)))
+    until(lambda: not server._queue and not site.waiting())
+    site.end()
+
+
+def test_a_reply_that_met_a_full_disk_is_sent_later(
+    server: FleetServer, files: ServerFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_client, "AGAIN_S", 0.05)
+    site = Running(server, files, tmp_path)
+    until(lambda: site.code() == "CONNECTED")
+    honest, left = Inbox.store_reply, [2 * MOST_INSTRUCTIONS]
+
+    def full(self: Inbox, *given: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise EnvironmentFault("full", code="E-DISK-FULL")
+        honest(self, *given)
+
+    monkeypatch.setattr(Inbox, "store_reply", full)
+    for number in range(3):
+        server.queue(instruction(np.full(3, number, np.uint8)))
+    until(lambda: len(server.replies()) == 3 and not site.waiting())
+    site.end()

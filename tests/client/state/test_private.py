@@ -27,10 +27,13 @@ def test_a_folder_that_is_open_to_others_is_closed_with_a_line(
     assert "was open to other users" in caplog.text
     for path in (hospital.root, *hospital.root.rglob("*")):
         assert path.stat().st_mode & 0o077 == 0, path
+    # in a closed folder, a file with more rights is no news
     caplog.clear()
+    (hospital.root / "site.yaml").chmod(0o644)
     with open_site(hospital.root):
         pass
     assert caplog.text == ""
+    assert (hospital.root / "site.yaml").stat().st_mode & 0o077 == 0
 
 
 def test_what_a_link_points_to_is_not_changed(tmp_path: Path) -> None:
