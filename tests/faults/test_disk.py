@@ -42,7 +42,7 @@ with ExitStack() as stack:
     disk.install(stack)
     scenario.play(folders.home, folders.log)
 met = [(event.kind, event.name) for event in disk.events]
-print(json.dumps(met))
+print(json.dumps(met), flush=True)
 os._exit(0)
 """
 AUDITED = {"os.rename": "move", "os.remove": "unlink", "os.mkdir": "mkdir", "os.rmdir": "rmdir"}
