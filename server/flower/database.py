@@ -8,10 +8,12 @@ Not covered: what one site may push (server/front).
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from pathlib import Path
 
-from server.flower.wire import forget_finished_runs
+from common.storage.files import sync_folder
+from server.flower.wire import create_database, forget_finished_runs
 
 FREE_BYTES = 32 << 20  # unused pages that are not worth the time
 log = logging.getLogger("kohort.link")
@@ -20,9 +22,11 @@ log = logging.getLogger("kohort.link")
 def tidy(path: Path) -> None:
     """Forget the messages and objects of finished runs, then give unused pages back.
 
-    Freed pages still hold what sites sent; a compact file does not.
+    Freed pages still hold what sites sent; a compact file does not. A database that is not there is
+    made whole beside its name: one that was left half made would never open again.
     """
     if not path.exists():
+        _create(path)
         return
     forget_finished_runs(str(path))
     try:
@@ -30,6 +34,19 @@ def tidy(path: Path) -> None:
     except sqlite3.Error as error:
         # for lack of room on the disk: the database works as it is
         log.warning("database not made compact: %s", type(error).__name__)
+
+
+def _create(path: Path) -> None:
+    """Make the database under another name, and rename it."""
+    part = path.with_name(f".part-{path.name}")
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        part.with_name(part.name + suffix).unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    create_database(str(part))
+    # all of it into the one file that is renamed
+    _compact(part)
+    os.replace(part, path)
+    sync_folder(path.parent)
 
 
 def _compact(path: Path) -> None:

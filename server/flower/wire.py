@@ -159,6 +159,21 @@ def grid_of(
     return grid, context
 
 
+def create_database(database: str) -> None:
+    """Make a SuperLink's database with all its tables, and close it."""
+    from flwr.superlink.config_loader import (
+        get_federation_manager,
+        get_objectstore_linkstate_factories,
+    )
+
+    _, factory = get_objectstore_linkstate_factories(database, get_federation_manager())
+    state = factory.state()
+    for part in (state, state.object_store):
+        engine = getattr(part, "_engine", None)
+        if engine is not None:
+            engine.dispose()
+
+
 def forget_finished_runs(database: str) -> None:
     """Delete the messages and objects of every run that has ended; for a SuperLink at rest."""
     from flwr.superlink.config_loader import (

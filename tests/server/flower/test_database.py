@@ -67,8 +67,6 @@ def test_what_a_finished_run_left_goes_and_what_an_open_one_needs_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state.db"
-    tidy(path)
-    assert not path.exists()
     state = linkstate(path)
     ended = new_run(state)
     going_on = new_run(state)
@@ -105,3 +103,25 @@ def test_pages_in_use_are_counted_and_free_ones_are_not(
     writer.execute("DELETE FROM stored")
     assert room.is_left()
     writer.close()
+
+
+def test_a_database_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "superlink" / "state.db"
+
+    def interrupted(database: str) -> None:
+        """Some tables are there, as after a kill in the middle."""
+        half = sqlite3.connect(database)
+        half.execute("CREATE TABLE task (task_id INTEGER)")
+        half.close()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first:
+        first.setattr(database, "create_database", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tidy(path)
+    assert not path.exists()
+    # the next start makes it anew, and Flower takes it
+    tidy(path)
+    assert [one.name for one in path.parent.iterdir()] == ["state.db"]
+    state = linkstate(path)
+    assert new_run(state)
