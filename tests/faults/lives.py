@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 import time
 import traceback
 import warnings
@@ -131,6 +132,9 @@ def wait_for(pid: int) -> int | None:
 def _be_born(play: Play, folders: Folders, point: Point | None, around: Surround | None) -> None:
     """The whole life of the forked process."""
     end, code = "broken", ""
+    # the threads of the parent's pool are not here: whoever waits for them waits for ever
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     disk = Disk([folders.home / name for name in folders.watched], point)
     try:
         stack = ExitStack()
