@@ -24,6 +24,8 @@ from common.study.synthesis import MOST_CELLS, PrivatizePlan, Synthesis
 from common.study.training import Models, TrainedModel
 from common.wire.messages import canonical
 
+LATER = frozenset({"aggregation"})  # keys that came after the first signed plans
+
 
 class Study(FrozenModel):
     """A study plan. Every number in it is public and signed."""
@@ -137,8 +139,18 @@ class Study(FrozenModel):
         return tuple(file for file in files if file is not None)
 
     def hash(self) -> str:
-        """Return the SHA-256 of the plan's canonical JSON, in hex."""
-        return hashlib.sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+        """Return the SHA-256 of the plan's canonical JSON, in hex.
+
+        A key of LATER counts only where it is not its default. So a plan that an earlier version
+        signed keeps its hash, its signature, its approvals and its place in every state folder.
+        """
+        fields = self.model_dump(mode="json", exclude=self._unused_later())
+        return hashlib.sha256(canonical(fields)).hexdigest()
+
+    def _unused_later(self) -> set[str]:
+        """The keys of LATER that hold their default."""
+        fields = type(self).model_fields
+        return {name for name in LATER if getattr(self, name) == fields[name].default}
 
 
 def load_study(path: Path) -> Study:
