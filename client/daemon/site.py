@@ -16,7 +16,8 @@ Procedure (the numbers stand at the steps, here and in the files that a round pa
    9 a person approved the images, where the policy asks for it (images.py)
   10 the gate clears what leaves; it freezes the groups of images and keeps what leaves of them
      (training.py, images.py)
-  11 the reply is signed and on disk before it is sent; replies and refusals leave at a fixed slot
+  11 the reply is signed and on disk before it is sent; replies and refusals leave at a fixed slot.
+     What `admit` refuses by a header and the approved plans alone leaves at once
 Guarantees after `kill -9` anywhere: a finished output is gated and sent. A child that was at work
 is dead, what it had reserved stays spent, and a new reservation is taken.
 Not covered: the wire (client/fleet), the numbers (client/child).
