@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from flwr.app import Message, Metadata, RecordDict
 from flwr.app.message.message import make_message
 
 from client.daemon.site import Site
 from client.fleet.app import build_app, record_of
-from common.wire import signing, tensors
+from common.wire import signing
 from common.wire.messages import Sealed, canonical, digest_of
 from server.operator.certificates import create_authority, issue_server_certificate
 from tests.client.fleet.running import Running
 from tests.fleet_server import NODE_ID, RUN_ID, FleetServer
 from tests.leaks import leaked
+from tests.path_weights import START, keep_fixed
 from tests.sites import Children, Hospital, make_hospital, pseudonym, scripted
 
 ROUNDS = 4
@@ -36,14 +36,6 @@ PATIENTS = 16
 WAIT_S = 60.0
 QUIET_S = 1.0
 KIND = {"train": "train", "synthesize": "query.synthesize"}
-START: dict[str, tensors.Arrays] = {
-    "gan": {
-        "generator.a": np.ones((2, 3), np.float32),
-        "critic.a": np.array([1, -0.0, 1e-40, 3], np.float32),
-        "critic.fixed": np.array([0.5, -0.0, 1e-40], np.float32),
-    },
-    "glow": {"glow.a": np.ones((5,), np.float32)},
-}
 CALLS = {
     "activate-node",
     "send-node-heartbeat",
@@ -190,20 +182,6 @@ def clinic(folder: Path, **settings: Any) -> Iterator[Clinic]:
         finally:
             client.end()
             server.close()
-
-
-def keep_fixed(output: tensors.Arrays) -> tensors.Arrays:
-    """An update as a child makes it: what the plan does not train has a change of zero."""
-    zeros = {name: np.zeros_like(array) for name, array in output.items() if name == "critic.fixed"}
-    return output | zeros
-
-
-def moved(distance: float, model: str = "gan", **changes: Any) -> tensors.Arrays:
-    """A model's starting weights, moved by an L2 distance along one trained tensor."""
-    arrays = {name: array.copy() for name, array in START[model].items()}
-    name = {"gan": "generator.a", "glow": "glow.a"}[model]
-    arrays[name] += np.float32(distance / np.sqrt(arrays[name].size))
-    return arrays | changes
 
 
 Act = Callable[[Clinic], str]

@@ -13,8 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from client.fleet.app import record_of
 from common.wire import signing, tensors
 from common.wire.messages import Sealed, digest_of
-from tests.attacks.clinic import BOUND, START, Act, Case, Clinic, moved
+from tests.attacks.clinic import BOUND, Act, Case, Clinic
 from tests.attacks.site_bytes import Touch, as_safetensors, npy
+from tests.path_weights import START, moved
 
 Made = Callable[[Clinic], Sealed]
 SIGNED = "a signed header"

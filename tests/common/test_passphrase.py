@@ -13,19 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from common import passphrase
 from common.errors import ConfigurationError
 from common.wire import keys, signing
+from tests.passphrases import descriptor_of, forget_passphrase
 
 
 @pytest.fixture(autouse=True)
 def no_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(passphrase.VARIABLE, "")
-    monkeypatch.delenv(passphrase.CREDENTIALS, raising=False)
-
-
-def descriptor_of(text: bytes) -> int:
-    reader, writer = os.pipe()
-    os.write(writer, text)
-    os.close(writer)
-    return reader
+    forget_passphrase(monkeypatch)
 
 
 def test_a_descriptor_gives_one_line(tmp_path: Path) -> None:

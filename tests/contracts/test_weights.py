@@ -21,18 +21,11 @@ from common.errors import KohortError, PolicyError, RefusedError
 from common.privacy.global_weights import Known, check_move, largest_move
 from common.wire import tensors
 from common.wire.messages import Header, digest_of, seal, unseal
+from tests.path_weights import START, keep_fixed, moved
 from tests.sites import Children, Hospital, Killed, make_hospital, scripted
 
 BOUND = 10.0  # the plan's max_update_norm
 ROUNDS = 4
-START: dict[str, tensors.Arrays] = {
-    "gan": {
-        "generator.a": np.ones((2, 3), np.float32),
-        "critic.a": np.array([1, -0.0, 1e-40, 3], np.float32),
-        "critic.fixed": np.array([0.5, -0.0, 1e-40], np.float32),
-    },
-    "glow": {"glow.a": np.ones((5,), np.float32)},
-}
 
 
 @pytest.fixture
@@ -51,20 +44,6 @@ def children(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> Children:
     children = scripted(monkeypatch, hospital.study)
     children.change = keep_fixed
     return children
-
-
-def keep_fixed(output: tensors.Arrays) -> tensors.Arrays:
-    """An update as a child makes it: what the plan does not train has a change of zero."""
-    zeros = {name: np.zeros_like(array) for name, array in output.items() if name == "critic.fixed"}
-    return output | zeros
-
-
-def moved(distance: float, model: str = "gan", **changes: Any) -> tensors.Arrays:
-    """A model's starting weights, moved by an L2 distance along one trained tensor."""
-    arrays = {name: array.copy() for name, array in START[model].items()}
-    name = {"gan": "generator.a", "glow": "glow.a"}[model]
-    arrays[name] += np.float32(distance / np.sqrt(arrays[name].size))
-    return arrays | changes
 
 
 def train(hospital: Hospital, number: int, weights: Any = None, model: str = "gan") -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.client.cli.typing_commands import Cli
+from tests.passphrases import descriptor_of
 from tests.processes import descendants, limits_of, pieces, seen_from_outside
 from tests.transport import until
 
@@ -19,17 +19,13 @@ def test_a_daemon_shows_no_key_and_leaves_no_core(joined: tuple[Path, Path], cli
     state, bundle = joined
     assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
     assert cli("ingest", "--state", state)[0] == 0
-    reader, writer = os.pipe()
-    os.write(writer, PASSPHRASE)
-    os.close(writer)
+    reader = descriptor_of(PASSPHRASE)
     secrets = [PASSPHRASE]
     assert cli("protect", "--state", state, "--new-passphrase-fd", reader)[0] == 0
     keys = [path for path in (state / "keys").iterdir() if path.suffix != ".pub"]
     secrets += [piece for path in keys for piece in pieces(path)]
     assert len(keys) >= 3
-    reader, writer = os.pipe()
-    os.write(writer, PASSPHRASE)
-    os.close(writer)
+    reader = descriptor_of(PASSPHRASE)
     program = [str(Path(sys.executable).parent / "kohort-site"), "--passphrase-fd", str(reader)]
     command = [*program, "run", "--state", str(state)]
     daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL, pass_fds=(reader,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,12 @@ from common import passphrase
 from common.errors import ConfigurationError
 from common.wire import keys, signing
 from tests.client.cli.typing_commands import Cli
+from tests.passphrases import descriptor_of, forget_passphrase
 
 
 @pytest.fixture(autouse=True)
 def no_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(passphrase.VARIABLE, "")
-    monkeypatch.delenv(passphrase.CREDENTIALS, raising=False)
-
-
-def given(text: bytes) -> int:
-    reader, writer = os.pipe()
-    os.write(writer, text)
-    os.close(writer)
-    return reader
+    forget_passphrase(monkeypatch)
 
 
 def test_protected_keys_open_with_their_passphrase_alone(
@@ -34,7 +26,9 @@ def test_protected_keys_open_with_their_passphrase_alone(
     state, _ = joined
     place = State(state)
     node, signer = read_node_key(place.node_key), signing.load_private(place.sign_key)
-    code, said, errors = cli("protect", "--state", state, "--new-passphrase-fd", given(b"words\n"))
+    code, said, errors = cli(
+        "protect", "--state", state, "--new-passphrase-fd", descriptor_of(b"words\n")
+    )
     assert code == 0 and said.count("protected ") == 2, errors
     for path in (place.node_key, place.sign_key):
         assert path.read_bytes().startswith(keys.PROTECTED)
@@ -57,8 +51,11 @@ def test_protected_keys_open_with_their_passphrase_alone(
         assert refused.value.code == "E-PASSPHRASE"
         with pytest.raises(ConfigurationError, match="passphrase"):
             signing.load_private(place.sign_key)
-    assert cli("--passphrase-fd", given(b"other"), "check", "--state", state)[0] != 0
-    assert "does not open" in cli("--passphrase-fd", given(b"other"), "check", "--state", state)[2]
+    assert cli("--passphrase-fd", descriptor_of(b"other"), "check", "--state", state)[0] != 0
+    assert (
+        "does not open"
+        in cli("--passphrase-fd", descriptor_of(b"other"), "check", "--state", state)[2]
+    )
     passphrase.offer(b"words")
     assert read_node_key(place.node_key).private_numbers() == node.private_numbers()
     assert signing.load_private(place.sign_key).private_bytes_raw() == signer.private_bytes_raw()

@@ -31,6 +31,7 @@ from server.operator.certificates import (
 )
 from server.operator.config import load_config
 from server.operator.state import ServerState
+from tests.passphrases import descriptor_of, forget_passphrase
 from tests.server.cli.reports import Kohort
 
 URL = "https://127.0.0.1:9443"
@@ -38,8 +39,7 @@ URL = "https://127.0.0.1:9443"
 
 @pytest.fixture(autouse=True)
 def no_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(passphrase.VARIABLE, "")
-    monkeypatch.delenv(passphrase.CREDENTIALS, raising=False)
+    forget_passphrase(monkeypatch)
 
 
 @pytest.fixture
@@ -214,14 +214,8 @@ def test_protected_keys_need_the_passphrase_that_a_descriptor_gives(
     folder = tmp_path / "site"
     request = asked(folder, "hospital-a")
 
-    def given(text: bytes) -> int:
-        reader, writer = os.pipe()
-        os.write(writer, text)
-        os.close(writer)
-        return reader
-
     code, said, errors = kohort(
-        "protect", "--state", state, "--new-passphrase-fd", given(b"old one\n")
+        "protect", "--state", state, "--new-passphrase-fd", descriptor_of(b"old one\n")
     )
     assert code == 0 and said.count("protected ") == 3, errors
     place = ServerState(state)
@@ -232,11 +226,20 @@ def test_protected_keys_need_the_passphrase_that_a_descriptor_gives(
     assert kohort("sites", "--state", state)[0] == kohort("status", "--state", state)[0] == 0
     code, _, errors = kohort("enrol", request, "--state", state)
     assert code == 2 and "none was given" in errors and "--passphrase-fd 3" in errors
-    code, _, errors = kohort("--passphrase-fd", given(b"bad"), "enrol", request, "--state", state)
+    code, _, errors = kohort(
+        "--passphrase-fd", descriptor_of(b"bad"), "enrol", request, "--state", state
+    )
     assert code == 2 and "does not open" in errors
     out = folder / "join.json"
     code, _, errors = kohort(
-        "--passphrase-fd", given(b"old one"), "enrol", request, "--state", state, "--out", out
+        "--passphrase-fd",
+        descriptor_of(b"old one"),
+        "enrol",
+        request,
+        "--state",
+        state,
+        "--out",
+        out,
     )
     assert code == 0, errors
     # a fresh certificate's key is protected as well, and the front opens it
@@ -244,7 +247,9 @@ def test_protected_keys_need_the_passphrase_that_a_descriptor_gives(
     assert (place.tls / "server.key").read_bytes().startswith(keys.PROTECTED)
     assert status_at_the_front(place, folder) == rules.UPSTREAM
     # another passphrase: the old one opens, the new one closes
-    code, _, errors = kohort("protect", "--state", state, "--new-passphrase-fd", given(b"new"))
+    code, _, errors = kohort(
+        "protect", "--state", state, "--new-passphrase-fd", descriptor_of(b"new")
+    )
     assert code == 0, errors
     passphrase.offer(b"new")
     signing.load_private(place.operator_key)
