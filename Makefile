@@ -7,8 +7,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
+# Hundreds of processes start in the tests: where nothing may be kept, each compiles torch's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup check test attacks faults fuzz demo docs lock clean
+.PHONY: setup check test coverage attacks faults fuzz demo docs lock clean
 setup: .venv/installed
 
 # uv comes first, by the same hash-pinned lines of requirements.lock; uv then installs exactly that file.
@@ -29,15 +31,19 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-# Prints the share of lines that the tests run, by file; child processes are not counted, and nothing depends on it.
+# One thread a process: two workers and their children share the cores. Tests of threads set their own number.
 test: check
-	$(BIN)/pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
-# Every attack on a running server, behind both fronts, on the round loop and on a hospital's daemon: about 40 minutes.
+# Prints the share of lines that the tests run, by file; child processes are not counted, and nothing depends on it.
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term
+
+# Every attack on a running server, behind both fronts, on the round loop and on a hospital's daemon: about 25 minutes on two busy cores.
 attacks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks
 
-# Kills both sides before and after each durable event, and more; under an hour on two cores. Its table is
+# Kills both sides before and after each durable event, and more; about an hour on two busy cores. Its table is
 # docs/promises/faults.md; `make test` meets a fixed share of the points.
 faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --write

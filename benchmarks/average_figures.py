@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from benchmarks.average_makers import ANCHORS, Released, load_or_average
 from benchmarks.average_prepared import PreparedPart
+from client.synthesize.invert import reconstruct
 from common.arrays import Images, Labels
 from common.measure import attack_scores, attacks, classifier
 from common.measure.scores import score_predictions
+from common.models.images import to_uint8
 from common.storage.files import atomic_write
 from server.evaluate import distances, siamese
 from server.evaluate.attack_spaces import spaces
@@ -167,8 +169,8 @@ def reidentify(ready: PreparedPart, released: Released) -> dict[str, float] | No
 
 def show_inversions(ready: PreparedPart) -> Images:
     """The members as the generator shows their codes."""
-    shown = (ready.seen.reconstructions.clamp(-1, 1) + 1) * 127.5
-    return np.asarray(shown.round().byte().permute(0, 2, 3, 1).numpy())
+    assert ready.networks.generator is not None
+    return to_uint8(reconstruct(ready.seen.codes, ready.networks.generator))
 
 
 def real_rows(ready: PreparedPart, seeds: int) -> dict[str, Any]:

@@ -78,9 +78,9 @@ def form_row_groups(
     cells = make_metric_cells(ready.known, metric) if mode == "cells" else None
     codes = None
     if mode == "paper":
-        codes = patient_codes(ready.seen.encoded.flatten(1).numpy(), ready.who)
+        codes = patient_codes(ready.encoded, ready.who)
     elif mode != "random":
-        codes = patient_codes(make_points(ready.known, ready.seen, metric), ready.who)
+        codes = patient_codes(make_points(ready.seen, metric), ready.who)
     return form_groups(ready.who, k, mode, key=KEY, codes=codes, cells=cells).groups
 
 
@@ -101,7 +101,9 @@ def maker_of(
         plan = ready.alignment_plan
         assert generator is not None and critic is not None
         groups = form_row_groups(ready, mode, k, metric)
-        patients = measure_patients(ready.part.members.images, ready.seen, ready.who, critic, plan)
+        patients = measure_patients(
+            ready.part.members.images, ready.seen, ready.who, generator, critic, plan
+        )
         statistics = gather_statistics(groups, patients, generator, plan)
         codes = align(statistics, generator, critic, plan, ready.known.spread).codes
         if directions:
@@ -129,7 +131,7 @@ def render_groups(
 def centroid(ready: PreparedPart, k: int) -> Released:
     """The mean code of the groups of `similar`, not aligned."""
     groups = form_row_groups(ready, "similar", k)
-    codes = ready.seen.codes
+    codes = torch.from_numpy(ready.seen.codes)
     rows_of = dict(zip(ready.who.pseudonyms, ready.who.images, strict=True))
     means = []
     for group in groups:

@@ -23,6 +23,7 @@ from client.synthesize.group import Roster, patient_codes, roster
 from client.synthesize.invert import Inversion, invert
 from client.synthesize.reference import InversionPlan, Reference, make_reference
 from common.models.encoder import load_encoder
+from common.models.images import to_unit
 from common.models.stylegan import load_critic, load_generator
 from common.storage.files import atomic_write, read_capped
 from common.study.plan import Study
@@ -113,17 +114,25 @@ class PreparedPart:
                 self.inversion_plan,
                 known,
             )
-            save(
-                file,
-                encoded=found.encoded.numpy(),
-                codes=found.codes.numpy(),
-                seen=found.reconstructions.numpy(),
-                errors=found.errors,
-                accepted=found.accepted,
-            )
+            save(file, **vars(found))
         with np.load(file, allow_pickle=False) as data:
-            tensors = (torch.from_numpy(data[name]) for name in ("encoded", "codes", "seen"))
-            return Inversion(*tensors, data["errors"], data["accepted"])
+            return Inversion(**{name: data[name] for name in data})
+
+    @cached_property
+    def encoded(self) -> NDArray[np.float32]:
+        """The encoder's codes of every member image, [N, L * d_w], neither whitened nor refined."""
+        encoder = self.networks.encoder
+        generator = self.networks.generator
+        assert encoder is not None and generator is not None
+        plan = self.inversion_plan
+        images = self.part.members.images
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(images), plan.batch):
+                x = to_unit(images[start : start + plan.batch])
+                found = encoder.invert(x, generator, plan.iterations, keep_best=True)
+                parts.append(found.codes.flatten(1).numpy())
+        return np.concatenate(parts)
 
     @cached_property
     def who(self) -> Roster:
@@ -135,7 +144,7 @@ class PreparedPart:
     @cached_property
     def codes(self) -> NDArray[np.float64]:
         """The members' whitened codes in roster order."""
-        return patient_codes(self.known.whitening(self.seen.encoded.numpy()), self.who)
+        return patient_codes(self.seen.points, self.who)
 
     @cached_property
     def battery(self) -> Battery:

@@ -23,7 +23,7 @@ from common.privacy.noise import LATTICE, NoiseSource
 LAPLACE = 200_000
 GAUSSIAN = 2_800_000
 MOST_LAPLACE_S = 0.1
-MOST_GAUSSIAN_S = 0.2
+MOST_GAUSSIAN_S = 0.04
 SCALE = 2.0**20  # lattice steps
 Draw = Callable[[], object]
 
@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--without-opendp", action="store_true", help="a minute less")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    report.say_conditions()
     found = {}
     for prefix, make in SOURCES.items():
         if prefix == "opendp_" and options.without_opendp:

@@ -36,7 +36,7 @@ from client.synthesize.align import (
     render,
 )
 from client.synthesize.group import Roster, form_groups, patient_codes, roster
-from client.synthesize.invert import Inversion, invert
+from client.synthesize.invert import Inversion, invert, reconstruct
 from client.synthesize.reference import InversionPlan, Reference, make_reference
 from common.arrays import Images, Labels
 from common.models.encoder import load_encoder
@@ -112,16 +112,20 @@ class Bench:
             images, self.generator, self.encoder, replace(self.plan, **changed), self.known
         )
 
+    def show(self, found: Inversion) -> Images:
+        """Every inverted image as the generator shows its code."""
+        return to_uint8(reconstruct(found.codes, self.generator))
+
     def groups(self, k: int) -> tuple[Group, ...]:
         """Groups of `k` by mode `similar`."""
-        codes = patient_codes(self.known.whitening(self.members.encoded.numpy()), self.who)
+        codes = patient_codes(self.members.points, self.who)
         return form_groups(self.who, k, "similar", key=KEY, codes=codes).groups
 
     def averages(self, groups: tuple[Group, ...]) -> dict[str, Images]:
         """One image a group: by centroid, aligned, and the mean of the photographs' pixels."""
         photographs = self.people["members"].images
         patients = measure_patients(
-            photographs, self.members, self.who, self.critic, self.alignment
+            photographs, self.members, self.who, self.generator, self.critic, self.alignment
         )
         statistics = gather_statistics(groups, patients, self.generator, self.alignment)
         centroids = torch.stack([one.centroid for one in statistics])
@@ -187,8 +191,8 @@ def measure_rows(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str
     rows = {
         "real (public), the floor": judge(people["public"].images),
         "samples": judge(bench.samples(len(people["heldout"]))),
-        INVERTED: judge(to_uint8(heldout.reconstructions)),
-        "inversions of members": judge(to_uint8(bench.members.reconstructions)),
+        INVERTED: judge(bench.show(heldout)),
+        "inversions of members": judge(bench.show(bench.members)),
     }
     for k in sizes:
         for name, images in bench.averages(bench.groups(k)).items():
@@ -282,7 +286,7 @@ def pictures(bench: Bench, folder: Path, columns: int = 8) -> None:
     groups = tuple(groups[i] for i in np.linspace(0, len(groups) - 1, columns).astype(int))
     first = [int(group.members[0]) for group in groups]
     made = bench.averages(groups)
-    rows = [photographs[first], to_uint8(found.reconstructions[first]), *made.values()]
+    rows = [photographs[first], bench.show(found)[first], *made.values()]
     save(rows, folder / "fundus_stages.jpg")
     rows = []
     for k in SIZES:

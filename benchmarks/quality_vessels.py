@@ -55,7 +55,7 @@ from common.privacy.plan_report import RATIO_FEASIBLE, RATIO_MARGINAL, feasibili
 from common.storage import files
 from common.study.plan import Study
 from common.wire import tensors
-from server.pretrain.wgan import Recipe, pretrain
+from server.pretrain.wgan import Recipe, arrays_of, pretrain
 
 DELTA = 1e-5
 STRIP_PAIRS = 24
@@ -162,7 +162,7 @@ def trained_plainly(pairs: Pairs, steps: int, seed: int, path: Path, show: Show)
             next(run)
             if step % 50 == 0:
                 show(f"{path.stem}: step {step} of {steps}")
-        weights = next(run)
+        weights = arrays_of(next(run))
         tensors.write(path, {n: a for n, a in weights.items() if not n.startswith("encoder.")})
     return {
         name: array.astype(np.float32)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,12 +31,15 @@ TEXTS = ROOT / "benchmarks" / "pages"
 PAGES = ROOT / "docs" / "measurements"
 FORMAT = "kohort-benchmark/1"
 WRITTEN = "written by the run"
+QUIET_LOAD = 0.1  # of each core, before a script starts
+LOOK_S = 0.5
 TRANSCRIBED = "transcribed from the run's printed table"
 GENERATED = (
     "<!-- Written by `python -m benchmarks.report` from benchmarks/results/ and"
     " benchmarks/pages/{name}.md. -->"
 )
 MARKER = "<!-- run: {part} -->"
+PROCESSORS = "<!-- runs on processors -->"  # all runs without a marker of their own
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,48 @@ def machine() -> str:
         models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         model = models[0] if models else model
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{model}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    cores = f"{model} ({instructions}), {os.cpu_count()} cores{gpu}"
+    return f"{cores}, torch {torch.__version__}, {load_words()}"
+
+
+def load_words() -> str:
+    """The other work on this machine when it was first asked for, in words."""
+    waiting = _load_at_start()
+    cores = os.cpu_count() or 1
+    words = f"{waiting:.1f} cores busy at the start"
+    if waiting > QUIET_LOAD * cores:
+        return f"{words}: under load, so times are too long"
+    return words
+
+
+@functools.cache
+def _load_at_start() -> float:
+    """Cores that were busy while this process slept. Not on Linux: the last minute's load.
+
+    The load average would count what ended before.
+    """
+    busy = _busy_ticks()
+    if busy is None:
+        return os.getloadavg()[0]
+    start = time.monotonic()
+    time.sleep(LOOK_S)
+    ticks_a_second = os.sysconf("SC_CLK_TCK")
+    return ((_busy_ticks() or 0) - busy) / (ticks_a_second * (time.monotonic() - start))
+
+
+def _busy_ticks() -> int | None:
+    """Clock ticks in which a core worked, since the machine began; None where no kernel says so."""
+    path = Path("/proc/stat")
+    if not path.is_file():
+        return None
+    user, nice, system, _, _, *rest = map(int, path.read_text().split("\n")[0].split()[1:])
+    return user + nice + system + sum(rest[:3])  # interrupts, and what other machines took
+
+
+def say_conditions() -> None:
+    """Note the load before a script adds its own, and print it with the processor."""
+    print(machine(), file=sys.stderr)
 
 
 # --- the pages ------------------------------------------------------------------------------------
@@ -215,7 +261,16 @@ def pages() -> dict[Path, str]:
 def page(name: str, runs: dict[str, Run]) -> str:
     """Return a benchmark's page: its words with every run at its marker."""
     text = (TEXTS / f"{name}.md").read_text(encoding="utf-8").rstrip()
+    placed = set()
     for part, run in runs.items():
+        if MARKER.format(part=part or "all") not in text and PROCESSORS in text:
+            shown = f"### {part}\n\n{run.markdown()}\n\n{PROCESSORS}"
+            text = text.replace(PROCESSORS, shown)
+            placed.add(part)
+    text = text.replace(PROCESSORS, "")
+    for part, run in runs.items():
+        if part in placed:
+            continue
         marker = MARKER.format(part=part or "all")
         if text.count(marker) != 1:
             raise ValueError(f"benchmarks/pages/{name}.md: expected once {marker}")

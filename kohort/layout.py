@@ -30,8 +30,9 @@ TOP_LEVEL = {
 }
 INNER = re.compile(
     r"data/[a-z0-9][a-z0-9-]{0,31}/[0-9]{5}\.png|masks/[0-9]{5}\.(?:png|nii\.gz)"
-    r"|models/[a-z]{1,16}\.safetensors|statements/[a-z][a-z0-9-]{0,31}\.json"
+    r"|pages/[0-9]{4}\.html|models/[a-z]{1,16}\.safetensors|statements/[a-z][a-z0-9-]{0,31}\.json"
 )
+IMAGES_CAP = 100_000  # five digits number them
 FILES_CAP = 200_000
 FILE_CAP_BYTES = 1 << 30
 TEXT_CAP_BYTES = 1 << 26

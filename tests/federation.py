@@ -39,8 +39,10 @@ from server.operator.state import ServerState
 from server.rounds.loop import run_study
 from server.rounds.record import StudyRecord
 from server.rounds.study_run import StudyRun
+from tests.invented import spare_invented_weights
 from tests.studies import small_plan, vessels_plan
 
+spare_invented_weights()
 Fate = Callable[[Message, Callable[[], Message]], list[tuple[float, Message]]]
 QUICK = Limits(poll_s=0.01, reask_s=0.3, retry_first_s=0.02, retry_cap_s=0.1, goodbye_s=1.0)
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +47,10 @@ from common.study.plan import Study, load_study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, canonical, digest_of, seal
 from tests.heard import honest_tally
+from tests.invented import spare_invented_weights
 from tests.studies import small_plan
 
+spare_invented_weights()
 SITE = "hospital-a"
 WEIGHTS: dict[str, tensors.Arrays] = {
     "gan": {"generator.a": np.ones((2, 3), np.float32), "critic.a": np.ones((4,), np.float32)},
@@ -203,6 +206,7 @@ class Children:
     evidence: Callable[[Evidence], Evidence] = lambda evidence: evidence
     tally: Callable[[Tally], Tally] = lambda tally: tally
     on_run: Callable[[], None] = lambda: None
+    _seeds: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __call__(
         self, folder: Path, threads: int, secret: bytes, stop: threading.Event, progress: Progress
@@ -231,8 +235,8 @@ class Children:
 
     def _update(self, folder: Path) -> tensors.Arrays:
         weights = tensors.read(folder / "in.safetensors", max_bytes=1 << 20)
-        # another result each time: a second computation would be seen
-        rng = np.random.default_rng(self.runs)
+        # another result each time, also of sites at once: a second computation would be seen
+        rng = np.random.default_rng(next(self._seeds))
         return {
             name: rng.normal(0, 0.1, array.shape).astype(np.float32)
             for name, array in weights.items()
@@ -260,7 +264,7 @@ class Children:
         )
         (folder / "contact_sheet.png").write_bytes(b"sheet")
         size = self.study.intake.size_px
-        images = np.random.default_rng(self.runs).integers(
+        images = np.random.default_rng(next(self._seeds)).integers(
             0, 255, (2, size, size, 3), dtype=np.uint8
         )
         return {

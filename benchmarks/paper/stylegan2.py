@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ConfigurationError
-from common.models.stylegan import layer_count
+from common.models.sizes import style_count
 from common.models.winograd import conv3x3
 
 GAIN = math.sqrt(2)
@@ -73,7 +73,7 @@ class PaperGenerator(nn.Module):
         super().__init__()
         self.size_px = size_px
         self.latent = latent
-        self.layer_count = layer_count(size_px)
+        self.layer_count = style_count(size_px)
         resolutions = [2**i for i in range(2, int(math.log2(size_px)) + 1)]
         wide = [max(1, min(base // r, most_channels)) for r in resolutions]
         self.constant = nn.Parameter(torch.randn(1, wide[0], 4, 4))

@@ -1,6 +1,7 @@
 """Makes one image batch.
 
-In: a `Batch` of inputs. Out: contact_sheet.png, evidence.json, then out.safetensors.
+In: a `Batch` of inputs. Out: contact_sheet.png and its further pages, evidence.json, then
+out.safetensors.
 Steps:
   1 train the encoder on generator samples
   2 invert every image of the cohort
@@ -16,27 +17,32 @@ Grouping `anchors` replaces 3 to 5: noisy means of cells are published and decod
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from client.child.checks import Candidate, audit_candidates, deciding_codes, drop_failed
+from client.child.checks import Candidate, deciding_codes, drop_failed, report_of
 from client.child.inputs import Batch
 from client.child.rosters import (
+    Formed,
     choose_privatized,
     group_patients,
     keep_accepted,
     keyed_digest,
     roster_of,
 )
-from client.egress.contact_sheet import contact_sheet
+from client.egress.contact_sheet import contact_sheet, count_pages
 from client.egress.evidence import Evidence
-from client.egress.review import SHEET
+from client.egress.review import SHEET, page_name
 from client.learn import train_encoder
 from client.state.group_store import Group, Stratum
-from client.state.jobs import EVIDENCE, OUTPUT, WEIGHTS_CAP_BYTES
+from client.state.jobs import EVIDENCE, OUTPUT, WEIGHTS, WEIGHTS_CAP_BYTES
+from client.state.spool import Spool, bind, remove_spool, spool_of
 from client.synthesize.align import (
     AlignmentPlan,
     align,
@@ -49,23 +55,38 @@ from client.synthesize.anchors import make_cells, noisy_means
 from client.synthesize.group import Roster, patient_codes
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
 from client.synthesize.inversion_sheet import draw_sheet
-from client.synthesize.invert import Inversion, invert
+from client.synthesize.invert import Inversion, Progress, invert
 from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
 from client.synthesize.reference import InversionPlan, Reference, make_reference
 from client.synthesize.spread import find_directions
 from common.arrays import Images
 from common.errors import PolicyError
-from common.models.encoder import load_encoder
+from common.models.encoder import Encoder, load_encoder
+from common.models.stylegan import Generator
 from common.privacy.anchors import MOST_LINKED
 from common.privacy.events import anchors_event, latent_event
 from common.privacy.noise import NoiseSource
-from common.storage.files import atomic_write
+from common.storage.files import atomic_write, file_digest
 from common.wire.tensors import Arrays, read, write
 
 
 def synthesize(batch: Batch) -> None:
-    """Make, audit and write the image batch; raises PolicyError when nothing can leave."""
+    """Make, audit and write the image batch; raises PolicyError when nothing can leave.
+
+    The spool goes when the batch is written or refused. It stays after anything else, for the next
+    try: a kill, a full disk, too little memory.
+    """
+    try:
+        make_batch(batch)
+    except PolicyError:
+        remove_spool(spool_of(batch.folder))
+        raise
+    remove_spool(spool_of(batch.folder))
+
+
+def make_batch(batch: Batch) -> None:
+    """Steps 1 to 7."""
     # of noise maps and of the order; privacy noise is NoiseSource's
     random = torch.Generator().manual_seed(secrets.randbits(63))
     # (1, 2) train the encoder, invert the cohort
@@ -78,6 +99,7 @@ def synthesize(batch: Batch) -> None:
     else:
         candidates = average_groups(batch, inverted, random)
     # (6) audit, drop what fails
+    batch.begin("audit")
     candidates = drop_failed(batch, candidates)
     # (7) write the images in random order
     order = torch.randperm(len(candidates), generator=random).tolist()
@@ -87,32 +109,73 @@ def synthesize(batch: Batch) -> None:
 def invert_cohort(batch: Batch, random: torch.Generator) -> tuple[Reference, Inversion]:
     """Return the public statistics of the generator and the code of every image (steps 1 and 2).
 
-    The encoder is trained on generator samples alone. A picture of the inversions, worst first, is
-    left in the job folder for the site, also where nothing can leave.
+    The encoder is trained on generator samples alone. What is finished is kept in the round's
+    spool, so a child that starts after a kill goes on behind it. A picture of the inversions, worst
+    first, is left in the job folder for the site, also where nothing can leave.
+    """
+    plan = batch.study.models.encoder
+    assert plan is not None
+    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
+    # not even rounding may depend on who else is in the cohort
+    alone = replace(constants, batch=1) if batch.synthesis.anchors else constants
+    spool = Spool.open(spool_of(batch.folder), bind_inversion(batch, alone))
+    generator = batch.generator()
+    # (1) train the encoder on generator samples
+    encoder, known = learn_generator(batch, spool, generator, constants, random)
+    # (2) invert every image of the cohort
+    images = batch.cohort.images
+    found = invert(images, generator, encoder, alone, known, batch.report("invert"), spool)
+    sheet = draw_sheet(images, found, generator)
+    atomic_write(batch.folder / INVERSIONS, sheet, mode=0o600)
+    return known, found
+
+
+def bind_inversion(batch: Batch, constants: InversionPlan) -> str:
+    """Return the SHA-256 of all that the codes of a cohort depend on, and of who is in it.
+
+    After a withdrawal, for another plan or for other weights a spool is begun anew.
+    """
+    cohort = batch.cohort
+    weights = file_digest(batch.folder / WEIGHTS)
+    people = bind(cohort.digest, cohort.aliases, cohort.patient_of.tolist())
+    made_by = [asdict(constants), str(batch.device)]
+    return bind("inversion", batch.study.hash(), weights, people, made_by)
+
+
+def learn_generator(
+    batch: Batch,
+    spool: Spool,
+    generator: Generator,
+    constants: InversionPlan,
+    random: torch.Generator,
+) -> tuple[Encoder, Reference]:
+    """Return the encoder and the generator's public statistics, from the spool if they are there.
+
+    Both are drawn by chance, so rows that are finished fit these alone.
     """
     plan = batch.study.models.encoder
     gan = batch.study.models.gan
-    intake = batch.study.intake
     assert plan is not None
     assert gan is not None
-    generator = batch.generator()
-    # (1) train the encoder on generator samples
-    start: Arrays = {}
-    if plan.start is not None:
-        checkpoint = batch.plan_folder / "checkpoints" / plan.start.name
-        start = read(checkpoint, max_bytes=WEIGHTS_CAP_BYTES)
-    trained = train_encoder.train(batch.weights, start, batch.study, batch.progress)
+    trained = spool.kept("encoder")
+    if trained is None:
+        start: Arrays = {}
+        if plan.start is not None:
+            checkpoint = batch.plan_folder / "checkpoints" / plan.start.name
+            start = read(checkpoint, max_bytes=WEIGHTS_CAP_BYTES)
+        learned = train_encoder.train(
+            batch.weights, start, batch.study, batch.report("encoder"), device=batch.device
+        )
+        trained = dict(learned)
+        spool.keep("encoder", trained)
+    intake = batch.study.intake
     encoder = load_encoder(trained, plan.width, gan.latent, intake.size_px, intake.channels)
-    # (2) invert every image of the cohort
-    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
-    known = make_reference(generator, encoder, constants, random)
-    if batch.synthesis.anchors:
-        # not even rounding may depend on who else is in the cohort
-        constants = replace(constants, batch=1)
-    images = np.asarray(batch.cohort.images)
-    found = invert(images, generator, encoder, constants, known, batch.progress)
-    atomic_write(batch.folder / INVERSIONS, draw_sheet(images, found), mode=0o600)
-    return known, found
+    encoder = encoder.to(batch.device)
+    known = spool.kept("reference")
+    if known is None:
+        known = make_reference(generator, encoder, constants, random).to_arrays()
+        spool.keep("reference", known)
+    return encoder, Reference.from_arrays(known)
 
 
 def average_groups(
@@ -120,22 +183,60 @@ def average_groups(
 ) -> list[Candidate]:
     """Return the images of every grouping but `anchors` (steps 3 to 5).
 
-    Of too many images a share is kept that a secret chooses.
+    Of too many images a share leaves that a secret chooses; for no other group one is made.
     """
     # (3) group the patients; what was released of a frozen group comes again
+    batch.begin("group")
     formed = group_patients(batch, inverted)
     private = choose_privatized(batch, formed)
+    plain: list[Group] = []
+    if inverted is not None:
+        others = set(formed.new).difference(private)
+        who = keep_accepted(formed.who, inverted[1].accepted)
+        plain = keep_whole([group for group in formed.new if group in others], who)
+    leaving = choose_leaving(batch, formed, plain, private)
     candidates = list(formed.again)
     # (4) align each new group and render its images
     if inverted is not None:
-        plain = [group for group in formed.new if group not in private]
+        plain = [group for group in plain if group.token in leaving]
         candidates += align_groups(batch, plain, formed.who, inverted, random)
     # (5) privatize a public share of the groups
+    private = tuple(group for group in private if group.token in leaving)
     candidates += privatize_groups(batch, private, formed.who)
-    candidates.sort(
-        key=lambda candidate: keyed_digest(batch.secret, "leaves", candidate.group.token)
-    )
+    candidates.sort(key=lambda candidate: leaving_order(batch, candidate.group.token))
     return candidates[: batch.synthesis.max_images_per_site]
+
+
+def choose_leaving(
+    batch: Batch, formed: Formed, plain: Sequence[Group], private: Sequence[Group]
+) -> set[str]:
+    """Return the tokens of the groups whose images are among the first ones, in a secret order."""
+    # how many images each group gives
+    images = Counter(candidate.group.token for candidate in formed.again)
+    for group in plain:
+        images[group.token] += batch.synthesis.outputs_per_group
+    for group in private:
+        images[group.token] += 1
+    # the first groups, until the images are as many as may leave
+    leaving: set[str] = set()
+    left = batch.synthesis.max_images_per_site
+    for token in sorted(images, key=lambda token: leaving_order(batch, token)):
+        if left <= 0:
+            break
+        leaving.add(token)
+        left -= images[token]
+    return leaving
+
+
+def leaving_order(batch: Batch, token: str) -> bytes:
+    """Return the digest by which groups stand where not all images can leave."""
+    return keyed_digest(batch.secret, "leaves", token)
+
+
+def keep_whole(groups: Sequence[Group], who: Roster) -> list[Group]:
+    """Return the groups of which every member is on the roster."""
+    present = set(who.pseudonyms)
+    return [group for group in groups if present.issuperset(group.members)]
 
 
 def align_groups(
@@ -157,17 +258,24 @@ def align_groups(
     )
     # groups of patients with an accepted image each
     who = keep_accepted(who, found.accepted)
-    groups = [group for group in groups if set(group.members) <= set(who.pseudonyms)]
+    groups = keep_whole(groups, who)
     if not groups:
         return []
     generator = batch.generator()
     critic = batch.critic()
-    members = {name for group in groups for name in group.members}
-    who = who.without(set(who.pseudonyms) - members)
-    # statistics of k patients or more, then codes that match them
-    patients = measure_patients(np.asarray(batch.cohort.images), found, who, critic, constants)
-    statistics = gather_statistics(groups, patients, generator, constants)
-    codes = align(statistics, generator, critic, constants, known.spread, batch.progress).codes
+    # a few groups at a time: statistics of k patients or more, then codes that match them
+    aligned: list[Tensor] = []
+    for start in range(0, len(groups), constants.batch):
+        some = groups[start : start + constants.batch]
+        members = who.only({name for group in some for name in group.members})
+        patients = measure_patients(
+            batch.cohort.images, found, members, generator, critic, constants
+        )
+        statistics = gather_statistics(some, patients, generator, constants)
+        progress = partial(_report_from, batch.report("align"), start, len(groups))
+        found_codes = align(statistics, generator, critic, constants, known.spread, progress)
+        aligned.append(found_codes.codes)
+    codes = torch.cat(aligned)
     # restore variance that averaging removes
     if plan.spread_directions:
         directions = find_directions(
@@ -182,11 +290,17 @@ def align_groups(
     return candidates
 
 
+def _report_from(report: Progress, start: int, total: int, done: int, _: int) -> None:
+    """Report `done` groups after the first `start` ones."""
+    report(start + done, total)
+
+
 def privatize_groups(batch: Batch, groups: Sequence[Group], who: Roster) -> list[Candidate]:
     """Return one privatized average of each group, by the plan's mechanism and basis."""
     plan = batch.synthesis.privatize
     if plan is None or not groups:
         return []
+    batch.begin("privatize")
     rows = dict(zip(who.pseudonyms, who.images, strict=True))
     images: list[list[Images]] = []
     for group in groups:
@@ -223,7 +337,7 @@ def publish_cells(
     # (3) who takes part, and in which of the public cells
     who = anchors_roster(batch, found)
     components = mechanism.components
-    codes = patient_codes(known.whitening(found.encoded.numpy())[:, :components], who)
+    codes = patient_codes(found.points[:, :components], who)
     centres = make_cells(known.samples, known.whitening).centres
     cells = Cells(centres[: batch.study.cells_per_stratum, :components])
     # (4, 5) publish noisy means, decode them
@@ -268,10 +382,11 @@ def all_strata(batch: Batch) -> list[Stratum]:
 def write_batch(batch: Batch, candidates: Sequence[Candidate]) -> None:
     """Write sheet and evidence for the site's eyes, then the tensors that are proposed to leave."""
     images = np.stack([candidate.image for candidate in candidates])
-    # the contact sheet
-    report = audit_candidates(batch, candidates)
-    sheet = contact_sheet(images, np.asarray(batch.cohort.images), report)
-    atomic_write(batch.folder / SHEET, sheet, mode=0o600)
+    # the contact sheet, its first page last
+    report = report_of(candidates)
+    for page in reversed(range(count_pages(*images.shape[:3]))):
+        sheet = contact_sheet(images, batch.cohort.images, report, page)
+        atomic_write(batch.folder / page_name(SHEET, page), sheet, mode=0o600)
     # the evidence: groups, each image's group, codes of the audit
     failed = tuple(code for code in deciding_codes(batch, report.codes) if code != "A-PASS")
     groups = tuple(dict.fromkeys(candidate.group for candidate in candidates))

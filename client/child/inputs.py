@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from client.ingest.cohort import Cohort
 from client.learn import train_glow
-from client.state.jobs import write_progress
+from client.state.jobs import Progress, write_progress
 from client.state.ledger import Reservation
+from common.devices import CPU
 from common.errors import ConfigurationError
 from common.models.basis import Basis
 from common.models.basis import load as load_basis
@@ -23,7 +26,10 @@ from common.wire.tensors import Arrays
 
 @dataclass(frozen=True)
 class Batch:
-    """The inputs of one image batch. `reserved`: the ledger's text, "" for none."""
+    """The inputs of one image batch, and the device that makes it.
+
+    `reserved`: the ledger's text, "" for none.
+    """
 
     study: Study
     cohort: Cohort
@@ -32,6 +38,7 @@ class Batch:
     folder: Path
     secret: bytes
     reserved: str = ""
+    device: torch.device = CPU
 
     @property
     def synthesis(self) -> Synthesis:
@@ -44,19 +51,23 @@ class Batch:
         """Return the study's generator with the final global weights."""
         assert self.study.models.gan is not None
         intake = self.study.intake
-        return load_generator(self.weights, self.study.models.gan, intake.size_px, intake.channels)
+        plan = self.study.models.gan
+        generator = load_generator(self.weights, plan, intake.size_px, intake.channels)
+        return generator.to(self.device)
 
     def critic(self) -> Critic:
         """Return the study's critic with the final global weights."""
         assert self.study.models.gan is not None
         intake = self.study.intake
-        return load_critic(self.weights, self.study.models.gan, intake.size_px, intake.channels)
+        plan = self.study.models.gan
+        critic = load_critic(self.weights, plan, intake.size_px, intake.channels)
+        return critic.to(self.device)
 
     def glow(self) -> Glow:
         """Return the study's flow with the final global weights."""
         model = train_glow.build(self.study)
         load_glow(model, GLOW.select(self.weights))
-        return model
+        return model.to(self.device)
 
     def basis(self) -> Basis | None:
         """Return the first `components` of the public basis of the plan's latents, or None."""
@@ -69,6 +80,10 @@ class Batch:
         """Return what the ledger holds as spent for this batch; raises RefusedError for nothing."""
         return Reservation.from_json(self.reserved)
 
-    def progress(self, done: int, total: int) -> None:
-        """Write how far the batch is."""
-        write_progress(self.folder, done, total)
+    def report(self, phase: str) -> Progress:
+        """Return what writes how far a phase of the batch is."""
+        return lambda done, total: write_progress(self.folder, done, total, phase)
+
+    def begin(self, phase: str) -> None:
+        """Write that a phase has begun whose steps are not counted."""
+        self.report(phase)(0, 0)

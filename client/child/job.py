@@ -1,27 +1,31 @@
-"""The confined child process: `python -m client.child.job FOLDER` does one job.
+"""The confined child process: `python -m client.child.job FOLDER [RANK]` does one job.
 
 In: a job folder (client/state/jobs.py); the grouping secret, as one line on standard input.
 Out: out.safetensors, written last and whole; or `error` with a code.
-Guarantees: no signing key and no network is used here; noise is fresh from the operating system;
-the process ends with its parent.
+Guarantees: no signing key is used here, and no network but the loopback interface between the
+processes of one training; noise is fresh from the operating system;
+the process ends with its parent. A device that is not there is refused before the work begins.
 Not covered: whether the output may leave: the daemon decides, by its gate.
 """
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from client.child.batch import synthesize
 from client.child.inputs import Batch
+from client.child.ranks import together
 from client.ingest.cohort import Cohort
 from client.learn import train_gan, train_glow, train_wgan
+from client.learn.fast.ways import CHOICES
+from client.learn.machine import machine_on
 from client.state.canaries import TALLY_CAP_BYTES
 from client.state.jobs import (
     CANARIES,
@@ -34,7 +38,8 @@ from client.state.jobs import (
     write_progress,
 )
 from client.state.ledger import Reservation
-from common.errors import ConfigurationError, KohortError
+from common.devices import is_out_of_memory, resolve, settle
+from common.errors import ConfigurationError, EnvironmentFault, KohortError
 from common.privacy.canaries import Canaries, Secret
 from common.privacy.noise import NoiseSource
 from common.process import end_with_input, end_with_parent
@@ -43,11 +48,14 @@ from common.study.plan import Study, load_study
 from common.wire.tensors import Arrays, dumps, read, write
 
 ORPHANED = 70  # exit code when the parent is gone
+NO_MEMORY = "E-DEVICE-MEMORY"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the job in the folder on the command line; returns 0, or the refusal's exit code."""
-    folder = Path((arguments or sys.argv[1:])[0])
+    given = arguments or sys.argv[1:]
+    folder = Path(given[0])
+    rank = int(given[1]) if len(given) > 1 else 0
     secret = bytes.fromhex(sys.stdin.readline().strip())
     # no work without the parent
     end_with_parent(signal.SIGKILL)
@@ -55,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         job = Job.read(folder)
         confine(job)
-        work(job, folder, secret)
+        with device_memory_named():
+            work(job, folder, secret, rank)
     except KohortError as error:
         atomic_write(folder / ERROR, error.code.encode(), mode=0o600)
         sys.stderr.write(f"{error.code}: {error}\n")  # child.log, which stays in the job folder
@@ -64,42 +73,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def confine(job: Job) -> None:
-    """Apply the job's limits on threads and memory."""
-    torch.set_num_threads(job.threads or os.cpu_count() or 1)
+    """Apply the job's limits on threads and memory, and its precision.
+
+    Raises ConfigurationError (E-DEVICE) for a device that is not there.
+    """
+    torch.set_num_threads(job.threads_each)
     if job.memory_gib:
-        size_bytes = int(job.memory_gib * 2**30)
+        # what one child may take, shared out among the processes that train together
+        size_bytes = int(job.memory_gib * 2**30) // job.process_count
         resource.setrlimit(resource.RLIMIT_DATA, (size_bytes, size_bytes))
+    settle(job.compute, resolve(job.compute))
 
 
-def work(job: Job, folder: Path, secret: bytes) -> None:
-    """Train or synthesize, and write the output."""
+@contextmanager
+def device_memory_named() -> Iterator[None]:
+    """Turn a full device into a refusal, so that the round is not tried and spent again."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EnvironmentFault(
+            "the device has too little memory for this phase",
+            hint="end what else uses it, or raise compute.memory_gib (GPU) or "
+            "limits.child_memory_gib (processor) where it is set",
+            code=NO_MEMORY,
+        ) from error
+
+
+def work(job: Job, folder: Path, secret: bytes, rank: int = 0) -> None:
+    """Train or synthesize, and write the output; the other ranks of a training write nothing."""
     study = load_study(Path(job.plan) / "study.yaml")
     cohort = Cohort.open(Path(job.cohort))
     weights = read(folder / WEIGHTS, max_bytes=WEIGHTS_CAP_BYTES)
     if job.kind == "train":
-        write(folder / OUTPUT, train(job, study, cohort, weights, folder), mode=0o600)
+        deltas = train(job, study, cohort, weights, folder, rank)
+        if rank == 0:
+            write(folder / OUTPUT, deltas, mode=0o600)
     else:
-        synthesize(Batch(study, cohort, weights, Path(job.plan), folder, secret, job.reservation))
+        device = resolve(job.compute)[0]
+        plan = Path(job.plan)
+        batch = Batch(study, cohort, weights, plan, folder, secret, job.reservation, device)
+        synthesize(batch)
 
 
-def train(job: Job, study: Study, cohort: Cohort, weights: Arrays, folder: Path) -> Arrays:
+def train(
+    job: Job, study: Study, cohort: Cohort, weights: Arrays, folder: Path, rank: int = 0
+) -> Arrays:
     """Return the float32 deltas of one round of the job's model, under its reservation."""
     trainers = {"gan": train_gan.train, "glow": train_glow.train, "wgan": train_wgan.train}
     if job.model not in trainers:
         raise ConfigurationError(f"no trainer for model {job.model!r}", code="E-MODEL-UNKNOWN")
     reservation = Reservation.from_json(job.reservation)
     canaries = read_canaries(folder)
-    # every private step takes one step of the reservation
-    deltas = trainers[job.model](
-        cohort,
-        study,
-        weights,
-        reservation,
-        NoiseSource(),
-        lambda done, total: write_progress(folder, done, total),
-        canaries,
-    )
-    if canaries is not None:
+    if job.ways:
+        CHOICES.keep_in(Path(job.ways))
+
+    def show(done: int, total: int) -> None:
+        if rank == 0:
+            write_progress(folder, done, total, job.model)
+
+    # one process a device, or several on the processor
+    devices = resolve(job.compute)
+    if len(devices) < job.process_count:
+        devices *= job.process_count
+    with together(folder, rank, devices) as workers:
+        machine = machine_on(devices[rank], job.compute, workers)
+        noise = NoiseSource(threads=torch.get_num_threads())
+        # every private step takes one step of the reservation
+        deltas = trainers[job.model](
+            cohort, study, weights, reservation, noise, show, canaries, machine
+        )
+    if canaries is not None and rank == 0:
         atomic_write(folder / TALLY, dumps(canaries.tally().arrays()), mode=0o600)
     return dict(deltas)
 

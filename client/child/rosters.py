@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from client.child.checks import Candidate
 from client.child.inputs import Batch
 from client.egress.evidence import EVIDENCE_CAP_BYTES, Evidence
-from client.ingest.cohort import CHUNK_ROWS, Cohort
+from client.ingest.cohort import CHUNK_ROWS, Cohort, release_pages
 from client.state.artefacts import USES
 from client.state.group_store import Group, Grouping
 from client.state.jobs import GROUPS, OUTPUT_CAP_BYTES, STORED
@@ -79,7 +79,7 @@ def group_patients(batch: Batch, inverted: tuple[Reference, Inversion] | None) -
     else:
         known, found = inverted
         who = roster_of(batch, names, found.accepted & find_contributing(batch))
-        codes = patient_codes(make_points(known, found, batch.synthesis.group_by), who)
+        codes = patient_codes(make_points(found, batch.synthesis.group_by), who)
         if mode == "cells":
             cells = make_metric_cells(known, batch.synthesis.group_by)
     # frozen groups as they are; new groups among patients of no frozen group
@@ -182,6 +182,7 @@ def find_contributing(batch: Batch) -> NDArray[np.bool_]:
         rows = slice(start, start + CHUNK_ROWS)
         latents = encode_released(np.asarray(images[rows]), model, model.dimension)
         found[rows] = latents.any(axis=1)
+        release_pages(images)
     return found
 
 

@@ -24,12 +24,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from client.ingest.cohort import Cohort
 from client.state.folder import State
 from client.state.plans import Plans
 from common.arrays import Pairs, Pixels
+from common.devices import CPU
 from common.errors import ConfigurationError, RefusedError, damage_named
 from common.measure import pair_segmenter
 from common.measure import pair_utility as utility
@@ -80,10 +82,12 @@ def measure_release(
     *,
     recipe: pair_segmenter.Recipe = pair_segmenter.SMALL,
     seed: int = 0,
+    device: torch.device = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SiteUtility:
     """Return what the release is worth on this site's cohort, and keep it in the state folder.
 
+    `device`: where the network trains and predicts.
     Raises RefusedError (the release does not verify), PolicyError (its plan is not approved here),
     ConfigurationError (it holds no pairs, or the cohort is not there).
     """
@@ -104,7 +108,7 @@ def measure_release(
     # (3) read the pairs
     pairs = read_pairs(release, study.intake.size_px)
     # (4) train and choose the network on them alone
-    segmenter = pair_segmenter.fit(pairs, recipe, seed, progress=progress)
+    segmenter = pair_segmenter.fit(pairs, recipe, seed, device=device, progress=progress)
     # (5) open the cohort once, and test
     cohort = Cohort.open(folder)
     images = np.asarray(cohort.images)

@@ -12,11 +12,13 @@ from client.cli.options import StateFolder
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.state.config import check_plan, load_site
+from client.state.machine import check_memory, memory_lines, read_room
 from common.errors import PolicyError
 from common.privacy.claims import Claim, claims_of
 from common.privacy.events import anchors_event, latent_event, plan_events
 from common.privacy.plan_report import feasibility, refuse_infeasible, refuse_over_budget
 from common.study.bundle import open_bundle
+from common.study.fit import check_checkpoints
 from common.study.plan import Study
 from common.study.shapes import parameter_counts
 from common.study.synthesis import Synthesis
@@ -36,12 +38,20 @@ def approve(state: StateFolder, bundle: Bundle, yes: Yes = False) -> None:
     for text in plan_lines(study):
         write_line(text)
 
-    # Refuse what the policy forbids, what breaks its own promise and what cannot learn.
+    # Refuse what the policy forbids, what cannot be computed, what breaks its own promise and what
+    # cannot learn.
     check_plan(study, config.policy, config.site)
+    check_checkpoints(study, bundle / "checkpoints")
     counts = parameter_counts(study, bundle / "checkpoints")
     refuse_over_budget(study, plan_events(study, counts))
     refuse_infeasible(study, counts)
     write_line(f"  verdict      {feasibility(study, counts, prv=False).sentence}")
+
+    # Refuse what this machine cannot hold.
+    room = read_room(config.limits, config.compute)
+    for text in memory_lines(study, room):
+        write_line(text)
+    check_memory(study, room)
 
     # Ask, and keep.
     if not yes and not typer.confirm("Allow this plan to run here?"):

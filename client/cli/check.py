@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from client.cli.options import StateFolder
 from client.cli.serve import fleet_settings
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
+from client.daemon.device import find_devices
 from client.fleet.connection import check_addresses, read_node_key, tls_context
 from client.fleet.failures import CallFailed
 from client.fleet.health import KEY_UNKNOWN, Health
@@ -26,10 +28,13 @@ from client.fleet.wire import Wire
 from client.ingest.cohort import Cohort
 from client.state.config import check_plan, load_site
 from client.state.folder import State
+from client.state.machine import check_memory, memory_lines, read_room
 from client.state.membership import read_membership
 from client.state.upgrade import check_state
 from common.errors import ConfigurationError, EnvironmentFault, KohortError
+from common.process import usable_cores
 from common.storage.lock import FolderLock
+from common.study.fit import check_checkpoints
 
 DISTRIBUTION = "kohort-app"  # the name in pyproject.toml
 DISK_BYTES = 2 << 30
@@ -41,10 +46,12 @@ Offline = Annotated[bool, typer.Option("--offline", help="do not call the server
 
 def check(state: StateFolder, offline: Offline = False) -> None:
     """Look for everything that would stop a run, before it starts. Ends with 2 if there is any."""
+    devices: list[str] = []
     looks: dict[str, Look] = {
         "configuration": _check_files,
         "program": _check_program,
         "machine": _check_machine,
+        "device": partial(_check_device, devices),
         "plans": _check_plans,
         "state": _check_state,
     }
@@ -57,12 +64,31 @@ def check(state: StateFolder, offline: Offline = False) -> None:
         if found:
             outcome = f"{len(found)} to repair"
         write_line(f"{name}: {outcome}")
+        if name == "device":
+            for line in devices:
+                write_line(f"  {line}")
         # One broken file fails several looks: name it once.
         problems += [line for line in found if line not in problems]
+        if name == "plans":
+            _show_forecasts(state)
     if problems:
         raise ConfigurationError(
             f"{len(problems)} problems", problems=problems, hint="repair them and check again"
         )
+
+
+def _show_forecasts(state: Path) -> None:
+    """Write memory and time of each approved plan; what is broken is named as a problem."""
+    try:
+        config = load_site(state)
+        room = read_room(config.limits, config.compute)
+        studies = open_plans(state).valid()
+    except KohortError:
+        return
+    for study in studies.values():
+        write_line(f"plan {study.name} needs here, about:")
+        for text in memory_lines(study, room):
+            write_line(text)
 
 
 def _problems_of(look: Look, state: Path) -> Iterator[str]:
@@ -130,6 +156,16 @@ def _check_machine(state: Path) -> Iterator[str]:
         yield str(error)
 
 
+def _check_device(shown: list[str], state: Path) -> Iterator[str]:
+    """The devices of site.yaml are there; `shown` takes them in words."""
+    compute = load_site(state).compute
+    shown += find_devices(compute)
+    cores = usable_cores()
+    if compute.processes > cores:
+        shown.append(f"compute.processes is {compute.processes}: no faster than {cores}, the cores")
+    yield from ()
+
+
 def _check_plans(state: Path) -> Iterator[str]:
     """Approved plans are intact and allowed, their cohorts large enough."""
     config = load_site(state)
@@ -142,6 +178,8 @@ def _check_plans(state: Path) -> Iterator[str]:
         yield f"plan {plan_hash[:12]}: not valid in this version; ask the operator for another"
     for study in valid.values():
         check_plan(study, config.policy, config.site)
+        check_checkpoints(study, plans.checkpoints(study))
+        check_memory(study, read_room(config.limits, config.compute))
         folder = place.cohort(study.intake)
         if not folder.is_dir():
             yield f"plan {study.name}: no cohort yet (kohort-site ingest)"

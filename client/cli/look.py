@@ -15,6 +15,7 @@ import typer
 from client.cli.options import AsJson, StateFolder
 from client.cli.state_folder import STATUS_FILE, open_plans
 from client.cli.terminal import write_line
+from client.daemon.device import noted_devices
 from client.egress.review import Batch, Reviews
 from client.fleet.health import NOT_RUNNING, UNRESPONSIVE
 from client.state.artefacts import epsilon_of
@@ -24,6 +25,7 @@ from client.state.group_store import GroupStore
 from client.state.ledger import LedgerReport
 from client.state.records import Records
 from client.state.upgrade import check_state
+from client.state.work import at_work
 from common.errors import ConfigurationError, KohortError, damage_named
 from common.storage.files import read_capped
 from common.storage.lock import is_held
@@ -62,7 +64,8 @@ def review(
     batches = reviews.batches()
     for found in batches:
         write_line(_batch_line(found))
-        write_line(f"  look at {found.sheet}")
+        for sheet in found.sheets:
+            write_line(f"  look at {sheet}")
     if not batches:
         write_line("no images have been made yet")
 
@@ -145,11 +148,15 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
         write_line(json.dumps(facts))
         return
     write_line(f"site {facts['site']}")
+    for device in facts["devices"]:
+        write_line(f"device {device}")
     for plan in facts["plans"]:
         write_line(f"plan {plan['name']} ({plan['hash'][:12]})")
         for model, (done, total) in plan["rounds"].items():
             write_line(f"  {model:<8} {done}/{total} rounds answered")
         write_line(f"  images   {plan['images']}")
+        for line in plan["at_work"]:
+            write_line(f"  {line}")
     for one in (*facts["state"], *facts["connection"]):
         fix = f"; {one['fix']}" if one["fix"] else ""
         write_line(f"{one['severity']}: {one['code']}: {one['text']}{fix}")
@@ -169,13 +176,22 @@ def site_status(state: Path) -> dict[str, Any]:
         for model, trained in study.models.trained().items():
             rounds[model] = (_count(answered, f"{plan_hash}/train/{model}/"), trained.rounds)
         images = _image_state(study, answered, batches)
-        rows.append({"name": study.name, "hash": plan_hash, "rounds": rounds, "images": images})
+        row = {"name": study.name, "hash": plan_hash, "rounds": rounds, "images": images}
+        rows.append(row | {"at_work": list(_work_lines(place, plan_hash, study))})
     return {
         "site": config.site,
+        "devices": noted_devices(place) or [f"{config.compute.device}: not looked for yet"],
         "plans": rows,
         "state": list(_state_faults(place)),
         "connection": _connection(state),
     }
+
+
+def _work_lines(place: State, plan_hash: str, study: Study) -> Iterator[str]:
+    """Yield what the child of a running daemon is at."""
+    if is_held(place.root / "lock"):
+        for one in at_work(place, plan_hash, study):
+            yield one.line(time.time(), counts=True)
 
 
 def _state_faults(place: State) -> Iterator[dict[str, Any]]:

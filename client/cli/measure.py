@@ -15,6 +15,7 @@ from client.cli.state_folder import limit_threads, open_plans, open_site
 from client.cli.terminal import progress_bar, write_line
 from client.cli.words import describe_options
 from client.daemon.site import Site
+from client.state.config import load_site
 from client.state.folder import State
 from common.errors import ConfigurationError
 from common.storage.lock import FolderLock
@@ -78,11 +79,21 @@ def utility(
     """
     limit_threads(state)
     from client.child.utility import measure_release, recipe
+    from common.devices import resolve, settle
 
+    # a GPU that is not there is named before the release is read
+    compute = load_site(state).compute
+    devices = resolve(compute)
+    settle(compute, devices)
     plans = open_plans(state)
     with progress_bar("epochs") as show:
         found = measure_release(
-            release, State(state), plans, recipe=recipe(full=full), progress=show
+            release,
+            State(state),
+            plans,
+            recipe=recipe(full=full),
+            device=devices[0],
+            progress=show,
         )
     if as_json:
         write_line(json.dumps(asdict(found)))

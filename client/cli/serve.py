@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from client.cli.options import StateFolder
 from client.cli.state_folder import STATUS_FILE, open_site
 from client.cli.terminal import write_line
+from client.daemon.device import find_devices, note_devices
 from client.daemon.site import Site
 from client.fleet import health as states
 from client.fleet.app import build_app
@@ -30,6 +31,7 @@ from client.state.config import SiteConfig, load_site
 from client.state.folder import State
 from client.state.membership import Membership
 from client.state.sweep import sweep
+from client.state.work import at_work
 from common.errors import KohortError, PolicyError
 from common.process import STARTED
 from common.storage.files import atomic_write
@@ -41,6 +43,7 @@ DELIVERY_WAIT_S = 120.0
 DELIVERY_POLL_S = 0.1
 STOP_POLL_S = 0.2
 LOOK_S = 5.0  # how often the daemon gives a sign of life
+WORK_S = 60.0  # how often it logs what its child is at
 log = logging.getLogger("kohort")
 
 Refresh = Annotated[
@@ -118,10 +121,22 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
         hold_reserve(state)
         # A damaged ledger or a missing cohort must stop the daemon before it connects.
         studies = _require_plans(site)
+        _find_devices(site)
         site.ledger().verify()
         for study in studies.values():
             site.cohort(study)
         _serve(site, until_done)
+
+
+def _find_devices(site: Site) -> None:
+    """Log where the children will compute; a GPU that is not there ends the run before it spends.
+
+    Raises ConfigurationError (E-DEVICE).
+    """
+    lines = find_devices(site.config.compute)
+    for line in lines:
+        log.info("computing on %s", line)
+    write_with_reserve(site.state.root, lambda: note_devices(site.state, lines))
 
 
 def _require_plans(site: Site) -> dict[str, Study]:
@@ -143,6 +158,8 @@ def _log_to_standard_error() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", datefmt="%X", handlers=[handler], force=True
     )
+    if not console.is_terminal:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     for noisy in ("httpx", "flwr", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -169,19 +186,42 @@ def _serve(site: Site, until_done: bool) -> None:
     thread.start()
     log.info("serving %s as %s", site.membership.server_url, site.config.site)
 
-    # The last reply must be delivered before the process may end.
+    try:
+        _wait(site, health, until_done)
+    finally:
+        # whatever ends this thread: nothing goes on once the lock of the folder is free
+        site.stop.set()
+        thread.join()
+    if ended:
+        raise ended[0]
+
+
+def _wait(site: Site, health: Health, until_done: bool) -> None:
+    """Look after the state folder until the site is stopped."""
     looked = -LOOK_S
+    logged = time.monotonic()
     while not site.stop.wait(STOP_POLL_S):
         if time.monotonic() - looked >= LOOK_S:
             looked = time.monotonic()
             _look_around(site.state, health)
+        if time.monotonic() - logged >= WORK_S:
+            logged = time.monotonic()
+            _log_work(site)
+        # The last reply must be delivered before the process may end.
         if until_done and site.done.is_set():
             _wait_for_delivery(site.state.root / "fleet" / "inbox")
             log.info("the study is closed")
             site.stop.set()
-    thread.join()
-    if ended:
-        raise ended[0]
+
+
+def _log_work(site: Site) -> None:
+    """Log what the child is at, without the number of images; a fault here stops no work."""
+    try:
+        for plan_hash, study in site.plans.valid().items():
+            for one in at_work(site.state, plan_hash, study):
+                log.info("%s: %s", study.name, one.line(time.time(), counts=False))
+    except KohortError as error:
+        log.warning("what is at work cannot be read: %s", error.code)
 
 
 def _reload(client: FleetClient) -> None:

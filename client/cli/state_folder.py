@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.cli.terminal import progress_bar
+from client.daemon.jobs import THREAD_COUNTS
 from client.daemon.site import Site
 from client.state.config import load_site
 from client.state.folder import State
@@ -42,4 +43,4 @@ def limit_threads(state: Path) -> None:
     """Apply `limits.threads`; must run before the first import of torch, which reads it."""
     threads = load_site(state).limits.threads
     if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ |= dict.fromkeys(THREAD_COUNTS, str(threads))

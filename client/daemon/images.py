@@ -13,6 +13,7 @@ import logging
 import threading
 
 from client.daemon.rounds import Output
+from client.egress.contact_sheet import count_pages, is_unpaged
 from client.egress.evidence import Evidence
 from client.egress.gate import Cleared, Gate
 from client.egress.review import SHEET, Reviews, batch_digest
@@ -82,7 +83,13 @@ def await_review(
     study = output.round.study
     evidence = Evidence.read(output.folder / EVIDENCE)
     if records.config.policy.review == "required":
-        reviews.propose(digest, study.hash(), output.folder / SHEET)
+        size_px = study.intake.size_px
+        sheet = output.folder / SHEET
+        pages = count_pages(len(evidence.group_of), size_px, size_px)
+        # a batch that waited through an upgrade has one sheet of all its images
+        if is_unpaged(sheet):
+            pages = 1
+        reviews.propose(digest, study.hash(), sheet, pages)
         log.info("%s: images wait for a person: kohort-site review", study.name)
     # wait for a decision; one that was taken before holds
     while reviews.state(digest) == "waiting":

@@ -23,9 +23,18 @@ from client.state.jobs import LOG, Job, Progress, Stopped, is_finished, read_err
 from client.state.records import Records
 from common.errors import disk_faults_named
 from common.privacy.mechanisms import SubsampledGaussian
+from common.process import usable_cores
 from common.wire.tensors import dumps
 
 POLL_S = 0.1
+# read once, when a library is loaded: a later call holds for the thread that makes it alone
+THREAD_COUNTS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 KILL_WAIT_S = 5.0
 # what a child inherits of the environment
 PASSED_ON = (
@@ -68,7 +77,7 @@ def compute(
     record = {"folder": reserved.folder.name, "reservation": job.reservation}
     records.state.journal.append(reserved.round.header.key, "started", record)
     secret = _group_key(records.state)
-    ending = run_child(reserved.folder, job.threads, secret, stop, progress)
+    ending = run_child(reserved.folder, job.threads_each, secret, stop, progress)
     if ending.finished:
         return output
     return ending
@@ -91,6 +100,9 @@ def _job(reserved: Reserved, records: Records) -> Job:
         threads=limits.threads,
         memory_gib=limits.child_memory_gib,
         people=records.people().digest,
+        ways=str(records.state.ways.resolve()),
+        compute=records.config.compute.shared,
+        processes=records.config.compute.processes,
     )
 
 
@@ -140,20 +152,20 @@ def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=_environment(threads),
+            env=environment(threads),
             start_new_session=True,
         )
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """What a child inherits: no key, no proxy, and of our settings only the number of threads."""
+def environment(threads: int) -> dict[str, str]:
+    """Return what a child inherits: no key, no proxy, and of our settings what must be set early.
+
+    The number of threads holds for every thread that the child starts. cuBLAS is deterministic
+    with a workspace of fixed size alone.
+    """
     kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    count = str(threads or os.cpu_count() or 1)
-    return kept | {
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
-    }
+    count = dict.fromkeys(THREAD_COUNTS, str(threads or usable_cores()))
+    return kept | count | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def _send_secret(child: subprocess.Popen[bytes], secret: bytes) -> None:

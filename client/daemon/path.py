@@ -88,7 +88,8 @@ def check_turn(
     asked = (order.index(header.model), header.round)
     for place in trained:
         later = (order.index(place.model), place.round) > asked
-        what = f"{header.model} round {header.round} after {place.model} round {place.round}"
+        now = f"{header.model} round {header.round + 1}"
+        what = f"{now} after {place.model} round {place.round + 1}"
         require(not later, 17, what, hint=ORDER)
 
 

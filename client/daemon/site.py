@@ -26,6 +26,7 @@ Logs hold phase, round and code alone. This process imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -50,7 +51,9 @@ from client.state.ledger import Ledger
 from client.state.membership import Membership
 from client.state.plans import Plans
 from client.state.records import Records
+from client.state.spool import remove_spool, spool_of
 from client.state.upgrade import upgrade
+from client.state.work import round_name
 from common.errors import RefusedError
 from common.privacy.boundary import check_instruction
 from common.study.plan import Study
@@ -128,9 +131,9 @@ class Site:
             self.done.set()
             raise RefusedError("instruction: the study has ended", code="E-STUDY-ENDED")
         if reply is None:
-            log.info("%s: %s: at work", study.name, _name(header))
+            log.info("%s: %s: at work", study.name, round_name(header.key, study))
             reply = self._compute_reply(header, study, sealed.payload)
-        log.info("%s: %s: answered", study.name, _name(header))
+        log.info("%s: %s: answered", study.name, round_name(header.key, study))
         if header.statement.get("done") is True:
             self.done.set()
         return reply
@@ -270,15 +273,12 @@ def _reply_key(header: Header) -> str:
     return header.key
 
 
-def _name(header: Header) -> str:
-    """A round as the log names it."""
-    parts = [header.phase, header.model, f"round {header.round}"]
-    return " ".join(part for part in parts if part)
-
-
 def _discard(output: Output) -> None:
     """Remove what an answered round needs no more: its folder, or the weights of the images."""
+    remove_spool(spool_of(output.folder))
     if output.round.header.kind == "train":
         shutil.rmtree(output.folder, ignore_errors=True)
-    else:
+        return
+    # what a disk that fails keeps is swept at the next start
+    with contextlib.suppress(OSError):
         (output.folder / WEIGHTS).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from client.state.head import rollback
 from client.state.jobs import is_finished
 from client.state.ledger import Reservation
 from client.state.ledger_file import of_kind
+from client.state.machine import check_memory, read_room
 from client.state.records import FILTER_ORDER, Records
 from common.errors import EnvironmentFault, PolicyError
 from common.privacy.accounting import epsilon_rdp, spend
@@ -26,6 +27,7 @@ from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, SubsampledGaus
 from common.privacy.plan_report import refuse_infeasible, refuse_over_budget
 from common.storage.journal import Entry
 from common.study.families import FAMILIES, Shapes
+from common.study.fit import check_checkpoints
 from common.study.plan import Study
 from common.study.shapes import parameter_counts
 
@@ -137,10 +139,11 @@ class Spending:
     def _check_whole_plan(self, study: Study) -> None:
         """Refuse a plan that breaks its own promise, cannot learn or does not fit under the cap.
 
-        Raises PolicyError (E-PLAN-BUDGET, E-PLAN-INFEASIBLE, E-POLICY-CAP). A plan's own promise
-        is checked by every daemon, the rest once a plan.
+        Raises PolicyError (E-PLAN-CHECKPOINT, E-PLAN-BUDGET, E-PLAN-INFEASIBLE, E-POLICY-CAP) or
+        EnvironmentFault (E-PLAN-MEMORY). A plan's checkpoints, its memory and its own promise are
+        checked by every daemon, the rest once a plan.
         """
-        self._check_budget(study)
+        self._check_constants(study)
         ledger = self.records.ledger()
         policy = self.records.config.policy
         lost = ledger.lost()
@@ -178,9 +181,12 @@ class Spending:
                 code="E-AFTER-LOSS",
             )
 
-    def _check_budget(self, study: Study) -> None:
-        """Refuse a plan whose constants spend more than its own epsilon."""
+    def _check_constants(self, study: Study) -> None:
+        """Refuse a plan that this machine cannot compute, or that spends over its epsilon."""
         if study.hash() not in self._within_budget:
+            check_checkpoints(study, self.records.plans.checkpoints(study))
+            config = self.records.config
+            check_memory(study, read_room(config.limits, config.compute))
             refuse_over_budget(study, self._plan_events(study))
             self._within_budget.add(study.hash())
 

@@ -33,6 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +106,10 @@ def ingest(
 
     `key`: the site's 32 pseudonym bytes. `labels_csv`: the labels file (labels.py); None only if
     the study declares one label. `people`: the site's persons; what is found of them is kept there
-    before the cohort appears. Raises ConfigurationError (folders, labels file, no usable image)
-    and EnvironmentFault (disk full and the like; nothing is left behind).
+    before the cohort appears. `progress(done, total)` counts every file once a pass: decoding (for
+    volumes two, scanning and reading), comparing, writing. Raises ConfigurationError (folders,
+    labels file, no usable image) and EnvironmentFault (disk full and the like; nothing is left
+    behind).
     """
     limits = limits or Limits()
     if len(key) != KEY_BYTES:
@@ -123,18 +126,30 @@ def ingest(
     labels = read_labels(labels_csv, intake.labels, relative, limits.max_labels_bytes, masks=masks)
 
     # (3 to 7) build in a folder beside `out`, and rename it when it is whole
-    partial = out.with_name(f".{out.name}.partial")
+    unfinished = out.with_name(f".{out.name}.partial")
     with _disk_faults(out):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700, parents=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700, parents=True)
         try:
-            build = _Build(intake, key, labels, partial, people)
-            report = build.run(files, relative, limits, progress)
-            os.rename(partial, out)
+            build = _Build(intake, key, labels, unfinished, people)
+            try:
+                report = build.run(files, relative, limits, progress)
+            finally:
+                build.source.remove()
+            os.rename(unfinished, out)
             sync_folder(out.parent)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
     return report
+
+
+def _stage_of(progress: Progress, files: int, passes: int, first: int, own: int) -> Progress:
+    """The progress of a stage that takes `own` of all passes over the files, from pass `first`."""
+
+    def show(done: int, total: int) -> None:
+        progress(first * files + own * files * done // total, passes * files)
+
+    return show
 
 
 class _Build:
@@ -150,9 +165,9 @@ class _Build:
         self.identities = Identities(key, labels, intake)
         self.source: Source
         if intake.volumes:
-            self.source = Volumes(intake, self.identities, folder / "spool")
+            self.source = Volumes(intake, self.identities, folder)
         else:
-            self.source = Photographs(intake, self.identities, folder / "spool")
+            self.source = Photographs(intake, self.identities, folder)
 
     def run(
         self, files: Sequence[Path], relative: Sequence[str], limits: Limits, progress: Progress
@@ -160,20 +175,22 @@ class _Build:
         """Decode, identify, join, choose and write; return the report."""
         # the state of the files before they are read: a later change is seen
         stamps = stamp_files(files, relative, self.key)
+        passes = self.source.passes
+        stage = partial(_stage_of, progress, len(files), passes + 2)
         # (3, 4) decode and identify
-        self.source.collect(files, relative, limits, progress)
+        self.source.collect(files, relative, limits, stage(0, passes))
 
         # (5, 6) join the ids of one person, and choose the images that enter
         persons: Persons = []
         if self.source.records:
-            persons = self._persons()
+            persons = self._persons(stage(passes, 1))
         if not persons:
             raise self._nothing_usable(len(files))
 
         # (7) write
-        digest = self._write(persons)
+        digest = self._write(persons, stage(passes + 1, 1))
         write_listing(self.folder / LISTING, stamps)
-        self.source.spool.unlink()
+        self.source.remove()
         for path in (*self.folder.iterdir(), self.folder):
             sync_folder(path)
         return self._report(persons, digest)
@@ -195,7 +212,7 @@ class _Build:
             digest=digest,
         )
 
-    def _persons(self) -> Persons:
+    def _persons(self, progress: Progress) -> Persons:
         """Each person's pseudonyms, and the entering images with their rows of the spool.
 
         In the cohort's order.
@@ -203,7 +220,7 @@ class _Build:
         known = People()
         if self.people is not None:
             known = self.people.read()
-        found = group_by_person(self._records(known), self.source.alike(), known)
+        found = group_by_person(self._records(known), self.source.alike(progress), known)
         known = self._keep(found, known)
         persons = []
         for person in found:
@@ -268,7 +285,7 @@ class _Build:
             f"no usable image among {files} files: {why}", hint=hint, code="E-EMPTY-COHORT"
         )
 
-    def _write(self, persons: Persons) -> str:
+    def _write(self, persons: Persons, progress: Progress) -> str:
         """Write the four files; return the digest."""
         # the cohort's rows: the patient and record of each image, and its row of the spool
         images: list[tuple[int, ImageRecord]] = []
@@ -278,19 +295,18 @@ class _Build:
             order += [row for _, row in entering]
         names = tuple(own for own, _ in persons)
 
-        # pixels, index and quarantine
-        spool = self.source.images()
-        write_images(
-            self.folder / "images.npy",
-            (spool[order[i : i + CHUNK_ROWS]] for i in range(0, len(order), CHUNK_ROWS)),
-            (len(order), *spool.shape[1:]),
-        )
+        # index and quarantine
         _write_index(self.folder / "index.sqlite", names, images)
         self._write_quarantine()
 
-        # the digest over what was written, and the facts
+        # pixels, with a digest over all that a reader of the cohort sees; and the facts
+        spool = self.source.spool
+        shape = (len(order), *spool.shape)
+        places = np.array(order, np.int64)
+        blocks = (spool[places[i : i + CHUNK_ROWS]] for i in range(0, len(order), CHUNK_ROWS))
         digest = digest_contents(
-            np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False),
+            shape,
+            write_images(self.folder / "images.npy", blocks, shape, progress),
             np.array([patient for patient, _ in images], np.int64),
             np.array([record.label for _, record in images], np.int64),
             np.array([record.laterality for _, record in images], np.int8),
@@ -327,15 +343,21 @@ class _Build:
         )
 
 
-def write_images(path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> None:
-    """Write uint8 `blocks` as one .npy of `shape`."""
+def write_images(
+    path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, ...], progress: Progress
+) -> Iterator[NDArray[np.uint8]]:
+    """Write uint8 `blocks` as one .npy of `shape`, as far as they are asked for; yield each."""
     # by plain writes: on a full disk a memory map would kill the process
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "|u1", "fortran_order": False, "shape": shape}
         )
+        done = 0
         for block in blocks:
-            file.write(np.ascontiguousarray(block).tobytes())
+            file.write(np.ascontiguousarray(block).data)
+            yield block
+            done += len(block)
+            progress(done, shape[0])
 
 
 def _write_index(

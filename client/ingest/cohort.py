@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ class Cohort:
         kept = np.flatnonzero(patient_of >= 0)
         images = self.images
         if len(kept) < len(images):
-            images = _copy_rows(images, kept, self.folder.parent)
+            images = _copy_rows(self.folder / "images.npy", images, kept)
         return Cohort(
             self.folder,
             images,
@@ -141,7 +142,8 @@ class Cohort:
         """Read everything that was written; raise RefusedError when the digest does not fit."""
         whole = Cohort.read_whole(self.folder)
         found = digest_contents(
-            whole.images,
+            whole.images.shape,
+            _read_blocks(self.folder / "images.npy", whole.images),
             whole.patient_of,
             whole.labels,
             whole.laterality,
@@ -152,6 +154,17 @@ class Cohort:
             raise RefusedError(
                 f"{self.folder}: the cohort's digest does not fit its images", hint="ingest again"
             )
+
+
+def release_pages(images: object) -> None:
+    """Let go of the pages of mapped images that were looked at; a later look reads them again.
+
+    So a process' memory does not grow with the images that it has seen.
+    """
+    if isinstance(images, np.memmap):
+        mapped = getattr(images, "_mmap", None)
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _not_whole(folder: Path) -> RefusedError:
@@ -210,19 +223,25 @@ def _persons(aliases: Iterable[tuple[str, ...]], people: People) -> list[tuple[s
     return found
 
 
-def _copy_rows(
-    images: NDArray[np.uint8], rows: NDArray[np.int64], folder: Path
-) -> NDArray[np.uint8]:
-    """Some rows of the images, in a file without a name: memory does not grow with the cohort."""
+def _copy_rows(path: Path, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Some rows of a file's mapped images, in a file without a name beside the cohort's folder.
+
+    By plain reads and writes: memory does not grow with the cohort.
+    """
+    assert isinstance(images, np.memmap)
     shape = (len(rows), *images.shape[1:])
     if not len(rows):
         return np.empty(shape, np.uint8)
+    row_bytes = int(np.prod(shape[1:]))
+    folder = path.parent.parent
     with (
         disk_faults_named("cannot leave out who withdrew in", folder),
+        open(path, "rb") as source,
         tempfile.TemporaryFile(dir=folder) as file,
     ):
-        for start in range(0, len(rows), CHUNK_ROWS):
-            file.write(np.ascontiguousarray(images[rows[start : start + CHUNK_ROWS]]).tobytes())
+        for row in rows.tolist():
+            source.seek(images.offset + row * row_bytes)
+            file.write(source.read(row_bytes))
         file.flush()
         # the map keeps the file's contents until the last reader is gone
         return np.memmap(file, np.uint8, "r", shape=shape)
@@ -251,22 +270,37 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
 
 
+def _read_blocks(path: Path, images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """The mapped images of a file, block by block, by plain reads: no page stays in memory."""
+    assert isinstance(images, np.memmap)
+    row_bytes = int(np.prod(images.shape[1:]))
+    with open(path, "rb") as file:
+        file.seek(images.offset)
+        left = images.nbytes
+        while left and (block := file.read(min(left, CHUNK_ROWS * row_bytes))):
+            left -= len(block)
+            yield np.frombuffer(block, np.uint8)
+
+
 def digest_contents(
-    images: NDArray[np.uint8],
+    shape: Sequence[int],
+    blocks: Iterable[NDArray[np.uint8]],
     patient_of: NDArray[np.int64],
     labels: NDArray[np.int64],
     laterality: NDArray[np.int8],
     names: Sequence[tuple[str, ...]],
     label_names: Sequence[str],
 ) -> str:
-    """Return the SHA-256, in hex, over everything that a reader of the cohort sees."""
+    """Return the SHA-256, in hex, over everything that a reader of the cohort sees.
+
+    `blocks`: the images of this `shape`, in order, some at a time.
+    """
     digest = hashlib.sha256(
-        canonical([FORMAT, list(images.shape), list(label_names), [list(own) for own in names]])
+        canonical([FORMAT, list(shape), list(label_names), [list(own) for own in names]])
     )
     # little-endian, so that the digest is the same on every machine
     for array in (patient_of.astype("<i8"), labels.astype("<i8"), laterality.astype("i1")):
         digest.update(array.tobytes())
-    # the images in blocks: they need not fit into memory
-    for start in range(0, len(images), CHUNK_ROWS):
-        digest.update(np.ascontiguousarray(images[start : start + CHUNK_ROWS]).tobytes())
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()

@@ -34,6 +34,7 @@ import numpy as np
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import (
     ANSWER_CAP_BYTES,
+    ENDS,
     LOOK_PX,
     SLICE_DIGEST_BYTES,
     Cut,
@@ -47,6 +48,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 START_TIMEOUT_S = 60.0
+# refusals after which there is no child, or none that can be used
+LOST = (Reason.TIMED_OUT, Reason.DECODER_DIED, Reason.OUT_OF_MEMORY)
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -56,11 +59,15 @@ QUIET = {
 
 
 class Refused(Unusable):
-    """The child's refusal of a volume: because of its slice `at`, or as a whole."""
+    """The child's refusal of a volume: because of its slice `at`, or as a whole.
 
-    def __init__(self, reason: Reason, at: int | None) -> None:
+    `ends`: the child ends with it.
+    """
+
+    def __init__(self, reason: Reason, at: int | None, *, ends: bool = False) -> None:
         super().__init__(reason)
         self.at = at
+        self.ends = ends
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Conversation:
             at = facts.get("at")
             if not isinstance(at, int):
                 at = None
-            raise Refused(Reason(str(facts["reason"])), at)
+            raise Refused(Reason(str(facts["reason"])), at, ends=facts.get(ENDS) is True)
         return facts
 
     def exactly(self, count: int) -> bytes:
@@ -147,7 +154,8 @@ class Decoder:
             return read(talk)
         except Unusable as refusal:
             # the child hangs, is gone, or ends itself; an ordinary refusal leaves it at work
-            if refusal.reason in (Reason.TIMED_OUT, Reason.DECODER_DIED, Reason.OUT_OF_MEMORY):
+            ends = isinstance(refusal, Refused) and refusal.ends
+            if ends or refusal.reason in LOST:
                 self.close()
             raise
         except MemoryError:

@@ -4,7 +4,8 @@ Run by decode.py as `python -m client.ingest.decode_child`.
 In: settings, then one request a line on stdin.
 Out: answers on stdout: a length, JSON, raw bytes.
 Guarantees: capped memory, no file it may write, no core dump. The parent discards stderr and keeps
-the time; an alarm ends an orphan.
+the time; an alarm ends an orphan. Where a refused file's codec keeps memory, the child says so with
+the refusal and ends: no later file pays for it.
 
 A photograph (volumes: volumes.py):
   1. open it, following no link and waiting on no pipe
@@ -31,7 +32,9 @@ import numpy as np
 from client.ingest.files import open_regular
 from client.ingest.images import frame_image, read_photograph
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import Photograph, Settings
+from client.ingest.request import ENDS, Photograph, Settings
+
+KEPT_SHARE = 8  # a child that keeps more than this part of its limit after a refusal ends
 
 
 def read_file(path: str, settings: Settings) -> Photograph:
@@ -71,12 +74,12 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
         raise Unusable(Reason.UNKNOWN_FORMAT)
 
     # (5) digest of the decoded pixels, before they are framed
-    data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
-    digest = hashlib.sha256(data).digest()
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
     # (6) frame
     is_fundus = "OP" in settings.modalities
     square = frame_image(pixels, settings.size_px, settings.channels, field_of_view=is_fundus)
-    return Photograph(square, digest, is_dicom, patient_id, issuer, laterality)
+    return Photograph(square, digest.digest(), is_dicom, patient_id, issuer, laterality)
 
 
 def serve() -> None:
@@ -92,17 +95,29 @@ def serve() -> None:
 
     # one answer a request; whoever runs out of memory says so and ends
     _answer(answers, {"ready": True})
+    most_bytes = _address_bytes() + settings.memory_bytes // KEPT_SHARE
     for line in iter(sys.stdin.readline, ""):
+        refused: dict[str, object] = {}
         try:
             _serve_one(json.loads(line), settings, answers)
         except Unusable as refusal:
-            _answer(answers, {"reason": refusal.reason.value, "at": getattr(refusal, "at", None)})
+            refused = {"reason": refusal.reason.value, "at": getattr(refusal, "at", None)}
         except MemoryError:
-            _answer(answers, {"reason": Reason.OUT_OF_MEMORY.value})
-            return
+            refused = {"reason": Reason.OUT_OF_MEMORY.value, ENDS: True}
         except Exception:
-            _answer(answers, {"reason": Reason.UNDECODABLE.value})
+            refused = {"reason": Reason.UNDECODABLE.value}
         signal.alarm(0)
+        if refused:
+            ends = ENDS in refused or _address_bytes() > most_bytes
+            _answer(answers, refused | {ENDS: ends})
+            if ends:
+                return
+
+
+def _address_bytes() -> int:
+    """Return how much address space this process takes, which is what its limit is on."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _read_settings(line: str) -> Settings:

@@ -13,15 +13,19 @@ Not covered: text burned into pixels that the header does not admit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import pixel_array
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, convert_color_space
+from pydicom.pixels.utils import as_pixel_options
 
+from client.ingest.codestream import stated_size
 from client.ingest.dicom_header import (
     GREY,
     bound_inflation,
@@ -31,10 +35,12 @@ from client.ingest.dicom_header import (
     read_header,
     text_of,
 )
+from client.ingest.images import strips
 from client.ingest.quarantine import Reason, Unusable
 from common.arrays import Pixels
 
 Window = tuple[float, float]
+T = TypeVar("T", bound=np.generic)
 
 SIDES = {"R": 2, "L": 1}
 
@@ -110,12 +116,33 @@ def decode_frame(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.i
     if native and len(full.PixelData) < native_bytes(full, frames):
         raise Unusable(Reason.TRUNCATED)
 
+    # a compressed image of another size than the header's is not decoded
+    index = (frames - 1) // 2
+    size = (int(full.Rows), int(full.Columns))
+    if not native and stated_size(
+        get_frame(full.PixelData, index, number_of_frames=frames)
+    ) not in (
+        None,
+        size,
+    ):
+        raise Unusable(Reason.UNDECODABLE)
+
     # decode, and check that a codec gave what the header declares
-    stored = pixel_array(full, index=(frames - 1) // 2)
-    declared = stored.shape[:2] == (full.Rows, full.Columns)
-    if not declared or stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
+    stored = _decode(full, index)
+    del full.PixelData
+    if stored.shape[:2] != size or stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
         raise Unusable(Reason.UNDECODABLE)
     return full, stored.astype(stored.dtype.newbyteorder("="), copy=False)
+
+
+def _decode(full: Dataset, index: int) -> NDArray[Any]:
+    """The stored values of one frame; luma and chroma become RGB strip by strip."""
+    decoder = get_decoder(full.file_meta.TransferSyntaxUID)
+    stored, facts = decoder.as_array(full, index=index, raw=True, **as_pixel_options(full))
+    if facts["photometric_interpretation"] in ("YBR_FULL", "YBR_FULL_422"):
+        for rows in strips(*stored.shape[:2]):
+            stored[rows] = convert_color_space(stored[rows], "YBR_FULL", "RGB")
+    return stored
 
 
 def native_bytes(header: Dataset, frames: int) -> int:
@@ -133,18 +160,46 @@ def _render(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | 
     bits = min(int(header.BitsStored), 8 * stored.dtype.itemsize)
     # grey: one table over all possible values
     if kind in GREY:
-        raw = stored.view(f"u{stored.dtype.itemsize}").astype(np.uint16, copy=False)
-        counts = np.bincount(raw.ravel(), minlength=1 << 8 * stored.dtype.itemsize)
-        table = display_table(header, counts, bits, stored.dtype.kind == "i", window)
-        return np.asarray(table[raw])[..., None]
+        raw = stored.view(f"u{stored.dtype.itemsize}")
+        table = display_table(header, count_values(raw), bits, stored.dtype.kind == "i", window)
+        return map_values(raw, table)[..., None]
     # palette: its colours; some 16-bit palettes hold 8-bit values
-    if kind == "PALETTE COLOR":
-        stored = apply_color_lut(stored, header)
+    palette = kind == "PALETTE COLOR"
+    if palette:
         bits = 8
-        if int(stored.max()) > 255:
+        largest = max(int(apply_color_lut(stored[rows], header).max()) for rows in _rows(stored))
+        if largest > 255:
             bits = 16
     # colour: the upper eight bits
-    return np.asarray(stored >> max(bits - 8, 0) << max(8 - bits, 0), dtype=np.uint8)
+    shown = np.empty((*stored.shape[:2], 3), np.uint8)
+    for rows in _rows(stored):
+        strip = stored[rows]
+        if palette:
+            strip = apply_color_lut(strip, header)
+        shown[rows] = strip >> max(bits - 8, 0) << max(8 - bits, 0)
+    return shown
+
+
+def _rows(stored: NDArray[Any]) -> Iterator[slice]:
+    """The rows of each strip of stored values [H, W, ...]."""
+    return strips(*stored.shape[:2])
+
+
+def count_values(raw: NDArray[Any]) -> NDArray[np.int64]:
+    """Return how often each unsigned pattern of [H, W] occurs, [256] or [65536]."""
+    counts = np.zeros(1 << 8 * raw.dtype.itemsize, np.int64)
+    for rows in _rows(raw):
+        # strip by strip, because bincount widens its input
+        counts += np.bincount(raw[rows].ravel(), minlength=len(counts))
+    return counts
+
+
+def map_values(raw: NDArray[Any], table: NDArray[T]) -> NDArray[T]:
+    """Return the table's entry for each unsigned pattern of [H, W]."""
+    found = np.empty(raw.shape, table.dtype)
+    for rows in _rows(raw):
+        found[rows] = table[raw[rows]]
+    return found
 
 
 def display_table(

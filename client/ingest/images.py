@@ -3,7 +3,7 @@
 In: an open file, or decoded pixels.
 Out: uint8 [H, W, C], or the square uint8 [S, S, C] of the study.
 Guarantees: width x height is checked before anything is decoded; EXIF, comments and colour profiles
-are never read.
+are never read. Beside the codec's own copy and the result, memory holds one strip of the image.
 Not covered: text inside the field of view; EXIF rotation.
 
 Framing:
@@ -15,6 +15,7 @@ Framing:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +32,8 @@ BLANK_SPREAD = 1.0  # grey levels of standard deviation
 COLOUR_MODES = {"RGB", "RGBA", "P", "YCbCr", "CMYK"}
 GREY_MODES = {"L", "LA", "1"}
 DEEP_MODES = {"I;16", "I;16B", "I", "I;16L"}
+DEEP_LEVELS = 1 << 16
+STRIP_PIXELS = 1 << 20
 
 
 def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
@@ -49,21 +52,69 @@ def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
 
     # decode by mode: 16-bit grey, grey or colour
     if picture.mode in DEEP_MODES:
-        return _eight_bits(np.asarray(picture, dtype=np.int64))[..., None]
+        return _read_deep(picture)
     if picture.mode not in COLOUR_MODES | GREY_MODES:
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
-    mode = "RGB"
     if picture.mode in GREY_MODES:
-        mode = "L"
-    pixels = np.asarray(picture.convert(mode), dtype=np.uint8)
-    return pixels.reshape(*pixels.shape[:2], -1)
+        return _read_shallow(picture, "L", 1)
+    return _read_shallow(picture, "RGB", 3)
 
 
-def _eight_bits(deep: NDArray[np.int64]) -> Pixels:
-    """A 16-bit grey image as 8 bits: its middle 99 % of values spread over 0..255."""
-    low, high = np.percentile(deep, (0.5, 99.5))
-    shares = np.clip((deep - low) / max(high - low, 1), 0, 1)
-    return np.asarray(np.rint(255 * shares), dtype=np.uint8)
+def strips(height: int, width: int) -> Iterator[slice]:
+    """Yield the rows of each strip of an image, STRIP_PIXELS at a time."""
+    step = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
+
+
+def _read_shallow(picture: Image.Image, mode: str, channels: int) -> Pixels:
+    """A picture of 8 bits in grey (L) or colour (RGB), uint8 [H, W, channels]."""
+    width, height = picture.size
+    pixels = np.empty((height, width, channels), np.uint8)
+    for rows in strips(height, width):
+        strip = picture.crop((0, rows.start, width, rows.stop)).convert(mode)
+        pixels[rows] = np.asarray(strip).reshape(-1, width, channels)
+    return pixels
+
+
+def _read_deep(picture: Image.Image) -> Pixels:
+    """A 16-bit grey picture, uint8 [H, W, 1]: its middle 99 % of values spread over 0..255."""
+    width, height = picture.size
+    counts = np.zeros(DEEP_LEVELS, np.int64)
+    for rows in strips(height, width):
+        counts += np.bincount(_deep_strip(picture, rows).ravel(), minlength=DEEP_LEVELS)
+    low, high = _percentile(counts, 0.005), _percentile(counts, 0.995)
+    shares = np.clip((np.arange(DEEP_LEVELS) - low) / max(high - low, 1), 0, 1)
+    table = np.rint(255 * shares).astype(np.uint8)
+    pixels = np.empty((height, width, 1), np.uint8)
+    for rows in strips(height, width):
+        pixels[rows, :, 0] = table[_deep_strip(picture, rows)]
+    return pixels
+
+
+def _deep_strip(picture: Image.Image, rows: slice) -> NDArray[np.int64]:
+    """Some rows of a deep picture. Raises Unusable for a value of more than 16 bits."""
+    strip = picture.crop((0, rows.start, picture.width, rows.stop))
+    values = np.asarray(strip, dtype=np.int64)
+    if values.min() < 0 or values.max() >= DEEP_LEVELS:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    return values
+
+
+def _percentile(counts: NDArray[np.int64], share: float) -> float:
+    """The value that a share of all is not above, between two values in proportion.
+
+    `counts`: how often each value occurs. It is what np.percentile returns of the values.
+    """
+    ends = np.cumsum(counts)
+    place = share * float(ends[-1] - 1)
+    below = int(place)
+    above = min(below + 1, int(ends[-1]) - 1)
+    low, high = np.searchsorted(ends, (below, above), side="right").tolist()
+    part = place - below
+    if part < 0.5:
+        return float(low + (high - low) * part)
+    return float(high - (high - low) * (1 - part))
 
 
 def frame_image(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) -> Pixels:
@@ -74,7 +125,7 @@ def frame_image(pixels: Pixels, size_px: int, channels: int, *, field_of_view: b
     pixels = _with_channels(pixels, channels)
     # (1) crop to the field of view
     if field_of_view:
-        pixels = np.ascontiguousarray(pixels[field_box(pixels)])
+        pixels = pixels[field_box(pixels)]
     height, width = pixels.shape[:2]
     if max(height, width) < size_px / 2:
         raise Unusable(Reason.TOO_SMALL)
@@ -97,11 +148,23 @@ def frame_image(pixels: Pixels, size_px: int, channels: int, *, field_of_view: b
 
 def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
     """Pixels [H, W, 1 or 3] at another height and width, by antialiased bicubic interpolation."""
+    # Pillow's copy is filled strip by strip: the pixels may be a part of a larger image
     channels = pixels.shape[2]
+    mode = "RGB"
     if channels == 1:
-        pixels = pixels.squeeze(-1)
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        mode = "L"
+    picture = Image.new(mode, (pixels.shape[1], pixels.shape[0]))
+    for rows in strips(*pixels.shape[:2]):
+        picture.paste(_picture_of(pixels[rows]), (0, rows.start))
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized).reshape(height, width, channels)
+
+
+def _picture_of(pixels: Pixels) -> Image.Image:
+    """Pixels [H, W, 1 or 3] as Pillow holds them."""
+    if pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:
@@ -110,7 +173,10 @@ def _with_channels(pixels: Pixels, channels: int) -> Pixels:
         return pixels
     if channels == 3:
         raise Unusable(Reason.WRONG_CHANNELS)
-    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    grey = np.empty((*pixels.shape[:2], 1), np.uint8)
+    for rows in strips(*pixels.shape[:2]):
+        grey[rows, :, 0] = np.asarray(_picture_of(pixels[rows]).convert("L"))
+    return grey
 
 
 def field_box(pixels: Pixels) -> tuple[slice, slice]:

@@ -1,6 +1,6 @@
 """Decides who is one person and which images enter: rules over values, without files.
 
-In: `ImageRecord`s and pairs of near-identical images.
+In: `ImageRecord`s and pairs of near-identical images (likeness.py).
 Out: records grouped by person, and for each whether it enters or why not.
 Guarantees:
   - two ids joined by identical or nearly identical pixels, or by the labels file, are one person; a
@@ -14,19 +14,13 @@ from __future__ import annotations
 
 import hmac
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-
-import numpy as np
-from numpy.typing import NDArray
 
 from client.ingest.quarantine import Reason
 from client.state.people import Links, People
 
-NEAR_DUPLICATE_CORRELATION = 0.997  # at 64 px; lower thresholds join strangers with similar discs
-NEAR_DUPLICATE_SIZE_PX = 64
-BLOCK = 512
 PLACEHOLDERS = frozenset(
     "ANONYMOUS ANONYMIZED ANONYMISED ANON UNKNOWN UNKOWN UNDEFINED NONE NULL NIL NA NAN NOID "
     "NOPATIENTID NOTAVAILABLE PATIENT PATIENTID PID ID TEST TESTPATIENT DUMMY EMPTY DEFAULT "
@@ -82,60 +76,6 @@ def keyed_hash(key: bytes, kind: str, *parts: str) -> str:
 def pseudonym(key: bytes, issuer: str, identifier: str) -> str:
     """Return the pseudonym of a patient id under its issuer."""
     return keyed_hash(key, "patient", normalise_id(issuer), normalise_id(identifier))
-
-
-def near_duplicates(images: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Yield pairs (i, j), i < j, of uint8 images [N, S, S, C] that are nearly identical.
-
-    That is: their grey values at 64 px correlate by more than 0.997. Images of one even shade
-    correlate with nothing.
-    """
-    # block by block, so that memory does not grow with N
-    for a in range(0, len(images), BLOCK):
-        left = _standardise(images[a : a + BLOCK])
-        for b in range(a, len(images), BLOCK):
-            right = left
-            if a != b:
-                right = _standardise(images[b : b + BLOCK])
-            for i, j in _alike(left, right):
-                if a + i < b + j:
-                    yield a + i, b + j
-
-
-def near_pairs(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Yield pairs (i, j) of an image and one of the others that are nearly identical.
-
-    Both are uint8 [N, S, S, C], and the rule is that of `near_duplicates`.
-    """
-    for a in range(0, len(images), BLOCK):
-        left = _standardise(images[a : a + BLOCK])
-        for b in range(0, len(others), BLOCK):
-            for i, j in _alike(left, _standardise(others[b : b + BLOCK])):
-                yield a + i, b + j
-
-
-def _alike(left: NDArray[np.float32], right: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
-    """Pairs of rows that correlate by more than the threshold."""
-    rows, columns = np.nonzero(left @ right.T > NEAR_DUPLICATE_CORRELATION)
-    yield from zip(rows.tolist(), columns.tolist(), strict=True)
-
-
-def _standardise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Rows of zero mean and unit length, one per image, at 64 px.
-
-    Images of 96 px are compared at 48 px, smaller images at their own size.
-    """
-    grey = images.mean(axis=3, dtype=np.float32)
-    if grey.shape[1] > NEAR_DUPLICATE_SIZE_PX:
-        step = -(-grey.shape[1] // NEAR_DUPLICATE_SIZE_PX)  # 2 for 96 and 128
-        side = grey.shape[1] // step
-        grey = grey.reshape(len(grey), side, step, side, step).mean(axis=(2, 4))
-    flat = grey.reshape(len(grey), -1)
-    flat -= flat.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.asarray(
-        np.divide(flat, lengths, out=np.zeros_like(flat), where=lengths > 1e-3), dtype=np.float32
-    )
 
 
 def group_by_person(

@@ -26,7 +26,7 @@ from client.ingest.listing import (
     relative_name,
     stamp_files,
 )
-from client.ingest.request import Limits
+from client.ingest.request import CHILD_BYTES, VOLUME_CHILD_BYTES, Limits, count_decoders
 from client.state.config import SiteConfig
 from client.state.folder import State
 from client.state.people import FILE as PEOPLE
@@ -108,7 +108,9 @@ class Intakes:
         """Return which files came, went or changed since the cohort was built; None if unknown."""
         source = Path(self.config.data.folder)
         folder = self.state.cohort(intake)
-        files = list_files(source, folder.with_name(".none"), self._limits(), skip=self._labels())
+        files = list_files(
+            source, folder.with_name(".none"), self._limits(intake), skip=self._labels()
+        )
         names = [relative_name(path, source) for path in files]
         return compare_listing(folder, stamp_files(files, names, self.state.pseudonym_bytes()))
 
@@ -119,7 +121,7 @@ class Intakes:
             self.state.pseudonym_bytes(),
             folder,
             labels_csv=self._labels(),
-            limits=self._limits(),
+            limits=self._limits(intake),
             people=PeopleFile(self.state.people),
             progress=self.progress,
         )
@@ -129,8 +131,12 @@ class Intakes:
             return None
         return Path(self.config.data.labels_csv)
 
-    def _limits(self) -> Limits:
-        return Limits(max_file_bytes=self.config.limits.max_file_mib << 20)
+    def _limits(self, intake: Intake) -> Limits:
+        child_bytes = VOLUME_CHILD_BYTES if intake.volumes else CHILD_BYTES
+        return Limits(
+            max_file_bytes=self.config.limits.max_file_mib << 20,
+            workers=count_decoders(self.config.compute.decoders, child_bytes),
+        )
 
 
 def learn_persons(folder: Path) -> None:

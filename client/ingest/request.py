@@ -6,7 +6,8 @@ Not covered: the protocol (decode.py, decode_child.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,10 @@ Kind = Literal["slice", "segmentation", "nifti"]
 LOOK_PX = 64
 SLICE_DIGEST_BYTES = 16
 ANSWER_CAP_BYTES = 1 << 14
+ENDS = "ends"  # in a refusal: whether the child ends with it
+CHILD_BYTES = 1 << 30  # the address space of a child that decodes photographs
+VOLUME_CHILD_BYTES = 2 << 30
+MOST_DECODERS = 16
 
 
 @dataclass(frozen=True)
@@ -76,24 +81,41 @@ class Cut:
     patches: NDArray[np.uint8]
 
 
+def count_decoders(asked: int, child_bytes: int = CHILD_BYTES) -> int:
+    """Return how many children of one size decode at the same time: as many as asked for.
+
+    0 asks for one a core that this process may use, at most MOST_DECODERS, and no more than fit
+    into half of the machine's memory.
+    """
+    if asked:
+        return asked
+    cores = len(os.sched_getaffinity(0))
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores, MOST_DECODERS, memory_bytes // (2 * child_bytes)))
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one ingest may use.
 
     `max_pixel_bytes` bounds rows x columns x frames x samples x bytes of one file, and what a
     compressed file inflates to. `max_volume_bytes` bounds rows x columns x slices x 4 of one
-    series; a child holds one volume at a time.
+    series; a child holds one volume at a time. `decode_memory_bytes`, `volume_memory_bytes`: the
+    address space of a child that decodes photographs, or volumes. Images of 7,000 x 7,000 pixels
+    fit with any codec; one that finds too little memory for a larger image says `undecodable`.
+    `workers`: children at work at the same time.
     """
 
     max_files: int = 1_000_000
     max_file_bytes: int = 256 << 20
     max_pixel_bytes: int = 256 << 20
     max_labels_bytes: int = 64 << 20
-    decode_memory_bytes: int = 2 << 30
+    decode_memory_bytes: int = CHILD_BYTES
+    volume_memory_bytes: int = VOLUME_CHILD_BYTES
     decode_timeout_s: float = 30.0
     max_volume_bytes: int = 512 << 20
     volume_timeout_s: float = 300.0
-    workers: int = 2
+    workers: int = field(default_factory=lambda: count_decoders(0))
 
 
 @dataclass(frozen=True)

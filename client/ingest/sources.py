@@ -13,39 +13,54 @@ from __future__ import annotations
 
 import hmac
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from client.ingest import decode
 from client.ingest.decode import Decoder
 from client.ingest.identify import Identities, Owner
+from client.ingest.likeness import count_fields, join_alike, reduce_images
 from client.ingest.link import Series, link
-from client.ingest.persons import ImageRecord, keyed_hash, near_duplicates
+from client.ingest.persons import ImageRecord, keyed_hash
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import Cut, Limits, Photograph, Scan, Settings, VolumeFiles
+from client.ingest.request import (
+    LOOK_PX,
+    Cut,
+    Limits,
+    Photograph,
+    Scan,
+    Settings,
+    VolumeFiles,
+)
+from client.ingest.rows import RowFile
 from common.study.intake import Intake
 
-Pairs = Iterable[tuple[int, int]]
+Pairs = Iterator[tuple[int, int]]
+Progress = Callable[[int, int], None]
 
 
 class Source(ABC):
     """The contents of a folder.
 
     `quarantine`: (name below the source, reason) of each file that did not enter.
-    `records[i].position` is i.
+    `records[i].position` is i. `spool`: the images, uint8 [rows, S, S, planes]. `fields`: what
+    tells which records are alike (likeness.py), a row each. Both are files in `folder`, until
+    `remove`. `passes`: how often `collect` goes over the files.
     """
 
-    def __init__(self, intake: Intake, identities: Identities, spool: Path) -> None:
+    passes = 1
+
+    def __init__(self, intake: Intake, identities: Identities, folder: Path) -> None:
         self.intake = intake
         self.identities = identities
-        self.spool = spool
         self.records: list[ImageRecord] = []
         self.quarantine: list[tuple[str, Reason]] = []
-        self._rows = 0
+        side = intake.size_px
+        self.spool = RowFile(folder / "spool", (side, side, intake.planes), np.uint8)
+        self.fields = RowFile(folder / "fields", (count_fields(self._look_px()),), np.uint16)
 
     @abstractmethod
     def collect(
@@ -53,13 +68,16 @@ class Source(ABC):
         files: Sequence[Path],
         names: Sequence[str],
         limits: Limits,
-        progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> None:
         """Decode everything into the spool."""
 
     @abstractmethod
-    def alike(self) -> Pairs:
-        """Return pairs of records whose images are the same, or nearly so."""
+    def alike(self, progress: Progress) -> Pairs:
+        """Yield pairs of records that join those whose images are the same, or nearly so.
+
+        `progress(done, total)` counts records.
+        """
 
     @abstractmethod
     def rows(self, entering: Sequence[ImageRecord]) -> list[tuple[ImageRecord, int]]:
@@ -76,17 +94,21 @@ class Source(ABC):
     def file_count(self, position: int) -> int:
         """Return the number of files of a record."""
 
-    def images(self) -> NDArray[np.uint8]:
-        """Return the spool, uint8 [rows, S, S, planes]."""
-        side = self.intake.size_px
-        return np.memmap(
-            self.spool, np.uint8, "r", shape=(self._rows, side, side, self.intake.planes)
-        )
+    def remove(self) -> None:
+        """Close and delete the files of this source."""
+        self.spool.remove()
+        self.fields.remove()
+
+    def _look_px(self) -> int:
+        """The side of the pictures that are compared."""
+        return self.intake.size_px
 
     def _settings(self, limits: Limits) -> Settings:
         patches = 0
+        memory_bytes = limits.decode_memory_bytes
         if self.intake.volumes:
             patches = self.intake.volumes.patches_per_patient
+            memory_bytes = limits.volume_memory_bytes
         return Settings(
             size_px=self.intake.size_px,
             channels=self.intake.channels,
@@ -94,7 +116,7 @@ class Source(ABC):
             window=self.intake.window,
             max_file_bytes=limits.max_file_bytes,
             max_pixel_bytes=limits.max_pixel_bytes,
-            memory_bytes=limits.decode_memory_bytes,
+            memory_bytes=memory_bytes,
             timeout_s=limits.decode_timeout_s,
             max_volume_bytes=limits.max_volume_bytes,
             volume_timeout_s=limits.volume_timeout_s,
@@ -105,8 +127,8 @@ class Source(ABC):
 class Photographs(Source):
     """One file, one image."""
 
-    def __init__(self, intake: Intake, identities: Identities, spool: Path) -> None:
-        super().__init__(intake, identities, spool)
+    def __init__(self, intake: Intake, identities: Identities, folder: Path) -> None:
+        super().__init__(intake, identities, folder)
         self._names: list[str] = []
 
     def collect(
@@ -114,33 +136,32 @@ class Photographs(Source):
         files: Sequence[Path],
         names: Sequence[str],
         limits: Limits,
-        progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> None:
         """Decode each file (decode.py); those of nobody are refused."""
-        with open(self.spool, "wb") as spool:
-            photographs = decode.decode_all(files, self._settings(limits), limits.workers)
-            for done, (name, outcome) in enumerate(zip(names, photographs, strict=True), 1):
-                # a file that cannot be decoded, or that is nobody's, has a reason
-                try:
-                    if isinstance(outcome, Reason):
-                        raise Unusable(outcome)
-                    self._take(name, outcome, spool.write)
-                except Unusable as refusal:
-                    self.quarantine.append((name, refusal.reason))
-                progress(done, len(files))
-        self._rows = len(self.records)
+        photographs = decode.decode_all(files, self._settings(limits), limits.workers)
+        for done, (name, outcome) in enumerate(zip(names, photographs, strict=True), 1):
+            # a file that cannot be decoded, or that is nobody's, has a reason
+            try:
+                if isinstance(outcome, Reason):
+                    raise Unusable(outcome)
+                self._take(name, outcome)
+            except Unusable as refusal:
+                self.quarantine.append((name, refusal.reason))
+            progress(done, len(files))
 
-    def _take(self, name: str, photograph: Photograph, write: Callable[[bytes], int]) -> None:
+    def _take(self, name: str, photograph: Photograph) -> None:
         """Note whose photograph it is, and write it to the spool. Raises Unusable for nobody's."""
         owner = Owner(photograph.patient_id, photograph.issuer, photograph.laterality)
         record = self.identities.make_record(len(self.records), owner, (name,), photograph.digest)
-        write(photograph.pixels.tobytes())
+        self.spool.append(photograph.pixels[None])
+        self.fields.append(reduce_images(photograph.pixels[None]))
         self.records.append(record)
         self._names.append(name)
 
-    def alike(self) -> Pairs:
-        """Return pairs of photographs that correlate."""
-        return near_duplicates(self.images())
+    def alike(self, progress: Progress) -> Pairs:
+        """Yield pairs of photographs that correlate."""
+        return join_alike(self.fields, progress)
 
     def rows(self, entering: Sequence[ImageRecord]) -> list[tuple[ImageRecord, int]]:
         """Return one row for every photograph."""
@@ -165,13 +186,18 @@ class Volumes(Source):
     4. deal a person's patches to the volumes (`rows`)
     """
 
-    def __init__(self, intake: Intake, identities: Identities, spool: Path) -> None:
-        super().__init__(intake, identities, spool)
+    passes = 2
+
+    def __init__(self, intake: Intake, identities: Identities, folder: Path) -> None:
+        super().__init__(intake, identities, folder)
         self._files: list[tuple[list[str], list[str]]] = []  # names of slices and mask, by record
         self._first_row: list[int] = []
-        self._looks: list[NDArray[np.uint8]] = []
         self._same_slice: list[tuple[int, int]] = []
         self._slice_of: dict[bytes, int] = {}
+
+    def _look_px(self) -> int:
+        """The side of a volume's look."""
+        return LOOK_PX
 
     @property
     def _patches_per_patient(self) -> int:
@@ -183,14 +209,11 @@ class Volumes(Source):
         files: Sequence[Path],
         names: Sequence[str],
         limits: Limits,
-        progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> None:
         """Scan, link and cut. Progress counts every file twice: scanned, and read."""
         total = 2 * len(files)
-        with (
-            decode.decoders(self._settings(limits), limits.workers) as pool,
-            open(self.spool, "wb") as spool,
-        ):
+        with decode.decoders(self._settings(limits), limits.workers) as pool:
             # (1) scan every file
             scans: dict[int, Scan] = {}
             scanned = pool.each(lambda decoder, path: decoder.scan(path), files)
@@ -210,7 +233,7 @@ class Volumes(Source):
             requests = [self._request(one, scans, files) for one in series]
             done = total - sum(len(one.slices) + len(one.masks) for one in series)
             for one, cut in zip(series, pool.each(self._cut, requests, ahead=1), strict=True):
-                self._take(one, cut, names, spool.write)
+                self._take(one, cut, names)
                 done += len(one.slices) + len(one.masks)
                 progress(done, total)
 
@@ -232,9 +255,7 @@ class Volumes(Source):
 
         return decoder.cut(request, seed_of)
 
-    def _take(
-        self, one: Series, cut: Cut | Unusable, names: Sequence[str], write: Callable[[bytes], int]
-    ) -> None:
+    def _take(self, one: Series, cut: Cut | Unusable, names: Sequence[str]) -> None:
         """Write a volume's patches to the spool and note whose they are, or why it is not used."""
         # a series that makes no volume, or that is nobody's
         slices = [names[position] for position in one.slices]
@@ -264,12 +285,12 @@ class Volumes(Source):
             self._same_slice.append((first, record.position))
 
         # the spool
-        write(cut.patches.tobytes())
+        self._first_row.append(len(self.spool))
+        if len(cut.patches):
+            self.spool.append(cut.patches)
+        self.fields.append(reduce_images(cut.look[None]))
         self.records.append(record)
         self._files.append((slices, masks))
-        self._first_row.append(self._rows)
-        self._looks.append(cut.look)
-        self._rows += len(cut.patches)
 
     def _refuse_series(
         self, slices: Sequence[str], masks: Sequence[str], reason: Reason, at: int | None
@@ -287,9 +308,9 @@ class Volumes(Source):
         for name in masks:
             self.quarantine.append((name, Reason.SERIES_REFUSED))
 
-    def alike(self) -> Pairs:
+    def alike(self, progress: Progress) -> Pairs:
         """Yield pairs of volumes whose looks correlate, or that share a slice."""
-        yield from near_duplicates(np.stack(self._looks))
+        yield from join_alike(self.fields, progress)
         for first, other in self._same_slice:
             if first != other:
                 yield first, other

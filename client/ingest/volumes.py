@@ -226,8 +226,8 @@ def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32
         raise Unusable(Reason.UNDECODABLE)
 
     # one table over all stored patterns: modality values, NaN for padding
-    raw = stored.view(f"u{stored.dtype.itemsize}").astype(np.uint16, copy=False)
-    counts = np.bincount(raw.ravel(), minlength=1 << 8 * stored.dtype.itemsize)
+    raw = stored.view(f"u{stored.dtype.itemsize}")
+    counts = dicom.count_values(raw)
     bits = min(int(full.BitsStored), 8 * stored.dtype.itemsize)
     patterns = dicom.stored_values(len(counts), bits, stored.dtype.kind == "i")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -235,7 +235,7 @@ def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32
     table[dicom.padding_of(full, patterns, counts)] = np.nan
     if np.isinf(table).any():
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
-    return np.asarray(table[raw])
+    return dicom.map_values(raw, table)
 
 
 def _sha(values: NDArray[np.float32]) -> bytes:

@@ -18,15 +18,9 @@ import numpy as np
 from client.ingest.cohort import Cohort, image_marks
 from client.ingest.identify import Identities, Owner
 from client.ingest.labels import Labels, read_labels
+from client.ingest.likeness import near_duplicates, near_pairs
 from client.ingest.listing import relative_name
-from client.ingest.persons import (
-    ImageRecord,
-    aliases,
-    group_by_person,
-    keyed_hash,
-    near_duplicates,
-    near_pairs,
-)
+from client.ingest.persons import ImageRecord, aliases, group_by_person, keyed_hash
 from client.ingest.quarantine import Unusable
 from client.ingest.request import Limits, Photograph
 from client.state.config import SiteConfig

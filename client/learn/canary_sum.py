@@ -103,8 +103,9 @@ class CanarySum:
         weights = sum(self._sizes)
         if len(released) == weights and not self._canaries.inside:
             return  # no canaries, nothing to measure
-        inside = released[self._places].double() + without_patients.double() * self._scale
-        own = released[weights:].double().numpy()
+        heard = released[self._places.to(released.device)].cpu().double()
+        inside = heard + without_patients.double() * self._scale
+        own = released[weights:].double().cpu().numpy()
         self._canaries.observe(drawn, own, self._canaries.project(inside.numpy()))
         self._canaries.observe_release(self._sizes, self._squares(released), patients)
 

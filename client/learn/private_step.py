@@ -9,7 +9,7 @@ Guarantees, per call, for each patient (zero-out adjacency):
   3. drawn patients are worked in chunks of a fixed shape, so memory does not depend on how many
      were drawn
   4. one gradient per patient, fp32 (patient_gradients.py)
-  5. its norm in fp64; if that is not finite, the non-finite entries become 0
+  5. its norm, at most 2.5e-5 too small; if it is not finite, the non-finite entries become 0
   6. clip to (1 - eta)·C and round to the lattice C·2^-24: the integer vector has an L2 norm of at
      most 2^24, so the sensitivity is exactly C
   7. an exact integer sum, independent of chunking, order and number of processes (5 to 7:
@@ -29,7 +29,7 @@ Source: Abadi et al. 2016; the lattice: docs/methods/dp-wgan.md.
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -44,7 +44,8 @@ from client.learn.model_check import check_model
 from client.learn.patient_gradients import Batch, Parameters, PatientLoss
 from client.learn.workers import ALONE, Workers
 from client.state.ledger import PracticeReservation, Reservation
-from common.errors import Bug, ConfigurationError, PolicyError
+from common.devices import is_out_of_memory
+from common.errors import Bug, ConfigurationError, EnvironmentFault, PolicyError
 from common.privacy.canaries import Canaries, nobody
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
@@ -124,15 +125,10 @@ class PrivateStep:
         self._workers = workers
 
         # rows of gradients, and their exact sums
-        self._gradients = PatientGradients(
-            parameters,
-            loss,
-            execution,
-            constants.clip,
-            expected=constants.divisor,
-            items=constants.items_per_patient,
-        )
+        self._loss = loss
+        self._gradients = self._make_gradients(execution)
         device = next(iter(parameters.values())).device
+        self._device = device
         self._sum = LatticeSum(self._weights, constants.clip, device)
         self._canary_sum = CanarySum(canaries, sizes, constants.clip, constants.divisor, device)
 
@@ -170,28 +166,25 @@ class PrivateStep:
         own, inside = self._canaries.sampled(coins[patient_count:])
 
         with self._draw_noise() as noise:
-            # (3) work the drawn patients in chunks
-            self._sum.clear()
-            for batch in self._chunks(self._workers.share(drawn), batch_for):
-                # (4) compute one gradient per patient
-                rows = self._gradients.rows(batch)
-                # (5, 6, 7) clip each, round it to the lattice, sum exactly
-                self._sum.add(rows)
+            # (3 to 7) work the drawn patients in chunks
+            self._sum_patients(self._workers.share(drawn), batch_for)
             share = self._add_canaries(inside)
-            summed = self._workers.sum(self._sum.total)
+            # in the parameters' order first: each process has columns of its own back end
+            summed = self._workers.sum(self._gradients.natural(self._sum.total))
 
-            # the weights' sum in the parameters' order, then the sum on the dummy coordinates
-            total = torch.zeros(self._dimension, dtype=torch.int64)
-            total[: self._weights] = self._gradients.natural(summed).cpu()
-            total[self._weights :] = self._canary_sum.sum_own(own)
-            patients = total[self._canary_sum.places] - share
+            # the weights' sum, then the sum on the dummy coordinates
+            total = torch.zeros(self._dimension, dtype=torch.int64, device=self._device)
+            total[: self._weights] = summed
+            total[self._weights :] = self._canary_sum.sum_own(own).to(self._device)
+            places = self._canary_sum.places.to(self._device)
+            patients = total[places].cpu() - share
 
             # (8) add lattice Gaussian noise
             if self._workers.first:
-                total += torch.from_numpy(noise.wait())
+                total += torch.from_numpy(noise.wait()).to(self._device)
 
         # take the share of the canaries inside the model out again: it is known to the last digit
-        total[self._canary_sum.places] -= share
+        total[places] -= share.to(self._device)
 
         # (8) divide by a public number, and round to fp32
         constants = self._constants
@@ -201,6 +194,59 @@ class PrivateStep:
         # the canaries hear what is released
         self._canary_sum.observe(released, share - patients, (own, inside), len(drawn))
         return self._by_name(released[: self._weights])
+
+    def _make_gradients(self, execution: Execution) -> PatientGradients:
+        """How rows of gradients are computed, before the first patient's shapes are known."""
+        return PatientGradients(
+            self._parameters,
+            self._loss,
+            execution,
+            self._constants.clip,
+            expected=self._constants.divisor,
+            items=self._constants.items_per_patient,
+        )
+
+    def _sum_patients(self, patients: list[int], batch_for: BatchFor) -> None:
+        """Sum the lattice vectors of this process's patients, exactly (3 to 7).
+
+        A device without memory for a chunk gets smaller ones: the sum begins anew, with the same
+        patients and the same step of the reservation. Raises EnvironmentFault (E-DEVICE-MEMORY)
+        where it has none for one patient.
+        """
+        # what a failed try held is gone when it returns
+        while not self._try_sum(patients, batch_for):
+            self._shrink()
+
+    def _try_sum(self, patients: list[int], batch_for: BatchFor) -> bool:
+        """Sum the patients' vectors from zero on; False where the device's memory is too small."""
+        self._sum.clear()
+        try:
+            # (3) work the drawn patients in chunks
+            for batch in self._chunks(patients, batch_for):
+                # (4) compute one gradient per patient
+                rows = self._gradients.rows(batch)
+                # (5, 6, 7) clip each, round it to the lattice, sum exactly
+                self._sum.add(rows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _shrink(self) -> None:
+        """Take half as many patients at a time from now on; the trials are made again."""
+        chunk = self._gradients.chunk
+        if chunk <= 1:
+            raise EnvironmentFault(
+                f"private step: {self._device} has too little memory for one patient",
+                hint="end what else uses it, or raise compute.memory_gib (GPU) or "
+                "limits.child_memory_gib (processor) where it is set; else take a larger machine",
+                code="E-DEVICE-MEMORY",
+            )
+        self._execution = replace(self._execution, chunk=chunk // 2)
+        self._gradients = self._make_gradients(self._execution)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _coins(self, count: int) -> NDArray[np.bool_]:
         """One coin for each patient and canary, drawn by the first process."""
@@ -212,14 +258,17 @@ class PrivateStep:
         return coins
 
     def _draw_noise(self) -> "_NoiseThread":
-        """The step's noise, drawn by the first process while the gradients are computed."""
+        """The step's noise, drawn by the first process: beside the gradients, or after them."""
 
         def draw() -> NDArray[np.int64]:
             return self._noise.gaussian_lattice(self._dimension, self._constants.noise_multiplier)
 
+        threaded = self._execution.threaded
+        if threaded is None:
+            threaded = self._sum.total.device.type != "cpu"
         if not self._workers.first:
-            return _NoiseThread(None, self._execution.threaded)
-        return _NoiseThread(draw, self._execution.threaded)
+            return _NoiseThread(None, threaded)
+        return _NoiseThread(draw, threaded)
 
     def _add_canaries(self, drawn: Counts) -> Tensor:
         """Add the drawn canaries inside the model to the sum; return their share, int64 [R, b].

@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.arrays import Weights
+from common.devices import CPU
 from common.errors import ConfigurationError
 from common.models.adam import Adam
+from common.models.draws import draw_integers
 from common.models.encoder import Encoder, load_encoder
 from common.models.stylegan import Generator, load_generator
 from common.models.weights import numpy_weights
@@ -44,12 +46,13 @@ def train(
     progress: Callable[[int, int], None],
     *,
     draw: torch.Generator | None = None,
+    device: torch.device = CPU,
 ) -> dict[str, NDArray[np.float32]]:
     """Return the encoder's weights, `encoder.*`, after the plan's steps from `encoder_weights`.
 
     Empty `encoder_weights` mean torch's random values. `draw`: the stream of latents, by default a
-    fresh one. Raises ConfigurationError for a plan without generator or encoder, RefusedError for
-    weights that do not fit it.
+    fresh one on `device`, where all of it is computed. Raises ConfigurationError for a plan without
+    generator or encoder, RefusedError for weights that do not fit it.
     """
     gan = study.models.gan
     plan = study.models.encoder
@@ -68,8 +71,11 @@ def train(
     else:
         encoder = Encoder(intake.size_px, intake.channels, plan.width, gan.latent)
 
+    generator.to(device)
+    encoder.to(device)
+
     # the stream of latents, and Adam
-    draw = draw or torch.Generator().manual_seed(torch.seed())
+    draw = draw or torch.Generator(device).manual_seed(torch.seed())
     parameters = dict(encoder.named_parameters())
     adam = Adam(parameters, plan.learning_rate, BETAS)
 
@@ -78,7 +84,7 @@ def train(
         codes, images = draw_pairs(generator, draw)
 
         # one residual step, from the start code or from where earlier iterations led
-        iterations = int(torch.randint(plan.iterations, (), generator=draw))
+        iterations = int(torch.randint(plan.iterations, (), generator=draw, device=draw.device))
         start, seen = iterate(encoder, generator, images, iterations)
         found = start + encoder(images, seen)
         loss = pair_loss(codes, found, images, generator.synthesis(found))
@@ -96,9 +102,9 @@ def draw_pairs(generator: Generator, draw: torch.Generator) -> tuple[Tensor, Ten
 
     Half are drawn from the prior, half are means of 2 to 5 of its codes.
     """
-    counts = torch.randint(2, LARGEST_AVERAGE + 1, (BATCH // 2,), generator=draw).tolist()
+    counts = draw_integers(2, LARGEST_AVERAGE + 1, BATCH // 2, draw).cpu().tolist()
     singles = BATCH - len(counts)
-    z = torch.randn(singles + sum(counts), generator.latent, generator=draw)
+    z = torch.randn(singles + sum(counts), generator.latent, generator=draw, device=draw.device)
     single, *several = generator.mapping(z).split([singles, *counts])
     means = [part.mean(0, keepdim=True) for part in several]
     codes = generator.broadcast(torch.cat([single, *means]))

@@ -29,10 +29,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from client.ingest.cohort import Cohort
+from client.learn.machine import DeviceImages, Machine
 from client.learn.model_check import check_model
 from client.learn.patient_gradients import Parameters, PatientLoss
 from client.learn.private_step import PrivateStep, StepConstants
-from client.learn.round_parts import stream, trainable, within
+from client.learn.round_parts import Streams, stream, trainable, within
 from client.state.ledger import PracticeReservation, Reservation
 from common.arrays import Deltas, Weights
 from common.errors import Bug, ConfigurationError
@@ -55,21 +56,24 @@ def train(
     noise: Noise,
     progress: Callable[[int, int], None],
     canaries: Canaries | None = None,
+    machine: Machine | None = None,
 ) -> Deltas:
     """Return the deltas of one round, float32 `generator.*` and `critic.*`.
 
     `weights`: the round's global weights. `reservation` covers the plan's `local_steps`.
     `progress(done, total)` is called after each step. `canaries` take part and are tallied.
+    `machine`: where it computes; by default one process on the CPU.
     Raises ConfigurationError for a plan without a GAN or with a prefix that fits no critic weight,
     RefusedError for weights that do not fit the plan, PolicyError when the reservation does not
     cover it.
     """
     plan = plan_of(study)
     intake = study.intake
+    machine = machine or Machine()
 
     # load the models of the round
-    generator = load_generator(weights, plan, intake.size_px, intake.channels)
-    critic = load_critic(weights, plan, intake.size_px, intake.channels)
+    generator = load_generator(weights, plan, intake.size_px, intake.channels).to(machine.device)
+    critic = load_critic(weights, plan, intake.size_px, intake.channels).to(machine.device)
     check_model(critic, (intake.channels, intake.size_px, intake.size_px))
     start = parameters_by_name(generator, critic)
     before = {name: value.detach().clone() for name, value in start.items()}
@@ -92,9 +96,12 @@ def train(
         reservation,
         noise,
         canaries=canaries,
+        execution=machine.execution,
+        workers=machine.workers,
     )
-    batches = Batches(cohort, generator, plan, stream(noise))
-    latents = stream(noise)
+    streams = Streams.fresh(noise, machine)
+    batches = Batches(cohort, generator, plan, streams)
+    latents = stream(noise, machine)
 
     # Adam on what the private step returns, and on the generator's own gradients
     critic_adam = Adam(trained, plan.learning_rate, plan.betas)
@@ -104,9 +111,11 @@ def train(
 
     # critic steps, and after every `critic_steps` of them one step of the generator
     for step in range(plan.local_steps):
+        streams.step = step
         critic_adam.step(private.step(cohort.patient_count, batches))
         if (step + 1) % plan.critic_steps == 0:
-            generator_adam.step(generator_step(generator, critic, plan.loss, latents))
+            gradients = generator_step(generator, critic, plan.loss, latents)
+            generator_adam.step(machine.workers.all_from_first(gradients))
         progress(step + 1, plan.local_steps)
 
     # what is sent: the change, within its public bound
@@ -177,7 +186,7 @@ def generator_step(
 
     No argument holds a patient's data.
     """
-    z = torch.randn(GENERATOR_BATCH, generator.latent, generator=latents)
+    z = torch.randn(GENERATOR_BATCH, generator.latent, generator=latents, device=latents.device)
     scores = critic(generator(z, latents))
     loss = F.softplus(-scores).mean()
     if kind == "hinge":
@@ -191,12 +200,13 @@ class Batches:
     """Each drawn patient's items and the fakes that go with them."""
 
     def __init__(
-        self, cohort: Cohort, generator: Generator, plan: GanPlan, draw: torch.Generator
+        self, cohort: Cohort, generator: Generator, plan: GanPlan, streams: Streams
     ) -> None:
         self._cohort = cohort
+        self._images = DeviceImages(cohort.images, streams.machine)
         self._generator = generator
         self._plan = plan
-        self._draw = draw
+        self._streams = streams
 
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
         """Return (items [P, m, C, H, W], fakes [P, m·K, C, H, W]) for P patients.
@@ -204,19 +214,23 @@ class Batches:
         Both are float32, in about [−1, 1].
         """
         items = torch.stack([self._items(patient) for patient in patients])
-        return items, torch.stack([self._fakes() for _ in patients])
+        fakes = [self._fakes(group) for group in self._streams.groups(patients)]
+        return items, torch.cat(fakes)
 
     def _items(self, patient: int) -> Tensor:
         """m items of one patient; none is repeated where there are enough."""
         available = self._cohort.images_of(patient)
-        order = torch.randperm(len(available), generator=self._draw).numpy()
+        order = torch.randperm(len(available), generator=self._streams.items(patient)).numpy()
         chosen = available[np.resize(order, self._plan.items_per_patient)]
-        return to_unit(np.asarray(self._cohort.images[chosen]))
+        return to_unit(self._images.rows(chosen))
 
     @torch.no_grad()
-    def _fakes(self) -> Tensor:
-        """m·K samples of the generator as it is now."""
+    def _fakes(self, patients: Sequence[int]) -> Tensor:
+        """m·K samples for each patient [P, m·K, C, H, W], of the generator as it is now."""
         count = self._plan.items_per_patient * self._plan.fakes_per_item
-        z = torch.randn(count, self._generator.latent, generator=self._draw)
-        fakes: Tensor = self._generator(z, self._draw)
-        return fakes
+        draw = self._streams.numbers(patients)
+        z = torch.randn(
+            len(patients) * count, self._generator.latent, generator=draw, device=draw.device
+        )
+        fakes: Tensor = self._generator(z, draw)
+        return fakes.view(len(patients), count, *fakes.shape[1:])

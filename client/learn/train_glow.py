@@ -22,12 +22,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from client.ingest.cohort import Cohort
+from client.learn.machine import DeviceImages, Machine
 from client.learn.model_check import check_model
 from client.learn.patient_gradients import Parameters, PatientLoss
 from client.learn.private_step import PrivateStep, StepConstants
-from client.learn.round_parts import stream, trainable, within
+from client.learn.round_parts import Streams, trainable, within
 from client.state.ledger import PracticeReservation, Reservation
 from common.arrays import Deltas, Weights
+from common.devices import exact
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.glow import Glow
@@ -40,6 +42,7 @@ from common.study.plan import Study
 from common.study.training import GlowPlan
 
 
+@exact()
 def train(
     cohort: Cohort,
     study: Study,
@@ -48,18 +51,22 @@ def train(
     noise: Noise,
     progress: Callable[[int, int], None],
     canaries: Canaries | None = None,
+    machine: Machine | None = None,
 ) -> Deltas:
     """Return the deltas of one round, float32 `glow.*`.
 
     `weights`: the round's global weights. `reservation` covers the plan's `local_steps`.
     `progress(done, total)` is called after each step. `canaries` take part and are tallied.
+    `machine`: where it computes; by default one process on the CPU. Every pass is in float32.
     Raises ConfigurationError for a plan without a flow, RefusedError for weights that do not fit
     it, PolicyError when the reservation does not cover what the plan asks.
     """
     # load the model of the round
     plan = plan_of(study)
+    machine = (machine or Machine()).exact
     model = build(study)
     load_weights(model, weights)
+    model.to(machine.device)
     check_model(model)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trained = trainable(model, PREFIX, plan.trainable, "glow", "glow.levels.3.")
@@ -73,13 +80,22 @@ def train(
         items_per_patient=plan.items_per_patient,
     )
     private = PrivateStep(
-        trained, loss_of(model, trained), constants, reservation, noise, canaries=canaries
+        trained,
+        loss_of(model, trained),
+        constants,
+        reservation,
+        noise,
+        canaries=canaries,
+        execution=machine.execution,
+        workers=machine.workers,
     )
     optimiser = Adam({"all": flatten(trained)}, plan.learning_rate, plan.betas)
-    batches = Batches(cohort, plan, stream(noise))
+    streams = Streams.fresh(noise, machine)
+    batches = Batches(cohort, plan, streams)
 
     # private steps
     for step in range(plan.local_steps):
+        streams.step = step
         gradients = private.step(cohort.patient_count, batches)
         optimiser.step({"all": torch.cat([gradients[name].reshape(-1) for name in trained])})
         progress(step + 1, plan.local_steps)
@@ -141,13 +157,14 @@ def loss_of(model: Glow, trained: Parameters) -> PatientLoss:
 class Batches:
     """Each drawn patient's items, dequantised and with input noise.
 
-    All draws come from one stream, which is not the privacy noise.
+    What they draw is not the privacy noise.
     """
 
-    def __init__(self, cohort: Cohort, plan: GlowPlan, generator: torch.Generator) -> None:
+    def __init__(self, cohort: Cohort, plan: GlowPlan, streams: Streams) -> None:
         self._cohort = cohort
+        self._images = DeviceImages(cohort.images, streams.machine)
         self._plan = plan
-        self._generator = generator
+        self._streams = streams
 
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
         """Return (items float32 [P, m, C, H, W],) for P patients."""
@@ -156,12 +173,14 @@ class Batches:
     def _items(self, patient: int) -> Tensor:
         """m items of one patient; none is repeated where there are enough."""
         available = self._cohort.images_of(patient)
-        order = torch.randperm(len(available), generator=self._generator).numpy()
+        order = torch.randperm(len(available), generator=self._streams.items(patient)).numpy()
         chosen = available[np.resize(order, self._plan.items_per_patient)]
-        images = np.asarray(self._cohort.images[chosen])
+        images = self._images.rows(chosen)
 
         # dequantise, then add the plan's input noise
         m, height, width, channels = images.shape
-        dither = torch.rand(m, channels, height, width, generator=self._generator)
+        draw = self._streams.numbers([patient])
+        dither = torch.rand(m, channels, height, width, generator=draw, device=draw.device)
         x = from_uint8(images, dither)
-        return x + self._plan.input_noise * torch.randn(x.shape, generator=self._generator)
+        noise = torch.randn(x.shape, generator=draw, device=draw.device)
+        return x + self._plan.input_noise * noise

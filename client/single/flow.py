@@ -11,6 +11,7 @@ from client.single.request import Request
 from client.state.jobs import Progress
 from client.synthesize.privatize import encode_released, privatize
 from common.arrays import Images
+from common.devices import resolve, settle
 from common.errors import ConfigurationError
 from common.models import glow_checkpoint
 from common.models.basis import Basis
@@ -90,6 +91,9 @@ def load_flow(site: Site, study: Study, request: Request) -> Flow:
         layout.width,
     )
     glow_checkpoint.load_weights(model, read_tensors(weights, max_bytes=WEIGHTS_CAP_BYTES))
+    devices = resolve(site.config.compute)
+    settle(site.config.compute, devices)
+    model.to(devices[0])
     coordinates = _coordinates(study, model, request)
     mechanism = latent_mechanism(plan, coordinates, 1, "random")
     basis = _load_basis(plan, request.basis, checkpoints)

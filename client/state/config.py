@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from client.state.artefacts import Limit
+from common.compute import Compute
 from common.config import FrozenModel, load_yaml
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.anchors import NoisyAnchors
@@ -183,6 +184,40 @@ class Limits(FrozenModel):
         return self
 
 
+class SiteCompute(Compute):
+    """The devices that compute, and how exactly; the main memory's limits stand in `limits`."""
+
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="processes that share a round of training with device `cpu`; they share "
+        "limits.threads, too. With GPUs there is one process a GPU",
+    )
+    decoders: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="processes that decode image files at the same time, each within 1 GiB of "
+        "memory, or 2 for volumes; 0: one a core, at most 16, and no more than fit into half of "
+        "the machine's memory",
+    )
+
+    @property
+    def shared(self) -> Compute:
+        """What every program of kohort reads of this section."""
+        return Compute.model_validate(self.model_dump(include=set(Compute.model_fields)))
+
+    @model_validator(mode="after")
+    def _share_the_processor_alone(self) -> SiteCompute:
+        if self.processes > 1 and self.device != "cpu":
+            raise ValueError(
+                f"processes: {self.processes} with device {self.device}, expected 1: "
+                "with GPUs there is one process a GPU"
+            )
+        return self
+
+
 class SiteConfig(FrozenModel):
     """The whole of site.yaml."""
 
@@ -198,6 +233,9 @@ class SiteConfig(FrozenModel):
     policy: Policy = Field(default_factory=Policy, description="what this hospital allows")
     network: Network = Field(default_factory=Network, description="how the server is reached")
     limits: Limits = Field(default_factory=Limits, description="what this machine gives")
+    compute: SiteCompute = Field(
+        default_factory=SiteCompute, description="the devices that compute, and how exactly"
+    )
 
 
 def load_site(state: Path) -> SiteConfig:

@@ -102,6 +102,11 @@ class State:
         return self.root / "version"
 
     @property
+    def ways(self) -> Path:
+        """The file of what is fastest on this machine (client/learn/fast/ways.py)."""
+        return self.root / "ways.json"
+
+    @property
     def people(self) -> Path:
         """The file of who is one person, and who withdrew. It never leaves."""
         return self.root / PEOPLE

@@ -8,14 +8,18 @@ Not covered: starting a child (client/daemon/jobs.py), its work (client/child).
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from common.compute import Compute
 from common.errors import KohortError, RefusedError, damage_named, disk_faults_named
+from common.process import usable_cores
 from common.storage.files import atomic_write, read_capped
 from common.wire.messages import canonical
 
@@ -37,6 +41,8 @@ JSON_CAP_BYTES = 1 << 28
 WEIGHTS_CAP_BYTES = 1 << 32
 OUTPUT_CAP_BYTES = 1 << 32
 ERROR_CAP_BYTES = 64
+PROGRESS_CAP_BYTES = 4096
+MOST_STEPS = 1 << 53  # of what a child reports
 
 Progress = Callable[[int, int], None]
 
@@ -53,7 +59,9 @@ class Job:
     """What a child needs to know.
 
     `plan` and `cohort` are folders; `reservation` is the ledger's text, "" where there is none.
-    `people`: the digest of the persons file when the job began.
+    `people`: the digest of the persons file when the job began. `ways`: the file of what is fastest
+    on this machine; without one, nothing is tried. `threads`: of all its processes together, 0 for
+    one a core. `processes`: how many share a training round on the processor.
     """
 
     kind: Literal["train", "synthesize"]
@@ -64,6 +72,21 @@ class Job:
     threads: int
     memory_gib: float
     people: str = ""
+    ways: str = ""
+    compute: Compute = field(default_factory=Compute)
+    processes: int = 1
+
+    @property
+    def process_count(self) -> int:
+        """How many processes the work has: in training one a GPU, or as many as the site says."""
+        if self.kind != "train":
+            return 1
+        return max(self.processes, len(self.compute.numbers))
+
+    @property
+    def threads_each(self) -> int:
+        """How many threads one of the processes has."""
+        return max(1, (self.threads or usable_cores()) // self.process_count)
 
     def write(
         self,
@@ -83,14 +106,17 @@ class Job:
             atomic_write(folder / STORED, stored, mode=0o600)
         if canaries:
             atomic_write(folder / CANARIES, canaries, mode=0o600)
-        atomic_write(folder / JOB, canonical(asdict(self)), mode=0o600)
+        text = asdict(self) | {"compute": self.compute.model_dump()}
+        atomic_write(folder / JOB, canonical(text), mode=0o600)
 
     @classmethod
     def read(cls, folder: Path) -> Job:
         """Return the job in a folder; raises RefusedError for anything but `write`'s text."""
         text = read_capped(folder / JOB, JSON_CAP_BYTES)
         with damage_named(RefusedError(f"{folder}/{JOB}: not a job of this version")):
-            return cls(**json.loads(text))
+            data = json.loads(text)
+            compute = Compute.model_validate(data.pop("compute", {}))
+            return cls(**data, compute=compute)
 
 
 def is_finished(folder: Path) -> bool:
@@ -106,17 +132,55 @@ def read_error(folder: Path) -> str:
     return read_capped(path, ERROR_CAP_BYTES).decode("ascii", "replace")
 
 
-def write_progress(folder: Path, done: int, total: int) -> None:
+@dataclass(frozen=True)
+class Work:
+    """How far a child is in its present phase.
+
+    `first` and `since`: what was done at the phase's first report, and when (seconds since 1970).
+    """
+
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    first: int = 0
+    since: float = 0.0
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return an estimate of the phase's remaining seconds, None while nothing tells it."""
+        passed = now - self.since
+        if self.done <= self.first or passed <= 0:
+            return None
+        return passed * (self.total - self.done) / (self.done - self.first)
+
+
+def write_progress(folder: Path, done: int, total: int, phase: str = "") -> None:
     """Write how far the child is; replaced atomically, not synced."""
+    before = read_work(folder)
+    work = Work(phase, done, total, done, time.time())
+    # the same phase goes on; a new one begins
+    if before.phase == phase and before.total == total and before.done <= done:
+        work = replace(work, first=before.first, since=before.since)
     part = folder / f".{PROGRESS}"
-    part.write_text(f"{done} {total}")
+    part.write_text(json.dumps(asdict(work)))
     os.replace(part, folder / PROGRESS)
+
+
+def read_work(folder: Path) -> Work:
+    """Return how far the child is; an empty `Work` before its first report."""
+    try:
+        with (folder / PROGRESS).open("rb") as file:
+            facts = json.loads(file.read(PROGRESS_CAP_BYTES))
+        work = Work(**facts)
+        numbers = (work.done, work.total, work.first)
+        counts = all(type(n) is int and 0 <= n <= MOST_STEPS for n in numbers)
+        if counts and type(work.phase) is str and math.isfinite(work.since):
+            return work
+    except (OSError, ValueError, TypeError, RecursionError, OverflowError):
+        pass
+    return Work()
 
 
 def read_progress(folder: Path) -> tuple[int, int]:
     """Return (done, total), or (0, 0) before the first step."""
-    try:
-        done, total = (folder / PROGRESS).read_text().split()
-        return int(done), int(total)
-    except (OSError, ValueError):
-        return 0, 0
+    work = read_work(folder)
+    return work.done, work.total

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.errors import EnvironmentFault, RefusedError, damage_named
+from common.errors import EnvironmentFault, RefusedError, damage_named, disk_faults_named
 from common.storage.reserve import make_room
 from common.wire.messages import canonical
 
@@ -148,11 +148,8 @@ def _damage(number: int) -> RefusedError:
 def _name_faults(path: Path) -> Iterator[None]:
     """SQLite's and the system's errors as ours, each with the fix."""
     try:
-        yield
-    except OSError as error:
-        raise EnvironmentFault(
-            f"ledger {path}: {error.strerror}", hint="check the path and its owner"
-        ) from error
+        with disk_faults_named("ledger", path):
+            yield
     except sqlite3.DatabaseError as error:
         raise _named_fault(path, error) from error
     except UnicodeError as error:  # of a damaged file even SQLite's message is damaged

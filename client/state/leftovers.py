@@ -13,6 +13,7 @@ from pathlib import Path
 
 from client.state.folder import State, message_file
 from client.state.group_store import GroupStore
+from client.state.spool import spool_name
 from common.storage.journal import Entry
 
 
@@ -52,8 +53,9 @@ def _messages(state: State, entries: Sequence[Entry]) -> set[str]:
 
 
 def _job_folders(entries: Sequence[Entry]) -> set[str]:
-    """The folders of all children."""
-    return {str(entry.data["folder"]) for entry in entries if "folder" in entry.data}
+    """The folders of all children, and the spools of their rounds."""
+    names = {str(entry.data["folder"]) for entry in entries if "folder" in entry.data}
+    return names | {spool_name(name) for name in names}
 
 
 def _canaries_named(names: set[str], entries: Sequence[Entry]) -> bool:

@@ -39,10 +39,11 @@ from client.state.group_store import Group
 from client.synthesize.descent import CodeDescent
 from client.synthesize.features import content_features, cosines, style_features, window_grams
 from client.synthesize.group import Roster
-from client.synthesize.invert import Inversion
+from client.synthesize.invert import Inversion, reconstruct
 from client.synthesize.reference import freeze
 from common.errors import Bug, ConfigurationError, PolicyError
-from common.models.images import to_uint8, to_unit
+from common.models.draws import device_of, draw_normal
+from common.models.images import to_levels, to_unit
 from common.models.stylegan import Critic, Generator
 
 Progress = Callable[[int, int], None]
@@ -131,16 +132,19 @@ def measure_patients(
     images: NDArray[np.uint8],
     inversion: Inversion,
     who: Roster,
+    generator: Generator,
     critic: Critic,
     plan: AlignmentPlan,
 ) -> dict[str, PatientStatistics]:
     """Return each patient's statistics.
 
-    The style is that of the real images [N, H, W, C], the content that of the inverted ones. Only
-    images on the roster enter. Raises Bug if one of them was rejected by the inversion.
+    The style is that of the real images [N, H, W, C], the content that of the inverted ones, which
+    the generator shows again. Only images on the roster enter, `plan.batch` at a time. Raises Bug
+    if one of them was rejected by the inversion.
     """
     found = {}
-    with freeze(critic), torch.no_grad():
+    device = device_of(generator)
+    with freeze(generator, critic), torch.no_grad():
         for name, rows in zip(who.pseudonyms, who.images, strict=True):
             index = list(rows)
             if not inversion.accepted[index].all():
@@ -148,11 +152,17 @@ def measure_patients(
                     "alignment: a rejected image on the roster; use usable=inversion.accepted"
                 )
             # features of each image, then their means
-            grams = window_grams(style_features(to_unit(np.asarray(images[index]))), plan.windows)
-            content = content_features(critic, inversion.reconstructions[index])
-            found[name] = PatientStatistics(
-                inversion.codes[index].mean(0), content.mean(0), grams.mean(0)
-            )
+            grams: list[Tensor] = []
+            content: list[Tensor] = []
+            for start in range(0, len(index), plan.batch):
+                some = index[start : start + plan.batch]
+                real = to_unit(np.asarray(images[some]), device)
+                grams.append(window_grams(style_features(real), plan.windows))
+                seen = reconstruct(inversion.codes[some], generator)
+                content.append(content_features(critic, seen))
+            code = torch.from_numpy(np.array(inversion.codes[index])).to(device).mean(0)
+            means = torch.cat(content).mean(0), torch.cat(grams).mean(0)
+            found[name] = PatientStatistics(code, *means)
     return found
 
 
@@ -177,7 +187,8 @@ def gather_statistics(
             # each patient's best window for each of them
             grams = torch.stack([member.grams for member in members])
             best = cosines(own, grams).argmax(-1)  # [members, P]
-            picked = grams[torch.arange(len(members))[:, None], best]  # [members, P, C, C]
+            patient = torch.arange(len(members), device=best.device)[:, None]
+            picked = grams[patient, best]  # [members, P, C, C]
             # every patient stands behind every window
             content = torch.stack([member.content for member in members]).mean(0)
             support = (len(members),) * len(own)
@@ -238,11 +249,13 @@ def alignment_loss(
 def render(codes: Tensor, generator: Generator, random: torch.Generator) -> NDArray[np.uint8]:
     """Return uint8 images [G, H, W, C] of codes [G, L, d_w].
 
-    Each has its own noise maps from `random`.
+    Each has its own noise maps from `random`. They come back from the device at once.
     """
+    levels: list[Tensor] = []
     with torch.no_grad():
-        images = [to_uint8(generator.synthesis(code[None], noise=random)) for code in codes]
-    return np.concatenate(images)
+        for code in codes.to(device_of(generator)):
+            levels.append(to_levels(generator.synthesis(code[None], noise=random)))
+        return np.asarray(torch.cat(levels).cpu())
 
 
 def render_outputs(
@@ -263,13 +276,15 @@ def render_outputs(
     if count < 1:
         raise ConfigurationError(f"alignment: outputs a group is {count}; expected 1 or more")
     # the codes themselves
+    device = device_of(generator)
+    codes = codes.to(device)
     stacks = [render(codes, generator, random)]
     # the codes moved, each by a fresh sample
     with torch.no_grad():
-        z = torch.randn(SPREAD_SAMPLES, generator.latent, generator=random)
+        z = draw_normal((SPREAD_SAMPLES, generator.latent), random, device)
         mean = generator.mapping(z).mean(0)
         for _ in range(count - 1):
-            w = generator.mapping(torch.randn(len(codes), generator.latent, generator=random))
+            w = generator.mapping(draw_normal((len(codes), generator.latent), random, device))
             stacks.append(render(codes + variation * (w - mean)[:, None, :], generator, random))
     return stacks
 
@@ -289,9 +304,10 @@ def _align_batch(
     codes = torch.stack([t.centroid for t in targets]).requires_grad_()
     adam = CodeDescent(codes)
     best = codes.detach().clone()
-    taken = torch.zeros(len(targets), dtype=torch.int64)
-    lowest = torch.full((len(targets),), torch.inf)
-    stale = torch.zeros(len(targets), dtype=torch.int64)
+    device = codes.device
+    taken = torch.zeros(len(targets), dtype=torch.int64, device=device)
+    lowest = torch.full((len(targets),), torch.inf, device=device)
+    stale = torch.zeros(len(targets), dtype=torch.int64, device=device)
     first: list[Tensor] = []
     for step in range(plan.steps + 1):
         loss = alignment_loss(codes, targets, generator, critic, plan, spread)
@@ -304,9 +320,9 @@ def _align_batch(
             better = torch.ones_like(value, dtype=torch.bool)
         clearly = better & (value < lowest * CLEARLY_LOWER)
         stale = torch.where(clearly, 0, stale + (stale < plan.patience))
-        best[better] = codes.detach()[better]
-        lowest[better] = value[better]
-        taken[better] = step
+        best = torch.where(better[:, None, None], codes.detach(), best)
+        lowest = torch.where(better, value, lowest)
+        taken = torch.where(better, step, taken)
         if step == plan.steps or not (stale < plan.patience).any():
             break
 

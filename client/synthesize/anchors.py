@@ -41,6 +41,7 @@ from client.synthesize.partition import Cells, nearest
 from client.synthesize.reference import GeneratorCodes, Whitening
 from common.arrays import Floats, Integers
 from common.errors import Bug, ConfigurationError, PolicyError
+from common.models.draws import device_of
 from common.models.stylegan import Generator
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
@@ -199,16 +200,16 @@ def _check_pair(
 
 
 def latents(codes: Sequence[Floats], whitening: Whitening, generator: Generator) -> Tensor:
-    """Return W+ codes float32 [N, L, d_w] of whitened codes [components]: post-processing.
+    """Return W+ codes float32 [N, L, d_w], on the generator's device, of whitened codes.
 
-    The whitening is undone, direction by direction. Outside its span, a code takes the mean of the
-    generator samples.
+    Each of these is [components]. It is post-processing. The whitening is undone, direction by
+    direction. Outside its span, a code takes the mean of the generator samples.
     """
     flat = np.stack(codes)
     used = whitening.directions[:, : flat.shape[1]]
     undone = whitening.mean + flat @ (used / np.square(used).sum(axis=0)).T
     shape = (len(flat), generator.layer_count, generator.latent)
-    return torch.from_numpy(undone).float().reshape(shape)
+    return torch.from_numpy(undone).float().reshape(shape).to(device_of(generator))
 
 
 def images(

@@ -5,6 +5,7 @@ Guarantees: the style filters are public constants, the same on every site.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -26,7 +27,7 @@ def style_features(x: Tensor) -> Tensor:
     Two 3×3 convolutions with fixed random filters and ReLU. The first filters have mean zero:
     brightness would dominate the texture in a Gram.
     """
-    first, second = _filters(x.shape[1])
+    first, second = _filters(x.shape[1], x.device)
     x = F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), first))
     return F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), second))
 
@@ -67,15 +68,20 @@ def content_features(critic: Critic, x: Tensor) -> Tensor:
     return torch.cat([F.normalize(tap, dim=1) for tap in centred], dim=1) / math.sqrt(len(taps))
 
 
-def _filters(channels: int) -> tuple[Tensor, Tensor]:
-    """The fixed filters [24, C, 3, 3], each of mean zero over its window, and [24, 24, 3, 3]."""
+@functools.cache
+def _filters(channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The fixed filters [24, C, 3, 3], each of mean zero over its window, and [24, 24, 3, 3].
+
+    They are drawn on the CPU, the same on every site, and kept on the device.
+    """
     random = torch.Generator().manual_seed(STYLE_SEED)
     shapes = ((STYLE_CHANNELS, channels, 3, 3), (STYLE_CHANNELS, STYLE_CHANNELS, 3, 3))
     filters = []
     for shape in shapes:
         empty = torch.empty(shape)
         filters.append(torch.nn.init.orthogonal_(empty, math.sqrt(2), generator=random))
-    return filters[0] - filters[0].mean((2, 3), keepdim=True), filters[1]
+    first = filters[0] - filters[0].mean((2, 3), keepdim=True)
+    return first.to(device), filters[1].to(device)
 
 
 def cosines(own: Tensor, grams: Tensor) -> Tensor:

@@ -50,15 +50,19 @@ class Roster:
 
     def without(self, pseudonyms: set[str]) -> Roster:
         """Return the roster without those patients."""
-        names: list[str] = []
-        strata: list[Stratum] = []
-        images: list[tuple[int, ...]] = []
-        for name, stratum, own in zip(self.pseudonyms, self.strata, self.images, strict=True):
-            if name not in pseudonyms:
-                names.append(name)
-                strata.append(stratum)
-                images.append(own)
-        return Roster(tuple(names), tuple(strata), tuple(images))
+        return self._at([i for i, name in enumerate(self.pseudonyms) if name not in pseudonyms])
+
+    def only(self, pseudonyms: set[str]) -> Roster:
+        """Return the roster of those patients alone."""
+        return self._at([i for i, name in enumerate(self.pseudonyms) if name in pseudonyms])
+
+    def _at(self, positions: Sequence[int]) -> Roster:
+        """The roster of the patients at these positions."""
+        return Roster(
+            tuple(self.pseudonyms[i] for i in positions),
+            tuple(self.strata[i] for i in positions),
+            tuple(self.images[i] for i in positions),
+        )
 
 
 def roster(

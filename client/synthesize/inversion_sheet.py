@@ -1,6 +1,6 @@
 """Draws the site's sheet of inversions: original beside inversion, the worst first.
 
-In: uint8 images [N, H, W, C] and their `Inversion`.
+In: uint8 images [N, H, W, C], their `Inversion`, the generator that shows its codes.
 Out: PNG bytes for the job folder and the review folder; the sheet never leaves the site.
 Guarantees: images that were left out come first, up to `MOST`; a caption holds the row in the
 cohort, the error and whether the image was left out, and no name.
@@ -13,20 +13,23 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from client.synthesize.invert import Inversion
+from client.synthesize.invert import Inversion, reconstruct
 from common.models.images import to_uint8
+from common.models.stylegan import Generator
 
 FILE = "inversions.png"
 MOST = 48  # images on the sheet
 COLUMNS = 6
 LEAST_CELL_PX = 64
 GAP_PX = 8
-CAPTION_PX = 16
+CAPTION_PX = 16  # below a small image; below a large one a sixteenth of its height
+CAPTION_SHARE = 16
+FONT_SHARE = 0.6  # of a caption's height
 
 
-def draw_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
+def draw_sheet(images: NDArray[np.uint8], found: Inversion, generator: Generator) -> bytes:
     """Return PNG bytes: pairs (left original, right inversion) in the order of `worst_first`."""
     # the layout: cells of one pair and its caption
     rows = worst_first(found)[:MOST]
@@ -34,7 +37,9 @@ def draw_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
     height = images.shape[1] * zoom
     width = images.shape[2] * zoom
     cell_w = max(2 * width, 128) + GAP_PX
-    cell_h = height + CAPTION_PX
+    caption = max(CAPTION_PX, height // CAPTION_SHARE)
+    cell_h = height + caption
+    font = ImageFont.load_default(FONT_SHARE * caption)
     lines = -(-len(rows) // COLUMNS)
     sheet = Image.new("RGB", (cell_w * min(COLUMNS, len(rows)), cell_h * lines), "white")
     draw = ImageDraw.Draw(sheet)
@@ -42,7 +47,7 @@ def draw_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
         # the pair
         x = cell_w * (place % COLUMNS)
         y = cell_h * (place // COLUMNS)
-        rebuilt = to_uint8(found.reconstructions[row : row + 1])[0]
+        rebuilt = to_uint8(reconstruct(found.codes[row : row + 1], generator))[0]
         for side, image in enumerate((images[row], rebuilt)):
             picture = _picture(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (x + side * width, y))
@@ -52,7 +57,8 @@ def draw_sheet(images: NDArray[np.uint8], found: Inversion) -> bytes:
         if not found.accepted[row]:
             text = " left out"
             colour = "red"
-        draw.text((x + 2, y + height + 2), f"{row} {found.errors[row]:.3f}{text}", fill=colour)
+        words = f"{row} {found.errors[row]:.3f}{text}"
+        draw.text((x + 2, y + height + 2), words, fill=colour, font=font)
     stream = io.BytesIO()
     sheet.save(stream, "PNG")
     return stream.getvalue()

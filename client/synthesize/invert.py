@@ -1,15 +1,17 @@
 """Inverts images into W+ codes: the encoder's iterations, then optimisation, each with an error.
 
 In: uint8 images [N, H, W, C], the study's generator and encoder, a `Reference`.
-Out: an `Inversion`: codes, reconstructions, an error per image and which images are accepted.
+Out: an `Inversion`: points, codes, an error per image and which images are accepted.
 Guarantees:
   1. the rule of acceptance (reference.py) is computed from generator samples before an image of the
      cohort is seen
   2. rejected: a constant or black image; one above the threshold; one that does not invert better
      upright than turned by a quarter; one with a code that is not finite. A rejected image does not
      count to k: pass `accepted` to `group.roster`
-  3. no image influences another's code beyond rounding; nothing is random; the generator is not
-     changed
+  3. no image influences another's code beyond rounding, and none at all with `plan.batch` 1;
+     nothing is random; the generator is not changed
+  4. memory does not grow with the cohort beyond what is kept of each image; where the finished rows
+     are kept on disk, a later call goes on behind them, with the same result bit for bit
 Not covered: a small error is no proof that the medical content survived; an image turned by 180
 degrees.
 
@@ -19,8 +21,9 @@ appendix D.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from client.ingest.cohort import release_pages
 from client.synthesize.descent import CodeDescent
 from client.synthesize.reference import (
     InversionPlan,
@@ -35,31 +39,65 @@ from client.synthesize.reference import (
     check_fit,
     find_turned,
     freeze,
+    mean_colours,
     rmse,
 )
 from common.errors import ConfigurationError
+from common.models.draws import device_of
 from common.models.encoder import Encoder
 from common.models.images import to_unit
 from common.models.stylegan import Generator
 
 Progress = Callable[[int, int], None]
 BLANK_DEVIATION = 0.02  # standard deviation of grey values in [0, 1]; below it an image is blank
+BLOCK_ROWS = 64  # images whose results are kept at once: what a kill costs
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """The inversion of N images. Group by `encoded`, average `codes`.
+    """The inversion of N images. Group by `points` or `colours`, average `codes`.
 
-    `encoded` (by the encoder) and `codes` (refined): float32 [N, L, d_w]. `reconstructions`:
-    float32 [N, C, H, W]. `errors`: float64 [N], RMSE in the image range [0, 1]. `accepted`: bool
-    [N].
+    `points`: float64 [N, K], the encoder's codes, whitened. `colours`: float64 [N, C], mean colours
+    of the reconstructions. `codes`: float32 [N, L, d_w], refined; memory-mapped where rows are kept
+    on disk. `errors`: float64 [N], RMSE in the image range [0, 1]. `accepted`: bool [N].
     """
 
-    encoded: Tensor
-    codes: Tensor
-    reconstructions: Tensor
+    points: NDArray[np.float64]
+    colours: NDArray[np.float64]
+    codes: NDArray[np.float32]
     errors: NDArray[np.float64]
     accepted: NDArray[np.bool_]
+
+
+class Rows(Protocol):
+    """Where finished rows are kept: in memory, or on disk (client/state/spool.py)."""
+
+    @property
+    def count(self) -> int:
+        """How many rows are kept."""
+
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a block of rows, [rows, ...] of each field."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all rows of each field."""
+
+
+@dataclass
+class InMemory:
+    """Rows that end with the process."""
+
+    count: int = 0
+    _blocks: list[Mapping[str, NDArray[Any]]] = field(default_factory=list)
+
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a block."""
+        self._blocks.append(rows)
+        self.count += len(rows["codes"])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all rows of each field."""
+        return _join(self._blocks)
 
 
 def invert(
@@ -69,11 +107,13 @@ def invert(
     plan: InversionPlan,
     known: Reference,
     progress: Progress = lambda done, total: None,
+    kept: Rows | None = None,
 ) -> Inversion:
     """Return the inversion of uint8 images [N, H, W, C], `plan.batch` at a time.
 
-    `known`: the reference, made before. Raises ConfigurationError when there is no image, or when
-    its size or the encoder's is not the generator's.
+    `known`: the reference, made before. `kept`: where finished rows are kept, and taken from: they
+    must be of the same images, networks, plan and reference. Raises ConfigurationError when there
+    is no image, or when its size or the encoder's is not the generator's.
     """
     check_fit(generator, encoder)
     expected = (generator.size_px, generator.size_px, generator.channels)
@@ -81,19 +121,41 @@ def invert(
         raise ConfigurationError(
             f"inversion: expected uint8 images of {expected}; got {images.dtype} {images.shape[1:]}"
         )
-    parts: list[Inversion] = []
+    kept = InMemory() if kept is None else kept
+    # whole batches, so that a block's end moves no image into another batch
+    block = plan.batch * max(1, BLOCK_ROWS // plan.batch)
     with freeze(generator, encoder):
-        for start in range(0, len(images), plan.batch):
-            some = np.asarray(images[start : start + plan.batch])
-            parts.append(_invert_batch(some, generator, encoder, plan, known))
-            progress(min(start + plan.batch, len(images)), len(images))
+        for first in range(kept.count, len(images), block):
+            parts: list[Mapping[str, NDArray[Any]]] = []
+            for start in range(first, min(first + block, len(images)), plan.batch):
+                some = np.asarray(images[start : start + plan.batch])
+                parts.append(vars(_invert_batch(some, generator, encoder, plan, known)))
+                progress(min(start + plan.batch, len(images)), len(images))
+            kept.append(_join(parts))
+            release_pages(images)
+    rows = kept.arrays()
     return Inversion(
-        encoded=torch.cat([part.encoded for part in parts]),
-        codes=torch.cat([part.codes for part in parts]),
-        reconstructions=torch.cat([part.reconstructions for part in parts]),
-        errors=np.concatenate([part.errors for part in parts]),
-        accepted=np.concatenate([part.accepted for part in parts]),
+        points=np.array(rows["points"]),
+        colours=np.array(rows["colours"]),
+        codes=rows["codes"],
+        errors=np.array(rows["errors"]),
+        accepted=np.array(rows["accepted"]),
     )
+
+
+def reconstruct(codes: NDArray[np.floating], generator: Generator) -> Tensor:
+    """Return the images [N, C, H, W] in [-1, 1] of refined codes [N, L, d_w], without noise.
+
+    They stay on the generator's device.
+    """
+    with torch.no_grad():
+        on_device = torch.from_numpy(np.array(codes)).to(device_of(generator))
+        return generator.synthesis(on_device).clamp(-1, 1)
+
+
+def _join(parts: list[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The rows of several parts, field by field."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _invert_batch(
@@ -105,7 +167,7 @@ def _invert_batch(
 ) -> Inversion:
     """Invert one batch; the networks take no gradients."""
     # the encoder's codes, and whether an image lies on its side
-    x = to_unit(images)
+    x = to_unit(images, device_of(generator))
     with torch.no_grad():
         first = encoder.invert(x, generator, plan.iterations, keep_best=True)
         own = rmse(x, first.reconstructions.clamp(-1, 1))
@@ -121,9 +183,10 @@ def _invert_batch(
 
     # which images are accepted
     finite = torch.isfinite(codes).flatten(1).all(1) & torch.isfinite(first.codes).flatten(1).all(1)
-    accepted = finite.numpy() & np.isfinite(errors) & (errors <= known.threshold)
+    accepted = finite.cpu().numpy() & np.isfinite(errors) & (errors <= known.threshold)
     accepted &= ~blank(images) & ~lying
-    return Inversion(first.codes, codes, seen, errors, accepted)
+    points = known.whitening(first.codes.cpu().numpy())
+    return Inversion(points, mean_colours(seen), codes.cpu().numpy(), errors, accepted)
 
 
 def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:

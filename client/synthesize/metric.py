@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from client.synthesize.anchors import make_cells
 from client.synthesize.invert import Inversion
 from client.synthesize.partition import Cells
-from client.synthesize.reference import Reference, mean_colours
+from client.synthesize.reference import Reference
 
 Metric = Literal["codes", "colour"]
 
 
-def make_points(known: Reference, seen: Inversion, metric: Metric) -> NDArray[np.float64]:
+def make_points(seen: Inversion, metric: Metric) -> NDArray[np.float64]:
     """Return float64 [N, D], one row an image of the cohort: whitened codes, or mean colour."""
     if metric == "colour":
-        return mean_colours(seen.reconstructions)
-    return known.whitening(seen.encoded.numpy())
+        return seen.colours
+    return seen.points
 
 
 def make_metric_cells(known: Reference, metric: Metric) -> Cells:

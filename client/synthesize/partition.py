@@ -4,12 +4,12 @@ In: codes float [n, D] in canonical order, k, and for cells the public centres.
 Out: for every row the number of its part.
 Guarantees:
   1. every row is in exactly one part; greedy parts have k to 2k-1 rows, and swaps keep the sizes
-  2. outside `paper`, codes are whole numbers so small that each product and sum is exact: threads
-     and the order of summation change no part; where k divides n, greedy parts are those of the
-     naive rule on these numbers
-  3. memory: one float32 matrix [n, n] up to `DENSE_ROWS` rows (10,000 rows: 400 MB); above, O(n·D)
-     by running sums of squared distances, another criterion for "outlier first", never used in
-     `paper`
+  2. outside `paper`, codes are whole numbers (whole_codes.py): threads and the order of summation
+     change no part; where k divides n, greedy parts are those of the naive rule on these numbers
+  3. memory is O(n·D): distances are computed where they are asked for. Only `paper`, which no plan
+     admits, holds all of them
+  4. above `MOST_BY_DISTANCES` rows "outlier first" goes by squared distances, whose sums cost less;
+     never in `paper`
 Not covered: who the rows are (group.py); similar rows in one part leak more than random ones.
 
 Source: Jeon et al. 2022, `nearestNeighborClust`; remainder and swaps: docs/methods/k-salsa.md.
@@ -17,23 +17,27 @@ Source: Jeon et al. 2022, `nearestNeighborClust`; remainder and swaps: docs/meth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.synthesize.swaps import swap_pairs
-from common.arrays import Floats, Integers
+from client.synthesize.whole_codes import (
+    distances,
+    distances_to,
+    square_norms,
+    sum_distances,
+    to_whole,
+)
+from common.arrays import Flags, Floats, Integers
 
-Singles = NDArray[np.float32]
 Rule = Callable[[Floats, int], Integers]
 
-DENSE_ROWS = 15_000
-# rows at a time, so that a block stays in cache
-BLOCK = 1024
-LOOKED = 256
+MOST_BY_DISTANCES = 15_000
+LOOKED = 256  # rows at a time, so that a block stays in cache
 CELL_LEAST = 2  # times k: cells of 2k rows or more, about 4k on average
 
 
@@ -53,9 +57,7 @@ def greedy(points: Floats, k: int) -> Integers:
     So on until fewer than k are left; each of these joins the part of the nearest row that is in
     one. Ties go to the lowest row.
     """
-    if len(points) > DENSE_ROWS:
-        return _greedy_by_sums(_lattice(points, len(points)), k)
-    return _greedy(_distances(_lattice(points, 2 * k)), k)
+    return _greedy(_to_whole(points, k), k)
 
 
 def greedy_paper(points: Floats, k: int) -> Integers:
@@ -64,17 +66,20 @@ def greedy_paper(points: Floats, k: int) -> Integers:
     products = points @ points.T
     squared = squares[:, None] + squares[None, :] - (products + products.T)
     np.fill_diagonal(squared, 0.0)
-    return _greedy(np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared), k)
+    return _greedy_dense(np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared), k)
 
 
 def greedy_with_swaps(points: Floats, k: int) -> Integers:
     """Return greedy parts after exchanges of pairs that lower the squared error beyond rounding."""
-    if len(points) > DENSE_ROWS:
-        rows = _lattice(points, len(points))
-        return swap_pairs(rows, _greedy_by_sums(rows, k), None)
-    rows = _lattice(points, 2 * k)
-    distances = _distances(rows)
-    return swap_pairs(rows, _greedy(distances, k), distances)
+    rows = _to_whole(points, k)
+    return swap_pairs(rows, _greedy(rows, k), rounded=len(rows) <= MOST_BY_DISTANCES)
+
+
+def _to_whole(points: Floats, k: int) -> Floats:
+    """The points as whole numbers, for sums over two parts, or over all rows."""
+    if len(points) > MOST_BY_DISTANCES:
+        return to_whole(points, len(points))
+    return to_whole(points, 2 * k)
 
 
 def cells_of_rows(points: Floats, centres: Floats, least: int) -> Integers:
@@ -84,8 +89,8 @@ def cells_of_rows(points: Floats, centres: Floats, least: int) -> Integers:
     centre left.
     """
     # the nearest centre; empty cells are no cells
-    both = _lattice(np.concatenate([points, centres]), 2)
-    away = _distances(both[: len(points)], both[len(points) :])
+    both = to_whole(np.concatenate([points, centres]), 2)
+    away = distances(both[: len(points)], both[len(points) :])
     cell = away.argmin(axis=1)
     sizes = np.bincount(cell, minlength=len(centres)).astype(np.float64)
     away[:, sizes == 0] = np.inf
@@ -119,53 +124,117 @@ def parts_of(group_of: Integers) -> list[list[int]]:
     return [part.tolist() for part in np.split(order, edges)]
 
 
-# --- exact numbers
-
-
-def _lattice(points: Floats, terms: int) -> Floats:
-    """The points as whole numbers: sums of `terms` products over all coordinates stay below 2^53.
-
-    The grid has steps of 2^-b of the largest coordinate, about the middle of the range. At k = 20
-    and D = 64, b is 20.
-    """
-    count, dimension = points.shape
-    if not count or not dimension:
-        return np.zeros((count, max(dimension, 1)))
-    # bits a coordinate: sums of products stay below 2^53, whole distances below 2^24 (float32)
-    by_products = (50 - math.log2(dimension) - math.log2(terms)) // 2
-    by_distances = 23 - math.log2(dimension) / 2
-    bits = int(min(by_products, by_distances))
-    centred = points - (points.max(axis=0) + points.min(axis=0)) / 2
-    largest = float(np.abs(centred).max())
-    if not largest > 0:
-        return np.zeros_like(centred)
-    return np.asarray(np.rint(centred * ((2**bits - 1) / largest)))
-
-
-def _distances(rows: Floats, others: Floats | None = None) -> Singles:
-    """Euclidean distances [n, m], rounded to whole numbers: sums of them are exact.
-
-    Among `rows` alone they are exactly symmetric.
-    """
-    if others is None:
-        others = rows
-    squares = (rows**2).sum(axis=1)
-    theirs = (others**2).sum(axis=1)
-    found = np.empty((len(rows), len(others)), np.float32)
-    for at in range(0, len(rows), BLOCK):
-        block = rows[at : at + BLOCK] @ others.T
-        block *= -2.0
-        block += theirs
-        block += squares[at : at + BLOCK, None]
-        found[at : at + BLOCK] = np.rint(np.sqrt(block, out=block), out=block)
-    return found
-
-
 # --- greedy
 
 
-def _greedy(distances: NDArray[np.floating], k: int) -> Integers:
-    """Greedy parts from all distances, in O(n²)."""
+class _Rows(Protocol):
+    """Rows under the greedy rule: how far out each lies, and how far it is from another one."""
+
+    def outlying(self) -> Floats:
+        """Return what is largest for the outlier among the rows in no part, [n]."""
+
+    def away(self, row: int) -> Floats:
+        """Return what orders the rows by their distance to one of them, [n]."""
+
+    def lose(self, part: Integers) -> None:
+        """Take a finished part's rows out of the sums."""
+
+    def keep(self, free: Flags) -> _Rows:
+        """Return the marked rows alone; no other one is in the sums."""
+
+
+@dataclass
+class _ByDistances:
+    """Rows by `sums` [n], of distances to the rows in no part."""
+
+    rows: Floats
+    squares: Floats
+    sums: Floats
+
+    @classmethod
+    def of(cls, rows: Floats) -> _ByDistances:
+        return cls(rows, square_norms(rows), sum_distances(rows))
+
+    def outlying(self) -> Floats:
+        return self.sums
+
+    def away(self, row: int) -> Floats:
+        return np.asarray(distances_to(self.rows[row : row + 1], self.rows, self.squares)[0])
+
+    def lose(self, part: Integers) -> None:
+        self.sums -= distances_to(self.rows[part], self.rows, self.squares).sum(axis=0)
+
+    def keep(self, free: Flags) -> _ByDistances:
+        return _ByDistances(self.rows[free], self.squares[free], self.sums[free])
+
+
+@dataclass
+class _BySquares:
+    """Rows by sums of squared distances to the `count` rows in no part: n·|x|² - 2 x·S + Q.
+
+    S and Q: the sums of x and |x|² over these rows; Q is the same for all. `inner` [n]: x·S.
+    """
+
+    rows: Floats
+    squares: Floats
+    inner: Floats
+    count: int
+
+    @classmethod
+    def of(cls, rows: Floats) -> _BySquares:
+        return cls(rows, square_norms(rows), rows @ rows.sum(axis=0), len(rows))
+
+    def outlying(self) -> Floats:
+        return self.count * self.squares - 2.0 * self.inner
+
+    def away(self, row: int) -> Floats:
+        return np.asarray(self.squares - 2.0 * (self.rows @ self.rows[row]))
+
+    def lose(self, part: Integers) -> None:
+        self.inner -= self.rows @ self.rows[part].sum(axis=0)
+        self.count -= len(part)
+
+    def keep(self, free: Flags) -> _BySquares:
+        return _BySquares(self.rows[free], self.squares[free], self.inner[free], self.count)
+
+
+def _greedy(rows: Floats, k: int) -> Integers:
+    """Greedy parts in O(n·D) memory: a distance is computed where it is asked for."""
+    kind: type[_ByDistances] | type[_BySquares] = _ByDistances
+    if len(rows) > MOST_BY_DISTANCES:
+        kind = _BySquares
+    # the rows that are left in the arrays, and their names
+    group_of = np.full(len(rows), -1, np.int64)
+    names = np.arange(len(rows))
+    everyone: _Rows = kind.of(rows)
+    left = everyone
+    free = np.ones(len(rows), bool)
+    for g in range(len(rows) // k):
+        # the outlier and its nearest rows
+        seed = int(np.where(free, left.outlying(), -np.inf).argmax())
+        away = np.where(free, left.away(seed), np.inf)
+        away[seed] = -np.inf
+        part = _smallest(away, k)
+        group_of[names[part]] = g
+
+        # the sums lose the finished part; finished rows leave the arrays once they are a fifth
+        left.lose(part)
+        free[part] = False
+        if free.sum() < 0.8 * len(free):
+            names = names[free]
+            left = left.keep(free)
+            free = np.ones(len(names), bool)
+
+    # each row that is left joins the part of its nearest row
+    joined = group_of >= 0
+    for i in np.flatnonzero(~joined):
+        away = np.where(joined, everyone.away(int(i)), np.inf)
+        group_of[i] = group_of[away.argmin()]
+    return group_of
+
+
+def _greedy_dense(distances: Floats, k: int) -> Integers:
+    """Greedy parts from a matrix of all distances, [n, n]."""
     # each row's sum of distances to the rows in no part
     count = len(distances)
     sums = np.array([row.sum(dtype=np.float64) for row in distances])
@@ -201,42 +270,3 @@ def _smallest(values: NDArray[np.floating], count: int) -> Integers:
         ties = found[values[found] == limit]
         found = np.setdiff1d(found, ties[count - len(found) :], assume_unique=True)
     return found
-
-
-def _greedy_by_sums(rows: Floats, k: int) -> Integers:
-    """Greedy parts by sums of squared distances, n·|x|² - 2 x·S + Q.
-
-    S and Q: the sums of x and |x|² over the n rows in no part. O(n·D) memory, O(n²·D/k) time.
-    """
-    # the rows that are left in the arrays, and their products with S; Q is the same for all
-    group_of = np.full(len(rows), -1, np.int64)
-    names = np.arange(len(rows))
-    left = rows
-    squares = (left**2).sum(axis=1)
-    inner = left @ left.sum(axis=0)
-    free = np.ones(len(left), bool)
-    for g in range(len(rows) // k):
-        # the outlier and its nearest rows
-        score = (len(rows) - g * k) * squares - 2.0 * inner
-        seed = int(np.where(free, score, -np.inf).argmax())
-        away = np.where(free, squares - 2.0 * (left @ left[seed]), np.inf)
-        away[seed] = -np.inf
-        part = _smallest(away, k)
-        group_of[names[part]] = g
-
-        # S loses the finished part; finished rows leave the arrays once they are a fifth of them
-        free[part] = False
-        inner -= left @ left[part].sum(axis=0)
-        if free.sum() < 0.8 * len(free):
-            names = names[free]
-            left = left[free]
-            squares = squares[free]
-            inner = inner[free]
-            free = np.ones(len(left), bool)
-
-    # each row that is left joins the part of its nearest row
-    joined = np.flatnonzero(group_of >= 0)
-    for i in np.flatnonzero(group_of < 0):
-        away = (rows[joined] ** 2).sum(axis=1) - 2.0 * (rows[joined] @ rows[i])
-        group_of[i] = group_of[joined[away.argmin()]]
-    return group_of

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 
 from common.arrays import Floats, Images, Integers
+from common.devices import exact
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models.basis import Basis
 from common.models.glow import Glow, find_unfamiliar
@@ -70,6 +71,7 @@ class Privatized:
     mechanism: Latent
 
 
+@exact()
 def privatize(
     groups: Sequence[Sequence[Images]],
     model: Glow,
@@ -81,7 +83,7 @@ def privatize(
     basis: Basis | None = None,
     practice: bool = False,
 ) -> Privatized:
-    """Return one privatized image per group.
+    """Return one privatized image per group; the flow is in float32 throughout, on its device.
 
     `groups[g][p]` holds all images of member p of group g, uint8 [n, H, W, C], n >= 1. For
     `privunit`, and wherever k is 1, a group is one patient. `temperature`: the spread of the noised
@@ -293,7 +295,7 @@ def _decode(
 
         # (10) draw the rest from the prior
         drawn = model.prior(len(released), temperatures[1], random)
-        fresh = torch.cat([part.flatten(1) for part in drawn], dim=1).double().numpy()
+        fresh = torch.cat([part.flatten(1) for part in drawn], dim=1).double().cpu().numpy()
         if basis is not None:
             released = basis.restore(released, fresh[:, model.dimension - basis.coordinates :])
 

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.errors import Bug, ConfigurationError, RefusedError
+from common.models.draws import device_of, draw_normal
 from common.models.encoder import Encoder
 from common.models.stylegan import Generator
+from common.wire.tensors import Arrays
 
 EIGENVALUE_FLOOR = 1e-4  # of the largest eigenvalue
 
@@ -104,6 +106,31 @@ class Reference:
     colours: NDArray[np.float64]
     upright: bool = False
 
+    def to_arrays(self) -> Arrays:
+        """Return the arrays that `from_arrays` reads, exactly."""
+        return {
+            "mean": self.whitening.mean,
+            # one layout in memory, made or read: products are then rounded alike
+            "directions": np.ascontiguousarray(self.whitening.directions),
+            "samples": self.samples.codes,
+            "colours": self.colours,
+            "numbers": np.array([self.threshold, self.spread, self.upright], np.float64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Reference:
+        """Return the reference of `to_arrays`; `make_reference` made it earlier on this site."""
+        exact = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        threshold, spread, upright = exact["numbers"].tolist()
+        return cls(
+            whitening=Whitening(exact["mean"], exact["directions"]),
+            threshold=threshold,
+            spread=spread,
+            samples=GeneratorCodes(exact["samples"]),
+            colours=exact["colours"],
+            upright=bool(upright),
+        )
+
 
 def make_reference(
     generator: Generator, encoder: Encoder, plan: InversionPlan, random: torch.Generator
@@ -140,7 +167,7 @@ def make_reference(
         lying = find_turned(some, allowed, generator, encoder, plan)
 
     # the space of the codes, the threshold, the spread
-    samples = GeneratorCodes(drawn.codes.double().numpy())
+    samples = GeneratorCodes(drawn.codes.double().cpu().numpy())
     spread = float((drawn.w - drawn.w.mean(dim=0)).square().mean().sqrt())
     return Reference(
         whitening=Whitening.fit(samples, plan.components),
@@ -167,10 +194,11 @@ def _draw_samples(
 ) -> _Samples:
     """Draw `plan.samples` samples and invert them, a batch at a time."""
     batches = []
+    device = device_of(generator)
     with freeze(generator, encoder), torch.no_grad():
         for start in range(0, plan.samples, plan.batch):
             count = min(plan.batch, plan.samples - start)
-            w = generator.mapping(torch.randn(count, generator.latent, generator=random))
+            w = generator.mapping(draw_normal((count, generator.latent), random, device))
             image = generator.synthesis(generator.broadcast(w), noise=random).clamp(-1, 1)
             inverted = encoder.invert(image, generator, plan.iterations, keep_best=True)
             rebuilt = inverted.reconstructions.clamp(-1, 1)
@@ -201,7 +229,7 @@ def check_fit(generator: Generator, encoder: Encoder) -> None:
 
 def mean_colours(x: Tensor) -> NDArray[np.float64]:
     """Return float64 [N, C]: each channel's mean in [0, 1], of images [N, C, H, W] in [-1, 1]."""
-    return np.asarray((x.double().clamp(-1, 1).mean((2, 3)) + 1) / 2)
+    return np.asarray(((x.double().clamp(-1, 1).mean((2, 3)) + 1) / 2).cpu())
 
 
 def find_turned(
@@ -228,7 +256,7 @@ def find_turned(
 
 def rmse(a: Tensor, b: Tensor) -> NDArray[np.float64]:
     """Return the root mean square difference [N] of images in [-1, 1], in the range [0, 1]."""
-    return np.asarray((a - b).double().square().mean((1, 2, 3)).sqrt().div(2))
+    return np.asarray((a - b).double().square().mean((1, 2, 3)).sqrt().div(2).cpu())
 
 
 @contextmanager

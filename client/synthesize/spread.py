@@ -49,9 +49,9 @@ class Directions:
 
         Their distance from the middle times each direction's factor.
         """
-        away = codes.detach().double().flatten(1).numpy() - self.middle
+        away = codes.detach().double().flatten(1).cpu().numpy() - self.middle
         added = (away @ self.axes.T * (self.factors - 1)) @ self.axes
-        return codes + torch.from_numpy(added).to(codes.dtype).reshape(codes.shape)
+        return codes + torch.from_numpy(added).to(codes).reshape(codes.shape)
 
 
 def find_directions(

@@ -120,14 +120,14 @@ def _measure_attacker(
     """AUC and TPR with their intervals."""
     inside = np.flatnonzero(member)
     outside = np.flatnonzero(~member)
-    same = strata[inside][:, None] == strata[outside][None]
-    wins = np.where(same, _wins(x[inside], x[outside]), 0.0)
     ours = _resample(strata[inside], rng)
     theirs = _resample(strata[outside], rng)
 
     # AUC: the share of pairs of one stratum in which the member scores higher
-    auc = float(wins.sum() / same.sum())
-    draws = ((ours @ wins) * theirs).sum(1) / np.maximum(((ours @ same) * theirs).sum(1), 1)
+    wins, pairs = _count_wins(x, member, strata, np.ones((1, len(inside))), np.ones(len(outside)))
+    auc = float(wins[0] / pairs[0])
+    wins, pairs = _count_wins(x, member, strata, ours, theirs)
+    draws = wins / np.maximum(pairs, 1)
 
     # TPR: the strata of non-members weigh as much as those of members
     def rate(a: Floats, b: Floats) -> float:
@@ -139,9 +139,32 @@ def _measure_attacker(
     return Membership(name, auc, _interval(draws), tpr, _interval(np.array(rates)))
 
 
-def _wins(a: Floats, b: Floats) -> Floats:
-    """1 where a > b, 1/2 where equal, [A, B]."""
-    return np.asarray((a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None]))
+def _count_wins(
+    x: Floats, member: Flags, strata: Labels, ours: Floats, theirs: Floats
+) -> tuple[Floats, Floats]:
+    """Weighted pairs of a member and a non-member of one stratum: won by the member, and all.
+
+    A tie counts one half. `ours` [D, members] and `theirs` [D or 1, non-members] are the weights of
+    each draw; out: [D] each. From ranks: nothing of size members x non-members is in memory.
+    """
+    theirs = np.broadcast_to(theirs, (len(ours), (~member).sum()))
+    wins = np.zeros(len(ours))
+    pairs = np.zeros(len(ours))
+    for s in np.unique(strata):
+        in_s = strata[member] == s
+        out_s = strata[~member] == s
+        outside = x[~member][out_s]
+        order = np.argsort(outside, kind="stable")
+        # the weight of the non-members below each member, and of those not above
+        total = np.zeros((len(ours), len(order) + 1))
+        np.cumsum(theirs[:, out_s][:, order], axis=1, out=total[:, 1:])
+        inside = x[member][in_s]
+        below = np.searchsorted(outside[order], inside, side="left")
+        not_above = np.searchsorted(outside[order], inside, side="right")
+        weights = ours[:, in_s]
+        wins += (weights * (total[:, below] + total[:, not_above])).sum(axis=1) / 2
+        pairs += weights.sum(axis=1) * total[:, -1]
+    return wins, pairs
 
 
 def _resample(strata: Labels, rng: np.random.Generator) -> Floats:
@@ -192,10 +215,26 @@ def _chance_auc(
         rows = np.flatnonzero(strata == s)
         dealt[:, rows] = rng.permuted(dealt[:, rows], axis=1)
 
-    # each attacker's AUC over pairs of one stratum, for every permutation
+    # each attacker's AUC over pairs of one stratum, for every permutation: by ranks (Mann and
+    # Whitney 1947), the ranks of ties being their mean
     inside = dealt.astype(np.float64)
-    outside = (~dealt).astype(np.float64)
-    same = (strata[:, None] == strata[None]).astype(np.float64)
-    pairs = ((inside @ same) * outside).sum(1)
-    each = [((inside @ (same * _wins(x, x))) * outside).sum(1) / pairs for x in scores]
+    least = 0.0
+    pairs = 0.0
+    for s in np.unique(strata):
+        count = float(member[strata == s].sum())
+        least += count * (count + 1) / 2
+        pairs += count * (float((strata == s).sum()) - count)
+    each = [(inside @ _ranks(x, strata) - least) / pairs for x in scores]
     return float(np.percentile(np.max(each, axis=0), 95))
+
+
+def _ranks(x: Floats, strata: Labels) -> Floats:
+    """Each score's rank within its stratum, from 1; ties have the mean of theirs."""
+    ranks = np.empty(len(x))
+    for s in np.unique(strata):
+        rows = np.flatnonzero(strata == s)
+        ordered = np.sort(x[rows])
+        below = np.searchsorted(ordered, x[rows], side="left")
+        not_above = np.searchsorted(ordered, x[rows], side="right")
+        ranks[rows] = (below + 1 + not_above) / 2
+    return ranks

@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from common.arrays import Images, Labels
 from common.errors import ConfigurationError
 from common.models.adam import Adam
+from common.models.images import to_device
 
+CPU = torch.device("cpu")
 GROUPS_OF_CHANNELS = 4
 AT_ONCE = 256
 LEAST_GROUPS = 4  # a class of fewer gives none to the choice of a snapshot
@@ -59,10 +61,11 @@ class Classifier:
         parts = []
         with torch.no_grad():
             for start in range(0, len(images), AT_ONCE):
-                x = _to_tensor(images[start : start + AT_ONCE], self.largest_px)
+                some = images[start : start + AT_ONCE]
+                x = _to_tensor(some, self.largest_px, self.mean.device)
                 x = (x - self.mean) / self.deviation
                 parts.append(_logits(self.weights, x).argmax(1))
-        return np.asarray(torch.cat(parts).numpy(), np.int64)
+        return np.asarray(torch.cat(parts).cpu().numpy(), np.int64)
 
 
 def fit(
@@ -73,11 +76,13 @@ def fit(
     seed: int,
     group_of: Labels | None = None,
     recipe: Recipe = Recipe(),
+    device: torch.device = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Classifier:
     """Return a classifier trained on uint8 images [N, S, S, C] with labels [N] below `classes`.
 
-    Images with the same number in `group_of` int [N] are one group.
+    Images with the same number in `group_of` int [N] are one group. Training and prediction run on
+    `device`; its starting weights are the same on each.
     Raises ConfigurationError for no image or a label out of range.
     """
     # the part to train on, and the part that chooses a snapshot
@@ -89,13 +94,14 @@ def fit(
     kept, held = _split(labels, groups, recipe.validation_share, rng)
 
     # images, standardised by the first part alone
-    x = _to_tensor(images, recipe.largest_px)
+    x = _to_tensor(images, recipe.largest_px, device)
     mean = x[kept].mean((0, 2, 3), keepdim=True)
     deviation = x[kept].std((0, 2, 3), keepdim=True) + 1e-3
     x = (x - mean) / deviation
-    y = torch.from_numpy(np.ascontiguousarray(labels))
+    y = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
 
-    weights = _start_weights(x.shape[1], classes, recipe.width, torch.Generator().manual_seed(seed))
+    random = torch.Generator().manual_seed(seed)
+    weights = _start_weights(x.shape[1], classes, recipe.width, random, device)
     adam = Adam(weights, recipe.rate, betas=(0.9, 0.99))
     best = weights
     least = float("inf")
@@ -132,9 +138,9 @@ def _check_labels(images: Images, labels: Labels, classes: int) -> None:
 
 
 def _start_weights(
-    channels: int, classes: int, width: int, random: torch.Generator
+    channels: int, classes: int, width: int, random: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    """Fresh weights that require a gradient."""
+    """Fresh weights that require a gradient, drawn where `random` is and moved to the device."""
     found: dict[str, Tensor] = {}
     before = channels
     for i, size in enumerate((width, 2 * width, 4 * width)):
@@ -145,7 +151,7 @@ def _start_weights(
         before = size
     found["head"] = torch.randn(classes, 2 * before, generator=random) * 0.01
     found["bias"] = torch.zeros(classes)
-    return {name: w.requires_grad_() for name, w in found.items()}
+    return {name: w.to(device).requires_grad_() for name, w in found.items()}
 
 
 def _logits(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -202,14 +208,18 @@ def _balanced_loss(weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> float
     """Cross entropy in which every class weighs the same."""
     with torch.no_grad():
         losses = F.cross_entropy(_logits(weights, x), y, reduction="none")
-    by_class = [losses[y == label].mean() for label in sorted(set(y.tolist()))]
+    by_class = [losses[y == label].mean() for label in torch.unique(y)]
     return float(torch.stack(by_class).mean())
 
 
-def _to_tensor(images: Images, largest_px: int) -> Tensor:
-    """[N, C, S, S] in [0, 1], averaged down by a whole factor to `largest_px` or just above."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-    factor = max(1, x.shape[2] // largest_px)
-    if factor == 1:
-        return x
-    return F.avg_pool2d(x, factor)
+def _to_tensor(images: Images, largest_px: int, device: torch.device) -> Tensor:
+    """[N, C, S, S] in [0, 1], averaged down by a whole factor to `largest_px` or just above.
+
+    Images at full size are floats for a batch at a time.
+    """
+    parts: list[Tensor] = []
+    factor = max(1, images.shape[1] // largest_px)
+    for start in range(0, len(images), AT_ONCE):
+        x = to_device(images[start : start + AT_ONCE], device).float() / 255
+        parts.append(F.avg_pool2d(x, factor) if factor > 1 else x)
+    return torch.cat(parts)

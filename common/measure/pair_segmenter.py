@@ -27,6 +27,7 @@ from common.models.adam import Adam
 
 Progress = Callable[[int, int], None]
 Groups: TypeAlias = Sequence[int] | NDArray[np.int64]
+CPU = torch.device("cpu")
 PREDICTED_AT_ONCE = 128
 STARTS = 4  # trainings of one configuration, at most
 SEED_STRIDE = 1_000_003  # between their seeds
@@ -84,8 +85,8 @@ class Segmenter:
         with torch.no_grad():
             for start in range(0, len(images), PREDICTED_AT_ONCE):
                 some = images[start : start + PREDICTED_AT_ONCE]
-                x = _standardise(some, self.mean, self.deviation)
-                parts.append((self.network(x.to(device)) > 0)[:, 0].cpu().numpy())
+                x = _standardise(some, self.mean, self.deviation, device)
+                parts.append((self.network(x) > 0)[:, 0].cpu().numpy())
         found: Flags = np.concatenate(parts)
         return found
 
@@ -96,7 +97,7 @@ def fit(
     seed: int,
     *,
     group_of: Groups | None = None,
-    device: str = "cpu",
+    device: torch.device = CPU,
     progress: Progress = lambda done, total: None,
 ) -> Segmenter:
     """Return the network of the configuration and epoch with the best validation Dice.
@@ -165,16 +166,17 @@ def _train(
     recipe: Recipe,
     choice: Choice,
     seed: int,
-    device: str,
+    device: torch.device,
     count: Callable[[int], None],
 ) -> Segmenter:
     """Train one configuration for all epochs; return the network of the best one."""
     # standardised images, and masks
     mean = float(train[..., 0].mean())
     deviation = max(float(train[..., 0].std()), 1.0)
-    images = _standardise(train[..., 0], mean, deviation).to(device)
-    masks = torch.from_numpy((train[..., 1] > 127).astype(np.float32))[:, None].to(device)
-    with torch.random.fork_rng([] if device == "cpu" else [device]):
+    images = _standardise(train[..., 0], mean, deviation, device)
+    masks = (_to_pixels(train[..., 1], device) > 127).float()
+    # the CPU's generator draws in any case, the device's the dropout
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
         # initial weights, order and dropout draw from torch's own generator
         torch.manual_seed(seed)
         network = UNet(recipe.width, choice.dropout).to(device)
@@ -235,10 +237,15 @@ def _split(groups: Integers, share: float, seed: int) -> tuple[Integers, Integer
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def _standardise(images: Pairs, mean: float, deviation: float) -> Tensor:
-    """float32 [N, 1, H, W], channels last, of uint8 [N, H, W]."""
-    x = (torch.from_numpy(np.ascontiguousarray(images)).float() - mean) / deviation
-    return x[:, None].contiguous(memory_format=torch.channels_last)
+def _standardise(images: Pairs, mean: float, deviation: float, device: torch.device) -> Tensor:
+    """float32 [N, 1, H, W], channels last, on the device, of uint8 [N, H, W]."""
+    x = (_to_pixels(images, device).float() - mean) / deviation
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _to_pixels(images: Pairs, device: torch.device) -> Tensor:
+    """uint8 [N, 1, H, W] on the device, of uint8 [N, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device)[:, None]
 
 
 def _turn(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

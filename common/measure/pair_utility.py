@@ -12,9 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from common.arrays import Floats, Integers, Pairs
 from common.measure.pair_segmenter import (
+    CPU,
     Choice,
     Groups,
     Progress,
@@ -70,6 +72,7 @@ def utility(
     recipe: Recipe | None = None,
     seed: int = 0,
     group_of: Groups | None = None,
+    device: torch.device = CPU,
     progress: Progress = lambda done, total: None,
 ) -> Utility:
     """Return the utility of `train` on `test`, both uint8 [N, S, S, 2] (image, mask 0 or 255).
@@ -79,7 +82,9 @@ def utility(
     Raises ConfigurationError for unusable pairs.
     """
     check_pairs(test, patient_of, "test pairs")
-    segmenter = fit(train, recipe or Recipe(), seed, group_of=group_of, progress=progress)
+    segmenter = fit(
+        train, recipe or Recipe(), seed, group_of=group_of, device=device, progress=progress
+    )
     return measure(segmenter, test, patient_of, seed=seed)
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from common.arrays import Weights
-from common.models.stylegan import Generator, layer_count
+from common.models.sizes import map_sides, style_count
+from common.models.stylegan import Generator
 from common.models.weights import load_weights
 
 
@@ -37,12 +38,13 @@ class Encoder(nn.Module):
 
     def __init__(self, size_px: int, channels: int, width: int, latent: int) -> None:
         super().__init__()
-        self.layer_count = layer_count(size_px)
+        self.layer_count = style_count(size_px)
         self.latent = latent
         self.width = width
 
-        # the trunk: image and reconstruction down to 4×4 px
-        depth = int(math.log2(size_px)) - 2
+        # the trunk: image and reconstruction down to 4×4 px (6×6 px of 96 px)
+        sides = map_sides(size_px)
+        depth = len(sides) - 1
         wide = [2 * channels] + [min(width * 2**i, 4 * width) for i in range(depth)]
         blocks = [_block(cin, cout, i) for i, (cin, cout) in enumerate(itertools.pairwise(wide))]
         self.trunk = nn.Sequential(*blocks)
@@ -50,7 +52,7 @@ class Encoder(nn.Module):
         # the heads: one w for all layers, and a small part for each layer
         hidden = 6 * width
         self.project = nn.Sequential(
-            nn.Flatten(), nn.Linear(wide[-1] * 16, hidden), nn.LeakyReLU(0.2)
+            nn.Flatten(), nn.Linear(wide[-1] * sides[0] ** 2, hidden), nn.LeakyReLU(0.2)
         )
         self.shared = nn.Linear(hidden, latent)
         self.detail = nn.Linear(hidden, self.layer_count * latent)

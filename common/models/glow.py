@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import ConfigurationError
+from common.models.draws import device_of, draw_normal
 from common.models.glow_coupling import Coupling, Split, Top
 from common.models.glow_mixing import Mixing, compose_mixings
 from common.models.reversible import apply_steps
@@ -172,10 +173,13 @@ class Glow(nn.Module):
         return x[..., : self.size_px, : self.size_px]
 
     def prior(self, n: int, temperature: float, generator: torch.Generator) -> list[Tensor]:
-        """Return latent parts of `n` images: temperature * N(0, 1), float32, generator's device."""
+        """Return latent parts of `n` images: temperature * N(0, 1), float32, on the flow's device.
+
+        They are drawn where the generator is.
+        """
+        device = device_of(self)
         return [
-            temperature * torch.randn(n, *shape, generator=generator, device=generator.device)
-            for shape in self.part_shapes
+            temperature * draw_normal((n, *shape), generator, device) for shape in self.part_shapes
         ]
 
     def bits_per_dimension(self, log_p: Tensor, depth: int = 8) -> Tensor:

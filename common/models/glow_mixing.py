@@ -67,7 +67,7 @@ def compose_mixings(mixings: Sequence[Mixing]) -> tuple[Tensor, Tensor, Tensor]:
     """Return (A as kernels [K, c, c, 1, 1], A b [K, c], s [K, c]) of K mixings of one width."""
     log_scale = torch.stack([mixing.log_scale for mixing in mixings])
     triangles = torch.stack([mixing.triangles for mixing in mixings])
-    rotations = torch.stack([mixing.rotation for mixing in mixings]).to(triangles)
+    rotations = torch.stack([mixing.rotation.to(triangles) for mixing in mixings])
     lower, upper = _factors(triangles)
     matrices = rotations @ lower @ (upper * log_scale.exp()[:, None])
     bias = torch.stack([mixing.bias for mixing in mixings])

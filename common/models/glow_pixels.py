@@ -6,22 +6,31 @@ from torch import Tensor
 
 from common.arrays import Images
 from common.errors import ConfigurationError
+from common.models.images import to_device
 
 
-def from_uint8(images: Images, dither: Tensor | None = None, depth: int = 8) -> Tensor:
+def from_uint8(
+    images: Images | Tensor,
+    dither: Tensor | None = None,
+    depth: int = 8,
+    device: torch.device | None = None,
+) -> Tensor:
     """Return float32 [N, C, H, W] in [-1/2, 1/2] from uint8 [N, H, W, C]: (image + U) / 256 - 1/2.
 
     U is `dither`, [N, C, H, W] in [0, 1), which training draws; without it U is 1/2, as for a
-    release. `depth` < 8 keeps the upper bits alone and dithers over the others.
+    release. `depth` < 8 keeps the upper bits alone and dithers over the others. The images move to
+    `device` as uint8; None is the dither's device, else the CPU.
     Raises ConfigurationError for another type, rank or depth.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= depth <= 8:
+    if images.dtype not in (np.uint8, torch.uint8) or images.ndim != 4 or not 1 <= depth <= 8:
         raise ConfigurationError(
             f"flow: images {images.dtype} {list(images.shape)} at {depth} bits, "
             "expected uint8 [N, H, W, C] at 1 to 8"
         )
-    kept = torch.from_numpy(np.ascontiguousarray(images >> (8 - depth)))
-    pixels = kept.permute(0, 3, 1, 2).to(torch.float32)
+    if device is None and dither is not None:
+        device = dither.device
+    kept = to_device(images, device) >> (8 - depth)
+    pixels = kept.to(torch.float32)
     x: Tensor = (pixels + (0.5 if dither is None else dither)) / 2**depth - 0.5
     return x
 

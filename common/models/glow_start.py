@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.models.draws import device_of
 from common.models.glow import Glow, Level
 from common.models.glow_mixing import Mixing
 
@@ -29,7 +30,8 @@ def procedural_images(n: int, size_px: int, channels: int) -> Tensor:
 @torch.no_grad()
 def initialise_from_noise(model: Glow, pictures: int = 256) -> None:
     """Set every mixing's bias and scale in one pass over procedural images."""
-    x = model.pad(procedural_images(pictures, model.size_px, model.channels))
+    drawn = procedural_images(pictures, model.size_px, model.channels)
+    x = model.pad(drawn.to(device_of(model)))
     for level, split in zip(model.levels, [*model.splits, None], strict=True):
         x = F.pixel_unshuffle(x, 2)
         block = cast(Level, level)

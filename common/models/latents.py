@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.arrays import Floats, Images
+from common.models.draws import device_of
 from common.models.glow import Glow
 from common.models.glow_pixels import from_uint8, to_uint8
 
@@ -25,14 +26,15 @@ def encode_images(images: Images, model: Glow) -> Floats:
     A code that is not finite becomes a row of zeros.
     """
     rows = []
+    device = device_of(model)
     with torch.no_grad():
         for start in range(0, len(images), BATCH):
             # every batch has one size, so that an image's code is the same in each
             some = images[start : start + BATCH]
             missing = np.zeros((BATCH - len(some), *some.shape[1:]), np.uint8)
-            parts, _ = model.encode(from_uint8(np.concatenate([some, missing])))
+            parts, _ = model.encode(from_uint8(np.concatenate([some, missing]), device=device))
             flat = torch.cat([part.flatten(1) for part in parts], dim=1)
-            rows.append(flat[: len(some)].double().numpy())
+            rows.append(flat[: len(some)].double().cpu().numpy())
 
     # a code that is not finite becomes zeros
     latents = np.concatenate(rows)
@@ -43,8 +45,9 @@ def encode_images(images: Images, model: Glow) -> Floats:
 def decode_latents(latents: Floats, model: Glow) -> Images:
     """Return uint8 [N, H, W, C] of latent codes [N, D]: decoded, clamped, 8 bit."""
     images = [np.empty((0, model.size_px, model.size_px, model.channels), np.uint8)]
+    device = device_of(model)
     for start in range(0, len(latents), BATCH):
-        whole = torch.from_numpy(latents[start : start + BATCH]).float()
+        whole = torch.from_numpy(latents[start : start + BATCH]).float().to(device)
         images.append(to_uint8(model.decode(_split_parts(whole, model))))
     return np.concatenate(images)
 

@@ -1,6 +1,6 @@
 """The style-based image generator and its critic, scaled by one size.
 
-In: latents z [N, latent] or codes W+ [N, L, latent], L = 2·log2(size_px) - 2.
+In: latents z [N, latent] or codes W+ [N, L, latent], L by `style_count` (sizes.py).
 Out: images [N, channels, S, S] in about [-1, 1], not clamped; scores [N].
 Guarantees: no buffer, and no state that a forward pass changes. The critic couples no two items of
 a batch, so a per-patient gradient is well defined.
@@ -22,12 +22,13 @@ from torch.nn import functional as F
 
 from common.arrays import Weights
 from common.errors import ConfigurationError
+from common.models.draws import draw_normal
+from common.models.sizes import map_sides, style_count
 from common.models.weights import load_weights
 from common.models.winograd import conv3x3
 
 Noise = Literal["random"] | torch.Generator | None
 GAIN = math.sqrt(2)
-SIZES_PX = (16, 32, 64, 128, 256, 512)
 
 
 class GeneratorSize(Protocol):
@@ -42,16 +43,6 @@ class GeneratorSize(Protocol):
     def latent(self) -> int:
         """The length of a latent."""
         ...
-
-
-def layer_count(size_px: int) -> int:
-    """Return the number of style vectors L of a W+ code: 2·log2(size_px) - 2.
-
-    Raises ConfigurationError for a size that is not in `SIZES_PX`.
-    """
-    if size_px not in SIZES_PX:
-        raise ConfigurationError(f"size_px: expected one of {SIZES_PX}, got {size_px}")
-    return 2 * int(math.log2(size_px)) - 2
 
 
 class ModulatedConv(nn.Module):
@@ -115,8 +106,8 @@ class StyledLayer(nn.Module):
         # noise and bias
         if noise is not None:
             generator = noise if isinstance(noise, torch.Generator) else None
-            maps = torch.randn((len(y), 1, *y.shape[2:]), generator=generator, dtype=y.dtype)
-            shift = shift + GAIN * self.noise_strength * maps.to(y.device)
+            maps = draw_normal((len(y), 1, *y.shape[2:]), generator, y.device, y.dtype)
+            shift = shift + GAIN * self.noise_strength * maps
         y = y + shift if self.upsample else torch.addcmul(shift, y, gain)
         return F.leaky_relu(y, 0.2, inplace=True)
 
@@ -161,15 +152,15 @@ class Generator(nn.Module):
         self.channels = channels
         self.width = width
         self.latent = latent
-        self.layer_count = layer_count(size_px)
+        self.layer_count = style_count(size_px)
         self.mapping = MappingNetwork(latent)
 
-        # channels from 4 px up to the full resolution
-        resolutions = [2**i for i in range(2, int(math.log2(size_px)) + 1)]
-        wide = [min(width * size_px // r, 4 * width) for r in resolutions]
+        # channels from the smallest map up to the full resolution
+        sides = map_sides(size_px)
+        wide = [min(width * size_px // side, 4 * width) for side in sides]
 
         # the layers
-        self.constant = nn.Parameter(torch.randn(1, wide[0], 4, 4))
+        self.constant = nn.Parameter(torch.randn(1, wide[0], sides[0], sides[0]))
         self.first = StyledLayer(wide[0], wide[0], latent)
         self.up = nn.ModuleList(
             StyledLayer(a, b, latent, upsample=True) for a, b in itertools.pairwise(wide)
@@ -188,7 +179,7 @@ class Generator(nn.Module):
         """Return images [N, channels, S, S] for codes [N, L, latent].
 
         `noise` is None (no noise maps: the mean texture), "random" (torch's global generator) or a
-        torch.Generator. The maps are drawn on the CPU, fresh for each image.
+        torch.Generator. The maps are drawn where that generator is, fresh for each image.
         Raises ConfigurationError for a code of another shape.
         """
         if wplus.ndim != 3 or wplus.shape[1:] != (self.layer_count, self.latent):
@@ -236,11 +227,9 @@ class Critic(nn.Module):
 
     def __init__(self, size_px: int, channels: int, width: int) -> None:
         super().__init__()
-        layer_count(size_px)  # refuses an unknown size
-
-        # blocks that halve the resolution, down to 4×4 px
+        # blocks that halve the resolution, down to 4×4 px (6×6 px of 96 px)
         base = max(1, 3 * width // 4)
-        depth = int(math.log2(size_px)) - 2
+        depth = len(map_sides(size_px)) - 1
         wide = [2 * channels] + [min(base * 2**i, 8 * base) for i in range(depth)]
         self.blocks = nn.ModuleList()
         for i, (cin, cout) in enumerate(itertools.pairwise(wide)):
@@ -269,7 +258,7 @@ class Critic(nn.Module):
         return torch.cat([x, 5.0 * (x - mean)], 1)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the activations after each block, from [N, n, S/2, S/2] down to [N, ·, 4, 4]."""
+        """Return the activations after each block, from [N, n, S/2, S/2] to the smallest."""
         taps = []
         x = self.with_detail(x)
         for block in self.blocks:

@@ -24,12 +24,11 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from common.arrays import Weights
-from common.errors import ConfigurationError
+from common.models.sizes import KOSSEN, pair_halvings
 from common.models.weights import load_weights
 
 PLANES = 2
 GROUPS = 8
-KOSSEN = "kossen2022"
 
 
 class PairSize(Protocol):
@@ -57,12 +56,12 @@ class PairSize(Protocol):
 
 
 class Critic(nn.Module):
-    """Scores [N] of pairs [N, 2, S, S]; S is 32 (`small` alone), 64, 96 or 128."""
+    """Scores [N] of pairs [N, 2, S, S]; S is 32 (`small` alone), 64, 96, 128 or 256."""
 
     def __init__(self, size_px: int, width: int, architecture: str = "small") -> None:
         super().__init__()
         kossen = architecture == KOSSEN
-        levels = _level_count(size_px, architecture)
+        levels = pair_halvings(size_px, architecture)
 
         # convolutions that halve the map and double the channels
         layers: list[nn.Module] = []
@@ -96,7 +95,7 @@ class Generator(nn.Module):
     def __init__(self, size_px: int, width: int, latent: int, architecture: str = "small") -> None:
         super().__init__()
         kossen = architecture == KOSSEN
-        levels = _level_count(size_px, architecture)
+        levels = pair_halvings(size_px, architecture)
         self.latent = latent
         self._side = size_px >> levels
         widest = width << (levels - 1)
@@ -146,28 +145,6 @@ def _transposed_layers(width: int, levels: int) -> Iterator[nn.Module]:
         yield nn.ReLU()
     yield nn.ConvTranspose2d(width, PLANES, 4, stride=2, padding=1)
     yield nn.Tanh()
-
-
-def _level_count(size_px: int, architecture: str) -> int:
-    """How often an image is halved: five times for `kossen2022`, else to a map of 4 to 8 px.
-
-    Raises ConfigurationError for another size or architecture.
-    """
-    if size_px not in (32, 64, 96, 128) or architecture not in ("small", KOSSEN):
-        raise ConfigurationError(
-            "wgan: expected 32, 64, 96 or 128 px, small or kossen2022; "
-            f"got {size_px}, {architecture}"
-        )
-    if architecture == KOSSEN and size_px == 32:
-        raise ConfigurationError(
-            "wgan: kossen2022 at 32 px: its instance norm would see one pixel",
-            hint="64 px or more, or small",
-        )
-    if architecture == KOSSEN:
-        return 5
-    if size_px == 32:
-        return 3
-    return 4
 
 
 def _draw_weights(module: nn.Module) -> None:

@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 from common.arrays import Pairs
+from common.models.draws import device_of, draw_normal
+from common.models.images import to_device
 from common.models.wgan import Generator
 
 SAMPLE_BATCH = 64
 
 
-def to_unit(pairs: Pairs) -> Tensor:
-    """Return float32 [N, 2, H, W] in [-1, 1] of uint8 pairs [N, H, W, 2] (mask 0 or 255)."""
-    return torch.from_numpy(np.ascontiguousarray(pairs)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_unit(pairs: Pairs | Tensor, device: torch.device | None = None) -> Tensor:
+    """Return float32 [N, 2, H, W] in [-1, 1] of uint8 pairs [N, H, W, 2] (mask 0 or 255).
+
+    The pairs move to `device` as uint8.
+    """
+    return to_device(pairs, device).float() / 127.5 - 1
 
 
 def to_pairs(x: Tensor) -> Pairs:
@@ -30,11 +35,13 @@ def to_pairs(x: Tensor) -> Pairs:
 @torch.no_grad()
 def sample(generator: Generator, count: int, random: torch.Generator) -> Pairs:
     """Return `count` pairs uint8 [count, S, S, 2] of fresh latents."""
-    batches = [to_pairs(generator(z)) for z in _draw_latents(generator.latent, count, random)]
+    batches = [to_pairs(generator(z)) for z in _draw_latents(generator, count, random)]
     return np.concatenate(batches)
 
 
-def _draw_latents(latent: int, count: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Latents [n, z] in batches."""
+def _draw_latents(generator: Generator, count: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Latents [n, z] in batches, where the generator lies."""
+    device = device_of(generator)
     for start in range(0, count, SAMPLE_BATCH):
-        yield torch.randn(min(SAMPLE_BATCH, count - start), latent, generator=random)
+        size = min(SAMPLE_BATCH, count - start)
+        yield draw_normal((size, generator.latent), random, device)

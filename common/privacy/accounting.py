@@ -18,6 +18,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 from common.errors import Bug, ConfigurationError, PolicyError
@@ -39,18 +40,22 @@ def epsilon_pld(mechanisms: Iterable[Mechanism], delta: float) -> float:
 
     Raises ConfigurationError for an unknown mechanism, an empty history or an impossible delta.
     """
+    pure, composed = _split(_check_and_merge(mechanisms, delta))
+    return pure + (composed_once(composed, delta) if composed else 0.0)
+
+
+@lru_cache(maxsize=256)
+def composed_once(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
+    """Epsilon at `delta` of merged mechanisms that compose; each history is composed once."""
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
-    pure, composed = _split(_check_and_merge(mechanisms, delta))
-    if not composed:
-        return pure
-    rough = epsilon_rdp(composed, delta)
+    rough = epsilon_rdp(mechanisms, delta)
     if rough > LARGEST_COMPOSED:
-        return pure + rough
+        return rough
     accountant = PLDAccountant(_zero_out())
-    for event in _dp_events(composed):
+    for event in _dp_events(mechanisms):
         accountant.compose(event)
-    return pure + float(accountant.get_epsilon(_delta_left(composed, delta)))
+    return float(accountant.get_epsilon(_delta_left(mechanisms, delta)))
 
 
 def epsilon_rdp(

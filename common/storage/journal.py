@@ -2,7 +2,8 @@
 
 In: (key, state, data). Out: entries in the order in which they were written.
 Guarantees: a new file is for this account alone; an entry that `append` returned from survives
-`kill -9` and a power cut; nothing is changed or removed.
+`kill -9` and a power cut; nothing is changed or removed. A query takes time for the entries that it
+returns, and for those that are new since this process looked last, however long the journal is.
 Not covered: evidence of tampering, which the ledger has (client/state/ledger.py).
 """
 
@@ -12,7 +13,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from common.errors import EnvironmentFault, RefusedError, damage_named, disk_fau
 from common.storage.reserve import make_room, write_with_reserve
 
 MODE = 0o600
+BEFORE_ALL = -(1 << 63)  # the number of an entry before any other
+HIGHEST = "\U0010ffff"  # no key goes on with a character above this one
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
   seq INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, data TEXT NOT NULL
@@ -49,6 +52,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._checked = BEFORE_ALL  # every row up to this one is whole
         with disk_faults_named("cannot open the journal", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             make_room(path.parent)
@@ -62,10 +66,8 @@ class Journal:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(SCHEMA)
         except (sqlite3.Error, UnicodeError) as error:
-            raise EnvironmentFault(
-                f"cannot open the journal {path}: {error}",
-                hint="check the path, its owner and this user's rights",
-            ) from error
+            hint = "check the path, its owner and this user's rights"
+            raise _fault(f"cannot open the journal {path}", error, hint) from error
 
     def append(self, key: str, state: str, data: Mapping[str, Any] | None = None) -> None:
         """Write one entry and wait until it is on disk."""
@@ -80,28 +82,40 @@ class Journal:
                     "INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", (key, state, text)
                 )
         except sqlite3.Error as error:
-            code = "E-DISK-FULL" if "full" in str(error) else None
-            raise EnvironmentFault(
-                f"cannot write the journal {self.path}: {error}",
-                hint="free some space there and start again; what was journaled is kept",
-                code=code,
-            ) from error
+            hint = "check the disk, the path and its owner; what was journaled is kept"
+            raise _fault(f"cannot write the journal {self.path}", error, hint) from error
 
     def latest(self, key: str) -> Entry | None:
         """Return the newest entry of `key`, or None."""
-        found = self._rows("WHERE key = ? ORDER BY seq DESC LIMIT 1", (key,))
+        found = list(self._rows("WHERE key = ? ORDER BY seq DESC LIMIT 1", (key,)))
         return found[0] if found else None
 
-    def entries(self, prefix: str = "") -> list[Entry]:
-        """Return all entries whose key starts with `prefix`, oldest first."""
-        return [entry for entry in self._rows("ORDER BY seq", ()) if entry.key.startswith(prefix)]
+    def entries(self, prefix: str = "", after: int = 0) -> list[Entry]:
+        """Return all entries whose key starts with `prefix`, oldest first.
+
+        `after`: only those that were written after the entry of this number.
+        """
+        if prefix and not after:
+            self._check_new()
+            found = self._rows(
+                "WHERE key >= ? AND key <= ? ORDER BY seq", (prefix, prefix + HIGHEST)
+            )
+        else:
+            found = self._rows("WHERE seq > ? ORDER BY seq", (after or BEFORE_ALL,))
+        return [entry for entry in found if entry.key.startswith(prefix)]
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
 
-    def _rows(self, clause: str, values: tuple[str, ...]) -> list[Entry]:
+    def _check_new(self) -> None:
+        """Read the rows that are new since the last time: a damaged one is refused by any query."""
+        for entry in self._rows("WHERE seq > ? ORDER BY seq", (self._checked,)):
+            self._checked = entry.seq
+
+    def _rows(self, clause: str, values: tuple[str | int, ...]) -> Iterator[Entry]:
+        """Yield the entries of a query."""
         damage = RefusedError(
             f"{self.path}: not the journal that was written",
             hint="put the newest copy of the whole state folder back; never delete this file",
@@ -121,8 +135,19 @@ class Journal:
             raise
         except (sqlite3.DatabaseError, UnicodeError) as error:
             raise damage from error
-        with damage_named(damage):
-            return [_entry(row) for row in rows]
+        for row in rows:
+            with damage_named(damage):
+                entry = _entry(row)
+            yield entry
+
+
+def _fault(what: str, error: Exception, hint: str) -> EnvironmentFault:
+    """A full disk by its own code and fix; anything else with `hint`."""
+    code = None
+    if "full" in str(error):
+        hint = "free some space there and start again; what was journaled is kept"
+        code = "E-DISK-FULL"
+    return EnvironmentFault(f"{what}: {error}", hint=hint, code=code)
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

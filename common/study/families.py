@@ -1,7 +1,8 @@
 """Model families: which tensors a privately trained model has, and what a site may change of them.
 
 Guarantees: no import of a network; a tensor that no prefix names belongs to no family.
-Not covered: the networks (common/study/architectures.py) and their training (client/learn/).
+Not covered: the networks (common/study/architectures.py), their layers (common/study/planned.py),
+their training (client/learn/).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Intake(FrozenModel):
         description="DICOM Modality values that are accepted; other DICOM files are refused",
     )
     size_px: Literal[32, 64, 96, 128, 256, 512] = Field(
-        description="side of the square images, in pixels; models.wgan takes at most 128"
+        description="side of the square images, in pixels; models.wgan takes at most 256"
     )
     channels: Literal[1, 3] = Field(description="1: grey, 3: colour (RGB)")
     labels: tuple[Label, ...] = Field(

@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from common.models.sizes import PAIR_SIZES_PX, list_sizes
 from common.study.intake import Intake
 from common.study.sections import Aggregation, Privacy, SitePlan, trimmed_sites
 from common.study.synthesis import PRIVUNIT_LARGEST_DIMENSION, PrivatizePlan, Synthesis
 from common.study.training import GlowPlan, Models
-
-WGAN_LARGEST_PX = 128
-KOSSEN_SMALLEST_PX = 64
 
 
 def site_problems(sites: tuple[SitePlan, ...], quorum: int) -> Iterator[str]:
@@ -51,7 +49,11 @@ def model_problems(models: Models, intake: Intake, privacy: Privacy) -> Iterator
     yield from _game_problems(models)
     yield from _pair_problems(models, intake)
     if models.glow and intake.size_px % 2**models.glow.levels:
-        yield f"models.glow.levels: {intake.size_px} px cannot be halved that often"
+        most = _halvings(intake.size_px)
+        yield (
+            f"models.glow.levels: {intake.size_px} px cannot be halved {models.glow.levels} times; "
+            f"at most {most} levels"
+        )
 
 
 def _game_problems(models: Models) -> Iterator[str]:
@@ -70,11 +72,17 @@ def _pair_problems(models: Models, intake: Intake) -> Iterator[str]:
         yield "models.wgan: needs intake.volumes, where its image + mask patches come from"
     if intake.volumes and (intake.channels != 1 or models.gan or models.glow):
         yield "intake.volumes: for one channel and models.wgan alone"
-    if models.wgan and intake.size_px > WGAN_LARGEST_PX:
-        yield f"models.wgan: at most {WGAN_LARGEST_PX} px"
-    kossen = models.wgan is not None and models.wgan.architecture == "kossen2022"
-    if kossen and intake.size_px < KOSSEN_SMALLEST_PX:
-        yield f"models.wgan.architecture: kossen2022 needs at least {KOSSEN_SMALLEST_PX} px"
+    if models.wgan and intake.size_px not in PAIR_SIZES_PX[models.wgan.architecture]:
+        kind = models.wgan.architecture
+        yield (
+            f"intake.size_px: models.wgan has no architecture {kind} for {intake.size_px} px; "
+            f"{kind} is built for {list_sizes(PAIR_SIZES_PX[kind])}"
+        )
+
+
+def _halvings(size_px: int) -> int:
+    """How often a side can be halved."""
+    return (size_px & -size_px).bit_length() - 1
 
 
 def privacy_problems(privacy: Privacy) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Names and shapes of a plan's tensors, and how many numbers its models train and send.
 
-Shapes come from a starting checkpoint's header where there is one. Only without one are networks
-built, which imports torch.
+Shapes come from a starting checkpoint's header where there is one, else from the plan's sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ import numpy as np
 from common.errors import ConfigurationError
 from common.study.families import FAMILIES, Family, Shapes
 from common.study.fields import CHECKPOINT_CAP_BYTES
+from common.study.fit import checkpoint_file
 from common.study.plan import Study
+from common.study.planned import planned_shapes
 from common.wire import tensors
 
 
@@ -51,30 +52,14 @@ def model_shapes(study: Study, model: str, checkpoints: Path) -> Shapes:
     """
     family = FAMILIES[model]
     start = study.models.trained()[model].start
-    if start is not None:
-        for file in (checkpoints / start.file, checkpoints / start.name):
-            if file.is_file():
-                stored = family.select(tensors.shapes(file))
-                return {name: shape for name, (_, shape) in stored.items()}
-    return _planned_shapes(study, family)
+    file = checkpoint_file(start, checkpoints)
+    if file is not None:
+        stored = family.select(tensors.shapes(file))
+        return {name: shape for name, (_, shape) in stored.items()}
+    return planned_shapes(study, family)
 
 
 def starting_weights(checkpoint: Path, family: Family) -> tensors.Arrays:
     """Return a model's part of its starting checkpoint, as float32: the weights before round 0."""
     found = tensors.read(checkpoint, max_bytes=CHECKPOINT_CAP_BYTES)
     return {name: array.astype(np.float32) for name, array in family.select(found).items()}
-
-
-def _planned_shapes(study: Study, family: Family) -> Shapes:
-    """The shapes of networks that have no starting checkpoint yet; nothing is allocated."""
-    import torch
-
-    from common.study.architectures import build
-
-    with torch.device("meta"):
-        parts = build(study, family)
-    found = {}
-    for prefix, part in parts.items():
-        for name, parameter in part.named_parameters():
-            found[prefix + name] = tuple(parameter.shape)
-    return found

@@ -13,6 +13,7 @@ from common.errors import PolicyError
 from common.privacy.aggregation_noise import efficiency
 from common.privacy.plan_report import PlanReport
 from common.privacy.planning import ModelNoise
+from common.study.forecast_words import forecast_facts, forecast_lines
 from common.study.plan import Study, load_study
 from common.study.words import fingerprint_words
 from server.cli.options import AsJson, StateFolder, StudyFile
@@ -20,30 +21,46 @@ from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key
 from server.cli.terminal import write
 from server.operator import plan as plans
+from server.operator.config import Limits, limits_in
 from server.operator.state import ServerState
 from server.operator.update_norms import write_missing_norms
 
+PlanState = Annotated[
+    Path | None,
+    typer.Option("--state", help="the operator's state folder, for the limits of its server.yaml"),
+]
 
-def plan(study: StudyFile, as_json: AsJson = False) -> None:
-    """Print what a plan costs in privacy and whether it can learn. Nothing is spent.
+
+def plan(study: StudyFile, state: PlanState = None, as_json: AsJson = False) -> None:
+    """Print what a plan costs in privacy, whether it can learn, and what it asks of the machines.
+
+    Nothing is spent. Images, bytes, memory and hours are an estimate.
 
     Writes each max_update_norm that is missing. Ends with an error where the plan spends more than
-    its own epsilon.
+    its own epsilon, or where its rounds or its release would meet a cap on sizes and numbers.
     """
     written = write_missing_norms(study)
     loaded = load_study(study)
     report = plans.report(loaded, study.parent)
+    need = plans.check_room(loaded, report, plan_limits(state))
     if as_json:
-        write(json.dumps(report_facts(loaded, report) | {"written": written}) + "\n")
+        facts = report_facts(loaded, report) | {"written": written, "room": asdict(need)}
+        write(json.dumps(facts) + "\n")
     else:
         for model, cap in written.items():
             write(f"wrote models.{model}.max_update_norm: {cap:g}\n")
         write(report.to_text() + "\n")
+        write("\n".join(forecast_lines(loaded)) + "\n")
         write(f"hash {loaded.hash()} ({fingerprint_words(loaded.hash())})\n")
     if report.verdict == "over budget":
         raise PolicyError(
             report.sentence, hint="change the plan as `fix` says", code="E-PLAN-BUDGET"
         )
+
+
+def plan_limits(state: Path | None) -> Limits:
+    """Return the limits of the state folder's server.yaml, or the usual ones."""
+    return Limits() if state is None else limits_in(ServerState(state).config)
 
 
 def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
@@ -74,6 +91,7 @@ def report_facts(study: Study, report: PlanReport) -> dict[str, object]:
         "models": {model.name: model_facts(model, report) for model in report.models},
         "fixes": list(report.fixes),
         "needs": [asdict(needs) for needs in report.needs],
+        "forecast": forecast_facts(study),
     }
 
 
@@ -118,7 +136,7 @@ def sign(
     """
     key = load_operator_key(ServerState(state))
     check_folder("--out", out)
-    signed, report = plans.sign(study, key, out)
+    signed, report = plans.sign(study, key, out, plan_limits(state))
     write(report.to_text() + "\n")
     write(f"signed {signed.name}: {out}\n")
     write(f"hash {signed.hash()}\nread aloud: {fingerprint_words(signed.hash())}\n")

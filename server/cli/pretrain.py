@@ -17,6 +17,7 @@ from server.pretrain.flow_options import Pretraining
 from server.pretrain.provenance import Provenance
 
 if TYPE_CHECKING:
+    from server.pretrain.gan_plan import PretrainPlan
     from server.public_data.pairs import PublicPairs
 
 PHANTOM_PATCHES = 16
@@ -44,12 +45,24 @@ Exclude = Annotated[
 Resume = Annotated[bool, typer.Option(help="continue the run in --out")]
 StudyOption = Annotated[
     Path | None,
-    typer.Option(help="glow: take the layout from this study.yaml; wgan: the layout and the size"),
+    typer.Option(help="take layout and size from this study.yaml, so that the checkpoint fits it"),
 ]
 Phantoms = Annotated[
     int, typer.Option(min=0, help="wgan: number of invented patients, in place of public pairs")
 ]
-Device = Annotated[str, typer.Option(help="gan: cpu or cuda")]
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        max=512,
+        help="channels: gan, wgan: of the last layers; glow: of the couplings; default 24, glow 40",
+    ),
+]
+Latent = Annotated[
+    int | None,
+    typer.Option(min=16, max=512, help="gan, wgan: numbers in a latent code; default 128"),
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,8 @@ class Task:
     study: Path | None
     phantoms: int
     device: str
+    width: int | None
+    latent: int | None
 
     def public_images(self) -> Path:
         """Return the source of public images; raises ConfigurationError where none was given."""
@@ -94,6 +109,8 @@ def pretrain(
     study: StudyOption = None,
     phantoms: Phantoms = 0,
     device: Device = "cpu",
+    width: Width = None,
+    latent: Latent = None,
 ) -> None:
     """Train a starting checkpoint on public images.
 
@@ -105,8 +122,25 @@ def pretrain(
         )
     check_folder("--out", out)
     origin = (source, licence, attribution)
+    if study is not None and (width or latent):
+        raise ConfigurationError(
+            "pretrain: --width and --latent beside --study, which says both",
+            hint="give --study alone, or change the plan",
+        )
     task = Task(
-        images, out, minutes, size_px, channels, origin, exclude, resume, study, phantoms, device
+        images,
+        out,
+        minutes,
+        size_px,
+        channels,
+        origin,
+        exclude,
+        resume,
+        study,
+        phantoms,
+        device,
+        width,
+        latent,
     )
     if model == "gan":
         train_gan(task)
@@ -125,11 +159,10 @@ def pretrain(
 def train_gan(task: Task) -> None:
     """Train the generator, its critic and the encoder."""
     from server.pretrain.gan import run
-    from server.pretrain.gan_plan import PretrainPlan
     from server.pretrain.session import Session
 
     images = task.public_images()
-    plan = PretrainPlan(size_px=task.size_px, channels=task.channels)
+    plan = gan_options(task)
     origin = Provenance(*task.origin)
     with progress_bar("pretrain") as bar:
         row = bar.add_task("gan", total=100)
@@ -141,29 +174,71 @@ def train_gan(task: Task) -> None:
         run(images, task.out, plan, origin, session, task.exclude)
 
 
+def gan_options(task: Task) -> PretrainPlan:
+    """Return the sizes of generator, critic and encoder: those of --study, or as given."""
+    from server.pretrain.gan_plan import PretrainPlan
+
+    given: dict[str, int] = {"size_px": task.size_px, "channels": task.channels}
+    if task.width is not None:
+        given |= {"width": task.width, "encoder_width": task.width}
+    if task.latent is not None:
+        given["latent"] = task.latent
+    if task.study is not None:
+        study = load_study(task.study)
+        given = {"size_px": study.intake.size_px, "channels": study.intake.channels}
+        if study.models.gan is not None:
+            given |= {"width": study.models.gan.width, "latent": study.models.gan.latent}
+        if study.models.encoder is not None:
+            given["encoder_width"] = study.models.encoder.width
+    return PretrainPlan(**given)  # type: ignore[arg-type]
+
+
 def train_flow(task: Task) -> None:
     """Train the flow, in the layout of --study where it is given."""
     from server.pretrain import flow
     from server.public_data.images import read_names, read_source
 
+    if task.latent is not None:
+        raise ConfigurationError(
+            "pretrain glow: --latent: a flow's latent code is as long as its image",
+            hint="leave --latent out",
+        )
     images = task.public_images()
     origin = Provenance(*task.origin)
     options = flow_options(task)
-    source = read_source(images, task.size_px, task.channels, read_names(task.exclude))
+    size_px, channels = flow_size(task)
+    source = read_source(images, size_px, channels, read_names(task.exclude))
     with progress_bar("pretrain") as bar:
         row = bar.add_task("glow", total=100)
 
         def show(_: int, share: float, bits: float) -> None:
             bar.update(row, completed=100 * share)
 
-        flow.run(source, task.out, options, origin, resume=task.resume, progress=show)
+        flow.run(
+            source,
+            task.out,
+            options,
+            origin,
+            resume=task.resume,
+            device=task.device,
+            progress=show,
+        )
+
+
+def flow_size(task: Task) -> tuple[int, int]:
+    """Return size in pixels and channels: those of --study, or as given."""
+    if task.study is None:
+        return task.size_px, task.channels
+    intake = load_study(task.study).intake
+    return intake.size_px, intake.channels
 
 
 def flow_options(task: Task) -> Pretraining:
     """Return the options of the flow's training."""
     plan = planned_flow(task.study)
     if plan is None:
-        return Pretraining(minutes=task.minutes)
+        width = task.width or Pretraining.width
+        return Pretraining(minutes=task.minutes, width=width)
     return Pretraining(
         minutes=task.minutes,
         levels=plan.levels,
@@ -192,7 +267,7 @@ def train_pairs(task: Task) -> None:
         def show(_: int, share: float) -> None:
             bar.update(row, completed=100 * share)
 
-        session = Session(task.minutes, resume=task.resume, progress=show)
+        session = Session(task.minutes, resume=task.resume, device=task.device, progress=show)
         steps = run(pairs, task.out, plan, origin, session)
     write(f"{steps} steps; look at {task.out / 'training' / 'samples.png'}\n")
 
@@ -202,9 +277,26 @@ def pair_plan(task: Task) -> tuple[WganPlan, int]:
     from server.pretrain.wgan_checkpoint import public_plan
 
     if task.study is None:
-        return public_plan(), task.size_px
+        return pair_layout(task), task.size_px
     study = load_study(task.study)
     return study.models.wgan or public_plan(), study.intake.size_px
+
+
+def pair_layout(task: Task) -> WganPlan:
+    """Return the layout that --width and --latent ask for."""
+    from server.pretrain.wgan_checkpoint import public_plan
+
+    given: dict[str, int] = {}
+    if task.width is not None:
+        if task.width % 8:
+            raise ConfigurationError(
+                f"pretrain pairs: --width {task.width}: expected a multiple of 8",
+                hint=f"take --width {task.width // 8 * 8 + 8}",
+            )
+        given |= {"width": task.width, "generator_width": task.width}
+    if task.latent is not None:
+        given["latent"] = task.latent
+    return public_plan(**given)
 
 
 def read_pair_source(task: Task, size_px: int) -> tuple[PublicPairs, Provenance]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
+from server.operator.caps import most_images, release_bytes
 from server.operator.config import limits_in
 from server.operator.quota import check_quota, folder_bytes
 from server.operator.releasable import releases_pairs
@@ -106,7 +107,7 @@ def release(
         batches = batches_without(record, quarantined)
         weights = released_weights(record)
         limit = limits_in(place.config).releases_gib
-        check_quota(out, "releases_gib", limit, folder_bytes(record.root))
+        check_quota(out, "releases_gib", limit, bytes_of_release(record, weights))
         pairs = collect_pairs(record, quarantined, reference)
     # What the release is compared with; pairs carry their own reference.
     public = None
@@ -152,6 +153,17 @@ def sites_in_quarantine(registry: Registry) -> dict[str, str]:
 def revoked_sites(registry: Registry) -> frozenset[str]:
     """Return the names of the sites that are revoked."""
     return frozenset(name for name, site in registry.sites().items() if site.state == "revoked")
+
+
+def bytes_of_release(record: StudyRecord, weights: Mapping[str, Path]) -> int:
+    """Return a bound on what the release needs on disk while it is built."""
+    study = record.study
+    images = most_images(study)
+    if study.synthesis is not None:
+        sent = folder_bytes(record.root / "images")
+        images = min(images, sent // (study.intake.size_px**2 * study.intake.channels))
+    models = sum(path.stat().st_size for path in weights.values())
+    return release_bytes(study, images) + models
 
 
 def released_weights(record: StudyRecord) -> dict[str, Path]:

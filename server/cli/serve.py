@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from common.errors import EnvironmentFault
+from common.errors import ConfigurationError, EnvironmentFault
 from common.storage.files import read_capped
 from common.storage.lock import FolderLock
 from common.study.bundle import copy_bundle, open_bundle
@@ -44,7 +44,7 @@ from server.operator.quota import check_quota
 from server.operator.renewal import check_server_files
 from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
-from server.rounds.room import bytes_to_come, sweep_parts, sweep_rounds
+from server.rounds.room import bytes_to_come, largest_reply, sweep_parts, sweep_rounds
 
 FLWR_VERSION = "1.41.0"
 STUDY_FILE_CAP_BYTES = 1 << 20
@@ -53,7 +53,8 @@ PAUSED = (
     "  more time: kohort-server study extend {study}; end it: kohort-server study abandon {study}\n"
 )
 Port = Annotated[
-    int | None, typer.Option(min=1, max=65535, help="listen here, not on server.yaml's port")
+    int | None,
+    typer.Option(min=1, max=65535, help="listen here, not on server.yaml's port (embedded front)"),
 ]
 
 
@@ -62,6 +63,7 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
     place = ServerState(state)
     key = load_operator_key(place)
     config = load_config(place.config)
+    check_port(port, config)
     check_installation()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -86,6 +88,16 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
             write(f"study {study.name} is complete; next: kohort-server release\n")
 
 
+def check_port(port: int | None, config: ServerConfig) -> None:
+    """Refuse a port where this program opens none."""
+    if port is not None and config.listen.front == "nginx":
+        raise ConfigurationError(
+            f"--port {port}: nginx listens, on port {config.listen.port} of server.yaml",
+            hint="change listen.port in server.yaml, then `kohort-server front` and restart nginx; "
+            "leave --port out",
+        )
+
+
 def serve(
     place: ServerState, config: ServerConfig, study: Study, record: StudyRecord, port: int
 ) -> None:
@@ -108,7 +120,7 @@ def serve(
     with (
         open_registry(place) as registry,
         study_progress(study.name) as (show, say),
-        open_door(place.root.resolve(), config, port) as front,
+        open_door(place.root.resolve(), config, port, largest_reply(record)) as front,
     ):
         say(f"study {study.name}: starting on {spell(config.listen.host, port)}")
         for ending in ending_certificates(place, registry.sites()):

@@ -16,14 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common.arrays import Flags, Floats, Images, Integers, Labels
 from common.measure import attack_scores, attacks
 from common.measure.attacks import Inference, Links
 from common.models import glow_pixels
-from common.models.images import to_uint8
+from common.models.draws import device_of, draw_normal
+from common.models.images import to_levels
 from common.models.stylegan import Generator
-from server.evaluate.attack_spaces import AT_ONCE, Networks, spaces
+from server.evaluate.attack_spaces import AT_ONCE, CPU, Networks, spaces
 
 NEAREST = 5
 
@@ -107,22 +109,30 @@ class Battery:
 
 def _draw_samples(generator: Generator, count: int, random: torch.Generator) -> Images:
     """Images of the generator, uint8 [count, S, S, C]."""
-    parts = []
+    parts: list[Tensor] = []
     with torch.no_grad():
-        w = generator.mapping(torch.randn(count, generator.latent, generator=random))
+        z = draw_normal((count, generator.latent), random, device_of(generator))
+        w = generator.mapping(z)
         for part in w.split(AT_ONCE):
             image = generator.synthesis(generator.broadcast(part), noise=random)
-            parts.append(to_uint8(image))
-    return np.concatenate(parts)
+            parts.append(to_levels(image))
+    return np.asarray(torch.cat(parts).cpu())
 
 
-def linkage(released: Images, labels: Labels, who: People, count: int = NEAREST) -> Links | None:
+def linkage(
+    released: Images,
+    labels: Labels,
+    who: People,
+    count: int = NEAREST,
+    device: torch.device = CPU,
+) -> Links | None:
     """Return the share of people who took part among the `count` images nearest to each release.
 
     Images are compared at equal contrast; only those of the release's label are candidates.
     """
-    ours = spaces(released, Networks())["contrast"]
-    theirs = spaces(who.images, Networks())["contrast"]
+    nothing = Networks(device=device)
+    ours = spaces(released, nothing)["contrast"]
+    theirs = spaces(who.images, nothing)["contrast"]
     possible = labels[:, None] == who.labels[None]
     apart = np.where(possible, attack_scores.distances(ours, theirs), np.inf)
     return attacks.links(apart, np.broadcast_to(who.member, apart.shape), count)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from common.arrays import Floats, Images
 from common.errors import ConfigurationError, RefusedError
+from common.models.images import to_device, to_unit
 from common.storage.files import read_capped
 from common.wire import tensors
 
@@ -29,6 +30,8 @@ FEATURE_SEED = 20_230_310
 SCALES = 3
 WEIGHTS_CAP_BYTES = 1 << 30
 AT_ONCE = 32
+TEXTURE_VALUES = 1 << 26  # of one batch after the first filters: 256 MiB
+CPU = torch.device("cpu")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 COUNTER = "num_batches_tracked"
@@ -68,23 +71,25 @@ class Texture:
 
     channels: int = 48
     standardised: bool = True
+    device: torch.device = CPU
 
     @property
     def name(self) -> str:
         return f"{6 * self.channels} fixed-seed texture features"
 
     def features(self, images: Images) -> Floats:
+        # the same filters on every device
         generator = torch.Generator().manual_seed(FEATURE_SEED)
-        x = _to_tensor(images) / 127.5 - 1
-        filters = torch.randn(self.channels, x.shape[1], 5, 5, generator=generator)
+        filters = torch.randn(self.channels, images.shape[3], 5, 5, generator=generator)
         filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
-        parts = []
+        filters = filters.to(self.device)
+        count = max(1, TEXTURE_VALUES // (self.channels * images[0, ..., 0].size))
+        rows: list[Tensor] = []
         with torch.no_grad():
-            for _ in range(SCALES):
-                y = torch.relu(F.conv2d(x, filters))
-                parts += [y.mean(dim=(2, 3)), y.std(dim=(2, 3))]
-                x = F.avg_pool2d(x, 2)
-        return torch.cat(parts, dim=1).double().numpy()
+            for start in range(0, len(images), count):
+                x = to_unit(images[start : start + count], self.device)
+                rows.append(_rectified_moments(x, filters))
+        return torch.cat(rows).double().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -100,20 +105,24 @@ class Network:
     standardised: bool = False
 
     def features(self, images: Images) -> Floats:
-        mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-        deviation = torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1)
+        device = _device_of(self.network)
+        mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+        deviation = torch.tensor(IMAGENET_DEVIATION, device=device).view(1, 3, 1, 1)
         parts = []
         with torch.no_grad():
             for start in range(0, len(images), AT_ONCE):
-                x = _to_colour(_to_tensor(images[start : start + AT_ONCE])) / 255
+                pixels = to_device(images[start : start + AT_ONCE], device).float()
+                x = _to_colour(pixels) / 255
                 x = F.interpolate(x, self.input_px, mode="bilinear", antialias=True)
-                parts.append(self.network((x - mean) / deviation).double().numpy())
+                parts.append(self.network((x - mean) / deviation).double().cpu().numpy())
         found: Floats = np.concatenate(parts)
         return found
 
 
-def load_network(architecture: str, weights: Path, sha256: str) -> Network:
-    """Return the network `architecture` with the weights in a safetensors file.
+def load_network(
+    architecture: str, weights: Path, sha256: str, device: torch.device = CPU
+) -> Network:
+    """Return the network `architecture` on a device, with the weights in a safetensors file.
 
     Raises ConfigurationError for an unknown architecture or a missing file. Raises RefusedError for
     another SHA-256 and for tensors that do not fit.
@@ -138,7 +147,7 @@ def load_network(architecture: str, weights: Path, sha256: str) -> Network:
     network = _build_headless(architecture, head)
     given = tensors.loads(data, max_bytes=WEIGHTS_CAP_BYTES, where=str(weights))
     _fill(network, _drop(given, prefixes=(f"{head}.", "AuxLogits.")), weights)
-    return Network(f"{architecture} ({found[:12]})", network.eval(), input_px)
+    return Network(f"{architecture} ({found[:12]})", network.to(device).eval(), input_px)
 
 
 def _build_headless(architecture: str, head: str) -> nn.Module:
@@ -187,9 +196,19 @@ def _fill(network: nn.Module, given: tensors.Arrays, weights: Path) -> None:
         tensor.copy_(torch.from_numpy(given[name]))
 
 
-def _to_tensor(images: Images) -> Tensor:
-    """Float [N, C, H, W] of 0 to 255."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+def _rectified_moments(x: Tensor, filters: Tensor) -> Tensor:
+    """Mean and deviation of each filter's rectified answer at each scale, [N, 6·filters]."""
+    parts: list[Tensor] = []
+    for _ in range(SCALES):
+        y = torch.relu(F.conv2d(x, filters))
+        parts += [y.mean(dim=(2, 3)), y.std(dim=(2, 3))]
+        x = F.avg_pool2d(x, 2)
+    return torch.cat(parts, dim=1)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    """The device of a network's weights; the CPU where it has none."""
+    return next((parameter.device for parameter in network.parameters()), CPU)
 
 
 def _to_colour(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from common.models.images import to_unit
 
 INPUT_PX = 32
 AT_ONCE = 256
+CPU = torch.device("cpu")
 LEAST_PERSONS = 4
 
 
@@ -69,13 +70,20 @@ class Siamese:
         parts = []
         with torch.no_grad():
             for start in range(0, len(images), AT_ONCE):
-                x = _normalise(images[start : start + AT_ONCE])
+                x = _normalise(images[start : start + AT_ONCE], self.weights["head"].device)
                 parts.append(_embed(self.weights, x))
-        return np.asarray(torch.cat(parts).double().numpy())
+        return np.asarray(torch.cat(parts).double().cpu().numpy())
 
 
-def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Recipe()) -> Siamese:
-    """Return the network trained on uint8 images [N, S, S, C] of persons [N].
+def train(
+    images: Images,
+    person_of: Labels,
+    *,
+    seed: int,
+    recipe: Recipe = Recipe(),
+    device: torch.device = CPU,
+) -> Siamese:
+    """Return the network trained on a device on uint8 images [N, S, S, C] of persons [N].
 
     Persons with one image do not take part. Raises ConfigurationError when fewer than
     `LEAST_PERSONS` persons have two images.
@@ -94,8 +102,10 @@ def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Reci
         )
 
     # train
-    x = _normalise(images)
-    weights = _weights(x.shape[1], recipe, torch.Generator().manual_seed(seed))
+    x = torch.cat(
+        [_normalise(images[at : at + AT_ONCE], device) for at in range(0, len(images), AT_ONCE)]
+    )
+    weights = _weights(x.shape[1], recipe, torch.Generator().manual_seed(seed), device)
     adam = Adam(weights, recipe.rate, betas=(0.9, 0.99))
     for step in range(recipe.steps):
         # draw two images of each of some persons, and embed them
@@ -106,7 +116,7 @@ def train(images: Images, person_of: Labels, *, seed: int, recipe: Recipe = Reci
 
         # each image should be most like the other of the same person
         likeness = first @ second.T / recipe.temperature
-        truth = torch.arange(len(pairs))
+        truth = torch.arange(len(pairs), device=device)
         loss = (F.cross_entropy(likeness, truth) + F.cross_entropy(likeness.T, truth)) / 2
 
         # take a step; the rate falls to 0 in the second half
@@ -153,8 +163,13 @@ def recognition(network: Siamese, images: Images, person_of: Labels) -> Reidenti
     return reidentify(apart, person_of[:, None] == person_of[None])
 
 
-def _weights(channels: int, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
-    """Fresh weights of three strided convolutions and a linear layer on a 4×4 grid."""
+def _weights(
+    channels: int, recipe: Recipe, random: torch.Generator, device: torch.device
+) -> dict[str, Tensor]:
+    """Fresh weights of three strided convolutions and a linear layer on a 4×4 grid.
+
+    They are the same on every device.
+    """
     found: dict[str, Tensor] = {}
     before = channels
     for i, size in enumerate((recipe.width, 2 * recipe.width, 2 * recipe.width)):
@@ -163,7 +178,7 @@ def _weights(channels: int, recipe: Recipe, random: torch.Generator) -> dict[str
         before = size
     head = torch.randn(recipe.embedding, 16 * before, generator=random)
     found["head"] = head * (1 / (16 * before)) ** 0.5
-    return {name: w.requires_grad_() for name, w in found.items()}
+    return {name: w.to(device).requires_grad_() for name, w in found.items()}
 
 
 def _embed(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -173,9 +188,9 @@ def _embed(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return F.normalize(F.linear(F.adaptive_avg_pool2d(x, 4).flatten(1), weights["head"]), dim=1)
 
 
-def _normalise(images: Images) -> Tensor:
-    """Images [N, C, S, S] of about 32 px, each at mean 0 and deviation 1."""
-    x = to_unit(images)
+def _normalise(images: Images, device: torch.device) -> Tensor:
+    """Images [N, C, S, S] of about 32 px on a device, each at mean 0 and deviation 1."""
+    x = to_unit(images, device)
     x = F.avg_pool2d(x, max(1, x.shape[2] // INPUT_PX))
     return (x - x.mean((1, 2, 3), keepdim=True)) / (x.std((1, 2, 3), keepdim=True) + 1e-3)
 

@@ -44,15 +44,19 @@ def _count(tree: Any, depth: int) -> int:
     return 1 + sum(_count(child, depth - 1) for child in tree.children)
 
 
-async def read_announcement(receive: Receive) -> bytes | None:
-    """Return the whole body of a push-messages call; None for one that is cut or too large."""
+async def read_body(receive: Receive, most_bytes: int) -> bytes | None:
+    """Return the whole body of a call; None for one that is cut or too large.
+
+    Flower's application takes a body piece by piece through nine layers, at 64 KiB a piece; whole,
+    it costs a fraction.
+    """
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
             return None
         body += message.get("body", b"")
-        if len(body) > rules.CALLS[rules.PUSH_MESSAGES]:
+        if len(body) > most_bytes:
             return None
         if not message.get("more_body", False):
             return bytes(body)

@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio.to_thread import current_default_thread_limiter
 
 from common.process import keep_private
 from common.storage.files import read_capped
 from server.flower.announcements import (
     REFUSED,
+    App,
     Receive,
     Scope,
     Send,
     is_one_reply,
-    read_announcement,
+    read_body,
     replay,
 )
 from server.flower.database import Room, tidy
-from server.flower.wire import superlink_app
+from server.flower.wire import superlink_app, without_control
 from server.front.rules import CALLS, PUSH_MESSAGES, PUSH_OBJECT, UNKNOWN_PATH
 from server.front.sockets import FLEET, OPERATOR, SOCKETS, SocketFolder
 
@@ -41,6 +43,9 @@ SECRET_FILE = "executor.secret"
 SECRET_CAP_BYTES = 1024
 DATABASE = "state.db"
 STOP_S = 3
+CALLS_AT_ONCE = 4  # threads that answer; more of them only wait for one another
+CONTROL = "/v1/control/"
+LARGEST_BODY = max(CALLS.values())  # of a site; what the operator's processes send is no larger
 NO_ROOM = 507
 
 
@@ -66,15 +71,30 @@ def fleet_only(
         if raw in (PUSH_MESSAGES, PUSH_OBJECT) and not has_room():
             await _refuse(scope, send, NO_ROOM)
             return
-        if raw == PUSH_MESSAGES:
-            body = await read_announcement(receive)
-            if body is None or not is_one_reply(body):
-                await _refuse(scope, send, REFUSED)
-                return
-            receive = replay(body, receive)
-        await app(scope, receive, send)
+        body = await read_body(receive, CALLS[raw])
+        if body is None or (raw == PUSH_MESSAGES and not is_one_reply(body)):
+            await _refuse(scope, send, REFUSED)
+            return
+        await app(scope, replay(body, receive), send)
 
     return reduced
+
+
+def operator_calls(app: App, lean: App) -> App:
+    """Return the application of the operator's socket: `lean` where no call of Control is made."""
+
+    async def either(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        body = await read_body(receive, LARGEST_BODY)
+        if body is None:
+            await _refuse(scope, send, REFUSED)
+            return
+        chosen = app if str(scope["path"]).startswith(CONTROL) else lean
+        await chosen(scope, replay(body, receive), send)
+
+    return either
 
 
 async def _refuse(scope: Scope, send: Send, status: int) -> None:
@@ -103,12 +123,17 @@ async def serve(folder: Path, inbox_bytes: int) -> None:
     secret = read_capped(folder / SECRET_FILE, SECRET_CAP_BYTES).strip()
     app = superlink_app(str(folder / DATABASE), secret)
     room = Room(folder / DATABASE, inbox_bytes)
-    servers = (_server(app, "on"), _server(fleet_only(app, room.is_left), "off"))
+    lean = without_control(app)
+    servers = (
+        _server(operator_calls(app, lean), "on"),
+        _server(fleet_only(lean, room.is_left), "off"),
+    )
 
     def stop() -> None:
         for server in servers:
             server.should_exit = True
 
+    current_default_thread_limiter().total_tokens = CALLS_AT_ONCE
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

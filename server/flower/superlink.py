@@ -184,8 +184,8 @@ class SuperLink:
         """The embedded front; it inherits its listening socket, so none is lost in a restart."""
         if self._front is None:
             return ()
-        where = self._front.where
-        command = program("server.front.process", str(self._front.state), where)
+        arguments = (str(self._front.state), self._front.where, str(self._front.pushed_bytes))
+        command = program("server.front.process", *arguments)
         log_file = self.state_dir / "front-errors.log"
         inherited = (*self._front.descriptors, *passphrase.descriptors())
         return (Child(FRONT_NAME, command, log_file, inherited),)

@@ -27,7 +27,7 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import DecodeError
 
-from server.flower.pulls import REPLY_CAP_BYTES, BoundedPulls
+from server.flower.pulls import REPLY_CAP_BYTES, BoundedPulls, News
 from server.front.sockets import OPERATOR, SocketFolder
 from server.rounds.faults import Oversized
 
@@ -46,11 +46,13 @@ __all__ = [
     "runtime_pb2",
     "superlink_app",
     "task_client",
+    "without_control",
 ]
 
 BASE_URL = "http://superlink"  # a name for the header Host; nothing looks it up
 TIMEOUT_S = 30.0
 TASK_TYPES = ("flwr-serverapp",)  # no other kind of task is ever asked for
+CONTROL_LAYERS = "flwr.superlink.routers.control.middlewares"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -112,6 +114,7 @@ def grid_of(
 
         reply_cap_bytes = REPLY_CAP_BYTES
         _pulling = threading.local()
+        _news = News(runtime_pb2.PullAppMessagesResponse)
 
         def _connect(self) -> None:
             super()._connect()
@@ -127,7 +130,7 @@ def grid_of(
             """Pull replies one by one; raises Oversized for one that no site may send."""
             found: list[Message] = []
             for message_id in message_ids:
-                pulls = BoundedPulls(super()._runtime_client, self.reply_cap_bytes)
+                pulls = BoundedPulls(super()._runtime_client, self._news, self.reply_cap_bytes)
                 self._pulling.pulls = pulls
                 try:
                     found += super().pull_messages([message_id])
@@ -185,6 +188,21 @@ def forget_finished_runs(database: str) -> None:
     state = factory.state()
     for run in state.get_run_info(statuses=["finished"]):
         state.cleanup_run(run.run_id)
+
+
+def without_control(app: Any) -> Any:
+    """Return the same application without the layers that act on calls of Control alone.
+
+    Every layer costs as much as the call itself; these four pass any other call on unchanged.
+    """
+    from copy import copy
+
+    lean = copy(app)
+    lean.middleware_stack = None
+    lean.user_middleware = [
+        layer for layer in app.user_middleware if layer.cls.__module__ != CONTROL_LAYERS
+    ]
+    return lean
 
 
 def superlink_app(database: str, secret: bytes) -> Any:

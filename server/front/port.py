@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import EnvironmentFault
+from server.front import rules
 from server.operator.config import ServerConfig
 
 BACKLOG = 1024
@@ -27,10 +28,14 @@ PRIVILEGED = (
 
 @dataclass(frozen=True)
 class FrontDoor:
-    """What the front needs: the operator's state folder and a listening socket."""
+    """What the front needs: the operator's state folder, a listening socket, a bound.
+
+    `pushed_bytes`: what a site may push until its next instruction.
+    """
 
     state: Path
     listener: socket.socket | None = None  # None behind nginx
+    pushed_bytes: int = rules.PUSHED_BYTES
 
     @property
     def where(self) -> str:
@@ -44,13 +49,19 @@ class FrontDoor:
 
 
 @contextlib.contextmanager
-def open_door(state: Path, config: ServerConfig, port: int) -> Iterator[FrontDoor]:
-    """Yield the front that server.yaml names; nginx has a port of its own."""
+def open_door(
+    state: Path, config: ServerConfig, port: int, reply_bytes: int = rules.REPLY_BYTES
+) -> Iterator[FrontDoor]:
+    """Yield the front that server.yaml names; nginx has a port of its own.
+
+    `reply_bytes`: the largest reply of the plan. A site may push it, and all of it once more.
+    """
+    pushed_bytes = min(2 * reply_bytes, rules.PUSHED_BYTES)
     if config.listen.front == "nginx":
-        yield FrontDoor(state)
+        yield FrontDoor(state, pushed_bytes=pushed_bytes)
         return
     with open_port(config.listen.host, port) as listener:
-        yield FrontDoor(state, listener)
+        yield FrontDoor(state, listener, pushed_bytes)
 
 
 @contextlib.contextmanager

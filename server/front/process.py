@@ -1,7 +1,8 @@
-"""The front as a process: `python -m server.front.process STATE WHERE`.
+"""The front as a process: `python -m server.front.process STATE WHERE [PUSHED_BYTES]`.
 
 In: the operator's state folder; WHERE is the descriptor of a listening socket, or `nginx` for the
-unix socket behind nginx. Out: serves until SIGTERM.
+unix socket behind nginx; what a site may push until its next instruction. Out: serves until
+SIGTERM.
 SIGHUP reads the server's certificate again.
 """
 
@@ -18,6 +19,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from common.process import keep_private
+from server.front import rules
 from server.front.behind import BehindNginx
 from server.front.listener import Listener, load_certificate, tls_context
 from server.front.proxy import Proxy
@@ -34,11 +36,11 @@ NGINX = "nginx"
 log = logging.getLogger("kohort.front")
 
 
-async def serve(state: ServerState, where: str) -> None:
+async def serve(state: ServerState, where: str, pushed_bytes: int) -> None:
     """Serve until SIGTERM or SIGINT."""
     sockets = SocketFolder(state.superlink / SOCKETS)
     sites = Sites(state.sites)
-    proxy = Proxy(sites, sockets.path(FLEET))
+    proxy = Proxy(sites, sockets.path(FLEET), pushed_bytes)
     front: Listener | BehindNginx
     if where == NGINX:
         front = BehindNginx(sockets.listen(FRONT), proxy)
@@ -100,7 +102,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
-    asyncio.run(serve(state, sys.argv[2]))
+    pushed_bytes = int(sys.argv[3]) if sys.argv[3:] else rules.PUSHED_BYTES
+    asyncio.run(serve(state, sys.argv[2], pushed_bytes))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 In: requests with the peer's certificate in their state. Out: the SuperLink's answers.
 Guarantees: no byte of a refused request reaches the SuperLink; a body is whole before it is passed
-on; one line a request is logged, without its content.
+on; answers are held back until there is room for them, so memory does not grow with the number of
+sites; one line a request is logged, without its content.
 Not covered: connections, TLS and its certificates (listener.py).
 """
 
@@ -38,7 +39,9 @@ class Disconnected(Exception):
 class Proxy:
     """The application: one request in, one answer out."""
 
-    def __init__(self, sites: Sites, socket_path: str) -> None:
+    def __init__(
+        self, sites: Sites, socket_path: str, pushed_bytes: int = rules.PUSHED_BYTES
+    ) -> None:
         transport = httpx.AsyncHTTPTransport(
             uds=socket_path, limits=httpx.Limits(max_connections=UPSTREAM_CONNECTIONS)
         )
@@ -48,7 +51,8 @@ class Proxy:
         self._sites = sites
         self._rate = Rate()
         self._bodies = Bodies()
-        self._pushed = Pushed()
+        self._answers = Bodies(rules.ANSWERS_BYTES, rules.ANSWERS_EACH_BYTES)
+        self._pushed = Pushed(pushed_bytes)
         self._second = 0
         self._refused = 0
 
@@ -57,8 +61,8 @@ class Proxy:
         if scope["type"] != "http":
             return
         try:
-            async with asyncio.timeout(rules.REQUEST_S):
-                await self._answer(scope, receive, send)
+            async with asyncio.timeout(rules.REQUEST_S) as limit:
+                await self._answer(scope, receive, send, limit)
         except (TimeoutError, Disconnected):
             # the answer never began: ending without one closes the connection
             self._note("-", scope, 0, 0)
@@ -68,8 +72,10 @@ class Proxy:
         """End the connections to the SuperLink."""
         await self._client.aclose()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Judge the head, read the body, pass it on."""
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, limit: asyncio.Timeout
+    ) -> None:
+        """Judge the head, read the body, pass it on. `limit`: the time of the request."""
         visitor = self._visitor(scope)
         if isinstance(visitor, int):
             await self._refuse("-", scope, receive, send, visitor)
@@ -91,9 +97,12 @@ class Proxy:
         if status:
             await self._refuse(visitor.name, scope, receive, send, status, code)
             return
-        answer = await self._pass_on(visitor.name, path, size, scope, receive)
-        self._note(visitor.name, scope, answer.status_code, size)
-        await _send(send, answer)
+        largest = rules.CHUNK_ANSWER_BYTES if path == rules.PULL_OBJECT else 0
+        async with self._answers.share(visitor.name, largest):
+            answer = await self._pass_on(visitor.name, path, size, scope, receive)
+            self._note(visitor.name, scope, answer.status_code, size)
+            limit.reschedule(asyncio.get_running_loop().time() + rules.ANSWER_S)
+            await _send(send, answer)
 
     async def _pass_on(
         self, name: str, path: str, size: int, scope: Scope, receive: Receive
@@ -206,7 +215,11 @@ async def _send(send: Send, answer: httpx.Response) -> None:
         if name.lower() in rules.ANSWER_HEADERS:
             headers.append((name.lower(), value))
     await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    # piece by piece: the next one waits until the peer has taken most of those before
+    for start in range(0, len(body), rules.PIECE_BYTES):
+        piece = body[start : start + rules.PIECE_BYTES]
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _close(send: Send) -> None:

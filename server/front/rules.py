@@ -20,6 +20,7 @@ CALLS: dict[str, int] = {
     "/v1/fleet/push-object": 6 * MIB,
 }
 PULL_MESSAGES = "/v1/fleet/pull-messages"
+PULL_OBJECT = "/v1/fleet/pull-object"
 PUSH_MESSAGES = "/v1/fleet/push-messages"
 PUSH_OBJECT = "/v1/fleet/push-object"
 
@@ -85,4 +86,9 @@ BURST = 400
 BODIES_BYTES = 96 * MIB  # of all requests that are being read
 BODIES_EACH_BYTES = 24 * MIB  # of one site
 SMALL_BYTES = 4 * KIB  # a body that needs no share
+ANSWERS_BYTES = 96 * MIB  # of all objects that sites pull at once
+ANSWERS_EACH_BYTES = 6 * MIB  # of one site, which pulls one after the other
+CHUNK_ANSWER_BYTES = 6 * MIB  # of one object
+ANSWER_S = 120.0  # an answer, from its first byte
+PIECE_BYTES = 256 * KIB  # of an answer, sent at once
 STALL_S = 15.0  # between two pieces of a body

@@ -29,8 +29,14 @@ from common.wire import keys
 CA_DAYS = 3650
 SERVER_DAYS = 825
 SITE_DAYS = 397
-BACKDATED = timedelta(hours=1)  # for a site whose clock is a little behind
+BACKDATED = timedelta(hours=25)  # for clocks that are up to a day apart
+EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)  # a clock before it is wrong: kohort is younger
 PEM_CAP_BYTES = 65_536
+PEM_HEAD = b"-----BEGIN CERTIFICATE-----"
+NO_CHAIN = (
+    "an intermediate authority is not taken: hospitals trust the consortium's one authority, which "
+    "`kohort-server init` makes, and `kohort-server certify` signs with it"
+)
 AUTHORITY_KEY = "ca.key"
 LOOPBACK = ("localhost", "127.0.0.1")
 
@@ -78,9 +84,15 @@ def create_authority(folder: Path, name: str = "kohort") -> Authority:
 def load_authority(folder: Path) -> Authority:
     """Return the CA stored in `folder`.
 
-    Raises ConfigurationError if a file is missing, foreign or expired.
+    Raises ConfigurationError if a file is missing, foreign, expired or an intermediate's.
     """
     certificate = read_certificate(folder / "ca.crt")
+    if certificate.issuer != certificate.subject:
+        raise ConfigurationError(
+            f"{folder / 'ca.crt'}: signed by {certificate.issuer.rfc4514_string()}, "
+            "expected an authority that signs itself",
+            hint=NO_CHAIN,
+        )
     key = read_key(folder / AUTHORITY_KEY)
     if public_key_of(certificate, folder / "ca.crt") != key.public_key():
         raise ConfigurationError(f"{folder / 'ca.key'}: not the key of {folder / 'ca.crt'}")
@@ -169,9 +181,11 @@ def check_certificate(
     Raises ConfigurationError if it is expired or not this CA's.
     """
     certificate = read_certificate(path)
+    hint = "use the CA file and the certificate of the same consortium"
+    if _is_chain(path):
+        hint = NO_CHAIN
     foreign = ConfigurationError(
-        f"{path}: not issued by {authority.subject.rfc4514_string()}",
-        hint="use the CA file and the certificate of the same consortium",
+        f"{path}: not issued by {authority.subject.rfc4514_string()}", hint=hint
     )
     with damage_named(foreign):
         certificate.verify_directly_issued_by(authority)
@@ -179,12 +193,24 @@ def check_certificate(
     return certificate.not_valid_after_utc
 
 
+def _is_chain(path: Path) -> bool:
+    """Whether a file holds certificates of authorities behind its own."""
+    return read_capped(path, PEM_CAP_BYTES).count(PEM_HEAD) > 1
+
+
 def read_certificate(path: Path) -> x509.Certificate:
     """Return the first PEM certificate in `path`; raises ConfigurationError if there is none."""
     _must_exist(path)
     data = read_capped(path, PEM_CAP_BYTES)
-    with damage_named(ConfigurationError(f"{path}: not a PEM certificate")):
-        return x509.load_pem_x509_certificate(data)
+    damage = ConfigurationError(
+        f"{path}: not a PEM certificate", hint="put back the file that kohort-server wrote"
+    )
+    with damage_named(damage):
+        certificate = x509.load_pem_x509_certificate(data)
+        # names are parsed when they are asked for: damage there is found now
+        for name in (certificate.subject, certificate.issuer):
+            name.rfc4514_string()
+        return certificate
 
 
 def public_key_of(certificate: x509.Certificate, path: Path) -> object:
@@ -258,8 +284,14 @@ def _leaf(
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float
 ) -> x509.CertificateBuilder:
-    """What every certificate of ours has."""
+    """What every certificate of ours has; raises ConfigurationError for a clock that is wrong."""
     now = datetime.now(UTC)
+    if now < EARLIEST:
+        raise ConfigurationError(
+            f"this machine's clock says {now:%Y-%m-%d}, expected {EARLIEST:%Y} or later",
+            hint="set the clock, then give the same command again: a certificate issued now would "
+            "be of no use",
+        )
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     builder = builder.serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(min(now, now + timedelta(days=days)) - BACKDATED)

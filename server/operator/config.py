@@ -74,7 +74,10 @@ class Limits(FrozenModel):
         description="seconds that the closing message waits for the sites' answers",
     )
     replies_in_memory: int = Field(
-        default=4, ge=1, le=256, description="largest number of replies held in memory at once"
+        default=4,
+        ge=1,
+        le=256,
+        description="largest number of instructions and replies on their way in memory at once",
     )
     silent_rounds: int = Field(
         default=2,

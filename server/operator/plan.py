@@ -3,7 +3,7 @@
 In: study.yaml and the checkpoints beside it.
 Out: the file with fresh SHA-256 lines, a `PlanReport`, a signed bundle.
 Guarantees: no plan is signed that is over its own epsilon, that is infeasible without saying so,
-or that lacks starting weights.
+or that lacks starting weights of its own sizes.
 Not covered: whether the hospitals agree: each approves the plan's hash within its own policy.
 """
 
@@ -23,8 +23,11 @@ from common.privacy.plan_report import PlanReport, feasibility
 from common.storage.files import atomic_write, file_digest
 from common.study.bundle import write_bundle
 from common.study.fields import Checkpoint
+from common.study.fit import check_checkpoints
 from common.study.plan import Study, load_study
 from common.study.shapes import parameter_counts, wire_counts
+from server.operator.caps import Need, check_caps
+from server.operator.config import Limits
 from server.operator.releasable import check_releasable
 from server.operator.update_norms import update_norms
 
@@ -32,8 +35,10 @@ from server.operator.update_norms import update_norms
 def report(study: Study, checkpoints: Path) -> PlanReport:
     """Return the accountants' report.
 
-    `checkpoints`: the plan's folder, or a bundle's checkpoints/.
+    `checkpoints`: the plan's folder, or a bundle's checkpoints/. Raises PolicyError
+    (E-PLAN-CHECKPOINT) where one is not of the plan's sizes.
     """
+    check_checkpoints(study, checkpoints)
     counts = parameter_counts(study, checkpoints)
     wire = wire_counts(study, checkpoints)
     return feasibility(study, counts, wire=wire, norms=update_norms(study, checkpoints))
@@ -49,10 +54,23 @@ def spending(study: Study, checkpoints: Path) -> Spent:
     return spend(events, study.privacy.delta)
 
 
-def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, PlanReport]:
+def check_room(study: Study, found: PlanReport, limits: Limits) -> Need:
+    """Return what the plan may need at most.
+
+    Raises PolicyError: E-PLAN-ROOM above a cap, E-PLAN-PAIRS for pairs that cannot be released.
+    """
+    check_releasable(study)
+    return check_caps(study, {model.name: model.round_bytes for model in found.models}, limits)
+
+
+def sign(
+    study_path: Path, key: Ed25519PrivateKey, out: Path, limits: Limits | None = None
+) -> tuple[Study, PlanReport]:
     """Write the signed bundle of a plan into `out`; return the plan and its report.
 
-    Raises PolicyError (E-PLAN-START, E-PLAN-PAIRS, E-PLAN-BUDGET, E-PLAN-INFEASIBLE).
+    `limits`: those of server.yaml; without them the usual ones.
+    Raises PolicyError (E-PLAN-START, E-PLAN-PAIRS, E-PLAN-CHECKPOINT, E-PLAN-ROOM, E-PLAN-BUDGET,
+    E-PLAN-INFEASIBLE).
     """
     study = load_study(study_path)
     # (1) every trained model has starting weights
@@ -63,9 +81,11 @@ def sign(study_path: Path, key: Ed25519PrivateKey, out: Path) -> tuple[Study, Pl
             hint="kohort-server pretrain makes one from public images",
             code="E-PLAN-START",
         )
-    # (2) its pairs could be released, (3) it is within its own epsilon, and can learn
+    # (2) its pictures could be released, (3) its checkpoints fit it, and so does the server's room,
+    # (4) it is within its own epsilon, and can learn
     check_releasable(study)
     found = report(study, study_path.parent)
+    check_room(study, found, limits or Limits())
     if not found.accepted:
         raise _refusal(found)
     return write_bundle(study_path, key, out), found

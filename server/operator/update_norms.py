@@ -18,6 +18,7 @@ from common.privacy.events import round_event
 from common.privacy.update_norm import AVERAGE, UpdateNorm, update_norm
 from common.storage.files import atomic_write
 from common.study.families import FAMILIES
+from common.study.fit import check_checkpoints
 from common.study.plan import Study
 from common.study.shapes import model_shapes, parameter_counts, starting_weights
 
@@ -44,7 +45,8 @@ def update_norms(study: Study, checkpoints: Path) -> dict[str, UpdateNorm]:
 def write_missing_norms(study_path: Path) -> dict[str, float]:
     """Write the cap of every model that has none into a plan, in place; return them by model.
 
-    Raises ConfigurationError for a plan that is not valid otherwise.
+    Raises ConfigurationError for a plan that is not valid otherwise, PolicyError
+    (E-PLAN-CHECKPOINT) for a checkpoint of other sizes.
     """
     text = read_text(study_path)
     places = dict(_missing(compose(study_path, text)))
@@ -52,6 +54,7 @@ def write_missing_norms(study_path: Path) -> dict[str, float]:
         return {}
     # the norms do not depend on the caps: any number will do until they are known
     draft = parse_yaml(_insert(text, places, dict.fromkeys(places, 1.0)), Study, study_path)
+    check_checkpoints(draft, study_path.parent)
     norms = update_norms(draft, study_path.parent)
     caps = {name: norms[name].cap for name in places}
     atomic_write(study_path, _insert(text, places, caps).encode())

@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import ConfigurationError
+from common.models.draws import device_of, draw_normal, draw_uniform
 from common.models.glow import Glow
 from common.models.glow_checkpoint import save
 from common.models.glow_pixels import from_uint8
@@ -39,8 +40,10 @@ from common.wire import tensors
 from server.pretrain.flow_files import Training, card, restore, sample_sheet, state_of
 from server.pretrain.flow_options import Pretraining
 from server.pretrain.provenance import Provenance
+from server.pretrain.session import usable_device
 from server.public_data.images import SOURCE_CAP_BYTES, Source, arrays_of
 
+CPU = torch.device("cpu")
 WARM_UP_STEPS = 100
 GRADIENT_NORM = 5.0
 BETAS = (0.9, 0.99)
@@ -53,38 +56,49 @@ Progress = Callable[[int, float, float], None]
 
 
 def augment(
-    images: NDArray[np.uint8], shift_px: int, random: np.random.Generator, flips: str = "both"
-) -> NDArray[np.uint8]:
-    """Return uint8 [N, H, W, C], flipped and shifted at random.
+    images: Tensor, shift_px: int, random: np.random.Generator, flips: str = "both"
+) -> Tensor:
+    """Return uint8 [N, H, W, C] on its device, flipped and shifted at random.
 
     `flips` is both, horizontal or none; the shift is at most `shift_px`. Edges are repeated where
     the shift leaves the image.
     """
-    margins = ((shift_px, shift_px), (shift_px, shift_px), (0, 0))
-    views = []
-    for image in images:
+    rows: list[NDArray[np.int64]] = []
+    columns: list[NDArray[np.int64]] = []
+    for _ in images:
         down = random.choice((-1, 1)) if flips == "both" else 1
         across = random.choice((-1, 1)) if flips != "none" else 1
-        dy, dx = random.integers(0, 2 * shift_px + 1, 2)
-        padded = np.pad(image[::down, ::across], margins, mode="edge")
-        views.append(padded[dy : dy + image.shape[0], dx : dx + image.shape[1]])
-    return np.stack(views)
+        dy, dx = random.integers(-shift_px, shift_px + 1, 2)
+        rows.append(_places(images.shape[1], down, dy))
+        columns.append(_places(images.shape[2], across, dx))
+    device = images.device
+    image = torch.arange(len(images), device=device)[:, None, None]
+    row = torch.from_numpy(np.stack(rows)).to(device)[:, :, None]
+    column = torch.from_numpy(np.stack(columns)).to(device)[:, None, :]
+    return images[image, row, column]
+
+
+def _places(length: int, direction: int, shift: int) -> NDArray[np.int64]:
+    """Where each pixel of a line comes from: moved by `shift`, the edge repeated, maybe flipped."""
+    places = np.clip(np.arange(length) + shift, 0, length - 1)
+    return places if direction == 1 else length - 1 - places
 
 
 def dequantise(
-    images: NDArray[np.uint8], input_noise: float, generator: torch.Generator, depth: int = 8
+    images: Tensor, input_noise: float, generator: torch.Generator, depth: int = 8
 ) -> Tensor:
-    """Return dequantised float [N, C, H, W] of `depth` bits.
+    """Return dequantised float [N, C, H, W] of `depth` bits, on the device of the images.
 
     Gaussian noise of deviation `input_noise` is added.
     """
     n, height, width, channels = images.shape
-    x = from_uint8(images, torch.rand(n, channels, height, width, generator=generator), depth)
-    return x + input_noise * torch.randn(x.shape, generator=generator)
+    dither = draw_uniform((n, channels, height, width), generator, images.device)
+    x = from_uint8(images, dither, depth)
+    return x + input_noise * draw_normal(x.shape, generator, images.device)
 
 
-def begin(images: NDArray[np.uint8], options: Pretraining) -> Training:
-    """Return a fresh flow, initialised without data.
+def begin(images: NDArray[np.uint8], options: Pretraining, device: torch.device = CPU) -> Training:
+    """Return a fresh flow on a device, initialised without data, the same on each.
 
     Raises ConfigurationError for images or a layout that a flow cannot have.
     """
@@ -106,7 +120,7 @@ def begin(images: NDArray[np.uint8], options: Pretraining) -> Training:
 
     # initialise, then let the average start as a copy
     initialise_from_noise(model)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     average = deepcopy(model)
     model.reversible = options.reversible
     return Training(
@@ -127,8 +141,10 @@ def pretrain(
     Raises ConfigurationError for a run that diverges.
     """
     random = np.random.default_rng([options.seed, training.step])
-    generator = torch.Generator().manual_seed(options.seed + training.step)
     model = training.model
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(options.seed + training.step)
+    photographs = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
     average = training.average
     optimiser = training.optimiser
     log_density = torch.compile(model) if options.compiled else model
@@ -151,7 +167,8 @@ def pretrain(
         # (2) compute the gradient on a batch of augmented photographs
         chosen = random.choice(len(images), batch, replace=False)
         depth = options.depth(share)
-        views = augment(images[chosen], options.shift_px, random, options.flips)
+        some = photographs[torch.from_numpy(chosen).to(device)]
+        views = augment(some, options.shift_px, random, options.flips)
         x = dequantise(views, options.input_noise, generator, depth)
         log_p = log_density(x.contiguous(memory_format=torch.channels_last))
         optimiser.zero_grad()
@@ -191,9 +208,10 @@ def run(
     *,
     name: str = CHECKPOINT,
     resume: bool = False,
+    device: str = "cpu",
     progress: Progress = lambda step, share, bits: None,
 ) -> Training:
-    """Train on `source`; write checkpoint, state and sample sheet into `out`.
+    """Train on `source` and a torch device; write checkpoint, state and sample sheet into `out`.
 
     With a provenance the model card is written as well.
     Raises ConfigurationError for an existing checkpoint without `resume`, and with `resume` for a
@@ -204,7 +222,7 @@ def run(
         raise ConfigurationError(
             f"{out / name}: exists already", hint="resume it, or name another folder"
         )
-    training = begin(source.images, options)
+    training = begin(source.images, options, usable_device(device))
     state = out / "training" / f"{Path(name).stem}-state.safetensors"
     if resume and (out / name).exists():
         restore(training, state)
@@ -257,6 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args(arguments)
 
     # the options
@@ -284,7 +303,15 @@ def main(arguments: list[str] | None = None) -> None:
     # train
     source = npz_source(given.images)
     out = given.checkpoint
-    run(source, out.parent, options, name=out.name, resume=given.resume, progress=show)
+    run(
+        source,
+        out.parent,
+        options,
+        name=out.name,
+        resume=given.resume,
+        device=given.device,
+        progress=show,
+    )
 
 
 if __name__ == "__main__":

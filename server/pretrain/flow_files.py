@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import ConfigurationError
+from common.models.draws import device_of
 from common.models.glow import Glow
 from common.models.glow_checkpoint import PREFIX, load_weights, weights_of
 from common.models.glow_pixels import from_uint8, to_uint8
@@ -44,7 +45,8 @@ def state_of(training: Training) -> dict[str, NDArray[np.generic]]:
         arrays |= {prefix + name: value for name, value in weights_of(model).items()}
     for name, parameter in training.model.named_parameters():
         for moment, value in training.optimiser.state.get(parameter, {}).items():
-            arrays[f"adam.{moment}.{name}"] = np.array(value.contiguous().numpy(), dtype=np.float32)
+            moments = value.contiguous().cpu().numpy()
+            arrays[f"adam.{moment}.{name}"] = np.array(moments, dtype=np.float32)
     return arrays
 
 
@@ -72,10 +74,11 @@ def restore(training: Training, path: Path) -> None:
     for name, parameter in training.model.named_parameters():
         moments = {m: arrays.get(f"adam.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
         if all(value is not None for value in moments.values()):
-            restored = {
-                m: torch.from_numpy(np.array(value, dtype=np.float32))
-                for m, value in moments.items()
-            }
+            restored = {}
+            for moment, value in moments.items():
+                restored[moment] = torch.from_numpy(np.array(value, dtype=np.float32))
+                if moment != "step":  # which Adam keeps on the CPU
+                    restored[moment] = restored[moment].to(parameter.device)
             training.optimiser.state[parameter] = restored
 
     # how far the run has come
@@ -95,7 +98,8 @@ def sample_sheet(model: Glow, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     order = np.random.default_rng(1).permutation(len(images))
     shown = images[order[: min(SHEET_COLUMNS, len(images))]]
     members = images[np.resize(order, 5 * SHEET_COLUMNS)]
-    parts = model.encode(from_uint8(members))[0]
+    device = device_of(model)
+    parts = model.encode(from_uint8(members, device=device))[0]
     spread = 5**0.5  # keeps the variance of a mean of five at one
     means = [part.view(SHEET_COLUMNS, 5, *part.shape[1:]).mean(1) * spread for part in parts]
 
@@ -103,7 +107,7 @@ def sample_sheet(model: Glow, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     draw = torch.Generator().manual_seed(1)
     rows = [
         shown,
-        to_uint8(model.decode(model.encode(from_uint8(shown))[0])),
+        to_uint8(model.decode(model.encode(from_uint8(shown, device=device))[0])),
         to_uint8(model.decode(means)),
     ]
     for _ in range(2):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigurationError
+from common.models.draws import device_of
 from common.storage.files import atomic_write
 from common.wire.tensors import write
 from server.pretrain.code_bank import CodeBank
@@ -50,8 +51,8 @@ from server.pretrain.gan_step import (
 from server.pretrain.memory import keep_memory
 from server.pretrain.prior import centre, fit_prior, flat_codes
 from server.pretrain.provenance import Provenance
-from server.pretrain.session import Session
-from server.public_data.augmentation import tint, views
+from server.pretrain.session import Session, usable_device
+from server.public_data.augmentation import shown, tint, views
 from server.public_data.images import Source, read_names, read_source
 
 STATE_FILE = "training/state.safetensors"
@@ -75,7 +76,7 @@ def run(
     """
     # refuse what cannot run before anything is read
     session.check()
-    check_device(session.device)
+    usable_device(session.device)
     existing = [name for name in ("gan.safetensors", STATE_FILE) if (out / name).exists()]
     if existing and not session.resume:
         raise ConfigurationError(
@@ -106,14 +107,15 @@ def pretrain(
     `look_every_s`. A session that resumes continues the state in `out`.
     """
     keep_memory()
-    training = begin(plan, session.device)
+    device = usable_device(session.device)
+    training = begin(plan, device)
     if session.resume and (out / STATE_FILE).is_file():
         restore(training, out / STATE_FILE)
     chance = Chance(
         np.random.default_rng([plan.seed, training.step]),
-        torch.Generator().manual_seed(plan.seed + training.step),
+        torch.Generator(device).manual_seed(plan.seed + training.step),
     )
-    photographs, sides = views(source, 6, np.random.default_rng(plan.seed))
+    photographs, sides = views(source, 6, np.random.default_rng(plan.seed), device)
     bank = CodeBank(plan.bank)
     networks = training.networks
     began = time.monotonic() - training.seconds
@@ -132,7 +134,7 @@ def pretrain(
 
         # (2) encode a batch of photographs; the bank keeps their codes
         rows = torch.as_tensor(chance.rows.integers(len(photographs), size=plan.reconstructed))
-        x = tint(photographs[rows], chance.values).to(session.device)
+        x = tint(shown(photographs[rows.to(device)]), chance.values)
         codes = encode(networks, x, phase.size_px, plan.again, chance)
         if phase.textured and not bank.textures:
             bank = CodeBank(plan.bank)  # drop the codes that have no textures
@@ -168,32 +170,23 @@ def pretrain(
             saved = time.monotonic()
 
     # (8) teach the mapping network the codes of all photographs, and write the checkpoint
-    plain, _ = views(source, 1, np.random.default_rng(0))  # in the order of `encode_all`
+    # the photographs in the order of `encode_all`
+    plain, _ = views(source, 1, np.random.default_rng(0), device)
     codes_of_all = encode_all(training.averages, source)
     finish(training, codes_of_all, 8 * plan.prior_steps, chance.values, plain)
     save(training, source, plan, out)
     return training
 
 
-def check_device(device: str) -> None:
-    """Raise ConfigurationError for a device that torch does not know or this machine lacks."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigurationError(
-            f"pretrain: device {device}: not usable here", hint="expected cpu or cuda"
-        ) from error
-
-
 @torch.no_grad()
 def encode_all(networks: Networks, source: Source) -> CodeBank:
     """Return the codes of every photograph and, where sides are known, of its mirror image."""
-    x, side = views(source, 1, np.random.default_rng(0))
+    device = device_of(networks.generator)
+    x, side = views(source, 1, np.random.default_rng(0), device)
     bank = CodeBank(len(x))
-    device = networks.generator.constant.device
     for start in range(0, len(x), ENCODED_AT_ONCE):
         rows = slice(start, start + ENCODED_AT_ONCE)
-        inverted = networks.encoder.invert(x[rows].to(device), networks.generator, 1)
+        inverted = networks.encoder.invert(shown(x[rows]), networks.generator, 1)
         bank.add(inverted.codes, side[rows])
     return bank
 
@@ -207,7 +200,7 @@ def finish(
 ) -> None:
     """Centre the layers' codes, then teach the mapping network their distribution.
 
-    With `photographs` [M, C, S, S], one for each code of the bank, the mapping learns their
+    With `photographs`, uint8 [M, C, S, S], one for each code of the bank, the mapping learns their
     `flat_codes`. Without them, as during training, it learns the means of the codes' layers.
     """
     if not bank.codes:

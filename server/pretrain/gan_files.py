@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from common.models.draws import device_of, draw_normal
 from common.models.images import to_uint8, to_unit
 from common.models.weights import numpy_weights
 from common.storage.files import atomic_write, file_digest
@@ -93,8 +94,8 @@ def sample_sheet(
 
     # photographs and their inversions
     shown = order[:columns]
-    device = generator.constant.device
-    x = to_unit(source.images[shown]).to(device)
+    device = device_of(generator)
+    x = to_unit(source.images[shown], device)
     rows = [
         x,
         encoder.invert(x, generator, 1).reconstructions,
@@ -104,7 +105,7 @@ def sample_sheet(
     # averages of five photographs of one side
     for which in sorted(set(side.tolist())):
         members = [i for i in order if side[i] == which][: 5 * columns]
-        codes = encoder.invert(to_unit(source.images[members]).to(device), generator, 2).codes
+        codes = encoder.invert(to_unit(source.images[members], device), generator, 2).codes
         means = torch.stack(
             [codes[i::columns][:5].mean(0) for i in range(min(columns, len(members)))]
         )
@@ -113,7 +114,7 @@ def sample_sheet(
     # samples
     draw = torch.Generator().manual_seed(plan.seed)
     for _ in range(3):
-        rows.append(generator(torch.randn(columns, plan.latent, generator=draw).to(device), draw))
+        rows.append(generator(draw_normal((columns, plan.latent), draw, device), draw))
 
     # paste the rows below one another
     lines = []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Generator as Draw
 from torch import Tensor
 
+from common.models.sizes import map_sides
 from common.models.stylegan import Generator, upsample
 
 
@@ -18,8 +17,8 @@ def synthesis(
         return generator.synthesis(wplus, noise)
     x = generator.first(generator.constant.expand(len(wplus), -1, -1, -1), wplus[:, 0], noise)
     image: Tensor = generator.to_image[0](x, wplus[:, 1])
-    # each block doubles the size, from 4 px on; the blocks above `size_px` are left out
-    for i in range(int(math.log2(size_px)) - 2):
+    # each block doubles the size; the blocks above `size_px` are left out
+    for i in range(map_sides(generator.size_px).index(size_px)):
         doubled = generator.up[i](x, wplus[:, 2 * i + 1], noise)
         x = generator.same[i](doubled, wplus[:, 2 * i + 2], noise)
         image = upsample(image) + generator.to_image[i + 1](x, wplus[:, 2 * i + 3])

@@ -24,6 +24,7 @@ from common.wire.tensors import read
 from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.gan_schedule import Phase
 
+CPU = torch.device("cpu")
 CHECKPOINT_CAP_BYTES = 2 << 30
 PREFIXES = ("generator.", "critic.", "encoder.")
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what Adam keeps of each parameter
@@ -49,7 +50,7 @@ class Training:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-def begin(plan: PretrainPlan, device: str = "cpu") -> Training:
+def begin(plan: PretrainPlan, device: torch.device = CPU) -> Training:
     """Return fresh networks and optimisers on `device`.
 
     The starting weights are the same on each device.
@@ -92,8 +93,8 @@ def set_rates(training: Training, phase: Phase) -> None:
 
 def note_losses(training: Training, parts: Mapping[str, Tensor]) -> None:
     """Follow each loss by a running mean over about fifty steps."""
-    for name, value in parts.items():
-        now = float(value.detach())
+    values = torch.stack([value.detach() for value in parts.values()]).cpu().tolist()
+    for name, now in zip(parts, values, strict=True):
         training.losses[name] = 0.98 * training.losses.get(name, now) + 0.02 * now
 
 

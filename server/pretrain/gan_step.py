@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.draws import draw_integers
 from common.models.stylegan import Generator, StyledLayer
 from server.pretrain.code_bank import CodeBank
 from server.pretrain.gan_plan import PretrainPlan
@@ -24,7 +25,7 @@ from server.pretrain.losses import (
     texture_distance,
     textures,
 )
-from server.public_data.augmentation import tint
+from server.public_data.augmentation import shown, tint
 
 R1_EVERY = 8
 GRADIENT_NORM = 10.0
@@ -164,7 +165,7 @@ def _texture_losses(
     The windows of the reconstructions are shifted at random, so that their edges lie elsewhere at
     each step.
     """
-    dy, dx = torch.randint(window_px, (2,), generator=draw).tolist()
+    dy, dx = draw_integers(0, window_px, 2, draw).cpu().tolist()
     shift = (dy, dx)
     return {
         "texture": texture_distance(textures(fakes.reconstructions, shift, x), textures(x, shift)),
@@ -188,14 +189,17 @@ def train_makers(training: Training, parts: Losses, phase: Phase) -> None:
 def train_critic(
     training: Training, photographs: Tensor, fake: Tensor, plan: PretrainPlan, chance: Chance
 ) -> Losses:
-    """Update the critic on random `photographs` against `fake`; return its mean scores."""
+    """Update the critic on random photographs against `fake`; return its mean scores.
+
+    `photographs`: uint8 [M, C, S, S] on the device of `fake`.
+    """
     critic = training.networks.critic
     judge = training.optimisers[1]
     scores: Losses = {}
     for turn in range(plan.critic_steps):
         # score as many photographs as there are fakes, all augmented in the same way
         rows = torch.as_tensor(chance.rows.integers(len(photographs), size=len(fake)))
-        real = tint(photographs[rows], chance.values).to(fake.device)
+        real = tint(shown(photographs[rows.to(fake.device)]), chance.values)
         judged_real = critic(augment(real, chance.values))
         judged_fake = critic(augment(fake.detach(), chance.values))
         loss = F.softplus(-judged_real).mean() + F.softplus(judged_fake).mean()

@@ -21,10 +21,15 @@ from common.models.glow_checkpoint import load
 from common.privacy.events import level_dimension
 from common.study.architectures import build_flow
 from common.study.plan import Study, load_study
+from server.pretrain.session import usable_device
 from server.public_data.images import read_source
 
+CPU = torch.device("cpu")
 
-def fit_basis(study: Study, checkpoint: Path, images: Path) -> basis.Basis:
+
+def fit_basis(
+    study: Study, checkpoint: Path, images: Path, device: torch.device = CPU
+) -> basis.Basis:
     """Return the basis for a plan's level and components from public images.
 
     Raises ConfigurationError when the plan asks for none or there are too few images.
@@ -41,9 +46,8 @@ def fit_basis(study: Study, checkpoint: Path, images: Path) -> basis.Basis:
     intake = study.intake
     flow = build_flow(study)
     load(flow, checkpoint)
-    rows = latents.encode_images(
-        read_source(images, intake.size_px, intake.channels).images, flow.eval()
-    )
+    source = read_source(images, intake.size_px, intake.channels)
+    rows = latents.encode_images(source.images, flow.to(device).eval())
     return basis.fit(rows[:, -level_dimension(study) :], plan.components)
 
 
@@ -56,6 +60,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
 
@@ -64,7 +69,9 @@ def main() -> None:
     start = study.models.glow and study.models.glow.start
     if not start:
         raise ConfigurationError(f"{given.study}: models.glow has no starting checkpoint")
-    basis.save(fit_basis(study, given.study.parent / start.file, given.images), given.out)
+    checkpoint = given.study.parent / start.file
+    device = usable_device(given.device)
+    basis.save(fit_basis(study, checkpoint, given.images, device), given.out)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.models.draws import draw_integers, draw_normal, draw_uniform
 from common.models.stylegan import Critic
 
 TEXTURE_SEED = 20_231
@@ -31,14 +32,14 @@ REACH = 4  # texture counts at more than this many pixels from the surround
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     """Return `x` with random brightness, saturation, contrast and shift (Zhao et al. 2020)."""
-    bright, colour, contrast = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x.device)
+    bright, colour, contrast = draw_uniform((3, len(x), 1, 1, 1), generator, x.device)
     x = x + (bright - 0.5) * 0.1
     grey = x.mean(1, keepdim=True)
     x = (x - grey) * (0.8 + 0.4 * colour) + grey
     middle = x.mean((1, 2, 3), keepdim=True)
     x = (x - middle) * (0.9 + 0.2 * contrast) + middle
     reach = max(1, x.shape[3] // 10)
-    dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+    dy, dx = draw_integers(-reach, reach + 1, 2, generator).cpu().tolist()
     return torch.roll(x, (dy, dx), (2, 3))
 
 
@@ -117,7 +118,7 @@ def sliced_wasserstein(
     a: Tensor, b: Tensor, generator: torch.Generator, directions: int = 128
 ) -> Tensor:
     """Return the mean squared 1-d Wasserstein distance of a, b [N, d] over random directions."""
-    axes = F.normalize(torch.randn(a.shape[1], directions, generator=generator).to(a.device), dim=0)
+    axes = F.normalize(draw_normal((a.shape[1], directions), generator, a.device), dim=0)
     return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean()
 
 
@@ -130,7 +131,7 @@ def gradient_penalty(critic: Critic, x: Tensor) -> Tensor:
 
 def _texture_features(x: Tensor) -> Tensor:
     """[N, 16 + 2·C, S, S] of [N, C, S, S]."""
-    first, second = (filters.to(x.device) for filters in _texture_filters(x.shape[1]))
+    first, second = _texture_filters(x.shape[1], x.device)
     y = F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), first))
     y = F.relu(F.conv2d(F.pad(y, (1, 1, 1, 1), mode="replicate"), second))
     detail = DETAIL_GAIN * (x - F.avg_pool2d(x, 5, stride=1, padding=2, count_include_pad=False))
@@ -138,8 +139,8 @@ def _texture_features(x: Tensor) -> Tensor:
 
 
 @cache
-def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
-    """Fixed random filters [16, C, 3, 3] and [16, 16, 3, 3].
+def _texture_filters(channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Fixed random filters [16, C, 3, 3] and [16, 16, 3, 3], the same on every device.
 
     The first have mean zero, because brightness is no texture.
     """
@@ -148,7 +149,7 @@ def _texture_filters(channels: int) -> tuple[Tensor, Tensor]:
     first, second = (
         torch.nn.init.orthogonal_(torch.empty(s), math.sqrt(2), generator=random) for s in shapes
     )
-    return first - first.mean((2, 3), keepdim=True), second
+    return (first - first.mean((2, 3), keepdim=True)).to(device), second.to(device)
 
 
 def _scales(x: Tensor, shift: tuple[int, int], surround: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.draws import draw_integers, draw_normal
 from common.models.encoder import Encoder
 from common.models.stylegan import Generator, MappingNetwork
 from server.pretrain.losses import reconstruction_loss, sliced_wasserstein
+from server.public_data.augmentation import shown
 
 MOMENT_WEIGHT = 5.0  # of `moment_distance` in `fit_prior`
 # of `flat_codes`: Adam steps, learning rate, photographs at once
@@ -40,7 +42,7 @@ def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
 def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tensor:
     """Return the w [M, latent] that, used in every layer, come closest to `photographs`.
 
-    `photographs` are [M, C, S, S]; Adam begins at `start` [M, latent]. The mean over a code's
+    `photographs` are uint8 [M, C, S, S]; Adam begins at `start` [M, latent]. The mean over a code's
     layers would not do: it decodes to two thirds of the variance.
     """
     found = []
@@ -48,7 +50,7 @@ def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tens
         torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True
     ):
         # Adam on the w of some photographs; the generator gets no gradient
-        x = x.to(start.device)
+        x = shown(x.to(start.device))
         w = w.detach().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([w], lr=FLAT_RATE)
         for _ in range(FLAT_STEPS):
@@ -108,9 +110,10 @@ def fit_prior(mapping: MappingNetwork, codes: Tensor, steps: int, draw: torch.Ge
     for step in range(steps):
         # generated and real codes; the rate falls in the second half
         makers.param_groups[0]["lr"] = 1e-3 * max(0.02, min(1.0, 2 - 2 * step / steps))
-        made = (mapping(torch.randn(256, latent, generator=draw).to(codes.device)) - mean) / scale
-        real = (codes[torch.randint(len(codes), (256,), generator=draw)] - mean) / scale
-        real = real + 0.1 * torch.randn(real.shape, generator=draw).to(codes.device)
+        made = (mapping(draw_normal((256, latent), draw, codes.device)) - mean) / scale
+        rows = draw_integers(0, len(codes), 256, draw).to(codes.device)
+        real = (codes[rows] - mean) / scale
+        real = real + 0.1 * draw_normal(real.shape, draw, codes.device)
         real.requires_grad_(True)
 
         # train the critic, with the gradient penalty at every fourth step

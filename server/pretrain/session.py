@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from common.errors import ConfigurationError
 
 NO_LIMIT = 1 << 40
@@ -14,6 +16,19 @@ Progress = Callable[[int, float], None]
 
 def say_nothing(step: int, share: float) -> None:
     """Report no progress."""
+
+
+def usable_device(name: str) -> torch.device:
+    """Return a torch device; raises ConfigurationError where this machine lacks it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"pretrain: --device {name}: expected cpu, or cuda where torch sees a GPU",
+            hint="let `nvidia-smi` list the GPU and install torch for CUDA, or take --device cpu",
+        ) from error
+    return device
 
 
 @dataclass(frozen=True)

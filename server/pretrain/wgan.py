@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.models.adam import Adam
+from common.models.draws import draw_integers, draw_normal
 from common.models.moving_average import update_average
 from common.models.weights import load_weights
 from common.models.wgan import PLANES, Critic, build, load, parameters_by_name
@@ -29,6 +30,7 @@ from common.models.wgan_losses import critic_loss, generator_loss
 from common.models.wgan_pairs import to_unit
 from common.study.training import WganPlan
 
+CPU = torch.device("cpu")
 BETAS = (0.0, 0.99)
 PENALTY_EVERY = 8
 
@@ -71,18 +73,21 @@ def pretrain(
     seed: int,
     recipe: Recipe | None = None,
     start: Mapping[str, NDArray[np.float32]] | None = None,
-) -> Iterator[dict[str, NDArray[np.float32]]]:
+    device: torch.device = CPU,
+) -> Iterator[dict[str, Tensor]]:
     """Yield the weights of all networks after each step, without end.
 
     `pairs` are uint8 [N, S, S, 2]. The names are `generator.*`, `average.*`, `critic.*` and
-    `encoder.*`; a study does not use the last. The arrays are views: copy them.
+    `encoder.*`; a study does not use the last. The tensors lie on the device, and the next step
+    changes them: copy them, or take `arrays_of` them.
     `start` continues from such weights, with fresh optimisers.
     """
     # the networks: new ones, or those of `start`
     recipe = recipe or Recipe()
     size_px = pairs.shape[1]
-    random = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # the networks' starting values
+    random = torch.Generator(device).manual_seed(seed)
+    data = torch.from_numpy(np.require(pairs, requirements=["C", "W"])).to(device)
+    torch.manual_seed(seed)  # the networks' starting values, the same on every device
     encoder = Encoder(plan, size_px)
     if start is None:
         generator, critic = build(plan, size_px)
@@ -91,6 +96,8 @@ def pretrain(
     else:
         generator, average, critic = load(start, plan, size_px)
         load_weights(encoder, start, "encoder.")
+    for network in (generator, average, critic, encoder):
+        network.to(device)
 
     # one optimiser for the critic, one for generator and encoder together
     critic_parameters = dict(critic.named_parameters())
@@ -102,20 +109,20 @@ def pretrain(
     maker_adam = Adam(maker_parameters, recipe.learning_rate, BETAS)
 
     def add_noise(x: Tensor) -> Tensor:
-        return x + plan.input_noise * torch.randn(x.shape, generator=random)
+        return x + plan.input_noise * draw_normal(x.shape, random, device)
 
     def fakes() -> Tensor:
-        return add_noise(generator(torch.randn(recipe.batch, plan.latent, generator=random)))
+        return add_noise(generator(draw_normal((recipe.batch, plan.latent), random, device)))
 
     step = 0
     while True:
         # (1) draw pairs, mirrored and transposed at random
-        chosen = torch.randint(len(pairs), (recipe.batch,), generator=random).numpy()
-        real = _augment(to_unit(pairs[chosen]), random)
+        chosen = draw_integers(0, len(data), recipe.batch, random)
+        real = _augment(to_unit(data[chosen]), random)
 
         # (2) reconstruct them: encoder and generator as a variational autoencoder
         mean, spread = encoder(real)
-        redrawn = generator(mean + (spread / 2).exp() * torch.randn(mean.shape, generator=random))
+        redrawn = generator(mean + (spread / 2).exp() * draw_normal(mean.shape, random, device))
         missed = (real - redrawn).square().sum((1, 2, 3)).mean() / (2 * recipe.deviation**2)
         surplus = (mean.square() + spread.exp() - 1 - spread).sum(1).mean() / 2
         loss = (missed + surplus) * (2 / size_px**2)
@@ -137,7 +144,12 @@ def pretrain(
             **parameters_by_name(generator, average, critic),
             **_named_parameters("encoder.", encoder),
         }
-        yield {name: value.detach().numpy() for name, value in every.items()}
+        yield {name: value.detach() for name, value in every.items()}
+
+
+def arrays_of(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Return weights that `pretrain` yielded as arrays; on a CPU they are views."""
+    return {name: value.cpu().numpy() for name, value in weights.items()}
 
 
 def _critic_step(
@@ -164,11 +176,16 @@ def _critic_step(
 def _augment(pairs: Tensor, random: torch.Generator) -> Tensor:
     """The batch mirrored and transposed, each with chance 1/2."""
     for axes in ((2,), (3,)):
-        if torch.rand((), generator=random) < 0.5:
+        if _toss(random):
             pairs = pairs.flip(axes)
-    if torch.rand((), generator=random) < 0.5:
+    if _toss(random):
         pairs = pairs.transpose(2, 3).contiguous()
     return pairs
+
+
+def _toss(random: torch.Generator) -> bool:
+    """True with chance 1/2."""
+    return bool(torch.rand((), generator=random, device=random.device) < 0.5)
 
 
 def _named_parameters(prefix: str, module: nn.Module) -> dict[str, Tensor]:

@@ -27,8 +27,8 @@ from common.storage.files import file_digest
 from common.study.training import WganPlan
 from common.wire import tensors
 from server.pretrain.provenance import Provenance
-from server.pretrain.session import Session
-from server.pretrain.wgan import Recipe, pretrain
+from server.pretrain.session import Session, usable_device
+from server.pretrain.wgan import Recipe, arrays_of, pretrain
 from server.public_data.pairs import PublicPairs
 from server.public_data.pictures import contact_sheet, triptychs
 
@@ -81,7 +81,8 @@ def run(
     earlier_s = float(begun["seconds"])
     began = time.monotonic()
     saved = began
-    for weights in pretrain(source.pairs, plan, seed + done, recipe, start):
+    device = usable_device(session.device)
+    for weights in pretrain(source.pairs, plan, seed + done, recipe, start, device):
         # count the step
         done += 1
         now = time.monotonic()
@@ -91,7 +92,8 @@ def run(
 
         # save now and then, and at the end
         if share >= 1 or now - saved >= SAVE_EVERY_S:
-            _save(out, weights, plan, source.pairs.shape[1], {"steps": done, "seconds": seconds})
+            state = {"steps": done, "seconds": seconds}
+            _save(out, arrays_of(weights), plan, source.pairs.shape[1], state)
             saved = time.monotonic()
         if share >= 1:
             break

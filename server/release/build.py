@@ -3,7 +3,7 @@
 In: the sites' signed batches (or updates and drawn pairs), the plan, the final weights.
 Out: `<name>-<version>/`, which verifies offline.
 Guarantees: a release that exists is never changed; a build that fails leaves nothing; the same
-inputs give the same bytes.
+inputs give the same bytes; of the images one part of one site is in memory at a time.
 Not covered: whether sharing is lawful.
 
 The steps, numbered as in the code:
@@ -24,7 +24,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import disk_faults_named
-from server.release.collect import accept_batches, accept_updates, shuffle_images, shuffle_pairs
+from server.release.collect import accept_updates, collect_images, shuffle_pairs
 from server.release.documents import write_documents
 from server.release.items import Evidence, Items, ReleaseInputs
 from server.release.pictures import write_items
@@ -43,35 +43,36 @@ def build_release(
     does not verify, and for a version that exists with other bytes.
     """
     study = inputs.study
-    evidence, items = _collect(inputs, key)
     name = f"{study.name}-{study.release.version}"
     part = out / f".{name}.part"
-    with disk_faults_named("cannot write the release", part):
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
+    pictures = out / f".{name}.pictures"
+    try:
+        evidence, items = _collect(inputs, key, pictures)
+        with disk_faults_named("cannot write the release", part):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+
             # (5) write pictures, masks and their table
             write_items(part, items, study, progress)
 
             # (6) write the documents, sign the folder, make it visible
             write_documents(part, inputs, items, evidence, key)
+            shutil.rmtree(pictures, ignore_errors=True)
             sites = tuple(sorted(evidence.headers))
             seal_folder(part, study, len(items.images), sites, key)
             publish(part, out / name)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    finally:
+        shutil.rmtree(pictures, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
     return out / name
 
 
-def _collect(inputs: ReleaseInputs, key: Ed25519PrivateKey) -> tuple[Evidence, Items]:
-    """Steps 1 to 4."""
+def _collect(inputs: ReleaseInputs, key: Ed25519PrivateKey, folder: Path) -> tuple[Evidence, Items]:
+    """Steps 1 to 4; images lie in `folder`."""
     study = inputs.study
     if inputs.pairs is None:
-        # (1, 2) verify each site's batch again
-        evidence, arrays = accept_batches(inputs)
-
-        # (3, 4) leave out identical images, shuffle the rest
-        return evidence, shuffle_images(arrays, study, key)
+        # (1, 2) verify each site's batch again, (3, 4) leave out identical images, shuffle the rest
+        return collect_images(inputs, key, folder)
 
     # (1, 2) verify each site's last update again
     evidence = accept_updates(inputs.pairs.statements, study)

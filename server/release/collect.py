@@ -1,19 +1,22 @@
 """Verifies again what the sites sent, and gathers it in the order of the release.
 
-In: signed batches, or signed statements and drawn pairs.
+In: signed batches, or signed statements and drawn pairs; a folder for images.
 Out: `Evidence` and `Items`.
 Guarantees, numbered as in server/release/build.py:
   1. the plan's quorum of sites has sent, and every signature and digest still holds;
   2. every batch passes the boundary rules again, every update those on its header;
   3. identical pictures enter once; at least `release.min_images` remain;
   4. the order is a keyed shuffle: a number says nothing about site, group or patient.
+One part of one site's images is in memory at a time; all of them lie in the folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,33 +31,53 @@ from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, unseal
 from kohort.statements import open_statement, statement_json
 from server.release.items import Evidence, Items, ReleaseInputs, SiteBatch
+from server.release.spool import Spool
 
 BATCH_CAP_BYTES = 1 << 28
 
 
-def accept_batches(inputs: ReleaseInputs) -> tuple[Evidence, list[tensors.Arrays]]:
-    """Return each site's evidence and the arrays of every part: steps 1 and 2 for images.
+def collect_images(
+    inputs: ReleaseInputs, key: Ed25519PrivateKey, folder: Path
+) -> tuple[Evidence, Items]:
+    """Return each site's evidence, and the items in their final order, which lie in `folder`.
 
-    Raises PolicyError below the quorum, RefusedError for a part that does not verify.
+    Raises PolicyError below the quorum and for too few images, RefusedError for a part that does
+    not verify.
     """
     # (1) the quorum
     study = inputs.study
     _check_quorum(len({batch.site for batch in inputs.batches}), study, "images")
 
-    # (2) open and check every part
+    # (2) open and check every part, (3) identical pictures have one place, so each enters once
+    size = study.intake.size_px
+    rank = _Ranking(study, key)
     headers: dict[str, Header] = {}
     statements: dict[str, bytes] = {}
-    arrays: list[tensors.Arrays] = []
-    for batch in sorted(inputs.batches, key=lambda batch: batch.site):
-        for sealed in batch.parts:
-            header, found = _open_part(batch, sealed, study)
-            headers[batch.site] = header
-            statements[batch.site] = statement_json(
-                batch.site, batch.key, sealed.header, sealed.signature
-            )
-            arrays.append(found)
-    _check_one_set_of_weights(headers)
-    return Evidence(headers, statements), arrays
+    with contextlib.closing(Spool(folder, (size, size, study.intake.channels))) as spool:
+        for batch in sorted(inputs.batches, key=lambda batch: batch.site):
+            for sealed in batch.parts:
+                header, found = _open_part(batch, sealed, study)
+                headers[batch.site] = header
+                statements[batch.site] = statement_json(
+                    batch.site, batch.key, sealed.header, sealed.signature
+                )
+                _add_part(spool, found, rank)
+        _check_one_set_of_weights(headers)
+        _check_enough(len(spool.rows), study)
+
+        # (4) order by place
+        rows = spool.ordered()
+        labels = np.array([row.label for row in rows], np.int64)
+        flags = np.array([row.privatized for row in rows], np.uint8)
+        items = Items(spool.in_order(rows), labels, flags)
+    return Evidence(headers, statements), items
+
+
+def _add_part(spool: Spool, arrays: tensors.Arrays, rank: _Ranking) -> None:
+    """Put the pictures of one part into the spool."""
+    columns = zip(arrays["images"], arrays["labels"], arrays["privatized"], strict=True)
+    for image, label, flag in columns:
+        spool.add(rank(image), image, int(label), int(flag))
 
 
 def _open_part(batch: SiteBatch, sealed: Sealed, study: Study) -> tuple[Header, tensors.Arrays]:
@@ -110,24 +133,6 @@ def _check_quorum(sites: int, study: Study, what: str) -> None:
             hint="wait for the others, or ask them for `kohort-site status`",
             code="E-QUORUM",
         )
-
-
-def shuffle_images(arrays: Sequence[tensors.Arrays], study: Study, key: Ed25519PrivateKey) -> Items:
-    """Return the items in their final order: steps 3 and 4 for images."""
-    # (3) identical pictures have one place, so each enters once
-    rank = _Ranking(study, key)
-    rows: dict[bytes, tuple[Images, int, int]] = {}
-    for batch in arrays:
-        for image, label, flag in zip(
-            batch["images"], batch["labels"], batch["privatized"], strict=True
-        ):
-            rows.setdefault(rank(image), (image, label, flag))
-    _check_enough(len(rows), study)
-
-    # (4) order by place
-    ordered = [rows[place] for place in sorted(rows)]
-    images, labels, flags = zip(*ordered, strict=True)
-    return Items(np.stack(images), np.array(labels, np.int64), np.array(flags, np.uint8))
 
 
 def shuffle_pairs(drawn: PairArray, study: Study, key: Ed25519PrivateKey) -> Items:

@@ -16,7 +16,7 @@ from server.release.croissant import croissant
 from server.release.datasheet import licence_text, readme
 from server.release.evaluation import evaluation
 from server.release.items import Evidence, Items, ReleaseInputs
-from server.release.page import html
+from server.release.page import write_pages
 from server.release.statement import privacy_statement, statement_markdown
 
 
@@ -40,8 +40,8 @@ def write_documents(
     (part / "LICENSE").write_text(licence_text(study), encoding="utf-8")
     table_digest = file_digest(part / "metadata.csv")
     write_json(part / "croissant.json", croissant(study, statement, table_digest))
-    page = html(study, statement, report, items, signing.fingerprint(key.public_key()))
-    (part / "index.html").write_text(page, encoding="utf-8")
+    fingerprint = signing.fingerprint(key.public_key())
+    write_pages(part, study, statement, report, items, fingerprint)
 
     # what the claims rest on
     _copy_sources(part, inputs)

@@ -18,8 +18,9 @@ import numpy as np
 from common.arrays import Pairs, Pixels
 from common.study.training import WganPlan
 from common.wire import tensors
+from server.operator.caps import PAIRS_CAP_BYTES
 
-STORE_CAP_BYTES = 4 << 30
+STORE_CAP_BYTES = PAIRS_CAP_BYTES + (1 << 20)  # with the file's own head
 
 
 def draw_pairs(

@@ -7,12 +7,15 @@ import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from common.arrays import Images
 from common.study.plan import Study
-from server.public_data.pictures import contact_sheet, png_bytes, triptychs
+from server.public_data.pictures import contact_sheet, png_bytes, shrink, triptychs
 from server.release.items import Items
 from server.release.pairs import nifti_bytes
 
+SHOWN_IMAGES = 198  # on the contact sheet
 SHOWN_PAIRS = 48  # on the contact sheet and the page
 PAIR_COLUMNS = 4
 PAIR_GAP_PX = 8
@@ -31,7 +34,7 @@ def write_items(part: Path, items: Items, study: Study, progress: Progress) -> N
 
 
 def write_images(part: Path, items: Items, study: Study, progress: Progress) -> None:
-    """Write every picture, metadata.csv and the contact sheet of all of them."""
+    """Write every picture, metadata.csv and the contact sheet of the first ones, made small."""
     # what the table says of every image
     groups: Row = (0, "none")
     if study.synthesis:
@@ -47,9 +50,10 @@ def write_images(part: Path, items: Items, study: Study, progress: Progress) -> 
         rows.append((name, label, *groups, _mechanism(study, bool(privatized)), "yes"))
         progress(i + 1, len(items.images))
 
-    # the table, and all pictures on one sheet
+    # the table, and the first pictures on one sheet: their order is a shuffle
     _write_table(part / "metadata.csv", IMAGE_HEADER, rows)
-    _write(part / "contact_sheet.png", png_bytes(contact_sheet(items.images)))
+    shown = np.stack([shrink(image) for image in items.images[:SHOWN_IMAGES]])
+    _write(part / "contact_sheet.png", png_bytes(contact_sheet(shown)))
 
 
 def write_pairs(part: Path, items: Items, masks: Images, study: Study, progress: Progress) -> None:

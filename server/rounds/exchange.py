@@ -2,8 +2,8 @@
 
 In: a grid, an instruction, the sites to ask. Out: `Reply` values, one at a time.
 Guarantees: an instruction is repeated when a message was lost, when the site answers with a code,
-and when it stays silent for `reask_s`; few replies are in memory at once; of a site's error only
-its code is repeated.
+and when it stays silent for `reask_s`; at most `replies_in_memory` instructions and replies are in
+memory at once, whatever the number of sites; of a site's error only its code is repeated.
 Not covered: what a reply is worth (intake.py).
 """
 
@@ -12,8 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -25,6 +24,7 @@ from server.operator.sites import Site
 from server.rounds.faults import UNPACKING
 from server.rounds.intake import Instruction
 from server.rounds.records import record_of, sealed_of
+from server.rounds.slots import Slots
 from server.rounds.study_run import StudyRun
 
 MESSAGE_TYPES = {"train": "train", "synthesize": "query.synthesize"}
@@ -32,7 +32,6 @@ LOST = (3, 4, 5)  # Flower's codes: instruction lost, reply lost, node offline
 TTL_MARGIN_S = 600.0
 QUICK_S = 60.0  # poll quickly for this long, then once in SLOW_POLL_S
 SLOW_POLL_S = 1.0
-SLOT_WAIT_S = 60.0
 PUT_WAIT_S = 0.5
 CODE_CHARACTERS = 64
 
@@ -78,7 +77,7 @@ class Outgoing:
     limits: Limits
     ttl_s: float
     replies: queue.Queue[Reply]
-    slots: threading.BoundedSemaphore
+    slots: Slots
 
 
 @dataclass
@@ -127,17 +126,14 @@ class PendingInstruction:
                 wait = limits.reask_s if pushed else limits.retry_first_s
                 next_ask = time.monotonic() + wait
             # Hand over what came back; a code makes the next try due soon.
-            for message in self._pull(open_ids):
-                open_ids.discard(message.metadata.reply_to_message_id)
-                reply = self._reply(message)
-                if reply.record is not None:
+            for reply in self._take(open_ids):
+                if not reply.code:
                     answered = True
                 elif reply.lost:
                     next_ask = min(next_ask, time.monotonic() + limits.retry_first_s)
                 else:
                     next_ask = min(next_ask, time.monotonic() + pause)
                     pause = min(2 * pause, limits.retry_cap_s)
-                self._put(reply)
             if answered and not open_ids:
                 return
             self.stop.wait(self._poll_s(time.monotonic() - began))
@@ -154,20 +150,33 @@ class PendingInstruction:
         if node_id is None or node_id not in set(grid.get_node_ids()):
             return set()
         self.reached.set()
-        record = record_of(self.sealed)
-        message = Message(record, node_id, self.message_type, ttl=self.outgoing.ttl_s)
-        with self._slot():
+        with self.outgoing.slots.hold():
+            record = record_of(self.sealed)
+            message = Message(record, node_id, self.message_type, ttl=self.outgoing.ttl_s)
             return {message_id for message_id in grid.push_messages([message]) if message_id}
+
+    def _take(self, open_ids: set[str]) -> list[Reply]:
+        """Hand over what has come back, and return it without its content.
+
+        The place in memory is held until it is handed over.
+        """
+        if not open_ids:
+            return []
+        taken = []
+        with self.outgoing.slots.hold():
+            for message in self._pull(open_ids):
+                open_ids.discard(message.metadata.reply_to_message_id)
+                reply = self._reply(message)
+                self._put(reply)
+                taken.append(reply._replace(record=None))
+        return taken
 
     def _pull(self, open_ids: set[str]) -> list[Message]:
         """What has come back."""
-        if not open_ids:
-            return []
-        with self._slot():
-            try:
-                return list(self.outgoing.grid.pull_messages(sorted(open_ids)))
-            except UNPACKING as error:
-                raise Unpacking from error
+        try:
+            return list(self.outgoing.grid.pull_messages(sorted(open_ids)))
+        except UNPACKING as error:
+            raise Unpacking from error
 
     def _reply(self, message: Message) -> Reply:
         """A message as a reply."""
@@ -188,19 +197,6 @@ class PendingInstruction:
                 return
             except queue.Full:
                 continue
-
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        """Hold one of a few places in memory.
-
-        After a minute of waiting it goes on without one, so that stalled senders block nobody.
-        """
-        held = self.outgoing.slots.acquire(timeout=SLOT_WAIT_S)
-        try:
-            yield
-        finally:
-            if held:
-                self.outgoing.slots.release()
 
 
 def public_code(reason: str, number: int) -> str:
@@ -223,7 +219,7 @@ class Exchange:
             limits=run.limits,
             ttl_s=run.study.round_deadline_s + TTL_MARGIN_S,
             replies=queue.Queue(maxsize=1),
-            slots=threading.BoundedSemaphore(run.limits.replies_in_memory),
+            slots=Slots(run.limits.replies_in_memory),
         )
 
     def sites(self) -> set[str]:

@@ -27,6 +27,7 @@ from server.rounds.record import read_sealed, remove_file, store_sealed
 from server.rounds.study_run import StudyRun
 
 REGISTRY_S = 1.0  # how often the sites' states are read again
+STILL_S = 30.0  # a turn of the loop that takes longer: this machine stood still, not the sites
 log = logging.getLogger("kohort.server")
 
 
@@ -41,7 +42,8 @@ class Gathering:
         self._images: dict[str, int] = {}
         self._reported = ("", False)
         self._gallery = Gallery()
-        self._deadline = time.monotonic() + run.study.round_deadline_s
+        self._turn = time.monotonic()
+        self._deadline = self._turn + run.study.round_deadline_s
         self._extension = 0
 
     @property
@@ -65,6 +67,7 @@ class Gathering:
         awaited: frozenset[str] = frozenset()
         try:
             while True:
+                self._excuse_standstill()
                 # (2), (3) ask the active sites; the exchange repeats itself
                 if time.monotonic() >= refresh:
                     self._obey_operator()
@@ -156,13 +159,22 @@ class Gathering:
             later = time.monotonic() + float(entry.data["seconds"])
             self._deadline = max(self._deadline, later)
 
+    def _excuse_standstill(self) -> None:
+        """Give the round the time again in which this process stood still.
+
+        A paused machine wakes after the deadline, with answers that nobody took yet.
+        """
+        now = time.monotonic()
+        if now - self._turn > STILL_S:
+            self._deadline += now - self._turn
+        self._turn = now
+
     def _is_first_round(self) -> bool:
         """Whether nothing of the study is closed yet.
 
         Only then the study waits for a hospital that is not even enrolled.
         """
-        entries = self._run.record.journal.entries(self._run.study.hash())
-        return not any(entry.state == "closed" for entry in entries)
+        return not self._run.record.any_closed()
 
     # --- (5) when to close
 
@@ -191,9 +203,16 @@ class Gathering:
             self._run.record.note_paused(self._place(), "E-QUORUM", text)
         else:
             self._run.record.note_waiting(text)
-        asked = self._instruction
         state = "paused, E-QUORUM: " if paused else ""
-        log.info("%s %s round %d: %s%s", asked.phase, asked.model, asked.round, state, text)
+        log.info("%s: %s%s", self._name(), state, text)
+
+    def _name(self) -> str:
+        """The round as the log names it."""
+        asked = self._instruction
+        if not asked.model:
+            return "images"
+        rounds = self._run.study.models.trained()[asked.model].rounds
+        return f"{asked.model} round {asked.round + 1} of {rounds}"
 
     # --- (4) one reply
 

@@ -86,7 +86,9 @@ def train_round(run: StudyRun, grid: Grid, model: str, number: int) -> None:
     path = run.record.write_weights(model, number + 1, new)
     outcome = gathering.outcome() | {"weights": file_digest(path)}
     run.record.close_round("train", model, number, outcome)
-    log.info("%s round %d: closed with %s", model, number, ", ".join(sorted(sites)))
+    rounds = run.study.models.trained()[model].rounds
+    names = ", ".join(sorted(sites))
+    log.info("%s round %d of %d: closed with %s", model, number + 1, rounds, names)
 
 
 def _check_grown(

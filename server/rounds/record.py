@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from common.study.shapes import starting_weights
 from common.wire import tensors
 from common.wire.messages import Sealed
 from kohort.statements import statement_json
+from server.rounds.history import History
 
 WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES
 SEALED_CAP_BYTES = (1 << 29) + (1 << 20)
@@ -49,7 +50,27 @@ class Batch:
 
     site: str
     key: str
-    parts: tuple[Sealed, ...]
+    parts: Sequence[Sealed]
+
+
+class SealedFiles(Sequence[Sealed]):
+    """Sealed messages on disk; each is read when it is asked for, and not kept."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, at: int) -> Sealed: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Sealed]: ...
+
+    def __getitem__(self, at: int | slice) -> Sealed | Sequence[Sealed]:
+        if isinstance(at, slice):
+            return SealedFiles(self._paths[at])
+        return read_sealed(self._paths[at])
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,8 @@ class StudyRecord:
         self.root = root
         self.study = study
         self.journal = Journal(root / "journal.sqlite")
+        self._hash = study.hash()
+        self._history = History(self.journal, self._hash)
 
     # --- weights
 
@@ -128,7 +151,7 @@ class StudyRecord:
 
     def place(self, phase: str, model: str, round_: int) -> str:
         """The journal key of a round."""
-        return f"{self.study.hash()}/{phase}/{model}/{round_}"
+        return f"{self._hash}/{phase}/{model}/{round_}"
 
     def closing_entry(self, phase: str, model: str, round_: int) -> Entry | None:
         """Return the entry that closed a round, or None."""
@@ -139,11 +162,9 @@ class StudyRecord:
 
     def silent_sites(self, rounds: int) -> frozenset[str]:
         """Return the sites that were missing in each of the last closed rounds, so many of them."""
-        prefix = self.study.hash()
-        closed = [entry for entry in self.journal.entries(prefix) if entry.state == "closed"]
-        if len(closed) < rounds:
+        missing = self._history.read().missing[-rounds:]
+        if len(missing) < rounds:
             return frozenset()
-        missing = [frozenset(entry.data.get("missing", ())) for entry in closed[-rounds:]]
         return frozenset.intersection(*missing)
 
     def close_round(self, phase: str, model: str, round_: int, data: Mapping[str, Any]) -> None:
@@ -193,22 +214,16 @@ class StudyRecord:
 
         What it signed with an earlier key is of a state that it no longer has.
         """
-        entries = self.journal.entries(self.study.hash())
-        found = []
-        for entry in entries:
-            if entry.state != "accepted":
-                continue
-            if (entry.data["site"], entry.data["key"]) == (site, sign_key):
-                found.append(entry.data["digest"])
-        return tuple(dict.fromkeys(found))[-RECEIPTS:]
+        found = self._history.read().accepted.get((site, sign_key), {})
+        return tuple(found)[-RECEIPTS:]
 
     def newest_answer(self, site: str) -> tuple[str, str, int] | None:
         """Return phase, model and round of the newest accepted reply of a site, or None."""
-        for entry in reversed(self.journal.entries(self.study.hash())):
-            if entry.state == "accepted" and entry.data["site"] == site:
-                _, phase, model, number, *_ = entry.key.split("/")
-                return phase, model, int(number)
-        return None
+        key = self._history.read().newest.get(site)
+        if key is None:
+            return None
+        _, phase, model, number, *_ = key.split("/")
+        return phase, model, int(number)
 
     def refusals(self, phase: str, model: str, round_: int) -> dict[str, str]:
         """Return the sites whose reply in a round was refused, with the code."""
@@ -252,15 +267,16 @@ class StudyRecord:
         files = sorted((self.root / "images" / site).glob("*.sealed"))
         entry = self.journal.latest(f"{self.place('synthesize', '', 0)}/0/{site}")
         assert entry is not None
-        return Batch(site, str(entry.data["key"]), tuple(read_sealed(path) for path in files))
+        return Batch(site, str(entry.data["key"]), SealedFiles(files))
 
     def missing_sites(self) -> tuple[str, ...]:
         """Return the sites of which the round that was closed last has nothing."""
-        entries = self.journal.entries(self.study.hash())
-        closed = [entry for entry in entries if entry.state == "closed"]
-        if not closed:
-            return ()
-        return tuple(closed[-1].data.get("missing", ()))
+        missing = self._history.read().missing
+        return tuple(sorted(missing[-1])) if missing else ()
+
+    def any_closed(self) -> bool:
+        """Whether a round of the study is closed."""
+        return bool(self._history.read().closed)
 
     def complete(self) -> bool:
         """Whether everything that the plan asks for is done."""
@@ -275,14 +291,13 @@ class StudyRecord:
         return self._end() in ("complete", "stopped")
 
     def _end(self) -> str:
-        entry = self.journal.latest(self.study.hash())
+        entry = self.journal.latest(self._hash)
         return "" if entry is None else entry.state
 
     def progress(self) -> Progress:
         """Return how far the study is, from the journal alone."""
-        entries = self.journal.entries(self.study.hash())
         rounds = self._rounds()
-        still_open = self._open_rounds(entries)
+        still_open = self._open_rounds()
         found = Progress(
             done=len(rounds) - len(still_open),
             total=len(rounds),
@@ -291,7 +306,7 @@ class StudyRecord:
             complete=self.complete(),
             abandoned=self.abandoned(),
         )
-        state = self.journal.latest(self.study.hash() + "/state")
+        state = self.journal.latest(self._hash + "/state")
         if not still_open or state is None or found.abandoned:
             return found
         return replace(
@@ -303,25 +318,25 @@ class StudyRecord:
 
     def open_round(self) -> tuple[str, str] | None:
         """Return the name and the journal key of the first round that is not closed, or None."""
-        still_open = self._open_rounds(self.journal.entries(self.study.hash()))
+        still_open = self._open_rounds()
         return still_open[0] if still_open else None
 
     def note_waiting(self, text: str) -> None:
         """Journal what the open round waits for."""
-        self.journal.append(self.study.hash() + "/state", "waiting", {"text": text})
+        self.journal.append(self._hash + "/state", "waiting", {"text": text})
 
     def note_paused(self, place: str, code: str, text: str) -> None:
         """Journal that the round at `place` is below the quorum; `since` stays while it is."""
-        before = self.journal.latest(self.study.hash() + "/state")
+        before = self.journal.latest(self._hash + "/state")
         since = datetime.now(UTC).isoformat(timespec="seconds")
         if before is not None and before.state == "paused" and before.data["place"] == place:
             since = str(before.data["since"])
         data = {"place": place, "code": code, "text": text, "since": since}
-        self.journal.append(self.study.hash() + "/state", "paused", data)
+        self.journal.append(self._hash + "/state", "paused", data)
 
-    def _open_rounds(self, entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    def _open_rounds(self) -> list[tuple[str, str]]:
         """The name and the journal key of every round that is not closed, in order."""
-        closed = {entry.key for entry in entries if entry.state == "closed"}
+        closed = self._history.read().closed
         return [(name, key) for name, key in self._rounds() if key not in closed]
 
     def _rounds(self) -> list[tuple[str, str]]:

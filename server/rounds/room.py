@@ -12,30 +12,17 @@ import time
 from pathlib import Path
 
 from common.privacy import boundary
+from server.operator.caps import REPLY_EXTRA_BYTES, study_bytes
 from server.rounds.record import StudyRecord
 
 PART = ".part-*"
-REPLY_EXTRA_BYTES = 16 << 20  # header, signature, and what Flower adds
 OLD_S = 3600.0  # a younger file may be another command's, at work now
 ROUND = re.compile(r"(\w+)-([0-9]{6})")
 
 
 def bytes_to_come(record: StudyRecord) -> int:
-    """Return a bound on what the rounds of a study keep on disk at once.
-
-    Of one model at a time: an update of each site, the weights before and after. Of every model its
-    last weights; of each site its images.
-    """
-    study = record.study
-    sizes = _checkpoint_sizes(record)
-    sites = len(study.sites)
-    weights = sum(sizes) + (sites + 2) * max(sizes, default=0)
-    images = 0
-    if study.synthesis is not None:
-        pixels = study.intake.size_px**2 * study.intake.planes
-        whole = study.synthesis.max_images_per_site * (pixels + 9)
-        images = sites * (whole + boundary.PART_CAP_BYTES)
-    return weights + images
+    """Return a bound on what the rounds of a study keep on disk at once."""
+    return study_bytes(record.study, _checkpoint_sizes(record))
 
 
 def largest_reply(record: StudyRecord) -> int:

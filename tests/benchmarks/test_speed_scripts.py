@@ -2,13 +2,17 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+
+from client.learn.fast.ways import Choices
 
 
 def script(name: str) -> ModuleType:
@@ -23,6 +27,7 @@ def script(name: str) -> ModuleType:
 
 torch.set_num_threads(1)
 private_step, noise = script("private_step"), script("noise")
+report = private_step.report
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -44,16 +49,49 @@ def test_the_private_steps_script_prints_one_json_object(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(private_step, "memory_of", lambda name, shape: 1.0)
+    monkeypatch.setattr(private_step, "CHOICES", Choices())
     private_step.main(["--json", "--shapes", "2x1", "--repeats", "1"])
     found = json.loads(capsys.readouterr().out)
-    assert {"ratio_to_nonprivate", "speedup_over_best_opacus", "memory_over_best_opacus"} <= set(
-        found["2x1"]
-    )
+    assert {
+        "ratio_to_nonprivate_channels_last",
+        "speedup_over_best_opacus",
+        "memory_over_best_opacus",
+        "process_over_wall_time",
+    } <= set(found["2x1"])
     assert all(value > 0 for value in found["2x1"].values())
+
+
+def test_a_shape_names_its_size_where_it_is_not_64_px() -> None:
+    for text, size_px in (("32x1@256", 256), ("16x4", 64)):
+        shape = private_step.Shape.parse(text)
+        assert shape.size_px == size_px
+        assert str(shape) == text
+
+
+@pytest.mark.parametrize(("load", "marked"), [(0.1, False), (50.0, True)])
+def test_a_run_under_load_says_so(
+    load: float, marked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_load_at_start", lambda: load)
+    monkeypatch.setattr(report.os, "cpu_count", lambda: 2)
+    assert ("under load" in report.machine()) == marked
+    assert torch.backends.cpu.get_cpu_capability() in report.machine()
+
+
+def test_work_of_a_tenth_of_a_second_shows_in_the_ticks() -> None:
+    before = report._busy_ticks()
+    assert before is not None
+    start = time.process_time()
+    while time.process_time() - start < 0.1:
+        pass
+    after = report._busy_ticks()
+    assert after is not None
+    assert after - before >= 0.05 * os.sysconf("SC_CLK_TCK")
 
 
 GROWTH = """
 import sys
+import time
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_speed_scripts import private_step

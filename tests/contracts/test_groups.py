@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.ingest.persons import ImageRecord, group_by_person, near_duplicates
+from client.ingest.likeness import near_duplicates
+from client.ingest.persons import ImageRecord, group_by_person
 from client.state import group_store
 from client.synthesize import group as g
 from client.synthesize.align import GroupStatistics, PatientStatistics
@@ -263,7 +264,7 @@ import numpy as np
 from client.synthesize import partition
 codes = np.random.default_rng(0).normal(size=(900, 64))
 parts = [partition.greedy_with_swaps(codes, 7), partition.cells_of_rows(codes, codes[:40], 14)]
-partition.DENSE_ROWS = 10
+partition.MOST_BY_DISTANCES = 10
 parts.append(partition.greedy(codes, 7))
 print(hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest())
 """

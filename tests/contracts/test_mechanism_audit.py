@@ -28,7 +28,7 @@ from common.privacy.latent_mechanisms import LatentGaussian, LatentLaplace, Priv
 from common.privacy.noise import SeededNoiseSource
 
 DRAWS = 10_000
-GAUSSIAN_DRAWS = 80_000  # the broken Gaussian shows least
+GAUSSIAN_DRAWS = 160_000  # the broken Gaussian shows least
 MOST_OF_IT = {
     "lattice Laplace, l1 ball": 0.7,
     "PrivUnit": 0.6,

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from common.errors import ConfigurationError
+from common.privacy import noise as noise_module
 from common.privacy.noise import (
     GAUSSIAN_BLOCK,
+    KEYED_BLOCK,
     LATTICE,
     NoiseSource,
     SeededNoiseSource,
@@ -327,3 +329,52 @@ def test_seeded_noise_repeats_itself() -> None:
     a, b = (SeededNoiseSource(5).gaussian_lattice(9, 1.0) for _ in range(2))
     assert np.array_equal(a, b)
     assert not np.array_equal(a, SeededNoiseSource(6).gaussian_lattice(9, 1.0))
+
+
+LONG = (KEYED_BLOCK - 1, KEYED_BLOCK, KEYED_BLOCK + 1, 3 * KEYED_BLOCK, 3 * KEYED_BLOCK + 7)
+
+
+@pytest.mark.parametrize("n", LONG)
+def test_the_number_of_threads_changes_no_value(n: int) -> None:
+    drawn = [SeededNoiseSource(4, threads=threads).gaussian_lattice(n, 2.0) for threads in (1, 3)]
+    assert drawn[0].shape == (n,)
+    assert np.array_equal(*drawn)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_two_blocks_of_a_long_vector_share_noise(threads: int) -> None:
+    """Two blocks of one key stream would be equal value by value."""
+    source = NoiseSource(threads=threads)
+    noise = np.concatenate([source.gaussian_lattice(3 * KEYED_BLOCK, 8.0) for _ in range(2)])
+    blocks = noise.reshape(6, KEYED_BLOCK)
+    for i in range(6):
+        for j in range(i):
+            assert np.mean(blocks[i] == blocks[j]) < 1e-3
+            assert abs(np.corrcoef(blocks[i], blocks[j])[0, 1]) < 6 / math.sqrt(KEYED_BLOCK)
+
+
+def test_a_long_vector_follows_the_normal_law_in_every_block() -> None:
+    n, sigma = 4 * KEYED_BLOCK, 1.3
+    for noise in NoiseSource(threads=2).gaussian_lattice(n, sigma).reshape(4, KEYED_BLOCK):
+        ordered = np.sort(noise) / (sigma * LATTICE)
+        cdf = 0.5 * (1 + torch.erf(torch.from_numpy(ordered) / math.sqrt(2))).numpy()
+        distance = np.abs(cdf - (np.arange(KEYED_BLOCK) + 0.5) / KEYED_BLOCK).max()
+        assert distance * math.sqrt(KEYED_BLOCK) < 2.8  # exceeded with probability 3e-7
+
+
+def test_an_error_in_a_drawing_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise_module, "_fill", lambda *arguments: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        NoiseSource(threads=2).gaussian_lattice(2 * KEYED_BLOCK, 1.0)
+
+
+def test_the_gaussian_is_that_of_box_and_muller_to_a_lattice_step() -> None:
+    """Computed by one tangent; here by the cosine and the sine of the same words."""
+    n, sigma = 2 * GAUSSIAN_BLOCK, 3.0
+    drawn = SeededNoiseSource(9).gaussian_lattice(n, sigma).reshape(2, 2, -1)
+    words = SeededNoiseSource(9).uniform_u64(n).reshape(2, 2, -1)
+    for block, (radii, angles) in zip(drawn, words, strict=True):
+        radius = radius_of(radii) * sigma * LATTICE
+        angle = (angles >> np.uint64(11)) * (2.0 * math.pi * 2.0**-53)
+        assert np.abs(block[0] - np.cos(angle) * radius).max() < 0.51
+        assert np.abs(block[1] - np.sin(angle) * radius).max() < 0.51

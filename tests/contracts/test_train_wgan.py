@@ -12,6 +12,7 @@ from torch import Tensor
 
 from client.learn import train_wgan
 from client.learn.private_step import Execution, PrivateStep, StepConstants
+from client.learn.round_parts import Streams
 from client.state.ledger import PracticeReservation
 from common.models.wgan import Critic, Generator, build
 from common.privacy.events import round_event
@@ -120,9 +121,7 @@ def test_every_step_of_the_round_takes_one_from_the_reservation() -> None:
 def test_a_patient_with_one_pair_and_one_with_many_bring_one_unit_each() -> None:
     plan, counts = plan_of(items_per_patient=2), (1, 500)
     generator, _ = build(plan, 32)
-    items, fakes, _ = train_wgan.Batches(
-        cohort(counts=counts), generator, plan, torch.Generator().manual_seed(0)
-    )([0, 1])
+    items, fakes, _ = train_wgan.Batches(cohort(counts=counts), generator, plan, Streams(0))([0, 1])
     assert items.shape[:2] == fakes.shape[:2] == (2, 2)
     for patient in (0, 1):
         assert 0 < lattice_norm([patient], counts, loud=True) <= LATTICE
@@ -150,9 +149,7 @@ def critic_sum(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> NDArr
         recorded(drawn, scale=0)[0],
         execution=Execution("backward"),
     )
-    batches = train_wgan.Batches(
-        cohort(counts=counts), generator, plan, torch.Generator().manual_seed(0)
-    )
+    batches = train_wgan.Batches(cohort(counts=counts), generator, plan, Streams(0))
     update = private.step(len(counts), batches)
     flat = torch.cat([value.flatten() for value in update.values()]).double().numpy()
     return np.rint(flat * LATTICE).astype(np.int64)
@@ -163,10 +160,7 @@ def lattice_norm(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> flo
 
 
 def test_one_patient_moves_a_critic_step_by_at_most_the_clip() -> None:
-    """Zero-out of the last patient, who has 40 pairs.
-
-    Batches hold one patient each, so that the others' fakes are the same.
-    """
+    """Zero-out of the last patient, who has 40 pairs."""
     counts = (3, 3, 40)
     change = critic_sum([0, 1, 2], counts, loud=True) - critic_sum([0, 1], counts, loud=True)
     moved_by = float(np.linalg.norm(change.astype(np.float64)))
@@ -183,9 +177,7 @@ def test_a_patients_tensors_depend_on_no_other_patient() -> None:
     changed.images[6:9] = 255  # patient 2
 
     def batch(images: object) -> tuple[Tensor, ...]:
-        return train_wgan.Batches(images, generator, plan, torch.Generator().manual_seed(0))(
-            [1, 2, 3]
-        )  # type: ignore[arg-type]
+        return train_wgan.Batches(images, generator, plan, Streams(0))([1, 2, 3])  # type: ignore[arg-type]
 
     for before, after in zip(batch(cohort())[:2], batch(changed)[:2], strict=True):
         assert torch.equal(before[[0, 2]], after[[0, 2]])

@@ -18,6 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import httpx
+
 from client.cli.joining import init as init_site
 from common.storage.files import file_digest
 from common.study.bundle import open_bundle
@@ -29,7 +31,7 @@ from kohort.verification import verify
 from server.cli.setup import init as init_server
 from server.cli.sites import enrol as enrol_site
 from server.cli.state_folder import load_operator_key
-from server.flower.executor import CLAIM_FILE, Executor
+from server.flower.executor import CLAIM_FILE, UNAUTHORIZED, Executor
 from server.flower.tasks import Claim, ClaimFile
 from server.operator.plan import report, sign
 from server.operator.sites import Registry
@@ -245,10 +247,12 @@ class Claiming:
             patch.object(Executor, "_start", lambda _, claim: server.start(claim)),
             patch("server.flower.executor.POLL_S", 0.001),
         ):
-            while not server.completed:
-                claim = executor._claims.read() or executor._acquire()
+            claim = executor._claims.read()
+            while claim is not None or not server.completed:
+                claim = claim or executor._acquire()
                 if claim is not None:
                     executor._work(claim)
+                claim = executor._claims.read()
 
     def faults(self, folders: Folders) -> list[str]:
         """A claim that is left, or another task's input."""
@@ -289,10 +293,21 @@ class Tasks:
         """What a task came to."""
 
     def SendTaskHeartbeat(self, request: Any) -> None:
-        """The task is still ours."""
+        """The task is still ours; one that is finished has no token any more."""
+        if self.completed:
+            refused = httpx.Response(UNAUTHORIZED, request=httpx.Request("POST", "http://link"))
+            raise httpx.HTTPStatusError("unknown token", request=refused.request, response=refused)
 
     def start(self, claim: Claim) -> Any:
-        """A child that ends at once."""
+        """A child that ends at once; of a finished task, one that waits for answers."""
+        if self.completed:
+            ends: list[int] = []
+            return SimpleNamespace(
+                poll=lambda: ends[0] if ends else None,
+                kill=lambda: ends.append(-9),
+                wait=lambda: ends[0],
+                returncode=-9,
+            )
         self.log.note("sent", key="input", digest=hashlib.sha256(claim.answer).hexdigest())
         self.log.note("done")
         return SimpleNamespace(poll=lambda: 0, wait=lambda: 0, kill=lambda: None, returncode=0)

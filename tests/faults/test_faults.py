@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from client.state.jobs import PROGRESS
 from tests.faults import connection
 from tests.faults.__main__ import all_scenarios, markdown, stage_folder, summary
 from tests.faults.certificates import certificate_cases
@@ -55,7 +56,8 @@ def only(*names: str) -> list[Any]:
 
 @pytest.mark.parametrize("stage", SCENARIOS, ids=lambda one: one.name, indirect=True)
 def test_what_is_killed_completes_with_the_same_bytes(stage: Stage) -> None:
-    assert stage.whole.unsynced == ()
+    # how far a child is, is not synced: a progress file that a power cut empties says nothing
+    assert {Path(name).name for name in stage.whole.unsynced} <= {PROGRESS}
     events = len(stage.whole.events)
     first = sum(stage.scenario.name.encode()) % min(STRIDE, 2 * events)
     assert not wrong(kills(stage, STRIDE, first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from client.ingest.listing import LISTING, compare_listing
 from client.ingest.withdrawal import read_list
 from client.state.folder import State
 from client.state.group_store import Group, Stratum
-from client.state.jobs import ERROR, JOB, PROGRESS, Job, read_error, read_progress
+from client.state.jobs import ERROR, JOB, PROGRESS, Job, Work, read_error, read_progress
 from client.state.ledger import Reservation
 from client.state.membership import read_membership
+from client.state.spool import INDEX, Spool
 from client.state.upgrade import upgrade
 from common.privacy.tally import Tally
 from common.wire import signing, tensors
@@ -135,7 +137,9 @@ def _evidence(folder: Path) -> Parser:
 def _job_folder(folder: Path) -> Parser:
     """What the daemon and its child read of a job's folder."""
     job = Job("train", "gan", "/plan", "/cohort", "", 1, 0.5, "d")
-    seeds = (canonical(vars(job)), b"E-GROUP-SIZE", b"3 10")
+    text = canonical(vars(job) | {"compute": job.compute.model_dump()})
+    work = canonical(asdict(Work("gan", 3, 10, 1, 1.5)))
+    seeds = (text, b"E-GROUP-SIZE", work)
 
     def call(data: bytes) -> None:
         name = (JOB, ERROR, PROGRESS)[min(data[0] if data else 0, 2)]
@@ -146,6 +150,25 @@ def _job_folder(folder: Path) -> Parser:
         read_progress(folder)
 
     return Parser(call, (one_of(revalued(seeds[0]), exchanged(seeds[1]), exchanged(seeds[2])),))
+
+
+def _spool(folder: Path) -> Parser:
+    """The index of a spool, over files that are there."""
+    place = folder / "job.spool"
+    Spool.open(place, "b").append({"codes": np.ones((2, 3), np.float32), "errors": np.ones(2)})
+    files = {path: path.read_bytes() for path in place.iterdir()}
+    seed = files[place / INDEX]
+
+    def call(data: bytes) -> None:
+        place.mkdir(exist_ok=True)
+        for path, content in files.items():
+            path.write_bytes(content)
+        (place / INDEX).write_bytes(data)
+        spool = Spool.open(place, "b")
+        if spool.count:
+            spool.arrays()
+
+    return Parser(call, (revalued(seed), exchanged(seed), damaged(seed)))
 
 
 def _reservation(folder: Path) -> Parser:
@@ -372,9 +395,11 @@ TARGETS = (
             "client.state.jobs:Job",
             "client.state.jobs:read_error",
             "client.state.jobs:read_progress",
+            "client.state.jobs:read_work",
         ),
         _job_folder,
     ),
+    Target("spool", ("client.state.spool:Spool._load",), _spool),
     Target("reservation", ("client.state.ledger:Reservation.from_json",), _reservation),
     Target("tally", ("client.daemon.training:_tallies",), _tally),
     Target("status-file", ("client.cli.look:_connection",), _status),
@@ -402,6 +427,7 @@ TARGETS = (
         "pem-files",
         (
             "server.operator.certificates:read_certificate",
+            "server.operator.certificates:_is_chain",
             "common.wire.keys:from_pem",
             "server.operator.certificates:read_key",
             "client.fleet.connection:read_node_key",

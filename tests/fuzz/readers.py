@@ -57,17 +57,21 @@ def _is_reading(function: ast.expr) -> bool:
 
 # Readers that no target covers, with the reason.
 EXEMPT = {
+    "client.learn.fast.ways": "what this machine wrote, and the kernel says of its processor",
     "client.child.rosters:read_frozen": "the same readers as target evidence",
     "client.cli.joining:_request": "this site's own public key, which it has just written",
+    "client.child.device": "one line of its own parent",
+    "client.daemon.device": "the answer of a process of its own, and a file that it wrote",
     "client.daemon.training:clear": "bytes alone; boundary rules read them, target intake-updates",
     "client.egress.gate": "events of mechanisms that this process made",
     "client.egress.review": "a copy of bytes",
     "client.ingest.decode_child": "lines of its own parent; the files are targets dicom to volume",
-    "client.ingest.build": "the array that this process has just written",
     "client.single.flow": "bytes for a digest; the weights are target flow-checkpoint",
     "client.state.ledger": "events of mechanisms that this process made",
+    "client.state.machine": "what the kernel says of the machine's memory",
     "client.state.plans": "bytes for a hash",
     "client.state.seen_weights": "bytes that have the digest in the journal",
+    "common.devices:_available_bytes": "the kernel's own table",
     "common.passphrase": "a secret of this process: bytes alone",
     "common.study.bundle": "bytes that have the digest in the signed plan; target plan-bundle",
     "common.wire.app_bundle:archive": "writes",

@@ -14,7 +14,7 @@ from dp_accounting.pld import pld_privacy_accountant, privacy_loss_distribution
 
 from client.state.ledger_file import Entry
 from common.config import FrozenModel, parse_yaml
-from common.privacy.accounting import Spent, epsilon_rdp, sampler_delta, spend
+from common.privacy.accounting import Spent, composed_once, epsilon_rdp, sampler_delta, spend
 from common.privacy.calibration import analytic_noise_multiplier
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from tests.sequences.composition import GRID, Loss
@@ -58,6 +58,9 @@ def install_accounts(stack: ExitStack) -> None:
     stack.enter_context(patch.object(pld_privacy_accountant, "PLDAccountant", account))
     gaussian = patch.object(privacy_loss_distribution, "from_gaussian_mechanism", GAUSSIAN)
     stack.enter_context(gaussian)
+    # what was composed on the other grid is composed anew
+    composed_once.cache_clear()
+    stack.callback(composed_once.cache_clear)
 
 
 def spend_once(mechanisms: Iterable[Mechanism], delta: float, *, prv: bool = False) -> Spent:

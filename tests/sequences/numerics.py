@@ -60,12 +60,13 @@ class Numerics:
         replaced: Mapping[str, Any] = {
             "client.child.job.train_gan.train": self.train,
             "client.child.job.train_glow.train": self.train,
-            "client.child.batch.train_encoder.train": lambda *_: {},
-            "client.child.batch.load_encoder": lambda *_: None,
+            "client.child.batch.train_encoder.train": lambda *_, **__: {},
+            "client.child.batch.load_encoder": lambda *_: torch.nn.Identity(),
             "client.child.batch.make_reference": lambda *_: reference(),
             "client.child.batch.invert": self.invert,
             "client.child.batch.draw_sheet": lambda *_: b"sheet",
             "client.child.batch.contact_sheet": lambda *_: b"sheet",
+            "client.child.batch.count_pages": lambda *_: 1,
             "client.child.batch.measure_patients": self.measure,
             "client.child.batch.gather_statistics": self.gather,
             "client.child.batch.align": self.align,
@@ -115,14 +116,14 @@ class Numerics:
 
     def invert(self, images: Images, *_: Any) -> Inversion:
         """Return codes that depend on each image alone; all are accepted."""
-        codes = np.stack([code_of(image) for image in images])
-        encoded = torch.from_numpy(codes.reshape(-1, LAYERS, WIDTH).astype(np.float32))
+        flat = np.stack([code_of(image) for image in images]).astype(np.float32)
+        count = len(images)
         return Inversion(
-            encoded,
-            encoded,
-            torch.zeros(len(images), 3, 2, 2),
-            np.zeros(len(images)),
-            np.ones(len(images), np.bool_),
+            points=reference().whitening(flat),
+            colours=np.full((count, 3), 0.5),
+            codes=flat.reshape(-1, LAYERS, WIDTH),
+            errors=np.zeros(count),
+            accepted=np.ones(count, np.bool_),
         )
 
     def measure(self, images: Images, found: Any, who: Any, *_: Any) -> dict[str, Shown]:

@@ -7,8 +7,8 @@ Guarantees:
   - a chunk has one fixed shape, filled up with zero patients
   - before the first use the back end is tried on invented patients; what fails is refused, or
     passed over where the choice is `auto`
-  - back end and chunk follow from public constants, shapes and such trials, never from the number
-    of patients
+  - back end and chunk follow from public constants, shapes, the machine's memory and such trials,
+    never from the number of patients
 Not covered: clipping and noise (private_step.py); losses that draw random numbers of their own.
 
   layers    one batched forward and backward pass, weight gradients patient by patient
@@ -18,6 +18,8 @@ Not covered: clipping and noise (private_step.py); losses that draw random numbe
 """
 
 import math
+import os
+import resource
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -29,14 +31,18 @@ from torch.func import grad, vmap
 from client.learn.fast.layer_rules import LayerRules
 from client.learn.fast.layers import NoRule
 from client.learn.fast.trials import check_neighbours, invent
+from client.learn.fast.ways import CHOICES
 from client.learn.fast.work import Work
 from client.learn.patient_gradients import Batch, Parameters, PatientLoss, by_backward
+from common.devices import is_out_of_memory
 from common.errors import Bug, ConfigurationError, EnvironmentFault
 
 Backend = Literal["auto", "layers", "vmap", "backward"]
 BACKENDS = ("auto", "layers", "vmap", "backward")
-MIB = 2**20
-MEMORY_BYTES = {"cpu": 128 * MIB, "cuda": 4096 * MIB}
+GIB = 2**30
+# of the memory that a chunk may take: a share of what there is, and on a CPU no more than this
+MEMORY_SHARE = 1 / 8
+MOST_MEMORY_BYTES = GIB
 KINK = 0.02  # a kink moves a tensor's gradient by about 1e-3 of its norm, a wrong rule by all of it
 # Where the first invented patients disagree, further sets near zero must all agree. Far from its
 # data a flow can turn rounding into another gradient: plain backward passes in float32 and float64
@@ -57,14 +63,16 @@ class Execution:
     """How a step is computed. None of it changes what is guaranteed.
 
     `chunk`: patients at a time; None: by `memory_bytes` and the plan's constants. `autocast`:
-    forward pass in bfloat16. `threaded`: the noise is drawn in a thread beside the gradients.
+    forward pass in bfloat16. `threaded`: the noise is drawn in a thread beside the gradients;
+    None: only where these are computed on another device than the processor, whose threads are
+    busy otherwise.
     """
 
     backend: Backend = "auto"
     chunk: int | None = None
     memory_bytes: int | None = None
     autocast: bool = False
-    threaded: bool = True
+    threaded: bool | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -127,10 +135,15 @@ class PatientGradients:
         return vector
 
     def prepare(self, batch: Batch) -> None:
-        """Choose back end and chunk from the shapes of a batch.
+        """Choose back end, chunk and the ways of its layers from the shapes of a batch.
 
         Raises EnvironmentFault (E-KERNEL) when a back end that was asked for fails its trial.
         """
+        with CHOICES.trials():
+            self._choose(batch)
+
+    def _choose(self, batch: Batch) -> None:
+        """Choose back end and chunk; a convolution that is met for the first time is tried."""
         # a choice that was made already
         wanted = self._execution.backend
         if wanted == "auto" and self._execution.chunk == 1:
@@ -182,6 +195,8 @@ class PatientGradients:
         try:
             self._adopt(backend, batch)
         except (NoRule, EnvironmentFault, RuntimeError, ValueError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise  # the private step takes fewer patients at a time
             self.passed_over[backend] = f"{type(error).__name__}: {error}"
             return math.inf
         invented = invent(batch, self.chunk)
@@ -200,9 +215,7 @@ class PatientGradients:
             return self._execution.chunk
 
         # as many as fit the memory
-        memory = self._execution.memory_bytes or MEMORY_BYTES.get(
-            self._device.type, MEMORY_BYTES["cuda"]
-        )
+        memory = self._execution.memory_bytes or chunk_memory_bytes(self._device)
         work = self._work(batch)
         row = sum(p.numel() for p in self._parameters.values())
         fits = memory / (4 * row + ACTIVATIONS[backend] * work.size_bytes + 2 * work.unfolded_bytes)
@@ -254,6 +267,20 @@ class PatientGradients:
             if not by <= allowed:  # NaN is wrong, too
                 return f"{name} by {by:.2g} of its norm, allowed {allowed}"
         return ""
+
+
+def chunk_memory_bytes(device: torch.device) -> float:
+    """Return the bytes that a chunk may take: a share of the device's memory, or of the limit.
+
+    What is free just now is not asked for: it could depend on the number of patients.
+    """
+    if device.type == "cuda":
+        return MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)  # the site's, for its child processes
+    if limit != resource.RLIM_INFINITY:
+        there = min(there, limit)
+    return min(MEMORY_SHARE * there, MOST_MEMORY_BYTES)
 
 
 def by_vmap(loss: PatientLoss, parameters: Parameters, batch: Batch) -> Tensor:

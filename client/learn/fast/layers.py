@@ -1,8 +1,9 @@
 """The rules for three layers: conv2d, linear, group norm.
 
 A weight's gradient, for each patient:
-  conv2d      sum over items and places of (output gradient) x (input): a batched matrix product,
-              the thinner side unfolded
+  conv2d      sum over items and places of (output gradient) x (input), in the way that is fastest
+              for its shapes (ways.py): a batched matrix product, the thinner side unfolded; torch's
+              own gradient patient by patient; or the same with the patients as groups
   linear      the same without unfolding
   group norm  sums of (output gradient) x (normalised input), and of the output gradient
 A pointwise convolution with a weight of each patient is a batched matrix product.
@@ -10,12 +11,15 @@ A pointwise convolution with a weight of each patient is a batched matrix produc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from client.learn.fast.ways import CHOICES, WAYS, Attempts, Way
 
 
 class NoRule(Exception):
@@ -36,10 +40,12 @@ class Sink:
         self.size = columns.shape[1]
         self._order: Order = "natural"
 
+    def takes(self, order: Order) -> bool:
+        """Return whether products of this order can be added."""
+        return self._empty or order == self._order
+
     def add_products(self, left: Tensor, right: Tensor, order: Order = "natural") -> None:
         """Add left^T @ right of each patient: [c, L, a] and [c, L, b] give a·b columns."""
-        if not self._empty and order != self._order:
-            raise NoRule("a convolution weight that is used in two ways")
         turned = left.transpose(1, 2)
         out = self._columns.view(len(left), left.shape[2], right.shape[2])
         if not left.dtype == right.dtype == out.dtype:  # autocast
@@ -59,6 +65,31 @@ class Sink:
         else:
             self._columns.add_(values)
         self._empty = False
+
+    def add_convolutions(self, gradients: Iterator[Tensor]) -> None:
+        """Add a convolution weight's gradient [out, in, h, w] of each patient, in their order."""
+        if self._empty:
+            self._order = "out h w in"  # as torch gives them for channels-last inputs
+        for place, gradient in zip(self._places(), gradients, strict=True):
+            if self._order == "-h -w out in":
+                gradient = gradient.flip(2, 3)
+            if self._empty:
+                place.copy_(gradient)
+            else:
+                place.add_(gradient)
+        self._empty = False
+
+    def _places(self) -> Tensor:
+        """The columns as [c, out, in, h, w]; in the order -h -w they are still reversed."""
+        patients = len(self._columns)
+        out, channels, height, width = self._shape
+        if self._order == "out h w in":
+            places = self._columns.view(patients, out, height, width, channels)
+            return places.permute(0, 1, 4, 2, 3)
+        if self._order == "-h -w out in":
+            places = self._columns.view(patients, height, width, out, channels)
+            return places.permute(0, 3, 4, 1, 2)
+        return self._columns.view(patients, *self._shape)
 
     def finish(self) -> None:
         """Set the columns to zero where nothing was added."""
@@ -240,26 +271,97 @@ class _Conv2d(_Trained):
         return self._to_input(gy, x.to(gy.dtype), weight.to(gy.dtype))
 
     def _weight_gradient(self, to_weight: Sink, x: Tensor, gy: Tensor, patients: int) -> None:
-        """Add products of the layer's two sides, the thinner one unfolded."""
+        """Add the weight's gradient of each patient, in the way that is fastest for the shapes."""
+        way = WAYS[0]
+        if x.dtype == gy.dtype == torch.float32:
+            way = CHOICES.of(self._shapes(x, gy, patients), lambda: self._attempts(x, gy, patients))
+        # columns that hold products of another order take torch's own gradient
+        if way == "products" and not to_weight.takes(self._order_of_products(x, gy)):
+            way = "one by one"
+        self._add_by(way, to_weight, x, gy, patients)
+
+    def _add_by(self, way: Way, to_weight: Sink, x: Tensor, gy: Tensor, patients: int) -> None:
+        if way == "products":
+            self._add_products(to_weight, x, gy, patients)
+        elif way == "one by one":
+            to_weight.add_convolutions(self._one_by_one(x, gy, patients))
+        else:
+            to_weight.add_convolutions(iter(self._grouped(x, gy, patients)))
+
+    def _shapes(self, x: Tensor, gy: Tensor, patients: int) -> str:
+        """All that a way's speed depends on, as text."""
+        sides = f"{[*x.shape]} to {[*gy.shape]} by {[*self.weight.shape]}"
+        settings = f"stride {self.stride} padding {self.padding} dilation {self.dilation}"
+        return f"{x.device.type}, {patients} patients, {sides}, {settings}"
+
+    def _attempts(self, x: Tensor, gy: Tensor, patients: int) -> Attempts:
+        """Each way on invented tensors of these shapes: what `x` and `gy` hold is not used."""
+        generator = torch.Generator().manual_seed(0)
+        sides = []
+        for side in (x, gy):
+            invented = torch.randn(side.shape, generator=generator).to(side.device)
+            sides.append(invented.contiguous(memory_format=torch.channels_last))
+        columns = x.new_empty(patients, self.weight.numel())
+
+        def attempt(way: Way) -> None:
+            self._add_by(way, Sink(columns, self.weight.shape), sides[0], sides[1], patients)
+
+        return {way: functools.partial(attempt, way) for way in WAYS}
+
+    def _order_of_products(self, x: Tensor, gy: Tensor) -> Order:
+        """The order of the columns that `_add_products` gives: which side it unfolds."""
         # the output can be unfolded only where no place is skipped
         (height, width) = self.weight.shape[2:]
         (up, left) = self.padding
         even = self.stride == self.dilation == (1, 1) and up < height and left < width
         if even and gy.shape[1] < x.shape[1]:
+            return "-h -w out in"
+        return "out h w in"
+
+    def _add_products(self, to_weight: Sink, x: Tensor, gy: Tensor, patients: int) -> None:
+        """Add products of the layer's two sides, the thinner one unfolded."""
+        order = self._order_of_products(x, gy)
+        if order == "-h -w out in":
             # padding that brings the output to the input's places
-            back = (height - 1 - up, width - 1 - left)
+            (height, width) = self.weight.shape[2:]
+            back = (height - 1 - self.padding[0], width - 1 - self.padding[1])
             patches = self._patches(gy, x.shape[2:], back, (1, 1), (1, 1), patients)
             inputs = x.permute(0, 2, 3, 1).reshape(patients, -1, x.shape[1])
-            return to_weight.add_products(patches, inputs, "-h -w out in")
+            return to_weight.add_products(patches, inputs, order)
 
         # else the input is: [c, n·places, out] and [c, n·places, h·w·in]
         outputs = gy.permute(0, 2, 3, 1).reshape(patients, -1, gy.shape[1])
         patches = self._patches(x, gy.shape[2:], self.padding, self.stride, self.dilation, patients)
-        return to_weight.add_products(outputs, patches, "out h w in")
+        return to_weight.add_products(outputs, patches, order)
+
+    def _one_by_one(self, x: Tensor, gy: Tensor, patients: int) -> Iterator[Tensor]:
+        """torch's own gradient of the weight, for one patient after the other."""
+        weight = self.weight.to(gy.dtype).contiguous(memory_format=torch.channels_last)
+        pairs = zip(x.to(gy.dtype).chunk(patients), gy.chunk(patients), strict=True)
+        for inputs, outputs in pairs:
+            yield self._backward_pass(outputs, inputs, weight, 1)[1]
+
+    def _grouped(self, x: Tensor, gy: Tensor, patients: int) -> Tensor:
+        """The same at once, the patients being groups of channels: [c, out, in, h, w]."""
+        sides = []
+        for side in (x.to(gy.dtype), gy):
+            by_item = side.view(patients, -1, *side.shape[1:]).transpose(0, 1)
+            sides.append(by_item.flatten(1, 2))
+        # the weight gives the shape alone
+        out, *kernel = self.weight.shape
+        weight = self.scratch.empty("grouped", (patients * out, *kernel), gy)
+        gradient = self._backward_pass(sides[1], sides[0], weight, patients)[1]
+        return gradient.view(patients, out, *kernel)
 
     def _to_input(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """The gradient of the input, as torch's own backward pass computes it."""
-        gx: Tensor = torch.ops.aten.convolution_backward(
+        return self._backward_pass(gy, x, weight, 1, to_input=True)[0]
+
+    def _backward_pass(
+        self, gy: Tensor, x: Tensor, weight: Tensor, groups: int, *, to_input: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return torch's gradient of the input (`to_input`), or of the weight."""
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
             gy,
             x,
             weight,
@@ -269,10 +371,10 @@ class _Conv2d(_Trained):
             self.dilation,
             False,  # transposed
             (0, 0),  # output padding
-            1,  # groups
-            (True, False, False),  # the input's gradient alone
-        )[0]
-        return gx
+            groups,
+            (to_input, not to_input, False),
+        )
+        return found[0], found[1]
 
     def _patches(
         self,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from client.child import checks, inputs
 from client.child.batch import align_groups, average_groups, synthesize
 from client.child.checks import Candidate
 from client.child.job import work
 from client.child.rosters import Formed
-from client.egress.audit import Code
+from client.egress.audit import AuditReport, Code
 from client.egress.evidence import Evidence
 from client.state.artefacts import USES
 from client.state.group_store import Group, Stratum
@@ -48,6 +50,25 @@ def batch(
     return folder
 
 
+@pytest.fixture
+def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The phases of a batch as they are reported, each once."""
+    seen: list[str] = []
+    report = inputs.write_progress
+
+    def note(folder: Path, done: int, total: int, phase: str) -> None:
+        if phase not in seen:
+            seen.append(phase)
+        report(folder, done, total, phase)
+
+    monkeypatch.setattr("client.child.inputs.write_progress", note)
+    return seen
+
+
+def test_each_phase_of_a_batch_is_reported(phases: list[str], batch: Path) -> None:
+    assert phases == ["encoder", "invert", "group", "align", "privatize", "audit"]
+
+
 def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(
     hospital: Hospital, batch: Path
 ) -> None:
@@ -64,6 +85,27 @@ def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(
     for name in ("contact_sheet.png", "inversions.png"):
         assert (batch / name).read_bytes()[:4] == b"\x89PNG"
         assert (batch / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_cohort_is_compared_once(
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    batch: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[int] = []
+    alone = checks.audit
+
+    def watched(released: np.ndarray, *rest: Any) -> AuditReport:
+        compared.append(len(released))
+        return alone(released, *rest)
+
+    monkeypatch.setattr("client.child.checks.audit", watched)
+    sent = weights["gan"] | weights["glow"]
+    folder = job_folder(hospital, tmp_path / "once", "synthesize", "", sent, NO_GROUPS)
+    work(Job.read(folder), folder, SECRET)
+    assert compared == [2]
 
 
 def test_of_frozen_groups_the_stored_images_come_again_and_nothing_else(
@@ -200,7 +242,7 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
         cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
         generator=lambda: None,
         critic=lambda: None,
-        progress=None,
+        report=lambda _: lambda *_: None,
     )
     monkeypatch.setattr("client.child.batch.measure_patients", lambda *_: {})
     monkeypatch.setattr("client.child.batch.gather_statistics", lambda *_: [])
@@ -249,14 +291,15 @@ def test_a_group_of_which_a_member_has_no_accepted_image_gives_no_average(
 
 
 def test_the_images_of_a_batch_stand_in_an_order_of_chance(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups are formed in an order that can depend on images; it must not be seen."""
     written: list[list[int]] = []
     monkeypatch.setattr("client.child.batch.average_groups", lambda *_: list(range(40)))
     monkeypatch.setattr("client.child.batch.drop_failed", lambda batch, candidates: candidates)
     monkeypatch.setattr("client.child.batch.write_batch", lambda _, rows: written.append(rows))
-    batch = SimpleNamespace(synthesis=SimpleNamespace(needs_generator=False, anchors=None))
+    plan = SimpleNamespace(needs_generator=False, anchors=None)
+    batch = SimpleNamespace(synthesis=plan, folder=tmp_path / "job-0", begin=lambda *_: None)
     for _ in range(2):
         synthesize(batch)  # type: ignore[arg-type]
     assert sorted(written[0]) == sorted(written[1]) == list(range(40))
@@ -274,7 +317,9 @@ def test_which_of_too_many_images_are_kept_is_chosen_by_a_secret_and_by_no_order
         formed = Formed(tuple(order), (), (), Roster((), (), ()))
         monkeypatch.setattr("client.child.batch.group_patients", lambda *_: formed)
         batch = SimpleNamespace(
-            secret=secret, synthesis=SimpleNamespace(privatize=None, max_images_per_site=6)
+            secret=secret,
+            begin=lambda _: None,
+            synthesis=SimpleNamespace(privatize=None, max_images_per_site=6, outputs_per_group=1),
         )
         found = average_groups(batch, None, torch.Generator())  # type: ignore[arg-type]
         return frozenset(candidate.group.token for candidate in found)
@@ -283,3 +328,46 @@ def test_which_of_too_many_images_are_kept_is_chosen_by_a_secret_and_by_no_order
     assert len(first) == 6
     assert kept(again[::-1], bytes(32)) == first
     assert len({kept(again, bytes([n]) * 32) for n in range(4)}) > 1
+
+
+@pytest.mark.parametrize("most", [1, 5, 7, 1000])
+def test_no_image_is_made_for_a_group_whose_images_cannot_leave(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images that leave are those that the secret chooses of all."""
+    groups = tuple(Group((f"a{i}", f"b{i}"), Stratum(0), 2) for i in range(12))
+    names = tuple(name for group in groups for name in group.members)
+    who = Roster(names, (Stratum(0),) * 24, tuple((row,) for row in range(24)))
+    formed = Formed((), (), groups, who)
+    blank = np.zeros((2, 2, 3), np.uint8)
+    made: list[str] = []
+
+    def align(batch: object, some: list[Group], *_: object) -> list[Candidate]:
+        made.extend(group.token for group in some)
+        return [Candidate(blank, group, False) for group in some for _ in range(2)]
+
+    def privatize(batch: object, some: tuple[Group, ...], *_: object) -> list[Candidate]:
+        made.extend(group.token for group in some)
+        return [Candidate(blank, group, True) for group in some]
+
+    def leaves(at_most: int) -> list[tuple[str, bool]]:
+        batch = SimpleNamespace(
+            secret=SECRET,
+            begin=lambda _: None,
+            synthesis=SimpleNamespace(max_images_per_site=at_most, outputs_per_group=2),
+        )
+        found = average_groups(batch, looked, torch.Generator())  # type: ignore[arg-type]
+        return [(candidate.group.token, candidate.privatized) for candidate in found]
+
+    # the last group's second member has no accepted image: it gives none
+    accepted = np.arange(24) != 23
+    looked = SimpleNamespace(spread=1.0), SimpleNamespace(accepted=accepted)
+    monkeypatch.setattr("client.child.batch.group_patients", lambda *_: formed)
+    monkeypatch.setattr("client.child.batch.choose_privatized", lambda *_: groups[:3])
+    monkeypatch.setattr("client.child.batch.align_groups", align)
+    monkeypatch.setattr("client.child.batch.privatize_groups", privatize)
+    everything = leaves(10_000)
+    assert len(everything) == 3 + 2 * 8
+    made.clear()
+    assert leaves(most) == everything[:most]
+    assert set(made) == {token for token, _ in everything[:most]}

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from client.child.checks import Candidate, drop_failed, reveals_members
+from client.child.checks import Candidate, drop_failed, report_of, reveals_members
 from client.state.group_store import Group, Stratum
-from common.errors import PolicyError
+from common.errors import Bug, PolicyError
 from tests.jobs import verdict
 
 
@@ -77,7 +77,13 @@ def test_the_check_of_the_whole_batch_does_not_even_look_where_epsilon_would_not
         lambda *_: pytest.fail("patients' images decide what leaves"),
     )
     batch, made = made_batch(grouping)
-    assert drop_failed(batch, made) == made  # type: ignore[arg-type]
+    passed = drop_failed(batch, made)  # type: ignore[arg-type]
+    assert passed == made
+    # what was found goes along, in whatever order the images are written
+    assert report_of(passed[::-1]).codes == ("A-PASS", "A-PASS")
+    assert report_of(passed[:1]).nearest[0].row == 0
+    with pytest.raises(Bug, match="never audited"):
+        report_of(made)
 
 
 def test_in_mode_anchors_nearness_is_a_fault_to_report_and_drops_nothing(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from client.child.job import main, work
+from client.child.job import confine, device_memory_named, main, work
 from client.daemon.jobs import run_child
 from client.state.jobs import Job, Stopped
+from common.compute import Compute
+from common.errors import ConfigurationError, EnvironmentFault
 from common.study.training import WganPlan
 from common.wire import tensors
 from tests.jobs import NO_GROUPS, SECRET, job_folder
@@ -75,13 +79,13 @@ def test_two_children_of_one_job_never_give_the_same_noise(
 def test_a_child_has_no_key_and_no_proxy_in_its_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from client.daemon.jobs import _environment
+    from client.daemon.jobs import environment
 
     monkeypatch.setenv("KOHORT_SECRET", "x")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
-    environment = _environment(3)
-    assert environment["OMP_NUM_THREADS"] == "3"
-    assert not {"KOHORT_SECRET", "HTTPS_PROXY"} & set(environment)
+    inherited = environment(3)
+    assert inherited["OMP_NUM_THREADS"] == "3"
+    assert not {"KOHORT_SECRET", "HTTPS_PROXY"} & set(inherited)
 
 
 def test_a_refusal_leaves_its_code_and_no_output(
@@ -153,3 +157,39 @@ def test_a_job_of_another_version_is_refused(
         monkeypatch.setattr(sys, "stdin", secret)
         assert main([str(tmp_path)]) == 1
     assert (tmp_path / "error").read_text() == "E-REFUSED"
+
+
+def test_a_job_carries_its_devices_and_one_of_an_older_version_has_the_usual_ones(
+    tmp_path: Path,
+) -> None:
+    compute = Compute(device="cuda:1", precision="bfloat16", memory_gib=4)
+    job = Job("train", "gan", "/plan", "/cohort", "", 2, 0.5, "d", compute=compute)
+    job.write(tmp_path / "job", b"", b"")
+    assert Job.read(tmp_path / "job") == job
+    file = tmp_path / "job" / "job.json"
+    older = json.loads(file.read_text())
+    del older["compute"], older["processes"]
+    file.write_text(json.dumps(older))
+    assert Job.read(tmp_path / "job").compute == Compute()
+
+
+def test_a_child_without_its_gpu_refuses_before_the_reservation_is_used(
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+) -> None:
+    folder = job_folder(hospital, tmp_path / "job", "train", "gan", weights["gan"], NO_GROUPS)
+    job = replace(Job.read(folder), compute=Compute(device="cuda:99"))
+    job.write(folder, tensors.dumps(weights["gan"]), NO_GROUPS)
+    with pytest.raises(ConfigurationError) as refused:
+        confine(job)
+    assert refused.value.code == "E-DEVICE"
+    ending = run_child(folder, 1, SECRET, threading.Event(), lambda *_: None)
+    assert (ending.finished, ending.code) == (False, "E-DEVICE")
+    assert "progress" not in [file.name for file in folder.iterdir()]
+
+
+def test_a_full_device_is_a_refusal_that_is_not_tried_again() -> None:
+    with pytest.raises(EnvironmentFault) as refused, device_memory_named():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert refused.value.code == "E-DEVICE-MEMORY"

@@ -31,6 +31,7 @@ from common.study.plan import Study
 from common.wire import signing
 from kohort import manifest, verification
 from kohort.console import run_typer
+from tests.strict_device import GPU, strict_device
 from tests.studies import vessels_plan
 
 torch.set_num_threads(1)
@@ -179,18 +180,60 @@ def test_what_cannot_be_measured_is_refused_before_the_cohort_is_opened(
     assert not (place.root / "utility").exists()
 
 
+def typed(
+    hospital: tuple[Path, State, Plans, Study], monkeypatch: pytest.MonkeyPatch, device: str
+) -> list[str]:
+    """The command of a site whose site.yaml names this device."""
+    release, place, plans, _ = hospital
+    text = site_config.sample("hospital-a", str(release))
+    assert 'device: "auto"' in text
+    (place.root / "site.yaml").write_text(text.replace('device: "auto"', f'device: "{device}"'))
+    membership = SimpleNamespace(operator=plans.operator)
+    monkeypatch.setattr(state_folder, "read_membership", lambda _: membership)
+    monkeypatch.setattr(utility, "recipe", lambda *, full: RECIPE)
+    return ["utility", str(release), "--state", str(place.root)]
+
+
+def test_the_network_trains_and_predicts_where_site_yaml_says(
+    hospital: tuple[Path, State, Plans, Study],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = typed(hospital, monkeypatch, "cuda")
+    monkeypatch.setattr(utility, "recipe", lambda *, full: replace(RECIPE, width=4, epochs=1))
+    trained: list[torch.device] = []
+    masks = pair_segmenter.Segmenter.masks
+
+    def notes(segmenter: pair_segmenter.Segmenter, images: np.ndarray) -> np.ndarray:
+        trained.append(next(segmenter.network.parameters()).device)
+        return masks(segmenter, images)
+
+    monkeypatch.setattr(pair_segmenter.Segmenter, "masks", notes)
+    with strict_device():
+        assert command.run_command_line(arguments) == 0
+        assert set(trained) == {GPU}
+    assert "DSC" in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_not_there_is_named_before_the_release_is_read(
+    hospital: tuple[Path, State, Plans, Study],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = typed(hospital, monkeypatch, "cuda:99")
+    monkeypatch.setattr(verification, "verify", lambda *_, **__: pytest.fail("it was read"))
+    assert command.run_command_line(arguments) == 2
+    assert "compute.device is cuda:99" in capsys.readouterr().err
+
+
 def test_the_command_prints_the_result_and_exits_zero(
     hospital: tuple[Path, State, Plans, Study],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    release, place, plans, _ = hospital
-    (place.root / "site.yaml").write_text(site_config.sample("hospital-a", str(release)))
-    membership = SimpleNamespace(operator=plans.operator)
-    monkeypatch.setattr(state_folder, "read_membership", lambda _: membership)
-    monkeypatch.setattr(utility, "recipe", lambda *, full: RECIPE)
+    usual = typed(hospital, monkeypatch, "auto")
     for extra in ((), ("--json",)):
-        arguments = ["utility", str(release), "--state", str(place.root), *extra]
+        arguments = [*usual, *extra]
         assert (
             run_typer(
                 "kohort-site", lambda given=arguments: command.app(given, standalone_mode=False)

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from client.cli.approve import plan_lines
 from common.study.bundle import write_bundle
 from common.wire import signing
 from tests.client.cli.typing_commands import Cli
 from tests.sites import WEIGHTS, Hospital, make_hospital, write_plan
+from tests.sized_plans import IMAGES, KINDS, PLAN_PX, image_weights, misfit
 
 
 def test_a_plan_of_a_stranger_or_above_the_policy_is_not_approved(
@@ -71,6 +73,33 @@ def test_a_hopeless_plan_is_not_approved(cli: Cli, tmp_path: Path) -> None:
     assert code == 3
     assert "infeasible: at 100 patients a site this will not learn" in err
     assert "hint:" in err
+    assert not hospital.site().plans.is_approved(hospital.study.hash())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_with_a_checkpoint_of_another_size_is_not_approved(
+    cli: Cli, tmp_path: Path, kind: str
+) -> None:
+    weights, changes = misfit(kind)
+    hospital = make_hospital(tmp_path, weights=weights, approve=False, **changes)
+    write_membership(hospital)
+    code, _, err = cli("approve", "--state", hospital.root, hospital.bundle, "--yes")
+    assert code == 3
+    assert f"models.{kind}.start: {kind}.safetensors was made for intake.size_px 32" in err
+    assert "hint: set intake.size_px: 32, or pretrain" in err
+    assert not hospital.site().plans.is_approved(hospital.study.hash())
+
+
+def test_a_plan_whose_checkpoint_is_another_models_is_not_approved(
+    cli: Cli, tmp_path: Path
+) -> None:
+    weights = image_weights(PLAN_PX)
+    weights["glow"] = weights["gan"]
+    hospital = make_hospital(tmp_path, weights=weights, approve=False, **IMAGES)
+    write_membership(hospital)
+    code, _, err = cli("approve", "--state", hospital.root, hospital.bundle, "--yes")
+    assert code == 3
+    assert "models.glow.start: glow.safetensors: a checkpoint of models.gan" in err
     assert not hospital.site().plans.is_approved(hospital.study.hash())
 
 

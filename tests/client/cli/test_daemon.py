@@ -6,109 +6,33 @@ import json
 import os
 import signal
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from flwr.proto.run_pb2 import GetRunResponse, Run
+import torch
 
 from client.cli.look import site_status
-from client.fleet.connection import create_node_key
-from client.state.folder import State
-from client.state.membership import Membership
 from common.storage import reserve
-from common.wire import signing
-from server.operator.certificates import (
-    Authority,
-    ServerFiles,
-    create_authority,
-    issue_server_certificate,
-    issue_site_certificate,
-)
-from tests.fleet_server import PROTOBUF, RUN_ID, FleetServer, instruction
-from tests.sites import SITE, Hospital, make_hospital
+from tests.daemons import Daemon
+from tests.sites import make_hospital
+from tests.sized_plans import image_weights
 from tests.transport import until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 
 
-class Daemon:
-    """One hospital with a running daemon."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.hospital: Hospital = make_hospital(folder / "h")
-        self.state = State(self.hospital.root)
-        self.authority: Authority = create_authority(folder / "ca")
-        files: ServerFiles = issue_server_certificate(self.authority, folder / "server")
-        self.server = FleetServer(files)
-        [pin] = self.hospital.site().plans.pins()
-        answer = GetRunResponse(run=Run(run_id=RUN_ID, fab_hash=pin)).SerializeToString()
-        self.server.instead["get-run"] = lambda request: (200, PROTOBUF, answer)
-        create_node_key(self.state.node_key, self.state.node_key.with_suffix(".pub"), SITE)
-        self.certify(30)
-        (self.state.root / "ca.crt").write_bytes(files.ca.read_bytes())
-        operator = signing.public_text(self.hospital.operator.public_key())
-        membership = Membership(
-            format="kohort-join/1",
-            site=SITE,
-            server_url=self.server.url,
-            ca=files.ca.read_text(),
-            operator_key=operator,
-            client_certificate=(self.state.root / "node.crt").read_text(),
-        )
-        self.state.membership.write_text(membership.model_dump_json())
-        # as a folder from before `init` may be
-        self.state.root.chmod(0o755)
-        (self.state.root / ".part-abcdefgh").write_bytes(b"half")
-        self.log = folder / "log"
-        self.start()
-
-    def certify(self, days: float) -> None:
-        """Write the site's certificate."""
-        public = self.state.node_key.with_suffix(".pub").read_text()
-        issue_site_certificate(
-            self.authority, SITE, public, self.state.root / "node.crt", days=days
-        )
-
-    def start(self) -> None:
-        """Start it with an open umask and core dumps allowed, as a careless shell would."""
-        command = [sys.executable, "-m", "client", "run", "--state", str(self.state.root)]
-        shell = f"umask 000; ulimit -c unlimited 2>/dev/null; exec {' '.join(command)}"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(["sh", "-c", shell], stdout=log, stderr=log)
-        until(lambda: self.code() == "CONNECTED", 60.0)
-
-    def code(self) -> str:
-        """What `kohort-site status` says of the connection."""
-        assert self.process.poll() in (None, -9), self.log.read_text()
-        for one in site_status(self.state.root)["connection"]:
-            if one["subject"] == "connection":
-                return str(one["code"])
-        return ""
-
-    def child(self) -> int:
-        """The process id of its child, 0 for none."""
-        task = Path(f"/proc/{self.process.pid}/task")
-        for path in task.glob("*/children"):
-            for pid in path.read_text().split():
-                return int(pid)
-        return 0
-
-    def end(self) -> None:
-        """End everything."""
-        self.process.kill()
-        self.process.wait()
-        self.server.close()
-
-
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    running = Daemon(tmp_path_factory.mktemp("daemon"))
+    folder = tmp_path_factory.mktemp("daemon")
+    # in a process of its own, the daemon would refuse invented weights
+    weights = image_weights(32)
+    running = Daemon(folder, make_hospital(folder / "h", weights=weights), weights)
+    # as a folder from before `init` may be
+    running.state.root.chmod(0o755)
+    (running.state.root / ".part-abcdefgh").write_bytes(b"half")
+    running.start()
     yield running
     running.end()
 
@@ -130,18 +54,28 @@ def limits(pid: int) -> tuple[str, str]:
 
 def test_daemon_and_child_write_for_themselves_alone_and_leave_no_core(daemon: Daemon) -> None:
     assert limits(daemon.process.pid) == ("0077", "0 0")
-    sealed = daemon.hospital.ask("train")
-    payload = np.frombuffer(sealed.payload, np.uint8)
-    signed = {"header": sealed.header, "signature": sealed.signature}
-    daemon.server.queue(instruction(payload, kind="train", **signed))
+    daemon.ask("gan")
     pid = until(daemon.child, 60.0)
     assert limits(pid) == ("0077", "0 0")
-    # the models of this plan are too small to be real: the child refuses, the daemon answers
-    until(lambda: daemon.server.replies(), 120.0)
+    # while the child is at work, and after the answer, which removes the job's folder
     state = daemon.state
     assert list(state.jobs.glob("*/child.log"))
-    for path in (state.root, *state.root.rglob("*")):
-        assert stat.S_IMODE(path.lstat().st_mode) & 0o077 == 0, path
+    assert not open_to_others(state.root)
+    until(lambda: daemon.server.replies(), 120.0)
+    assert not open_to_others(state.root)
+
+
+def open_to_others(folder: Path) -> list[Path]:
+    """The files of a folder that another account may read; one that has just gone is none."""
+    found = []
+    for path in (folder, *folder.rglob("*")):
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_IMODE(mode) & 0o077:
+            found.append(path)
+    return found
 
 
 def test_a_start_closes_the_folder_sweeps_it_and_makes_the_reserve(daemon: Daemon) -> None:
@@ -150,6 +84,13 @@ def test_a_start_closes_the_folder_sweeps_it_and_makes_the_reserve(daemon: Daemo
     assert "was open to other users" in daemon.log.read_text()
     assert not (root / ".part-abcdefgh").exists()
     assert (root / reserve.NAME).stat().st_size == reserve.SIZE_BYTES
+
+
+def test_a_start_says_on_which_device_its_children_compute(daemon: Daemon) -> None:
+    [device] = site_status(daemon.state.root)["devices"]
+    assert f"computing on {device}" in daemon.log.read_text()
+    if not torch.cuda.is_available():
+        assert device == "cpu; compute.device is auto, and torch sees no GPU here"
 
 
 def test_a_hangup_reads_the_certificate_again(daemon: Daemon) -> None:

@@ -72,6 +72,7 @@ def test_a_person_decides_on_a_batch_by_typing(worked: tuple[Hospital, Site], cl
         "hash": "",
         "rounds": {"gan": (1, 2), "glow": (0, 1)},
         "images": "sent",
+        "at_work": [],
     }
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from client.daemon.images import split
+from client.state.jobs import Stopped
+from common.errors import PolicyError
 from common.privacy.boundary import PART_CAP_BYTES
 from common.wire import tensors
 from common.wire.messages import unseal
@@ -48,3 +50,24 @@ def test_a_part_never_exceeds_the_cap() -> None:
     parts = split(arrays, study)
     assert len(parts) == 2
     assert all(len(part) <= PART_CAP_BYTES for part in parts)
+
+
+@pytest.mark.parametrize("unpaged", [True, False])
+def test_a_batch_that_waited_through_an_upgrade_is_shown_on_its_one_sheet(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, unpaged: bool
+) -> None:
+    """Its child drew one sheet of all images, where today's would draw three pages."""
+    scripted(monkeypatch, hospital.study)
+    monkeypatch.setattr("client.daemon.images.count_pages", lambda *_: 3)
+    monkeypatch.setattr("client.daemon.images.is_unpaged", lambda sheet: unpaged)
+    site = hospital.site(review="required")
+    site.stop.set()  # the first look at the decision ends the wait
+    if not unpaged:
+        with pytest.raises(PolicyError, match="expected page 2 of 3"):
+            site.answer(hospital.ask("synthesize"))
+        return
+    with pytest.raises(Stopped):
+        site.answer(hospital.ask("synthesize"))
+    (batch,) = site.reviews.batches()
+    assert [sheet.name for sheet in batch.sheets] == ["contact_sheet.png"]
+    assert site.reviews.decide("", approve=True, reviewer="R").state == "approved"

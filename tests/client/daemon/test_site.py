@@ -113,8 +113,8 @@ def test_logs_hold_no_name_and_no_number_of_patients(
     with caplog.at_level(logging.DEBUG):
         hospital.site().answer(hospital.ask("train"))
     assert [record.getMessage() for record in caplog.records] == [
-        "small: train gan round 0: at work",
-        "small: train gan round 0: answered",
+        "small: train gan round 1 of 2: at work",
+        "small: train gan round 1 of 2: answered",
     ]
 
 

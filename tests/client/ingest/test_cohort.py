@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.ingest import build
+from client.ingest import build, cohort, request
 from client.ingest.build import ingest
 from client.ingest.cohort import Cohort
 from client.ingest.decode import Decoder, decode_all
@@ -99,7 +99,9 @@ def test_every_file_enters_or_has_a_reason(
     )
     assert dict(report.quarantined) == EXPECTED
     assert (report.ingested, report.patients, report.merged, report.most_ids) == (5, 3, 1, 2)
-    assert seen == [(i, 12) for i in range(1, 13)]
+    # 12 files: decoded one by one, then compared, then written
+    assert seen[:12] == [(i, 36) for i in range(1, 13)]
+    assert seen[12:] == [(24, 36), (36, 36)]
     assert not list(tmp_path.glob(".*"))
 
     found = Cohort.open(tmp_path / "out")
@@ -295,6 +297,43 @@ def test_a_file_that_needs_too_much_memory_is_quarantined(tmp_path: Path) -> Non
     assert not isinstance(second, Reason)
 
 
+# what a child's codec does with a file whose name says so: it fails, and keeps memory
+LEAKING = """
+import client.ingest.images as images
+kept = []
+decode = images.read_photograph
+def leak(file, most):
+    if b"leak" in file.read():
+        kept.append(bytearray(KEPT))
+        raise ValueError
+    file.seek(0)
+    return decode(file, most)
+images.read_photograph = leak
+"""
+
+
+@pytest.mark.parametrize(("kept_mib", "ends"), [(300, True), (1, False)])
+def test_a_codec_that_fails_and_keeps_memory_costs_no_later_file(
+    kept_mib: int, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LEAKING.replace("KEPT", str(kept_mib << 20)))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    good = tmp_path / "good.png"
+    Image.fromarray(phantoms.fundus(1)).save(good)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes() + b"leak")
+    decoder = Decoder(settings(memory_bytes=1 << 30))
+    try:
+        for _ in range(4):
+            with pytest.raises(Unusable) as refusal:
+                decoder.decode(bad)
+            assert refusal.value.reason is Reason.UNDECODABLE
+            assert (decoder._child is None) is ends
+        assert decoder.decode(good).pixels.any()
+    finally:
+        decoder.close()
+
+
 def test_caps_hold_before_decoding(tmp_path: Path) -> None:
     path = phantoms.write_fundus(tmp_path / "a.dcm", "A", phantoms.fundus(1))
     assert list(decode_all([path], settings(max_file_bytes=1000), workers=1)) == [
@@ -357,3 +396,92 @@ def test_each_of_the_78_cases_ends_ingested_or_quarantined_within_500_mb(tmp_pat
     assert ingested + sum(quarantined.values()) == 78
     assert not set(quarantined) - {reason.value for reason in Reason}
     assert used_kb < 500 * 1024  # the parent, and twice the larger of its two children
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "memory_gib", "expected"),
+    [(0, 1, 64, 1), (0, 8, 64, 8), (0, 64, 256, 16), (0, 8, 4, 2), (0, 8, 1, 1), (40, 8, 4, 40)],
+)
+def test_decoders_are_one_a_core_unless_asked(
+    asked: int, cores: int, memory_gib: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = {"SC_PHYS_PAGES": memory_gib << 18, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(request.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(request.os, "sysconf", pages.__getitem__)
+    assert request.count_decoders(asked) == expected
+    # of volumes, whose children have twice the memory, half as many fit
+    fewer = asked or max(1, min(cores, 16, memory_gib // 4))
+    assert request.count_decoders(asked, request.VOLUME_CHILD_BYTES) == fewer
+    assert Limits().workers == request.count_decoders(0)
+
+
+def child_memory(decoder: Decoder) -> int:
+    """The largest address space that the child of a decoder had so far, in bytes."""
+    child = decoder._running()
+    for line in Path(f"/proc/{child.pid}/status").read_text().splitlines():
+        if line.startswith("VmPeak:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no VmPeak")
+
+
+@pytest.mark.parametrize(("kind", "times"), [("colour.jpg", 10), ("deep.png", 6)])
+def test_a_large_picture_takes_its_codecs_copy_and_its_pixels_alone(
+    kind: str, times: int, tmp_path: Path
+) -> None:
+    """Colour: 4 bytes a pixel in Pillow and 3 here; deep: 2 and 1; and some strips."""
+    side = 4000
+    path = tmp_path / kind
+    rows = np.arange(side)
+    deep = (rows[:, None] * 7 + rows * 3).astype(np.uint16)
+    picture = Image.fromarray(deep)
+    if kind == "colour.jpg":
+        picture = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
+    picture.save(path, compress_level=1)
+    first = Decoder(settings(modalities=("DX",), channels=1))
+    limit = child_memory(first) + times * side**2
+    first.close()
+    decoder = Decoder(settings(modalities=("DX",), channels=1, memory_bytes=limit))
+    photograph = decoder.decode(path)
+    decoder.close()
+    assert photograph.pixels.std() > 10
+
+
+def peak_growth(work: Callable[[], object]) -> int:
+    """How far resident memory rises, at its peak, while something is done; in bytes."""
+
+    def resident(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(field)).split()[1]) << 10
+
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS:")
+    work()
+    return resident("VmHWM:") - before
+
+
+def test_a_cohort_is_verified_and_copied_without_being_held(tmp_path: Path) -> None:
+    path = tmp_path / "cohort" / "images.npy"
+    path.parent.mkdir()
+    shape = (1024, 512, 128, 1)  # 64 MiB
+    np.lib.format.open_memmap(path, "w+", np.uint8, shape)[:, 0, 0, 0] = np.arange(1024) % 251
+    images = np.load(path, mmap_mode="r")
+    rows = np.arange(1, 1024, 2)
+    copies: list[np.ndarray] = []
+    copying = peak_growth(lambda: copies.append(cohort._copy_rows(path, images, rows)))
+    reading = peak_growth(lambda: [block.sum() for block in cohort._read_blocks(path, images)])
+    assert np.array_equal(copies[0][:, 0, 0, 0], rows % 251)
+    assert copying < 16 << 20
+    assert reading < 40 << 20  # two blocks of 256 images
+    copies[0]._mmap.close()  # type: ignore[attr-defined]
+
+
+def test_pages_that_were_let_go_are_read_again(tmp_path: Path) -> None:
+    held = np.arange(1 << 16, dtype=np.uint8).reshape(16, 64, 64, 1)
+    np.save(tmp_path / "images.npy", held)
+    for images in (np.load(tmp_path / "images.npy", mmap_mode="r"), held):
+        some = images[3:9]
+        assert some.sum()
+        cohort.release_pages(images)
+        cohort.release_pages(some)
+        assert (some == held[3:9]).all()
+        assert (images == held).all()

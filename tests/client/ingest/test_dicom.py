@@ -27,6 +27,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from client.ingest import dicom, images
 from client.ingest.dicom import DicomImage, read_dicom
 from client.ingest.dicom_header import check_size, read_header
 from client.ingest.files import open_regular
@@ -102,6 +103,36 @@ def test_jpeg_baseline_bytes_show_the_colours_of_the_jpeg(tmp_path: Path) -> Non
     phantoms.encapsulated(dataset, buffer.getvalue(), JPEGBaseline8Bit, "YBR_FULL_422")
     expected = np.asarray(Image.open(buffer)).astype(int)
     assert np.abs(shown(dataset, tmp_path).pixels - expected).mean() < 1.0
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(65, 64), (64, 4096)])
+def test_a_compressed_image_of_another_size_is_not_decoded(
+    rows: int, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (columns, rows), "red").save(buffer, "JPEG")
+    dataset = phantoms.with_pixels(phantoms.header("OP"), phantoms.fundus(3), "RGB")
+    phantoms.encapsulated(dataset, buffer.getvalue(), JPEGBaseline8Bit, "YBR_FULL_422")
+    monkeypatch.setattr(dicom, "_decode", lambda *_: pytest.fail("a codec was asked"))
+    with pytest.raises(Unusable) as refusal:
+        shown(dataset, tmp_path)
+    assert refusal.value.reason is Reason.UNDECODABLE
+
+
+@pytest.mark.parametrize("strip_pixels", [1, 300])
+@pytest.mark.parametrize("kind", ["grey8", "grey16", "RGB", "YBR_FULL"])
+def test_strips_show_what_a_whole_image_shows(
+    kind: str, strip_pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind.startswith("grey"):
+        bits = int(kind[4:])
+        header = phantoms.header("DX")
+        dataset = phantoms.with_pixels(header, phantoms.grey(4, bits=bits), "MONOCHROME2")
+    else:
+        dataset = phantoms.with_pixels(phantoms.header("OP"), phantoms.fundus(4), kind)
+    whole = shown(dataset, tmp_path).pixels
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip_pixels)
+    assert np.array_equal(shown(dataset, tmp_path).pixels, whole)
 
 
 def test_monochrome1_is_the_inverse_of_monochrome2(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from client.ingest import images
 from client.ingest.images import frame_image, read_photograph
 from client.ingest.quarantine import Reason, Unusable
 from tests import phantoms
@@ -101,3 +102,55 @@ def test_blank_and_tiny_images_are_refused(crop: bool) -> None:
         with pytest.raises(Unusable) as refusal:
             frame_image(pixels, 64, 3, field_of_view=crop)
         assert refusal.value.reason is reason
+
+
+STRIPS = pytest.mark.parametrize("strip_pixels", [1, 1000, 1 << 20])
+
+
+@STRIPS
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK"])
+def test_strips_hold_what_the_whole_picture_holds(
+    strip_pixels: int, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip_pixels)
+    picture = Image.fromarray(phantoms.fundus(1)).crop((0, 0, 64, 49)).convert(mode)
+    data = encoded(picture, "JPEG" if mode == "CMYK" else "PNG")
+    whole = Image.open(io.BytesIO(data.getvalue()))
+    expected = np.asarray(whole.convert("L" if mode in ("L", "LA", "1") else "RGB"))
+    assert np.array_equal(read_photograph(data, 1 << 20).squeeze(), expected)
+
+
+@STRIPS
+@pytest.mark.parametrize("top", [0, 3, 300, 65_535])
+def test_a_deep_picture_is_stretched_as_its_percentiles_say(
+    strip_pixels: int, top: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip_pixels)
+    for seed in range(10):
+        deep = np.random.default_rng(seed).integers(0, top + 1, (31 + seed, 17), dtype=np.uint16)
+        low, high = np.percentile(deep.astype(np.int64), (0.5, 99.5))
+        shares = np.clip((deep.astype(np.int64) - low) / max(high - low, 1), 0, 1)
+        pixels = read_photograph(encoded(Image.fromarray(deep)), 1 << 20)
+        assert np.array_equal(pixels[..., 0], np.rint(255 * shares).astype(np.uint8))
+
+
+@STRIPS
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_frame_of_strips_is_that_of_the_whole_picture(
+    strip_pixels: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip_pixels)
+    rng = np.random.default_rng(strip_pixels)
+    for height, width in ((128, 128), (90, 131), (257, 64), (64, 65), (40, 300)):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels)
+        if channels == 1:
+            picture = picture.convert("L")
+        scale = 64 / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        expected = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).reshape(
+            size[1], size[0], channels
+        )
+        square = frame_image(pixels, 64, channels, field_of_view=False)
+        top, left = (64 - size[1]) // 2, (64 - size[0]) // 2
+        assert np.array_equal(square[top : top + size[1], left : left + size[0]], expected)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,12 +14,10 @@ from client.ingest.persons import (
     choose_images,
     group_by_person,
     is_placeholder,
-    near_duplicates,
     normalise_id,
     pseudonym,
 )
 from client.ingest.quarantine import Reason
-from tests import phantoms
 
 KEY = bytes(32)
 
@@ -93,37 +89,9 @@ def test_near_duplicates_join_and_a_chain_is_one_person() -> None:
     assert sorted(map(len, group_by_person(records, [(0, 1), (1, 2)]))) == [1, 3]
 
 
-def test_a_brighter_resaved_copy_is_found_and_strangers_are_not() -> None:
-    photographs = [phantoms.fundus(i, 128) for i in range(40)]
-    photographs.append(np.clip(photographs[7] * 1.05 + 3, 0, 255).astype(np.uint8))
-    assert list(near_duplicates(np.stack(photographs))) == [(7, 40)]
-
-
-@pytest.mark.parametrize("block", [1, 3, 512])
-def test_two_images_are_compared_in_whichever_blocks_they_stand(
-    block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("client.ingest.persons.BLOCK", block)
-    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8)
-    for copy, of in ((9, 0), (3, 2), (8, 4)):
-        images[copy] = images[of]
-    assert sorted(near_duplicates(images)) == [(0, 9), (2, 3), (4, 8)]
-
-
 def test_a_person_has_every_name_of_every_record() -> None:
     records = [record(0, "db", "x"), record(1, "a", "x")]
     assert aliases(records) == ("a", "b", "d")
-
-
-def test_idrid_has_six_pairs_and_no_other() -> None:
-    path = Path(__file__).parents[4] / "shared" / "data" / "idrid_64.npz"
-    if not path.exists():
-        pytest.skip("the IDRiD array lies outside the repository and is not here")
-    with np.load(path) as data:
-        images = data["images"]
-    pairs = list(near_duplicates(images))
-    assert len(pairs) == 6
-    assert all(np.array_equal(images[i], images[j]) for i, j in pairs)
 
 
 def test_the_highest_label_wins_and_only_its_images_enter() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from client.ingest import refresh
 from client.ingest.refresh import Intakes
+from client.ingest.request import Limits, count_decoders
 from client.state.folder import State
 from tests.sites import Hospital, make_hospital, write_cohort
 
@@ -52,3 +54,22 @@ def test_what_a_cut_removal_left_goes_with_the_next_round(hospital: Hospital) ->
     (left / "index.sqlite").unlink()
     intakes(hospital).ensure(hospital.study.intake)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("asked", [0, 1, 5])
+def test_as_many_decoders_as_the_site_gives(
+    asked: int, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = hospital.site()
+    compute = site.config.compute.model_copy(update={"decoders": asked})
+    config = site.config.model_copy(update={"compute": compute})
+    given: list[Limits] = []
+
+    def watched(*_: object, limits: Limits, **named: object) -> None:
+        given.append(limits)
+
+    monkeypatch.setattr(refresh, "ingest", watched)
+    intake = hospital.study.intake
+    shutil.rmtree(site.state.cohort(intake))
+    Intakes(site.state, config).ensure(intake)
+    assert [limits.workers for limits in given] == [count_decoders(asked)]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from client.ingest.build import IngestReport, ingest
 from client.ingest.cohort import Cohort
-from client.ingest.persons import near_duplicates
+from client.ingest.likeness import near_duplicates
 from client.ingest.quarantine import Reason
 from client.ingest.request import Limits
 from client.ingest.sources import deal_patches
@@ -71,7 +71,7 @@ def test_a_clean_folder_enters_whole(tmp_path: Path, key: bytes) -> None:
     seen: list[tuple[int, int]] = []
     report = taken(tmp_path, key, progress=lambda *at: seen.append(at))
     assert (report.ingested, report.patients, dict(report.quarantined)) == (18, 3, {})
-    assert seen[-1] == (36, 36)
+    assert seen[-1] == (72, 72)  # scanned, read, compared, written
     assert seen == sorted(seen)
     cohort = Cohort.open(tmp_path / "c0")
     cohort.verify()

@@ -16,6 +16,7 @@ from torch import Tensor
 from client.ingest.cohort import Cohort
 from client.learn import train_gan
 from client.learn.private_step import PrivateStep
+from client.learn.round_parts import Streams
 from client.state.ledger import PracticeReservation
 from common.errors import Bug, ConfigurationError, PolicyError, RefusedError
 from common.models.weights import numpy_weights
@@ -187,9 +188,7 @@ def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says(
     plan = study(models__gan__items_per_patient=2, models__gan__fakes_per_item=3).models.gan
     assert plan is not None
     generator, _ = train_gan.build(study())
-    items, fakes = train_gan.Batches(cohort(), generator, plan, torch.Generator().manual_seed(0))(
-        [3, 5]
-    )
+    items, fakes = train_gan.Batches(cohort(), generator, plan, Streams(0))([3, 5])
     assert items.shape == (2, 2, 3, 32, 32)
     assert fakes.shape == (2, 6, 3, 32, 32)
     own = {x.tobytes() for x in cohort().images[6:8]}
@@ -208,7 +207,7 @@ def test_zeroing_one_patient_changes_no_other_patients_tensors() -> None:
     changed.images[6:8] = 0
 
     def batch(of: Cohort, patients: Sequence[int]) -> Tensor:
-        return train_gan.Batches(of, generator, plan, torch.Generator().manual_seed(0))(patients)[0]
+        return train_gan.Batches(of, generator, plan, Streams(0))(patients)[0]
 
     before, after = batch(cohort(), [2, 3, 4]), batch(changed, [2, 3, 4])
     assert torch.equal(before[[0, 2]], after[[0, 2]])

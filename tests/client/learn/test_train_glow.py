@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client.ingest.cohort import Cohort
 from client.learn import train_glow
+from client.learn.round_parts import Streams
 from client.state.ledger import PracticeReservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.models.adam import Adam
@@ -170,18 +171,14 @@ def test_items_are_the_patients_own_dequantised_and_noised() -> None:
     pixels = np.repeat(np.arange(PATIENTS, dtype=np.uint8) * 20, 2)[:, None, None, None] + np.zeros(
         (1, 32, 32, 3), np.uint8
     )
-    batches = train_glow.Batches(
-        cohort(pixels), train_glow.plan_of(plan), torch.Generator().manual_seed(0)
-    )
+    batches = train_glow.Batches(cohort(pixels), train_glow.plan_of(plan), Streams(0))
     (items,) = batches([4, 7])
     assert items.shape == (2, 3, 3, 32, 32)
     levels = torch.floor((items + 0.5) * 256)
     assert set(levels[0].unique().tolist()) == {80.0}
     assert set(levels[1].unique().tolist()) == {140.0}
     noisy = study(models__glow__input_noise=0.1)
-    (items,) = train_glow.Batches(
-        cohort(pixels), train_glow.plan_of(noisy), torch.Generator().manual_seed(0)
-    )([0])
+    (items,) = train_glow.Batches(cohort(pixels), train_glow.plan_of(noisy), Streams(0))([0])
     assert float(items.std()) == pytest.approx(0.1, rel=0.1)
 
 
@@ -191,7 +188,7 @@ def test_zeroing_one_patient_changes_no_other_patients_tensors() -> None:
     changed.images[6:8] = 0
 
     def batch(of: Cohort) -> Tensor:
-        return train_glow.Batches(of, plan, torch.Generator().manual_seed(0))([2, 3, 4])[0]
+        return train_glow.Batches(of, plan, Streams(0))([2, 3, 4])[0]
 
     before, after = batch(cohort()), batch(changed)
     assert torch.equal(before[[0, 2]], after[[0, 2]])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from client.learn import train_wgan
 from client.learn.fast.backends import Backend, Execution, PatientGradients
+from client.learn.round_parts import Streams
 from client.learn.train_wgan import LADDER_PATIENCE, Ladder
 from client.state.ledger import PracticeReservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
@@ -217,9 +218,7 @@ def test_the_generator_steps_once_after_as_many_critic_steps_as_the_ladder_says(
 def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says() -> None:
     plan = plan_of(items_per_patient=2, fakes_per_item=3, input_noise=0.0)
     generator, _ = build(plan, 32)
-    items, fakes, mix = train_wgan.Batches(
-        cohort(), generator, plan, torch.Generator().manual_seed(0)
-    )([3, 5])
+    items, fakes, mix = train_wgan.Batches(cohort(), generator, plan, Streams(0))([3, 5])
     assert (
         items.shape == (2, 2, 2, 32, 32)
         and fakes.shape == (2, 6, 2, 32, 32)
@@ -239,9 +238,7 @@ def test_the_plans_input_noise_lies_on_real_and_fake_pairs_alike() -> None:
         value.data.zero_()
     black = cohort()
     black.images[:] = 0
-    items, fakes, _ = train_wgan.Batches(black, generator, plan, torch.Generator().manual_seed(0))(
-        [0, 1]
-    )
+    items, fakes, _ = train_wgan.Batches(black, generator, plan, Streams(0))([0, 1])
     assert abs(float(items.std()) - 0.5) < 0.03 and abs(float(fakes.std()) - 0.5) < 0.03
     assert abs(float(items.mean()) + 1) < 0.03 and abs(float(fakes.mean())) < 0.03
 
@@ -261,7 +258,7 @@ def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(
     generator, critic = build(plan, 32)
     trained = train_wgan.trainable(critic, "critic.", plan.trainable, "wgan", "")
     score = train_wgan.loss_of(critic, trained, plan.loss)
-    batch = train_wgan.Batches(cohort(), generator, plan, torch.Generator().manual_seed(0))([0, 1])
+    batch = train_wgan.Batches(cohort(), generator, plan, Streams(0))([0, 1])
     rows: list[Tensor] = []
     for execution in (Execution("backward"), Execution(backend, chunk=2)):
         engine = PatientGradients(trained, score, execution, plan.clip, 4, plan.items_per_patient)

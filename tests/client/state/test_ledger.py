@@ -1,6 +1,8 @@
 """The ledger's reservations, declarations and report."""
 
 import contextlib
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,19 @@ def test_a_reservation_crosses_to_the_child_with_what_is_left() -> None:
     reservation.take()
     child = Reservation.from_json(reservation.to_json())
     assert (child.id, child.steps, child.event) == (7, 2, EVENT)
+
+
+def test_a_ledger_that_cannot_be_made_on_a_full_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "open", no_space)
+    with pytest.raises(EnvironmentFault) as found, transaction(tmp_path / "ledger.sqlite"):
+        pass
+    assert found.value.code == "E-DISK-FULL"
+    assert "free some space there" in str(found.value.hint)
 
 
 GOOD = Reservation(7, 3, EVENT).to_json()

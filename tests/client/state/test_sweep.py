@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from client.daemon import site as daemon
 from client.state.jobs import WEIGHTS
+from client.state.leftovers import find_unnamed
+from client.state.spool import Spool, spool_of
 from client.state.sweep import sweep
 from common.storage.files import atomic_write
 from tests.sites import Hospital, Killed, make_hospital, scripted
@@ -94,3 +97,58 @@ def test_of_answered_images_the_weights_go_alone(
     before = {path.name for path in folder.iterdir()}
     sweep(site.state, time.time())
     assert before - {path.name for path in folder.iterdir()} == {WEIGHTS}
+
+
+def test_weights_that_cannot_be_removed_cost_neither_the_answer_nor_the_start(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    scripted(monkeypatch, hospital.study)
+    site = hospital.site(review="not_required")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert site.answer(hospital.ask("synthesize"))
+        sweep(site.state, time.time() + 1)
+    [folder] = site.state.jobs.iterdir()
+    assert (folder / WEIGHTS).exists()
+    # the next start removes them
+    sweep(site.state, time.time() + 1)
+    assert not (folder / WEIGHTS).exists()
+
+
+def test_a_spool_goes_when_its_round_is_answered_and_stays_while_it_waits(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves it, the next start keeps it, the answer removes it."""
+    scripted(monkeypatch, hospital.study, "die", "finish")
+    with pytest.raises(Killed):
+        hospital.site().answer(hospital.ask("train"))
+    site = hospital.site()
+    [job] = site.state.jobs.iterdir()
+    spool = Spool.open(spool_of(job), "binding")
+    nobodys = Spool.open(site.state.jobs / "0123456789abcdef.spool", "binding")
+    sweep(site.state, time.time())
+    assert spool.folder.is_dir()
+    assert not nobodys.folder.exists()
+    site.answer(hospital.ask("train"))
+    assert not spool.folder.exists()
+    # a kill between the answer and its removal
+    Spool.open(spool.folder, "binding")
+    sweep(hospital.site().state, time.time())
+    assert not spool.folder.exists()
+
+
+def test_a_spool_of_a_round_that_the_journal_names_is_no_sign_of_an_old_journal(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, hospital.study, "die", "finish")
+    with pytest.raises(Killed):
+        hospital.site().answer(hospital.ask("train"))
+    state = hospital.site().state
+    [job] = state.jobs.iterdir()
+    Spool.open(spool_of(job), "binding")
+    assert find_unnamed(state) == ""
+    Spool.open(state.jobs / "0123456789abcdef.spool", "binding")
+    assert find_unnamed(state) == "a job folder"

@@ -32,6 +32,7 @@ class Site:
     generator: Generator
     critic: Critic
     images: np.ndarray
+    codes: torch.Tensor
     inversion: inv.Inversion
     who: g.Roster
     groups: tuple[group_store.Group, ...]
@@ -49,18 +50,34 @@ def make_site(patients: int = 10, k: int = 5, dtype: torch.dtype = torch.float32
     with torch.no_grad():
         w = torch.randn(len(patient_of), 6, 8, dtype=dtype)
         images = to_uint8(generator.synthesis(w, noise=torch.Generator().manual_seed(1)).div(3))
-        seen = generator.synthesis(w)
-    inversion = inv.Inversion(w, w, seen, np.zeros(len(w)), np.ones(len(w), bool))
+    inversion = inversion_of(w)
     who = g.roster(
         [f"{i:064x}" for i in range(patients)], patient_of, np.zeros(len(w), int), key=KEY
     )
     groups = g.form_groups(who, k, "random", key=KEY).groups
-    return Site(generator, critic, images, inversion, who, groups, 1.0)
+    return Site(generator, critic, images, w, inversion, who, groups, 1.0)
+
+
+def inversion_of(codes: torch.Tensor) -> inv.Inversion:
+    """An inversion that accepts all of these codes."""
+    points = codes.flatten(1).double().numpy()
+    count = len(codes)
+    return inv.Inversion(points, points, codes.numpy(), np.zeros(count), np.ones(count, bool))
+
+
+def measure(site: Site, plan: al.AlignmentPlan) -> dict[str, al.PatientStatistics]:
+    return al.measure_patients(
+        site.images, site.inversion, site.who, site.generator, site.critic, plan
+    )
 
 
 def gathered(site: Site, plan: al.AlignmentPlan = PLAN) -> list[al.GroupStatistics]:
-    patients = al.measure_patients(site.images, site.inversion, site.who, site.critic, plan)
+    patients = measure(site, plan)
     return al.gather_statistics(site.groups, patients, site.generator, plan)
+
+
+def codes_of(site: Site, row: int) -> np.ndarray:
+    return site.inversion.codes[row : row + 1]
 
 
 def naive_gram(x: torch.Tensor, row: int, column: int, p: int) -> torch.Tensor:
@@ -87,10 +104,11 @@ def naive_loss(
             [sum(naive_gram(f, a, b, p) for f in features) / len(rows) for a, b in windows]
         )
         seen = [
-            fs.content_features(site.critic, site.inversion.reconstructions[[i]])[0] for i in rows
+            fs.content_features(site.critic, inv.reconstruct(codes_of(site, i), site.generator))[0]
+            for i in rows
         ]
         contents.append(sum(seen) / len(rows))
-        codes.append(sum(site.inversion.codes[i] for i in rows) / len(rows))
+        codes.append(sum(site.codes[i] for i in rows) / len(rows))
     centroid = sum(codes) / len(codes)
     base = fs.style_features(site.generator.synthesis(centroid[None]).detach())[0]
     targets = []
@@ -207,7 +225,7 @@ def test_a_group_is_aligned_alike_whatever_its_batch() -> None:
 
 def test_each_patient_weighs_one_whatever_the_number_of_images() -> None:
     site = make_site()
-    patients = al.measure_patients(site.images, site.inversion, site.who, site.critic, PLAN)
+    patients = measure(site, PLAN)
     assert site.who.images[site.who.pseudonyms.index(f"{0:064x}")] == (0, 1, 2)
     for group, statistics in zip(site.groups, gathered(site), strict=True):
         mean = torch.stack([patients[m].code for m in group.members]).mean(0)
@@ -279,8 +297,8 @@ def test_statistics_that_are_not_finite_are_a_bug(field: str) -> None:
 
 def test_nan_latents_do_not_reach_an_average() -> None:
     site = make_site()
-    codes = site.inversion.codes.clone()
-    codes[3] = torch.nan
+    codes = site.inversion.codes.copy()
+    codes[3] = np.nan
     site.inversion = dataclasses.replace(site.inversion, codes=codes)
     with pytest.raises(Bug, match="not finite"):
         gathered(site)
@@ -299,7 +317,7 @@ def test_black_and_constant_images_give_a_finite_loss() -> None:
 def test_the_loss_at_the_targets_themselves_is_zero() -> None:
     site = make_site()
     with torch.no_grad():
-        code = site.inversion.codes[:1]
+        code = site.codes[:1]
         image = site.generator.synthesis(code)
         own = fs.window_grams(fs.style_features(image), PLAN.windows)[0]
         content = fs.content_features(site.critic, image)[0]
@@ -331,7 +349,7 @@ def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
         p.data.mul_(
             0.0 if name.endswith("noise_strength") else 1.0
         )  # so that only the moves tell them apart
-    codes = site.inversion.codes[:3]
+    codes = site.codes[:3]
     made = al.render_outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
     again = al.render_outputs(codes, 4, site.generator, torch.Generator().manual_seed(2))
     assert [m.shape for m in made] == [(3, 16, 16, 3)] * 4
@@ -351,7 +369,7 @@ def test_the_outputs_of_a_group_differ_and_need_no_source() -> None:
 def test_other_outputs_do_not_see_how_far_members_lie_apart() -> None:
     """The moves are the same whatever the codes are: drawn from the generator alone."""
     site, moves = make_site(), []
-    for codes in (site.inversion.codes[:2], 9 * site.inversion.codes[2:4]):
+    for codes in (site.codes[:2], 9 * site.codes[2:4]):
         taken: list[torch.Tensor] = []
         whole = al.render
         with pytest.MonkeyPatch.context() as patch:
@@ -376,7 +394,7 @@ def test_a_rejected_image_on_the_roster_is_a_bug() -> None:
 
 def test_noise_maps_are_fresh_for_each_image_and_come_from_the_source() -> None:
     site = make_site()
-    codes = site.inversion.codes[:1].expand(3, -1, -1)
+    codes = site.codes[:1].expand(3, -1, -1)
     once, again = (
         al.render(codes, site.generator, torch.Generator().manual_seed(9)) for _ in range(2)
     )
@@ -436,9 +454,9 @@ def test_a_site_goes_from_photographs_to_averages() -> None:
     who = g.roster(
         site.who.pseudonyms, patient_of, np.zeros(12, int), key=KEY, usable=found.accepted
     )
-    codes = known.whitening(g.patient_codes(found.encoded.flatten(1).double().numpy(), who))
+    codes = g.patient_codes(found.points, who)
     grouping = g.form_groups(who, 5, "similar", key=KEY, codes=codes)
-    patients = al.measure_patients(site.images, found, who, site.critic, PLAN)
+    patients = al.measure_patients(site.images, found, who, site.generator, site.critic, PLAN)
     statistics = al.gather_statistics(grouping.groups, patients, site.generator, PLAN)
     result = al.align(statistics, site.generator, site.critic, PLAN, known.spread)
     images = al.render(result.codes, site.generator, random)

@@ -1,6 +1,8 @@
 """The sheet of inversions: worst first, all that was left out, originals beside inversions."""
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +12,19 @@ from client.synthesize.inversion_sheet import COLUMNS, MOST, draw_sheet, worst_f
 from client.synthesize.invert import Inversion
 
 
-def inversion(errors: list[float], accepted: list[bool], size_px: int = 64) -> Inversion:
-    """An inversion whose reconstructions are all white."""
-    codes = torch.zeros(len(errors), 2, 3)
-    white = torch.ones(len(errors), 3, size_px, size_px)
-    return Inversion(codes, codes, white, np.array(errors), np.array(accepted))
+def inversion(errors: list[float], accepted: list[bool]) -> Inversion:
+    """An inversion of codes that mean nothing."""
+    points = np.zeros((len(errors), 3))
+    codes = np.zeros((len(errors), 2, 3), np.float32)
+    return Inversion(points, points, codes, np.array(errors), np.array(accepted))
+
+
+def white(size_px: int) -> Any:
+    """A generator whose images are all white."""
+    return SimpleNamespace(
+        synthesis=lambda codes: torch.ones(len(codes), 3, size_px, size_px),
+        parameters=lambda: iter([torch.zeros(1)]),
+    )
 
 
 def test_what_was_left_out_comes_first_then_by_falling_error() -> None:
@@ -24,7 +34,8 @@ def test_what_was_left_out_comes_first_then_by_falling_error() -> None:
 
 def test_a_pair_is_the_original_at_the_left_and_the_inversion_at_the_right() -> None:
     images = np.stack([np.full((64, 64, 3), shade, np.uint8) for shade in (10, 60)])
-    with Image.open(io.BytesIO(draw_sheet(images, inversion([0.1, 0.3], [True, True])))) as file:
+    data = draw_sheet(images, inversion([0.1, 0.3], [True, True]), white(64))
+    with Image.open(io.BytesIO(data)) as file:
         sheet = np.asarray(file)
     assert (sheet[:64, :64] == 60).all()  # the worse one first
     assert (sheet[:64, 64:128] == 255).all()
@@ -33,8 +44,9 @@ def test_a_pair_is_the_original_at_the_left_and_the_inversion_at_the_right() -> 
 
 def test_every_left_out_image_goes_before_a_long_list_of_accepted_ones() -> None:
     count = MOST + 20
-    found = inversion([0.5] * count, [i != count - 1 for i in range(count)], 16)
-    with Image.open(io.BytesIO(draw_sheet(np.zeros((count, 16, 16, 1), np.uint8), found))) as file:
+    found = inversion([0.5] * count, [i != count - 1 for i in range(count)])
+    data = draw_sheet(np.zeros((count, 16, 16, 1), np.uint8), found, white(16))
+    with Image.open(io.BytesIO(data)) as file:
         sheet = np.asarray(file)
     assert worst_first(found)[0] == count - 1
     assert sheet.shape[0] == MOST // COLUMNS * (64 + 16)

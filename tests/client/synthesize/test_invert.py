@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.state.spool import Spool
 from client.synthesize import invert as inv
 from client.synthesize import reference
 from client.synthesize.descent import CodeDescent
@@ -16,7 +17,7 @@ from common.models.encoder import Encoder, load_encoder
 from common.models.images import to_uint8
 from common.models.stylegan import Generator, load_generator
 from common.study.training import GanPlan
-from common.wire.tensors import read
+from common.wire.tensors import dumps, loads, read
 
 torch.set_num_threads(1)
 PLAN = reference.InversionPlan(steps=4, iterations=2, batch=4, samples=24, components=6)
@@ -93,8 +94,8 @@ def test_refinement_lowers_the_error_and_changes_no_weight(
     images = samples(nets[0], 5)
     plain = inv.invert(images, *nets, dataclasses.replace(PLAN, steps=0), known)
     refined = inv.invert(images, *nets, dataclasses.replace(PLAN, steps=12), known)
-    assert torch.equal(plain.codes, plain.encoded)
-    assert torch.equal(plain.encoded, refined.encoded)
+    np.testing.assert_allclose(known.whitening(plain.codes), plain.points, rtol=1e-12)
+    np.testing.assert_array_equal(plain.points, refined.points)
     assert (refined.errors < plain.errors).all()
     assert all(
         torch.equal(a, p)
@@ -133,9 +134,82 @@ def test_shapes_and_progress(nets: tuple[Generator, Encoder], known: reference.R
     found = inv.invert(
         samples(nets[0], 6), *nets, PLAN, known, lambda done, total: seen.append((done, total))
     )
-    assert found.codes.shape == found.encoded.shape == (6, 6, 8)
-    assert found.reconstructions.shape == (6, 3, 16, 16)
+    assert found.codes.shape == (6, 6, 8)
+    assert found.points.shape == (6, 6)
+    assert inv.reconstruct(found.codes, nets[0]).shape == (6, 3, 16, 16)
     assert seen == [(4, 6), (6, 6)]
+
+
+class Stopped(Exception):
+    """Stands for the kill."""
+
+
+@pytest.mark.parametrize("batch", [1, 4], ids=["one at a time", "batches of four"])
+@pytest.mark.parametrize("stop_after", [0, 5, 8, 9], ids=lambda n: f"stopped after {n}")
+def test_what_is_finished_is_not_inverted_again_and_the_result_is_the_same_bit_for_bit(
+    batch: int,
+    stop_after: int,
+    nets: tuple[Generator, Encoder],
+    known: reference.Reference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inv, "BLOCK_ROWS", 4)
+    images = samples(nets[0], 10)
+    plan = dataclasses.replace(PLAN, batch=batch)
+    whole = inv.invert(images, *nets, plan, known)
+
+    def stop(done: int, _: int) -> None:
+        if done > stop_after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        inv.invert(images, *nets, plan, known, stop, Spool.open(tmp_path / "spool", "b"))
+    spool = Spool.open(tmp_path / "spool", "b")
+    assert spool.count == stop_after // 4 * 4
+    seen: list[int] = []
+    again = inv.invert(images, *nets, plan, known, lambda done, _: seen.append(done), spool)
+    assert seen[0] == min(stop_after // 4 * 4 + batch, 10)
+    for name, rows in vars(whole).items():
+        np.testing.assert_array_equal(vars(again)[name], rows)
+        assert vars(again)[name].dtype == rows.dtype
+
+
+def test_after_each_block_the_cohorts_pages_are_let_go(
+    nets: tuple[Generator, Encoder], known: reference.Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(inv, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(inv, "release_pages", lambda images: released.append(len(images)))
+    plan = dataclasses.replace(PLAN, batch=4)
+    inv.invert(samples(nets[0], 10), *nets, plan, known)
+    assert released == [10, 10, 10]
+
+
+def test_one_at_a_time_not_even_rounding_depends_on_the_other_images(
+    nets: tuple[Generator, Encoder], known: reference.Reference
+) -> None:
+    """Grouping `anchors` rests on it: a patient's cell is the patient's own matter."""
+    images = samples(nets[0], 7)
+    plan = dataclasses.replace(PLAN, batch=1)
+    together = inv.invert(images, *nets, plan, known)
+    for row in range(7):
+        alone = inv.invert(images[row : row + 1], *nets, plan, known)
+        for name, rows in vars(together).items():
+            np.testing.assert_array_equal(rows[row : row + 1], vars(alone)[name])
+
+
+def test_a_reference_that_was_written_down_is_the_same(known: reference.Reference) -> None:
+    read_back = reference.Reference.from_arrays(loads(dumps(known.to_arrays()), max_bytes=1 << 20))
+    codes = np.random.default_rng(0).normal(size=(5, 6, 8)).astype(np.float32)
+    np.testing.assert_array_equal(
+        read_back.whitening(codes),
+        reference.Reference.from_arrays(known.to_arrays()).whitening(codes),
+    )
+    for name in ("threshold", "spread", "upright"):
+        assert getattr(read_back, name) == getattr(known, name)
+    np.testing.assert_array_equal(read_back.samples.codes, known.samples.codes)
+    np.testing.assert_array_equal(read_back.colours, known.colours)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,10 @@ def inversion(count: int, seed: int = 0, ties: bool = False) -> Inversion:
     images = torch.from_numpy(
         np.broadcast_to(colour, (count, 3, 4, 4)) + 0.1 * rng.normal(size=(count, 3, 4, 4))
     )
-    codes = torch.from_numpy(rng.normal(size=(count, 3, 4)))
-    return Inversion(codes, codes, images.float(), np.zeros(count), np.ones(count, np.bool_))
+    codes = rng.normal(size=(count, 3, 4)).astype(np.float32)
+    points = reference().whitening(codes)
+    colours = mean_colours(images.float())
+    return Inversion(points, colours, codes, np.zeros(count), np.ones(count, np.bool_))
 
 
 def groups(
@@ -40,14 +42,10 @@ def groups(
 ) -> set[tuple[str, ...]]:
     """The groups of the same images when they are listed in another order."""
     labels = np.zeros(len(order), np.int64)
-    turned = Inversion(
-        *(t[torch.from_numpy(order)] for t in (seen.encoded, seen.codes, seen.reconstructions)),
-        seen.errors[order],
-        seen.accepted[order],
-    )
+    turned = Inversion(*(rows[order] for rows in vars(seen).values()))
     names = [f"{i:04d}" for i in range(patient_of.max() + 1)]
     who = roster(names, patient_of[order], labels, key=KEY)
-    points = patient_codes(metric.make_points(reference(), turned, "colour"), who)
+    points = patient_codes(metric.make_points(turned, "colour"), who)
     cells = metric.make_metric_cells(reference(), "colour") if mode == "cells" else None
     grouping = form_groups(who, k, mode, key=KEY, codes=points, cells=cells)
     everyone = [m for group in grouping.groups for m in group.members] + list(grouping.suppressed)
@@ -81,9 +79,9 @@ def test_groups_by_colour_are_of_one_colour_and_groups_by_code_are_not() -> None
     who = roster([f"{i:04d}" for i in range(60)], np.arange(60), np.zeros(60, np.int64), key=KEY)
     within = {}
     for name in ("codes", "colour"):
-        points = patient_codes(metric.make_points(reference(), seen, name), who)  # type: ignore[arg-type]
+        points = patient_codes(metric.make_points(seen, name), who)  # type: ignore[arg-type]
         grouping = form_groups(who, 5, "similar", key=KEY, codes=points)
-        colours = mean_colours(seen.reconstructions)
+        colours = seen.colours
         within[name] = np.mean(
             [colours[[int(m) for m in g.members]].var(axis=0).sum() for g in grouping.groups]
         )
@@ -91,19 +89,18 @@ def test_groups_by_colour_are_of_one_colour_and_groups_by_code_are_not() -> None
 
 
 def test_a_colour_is_the_mean_of_each_channel_and_knows_no_other_image() -> None:
-    seen = inversion(5)
-    found = metric.make_points(reference(), seen, "colour")
-    expected = (seen.reconstructions.double().clamp(-1, 1).numpy().mean((2, 3)) + 1) / 2
+    images = 3 * torch.rand(5, 3, 4, 4) - 1.5
+    found = mean_colours(images)
+    expected = (images.double().clamp(-1, 1).numpy().mean((2, 3)) + 1) / 2
     np.testing.assert_allclose(found, expected)
-    np.testing.assert_array_equal(found[2:3], mean_colours(seen.reconstructions[2:3]))
+    np.testing.assert_array_equal(found[2:3], mean_colours(images[2:3]))
     assert found.shape == (5, 3)
 
 
 def test_codes_and_cells_are_of_the_space_that_the_plan_names() -> None:
     known, seen = reference(), inversion(4)
-    np.testing.assert_array_equal(
-        metric.make_points(known, seen, "codes"), known.whitening(seen.encoded.numpy())
-    )
+    np.testing.assert_array_equal(metric.make_points(seen, "codes"), seen.points)
+    np.testing.assert_array_equal(metric.make_points(seen, "colour"), seen.colours)
     np.testing.assert_array_equal(
         metric.make_metric_cells(known, "codes").centres, known.whitening(known.samples.codes)
     )

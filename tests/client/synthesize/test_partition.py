@@ -1,7 +1,9 @@
 """The numerics of grouping.
 
-The greedy rule against a plain loop, exact numbers, swaps, running sums, cells.
+The greedy rule against a plain loop and a whole matrix, swaps, running sums, cells.
 """
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.synthesize import partition as p
-from client.synthesize import swaps
+from client.synthesize import swaps, whole_codes
+from client.synthesize.whole_codes import distances, to_whole
 
 
 def points(count: int, seed: int = 0, dimension: int = 6) -> np.ndarray:
@@ -56,7 +59,7 @@ def test_ties_are_broken_as_the_naive_rule_breaks_them(seed: int, k: int) -> Non
 def test_running_sums_give_the_groups_of_the_squared_rule(
     k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(p, "DENSE_ROWS", 10)
+    monkeypatch.setattr(p, "MOST_BY_DISTANCES", 10)
     x = points(60, seed=k)
     assert sets(p.greedy(x, k)) == naive_greedy(x, k, power=2)
     assert sets(p.greedy_paper(x, k)) == naive_greedy(x, k)  # never in paper
@@ -67,7 +70,7 @@ def test_the_remainder_joins_the_group_of_its_nearest_patient(
 ) -> None:
     x = np.array([[0.0], [0.1], [0.2], [10.0], [10.1], [10.2], [10.35]])
     for rows in (100, 3):
-        monkeypatch.setattr(p, "DENSE_ROWS", rows)
+        monkeypatch.setattr(p, "MOST_BY_DISTANCES", rows)
         parts = sets(p.greedy(x, 3))
         assert {len(part) for part in parts} == {3, 4}
         assert frozenset({0, 1, 2}) in parts
@@ -84,7 +87,7 @@ def test_any_rule_cuts_any_number_of_rows_into_k_to_2k_minus_1(
         return
     x = np.random.default_rng(seed).normal(size=(count, 3)) ** 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(p, "DENSE_ROWS", 10_000 if dense else 1)
+        patch.setattr(p, "MOST_BY_DISTANCES", 10_000 if dense else 1)
         before, after = p.greedy(x, k), p.greedy_with_swaps(x, k)
     for found in (before, after, p.greedy_paper(x, k)):
         sizes = np.bincount(found)
@@ -111,46 +114,111 @@ def best_exchange(x: np.ndarray, group_of: np.ndarray) -> float:
 @pytest.mark.parametrize("dense", [True, False])
 def test_swaps_end_where_no_exchange_helps(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 20 neighbours of 22 rows every exchange is looked at, so the end is a true optimum."""
-    monkeypatch.setattr(p, "DENSE_ROWS", 10_000 if dense else 1)
+    monkeypatch.setattr(p, "MOST_BY_DISTANCES", 10_000 if dense else 1)
     x = points(22, dimension=2)
     before, after = p.greedy(x, 4), p.greedy_with_swaps(x, 4)
     assert best_exchange(x, before) > 0.1
     assert best_exchange(x, after) < 1e-4
 
 
-def test_looking_only_where_something_changed_loses_nothing() -> None:
+@pytest.mark.parametrize("rounded", [True, False])
+def test_looking_only_where_something_changed_loses_nothing(rounded: bool) -> None:
     x = points(300, dimension=4)
-    rows = p._lattice(x, 10)
-    distances = p._distances(rows)
-    state = swaps.Swaps(rows, p._greedy(distances, 5), distances)
+    rows = to_whole(x, 10)
+    start = p.greedy(x, 5)
+    state = swaps.Swaps(rows, start, rounded=rounded)
     for _ in range(swaps.SWAP_SWEEPS):
         state.look(np.arange(300))  # every row, every sweep
         if not state.apply().any():
             break
-    assert (state.group_of == p.greedy_with_swaps(x, 5)).all()
+    assert (state.group_of == swaps.swap_pairs(rows, start, rounded=rounded)).all()
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    count=st.integers(1, 50),
-    dimension=st.integers(1, 300),
-    scale=st.floats(1e-6, 1e6),
-    seed=st.integers(0, 1000),
-)
-def test_codes_become_whole_numbers_whose_sums_are_exact(
-    count: int, dimension: int, scale: float, seed: int
+def of_a_kind(kind: str, count: int, seed: int) -> np.ndarray:
+    """Rows without ties, with many, or each three times."""
+    rng = np.random.default_rng(seed)
+    if kind == "ties":
+        return rng.integers(0, 3, (count, 2)).astype(float)
+    if kind == "copies":
+        return np.repeat(rng.normal(size=(count // 3 + 1, 4)), 3, axis=0)[:count]
+    return rng.standard_t(2, size=(count, 5))
+
+
+KINDS = st.sampled_from(["no ties", "ties", "copies"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(2, 90), k=st.integers(2, 9), kind=KINDS, seed=st.integers(0, 10_000))
+def test_distances_on_demand_give_the_groups_of_the_whole_matrix(
+    count: int, k: int, kind: str, seed: int
 ) -> None:
-    x = np.random.default_rng(seed).standard_t(2, size=(count, dimension)) * scale + 3 * scale
-    rows = p._lattice(x, 2 * count)
-    assert (rows == np.rint(rows)).all()
-    largest = int(np.abs(rows).max())
-    assert 4 * largest**2 * dimension * 2 * count < 2**53  # four terms make a squared distance
-    assert p._distances(rows).max() <= 2**24  # whole numbers in float32
-    exact = [
-        [sum((a - b) ** 2 for a, b in zip(r, s, strict=True)) for s in rows[:4].tolist()]
-        for r in rows.tolist()
-    ]
-    assert (p._distances(rows, rows[:4]) == np.rint(np.sqrt(exact))).all()
+    if count < k:
+        return
+    x = of_a_kind(kind, count, seed)
+    rows = to_whole(x, 2 * k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whole_codes, "BLOCK", 16)
+        found = p.greedy(x, k)
+    assert (found == p._greedy_dense(distances(rows, rows).astype(float), k)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(8, 60), kind=KINDS, seed=st.integers(0, 1000), rounded=st.booleans())
+def test_exchanges_on_demand_are_those_of_whole_tables(
+    count: int, kind: str, seed: int, rounded: bool
+) -> None:
+    """Every gain and partner, bit for bit, from all distances and all products with means."""
+    x = of_a_kind(kind, count, seed)
+    rows = to_whole(x, 2 * 4)
+    group_of = p.greedy(x, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swaps, "LOOKED", 16)
+        patch.setattr(swaps, "BLOCK", 200)
+        state = swaps.Swaps(rows, group_of, rounded=rounded)
+        state.look(np.arange(count))
+
+    sizes = np.bincount(group_of)
+    means = (np.stack([rows[part].sum(0) for part in p.parts_of(group_of)]) @ rows.T) * (
+        2.0 / sizes[:, None]
+    )
+    inner = means.astype(np.float32)
+    squared = ((rows[:, None] - rows) ** 2).sum(2).astype(np.float32)
+    if rounded:
+        squared = distances(rows, rows) ** 2
+    for i in range(count):
+        a = group_of[i]
+        best, partner = np.float32(-np.inf), 0
+        # of equal gains the lowest part, and there the first member
+        for b in np.unique(group_of[state.neighbours[i]]):
+            of_part = []
+            share = np.float32(1 / sizes[a] + 1 / sizes[b])
+            members = state.table[b][state.table[b] >= 0]
+            for j in members if b != a else ():
+                of_part.append(squared[i, j] * share + inner[a, j] - inner[b, j])
+            if of_part:
+                gain = max(of_part) + (inner[b, i] - inner[a, i])
+                if gain > best:
+                    best, partner = gain, members[int(np.argmax(of_part))]
+        if best > -np.inf:
+            assert (state.gain[i], state.partner[i]) == (best, partner)
+
+
+@pytest.mark.parametrize("most", [15_000, 1])
+def test_memory_grows_with_the_rows_not_with_their_square(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p, "MOST_BY_DISTANCES", most)
+    monkeypatch.setattr(swaps, "BLOCK", 1 << 12)
+    monkeypatch.setattr(swaps, "LOOKED", 32)
+    monkeypatch.setattr(swaps, "SWAP_SWEEPS", 3)
+    peaks = []
+    for count in (500, 2000):
+        x = points(count, dimension=8)
+        tracemalloc.start()
+        p.greedy_with_swaps(x, 5)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 5 * peaks[0]
 
 
 def test_a_common_offset_costs_no_precision() -> None:

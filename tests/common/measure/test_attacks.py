@@ -1,5 +1,7 @@
 """Attacks succeed where something leaks, and stay at chance where nothing does."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -130,3 +132,36 @@ def test_what_is_no_candidate_is_never_linked() -> None:
     allowed = np.where([[False, True, True, True]], apart, np.inf)
     found = at.links(allowed, linked, 1)
     assert found is not None and found.precision == 0.0 and found.chance == pytest.approx(1 / 3)
+
+
+def test_pairs_counted_by_ranks_are_the_pairs() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.integers(0, 9, 90).astype(float)  # with ties
+    x[:4] = -np.inf
+    member, strata = rng.random(90) < 0.4, rng.integers(0, 3, 90)
+    ours = rng.integers(0, 4, (5, member.sum())).astype(float)
+    theirs = rng.integers(0, 4, (5, (~member).sum())).astype(float)
+    a, b = x[member][:, None], x[~member][None]
+    same = strata[member][:, None] == strata[~member][None]
+    won = same * ((a > b) + 0.5 * (a == b))
+    wins, pairs = at._count_wins(x, member, strata, ours, theirs)
+    assert np.array_equal(wins, ((ours @ won) * theirs).sum(1))
+    assert np.array_equal(pairs, ((ours @ same) * theirs).sum(1))
+    # ranks: a member's rank less those of the members below it are the non-members that it beats
+    ranks = at._ranks(x, strata)
+    counts = [member[strata == s].sum() for s in range(3)]
+    least = sum(count * (count + 1) / 2 for count in counts)
+    assert ranks[member].sum() - least == won.sum()
+
+
+def test_memory_grows_with_the_people_not_with_their_pairs() -> None:
+    rng = np.random.default_rng(6)
+    member = rng.random(8000) < 0.5
+    tracemalloc.start()
+    try:
+        found = at.infer({"nearness": rng.random(8000)}, member)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found is not None and 0.4 < found.worst.auc < 0.6
+    assert peak < 200e6  # all pairs take 512 MB, once

@@ -19,7 +19,9 @@ SHIPPED = Path(__file__).parents[3] / "deploy" / "checkpoints" / "fundus-64"
 DEMO = Path(__file__).parents[3] / "deploy" / "demo" / "fundus"
 
 
-@pytest.mark.parametrize(("size_px", "layers", "channels"), [(32, 8, 1), (64, 10, 3), (128, 12, 3)])
+@pytest.mark.parametrize(
+    ("size_px", "layers", "channels"), [(32, 8, 1), (64, 10, 3), (96, 10, 3), (128, 12, 3)]
+)
 def test_codes_fit_the_generator_of_the_same_size(size_px: int, layers: int, channels: int) -> None:
     generator, encoder = Generator(size_px, channels, 8, 16), Encoder(size_px, channels, 8, 16)
     with torch.no_grad():

@@ -8,18 +8,19 @@ from torch.nn import functional as F
 
 from client.learn.private_step import check_model
 from common.errors import ConfigurationError
+from common.models.sizes import style_count
 from common.models.stylegan import (
     Critic,
     Generator,
     ModulatedConv,
-    layer_count,
 )
 
 torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(
-    ("size_px", "layers", "channels"), [(32, 8, 3), (64, 10, 1), (128, 12, 3), (256, 14, 1)]
+    ("size_px", "layers", "channels"),
+    [(32, 8, 3), (64, 10, 1), (96, 10, 3), (128, 12, 3), (256, 14, 1)],
 )
 def test_one_dial_gives_every_size(size_px: int, layers: int, channels: int) -> None:
     generator = Generator(size_px, channels, 8, 16)
@@ -27,10 +28,10 @@ def test_one_dial_gives_every_size(size_px: int, layers: int, channels: int) -> 
         images = generator(torch.randn(2, 16))
         assert images.shape == (2, channels, size_px, size_px)
         assert Critic(size_px, channels, 8)(images).shape == (2,)
-    assert generator.layer_count == layer_count(size_px) == layers
+    assert generator.layer_count == style_count(size_px) == layers
 
 
-@pytest.mark.parametrize("size_px", [64, 128, 256, 512])
+@pytest.mark.parametrize("size_px", [64, 96, 128, 256, 512])
 def test_a_gradient_reaches_the_code_at_every_size_and_noise_is_fresh_for_each_image(
     size_px: int,
 ) -> None:
@@ -39,7 +40,7 @@ def test_a_gradient_reaches_the_code_at_every_size_and_noise_is_fresh_for_each_i
         parameter.requires_grad_(False)
         if name.endswith("noise_strength"):
             parameter.data.fill_(0.5)
-    codes = torch.randn(1, layer_count(size_px), 4).expand(2, -1, -1).clone().requires_grad_()
+    codes = torch.randn(1, style_count(size_px), 4).expand(2, -1, -1).clone().requires_grad_()
     images = generator.synthesis(codes, noise=torch.Generator().manual_seed(0))
     assert images.shape == (2, 3, size_px, size_px)
     assert not torch.equal(images[0], images[1])
@@ -60,8 +61,8 @@ def test_frozen_wide_layers_give_the_same_images_as_trained_ones() -> None:
 
 
 def test_an_unknown_size_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigurationError, match="96"):
-        Generator(96, 3, 8, 16)
+    with pytest.raises(ConfigurationError, match="48"):
+        Generator(48, 3, 8, 16)
 
 
 @pytest.mark.parametrize("demodulate", [True, False])

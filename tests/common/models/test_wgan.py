@@ -54,7 +54,7 @@ def test_the_critics_have_the_sizes_that_the_documents_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size_px", "kind"), [(48, "small"), (256, "small"), (64, "large"), (32, "kossen2022")]
+    ("size_px", "kind"), [(48, "small"), (512, "small"), (64, "large"), (32, "kossen2022")]
 )
 def test_sizes_and_architectures_without_a_network_are_refused(size_px: int, kind: str) -> None:
     for network in (lambda: Critic(size_px, 8, kind), lambda: Generator(size_px, 8, 16, kind)):

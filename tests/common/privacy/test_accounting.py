@@ -273,3 +273,21 @@ def test_an_unknown_loss_is_refused() -> None:
         epsilon_pld([Odd(16, 1.0)], 1e-5)
     with pytest.raises(ConfigurationError, match="cauchy"):
         accounting._loss_event("cauchy", 1.0)
+
+
+def test_a_history_is_composed_once_and_another_one_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = [SubsampledGaussian(0.1, 1.37, 20, 10)]
+    accounting.composed_once.cache_clear()
+    first = epsilon_pld(history, 1e-5)
+    longer = epsilon_pld([*history, *history], 1e-5)
+    assert epsilon_pld(history, 1e-6) > first
+    assert longer > first
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("composed again")
+
+    monkeypatch.setattr("dp_accounting.pld.pld_privacy_accountant.PLDAccountant", forbidden)
+    assert epsilon_pld(list(history), 1e-5) == first
+    assert epsilon_pld([*history, *history], 1e-5) == longer
+    with pytest.raises(AssertionError, match="composed again"):
+        epsilon_pld([dataclasses.replace(history[0], noise_multiplier=1.38)], 1e-5)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import EnvironmentFault, RefusedError
+from common.storage import journal as journals
 from common.storage.journal import Journal
+from tests.full_disks import fill, small_disk
 
 
 def test_entries_come_back_in_order_and_the_latest_wins(tmp_path: Path) -> None:
@@ -67,6 +69,17 @@ def test_a_file_that_is_no_journal_is_told(tmp_path: Path) -> None:
         Journal(tmp_path / "j")
 
 
+def test_a_full_disk_is_named_when_a_journal_is_made(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as folder:
+        (folder / "state").mkdir()
+        (folder / "state" / "j").touch()
+        fill(folder)
+        with pytest.raises(EnvironmentFault, match="cannot open the journal") as found:
+            Journal(folder / "state" / "j")
+    assert found.value.code == "E-DISK-FULL"
+    assert "free some space there" in str(found.value.hint)
+
+
 def test_a_new_journal_and_its_side_files_are_for_this_account_alone(tmp_path: Path) -> None:
     """Whatever the umask: the side files hold the newest entries."""
     before = os.umask(0o022)
@@ -119,3 +132,81 @@ def test_a_damaged_file_is_named_at_its_opening_or_its_reading(tmp_path: Path) -
         with contextlib.suppress(EnvironmentFault, RefusedError):
             again.entries()
         again.close()
+
+
+@pytest.mark.parametrize("case", DAMAGED_ROWS)
+def test_a_damaged_row_is_refused_by_a_query_for_other_rows(case: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.sqlite")
+    journal.append("b/1", "x")
+    assert len(journal.entries("b/")) == 1
+    journal._db.execute("INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", DAMAGED_ROWS[case])
+    for _ in range(2):
+        with pytest.raises(RefusedError) as caught:
+            journal.entries("b/")
+        assert caught.value.code == "E-JOURNAL"
+    journal.close()
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the rows that were read, in order."""
+    keys = []
+
+    def note(row: tuple[str, ...]) -> journals.Entry:
+        entry = read(row)
+        keys.append(entry.key)
+        return entry
+
+    read = journals._entry
+    monkeypatch.setattr(journals, "_entry", note)
+    return keys
+
+
+def test_a_query_reads_the_rows_that_it_returns(tmp_path: Path, parsed: list[str]) -> None:
+    """Whole is checked once: afterwards the rows that are new since, of any key."""
+    keys = [f"{study}/{number}/a" for study in ("p", "q") for number in range(50)]
+    with contextlib.closing(Journal(tmp_path / "j.sqlite")) as journal:
+        for key in keys:
+            journal.append(key, "x")
+        assert [entry.key for entry in journal.entries("q/1/")] == ["q/1/a"]
+        assert parsed == [*keys, "q/1/a"]
+        parsed.clear()
+        assert len(journal.entries("q/2")) == 11
+        assert len(parsed) == 11
+        parsed.clear()
+        journal.append("r", "x")
+        assert len(journal.entries("q/3")) == 11
+        assert len(parsed) == 12
+        parsed.clear()
+        assert journal.latest("p/7/a") is not None
+        assert parsed == ["p/7/a"]
+
+
+def test_a_query_after_an_entry_returns_what_any_process_wrote_since(
+    tmp_path: Path, parsed: list[str]
+) -> None:
+    with (
+        contextlib.closing(Journal(tmp_path / "j.sqlite")) as journal,
+        contextlib.closing(Journal(tmp_path / "j.sqlite")) as other,
+    ):
+        for number in range(20):
+            journal.append(f"a/{number}", "x")
+        last = journal.entries()[-1].seq
+        other.append("a/20", "x")
+        other.append("b", "x")
+        parsed.clear()
+        assert [entry.key for entry in journal.entries("a/", after=last)] == ["a/20"]
+        assert parsed == ["a/20", "b"]
+
+
+PREFIXES = {"none": "", "a letter": "a", "with a slash": "a/", "exact": "a/1", "beyond ASCII": "ä"}
+
+
+@pytest.mark.parametrize("case", PREFIXES)
+def test_a_prefix_finds_exactly_the_keys_that_start_with_it(case: str, tmp_path: Path) -> None:
+    keys = ["a", "a/1", "a/1/b", "a/10", "a0", "b", "A/1", "ä", "äé\u20ac", "a/\U0001f600", "", "%"]
+    with contextlib.closing(Journal(tmp_path / "j.sqlite")) as journal:
+        for key in keys:
+            journal.append(key, "x")
+        found = [entry.key for entry in journal.entries(PREFIXES[case])]
+        assert found == [key for key in keys if key.startswith(PREFIXES[case])]

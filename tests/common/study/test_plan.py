@@ -101,10 +101,10 @@ def test_impossible_plans_are_refused(changes: dict[str, object], message: str) 
             {"models__gan": SMALL["models"]["gan"]},
             "for one channel and models.wgan alone",
         ),
-        "pairs of 256 px": ({"intake__size_px": 256}, "models.wgan: at most 128 px"),
+        "pairs of 512 px": ({"intake__size_px": 512}, "32, 64, 96, 128 or 256 px"),
         "the paper's architecture at 32 px": (
             {"models__wgan__architecture": "kossen2022"},
-            "needs at least 64 px",
+            "64, 96, 128 or 256 px",
         ),
         "one patch a patient": (
             {"intake__volumes": {"patches_per_patient": 1}},

@@ -128,10 +128,10 @@ def test_a_shape_that_numpy_cannot_make_is_refused(shape: list[int]) -> None:
         tensors.loads(data, max_bytes=1 << 20)
 
 
-def npy(header: str, data: bytes = b"") -> bytes:
-    """An array file with this header."""
-    text = header.encode()
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+def npy(shape: str, data: bytes = b"", descr: str = "|u1", longer: int = 0) -> bytes:
+    """An array file with this header, said to be `longer` than it is."""
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }} \n".encode()
+    return b"\x93NUMPY\x01\x00" + (len(text) + longer).to_bytes(2, "little") + text + data
 
 
 def test_a_row_of_bytes_in_numpys_format_is_read_as_numpy_reads_it() -> None:
@@ -140,16 +140,41 @@ def test_a_row_of_bytes_in_numpys_format_is_read_as_numpy_reads_it() -> None:
     assert tensors.npy_bytes(out.getvalue()) == bytes(range(200))
 
 
+@pytest.mark.parametrize("count", [0, 1, 127, 10**6])
+def test_a_row_of_any_length_is_read(count: int) -> None:
+    out = io.BytesIO()
+    np.save(out, np.ones(count, np.uint8))
+    assert tensors.npy_bytes(out.getvalue()) == bytes([1]) * count
+
+
+def test_a_row_is_read_without_pythons_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    # CPython before 3.11.8: threads that parse at once may meet a SystemError, whatever they parse
+    def mismatch(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    out = io.BytesIO()
+    np.save(out, np.arange(200, dtype=np.uint8))
+    monkeypatch.setattr("ast.parse", mismatch)
+    assert tensors.npy_bytes(out.getvalue()) == bytes(range(200))
+
+
 NO_ROW = {
-    "far more bytes than there are": npy("{'descr':'|u1','fortran_order':False,'shape':(1<<40,)}"),
-    "a count of 2^40": npy("{'descr':'|u1','fortran_order':False,'shape':(1099511627776,)}", b"x"),
-    "one byte fewer": npy("{'descr':'|u1','fortran_order':False,'shape':(2,)}", b"x"),
-    "two axes": npy("{'descr':'|u1','fortran_order':False,'shape':(1,1)}", b"x"),
-    "another type": npy("{'descr':'<f4','fortran_order':False,'shape':(1,)}", b"xxxx"),
-    "Python objects": npy("{'descr':'|O','fortran_order':False,'shape':(8,)}", bytes(8)),
+    "far more bytes than there are": npy("(1<<40,)"),
+    "a count of 2^40": npy("(1099511627776,)", b"x"),
+    "a count of 5,000 digits": npy(f"({'9' * 5000},)", b"x"),
+    "one byte fewer": npy("(2,)", b"x"),
+    "one byte more": npy("(2,)", b"xxx"),
+    "a header that is said to be longer": npy("(2,)", b"xx", longer=1),
+    "two axes": npy("(1, 1)", b"x"),
+    "another type": npy("(1,)", b"xxxx", "<f4"),
+    "Python objects": npy("(8,)", bytes(8), "|O"),
     "depth": npy("(" * 5000),
     "nothing": b"",
 }
+
+
+def test_the_cases_differ_from_a_row_in_one_thing_alone() -> None:
+    assert tensors.npy_bytes(npy("(2,)", b"xx")) == b"xx"
 
 
 @pytest.mark.parametrize("case", NO_ROW)

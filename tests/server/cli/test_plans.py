@@ -20,6 +20,8 @@ from server.operator import plan as plans
 from server.operator.state import ServerState
 from tests.federation import tiny_plan
 from tests.server.cli.reports import Kohort, fake_report
+from tests.sites import write_plan
+from tests.sized_plans import IMAGES, KINDS, PLAN_PX, image_weights, write_misfit, wrong_files
 
 STUDIES = Path(__file__).resolve().parents[3] / "deploy" / "studies"
 
@@ -155,3 +157,35 @@ def test_the_demo_study_names_the_shipped_checkpoints() -> None:
             == checkpoint.sha256
         )
     assert plans.parameter_counts(study, STUDIES) == {"gan": 2305, "glow": 3072}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_of_another_size_is_refused_by_plan_and_by_sign(
+    tmp_path: Path, state: Path, kohort: Kohort, kind: str
+) -> None:
+    path = write_misfit(tmp_path / "plan", kind)
+    for command in (("plan", path), ("sign", path, "--state", state, "--out", tmp_path / "out")):
+        code, _, errors = kohort(*command)
+        assert code == 3, command
+        assert f"models.{kind}.start: {kind}.safetensors was made for" in errors
+        assert "hint: set intake.size_px: 32, or pretrain" in errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", range(3), ids=["another family", "truncated", "empty"])
+def test_a_file_that_is_no_checkpoint_of_the_model_is_refused_by_plan_and_by_sign(
+    tmp_path: Path, state: Path, kohort: Kohort, number: int
+) -> None:
+    folder = tmp_path / "plan"
+    folder.mkdir()
+    path = write_plan(folder, image_weights(PLAN_PX), **IMAGES)
+    words, data = list(wrong_files(folder, "gan").items())[number]
+    (folder / "gan.safetensors").write_bytes(data)
+    assert kohort("pin", path)[0] == 0
+    for command in (("plan", path), ("sign", path, "--state", state, "--out", tmp_path / "out")):
+        code, _, errors = kohort(*command)
+        assert code == 3, command
+        assert "models.gan.start: " in errors
+        assert words in errors
+        assert "pretrain a checkpoint of the plan's sizes" in errors
+    assert not (tmp_path / "out").exists()

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from common.study.plan import load_study
+from server.cli.pretrain import Task, flow_options, flow_size, gan_options, pair_layout
 from server.operator import plan as plans
 from tests.server.cli.reports import Kohort
+
+TASK = Task(None, Path(), 1.0, 32, 1, ("a", "b", "c"), None, False, None, 0, "cpu", None, None)
+
+
+def test_width_and_latent_are_those_that_were_asked_for_or_the_defaults() -> None:
+    asked = dataclasses.replace(TASK, width=16, latent=64)
+    sizes = gan_options(asked)
+    assert (sizes.size_px, sizes.channels, sizes.width, sizes.latent) == (32, 1, 16, 64)
+    assert (sizes.encoder_width, flow_options(asked).width) == (16, 16)
+    pairs = pair_layout(asked)
+    assert (pairs.width, pairs.generator_width, pairs.latent) == (16, 16, 64)
+    assert (gan_options(TASK).width, gan_options(TASK).latent) == (24, 128)
+    assert (flow_options(TASK).width, pair_layout(TASK).width) == (40, 24)
+
+
+def test_a_plan_says_the_sizes_of_its_checkpoints() -> None:
+    path = Path(__file__).parents[3] / "deploy" / "studies" / "fundus.yaml"
+    study = load_study(path)
+    task = dataclasses.replace(TASK, study=path)
+    sizes = gan_options(task)
+    gan = study.models.gan
+    assert gan is not None
+    assert study.models.encoder is not None
+    expected = (study.intake.size_px, study.intake.channels)
+    assert (sizes.size_px, sizes.channels) == flow_size(task) == expected
+    assert (sizes.width, sizes.latent) == (gan.width, gan.latent)
+    assert sizes.encoder_width == study.models.encoder.width
 
 
 def test_pretrain_makes_a_checkpoint_of_phantoms_that_a_plan_can_start_from(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import EnvironmentFault
+from common.errors import ConfigurationError, EnvironmentFault
 from common.storage.lock import FolderLock
 from server.operator import plan as plans
 from server.operator.state import ServerState
@@ -52,3 +52,32 @@ def test_a_study_that_cannot_be_read_hides_neither_the_others_nor_their_ways_out
     assert [row["hash"] for row in facts["unreadable"]] == ["0" * 64]
     code, _, errors = kohort("study", "--state", root, "abandon", federation.study.name)
     assert code == 0, errors
+
+
+def test_the_front_is_given_the_plans_largest_reply(
+    tmp_path: Path, state: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    def refuse(*arguments: object) -> None:
+        given.append(int(str(arguments[3])))
+        raise EnvironmentFault("enough")
+
+    monkeypatch.setattr(plans, "feasibility", fake_report("feasible"))
+    monkeypatch.setattr("server.cli.serve.open_door", refuse)
+    bundle = tmp_path / "bundle"
+    kohort("sign", tiny_plan(tmp_path / "plan"), "--state", state, "--out", bundle)
+    code, _, errors = kohort("run", bundle, "--state", state)
+    assert code == EnvironmentFault.exit_code and "enough" in errors
+    # a part of images, and what Flower adds
+    assert given == [48 << 20]
+
+
+def test_a_port_is_refused_where_nginx_has_it(tmp_path: Path, state: Path, kohort: Kohort) -> None:
+    config = ServerState(state).config
+    text = config.read_text()
+    assert "front: embedded" in text
+    config.write_text(text.replace("front: embedded", "front: nginx"))
+    code, _, errors = kohort("run", tmp_path, "--state", state, "--port", 9555)
+    assert code == ConfigurationError.exit_code
+    assert "--port 9555: nginx listens, on port 9443" in errors and "listen.port" in errors

@@ -86,6 +86,24 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "pretrain without a licence": (("pretrain", "images", "--out", "NEW"), "licence"),
     "pretrain in two channels": ((*PRETRAIN, "images", "--channels", "2"), "got 2"),
     "pretrain at size 0": ((*PRETRAIN, "images", "--size", "0"), "--size"),
+    "pretrain of width 4": ((*PRETRAIN, "images", "--width", "4"), "--width"),
+    "pretrain of a latent of 8": ((*PRETRAIN, "images", "--latent", "8"), "--latent"),
+    "pretrain pairs of width 12": (
+        (*PRETRAIN, "--phantoms", "2", "--model", "wgan", "--width", "12"),
+        "multiple of 8",
+    ),
+    "pretrain a flow of a latent": (
+        (*PRETRAIN, "images", "--model", "glow", "--latent", "64"),
+        "leave --latent out",
+    ),
+    "pretrain of a width beside a study": (
+        (*PRETRAIN, "images", "--study", "empty.yaml", "--width", "16"),
+        "beside --study",
+    ),
+    "pretrain on a device that is none": (
+        (*PRETRAIN, "images", "--device", "abacus"),
+        "--device abacus: expected cpu",
+    ),
     "pretrain for no time": ((*PRETRAIN, "images", "--minutes", "0"), "--minutes"),
     "pretrain into a file": (("pretrain", "images", "--out", "file", *CARD), "is a file"),
     "pretrain a flow on bytes": ((*PRETRAIN, "bytes.yaml", "--model", "glow"), "expected a folder"),

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from common.errors import EnvironmentFault
-from server.front import port
+from server.flower.superlink import SuperLink
+from server.front import port, rules
 from server.front.nginx import nginx_conf
-from server.front.port import open_port, spell, wildcard
+from server.front.port import open_door, open_port, spell, wildcard
 from server.operator.config import Listen, ServerConfig
 from server.operator.state import ServerState
 
@@ -73,3 +74,13 @@ def test_the_port_of_a_server_that_is_just_ending_is_waited_for() -> None:
 )
 def test_an_address_is_spelled_as_people_write_it(host: str, spelled: str) -> None:
     assert spell(host, 9443) == spelled
+
+
+@pytest.mark.parametrize("front", ["embedded", "nginx"])
+def test_the_front_is_told_what_a_site_of_this_plan_may_push(front: str, tmp_path: Path) -> None:
+    listen = Listen.model_validate({"front": front, "host": "127.0.0.1"})
+    config = ServerConfig(name="demo", url="https://x:9443", listen=listen)
+    for reply_bytes, pushed_bytes in ((48 << 20, 96 << 20), (1 << 40, rules.PUSHED_BYTES)):
+        with open_door(tmp_path, config, 0, reply_bytes) as door:
+            (child,) = SuperLink(tmp_path, "pin", front=door)._doors()
+            assert child.command[-3:] == [str(tmp_path), door.where, str(pushed_bytes)]

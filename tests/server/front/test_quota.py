@@ -36,8 +36,7 @@ class Front:
         self.answer = httpx.Response(rules.TAKEN, content=b"")
         self.seen: list[tuple[str, int]] = []
         monkeypatch.setattr(limits.rules, "LINGER_S", 0.01)
-        self.proxy = Proxy(OneSite(), "/nowhere")  # type: ignore[arg-type]
-        self.proxy._pushed = Pushed(budget)
+        self.proxy = Proxy(OneSite(), "/nowhere", budget)  # type: ignore[arg-type]
         self.proxy._client = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
@@ -139,3 +138,91 @@ def test_a_budget_never_grows_above_one_instructions(front: Callable[[int], Fron
         pushed.give_back("a", rules.PUSH_OBJECT, 60)
     assert pushed.take("a", rules.PUSH_OBJECT, 100)
     assert not pushed.take("a", rules.PUSH_OBJECT, 1)
+
+
+class ManySites:
+    """A registry in which a certificate is its site's name."""
+
+    def visitor(self, der: bytes) -> Visitor:
+        return Visitor(der.decode(), b"key", VISITOR.ends)
+
+
+class Pulling:
+    """The application while many objects are pulled at once from a stand-in for the SuperLink."""
+
+    def __init__(self) -> None:
+        self.proxy = Proxy(ManySites(), "/nowhere")  # type: ignore[arg-type]
+        self.proxy._client = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
+        self.most: dict[str, int] = {}
+        self.held: dict[str, int] = {}
+        self.pieces: list[int] = []
+
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        self.held[path] = self.held.get(path, 0) + 1
+        self.most[path] = max(self.most.get(path, 0), self.held[path])
+        return httpx.Response(rules.TAKEN, content=b"x" * (rules.PIECE_BYTES + 1))
+
+    async def ask(self, site: str, path: str) -> None:
+        """One call of a site, which is slow to take its answer."""
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"x", "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                self.pieces.append(len(message["body"]))
+                await asyncio.sleep(0.005)
+                if not message.get("more_body"):
+                    self.held[path] -= 1
+
+        headers = [
+            (b"content-type", rules.MEDIA_TYPE),
+            (rules.KEY_HEADER, b"key"),
+            (b"content-length", b"1"),
+        ]
+        head = {"type": "http", "method": "POST", "query_string": b"", "headers": headers}
+        state = {CERTIFICATE: site.encode()}
+        await self.proxy({**head, "raw_path": path.encode(), "state": state}, receive, send)
+
+    def ask_all(self, sites: int, each: int, path: str) -> int:
+        """The most answers that were in memory at once."""
+
+        async def all_of_them() -> None:
+            asked = [self.ask(f"site-{n}", path) for n in range(sites) for _ in range(each)]
+            await asyncio.gather(*asked)
+
+        asyncio.run(all_of_them())
+        assert self.held[path] == 0
+        return self.most[path]
+
+
+def test_objects_that_sites_pull_are_held_back_until_there_is_room() -> None:
+    most = rules.ANSWERS_BYTES // rules.CHUNK_ANSWER_BYTES
+    assert Pulling().ask_all(3 * most, 1, rules.PULL_OBJECT) == most
+    # one site gets one after the other, and other calls wait for nothing
+    assert Pulling().ask_all(1, 5, rules.PULL_OBJECT) == 1
+    assert Pulling().ask_all(3 * most, 1, rules.PULL_MESSAGES) == 3 * most
+
+
+def test_an_answer_goes_out_in_pieces_that_the_peer_takes_one_by_one() -> None:
+    pulling = Pulling()
+    pulling.ask_all(1, 1, rules.PULL_OBJECT)
+    assert pulling.pieces == [rules.PIECE_BYTES, 1, 0]
+
+
+def test_an_answer_that_its_site_does_not_take_gives_its_room_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rules, "ANSWER_S", 0.05)
+    pulling = Pulling()
+
+    async def stalled(message: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def play() -> None:
+        monkeypatch.setattr("server.front.proxy._send", lambda send, answer: stalled(answer))
+        await asyncio.wait_for(pulling.ask("site-0", rules.PULL_OBJECT), 20)
+
+    asyncio.run(play())
+    assert pulling.proxy._answers._left == rules.ANSWERS_BYTES

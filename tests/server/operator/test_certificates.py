@@ -6,16 +6,18 @@ import base64
 import socket
 import ssl
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from client.fleet.connection import create_node_key
 from common.errors import ConfigurationError
+from common.wire import keys
 from server.front.sites import read_visitor
 from server.operator.certificates import (
     Authority,
@@ -27,6 +29,8 @@ from server.operator.certificates import (
     load_authority,
     parse_site_key,
     read_certificate,
+    site_certificate,
+    to_pem,
 )
 
 
@@ -161,7 +165,7 @@ def test_wrong_files_are_named(authority: Authority, tmp_path: Path) -> None:
     text.write_text("no certificate")
     expired = issue_server_certificate(authority, tmp_path / "expired", days=-1)
     later = datetime.now(UTC) + timedelta(days=3000)
-    earlier = datetime.now(UTC) - timedelta(days=1)
+    earlier = datetime.now(UTC) - timedelta(days=2)
     for path, ca, now, words in [
         (files.certificate, other, None, "not issued by"),
         (files.certificate, authority, later, "expired on"),
@@ -223,9 +227,91 @@ def test_a_certificate_that_the_library_refuses_in_its_own_way_is_named(
         assert read_visitor(data) is None
 
 
+def test_damage_within_a_name_is_named(tmp_path: Path) -> None:
+    create_authority(tmp_path)
+    file = tmp_path / "ca.crt"
+    der = x509.load_pem_x509_certificate(file.read_bytes()).public_bytes(serialization.Encoding.DER)
+    damaged = base64.encodebytes(der.replace(b" authority", b"\xffauthority", 1)).decode()
+    file.write_text(f"-----BEGIN CERTIFICATE-----\n{damaged}-----END CERTIFICATE-----\n")
+    with pytest.raises(ConfigurationError, match="not a PEM certificate"):
+        load_authority(tmp_path)
+
+
 def test_a_site_key_that_the_library_does_not_know_is_refused() -> None:
     parts = (b"ecdsa-sha2-nistp256", b"nistp256", b"\x02" + bytes(32))
     blob = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     line = f"ecdsa-sha2-nistp256 {base64.b64encode(blob).decode()}"
     with pytest.raises(ConfigurationError, match="not an OpenSSH public key"):
         parse_site_key(line)
+
+
+class Clock(datetime):
+    """A machine's clock that is wrong."""
+
+    wrong_by = timedelta()
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) + cls.wrong_by
+
+
+def test_a_clock_that_fell_back_to_1970_makes_no_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clock, "wrong_by", datetime(1970, 1, 2, tzinfo=UTC) - datetime.now(UTC))
+    monkeypatch.setattr("server.operator.certificates.datetime", Clock)
+    with pytest.raises(ConfigurationError, match="clock says 1970-01-02") as found:
+        create_authority(tmp_path)
+    assert "set the clock" in str(found.value.hint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_authority_of_a_clock_that_was_a_day_ahead_is_good_when_it_is_right_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Clock, "wrong_by", timedelta(days=1))
+        patch.setattr("server.operator.certificates.datetime", Clock)
+        create_authority(tmp_path)
+    assert load_authority(tmp_path)
+
+
+def intermediate(root: Authority, folder: Path) -> Authority:
+    """An authority whose certificate another one signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a hospital group's authority")])
+    builder = x509.CertificateBuilder().subject_name(subject)
+    builder = builder.issuer_name(root.certificate.subject).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number())
+    now = datetime.now(UTC)
+    builder = builder.not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(9))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    found = Authority(builder.sign(root.key, hashes.SHA256()), key)
+    folder.mkdir()
+    (folder / "ca.crt").write_bytes(to_pem(found.certificate))
+    (folder / "ca.key").write_bytes(keys.to_pem(key, None))
+    return found
+
+
+def test_a_chain_with_an_intermediate_authority_is_refused_by_its_name(
+    authority: Authority, tmp_path: Path
+) -> None:
+    below = intermediate(authority, tmp_path / "ca")
+    with pytest.raises(
+        ConfigurationError, match="expected an authority that signs itself"
+    ) as error:
+        load_authority(tmp_path / "ca")
+    assert "an intermediate authority is not taken" in error.value.hint
+    # a site's certificate with the chain behind it
+    create_node_key(tmp_path / "node.key", tmp_path / "node.pub", "a")
+    line = (tmp_path / "node.pub").read_text()
+    chain = site_certificate(below, "a", line) + to_pem(below.certificate)
+    (tmp_path / "node.crt").write_bytes(chain)
+    with pytest.raises(ConfigurationError, match="not issued by") as error:
+        check_certificate(tmp_path / "node.crt", authority.certificate)
+    assert "an intermediate authority is not taken" in error.value.hint
+    # a single certificate of a stranger keeps its own advice
+    (tmp_path / "node.crt").write_bytes(site_certificate(below, "a", line))
+    with pytest.raises(ConfigurationError, match="not issued by") as error:
+        check_certificate(tmp_path / "node.crt", authority.certificate)
+    assert "of the same consortium" in error.value.hint

@@ -134,9 +134,22 @@ def test_depths_follow_one_another_in_the_first_half() -> None:
 
 @pytest.mark.parametrize(("flips", "variants"), [("none", 1), ("horizontal", 2), ("both", 4)])
 def test_pictures_are_flipped_as_asked(flips: str, variants: int) -> None:
-    picture = np.arange(4, dtype=np.uint8).reshape(1, 2, 2, 1)
+    picture = torch.arange(4, dtype=torch.uint8).reshape(1, 2, 2, 1)
     random = np.random.default_rng(0)
-    assert len({augment(picture, 0, random, flips).tobytes() for _ in range(40)}) == variants
+    found = {augment(picture, 0, random, flips).numpy().tobytes() for _ in range(40)}
+    assert len(found) == variants
+
+
+def test_a_shifted_picture_repeats_its_edge() -> None:
+    picture = torch.arange(9, dtype=torch.uint8).reshape(1, 3, 3, 1)
+    random = np.random.default_rng(0)
+    expected = set()
+    padded = np.pad(picture[0, ..., 0].numpy(), 1, mode="edge")
+    for dy in range(3):
+        for dx in range(3):
+            expected.add(padded[dy : dy + 3, dx : dx + 3].tobytes())
+    found = {augment(picture, 1, random, "none").numpy().tobytes() for _ in range(200)}
+    assert found == expected
 
 
 WRONG: dict[str, tuple[np.ndarray, dict[str, object]]] = {

@@ -14,6 +14,7 @@ from PIL import Image
 
 from common.errors import ConfigurationError, RefusedError
 from common.models.encoder import load_encoder
+from common.models.images import to_levels
 from common.models.stylegan import Generator, MappingNetwork
 from common.models.weights import load_weights
 from common.wire.tensors import read
@@ -26,7 +27,7 @@ from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.provenance import Provenance
 from server.pretrain.session import Session
 from server.public_data import images as public_images
-from server.public_data.augmentation import views
+from server.public_data.augmentation import shown, views
 from server.public_data.images import Source, read_source
 
 torch.set_num_threads(1)
@@ -265,10 +266,12 @@ def test_flat_codes_come_closer_to_the_photographs_than_their_start() -> None:
     torch.manual_seed(0)
     generator = gan_state.begin(PLAN).networks.generator
     with torch.no_grad():
-        wanted = generator.synthesis(generator.broadcast(torch.randn(3, 16)))
+        seen = generator.synthesis(generator.broadcast(torch.randn(3, 16)))
+    levels = to_levels(seen).permute(0, 3, 1, 2)
+    wanted = shown(levels)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     start = torch.zeros(3, 16)
-    found = pretrain_prior.flat_codes(generator, wanted, start)
+    found = pretrain_prior.flat_codes(generator, levels, start)
 
     def loss(w: torch.Tensor) -> float:
         with torch.no_grad():

@@ -24,7 +24,7 @@ from server.pretrain import wgan as pretrain_wgan
 from server.pretrain import wgan_checkpoint as pretrain_pairs
 from server.pretrain.provenance import Provenance
 from server.pretrain.session import Session
-from server.pretrain.wgan import PENALTY_EVERY, Encoder, Recipe, pretrain
+from server.pretrain.wgan import PENALTY_EVERY, Encoder, Recipe, arrays_of, pretrain
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import PublicPairs, phantom_pairs
 
@@ -43,7 +43,7 @@ def source() -> PublicPairs:
 def after(steps: int, pairs: NDArray[np.uint8], seed: int = 0, **more: object) -> Weights:
     """A copy of the weights after some steps."""
     found = next(itertools.islice(pretrain(pairs, PLAN, seed, QUICK, **more), steps - 1, None))  # type: ignore[arg-type]
-    return {name: array.copy() for name, array in found.items()}
+    return {name: array.copy() for name, array in arrays_of(found).items()}
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -73,7 +73,7 @@ def redrawing_error(weights: Weights, pairs: NDArray[np.uint8]) -> float:
 
 def test_some_tens_of_steps_lower_the_redrawing_error(source: PublicPairs) -> None:
     run = pretrain(source.pairs, PLAN, 0, Recipe(batch=8))
-    errors = [redrawing_error(weights, source.pairs) for weights in itertools.islice(run, 30)]
+    errors = [redrawing_error(arrays_of(w), source.pairs) for w in itertools.islice(run, 30)]
     assert errors[-1] < 0.8 * errors[0] and errors[-1] < errors[9] < errors[0]
 
 
@@ -102,7 +102,7 @@ def test_it_goes_on_from_given_weights_the_encoder_included(source: PublicPairs)
     still = Recipe(
         learning_rate=1e-12, critic_learning_rate=1e-12, batch=8, average_decay=1 - 1e-12
     )
-    found = next(pretrain(source.pairs, PLAN, 7, still, given))
+    found = arrays_of(next(pretrain(source.pairs, PLAN, 7, still, given)))
     assert found.keys() == given.keys()
     for name in given:
         assert np.allclose(found[name], given[name], atol=1e-6), name
@@ -119,12 +119,18 @@ def test_a_resumed_run_starts_from_what_was_saved_and_counts_on(
     seen: list[Weights] = []
 
     def noted(
-        pairs: object, plan: object, seed: int, recipe: object, start: Weights | None
-    ) -> Iterator[Weights]:
+        pairs: object,
+        plan: object,
+        seed: int,
+        recipe: object,
+        start: Weights | None,
+        device: torch.device,
+    ) -> Iterator[dict[str, Tensor]]:
         starts.append(start)
         seeds.append(seed)
-        for weights in pretrain(pairs, plan, seed, recipe, start):  # type: ignore[arg-type]
-            seen.append({name: array.copy() for name, array in weights.items()})
+        run = pretrain(pairs, plan, seed, recipe, start, device)  # type: ignore[arg-type]
+        for weights in run:
+            seen.append({name: array.copy() for name, array in arrays_of(weights).items()})
             yield weights
 
     monkeypatch.setattr(pretrain_pairs, "pretrain", noted)

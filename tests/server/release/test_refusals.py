@@ -99,27 +99,29 @@ def inputs(tmp_path: Path) -> ReleaseInputs:
 
 
 @pytest.mark.parametrize("sentence", BATCHES)
-def test_a_batch_is_refused(sentence: str, inputs: ReleaseInputs) -> None:
-    collect.accept_batches(
-        dataclasses.replace(inputs, batches=[forged(inputs.study), inputs.batches[1]])
-    )
+def test_a_batch_is_refused(sentence: str, inputs: ReleaseInputs, tmp_path: Path) -> None:
+    good = dataclasses.replace(inputs, batches=[forged(inputs.study), inputs.batches[1]])
+    collect.collect_images(good, OPERATOR, tmp_path / "pictures")
     batches = [BATCHES[sentence](inputs.study), inputs.batches[1]]
+    bad = dataclasses.replace(inputs, batches=batches)
     with pytest.raises(RefusedError):
-        collect.accept_batches(dataclasses.replace(inputs, batches=batches))
+        collect.collect_images(bad, OPERATOR, tmp_path / "pictures")
 
 
-def test_one_site_twice_is_one_site_of_the_quorum(inputs: ReleaseInputs) -> None:
+def test_one_site_twice_is_one_site_of_the_quorum(inputs: ReleaseInputs, tmp_path: Path) -> None:
+    twice = dataclasses.replace(inputs, batches=[inputs.batches[0]] * 2)
     with pytest.raises(PolicyError, match="1 sites sent images"):
-        collect.accept_batches(dataclasses.replace(inputs, batches=[inputs.batches[0]] * 2))
+        collect.collect_images(twice, OPERATOR, tmp_path / "pictures")
 
 
 def test_pictures_are_mixed_across_sites_and_only_the_operators_key_explains_their_order(
-    inputs: ReleaseInputs,
+    inputs: ReleaseInputs, tmp_path: Path
 ) -> None:
-    _, arrays = collect.accept_batches(inputs)
-    one = collect.shuffle_images(arrays, inputs.study, OPERATOR)
-    other = collect.shuffle_images(arrays, inputs.study, signing.new_key())
-    first = {image.tobytes() for image in arrays[0]["images"]}
+    _, one = collect.collect_images(inputs, OPERATOR, tmp_path / "one")
+    _, other = collect.collect_images(inputs, signing.new_key(), tmp_path / "other")
+    payload = inputs.batches[0].parts[0].payload
+    sent = tensors.loads(payload, max_bytes=1 << 20)["images"]
+    first = {image.tobytes() for image in sent}
     order = [image.tobytes() in first for image in one.images]
     assert order not in (sorted(order), sorted(order, reverse=True))
     assert {i.tobytes() for i in one.images} == {i.tobytes() for i in other.images}

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -361,3 +362,25 @@ def test_a_site_that_stays_silent_costs_a_deadline_twice_and_no_more(tmp_path: P
     train_round(run, grid, "gan", 4)
     closed = run.record.closing_entry("train", "gan", 4)
     assert closed is not None and closed.data["missing"] == []
+
+
+def test_a_server_that_stood_still_past_the_deadline_takes_the_answers_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation.create(tmp_path, round_deadline_s=300.0)
+    store, slept = gathering.store_sealed, []
+
+    def stand_still(path: Path, sealed: Sealed) -> None:
+        store(path, sealed)
+        slept[:] = [400.0]
+
+    def clock() -> float:
+        return time.monotonic() + sum(slept)
+
+    monkeypatch.setattr(gathering, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(gathering, "store_sealed", stand_still)
+    run = federation.open()
+    train_round(run, federation.grid(), "gan", 0)
+    closed = run.record.closing_entry("train", "gan", 0)
+    assert closed is not None
+    assert closed.data["missing"] == []

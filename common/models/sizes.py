@@ -1,0 +1,65 @@
+"""Which image sizes each architecture builds, and how often it halves them. Imports no torch."""
+
+from __future__ import annotations
+
+from common.errors import ConfigurationError
+
+# Sides in pixels. A plan takes 32 and more; 16 is for tests and for pretraining at half the size.
+IMAGE_SIZES_PX = (16, 32, 64, 96, 128, 256, 512)
+SMALL = "small"
+KOSSEN = "kossen2022"
+PAIR_SIZES_PX = {SMALL: (32, 64, 96, 128, 256), KOSSEN: (64, 96, 128, 256)}
+HALVED_FROM_PX = 8  # the smallest map is smaller: 4 px, or 6 px of 96
+KOSSEN_HALVINGS = 5
+
+
+def map_sides(size_px: int) -> tuple[int, ...]:
+    """Return the sides of a generator's maps, smallest first: 4, 8, ... or 6, 12, ... to the size.
+
+    Raises ConfigurationError for a size that is not in `IMAGE_SIZES_PX`.
+    """
+    if size_px not in IMAGE_SIZES_PX:
+        raise ConfigurationError(
+            f"size_px: expected one of {list_sizes(IMAGE_SIZES_PX)}, got {size_px}",
+            hint="change intake.size_px",
+        )
+    sides = [size_px]
+    while sides[0] >= HALVED_FROM_PX:
+        sides.insert(0, sides[0] // 2)
+    return tuple(sides)
+
+
+def style_count(size_px: int) -> int:
+    """Return L, the style vectors of a W+ code: two for each side of `map_sides`."""
+    return 2 * len(map_sides(size_px))
+
+
+def pair_halvings(size_px: int, architecture: str) -> int:
+    """Return how often a network of image + mask pairs halves its maps.
+
+    Five times for `kossen2022`, else down to 4 to 8 px. Raises ConfigurationError for another size
+    or architecture.
+    """
+    allowed = PAIR_SIZES_PX.get(architecture)
+    if allowed is None:
+        raise ConfigurationError(
+            f"wgan: expected architecture {' or '.join(PAIR_SIZES_PX)}, got {architecture!r}",
+            hint="change models.wgan.architecture",
+        )
+    if size_px not in allowed:
+        raise ConfigurationError(
+            f"wgan: {architecture} at {size_px} px: it is built for {list_sizes(allowed)}",
+            hint="change intake.size_px, or models.wgan.architecture",
+        )
+    if architecture == KOSSEN:
+        return KOSSEN_HALVINGS
+    # as in `map_sides`, but 128 and 256 px end at 8 px
+    halvings = len(map_sides(size_px)) - 1
+    if size_px > 96:
+        halvings -= 1
+    return halvings
+
+
+def list_sizes(sizes: tuple[int, ...]) -> str:
+    """Return sizes as words: `32, 64 or 96 px`."""
+    return f"{', '.join(str(size) for size in sizes[:-1])} or {sizes[-1]} px"

@@ -1,0 +1,52 @@
+"""What a study's journal says so far, kept in memory and brought up to date before each look.
+
+In: the journal, the plan's hash. Out: closed rounds, accepted payloads by site.
+Guarantees: a look reads the entries that are new since the last one, whoever wrote them; so it
+takes the same time in a study's last round as in its first.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from common.storage.journal import Entry, Journal
+
+
+class History:
+    """The views that the round loop asks for again and again; safe to use from several threads.
+
+    `closed`: keys of closed rounds. `missing`: sites that each closed round lacks, oldest first.
+    `accepted`: by site and signing key the digests of accepted payloads, oldest first. `newest`: by
+    site the key of its newest accepted reply.
+    """
+
+    def __init__(self, journal: Journal, study_hash: str) -> None:
+        self._journal = journal
+        self._study = study_hash
+        self._seen = 0
+        self._lock = threading.Lock()
+        self.closed: set[str] = set()
+        self.missing: list[frozenset[str]] = []
+        self.accepted: dict[tuple[str, str], dict[str, None]] = {}
+        self.newest: dict[str, str] = {}
+
+    def read(self) -> History:
+        """Take in what was journaled since the last look; returns itself.
+
+        Raises RefusedError (E-JOURNAL) for a damaged entry, at this look and at every later one.
+        """
+        with self._lock:
+            for entry in self._journal.entries(self._study, after=self._seen):
+                self._take(entry)
+                self._seen = entry.seq
+        return self
+
+    def _take(self, entry: Entry) -> None:
+        """Add one entry to the views."""
+        if entry.state == "closed":
+            self.closed.add(entry.key)
+            self.missing.append(frozenset(entry.data.get("missing", ())))
+        elif entry.state == "accepted":
+            site = entry.data["site"]
+            self.accepted.setdefault((site, entry.data["key"]), {})[entry.data["digest"]] = None
+            self.newest[site] = entry.key
