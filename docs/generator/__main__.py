@@ -12,6 +12,7 @@ from docs.generator.codes import errors_page, exit_codes_page, health_page, reas
 from docs.generator.commands import command_pages
 from docs.generator.inputs import inputs_page
 from docs.generator.keys import server_page, site_page, study_page
+from docs.generator.metrics import metrics_page
 from docs.generator.rooms import ROOT, with_rooms
 
 REFERENCE = "docs/reference"
@@ -25,6 +26,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reasons.md": reasons_page,
     "health.md": health_page,
     "exit-codes.md": exit_codes_page,
+    "metrics.md": metrics_page,
 }
 
 

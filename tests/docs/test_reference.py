@@ -37,6 +37,7 @@ def written() -> dict[str, str]:
         "reasons",
         "health",
         "exit-codes",
+        "metrics",
     ],
 )
 def test_each_page_of_the_reference_is_what_the_sources_say(
