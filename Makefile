@@ -60,10 +60,16 @@ docs: setup
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "documents: build/docs/index.html"
 
-# Maintainers: resolve both pyproject.toml anew (for every platform, no host names in the file).
+# Maintainers: resolve both pyproject.toml (for every platform, no host names in the files). `make lock UPGRADE=--upgrade`
+# raises every version; without it a version stays until a requirement asks for another. Each role's lock
+# has the versions of requirements.lock.
+COMPILE = $(BIN)/uv pip compile --quiet pyproject.toml kohort/pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url
+UPGRADE ?=
 lock:
-	$(BIN)/uv pip compile pyproject.toml kohort/pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
+	$(COMPILE) --extra site --extra server --extra dev $(UPGRADE) -o requirements.lock
+	$(COMPILE) --extra site --constraints requirements.lock -o requirements-site.lock
+	$(COMPILE) --extra server --constraints requirements.lock -o requirements-server.lock
 
 clean:
 	rm -rf .venv

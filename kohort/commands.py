@@ -27,6 +27,8 @@ from kohort.manifest import Manifest, read_manifest
 from kohort.verification import verify
 
 DEMO = "server.demo.rehearsal"
+# of each role one module that only its extra brings
+DEMO_NEEDS = (DEMO, "pydicom", "mlcroissant")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,9 +98,10 @@ def demo_command(context: typer.Context) -> None:
 
     `kohort demo --help` lists its options.
     """
-    if not _is_installed(DEMO):
+    if not all(map(_is_installed, DEMO_NEEDS)):
         raise ConfigurationError(
-            "the demo needs kohort-app (hospital and operator), which is not installed here",
+            "the demo needs kohort-app[site,server] (hospital and operator), "
+            "which is not installed here",
             hint="run `make setup` in a clone of the repository, then `make demo`",
         )
     # The demo runs both sides, which this package may not import: it is a program of its own.
