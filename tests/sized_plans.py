@@ -1,4 +1,4 @@
-"""Plans whose checkpoints are of other sizes than the plan: one for each kind of checkpoint."""
+"""Plans whose checkpoints are of half the plan's size: one for each kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from common.wire import tensors
 from tests.sites import write_plan
 from tests.studies import VESSELS
 
-# every plan below is one of 64 px, every checkpoint of 32 px
-OTHER_PX = 32
+# where a test says nothing else, a plan is one of 64 px with checkpoints of 32 px
 PLAN_PX = 64
+OTHER_PX = 32
 CODE = "E-PLAN-CHECKPOINT"
 PAIRS: dict[str, Any] = {
     "modality": "vessels",
@@ -52,18 +52,23 @@ def pair_weights(size_px: int) -> dict[str, tensors.Arrays]:
     return {"wgan": zeros({"generator.": generator, "average.": generator, "critic.": critic})}
 
 
-def misfit(kind: str) -> tuple[dict[str, tensors.Arrays], dict[str, Any]]:
-    """Weights and changes of a plan in which one checkpoint, of this kind, is of another size."""
+def misfit(kind: str, size_px: int = PLAN_PX) -> tuple[dict[str, tensors.Arrays], dict[str, Any]]:
+    """Weights and changes of a plan in which one checkpoint, of this kind, has half its size."""
     if kind == "wgan":
-        return pair_weights(OTHER_PX), PAIRS
-    weights = image_weights(PLAN_PX)
-    return weights | {kind: image_weights(OTHER_PX)[kind]}, IMAGES
+        return pair_weights(size_px // 2), PAIRS | {
+            "intake": {**PAIRS["intake"], "size_px": size_px}
+        }
+    weights = image_weights(size_px)
+    # the noise of an average grows with its pixels, for the same epsilon
+    scale = IMAGES["synthesis__privatize__scale"] * (size_px / PLAN_PX) ** 2
+    changes = {"intake__size_px": size_px, "synthesis__privatize__scale": scale}
+    return weights | {kind: image_weights(size_px // 2)[kind]}, changes
 
 
-def write_misfit(folder: Path, kind: str) -> Path:
+def write_misfit(folder: Path, kind: str, size_px: int = PLAN_PX) -> Path:
     """Write such a plan with its checkpoints into a new folder."""
     folder.mkdir()
-    weights, changes = misfit(kind)
+    weights, changes = misfit(kind, size_px)
     return write_plan(folder, weights, **changes)
 
 

@@ -22,7 +22,7 @@ from client.cli.terminal import write_line
 from client.daemon.device import find_devices, note_devices
 from client.daemon.site import Site
 from client.fleet import health as states
-from client.fleet.app import build_app
+from client.fleet.app import build_app, explain
 from client.fleet.client import FleetClient
 from client.fleet.connection import FleetSettings
 from client.fleet.health import Health
@@ -261,7 +261,16 @@ def _health(state: State) -> Health:
 def _fleet_client(site: Site, health: Health) -> FleetClient:
     """Return the client of a site."""
     settings = fleet_settings(site.state, site.config, site.membership)
-    return FleetClient(settings, site.plans.pins, build_app(site.answer), health, admit=site.admit)
+    app = build_app(site.answer, lambda error: note_refusal(health, error))
+    return FleetClient(settings, site.plans.pins, app, health, admit=site.admit)
+
+
+def note_refusal(health: Health, error: KohortError | None) -> None:
+    """Show what this site refuses to do, with code and fix, until it answers again."""
+    if error is None or error.code == "E-STUDY-ENDED":
+        health.clear(states.WORK)
+    else:
+        health.set(states.WORK_REFUSED, explain(error))
 
 
 def fleet_settings(state: State, config: SiteConfig, membership: Membership) -> FleetSettings:

@@ -24,34 +24,47 @@ from common.wire.messages import Sealed
 from common.wire.tensors import npy_bytes
 
 Answer = Callable[[Sealed], Sealed]
+Note = Callable[[KohortError | None], None]  # why an instruction was refused; None: answered
 REFUSED = 2
 log = logging.getLogger(__name__)
 CODE = re.compile(r"E(-[A-Z0-9]+){1,6}")
+# the text of these is made of the plan's and the policy's constants: it may stand in a log
+PLAIN_CODES = ("E-PLAN-", "E-POLICY-", "E-CAP", "E-FILTER")
 
 
-def build_app(answer: Answer) -> ClientApp:
-    """Return the ClientApp that gives every instruction to `answer` and returns its reply."""
+def ignore(error: KohortError | None) -> None:
+    """Note nothing."""
+
+
+def build_app(answer: Answer, note: Note = ignore) -> ClientApp:
+    """Return the ClientApp that gives every instruction to `answer` and returns its reply.
+
+    `note` learns why an instruction was refused, and when one is answered again.
+    """
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return reply_to(message, answer)
+        return reply_to(message, answer, note)
 
     @app.query("synthesize")
     def synthesize(message: Message, context: Context) -> Message:
-        return reply_to(message, answer)
+        return reply_to(message, answer, note)
 
     return app
 
 
-def reply_to(message: Message, answer: Answer) -> Message:
+def reply_to(message: Message, answer: Answer, note: Note = ignore) -> Message:
     """Return the reply of `answer`, or an error with a code and no text."""
     try:
-        return Message(record_of(answer(sealed_of(message.content))), reply_to=message)
+        record = record_of(answer(sealed_of(message.content)))
+        note(None)
+        return Message(record, reply_to=message)
     except Stopped:
         raise  # no reply: the transport keeps the message for the next start
     except KohortError as error:
-        log.warning("answered with %s (%s)", public_code(error), error.hint or "no hint")
+        log.warning("answered with %s", explain(error))
+        note(error)
         return Message(Error(REFUSED, public_code(error)), reply_to=message)
     except Exception as error:
         # The text of an unknown exception could hold a patient's name: log its place alone.
@@ -64,6 +77,17 @@ def reply_to(message: Message, answer: Answer) -> Message:
 def public_code(error: KohortError) -> str:
     """Return the error's code if it has the shape of one, else E-BUG."""
     return error.code if CODE.fullmatch(error.code) else "E-BUG"
+
+
+def explain(error: KohortError) -> str:
+    """Return code and fix for this site's staff, and the cause where it names no file of a patient.
+
+    `PLAIN_CODES` are such; of any other error the text is left out.
+    """
+    text = public_code(error)
+    if text.startswith(PLAIN_CODES):
+        text += f": {error}"
+    return f"{text} ({error.hint or 'no hint'})"
 
 
 def record_of(sealed: Sealed) -> RecordDict:

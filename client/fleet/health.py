@@ -63,6 +63,7 @@ CONNECTION = "connection"
 MESSAGE = "message"
 REPLY = "reply"
 DISK = "disk"
+WORK = "work"
 
 CONNECTING = _declare(
     "CONNECTING",
@@ -326,6 +327,13 @@ WORK_FAILED = _declare(
     "error",
     "an instruction could not be carried out; the server received the code only",
     "see this site's log",
+)
+WORK_REFUSED = _declare(
+    "WORK-REFUSED",
+    WORK,
+    "error",
+    "this site refuses what the study asks; the operator was told the code, and asks again",
+    "see the facts, and the code in docs/reference/errors.md",
 )
 
 

@@ -269,12 +269,11 @@ class Gathering:
             log.warning("%s: no evidence kept (%s)", reply.site, type(unkept).__name__)
 
     def _note_code(self, reply: Reply) -> None:
-        """Journal the first code that a site answers with."""
-        place = f"{self._key(reply.part)}/{reply.site}/code"
-        if reply.lost or self._run.record.journal.latest(place) is not None:
+        """Journal the code that a site answers with, when it is a new one."""
+        if reply.lost:
             return
-        self._run.record.journal.append(place, "code", {"site": reply.site, "code": reply.code})
-        log.warning("%s: answers %s; asked again", reply.site, reply.code)
+        if self._run.record.note_code(self._key(reply.part), reply.site, reply.code):
+            log.warning("%s: %s: answers %s; asked again", self._name(), reply.site, reply.code)
 
     def _quarantine(self, site: str, key: str, code: str) -> None:
         """Drop everything of a site in this round."""

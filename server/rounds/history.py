@@ -8,8 +8,23 @@ takes the same time in a study's last round as in its first.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 from common.storage.journal import Entry, Journal
+
+CODE = "code"  # the state of an entry: a site answered with a code in place of a result
+
+
+@dataclass(frozen=True)
+class DeclaredCode:
+    """What a site answers in place of a result: its code, the round, and since when (UTC).
+
+    `place`: the round's journal key. `since`: "" in a journal of an earlier version.
+    """
+
+    code: str
+    place: str
+    since: str
 
 
 class History:
@@ -17,7 +32,8 @@ class History:
 
     `closed`: keys of closed rounds. `missing`: sites that each closed round lacks, oldest first.
     `accepted`: by site and signing key the digests of accepted payloads, oldest first. `newest`: by
-    site the key of its newest accepted reply.
+    site the key of its newest accepted reply. `codes`: by site what it answers now in place of a
+    result; an accepted reply ends that.
     """
 
     def __init__(self, journal: Journal, study_hash: str) -> None:
@@ -29,6 +45,7 @@ class History:
         self.missing: list[frozenset[str]] = []
         self.accepted: dict[tuple[str, str], dict[str, None]] = {}
         self.newest: dict[str, str] = {}
+        self.codes: dict[str, DeclaredCode] = {}
 
     def read(self) -> History:
         """Take in what was journaled since the last look; returns itself.
@@ -50,3 +67,9 @@ class History:
             site = entry.data["site"]
             self.accepted.setdefault((site, entry.data["key"]), {})[entry.data["digest"]] = None
             self.newest[site] = entry.key
+            self.codes.pop(site, None)
+        elif entry.state == CODE:
+            # the key is that of the part, then the site's name and "code"
+            place = entry.key.rsplit("/", 3)[0]
+            since = str(entry.data.get("since", ""))
+            self.codes[entry.data["site"]] = DeclaredCode(entry.data["code"], place, since)

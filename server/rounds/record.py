@@ -36,12 +36,13 @@ from common.study.shapes import starting_weights
 from common.wire import tensors
 from common.wire.messages import Sealed
 from kohort.statements import statement_json
-from server.rounds.history import History
+from server.rounds.history import CODE, DeclaredCode, History
 
 WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES
 SEALED_CAP_BYTES = (1 << 29) + (1 << 20)
 STATEMENT_CAP_BYTES = 1 << 20
 RECEIPTS = 64
+MOST_CODES = 16  # of one site in one round: a site that invents codes fills no journal
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,25 @@ class StudyRecord:
         """Journal that a site's reply was refused; an earlier acceptance for the key is void."""
         self.journal.append(f"{key}/{site}", "refused", {"code": code, "site": site})
 
+    def note_code(self, key: str, site: str, code: str) -> bool:
+        """Journal the code that a site answers in place of a result; False where nothing is new.
+
+        A site that gives the same code again keeps the time of the first one.
+        """
+        place = f"{key}/{site}/{CODE}"
+        before = self.journal.entries(place)
+        if len(before) >= MOST_CODES:
+            return False
+        known = self.last_code(site)
+        if known is not None and before and before[-1].data["code"] == known.code == code:
+            return False
+        self.journal.append(place, CODE, {"site": site, "code": code, "since": _now()})
+        return True
+
+    def last_code(self, site: str) -> DeclaredCode | None:
+        """Return what a site answers now in place of a result; None once it has answered."""
+        return self._history.read().codes.get(site)
+
     def receipts(self, site: str, sign_key: str) -> tuple[str, ...]:
         """Return the payload digests of a site's newest accepted replies, oldest first.
 
@@ -328,7 +348,7 @@ class StudyRecord:
     def note_paused(self, place: str, code: str, text: str) -> None:
         """Journal that the round at `place` is below the quorum; `since` stays while it is."""
         before = self.journal.latest(self._hash + "/state")
-        since = datetime.now(UTC).isoformat(timespec="seconds")
+        since = _now()
         if before is not None and before.state == "paused" and before.data["place"] == place:
             since = str(before.data["since"])
         data = {"place": place, "code": code, "text": text, "since": since}
@@ -360,6 +380,11 @@ def _accepted_sites(entry: Entry | None) -> list[str]:
     if entry is None:
         return []
     return sorted(entry.data["accepted"])
+
+
+def _now() -> str:
+    """The time of this machine, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def remove_file(path: Path) -> None:
