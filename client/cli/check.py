@@ -20,6 +20,7 @@ from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.daemon.device import find_devices
 from client.fleet.connection import check_addresses, read_node_key, tls_context
+from client.fleet.expiry import ending_certificates
 from client.fleet.failures import CallFailed
 from client.fleet.health import KEY_UNKNOWN, Health
 from client.fleet.own_certificate import check_own_certificate
@@ -47,8 +48,10 @@ Offline = Annotated[bool, typer.Option("--offline", help="do not call the server
 def check(state: StateFolder, offline: Offline = False) -> None:
     """Look for everything that would stop a run, before it starts. Ends with 2 if there is any."""
     devices: list[str] = []
+    soon: list[str] = []
     looks: dict[str, Look] = {
         "configuration": _check_files,
+        "certificates": partial(_check_certificates, soon),
         "program": _check_program,
         "machine": _check_machine,
         "device": partial(_check_device, devices),
@@ -64,9 +67,8 @@ def check(state: StateFolder, offline: Offline = False) -> None:
         if found:
             outcome = f"{len(found)} to repair"
         write_line(f"{name}: {outcome}")
-        if name == "device":
-            for line in devices:
-                write_line(f"  {line}")
+        for line in {"device": devices, "certificates": soon}.get(name, ()):
+            write_line(f"  {line}")
         # One broken file fails several looks: name it once.
         problems += [line for line in found if line not in problems]
         if name == "plans":
@@ -129,7 +131,18 @@ def _check_files(state: Path) -> Iterator[str]:
     settings = fleet_settings(place, config, membership)
     check_addresses(settings.url, settings.proxy)
     tls_context(settings)
+
+
+def _check_certificates(shown: list[str], state: Path) -> Iterator[str]:
+    """This site's certificate is its CA's and valid now; `shown` takes what ends soon."""
+    place = State(state)
+    settings = fleet_settings(place, load_site(state), read_membership(place.membership))
     check_own_certificate(settings)
+    for one in ending_certificates(settings):
+        if one.severity == "error":
+            yield one.line
+        else:
+            shown.append(f"{one.severity}: {one.line}")
 
 
 def _check_program(state: Path) -> Iterator[str]:

@@ -13,16 +13,19 @@ from typing import Annotated, Any
 import typer
 
 from client.cli.options import AsJson, StateFolder
+from client.cli.serve import fleet_settings
 from client.cli.state_folder import STATUS_FILE, open_plans
 from client.cli.terminal import write_line
 from client.daemon.device import noted_devices
 from client.egress.review import Batch, Reviews
+from client.fleet.expiry import ending_certificates
 from client.fleet.health import NOT_RUNNING, UNRESPONSIVE
 from client.state.artefacts import epsilon_of
-from client.state.config import Policy, load_site
+from client.state.config import Policy, SiteConfig, load_site
 from client.state.folder import State
 from client.state.group_store import GroupStore
 from client.state.ledger import LedgerReport
+from client.state.membership import read_membership
 from client.state.records import Records
 from client.state.upgrade import check_state
 from client.state.work import at_work
@@ -157,6 +160,8 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
         write_line(f"  images   {plan['images']}")
         for line in plan["at_work"]:
             write_line(f"  {line}")
+    for one in facts["certificates"]:
+        write_line(f"{one['severity']}: {one['text']}")
     for one in (*facts["state"], *facts["connection"]):
         fix = f"; {one['fix']}" if one["fix"] else ""
         write_line(f"{one['severity']}: {one['code']}: {one['text']}{fix}")
@@ -182,6 +187,7 @@ def site_status(state: Path) -> dict[str, Any]:
         "site": config.site,
         "devices": noted_devices(place) or [f"{config.compute.device}: not looked for yet"],
         "plans": rows,
+        "certificates": list(_ending(place, config)),
         "state": list(_state_faults(place)),
         "connection": _connection(state),
     }
@@ -192,6 +198,15 @@ def _work_lines(place: State, plan_hash: str, study: Study) -> Iterator[str]:
     if is_held(place.root / "lock"):
         for one in at_work(place, plan_hash, study):
             yield one.line(time.time(), counts=True)
+
+
+def _ending(place: State, config: SiteConfig) -> Iterator[dict[str, Any]]:
+    """Yield the certificates of this site that end soon; before it has joined it has none."""
+    if place.membership.is_file():
+        settings = fleet_settings(place, config, read_membership(place.membership))
+        for one in ending_certificates(settings):
+            facts = {"of": one.whose, "ends": one.ends.isoformat(), "severity": one.severity}
+            yield facts | {"text": one.line, "fix": one.fix}
 
 
 def _state_faults(place: State) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from common.storage.lock import FolderLock
 from common.study.bundle import copy_bundle, open_bundle
 from common.study.plan import Study
 from common.wire.app_bundle import write_app
+from common.wire.expiry import Ending
 from server.cli.authority import server_secret
 from server.cli.options import AsJson, Bundle, StateFolder
 from server.cli.state_folder import (
@@ -124,7 +125,7 @@ def serve(
     ):
         say(f"study {study.name}: starting on {spell(config.listen.host, port)}")
         for ending in ending_certificates(place, registry.sites()):
-            say(f"warning: {ending.line}")
+            say(f"{ending.severity}: {ending.line}")
         with SuperLink(
             place.superlink,
             pin,
@@ -196,7 +197,7 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
     foreign = foreign_runs(place.superlink)
     if as_json:
         rows = [{"site": site.name, "state": site.state, "code": site.code} for site in sites]
-        soon = [{"of": one.whose, "ends": one.ends.isoformat()} for one in ending]
+        soon = [ending_row(one) for one in ending]
         unread = [{"hash": key, "code": error.code} for key, error in faults.items()]
         facts = {"studies": studies, "sites": rows, "foreign_runs": foreign, "ending": soon}
         facts["unreadable"] = unread
@@ -215,7 +216,13 @@ def status(state: StateFolder, as_json: AsJson = False) -> None:
     for row in foreign:
         write(f"foreign run refused at {row['time']}: E-APP-UNPINNED\n")
     for one in ending:
-        write(f"warning: {one.line}\n")
+        write(f"{one.severity}: {one.line}\n")
+
+
+def ending_row(one: Ending) -> dict[str, str]:
+    """Return a certificate that ends soon, as `--json` shows it."""
+    ends = one.ends.isoformat()
+    return {"of": one.whose, "ends": ends, "severity": one.severity, "fix": one.fix}
 
 
 def state_of(row: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ LOG_BYTES = 8 << 20
 LOGS_KEPT = 3
 DAY_S = 86_400
 NGINX = "nginx"
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 log = logging.getLogger("kohort.front")
 
 
@@ -67,10 +68,10 @@ async def serve(state: ServerState, where: str, pushed_bytes: int) -> None:
 
 
 async def _warn_daily(state: ServerState, sites: Sites) -> None:
-    """Log the certificates that end within a month, once a day."""
+    """Log the certificates that end soon, once a day."""
     while True:
         for ending in ending_certificates(state, sites.all()):
-            log.warning("%s", ending.line)
+            log.log(LEVELS[ending.severity], "%s", ending.line)
         await asyncio.sleep(DAY_S)
 
 

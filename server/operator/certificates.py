@@ -28,7 +28,7 @@ from common.wire import keys
 
 CA_DAYS = 3650
 SERVER_DAYS = 825
-SITE_DAYS = 397
+SITE_DAYS = 30  # its daemon renews it (client/fleet/renewal.py)
 BACKDATED = timedelta(hours=25)  # for clocks that are up to a day apart
 EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)  # a clock before it is wrong: kohort is younger
 PEM_CAP_BYTES = 65_536
@@ -58,7 +58,9 @@ class ServerFiles:
     ca: Path
 
 
-def create_authority(folder: Path, name: str = "kohort") -> Authority:
+def create_authority(
+    folder: Path, name: str = "kohort", *, now: datetime | None = None
+) -> Authority:
     """Return a new CA, stored as `ca.crt` and `ca.key` (0600) in `folder`.
 
     Raises ConfigurationError where there is one already.
@@ -71,7 +73,7 @@ def create_authority(folder: Path, name: str = "kohort") -> Authority:
             )
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(f"{name} certificate authority")
-    builder = _builder(subject, subject, key.public_key(), CA_DAYS)
+    builder = _builder(subject, subject, key.public_key(), CA_DAYS, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
@@ -81,7 +83,7 @@ def create_authority(folder: Path, name: str = "kohort") -> Authority:
     return Authority(certificate, key)
 
 
-def load_authority(folder: Path) -> Authority:
+def load_authority(folder: Path, *, now: datetime | None = None) -> Authority:
     """Return the CA stored in `folder`.
 
     Raises ConfigurationError if a file is missing, foreign, expired or an intermediate's.
@@ -96,7 +98,7 @@ def load_authority(folder: Path) -> Authority:
     key = read_key(folder / AUTHORITY_KEY)
     if public_key_of(certificate, folder / "ca.crt") != key.public_key():
         raise ConfigurationError(f"{folder / 'ca.key'}: not the key of {folder / 'ca.crt'}")
-    _check_dates(certificate, folder / "ca.crt", datetime.now(UTC))
+    _check_dates(certificate, folder / "ca.crt", now or datetime.now(UTC))
     return Authority(certificate, key)
 
 
@@ -107,13 +109,14 @@ def issue_server_certificate(
     *,
     days: float = SERVER_DAYS,
     secret: bytes | None = None,
+    now: datetime | None = None,
 ) -> ServerFiles:
     """Return the files of a new server certificate, valid for this machine's loopback and `hosts`.
 
     An older one is replaced. `secret`: the passphrase that protects the key.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = sign_server_key(authority, key.public_key(), hosts, days=days)
+    certificate = sign_server_key(authority, key.public_key(), hosts, days=days, now=now)
     _make_folder(folder)
     files = ServerFiles(folder / "server.crt", folder / "server.key", folder / "ca.crt")
     atomic_write(files.ca, to_pem(authority.certificate))
@@ -128,10 +131,11 @@ def sign_server_key(
     hosts: Sequence[str],
     *,
     days: float = SERVER_DAYS,
+    now: datetime | None = None,
 ) -> x509.Certificate:
     """Return a server certificate for a key, for this machine's loopback and `hosts`."""
     names = list(dict.fromkeys((*LOOPBACK, *hosts)))
-    builder = _leaf(authority, _name(names[-1]), key, days, ExtendedKeyUsageOID.SERVER_AUTH)
+    builder = _leaf(authority, _name(names[-1]), key, days, ExtendedKeyUsageOID.SERVER_AUTH, now)
     builder = builder.add_extension(alternative_names(names), critical=False)
     return builder.sign(authority.key, hashes.SHA256())
 
@@ -152,11 +156,16 @@ def issue_site_certificate(
 
 
 def site_certificate(
-    authority: Authority, site: str, public_key: str, *, days: float = SITE_DAYS
+    authority: Authority,
+    site: str,
+    public_key: str,
+    *,
+    days: float = SITE_DAYS,
+    now: datetime | None = None,
 ) -> bytes:
     """Return the client certificate of `site` as PEM text."""
     key = parse_site_key(public_key)
-    builder = _leaf(authority, _name(site), key, days, ExtendedKeyUsageOID.CLIENT_AUTH)
+    builder = _leaf(authority, _name(site), key, days, ExtendedKeyUsageOID.CLIENT_AUTH, now)
     return to_pem(builder.sign(authority.key, hashes.SHA256()))
 
 
@@ -267,9 +276,12 @@ def _leaf(
     key: ec.EllipticCurvePublicKey,
     days: float,
     usage: x509.ObjectIdentifier,
+    now: datetime | None,
 ) -> x509.CertificateBuilder:
-    """A certificate that signs nothing and does one thing."""
-    builder = _builder(subject, authority.certificate.subject, key, days)
+    """A certificate that signs nothing and does one thing; it ends with its authority."""
+    now = now or datetime.now(UTC)
+    left = (authority.certificate.not_valid_after_utc - now) / timedelta(days=1)
+    builder = _builder(subject, authority.certificate.subject, key, min(days, left), now)
     builder = builder.add_extension(
         x509.BasicConstraints(ca=False, path_length=None), critical=True
     )
@@ -282,10 +294,14 @@ def _leaf(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    days: float,
+    now: datetime | None = None,
 ) -> x509.CertificateBuilder:
     """What every certificate of ours has; raises ConfigurationError for a clock that is wrong."""
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     if now < EARLIEST:
         raise ConfigurationError(
             f"this machine's clock says {now:%Y-%m-%d}, expected {EARLIEST:%Y} or later",

@@ -1,55 +1,49 @@
 """Which certificates end soon: the server's, the authority's, the sites'.
 
-In: the state folder, a time. Out: a line for each that ends within a month, with the fix.
+In: the state folder, a time. Out: a lifetime of each, and an `Ending` for what is near.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from datetime import datetime
 
 from common.errors import KohortError
+from common.wire import expiry
+from common.wire.expiry import Ending, Lifetime
 from server.operator.certificates import read_certificate
 from server.operator.sites import Site
 from server.operator.state import ServerState
 
-WARN = timedelta(days=30)
+SERVER_FIX = "kohort-server renew"
+AUTHORITY_FIX = "kohort-server rollover"
+SITE_FIX = (
+    "its daemon renews it; is it running? else enrol its request again, send it the join file"
+)
 
 
-class Ending(NamedTuple):
-    """A certificate that ends soon: whose, when, and what to do."""
-
-    whose: str
-    ends: datetime
-    fix: str
-
-    @property
-    def line(self) -> str:
-        """What a person reads."""
-        return f"certificate of {self.whose} ends on {self.ends:%Y-%m-%d}: {self.fix}"
-
-
-def ending_certificates(
-    state: ServerState, sites: Mapping[str, Site], now: datetime | None = None
-) -> list[Ending]:
-    """Return the certificates that end within a month, the first to end first."""
+def lifetimes(state: ServerState, sites: Mapping[str, Site]) -> list[Lifetime]:
+    """Return every certificate of the consortium; one that is not here is left out."""
     places = [
-        ("the server", state.tls / "server.crt", "kohort-server renew"),
-        ("the authority", state.authority / "ca.crt", "every hospital must join a new one"),
+        ("the server", state.tls / "server.crt", expiry.SERVER, SERVER_FIX),
+        ("the authority", state.authority / "ca.crt", expiry.AUTHORITY, AUTHORITY_FIX),
     ]
     for name, site in sites.items():
         if site.state != "revoked":
-            fix = "kohort-server enrol its request again, send it the join file"
-            places.append((name, state.site_certificate(name), fix))
-    soon = (now or datetime.now(UTC)) + WARN
+            places.append((name, state.site_certificate(name), expiry.SITE, SITE_FIX))
     found = []
-    for whose, path, fix in places:
+    for whose, path, days, fix in places:
         try:
             ends = read_certificate(path).not_valid_after_utc
         except KohortError:
             # one that is not here ends nothing; who needs it says so
             continue
-        if ends < soon:
-            found.append(Ending(whose, ends, fix))
-    return sorted(found, key=lambda one: one.ends)
+        found.append(Lifetime(whose, ends, days, fix))
+    return found
+
+
+def ending_certificates(
+    state: ServerState, sites: Mapping[str, Site], now: datetime | None = None
+) -> list[Ending]:
+    """Return the certificates that end soon, the first to end first."""
+    return expiry.ending(lifetimes(state, sites), now)

@@ -36,11 +36,17 @@ def test_what_ends_within_a_month_is_named_and_nothing_else(
     )
     registry = Registry(state.sites)
     assert ending_certificates(state, registry.sites()) == []
+    # a site's daemon renews from day 15 on; from day 14 on its operator hears of it
+    later = datetime.now(UTC) + timedelta(days=15)
+    assert ending_certificates(state, registry.sites(), later) == []
     # the site's ends first, the server's two years later, the authority's in ten years
-    later = datetime.now(UTC) + timedelta(days=380)
-    assert [one.whose for one in ending_certificates(state, registry.sites(), later)] == [
-        "hospital-a"
-    ]
+    later = datetime.now(UTC) + timedelta(days=17)
+    [site] = ending_certificates(state, registry.sites(), later)
+    assert (site.whose, site.severity, site.ended) == ("hospital-a", "warning", False)
+    [site] = ending_certificates(state, registry.sites(), later + timedelta(days=12))
+    assert (site.severity, site.ended) == ("error", False)
+    [site] = ending_certificates(state, registry.sites(), later + timedelta(days=20))
+    assert "certificate of hospital-a ended on" in site.line
     later = datetime.now(UTC) + timedelta(days=3630)
     whose = [one.whose for one in ending_certificates(state, registry.sites(), later)]
     assert whose == ["hospital-a", "the server", "the authority"]
@@ -53,7 +59,7 @@ def test_what_ends_within_a_month_is_named_and_nothing_else(
     capsys.readouterr()
     app(["status", "--state", str(root)], standalone_mode=False)
     said = capsys.readouterr().out
-    assert "warning: certificate of the server ends on" in said
+    assert "info: certificate of the server ends on" in said
     assert "kohort-server renew" in said
     app(["status", "--state", str(root), "--json"], standalone_mode=False)
     assert [row["of"] for row in json.loads(capsys.readouterr().out)["ending"]] == ["the server"]
@@ -63,7 +69,7 @@ def test_the_front_says_so_in_its_log_when_it_starts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = ServerState(tmp_path / "server")
-    issue_server_certificate(create_authority(state.authority), state.tls, days=20)
+    issue_server_certificate(create_authority(state.authority), state.tls, days=10)
     Registry(state.sites).close()
     sites = Sites(state.sites)
 
