@@ -28,7 +28,7 @@ from common.wire import keys
 
 CA_DAYS = 3650
 SERVER_DAYS = 825
-SITE_DAYS = 30  # its daemon renews it (client/fleet/renewal.py)
+SITE_DAYS = 30
 BACKDATED = timedelta(hours=25)  # for clocks that are up to a day apart
 EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)  # a clock before it is wrong: kohort is younger
 PEM_CAP_BYTES = 65_536

@@ -14,6 +14,7 @@ from client.cli.look import _connection as read_status
 from client.cli.state_folder import STATUS_FILE
 from client.egress.evidence import Evidence
 from client.fleet.connection import FleetSettings, create_node_key, read_node_key
+from client.fleet.expiry import ending_certificates
 from client.fleet.own_certificate import check_own_certificate
 from client.fleet.session import Session
 from client.ingest.listing import LISTING, compare_listing
@@ -295,6 +296,7 @@ def _pem(folder: Path) -> Parser:
         which = data[0] % 3 if data else 0
         (folder / "x").write_bytes(data[1:])
         if which == 0:
+            ending_certificates(settings)
             check_certificate(folder / "x", authority.certificate)
             check_own_certificate(settings)
         elif which == 1:
@@ -432,6 +434,7 @@ TARGETS = (
             "server.operator.certificates:read_key",
             "client.fleet.connection:read_node_key",
             "client.fleet.connection:_load_open",
+            "client.fleet.expiry",
             "client.fleet.own_certificate",
         ),
         _pem,
