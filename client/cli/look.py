@@ -1,9 +1,8 @@
-"""`review`, `ledger` and `status`: what a person looks at and decides on."""
+"""`ledger` and `status`: what a person looks at."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from client.cli.serve import fleet_settings
 from client.cli.state_folder import STATUS_FILE, open_plans
 from client.cli.terminal import write_line
 from client.daemon.device import noted_devices
-from client.egress.review import Batch, Reviews
+from client.egress.review import open_reviews
 from client.fleet.expiry import ending_certificates
 from client.fleet.health import NOT_RUNNING, UNRESPONSIVE
 from client.state.artefacts import epsilon_of
@@ -37,48 +36,7 @@ from common.study.plan import Study
 STATUS_CAP_BYTES = 1 << 20
 SILENT_S = 60.0
 
-BatchName = Annotated[
-    str, typer.Argument(help="first letters of the batch; empty: the one that waits")
-]
-Approve = Annotated[bool, typer.Option("--approve", help="let exactly this batch leave")]
-Reject = Annotated[bool, typer.Option("--reject", help="keep it here for good")]
-Reviewer = Annotated[str, typer.Option("--reviewer", help="who decides")]
 LedgerAction = Annotated[str, typer.Argument(metavar="[verify]", help="`verify`, or nothing")]
-
-
-def review(
-    state: StateFolder,
-    batch: BatchName = "",
-    approve_batch: Approve = False,
-    reject: Reject = False,
-    reviewer: Reviewer = "",
-) -> None:
-    """Show images that wait for a person, or decide on them."""
-    load_site(state)
-    if approve_batch and reject:
-        raise ConfigurationError(
-            "--approve or --reject, not both", hint="kohort-site review --help"
-        )
-    reviews = Reviews(State(state).reviews)
-    if approve_batch or reject:
-        name = reviewer or os.environ.get("USER", "")
-        write_line(_batch_line(reviews.decide(batch, approve=approve_batch, reviewer=name)))
-        return
-    batches = reviews.batches()
-    for found in batches:
-        write_line(_batch_line(found))
-        for sheet in found.sheets:
-            write_line(f"  look at {sheet}")
-    if not batches:
-        write_line("no images have been made yet")
-
-
-def _batch_line(batch: Batch) -> str:
-    """Return one batch in one line."""
-    line = f"{batch.digest[:16]}  plan {batch.study[:12]}  {batch.state}"
-    if batch.reviewer:
-        line += f" by {batch.reviewer}"
-    return line
 
 
 def ledger(state: StateFolder, what: LedgerAction = "", as_json: AsJson = False) -> None:
@@ -174,7 +132,9 @@ def site_status(state: Path) -> dict[str, Any]:
     plans = open_plans(state)
     # What the journal says was answered, and what the reviews say of the images.
     answered = {entry.key for entry in place.journal.entries() if entry.state == "answered"}
-    batches = {batch.study: batch.state for batch in Reviews(place.reviews).batches()}
+    batches: dict[str, str] = {}
+    for batch in open_reviews(place, config).batches():
+        batches[batch.study] = batch.state
     rows = []
     for plan_hash, study in plans.valid().items():
         rounds = {}

@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from client.cli import approve, audit, check, joining, look, measure, protect, serve, withdraw
+from client.cli import (
+    approve,
+    audit,
+    check,
+    joining,
+    look,
+    measure,
+    protect,
+    review,
+    serve,
+    withdraw,
+)
 from client.cli.words import name_faults
 from common import passphrase
 from common.process import keep_private
@@ -43,7 +54,7 @@ app.command()(approve.approve)
 app.command()(serve.ingest)
 app.command()(serve.run)
 app.command()(withdraw.withdraw)
-app.command()(look.review)
+app.command()(review.review)
 app.command()(measure.utility)
 app.command()(measure.privatize)
 app.command()(look.ledger)

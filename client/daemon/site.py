@@ -40,7 +40,7 @@ from client.daemon.rounds import Output, Round, check_size, open_round
 from client.daemon.spending import Spending
 from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
-from client.egress.review import Reviews
+from client.egress.review import open_reviews
 from client.ingest.build import IngestReport
 from client.ingest.refresh import Intakes, Refreshed
 from client.state.config import SiteConfig, check_plan
@@ -82,7 +82,7 @@ class Site:
             log.info("state folder of version 0.1: migrated; a copy lies in %s", backup.name)
         self.plans = Plans(self.state, self.membership.operator)
         self.outbox = Outbox(self.state.outbox)
-        self.reviews = Reviews(self.state.reviews)
+        self.reviews = open_reviews(self.state, self.config)
         self.records = Records(self.state, self.config, self.plans)
         self.intakes = Intakes(self.state, self.config, self.progress)
         self._spending = Spending(self.records)

@@ -25,7 +25,7 @@ from client.state.group_store import GroupStore
 from client.state.ledger import Ledger, Reservation
 from client.state.ledger_file import Entry, of_kind
 from client.state.records import Records
-from common.errors import Bug, KohortError
+from common.errors import Bug, KohortError, PolicyError
 from common.privacy.boundary import (
     HEAD_COMMITMENT,
     PART_CAP_BYTES,
@@ -171,7 +171,7 @@ class Gate:
         if evidence.audit:
             codes = ", ".join(evidence.audit[:5])
             raise refuse(24, f"audit codes {codes}", hint="see the job folder; nothing was sent")
-        # (25) a person approved exactly this batch
+        # (25) people approved exactly this batch
         self._check_review(digest)
         # (23) the groups are frozen, and what leaves of them is kept
         freeze(self.study, released, self.groups, limit)
@@ -205,7 +205,7 @@ class Gate:
         rows = self.ledger.rows()
         for number in reservations:
             self._check_entry(number, event, rows)
-        # (25) a person approved exactly these images
+        # (25) people approved exactly these images
         self._check_review(batch_digest(images))
 
     def _check_plan(self, instruction: Header, phase: str) -> None:
@@ -364,10 +364,22 @@ class Gate:
                 raise refuse(23, "an image has another label than its group")
 
     def _check_review(self, digest: str) -> None:
-        """Rule 25: a person approved exactly this batch.
+        """Rule 25: as many different persons as the policy asks for approved exactly this batch.
 
-        A rejection holds even where the policy asks for no review.
+        The site's own signature is on each approval. A rejection holds even where the policy asks
+        for no review.
         """
         state = self.reviews.state(digest)
-        if state == "rejected" or (self.policy.review == "required" and state != "approved"):
+        if state == "rejected":
             raise refuse(25, f"batch {digest[:16]} is {state}", hint="kohort-site review")
+        if self.policy.review != "required":
+            return
+        try:
+            approved = len(self.reviews.approvals(digest))
+        except PolicyError as error:
+            raise refuse(25, str(error), hint=error.hint) from error
+        if approved < self.policy.reviewers:
+            found = f"batch {digest[:16]} is {state}: {approved} signed approvals"
+            raise refuse(
+                25, f"{found}, expected {self.policy.reviewers}", hint="kohort-site review"
+            )

@@ -1,12 +1,15 @@
-"""Human review of image batches: what waits, and what a person decided.
+"""Human review of image batches: what waits, and what persons decided.
 
 In: the digest of a batch, the pages of its contact sheet; a reviewer's decision. Out: the state of
 a digest.
 Guarantees:
-  1. a decision is on disk, with the reviewer's name, before it counts; it is final, and holds for
-     one digest: a changed batch is another batch
+  1. a decision is on disk, signed and with the reviewer's name, before it counts; it holds for one
+     digest: a changed batch is another batch
   2. the journal holds the SHA-256 of every page when the batch is proposed; a batch is approved
      only while all these pages lie in its folder as they were, and the approval names them again
+  3. a batch is approved once as many different persons approved it as the policy asks for; one
+     rejection holds, whatever came before it
+  4. an approval that nobody signed does not count (versions before signed none)
 Not covered: who the reviewer is (the accounts of the operating system decide); that a person
 opened every page.
 """
@@ -19,13 +22,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from client.egress import decisions
+from client.egress.decisions import Choice, Decision, Entries, SigningKey, who
+from client.state.config import SiteConfig
+from client.state.folder import State
 from common.errors import ConfigurationError, PolicyError
 from common.storage.files import atomic_write, file_digest, read_capped
 from common.storage.journal import Journal
 from common.wire.messages import digest_of
 
-State = Literal["unknown", "waiting", "approved", "rejected"]
-STATES: dict[str, State] = {"waiting": "waiting", "approved": "approved", "rejected": "rejected"}
+# "unsigned": approved by a version that signed nothing; it waits once it is proposed again
+BatchState = Literal["unknown", "waiting", "approved", "rejected", "unsigned"]
+WAITING = "waiting"
 SHEET = "contact_sheet.png"
 # further pictures that a job may leave (client/synthesize/inversion_sheet.py)
 BESIDE = ("inversions.png",)
@@ -64,7 +72,7 @@ def pages_of(sheet: Path, count: int) -> list[Path]:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch under review; `reviewer` is who decided.
+    """One batch under review, and every decision on it since it was proposed.
 
     `folder` holds its contact sheet. `pages`: the SHA-256 of each page, by file name; empty for a
     batch that was proposed before pages were noted.
@@ -73,9 +81,14 @@ class Batch:
     digest: str
     study: str
     folder: Path
-    state: State
-    reviewer: str = ""
+    state: BatchState
+    decided: tuple[Decision, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reviewer(self) -> str:
+        """Who decided, in the order of their decisions."""
+        return ", ".join(decision.reviewer for decision in self.decided)
 
     @property
     def sheets(self) -> list[Path]:
@@ -89,10 +102,16 @@ class Batch:
 
 
 class Reviews:
-    """The review folder of a site: the daemon proposes, `kohort-site review` decides."""
+    """The review folder of a site: the daemon proposes, people decide.
 
-    def __init__(self, folder: Path) -> None:
+    `key`: the site's signing key, read when somebody decides. `reviewers`: how many different
+    persons must approve a batch.
+    """
+
+    def __init__(self, folder: Path, key: SigningKey, reviewers: int = 1) -> None:
         self.folder = folder
+        self.reviewers = reviewers
+        self._key = key
         self._journal = Journal(folder / "decisions.sqlite")
 
     def propose(self, digest: str, study: str, sheet: Path, count: int = 1) -> Batch:
@@ -102,14 +121,15 @@ class Reviews:
         (E-REVIEW-PAGES) where one is missing.
         """
         folder = self.folder / digest[:16]
-        if self.state(digest) in ("approved", "rejected"):
+        state = self.state(digest)
+        if state in ("approved", "rejected"):
             return self._batch(digest)
         sources = {page_name(SHEET, i): page for i, page in enumerate(pages_of(sheet, count))}
         pages = {name: file_digest(page) for name, page in sources.items()}
-        # a decision that was taken before stays
-        waiting = self.state(digest) == "waiting"
-        if self.state(digest) == "unknown" or (waiting and self._batch(digest).pages != pages):
-            self._journal.append(digest, "waiting", {"study": study, "pages": _pairs(pages)})
+        # other pages, or an approval that nobody signed: whoever decides looks anew
+        waiting = state == "waiting"
+        if not waiting or self._batch(digest).pages != pages:
+            self._record(digest, WAITING, {"study": study, "pages": _pairs(pages)})
         # the first page is written last: with it the pictures are complete
         if not (folder / SHEET).exists() or (waiting and find_altered(self._batch(digest))):
             for name in BESIDE:
@@ -119,36 +139,35 @@ class Reviews:
                 _copy(sources[name], folder / name)
         return self._batch(digest)
 
-    def decide(self, batch: str, *, approve: bool, reviewer: str) -> Batch:
-        """Record a person's decision on the batch whose digest starts with `batch`; it is final.
+    def decide(
+        self, batch: str, *, approve: bool, reviewer: str, reason: str = "", note: str = ""
+    ) -> Batch:
+        """Record a person's decision on the batch whose digest starts with `batch`.
 
-        Raises PolicyError: E-REVIEW-FINAL after another decision, E-REVIEW-PAGES for an approval
-        while a page is missing or altered.
+        The same decision by the same person again changes nothing. Raises PolicyError:
+        E-REVIEW-FINAL after another decision, E-REVIEW-SAME where the policy asks for a second
+        person, E-REVIEW-PAGES for an approval while a page is missing or altered.
         """
-        if not reviewer.strip():
-            raise ConfigurationError(
-                "review: a decision needs the reviewer's name", hint="add --reviewer NAME"
-            )
-        # the same decision again is no change; another one is refused
+        kind = decisions.APPROVED if approve else decisions.REJECTED
+        choice = Choice(kind, reviewer, reason, note).checked()
         found = self.find(batch)
-        digest = found.digest
-        decision = "approved" if approve else "rejected"
-        if self.state(digest) not in ("waiting", decision):
+        if found.state == kind:
+            return found
+        if found.state != "waiting":
             raise PolicyError(
-                f"review: batch {digest[:16]} is already {self.state(digest)}",
+                f"review: batch {found.digest[:16]} is already {found.state}",
                 code="E-REVIEW-FINAL",
             )
-        if self.state(digest) == "waiting":
-            if approve:
-                _check_pages(found)
-            record = {"reviewer": reviewer.strip(), "pages": _pairs(found.pages)}
-            self._journal.append(digest, decision, record)
-        return self._batch(digest)
+        if approve:
+            _check_another(found, choice.reviewer)
+            _check_pages(found)
+        self._decide(found, choice)
+        return self._batch(found.digest)
 
     def give_up(self, digest: str) -> None:
         """Reject a waiting batch that can no longer leave: somebody in it has left the cohort."""
         if self.state(digest) == "waiting":
-            self._journal.append(digest, "rejected", {"reviewer": GIVEN_UP})
+            self._record(digest, decisions.REJECTED, {"reviewer": GIVEN_UP})
 
     def find(self, batch: str) -> Batch:
         """Return the one batch whose digest starts with `batch`, or with "" the one that waits."""
@@ -168,26 +187,116 @@ class Reviews:
         digests = dict.fromkeys(entry.key for entry in self._journal.entries())
         return tuple(self._batch(digest) for digest in digests)
 
-    def state(self, digest: str) -> State:
-        """Return the state of exactly this digest."""
-        latest = self._journal.latest(digest)
-        if latest is None:
-            return "unknown"
-        return STATES[latest.state]
+    def state(self, digest: str) -> BatchState:
+        """Return the state of exactly this digest; no signature is looked at."""
+        return _state_of(self._entries(digest), self.reviewers)
+
+    def approvals(self, digest: str) -> frozenset[str]:
+        """Return who approved exactly this digest, each with a valid signature on it.
+
+        Raises PolicyError (E-REVIEW-CHAIN) where a record is not as it was written.
+        """
+        decisions.check_chain(self._journal.entries())
+        public = self._key().public_key()
+        since = _since_proposal(self._entries(digest))
+        names: set[str] = set()
+        for entry in since:
+            if entry.state == decisions.APPROVED and Decision.of(entry).signed:
+                decisions.check_signature(entry, public)
+                names.add(who(Decision.of(entry).reviewer))
+        return frozenset(names)
+
+    def verify(self) -> tuple[int, str]:
+        """Return how many records there are, and the digest over them all.
+
+        Raises PolicyError (E-REVIEW-CHAIN) for the first one that is not as it was written.
+        """
+        entries = self._journal.entries()
+        decisions.check_chain(entries)
+        public = self._key().public_key()
+        for entry in entries:
+            if decisions.SIGNATURE in entry.data:
+                decisions.check_signature(entry, public)
+        return len(entries), decisions.chain(entries)
 
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
 
+    def _record(self, digest: str, state: str, fields: Mapping[str, object]) -> None:
+        """Write a record that no person decided."""
+        self._journal.append_after(
+            digest, state, lambda before: decisions.record_waiting(fields, before)
+        )
+
+    def _decide(self, batch: Batch, choice: Choice) -> None:
+        """Write a person's decision, unless another one came first."""
+        key = self._key()
+
+        def make(before: Entries) -> Mapping[str, object]:
+            latest = [entry for entry in before if entry.key == batch.digest]
+            if _state_of(latest, self.reviewers) != "waiting":
+                raise PolicyError(
+                    f"review: somebody else just decided on batch {batch.digest[:16]}",
+                    code="E-REVIEW-FINAL",
+                )
+            pages = _pairs(batch.pages)
+            return decisions.record_decision(batch.digest, choice, pages, before, key)
+
+        self._journal.append_after(batch.digest, choice.kind, make)
+
+    def _entries(self, digest: str) -> Entries:
+        """The records of exactly this digest, in order."""
+        return [entry for entry in self._journal.entries(digest) if entry.key == digest]
+
     def _batch(self, digest: str) -> Batch:
         """The batch as the journal has it."""
-        entries = [entry for entry in self._journal.entries(digest) if entry.key == digest]
+        entries = self._entries(digest)
         study = str(entries[0].data["study"])
-        reviewer = str(entries[-1].data.get("reviewer", ""))
+        decided = [Decision.of(e) for e in _since_proposal(entries) if e.state != WAITING]
         noted = [entry.data["pages"] for entry in entries if "pages" in entry.data]
         pages = {str(name): str(sha256) for name, sha256 in noted[-1]} if noted else {}
         folder = self.folder / digest[:16]
-        return Batch(digest, study, folder, self.state(digest), reviewer, pages)
+        state = _state_of(entries, self.reviewers)
+        return Batch(digest, study, folder, state, tuple(decided), pages)
+
+
+def open_reviews(state: State, config: SiteConfig) -> Reviews:
+    """Return the reviews of a site under its policy, signed with its key."""
+    return Reviews(state.reviews, state.signing_key, config.policy.reviewers)
+
+
+def _since_proposal(entries: Entries) -> Entries:
+    """The records of one batch from its last proposal on: decisions before it count no more."""
+    places = [place for place, entry in enumerate(entries) if entry.state == WAITING]
+    return entries[places[-1] :] if places else entries
+
+
+def _state_of(entries: Entries, reviewers: int) -> BatchState:
+    """The state that the records of one batch give it."""
+    if not entries:
+        return "unknown"
+    if any(entry.state == decisions.REJECTED for entry in entries):
+        return "rejected"
+    approved = [e for e in _since_proposal(entries) if e.state == decisions.APPROVED]
+    signed = {who(str(e.data["reviewer"])) for e in approved if decisions.SIGNATURE in e.data}
+    if len(signed) >= reviewers:
+        return "approved"
+    if len(approved) > len(signed):
+        return "unsigned"
+    return "waiting"
+
+
+def _check_another(batch: Batch, reviewer: str) -> None:
+    """Raise PolicyError (E-REVIEW-SAME) for a second approval by one person."""
+    for decision in batch.decided:
+        if who(decision.reviewer) == who(reviewer):
+            raise PolicyError(
+                f"review: {decision.reviewer} approved batch {batch.digest[:16]} before; "
+                "policy.reviewers asks for another person",
+                hint="let somebody else look, with --reviewer NAME",
+                code="E-REVIEW-SAME",
+            )
 
 
 def find_altered(batch: Batch) -> Path | None:

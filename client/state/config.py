@@ -105,6 +105,12 @@ class Policy(FrozenModel):
         description="whether a person must approve each batch of images before it leaves "
         "(kohort-site review)",
     )
+    reviewers: int = Field(
+        default=1,
+        ge=1,
+        le=2,
+        description="how many different persons must approve a batch, where review is required",
+    )
 
     @property
     def average_limit(self) -> Limit:

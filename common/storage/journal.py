@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._checked = BEFORE_ALL  # every row up to this one is whole
         with disk_faults_named("cannot open the journal", path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,14 +76,39 @@ class Journal:
 
     def _insert(self, key: str, state: str, text: str) -> None:
         """Write one row, synced."""
+        self._write("INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", (key, state, text))
+
+    def _write(self, statement: str, values: tuple[str, ...] = ()) -> None:
+        """Run one statement that changes the file."""
         try:
             with self._lock:
-                self._db.execute(
-                    "INSERT INTO entry (key, state, data) VALUES (?, ?, ?)", (key, state, text)
-                )
+                self._db.execute(statement, values)
         except sqlite3.Error as error:
             hint = "check the disk, the path and its owner; what was journaled is kept"
             raise _fault(f"cannot write the journal {self.path}", error, hint) from error
+
+    def append_after(
+        self, key: str, state: str, make: Callable[[Sequence[Entry]], Mapping[str, Any]]
+    ) -> None:
+        """Write one entry with the data that `make` gives for all entries before it.
+
+        No other process writes between the two. What `make` raises leaves the journal as it was.
+        """
+        write_with_reserve(self.path.parent, lambda: self._insert_after(key, state, make))
+
+    def _insert_after(
+        self, key: str, state: str, make: Callable[[Sequence[Entry]], Mapping[str, Any]]
+    ) -> None:
+        """Read, make and write under SQLite's own lock, and this process's."""
+        with self._lock:
+            self._write("BEGIN IMMEDIATE")
+            try:
+                self._insert(key, state, json.dumps(dict(make(self.entries())), sort_keys=True))
+                self._write("COMMIT")
+            finally:
+                # a full disk ends the transaction by itself
+                if self._db.in_transaction:
+                    self._write("ROLLBACK")
 
     def latest(self, key: str) -> Entry | None:
         """Return the newest entry of `key`, or None."""

@@ -28,12 +28,16 @@ from kohort.signatures import (
     verify,
 )
 
+# a person's decision on images; it stays at the site, so the researcher's package need not know it
+REVIEW = "kohort-review-v1"
+
 __all__ = [
     "KEY_CAP_BYTES",
     "MESSAGE",
     "PLAN",
     "RELEASE",
     "REQUEST",
+    "REVIEW",
     "fingerprint",
     "load_private",
     "new_key",

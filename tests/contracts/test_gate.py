@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from client.egress.decisions import Choice, chain, record_decision
 from client.egress.evidence import Evidence
 from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
+from client.egress.review import Reviews
 from client.state.config import check_plan
+from client.state.folder import State
 from client.state.group_store import Group, Stratum
 from client.state.ledger_file import of_kind
 from common.errors import Bug, KohortError, PolicyError, RefusedError
@@ -432,6 +436,79 @@ def test_an_approval_counts_for_exactly_the_bytes_that_were_seen(
     tensors.write(out, arrays)
     monkeypatch.setattr("client.daemon.images.await_review", lambda *_: None)
     assert refused(lambda: images_reply(hospital)) == "E-GATE-25"
+
+
+def approve_as(hospital: Hospital, *names: str, **fields: Any) -> None:
+    """Let these persons approve what waits; `fields` replace the reviews' own."""
+    settings: dict[str, Any] = {
+        "folder": State(hospital.root).reviews,
+        "key": State(hospital.root).signing_key,
+        "reviewers": len(names),
+    }
+    reviews = Reviews(**(settings | fields))
+    for name in names:
+        reviews.decide("", approve=True, reviewer=name)
+    reviews.close()
+
+
+def approve_unsigned(hospital: Hospital) -> None:
+    """Write an approval into the journal past the program."""
+    journal = Journal(State(hospital.root).reviews / "decisions.sqlite")
+    digest = journal.entries()[0].key
+    fields = {"reviewer": "Dr. A", "pages": [], "previous": chain(journal.entries())}
+    journal.append(digest, "approved", fields)
+    journal.close()
+
+
+def approve_twice(hospital: Hospital) -> None:
+    """Approve, and repeat the same person's approval past the program."""
+    approve_as(hospital, "Dr. A")
+    key = State(hospital.root).signing_key()
+    journal = Journal(State(hospital.root).reviews / "decisions.sqlite")
+    digest = journal.entries()[0].key
+    again = Choice("approved", "dr. a")
+    journal.append_after(digest, "approved", lambda b: record_decision(digest, again, [], b, key))
+    journal.close()
+
+
+UNEARNED: dict[str, tuple[int, Callable[[Hospital], object]]] = {
+    "by nobody": (1, lambda hospital: None),
+    "by one person where two are asked for": (2, lambda hospital: approve_as(hospital, "Dr. A")),
+    "twice by one person": (2, approve_twice),
+    "without a signature": (1, approve_unsigned),
+    "signed with another key": (
+        1,
+        lambda hospital: approve_as(hospital, "Dr. A", key=signing.new_key),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNEARNED, ids=lambda case: case.replace(" ", "-"))
+def test_a_batch_leaves_only_with_the_signed_approvals_that_the_policy_asks_for(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """The wait is left out: the gate looks for itself."""
+    reviewers, approve = UNEARNED[case]
+    scripted(monkeypatch, hospital.study)
+    site = hospital.site(reviewers=reviewers)
+    site.stop.set()
+    assert refused(lambda: site.answer(hospital.ask("synthesize"))) == "E-STOPPED"
+    approve(hospital)
+    monkeypatch.setattr("client.daemon.images.await_review", lambda *_: None)
+    assert refused(lambda: images_reply(hospital, reviewers=reviewers)) == "E-GATE-25"
+    assert not list((hospital.root / "outbox").glob("*"))
+
+
+def test_a_batch_that_two_persons_approved_leaves(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, hospital.study)
+    site = hospital.site(reviewers=2)
+    site.stop.set()
+    refused(lambda: site.answer(hospital.ask("synthesize")))
+    approve_as(hospital, "Dr. A", "Dr. B")
+    images_reply(hospital, reviewers=2)
+    assert list((hospital.root / "outbox").glob("*.sealed"))
 
 
 def test_an_approved_batch_leaves_once_and_its_groups_are_frozen(

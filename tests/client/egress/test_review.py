@@ -10,6 +10,15 @@ import pytest
 from client.egress.review import Reviews, batch_digest, page_name
 from common.errors import ConfigurationError, PolicyError
 from common.storage.journal import Journal
+from common.wire import signing
+
+KEY = signing.new_key()
+
+
+def open_folder(folder: Path, reviewers: int = 1) -> Reviews:
+    """The reviews in a folder, signed with this site's key."""
+    return Reviews(folder, lambda: KEY, reviewers)
+
 
 ONE, TWO = batch_digest([b"one"]), batch_digest([b"two"])
 
@@ -18,7 +27,7 @@ ONE, TWO = batch_digest([b"one"]), batch_digest([b"two"])
 def reviews(tmp_path: Path) -> Reviews:
     sheet = tmp_path / "sheet.png"
     sheet.write_bytes(b"pictures")
-    reviews = Reviews(tmp_path / "review")
+    reviews = open_folder(tmp_path / "review")
     reviews.propose(ONE, "f" * 64, sheet)
     return reviews
 
@@ -33,7 +42,7 @@ def test_the_picture_of_the_inversions_goes_along_where_the_job_left_one(tmp_pat
     (tmp_path / "job").mkdir()
     for name in ("contact_sheet.png", "inversions.png", "child.log"):
         (tmp_path / "job" / name).write_bytes(name.encode())
-    batch = Reviews(tmp_path / "review").propose(
+    batch = open_folder(tmp_path / "review").propose(
         ONE, "f" * 64, tmp_path / "job" / "contact_sheet.png"
     )
     assert {path.name: path.read_bytes() for path in batch.folder.iterdir()} == {
@@ -51,7 +60,7 @@ def paged(folder: Path, count: int) -> Path:
 
 
 def test_every_page_goes_along_and_is_named_in_order(tmp_path: Path) -> None:
-    reviews = Reviews(tmp_path / "review")
+    reviews = open_folder(tmp_path / "review")
     batch = reviews.propose(ONE, "f" * 64, paged(tmp_path / "job", 11), 11)
     names = ["contact_sheet.png", *(f"contact_sheet-{n}.png" for n in range(2, 12))]
     assert [page.name for page in batch.sheets] == names
@@ -64,7 +73,7 @@ def test_every_page_goes_along_and_is_named_in_order(tmp_path: Path) -> None:
 def test_no_batch_is_approved_while_a_page_is_missing_or_altered(
     tmp_path: Path, page: int, missing: bool
 ) -> None:
-    reviews = Reviews(tmp_path / "review")
+    reviews = open_folder(tmp_path / "review")
     sheet = paged(tmp_path / "job", 3)
     batch = reviews.propose(ONE, "f" * 64, sheet, 3)
     if missing:
@@ -83,7 +92,7 @@ def test_no_batch_is_approved_while_a_page_is_missing_or_altered(
 @pytest.mark.parametrize("page", [0, 1, 2])
 def test_a_batch_of_which_a_page_is_missing_is_not_proposed(tmp_path: Path, page: int) -> None:
     """Whoever approves the pages behind a gap has not seen them."""
-    reviews = Reviews(tmp_path / "review")
+    reviews = open_folder(tmp_path / "review")
     sheet = paged(tmp_path / "job", 3)
     (tmp_path / "job" / page_name("contact_sheet.png", page)).unlink()
     with pytest.raises(PolicyError, match=f"expected page {page + 1} of 3") as refused:
@@ -93,14 +102,14 @@ def test_a_batch_of_which_a_page_is_missing_is_not_proposed(tmp_path: Path, page
 
 
 def test_a_batch_can_be_rejected_whatever_its_pages_are(tmp_path: Path) -> None:
-    reviews = Reviews(tmp_path / "review")
+    reviews = open_folder(tmp_path / "review")
     batch = reviews.propose(ONE, "f" * 64, paged(tmp_path / "job", 2), 2)
     batch.sheets[1].unlink()
     assert reviews.decide(ONE, approve=False, reviewer="R").state == "rejected"
 
 
 def test_the_decision_names_the_pages_that_were_there(tmp_path: Path) -> None:
-    reviews = Reviews(tmp_path / "review")
+    reviews = open_folder(tmp_path / "review")
     pages = reviews.propose(ONE, "f" * 64, paged(tmp_path / "job", 2), 2).pages
     reviews.decide(ONE, approve=True, reviewer="R")
     latest = Journal(tmp_path / "review" / "decisions.sqlite").latest(ONE)
@@ -110,7 +119,7 @@ def test_the_decision_names_the_pages_that_were_there(tmp_path: Path) -> None:
 
 
 def test_a_sheet_that_was_drawn_anew_is_noted_before_it_is_decided_on(tmp_path: Path) -> None:
-    reviews = Reviews(tmp_path / "review")
+    reviews = open_folder(tmp_path / "review")
     sheet = paged(tmp_path / "job", 2)
     reviews.propose(ONE, "f" * 64, sheet, 2)
     sheet.write_bytes(b"drawn anew")
@@ -120,7 +129,7 @@ def test_a_sheet_that_was_drawn_anew_is_noted_before_it_is_decided_on(tmp_path: 
 
 
 def test_a_batch_from_before_pages_were_noted_can_be_decided(tmp_path: Path) -> None:
-    reviews = Reviews(tmp_path / "review")
+    reviews = open_folder(tmp_path / "review")
     Journal(tmp_path / "review" / "decisions.sqlite").append(ONE, "waiting", {"study": "f" * 64})
     assert reviews.find("").sheets == [reviews.find("").sheet]
     assert reviews.decide("", approve=True, reviewer="R").state == "approved"
@@ -128,7 +137,7 @@ def test_a_batch_from_before_pages_were_noted_can_be_decided(tmp_path: Path) -> 
 
 def test_a_decision_is_bound_to_the_digest_and_names_the_reviewer(reviews: Reviews) -> None:
     assert reviews.decide("", approve=True, reviewer="Dr. R").state == "approved"
-    again = Reviews(reviews.folder)
+    again = open_folder(reviews.folder)
     assert again.state(ONE) == "approved"
     assert again.find(ONE[:8]).reviewer == "Dr. R"
     assert again.state(TWO) == "unknown"

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,32 @@ def test_entries_come_back_in_order_and_the_latest_wins(tmp_path: Path) -> None:
     again = Journal(tmp_path / "j.sqlite")
     assert [(e.key, e.state) for e in again.entries("a/")] == [("a/1", "started"), ("a/1", "done")]
     again.close()
+
+
+def test_an_entry_is_made_from_all_before_it_or_not_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.sqlite")
+    for _ in range(2):
+        journal.append_after("a", "x", lambda before: {"before": len(before)})
+    with pytest.raises(KeyError):
+        journal.append_after("a", "x", lambda before: before[0].data["no such field"])
+    assert [entry.data for entry in journal.entries()] == [{"before": 0}, {"before": 1}]
+    journal.close()
+
+
+def test_two_processes_make_entries_one_after_the_other(tmp_path: Path) -> None:
+    """Each counts what it sees; a count that comes twice was made beside another one."""
+    journals = [Journal(tmp_path / "j.sqlite") for _ in range(2)]
+
+    def write(journal: Journal) -> None:
+        for _ in range(10):
+            journal.append_after("a", "x", lambda before: {"before": len(before)})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, journals))
+    counts = [entry.data["before"] for entry in journals[0].entries()]
+    assert counts == list(range(20))
+    for journal in journals:
+        journal.close()
 
 
 def test_nothing_is_changed_or_removed(tmp_path: Path) -> None:
