@@ -18,6 +18,7 @@ from client.cli import (
     joining,
     look,
     measure,
+    probe,
     protect,
     review,
     serve,
@@ -61,6 +62,7 @@ app.command()(look.ledger)
 app.command()(audit.audit)
 app.command()(look.status)
 app.command()(check.check)
+app.command()(probe.probe)
 app.command()(protect.protect)
 
 

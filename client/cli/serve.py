@@ -20,6 +20,7 @@ from client.cli.options import StateFolder
 from client.cli.state_folder import STATUS_FILE, open_site
 from client.cli.terminal import write_line
 from client.daemon.device import find_devices, note_devices
+from client.daemon.metrics import SiteMetrics, shown
 from client.daemon.site import Site
 from client.fleet import health as states
 from client.fleet.app import build_app, explain
@@ -167,12 +168,19 @@ def _log_to_standard_error() -> None:
 def _serve(site: Site, until_done: bool) -> None:
     """Run the fleet client until a signal, or until the study is closed and all is delivered."""
     health = _health(site.state)
+    settings = fleet_settings(site.state, site.config, site.membership)
+    with shown(SiteMetrics(site, health, settings, site.state.root / STATUS_FILE)):
+        _connect(site, health, until_done)
+
+
+def _connect(site: Site, health: Health, until_done: bool) -> None:
+    """Run the client in a thread of its own; its error is raised here."""
     client = _fleet_client(site, health)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop.set())
     signal.signal(signal.SIGHUP, lambda *_: _reload(client))
 
-    # The transport runs beside this thread, which waits for signals; its error is raised here.
+    # The transport runs beside this thread, which waits for signals.
     ended: list[BaseException] = []
 
     def transport() -> None:

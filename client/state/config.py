@@ -19,6 +19,7 @@ from client.state.artefacts import Limit
 from common.compute import Compute
 from common.config import FrozenModel, load_yaml
 from common.errors import ConfigurationError, PolicyError
+from common.monitoring.settings import HealthSettings, MetricsSettings
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.draws import compose_draws
 from common.privacy.events import image_event
@@ -241,6 +242,12 @@ class SiteConfig(FrozenModel):
     limits: Limits = Field(default_factory=Limits, description="what this machine gives")
     compute: SiteCompute = Field(
         default_factory=SiteCompute, description="the devices that compute, and how exactly"
+    )
+    metrics: MetricsSettings = Field(
+        default_factory=MetricsSettings, description="where Prometheus finds the metrics"
+    )
+    health: HealthSettings = Field(
+        default_factory=HealthSettings, description="where probes ask whether the daemon is well"
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from common.config import FrozenModel, load_yaml, parse_yaml
 from common.errors import ConfigurationError
+from common.monitoring.settings import HealthSettings, MetricsSettings
 from common.problems import describe
 from common.storage.files import atomic_write
 from common.study.fields import Identifier
@@ -127,6 +128,12 @@ class ServerConfig(FrozenModel):
     )
     listen: Listen = Field(default=Listen(), description="the one port that sites reach")
     limits: Limits = Field(default=Limits(), description="times, counts and sizes")
+    metrics: MetricsSettings = Field(
+        default=MetricsSettings(), description="where Prometheus finds the metrics"
+    )
+    health: HealthSettings = Field(
+        default=HealthSettings(), description="where probes ask whether the server is well"
+    )
 
     @field_validator("url")
     @classmethod
@@ -250,5 +257,7 @@ def _lines(model: BaseModel, indent: str) -> str:
 
 def _spell(value: object) -> str:
     """A value as YAML; one that starts with a colon needs quotes."""
+    if value is None:
+        return "null"
     text = str(value)
     return f'"{text}"' if text.startswith(":") else text
