@@ -10,7 +10,7 @@ export NO_MKDOCS_2_WARNING := 1
 # Hundreds of processes start in the tests: where nothing may be kept, each compiles torch's sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup check test coverage attacks faults fuzz demo docs lock clean
+.PHONY: setup check test coverage attacks faults fuzz demo docs lock bundle clean
 setup: .venv/installed
 
 # uv comes first, by the same hash-pinned lines of requirements.lock; uv then installs exactly that file.
@@ -70,6 +70,13 @@ lock:
 	$(COMPILE) --extra site --extra server --extra dev $(UPGRADE) -o requirements.lock
 	$(COMPILE) --extra site --constraints requirements.lock -o requirements-site.lock
 	$(COMPILE) --extra server --constraints requirements.lock -o requirements-server.lock
+
+# What a hospital or an operator installs without network, for machines like this one: make bundle ROLE=site KEY=signing-key.
+# INSTEAD names wheels that take the place of locked ones, such as a torch for processors alone.
+ROLE ?= site
+bundle: setup
+	$(BIN)/python -m deploy.bundle $(ROLE) --out build/bundle/kohort-$(ROLE) $(if $(KEY),--key $(KEY)) \
+	  $(foreach wheel,$(INSTEAD),--instead $(wheel))
 
 clean:
 	rm -rf .venv

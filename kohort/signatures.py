@@ -22,6 +22,7 @@ PLAN = "kohort-plan-v1"
 MESSAGE = "kohort-message-v1"
 RELEASE = "kohort-release-v1"
 REQUEST = "kohort-request-v1"
+BUNDLE = "kohort-bundle-v1"
 
 MAGIC = b"SSHSIG"
 BEGIN = "-----BEGIN SSH SIGNATURE-----"

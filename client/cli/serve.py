@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +34,7 @@ from client.state.membership import Membership
 from client.state.sweep import sweep
 from client.state.work import at_work
 from common.errors import KohortError, PolicyError
+from common.notify import READY, STOPPING, Watchdog, notify
 from common.process import STARTED
 from common.storage.files import atomic_write
 from common.storage.lock import FolderLock
@@ -175,7 +176,8 @@ def _serve(site: Site, until_done: bool) -> None:
 
 def _connect(site: Site, health: Health, until_done: bool) -> None:
     """Run the client in a thread of its own; its error is raised here."""
-    client = _fleet_client(site, health)
+    watchdog = Watchdog()
+    client = _fleet_client(site, health, watchdog.turn)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop.set())
     signal.signal(signal.SIGHUP, lambda *_: _reload(client))
@@ -193,10 +195,12 @@ def _connect(site: Site, health: Health, until_done: bool) -> None:
     thread = threading.Thread(target=transport, name="transport")
     thread.start()
     log.info("serving %s as %s", site.membership.server_url, site.config.site)
+    notify(READY)
 
     try:
-        _wait(site, health, until_done)
+        _wait(site, health, until_done, watchdog)
     finally:
+        notify(STOPPING)
         # whatever ends this thread: nothing goes on once the lock of the folder is free
         site.stop.set()
         thread.join()
@@ -204,11 +208,12 @@ def _connect(site: Site, health: Health, until_done: bool) -> None:
         raise ended[0]
 
 
-def _wait(site: Site, health: Health, until_done: bool) -> None:
+def _wait(site: Site, health: Health, until_done: bool, watchdog: Watchdog) -> None:
     """Look after the state folder until the site is stopped."""
     looked = -LOOK_S
     logged = time.monotonic()
     while not site.stop.wait(STOP_POLL_S):
+        watchdog.feed()
         if time.monotonic() - looked >= LOOK_S:
             looked = time.monotonic()
             _look_around(site.state, health)
@@ -266,11 +271,11 @@ def _health(state: State) -> Health:
     return health
 
 
-def _fleet_client(site: Site, health: Health) -> FleetClient:
-    """Return the client of a site."""
+def _fleet_client(site: Site, health: Health, on_turn: Callable[[], None]) -> FleetClient:
+    """Return the client of a site; its pull loop calls `on_turn`."""
     settings = fleet_settings(site.state, site.config, site.membership)
     app = build_app(site.answer, lambda error: note_refusal(health, error))
-    return FleetClient(settings, site.plans.pins, app, health, admit=site.admit)
+    return FleetClient(settings, site.plans.pins, app, health, on_turn, admit=site.admit)
 
 
 def note_refusal(health: Health, error: KohortError | None) -> None:

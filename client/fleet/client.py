@@ -81,7 +81,8 @@ class FleetClient:
     asked for every message. `admit` gets a message's header, its signature and the declared size
     of its payload in bytes; it raises unless the site takes it. `handle` gets the message and an
     empty context. It returns the reply, or None for no reply now; what it raises becomes an
-    `Error` with a code. `on_turn` is called after every turn of the pull loop, for a watchdog.
+    `Error` with a code. `on_turn` is called at every turn of the pull loop and while it waits,
+    for a watchdog.
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class FleetClient:
         while generation == self._session.generation and time.monotonic() < end:
             if self._stop.wait(min(end - time.monotonic(), WAKE_S)):
                 return True
+            self._feed_watchdog()
         return self._stop.is_set()
 
     def _pull_once(self, wire: Wire, last_wait_s: float) -> float:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import ConfigurationError, EnvironmentFault
+from common.notify import READY, STOPPING, Watchdog, notify
 from common.storage.files import read_capped
 from common.storage.lock import FolderLock
 from common.study.bundle import copy_bundle, open_bundle
@@ -134,7 +135,16 @@ def serve(
             inbox_gib=config.limits.inbox_gib,
         ) as link:
             signal.signal(signal.SIGHUP, lambda *_: link.reload_front())
-            Coordinator(place, link.calls, registry, record, app, config.limits, show, say).run()
+            watchdog = Watchdog()
+            limits = config.limits
+            coordinator = Coordinator(
+                place, link.calls, registry, record, app, limits, show, say, watchdog.beat
+            )
+            notify(READY)
+            try:
+                coordinator.run()
+            finally:
+                notify(STOPPING)
 
 
 def sweep(place: ServerState, record: StudyRecord) -> None:

@@ -48,7 +48,8 @@ class Link(Protocol):
 class Coordinator:
     """One study on one link.
 
-    `show` gets the progress whenever it may have changed, `say` what a person should read.
+    `show` gets the progress whenever it may have changed, `say` what a person should read;
+    `turn` is called at every turn of the loop, for a watchdog.
     """
 
     state: ServerState
@@ -59,6 +60,7 @@ class Coordinator:
     limits: Limits
     show: Callable[[Progress], None] = lambda progress: None
     say: Callable[[str], None] = lambda text: None
+    turn: Callable[[], None] = lambda: None
     turn_s: float = TURN_S
     resubmit_s: float = RESUBMIT_S
     start_s: float = START_S
@@ -78,6 +80,7 @@ class Coordinator:
         failures = 0
         best = -1
         while not self.record.ended():
+            self.turn()
             done = self.record.progress().done
             if done > best:
                 best = done
@@ -170,6 +173,7 @@ class Coordinator:
         """Look after one run until it has ended."""
         next_status = time.monotonic() + STATUS_S
         while not self.record.ended():
+            self.turn()
             self.show(self.record.progress())
             self._tell_foreign_runs()
             try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.client.cli.typing_commands import Cli
+from tests.notified import listening
 from tests.passphrases import descriptor_of
 from tests.processes import descendants, limits_of, pieces, seen_from_outside
 from tests.transport import until
@@ -43,3 +45,25 @@ def test_a_daemon_shows_no_key_and_leaves_no_core(joined: tuple[Path, Path], cli
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(60)
+
+
+def test_systemd_hears_that_the_daemon_is_ready_alive_and_ending(
+    joined: tuple[Path, Path], cli: Cli
+) -> None:
+    state, bundle = joined
+    assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
+    program = str(Path(sys.executable).parent / "kohort-site")
+    with listening() as (path, listener):
+        daemon = subprocess.Popen(
+            [program, "run", "--state", str(state)],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "NOTIFY_SOCKET": path},
+        )
+        heard: list[str] = []
+        try:
+            until(lambda: heard.extend(listener.heard()) or "WATCHDOG=1" in heard, timeout_s=60)
+            assert heard[0] == "READY=1"
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait(60)
+        assert listener.heard()[-1] == "STOPPING=1"

@@ -262,3 +262,13 @@ def test_what_a_disk_damaged_is_dropped_and_the_loops_go_on(
         until(lambda again=again: not again.waiting())
         assert again.thread.is_alive()
         again.end()
+
+
+def test_a_client_that_waits_to_try_again_still_feeds_the_watchdog(tmp_path: Path) -> None:
+    turns: list[int] = []
+    settings = FleetSettings("https://127.0.0.1:1", tmp_path, tmp_path, tmp_path)
+    client = FleetClient(
+        settings, set, Running.echo, Health(), lambda: turns.append(1), admit=admit_all
+    )
+    assert not client._wait(0.1)
+    assert turns

@@ -86,6 +86,18 @@ def test_it_gives_up_after_five_failures_without_progress(federation: Federation
     assert caught.value.code == "E-RUN-FAILED" and link.calls.count("submit") == 5
 
 
+def test_every_turn_of_the_loop_feeds_the_watchdog(federation: Federation) -> None:
+    link = ScriptedLink()
+    made, _ = coordinate(federation, link)
+    turns: list[int] = []
+    made.turn = lambda: turns.append(link.calls.count("submit"))
+    with pytest.raises(PeerError):
+        made.run()
+    # before each submission, and while each run is watched
+    assert turns == sorted(turns) and set(turns) == {0, 1, 2, 3, 4, 5}
+    assert len(turns) >= 10
+
+
 def test_progress_gives_new_attempts(federation: Federation) -> None:
     run = federation.open()
     link = ScriptedLink(

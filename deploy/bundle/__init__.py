@@ -1,0 +1,1 @@
+"""Builds the bundle that a hospital or an operator installs without network; no side imports it."""
