@@ -1,0 +1,1 @@
+"""What installs kohort and keeps it running: no part of either program."""
