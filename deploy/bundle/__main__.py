@@ -40,9 +40,10 @@ For {machine}, Python {python}. Nothing here needs a network.
 
 2. Install into an environment of its own:
 
-     python3 -m venv /opt/kohort
-     /opt/kohort/bin/pip install --no-index --find-links wheels --require-hashes \\
+     python3 -m venv /opt/kohort-{version}
+     /opt/kohort-{version}/bin/pip install --no-index -f wheels --require-hashes \\
        --requirement requirements.lock
+     ln -sfn /opt/kohort-{version} /opt/kohort
 
 3. Go on with deploy/RUNBOOK.md.
 """
@@ -97,9 +98,7 @@ def write_bundle(
 
     # (3) what a person reads and starts with
     wheels.copy_tracked(out, *BESIDE[role])
-    facts = {"role": role, "version": version("kohort-app"), "python": platform.python_version()}
-    machine = f"{platform.system()} {platform.machine()}"
-    atomic_write(out / "INSTALL.txt", INSTALL.format(machine=machine, **facts).encode())
+    atomic_write(out / "INSTALL.txt", install_text(role).encode())
 
     # (4) checksums, last but the signature
     seal.write_sums(out)
@@ -108,6 +107,16 @@ def write_bundle(
         sys.stdout.write("not signed: give --key FILE\n")
     else:
         sys.stdout.write(f"signed; publish the fingerprint {seal.sign_sums(out, signer)}\n")
+
+
+def install_text(role: str) -> str:
+    """Return what a person reads who installs the bundle of a role."""
+    return INSTALL.format(
+        role=role,
+        version=version("kohort-app"),
+        python=platform.python_version(),
+        machine=f"{platform.system()} {platform.machine()}",
+    )
 
 
 if __name__ == "__main__":

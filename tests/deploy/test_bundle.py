@@ -110,22 +110,22 @@ def test_the_bundles_own_words_check_and_install_it_without_network(
 ) -> None:
     if shutil.which("ssh-keygen") is None or not may_unshare():
         pytest.skip("ssh-keygen or network namespaces: not here")
-    commands = re.sub(r"/opt/kohort", str(tmp_path / "opt"), install_commands(bundle))
+    commands = install_commands(bundle).replace("/opt/", f"{tmp_path}/")
     # the other dependencies are those of this environment: a full bundle takes minutes
     environment = {**os.environ, "PIP_NO_DEPS": "1", "PIP_FIND_LINKS": ""}
     done = run_offline(commands, bundle, environment)
     assert done.returncode == 0, done.stdout
     beside = next(path for path in sys.path if path.endswith("site-packages"))
-    program = tmp_path / "opt" / "bin" / "kohort-server"
+    program = tmp_path / "kohort" / "bin" / "kohort-server"
     asked = run_offline(
-        f"{program} --help && {tmp_path}/opt/bin/python -c 'import smallthing, server; "
+        f"{program} --help && {tmp_path}/kohort/bin/python -c 'import smallthing, server; "
         "print(server.__file__)'",
         tmp_path,
         {**os.environ, "PYTHONPATH": beside},
     )
     assert asked.returncode == 0, asked.stdout
     assert "The operator's program" in asked.stdout
-    assert str(tmp_path / "opt") in asked.stdout.splitlines()[-1]
+    assert str(tmp_path / "kohort") in asked.stdout.splitlines()[-1]
 
 
 def install_commands(bundle: Path) -> str:
