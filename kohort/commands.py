@@ -22,8 +22,11 @@ from kohort import download, signatures
 from kohort.console import run_typer
 from kohort.download import Progress as Report
 from kohort.errors import ConfigurationError, KohortError
-from kohort.layout import MANIFEST
+from kohort.files import read_capped
+from kohort.layout import MANIFEST, SUMS, TEXT_CAP_BYTES
 from kohort.manifest import Manifest, read_manifest
+from kohort.sign_off import read_sign_offs
+from kohort.trust import read_trust
 from kohort.verification import verify
 
 DEMO = "server.demo.rehearsal"
@@ -37,8 +40,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Trust = Annotated[
-    str | None,
-    typer.Option(help="the operator's fingerprint SHA256:... or key line, from another channel"),
+    list[str] | None,
+    typer.Option(
+        help="whom you trust, from another channel: a fingerprint SHA256:..., a key line, or a "
+        "file of such lines; may be given again. Without --require: the operator",
+    ),
+]
+Require = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="how many sign-offs, by keys in --trust or by signers that the release names; "
+        "default: as many as the release says",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]
 Authority = Annotated[
@@ -47,23 +61,34 @@ Authority = Annotated[
 
 
 @app.command("verify")
-def verify_command(release: Path, trust: Trust = None, as_json: AsJson = False) -> None:
-    """Check a downloaded release offline: signature, every file, every site's statement."""
+def verify_command(
+    release: Path, trust: Trust = None, require: Require = None, as_json: AsJson = False
+) -> None:
+    """Check a downloaded release offline: signatures, every file, every site's statement."""
+    trusted = read_trust(trust or ())
     with _progress_bar("verifying") as report:
-        manifest = verify(release, trust=trust, progress=report)
+        manifest = verify(release, trust=trusted, require=require, progress=report)
     if not as_json:
         _print(f"{release}: verified, {len(manifest.files) + 1} files as signed")
-    _print_summary(manifest, as_json)
+    _print_summary(release, manifest, as_json)
 
 
 @app.command("pull")
 def pull_command(
-    url: str, folder: Path, trust: Trust = None, ca: Authority = None, as_json: AsJson = False
+    url: str,
+    folder: Path,
+    trust: Trust = None,
+    require: Require = None,
+    ca: Authority = None,
+    as_json: AsJson = False,
 ) -> None:
     """Download a release over HTTPS into FOLDER; run again to resume; verified at the end."""
+    trusted = read_trust(trust or ())
     with _progress_bar("downloading") as report:
-        manifest = download.pull(url, folder, ca=ca, trust=trust, progress=report)
-    _print_summary(manifest, as_json)
+        manifest = download.pull(
+            url, folder, ca=ca, trust=trusted, require=require, progress=report
+        )
+    _print_summary(folder, manifest, as_json)
 
 
 @app.command("list")
@@ -150,12 +175,13 @@ def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _print_summary(manifest: Manifest, as_json: bool) -> None:
-    """Print what a release claims."""
+def _print_summary(release: Path, manifest: Manifest, as_json: bool) -> None:
+    """Print what a verified release claims, and who signed it."""
     key = signatures.fingerprint(signatures.parse_public(manifest.operator_key))
+    signed = read_sign_offs(release, manifest, read_capped(release / SUMS, TEXT_CAP_BYTES))
     if as_json:
-        facts = manifest.model_dump(mode="json", exclude={"files"})
-        facts |= {"fingerprint": key, "files": len(manifest.files)}
+        facts = manifest.facts() | {"fingerprint": key, "files": len(manifest.files)}
+        facts["signed_off"] = [one.name for one in signed]
         _print(json.dumps(facts, sort_keys=True))
         return
     labels = ", ".join(manifest.labels)
@@ -166,6 +192,10 @@ def _print_summary(manifest: Manifest, as_json: bool) -> None:
     budget = f"({manifest.epsilon:g}, {manifest.delta:g})-DP per patient, zero-out adjacency"
     _print(f"  model updates: {budget}")
     _print(f"  signed by {key}")
+    for one in signed:
+        _print(f"  signed off by {one.name} {one.fingerprint}")
+    if manifest.signers:
+        _print(f"  it needs {manifest.sign_offs} of {len(manifest.signers)} sign-offs")
 
 
 def _k_claim(manifest: Manifest) -> str:

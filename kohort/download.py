@@ -35,9 +35,17 @@ Progress = Callable[[int, int], None]
 
 
 def pull(
-    url: str, folder: Path, *, ca: Path | None = None, trust: str | None = None, progress: Progress
+    url: str,
+    folder: Path,
+    *,
+    ca: Path | None = None,
+    trust: frozenset[str] = frozenset(),
+    require: int | None = None,
+    progress: Progress,
 ) -> Manifest:
     """Return the manifest of the release at `url`, downloaded into `folder` and verified.
+
+    `trust` and `require` are those of `verify`.
 
     Raises ConfigurationError (not HTTPS), PeerError (the server is gone or sends other bytes) and
     RefusedError (the release does not verify).
@@ -62,8 +70,18 @@ def pull(
         if layout.MANIFEST not in digests:
             raise RefusedError(f"{layout.SUMS}: does not list {layout.MANIFEST}")
         download.fetch(layout.MANIFEST, digests[layout.MANIFEST], layout.TEXT_CAP_BYTES)
+        _fetch_sign_offs(download)
         _fetch_listed(download, digests, progress)
-    return verify(folder, trust=trust)
+    return verify(folder, trust=trust, require=require)
+
+
+def _fetch_sign_offs(download: _Download) -> None:
+    """The signature of every signer that the manifest names, where there is one."""
+    for signer in read_manifest(download.folder).signers:
+        name = layout.sign_off_file(signer.name)
+        data = download.read_small(name, may_lack=True)
+        if data:
+            atomic_write(download.folder / name, data)
 
 
 def _fetch_listed(download: _Download, digests: Mapping[str, str], progress: Progress) -> None:
@@ -84,11 +102,11 @@ class _Download:
     base: str
     folder: Path
 
-    def read_small(self, name: str) -> bytes:
-        """Return a small file as a whole, with retries."""
+    def read_small(self, name: str, *, may_lack: bool = False) -> bytes:
+        """Return a small file as a whole, with retries; empty where it may lack and does."""
         for attempt in range(TRIES):
             try:
-                return self._read_small_once(name)
+                return self._read_small_once(name, may_lack)
             except httpx.TransportError as error:
                 _wait_or_give_up(error, self.base, attempt)
         raise AssertionError("unreachable")
@@ -116,9 +134,11 @@ class _Download:
             hint="the release changed or is damaged",
         )
 
-    def _read_small_once(self, name: str) -> bytes:
+    def _read_small_once(self, name: str, may_lack: bool) -> bytes:
         """A small file, in one attempt."""
         with self.client.stream("GET", f"{self.base}/{quote(name)}") as response:
+            if may_lack and response.status_code == 404:
+                return b""
             _expect_status(response, name, (200,))
             data = b""
             for block in response.iter_bytes(BLOCK_BYTES):

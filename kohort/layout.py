@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from kohort import signatures
 from kohort.errors import RefusedError
@@ -13,6 +14,7 @@ SIGNERS = "allowed_signers"
 MANIFEST = "manifest.json"
 METADATA = "metadata.csv"
 UNLISTED = (SUMS, SIGNATURE, SIGNERS)
+SIGN_OFF = re.compile(r"SHA256SUMS\.([a-z][a-z0-9-]{0,31})\.sig")
 TOP_LEVEL = {
     *UNLISTED,
     MANIFEST,
@@ -36,16 +38,35 @@ IMAGES_CAP = 100_000  # five digits number them
 FILES_CAP = 200_000
 FILE_CAP_BYTES = 1 << 30
 TEXT_CAP_BYTES = 1 << 26
+SIGNED_CAP_BYTES = signatures.KEY_CAP_BYTES
 
 
 def is_allowed_name(name: str) -> bool:
     """Return whether a release may hold a file of this name."""
-    return name in TOP_LEVEL or INNER.fullmatch(name) is not None
+    return name in TOP_LEVEL or not is_listed(name) or INNER.fullmatch(name) is not None
+
+
+def is_listed(name: str) -> bool:
+    """Return whether SHA256SUMS lists a file of this name: all but itself and who signed it."""
+    return name not in UNLISTED and SIGN_OFF.fullmatch(name) is None
+
+
+def sign_off_file(name: str) -> str:
+    """Return the file of a signer's own signature over SHA256SUMS."""
+    return f"{SUMS}.{name}.sig"
 
 
 def signers_line(principal: str, key: str) -> str:
-    """Return the content of allowed_signers, as `ssh-keygen -Y verify` reads it."""
+    """Return one line of allowed_signers, as `ssh-keygen -Y verify` reads it."""
     return f'{principal} namespaces="{signatures.RELEASE}" {" ".join(key.split()[:2])}\n'
+
+
+def signers_text(release: str, operator_key: str, signers: Mapping[str, str]) -> str:
+    """Return allowed_signers: the operator's line, then each signer's, by name."""
+    text = signers_line(f"operator@{release}", operator_key)
+    for name in sorted(signers):
+        text += signers_line(f"{name}@{release}", signers[name])
+    return text
 
 
 def sums_text(digests: dict[str, str]) -> str:
@@ -58,11 +79,8 @@ def parse_sums(data: bytes) -> dict[str, str]:
     found = {}
     for line in data.decode("utf-8", "replace").splitlines():
         digest, _, name = line.partition("  ")
-        if (
-            not re.fullmatch(r"[0-9a-f]{64}", digest)
-            or not is_allowed_name(name)
-            or name in UNLISTED
-        ):
+        allowed = is_allowed_name(name) and is_listed(name)
+        if not re.fullmatch(r"[0-9a-f]{64}", digest) or not allowed:
             raise RefusedError(
                 f"{SUMS}: a line is not `sha256  name` with a name that a release may hold"
             )

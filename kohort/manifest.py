@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
 from kohort.errors import RefusedError
 from kohort.files import read_capped
 from kohort.frozen import FrozenModel
-from kohort.layout import FILE_CAP_BYTES, FILES_CAP, MANIFEST, TEXT_CAP_BYTES
+from kohort.header import Name
+from kohort.layout import FILE_CAP_BYTES, FILES_CAP, MANIFEST, TEXT_CAP_BYTES, signers_text
+
+SIGNERS_MOST = 32
 
 
 class FileEntry(FrozenModel):
@@ -19,8 +23,19 @@ class FileEntry(FrozenModel):
     size_bytes: int = Field(ge=0, le=FILE_CAP_BYTES)
 
 
+class Signer(FrozenModel):
+    """Somebody who may sign a release off: a name, and a public key line without comment."""
+
+    name: str = Name
+    key: str = Field(pattern=r"^ssh-ed25519 [A-Za-z0-9+/=]{1,200}$")
+
+
 class Manifest(FrozenModel):
-    """The content of manifest.json. `k` is None where k-anonymity is not claimed."""
+    """The content of manifest.json. `k` is None where k-anonymity is not claimed.
+
+    `sign_offs` of the `signers` vouch for the release besides its operator. Without signers the two
+    keys are left out of the file.
+    """
 
     format: str = Field(pattern=r"^kohort-release/1$")
     name: str
@@ -37,11 +52,19 @@ class Manifest(FrozenModel):
     labels: tuple[str, ...]
     sites: tuple[str, ...]
     files: tuple[FileEntry, ...] = Field(max_length=FILES_CAP)
+    sign_offs: int = Field(default=0, ge=0, le=SIGNERS_MOST)
+    signers: tuple[Signer, ...] = Field(default=(), max_length=SIGNERS_MOST)
 
     @property
-    def principal(self) -> str:
-        """The signer's name in allowed_signers."""
-        return f"operator@{self.name}"
+    def allowed_signers(self) -> str:
+        """What allowed_signers holds."""
+        signers = {signer.name: signer.key for signer in self.signers}
+        return signers_text(self.name, self.operator_key, signers)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields as plain data, for manifest.json."""
+        left_out = set() if self.signers else {"sign_offs", "signers"}
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""Verifies a release on disk, offline, in six numbered steps.
+"""Verifies a release on disk, offline, in seven numbered steps.
 
 In: a release folder. Out: its `Manifest`, or RefusedError that names the file. Guarantees, in
 order:
@@ -9,9 +9,11 @@ order:
   5. metadata.csv lists exactly the images, each with its label folder, and exactly their masks;
   6. every site's statement is signed by that site's key and is about this study's plan. It states
      no smaller k (images), or the release's own epsilon and delta (a release without k: pairs drawn
-     from a generator trained on updates).
-Not covered: whether the operator's key deserves trust. Compare its fingerprint with one from
-another channel (`--trust`).
+     from a generator trained on updates);
+  7. every sign-off is of a signer that manifest.json names, over this SHA256SUMS, and there are as
+     many as the release or the reader requires.
+Not covered: whether a key deserves trust. Compare the fingerprints with those from another channel
+(`--trust`).
 """
 
 from __future__ import annotations
@@ -37,13 +39,14 @@ from kohort.layout import (
     TEXT_CAP_BYTES,
     UNLISTED,
     is_allowed_name,
+    is_listed,
     parse_sums,
-    signers_line,
 )
 from kohort.manifest import Manifest, read_manifest
+from kohort.sign_off import read_sign_offs, require_sign_offs
 from kohort.statements import open_statement
 
-SIGNERS_CAP_BYTES = 4096
+SIGNERS_CAP_BYTES = 16_384
 STATEMENT_CAP_BYTES = 1 << 20
 WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 SIGNERS_LINE = re.compile(
@@ -54,13 +57,15 @@ SIGNERS_LINE = re.compile(
 def verify(
     folder: Path,
     *,
-    trust: str | None = None,
+    trust: frozenset[str] = frozenset(),
+    require: int | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Manifest:
-    """Return the manifest of a release that passes all six steps; raises RefusedError.
+    """Return the manifest of a release that passes all seven steps; raises RefusedError.
 
-    `trust`: an OpenSSH public key line or a `SHA256:` fingerprint that the operator's key must
-    have.
+    `trust`: fingerprints (kohort/trust.py). With `require` at least so many of these keys have
+    signed the release off; otherwise the operator's key is one of them. Without `trust` the
+    sign-offs of all signers in the manifest count. `require` None: as many as the manifest says.
     """
     if not folder.is_dir():
         raise ConfigurationError(
@@ -70,7 +75,9 @@ def verify(
     # (1) every file has a name and a size that a release may hold
     present = _list_files(folder)
     # (2) SHA256SUMS is signed by the operator
-    digests = _read_signed_sums(folder, trust)
+    sums = read_capped(folder / SUMS, TEXT_CAP_BYTES)
+    by_operator = frozenset() if require else trust
+    digests = _read_signed_sums(folder, sums, by_operator)
     # (3) the files are those of SHA256SUMS, unchanged
     _check_digests(folder, digests, present, progress)
     # (4) manifest, allowed_signers and files agree
@@ -83,6 +90,11 @@ def verify(
         if f"statements/{site}.json" not in digests:
             raise RefusedError(f"statements/{site}.json: missing, though {MANIFEST} names the site")
         _check_statement(folder / "statements" / f"{site}.json", site, manifest)
+    # (7) enough of the named signers have signed it off
+    signed = read_sign_offs(folder, manifest, sums)
+    needed = manifest.sign_offs if require is None else require
+    counting = trust if require and trust else None
+    require_sign_offs(manifest, signed, needed, counting)
     return manifest
 
 
@@ -117,12 +129,15 @@ def _list_files(folder: Path) -> set[str]:
 # ---- (2) the operator's signature
 
 
-def _read_signed_sums(folder: Path, trust: str | None) -> dict[str, str]:
-    """Step 2: the digests in SHA256SUMS, if its signature holds."""
-    sums = read_capped(folder / SUMS, TEXT_CAP_BYTES)
-    match = SIGNERS_LINE.fullmatch(_read_signers(folder))
+def _read_signed_sums(folder: Path, sums: bytes, trusted: frozenset[str]) -> dict[str, str]:
+    """Step 2: the digests in SHA256SUMS, if its signature holds.
+
+    `trusted`: fingerprints that the operator's key may have; none: every one.
+    """
+    # the first line is the operator's; step 4 compares them all
+    match = SIGNERS_LINE.match(_read_signers(folder))
     if not match:
-        raise RefusedError(f"{SIGNERS}: not the one line that a release carries")
+        raise RefusedError(f"{SIGNERS}: does not begin with the operator's line")
     try:
         key = signatures.parse_public(match[1])
     except ConfigurationError as error:
@@ -130,9 +145,9 @@ def _read_signed_sums(folder: Path, trust: str | None) -> dict[str, str]:
 
     # The reader's own choice of key comes before the signature itself.
     found = signatures.fingerprint(key)
-    if trust and found != _fingerprint_of(trust):
+    if trusted and found not in trusted:
         raise RefusedError(
-            f"{SIGNERS}: signed by {found}, you trust {_fingerprint_of(trust)}",
+            f"{SIGNERS}: signed by {found}, you trust {', '.join(sorted(trusted))}",
             hint="compare with the fingerprint that the study publishes elsewhere",
         )
 
@@ -149,13 +164,6 @@ def _read_signers(folder: Path) -> str:
     return read_capped(folder / SIGNERS, SIGNERS_CAP_BYTES).decode("utf-8", "replace")
 
 
-def _fingerprint_of(trust: str) -> str:
-    """The fingerprint in, or of, what the reader gave as `trust`."""
-    if trust.startswith("SHA256:"):
-        return trust
-    return signatures.fingerprint(signatures.parse_public(trust))
-
-
 # ---- (3) the files
 
 
@@ -163,7 +171,7 @@ def _check_digests(
     folder: Path, digests: dict[str, str], present: set[str], progress: Callable[[int, int], None]
 ) -> None:
     """Step 3: every listed file is unchanged, and nothing else is there."""
-    extra = sorted(present - set(digests) - set(UNLISTED))
+    extra = sorted(name for name in present - set(digests) if is_listed(name))
     if extra:
         raise RefusedError(f"{extra[0]}: not listed in {SUMS}")
     for done, (name, digest) in enumerate(digests.items(), 1):
@@ -182,10 +190,8 @@ def _check_digests(
 
 def _check_manifest(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
     """Step 4: manifest, allowed_signers and file sizes agree."""
-    if _read_signers(folder) != signers_line(manifest.principal, manifest.operator_key):
-        raise RefusedError(
-            f"{SIGNERS}: altered: it is not the line that the signed {MANIFEST} implies"
-        )
+    if _read_signers(folder) != manifest.allowed_signers:
+        raise RefusedError(f"{SIGNERS}: altered: it is not what the signed {MANIFEST} implies")
     sizes = {entry.path: entry.size_bytes for entry in manifest.files}
     if set(sizes) != set(digests) - {MANIFEST}:
         raise RefusedError(f"{MANIFEST}: lists other files than {SUMS}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from common.study.bundle import write_bundle
 from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, seal
+from kohort import layout
 from server.evaluate.canary_rehearsal import ModelAudit
+from server.operator.config import ReleaseSigning
 from server.release.build import build_release
 from server.release.items import Account, ReleaseInputs, SiteBatch
 from tests.studies import small_plan
@@ -62,6 +65,29 @@ def release_inputs(folder: Path, operator: Ed25519PrivateKey, **changes: object)
     return ReleaseInputs(
         study, folder / "bundle", batches, ACCOUNT, {}, reference, "invented pictures"
     )
+
+
+def proposal(
+    folder: Path, needed: int, *names: str
+) -> tuple[Path, Ed25519PrivateKey, dict[str, Ed25519PrivateKey]]:
+    """A proposed release for these signers, the operator's key, and the signers' keys."""
+    operator = signing.new_key()
+    keys = {name: signing.new_key() for name in names}
+    lines = {name: signing.public_text(key.public_key()) for name, key in keys.items()}
+    inputs = release_inputs(folder, operator)
+    signers = ReleaseSigning(sign_offs=needed, signers=lines)
+    inputs = replace(inputs, signers=signers, proposed=True)
+    return build_release(inputs, folder / "releases", operator), operator, keys
+
+
+def sign_off(
+    folder: Path, name: str, key: Ed25519PrivateKey, namespace: str = signing.RELEASE
+) -> Path:
+    """Put a signature over SHA256SUMS into a release, as a signer's own program would."""
+    target = folder / layout.sign_off_file(name)
+    sums = (folder / layout.SUMS).read_bytes()
+    target.write_bytes(signing.sign(key, namespace, sums))
+    return target
 
 
 def small_release(folder: Path) -> tuple[Path, Ed25519PrivateKey]:

@@ -92,7 +92,7 @@ def measure_release(
     ConfigurationError (it holds no pairs, or the cohort is not there).
     """
     # (1) verify the release, signed by this site's operator
-    found = verification.verify(release, trust=signing.public_text(plans.operator))
+    found = verification.verify(release, trust=frozenset({signing.fingerprint(plans.operator)}))
     # (2) find its plan among those approved here, and the plan's cohort
     study = plans.open(found.study)
     folder = place.cohort(study.intake)

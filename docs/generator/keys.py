@@ -116,7 +116,9 @@ def values_of(key: str, field: Schema) -> str:
     if kind == "string":
         most = field.get("maxLength")
         return f"text, at most {most} characters" if most else "text"
-    names = {"boolean": "`true` or `false`", "object": "pairs `name: other name`"}
+    keys = "ssh-ed25519" in str(field)
+    pairs = "pairs `name: public key line`" if keys else "pairs `name: other name`"
+    names = {"boolean": "`true` or `false`", "object": pairs}
     return names.get(str(kind), "a section")
 
 

@@ -10,7 +10,17 @@ import typer
 from common import passphrase
 from common.process import keep_private
 from kohort.console import run_typer
-from server.cli import authority, plans, pretrain, publish, serve, setup, sites, study
+from server.cli import (
+    authority,
+    plans,
+    pretrain,
+    publish,
+    serve,
+    setup,
+    sign_off,
+    sites,
+    study,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -46,6 +56,7 @@ app.command()(serve.run)
 app.command()(serve.status)
 app.command()(study.study)
 app.command()(publish.release)
+app.command("sign-off")(sign_off.sign_off)
 app.command()(pretrain.pretrain)
 
 

@@ -14,8 +14,9 @@ from common.errors import ConfigurationError, PolicyError
 from common.storage.files import file_digest
 from common.study.bundle import open_bundle
 from common.study.plan import Study
-from server.cli.options import Bundle, StateFolder
+from server.cli.options import StateFolder
 from server.cli.output import check_folder
+from server.cli.sign_off import announce, check_propose, publish_proposed, signers_in
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
@@ -73,12 +74,19 @@ AuditFiles = Annotated[
         "once for each site",
     ),
 ]
+PlanBundle = Annotated[
+    Path | None, typer.Argument(help="the folder that `kohort-server sign` wrote")
+]
+Propose = Annotated[
+    bool, typer.Option("--propose", help="build it for its signers, below OUT/proposed")
+]
+Publish = Annotated[Path | None, typer.Option(help="publish this proposal, which was signed off")]
 
 
 def release(
-    bundle: Bundle,
     state: StateFolder,
     out: Out,
+    bundle: PlanBundle = None,
     reference: ReferenceImages = None,
     reference_name: ReferenceName = "",
     features: Features = "",
@@ -86,15 +94,28 @@ def release(
     heldout: HeldOut = None,
     rehearsal: RehearsalFile = None,
     audit: AuditFiles = None,
+    propose: Propose = False,
+    publish: Publish = None,
 ) -> None:
     """Build, sign and publish the release of a complete study.
 
-    Everything is verified again first.
+    Everything is verified again first. Where server.yaml names signers, `--propose` builds it for
+    them, and `--publish` publishes it once enough of them have signed it off.
     """
     from server.release.items import ReleaseInputs
 
     place = ServerState(state)
+    if publish is not None:
+        publish_proposed(place, publish, out)
+        return
+    if bundle is None:
+        raise ConfigurationError(
+            "release: expected the folder of the signed plan",
+            hint="or --publish FOLDER, for a proposal that was signed off",
+        )
     key = load_operator_key(place)
+    signers = signers_in(place)
+    check_propose(signers, propose)
     study = open_bundle(bundle, key.public_key())
     check_folder("--out", out)
     found = read_people(members, heldout, rehearsal, study)
@@ -126,9 +147,14 @@ def release(
         rehearsal=found,
         quarantined=quarantined,
         revoked=revoked,
+        signers=signers,
+        proposed=propose,
     )
     folder = build(inputs, out, key)
-    write(f"released {folder}\n")
+    if propose:
+        announce(folder, signers)
+    else:
+        write(f"released {folder}\n")
 
 
 def build(inputs: ReleaseInputs, out: Path, key: Ed25519PrivateKey) -> Path:

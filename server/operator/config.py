@@ -10,10 +10,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from common.config import FrozenModel, load_yaml, parse_yaml
 from common.errors import ConfigurationError
@@ -21,6 +21,7 @@ from common.monitoring.settings import HealthSettings, MetricsSettings
 from common.problems import describe
 from common.storage.files import atomic_write
 from common.study.fields import Identifier
+from kohort.manifest import SIGNERS_MOST, Signer
 
 DEFAULT_PORT = 9443
 LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "::1": "::1"}
@@ -28,6 +29,7 @@ LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "::1": "::1"}
 DNS_NAME = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)*(?![0-9]+$)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 )
+KeyLine = Annotated[str, Field(pattern=r"^ssh-ed25519 [A-Za-z0-9+/=]{1,200}( [^\n]{0,200})?$")]
 HOST_CHARACTERS = 64  # of a certificate's common name
 
 
@@ -113,6 +115,40 @@ class Limits(FrozenModel):
     )
 
 
+class ReleaseSigning(FrozenModel):
+    """Who signs a release off besides the operator."""
+
+    sign_offs: int = Field(
+        default=0,
+        ge=0,
+        le=SIGNERS_MOST,
+        description="how many of the signers sign a release off before it is published; with 0 "
+        "`kohort-server release` publishes at once",
+    )
+    signers: dict[Identifier, KeyLine] = Field(
+        default={},
+        max_length=SIGNERS_MOST,
+        description="who may sign off, each with the public key line that "
+        "`kohort-server sign-off NAME --key FILE --new-key` prints",
+    )
+
+    @property
+    def named(self) -> tuple[Signer, ...]:
+        """The signers as a manifest lists them: in order of name, keys without comment."""
+        pairs = sorted(self.signers.items())
+        return tuple(Signer(name=name, key=" ".join(key.split()[:2])) for name, key in pairs)
+
+    @model_validator(mode="after")
+    def _enough_signers(self) -> ReleaseSigning:
+        """Refuse more sign-offs than there are signers."""
+        if self.sign_offs > len(self.signers):
+            raise ValueError(
+                f"sign_offs is {self.sign_offs}, expected at most as many as the "
+                f"{len(self.signers)} signers"
+            )
+        return self
+
+
 class ServerConfig(FrozenModel):
     """The operator's file."""
 
@@ -133,6 +169,9 @@ class ServerConfig(FrozenModel):
     )
     health: HealthSettings = Field(
         default=HealthSettings(), description="where probes ask whether the server is well"
+    )
+    release: ReleaseSigning = Field(
+        default=ReleaseSigning(), description="who vouches for a release besides the operator"
     )
 
     @field_validator("url")

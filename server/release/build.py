@@ -28,7 +28,7 @@ from server.release.collect import accept_updates, collect_images, shuffle_pairs
 from server.release.documents import write_documents
 from server.release.items import Evidence, Items, ReleaseInputs
 from server.release.pictures import write_items
-from server.release.seal import publish, seal_folder
+from server.release.seal import PROPOSED, publish, seal_folder
 
 
 def build_release(
@@ -39,11 +39,14 @@ def build_release(
 ) -> Path:
     """Build, sign and publish the release below `out`; returns its folder.
 
+    One that is proposed waits in `out`/proposed for its signers.
+
     Raises PolicyError below the quorum and for too few images. Raises RefusedError for a batch that
     does not verify, and for a version that exists with other bytes.
     """
     study = inputs.study
     name = f"{study.name}-{study.release.version}"
+    target = out / PROPOSED / name if inputs.proposed else out / name
     part = out / f".{name}.part"
     pictures = out / f".{name}.pictures"
     try:
@@ -59,12 +62,13 @@ def build_release(
             write_documents(part, inputs, items, evidence, key)
             shutil.rmtree(pictures, ignore_errors=True)
             sites = tuple(sorted(evidence.headers))
-            seal_folder(part, study, len(items.images), sites, key)
-            publish(part, out / name)
+            seal_folder(part, study, len(items.images), sites, inputs.signers, key)
+            target.parent.mkdir(exist_ok=True)
+            publish(part, target)
     finally:
         shutil.rmtree(pictures, ignore_errors=True)
         shutil.rmtree(part, ignore_errors=True)
-    return out / name
+    return target
 
 
 def _collect(inputs: ReleaseInputs, key: Ed25519PrivateKey, folder: Path) -> tuple[Evidence, Items]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.study.plan import Study
+from server.operator.config import ReleaseSigning
 from server.release.limits import count_sentence
 from server.release.templating import render, render_with_glossary
 
@@ -25,7 +26,11 @@ NOT_FOR = (
 
 
 def readme(
-    study: Study, statement: Mapping[str, Any], report: Mapping[str, Any], count: int
+    study: Study,
+    statement: Mapping[str, Any],
+    report: Mapping[str, Any],
+    count: int,
+    signers: ReleaseSigning,
 ) -> str:
     """Return the datasheet of a release of `count` pictures as Markdown."""
     return render_with_glossary(
@@ -37,6 +42,7 @@ def readme(
         counts=count_sentence(study),
         count=count,
         not_for=NOT_FOR,
+        signing=signers,
     )
 
 

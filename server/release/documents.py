@@ -35,19 +35,24 @@ def write_documents(
     write_json(part / "evaluation.json", report)
 
     # what a reader and a data catalogue need
-    datasheet = readme(study, statement, report, len(items.images))
+    datasheet = readme(study, statement, report, len(items.images), inputs.signers)
     (part / "README.md").write_text(datasheet, encoding="utf-8")
     (part / "LICENSE").write_text(licence_text(study), encoding="utf-8")
     table_digest = file_digest(part / "metadata.csv")
     write_json(part / "croissant.json", croissant(study, statement, table_digest))
-    fingerprint = signing.fingerprint(key.public_key())
-    write_pages(part, study, statement, report, items, fingerprint)
+    write_pages(part, study, statement, report, items, _vouching(inputs, key))
 
     # what the claims rest on
     _copy_sources(part, inputs)
     (part / "statements").mkdir()
     for site, data in evidence.statements.items():
         (part / "statements" / f"{site}.json").write_bytes(data)
+
+
+def _vouching(inputs: ReleaseInputs, key: Ed25519PrivateKey) -> dict[str, Any]:
+    """Who signs the release: the operator's fingerprint, and the signers."""
+    fingerprint = signing.fingerprint(key.public_key())
+    return {"fingerprint": fingerprint, "signing": inputs.signers}
 
 
 def _copy_sources(part: Path, inputs: ReleaseInputs) -> None:

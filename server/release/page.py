@@ -63,11 +63,11 @@ def write_pages(
     statement: Mapping[str, Any],
     report: Mapping[str, Any],
     items: Items,
-    fingerprint: str,
+    vouching: Mapping[str, Any],
 ) -> None:
-    """Write the index and every page below `part`; `fingerprint` is that of the operator's key."""
+    """Write the index and every page below `part`; `vouching` says who signs the release."""
     sections = _sections(study, items)
-    page = html(study, statement, report, items, sections, fingerprint)
+    page = html(study, statement, report, items, sections, vouching)
     (part / "index.html").write_text(page, encoding="utf-8")
     for name, text in _galleries(study, statement, items, sections):
         path = part / FOLDER / name
@@ -81,7 +81,7 @@ def html(
     report: Mapping[str, Any],
     items: Items,
     sections: Sequence[Section],
-    fingerprint: str,
+    vouching: Mapping[str, Any],
 ) -> str:
     """Return the index."""
     values = {
@@ -94,7 +94,7 @@ def html(
         "count": len(items.images),
         "privatized": int(items.privatized.sum()),
         "not_for": NOT_FOR,
-        "fingerprint": fingerprint,
+        **vouching,
     }
     # terms are looked up in the words alone: encoded pictures hold any sequence of letters
     words = render("index.html.j2", gallery=[], glossary=[], **values)

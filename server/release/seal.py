@@ -14,30 +14,39 @@ from common.wire import signing
 from kohort import layout
 from kohort.manifest import FileEntry, Manifest
 from kohort.verification import verify
+from server.operator.config import ReleaseSigning
 from server.release.documents import write_json
+
+PROPOSED = "proposed"  # where releases wait for their signers, below the folder of releases
 
 
 def seal_folder(
-    part: Path, study: Study, images: int, sites: tuple[str, ...], key: Ed25519PrivateKey
+    part: Path,
+    study: Study,
+    images: int,
+    sites: tuple[str, ...],
+    signers: ReleaseSigning,
+    key: Ed25519PrivateKey,
 ) -> None:
-    """Write manifest, sums, signature and the signer's line; then run `kohort verify`."""
+    """Write manifest, sums, signature and the signers' lines; then run `kohort verify`."""
     # write the manifest, which lists every file
     names = _list_files(part)
     key_line = signing.public_text(key.public_key())
     manifest = _manifest(part, names, study, images, sites, key_line)
-    write_json(part / layout.MANIFEST, manifest.model_dump(mode="json"))
+    manifest = manifest.model_copy(
+        update={"sign_offs": signers.sign_offs, "signers": signers.named}
+    )
+    write_json(part / layout.MANIFEST, manifest.facts())
 
     # sign the digests of all files, the manifest included
     digests = {name: file_digest(part / name) for name in (*names, layout.MANIFEST)}
     sums = layout.sums_text(digests).encode()
     (part / layout.SUMS).write_bytes(sums)
     (part / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))
-    (part / layout.SIGNERS).write_text(
-        layout.signers_line(manifest.principal, key_line), encoding="utf-8"
-    )
+    (part / layout.SIGNERS).write_text(manifest.allowed_signers, encoding="utf-8")
 
-    # verify as a researcher would
-    verify(part)
+    # verify as a researcher would; nobody can have signed it off yet
+    verify(part, require=0)
 
 
 def _list_files(part: Path) -> list[str]:
@@ -89,13 +98,14 @@ def _open_to_all(part: Path) -> None:
 
 
 def publish(part: Path, target: Path) -> None:
-    """Rename `part` to `target`; a version that exists must be the very same bytes."""
+    """Rename `part` to `target`; what exists there must be the very same bytes."""
     if target.exists():
         if (target / layout.SUMS).read_bytes() == (part / layout.SUMS).read_bytes():
             return
         raise RefusedError(
-            f"{target}: this version is published with other bytes",
-            hint="raise release.version in a new plan",
+            f"{target}: this version is there with other bytes",
+            hint="raise release.version in a new plan; where it is a proposal that nobody needs, "
+            "remove its folder",
         )
     _open_to_all(part)
     # a power cut leaves no release, or a whole one

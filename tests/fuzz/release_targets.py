@@ -19,7 +19,9 @@ from common.wire import signing
 from kohort import layout
 from kohort.files import file_digest
 from kohort.manifest import read_manifest
+from kohort.sign_off import read_sign_offs
 from kohort.statements import open_statement, statement_json
+from kohort.trust import read_trust
 from kohort.verification import verify
 from server.evaluate.people import _read_arrays, _read_table
 from server.public_data.images import read_names, read_source
@@ -27,7 +29,7 @@ from server.public_data.pairs import read_pairs
 from tests.fuzz.harness import Parser, Target
 from tests.fuzz.mutation import Maker, damaged, exchanged, one_of, revalued, wrapped
 from tests.fuzz.wire_targets import ODD_HEADERS, header_of, tensor_makers
-from tests.releases import small_release
+from tests.releases import proposal, sign_off, small_release
 
 CHANGED = ("manifest.json", "metadata.csv", "statements/hospital-a.json", "SHA256SUMS")
 SIDE = 4
@@ -95,6 +97,31 @@ def _sign_again(release: Path, names: list[str], key: signing.Ed25519PrivateKey)
     text = layout.sums_text(digests).encode()
     (release / "SHA256SUMS").write_bytes(text)
     (release / "SHA256SUMS.sig").write_bytes(signing.sign(key, signing.RELEASE, text))
+
+
+def _sign_offs(folder: Path) -> Parser:
+    """One signer's signature beside another that holds."""
+    release, _, keys = proposal(folder, 1, "hospital-a", "hospital-b")
+    sign_off(release, "hospital-a", keys["hospital-a"])
+    target = sign_off(release, "hospital-b", keys["hospital-b"])
+    manifest = read_manifest(release)
+    sums = (release / "SHA256SUMS").read_bytes()
+    good = target.read_bytes()
+
+    def call(data: bytes) -> None:
+        target.write_bytes(data)
+        read_sign_offs(release, manifest, sums)
+
+    return Parser(call, (exchanged(good), damaged(good)))
+
+
+def _trust(folder: Path) -> Parser:
+    """A reader's file of keys and fingerprints."""
+    line = signing.public_text(signing.new_key().public_key(), "hospital-a").encode()
+    print_ = signing.fingerprint(signing.new_key().public_key()).encode()
+    path = folder / "trusted"
+    text = b"# ours\n" + line + b"\n" + print_ + b"\n"
+    return _reading(path, lambda: read_trust([str(path)]), exchanged(text), damaged(text))
 
 
 def _release_texts(folder: Path) -> Parser:
@@ -293,6 +320,7 @@ def _release_pairs(folder: Path) -> Parser:
 
 
 VERIFYING = (
+    "kohort.verification:verify",
     "kohort.verification:_check_statement",
     "kohort.verification:_read_rows",
     "kohort.verification:_read_signed_sums",
@@ -306,6 +334,12 @@ TARGETS = (
         ("kohort.manifest:read_manifest", "kohort.layout:parse_sums"),
         _release_texts,
     ),
+    Target(
+        "release-sign-offs",
+        ("kohort.sign_off:read_sign_offs", "kohort.commands:_print_summary"),
+        _sign_offs,
+    ),
+    Target("release-trust", ("kohort.trust:_read_file",), _trust),
     Target("site-statement", ("kohort.statements:open_statement",), _statement),
     Target(
         "checkpoints",

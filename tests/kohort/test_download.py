@@ -6,6 +6,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ import trustme
 
 from common.errors import ConfigurationError, KohortError, PeerError, RefusedError
 from kohort import download
-from tests.releases import small_release
+from tests.releases import proposal, sign_off, small_release
 
 
 class Mirror(http.server.SimpleHTTPRequestHandler):
@@ -54,6 +55,13 @@ class Mirror(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
     release, _ = small_release(tmp_path / "made")
+    with serving(release, tmp_path) as url:
+        yield url, tmp_path / "ca.pem", release
+
+
+@contextmanager
+def serving(release: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a release that a mirror serves; its authority is in ca.pem."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -66,10 +74,12 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"https://localhost:{server.server_port}", tmp_path / "ca.pem", release
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield f"https://localhost:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def nothing(done: int, total: int) -> None:
@@ -155,7 +165,9 @@ def test_what_was_pulled_is_verified_against_the_key_that_the_reader_trusts(
 ) -> None:
     url, ca, release = mirror
     with pytest.raises(RefusedError, match="you trust"):
-        download.pull(url, tmp_path / "got", ca=ca, trust="SHA256:" + "A" * 43, progress=nothing)
+        download.pull(
+            url, tmp_path / "got", ca=ca, trust=frozenset({"SHA256:" + "A" * 43}), progress=nothing
+        )
     Mirror.lies["/SHA256SUMS.sig"] = (release / "SHA256SUMS.sig").read_bytes().replace(b"A", b"B")
     with pytest.raises(RefusedError, match=r"SHA256SUMS\.sig"):
         download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
@@ -178,3 +190,23 @@ def test_an_unknown_certificate_plain_http_or_a_wrong_path_are_told(
         download.pull(url.replace("https", "http"), tmp_path / "got", progress=nothing)
     with pytest.raises(KohortError, match="404"):
         download.pull(url + "/nowhere", tmp_path / "got", ca=ca, progress=nothing)
+
+
+def test_the_sign_offs_come_with_the_release_and_one_that_is_held_back_is_missed(
+    tmp_path: Path,
+) -> None:
+    release, _, keys = proposal(tmp_path / "made", 1, "hospital-a", "hospital-b")
+    first = sign_off(release, "hospital-a", keys["hospital-a"])
+    with serving(release, tmp_path) as url:
+        ca = tmp_path / "ca.pem"
+        download.pull(url, tmp_path / "got", ca=ca, progress=nothing)
+        assert (tmp_path / "got" / first.name).read_bytes() == first.read_bytes()
+        with pytest.raises(RefusedError, match="1 of 2 sign-offs"):
+            download.pull(url, tmp_path / "got", ca=ca, require=2, progress=nothing)
+        second = sign_off(release, "hospital-b", keys["hospital-b"])
+        download.pull(url, tmp_path / "got", ca=ca, require=2, progress=nothing)
+        assert (tmp_path / "got" / second.name).exists()
+        first.unlink()
+        second.unlink()
+        with pytest.raises(RefusedError, match="0 of 1 sign-offs"):
+            download.pull(url, tmp_path / "anew", ca=ca, progress=nothing)

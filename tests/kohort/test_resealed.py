@@ -41,7 +41,7 @@ def reseal(
             entry["size_bytes"] = path.stat().st_size if path.exists() else 0
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
     files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-    names = [name for name in files if name not in layout.UNLISTED]
+    names = [name for name in files if layout.is_listed(name)]
     sums = layout.sums_text({name: file_digest(folder / name) for name in names}).encode()
     (folder / layout.SUMS).write_bytes(sums)
     (folder / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))

@@ -7,6 +7,7 @@ import pytest
 
 from common.errors import RefusedError
 from common.wire import signing
+from kohort.trust import read_trust
 from kohort.verification import verify
 from tests.releases import small_release
 
@@ -24,7 +25,7 @@ def release(good: Path, tmp_path: Path) -> Path:
 def test_an_untouched_release_verifies(release: Path) -> None:
     manifest = verify(release)
     assert manifest.images == 12
-    assert verify(release, trust=manifest.operator_key)
+    assert verify(release, trust=read_trust([manifest.operator_key]))
 
 
 def test_one_altered_byte_in_any_file_is_found_and_the_file_named(release: Path) -> None:
@@ -82,6 +83,6 @@ def test_a_link_is_refused(release: Path) -> None:
 def test_another_trusted_key_is_refused(release: Path) -> None:
     other = signing.public_text(signing.new_key().public_key())
     with pytest.raises(RefusedError, match="you trust"):
-        verify(release, trust=other)
+        verify(release, trust=read_trust([other]))
     with pytest.raises(RefusedError, match="you trust"):
-        verify(release, trust=signing.fingerprint(signing.parse_public(other)))
+        verify(release, trust=frozenset({signing.fingerprint(signing.parse_public(other))}))
