@@ -52,9 +52,13 @@ class Watchdog:
     def feed(self) -> None:
         """Say that the process is alive, at most every `EVERY_S`, unless the other loop stands."""
         now = time.monotonic()
-        if now - self._fed >= EVERY_S and now - self._turned < STANDS_S:
+        if now - self._fed >= EVERY_S and not self.stands():
             self._fed = now
             notify(ALIVE)
+
+    def stands(self) -> bool:
+        """Return whether the other loop stands still."""
+        return time.monotonic() - self._turned >= STANDS_S
 
     def beat(self) -> None:
         """Turn and feed, for a process with one loop."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from flwr.proto.run_pb2 import GetRunResponse, Run
 
-from client.cli.look import site_status
+from client.daemon.standing import site_standing
 from client.fleet.connection import create_node_key
 from client.state.folder import State
 from client.state.membership import Membership
@@ -82,9 +82,9 @@ class Daemon:
     def code(self) -> str:
         """What `kohort-site status` says of the connection."""
         assert self.process.poll() in (None, -9), self.log.read_text()
-        for one in site_status(self.state.root)["connection"]:
-            if one["subject"] == "connection":
-                return str(one["code"])
+        for one in site_standing(self.state.root, counts=False).connection:
+            if one.state.subject == "connection":
+                return one.state.code
         return ""
 
     def child(self) -> int:

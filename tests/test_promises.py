@@ -32,6 +32,7 @@ ROOMS = (
 )
 EXEMPT = {
     "client/daemon/device.py": "which device computes; refused before anything is spent",
+    "client/daemon/standing.py": "what is true now, for the site's staff; decides nothing",
     "client/egress/audit.py": "finds copies; no promise is made of what it finds",
     "client/egress/contact_sheet.py": "a picture for the site's staff",
     "client/egress/membership.py": "stops gross leaks; promises nothing",

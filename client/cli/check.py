@@ -15,7 +15,6 @@ import typer
 
 from client.cli.joining import check_membership
 from client.cli.options import StateFolder
-from client.cli.serve import fleet_settings
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.daemon.device import find_devices
@@ -25,6 +24,7 @@ from client.fleet.failures import CallFailed
 from client.fleet.health import KEY_UNKNOWN, Health
 from client.fleet.own_certificate import check_own_certificate
 from client.fleet.session import Session
+from client.fleet.settings import fleet_settings
 from client.fleet.wire import Wire
 from client.ingest.cohort import Cohort
 from client.state.config import check_plan, load_site

@@ -22,6 +22,7 @@ from client.cli import (
     protect,
     review,
     serve,
+    status,
     withdraw,
 )
 from client.cli.words import name_faults
@@ -60,7 +61,7 @@ app.command()(measure.utility)
 app.command()(measure.privatize)
 app.command()(look.ledger)
 app.command()(audit.audit)
-app.command()(look.status)
+app.command()(status.status)
 app.command()(check.check)
 app.command()(probe.probe)
 app.command()(protect.protect)

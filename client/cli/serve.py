@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,26 +16,26 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from client.cli.options import StateFolder
-from client.cli.state_folder import STATUS_FILE, open_site
+from client.cli.state_folder import open_site
 from client.cli.terminal import write_line
 from client.daemon.device import find_devices, note_devices
 from client.daemon.metrics import SiteMetrics, shown
 from client.daemon.site import Site
 from client.fleet import health as states
-from client.fleet.app import build_app, explain
+from client.fleet.app import build_app, explain, public_code
 from client.fleet.client import FleetClient
-from client.fleet.connection import FleetSettings
 from client.fleet.health import Health
+from client.fleet.settings import fleet_settings
 from client.ingest.build import IngestReport
-from client.state.config import SiteConfig, load_site
+from client.state.config import load_site
 from client.state.folder import State
-from client.state.membership import Membership
 from client.state.sweep import sweep
 from client.state.work import at_work
 from common.errors import KohortError, PolicyError
 from common.notify import READY, STOPPING, Watchdog, notify
 from common.process import STARTED
-from common.storage.files import atomic_write
+from common.storage import heartbeat
+from common.storage.heartbeat import Heartbeat
 from common.storage.lock import FolderLock
 from common.storage.reserve import hold_reserve, write_with_reserve
 from common.study.plan import Study
@@ -44,7 +43,7 @@ from common.study.plan import Study
 DELIVERY_WAIT_S = 120.0
 DELIVERY_POLL_S = 0.1
 STOP_POLL_S = 0.2
-LOOK_S = 5.0  # how often the daemon gives a sign of life
+LOOK_S = 5.0  # how often the daemon looks after its folder
 WORK_S = 60.0  # how often it logs what its child is at
 log = logging.getLogger("kohort")
 
@@ -117,7 +116,13 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
     """
     load_site(state)
     _log_to_standard_error()
-    with FolderLock(state / "lock", "kohort-site run"), open_site(state) as site:
+    with (
+        FolderLock(state / "lock", "kohort-site run"),
+        closing(Heartbeat(state, "kohort-site run")) as heart,
+        _last_words(heart),
+        open_site(state, heart.beat_while_starting) as site,
+    ):
+        heart.note(**{states.STATES_NOW: []})
         # What a killed process left, and room for what must be recorded on a full disk.
         sweep(site.state, STARTED)
         hold_reserve(state)
@@ -127,7 +132,17 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
         site.ledger().verify()
         for study in studies.values():
             site.cohort(study)
-        _serve(site, until_done)
+        _serve(site, heart, until_done)
+
+
+@contextmanager
+def _last_words(heart: Heartbeat) -> Iterator[None]:
+    """Write down the code of what ends the daemon, for `status`."""
+    try:
+        yield
+    except KohortError as error:
+        heart.note(**{states.LAST_ERROR: {"code": error.code, "time": time.time()}})
+        raise
 
 
 def _find_devices(site: Site) -> None:
@@ -166,18 +181,19 @@ def _log_to_standard_error() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _serve(site: Site, until_done: bool) -> None:
+def _serve(site: Site, heart: Heartbeat, until_done: bool) -> None:
     """Run the fleet client until a signal, or until the study is closed and all is delivered."""
-    health = _health(site.state)
+    health = _health(heart)
     settings = fleet_settings(site.state, site.config, site.membership)
-    with shown(SiteMetrics(site, health, settings, site.state.root / STATUS_FILE)):
-        _connect(site, health, until_done)
+    with shown(SiteMetrics(site, health, settings, site.state.root / heartbeat.FILE)):
+        _connect(site, heart, health, until_done)
 
 
-def _connect(site: Site, health: Health, until_done: bool) -> None:
+def _connect(site: Site, heart: Heartbeat, health: Health, until_done: bool) -> None:
     """Run the client in a thread of its own; its error is raised here."""
     watchdog = Watchdog()
     client = _fleet_client(site, health, watchdog.turn)
+    heart.enter("running")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop.set())
     signal.signal(signal.SIGHUP, lambda *_: _reload(client))
@@ -198,7 +214,7 @@ def _connect(site: Site, health: Health, until_done: bool) -> None:
     notify(READY)
 
     try:
-        _wait(site, health, until_done, watchdog)
+        _wait(site, health, until_done, watchdog, heart)
     finally:
         notify(STOPPING)
         # whatever ends this thread: nothing goes on once the lock of the folder is free
@@ -208,12 +224,22 @@ def _connect(site: Site, health: Health, until_done: bool) -> None:
         raise ended[0]
 
 
-def _wait(site: Site, health: Health, until_done: bool, watchdog: Watchdog) -> None:
+def _give_signs(watchdog: Watchdog, heart: Heartbeat, health: Health) -> None:
+    """Tell systemd and the heartbeat file that both loops go round."""
+    watchdog.feed()
+    if not watchdog.stands():
+        heart.note_later(**health.to_dict())
+        heart.beat()
+
+
+def _wait(
+    site: Site, health: Health, until_done: bool, watchdog: Watchdog, heart: Heartbeat
+) -> None:
     """Look after the state folder until the site is stopped."""
     looked = -LOOK_S
     logged = time.monotonic()
     while not site.stop.wait(STOP_POLL_S):
-        watchdog.feed()
+        _give_signs(watchdog, heart, health)
         if time.monotonic() - looked >= LOOK_S:
             looked = time.monotonic()
             _look_around(site.state, health)
@@ -244,30 +270,16 @@ def _reload(client: FleetClient) -> None:
 
 
 def _look_around(state: State, health: Health) -> None:
-    """Give a sign of life, and make the reserve again where the disk has room."""
+    """Make the reserve again where the disk has room."""
     if hold_reserve(state.root):
         health.clear(states.DISK)
     else:
         health.set(states.DISK_FULL)
-    try:
-        os.utime(state.root / STATUS_FILE)
-    except OSError as error:
-        log.warning("no sign of life in %s: %s", STATUS_FILE, error.strerror)
 
 
-def _health(state: State) -> Health:
-    """Return the health states, which the status file follows."""
-    path = state.root / STATUS_FILE
-
-    def write_status() -> None:
-        data = json.dumps(health.to_dict()).encode()
-        try:
-            write_with_reserve(state.root, lambda: atomic_write(path, data, mode=0o600))
-        except KohortError as error:
-            # no state of the machine may end a loop that sets one
-            log.warning("%s was not written: %s", STATUS_FILE, error.code)
-
-    health = Health(write_status)
+def _health(heart: Heartbeat) -> Health:
+    """Return the health states, which the heartbeat file follows."""
+    health = Health(lambda: heart.note(**health.to_dict()))
     return health
 
 
@@ -283,23 +295,8 @@ def note_refusal(health: Health, error: KohortError | None) -> None:
     if error is None or error.code == "E-STUDY-ENDED":
         health.clear(states.WORK)
     else:
+        health.record_error(public_code(error))
         health.set(states.WORK_REFUSED, explain(error))
-
-
-def fleet_settings(state: State, config: SiteConfig, membership: Membership) -> FleetSettings:
-    """Return where the server is and what this site shows to it."""
-    root = state.root
-    return FleetSettings(
-        url=membership.server_url,
-        ca_file=root / "ca.crt",
-        node_key_file=state.node_key,
-        state_dir=root / "fleet",
-        client_certificate=root / "node.crt",
-        proxy=config.network.proxy,
-        poll_s=config.network.poll_s,
-        max_message_bytes=config.limits.max_message_mib << 20,
-        inbox_bytes=config.limits.inbox_bytes,
-    )
 
 
 def _wait_for_delivery(inbox: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,20 +17,27 @@ from client.state.membership import read_membership
 from client.state.plans import Plans
 from client.state.private import close_to_others
 
-STATUS_FILE = "health.json"
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_site(state: Path) -> Iterator[Site]:
-    """Yield the daemon's view of the state folder; its work shows as a progress bar."""
+def open_site(state: Path, alive: Callable[[], None] = lambda: None) -> Iterator[Site]:
+    """Yield the daemon's view of the state folder; its work shows as a progress bar.
+
+    `alive` is called with every step of it.
+    """
     config = load_site(state)
     place = State(state)
     if close_to_others(state):
         log.warning("%s was open to other users; it is this account's alone now", state)
     membership = read_membership(place.membership)
     with progress_bar("at work") as show:
-        yield Site(place, config, membership, progress=show)
+
+        def step(done: int, total: int) -> None:
+            alive()
+            show(done, total)
+
+        yield Site(place, config, membership, progress=step)
 
 
 def open_plans(state: Path) -> Plans:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from common.storage.heartbeat import LAST_TIME
 
 Severity = Literal["info", "warning", "error"]
 ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2}
@@ -58,6 +60,11 @@ def _declare(code: str, subject: str, severity: Severity, text: str, fix: str) -
     STATES[code] = State(code, subject, severity, text, fix)
     return STATES[code]
 
+
+# what the heartbeat file calls them
+CONTACT = "contact"
+STATES_NOW = "states"
+LAST_ERROR = "last_error"
 
 CONNECTION = "connection"
 MESSAGE = "message"
@@ -345,6 +352,7 @@ class Health:
         self._lock = threading.Lock()
         self._on_change = on_change
         self._last_heartbeat: float | None = None
+        self._last_error: tuple[str, float] | None = None
 
     def set(self, state: State, facts: str = "") -> None:
         """Make `state` hold in place of its subject's; set again, it keeps its start time."""
@@ -384,14 +392,42 @@ class Health:
         """Unix time in seconds of the last accepted heartbeat; None before the first."""
         return self._last_heartbeat
 
+    def record_error(self, code: str) -> None:
+        """Note the code of what could not be done; it stays when the state is over."""
+        self._last_error = (code, time.time())
+        self._notify()
+
     def to_dict(self) -> dict[str, object]:
-        """Return heartbeat and states for the status file."""
-        states = []
+        """Return what the heartbeat file says: states, last contact, last error."""
+        rows = []
         for one in self.active():
-            states.append({**asdict(one.state), "facts": one.facts, "since": one.since})
-        return {"last_heartbeat": self._last_heartbeat, "states": states}
+            rows.append({"code": one.state.code, "facts": one.facts, "since": one.since})
+        found: dict[str, object] = {STATES_NOW: rows}
+        if self._last_heartbeat is not None:
+            found[CONTACT] = self._last_heartbeat
+        if self._last_error is not None:
+            found[LAST_ERROR] = {"code": self._last_error[0], "time": self._last_error[1]}
+        return found
 
     def _notify(self) -> None:
         """Call the listener, outside the lock."""
         if self._on_change is not None:
             self._on_change()
+
+
+def read_states(facts: Mapping[str, Any]) -> tuple[Active, ...]:
+    """Return the states in a heartbeat's facts; what no version wrote is left out."""
+    rows = facts.get(STATES_NOW)
+    found = []
+    for row in rows if isinstance(rows, list) else ():
+        state = STATES.get(str(row.get("code"))) if isinstance(row, dict) else None
+        if state is not None:
+            found.append(Active(state, read_seconds(row.get("since")), str(row.get("facts", ""))))
+    return tuple(found)
+
+
+def read_seconds(value: object) -> float:
+    """Return a time of a heartbeat's facts, in seconds since 1970; 0 for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return float(value) if 0 < value < LAST_TIME else 0.0

@@ -26,6 +26,17 @@ class AtWork:
     round: str
     work: Work
 
+    def to_dict(self, now: float) -> dict[str, object]:
+        """Return round, phase, step and seconds left as JSON; for this site alone."""
+        left_s = self.work.seconds_left(now)
+        return {
+            "round": self.round,
+            "phase": self.work.phase,
+            "done": self.work.done,
+            "total": self.work.total,
+            "seconds_left": None if left_s is None else round(left_s),
+        }
+
     def line(self, now: float, *, counts: bool) -> str:
         """Return phase, step of steps and time left in one line; with `counts`, the time of day."""
         parts = [f"{self.round}: {self.work.phase or 'at work'}"]

@@ -1,6 +1,6 @@
 """Error codes, reasons of the quarantine, health states and exit codes.
 
-In: the sources, and the advice in docs/reference/errors.toml and reasons.toml.
+In: the sources, and the advice in common/codes.toml and docs/reference/reasons.toml.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def codes_in_sources() -> set[str]:
 
 
 def advice(name: str) -> dict[str, Any]:
-    """Return one of the two files of advice."""
-    return tomllib.loads((REFERENCE / name).read_text())
+    """Return one of the two files of advice: `codes.toml` or `reasons.toml`."""
+    folder = ROOT / "common" if name == "codes.toml" else REFERENCE
+    return tomllib.loads((folder / name).read_text())
 
 
 def errors_page() -> str:
@@ -42,7 +43,7 @@ def errors_page() -> str:
         "`kohort-server sites`. Each code ends a command with an [exit code](exit-codes.md).",
         "",
     ]
-    for code, entry in sorted(advice("errors.toml").items()):
+    for code, entry in sorted(advice("codes.toml").items()):
         lines += [f"## {code}", "", entry["means"], "", f"*Who mends it:* {entry['who']}", ""]
         lines += [f"*What to do:* {entry['fix']}", ""]
     lines += [

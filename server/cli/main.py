@@ -19,6 +19,7 @@ from server.cli import (
     setup,
     sign_off,
     sites,
+    status,
     study,
 )
 
@@ -53,7 +54,7 @@ app.command()(authority.certify)
 app.command()(authority.renew)
 app.command()(authority.protect)
 app.command()(serve.run)
-app.command()(serve.status)
+app.command()(status.status)
 app.command()(study.study)
 app.command()(publish.release)
 app.command("sign-off")(sign_off.sign_off)

@@ -1,36 +1,32 @@
-"""`run`, `status`: serves a study and says how far it is."""
+"""`run`: serves a study until it is complete."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
+from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from common.errors import ConfigurationError, EnvironmentFault
 from common.notify import READY, STOPPING, Watchdog, notify
 from common.storage.files import read_capped
+from common.storage.heartbeat import Heartbeat
 from common.storage.lock import FolderLock
 from common.study.bundle import copy_bundle, open_bundle
 from common.study.plan import Study
 from common.wire.app_bundle import write_app
-from common.wire.expiry import Ending
 from server.cli.authority import server_secret
-from server.cli.options import AsJson, Bundle, StateFolder
-from server.cli.state_folder import (
-    load_operator_key,
-    open_record,
-    open_registry,
-    read_studies,
-)
+from server.cli.options import Bundle, StateFolder
+from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import study_progress, write
-from server.flower.tasks import foreign_runs
 from server.front.port import open_door, spell
 from server.front.sockets import SOCKETS
 from server.operator.certificates import (
@@ -47,13 +43,10 @@ from server.operator.renewal import check_server_files
 from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 from server.rounds.room import bytes_to_come, largest_reply, sweep_parts, sweep_rounds
+from server.rounds.standing import SEEN
 
 FLWR_VERSION = "1.41.0"
 STUDY_FILE_CAP_BYTES = 1 << 20
-PAUSED = (
-    "  paused since {since} ({code}): it goes on when enough hospitals have answered\n"
-    "  more time: kohort-server study extend {study}; end it: kohort-server study abandon {study}\n"
-)
 Port = Annotated[
     int | None,
     typer.Option(min=1, max=65535, help="listen here, not on server.yaml's port (embedded front)"),
@@ -69,7 +62,11 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
     check_installation()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with FolderLock(place.lock, "a kohort server"):
+    with (
+        FolderLock(place.lock, "a kohort server"),
+        closing(Heartbeat(place.root, "a kohort server")) as heart,
+    ):
+        heart.enter("starting")
         # The study's folder keeps its own copy of the bundle; both are verified.
         study = open_bundle(bundle, key.public_key())
         kept = place.study(study.hash()) / "bundle"
@@ -82,7 +79,7 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
                 limit = config.limits.studies_gib
                 studies = place.root / "studies"
                 check_quota(studies, "studies_gib", limit, bytes_to_come(record))
-                serve(place, config, study, record, port or config.listen.port)
+                serve(place, config, study, record, heart, port or config.listen.port)
             abandoned = record.abandoned()
         if abandoned:
             write(f"study {study.name} was abandoned; what was released of it stays\n")
@@ -101,7 +98,12 @@ def check_port(port: int | None, config: ServerConfig) -> None:
 
 
 def serve(
-    place: ServerState, config: ServerConfig, study: Study, record: StudyRecord, port: int
+    place: ServerState,
+    config: ServerConfig,
+    study: Study,
+    record: StudyRecord,
+    heart: Heartbeat,
+    port: int,
 ) -> None:
     """Start Flower and attend to the study until it is complete."""
     # Flower takes a second of CPU to import, which no other command should spend.
@@ -136,15 +138,28 @@ def serve(
         ) as link:
             signal.signal(signal.SIGHUP, lambda *_: link.reload_front())
             watchdog = Watchdog()
-            limits = config.limits
+
+            def turn() -> None:
+                watchdog.beat()
+                heart.beat()
+
             coordinator = Coordinator(
-                place, link.calls, registry, record, app, limits, show, say, watchdog.beat
+                place, link.calls, registry, record, app, config.limits, show, say, turn
             )
+            coordinator.note_seen = partial(note_seen, heart)
+            heart.enter("running")
             notify(READY)
             try:
                 coordinator.run()
             finally:
                 notify(STOPPING)
+
+
+def note_seen(heart: Heartbeat, seen: Mapping[str, float]) -> None:
+    """Write when each site was heard last, beside what an earlier server left."""
+    before = heart.facts.get(SEEN)
+    known = dict(before) if isinstance(before, dict) else {}
+    heart.note(**{SEEN: known | dict(seen)})
 
 
 def sweep(place: ServerState, record: StudyRecord) -> None:
@@ -194,61 +209,3 @@ def check_installation() -> None:
                 hint="install kohort alone, in its own environment",
                 code="E-SHADOWED",
             )
-
-
-def status(state: StateFolder, as_json: AsJson = False) -> None:
-    """Show how far the studies are and how the sites stand. Works while the server runs."""
-    place = ServerState(state)
-    found, faults = read_studies(place)
-    studies = study_rows(place, found)
-    with open_registry(place) as registry:
-        sites = list(registry.sites().values())
-        ending = ending_certificates(place, registry.sites())
-    foreign = foreign_runs(place.superlink)
-    if as_json:
-        rows = [{"site": site.name, "state": site.state, "code": site.code} for site in sites]
-        soon = [ending_row(one) for one in ending]
-        unread = [{"hash": key, "code": error.code} for key, error in faults.items()]
-        facts = {"studies": studies, "sites": rows, "foreign_runs": foreign, "ending": soon}
-        facts["unreadable"] = unread
-        write(json.dumps(facts) + "\n")
-        return
-    for row in studies:
-        write(f"{row['study']:<24} {row['done']} of {row['total']} rounds: {state_of(row)}\n")
-        if row["code"]:
-            write(PAUSED.format(**row))
-        for name in row["missing"]:
-            write(f"{'':<24} no answer of {name} in the round that was closed last\n")
-    for study_hash, error in faults.items():
-        write(f"{study_hash[:12]:<24} cannot be read: {error}\n")
-    for site in sites:
-        write(f"{site.name:<24} {site.state} {site.code}\n")
-    for row in foreign:
-        write(f"foreign run refused at {row['time']}: E-APP-UNPINNED\n")
-    for one in ending:
-        write(f"{one.severity}: {one.line}\n")
-
-
-def ending_row(one: Ending) -> dict[str, str]:
-    """Return a certificate that ends soon, as `--json` shows it."""
-    ends = one.ends.isoformat()
-    return {"of": one.whose, "ends": ends, "severity": one.severity, "fix": one.fix}
-
-
-def state_of(row: dict[str, Any]) -> str:
-    """Return what a study does now, in a few words."""
-    if row["complete"]:
-        return "complete"
-    if row["abandoned"]:
-        return "abandoned"
-    return f"{row['phase']} {row['waiting']}".strip()
-
-
-def study_rows(place: ServerState, studies: list[Study]) -> list[dict[str, Any]]:
-    """Return each study's progress, from its journal."""
-    rows: list[dict[str, Any]] = []
-    for study in studies:
-        with open_record(place, study) as record:
-            facts = {**vars(record.progress()), "missing": record.missing_sites()}
-            rows.append({"study": study.name, "hash": study.hash(), **facts})
-    return rows

@@ -28,16 +28,21 @@ KEY_CAP_BYTES = 65_536
 STUDY_CAP_BYTES = 1 << 20
 WORDS = 400  # characters of an answer that an error repeats
 GONE = "unregistered"
+HEARTBEATS_TRUSTED = 2  # Flower's HEARTBEAT_PATIENCE
 
 
 @dataclass(frozen=True)
 class Node:
-    """A site as Flower sees it; `status` is online, offline, registered or unregistered."""
+    """A site as Flower sees it; `status` is online, offline, registered or unregistered.
+
+    `seen`: when it was heard last, in seconds since 1970; 0 for never.
+    """
 
     node_id: int
     name: str
     status: str
     public_key: bytes
+    seen: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ class OperatorCalls:
         answer = self._ask("list nodes", lambda: self._client.ListNodes(request))
         nodes = []
         for row in answer.nodes_info:
-            nodes.append(Node(int(row.node_id), row.name, row.status, bytes(row.public_key)))
+            node_id, key = int(row.node_id), bytes(row.public_key)
+            nodes.append(Node(node_id, row.name, row.status, key, _last_seen(row)))
         return tuple(nodes)
 
     # --- runs
@@ -165,3 +171,10 @@ class OperatorCalls:
             raise PeerError(
                 f"SuperLink: {what}: {type(error).__name__}", code="E-FLOWER"
             ) from error
+
+
+def _last_seen(row: Any) -> float:
+    """When Flower heard a node last: a heartbeat lets it count as online for two intervals."""
+    if not row.online_until:
+        return 0.0
+    return max(0.0, float(row.online_until) - HEARTBEATS_TRUSTED * float(row.heartbeat_interval))

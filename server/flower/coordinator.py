@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +19,8 @@ from typing import Protocol
 from common.errors import KohortError, PeerError, RefusedError
 from common.storage.files import atomic_write
 from server.flower.calls import Node, RunStatus
-from server.flower.tasks import foreign_runs
 from server.operator.config import Limits
+from server.operator.foreign import foreign_runs
 from server.operator.sites import Registry, Site
 from server.operator.state import ServerState
 from server.rounds.record import Progress, StudyRecord
@@ -29,6 +29,7 @@ TURN_S = 0.5
 STATUS_S = 1.0
 RESUBMIT_S = 5.0
 START_S = 300.0  # how long a SuperLink may take to answer again
+LOOK_S = 10.0  # how often it asks when the sites were heard
 FINISH_S = 1.0  # for the app of a complete study to end by itself
 log = logging.getLogger("kohort.server")
 
@@ -49,7 +50,8 @@ class Coordinator:
     """One study on one link.
 
     `show` gets the progress whenever it may have changed, `say` what a person should read;
-    `turn` is called at every turn of the loop, for a watchdog.
+    `turn` is called at every turn of the loop, for a watchdog; `note_seen` gets when each site was
+    heard last.
     """
 
     state: ServerState
@@ -61,12 +63,14 @@ class Coordinator:
     show: Callable[[Progress], None] = lambda progress: None
     say: Callable[[str], None] = lambda text: None
     turn: Callable[[], None] = lambda: None
+    note_seen: Callable[[Mapping[str, float]], None] = lambda seen: None
     turn_s: float = TURN_S
     resubmit_s: float = RESUBMIT_S
     start_s: float = START_S
     _refused: set[str] = field(default_factory=set)
     _foreign: str = ""
     _silent_since: float | None = None
+    _next_look: float = 0.0
 
     def run(self) -> None:
         """Return when the study is complete.
@@ -178,6 +182,7 @@ class Coordinator:
             self._tell_foreign_runs()
             try:
                 self.sync_sites()
+                self._look_at_sites()
                 if time.monotonic() >= next_status:
                     if self.link.run_status(run_id).finished:
                         break
@@ -191,6 +196,18 @@ class Coordinator:
             time.sleep(FINISH_S)
         self.record.journal.append("run", "ended", {"run_id": run_id})
         return self.record.ended()
+
+    def _look_at_sites(self) -> None:
+        """Note from time to time when Flower heard each site last."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        heard = {node.node_id: node.seen for node in self.link.nodes()}
+        seen = {}
+        for name, site in self.registry.sites().items():
+            if site.node_id is not None and heard.get(site.node_id):
+                seen[name] = heard[site.node_id]
+        self.note_seen(seen)
 
     def _tell_foreign_runs(self) -> None:
         """Say once of each run that was not of this plan and did not run."""

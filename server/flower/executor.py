@@ -31,7 +31,7 @@ from common.process import keep_private
 from common.storage.files import read_capped
 from server.flower.link_process import SECRET_CAP_BYTES, SECRET_FILE
 from server.flower.logs import cap_log
-from server.flower.tasks import Claim, ClaimFile, note_foreign_run
+from server.flower.tasks import Claim, ClaimFile
 from server.flower.wire import (
     TASK_TYPES,
     RuntimeHttpClient,
@@ -40,6 +40,7 @@ from server.flower.wire import (
     task_client,
 )
 from server.front.sockets import SOCKETS, SocketFolder
+from server.operator.foreign import note_foreign_run
 
 POLL_S = 0.3
 HEARTBEAT_S = 5.0  # the SuperLink takes a task back 60 s after the last one

@@ -1,4 +1,4 @@
-"""The task that the executor holds, on disk before it runs, and the foreign runs that it refused.
+"""The task that the executor holds, on disk before it runs.
 
 In: Flower's answers. Out: a `Claim`, after any restart the same.
 Guarantees: the file is whole, and only its owner reads it; it holds the task's token and its input
@@ -10,18 +10,13 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from common.errors import RefusedError, damage_named
 from common.storage.files import atomic_write, read_capped
 
 CLAIM_CAP_BYTES = 60_000  # a pipe takes 65,536 bytes at once, so that no writer waits for a child
 TOO_LARGE = "E-CLAIM-SIZE"
-FOREIGN_FILE = "foreign-runs.json"
-FOREIGN_CAP_BYTES = 1 << 20
-FOREIGN_KEPT = 1000
 
 
 @dataclass(frozen=True)
@@ -95,24 +90,3 @@ class ClaimFile:
     def drop(self) -> None:
         """Forget the claim."""
         self._path.unlink(missing_ok=True)
-
-
-def note_foreign_run(folder: Path, run_id: int, bundle: str) -> None:
-    """Note a run that was refused; of very many the newest are kept."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    row = {"time": now, "run": run_id, "bundle": bundle[:64]}
-    rows = [*foreign_runs(folder), row][-FOREIGN_KEPT:]
-    atomic_write(folder / FOREIGN_FILE, json.dumps(rows).encode(), mode=0o600)
-
-
-def foreign_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return the refused runs, oldest first; none where the file cannot be read."""
-    path = folder / FOREIGN_FILE
-    if not path.exists():
-        return []
-    try:
-        text = read_capped(path, FOREIGN_CAP_BYTES)
-        with damage_named(RefusedError(f"{path}: not a list of runs")):
-            return [row for row in json.loads(text) if isinstance(row, dict)]
-    except RefusedError:
-        return []

@@ -27,10 +27,22 @@ class DeclaredCode:
     since: str
 
 
+@dataclass(frozen=True)
+class Absence:
+    """Of how many closed rounds in a row a site has nothing; when the first was closed (UTC).
+
+    `since`: "" in a journal of an earlier version.
+    """
+
+    rounds: int
+    since: str
+
+
 class History:
     """The views that the round loop asks for again and again; safe to use from several threads.
 
     `closed`: keys of closed rounds. `missing`: sites that each closed round lacks, oldest first.
+    `absent`: by site how long it has been missing, for those that the last closed round lacks.
     `accepted`: by site and signing key the digests of accepted payloads, oldest first. `newest`: by
     site the key of its newest accepted reply. `codes`: by site what it answers now in place of a
     result; an accepted reply ends that.
@@ -43,6 +55,7 @@ class History:
         self._lock = threading.Lock()
         self.closed: set[str] = set()
         self.missing: list[frozenset[str]] = []
+        self.absent: dict[str, Absence] = {}
         self.accepted: dict[tuple[str, str], dict[str, None]] = {}
         self.newest: dict[str, str] = {}
         self.codes: dict[str, DeclaredCode] = {}
@@ -62,7 +75,7 @@ class History:
         """Add one entry to the views."""
         if entry.state == "closed":
             self.closed.add(entry.key)
-            self.missing.append(frozenset(entry.data.get("missing", ())))
+            self._take_missing(frozenset(entry.data.get("missing", ())), entry)
         elif entry.state == "accepted":
             site = entry.data["site"]
             self.accepted.setdefault((site, entry.data["key"]), {})[entry.data["digest"]] = None
@@ -73,3 +86,10 @@ class History:
             place = entry.key.rsplit("/", 3)[0]
             since = str(entry.data.get("since", ""))
             self.codes[entry.data["site"]] = DeclaredCode(entry.data["code"], place, since)
+
+    def _take_missing(self, missing: frozenset[str], entry: Entry) -> None:
+        """Add the sites that one more closed round lacks."""
+        self.missing.append(missing)
+        closed = Absence(0, str(entry.data.get("time", "")))
+        before = {name: self.absent.get(name, closed) for name in missing}
+        self.absent = {name: Absence(one.rounds + 1, one.since) for name, one in before.items()}

@@ -36,7 +36,7 @@ from common.study.shapes import starting_weights
 from common.wire import tensors
 from common.wire.messages import Sealed
 from kohort.statements import statement_json
-from server.rounds.history import CODE, DeclaredCode, History
+from server.rounds.history import CODE, Absence, DeclaredCode, History
 
 WEIGHTS_CAP_BYTES = CHECKPOINT_CAP_BYTES
 SEALED_CAP_BYTES = (1 << 29) + (1 << 20)
@@ -175,7 +175,8 @@ class StudyRecord:
         """
         if phase == "train" and round_ == self.study.models.trained()[model].rounds - 1:
             self._keep_evidence(model, round_, data["accepted"])
-        self.journal.append(self.place(phase, model, round_), "closed", data)
+        entry = {**data, "time": _now()}
+        self.journal.append(self.place(phase, model, round_), "closed", entry)
         if phase == "train":
             shutil.rmtree(self.round_folder(model, round_), ignore_errors=True)
             if round_:
@@ -294,6 +295,10 @@ class StudyRecord:
         missing = self._history.read().missing
         return tuple(sorted(missing[-1])) if missing else ()
 
+    def absences(self) -> dict[str, Absence]:
+        """Return how long each site has been missing of which the last closed round has nothing."""
+        return dict(sorted(self._history.read().absent.items()))
+
     def any_closed(self) -> bool:
         """Whether a round of the study is closed."""
         return bool(self._history.read().closed)
@@ -335,6 +340,11 @@ class StudyRecord:
             code=str(state.data.get("code", "")),
             since=str(state.data.get("since", "")),
         )
+
+    def round_name(self, place: str) -> str:
+        """Return a round's name by its journal key; the key's own end for one of no plan."""
+        names = {key: name for name, key in self._rounds()}
+        return names.get(place, place.partition("/")[2])
 
     def open_round(self) -> tuple[str, str] | None:
         """Return the name and the journal key of the first round that is not closed, or None."""

@@ -83,7 +83,7 @@ def test_every_key_stands_in_the_reference(name: str) -> None:
 
 
 def test_every_error_code_of_the_sources_has_a_meaning_and_a_fix() -> None:
-    listed = advice("errors.toml")
+    listed = advice("codes.toml")
     assert set(listed) == codes_in_sources()
     for code, entry in listed.items():
         assert set(entry) == {"who", "means", "fix"}, code

@@ -22,13 +22,13 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from common.errors import RefusedError
 from common.wire.app_bundle import write_app
-from server.flower.tasks import foreign_runs
 from server.operator.certificates import (
     create_authority,
     issue_server_certificate,
     issue_site_certificate,
     load_authority,
 )
+from server.operator.foreign import foreign_runs
 from tests.transport import TOY, Consortium, Site, consortium, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

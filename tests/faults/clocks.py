@@ -12,7 +12,7 @@ from unittest.mock import patch
 DAY_S = 86_400.0
 SUSPENDED_S = 360.0
 # modules that ask for the date by name
-DATED = ("server.operator.certificates", "server.flower.tasks", "server.front.sites")
+DATED = ("server.operator.certificates", "server.operator.foreign", "server.front.sites")
 
 
 @dataclass

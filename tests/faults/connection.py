@@ -27,13 +27,13 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 
-from client.cli.serve import fleet_settings
 from client.fleet import health as states
 from client.fleet.app import build_app, record_of, sealed_of
 from client.fleet.client import FleetClient
 from client.fleet.connection import create_node_key
 from client.fleet.failures import CallFailed
 from client.fleet.health import Health
+from client.fleet.settings import fleet_settings
 from client.fleet.wire import PulledMessage, Reply, inflate_object
 from common.wire.messages import Header, Sealed
 from server.operator.certificates import create_authority, issue_site_certificate

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from client.cli.joining import check_membership
-from client.cli.look import _connection as read_status
-from client.cli.state_folder import STATUS_FILE
+from client.daemon import standing
 from client.egress.evidence import Evidence
 from client.fleet.connection import FleetSettings, create_node_key, read_node_key
 from client.fleet.expiry import ending_certificates
+from client.fleet.health import read_states
 from client.fleet.own_certificate import check_own_certificate
 from client.fleet.session import Session
 from client.ingest.listing import LISTING, compare_listing
@@ -27,11 +27,12 @@ from client.state.membership import read_membership
 from client.state.spool import INDEX, Spool
 from client.state.upgrade import upgrade
 from common.privacy.tally import Tally
+from common.storage import heartbeat
 from common.wire import signing, tensors
 from common.wire.messages import canonical
 from server.evaluate.canary_rehearsal import _read as read_audit
 from server.evaluate.rehearsal_report import read_rehearsal
-from server.flower.tasks import FOREIGN_FILE, Claim, foreign_runs
+from server.flower.tasks import Claim
 from server.operator.certificates import (
     check_certificate,
     create_authority,
@@ -40,6 +41,7 @@ from server.operator.certificates import (
     parse_site_key,
     read_certificate,
 )
+from server.operator.foreign import FOREIGN_FILE, foreign_runs
 from server.operator.renewal import (
     NEXT_KEY,
     REQUEST,
@@ -48,6 +50,7 @@ from server.operator.renewal import (
     write_request,
 )
 from server.operator.requests import read_request
+from server.rounds.standing import _seen as seen_by_server
 from tests.fuzz.harness import Parser, Target
 from tests.fuzz.mutation import Maker, damaged, exchanged, noise, one_of, revalued, wrapped
 from tests.fuzz.wire_targets import event_seeds, tensor_makers
@@ -206,13 +209,19 @@ def _tally(folder: Path) -> Parser:
 
 
 def _status(folder: Path) -> Parser:
-    path = folder / STATUS_FILE
-    states = [{"code": "CONNECTED", "severity": "ok", "text": "", "fix": "", "since": 1.0}]
-    seed = json.dumps({"states": states}).encode()
+    states = [{"code": "CONNECTED", "facts": "", "since": 1.0}]
+    error = {"code": "E-CAP", "time": 2.0}
+    facts = {"states": states, "contact": 3.0, "last_error": error, "seen": {"a": 1.0}}
+    beat = {"pid": 7, "started": 1.0, "time": 2.0, "stage": "running", "facts": facts}
+    seed = json.dumps(beat).encode()
 
     def call(data: bytes) -> None:
-        path.write_bytes(data)
-        read_status(folder)
+        (folder / heartbeat.FILE).write_bytes(data)
+        life = heartbeat.life_of(folder)
+        assert life.words() and life.to_dict()
+        assert read_states(life.facts) is not None
+        assert standing._last_error(life) is None or life.facts
+        assert isinstance(seen_by_server(life), dict)
 
     return Parser(call, (revalued(seed), exchanged(seed), damaged(seed)))
 
@@ -404,7 +413,16 @@ TARGETS = (
     Target("spool", ("client.state.spool:Spool._load",), _spool),
     Target("reservation", ("client.state.ledger:Reservation.from_json",), _reservation),
     Target("tally", ("client.daemon.training:_tallies",), _tally),
-    Target("status-file", ("client.cli.look:_connection",), _status),
+    Target(
+        "status-file",
+        (
+            "common.storage.heartbeat:read_beat",
+            "client.fleet.health:read_states",
+            "client.daemon.standing:_last_error",
+            "server.rounds.standing:_seen",
+        ),
+        _status,
+    ),
     Target(
         "small-files",
         (
@@ -421,7 +439,7 @@ TARGETS = (
         (
             "server.flower.tasks:ClaimFile",
             "server.flower.tasks:Claim",
-            "server.flower.tasks:foreign_runs",
+            "server.operator.foreign:foreign_runs",
         ),
         _claim,
     ),

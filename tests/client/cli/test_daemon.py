@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.cli.look import site_status
-from common.storage import reserve
+from client.daemon.standing import site_standing
+from common.storage import heartbeat, reserve
 from tests.daemons import Daemon
 from tests.sites import make_hospital
 from tests.sized_plans import image_weights
@@ -87,7 +87,7 @@ def test_a_start_closes_the_folder_sweeps_it_and_makes_the_reserve(daemon: Daemo
 
 
 def test_a_start_says_on_which_device_its_children_compute(daemon: Daemon) -> None:
-    [device] = site_status(daemon.state.root)["devices"]
+    [device] = site_standing(daemon.state.root).devices
     assert f"computing on {device}" in daemon.log.read_text()
     if not torch.cuda.is_available():
         assert device == "cpu; compute.device is auto, and torch sees no GPU here"
@@ -106,7 +106,9 @@ def test_a_suspended_daemon_goes_on(daemon: Daemon) -> None:
     daemon.process.send_signal(signal.SIGSTOP)
     time.sleep(5)
     # a minute without a sign of life is said
-    path = daemon.state.root / "health.json"
+    path = daemon.state.root / heartbeat.FILE
+    text = json.loads(path.read_text())
+    path.write_text(json.dumps(text | {"time": time.time() - 61}))
     old = time.time() - 61
     os.utime(path, (old, old))
     assert daemon.code() == "UNRESPONSIVE"
@@ -119,7 +121,7 @@ def test_a_suspended_daemon_goes_on(daemon: Daemon) -> None:
 def test_after_kill_9_the_status_says_that_it_is_not_running(daemon: Daemon) -> None:
     daemon.process.kill()
     daemon.process.wait()
-    states = json.loads((daemon.state.root / "health.json").read_text())["states"]
-    assert "CONNECTED" in [one["code"] for one in states]
+    facts = json.loads((daemon.state.root / heartbeat.FILE).read_text())["facts"]
+    assert "CONNECTED" in [one["code"] for one in facts["states"]]
     assert daemon.code() == "NOT-RUNNING"
     daemon.start()

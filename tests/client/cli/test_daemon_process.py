@@ -32,10 +32,10 @@ def test_a_daemon_shows_no_key_and_leaves_no_core(joined: tuple[Path, Path], cli
     command = [*program, "run", "--state", str(state)]
     daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL, pass_fds=(reader,))
     try:
-        until((state / "health.json").exists, timeout_s=60)
+        until((state / "heartbeat.json").exists, timeout_s=60)
         until(lambda: limits_of(daemon.pid) == ("0077", "0 0"), timeout_s=60)
         # it opened its keys and calls the server, which is not there
-        until(lambda: "NOTHING-LISTENS" in (state / "health.json").read_text(), timeout_s=60)
+        until(lambda: "NOTHING-LISTENS" in (state / "heartbeat.json").read_text(), timeout_s=60)
         for pid in descendants(daemon.pid):
             assert limits_of(pid) == ("0077", "0 0")
             shown = seen_from_outside(pid)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from client.cli.look import site_status
+from client.daemon.standing import site_standing
 from client.state.folder import State
 from client.state.ledger_file import of_kind
 from tests.client.child.test_job import alive
@@ -77,12 +77,12 @@ def spent(daemon: Daemon, kind: str) -> list[Any]:
 
 def facts(daemon: Daemon) -> dict[str, Any]:
     """What `kohort-site status` says, without times and this study's own hash."""
-    found = site_status(daemon.state.root)
+    found = site_standing(daemon.state.root).to_dict()
     for plan in found["plans"]:
         del plan["hash"]
-    for one in found["connection"]:
-        del one["since"]
-    return found
+    shown = ("site", "devices", "plans", "state", "last_error", "alerts")
+    connection = [(one["code"], one["facts"]) for one in found["connection"]]
+    return {name: found[name] for name in shown} | {"connection": connection}
 
 
 def test_ledger_status_and_log_are_those_of_one_process(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_ledger_status_and_log_are_those_of_one_process(tmp_path: Path) -> None:
 
 def at_step(daemon: Daemon) -> list[int]:
     """The daemon's descendants while both processes of its child train; empty before that."""
-    [plan] = site_status(daemon.state.root)["plans"]
+    [plan] = site_standing(daemon.state.root, counts=False).plans
     _, *children = descendants(daemon.process.pid)
-    if len(children) == 2 and any(f" of {STEPS}" in line for line in plan["at_work"]):
+    if len(children) == 2 and any(one.work.total == STEPS for one in plan.work):
         return children
     return []
 

@@ -31,7 +31,7 @@ def test_run_with_a_gpu_that_is_not_there_ends_before_anything_is_spent(
     place = State(state)
     assert not place.ledger.exists()
     assert not place.jobs.exists()
-    assert not (state / "health.json").exists()
+    assert not (state / "heartbeat.json").exists()
 
 
 def test_check_names_the_gpu_that_is_not_there(joined: tuple[Path, Path], cli: Cli) -> None:

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from client.cli.look import site_status
 from client.daemon.site import Site
+from client.daemon.standing import site_standing
 from client.state.artefacts import Limit, Wanted
 from client.state.group_store import Group, GroupStore, Stratum
 from common.privacy.events import latent_event
@@ -55,7 +55,7 @@ def test_a_person_decides_on_a_batch_by_typing(worked: tuple[Hospital, Site], cl
     hospital, site = worked
     digest = site.reviews.find("").digest
     assert "waiting" in cli("review", "--state", hospital.root)[1]
-    assert site_status(hospital.root)["plans"][0]["images"] == "waiting"
+    assert site_standing(hospital.root).plans[0].images == "waiting"
     assert cli("review", "--state", hospital.root, "--approve", "--reject")[0] == 2
     code, out, _ = cli(
         "review", "--state", hospital.root, "--approve", digest[:6], "--reviewer", "Dr. R"
@@ -67,20 +67,15 @@ def test_a_person_decides_on_a_batch_by_typing(worked: tuple[Hospital, Site], cl
         == 3
     )
     hospital.site().answer(hospital.ask("synthesize"))
-    assert site_status(hospital.root)["plans"][0] | {"name": "", "hash": ""} == {
-        "name": "",
-        "hash": "",
-        "rounds": {"gan": (1, 2), "glow": (0, 1)},
-        "images": "sent",
-        "at_work": [],
-    }
+    (plan,) = site_standing(hospital.root).plans
+    assert (plan.rounds, plan.images, plan.work) == ({"gan": (1, 2), "glow": (0, 1)}, "sent", ())
 
 
 def test_status_and_check_say_that_a_state_is_older_than_what_left(
     worked: tuple[Hospital, Site], cli: Cli
 ) -> None:
     root = worked[0].root
-    assert site_status(root)["state"] == []
+    assert site_standing(root).faults == ()
     next((root / "outbox").glob("*.sealed")).unlink()
     code, out, _ = cli("status", "--state", root)
     assert code == 0

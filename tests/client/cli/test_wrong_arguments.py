@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.state.private import close_to_others
+from common.storage import heartbeat
 from common.storage.lock import FolderLock
 from tests.client.cli.typing_commands import Cli
 
@@ -302,17 +303,16 @@ def test_a_damaged_file_of_the_state_folder_is_named(name: str, place: Place, cl
     assert words in errors
 
 
-def test_a_damaged_status_file_of_a_running_daemon_is_named(place: Place, cli: Cli) -> None:
-    (place.state / "health.json").write_bytes(b"\xffnot what it was\n" * 40)
-    (place.state / "fleet").mkdir()
-    with FolderLock(place.state / "fleet" / "lock", "a fleet client"):
-        found, _, errors = cli("status", "--state", place.state)
-    assert found == 2
-    assert "health.json: not a status file" in errors
+def test_a_damaged_heartbeat_of_a_running_daemon_counts_as_none(place: Place, cli: Cli) -> None:
+    (place.state / heartbeat.FILE).write_bytes(b"\xffnot what it was\n" * 40)
+    with FolderLock(place.state / heartbeat.LOCK, "kohort-site run"):
+        found, said, _ = cli("status", "--state", place.state)
+    assert found == 0
+    assert "UNRESPONSIVE" in said
     # of one that does not run, nothing is read
     found, said, _ = cli("status", "--state", place.state)
     assert found == 0
-    assert "NOT-RUNNING" in said
+    assert "daemon not running" in said
 
 
 @pytest.mark.parametrize("proxy", ["foo", "http://", "http://a:999999", "ftp://a", "http://u:p@"])

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from client.cli.serve import fleet_settings
 from client.daemon.metrics import FRESH_S, SiteMetrics
 from client.fleet import health as states
 from client.fleet.health import Health
+from client.fleet.settings import fleet_settings
 from client.state.folder import State
 from common.monitoring.names import of_side
+from common.storage import heartbeat
 from server.operator.certificates import create_authority
 from tests.sites import Hospital, make_hospital, scripted, write_cohort
 
@@ -34,7 +35,7 @@ def metrics_of(hospital: Hospital, certificate: bytes = b"") -> SiteMetrics:
         (hospital.root / name).write_bytes(certificate)
     health = Health()
     health.set(states.CONNECTED)
-    alive = hospital.root / "health.json"
+    alive = hospital.root / heartbeat.FILE
     alive.write_text("{}")
     os.utime(alive, (NOW, NOW))
     site = hospital.site()

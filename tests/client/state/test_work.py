@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from client.cli.look import site_status, status
+from client.cli.status import status
+from client.daemon.standing import site_standing
 from client.state.jobs import PROGRESS, Work, read_progress, read_work, write_progress
 from client.state.work import AtWork, at_work, round_name
-from common.storage.lock import FolderLock
+from common.storage.heartbeat import Heartbeat
 from tests.sites import Hospital, make_hospital
 from tests.studies import small_study
 
@@ -93,15 +95,16 @@ def test_status_shows_the_work_of_a_running_daemon_alone(
     site.state.membership.write_text(site.membership.model_dump_json())
     key = f"{hospital.study.hash()}/train/gan/1/0"
     begin(hospital, key, "gan", 1, 2)
-    assert site_status(hospital.root)["plans"][0]["at_work"] == []
-    with FolderLock(hospital.root / "lock", "a test"):
+    assert site_standing(hospital.root).plans[0].work == ()
+    with closing(Heartbeat(hospital.root, "a test")) as heart:
+        heart.enter("running")
         status(hospital.root)
         shown = capsys.readouterr().out
         assert "  train gan round 2 of 2: gan, step 1 of 2 (" in shown
-        json.dumps(site_status(hospital.root))
+        json.dumps(site_standing(hospital.root).to_dict())
         # answered: nothing is at work any more
         hospital.site().state.journal.append(key, "answered", {"sealed": []})
-        assert site_status(hospital.root)["plans"][0]["at_work"] == []
+        assert site_standing(hospital.root).plans[0].work == ()
 
 
 def test_an_answered_round_is_no_work(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from common.errors import PeerError, RefusedError
 from server.flower import coordinator
 from server.flower.calls import Node, RunStatus
 from server.flower.coordinator import Coordinator
-from server.flower.tasks import note_foreign_run
+from server.operator.foreign import note_foreign_run
 from server.rounds.loop import train_round
 from tests.federation import QUICK, Federation
 

@@ -1,4 +1,4 @@
-"""The executor's claim and the foreign runs: written whole, read totally, bounded."""
+"""The executor's claim: written whole, read totally, bounded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from common.errors import RefusedError
 from server.flower import executor
 from server.flower.executor import Executor
 from server.flower.link_process import SECRET_FILE
-from server.flower.tasks import (
-    FOREIGN_FILE,
-    FOREIGN_KEPT,
-    Claim,
-    ClaimFile,
-    foreign_runs,
-    note_foreign_run,
-)
+from server.flower.tasks import Claim, ClaimFile
 from server.flower.wire import runtime_pb2
 
 PIN = "ab" * 32
@@ -100,19 +93,3 @@ def test_a_damaged_claim_is_no_claim(tmp_path: Path, text: bytes) -> None:
     path.write_bytes(text)
     assert ClaimFile(path, PIN).read() is None
     assert not path.exists()
-
-
-def test_foreign_runs_are_kept_the_newest_of_them(tmp_path: Path) -> None:
-    assert foreign_runs(tmp_path) == []
-    for number in range(FOREIGN_KEPT + 5):
-        rows = foreign_runs(tmp_path)[-1:]
-        if number < 5 or number > FOREIGN_KEPT:
-            note_foreign_run(tmp_path, number, "ab" * 40)
-            rows = foreign_runs(tmp_path)
-            assert rows[-1]["run"] == number
-            assert len(rows[-1]["bundle"]) == 64
-    (tmp_path / FOREIGN_FILE).write_text("[" + ",".join(["{}"] * (FOREIGN_KEPT + 9)) + "]")
-    note_foreign_run(tmp_path, 1, "")
-    assert len(foreign_runs(tmp_path)) == FOREIGN_KEPT
-    (tmp_path / FOREIGN_FILE).write_text("{")
-    assert foreign_runs(tmp_path) == []

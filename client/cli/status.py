@@ -1,0 +1,71 @@
+"""`status`: what is true of this site now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from client.cli.options import AsJson, StateFolder
+from client.cli.terminal import write_line
+from client.daemon.standing import PlanStanding, SiteStanding, site_standing
+from common.alerts import exit_code, monitor_line
+from common.storage.heartbeat import spell_time
+
+Monitor = Annotated[
+    bool,
+    typer.Option(
+        "--monitor", help="one line for a monitoring system; ends with 0 ok, 1 warning, 2 critical"
+    ),
+]
+
+
+def status(state: StateFolder, as_json: AsJson = False, monitor: Monitor = False) -> None:
+    """Show the daemon, the plans, the connection and what to mend; the daemon need not run."""
+    found = site_standing(state, counts=not monitor)
+    if monitor:
+        alerts = found.alerts()
+        write_line(monitor_line(f"{found.site}: {found.daemon.words()}", alerts))
+        raise typer.Exit(exit_code(alerts))
+    if as_json:
+        write_line(json.dumps(found.to_dict()))
+        return
+    for line in status_lines(found):
+        write_line(line)
+
+
+def status_lines(found: SiteStanding) -> Iterator[str]:
+    """Yield what a person reads."""
+    yield f"site {found.site}"
+    yield f"daemon {found.daemon.words()}"
+    if found.contact is not None:
+        yield f"last contact with the server: {spell_time(found.contact)}"
+    for device in found.devices:
+        yield f"device {device}"
+    for plan in found.plans:
+        yield from _plan_lines(plan, found)
+    if found.expiry:
+        first = found.expiry[0]
+        yield f"certificate of {first.whose} ends first, on {first.ends:%Y-%m-%d}"
+    if found.last_error is not None:
+        error = found.last_error
+        yield f"last error, of {spell_time(error.time)}: {error.advice.line}"
+    for one in found.connection:
+        if one.state.severity == "info":
+            yield f"info: {one.state.code}: {one.state.text}"
+    for alert in found.alerts():
+        yield alert.line
+
+
+def _plan_lines(plan: PlanStanding, found: SiteStanding) -> Iterator[str]:
+    """One plan: rounds, images, cohort, what is at work."""
+    yield f"plan {plan.name} ({plan.hash[:12]})"
+    for model, (done, total) in plan.rounds.items():
+        yield f"  {model:<8} {done}/{total} rounds answered"
+    yield f"  images   {plan.images}"
+    if plan.cohort is not None:
+        yield f"  cohort   {plan.cohort.words()}"
+    for one in plan.work:
+        yield f"  {one.line(found.time.timestamp(), counts=True)}"
