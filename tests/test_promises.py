@@ -35,6 +35,8 @@ EXEMPT = {
     "client/daemon/standing.py": "what is true now, for the site's staff; decides nothing",
     "client/egress/audit.py": "finds copies; no promise is made of what it finds",
     "client/egress/contact_sheet.py": "a picture for the site's staff",
+    "client/egress/facts.py": "what a reviewer reads; the gate counts persons itself",
+    "client/egress/sheet_pictures.py": "cuts a picture for the site's staff",
     "client/egress/membership.py": "stops gross leaks; promises nothing",
     "client/egress/nearest.py": "how the audit compares images",
     "client/egress/spaces.py": "where the audit compares images",

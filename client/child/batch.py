@@ -1,7 +1,7 @@
 """Makes one image batch.
 
-In: a `Batch` of inputs. Out: contact_sheet.png and its further pages, evidence.json, then
-out.safetensors.
+In: a `Batch` of inputs. Out: contact_sheet.png and its further pages, findings.json, evidence.json,
+then out.safetensors.
 Steps:
   1 train the encoder on generator samples
   2 invert every image of the cohort
@@ -38,10 +38,11 @@ from client.child.rosters import (
 )
 from client.egress.contact_sheet import contact_sheet, count_pages
 from client.egress.evidence import Evidence
+from client.egress.facts import findings_text
 from client.egress.review import SHEET, page_name
 from client.learn import train_encoder
 from client.state.group_store import Group, Stratum
-from client.state.jobs import EVIDENCE, OUTPUT, WEIGHTS, WEIGHTS_CAP_BYTES
+from client.state.jobs import EVIDENCE, FINDINGS, OUTPUT, WEIGHTS, WEIGHTS_CAP_BYTES
 from client.state.spool import Spool, bind, remove_spool, spool_of
 from client.synthesize.align import (
     AlignmentPlan,
@@ -387,6 +388,7 @@ def write_batch(batch: Batch, candidates: Sequence[Candidate]) -> None:
     for page in reversed(range(count_pages(*images.shape[:3]))):
         sheet = contact_sheet(images, batch.cohort.images, report, page)
         atomic_write(batch.folder / page_name(SHEET, page), sheet, mode=0o600)
+    atomic_write(batch.folder / FINDINGS, findings_text(report), mode=0o600)
     # the evidence: groups, each image's group, codes of the audit
     failed = tuple(code for code in deciding_codes(batch, report.codes) if code != "A-PASS")
     groups = tuple(dict.fromkeys(candidate.group for candidate in candidates))

@@ -17,13 +17,12 @@ import numpy as np
 
 from client.child.inputs import Batch
 from client.egress.audit import AuditReport, Code, Nearest, audit
+from client.egress.left_out import CHOSEN_BY_IMAGES
 from client.egress.membership import gives_away_members
 from client.state.group_store import Group
 from common.arrays import Images
 from common.errors import Bug, PolicyError
 
-# in other groupings a refusal by patients' images would not be covered by epsilon
-CHOSEN_BY_IMAGES = ("similar", "similar-swap", "cells")
 # the audit's codes that compare with patients' images; the others look at what leaves alone
 BY_PATIENTS = ("A-COPY", "A-NEAR")
 

@@ -25,6 +25,14 @@ BatchName = Annotated[
 ]
 Approve = Annotated[bool, typer.Option("--approve", help="let exactly this batch leave")]
 Reject = Annotated[bool, typer.Option("--reject", help="keep it here for good")]
+LeaveOut = Annotated[
+    str,
+    typer.Option(
+        "--leave-out",
+        metavar="N,N,...",
+        help="let these images stay, with all of their groups; the rest is proposed anew",
+    ),
+]
 Reviewer = Annotated[str, typer.Option("--reviewer", help="who decides")]
 Reason = Annotated[str, typer.Option("--reason", help=f"why: {', '.join(REASONS)}")]
 Note = Annotated[str, typer.Option("--note", help="why, in own words; it stays on site")]
@@ -35,19 +43,24 @@ def review(
     batch: BatchName = "",
     approve_batch: Approve = False,
     reject: Reject = False,
+    leave_out: LeaveOut = "",
     reviewer: Reviewer = "",
     reason: Reason = "",
     note: Note = "",
 ) -> None:
     """Show images that wait for a person, or decide on them."""
     config = load_site(state)
-    if approve_batch and reject:
+    if approve_batch + reject + bool(leave_out) > 1:
         raise ConfigurationError(
-            "--approve or --reject, not both", hint="kohort-site review --help"
+            "--approve, --reject or --leave-out, not both", hint="kohort-site review --help"
         )
     reviews = open_reviews(State(state), config)
-    if approve_batch or reject:
-        name = reviewer or os.environ.get("USER", "")
+    name = reviewer or os.environ.get("USER", "")
+    if leave_out:
+        numbers = _numbers(leave_out)
+        left = reviews.leave_out(batch, numbers, reviewer=name, reason=reason, note=note)
+        write_line(_batch_line(left, reviews))
+    elif approve_batch or reject:
         decided = reviews.decide(
             batch, approve=approve_batch, reviewer=name, reason=reason, note=note
         )
@@ -58,6 +71,16 @@ def review(
     else:
         for line in _list_batches(reviews):
             write_line(line)
+
+
+def _numbers(text: str) -> list[int]:
+    """Return the numbers in `3,7`; raises ConfigurationError."""
+    words = text.replace(",", " ").split()
+    if not all(word.isascii() and word.isdecimal() and len(word) < 7 for word in words):
+        raise ConfigurationError(
+            f"--leave-out {text}: expected numbers of images", hint="as on the sheet: 3,7"
+        )
+    return [int(word) for word in words]
 
 
 def _list_batches(reviews: Reviews) -> Iterator[str]:

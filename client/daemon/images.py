@@ -1,35 +1,76 @@
 """Clears the output of the one image batch of a plan.
 
 In: `Output`. Out: `Cleared`, one for each part.
-Guarantees: a person approved exactly these bytes where the policy asks for it (9); every part
-passed the gate, or none; groups and images are in the group store before anything leaves (10). A
-batch with somebody who has left the cohort since, or whose members another study released first,
-does not leave and freezes no group: it is made again.
+Guarantees: people approved exactly these bytes where the policy asks for it (9), without the images
+that they left out; every part passed the gate, or none; groups and images are in the group store
+before anything leaves (10). A batch with somebody who has left the cohort since, or whose members
+another study released first, does not leave and freezes no group: it is made again.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from client.daemon.rounds import Output
 from client.egress.contact_sheet import count_pages, is_unpaged
 from client.egress.evidence import Evidence
+from client.egress.facts import FILE as FACTS
+from client.egress.facts import Facts, describe, read_findings
 from client.egress.gate import Cleared, Gate
-from client.egress.review import SHEET, Reviews, batch_digest
+from client.egress.left_out import keep_rest, take_rest, why_whole
+from client.egress.review import SHEET, Reviews, batch_digest, page_name, pages_of
+from client.egress.sheet_pictures import SheetPictures
 from client.ingest.cohort import persons_of
 from client.state.group_store import GroupStore
-from client.state.jobs import EVIDENCE, GROUPS, OUTPUT, OUTPUT_CAP_BYTES, Job, Stopped
+from client.state.jobs import (
+    EVIDENCE,
+    FINDINGS,
+    GROUPS,
+    OUTPUT,
+    OUTPUT_CAP_BYTES,
+    Job,
+    Stopped,
+)
 from client.state.records import Records
 from common.errors import PolicyError, RefusedError
 from common.privacy.boundary import PART_CAP_BYTES, check_total
 from common.privacy.events import covers_every_image
+from common.storage.files import atomic_write
 from common.study.plan import Study
 from common.wire.tensors import Arrays, dumps, read
 
 HEADER_ROOM_BYTES = 1 << 16
 REVIEW_POLL_S = 1.0
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What people left of the batch that the child made.
+
+    `sheet`: the first page of its contact sheet. `facts`: what is noted of each image; None where
+    a child of an earlier version noted nothing.
+    """
+
+    tensors: Arrays
+    evidence: Evidence
+    parts: list[bytes]
+    sheet: Path
+    facts: Facts | None
+
+    @property
+    def digest(self) -> str:
+        """What stands for these bytes in a review."""
+        return batch_digest(self.parts)
+
+    @property
+    def names(self) -> tuple[str, Evidence]:
+        """Digest and evidence, without pixels."""
+        return self.digest, self.evidence
 
 
 def clear(
@@ -41,19 +82,19 @@ def clear(
     RefusedError, PolicyError, Stopped.
     """
     study = output.round.study
-    # what the child left
-    evidence = Evidence.read(output.folder / EVIDENCE)
-    parts = split(read(output.folder / OUTPUT, max_bytes=OUTPUT_CAP_BYTES), study)
+    # what the child made, without the images that people left out; pixels do not wait in memory
+    digest, evidence = read_proposal(output, records, reviews).names
     # another study released its members first: what the child knew of frozen groups is old
     if was_overtaken(output, evidence, records):
-        reviews.give_up(batch_digest(parts))
+        reviews.give_up(digest)
         return None
     # (9) a person approved the images, where the policy asks for it
     if not has_lost_member(output, evidence, records):
-        await_review(output, parts, records, reviews, stop)
+        await_review(output, records, reviews, stop)
+    proposal = read_proposal(output, records, reviews)
     # (9) nobody in them has left meanwhile
-    if has_lost_member(output, evidence, records):
-        reviews.give_up(batch_digest(parts))
+    if has_lost_member(output, proposal.evidence, records):
+        reviews.give_up(proposal.digest)
         return None
     with GroupStore(records.state.groups) as groups:
         gate = Gate.of(records, study, groups, reviews)
@@ -61,46 +102,101 @@ def clear(
         # (10) the gate checks the batch, freezes its groups, keeps its images, and clears it
         try:
             return gate.clear_images(
-                output.round.header, parts, evidence, persons, output.reservation, output.event
+                output.round.header,
+                proposal.parts,
+                proposal.evidence,
+                persons,
+                output.reservation,
+                output.event,
             )
         except RefusedError:
             # somebody left between the two looks: no code tells the server why
-            if has_lost_member(output, evidence, records):
+            if has_lost_member(output, proposal.evidence, records):
                 return None
             raise
 
 
-def await_review(
-    output: Output, parts: list[bytes], records: Records, reviews: Reviews, stop: threading.Event
-) -> None:
-    """Wait until a person has decided on exactly these bytes, where the policy asks for it.
+def read_proposal(output: Output, records: Records, reviews: Reviews) -> Proposal:
+    """Return what the child made, without the images that people left out of it.
 
-    Return early where a member has left the cohort. Raises PolicyError (E-REVIEW-REJECTED), or
-    Stopped.
+    It follows from the job folder and the reviews' journal alone, so a restart finds the same.
     """
-    # propose the batch, also again after a restart
-    digest = batch_digest(parts)
     study = output.round.study
     evidence = Evidence.read(output.folder / EVIDENCE)
-    if records.config.policy.review == "required":
-        size_px = study.intake.size_px
-        sheet = output.folder / SHEET
-        pages = count_pages(len(evidence.group_of), size_px, size_px)
-        # a batch that waited through an upgrade has one sheet of all its images
-        if is_unpaged(sheet):
-            pages = 1
-        reviews.propose(digest, study.hash(), sheet, pages)
-        log.info("%s: images wait for a person: kohort-site review", study.name)
-    # wait for a decision; one that was taken before holds
-    while reviews.state(digest) == "waiting":
-        if stop.wait(REVIEW_POLL_S):
-            raise Stopped("stopped while images wait for review")
-        if has_lost_member(output, evidence, records):
+    tensors = read(output.folder / OUTPUT, max_bytes=OUTPUT_CAP_BYTES)
+    facts = None
+    if (output.folder / FINDINGS).is_file():
+        persons = persons_of(records.state.cohort(study.intake))
+        findings = read_findings(output.folder / FINDINGS)
+        facts = describe(study, evidence, tensors, findings, persons, why_whole(study))
+    sheet = output.folder / SHEET
+    found = Proposal(tensors, evidence, split(tensors, study), sheet, facts)
+    while reviews.state(found.digest) == "reduced":
+        found = leave_out(found, study, reviews.find(found.digest).left_out, output.folder)
+    return found
+
+
+def leave_out(before: Proposal, study: Study, numbers: Sequence[int], folder: Path) -> Proposal:
+    """Return the rest of a proposal, with pages of its own in the job folder."""
+    rest = keep_rest(study, before.evidence, numbers)
+    tensors, evidence = take_rest(before.tensors, before.evidence, rest)
+    parts = split(tensors, study)
+    sheet = folder / f"rest-{batch_digest(parts)[:16]}" / SHEET
+    facts = None
+    if before.facts is not None:
+        facts = before.facts.only(rest)
+        # the first page is written last: with it the pages are complete
+        if not sheet.is_file():
+            count = count_pages(len(before.facts.images), *[study.intake.size_px] * 2)
+            pictures = SheetPictures(pages_of(before.sheet, count), before.facts)
+            pages = list(enumerate(pictures.draw_rest(rest)))
+            for number, page in reversed(pages):
+                path = sheet.with_name(page_name(SHEET, number))
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                atomic_write(path, page, mode=0o600)
+    return Proposal(tensors, evidence, parts, sheet, facts)
+
+
+def await_review(output: Output, records: Records, reviews: Reviews, stop: threading.Event) -> None:
+    """Wait until people have decided on exactly these bytes, where the policy asks for it.
+
+    Where they leave images out, the rest waits anew. Return early where a member has left the
+    cohort. Raises PolicyError (E-REVIEW-REJECTED), or Stopped.
+    """
+    study = output.round.study
+    while True:
+        # propose the batch, also again after a restart
+        proposal = read_proposal(output, records, reviews)
+        digest, evidence = proposal.names
+        if records.config.policy.review == "required":
+            propose(proposal, study, reviews)
+            log.info("%s: images wait for a person: kohort-site review", study.name)
+        del proposal
+        # wait for a decision; one that was taken before holds
+        while reviews.state(digest) == "waiting":
+            if stop.wait(REVIEW_POLL_S):
+                raise Stopped("stopped while images wait for review")
+            if has_lost_member(output, evidence, records):
+                return
+        if reviews.state(digest) == "rejected":
+            raise PolicyError(
+                "a person rejected the images; nothing was sent", code="E-REVIEW-REJECTED"
+            )
+        if reviews.state(digest) != "reduced":
             return
-    if reviews.state(digest) == "rejected":
-        raise PolicyError(
-            "a person rejected the images; nothing was sent", code="E-REVIEW-REJECTED"
-        )
+
+
+def propose(proposal: Proposal, study: Study, reviews: Reviews) -> None:
+    """Let a proposal wait for people, with its pages and with what is noted of each image."""
+    sheet = proposal.sheet
+    size_px = study.intake.size_px
+    pages = count_pages(len(proposal.evidence.group_of), size_px, size_px)
+    # a batch that waited through an upgrade has one sheet of all its images
+    if is_unpaged(sheet):
+        pages = 1
+    if proposal.facts is not None:
+        atomic_write(sheet.with_name(FACTS), proposal.facts.to_json(), mode=0o600)
+    reviews.propose(proposal.digest, study.hash(), sheet, pages)
 
 
 def has_lost_member(output: Output, evidence: Evidence, records: Records) -> bool:

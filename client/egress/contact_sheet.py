@@ -2,6 +2,7 @@
 
 In: the batch, the real images, the audit's report. Out: PNG pages of at most `MOST_PX` a side.
 Guarantees: every image of the batch is on exactly one page, in its order; no time or path is in it.
+What was drawn is cut out again pixel for pixel (`Layout.box`).
 Not covered: that a person looks at each page (review.py says which pages there are).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,7 @@ COLOURS = {"A-PASS": "black"}  # of captions; any other code is red
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """The cells of a page, in pixels: a cell holds a pair and its caption."""
 
     width: int
@@ -40,25 +42,48 @@ class _Layout:
     columns: int
     rows: int
     caption: int
+    zoom: int
 
     @classmethod
-    def of(cls, height: int, width: int) -> _Layout:
+    def of(cls, height: int, width: int) -> Layout:
         """The layout for images of this size; at least one cell a page, whatever their size."""
         zoom = ZOOM if max(height, width) <= SMALL_PX else 1
         caption = max(CAPTION_PX, height * zoom // CAPTION_SHARE)
         columns = min(MOST_COLUMNS, MOST_PX // (2 * width * zoom + GAP_PX))
         rows = MOST_PX // (height * zoom + caption)
-        return cls(width * zoom, height * zoom, max(1, columns), max(1, rows), caption)
+        return cls(width * zoom, height * zoom, max(1, columns), max(1, rows), caption, zoom)
 
     @property
     def cells(self) -> int:
         """How many images a page shows."""
         return self.columns * self.rows
 
+    def corner(self, place: int) -> tuple[int, int]:
+        """Return x and y of a cell on its page, by its place there."""
+        x = (2 * self.width + GAP_PX) * (place % self.columns)
+        y = (self.height + self.caption) * (place // self.columns)
+        return x, y
+
+    def box(self, place: int, side: int) -> tuple[int, int, int, int]:
+        """Return left, top, right and bottom of a picture: side 0 is released, 1 is real."""
+        x, y = self.corner(place)
+        left = x + side * self.width
+        return left, y, left + self.width, y + self.height
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A pair on a page: left what may leave, right its nearest real image, and the code below."""
+
+    released: Pixels
+    real: Pixels
+    code: str
+    lead: float
+
 
 def count_pages(count: int, height: int, width: int) -> int:
     """Return how many pages the sheet of so many images of one size has."""
-    return -(-count // _Layout.of(height, width).cells)
+    return -(-count // Layout.of(height, width).cells)
 
 
 def is_unpaged(sheet: Path) -> bool:
@@ -83,27 +108,33 @@ def contact_sheet(released: Images, real: Images, report: AuditReport, page: int
     ConfigurationError as `audit` does.
     """
     check_images(released, real, np.arange(len(real)))
-    layout = _Layout.of(*released.shape[1:3])
-    shown = range(page * layout.cells, min((page + 1) * layout.cells, len(released)))
-    cell_width = 2 * layout.width + GAP_PX
-    cell_height = layout.height + layout.caption
+    cells_of_page = Layout.of(*released.shape[1:3]).cells
+    first = page * cells_of_page
+    cells: list[Cell] = []
+    for i in range(first, min(first + cells_of_page, len(released))):
+        found = report.nearest[i]
+        cells.append(Cell(released[i], real[found.row], report.codes[i], min(found.leads)))
+    return draw_page(cells, first)
+
+
+def draw_page(cells: Sequence[Cell], first: int) -> bytes:
+    """Return a page with these pairs as PNG bytes; `first`: the place in the batch of the first."""
+    layout = Layout.of(*cells[0].released.shape[:2])
     font = ImageFont.load_default(FONT_SHARE * layout.caption)
-    rows = -(-len(shown) // layout.columns)
-    size = (cell_width * min(layout.columns, len(shown)), cell_height * rows)
-    sheet = Image.new("RGB", size, "white")
+    rows = -(-len(cells) // layout.columns)
+    width = (2 * layout.width + GAP_PX) * min(layout.columns, len(cells))
+    sheet = Image.new("RGB", (width, (layout.height + layout.caption) * rows), "white")
     draw = ImageDraw.Draw(sheet)
     # each cell: released, nearest real one, caption
-    for place, i in enumerate(shown):
-        found = report.nearest[i]
-        x = cell_width * (place % layout.columns)
-        y = cell_height * (place // layout.columns)
-        for side, image in enumerate((released[i], real[found.row])):
+    for place, cell in enumerate(cells):
+        for side, image in enumerate((cell.released, cell.real)):
             picture = _picture(image).resize(
                 (layout.width, layout.height), Image.Resampling.NEAREST
             )
-            sheet.paste(picture, (x + side * layout.width, y))
-        text = f"{i + 1} {report.codes[i]} {min(found.leads):.2f}"
-        colour = COLOURS.get(report.codes[i], "red")
+            sheet.paste(picture, layout.box(place, side)[:2])
+        x, y = layout.corner(place)
+        text = f"{first + place + 1} {cell.code} {cell.lead:.2f}"
+        colour = COLOURS.get(cell.code, "red")
         draw.text((x + 2, y + layout.height + 3), text, fill=colour, font=font)
     stream = io.BytesIO()
     sheet.save(stream, "PNG")

@@ -366,11 +366,11 @@ class Gate:
     def _check_review(self, digest: str) -> None:
         """Rule 25: as many different persons as the policy asks for approved exactly this batch.
 
-        The site's own signature is on each approval. A rejection holds even where the policy asks
-        for no review.
+        The site's own signature is on each approval. A rejection, or an image left out, holds even
+        where the policy asks for no review.
         """
         state = self.reviews.state(digest)
-        if state == "rejected":
+        if state in ("rejected", "reduced"):
             raise refuse(25, f"batch {digest[:16]} is {state}", hint="kohort-site review")
         if self.policy.review != "required":
             return

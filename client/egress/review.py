@@ -9,7 +9,8 @@ Guarantees:
      only while all these pages lie in its folder as they were, and the approval names them again
   3. a batch is approved once as many different persons approved it as the policy asks for; one
      rejection holds, whatever came before it
-  4. an approval that nobody signed does not count (versions before signed none)
+  4. where a person leaves images out, the batch never leaves; the rest is a batch of its own
+  5. an approval that nobody signed does not count (versions before signed none)
 Not covered: who the reviewer is (the accounts of the operating system decide); that a person
 opened every page.
 """
@@ -17,6 +18,7 @@ opened every page.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,9 @@ from typing import Literal
 
 from client.egress import decisions
 from client.egress.decisions import Choice, Decision, Entries, SigningKey, who
+from client.egress.facts import FILE as FACTS
+from client.egress.facts import Facts
+from client.egress.left_out import check_numbers, refuse_single
 from client.state.config import SiteConfig
 from client.state.folder import State
 from common.errors import ConfigurationError, PolicyError
@@ -32,9 +37,12 @@ from common.storage.journal import Journal
 from common.wire.messages import digest_of
 
 # "unsigned": approved by a version that signed nothing; it waits once it is proposed again
-BatchState = Literal["unknown", "waiting", "approved", "rejected", "unsigned"]
+# "reduced": a person left images out; the rest is another batch
+BatchState = Literal["unknown", "waiting", "approved", "rejected", "reduced", "unsigned"]
 WAITING = "waiting"
+FINAL = ("approved", "rejected", "reduced")
 SHEET = "contact_sheet.png"
+PAGE = re.compile(r"contact_sheet(-[0-9]+)?\.png")
 # further pictures that a job may leave (client/synthesize/inversion_sheet.py)
 BESIDE = ("inversions.png",)
 PAGE_CAP_BYTES = 1 << 28
@@ -93,12 +101,30 @@ class Batch:
     @property
     def sheets(self) -> list[Path]:
         """Every page of the contact sheet, in order. They stay on site."""
-        return [self.folder / name for name in self.pages] or [self.sheet]
+        sheets = [self.folder / name for name in self.pages if PAGE.fullmatch(name)]
+        return sheets or [self.sheet]
 
     @property
     def sheet(self) -> Path:
         """The first page of the contact sheet."""
         return self.folder / SHEET
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """The numbers, from 1, of the images that a person left out."""
+        return tuple(number for decision in self.decided for number in decision.left_out)
+
+    def facts(self) -> Facts | None:
+        """Return what is known of each image; None for a batch of which nothing was noted.
+
+        Raises PolicyError (E-REVIEW-PAGES) where the file is missing or altered.
+        """
+        if FACTS not in self.pages:
+            return None
+        path = self.folder / FACTS
+        if not path.is_file() or file_digest(path) != self.pages[FACTS]:
+            raise _altered(path)
+        return Facts.read(path)
 
 
 class Reviews:
@@ -117,14 +143,16 @@ class Reviews:
     def propose(self, digest: str, study: str, sheet: Path, count: int = 1) -> Batch:
         """Let a batch wait for a person; a second time changes nothing.
 
-        `sheet`: the first of `count` pages; the others lie beside it. Raises PolicyError
-        (E-REVIEW-PAGES) where one is missing.
+        `sheet`: the first of `count` pages; the others lie beside it, and so may batch.json. Raises
+        PolicyError (E-REVIEW-PAGES) where a page is missing.
         """
         folder = self.folder / digest[:16]
         state = self.state(digest)
-        if state in ("approved", "rejected"):
+        if state in FINAL:
             return self._batch(digest)
         sources = {page_name(SHEET, i): page for i, page in enumerate(pages_of(sheet, count))}
+        if (sheet.parent / FACTS).is_file():
+            sources[FACTS] = sheet.parent / FACTS
         pages = {name: file_digest(page) for name, page in sources.items()}
         # other pages, or an approval that nobody signed: whoever decides looks anew
         waiting = state == "waiting"
@@ -153,14 +181,30 @@ class Reviews:
         found = self.find(batch)
         if found.state == kind:
             return found
-        if found.state != "waiting":
-            raise PolicyError(
-                f"review: batch {found.digest[:16]} is already {found.state}",
-                code="E-REVIEW-FINAL",
-            )
+        _check_open(found)
         if approve:
             _check_another(found, choice.reviewer)
             _check_pages(found)
+        self._decide(found, choice)
+        return self._batch(found.digest)
+
+    def leave_out(
+        self, batch: str, numbers: Sequence[int], *, reviewer: str, reason: str = "", note: str = ""
+    ) -> Batch:
+        """Record that these images stay on site, by their numbers from 1, with their groups.
+
+        The batch itself never leaves; the daemon proposes the rest. Raises PolicyError as `decide`
+        does, and E-REVIEW-SINGLE where single images of this batch cannot be left out.
+        """
+        chosen = Choice(decisions.REDUCED, reviewer, reason, note, tuple(sorted(set(numbers))))
+        choice = chosen.checked()
+        found = self.find(batch)
+        _check_open(found)
+        _check_pages(found)
+        facts = found.facts()
+        if facts is None:
+            raise refuse_single("nothing is noted of its single images")
+        check_numbers(facts, choice.left_out)
         self._decide(found, choice)
         return self._batch(found.digest)
 
@@ -278,6 +322,8 @@ def _state_of(entries: Entries, reviewers: int) -> BatchState:
         return "unknown"
     if any(entry.state == decisions.REJECTED for entry in entries):
         return "rejected"
+    if any(entry.state == decisions.REDUCED for entry in entries):
+        return "reduced"
     approved = [e for e in _since_proposal(entries) if e.state == decisions.APPROVED]
     signed = {who(str(e.data["reviewer"])) for e in approved if decisions.SIGNATURE in e.data}
     if len(signed) >= reviewers:
@@ -285,6 +331,16 @@ def _state_of(entries: Entries, reviewers: int) -> BatchState:
     if len(approved) > len(signed):
         return "unsigned"
     return "waiting"
+
+
+def _check_open(batch: Batch) -> None:
+    """Raise PolicyError (E-REVIEW-FINAL) unless the batch waits for a decision."""
+    if batch.state != "waiting":
+        raise PolicyError(
+            f"review: batch {batch.digest[:16]} is already {batch.state}",
+            hint="nothing to repair; an unsigned one waits again once the daemon starts",
+            code="E-REVIEW-FINAL",
+        )
 
 
 def _check_another(batch: Batch, reviewer: str) -> None:
@@ -312,12 +368,17 @@ def _check_pages(batch: Batch) -> None:
     """Raise PolicyError (E-REVIEW-PAGES) unless every page lies there as it was proposed."""
     altered = find_altered(batch)
     if altered is not None:
-        raise PolicyError(
-            f"review: {altered} is missing, or is not the page that was proposed",
-            hint="restart `kohort-site run`: it writes the pages again; for single images give the "
-            "`privatize` command again",
-            code="E-REVIEW-PAGES",
-        )
+        raise _altered(altered)
+
+
+def _altered(page: Path) -> PolicyError:
+    """The refusal of a page."""
+    return PolicyError(
+        f"review: {page} is missing, or is not the page that was proposed",
+        hint="restart `kohort-site run`: it writes the pages again; for single images give the "
+        "`privatize` command again",
+        code="E-REVIEW-PAGES",
+    )
 
 
 def _pairs(pages: Mapping[str, str]) -> list[list[str]]:

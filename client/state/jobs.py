@@ -33,6 +33,7 @@ CANARIES = "canaries.safetensors"  # which canaries take part, and where
 PROGRESS = "progress"
 TALLY = "tally.safetensors"  # what was measured of canaries, noise and clip
 EVIDENCE = "evidence.json"
+FINDINGS = "findings.json"  # what the audit found of each image
 OUTPUT = "out.safetensors"  # written last
 ERROR = "error"  # the code of a refusal
 LOG = "child.log"

@@ -9,12 +9,13 @@ from tests.fuzz import (
     ingest_targets,
     release_targets,
     restored_targets,
+    review_targets,
     wire_targets,
 )
 from tests.fuzz.harness import Target
 
 MODULES = (wire_targets, config_targets, file_targets, release_targets, ingest_targets)
-MODULES += (door_targets, restored_targets)
+MODULES += (door_targets, restored_targets, review_targets)
 TARGETS: dict[str, Target] = {}
 for _module in MODULES:
     for _target in _module.TARGETS:

@@ -31,7 +31,7 @@ def test_a_page_is_bounded_and_every_image_is_on_one(
 ) -> None:
     images = np.zeros((2, size, size, channels), np.uint8)
     images[1] = 200
-    per_page = contact_sheet._Layout.of(*images.shape[1:3]).cells
+    per_page = contact_sheet.Layout.of(*images.shape[1:3]).cells
     many = np.broadcast_to(images[0], (per_page + 1, *images.shape[1:]))
     report = au.AuditReport(
         ("A-PASS",) * len(many), (au.Nearest(1, (2.0,) * 3, (1.0,) * 3),) * len(many)
@@ -43,7 +43,7 @@ def test_a_page_is_bounded_and_every_image_is_on_one(
     for data, cells in zip(pages, (per_page, 1), strict=True):
         with Image.open(io.BytesIO(data)) as sheet:
             width, height = sheet.size
-        assert width == cell * min(cells, contact_sheet._Layout.of(*images.shape[1:3]).columns)
+        assert width == cell * min(cells, contact_sheet.Layout.of(*images.shape[1:3]).columns)
         if size < 4096:
             assert max(width, height) <= contact_sheet.MOST_PX
 
@@ -72,7 +72,7 @@ def test_a_sheet_of_before_pages_is_known_by_its_length(size: int, tmp_path: Pat
     """Then a sheet had six columns, and every image was zoomed; pages came with MOST_PX."""
     path = tmp_path / "contact_sheet.png"
     cell = (4 * size + contact_sheet.GAP_PX, 2 * size + contact_sheet.CAPTION_PX)
-    per_page = contact_sheet._Layout.of(size, size).cells
+    per_page = contact_sheet.Layout.of(size, size).cells
     for count in (per_page + 1, 3 * per_page):
         Image.new("1", (cell[0] * min(6, count), cell[1] * -(-count // 6))).save(path)
         assert contact_sheet.is_unpaged(path)
