@@ -7,8 +7,8 @@ Guarantees:
      looks at patients
   2. all images of a group stay, or none does; no other image is made in their place
   3. the rest has the order that it had, and another digest: people decide on it anew
-Not covered: what the number of images tells (docs/promises/2); whether the rest gives members away,
-which was measured of the whole batch (membership.py).
+Not covered: what the number of images tells (docs/promises/2-k-anonymous-images.md);
+whether the rest gives members away, which was measured of the whole batch (membership.py).
 """
 
 from __future__ import annotations
