@@ -28,6 +28,7 @@ from torch import Tensor
 
 from client.child.checks import Candidate, deciding_codes, drop_failed, report_of
 from client.child.inputs import Batch
+from client.child.practice import AUDIT_CODE, mark
 from client.child.rosters import (
     Formed,
     choose_privatized,
@@ -67,7 +68,6 @@ from common.models.encoder import Encoder, load_encoder
 from common.models.stylegan import Generator
 from common.privacy.anchors import MOST_LINKED
 from common.privacy.events import anchors_event, latent_event
-from common.privacy.noise import NoiseSource
 from common.storage.files import atomic_write, file_digest
 from common.wire.tensors import Arrays, read, write
 
@@ -312,9 +312,10 @@ def privatize_groups(batch: Batch, groups: Sequence[Group], who: Roster) -> list
         batch.glow(),
         latent_event(batch.study),
         plan.temperature,
-        NoiseSource(),
+        batch.noise(),
         prior_temperature=plan.prior_temperature,
         basis=batch.basis(),
+        practice=batch.practice,
     )
     pairs = zip(result.images, groups, strict=True)
     return [Candidate(image, group, True) for image, group in pairs]
@@ -343,7 +344,7 @@ def publish_cells(
     cells = Cells(centres[: batch.study.cells_per_stratum, :components])
     # (4, 5) publish noisy means, decode them
     strata = all_strata(batch)
-    means = noisy_means(who, codes, cells, strata, mechanism, batch.reservation(), NoiseSource())
+    means = noisy_means(who, codes, cells, strata, mechanism, batch.reservation(), batch.noise())
     if not means:
         raise PolicyError("no cell holds enough patients to be published", code="E-NO-IMAGES")
     stacks = decode_means(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
@@ -390,7 +391,11 @@ def write_batch(batch: Batch, candidates: Sequence[Candidate]) -> None:
         atomic_write(batch.folder / page_name(SHEET, page), sheet, mode=0o600)
     atomic_write(batch.folder / FINDINGS, findings_text(report), mode=0o600)
     # the evidence: groups, each image's group, codes of the audit
-    failed = tuple(code for code in deciding_codes(batch, report.codes) if code != "A-PASS")
+    failed: tuple[str, ...] = tuple(
+        code for code in deciding_codes(batch, report.codes) if code != "A-PASS"
+    )
+    if batch.practice:
+        failed = (*failed, AUDIT_CODE)
     groups = tuple(dict.fromkeys(candidate.group for candidate in candidates))
     number = {group.token: position for position, group in enumerate(groups)}
     group_of = tuple(number[candidate.group.token] for candidate in candidates)
@@ -404,4 +409,6 @@ def write_batch(batch: Batch, candidates: Sequence[Candidate]) -> None:
         "labels": np.array(labels, np.int64),
         "privatized": np.array(privatized, np.uint8),
     }
+    if batch.practice:
+        tensors = mark(tensors)
     write(batch.folder / OUTPUT, tensors, mode=0o600)

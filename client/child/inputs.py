@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from client.child.practice import practice_noise
 from client.ingest.cohort import Cohort
 from client.learn import train_glow
 from client.state.jobs import Progress, write_progress
-from client.state.ledger import Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from common.devices import CPU
 from common.errors import ConfigurationError
 from common.models.basis import Basis
@@ -18,6 +19,7 @@ from common.models.basis import load as load_basis
 from common.models.glow import Glow
 from common.models.glow_checkpoint import load_weights as load_glow
 from common.models.stylegan import Critic, Generator, load_critic, load_generator
+from common.privacy.noise import NoiseSource, SeededNoiseSource
 from common.study.families import GLOW
 from common.study.plan import Study
 from common.study.synthesis import Synthesis
@@ -28,7 +30,8 @@ from common.wire.tensors import Arrays
 class Batch:
     """The inputs of one image batch, and the device that makes it.
 
-    `reserved`: the ledger's text, "" for none.
+    `reserved`: the ledger's text, "" for none. `practice`: of a rehearsal, whose noise is of the
+    same size and NOT PRIVATE; `reserved` is then the mechanism's text.
     """
 
     study: Study
@@ -39,6 +42,7 @@ class Batch:
     secret: bytes
     reserved: str = ""
     device: torch.device = CPU
+    practice: bool = False
 
     @property
     def synthesis(self) -> Synthesis:
@@ -76,9 +80,15 @@ class Batch:
             return None
         return load_basis(self.plan_folder / "checkpoints" / plan.basis.name).first(plan.components)
 
-    def reservation(self) -> Reservation:
+    def reservation(self) -> Reservation | PracticeReservation:
         """Return what the ledger holds as spent for this batch; raises RefusedError for nothing."""
+        if self.practice:
+            return PracticeReservation.from_event(self.reserved)
         return Reservation.from_json(self.reserved)
+
+    def noise(self) -> NoiseSource | SeededNoiseSource:
+        """Return a source of privacy noise; practice noise in a rehearsal."""
+        return practice_noise() if self.practice else NoiseSource()
 
     def report(self, phase: str) -> Progress:
         """Return what writes how far a phase of the batch is."""

@@ -5,6 +5,7 @@ Out: out.safetensors, written last and whole; or `error` with a code.
 Guarantees: no signing key is used here, and no network but the loopback interface between the
 processes of one training; noise is fresh from the operating system;
 the process ends with its parent. A device that is not there is refused before the work begins.
+What a rehearsal makes is marked, with noise that is NOT PRIVATE (practice.py).
 Not covered: whether the output may leave: the daemon decides, by its gate.
 """
 
@@ -21,6 +22,7 @@ import torch
 
 from client.child.batch import synthesize
 from client.child.inputs import Batch
+from client.child.practice import draw_pairs, mark, practice_noise
 from client.child.ranks import together
 from client.ingest.cohort import Cohort
 from client.learn import train_gan, train_glow, train_wgan
@@ -37,11 +39,11 @@ from client.state.jobs import (
     Job,
     write_progress,
 )
-from client.state.ledger import Reservation
+from client.state.ledger import PracticeReservation, Reservation
 from common.devices import is_out_of_memory, resolve, settle
 from common.errors import ConfigurationError, EnvironmentFault, KohortError
 from common.privacy.canaries import Canaries, Secret
-from common.privacy.noise import NoiseSource
+from common.privacy.noise import Noise, NoiseSource
 from common.process import end_with_input, end_with_parent
 from common.storage.files import atomic_write
 from common.study.plan import Study, load_study
@@ -109,11 +111,15 @@ def work(job: Job, folder: Path, secret: bytes, rank: int = 0) -> None:
     if job.kind == "train":
         deltas = train(job, study, cohort, weights, folder, rank)
         if rank == 0:
-            write(folder / OUTPUT, deltas, mode=0o600)
+            write(folder / OUTPUT, mark(deltas) if job.practice else deltas, mode=0o600)
+    elif job.kind == "pairs":
+        draw_pairs(study, weights, folder)
     else:
         device = resolve(job.compute)[0]
         plan = Path(job.plan)
-        batch = Batch(study, cohort, weights, plan, folder, secret, job.reservation, device)
+        batch = Batch(
+            study, cohort, weights, plan, folder, secret, job.reservation, device, job.practice
+        )
         synthesize(batch)
 
 
@@ -124,7 +130,11 @@ def train(
     trainers = {"gan": train_gan.train, "glow": train_glow.train, "wgan": train_wgan.train}
     if job.model not in trainers:
         raise ConfigurationError(f"no trainer for model {job.model!r}", code="E-MODEL-UNKNOWN")
-    reservation = Reservation.from_json(job.reservation)
+    reservation: Reservation | PracticeReservation
+    if job.practice:
+        reservation = PracticeReservation.from_event(job.reservation)
+    else:
+        reservation = Reservation.from_json(job.reservation)
     canaries = read_canaries(folder)
     if job.ways:
         CHOICES.keep_in(Path(job.ways))
@@ -139,7 +149,11 @@ def train(
         devices *= job.process_count
     with together(folder, rank, devices) as workers:
         machine = machine_on(devices[rank], job.compute, workers)
-        noise = NoiseSource(threads=torch.get_num_threads())
+        noise: Noise
+        if job.practice:
+            noise = practice_noise(threads=torch.get_num_threads())
+        else:
+            noise = NoiseSource(threads=torch.get_num_threads())
         # every private step takes one step of the reservation
         deltas = trainers[job.model](
             cohort, study, weights, reservation, noise, show, canaries, machine

@@ -20,6 +20,7 @@ from client.cli import (
     measure,
     probe,
     protect,
+    rehearse,
     review,
     serve,
     status,
@@ -53,6 +54,7 @@ def main_options(
 app.command()(joining.init)
 app.command()(joining.join)
 app.command()(approve.approve)
+app.command()(rehearse.rehearse)
 app.command()(serve.ingest)
 app.command()(serve.run)
 app.command()(withdraw.withdraw)

@@ -27,6 +27,7 @@ from client.fleet.client import FleetClient
 from client.fleet.health import Health
 from client.fleet.settings import fleet_settings
 from client.ingest.build import IngestReport
+from client.rehearsal.scratch import remove_pictures, sweep_rehearsal
 from client.state.config import load_site
 from client.state.folder import State
 from client.state.sweep import sweep
@@ -65,6 +66,8 @@ def ingest(state: StateFolder, refresh: Refresh = False) -> None:
     found: dict[str, list[str]] = {}
     seen: set[str] = set()
     with FolderLock(state / "lock", "kohort-site"), open_site(state) as site:
+        if refresh:
+            remove_pictures(state)
         for plan_hash, study in _require_plans(site).items():
             found[plan_hash] = list(_take_in(site, study, refresh, seen))
     for plan_hash, lines in found.items():
@@ -125,6 +128,7 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
         heart.note(**{states.STATES_NOW: []})
         # What a killed process left, and room for what must be recorded on a full disk.
         sweep(site.state, STARTED)
+        sweep_rehearsal(state)
         hold_reserve(state)
         # A damaged ledger or a missing cohort must stop the daemon before it connects.
         studies = _require_plans(site)

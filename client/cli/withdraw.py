@@ -15,6 +15,7 @@ from client.ingest.refresh import learn_persons
 from client.ingest.whose import Names
 from client.ingest.withdrawal import find_in_files, name_ids, read_list, resolve
 from client.ingest.withdrawal import withdraw as write_withdrawals
+from client.rehearsal.scratch import remove_pictures
 from client.state.config import load_site
 from client.state.folder import State
 from client.state.group_store import GroupStore
@@ -72,7 +73,8 @@ def withdraw(
     if files:
         persons += find_in_files(files, _intakes(state), place, config)
 
-    # Write it down, and say what it does.
+    # Write it down, and say what it does. Pictures of a rehearsal may show them.
+    remove_pictures(state)
     for text in write_withdrawals(persons, unknown, place).lines():
         write_line(text)
     for text in _what_stays(place, persons):

@@ -76,7 +76,7 @@ def compute(
     job.write(reserved.folder, reserved.round.weights, frozen, canaries, stored)
     record = {"folder": reserved.folder.name, "reservation": job.reservation}
     records.state.journal.append(reserved.round.header.key, "started", record)
-    secret = _group_key(records.state)
+    secret = group_key(records.state)
     ending = run_child(reserved.folder, job.threads_each, secret, stop, progress)
     if ending.finished:
         return output
@@ -116,8 +116,11 @@ def _canaries(reserved: Reserved, records: Records) -> bytes:
     return dumps(file.secret(event.dimension - study.privacy.canaries).arrays())
 
 
-def _group_key(state: State) -> bytes:
-    """The secret that orders patients in groupings; it does not give the pseudonym key away."""
+def group_key(state: State) -> bytes:
+    """Return the secret that orders patients in groupings.
+
+    It does not give the pseudonym key away.
+    """
     return hmac.digest(state.pseudonym_bytes(), b"kohort-group-key", "sha256")
 
 

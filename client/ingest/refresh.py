@@ -109,7 +109,7 @@ class Intakes:
         source = Path(self.config.data.folder)
         folder = self.state.cohort(intake)
         files = list_files(
-            source, folder.with_name(".none"), self._limits(intake), skip=self._labels()
+            source, folder.with_name(".none"), self.limits(intake), skip=self.labels()
         )
         names = [relative_name(path, source) for path in files]
         return compare_listing(folder, stamp_files(files, names, self.state.pseudonym_bytes()))
@@ -120,18 +120,20 @@ class Intakes:
             intake,
             self.state.pseudonym_bytes(),
             folder,
-            labels_csv=self._labels(),
-            limits=self._limits(intake),
+            labels_csv=self.labels(),
+            limits=self.limits(intake),
             people=PeopleFile(self.state.people),
             progress=self.progress,
         )
 
-    def _labels(self) -> Path | None:
+    def labels(self) -> Path | None:
+        """Return the labels file of site.yaml; None where it names none."""
         if self.config.data.labels_csv is None:
             return None
         return Path(self.config.data.labels_csv)
 
-    def _limits(self, intake: Intake) -> Limits:
+    def limits(self, intake: Intake) -> Limits:
+        """Return what this machine gives to a cohort of these rules."""
         child_bytes = VOLUME_CHILD_BYTES if intake.volumes else CHILD_BYTES
         return Limits(
             max_file_bytes=self.config.limits.max_file_mib << 20,

@@ -37,6 +37,7 @@ FINDINGS = "findings.json"  # what the audit found of each image
 OUTPUT = "out.safetensors"  # written last
 ERROR = "error"  # the code of a refusal
 LOG = "child.log"
+PRACTICE = "practice"  # a tensor in whatever a rehearsal makes: neither gate nor server knows it
 
 JSON_CAP_BYTES = 1 << 28
 WEIGHTS_CAP_BYTES = 1 << 32
@@ -63,9 +64,12 @@ class Job:
     `people`: the digest of the persons file when the job began. `ways`: the file of what is fastest
     on this machine; without one, nothing is tried. `threads`: of all its processes together, 0 for
     one a core. `processes`: how many share a training round on the processor.
+
+    `practice`: a job of a rehearsal. Its `reservation` is the text of a mechanism, which no ledger
+    holds. `pairs`: a rehearsal's alone; of a study, the server draws them.
     """
 
-    kind: Literal["train", "synthesize"]
+    kind: Literal["train", "synthesize", "pairs"]
     model: str
     plan: str
     cohort: str
@@ -76,6 +80,7 @@ class Job:
     ways: str = ""
     compute: Compute = field(default_factory=Compute)
     processes: int = 1
+    practice: bool = False
 
     @property
     def process_count(self) -> int:

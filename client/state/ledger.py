@@ -84,9 +84,9 @@ class Reservation:
 
 
 class PracticeReservation:
-    """Steps without a ledger, for tests with repeatable noise.
+    """Steps without a ledger, for rehearsals and for tests with repeatable noise.
 
-    The private step refuses it with production noise.
+    The private step refuses it with production noise, the gate refuses it with any.
     """
 
     def __init__(self, event: Mechanism) -> None:
@@ -101,6 +101,11 @@ class PracticeReservation:
                 f"practice reservation: all {self.steps} steps are used", code="E-EXHAUSTED"
             )
         self.taken += 1
+
+    @classmethod
+    def from_event(cls, text: str) -> PracticeReservation:
+        """Return practice steps of a mechanism's text; raises RefusedError for any other text."""
+        return cls(mechanism_from(text))
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,10 @@ class Ledger:
         """
         if not re.fullmatch(r"[0-9a-f]{64}", artefact_sha256):
             raise ConfigurationError("ledger: commit: expected a SHA-256 in lower-case hex")
+        if type(reservation) is not Reservation:
+            raise PolicyError(
+                "ledger: commit: practice steps, which were never reserved", code="E-COMMIT"
+            )
         number = reservation.id
         with self._transaction() as (connection, entries):
             # the reservation is in the ledger, for this event

@@ -162,7 +162,7 @@ class NoiseSource(Noise):
 class SeededNoiseSource(Noise):
     """NOT PRIVATE: the same seed gives the same noise.
 
-    For tests; the private step refuses it with a ledger's reservation.
+    For tests and rehearsals; the private step refuses it with a ledger's reservation.
     """
 
     private = False

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import RefusedError
+from common.study import averaging
 from common.wire.tensors import Arrays
 from server.rounds import aggregate
 from server.rounds.intake import Accepted
@@ -22,24 +23,24 @@ def deltas(count: int) -> list[Arrays]:
 
 def test_the_average_is_the_weighted_mean_of_the_updates() -> None:
     weights: Arrays = {"critic.a": np.ones((3, 2), np.float32)}
-    total, updates, shares = aggregate.begin(weights), deltas(3), [0.5, 0.3, 0.2]
+    total, updates, shares = averaging.begin(weights), deltas(3), [0.5, 0.3, 0.2]
     for update, share in zip(updates, shares, strict=True):
-        aggregate.fold(total, update, share)
+        averaging.fold(total, update, share)
     expected = 1 + np.average(
         np.stack([u["critic.a"].astype(float) for u in updates]), axis=0, weights=shares
     )
     np.testing.assert_allclose(
-        aggregate.finish(weights, total, 1.0)["critic.a"], expected, rtol=1e-6
+        averaging.finish(weights, total, 1.0)["critic.a"], expected, rtol=1e-6
     )
 
 
 def test_weights_are_renormalised_over_the_accepted_sites() -> None:
     weights: Arrays = {"critic.a": np.zeros((3, 2), np.float32)}
-    total, update = aggregate.begin(weights), deltas(1)[0]
-    aggregate.fold(total, update, 0.25)
-    aggregate.fold(total, update, 0.25)
+    total, update = averaging.begin(weights), deltas(1)[0]
+    averaging.fold(total, update, 0.25)
+    averaging.fold(total, update, 0.25)
     np.testing.assert_array_equal(
-        aggregate.finish(weights, total, 0.5)["critic.a"], update["critic.a"]
+        averaging.finish(weights, total, 0.5)["critic.a"], update["critic.a"]
     )
 
 
@@ -79,23 +80,23 @@ REFUSED: dict[str, Arrays] = {
 
 @pytest.mark.parametrize("sentence", REFUSED)
 def test_fold_refuses_and_leaves_the_sum_as_it_was(sentence: str) -> None:
-    total = aggregate.begin({"critic.a": np.zeros((3, 2), np.float32)})
+    total = averaging.begin({"critic.a": np.zeros((3, 2), np.float32)})
     with pytest.raises(RefusedError):
-        aggregate.fold(total, REFUSED[sentence], 1.0)
+        averaging.fold(total, REFUSED[sentence], 1.0)
     assert not total["critic.a"].any()
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_must_be_positive(weight: float) -> None:
     with pytest.raises(RefusedError):
-        aggregate.fold(
-            aggregate.begin({"critic.a": np.zeros((3, 2), np.float32)}), deltas(1)[0], weight
+        averaging.fold(
+            averaging.begin({"critic.a": np.zeros((3, 2), np.float32)}), deltas(1)[0], weight
         )
 
 
 def test_a_result_beyond_float32_is_refused() -> None:
     weights: Arrays = {"critic.a": np.full(2, 3e38, np.float32)}
-    total = aggregate.begin(weights)
-    aggregate.fold(total, {"critic.a": np.full(2, 3e38, np.float32)}, 1.0)
+    total = averaging.begin(weights)
+    averaging.fold(total, {"critic.a": np.full(2, 3e38, np.float32)}, 1.0)
     with pytest.raises(RefusedError, match="float32"):
-        aggregate.finish(weights, total, 1.0)
+        averaging.finish(weights, total, 1.0)
