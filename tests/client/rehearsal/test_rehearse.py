@@ -16,7 +16,6 @@ import pytest
 from client.cli.rehearse import find_plan
 from client.daemon.jobs import Ending
 from client.egress.gate import Gate
-from client.egress.review import Reviews
 from client.rehearsal.scratch import FOLDER, LOCK, PICTURES, RUN, sweep_rehearsal
 from client.state.folder import State
 from client.state.group_store import Group, Grouping, GroupStore, Stratum
@@ -209,7 +208,7 @@ def test_practice_steps_pass_neither_gate_nor_ledger(hospital: Hospital) -> None
     assert refused.value.code == "E-COMMIT"
     header = Header.model_validate_json(hospital.ask("train").header)
     with GroupStore(site.state.groups) as groups:
-        gate = Gate.of(site.records, hospital.study, groups, Reviews(site.state.reviews))
+        gate = Gate.of(site.records, hospital.study, groups, site.reviews)
         with pytest.raises(RefusedError, match="practice steps"):
             gate._check_reservation(practice, practice.event, "0" * 64, header.digest)  # type: ignore[arg-type]
 
