@@ -66,6 +66,7 @@ EXEMPT = {
     "client.egress.gate": "events of mechanisms that this process made",
     "client.egress.review": "a copy of bytes",
     "client.ingest.decode_child": "lines of its own parent; the files are targets dicom to volume",
+    "client.rehearsal": "bytes of its own child: a log's last line for the screen, pictures copied",
     "client.single.flow": "bytes for a digest; the weights are target flow-checkpoint",
     "client.state.ledger": "events of mechanisms that this process made",
     "client.state.machine": "what the kernel says of the machine's memory",
