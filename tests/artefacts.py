@@ -49,7 +49,7 @@ def be_lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
     monkeypatch.setattr("client.egress.audit.NEAR_SHARE", 0.0)
     monkeypatch.setattr("client.child.checks.reveals_members", lambda *_: False)
-    for module in ("client.daemon.spending", "client.state.ledger", "common.privacy.plan_report"):
+    for module in ("client.state.price", "client.state.ledger", "common.privacy.plan_report"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
 
 

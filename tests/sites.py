@@ -292,7 +292,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, study: Study, *script: str) -> Chi
     """Let the daemon's children follow a script; after its end every child finishes."""
     children = Children(study, list(script))
     monkeypatch.setattr("client.daemon.jobs.run_child", children)
-    for module in ("client.daemon.spending", "client.state.ledger", "common.privacy.plan_report"):
+    for module in ("client.state.price", "client.state.ledger", "common.privacy.plan_report"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     return children
 

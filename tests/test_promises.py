@@ -55,6 +55,8 @@ EXEMPT = {
     "common/privacy/audit_file.py": "what a rehearsal on public data measured",
     "common/privacy/planning.py": "a verdict before anything is spent",
     "common/privacy/plan_report.py": "the verdict's words",
+    "common/privacy/planned_price.py": "a plan's price, for people",
+    "common/privacy/price.py": "words and digits, for people",
     "common/privacy/update_norm.py": "the norm of an honest update, for the plan's cap",
     "common/privacy/aggregation_noise.py": "what a rule of aggregation costs in noise",
 }

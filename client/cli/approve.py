@@ -12,11 +12,20 @@ from client.cli.options import StateFolder
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.state.config import check_plan, load_site
+from client.state.folder import State
 from client.state.machine import check_memory, memory_lines, read_room
+from client.state.price import epsilon_after, price_after, refuse_over_cap, site_report
+from client.state.records import Records
 from common.errors import PolicyError
 from common.privacy.claims import Claim, claims_of
 from common.privacy.events import anchors_event, latent_event, plan_events
-from common.privacy.plan_report import feasibility, refuse_infeasible, refuse_over_budget
+from common.privacy.plan_report import (
+    PlanReport,
+    feasibility,
+    refuse_infeasible,
+    refuse_over_budget,
+)
+from common.privacy.price import OF_PATIENT, SitePrice, at_most
 from common.study.bundle import open_bundle
 from common.study.fit import check_checkpoints
 from common.study.plan import Study
@@ -43,9 +52,16 @@ def approve(state: StateFolder, bundle: Bundle, yes: Yes = False) -> None:
     check_plan(study, config.policy, config.site)
     check_checkpoints(study, bundle / "checkpoints")
     counts = parameter_counts(study, bundle / "checkpoints")
-    refuse_over_budget(study, plan_events(study, counts))
+    events = plan_events(study, counts)
+    refuse_over_budget(study, events)
     refuse_infeasible(study, counts)
-    write_line(f"  verdict      {feasibility(study, counts, prv=False).sentence}")
+    report = feasibility(study, counts, prv=False)
+    spent = site_report(Records(State(state), config, plans))
+    after = epsilon_after(spent, study.hash(), events)
+    for text in price_lines(report, price_after(spent, after)):
+        write_line(text)
+    refuse_over_cap(study, after, config.policy.max_epsilon)
+    write_line(f"  verdict      {report.sentence}")
 
     # Refuse what this machine cannot hold.
     room = read_room(config.limits, config.compute)
@@ -60,17 +76,19 @@ def approve(state: StateFolder, bundle: Bundle, yes: Yes = False) -> None:
     write_line(f"approved: {study.hash()[:12]}")
 
 
+def price_lines(report: PlanReport, site: SitePrice) -> Iterator[str]:
+    """Yield what the plan costs one patient, beside all that was spent here."""
+    yield f"  {OF_PATIENT}"
+    yield from report.price.lines()
+    yield from site.lines()
+
+
 def plan_lines(study: Study) -> Iterator[str]:
     """Yield what a person needs to know of a plan."""
-    privacy = study.privacy
     sites = ", ".join(site.name for site in study.sites)
     yield f"plan {study.name}: {study.title}"
     yield f"  fingerprint  {fingerprint_words(study.hash())}   (compare it with the operator)"
     yield f"  sites        {sites}; quorum {study.quorum}"
-    yield (
-        f"  updates      epsilon {privacy.epsilon:g}, delta {privacy.delta:g} per patient, "
-        "over all rounds"
-    )
     for name, model in study.models.trained().items():
         yield (
             f"  {name:<12} {model.rounds} rounds of {model.local_steps} steps, "
@@ -88,7 +106,7 @@ def _claim_words(claim: Claim) -> str:
     if claim.epsilon is None:
         return f"{claim.kind}, no epsilon: {claim.covers}"
     return (
-        f"{claim.kind}: epsilon {claim.epsilon:.4g} for one {claim.unit} ({claim.adjacency}): "
+        f"{claim.kind}: epsilon {at_most(claim.epsilon)} for one {claim.unit} ({claim.adjacency}): "
         f"{claim.covers}"
     )
 

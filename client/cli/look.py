@@ -8,15 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from client.cli.options import AsJson, StateFolder
+from client.cli.prices import plan_words
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
-from client.state.artefacts import epsilon_of
-from client.state.config import Policy, load_site
+from client.state.config import load_site
 from client.state.folder import State
-from client.state.group_store import GroupStore
 from client.state.ledger import LedgerReport
+from client.state.price import average_price_here
 from client.state.records import Records
 from common.errors import ConfigurationError
+from common.privacy.price import OF_AVERAGE
 
 LedgerAction = Annotated[str, typer.Argument(metavar="[verify]", help="`verify`, or nothing")]
 
@@ -38,7 +39,8 @@ def ledger(state: StateFolder, what: LedgerAction = "", as_json: AsJson = False)
         raise ConfigurationError(
             "nothing was spent yet: there is no ledger", hint="it begins with the first round"
         )
-    book = Records(place, config, open_plans(state)).ledger()
+    records = Records(place, config, open_plans(state))
+    book = records.ledger()
     if what == "verify":
         book.verify()
         if as_json:
@@ -47,26 +49,18 @@ def ledger(state: StateFolder, what: LedgerAction = "", as_json: AsJson = False)
             write_line(f"the chain is whole; head {book.head}")
         return
     report = book.report()
-    spent = largest_of_averages(place, config.policy)
+    average = average_price_here(place, config.policy)
     if as_json:
-        averages = {"epsilon": spent, "cap": config.policy.max_epsilon_average}
+        averages = {"epsilon": average.spent, "cap": average.cap}
         write_line(json.dumps(_ledger_facts(report) | {"averages": averages}))
         return
     write_line(report.to_text())
-    if spent:
-        write_line(
-            f"  epsilon per average, all draws of one group together: at most {spent:,.4g}, "
-            f"cap {config.policy.max_epsilon_average:g}"
-        )
-
-
-def largest_of_averages(place: State, policy: Policy) -> float:
-    """Return the largest epsilon of all noised draws of one group's average; 0 for none."""
-    if not place.groups.is_file():
-        return 0.0
-    with GroupStore(place.groups) as store:
-        spent = [epsilon_of(events, policy.max_delta) for events in store.events()]
-    return max(spent, default=0.0)
+    if average.spent:
+        write_line(f"  {OF_AVERAGE}")
+        for line in average.lines():
+            write_line(line)
+    for study in records.plans.valid().values():
+        write_line(f"  plan {study.name}: {plan_words(records, report, study)}")
 
 
 def _ledger_facts(report: LedgerReport) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from client.cli.options import StateFolder
+from client.cli.prices import open_records, price_lines
 from client.cli.terminal import write_line
 from client.egress.decisions import REASONS, Decision
 from client.egress.review import Batch, Reviews, open_reviews
@@ -71,6 +72,9 @@ def review(
     else:
         for line in _list_batches(reviews):
             write_line(line)
+        if reviews.batches():
+            for line in price_lines(open_records(state)):
+                write_line(line)
 
 
 def _numbers(text: str) -> list[int]:

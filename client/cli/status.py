@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
 from client.cli.options import AsJson, StateFolder
+from client.cli.prices import open_records, price_facts, price_lines
 from client.cli.terminal import write_line
 from client.daemon.standing import PlanStanding, SiteStanding, site_standing
 from common.alerts import exit_code, monitor_line
@@ -30,14 +31,15 @@ def status(state: StateFolder, as_json: AsJson = False, monitor: Monitor = False
         write_line(monitor_line(f"{found.site}: {found.daemon.words()}", alerts))
         raise typer.Exit(exit_code(alerts))
     if as_json:
-        write_line(json.dumps(found.to_dict()))
+        facts = found.to_dict() | {"epsilon": price_facts(open_records(state))}
+        write_line(json.dumps(facts))
         return
-    for line in status_lines(found):
+    for line in status_lines(found, tuple(price_lines(open_records(state)))):
         write_line(line)
 
 
-def status_lines(found: SiteStanding) -> Iterator[str]:
-    """Yield what a person reads."""
+def status_lines(found: SiteStanding, prices: Sequence[str] = ()) -> Iterator[str]:
+    """Yield what a person reads. `prices`: what the plans cost the patients of this site."""
     yield f"site {found.site}"
     yield f"daemon {found.daemon.words()}"
     if found.contact is not None:
@@ -46,6 +48,7 @@ def status_lines(found: SiteStanding) -> Iterator[str]:
         yield f"device {device}"
     for plan in found.plans:
         yield from _plan_lines(plan, found)
+    yield from prices
     if found.expiry:
         first = found.expiry[0]
         yield f"certificate of {first.whose} ends first, on {first.ends:%Y-%m-%d}"

@@ -17,11 +17,10 @@ from client.daemon.rounds import Output, Reserved, Round
 from client.state.head import rollback
 from client.state.jobs import is_finished
 from client.state.ledger import Reservation
-from client.state.ledger_file import of_kind
 from client.state.machine import check_memory, read_room
-from client.state.records import FILTER_ORDER, Records
+from client.state.price import epsilon_after, refuse_over_cap, site_report
+from client.state.records import Records
 from common.errors import EnvironmentFault, PolicyError
-from common.privacy.accounting import epsilon_rdp, spend
 from common.privacy.events import image_event, plan_events, round_event
 from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, SubsampledGaussian
 from common.privacy.plan_report import refuse_infeasible, refuse_over_budget
@@ -144,30 +143,13 @@ class Spending:
         checked by every daemon, the rest once a plan.
         """
         self._check_constants(study)
-        ledger = self.records.ledger()
-        policy = self.records.config.policy
-        lost = ledger.lost()
-        plans = {row.data["plan"] for row in of_kind(ledger.rows(), "reserve")}
-        if study.hash() in plans:
+        report = site_report(self.records)
+        if study.hash() in report.by_plan:
             return
         self._check_feasible(study)
         # everything that was spent before, and everything that this plan will spend
-        history = self._plan_events(study)
-        if plans:
-            history = (*ledger.report(prv=False).mechanisms, *history)
-        epsilon = spend(history, policy.max_delta).pld
-        # a later plan may depend on what the earlier one released: also by Rényi DP at one order
-        if plans or lost:
-            epsilon = max(epsilon, epsilon_rdp(history, policy.max_delta, order=FILTER_ORDER))
-        epsilon += lost
-        # written so that a NaN is refused
-        if not epsilon <= policy.max_epsilon:
-            raise PolicyError(
-                f"plan {study.name}: all its rounds would bring epsilon per patient to "
-                f"{epsilon:.3f}, policy.max_epsilon is {policy.max_epsilon:g}; nothing was spent",
-                hint="ask the operator for a plan with fewer steps or more noise",
-                code="E-POLICY-CAP",
-            )
+        after = epsilon_after(report, study.hash(), self._plan_events(study))
+        refuse_over_cap(study, after, self.records.config.policy.max_epsilon)
 
     def _check_after_loss(self, round: Round, event: Mechanism | None) -> None:
         """After a loss, refuse images that rest on k alone: the groups that left are unknown."""

@@ -23,6 +23,7 @@ from common.monitoring.settings import HealthSettings, MetricsSettings
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.draws import compose_draws
 from common.privacy.events import image_event
+from common.privacy.price import at_most
 from common.study.families import FAMILIES
 from common.study.fields import Identifier
 from common.study.plan import Study
@@ -323,7 +324,7 @@ def _average_problems(plan: str, study: Study, policy: Policy) -> Iterator[str]:
     # written so that a NaN is refused
     if not epsilon <= policy.max_epsilon_average:
         limit = f"policy.max_epsilon_average is {policy.max_epsilon_average:g}"
-        yield f"{plan}: synthesis.privatize spends epsilon {epsilon:.4g} per average, {limit}"
+        yield f"{plan}: synthesis.privatize spends epsilon {at_most(epsilon)} per average, {limit}"
 
 
 def sample(site: str, folder: str, labels_csv: str | None = None) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -33,6 +33,7 @@ from client.state.ledger_file import Entry, append, of_kind, transaction
 from common.errors import ConfigurationError, PolicyError, RefusedError, damage_named
 from common.privacy.accounting import SAMPLER_SHARE, Spent, epsilon_rdp, merge, spend
 from common.privacy.mechanisms import Mechanism, mechanism_from
+from common.privacy.price import OF_PATIENT, SitePrice, at_most, exactly
 from common.wire.messages import canonical
 
 FORMAT = "kohort-ledger/1"
@@ -113,6 +114,7 @@ class LedgerReport:
     """What was spent: merged mechanisms, epsilon by each accountant, the cap.
 
     `declared`: what is recorded and not composed. `lost`: epsilon of an earlier, lost state.
+    `by_plan`: what each plan spent, by its hash, in the order of the first reservation.
     """
 
     cohort: str
@@ -124,26 +126,33 @@ class LedgerReport:
     reserved: int
     committed: int
     lost: float = 0.0
+    by_plan: Mapping[str, tuple[Mechanism, ...]] = field(default_factory=dict)
+
+    @property
+    def price(self) -> SitePrice:
+        """What all plans cost one patient, by PLD, and what was lost."""
+        spent = self.spent.pld + self.lost
+        return SitePrice(spent, self.cap_epsilon, self.spent.delta, self.lost)
 
     @property
     def remaining(self) -> float:
         """Cap minus epsilon by PLD, and minus what was lost."""
-        return max(0.0, self.cap_epsilon - self.spent.pld - self.lost)
+        return self.price.left
 
     def to_text(self) -> str:
         """Return the report as printed."""
         counts = f"{self.reserved} reserved, {self.committed} committed"
         lines = [f"ledger: {counts}, head {self.head[:20]}"]
         lines += [f"  {mechanism.statement()}" for mechanism in self.mechanisms]
-        lines.append(f"  epsilon per patient: {self.spent.words()}")
-        if self.lost:
-            lines.append(
-                f"  before a loss: epsilon {self.lost:g}, delta {self.spent.delta:g} at most; "
-                "both add to the line above"
-            )
-        lines.append(f"  cap {self.cap_epsilon:g}, remaining {self.remaining:.3f}")
         for mechanism in self.declared:
             lines.append(f"  recorded, not composed: {mechanism.statement()}")
+        lines += [f"  {OF_PATIENT}", *self.price.lines()]
+        lines.append(f"    by accountant: {self.spent.words()}")
+        if self.lost:
+            lines.append(
+                f"    before a loss: epsilon {at_most(self.lost)}, delta {self.spent.delta:g} at "
+                "most; both add to what the accountants say"
+            )
         return "\n".join(lines)
 
 
@@ -308,6 +317,7 @@ class Ledger:
             reserved=len(mechanisms),
             committed=len(of_kind(entries, "commit")),
             lost=_lost(entries),
+            by_plan=_by_plan(entries),
         )
 
     def _admit(self, mechanism: Mechanism, entries: list[Entry], plan_hash: str) -> None:
@@ -325,8 +335,8 @@ class Ledger:
         lost = _lost(entries)
         if not spent.pld + lost <= cap:
             raise PolicyError(
-                f"ledger: this would bring epsilon per patient to {spent.pld + lost:.3f}, "
-                f"the site's cap is {cap:g} (delta {delta:g})",
+                f"ledger: this would bring epsilon per patient to {at_most(spent.pld + lost)}, "
+                f"the site's cap is {exactly(cap)} (delta {delta:g})",
                 hint="the cap is the site's own policy (site.yaml); nothing was spent",
                 code="E-CAP",
             )
@@ -378,6 +388,15 @@ def _mechanisms(entries: Sequence[Entry], kind: str) -> tuple[Mechanism, ...]:
     """The mechanisms of all entries of one kind."""
     found = of_kind(entries, kind)
     return tuple(mechanism_from(json.dumps(entry.data["event"])) for entry in found)
+
+
+def _by_plan(entries: Sequence[Entry]) -> dict[str, tuple[Mechanism, ...]]:
+    """The merged mechanisms of each plan."""
+    spent: dict[str, list[Mechanism]] = {}
+    for entry in of_kind(entries, "reserve"):
+        mechanism = mechanism_from(json.dumps(entry.data["event"]))
+        spent.setdefault(str(entry.data["plan"]), []).append(mechanism)
+    return {plan: merge(mechanisms) for plan, mechanisms in spent.items()}
 
 
 def _lost(entries: Sequence[Entry]) -> float:

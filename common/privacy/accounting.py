@@ -25,6 +25,7 @@ from common.errors import Bug, ConfigurationError, PolicyError
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.latent_mechanisms import LatentLaplace, PrivUnit
 from common.privacy.mechanisms import KINDS, Mechanism, SubsampledGaussian
+from common.privacy.price import at_most
 
 TAIL_MASS = 5e-21  # a Box–Muller draw with a 64-bit radius misses 2.3e-21 of a Gaussian's mass
 SAMPLER_SHARE = 0.01  # of delta: what the sampler's missing tail may add
@@ -139,11 +140,11 @@ class Spent:
 
     def words(self) -> str:
         """Return the epsilons by the accountants that cover the whole history, and delta."""
-        text = f"PLD {self.pld:.3f}, RDP {self.rdp:.3f}"
+        text = f"PLD {at_most(self.pld)}, RDP {at_most(self.rdp)}"
         if self.is_upper_bound:
-            text = f"at most {self.pld:.3f} (an upper bound: too large for PLD)"
+            text = f"at most {at_most(self.pld)} (an upper bound: too large for PLD)"
         if self.prv is not None:
-            text += f", PRV {self.prv:.3f}"
+            text += f", PRV {at_most(self.prv)}"
         sampler = f"{self.sampler_delta:.1g}"
         if self.sampler_delta >= 1:
             sampler = "without a bound"

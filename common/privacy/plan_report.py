@@ -22,6 +22,7 @@ from common.privacy.accounting import SAMPLER_SHARE, Spent, spend
 from common.privacy.aggregation_noise import efficiency
 from common.privacy.events import charged_image_event, plan_events
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
+from common.privacy.planned_price import average_price, plan_price
 from common.privacy.planning import (
     ModelNoise,
     Needs,
@@ -31,6 +32,7 @@ from common.privacy.planning import (
     noise_of_models,
     noisiest,
 )
+from common.privacy.price import OF_AVERAGE, OF_PATIENT, PlanPrice, at_most, exactly, row
 from common.privacy.update_norm import MOST, UpdateNorm
 from common.study.plan import Study
 from common.study.sections import trimmed_sites
@@ -101,23 +103,34 @@ class PlanReport:
         images = charged_image_event(self.study)
         if images:
             lines.append(f"  {images.statement()}")
-        lines += [*self._spent_words(), self._cap_words(), self._verdict_words()]
+        lines += [*self._price_words(), self._verdict_words()]
         lines += [f"    fix: {fix}" for fix in self.fixes]
         return "\n".join(lines)
 
-    def _spent_words(self) -> list[str]:
-        """All mechanisms together; where images are charged, the updates alone as well."""
-        allowed = f" (plan allows {self.study.privacy.epsilon:g})"
-        if charged_image_event(self.study) is None:
-            return [f"  together: epsilon {self.spent.words()}{allowed}"]
-        return [
-            f"  updates alone: epsilon {self.updates.words()}",
-            f"  updates and images together: epsilon {self.spent.words()}{allowed}",
-        ]
+    @property
+    def price(self) -> PlanPrice:
+        """What the plan costs one patient."""
+        return plan_price(self.study, self.spent)
 
-    def _cap_words(self) -> str:
-        share = self.spent.pld / self.site_cap
-        return f"  share of a site's cap of {self.site_cap:g}: {share:.0%}"
+    def _price_words(self) -> Iterator[str]:
+        """What the plan costs one patient, and one average where that is another promise."""
+        yield f"  {OF_PATIENT}"
+        yield from self.price.lines()
+        cap = exactly(self.site_cap)
+        yield row("cap", cap, "a site's usual policy.max_epsilon, over all its plans")
+        yield from self._accountant_words()
+        average = average_price(self.study)
+        if average is not None:
+            yield f"  {OF_AVERAGE}"
+            yield from average.lines()
+
+    def _accountant_words(self) -> Iterator[str]:
+        """All mechanisms together; where images are charged, the updates alone as well."""
+        if charged_image_event(self.study) is None:
+            yield f"    by accountant: {self.spent.words()}"
+            return
+        yield f"    by accountant, updates alone: {self.updates.words()}"
+        yield f"    by accountant, updates and images together: {self.spent.words()}"
 
     def _verdict_words(self) -> str:
         accepted = self.verdict == "infeasible" and self.accepted
@@ -281,8 +294,8 @@ def _budget_words(study: Study, spent: Spent) -> str:
     if not _spends_too_much(study, spent):
         return "over budget: the sampler's missing tail would add more than 1 % to delta"
     return (
-        f"over budget: it would spend epsilon {spent.pld:.3f} a patient, "
-        f"the plan promises {study.privacy.epsilon:g}"
+        f"over budget: it would spend epsilon {at_most(spent.pld)} a patient, "
+        f"the plan promises {exactly(study.privacy.epsilon)}"
     )
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from common.privacy.price import at_most
+
 REPLACE_ONE = "replace-one patient"
 
 
@@ -50,7 +52,7 @@ class LatentFacts(Protocol):
 
 def claim(mechanism: LatentFacts) -> str:
     """Return what a statement may say of these groups."""
-    spent = f"ε={_readable(mechanism.epsilon_per_image)}"
+    spent = f"ε={at_most(mechanism.epsilon_per_image)}"
     if mechanism.delta:
         spent += f", δ={mechanism.delta:g}"
     if mechanism.k == 1:
@@ -100,7 +102,7 @@ def latent_statement(mechanism: LatentFacts, whole: int | None) -> str:
 
 def _epsilon_words(mechanism: LatentFacts) -> str:
     """Epsilon, and whether it holds per image, average or patient."""
-    text = f"ε={_readable(mechanism.epsilon_per_image)}"
+    text = f"ε={at_most(mechanism.epsilon_per_image)}"
     if mechanism.delta:
         text += f", δ={mechanism.delta:g}"
     elif mechanism.clip == "sphere":
@@ -115,7 +117,3 @@ def _epsilon_words(mechanism: LatentFacts) -> str:
 def _dimension_words(mechanism: LatentFacts, whole: int | None) -> str:
     text = f"d={mechanism.dimension:,}"
     return f"{text} of {whole:,}" if whole else text
-
-
-def _readable(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"

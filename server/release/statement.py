@@ -27,6 +27,7 @@ from common.privacy.claims import (
 from common.privacy.events import anchors_event, covers_every_image, latent_event
 from common.privacy.latent_mechanisms import DATA_INDEPENDENT, Latent
 from common.privacy.plan_report import BUDGET_ROUNDING
+from common.privacy.price import PlanPrice, at_least, at_most, exactly
 from common.study.plan import Study
 from common.study.synthesis import Synthesis
 from common.wire.messages import Header
@@ -111,14 +112,20 @@ def privacy_statement(
 
 def _refuse_broken_promise(study: Study, account: Account) -> None:
     """Refuse to state an epsilon that the plan's own account exceeds."""
-    spent = account.epsilon.get("PLD", account.epsilon.get("upper bound", 0.0))
-    if not spent <= study.privacy.epsilon * (1 + BUDGET_ROUNDING):
+    price = price_of(study, account)
+    if not price.planned <= study.privacy.epsilon * (1 + BUDGET_ROUNDING):
         raise PolicyError(
-            f"plan {study.name}: it promises epsilon {study.privacy.epsilon:g} and spends "
-            f"{spent:.3f}; no statement can be made of it",
+            f"plan {study.name}: it promises epsilon {exactly(price.promised)} and spends "
+            f"{at_most(price.planned)}; no statement can be made of it",
             hint="release nothing of this plan",
             code="E-PLAN-BUDGET",
         )
+
+
+def price_of(study: Study, account: Account) -> PlanPrice:
+    """Return what the plan costs one patient of a site."""
+    planned = account.epsilon.get("PLD", account.epsilon.get("upper bound", 0.0))
+    return PlanPrice(planned, study.privacy.epsilon, study.privacy.delta)
 
 
 def given_of(claims: Sequence[Claim]) -> list[str]:
@@ -133,6 +140,7 @@ def _updates_statement(
     """What is promised of the updates, what was computed and audited, the sites' commitments."""
     # each site's commitment to the head over what it had spent
     privacy = study.privacy
+    price = price_of(study, account)
     evidence = {}
     for name, header in sorted(headers.items()):
         evidence[name] = {HEAD_COMMITMENT: header.statement.get(HEAD_COMMITMENT)}
@@ -140,6 +148,8 @@ def _updates_statement(
     # the promise, and what it rests on
     return {
         "claim": updates_claim(claims),
+        "price": price.short(),
+        "epsilon_planned": price.planned,
         "epsilon_promised": privacy.epsilon,
         "delta": privacy.delta,
         "epsilon_by_accountant": dict(account.epsilon),
@@ -326,7 +336,7 @@ def audit_lines(statement: Mapping[str, Any]) -> list[str]:
 
 def _audit_line(name: str, found: Mapping[str, Any]) -> str:
     """Both bounds of one model, and what they rest on."""
-    bounds = f"{found['lower_bound']:.2f} ≤ ε ≤ {found['upper_bound']:.2f}"
+    bounds = f"{at_least(found['lower_bound'])} ≤ ε ≤ {at_most(found['upper_bound'])}"
     return (
         f"{name}: {bounds} (delta {found['delta']:g}). Lower bound: {found['correct']} of "
         f"{found['guesses']} guesses about {found['canaries']} canaries at {found['sites']} sites "
@@ -357,7 +367,7 @@ def _claim_row(claim: Mapping[str, Any]) -> dict[str, str]:
     """One claim as a row of the table of claims."""
     epsilon = "none"
     if claim["epsilon"] is not None:
-        epsilon = f"{claim['epsilon']:.4g}"
+        epsilon = at_most(claim["epsilon"])
     delta = "none" if claim["delta"] is None else f"{claim['delta']:g}"
     words = {name: claim[name] for name in ("kind", "unit", "adjacency", "covers")}
     return {**words, "epsilon": epsilon, "delta": delta}
@@ -366,4 +376,4 @@ def _claim_row(claim: Mapping[str, Any]) -> dict[str, str]:
 def _accounts(statement: Mapping[str, Any]) -> str:
     """Epsilon by accountant, on one line."""
     accounts = statement["updates"]["epsilon_by_accountant"]
-    return ", ".join(f"{name} {value:.4g}" for name, value in accounts.items())
+    return ", ".join(f"{name} {at_most(value)}" for name, value in accounts.items())

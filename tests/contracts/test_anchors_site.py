@@ -27,6 +27,7 @@ from common.models.weights import numpy_weights
 from common.privacy import boundary
 from common.privacy.accounting import epsilon_pld
 from common.privacy.events import anchors_event
+from common.privacy.price import at_most
 from common.wire import tensors
 from common.wire.messages import Header, unseal
 from server.release.items import Account
@@ -69,7 +70,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.synthesize.invert.np.quantile", lambda *_: 10.0)
     monkeypatch.setattr("client.egress.audit.BLANK_DEVIATION", -1.0)
     monkeypatch.setattr("client.egress.audit.DUPLICATE_RMSE", -1.0)
-    for module in ("client.daemon.spending", "client.state.ledger"):
+    for module in ("client.state.price", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     monkeypatch.setattr("client.child.batch.invert_cohort", inverted_once)
 
@@ -176,7 +177,7 @@ def test_a_plan_with_anchors_yields_a_cleared_batch_a_ledger_entry_and_its_state
     print(said)
     for words in (
         "and as averages of patients, is (8, 1e-05)-differentially private",
-        f"PLD {spent:.4g}",
+        f"PLD {at_most(spent)}",
         "Grouping: anchors",
         "published from k=5 patients",
         "linked component of patient ids",

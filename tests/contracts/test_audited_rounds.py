@@ -70,7 +70,7 @@ def hospital_of(
 ) -> Hospital:
     """A site with this model; its children work in this process."""
     monkeypatch.setattr("client.daemon.jobs.run_child", in_this_process)
-    for module in ("client.daemon.spending", "client.state.ledger"):
+    for module in ("client.state.price", "client.state.ledger"):
         monkeypatch.setattr(f"{module}.spend", spend_once)
     if model == "wgan":
         pairs = {name: VESSELS[name] for name in ("modality", "intake", "models", "release")}

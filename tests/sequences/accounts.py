@@ -19,8 +19,8 @@ from common.privacy.calibration import analytic_noise_multiplier
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from tests.sequences.composition import GRID, Loss
 
-SPENDING = ("client.daemon.spending", "client.state.ledger", "common.privacy.plan_report")
-RENYI = ("client.daemon.spending", "client.state.ledger")
+SPENDING = ("client.state.price", "client.state.ledger", "common.privacy.plan_report")
+RENYI = ("client.state.price", "client.state.ledger")
 ORDERS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 GAUSSIAN = functools.cache(privacy_loss_distribution.from_gaussian_mechanism)
 

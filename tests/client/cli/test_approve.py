@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from client.cli.approve import plan_lines
+from client.state.folder import State
+from client.state.records import note_loss
 from common.study.bundle import write_bundle
 from common.wire import signing
 from tests.client.cli.typing_commands import Cli
@@ -57,6 +59,19 @@ def test_a_plan_that_spends_more_than_it_promises_is_not_approved(cli: Cli, tmp_
     assert "over budget: it would spend epsilon" in err
     assert "the plan promises 1; nothing was spent" in err
     assert "hint:" in err
+    assert not hospital.site().plans.is_approved(hospital.study.hash())
+
+
+def test_a_plan_that_does_not_fit_beside_what_was_spent_is_not_approved(
+    cli: Cli, tmp_path: Path
+) -> None:
+    hospital = make_hospital(tmp_path, approve=False)
+    write_membership(hospital)
+    note_loss(State(hospital.root), 9.8)
+    code, out, err = cli("approve", "--state", hospital.root, hospital.bundle, "--yes")
+    assert code == 3
+    assert "9.8 of it before a loss" in out
+    assert "policy.max_epsilon is 10" in err
     assert not hospital.site().plans.is_approved(hospital.study.hash())
 
 
@@ -117,6 +132,6 @@ def test_the_plans_text_says_what_the_plan_claims(tmp_path: Path) -> None:
         "what each site sent through training",
         "k-anonymity, no epsilon: "
         "every image: it aggregates at least 5 distinct patients of one site",
-        "privatized averages: epsilon 491.5 for one average (replace-one patient): "
+        "privatized averages: epsilon 492 for one average (replace-one patient): "
         "each privatized average by itself: 25% of the groups",
     ]

@@ -90,7 +90,8 @@ def test_the_report_composes_what_was_reserved_and_lists_what_was_declared(tmp_p
     for words in (
         "3 reserved, 1 committed",
         "gan: subsampled gaussian",
-        "cap 10",
+        "spent so far",
+        "(policy.max_epsilon)",
         "recorded, not composed: laplace box",
     ):
         assert words in report.to_text()

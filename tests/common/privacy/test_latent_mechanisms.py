@@ -237,7 +237,7 @@ def test_a_statement_in_an_l1_ball_names_no_smaller_number_beside_its_epsilon() 
     """A box of 3 has less epsilon per coordinate, and more over all of them: no comparison."""
     similar = LatentLaplace("l1_ball", 0.4, 1536, 5, "similar", 0.25)
     assert similar.statement(12288) == (
-        "laplace l1_ball: ε=983 per average, replace-one, d=1,536 of 12,288, k=5, similar groups, "
+        "laplace l1_ball: ε=984 per average, replace-one, d=1,536 of 12,288, k=5, similar groups, "
         "expected cosine 0.54; no ε per patient"
     )
     assert similar.statement().count("ε=") == 1

@@ -86,7 +86,7 @@ def test_the_plan_report_prints_what_a_plan_spends() -> None:
         "r=14.7",
         "r/sqrt(S)=6.6",
         "1.0 MB",
-        "cap of 10: 8",
+        "promised: at most 8",
         "verdict: feasible",
     ):
         assert word in text

@@ -50,9 +50,9 @@ def test_one_epsilon_covers_the_updates_and_the_images_of_random_groups() -> Non
 
 def test_an_accountant_is_printed_only_beside_what_it_covers() -> None:
     report = feasibility(study(), COUNTS)
-    alone, together = (line for line in report.to_text().splitlines() if "epsilon PLD" in line)
-    assert alone.startswith("  updates alone:") and ", PRV " in alone
-    assert together.startswith("  updates and images together:")
+    alone, together = (line for line in report.to_text().splitlines() if "by accountant" in line)
+    assert alone.startswith("    by accountant, updates alone:") and ", PRV " in alone
+    assert together.startswith("    by accountant, updates and images together:")
     assert "RDP" in together and "PRV" not in together
     assert report.spent.prv is None
     assert report.updates.prv == pytest.approx(report.updates.pld, abs=0.03)

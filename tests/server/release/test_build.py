@@ -174,7 +174,7 @@ def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(rele
     statement = json.loads((release / "privacy_statement.json").read_text())
     found = statement["updates"]["audit"]["models"]["gan"]
     assert (found["lower_bound"], found["upper_bound"], found["confidence"]) == (0.12, 3.1, 0.95)
-    line = "gan: 0.12 ≤ ε ≤ 3.10"
+    line = "gan: 0.12 ≤ ε ≤ 3.1"
     assert (
         line in (release / "privacy_statement.md").read_text()
         and line in (release / "index.html").read_text()
