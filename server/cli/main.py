@@ -12,6 +12,7 @@ from common.process import keep_private
 from kohort.console import run_typer
 from server.cli import (
     authority,
+    page,
     plans,
     pretrain,
     publish,
@@ -55,6 +56,7 @@ app.command()(authority.renew)
 app.command()(authority.protect)
 app.command()(serve.run)
 app.command()(status.status)
+app.command()(page.page)
 app.command()(study.study)
 app.command()(publish.release)
 app.command("sign-off")(sign_off.sign_off)

@@ -31,6 +31,10 @@ FORMAT = "kohort-server-status/1"
 CONNECTED = timedelta(seconds=60)  # a site gives a sign of life every ten seconds
 SILENT = timedelta(minutes=10)  # after that somebody should ask
 RECENT = timedelta(days=7)  # a refused run of others is old news then
+QUARANTINE_FIX = (
+    "It is in quarantine: `kohort-server sites release {name}` ends that, "
+    "`kohort-server sites revoke {name}` ends its membership."
+)
 SEEN = "seen"  # the fact of the server's heartbeat: by site, seconds since 1970
 
 
@@ -209,7 +213,10 @@ class Standing:
         for site in self.sites:
             if site.declared is not None and site.state != "revoked":
                 text = f"{site.name}: {site.declared.advice.means}"
-                yield Alert("warning", site.declared.advice.code, text, site.declared.advice.fix)
+                fix = site.declared.advice.fix
+                if site.state == "quarantined":
+                    fix += f" {QUARANTINE_FIX.format(name=site.name)}"
+                yield Alert("warning", site.declared.advice.code, text, fix)
             if self._is_lost(site):
                 yield Alert(
                     "warning",

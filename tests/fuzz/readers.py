@@ -90,6 +90,8 @@ EXEMPT = {
     "server.operator.config:sample": "text that this process made",
     "server.operator.plan": "the node tree of target yaml",
     "server.operator.update_norms": "the node tree of target yaml",
+    "server.page.releases": "the readers of targets release-texts and release-sign-offs",
+    "server.page.render:style": "a file of this package",
     "server.pretrain": "the operator's own earlier run; public images: photographs-npz",
     "server.release": "files of the release that this process builds",
     "server.rounds.pictures:earlier_images": "the readers of targets stored-replies and tensors",
