@@ -23,6 +23,8 @@ MESSAGE = "kohort-message-v1"
 RELEASE = "kohort-release-v1"
 REQUEST = "kohort-request-v1"
 BUNDLE = "kohort-bundle-v1"
+AUTHORITY = "kohort-authority-v1"
+HANDOVER = "kohort-handover-v1"
 
 MAGIC = b"SSHSIG"
 BEGIN = "-----BEGIN SSH SIGNATURE-----"

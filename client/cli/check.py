@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from client.cli.joining import check_membership
+from client.cli.joining import check_fields
 from client.cli.options import StateFolder
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
@@ -127,7 +127,7 @@ def _check_files(state: Path) -> Iterator[str]:
 
     # What TLS needs is usable.
     membership = read_membership(place.membership)
-    check_membership(membership, place)
+    check_fields(membership)
     settings = fleet_settings(place, config, membership)
     check_addresses(settings.url, settings.proxy)
     tls_context(settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from client.cli.options import StateFolder
 from client.cli.terminal import write_line
 from client.fleet.connection import check_addresses, create_node_key, read_node_key
+from client.fleet.renewal import known_number
 from client.state import config as site_config
 from client.state.config import load_site
 from client.state.folder import State, new_pseudonym_key
@@ -24,13 +24,13 @@ from client.state.membership import (
     read_membership,
 )
 from client.state.records import note_loss
+from client.state.request import write_request_file
 from client.state.upgrade import upgrade
 from common.errors import ConfigurationError, PolicyError, damage_named, disk_faults_named
-from common.storage.files import atomic_write, read_capped
+from common.storage.files import atomic_write
 from common.wire import signing
-from common.wire.messages import canonical
+from common.wire.authority import open_authorities
 
-PUBLIC_KEY_CAP_BYTES = 4096
 EPSILON_CAP = 100  # of policy.max_epsilon
 
 SiteName = Annotated[
@@ -82,9 +82,8 @@ def init(
     upgrade(place)
     if after_loss is not None:
         note_loss(place, after_loss)
-    request = _request(site, _new_keys(place, site), place)
-    path = state / f"{site}.request.json"
-    atomic_write(path, json.dumps(request, indent=1).encode() + b"\n")
+    key = _new_keys(place, site)
+    path = write_request_file(place, site)
 
     # Last, because a folder with a site.yaml counts as whole.
     atomic_write(config_file, text.encode())
@@ -94,7 +93,7 @@ def init(
             "policy.max_epsilon above it"
         )
     write_line(f"{config_file}: read it; it says what this hospital allows")
-    fingerprint = signing.fingerprint(signing.parse_public(request["sign_key"]))
+    fingerprint = signing.fingerprint(key.public_key())
     write_line(f"send {path} to the operator; the signing key's fingerprint is {fingerprint}")
 
 
@@ -135,19 +134,6 @@ def _new_keys(place: State, site: str) -> Ed25519PrivateKey:
     return place.signing_key()
 
 
-def _request(site: str, key: Ed25519PrivateKey, place: State) -> dict[str, str]:
-    """Return the signed request to join."""
-    node_key = read_capped(place.node_key.with_suffix(".pub"), PUBLIC_KEY_CAP_BYTES)
-    request = {
-        "format": "kohort-request/1",
-        "site": site,
-        "node_key": node_key.decode().strip(),
-        "sign_key": signing.public_text(key.public_key(), site),
-    }
-    request["signature"] = signing.sign(key, signing.REQUEST, canonical(request)).decode()
-    return request
-
-
 def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
     """Accept the operator's join file. Another operator's file is refused without `--replace`."""
     config = load_site(state)
@@ -163,20 +149,27 @@ def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
         )
     check_membership(membership, place)
     if place.membership.is_file() and not replace:
-        _refuse_change(read_membership(place.membership), membership)
+        _refuse_change(read_membership(place.membership), membership, known_number(place))
     atomic_write(place.membership, text, mode=0o600)
     # The two files that TLS reads.
     atomic_write(place.root / "ca.crt", membership.ca.encode())
-    atomic_write(place.root / "node.crt", membership.client_certificate.encode())
+    if membership.authority:
+        atomic_write(place.authority, membership.authority.encode(), mode=0o600)
+    atomic_write(place.certificate, membership.client_certificate.encode())
     write_line(f"joined {membership.server_url}")
     operator = signing.fingerprint(membership.operator)
     write_line(f"operator's key: {operator}; compare it with the operator by telephone")
 
 
-def _refuse_change(old: Membership, new: Membership) -> None:
-    """Refuse another operator's key or CA."""
+def _refuse_change(old: Membership, new: Membership, number: int) -> None:
+    """Refuse another operator's key or CA. `number`: of the newest statement that is here."""
     if (old.operator_key, old.ca) == (new.operator_key, new.ca):
         return
+    if old.operator_key == new.operator_key and new.authority:
+        # the operator signed that its authority changes
+        stated = open_authorities(new.authority.encode(), old.operator)
+        if stated.ca == new.ca and stated.number >= number:
+            return
     raise PolicyError(
         "this site has joined another operator: its key is "
         f"{signing.fingerprint(old.operator)}, that of this file is "
@@ -189,6 +182,18 @@ def _refuse_change(old: Membership, new: Membership) -> None:
 
 def check_membership(membership: Membership, place: State) -> None:
     """Raise ConfigurationError unless every field is usable and fits this site's node key."""
+    certificate = check_fields(membership)
+    with damage_named(_bad_field("client_certificate holds no key")):
+        key = certificate.public_key()
+    if key != read_node_key(place.node_key).public_key():
+        raise ConfigurationError(
+            "join file: the certificate is for another key",
+            hint="send this site's own request file to the operator",
+        )
+
+
+def check_fields(membership: Membership) -> x509.Certificate:
+    """Return the certificate of a join file; raises ConfigurationError for an unusable field."""
     check_addresses(membership.server_url, None)
     try:
         signing.fingerprint(membership.operator)
@@ -197,13 +202,7 @@ def check_membership(membership: Membership, place: State) -> None:
     with damage_named(_bad_field("ca is not a certificate")):
         x509.load_pem_x509_certificates(membership.ca.encode())
     with damage_named(_bad_field("client_certificate is not a certificate")):
-        certificate = x509.load_pem_x509_certificate(membership.client_certificate.encode())
-        key = certificate.public_key()
-    if key != read_node_key(place.node_key).public_key():
-        raise ConfigurationError(
-            "join file: the certificate is for another key",
-            hint="send this site's own request file to the operator",
-        )
+        return x509.load_pem_x509_certificate(membership.client_certificate.encode())
 
 
 def _bad_field(problem: str) -> ConfigurationError:

@@ -22,6 +22,7 @@ from client.cli import (
     protect,
     rehearse,
     review,
+    rotate,
     serve,
     status,
     withdraw,
@@ -67,6 +68,7 @@ app.command()(status.status)
 app.command()(check.check)
 app.command()(probe.probe)
 app.command()(protect.protect)
+app.command()(rotate.rotate)
 
 
 def run_command_line(arguments: list[str] | None = None) -> int:

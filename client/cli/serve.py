@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from client.cli.options import StateFolder
 from client.cli.state_folder import open_site
 from client.cli.terminal import write_line
+from client.daemon.certificates import CertificateWatch, mend_rotation
 from client.daemon.device import find_devices, note_devices
 from client.daemon.metrics import SiteMetrics, shown
 from client.daemon.site import Site
@@ -25,6 +26,7 @@ from client.fleet import health as states
 from client.fleet.app import build_app, explain, public_code
 from client.fleet.client import FleetClient
 from client.fleet.health import Health
+from client.fleet.renewal import Renewal
 from client.fleet.settings import fleet_settings
 from client.ingest.build import IngestReport
 from client.rehearsal.scratch import remove_pictures, sweep_rehearsal
@@ -129,6 +131,7 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
         # What a killed process left, and room for what must be recorded on a full disk.
         sweep(site.state, STARTED)
         sweep_rehearsal(state)
+        mend_rotation(site.state, site.config.site)
         hold_reserve(state)
         # A damaged ledger or a missing cohort must stop the daemon before it connects.
         studies = _require_plans(site)
@@ -197,6 +200,10 @@ def _connect(site: Site, heart: Heartbeat, health: Health, until_done: bool) -> 
     """Run the client in a thread of its own; its error is raised here."""
     watchdog = Watchdog()
     client = _fleet_client(site, health, watchdog.turn)
+    certificates = CertificateWatch(
+        Renewal(site.state, client.settings, site.config.site), client, site.stop
+    )
+    client.on_rest = certificates.rest
     heart.enter("running")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop.set())
@@ -214,6 +221,7 @@ def _connect(site: Site, heart: Heartbeat, health: Health, until_done: bool) -> 
 
     thread = threading.Thread(target=transport, name="transport")
     thread.start()
+    certificates.start()
     log.info("serving %s as %s", site.membership.server_url, site.config.site)
     notify(READY)
 

@@ -82,7 +82,7 @@ class FleetClient:
     of its payload in bytes; it raises unless the site takes it. `handle` gets the message and an
     empty context. It returns the reply, or None for no reply now; what it raises becomes an
     `Error` with a code. `on_turn` is called at every turn of the pull loop and while it waits,
-    for a watchdog.
+    for a watchdog; `on_rest` before a turn in which nothing is stored, at work or to be sent.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class FleetClient:
         self._handle = handle
         self._health = health
         self._on_turn = on_turn
+        self.on_rest: Callable[[], None] | None = None
         self._stop = threading.Event()
         self._session = Session(settings, health)
         self._to_handle: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -117,6 +118,10 @@ class FleetClient:
     def reconnect(self) -> None:
         """Connect anew now, with the certificate that is there now."""
         self._session.reconnect()
+
+    def forget_node(self) -> None:
+        """Connect anew as another node, with the key that is there now; from `on_rest` alone."""
+        self._session.forget()
 
     def run(self, stop: threading.Event) -> None:
         """Pull, handle and reply until `stop` is set.
@@ -183,6 +188,7 @@ class FleetClient:
         self._health.set(states.CONNECTING)
         while not self._wait(wait_s):
             try:
+                self._rest_a_moment()
                 if self._session.ensure_joined(wire):
                     self._last_message = time.monotonic()
                 wait_s = self._pull_once(wire, wait_s)
@@ -196,6 +202,11 @@ class FleetClient:
                 wait_s = backoff.after(failure)
             self._feed_watchdog()
         wire.close()
+
+    def _rest_a_moment(self) -> None:
+        """Call `on_rest` where nothing of a message is here: this thread alone takes the next."""
+        if self._inbox.count() == (0, 0) and not self._sender.refusals and self.on_rest:
+            self.on_rest()
 
     def _wait(self, seconds: float) -> bool:
         """Wait, at most until `reconnect`; return whether the client was stopped."""

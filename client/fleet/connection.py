@@ -166,7 +166,13 @@ class NotProtobuf(Exception):
 class CappedClient(httpx.Client):
     """httpx with limited answers, no redirects, and no settings of the environment."""
 
-    def __init__(self, context: ssl.SSLContext, proxy: str | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        proxy: str | None,
+        timeout_s: float,
+        media_type: str = PROTOBUF,
+    ) -> None:
         super().__init__(
             verify=context,
             proxy=proxy,
@@ -175,6 +181,7 @@ class CappedClient(httpx.Client):
             follow_redirects=False,
             headers={"accept-encoding": "identity"},
         )
+        self._media_type = media_type
         # httpx limits each read; the deadline limits their sum
         self._deadline = Deadline(ANSWER_TIMEOUTS * timeout_s)
         transports: list[Any] = [self._transport, *self._mounts.values()]
@@ -195,9 +202,9 @@ class CappedClient(httpx.Client):
                     raise AnswerTooLarge
         finally:
             response.close()
-        # Errors of a proxy or a portal may come as anything; only an answer must be protobuf.
+        # Errors of a proxy or a portal may come as anything; only an answer must be of its type.
         content_type = response.headers.get("content-type", "").split(";")[0]
-        if response.is_success and content_type != PROTOBUF:
+        if response.is_success and content_type != self._media_type:
             raise NotProtobuf
         return httpx.Response(
             response.status_code, headers=response.headers, content=bytes(body), request=request

@@ -1,7 +1,7 @@
 """Which certificates of this site end soon: its own, and the authority's.
 
 In: the files of the join file, a time. Out: a lifetime of each, and an `Ending` for what is near.
-Not covered: renewing them.
+Not covered: renewing them (client/fleet/renewal.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SITE_FIX = (
     "`kohort-site run` renews it; if it cannot, ask the operator for a new join file: "
     "`kohort-site join FILE`"
 )
-AUTHORITY_FIX = "ask the operator when the authority changes"
+AUTHORITY_FIX = "ask the operator when the authority changes (`kohort-server rollover`)"
 
 
 def lifetimes(settings: FleetSettings) -> list[Lifetime]:

@@ -70,6 +70,12 @@ class Session:
         """Let every connection open anew, with the certificate that is there now."""
         self.generation += 1
 
+    def forget(self) -> None:
+        """Be another node from now on: the key has changed, and the id was the old one's."""
+        self._joined.clear()
+        self.node_id = None
+        self.reconnect()
+
     def mark_lost(self) -> None:
         """Note that the server may not know this site any more."""
         self._joined.clear()

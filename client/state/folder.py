@@ -37,6 +37,26 @@ class State:
         return self.root / "keys" / "node.key"
 
     @property
+    def next_node_key(self) -> Path:
+        """The node key that comes, until its certificate is here and the daemon rests."""
+        return self.root / "keys" / "node-next.key"
+
+    @property
+    def certificate(self) -> Path:
+        """The TLS client certificate."""
+        return self.root / "node.crt"
+
+    @property
+    def next_certificate(self) -> Path:
+        """The certificate of the next node key."""
+        return self.root / "node-next.crt"
+
+    @property
+    def authority(self) -> Path:
+        """The operator's newest statement of its authorities (common/wire/authority.py)."""
+        return self.root / "authority.json"
+
+    @property
     def sign_key(self) -> Path:
         """The Ed25519 key that signs what leaves."""
         return self.root / "keys" / "sign.key"

@@ -21,7 +21,10 @@ JSON_CAP_BYTES = 1 << 20
 
 
 class Membership(FrozenModel):
-    """What the operator's join file says."""
+    """What the operator's join file says.
+
+    `authority`: the operator's signed statement of its authorities, once they were replaced.
+    """
 
     format: Literal["kohort-join/1"]
     site: Identifier
@@ -29,6 +32,7 @@ class Membership(FrozenModel):
     ca: str = Field(max_length=65_536)
     operator_key: str = Field(max_length=4096)
     client_certificate: str = Field(max_length=65_536)
+    authority: str = Field(default="", max_length=32_768)
 
     @property
     def operator(self) -> Ed25519PublicKey:

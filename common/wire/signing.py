@@ -15,6 +15,8 @@ from common.errors import ConfigurationError, damage_named, disk_faults_named
 from common.storage.files import read_capped, write_new
 from common.wire import keys
 from kohort.signatures import (
+    AUTHORITY,
+    HANDOVER,
     KEY_CAP_BYTES,
     MESSAGE,
     PLAN,
@@ -32,6 +34,8 @@ from kohort.signatures import (
 REVIEW = "kohort-review-v1"
 
 __all__ = [
+    "AUTHORITY",
+    "HANDOVER",
     "KEY_CAP_BYTES",
     "MESSAGE",
     "PLAN",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.state_folder import check_set_up
 from server.cli.terminal import write
+from server.operator.authorities import write_trust
 from server.operator.certificates import (
     AUTHORITY_KEY,
     PEM_CAP_BYTES,
@@ -32,6 +34,7 @@ from server.operator.renewal import (
     import_certificate,
     write_request,
 )
+from server.operator.renewals import certify_renewal, read_kept
 from server.operator.requests import read_request
 from server.operator.state import ServerState
 
@@ -40,18 +43,21 @@ NEXT_START = "a running server takes it on SIGHUP\n"
 
 def certify(
     request: Annotated[
-        Path, typer.Argument(help="NAME.request.json of a site, or the server's request")
+        Path, typer.Argument(help="a site's NAME.request.json or renewal, or the server's request")
     ],
     ca: Annotated[Path, typer.Option(help="the authority's folder: ca.key and ca.crt")],
     out: Annotated[Path, typer.Option(help="certificate to write")],
 ) -> None:
     """Sign a certificate where the authority's key lies; needs nothing else of the server.
 
-    `enrol --certificate` and `renew --certificate` take it.
+    `enrol --certificate`, `renewals --certificate` and `renew --certificate` take it.
     """
     check_folder("--out", out.parent)
     authority = load_authority(ca)
-    if request.is_file() and read_capped(request, PEM_CAP_BYTES).startswith(REQUEST_HEAD):
+    if read_kept(request) is not None:
+        text, site_name = certify_renewal(authority, request)
+        write(f"a certificate of {site_name}, renewed: its present one signed for it\n")
+    elif request.is_file() and read_capped(request, PEM_CAP_BYTES).startswith(REQUEST_HEAD):
         text, hosts = certify_server(authority, request)
         write(f"a server's certificate, for {', '.join(hosts) or 'this machine alone'}\n")
     else:
@@ -78,20 +84,24 @@ def renew(
     config = load_config(place.config)
     if certificate is not None:
         root = read_certificate(place.authority / "ca.crt")
-        ends = import_certificate(place.tls, root, certificate, config.host)
-        write(f"the server's certificate ends on {ends:%Y-%m-%d}; {NEXT_START}")
+        _say(place, import_certificate(place.tls, root, certificate, config.host))
     elif (place.authority / AUTHORITY_KEY).exists():
         authority = load_authority(place.authority)
         files = issue_server_certificate(
             authority, place.tls, [config.host], secret=server_secret(config)
         )
-        ends = read_certificate(files.certificate).not_valid_after_utc
-        write(f"the server's certificate ends on {ends:%Y-%m-%d}; {NEXT_START}")
+        _say(place, read_certificate(files.certificate).not_valid_after_utc)
     else:
         request = write_request(place.tls, [config.host], server_secret(config))
         write(f"written {request}\n")
         write(f"next: kohort-server certify {request.name} --ca FOLDER --out server.crt\n")
         write("then: kohort-server renew --certificate server.crt\n")
+
+
+def _say(place: ServerState, ends: datetime) -> None:
+    """The last line of a renewal; the authority that comes is trusted beside the old."""
+    write_trust(place)
+    write(f"the server's certificate ends on {ends:%Y-%m-%d}; {NEXT_START}")
 
 
 def server_secret(config: ServerConfig) -> bytes | None:

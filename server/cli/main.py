@@ -16,6 +16,7 @@ from server.cli import (
     plans,
     pretrain,
     publish,
+    renewals,
     serve,
     setup,
     sign_off,
@@ -53,6 +54,8 @@ app.command()(sites.enrol)
 app.command()(sites.sites)
 app.command()(authority.certify)
 app.command()(authority.renew)
+app.command()(renewals.renewals)
+app.command()(renewals.rollover)
 app.command()(authority.protect)
 app.command()(serve.run)
 app.command()(status.status)

@@ -29,6 +29,7 @@ from server.cli.state_folder import load_operator_key, open_record, open_registr
 from server.cli.terminal import study_progress, write
 from server.front.port import open_door, spell
 from server.front.sockets import SOCKETS
+from server.operator.authorities import write_trust
 from server.operator.certificates import (
     AUTHORITY_KEY,
     check_certificate,
@@ -182,6 +183,8 @@ def issue_certificate(place: ServerState, config: ServerConfig) -> None:
     else:
         root = read_certificate(place.authority / "ca.crt")
         check_server_files(place.tls, root, config.host)
+    # beside it the authority that comes, while the old one is replaced
+    write_trust(place)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

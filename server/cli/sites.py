@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from common.errors import ConfigurationError
+from common.errors import ConfigurationError, KohortError
 from common.storage.files import atomic_write
 from common.wire import signing
 from server.cli.options import StateFolder
@@ -17,6 +17,7 @@ from server.cli.state_folder import load_operator_public, open_registry
 from server.cli.terminal import write
 from server.operator import enrolment
 from server.operator.config import load_config
+from server.operator.revoked import write_revoked
 from server.operator.sites import Registry
 from server.operator.state import ServerState
 
@@ -57,11 +58,25 @@ def sites(
 
     `sites revoke NAME` excludes one for good, `sites release NAME` ends its quarantine.
     """
-    with open_registry(ServerState(state)) as registry:
+    place = ServerState(state)
+    with open_registry(place) as registry:
         if action is not None:
             change(registry, action, name)
+        if action == "revoke":
+            list_revoked(place, registry)
         for site in registry.sites().values():
             write(f"{site.name:<24} {site.state:<12} {site.code:<24} {site.fingerprint}\n")
+
+
+def list_revoked(place: ServerState, registry: Registry) -> None:
+    """Write the revocation list; the front refuses the site from its next request on without it."""
+    try:
+        path = write_revoked(place, registry)
+    except KohortError as error:
+        write(f"the site is refused; the revocation list was not written: {error}\n")
+        return
+    if path is not None:
+        write(f"written {path}\n")
 
 
 def change(registry: Registry, action: str, name: str | None) -> None:

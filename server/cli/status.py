@@ -47,6 +47,8 @@ def status_lines(found: Standing) -> Iterator[str]:
         yield from _site_lines(site)
     for row in found.foreign_runs:
         yield f"foreign run refused at {row.get('time')}: E-APP-UNPINNED"
+    for name in found.renewals:
+        yield f"{name:<24} waits for its certificate: kohort-server renewals"
     for one in found.ending:
         yield f"{one.severity}: {one.line}"
 

@@ -21,12 +21,15 @@ from common.storage.files import atomic_write
 from server.flower.calls import Node, RunStatus
 from server.operator.config import Limits
 from server.operator.foreign import foreign_runs
+from server.operator.issued import open_issued
+from server.operator.renewals import issue_waiting
 from server.operator.sites import Registry, Site
 from server.operator.state import ServerState
 from server.rounds.record import Progress, StudyRecord
 
 TURN_S = 0.5
 STATUS_S = 1.0
+RENEW_S = 5.0  # until a site's request for a certificate is looked at
 RESUBMIT_S = 5.0
 START_S = 300.0  # how long a SuperLink may take to answer again
 LOOK_S = 10.0  # how often it asks when the sites were heard
@@ -71,6 +74,8 @@ class Coordinator:
     _foreign: str = ""
     _silent_since: float | None = None
     _next_look: float = 0.0
+    _next_renewal: float = 0.0
+    _renewal_fault: str = ""
 
     def run(self) -> None:
         """Return when the study is complete.
@@ -128,6 +133,9 @@ class Coordinator:
             if site.active and site.node_id not in known and name not in self._refused:
                 try:
                     self._register(site)
+                    if site.next_node_key:
+                        # `sync_sites` registers it again
+                        self.registry.begin_rotation(name, site.next_node_key, again=True)
                 except RefusedError as error:
                     self._refused.add(name)
                     self.say(f"{name}: {error}")
@@ -144,20 +152,55 @@ class Coordinator:
                     self.link.unregister(site.node_id)
                     self.registry.note_unregistered(name)
                     self.say(f"{name}: revoked")
+                elif site.next_node_key and site.state != "revoked":
+                    self._rotate(site)
             except RefusedError as error:
                 self._refused.add(name)
                 self.say(f"{name}: {error}")
 
+    def renew(self) -> None:
+        """Issue the certificates that sites have asked for; a fault here ends no study."""
+        if time.monotonic() < self._next_renewal:
+            return
+        self._next_renewal = time.monotonic() + RENEW_S
+        try:
+            for line in issue_waiting(self.state, self.registry):
+                self.say(line)
+            self._renewal_fault = ""
+        except KohortError as error:
+            if str(error) != self._renewal_fault:
+                self._renewal_fault = str(error)
+                self.say(f"certificates of sites cannot be renewed: {error} ({error.hint})")
+
     # --- inside
+
+    def _rotate(self, site: Site) -> None:
+        """Register a site's next node key; once the front has seen it, the old one goes."""
+        if site.next_node_id is None:
+            node_id = self._register_key(f"{site.name}-next", site.name, site.next_node_key)
+            self.registry.note_next_registered(site.name, node_id)
+            return
+        with open_issued(self.state.root) as issued:
+            seen = issued.seen(site.name)
+        if seen is None or seen.key != site.next_node_key:
+            return
+        self.registry.end_rotation(site.name)
+        self.say(f"{site.name}: its new node key counts")
+        if site.node_id is not None:
+            self.link.unregister(site.node_id)
+
+    def _register_key(self, file: str, name: str, line: str) -> int:
+        """The node id that Flower gives to a key."""
+        key_file = self.state.node_keys / f"{file}.pub"
+        atomic_write(key_file, (line + "\n").encode())
+        return self.link.register(key_file, name)
 
     def _register(self, site: Site) -> None:
         """Register an enrolled site's node key.
 
         The registry decides: another process may have noted this enrolment a moment ago.
         """
-        key_file = self.state.node_keys / f"{site.name}.pub"
-        atomic_write(key_file, (site.node_key + "\n").encode())
-        node_id = self.link.register(key_file, site.name)
+        node_id = self._register_key(site.name, site.name, site.node_key)
         self.registry.note_registered(site.name, node_id)
         self.say(f"{site.name}: registered")
 
@@ -181,6 +224,7 @@ class Coordinator:
             self.show(self.record.progress())
             self._tell_foreign_runs()
             try:
+                self.renew()
                 self.sync_sites()
                 self._look_at_sites()
                 if time.monotonic() >= next_status:

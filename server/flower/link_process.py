@@ -36,7 +36,7 @@ from server.flower.announcements import (
 )
 from server.flower.database import Room, tidy
 from server.flower.wire import superlink_app, without_control
-from server.front.rules import CALLS, PUSH_MESSAGES, PUSH_OBJECT, UNKNOWN_PATH
+from server.front.rules import FLEET_CALLS, PUSH_MESSAGES, PUSH_OBJECT, UNKNOWN_PATH
 from server.front.sockets import FLEET, OPERATOR, SOCKETS, SocketFolder
 
 SECRET_FILE = "executor.secret"
@@ -45,7 +45,8 @@ DATABASE = "state.db"
 STOP_S = 3
 CALLS_AT_ONCE = 4  # threads that answer; more of them only wait for one another
 CONTROL = "/v1/control/"
-LARGEST_BODY = max(CALLS.values())  # of a site; what the operator's processes send is no larger
+# of a site; what the operator's processes send is no larger
+LARGEST_BODY = max(FLEET_CALLS.values())
 NO_ROOM = 507
 
 
@@ -64,14 +65,14 @@ def fleet_only(
 
     async def reduced(scope: Scope, receive: Receive, send: Send) -> None:
         raw = bytes(scope.get("raw_path") or b"").decode("latin-1")
-        known = scope["type"] == "http" and scope["method"] == "POST" and raw in CALLS
+        known = scope["type"] == "http" and scope["method"] == "POST" and raw in FLEET_CALLS
         if not known or scope["query_string"]:
             await _refuse(scope, send, UNKNOWN_PATH)
             return
         if raw in (PUSH_MESSAGES, PUSH_OBJECT) and not has_room():
             await _refuse(scope, send, NO_ROOM)
             return
-        body = await read_body(receive, CALLS[raw])
+        body = await read_body(receive, FLEET_CALLS[raw])
         if body is None or (raw == PUSH_MESSAGES and not is_one_reply(body)):
             await _refuse(scope, send, REFUSED)
             return

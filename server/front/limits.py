@@ -18,15 +18,22 @@ SITES_KEPT = 4096
 class Rate:
     """Requests a second for each site, with a burst."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        per_s: float = rules.RATE_PER_S,
+        burst: float = rules.BURST,
+    ) -> None:
         self._clock = clock
+        self._per_s = per_s
+        self._burst = float(burst)
         self._left: dict[str, tuple[float, float]] = {}
 
     def allow(self, name: str) -> bool:
         """Return whether a site may ask once more now."""
         now = self._clock()
-        left, last = self._left.get(name, (float(rules.BURST), now))
-        left = min(rules.BURST, left + (now - last) * rules.RATE_PER_S)
+        left, last = self._left.get(name, (self._burst, now))
+        left = min(self._burst, left + (now - last) * self._per_s)
         allowed = left >= 1
         if len(self._left) > SITES_KEPT:
             self._left.clear()

@@ -31,28 +31,28 @@ log = logging.getLogger("kohort.front")
 
 
 def tls_context(files: ServerFiles) -> ssl.SSLContext:
-    """Return TLS 1.3 alone, with the consortium's CA for the peers' certificates."""
+    """Return TLS 1.3 alone, with the consortium's authorities for the peers' certificates.
+
+    Raises ssl.SSLError for files that do not belong together.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # a missing certificate gets an answer that names it: 400
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(files.ca)
-    load_certificate(context, files)
+    _load_certificate(context, files)
     context.num_tickets = 0
     return context
 
 
-def load_certificate(context: ssl.SSLContext, files: ServerFiles) -> None:
-    """Read the server's certificate and key, for connections from now on.
+def _load_certificate(context: ssl.SSLContext, files: ServerFiles) -> None:
+    """Read the server's certificate and key.
 
-    Raises ssl.SSLError for files that do not belong together; then the old ones stay.
+    Raises ssl.SSLError for files that do not belong together.
     """
     # without a password OpenSSL would ask a terminal
     secret = passphrase.current() or b""
-    # OpenSSL drops the old pair before it compares the new one
-    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for one in (trial, context):
-        one.load_cert_chain(files.certificate, files.key, password=secret)
+    context.load_cert_chain(files.certificate, files.key, password=secret)
 
 
 class Connection(HttpToolsProtocol):

@@ -21,17 +21,19 @@ from pathlib import Path
 from common.process import keep_private
 from server.front import rules
 from server.front.behind import BehindNginx
-from server.front.listener import Listener, load_certificate, tls_context
+from server.front.listener import Listener, tls_context
 from server.front.proxy import Proxy
 from server.front.sites import Sites
 from server.front.sockets import FLEET, FRONT, SOCKETS, SocketFolder
 from server.operator.certificates import ServerFiles
 from server.operator.expiry import ending_certificates
+from server.operator.renewals import Mailbox
 from server.operator.state import ServerState
 
 LOG_BYTES = 8 << 20
 LOGS_KEPT = 3
 DAY_S = 86_400
+LOOK_S = 2.0  # until a change of the authorities counts
 NGINX = "nginx"
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 log = logging.getLogger("kohort.front")
@@ -39,9 +41,11 @@ log = logging.getLogger("kohort.front")
 
 async def serve(state: ServerState, where: str, pushed_bytes: int) -> None:
     """Serve until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
     sockets = SocketFolder(state.superlink / SOCKETS)
     sites = Sites(state.sites)
-    proxy = Proxy(sites, sockets.path(FLEET), pushed_bytes)
+    proxy = Proxy(sites, sockets.path(FLEET), pushed_bytes, Mailbox(state))
+    watches: list[asyncio.Task[None]] = []
     front: Listener | BehindNginx
     if where == NGINX:
         front = BehindNginx(sockets.listen(FRONT), proxy)
@@ -51,18 +55,19 @@ async def serve(state: ServerState, where: str, pushed_bytes: int) -> None:
         )
         front = Listener(socket.socket(fileno=int(where)), tls_context(files), proxy)
         _reload_on_hangup(front, files)
+        watches.append(loop.create_task(_reload_on_change(front, files)))
 
     def stop() -> None:
         front.server.should_exit = True
 
-    loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
-    watch = loop.create_task(_warn_daily(state, sites))
+    watches.append(loop.create_task(_warn_daily(state, sites)))
     try:
         await front.serve()
     finally:
-        watch.cancel()
+        for watch in watches:
+            watch.cancel()
         await proxy.close()
         sites.close()
 
@@ -77,16 +82,37 @@ async def _warn_daily(state: ServerState, sites: Sites) -> None:
 
 def _reload_on_hangup(front: Listener, files: ServerFiles) -> None:
     """Read the server's certificate again on SIGHUP; open connections keep the old one."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, front, files)
 
-    def reload() -> None:
-        try:
-            load_certificate(front.context, files)
-        except (OSError, ssl.SSLError):
-            log.warning("certificate and key do not belong together: the old ones stay")
-            return
-        log.info("certificate read again")
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+def _reload(front: Listener, files: ServerFiles) -> None:
+    """Read certificate, key and authorities again, for connections from now on."""
+    try:
+        front.context = tls_context(files)
+    except (OSError, ssl.SSLError):
+        log.warning("certificate and key do not belong together: the old ones stay")
+        return
+    log.info("certificate read again")
+
+
+async def _reload_on_change(front: Listener, files: ServerFiles) -> None:
+    """Read them again when the authorities change, which a rollover does."""
+    known = _stamp(files.ca)
+    while True:
+        await asyncio.sleep(LOOK_S)
+        found = _stamp(files.ca)
+        if found != known:
+            known = found
+            _reload(front, files)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is replaced."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return (0, 0)
+    return (facts.st_mtime_ns, facts.st_ino)
 
 
 def main() -> None:

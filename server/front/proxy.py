@@ -1,4 +1,6 @@
-"""Passes the eight calls of enrolled sites on to the SuperLink; the application of the front.
+"""Passes Flower's calls of enrolled sites on to the SuperLink; the application of the front.
+
+One call it answers itself: a site renews its certificate (server/operator/renewals.py).
 
 In: requests with the peer's certificate in their state. Out: the SuperLink's answers.
 Guarantees: no byte of a refused request reaches the SuperLink; a body is whole before it is passed
@@ -17,10 +19,13 @@ from typing import Any
 
 import httpx
 
+from common.errors import KohortError
+from common.wire import renewal
 from server.front import rules
 from server.front.limits import Bodies, Pushed, Rate
 from server.front.requests import judge
 from server.front.sites import Sites, Visitor
+from server.operator.renewals import Mailbox
 
 CERTIFICATE = "certificate"
 UPSTREAM_S = 60.0
@@ -40,7 +45,11 @@ class Proxy:
     """The application: one request in, one answer out."""
 
     def __init__(
-        self, sites: Sites, socket_path: str, pushed_bytes: int = rules.PUSHED_BYTES
+        self,
+        sites: Sites,
+        socket_path: str,
+        pushed_bytes: int = rules.PUSHED_BYTES,
+        mailbox: Mailbox | None = None,
     ) -> None:
         transport = httpx.AsyncHTTPTransport(
             uds=socket_path, limits=httpx.Limits(max_connections=UPSTREAM_CONNECTIONS)
@@ -53,6 +62,9 @@ class Proxy:
         self._bodies = Bodies()
         self._answers = Bodies(rules.ANSWERS_BYTES, rules.ANSWERS_EACH_BYTES)
         self._pushed = Pushed(pushed_bytes)
+        self._mailbox = mailbox
+        self._renewals = Rate(per_s=rules.RENEWALS_PER_S, burst=rules.RENEWALS_BURST)
+        self._renewing = asyncio.Semaphore(rules.RENEWALS_AT_ONCE)
         self._second = 0
         self._refused = 0
 
@@ -87,15 +99,20 @@ class Proxy:
             scope["headers"],
             visitor.key,
         )
-        if not status and not self._rate.allow(visitor.name):
-            status = rules.TOO_MANY
         code = ""
         path = scope["raw_path"].decode("latin-1")
+        if not status and not self._is_allowed(visitor.name, path):
+            status = rules.TOO_MANY
         if not status and not self._pushed.take(visitor.name, path, size):
             status = rules.TOO_MANY
             code = rules.OVER_QUOTA
         if status:
             await self._refuse(visitor.name, scope, receive, send, status, code)
+            return
+        if path == rules.RENEW:
+            answer = await self._renew(visitor.name, size, scope, receive)
+            self._note(visitor.name, scope, answer.status_code, size)
+            await _send(send, answer)
             return
         largest = rules.CHUNK_ANSWER_BYTES if path == rules.PULL_OBJECT else 0
         async with self._answers.share(visitor.name, largest):
@@ -103,6 +120,30 @@ class Proxy:
             self._note(visitor.name, scope, answer.status_code, size)
             limit.reschedule(asyncio.get_running_loop().time() + rules.ANSWER_S)
             await _send(send, answer)
+
+    def _is_allowed(self, name: str, path: str) -> bool:
+        """Whether a site may ask once more now."""
+        if path == rules.RENEW and not self._renewals.allow(name):
+            return False
+        return self._rate.allow(name)
+
+    async def _renew(self, name: str, size: int, scope: Scope, receive: Receive) -> httpx.Response:
+        """Read the request and ask the mailbox, which reads and writes files."""
+        async with self._bodies.share(name, size):
+            body = await _read(receive, size)
+        if self._mailbox is None:
+            return httpx.Response(rules.UNKNOWN_PATH)
+        der = scope["state"][CERTIFICATE]
+        async with self._renewing:
+            try:
+                found = await asyncio.to_thread(self._mailbox.answer, name, der, body)
+            except KohortError as error:
+                # this machine's fault, such as a full disk
+                log.warning("renewal: %s", error.code)
+                return httpx.Response(rules.UPSTREAM)
+        status, content = found
+        headers = {"content-type": renewal.MEDIA_TYPE} if content else {}
+        return httpx.Response(status, content=content, headers=headers)
 
     async def _pass_on(
         self, name: str, path: str, size: int, scope: Scope, receive: Receive

@@ -18,7 +18,8 @@ def judge(
 ) -> tuple[int, int]:
     """Return (0, size of the body) for a request that may pass, else (status, 0)."""
     # path, then method: raw, so that no other spelling of a path passes
-    cap = rules.CALLS.get(raw_path.decode("latin-1"))
+    path = raw_path.decode("latin-1")
+    cap = rules.CALLS.get(path)
     if cap is None or query:
         return rules.UNKNOWN_PATH, 0
     if method != "POST":
@@ -32,7 +33,7 @@ def judge(
     # Flower's key is the certificate's key
     if found.get(rules.KEY_HEADER) != key:
         return rules.NOT_ENROLLED, 0
-    if found.get(b"content-type") != rules.MEDIA_TYPE:
+    if found.get(b"content-type") != rules.MEDIA_TYPES.get(path, rules.MEDIA_TYPE):
         return rules.WRONG_TYPE, 0
     return _judge_length(found.get(b"content-length"), cap)
 

@@ -5,11 +5,14 @@ The socket `fleet.sock`, the embedded front and nginx's configuration are made f
 
 from __future__ import annotations
 
+from common.wire import renewal
+
 KIB = 1 << 10
 MIB = 1 << 20
 
-# The calls of a site and the largest body of each, in bytes. An object is sent in chunks of 5 MiB.
-CALLS: dict[str, int] = {
+# Flower's calls of a site and the largest body of each, in bytes. An object is sent in chunks of
+# 5 MiB. These alone are passed on to the SuperLink.
+FLEET_CALLS: dict[str, int] = {
     "/v1/fleet/activate-node": 4 * KIB,
     "/v1/fleet/send-node-heartbeat": 4 * KIB,
     "/v1/fleet/pull-messages": 4 * KIB,
@@ -19,6 +22,9 @@ CALLS: dict[str, int] = {
     "/v1/fleet/push-messages": 16 * KIB,
     "/v1/fleet/push-object": 6 * MIB,
 }
+# A site renews its certificate: the front answers this call itself.
+RENEW = renewal.PATH
+CALLS: dict[str, int] = {**FLEET_CALLS, RENEW: renewal.REQUEST_CAP_BYTES}
 PULL_MESSAGES = "/v1/fleet/pull-messages"
 PULL_OBJECT = "/v1/fleet/pull-object"
 PUSH_MESSAGES = "/v1/fleet/push-messages"
@@ -35,6 +41,7 @@ PUSHED_BYTES = 2 * (REPLY_BYTES + REPLY_EXTRA_BYTES)
 ANNOUNCED_FACTOR = 16
 
 MEDIA_TYPE = b"application/protobuf"
+MEDIA_TYPES = {RENEW: renewal.MEDIA_TYPE.encode()}  # of the calls that are not Flower's
 KEY_HEADER = b"flwr-public-key"
 # What is passed on to the SuperLink, and what comes back.
 REQUEST_HEADERS = (
@@ -83,6 +90,9 @@ HALF_OPEN = 1024
 HANDSHAKES = 64
 RATE_PER_S = 100
 BURST = 400
+RENEWALS_AT_ONCE = 4  # threads that check signatures
+RENEWALS_PER_S = 1 / 30  # of one site: it asks again until somebody has signed
+RENEWALS_BURST = 10
 BODIES_BYTES = 96 * MIB  # of all requests that are being read
 BODIES_EACH_BYTES = 24 * MIB  # of one site
 SMALL_BYTES = 4 * KIB  # a body that needs no share

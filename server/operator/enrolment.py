@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
-from common.errors import RefusedError, disk_faults_named
-from common.storage.files import atomic_write
+from common.errors import RefusedError
+from server.operator.authorities import (
+    issuing_folder,
+    read_authorities,
+    statement_text,
+    trusted_pem,
+)
 from server.operator.certificates import (
     check_certificate,
     load_authority,
@@ -19,6 +25,7 @@ from server.operator.certificates import (
     to_pem,
 )
 from server.operator.config import ServerConfig
+from server.operator.renewals import is_for_a_site, keep_certificate
 from server.operator.requests import Request, read_request
 from server.operator.sites import Registry
 from server.operator.state import ServerState
@@ -30,6 +37,8 @@ def enrol(
     config: ServerConfig,
     operator_key: str,
     certificate: Path | None = None,
+    *,
+    now: datetime | None = None,
 ) -> bytes:
     """Enrol the site behind a request file and return the content of its join file.
 
@@ -40,31 +49,28 @@ def enrol(
     # everything is checked before the registry changes
     request = read_request(request_path)
     if certificate is None:
-        authority = load_authority(state.authority)
-        issued = site_certificate(authority, request.site, request.node_key)
-        root = authority.certificate
+        authority = load_authority(issuing_folder(state), now=now)
+        issued = site_certificate(authority, request.site, request.node_key, now=now)
     else:
-        root = read_certificate(state.authority / "ca.crt")
-        issued = check_site_certificate(certificate, root, request)
+        issued = check_site_certificate(certificate, read_authorities(state)[-1], request)
     registry = Registry(state.sites)
     try:
         site = registry.enrol(request)
     finally:
         registry.close()
     # A client certificate on the key that the site registers with Flower.
-    kept = state.site_certificate(site.name)
-    with disk_faults_named("create", kept.parent):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(kept, issued)
+    keep_certificate(state, site.name, issued)
     # What the site needs to join.
     join = {
         "format": "kohort-join/1",
         "site": site.name,
         "server_url": config.url,
-        "ca": to_pem(root).decode(),
+        "ca": trusted_pem(state),
         "operator_key": operator_key,
         "client_certificate": issued.decode(),
     }
+    if statement_text(state):
+        join["authority"] = statement_text(state)
     return json.dumps(join, indent=1, sort_keys=True).encode() + b"\n"
 
 
@@ -81,11 +87,7 @@ def check_site_certificate(path: Path, authority: x509.Certificate, request: Req
         raise _refusal(path, f"not a certificate of {request.site}")
     if certificate.public_key() != parse_site_key(request.node_key):
         raise _refusal(path, "a certificate of another key")
-    try:
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise _refusal(path, "no site's certificate") from error
-    if list(usage) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
+    if not is_for_a_site(certificate):
         raise _refusal(path, "no site's certificate")
     return to_pem(certificate)
 

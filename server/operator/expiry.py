@@ -16,7 +16,7 @@ from server.operator.sites import Site
 from server.operator.state import ServerState
 
 SERVER_FIX = "kohort-server renew"
-AUTHORITY_FIX = "every hospital must join a new one"
+AUTHORITY_FIX = "kohort-server rollover"
 SITE_FIX = (
     "its daemon renews it; is it running? else enrol its request again, send it the join file"
 )

@@ -21,6 +21,7 @@ from common.wire import signing
 from kohort.header import HEADS
 from server.operator.requests import Request
 
+KEYS = ("node_key", "sign_key")
 State = Literal["enrolled", "registered", "quarantined", "revoked"]
 
 
@@ -34,6 +35,13 @@ class Site:
     state: State = "enrolled"
     node_id: int | None = None
     code: str = ""
+    next_node_key: str = ""
+    next_node_id: int | None = None
+
+    @property
+    def node_keys(self) -> tuple[str, ...]:
+        """The node keys that count now: two while the site changes its key."""
+        return tuple(filter(None, (self.node_key, self.next_node_key)))
 
     @property
     def active(self) -> bool:
@@ -86,7 +94,7 @@ class Registry:
                     return known
                 raise RefusedError(
                     f"{asked.name}: enrolled already, with other keys",
-                    hint="if the hospital changed its keys: "
+                    hint="ask for its newest NAME.request.json; if it lost its keys: "
                     f"kohort-server sites revoke {asked.name}, then enrol again",
                     code="E-ENROL-NAME",
                 )
@@ -109,6 +117,38 @@ class Registry:
     def note_unregistered(self, name: str) -> None:
         """Note that Flower refuses a revoked site's node from now on."""
         self._journal.append(name, "unregistered")
+
+    def begin_rotation(self, name: str, node_key: str, *, again: bool = False) -> None:
+        """Note a site's next node key; both count until the new one was seen at the front.
+
+        One that counts already changes nothing, unless Flower has forgotten it: `again`.
+        Raises RefusedError (E-ENROL-KEY) for a key that was ever used, PolicyError for a revoked
+        site.
+        """
+        with FolderLock(self._path.with_suffix(".lock"), "an enrolment"):
+            site = self.get(name)
+            if site.state == "revoked":
+                raise PolicyError(f"{name}: revoked")
+            if again and node_key == site.next_node_key:
+                self._journal.append(name, "rotating", {"node_key": node_key})
+            if node_key in site.node_keys:
+                return
+            if node_key in self._used_keys():
+                raise RefusedError(
+                    f"{name}: its next node key belongs to another or an earlier record",
+                    hint="the site makes a new one with `kohort-site rotate node`",
+                    code="E-ENROL-KEY",
+                )
+            self._journal.append(name, "rotating", {"node_key": node_key})
+
+    def note_next_registered(self, name: str, node_id: int) -> None:
+        """Note the node id that Flower gave to a site's next key."""
+        self._journal.append(name, "next-registered", {"node_id": node_id})
+
+    def end_rotation(self, name: str) -> None:
+        """The next node key was seen: it alone counts from now on."""
+        if self.get(name).next_node_key:
+            self._journal.append(name, "rotated")
 
     def quarantine(self, name: str, code: str) -> None:
         """Put a site in quarantine under a code, until the operator releases it."""
@@ -150,8 +190,8 @@ class Registry:
         """Every key that was ever enrolled."""
         used: set[str] = set()
         for entry in self._journal.entries():
-            if entry.state == "enrolled":
-                used |= {entry.data["node_key"], entry.data["sign_key"]}
+            if entry.state in ("enrolled", "rotating"):
+                used |= {str(entry.data[name]) for name in KEYS if name in entry.data}
         return used
 
     def close(self) -> None:
@@ -177,6 +217,20 @@ def _after(site: Site | None, entry: Entry) -> Site:
         if site.node_id is None:
             return replace(site, state="enrolled", code="")
         return replace(site, state="registered", code="")
+    if entry.state == "rotating":
+        return replace(site, next_node_key=data["node_key"], next_node_id=None)
+    if entry.state == "next-registered":
+        return replace(site, next_node_id=data["node_id"])
+    if entry.state == "rotated":
+        node_id = site.next_node_id
+        return replace(
+            site,
+            node_key=site.next_node_key,
+            node_id=node_id,
+            next_node_key="",
+            next_node_id=None,
+            state="enrolled" if node_id is None and site.state == "registered" else site.state,
+        )
     if entry.state == "unregistered":
         return replace(site, state="revoked", node_id=None)
     return replace(site, state="revoked")

@@ -36,6 +36,10 @@ class ServerState:
         """The certificate that a site was given last."""
         return self.root / "certificates" / f"{name}.crt"
 
+    def renewal_file(self, name: str) -> Path:
+        """The request of a site for its next certificate."""
+        return self.root / "renewals" / f"{name}.json"
+
     @property
     def sites(self) -> Path:
         """The registry of sites."""

@@ -235,10 +235,14 @@ class Exchange:
     def ask(
         self, site: Site, instruction: Instruction, statement: Mapping[str, bool] | None = None
     ) -> None:
-        """Begin to ask a site, unless this is pending already."""
+        """Begin to ask a site, unless this is pending already; anew where its node is another."""
         place = (site.name, instruction.part)
-        if place in self._pending:
+        known = self._pending.get(place)
+        if known is not None and known.site.node_id == site.node_id:
             return
+        if known is not None:
+            # the site has changed its node key: the old node answers no more
+            known.stop.set()
         sealed = self._run.sign_instruction(instruction, self._payload, site.name, statement or {})
         pending = PendingInstruction(
             self._outgoing, site, instruction.part, sealed, MESSAGE_TYPES[instruction.phase]

@@ -19,9 +19,11 @@ from common.codes import Advice, advise
 from common.storage.heartbeat import LAST_TIME, Life, life_of, spell_json, spell_time
 from common.study.plan import Study
 from common.wire.expiry import Ending
+from server.operator.authorities import has_key
 from server.operator.expiry import ending_certificates
 from server.operator.foreign import foreign_runs
 from server.operator.opening import open_registry
+from server.operator.renewals import waiting_requests
 from server.operator.sites import Site
 from server.operator.state import ServerState
 from server.rounds.record import Progress, StudyRecord
@@ -152,6 +154,7 @@ class Standing:
     sites: tuple[SiteStanding, ...]
     foreign_runs: tuple[Mapping[str, Any], ...]
     ending: tuple[Ending, ...]
+    renewals: tuple[str, ...] = ()  # sites whose next certificate a person has to sign
 
     def alerts(self) -> tuple[Alert, ...]:
         """Return what a person should mend, in the order in which it stops a study."""
@@ -178,6 +181,7 @@ class Standing:
                 }
                 for one in self.ending
             ],
+            "renewals": list(self.renewals),
             "alerts": [alert.to_dict() for alert in self.alerts()],
         }
 
@@ -233,7 +237,10 @@ class Standing:
         return site.state == "registered" and since is not None and self.time - since > SILENT
 
     def _other_alerts(self) -> Iterator[Alert]:
-        """Certificates that end soon, and runs of others."""
+        """Certificates that end soon or wait for a signature, and runs of others."""
+        for name in self.renewals:
+            text = f"{name} waits for its next certificate"
+            yield Alert("warning", "CERTIFICATE-WAITS", text, "kohort-server renewals")
         for one in self.ending:
             if one.severity != "info":
                 text = one.line.removesuffix(f": {one.fix}")
@@ -271,6 +278,7 @@ def read_standing(place: ServerState, now: datetime | None = None) -> Standing:
             declared |= _declared(study, record)
     with open_registry(place) as registry:
         known = registry.sites()
+        waiting = [] if has_key(place) else waiting_requests(place, registry)
     seen = _seen(server)
     sites = [_site(one, seen, declared, studies, server, now) for one in known.values()]
     return Standing(
@@ -281,6 +289,7 @@ def read_standing(place: ServerState, now: datetime | None = None) -> Standing:
         sites=tuple(sites),
         foreign_runs=tuple(foreign_runs(place.superlink)),
         ending=tuple(ending_certificates(place, known, now)),
+        renewals=tuple(one.site for one in waiting),
     )
 
 

@@ -50,7 +50,7 @@ def flower_paths() -> tuple[str, ...]:
 
 def kind_of(path: str) -> str:
     """The room of a path, as the table names it."""
-    if path in rules.CALLS:
+    if path in rules.FLEET_CALLS:
         return "the eight calls"
     room = path.split("/")[2] if path.startswith("/v1/") else ""
     return f"/v1/{room}/*" if room in ROOMS else "other paths"
@@ -95,7 +95,7 @@ def knocks(key: str, marker: Path) -> Iterator[Knock]:
 def paths(key: str, marker: Path) -> Iterator[Knock]:
     """Yield every path of Flower's, by the method that it has there and by GET."""
     for path in flower_paths():
-        is_call = path in rules.CALLS
+        is_call = path in rules.FLEET_CALLS
         # an empty message is a whole one: where it got through, the SuperLink would ask who calls
         body = b"" if is_call else b"x"
         if path == START_RUN:

@@ -75,9 +75,9 @@ def test_outsiders_and_a_laptop_at_a_running_server() -> None:
 
 def test_flowers_own_paths_are_all_tried() -> None:
     paths = flower_paths()
-    assert set(rules.CALLS) < set(paths)
+    assert set(rules.FLEET_CALLS) < set(paths)
     for room in ("fleet", "control", "runtime"):
-        assert sum(path.startswith(f"/v1/{room}/") for path in paths) >= len(rules.CALLS)
+        assert sum(path.startswith(f"/v1/{room}/") for path in paths) >= len(rules.FLEET_CALLS)
     assert len(list(knocks("key", Path("marker")))) >= KNOCKS
 
 
@@ -93,7 +93,7 @@ def test_of_all_that_a_member_can_send_only_the_eight_calls_reach_the_superlink(
         outcome = attempt(door.port, ca, caller, knock.data)
         reached = [path for path, _, _ in door.upstream.seen]
         assert len(reached) <= 1, (knock.name, reached)
-        assert set(reached) <= set(rules.CALLS), knock.name
+        assert set(reached) <= set(rules.FLEET_CALLS), knock.name
         if not knock.open_to_members:
             assert not is_success(outcome) or reached == ["/v1/fleet/pull-messages"], (
                 knock,

@@ -41,7 +41,7 @@ def deep(levels: int) -> bytes:
 def test_one_reply_with_as_many_objects_as_the_largest_has_passes() -> None:
     body = announced(rules.REPLY_OBJECTS)
     assert is_one_reply(body)
-    assert len(body) + 4 * rules.KIB < rules.CALLS[rules.PUSH_MESSAGES]
+    assert len(body) + 4 * rules.KIB < rules.FLEET_CALLS[rules.PUSH_MESSAGES]
     assert is_one_reply(deep(DEPTH))
 
 
@@ -101,7 +101,7 @@ def test_the_socket_of_the_fleet_hands_on_one_reply_whole() -> None:
 
 def test_the_socket_of_the_fleet_keeps_everything_else_from_the_superlink() -> None:
     assert push(REFUSALS["a second tree"]) == (REFUSED, [])
-    assert push(b"x" * (rules.CALLS[rules.PUSH_MESSAGES] + 1)) == (REFUSED, [])
+    assert push(b"x" * (rules.FLEET_CALLS[rules.PUSH_MESSAGES] + 1)) == (REFUSED, [])
     assert push() == (REFUSED, [])
 
 
@@ -122,6 +122,6 @@ def test_without_room_pushes_wait_and_everything_else_goes_on() -> None:
         asyncio.run(fleet_only(superlink, lambda: has_room)(scope, receive, send))
         return int(sent[0]["status"])
 
-    full = {path for path in rules.CALLS if ask(path, has_room=False) == NO_ROOM}
+    full = {path for path in rules.FLEET_CALLS if ask(path, has_room=False) == NO_ROOM}
     assert full == {rules.PUSH_MESSAGES, rules.PUSH_OBJECT}
-    assert {ask(path, has_room=True) for path in rules.CALLS} == {200}
+    assert {ask(path, has_room=True) for path in rules.FLEET_CALLS} == {200}

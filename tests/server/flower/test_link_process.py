@@ -117,7 +117,7 @@ def test_only_layers_of_control_are_left_out(app: Any) -> None:
     assert lean.state is app.state and lean.router is app.router
 
 
-@pytest.mark.parametrize("path", [*rules.CALLS, PUSH_OBJECT])
+@pytest.mark.parametrize("path", [*rules.FLEET_CALLS, PUSH_OBJECT])
 def test_what_is_left_out_changes_no_other_call(app: Any, path: str) -> None:
     lean = without_control(app)
     answer = PlainTextResponse("as it is", 299, {"x-own": "1"})

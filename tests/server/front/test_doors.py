@@ -7,18 +7,25 @@ import signal
 import socket
 import ssl
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
+from client.fleet.connection import read_node_key
+from common.wire.renewal import read_answer, write_request
 from server.front import rules
 from server.operator.certificates import (
     create_authority,
     issue_server_certificate,
     issue_site_certificate,
     load_authority,
+    read_certificate,
+    site_certificate,
 )
+from server.operator.issued import open_issued
+from server.operator.renewals import ISSUED, WAITING, issue_waiting
 from server.operator.sites import Registry
 from tests.processes import descendants
 from tests.server.front.conftest import PROTOBUF, PULL, PUSH, Door, Member
@@ -42,13 +49,13 @@ def test_the_eight_calls_of_an_enrolled_site_pass_and_nothing_else_is_told(door:
     site = door.member("clinic-a")
     door.upstream.seen.clear()
     with door.client(site) as client:
-        for path in rules.CALLS:
+        for path in rules.FLEET_CALLS:
             headers = {**PROTOBUF, "flwr-public-key": site.header, "x-other": "1", "cookie": "2"}
             answer = client.post(path, content=b"abc", headers=headers)
             assert (answer.status_code, answer.json()) == (200, {"size": 3})
             assert "date" in answer.headers
             assert "x-inside" not in answer.headers
-    assert [path for path, _, _ in door.upstream.seen] == list(rules.CALLS)
+    assert [path for path, _, _ in door.upstream.seen] == list(rules.FLEET_CALLS)
     for _, seen, _ in door.upstream.seen:
         assert seen["flwr-public-key"] == site.header
         assert not {"x-other", "cookie"} & seen.keys()
@@ -495,3 +502,62 @@ def test_many_requests_behind_one_that_is_not_answered_end_the_connection(door: 
     finally:
         door.upstream.wait_s = 0.0
     assert len(door.upstream.seen) <= 1
+
+
+def test_a_site_renews_its_certificate_through_the_front_and_nobody_else(door: Door) -> None:
+    """The same call at both fronts, down to the files; the SuperLink sees none of it."""
+    site, other = door.member("clinic-m"), door.member("clinic-n")
+    soon = datetime.now(UTC) - timedelta(days=16)
+    for member in (site, other):
+        authority = load_authority(door.state.authority)
+        line = member.key.with_suffix(".pub").read_text()
+        member.certificate.write_bytes(site_certificate(authority, member.name, line, now=soon))
+    door.upstream.seen.clear()
+    # somebody else's request, a stranger, and what is no request
+    assert renew(door, site, request_of(other)) == (rules.NOT_ENROLLED, b"")
+    assert raw(door, None, rules.RENEW) == rules.NO_CERTIFICATE
+    assert renew(door, site, b"{}") == (rules.BAD_REQUEST, b"")
+    size = rules.CALLS[rules.RENEW] + 1
+    assert renew(door, site, b"x" * size)[0] == rules.TOO_LARGE
+    assert ask(door, site, rules.RENEW) == rules.WRONG_TYPE
+    # it waits until somebody has signed, and then it is there
+    body = request_of(site)
+    assert renew(door, site, body)[0] == WAITING
+    registry = Registry(door.state.sites)
+    assert len(list(issue_waiting(door.state, registry))) == 1
+    status, answer = renew(door, site, body)
+    assert status == ISSUED
+    site.certificate.write_text(read_answer(answer).certificate)
+    assert ask(door, site) == 200
+    with open_issued(door.state.root) as issued:
+        seen = issued.seen(site.name)
+        assert seen is not None
+        assert seen.serial == issued.of(site.name)[-1].serial
+    # a revoked site gets none
+    registry.revoke(other.name)
+    assert renew(door, other, request_of(other)) == (rules.NOT_ENROLLED, b"")
+    registry.close()
+    assert {path for path, _, _ in door.upstream.seen} == {PULL}
+
+
+def test_a_site_that_asks_for_its_certificate_all_the_time_is_told_to_wait(door: Door) -> None:
+    site = door.member("clinic-o")
+    seen = [renew(door, site, b"{}")[0] for _ in range(rules.RENEWALS_BURST + 5)]
+    assert seen == [rules.BAD_REQUEST] * rules.RENEWALS_BURST + [rules.TOO_MANY] * 5
+    # its other calls go on
+    assert ask(door, site) == 200
+
+
+def request_of(member: Member) -> bytes:
+    """A site's request for its next certificate."""
+    key = read_node_key(member.key)
+    certificate = read_certificate(member.certificate)
+    return write_request(member.name, certificate, key, key)
+
+
+def renew(door: Door, member: Member, body: bytes) -> tuple[int, bytes]:
+    """Status and body of one request for a certificate."""
+    headers = {"content-type": "application/json", "flwr-public-key": member.header}
+    with door.client(member) as client:
+        answer = client.post(rules.RENEW, content=body, headers=headers)
+    return answer.status_code, answer.content if answer.status_code < 300 else b""

@@ -101,14 +101,14 @@ def test_what_the_superlink_did_not_take_costs_nothing(front: Callable[[int], Fr
 
 
 def test_announcements_without_end_are_bounded_too(front: Callable[[int], Front]) -> None:
-    cap = rules.CALLS[rules.PUSH_MESSAGES]
+    cap = rules.FLEET_CALLS[rules.PUSH_MESSAGES]
     one = front(5 * rules.ANNOUNCED_FACTOR * cap)
     assert [one.ask(rules.PUSH_MESSAGES, cap) for _ in range(7)] == [200] * 5 + [429] * 2
 
 
 def test_other_calls_cost_nothing(front: Callable[[int], Front]) -> None:
     one = front(0)
-    others = set(rules.CALLS) - {rules.PUSH_MESSAGES, rules.PUSH_OBJECT}
+    others = set(rules.FLEET_CALLS) - {rules.PUSH_MESSAGES, rules.PUSH_OBJECT}
     assert {one.ask(path) for path in others} == {200}
 
 
@@ -117,7 +117,7 @@ def test_the_largest_reply_passes_twice_in_chunks() -> None:
     pushed = Pushed()
     chunks = -(-boundary.UPDATE_CAP_BYTES // rules.CHUNK_BYTES)
     for _ in range(2):
-        assert pushed.take("a", rules.PUSH_MESSAGES, rules.CALLS[rules.PUSH_MESSAGES])
+        assert pushed.take("a", rules.PUSH_MESSAGES, rules.FLEET_CALLS[rules.PUSH_MESSAGES])
         for _ in range(chunks):
             assert pushed.take("a", rules.PUSH_OBJECT, rules.CHUNK_BYTES + 300)
     assert not pushed.take("a", rules.PUSH_OBJECT, rules.PUSHED_BYTES // 2)
@@ -128,7 +128,7 @@ def test_the_rules_hold_what_the_boundary_lets_pass() -> None:
     assert rules.REPLY_BYTES == boundary.UPDATE_CAP_BYTES
     assert boundary.PART_CAP_BYTES <= rules.REPLY_BYTES
     assert rules.REPLY_EXTRA_BYTES >= HEADER_CAP_BYTES + rules.REPLY_OBJECTS * 1024
-    assert rules.CALLS[rules.PUSH_OBJECT] > rules.CHUNK_BYTES
+    assert rules.FLEET_CALLS[rules.PUSH_OBJECT] > rules.CHUNK_BYTES
 
 
 def test_a_budget_never_grows_above_one_instructions(front: Callable[[int], Front]) -> None:
