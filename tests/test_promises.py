@@ -31,6 +31,7 @@ ROOMS = (
     "common/privacy",
 )
 EXEMPT = {
+    "client/daemon/certificates.py": "when a certificate is renewed; nothing of a patient",
     "client/daemon/device.py": "which device computes; refused before anything is spent",
     "client/daemon/standing.py": "what is true now, for the site's staff; decides nothing",
     "client/egress/audit.py": "finds copies; no promise is made of what it finds",
@@ -46,6 +47,7 @@ EXEMPT = {
     "client/state/machine.py": "memory against a plan's public constants",
     "client/state/membership.py": "who the operator is",
     "client/state/records.py": "hands the others round together",
+    "client/state/request.py": "the site's public keys, for the operator",
     "client/state/spool.py": "finished rows of a child; nothing in them leaves",
     "client/state/sweep.py": "removes what was answered, or is half written",
     "client/state/work.py": "progress, for the site's staff alone",

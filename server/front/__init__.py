@@ -1,1 +1,1 @@
-"""The one way in from the network: enrolled certificates, eight calls, bounded in every way."""
+"""The one way in from the network: enrolled certificates, nine calls, bounded in every way."""

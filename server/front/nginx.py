@@ -105,14 +105,14 @@ def _limits() -> list[str]:
 
 
 def _calls() -> list[str]:
-    """The eight calls as they are spelled: no query and no escape passes."""
+    """The calls as they are spelled: no query and no escape passes."""
     lines = ["  map $request_uri $call {", "    default 0;"]
     lines += [f"    {path} 1;" for path in rules.CALLS]
     return [*lines, "  }"]
 
 
 def _server(tls: Path, config: ServerConfig) -> list[str]:
-    """The one server: TLS 1.3, a client certificate, the eight calls."""
+    """The one server: TLS 1.3, a client certificate, the declared calls."""
     host = wildcard(config.listen.host)
     both = " ipv6only=off" if host == EVERY else ""
     lines = [

@@ -8,6 +8,7 @@ from tests.fuzz import (
     file_targets,
     ingest_targets,
     release_targets,
+    renewal_targets,
     restored_targets,
     review_targets,
     wire_targets,
@@ -15,7 +16,7 @@ from tests.fuzz import (
 from tests.fuzz.harness import Target
 
 MODULES = (wire_targets, config_targets, file_targets, release_targets, ingest_targets)
-MODULES += (door_targets, restored_targets, review_targets)
+MODULES += (door_targets, restored_targets, review_targets, renewal_targets)
 TARGETS: dict[str, Target] = {}
 for _module in MODULES:
     for _target in _module.TARGETS:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import PeerError, RefusedError
+from common.errors import ConfigurationError, PeerError, RefusedError
 from server.flower import coordinator
 from server.flower.calls import Node, RunStatus
 from server.flower.coordinator import Coordinator
 from server.operator.foreign import note_foreign_run
+from server.operator.issued import Fact, open_issued
 from server.rounds.loop import train_round
 from tests.federation import QUICK, Federation
 
@@ -195,3 +196,43 @@ def test_a_superlink_that_stays_away_ends_the_server(federation: Federation) -> 
     with pytest.raises(PeerError) as ended:
         made.run()
     assert ended.value.code == "E-RUN-FAILED"
+
+
+def test_a_site_with_a_new_node_key_is_two_nodes_until_the_front_has_seen_the_new_one(
+    federation: Federation,
+) -> None:
+    link = ScriptedLink()
+    made, said = coordinate(federation, link)
+    made.registry.begin_rotation("hospital-a", "next key")
+    made.sync_sites()
+    assert link.calls == ["register hospital-a"]
+    site = made.registry.get("hospital-a")
+    old = site.node_id
+    assert (site.next_node_id, site.state) == (7, "registered")
+    # nothing changes until it came with the new one
+    made.sync_sites()
+    assert link.calls == ["register hospital-a"]
+    with open_issued(federation.state.root) as issued:
+        issued.note_seen("hospital-a", Fact("1", "next key", "", ""))
+    made.sync_sites()
+    site = made.registry.get("hospital-a")
+    assert (site.node_key, site.node_id, site.next_node_key) == ("next key", 7, "")
+    assert site.active
+    assert link.calls == ["register hospital-a", f"unregister {old}"]
+    assert said == ["hospital-a: its new node key counts"]
+
+
+def test_certificates_that_cannot_be_issued_are_told_once_and_end_no_study(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigurationError("ca.key: protected by a passphrase", hint="give it")
+
+    monkeypatch.setattr(coordinator, "issue_waiting", refuse)
+    monkeypatch.setattr(coordinator, "RENEW_S", 0.0)
+    made, said = coordinate(federation, ScriptedLink())
+    made.renew()
+    made.renew()
+    assert said == [
+        "certificates of sites cannot be renewed: ca.key: protected by a passphrase (give it)"
+    ]
