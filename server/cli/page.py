@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -76,6 +77,8 @@ def _serve(
     from server.page.listening import open_port, open_socket, serve
     from server.page.overview import read_overview
 
+    # a service is ended as ctrl-C ends it, so that its socket goes with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = build_app(lambda: read_overview(place, releases), names)
     if path is not None:
         listening = open_socket(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConfigurationError, RefusedError
 from common.storage.files import atomic_write, file_digest, read_capped
@@ -21,6 +22,10 @@ from server.cli.terminal import progress_bar, write
 from server.operator.config import ReleaseSigning, load_config
 from server.operator.state import ServerState
 
+BY_OPENSSH = (
+    "a key with a passphrase or in an agent signs with `ssh-keygen -Y sign -n kohort-release-v1 -f "
+    "KEY < SHA256SUMS > SHA256SUMS.NAME.sig`, after `kohort verify --require 0`"
+)
 Key = Annotated[Path, typer.Option(help="the signer's own key: an Ed25519 key of OpenSSH")]
 Proposal = Annotated[
     Path | None, typer.Option("--release", help="the release that was proposed: its folder")
@@ -56,7 +61,7 @@ def sign_off(
             "--release: expected the folder of a proposed release",
             hint="or --new-key, which makes a signer's key",
         )
-    private = signing.load_private(key)
+    private = load_signer_key(key)
     manifest = verify_all(release, read_trust(trust or ()))
     check_digest(release, digest)
     own = signing.fingerprint(private.public_key())
@@ -73,7 +78,16 @@ def sign_off(
     atomic_write(target, signing.sign(private, signing.RELEASE, sums))
     signed = read_sign_offs(release, manifest, sums)
     write(f"{name} signs off {describe(manifest)}\n")
+    write(f"  it claims {claims(manifest)}\n")
     write(f"written {target}; {len(signed)} of {manifest.sign_offs} sign-offs are here\n")
+
+
+def load_signer_key(path: Path) -> Ed25519PrivateKey:
+    """Return the signer's key; one that OpenSSH keeps closed is used by OpenSSH alone."""
+    try:
+        return signing.load_private(path)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error), hint=error.hint or BY_OPENSSH) from error
 
 
 def make_key(name: str, path: Path) -> None:
@@ -113,6 +127,12 @@ def describe(manifest: Manifest) -> str:
     """What is signed, on one line."""
     count = f"{manifest.images} images of {len(manifest.sites)} sites"
     return f"{manifest.name} {manifest.version}: {count}, plan {manifest.study[:16]}"
+
+
+def claims(manifest: Manifest) -> str:
+    """What a signer vouches for, on one line."""
+    groups = "no k" if manifest.k is None else f"k = {manifest.k} ({manifest.grouping})"
+    return f"{groups}; epsilon {manifest.epsilon:g}, delta {manifest.delta:g} for updates"
 
 
 def signers_in(place: ServerState) -> ReleaseSigning:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,7 @@ def test_a_signer_signs_what_verifies_under_its_own_name_and_key_alone(
     code, output, errors = kohort("sign-off", "hospital-a", "--release", folder, "--key", key)
     assert code == 0, errors
     assert "12 images of 2 sites" in output
+    assert "it claims k = 5 (similar); epsilon 8, delta 1e-05 for updates" in output
     verify(folder)
 
 
@@ -136,6 +139,19 @@ def test_wrong_arguments_end_with_2_and_a_hint(
         code, _, errors = kohort(*arguments)
         assert code == ConfigurationError.exit_code, arguments
         assert "hint:" in errors, arguments
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen here")
+def test_a_key_with_a_passphrase_is_left_to_openssh(
+    made: tuple[Path, Path], tmp_path: Path, kohort: Kohort
+) -> None:
+    folder, _ = made
+    path = tmp_path / "closed"
+    make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(path)]
+    subprocess.run(make, check=True)
+    code, _, errors = kohort("sign-off", "hospital-a", "--release", folder, "--key", path)
+    assert code == ConfigurationError.exit_code
+    assert "ssh-keygen -Y sign -n kohort-release-v1" in errors
 
 
 def test_a_key_is_never_overwritten(tmp_path: Path, kohort: Kohort) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shlex
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from server.operator.expiry import SITE_FIX
 from server.page.overview import Overview
 from server.page.render import mark_words, render_fault, render_page
 from server.rounds.standing import Declared
+from tests.deploy.programs import check_line, is_ours
 from tests.server.page.overviews import (
     NOW,
     PROPOSAL,
@@ -187,6 +189,15 @@ def test_what_is_planted_is_named_with_the_command_that_mends_it(name: str) -> N
     assert "To mend (1)" not in words(overview())
     assert "Nothing waits for you." in words(overview())
     assert "Nothing waits for you." not in text
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_command_that_is_shown_can_be_typed(name: str) -> None:
+    for alert in PLANTED[name][0]().alerts():
+        for marked in alert.fix.split("`")[1::2]:
+            words = shlex.split(marked)
+            if is_ours(words[0]):
+                check_line(words)
 
 
 def test_errors_stand_first() -> None:
