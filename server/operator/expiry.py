@@ -15,10 +15,11 @@ from server.operator.certificates import read_certificate
 from server.operator.sites import Site
 from server.operator.state import ServerState
 
-SERVER_FIX = "kohort-server renew"
-AUTHORITY_FIX = "kohort-server rollover"
+SERVER_FIX = "`kohort-server renew`"
+AUTHORITY_FIX = "`kohort-server rollover`"
 SITE_FIX = (
-    "its daemon renews it; is it running? else enrol its request again, send it the join file"
+    "its daemon renews it: ask for `kohort-site status`, look at `kohort-server renewals`; "
+    "else `kohort-server enrol` its request again and send it the join file"
 )
 
 

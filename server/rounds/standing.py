@@ -251,7 +251,7 @@ class Standing:
                     "warning",
                     "E-APP-UNPINNED",
                     f"a foreign run was refused at {row['time']}",
-                    "who else can reach the operator's socket on this machine?",
+                    "who else uses this account? `last` and `ps -ef` on the server show it",
                 )
 
     def _is_recent(self, text: str) -> bool:

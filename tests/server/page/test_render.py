@@ -194,6 +194,9 @@ def test_what_is_planted_is_named_with_the_command_that_mends_it(name: str) -> N
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_command_that_is_shown_can_be_typed(name: str) -> None:
     for alert in PLANTED[name][0]().alerts():
+        # what a site refused is mended there; a damaged journal comes back from a copy
+        by_hand = advise(alert.code).who == "hospital" or alert.code == "E-JOURNAL"
+        assert "`" in alert.fix or by_hand
         for marked in alert.fix.split("`")[1::2]:
             words = shlex.split(marked)
             if is_ours(words[0]):
