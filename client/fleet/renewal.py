@@ -91,7 +91,7 @@ class Renewal:
         now = now or datetime.now(UTC)
         present = self._present()
         next_key = self._next_key()
-        if next_key is None and present.not_valid_after_utc - now > BEFORE:
+        if next_key is None and not renewal.is_due(present, BEFORE, now):
             return ""
         # the new key has its certificate already, and waits for a moment without work
         if self.state.next_certificate.is_file():

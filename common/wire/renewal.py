@@ -10,6 +10,7 @@ Not covered: who may renew now (server/operator/renewals.py).
 from __future__ import annotations
 
 import base64
+from datetime import datetime, timedelta
 from typing import Literal
 
 from cryptography import x509
@@ -28,6 +29,7 @@ MEDIA_TYPE = "application/json"
 REQUEST_CAP_BYTES = 8 << 10
 ANSWER_CAP_BYTES = 64 << 10
 PURPOSE = b"kohort-renewal-v1\0"
+LONG = timedelta(days=60)
 ALGORITHM = ec.ECDSA(hashes.SHA256())
 SITE = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")
 
@@ -119,6 +121,12 @@ def read_answer(body: bytes) -> Answer:
         return Answer.model_validate_json(body)
     except ValidationError as error:
         raise refusal("not the fields of an answer") from error
+
+
+def is_due(certificate: x509.Certificate, before: timedelta, now: datetime) -> bool:
+    """Whether a certificate is in its last days, or of an older version, which made them long."""
+    began, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return ends - now <= before or ends - began > LONG
 
 
 def key_line(key: ec.EllipticCurvePublicKey) -> str:

@@ -134,17 +134,17 @@ class Mailbox:
 
 
 def _answers(found: x509.Certificate, asked: Asked, present: x509.Certificate) -> bool:
-    """Whether a certificate is what a request asks for: on its key, and newer than the present."""
+    """Whether a certificate is what a request asks for: on its key, issued after the present."""
     if fact_of(found).key != asked.node_key:
         return False
     rotated = fact_of(present).key != asked.node_key
-    return rotated or found.not_valid_after_utc > present.not_valid_after_utc
+    return rotated or found.not_valid_before_utc > present.not_valid_before_utc
 
 
 def _is_early(asked: Asked, present: x509.Certificate, now: datetime) -> bool:
     """Whether a certificate on the same key has many days left."""
-    left = present.not_valid_after_utc - now
-    return asked.node_key == fact_of(present).key and left > EARLIEST
+    due = renewal.is_due(present, EARLIEST, now)
+    return asked.node_key == fact_of(present).key and not due
 
 
 def _is_same(kept: Kept, asked: Asked) -> bool:

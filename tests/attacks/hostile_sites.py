@@ -19,7 +19,7 @@ from typing import Any
 
 from kohort.verification import verify
 from server.cli.publish import batches_without, sites_in_quarantine
-from server.cli.serve import status
+from server.cli.status import status
 from server.release.build import build_release
 from server.release.items import ReleaseInputs
 from server.rounds.loop import run_study
