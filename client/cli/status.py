@@ -65,6 +65,8 @@ def status_lines(found: SiteStanding, prices: Sequence[str] = ()) -> Iterator[st
 def _plan_lines(plan: PlanStanding, found: SiteStanding) -> Iterator[str]:
     """One plan: rounds, images, cohort, what is at work."""
     yield f"plan {plan.name} ({plan.hash[:12]})"
+    if plan.approval is not None:
+        yield f"  approved {plan.approval.words()}"
     for model, (done, total) in plan.rounds.items():
         yield f"  {model:<8} {done}/{total} rounds answered"
     yield f"  images   {plan.images}"

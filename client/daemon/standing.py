@@ -26,7 +26,7 @@ from client.ingest.cohort import Cohort
 from client.state.config import SiteConfig, load_site
 from client.state.folder import State
 from client.state.membership import read_membership
-from client.state.plans import Plans
+from client.state.plans import Approval, Plans
 from client.state.upgrade import check_state
 from client.state.work import AtWork, at_work
 from common.alerts import Alert
@@ -67,6 +67,7 @@ class PlanStanding:
     images: str
     work: tuple[AtWork, ...]
     cohort: CohortSummary | None
+    approval: Approval | None = None
 
     def to_dict(self, now: datetime) -> dict[str, Any]:
         """Return everything as JSON."""
@@ -76,6 +77,9 @@ class PlanStanding:
             "hash": self.hash,
             "rounds": {model: list(pair) for model, pair in self.rounds.items()},
             "images": self.images,
+            "approved": {"by": self.approval.by, "at": spell_json(self.approval.at)}
+            if self.approval
+            else None,
             "at_work": [one.to_dict(seconds) for one in self.work],
             "cohort": self.cohort.to_dict() if self.cohort else None,
         }
@@ -228,6 +232,7 @@ def _plans(place: State, config: SiteConfig, daemon: Life, counts: bool) -> Iter
             images=_image_state(study, answered, batches),
             work=work,
             cohort=_cohort(place, study) if counts else None,
+            approval=plans.approval(plan_hash),
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -18,6 +19,7 @@ from client.state.folder import State
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.privacy.global_weights import Known
 from common.storage.files import read_capped
+from common.storage.heartbeat import spell_json, spell_time
 from common.study.bundle import copy_bundle, open_bundle
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
@@ -31,21 +33,50 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Approval:
+    """Who allowed a plan to run here, and when; `by` is "" where no name was recorded."""
+
+    by: str
+    at: datetime | None
+
+    def words(self) -> str:
+        """Return both in words."""
+        by = f"by {self.by}" if self.by else "(no name was recorded)"
+        return f"{by}, {spell_time(self.at)}"
+
+
+@dataclass(frozen=True)
 class Plans:
     """The approved plans of a site, each a verified bundle in plans/<hash>/."""
 
     state: State
     operator: Ed25519PublicKey
 
-    def approve(self, bundle: Path) -> Study:
-        """Keep a copy of the bundle and record the approval.
+    def approve(self, bundle: Path, by: str = "", at: datetime | None = None) -> Study:
+        """Keep a copy of the bundle and record the approval: who it was, and when.
 
         The caller has checked the policy and asked a person.
         """
         study = open_bundle(bundle, self.operator)
         copy_bundle(bundle, self.operator, self.folder(study.hash()))
-        self.state.journal.append(f"plan/{study.hash()}", "approved", {"name": study.name})
+        record = {"name": study.name, "by": by, "at": spell_json(at)}
+        self.state.journal.append(f"plan/{study.hash()}", "approved", record)
         return study
+
+    def approval(self, plan_hash: str) -> Approval | None:
+        """Return who allowed a plan last, and when; None for a plan that nobody did."""
+        latest = self.state.journal.latest(f"plan/{plan_hash}")
+        if latest is None or latest.state != "approved":
+            return None
+        return Approval(str(latest.data.get("by", "")), _moment(latest.data.get("at")))
+
+    def last_named(self, name: str) -> Study | None:
+        """Return the plan of this name that was approved last, of those that are valid now."""
+        named = {key: study for key, study in self.valid().items() if study.name == name}
+        latest = None
+        for entry in self.state.journal.entries("plan/"):
+            latest = named.get(entry.key.removeprefix("plan/"), latest)
+        return latest
 
     def is_approved(self, plan_hash: str) -> bool:
         """Return whether the site's staff approved this hash."""
@@ -131,3 +162,11 @@ class Plans:
                 code="E-PLAN-START",
             )
         return self.checkpoints(study) / start.name
+
+
+def _moment(text: object) -> datetime | None:
+    """The time in a record; None for what is none, as in records of an earlier version."""
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return None

@@ -162,7 +162,9 @@ def start_site(processes: Processes, places: Places, name: str, truth: Truth) ->
     request = str(places.site(name) / f"{name}.request.json")
     processes.do("kohort-server", "enrol", request, "--state", str(places.server), "--out", join)
     processes.do("kohort-site", "join", join, "--state", state)
-    processes.do("kohort-site", "approve", str(places.bundle), "--state", state, "--yes")
+    processes.do(
+        "kohort-site", "approve", str(places.bundle), "--state", state, "--yes", "--by", "demo"
+    )
     processes.start(name, "kohort-site", "run", "--state", state, "--until-done")
 
 

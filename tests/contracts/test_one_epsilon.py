@@ -43,7 +43,9 @@ def shown(
     typed = ["plan", str(plan)]
     assert run_typer("kohort-server", lambda: server_cli.app(typed, standalone_mode=False)) == 0
     said["plan"] = capsys.readouterr().out
-    said["approve"] = site("approve", hospital.bundle, "--state", hospital.root, "--yes")
+    said["approve"] = site(
+        "approve", hospital.bundle, "--state", hospital.root, "--yes", "--by", "A"
+    )
     complete(hospital)
     for command in ("ledger", "review", "status"):
         said[command] = site(command, "--state", hospital.root)

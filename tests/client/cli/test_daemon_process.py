@@ -19,7 +19,7 @@ PASSPHRASE = b"some words of the hospital"
 
 def test_a_daemon_shows_no_key_and_leaves_no_core(joined: tuple[Path, Path], cli: Cli) -> None:
     state, bundle = joined
-    assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
+    assert cli("approve", "--state", state, bundle, "--yes", "--by", "Dr. Example")[0] == 0
     assert cli("ingest", "--state", state)[0] == 0
     reader = descriptor_of(PASSPHRASE)
     secrets = [PASSPHRASE]
@@ -51,7 +51,7 @@ def test_systemd_hears_that_the_daemon_is_ready_alive_and_ending(
     joined: tuple[Path, Path], cli: Cli
 ) -> None:
     state, bundle = joined
-    assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
+    assert cli("approve", "--state", state, bundle, "--yes", "--by", "Dr. Example")[0] == 0
     program = str(Path(sys.executable).parent / "kohort-site")
     with listening() as (path, listener):
         daemon = subprocess.Popen(

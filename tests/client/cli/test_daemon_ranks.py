@@ -177,7 +177,7 @@ def test_gpus_that_are_not_there_end_the_real_command_before_anything_is_spent(
     joined: tuple[Path, Path], cli: Cli
 ) -> None:
     state, bundle = joined
-    assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
+    assert cli("approve", "--state", state, bundle, "--yes", "--by", "Dr. Example")[0] == 0
     compute_in(state, device='"cuda:98,99"')
     program = str(Path(sys.executable).parent / "kohort-site")
     run = [program, "run", "--state", str(state)]

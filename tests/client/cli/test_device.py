@@ -22,7 +22,7 @@ def test_run_with_a_gpu_that_is_not_there_ends_before_anything_is_spent(
     joined: tuple[Path, Path], cli: Cli
 ) -> None:
     state, bundle = joined
-    assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
+    assert cli("approve", "--state", state, bundle, "--yes", "--by", "Dr. Example")[0] == 0
     ask_for_a_gpu(state)
     code, _, err = cli("run", "--state", state)
     assert code == 2

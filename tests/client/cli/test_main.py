@@ -22,9 +22,9 @@ def test_a_site_is_set_up_by_typing_and_everything_it_needs_is_checked(
     code, _, err = cli("check", "--state", state)
     assert code == 2
     assert "no plan is approved" in err
-    code, out, _ = cli("approve", "--state", state, bundle, "--yes")
+    code, out, _ = cli("approve", "--state", state, bundle, "--yes", "--by", "Dr. Example")
     assert code == 0
-    assert "each of at least 5 distinct patients" in out
+    assert "the average of at least 5 distinct patients" in out
     code, out, _ = cli("ingest", "--state", state)
     assert code == 0
     assert "12 files of 12 patients" in out

@@ -23,7 +23,7 @@ from tests.client.cli.typing_commands import Cli
 def approved(joined: tuple[Path, Path], cli: Cli) -> tuple[Path, Study]:
     """A site with an approved plan and no cohort yet: twelve people, P0 to P11."""
     state, bundle = joined
-    assert cli("approve", "--state", state, bundle, "--yes")[0] == 0
+    assert cli("approve", "--state", state, bundle, "--yes", "--by", "Dr. Example")[0] == 0
     place = State(state)
     site = Site(place, load_site(state), read_membership(place.membership))
     (plan_hash,) = site.plans.hashes()
