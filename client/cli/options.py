@@ -11,3 +11,9 @@ StateFolder = Annotated[
     Path, typer.Option("--state", file_okay=False, help="the site's state folder")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]
+Monitor = Annotated[
+    bool,
+    typer.Option(
+        "--monitor", help="one line for a monitoring system; ends with 0 ok, 1 warning, 2 critical"
+    ),
+]

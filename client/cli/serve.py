@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -25,6 +26,7 @@ from client.daemon.site import Site
 from client.fleet import health as states
 from client.fleet.app import build_app, explain, public_code
 from client.fleet.client import FleetClient
+from client.fleet.diagnosis import ignored_proxy
 from client.fleet.health import Health
 from client.fleet.renewal import Renewal
 from client.fleet.settings import fleet_settings
@@ -223,6 +225,9 @@ def _connect(site: Site, heart: Heartbeat, health: Health, until_done: bool) -> 
     thread.start()
     certificates.start()
     log.info("serving %s as %s", site.membership.server_url, site.config.site)
+    ignored = ignored_proxy(os.environ) if site.config.network.proxy is None else ""
+    if ignored:
+        log.warning("%s", ignored)
     notify(READY)
 
     try:

@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from pathlib import Path
 
 import typer
 
-from client.cli.options import AsJson, StateFolder
+from client.cli.options import AsJson, Monitor, StateFolder
 from client.cli.prices import open_records, price_facts, price_lines
 from client.cli.terminal import write_line
 from client.daemon.standing import PlanStanding, SiteStanding, site_standing
-from common.alerts import exit_code, monitor_line
+from common.alerts import Alert, exit_code, monitor_line
+from common.errors import KohortError
 from common.storage.heartbeat import spell_time
-
-Monitor = Annotated[
-    bool,
-    typer.Option(
-        "--monitor", help="one line for a monitoring system; ends with 0 ok, 1 warning, 2 critical"
-    ),
-]
 
 
 def status(state: StateFolder, as_json: AsJson = False, monitor: Monitor = False) -> None:
     """Show the daemon, the plans, the connection and what to mend; the daemon need not run."""
-    found = site_standing(state, counts=not monitor)
     if monitor:
-        alerts = found.alerts()
-        write_line(monitor_line(f"{found.site}: {found.daemon.words()}", alerts))
-        raise typer.Exit(exit_code(alerts))
+        watch(state)
+    found = site_standing(state)
     if as_json:
         facts = found.to_dict() | {"epsilon": price_facts(open_records(state))}
         write_line(json.dumps(facts))
         return
     for line in status_lines(found, tuple(price_lines(open_records(state)))):
         write_line(line)
+
+
+def watch(state: Path) -> None:
+    """Print one line for a monitoring system, and end with 0, 1 or 2."""
+    healthy = ""
+    try:
+        found = site_standing(state, counts=False)
+        healthy, alerts = f"{found.site}: {found.daemon.words()}", found.alerts()
+    except KohortError as error:
+        alerts = (Alert("error", error.code, str(error), error.hint),)
+    write_line(monitor_line(healthy, alerts))
+    raise typer.Exit(exit_code(alerts))
 
 
 def status_lines(found: SiteStanding, prices: Sequence[str] = ()) -> Iterator[str]:

@@ -44,6 +44,7 @@ from client.fleet.connection import (
     read_node_key,
     tls_context,
 )
+from client.fleet.diagnosis import look_closer
 from client.fleet.failures import Backoff, CallFailed, classify
 from client.fleet.health import Health
 from client.fleet.inbox import Inbox
@@ -195,7 +196,7 @@ class FleetClient:
                 self._health.set(states.CONNECTED)
                 backoff.reset()
             except Exception as error:
-                failure = classify(error)
+                failure = look_closer(classify(error), self.settings)
                 self._session.mark_lost()
                 log.warning("%s %s", failure.state.code, failure.facts)
                 self._health.set(failure.state, failure.facts)

@@ -36,6 +36,7 @@ ACTIVATION_REFUSED = 2004
 # Flower accepts a signature from -5 to +305 seconds old.
 CLOCK_AHEAD_S = 4.0
 CLOCK_BEHIND_S = 295.0
+DAY_S = 86_400.0
 
 # X509 verification codes of OpenSSL; all others mean that the CA is unknown.
 TLS_STATES = {
@@ -43,6 +44,11 @@ TLS_STATES = {
     10: states.SERVER_CERTIFICATE_EXPIRED,
     62: states.SERVER_NAME_WRONG,
     64: states.SERVER_NAME_WRONG,
+}
+# what happens before the proxy is asked for the way
+OF_PROXY = {
+    states.NAME_UNKNOWN: states.PROXY_NAME_UNKNOWN,
+    states.NOTHING_LISTENS: states.PROXY_UNREACHABLE,
 }
 STATUS_STATES = {
     400: states.CLIENT_CERTIFICATE_REFUSED,
@@ -73,8 +79,12 @@ class CallFailed(Exception):
         return self.slow or self.run_ended
 
 
-def classify(error: BaseException) -> CallFailed:
-    """Return the declared cause of whatever a call raised."""
+def classify(error: BaseException, *, proxied: bool = False) -> CallFailed:
+    """Return the declared cause of whatever a call raised.
+
+    `proxied`: the call went through a proxy, so that a name that is not found is the proxy's, and
+    so is a port at which nobody listens.
+    """
     if isinstance(error, CallFailed):
         return error
     if isinstance(error, httpx.HTTPStatusError):
@@ -84,12 +94,17 @@ def classify(error: BaseException) -> CallFailed:
     if isinstance(error, (NotProtobuf, httpx.DecodingError, httpx.RemoteProtocolError)):
         return CallFailed(states.NOT_THE_SERVER)
     if isinstance(error, OutsideDates):
-        return CallFailed(states.CLIENT_CERTIFICATE_DATES, str(error))
+        # a certificate begins on the day that it was made
+        state = states.CLOCK_OFF if error.early else states.CLIENT_CERTIFICATE_DATES
+        return CallFailed(state, str(error))
     if isinstance(error, ConfigurationError):
         return CallFailed(states.CLIENT_CERTIFICATE_UNUSABLE, str(error))
     if isinstance(error, KohortError):
         return CallFailed(states.MACHINE_FAULT, str(error))
-    return _classify_tls(error) or _classify_transport(error)
+    found = _classify_tls(error) or _classify_transport(error)
+    if proxied and found.state in OF_PROXY:
+        return CallFailed(OF_PROXY[found.state], found.facts)
+    return found
 
 
 def _classify_tls(error: BaseException) -> CallFailed | None:
@@ -113,7 +128,11 @@ def _classify_transport(error: BaseException) -> CallFailed:
     if isinstance(error, httpx.ProxyError):
         if str(error).startswith("407"):
             return CallFailed(states.PROXY_LOGIN)
+        if str(error).startswith("5"):
+            return CallFailed(states.PROXY_NO_WAY)
         return CallFailed(states.PROXY_REFUSED)
+    if isinstance(error, httpx.ConnectTimeout):
+        return CallFailed(states.NOTHING_LISTENS, "no answer in time")
     if isinstance(error, httpx.TimeoutException):
         return CallFailed(states.TIMED_OUT)
     if isinstance(error, httpx.ConnectError):
@@ -147,13 +166,25 @@ def _classify_status(response: httpx.Response) -> CallFailed:
 
 def _classify_unauthorized(response: httpx.Response, facts: str) -> CallFailed:
     """Return the cause of a 401: the clock is off, or the key is not (or no longer) registered."""
-    ahead_s = _seconds_ahead(response)
+    ahead_s = seconds_ahead(response)
     if ahead_s is not None and not -CLOCK_BEHIND_S < ahead_s < CLOCK_AHEAD_S:
-        return CallFailed(states.CLOCK_OFF, f"{ahead_s:+.0f} s against the server", slow=True)
+        return CallFailed(states.CLOCK_OFF, clock_words(ahead_s), slow=True)
     return CallFailed(states.KEY_UNKNOWN, facts, slow=True)
 
 
-def _seconds_ahead(response: httpx.Response) -> float | None:
+def clock_words(ahead_s: float) -> str:
+    """Return how far this machine's clock is from the server's, in words."""
+    side = "ahead of" if ahead_s > 0 else "behind"
+    far = abs(ahead_s)
+    amount = f"{far:.0f} s"
+    if far >= 2 * DAY_S:
+        amount = f"{far / DAY_S:.0f} days"
+    elif far >= 7200:
+        amount = f"{far / 3600:.0f} h"
+    return f"{amount} {side} the server's"
+
+
+def seconds_ahead(response: httpx.Response) -> float | None:
     """Return how far this machine's clock is ahead of the server's."""
     try:
         server = time.strptime(response.headers.get("date", ""), "%a, %d %b %Y %H:%M:%S GMT")

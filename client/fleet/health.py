@@ -198,6 +198,27 @@ PROXY_REFUSED = _declare(
     "the proxy refuses the connection",
     "ask for CONNECT to the server's name and port",
 )
+PROXY_UNREACHABLE = _declare(
+    "PROXY-UNREACHABLE",
+    CONNECTION,
+    "error",
+    "the proxy of `network.proxy` does not answer; the server was not asked",
+    "ask for the proxy's name and port, and correct `network.proxy` in site.yaml; null: no proxy",
+)
+PROXY_NAME_UNKNOWN = _declare(
+    "PROXY-NAME-UNKNOWN",
+    CONNECTION,
+    "error",
+    "the name of the proxy of `network.proxy` cannot be resolved; the server was not asked",
+    "correct `network.proxy` in site.yaml, or this machine's DNS",
+)
+PROXY_NO_WAY = _declare(
+    "PROXY-NO-WAY",
+    CONNECTION,
+    "error",
+    "the proxy answers, and cannot reach the server",
+    "is the server up? else ask for CONNECT to its name and port; the site keeps trying",
+)
 PROXY_LOGIN = _declare(
     "PROXY-LOGIN",
     CONNECTION,

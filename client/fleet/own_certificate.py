@@ -20,7 +20,9 @@ AGAIN = "ask the operator for a new join file: `kohort-site join FILE`"
 
 
 class OutsideDates(ConfigurationError):
-    """The certificate is not valid yet, or not any more."""
+    """The certificate is not valid yet (`early`), or not any more."""
+
+    early = False
 
 
 def check_own_certificate(settings: FleetSettings, now: datetime | None = None) -> None:
@@ -62,8 +64,10 @@ def _check_dates(name: str, certificate: x509.Certificate, now: datetime) -> Non
     hint = (
         f"check this machine's clock; else {AGAIN}" if now > end else "check this machine's clock"
     )
-    raise OutsideDates(
+    error = OutsideDates(
         f"{name} {fault}: valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, "
         f"now it is {now:%Y-%m-%d %H:%M}",
         hint=hint,
     )
+    error.early = now < begin
+    raise error

@@ -313,7 +313,7 @@ class Wire:
             return ask(self._client)
         except Exception as error:
             self.close()
-            raise classify(error) from error
+            raise classify(error, proxied=self._settings.proxy is not None) from error
 
     def _open(self) -> FleetHttpClient:
         """Return Flower's client with its HTTP client replaced by ours."""

@@ -10,9 +10,11 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from common.config import FrozenModel
 from common.errors import ConfigurationError
+from common.problems import describe
 from common.storage.files import read_capped
 from common.study.fields import Identifier
 from common.wire import signing
@@ -59,9 +61,16 @@ def parse_membership(text: bytes, path: Path) -> Membership:
     try:
         return Membership.model_validate_json(text)
     except ValidationError as error:
-        fields = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
-        wrong = ", ".join(sorted(fields)) or "the file"
+        wrong = "; ".join(sorted({_problem(item) for item in error.errors()}))
         raise ConfigurationError(
             f"{path}: not a join file of kohort ({wrong})",
             hint="ask the operator for the join file again",
         ) from error
+
+
+def _problem(item: ErrorDetails) -> str:
+    """One wrong field, in plain words; a key or certificate is not repeated."""
+    if not item["loc"]:
+        return "the file"
+    name = str(item["loc"][0])
+    return f"{name}: {describe(item)}" if name == "server_url" else name

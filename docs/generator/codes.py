@@ -115,4 +115,23 @@ def exit_codes_page() -> str:
         "The three programs end with the same codes.",
         "",
         *table(("Code", "Meaning", "Error code, where none is more exact"), rows),
+        "",
+        "## For a monitoring system",
+        "",
+        "`kohort-site check --monitor`, `kohort-site status --monitor` and",
+        "`kohort-server status --monitor` print one line, and end as plugins of Nagios do:",
+        "",
+        *table(("Code", "First word", "Meaning"), monitor_rows()),
     )
+
+
+def monitor_rows() -> list[tuple[str, str, str]]:
+    """Return the exit codes of `--monitor`."""
+    from common.alerts import CRITICAL, OK, WARNING, WORDS
+
+    meanings = {
+        OK: "nothing to mend",
+        WARNING: "somebody should look, work goes on",
+        CRITICAL: "work stands still, or soon will; also a folder that cannot be read",
+    }
+    return [(str(code), WORDS[code], meaning) for code, meaning in meanings.items()]

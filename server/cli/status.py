@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from common.alerts import exit_code, monitor_line
+from common.alerts import Alert, exit_code, monitor_line
+from common.errors import KohortError
 from server.cli.options import AsJson, StateFolder
 from server.cli.terminal import write
 from server.operator.state import ServerState
@@ -24,16 +25,26 @@ Monitor = Annotated[
 
 def status(state: StateFolder, as_json: AsJson = False, monitor: Monitor = False) -> None:
     """Show how far the studies are and how the sites stand. Works while the server runs."""
-    found = read_standing(ServerState(state))
     if monitor:
-        alerts = found.alerts()
-        write(monitor_line(_healthy(found), alerts) + "\n")
-        raise typer.Exit(exit_code(alerts))
+        watch(ServerState(state))
+    found = read_standing(ServerState(state))
     if as_json:
         write(json.dumps(found.to_dict()) + "\n")
         return
     for line in status_lines(found):
         write(line + "\n")
+
+
+def watch(place: ServerState) -> None:
+    """Print one line for a monitoring system, and end with 0, 1 or 2."""
+    healthy = ""
+    try:
+        found = read_standing(place)
+        healthy, alerts = _healthy(found), found.alerts()
+    except KohortError as error:
+        alerts = (Alert("error", error.code, str(error), error.hint),)
+    write(monitor_line(healthy, alerts) + "\n")
+    raise typer.Exit(exit_code(alerts))
 
 
 def status_lines(found: Standing) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from client.daemon.standing import site_standing
 from client.state.folder import State
 from tests.client.cli.typing_commands import Cli
 
@@ -31,7 +32,10 @@ def test_run_with_a_gpu_that_is_not_there_ends_before_anything_is_spent(
     place = State(state)
     assert not place.ledger.exists()
     assert not place.jobs.exists()
-    assert not (state / "heartbeat.json").exists()
+    # it never connected, and `status` says what ended it
+    found = site_standing(state)
+    assert (found.daemon.state, found.contact) == ("stopped", None)
+    assert found.last_error is not None and found.last_error.advice.code == "E-DEVICE"
 
 
 def test_check_names_the_gpu_that_is_not_there(joined: tuple[Path, Path], cli: Cli) -> None:
@@ -59,7 +63,7 @@ def test_check_says_where_more_processes_are_asked_for_than_there_are_cores(
     text = file.read_text().replace('device: "auto"', 'device: "cpu"')
     for processes in (2, 3):
         file.write_text(text.replace("processes: 1", f"processes: {processes}"))
-        monkeypatch.setattr("client.cli.check.usable_cores", lambda: 2)
+        monkeypatch.setattr("client.cli.inspection.usable_cores", lambda: 2)
         _, out, _ = cli("check", "--state", state, "--offline")
         line = "compute.processes is 3: no faster than 2, the cores"
         assert (line in out) == (processes == 3)

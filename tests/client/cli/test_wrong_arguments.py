@@ -331,5 +331,5 @@ def test_a_data_folder_and_labels_that_have_gone_are_named(place: Place, cli: Cl
     place.site_yaml("labels.csv", "no-labels.csv")
     found, _, errors = cli("check", "--state", place.state, "--offline")
     assert found == 2
-    assert "gone: not a folder that can be read" in errors
+    assert "gone: no such folder" in errors
     assert "no-labels.csv: no such file" in errors

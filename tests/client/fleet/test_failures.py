@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from client.fleet import health as states
-from client.fleet.failures import classify
+from client.fleet.failures import classify, clock_words
 
 
 def request_error(
@@ -74,3 +74,33 @@ def test_every_failure_has_a_declared_cause(
 ) -> None:
     failure = classify(error)
     assert (failure.state, failure.slow) == (state, slow)
+
+
+# what happens before a proxy is asked for the way is the proxy's, not the server's
+PROXIED = {
+    "nobody listens at the proxy's port": (
+        httpx.ConnectError("refused"),
+        states.PROXY_UNREACHABLE,
+    ),
+    "the proxy's name is unknown": (
+        named(httpx.ConnectError("x"), __import__("socket").gaierror(-2)),
+        states.PROXY_NAME_UNKNOWN,
+    ),
+    "the proxy does not answer in time": (httpx.ConnectTimeout("slow"), states.PROXY_UNREACHABLE),
+    "the proxy finds no way": (httpx.ProxyError("502 Bad Gateway"), states.PROXY_NO_WAY),
+    "the proxy refuses": (httpx.ProxyError("403 Forbidden"), states.PROXY_REFUSED),
+    "behind the proxy another CA": (verification(20), states.SERVER_CA_UNKNOWN),
+    "behind the proxy a slow server": (httpx.ReadTimeout("slow"), states.TIMED_OUT),
+}
+
+
+@pytest.mark.parametrize("sentence", PROXIED)
+def test_behind_a_proxy_the_proxy_is_named_where_it_is_the_cause(sentence: str) -> None:
+    error, state = PROXIED[sentence]
+    assert classify(error, proxied=True).state is state
+
+
+def test_a_clock_is_told_in_a_size_that_people_read() -> None:
+    assert clock_words(90) == "90 s ahead of the server's"
+    assert clock_words(-3 * 3600) == "3 h behind the server's"
+    assert clock_words(410 * 86400) == "410 days ahead of the server's"
