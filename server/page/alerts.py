@@ -9,43 +9,64 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from common.alerts import Alert
+from kohort.sign_off import MISSING
 from server.page.disk import FULL, NEAR, DiskRow
 from server.page.releases import ReleaseRow
 
 
 def of_releases(rows: Iterable[ReleaseRow]) -> Iterator[Alert]:
-    """Yield what releases wait for, and which are not as they were signed."""
+    """Yield which releases are not as they should be, and what the others wait for."""
     for row in rows:
-        if row.problem:
-            yield Alert(
-                "error",
-                row.problem,
-                f"{row.folder} is not as it was signed",
-                f"take it off the web; `kohort verify {row.folder}` names the file",
-            )
-        elif row.proposed and row.missing:
-            names = ", ".join(row.waiting)
-            yield Alert(
-                "warning",
-                "E-SIGN-OFF",
-                f"{row.title} waits for {row.missing} more of {names}",
-                f"each of them: `kohort-server sign-off NAME --release {row.folder} --key FILE`",
-            )
-        elif row.proposed:
-            yield Alert(
-                "warning",
-                "RELEASE-READY",
-                f"{row.title} is signed off and not published",
-                f"`kohort-server release --publish {row.folder} --out {row.folder.parents[1]}`",
-            )
-        elif row.missing:
-            yield Alert(
-                "error",
-                "E-SIGN-OFF",
-                f"{row.title} is published with {len(row.signed)} of {row.needed} sign-offs",
-                "put the files SHA256SUMS.NAME.sig back beside SHA256SUMS; "
-                f"`kohort verify {row.folder}` says whose",
-            )
+        alert = _of_signature(row) or _of_sign_offs(row)
+        if alert is not None:
+            yield alert
+
+
+def _of_signature(row: ReleaseRow) -> Alert | None:
+    """A release that was altered, or that today's key did not sign."""
+    if row.problem:
+        return Alert(
+            "error",
+            row.problem,
+            f"{row.folder} is not as it was signed",
+            f"take it off the web; `kohort verify {row.folder}` names the file",
+        )
+    if row.other_key:
+        return Alert(
+            "warning",
+            "OTHER-KEY",
+            f"{row.title} is signed by {row.other_key}, another key than the operator's of today",
+            "compare with the fingerprints that you published: "
+            f"`kohort verify {row.folder} --trust {row.other_key}`",
+        )
+    return None
+
+
+def _of_sign_offs(row: ReleaseRow) -> Alert | None:
+    """A release that waits for its signers, or for its operator."""
+    if row.proposed and row.missing:
+        return Alert(
+            "warning",
+            MISSING,
+            f"{row.title} waits for {row.missing} more of {', '.join(row.waiting)}",
+            f"each of them: `kohort-server sign-off NAME --release {row.folder} --key FILE`",
+        )
+    if row.proposed:
+        return Alert(
+            "warning",
+            "RELEASE-READY",
+            f"{row.title} is signed off and not published",
+            f"`kohort-server release --publish {row.folder} --out {row.folder.parents[1]}`",
+        )
+    if row.missing:
+        return Alert(
+            "error",
+            MISSING,
+            f"{row.title} is published with {len(row.signed)} of {row.needed} sign-offs",
+            "put the files SHA256SUMS.NAME.sig back beside SHA256SUMS; "
+            f"`kohort verify {row.folder}` says whose",
+        )
+    return None
 
 
 def of_disk(rows: Iterable[DiskRow]) -> Iterator[Alert]:

@@ -1,7 +1,8 @@
 """Which releases lie in a folder, published or proposed, and who has signed them off.
 
 In: the folder, the operator's key. Out: a `ReleaseRow` each.
-Guarantees: what a row says of a release is signed by the operator, and each sign-off in it holds.
+Guarantees: what a row says of a release is signed by its operator, and each sign-off in it holds; a
+key that is not this operator's of today is named.
 Not covered: the pictures and other files. `kohort verify` checks those, which takes longer.
 """
 
@@ -24,7 +25,10 @@ MOST = 100  # the newest; a folder that holds more has a page of its own somewhe
 
 @dataclass(frozen=True)
 class ReleaseRow:
-    """One release: its folder, who signed it off, who may still, and what is wrong with it."""
+    """One release: its folder, who signed it off, who may still, and what is wrong with it.
+
+    `other_key`: the fingerprint of its operator's key, where that is another than today's.
+    """
 
     folder: Path
     proposed: bool
@@ -35,6 +39,7 @@ class ReleaseRow:
     signed: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     problem: str = ""
+    other_key: str = ""
 
     @property
     def title(self) -> str:
@@ -75,7 +80,8 @@ def _changed(folder: Path) -> float:
 def _read_row(folder: Path, proposed: bool, operator: Ed25519PublicKey) -> ReleaseRow:
     """One release; what cannot be believed is named, and nothing else of it is shown."""
     try:
-        manifest, signed = _read_signed(folder, operator)
+        manifest, signed = _read_signed(folder)
+        key = signatures.fingerprint(signatures.parse_public(manifest.operator_key))
     except (KohortError, OSError) as error:
         code = error.code if isinstance(error, KohortError) else "E-ENVIRONMENT"
         return ReleaseRow(folder, proposed, problem=code)
@@ -90,16 +96,17 @@ def _read_row(folder: Path, proposed: bool, operator: Ed25519PublicKey) -> Relea
         needed=manifest.sign_offs,
         signed=there,
         waiting=waiting,
+        other_key="" if key == signatures.fingerprint(operator) else key,
     )
 
 
-def _read_signed(folder: Path, operator: Ed25519PublicKey) -> tuple[Manifest, tuple[SignOff, ...]]:
-    """The manifest that the operator signed, and the sign-offs that hold."""
+def _read_signed(folder: Path) -> tuple[Manifest, tuple[SignOff, ...]]:
+    """The manifest that its operator signed, and the sign-offs that hold."""
+    manifest = read_manifest(folder)
+    key = signatures.parse_public(manifest.operator_key)
     sums = read_capped(folder / layout.SUMS, layout.TEXT_CAP_BYTES)
     signature = read_capped(folder / layout.SIGNATURE, layout.SIGNED_CAP_BYTES)
-    signatures.verify(operator, signatures.RELEASE, sums, signature, what=layout.SUMS)
-    stated = layout.parse_sums(sums).get(layout.MANIFEST)
-    if stated != file_digest(folder / layout.MANIFEST):
+    signatures.verify(key, signatures.RELEASE, sums, signature, what=layout.SUMS)
+    if layout.parse_sums(sums).get(layout.MANIFEST) != file_digest(folder / layout.MANIFEST):
         raise RefusedError(f"{layout.MANIFEST}: altered")
-    manifest = read_manifest(folder)
     return manifest, read_sign_offs(folder, manifest, sums)

@@ -28,7 +28,7 @@ from server.release.collect import accept_updates, collect_images, shuffle_pairs
 from server.release.documents import write_documents
 from server.release.items import Evidence, Items, ReleaseInputs
 from server.release.pictures import write_items
-from server.release.seal import PROPOSED, publish, seal_folder
+from server.release.seal import PROPOSED, check_unpublished, publish, seal_folder
 
 
 def build_release(
@@ -63,6 +63,8 @@ def build_release(
             shutil.rmtree(pictures, ignore_errors=True)
             sites = tuple(sorted(evidence.headers))
             seal_folder(part, study, len(items.images), sites, inputs.signers, key)
+            if inputs.proposed:
+                check_unpublished(out / name)
             target.parent.mkdir(exist_ok=True)
             publish(part, target)
     finally:

@@ -97,6 +97,16 @@ def _open_to_all(part: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
+def check_unpublished(target: Path) -> None:
+    """Refuse to propose a version that everybody can see already."""
+    if target.exists():
+        raise RefusedError(
+            f"{target}: this version is published already",
+            hint="later sign-offs of it belong beside its SHA256SUMS; for another release raise "
+            "release.version in a new plan",
+        )
+
+
 def publish(part: Path, target: Path) -> None:
     """Rename `part` to `target`; what exists there must be the very same bytes."""
     if target.exists():

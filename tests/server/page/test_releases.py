@@ -65,12 +65,17 @@ def lose_the_signature(folder: Path) -> None:
     (folder / layout.SIGNATURE).unlink()
 
 
+def sign_with_another_key(folder: Path) -> None:
+    sums = (folder / layout.SUMS).read_bytes()
+    (folder / layout.SIGNATURE).write_bytes(signing.sign(signing.new_key(), signing.RELEASE, sums))
+
+
 def damage_the_sums(folder: Path) -> None:
     (folder / layout.SUMS).write_bytes(b"\xff" * 100)
 
 
 ALTERED: list[Callable[[Path], None]] = [
-    claim_more, sign_by_nobody, lose_the_signature, damage_the_sums
+    claim_more, sign_by_nobody, sign_with_another_key, lose_the_signature, damage_the_sums,
 ]  # fmt: skip
 
 
@@ -86,9 +91,11 @@ def test_nothing_is_shown_of_a_release_that_is_not_as_signed(
     assert published.title == made[0].name
 
 
-def test_a_release_of_another_operator_is_not_believed(out: Path) -> None:
+def test_a_release_by_another_key_is_named(out: Path, made: Made) -> None:
+    other = signing.fingerprint(made[1].public_key())
     for row in read_releases(out, signing.new_key().public_key()):
-        assert row.problem == "E-REFUSED"
+        assert row.other_key == other
+    assert [row.other_key for row in rows(out, made)] == ["", ""]
 
 
 def test_a_folder_without_releases_has_none(tmp_path: Path, made: Made) -> None:

@@ -167,6 +167,11 @@ PLANTED: dict[str, tuple[Callable[[], Overview], str, str]] = {
         "E-REFUSED",
         "kohort verify /srv/releases/fundus-1.0.0",
     ),
+    "a release has another operator's key": (
+        lambda: overview(releases=(release(other_key="SHA256:other"),)),
+        "OTHER-KEY",
+        "kohort verify /srv/releases/fundus-1.0.0 --trust SHA256:other",
+    ),
     "a folder is nearly full": (
         lambda: overview(disk=(disk(0.85),)),
         "E-QUOTA",

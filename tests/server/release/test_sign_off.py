@@ -168,3 +168,11 @@ def test_the_same_proposal_again_keeps_its_signatures(tmp_path: Path) -> None:
     assert build_release(inputs, tmp_path / "releases", operator) == folder
     assert signature.exists()
     verify(folder)
+    # and none is made of what everybody can see
+    published = publish_proposal(
+        folder, tmp_path / "releases", inputs.signers, signing.fingerprint(operator.public_key())
+    )
+    with pytest.raises(RefusedError, match="published already"):
+        build_release(inputs, tmp_path / "releases", operator)
+    verify(published)
+    assert not folder.exists()
