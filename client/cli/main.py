@@ -15,6 +15,7 @@ from client.cli import (
     approve,
     audit,
     check,
+    desk,
     joining,
     look,
     measure,
@@ -60,6 +61,7 @@ app.command()(serve.ingest)
 app.command()(serve.run)
 app.command()(withdraw.withdraw)
 app.command()(review.review)
+app.command()(desk.desk)
 app.command()(measure.utility)
 app.command()(measure.privatize)
 app.command()(look.ledger)

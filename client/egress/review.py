@@ -355,6 +355,16 @@ def _check_another(batch: Batch, reviewer: str) -> None:
             )
 
 
+def read_page(batch: Batch, page: Path) -> bytes:
+    """Return a page of a batch; raises PolicyError (E-REVIEW-PAGES) unless it is as proposed."""
+    if not page.is_file():
+        raise _altered(page)
+    data = read_capped(page, PAGE_CAP_BYTES)
+    if digest_of(data) != batch.pages.get(page.name, digest_of(data)):
+        raise _altered(page)
+    return data
+
+
 def find_altered(batch: Batch) -> Path | None:
     """Return the first page that is missing or is not as it was proposed, or None."""
     for name, sha256 in batch.pages.items():

@@ -1,6 +1,6 @@
 """The pictures of a batch, cut out of its contact sheet. ON SITE ONLY.
 
-In: the pages of a sheet as they were proposed, the size and number of its images.
+In: the pages of a sheet, their SHA-256 by file name, what is noted of the images.
 Out: each image with its nearest real one; pages of the rest of a batch.
 Guarantees: a picture holds the very pixels of the page, whose SHA-256 the journal has.
 Not covered: sheets of versions before pages, and of single images: they are shown as they are.
@@ -9,7 +9,7 @@ Not covered: sheets of versions before pages, and of single images: they are sho
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from client.egress.facts import Facts
 from common.arrays import Pixels
 from common.errors import RefusedError, damage_named
 from common.storage.files import read_capped
+from common.wire.messages import digest_of
 
 PAGE_CAP_BYTES = 1 << 28
 SIDES = ("average", "nearest")
@@ -32,6 +33,7 @@ class SheetPictures:
 
     sheets: Sequence[Path]
     facts: Facts
+    digests: Mapping[str, str] = field(default_factory=dict)
     _page: tuple[int, Image.Image] | None = field(default=None, repr=False)
 
     def pixels(self, number: int, side: int) -> Pixels:
@@ -74,6 +76,8 @@ class SheetPictures:
             raise RefusedError(f"page {page + 1}: the contact sheet has no such page")
         path = self.sheets[page]
         text = read_capped(path, PAGE_CAP_BYTES)
+        if digest_of(text) != self.digests.get(path.name, digest_of(text)):
+            raise RefusedError(f"{path}: not the page that was proposed")
         with damage_named(RefusedError(f"{path}: not a page of a contact sheet")):
             sheet = Image.open(io.BytesIO(text), formats=("PNG",))
             if max(sheet.size) > MOST_PX:
