@@ -219,6 +219,8 @@ class Children:
         what = self.script.pop(0) if self.script else "finish"
         if what == "crash":
             return Ending(False)
+        if what == "fault":
+            return Ending(False, again=False)
         if what == "refuse":
             return Ending(False, "E-GROUP-SIZE")
         if what == "die":

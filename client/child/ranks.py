@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from client.learn.workers import ALONE, Workers, meet, part
+from client.state.jobs import LOST
 
 MEETING = "meeting"  # the file over which the processes find each other
-LOST = 71  # exit code when another process ended early
 PROGRAM = ("-P", "-m", "client.child.job")
 
 

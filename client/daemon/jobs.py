@@ -19,7 +19,16 @@ from pathlib import Path
 from client.daemon.rounds import Output, Reserved
 from client.egress.frozen import NO_GROUPS, frozen_groups
 from client.state.folder import State
-from client.state.jobs import LOG, Job, Progress, Stopped, is_finished, read_error, read_progress
+from client.state.jobs import (
+    LOG,
+    LOST,
+    Job,
+    Progress,
+    Stopped,
+    is_finished,
+    read_error,
+    read_progress,
+)
 from client.state.records import Records
 from common.errors import disk_faults_named
 from common.privacy.mechanisms import SubsampledGaussian
@@ -36,6 +45,7 @@ THREAD_COUNTS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 KILL_WAIT_S = 5.0
+PROGRAM = ("-P", "-m", "client.child.job")
 # what a child inherits of the environment
 PASSED_ON = (
     "PATH",
@@ -51,10 +61,14 @@ PASSED_ON = (
 
 @dataclass(frozen=True)
 class Ending:
-    """How a child ended: finished, refused with a code of ours, or crashed (code "")."""
+    """How a child ended: finished, refused with a code of ours, or crashed (code "").
+
+    `again`: another try may end otherwise. It may not after an error of the program itself.
+    """
 
     finished: bool
     code: str = ""
+    again: bool = True
 
 
 def compute(
@@ -140,12 +154,14 @@ def run_child(
         _end(child)
     if child.returncode == 0 and is_finished(folder):
         return Ending(True)
-    return Ending(False, read_error(folder))
+    # a signal ended it, such as the kernel's for want of memory, or one of its ranks was lost
+    again = child.returncode < 0 or child.returncode == LOST
+    return Ending(False, read_error(folder), again)
 
 
 def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
     """Start the child in a session of its own; its output goes to the job folder."""
-    command = [sys.executable, "-P", "-m", "client.child.job", str(folder)]
+    command = [sys.executable, *PROGRAM, str(folder)]
     with (
         disk_faults_named("cannot start the child in", folder),
         open(folder / LOG, "wb") as log,

@@ -171,7 +171,7 @@ class Site:
             result = compute(reserved, self.records, self.stop, self.progress)
             if isinstance(result, Output):
                 return result
-            self._spending.note_failure(round, result.code)
+            self._spending.note_failure(round, result)
 
     def _seal(self, header: Header, batch: tuple[Cleared, ...]) -> Sealed:
         """Sign and store every part, the first one last, and journal that it is answered.

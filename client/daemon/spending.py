@@ -13,6 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client.daemon.jobs import Ending
 from client.daemon.rounds import Output, Reserved, Round
 from client.state.head import rollback
 from client.state.jobs import is_finished
@@ -63,14 +64,18 @@ class Spending:
         # a child started and left no output, or one that was dropped: its reservation stays spent
         return self._reserve_anew(round, event)
 
-    def note_failure(self, round: Round, code: str) -> None:
-        """Count a child that left no output: refused with a code, or crashed (code "")."""
+    def note_failure(self, round: Round, ending: Ending) -> None:
+        """Count a child that left no output: it refused with a code, or crashed.
+
+        What would fail again in the same way is not tried again, for each try spends.
+        """
         key = round.header.key
-        if code:
-            self._refusals[key] = code
-        else:
-            self._crashes[key] = self._crashes.get(key, 0) + 1
-            log.warning("a child crashed; see child.log in its job folder")
+        if ending.code:
+            self._refusals[key] = ending.code
+            return
+        most = self.records.config.limits.retries + 1
+        self._crashes[key] = self._crashes.get(key, 0) + 1 if ending.again else most
+        log.warning("a child crashed; see child.log in its job folder")
 
     def _check_never_cleared(self, key: str) -> None:
         """Compute nothing again that was cleared: its bytes may have left."""

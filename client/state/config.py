@@ -173,8 +173,8 @@ class Limits(FrozenModel):
         default=2,
         ge=0,
         le=10,
-        description="how often a crashed child process is started again; each attempt spends the "
-        "round's epsilon again",
+        description="how often a child process that a signal ended is started again; each attempt "
+        "spends the round's epsilon again",
     )
 
     @property

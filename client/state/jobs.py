@@ -39,6 +39,8 @@ ERROR = "error"  # the code of a refusal
 LOG = "child.log"
 PRACTICE = "practice"  # a tensor in whatever a rehearsal makes: neither gate nor server knows it
 
+LOST = 71  # exit code of a child where another process of its training ended early
+
 JSON_CAP_BYTES = 1 << 28
 WEIGHTS_CAP_BYTES = 1 << 32
 OUTPUT_CAP_BYTES = 1 << 32

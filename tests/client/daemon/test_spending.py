@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from client.daemon.jobs import Ending, run_child
 from client.state.folder import State
 from client.state.plans import Plans
 from client.state.records import FILTER_ORDER
@@ -36,6 +38,37 @@ def test_a_child_that_keeps_crashing_is_given_up_with_a_code(
         assert fault.value.code == "E-WORK-CRASHED"
     assert children.runs == 3
     assert sum(row.kind == "reserve" for row in site.ledger().rows()) == 3
+
+
+def test_an_error_of_the_program_itself_is_not_tried_again(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a checkpoint that does not fit a network: it would fail again, and spend again."""
+    children = scripted(monkeypatch, hospital.study, *["fault"] * 9)
+    site = hospital.site()
+    for _ in range(6):
+        with pytest.raises(KohortError) as fault:
+            site.answer(hospital.ask("train"))
+        assert fault.value.code == "E-WORK-CRASHED"
+    assert children.runs == 1
+    assert sum(row.kind == "reserve" for row in site.ledger().rows()) == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "again"),
+    [
+        ("raise ValueError", False),
+        ("import sys; sys.exit(71)", True),
+        ("import os; os.kill(os.getpid(), 9)", True),
+    ],
+    ids=["an-error-of-its-own", "another-rank-was-lost", "killed"],
+)
+def test_a_child_is_tried_again_only_where_something_else_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, again: bool
+) -> None:
+    monkeypatch.setattr("client.daemon.jobs.PROGRAM", ("-c", program))
+    ending = run_child(tmp_path, 1, b"", threading.Event(), lambda done, total: None)
+    assert ending == Ending(False, "", again)
 
 
 def test_what_a_child_refuses_is_not_tried_again(
