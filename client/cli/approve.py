@@ -43,6 +43,7 @@ from common.study.bundle import open_bundle
 from common.study.fit import check_checkpoints
 from common.study.plan import Study
 from common.study.shapes import parameter_counts
+from common.study.versions import check_next
 from common.study.words import fingerprint_words
 
 MOST_NAME = 200  # characters of who approves
@@ -86,6 +87,7 @@ def approve(
     # cannot learn.
     check_words(study, words)
     check_plan(study, config.policy, config.site)
+    check_earlier(study, plans)
     check_checkpoints(study, bundle / "checkpoints")
     counts = parameter_counts(study, bundle / "checkpoints")
     events = plan_events(study, counts)
@@ -95,7 +97,9 @@ def approve(
     # Show the price, and refuse what does not fit beside what was spent.
     report = feasibility(study, counts, prv=False)
     spent = site_report(Records(place, config, plans))
-    after = epsilon_after(spent, study.hash(), events)
+    # the ledger holds what an earlier version spent
+    own = plan_events(study, counts, earlier=False)
+    after = epsilon_after(spent, study.hash(), own)
     average = average_price_here(place, config.policy)
     show(at_what_price(study, Prices(report.price, price_after(spent, after), average)))
     refuse_over_cap(study, after, config.policy.max_epsilon)
@@ -131,6 +135,12 @@ def check_name(name: str) -> str:
             hint='for example --by "Dr. Example"',
         )
     return found
+
+
+def check_earlier(study: Study, plans: Plans) -> None:
+    """Refuse a next version whose constants are not those of the version that this site knows."""
+    if study.continues is not None and plans.is_approved(study.continues.plan):
+        check_next(plans.open(study.continues.plan), study)
 
 
 def check_words(study: Study, words: str) -> None:

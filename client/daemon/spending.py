@@ -153,7 +153,7 @@ class Spending:
             return
         self._check_feasible(study)
         # everything that was spent before, and everything that this plan will spend
-        after = epsilon_after(report, study.hash(), self._plan_events(study))
+        after = epsilon_after(report, study.hash(), self._plan_events(study, earlier=False))
         refuse_over_cap(study, after, self.records.config.policy.max_epsilon)
 
     def _check_after_loss(self, round: Round, event: Mechanism | None) -> None:
@@ -186,13 +186,13 @@ class Spending:
             checkpoints = self.records.plans.checkpoints(study)
             refuse_infeasible(study, parameter_counts(study, checkpoints))
 
-    def _plan_events(self, study: Study) -> tuple[Mechanism, ...]:
-        """Everything that the plan will spend at this site."""
+    def _plan_events(self, study: Study, *, earlier: bool = True) -> tuple[Mechanism, ...]:
+        """Everything that the plan will spend at this site; `earlier`: with earlier versions."""
         dimensions = {}
         for model in study.models.trained():
             shapes = self.records.plans.start_shapes(study, model) or None
             dimensions[model] = _trained_numbers(study, model, shapes)
-        return plan_events(study, dimensions)
+        return plan_events(study, dimensions, earlier=earlier)
 
     def _event(self, round: Round) -> Mechanism | None:
         """What one round spends or declares."""

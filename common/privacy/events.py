@@ -33,15 +33,20 @@ def round_event(study: Study, model: str, dimension: int) -> SubsampledGaussian:
     return SubsampledGaussian(rate, plan.noise_multiplier, plan.local_steps, dimension, model)
 
 
-def plan_events(study: Study, dimensions: Mapping[str, int]) -> tuple[Mechanism, ...]:
+def plan_events(
+    study: Study, dimensions: Mapping[str, int], *, earlier: bool = True
+) -> tuple[Mechanism, ...]:
     """Return all that one site spends of a patient's epsilon in this plan: updates and images.
 
-    `dimensions`: trained numbers by model. The canaries' coordinates get noise too.
+    `dimensions`: trained numbers by model. The canaries' coordinates get noise too. `earlier`: with
+    the rounds of earlier versions, which are in the starting weights; a site's ledger holds those
+    already.
     """
     events: list[Mechanism] = []
     for name, plan in study.models.trained().items():
         event = round_event(study, name, dimensions[name] + study.privacy.canaries)
-        events.append(replace(event, steps=plan.steps))
+        rounds = study.counted_rounds(name) if earlier else plan.rounds
+        events.append(replace(event, steps=rounds * plan.local_steps))
     images = charged_image_event(study)
     if images is not None:
         events.append(images)

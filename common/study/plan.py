@@ -19,12 +19,12 @@ from common.config import FrozenModel, load_yaml
 from common.study import rules
 from common.study.fields import Checkpoint, Identifier
 from common.study.intake import Intake
-from common.study.sections import Aggregation, Privacy, Release, SitePlan
+from common.study.sections import Aggregation, Continues, Privacy, Release, SitePlan
 from common.study.synthesis import MOST_CELLS, PrivatizePlan, Synthesis
 from common.study.training import Models, TrainedModel
 from common.wire.messages import canonical
 
-LATER = frozenset({"aggregation"})  # keys that came after the first signed plans
+LATER = frozenset({"aggregation", "continues"})  # keys that came after the first signed plans
 
 
 class Study(FrozenModel):
@@ -64,6 +64,11 @@ class Study(FrozenModel):
         default=None,
         description="how images are made on site; without it the sites send updates alone",
     )
+    continues: Continues | None = Field(
+        default=None,
+        description="the earlier version of this study that this one goes on from; "
+        "`kohort-server study next` writes it",
+    )
     release: Release = Field(description="what the released set says of itself")
 
     @model_validator(mode="after")
@@ -79,6 +84,7 @@ class Study(FrozenModel):
         yield from rules.aggregation_problems(self.aggregation, self.quorum)
         yield from rules.model_problems(self.models, self.intake, self.privacy)
         yield from rules.privacy_problems(self.privacy)
+        yield from rules.continues_problems(self.continues, self.models)
         if self.synthesis:
             yield from rules.synthesis_problems(
                 self.synthesis, self.models, self.intake, self.privacy
@@ -109,6 +115,11 @@ class Study(FrozenModel):
         0 unknown, 1 left, 2 right.
         """
         return (0, 1, 2) if self.intake.stratify_laterality else (0,)
+
+    def counted_rounds(self, model: str) -> int:
+        """Return the rounds of a model that its epsilon covers: those of earlier versions too."""
+        earlier = {} if self.continues is None else self.continues.rounds
+        return self.models.trained()[model].rounds + earlier.get(model, 0)
 
     @property
     def latent_dimension(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from common.models.sizes import PAIR_SIZES_PX, list_sizes
 from common.study.intake import Intake
-from common.study.sections import Aggregation, Privacy, SitePlan, trimmed_sites
+from common.study.sections import Aggregation, Continues, Privacy, SitePlan, trimmed_sites
 from common.study.synthesis import PRIVUNIT_LARGEST_DIMENSION, PrivatizePlan, Synthesis
 from common.study.training import GlowPlan, Models
 
@@ -22,6 +22,16 @@ def site_problems(sites: tuple[SitePlan, ...], quorum: int) -> Iterator[str]:
         yield "sites: a name stands twice"
     if quorum > len(sites):
         yield f"quorum: {quorum} of {len(sites)} sites can never be met"
+
+
+def continues_problems(plan: Continues | None, models: Models) -> Iterator[str]:
+    """Yield what is wrong with the account of an earlier version."""
+    if plan is None:
+        return
+    if set(plan.rounds) != set(models.trained()):
+        yield f"continues.rounds: expected one number for each of {', '.join(models.trained())}"
+    elif not any(plan.rounds.values()):
+        yield "continues.rounds: no round is closed, so nothing goes on; leave continues out"
 
 
 def aggregation_problems(plan: Aggregation, quorum: int) -> Iterator[str]:

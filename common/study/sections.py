@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -40,6 +40,18 @@ class Aggregation(FrozenModel):
         lt=0.5,
         description="share of the answers that `trimmed_mean` leaves out at each end, rounded down "
         "to whole sites; as many sites may be hostile",
+    )
+
+
+class Continues(FrozenModel):
+    """The earlier version of a study, from whose weights this one starts."""
+
+    plan: str = Field(
+        pattern=r"[0-9a-f]{64}", description="hash of the earlier version, in lower-case hex"
+    )
+    rounds: dict[str, Annotated[int, Field(ge=0, le=100_000)]] = Field(
+        description="closed rounds that are in the starting weights, by model, over all earlier "
+        "versions; the plan's epsilon covers them too"
     )
 
 

@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from common.study.changes import changes
 
 from common.errors import PolicyError
 from common.privacy.aggregation_noise import efficiency
 from common.privacy.plan_report import PlanReport
 from common.privacy.planning import ModelNoise
+from common.study.bundle import open_bundle
 from common.study.forecast_words import forecast_facts, forecast_lines
 from common.study.plan import Study, load_study
 from common.study.words import fingerprint_words
 from server.cli.options import AsJson, StateFolder, StudyFile
 from server.cli.output import check_folder
-from server.cli.state_folder import load_operator_key
+from server.cli.state_folder import load_operator_key, open_record
 from server.cli.terminal import write
 from server.operator import plan as plans
 from server.operator.config import Limits, limits_in
 from server.operator.state import ServerState
 from server.operator.update_norms import write_missing_norms
+from server.rounds.versions import check_draft
 
 PlanState = Annotated[
     Path | None,
@@ -129,13 +132,32 @@ def sign(
     study: StudyFile,
     state: StateFolder,
     out: Annotated[Path, typer.Option(help="folder for the signed bundle")],
+    next_of: Annotated[
+        Path | None, typer.Option("--next-of", help="the earlier version's bundle; prints the diff")
+    ] = None,
 ) -> None:
     """Sign a plan for the sites to approve.
 
     Refused when the plan spends more than its own epsilon, or cannot learn and does not say so.
     """
-    key = load_operator_key(ServerState(state))
+    place = ServerState(state)
+    key = load_operator_key(place)
     check_folder("--out", out)
+    loaded = load_study(study)
+    if next_of is not None:
+        earlier = open_bundle(next_of, key.public_key())
+        write(f"next version of {earlier.name}; the sites see these changes too:\n")
+        for line in changes(earlier, loaded):
+            write(f"  {line}\n")
+        if loaded.continues is not None:
+            with open_record(place, earlier) as record:
+                check_draft(record, loaded)
+    elif loaded.continues is not None:
+        raise PolicyError(
+            f"plan {loaded.name} goes on from {loaded.continues.plan[:12]}",
+            hint="sign it with --next-of and the earlier version's bundle",
+            code="E-PLAN-NEXT",
+        )
     signed, report = plans.sign(study, key, out, plan_limits(state))
     write(report.to_text() + "\n")
     write(f"signed {signed.name}: {out}\n")

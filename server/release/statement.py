@@ -181,7 +181,7 @@ def _models(study: Study) -> dict[str, dict[str, Any]]:
             "sampling_rate": round(study.sampling_rate(plan), 6),
             "noise_multiplier": plan.noise_multiplier,
             "clip": plan.clip,
-            "steps": plan.steps,
+            "steps": study.counted_rounds(name) * plan.local_steps,
         }
     return constants
 
