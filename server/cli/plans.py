@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from common.study.changes import changes
 
 from common.errors import PolicyError
 from common.privacy.aggregation_noise import efficiency
 from common.privacy.plan_report import PlanReport
 from common.privacy.planning import ModelNoise
 from common.study.bundle import open_bundle
+from common.study.changes import changes
 from common.study.forecast_words import forecast_facts, forecast_lines
 from common.study.plan import Study, load_study
 from common.study.words import fingerprint_words

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from common.study.changes import changes
 
 from common.errors import ConfigurationError
 from common.study.bundle import PLAN_FILE
+from common.study.changes import changes
 from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.state_folder import find_study, open_record

@@ -58,6 +58,10 @@ WEIGHTS_CLAIM = (
     "those of the plan's starting checkpoint, the others are at most the plan's max_update_norm a "
     "round away from it, in L2."
 )
+CONTINUES = (
+    "The starting weights are those of an earlier version of the study (plan {plan}), after "
+    "{rounds} closed rounds of its sites; the epsilon of the updates covers these rounds too."
+)
 MEAN = "Each round's step is the mean of the sites' updates by their public weights."
 TRIMMED_MEAN = (
     "Each round's step is, in each number, the mean of the sites' updates without the smallest and "
@@ -193,6 +197,9 @@ def _weights_statement(study: Study, headers: Mapping[str, Header]) -> dict[str,
     # groups that are formed anew, and pairs, never come again
     if study.synthesis is not None and not covers_every_image(study):
         claim = f"{claim} {COMES_AGAIN}"
+    if study.continues is not None:
+        rounds = sum(study.continues.rounds.values())
+        claim = f"{claim} {CONTINUES.format(plan=study.continues.plan[:12], rounds=rounds)}"
     return {"sha256": sorted(named), "claim": claim, "aggregation": aggregation_sentence(study)}
 
 

@@ -71,7 +71,7 @@ def test_abandon_ends_a_study_once(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("stop", "small"), "expected `abandon NAME` or `extend NAME`"),
+        (("stop", "small"), "expected `abandon NAME`, `extend NAME` or `next NAME`"),
         (("abandon", "other"), "found 0; known: small ("),
         (("abandon", "small", "--by", "5"), "for `study extend` alone"),
         (("extend", "small", "--by", "0"), "expected more than 0"),

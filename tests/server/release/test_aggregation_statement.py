@@ -26,3 +26,17 @@ def test_the_statement_names_the_rule(aggregation: dict[str, Any], words: str) -
     statement = privacy_statement(small_study(aggregation=aggregation, quorum=3), {}, ACCOUNT)
     assert words in statement["weights"]["aggregation"]
     assert words in statement_markdown(statement)
+
+
+def test_the_statement_counts_and_names_an_earlier_version() -> None:
+    continues = {"plan": "ab" * 32, "rounds": {"gan": 3, "glow": 0}}
+    study = small_study(continues=continues)
+    statement = privacy_statement(study, {}, ACCOUNT)
+    assert (
+        "earlier version of the study (plan abababababab), after 3 closed rounds"
+        in (statement["weights"]["claim"])
+    )
+    alone = privacy_statement(small_study(), {}, ACCOUNT)
+    assert "earlier version" not in alone["weights"]["claim"]
+    steps = [found["updates"]["models"]["gan"]["steps"] for found in (alone, statement)]
+    assert steps == [4, 10]
