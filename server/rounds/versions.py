@@ -70,7 +70,7 @@ def check_draft(record: StudyRecord, new: Study) -> None:
     for model, expected in _count_rounds(record.study, closed).items():
         stated = new.continues.rounds[model]
         if stated != expected:
-            raise _refusal(new, f"continues.rounds.{model}: {stated}, expected {expected}")
+            raise _refusal(new, f"continues.rounds: {stated} of {model}, expected {expected}")
         count = closed[model]
         if not count:
             continue

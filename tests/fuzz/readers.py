@@ -85,6 +85,7 @@ EXEMPT = {
     "server.operator.opening": "this server's own public key",
     "server.demo": "invented hospitals: their own files",
     "server.evaluate.extractors": "bytes that have the digest that the operator wrote",
+    "server.rounds.versions": "copies of checkpoints whose digests were checked",
     "server.flower.app_process": "Flower's answer from this machine's own SuperLink",
     "server.flower.calls": "bytes for a hash; the key line is target site-key-line",
     "server.flower.executor": "a secret: bytes alone",

@@ -78,8 +78,11 @@ def test_the_earlier_rounds_count_in_the_plans_epsilon_and_once_at_a_site(
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "fewer rounds than were closed": ({"continues__rounds": {"gan": 0, "glow": 1}}, "rounds.gan"),
-    "more rounds than were closed": ({"continues__rounds__gan": 2}, "rounds.gan"),
+    "fewer rounds than were closed": (
+        {"continues__rounds": {"gan": 0, "glow": 1}},
+        "continues.rounds: ",
+    ),
+    "more rounds than were closed": ({"continues__rounds__gan": 2}, "continues.rounds: "),
     "less noise than before": ({"models__gan__noise_multiplier": 3.0}, "gan.noise_multiplier"),
     "another promise": ({"privacy__epsilon": 9.0}, "privacy.epsilon"),
     "another study": ({"continues__plan": "0" * 64}, "continues.plan"),
