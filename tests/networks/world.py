@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +131,13 @@ def _flags() -> list[str]:
 
 
 @contextmanager
-def open_world() -> Iterator[dict[str, Place]]:
-    """Yield the places `server`, `west`, `proxy` and `east`, connected; they end with the block."""
+def open_world(
+    bridged: Mapping[str, tuple[str, ...]] = ON_BRIDGE,
+) -> Iterator[dict[str, Place]]:
+    """Yield the places at the bridge, connected; they end with the block.
+
+    Behind a place `proxy` lies another, `east`.
+    """
     flags = _flags()
     entry: tuple[str, ...] = ("--net",)
     if "--map-root-user" in flags:
@@ -141,9 +146,9 @@ def open_world() -> Iterator[dict[str, Place]]:
     try:
         world = Place(_hold(["unshare", *flags], holders), entry)
         places = {}
-        for name in (*ON_BRIDGE, "east"):
+        for name in (*bridged, *(("east",) if "proxy" in bridged else ())):
             places[name] = Place(_hold(world.enter(["unshare", "--net"]), holders), entry)
-        script = "\n".join(_wiring({name: place.holder for name, place in places.items()}))
+        script = "\n".join(_wiring({name: place.holder for name, place in places.items()}, bridged))
         subprocess.run(world.enter(["sh", "-ec", script]), check=True)
         yield places
     finally:
@@ -165,14 +170,16 @@ def _hold(prefix: list[str], holders: list[subprocess.Popen[bytes]]) -> int:
     return holder.pid
 
 
-def _wiring(holders: dict[str, int]) -> Iterator[str]:
+def _wiring(holders: dict[str, int], bridged: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     """Yield the shell lines that join the places."""
     yield "ip link add bridge0 type bridge"
     yield "ip link set bridge0 up"
-    for name, addresses in ON_BRIDGE.items():
+    for name, addresses in bridged.items():
         yield f"ip link add {name} type veth peer name eth0 netns {holders[name]}"
         yield f"ip link set {name} master bridge0 up"
         yield from _leg(holders[name], "eth0", addresses)
+    if "proxy" not in bridged:
+        return
     yield (
         f"nsenter --target {holders['proxy']} --net "
         f"ip link add eth1 type veth peer name eth0 netns {holders['east']}"
