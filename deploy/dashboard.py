@@ -1,7 +1,7 @@
-"""`python -m deploy.dashboard`: writes the dashboard for Grafana, one panel a metric of either side.
+"""`python -m deploy.dashboard`: writes the dashboard for Grafana, a panel for each metric.
 
-In: the one list of metrics (common/monitoring/names.py). Out: deploy/monitoring/dashboard.json, which
-a test compares with what is committed.
+In: the one list of metrics (common/monitoring/names.py).
+Out: deploy/monitoring/dashboard.json, which a test compares with what is committed.
 """
 
 from __future__ import annotations
