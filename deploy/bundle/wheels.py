@@ -63,9 +63,12 @@ def build_own(source: Path, wheels: Path) -> None:
 
 
 def download(lock: Path, wheels: Path) -> None:
-    """Download what a lock names for this machine, each file by one of its hashes."""
-    options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--dest", str(wheels)]
-    _pip(["download", *options, "--requirement", str(lock)])
+    """Download what a lock names for this machine, each file by one of its hashes.
+
+    The few that come as sources alone become wheels here, by this environment's setuptools.
+    """
+    options = ["--require-hashes", "--no-deps", "--no-build-isolation", "--prefer-binary"]
+    _pip(["wheel", *options, "--wheel-dir", str(wheels), "--requirement", str(lock)])
 
 
 def without(text: str, instead: Sequence[Path]) -> str:
