@@ -25,6 +25,7 @@ from client.ingest.cohort import CHUNK_ROWS, Cohort, release_pages
 from client.state.artefacts import USES
 from client.state.group_store import Group, Grouping
 from client.state.jobs import GROUPS, OUTPUT_CAP_BYTES, STORED
+from client.synthesize import strata
 from client.synthesize.group import Roster, patient_codes, regroup, roster, strata_of
 from client.synthesize.invert import Inversion
 from client.synthesize.metric import make_metric_cells, make_points
@@ -188,17 +189,7 @@ def find_contributing(batch: Batch) -> NDArray[np.bool_]:
 
 def labels_and_sides(batch: Batch) -> tuple[Labels, Labels | None]:
     """Return each image's merged label (-1: unknown), and its side where the plan says so."""
-    intake = batch.study.intake
-    strata = batch.study.strata()
-    # the stratum of each of the cohort's labels
-    merged: list[int] = []
-    for label in batch.cohort.label_names:
-        merged.append(strata.index(intake.merge_labels.get(label, label)))
-    # a label of -1, unknown, takes the last entry, which is -1
-    labels = np.array([*merged, -1], np.int64)[batch.cohort.labels]
-    if not intake.stratify_laterality:
-        return labels, None
-    return labels, np.asarray(batch.cohort.laterality, np.int64)
+    return strata.labels_and_sides(batch.cohort, batch.study)
 
 
 def keep_accepted(who: Roster, accepted: NDArray[np.bool_]) -> Roster:

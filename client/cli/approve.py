@@ -18,11 +18,13 @@ from client.cli.letter import (
     what_changed,
     what_it_takes,
     what_leaves,
+    what_to_expect,
     who_asks,
 )
 from client.cli.options import StateFolder
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
+from client.cli.yields import yield_lines
 from client.state.config import check_plan, load_site
 from client.state.folder import State
 from client.state.machine import check_memory, memory_lines, read_room
@@ -82,6 +84,7 @@ def approve(
     show(who_asks(ask))
     show(about_whom(ask))
     show(what_leaves(ask))
+    show(what_to_expect(yield_lines(place, study)))
 
     # Refuse what the policy forbids, what cannot be computed, what breaks its own promise and what
     # cannot learn.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from client.cli.inspection import inspect_site
 from client.cli.options import AsJson, Monitor, StateFolder
+from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
+from client.cli.yields import yield_lines
 from client.daemon.standing import site_standing
 from client.state.config import load_site
+from client.state.folder import State
 from common.alerts import Alert, exit_code, monitor_line
 from common.errors import ConfigurationError, KohortError
 
@@ -38,6 +42,8 @@ def check(
             write_line(f"{look.name}: {outcome}")
             for note in look.notes:
                 write_line(f"  {note}")
+            if look.name == "plans":
+                show_expected(state)
     if as_json:
         write_line(json.dumps({"format": "kohort-site-check/1", "looks": looks}))
     if faults:
@@ -46,6 +52,17 @@ def check(
             problems=[check_line(fault) for fault in faults],
             hint="repair them and check again",
         )
+
+
+def show_expected(state: Path) -> None:
+    """Write which images each approved plan will give here; what is broken is a fault already."""
+    try:
+        studies = open_plans(state).valid()
+    except KohortError:
+        return
+    for study in studies.values():
+        for line in yield_lines(State(state), study):
+            write_line(line)
 
 
 def check_line(fault: Alert) -> str:

@@ -173,6 +173,15 @@ def _privatized(study: Study, plan: PrivatizePlan) -> Iterator[str]:
     )
 
 
+def what_to_expect(images: Iterable[str]) -> Iterator[str]:
+    """Yield how many images this hospital's own people will give."""
+    found = list(images)
+    if found:
+        yield ""
+        yield "What to expect here"
+        yield from found
+
+
 def at_what_price(study: Study, prices: Prices) -> Iterator[str]:
     """Yield the table of epsilon, and what it means."""
     claims = claims_of(study)

@@ -11,6 +11,7 @@ import typer
 from client.cli.options import StateFolder
 from client.cli.prices import open_records, price_lines
 from client.cli.terminal import write_line
+from client.cli.yields import waiting_lines, yield_lines
 from client.egress.decisions import REASONS, Decision
 from client.egress.review import Batch, Reviews, open_reviews
 from client.state.config import load_site
@@ -73,8 +74,12 @@ def review(
         for line in _list_batches(reviews):
             write_line(line)
         if reviews.batches():
-            for line in price_lines(open_records(state)):
+            records = open_records(state)
+            for line in price_lines(records):
                 write_line(line)
+            for study in records.plans.valid().values():
+                for line in yield_lines(records.state, study):
+                    write_line(line)
 
 
 def _numbers(text: str) -> list[int]:
@@ -96,6 +101,9 @@ def _list_batches(reviews: Reviews) -> Iterator[str]:
             yield from _why(decision)
         for sheet in found.sheets:
             yield f"  look at {sheet}"
+        facts = found.facts() if found.state == "waiting" else None
+        if facts is not None:
+            yield from waiting_lines(facts)
     if not batches:
         yield "no images have been made yet"
 

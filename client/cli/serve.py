@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from client.cli.options import StateFolder
-from client.cli.state_folder import open_site
+from client.cli.state_folder import open_plans, open_site
 from client.cli.terminal import write_line
+from client.cli.yields import yield_lines
 from client.daemon.certificates import CertificateWatch, mend_rotation
 from client.daemon.device import find_devices, note_devices
 from client.daemon.metrics import SiteMetrics, shown
@@ -77,6 +78,9 @@ def ingest(state: StateFolder, refresh: Refresh = False) -> None:
     for plan_hash, lines in found.items():
         for text in lines:
             write_line(f"{plan_hash[:12]}: {text}")
+    for study in open_plans(state).valid().values():
+        for text in yield_lines(State(state), study):
+            write_line(text)
 
 
 def _take_in(site: Site, study: Study, refresh: bool, seen: set[str]) -> Iterator[str]:

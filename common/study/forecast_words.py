@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from common.study.forecast import HARDWARE, Hardware, Phase, hours, peak_bytes, phases
 from common.study.plan import Study
-from common.study.traffic import images_of_label, traffic_of
+from common.study.traffic import traffic_of
+from common.study.yield_words import yield_facts, yield_table
 
 MB = 1e6
 GIB = 1 << 30
@@ -59,13 +60,14 @@ def forecast_facts(study: Study) -> dict[str, object]:
     return {
         "estimate": True,
         "traffic": asdict(traffic_of(study)),
+        "images_of_a_label": yield_facts(study),
         "phases": rows,
         "hardware": [asdict(machine) for machine in HARDWARE],
     }
 
 
 def _image_lines(study: Study) -> Iterator[str]:
-    """How many images leave at most, and what a label gives by its patients."""
+    """How many images leave at most, and what a label gives by its people."""
     assert study.synthesis is not None
     traffic = traffic_of(study)
     sites = len(study.sites)
@@ -73,15 +75,7 @@ def _image_lines(study: Study) -> Iterator[str]:
         f"    images: at most {traffic.images:,} of a site, {sites * traffic.images:,} of "
         f"{sites} sites ({sites * traffic.images_bytes / MB:,.1f} MB)"
     )
-    k = study.synthesis.k
-    planned = study.privacy.planned_patients
-    shown = []
-    for patients in sorted({k - 1, k, 5 * k, planned // max(1, len(study.strata())), planned}):
-        fewest, most = images_of_label(study, patients)
-        span = f"{fewest:,} to {most:,}" if most > fewest else f"{most:,}"
-        shown.append(f"{patients:,} patients {span}")
-    eyes = " and eye" if study.intake.stratify_laterality else ""
-    yield f"    images of a label{eyes} at a site, by its patients: {'; '.join(shown)}"
+    yield from yield_table(study)
 
 
 def _duration(amount_h: float) -> str:

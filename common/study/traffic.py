@@ -85,27 +85,6 @@ def most_images(study: Study) -> int:
     return min(study.synthesis.max_images_per_site, possible * study.synthesis.outputs_per_group)
 
 
-def images_of_label(study: Study, patients: int) -> tuple[int, int]:
-    """Return the fewest and the most images of a label with so many patients at a site.
-
-    Groups have k to 2k - 1 patients. Cells of grouping `anchors` have no upper bound, and a cell
-    whose noisy count is too small gives none: their fewest is 0.
-    """
-    if study.synthesis is None:
-        return 0, 0
-    k = study.synthesis.k
-    outputs = study.synthesis.outputs_per_group
-    most = outputs * (patients // k)
-    fewest = outputs * math.ceil(patients / (2 * k - 1))
-    if patients < k:
-        fewest = 0
-    if study.synthesis.anchors is not None:
-        fewest = 0
-        most = min(most, outputs * study.cells_per_stratum)
-    cap = study.synthesis.max_images_per_site
-    return min(fewest, cap), min(most, cap)
-
-
 def file_bytes(shapes: Shapes) -> int:
     """Return the bytes of float32 tensors of these shapes in a file."""
     header = {}

@@ -21,7 +21,7 @@ from common.study import forecast, traffic
 from common.study.forecast import CORE, PROGRAM_BYTES, Phase, hours, peak_bytes, phases
 from common.study.forecast_words import forecast_facts, forecast_lines
 from common.study.plan import Study
-from common.study.traffic import file_bytes, images_of_label, most_images, traffic_of
+from common.study.traffic import file_bytes, most_images, traffic_of
 from common.wire import tensors
 from tests.sized_plans import image_weights, pair_weights
 from tests.studies import small_study, vessels_plan
@@ -115,17 +115,9 @@ def test_a_study_sends_every_round_both_ways_and_its_images() -> None:
     assert traffic.server_wire_bytes == 3 * (traffic.site_down_bytes + traffic.site_up_bytes)
 
 
-@pytest.mark.parametrize(
-    ("patients", "expected"), [(4, (0, 0)), (5, (1, 1)), (9, (1, 1)), (10, (2, 2)), (25, (3, 5))]
-)
-def test_a_label_gives_the_images_of_its_groups(patients: int, expected: tuple[int, int]) -> None:
-    assert images_of_label(small_study(), patients) == expected
-
-
 def test_images_are_at_most_the_plans_cap_and_none_without_a_synthesis() -> None:
     assert most_images(small_study()) == 20
     assert most_images(small_study(synthesis__max_images_per_site=7)) == 7
-    assert images_of_label(small_study(synthesis__max_images_per_site=7), 100) == (7, 7)
     assert most_images(Study.model_validate(vessels_plan())) == 0
 
 
