@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 from client.cli.options import StateFolder
-from client.cli.state_folder import open_plans
+from client.cli.prices import open_records, price_lines
 from client.cli.terminal import write_line
 from client.desk.door import Address
 from client.desk.pages import Desk, make_app
 from client.desk.serving import bind_file, bind_loopback, serve
 from client.desk.sessions import Sessions
-from client.egress.review import Reviews
+from client.egress.review import open_reviews
 from client.state.config import load_site
 from client.state.folder import State
 from common.errors import ConfigurationError
@@ -45,12 +45,12 @@ def desk(
     if socket_file is not None and port is not None:
         raise ConfigurationError("--port or --socket, not both", hint="kohort-site desk --help")
     # a key under a passphrase is opened now, not at the first decision
-    key = place.signing_key()
-    plans = open_plans(state)
+    place.signing_key()
+    records = open_records(state)
     listener = bind_loopback(host, port or 0) if socket_file is None else bind_file(socket_file)
     address = Address(f"/{secrets.token_urlsafe(9)}", _port_of(listener))
     sessions = Sessions()
-    reviews = Reviews(place.reviews, lambda: key, config.policy.reviewers)
+    reviews = open_reviews(place, config)
 
     def show_link() -> None:
         write_line(f"open {_place_of(listener, address)}/open?token={sessions.new_link()}")
@@ -59,7 +59,8 @@ def desk(
         write_line("opened; another person opens")
         show_link()
 
-    found = Desk(config.site, reviews, plans.valid, sessions, address, show_next)
+    found = Desk(config.site, reviews, records.plans.valid, sessions, address)
+    found.opened, found.prices = show_next, lambda: list(price_lines(records))
     write_line("the review desk shows images of patients: it answers on this machine alone")
     if socket_file is not None:
         write_line(f"first, where the browser is: ssh -L 8437:{socket_file.resolve()} THIS-MACHINE")

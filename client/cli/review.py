@@ -121,6 +121,8 @@ def _batch_line(batch: Batch, reviews: Reviews) -> str:
 
 def _why(decision: Decision) -> Iterator[str]:
     """Yield why a person decided so, where they said it."""
+    if decision.left_out:
+        yield f"  {decision.reviewer}: images {', '.join(map(str, decision.left_out))} stay"
     if decision.reason:
         yield f"  {decision.reviewer}: {REASONS.get(decision.reason, decision.reason)}"
     if decision.note:

@@ -13,7 +13,7 @@ Not covered: the rules of a decision (client/egress/review.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,7 +63,8 @@ Number = Annotated[int, InPath(ge=1, le=MOST_PAGES)]
 class Desk:
     """What the pages are made of.
 
-    `plans`: the approved plans by their hash. `opened`: is called when a link was used.
+    `plans`: the approved plans by their hash. `opened`: is called when a link was used. `prices`:
+    what plans cost a patient, a line each.
     """
 
     site: str
@@ -72,6 +73,7 @@ class Desk:
     sessions: Sessions
     address: Address
     opened: Callable[[], None] = lambda: None
+    prices: Callable[[], Sequence[str]] = tuple
     _pictures: dict[str, SheetPictures] = field(default_factory=dict)
 
     def batch(self, digest: str) -> Batch:
@@ -170,7 +172,8 @@ def add_looking(router: APIRouter, desk: Desk) -> None:
             study = plans.get(batch.study)
             facts = None if find_altered(batch) else batch.facts()
             rows.append(views.Row.of(batch, facts, study, desk.reviews.reviewers))
-        return desk.html("list.html.j2", _session(request), rows=rows)
+        prices = desk.prices() if rows else ()
+        return desk.html("list.html.j2", _session(request), rows=rows, prices=prices)
 
     @router.get("/batches/{digest}")
     async def show_batch(request: Request, digest: Digest, page: int = 1) -> Response:

@@ -97,7 +97,8 @@ _RULES = (
     Rule(24, "the audit of the batch passed", "site"),
     Rule(
         25,
-        "a person of the site approved exactly this batch, where the policy asks for it",
+        "as many persons of the site as its policy asks for approved exactly this batch, "
+        "each signed",
         "site",
     ),
     Rule(

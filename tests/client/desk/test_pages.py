@@ -32,6 +32,13 @@ def test_the_list_names_each_batch_with_its_state(visitor: Visitor, digest: str)
         assert word in page
 
 
+def test_the_list_says_what_plans_cost_a_patient(visitor: Visitor) -> None:
+    visitor.desk.prices = lambda: [f"epsilon of a patient, plan {SCRIPT}: spent 2.02"]
+    page = visitor.get("/").text
+    assert "What plans cost a patient" in page and "spent 2.02" in page
+    assert "<script" not in page
+
+
 def test_a_batch_shows_each_average_beside_the_nearest_real_image(
     visitor: Visitor, hospital: Hospital, digest: str
 ) -> None:
