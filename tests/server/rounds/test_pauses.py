@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -69,9 +70,16 @@ def paused(progress: Progress) -> bool:
     return progress.code == "E-QUORUM"
 
 
-def test_below_the_quorum_a_study_pauses_and_says_since_when(federation: Federation) -> None:
+def test_below_the_quorum_a_study_pauses_and_says_since_when(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kohort.server")
     served = Served(federation, offline=("hospital-b", "hospital-c"))
     found = served.until(paused)
+    # the log says it once, whatever the number of turns
+    time.sleep(0.3)
+    text = "gan round 1 of 2: paused, E-QUORUM: waiting for hospital-b, hospital-c"
+    assert [record.getMessage() for record in caplog.records].count(text) == 1
     assert found.waiting == "waiting for hospital-b, hospital-c" and found.since.endswith("+00:00")
     assert found.done == 0 and served.thread.is_alive()
     # it goes on by itself when enough have answered, with no word of the operator
