@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from client.cli.options import StateFolder
 from client.cli.state_folder import open_plans, open_site
@@ -38,6 +36,7 @@ from client.state.folder import State
 from client.state.sweep import sweep
 from client.state.work import at_work
 from common.errors import KohortError, PolicyError
+from common.logs import log_to_standard_error
 from common.notify import READY, STOPPING, Watchdog, notify
 from common.process import STARTED
 from common.storage import heartbeat
@@ -125,8 +124,7 @@ def run(state: StateFolder, until_done: UntilDone = False) -> None:
 
     Ends on SIGTERM and ctrl-C; what was journaled is kept.
     """
-    load_site(state)
-    _log_to_standard_error()
+    log_to_standard_error(load_site(state).log)
     with (
         FolderLock(state / "lock", "kohort-site run"),
         closing(Heartbeat(state, "kohort-site run")) as heart,
@@ -177,21 +175,6 @@ def _require_plans(site: Site) -> dict[str, Study]:
             "no plan is approved here that this version can read", hint="kohort-site approve BUNDLE"
         )
     return studies
-
-
-def _log_to_standard_error() -> None:
-    """Log rich lines on a terminal, plain ones in a file or journal."""
-    console = Console(stderr=True)
-    handler: logging.Handler = logging.StreamHandler()
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", datefmt="%X", handlers=[handler], force=True
-    )
-    if not console.is_terminal:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
-    for noisy in ("httpx", "flwr", "grpc"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _serve(site: Site, heart: Heartbeat, until_done: bool) -> None:

@@ -53,10 +53,10 @@ from client.state.plans import Plans
 from client.state.records import Records
 from client.state.spool import remove_spool, spool_of
 from client.state.upgrade import upgrade
-from client.state.work import round_name
 from common.errors import RefusedError
 from common.privacy.boundary import check_instruction
 from common.study.plan import Study
+from common.study.round_names import name_of_key
 from common.wire.messages import Header, Sealed, digest_of_sealed, open_header, unseal
 
 log = logging.getLogger(__name__)
@@ -131,9 +131,9 @@ class Site:
             self.done.set()
             raise RefusedError("instruction: the study has ended", code="E-STUDY-ENDED")
         if reply is None:
-            log.info("%s: %s: at work", study.name, round_name(header.key, study))
+            log.info("%s: %s: at work", study.name, name_of_key(study, header.key))
             reply = self._compute_reply(header, study, sealed.payload)
-        log.info("%s: %s: answered", study.name, round_name(header.key, study))
+        log.info("%s: %s: answered", study.name, name_of_key(study, header.key))
         if header.statement.get("done") is True:
             self.done.set()
         return reply

@@ -19,6 +19,7 @@ from client.state.artefacts import Limit
 from common.compute import Compute
 from common.config import FrozenModel, load_yaml
 from common.errors import ConfigurationError, PolicyError
+from common.logs import LogSettings
 from common.monitoring.settings import HealthSettings, MetricsSettings
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.draws import compose_draws
@@ -247,6 +248,7 @@ class SiteConfig(FrozenModel):
     metrics: MetricsSettings = Field(
         default_factory=MetricsSettings, description="where Prometheus finds the metrics"
     )
+    log: LogSettings = Field(default_factory=LogSettings, description="how the daemon logs")
     health: HealthSettings = Field(
         default_factory=HealthSettings, description="where probes ask whether the daemon is well"
     )

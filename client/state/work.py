@@ -14,6 +14,7 @@ from datetime import datetime
 from client.state.folder import State
 from client.state.jobs import Work, is_finished, read_work
 from common.study.plan import Study
+from common.study.round_names import name_of_key
 
 # Phases whose steps are the cohort's images or groups; those of the others are the plan's.
 OF_IMAGES = ("invert", "align")
@@ -59,18 +60,6 @@ class AtWork:
         return f"{unit} {self.work.done} of {self.work.total}"
 
 
-def round_name(key: str, study: Study) -> str:
-    """Return a round as both sides name it: `train gan round 1 of 2`, or `synthesize`.
-
-    `key`: the journal's, of which the plan's hash is the first part.
-    """
-    _, phase, model, number, *_ = key.split("/")
-    trained = study.models.trained()
-    if model not in trained:
-        return phase
-    return f"{phase} {model} round {int(number) + 1} of {trained[model].rounds}"
-
-
 def at_work(state: State, plan_hash: str, study: Study) -> Iterator[AtWork]:
     """Yield the rounds of a plan that a child has begun and that are not answered."""
     begun: dict[str, str] = {}
@@ -82,7 +71,7 @@ def at_work(state: State, plan_hash: str, study: Study) -> Iterator[AtWork]:
     for key, name in begun.items():
         folder = state.jobs / name
         if folder.is_dir() and not is_finished(folder):
-            yield AtWork(round_name(key, study), read_work(folder))
+            yield AtWork(name_of_key(study, key), read_work(folder))
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from docs.generator.inputs import inputs_page
 from docs.generator.keys import server_page, site_page, study_page
 from docs.generator.metrics import metrics_page
 from docs.generator.rooms import ROOT, with_rooms
+from docs.generator.status import status_page
 
 REFERENCE = "docs/reference"
 README = "README.md"
@@ -26,6 +27,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reasons.md": reasons_page,
     "health.md": health_page,
     "exit-codes.md": exit_codes_page,
+    "status.md": status_page,
     "metrics.md": metrics_page,
 }
 

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigurationError, EnvironmentFault
+from common.logs import to_environment
 from common.notify import READY, STOPPING, Watchdog, notify
 from common.storage.files import read_capped
 from common.storage.heartbeat import Heartbeat
@@ -121,10 +122,11 @@ def serve(
     environment = {
         "KOHORT_SERVER_STATE": str(place.root.resolve()),
         "KOHORT_STUDY_HASH": study.hash(),
+        **to_environment(config.log),
     }
     with (
         open_registry(place) as registry,
-        study_progress(study.name) as (show, say),
+        study_progress(study.name, config.log) as (show, say),
         open_door(place.root.resolve(), config, port, largest_reply(record)) as front,
     ):
         say(f"study {study.name}: starting on {spell(config.listen.host, port)}")

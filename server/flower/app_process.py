@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from common.logs import log_as_told
 from common.process import end_with_input, keep_private
 from server.flower.tasks import Claim
 from server.flower.wire import grid_of, runtime_pb2, task_client
@@ -35,6 +36,7 @@ def run(folder: Path, app: str, claim: Claim) -> None:
 def main() -> None:
     """Run the app that the command line names for the claim on standard input."""
     keep_private()
+    log_as_told()
     claim = Claim.from_json(sys.stdin.buffer.readline())
     end_with_input(STOPPED)
     try:

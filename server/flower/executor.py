@@ -27,6 +27,7 @@ import httpx
 
 from common import passphrase
 from common.errors import RefusedError
+from common.logs import log_as_told
 from common.process import keep_private
 from common.storage.files import read_capped
 from server.flower.link_process import SECRET_CAP_BYTES, SECRET_FILE
@@ -207,8 +208,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def main() -> None:
     """Run an executor as the command line says."""
     keep_private()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_as_told()
     folder, pin, app = sys.argv[1:]
     Executor(Path(folder), pin, app).run()
 

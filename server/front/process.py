@@ -126,7 +126,12 @@ def main() -> None:
     handler = RotatingFileHandler(
         state.root / "front.log", maxBytes=LOG_BYTES, backupCount=LOGS_KEPT
     )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[handler])
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+        handlers=[handler],
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     pushed_bytes = int(sys.argv[3]) if sys.argv[3:] else rules.PUSHED_BYTES

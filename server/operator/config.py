@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from common.config import FrozenModel, load_yaml, parse_yaml
 from common.errors import ConfigurationError
+from common.logs import LogSettings
 from common.monitoring.settings import HealthSettings, MetricsSettings
 from common.problems import describe
 from common.storage.files import atomic_write
@@ -167,6 +168,7 @@ class ServerConfig(FrozenModel):
     metrics: MetricsSettings = Field(
         default=MetricsSettings(), description="where Prometheus finds the metrics"
     )
+    log: LogSettings = Field(default=LogSettings(), description="how the server logs")
     health: HealthSettings = Field(
         default=HealthSettings(), description="where probes ask whether the server is well"
     )

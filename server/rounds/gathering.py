@@ -16,6 +16,7 @@ from pathlib import Path
 from common.errors import RefusedError
 from common.privacy import boundary
 from common.storage.files import atomic_write
+from common.study.round_names import round_name
 from common.wire.messages import Header
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
@@ -209,10 +210,8 @@ class Gathering:
     def _name(self) -> str:
         """The round as the log names it."""
         asked = self._instruction
-        if not asked.model:
-            return "images"
-        rounds = self._run.study.models.trained()[asked.model].rounds
-        return f"{asked.model} round {asked.round + 1} of {rounds}"
+        name = round_name(self._run.study, asked.phase, asked.model, asked.round)
+        return f"{self._run.study.name}: {name}"
 
     # --- (4) one reply
 
@@ -253,7 +252,7 @@ class Gathering:
         # First on disk, then journaled and counted.
         store_sealed(self._file(site.name, reply.part), sealed)
         self._count(site, reply.part, accepted)
-        log.info("%s: accepted", site.name)
+        log.info("%s: %s: accepted", self._name(), site.name)
 
     def _keep_evidence(self, reply: Reply, error: Exception) -> None:
         """Keep a reply that our code could not handle, and where; for the operator alone.

@@ -17,11 +17,13 @@ Not covered: starting this process again (server/flower/coordinator.py).
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from common.privacy.global_weights import Known, check_move, check_untrained
 from common.storage.files import file_digest
 from common.study.families import FAMILIES
 from common.study.plan import Study
+from common.study.round_names import round_name
 from common.wire import tensors
 from common.wire.messages import digest_of
 from server.rounds.aggregate import aggregate
@@ -86,9 +88,7 @@ def train_round(run: StudyRun, grid: Grid, model: str, number: int) -> None:
     path = run.record.write_weights(model, number + 1, new)
     outcome = gathering.outcome() | {"weights": file_digest(path)}
     run.record.close_round("train", model, number, outcome)
-    rounds = run.study.models.trained()[model].rounds
-    names = ", ".join(sorted(sites))
-    log.info("%s round %d of %d: closed with %s", model, number + 1, rounds, names)
+    _log_closed(run, "train", model, number, sites)
 
 
 def _check_grown(
@@ -108,4 +108,10 @@ def image_round(run: StudyRun, grid: Grid) -> None:
     gathering = Gathering(run, grid, instruction, payload)
     gathering.gather()
     run.record.close_round("synthesize", "", 0, gathering.outcome())
-    log.info("images: closed with %s", ", ".join(sorted(gathering.complete)))
+    _log_closed(run, "synthesize", "", 0, gathering.complete)
+
+
+def _log_closed(run: StudyRun, phase: str, model: str, number: int, sites: Iterable[str]) -> None:
+    """Log with whose answers a round was closed."""
+    name = round_name(run.study, phase, model, number)
+    log.info("%s: %s: closed with %s", run.study.name, name, ", ".join(sorted(sites)))

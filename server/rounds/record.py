@@ -32,6 +32,7 @@ from common.storage.journal import Entry, Journal
 from common.study.families import FAMILIES
 from common.study.fields import CHECKPOINT_CAP_BYTES
 from common.study.plan import Study
+from common.study.round_names import round_name
 from common.study.shapes import starting_weights
 from common.wire import tensors
 from common.wire.messages import Sealed
@@ -374,10 +375,11 @@ class StudyRecord:
         rounds = []
         for model, plan in self.study.models.trained().items():
             for number in range(plan.rounds):
-                name = f"{model} round {number + 1} of {plan.rounds}"
+                name = round_name(self.study, "train", model, number)
                 rounds.append((name, self.place("train", model, number)))
         if self.study.synthesis:
-            rounds.append(("images", self.place("synthesize", "", 0)))
+            name = round_name(self.study, "synthesize", "", 0)
+            rounds.append((name, self.place("synthesize", "", 0)))
         return rounds
 
     def close(self) -> None:

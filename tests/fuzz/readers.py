@@ -76,6 +76,7 @@ EXEMPT = {
     "client.state.plans": "bytes for a hash",
     "client.state.seen_weights": "bytes that have the digest in the journal",
     "common.codes": "words that come with the program",
+    "common.logs": "what the process above wrote into this one's environment",
     "common.devices:_available_bytes": "the kernel's own table",
     "common.passphrase": "a secret of this process: bytes alone",
     "common.study.bundle": "bytes that have the digest in the signed plan; target plan-bundle",

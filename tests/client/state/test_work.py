@@ -11,8 +11,9 @@ import pytest
 from client.cli.status import status
 from client.daemon.standing import site_standing
 from client.state.jobs import PROGRESS, Work, read_progress, read_work, write_progress
-from client.state.work import AtWork, at_work, round_name
+from client.state.work import AtWork, at_work
 from common.storage.heartbeat import Heartbeat
+from common.study.round_names import name_of_key
 from tests.sites import Hospital, make_hospital
 from tests.studies import small_study
 
@@ -31,9 +32,9 @@ def begin(hospital: Hospital, key: str, phase: str, done: int, total: int) -> Pa
 
 def test_rounds_are_counted_from_one_as_the_operator_counts_them() -> None:
     study = small_study()
-    assert round_name("0" * 64 + "/train/gan/0/0", study) == "train gan round 1 of 2"
-    assert round_name("0" * 64 + "/train/gan/1/0", study) == "train gan round 2 of 2"
-    assert round_name("0" * 64 + "/synthesize//0/0", study) == "synthesize"
+    assert name_of_key(study, "0" * 64 + "/train/gan/0/0") == "train gan round 1 of 2"
+    assert name_of_key(study, "0" * 64 + "/train/gan/1/0") == "train gan round 2 of 2"
+    assert name_of_key(study, "0" * 64 + "/synthesize//0/0") == "synthesize"
 
 
 def test_time_left_follows_the_pace_since_the_phases_first_report() -> None:

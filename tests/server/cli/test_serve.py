@@ -24,7 +24,7 @@ def test_status_tells_rounds_and_sites_from_the_journal(tmp_path: Path, kohort: 
     facts = json.loads(output)
     assert code == 0 and [row["state"] for row in facts["sites"]] == ["registered"] * 3
     (study,) = facts["studies"]
-    assert (study["done"], study["total"], study["phase"]) == (1, 4, "gan round 2 of 2")
+    assert (study["done"], study["total"], study["phase"]) == (1, 4, "train gan round 2 of 2")
 
 
 def test_a_second_server_on_one_state_folder_is_refused(

@@ -31,7 +31,7 @@ def test_status_says_why_a_study_is_paused_since_when_and_what_to_do(
     record.note_paused(place, "E-QUORUM", "waiting for hospital-b, hospital-c")
     since = record.progress().since
     _, output, _ = kohort("status", "--state", federation.state.root)
-    assert "0 of 4 rounds: gan round 1 of 2 waiting for hospital-b, hospital-c\n" in output
+    assert "0 of 4 rounds: train gan round 1 of 2 waiting for hospital-b, hospital-c\n" in output
     assert f"paused since {since} (E-QUORUM)" in output
     assert "study extend small" in output and "study abandon small" in output
     _, output, _ = kohort("status", "--state", federation.state.root, "--json")
@@ -44,7 +44,7 @@ def test_extend_names_the_round_and_the_quorum_that_stays(
 ) -> None:
     state = federation.state.root
     code, output, _ = kohort("study", "extend", "small", "--state", state, "--by", "600")
-    assert code == 0 and "gan round 1 of 2 waits 600 s from now" in output
+    assert code == 0 and "train gan round 1 of 2 waits 600 s from now" in output
     assert "its quorum stays 2 of 3 sites" in output
     entry = record.journal.latest(record.place("train", "gan", 0) + "/deadline")
     assert entry is not None and entry.data == {"seconds": 600.0}

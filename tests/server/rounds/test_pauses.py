@@ -119,7 +119,7 @@ def test_a_silent_a_hostile_and_an_honest_site_pause_a_study_until_one_is_back(
     served = Served(federation, offline=("hospital-c",))
     found = served.until(paused)
     assert run.registry.get("hospital-b").state == "quarantined"
-    assert found.phase == "glow round 1 of 1"
+    assert found.phase == "train glow round 1 of 1"
     served.turn("hospital-c", on=True)
     served.end()
     closed = served.run.record.closing_entry("train", "glow", 0)
@@ -143,7 +143,7 @@ def test_an_extension_ends_the_pause_and_lowers_nothing(federation: Federation) 
     served = Served(federation, offline=("hospital-b", "hospital-c"))
     served.until(paused)
     other = federation.open().record  # another process
-    assert orders.extend(other, 3600) == "gan round 1 of 2"
+    assert orders.extend(other, 3600) == "train gan round 1 of 2"
     orders.extend(other, 3600)
     served.until(lambda progress: not paused(progress))
     served.turn("hospital-b", on=True)

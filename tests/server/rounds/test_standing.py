@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.storage.heartbeat import Heartbeat
+from docs.generator.status import SERVER
 from server.operator.foreign import note_foreign_run
 from server.operator.sites import Registry
 from server.rounds.loop import train_round
@@ -149,3 +150,17 @@ def test_a_foreign_run_is_an_alert_for_a_week(
 def test_everything_is_json(federation: Federation, record: StudyRecord) -> None:
     facts = read_standing(federation.state).to_dict()
     assert json.loads(json.dumps(facts)) == facts
+
+
+# the shape that monitoring systems read, and that docs/reference/status.md promises
+SERVER_KEYS = {place: set(keys) for place, keys in SERVER.items()}
+
+
+def test_the_json_of_status_keeps_its_shape(federation: Federation, record: StudyRecord) -> None:
+    facts = read_standing(federation.state).to_dict()
+    assert facts["format"] == "kohort-server-status/1"
+    found = {}
+    for place in SERVER_KEYS:
+        one = facts[place] if place else facts
+        found[place] = set(one[0] if isinstance(one, list) else one)
+    assert found == SERVER_KEYS
