@@ -226,7 +226,8 @@ TERMS = (
     Term(
         "Starting checkpoint",
         r"starting checkpoint",
-        "The weights from which the training begins.",
+        "The weights from which the training begins: made from public images, or, in the next "
+        "version of a study, those that its earlier version was left with.",
     ),
     Term(
         "Reference",

@@ -261,3 +261,21 @@ def test_an_approval_of_an_earlier_version_has_no_name_and_still_counts(office: 
     approval = plans.approval(office.hospital.study.hash())
     assert approval is not None
     assert approval.words() == "(no name was recorded), an unknown time"
+
+
+def test_a_plan_of_128_px_with_checkpoints_of_64_px_is_neither_approved_nor_checked(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """Also where an older version signed it, or approved it."""
+    weights, changes = misfit("gan", 128)
+    hospital = make_hospital(tmp_path, weights=weights, approve=False, **changes)
+    write_membership(hospital)
+    words = "made for intake.size_px 64; the plan has intake.size_px 128"
+    code, _, err = cli(
+        "approve", "--state", hospital.root, hospital.bundle, "--yes", "--by", "Dr. Example"
+    )
+    assert code == 3 and words in err and "set intake.size_px: 64" in err
+    assert not hospital.site().plans.is_approved(hospital.study.hash())
+    hospital.site().plans.approve(hospital.bundle)
+    code, _, err = cli("check", "--state", hospital.root, "--offline")
+    assert code == 2 and words in err and "set intake.size_px: 64" in err

@@ -172,6 +172,18 @@ def test_a_checkpoint_of_another_size_is_refused_by_plan_and_by_sign(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_of_128_px_with_checkpoints_of_64_px_is_neither_planned_nor_signed(
+    tmp_path: Path, state: Path, kohort: Kohort
+) -> None:
+    path = write_misfit(tmp_path / "plan", "gan", 128)
+    for command in (("plan", path), ("sign", path, "--state", state, "--out", tmp_path / "out")):
+        code, _, errors = kohort(*command)
+        assert code == 3, command
+        assert "made for intake.size_px 64; the plan has intake.size_px 128" in errors
+        assert "hint: set intake.size_px: 64, or pretrain" in errors
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("number", range(3), ids=["another family", "truncated", "empty"])
 def test_a_file_that_is_no_checkpoint_of_the_model_is_refused_by_plan_and_by_sign(
     tmp_path: Path, state: Path, kohort: Kohort, number: int
