@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from client.daemon.rounds import Output
 from client.egress.contact_sheet import count_pages, is_unpaged
 from client.egress.evidence import Evidence
@@ -187,7 +189,10 @@ def await_review(output: Output, records: Records, reviews: Reviews, stop: threa
 
 
 def propose(proposal: Proposal, study: Study, reviews: Reviews) -> None:
-    """Let a proposal wait for people, with its pages and with what is noted of each image."""
+    """Let a proposal wait for people, with its pages and with what is noted of each image.
+
+    Raises PolicyError (E-REVIEW-PAGES) where the sheet shows other images than would leave.
+    """
     sheet = proposal.sheet
     size_px = study.intake.size_px
     pages = count_pages(len(proposal.evidence.group_of), size_px, size_px)
@@ -195,6 +200,13 @@ def propose(proposal: Proposal, study: Study, reviews: Reviews) -> None:
     if is_unpaged(sheet):
         pages = 1
     if proposal.facts is not None:
+        pictures = SheetPictures(pages_of(sheet, pages), proposal.facts)
+        if not pictures.shows(np.asarray(proposal.tensors["images"], np.uint8)):
+            raise PolicyError(
+                "the contact sheet shows other images than those that would leave",
+                hint="report it; nothing was sent",
+                code="E-REVIEW-PAGES",
+            )
         atomic_write(sheet.with_name(FACTS), proposal.facts.to_json(), mode=0o600)
     reviews.propose(proposal.digest, study.hash(), sheet, pages)
 

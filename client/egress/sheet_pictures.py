@@ -2,7 +2,8 @@
 
 In: the pages of a sheet, their SHA-256 by file name, what is noted of the images.
 Out: each image with its nearest real one; pages of the rest of a batch.
-Guarantees: a picture holds the very pixels of the page, whose SHA-256 the journal has.
+Guarantees: a picture holds the very pixels of the page, whose SHA-256 the journal has; `shows`
+compares them with the images that would leave.
 Not covered: sheets of versions before pages, and of single images: they are shown as they are.
 """
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from client.egress.contact_sheet import MOST_PX, Cell, Layout, draw_page
 from client.egress.facts import Facts
-from common.arrays import Pixels
+from common.arrays import Images, Pixels
 from common.errors import RefusedError, damage_named
 from common.storage.files import read_capped
 from common.wire.messages import digest_of
@@ -56,6 +57,16 @@ class SheetPictures:
         stream = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(self.pixels(number, side))).save(stream, "PNG")
         return stream.getvalue()
+
+    def shows(self, images: Images) -> bool:
+        """Return whether the left picture of each pair is the image that would leave, in order."""
+        if len(images) != len(self.facts.images):
+            return False
+        for number, image in enumerate(images, 1):
+            wanted = np.broadcast_to(image, (*image.shape[:2], 3))
+            if not np.array_equal(self.pixels(number, 0), wanted):
+                return False
+        return True
 
     def draw_rest(self, places: Sequence[int]) -> Iterator[bytes]:
         """Yield the pages of a sheet of the images at these places alone, numbered anew."""

@@ -17,7 +17,7 @@ from client.state.jobs import Stopped
 from common.errors import KohortError, PolicyError
 from common.wire import tensors
 from common.wire.messages import unseal
-from tests.shown_batches import EACH, PATIENTS, averages, showing_hospital
+from tests.shown_batches import EACH, PATIENTS, ShowingChildren, averages, showing_hospital
 from tests.sites import Hospital, pseudonym
 
 NOISE = {"share": 1.0, "radius": 0.2, "scale": 10.0}
@@ -150,6 +150,19 @@ def test_no_single_image_is_left_out_where_nobodys_images_may_choose(
         ask(site, hospital, leave_out(1))
     assert refused.value.code == "E-REVIEW-SINGLE"
     assert site.reviews.find("").state == "waiting"
+
+
+def test_a_sheet_that_shows_other_images_than_would_leave_is_not_proposed(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = ShowingChildren(hospital.study)
+    children.change = lambda arrays: arrays | {"images": arrays["images"][::-1].copy()}
+    monkeypatch.setattr("client.daemon.jobs.run_child", children)
+    site = hospital.site()
+    with pytest.raises(PolicyError) as refused:
+        ask(site, hospital)
+    assert refused.value.code == "E-REVIEW-PAGES"
+    assert site.reviews.batches() == ()
 
 
 def test_no_byte_of_a_nearest_real_image_leaves(hospital: Hospital) -> None:

@@ -17,6 +17,8 @@ from client.child.job import work
 from client.child.rosters import Formed
 from client.egress.audit import AuditReport, Code
 from client.egress.evidence import Evidence
+from client.egress.facts import describe, read_findings
+from client.egress.sheet_pictures import SheetPictures
 from client.state.artefacts import USES
 from client.state.group_store import Group, Stratum
 from client.state.jobs import Job
@@ -82,6 +84,9 @@ def test_an_image_batch_has_one_image_a_group_and_evidence_for_each(
         "labels"
     ].tolist()
     assert all(len(group.members) == 8 for group in evidence.groups)
+    findings = read_findings(batch / "findings.json")
+    facts = describe(hospital.study, evidence, arrays, findings, {}, "")
+    assert SheetPictures([batch / "contact_sheet.png"], facts).shows(arrays["images"])
     for name in ("contact_sheet.png", "inversions.png"):
         assert (batch / name).read_bytes()[:4] == b"\x89PNG"
         assert (batch / name).stat().st_mode & 0o777 == 0o600
