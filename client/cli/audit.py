@@ -21,6 +21,7 @@ from client.state.records import Records
 from common.errors import ConfigurationError, PolicyError
 from common.privacy.audit_file import AuditFile, ModelCounts, counts_of
 from common.privacy.canary_audit import epsilon_at_least
+from common.privacy.price import at_least
 from common.storage.files import atomic_write
 from common.study.plan import Study
 from common.study.rehearsed import plan_digest
@@ -78,7 +79,7 @@ def _line(name: str, found: ModelCounts | None, delta: float) -> str:
         return f"{name}: not evaluated"
     bound = epsilon_at_least(found.canaries, found.guesses, found.correct, delta)
     return (
-        f"{name}: epsilon is at least {bound:.2f} (95 % confidence): {found.correct} of "
+        f"{name}: epsilon is at least {at_least(bound)} (95 % confidence): {found.correct} of "
         f"{found.guesses} guesses right over {found.steps:,} steps\n"
         f"  noise {found.noise_ratio:.3f} times the plan's variance, a clipped gradient "
         f"{found.length:.3f} times the clip norm"

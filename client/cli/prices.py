@@ -25,7 +25,7 @@ def open_records(state: Path) -> Records:
 
 def plan_words(records: Records, report: LedgerReport, study: Study) -> str:
     """Return what a plan costs one patient and what of it is spent here, in a few words."""
-    spent = spent_of_plan(report, study)
+    spent = spent_of_plan(records, report, study)
     price = price_of_plan(records, study)
     text = f"{price.short()}, spent so far {at_most(spent)} (delta {price.delta:g})"
     if spent > price.planned * (1 + 1e-9):
@@ -60,7 +60,7 @@ def price_facts(records: Records) -> dict[str, Any] | None:
     plans = {}
     for study in records.plans.valid().values():
         price = asdict(price_of_plan(records, study))
-        plans[study.hash()] = price | {"spent": spent_of_plan(report, study)}
+        plans[study.hash()] = price | {"spent": spent_of_plan(records, report, study)}
     site = report.price
     return {
         "plans": plans,

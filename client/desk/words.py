@@ -8,6 +8,7 @@ from client.egress.audit import LEAD
 from client.egress.facts import Finding
 from client.egress.review import Batch
 from common.privacy.claims import Claim, claims_of, describe_groups
+from common.privacy.price import at_most
 from common.study.plan import Study
 
 ALIKE = 0.9  # from this lead on, the next patient is about as near
@@ -60,6 +61,6 @@ def _claim_words(claim: Claim) -> str:
     if claim.epsilon is None:
         return f"{covers}. No epsilon is claimed for that."
     return (
-        f"{covers}: epsilon {claim.epsilon:.4g}, delta {claim.delta:.4g} for one {claim.unit} "
+        f"{covers}: epsilon {at_most(claim.epsilon)}, delta {claim.delta:.4g} for one {claim.unit} "
         f"({claim.adjacency})."
     )

@@ -47,6 +47,7 @@ from common.arrays import Images
 from common.errors import PolicyError, disk_faults_named
 from common.privacy.boundary import check_single
 from common.privacy.events import latent_event
+from common.privacy.price import at_most
 from common.storage.files import atomic_write
 from common.wire.tensors import dumps
 from common.wire.tensors import read as read_tensors
@@ -96,7 +97,7 @@ def export_images(site: Site, flow: Flow, request: Request, progress: Progress) 
     # (6) review by a person, then the gate
     if policy.review == "required":
         sheet = comparison_sheet(
-            originals, images, f"epsilon = {epsilon:,.4g} per image; {ON_SITE}"
+            originals, images, f"epsilon = {at_most(epsilon)} per image; {ON_SITE}"
         )
         _require_review(site, flow, store, payloads, sheet)
     _check_gate(site, flow, payloads, [stored.reservation for stored in kept])

@@ -23,6 +23,7 @@ from client.single.output import ON_SITE, comparison_sheet, inputs_table, write_
 from client.single.request import Outcome, Request, check_request
 from client.state.config import check_plan
 from client.state.jobs import Progress
+from common.privacy.price import at_most
 from common.storage.files import atomic_write
 from common.study.plan import Study
 
@@ -48,7 +49,9 @@ def privatize_images(
     drawn = flow.draw(inputs.images, progress)
     write_images(request, flow, drawn)
     epsilon = flow.mechanism.epsilon_per_image
-    sheet = comparison_sheet(inputs.images, drawn, f"epsilon = {epsilon:,.4g} per image; {ON_SITE}")
+    sheet = comparison_sheet(
+        inputs.images, drawn, f"epsilon = {at_most(epsilon)} per image; {ON_SITE}"
+    )
     atomic_write(request.target / f"{ON_SITE}-sheet.png", sheet, mode=0o600)
     atomic_write(request.target / f"{ON_SITE}-inputs.csv", inputs_table(inputs.names), mode=0o600)
     return Outcome(len(drawn), flow.statement, inputs.refused, inputs.unknown_to(flow))

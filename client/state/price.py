@@ -102,9 +102,24 @@ def price_of_plan(records: Records, study: Study) -> PlanPrice:
     return plan_price(study, spend(plan_events(study, counts), study.privacy.delta))
 
 
-def spent_of_plan(report: LedgerReport, study: Study) -> float:
-    """Return what a plan has spent of one patient here so far, at the plan's own delta."""
-    return spend(report.by_plan.get(study.hash(), ()), study.privacy.delta).pld
+def spent_of_plan(records: Records, report: LedgerReport, study: Study) -> float:
+    """Return what a plan has spent of one patient here so far, at the plan's own delta.
+
+    As what is planned, it counts the rounds of the earlier versions that the plan goes on from.
+    """
+    spent: list[Mechanism] = []
+    plan: Study | None = study
+    while plan is not None:
+        spent += report.by_plan.get(plan.hash(), ())
+        plan = _earlier(records, plan)
+    return spend(spent, study.privacy.delta).pld
+
+
+def _earlier(records: Records, study: Study) -> Study | None:
+    """The version that a plan goes on from, where it was approved here."""
+    if study.continues is None or not records.plans.is_approved(study.continues.plan):
+        return None
+    return records.plans.open(study.continues.plan)
 
 
 def average_price_here(place: State, policy: Policy) -> SiteAveragePrice:

@@ -15,6 +15,7 @@ import re
 import numpy as np
 
 from common.privacy.boundary_rules import refuse, require
+from common.privacy.price import at_most, exactly
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
 from common.study.synthesis import AnchorsPlan, PrivatizePlan
@@ -280,5 +281,5 @@ def check_single(study: Study, allowed: bool, epsilon: float, most: float) -> No
     single = study.privatize is not None and study.privatize.egress == "single"
     require(single, 27, "synthesis.privatize.egress of the plan is not single")
     require(allowed, 27, "policy.single_images of this site is never")
-    over = f"epsilon per image is {epsilon:g}, policy.max_epsilon_image is {most:g}"
+    over = f"epsilon per image is {at_most(epsilon)}, policy.max_epsilon_image is {exactly(most)}"
     require(epsilon <= most, 27, over)

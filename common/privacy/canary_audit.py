@@ -31,6 +31,7 @@ from common.privacy.noise_meter import (
     noise_ratio,
     release_p_value,
 )
+from common.privacy.price import at_least, at_most
 from common.privacy.tally import KINDS, Heard, Tally
 
 CONFIDENCE = 0.95  # of the bound that is printed
@@ -225,8 +226,8 @@ def _bound_fault(heard: Heard, steps: int, claim: Claim) -> str:
     if bound <= spent:
         return ""
     return (
-        f"epsilon is at least {bound:.2f} at delta {claim.test_delta:.1g}, "
-        f"the accountant says at most {spent:.2f}"
+        f"epsilon is at least {at_least(bound)} at delta {claim.test_delta:.1g}, "
+        f"the accountant says at most {at_most(spent)}"
     )
 
 

@@ -25,6 +25,7 @@ from common.privacy.canary_audit import (
     guess_count,
 )
 from common.privacy.events import round_event
+from common.privacy.price import at_least, at_most
 from common.storage.files import read_capped
 from common.study.plan import Study
 from common.study.rehearsed import plan_digest
@@ -126,8 +127,8 @@ def pool_audits(study: Study, name: str, files: Sequence[ModelCounts]) -> ModelA
     proven = epsilon_at_least(canaries, guesses, correct, small, 1.0 - FALSE_ALARM)
     if proven > upper:
         raise PolicyError(
-            f"canary audit of {name}: epsilon is at least {proven:.2f}, "
-            f"the accountant says at most {upper:.2f}",
+            f"canary audit of {name}: epsilon is at least {at_least(proven)}, "
+            f"the accountant says at most {at_most(upper)}",
             hint="nothing was released: report it",
             code="E-CANARIES",
         )

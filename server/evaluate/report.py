@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.arrays import Images, Labels
+from common.privacy.price import at_most
 from server.evaluate.comparison import DISTANCES, compare
 from server.evaluate.extractors import Extractor, Texture
 from server.evaluate.findings import ATTACKS, DOWNSTREAM, Finding, missing
@@ -94,7 +95,8 @@ def _canary_finding(name: str, found: ModelAudit) -> Finding:
     return Finding(
         f"canary lower bound, {name}",
         round(found.lower_bound, 2),
-        f"epsilon at {found.confidence:.0%} confidence; PLD says at most {found.upper_bound:.2f}",
+        f"epsilon at {found.confidence:.0%} confidence; "
+        f"PLD says at most {at_most(found.upper_bound)}",
         f"{found.correct} of {found.guesses} guesses right in the private steps of a rehearsal "
         f"with {found.canaries} canaries",
     )

@@ -183,7 +183,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     run("join", "--state", state, join)
     (root / "plan").mkdir()
     write_bundle(write_plan(root / "plan"), operator, root / "bundle")
-    run("approve", "--state", state, root / "bundle", "--yes")
+    run("approve", "--state", state, root / "bundle", "--yes", "--by", "Dr. Example")
     run("ingest", "--state", state)
     (state / "fleet").mkdir(mode=0o700)
     (state / "fleet" / "node-id").write_text("77\n")
