@@ -84,7 +84,8 @@ class Operator:
         visitor = self.sites.visitor(der, self.clock.now)
         if visitor is None:
             raise CallFailed(FORBIDDEN, slow=True)
-        status, text = Mailbox(self.state).answer(visitor.name, der, body, self.clock.now)
+        box, key = Mailbox(self.state), self.sites.sign_key(visitor.name)
+        status, text = box.answer(visitor.name, der, body, key, self.clock.now)
         self.said = self.issue()
         return status, text
 

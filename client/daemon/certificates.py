@@ -70,27 +70,29 @@ class CertificateWatch:
             self._client.reconnect()
 
     def _has_new_key(self) -> bool:
-        """Whether `kohort-site rotate node` has made a key since the last look."""
+        """Whether `kohort-site rotate` has made a key since the last look."""
         before = self._had_next_key
-        self._had_next_key = self._renewal.state.next_node_key.is_file()
+        place = self._renewal.state
+        self._had_next_key = place.next_node_key.is_file() or place.next_sign_key.is_file()
         return self._had_next_key and not before
 
     def rest(self) -> None:
-        """Nothing is at work and nothing waits: a new node key may take the place of the old."""
+        """Nothing is at work and nothing waits: new keys may take the place of the old."""
         if take_over(self._renewal.state, self._renewal.site):
             self._client.forget_node()
-            log.info("the new node key counts")
+            log.info("the new key counts")
 
 
 def mend_rotation(state: State, site: str) -> None:
     """Go on with a change of keys in which an earlier process ended."""
-    begun = state.next_certificate.is_file() and not state.next_node_key.is_file()
-    if begun and take_over(state, site):
-        log.info("the new node key counts")
+    node = state.next_certificate.is_file() and not state.next_node_key.is_file()
+    sign = state.next_sign_known.is_file() and not state.next_sign_key.is_file()
+    if (node or sign) and take_over(state, site):
+        log.info("the new key counts")
 
 
 def take_over(state: State, site: str) -> bool:
-    """Let a new node key take over, if it has its certificate; write the request for it."""
+    """Let new keys take over that the server knows; write the request that names them."""
     if not finish_rotation(state):
         return False
     try:

@@ -37,8 +37,9 @@ from client.state.folder import State
 from client.state.membership import read_membership
 from common.errors import ConfigurationError, KohortError, damage_named
 from common.storage.files import atomic_write, read_capped
-from common.wire import renewal
+from common.wire import renewal, signing
 from common.wire.authority import CAP_BYTES, Authorities, open_authorities
+from common.wire.handover import open_handover, write_handover
 
 BEFORE = timedelta(days=15)
 AGAIN_S = 4 * 3600.0
@@ -91,18 +92,24 @@ class Renewal:
         now = now or datetime.now(UTC)
         present = self._present()
         next_key = self._next_key()
-        if next_key is None and not renewal.is_due(present, BEFORE, now):
+        handover = self._handover()
+        if next_key is None and not handover and not renewal.is_due(present, BEFORE, now):
             return ""
         # the new key has its certificate already, and waits for a moment without work
         if self.state.next_certificate.is_file():
             return ""
         key = read_node_key(self.settings.node_key_file)
-        body = renewal.write_request(self.site, present, key, next_key or key)
+        body = renewal.write_request(self.site, present, key, next_key or key, handover)
         status, text = self.call(self.settings, body)
         if status == WAITING:
             self.tries += 1
             return ""
-        return self.take(renewal.read_answer(text), next_key or key, now)
+        answer = renewal.read_answer(text)
+        said = self.take(answer, next_key or key, now)
+        if handover and answer.sign_key == open_handover(handover.encode(), "site").new:
+            atomic_write(self.state.next_sign_known, b"")
+            said += "; the operator knows the new signing key"
+        return said
 
     def wait_s(self) -> float:
         """Return the seconds until the next turn."""
@@ -144,6 +151,13 @@ class Renewal:
         if not self.state.next_node_key.is_file():
             return None
         return read_node_key(self.state.next_node_key)
+
+    def _handover(self) -> str:
+        """The statement for the key that `kohort-site rotate signing` made; empty without one."""
+        if not self.state.next_sign_key.is_file() or self.state.next_sign_known.is_file():
+            return ""
+        new = signing.load_private(self.state.next_sign_key)
+        return write_handover("site", self.site, self.state.signing_key(), new).decode()
 
     def _new_authorities(self, text: str) -> Authorities | None:
         """The operator's statement, if it is newer than the one that is here; None without one."""
@@ -195,13 +209,20 @@ def known_number(state: State) -> int:
 
 
 def finish_rotation(state: State) -> bool:
-    """Let the new node key and its certificate take the place of the old; return whether they did.
+    """Let new keys, with what belongs to them, take the place of the old; return whether any did.
 
     Both are there before one is moved, so that a start after a crash goes on here. The node id
     belongs to the old key and is forgotten first.
     """
+    changed = False
+    if state.next_sign_known.is_file():
+        # known to the operator's registry: the key first, so that a crash leaves it to be moved
+        if state.next_sign_key.is_file():
+            state.next_sign_key.replace(state.sign_key)
+        state.next_sign_known.unlink()
+        changed = True
     if not state.next_certificate.is_file():
-        return False
+        return changed
     (state.root / "fleet" / "node-id").unlink(missing_ok=True)
     if state.next_node_key.is_file():
         public = state.next_node_key.with_suffix(".pub")

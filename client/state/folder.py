@@ -62,6 +62,16 @@ class State:
         return self.root / "keys" / "sign.key"
 
     @property
+    def next_sign_key(self) -> Path:
+        """The signing key that comes, until the operator's registry has it and the daemon rests."""
+        return self.root / "keys" / "sign-next.key"
+
+    @property
+    def next_sign_known(self) -> Path:
+        """There once the operator's registry has the next signing key."""
+        return self.root / "keys" / "sign-next.known"
+
+    @property
     def pseudonym_key(self) -> Path:
         """The 32 bytes that turn patient identifiers into pseudonyms. They never leave."""
         return self.root / "keys" / "pseudonym.key"

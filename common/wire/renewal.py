@@ -26,7 +26,7 @@ from common.wire.messages import canonical
 
 PATH = "/v1/kohort/renew-certificate"
 MEDIA_TYPE = "application/json"
-REQUEST_CAP_BYTES = 8 << 10
+REQUEST_CAP_BYTES = 12 << 10
 ANSWER_CAP_BYTES = 64 << 10
 PURPOSE = b"kohort-renewal-v1\0"
 LONG = timedelta(days=60)
@@ -35,12 +35,16 @@ SITE = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")
 
 
 class Asked(FrozenModel):
-    """A request: whose, the present certificate, the next key, and a signature by each key."""
+    """A request: whose, the present certificate, the next key, and a signature by each key.
+
+    `handover`: the statement that the site's signing key changes (handover.py), or nothing.
+    """
 
     format: Literal["kohort-renewal/1"]
     site: str = SITE
     certificate: str = Field(max_length=4096)
     node_key: str = Field(max_length=1000)
+    handover: str = Field(default="", max_length=4096)
     present: str = Field(max_length=400)
     next: str = Field(max_length=400)
 
@@ -54,12 +58,14 @@ class Answer(FrozenModel):
     """What the server says: the certificate, or that a person has to sign it.
 
     `authority`: the operator's signed statement of the authorities (authority.py), or nothing.
+    `sign_key`: the line of the site's signing key as the registry has it now.
     """
 
     format: Literal["kohort-renewal-answer/1"]
     state: Literal["issued", "waiting"]
     certificate: str = Field(default="", max_length=8192)
     authority: str = Field(default="", max_length=32_768)
+    sign_key: str = Field(default="", max_length=1000)
 
 
 def write_request(
@@ -67,6 +73,7 @@ def write_request(
     certificate: x509.Certificate,
     present: ec.EllipticCurvePrivateKey,
     next_key: ec.EllipticCurvePrivateKey,
+    handover: str = "",
 ) -> bytes:
     """Return the signed request; `next_key` is the present one unless the site changes it."""
     fields = {
@@ -74,6 +81,7 @@ def write_request(
         "site": site,
         "certificate": certificate.public_bytes(serialization.Encoding.PEM).decode(),
         "node_key": key_line(next_key.public_key()),
+        "handover": handover,
         "present": "",
         "next": "",
     }
@@ -107,9 +115,11 @@ def read_request(body: bytes) -> tuple[Asked, x509.Certificate]:
     return asked, certificate
 
 
-def write_answer(state: str, certificate: str = "", authority: str = "") -> bytes:
+def write_answer(
+    state: str, certificate: str = "", authority: str = "", sign_key: str = ""
+) -> bytes:
     """Return the bytes of an answer."""
-    fields = {"format": "kohort-renewal-answer/1", "state": state}
+    fields = {"format": "kohort-renewal-answer/1", "state": state, "sign_key": sign_key}
     return canonical({**fields, "certificate": certificate, "authority": authority})
 
 

@@ -136,7 +136,8 @@ class Proxy:
         der = scope["state"][CERTIFICATE]
         async with self._renewing:
             try:
-                found = await asyncio.to_thread(self._mailbox.answer, name, der, body)
+                sign_key = self._sites.sign_key(name)
+                found = await asyncio.to_thread(self._mailbox.answer, name, der, body, sign_key)
             except KohortError as error:
                 # this machine's fault, such as a full disk
                 log.warning("renewal: %s", error.code)

@@ -95,6 +95,10 @@ class Sites:
                 self._issued.note_seen(visitor.name, visitor.fact)
             self._seen[visitor.name] = visitor.fact
 
+    def sign_key(self, name: str) -> str:
+        """Return the line of a site's signing key, as the registry stands."""
+        return self._registry.get(name).sign_key
+
     def all(self) -> dict[str, Site]:
         """Return every site as the registry stands.
 

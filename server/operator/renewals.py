@@ -29,7 +29,8 @@ from pydantic import Field, ValidationError
 from common.config import FrozenModel
 from common.errors import KohortError, RefusedError, disk_faults_named
 from common.storage.files import atomic_write, read_capped
-from common.wire import renewal
+from common.wire import renewal, signing
+from common.wire.handover import open_handover
 from common.wire.renewal import Asked
 from server.operator.authorities import has_key, issuing_folder, read_authorities, statement_text
 from server.operator.certificates import (
@@ -57,10 +58,14 @@ TOO_MANY = 429
 
 
 class Kept(FrozenModel):
-    """A request in the mailbox: when it came, and its text."""
+    """A request in the mailbox: when it came, its text, and whether a certificate was issued.
+
+    One that was answered is not answered again, whatever the clocks say.
+    """
 
     format: str = Field(pattern=r"^kohort-kept-renewal/1$")
     arrived: float
+    answered: bool = False
     request: str = Field(max_length=renewal.REQUEST_CAP_BYTES)
 
 
@@ -83,11 +88,12 @@ class Mailbox:
     state: ServerState
 
     def answer(
-        self, site: str, der: bytes, body: bytes, now: datetime | None = None
+        self, site: str, der: bytes, body: bytes, sign_key: str, now: datetime | None = None
     ) -> tuple[int, bytes]:
         """Return status and body for a request in the connection of the certificate `der`.
 
-        `site`: its name. The caller has checked that it is enrolled and not revoked now.
+        `site`: its name. `sign_key`: its signing key as the registry has it. The
+        caller has checked that it is enrolled and not revoked now.
         """
         now = now or datetime.now(UTC)
         # (1) it asks for itself, with the certificate of this connection
@@ -98,22 +104,30 @@ class Mailbox:
         if asked.site != site or present.public_bytes(serialization.Encoding.DER) != der:
             return FOREIGN, b""
         # (2) what was issued for it
-        issued = self.issued(asked, present)
+        issued = self.issued(asked, present, sign_key)
         if issued:
-            return ISSUED, renewal.write_answer("issued", issued, statement_text(self.state))
+            stated = statement_text(self.state)
+            return ISSUED, renewal.write_answer("issued", issued, stated, sign_key)
         # (3) one new request an hour, (4) not early
         kept = read_kept(self.state.renewal_file(site))
-        if kept is not None and _is_same(kept, asked):
+        same = kept is not None and _is_same(kept, asked)
+        young = kept is not None and now.timestamp() - kept.arrived < EVERY.total_seconds()
+        if kept is not None and same and (young or not kept.answered):
             return WAITING, renewal.write_answer("waiting")
-        if kept is not None and now.timestamp() - kept.arrived < EVERY.total_seconds():
+        if young:
             return TOO_MANY, b""
         if _is_early(asked, present, now):
             return TOO_MANY, b""
         self._keep(site, body, now)
         return WAITING, renewal.write_answer("waiting")
 
-    def issued(self, asked: Asked, present: x509.Certificate) -> str:
-        """Return the certificate that answers a request; empty while there is none."""
+    def issued(self, asked: Asked, present: x509.Certificate, sign_key: str) -> str:
+        """Return the certificate that answers a request; empty while there is none.
+
+        A new signing key has to be in the registry first.
+        """
+        if asked.handover and _next_sign_key(asked) != sign_key:
+            return ""
         try:
             found = read_certificate(self.state.site_certificate(asked.site))
         except KohortError:
@@ -141,10 +155,18 @@ def _answers(found: x509.Certificate, asked: Asked, present: x509.Certificate) -
     return rotated or found.not_valid_before_utc > present.not_valid_before_utc
 
 
+def _next_sign_key(asked: Asked) -> str:
+    """The signing key that a request asks for; empty for a statement that does not hold."""
+    try:
+        return open_handover(asked.handover.encode(), "site").new
+    except RefusedError:
+        return ""
+
+
 def _is_early(asked: Asked, present: x509.Certificate, now: datetime) -> bool:
     """Whether a certificate on the same key has many days left."""
     due = renewal.is_due(present, EARLIEST, now)
-    return asked.node_key == fact_of(present).key and not due
+    return asked.node_key == fact_of(present).key and not due and not asked.handover
 
 
 def _is_same(kept: Kept, asked: Asked) -> bool:
@@ -177,7 +199,7 @@ def waiting_requests(state: ServerState, registry: Registry) -> list[Waiting]:
     found = []
     for name, site in registry.sites().items():
         kept = read_kept(state.renewal_file(name))
-        if site.state == "revoked" or kept is None:
+        if site.state == "revoked" or kept is None or kept.answered:
             continue
         try:
             asked, present = renewal.read_request(kept.request.encode())
@@ -186,7 +208,7 @@ def waiting_requests(state: ServerState, registry: Registry) -> list[Waiting]:
         known = asked.site == name and fact_of(present).key in site.node_keys
         if not known or not any(_has_issued(one, present) for one in read_authorities(state)):
             continue
-        if not Mailbox(state).issued(asked, present):
+        if not Mailbox(state).issued(asked, present, site.sign_key):
             found.append(Waiting(name, asked, present))
     return found
 
@@ -207,13 +229,24 @@ def issue_waiting(
         # (5) a new key is noted before it is certified; it was never used by anybody
         try:
             registry.begin_rotation(one.site, one.asked.node_key)
+            yield from _hand_over(registry, one)
         except RefusedError as error:
             state.renewal_file(one.site).unlink(missing_ok=True)
             yield f"{one.site}: renewal refused, {error.code}"
             continue
         text = site_certificate(authority, one.site, one.asked.node_key, now=now)
-        ends = keep_certificate(state, one.site, text)
+        ends = _answer(state, one, text)
         yield f"{one.site}: certificate renewed, it ends on {ends:%Y-%m-%d}"
+
+
+def _hand_over(registry: Registry, one: Waiting) -> Iterator[str]:
+    """Let a site's next signing key take over, where its present one says so."""
+    if not one.asked.handover:
+        return
+    found = open_handover(one.asked.handover.encode(), "site")
+    if registry.hand_over(one.site, found):
+        new = signing.fingerprint(signing.parse_public(found.new))
+        yield f"{one.site}: its signing key is now {new}"
 
 
 def import_issued(
@@ -231,7 +264,8 @@ def import_issued(
             continue
         if fact_of(certificate).key == one.asked.node_key and is_for_a_site(certificate):
             registry.begin_rotation(one.site, one.asked.node_key)
-            return one.site, keep_certificate(state, one.site, to_pem(certificate))
+            list(_hand_over(registry, one))
+            return one.site, _answer(state, one, to_pem(certificate))
     raise RefusedError(
         f"{path}: answers no request that waits here",
         hint="`kohort-server renewals` lists what waits; `certify` signs exactly that file",
@@ -256,6 +290,17 @@ def certify_renewal(
     if not valid or not _has_issued(authority.certificate, present):
         raise renewal.refusal("its present certificate is not valid now, or of another authority")
     return site_certificate(authority, asked.site, asked.node_key, now=now), asked.site
+
+
+def _answer(state: ServerState, one: Waiting, text: bytes) -> datetime:
+    """Keep the certificate that answers a request; return when it ends."""
+    ends = keep_certificate(state, one.site, text)
+    path = state.renewal_file(one.site)
+    kept = read_kept(path)
+    if kept is not None:
+        done = kept.model_copy(update={"answered": True})
+        atomic_write(path, done.model_dump_json().encode(), mode=0o600)
+    return ends
 
 
 def keep_certificate(state: ServerState, site: str, text: bytes) -> datetime:

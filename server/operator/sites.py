@@ -18,6 +18,7 @@ from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.storage.journal import Entry, Journal
 from common.storage.lock import FolderLock
 from common.wire import signing
+from common.wire.handover import Handover, refusal
 from kohort.header import HEADS
 from server.operator.requests import Request
 
@@ -37,6 +38,17 @@ class Site:
     code: str = ""
     next_node_key: str = ""
     next_node_id: int | None = None
+    earlier_sign_keys: tuple[str, ...] = ()  # oldest first
+
+    @property
+    def sign_keys(self) -> tuple[str, ...]:
+        """Its signing key, and those that handed over to it, newest first."""
+        return (self.sign_key, *reversed(self.earlier_sign_keys))
+
+    @property
+    def first_sign_key(self) -> str:
+        """The key with which it was enrolled: heads and receipts go on under it."""
+        return self.sign_keys[-1]
 
     @property
     def node_keys(self) -> tuple[str, ...]:
@@ -150,6 +162,28 @@ class Registry:
         if self.get(name).next_node_key:
             self._journal.append(name, "rotated")
 
+    def hand_over(self, name: str, handover: Handover) -> bool:
+        """Let a site's next signing key take over; return False where it has done so already.
+
+        What it signed before stays verifiable. Raises RefusedError (E-HANDOVER) for a statement of
+        another site or key, (E-ENROL-KEY) for a key that was ever used.
+        """
+        with FolderLock(self._path.with_suffix(".lock"), "an enrolment"):
+            site = self.get(name)
+            if handover.new == site.sign_key:
+                return False
+            if handover.name != name or handover.old != site.sign_key or site.state == "revoked":
+                raise refusal(f"not from the present key of {name}")
+            if handover.new in self._used_keys():
+                raise RefusedError(
+                    f"{name}: its next signing key belongs to another or an earlier record",
+                    hint="the site makes a new one with `kohort-site rotate signing`",
+                    code="E-ENROL-KEY",
+                )
+            data = {"sign_key": handover.new, "handover": handover.model_dump(mode="json")}
+            self._journal.append(name, "handed-over", data)
+        return True
+
     def quarantine(self, name: str, code: str) -> None:
         """Put a site in quarantine under a code, until the operator releases it."""
         self.get(name)
@@ -172,16 +206,16 @@ class Registry:
     def note_head(self, name: str, commitment: str) -> None:
         """Note a commitment to a site's head that came with an accepted reply, of any study.
 
-        It belongs to the site's signing key: new keys begin without one.
+        It belongs to the site's first signing key: a site that is enrolled anew begins without one.
         """
         known = self.heads(name)
         if commitment not in known:
             newest = [*known, commitment][-HEADS:]
-            self._heads.append(self.get(name).sign_key, "accepted", {"newest": newest})
+            self._heads.append(self.get(name).first_sign_key, "accepted", {"newest": newest})
 
     def heads(self, name: str) -> tuple[str, ...]:
         """Return the newest commitments that were accepted from a site, oldest first."""
-        latest = self._heads.latest(self.get(name).sign_key)
+        latest = self._heads.latest(self.get(name).first_sign_key)
         if latest is None:
             return ()
         return tuple(latest.data["newest"])
@@ -190,7 +224,7 @@ class Registry:
         """Every key that was ever enrolled."""
         used: set[str] = set()
         for entry in self._journal.entries():
-            if entry.state in ("enrolled", "rotating"):
+            if entry.state in ("enrolled", "rotating", "handed-over"):
                 used |= {str(entry.data[name]) for name in KEYS if name in entry.data}
         return used
 
@@ -219,6 +253,9 @@ def _after(site: Site | None, entry: Entry) -> Site:
         return replace(site, state="registered", code="")
     if entry.state == "rotating":
         return replace(site, next_node_key=data["node_key"], next_node_id=None)
+    if entry.state == "handed-over":
+        earlier = (*site.earlier_sign_keys, site.sign_key)
+        return replace(site, sign_key=data["sign_key"], earlier_sign_keys=earlier)
     if entry.state == "next-registered":
         return replace(site, next_node_id=data["node_id"])
     if entry.state == "rotated":

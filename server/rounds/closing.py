@@ -16,7 +16,7 @@ from common.wire import tensors
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
 from server.rounds.faults import CODE, OURS, code_of
-from server.rounds.intake import Instruction, check_repeated
+from server.rounds.intake import Instruction, check_repeated, signer_of
 from server.rounds.study_run import StudyRun
 
 log = logging.getLogger("kohort.server")
@@ -77,7 +77,8 @@ def _check(run: StudyRun, reply: Reply, site: Site, key: str) -> None:
     """The answer must be the accepted reply."""
     digest = run.record.accepted_digest(key, site.name) or ""
     try:
-        check_repeated(reply.sealed_message(), site.name, site.sign_key, digest)
+        sealed = reply.sealed_message()
+        check_repeated(sealed, site.name, signer_of(sealed, site), digest)
     except RefusedError as error:
         _quarantine(run, site.name, error.code)
     except OURS:

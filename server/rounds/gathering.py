@@ -21,7 +21,7 @@ from common.wire.messages import Header
 from server.operator.sites import Site
 from server.rounds.exchange import Exchange, Grid, Reply
 from server.rounds.faults import CODE, OURS, code_of
-from server.rounds.intake import Accepted, Instruction, accept, check_repeated
+from server.rounds.intake import Accepted, Instruction, accept, check_repeated, signer_of
 from server.rounds.orders import Abandoned, extension
 from server.rounds.pictures import Gallery, earlier_images
 from server.rounds.record import read_sealed, remove_file, store_sealed
@@ -232,11 +232,11 @@ class Gathering:
             # A repeated reply must be the accepted one.
             known = self._parts.get(site.name, {}).get(reply.part)
             if known is not None:
-                check_repeated(sealed, site.name, site.sign_key, known.digest)
+                check_repeated(sealed, site.name, signer_of(sealed, site), known.digest)
                 return
             # A new reply passes the intake, or its site goes into quarantine.
             asked = self._part_instruction(site.name, reply.part)
-            accepted = accept(sealed, site.name, site.sign_key, asked)
+            accepted = accept(sealed, site.name, signer_of(sealed, site), asked)
             if "images" in accepted.arrays and asked.phase == "synthesize":
                 self._gallery.check(site.name, accepted.arrays["images"])
         except RefusedError as error:
@@ -292,7 +292,8 @@ class Gathering:
         digest = accepted.header.digest
         key = self._key(part)
         if self._run.record.accepted_digest(key, site.name) != digest:
-            self._run.record.note_accepted(key, site.name, digest, site.sign_key)
+            signer = signer_of(accepted.sealed, site)
+            self._run.record.note_accepted(key, site.name, digest, signer)
         # the receipt for the site's head, over all studies
         commitment = str(accepted.header.statement[boundary.HEAD_COMMITMENT])
         self._run.registry.note_head(site.name, commitment)
@@ -309,7 +310,7 @@ class Gathering:
             asked = replace(self._instruction, part=part)
         else:
             asked = self._part_instruction(site, part)
-        return accept(sealed, site, self._run.registry.get(site).sign_key, asked)
+        return accept(sealed, site, signer_of(sealed, self._run.registry.get(site)), asked)
 
     def _part_instruction(self, site: str, part: int) -> Instruction:
         """The instruction for a site's first part, or for one that its first part announced."""

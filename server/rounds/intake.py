@@ -28,6 +28,7 @@ from common.study.plan import Study
 from common.wire import signing
 from common.wire.messages import Header, Sealed, unseal
 from common.wire.tensors import Arrays
+from server.operator.sites import Site
 from server.rounds.pictures import check_contrast
 
 _TOKEN = object()
@@ -97,6 +98,21 @@ def accept(sealed: Sealed, site: str, sign_key: str, asked: Instruction) -> Acce
         # (6) no image is flat
         check_contrast(arrays["images"], arrays["privatized"])
     return Accepted(_TOKEN, header, arrays, sealed)
+
+
+def signer_of(sealed: Sealed, site: Site) -> str:
+    """Return the line of the site's key that signed a message; its present one where none did.
+
+    An answer that a site signed before its key changed is sent again as it was.
+    """
+    for line in site.earlier_sign_keys:
+        try:
+            key = signing.parse_public(line)
+            signing.verify(key, signing.MESSAGE, sealed.header, sealed.signature)
+        except RefusedError:
+            continue
+        return line
+    return site.sign_key
 
 
 def open_header(sealed: Sealed, site: str, sign_key: str, max_bytes: int) -> Header:

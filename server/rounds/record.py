@@ -231,12 +231,14 @@ class StudyRecord:
         """Return what a site answers now in place of a result; None once it has answered."""
         return self._history.read().codes.get(site)
 
-    def receipts(self, site: str, sign_key: str) -> tuple[str, ...]:
+    def receipts(self, site: str, sign_keys: Sequence[str]) -> tuple[str, ...]:
         """Return the payload digests of a site's newest accepted replies, oldest first.
 
-        What it signed with an earlier key is of a state that it no longer has.
+        `sign_keys`: its key and those that handed over to it, newest first. What it signed with
+        another key is of a state that it no longer has.
         """
-        found = self._history.read().accepted.get((site, sign_key), {})
+        accepted = self._history.read().accepted
+        found = [one for key in reversed(sign_keys) for one in accepted.get((site, key), {})]
         return tuple(found)[-RECEIPTS:]
 
     def newest_answer(self, site: str) -> tuple[str, str, int] | None:

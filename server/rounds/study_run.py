@@ -56,7 +56,7 @@ class StudyRun:
                 "sender": "operator",
                 "digest": digest_of(payload),
                 "statement": dict(statement),
-                "receipts": self.record.receipts(site, self.registry.get(site).sign_key),
+                "receipts": self.record.receipts(site, self.registry.get(site).sign_keys),
                 "heads": self.registry.heads(site),
             }
         )

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives import serialization
 from client.fleet.connection import read_node_key
 from client.fleet.renewal import known_number
 from common.errors import KohortError
-from common.wire import renewal
+from common.wire import renewal, signing
 from common.wire.authority import open_authorities, sign_authorities
+from common.wire.handover import open_handover, write_handover
 from server.operator import authorities
 from server.operator.renewals import Mailbox, read_kept
 from tests.fuzz.harness import Parser, Target
@@ -43,9 +44,11 @@ def _requests(folder: Path) -> Parser:
     honest = renewal.read_request(seed)[0].signed_bytes()
     der = member.present.public_bytes(serialization.Encoding.DER)
     path = operator.state.renewal_file(member.name)
+    sign_key = operator.sites.sign_key(member.name)
 
     def call(data: bytes) -> None:
-        status, _ = Mailbox(operator.state).answer(member.name, der, data, operator.clock.now)
+        box = Mailbox(operator.state)
+        status, _ = box.answer(member.name, der, data, sign_key, operator.clock.now)
         if status in (200, 202):
             assert renewal.read_request(data)[0].signed_bytes() == honest
         path.parent.mkdir(exist_ok=True)
@@ -83,6 +86,18 @@ def _answers(folder: Path) -> Parser:
             member.state.authority.unlink(missing_ok=True)
 
     return Parser(call, (revalued(*seeds, odd=ODD), exchanged(*seeds, odd=ODD), damaged(*seeds)))
+
+
+def _handovers(folder: Path) -> Parser:
+    """Statements that one signing key takes over from another."""
+    old, new = signing.new_key(), signing.new_key()
+    seed = write_handover("site", "hospital-a", old, new)
+
+    def call(data: bytes) -> None:
+        found = open_handover(data, "site")
+        assert found == open_handover(seed, "site")
+
+    return Parser(call, (revalued(seed, odd=ODD), exchanged(seed), damaged(seed)))
 
 
 def _statements(folder: Path) -> Parser:
@@ -133,6 +148,7 @@ TARGETS = (
         _answers,
         few=300,
     ),
+    Target("handover", ("common.wire.handover:open_handover",), _handovers, few=300),
     Target(
         "authority-statement",
         (

@@ -20,6 +20,7 @@ from client.fleet.expiry import ending_certificates
 from client.fleet.failures import CallFailed
 from client.state.upgrade import check_state, upgrade
 from common.errors import KohortError, PolicyError
+from common.wire import signing
 from server.front.sites import Sites
 from server.operator import authorities
 from server.operator.certificates import load_authority, site_certificate
@@ -154,8 +155,9 @@ def test_a_year_of_certificates(consortium: Consortium, tmp_path: Path) -> None:
     operator.sites.close()
     operator.sites = Sites(operator.state.sites)
 
-    # the rest of the year
+    # the rest of the year: one more node key, and a signing key
     rotate_node(b)
+    signing.save_private(d.state.next_sign_key, signing.new_key())
     consortium.days(YEAR - 60 - 13 - 16 - 30 - 60 - 10)
     assert len(operator.registry.get(b.name).node_keys) == 1
     whose = [

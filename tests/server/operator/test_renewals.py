@@ -17,6 +17,8 @@ from client.fleet.failures import CallFailed
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.wire import renewal, signing
 from common.wire.authority import sign_authorities
+from common.wire.handover import write_handover
+from common.wire.messages import Header, digest_of, seal
 from server.operator import authorities
 from server.operator.certificates import create_authority, issue_site_certificate, load_authority
 from server.operator.renewals import (
@@ -32,7 +34,18 @@ from server.operator.renewals import (
     read_kept,
     waiting_requests,
 )
+from server.rounds.intake import signer_of
 from tests.renewing import Clock, Member, Operator
+
+HEADER = Header(
+    kind="update",
+    study="0" * 64,
+    phase="train",
+    model="gan",
+    round=0,
+    sender="hospital-a",
+    digest=digest_of(b""),
+)
 
 
 @pytest.fixture
@@ -65,7 +78,8 @@ def der(member: Member) -> bytes:
 def ask(operator: Operator, member: Member, body: bytes, name: str = "") -> int:
     """The status that the front gives in the connection of a member."""
     box = Mailbox(operator.state)
-    return box.answer(name or member.name, der(member), body, operator.clock.now)[0]
+    key = operator.sites.sign_key(member.name)
+    return box.answer(name or member.name, der(member), body, key, operator.clock.now)[0]
 
 
 def test_a_site_asks_from_day_15_on_and_has_a_new_certificate_a_minute_later(
@@ -93,6 +107,19 @@ def test_an_answer_that_was_lost_is_given_again_and_nothing_is_issued_twice(
     assert [ask(operator, site, request_of(site)) for _ in range(5)] == [ISSUED] * 5
     assert operator.issue() == []
     assert operator.issued_to(site.name) == 2
+
+
+def test_a_server_whose_clock_went_back_issues_once_and_not_for_ever(
+    operator: Operator, site: Member
+) -> None:
+    """Its new certificate seems to be older than the present one, and answers nothing."""
+    operator.clock.pass_days(16)
+    assert ask(operator, site, request_of(site)) == WAITING
+    operator.clock.pass_days(-17)
+    assert [len(operator.issue()) for _ in range(5)] == [1, 0, 0, 0, 0]
+    operator.clock.pass_days(17.1)
+    # an hour later the site is heard again
+    assert site.renew().startswith("certificate renewed")
 
 
 ATTACKS = [
@@ -185,7 +212,8 @@ def test_a_replayed_request_brings_no_second_certificate(operator: Operator, sit
     assert ask(operator, site, old) == FOREIGN
     # in its own it gets what was issued then
     box = Mailbox(operator.state)
-    assert box.answer(site.name, old_der, old, operator.clock.now)[0] == ISSUED
+    key = operator.sites.sign_key(site.name)
+    assert box.answer(site.name, old_der, old, key, operator.clock.now)[0] == ISSUED
     assert operator.issue() == []
     assert operator.issued_to(site.name) == 2
 
@@ -283,6 +311,66 @@ def test_a_key_of_another_site_or_an_old_one_is_not_certified(
         operator.registry.get(site.name).node_key,
     )
     assert operator.issue() == []
+
+
+# --- a new signing key
+
+
+def make_next_sign_key(site: Member) -> str:
+    """What `kohort-site rotate signing` does; the new line."""
+    key = signing.new_key()
+    signing.save_private(site.state.next_sign_key, key)
+    return signing.public_text(key.public_key())
+
+
+def test_a_signing_key_hands_over_and_what_it_signed_stays_verifiable(
+    operator: Operator, site: Member
+) -> None:
+    old = operator.registry.get(site.name).sign_key
+    operator.registry.note_head(site.name, "1" * 64)
+    before = seal(HEADER, b"", site.state.signing_key())
+    operator.clock.pass_days(1)
+    new = make_next_sign_key(site)
+    assert "the operator knows the new signing key" in site.renew()
+    assert operator.registry.get(site.name).sign_keys == (new, old)
+    # the old one signs until the daemon rests
+    assert signing.public_text(site.state.signing_key().public_key()) == old
+    assert take_over(site.state, site.name)
+    assert signing.public_text(site.state.signing_key().public_key()) == new
+    found = operator.registry.get(site.name)
+    after = seal(HEADER, b"", site.state.signing_key())
+    assert [signer_of(one, found) for one in (before, after)] == [old, new]
+    foreign = seal(HEADER, b"", signing.new_key())
+    assert signer_of(foreign, found) == new
+    # a folder that is put back meets the heads of before: they go on under the first key
+    assert operator.registry.heads(site.name) == ("1" * 64,)
+    # and the site can be enrolled again with the request that it has now
+    site.take_join_file()
+    assert operator.let_in(site)
+
+
+HANDOVERS = ["of another site", "from another key", "to a key of another site", "altered"]
+
+
+@pytest.mark.parametrize("attack", HANDOVERS)
+def test_a_hand_over_that_the_present_key_did_not_sign_changes_nothing(
+    operator: Operator, site: Member, other: Member, attack: str
+) -> None:
+    new, mine = signing.new_key(), site.state.signing_key()
+    text = {
+        "of another site": write_handover("site", other.name, other.state.signing_key(), new),
+        "from another key": write_handover("site", site.name, signing.new_key(), new),
+        "to a key of another site": write_handover(
+            "site", site.name, mine, other.state.signing_key()
+        ),
+        "altered": write_handover("site", site.name, mine, new).replace(b'"site"', b'"operator"'),
+    }[attack]
+    key = read_node_key(site.state.node_key)
+    body = renewal.write_request(site.name, site.present, key, key, text.decode())
+    before = {name: one.sign_keys for name, one in operator.registry.sites().items()}
+    assert ask(operator, site, body) in (WAITING, NOT_ASKED)
+    operator.issue()
+    assert {name: one.sign_keys for name, one in operator.registry.sites().items()} == before
 
 
 # --- the authority's key on another machine
