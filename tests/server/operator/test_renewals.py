@@ -142,7 +142,7 @@ def test_a_hostile_request_gets_nothing(
     operator.clock.pass_days(16)
     own = json.loads(request_of(site))
     foreign = json.loads(request_of(other))
-    fresh = renewal.key_line(ec.generate_private_key(ec.SECP256R1()).public_key())
+    fresh = json.loads(request_of(site, ec.generate_private_key(ec.SECP256R1())))
     bodies = {
         "of a site for another": json.dumps(foreign),
         "with another's certificate in it": json.dumps(
@@ -150,7 +150,7 @@ def test_a_hostile_request_gets_nothing(
         ),
         "with another's certificate and name": json.dumps(foreign),
         "signed by another key": json.dumps(own | {"present": foreign["present"]}),
-        "for a key that did not sign": json.dumps(own | {"node_key": fresh}),
+        "for a key that did not sign": json.dumps(fresh | {"next": fresh["present"]}),
         "with a field more": json.dumps(own | {"days": 900}),
         "garbage": "\x00\xff{",
         "nothing": "",
