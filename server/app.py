@@ -23,6 +23,7 @@ from common.storage.lock import FolderLock
 from common.study.bundle import open_bundle
 from common.wire import signing
 from server.operator.config import load_config
+from server.operator.hand_over import operator_keys
 from server.operator.sites import Registry
 from server.operator.state import ServerState
 from server.rounds.loop import run_study
@@ -68,7 +69,7 @@ def open_study(environment: Mapping[str, str]) -> Iterator[StudyRun]:
     study_hash = environment[STUDY_VARIABLE]
     key = signing.load_private(state.operator_key)
     root = state.study(study_hash)
-    study = open_bundle(root / "bundle", key.public_key())
+    study = open_bundle(root / "bundle", operator_keys(state))
     if study.hash() != study_hash:
         raise RefusedError(f"{root / 'bundle'}: holds another plan than its folder's name says")
     # Alone in the folder from here on.

@@ -36,7 +36,6 @@ from common.errors import ConfigurationError, RefusedError, damage_named
 from common.measure import pair_segmenter
 from common.measure import pair_utility as utility
 from common.storage.files import atomic_write, read_capped
-from common.wire import signing
 from kohort import layout, verification
 
 TABLE_CAP_BYTES = 1 << 26
@@ -92,7 +91,7 @@ def measure_release(
     ConfigurationError (it holds no pairs, or the cohort is not there).
     """
     # (1) verify the release, signed by this site's operator
-    found = verification.verify(release, trust=frozenset({signing.fingerprint(plans.operator)}))
+    found = verification.verify(release, trust=plans.fingerprints())
     # (2) find its plan among those approved here, and the plan's cohort
     study = plans.open(found.study)
     folder = place.cohort(study.intake)

@@ -78,7 +78,7 @@ def approve(
     place = State(state)
 
     # Verify, and show what is asked.
-    study = open_bundle(bundle, plans.operator)
+    study = open_bundle(bundle, plans.signers)
     membership = read_membership(place.membership)
     ask = Ask(study, membership, config.data.folder, config.policy.review == "required")
     show(who_asks(ask))

@@ -23,6 +23,7 @@ from client.state.membership import (
     read_join_file,
     read_membership,
 )
+from client.state.operators import is_handover, take_handover
 from client.state.records import note_loss
 from client.state.request import write_request_file
 from client.state.upgrade import upgrade
@@ -50,7 +51,9 @@ AfterLoss = Annotated[
 Replace = Annotated[
     bool, typer.Option("--replace", help="trust the operator of this file instead of another")
 ]
-JoinFile = Annotated[Path, typer.Argument(dir_okay=False, help="NAME.join.json from the operator")]
+JoinFile = Annotated[
+    Path, typer.Argument(dir_okay=False, help="NAME.join.json, or a hand-over, from the operator")
+]
 
 
 def init(
@@ -140,6 +143,9 @@ def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
     place = State(state)
     # read once: what is checked is what is stored
     text = read_join_file(file)
+    if is_handover(text):
+        _join_handover(place, text)
+        return
     membership = parse_membership(text, file)
     # The file must be for this site and its own node key.
     if membership.site != config.site:
@@ -159,6 +165,15 @@ def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
     write_line(f"joined {membership.server_url}")
     operator = signing.fingerprint(membership.operator)
     write_line(f"operator's key: {operator}; compare it with the operator by telephone")
+
+
+def _join_handover(place: State, text: bytes) -> None:
+    """Trust the operator's next key, which the present one signed."""
+    found = take_handover(place, read_membership(place.membership), text)
+    for name, line in (("was", found.old), ("is now", found.new)):
+        finger = signing.fingerprint(signing.parse_public(line))
+        write_line(f"operator's key {name}: {finger}")
+    write_line("compare both with the operator by telephone; a running daemon needs a restart")
 
 
 def _refuse_change(old: Membership, new: Membership, number: int) -> None:

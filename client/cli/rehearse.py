@@ -84,7 +84,7 @@ def find_plan(plans: Plans, name: str) -> tuple[Study, Path]:
     Raises ConfigurationError unless one plan is meant.
     """
     if name and Path(name).is_dir():
-        return open_bundle(Path(name), plans.operator), Path(name)
+        return open_bundle(Path(name), plans.signers), Path(name)
     found: list[tuple[Study, Path]] = []
     for plan_hash, study in plans.valid().items():
         if plan_hash.startswith(name) or study.name == name:

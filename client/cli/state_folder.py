@@ -14,6 +14,7 @@ from client.daemon.site import Site
 from client.state.config import load_site
 from client.state.folder import State
 from client.state.membership import read_membership
+from client.state.operators import plans_of
 from client.state.plans import Plans
 from client.state.private import close_to_others
 
@@ -43,7 +44,7 @@ def open_site(state: Path, alive: Callable[[], None] = lambda: None) -> Iterator
 def open_plans(state: Path) -> Plans:
     """Return the plans that this site's staff approved."""
     place = State(state)
-    return Plans(place, read_membership(place.membership).operator)
+    return plans_of(place, read_membership(place.membership))
 
 
 def limit_threads(state: Path) -> None:

@@ -49,7 +49,7 @@ from client.state.head import rollback
 from client.state.jobs import WEIGHTS, Progress
 from client.state.ledger import Ledger
 from client.state.membership import Membership
-from client.state.plans import Plans
+from client.state.operators import Operators, plans_of
 from client.state.records import Records
 from client.state.spool import remove_spool, spool_of
 from client.state.upgrade import upgrade
@@ -80,7 +80,8 @@ class Site:
         backup = upgrade(self.state)
         if backup is not None:
             log.info("state folder of version 0.1: migrated; a copy lies in %s", backup.name)
-        self.plans = Plans(self.state, self.membership.operator)
+        self.operators = Operators(self.state, self.membership)
+        self.plans = plans_of(self.state, self.membership)
         self.outbox = Outbox(self.state.outbox)
         self.reviews = open_reviews(self.state, self.config)
         self.records = Records(self.state, self.config, self.plans)
@@ -93,7 +94,7 @@ class Site:
         `size_bytes`: the declared size of its payload. `answer` checks the same again, and more.
         """
         # (1) the operator signed the instruction
-        header = open_header(text, signature, self.membership.operator)
+        header = open_header(text, signature, self.operators.signer(text, signature))
         # (2) the plan is approved and unaltered
         study = self.plans.open(header.study)
         # (3) kind, phase, model and round are the plan's, and the payload is of its size
@@ -115,7 +116,9 @@ class Site:
         """Return the reply as soon as it is there (steps 1 to 10)."""
         # (1) the operator signed the instruction
         max_bytes = self.config.limits.max_message_mib << 20
-        header = unseal(sealed, self.membership.operator, max_bytes=max_bytes)
+        signer = self.operators.signer(sealed.header, sealed.signature)
+        header = unseal(sealed, signer, max_bytes=max_bytes)
+        self.operators.note_used(signer)
         # (2) the plan is approved, unaltered and within the site's policy
         study = self.plans.open(header.study)
         check_plan(study, self.config.policy, self.config.site)

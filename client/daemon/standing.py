@@ -26,7 +26,8 @@ from client.ingest.cohort import Cohort
 from client.state.config import SiteConfig, load_site
 from client.state.folder import State
 from client.state.membership import read_membership
-from client.state.plans import Approval, Plans
+from client.state.operators import plans_of
+from client.state.plans import Approval
 from client.state.upgrade import check_state
 from client.state.work import AtWork, at_work
 from common.alerts import Alert
@@ -215,7 +216,7 @@ def _connection(daemon: Life, now: datetime) -> Iterator[Active]:
 
 def _plans(place: State, config: SiteConfig, daemon: Life, counts: bool) -> Iterator[PlanStanding]:
     """Yield how far each approved plan is, from the journal and the reviews."""
-    plans = Plans(place, read_membership(place.membership).operator)
+    plans = plans_of(place, read_membership(place.membership))
     answered = {entry.key for entry in place.journal.entries() if entry.state == "answered"}
     batches = {batch.study: batch.state for batch in open_reviews(place, config).batches()}
     for plan_hash, study in plans.valid().items():

@@ -35,6 +35,7 @@ from client.fleet.connection import (
 from client.fleet.failures import classify
 from client.state.folder import State
 from client.state.membership import read_membership
+from client.state.operators import Operators
 from common.errors import ConfigurationError, KohortError, damage_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import renewal, signing
@@ -163,7 +164,8 @@ class Renewal:
         """The operator's statement, if it is newer than the one that is here; None without one."""
         if not text:
             return None
-        stated = open_authorities(text.encode(), read_membership(self.state.membership).operator)
+        membership = read_membership(self.state.membership)
+        stated = open_authorities(text.encode(), *Operators(self.state, membership).trusted)
         known = known_number(self.state)
         if stated.number < known:
             raise renewal.refusal("the operator's statement of its authority is an older one")

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from client.state.folder import State
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.privacy.global_weights import Known
 from common.storage.files import read_capped
 from common.storage.heartbeat import spell_json, spell_time
-from common.study.bundle import copy_bundle, open_bundle
+from common.study.bundle import Keys, copy_bundle, open_bundle
 from common.study.families import FAMILIES, Shapes
 from common.study.plan import Study
 from common.study.shapes import starting_weights
-from common.wire import tensors
+from common.wire import signing, tensors
 from common.wire.app_bundle import fab_hash
 
 PLAN_CAP_BYTES = 1 << 20
@@ -50,15 +48,26 @@ class Plans:
     """The approved plans of a site, each a verified bundle in plans/<hash>/."""
 
     state: State
-    operator: Ed25519PublicKey
+    operator: Keys  # that signed the approved plans, newest first
+    approving: Keys | None = None  # that may sign a plan which is approved now; None: the same
+
+    @property
+    def signers(self) -> Keys:
+        """The keys that may sign a plan which is approved now."""
+        return self.operator if self.approving is None else self.approving
+
+    def fingerprints(self) -> frozenset[str]:
+        """Return the fingerprints of the keys that signed the approved plans."""
+        keys = self.operator if isinstance(self.operator, tuple) else (self.operator,)
+        return frozenset(signing.fingerprint(key) for key in keys)
 
     def approve(self, bundle: Path, by: str = "", at: datetime | None = None) -> Study:
         """Keep a copy of the bundle and record the approval: who it was, and when.
 
         The caller has checked the policy and asked a person.
         """
-        study = open_bundle(bundle, self.operator)
-        copy_bundle(bundle, self.operator, self.folder(study.hash()))
+        study = open_bundle(bundle, self.signers)
+        copy_bundle(bundle, self.signers, self.folder(study.hash()))
         record = {"name": study.name, "by": by, "at": spell_json(at)}
         self.state.journal.append(f"plan/{study.hash()}", "approved", record)
         return study

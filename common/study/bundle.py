@@ -17,6 +17,7 @@ from common.study.fields import CHECKPOINT_CAP_BYTES, Checkpoint
 from common.study.plan import Study, load_study
 from common.wire import signing
 
+Keys = Ed25519PublicKey | tuple[Ed25519PublicKey, ...]  # one of several may have signed
 PLAN_FILE = "study.yaml"
 SIGNATURE_FILE = "study.sig"
 PLAN_CAP_BYTES = 1 << 20
@@ -37,7 +38,7 @@ def write_bundle(study_path: Path, key: Ed25519PrivateKey, out: Path) -> Study:
     return study
 
 
-def open_bundle(folder: Path, public: Ed25519PublicKey) -> Study:
+def open_bundle(folder: Path, public: Keys) -> Study:
     """Return the plan of a bundle that `public` signed and whose checkpoints are the pinned ones.
 
     Raises ConfigurationError where the plan or a checkpoint is missing, RefusedError for anything
@@ -51,9 +52,7 @@ def open_bundle(folder: Path, public: Ed25519PublicKey) -> Study:
     study = load_study(folder / PLAN_FILE)
     signature = read_capped(folder / SIGNATURE_FILE, signing.KEY_CAP_BYTES)
     try:
-        signing.verify(
-            public, signing.PLAN, study.hash().encode(), signature, what=f"{folder}/study.sig"
-        )
+        _verify(public, study.hash().encode(), signature, f"{folder}/study.sig")
     except RefusedError as error:
         error.hint = (
             "ask the operator for the bundle again; both sides must run the same version of kohort"
@@ -64,7 +63,18 @@ def open_bundle(folder: Path, public: Ed25519PublicKey) -> Study:
     return study
 
 
-def copy_bundle(source: Path, public: Ed25519PublicKey, target: Path) -> Study:
+def _verify(public: Keys, data: bytes, signature: bytes, what: str) -> None:
+    """Refuse what none of the keys signed; of several the newest, which is the first, says why."""
+    first, *others = public if isinstance(public, tuple) else (public,)
+    for key in others:
+        try:
+            return signing.verify(key, signing.PLAN, data, signature, what=what)
+        except RefusedError:
+            continue
+    return signing.verify(first, signing.PLAN, data, signature, what=what)
+
+
+def copy_bundle(source: Path, public: Keys, target: Path) -> Study:
     """Copy the files of a checked bundle, and nothing else, into `target`; returns the plan."""
     study = open_bundle(source, public)
     for name in (PLAN_FILE, SIGNATURE_FILE):

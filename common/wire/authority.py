@@ -40,8 +40,8 @@ def sign_authorities(number: int, ca: str, key: Ed25519PrivateKey) -> bytes:
     return canonical({**fields, "signature": signature})
 
 
-def open_authorities(text: bytes, operator: Ed25519PublicKey) -> Authorities:
-    """Return a statement that the operator signed; raises RefusedError (E-AUTHORITY)."""
+def open_authorities(text: bytes, *operators: Ed25519PublicKey) -> Authorities:
+    """Return a statement that one of these keys signed; raises RefusedError (E-AUTHORITY)."""
     if len(text) > CAP_BYTES:
         raise _refusal("larger than any")
     try:
@@ -50,15 +50,23 @@ def open_authorities(text: bytes, operator: Ed25519PublicKey) -> Authorities:
         raise _refusal("not its fields") from error
     fields = json.loads(text)
     del fields["signature"]
-    try:
-        signing.verify(operator, signing.AUTHORITY, canonical(fields), found.signature.encode())
-    except RefusedError as error:
-        raise _refusal("not signed by this site's operator") from error
+    signature = found.signature.encode()
+    if not any(_has_signed(key, canonical(fields), signature) for key in operators):
+        raise _refusal("not signed by this site's operator")
     with damage_named(_refusal("no certificates in it")):
         certificates = x509.load_pem_x509_certificates(found.ca.encode())
     if not 1 <= len(certificates) <= MOST:
         raise _refusal(f"{len(certificates)} certificates in it, expected one or two")
     return found
+
+
+def _has_signed(key: Ed25519PublicKey, data: bytes, signature: bytes) -> bool:
+    """Whether a key signed a statement."""
+    try:
+        signing.verify(key, signing.AUTHORITY, data, signature)
+    except RefusedError:
+        return False
+    return True
 
 
 def _refusal(what: str) -> RefusedError:

@@ -17,6 +17,7 @@ from server.cli import (
     pretrain,
     publish,
     renewals,
+    rotate,
     serve,
     setup,
     sign_off,
@@ -56,6 +57,7 @@ app.command()(authority.certify)
 app.command()(authority.renew)
 app.command()(renewals.renewals)
 app.command()(renewals.rollover)
+app.command()(rotate.rotate)
 app.command()(authority.protect)
 app.command()(serve.run)
 app.command()(status.status)

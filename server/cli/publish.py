@@ -22,6 +22,7 @@ from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
 from server.operator.caps import most_images, release_bytes
 from server.operator.config import limits_in
+from server.operator.hand_over import operator_keys
 from server.operator.quota import check_quota, folder_bytes
 from server.operator.releasable import releases_pairs
 from server.operator.sites import Registry
@@ -116,7 +117,7 @@ def release(
     key = load_operator_key(place)
     signers = signers_in(place)
     check_propose(signers, propose)
-    study = open_bundle(bundle, key.public_key())
+    study = open_bundle(bundle, operator_keys(place))
     check_folder("--out", out)
     found = read_people(members, heldout, rehearsal, study)
     account = make_account(study, bundle, audit or [])

@@ -40,6 +40,7 @@ from server.operator.certificates import (
 )
 from server.operator.config import ServerConfig, load_config
 from server.operator.expiry import ending_certificates
+from server.operator.hand_over import operator_keys
 from server.operator.quota import check_quota
 from server.operator.renewal import check_server_files
 from server.operator.state import ServerState
@@ -58,7 +59,7 @@ Port = Annotated[
 def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
     """Serve a study until it is complete. After any interruption start it again: it resumes."""
     place = ServerState(state)
-    key = load_operator_key(place)
+    load_operator_key(place)
     config = load_config(place.config)
     check_port(port, config)
     check_installation()
@@ -70,11 +71,12 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
     ):
         heart.enter("starting")
         # The study's folder keeps its own copy of the bundle; both are verified.
-        study = open_bundle(bundle, key.public_key())
+        signers = operator_keys(place)
+        study = open_bundle(bundle, signers)
         kept = place.study(study.hash()) / "bundle"
         if not (kept / "study.sig").is_file():
-            copy_bundle(bundle, key.public_key(), kept)
-        open_bundle(kept, key.public_key())
+            copy_bundle(bundle, signers, kept)
+        open_bundle(kept, signers)
         with open_record(place, study) as record:
             sweep(place, record)
             if not record.ended():

@@ -107,6 +107,12 @@ def begin(
     return made.certificate
 
 
+def state_again(state: ServerState, key: Ed25519PrivateKey) -> None:
+    """Sign what is trusted once more, under the operator's new key, if it was ever stated."""
+    if statement_text(state):
+        _state(state, read_authorities(state), key)
+
+
 def missing_sites(state: ServerState, registry: Registry) -> list[str]:
     """Return the sites that have not come with a certificate of the next authority."""
     wanted = authority_id(read_authorities(state)[-1])

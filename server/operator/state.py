@@ -28,6 +28,11 @@ class ServerState:
         return self.root / "keys" / "operator.key"
 
     @property
+    def next_operator_key(self) -> Path:
+        """The operator's key that comes, until every hospital knows it."""
+        return self.root / "keys" / "operator-next.key"
+
+    @property
     def tls(self) -> Path:
         """The server's certificate files."""
         return self.root / "tls"

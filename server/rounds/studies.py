@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from common.errors import ConfigurationError, KohortError
 from common.study.bundle import open_bundle
 from common.study.plan import Study
-from server.operator.opening import load_operator_public
+from server.operator.hand_over import operator_keys
 from server.operator.state import ServerState
 from server.rounds.record import StudyRecord
 
@@ -21,7 +21,7 @@ def read_studies(state: ServerState) -> tuple[list[Study], dict[str, KohortError
 
     One of an older version, or a damaged one, does not hide the others.
     """
-    public = load_operator_public(state)
+    public = operator_keys(state)
     studies = []
     faults = {}
     for bundle in sorted((state.root / "studies").glob("*/bundle")):

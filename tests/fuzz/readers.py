@@ -92,6 +92,7 @@ EXEMPT = {
     "server.flower.executor": "a secret: bytes alone",
     "server.flower.link_process": "a secret: bytes alone",
     "server.flower.superlink": "the end of a log, for the operator's eyes",
+    "server.operator.hand_over:_is_protected": "the first bytes of the operator's own key",
     "server.operator.authorities:finish": "the operator's own key, bytes alone",
     "server.operator.renewals:keep_certificate": "a certificate that was just signed or checked",
     "server.operator.config:sample": "text that this process made",

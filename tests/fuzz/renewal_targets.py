@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,12 +10,18 @@ from cryptography.hazmat.primitives import serialization
 
 from client.fleet.connection import read_node_key
 from client.fleet.renewal import known_number
+from client.state.folder import State
+from client.state.operators import is_handover
+from client.state.operators import read_handovers as taken
 from common.errors import KohortError
 from common.wire import renewal, signing
 from common.wire.authority import open_authorities, sign_authorities
 from common.wire.handover import open_handover, write_handover
+from common.wire.messages import canonical
 from server.operator import authorities
+from server.operator.hand_over import read_handovers as given
 from server.operator.renewals import Mailbox, read_kept
+from server.operator.state import ServerState
 from tests.fuzz.harness import Parser, Target
 from tests.fuzz.mutation import damaged, exchanged, revalued
 from tests.renewing import Clock, Member, Operator
@@ -93,11 +100,22 @@ def _handovers(folder: Path) -> Parser:
     old, new = signing.new_key(), signing.new_key()
     seed = write_handover("site", "hospital-a", old, new)
 
+    place = State(folder)
+    server = ServerState(folder / "server")
+    server.operator_key.parent.mkdir(parents=True)
+
     def call(data: bytes) -> None:
+        (folder / "operators.json").write_bytes(data)
+        server.operator_key.with_name("handovers.json").write_bytes(data)
+        is_handover(data)
+        for read in (lambda: taken(place), lambda: given(server)):
+            with contextlib.suppress(KohortError):
+                assert read() == []
         found = open_handover(data, "site")
         assert found == open_handover(seed, "site")
 
-    return Parser(call, (revalued(seed, odd=ODD), exchanged(seed), damaged(seed)))
+    rows = canonical({"handovers": [seed.decode()]})
+    return Parser(call, (revalued(seed, rows, odd=ODD), exchanged(seed, rows), damaged(seed, rows)))
 
 
 def _statements(folder: Path) -> Parser:
@@ -148,7 +166,17 @@ TARGETS = (
         _answers,
         few=300,
     ),
-    Target("handover", ("common.wire.handover:open_handover",), _handovers, few=300),
+    Target(
+        "handover",
+        (
+            "common.wire.handover:open_handover",
+            "client.state.operators:read_handovers",
+            "client.state.operators:is_handover",
+            "server.operator.hand_over:read_handovers",
+        ),
+        _handovers,
+        few=300,
+    ),
     Target(
         "authority-statement",
         (

@@ -18,11 +18,13 @@ from client.daemon.certificates import take_over
 from client.fleet.connection import create_node_key
 from client.fleet.expiry import ending_certificates
 from client.fleet.failures import CallFailed
+from client.state.membership import read_membership
+from client.state.operators import take_handover
 from client.state.upgrade import check_state, upgrade
 from common.errors import KohortError, PolicyError
 from common.wire import signing
 from server.front.sites import Sites
-from server.operator import authorities
+from server.operator import authorities, hand_over
 from server.operator.certificates import load_authority, site_certificate
 from server.operator.expiry import ending_certificates as ending_of_all
 from server.operator.issued import open_issued
@@ -154,6 +156,14 @@ def test_a_year_of_certificates(consortium: Consortium, tmp_path: Path) -> None:
     operator.away = False
     operator.sites.close()
     operator.sites = Sites(operator.state.sites)
+
+    # the operator's key hands over; what it states from then on is believed
+    text = hand_over.begin(operator.state, "demo")
+    for member in consortium.members:
+        take_handover(member.state, read_membership(member.state.membership), text)
+    operator.key = hand_over.finish(operator.state, "demo")
+    authorities.state_again(operator.state, operator.key)
+    number = authorities.check_statement(operator.state, operator.key.public_key())
 
     # the rest of the year: one more node key, and a signing key
     rotate_node(b)
