@@ -23,6 +23,7 @@ from client.state.operators import take_handover
 from client.state.upgrade import check_state, upgrade
 from common.errors import KohortError, PolicyError
 from common.wire import signing
+from common.wire.messages import Header
 from server.front.sites import Sites
 from server.operator import authorities, hand_over
 from server.operator.certificates import load_authority, site_certificate
@@ -170,10 +171,11 @@ def test_a_year_of_certificates(consortium: Consortium, tmp_path: Path) -> None:
     signing.save_private(d.state.next_sign_key, signing.new_key())
     consortium.days(YEAR - 60 - 13 - 16 - 30 - 60 - 10)
     assert len(operator.registry.get(b.name).node_keys) == 1
-    whose = [
-        one.whose for one in ending_of_all(operator.state, operator.registry.sites(), clock.now)
-    ]
-    assert whose == []
+    registered = operator.registry.get(d.name)
+    assert len(registered.sign_keys) == 2
+    assert signing.public_text(d.state.signing_key().public_key()) == registered.sign_key
+    assert {known_number(one.state) for one in consortium.members} == {number}
+    assert ending_of_all(operator.state, operator.registry.sites(), clock.now) == []
     # nothing was issued for nothing: a new one each 15 days, and for each new key
     for member in consortium.members:
         assert 22 <= operator.issued_to(member.name) <= 28
@@ -197,7 +199,8 @@ def test_a_year_of_spending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # a backup is made, and the year goes on
     backup = tmp_path / "backup"
     shutil.copytree(hospital.root, backup)
-    start(hospital).answer(hospital.ask("train", round=1))
+    second = start(hospital).answer(hospital.ask("train", round=1))
+    receipt = Header.model_validate_json(second.header).digest
     assert spent(hospital) == 2
     # the folder of before the join file had a field more is the same folder
     assert upgrade(start(hospital).state) is None
@@ -209,6 +212,12 @@ def test_a_year_of_spending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     asked = hospital.ask("train", model="glow")
     assert refused(lambda: start(hospital).answer(asked)) == "E-ROLLBACK"
     assert children.runs == 2
+    # all of January is put back: the operator's receipt for what came later gives it away
+    shutil.rmtree(hospital.root)
+    shutil.copytree(backup, hospital.root)
+    late = hospital.ask("train", model="glow", receipts=(receipt,))
+    assert refused(lambda: start(hospital).answer(late)) == "E-ROLLBACK"
+    assert (children.runs, spent(hospital)) == (2, 1)
     # with the newest copy it goes on
     shutil.rmtree(hospital.root)
     shutil.copytree(newest, hospital.root)
