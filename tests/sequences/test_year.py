@@ -18,6 +18,7 @@ from client.daemon.certificates import take_over
 from client.fleet.connection import create_node_key
 from client.fleet.expiry import ending_certificates
 from client.fleet.failures import CallFailed
+from client.fleet.renewal import known_number
 from client.state.membership import read_membership
 from client.state.operators import take_handover
 from client.state.upgrade import check_state, upgrade
