@@ -101,8 +101,8 @@ def hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Sta
     write_cohort(place.cohort(study.intake), blocks(12, 1), np.repeat(np.arange(4), 3))
     write_release(tmp_path / "release", blocks(24, 0))
 
-    def verified(folder: Path, *, trust: str) -> manifest.Manifest:
-        assert trust == signing.public_text(operator.public_key())
+    def verified(folder: Path, *, trust: frozenset[str]) -> manifest.Manifest:
+        assert trust == {signing.fingerprint(operator.public_key())}
         return manifest.Manifest.model_construct(study=study.hash(), version="1.0.0")
 
     monkeypatch.setattr(verification, "verify", verified)
