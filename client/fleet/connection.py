@@ -63,6 +63,11 @@ def check_addresses(url: str, proxy: str | None) -> None:
     A proxy's address may hold a password: it is not repeated.
     """
     server = _parse_address(url)
+    if server is not None and server["scheme"] == "https" and not server["port"]:
+        raise ConfigurationError(
+            f"server address {url!r}: it names no port; expected https://HOST:PORT",
+            hint="the address comes with the join file: ask the operator for one with the port",
+        )
     if server is None or server["scheme"] != "https" or server["user"] or server["slash"]:
         raise ConfigurationError(
             f"server address {url!r}: expected https://HOST:PORT, without a path",

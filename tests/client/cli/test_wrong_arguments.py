@@ -125,10 +125,15 @@ WRONG: dict[str, Case] = {
         1,
         "larger than",
     ),
+    "a join file whose server has no port": (
+        lambda p: ["join", "--state", p.state, p.join_file(server_url="https://kohort.test")],
+        2,
+        "server address 'https://kohort.test': it names no port; expected https://HOST:PORT",
+    ),
     "an address without TLS": (
         lambda p: ["join", "--state", p.state, p.join_file(server_url="http://a")],
         2,
-        "server_url",
+        "server_url: expected https://HOST:PORT without a path, got 'http://a'",
     ),
     "an address with a wrong port": (
         lambda p: ["join", "--state", p.state, p.join_file(server_url="https://a:99999")],

@@ -139,3 +139,12 @@ def test_a_run_status_is_read_from_flowers_answer(calls: OperatorCalls, control:
     assert calls.run_status(9).completed
     control.run.status.status = "running"
     assert not calls.run_status(9).finished
+
+
+def test_a_node_was_heard_two_intervals_before_it_would_count_as_offline(
+    calls: OperatorCalls, control: Control, key: Path
+) -> None:
+    control.nodes = [node(key, "online"), node(key, "registered")]
+    control.nodes[0].online_until = 1060.0
+    control.nodes[0].heartbeat_interval = 30.0
+    assert [one.seen for one in calls.nodes()] == [1000.0, 0.0]

@@ -167,6 +167,30 @@ def test_a_foreign_run_is_told_once(federation: Federation) -> None:
     assert len(said) == 1 and "E-APP-UNPINNED" in said[0]
 
 
+def test_when_each_site_was_heard_is_noted_by_its_name_and_not_at_every_turn(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = ScriptedLink()
+    made, _ = coordinate(federation, link)
+    active = {site.node_id: name for name, site in made.registry.sites().items() if site.active}
+    first, *_ = active
+    heard = {first: 1000.5}
+    asked: list[None] = []
+
+    def nodes() -> tuple[Node, ...]:
+        asked.append(None)
+        return tuple(Node(id, "", "online", b"", heard.get(id, 0.0)) for id in active if id)
+
+    monkeypatch.setattr(link, "nodes", nodes)
+    noted: list[dict[str, float]] = []
+    made.note_seen = lambda seen: noted.append(dict(seen))
+    made._look_at_sites()
+    made._look_at_sites()
+    # who was never heard has no time
+    assert noted == [{active[first]: 1000.5}]
+    assert len(asked) == 1
+
+
 def test_a_superlink_that_starts_again_is_waited_for_and_its_run_goes_on(
     federation: Federation,
 ) -> None:
