@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing runs, nothing is fetched, nothing is cut off on a phone."""
+"""The page in a real browser: nothing runs, nothing is fetched, nothing is cut off."""
 
 from __future__ import annotations
 
@@ -84,10 +84,11 @@ def test_hostile_names_run_nothing_and_fetch_nothing(trap: int, tmp_path: Path) 
     assert ("x", "/") in Trap.asked
 
 
-def test_on_a_phone_nothing_is_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width_px", [500, 1000], ids=["phone", "small screen"])
+def test_nothing_is_cut_off(tmp_path: Path, width_px: int) -> None:
     # the page, with a script of this test's own in place of its policy
     text = render_page(troubled()).replace('http-equiv="Content-Security-Policy"', "")
     page = tmp_path / "page.html"
     page.write_text(text.replace("</body>", f"<script>{MEASURE}</script></body>"))
-    tree = browse(page.as_uri(), tmp_path / "home", "--window-size=500,900", "--dump-dom")
+    tree = browse(page.as_uri(), tmp_path / "home", f"--window-size={width_px},900", "--dump-dom")
     assert "<title>wider than its place: none</title>" in tree
