@@ -113,7 +113,7 @@ class SiteMetrics:
             for one in at_work(state, plan_hash, study):
                 scrape.set(names.SITE_AT_WORK, 1, *labels, one.round.split(" round ")[0])
             scrape.set(names.SITE_REVIEW, plan_hash in waiting, *labels)
-            scrape.set(names.SITE_EPSILON_PLANNED, study.privacy.epsilon, *labels)
+            scrape.set(names.SITE_EPSILON_PROMISED, study.privacy.epsilon, *labels)
 
     def _spent(self, scrape: Scrape) -> None:
         """What the ledger holds; nothing was spent where there is none."""

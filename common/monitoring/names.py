@@ -92,8 +92,11 @@ SITE_AT_WORK = _declare(
     "plan",
     "phase",
 )
-SITE_EPSILON_PLANNED = _declare(
-    "kohort_site_epsilon_planned", "epsilon per patient that a plan may spend", "study", "plan"
+SITE_EPSILON_PROMISED = _declare(
+    "kohort_site_epsilon_promised",
+    "epsilon per patient that a plan promises at most",
+    "study",
+    "plan",
 )
 SITE_EPSILON_SPENT = _declare(
     "kohort_site_epsilon_spent",
