@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, Message
 
 from client.fleet.connection import create_node_key
 from server.operator.certificates import (
@@ -16,7 +18,7 @@ from server.operator.certificates import (
     load_authority,
 )
 from tests.client.fleet.running import Running
-from tests.fleet_server import FleetServer
+from tests.fleet_server import FleetServer, instruction
 from tests.transport import until
 
 YEAR = timedelta(days=366)
@@ -85,4 +87,35 @@ def test_a_reconnect_ends_a_long_wait(
     server.instead.clear()
     site.client.reconnect()
     until(lambda: site.code() == "CONNECTED", 20.0)
+    site.end()
+
+
+def test_a_new_node_key_takes_over_between_two_messages(
+    server: FleetServer, files: ServerFiles, tmp_path: Path
+) -> None:
+    """An answer belongs to the node that was asked: while one is at work nothing changes."""
+    begun, go_on, rests = threading.Event(), threading.Event(), list[bool]()
+
+    def handle(message: Message, context: Context) -> Message:
+        begun.set()
+        assert go_on.wait(30)
+        return Message(message.content, reply_to=message)
+
+    site = Running(server, files, tmp_path, handle=handle)
+    until(lambda: site.code() == "CONNECTED")
+    server.queue(instruction())
+    assert begun.wait(30)
+
+    def rest() -> None:
+        rests.append(go_on.is_set())
+        if len(rests) == 1:
+            site.client.forget_node()
+
+    site.client.on_rest = rest
+    calls = len(server.calls)
+    until(lambda: len(server.calls) > calls or site.stop.wait(0.2))
+    go_on.set()
+    until(lambda: server.names().count("activate-node") == 2)
+    assert all(rests)
+    until(lambda: site.code() == "CONNECTED")
     site.end()

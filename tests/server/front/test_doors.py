@@ -13,7 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client.fleet.connection import read_node_key
+from client.fleet.connection import FleetSettings, read_node_key
+from client.fleet.failures import CallFailed
+from client.fleet.renewal import SOON_S, Renewal
+from client.state.folder import State
 from common.wire.renewal import read_answer, write_request
 from server.front import rules
 from server.operator.certificates import (
@@ -538,6 +541,38 @@ def test_a_site_renews_its_certificate_through_the_front_and_nobody_else(door: D
     assert renew(door, other, request_of(other)) == (rules.NOT_ENROLLED, b"")
     registry.close()
     assert {path for path, _, _ in door.upstream.seen} == {PULL}
+
+
+def test_the_daemons_own_renewal_passes_both_fronts(door: Door, tmp_path: Path) -> None:
+    """What `kohort-site run` does, over TLS: asked, signed, taken, and seen at the front."""
+    site = door.member("clinic-p")
+    soon = datetime.now(UTC) - timedelta(days=16)
+    line = site.key.with_suffix(".pub").read_text()
+    authority = load_authority(door.state.authority)
+    site.certificate.write_bytes(site_certificate(authority, site.name, line, now=soon))
+    settings = FleetSettings(
+        f"https://127.0.0.1:{door.port}",
+        door.state.authority / "ca.crt",
+        site.key,
+        tmp_path,
+        site.certificate,
+    )
+    renewal = Renewal(State(tmp_path), settings, site.name)
+    before = site.certificate.read_bytes()
+    assert renewal.turn() == ""
+    assert renewal.wait_s() == SOON_S
+    registry = Registry(door.state.sites)
+    assert len(list(issue_waiting(door.state, registry))) == 1
+    assert renewal.turn().startswith("certificate renewed")
+    assert site.certificate.read_bytes() != before
+    assert ask(door, site) == 200
+    # a revoked site learns a declared state, and keeps what it has
+    site.certificate.write_bytes(before)
+    registry.revoke(site.name)
+    registry.close()
+    with pytest.raises(CallFailed, match="FORBIDDEN"):
+        renewal.turn()
+    assert site.certificate.read_bytes() == before
 
 
 def test_a_site_that_asks_for_its_certificate_all_the_time_is_told_to_wait(door: Door) -> None:
