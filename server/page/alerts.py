@@ -23,7 +23,7 @@ def of_releases(rows: Iterable[ReleaseRow]) -> Iterator[Alert]:
 
 
 def _of_signature(row: ReleaseRow) -> Alert | None:
-    """A release that was altered, or that today's key did not sign."""
+    """A release that was altered, or that no key of the operator signed."""
     if row.problem:
         return Alert(
             "error",
@@ -35,7 +35,7 @@ def _of_signature(row: ReleaseRow) -> Alert | None:
         return Alert(
             "warning",
             "OTHER-KEY",
-            f"{row.title} is signed by {row.other_key}, another key than the operator's of today",
+            f"{row.title} is signed by {row.other_key}, which never was the operator's key",
             "compare with the fingerprints that you published: "
             f"`kohort verify {row.folder} --trust {row.other_key}`",
         )

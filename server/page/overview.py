@@ -14,7 +14,8 @@ from common.alerts import Alert
 from common.wire.expiry import Lifetime, severity_of
 from server.operator.config import Limits, load_config
 from server.operator.expiry import lifetimes
-from server.operator.opening import load_operator_public, open_registry
+from server.operator.hand_over import operator_keys
+from server.operator.opening import check_set_up, open_registry
 from server.operator.state import ServerState
 from server.page import alerts
 from server.page.disk import DiskRow, read_disk
@@ -59,13 +60,13 @@ def read_overview(
     Raises ConfigurationError where no server is set up, or server.yaml cannot be read.
     """
     now = now or datetime.now(UTC)
-    operator = load_operator_public(place)
+    check_set_up(place)
     name = ""
     limits = Limits()
     if place.config.is_file():
         config = load_config(place.config)
         name, limits = config.name, config.limits
-    rows = read_releases(releases_in, operator) if releases_in is not None else ()
+    rows = read_releases(releases_in, operator_keys(place)) if releases_in is not None else ()
     return Overview(
         name=name,
         state=place.root,

@@ -1,13 +1,14 @@
 """Which releases lie in a folder, published or proposed, and who has signed them off.
 
-In: the folder, the operator's key. Out: a `ReleaseRow` each.
+In: the folder, the operator's keys. Out: a `ReleaseRow` each.
 Guarantees: what a row says of a release is signed by its operator, and each sign-off in it holds; a
-key that is not this operator's of today is named.
+key that never was this operator's is named.
 Not covered: the pictures and other files. `kohort verify` checks those, which takes longer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ MOST = 100  # the newest; a folder that holds more has a page of its own somewhe
 class ReleaseRow:
     """One release: its folder, who signed it off, who may still, and what is wrong with it.
 
-    `other_key`: the fingerprint of its operator's key, where that is another than today's.
+    `other_key`: the fingerprint of the key that signed it, where it never was this operator's.
     """
 
     folder: Path
@@ -61,12 +62,16 @@ class ReleaseRow:
         return "proposed" if self.missing else "ready to publish"
 
 
-def read_releases(folder: Path, operator: Ed25519PublicKey) -> tuple[ReleaseRow, ...]:
-    """Return the newest releases below `folder`, proposed ones first."""
+def read_releases(folder: Path, keys: Iterable[Ed25519PublicKey]) -> tuple[ReleaseRow, ...]:
+    """Return the newest releases below `folder`, proposed ones first.
+
+    `keys`: the operator's key, and those before it.
+    """
+    own = frozenset(signatures.fingerprint(key) for key in keys)
     places = [(path.parent, True) for path in folder.glob(f"{PROPOSED}/*/{layout.MANIFEST}")]
     places += [(path.parent, False) for path in folder.glob(f"*/{layout.MANIFEST}")]
     places.sort(key=lambda place: (place[1], _changed(place[0])), reverse=True)
-    return tuple(_read_row(path, proposed, operator) for path, proposed in places[:MOST])
+    return tuple(_read_row(path, proposed, own) for path, proposed in places[:MOST])
 
 
 def _changed(folder: Path) -> float:
@@ -77,7 +82,7 @@ def _changed(folder: Path) -> float:
         return 0.0
 
 
-def _read_row(folder: Path, proposed: bool, operator: Ed25519PublicKey) -> ReleaseRow:
+def _read_row(folder: Path, proposed: bool, own: frozenset[str]) -> ReleaseRow:
     """One release; what cannot be believed is named, and nothing else of it is shown."""
     try:
         manifest, signed = _read_signed(folder)
@@ -96,7 +101,7 @@ def _read_row(folder: Path, proposed: bool, operator: Ed25519PublicKey) -> Relea
         needed=manifest.sign_offs,
         signed=there,
         waiting=waiting,
-        other_key="" if key == signatures.fingerprint(operator) else key,
+        other_key="" if key in own else key,
     )
 
 

@@ -33,7 +33,7 @@ def out(made: Made, tmp_path: Path) -> Path:
 
 
 def rows(out: Path, made: Made) -> tuple[ReleaseRow, ...]:
-    return read_releases(out, made[1].public_key())
+    return read_releases(out, [made[1].public_key()])
 
 
 def test_a_proposal_is_followed_from_its_first_sign_off_to_the_published_release(
@@ -93,8 +93,12 @@ def test_nothing_is_shown_of_a_release_that_is_not_as_signed(
 
 def test_a_release_by_another_key_is_named(out: Path, made: Made) -> None:
     other = signing.fingerprint(made[1].public_key())
-    for row in read_releases(out, signing.new_key().public_key()):
+    present = signing.new_key().public_key()
+    for row in read_releases(out, [present]):
         assert row.other_key == other
+    # a key from which the operator has moved on is its own still
+    for row in read_releases(out, [present, made[1].public_key()]):
+        assert row.other_key == ""
     assert [row.other_key for row in rows(out, made)] == ["", ""]
 
 
