@@ -65,8 +65,6 @@ class Numerics:
             "client.child.batch.make_reference": lambda *_: reference(),
             "client.child.batch.invert": self.invert,
             "client.child.batch.draw_sheet": lambda *_: b"sheet",
-            "client.child.batch.contact_sheet": lambda *_: b"sheet",
-            "client.child.batch.count_pages": lambda *_: 1,
             "client.child.batch.measure_patients": self.measure,
             "client.child.batch.gather_statistics": self.gather,
             "client.child.batch.align": self.align,
