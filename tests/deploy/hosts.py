@@ -36,12 +36,16 @@ class Host(Machine):
     """A computer with the paths of the runbook, and the services that run on it."""
 
     name: str = ""
+    installs: bool = False  # whether the runbook's installation is played here
+    opt: Path | None = None  # another machine's /opt, in place of its own
     services: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def command(self, text: str) -> list[str]:
         """Return the command that runs a line of shell on this machine."""
         mounts = [f"mount --bind {self.hosts} /etc/hosts"]
-        mounts += [f"mount --bind {self.folder / name} /{name}" for name in OWN]
+        folders = {name: self.folder / name for name in OWN}
+        folders["opt"] = self.opt or folders["opt"]
+        mounts += [f"mount --bind {folder} /{name}" for name, folder in folders.items()]
         path = "export PATH=/opt/kohort/bin:$PATH"
         script = " && ".join([*mounts, path, 'cd /srv && exec bash -c "$0"'])
         return self.place.enter(["unshare", "--mount", "bash", "-c", script, text])

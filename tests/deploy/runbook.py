@@ -3,7 +3,8 @@
     ```console title="operator"         on the operator's machine
     ```console title="hospital"         on each hospital's machine, at the same time
     ```console title="for hospital-a"   on the operator's machine, once for each hospital
-    ```console title="every machine"    on the operator's and each hospital's
+    ```console title="every machine"    where the programs are installed
+    ```console title="other hospitals"  on each hospital's but the second's
     ```console title="researcher"       on the researcher's
     <!-- carry: FROM PATH to TO -->      a file that people send, from machine to machine
     <!-- test: WORDS -->                 what the test does by hand, by its name
@@ -35,7 +36,7 @@ CARRY = re.compile(r"carry: (\S+) (\S+) to (\S+)")
 FIRST = "hospital-a"
 SECOND = "hospital-b"
 WHO = (
-    *("operator", "hospital", f"for {FIRST}", "every machine", "researcher"),
+    *("operator", "hospital", f"for {FIRST}", "every machine", "other hospitals", "researcher"),
     *(FIRST, SECOND),
 )
 
@@ -104,8 +105,10 @@ class Player:
         hospitals = self.people.hospitals
         several = dict(hospitals)
         if block.who == "every machine":
-            several["operator"] = self.people.operator
-        if block.who in ("hospital", "every machine"):
+            several = {host.name: host for host in self.people.all() if host.installs}
+        if block.who == "other hospitals":
+            del several[SECOND]
+        if block.who in ("hospital", "other hospitals", "every machine"):
             list(self.pool.map(lambda name: self._type(several[name], block, name), several))
         elif block.who == f"for {FIRST}":
             for name in hospitals:

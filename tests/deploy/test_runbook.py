@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from common.config import load_yaml
@@ -77,6 +78,34 @@ def wait_for_the_images(people: Consortium) -> None:
     people.until(lambda: all(map(waits, people.hospitals.values())), LONG_S)
 
 
+def decide_at_the_desk(people: Consortium) -> None:
+    """Open the second hospital's desk, follow its link, and approve the batch in the browser."""
+    host = people.hospitals[SITES[1]]
+    log = host.folder / "desk.log"
+    line = "kohort-site desk --state /var/lib/kohort --socket /srv/desk.sock"
+    process = host.start(line, log)
+    people.until(lambda: "open http" in log.read_text(), LONG_S)
+    [link] = re.findall(r"^open (\S+)", log.read_text(), re.MULTILINE)
+    door = httpx.HTTPTransport(uds=str(host.folder / "srv/desk.sock"))
+    with httpx.Client(transport=door, follow_redirects=True, timeout=LONG_S) as browser:
+        page = browser.get(link).text
+        [batch] = set(re.findall(r"/batches/([0-9a-f]+)", page))
+        [secret] = set(re.findall(r'name="form" value="([^"]+)"', page))
+        place = link.partition("/open?")[0]
+        form = {
+            "form": secret,
+            "choice": "approve",
+            "reviewer": "Dr. Sample",
+            "reason": "",
+            "note": "",
+        }
+        headers = {"origin": "http://localhost:8437", "sec-fetch-site": "same-origin"}
+        answer = browser.post(f"{place}/batches/{batch}/decision", data=form, headers=headers)
+    assert answer.status_code == 200, answer.text
+    process.terminate()
+    process.wait(LONG_S)
+
+
 def wait_for_the_end(people: Consortium) -> None:
     """Until the server has ended, with a complete study."""
     server = people.operator.services[UNIT]
@@ -98,13 +127,16 @@ def name_the_signers(people: Consortium) -> None:
 
 
 def have_bundles(people: Consortium) -> None:
-    """Carry each machine the bundle of its role; without bundles it has this environment."""
-    for host in (people.operator, *people.hospitals.values()):
-        role = "server" if host is people.operator else "site"
+    """Carry bundles to the operator and one hospital; the others share its /opt, as one image."""
+    first, *others = people.hospitals.values()
+    for host, role in ((people.operator, "server"), (first, "site")):
         shutil.copytree(
             Path(BUNDLES) / role, host.folder / "srv/bundle", copy_function=os.link, symlinks=True
         )
         (host.folder / "opt/kohort").unlink()
+        host.installs = True
+    for host in (*others, people.researcher):
+        host.opt = first.folder / "opt"
 
 
 def have_no_bundle(people: Consortium) -> bool:
@@ -120,6 +152,7 @@ BY_HAND = {
     "read site.yaml": read_settings,
     "wait for the server": wait_for_the_server,
     "wait for the images": wait_for_the_images,
+    "decide at the desk": decide_at_the_desk,
     "wait for the end": wait_for_the_end,
     "name the signers": name_the_signers,
 }
