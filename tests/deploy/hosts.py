@@ -38,6 +38,7 @@ class Host(Machine):
     name: str = ""
     installs: bool = False  # whether the runbook's installation is played here
     opt: Path | None = None  # another machine's /opt, in place of its own
+    place_now: str = "/srv"  # where its person stands
     services: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def command(self, text: str) -> list[str]:
@@ -47,7 +48,7 @@ class Host(Machine):
         folders["opt"] = self.opt or folders["opt"]
         mounts += [f"mount --bind {folder} /{name}" for name, folder in folders.items()]
         path = "export PATH=/opt/kohort/bin:$PATH"
-        script = " && ".join([*mounts, path, 'cd /srv && exec bash -c "$0"'])
+        script = " && ".join([*mounts, path, f'cd {self.place_now} && exec bash -c "$0"'])
         return self.place.enter(["unshare", "--mount", "bash", "-c", script, text])
 
     def _variables(self) -> dict[str, str]:
@@ -59,6 +60,9 @@ class Host(Machine):
         """Do one line of the runbook; return what it prints."""
         if text.startswith("systemctl "):
             self._systemctl(shlex.split(text)[1:])
+            return ""
+        if text.startswith("cd "):
+            self.place_now = text.removeprefix("cd ")
             return ""
         return self.run(text, code)
 
