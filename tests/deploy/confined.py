@@ -15,6 +15,7 @@ import resource
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.deploy.units import Unit
 
@@ -23,7 +24,8 @@ REFUSE_EXEC_GAIN = 1
 CAPABILITIES = 41
 ALLOW, REFUSE_EPERM = 0x7FFF0000, 0x00050000 | 1
 EQUAL = 4  # SCMP_CMP_EQ
-READ_ONLY = ("/", "/opt", "/srv")
+READ_ONLY = ("/", "/opt", "/srv", "/run")
+NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
 
 class Argument(ctypes.Structure):
@@ -63,10 +65,14 @@ def allowed_calls(unit: Unit) -> set[str]:
     return allowed
 
 
+def libc() -> ctypes.CDLL:
+    """Return the C library."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def prctl(option: int, *values: int) -> None:
     """Call prctl; raise OSError where the kernel refuses."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, *values, *([0] * (4 - len(values)))):
+    if libc().prctl(option, *values, *([0] * (4 - len(values)))):
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
@@ -88,8 +94,12 @@ def filter_calls(allowed: set[str], families: list[str]) -> None:
     assert seccomp.seccomp_load(context) == 0, "the filter was not loaded"
 
 
-def close_files() -> None:
-    """Make every file system read-only but the state folder and the one for temporary files."""
+def close_files(unit: Unit) -> None:
+    """Make every file system read-only but the folders of the unit, and of temporary files."""
+    for name in unit.keys.get("RuntimeDirectory", []):
+        own = Path("/run") / name
+        own.mkdir(mode=int(unit.one("RuntimeDirectoryMode"), 8), exist_ok=True)
+        subprocess.run(["mount", "--bind", str(own), str(own)], check=True)
     for place in READ_ONLY:
         subprocess.run(["mount", "-o", "bind,remount,ro", place], check=True)
     os.environ["TMPDIR"] = "/var/tmp"
@@ -100,10 +110,9 @@ def drop_rights() -> None:
     for number in range(CAPABILITIES):
         prctl(CAPBSET_DROP, number)
     prctl(SET_NO_NEW_PRIVS, 1)
-    libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     none = (ctypes.c_uint32 * 6)()
-    if libc.capset(header, none):
+    if libc().capset(header, none):
         raise OSError(ctypes.get_errno(), "capset")
 
 
@@ -116,9 +125,13 @@ def main() -> None:
         (resource.RLIMIT_CORE, "LimitCORE"),
         (resource.RLIMIT_NOFILE, "LimitNOFILE"),
     ):
+        if key not in unit.keys:
+            continue
         value = min(int(unit.one(key)), resource.getrlimit(limit)[1])
         resource.setrlimit(limit, (value, value))
-    close_files()
+    close_files(unit)
+    if unit.keys.get("PrivateNetwork") == ["yes"] and libc().unshare(NEW_NETWORK):
+        raise OSError(ctypes.get_errno(), "unshare")
     drop_rights()
     if unit.keys.get("MemoryDenyWriteExecute") == ["yes"]:
         prctl(SET_MDWE, REFUSE_EXEC_GAIN)

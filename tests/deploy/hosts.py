@@ -1,6 +1,6 @@
 """The machines of the runbook: an operator, hospitals and a researcher, each in its own namespaces.
 
-A host has a network of its own at one bridge, and its own /var/lib, /var/tmp, /opt, /srv and
+A host has a network of its own at one bridge, and its own /var/lib, /run, /opt, /srv and
 /etc/hosts: folders of this machine, mounted for its processes alone. `systemctl` is played: it
 starts the unit's own command, confined by the unit's own switches.
 """
@@ -23,7 +23,7 @@ from tests.deploy.units import Unit
 from tests.networks.world import Machine, Place
 
 ROOT = Path(__file__).parents[2]
-OWN = ("var/lib", "var/tmp", "opt", "srv")
+OWN = ("var/lib", "var/tmp", "opt", "srv", "run")
 POST = "srv/post"  # what people send each other
 NAME = "kohort.example.org"
 STOP_S = 60.0

@@ -126,6 +126,16 @@ def name_the_signers(people: Consortium) -> None:
     path.write_text(text)
 
 
+def look_at_the_page(people: Consortium) -> None:
+    """Ask for the operator's page as a proxy does."""
+    socket = people.operator.folder / "run/kohort-page/page.sock"
+    people.until(socket.exists, LONG_S)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=LONG_S) as proxy:
+        answer = proxy.get("http://localhost/")
+    assert answer.status_code == 200
+    assert all(name in answer.text for name in people.hospitals)
+
+
 def have_bundles(people: Consortium) -> None:
     """Carry bundles to the operator and one hospital; the others share its /opt, as one image."""
     first, *others = people.hospitals.values()
@@ -155,6 +165,7 @@ BY_HAND = {
     "decide at the desk": decide_at_the_desk,
     "wait for the end": wait_for_the_end,
     "name the signers": name_the_signers,
+    "look at the page": look_at_the_page,
 }
 
 
