@@ -82,11 +82,11 @@ def decide_at_the_desk(people: Consortium) -> None:
     """Open the second hospital's desk, follow its link, and approve the batch in the browser."""
     host = people.hospitals[SITES[1]]
     log = host.folder / "desk.log"
-    line = "kohort-site desk --state /var/lib/kohort --socket /srv/desk.sock"
+    line = "kohort-site desk --state /var/lib/kohort --socket /srv/desk/door.sock"
     process = host.start(line, log)
     people.until(lambda: "open http" in log.read_text(), LONG_S)
     [link] = re.findall(r"^open (\S+)", log.read_text(), re.MULTILINE)
-    door = httpx.HTTPTransport(uds=str(host.folder / "srv/desk.sock"))
+    door = httpx.HTTPTransport(uds=str(host.folder / "srv/desk/door.sock"))
     with httpx.Client(transport=door, follow_redirects=True, timeout=LONG_S) as browser:
         page = browser.get(link).text
         [batch] = set(re.findall(r"/batches/([0-9a-f]+)", page))
