@@ -84,7 +84,7 @@ def decide_at_the_desk(people: Consortium) -> None:
     log = host.folder / "desk.log"
     line = "kohort-site desk --state /var/lib/kohort --socket /srv/desk/door.sock"
     process = host.start(line, log)
-    people.until(lambda: "open http" in log.read_text(), LONG_S)
+    people.until(lambda: "open http" in log.read_text() or process.poll() is not None, LONG_S)
     [link] = re.findall(r"^open (\S+)", log.read_text(), re.MULTILINE)
     door = httpx.HTTPTransport(uds=str(host.folder / "srv/desk/door.sock"))
     with httpx.Client(transport=door, follow_redirects=True, timeout=LONG_S) as browser:
