@@ -108,6 +108,16 @@ SERVER = {
     },
 }
 
+# codes of alerts that are neither error codes nor health states
+ALERTS = {
+    "SERVER-NOT-RUNNING": ("operator", "a study waits, and no server runs"),
+    "SERVER-HUNG": ("operator", "the server is there, and has given no sign of life for a minute"),
+    "SITE-SILENT": ("operator", "a site that an open study needs was not heard for ten minutes"),
+    "CERTIFICATE-WAITS": ("operator", "a person has to sign a site's next certificate"),
+    "CERTIFICATE-ENDS": ("both", "a certificate ends in days or weeks, or has ended"),
+    "REVIEW-WAITING": ("hospital", "images wait for a person"),
+}
+
 
 def status_page() -> str:
     """Return the page of the JSON shapes."""
@@ -129,5 +139,16 @@ def status_page() -> str:
         "",
         "`format` is `kohort-site-check/1`; `looks` has one object a look: its name in `look`, and",
         "`faults` with the keys of an alert.",
+        "",
+        "## Codes of alerts",
+        "",
+        "Beside [error codes](errors.md) and [health states](health.md) alerts have these:",
+        "",
+        *table(("Code", "Whom it is for", "What it says"), alert_rows()),
     ]
     return page("Status as JSON", *lines)
+
+
+def alert_rows() -> list[tuple[str, str, str]]:
+    """Return the codes of alerts that stand on no other page."""
+    return [(f"`{code}`", whom, meaning) for code, (whom, meaning) in ALERTS.items()]

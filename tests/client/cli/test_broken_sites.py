@@ -495,6 +495,7 @@ def test_check_names_the_fault_its_cause_and_a_fix_that_mends_it(
     assert row.cause in found[0] and row.fix in found[0], found[0]
     assert re.search(r" \([^()]*(\([^()]*\)[^()]*)*\)$", found[0]), "no fix stands at its end"
     assert "secret" not in errors
+    assert len(set(found)) == len(found), "named once, though several looks meet it"
     # nothing else is blamed for it
     others = [line for line in errors.splitlines() if "error: " in line and line not in found]
     assert not others, others
