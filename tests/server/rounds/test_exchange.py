@@ -14,8 +14,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.wire.messages import Sealed
 from server.operator.config import Limits
-from server.rounds.exchange import Outgoing, PendingInstruction, Reply
+from server.rounds.exchange import Exchange, Outgoing, PendingInstruction, Reply
 from server.rounds.slots import Slots
+from tests.transport import until
 
 PLACES = 3
 SITES = 12
@@ -102,3 +103,29 @@ def test_a_place_is_waited_for_as_long_as_places_become_free() -> None:
         thread.join(20)
     # the last one waited for longer than its patience
     assert most == 1
+
+
+def test_a_site_that_has_another_node_now_is_asked_anew() -> None:
+    """It has changed its node key: the old node never answers."""
+    asked: list[int] = []
+
+    class Silent(Counting):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            asked.extend(message.metadata.dst_node_id for message in messages)
+            return []
+
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    sealed = Sealed(b"{}", b"payload", b"signature")
+    run: Any = SimpleNamespace(
+        limits=Limits(poll_s=0.001, reask_s=60.0, retry_first_s=60.0),
+        study=SimpleNamespace(round_deadline_s=60.0),
+        sign_instruction=lambda *_: sealed,
+    )
+    instruction: Any = SimpleNamespace(part=0, phase="train")
+    exchange = Exchange(run, Silent(), b"payload")
+    for number in (1, 1, 2, 2):
+        site: Any = SimpleNamespace(name="hospital-a", node_id=number)
+        exchange.ask(site, instruction)
+        until(lambda number=number: number in asked)
+    exchange.close()
+    assert asked == [1, 2]
