@@ -223,6 +223,8 @@ class ToySite:
                 "head_commitment": digest_of(f"{self.name} {len(self.stored)}".encode()),
             },
         }
+        if boundary.OPERATOR_LOG in asked.statement:
+            fields["statement"] |= {boundary.OPERATOR_LOG: asked.statement[boundary.OPERATOR_LOG]}
         if self.forge:
             self.forge(fields, arrays)
         payload = tensors.dumps(arrays)

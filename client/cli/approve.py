@@ -29,7 +29,7 @@ from client.state.config import check_plan, load_site
 from client.state.folder import State
 from client.state.machine import check_memory, memory_lines, read_room
 from client.state.membership import read_membership
-from client.state.plans import Plans
+from client.state.plans import Plans, log_refusal
 from client.state.price import (
     average_price_here,
     epsilon_after,
@@ -86,39 +86,41 @@ def approve(
     show(what_leaves(ask))
     show(what_to_expect(yield_lines(place, study)))
 
-    # Refuse what the policy forbids, what cannot be computed, what breaks its own promise and what
-    # cannot learn.
-    check_words(study, words)
-    check_plan(study, config.policy, config.site)
-    check_earlier(study, plans)
-    check_checkpoints(study, bundle / "checkpoints")
-    counts = parameter_counts(study, bundle / "checkpoints")
-    events = plan_events(study, counts)
-    refuse_over_budget(study, events)
-    refuse_infeasible(study, counts)
+    # A refusal is noted in the log, with its code.
+    with log_refusal(place, study.hash()):
+        # Refuse what the policy forbids, what cannot be computed, what breaks its own promise and
+        # what cannot learn.
+        check_words(study, words)
+        check_plan(study, config.policy, config.site)
+        check_earlier(study, plans)
+        check_checkpoints(study, bundle / "checkpoints")
+        counts = parameter_counts(study, bundle / "checkpoints")
+        events = plan_events(study, counts)
+        refuse_over_budget(study, events)
+        refuse_infeasible(study, counts)
 
-    # Show the price, and refuse what does not fit beside what was spent.
-    report = feasibility(study, counts, prv=False)
-    spent = site_report(Records(place, config, plans))
-    # the ledger holds what an earlier version spent
-    own = plan_events(study, counts, earlier=False)
-    after = epsilon_after(spent, study.hash(), own)
-    average = average_price_here(place, config.policy)
-    show(at_what_price(study, Prices(report.price, price_after(spent, after), average)))
-    refuse_over_cap(study, after, config.policy.max_epsilon)
+        # Show the price, and refuse what does not fit beside what was spent.
+        report = feasibility(study, counts, prv=False)
+        spent = site_report(Records(place, config, plans))
+        # the ledger holds what an earlier version spent
+        own = plan_events(study, counts, earlier=False)
+        after = epsilon_after(spent, study.hash(), own)
+        average = average_price_here(place, config.policy)
+        show(at_what_price(study, Prices(report.price, price_after(spent, after), average)))
+        refuse_over_cap(study, after, config.policy.max_epsilon)
 
-    # Refuse what this machine cannot hold.
-    room = read_room(config.limits, config.compute)
-    show(what_it_takes(report.sentence, memory_lines(study, room)))
-    check_memory(study, room)
-    show(what_changed(study, last_approved(plans, study)))
+        # Refuse what this machine cannot hold.
+        room = read_room(config.limits, config.compute)
+        show(what_it_takes(report.sentence, memory_lines(study, room)))
+        check_memory(study, room)
+        show(what_changed(study, last_approved(plans, study)))
 
-    # Ask, and keep.
-    write_line("")
-    if not name:
-        name = check_name(typer.prompt("Who approves? Your name"))
-    if not yes and not typer.confirm(f"{name}: allow this plan to run here?"):
-        raise PolicyError("not approved", hint="nothing was changed")
+        # Ask, and keep.
+        write_line("")
+        if not name:
+            name = check_name(typer.prompt("Who approves? Your name"))
+        if not yes and not typer.confirm(f"{name}: allow this plan to run here?"):
+            raise PolicyError("not approved", hint="nothing was changed")
     plans.approve(bundle, name, datetime.now(UTC))
     write_line(f"approved: {study.hash()[:12]} by {name}")
 

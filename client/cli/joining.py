@@ -156,6 +156,9 @@ def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
     check_membership(membership, place)
     if place.membership.is_file() and not replace:
         _refuse_change(read_membership(place.membership), membership, known_number(place))
+    operator = signing.fingerprint(membership.operator)
+    place.log.note("joined", operator=operator, server=membership.server_url)
+    place.log.close()
     atomic_write(place.membership, text, mode=0o600)
     # The two files that TLS reads.
     atomic_write(place.root / "ca.crt", membership.ca.encode())
@@ -163,7 +166,6 @@ def join(state: StateFolder, file: JoinFile, replace: Replace = False) -> None:
         atomic_write(place.authority, membership.authority.encode(), mode=0o600)
     atomic_write(place.certificate, membership.client_certificate.encode())
     write_line(f"joined {membership.server_url}")
-    operator = signing.fingerprint(membership.operator)
     write_line(f"operator's key: {operator}; compare it with the operator by telephone")
 
 

@@ -17,6 +17,7 @@ from client.cli import (
     check,
     desk,
     joining,
+    log,
     look,
     measure,
     probe,
@@ -67,6 +68,7 @@ app.command()(measure.privatize)
 app.command()(look.ledger)
 app.command()(audit.audit)
 app.command()(status.status)
+app.command()(log.log)
 app.command()(check.check)
 app.command()(probe.probe)
 app.command()(protect.protect)

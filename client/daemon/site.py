@@ -50,11 +50,12 @@ from client.state.jobs import WEIGHTS, Progress
 from client.state.ledger import Ledger
 from client.state.membership import Membership
 from client.state.operators import Operators, plans_of
+from client.state.plans import log_refusal
 from client.state.records import Records
 from client.state.spool import remove_spool, spool_of
 from client.state.upgrade import upgrade
 from common.errors import RefusedError
-from common.privacy.boundary import check_instruction
+from common.privacy.boundary import OPERATOR_LOG, check_instruction, is_digest
 from common.study.plan import Study
 from common.study.round_names import name_of_key
 from common.wire.messages import Header, Sealed, digest_of_sealed, open_header, unseal
@@ -121,7 +122,8 @@ class Site:
         self.operators.note_used(signer)
         # (2) the plan is approved, unaltered and within the site's policy
         study = self.plans.open(header.study)
-        check_plan(study, self.config.policy, self.config.site)
+        with log_refusal(self.state, header.study):
+            check_plan(study, self.config.policy, self.config.site)
         # (3) kind, phase, model and round are the plan's
         check_order(header, study)
         # (4) the receipts in it are noted; the state is as new as all that it sent
@@ -259,9 +261,12 @@ class Site:
 
 
 def check_order(header: Header, study: Study) -> None:
-    """Check an instruction against the plan, and that its statement says at most `done`."""
+    """Check an instruction against the plan, and its statement: `done`, and the operator's head."""
     check_instruction(header, study)
-    unknown = set(header.statement) - {"done"}
+    unknown = set(header.statement) - {"done", OPERATOR_LOG}
+    named = OPERATOR_LOG in header.statement
+    if named and not is_digest(header.statement[OPERATOR_LOG]):
+        unknown.add(OPERATOR_LOG)
     if unknown or not isinstance(header.statement.get("done", False), bool):
         raise RefusedError("instruction: its statement has unknown keys", code="E-STATEMENT")
 

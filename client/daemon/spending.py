@@ -19,6 +19,7 @@ from client.state.head import rollback
 from client.state.jobs import is_finished
 from client.state.ledger import Reservation
 from client.state.machine import check_memory, read_room
+from client.state.plans import log_refusal
 from client.state.price import epsilon_after, refuse_over_cap, site_report
 from client.state.records import Records
 from common.errors import EnvironmentFault, PolicyError
@@ -116,8 +117,9 @@ class Spending:
         """Write the round down as spent, in the ledger and then in the journal."""
         self.records.heads.check()
         # (7) the whole plan fits under the cap, and can learn, before its first step
-        self._check_whole_plan(round.study)
-        self._check_after_loss(round, event)
+        with log_refusal(self.records.state, round.study.hash()):
+            self._check_whole_plan(round.study)
+            self._check_after_loss(round, event)
         # (8) the ledger holds the reservation before a child starts
         reservation = None
         plan = round.study.hash()
@@ -126,7 +128,9 @@ class Spending:
             self.records.ledger().declare(event, plan, weights=weights)
         elif event is not None:
             reservation = self.records.ledger().reserve(event, plan, weights=weights)
-        # the journal names it and the folder of its one child
+        # log and journal name it, and the journal the folder of its one child
+        if event is not None:
+            self.records.state.log.note("reserved", round=round.header.key, weights=weights)
         folder = self._new_folder(round.header.key)
         record = {"folder": folder.name, "reservation": ""}
         if reservation is not None:

@@ -28,6 +28,7 @@ from client.state.records import Records
 from common.errors import Bug, KohortError, PolicyError
 from common.privacy.boundary import (
     HEAD_COMMITMENT,
+    OPERATOR_LOG,
     PART_CAP_BYTES,
     UPDATE_CAP_BYTES,
     WEIGHTS,
@@ -236,6 +237,9 @@ class Gate:
     ) -> Header:
         """The reply's header: the instruction's place, the plan's constants, the commitment."""
         statement: Statement = public_statement(self.study, kind, instruction.model)
+        # the site's signature over the operator's head countersigns that log
+        if OPERATOR_LOG in instruction.statement:
+            statement |= {OPERATOR_LOG: instruction.statement[OPERATOR_LOG]}
         return Header.model_validate(
             {
                 "kind": kind,

@@ -31,6 +31,7 @@ from client.egress.facts import Facts
 from client.egress.left_out import check_numbers, refuse_single
 from client.state.config import SiteConfig
 from client.state.folder import State
+from common.audit_log.log import AuditLog
 from common.errors import ConfigurationError, PolicyError
 from common.storage.files import atomic_write, file_digest, read_capped
 from common.storage.journal import Journal
@@ -131,13 +132,16 @@ class Reviews:
     """The review folder of a site: the daemon proposes, people decide.
 
     `key`: the site's signing key, read when somebody decides. `reviewers`: how many different
-    persons must approve a batch.
+    persons must approve a batch. `log`: where each decision is noted before it is recorded.
     """
 
-    def __init__(self, folder: Path, key: SigningKey, reviewers: int = 1) -> None:
+    def __init__(
+        self, folder: Path, key: SigningKey, reviewers: int = 1, log: AuditLog | None = None
+    ) -> None:
         self.folder = folder
         self.reviewers = reviewers
         self._key = key
+        self._log = log
         self._journal = Journal(folder / "decisions.sqlite")
 
     def propose(self, digest: str, study: str, sheet: Path, count: int = 1) -> Batch:
@@ -285,7 +289,12 @@ class Reviews:
                     code="E-REVIEW-FINAL",
                 )
             pages = _pairs(batch.pages)
-            return decisions.record_decision(batch.digest, choice, pages, before, key)
+            record = decisions.record_decision(batch.digest, choice, pages, before, key)
+            if self._log is not None:
+                self._log.note(
+                    "reviewed", batch=batch.digest, decision=choice.kind, by=choice.reviewer
+                )
+            return record
 
         self._journal.append_after(batch.digest, choice.kind, make)
 
@@ -307,7 +316,7 @@ class Reviews:
 
 def open_reviews(state: State, config: SiteConfig) -> Reviews:
     """Return the reviews of a site under its policy, signed with its key."""
-    return Reviews(state.reviews, state.signing_key, config.policy.reviewers)
+    return Reviews(state.reviews, state.signing_key, config.policy.reviewers, state.log)
 
 
 def _since_proposal(entries: Entries) -> Entries:

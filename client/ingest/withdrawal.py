@@ -12,6 +12,7 @@ Not covered: what has left already.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,13 @@ def _settings(intake: Intake, config: SiteConfig) -> Settings:
     )
 
 
+def _log_withdrawal(state: State, digest: str) -> None:
+    """Note in the log that somebody withdrew, under a key that never leaves."""
+    secret = hmac.digest(state.pseudonym_bytes(), b"kohort-withdrawal-key", "sha256")
+    commitment = hmac.digest(secret, digest.encode(), "sha256").hex()
+    state.log.note("withdrawn", once=True, commitment=commitment)
+
+
 def withdraw(persons: Sequence[Names], unknown: Names, state: State) -> Withdrawal:
     """Write the withdrawals down, then journal that there were some; a second time is no change."""
     book = PeopleFile(state.people)
@@ -191,6 +199,7 @@ def withdraw(persons: Sequence[Names], unknown: Names, state: State) -> Withdraw
     latest = state.journal.latest(JOURNAL_KEY)
     if latest is None or latest.data != record:
         state.journal.append(JOURNAL_KEY, "noted", record)
+    _log_withdrawal(state, book.digest)
     # from now on a state without this withdrawal is an old one
     Heads(state).take(f"{JOURNAL_KEY}/{book.digest}")
     distinct = {known.name_person(person) for person in persons}

@@ -104,7 +104,7 @@ def export_images(site: Site, flow: Flow, request: Request, progress: Progress) 
     if policy.single_images == "countersigned":
         _require_receipt(site, max(stored.reservation for stored in kept))
     # (7) take the head, then write only the images
-    _take_head(site, batch_digest(payloads))
+    _take_head(site, flow.study.hash(), batch_digest(payloads))
     write_images(request, flow, images)
     repeated = sum(key not in fresh for key in keys)
     unknown = inputs.unknown_to(flow)
@@ -147,9 +147,10 @@ def _require_receipt(site: Site, reservation: int) -> None:
         )
 
 
-def _take_head(site: Site, digest: str) -> None:
-    """Take the head over what was spent, then journal that these bytes may be handed over."""
+def _take_head(site: Site, plan: str, digest: str) -> None:
+    """Log it, take the head over what was spent, then journal that these bytes may go."""
     key = f"export/{digest}"
+    site.state.log.note("exported", once=True, plan=plan, digest=digest)
     site.records.heads.take(key)
     if site.state.journal.latest(key) is None:
         site.state.journal.append(key, "exported")

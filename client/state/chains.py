@@ -80,5 +80,10 @@ def _people(state: State) -> dict[str, list[bytes]]:
     return {"people": PeopleFile(state.people).history()}
 
 
+def _log(state: State) -> dict[str, list[bytes]]:
+    """Every entry of the audit log, by its own digest."""
+    return {"log": [entry.digest.encode() for entry in state.log.entries()]}
+
+
 # a new part of the state is added here; its entries must only ever be appended
-SOURCES: tuple[Source, ...] = (_ledger, _journal, _groups, _canaries, _people)
+SOURCES: tuple[Source, ...] = (_ledger, _journal, _groups, _canaries, _people, _log)

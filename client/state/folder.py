@@ -15,6 +15,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.state.people import FILE as PEOPLE
+from common.audit_log.log import AuditLog
 from common.errors import ConfigurationError, disk_faults_named
 from common.storage.files import read_capped, write_new
 from common.storage.journal import Journal
@@ -185,6 +186,11 @@ class State:
     def journal(self) -> Journal:
         """The journal of everything this site decided."""
         return Journal(self.root / "journal.sqlite")
+
+    @cached_property
+    def log(self) -> AuditLog:
+        """The audit log: what was done here, for whoever asks later."""
+        return AuditLog(self.root, self.signing_key)
 
 
 def message_file(outbox: Path, key: str) -> Path:

@@ -9,12 +9,14 @@ Not covered: the site's policy (client/state/config.py).
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from client.state.folder import State
-from common.errors import ConfigurationError, PolicyError, RefusedError
+from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.privacy.global_weights import Known
 from common.storage.files import read_capped
 from common.storage.heartbeat import spell_json, spell_time
@@ -28,6 +30,18 @@ from common.wire.app_bundle import fab_hash
 PLAN_CAP_BYTES = 1 << 20
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def log_refusal(state: State, plan_hash: str) -> Iterator[None]:
+    """Note in the log, once for each code, that this site refuses a plan in the block."""
+    try:
+        yield
+    except KohortError as error:
+        # whatever the log meets, the refusal is what a person must read
+        with suppress(KohortError):
+            state.log.note("plan-refused", once=True, plan=plan_hash, code=error.code)
+        raise
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,11 @@ class Plans:
     def approve(self, bundle: Path, by: str = "", at: datetime | None = None) -> Study:
         """Keep a copy of the bundle and record the approval: who it was, and when.
 
-        The caller has checked the policy and asked a person.
+        The log tells it first. The caller has checked the policy and asked a person.
         """
         study = open_bundle(bundle, self.signers)
         copy_bundle(bundle, self.signers, self.folder(study.hash()))
+        self.state.log.note("plan-approved", plan=study.hash(), by=by)
         record = {"name": study.name, "by": by, "at": spell_json(at)}
         self.state.journal.append(f"plan/{study.hash()}", "approved", record)
         return study

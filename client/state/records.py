@@ -17,8 +17,9 @@ from client.state.ledger import Ledger
 from client.state.people import PeopleFile
 from client.state.plans import Plans
 from common.errors import PolicyError
+from common.privacy.boundary import OPERATOR_LOG
 from common.study.plan import Study
-from common.wire.messages import Header
+from common.wire.messages import Header, digest_of
 
 FILTER_ORDER = 4.0
 LOSS = "loss"  # the journal's key of a state that was lost
@@ -62,9 +63,9 @@ class Records:
     ) -> str:
         """Write down what is about to be signed, and return the commitment to the head over it.
 
-        In this order: the round counts in the audit, the journal names the payloads, the head is
-        taken. A second call with the same digests changes nothing; other digests are refused
-        (E-OUTBOX-SECOND).
+        In this order: the round counts in the audit, the log and the journal name the payloads,
+        the head is taken. A second call with the same digests changes nothing; other digests are
+        refused (E-OUTBOX-SECOND).
         """
         cleared = self.cleared(asked.key)
         if cleared and list(digests) != cleared:
@@ -72,8 +73,18 @@ class Records:
         if tallies is not None:
             self.canaries(study, asked.model).count_round(asked.round, tallies.latest)
         if not cleared:
+            self._log_signed(asked, digests)
             self.state.journal.append(asked.key, "cleared", {"digests": list(digests)})
         return self.heads.take(asked.key)
+
+    def _log_signed(self, asked: Header, digests: Sequence[str]) -> None:
+        """Note in the log what is about to be signed, and which head of the operator's log came."""
+        operator_log = str(asked.statement.get(OPERATOR_LOG, ""))
+        # one digest over all parts: their number depends on the images
+        digest = digest_of("\n".join(digests).encode())
+        self.state.log.note(
+            "signed", once=True, round=asked.key, digest=digest, operator_log=operator_log
+        )
 
     def cleared(self, key: str) -> list[str]:
         """Return the payload digests that were cleared for a round; empty before that."""
@@ -85,6 +96,7 @@ class Records:
 
 def note_loss(state: State, epsilon: float) -> None:
     """Write down, in a new folder, that an earlier state is lost that may have spent `epsilon`."""
+    state.log.note("state-lost", once=True, epsilon=epsilon)
     state.journal.append(LOSS, "marked", {"epsilon": epsilon})
 
 

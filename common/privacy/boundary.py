@@ -26,7 +26,9 @@ Statement = dict[str, str | int | float | bool]
 UPDATE_CAP_BYTES = 1 << 29
 PART_CAP_BYTES = 32 << 20
 HEAD_COMMITMENT = "head_commitment"  # what a signed header tells of the site's state
+OPERATOR_LOG = "operator_log"  # in a statement: the head of the operator's log, if it named one
 WEIGHTS = "weights"  # in a statement: SHA-256 of the global weights that were used
+NO_LOG = "0" * 64  # stands for an operator whose log named no head
 HEX64 = re.compile(r"[0-9a-f]{64}")
 LAST_SYNTHESIS_ROUND = 1  # 0 asks for the images; 1 closes the study, answered with the same images
 REPLY_PHASES = {"update": "train", "images": "synthesize"}
@@ -156,12 +158,15 @@ def _privatize_statement(plan: PrivatizePlan) -> Statement:
 def check_statement(header: Header, study: Study) -> None:
     """Check a statement (rule 2): the plan's constants, the weights' SHA-256, a commitment.
 
-    Anything else in it is refused.
+    It may hold the head of the operator's log as well, repeated from the instruction. Anything else
+    in it is refused.
     """
     statement = dict(header.statement)
     require(is_digest(statement.pop(WEIGHTS, None)), 2, f"{WEIGHTS} is not a SHA-256 in hex")
     head = statement.pop(HEAD_COMMITMENT, None)
     require(is_digest(head), 2, f"{HEAD_COMMITMENT} is not 64 hex digits")
+    operator_log = statement.pop(OPERATOR_LOG, NO_LOG)
+    require(is_digest(operator_log), 2, f"{OPERATOR_LOG} is not 64 hex digits")
     expected = public_statement(study, header.kind, header.model)
     unknown = sorted(set(statement) - set(expected))
     require(not unknown, 2, f"{len(unknown)} keys that no rule names")

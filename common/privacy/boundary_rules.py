@@ -32,8 +32,8 @@ _RULES = (
     ),
     Rule(
         2,
-        "the statement is the plan's own public constants, the SHA-256 of the global weights "
-        "and a commitment to the site's head, no more",
+        "the statement is the plan's own public constants, the SHA-256 of the global weights, "
+        "a commitment to the site's head and the head of the operator's log that came, no more",
     ),
     Rule(3, "the payload has the header's SHA-256 and is no larger than the limit of its kind"),
     Rule(4, "the payload is canonical: one spelling of the same tensors, without metadata"),

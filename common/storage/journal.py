@@ -141,11 +141,6 @@ class Journal:
 
     def _rows(self, clause: str, values: tuple[str | int, ...]) -> Iterator[Entry]:
         """Yield the entries of a query."""
-        damage = RefusedError(
-            f"{self.path}: not the journal that was written",
-            hint="put the newest copy of the whole state folder back; never delete this file",
-            code="E-JOURNAL",
-        )
         try:
             with self._lock:
                 rows = self._db.execute(
@@ -159,9 +154,9 @@ class Journal:
         except sqlite3.ProgrammingError:
             raise
         except (sqlite3.DatabaseError, UnicodeError) as error:
-            raise damage from error
+            raise _damage(str(self.path)) from error
         for row in rows:
-            with damage_named(damage):
+            with damage_named(_damage(f"{self.path}: entry {row[0]}")):
                 entry = _entry(row)
             yield entry
 
@@ -173,6 +168,15 @@ def _fault(what: str, error: Exception, hint: str) -> EnvironmentFault:
         hint = "free some space there and start again; what was journaled is kept"
         code = "E-DISK-FULL"
     return EnvironmentFault(f"{what}: {error}", hint=hint, code=code)
+
+
+def _damage(where: str) -> RefusedError:
+    """The refusal of a file, or of its first entry that cannot be read."""
+    return RefusedError(
+        f"{where}: not the journal that was written",
+        hint="put the newest copy of the whole state folder back; never delete this file",
+        code="E-JOURNAL",
+    )
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -32,11 +32,14 @@ from kohort.signatures import (
 
 # a person's decision on images; it stays at the site, so the researcher's package need not know it
 REVIEW = "kohort-review-v1"
+# the head of a side's log (common/audit_log)
+LOG = "kohort-log-v1"
 
 __all__ = [
     "AUTHORITY",
     "HANDOVER",
     "KEY_CAP_BYTES",
+    "LOG",
     "MESSAGE",
     "PLAN",
     "RELEASE",

@@ -12,6 +12,7 @@ from common.process import keep_private
 from kohort.console import run_typer
 from server.cli import (
     authority,
+    log,
     page,
     plans,
     pretrain,
@@ -63,6 +64,7 @@ app.command()(serve.run)
 app.command()(status.status)
 app.command()(page.page)
 app.command()(study.study)
+app.command()(log.log)
 app.command()(publish.release)
 app.command("sign-off")(sign_off.sign_off)
 app.command()(pretrain.pretrain)

@@ -159,6 +159,8 @@ def sign(
             code="E-PLAN-NEXT",
         )
     signed, report = plans.sign(study, key, out, plan_limits(state))
+    with place.open_log() as log:
+        log.note("plan-signed", once=True, plan=signed.hash())
     write(report.to_text() + "\n")
     write(f"signed {signed.name}: {out}\n")
     write(f"hash {signed.hash()}\nread aloud: {fingerprint_words(signed.hash())}\n")

@@ -15,6 +15,7 @@ from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.state_folder import find_study, open_record
 from server.cli.terminal import write
+from server.operator.log import OperatorLog
 from server.operator.state import ServerState
 from server.rounds import orders
 from server.rounds.record import StudyRecord
@@ -53,18 +54,20 @@ def study(
     if action != "extend" and by is not None:
         raise ConfigurationError("--by: for `study extend` alone", hint="leave it out")
     place = ServerState(state)
-    with open_record(place, find_study(place, name)) as record:
+    with open_record(place, find_study(place, name)) as record, place.open_log() as log:
         if action == "abandon":
-            abandon(record)
+            abandon(record, log)
         elif action == "extend":
-            extend(record, by)
+            extend(record, by, log)
         else:
             draft(record, out, add_site or [])
 
 
-def abandon(record: StudyRecord) -> None:
+def abandon(record: StudyRecord, log: OperatorLog) -> None:
     """Abandon a study, and say what follows."""
     name = record.study.name
+    if not record.complete():
+        log.note("study-abandoned", once=True, plan=record.study.hash())
     if not orders.abandon(record):
         write(f"study {name} was abandoned before\n")
         return
@@ -85,9 +88,10 @@ def draft(record: StudyRecord, out: Path | None, sites: Sequence[str]) -> None:
     write(f"next: kohort-server sign {out / PLAN_FILE} --next-of {bundle} --out BUNDLE\n")
 
 
-def extend(record: StudyRecord, by: float | None) -> None:
+def extend(record: StudyRecord, by: float | None, log: OperatorLog) -> None:
     """Extend the open round, and say until when."""
     seconds = record.study.round_deadline_s if by is None else by
     opened = orders.extend(record, seconds)
+    log.note("study-extended", plan=record.study.hash(), seconds=seconds)
     write(f"study {record.study.name}: {opened} waits {seconds:g} s from now\n")
     write(f"its quorum stays {record.study.quorum} of {len(record.study.sites)} sites\n")

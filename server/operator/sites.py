@@ -3,7 +3,7 @@
 States: enrolled, registered (Flower knows the node), quarantined (with a code), revoked.
 Guarantees:
   one name and one key belong to one site;
-  every change is on disk before it counts, and nothing is forgotten;
+  every change is on disk before it counts, in the log first, and nothing is forgotten;
   quarantine ends by the operator's command alone; a revoked key is refused for good.
 A revoked name may enrol again with new keys: this is how a site changes its keys.
 """
@@ -20,6 +20,7 @@ from common.storage.lock import FolderLock
 from common.wire import signing
 from common.wire.handover import Handover, refusal
 from kohort.header import HEADS
+from server.operator.log import OperatorLog
 from server.operator.requests import Request
 
 KEYS = ("node_key", "sign_key")
@@ -73,6 +74,7 @@ class Registry:
         self._path = path
         self._journal = Journal(path)
         self._heads = Journal(path.with_name("heads.sqlite"))
+        self.log = OperatorLog(path.parent)
 
     def sites(self) -> dict[str, Site]:
         """Return every site by name, in order of name."""
@@ -117,6 +119,7 @@ class Registry:
                     hint="the site makes new keys with `kohort-site init` in a fresh folder",
                     code="E-ENROL-KEY",
                 )
+            self.log.note("site-enrolled", site=asked.name, fingerprint=asked.fingerprint)
             self._journal.append(
                 asked.name, "enrolled", {"node_key": asked.node_key, "sign_key": asked.sign_key}
             )
@@ -187,6 +190,7 @@ class Registry:
     def quarantine(self, name: str, code: str) -> None:
         """Put a site in quarantine under a code, until the operator releases it."""
         self.get(name)
+        self.log.note("site-quarantined", site=name, code=code)
         self._journal.append(name, "quarantined", {"code": code})
 
     def release(self, name: str) -> None:
@@ -195,12 +199,14 @@ class Registry:
             raise PolicyError(
                 f"{name}: not in quarantine", hint="kohort-server sites lists the states"
             )
+        self.log.note("site-released", site=name)
         self._journal.append(name, "released")
 
     def revoke(self, name: str) -> None:
         """Revoke a site for good (its keys are never accepted again)."""
         if self.get(name).state == "revoked":
             raise PolicyError(f"{name}: revoked already")
+        self.log.note("site-revoked", site=name)
         self._journal.append(name, "revoked")
 
     def note_head(self, name: str, commitment: str) -> None:
@@ -232,6 +238,7 @@ class Registry:
         """Close the file."""
         self._journal.close()
         self._heads.close()
+        self.log.close()
 
 
 def _after(site: Site | None, entry: Entry) -> Site:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.wire import signing
+from server.operator.log import OperatorLog
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,15 @@ class ServerState:
     def lock(self) -> Path:
         """Held by the running server."""
         return self.root / "lock"
+
+    @contextmanager
+    def open_log(self) -> Iterator[OperatorLog]:
+        """Yield the operator's log; its heads are signed where the key needs no passphrase."""
+        log = OperatorLog(self.root, lambda: signing.load_private(self.operator_key))
+        try:
+            yield log
+        finally:
+            log.close()
 
     def study(self, study_hash: str) -> Path:
         """The folder of one study."""

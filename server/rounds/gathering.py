@@ -29,6 +29,7 @@ from server.rounds.study_run import StudyRun
 
 REGISTRY_S = 1.0  # how often the sites' states are read again
 STILL_S = 30.0  # a turn of the loop that takes longer: this machine stood still, not the sites
+UNKNOWN_STATEMENT = "E-STATEMENT"
 log = logging.getLogger("kohort.server")
 
 
@@ -271,6 +272,11 @@ class Gathering:
         """Journal the code that a site answers with, when it is a new one."""
         if reply.lost:
             return
+        if reply.code == UNKNOWN_STATEMENT and reply.site not in self._run.without_log:
+            # a site of a version without the log: it is asked anew, and no head is named to it
+            self._run.without_log.add(reply.site)
+            self._exchange.drop(reply.site)
+            return
         if self._run.record.note_code(self._key(reply.part), reply.site, reply.code):
             log.warning("%s: %s: answers %s; asked again", self._name(), reply.site, reply.code)
 
@@ -294,6 +300,8 @@ class Gathering:
         if self._run.record.accepted_digest(key, site.name) != digest:
             signer = signer_of(accepted.sealed, site)
             self._run.record.note_accepted(key, site.name, digest, signer)
+        # the site's signature over the head of this operator's log
+        self._run.log.note_reply(accepted.sealed, accepted.header, signer_of(accepted.sealed, site))
         # the receipt for the site's head, over all studies
         commitment = str(accepted.header.statement[boundary.HEAD_COMMITMENT])
         self._run.registry.note_head(site.name, commitment)

@@ -53,6 +53,7 @@ def run_study(run: StudyRun, grid: Grid) -> None:
         return
     if not run.record.complete():
         send_closing(run, grid)
+        run.log.note("study-complete", once=True, plan=run.study.hash())
         run.record.journal.append(run.study.hash(), "complete")
     log.info("study %s: complete", run.study.name)
 
@@ -87,8 +88,18 @@ def train_round(run: StudyRun, grid: Grid, model: str, number: int) -> None:
     _check_grown(run.study, model, number, weights, new)
     path = run.record.write_weights(model, number + 1, new)
     outcome = gathering.outcome() | {"weights": file_digest(path)}
+    note_closed(run, "train", model, number, sites)
     run.record.close_round("train", model, number, outcome)
     _log_closed(run, "train", model, number, sites)
+
+
+def note_closed(
+    run: StudyRun, phase: str, model: str, number: int, accepted: Iterable[str]
+) -> None:
+    """Note in the log that a round closes, with the sites that it was closed with."""
+    place = run.record.place(phase, model, number)
+    names = ", ".join(sorted(accepted))
+    run.log.note("round-closed", once=True, round=place, accepted=names)
 
 
 def _check_grown(
@@ -107,6 +118,7 @@ def image_round(run: StudyRun, grid: Grid) -> None:
     instruction = Instruction(run.study, "synthesize", "", 0, weights=digest_of(payload))
     gathering = Gathering(run, grid, instruction, payload)
     gathering.gather()
+    note_closed(run, "synthesize", "", 0, gathering.complete)
     run.record.close_round("synthesize", "", 0, gathering.outcome())
     _log_closed(run, "synthesize", "", 0, gathering.complete)
 

@@ -1,0 +1,1 @@
+"""What one side did, in order, chained and signed; it never holds a number of patients."""

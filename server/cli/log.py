@@ -1,0 +1,57 @@
+"""`log`: what the consortium did, and whether the log is as it was written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from common.errors import ConfigurationError
+from server.cli.options import AsJson, StateFolder
+from server.cli.terminal import write
+from server.operator.log import OperatorLog
+from server.operator.opening import check_set_up, load_operator_public
+from server.operator.state import ServerState
+
+Action = Annotated[str, typer.Argument(metavar="[verify]", help="`verify`, or nothing")]
+
+
+def log(state: StateFolder, what: Action = "", as_json: AsJson = False) -> None:
+    """Show what was done: plans, sites, rounds, releases. Works while the server runs.
+
+    `verify` names the first entry that is not as it was written, and checks what the sites have
+    countersigned.
+    """
+    place = ServerState(state)
+    check_set_up(place)
+    if what not in ("", "verify"):
+        raise ConfigurationError(
+            f"log {what}: unknown; expected `verify` or nothing", hint="kohort-server log --help"
+        )
+    with place.open_log() as book:
+        if what == "verify":
+            verify(place, book, as_json)
+            return
+        entries = book.entries()
+    for entry in entries:
+        write((json.dumps(asdict(entry)) if as_json else entry.line()) + "\n")
+    if not entries and not as_json:
+        write("nothing was done here yet\n")
+
+
+def verify(place: ServerState, book: OperatorLog, as_json: bool) -> None:
+    """Check chain, signed heads and countersignatures, and say what holds."""
+    count = book.verify([load_operator_public(place)])
+    signed = max((head.seq for head in book.heads()), default=0)
+    sites = book.countersigned()
+    if as_json:
+        facts = {"entries": count, "head": book.head, "signed": signed, "countersigned": sites}
+        write(json.dumps(facts) + "\n")
+        return
+    write(f"{count} entries, each as it was written; head {book.head or 'none'}\n")
+    write(f"the operator's key has signed the first {signed} of them\n")
+    numbers = {entry.digest: entry.seq for entry in book.entries()}
+    for site, head in sorted(sites.items()):
+        write(f"{site} has countersigned the first {numbers[head]} of them\n")
