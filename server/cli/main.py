@@ -16,6 +16,7 @@ from server.cli import (
     page,
     plans,
     pretrain,
+    probe,
     publish,
     renewals,
     rotate,
@@ -63,6 +64,7 @@ app.command()(authority.protect)
 app.command()(serve.run)
 app.command()(status.status)
 app.command()(page.page)
+app.command()(probe.probe)
 app.command()(study.study)
 app.command()(log.log)
 app.command()(publish.release)

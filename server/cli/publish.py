@@ -16,7 +16,13 @@ from common.study.bundle import open_bundle
 from common.study.plan import Study
 from server.cli.options import StateFolder
 from server.cli.output import check_folder
-from server.cli.sign_off import announce, check_propose, publish_proposed, signers_in
+from server.cli.sign_off import (
+    announce,
+    check_propose,
+    note_release,
+    publish_proposed,
+    signers_in,
+)
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
@@ -152,6 +158,7 @@ def release(
         proposed=propose,
     )
     folder = build(inputs, out, key)
+    note_release(place, "release-proposed" if propose else "release-published", folder)
     if propose:
         announce(folder, signers)
     else:

@@ -44,6 +44,7 @@ from server.operator.hand_over import operator_keys
 from server.operator.quota import check_quota
 from server.operator.renewal import check_server_files
 from server.operator.state import ServerState
+from server.rounds.metrics import ServerMetrics, shown
 from server.rounds.record import StudyRecord
 from server.rounds.room import bytes_to_come, largest_reply, sweep_parts, sweep_rounds
 from server.rounds.standing import SEEN
@@ -127,6 +128,7 @@ def serve(
         **to_environment(config.log),
     }
     with (
+        shown(ServerMetrics(place, config)),
         open_registry(place) as registry,
         study_progress(study.name, config.log) as (show, say),
         open_door(place.root.resolve(), config, port, largest_reply(record)) as front,

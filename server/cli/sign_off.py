@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from common.errors import ConfigurationError, RefusedError
 from common.storage.files import atomic_write, file_digest, read_capped
 from common.wire import signing
 from kohort import layout
-from kohort.manifest import Manifest
+from kohort.manifest import Manifest, read_manifest
 from kohort.sign_off import MISSING, WRONG, check_signers, read_sign_offs, signers_of
 from kohort.trust import read_trust
 from kohort.verification import verify
@@ -177,4 +178,17 @@ def publish_proposed(place: ServerState, proposal: Path, out: Path) -> None:
     operator = signing.fingerprint(load_operator_public(place))
     check_folder("--out", out)
     folder = publish_proposal(proposal, out, signers_in(place), operator)
+    note_release(place, "release-published", folder)
     write(f"released {folder}\n")
+
+
+def note_release(place: ServerState, event: str, folder: Path) -> None:
+    """Note in the log what was proposed or published, and who signed it off."""
+    manifest = read_manifest(folder)
+    sums = read_capped(folder / layout.SUMS, layout.TEXT_CAP_BYTES)
+    plan = manifest.study
+    digest = hashlib.sha256(sums).hexdigest()
+    with place.open_log() as log:
+        for one in read_sign_offs(folder, manifest, sums):
+            log.note("release-signed-off", once=True, plan=plan, release=digest, by=one.name)
+        log.note(event, once=True, plan=plan, release=digest)
