@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.cli.options import AsJson, StateFolder
 from client.cli.terminal import write_line
@@ -14,6 +15,7 @@ from client.state.config import load_site
 from client.state.folder import State
 from client.state.head import Heads
 from common.errors import ConfigurationError
+from common.wire import signing
 
 Action = Annotated[str, typer.Argument(metavar="[verify]", help="`verify`, or nothing")]
 
@@ -40,9 +42,18 @@ def log(state: StateFolder, what: Action = "", as_json: AsJson = False) -> None:
         write_line("nothing was done here yet")
 
 
+def signing_keys(place: State) -> list[Ed25519PublicKey]:
+    """Return this site's signing key, and those before it, which the log names."""
+    found = [place.signing_key().public_key()]
+    for entry in place.log.entries():
+        if entry.event == "key-changed":
+            found.append(signing.parse_public(str(entry.facts.get("old", ""))))
+    return found
+
+
 def _verify(place: State, as_json: bool) -> None:
     """Check chain, signed heads, and that the log is as new as what left."""
-    count = place.log.verify([place.signing_key().public_key()])
+    count = place.log.verify(signing_keys(place))
     heads = Heads(place)
     heads.check()
     facts = {

@@ -210,6 +210,13 @@ def known_number(state: State) -> int:
         return int(json.loads(read_capped(state.authority, CAP_BYTES))["number"])
 
 
+def _log_new_key(state: State) -> None:
+    """Note in the log which signing key takes over: what the old one signed stays verifiable."""
+    old = signing.public_text(state.signing_key().public_key())
+    new = signing.public_text(signing.load_private(state.next_sign_key).public_key())
+    state.log.note("key-changed", once=True, old=old, new=new)
+
+
 def finish_rotation(state: State) -> bool:
     """Let new keys, with what belongs to them, take the place of the old; return whether any did.
 
@@ -220,6 +227,7 @@ def finish_rotation(state: State) -> bool:
     if state.next_sign_known.is_file():
         # known to the operator's registry: the key first, so that a crash leaves it to be moved
         if state.next_sign_key.is_file():
+            _log_new_key(state)
             state.next_sign_key.replace(state.sign_key)
         state.next_sign_known.unlink()
         changed = True

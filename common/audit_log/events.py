@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # `plan` is a plan's hash, `round` the key of a round: plan/phase/model/number/part. `operator_log`
-# is the head of the operator's log that came with the instruction, "" where none did
+# is the head of the operator's log that came with the instruction, "" where none did. `old` and
+# `new` are the lines of signing keys
 SITE: Mapping[str, tuple[str, ...]] = {
     "joined": ("operator", "server"),
     "plan-approved": ("plan", "by"),
@@ -20,7 +21,7 @@ SITE: Mapping[str, tuple[str, ...]] = {
     "reviewed": ("batch", "decision", "by"),
     "exported": ("plan", "digest"),
     "withdrawn": ("commitment",),
-    "keys-changed": ("what", "fingerprint"),
+    "key-changed": ("old", "new"),
     "state-lost": ("epsilon",),
 }
 SERVER: Mapping[str, tuple[str, ...]] = {
@@ -30,7 +31,6 @@ SERVER: Mapping[str, tuple[str, ...]] = {
     "site-released": ("site",),
     "site-revoked": ("site",),
     "certificate-issued": ("of", "ends"),
-    "keys-changed": ("what", "fingerprint"),
     "round-closed": ("round", "accepted"),
     "study-extended": ("plan", "seconds"),
     "study-abandoned": ("plan",),

@@ -11,8 +11,9 @@ import typer
 from common.errors import ConfigurationError
 from server.cli.options import AsJson, StateFolder
 from server.cli.terminal import write
+from server.operator.hand_over import operator_keys
 from server.operator.log import OperatorLog
-from server.operator.opening import check_set_up, load_operator_public
+from server.operator.opening import check_set_up
 from server.operator.state import ServerState
 
 Action = Annotated[str, typer.Argument(metavar="[verify]", help="`verify`, or nothing")]
@@ -43,7 +44,7 @@ def log(state: StateFolder, what: Action = "", as_json: AsJson = False) -> None:
 
 def verify(place: ServerState, book: OperatorLog, as_json: bool) -> None:
     """Check chain, signed heads and countersignatures, and say what holds."""
-    count = book.verify([load_operator_public(place)])
+    count = book.verify(operator_keys(place))
     signed = max((head.seq for head in book.heads()), default=0)
     sites = book.countersigned()
     if as_json:
