@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.audit_log.entries import Event, follow
+from common.audit_log.entries import Event, find_broken_link, follow
 from common.audit_log.log import FILE, HEADS_FILE, AuditLog
 from common.errors import Bug, ConfigurationError, KohortError, RefusedError
 from common.wire import signing
@@ -224,3 +224,25 @@ def test_a_head_that_is_none_is_refused(log: AuditLog) -> None:
     log.close()
     with pytest.raises(KohortError, match="head"):
         AuditLog(log.path.parent, own).verify([KEY.public_key()])
+
+
+def chained(*sites: str) -> list[Event]:
+    """A chain that holds."""
+    entries: list[Event] = []
+    for site in sites:
+        entries.append(follow(entries, "site-revoked", "2026-12-01T00:00:00Z", {"site": site}))
+    return entries
+
+
+def test_an_entry_that_was_written_anew_with_its_digest_breaks_the_next_one() -> None:
+    entries = chained(*SITES)
+    entries[2] = follow(entries[:2], "site-revoked", "2026-12-01T00:00:00Z", {"site": "x"})
+    broken = find_broken_link(entries)
+    assert broken is not None and broken.seq == 4
+    assert "does not follow" in broken.how
+
+
+def test_a_number_that_is_missing_is_named_before_what_follows() -> None:
+    entries = chained(*SITES)
+    broken = find_broken_link([*entries[:2], *entries[3:]])
+    assert broken is not None and (broken.seq, broken.how[:7]) == (3, "missing")
