@@ -7,15 +7,14 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.cli.options import AsJson, StateFolder
 from client.cli.terminal import write_line
 from client.state.config import load_site
 from client.state.folder import State
 from client.state.head import Heads
+from client.state.signers import signing_keys
 from common.errors import ConfigurationError
-from common.wire import signing
 
 Action = Annotated[str, typer.Argument(metavar="[verify]", help="`verify`, or nothing")]
 
@@ -40,15 +39,6 @@ def log(state: StateFolder, what: Action = "", as_json: AsJson = False) -> None:
         write_line(json.dumps(asdict(entry)) if as_json else entry.line())
     if not entries and not as_json:
         write_line("nothing was done here yet")
-
-
-def signing_keys(place: State) -> list[Ed25519PublicKey]:
-    """Return this site's signing key, and those before it, which the log names."""
-    found = [place.signing_key().public_key()]
-    for entry in place.log.entries():
-        if entry.event == "key-changed":
-            found.append(signing.parse_public(str(entry.facts.get("old", ""))))
-    return found
 
 
 def _verify(place: State, as_json: bool) -> None:

@@ -93,7 +93,7 @@ def mend_rotation(state: State, site: str) -> None:
 
 def take_over(state: State, site: str) -> bool:
     """Let new keys take over that the server knows; write the request that names them."""
-    if not finish_rotation(state):
+    if not finish_rotation(state, site):
         return False
     try:
         write_request_file(state, site)

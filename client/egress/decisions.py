@@ -12,6 +12,7 @@ of the operating system decide); records of versions that signed none: they coun
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -167,25 +168,19 @@ def check_chain(entries: Entries) -> None:
         digest = _link(digest, entry)
 
 
-def check_signature(entry: Entry, key: Ed25519PublicKey) -> None:
-    """Raise PolicyError (E-REVIEW-CHAIN) unless the site signed this decision on this batch."""
+def check_signature(entry: Entry, keys: Sequence[Ed25519PublicKey]) -> None:
+    """Raise PolicyError (E-REVIEW-CHAIN) unless the site signed this decision on this batch.
+
+    `keys`: the site's own, the present one and those that handed over to it.
+    """
     fields = {name: value for name, value in entry.data.items() if name != SIGNATURE}
     data = _signed_bytes(entry.key, entry.state, fields)
     signature = str(entry.data.get(SIGNATURE, "")).encode()
-    try:
-        signing.verify(key, signing.REVIEW, data, signature, what="review")
-    except RefusedError as error:
-        raise _broken(entry, "this site did not sign it") from error
-
-
-def _check_words(what: str, text: str, most: int) -> None:
-    """Raise ConfigurationError for a text that is too long, or that a terminal would obey."""
-    if len(text) > most or not text.isprintable():
-        raise ConfigurationError(
-            f"review: the {what} has {len(text)} characters, expected at most {most}, all of them "
-            "printable",
-            hint=f"shorten the {what}",
-        )
+    for key in keys:
+        with contextlib.suppress(RefusedError):
+            signing.verify(key, signing.REVIEW, data, signature, what="review")
+            return
+    raise _broken(entry, "this site did not sign it")
 
 
 def _signed_bytes(batch: str, kind: str, fields: Mapping[str, Any]) -> bytes:

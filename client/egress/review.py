@@ -19,10 +19,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.egress import decisions
 from client.egress.decisions import Choice, Decision, Entries, SigningKey, who
@@ -31,6 +34,7 @@ from client.egress.facts import Facts
 from client.egress.left_out import check_numbers, refuse_single
 from client.state.config import SiteConfig
 from client.state.folder import State
+from client.state.signers import signing_keys
 from common.audit_log.log import AuditLog
 from common.errors import ConfigurationError, PolicyError
 from common.storage.files import atomic_write, file_digest, read_capped
@@ -132,15 +136,22 @@ class Reviews:
     """The review folder of a site: the daemon proposes, people decide.
 
     `key`: the site's signing key, read when somebody decides. `reviewers`: how many different
-    persons must approve a batch. `log`: where each decision is noted before it is recorded.
+    persons must approve a batch. `keys`: the public keys whose decisions count; only the key's own
+    unless given. `log`: where each decision is noted before it is recorded.
     """
 
     def __init__(
-        self, folder: Path, key: SigningKey, reviewers: int = 1, log: AuditLog | None = None
+        self,
+        folder: Path,
+        key: SigningKey,
+        reviewers: int = 1,
+        keys: Callable[[], Sequence[Ed25519PublicKey]] | None = None,
+        log: AuditLog | None = None,
     ) -> None:
         self.folder = folder
         self.reviewers = reviewers
         self._key = key
+        self._public_keys = keys or (lambda: (key().public_key(),))
         self._log = log
         self._journal = Journal(folder / "decisions.sqlite")
 
@@ -245,12 +256,12 @@ class Reviews:
         Raises PolicyError (E-REVIEW-CHAIN) where a record is not as it was written.
         """
         decisions.check_chain(self._journal.entries())
-        public = self._key().public_key()
+        keys = self._public_keys()
         since = _since_proposal(self._entries(digest))
         names: set[str] = set()
         for entry in since:
             if entry.state == decisions.APPROVED and Decision.of(entry).signed:
-                decisions.check_signature(entry, public)
+                decisions.check_signature(entry, keys)
                 names.add(who(Decision.of(entry).reviewer))
         return frozenset(names)
 
@@ -261,10 +272,10 @@ class Reviews:
         """
         entries = self._journal.entries()
         decisions.check_chain(entries)
-        public = self._key().public_key()
+        keys = self._public_keys()
         for entry in entries:
             if decisions.SIGNATURE in entry.data:
-                decisions.check_signature(entry, public)
+                decisions.check_signature(entry, keys)
         return len(entries), decisions.chain(entries)
 
     def close(self) -> None:
@@ -316,7 +327,8 @@ class Reviews:
 
 def open_reviews(state: State, config: SiteConfig) -> Reviews:
     """Return the reviews of a site under its policy, signed with its key."""
-    return Reviews(state.reviews, state.signing_key, config.policy.reviewers, state.log)
+    keys = partial(signing_keys, state)
+    return Reviews(state.reviews, state.signing_key, config.policy.reviewers, keys, state.log)
 
 
 def _since_proposal(entries: Entries) -> Entries:

@@ -36,6 +36,7 @@ from client.fleet.failures import classify
 from client.state.folder import State
 from client.state.membership import read_membership
 from client.state.operators import Operators
+from client.state.signers import keep_handover
 from common.errors import ConfigurationError, KohortError, damage_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import renewal, signing
@@ -211,13 +212,13 @@ def known_number(state: State) -> int:
 
 
 def _log_new_key(state: State) -> None:
-    """Note in the log which signing key takes over: what the old one signed stays verifiable."""
+    """Note in the log which signing key takes over."""
     old = signing.public_text(state.signing_key().public_key())
     new = signing.public_text(signing.load_private(state.next_sign_key).public_key())
     state.log.note("key-changed", once=True, old=old, new=new)
 
 
-def finish_rotation(state: State) -> bool:
+def finish_rotation(state: State, site: str) -> bool:
     """Let new keys, with what belongs to them, take the place of the old; return whether any did.
 
     Both are there before one is moved, so that a start after a crash goes on here. The node id
@@ -227,6 +228,7 @@ def finish_rotation(state: State) -> bool:
     if state.next_sign_known.is_file():
         # known to the operator's registry: the key first, so that a crash leaves it to be moved
         if state.next_sign_key.is_file():
+            keep_handover(state, site, signing.load_private(state.next_sign_key))
             _log_new_key(state)
             state.next_sign_key.replace(state.sign_key)
         state.next_sign_known.unlink()

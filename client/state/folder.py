@@ -73,6 +73,11 @@ class State:
         return self.root / "keys" / "sign-next.known"
 
     @property
+    def handovers(self) -> Path:
+        """The statements by which earlier signing keys handed over, one a line."""
+        return self.root / "keys" / "sign.handovers"
+
+    @property
     def pseudonym_key(self) -> Path:
         """The 32 bytes that turn patient identifiers into pseudonyms. They never leave."""
         return self.root / "keys" / "pseudonym.key"

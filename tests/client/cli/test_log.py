@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from client.cli.log import signing_keys
 from client.daemon.site import Site
 from client.fleet.renewal import finish_rotation
 from client.state.chains import chains
 from client.state.folder import State
 from client.state.head import Heads, head_of
+from client.state.signers import signing_keys
 from common.audit_log.log import FILE, HEADS_FILE
 from common.errors import PolicyError
 from common.privacy.boundary import OPERATOR_LOG
 from common.wire import signing
 from common.wire.messages import Header, Sealed
 from tests.client.cli.typing_commands import Cli
-from tests.sites import Hospital, make_hospital, scripted, write_cohort
+from tests.sites import SITE, Hospital, make_hospital, scripted, write_cohort
 
 HEAD = "5" * 64
 
@@ -185,11 +185,11 @@ def test_what_an_earlier_key_signed_stays_whole(trained: Hospital, cli: Cli) -> 
     place = State(trained.root)
     signing.save_private(place.next_sign_key, signing.new_key())
     place.next_sign_known.touch()
-    finish_rotation(place)
+    finish_rotation(place, SITE)
     assert not place.next_sign_key.exists()
     trained.site().answer(trained.ask("train", round=1))
     code, out, err = cli("log", "--state", trained.root, "verify")
     assert code == 0, err
     assert "6 entries, each as it was written" in out
-    # without the entry nobody knows the earlier key
+    # without the kept statement nobody knows the earlier key
     assert len(signing_keys(place)) == 2
