@@ -86,7 +86,7 @@ def test_a_published_version_is_never_changed(tmp_path: Path) -> None:
     changed = dataclasses.replace(
         inputs, batches=[batch(inputs.study, "hospital-a", 9), inputs.batches[1]]
     )
-    with pytest.raises(RefusedError, match="published with other bytes"):
+    with pytest.raises(RefusedError, match="this version is there with other bytes"):
         build_release(changed, tmp_path / "out", operator)
     verify(tmp_path / "out" / "small-1.0.0")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small-1.0.0"]
