@@ -61,6 +61,7 @@ EXEMPT = {
     "client.child.rosters:read_frozen": "the same readers as target evidence",
     "client.cli.joining:check_fields": "the certificates of targets join-file and pem-files",
     "client.cli.rotate": "the first bytes of this site's own key",
+    "client.state.signers": "each line by open_handover, which target handover reads",
     "client.state.request": "this site's own public key, which it has just written",
     "client.child.device": "one line of its own parent",
     "client.daemon.device": "the answer of a process of its own, and a file that it wrote",
