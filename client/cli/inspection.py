@@ -411,6 +411,9 @@ def _server(scene: Scene) -> Iterator[Alert | str]:
         # before the first run there is no id to greet with; the front has let this site in
         if failure.state is health.KEY_UNKNOWN and session.node_id is None:
             return
+        if failure.state is health.BETWEEN_STUDIES:
+            yield health.BETWEEN_STUDIES.text
+            return
         yield _of_failure(look_closer(failure, settings), settings.url)
     finally:
         wire.close()

@@ -23,6 +23,7 @@ from client.fleet.connection import AnswerTooLarge, FleetSettings, NotProtobuf
 from client.fleet.health import State
 from client.fleet.own_certificate import OutsideDates
 from common.errors import ConfigurationError, KohortError
+from common.wire import between
 
 ADMISSION_RETRY_S = 5.0  # a person registers the site and waits to see it arrive
 JITTER = 0.2
@@ -159,6 +160,8 @@ def _classify_status(response: httpx.Response) -> CallFailed:
         return CallFailed(states.KEY_NOT_ADMITTED, facts)
     if status in STATUS_STATES:
         return CallFailed(STATUS_STATES[status], facts, slow=True)
+    if status == between.STATUS and response.headers.get(between.HEADER) == between.VALUE:
+        return CallFailed(states.BETWEEN_STUDIES)
     if status == 429 or status >= 500:
         return CallFailed(states.SERVER_BUSY, facts)
     return CallFailed(states.NOT_THE_SERVER, facts)

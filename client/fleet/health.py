@@ -275,6 +275,13 @@ SERVER_BUSY = _declare(
     "the server is busy or restarting",
     "none: the site keeps trying",
 )
+BETWEEN_STUDIES = _declare(
+    "BETWEEN-STUDIES",
+    CONNECTION,
+    "info",
+    "the server is up and serves no study now",
+    "",
+)
 NOT_THE_SERVER = _declare(
     "NOT-THE-SERVER",
     CONNECTION,

@@ -8,6 +8,5 @@ from typing import Annotated
 import typer
 
 StateFolder = Annotated[Path, typer.Option("--state", help="the operator's state folder")]
-Bundle = Annotated[Path, typer.Argument(help="the folder that `kohort-server sign` wrote")]
 StudyFile = Annotated[Path, typer.Argument(help="the plan: a study.yaml")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]

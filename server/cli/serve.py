@@ -1,4 +1,4 @@
-"""`run`: serves a study until it is complete."""
+"""`run`: serves a study until it is complete, or the front alone between studies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from common.study.bundle import copy_bundle, open_bundle
 from common.study.plan import Study
 from common.wire.app_bundle import write_app
 from server.cli.authority import server_secret
-from server.cli.options import Bundle, StateFolder
+from server.cli.between import serve_front
+from server.cli.options import StateFolder
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import study_progress, write
 from server.front.port import open_door, spell
@@ -47,18 +48,25 @@ from server.operator.state import ServerState
 from server.rounds.metrics import ServerMetrics, shown
 from server.rounds.record import StudyRecord
 from server.rounds.room import bytes_to_come, largest_reply, sweep_parts, sweep_rounds
-from server.rounds.standing import SEEN
+from server.rounds.standing import BETWEEN, SEEN
 
 FLWR_VERSION = "1.41.0"
 STUDY_FILE_CAP_BYTES = 1 << 20
+Served = Annotated[
+    Path | None,
+    typer.Argument(help="the folder that `kohort-server sign` wrote; without it no study runs"),
+]
 Port = Annotated[
     int | None,
     typer.Option(min=1, max=65535, help="listen here, not on server.yaml's port (embedded front)"),
 ]
 
 
-def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
-    """Serve a study until it is complete. After any interruption start it again: it resumes."""
+def run(state: StateFolder, bundle: Served = None, port: Port = None) -> None:
+    """Serve a study until it is complete. After any interruption start it again: it resumes.
+
+    Without a bundle it serves no study: sites renew their certificates until it is stopped.
+    """
     place = ServerState(state)
     load_operator_key(place)
     config = load_config(place.config)
@@ -71,6 +79,12 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
         closing(Heartbeat(place.root, "a kohort server")) as heart,
     ):
         heart.enter("starting")
+        heart.note(**{BETWEEN: False})
+        if bundle is None:
+            sweep_sockets(place)
+            issue_certificate(place, config)
+            serve_front(place, config, heart, port or config.listen.port)
+            return
         # The study's folder keeps its own copy of the bundle; both are verified.
         signers = operator_keys(place)
         study = open_bundle(bundle, signers)
@@ -85,6 +99,8 @@ def run(bundle: Bundle, state: StateFolder, port: Port = None) -> None:
                 studies = place.root / "studies"
                 check_quota(studies, "studies_gib", limit, bytes_to_come(record))
                 serve(place, config, study, record, heart, port or config.listen.port)
+            else:
+                notify(READY)  # a unit that ends before has failed
             abandoned = record.abandoned()
         if abandoned:
             write(f"study {study.name} was abandoned; what was released of it stays\n")
@@ -173,10 +189,15 @@ def sweep(place: ServerState, record: StudyRecord) -> None:
     """Remove what earlier starts left: unfinished files, folders of closed rounds, sockets."""
     parts = sweep_parts(place.root)
     rounds = sweep_rounds(record)
-    for path in (place.superlink / SOCKETS).glob("*.sock"):
-        path.unlink(missing_ok=True)
+    sweep_sockets(place)
     if parts or rounds:
         write(f"swept {parts} unfinished files and {rounds} folders of closed rounds\n")
+
+
+def sweep_sockets(place: ServerState) -> None:
+    """Remove sockets that nobody listens on any more."""
+    for path in (place.superlink / SOCKETS).glob("*.sock"):
+        path.unlink(missing_ok=True)
 
 
 def issue_certificate(place: ServerState, config: ServerConfig) -> None:

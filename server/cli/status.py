@@ -49,7 +49,7 @@ def watch(place: ServerState) -> None:
 
 def status_lines(found: Standing) -> Iterator[str]:
     """Yield what a person reads."""
-    yield f"server {found.server.words()}"
+    yield f"server {found.server_words()}"
     for study in found.studies:
         yield from _study_lines(study)
     for study_hash, advice in found.unreadable.items():
@@ -101,4 +101,4 @@ def _healthy(found: Standing) -> str:
     connected = sum(site.connected for site in found.sites)
     studies = ", ".join(f"{study.name}: {study.words()}" for study in found.studies)
     sites = f"{connected} of {len(found.sites)} sites connected"
-    return f"{found.server.words()}; {sites}; {studies or 'no study has begun'}"
+    return f"{found.server_words()}; {sites}; {studies or 'no study has begun'}"

@@ -76,6 +76,11 @@ class Child:
         self.next_start = time.monotonic() + delay_s
         self.process = None
 
+    def hang_up(self) -> None:
+        """Send SIGHUP, where it runs."""
+        if self.process is not None and self.runs:
+            self.process.send_signal(signal.SIGHUP)
+
     def end(self) -> None:
         """Send SIGTERM to everything it ever started, and SIGKILL to what is left in the end."""
         # Ask everything to end.

@@ -22,14 +22,13 @@ from server.flower.calls import Node, RunStatus
 from server.operator.config import Limits
 from server.operator.foreign import foreign_runs
 from server.operator.issued import open_issued
-from server.operator.renewals import issue_waiting
+from server.operator.issuing import Issuer
 from server.operator.sites import Registry, Site
 from server.operator.state import ServerState
 from server.rounds.record import Progress, StudyRecord
 
 TURN_S = 0.5
 STATUS_S = 1.0
-RENEW_S = 5.0  # until a site's request for a certificate is looked at
 RESUBMIT_S = 5.0
 START_S = 300.0  # how long a SuperLink may take to answer again
 LOOK_S = 10.0  # how often it asks when the sites were heard
@@ -74,8 +73,11 @@ class Coordinator:
     _foreign: str = ""
     _silent_since: float | None = None
     _next_look: float = 0.0
-    _next_renewal: float = 0.0
-    _renewal_fault: str = ""
+    _issuer: Issuer = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Issue certificates beside the study."""
+        self._issuer = Issuer(self.state, self.registry, lambda line: self.say(line))
 
     def run(self) -> None:
         """Return when the study is complete.
@@ -158,20 +160,6 @@ class Coordinator:
                 self._refused.add(name)
                 self.say(f"{name}: {error}")
 
-    def renew(self) -> None:
-        """Issue the certificates that sites have asked for; a fault here ends no study."""
-        if time.monotonic() < self._next_renewal:
-            return
-        self._next_renewal = time.monotonic() + RENEW_S
-        try:
-            for line in issue_waiting(self.state, self.registry):
-                self.say(line)
-            self._renewal_fault = ""
-        except KohortError as error:
-            if str(error) != self._renewal_fault:
-                self._renewal_fault = str(error)
-                self.say(f"certificates of sites cannot be renewed: {error} ({error.hint})")
-
     # --- inside
 
     def _rotate(self, site: Site) -> None:
@@ -224,7 +212,7 @@ class Coordinator:
             self.show(self.record.progress())
             self._tell_foreign_runs()
             try:
-                self.renew()
+                self._issuer.turn()
                 self.sync_sites()
                 self._look_at_sites()
                 if time.monotonic() >= next_status:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -31,7 +30,7 @@ from common.wire.app_bundle import SERVER_APP
 from server.flower.calls import OperatorCalls
 from server.flower.child import Child
 from server.flower.link_process import SECRET_FILE
-from server.front.port import FrontDoor
+from server.front.port import BETWEEN, FrontDoor
 from server.front.sockets import OPERATOR, SOCKETS, SocketFolder
 
 START_TIMEOUT_S = 300.0  # it needs seconds of CPU; on a busy machine that takes long
@@ -56,6 +55,27 @@ FIXED_ENVIRONMENT = {
 def program(module: str, *arguments: str) -> list[str]:
     """Return the command of one of our programs; it imports installed code alone (-P)."""
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def front_child(door: FrontDoor, folder: Path, *, between: bool = False) -> Child:
+    """Return the front as a program; its last words go to `folder`.
+
+    It inherits its listening socket, so none is lost in a restart. `between`: no SuperLink runs.
+    """
+    arguments = [str(door.state), door.where, str(door.pushed_bytes)]
+    if between:
+        arguments.append(BETWEEN)
+    inherited = (*door.descriptors, *passphrase.descriptors())
+    command = program("server.front.process", *arguments)
+    return Child(FRONT_NAME, command, folder / "front-errors.log", inherited)
+
+
+def make_private(*folders: Path) -> None:
+    """Make folders that only their owner enters."""
+    for folder in folders:
+        with disk_faults_named("prepare", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
 
 
 class SuperLink:
@@ -145,8 +165,8 @@ class SuperLink:
     def reload_front(self) -> None:
         """Let the front read the server's certificate again."""
         for child in self._children:
-            if child.name == FRONT_NAME and child.process is not None and child.runs:
-                child.process.send_signal(signal.SIGHUP)
+            if child.name == FRONT_NAME:
+                child.hang_up()
 
     def __enter__(self) -> SuperLink:
         self.start()
@@ -184,11 +204,7 @@ class SuperLink:
         """The embedded front; it inherits its listening socket, so none is lost in a restart."""
         if self._front is None:
             return ()
-        arguments = (str(self._front.state), self._front.where, str(self._front.pushed_bytes))
-        command = program("server.front.process", *arguments)
-        log_file = self.state_dir / "front-errors.log"
-        inherited = (*self._front.descriptors, *passphrase.descriptors())
-        return (Child(FRONT_NAME, command, log_file, inherited),)
+        return (front_child(self._front, self.state_dir),)
 
     def _watch(self) -> None:
         """Start the children, restart the dead, end them all on stop.
@@ -206,10 +222,7 @@ class SuperLink:
     def _prepare(self) -> None:
         """The folders and the secret."""
         home = self.state_dir / "flwr"
-        with disk_faults_named("prepare", self.state_dir):
-            for folder in (self.state_dir, home):
-                folder.mkdir(parents=True, exist_ok=True)
-                folder.chmod(0o700)
+        make_private(self.state_dir, home)
         secret = self.state_dir / SECRET_FILE
         if not secret.exists():
             atomic_write(secret, secrets.token_urlsafe(SECRET_BYTES).encode(), mode=0o600)

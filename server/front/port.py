@@ -17,6 +17,7 @@ from common.errors import EnvironmentFault
 from server.front import rules
 from server.operator.config import ServerConfig
 
+BETWEEN = "between"  # told to a front that stands before no SuperLink
 BACKLOG = 1024
 WAIT_S = 6.0  # longer than a front takes to end
 EVERY = "::"  # every interface, IPv4 and IPv6

@@ -1,8 +1,8 @@
-"""The front as a process: `python -m server.front.process STATE WHERE [PUSHED_BYTES]`.
+"""The front as a process: `python -m server.front.process STATE WHERE [PUSHED_BYTES [between]]`.
 
 In: the operator's state folder; WHERE is the descriptor of a listening socket, or `nginx` for the
-unix socket behind nginx; what a site may push until its next instruction. Out: serves until
-SIGTERM.
+unix socket behind nginx; what a site may push until its next instruction; `between` where no
+SuperLink runs. Out: serves until SIGTERM.
 SIGHUP reads the server's certificate again.
 """
 
@@ -22,6 +22,7 @@ from common.process import keep_private
 from server.front import rules
 from server.front.behind import BehindNginx
 from server.front.listener import Listener, tls_context
+from server.front.port import BETWEEN
 from server.front.proxy import Proxy
 from server.front.sites import Sites
 from server.front.sockets import FLEET, FRONT, SOCKETS, SocketFolder
@@ -39,12 +40,12 @@ LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERR
 log = logging.getLogger("kohort.front")
 
 
-async def serve(state: ServerState, where: str, pushed_bytes: int) -> None:
+async def serve(state: ServerState, where: str, pushed_bytes: int, between: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     sockets = SocketFolder(state.superlink / SOCKETS)
     sites = Sites(state.sites)
-    proxy = Proxy(sites, sockets.path(FLEET), pushed_bytes, Mailbox(state))
+    proxy = Proxy(sites, sockets.path(FLEET), pushed_bytes, Mailbox(state), between=between)
     watches: list[asyncio.Task[None]] = []
     front: Listener | BehindNginx
     if where == NGINX:
@@ -135,7 +136,8 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     pushed_bytes = int(sys.argv[3]) if sys.argv[3:] else rules.PUSHED_BYTES
-    asyncio.run(serve(state, sys.argv[2], pushed_bytes))
+    between = sys.argv[4:] == [BETWEEN]
+    asyncio.run(serve(state, sys.argv[2], pushed_bytes, between))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ class Proxy:
         socket_path: str,
         pushed_bytes: int = rules.PUSHED_BYTES,
         mailbox: Mailbox | None = None,
+        *,
+        between: bool = False,
     ) -> None:
+        """`between`: no SuperLink runs, and the calls of a study are told so."""
         transport = httpx.AsyncHTTPTransport(
             uds=socket_path, limits=httpx.Limits(max_connections=UPSTREAM_CONNECTIONS)
         )
@@ -63,6 +66,7 @@ class Proxy:
         self._answers = Bodies(rules.ANSWERS_BYTES, rules.ANSWERS_EACH_BYTES)
         self._pushed = Pushed(pushed_bytes)
         self._mailbox = mailbox
+        self._between = between
         self._renewals = Rate(per_s=rules.RENEWALS_PER_S, burst=rules.RENEWALS_BURST)
         self._renewing = asyncio.Semaphore(rules.RENEWALS_AT_ONCE)
         self._second = 0
@@ -103,6 +107,8 @@ class Proxy:
         path = scope["raw_path"].decode("latin-1")
         if not status and not self._is_allowed(visitor.name, path):
             status = rules.TOO_MANY
+        if not status and self._between and path != rules.RENEW:
+            status = rules.BETWEEN
         if not status and not self._pushed.take(visitor.name, path, size):
             status = rules.TOO_MANY
             code = rules.OVER_QUOTA
@@ -186,6 +192,8 @@ class Proxy:
         """Send a refusal, then read on for a moment, so that the peer sees it."""
         self._note(name, scope, status, 0, code)
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        if status == rules.BETWEEN:
+            headers.append(rules.BETWEEN_HEADER)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         # a body without a length may have an end without end: it is not read
         if not any(header == b"transfer-encoding" for header, _ in scope["headers"]):

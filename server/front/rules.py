@@ -5,7 +5,7 @@ The socket `fleet.sock`, the embedded front and nginx's configuration are made f
 
 from __future__ import annotations
 
-from common.wire import renewal
+from common.wire import between, renewal
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -71,6 +71,8 @@ TOO_LARGE = 413
 WRONG_TYPE = 415
 TOO_MANY = 429
 UPSTREAM = 502
+BETWEEN = between.STATUS  # up, and no study is served
+BETWEEN_HEADER = (between.HEADER.encode(), between.VALUE.encode())
 OVER_QUOTA = "E-FRONT-QUOTA"  # beside 429 in the log: a site pushed more than its replies may hold
 
 # Limits of one connection, one site, and all of them.

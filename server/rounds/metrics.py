@@ -79,11 +79,12 @@ class ServerMetrics:
                 scrape.set(names.SERVER_MISSING, 1, *labels, one.site)
 
     def _tell_sites(self, scrape: Scrape, standing: Standing) -> None:
-        """Every site: its state, when it was heard, its code."""
+        """Every site: its state, its code, and when it was heard, if one can be heard now."""
         for site in standing.sites:
             scrape.set(names.SERVER_SITE_STATE, 1, site.name, site.state)
-            seen = site.seen.timestamp() if site.seen else None
-            scrape.set(names.SERVER_SITE_SEEN, seen, site.name)
+            if not standing.between:
+                seen = site.seen.timestamp() if site.seen else None
+                scrape.set(names.SERVER_SITE_SEEN, seen, site.name)
             if site.declared is not None:
                 scrape.set(names.SERVER_SITE_CODE, 1, site.name, site.declared.advice.code)
 

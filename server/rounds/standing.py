@@ -37,6 +37,7 @@ QUARANTINE_FIX = (
     "It is in quarantine: `kohort-server sites release {name}` ends that, "
     "`kohort-server sites revoke {name}` ends its membership."
 )
+BETWEEN = "between"  # the fact of the server's heartbeat: no study is served
 SEEN = "seen"  # the fact of the server's heartbeat: by site, seconds since 1970
 
 
@@ -156,6 +157,16 @@ class Standing:
     ending: tuple[Ending, ...]
     renewals: tuple[str, ...] = ()  # sites whose next certificate a person has to sign
 
+    @property
+    def between(self) -> bool:
+        """Whether the server is up and serves no study: it hears no site then."""
+        return self.server.alive and self.server.facts.get(BETWEEN) is True
+
+    def server_words(self) -> str:
+        """Return whether the server runs, and for what."""
+        words = self.server.words()
+        return f"{words}, between studies" if self.between else words
+
     def alerts(self) -> tuple[Alert, ...]:
         """Return what a person should mend, in the order in which it stops a study."""
         found = [*self._server_alerts(), *self._study_alerts(), *self._site_alerts()]
@@ -188,11 +199,11 @@ class Standing:
     def _server_alerts(self) -> Iterator[Alert]:
         """The server itself, where a study waits for it."""
         unfinished = [study.name for study in self.studies if study.is_open]
-        if unfinished and not self.server.alive:
+        if unfinished and (self.between or not self.server.alive):
             yield Alert(
                 "error",
                 "SERVER-HUNG" if self.server.state == "hung" else "SERVER-NOT-RUNNING",
-                f"the server is {self.server.words()}; {', '.join(unfinished)} waits for it",
+                f"the server is {self.server_words()}; {', '.join(unfinished)} waits for it",
                 "`kohort-server run BUNDLE` starts it; it goes on where it was",
             )
 
@@ -231,7 +242,7 @@ class Standing:
 
     def _is_lost(self, site: SiteStanding) -> bool:
         """Whether a site that a study needs is silent for long, before a server that hears."""
-        if site.connected or not site.awaited or not self.server.alive:
+        if site.connected or not site.awaited or not self.server.alive or self.between:
             return False
         since = site.seen or self.server.started
         return site.state == "registered" and since is not None and self.time - since > SILENT

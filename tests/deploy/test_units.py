@@ -89,6 +89,18 @@ def test_a_unit_s_account_is_made_and_owns_its_folder(name: str) -> None:
     assert f"/var/lib/{account}" in unit.one("ExecStart")
 
 
+def test_between_studies_another_unit_runs_and_never_both() -> None:
+    study, between = Unit.read("kohort-server@.service"), Unit.read("kohort-server.service")
+    for key in ("Conflicts", "After", "OnSuccess"):
+        assert "kohort-server.service" in study.all(key).split(), key
+    # they differ in what they serve alone
+    same = {"Description", "ExecStart", "Conflicts", "After", "OnSuccess"}
+    for key in (study.keys.keys() | between.keys.keys()) - same:
+        assert study.keys[key] == between.keys[key], key
+    plan = f"/var/lib/{study.one('User')}/plans/%i "
+    assert study.one("ExecStart").replace(plan, "") == between.one("ExecStart")
+
+
 def test_every_paragraph_of_a_unit_says_what_it_is_for() -> None:
     for paragraph in paragraphs("kohort-site.service"):
         assert "#" in paragraph or paragraph.startswith("[Install]"), paragraph

@@ -9,6 +9,7 @@ import pytest
 
 from client.fleet import health as states
 from client.fleet.failures import classify, clock_words
+from common.wire.between import HEADER, VALUE
 
 
 def request_error(
@@ -61,6 +62,9 @@ TABLE = [
     (request_error(412, b'{"code": 2004}'), states.KEY_NOT_ADMITTED, False),
     (request_error(413), states.BODY_REFUSED, True),
     (request_error(502), states.SERVER_BUSY, False),
+    (request_error(503), states.SERVER_BUSY, False),
+    (request_error(503, headers={HEADER: VALUE}), states.BETWEEN_STUDIES, False),
+    (request_error(502, headers={HEADER: VALUE}), states.SERVER_BUSY, False),
     (request_error(302, headers={"location": "https://y"}), states.REDIRECTED, True),
     (RuntimeError("anything"), states.NOT_THE_SERVER, False),
 ]

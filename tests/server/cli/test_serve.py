@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigurationError, EnvironmentFault
+from common.notify import READY
 from common.storage.lock import FolderLock
 from server.operator import plan as plans
 from server.operator.state import ServerState
 from server.rounds.loop import train_round
+from server.rounds.record import StudyRecord
 from tests.federation import Federation, tiny_plan
 from tests.server.cli.reports import Kohort, fake_report
 
@@ -71,6 +73,19 @@ def test_the_front_is_given_the_plans_largest_reply(
     assert code == EnvironmentFault.exit_code and "enough" in errors
     # a part of images, and what Flower adds
     assert given == [48 << 20]
+
+
+def test_a_study_that_is_complete_already_is_told_to_systemd_as_ready(
+    tmp_path: Path, state: Path, kohort: Kohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(plans, "feasibility", fake_report("feasible"))
+    monkeypatch.setattr("server.cli.serve.notify", told.append)
+    monkeypatch.setattr(StudyRecord, "ended", lambda record: True)
+    bundle = tmp_path / "bundle"
+    kohort("sign", tiny_plan(tmp_path / "plan"), "--state", state, "--out", bundle)
+    code, output, _ = kohort("run", bundle, "--state", state)
+    assert (code, told) == (0, [READY]) and "is complete" in output
 
 
 def test_a_port_is_refused_where_nginx_has_it(tmp_path: Path, state: Path, kohort: Kohort) -> None:

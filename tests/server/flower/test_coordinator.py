@@ -12,6 +12,7 @@ from common.errors import ConfigurationError, PeerError, RefusedError
 from server.flower import coordinator
 from server.flower.calls import Node, RunStatus
 from server.flower.coordinator import Coordinator
+from server.operator import issuing
 from server.operator.foreign import note_foreign_run
 from server.operator.issued import Fact, open_issued
 from server.rounds.loop import train_round
@@ -252,11 +253,11 @@ def test_certificates_that_cannot_be_issued_are_told_once_and_end_no_study(
     def refuse(*_: object) -> None:
         raise ConfigurationError("ca.key: protected by a passphrase", hint="give it")
 
-    monkeypatch.setattr(coordinator, "issue_waiting", refuse)
-    monkeypatch.setattr(coordinator, "RENEW_S", 0.0)
+    monkeypatch.setattr(issuing, "issue_waiting", refuse)
+    monkeypatch.setattr(issuing, "EVERY_S", 0.0)
     made, said = coordinate(federation, ScriptedLink())
-    made.renew()
-    made.renew()
+    made._issuer.turn()
+    made._issuer.turn()
     assert said == [
         "certificates of sites cannot be renewed: ca.key: protected by a passphrase (give it)"
     ]
