@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigurationError, PeerError, RefusedError
+from common.wire import signing
 from server.flower import coordinator
 from server.flower.calls import Node, RunStatus
 from server.flower.coordinator import Coordinator
@@ -110,6 +111,13 @@ def test_progress_gives_new_attempts(federation: Federation) -> None:
     assert link.calls.count("submit") == 10
 
 
+def enrol_again(made: Coordinator, federation: Federation) -> None:
+    """A site that was revoked comes back with new keys."""
+    request = federation.request("hospital-b", federation.sites["hospital-b"])
+    keys = {"node_key": "node x", "sign_key": signing.public_text(signing.new_key().public_key())}
+    made.registry.enrol(request.model_copy(update=keys))
+
+
 def test_newly_enrolled_sites_are_registered_and_revoked_ones_unregistered(
     federation: Federation,
 ) -> None:
@@ -117,8 +125,7 @@ def test_newly_enrolled_sites_are_registered_and_revoked_ones_unregistered(
     made, said = coordinate(federation, link)
     made.registry.revoke("hospital-a")
     made.registry.revoke("hospital-b")
-    made.registry.enrol(federation.request("hospital-b", federation.sites["hospital-b"]).model_copy(
-        update={"node_key": "node x", "sign_key": "key x"}))  # fmt: skip
+    enrol_again(made, federation)
     made.sync_sites()
     made.sync_sites()
     assert link.calls == ["unregister 100", "register hospital-b"]
@@ -130,8 +137,7 @@ def test_a_key_that_flower_refuses_stops_nothing(federation: Federation) -> None
     link = ScriptedLink(revoked=True)
     made, said = coordinate(federation, link)
     made.registry.revoke("hospital-b")
-    made.registry.enrol(federation.request("hospital-b", federation.sites["hospital-b"]).model_copy(
-        update={"node_key": "node x", "sign_key": "key x"}))  # fmt: skip
+    enrol_again(made, federation)
     made.sync_sites()
     made.sync_sites()
     assert link.calls.count("register hospital-b") == 1 and "revoked" in said[-1]
