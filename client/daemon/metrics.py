@@ -21,6 +21,7 @@ from client.fleet import health as states
 from client.fleet.connection import FleetSettings
 from client.fleet.expiry import lifetimes
 from client.fleet.health import Health
+from client.state.price import price_of_plan, site_report, spent_of_plan
 from client.state.upgrade import check_state
 from client.state.work import at_work
 from common.errors import KohortError
@@ -48,6 +49,7 @@ class SiteMetrics:
     started: float = field(default_factory=time.time)
     _compared: float = -STATE_S
     _fault: str = ""
+    _planned: dict[str, float] = field(default_factory=dict)
 
     def collect(self) -> Scrape:
         """Return everything that holds now."""
@@ -56,7 +58,15 @@ class SiteMetrics:
 
         scrape = Scrape()
         faults: set[str] = set()
-        for part in (self._process, self._connection, self._plans, self._spent, self._state):
+        parts = (
+            self._process,
+            self._connection,
+            self._plans,
+            self._prices,
+            self._spent,
+            self._state,
+        )
+        for part in parts:
             try:
                 part(scrape)
             except KohortError as error:
@@ -115,14 +125,22 @@ class SiteMetrics:
             scrape.set(names.SITE_REVIEW, plan_hash in waiting, *labels)
             scrape.set(names.SITE_EPSILON_PROMISED, study.privacy.epsilon, *labels)
 
+    def _prices(self, scrape: Scrape) -> None:
+        """What every approved plan spends of one patient, and has spent so far."""
+        records = self.site.records
+        report = site_report(records)
+        for plan_hash, study in self.site.plans.valid().items():
+            labels = (study.name, plan_hash[:HASH_LETTERS])
+            if plan_hash not in self._planned:
+                # constants of the plan: computed once
+                self._planned[plan_hash] = price_of_plan(records, study).planned
+            scrape.set(names.SITE_EPSILON_PLANNED, self._planned[plan_hash], *labels)
+            scrape.set(names.SITE_EPSILON_SPENT, spent_of_plan(records, report, study), *labels)
+
     def _spent(self, scrape: Scrape) -> None:
-        """What the ledger holds; nothing was spent where there is none."""
+        """What all plans have spent, and the cap."""
         scrape.set(names.SITE_EPSILON_CAP, self.site.config.policy.max_epsilon)
-        spent = 0.0
-        if self.site.state.ledger.is_file():
-            report = self.site.ledger().report(prv=False)
-            spent = report.spent.pld + report.lost
-        scrape.set(names.SITE_EPSILON_ALL, spent)
+        scrape.set(names.SITE_EPSILON_ALL, site_report(self.site.records).price.spent)
 
     def _state(self, scrape: Scrape) -> None:
         """Whether the state folder is as new as what left of it; read anew now and then."""

@@ -98,14 +98,20 @@ SITE_EPSILON_PROMISED = _declare(
     "study",
     "plan",
 )
+SITE_EPSILON_PLANNED = _declare(
+    "kohort_site_epsilon_planned",
+    "epsilon per patient planned: what a plan spends, from its public constants",
+    "study",
+    "plan",
+)
 SITE_EPSILON_SPENT = _declare(
     "kohort_site_epsilon_spent",
-    "epsilon per patient that the ledger holds for a plan",
+    "epsilon per patient that a plan has spent so far, at the plan's own delta",
     "study",
     "plan",
 )
 SITE_EPSILON_ALL = _declare(
-    "kohort_site_epsilon_spent_all", "epsilon per patient that the ledger holds over all plans"
+    "kohort_site_epsilon_spent_all", "epsilon per patient that all plans have spent so far"
 )
 SITE_EPSILON_CAP = _declare(
     "kohort_site_epsilon_cap", "largest epsilon per patient over all plans, policy.max_epsilon"
@@ -187,12 +193,12 @@ SERVER_FOREIGN = _declare(
 )
 SERVER_REFUSED = _declare(
     "kohort_server_front_refusals",
-    "requests that the embedded front refused since it started, by its answer's status",
+    "requests that the front's process refused since it started, by its answer's status",
     "status",
 )
 SERVER_USED = _declare(
     "kohort_server_quota_used_bytes",
-    "size of a folder with a quota: `inbox`, `studies` or `releases`",
+    "size of a folder with a quota: `inbox`, `studies` or `releases`, once a release was built",
     "folder",
 )
 SERVER_QUOTA = _declare("kohort_server_quota_bytes", "quota of that folder", "folder")

@@ -29,7 +29,7 @@ from server.operator import plan as plans
 from server.operator.caps import most_images, release_bytes
 from server.operator.config import limits_in
 from server.operator.hand_over import operator_keys
-from server.operator.quota import check_quota, folder_bytes
+from server.operator.quota import check_quota, folder_bytes, note_releases
 from server.operator.releasable import releases_pairs
 from server.operator.sites import Registry
 from server.operator.state import ServerState
@@ -157,6 +157,7 @@ def release(
         signers=signers,
         proposed=propose,
     )
+    note_releases(place.root, out)
     folder = build(inputs, out, key)
     note_release(place, "release-proposed" if propose else "release-published", folder)
     if propose:

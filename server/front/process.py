@@ -24,6 +24,7 @@ from server.front.behind import BehindNginx
 from server.front.listener import Listener, tls_context
 from server.front.port import BETWEEN
 from server.front.proxy import Proxy
+from server.front.refusals import keep_written
 from server.front.sites import Sites
 from server.front.sockets import FLEET, FRONT, SOCKETS, SocketFolder
 from server.operator.certificates import ServerFiles
@@ -64,6 +65,7 @@ async def serve(state: ServerState, where: str, pushed_bytes: int, between: bool
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
     watches.append(loop.create_task(_warn_daily(state, sites)))
+    watches.append(loop.create_task(keep_written(state.root, proxy.refusals)))
     try:
         await front.serve()
     finally:

@@ -23,6 +23,7 @@ from common.errors import KohortError
 from common.wire import renewal
 from server.front import rules
 from server.front.limits import Bodies, Pushed, Rate
+from server.front.refusals import Refusals
 from server.front.requests import judge
 from server.front.sites import Sites, Visitor
 from server.operator.renewals import Mailbox
@@ -61,6 +62,7 @@ class Proxy:
             transport=transport, timeout=UPSTREAM_S, trust_env=False, follow_redirects=False
         )
         self._sites = sites
+        self.refusals = Refusals()
         self._rate = Rate()
         self._bodies = Bodies()
         self._answers = Bodies(rules.ANSWERS_BYTES, rules.ANSWERS_EACH_BYTES)
@@ -82,6 +84,7 @@ class Proxy:
         except (TimeoutError, Disconnected):
             # the answer never began: ending without one closes the connection
             self._note("-", scope, 0, 0)
+            self.refusals.note(rules.TOO_LATE)
             await _close(send)
 
     async def close(self) -> None:
@@ -138,6 +141,7 @@ class Proxy:
         async with self._bodies.share(name, size):
             body = await _read(receive, size)
         if self._mailbox is None:
+            self.refusals.note(rules.UNKNOWN_PATH)
             return httpx.Response(rules.UNKNOWN_PATH)
         der = scope["state"][CERTIFICATE]
         async with self._renewing:
@@ -147,8 +151,11 @@ class Proxy:
             except KohortError as error:
                 # this machine's fault, such as a full disk
                 log.warning("renewal: %s", error.code)
+                self.refusals.note(rules.UPSTREAM)
                 return httpx.Response(rules.UPSTREAM)
         status, content = found
+        if status in rules.REFUSALS:
+            self.refusals.note(status)
         headers = {"content-type": renewal.MEDIA_TYPE} if content else {}
         return httpx.Response(status, content=content, headers=headers)
 
@@ -184,6 +191,7 @@ class Proxy:
         try:
             return await self._client.post(url, content=body, headers=headers)
         except httpx.HTTPError:
+            self.refusals.note(rules.UPSTREAM)
             return httpx.Response(rules.UPSTREAM)
 
     async def _refuse(
@@ -191,6 +199,7 @@ class Proxy:
     ) -> None:
         """Send a refusal, then read on for a moment, so that the peer sees it."""
         self._note(name, scope, status, 0, code)
+        self.refusals.note(status)
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         if status == rules.BETWEEN:
             headers.append(rules.BETWEEN_HEADER)
@@ -276,7 +285,7 @@ async def _close(send: Send) -> None:
     """End a request that cannot be answered: 408, and the connection is closed."""
     headers = [(b"content-length", b"0"), (b"connection", b"close")]
     try:
-        await send({"type": "http.response.start", "status": 408, "headers": headers})
+        await send({"type": "http.response.start", "status": rules.TOO_LATE, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
     except RuntimeError:
         # the answer had begun

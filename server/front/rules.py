@@ -66,6 +66,7 @@ BAD_REQUEST = 400
 NOT_ENROLLED = 403
 UNKNOWN_PATH = 404
 WRONG_METHOD = 405
+TOO_LATE = 408
 NO_LENGTH = 411
 TOO_LARGE = 413
 WRONG_TYPE = 415
@@ -73,6 +74,19 @@ TOO_MANY = 429
 UPSTREAM = 502
 BETWEEN = between.STATUS  # up, and no study is served
 BETWEEN_HEADER = (between.HEADER.encode(), between.VALUE.encode())
+# Every status with which the front itself refuses a request.
+REFUSALS = (
+    BAD_REQUEST,
+    NOT_ENROLLED,
+    UNKNOWN_PATH,
+    WRONG_METHOD,
+    TOO_LATE,
+    NO_LENGTH,
+    TOO_LARGE,
+    WRONG_TYPE,
+    TOO_MANY,
+    UPSTREAM,
+)
 OVER_QUOTA = "E-FRONT-QUOTA"  # beside 429 in the log: a site pushed more than its replies may hold
 
 # Limits of one connection, one site, and all of them.

@@ -10,9 +10,12 @@ import os
 import shutil
 from pathlib import Path
 
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, KohortError
+from common.storage.files import atomic_write, read_capped
 
 GIB = 1 << 30
+RELEASES = "releases-folder"  # where the last release was built, in the state folder
+PATH_CAP_BYTES = 4096
 
 
 def folder_bytes(root: Path) -> int:
@@ -26,6 +29,20 @@ def folder_bytes(root: Path) -> int:
                 # it was moved into its place just now
                 continue
     return total
+
+
+def note_releases(root: Path, folder: Path) -> None:
+    """Remember below the state folder where releases lie."""
+    atomic_write(root / RELEASES, os.fsencode(folder.resolve()), mode=0o600)
+
+
+def releases_folder(root: Path) -> Path | None:
+    """Return the folder in which a release was built last; None where it is not known or there."""
+    try:
+        folder = Path(os.fsdecode(read_capped(root / RELEASES, PATH_CAP_BYTES)))
+        return folder if folder.is_dir() else None
+    except (KohortError, OSError, ValueError):
+        return None
 
 
 def check_quota(folder: Path, key: str, most_gib: int, coming: int) -> None:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from common.monitoring import names
 from common.storage.heartbeat import life_of
+from server.front.refusals import read_refusals
 from server.operator.config import ServerConfig
 from server.operator.expiry import lifetimes
 from server.operator.opening import open_registry
-from server.operator.quota import GIB, folder_bytes
+from server.operator.quota import GIB, folder_bytes, releases_folder
 from server.operator.state import ServerState
 from server.rounds.standing import Standing, StudyStanding, read_standing
 
@@ -56,6 +57,8 @@ class ServerMetrics:
         self._tell_certificates(scrape)
         self._tell_quotas(scrape)
         self._tell_releases(scrape, standing)
+        for status, count in read_refusals(self.state.root).items():
+            scrape.set(names.SERVER_REFUSED, count, str(status))
         return scrape
 
     def is_well(self) -> bool:
@@ -105,9 +108,16 @@ class ServerMetrics:
                 "inbox": folder_bytes(self.state.superlink),
                 "studies": folder_bytes(self.state.root / "studies"),
             }
-        quotas = {"inbox": limits.inbox_gib, "studies": limits.studies_gib}
+            releases = releases_folder(self.state.root)
+            if releases is not None:
+                self._sizes["releases"] = folder_bytes(releases)
+        quotas = {
+            "inbox": limits.inbox_gib,
+            "studies": limits.studies_gib,
+            "releases": limits.releases_gib,
+        }
         for folder, most_gib in quotas.items():
-            scrape.set(names.SERVER_USED, self._sizes[folder], folder)
+            scrape.set(names.SERVER_USED, self._sizes.get(folder), folder)
             scrape.set(names.SERVER_QUOTA, most_gib * GIB, folder)
 
     def _tell_releases(self, scrape: Scrape, standing: Standing) -> None:

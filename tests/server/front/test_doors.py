@@ -19,6 +19,7 @@ from client.fleet.renewal import SOON_S, Renewal
 from client.state.folder import State
 from common.wire.renewal import read_answer, write_request
 from server.front import rules
+from server.front.refusals import read_refusals
 from server.operator.certificates import (
     create_authority,
     issue_server_certificate,
@@ -32,6 +33,7 @@ from server.operator.renewals import ISSUED, WAITING, issue_waiting
 from server.operator.sites import Registry
 from tests.processes import descendants
 from tests.server.front.conftest import PROTOBUF, PULL, PUSH, Door, Member
+from tests.transport import until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -59,6 +61,7 @@ def test_the_eight_calls_of_an_enrolled_site_pass_and_nothing_else_is_told(door:
             assert "date" in answer.headers
             assert "x-inside" not in answer.headers
     assert [path for path, _, _ in door.upstream.seen] == list(rules.FLEET_CALLS)
+    assert set(until(lambda: read_refusals(door.state.root), 30)) == set(rules.REFUSALS)
     for _, seen, _ in door.upstream.seen:
         assert seen["flwr-public-key"] == site.header
         assert not {"x-other", "cookie"} & seen.keys()
