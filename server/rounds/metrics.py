@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from common.monitoring import names
 from common.storage.heartbeat import life_of
-from server.front.refusals import read_refusals
 from server.operator.config import ServerConfig
 from server.operator.expiry import lifetimes
 from server.operator.opening import open_registry
 from server.operator.quota import GIB, folder_bytes, releases_folder
+from server.operator.refusals import read_refusals
 from server.operator.state import ServerState
 from server.rounds.standing import Standing, StudyStanding, read_standing
 

@@ -84,7 +84,7 @@ EXEMPT = {
     "common.wire.app_bundle:archive": "writes",
     "kohort.signatures:_key_bytes": "a key that was parsed",
     "server.cli": "bytes for a hash, and a join file that this process made",
-    "server.front.refusals": "counts that this server's own front wrote",
+    "server.operator.refusals": "counts that this server's own front wrote",
     "server.operator.quota:releases_folder": "a path that the operator's own command wrote",
     "server.operator.opening": "this server's own public key",
     "server.demo": "invented hospitals: their own files",

@@ -19,7 +19,6 @@ from client.fleet.renewal import SOON_S, Renewal
 from client.state.folder import State
 from common.wire.renewal import read_answer, write_request
 from server.front import rules
-from server.front.refusals import read_refusals
 from server.operator.certificates import (
     create_authority,
     issue_server_certificate,
@@ -29,6 +28,7 @@ from server.operator.certificates import (
     site_certificate,
 )
 from server.operator.issued import open_issued
+from server.operator.refusals import read_refusals
 from server.operator.renewals import ISSUED, WAITING, issue_waiting
 from server.operator.sites import Registry
 from tests.processes import descendants

@@ -10,7 +10,8 @@ import pytest
 
 from common.errors import EnvironmentFault
 from server.front import refusals, rules
-from server.front.refusals import FILE, Refusals, read_refusals, write_refusals
+from server.front.refusals import Refusals
+from server.operator.refusals import FILE, read_refusals, write_refusals
 from tests.server.front.test_quota import Front, front
 
 __all__ = ["front"]
@@ -43,8 +44,8 @@ def test_the_file_holds_every_status_and_nothing_of_a_peer(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"[]", b"{}", b'{"400": 1}', b"\xff", b"[" * 4000, b" " * 4097],
-    ids=["empty", "a list", "nothing", "one status", "no text", "deep", "too long"],
+    [b"", b"[]", b'{"200": 1}', b'{"hospital-x": 1}', b"\xff", b"[" * 4000, b" " * 4097],
+    ids=["empty", "a list", "no refusal", "a name", "no text", "deep", "too long"],
 )
 def test_a_file_that_is_no_counts_counts_as_none(tmp_path: Path, text: bytes) -> None:
     (tmp_path / FILE).write_bytes(text)

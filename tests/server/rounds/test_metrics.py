@@ -13,10 +13,10 @@ from common.monitoring.names import of_side
 from common.monitoring.settings import MetricsSettings
 from common.storage.heartbeat import Heartbeat
 from server.front import rules
-from server.front.refusals import write_refusals
 from server.operator.certificates import create_authority
 from server.operator.config import ServerConfig
 from server.operator.quota import note_releases, releases_folder
+from server.operator.refusals import write_refusals
 from server.rounds.loop import train_round
 from server.rounds.metrics import ServerMetrics
 from tests.federation import Federation, failed
