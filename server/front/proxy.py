@@ -154,8 +154,7 @@ class Proxy:
                 self.refusals.note(rules.UPSTREAM)
                 return httpx.Response(rules.UPSTREAM)
         status, content = found
-        if status in rules.REFUSALS:
-            self.refusals.note(status)
+        self.refusals.note(status)
         headers = {"content-type": renewal.MEDIA_TYPE} if content else {}
         return httpx.Response(status, content=content, headers=headers)
 

@@ -24,8 +24,9 @@ class Refusals:
         self.counts = dict.fromkeys(rules.REFUSALS, 0)
 
     def note(self, status: int) -> None:
-        """Count one refusal."""
-        self.counts[status] += 1
+        """Count one refusal; the answer between studies (503) is none."""
+        if status in self.counts:
+            self.counts[status] += 1
 
 
 async def keep_written(root: Path, refusals: Refusals) -> None:

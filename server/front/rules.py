@@ -74,7 +74,7 @@ TOO_MANY = 429
 UPSTREAM = 502
 BETWEEN = between.STATUS  # up, and no study is served
 BETWEEN_HEADER = (between.HEADER.encode(), between.VALUE.encode())
-# Every status with which the front itself refuses a request.
+# Every status with which the front itself refuses a request; between studies it refuses nothing.
 REFUSALS = (
     BAD_REQUEST,
     NOT_ENROLLED,

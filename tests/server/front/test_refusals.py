@@ -34,6 +34,13 @@ def test_each_refusal_is_counted_by_its_status_and_a_taken_request_is_not(
     assert tuple(counts) == rules.REFUSALS
 
 
+def test_the_answer_between_studies_is_no_refusal(front: Callable[[int], Front]) -> None:
+    one = front(rules.MIB)
+    one.proxy._between = True
+    assert one.ask(rules.PULL_MESSAGES) == rules.BETWEEN
+    assert not any(one.proxy.refusals.counts.values())
+
+
 def test_the_file_holds_every_status_and_nothing_of_a_peer(tmp_path: Path) -> None:
     counts = Refusals()
     counts.note(rules.NOT_ENROLLED)
