@@ -17,7 +17,14 @@ from server.cli.options import StateFolder
 from server.cli.output import check_folder
 from server.cli.state_folder import check_set_up
 from server.cli.terminal import write
-from server.operator.authorities import write_trust
+from server.operator.authorities import (
+    has_key,
+    issuer_of,
+    read_authorities,
+    read_previous,
+    succeed,
+    write_trust,
+)
 from server.operator.certificates import (
     AUTHORITY_KEY,
     PEM_CAP_BYTES,
@@ -32,6 +39,7 @@ from server.operator.renewal import (
     REQUEST_HEAD,
     certify_server,
     import_certificate,
+    keep_certificate,
     write_request,
 )
 from server.operator.renewals import certify_renewal, read_kept
@@ -55,7 +63,8 @@ def certify(
     check_folder("--out", out.parent)
     authority = load_authority(ca)
     if read_kept(request) is not None:
-        text, site_name = certify_renewal(authority, request)
+        previous = read_previous(ca)
+        text, site_name = certify_renewal(authority, request, previous=previous)
         write(f"a certificate of {site_name}, renewed: its present one signed for it\n")
     elif request.is_file() and read_capped(request, PEM_CAP_BYTES).startswith(REQUEST_HEAD):
         text, hosts = certify_server(authority, request)
@@ -67,6 +76,19 @@ def certify(
         write(f"a certificate of {site.site}, signing key {signing.fingerprint(public)}\n")
     atomic_write(out, text)
     write(f"written {out}\n")
+
+
+def authority(
+    ca: Annotated[Path, typer.Option(help="the present authority's folder: ca.key and ca.crt")],
+    out: Annotated[Path, typer.Option(help="folder of the new one")],
+) -> None:
+    """Make the next authority where the key of the present one lies.
+
+    `rollover --certificate` takes its ca.crt to the sites.
+    """
+    made = succeed(ca, out)
+    write(f"new authority made, it ends on {made.not_valid_after_utc:%Y-%m-%d}\n")
+    write(f"next: kohort-server rollover --certificate {out / 'ca.crt'}\n")
 
 
 def renew(
@@ -83,19 +105,32 @@ def renew(
     check_set_up(place)
     config = load_config(place.config)
     if certificate is not None:
-        root = read_certificate(place.authority / "ca.crt")
-        _say(place, import_certificate(place.tls, root, certificate, config.host))
-    elif (place.authority / AUTHORITY_KEY).exists():
+        _take(place, certificate, config.host)
+        return
+    here = (place.authority / AUTHORITY_KEY).exists()
+    if here:
         authority = load_authority(place.authority)
         files = issue_server_certificate(
             authority, place.tls, [config.host], secret=server_secret(config)
         )
         _say(place, read_certificate(files.certificate).not_valid_after_utc)
-    else:
+    if not here or not has_key(place):
         request = write_request(place.tls, [config.host], server_secret(config))
         write(f"written {request}\n")
         write(f"next: kohort-server certify {request.name} --ca FOLDER --out server.crt\n")
         write("then: kohort-server renew --certificate server.crt\n")
+
+
+def _take(place: ServerState, certificate: Path, host: str) -> None:
+    """Use what `certify` made; of the authority that comes, keep it until every site knows that."""
+    made = read_certificate(certificate)
+    present, root = read_authorities(place)[0], issuer_of(place, made)
+    if root == present:
+        _say(place, import_certificate(place.tls, root, certificate, host))
+        return
+    ends = keep_certificate(place.tls, root, certificate, host)
+    write(f"kept for the new authority, it ends on {ends:%Y-%m-%d}\n")
+    write("next: kohort-server rollover --finish, once every site has come with a new one\n")
 
 
 def _say(place: ServerState, ends: datetime) -> None:

@@ -31,7 +31,7 @@ from server.cli.state_folder import load_operator_key, open_record, open_registr
 from server.cli.terminal import study_progress, write
 from server.front.port import open_door, spell
 from server.front.sockets import SOCKETS
-from server.operator.authorities import write_trust
+from server.operator.authorities import issuer_of, write_trust
 from server.operator.certificates import (
     AUTHORITY_KEY,
     check_certificate,
@@ -208,7 +208,7 @@ def issue_certificate(place: ServerState, config: ServerConfig) -> None:
         files = issue_server_certificate(authority, place.tls, [config.host], secret=secret)
         check_certificate(files.certificate, authority.certificate)
     else:
-        root = read_certificate(place.authority / "ca.crt")
+        root = issuer_of(place, read_certificate(place.tls / "server.crt"))
         check_server_files(place.tls, root, config.host)
     # beside it the authority that comes, while the old one is replaced
     write_trust(place)

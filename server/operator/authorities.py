@@ -15,14 +15,18 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import NameOID
 
-from common.errors import ConfigurationError, PolicyError, disk_faults_named
+from common.errors import ConfigurationError, PolicyError, RefusedError, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import authority as statements
 from server.operator.certificates import (
     AUTHORITY_KEY,
     PEM_CAP_BYTES,
     create_authority,
+    has_issued,
+    is_authority,
+    load_authority,
     read_certificate,
     to_pem,
 )
@@ -31,6 +35,7 @@ from server.operator.sites import Registry
 from server.operator.state import ServerState
 
 NEXT = "next"
+PREVIOUS = "previous.crt"  # beside the key of an authority: the one before it
 STATEMENT = "authority.json"
 
 
@@ -97,14 +102,71 @@ def begin(
         _state(state, [read_certificate(state.authority / "ca.crt"), made.certificate], key)
         with disk_faults_named("rename", part):
             part.rename(following)
-    else:
-        made = create_authority(elsewhere, name, now=now)
-        _state(state, [read_certificate(state.authority / "ca.crt"), made.certificate], key)
-        with disk_faults_named("create", following):
-            following.mkdir(mode=0o700, exist_ok=True)
-        atomic_write(following / "ca.crt", to_pem(made.certificate))
+        write_trust(state)
+        return made.certificate
+    made = _follow(read_certificate(state.authority / "ca.crt"), elsewhere, name, now)
+    adopt(state, made, key)
+    return made
+
+
+def succeed(folder: Path, successor: Path, *, now: datetime | None = None) -> x509.Certificate:
+    """Return the certificate of a new authority, made where the key of the present one lies.
+
+    `folder`: the present one's, `successor`: the new one's. That remembers whom it follows: it
+    renews the certificates of both.
+    """
+    present = load_authority(folder, now=now).certificate
+    [common_name] = present.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    name = str(common_name.value).removesuffix(" certificate authority")
+    return _follow(present, successor, name, now)
+
+
+def _follow(
+    present: x509.Certificate, folder: Path, name: str, now: datetime | None
+) -> x509.Certificate:
+    """A new authority in `folder`, which knows the present one."""
+    with disk_faults_named("create", folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    atomic_write(folder / PREVIOUS, to_pem(present))
+    return create_authority(folder, name, now=now).certificate
+
+
+def read_previous(folder: Path) -> x509.Certificate | None:
+    """Return the authority that the one in `folder` follows; None for the first."""
+    path = folder / PREVIOUS
+    return read_certificate(path) if path.is_file() else None
+
+
+def adopt(state: ServerState, made: x509.Certificate, key: Ed25519PrivateKey) -> None:
+    """Let sites trust a new authority, whose key lies elsewhere, beside the old.
+
+    Raises PolicyError while another one is being replaced, RefusedError for a certificate that is
+    no authority's, or the present one's.
+    """
+    following = state.authority / NEXT
+    if (following / "ca.crt").is_file():
+        raise PolicyError(
+            "the authority is being replaced already",
+            hint="kohort-server rollover says who is missing; --finish ends it",
+        )
+    present = read_certificate(state.authority / "ca.crt")
+    if not is_authority(made) or made.public_key() == present.public_key():
+        raise RefusedError(
+            "the certificate is not a new authority's",
+            hint="`kohort-server authority` makes one where the present one's key lies",
+            code="E-CERTIFICATE",
+        )
+    _state(state, [present, made], key)
+    with disk_faults_named("create", following):
+        following.mkdir(mode=0o700, exist_ok=True)
+    atomic_write(following / "ca.crt", to_pem(made))
     write_trust(state)
-    return made.certificate
+
+
+def issuer_of(state: ServerState, certificate: x509.Certificate) -> x509.Certificate:
+    """Return the trusted authority that issued a certificate; the one in use where none did."""
+    found = read_authorities(state)
+    return next((one for one in found if has_issued(one, certificate)), found[0])
 
 
 def state_again(state: ServerState, key: Ed25519PrivateKey) -> None:
@@ -125,6 +187,18 @@ def missing_sites(state: ServerState, registry: Registry) -> list[str]:
     return found
 
 
+def check_all_came(state: ServerState, registry: Registry) -> None:
+    """Raise PolicyError (E-ROLLOVER) while a site has a certificate of the old authority only."""
+    missing = missing_sites(state, registry)
+    if missing:
+        raise PolicyError(
+            f"{', '.join(missing)}: came with no certificate of the new authority yet",
+            hint="a site renews within 15 days while its daemon runs; send one that does not a new "
+            "join file, or revoke it",
+            code="E-ROLLOVER",
+        )
+
+
 def finish(state: ServerState, registry: Registry, key: Ed25519PrivateKey) -> None:
     """Drop the old authority and its key. Then the server needs a certificate of the new one.
 
@@ -134,14 +208,7 @@ def finish(state: ServerState, registry: Registry, key: Ed25519PrivateKey) -> No
     following = state.authority / NEXT
     if not (following / "ca.crt").is_file():
         raise PolicyError("no authority is being replaced", hint="kohort-server rollover begins it")
-    missing = missing_sites(state, registry)
-    if missing:
-        raise PolicyError(
-            f"{', '.join(missing)}: came with no certificate of the new authority yet",
-            hint="a site renews within 15 days while its daemon runs; send one that does not a new "
-            "join file, or revoke it",
-            code="E-ROLLOVER",
-        )
+    check_all_came(state, registry)
     made = read_certificate(following / "ca.crt")
     _state(state, [made], key)
     with disk_faults_named("write", state.authority):

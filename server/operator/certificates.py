@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -200,6 +201,26 @@ def check_certificate(
         certificate.verify_directly_issued_by(authority)
     _check_dates(certificate, path, now or datetime.now(UTC))
     return certificate.not_valid_after_utc
+
+
+def has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Return whether an authority signed a certificate."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Return whether a certificate is valid now and of an authority that signs itself."""
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    now = datetime.now(UTC)
+    valid = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+    return basic.ca and valid and has_issued(certificate, certificate)
 
 
 def _is_chain(path: Path) -> bool:

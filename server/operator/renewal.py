@@ -35,6 +35,7 @@ from server.operator.certificates import (
 )
 
 NEXT_KEY = "next.key"
+NEXT_CERTIFICATE = "next.crt"  # of the authority that comes, until the old one is dropped
 REQUEST = "server.request.pem"
 REQUEST_HEAD = b"-----BEGIN CERTIFICATE REQUEST-----"
 NAMES_CAP = 16
@@ -92,20 +93,48 @@ def import_certificate(tls: Path, authority: x509.Certificate, path: Path, host:
     Raises ConfigurationError where the key of the request is not here, RefusedError for a
     certificate of another key or host.
     """
-    ends = check_certificate(path, authority)
+    ends = install_certificate(tls, authority, path, host)
+    forget_request(tls)
+    return ends
+
+
+def install_certificate(tls: Path, authority: x509.Certificate, path: Path, host: str) -> datetime:
+    """Do what `import_certificate` does, and keep the request and its key."""
+    ends = _check_answer(tls, authority, path, host)
     certificate = read_certificate(path)
-    key = read_key(tls / NEXT_KEY)
-    if public_key_of(certificate, path) != key.public_key():
-        raise _refusal(path, "a certificate of another key")
-    _check_server_use(certificate, path, host)
     # the key first: a crash between the two is mended by the same command
     files = server_files(tls)
     text = read_capped(tls / NEXT_KEY, PEM_CAP_BYTES)
     atomic_write(files.ca, to_pem(authority))
     atomic_write(files.key, text, mode=0o600)
     atomic_write(files.certificate, to_pem(certificate))
-    for name in (NEXT_KEY, REQUEST):
+    return ends
+
+
+def keep_certificate(tls: Path, authority: x509.Certificate, path: Path, host: str) -> datetime:
+    """Keep a certificate of the authority that comes for `rollover --finish`; return its end.
+
+    Raises as `import_certificate` does.
+    """
+    ends = _check_answer(tls, authority, path, host)
+    atomic_write(tls / NEXT_CERTIFICATE, to_pem(read_certificate(path)))
+    return ends
+
+
+def forget_request(tls: Path) -> None:
+    """Remove the request, its key, and what was kept of its answer."""
+    for name in (NEXT_CERTIFICATE, NEXT_KEY, REQUEST):
         (tls / name).unlink(missing_ok=True)
+
+
+def _check_answer(tls: Path, authority: x509.Certificate, path: Path, host: str) -> datetime:
+    """Refuse a certificate that does not answer the request; return when it ends."""
+    ends = check_certificate(path, authority)
+    certificate = read_certificate(path)
+    key = read_key(tls / NEXT_KEY)
+    if public_key_of(certificate, path) != key.public_key():
+        raise _refusal(path, "a certificate of another key")
+    _check_server_use(certificate, path, host)
     return ends
 
 

@@ -21,7 +21,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from pydantic import Field, ValidationError
@@ -36,6 +35,7 @@ from server.operator.authorities import has_key, issuing_folder, read_authoritie
 from server.operator.certificates import (
     Authority,
     check_certificate,
+    has_issued,
     load_authority,
     read_certificate,
     site_certificate,
@@ -206,7 +206,7 @@ def waiting_requests(state: ServerState, registry: Registry) -> list[Waiting]:
         except RefusedError:
             continue
         known = asked.site == name and fact_of(present).key in site.node_keys
-        if not known or not any(_has_issued(one, present) for one in read_authorities(state)):
+        if not known or not any(has_issued(one, present) for one in read_authorities(state)):
             continue
         if not Mailbox(state).issued(asked, present, site.sign_key):
             found.append(Waiting(name, asked, present))
@@ -274,12 +274,15 @@ def import_issued(
 
 
 def certify_renewal(
-    authority: Authority, path: Path, now: datetime | None = None
+    authority: Authority,
+    path: Path,
+    now: datetime | None = None,
+    previous: x509.Certificate | None = None,
 ) -> tuple[bytes, str]:
     """Return the certificate (PEM) for a kept request, and the site, where the authority lies.
 
-    Raises RefusedError unless the present certificate in it is this authority's and valid now: a
-    server that lies cannot ask for another site's name or key.
+    Raises RefusedError unless the present certificate in it is valid now, and of this authority or
+    of `previous`, which it follows: a server that lies cannot ask for another site's name or key.
     """
     kept = read_kept(path)
     if kept is None:
@@ -287,7 +290,9 @@ def certify_renewal(
     asked, present = renewal.read_request(kept.request.encode())
     now = now or datetime.now(UTC)
     valid = present.not_valid_before_utc <= now <= present.not_valid_after_utc
-    if not valid or not _has_issued(authority.certificate, present):
+    known = has_issued(authority.certificate, present)
+    known = known or (previous is not None and has_issued(previous, present))
+    if not valid or not known:
         raise renewal.refusal("its present certificate is not valid now, or of another authority")
     return site_certificate(authority, asked.site, asked.node_key, now=now), asked.site
 
@@ -322,12 +327,3 @@ def is_for_a_site(certificate: x509.Certificate) -> bool:
     except (ValueError, x509.ExtensionNotFound):
         return False
     return list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
-
-
-def _has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
-    """Whether an authority signed a certificate."""
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
