@@ -104,9 +104,10 @@ def begin(
             part.rename(following)
         write_trust(state)
         return made.certificate
-    made = _follow(read_certificate(state.authority / "ca.crt"), elsewhere, name, now)
-    adopt(state, made, key)
-    return made
+    present = read_certificate(state.authority / "ca.crt")
+    certificate = _follow(present, elsewhere, name, now)
+    adopt(state, certificate, key)
+    return certificate
 
 
 def succeed(folder: Path, successor: Path, *, now: datetime | None = None) -> x509.Certificate:

@@ -151,14 +151,18 @@ def test_an_authority_whose_key_is_elsewhere_is_replaced_by_typing(
     (new / "previous.crt").write_bytes(previous)
     assert certify_site(operator, member, new).startswith("certificate renewed")
     assert operator.let_in(member) and operator.trusts_server(member)
-    # (4) the old one is dropped; the server shows what was kept, and starts
+    # (4) killed after the server's certificate was put in place, the server starts all the same
+    tls, config = operator.state.tls, load_config(operator.state.config)
+    install_certificate(tls, read_certificate(new / "ca.crt"), tls / "next.crt", config.host)
+    issue_certificate(operator.state, config)
+    # (5) the old one is dropped; the server shows what was kept, and starts
     server("rollover", "--finish", "--state", root)
     assert "the old authority is dropped" in capsys.readouterr().out
     assert operator.let_in(member) and operator.trusts_server(member)
     assert (operator.state.authority / "ca.crt").read_bytes() == (new / "ca.crt").read_bytes()
-    assert not (operator.state.tls / "next.key").exists()
-    issue_certificate(operator.state, load_config(operator.state.config))
-    # (5) and from then on as ever
+    assert not (tls / "next.key").exists()
+    issue_certificate(operator.state, config)
+    # (6) and from then on as ever
     certify_server(operator, new)
     assert operator.trusts_server(member)
 
@@ -178,10 +182,6 @@ def test_a_new_authority_goes_to_another_disk_and_the_server_needs_its_certifica
     # the old authority signs here once more, and the request for the new one is written
     certify_server(operator, disk)
     assert operator.trusts_server(member)
-    # killed after the server's certificate was put in place: the server starts, and it goes on
-    made = read_certificate(disk / "ca.crt")
-    tls = operator.state.tls
-    install_certificate(tls, made, tls / "next.crt", "127.0.0.1")
     server("rollover", "--finish", "--state", root)
     assert operator.let_in(member) and operator.trusts_server(member)
     assert not list(root.rglob("ca.key"))
