@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 
 from client.cli.main import run_command_line
+from client.state import operators
 from client.state.folder import State
 from client.state.membership import read_membership
-from client.state.operators import Operators, plans_of, read_handovers, take_handover
+from client.state.operators import (
+    FILE,
+    MARK,
+    Operators,
+    plans_of,
+    read_handovers,
+    take_handover,
+)
 from common.errors import KohortError, RefusedError
 from common.study.bundle import write_bundle
 from common.wire import signing
@@ -91,6 +99,42 @@ def test_the_same_hand_over_again_changes_nothing_and_a_second_one_goes_on(
     assert known.keys == tuple(key.public_key() for key in reversed(keys))
     assert len(read_handovers(place)) == 2
     assert plans_of(place, read_membership(place.membership)).hashes()
+
+
+def test_a_key_counts_as_used_only_once_it_was_the_newest_and_gave_an_instruction(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "MOST", 2)
+    place = State(hospital.root)
+    keys = [hospital.operator, *(signing.new_key() for _ in range(3))]
+    public = [key.public_key() for key in keys]
+    for step, (old, new) in enumerate(itertools.pairwise(keys)):
+        text = write_handover("operator", "demo", old, new)
+        take_handover(place, read_membership(place.membership), text)
+        known = Operators(place, read_membership(place.membership))
+        # the one before was used, which says nothing of the newest
+        assert known.trusted == (public[step + 1], public[step])
+        known.note_used(public[step])
+        assert known.trusted == (public[step + 1], public[step])
+        assert len(place.journal.entries(MARK)) == step
+        known.note_used(public[step + 1])
+        assert known.trusted == (public[step + 1],)
+    assert len(read_handovers(place)) == 2
+
+
+def test_a_file_of_hand_overs_that_was_written_by_others_adds_no_key(hospital: Hospital) -> None:
+    place = State(hospital.root)
+    thief, other = signing.new_key(), signing.new_key()
+    known = Operators(place, read_membership(place.membership))
+    # of two keys that are nobody's here
+    apart = write_handover("operator", "demo", thief, other).decode()
+    (place.root / FILE).write_text(json.dumps({"handovers": [apart]}))
+    assert known.keys == (hospital.operator.public_key(),)
+    # to this operator's key, which never signed it
+    forged = json.loads(apart) | {"new": signing.public_text(hospital.operator.public_key())}
+    (place.root / FILE).write_text(json.dumps({"handovers": [json.dumps(forged)]}))
+    with pytest.raises(KohortError):
+        _ = known.keys
 
 
 HOSTILE = ["from another key", "of a site", "back to the old key", "altered", "no statement"]

@@ -16,7 +16,14 @@ from server.operator.foreign import note_foreign_run
 from server.operator.sites import Registry
 from server.rounds.loop import train_round
 from server.rounds.record import StudyRecord
-from server.rounds.standing import SEEN, SILENT, SiteStanding, Standing, read_standing
+from server.rounds.standing import (
+    BETWEEN,
+    SEEN,
+    SILENT,
+    SiteStanding,
+    Standing,
+    read_standing,
+)
 from tests.federation import Federation
 
 
@@ -76,6 +83,19 @@ def test_a_live_site_is_connected_and_a_dead_one_silent_since_a_time(
     heart.enter("running")
     silent = read_standing(federation.state, now).alerts()
     assert [alert.text.partition(":")[0] for alert in silent] == ["hospital-b", "hospital-c"]
+
+
+def test_a_server_between_studies_misses_no_site_and_an_open_study_misses_the_server(
+    federation: Federation, record: StudyRecord, heart: Heartbeat
+) -> None:
+    now = datetime.now(UTC)
+    gone = now - SILENT - timedelta(seconds=5)
+    heart.note(**{SEEN: {"hospital-b": gone.timestamp()}, BETWEEN: True})
+    found = read_standing(federation.state, now)
+    assert found.server_words().endswith("between studies")
+    assert codes(found) == ["SERVER-NOT-RUNNING"]
+    record.journal.append(federation.study.hash(), "complete")
+    assert codes(read_standing(federation.state, now)) == []
 
 
 def test_nobody_is_connected_to_a_server_that_does_not_run(
