@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 # `plan` is a plan's hash, `round` the key of a round: plan/phase/model/number/part. `operator_log`
 # is the head of the operator's log that came with the instruction, "" where none did. `old` and
-# `new` are the lines of signing keys
+# `new` are the lines of signing keys. `of` is `server` or `site:NAME`, `authority` a key id,
+# `ends` a time
 SITE: Mapping[str, tuple[str, ...]] = {
     "joined": ("operator", "server"),
     "plan-approved": ("plan", "by"),
@@ -30,7 +31,11 @@ SERVER: Mapping[str, tuple[str, ...]] = {
     "site-quarantined": ("site", "code"),
     "site-released": ("site",),
     "site-revoked": ("site",),
+    "site-key-changed": ("site", "old", "new"),
+    "key-changed": ("old", "new"),
     "certificate-issued": ("of", "ends"),
+    "authority-made": ("authority", "ends"),
+    "authority-dropped": ("authority",),
     "round-closed": ("round", "accepted"),
     "study-extended": ("plan", "seconds"),
     "study-abandoned": ("plan",),

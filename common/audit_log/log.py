@@ -24,6 +24,7 @@ HEADS_FILE = "log-heads.sqlite"
 FACT_CHARACTERS = 300
 NOTED = "noted"
 SIGNED = "signed"
+TIME = "%Y-%m-%dT%H:%M:%SZ"
 SigningKey = Callable[[], Ed25519PrivateKey]
 Fact = str | int | float
 FACT_TYPES = (str, int, float)
@@ -58,7 +59,7 @@ class AuditLog:
             known = [_event(entry) for entry in before]
             if once and any((one.event, one.facts) == (event, clean) for one in known):
                 raise _Noted
-            time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            time = datetime.now(UTC).strftime(TIME)
             return _row(follow(known, event, time, clean))
 
         try:
@@ -123,11 +124,23 @@ class AuditLog:
 
         `keys`: this side's public keys, the present one and those before it.
         """
+        # the heads first: another process may write meanwhile
+        heads = self.heads()
         entries = self.entries()
-        broken = find_break(entries, self.heads(), keys)
+        broken = find_break(entries, heads, keys)
         if broken is not None:
             raise broken.refusal()
         return len(entries)
+
+    def check(self, keys: Sequence[Ed25519PublicKey]) -> None:
+        """Raise RefusedError (E-LOG) unless the chain holds, up to the newest signed head.
+
+        For a start: it checks one signature, however long the log is.
+        """
+        newest = sorted(self.heads(), key=lambda head: head.seq)[-1:]
+        broken = find_break(self.entries(), newest, keys)
+        if broken is not None:
+            raise broken.refusal()
 
     def close(self) -> None:
         """Close the files; the next call opens them again."""

@@ -28,6 +28,7 @@ from server.operator.authorities import (
 from server.operator.certificates import (
     AUTHORITY_KEY,
     PEM_CAP_BYTES,
+    ServerFiles,
     issue_server_certificate,
     load_authority,
     read_certificate,
@@ -40,6 +41,7 @@ from server.operator.renewal import (
     certify_server,
     import_certificate,
     keep_certificate,
+    server_files,
     write_request,
 )
 from server.operator.renewals import certify_renewal, read_kept
@@ -109,10 +111,7 @@ def renew(
         return
     here = (place.authority / AUTHORITY_KEY).exists()
     if here:
-        authority = load_authority(place.authority)
-        files = issue_server_certificate(
-            authority, place.tls, [config.host], secret=server_secret(config)
-        )
+        files = issue_for_server(place, config)
         _say(place, read_certificate(files.certificate).not_valid_after_utc)
     if not here or not has_key(place):
         request = write_request(place.tls, [config.host], server_secret(config))
@@ -126,11 +125,28 @@ def _take(place: ServerState, certificate: Path, host: str) -> None:
     made = read_certificate(certificate)
     present, root = read_authorities(place)[0], issuer_of(place, made)
     if root == present:
-        _say(place, import_certificate(place.tls, root, certificate, host))
+        ends = import_certificate(place.tls, root, certificate, host)
+        note_server_certificate(place)
+        _say(place, ends)
         return
     ends = keep_certificate(place.tls, root, certificate, host)
     write(f"kept for the new authority, it ends on {ends:%Y-%m-%d}\n")
     write("next: kohort-server rollover --finish, once every site has come with a new one\n")
+
+
+def issue_for_server(place: ServerState, config: ServerConfig) -> ServerFiles:
+    """Make the server's certificate with the authority that lies here, and note it in the log."""
+    authority = load_authority(place.authority)
+    secret = server_secret(config)
+    files = issue_server_certificate(authority, place.tls, [config.host], secret=secret)
+    note_server_certificate(place)
+    return files
+
+
+def note_server_certificate(place: ServerState) -> None:
+    """Note the server's certificate in the log, once."""
+    with place.open_log() as log:
+        log.note_issued("server", read_certificate(server_files(place.tls).certificate))
 
 
 def _say(place: ServerState, ends: datetime) -> None:

@@ -9,7 +9,7 @@ import typer
 from cryptography import x509
 
 from common.errors import PolicyError
-from server.cli.authority import NEXT_START, server_secret
+from server.cli.authority import NEXT_START, issue_for_server, note_server_certificate
 from server.cli.options import StateFolder
 from server.cli.state_folder import load_operator_key, open_registry
 from server.cli.terminal import write
@@ -18,7 +18,6 @@ from server.operator.authorities import has_key, write_trust
 from server.operator.certificates import (
     AUTHORITY_KEY,
     has_issued,
-    issue_server_certificate,
     load_authority,
     read_certificate,
 )
@@ -119,8 +118,9 @@ def _finish(place: ServerState) -> None:
         authorities.finish(place, registry, key)
     forget_request(place.tls)
     if has_key(place):
-        authority = load_authority(place.authority)
-        issue_server_certificate(authority, place.tls, [config.host], secret=server_secret(config))
+        issue_for_server(place, config)
+    else:
+        note_server_certificate(place)
     write_trust(place)
     write(f"the old authority is dropped; {NEXT_START}")
     _say_reload(config.listen.front)

@@ -24,7 +24,7 @@ from common.storage.lock import FolderLock
 from common.study.bundle import copy_bundle, open_bundle
 from common.study.plan import Study
 from common.wire.app_bundle import write_app
-from server.cli.authority import server_secret
+from server.cli.authority import issue_for_server
 from server.cli.between import serve_front
 from server.cli.options import StateFolder
 from server.cli.state_folder import load_operator_key, open_record, open_registry
@@ -35,8 +35,6 @@ from server.operator.authorities import issuer_of, write_trust
 from server.operator.certificates import (
     AUTHORITY_KEY,
     check_certificate,
-    issue_server_certificate,
-    load_authority,
     read_certificate,
 )
 from server.operator.config import ServerConfig, load_config
@@ -69,6 +67,7 @@ def run(state: StateFolder, bundle: Served = None, port: Port = None) -> None:
     """
     place = ServerState(state)
     load_operator_key(place)
+    check_log(place)
     config = load_config(place.config)
     check_port(port, config)
     check_installation()
@@ -106,6 +105,12 @@ def run(state: StateFolder, bundle: Served = None, port: Port = None) -> None:
             write(f"study {study.name} was abandoned; what was released of it stays\n")
         else:
             write(f"study {study.name} is complete; next: kohort-server release\n")
+
+
+def check_log(place: ServerState) -> None:
+    """Refuse to go on from a log that was changed, or is older than what sites countersigned."""
+    with place.open_log() as log:
+        log.check(operator_keys(place))
 
 
 def check_port(port: int | None, config: ServerConfig) -> None:
@@ -203,10 +208,8 @@ def sweep_sockets(place: ServerState) -> None:
 def issue_certificate(place: ServerState, config: ServerConfig) -> None:
     """Make a fresh certificate; where the authority's key is elsewhere, check the one there is."""
     if (place.authority / AUTHORITY_KEY).exists():
-        authority = load_authority(place.authority)
-        secret = server_secret(config)
-        files = issue_server_certificate(authority, place.tls, [config.host], secret=secret)
-        check_certificate(files.certificate, authority.certificate)
+        files = issue_for_server(place, config)
+        check_certificate(files.certificate, read_certificate(place.authority / "ca.crt"))
     else:
         root = issuer_of(place, read_certificate(place.tls / "server.crt"))
         check_server_files(place.tls, root, config.host)

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
+from common.audit_log.log import TIME
 from common.errors import ConfigurationError, PolicyError, RefusedError, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.wire import authority as statements
@@ -99,6 +100,7 @@ def begin(
         shutil.rmtree(part, ignore_errors=True)
         made = create_authority(part, name, now=now)
         # the statement before the folder: whatever is issued from now on is known to sites
+        _note_made(state, made.certificate)
         _state(state, [read_certificate(state.authority / "ca.crt"), made.certificate], key)
         with disk_faults_named("rename", part):
             part.rename(following)
@@ -157,6 +159,7 @@ def adopt(state: ServerState, made: x509.Certificate, key: Ed25519PrivateKey) ->
             hint="`kohort-server authority` makes one where the present one's key lies",
             code="E-CERTIFICATE",
         )
+    _note_made(state, made)
     _state(state, [present, made], key)
     with disk_faults_named("create", following):
         following.mkdir(mode=0o700, exist_ok=True)
@@ -211,6 +214,10 @@ def finish(state: ServerState, registry: Registry, key: Ed25519PrivateKey) -> No
         raise PolicyError("no authority is being replaced", hint="kohort-server rollover begins it")
     check_all_came(state, registry)
     made = read_certificate(following / "ca.crt")
+    old = authority_id(read_certificate(state.authority / "ca.crt"))
+    if old != authority_id(made):
+        with state.open_log() as log:
+            log.note("authority-dropped", once=True, authority=old)
     _state(state, [made], key)
     with disk_faults_named("write", state.authority):
         if (following / AUTHORITY_KEY).is_file():
@@ -234,6 +241,13 @@ def _state(state: ServerState, trusted: list[x509.Certificate], key: Ed25519Priv
     pem = "".join(to_pem(one).decode() for one in trusted)
     text = statements.sign_authorities(_number(state) + 1, pem, key)
     atomic_write(state.authority / STATEMENT, text)
+
+
+def _note_made(state: ServerState, made: x509.Certificate) -> None:
+    """Note in the log that there is a new authority."""
+    ends = made.not_valid_after_utc.strftime(TIME)
+    with state.open_log() as log:
+        log.note("authority-made", once=True, authority=authority_id(made), ends=ends)
 
 
 def _number(state: ServerState) -> int:

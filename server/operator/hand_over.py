@@ -52,6 +52,8 @@ def finish(state: ServerState, name: str) -> Ed25519PrivateKey:
         taken = [one for one in read_handovers(state) if one.new != _parsed(text).new]
         rows = [*taken, _parsed(text)][-MOST:]
         fields = {"handovers": [canonical(one.model_dump(mode="json")).decode() for one in rows]}
+        with state.open_log() as log:
+            log.note("key-changed", once=True, old=rows[-1].old, new=rows[-1].new)
         # what proves the new key first, then the key
         atomic_write(state.operator_key.with_name(FILE), canonical(fields), mode=0o600)
         state.next_operator_key.replace(state.operator_key)

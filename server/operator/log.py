@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from common.audit_log.log import AuditLog, SigningKey
+from common.audit_log.log import TIME, AuditLog, SigningKey
 from common.errors import PolicyError, RefusedError, damage_named
 from common.privacy.boundary import OPERATOR_LOG
 from common.storage.journal import Entry, Journal
@@ -33,6 +34,11 @@ class OperatorLog(AuditLog):
         super().__init__(folder, key)
         self._replies_path = folder / FILE
         self._replies: Journal | None = None
+
+    def note_issued(self, of: str, certificate: x509.Certificate) -> None:
+        """Note a certificate, once. `of`: `server`, or `site:NAME`."""
+        ends = certificate.not_valid_after_utc.strftime(TIME)
+        self.note("certificate-issued", once=True, of=of, ends=ends)
 
     def note_reply(self, sealed: Sealed, header: Header, sign_key: str) -> None:
         """Keep a site's signature over a head of this log, once a site and head.
@@ -56,11 +62,24 @@ class OperatorLog(AuditLog):
 
     def verify(self, keys: Sequence[Ed25519PublicKey]) -> int:
         """As of `AuditLog`; then, that every head that a site countersigned is of this log."""
+        # the countersignatures first: a running server may write meanwhile
+        rows = self._rows()
         count = super().verify(keys)
+        for row in rows:
+            _check_reply(row, *_place(row))
+        self._refuse_foreign_heads(rows)
+        return count
+
+    def check(self, keys: Sequence[Ed25519PublicKey]) -> None:
+        """As of `AuditLog`, and that the log is not older than what a site countersigned."""
+        rows = self._rows()
+        super().check(keys)
+        self._refuse_foreign_heads(rows)
+
+    def _refuse_foreign_heads(self, rows: Sequence[Entry]) -> None:
+        """Raise PolicyError (E-ROLLBACK) for a head that a site signed and this log never had."""
         known = {entry.digest for entry in self.entries()}
-        for row in self._rows():
-            head, site = _place(row)
-            _check_reply(row, head, site)
+        for head, site in map(_place, rows):
             if head not in known:
                 raise PolicyError(
                     f"log: {site} countersigned the head {head[:16]}, which this log never had: it "
@@ -69,7 +88,6 @@ class OperatorLog(AuditLog):
                     "tell the sites, which hold signed answers that name this head",
                     code="E-ROLLBACK",
                 )
-        return count
 
     def close(self) -> None:
         """Close the files."""

@@ -314,7 +314,8 @@ def keep_certificate(state: ServerState, site: str, text: bytes) -> datetime:
     path = state.site_certificate(site)
     with disk_faults_named("create", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with open_issued(state.root) as issued:
+    with open_issued(state.root) as issued, state.open_log() as log:
+        log.note_issued(f"site:{site}", certificate)
         issued.note(site, certificate)
     atomic_write(path, text)
     return certificate.not_valid_after_utc

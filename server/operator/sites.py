@@ -183,6 +183,7 @@ class Registry:
                     hint="the site makes a new one with `kohort-site rotate signing`",
                     code="E-ENROL-KEY",
                 )
+            self.log.note("site-key-changed", site=name, old=handover.old, new=handover.new)
             data = {"sign_key": handover.new, "handover": handover.model_dump(mode="json")}
             self._journal.append(name, "handed-over", data)
         return True

@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 
+from client.fleet.connection import create_node_key
 from common.audit_log.log import FILE
 from common.errors import PolicyError, RefusedError
 from common.privacy.boundary import OPERATOR_LOG
-from common.wire import tensors
+from common.wire import signing, tensors
+from common.wire.handover import open_handover, write_handover
+from server.operator.certificates import create_authority, load_authority, site_certificate
 from server.operator.log import FILE as REPLIES
 from server.operator.log import OperatorLog
+from server.operator.opening import load_operator_public, open_registry
+from server.operator.renewals import keep_certificate
+from server.operator.state import ServerState
 from server.rounds.loop import run_study, train_round
 from tests.federation import Federation, failed
 from tests.server.cli.reports import Kohort
@@ -163,3 +169,77 @@ def test_a_log_without_an_end_is_named_by_its_first_missing_entry(
 def test_no_log_is_no_fault(state: Path, kohort: Kohort) -> None:
     assert "nothing was done here yet" in kohort("log", "--state", state)[1]
     assert kohort("log", "--state", state, "verify")[0] == 0
+
+
+def test_certificates_authorities_and_keys_are_noted_as_they_change(
+    state: Path, kohort: Kohort
+) -> None:
+    place = ServerState(state)
+    for command in (
+        ("renew",),
+        ("rotate", "operator"),
+        ("rotate", "operator", "--finish"),
+        ("rotate", "operator", "--finish"),
+        ("rollover",),
+        ("rollover", "--finish"),
+    ):
+        code, _, errors = kohort(*command, "--state", state)
+        assert code == 0, errors
+    with place.open_log() as log:
+        entries = log.entries()
+    expected = ["certificate-issued", "key-changed", "authority-made", "authority-dropped"]
+    assert [entry.event for entry in entries[:4]] == expected
+    facts = [entry.facts for entry in entries]
+    assert facts[0]["of"] == "server" and facts[0]["ends"].endswith("Z")
+    assert facts[1]["new"].split()[:2] == signing.public_text(load_operator_public(place)).split()
+    assert facts[2]["authority"] != facts[3]["authority"]
+    assert kohort("log", "--state", state, "verify")[0] == 0
+
+
+def test_a_sites_certificate_and_its_next_signing_key_are_noted(federation: Federation) -> None:
+    create_authority(federation.state.authority)
+    authority = load_authority(federation.state.authority)
+    create_node_key(federation.state.root / "n.key", federation.state.root / "n.pub", "hospital-a")
+    public = (federation.state.root / "n.pub").read_text()
+    keep_certificate(
+        federation.state, "hospital-a", site_certificate(authority, "hospital-a", public)
+    )
+    old, new = federation.sites["hospital-a"].key, signing.new_key()
+    text = write_handover("site", "hospital-a", old, new)
+    with open_registry(federation.state) as registry:
+        assert registry.hand_over("hospital-a", open_handover(text, "site"))
+        assert not registry.hand_over("hospital-a", open_handover(text, "site"))
+    assert events(federation)[3:] == ["certificate-issued", "site-key-changed"]
+    assert log_of(federation).entries()[3].facts["of"] == "site:hospital-a"
+
+
+@pytest.mark.parametrize(
+    ("statements", "what"),
+    [
+        (["DELETE FROM entry WHERE seq > 5"], "entry 6: missing"),
+        (["UPDATE entry SET data = replace(data, 'gan', 'gun') WHERE seq = 4"], "entry 4: it is"),
+    ],
+    ids=["without its end", "changed"],
+)
+def test_a_server_does_not_start_with_a_damaged_log(
+    federation: Federation, kohort: Kohort, statements: list[str], what: str
+) -> None:
+    federation.run().registry.close()
+    bundle, root = federation.state.root.parent / "bundle", federation.state.root
+    # without a configuration it stops right behind the check
+    code, _, errors = kohort("run", bundle, "--state", root)
+    assert "server.yaml" in errors and "E-LOG" not in errors
+    change(root / FILE, *statements)
+    code, _, errors = kohort("run", bundle, "--state", root)
+    assert code == 1 and what in errors and "hint: put the newest copy" in errors
+
+
+def test_a_server_does_not_start_with_a_log_that_is_older_than_a_countersignature(
+    federation: Federation, kohort: Kohort
+) -> None:
+    federation.run().registry.close()
+    root = federation.state.root
+    for path in root.glob("log*"):
+        path.unlink()
+    code, _, errors = kohort("run", root.parent / "bundle", "--state", root)
+    assert code == PolicyError.exit_code and "which this log never had" in errors
