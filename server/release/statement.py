@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from common.errors import PolicyError
-from common.privacy.boundary import HEAD_COMMITMENT
+from common.privacy.boundary import HEAD_COMMITMENT, OPERATOR_LOG
 from common.privacy.claims import (
     Claim,
     claims_of,
@@ -62,6 +62,13 @@ CONTINUES = (
     "The starting weights are those of an earlier version of the study (plan {plan}), after "
     "{rounds} closed rounds of its sites; the epsilon of the updates covers these rounds too."
 )
+LOG_CLAIM = (
+    "The operator keeps a log of what the consortium did. A head of it is a SHA-256 over every "
+    "entry so far. Each site named below was sent this head, and signed it with its last message "
+    "in this release. What stands before the head can no longer be changed, left out or added "
+    "unnoticed: on the operator's side `kohort-server log verify --head` compares."
+)
+NO_LOG = "No site of this release signed a head of the operator's log."
 MEAN = "Each round's step is the mean of the sites' updates by their public weights."
 TRIMMED_MEAN = (
     "Each round's step is, in each number, the mean of the sites' updates without the smallest and "
@@ -107,6 +114,7 @@ def privacy_statement(
         "images": _images_statement(study, claims),
         "privatized_images": privatized_statement(study),
         "weights": _weights_statement(study, headers),
+        "operator_log": _log_statement(headers),
         "absent": [],
         "human_review": "decided by each site's own policy; the outcome is not sent",
         "given": given_of(claims),
@@ -201,6 +209,17 @@ def _weights_statement(study: Study, headers: Mapping[str, Header]) -> dict[str,
         rounds = sum(study.continues.rounds.values())
         claim = f"{claim} {CONTINUES.format(plan=study.continues.plan[:12], rounds=rounds)}"
     return {"sha256": sorted(named), "claim": claim, "aggregation": aggregation_sentence(study)}
+
+
+def _log_statement(headers: Mapping[str, Header]) -> dict[str, Any]:
+    """Which head of the operator's log each site signed, by head: from the signed headers alone."""
+    heads: dict[str, list[str]] = {}
+    for site, header in sorted(headers.items()):
+        head = header.statement.get(OPERATOR_LOG)
+        # a site of a version without the log names none
+        if head is not None:
+            heads.setdefault(str(head), []).append(site)
+    return {"claim": LOG_CLAIM if heads else NO_LOG, "heads": heads}
 
 
 def aggregation_sentence(study: Study) -> str:
