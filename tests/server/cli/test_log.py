@@ -141,7 +141,7 @@ def test_a_log_that_is_older_than_what_a_site_countersigned_is_refused(
         """UPDATE entry SET data = replace(data, '"signature": "', '"signature": "x')""",
         "UPDATE entry SET data = '{}'",
         "UPDATE entry SET key = replace(key, 'hospital-', 'hospital-x')",
-        "UPDATE entry SET key = iif(key LIKE '5%', '6', '5') || substr(key, 2)",
+        "UPDATE entry SET key = (CASE WHEN key LIKE '5%' THEN 6 ELSE 5 END) || substr(key, 2)",
     ],
     ids=["signature", "fields", "another site", "another head"],
 )
