@@ -143,6 +143,7 @@ services:
 """
         + closed("1g")
         + secret()
+        + health("kohort-server", SERVER_STATE)
         + f"""\
   front:
     image: ${{NGINX_IMAGE:?an nginx, by its digest}}

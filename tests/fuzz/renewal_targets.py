@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 
 from cryptography.hazmat.primitives import serialization
 
@@ -23,7 +24,7 @@ from server.operator.hand_over import read_handovers as given
 from server.operator.renewals import Mailbox, read_kept
 from server.operator.state import ServerState
 from tests.fuzz.harness import Parser, Target
-from tests.fuzz.mutation import damaged, exchanged, revalued
+from tests.fuzz.mutation import damage, damaged, exchanged, revalued
 from tests.renewing import Clock, Member, Operator
 
 ODD = (b'"kohort-renewal/1"', b'"issued"', b'"waiting"', b'""', b'"hospital-b"', b"1e9")
@@ -115,7 +116,13 @@ def _handovers(folder: Path) -> Parser:
         assert found == open_handover(seed, "site")
 
     rows = canonical({"handovers": [seed.decode()]})
-    return Parser(call, (revalued(seed, rows, odd=ODD), exchanged(seed, rows), damaged(seed, rows)))
+    changed = (revalued(seed, rows, odd=ODD), exchanged(seed, rows), damaged(seed, rows))
+
+    def whole_or_damaged(rng: Random) -> bytes:
+        # any change ends the signatures, so one in ten is as it was written
+        return seed if rng.random() < 0.1 else damage(rng, seed)
+
+    return Parser(call, (*changed, whole_or_damaged))
 
 
 def _statements(folder: Path) -> Parser:
