@@ -95,7 +95,7 @@ def test_ledger_status_and_log_are_those_of_one_process(tmp_path: Path) -> None:
             ledger = [spent(daemon, "reserve"), spent(daemon, "commit")]
             seen[processes] = (ledger, facts(daemon), logged(daemon))
             assert len(ledger[0]) == len(ledger[1]) == 1
-            assert "computing on cpu" in logged(daemon)
+            assert "INFO computing on cpu" in logged(daemon)
     assert seen[1] == seen[2]
 
 
@@ -132,7 +132,7 @@ def test_after_kill_9_of_the_second_process_the_round_is_done_once_more(tmp_path
         os.kill(second, signal.SIGKILL)
         until(lambda: not alive(first), 30.0)
         wait_for_answers(daemon, 1)
-        assert "a child crashed; see child.log in its job folder" in logged(daemon)
+        assert "WARNING a child crashed; see child.log in its job folder" in logged(daemon)
         check_second_try(daemon)
 
 
