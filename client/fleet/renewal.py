@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -182,7 +182,9 @@ class Renewal:
         """Refuse a certificate that this site could not use."""
         if renewal.name_of(certificate) != self.site:
             raise renewal.refusal("the certificate that came is of another site")
-        if certificate.public_key() != key.public_key():
+        with damage_named(renewal.refusal("the certificate that came holds no usable key")):
+            public = certificate.public_key()
+        if public != key.public_key():
             raise renewal.refusal("the certificate that came is for another key")
         authorities = x509.load_pem_x509_certificates(trusted.encode())
         if not any(_has_issued(one, certificate) for one in authorities):
@@ -195,7 +197,7 @@ def _has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> b
     """Whether an authority signed a certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 

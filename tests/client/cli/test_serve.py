@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from client.cli import serve
 from client.daemon.site import Site
 from common.errors import EnvironmentFault
+from common.storage.heartbeat import Heartbeat
 from common.storage.lock import FolderLock
 from tests.client.cli.typing_commands import Cli
 from tests.sites import Hospital, make_hospital
@@ -40,9 +42,18 @@ def test_the_transport_ends_before_the_lock_is_free(
     class Client:
         """The fleet client."""
 
+        settings = None
+
         def run(self, stop: threading.Event) -> None:
             stop.wait()
             ended.set()
+
+    class Watch:
+        """What looks after the certificate: another thread."""
+
+        def rest(self) -> None: ...
+
+        def start(self) -> None: ...
 
     def fail(*_: object) -> None:
         raise RuntimeError("a fault of this thread")
@@ -50,8 +61,13 @@ def test_the_transport_ends_before_the_lock_is_free(
     monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
     monkeypatch.setattr(serve, "_fleet_client", lambda *_: Client())
     monkeypatch.setattr(serve, "_wait", fail)
-    with pytest.raises(RuntimeError, match="of this thread"):
-        serve._serve(hospital.site(), until_done=False)
+    monkeypatch.setattr(serve, "Renewal", lambda *_: None)
+    monkeypatch.setattr(serve, "CertificateWatch", lambda *_: Watch())
+    with (
+        closing(Heartbeat(hospital.root, "kohort-site run")) as heart,
+        pytest.raises(RuntimeError, match="of this thread"),
+    ):
+        serve._serve(hospital.site(), heart, until_done=False)
     assert ended.is_set()
 
 
