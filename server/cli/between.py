@@ -16,7 +16,6 @@ from common.logs import log_to_standard_error
 from common.notify import READY, STOPPING, Watchdog, notify
 from common.storage.heartbeat import Heartbeat
 from server.cli.state_folder import open_registry
-from server.flower.superlink import front_child, make_private
 from server.front.port import open_door, spell
 from server.operator.config import ServerConfig
 from server.operator.expiry import ending_certificates
@@ -32,6 +31,9 @@ log = logging.getLogger("kohort.server")
 def serve_front(place: ServerState, config: ServerConfig, heart: Heartbeat, port: int) -> None:
     """Keep the front up and issue what sites ask for; ends by KeyboardInterrupt alone."""
     log_to_standard_error(config.log)
+    # Flower takes a second of CPU to import, which no other command should spend.
+    from server.flower.superlink import front_child, make_private
+
     make_private(place.superlink)
     with (
         shown(ServerMetrics(place, config)),
