@@ -27,7 +27,7 @@ def play_round(record: StudyRecord, number: int) -> None:
     """What the loop journals and asks of one round."""
     place = record.place("train", "gan", number)
     for site in SITES:
-        record.receipts(site, f"key of {site}")
+        record.receipts(site, [f"key of {site}"])
         record.silent_sites(3)
         record.any_closed()
         record.note_accepted(f"{place}/0", site, f"{number} {site}", f"key of {site}")
@@ -55,9 +55,9 @@ def test_views_are_those_of_the_whole_journal(record: StudyRecord) -> None:
         play_round(record, number)
     with contextlib.closing(StudyRecord(record.root, STUDY)) as again:
         for view in (record, again):
-            last = view.receipts(SITES[1], f"key of {SITES[1]}")
+            last = view.receipts(SITES[1], [f"key of {SITES[1]}"])
             assert last == tuple(f"{number} {SITES[1]}" for number in range(40))
-            assert view.receipts(SITES[1], "an earlier key") == ()
+            assert view.receipts(SITES[1], ["an earlier key"]) == ()
             assert view.silent_sites(3) == {SITES[0]}
             assert view.silent_sites(41) == set()
             assert view.missing_sites() == (SITES[0],)
@@ -70,7 +70,7 @@ def test_receipts_are_the_newest_and_each_once(record: StudyRecord) -> None:
     for number in range(RECEIPTS + 5):
         record.note_accepted(key, "a", str(number), "key")
     record.note_accepted(key, "a", "7", "key")
-    assert record.receipts("a", "key") == tuple(str(n) for n in range(5, RECEIPTS + 5))
+    assert record.receipts("a", ["key"]) == tuple(str(n) for n in range(5, RECEIPTS + 5))
 
 
 def test_what_another_process_wrote_is_seen(record: StudyRecord) -> None:

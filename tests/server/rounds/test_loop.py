@@ -81,7 +81,7 @@ def test_a_site_with_new_keys_begins_without_receipts(federation: Federation) ->
     run.registry.enrol(federation.request("hospital-a", site))
     assert run.registry.heads("hospital-a") == ()
     line = run.registry.get("hospital-a").sign_key
-    assert run.record.receipts("hospital-a", line) == ()
+    assert run.record.receipts("hospital-a", [line]) == ()
     assert run.registry.heads("hospital-b")
 
 
