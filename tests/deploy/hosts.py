@@ -128,7 +128,7 @@ class Consortium:
             for host in self.all():
                 for unit, process in host.services.items():
                     assert process.poll() in (None, 0), (
-                        f"{host.name} {unit}: {host.log(unit)[-3000:]}"
+                        f"{host.name} {unit} ended with {process.poll()}: {host.log(unit)[-3000:]}"
                     )
                     logs.append(f"{host.name}: {host.log(unit)[-500:]}")
             assert time.monotonic() < deadline, "\n".join(logs)
