@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
-# gRPC reads it once: children are started by exec, and need nothing of it
+# gRPC reads it once, so client and server set it before flwr imports gRPC (their __init__.py)
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # so that a probe that finds nobody prints no lines of a C library
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,5 +1,6 @@
 """The standard health service: what a probe hears of a daemon that is well, ill, or not there."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -66,18 +67,24 @@ def test_a_port_that_is_taken_is_named() -> None:
         assert caught.value.code == "E-LISTEN"
 
 
-def test_children_start_beside_the_service(socket_folder: Path) -> None:
-    """A daemon starts its children by exec while gRPC's threads run."""
-    address = f"unix:{socket_folder}/health.sock"
-    with answering(address, {"": lambda: True}):
-        for _ in range(3):
-            done = subprocess.run(
-                [sys.executable, "-c", "print(1)"],
-                capture_output=True,
-                check=True,
-                start_new_session=True,
-                preexec_fn=lambda: None,
-            )
-            assert done.stdout == b"1\n"
-            assert done.stderr == b""
-            assert probe(address)
+MANY = """
+import subprocess, sys, {first}
+from common.monitoring.health import answering
+with answering(sys.argv[1], {{"": lambda: True}}):
+    for _ in range(150):
+        subprocess.run(["true"], check=True, preexec_fn=lambda: None)
+"""
+
+
+@pytest.mark.parametrize("first", ["client.fleet.client", "server.flower.superlink"])
+def test_children_start_beside_the_service(first: str, socket_folder: Path) -> None:
+    """A daemon that has imported Flower, and so gRPC, forks while gRPC's threads run."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GRPC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", MANY.format(first=first), f"unix:{socket_folder}/health.sock"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
