@@ -147,7 +147,7 @@ services:
         + f"""\
   front:
     image: ${{NGINX_IMAGE:?an nginx, by its digest}}
-    # the configuration of `kohort-server front`, which knows the eight calls and no other
+    # the configuration of `kohort-server front`, which knows the calls of a site and no other
     entrypoint: [nginx]
     command: [-p, {conf}, -c, {conf}/{FILE}, -g, "daemon off;"]
     ports:

@@ -7,7 +7,7 @@ operator does (`kohort-server renewals`).
 Guarantees:
 1. A site asks for itself alone, in the connection of the certificate that it wants renewed.
 2. A request that was answered gets the same certificate again: nothing is issued twice for it.
-3. One new request a site and hour; one file a site, of at most 8 KiB.
+3. One new request a site and hour; one file a site, of at most 24 KiB.
 4. Nothing is issued early: a certificate on the same key not before its last days.
 5. Who issues checks all of it again: signatures, the authority, and the registry as it stands.
 """
