@@ -156,6 +156,8 @@ FORMS: dict[str, tuple[int, dict[str, Any]]] = {
     "as a file": (415, {"headers": {"content-type": "multipart/form-data; boundary=x"}}),
     "as text": (415, {"headers": {"content-type": "text/plain"}}),
     "of more than it may have": (413, {"form": {"note": "a" * BODY_CAP_BYTES}}),
+    "that says it is larger": (413, {"headers": {"content-length": str(BODY_CAP_BYTES + 1)}}),
+    "that says it is huge": (413, {"headers": {"content-length": "9" * 5000}}),
     "of a negative size": (411, {"headers": {"content-length": "-1"}}),
     "of a size that is none": (411, {"headers": {"content-length": "1e3"}}),
     "in pieces of no declared size": (411, {"headers": {"transfer-encoding": "chunked"}}),
