@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
@@ -13,16 +12,6 @@ from rich.console import Console
 
 from common import logs
 from common.logs import LogSettings, log_as_told, log_to_standard_error, to_environment
-
-
-@pytest.fixture(autouse=True)
-def kept() -> Iterator[None]:
-    """Put the root logger back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def logged(settings: LogSettings, *, terminal: bool = False) -> list[str]:
