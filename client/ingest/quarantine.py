@@ -1,4 +1,4 @@
-"""Every reason for which a file or image does not enter a cohort: a stable code and a sentence.
+"""Every reason for which a file or image does not enter a cohort: code, sentence and fix.
 
 Guarantees: `Unusable` is the only exception that a decoder may raise. Neither `Reason` nor
 `Unusable` ever carries text from a file, a file's name or another exception. So both may be shown,
@@ -7,11 +7,14 @@ counted and logged on site.
 
 from __future__ import annotations
 
+import functools
+import tomllib
 from enum import Enum
+from importlib.resources import files
 
 
 class Reason(Enum):
-    """A stable code (`.value`) and what it means (`.sentence`)."""
+    """A stable code (`.value`), what it means (`.sentence`) and what to do (`.fix`)."""
 
     sentence: str
 
@@ -20,6 +23,11 @@ class Reason(Enum):
         member._value_ = code
         member.sentence = sentence
         return member
+
+    @property
+    def fix(self) -> str:
+        """Return what a hospital does about it (reasons.toml)."""
+        return str(_fixes()[self.value])
 
     # the file
     NOT_A_FILE = (
@@ -166,3 +174,10 @@ class Unusable(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
         self.reason = reason
+
+
+@functools.cache
+def _fixes() -> dict[str, object]:
+    """What to do about each reason, by code."""
+    text = files("client.ingest").joinpath("reasons.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)

@@ -1,6 +1,6 @@
 """Error codes, reasons of the quarantine, health states and exit codes.
 
-In: the sources, and the advice in common/codes.toml and docs/reference/reasons.toml.
+In: the sources, and the advice in common/codes.toml and client/ingest/reasons.toml.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def codes_in_sources() -> set[str]:
 
 def advice(name: str) -> dict[str, Any]:
     """Return one of the two files of advice: `codes.toml` or `reasons.toml`."""
-    folder = ROOT / "common" if name == "codes.toml" else REFERENCE
-    return tomllib.loads((folder / name).read_text())
+    folder = "common" if name == "codes.toml" else "client/ingest"
+    return tomllib.loads((ROOT / folder / name).read_text())
 
 
 def errors_page() -> str:
@@ -72,8 +72,7 @@ def reasons_page() -> str:
     """Return the page of reasons for quarantine."""
     from client.ingest.quarantine import Reason
 
-    what = advice("reasons.toml")
-    rows = [(f"`{reason.value}`", reason.sentence, what[reason.value]) for reason in Reason]
+    rows = [(f"`{reason.value}`", reason.sentence, reason.fix) for reason in Reason]
     return page(
         "Reasons of the quarantine",
         "Every file of the data folder enters the cohort or gets one of these codes.",
