@@ -8,7 +8,7 @@ Not covered: text burned into pixels that the header does not admit.
 
   1. to 4. bound, header, rules and size: dicom_header.py
   5. decode one frame; of a multi-frame object the middle one, (frames - 1) // 2
-  6. display: see `display_table` for grey; colour and palettes become RGB, 16 bits become 8
+  6. display: see `display_table` for grey, palettes.py for palettes; colour is RGB of 8 bits
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, convert_color_space
+from pydicom.pixels.processing import convert_color_space
 from pydicom.pixels.utils import as_pixel_options
 
 from client.ingest.codestream import stated_size
@@ -31,15 +31,18 @@ from client.ingest.dicom_header import (
     bound_inflation,
     check_rules,
     check_size,
-    number_of,
+    count_frames,
+    numbers_of,
     read_header,
     text_of,
 )
 from client.ingest.images import strips
+from client.ingest.lookup import is_swapped, look_up, read_table
+from client.ingest.palettes import palette_colours
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.window import Window, apply_window
 from common.arrays import Pixels
 
-Window = tuple[float, float]
 T = TypeVar("T", bound=np.generic)
 
 SIDES = {"R": 2, "L": 1}
@@ -86,12 +89,17 @@ def read_dicom(
     try:
         # (5) decode one frame
         full, stored = decode_frame(file, header)
-        # (6) map it to the 8 bits that a viewer would show
-        shown = _render(full, stored, window)
     except (Unusable, MemoryError):
         raise
     except Exception as error:
         raise Unusable(Reason.UNDECODABLE) from error
+    try:
+        # (6) map it to the 8 bits that a viewer would show
+        shown = _render(full, stored, window)
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:  # what fails here is what the header says of the display
+        raise Unusable(Reason.DAMAGED_HEADER) from error
     return DicomImage(shown, *identity)
 
 
@@ -107,7 +115,8 @@ def decode_frame(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.i
     undecodable).
     """
     full = read_header(file, pixels=True)
-    frames = number_of(header, "NumberOfFrames", 1)
+    frames = count_frames(header)
+    full.NumberOfFrames = frames
     if "PixelData" not in full:
         raise Unusable(Reason.NOT_AN_IMAGE)
 
@@ -138,7 +147,10 @@ def decode_frame(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.i
 def _decode(full: Dataset, index: int) -> NDArray[Any]:
     """The stored values of one frame; luma and chroma become RGB strip by strip."""
     decoder = get_decoder(full.file_meta.TransferSyntaxUID)
-    stored, facts = decoder.as_array(full, index=index, raw=True, **as_pixel_options(full))
+    options = as_pixel_options(full)
+    # one sample is looked up in a table, which knows what stands beyond the stored bits
+    options["correct_unused_bits"] = int(full.SamplesPerPixel) > 1
+    stored, facts = decoder.as_array(full, index=index, raw=True, **options)
     if facts["photometric_interpretation"] in ("YBR_FULL", "YBR_FULL_422"):
         for rows in strips(*stored.shape[:2]):
             stored[rows] = convert_color_space(stored[rows], "YBR_FULL", "RGB")
@@ -163,20 +175,17 @@ def _render(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | 
         raw = stored.view(f"u{stored.dtype.itemsize}")
         table = display_table(header, count_values(raw), bits, stored.dtype.kind == "i", window)
         return map_values(raw, table)[..., None]
-    # palette: its colours; some 16-bit palettes hold 8-bit values
-    palette = kind == "PALETTE COLOR"
-    if palette:
-        bits = 8
-        largest = max(int(apply_color_lut(stored[rows], header).max()) for rows in _rows(stored))
-        if largest > 255:
-            bits = 16
+    # palette: its colours
+    if kind == "PALETTE COLOR":
+        raw = stored.view(f"u{stored.dtype.itemsize}")
+        counts = count_values(raw)
+        patterns = stored_values(len(counts), bits, stored.dtype.kind == "i")
+        colours = palette_colours(header, patterns, counts)
+        return np.stack([map_values(raw, colour) for colour in colours], axis=-1)
     # colour: the upper eight bits
     shown = np.empty((*stored.shape[:2], 3), np.uint8)
     for rows in _rows(stored):
-        strip = stored[rows]
-        if palette:
-            strip = apply_color_lut(strip, header)
-        shown[rows] = strip >> max(bits - 8, 0) << max(8 - bits, 0)
+        shown[rows] = stored[rows] >> max(bits - 8, 0) << max(8 - bits, 0)
     return shown
 
 
@@ -207,19 +216,27 @@ def display_table(
 ) -> NDArray[np.uint8]:
     """Return the uint8 grey level of every possible stored value, [256] or [65536].
 
-    First the modality LUT or rescale. Then the study's window, else the file's VOI LUT or window,
-    else the full range of 8-bit data or the 0.5 to 99.5 percentiles of deeper data. MONOCHROME1 is
-    inverted; padding becomes black. `counts`: how often each value occurs; percentiles need it.
+    First the modality LUT or rescale, then the window (window.py), then polarity. Padding becomes
+    black. `counts`: how often each value occurs. Raises Unusable (bad-rescale, bad-lookup-table).
     (DICOM PS3.3 C.11.1, C.11.2, C.7.6.3)
     """
     # a table needs no float copy of the image
     values = stored_values(len(counts), bits, signed)
     padding = padding_of(header, values, counts)
-    modality = modality_values(header, values)
-    shown = _apply_window(header, modality, np.where(padding, 0, counts), bits, window)
-    if header.PhotometricInterpretation == "MONOCHROME1":
+    counts = np.where(padding, 0, counts)
+    modality = modality_values(header, values, counts)
+    shown = apply_window(header, modality, counts, bits, window)
+    if _is_inverted(header):
         shown = 1 - shown
     return np.asarray(np.rint(255 * np.where(padding, 0, shown)), dtype=np.uint8)
+
+
+def _is_inverted(header: Dataset) -> bool:
+    """Whether low values are bright: PresentationLUTShape says so, else MONOCHROME1 (C.11.6)."""
+    shape = text_of(header, "PresentationLUTShape")
+    if shape in ("INVERSE", "IDENTITY"):
+        return shape == "INVERSE"
+    return bool(header.PhotometricInterpretation == "MONOCHROME1")
 
 
 def stored_values(size: int, bits: int, signed: bool) -> NDArray[np.int64]:
@@ -236,87 +253,51 @@ def stored_values(size: int, bits: int, signed: bool) -> NDArray[np.int64]:
 def padding_of(
     header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Return which stored values are padding; none are, if the whole image would be."""
-    if header.get("PixelPaddingValue") is None:
+    """Return which stored values are padding; none are, if the whole image would be.
+
+    Padding may stand beyond the bits that are stored, and 16 bits of it may be meant with or
+    without a sign, whatever the header calls them.
+    """
+    stated = numbers_of(header, "PixelPaddingValue")
+    if not stated or not np.isfinite(stated[0]):
         return np.zeros(len(values), bool)
-    first = number_of(header, "PixelPaddingValue")
-    low, high = sorted((first, number_of(header, "PixelPaddingRangeLimit", first)))
-    padding = (values >= low) & (values <= high)
+    limit = numbers_of(header, "PixelPaddingRangeLimit")
+    if not limit or not np.isfinite(limit[0]):
+        limit = stated
+    signed = bool(values.min() < 0)
+    low, high = sorted(_as_stored(bound[0], len(values), signed) for bound in (stated, limit))
+    # as stored, and with all bits of the pattern
+    whole = stored_values(len(values), len(values).bit_length() - 1, signed)
+    padding = ((values >= low) & (values <= high)) | ((whole >= low) & (whole <= high))
     return padding & bool(counts[~padding].any())
 
 
-def modality_values(header: Dataset, values: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return values through the modality LUT, or slope and intercept."""
-    if header.get("ModalityLUTSequence"):
-        return _apply_lut(header.ModalityLUTSequence[0], values)[0]
-    slope = header.get("RescaleSlope")
-    intercept = header.get("RescaleIntercept")
-    if slope is None:
-        slope = 1
-    if intercept is None:
-        intercept = 0
-    return np.asarray(values * float(slope) + float(intercept), dtype=np.float64)
+def _as_stored(bound: float, patterns: int, signed: bool) -> float:
+    """A 16-bit number with the sign of the stored values; a number that fits stays as it is."""
+    if signed and bound >= patterns / 2 and patterns == 1 << 16:
+        return bound - (1 << 16)
+    if not signed and bound < 0:
+        return bound + (1 << 16)
+    return bound
 
 
-def _apply_lut(item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
-    """Values through a DICOM LUT, and the largest output that its depth allows."""
-    length, first, depth = (int(n) for n in item.LUTDescriptor)
-    data = item.LUTData
-    if isinstance(data, bytes):
-        data = np.frombuffer(data, "<u2")
-    table = np.asarray(data, dtype=np.float64)
-    # a length of 0 stands for 2^16; the first value is signed where the stored values are
-    size = min(length or 1 << 16, len(table))
-    if first >= 1 << 15 and values.min() < 0:
-        first = first - (1 << 16)
-    places = np.clip(np.rint(values).astype(np.int64) - first, 0, size - 1)
-    return np.take(table, places), float((1 << depth) - 1)
-
-
-def _apply_window(
-    header: Dataset,
-    values: NDArray[np.float64],
-    counts: NDArray[np.int64],
-    bits: int,
-    window: Window | None,
+def modality_values(
+    header: Dataset, values: NDArray[np.int64], counts: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
-    """Map modality values to shares of full brightness, 0..1."""
-    if window is None and header.get("VOILUTSequence"):
-        table, largest = _apply_lut(header.VOILUTSequence[0], values)
-        return np.clip(table / largest, 0, 1)
-    windowed = all(header.get(name) is not None for name in ("WindowCenter", "WindowWidth"))
-    if window is None and windowed:
-        return _header_window(header, values)
-    low, high = window or _plain_range(values, counts, bits)
-    return np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    """Return values through the modality LUT, or slope and intercept.
 
-
-def _header_window(header: Dataset, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The first window of the file by its VOI LUT function (C.11.2.1.2 and .3)."""
-    center = float(np.ravel(header["WindowCenter"].value)[0])
-    width = float(np.ravel(header["WindowWidth"].value)[0])
-    function = text_of(header, "VOILUTFunction") or "LINEAR"
-    if function == "SIGMOID":
-        exponent = np.clip(-4 * (values - center) / width, -50, 50)
-        return np.asarray(1 / (1 + np.exp(exponent)), dtype=np.float64)
-    if function == "LINEAR":
-        center = center - 0.5
-        width = width - 1
-    return np.clip((values - center) / max(width, 1e-12) + 0.5, 0, 1)
-
-
-def _plain_range(values: NDArray[np.float64], counts: NDArray[np.int64], bits: int) -> Window:
-    """The range where there is no window.
-
-    All of 8-bit data, or the 0.5 to 99.5 percentiles of deeper data.
+    `counts`: how often each value occurs. Raises Unusable (bad-lookup-table, bad-rescale).
     """
-    if bits <= 8:
-        return float(values.min()), float(values.max())
-    order = np.argsort(values, kind="stable")
-    share = np.cumsum(counts[order]) / max(counts.sum(), 1)
-
-    def percentile(p: float) -> float:
-        place = min(int(np.searchsorted(share, p)), len(order) - 1)
-        return float(values[order[place]])
-
-    return percentile(0.005), percentile(0.995)
+    if header.get("ModalityLUTSequence"):
+        item = header.ModalityLUTSequence[0]
+        table = read_table(
+            item.get("LUTDescriptor"), item.get("LUTData"), swapped=is_swapped(header)
+        )
+        return look_up(table, values, counts).astype(np.float64)
+    slope = numbers_of(header, "RescaleSlope") or (1.0,)
+    intercept = numbers_of(header, "RescaleIntercept") or (0.0,)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rescaled = np.asarray(values * slope[0] + intercept[0], dtype=np.float64)
+    if not np.isfinite(rescaled).all() or rescaled.min() == rescaled.max():
+        raise Unusable(Reason.RESCALE)
+    return rescaled

@@ -15,10 +15,12 @@ Not covered: text burned into pixels that the header does not admit.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
@@ -33,8 +35,9 @@ ALLOWED = (
     "Laterality Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation "
     "PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
     "PixelPaddingRangeLimit RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter "
-    "WindowWidth VOILUTFunction VOILUTSequence RedPaletteColorLookupTableDescriptor "
-    "GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape "
+    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
+    "BluePaletteColorLookupTableDescriptor "
     "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
     "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
@@ -93,6 +96,22 @@ def number_of(header: Dataset, name: str, default: int = 0) -> int:
     return int(value)
 
 
+def numbers_of(header: Dataset, name: str) -> tuple[float, ...]:
+    """Return all numbers of an attribute; what is none becomes NaN, an absent one nothing."""
+    try:
+        value = header.get(name)
+        if value is None or value == "":
+            return ()
+        return tuple(float(number) for number in np.ravel(value))
+    except (ValueError, TypeError, OverflowError):
+        return (math.nan,)
+
+
+def count_frames(header: Dataset) -> int:
+    """Return NumberOfFrames; none, an empty one and zero mean one frame."""
+    return number_of(header, "NumberOfFrames", 1) or 1
+
+
 def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
     """Check modality, burned-in text, pixel format and decoder.
 
@@ -116,19 +135,21 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
 
 
 def _check_pixel_format(header: Dataset) -> None:
-    """Refuse all but 8 to 16 bit integers, grey, palette or colour, in their lowest bits."""
+    """Refuse all but 2 to 16 bit integers, grey, palette or colour, in their lowest bits."""
     # samples a pixel follow from the photometric interpretation; others are unknown
     samples = {**dict.fromkeys(GREY | {"PALETTE COLOR"}, 1), **dict.fromkeys(COLOUR, 3)}
     expected = samples.get(text_of(header, "PhotometricInterpretation"))
+    if expected is None:
+        raise Unusable(Reason.PHOTOMETRIC)
+    if expected != number_of(header, "SamplesPerPixel"):
+        raise Unusable(Reason.SAMPLES)
+    # as many bits as are read, from the lowest one on
     stored = number_of(header, "BitsStored")
     allocated = number_of(header, "BitsAllocated")
-    if (
-        expected != number_of(header, "SamplesPerPixel")
-        or allocated not in (8, 16)
-        or not 1 < stored <= allocated
-        or number_of(header, "HighBit", stored - 1) != stored - 1
-    ):
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+    if allocated not in (8, 16) or not 1 < stored <= allocated:
+        raise Unusable(Reason.BITS)
+    if number_of(header, "HighBit", stored - 1) != stored - 1:
+        raise Unusable(Reason.HIGH_BIT)
 
 
 def _suspect_text(header: Dataset) -> bool:
@@ -147,11 +168,11 @@ def _suspect_text(header: Dataset) -> bool:
 def check_size(header: Dataset, max_bytes: int) -> None:
     """Check the declared size, from the header alone, before a pixel is read.
 
-    Raises Unusable (declared-too-large, unsupported-pixels, damaged-header).
+    Raises Unusable (declared-too-large, no-size, damaged-header).
     """
-    names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
     try:
-        factors = [number_of(header, name, 1) for name in names]
+        factors = [number_of(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel")]
+        factors.append(count_frames(header))
         size = number_of(header, "BitsAllocated") // 8
     except MemoryError:
         raise
@@ -161,6 +182,6 @@ def check_size(header: Dataset, max_bytes: int) -> None:
     for factor in factors:
         size *= factor
     if min(factors) < 1:
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+        raise Unusable(Reason.NO_SIZE)
     if size > max_bytes:
         raise Unusable(Reason.DECLARED_TOO_LARGE)

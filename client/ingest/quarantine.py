@@ -53,7 +53,29 @@ class Reason(Enum):
     )
     UNSUPPORTED_PIXELS = (
         "unsupported-pixels",
-        "Not 8 to 16 bit integers in a photometric interpretation that is known.",
+        "The pixels are of a kind that is not read: fractions, label maps, or over 16 bits.",
+    )
+    PHOTOMETRIC = (
+        "unknown-photometric",
+        "PhotometricInterpretation is missing or names no kind of pixels that is read.",
+    )
+    SAMPLES = (
+        "contradicting-samples",
+        "SamplesPerPixel does not fit PhotometricInterpretation.",
+    )
+    BITS = (
+        "unsupported-bits",
+        "BitsAllocated is not 8 or 16, or BitsStored is not between 2 and BitsAllocated.",
+    )
+    HIGH_BIT = ("unsupported-high-bit", "HighBit says that the pixels are not in the lowest bits.")
+    NO_SIZE = ("no-size", "Rows, Columns, SamplesPerPixel or NumberOfFrames is zero or negative.")
+    RESCALE = (
+        "bad-rescale",
+        "RescaleSlope is 0, or slope or intercept is no number: no pixel has its own value.",
+    )
+    LOOKUP_TABLE = (
+        "bad-lookup-table",
+        "A lookup table of the header is damaged or lacks entries that the image needs.",
     )
     BURNED_IN_TEXT = (
         "burned-in-text",

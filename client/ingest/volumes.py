@@ -143,7 +143,7 @@ def _check_slice(header: Dataset, caps: Caps) -> Plane:
     # the rules of one image: a single grey frame within the cap
     dicom_header.check_rules(header, caps.modalities)
     multi_frame = header.get("SOPClassUID") in MULTI_FRAME
-    if multi_frame or dicom_header.number_of(header, "NumberOfFrames", 1) != 1:
+    if multi_frame or dicom_header.count_frames(header) != 1:
         raise Unusable(Reason.MULTI_FRAME)
     shown_as = header.PhotometricInterpretation
     if shown_as not in dicom_header.GREY:
@@ -231,7 +231,7 @@ def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32
     bits = min(int(full.BitsStored), 8 * stored.dtype.itemsize)
     patterns = dicom.stored_values(len(counts), bits, stored.dtype.kind == "i")
     with np.errstate(over="ignore", invalid="ignore"):
-        table = dicom.modality_values(full, patterns).astype(np.float32)
+        table = dicom.modality_values(full, patterns, counts).astype(np.float32)
     table[dicom.padding_of(full, patterns, counts)] = np.nan
     if np.isinf(table).any():
         raise Unusable(Reason.UNSUPPORTED_PIXELS)

@@ -264,15 +264,15 @@ REFUSALS: dict[str, tuple[Callable[[Dataset], None], Reason]] = {
     ),
     "the photometric interpretation is unknown": (
         setting(PhotometricInterpretation="HSV"),
-        Reason.UNSUPPORTED_PIXELS,
+        Reason.PHOTOMETRIC,
     ),
-    "samples contradict colour": (setting(SamplesPerPixel=1), Reason.UNSUPPORTED_PIXELS),
-    "32 bits": (setting(BitsAllocated=32), Reason.UNSUPPORTED_PIXELS),
-    "one bit": (setting(BitsAllocated=1, BitsStored=1, HighBit=0), Reason.UNSUPPORTED_PIXELS),
-    "high bit elsewhere": (setting(HighBit=6), Reason.UNSUPPORTED_PIXELS),
+    "samples contradict colour": (setting(SamplesPerPixel=1), Reason.SAMPLES),
+    "32 bits": (setting(BitsAllocated=32), Reason.BITS),
+    "one bit": (setting(BitsAllocated=1, BitsStored=1, HighBit=0), Reason.BITS),
+    "high bit elsewhere": (setting(HighBit=6), Reason.HIGH_BIT),
     "46341 x 65535 declared": (setting(Rows=46341, Columns=65535), Reason.DECLARED_TOO_LARGE),
     "a billion frames declared": (setting(NumberOfFrames=10**9), Reason.DECLARED_TOO_LARGE),
-    "no rows": (setting(Rows=0), Reason.UNSUPPORTED_PIXELS),
+    "no rows": (setting(Rows=0), Reason.NO_SIZE),
     "more rows than bytes": (setting(Rows=200), Reason.TRUNCATED),
 }
 
