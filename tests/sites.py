@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.daemon.jobs import Ending
 from client.daemon.site import Site
 from client.egress.evidence import Evidence
-from client.ingest.build import SCHEMA
 from client.ingest.cohort import FORMAT
+from client.ingest.cohort_files import SCHEMA
 from client.state import config as site_config
 from client.state.config import load_site
 from client.state.folder import State, new_pseudonym_key

@@ -22,6 +22,7 @@ from client.cli import (
     measure,
     probe,
     protect,
+    quarantine,
     rehearse,
     review,
     rotate,
@@ -59,6 +60,7 @@ app.command()(joining.join)
 app.command()(approve.approve)
 app.command()(rehearse.rehearse)
 app.command()(serve.ingest)
+app.command()(quarantine.quarantine)
 app.command()(serve.run)
 app.command()(withdraw.withdraw)
 app.command()(review.review)

@@ -30,6 +30,7 @@ from client.fleet.health import Health
 from client.fleet.renewal import Renewal
 from client.fleet.settings import fleet_settings
 from client.ingest.build import IngestReport
+from client.ingest.quarantine import Reason
 from client.rehearsal.scratch import remove_pictures, sweep_rehearsal
 from client.state.config import load_site
 from client.state.folder import State
@@ -116,7 +117,9 @@ def ingest_lines(report: IngestReport | None) -> Iterator[str]:
         f"{report.ingested} files of {report.patients} patients ({report.merged} under several ids)"
     )
     for code, count in report.quarantined.items():
-        yield f"not used: {count} files, {code}"
+        yield f"not used: {count} files, {code}: {Reason(code).sentence}"
+    if report.quarantined:
+        yield "`kohort-site quarantine` lists these files, with what to do"
 
 
 def run(state: StateFolder, until_done: UntilDone = False) -> None:

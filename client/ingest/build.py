@@ -24,51 +24,40 @@ than k patients (synthesis refuses them).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from client.ingest.cohort import CHUNK_ROWS, FORMAT, digest_contents
+from client.ingest.cohort import CHUNK_ROWS, digest_contents
+from client.ingest.cohort_files import write_facts, write_images, write_index
 from client.ingest.identify import Identities
 from client.ingest.labels import Labels, read_labels
 from client.ingest.listing import (
     LISTING,
-    file_id_of,
     list_files,
     relative_name,
     stamp_files,
     write_listing,
 )
-from client.ingest.persons import ImageRecord, aliases, choose_images, group_by_person, keyed_hash
+from client.ingest.persons import ImageRecord, aliases, choose_images, group_by_person
 from client.ingest.quarantine import Reason
+from client.ingest.refused import LIST, write_refused
 from client.ingest.request import Limits
 from client.ingest.sources import Photographs, Source, Volumes
 from client.state.people import People, PeopleFile
 from common.errors import ConfigurationError, EnvironmentFault, disk_faults_named
 from common.storage.files import sync_folder
 from common.study.intake import Intake
-from common.wire.messages import canonical
 
 KEY_BYTES = 32
-
-SCHEMA = """
-CREATE TABLE patient (patient INTEGER PRIMARY KEY, pseudonym TEXT NOT NULL UNIQUE) STRICT;
-CREATE TABLE alias (pseudonym TEXT PRIMARY KEY, patient INTEGER NOT NULL REFERENCES patient) STRICT;
-CREATE TABLE image (image INTEGER PRIMARY KEY, patient INTEGER NOT NULL REFERENCES patient,
-                    label INTEGER NOT NULL, laterality INTEGER NOT NULL,
-                    digest TEXT NOT NULL) STRICT;
-"""
 
 Progress = Callable[[int, int], None]
 Persons = Sequence[tuple[tuple[str, ...], list[tuple[ImageRecord, int]]]]  # pseudonyms, images
@@ -100,16 +89,18 @@ def ingest(
     labels_csv: Path | None = None,
     limits: Limits | None = None,
     people: PeopleFile | None = None,
+    aside: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> IngestReport:
     """Build the cohort of `source` in the new folder `out`; return what became of every file.
 
     `key`: the site's 32 pseudonym bytes. `labels_csv`: the labels file (labels.py); None only if
     the study declares one label. `people`: the site's persons; what is found of them is kept there
-    before the cohort appears. `progress(done, total)` counts every file once a pass: decoding (for
-    volumes two, scanning and reading), comparing, writing. Raises ConfigurationError (folders,
-    labels file, no usable image) and EnvironmentFault (disk full and the like; nothing is left
-    behind).
+    before the cohort appears. `aside`: a folder that keeps the list of refused files where no
+    cohort comes about; it goes when one does. `progress(done, total)` counts every file once a
+    pass: decoding (for volumes two, scanning and reading), comparing, writing. Raises
+    ConfigurationError (folders, labels file, no usable image) and EnvironmentFault (disk full and
+    the like; nothing is left behind).
     """
     limits = limits or Limits()
     if len(key) != KEY_BYTES:
@@ -131,15 +122,20 @@ def ingest(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700, parents=True)
         try:
-            build = _Build(intake, key, labels, unfinished, people)
+            build = _Build(intake, key, labels, unfinished, people, aside)
             try:
                 report = build.run(files, relative, limits, progress)
+            except ConfigurationError:
+                build.keep_refused()
+                raise
             finally:
                 build.source.remove()
             os.rename(unfinished, out)
             sync_folder(out.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
     return report
 
 
@@ -156,12 +152,19 @@ class _Build:
     """Steps 3 to 7, in the temporary folder."""
 
     def __init__(
-        self, intake: Intake, key: bytes, labels: Labels, folder: Path, people: PeopleFile | None
+        self,
+        intake: Intake,
+        key: bytes,
+        labels: Labels,
+        folder: Path,
+        people: PeopleFile | None,
+        aside: Path | None,
     ) -> None:
         self.intake = intake
         self.key = key
         self.folder = folder
         self.people = people
+        self.aside = aside
         self.identities = Identities(key, labels, intake)
         self.source: Source
         if intake.volumes:
@@ -194,6 +197,11 @@ class _Build:
         for path in (*self.folder.iterdir(), self.folder):
             sync_folder(path)
         return self._report(persons, digest)
+
+    def keep_refused(self) -> None:
+        """Keep the list of refused files, where no cohort comes about that would hold it."""
+        if self.aside is not None:
+            write_refused(self.aside / LIST, self.key, self.source.quarantine)
 
     def _report(self, persons: Persons, digest: str) -> IngestReport:
         """Count the files that entered, the persons, and the reasons of all other files."""
@@ -280,7 +288,9 @@ class _Build:
         hint = "name the folder with the DICOM files or photographs"
         if counts:
             why = ", ".join(f"{reason.value} ({count})" for reason, count in counts)
-            hint = counts[0][0].sentence
+            hint = f"{counts[0][0].sentence} {counts[0][0].fix}"
+        if counts and self.aside is not None:
+            hint += " `kohort-site quarantine` lists the files."
         return ConfigurationError(
             f"no usable image among {files} files: {why}", hint=hint, code="E-EMPTY-COHORT"
         )
@@ -296,8 +306,8 @@ class _Build:
         names = tuple(own for own, _ in persons)
 
         # index and quarantine
-        _write_index(self.folder / "index.sqlite", names, images)
-        self._write_quarantine()
+        write_index(self.folder / "index.sqlite", names, images)
+        write_refused(self.folder / LIST, self.key, self.source.quarantine)
 
         # pixels, with a digest over all that a reader of the cohort sees; and the facts
         spool = self.source.spool
@@ -313,66 +323,8 @@ class _Build:
             names,
             tuple(self.intake.labels),
         )
-        self._write_facts(len(images), len(persons), digest)
+        write_facts(self.folder, self.intake, self.key, (len(images), len(persons)), digest)
         return digest
-
-    def _write_quarantine(self) -> None:
-        """Write the opaque id and the reason code of every file that did not enter, sorted."""
-        outcomes = []
-        for name, reason in self.source.quarantine:
-            outcomes.append(f"{file_id_of(self.key, name)},{reason.value}")
-        (self.folder / "quarantine.csv").write_text(
-            "\n".join(["file,code", *sorted(outcomes)]) + "\n", encoding="ascii"
-        )
-
-    def _write_facts(self, images: int, patients: int, digest: str) -> None:
-        """Write cohort.json."""
-        facts = {
-            "format": FORMAT,
-            "images": images,
-            "patients": patients,
-            "size_px": self.intake.size_px,
-            "channels": self.intake.planes,
-            "label_names": list(self.intake.labels),
-            "intake": hashlib.sha256(canonical(self.intake.model_dump(mode="json"))).hexdigest(),
-            "key_fingerprint": keyed_hash(self.key, "fingerprint"),
-            "digest": digest,
-        }
-        (self.folder / "cohort.json").write_text(
-            json.dumps(facts, indent=1) + "\n", encoding="utf-8"
-        )
-
-
-def write_images(
-    path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, ...], progress: Progress
-) -> Iterator[NDArray[np.uint8]]:
-    """Write uint8 `blocks` as one .npy of `shape`, as far as they are asked for; yield each."""
-    # by plain writes: on a full disk a memory map would kill the process
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
-        )
-        done = 0
-        for block in blocks:
-            file.write(np.ascontiguousarray(block).data)
-            yield block
-            done += len(block)
-            progress(done, shape[0])
-
-
-def _write_index(
-    path: Path, names: Sequence[tuple[str, ...]], images: Sequence[tuple[int, ImageRecord]]
-) -> None:
-    """Write index.sqlite: each patient's pseudonyms, and each image's patient and record."""
-    with closing(sqlite3.connect(path)) as index, index:
-        index.executescript(SCHEMA)
-        for patient, own in enumerate(names):
-            index.execute("INSERT INTO patient VALUES (?, ?)", (patient, own[0]))
-        for patient, own in enumerate(names):
-            index.executemany("INSERT INTO alias VALUES (?, ?)", ((name, patient) for name in own))
-        for row, (patient, record) in enumerate(images):
-            values = (row, patient, record.label, record.laterality, record.digest)
-            index.execute("INSERT INTO image VALUES (?, ?, ?, ?, ?)", values)
 
 
 @contextmanager

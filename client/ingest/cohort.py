@@ -11,8 +11,8 @@ A cohort's folder holds
   images.npy      uint8 [N, S, S, C], memory-mapped; of volumes, patches with C = 2: image and mask
                   (0 or 255)
   index.sqlite    patients (pseudonym, aliases) and images (patient, label, side, keyed digest)
-  quarantine.csv  opaque file id and reason code of everything that did not enter; `listing.locate`
-                  finds the file again, on site
+  quarantine.csv  opaque file id and reason code of everything that did not enter; `refused.py`
+                  finds the files again, on site
   files.csv       opaque id and stamp of every file, to see what changed (listing.py)
   cohort.json     label names, counts, key fingerprint, and the digest over all but the two lists
 """

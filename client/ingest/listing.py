@@ -73,19 +73,6 @@ def list_files(source: Path, out: Path, limits: Limits, *, skip: Path | None) ->
     return sorted(files + unreadable)
 
 
-def locate(source: Path, key: bytes, file_id: str) -> Path | None:
-    """Return the file below `source` with this opaque id of quarantine.csv, or None.
-
-    For the site alone: the answer is a file name.
-    """
-    for folder, _, names in os.walk(source):
-        for name in names:
-            path = Path(folder, name)
-            if file_id_of(key, relative_name(path, source)) == file_id:
-                return path
-    return None
-
-
 def relative_name(path: Path, source: Path) -> str:
     """Return a path below the source, as it is compared."""
     return path.relative_to(source).as_posix()

@@ -1,7 +1,7 @@
 """The site's cohorts: built once for each set of intake rules, and anew where a person asks for it.
 
 In: a plan's intake rules, site.yaml, the state folder.
-Out: the cohort's folder, an `IngestReport`, and what changed.
+Out: the cohort's folder, an `IngestReport`, what changed, and which files did not enter.
 Guarantees:
   - a new cohort appears whole, beside the old one; the newest counts, and the old one then goes
   - pseudonyms stay, ids that were one person stay one, who withdrew does not enter
@@ -26,6 +26,7 @@ from client.ingest.listing import (
     relative_name,
     stamp_files,
 )
+from client.ingest.refused import LIST, Refusals, find_refused
 from client.ingest.request import CHILD_BYTES, VOLUME_CHILD_BYTES, Limits, count_decoders
 from client.state.config import SiteConfig
 from client.state.folder import State
@@ -106,13 +107,32 @@ class Intakes:
 
     def changes(self, intake: Intake) -> Changes | None:
         """Return which files came, went or changed since the cohort was built; None if unknown."""
-        source = Path(self.config.data.folder)
+        files, names = self._files(intake)
         folder = self.state.cohort(intake)
-        files = list_files(
-            source, folder.with_name(".none"), self.limits(intake), skip=self.labels()
-        )
-        names = [relative_name(path, source) for path in files]
         return compare_listing(folder, stamp_files(files, names, self.state.pseudonym_bytes()))
+
+    def refusals(self, intake: Intake) -> Refusals | None:
+        """Return the files that did not enter, of the newest cohort or of an attempt since then.
+
+        None where nothing was ever taken in. For the site alone: they are named by their paths.
+        """
+        target = self.state.cohort(intake)
+        built = target / LIST
+        if target.is_dir():
+            target = self.state.next_cohort(intake)
+        attempt = _aside(target) / LIST
+        for path, whole in ((attempt, False), (built, True)):
+            if path.is_file():
+                _, names = self._files(intake)
+                return find_refused(path, names, self.state.pseudonym_bytes(), built=whole)
+        return None
+
+    def _files(self, intake: Intake) -> tuple[list[Path], list[str]]:
+        """The files of the data folder, and their names below it."""
+        source = Path(self.config.data.folder)
+        unused = self.state.cohort(intake).with_name(".none")
+        files = list_files(source, unused, self.limits(intake), skip=self.labels())
+        return files, [relative_name(path, source) for path in files]
 
     def _build(self, intake: Intake, folder: Path) -> IngestReport:
         return ingest(
@@ -123,6 +143,7 @@ class Intakes:
             labels_csv=self.labels(),
             limits=self.limits(intake),
             people=PeopleFile(self.state.people),
+            aside=_aside(folder),
             progress=self.progress,
         )
 
@@ -139,6 +160,11 @@ class Intakes:
             max_file_bytes=self.config.limits.max_file_mib << 20,
             workers=count_decoders(self.config.compute.decoders, child_bytes),
         )
+
+
+def _aside(folder: Path) -> Path:
+    """The hidden folder of what an intake keeps that has not built the cohort in `folder` yet."""
+    return folder.with_name(f".{folder.name}.aside")
 
 
 def learn_persons(folder: Path) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 # `plan` is a plan's hash, `round` the key of a round: plan/phase/model/number/part. `operator_log`
 # is the head of the operator's log that came with the instruction, "" where none did. `old` and
-# `new` are the lines of signing keys. `of` is `server` or `site:NAME`, `authority` a key id,
-# `ends` a time
+# `new` are the lines of signing keys. `way` is `screen` or `file`. `of` is `server` or `site:NAME`,
+# `authority` a key id, `ends` a time
 SITE: Mapping[str, tuple[str, ...]] = {
     "joined": ("operator", "server"),
     "plan-approved": ("plan", "by"),
@@ -22,6 +22,7 @@ SITE: Mapping[str, tuple[str, ...]] = {
     "reviewed": ("batch", "decision", "by"),
     "exported": ("plan", "digest"),
     "withdrawn": ("commitment",),
+    "quarantine-read": ("plan", "way"),
     "key-changed": ("old", "new"),
     "state-lost": ("epsilon",),
 }

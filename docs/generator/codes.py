@@ -76,8 +76,8 @@ def reasons_page() -> str:
     return page(
         "Reasons of the quarantine",
         "Every file of the data folder enters the cohort or gets one of these codes.",
-        "`kohort-site ingest` prints how many files have which. The list itself is",
-        "`quarantine.csv` in the cohort's folder; it names files by opaque ids.",
+        "`kohort-site ingest` prints how many files have which, and `kohort-site quarantine` lists",
+        "the files by their paths. The list on disk names files by opaque ids.",
         "",
         *table(("Code", "What it means", "What to do"), rows),
     )

@@ -18,6 +18,7 @@ from client.fleet.health import read_states
 from client.fleet.own_certificate import check_own_certificate
 from client.fleet.session import Session
 from client.ingest.listing import LISTING, compare_listing
+from client.ingest.refused import LIST, read_refused
 from client.ingest.withdrawal import read_list
 from client.state.folder import State
 from client.state.group_store import Group, Stratum
@@ -277,6 +278,16 @@ def _listing(folder: Path) -> Parser:
     return Parser(call, (exchanged(seed), damaged(seed)))
 
 
+def _refused(folder: Path) -> Parser:
+    seed = b"file,code\n" + b"0" * 32 + b",no-label\n" + b"a" * 32 + b",unknown-format\n"
+
+    def call(data: bytes) -> None:
+        (folder / LIST).write_bytes(data)
+        read_refused(folder / LIST)
+
+    return Parser(call, (exchanged(seed), damaged(seed)))
+
+
 def _claim(folder: Path) -> Parser:
     claim = Claim("p" * 64, "token", 2**63, 5, b"\x0a\x02ab")
 
@@ -434,6 +445,7 @@ TARGETS = (
     ),
     Target("withdrawal-list", ("client.ingest.withdrawal:read_list",), _withdrawal),
     Target("listing", ("client.ingest.listing:compare_listing",), _listing),
+    Target("refused-files", ("client.ingest.refused:read_refused",), _refused),
     Target(
         "task-files",
         (

@@ -18,8 +18,8 @@ from PIL import Image
 from client.child import utility
 from client.cli import main as command
 from client.cli import state_folder
-from client.ingest.build import SCHEMA
 from client.ingest.cohort import FORMAT, Cohort
+from client.ingest.cohort_files import SCHEMA
 from client.state import config as site_config
 from client.state.folder import State
 from client.state.plans import Plans

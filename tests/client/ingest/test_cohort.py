@@ -5,7 +5,6 @@ Every file ends somewhere, the folder is whole or absent, children may be lost.
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
@@ -25,8 +24,8 @@ from client.ingest import build, cohort, request
 from client.ingest.build import ingest
 from client.ingest.cohort import Cohort
 from client.ingest.decode import Decoder, decode_all
-from client.ingest.listing import locate
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.refused import LIST, find_refused
 from client.ingest.request import Limits, Settings
 from common.errors import ConfigurationError, EnvironmentFault, RefusedError
 from common.study.intake import Intake
@@ -119,10 +118,12 @@ def test_every_file_enters_or_has_a_reason(
     assert found.pseudonyms == tuple(names[0] for names in found.aliases)
     assert sorted(found.laterality.tolist()) == [1, 2, 2, 2, 2]
 
-    with open(tmp_path / "out" / "quarantine.csv", encoding="ascii") as file:
-        codes = {row["code"]: locate(source, key, row["file"]) for row in csv.DictReader(file)}
-    assert codes["no-patient-id"] == source / "nobody.dcm"
-    assert codes["no-label"] == source / "stranger.dcm"
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*")]
+    refused = find_refused(tmp_path / "out" / LIST, names, key, built=True)
+    codes = {file.code: file.path for file in refused.files}
+    assert codes["no-patient-id"] == "nobody.dcm"
+    assert codes["no-label"] == "stranger.dcm"
+    assert refused.counts() == EXPECTED
 
 
 @pytest.mark.usefixtures("in_process")
@@ -223,7 +224,7 @@ def test_a_full_disk_leaves_nothing_behind(
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise error
 
-    monkeypatch.setattr(build, "write_images" if place == "images" else "_write_index", full)
+    monkeypatch.setattr(build, "write_images" if place == "images" else "write_index", full)
     source, labels = clinic
     with pytest.raises(EnvironmentFault) as fault:
         ingest(source, intake(), key, tmp_path / "out", labels_csv=labels)
