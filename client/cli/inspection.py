@@ -97,7 +97,7 @@ def inspect_site(state: Path, *, offline: bool = False) -> Iterator[Look]:
         load_site(state)
     scene = Scene(state, offline, life_of(state))
     looks: dict[str, tuple[Part, ...]] = {
-        "configuration": (_config, _keys, _open_keys, _data, _labels, _membership, _tls),
+        "configuration": (_config, _keys, _open_keys, _data, _vouched, _labels, _membership, _tls),
         "certificates": (_own_certificate, _endings),
         "program": (_packages,),
         "machine": (_disk, _lock),
@@ -188,6 +188,17 @@ def _data(scene: Scene) -> Iterator[Alert | str]:
             f"{folder}: not a folder that can be read",
             "let this account read and enter it; kohort only reads",
         )
+
+
+def _vouched(scene: Scene) -> Iterator[Alert | str]:
+    """What this hospital vouches for, so that whoever checks sees it."""
+    if scene.config.data.derived == "accept":
+        yield (
+            "data.derived is accept: this hospital vouches that images with ImageType SECONDARY "
+            "are plain copies, without text or drawings"
+        )
+    if scene.config.data.silent_headers == "refuse":
+        yield "data.silent_headers is refuse: files that name no body part or view stay out"
 
 
 def _can_enter(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from common.privacy.price import (
     at_most,
 )
 from common.study.changes import changes
+from common.study.intake import Intake
 from common.study.plan import Study
 from common.study.synthesis import PrivatizePlan, Synthesis
 from common.study.words import fingerprint_words
@@ -102,7 +103,21 @@ def about_whom(ask: Ask) -> Iterator[str]:
     if intake.stratify_laterality:
         yield "  left and right are kept apart: one side of each patient takes part"
     yield f"  DICOM files of {' or '.join(intake.dicom_modalities)}; others are refused"
+    for line in content_lines(intake):
+        yield f"    {line}"
     yield "  whoever withdrew takes no part (kohort-site withdraw)"
+
+
+def content_lines(intake: Intake) -> Iterator[str]:
+    """Yield what a DICOM header may name, where the plan wants something."""
+    rules = (
+        ("body part", intake.taken_body_parts),
+        ("view", intake.taken_views),
+        ("made", intake.taken_presentation),
+    )
+    for name, taken in rules:
+        if taken:
+            yield f"{name} {' or '.join(taken)}"
 
 
 def what_leaves(ask: Ask) -> Iterator[str]:

@@ -116,6 +116,8 @@ def ingest_lines(report: IngestReport | None) -> Iterator[str]:
     yield (
         f"{report.ingested} files of {report.patients} patients ({report.merged} under several ids)"
     )
+    for what, count in report.silent.items():
+        yield f"{count} files were taken though their headers do not name the {what}"
     for code, count in report.quarantined.items():
         yield f"not used: {count} files, {code}: {Reason(code).sentence}"
     if report.quarantined:

@@ -30,7 +30,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +69,8 @@ class IngestReport:
 
     `ingested`: files that entered, of `patients` persons. `merged`: persons with several ids;
     `most_ids`: the largest number of ids of one person. `quarantined`: the other files, by reason
-    code. `ingested` plus the sum of `quarantined` is the number of files found.
+    code. `ingested` plus the sum of `quarantined` is the number of files found. `silent`: of the
+    files that were read, how many do not name something that the plan wants named.
     """
 
     ingested: int
@@ -78,6 +79,7 @@ class IngestReport:
     most_ids: int
     quarantined: Mapping[str, int]
     digest: str
+    silent: Mapping[str, int] = field(default_factory=dict)
 
 
 def ingest(
@@ -218,6 +220,7 @@ class _Build:
             most_ids=max(ids),
             quarantined=dict(sorted(counts.items())),
             digest=digest,
+            silent=dict(self.source.silent),
         )
 
     def _persons(self, progress: Progress) -> Persons:

@@ -78,7 +78,7 @@ def write_facts(
         "size_px": intake.size_px,
         "channels": intake.planes,
         "label_names": list(intake.labels),
-        "intake": hashlib.sha256(canonical(intake.model_dump(mode="json"))).hexdigest(),
+        "intake": hashlib.sha256(canonical(intake.hashed_fields())).hexdigest(),
         "key_fingerprint": keyed_hash(key, "fingerprint"),
         "digest": digest,
     }

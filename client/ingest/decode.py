@@ -213,11 +213,14 @@ class Decoder:
         laterality = facts["laterality"]
         if not isinstance(patient_id, str) or not isinstance(issuer, str):
             raise ValueError("decoder answered a wrong type")
+        if not isinstance(facts["silent"], list):
+            raise ValueError("decoder answered a wrong type")
         if laterality not in (0, 1, 2):
             raise ValueError("decoder answered a side that is none")
         digest = bytes.fromhex(str(facts["digest"]))
         is_dicom = bool(facts["is_dicom"])
-        return Photograph(pixels, digest, is_dicom, patient_id, issuer, int(laterality))
+        silent = tuple(name for name in self._settings.wanted.named if name in facts["silent"])
+        return Photograph(pixels, digest, is_dicom, patient_id, issuer, int(laterality), silent)
 
     def _scan(self, talk: Conversation) -> Scan:
         """Read a scan; check every field."""

@@ -32,7 +32,7 @@ import numpy as np
 from client.ingest.files import open_regular
 from client.ingest.images import frame_image, read_photograph
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import ENDS, Photograph, Settings
+from client.ingest.request import ENDS, Choices, Photograph, Settings, Wanted
 
 KEPT_SHARE = 8  # a child that keeps more than this part of its limit after a refusal ends
 
@@ -53,16 +53,27 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
     patient_id = ""
     issuer = ""
     laterality = 0
+    silent = settings.wanted.named
+    if silent and settings.choices.refuse_silent and not is_dicom:
+        raise Unusable(Reason.SILENT_HEADER)
 
     # (4) decode
     if is_dicom:
         from client.ingest.dicom import read_dicom
 
-        image = read_dicom(file, settings.modalities, settings.window, settings.max_pixel_bytes)
+        image = read_dicom(
+            file,
+            settings.modalities,
+            settings.window,
+            settings.max_pixel_bytes,
+            settings.wanted,
+            settings.choices,
+        )
         pixels = image.pixels
         patient_id = image.patient_id
         issuer = image.issuer
         laterality = image.laterality
+        silent = image.silent
     elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         try:
             pixels = read_photograph(file, settings.max_pixel_bytes)
@@ -79,7 +90,7 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
     # (6) frame
     is_fundus = "OP" in settings.modalities
     square = frame_image(pixels, settings.size_px, settings.channels, field_of_view=is_fundus)
-    return Photograph(square, digest.digest(), is_dicom, patient_id, issuer, laterality)
+    return Photograph(square, digest.digest(), is_dicom, patient_id, issuer, laterality, silent)
 
 
 def serve() -> None:
@@ -126,6 +137,8 @@ def _read_settings(line: str) -> Settings:
     raw["modalities"] = tuple(raw["modalities"])
     if raw["window"]:
         raw["window"] = tuple(raw["window"])
+    raw["wanted"] = Wanted(**{name: tuple(value) for name, value in raw["wanted"].items()})
+    raw["choices"] = Choices(**raw["choices"])
     return Settings(**raw)
 
 
@@ -176,6 +189,7 @@ def _facts_of(photograph: Photograph) -> dict[str, object]:
         "patient_id": photograph.patient_id,
         "issuer": photograph.issuer,
         "laterality": photograph.laterality,
+        "silent": photograph.silent,
     }
 
 

@@ -6,8 +6,9 @@ Guarantees: only allow-listed attributes are parsed, and every bound holds befor
 (dicom_header.py). The limits of the decoding child hold for what a codec does within these bounds.
 Not covered: text burned into pixels that the header does not admit.
 
-  1. to 4. bound, header, rules and size: dicom_header.py
-  5. decode one frame; of a multi-frame object the middle one, (frames - 1) // 2
+  1. to 4. bound, header, rules and size: dicom_header.py; the rules also of origin.py, content.py
+  5. decode one frame; a photograph or radiograph has only one, of other multi-frame objects it is
+     the middle one, (frames - 1) // 2
   6. display: see `display_table` for grey, palettes.py for palettes; colour is RGB of 8 bits
 """
 
@@ -26,6 +27,7 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.pixels.utils import as_pixel_options
 
 from client.ingest.codestream import stated_size
+from client.ingest.content import CLASS, check_content
 from client.ingest.dicom_header import (
     GREY,
     bound_inflation,
@@ -38,14 +40,17 @@ from client.ingest.dicom_header import (
 )
 from client.ingest.images import strips
 from client.ingest.lookup import is_swapped, look_up, read_table
+from client.ingest.origin import check_origin
 from client.ingest.palettes import palette_colours
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.request import Choices, Wanted
 from client.ingest.window import Window, apply_window
 from common.arrays import Pixels
 
 T = TypeVar("T", bound=np.generic)
 
 SIDES = {"R": 2, "L": 1}
+ONE_FRAME = {"OP", "CR", "DX"}
 
 
 @dataclass(frozen=True)
@@ -53,26 +58,32 @@ class DicomImage:
     """A decoded image with its person.
 
     `pixels`: uint8 [H, W, 1 or 3]. The raw patient id and issuer are for the HMAC and then dropped.
-    `laterality`: 0 unknown, 1 left, 2 right.
+    `laterality`: 0 unknown, 1 left, 2 right. `silent`: what is wanted and the header does not name.
     """
 
     pixels: Pixels
     patient_id: str
     issuer: str
     laterality: int
+    silent: tuple[str, ...] = ()
 
 
 def read_dicom(
-    file: BinaryIO, modalities: tuple[str, ...], window: Window | None, max_bytes: int
+    file: BinaryIO,
+    modalities: tuple[str, ...],
+    window: Window | None,
+    max_bytes: int,
+    wanted: Wanted = Wanted(),
+    choices: Choices = Choices(),
 ) -> DicomImage:
-    """Return the image in a DICOM file with a preamble.
+    """Return the image in a DICOM file with a preamble, if it is what is `wanted`.
 
     Raises Unusable; a codec's own errors become `undecodable`.
     """
     try:
         # (1, 2) bound the inflation and read the header
         bound_inflation(file, max_bytes)
-        header = read_header(file, pixels=False)
+        header = read_header(file, pixels=False, more=CLASS)
         identity = (
             text_of(header, "PatientID"),
             text_of(header, "IssuerOfPatientID"),
@@ -80,12 +91,15 @@ def read_dicom(
         )
         # (3) check the rules
         check_rules(header, modalities)
+        check_origin(header, accept_derived=choices.accept_derived)
+        silent = check_content(header, wanted, refuse_silent=choices.refuse_silent)
     except (Unusable, MemoryError):
         raise
     except Exception as error:
         raise Unusable(Reason.DAMAGED_HEADER) from error
     # (4) check the declared size
     check_size(header, max_bytes)
+    _check_single(header)
     try:
         # (5) decode one frame
         full, stored = decode_frame(file, header)
@@ -100,7 +114,14 @@ def read_dicom(
         raise
     except Exception as error:  # what fails here is what the header says of the display
         raise Unusable(Reason.DAMAGED_HEADER) from error
-    return DicomImage(shown, *identity)
+    return DicomImage(shown, *identity, silent)
+
+
+def _check_single(header: Dataset) -> None:
+    """Refuse several frames of a photograph or radiograph: each can be of another side."""
+    photograph = text_of(header, "Modality") in ONE_FRAME
+    if photograph and count_frames(header) > 1:
+        raise Unusable(Reason.SEVERAL_FRAMES)
 
 
 def _side(header: Dataset) -> int:

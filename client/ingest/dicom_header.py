@@ -5,11 +5,12 @@ Out: the attributes of an allow-list, or `Unusable` with a reason.
 Guarantees: no `force`; only ALLOWED attributes and those that a caller names are parsed (no dates,
 names, free text, private tags, overlays, icons or preamble); every bound holds before pixels are
 read.
-Not covered: text burned into pixels that the header does not admit.
+Not covered: what else an image must be (origin.py, content.py); text burned into pixels that the
+header does not admit.
 
   1. bound: a deflated data set may not inflate beyond the cap
   2. header: allow-listed attributes, without pixels
-  3. rules: modality, burned-in text, photometric interpretation, bits, decoder
+  3. rules: modality, photometric interpretation, bits, decoder
   4. size: rows x columns x frames x samples x bytes
 """
 
@@ -31,8 +32,13 @@ from client.ingest.quarantine import Reason, Unusable
 config.settings.reading_validation_mode = config.IGNORE
 
 ALLOWED = (
-    "PatientID IssuerOfPatientID Modality ImageType BurnedInAnnotation ImageLaterality "
-    "Laterality Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation "
+    "PatientID IssuerOfPatientID Modality ImageType BurnedInAnnotation SyntheticData "
+    "ConversionType SecondaryCaptureDeviceID SecondaryCaptureDeviceManufacturer "
+    "SecondaryCaptureDeviceSoftwareVersions HardcopyCreationDeviceID HardcopyDeviceManufacturer "
+    "VideoImageFormatAcquired DigitalImageFormatAcquired "
+    "BodyPartExamined AnatomicRegionSequence ViewPosition ViewCodeSequence PatientOrientation "
+    "PresentationIntentType ImageLaterality Laterality Rows Columns NumberOfFrames "
+    "SamplesPerPixel PhotometricInterpretation "
     "PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
     "PixelPaddingRangeLimit RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter "
     "WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape "
@@ -44,7 +50,6 @@ ALLOWED = (
 ).split()
 GREY = {"MONOCHROME1", "MONOCHROME2"}
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
-OFTEN_ANNOTATED = {"US", "SC", "XA", "OT"}  # here a missing BurnedInAnnotation means "perhaps"
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 MAX_ID_CHARACTERS = 256  # the standard says 64
 
@@ -113,7 +118,7 @@ def count_frames(header: Dataset) -> int:
 
 
 def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
-    """Check modality, burned-in text, pixel format and decoder.
+    """Check modality, pixel format and decoder.
 
     Raises Unusable, with a reason for each.
     """
@@ -121,8 +126,6 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
         raise Unusable(Reason.NOT_AN_IMAGE)
     if text_of(header, "Modality") not in modalities:
         raise Unusable(Reason.WRONG_MODALITY)
-    if _suspect_text(header):
-        raise Unusable(Reason.BURNED_IN_TEXT)
     _check_pixel_format(header)
 
     # a decoder must be installed for the transfer syntax
@@ -150,19 +153,6 @@ def _check_pixel_format(header: Dataset) -> None:
         raise Unusable(Reason.BITS)
     if number_of(header, "HighBit", stored - 1) != stored - 1:
         raise Unusable(Reason.HIGH_BIT)
-
-
-def _suspect_text(header: Dataset) -> bool:
-    """Return whether text is likely to be burned in.
-
-    That is BurnedInAnnotation YES, a screen shot, or no statement where text is common.
-    """
-    kinds = header.get("ImageType") or ()
-    if isinstance(kinds, str):
-        kinds = {kinds}
-    likely = text_of(header, "Modality") in OFTEN_ANNOTATED or "SECONDARY" in kinds
-    admitted = text_of(header, "BurnedInAnnotation")
-    return admitted == "YES" or "SCREEN SAVE" in kinds or (likely and admitted != "NO")
 
 
 def check_size(header: Dataset, max_bytes: int) -> None:

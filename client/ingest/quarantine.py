@@ -79,7 +79,41 @@ class Reason(Enum):
     )
     BURNED_IN_TEXT = (
         "burned-in-text",
-        "The header says or suggests that text is burned into the image.",
+        "BurnedInAnnotation says YES, ImageType says SCREEN SAVE, or the Modality is one where "
+        "text is common and BurnedInAnnotation is not NO.",
+    )
+    SECONDARY_CAPTURE = (
+        "secondary-capture",
+        "The SOP class, ConversionType or a capturing device says that the image was captured from "
+        "a screen, a scanner or a video, and BurnedInAnnotation is not NO.",
+    )
+    DERIVED = (
+        "derived-image",
+        "ImageType says SECONDARY: a copy that was made after the examination, and "
+        "BurnedInAnnotation is not NO.",
+    )
+    SYNTHETIC = ("synthetic-image", "SyntheticData says YES: the image shows nobody.")
+    WRONG_BODY_PART = (
+        "wrong-body-part",
+        "BodyPartExamined or AnatomicRegionSequence names another body part than the study takes.",
+    )
+    WRONG_VIEW = (
+        "wrong-view",
+        "ViewPosition, ViewCodeSequence or PatientOrientation names another view than the study "
+        "takes.",
+    )
+    WRONG_PRESENTATION = (
+        "wrong-presentation",
+        "PresentationIntentType or the SOP class says that the image is meant for something else "
+        "than the study takes; FOR PROCESSING means raw detector values.",
+    )
+    SILENT_HEADER = (
+        "silent-header",
+        "The header does not name the body part or the view, and site.yaml refuses such files.",
+    )
+    SEVERAL_FRAMES = (
+        "several-frames",
+        "The file holds several frames, perhaps of both eyes; one file is one image.",
     )
     # the pixels
     DECLARED_TOO_LARGE = (

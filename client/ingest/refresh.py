@@ -27,8 +27,14 @@ from client.ingest.listing import (
     stamp_files,
 )
 from client.ingest.refused import LIST, Refusals, find_refused
-from client.ingest.request import CHILD_BYTES, VOLUME_CHILD_BYTES, Limits, count_decoders
-from client.state.config import SiteConfig
+from client.ingest.request import (
+    CHILD_BYTES,
+    VOLUME_CHILD_BYTES,
+    Choices,
+    Limits,
+    count_decoders,
+)
+from client.state.config import Data, SiteConfig
 from client.state.folder import State
 from client.state.people import FILE as PEOPLE
 from client.state.people import People, PeopleFile
@@ -159,12 +165,21 @@ class Intakes:
         return Limits(
             max_file_bytes=self.config.limits.max_file_mib << 20,
             workers=count_decoders(self.config.compute.decoders, child_bytes),
+            choices=choices_of(self.config.data),
         )
 
 
 def _aside(folder: Path) -> Path:
     """The hidden folder of what an intake keeps that has not built the cohort in `folder` yet."""
     return folder.with_name(f".{folder.name}.aside")
+
+
+def choices_of(data: Data) -> Choices:
+    """Return what site.yaml decides about the site's own files."""
+    return Choices(
+        refuse_silent=data.silent_headers == "refuse",
+        accept_derived=data.derived == "accept",
+    )
 
 
 def learn_persons(folder: Path) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.quarantine import Reason
 from common.arrays import Pixels
+
+if TYPE_CHECKING:
+    from common.study.intake import Intake
 
 Kind = Literal["slice", "segmentation", "nifti"]
 
@@ -28,6 +31,42 @@ VOLUME_CHILD_BYTES = 2 << 30
 MOST_DECODERS = 16
 
 
+BODY_PART = "body part"
+VIEW = "view"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the plan wants that a header says, beside its modality; empty: any."""
+
+    body_parts: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
+    presentation: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, intake: Intake) -> Wanted:
+        """Return what a plan's intake rules want."""
+        return cls(intake.taken_body_parts, intake.taken_views, intake.taken_presentation)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What a header should name, in words."""
+        names = {BODY_PART: self.body_parts, VIEW: self.views}
+        return tuple(name for name, wanted in names.items() if wanted)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the site decided about its own files (`data` of site.yaml).
+
+    `refuse_silent`: whether a file whose header does not name the body part or the view is refused.
+    `accept_derived`: whether the site vouches for derived, secondary images.
+    """
+
+    refuse_silent: bool = False
+    accept_derived: bool = False
+
+
 @dataclass(frozen=True)
 class Caps:
     """The part of plan and limits that concerns volumes."""
@@ -38,6 +77,8 @@ class Caps:
     max_file_bytes: int
     max_pixel_bytes: int
     max_volume_bytes: int
+    wanted: Wanted = Wanted()
+    choices: Choices = Choices()
 
 
 @dataclass(frozen=True)
@@ -103,7 +144,7 @@ class Limits:
     series; a child holds one volume at a time. `decode_memory_bytes`, `volume_memory_bytes`: the
     address space of a child that decodes photographs, or volumes. Images of 7,000 x 7,000 pixels
     fit with any codec; one that finds too little memory for a larger image says `undecodable`.
-    `workers`: children at work at the same time.
+    `workers`: children at work at the same time. `choices`: what the site decided.
     """
 
     max_files: int = 1_000_000
@@ -116,6 +157,7 @@ class Limits:
     max_volume_bytes: int = 512 << 20
     volume_timeout_s: float = 300.0
     workers: int = field(default_factory=lambda: count_decoders(0))
+    choices: Choices = Choices()
 
 
 @dataclass(frozen=True)
@@ -133,12 +175,14 @@ class Settings:
     max_volume_bytes: int = 512 << 20
     volume_timeout_s: float = 300.0
     patches: int = 0  # of one person, in a study of volumes
+    wanted: Wanted = Wanted()
+    choices: Choices = Choices()
 
     @property
     def caps(self) -> Caps:
         """Return the part that concerns volumes."""
         sizes = (self.max_file_bytes, self.max_pixel_bytes, self.max_volume_bytes)
-        return Caps(self.size_px, self.modalities, self.window, *sizes)
+        return Caps(self.size_px, self.modalities, self.window, *sizes, self.wanted, self.choices)
 
 
 @dataclass(frozen=True)
@@ -146,7 +190,8 @@ class Photograph:
     """A decoded and framed photograph.
 
     `pixels`: uint8 [S, S, C]. `digest`: SHA-256 of the decoded pixels before framing. DICOM only:
-    raw id, issuer, and side (0 unknown, 1 left, 2 right).
+    raw id, issuer, and side (0 unknown, 1 left, 2 right). `silent`: what the plan wants a header to
+    name and this one does not.
     """
 
     pixels: Pixels
@@ -155,3 +200,4 @@ class Photograph:
     patient_id: str
     issuer: str
     laterality: int
+    silent: tuple[str, ...] = ()

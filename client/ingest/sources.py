@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hmac
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from client.ingest.request import (
     Scan,
     Settings,
     VolumeFiles,
+    Wanted,
 )
 from client.ingest.rows import RowFile
 from common.study.intake import Intake
@@ -45,7 +47,8 @@ Progress = Callable[[int, int], None]
 class Source(ABC):
     """The contents of a folder.
 
-    `quarantine`: (name below the source, reason) of each file that did not enter.
+    `quarantine`: (name below the source, reason) of each file that did not enter. `silent`: how
+    many files that were read do not name something that the plan wants named.
     `records[i].position` is i. `spool`: the images, uint8 [rows, S, S, planes]. `fields`: what
     tells which records are alike (likeness.py), a row each. Both are files in `folder`, until
     `remove`. `passes`: how often `collect` goes over the files.
@@ -58,6 +61,7 @@ class Source(ABC):
         self.identities = identities
         self.records: list[ImageRecord] = []
         self.quarantine: list[tuple[str, Reason]] = []
+        self.silent: Counter[str] = Counter()
         side = intake.size_px
         self.spool = RowFile(folder / "spool", (side, side, intake.planes), np.uint8)
         self.fields = RowFile(folder / "fields", (count_fields(self._look_px()),), np.uint16)
@@ -121,6 +125,8 @@ class Source(ABC):
             max_volume_bytes=limits.max_volume_bytes,
             volume_timeout_s=limits.volume_timeout_s,
             patches=patches,
+            wanted=Wanted.of(self.intake),
+            choices=limits.choices,
         )
 
 
@@ -154,6 +160,7 @@ class Photographs(Source):
         """Note whose photograph it is, and write it to the spool. Raises Unusable for nobody's."""
         owner = Owner(photograph.patient_id, photograph.issuer, photograph.laterality)
         record = self.identities.make_record(len(self.records), owner, (name,), photograph.digest)
+        self.silent.update(photograph.silent)
         self.spool.append(photograph.pixels[None])
         self.fields.append(reduce_images(photograph.pixels[None]))
         self.records.append(record)

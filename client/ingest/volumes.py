@@ -31,9 +31,11 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from client.ingest import dicom, dicom_header
+from client.ingest.content import check_content
 from client.ingest.files import open_regular
 from client.ingest.images import BLANK_SPREAD
 from client.ingest.masks import SEGMENTATION, Mask, is_nifti, read_nifti, read_segmentation
+from client.ingest.origin import check_origin
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import LOOK_PX, SLICE_DIGEST_BYTES, Caps, Kind, Scan
 from client.ingest.series import Grid, Plane, arrange_slices, plane_of
@@ -142,6 +144,8 @@ def _check_slice(header: Dataset, caps: Caps) -> Plane:
     """The plane of a grey, single-frame slice within the caps."""
     # the rules of one image: a single grey frame within the cap
     dicom_header.check_rules(header, caps.modalities)
+    check_origin(header, accept_derived=caps.choices.accept_derived)
+    check_content(header, caps.wanted, refuse_silent=caps.choices.refuse_silent)
     multi_frame = header.get("SOPClassUID") in MULTI_FRAME
     if multi_frame or dicom_header.count_frames(header) != 1:
         raise Unusable(Reason.MULTI_FRAME)

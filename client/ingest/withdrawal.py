@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.ingest.decode import decode_all
 from client.ingest.persons import is_placeholder, normalise_id, pseudonym
 from client.ingest.quarantine import Reason
+from client.ingest.refresh import choices_of
 from client.ingest.request import Limits, Photograph, Settings
 from client.ingest.whose import Names, find_owners
 from client.state.config import SiteConfig
@@ -166,7 +167,7 @@ def _sentence(reason: Reason) -> str:
 
 
 def _settings(intake: Intake, config: SiteConfig) -> Settings:
-    """A plan's intake rules under this site's limits."""
+    """A plan's intake rules under this site's limits; whatever an image shows, it is somebody's."""
     limits = Limits(max_file_bytes=config.limits.max_file_mib << 20)
     return Settings(
         intake.size_px,
@@ -177,6 +178,7 @@ def _settings(intake: Intake, config: SiteConfig) -> Settings:
         limits.max_pixel_bytes,
         limits.decode_memory_bytes,
         limits.decode_timeout_s,
+        choices=replace(choices_of(config.data), refuse_silent=False),
     )
 
 

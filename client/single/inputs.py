@@ -8,7 +8,8 @@ from pathlib import Path
 from client.daemon.site import Site
 from client.ingest.decode import decode_all
 from client.ingest.quarantine import Reason
-from client.ingest.request import Photograph, Settings
+from client.ingest.refresh import choices_of
+from client.ingest.request import Photograph, Settings, Wanted
 from client.ingest.whose import Names, find_owners
 from client.single.flow import Flow
 from common.arrays import Images
@@ -111,4 +112,6 @@ def _decode_settings(site: Site, study: Study) -> Settings:
         cap_bytes,
         DECODE_MEMORY_BYTES,
         DECODE_TIMEOUT_S,
+        wanted=Wanted.of(intake),
+        choices=choices_of(site.config.data),
     )

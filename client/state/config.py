@@ -46,6 +46,17 @@ class Data(FrozenModel):
         description="path of a CSV with the columns file, patient, label, laterality, mask; "
         "null: none",
     )
+    silent_headers: Literal["accept", "refuse"] = Field(
+        default="accept",
+        description="files whose headers do not name the body part or the view that the plan "
+        "takes; `ingest` says how many they are. PNG and JPEG files have no header that could",
+    )
+    derived: Literal["refuse", "accept"] = Field(
+        default="refuse",
+        description="DICOM images that ImageType calls SECONDARY; accept: this hospital has looked "
+        "at them and vouches that they are plain copies, such as compressed ones of an archive, "
+        "without text or drawings in them",
+    )
 
 
 class Policy(FrozenModel):

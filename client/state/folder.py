@@ -205,7 +205,7 @@ def message_file(outbox: Path, key: str) -> Path:
 
 def _cohort_name(intake: Intake) -> str:
     """What the cohort folders of these intake rules begin with."""
-    digest = hashlib.sha256(canonical(intake.model_dump(mode="json"))).hexdigest()
+    digest = hashlib.sha256(canonical(intake.hashed_fields())).hexdigest()
     return f"cohort-{digest[:12]}"
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from common.config import FrozenModel
 from common.study.fields import Label
+
+# keys that came after the first signed plans; left out, a plan keeps its hash and its cohorts
+LATER = frozenset({"body_parts", "views", "presentation"})
+RADIOGRAPHS = {"CR", "DX"}
+
+BodyPart = Annotated[str, Field(pattern=r"^[A-Z][A-Z ]{0,31}$")]
+View = Literal["PA", "AP", "LL", "RL", "LLD", "RLD", "LLO", "RLO"]
+Presentation = Literal["FOR PRESENTATION", "FOR PROCESSING"]
 
 
 class Volumes(FrozenModel):
@@ -64,6 +72,53 @@ class Intake(FrozenModel):
         default=None,
         description="set for MR volumes with vessel masks (models.wgan); one channel only",
     )
+
+    body_parts: tuple[BodyPart, ...] | None = Field(
+        default=None,
+        max_length=20,
+        description="body parts that a DICOM header may name, in English capitals; []: any. "
+        "By default CHEST for CR and DX, any for others",
+    )
+    views: tuple[View, ...] | None = Field(
+        default=None,
+        description="views that a DICOM header may name; []: any. By default PA and AP for CR and "
+        "DX, any for others",
+    )
+    presentation: tuple[Presentation, ...] | None = Field(
+        default=None,
+        description="what a DICOM image may be meant for; []: anything. By default FOR "
+        "PRESENTATION for CR and DX: raw detector values are refused",
+    )
+
+    @property
+    def taken_body_parts(self) -> tuple[str, ...]:
+        """The body parts that enter, as stated or by default; empty: any."""
+        return self._taken(self.body_parts, "CHEST")
+
+    @property
+    def taken_views(self) -> tuple[str, ...]:
+        """The views that enter, as stated or by default; empty: any."""
+        return self._taken(self.views, "PA", "AP")
+
+    @property
+    def taken_presentation(self) -> tuple[str, ...]:
+        """What entering images are meant for, as stated or by default; empty: anything."""
+        return self._taken(self.presentation, "FOR PRESENTATION")
+
+    def _taken(self, stated: tuple[str, ...] | None, *radiographs: str) -> tuple[str, ...]:
+        """What is stated; else what radiographs must be, in a study of radiographs alone."""
+        if stated is not None:
+            return stated
+        return radiographs if set(self.dicom_modalities) <= RADIOGRAPHS else ()
+
+    def unused_later(self) -> set[str]:
+        """Return the keys of LATER that hold their default."""
+        fields = type(self).model_fields
+        return {name for name in LATER if getattr(self, name) == fields[name].default}
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return what names a cohort and counts in the plan's hash: all but unused later keys."""
+        return self.model_dump(mode="json", exclude=self.unused_later())
 
     @property
     def planes(self) -> int:

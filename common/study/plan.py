@@ -152,10 +152,12 @@ class Study(FrozenModel):
     def hash(self) -> str:
         """Return the SHA-256 of the plan's canonical JSON, in hex.
 
-        A key of LATER counts only where it is not its default. So a plan that an earlier version
-        signed keeps its hash, its signature, its approvals and its place in every state folder.
+        A key of LATER, here or in `intake`, counts only where it is not its default. So a plan
+        that an earlier version signed keeps its hash, its signature, its approvals and its place
+        in every state folder.
         """
         fields = self.model_dump(mode="json", exclude=self._unused_later())
+        fields["intake"] = self.intake.hashed_fields()
         return hashlib.sha256(canonical(fields)).hexdigest()
 
     def _unused_later(self) -> set[str]:

@@ -26,7 +26,7 @@ from client.ingest.decode_child import read_file
 from client.ingest.labels import read_labels
 from client.ingest.masks import is_nifti, read_nifti, read_segmentation
 from client.ingest.quarantine import Unusable
-from client.ingest.request import Caps, Limits, Settings, VolumeFiles
+from client.ingest.request import Caps, Limits, Settings, VolumeFiles, Wanted
 from client.ingest.series import Grid, arrange_slices
 from client.ingest.volumes import patches, read_volume, scan
 from tests import phantoms, volume_phantoms
@@ -36,6 +36,7 @@ from tests.fuzz.release_targets import jpeg, png, png_maker
 
 SIDE = 16
 PIXEL_CAP = 1 << 20
+WANTED = Wanted(("CHEST",), ("PA", "AP"), ("FOR PRESENTATION",))
 SETTINGS = Settings(
     size_px=SIDE,
     channels=3,
@@ -48,8 +49,9 @@ SETTINGS = Settings(
     patches=2,
     timeout_s=2.0,
     volume_timeout_s=2.0,
+    wanted=WANTED,
 )
-CAPS = Caps(SIDE, ("MR",), None, 1 << 20, PIXEL_CAP, PIXEL_CAP)
+CAPS = Caps(SIDE, ("MR",), None, 1 << 20, PIXEL_CAP, PIXEL_CAP, WANTED)
 SHAPE = (4, SIDE, SIDE)
 REFUSED = (Unusable,)
 
@@ -253,7 +255,7 @@ def _answers(folder: Path) -> Parser:
     """What a child answers that hostile bytes have taken over."""
     decoder = Decoder(SETTINGS)
     facts = {"digest": "0" * 64, "is_dicom": True, "patient_id": "P", "issuer": ""}
-    photograph = json.dumps(facts | {"laterality": 1}).encode()
+    photograph = json.dumps(facts | {"laterality": 1, "silent": ["view"]}).encode()
     scanned = json.dumps({"kind": "slice", "content": "c", "patient_id": "p"}).encode()
     cut = json.dumps({"digest": "0" * 64, "slices": 1, "refusal": None}).encode()
     refusal = json.dumps({"reason": "undecodable", "at": 3}).encode()

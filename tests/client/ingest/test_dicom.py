@@ -260,7 +260,7 @@ REFUSALS: dict[str, tuple[Callable[[Dataset], None], Reason]] = {
     ),
     "it is secondary and says nothing of text": (
         setting(ImageType=["DERIVED", "SECONDARY"]),
-        Reason.BURNED_IN_TEXT,
+        Reason.DERIVED,
     ),
     "the photometric interpretation is unknown": (
         setting(PhotometricInterpretation="HSV"),
@@ -273,6 +273,7 @@ REFUSALS: dict[str, tuple[Callable[[Dataset], None], Reason]] = {
     "46341 x 65535 declared": (setting(Rows=46341, Columns=65535), Reason.DECLARED_TOO_LARGE),
     "a billion frames declared": (setting(NumberOfFrames=10**9), Reason.DECLARED_TOO_LARGE),
     "no rows": (setting(Rows=0), Reason.NO_SIZE),
+    "it holds two frames": (setting(NumberOfFrames=2), Reason.SEVERAL_FRAMES),
     "more rows than bytes": (setting(Rows=200), Reason.TRUNCATED),
 }
 

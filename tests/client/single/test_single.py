@@ -179,8 +179,10 @@ def test_dicom_out_says_that_it_is_synthetic_and_carries_nothing_of_the_original
         assert "ε=2" in data.DerivationDescription
         assert not any(word.encode() in path.read_bytes() for word in (MARKER, *MARKERS))
         assert data.pixel_array.shape == (32, 32)
-        with path.open("rb") as file:
-            assert read_dicom(file, ("DX",), None, 1 << 20).pixels.shape == (32, 32, 1)
+        # and no intake takes it for a patient's
+        with path.open("rb") as file, pytest.raises(Unusable) as refusal:
+            read_dicom(file, ("DX",), None, 1 << 20)
+        assert refusal.value.reason is Reason.SYNTHETIC
     assert len(list((tmp_path / "out").glob("*.dcm"))) == 4
 
 

@@ -146,6 +146,15 @@ def test_a_plan_that_was_signed_before_a_key_came_keeps_its_hash() -> None:
     assert small_study(aggregation={"rule": "norm_weighted"}).hash() != FIRST_HASH
 
 
+@pytest.mark.parametrize("key", ["body_parts", "views", "presentation"])
+def test_an_intake_key_that_came_later_counts_in_the_hash_only_where_it_is_stated(key: str) -> None:
+    assert small_study(**{f"intake__{key}": None}).hash() == FIRST_HASH
+    assert small_study(**{f"intake__{key}": []}).hash() != FIRST_HASH
+    # and so does the name of a cohort
+    assert key not in small_study().intake.hashed_fields()
+    assert small_study(**{f"intake__{key}": []}).intake.hashed_fields()[key] == []
+
+
 def test_the_hash_covers_every_field_and_ignores_spelling() -> None:
     base = small_study().hash()
     assert small_study().hash() == base
