@@ -122,6 +122,7 @@ def ingest_lines(report: IngestReport | None) -> Iterator[str]:
         yield f"not used: {count} files, {code}: {Reason(code).sentence}"
     if report.quarantined:
         yield "`kohort-site quarantine` lists these files, with what to do"
+    yield from report.labels
 
 
 def run(state: StateFolder, until_done: UntilDone = False) -> None:

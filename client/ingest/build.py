@@ -39,7 +39,7 @@ import numpy as np
 from client.ingest.cohort import CHUNK_ROWS, digest_contents
 from client.ingest.cohort_files import write_facts, write_images, write_index
 from client.ingest.identify import Identities
-from client.ingest.labels import Labels, read_labels
+from client.ingest.labels import Labels, Wording, read_labels
 from client.ingest.listing import (
     LISTING,
     list_files,
@@ -70,7 +70,8 @@ class IngestReport:
     `ingested`: files that entered, of `patients` persons. `merged`: persons with several ids;
     `most_ids`: the largest number of ids of one person. `quarantined`: the other files, by reason
     code. `ingested` plus the sum of `quarantined` is the number of files found. `silent`: of the
-    files that were read, how many do not name something that the plan wants named.
+    files that were read, how many do not name something that the plan wants named. `labels`: how
+    the labels file was read, and what of it fits nothing.
     """
 
     ingested: int
@@ -80,6 +81,7 @@ class IngestReport:
     quarantined: Mapping[str, int]
     digest: str
     silent: Mapping[str, int] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
 
 
 def ingest(
@@ -89,6 +91,7 @@ def ingest(
     out: Path,
     *,
     labels_csv: Path | None = None,
+    wording: Wording | None = None,
     limits: Limits | None = None,
     people: PeopleFile | None = None,
     aside: Path | None = None,
@@ -97,12 +100,12 @@ def ingest(
     """Build the cohort of `source` in the new folder `out`; return what became of every file.
 
     `key`: the site's 32 pseudonym bytes. `labels_csv`: the labels file (labels.py); None only if
-    the study declares one label. `people`: the site's persons; what is found of them is kept there
-    before the cohort appears. `aside`: a folder that keeps the list of refused files where no
-    cohort comes about; it goes when one does. `progress(done, total)` counts every file once a
-    pass: decoding (for volumes two, scanning and reading), comparing, writing. Raises
-    ConfigurationError (folders, labels file, no usable image) and EnvironmentFault (disk full and
-    the like; nothing is left behind).
+    the study declares one label. `wording`: the hospital's own words in it. `people`: the site's
+    persons; what is found of them is kept there before the cohort appears. `aside`: a folder that
+    keeps the list of refused files where no cohort comes about; it goes when one does.
+    `progress(done, total)` counts every file once a pass: decoding (for volumes two, scanning and
+    reading), comparing, writing. Raises ConfigurationError (folders, labels file, no usable image)
+    and EnvironmentFault (disk full and the like; nothing is left behind).
     """
     limits = limits or Limits()
     if len(key) != KEY_BYTES:
@@ -116,7 +119,10 @@ def ingest(
 
     # (2) read the labels
     masks = intake.volumes is not None
-    labels = read_labels(labels_csv, intake.labels, relative, limits.max_labels_bytes, masks=masks)
+    max_bytes = limits.max_labels_bytes
+    labels = read_labels(
+        labels_csv, intake.labels, relative, max_bytes, masks=masks, wording=wording
+    )
 
     # (3 to 7) build in a folder beside `out`, and rename it when it is whole
     unfinished = out.with_name(f".{out.name}.partial")
@@ -184,6 +190,7 @@ class _Build:
         stage = partial(_stage_of, progress, len(files), passes + 2)
         # (3, 4) decode and identify
         self.source.collect(files, relative, limits, stage(0, passes))
+        self.identities.labels.check_match()
 
         # (5, 6) join the ids of one person, and choose the images that enter
         persons: Persons = []
@@ -221,6 +228,7 @@ class _Build:
             quarantined=dict(sorted(counts.items())),
             digest=digest,
             silent=dict(self.source.silent),
+            labels=tuple(self.identities.labels.match.lines()),
         )
 
     def _persons(self, progress: Progress) -> Persons:

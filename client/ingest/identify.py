@@ -60,6 +60,7 @@ class Identities:
         # the ids that the header and that row give; without any, nobody could be protected
         known = _known_ids(owner, row)
         if not known:
+            self.labels.match.note_image(labelled=row is not None)
             raise Unusable(refusal or Reason.NO_PATIENT)
 
         # label and side; without them the image cannot enter, and still tells who is one person
@@ -68,6 +69,7 @@ class Identities:
             label = self.labels.index(row)
         except Unusable as unlabelled:
             refusal = refusal or unlabelled.reason
+        self.labels.match.note_image(labelled=refusal is not Reason.NO_LABEL)
         laterality = owner.laterality
         if not laterality and row:
             laterality = row.laterality

@@ -1,15 +1,17 @@
 """Reads the hospital's labels file: which label, patient and eye belongs to which image.
 
-In: a CSV (UTF-8, comma or semicolon) with a header that names its columns.
-Out: `Labels`, asked once an image.
-Guarantees: no cell of the file stands in any message.
-Not covered: spreadsheets, other encodings.
+In: a table (table.py), what its words mean (`Wording`), the folder's files.
+Out: `Labels`, asked once an image; its `match` tells the site's own screen what fitted.
+Guarantees: no id and no file name of the table stands in any message; a word of the columns `label`
+or `laterality` does where the rows of at least five people have it.
+Not covered: whether a row is right.
 
   label       required: one of the study's labels
   patient     the patient id as in the DICOM header; required for photographs
   file        path below the source folder, or a file name that occurs once there; required for
               photographs
-  laterality  optional: L or R; a DICOM header that names a side wins
+  laterality  optional: left or right, in words of several languages (words.py); a DICOM header that
+              names a side wins
   mask        studies of volumes only, optional: the NIfTI mask of the series that `file` is a slice
               of, or of the patient's only series; a path as for `file`
 
@@ -20,25 +22,38 @@ for the same person.
 
 from __future__ import annotations
 
-import csv
-import io
-import unicodedata
-from collections.abc import Iterable, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client.ingest.match import FolderIndex, Match, file_key, loose_id
 from client.ingest.persons import normalise_id
 from client.ingest.quarantine import Reason, Unusable
-from common.errors import ConfigurationError, damage_named
-from common.storage.files import read_capped
+from client.ingest.table import CODE, HINT, Findings, Line, Table, name_columns, open_table
+from client.ingest.words import plain, side_of
+from common.errors import ConfigurationError
 
 COLUMNS = {"file", "patient", "label", "laterality"}
-SIDES = {"": 0, "L": 1, "LEFT": 1, "OS": 1, "R": 2, "RIGHT": 2, "OD": 2}
+PEOPLE_BEHIND_A_WORD = 5  # fewer, and a word of the table could tell who is meant
+MOST_WORDS = 1000
+MOST_WORD_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How the hospital calls things, from site.yaml.
+
+    `columns`: its columns, each with ours. `values`: its words, each with a label or a side.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, normalised; label as written."""
+    """One row, normalised; label as the study spells it, else as written."""
 
     patient: str
     label: str
@@ -51,7 +66,7 @@ class Labels:
 
     `declared`: the study's labels, in order. `everywhere`: there is no labels file, and the only
     label fits all. `masks`: for each mask the (file, patient) of the rows that name it; either may
-    be empty.
+    be empty. `spellings`: patients of rows by their loose id.
     """
 
     declared: tuple[str, ...]
@@ -59,6 +74,8 @@ class Labels:
     by_patient: dict[str, list[Row]] = field(default_factory=dict)
     everywhere: bool = False
     masks: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    spellings: dict[str, set[str]] = field(default_factory=dict)
+    match: Match = field(default_factory=Match)
 
     def row_of_files(self, relatives: Iterable[str]) -> Row | None:
         """Return the row that names one of these files of one image.
@@ -73,9 +90,18 @@ class Labels:
     def row_of_patient(self, patient: str, laterality: int) -> Row | None:
         """Return the row for this patient's image of this side (0: side unknown).
 
-        Raises Unusable (ambiguous-label).
+        An id that no row has counts as the one that differs from it in spelling alone, if there is
+        exactly one. Raises Unusable (ambiguous-label).
         """
-        rows = self.by_patient.get(normalise_id(patient), [])
+        name = normalise_id(patient)
+        if name not in self.by_patient:
+            alike = self.spellings.get(loose_id(name), set())
+            if len(alike) != 1:
+                return None
+            (name,) = alike
+            self.match.nearly += 1
+        self.match.met.add(name)
+        rows = self.by_patient[name]
         if not laterality:
             return _agree(rows)
         # rows of this side, else those that name no side
@@ -97,6 +123,22 @@ class Labels:
             raise Unusable(Reason.UNKNOWN_LABEL)
         return self.declared.index(row.label)
 
+    def check_match(self) -> None:
+        """Raise ConfigurationError (E-LABELS-MATCH) unless rows and images are of each other."""
+        if self.match.fits():
+            return
+        problems = [f"labels and images do not fit: {self.match.counts()}"]
+        problems += self.match.notes.texts()
+        raise ConfigurationError(
+            "\n".join(problems), problems=problems, hint=MATCH_HINT, code="E-LABELS-MATCH"
+        )
+
+
+MATCH_HINT = (
+    "nothing was frozen; correct the table, data.folder or data.labels_csv; `kohort-site labels` "
+    "says what fits"
+)
+
 
 def _agree(rows: Sequence[Row]) -> Row | None:
     """The row that all rows agree on; a side in which they differ is unknown."""
@@ -111,11 +153,6 @@ def _agree(rows: Sequence[Row]) -> Row | None:
     return Row(rows[0].patient, rows[0].label, laterality)
 
 
-def file_key(text: str) -> str:
-    """Return a path below the source in the form in which rows and files are compared."""
-    return unicodedata.normalize("NFC", text).strip().replace("\\", "/").removeprefix("./")
-
-
 def read_labels(
     path: Path | None,
     declared: Sequence[str],
@@ -123,105 +160,182 @@ def read_labels(
     max_bytes: int,
     *,
     masks: bool = False,
+    wording: Wording | None = None,
 ) -> Labels:
     """Return the labels in `path` for a study with `declared` labels and `files` (relative paths).
 
-    `masks`: the column `mask` is allowed. Raises ConfigurationError: no file although the study has
-    several labels; not UTF-8; a missing, unknown or doubled column.
+    `masks`: the column `mask` is read. Without `declared`, no label is judged. Raises
+    ConfigurationError, with every problem at once: no file although the study has several labels;
+    no table; a missing or doubled column; rows that cannot be meant; no label of the study.
     """
     if path is None:
         if len(declared) == 1:
             return Labels(tuple(declared), everywhere=True)
         raise ConfigurationError(
-            f"the study declares {len(declared)} labels, but no labels file was given", hint=_HINT
+            f"the study declares {len(declared)} labels, but no labels file was given", hint=HINT
         )
-
-    # the columns that this study's file may have
-    allowed = COLUMNS
-    if masks:
-        allowed = COLUMNS | {"mask"}
-    reader = _reader(path, max_bytes, allowed)
-
-    # its rows
-    labels = Labels(tuple(declared))
-    full_names = _unique_names(files)
-    try:
-        for row in reader:
-            # a short row lacks cells: they count as empty
-            cells = {name: (row.get(name) or "").strip() for name in (*COLUMNS, "mask")}
-            _take(labels, cells, full_names)
-    except csv.Error as error:
-        raise ConfigurationError(
-            f"{path}: line {reader.line_num}: not a CSV row", hint=_HINT
-        ) from error
+    wording = wording or Wording()
+    asked = COLUMNS | {"mask"} if masks else COLUMNS
+    table = open_table(path, max_bytes, asked, wording.columns)
+    labels = Labels(tuple(declared), match=Match(table.form, _ignored(table)))
+    _Reading(table, labels, wording).take_all(FolderIndex(files))
     return labels
 
 
-_HINT = "give a CSV with the columns patient,label[,laterality] or file,patient,label[,laterality]"
+def _ignored(table: Table) -> str:
+    """Which columns are not read, for the screen."""
+    return f"; not read: {name_columns(table.ignored)}" if table.ignored else ""
 
 
-def _unique_names(files: Iterable[str]) -> dict[str, str]:
-    """Relative paths by bare file name, for the names that occur once below the source."""
-    paths: dict[str, list[str]] = {}
-    for name in files:
-        key = file_key(name)
-        paths.setdefault(key.rpartition("/")[2], []).append(key)
-    unique = {}
-    for bare, full in paths.items():
-        if len(full) == 1:
-            unique[bare] = full[0]
-    return unique
+@dataclass(frozen=True)
+class _Meant:
+    """One row with what it names: its line, its file and mask as keys."""
+
+    line: int
+    file: str
+    mask: str
+    row: Row
 
 
-def _reader(path: Path, max_bytes: int, columns: set[str]) -> csv.DictReader[str]:
-    """Open the file as CSV; its header must name known columns, each once."""
-    # text
-    try:
-        text = read_capped(path, max_bytes).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"{path}: not UTF-8 text", hint="export the table as CSV in UTF-8"
-        ) from error
+class _Reading:
+    """Takes the rows of one table into `labels`."""
 
-    # the delimiter is the one that occurs more often in the header
-    first = text.partition("\n")[0]
-    delimiter = ","
-    if first.count(";") > first.count(","):
-        delimiter = ";"
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    def __init__(self, table: Table, labels: Labels, wording: Wording) -> None:
+        self.table = table
+        self.labels = labels
+        self.values = {plain(word): meant for word, meant in wording.values.items()}
+        self.declared = {_label_key(label): label for label in labels.declared}
+        self.sides = _Strangers("`laterality` is no side that is known")
+        self.unknown = _Strangers("`label` is none of the study's")
+        self.known = 0
 
-    # the header
-    damage = ConfigurationError(f"{path}: line 1: not a CSV row", hint=_HINT)
-    with damage_named(damage):
-        names = [name.strip().lower() for name in reader.fieldnames or ()]
-    reader.fieldnames = names
-    if (
-        "label" not in names
-        or not {"file", "patient"} & set(names)
-        or len(set(names)) != len(names)
-        or set(names) - columns
-    ):
-        raise ConfigurationError(
-            f"{path}: line 1: expected columns among {sorted(columns)}, label among them",
-            hint=_HINT,
-        )
-    return reader
+    def take_all(self, index: FolderIndex) -> None:
+        """Read every row, find its file, and add it; raises ConfigurationError."""
+        meant = [self._meant(line) for line in self.table.rows()]
+        self._refuse(len(meant))
+        self.labels.match.notes = self.table.notes
+
+        # (1) rows that name their file exactly; (2) the others, among the files that are left
+        exact = [index.exact(one.file) if one.file else None for one in meant]
+        taken = {file for file in exact if file}
+        for one, file in zip(meant, exact, strict=True):
+            self._add(one, file or self._nearly(one, index, taken), index)
+
+    def _meant(self, line: Line) -> _Meant:
+        """One row, with its words as the study's."""
+        cells = line.cells
+        patient = normalise_id(cells.get("patient", ""))
+        who = patient or cells.get("file", "")
+        side = self._side(cells.get("laterality", ""), who, line.number)
+        row = Row(patient, self._label(cells["label"], who, line.number), side)
+        file = file_key(cells.get("file", ""))
+        if not file and not patient:
+            self.table.notes.add(
+                "names neither file nor patient, and counts for nobody", line.number
+            )
+        return _Meant(line.number, file, file_key(cells.get("mask", "")), row)
+
+    def _side(self, cell: str, who: str, line: int) -> int:
+        """The side in a cell; an unknown word is a problem."""
+        side = side_of(self.values.get(plain(cell), cell))
+        if side is None:
+            side = side_of(cell)
+        if side is None:
+            self.sides.add(cell, who, line)
+        return side or 0
+
+    def _label(self, cell: str, who: str, line: int) -> str:
+        """The label that a cell means, else the cell."""
+        meant = self.values.get(plain(cell), cell)
+        label = self.declared.get(_label_key(meant))
+        if label is None:
+            if self.declared:
+                self.unknown.add(cell, who, line)
+            return meant
+        self.known += 1
+        if label != meant:
+            self.table.notes.add("label in another spelling than the study's", line)
+        return label
+
+    def _refuse(self, rows: int) -> None:
+        """Raise ConfigurationError with all problems, if there are any."""
+        problems = self.table.problems
+        self.sides.tell(problems, "; correct it, or map the word in data.values of site.yaml")
+        if not rows:
+            problems.add("no row below the first line", 1)
+        labels = ", ".join(self.labels.declared)
+        if self.known or not self.declared:
+            fix = "; such images stay out unless data.values of site.yaml maps the word"
+            self.unknown.tell(self.table.notes, self._close() + fix)
+        elif rows:
+            fix = f"; map the words to {labels} in data.values of site.yaml"
+            self.unknown.tell(problems, self._close() + fix)
+        texts = [f"{self.table.path}: {text}" for text in problems.texts()]
+        if texts:
+            raise ConfigurationError("\n".join(texts), problems=texts, hint=HINT, code=CODE)
+
+    def _close(self) -> str:
+        """The labels of the study that unknown words nearly are; public words alone."""
+        near: dict[str, None] = {}
+        for word in self.unknown.words:
+            for found in difflib.get_close_matches(_label_key(word), self.declared, 1):
+                near[self.declared[found]] = None
+        return f"; nearly {', '.join(near)}" if near else ""
+
+    def _nearly(self, one: _Meant, index: FolderIndex, taken: set[str]) -> str | None:
+        """The file that a row nearly names; whatever comes of it is noted."""
+        if not one.file:
+            return None
+        file, sentence = index.nearly(one.file, taken)
+        self.labels.match.notes.add(sentence, one.line)
+        return file
+
+    def _add(self, one: _Meant, file: str | None, index: FolderIndex) -> None:
+        """Add one row by its file, else by its patient; a row with neither belongs to nobody."""
+        labels = self.labels
+        row = one.row
+        place = file or one.file
+        labels.match.rows += bool(place or row.patient)
+        if one.mask and (place or row.patient):
+            mask = index.exact(one.mask) or index.nearly(one.mask)[0] or one.mask
+            labels.masks.setdefault(mask, []).append((place, row.patient))
+        if place:
+            labels.match.file_rows += file is not None
+            labels.by_file.setdefault(place, []).append(row)
+        elif row.patient:
+            labels.match.patient_rows.setdefault(row.patient, []).append(one.line)
+            labels.by_patient.setdefault(row.patient, []).append(row)
+            labels.spellings.setdefault(loose_id(row.patient), set()).add(row.patient)
 
 
-def _take(labels: Labels, cells: dict[str, str], full_names: dict[str, str]) -> None:
-    """Add one row by its file, else by its patient; a row with neither belongs to nobody."""
-    laterality = SIDES.get(cells["laterality"].upper(), 0)
-    row = Row(normalise_id(cells["patient"]), cells["label"], laterality)
+def _label_key(text: str) -> str:
+    """A label without case, and with one sign between its words."""
+    return "-".join(plain(text).replace("_", " ").replace("-", " ").split())
 
-    # a bare name stands for its only path
-    file = file_key(cells["file"])
-    file = full_names.get(file, file)
-    mask = file_key(cells["mask"])
-    mask = full_names.get(mask, mask)
 
-    if mask and (file or row.patient):
-        labels.masks.setdefault(mask, []).append((file, row.patient))
-    if file:
-        labels.by_file.setdefault(file, []).append(row)
-    elif row.patient:
-        labels.by_patient.setdefault(row.patient, []).append(row)
+class _Strangers:
+    """Words that are not known: their lines, and those that the rows of enough people have."""
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+        self.words: dict[str, set[str]] = {}
+        self._lines: list[int] = []
+
+    def add(self, word: str, who: str, line: int) -> None:
+        """Note a word of one row."""
+        self._lines.append(line)
+        if word in self.words or len(self.words) < MOST_WORDS:
+            people = self.words.setdefault(word, set())
+            if len(people) < PEOPLE_BEHIND_A_WORD:
+                people.add(who)
+
+    def tell(self, findings: Findings, fix: str) -> None:
+        """Add a sentence with all lines; it quotes words of at least five people."""
+        quoted = []
+        for word, people in self.words.items():
+            common = len(people) >= PEOPLE_BEHIND_A_WORD
+            if common and word.isprintable() and 0 < len(word) <= MOST_WORD_CHARACTERS:
+                quoted.append(f"`{word}`")
+        which = f" ({', '.join(quoted[:10])})" if quoted else ""
+        for line in self._lines:
+            findings.add(f"{self.sentence}{which}{fix}", line)

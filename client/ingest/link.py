@@ -21,7 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from client.ingest.identify import Owner
-from client.ingest.labels import Labels, file_key
+from client.ingest.labels import Labels
+from client.ingest.match import file_key
 from client.ingest.persons import normalise_id
 from client.ingest.quarantine import Reason
 from client.ingest.request import Scan

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from client.ingest.build import IngestReport, Progress, ingest
 from client.ingest.cohort import image_marks, people_of, persons_of
+from client.ingest.labels import Wording
 from client.ingest.listing import (
     Changes,
     compare_listing,
@@ -147,6 +148,7 @@ class Intakes:
             self.state.pseudonym_bytes(),
             folder,
             labels_csv=self.labels(),
+            wording=self.wording(),
             limits=self.limits(intake),
             people=PeopleFile(self.state.people),
             aside=_aside(folder),
@@ -158,6 +160,10 @@ class Intakes:
         if self.config.data.labels_csv is None:
             return None
         return Path(self.config.data.labels_csv)
+
+    def wording(self) -> Wording:
+        """Return the words that the labels file has for ours."""
+        return Wording(self.config.data.columns, self.config.data.values)
 
     def limits(self, intake: Intake) -> Limits:
         """Return what this machine gives to a cohort of these rules."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from client.ingest.cohort import Cohort, image_marks
 from client.ingest.identify import Identities, Owner
-from client.ingest.labels import Labels, read_labels
+from client.ingest.labels import Labels, Wording, read_labels
 from client.ingest.likeness import near_duplicates, near_pairs
 from client.ingest.listing import relative_name
 from client.ingest.persons import ImageRecord, aliases, group_by_person, keyed_hash
@@ -86,7 +86,9 @@ def _read_labels(config: SiteConfig, paths: Sequence[Path]) -> Labels:
         return Labels(())
     files = [relative_name(path, data) for path in sorted(data.rglob("*"))]
     path = Path(config.data.labels_csv)
-    return read_labels(path, (), files, Limits().max_labels_bytes, masks=True)
+    wording = Wording(config.data.columns, config.data.values)
+    max_bytes = Limits().max_labels_bytes
+    return read_labels(path, (), files, max_bytes, masks=True, wording=wording)
 
 
 def _names_by_pixels(state: State) -> Mapping[str, set[str]]:

@@ -103,6 +103,7 @@ class Rehearsal:
             self.state.pseudonym_bytes(),
             own.cohort(intake),
             labels_csv=intakes.labels(),
+            wording=intakes.wording(),
             limits=intakes.limits(intake),
             people=PeopleFile(own.people),
             progress=self.show,

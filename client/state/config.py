@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,9 @@ from common.study.synthesis import Synthesis
 FILE = "site.yaml"
 INBOX_MESSAGES = 4  # two instructions and two replies of the largest size
 TRAINERS = tuple(FAMILIES)  # the models that client/child/job.py can train
+
+
+Column = Literal["file", "patient", "label", "laterality", "mask"]
 
 
 class Data(FrozenModel):
@@ -57,6 +60,24 @@ class Data(FrozenModel):
         "at them and vouches that they are plain copies, such as compressed ones of an archive, "
         "without text or drawings in them",
     )
+    columns: dict[str, Column] = Field(
+        default_factory=dict,
+        description="names of columns in the labels file -> file, patient, label, laterality or "
+        "mask, as in {Patienten-ID: patient}; columns of these names need no line",
+    )
+    values: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="words in the labels file -> a label of the plan, L or R, as in {DME: dme}; "
+        "sides in several languages need no line",
+    )
+
+    @model_validator(mode="after")
+    def _one_name_a_column(self) -> Data:
+        for column in sorted(set(self.columns.values())):
+            names = [name for name, ours in self.columns.items() if ours == column]
+            if len(names) > 1:
+                raise ValueError(f"columns: {names} are all {column}, expected one of them")
+        return self
 
 
 class Policy(FrozenModel):

@@ -296,6 +296,6 @@ TARGETS = (
     Target("volume", ("client.ingest.volumes:read_volume",), _volume, few=60),
     Target("nifti", ("client.ingest.masks:read_nifti",), _nifti, few=600),
     Target("segmentation", ("client.ingest.masks:read_segmentation",), _segmentation, few=150),
-    Target("labels", ("client.ingest.labels:_reader",), _labels),
+    Target("labels", ("client.ingest.table:open_table",), _labels),
     Target("child-answers", ("client.ingest.decode:Conversation.facts",), _answers),
 )

@@ -27,7 +27,7 @@ def test_rows_by_patient_and_side(separator: str, tmp_path: Path) -> None:
     assert found.row_of_patient(" 007", 1) == Row("007", "none", 1)
     assert found.row_of_patient("007", 2) == Row("007", "severe", 2)
     assert found.row_of_patient("8", 2) == Row("8", "none", 0)
-    assert found.row_of_patient("7", 1) is None
+    assert found.row_of_patient("9", 1) is None
     with pytest.raises(Unusable) as refusal:
         found.row_of_patient("007", 0)
     assert refusal.value.reason is Reason.AMBIGUOUS_LABEL
