@@ -23,7 +23,7 @@ from pydicom.uid import (
 
 from client.ingest.decode import Conversation, Decoder
 from client.ingest.decode_child import read_file
-from client.ingest.labels import read_labels
+from client.ingest.labels import Wording, read_labels
 from client.ingest.masks import is_nifti, read_nifti, read_segmentation
 from client.ingest.quarantine import Unusable
 from client.ingest.request import Caps, Limits, Settings, VolumeFiles, Wanted
@@ -226,11 +226,20 @@ def _labels(folder: Path) -> Parser:
         b"file,patient,label,laterality\na/b.png,P-1,none,L\n,P-2,severe,OD\nc.png,P-1,none,\n",
         b"\xef\xbb\xbfpatient;label\nP-1;none\n",
         b"file,patient,label,mask\na.dcm,P-1,none,m.nii.gz\n",
+        b"sep=|\r\nDatei|Patienten-ID|Befund|Seite|\r\nA\\B.PNG|P-1|ohne|links|\r\n",
+        "Datei\tPatienten-ID\tBefund\n/x/C.png\t01\tsevere\n".encode("utf-16"),
     )
+    columns = {"Datei": "file", "Patienten-ID": "patient", "Befund": "label"}
+    wording = Wording({}, {"ohne": "none"})
+    renamed = Wording(columns, wording.values)
+    declared = ("none", "severe")
+    files = ("a/b.png", "c.png", "d/c.PNG")
 
     def call(data: bytes) -> None:
         path.write_bytes(data)
-        found = read_labels(path, ("none", "severe"), ("a/b.png", "c.png"), 1 << 20, masks=True)
+        words = renamed if b"Befund" in data or b"B\0e\0f" in data else wording
+        found = read_labels(path, declared, files, 1 << 20, masks=True, wording=words)
+        list(found.match.lines())
         for name in (*found.by_file, "a/b.png"):
             found.index(found.row_of_files([name]))
         for patient in found.by_patient:
