@@ -134,10 +134,7 @@ class Labels:
         )
 
 
-MATCH_HINT = (
-    "nothing was frozen; correct the table, data.folder or data.labels_csv; `kohort-site labels` "
-    "says what fits"
-)
+MATCH_HINT = "nothing was frozen; correct the table, data.folder or data.labels_csv"
 
 
 def _agree(rows: Sequence[Row]) -> Row | None:
