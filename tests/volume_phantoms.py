@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from tests import phantoms
 
 SEG = UID("1.2.840.10008.5.1.4.1.1.66.4")
+ENHANCED = UID("1.2.840.10008.5.1.4.1.1.4.1")
 SHAPE = (5, 40, 48)
 STRAIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -118,6 +119,41 @@ def write_series(folder: Path, series: Series, name: str = "s", **attributes: An
     ]
 
 
+def enhanced(
+    series: Series,
+    groups: Sequence[tuple[int, dict[str, Dataset]]] | None = None,
+    **attributes: Any,
+) -> Dataset:
+    """An enhanced MR object with a frame for each of `groups`: (depth, further groups by name).
+
+    By default all slices, once each. Positions stand by the frame, the rest is shared.
+    """
+    frames = groups or [(depth, {}) for depth in range(len(series.values))]
+    dataset = phantoms.header("MR", series.patient_id)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = ENHANCED
+    values = np.stack([series.values[depth] for depth, _ in frames]).astype("<u2")
+    phantoms.with_pixels(dataset, values, "MONOCHROME2", frames=len(frames))
+    dataset.NumberOfFrames = len(frames)
+    dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = series.uid, series.frame
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(f"{series.uid}.9")
+    dataset.SharedFunctionalGroupsSequence = [
+        item(
+            PixelMeasuresSequence=[item(PixelSpacing=list(series.spacing))],
+            PlaneOrientationSequence=[item(ImageOrientationPatient=list(series.orientation))],
+        )
+    ]
+    own = []
+    for depth, more in frames:
+        group = item(PlanePositionSequence=[item(ImagePositionPatient=series.place(depth))])
+        for name, one in more.items():
+            setattr(group, name, [one])
+        own.append(group)
+    dataset.PerFrameFunctionalGroupsSequence = own
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
 def segmentation(series: Series, mask: NDArray[np.uint8], **attributes: Any) -> Dataset:
     """A binary DICOM SEG of `mask` on the grid of `series`; slices without a mark have no frame."""
     dataset = phantoms.header("MR", series.patient_id)
@@ -131,7 +167,7 @@ def segmentation(series: Series, mask: NDArray[np.uint8], **attributes: Any) -> 
         "BINARY",
         [Dataset()],
     )
-    dataset.ReferencedSeriesSequence = [_with(SeriesInstanceUID=series.uid)]
+    dataset.ReferencedSeriesSequence = [item(SeriesInstanceUID=series.uid)]
     depths = [d for d in range(len(mask)) if mask[d].any()]
     dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *mask.shape[1:], len(depths)
     dataset.BitsAllocated = dataset.BitsStored = dataset.SamplesPerPixel = 1
@@ -141,15 +177,15 @@ def segmentation(series: Series, mask: NDArray[np.uint8], **attributes: Any) -> 
         0,
     )
     measures, turn = (
-        _with(PixelSpacing=list(series.spacing)),
-        _with(ImageOrientationPatient=list(series.orientation)),
+        item(PixelSpacing=list(series.spacing)),
+        item(ImageOrientationPatient=list(series.orientation)),
     )
     dataset.SharedFunctionalGroupsSequence = [
-        _with(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[turn])
+        item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[turn])
     ]
-    places = [_with(ImagePositionPatient=series.place(d)) for d in depths]
+    places = [item(ImagePositionPatient=series.place(d)) for d in depths]
     dataset.PerFrameFunctionalGroupsSequence = [
-        _with(PlanePositionSequence=[place]) for place in places
+        item(PlanePositionSequence=[place]) for place in places
     ]
     bits = np.packbits(mask[depths].ravel(), bitorder="little").tobytes()
     dataset.PixelData = bits + b"\0" * (len(bits) % 2)
@@ -159,7 +195,8 @@ def segmentation(series: Series, mask: NDArray[np.uint8], **attributes: Any) -> 
     return dataset
 
 
-def _with(**attributes: Any) -> Dataset:
+def item(**attributes: Any) -> Dataset:
+    """A data set of `attributes`, as it stands in a sequence."""
     dataset = Dataset()
     for name, value in attributes.items():
         setattr(dataset, name, value)

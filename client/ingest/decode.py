@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -135,6 +135,13 @@ class Decoder:
         """Return what the file at `path` says of itself. Raises Unusable."""
         return self._ask({"scan": str(path)}, self._scan, self._settings.timeout_s)
 
+    def fits(self, slices: Sequence[Path], mask: Path) -> bool:
+        """Return whether a segmentation lies on the grid of a series. Raises Unusable."""
+        request = {"fits": str(mask), "slices": [str(path) for path in slices]}
+        return self._ask(
+            request, lambda talk: talk.facts()["fits"] is True, self._settings.volume_timeout_s
+        )
+
     def cut(self, files: VolumeFiles, seed_of: Callable[[bytes], bytes]) -> Cut:
         """Return the patches of one volume, chosen by `seed_of(its digest)`.
 
@@ -239,8 +246,10 @@ class Decoder:
         digest = bytes.fromhex(str(facts["digest"]))
         count = facts["slices"]
         refusal = facts["refusal"]
-        if not isinstance(count, int) or not 0 <= count <= len(files.slices) or len(digest) != 32:
+        most = self._settings.max_volume_bytes // (4 * self._settings.size_px**2)
+        if not isinstance(count, int) or not 0 <= count <= most or len(digest) != 32:
             raise ValueError("decoder answered a wrong type")
+        left_out = _left_out(facts["codes"], talk.exactly(len(files.slices)))
 
         # what the volume is: its look, and the digests of its slices
         seen = np.frombuffer(talk.exactly(LOOK_PX * LOOK_PX), np.uint8).reshape(LOOK_PX, LOOK_PX, 1)
@@ -249,7 +258,8 @@ class Decoder:
             raw[i : i + SLICE_DIGEST_BYTES] for i in range(0, len(raw), SLICE_DIGEST_BYTES)
         )
         if refusal is not None:
-            return Cut(digest, slices, seen, Reason(str(refusal)), np.empty((0, 0, 0, 2), np.uint8))
+            nothing = np.empty((0, 0, 0, 2), np.uint8)
+            return Cut(digest, slices, seen, Reason(str(refusal)), nothing, left_out)
 
         # the patches for the seed that follows from the volume and the site's key
         talk.say({"seed": seed_of(digest).hex()})
@@ -260,7 +270,15 @@ class Decoder:
         patches = np.frombuffer(raw, np.uint8).reshape(-1, side, side, 2)
         if not np.isin(patches[..., 1], (0, 255)).all():
             raise ValueError("decoder answered a mask that is none")
-        return Cut(digest, slices, seen, None, patches)
+        return Cut(digest, slices, seen, None, patches, left_out)
+
+
+def _left_out(codes: object, marks: bytes) -> dict[int, Reason]:
+    """The files that are no part of a volume: a mark each, 0 or 1 + the position of its code."""
+    if not isinstance(codes, list) or max(marks) > len(codes) or 0 not in marks:
+        raise ValueError("decoder answered a wrong type")
+    reasons = [Reason(str(code)) for code in codes]
+    return {at: reasons[mark - 1] for at, mark in enumerate(marks) if mark}
 
 
 class Decoders:

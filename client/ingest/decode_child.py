@@ -32,7 +32,7 @@ import numpy as np
 from client.ingest.files import open_regular
 from client.ingest.images import frame_image, read_photograph
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import ENDS, Choices, Photograph, Settings, Wanted
+from client.ingest.request import ENDS, Choices, Photograph, Settings, Take, Wanted
 
 KEPT_SHARE = 8  # a child that keeps more than this part of its limit after a refusal ends
 
@@ -139,17 +139,23 @@ def _read_settings(line: str) -> Settings:
         raw["window"] = tuple(raw["window"])
     raw["wanted"] = Wanted(**{name: tuple(value) for name, value in raw["wanted"].items()})
     raw["choices"] = Choices(**raw["choices"])
+    raw["take"] = Take(**raw["take"])
     return Settings(**raw)
 
 
 def _serve_one(request: dict[str, Any], settings: Settings, answers: BinaryIO) -> None:
-    """Answer one request: a volume to cut, a path to scan, or a photograph to decode."""
+    """Answer one request: a mask to fit, a volume to cut, a file to scan, or a photograph."""
+    if "fits" in request:
+        from client.ingest.volumes import fits
+
+        _set_alarm(settings.volume_timeout_s)
+        return _answer(answers, {"fits": fits(request["slices"], request["fits"], settings.caps)})
     if "slices" in request:
         _set_alarm(settings.volume_timeout_s)
         return _serve_volume(request, settings, answers)
     _set_alarm(settings.timeout_s)
     if "scan" in request:
-        from client.ingest.volumes import scan
+        from client.ingest.scanning import scan
 
         return _answer(answers, asdict(scan(request["scan"], settings.caps)))
     photograph = read_file(request["photograph"], settings)
@@ -168,12 +174,18 @@ def _serve_volume(request: dict[str, Any], settings: Settings, answers: BinaryIO
     # what the volume is
     mask = request["mask"] and tuple(request["mask"])
     volume = read_volume(request["slices"], mask, settings.caps)
+    codes = sorted({reason.value for reason in volume.left_out.values()})
     facts = {
         "digest": volume.digest.hex(),
         "slices": len(volume.slices),
         "refusal": volume.refusal and volume.refusal.value,
+        "codes": codes,
     }
-    _answer(answers, facts, volume.look.tobytes() + b"".join(volume.slices))
+    # a byte a file: 0 if it is part of the volume, else 1 + the position of its code
+    marks = bytearray(len(request["slices"]))
+    for at, reason in volume.left_out.items():
+        marks[at] = 1 + codes.index(reason.value)
+    _answer(answers, facts, bytes(marks) + volume.look.tobytes() + b"".join(volume.slices))
 
     # its patches, once the parent has derived the seed from the digest
     if volume.refusal is None:

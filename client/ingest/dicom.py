@@ -138,6 +138,13 @@ def decode_frame(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.i
     full = read_header(file, pixels=True)
     frames = count_frames(header)
     full.NumberOfFrames = frames
+    stored = read_frame(full, (frames - 1) // 2, frames)
+    del full.PixelData
+    return full, stored
+
+
+def read_frame(full: Dataset, index: int, frames: int) -> NDArray[np.integer[Any]]:
+    """Return the stored values of frame `index` of `frames`; see `decode_frame`."""
     if "PixelData" not in full:
         raise Unusable(Reason.NOT_AN_IMAGE)
 
@@ -147,7 +154,6 @@ def decode_frame(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.i
         raise Unusable(Reason.TRUNCATED)
 
     # a compressed image of another size than the header's is not decoded
-    index = (frames - 1) // 2
     size = (int(full.Rows), int(full.Columns))
     if not native and stated_size(
         get_frame(full.PixelData, index, number_of_frames=frames)
@@ -159,10 +165,9 @@ def decode_frame(file: BinaryIO, header: Dataset) -> tuple[Dataset, NDArray[np.i
 
     # decode, and check that a codec gave what the header declares
     stored = _decode(full, index)
-    del full.PixelData
     if stored.shape[:2] != size or stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
         raise Unusable(Reason.UNDECODABLE)
-    return full, stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
 def _decode(full: Dataset, index: int) -> NDArray[Any]:
@@ -247,13 +252,13 @@ def display_table(
     counts = np.where(padding, 0, counts)
     modality = modality_values(header, values, counts)
     shown = apply_window(header, modality, counts, bits, window)
-    if _is_inverted(header):
+    if is_inverted(header):
         shown = 1 - shown
     return np.asarray(np.rint(255 * np.where(padding, 0, shown)), dtype=np.uint8)
 
 
-def _is_inverted(header: Dataset) -> bool:
-    """Whether low values are bright: PresentationLUTShape says so, else MONOCHROME1 (C.11.6)."""
+def is_inverted(header: Dataset) -> bool:
+    """Return whether low values are bright: PresentationLUTShape says so, else MONOCHROME1 (C.11.6)."""
     shape = text_of(header, "PresentationLUTShape")
     if shape in ("INVERSE", "IDENTITY"):
         return shape == "INVERSE"

@@ -1,15 +1,17 @@
 """Links slices and masks to series: rules over values, without files.
 
-In: a `Scan` for each file that can be part of a volume, the files' names, the labels file.
+In: a `Scan` for each file that can be part of a volume, the files' names, the labels file; a
+function that says whether a segmentation lies on a series' grid.
 Out: `Series`, each with its slices and at most one mask, and a reason for every file that fits
 nowhere.
 Guarantees: every scanned file is in one series or has a reason; the outcome does not depend on
 names or order.
 Not covered: whether slices make a volume and masks lie on it (volumes.py).
 
-  1. of files with equal bytes, one stays
+  1. of slices with equal bytes, and of segmentations with equal marks, one stays
   2. slices of one SeriesInstanceUID and FrameOfReferenceUID are a series; it has one patient
-  3. a segmentation belongs to the one series that it references, of the same patient
+  3. a segmentation belongs to the one series that it references, of the same patient; where it
+    references none or several, to the one series of its frame of reference on whose grid it lies
   4. a NIfTI mask belongs to the series of the slice or patient in its row of the labels file, if
     that is one series
   5. a series has one mask
@@ -17,7 +19,7 @@ Not covered: whether slices make a volume and masks lie on it (volumes.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from client.ingest.identify import Owner
@@ -47,11 +49,18 @@ class Series:
     mask_refused: bool = False
 
 
+# whether the segmentation at a position lies on the grid of a series
+Fits = Callable[[Series, int], bool]
+
+
 def link(
-    scans: Mapping[int, Scan], names: Sequence[str], labels: Labels
+    scans: Mapping[int, Scan], names: Sequence[str], labels: Labels, fits: Fits
 ) -> tuple[list[Series], Outcomes]:
-    """Return the series without a fault, and (position, reason) of every other scanned file."""
-    # (1) of files with equal bytes, keep one
+    """Return the series without a fault, and (position, reason) of every other scanned file.
+
+    `fits` is asked about segmentations that reference no series, or several.
+    """
+    # (1) of files with equal content, keep one
     originals, also_named, outcomes = _find_originals(scans, names)
 
     # (2) collect the slices of each series
@@ -61,8 +70,12 @@ def link(
     for position in originals:
         scan = scans[position]
         if scan.kind == "segmentation":
-            # (3) give a segmentation to the series that it references
-            outcomes += _give(position, *_series_of_segmentation(scan, series))
+            # (3) give a segmentation to the series that it references, or lies on
+            named = scan.series.split("\\")
+            if len(named) == 1 and named[0]:
+                outcomes += _give(position, *_series_of_segmentation(scan, series))
+            else:
+                outcomes += _give(position, *_series_below(position, scan, series, fits))
         elif scan.kind == "nifti":
             # (4) give a NIfTI mask to the series that its row names
             outcomes += _give(position, *_series_of_nifti(names[position], known, labels))
@@ -130,14 +143,35 @@ def _series_of_segmentation(
     scan: Scan, series: Mapping[tuple[str, str], Series]
 ) -> tuple[Series | None, Reason | None]:
     """The series that a segmentation references, and why it cannot have this mask, if so."""
-    one = None
-    if scan.series:
-        one = series.get((scan.series, scan.frame))
+    one = series.get((scan.series, scan.frame))
+    if one is None and any(uid == scan.series for uid, _ in series):
+        return None, Reason.MASK_FRAME
     if one is None:
         return None, Reason.MASK_WITHOUT_SERIES
     if not one.fault and one.owner != _owner(scan):
         return one, Reason.MASK_OF_OTHER_PATIENT
     return one, None
+
+
+def _series_below(
+    position: int, scan: Scan, series: Mapping[tuple[str, str], Series], fits: Fits
+) -> tuple[Series | None, Reason | None]:
+    """The one series on whose grid a segmentation lies, or why there is none.
+
+    It is of the same patient and frame of reference, and among those that are referenced, if any.
+    """
+    named = {uid for uid in scan.series.split("\\") if uid}
+    found = []
+    for (uid, frame), one in series.items():
+        asked = frame == scan.frame and (not named or uid in named)
+        own = one.owner == _owner(scan) and not one.fault
+        if frame and asked and own and fits(one, position):
+            found.append(one)
+    if len(found) > 1:
+        return None, Reason.MASK_FITS_SEVERAL
+    if not found:
+        return None, Reason.MASK_FITS_NONE
+    return found[0], None
 
 
 def _series_of_nifti(

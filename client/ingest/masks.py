@@ -11,13 +11,16 @@ Guarantees:
 Not covered: whether the marks are vessels.
 
 DICOM SEG: binary, one segment, native transfer syntax; a slice without a frame is background (PS3.3
-A.51, C.8.20). NIfTI 1 and 2 in one file: sform, else qform; RAS becomes LPS (nifti1.h).
+A.51, C.8.20). NIfTI 1 and 2 in one file: sform or qform, whichever lies on the grid; RAS becomes
+LPS (nifti1.h).
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, BinaryIO
 
@@ -27,8 +30,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from client.ingest.dicom_header import bound_inflation, number_of, text_of
+from client.ingest.frames import functional_groups, group_plane
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.series import Grid, Plane, plane_of
+from client.ingest.series import Grid, Plane
 
 Mask = NDArray[np.bool_]
 
@@ -48,18 +52,16 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def read_segmentation(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
     """Return the mask in a DICOM SEG. Raises Unusable."""
     try:
-        # the allow-listed attributes of a binary mask with one segment
-        bound_inflation(file, max_bytes)
-        file.seek(0)
-        tags: list[Any] = list(ALLOWED)
-        header = dcmread(file, specific_tags=tags)
+        header = _read_bits(file, max_bytes)
         _check_segmentation(header)
         # frames of the series' size, at most one a slice
-        shape = (number_of(header, "NumberOfFrames", 1), int(header.Rows), int(header.Columns))
+        shape = _shape_of_bits(header)
         if min(shape) < 1 or shape[1:] != grid.shape[1:] or shape[0] > grid.shape[0]:
             raise Unusable(Reason.MASK_GRID)
         # each frame's slice, and its marks
         depths = _depths(header, shape, grid)
+        if len(set(depths)) != len(depths):
+            raise Unusable(Reason.MASK_GRID)
         marks = _unpack_bits(header, shape)
     except (Unusable, MemoryError):
         raise
@@ -68,6 +70,43 @@ def read_segmentation(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
     mask = np.zeros(grid.shape, np.bool_)
     mask[depths] = marks
     return _check_not_empty(mask)
+
+
+def lies_on(file: BinaryIO, grid: Grid, max_bytes: int) -> bool:
+    """Return whether every frame of a DICOM SEG lies on a slice of `grid`, whatever it marks."""
+    try:
+        header = _read_bits(file, max_bytes)
+        shape = _shape_of_bits(header)
+        return shape[1:] == grid.shape[1:] and len(_depths(header, shape, grid)) > 0
+    except MemoryError:
+        raise
+    except Exception:  # what cannot be placed lies nowhere
+        return False
+
+
+def content_of(file: BinaryIO, max_bytes: int) -> bytes:
+    """Return SHA-256 of what a DICOM SEG marks and where: the same for a copy sent again."""
+    header = _read_bits(file, max_bytes)
+    shape = _shape_of_bits(header)
+    shared, frames = functional_groups(header)
+    planes = [group_plane(frame, shared, shape[1:]) for frame in frames]
+    segments = len(header.get("SegmentSequence") or ())
+    facts = (text_of(header, "SegmentationType"), segments, shape, planes)
+    digest = hashlib.sha256(repr(facts).encode())
+    digest.update(header.get("PixelData") or b"")
+    return digest.digest()
+
+
+def _read_bits(file: BinaryIO, max_bytes: int) -> Dataset:
+    """The allow-listed attributes of a segmentation."""
+    bound_inflation(file, max_bytes)
+    file.seek(0)
+    tags: list[Any] = list(ALLOWED)
+    return dcmread(file, specific_tags=tags)
+
+
+def _shape_of_bits(header: Dataset) -> tuple[int, int, int]:
+    return number_of(header, "NumberOfFrames", 1), int(header.Rows), int(header.Columns)
 
 
 def _check_segmentation(header: Dataset) -> None:
@@ -87,28 +126,10 @@ def _check_segmentation(header: Dataset) -> None:
 
 def _depths(header: Dataset, shape: tuple[int, int, int], grid: Grid) -> list[int]:
     """The slice of each frame, by the frame's own plane."""
-    frames = header.get("PerFrameFunctionalGroupsSequence") or ()
-    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    shared, frames = functional_groups(header)
     if len(frames) != shape[0]:
         raise Unusable(Reason.MASK_GRID)
-    depths = [_depth(_plane(frame, shared, grid.shape[1:]), grid) for frame in frames]
-    if len(set(depths)) != len(depths):
-        raise Unusable(Reason.MASK_GRID)
-    return depths
-
-
-def _plane(frame: Dataset, shared: Dataset, shape: tuple[int, int]) -> Plane:
-    """A frame's plane, from its own functional groups, else from the shared ones."""
-
-    def value(sequence: str, name: str) -> Any:
-        found = frame.get(sequence) or shared.get(sequence)
-        if not found:
-            return None
-        return found[0].get(name)
-
-    position = value("PlanePositionSequence", "ImagePositionPatient")
-    orientation = value("PlaneOrientationSequence", "ImageOrientationPatient")
-    return plane_of(position, orientation, value("PixelMeasuresSequence", "PixelSpacing"), shape)
+    return [_depth(group_plane(frame, shared, grid.shape[1:]), grid) for frame in frames]
 
 
 def _depth(plane: Plane, grid: Grid) -> int:
@@ -162,12 +183,9 @@ def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
         voxel_bytes = int(np.prod(shape)) * header.get_data_dtype().itemsize
         if len(data) < int(header["vox_offset"]) + voxel_bytes:
             raise Unusable(Reason.TRUNCATED)
-        if not (header["sform_code"] > 0 or header["qform_code"] > 0):
-            raise Unusable(Reason.MASK_GRID)
         # how its axes lie on the series' grid, and the voxels
-        image = kind.from_bytes(data)
-        turn = _axes_onto(TO_LPS @ np.asarray(image.affine, np.float64), shape, grid)
-        stored = np.asanyarray(image.dataobj).reshape(shape)
+        turn = _turn_onto(header, shape, grid)
+        stored = np.asanyarray(kind.from_bytes(data).dataobj).reshape(shape)
     except (Unusable, MemoryError):
         raise
     except Exception as error:
@@ -205,6 +223,36 @@ def _shape(header: Any, max_bytes: int) -> tuple[int, int, int]:
     if sizes[0] * sizes[1] * sizes[2] > max_bytes:
         raise Unusable(Reason.DECLARED_TOO_LARGE)
     return sizes[0], sizes[1], sizes[2]
+
+
+def _turn_onto(header: Any, shape: tuple[int, int, int], grid: Grid) -> NDArray[np.int64]:
+    """How the file's axes become (w, h, d), by whichever of its transforms lies on the grid.
+
+    One may lead to a template or be left over from another tool; two that both fit must agree.
+    Raises Unusable (mask-grid, contradictory-mask).
+    """
+    fitting = []
+    for affine in _transforms(header):
+        try:
+            fitting.append(_axes_onto(TO_LPS @ affine, shape, grid))
+        except Unusable:
+            continue
+    if not fitting:
+        raise Unusable(Reason.MASK_GRID)
+    if any((turn != fitting[0]).any() for turn in fitting):
+        raise Unusable(Reason.CONTRADICTORY_MASK)
+    return fitting[0]
+
+
+def _transforms(header: Any) -> Iterator[NDArray[np.float64]]:
+    """The transforms that a NIfTI header says are set: sform, then qform, in RAS."""
+    for read in (header.get_sform, header.get_qform):
+        try:
+            affine, code = read(coded=True)
+        except Exception:  # a quaternion that is none
+            continue
+        if affine is not None and code > 0:
+            yield np.asarray(affine, np.float64)
 
 
 def _axes_onto(

@@ -137,7 +137,7 @@ class Reason(Enum):
     )
     MULTI_FRAME = (
         "multi-frame-object",
-        "One object holds all frames (enhanced MR); only single slices are read.",
+        "One object holds several frames, and its header does not say where each of them lies.",
     )
     MIXED_PATIENTS = ("mixed-patients", "The slices of the series carry different patient ids.")
     MIXED_SERIES = (
@@ -145,7 +145,33 @@ class Reason(Enum):
         "The slices of the series differ in orientation, size, spacing or pixel format.",
     )
     NOT_AXIAL = ("not-axial", "The slices are nearer to sagittal or coronal than to axial.")
-    DUPLICATE_SLICE = ("duplicate-slice", "Two slices of the series lie at the same place.")
+    PROJECTION = ("projection-image", "The image is a projection of a volume, no slice of it.")
+    OTHER_COMPONENT = (
+        "other-component",
+        "The image is magnitude, phase, real or imaginary, and the plan takes another of these.",
+    )
+    DERIVED_PART = (
+        "derived-of-series",
+        "The series holds original and derived images; the originals enter.",
+    )
+    OTHER_ECHO = ("other-echo", "The series holds several echoes; the plan takes another one.")
+    OTHER_DIFFUSION = (
+        "other-diffusion-weight",
+        "The series holds several diffusion weights; the lowest enters.",
+    )
+    OTHER_TIME = (
+        "other-time-point",
+        "The series holds several time points or acquisitions; the plan takes another one.",
+    )
+    ALTERED_COPY = (
+        "altered-copy",
+        "Two files of the series carry one SOPInstanceUID, but differ in pixels or place.",
+    )
+    DUPLICATE_SLICE = (
+        "duplicate-slice",
+        "Two slices of the series lie at the same place, with other pixels, and nothing in their "
+        "headers says which of them the plan takes.",
+    )
     MISSING_SLICE = ("missing-slice", "Between two slices of the series one is missing.")
     UNEVEN_SLICES = (
         "uneven-slices",
@@ -172,6 +198,10 @@ class Reason(Enum):
     )
     SEGMENT_COUNT = ("segment-count", "The segmentation does not hold exactly one segment.")
     MASK_GRID = ("mask-grid", "The mask does not lie on the grid of its series.")
+    CONTRADICTORY_MASK = (
+        "contradictory-mask",
+        "The two transforms of the NIfTI mask both lie on the grid, turned differently.",
+    )
     EMPTY_MASK = ("empty-mask", "The mask marks nothing.")
     NOT_BINARY = ("not-binary-mask", "The mask holds more than one value beside zero.")
     TWO_MASKS = ("two-masks", "The series has several masks.")
@@ -182,7 +212,21 @@ class Reason(Enum):
     )
     MASK_WITHOUT_SERIES = (
         "mask-without-series",
-        "The series that the mask belongs to is not here.",
+        "The series that the mask or its row of the labels file names is not among the slices "
+        "that can be read.",
+    )
+    MASK_FRAME = (
+        "mask-of-other-frame",
+        "The series that the mask names has another frame of reference.",
+    )
+    MASK_FITS_NONE = (
+        "mask-fits-no-series",
+        "The mask names no series, or several, and lies on the grid of none of the same patient "
+        "and frame of reference.",
+    )
+    MASK_FITS_SEVERAL = (
+        "mask-fits-several-series",
+        "The mask names no series, or several, and lies on the grids of more than one.",
     )
     MASK_OF_OTHER_PATIENT = (
         "mask-of-other-patient",

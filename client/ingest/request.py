@@ -7,6 +7,7 @@ Not covered: the protocol (decode.py, decode_child.py).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -68,6 +69,18 @@ class Choices:
 
 
 @dataclass(frozen=True)
+class Take:
+    """Which part of a series that holds several makes the volume (parts.py).
+
+    `component`: magnitude or phase. `echo`, `time`: first or last.
+    """
+
+    component: str = "magnitude"
+    echo: str = "first"
+    time: str = "first"
+
+
+@dataclass(frozen=True)
 class Caps:
     """The part of plan and limits that concerns volumes."""
 
@@ -79,6 +92,7 @@ class Caps:
     max_volume_bytes: int
     wanted: Wanted = Wanted()
     choices: Choices = Choices()
+    take: Take = Take()
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,8 @@ class Scan:
     """What one file states of itself.
 
     `series`, `frame`: the UIDs of the series and of the frame of reference. A segmentation states
-    those of the series it was drawn on. `content`: SHA-256 of the file, in hex. NIfTI names neither
+    those of the series it was drawn on: none, one, or several with a backslash between them.
+    `content`: SHA-256 of the file, or of what a segmentation marks, in hex. NIfTI names neither
     patient nor series.
     """
 
@@ -112,7 +127,7 @@ class Cut:
 
     `digest`: SHA-256 of its values. `slices`: digests of the slices that show anything. `look`:
     uint8 [64, 64, 1]. `patches`: uint8 [2 x half, S, S, 2], half = ceil(patches a person / 2); none
-    where the mask has a `refusal`.
+    where the mask has a `refusal`. `left_out`: the files, by position, that are no part of it.
     """
 
     digest: bytes
@@ -120,6 +135,7 @@ class Cut:
     look: NDArray[np.uint8]
     refusal: Reason | None
     patches: NDArray[np.uint8]
+    left_out: Mapping[int, Reason] = field(default_factory=dict)
 
 
 def count_decoders(asked: int, child_bytes: int = CHILD_BYTES) -> int:
@@ -177,12 +193,14 @@ class Settings:
     patches: int = 0  # of one person, in a study of volumes
     wanted: Wanted = Wanted()
     choices: Choices = Choices()
+    take: Take = Take()
 
     @property
     def caps(self) -> Caps:
         """Return the part that concerns volumes."""
         sizes = (self.max_file_bytes, self.max_pixel_bytes, self.max_volume_bytes)
-        return Caps(self.size_px, self.modalities, self.window, *sizes, self.wanted, self.choices)
+        plan = (self.wanted, self.choices, self.take)
+        return Caps(self.size_px, self.modalities, self.window, *sizes, *plan)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def arrange_slices(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
     """
     # (1) check that orientation, size, spacing and pixel format agree
     first = planes[0]
-    if not all(_alike(first, plane) for plane in planes):
+    if not all(are_alike(first, plane) for plane in planes):
         raise Unusable(Reason.MIXED_SERIES)
 
     # (2) check that the slices are axial
@@ -161,14 +161,14 @@ def arrange_slices(planes: Sequence[Plane]) -> tuple[list[int], Grid]:
     return order.tolist(), grid
 
 
-def _alike(one: Plane, other: Plane) -> bool:
-    """Whether two slices agree in orientation, size, spacing and pixel format."""
-    same = one.shape == other.shape and one.kind == other.kind
-    turned = np.abs(np.array([*one.row, *one.column]) - np.array([*other.row, *other.column])).max()
-    return (
-        same
-        and turned <= ANGLE_TOLERANCE
-        and np.allclose(one.spacing, other.spacing, rtol=SPACING_TOLERANCE)
+def are_alike(one: Plane, other: Plane) -> bool:
+    """Return whether two slices agree in orientation, size, spacing and pixel format."""
+    if one.shape != other.shape or one.kind != other.kind:
+        return False
+    directions = zip((*one.row, *one.column), (*other.row, *other.column), strict=True)
+    spacings = zip(one.spacing, other.spacing, strict=True)
+    return all(abs(a - b) <= ANGLE_TOLERANCE for a, b in directions) and all(
+        abs(a - b) <= SPACING_TOLERANCE * b for a, b in spacings
     )
 
 

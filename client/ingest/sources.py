@@ -34,6 +34,7 @@ from client.ingest.request import (
     Photograph,
     Scan,
     Settings,
+    Take,
     VolumeFiles,
     Wanted,
 )
@@ -109,9 +110,11 @@ class Source(ABC):
 
     def _settings(self, limits: Limits) -> Settings:
         patches = 0
+        take = Take()
         memory_bytes = limits.decode_memory_bytes
         if self.intake.volumes:
             patches = self.intake.volumes.patches_per_patient
+            take = Take(**self.intake.volumes.take.model_dump())
             memory_bytes = limits.volume_memory_bytes
         return Settings(
             size_px=self.intake.size_px,
@@ -127,6 +130,7 @@ class Source(ABC):
             patches=patches,
             wanted=Wanted.of(self.intake),
             choices=limits.choices,
+            take=take,
         )
 
 
@@ -232,7 +236,12 @@ class Volumes(Source):
                 progress(position + 1, total)
 
             # (2) link slices and masks to series
-            series, outcomes = link(scans, names, self.identities.labels)
+            def fits(one: Series, mask: int) -> bool:
+                slices = [files[position] for position in one.slices]
+                asked = pool.each(lambda decoder, of: decoder.fits(of, files[mask]), [slices])
+                return next(asked) is True
+
+            series, outcomes = link(scans, names, self.identities.labels, fits)
             for position, reason in outcomes:
                 self.quarantine.append((names[position], reason))
 
@@ -275,6 +284,11 @@ class Volumes(Source):
             )
         except Unusable as nobody:
             return self._refuse_series(slices, masks, nobody.reason, None)
+
+        # copies, and what the plan does not take of the series, are no part of the record
+        for at, reason in cut.left_out.items():
+            self.quarantine.append((slices[at], reason))
+        slices = [name for at, name in enumerate(slices) if at not in cut.left_out]
 
         # without a usable mask it cannot enter; its slices still tell who is one person
         if cut.refusal and masks:

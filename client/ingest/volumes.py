@@ -1,53 +1,46 @@
 """Reads MR slices and masks as volumes, and cuts volumes into patches, in the decoding child.
 
-In: one file (`scan`), or all slices of one series and its mask (`read_volume`), and a seed
-(`patches`).
-Out: what a file states of itself; a `Volume` of 8-bit intensities with its mask; image + mask
-patches.
+In: all files of one series and its mask (`read_volume`), and a seed (`patches`).
+Out: a `Volume` of 8-bit intensities with its mask; image + mask patches.
 Guarantees:
   - one volume at a time, its size checked before it is allocated
-  - slices lie as geometry says (series.py); one scaling for the whole volume
+  - of a series that holds several things, one enters (parts.py); copies are compared by pixels
+  - slices lie as geometry says (series.py); one scaling for the whole volume (intensity.py)
   - each patch lies inside the volume; nothing is padded or resampled
   - the choice of patches follows from the seed alone
 Not covered: bias fields, skull and air (nothing removes them); a series in another plane.
 
-  1. scan each file: a slice, a segmentation or a NIfTI mask
-  2. read the headers of a series, and order its slices (series.py)
+  1. read the headers of a series: its frames (frames.py)
+  2. choose the part that the plan takes (parts.py), and order its slices (series.py)
   3. read the values: modality LUT or rescale; padding has none
-  4. scale them to 8 bits: the study's window, else the volume's own range
-  5. put the mask on the grid (masks.py)
-  6. cut patches: half centred on the mask, half anywhere that is not air
+  4. compare copies of slices
+  5. scale the values to 8 bits: the study's window, else the volume's own range
+  6. put the mask on the grid (masks.py)
+  7. cut patches: half centred on the mask, half anywhere that is not air
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from client.ingest import dicom, dicom_header
-from client.ingest.content import check_content
 from client.ingest.files import open_regular
-from client.ingest.images import BLANK_SPREAD
-from client.ingest.masks import SEGMENTATION, Mask, is_nifti, read_nifti, read_segmentation
-from client.ingest.origin import check_origin
+from client.ingest.frames import ATTRIBUTES, frames_of
+from client.ingest.intensity import count_levels, scale_intensity
+from client.ingest.masks import Mask, lies_on, read_nifti, read_segmentation
+from client.ingest.parts import Chosen, Frame, choose_part
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import LOOK_PX, SLICE_DIGEST_BYTES, Caps, Kind, Scan
-from client.ingest.series import Grid, Plane, arrange_slices, plane_of
+from client.ingest.request import LOOK_PX, SLICE_DIGEST_BYTES, Caps, Kind
+from client.ingest.series import Grid, arrange_slices
 
-# these tell series apart and are dropped
-UIDS = ("SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-MULTI_FRAME = (
-    "1.2.840.10008.5.1.4.1.1.4.1",
-    "1.2.840.10008.5.1.4.1.1.4.3",
-    "1.2.840.10008.5.1.4.1.1.4.4",
-)
 # Air stays below a tenth of the volume's 98th percentile. Kossen et al. 2022 draw the patches
 # without a vessel in the brain; without a brain mask, everything but air stands for it.
 AIR_SHARE = 0.1
@@ -60,7 +53,7 @@ class Volume:
 
     `shown`: uint8 [D, H, W]. `refusal`: why there is no `mask`. `digest`: SHA-256 of the values.
     `slices`: digests of the slices that show anything. `look`: uint8 [64, 64, 1], to find
-    near-duplicates.
+    near-duplicates. `left_out`: the files, by position, that are no part of it.
     """
 
     shown: NDArray[np.uint8]
@@ -69,118 +62,49 @@ class Volume:
     digest: bytes
     slices: tuple[bytes, ...]
     look: NDArray[np.uint8]
+    left_out: Mapping[int, Reason] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A series before its pixels are read: its frames, those that make the volume, its grid.
+
+    `depths`: the slice of each kept frame and of each copy, by the frame's position.
+    """
+
+    frames: Sequence[Frame]
+    chosen: Chosen
+    depths: Mapping[int, int]
+    grid: Grid
 
 
 class BadSlice(Unusable):
-    """One slice, number `at`, makes its series unusable."""
+    """One file, number `at`, makes its series unusable."""
 
     def __init__(self, reason: Reason, at: int) -> None:
         super().__init__(reason)
         self.at = at
 
 
-def scan(path: str, caps: Caps) -> Scan:
-    """Return what the file at `path` states of itself (step 1).
-
-    Raises Unusable when it is no part of a volume.
-    """
-    with open_regular(path, caps.max_file_bytes) as file:
-        head = file.read(132)
-        if head[128:] == b"DICM":
-            return _scan_dicom(file, caps)
-        if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
-            raise Unusable(Reason.NOT_A_VOLUME)
-        if is_nifti(file):
-            return Scan("nifti", _content(file))
-    raise Unusable(Reason.UNKNOWN_FORMAT)
-
-
-def _content(file: BinaryIO) -> str:
-    """SHA-256 of a whole file, in hex."""
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
-    """A slice or a segmentation, by its header alone. Raises Unusable."""
-    try:
-        # the allow-listed attributes, and those that place a slice or a segmentation
-        dicom_header.bound_inflation(file, caps.max_pixel_bytes)
-        more = (*UIDS, *GEOMETRY, "ReferencedSeriesSequence")
-        header = dicom_header.read_header(file, pixels=False, more=more)
-
-        # the series: for a segmentation the one that it was drawn on
-        kind: Kind
-        if header.get("SOPClassUID") in SEGMENTATION:
-            kind = "segmentation"
-            series = _series_drawn_on(header)
-        else:
-            kind = "slice"
-            _check_slice(header, caps)
-            series = dicom_header.text_of(header, "SeriesInstanceUID")
-            if not series:
-                raise Unusable(Reason.NO_SERIES)
-
-        # whose it is
-        patient_id = dicom_header.text_of(header, "PatientID")
-        issuer = dicom_header.text_of(header, "IssuerOfPatientID")
-        frame = dicom_header.text_of(header, "FrameOfReferenceUID")
-        return Scan(kind, _content(file), patient_id, issuer, series, frame)
-    except (Unusable, MemoryError):
-        raise
-    except Exception as error:
-        raise Unusable(Reason.DAMAGED_HEADER) from error
-
-
-def _series_drawn_on(header: Dataset) -> str:
-    """The UID of the one series that a segmentation references; empty for none or several."""
-    references: Any = header.get("ReferencedSeriesSequence") or ()
-    if len(references) != 1:
-        return ""
-    return dicom_header.text_of(references[0], "SeriesInstanceUID")
-
-
-def _check_slice(header: Dataset, caps: Caps) -> Plane:
-    """The plane of a grey, single-frame slice within the caps."""
-    # the rules of one image: a single grey frame within the cap
-    dicom_header.check_rules(header, caps.modalities)
-    check_origin(header, accept_derived=caps.choices.accept_derived)
-    check_content(header, caps.wanted, refuse_silent=caps.choices.refuse_silent)
-    multi_frame = header.get("SOPClassUID") in MULTI_FRAME
-    if multi_frame or dicom_header.count_frames(header) != 1:
-        raise Unusable(Reason.MULTI_FRAME)
-    shown_as = header.PhotometricInterpretation
-    if shown_as not in dicom_header.GREY:
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
-    dicom_header.check_size(header, caps.max_pixel_bytes)
-
-    # its place, and what must be the same in all slices of a series
-    kind = (shown_as, header.BitsAllocated, header.PixelRepresentation)
-    shape = (int(header.Rows), int(header.Columns))
-    position, orientation, spacing = (header.get(name) for name in GEOMETRY)
-    return plane_of(position, orientation, spacing, shape, kind)
-
-
 def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps) -> Volume:
-    """Return the volume of the slices at `paths`, in any order, with the mask at (kind, path).
+    """Return the volume of the files at `paths`, in any order, with the mask at (kind, path).
 
-    A mask that cannot be used is a `refusal`, not an exception. Raises Unusable when the slices
+    A mask that cannot be used is a `refusal`, not an exception. Raises Unusable when the files
     make no volume, BadSlice when one of them is at fault.
     """
-    # (2) read the headers: the slices must make a volume, small enough for memory
-    planes = [
-        _blame_slice(at, lambda path=path: _plane(path, caps)) for at, path in enumerate(paths)
-    ]
-    if 4 * len(planes) * planes[0].shape[0] * planes[0].shape[1] > caps.max_volume_bytes:
-        raise Unusable(Reason.DECLARED_TOO_LARGE)
-    order, grid = arrange_slices(planes)
-    if min(grid.shape[1:]) < caps.size_px:
-        raise Unusable(Reason.VOLUME_TOO_SMALL)
+    # (1, 2) read the headers: the slices must make a volume, small enough for memory
+    stack = read_stack(paths, caps)
+    grid = stack.grid
 
-    # (3) read the values, slice by slice in the order of the geometry
+    # (3) read the values, file by file
     values = np.empty(grid.shape, np.float32)
-    for depth, at in enumerate(order):
-        values[depth] = _blame_slice(at, lambda path=paths[at]: _values(path, grid.shape[1:], caps))
+    for file, own in _by_file(stack.frames, stack.chosen.kept):
+        with _blame_file(file):
+            for position, plane in _values(paths[file], stack, own, caps):
+                values[stack.depths[position]] = plane
+
+    # (4) compare copies of slices
+    _check_copies(paths, stack, values, caps)
 
     # digests of the values, before they are scaled
     digest = _sha(values)
@@ -189,19 +113,100 @@ def read_volume(paths: Sequence[str], mask: tuple[Kind, str] | None, caps: Caps)
         if _shows_anything(plane):
             slices.append(_sha(plane)[:SLICE_DIGEST_BYTES])
 
-    # (4) scale to 8 bits; the float copy goes before the mask comes, to keep within memory
-    shown = scale_intensity(values, caps.window, inverted=planes[0].kind[0] == "MONOCHROME1")
+    # (5) scale to 8 bits; the float copy goes before the mask comes, to keep within memory
+    inverted, *_ = stack.frames[stack.chosen.kept[0]].plane.kind
+    shown = scale_intensity(values, caps.window, inverted=inverted)
     del values, plane
 
-    # (5) put the mask on the grid
+    # (6) put the mask on the grid
     marks, refusal = _mask(mask, grid, caps)
-    return Volume(shown, marks, refusal, digest, tuple(slices), look(shown))
+    left_out = _files_left_out(stack)
+    return Volume(shown, marks, refusal, digest, tuple(slices), look(shown), left_out)
 
 
-def _blame_slice(at: int, read: Any) -> Any:
-    """Return what `read` returns; a refusal names slice `at`."""
+def read_stack(paths: Sequence[str], caps: Caps) -> Stack:
+    """Return the stack of the files at `paths`, by their headers alone (steps 1 and 2).
+
+    Raises what `read_volume` raises.
+    """
+    # (1) read the headers
+    frames: list[Frame] = []
+    for at, path in enumerate(paths):
+        with _blame_file(at):
+            frames += _read_frames(path, caps, at)
+
+    # (2) choose a part and order its slices
+    chosen = choose_part(frames, caps.take)
+    order, grid = arrange_slices([frames[position].plane for position in chosen.kept])
+    if 4 * int(np.prod(grid.shape)) > caps.max_volume_bytes:
+        raise Unusable(Reason.DECLARED_TOO_LARGE)
+    if min(grid.shape[1:]) < caps.size_px:
+        raise Unusable(Reason.VOLUME_TOO_SMALL)
+    depths = {chosen.kept[at]: depth for depth, at in enumerate(order)}
+    for copy, original in chosen.copies.items():
+        depths[copy] = depths[original]
+    return Stack(frames, chosen, depths, grid)
+
+
+def fits(paths: Sequence[str], mask: str, caps: Caps) -> bool:
+    """Return whether the segmentation at `mask` lies on the grid of the series at `paths`.
+
+    Raises what `read_volume` raises where the series makes no volume.
+    """
+    grid = read_stack(paths, caps).grid
+    with open_regular(mask, caps.max_file_bytes) as file:
+        return lies_on(file, grid, caps.max_pixel_bytes)
+
+
+def _by_file(frames: Sequence[Frame], wanted: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+    """Each file with the wanted frames that lie in it, by position."""
+    found: dict[int, list[int]] = {}
+    for position in wanted:
+        found.setdefault(frames[position].file, []).append(position)
+    yield from found.items()
+
+
+def _check_copies(
+    paths: Sequence[str], stack: Stack, values: NDArray[np.float32], caps: Caps
+) -> None:
+    """Refuse frames at one place that differ in pixels."""
+    for file, own in _by_file(stack.frames, stack.chosen.copies):
+        altered: list[int] = []
+        with _blame_file(file):
+            for position, plane in _values(paths[file], stack, own, caps):
+                original = values[stack.depths[position]]
+                if not np.array_equal(original, plane, equal_nan=True):
+                    altered.append(position)
+        # whichever of the two is right, the series is refused as a whole
+        for position in altered:
+            raise Unusable(_why_altered(stack, position))
+
+
+def _why_altered(stack: Stack, copy: int) -> Reason:
+    """The reason for a frame that differs from the one at its place."""
+    instance = stack.frames[copy].instance
+    if instance and instance == stack.frames[stack.chosen.copies[copy]].instance:
+        return Reason.ALTERED_COPY
+    return Reason.DUPLICATE_SLICE
+
+
+def _files_left_out(stack: Stack) -> dict[int, Reason]:
+    """The reason of each file of which no frame is in the volume."""
+    # a copy, or the commonest reason of its frames
+    kept = {stack.frames[position].file for position in stack.chosen.kept}
+    reasons: dict[int, list[Reason]] = {}
+    for position, frame in enumerate(stack.frames):
+        if frame.file not in kept:
+            reason = stack.chosen.left_out.get(position, Reason.DUPLICATE)
+            reasons.setdefault(frame.file, []).append(reason)
+    return {file: max(found, key=found.count) for file, found in reasons.items()}
+
+
+@contextmanager
+def _blame_file(at: int) -> Iterator[None]:
+    """Turn what fails inside into a refusal that names file `at`."""
     try:
-        return read()
+        yield
     except MemoryError:
         raise
     except Unusable as refusal:
@@ -210,25 +215,41 @@ def _blame_slice(at: int, read: Any) -> Any:
         raise BadSlice(Reason.UNDECODABLE, at) from error
 
 
-def _plane(path: str, caps: Caps) -> Plane:
+def _read_frames(path: str, caps: Caps, at: int) -> list[Frame]:
+    """The frames of the file at `path`, number `at` of its series."""
     with open_regular(path, caps.max_file_bytes) as file:
         dicom_header.bound_inflation(file, caps.max_pixel_bytes)
-        return _check_slice(
-            dicom_header.read_header(file, pixels=False, more=(*UIDS, *GEOMETRY)), caps
-        )
+        header = dicom_header.read_header(file, pixels=False, more=ATTRIBUTES)
+        return frames_of(header, caps, at)
 
 
-def _values(path: str, shape: tuple[int, int], caps: Caps) -> NDArray[np.float32]:
-    """The values that one slice means, float32 [H, W]; padding is NaN."""
-    # decode
+def _values(
+    path: str, stack: Stack, own: Sequence[int], caps: Caps
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the position of each own frame of a file, and its values, float32 [H, W]."""
+    # the file as it is now, which must still be within the caps
     with open_regular(path, caps.max_file_bytes) as file:
         dicom_header.bound_inflation(file, caps.max_pixel_bytes)
         header = dicom_header.read_header(file, pixels=False)
         dicom_header.check_size(header, caps.max_pixel_bytes)
-        full, stored = dicom.decode_frame(file, header)
-    if stored.shape != shape:
-        raise Unusable(Reason.UNDECODABLE)
+        full = dicom_header.read_header(file, pixels=True)
+    count = dicom_header.count_frames(header)
+    full.NumberOfFrames = count
 
+    for position in own:
+        frame = stack.frames[position]
+        if frame.index >= count:
+            raise Unusable(Reason.TRUNCATED)
+        stored = dicom.read_frame(full, frame.index, count)
+        if stored.shape != stack.grid.shape[1:]:
+            raise Unusable(Reason.UNDECODABLE)
+        if frame.rescale is not None:
+            full.RescaleSlope, full.RescaleIntercept = frame.rescale
+        yield position, _values_meant(full, stored)
+
+
+def _values_meant(full: Dataset, stored: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    """The values that stored ones mean, float32 [H, W]; padding is NaN."""
     # one table over all stored patterns: modality values, NaN for padding
     raw = stored.view(f"u{stored.dtype.itemsize}")
     counts = dicom.count_values(raw)
@@ -255,50 +276,6 @@ def _shows_anything(values: NDArray[np.float32]) -> bool:
     Slices of one value (air, padding) are alike in all patients, so they join nobody.
     """
     return bool((values != values.flat[0]).any() and not np.isnan(values).all())
-
-
-def scale_intensity(
-    values: NDArray[np.float32], window: tuple[float, float] | None, *, inverted: bool
-) -> NDArray[np.uint8]:
-    """Return `values` [D, H, W] as uint8: the window, or the volume's own range, becomes 0 to 255.
-
-    NaN becomes 0. Raises Unusable (blank-image) when the volume shows one shade, or nearly so.
-    """
-    # the range
-    if window is None and np.isnan(values).all():
-        raise Unusable(Reason.BLANK)
-    low, high = window or (float(np.nanmin(values)), float(np.nanmax(values)))
-    if not high > low:
-        raise Unusable(Reason.BLANK)
-
-    # slice by slice, so that only one is held in float64
-    shown = np.empty(values.shape, np.uint8)
-    for depth, plane in enumerate(values):
-        share = np.clip((plane.astype(np.float64) - low) / (high - low), 0, 1)
-        if inverted:
-            share = 1 - share
-        share = np.where(np.isnan(plane), 0, share)
-        shown[depth] = np.rint(255 * share)
-    if _spread(shown) < BLANK_SPREAD:
-        raise Unusable(Reason.BLANK)
-    return shown
-
-
-def _counts(shown: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each grey level occurs, int64 [256]."""
-    # slice by slice, because bincount widens its input
-    found = np.zeros(256, np.int64)
-    for plane in shown:
-        found += np.bincount(plane.ravel(), minlength=256)
-    return found
-
-
-def _spread(shown: NDArray[np.uint8]) -> float:
-    """The standard deviation of the grey levels."""
-    counts = _counts(shown)
-    levels = np.arange(256)
-    mean = (counts * levels).sum() / shown.size
-    return float(np.sqrt((counts * (levels - mean) ** 2).sum() / shown.size))
 
 
 def _mask(
@@ -347,7 +324,7 @@ def _reduce(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 def patches(volume: Volume, seed: bytes, count: int, size_px: int) -> NDArray[np.uint8]:
-    """Return patches, uint8 [2 x half, S, S, 2] with half = ceil(count / 2) (step 6).
+    """Return patches, uint8 [2 x half, S, S, 2] with half = ceil(count / 2) (step 7).
 
     First those centred on a voxel of the mask, then those centred anywhere that is not air. Voxels
     are drawn with replacement. A centre near a border moves the patch inwards. Plane 0 is the
@@ -376,7 +353,7 @@ def patches(volume: Volume, seed: bytes, count: int, size_px: int) -> NDArray[np
 
 def _air_level(shown: NDArray[np.uint8]) -> float:
     """The grey level at and below which a voxel counts as air."""
-    share = np.cumsum(_counts(shown)) / shown.size
+    share = np.cumsum(count_levels(shown)) / shown.size
     return AIR_SHARE * int(np.searchsorted(share, AIR_PERCENTILE))
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from common.config import FrozenModel
 from common.study.fields import Label
@@ -18,6 +23,23 @@ View = Literal["PA", "AP", "LL", "RL", "LLD", "RLD", "LLO", "RLO"]
 Presentation = Literal["FOR PRESENTATION", "FOR PROCESSING"]
 
 
+class Take(FrozenModel):
+    """Which part of an MR series that holds several things makes the volume."""
+
+    component: Literal["magnitude", "phase"] = Field(
+        default="magnitude",
+        description="images of which component enter; images that name no component count as "
+        "magnitude",
+    )
+    echo: Literal["first", "last"] = Field(
+        default="first", description="which echo enters, where a series holds several"
+    )
+    time: Literal["first", "last"] = Field(
+        default="first",
+        description="which time point or acquisition enters, where a series holds several",
+    )
+
+
 class Volumes(FrozenModel):
     """MR volumes with vessel masks, cut into patches of image and mask (Kossen et al. 2022)."""
 
@@ -27,6 +49,19 @@ class Volumes(FrozenModel):
         description="patches cut from one patient's volume: half are centred on a vessel, half "
         "lie anywhere",
     )
+    take: Take = Field(
+        default=Take(),
+        description="which part of a series enters that holds several: components, echoes, time "
+        "points; projections never do",
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`take` came after the first signed plans: its default leaves their bytes as they were."""
+        fields: dict[str, Any] = serialize(self)
+        if self.take == Take():
+            fields.pop("take", None)
+        return fields
 
 
 class Intake(FrozenModel):
@@ -65,8 +100,8 @@ class Intake(FrozenModel):
         default=None,
         description="low and high intensity that become 0 and 255, in the unit after the DICOM "
         "rescale; without it the "
-        "file's own window counts, else its range (MR volumes: the patient's own minimum and "
-        "maximum)",
+        "file's own window counts, else its range (MR volumes: the patient's own 0.1 and 99.9 "
+        "percentiles)",
     )
     volumes: Volumes | None = Field(
         default=None,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.ingest import dicom_header, masks, volumes
+from client.ingest import dicom_header, frames, masks, scanning
 from client.ingest.build import IngestReport, ingest
 from client.ingest.cohort import Cohort
 from client.ingest.decode import Decoder
@@ -157,9 +157,10 @@ def test_a_patient_keeps_the_pseudonym_and_the_patches_under_the_same_key_alone(
 def test_the_allow_lists_name_no_date_name_or_free_text_and_uids_that_tell_series_apart_alone() -> (
     None
 ):
-    names = (*dicom_header.ALLOWED, *masks.ALLOWED, *volumes.UIDS, *volumes.GEOMETRY)
+    names = (*dicom_header.ALLOWED, *masks.ALLOWED, *scanning.SERIES, *frames.ATTRIBUTES)
     forbidden = "Name|Date|Time|Comment|Description|Address|Institution|Serial|Physician|UID"
-    uids = {"SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID"}
+    uids = {"SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"}
+    uids |= {"EchoTime", "TriggerTime"}  # milliseconds of the sequence, no time of day
     assert [name for name in names if re.search(forbidden, name) and name not in uids] == []
 
 

@@ -27,8 +27,9 @@ from client.ingest.labels import Wording, read_labels
 from client.ingest.masks import is_nifti, read_nifti, read_segmentation
 from client.ingest.quarantine import Unusable
 from client.ingest.request import Caps, Limits, Settings, VolumeFiles, Wanted
-from client.ingest.series import Grid, arrange_slices
-from client.ingest.volumes import patches, read_volume, scan
+from client.ingest.scanning import scan
+from client.ingest.series import Grid
+from client.ingest.volumes import patches, read_stack, read_volume
 from tests import phantoms, volume_phantoms
 from tests.fuzz.harness import Parser, Target
 from tests.fuzz.mutation import Maker, damaged, exchanged, one_of, revalued, wrapped
@@ -181,10 +182,8 @@ def _volume(folder: Path) -> Parser:
 
 def grid_of(folder: Path) -> Grid:
     """The grid of the small series."""
-    from client.ingest.volumes import _plane
-
     paths = volume_phantoms.write_series(folder / "series", _series())
-    return arrange_slices([_plane(str(path), CAPS) for path in paths])[1]
+    return read_stack([str(path) for path in paths], CAPS).grid
 
 
 def _nifti(folder: Path) -> Parser:
@@ -301,7 +300,7 @@ PIXELS = ("client.ingest.decode_child:read_file", "client.ingest.dicom:read_dico
 TARGETS = (
     Target("dicom", (*PIXELS, "client.ingest.dicom_header:read_header"), _photograph, 96, few=400),
     Target("png-jpeg", ("client.ingest.images:read_photograph",), _pictures, 96, few=500),
-    Target("volume-scan", ("client.ingest.volumes:scan",), _scan, few=400),
+    Target("volume-scan", ("client.ingest.scanning:scan",), _scan, few=400),
     Target("volume", ("client.ingest.volumes:read_volume",), _volume, few=60),
     Target("nifti", ("client.ingest.masks:read_nifti",), _nifti, few=600),
     Target("segmentation", ("client.ingest.masks:read_segmentation",), _segmentation, few=150),

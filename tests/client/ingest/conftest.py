@@ -5,14 +5,14 @@ A study's rules, a key, and decoding without child processes where those are not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from client.ingest import decode, decode_child, request, volumes
+from client.ingest import decode, decode_child, request, scanning, volumes
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Cut, Scan, VolumeFiles
 from common.study.intake import Intake
@@ -62,7 +62,10 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         """Answers like a child."""
 
         def scan(self, path: Path) -> Scan:
-            return volumes.scan(str(path), self._settings.caps)
+            return scanning.scan(str(path), self._settings.caps)
+
+        def fits(self, slices: Sequence[Path], mask: Path) -> bool:
+            return volumes.fits([str(path) for path in slices], str(mask), self._settings.caps)
 
         def cut(self, files: VolumeFiles, seed_of: Callable[[bytes], bytes]) -> Cut:
             mask = files.mask and (files.mask[0], str(files.mask[1]))
@@ -74,7 +77,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
                 found = volumes.patches(
                     volume, seed_of(volume.digest), self._settings.patches, self._settings.size_px
                 )
-            return Cut(volume.digest, volume.slices, volume.look, volume.refusal, found)
+            facts = (volume.digest, volume.slices, volume.look, volume.refusal)
+            return Cut(*facts, found, volume.left_out)
 
     monkeypatch.setattr(decode, "decode_all", decode_all)
     monkeypatch.setattr(decode, "Decoder", InProcess)

@@ -91,6 +91,31 @@ def test_a_nifti_mask_may_have_only_a_quaternion() -> None:
     np.testing.assert_array_equal(read_nifti(nii(image), grid_of(), CAP), MASK != 0)
 
 
+TEMPLATE = np.diag([2.0, 2.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize("code", [1, 3, 4, 5])
+@pytest.mark.parametrize("right", ["sform", "qform"])
+def test_of_two_transforms_the_one_that_lies_on_the_grid_counts(code: int, right: str) -> None:
+    image = made.nifti(SERIES, MASK, flips=(0,))
+    affine = image.affine.copy()
+    image.set_sform(TEMPLATE if right == "qform" else affine, code)
+    image.set_qform(TEMPLATE if right == "sform" else affine, 1)
+    np.testing.assert_array_equal(read_nifti(nii(image), grid_of(), CAP), MASK != 0)
+
+
+def test_two_transforms_of_which_none_fits_or_that_contradict_each_other_are_refused() -> None:
+    image = made.nifti(SERIES, MASK)
+    affine = image.affine.copy()
+    image.set_sform(TEMPLATE, 4)
+    image.set_qform(TEMPLATE, 1)
+    assert reason(read_nifti, nii(image)) is Reason.MASK_GRID
+    # both fill the same box, one from the other side
+    image.set_sform(affine, 1)
+    image.set_qform(made.nifti(SERIES, MASK, flips=(0,)).affine, 1)
+    assert reason(read_nifti, nii(image)) is Reason.CONTRADICTORY_MASK
+
+
 def test_a_mask_of_another_grid_is_refused() -> None:
     moved = made.patient(1, orientation=TILTED, origin=(-20.0, 10.2, 30.0))[0]
     coarser = made.patient(1, orientation=TILTED, spacing=(0.5, 0.41))[0]

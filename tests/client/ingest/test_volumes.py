@@ -5,6 +5,7 @@ Slices become the volume that geometry means, and patches are cut where they sho
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ import numpy as np
 import pytest
 from pydicom.uid import RLELossless
 
+from client.ingest.intensity import robust_range, scale_intensity
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Caps, Kind
+from client.ingest.scanning import scan
 from client.ingest.volumes import (
     BadSlice,
     Volume,
     look,
     patches,
     read_volume,
-    scale_intensity,
-    scan,
 )
+from server.public_data.phantoms import STYLES, volume
 from tests import phantoms
 from tests import volume_phantoms as made
 
@@ -148,7 +150,74 @@ def test_padding_is_black_and_no_part_of_the_range(tmp_path: Path) -> None:
     found = volume_of(made.write_series(tmp_path, series), window=None).shown
     assert (found[:, :4] == 0).all()
     inside = values[:, 4:]
-    np.testing.assert_array_equal(found[:, 4:], shown(inside, inside.min(), inside.max()))
+    low, high = robust_range(inside.astype(np.float32))
+    np.testing.assert_array_equal(found[:, 4:], shown(inside, low, high))
+
+
+def test_a_few_voxels_of_any_value_do_not_move_the_scaling(tmp_path: Path) -> None:
+    values = SERIES.values.astype(np.float32)
+    plain = scale_intensity(values, None, inverted=False)
+    for odd in (1e30, np.inf, -1e30):
+        spiked = values.copy()
+        spiked.ravel()[[7, 901, 5003]] = odd
+        found = scale_intensity(spiked, None, inverted=False)
+        untouched = spiked == values
+        assert np.abs(found.astype(int) - plain)[untouched].max() <= 1
+    ordered = np.sort(values.ravel())
+    beyond = int(values.size * 0.001)
+    assert robust_range(values) == (ordered[beyond], ordered[-1 - beyond])
+
+
+def test_few_vessels_of_a_phantom_become_white() -> None:
+    for seed in range(3):
+        phantom = volume(np.random.default_rng(seed), STYLES["hospital"], (8, 64, 64))
+        found = scale_intensity(phantom.image, None, inverted=False)
+        assert (found[phantom.mask > 0] == 255).mean() < 0.05
+
+
+def test_each_frame_of_an_enhanced_object_has_its_own_rescale(tmp_path: Path) -> None:
+    places = [(depth, rescaled(depth)) for depth in (3, 0, 4, 1, 2)]
+    stored = replace(SERIES, values=SERIES.values + 100 * np.arange(5)[:, None, None])
+    path = phantoms.save(made.enhanced(stored, places), tmp_path / "e.dcm")
+    np.testing.assert_array_equal(volume_of([path]).shown, shown(SERIES.values))
+
+
+def rescaled(depth: int) -> dict[str, Any]:
+    """The functional group that takes 100 x `depth` away."""
+    group = made.item(RescaleSlope=1, RescaleIntercept=-100 * depth)
+    return {"PixelValueTransformationSequence": group}
+
+
+def test_an_enhanced_object_may_hold_several_echoes_compressed(tmp_path: Path) -> None:
+    groups = []
+    for echo in (9.0, 3.0):
+        for depth in range(5):
+            groups.append((depth, {"MREchoSequence": made.item(EffectiveEchoTime=echo)}))
+    both = made.enhanced(SERIES, groups)
+    # the second half are the frames of the first echo
+    stored = np.concatenate([SERIES.values[::-1], SERIES.values]).astype("<u2")
+    phantoms.with_pixels(both, stored, "MONOCHROME2", frames=10)
+    for name, dataset in (("plain", both), ("packed", phantoms.compressed(both, RLELossless))):
+        found = volume_of([phantoms.save(dataset, tmp_path / f"{name}.dcm")])
+        np.testing.assert_array_equal(found.shown, shown(SERIES.values))
+        assert found.left_out == {}
+
+
+def test_an_enhanced_object_over_the_cap_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = phantoms.save(made.enhanced(SERIES), tmp_path / "e.dcm")
+    for cap in ("max_volume_bytes", "max_pixel_bytes"):
+        with pytest.raises(Unusable) as refusal:
+            volume_of([path], **{cap: 2 * SERIES.values.size - 1})
+        assert refusal.value.reason is Reason.DECLARED_TOO_LARGE
+
+
+def test_files_that_are_no_part_of_a_volume_have_their_reason(tmp_path: Path) -> None:
+    paths = made.write_series(tmp_path, SERIES)
+    again = phantoms.save(made.slice_of(SERIES, 2, StationName="X"), tmp_path / "again.dcm")
+    phase = made.slice_of(SERIES, 1, ImageType=["ORIGINAL", "PRIMARY", "P"])
+    found = volume_of([*paths, again, phantoms.save(phase, tmp_path / "phase.dcm")])
+    assert found.left_out == {5: Reason.DUPLICATE, 6: Reason.OTHER_COMPONENT}
+    np.testing.assert_array_equal(found.shown, shown(SERIES.values))
 
 
 def test_the_slice_at_fault_is_named(tmp_path: Path) -> None:

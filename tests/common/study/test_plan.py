@@ -155,6 +155,19 @@ def test_an_intake_key_that_came_later_counts_in_the_hash_only_where_it_is_state
     assert small_study(**{f"intake__{key}": []}).intake.hashed_fields()[key] == []
 
 
+def test_a_plan_of_volumes_that_was_signed_before_it_could_take_a_part_keeps_its_hash() -> None:
+    plain = vessels_plan()
+    before = Study.model_validate(plain)
+    assert "take" not in before.intake.model_dump(mode="json")["volumes"]
+    spelled = vessels_plan(intake__volumes__take={"echo": "first"})
+    assert Study.model_validate(spelled).hash() == before.hash()
+    other = vessels_plan(intake__volumes__take={"echo": "last"})
+    assert Study.model_validate(other).hash() != before.hash()
+    assert Study.model_validate_json(Study.model_validate(other).model_dump_json()).hash() != (
+        before.hash()
+    )
+
+
 def test_the_hash_covers_every_field_and_ignores_spelling() -> None:
     base = small_study().hash()
     assert small_study().hash() == base
