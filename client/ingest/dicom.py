@@ -258,7 +258,7 @@ def display_table(
 
 
 def is_inverted(header: Dataset) -> bool:
-    """Return whether low values are bright: PresentationLUTShape says so, else MONOCHROME1 (C.11.6)."""
+    """Return whether low values are bright, by PresentationLUTShape, else MONOCHROME1 (C.11.6)."""
     shape = text_of(header, "PresentationLUTShape")
     if shape in ("INVERSE", "IDENTITY"):
         return shape == "INVERSE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import time
@@ -24,7 +25,7 @@ from pydicom.uid import (
 from client.ingest.decode import Conversation, Decoder
 from client.ingest.decode_child import read_file
 from client.ingest.labels import Wording, read_labels
-from client.ingest.masks import is_nifti, read_nifti, read_segmentation
+from client.ingest.masks import is_nifti, lies_on, read_nifti, read_segmentation
 from client.ingest.quarantine import Unusable
 from client.ingest.request import Caps, Limits, Settings, VolumeFiles, Wanted
 from client.ingest.scanning import scan
@@ -180,6 +181,31 @@ def _volume(folder: Path) -> Parser:
     return Parser(call, (damaged(good[1]), damaged(good[1], good[2])), REFUSED)
 
 
+def _enhanced(folder: Path) -> Parser:
+    """A damaged enhanced object of two echoes, scanned and cut into patches."""
+    path = folder / "file"
+    series = _series()
+    mask = volume_phantoms.write_nifti(folder / "m.nii", volume_phantoms.nifti(series, _mask()))
+    item = volume_phantoms.item
+    groups = []
+    for echo, depth in itertools.product((3.0, 9.0), range(SHAPE[0])):
+        kind = item(FrameType=["ORIGINAL", "PRIMARY", "M"], ComplexImageComponent="MAGNITUDE")
+        more = {"MRImageFrameTypeSequence": kind}
+        more["MREchoSequence"] = item(EffectiveEchoTime=echo)
+        more["PixelValueTransformationSequence"] = item(RescaleSlope=2, RescaleIntercept=-5)
+        groups.append((depth, more))
+    dataset = volume_phantoms.enhanced(series, groups)
+    seeds = [_bytes_of(dataset, folder), _bytes_of(volume_phantoms.enhanced(series), folder)]
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        scan(str(path), CAPS)
+        volume = read_volume([str(path)], ("nifti", str(mask)), CAPS)
+        patches(volume, b"seed", 2, SIDE)
+
+    return Parser(call, (damaged(*seeds),), REFUSED)
+
+
 def grid_of(folder: Path) -> Grid:
     """The grid of the small series."""
     paths = volume_phantoms.write_series(folder / "series", _series())
@@ -214,6 +240,7 @@ def _segmentation(folder: Path) -> Parser:
     seed = _bytes_of(volume_phantoms.segmentation(_series(), _mask()), folder)
 
     def call(data: bytes) -> None:
+        lies_on(io.BytesIO(data), grid, PIXEL_CAP)
         read_segmentation(io.BytesIO(data), grid, PIXEL_CAP)
 
     return Parser(call, (damaged(seed),), REFUSED)
@@ -302,8 +329,9 @@ TARGETS = (
     Target("png-jpeg", ("client.ingest.images:read_photograph",), _pictures, 96, few=500),
     Target("volume-scan", ("client.ingest.scanning:scan",), _scan, few=400),
     Target("volume", ("client.ingest.volumes:read_volume",), _volume, few=60),
+    Target("volume-enhanced", ("client.ingest.frames:frames_of",), _enhanced, few=60),
     Target("nifti", ("client.ingest.masks:read_nifti",), _nifti, few=600),
-    Target("segmentation", ("client.ingest.masks:read_segmentation",), _segmentation, few=150),
+    Target("segmentation", ("client.ingest.masks:_read_bits",), _segmentation, few=150),
     Target("labels", ("client.ingest.table:open_table",), _labels),
     Target("child-answers", ("client.ingest.decode:Conversation.facts",), _answers),
 )
