@@ -21,12 +21,9 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import convert_color_space
-from pydicom.pixels.utils import as_pixel_options
 
-from client.ingest.codestream import stated_size
+from client.ingest import codecs
 from client.ingest.content import CLASS, check_content
 from client.ingest.dicom_header import (
     GREY,
@@ -153,34 +150,22 @@ def read_frame(full: Dataset, index: int, frames: int) -> NDArray[np.integer[Any
     if native and len(full.PixelData) < native_bytes(full, frames):
         raise Unusable(Reason.TRUNCATED)
 
-    # a compressed image of another size than the header's is not decoded
-    size = (int(full.Rows), int(full.Columns))
-    if not native and stated_size(
-        get_frame(full.PixelData, index, number_of_frames=frames)
-    ) not in (
-        None,
-        size,
-    ):
-        raise Unusable(Reason.UNDECODABLE)
-
     # decode, and check that a codec gave what the header declares
-    stored = _decode(full, index)
+    stored, colours = codecs.decode(full, index, frames)
+    size = (int(full.Rows), int(full.Columns))
     if stored.shape[:2] != size or stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
         raise Unusable(Reason.UNDECODABLE)
+    if colours in ("YBR_FULL", "YBR_FULL_422"):
+        stored = _rgb_of(stored)
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
-def _decode(full: Dataset, index: int) -> NDArray[Any]:
-    """The stored values of one frame; luma and chroma become RGB strip by strip."""
-    decoder = get_decoder(full.file_meta.TransferSyntaxUID)
-    options = as_pixel_options(full)
-    # one sample is looked up in a table, which knows what stands beyond the stored bits
-    options["correct_unused_bits"] = int(full.SamplesPerPixel) > 1
-    stored, facts = decoder.as_array(full, index=index, raw=True, **options)
-    if facts["photometric_interpretation"] in ("YBR_FULL", "YBR_FULL_422"):
-        for rows in strips(*stored.shape[:2]):
-            stored[rows] = convert_color_space(stored[rows], "YBR_FULL", "RGB")
-    return stored
+def _rgb_of(stored: NDArray[Any]) -> NDArray[Any]:
+    """Luma and chroma as RGB, strip by strip."""
+    colours = np.empty_like(stored)
+    for rows in strips(*stored.shape[:2]):
+        colours[rows] = convert_color_space(stored[rows], "YBR_FULL", "RGB")
+    return colours
 
 
 def native_bytes(header: Dataset, frames: int) -> int:
@@ -233,7 +218,8 @@ def map_values(raw: NDArray[Any], table: NDArray[T]) -> NDArray[T]:
     """Return the table's entry for each unsigned pattern of [H, W]."""
     found = np.empty(raw.shape, table.dtype)
     for rows in _rows(raw):
-        found[rows] = table[raw[rows]]
+        # every pattern has an entry, so that nothing is clipped; without this mode it is slower
+        np.take(table, raw[rows], mode="clip", out=found[rows])
     return found
 
 

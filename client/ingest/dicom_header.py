@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset
-from pydicom.pixels.decoders.base import get_decoder
 
+from client.ingest.codecs import is_readable
 from client.ingest.quarantine import Reason, Unusable
 
 # a bad value is judged here, where it is needed, and not warned about with its text
@@ -129,11 +129,8 @@ def check_rules(header: Dataset, modalities: tuple[str, ...]) -> None:
     _check_pixel_format(header)
 
     # a decoder must be installed for the transfer syntax
-    try:
-        available = get_decoder(header.file_meta.TransferSyntaxUID).is_available
-    except (NotImplementedError, AttributeError):
-        available = False
-    if not available:
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not syntax or not is_readable(syntax):
         raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
 
 

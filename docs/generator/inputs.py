@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import get_args
 
-from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS, get_decoder
+from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS
 from pydicom.uid import UID
 
+from client.ingest.codecs import is_readable
 from client.ingest.dicom_header import COLOUR, GREY
 from common.study.intake import Intake
 from docs.generator.markdown import page, table
@@ -15,7 +16,7 @@ from docs.generator.markdown import page, table
 def inputs_page() -> str:
     """Return the page of supported inputs."""
     modalities = get_args(Intake.model_fields["dicom_modalities"].annotation)[0]
-    readable = [UID(uid) for uid in _PIXEL_DATA_DECODERS if get_decoder(uid).is_available]
+    readable = [UID(uid) for uid in _PIXEL_DATA_DECODERS if is_readable(UID(uid))]
     rows = [(uid.name, f"`{uid}`") for uid in sorted(readable)]
     grey = ", ".join(sorted(GREY))
     colour = ", ".join(sorted(COLOUR))

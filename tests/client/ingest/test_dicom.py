@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -27,7 +28,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.ingest import dicom, images
+from client.ingest import images
 from client.ingest.dicom import DicomImage, read_dicom
 from client.ingest.dicom_header import check_size, read_header
 from client.ingest.files import open_regular
@@ -113,7 +114,7 @@ def test_a_compressed_image_of_another_size_is_not_decoded(
     Image.new("RGB", (columns, rows), "red").save(buffer, "JPEG")
     dataset = phantoms.with_pixels(phantoms.header("OP"), phantoms.fundus(3), "RGB")
     phantoms.encapsulated(dataset, buffer.getvalue(), JPEGBaseline8Bit, "YBR_FULL_422")
-    monkeypatch.setattr(dicom, "_decode", lambda *_: pytest.fail("a codec was asked"))
+    monkeypatch.setattr(Decoder, "as_array", lambda *_, **__: pytest.fail("a codec was asked"))
     with pytest.raises(Unusable) as refusal:
         shown(dataset, tmp_path)
     assert refusal.value.reason is Reason.UNDECODABLE
