@@ -91,7 +91,7 @@ def _codestream_start(data: bytes) -> int | None:
 
 
 def _jpeg_2000_size(data: bytes, start: int) -> Stated | None:
-    """The size in the segment SIZ of a codestream (ISO/IEC 15444-1 A.5.1).
+    """The size in the first segment of a codestream (ISO/IEC 15444-1 A.5.1).
 
     None without one, and where components are of different precision or of fewer pixels.
     """
