@@ -75,6 +75,7 @@ def ingest(state: StateFolder, refresh: Refresh = False) -> None:
             remove_pictures(state)
         for plan_hash, study in _require_plans(site).items():
             found[plan_hash] = list(_take_in(site, study, refresh, seen))
+        site.intakes.sweep(study.intake for study in site.plans.valid().values())
     for plan_hash, lines in found.items():
         for text in lines:
             write_line(f"{plan_hash[:12]}: {text}")

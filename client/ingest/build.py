@@ -102,10 +102,11 @@ def ingest(
     `key`: the site's 32 pseudonym bytes. `labels_csv`: the labels file (labels.py); None only if
     the study declares one label. `wording`: the hospital's own words in it. `people`: the site's
     persons; what is found of them is kept there before the cohort appears. `aside`: a folder that
-    keeps the list of refused files where no cohort comes about; it goes when one does.
-    `progress(done, total)` counts every file once a pass: decoding (for volumes two, scanning and
-    reading), comparing, writing. Raises ConfigurationError (folders, labels file, no usable image)
-    and EnvironmentFault (disk full and the like; nothing is left behind).
+    keeps what is finished, for a start after a kill or a refusal, and the list of refused files; it
+    goes when the cohort appears. `progress(done, total)` counts every file once a pass: decoding
+    (for volumes two, scanning and reading), comparing, writing. Raises ConfigurationError (folders,
+    labels file, no usable image) and EnvironmentFault (disk full and the like; nothing but `aside`
+    is left behind).
     """
     limits = limits or Limits()
     if len(key) != KEY_BYTES:
@@ -176,9 +177,9 @@ class _Build:
         self.identities = Identities(key, labels, intake)
         self.source: Source
         if intake.volumes:
-            self.source = Volumes(intake, self.identities, folder)
+            self.source = Volumes(intake, self.identities, folder, aside)
         else:
-            self.source = Photographs(intake, self.identities, folder)
+            self.source = Photographs(intake, self.identities, folder, aside)
 
     def run(
         self, files: Sequence[Path], relative: Sequence[str], limits: Limits, progress: Progress

@@ -4,6 +4,7 @@ In: a plan's intake rules, site.yaml, the state folder.
 Out: the cohort's folder, an `IngestReport`, what changed, and which files did not enter.
 Guarantees:
   - a new cohort appears whole, beside the old one; the newest counts, and the old one then goes
+  - an intake that was killed goes on where it was (finished.py)
   - pseudonyms stay, ids that were one person stay one, who withdrew does not enter
   - counts are for the site's own screen
 Not covered: groups that lose a member, which never come again (client/synthesize/group.py).
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from common.errors import disk_faults_named
 from common.study.intake import Intake
 
 GONE = ".gone"  # ends the name of a cohort that is being removed
+ASIDE = ".aside"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,22 @@ class Intakes:
                 os.rename(folder, folder.with_name(f".{folder.name}{GONE}"))
         for folder in self.state.root.glob(f".cohort-*{GONE}"):
             shutil.rmtree(folder, ignore_errors=True)
+        # the cohort came about, and the process ended before it removed what led there
+        kept = _aside(self.state.cohort(intake))
+        if kept.is_dir():
+            shutil.rmtree(kept, ignore_errors=True)
+
+    def sweep(self, intakes: Iterable[Intake]) -> None:
+        """Remove what unfinished intakes of other rules than these left, pixels among it.
+
+        Call it only where no intake is at work: the state folder's lock is held.
+        """
+        wanted = {_aside(self._target(intake)) for intake in intakes}
+        for folder in self.state.root.glob(f".cohort-*{ASIDE}"):
+            if folder not in wanted:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.state.root.glob(".cohort-*.partial"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def changes(self, intake: Intake) -> Changes | None:
         """Return which files came, went or changed since the cohort was built; None if unknown."""
@@ -123,16 +141,19 @@ class Intakes:
 
         None where nothing was ever taken in. For the site alone: they are named by their paths.
         """
-        target = self.state.cohort(intake)
-        built = target / LIST
-        if target.is_dir():
-            target = self.state.next_cohort(intake)
-        attempt = _aside(target) / LIST
+        built = self.state.cohort(intake) / LIST
+        attempt = _aside(self._target(intake)) / LIST
         for path, whole in ((attempt, False), (built, True)):
             if path.is_file():
                 _, names = self._files(intake)
                 return find_refused(path, names, self.state.pseudonym_bytes(), built=whole)
         return None
+
+    def _target(self, intake: Intake) -> Path:
+        """The folder of the cohort of these rules that would be built next."""
+        if self.state.cohort(intake).is_dir():
+            return self.state.next_cohort(intake)
+        return self.state.cohort(intake)
 
     def _files(self, intake: Intake) -> tuple[list[Path], list[str]]:
         """The files of the data folder, and their names below it."""
@@ -177,7 +198,7 @@ class Intakes:
 
 def _aside(folder: Path) -> Path:
     """The hidden folder of what an intake keeps that has not built the cohort in `folder` yet."""
-    return folder.with_name(f".{folder.name}.aside")
+    return folder.with_name(f".{folder.name}{ASIDE}")
 
 
 def choices_of(data: Data) -> Choices:

@@ -22,6 +22,7 @@ import numpy as np
 
 from client.ingest import decode
 from client.ingest.decode import Decoder
+from client.ingest.finished import entries_of, entry_of_series, finished_work, go_on
 from client.ingest.identify import Identities, Owner
 from client.ingest.likeness import count_fields, join_alike, reduce_images
 from client.ingest.link import Series, link
@@ -52,14 +53,18 @@ class Source(ABC):
     many files that were read do not name something that the plan wants named.
     `records[i].position` is i. `spool`: the images, uint8 [rows, S, S, planes]. `fields`: what
     tells which records are alike (likeness.py), a row each. Both are files in `folder`, until
-    `remove`. `passes`: how often `collect` goes over the files.
+    `remove`. `passes`: how often `collect` goes over the files. `aside`: where finished work is
+    kept for a later start (finished.py); None: nowhere.
     """
 
     passes = 1
 
-    def __init__(self, intake: Intake, identities: Identities, folder: Path) -> None:
+    def __init__(
+        self, intake: Intake, identities: Identities, folder: Path, aside: Path | None = None
+    ) -> None:
         self.intake = intake
         self.identities = identities
+        self.aside = aside
         self.records: list[ImageRecord] = []
         self.quarantine: list[tuple[str, Reason]] = []
         self.silent: Counter[str] = Counter()
@@ -137,8 +142,10 @@ class Source(ABC):
 class Photographs(Source):
     """One file, one image."""
 
-    def __init__(self, intake: Intake, identities: Identities, folder: Path) -> None:
-        super().__init__(intake, identities, folder)
+    def __init__(
+        self, intake: Intake, identities: Identities, folder: Path, aside: Path | None = None
+    ) -> None:
+        super().__init__(intake, identities, folder, aside)
         self._names: list[str] = []
 
     def collect(
@@ -148,17 +155,24 @@ class Photographs(Source):
         limits: Limits,
         progress: Progress,
     ) -> None:
-        """Decode each file (decode.py); those of nobody are refused."""
-        photographs = decode.decode_all(files, self._settings(limits), limits.workers)
-        for done, (name, outcome) in enumerate(zip(names, photographs, strict=True), 1):
-            # a file that cannot be decoded, or that is nobody's, has a reason
-            try:
-                if isinstance(outcome, Reason):
-                    raise Unusable(outcome)
-                self._take(name, outcome)
-            except Unusable as refusal:
-                self.quarantine.append((name, refusal.reason))
-            progress(done, len(files))
+        """Decode each file (decode.py) that is not finished; those of nobody are refused."""
+        settings = self._settings(limits)
+        entries = entries_of(files, names, self.identities.key)
+
+        def decode_missing(paths: list[Path]) -> Iterator[Photograph | Reason]:
+            return decode.decode_all(paths, settings, limits.workers)
+
+        with finished_work(self.aside, self.identities.key, settings) as work:
+            photographs = go_on(work, entries, files, decode_missing)
+            for done, (name, outcome) in enumerate(zip(names, photographs, strict=True), 1):
+                # a file that cannot be decoded, or that is nobody's, has a reason
+                try:
+                    if isinstance(outcome, Reason):
+                        raise Unusable(outcome)
+                    self._take(name, outcome)
+                except Unusable as refusal:
+                    self.quarantine.append((name, refusal.reason))
+                progress(done, len(files))
 
     def _take(self, name: str, photograph: Photograph) -> None:
         """Note whose photograph it is, and write it to the spool. Raises Unusable for nobody's."""
@@ -199,8 +213,10 @@ class Volumes(Source):
 
     passes = 2
 
-    def __init__(self, intake: Intake, identities: Identities, folder: Path) -> None:
-        super().__init__(intake, identities, folder)
+    def __init__(
+        self, intake: Intake, identities: Identities, folder: Path, aside: Path | None = None
+    ) -> None:
+        super().__init__(intake, identities, folder, aside)
         self._files: list[tuple[list[str], list[str]]] = []  # names of slices and mask, by record
         self._first_row: list[int] = []
         self._same_slice: list[tuple[int, int]] = []
@@ -224,10 +240,16 @@ class Volumes(Source):
     ) -> None:
         """Scan, link and cut. Progress counts every file twice: scanned, and read."""
         total = 2 * len(files)
-        with decode.decoders(self._settings(limits), limits.workers) as pool:
+        settings = self._settings(limits)
+        key = self.identities.key
+        entries = entries_of(files, names, key)
+        with (
+            finished_work(self.aside, key, settings) as work,
+            decode.decoders(settings, limits.workers) as pool,
+        ):
             # (1) scan every file
             scans: dict[int, Scan] = {}
-            scanned = pool.each(lambda decoder, path: decoder.scan(path), files)
+            scanned = go_on(work, entries, files, lambda paths: pool.each(_scan, paths))
             for position, seen in enumerate(scanned):
                 if isinstance(seen, Unusable):
                     self.quarantine.append((names[position], seen.reason))
@@ -247,8 +269,10 @@ class Volumes(Source):
 
             # (3) cut each series into patches
             requests = [self._request(one, scans, files) for one in series]
+            own = [_entry_of_series(one, entries, key) for one in series]
+            cuts = go_on(work, own, requests, lambda these: pool.each(self._cut, these, ahead=1))
             done = total - sum(len(one.slices) + len(one.masks) for one in series)
-            for one, cut in zip(series, pool.each(self._cut, requests, ahead=1), strict=True):
+            for one, cut in zip(series, cuts, strict=True):
                 self._take(one, cut, names)
                 done += len(one.slices) + len(one.masks)
                 progress(done, total)
@@ -362,6 +386,17 @@ class Volumes(Source):
     def file_count(self, position: int) -> int:
         """Return the number of slices and masks."""
         return sum(map(len, self._files[position]))
+
+
+def _scan(decoder: Decoder, path: Path) -> Scan:
+    return decoder.scan(path)
+
+
+def _entry_of_series(one: Series, entries: Sequence[str | None], key: bytes) -> str | None:
+    """The entry of a series' finished work, of those of its files."""
+    slices = [entries[position] for position in one.slices]
+    masks = [entries[position] for position in one.masks]
+    return entry_of_series(slices, masks, key)
 
 
 def deal_patches(count: int, volumes: int) -> Iterator[tuple[int, int]]:

@@ -17,8 +17,10 @@ from client.fleet.expiry import ending_certificates
 from client.fleet.health import read_states
 from client.fleet.own_certificate import check_own_certificate
 from client.fleet.session import Session
+from client.ingest.finished import NAME, Finished
 from client.ingest.listing import LISTING, compare_listing
 from client.ingest.refused import LIST, read_refused
+from client.ingest.request import Photograph, Scan, Settings
 from client.ingest.withdrawal import read_list
 from client.state.folder import State
 from client.state.group_store import Group, Stratum
@@ -27,6 +29,7 @@ from client.state.ledger import Reservation
 from client.state.membership import read_membership
 from client.state.spool import INDEX, Spool
 from client.state.upgrade import upgrade
+from common.errors import RefusedError
 from common.privacy.tally import Tally
 from common.storage import heartbeat
 from common.wire import signing, tensors
@@ -288,6 +291,26 @@ def _refused(folder: Path) -> Parser:
     return Parser(call, (exchanged(seed), damaged(seed)))
 
 
+def _finished(folder: Path) -> Parser:
+    settings = Settings(8, 3, ("OP",), None, 1 << 20, 1 << 20, 1 << 30, 30.0)
+    path = folder / NAME
+    work = Finished(path, bytes(32), settings)
+    work.note("0" * 32, Photograph(np.zeros((8, 8, 3), np.uint8), bytes(32), True, "id", "", 1))
+    work.note("1" * 32, Scan("slice", "00", "id", "", "1.2", "1.3"))
+    work.close()
+    seed = path.read_bytes()
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        work = Finished(path, bytes(32), settings)
+        found = [work.find(entry) for entry in ("0" * 32, "1" * 32) if entry in work]
+        work.close()
+        if len(found) < 2:
+            raise RefusedError("not whole")
+
+    return Parser(call, (exchanged(seed), damaged(seed)))
+
+
 def _claim(folder: Path) -> Parser:
     claim = Claim("p" * 64, "token", 2**63, 5, b"\x0a\x02ab")
 
@@ -445,6 +468,11 @@ TARGETS = (
     ),
     Target("withdrawal-list", ("client.ingest.withdrawal:read_list",), _withdrawal),
     Target("listing", ("client.ingest.listing:compare_listing",), _listing),
+    Target(
+        "finished-work",
+        ("client.ingest.finished:Finished", "client.ingest.outcomes:unpack"),
+        _finished,
+    ),
     Target("refused-files", ("client.ingest.refused:read_refused",), _refused),
     Target(
         "task-files",

@@ -144,13 +144,13 @@ def test_also_when_nothing_was_usable_the_files_are_listed_and_no_name_is_stored
     state = ("--state", site.root)
     labels = tmp_path / "labels.csv"
     rows = labels.read_text()
-    labels.write_text(rows.splitlines()[0] + "\n")
+    labels.write_text(rows.replace(",R", ","))
     code, _, err = cli("ingest", *state)
     assert code == 2
     assert "no usable image among 5 files" in err and "`kohort-site quarantine`" in err
     _, out, _ = cli("quarantine", *state)
     assert ": 5 files not used, of the last attempt, which built no cohort (" in out
-    assert "no-patient-id:\n  0.png\n  1.png\n  stranger.png\n" in out
+    assert "no-laterality:\n  0.png\n  1.png\n" in out
     stored = b"".join(path.read_bytes() for path in site.root.rglob("*") if path.is_file())
     assert b"stranger" not in stored and b"notes.txt" not in stored
 
@@ -161,7 +161,7 @@ def test_also_when_nothing_was_usable_the_files_are_listed_and_no_name_is_stored
     assert not list(site.root.glob(".cohort-*"))
 
     # a later attempt that fails is what is told of, until one succeeds
-    labels.write_text(rows.splitlines()[0] + "\n")
+    labels.write_text(rows.replace(",R", ","))
     assert cli("ingest", *state, "--refresh")[0] == 2
     assert ": 5 files not used, of the last attempt" in cli("quarantine", *state)[1]
     labels.write_text(rows)

@@ -56,6 +56,27 @@ def test_what_a_cut_removal_left_goes_with_the_next_round(hospital: Hospital) ->
     assert not left.exists()
 
 
+def test_what_an_intake_kept_goes_once_its_cohort_is_there(hospital: Hospital) -> None:
+    place = State(hospital.root)
+    cohort = place.cohort(hospital.study.intake)
+    kept = cohort.with_name(f".{cohort.name}.aside")
+    kept.mkdir()
+    (kept / "decoded").touch()
+    intakes(hospital).ensure(hospital.study.intake)
+    assert not kept.exists()
+
+
+def test_what_intakes_of_other_rules_left_is_swept(hospital: Hospital) -> None:
+    place = State(hospital.root)
+    following = place.next_cohort(hospital.study.intake)
+    kept = following.with_name(f".{following.name}.aside")
+    for name in (kept.name, ".cohort-0123456789ab.aside", ".cohort-0123456789ab.partial"):
+        (hospital.root / name).mkdir()
+        (hospital.root / name / "spool").touch()
+    intakes(hospital).sweep([hospital.study.intake])
+    assert [path.name for path in hospital.root.glob(".cohort-*")] == [kept.name]
+
+
 @pytest.mark.parametrize("asked", [0, 1, 5])
 def test_as_many_decoders_as_the_site_gives(
     asked: int, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
