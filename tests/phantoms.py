@@ -87,7 +87,9 @@ def header(
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(SOP_CLASSES[modality])
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(MARKERS[8])
-    dataset.StudyInstanceUID = dataset.SeriesInstanceUID = UID(MARKERS[8])
+    dataset.SeriesInstanceUID = UID(MARKERS[8])
+    # a study is of one person
+    dataset.StudyInstanceUID = UID(f"{MARKERS[8]}.{zlib.crc32(patient_id.strip().encode())}")
     dataset.Modality, dataset.ImageType = modality, ["ORIGINAL", "PRIMARY"]
     dataset.PatientName, dataset.PatientID = f"{MARKERS[0]}^{MARKERS[1]}", patient_id
     dataset.PatientBirthDate, dataset.StudyDate = MARKERS[2], MARKERS[3]

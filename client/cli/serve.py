@@ -50,6 +50,7 @@ DELIVERY_WAIT_S = 120.0
 DELIVERY_POLL_S = 0.1
 STOP_POLL_S = 0.2
 LOOK_S = 5.0  # how often the daemon looks after its folder
+JOINS_SHOWN = 50  # on the screen of an intake
 WORK_S = 60.0  # how often it logs what its child is at
 log = logging.getLogger("kohort")
 
@@ -115,10 +116,17 @@ def ingest_lines(report: IngestReport | None) -> Iterator[str]:
         yield "the cohort is there already"
         return
     yield (
-        f"{report.ingested} files of {report.patients} patients ({report.merged} under several ids)"
+        f"{report.ingested} files of {report.patients} patients ({report.merged} under several "
+        f"ids, {report.most_ids} ids at most)"
     )
     for what, count in report.silent.items():
         yield f"{count} files were taken though their headers do not name the {what}"
+    for text in report.warnings:
+        yield f"warning: {text}"
+    for text in report.joins[:JOINS_SHOWN]:
+        yield f"one person: {text}"
+    if len(report.joins) > JOINS_SHOWN:
+        yield f"and {len(report.joins) - JOINS_SHOWN} joins more"
     for code, count in report.quarantined.items():
         yield f"not used: {count} files, {code}: {Reason(code).sentence}"
     if report.quarantined:

@@ -6,18 +6,18 @@ Out: a cohort's folder (cohort.py) and an `IngestReport`.
 Guarantees:
   - every file enters or gets a reason
   - nothing that a header or file name says is stored, logged or raised; ids stay as HMACs only
-  - one person under several ids that share a photograph or a slice is one patient, also where only
-    an earlier intake saw it; who withdrew does not enter
+  - one person under several ids is one patient (joins.py), also where only an earlier intake saw
+    it; who withdrew does not enter
   - the same files give the same digest, whatever their names and order
   - the folder appears whole or not at all
-Not covered: one person under two ids with different photographs; text burned into pixels; fewer
+Not covered: one person under two ids that nothing links; text burned into pixels; fewer
 than k patients (synthesis refuses them).
 
   1. list the files
   2. read the labels
   3. decode into a spool (sources.py)
   4. identify each image
-  5. join the ids of one person
+  5. join the ids of one person (census.py)
   6. choose the images that enter
   7. write, then rename
 """
@@ -30,12 +30,13 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from client.ingest.census import Census, Persons
 from client.ingest.cohort import CHUNK_ROWS, digest_contents
 from client.ingest.cohort_files import write_facts, write_images, write_index
 from client.ingest.identify import Identities
@@ -47,12 +48,11 @@ from client.ingest.listing import (
     stamp_files,
     write_listing,
 )
-from client.ingest.persons import ImageRecord, aliases, choose_images, group_by_person
-from client.ingest.quarantine import Reason
+from client.ingest.persons import ImageRecord
 from client.ingest.refused import LIST, write_refused
 from client.ingest.request import Limits
 from client.ingest.sources import Photographs, Source, Volumes
-from client.state.people import People, PeopleFile
+from client.state.people import PeopleFile
 from common.errors import ConfigurationError, EnvironmentFault, disk_faults_named
 from common.storage.files import sync_folder
 from common.study.intake import Intake
@@ -60,7 +60,6 @@ from common.study.intake import Intake
 KEY_BYTES = 32
 
 Progress = Callable[[int, int], None]
-Persons = Sequence[tuple[tuple[str, ...], list[tuple[ImageRecord, int]]]]  # pseudonyms, images
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,8 @@ class IngestReport:
     `most_ids`: the largest number of ids of one person. `quarantined`: the other files, by reason
     code. `ingested` plus the sum of `quarantined` is the number of files found. `silent`: of the
     files that were read, how many do not name something that the plan wants named. `labels`: how
-    the labels file was read, and what of it fits nothing.
+    the labels file was read, and what of it fits nothing. `joins`: a line for every two or more
+    ids that were joined, with the ids. `warnings`: what to look into.
     """
 
     ingested: int
@@ -82,6 +82,8 @@ class IngestReport:
     digest: str
     silent: Mapping[str, int] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    joins: tuple[str, ...] = field(default=(), repr=False)
+    warnings: tuple[str, ...] = ()
 
 
 def ingest(
@@ -175,6 +177,8 @@ class _Build:
         self.people = people
         self.aside = aside
         self.identities = Identities(key, labels, intake)
+        self.joins: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = ()
         self.source: Source
         if intake.volumes:
             self.source = Volumes(intake, self.identities, folder, aside)
@@ -196,7 +200,10 @@ class _Build:
         # (5, 6) join the ids of one person, and choose the images that enter
         persons: Persons = []
         if self.source.records:
-            persons = self._persons(stage(passes, 1))
+            census = Census(self.intake, self.identities, self.source, self.people)
+            persons = census.take(stage(passes, 1))
+            self.joins = census.joins
+            self.warnings = census.warnings
         if not persons:
             raise self._nothing_usable(len(files))
 
@@ -230,68 +237,9 @@ class _Build:
             digest=digest,
             silent=dict(self.source.silent),
             labels=tuple(self.identities.labels.match.lines()),
+            joins=self.joins,
+            warnings=self.warnings,
         )
-
-    def _persons(self, progress: Progress) -> Persons:
-        """Each person's pseudonyms, and the entering images with their rows of the spool.
-
-        In the cohort's order.
-        """
-        known = People()
-        if self.people is not None:
-            known = self.people.read()
-        found = group_by_person(self._records(known), self.source.alike(progress), known)
-        known = self._keep(found, known)
-        persons = []
-        for person in found:
-            names = aliases(person, known)
-            entering = self._choose(person, withdrawn=self._has_withdrawn(person, known))
-            # a person of whom nothing enters is not in the cohort
-            if entering:
-                rows = self.source.rows(sorted(entering, key=lambda record: record.digest))
-                persons.append((names, rows))
-        return sorted(persons, key=lambda person: person[0])
-
-    def _choose(self, person: Sequence[ImageRecord], *, withdrawn: bool) -> list[ImageRecord]:
-        """The images of one person that enter; every other has a reason."""
-        if withdrawn:
-            for record in person:
-                self.source.refuse(record.position, Reason.WITHDRAWN)
-            return []
-        outcomes = choose_images(
-            person, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality
-        )
-        entering: list[ImageRecord] = []
-        for position, outcome in outcomes.items():
-            if isinstance(outcome, Reason):
-                self.source.refuse(position, outcome)
-            else:
-                entering.append(outcome)
-        return entering
-
-    def _keep(self, persons: Sequence[Sequence[ImageRecord]], known: People) -> People:
-        """Write down who is one person, for good; return all that is known then."""
-        if self.people is None:
-            return known
-        return self.people.state([aliases(person) for person in persons], self.identities.plain)
-
-    def _has_withdrawn(self, person: Sequence[ImageRecord], known: People) -> bool:
-        """Whether a person withdrew under any id of these images, with its issuer or without."""
-        names = set(aliases(person))
-        for record in person:
-            names.update(self.source.records[record.position].pseudonyms)
-        return known.has_withdrawn(names)
-
-    def _records(self, known: People) -> list[ImageRecord]:
-        """The source's records, each with the pseudonyms of ids that were stated in that form."""
-        # An id under an issuer joins the same id without one: to count one person as two would be
-        # the unsafe mistake.
-        stated = self.identities.stated | known.names
-        records = []
-        for record in self.source.records:
-            names = tuple(name for name in record.pseudonyms if name in stated)
-            records.append(replace(record, pseudonyms=names))
-        return records
 
     def _nothing_usable(self, files: int) -> ConfigurationError:
         """Return the error for a folder without a usable image; it counts codes, quotes nothing."""

@@ -218,16 +218,18 @@ class Decoder:
         patient_id = facts["patient_id"]
         issuer = facts["issuer"]
         laterality = facts["laterality"]
+        study = facts["study"]
         if not isinstance(patient_id, str) or not isinstance(issuer, str):
             raise ValueError("decoder answered a wrong type")
-        if not isinstance(facts["silent"], list):
+        if not isinstance(study, str) or not isinstance(facts["silent"], list):
             raise ValueError("decoder answered a wrong type")
         if laterality not in (0, 1, 2):
             raise ValueError("decoder answered a side that is none")
         digest = bytes.fromhex(str(facts["digest"]))
         is_dicom = bool(facts["is_dicom"])
         silent = tuple(name for name in self._settings.wanted.named if name in facts["silent"])
-        return Photograph(pixels, digest, is_dicom, patient_id, issuer, int(laterality), silent)
+        whose = (patient_id, issuer, int(laterality))
+        return Photograph(pixels, digest, is_dicom, *whose, silent, study)
 
     def _scan(self, talk: Conversation) -> Scan:
         """Read a scan; check every field."""

@@ -53,6 +53,7 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
     patient_id = ""
     issuer = ""
     laterality = 0
+    study = ""
     silent = settings.wanted.named
     if silent and settings.choices.refuse_silent and not is_dicom:
         raise Unusable(Reason.SILENT_HEADER)
@@ -74,6 +75,7 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
         issuer = image.issuer
         laterality = image.laterality
         silent = image.silent
+        study = image.study
     elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         try:
             pixels = read_photograph(file, settings.max_pixel_bytes)
@@ -90,7 +92,8 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
     # (6) frame
     is_fundus = "OP" in settings.modalities
     square = frame_image(pixels, settings.size_px, settings.channels, field_of_view=is_fundus)
-    return Photograph(square, digest.digest(), is_dicom, patient_id, issuer, laterality, silent)
+    whose = (patient_id, issuer, laterality)
+    return Photograph(square, digest.digest(), is_dicom, *whose, silent, study)
 
 
 def serve() -> None:
@@ -202,6 +205,7 @@ def _facts_of(photograph: Photograph) -> dict[str, object]:
         "issuer": photograph.issuer,
         "laterality": photograph.laterality,
         "silent": photograph.silent,
+        "study": photograph.study,
     }
 
 

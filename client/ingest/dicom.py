@@ -27,6 +27,7 @@ from client.ingest import codecs
 from client.ingest.content import CLASS, check_content
 from client.ingest.dicom_header import (
     GREY,
+    STUDY,
     bound_inflation,
     check_rules,
     check_size,
@@ -54,8 +55,9 @@ ONE_FRAME = {"OP", "CR", "DX"}
 class DicomImage:
     """A decoded image with its person.
 
-    `pixels`: uint8 [H, W, 1 or 3]. The raw patient id and issuer are for the HMAC and then dropped.
-    `laterality`: 0 unknown, 1 left, 2 right. `silent`: what is wanted and the header does not name.
+    `pixels`: uint8 [H, W, 1 or 3]. The raw patient id, issuer and StudyInstanceUID are for the HMAC
+    and then dropped. `laterality`: 0 unknown, 1 left, 2 right. `silent`: what is wanted and the
+    header does not name.
     """
 
     pixels: Pixels
@@ -63,6 +65,7 @@ class DicomImage:
     issuer: str
     laterality: int
     silent: tuple[str, ...] = ()
+    study: str = ""
 
 
 def read_dicom(
@@ -86,6 +89,7 @@ def read_dicom(
             text_of(header, "IssuerOfPatientID"),
             _side(header),
         )
+        study = text_of(header, STUDY)
         # (3) check the rules
         check_rules(header, modalities)
         check_origin(header, accept_derived=choices.accept_derived)
@@ -111,7 +115,7 @@ def read_dicom(
         raise
     except Exception as error:  # what fails here is what the header says of the display
         raise Unusable(Reason.DAMAGED_HEADER) from error
-    return DicomImage(shown, *identity, silent)
+    return DicomImage(shown, *identity, silent, study)
 
 
 def _check_single(header: Dataset) -> None:

@@ -2,9 +2,9 @@
 
 In: an open file.
 Out: the attributes of an allow-list, or `Unusable` with a reason.
-Guarantees: no `force`; only ALLOWED attributes and those that a caller names are parsed (no dates,
-names, free text, private tags, overlays, icons or preamble); every bound holds before pixels are
-read.
+Guarantees: no `force`; only ALLOWED attributes, STUDY and those that a caller names are parsed (no
+dates, names, free text, private tags, overlays, icons or preamble); every bound holds before pixels
+are read.
 Not covered: what else an image must be (origin.py, content.py); text burned into pixels that the
 header does not admit.
 
@@ -48,6 +48,7 @@ ALLOWED = (
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
     "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
 ).split()
+STUDY = "StudyInstanceUID"  # the one UID that is read: it becomes a keyed hash and is dropped
 GREY = {"MONOCHROME1", "MONOCHROME2"}
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
 DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -81,7 +82,7 @@ def bound_inflation(file: BinaryIO, max_bytes: int) -> None:
 def read_header(file: BinaryIO, *, pixels: bool, more: Sequence[str] = ()) -> Dataset:
     """Return the allow-listed attributes and those in `more`, with or without the pixel data."""
     file.seek(0)
-    tags: list[Any] = [*ALLOWED, *more, "PixelData"]
+    tags: list[Any] = [*ALLOWED, STUDY, *more, "PixelData"]
     return dcmread(file, stop_before_pixels=not pixels, specific_tags=tags)
 
 

@@ -2,18 +2,21 @@
 
 In: the raw id and issuer of a header, the file's names, the labels file.
 Out: an `ImageRecord`.
-Guarantees: raw ids enter the HMAC and are stored nowhere; an image of nobody is refused.
+Guarantees: raw ids enter the HMAC, are kept in memory for the site's own screen, and are stored
+nowhere; an image of nobody is refused.
 Not covered: whether an id is right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from client.ingest.labels import Labels, Row
 from client.ingest.persons import ImageRecord, is_placeholder, keyed_hash, normalise_id, pseudonym
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.spelling import is_dummy_uid, spell
+from client.state.people import Spelling
 from common.study.intake import Intake
 
 
@@ -31,7 +34,8 @@ class Identities:
 
     `stated`: pseudonyms of the ids that some file or row gives in exactly this form: with this
     issuer, or without one. `plain`: for the pseudonym of an id under an issuer, that of the same id
-    without one.
+    without one. `spellings`: the keyed forms of each id as stated. `shown`: that id, for the site's
+    own screen. `dummies`: the keyed studies whose UID names none.
     """
 
     def __init__(self, key: bytes, labels: Labels, intake: Intake) -> None:
@@ -40,13 +44,22 @@ class Identities:
         self.intake = intake
         self.stated: set[str] = set()
         self.plain: dict[str, str] = {}
+        self.spellings: dict[str, Spelling] = {}
+        self.shown: dict[str, str] = {}
+        self.dummies: set[str] = set()
 
     def make_record(
-        self, position: int, owner: Owner, names: Sequence[str], digest: bytes
+        self,
+        position: int,
+        owner: Owner,
+        names: Sequence[str],
+        digest: bytes,
+        studies: Iterable[str] = (),
     ) -> ImageRecord:
         """Return the record of an image whose files have the paths `names` below the source.
 
-        Raises Unusable when no id names a person.
+        `studies`: the UIDs of the studies that the header names; "" for none. Raises Unusable when
+        no id names a person.
         """
         # the row of the labels file that names the image's files
         refusal = None
@@ -84,16 +97,40 @@ class Identities:
         pseudonyms += [pseudonym(self.key, "", identifier) for _, identifier in known]
         keyed = keyed_hash(self.key, "pixels", digest.hex())
         return ImageRecord(
-            position, tuple(dict.fromkeys(pseudonyms)), label, laterality, keyed, refusal
+            position,
+            tuple(dict.fromkeys(pseudonyms)),
+            label,
+            laterality,
+            keyed,
+            refusal,
+            self._name_studies(studies),
         )
+
+    def _name_studies(self, studies: Iterable[str]) -> tuple[str, ...]:
+        """The keyed hashes of study UIDs; an empty one names no study."""
+        uids = sorted({uid.strip(" \0") for uid in studies} - {""})
+        found = []
+        for uid in uids:
+            found.append(keyed_hash(self.key, "study", uid))
+            if is_dummy_uid(uid):
+                self.dummies.add(found[-1])
+        return tuple(found)
 
     def _state(self, issuer: str, identifier: str) -> str:
         """The pseudonym of an id as stated, which is noted."""
         name = pseudonym(self.key, issuer, identifier)
+        if name not in self.stated:
+            self.spellings[name] = hide_spelling(self.key, issuer, identifier)
+            self.shown[name] = f"{identifier} (issuer {issuer})" if issuer else identifier
         self.stated.add(name)
         if issuer:
             self.plain[name] = pseudonym(self.key, "", identifier)
         return name
+
+
+def hide_spelling(key: bytes, issuer: str, identifier: str) -> Spelling:
+    """Return the keyed forms of an id under its issuer (spelling.py)."""
+    return spell(issuer, identifier).keyed(lambda form: keyed_hash(key, "form", form))
 
 
 def _known_ids(owner: Owner, row: Row | None) -> list[tuple[str, str]]:

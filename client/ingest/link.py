@@ -37,7 +37,7 @@ class Series:
     """One series, with its files by position.
 
     `names`: those of the slices and of their copies. A series with a `fault` cannot be used.
-    `mask_refused`: one of its masks was refused.
+    `mask_refused`: one of its masks was refused. `studies`: the UIDs of the studies of its slices.
     """
 
     owner: Owner
@@ -47,6 +47,7 @@ class Series:
     masks: list[int] = field(default_factory=list)
     fault: Reason | None = None
     mask_refused: bool = False
+    studies: set[str] = field(default_factory=set)
 
 
 # whether the segmentation at a position lies on the grid of a series
@@ -130,6 +131,7 @@ def _series(
         one.slices.append(position)
         one.names += called[position]
         one.patients.add(owner.patient_id)
+        one.studies.add(scan.study)
         if owner != one.owner:
             one.fault = Reason.MIXED_PATIENTS
     return found

@@ -1,25 +1,23 @@
-"""Decides who is one person and which images enter: rules over values, without files.
+"""Decides which images of one person enter: rules over values, without files.
 
-In: `ImageRecord`s and pairs of near-identical images (likeness.py).
-Out: records grouped by person, and for each whether it enters or why not.
+In: the `ImageRecord`s of one person (joins.py).
+Out: for each record whether it enters, or why not.
 Guarantees:
-  - two ids joined by identical or nearly identical pixels, or by the labels file, are one person; a
-    third id joins through either; ids that were one person before (client/state/people.py) stay one
   - one person has one label, and one eye where the study separates eyes
   - the outcome does not depend on the order of the files
-Not covered: two different photographs of one person under two ids.
+Not covered: who is one person (joins.py).
 """
 
 from __future__ import annotations
 
 import hmac
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from client.ingest.quarantine import Reason
-from client.state.people import Links, People
+from client.state.people import People
 
 PLACEHOLDERS = frozenset(
     "ANONYMOUS ANONYMIZED ANONYMISED ANON UNKNOWN UNKOWN UNDEFINED NONE NULL NIL NA NAN NOID "
@@ -34,6 +32,7 @@ class ImageRecord:
 
     `pseudonyms`: of every id that the file or the labels file gives its person. `digest`: keyed, of
     its pixels. A record with a `refusal` cannot enter; it still tells which ids are one person.
+    `studies`: keyed, of the studies that it belongs to.
     """
 
     position: int
@@ -42,12 +41,13 @@ class ImageRecord:
     laterality: int
     digest: str
     refusal: Reason | None = None
+    studies: tuple[str, ...] = ()
 
 
 def normalise_id(text: str) -> str:
     """Return an id as it enters the HMAC: NFC, without outer spaces and NULs.
 
-    Leading zeros and case stay.
+    Leading zeros and case stay; spelling.py says which spellings are one id.
     """
     return unicodedata.normalize("NFC", text).strip(" \t\r\n\0").strip()
 
@@ -76,30 +76,6 @@ def keyed_hash(key: bytes, kind: str, *parts: str) -> str:
 def pseudonym(key: bytes, issuer: str, identifier: str) -> str:
     """Return the pseudonym of a patient id under its issuer."""
     return keyed_hash(key, "patient", normalise_id(issuer), normalise_id(identifier))
-
-
-def group_by_person(
-    records: Sequence[ImageRecord], near: Iterable[tuple[int, int]], known: People | None = None
-) -> list[list[ImageRecord]]:
-    """Return records by person.
-
-    Persons are the connected components over shared pseudonyms, equal digests, `near` pairs and
-    what is known already.
-    """
-    # pseudonyms, digests and records are nodes of one forest
-    links = Links()
-    for index, record in enumerate(records):
-        links.join((index, *record.pseudonyms, ("pixels", record.digest)))
-        if known is not None:
-            links.join((index, *known.name_person(record.pseudonyms)))
-    for pair in near:
-        links.join(pair)
-
-    # a tree is a person
-    persons: dict[object, list[ImageRecord]] = {}
-    for index, record in enumerate(records):
-        persons.setdefault(links.root(index), []).append(record)
-    return list(persons.values())
 
 
 def choose_images(

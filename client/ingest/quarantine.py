@@ -242,6 +242,10 @@ class Reason(Enum):
         "The patient id is empty or a placeholder, so nobody can be protected as one person.",
     )
     WITHDRAWN = ("withdrawn", "The person withdrew; none of their images is used.")
+    DISPUTED = (
+        "disputed-image",
+        "The same picture stands under two ids that persons.csv calls different persons.",
+    )
     NO_LABEL = ("no-label", "The labels file has no row for this image.")
     AMBIGUOUS_LABEL = (
         "ambiguous-label",

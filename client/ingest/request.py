@@ -99,10 +99,10 @@ class Caps:
 class Scan:
     """What one file states of itself.
 
-    `series`, `frame`: the UIDs of the series and of the frame of reference. A segmentation states
-    those of the series it was drawn on: none, one, or several with a backslash between them.
-    `content`: SHA-256 of the file, or of what a segmentation marks, in hex. NIfTI names neither
-    patient nor series.
+    `series`, `frame`, `study`: the UIDs of the series, of the frame of reference and of the study.
+    A segmentation states those of the series it was drawn on: none, one, or several with a
+    backslash between them. `content`: SHA-256 of the file, or of what a segmentation marks, in
+    hex. NIfTI names neither patient nor series.
     """
 
     kind: Kind
@@ -111,6 +111,7 @@ class Scan:
     issuer: str = ""
     series: str = ""
     frame: str = ""
+    study: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,8 @@ class Photograph:
     """A decoded and framed photograph.
 
     `pixels`: uint8 [S, S, C]. `digest`: SHA-256 of the decoded pixels before framing. DICOM only:
-    raw id, issuer, and side (0 unknown, 1 left, 2 right). `silent`: what the plan wants a header to
-    name and this one does not.
+    raw id, issuer, side (0 unknown, 1 left, 2 right) and StudyInstanceUID. `silent`: what the plan
+    wants a header to name and this one does not.
     """
 
     pixels: Pixels
@@ -219,3 +220,4 @@ class Photograph:
     issuer: str
     laterality: int
     silent: tuple[str, ...] = ()
+    study: str = ""

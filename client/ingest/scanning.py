@@ -73,7 +73,8 @@ def _scan_dicom(file: BinaryIO, caps: Caps) -> Scan:
         content = _content(file)
         if kind == "segmentation":
             content = _content_of_marks(file, caps, (patient_id, issuer, series, frame)) or content
-        return Scan(kind, content, patient_id, issuer, series, frame)
+        study = dicom_header.text_of(header, dicom_header.STUDY)
+        return Scan(kind, content, patient_id, issuer, series, frame, study)
     except (Unusable, MemoryError):
         raise
     except Exception as error:

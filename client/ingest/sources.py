@@ -177,7 +177,9 @@ class Photographs(Source):
     def _take(self, name: str, photograph: Photograph) -> None:
         """Note whose photograph it is, and write it to the spool. Raises Unusable for nobody's."""
         owner = Owner(photograph.patient_id, photograph.issuer, photograph.laterality)
-        record = self.identities.make_record(len(self.records), owner, (name,), photograph.digest)
+        record = self.identities.make_record(
+            len(self.records), owner, (name,), photograph.digest, (photograph.study,)
+        )
         self.silent.update(photograph.silent)
         self.spool.append(photograph.pixels[None])
         self.fields.append(reduce_images(photograph.pixels[None]))
@@ -304,7 +306,7 @@ class Volumes(Source):
             return self._refuse_series(slices, masks, cut.reason, getattr(cut, "at", None))
         try:
             record = self.identities.make_record(
-                len(self.records), one.owner, one.names, cut.digest
+                len(self.records), one.owner, one.names, cut.digest, one.studies
             )
         except Unusable as nobody:
             return self._refuse_series(slices, masks, nobody.reason, None)

@@ -2,8 +2,9 @@
 
 In: decoded photographs with their paths, the site's state folder and site.yaml.
 Out: for each photograph every name of its person; none where nobody is known.
-Guarantees: the rules are those of the intake (persons.py): ids of header and labels file, what was
-linked before, identical and nearly identical pixels, also those of the site's cohorts.
+Guarantees: the rules are those of the intake (joins.py): ids of header and labels file in any
+spelling, studies, what was linked before, identical and nearly identical pixels, also those of the
+site's cohorts.
 Not covered: two different photographs of one person under two ids that nothing links.
 """
 
@@ -17,15 +18,16 @@ import numpy as np
 
 from client.ingest.cohort import Cohort, image_marks
 from client.ingest.identify import Identities, Owner
+from client.ingest.joins import group_by_person
 from client.ingest.labels import Labels, Wording, read_labels
 from client.ingest.likeness import near_duplicates, near_pairs
 from client.ingest.listing import relative_name
-from client.ingest.persons import ImageRecord, aliases, group_by_person, keyed_hash
+from client.ingest.persons import ImageRecord, aliases, keyed_hash
 from client.ingest.quarantine import Unusable
 from client.ingest.request import Limits, Photograph
 from client.state.config import SiteConfig
 from client.state.folder import State
-from client.state.people import PeopleFile
+from client.state.people import People, PeopleFile
 from common.study.intake import Intake
 
 Names = tuple[str, ...]
@@ -55,11 +57,13 @@ def find_owners(
     for position, record in enumerate(records):
         names = {name for name in record.pseudonyms if name in stated}
         names |= seen.get(record.digest, set()) | near.get(position, set())
+        names |= _names_by_spelling(names, identities, known)
         records[position] = replace(record, pseudonyms=tuple(sorted(names)))
     # who is one person, in the cohorts and here
     pixels = np.stack([photograph.pixels for photograph in photographs])
     owners: dict[int, Names] = {}
-    for person in group_by_person(records, near_duplicates(pixels), known):
+    near_here = near_duplicates(pixels)
+    for person in group_by_person(records, near_here, known, identities.spellings):
         owners |= dict.fromkeys((record.position for record in person), aliases(person, known))
     return [owners[position] for position in range(len(records))]
 
@@ -73,7 +77,8 @@ def _record(
         names.append(relative_name(path.resolve(), data.resolve()))
     owner = Owner(photograph.patient_id, photograph.issuer, photograph.laterality)
     try:
-        return identities.make_record(position, owner, names, photograph.digest)
+        studies = (photograph.study,)
+        return identities.make_record(position, owner, names, photograph.digest, studies)
     except Unusable as nobody:
         digest = keyed_hash(identities.key, "pixels", photograph.digest.hex())
         return ImageRecord(position, (), -1, 0, digest, nobody.reason)
@@ -89,6 +94,16 @@ def _read_labels(config: SiteConfig, paths: Sequence[Path]) -> Labels:
     wording = Wording(config.data.columns, config.data.values)
     max_bytes = Limits().max_labels_bytes
     return read_labels(path, (), files, max_bytes, masks=True, wording=wording)
+
+
+def _names_by_spelling(names: set[str], identities: Identities, known: People) -> set[str]:
+    """The names of persons whose id is one of these in another spelling, and such withdrawn ids."""
+    found: set[str] = set()
+    for name in names & identities.spellings.keys():
+        spelling = identities.spellings[name]
+        found |= known.spelled_like(spelling)
+        found |= known.withdrawn & {*spelling.owns, *spelling.claims}
+    return found
 
 
 def _names_by_pixels(state: State) -> Mapping[str, set[str]]:

@@ -5,6 +5,7 @@ Out: an entry of the persons file and one of the journal; a `Withdrawal` for the
 Guarantees:
   - all that was asked is written, or nothing: an unknown id stops the whole request
   - every id that is known to be the same person goes too, now and when it is found later
+  - an id finds its person in any spelling (spelling.py)
   - the journal gets the count and digest of the persons file, and neither id nor pseudonym
   - no message repeats an id
 Not covered: what has left already.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.ingest.decode import decode_all
+from client.ingest.identify import hide_spelling
 from client.ingest.persons import is_placeholder, normalise_id, pseudonym
 from client.ingest.quarantine import Reason
 from client.ingest.refresh import choices_of
@@ -26,7 +28,7 @@ from client.ingest.whose import Names, find_owners
 from client.state.config import SiteConfig
 from client.state.folder import State
 from client.state.head import Heads
-from client.state.people import People, PeopleFile
+from client.state.people import People, PeopleFile, Spelling
 from common.errors import ConfigurationError
 from common.storage.files import read_capped
 from common.study.intake import Intake
@@ -37,10 +39,14 @@ JOURNAL_KEY = "withdrawal"
 
 @dataclass(frozen=True)
 class Asked:
-    """One id of a request: where it stands, and the name of its pseudonym; "" for no usable id."""
+    """One id of a request: where it stands, and the name of its pseudonym; "" for no usable id.
+
+    `spelling`: its keyed forms.
+    """
 
     where: str
     name: str
+    spelling: Spelling
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def name_ids(ids: Sequence[str], issuer: str, key: bytes) -> list[Asked]:
     """Return the ids of the command line."""
     found = []
     for number, text in enumerate(ids, 1):
-        found.append(Asked(f"id {number}", _name(key, issuer, text)))
+        found.append(_ask(f"id {number}", key, issuer, text))
     return found
 
 
@@ -85,30 +91,32 @@ def read_list(path: Path, issuer: str, key: bytes) -> list[Asked]:
     found = []
     for number, line in enumerate(lines, 1):
         if normalise_id(line):
-            found.append(Asked(f"{path}:{number}", _name(key, issuer, line)))
+            found.append(_ask(f"{path}:{number}", key, issuer, line))
     if not found:
         raise ConfigurationError(f"{path}: holds no patient id", hint="write one patient id a line")
     return found
 
 
-def _name(key: bytes, issuer: str, text: str) -> str:
-    """The pseudonym of an id, "" for one that names nobody."""
+def _ask(where: str, key: bytes, issuer: str, text: str) -> Asked:
+    """An id of a request; its name is "" where it names nobody."""
     if is_placeholder(normalise_id(text)):
-        return ""
-    return pseudonym(key, issuer, text)
+        return Asked(where, "", Spelling((), ()))
+    return Asked(where, pseudonym(key, issuer, text), hide_spelling(key, issuer, text))
 
 
-def resolve(asked: Sequence[Asked], people: People, *, ahead: bool) -> tuple[list[Names], Names]:
-    """Return the persons that are meant, and the names that no person has yet.
+def resolve(
+    asked: Sequence[Asked], people: People, *, ahead: bool
+) -> tuple[list[Names], list[Names]]:
+    """Return the persons that are meant, and the names and forms of ids that no person has yet.
 
     `ahead`: such names are allowed; so they are while nobody was ingested. Raises
     ConfigurationError (E-PATIENT-UNKNOWN) with every problem at once.
     """
     persons: dict[Names, None] = {}
-    unknown: list[str] = []
+    unknown: dict[Names, None] = {}
     problems: list[str] = []
     for one in asked:
-        found = people.called(one.name)
+        found = people.called(one.name, one.spelling)
         if not one.name:
             problems.append(f"{one.where}: empty or a placeholder; it names nobody")
         elif len(found) > 1:
@@ -116,7 +124,8 @@ def resolve(asked: Sequence[Asked], people: People, *, ahead: bool) -> tuple[lis
         elif found:
             persons[found[0]] = None
         elif ahead or not people.names or one.name in people.withdrawn:
-            unknown.append(one.name)
+            # nor does this id in another spelling enter later
+            unknown[one.name, *one.spelling.owns] = None
         else:
             problems.append(f"{one.where}: no image of this site has this id")
     if problems:
@@ -127,7 +136,7 @@ def resolve(asked: Sequence[Asked], people: People, *, ahead: bool) -> tuple[lis
             "somebody whose images are not here yet",
             code="E-PATIENT-UNKNOWN",
         )
-    return list(persons), tuple(unknown)
+    return list(persons), list(unknown)
 
 
 def find_in_files(
@@ -189,13 +198,13 @@ def _log_withdrawal(state: State, digest: str) -> None:
     state.log.note("withdrawn", once=True, commitment=commitment)
 
 
-def withdraw(persons: Sequence[Names], unknown: Names, state: State) -> Withdrawal:
+def withdraw(persons: Sequence[Names], unknown: Sequence[Names], state: State) -> Withdrawal:
     """Write the withdrawals down, then journal that there were some; a second time is no change."""
     book = PeopleFile(state.people)
     known = book.read()
     names = {name for person in persons for name in known.name_person(person)}
     before = sum(known.has_withdrawn(person) for person in persons)
-    book.withdraw([*names, *unknown])
+    book.withdraw([*names, *(name for own in unknown for name in own)])
     # neither id nor pseudonym: that something was written, and which state of the file it led to
     record = {"entries": book.count, "digest": book.digest}
     latest = state.journal.latest(JOURNAL_KEY)
@@ -205,4 +214,4 @@ def withdraw(persons: Sequence[Names], unknown: Names, state: State) -> Withdraw
     # from now on a state without this withdrawal is an old one
     Heads(state).take(f"{JOURNAL_KEY}/{book.digest}")
     distinct = {known.name_person(person) for person in persons}
-    return Withdrawal(len(distinct), len(names), before, len(set(unknown)))
+    return Withdrawal(len(distinct), len(names), before, len(unknown))

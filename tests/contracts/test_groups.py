@@ -16,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.ingest.joins import group_by_person
 from client.ingest.likeness import near_duplicates
-from client.ingest.persons import ImageRecord, group_by_person
+from client.ingest.persons import ImageRecord
 from client.state import group_store
 from client.synthesize import group as g
 from client.synthesize.align import GroupStatistics, PatientStatistics

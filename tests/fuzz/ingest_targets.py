@@ -289,7 +289,7 @@ class _Child:
 def _answers(folder: Path) -> Parser:
     """What a child answers that hostile bytes have taken over."""
     decoder = Decoder(SETTINGS)
-    facts = {"digest": "0" * 64, "is_dicom": True, "patient_id": "P", "issuer": ""}
+    facts = {"digest": "0" * 64, "is_dicom": True, "patient_id": "P", "issuer": "", "study": ""}
     photograph = json.dumps(facts | {"laterality": 1, "silent": ["view"]}).encode()
     scanned = json.dumps({"kind": "slice", "content": "c", "patient_id": "p"}).encode()
     cut = json.dumps({"digest": "0" * 64, "slices": 1, "refusal": None}).encode()

@@ -155,6 +155,31 @@ def test_before_the_first_ingest_an_id_stays_out_from_the_start(
     assert opened(state, study).patient_count == 11
 
 
+def test_an_id_in_another_spelling_finds_its_person(ingested: tuple[Path, Study], cli: Cli) -> None:
+    state, study = ingested
+    code, out, _ = cli("withdraw", "--state", state, "p-03")
+    assert code == 0
+    assert "withdrawn: 1 persons (1 ids)" in out
+    assert opened(state, study).patient_count == 11
+    code, out, _ = cli("withdraw", "--state", state, "P3")
+    assert "1 had before" in out
+
+
+def test_who_withdraws_ahead_does_not_enter_in_another_spelling(
+    ingested: tuple[Path, Study], cli: Cli
+) -> None:
+    state, _ = ingested
+    code, out, _ = cli("withdraw", "--state", state, "--ahead", "Q-077", "88")
+    assert code == 0
+    assert "2 ids that no image has yet" in out
+    for number, name in enumerate(("q77", "0088")):
+        Image.fromarray(phantoms.fundus(77 + number)).save(data(state) / f"new{number}.png")
+        add_row(state, f"new{number}.png,{name},none,R")
+    code, out, _ = cli("ingest", "--state", state, "--refresh")
+    assert code == 0
+    assert "not used: 2 files, withdrawn" in out
+
+
 def test_later_somebody_unknown_needs_ahead(ingested: tuple[Path, Study], cli: Cli) -> None:
     state, study = ingested
     assert cli("withdraw", "--state", state, "P12", "--ahead")[0] == 0
@@ -177,6 +202,7 @@ def test_an_id_under_two_issuers_needs_the_issuer(approved: tuple[Path, Study], 
         image = phantoms.fundus(seed)
         dataset = phantoms.header("OP", "777")
         dataset.IssuerOfPatientID = issuer
+        dataset.StudyInstanceUID = f"2.25.{seed}"
         dataset.ImageLaterality = "R"
         full = phantoms.with_pixels(dataset, image, "RGB")
         phantoms.save(full, data(state) / f"{issuer}.dcm")

@@ -161,8 +161,14 @@ def test_an_id_without_its_issuer_is_the_same_person(
         phantoms.write_fundus(
             tmp_path / "s" / f"{number}", "77", phantoms.fundus(number), IssuerOfPatientID=issuer
         )
-    phantoms.write_fundus(tmp_path / "s" / "8", "88", phantoms.fundus(8), IssuerOfPatientID="NORTH")
-    phantoms.write_fundus(tmp_path / "s" / "9", "88", phantoms.fundus(9), IssuerOfPatientID="SOUTH")
+    for number, issuer in ((8, "NORTH"), (9, "SOUTH")):
+        phantoms.write_fundus(
+            tmp_path / "s" / f"{number}",
+            "88",
+            phantoms.fundus(number),
+            IssuerOfPatientID=issuer,
+            StudyInstanceUID=f"2.25.100{number}",
+        )
     assert ingest(tmp_path / "s", intake(labels=("all",)), key, tmp_path / "out").patients == 3
 
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.ingest.joins import group_by_person
 from client.ingest.persons import (
     ImageRecord,
     aliases,
     choose_images,
-    group_by_person,
     is_placeholder,
     normalise_id,
     pseudonym,

@@ -22,6 +22,7 @@ from client.egress.evidence import SINGLE, Evidence
 from client.ingest.cohort import Cohort
 from client.ingest.decode_child import read_file
 from client.ingest.dicom import read_dicom
+from client.ingest.identify import hide_spelling
 from client.ingest.persons import pseudonym
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Photograph, Settings
@@ -415,6 +416,21 @@ def test_an_id_with_its_issuer_is_the_person_whom_a_cohort_has_without_one(
         data = header("DX", "777")
         data.IssuerOfPatientID = issuer
         save_dicom(with_pixels(data, xray(number), "MONOCHROME2"), inbox / f"{MARKER}-{number}.dcm")
+    outcome = run(site, hospital, inbox, tmp_path / "away", export=True)
+    assert (outcome.written, outcome.charged) == (2, 2)
+
+
+def test_an_id_in_another_spelling_is_the_person_whom_the_site_knows(
+    hospital: Hospital, inbox: Path, tmp_path: Path
+) -> None:
+    for path in inbox.iterdir():
+        path.unlink()
+    site = hospital.site(**ALLOWED)
+    known = name_of(site, "K-777")
+    hidden = hide_spelling(site.state.pseudonym_bytes(), "", "K-777")
+    site.records.people().state([[known]], {}, {known: hidden})
+    for number, patient in enumerate(("K777", "k-00777")):
+        dicom(inbox / f"{number}.dcm", xray(number), modality="DX", patient_id=patient)
     outcome = run(site, hospital, inbox, tmp_path / "away", export=True)
     assert (outcome.written, outcome.charged) == (2, 2)
 

@@ -1,0 +1,154 @@
+"""Counts the persons of an intake: which records are of one person, and what of each enters.
+
+In: the records of a source, the ids that they state, the site's persons file.
+Out: each person's pseudonyms and entering images; a line for every join, for the site's own screen.
+Guarantees:
+  - what is found of persons is kept in the persons file before anything is written
+  - every record that does not enter has a reason
+Not covered: who is one person (joins.py) and which image is chosen (persons.py), as rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from client.ingest.identify import Identities
+from client.ingest.joins import Join, Joined, join_persons
+from client.ingest.persons import ImageRecord, aliases, choose_images
+from client.ingest.quarantine import Reason
+from client.ingest.sources import Progress, Source
+from client.state.people import People, PeopleFile
+from common.study.intake import Intake
+
+Persons = Sequence[tuple[tuple[str, ...], list[tuple[ImageRecord, int]]]]  # pseudonyms, images
+
+CAUSES = {
+    "file": "header and labels file of one file",
+    "issuer": "one id with and without its issuer",
+    "spelling": "one id in two spellings",
+    "picture": "the same picture",
+    "study": "one StudyInstanceUID",
+    "earlier": "one person in an earlier intake",
+}
+
+
+class Census:
+    """Steps 5 and 6 of an intake. `joins`, `warnings`: for a person's screen, after `take`."""
+
+    def __init__(
+        self, intake: Intake, identities: Identities, source: Source, people: PeopleFile | None
+    ) -> None:
+        self.intake = intake
+        self.identities = identities
+        self.source = source
+        self.people = people
+        self.joins: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = ()
+
+    def take(self, progress: Progress) -> Persons:
+        """Return each person's pseudonyms, and the entering images with their rows of the spool.
+
+        In the cohort's order.
+        """
+        known = People()
+        if self.people is not None:
+            known = self.people.read()
+        near = self.source.alike(progress)
+        joined = join_persons(
+            self._records(known), near, known, self.identities.spellings, self.identities.dummies
+        )
+        known = self._keep(joined, known)
+        self.joins = tuple(describe_joins(joined.joins, self.identities))
+        self.warnings = tuple(_warn(joined))
+        persons = []
+        for person in joined.persons:
+            names = aliases(person, known)
+            entering = self._choose(person, joined.disputed, self._has_withdrawn(person, known))
+            # a person of whom nothing enters is not in the cohort
+            if entering:
+                rows = self.source.rows(sorted(entering, key=lambda record: record.digest))
+                persons.append((names, rows))
+        return sorted(persons, key=lambda person: person[0])
+
+    def _choose(
+        self, person: Sequence[ImageRecord], disputed: frozenset[int], withdrawn: bool
+    ) -> list[ImageRecord]:
+        """The images of one person that enter; every other has a reason."""
+        if withdrawn:
+            for record in person:
+                self.source.refuse(record.position, Reason.WITHDRAWN)
+            return []
+        own = []
+        for record in person:
+            if record.position in disputed and not record.refusal:
+                record = replace(record, refusal=Reason.DISPUTED)
+            own.append(record)
+        outcomes = choose_images(
+            own, ordinal=self.intake.ordinal_labels, one_eye=self.intake.stratify_laterality
+        )
+        entering: list[ImageRecord] = []
+        for position, outcome in outcomes.items():
+            if isinstance(outcome, Reason):
+                self.source.refuse(position, outcome)
+            else:
+                entering.append(outcome)
+        return entering
+
+    def _keep(self, joined: Joined, known: People) -> People:
+        """Write down who is one person, for good; return all that is known then."""
+        if self.people is None:
+            return known
+        # what joins names, and not whole persons: a later decision can part two of three
+        stated = [join.names for join in joined.joins]
+        for person in joined.persons:
+            stated += [record.pseudonyms for record in person]
+        return self.people.state(stated, self.identities.plain, self.identities.spellings)
+
+    def _has_withdrawn(self, person: Sequence[ImageRecord], known: People) -> bool:
+        """Whether a person withdrew under any id of these images, with its issuer or without."""
+        names = set(aliases(person))
+        for record in person:
+            names.update(self.source.records[record.position].pseudonyms)
+        return known.has_withdrawn(names)
+
+    def _records(self, known: People) -> list[ImageRecord]:
+        """The source's records, each with the pseudonyms of ids that were stated in that form."""
+        # An id under an issuer joins the same id without one: to count one person as two would be
+        # the unsafe mistake.
+        stated = self.identities.stated | known.names
+        records = []
+        for record in self.source.records:
+            names = tuple(name for name in record.pseudonyms if name in stated)
+            records.append(replace(record, pseudonyms=names))
+        return records
+
+
+def _warn(joined: Joined) -> Iterator[str]:
+    """Yield what a person should look into; counts alone."""
+    if joined.crowded:
+        yield (
+            f"{len(joined.crowded)} StudyInstanceUIDs stand in files of several persons each, up "
+            f"to {max(joined.crowded)}, and join nobody: an anonymiser gave many files one UID, or "
+            "a dummy; let it keep studies apart, or say who is one person in persons.csv"
+        )
+
+
+def describe_joins(joins: Sequence[Join], identities: Identities) -> list[str]:
+    """Return a line for the ids that something joined, sorted; names without an id are left out."""
+    causes: dict[tuple[str, ...], set[str]] = {}
+    for join in joins:
+        ids = sorted({identities.shown[name] for name in join.names if name in identities.shown})
+        if len(ids) < 2:
+            continue
+        cause: str = join.cause
+        if cause == "file" and _differ_in_issuer(join.names, identities):
+            cause = "issuer"
+        causes.setdefault(tuple(ids), set()).add(CAUSES[cause])
+    return sorted(f"{' = '.join(ids)}: {', '.join(sorted(why))}" for ids, why in causes.items())
+
+
+def _differ_in_issuer(names: Sequence[str], identities: Identities) -> bool:
+    """Whether names are one id, with an issuer and without."""
+    plain = {identities.plain.get(name, name) for name in names}
+    return len(plain) == 1
