@@ -57,7 +57,7 @@ def find_owners(
     for position, record in enumerate(records):
         names = {name for name in record.pseudonyms if name in stated}
         names |= seen.get(record.digest, set()) | near.get(position, set())
-        names |= _names_by_spelling(names, identities, known)
+        names |= _withdrawn_spellings(names, identities, known)
         records[position] = replace(record, pseudonyms=tuple(sorted(names)))
     # who is one person, in the cohorts and here
     pixels = np.stack([photograph.pixels for photograph in photographs])
@@ -96,12 +96,11 @@ def _read_labels(config: SiteConfig, paths: Sequence[Path]) -> Labels:
     return read_labels(path, (), files, max_bytes, masks=True, wording=wording)
 
 
-def _names_by_spelling(names: set[str], identities: Identities, known: People) -> set[str]:
-    """The names of persons whose id is one of these in another spelling, and such withdrawn ids."""
+def _withdrawn_spellings(names: set[str], identities: Identities, known: People) -> set[str]:
+    """The forms of these ids under which somebody withdrew before having an image here."""
     found: set[str] = set()
     for name in names & identities.spellings.keys():
         spelling = identities.spellings[name]
-        found |= known.spelled_like(spelling)
         found |= known.withdrawn & {*spelling.owns, *spelling.claims}
     return found
 

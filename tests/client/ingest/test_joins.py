@@ -49,6 +49,12 @@ def test_each_cause_joins_two_ids_and_is_told(cause: str, found: Joined) -> None
     assert {name for join in found.joins for name in join.names} in ({"a", "b"}, {"12", "0012"})
 
 
+def test_an_id_in_another_spelling_joins_one_that_only_an_earlier_intake_saw() -> None:
+    earlier = People((("12", "b"),), forms={"12": spell("", "12")})
+    found = joined(record(0, "0012"), record(1, "b"), known=earlier)
+    assert persons(found) == [[0, 1]]
+
+
 def test_nothing_in_common_joins_nobody() -> None:
     found = joined(record(0, "a", "s"), record(1, "b", "t"))
     assert persons(found) == [[0], [1]]

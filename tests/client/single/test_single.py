@@ -425,14 +425,18 @@ def test_an_id_in_another_spelling_is_the_person_whom_the_site_knows(
 ) -> None:
     for path in inbox.iterdir():
         path.unlink()
+    """The site knows `K-777` and `other` as one person, and `88` as one who withdrew."""
     site = hospital.site(**ALLOWED)
+    key = site.state.pseudonym_bytes()
+    people = site.records.people()
     known = name_of(site, "K-777")
-    hidden = hide_spelling(site.state.pseudonym_bytes(), "", "K-777")
-    site.records.people().state([[known]], {}, {known: hidden})
-    for number, patient in enumerate(("K777", "k-00777")):
+    people.state([[known, name_of(site, "other")]], {}, {known: hide_spelling(key, "", "K-777")})
+    people.withdraw(hide_spelling(key, "", "88").owns)
+    for number, patient in enumerate(("k777", "other", "0088")):
         dicom(inbox / f"{number}.dcm", xray(number), modality="DX", patient_id=patient)
     outcome = run(site, hospital, inbox, tmp_path / "away", export=True)
     assert (outcome.written, outcome.charged) == (2, 2)
+    assert outcome.refused == (("2.dcm", Reason.WITHDRAWN),)
 
 
 def test_a_picture_without_an_id_is_known_by_its_pixels(
