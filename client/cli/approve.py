@@ -80,7 +80,7 @@ def approve(
     # Verify, and show what is asked.
     study = open_bundle(bundle, plans.signers)
     membership = read_membership(place.membership)
-    ask = Ask(study, membership, config.data.folder, config.policy.review == "required")
+    ask = Ask(study, membership, config.data, config.policy.review == "required")
     show(who_asks(ask))
     show(about_whom(ask))
     show(what_leaves(ask))

@@ -77,7 +77,7 @@ def watch(state: StateFolder, offline: bool) -> None:
     alerts: dict[Alert, None] = {}
     try:
         load_site(state)
-        for look in inspect_site(state, offline=offline):
+        for look in inspect_site(state, offline=offline, brief=True):
             alerts |= dict.fromkeys(look.faults)
         standing = site_standing(state, counts=False)
         healthy = f"{standing.site}: {standing.daemon.words()}"

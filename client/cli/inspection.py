@@ -17,6 +17,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from client.cli.joining import check_fields
+from client.cli.labels import asked_of, explain
 from client.cli.state_folder import open_plans
 from client.daemon.device import find_devices, noted_devices
 from client.fleet import health
@@ -30,8 +31,6 @@ from client.fleet.session import Session
 from client.fleet.settings import fleet_settings
 from client.fleet.wire import Wire
 from client.ingest.cohort import Cohort
-from client.ingest.labels import read_labels
-from client.ingest.request import Limits
 from client.state.config import FILE, SiteConfig, check_plan, load_site
 from client.state.folder import State
 from client.state.machine import check_memory, memory_lines, read_room
@@ -69,6 +68,7 @@ class Scene:
     root: Path
     offline: bool
     daemon: Life
+    brief: bool = False
 
     @property
     def place(self) -> State:
@@ -88,14 +88,15 @@ class Scene:
         return replace(settings, timeout_s=CALL_TIMEOUT_S)
 
 
-def inspect_site(state: Path, *, offline: bool = False) -> Iterator[Look]:
+def inspect_site(state: Path, *, offline: bool = False, brief: bool = False) -> Iterator[Look]:
     """Yield one look after the other; a fault that several of them meet is named once.
 
-    Raises ConfigurationError for a folder that is no site's.
+    `brief`: the labels file is not compared with the data folder. Raises ConfigurationError for a
+    folder that is no site's.
     """
     if not (state / FILE).is_file():
         load_site(state)
-    scene = Scene(state, offline, life_of(state))
+    scene = Scene(state, offline, life_of(state), brief)
     looks: dict[str, tuple[Part, ...]] = {
         "configuration": (_config, _keys, _open_keys, _data, _vouched, _labels, _membership, _tls),
         "certificates": (_own_certificate, _endings),
@@ -207,7 +208,7 @@ def _can_enter(folder: Path) -> bool:
 
 
 def _labels(scene: Scene) -> Iterator[Alert | str]:
-    """The labels file is there, and has the columns that the plans need."""
+    """The labels file is there, can be read for the plans, and is of the data folder."""
     config = scene.config
     if config.data.labels_csv is None:
         return
@@ -217,14 +218,14 @@ def _labels(scene: Scene) -> Iterator[Alert | str]:
             "E-LABELS-FILE", f"{path}: no such file", "put it there, or correct data.labels_csv"
         )
         return
-    limit = Limits().max_labels_bytes
-    for _, study in _valid_plans(scene):
-        volumes = study.intake.volumes is not None
-        try:
-            read_labels(path, study.intake.labels, (), limit, masks=volumes)
-        except KohortError as error:
-            hint = error.hint or "correct its columns; docs/hospital/data.md has an example"
-            yield _fault("E-LABELS-FILE", str(error), hint)
+    # a look that is repeated every minute does not go through the folder
+    brief = scene.brief or not Path(config.data.folder).is_dir()
+    for asked in asked_of(dict(_valid_plans(scene))):
+        for found in explain(scene.root, config, asked, brief=brief):
+            if isinstance(found, KohortError):
+                yield from _faults_of(found)
+            else:
+                yield found
 
 
 def _membership(scene: Scene) -> Iterator[Alert | str]:

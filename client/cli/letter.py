@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from client.ingest.words import side_of
+from client.state.config import Data
 from client.state.membership import Membership
 from client.state.plans import Approval
 from common.privacy.claims import Claim, claims_of, describe_groups
@@ -37,6 +39,11 @@ MODALITIES = {
     "chest": "chest radiographs",
     "vessels": "MR series with a mask of the vessels",
 }
+# keys of the plan's intake that the letter says in words; any other is shown as it stands
+TOLD = frozenset(
+    "dicom_modalities size_px channels labels ordinal_labels merge_labels stratify_laterality "
+    "window volumes body_parts views presentation".split()
+)
 NOISE = {
     "laplace": "Laplace noise",
     "gaussian": "Gaussian noise",
@@ -60,11 +67,11 @@ class Before:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked of this hospital, and by whom. `folder`: where its images lie."""
+    """What is asked of this hospital, and by whom. `data`: its images, labels and own words."""
 
     study: Study
     membership: Membership
-    folder: str
+    data: Data
     review: bool
 
 
@@ -96,16 +103,51 @@ def about_whom(ask: Ask) -> Iterator[str]:
     intake = ask.study.intake
     yield ""
     yield "About whom"
-    yield f"  every patient with {MODALITIES[ask.study.modality]} below {ask.folder}"
+    yield f"  every patient with {MODALITIES[ask.study.modality]} below {ask.data.folder}"
     yield f"  with one of the labels: {', '.join(intake.labels)}"
+    yield from label_lines(intake, ask.data)
     for old, new in sorted(intake.merge_labels.items()):
         yield f"  released as {new}: {old}"
+    if intake.ordinal_labels:
+        yield "  in order of severity: of a patient the highest label counts, and images that have it"
     if intake.stratify_laterality:
         yield "  left and right are kept apart: one side of each patient takes part"
     yield f"  DICOM files of {' or '.join(intake.dicom_modalities)}; others are refused"
     for line in content_lines(intake):
         yield f"    {line}"
+    yield from picture_lines(intake)
     yield "  whoever withdrew takes no part (kohort-site withdraw)"
+
+
+def label_lines(intake: Intake, data: Data) -> Iterator[str]:
+    """Yield where labels come from, and what this hospital's own words in that file mean."""
+    if data.labels_csv is None:
+        if len(intake.labels) == 1:
+            yield "  without a labels file every image has it"
+        else:
+            yield "  WARNING: site.yaml names no labels file (data.labels_csv), and ingest needs one"
+        return
+    yield f"  by {data.labels_csv}"
+    for column, ours in data.columns.items():
+        yield f"    its column {column} is {ours}"
+    for word, meant in data.values.items():
+        known = meant in intake.labels or side_of(meant)
+        yield f"    its word {word} is {meant}" + ("" if known else ", which this plan has not")
+
+
+def picture_lines(intake: Intake) -> Iterator[str]:
+    """Yield how images look in the cohort, and every other rule that is not the usual one."""
+    colour = "colour" if intake.channels == 3 else "grey"
+    yield f"  as {colour} pictures of {intake.size_px} x {intake.size_px} pixels"
+    if intake.window is not None:
+        low, high = intake.window
+        yield f"  with intensities from {low:g} to {high:g}"
+    if intake.volumes is not None:
+        yield f"  as {intake.volumes.patches_per_patient} patches of each patient's volumes"
+    for name, field in type(intake).model_fields.items():
+        value = getattr(intake, name)
+        if name not in TOLD and value != field.default:
+            yield f"  intake.{name}: {value}"
 
 
 def content_lines(intake: Intake) -> Iterator[str]:

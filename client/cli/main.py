@@ -17,6 +17,7 @@ from client.cli import (
     check,
     desk,
     joining,
+    labels,
     log,
     look,
     measure,
@@ -59,6 +60,7 @@ app.command()(joining.init)
 app.command()(joining.join)
 app.command()(approve.approve)
 app.command()(rehearse.rehearse)
+app.command()(labels.labels)
 app.command()(serve.ingest)
 app.command()(quarantine.quarantine)
 app.command()(serve.run)

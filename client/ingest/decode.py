@@ -38,6 +38,7 @@ from client.ingest.request import (
     LOOK_PX,
     SLICE_DIGEST_BYTES,
     Cut,
+    Glance,
     Photograph,
     Scan,
     Settings,
@@ -142,6 +143,10 @@ class Decoder:
             request, lambda talk: talk.facts()["fits"] is True, self._settings.volume_timeout_s
         )
 
+    def glance(self, path: Path) -> Glance:
+        """Return what the file at `path` shows without its pixels. Raises Unusable."""
+        return self._ask({"glance": str(path)}, self._glance, self._settings.timeout_s)
+
     def cut(self, files: VolumeFiles, seed_of: Callable[[bytes], bytes]) -> Cut:
         """Return the patches of one volume, chosen by `seed_of(its digest)`.
 
@@ -238,6 +243,17 @@ class Decoder:
         if not known or not all(isinstance(value, str) for value in facts.values()):
             raise ValueError("decoder answered a wrong type")
         return Scan(**facts)  # type: ignore[arg-type]
+
+    def _glance(self, talk: Conversation) -> Glance:
+        """Read a glance; check every field."""
+        seen = Glance(**talk.facts())  # type: ignore[arg-type]
+        texts = (seen.kind, seen.patient_id, seen.series)
+        side = seen.laterality
+        if not all(isinstance(text, str) for text in texts) or type(side) is not int:
+            raise ValueError("decoder answered a wrong type")
+        if side not in (0, 1, 2):
+            raise ValueError("decoder answered a wrong type")
+        return seen
 
     def _cut(
         self, talk: Conversation, files: VolumeFiles, seed_of: Callable[[bytes], bytes]

@@ -147,7 +147,7 @@ def _read_settings(line: str) -> Settings:
 
 
 def _serve_one(request: dict[str, Any], settings: Settings, answers: BinaryIO) -> None:
-    """Answer one request: a mask to fit, a volume to cut, a file to scan, or a photograph."""
+    """Answer one request: a mask to fit, a volume to cut, a file to scan or glance at, or one."""
     if "fits" in request:
         from client.ingest.volumes import fits
 
@@ -161,6 +161,10 @@ def _serve_one(request: dict[str, Any], settings: Settings, answers: BinaryIO) -
         from client.ingest.scanning import scan
 
         return _answer(answers, asdict(scan(request["scan"], settings.caps)))
+    if "glance" in request:
+        from client.ingest.glance import glance
+
+        return _answer(answers, asdict(glance(request["glance"], settings)))
     photograph = read_file(request["photograph"], settings)
     return _answer(answers, _facts_of(photograph), photograph.pixels.tobytes())
 

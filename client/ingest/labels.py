@@ -174,7 +174,7 @@ def read_labels(
     wording = wording or Wording()
     asked = COLUMNS | {"mask"} if masks else COLUMNS
     table = open_table(path, max_bytes, asked, wording.columns)
-    labels = Labels(tuple(declared), match=Match(table.form, _ignored(table)))
+    labels = Labels(tuple(declared), match=Match(form=table.form, ignored=_ignored(table)))
     _Reading(table, labels, wording).take_all(FolderIndex(files))
     return labels
 

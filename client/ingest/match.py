@@ -107,11 +107,12 @@ class Match:
     file or a patient. `file_rows`: those whose file is here. `patient_rows`: lines of the rows
     without a file, by patient. `images`: that can be read; `labelled`: those with a row. `met`:
     patients of rows whom an image showed. `nearly`: images whose id differs from that of its row in
-    spelling.
+    spelling. `unit`: what is counted as images.
     """
 
     form: str = ""
     ignored: str = ""
+    unit: str = "images"
     rows: int = 0
     file_rows: int = 0
     patient_rows: dict[str, list[int]] = field(default_factory=dict)
@@ -157,7 +158,7 @@ class Match:
         """Return both directions in one sentence."""
         return (
             f"{self.met_rows:,} of {self.rows:,} rows name a file or patient that is here; "
-            f"{self.labelled:,} of {self.images:,} images have a row"
+            f"{self.labelled:,} of {self.images:,} {self.unit} have a row"
         )
 
     def _strangers(self) -> list[int]:

@@ -115,6 +115,20 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Glance:
+    """What one file shows without its pixels: whose it is, and in which series.
+
+    `kind`: `dicom`, `photograph` or `nifti`; the others know no person. `laterality`: 0 unknown,
+    1 left, 2 right.
+    """
+
+    kind: str
+    patient_id: str = ""
+    laterality: int = 0
+    series: str = ""
+
+
+@dataclass(frozen=True)
 class VolumeFiles:
     """The slices of one series, in any order, and its mask, if it has one."""
 

@@ -24,6 +24,7 @@ from pydicom.uid import (
 
 from client.ingest.decode import Conversation, Decoder
 from client.ingest.decode_child import read_file
+from client.ingest.glance import glance
 from client.ingest.labels import Wording, read_labels
 from client.ingest.masks import is_nifti, lies_on, read_nifti, read_segmentation
 from client.ingest.quarantine import Unusable
@@ -246,6 +247,18 @@ def _segmentation(folder: Path) -> Parser:
     return Parser(call, (damaged(seed),), REFUSED)
 
 
+def _glance(folder: Path) -> Parser:
+    """One file as the decoding child looks at it, in this process."""
+    path = folder / "file"
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        glance(str(path), SETTINGS)
+
+    seeds = dicom_seeds(folder)
+    return Parser(call, (damaged(*seeds), deflated_maker(folder)), REFUSED)
+
+
 def _labels(folder: Path) -> Parser:
     path = folder / "labels.csv"
     seeds = (
@@ -304,9 +317,10 @@ def _answers(folder: Path) -> Parser:
             lambda _: decoder._photograph(talk),
             lambda _: decoder._scan(talk),
             lambda _: decoder._cut(talk, files, lambda digest: digest),
+            lambda _: decoder._glance(talk),
         )
         with child.stdout:
-            decoder._ask({}, readers[(data[0] if data else 0) % 3], 1.0)
+            decoder._ask({}, readers[(data[0] if data else 0) % 4], 1.0)
 
     def framed(text: bytes) -> bytes:
         return len(text).to_bytes(4, "big") + text + bytes(5000)
@@ -332,6 +346,7 @@ TARGETS = (
     Target("volume-enhanced", ("client.ingest.frames:frames_of",), _enhanced, few=60),
     Target("nifti", ("client.ingest.masks:read_nifti",), _nifti, few=600),
     Target("segmentation", ("client.ingest.masks:_read_bits",), _segmentation, few=150),
+    Target("glance", ("client.ingest.glance:glance",), _glance, few=200),
     Target("labels", ("client.ingest.table:open_table",), _labels),
     Target("child-answers", ("client.ingest.decode:Conversation.facts",), _answers),
 )
