@@ -109,7 +109,7 @@ def about_whom(ask: Ask) -> Iterator[str]:
     for old, new in sorted(intake.merge_labels.items()):
         yield f"  released as {new}: {old}"
     if intake.ordinal_labels:
-        yield "  in order of severity: of a patient the highest label counts, and images that have it"
+        yield "  in order of severity: a patient counts with the highest label, and its images"
     if intake.stratify_laterality:
         yield "  left and right are kept apart: one side of each patient takes part"
     yield f"  DICOM files of {' or '.join(intake.dicom_modalities)}; others are refused"
@@ -120,12 +120,15 @@ def about_whom(ask: Ask) -> Iterator[str]:
 
 
 def label_lines(intake: Intake, data: Data) -> Iterator[str]:
-    """Yield where labels come from, and what this hospital's own words in that file mean."""
+    """Yield where labels come from, and what this hospital's own words in that file mean.
+
+    A word that neither this plan nor any side has is said to be of no use here.
+    """
     if data.labels_csv is None:
         if len(intake.labels) == 1:
             yield "  without a labels file every image has it"
         else:
-            yield "  WARNING: site.yaml names no labels file (data.labels_csv), and ingest needs one"
+            yield "  WARNING: ingest needs a labels file; data.labels_csv of site.yaml names none"
         return
     yield f"  by {data.labels_csv}"
     for column, ours in data.columns.items():
@@ -146,7 +149,7 @@ def picture_lines(intake: Intake) -> Iterator[str]:
         yield f"  as {intake.volumes.patches_per_patient} patches of each patient's volumes"
     for name, field in type(intake).model_fields.items():
         value = getattr(intake, name)
-        if name not in TOLD and value != field.default:
+        if name not in TOLD and value != field.get_default(call_default_factory=True):
             yield f"  intake.{name}: {value}"
 
 

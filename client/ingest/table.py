@@ -37,7 +37,7 @@ FAULT = "not a CSV row: a quote is not closed, or a cell is far too long"
 CODE = "E-LABELS-FILE"
 HINT = (
     "give a CSV with the columns patient,label[,laterality] or file,patient,label[,laterality]; "
-    "data.columns of site.yaml names yours"
+    "kohort-site labels --template writes one, data.columns of site.yaml names yours"
 )
 
 

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.cli import letter
+from client.cli.letter import label_lines
+from client.state.config import Data
 from client.state.folder import State
 from client.state.records import note_loss
 from common.study.bundle import write_bundle
@@ -19,6 +22,7 @@ from common.wire import signing
 from tests.client.cli.typing_commands import Cli
 from tests.sites import WEIGHTS, Hospital, make_hospital, scripted, write_plan
 from tests.sized_plans import IMAGES, KINDS, PLAN_PX, image_weights, misfit
+from tests.studies import small_study
 
 
 def test_a_plan_of_a_stranger_or_above_the_policy_is_not_approved(
@@ -201,6 +205,35 @@ def test_the_letter_says_who_asks_what_leaves_about_whom_and_at_what_price(offic
     )
     for word in words:
         assert word in out, word
+
+
+def test_the_letter_says_what_images_must_be_and_how_the_site_calls_it(office: Office) -> None:
+    out = office.reads()
+    for word in ("as colour pictures of 64 x 64 pixels", "DICOM files of OP", "in order of severity"):
+        assert word in out, word
+
+
+def test_the_sites_own_words_stand_beside_the_plans() -> None:
+    intake = small_study().intake
+    own = {"Seite": "laterality"}, {"ohne": "none", "zur Nase": "R", "AMD": "amd"}
+    data = Data(folder="/d", labels_csv="/d.csv", columns=own[0], values=own[1])
+    assert list(label_lines(intake, data)) == [
+        "  by /d.csv",
+        "    its column Seite is laterality",
+        "    its word ohne is none",
+        "    its word zur Nase is R",
+        "    its word AMD is amd, which this plan has not",
+    ]
+    assert "WARNING" in next(label_lines(intake, Data(folder="/d")))
+
+
+def test_every_rule_of_intake_stands_in_the_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    intake = small_study().intake
+    assert set(type(intake).model_fields) >= letter.TOLD
+    # a rule that no sentence says is shown as it stands
+    monkeypatch.setattr(letter, "TOLD", frozenset())
+    assert "  intake.stratify_laterality: True" in list(letter.picture_lines(intake))
+    assert not any("merge_labels" in line for line in letter.picture_lines(intake))
 
 
 def test_no_sentence_of_the_letter_is_longer_than_thirty_words(office: Office) -> None:
