@@ -27,7 +27,7 @@ Full = Annotated[
     bool, typer.Option("--full", help="the published network and grid: hours without a GPU")
 ]
 Source = Annotated[
-    Path, typer.Argument(metavar="IN", help="an image, or a folder: DICOM, PNG, JPEG")
+    Path, typer.Argument(metavar="IN", help="an image, or a folder: DICOM or photographs")
 ]
 Target = Annotated[
     Path, typer.Argument(metavar="OUT", help="a new folder outside the state folder")

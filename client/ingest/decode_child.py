@@ -30,9 +30,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from client.ingest.files import open_regular
-from client.ingest.images import frame_image, read_photograph
+from client.ingest.images import frame_image
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import ENDS, Choices, Photograph, Settings, Take, Wanted
+from client.ingest.stills import kind_of, read_photograph
 
 KEPT_SHARE = 8  # a child that keeps more than this part of its limit after a refusal ends
 
@@ -76,7 +77,7 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
         laterality = image.laterality
         silent = image.silent
         study = image.study
-    elif head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+    elif kind_of(head) is not None:
         try:
             pixels = read_photograph(file, settings.max_pixel_bytes)
         except (Unusable, MemoryError):

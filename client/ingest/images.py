@@ -1,10 +1,9 @@
-"""Reads photographs (PNG, JPEG) and frames every image of a cohort.
+"""Frames every image of a cohort.
 
-In: an open file, or decoded pixels.
-Out: uint8 [H, W, C], or the square uint8 [S, S, C] of the study.
-Guarantees: width x height is checked before anything is decoded; EXIF, comments and colour profiles
-are never read. Beside the codec's own copy and the result, memory holds one strip of the image.
-Not covered: text inside the field of view; EXIF rotation.
+In: decoded pixels.
+Out: the square uint8 [S, S, C] of the study.
+Guarantees: beside the pixels and Pillow's copy of them, memory holds one strip of the image.
+Not covered: text inside the field of view.
 
 Framing:
   1. fundus only: crop to the bounding box of the field of view
@@ -16,7 +15,6 @@ Framing:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,35 +27,7 @@ SURROUND_LEVEL = 16  # the surround of a fundus camera is black plus JPEG noise,
 STRAY_SHARE = 0.2  # with more light than this outside the circle there are no corners to blank
 SEARCH_PX = 500
 BLANK_SPREAD = 1.0  # grey levels of standard deviation
-COLOUR_MODES = {"RGB", "RGBA", "P", "YCbCr", "CMYK"}
-GREY_MODES = {"L", "LA", "1"}
-DEEP_MODES = {"I;16", "I;16B", "I", "I;16L"}
-DEEP_LEVELS = 1 << 16
 STRIP_PIXELS = 1 << 20
-
-
-def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
-    """Return the uint8 [H, W, 1 or 3] pixels of a PNG or JPEG file.
-
-    Raises Unusable: declared-too-large, before decoding; undecodable; unsupported-pixels.
-    """
-    # open reads the header alone; the cap below is lower than Pillow's own
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        picture = Image.open(file, formats=("PNG", "JPEG"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise Unusable(Reason.UNDECODABLE) from error
-    if picture.width * picture.height * 4 > max_pixel_bytes:
-        raise Unusable(Reason.DECLARED_TOO_LARGE)
-
-    # decode by mode: 16-bit grey, grey or colour
-    if picture.mode in DEEP_MODES:
-        return _read_deep(picture)
-    if picture.mode not in COLOUR_MODES | GREY_MODES:
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
-    if picture.mode in GREY_MODES:
-        return _read_shallow(picture, "L", 1)
-    return _read_shallow(picture, "RGB", 3)
 
 
 def strips(height: int, width: int) -> Iterator[slice]:
@@ -65,56 +35,6 @@ def strips(height: int, width: int) -> Iterator[slice]:
     step = max(1, STRIP_PIXELS // width)
     for top in range(0, height, step):
         yield slice(top, min(top + step, height))
-
-
-def _read_shallow(picture: Image.Image, mode: str, channels: int) -> Pixels:
-    """A picture of 8 bits in grey (L) or colour (RGB), uint8 [H, W, channels]."""
-    width, height = picture.size
-    pixels = np.empty((height, width, channels), np.uint8)
-    for rows in strips(height, width):
-        strip = picture.crop((0, rows.start, width, rows.stop)).convert(mode)
-        pixels[rows] = np.asarray(strip).reshape(-1, width, channels)
-    return pixels
-
-
-def _read_deep(picture: Image.Image) -> Pixels:
-    """A 16-bit grey picture, uint8 [H, W, 1]: its middle 99 % of values spread over 0..255."""
-    width, height = picture.size
-    counts = np.zeros(DEEP_LEVELS, np.int64)
-    for rows in strips(height, width):
-        counts += np.bincount(_deep_strip(picture, rows).ravel(), minlength=DEEP_LEVELS)
-    low, high = _percentile(counts, 0.005), _percentile(counts, 0.995)
-    shares = np.clip((np.arange(DEEP_LEVELS) - low) / max(high - low, 1), 0, 1)
-    table = np.rint(255 * shares).astype(np.uint8)
-    pixels = np.empty((height, width, 1), np.uint8)
-    for rows in strips(height, width):
-        pixels[rows, :, 0] = table[_deep_strip(picture, rows)]
-    return pixels
-
-
-def _deep_strip(picture: Image.Image, rows: slice) -> NDArray[np.int64]:
-    """Some rows of a deep picture. Raises Unusable for a value of more than 16 bits."""
-    strip = picture.crop((0, rows.start, picture.width, rows.stop))
-    values = np.asarray(strip, dtype=np.int64)
-    if values.min() < 0 or values.max() >= DEEP_LEVELS:
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
-    return values
-
-
-def _percentile(counts: NDArray[np.int64], share: float) -> float:
-    """The value that a share of all is not above, between two values in proportion.
-
-    `counts`: how often each value occurs. It is what np.percentile returns of the values.
-    """
-    ends = np.cumsum(counts)
-    place = share * float(ends[-1] - 1)
-    below = int(place)
-    above = min(below + 1, int(ends[-1]) - 1)
-    low, high = np.searchsorted(ends, (below, above), side="right").tolist()
-    part = place - below
-    if part < 0.5:
-        return float(low + (high - low) * part)
-    return float(high - (high - low) * (1 - part))
 
 
 def frame_image(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) -> Pixels:

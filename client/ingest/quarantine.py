@@ -38,7 +38,15 @@ class Reason(Enum):
     FILE_TOO_LARGE = ("file-too-large", "The file is larger than the size cap.")
     UNKNOWN_FORMAT = (
         "unknown-format",
-        "The file is neither DICOM (with its mark), PNG, JPEG nor NIfTI (in a study of volumes).",
+        "Neither DICOM (with its mark) nor a photograph, nor NIfTI in a study of volumes.",
+    )
+    UNREAD_FORMAT = (
+        "unread-format",
+        "A picture or film in a format that is not read (GIF, HEIC, AVIF, MP4).",
+    )
+    SEVERAL_PICTURES = (
+        "several-pictures",
+        "The file holds several pictures (pages, an animation, a preview and a raw image).",
     )
     # the DICOM header
     DAMAGED_HEADER = ("damaged-header", "The header cannot be parsed.")
@@ -53,7 +61,7 @@ class Reason(Enum):
     )
     UNSUPPORTED_PIXELS = (
         "unsupported-pixels",
-        "The pixels are of a kind that is not read: fractions, label maps, or over 16 bits.",
+        "Pixels of a kind that is not read: fractions, negative, over 16 bits, label maps.",
     )
     PHOTOMETRIC = (
         "unknown-photometric",

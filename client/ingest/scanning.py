@@ -18,6 +18,7 @@ from client.ingest.files import open_regular
 from client.ingest.masks import SEGMENTATION, content_of, is_nifti
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Caps, Kind, Scan
+from client.ingest.stills import kind_of
 
 # these tell series apart and are dropped
 SERIES = ("SeriesInstanceUID", "FrameOfReferenceUID", "ReferencedSeriesSequence")
@@ -33,7 +34,7 @@ def scan(path: str, caps: Caps) -> Scan:
         head = file.read(132)
         if head[128:] == b"DICM":
             return _scan_dicom(file, caps)
-        if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        if kind_of(head) is not None:
             raise Unusable(Reason.NOT_A_VOLUME)
         if is_nifti(file):
             return Scan("nifti", _content(file))

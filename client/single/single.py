@@ -1,6 +1,6 @@
 """`kohort-site privatize`: single images, each privatized on its own.
 
-In: images (DICOM, PNG, JPEG), the site's state folder, an approved plan with a flow.
+In: images (DICOM or photographs), the site's state folder, an approved plan with a flow.
 Out: one synthetic image for each input that can be read, numbered in their order; the statement.
 
 There are two ways, and no way from one to the other:

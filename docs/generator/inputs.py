@@ -9,6 +9,7 @@ from pydicom.uid import UID
 
 from client.ingest.codecs import is_readable
 from client.ingest.dicom_header import COLOUR, GREY
+from client.ingest.stills import READ
 from common.study.intake import Intake
 from docs.generator.markdown import page, table
 
@@ -22,9 +23,11 @@ def inputs_page() -> str:
     colour = ", ".join(sorted(COLOUR))
     return page(
         "Supported inputs",
-        "Files are known by their content: DICOM (with its DICM mark), PNG, JPEG, and NIfTI for",
-        "masks. [Data](../hospital/data.md) says which studies read which.",
+        "Files are known by their content: DICOM (with its DICM mark), photographs, and NIfTI for",
+        "masks. [Data](../hospital/data.md) says which studies read which, and",
+        "[kinds of input](intake-kinds.md) what is done about unusual ones.",
         "",
+        f"- Photographs: {', '.join(sorted(READ))}; 8 bits a sample, 16 bits of grey or colour.",
         f"- DICOM modalities: {', '.join(get_args(modalities))}.",
         f"- Photometric interpretations: {grey}; {colour}; PALETTE COLOR.",
         "- 8 or 16 bits allocated, 2 to 16 bits stored, whole numbers.",

@@ -1,4 +1,4 @@
-"""Targets: what lies in a hospital's folder: DICOM, NIfTI, PNG, JPEG, labels, and the child."""
+"""Targets: what lies in a hospital's folder: DICOM, NIfTI, photographs, labels, and the child."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -76,6 +79,7 @@ def dicom_seeds(folder: Path) -> list[bytes]:
         dataset.RescaleSlope, dataset.RescaleIntercept = 2, -5
         dataset.WindowCenter, dataset.WindowWidth = 100, 50
         seeds.append(_bytes_of(dataset, folder))
+    seeds += [_bytes_of(dataset, folder) for dataset in _with_tables(grey)]
     dataset = phantoms.with_pixels(phantoms.header("OP"), colour, "RGB")
     seeds.append(_bytes_of(dataset, folder))
     seeds.append(_bytes_of(phantoms.compressed(dataset, RLELossless), folder))
@@ -86,6 +90,23 @@ def dicom_seeds(folder: Path) -> list[bytes]:
         _bytes_of(phantoms.encapsulated(colourful, frame, JPEGBaseline8Bit, "YBR_FULL_422"), folder)
     )
     return seeds
+
+
+def _with_tables(grey: np.ndarray) -> list[Any]:
+    """Images with a VOI LUT of bytes, and with a segmented palette."""
+    shown = phantoms.with_pixels(phantoms.header("OP"), grey, "MONOCHROME2", 12)
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [64, 0, 8], bytes(range(64))
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+    shown.VOILUTSequence = Sequence([table])
+    shown.PresentationLUTShape = "INVERSE"
+    palette = phantoms.with_pixels(phantoms.header("OP"), grey, "PALETTE COLOR", 12)
+    segments = np.array([0, 2, 0, 257, 1, 62, 9999, 2, 1, 0, 0], "<u2").tobytes()
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTable"
+        palette.add_new(f"{name}Descriptor", "US", [66, 0, 16])
+        palette.add_new(f"Segmented{name}Data", "OW", segments)
+    return [shown, palette]
 
 
 def deflated_maker(folder: Path) -> Maker:
@@ -138,6 +159,34 @@ def _pictures(folder: Path) -> Parser:
     pngs += [phantoms.hollow_png(60_000, 60_000), png(pixels[..., 0], optimize=True)]
     makers = (png_maker(*pngs), damaged(*pngs), damaged(jpeg(pixels), jpeg(pixels[..., 0])))
     return Parser(call, makers, REFUSED)
+
+
+def still(pixels: np.ndarray, kind: str, **options: object) -> bytes:
+    """A picture in one of Pillow's formats."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+def _stills(folder: Path) -> Parser:
+    """The other formats of photographs, as the decoding child reads them."""
+    path = folder / "file"
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        read_file(str(path), SETTINGS)
+
+    colour = phantoms.fundus(1, 16)
+    deep = colour[..., 0].astype(np.uint16) << 4
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    tiffs = [still(colour, "TIFF", exif=turned), still(deep, "TIFF")]
+    tiffs += [still(colour, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg")]
+    tiffs += [still(colour[..., 0], "TIFF", compression="tiff_adobe_deflate", big_tiff=True)]
+    others = [still(colour, "JPEG2000"), still(deep, "JPEG2000", no_jp2=True)]
+    others += [still(colour, "WEBP", exif=turned.tobytes()), still(colour, "WEBP", lossless=True)]
+    others += [still(colour, "BMP"), still(colour, "PNG", exif=turned)]
+    return Parser(call, (damaged(*tiffs), damaged(*others)), REFUSED)
 
 
 def _series() -> volume_phantoms.Series:
@@ -340,7 +389,8 @@ def _answers(folder: Path) -> Parser:
 PIXELS = ("client.ingest.decode_child:read_file", "client.ingest.dicom:read_dicom")
 TARGETS = (
     Target("dicom", (*PIXELS, "client.ingest.dicom_header:read_header"), _photograph, 96, few=400),
-    Target("png-jpeg", ("client.ingest.images:read_photograph",), _pictures, 96, few=500),
+    Target("png-jpeg", ("client.ingest.stills",), _pictures, 96, few=500),
+    Target("stills", ("client.ingest.stills",), _stills, 96, few=300),
     Target("volume-scan", ("client.ingest.scanning:scan",), _scan, few=400),
     Target("volume", ("client.ingest.volumes:read_volume",), _volume, few=60),
     Target("volume-enhanced", ("client.ingest.frames:frames_of",), _enhanced, few=60),

@@ -306,16 +306,16 @@ def test_a_file_that_needs_too_much_memory_is_quarantined(tmp_path: Path) -> Non
 
 # what a child's codec does with a file whose name says so: it fails, and keeps memory
 LEAKING = """
-import client.ingest.images as images
+import client.ingest.stills as stills
 kept = []
-decode = images.read_photograph
+decode = stills.read_photograph
 def leak(file, most):
     if b"leak" in file.read():
         kept.append(bytearray(KEPT))
         raise ValueError
     file.seek(0)
     return decode(file, most)
-images.read_photograph = leak
+stills.read_photograph = leak
 """
 
 

@@ -1,57 +1,18 @@
 """client/ingest/images.py.
 
-Photographs are bounded, framed alike, and lose marks beside the field of view.
+Images are framed alike, and lose marks beside the field of view.
 """
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from client.ingest import images
-from client.ingest.images import frame_image, read_photograph
+from client.ingest.images import frame_image
 from client.ingest.quarantine import Reason, Unusable
 from tests import phantoms
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> io.BytesIO:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    buffer.seek(0)
-    return buffer
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
-def test_png_modes(mode: str) -> None:
-    picture = Image.fromarray(phantoms.fundus(1)).convert(mode)
-    pixels = read_photograph(encoded(picture), 1 << 20)
-    expected = np.asarray(picture if mode == "L" else picture.convert("RGB"))
-    assert np.array_equal(pixels.squeeze(), expected)
-
-
-def test_sixteen_bit_png_is_stretched() -> None:
-    pixels = read_photograph(encoded(Image.fromarray(phantoms.grey(1, bits=16))), 1 << 20)
-    assert pixels.dtype == np.uint8
-    assert (pixels.min(), pixels.max()) == (0, 255)
-
-
-def test_a_png_that_declares_too_much_is_refused_before_decoding() -> None:
-    with pytest.raises(Unusable) as refusal:
-        read_photograph(io.BytesIO(phantoms.hollow_png(60000, 60000)), 1 << 28)
-    assert refusal.value.reason is Reason.DECLARED_TOO_LARGE
-
-
-def test_comments_do_not_change_what_is_read() -> None:
-    notes = PngInfo()
-    notes.add_text("Comment", phantoms.MARKERS[4])
-    picture = Image.fromarray(phantoms.fundus(2))
-    plain, noted = (read_photograph(encoded(picture, pnginfo=n), 1 << 20) for n in (None, notes))
-    assert np.array_equal(plain, noted)
 
 
 @pytest.mark.parametrize("shape", [(128, 128), (90, 128), (128, 90), (65, 64), (2000, 33)])
@@ -105,33 +66,6 @@ def test_blank_and_tiny_images_are_refused(crop: bool) -> None:
 
 
 STRIPS = pytest.mark.parametrize("strip_pixels", [1, 1000, 1 << 20])
-
-
-@STRIPS
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK"])
-def test_strips_hold_what_the_whole_picture_holds(
-    strip_pixels: int, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "STRIP_PIXELS", strip_pixels)
-    picture = Image.fromarray(phantoms.fundus(1)).crop((0, 0, 64, 49)).convert(mode)
-    data = encoded(picture, "JPEG" if mode == "CMYK" else "PNG")
-    whole = Image.open(io.BytesIO(data.getvalue()))
-    expected = np.asarray(whole.convert("L" if mode in ("L", "LA", "1") else "RGB"))
-    assert np.array_equal(read_photograph(data, 1 << 20).squeeze(), expected)
-
-
-@STRIPS
-@pytest.mark.parametrize("top", [0, 3, 300, 65_535])
-def test_a_deep_picture_is_stretched_as_its_percentiles_say(
-    strip_pixels: int, top: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "STRIP_PIXELS", strip_pixels)
-    for seed in range(10):
-        deep = np.random.default_rng(seed).integers(0, top + 1, (31 + seed, 17), dtype=np.uint16)
-        low, high = np.percentile(deep.astype(np.int64), (0.5, 99.5))
-        shares = np.clip((deep.astype(np.int64) - low) / max(high - low, 1), 0, 1)
-        pixels = read_photograph(encoded(Image.fromarray(deep)), 1 << 20)
-        assert np.array_equal(pixels[..., 0], np.rint(255 * shares).astype(np.uint8))
 
 
 @STRIPS
