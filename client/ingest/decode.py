@@ -267,7 +267,7 @@ class Decoder:
         most = self._settings.max_volume_bytes // (4 * self._settings.size_px**2)
         if not isinstance(count, int) or not 0 <= count <= most or len(digest) != 32:
             raise ValueError("decoder answered a wrong type")
-        left_out = _left_out(facts["codes"], talk.exactly(len(files.slices)))
+        left_out = read_marks(facts["codes"], talk.exactly(len(files.slices)))
 
         # what the volume is: its look, and the digests of its slices
         seen = np.frombuffer(talk.exactly(LOOK_PX * LOOK_PX), np.uint8).reshape(LOOK_PX, LOOK_PX, 1)
@@ -291,8 +291,11 @@ class Decoder:
         return Cut(digest, slices, seen, None, patches, left_out)
 
 
-def _left_out(codes: object, marks: bytes) -> dict[int, Reason]:
-    """The files that are no part of a volume: a mark each, 0 or 1 + the position of its code."""
+def read_marks(codes: object, marks: bytes) -> dict[int, Reason]:
+    """Return the files that are no part of a volume, by position, with their reasons.
+
+    A mark is 0 for a file that is part of it, else 1 + the position of its code. Raises ValueError.
+    """
     if not isinstance(codes, list) or max(marks) > len(codes) or 0 not in marks:
         raise ValueError("decoder answered a wrong type")
     reasons = [Reason(str(code)) for code in codes]

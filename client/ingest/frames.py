@@ -45,13 +45,19 @@ PARTS = {
     "acquisition": "AcquisitionNumber",
 }
 # the same in the functional groups of an enhanced object
-GROUP_PARTS = {
-    "echo_ms": ("MREchoSequence", "EffectiveEchoTime"),
-    "b_value": ("MRDiffusionSequence", "DiffusionBValue"),
-    "time_point": ("FrameContentSequence", "TemporalPositionIndex"),
-    "trigger_ms": ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
-    "acquisition": ("FrameContentSequence", "FrameAcquisitionNumber"),
+GROUP_PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "echo_ms": (("MREchoSequence", "EffectiveEchoTime"),),
+    "echo_number": (),
+    "b_value": (("MRDiffusionSequence", "DiffusionBValue"),),
+    "time_point": (
+        ("FrameContentSequence", "TemporalPositionIndex"),
+        ("TemporalPositionSequence", "TemporalPositionTimeOffset"),
+    ),
+    "trigger_ms": (("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),),
+    "acquisition": (("FrameContentSequence", "FrameAcquisitionNumber"),),
 }
+# what was converted from single slices keeps their attributes here
+CONVERTED = "UnassignedPerFrameConvertedAttributesSequence"
 UIDS = ("SOPClassUID", "SOPInstanceUID")  # these tell objects and copies apart and are dropped
 ATTRIBUTES = (*UIDS, *GEOMETRY, *PARTS.values(), *GROUPS, "ComplexImageComponent")
 
@@ -119,7 +125,7 @@ def _enhanced_frames(
         words = _words(group_value(group, shared, types, "FrameType")) or of_object
         component = group_value(group, shared, types, "ComplexImageComponent")
         component = component or header.get("ComplexImageComponent")
-        numbers = {name: group_value(group, shared, *at) for name, at in GROUP_PARTS.items()}
+        numbers = {name: _group_number(group, shared, name) for name in PARTS}
         plane = group_plane(group, shared, shape, kind)
         part = _part(words, component, numbers)
         frames.append(Frame(file, index, plane, part, rescale=_rescale(group, shared)))
@@ -151,6 +157,15 @@ def group_plane(
     turn = group_value(frame, shared, "PlaneOrientationSequence", "ImageOrientationPatient")
     spacing = group_value(frame, shared, "PixelMeasuresSequence", "PixelSpacing")
     return plane_of(position, turn, spacing, shape, kind)
+
+
+def _group_number(frame: Dataset, shared: Dataset, name: str) -> Any:
+    """A number of a frame by its functional groups, or as its single slice had it."""
+    for sequence, attribute in GROUP_PARTS[name]:
+        value = group_value(frame, shared, sequence, attribute)
+        if value is not None:
+            return value
+    return group_value(frame, shared, CONVERTED, PARTS[name])
 
 
 def _rescale(frame: Dataset, shared: Dataset) -> tuple[float, float] | None:

@@ -34,7 +34,8 @@ from client.ingest.quarantine import Unusable
 from client.ingest.request import Caps, Limits, Settings, VolumeFiles, Wanted
 from client.ingest.scanning import scan
 from client.ingest.series import Grid
-from client.ingest.volumes import patches, read_stack, read_volume
+from client.ingest.stack import read_stack
+from client.ingest.volumes import patches, read_volume
 from tests import phantoms, volume_phantoms
 from tests.fuzz.harness import Parser, Target
 from tests.fuzz.mutation import Maker, damaged, exchanged, one_of, revalued, wrapped
@@ -354,7 +355,8 @@ def _answers(folder: Path) -> Parser:
     facts = {"digest": "0" * 64, "is_dicom": True, "patient_id": "P", "issuer": "", "study": ""}
     photograph = json.dumps(facts | {"laterality": 1, "silent": ["view"]}).encode()
     scanned = json.dumps({"kind": "slice", "content": "c", "patient_id": "p"}).encode()
-    cut = json.dumps({"digest": "0" * 64, "slices": 1, "refusal": None}).encode()
+    facts_of_cut = {"digest": "0" * 64, "slices": 1, "refusal": None, "codes": ["blank-image"]}
+    cut = json.dumps(facts_of_cut).encode()
     refusal = json.dumps({"reason": "undecodable", "at": 3}).encode()
     files = VolumeFiles((Path("a"), Path("b")), None)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -17,7 +19,9 @@ from pydicom.dataset import Dataset
 
 from client.ingest.masks import is_nifti, read_nifti, read_segmentation
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.request import Caps
 from client.ingest.series import Grid, arrange_slices, plane_of
+from client.ingest.stack import read_stack, read_values
 from tests import volume_phantoms as made
 
 CAP = 1 << 24
@@ -235,3 +239,23 @@ def test_a_segmentation_by_highdicom_lies_where_it_says() -> None:
     dataset.save_as(buffer)
     np.testing.assert_array_equal(read_segmentation(buffer, grid_of(), CAP), MASK != 0)
     assert dataset.ReferencedSeriesSequence[0].SeriesInstanceUID == SERIES.uid
+
+
+def test_slices_that_highdicom_converted_to_an_enhanced_object_are_read(tmp_path: Path) -> None:
+    """An independent writer of the standard; two echoes of each slice in one object."""
+    legacy = pytest.importorskip("highdicom.legacy")
+    more: dict[str, Any] = {"StudyTime": "", "AccessionNumber": "", "StudyID": ""}
+    more |= {"PatientSex": "O", "SliceThickness": 0.7, "SeriesNumber": 1, "Manufacturer": "x"}
+    more |= {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 600, "WindowWidth": 900}
+    slices = []
+    for echo, series in (
+        (9.0, replace(SERIES, values=made.image(77), uid="2.25.5")),
+        (4.0, SERIES),
+    ):
+        slices += [made.slice_of(series, d, EchoTime=echo, **more) for d in range(5)]
+    dataset = legacy.LegacyConvertedEnhancedMRImage(slices, "2.25.55", 1, "2.25.56", 1)
+    dataset.save_as(tmp_path / "e.dcm")
+    caps = Caps(32, ("MR",), None, 1 << 22, 1 << 22, 1 << 22)
+    stack = read_stack([str(tmp_path / "e.dcm")], caps)
+    values, _ = read_values([str(tmp_path / "e.dcm")], stack, caps)
+    np.testing.assert_array_equal(values, SERIES.values)

@@ -116,6 +116,13 @@ def test_what_is_stated_of_some_slices_alone_tells_nothing_apart() -> None:
 def test_a_plan_may_take_phase() -> None:
     found = chosen(*stack(component="magnitude"), *stack(component="phase"), component="phase")
     assert found.kept == [4, 5, 6, 7]
+    # images that name no component count as magnitude
+    assert chosen(*stack(), *stack(component="phase"), component="phase").kept == [4, 5, 6, 7]
+
+
+def test_frames_of_another_size_or_direction_are_no_copies() -> None:
+    turned = [frame(depth, FRONTAL) for depth in range(4)]
+    assert chosen(*stack(), *turned).copies == {}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +198,12 @@ def test_a_frame_of_an_enhanced_object_has_its_own_place_part_and_rescale() -> N
         "MRDiffusionSequence": made.item(DiffusionBValue=700.0),
         "CardiacSynchronizationSequence": made.item(NominalCardiacTriggerDelayTime=55.0),
     }
+    converted = made.item(EchoTime=8.0, EchoNumbers=2, TemporalPositionIdentifier=4)
+    third = {"UnassignedPerFrameConvertedAttributesSequence": converted}
+    offset = {"TemporalPositionSequence": made.item(TemporalPositionTimeOffset=1.5)}
+    more = frames_of(made.enhanced(SERIES, [(3, third), (1, offset)]), CAPS)
+    assert more[0].part == Part(echo_ms=8.0, echo_number=2.0, time_point=4.0)
+    assert more[1].part == Part(time_point=1.5)
     one, other = frames_of(made.enhanced(SERIES, [(3, first), (1, second)]), CAPS, file=6)
     assert one.part == Part(component="magnitude", echo_ms=3.5, time_point=2.0, acquisition=1.0)
     assert other.part == Part(True, True, b_value=700.0, trigger_ms=55.0)
@@ -206,6 +219,7 @@ def test_a_frame_of_an_enhanced_object_has_its_own_place_part_and_rescale() -> N
         ({"SharedFunctionalGroupsSequence": []}, Reason.NO_GEOMETRY),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}, Reason.MULTI_FRAME),
         ({"NumberOfFrames": 1 << 20}, Reason.DECLARED_TOO_LARGE),
+        ({"Rows": 60_000, "Columns": 60_000}, Reason.DECLARED_TOO_LARGE),
         ({"NumberOfFrames": 20_001, "Rows": 1, "Columns": 1}, Reason.DECLARED_TOO_LARGE),
     ],
 )

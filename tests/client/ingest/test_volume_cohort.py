@@ -282,6 +282,11 @@ def two_series_for_a_mask(folder: Path) -> None:
     made.write_segmentation(folder / "x-mask.dcm", series, mask, ReferencedSeriesSequence=[])
 
 
+def no_frame_of_reference(folder: Path) -> None:
+    series, mask = bare(folder, frame="")
+    made.write_segmentation(folder / "x-mask.dcm", series, mask, ReferencedSeriesSequence=[])
+
+
 def mask_sent_again(folder: Path) -> None:
     series, mask = bare(folder)
     made.write_segmentation(folder / "x-mask.dcm", series, mask)
@@ -357,6 +362,10 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
         with_mask(
             lambda s, m: made.segmentation(replace(s, frame=""), m, ReferencedSeriesSequence=[])
         ),
+        {"mask-fits-no-series": 1, "no-mask": 5},
+    ),
+    "a mask and a series, both without a frame of reference": (
+        no_frame_of_reference,
         {"mask-fits-no-series": 1, "no-mask": 5},
     ),
     "a mask that references no series and lies on two": (

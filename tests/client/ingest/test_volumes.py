@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from pydicom.uid import RLELossless
 
+from client.ingest import decode
 from client.ingest.intensity import robust_range, scale_intensity
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Caps, Kind
 from client.ingest.scanning import scan
+from client.ingest.stack import BadSlice
 from client.ingest.volumes import (
-    BadSlice,
     Volume,
     look,
     patches,
@@ -213,6 +214,31 @@ def test_an_enhanced_object_over_the_cap_is_refused_before_it_is_read(tmp_path: 
         with pytest.raises(Unusable) as refusal:
             volume_of([path], **{cap: 2 * SERIES.values.size - 1})
         assert refusal.value.reason is Reason.DECLARED_TOO_LARGE
+
+
+def test_a_slice_that_was_cut_short_and_sent_again_enters_by_its_copy(tmp_path: Path) -> None:
+    paths = made.write_series(tmp_path, SERIES)
+    again = phantoms.save(made.slice_of(SERIES, 2, StationName="X"), tmp_path / "again.dcm")
+    for broken, copy in ((paths[2], again), (again, paths[2])):
+        whole = broken.read_bytes()
+        broken.write_bytes(whole[:-900])
+        found = volume_of([*paths, again])
+        assert found.left_out == {[*paths, again].index(broken): Reason.TRUNCATED}
+        np.testing.assert_array_equal(found.shown, shown(SERIES.values))
+        # without a copy that can be read, the series is refused
+        copy_whole = copy.read_bytes()
+        copy.write_bytes(copy_whole[:-900])
+        with pytest.raises(BadSlice):
+            volume_of([*paths, again])
+        broken.write_bytes(whole)
+        copy.write_bytes(copy_whole)
+
+
+def test_a_childs_marks_are_checked() -> None:
+    assert decode.read_marks(["truncated"], b"\0\1") == {1: Reason.TRUNCATED}
+    for codes, marks in ((["truncated"], b"\0\2"), (["truncated"], b"\1"), ("x", b"\0"), ([], b"")):
+        with pytest.raises(ValueError):
+            decode.read_marks(codes, marks)
 
 
 def test_files_that_are_no_part_of_a_volume_have_their_reason(tmp_path: Path) -> None:
