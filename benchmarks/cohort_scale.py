@@ -106,7 +106,7 @@ class Meter:
 def run_stages(count: int, side: int, folder: Path) -> dict[str, dict[str, float]]:
     """Every stage at one size, in this process."""
     from client.ingest import decode
-    from client.ingest.build import ingest
+    from client.ingest.build import COMPARING, READING, ingest
     from client.ingest.cohort import Cohort
     from client.state.people import PeopleFile
     from common.study.intake import Intake
@@ -124,16 +124,16 @@ def run_stages(count: int, side: int, folder: Path) -> dict[str, dict[str, float
     decode.decode_all = reader.decode_all
     meter = Meter()
 
-    def mark(done: int, total: int) -> None:
-        if done == count:
+    def mark(name: str, done: int, total: int) -> None:
+        if done == total and name == READING:
             meter.end("list, identify, spool", reader.spent_s)
-        elif done == 2 * count:
+        elif done == total and name == COMPARING:
             meter.end("near-duplicates, persons")
 
     meter.begin()
     made = ingest(
         source, rules, KEY, folder / "cohort", people=PeopleFile(folder / "people.sqlite"),
-        progress=mark,
+        phases=mark,
     )  # fmt: skip
     meter.end("write and digest")
     assert made.merged == count // COPY_EVERY

@@ -71,7 +71,7 @@ def ingest(state: StateFolder, refresh: Refresh = False) -> None:
     load_site(state)
     found: dict[str, list[str]] = {}
     seen: set[str] = set()
-    with FolderLock(state / "lock", "kohort-site"), open_site(state) as site:
+    with FolderLock(state / "lock", "kohort-site ingest"), open_site(state, lines=True) as site:
         if refresh:
             remove_pictures(state)
         for plan_hash, study in _require_plans(site).items():

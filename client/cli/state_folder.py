@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from client.cli.terminal import progress_bar
+from client.cli.terminal import phase_bar
 from client.daemon.jobs import THREAD_COUNTS
 from client.daemon.site import Site
 from client.state.config import load_site
@@ -22,23 +23,25 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_site(state: Path, alive: Callable[[], None] = lambda: None) -> Iterator[Site]:
+def open_site(
+    state: Path, alive: Callable[[], None] = lambda: None, *, lines: bool = False
+) -> Iterator[Site]:
     """Yield the daemon's view of the state folder; its work shows as a progress bar.
 
-    `alive` is called with every step of it.
+    `alive` is called with every step of it. `lines`: where there is no terminal, lines show it.
     """
     config = load_site(state)
     place = State(state)
     if close_to_others(state):
         log.warning("%s was open to other users; it is this account's alone now", state)
     membership = read_membership(place.membership)
-    with progress_bar("at work") as show:
+    with phase_bar(lines=lines) as show:
 
-        def step(done: int, total: int) -> None:
+        def step(phase: str, done: int, total: int) -> None:
             alive()
-            show(done, total)
+            show(phase, done, total)
 
-        yield Site(place, config, membership, progress=step)
+        yield Site(place, config, membership, progress=partial(step, "at work"), phases=step)
 
 
 def open_plans(state: Path) -> Plans:

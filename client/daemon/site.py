@@ -41,7 +41,7 @@ from client.daemon.spending import Spending
 from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
 from client.egress.review import open_reviews
-from client.ingest.build import IngestReport
+from client.ingest.build import IngestReport, Phases, show_no_phase
 from client.ingest.refresh import Intakes, Refreshed
 from client.state.config import SiteConfig, check_plan
 from client.state.folder import State
@@ -75,6 +75,7 @@ class Site:
     membership: Membership
     stop: threading.Event = field(default_factory=threading.Event)
     progress: Progress = lambda done, total: None
+    phases: Phases = show_no_phase
     done: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class Site:
         self.outbox = Outbox(self.state.outbox)
         self.reviews = open_reviews(self.state, self.config)
         self.records = Records(self.state, self.config, self.plans)
-        self.intakes = Intakes(self.state, self.config, self.progress)
+        self.intakes = Intakes(self.state, self.config, self.phases)
         self._spending = Spending(self.records)
 
     def admit(self, text: bytes, signature: bytes, size_bytes: int) -> None:

@@ -60,6 +60,14 @@ from common.study.intake import Intake
 KEY_BYTES = 32
 
 Progress = Callable[[int, int], None]
+Phases = Callable[[str, int, int], None]
+READING = "reading files"
+COMPARING = "comparing images"
+WRITING = "writing the cohort"
+
+
+def show_no_phase(name: str, done: int, total: int) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def ingest(
     limits: Limits | None = None,
     people: PeopleFile | None = None,
     aside: Path | None = None,
-    progress: Progress = lambda done, total: None,
+    phases: Phases = show_no_phase,
 ) -> IngestReport:
     """Build the cohort of `source` in the new folder `out`; return what became of every file.
 
@@ -105,10 +113,9 @@ def ingest(
     the study declares one label. `wording`: the hospital's own words in it. `people`: the site's
     persons; what is found of them is kept there before the cohort appears. `aside`: a folder that
     keeps what is finished, for a start after a kill or a refusal, and the list of refused files; it
-    goes when the cohort appears. `progress(done, total)` counts every file once a pass: decoding
-    (for volumes two, scanning and reading), comparing, writing. Raises ConfigurationError (folders,
-    labels file, no usable image) and EnvironmentFault (disk full and the like; nothing but `aside`
-    is left behind).
+    goes when the cohort appears. `phases(name, done, total)`: files read (volumes twice: scanned,
+    and read), images compared, images written. Raises ConfigurationError (folders, labels file, no
+    usable image) and EnvironmentFault (disk full and the like; nothing but `aside` is left behind).
     """
     limits = limits or Limits()
     if len(key) != KEY_BYTES:
@@ -135,7 +142,7 @@ def ingest(
         try:
             build = _Build(intake, key, labels, unfinished, people, aside)
             try:
-                report = build.run(files, relative, limits, progress)
+                report = build.run(files, relative, limits, phases)
             except ConfigurationError:
                 build.keep_refused()
                 raise
@@ -148,15 +155,6 @@ def ingest(
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
     return report
-
-
-def _stage_of(progress: Progress, files: int, passes: int, first: int, own: int) -> Progress:
-    """The progress of a stage that takes `own` of all passes over the files, from pass `first`."""
-
-    def show(done: int, total: int) -> None:
-        progress(first * files + own * files * done // total, passes * files)
-
-    return show
 
 
 class _Build:
@@ -186,29 +184,27 @@ class _Build:
             self.source = Photographs(intake, self.identities, folder, aside)
 
     def run(
-        self, files: Sequence[Path], relative: Sequence[str], limits: Limits, progress: Progress
+        self, files: Sequence[Path], relative: Sequence[str], limits: Limits, phases: Phases
     ) -> IngestReport:
         """Decode, identify, join, choose and write; return the report."""
         # the state of the files before they are read: a later change is seen
         stamps = stamp_files(files, relative, self.key)
-        passes = self.source.passes
-        stage = partial(_stage_of, progress, len(files), passes + 2)
         # (3, 4) decode and identify
-        self.source.collect(files, relative, limits, stage(0, passes))
+        self.source.collect(files, relative, limits, partial(phases, READING))
         self.identities.labels.check_match()
 
         # (5, 6) join the ids of one person, and choose the images that enter
         persons: Persons = []
         if self.source.records:
             census = Census(self.intake, self.identities, self.source, self.people)
-            persons = census.take(stage(passes, 1))
+            persons = census.take(partial(phases, COMPARING))
             self.joins = census.joins
             self.warnings = census.warnings
         if not persons:
             raise self._nothing_usable(len(files))
 
         # (7) write
-        digest = self._write(persons, stage(passes + 1, 1))
+        digest = self._write(persons, partial(phases, WRITING))
         write_listing(self.folder / LISTING, stamps)
         self.source.remove()
         for path in (*self.folder.iterdir(), self.folder):

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.ingest.build import IngestReport, Progress, ingest
+from client.ingest.build import IngestReport, Phases, ingest, show_no_phase
 from client.ingest.cohort import image_marks, people_of, persons_of
 from client.ingest.labels import Wording
 from client.ingest.listing import (
@@ -77,7 +77,7 @@ class Intakes:
 
     state: State
     config: SiteConfig
-    progress: Progress = lambda done, total: None
+    phases: Phases = show_no_phase
 
     def ensure(self, intake: Intake) -> IngestReport | None:
         """Build the cohort of these rules unless it is there; return the report of a new one."""
@@ -173,7 +173,7 @@ class Intakes:
             limits=self.limits(intake),
             people=PeopleFile(self.state.people),
             aside=_aside(folder),
-            progress=self.progress,
+            phases=self.phases,
         )
 
     def labels(self) -> Path | None:

@@ -53,11 +53,8 @@ class Source(ABC):
     many files that were read do not name something that the plan wants named.
     `records[i].position` is i. `spool`: the images, uint8 [rows, S, S, planes]. `fields`: what
     tells which records are alike (likeness.py), a row each. Both are files in `folder`, until
-    `remove`. `passes`: how often `collect` goes over the files. `aside`: where finished work is
-    kept for a later start (finished.py); None: nowhere.
+    `remove`. `aside`: where finished work is kept for a later start (finished.py); None: nowhere.
     """
-
-    passes = 1
 
     def __init__(
         self, intake: Intake, identities: Identities, folder: Path, aside: Path | None = None
@@ -212,8 +209,6 @@ class Volumes(Source):
        for a person's only series
     4. deal a person's patches to the volumes (`rows`)
     """
-
-    passes = 2
 
     def __init__(
         self, intake: Intake, identities: Identities, folder: Path, aside: Path | None = None

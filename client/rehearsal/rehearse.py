@@ -95,7 +95,7 @@ class Rehearsal:
         if self.state.cohort(intake).is_dir():
             return self.state.cohort(intake)
         copy_store(self.state.people, own.people)
-        intakes = Intakes(self.state, self.config, self.show)
+        intakes = Intakes(self.state, self.config)
         self.meter.look("ingest")
         ingest(
             Path(self.config.data.folder),
@@ -106,6 +106,6 @@ class Rehearsal:
             wording=intakes.wording(),
             limits=intakes.limits(intake),
             people=PeopleFile(own.people),
-            progress=self.show,
+            phases=lambda name, done, total: self.show(done, total),
         )
         return own.cohort(intake)

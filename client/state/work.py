@@ -46,7 +46,7 @@ class AtWork:
             parts.append(self._step())
             left_s = self.work.seconds_left(now)
             if left_s is not None:
-                parts.append(f"{_duration(left_s)} left")
+                parts.append(f"{spell_duration(left_s)} left")
         line = ", ".join(parts)
         if not counts:
             return line
@@ -74,7 +74,7 @@ def at_work(state: State, plan_hash: str, study: Study) -> Iterator[AtWork]:
             yield AtWork(name_of_key(study, key), read_work(folder))
 
 
-def _duration(seconds: float) -> str:
+def spell_duration(seconds: float) -> str:
     """Seconds, minutes or hours in words."""
     if seconds < 90:
         return f"about {seconds:.0f} s"

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from client.ingest import build, cohort, request
-from client.ingest.build import ingest
+from client.ingest.build import COMPARING, READING, WRITING, ingest
 from client.ingest.cohort import Cohort
 from client.ingest.decode import Decoder, decode_all
 from client.ingest.quarantine import Reason, Unusable
@@ -86,7 +86,7 @@ def test_every_file_enters_or_has_a_reason(
     clinic: tuple[Path, Path], intake: Rules, key: bytes, tmp_path: Path
 ) -> None:
     source, labels = clinic
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     report = ingest(
         source,
         intake(),
@@ -94,13 +94,13 @@ def test_every_file_enters_or_has_a_reason(
         tmp_path / "out",
         labels_csv=labels,
         limits=ONE_WORKER,
-        progress=lambda *at: seen.append(at),
+        phases=lambda *at: seen.append(at),
     )
     assert dict(report.quarantined) == EXPECTED
     assert (report.ingested, report.patients, report.merged, report.most_ids) == (5, 3, 1, 2)
-    # 12 files: decoded one by one, then compared, then written
-    assert seen[:12] == [(i, 36) for i in range(1, 13)]
-    assert seen[12:] == [(24, 36), (36, 36)]
+    # 12 files are read one by one; what shows somebody is compared, what enters is written
+    assert seen[:12] == [(READING, i, 12) for i in range(1, 13)]
+    assert seen[12:] == [(COMPARING, 8, 8), (WRITING, 5, 5)]
     assert not list(tmp_path.glob(".*"))
 
     found = Cohort.open(tmp_path / "out")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from client.ingest import decode_child, scanning, volumes
-from client.ingest.build import IngestReport, ingest
+from client.ingest.build import COMPARING, READING, WRITING, IngestReport, ingest
 from client.ingest.finished import NAME
 from client.ingest.refused import LIST
 from client.ingest.request import Limits, Photograph, Settings
@@ -28,6 +28,7 @@ ONE_WORKER = Limits(workers=1)
 PEOPLE = 6
 FILES = PEOPLE + 2
 Rules = Callable[..., Intake]
+Stop = tuple[str, int]  # a phase, and how much of it is done
 
 
 class Killed(BaseException):
@@ -59,12 +60,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch, in_process: None) -> list[str]:
 
 
 def take_in(
-    folder: tuple[Path, Path], rules: Intake, key: bytes, out: Path, stop: int | None = None
+    folder: tuple[Path, Path], rules: Intake, key: bytes, out: Path, stop: Stop | None = None
 ) -> IngestReport:
-    """Ingest; with `stop`, end when so many steps of all passes are done."""
+    """Ingest; with `stop`, end when so many files or images of that phase are done."""
 
-    def show(done: int, total: int) -> None:
-        if stop is not None and done >= stop:
+    def show(name: str, done: int, total: int) -> None:
+        if stop is not None and name == stop[0] and done >= stop[1]:
             raise Killed
 
     source, labels = folder
@@ -76,7 +77,7 @@ def take_in(
         labels_csv=labels,
         limits=ONE_WORKER,
         aside=out.with_name("aside"),
-        progress=show,
+        phases=show,
     )
 
 
@@ -84,9 +85,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("stops", [(1,), (5,), (FILES,), (FILES + 1,), (2 * FILES + 1,), (2, 4, 7)])
+@pytest.mark.parametrize(
+    "stops",
+    [
+        ((READING, 1),),
+        ((READING, FILES),),
+        ((COMPARING, 1),),
+        ((WRITING, 1),),
+        ((READING, 2), (READING, 4), (READING, 7)),
+    ],
+)
 def test_an_intake_that_was_cut_short_decodes_the_rest_and_ends_the_same(
-    stops: tuple[int, ...],
+    stops: tuple[Stop, ...],
     photographs: tuple[Path, Path],
     decoded: list[str],
     intake: Rules,
@@ -99,7 +109,7 @@ def test_an_intake_that_was_cut_short_decodes_the_rest_and_ends_the_same(
     for stop in stops:
         with pytest.raises(Killed):
             take_in(photographs, intake(), key, tmp_path / "cut", stop)
-        assert len(decoded) == min(stop, FILES)
+        assert len(decoded) == (stop[1] if stop[0] == READING else FILES)
     report = take_in(photographs, intake(), key, tmp_path / "cut")
     # each file was decoded once
     assert sorted(decoded) == sorted(path.name for path in photographs[0].iterdir())
@@ -112,7 +122,7 @@ def test_a_file_that_changed_meanwhile_is_decoded_again(
     photographs: tuple[Path, Path], decoded: list[str], intake: Rules, key: bytes, tmp_path: Path
 ) -> None:
     with pytest.raises(Killed):
-        take_in(photographs, intake(), key, tmp_path / "cut", FILES)
+        take_in(photographs, intake(), key, tmp_path / "cut", (READING, FILES))
     decoded.clear()
     changed = photographs[0] / "000-0.png"
     changed.write_bytes((photographs[0] / "001-0.png").read_bytes())
@@ -125,7 +135,7 @@ def test_other_rules_begin_anew(
     photographs: tuple[Path, Path], decoded: list[str], intake: Rules, key: bytes, tmp_path: Path
 ) -> None:
     with pytest.raises(Killed):
-        take_in(photographs, intake(), key, tmp_path / "cut", FILES)
+        take_in(photographs, intake(), key, tmp_path / "cut", (READING, FILES))
     decoded.clear()
     cut = take_in(photographs, intake(size_px=32), key, tmp_path / "cut")
     assert len(decoded) == FILES
@@ -208,7 +218,7 @@ def test_volumes_go_on_behind_the_last_one(
     # cut short while files are scanned, then after two volumes
     for stop in (7, files + 12):
         with pytest.raises(Killed):
-            take_in(folder, rules, key, tmp_path / "cut", stop)
+            take_in(folder, rules, key, tmp_path / "cut", (READING, stop))
     assert take_in(folder, rules, key, tmp_path / "cut") == whole
     # what a decoder was at when the intake ended is done twice
     at_work = 2

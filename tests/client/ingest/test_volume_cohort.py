@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.ingest.build import IngestReport, ingest
+from client.ingest.build import COMPARING, READING, WRITING, IngestReport, ingest
 from client.ingest.cohort import Cohort
 from client.ingest.likeness import near_duplicates
 from client.ingest.quarantine import Reason
@@ -68,11 +68,12 @@ pytestmark = pytest.mark.usefixtures("in_process")
 def test_a_clean_folder_enters_whole(tmp_path: Path, key: bytes) -> None:
     for number in (1, 2, 3):
         write_patient(tmp_path / "s", number)
-    seen: list[tuple[int, int]] = []
-    report = taken(tmp_path, key, progress=lambda *at: seen.append(at))
+    seen: list[tuple[str, int, int]] = []
+    report = taken(tmp_path, key, phases=lambda *at: seen.append(at))
     assert (report.ingested, report.patients, dict(report.quarantined)) == (18, 3, {})
-    assert seen[-1] == (72, 72)  # scanned, read, compared, written
-    assert seen == sorted(seen)
+    read = [(done, total) for name, done, total in seen if name == READING]
+    assert read == sorted(read) and read[-1] == (36, 36)  # scanned and read
+    assert seen[-2:] == [(COMPARING, 3, 3), (WRITING, 30, 30)]
     cohort = Cohort.open(tmp_path / "c0")
     cohort.verify()
     assert (cohort.images.shape, cohort.images.dtype) == ((30, 32, 32, 2), np.uint8)
