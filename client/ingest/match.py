@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from client.ingest.table import MOST_NAMED, Findings, name_lines
+from client.ingest.table import Findings
 
 NEARLY = "the file that is named differs in case or in leading folders from the one that is there"
 SEVERAL = "several files fit the name; give the path below the data folder"
@@ -149,10 +149,8 @@ class Match:
         yield f"labels: {self.counts()}"
         if self.nearly:
             yield f"labels: {self.nearly:,} images whose id is spelled otherwise in their row"
-        strangers = self._strangers()
-        if strangers:
-            named = name_lines(strangers[:MOST_NAMED], len(strangers))
-            yield f"labels: {named}: no image is of this patient"
+        for text in self._strangers().texts():
+            yield f"labels: {text}"
 
     def counts(self) -> str:
         """Return both directions in one sentence."""
@@ -161,10 +159,13 @@ class Match:
             f"{self.labelled:,} of {self.images:,} {self.unit} have a row"
         )
 
-    def _strangers(self) -> list[int]:
+    def _strangers(self) -> Findings:
         """Lines of the patients whom no image showed."""
         lines = [self.patient_rows[name] for name in self.patient_rows if name not in self.met]
-        return sorted(line for of_one in lines for line in of_one)
+        found = Findings()
+        for line in sorted(line for of_one in lines for line in of_one):
+            found.add("no image is of this patient", line)
+        return found
 
     def fits(self) -> bool:
         """Whether rows and images are of each other.

@@ -31,7 +31,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 WORKBOOKS = {b"PK\x03\x04": "an Excel or OpenDocument workbook", b"\xd0\xcf\x11\xe0": "a workbook"}
 MOST_ROWS = 1_000_000
 MOST_LINE_CHARACTERS = 1 << 20
-MOST_NAMED = 10  # lines and columns that one message names
+MOST_NAMED = 10  # runs of lines, and columns, that one message names
 MOST_NAME_CHARACTERS = 40
 FAULT = "not a CSV row: a quote is not closed, or a cell is far too long"
 CODE = "E-LABELS-FILE"
@@ -41,30 +41,53 @@ HINT = (
 )
 
 
-@dataclass
+class Lines:
+    """Numbers of lines in rising order: how many, and the first runs of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._named = 0
+        self._runs: list[list[int]] = []
+
+    def add(self, line: int) -> None:
+        """Note one line."""
+        self.count += 1
+        if self._runs and line == self._runs[-1][1] + 1:
+            self._runs[-1][1] = line
+        elif len(self._runs) < MOST_NAMED:
+            self._runs.append([line, line])
+        else:
+            return
+        self._named += 1
+
+    def words(self) -> str:
+        """Return `line 3`, `lines 3, 7 to 9` or `lines 3, 7 and 40 more`."""
+        runs = [_run(first, last) for first, last in self._runs]
+        more = f" and {self.count - self._named:,} more" if self.count > self._named else ""
+        return f"line{'s' if self.count > 1 else ''} {', '.join(runs)}{more}"
+
+
+def _run(first: int, last: int) -> str:
+    """A run of lines: `3`, `3, 4` or `3 to 7`."""
+    if last - first > 1:
+        return f"{first} to {last}"
+    return str(first) if first == last else f"{first}, {last}"
+
+
 class Findings:
     """Lines by what was found in them; each sentence is said once, with its first lines."""
 
-    lines: dict[str, list[int]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.lines: dict[str, Lines] = {}
 
     def add(self, sentence: str, line: int) -> None:
         """Note one line."""
-        self.counts[sentence] = self.counts.get(sentence, 0) + 1
-        named = self.lines.setdefault(sentence, [])
-        if len(named) < MOST_NAMED:
-            named.append(line)
+        self.lines.setdefault(sentence, Lines()).add(line)
 
     def texts(self) -> Iterator[str]:
-        """Yield `lines 3, 7 and 40 more: sentence`."""
-        for sentence, named in self.lines.items():
-            yield f"{name_lines(named, self.counts[sentence])}: {sentence}"
-
-
-def name_lines(named: Sequence[int], count: int) -> str:
-    """Return `line 3` or `lines 3, 7 and 40 more`."""
-    more = f" and {count - len(named):,} more" if count > len(named) else ""
-    return f"line{'s' if count > 1 else ''} {', '.join(map(str, named))}{more}"
+        """Yield `lines 3, 7 to 9 and 40 more: sentence`."""
+        for sentence, lines in self.lines.items():
+            yield f"{lines.words()}: {sentence}"
 
 
 @dataclass(frozen=True)

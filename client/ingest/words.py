@@ -34,9 +34,9 @@ def _words(text: str) -> frozenset[str]:
 
 # one letter alone stands for a side in English, German and DICOM; others mean too many things
 LEFT_WORDS = _words(
-    "l left os le la oi og oe lt links linke linkes linker linkerzijde gauche izquierdo izquierda "
-    "sinistro sinistra sinister sin sx esquerdo esquerda vanster venstre vasen lewy lewe lewa levy "
-    "leve stang stanga bal sol αριστερο αριστερος левый левая левое 左"
+    "l left os le la oi og oe lt li links linke linkes linker linkerzijde gauche izquierdo "
+    "izquierda sinistro sinistra sinister sin sx esquerdo esquerda vanster venstre vasen lewy lewe "
+    "lewa levy leve stang stanga bal sol αριστερο αριστερος левый левая левое 左"
 )
 RIGHT_WORDS = _words(
     "r right od re ra rt rechts rechte rechtes rechter rechterzijde droit droite derecho derecha "

@@ -5,11 +5,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from client.cli.main import run_command_line
 from client.ingest.labels import read_labels
+from common.study.bundle import write_bundle
+from common.wire import signing
 from server.demo.hospitals import photograph_hospitals
-from tests.docs.transcripts import File, Step, fits, play, read_guide
+from server.operator.certificates import create_authority
+from server.operator.config import new_config
+from server.operator.enrolment import enrol
+from server.operator.state import ServerState
+from tests import phantoms
+from tests.docs.transcripts import File, Step, fits, play, play_page, read_guide, run_here
 from tests.releases import small_release
+from tests.sites import write_plan
 
 ROOT = Path(__file__).parents[2]
 GUIDES = {
@@ -17,6 +27,7 @@ GUIDES = {
     "operator": ["index.md", "first-study.md", "every-day.md", "trouble.md"],
     "researcher": ["index.md", "using.md", "trouble.md"],
 }
+PLAYED_HERE = {"hospital": ["folder-and-table.md"]}
 LEAST_COMPARED = {"hospital": 12, "operator": 10, "researcher": 4}
 
 
@@ -49,6 +60,33 @@ def test_the_hospital_guide(folder: Path) -> None:
     assert play(guide("hospital"), folder) >= LEAST_COMPARED["hospital"]
 
 
+def operator_answers(folder: Path) -> None:
+    """The join file and the bundle that an operator sends."""
+    server, operator = ServerState(folder / "server"), signing.new_key()
+    config = new_config("test", "https://127.0.0.1:4433", server.config)
+    create_authority(server.authority)
+    request = folder / "var" / "lib" / "table" / "hospital-a.request.json"
+    public = signing.public_text(operator.public_key())
+    (folder / "hospital-a.join.json").write_bytes(enrol(request, server, config, public))
+    (folder / "plan").mkdir()
+    write_bundle(write_plan(folder / "plan"), operator, folder / "plan-bundle")
+
+
+def test_a_folder_and_a_table_become_a_cohort(folder: Path) -> None:
+    for number in range(1, 14):
+        year = 2024 if number < 11 else 2025
+        path = folder / "data" / "photographs" / str(year) / f"IMG_{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(phantoms.fundus(number, 64)).save(path)
+
+    def runner(step: Step, folder: Path, page: str) -> str:
+        programs = {"kohort-site": run_command_line}
+        return run_here(step, folder, page, programs, {"the operator answers": operator_answers})
+
+    page = "hospital/folder-and-table.md"
+    assert play_page(page, (ROOT / "docs" / page).read_text(), folder, runner) == 12
+
+
 def test_the_operator_guide(folder: Path) -> None:
     (folder / "data" / "dicom").mkdir(parents=True)
     assert play(guide("operator"), folder) >= LEAST_COMPARED["operator"]
@@ -77,7 +115,10 @@ def test_the_labels_files_of_the_hospital_guide_are_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_page_of_a_guide_is_played(name: str) -> None:
-    assert {path.name for path in (ROOT / "docs" / name).glob("*.md")} == set(GUIDES[name])
+    assert {path.name for path in (ROOT / "docs" / name).glob("*.md")} == {
+        *GUIDES[name],
+        *PLAYED_HERE.get(name, ()),
+    }
 
 
 @pytest.mark.parametrize("name", GUIDES)

@@ -138,4 +138,4 @@ def test_a_table_of_a_whole_hospital_and_a_folder_of_some_of_it_fit(
     report = take_in(tmp_path, intake(), key, f"patient,label\n{rows}")
     assert report.ingested == 2
     assert "2 of 29 rows name a file or patient that is here" in "\n".join(report.labels)
-    assert "17 more: no image is of this patient" in report.labels[-1]
+    assert report.labels[-1] == "labels: lines 4 to 30: no image is of this patient"
