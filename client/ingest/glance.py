@@ -15,8 +15,7 @@ from client.ingest.files import open_regular
 from client.ingest.masks import is_nifti
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Glance, Settings
-
-STILLS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+from client.ingest.stills import READ, kind_of
 
 
 def glance(path: str, settings: Settings) -> Glance:
@@ -25,7 +24,7 @@ def glance(path: str, settings: Settings) -> Glance:
         head = file.read(132)
         if head[128:] == b"DICM":
             return _read_header(file, settings)
-        if head.startswith(STILLS):
+        if kind_of(head) in READ:
             return Glance("photograph")
         if is_nifti(file):
             return Glance("nifti")

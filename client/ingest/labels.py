@@ -27,9 +27,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.ingest.match import FolderIndex, Match, file_key, loose_id
+from client.ingest.match import FolderIndex, Match, file_key
 from client.ingest.persons import normalise_id
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.spelling import spell
 from client.ingest.table import CODE, HINT, Findings, Line, Table, name_columns, open_table
 from client.ingest.words import plain, side_of
 from common.errors import ConfigurationError
@@ -66,7 +67,7 @@ class Labels:
 
     `declared`: the study's labels, in order. `everywhere`: there is no labels file, and the only
     label fits all. `masks`: for each mask the (file, patient) of the rows that name it; either may
-    be empty. `spellings`: patients of rows by their loose id.
+    be empty. `spellings`: patients of rows by the forms of their ids (spelling.py).
     """
 
     declared: tuple[str, ...]
@@ -95,7 +96,9 @@ class Labels:
         """
         name = normalise_id(patient)
         if name not in self.by_patient:
-            alike = self.spellings.get(loose_id(name), set())
+            alike: set[str] = set()
+            for form in spell("", name).owns:
+                alike |= self.spellings.get(form, set())
             if len(alike) != 1:
                 return None
             (name,) = alike
@@ -302,7 +305,8 @@ class _Reading:
         elif row.patient:
             labels.match.patient_rows.setdefault(row.patient, []).append(one.line)
             labels.by_patient.setdefault(row.patient, []).append(row)
-            labels.spellings.setdefault(loose_id(row.patient), set()).add(row.patient)
+            for form in spell("", row.patient).owns:
+                labels.spellings.setdefault(form, set()).add(row.patient)
 
 
 def _label_key(text: str) -> str:

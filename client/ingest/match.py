@@ -34,12 +34,6 @@ def file_key(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip().replace("\\", "/").removeprefix("./")
 
 
-def loose_id(text: str) -> str:
-    """Return an id without case, inner spaces and leading zeros: only ever used where unique."""
-    folded = "".join(text.casefold().split())
-    return folded.lstrip("0") or folded
-
-
 class FolderIndex:
     """The files of a folder, by what a row can call them."""
 

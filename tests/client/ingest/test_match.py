@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from client.ingest import match
-from client.ingest.match import FolderIndex, Match, file_key, loose_id
+from client.ingest.match import FolderIndex, Match, file_key
 
 FILES = (
     "2024/a17.png",
@@ -51,12 +51,6 @@ def test_an_exact_name(named: str, file: str | None) -> None:
 def test_a_name_that_is_nearly_right(named: str, file: str | None, sentence: str) -> None:
     taken = {"2023/x.png"}
     assert FolderIndex(FILES).nearly(file_key(named), taken) == (file, sentence)
-
-
-def test_ids_are_compared_without_case_spaces_and_leading_zeros() -> None:
-    assert loose_id("00017") == loose_id("17") != loose_id("170")
-    assert loose_id("ab 12") == loose_id("AB12")
-    assert loose_id("000") == "000"
 
 
 @pytest.mark.parametrize(
