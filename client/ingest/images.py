@@ -5,11 +5,10 @@ Out: the square uint8 [S, S, C] of the study.
 Guarantees: beside the pixels and Pillow's copy of them, memory holds one strip of the image.
 Not covered: text inside the field of view.
 
-Framing:
-  1. fundus only: crop to the bounding box of the field of view
-  2. resize the longer side to S (antialiased bicubic)
-  3. fundus only: blank the corners outside the circle of the field
-  4. pad the shorter side with black to a square, the image in the middle
+Framing (antialiased bicubic):
+  - a fundus photograph by its field of view (common/field_of_view.py), or it is refused
+  - any other image by its longer side, which becomes S; the shorter one is padded with black, the
+    image in the middle
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ from PIL import Image
 
 from client.ingest.quarantine import Reason, Unusable
 from common.arrays import Pixels
+from common.field_of_view import find_field, frame_field, side_of
 
-SURROUND_LEVEL = 16  # the surround of a fundus camera is black plus JPEG noise, well under this
-STRAY_SHARE = 0.2  # with more light than this outside the circle there are no corners to blank
-SEARCH_PX = 500
 BLANK_SPREAD = 1.0  # grey levels of standard deviation
 STRIP_PIXELS = 1 << 20
 
@@ -40,30 +37,54 @@ def strips(height: int, width: int) -> Iterator[slice]:
 def frame_image(pixels: Pixels, size_px: int, channels: int, *, field_of_view: bool) -> Pixels:
     """Return uint8 [size_px, size_px, channels] of uint8 [H, W, 1 or 3].
 
-    Raises Unusable: wrong-channels (grey where colour is asked), blank-image, too-small.
+    Raises Unusable: wrong-channels (grey where colour is asked), blank-image, too-small,
+    no-field-of-view.
     """
     pixels = _with_channels(pixels, channels)
-    # (1) crop to the field of view
     if field_of_view:
-        pixels = pixels[field_box(pixels)]
+        square = _frame_fundus(pixels, size_px)
+    else:
+        square = _frame_whole(pixels, size_px)
+    return square
+
+
+def _frame_fundus(pixels: Pixels, size_px: int) -> Pixels:
+    """The field of view of a fundus photograph, its circle as wide as the square."""
+    if max(pixels.shape[:2]) < size_px / 2:
+        raise Unusable(Reason.TOO_SMALL)
+    # a blank image is no failure to find the field
+    grid = pixels[:: max(1, len(pixels) // size_px), :: max(1, pixels.shape[1] // size_px)]
+    _refuse_blank(grid)
+    field = find_field(pixels)
+    if field is None:
+        raise Unusable(Reason.NO_FIELD)
+    if side_of(field) < size_px / 2:
+        raise Unusable(Reason.TOO_SMALL)
+    square = frame_field(pixels, field, size_px, _resize)
+    _refuse_blank(square)
+    return square
+
+
+def _frame_whole(pixels: Pixels, size_px: int) -> Pixels:
+    """The whole image, its longer side as long as the square's."""
     height, width = pixels.shape[:2]
     if max(height, width) < size_px / 2:
         raise Unusable(Reason.TOO_SMALL)
-    # (2) resize the longer side to the study's size
     scale = size_px / max(height, width)
     resized = _resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
-    # (3) blank the corners outside the field of view
-    if field_of_view:
-        resized = _blank_corners(resized)
-    if float(resized.std(axis=(0, 1)).max()) < BLANK_SPREAD:
-        raise Unusable(Reason.BLANK)
-    # (4) pad to a square
-    square = np.zeros((size_px, size_px, channels), np.uint8)
+    _refuse_blank(resized)
+    square = np.zeros((size_px, size_px, pixels.shape[2]), np.uint8)
     height, width = resized.shape[:2]
     top = (size_px - height) // 2
     left = (size_px - width) // 2
     square[top : top + height, left : left + width] = resized
     return square
+
+
+def _refuse_blank(pixels: Pixels) -> None:
+    """Raise Unusable for one even shade."""
+    if float(pixels.std(axis=(0, 1)).max()) < BLANK_SPREAD:
+        raise Unusable(Reason.BLANK)
 
 
 def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -97,43 +118,3 @@ def _with_channels(pixels: Pixels, channels: int) -> Pixels:
     for rows in strips(*pixels.shape[:2]):
         grey[rows, :, 0] = np.asarray(_picture_of(pixels[rows]).convert("L"))
     return grey
-
-
-def field_box(pixels: Pixels) -> tuple[slice, slice]:
-    """Return the rows and columns of a fundus photograph's field of view.
-
-    A row or column belongs to it when it has an unbroken bright stretch of a twentieth of its
-    length. Strokes of letters beside the circle have none. Large images are searched on a grid of
-    about SEARCH_PX places. Raises Unusable (blank-image) when all is dark.
-    """
-    step = max(1, max(pixels.shape[:2]) // SEARCH_PX)
-    lit = pixels[::step, ::step].max(axis=2) > SURROUND_LEVEL
-    top, bottom = _span_of_bright_lines(lit)
-    left, right = _span_of_bright_lines(lit.T)
-    return slice(top * step, bottom * step), slice(left * step, right * step)
-
-
-def _span_of_bright_lines(lit: NDArray[np.bool_]) -> tuple[int, int]:
-    """First line, and one past the last, of [lines, places] with a bright stretch.
-
-    A stretch is a twentieth of the places without a gap.
-    """
-    # a stretch ends where the running sum has grown by its whole length
-    run = max(2, lit.shape[1] // 20)
-    sums = np.cumsum(np.pad(lit, ((0, 0), (1, 0))), axis=1, dtype=np.int32)
-    inside = np.flatnonzero((sums[:, run:] - sums[:, :-run] == run).any(axis=1))
-    if not len(inside):
-        raise Unusable(Reason.BLANK)
-    return int(inside[0]), int(inside[-1]) + 1
-
-
-def _blank_corners(pixels: Pixels) -> Pixels:
-    """Set the corners outside the field's circle to black, unless the image fills them."""
-    height, width = pixels.shape[:2]
-    rows = np.arange(height)[:, None] - (height - 1) / 2
-    columns = np.arange(width)[None, :] - (width - 1) / 2
-    outside = np.hypot(rows, columns) > 1.02 * max(height, width) / 2
-    lit = pixels.max(axis=2)[outside] > SURROUND_LEVEL
-    if not lit.any() or lit.mean() > STRAY_SHARE:
-        return pixels
-    return np.asarray(np.where(outside[..., None], 0, pixels), dtype=np.uint8)

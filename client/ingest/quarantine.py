@@ -136,6 +136,10 @@ class Reason(Enum):
     WRONG_CHANNELS = ("wrong-channels", "A grey image in a study of colour photographs.")
     TOO_SMALL = ("too-small", "The image has less than half of the study's size in pixels.")
     BLANK = ("blank-image", "The image shows one even shade.")
+    NO_FIELD = (
+        "no-field-of-view",
+        "The round field of a fundus camera is not found: there is no dark surround, or no circle.",
+    )
     # slices that should make a volume
     NOT_A_VOLUME = ("not-a-volume", "A photograph in a study of volumes.")
     NO_SERIES = ("no-series", "The header names no series.")

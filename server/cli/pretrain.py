@@ -51,6 +51,13 @@ Phantoms = Annotated[
     int, typer.Option(min=0, help="wgan: number of invented patients, in place of public pairs")
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
+FieldOfView = Annotated[
+    bool | None,
+    typer.Option(
+        help="gan, glow: whether a folder's photographs are of the fundus, to be framed by their "
+        "field of view as hospitals do; default: as --study says, else if they are in colour"
+    ),
+]
 Width = Annotated[
     int | None,
     typer.Option(
@@ -82,6 +89,7 @@ class Task:
     device: str
     width: int | None
     latent: int | None
+    field_of_view: bool | None = None
 
     def public_images(self) -> Path:
         """Return the source of public images; raises ConfigurationError where none was given."""
@@ -91,6 +99,14 @@ class Task:
                 hint="kohort-server pretrain FOLDER --out OUT; FOLDER (or an .npz) holds them",
             )
         return self.images
+
+    def is_fundus(self) -> bool:
+        """Return whether a folder's photographs are framed by their field of view."""
+        if self.field_of_view is not None:
+            return self.field_of_view
+        if self.study is not None:
+            return load_study(self.study).modality == "fundus"
+        return self.channels == 3
 
 
 def pretrain(
@@ -111,6 +127,7 @@ def pretrain(
     device: Device = "cpu",
     width: Width = None,
     latent: Latent = None,
+    field_of_view: FieldOfView = None,
 ) -> None:
     """Train a starting checkpoint on public images.
 
@@ -141,6 +158,7 @@ def pretrain(
         device,
         width,
         latent,
+        field_of_view,
     )
     if model == "gan":
         train_gan(task)
@@ -171,7 +189,8 @@ def train_gan(task: Task) -> None:
             bar.update(row, completed=100 * share)
 
         session = Session(task.minutes, resume=task.resume, device=task.device, progress=show)
-        run(images, task.out, plan, origin, session, task.exclude)
+        is_fundus = task.is_fundus()
+        run(images, task.out, plan, origin, session, task.exclude, field_of_view=is_fundus)
 
 
 def gan_options(task: Task) -> PretrainPlan:
@@ -207,7 +226,8 @@ def train_flow(task: Task) -> None:
     origin = Provenance(*task.origin)
     options = flow_options(task)
     size_px, channels = flow_size(task)
-    source = read_source(images, size_px, channels, read_names(task.exclude))
+    names = read_names(task.exclude)
+    source = read_source(images, size_px, channels, names, field_of_view=task.is_fundus())
     with progress_bar("pretrain") as bar:
         row = bar.add_task("glow", total=100)
 

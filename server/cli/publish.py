@@ -338,4 +338,6 @@ def read_reference(path: Path | None, study: Study) -> NDArray[Any] | None:
 
     if path is None:
         return None
-    return read_source(path, study.intake.size_px, study.intake.channels).images
+    intake = study.intake
+    is_fundus = study.modality == "fundus"
+    return read_source(path, intake.size_px, intake.channels, field_of_view=is_fundus).images

@@ -61,7 +61,9 @@ def _read_source(place: Path, study: Study) -> tuple[Labelled, Labels]:
     A label is a position in the plan's strata.
     """
     rows = _read_table(place) if place.is_dir() else _read_arrays(place)
-    source = read_source(place, study.intake.size_px, study.intake.channels)
+    intake = study.intake
+    is_fundus = study.modality == "fundus"
+    source = read_source(place, intake.size_px, intake.channels, field_of_view=is_fundus)
     labels = []
     sides = []
     for name in source.names:

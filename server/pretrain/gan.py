@@ -66,10 +66,13 @@ def run(
     provenance: Provenance,
     session: Session,
     exclude: Path | None = None,
+    *,
+    field_of_view: bool = False,
 ) -> Training:
     """Read the photographs, train, and write the checkpoint and its card into `out`.
 
     `exclude`: a text file of names, one a line, that must not be in the training set.
+    `field_of_view`: whether a folder's photographs are of the fundus, and framed as such.
     Raises ConfigurationError for sources that do not fit, for a session without a limit, and for an
     unknown torch device. Raises it also for an existing checkpoint or an interrupted run, unless
     the session resumes.
@@ -85,7 +88,7 @@ def run(
 
     # read the photographs and train
     names = read_names(exclude)
-    source = read_source(images, plan.size_px, plan.channels, names)
+    source = read_source(images, plan.size_px, plan.channels, names, field_of_view=field_of_view)
     training = pretrain(source, plan, out, session)
     text = card(training, source, plan, provenance, names, out)
     atomic_write(out / "MODEL_CARD.md", text.encode())

@@ -46,7 +46,8 @@ def fit_basis(
     intake = study.intake
     flow = build_flow(study)
     load(flow, checkpoint)
-    source = read_source(images, intake.size_px, intake.channels)
+    is_fundus = study.modality == "fundus"
+    source = read_source(images, intake.size_px, intake.channels, field_of_view=is_fundus)
     rows = latents.encode_images(source.images, flow.to(device).eval())
     return basis.fit(rows[:, -level_dimension(study) :], plan.components)
 

@@ -2,8 +2,11 @@
 
 In: the path, and names to leave out.
 Out: a `Source`.
-Guarantees: a name in `exclude` never enters; every read is capped and unpickles nothing.
-Not covered: whether the photographs are public. The operator answers for that.
+Guarantees: a name in `exclude` never enters; every read is capped and unpickles nothing. Fundus
+photographs in a folder are framed by their field of view, by the rule of the hospitals
+(common/field_of_view.py).
+Not covered: whether the photographs are public. The operator answers for that. Images in an .npz
+are taken as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import hashlib
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from PIL import Image
 
 from common.arrays import Flags, Images, Pixels
 from common.errors import ConfigurationError, damage_named
+from common.field_of_view import find_field, frame_field
 from common.storage.files import read_capped
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
@@ -32,7 +36,10 @@ SOURCE_CAP_BYTES = 4 << 30
 PHOTOGRAPH_CAP_BYTES = 64 << 20
 TABLE_CAP_BYTES = 64 << 20
 LARGEST_PIXELS = 1 << 26
+MODES = {1: "L", 3: "RGB"}
 PLAIN_KINDS = "buifU"  # of the types that an array may have: numbers and text
+
+Frame = Callable[[Image.Image, int, int], Pixels | None]
 
 
 @dataclass(frozen=True)
@@ -49,15 +56,26 @@ class Source:
     digest: str
 
 
-def read_source(path: Path, size_px: int, channels: int, exclude: Sequence[str] = ()) -> Source:
+def read_source(
+    path: Path,
+    size_px: int,
+    channels: int,
+    exclude: Sequence[str] = (),
+    *,
+    field_of_view: bool = False,
+) -> Source:
     """Return the public photographs in `path` (folder or .npz) without those in `exclude`.
 
-    A folder's photographs are cut to their central square and resized. Its `labels.csv`, with
-    columns file and laterality (L or R), gives the sides.
-    Raises ConfigurationError for anything else, for a wrong size, and for fewer than two images.
+    A folder's photographs are framed by their `field_of_view`, or cut to their central square, and
+    resized. Its `labels.csv`, with columns file and laterality (L or R), gives the sides.
+    Raises ConfigurationError for anything else, for a wrong size, for a photograph without a field
+    of view where one is asked for, and for fewer than two images.
     """
     if path.is_dir():
-        source = _read_folder(path, size_px, channels)
+        frame: Frame = _cut_square
+        if field_of_view:
+            frame = _frame_fundus
+        source = _read_folder(path, size_px, channels, frame, set(exclude))
     elif path.suffix == ".npz":
         source = _read_npz(path)
     else:
@@ -188,7 +206,7 @@ def _check_characters(texts: NDArray[Any]) -> None:
         raise ValueError("characters")
 
 
-def _decode(data: bytes, path: Path, size_px: int, channels: int) -> Pixels:
+def _decode(data: bytes, path: Path, size_px: int, channels: int, frame: Frame) -> Pixels:
     """One photograph; raises ConfigurationError for a file that is damaged or no picture."""
     damage = ConfigurationError(
         f"{path}: not readable as a photograph", hint="replace the file or take it out"
@@ -198,10 +216,19 @@ def _decode(data: bytes, path: Path, size_px: int, channels: int) -> Pixels:
             raise ConfigurationError(
                 f"{path}: {image.width} x {image.height} pixels, expected at most {LARGEST_PIXELS}"
             )
-        return _cut_square(image, size_px, channels)
+        pixels = frame(image, size_px, channels)
+    if pixels is None:
+        raise ConfigurationError(
+            f"{path}: no field of view found, expected the lit circle of a fundus camera",
+            hint="take the file out, or replace it by the photograph as the camera took it; for "
+            "other photographs than of the fundus give --no-field-of-view",
+        )
+    return pixels
 
 
-def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
+def _read_folder(
+    folder: Path, size_px: int, channels: int, frame: Frame, exclude: Collection[str]
+) -> Source:
     """The photographs directly in `folder`, sorted by name."""
     # every picture, in order of name
     digest = hashlib.sha256()
@@ -213,7 +240,10 @@ def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
         data = read_capped(path, PHOTOGRAPH_CAP_BYTES)
         digest.update(hashlib.sha256(data).digest())
         names.append(path.name)
-        images.append(_decode(data, path, size_px, channels))
+        pixels = np.zeros((size_px, size_px, channels), np.uint8)
+        if path.name not in exclude:
+            pixels = _decode(data, path, size_px, channels, frame)
+        images.append(pixels)
     if not images:
         raise ConfigurationError(
             f"{folder}: no photographs ({', '.join(IMAGE_SUFFIXES)})",
@@ -225,12 +255,32 @@ def _read_folder(folder: Path, size_px: int, channels: int) -> Source:
     return Source(np.stack(images), tuple(names), right, digest.hexdigest())
 
 
+def _frame_fundus(image: Image.Image, size_px: int, channels: int) -> Pixels | None:
+    """The field of view, uint8 [S, S, C]; None where there is none."""
+    shown = np.asarray(image.convert(MODES[channels]))
+    pixels = shown.reshape(image.height, image.width, channels)
+    field = find_field(pixels)
+    if field is None:
+        return None
+    return frame_field(pixels, field, size_px, _resize)
+
+
+def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Pixels [H, W, C] at another height and width, by antialiased bicubic interpolation."""
+    channels = pixels.shape[2]
+    if channels == 1:
+        pixels = pixels[..., 0]
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(height, width, channels)
+
+
 def _cut_square(image: Image.Image, size_px: int, channels: int) -> Pixels:
     """The central square, resized (antialiased), uint8 [S, S, C]."""
     side = min(image.size)
     left = (image.width - side) // 2
     top = (image.height - side) // 2
-    cut = image.convert("RGB" if channels == 3 else "L").crop((left, top, left + side, top + side))
+    cut = image.convert(MODES[channels]).crop((left, top, left + side, top + side))
     pixels = np.asarray(cut.resize((size_px, size_px), Image.Resampling.LANCZOS))
     return pixels.reshape(size_px, size_px, channels)
 

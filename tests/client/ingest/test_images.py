@@ -41,9 +41,20 @@ def test_text_beside_the_field_of_view_is_gone() -> None:
     assert np.array_equal(a, b)
 
 
-def test_a_picture_without_dark_corners_keeps_them() -> None:
+def test_a_photograph_without_a_field_of_view_is_refused() -> None:
     full = np.random.default_rng(1).integers(60, 255, (128, 128, 3), dtype=np.uint8)
-    assert np.array_equal(frame_image(full, 128, 3, field_of_view=True), full)
+    with pytest.raises(Unusable) as refusal:
+        frame_image(full, 128, 3, field_of_view=True)
+    assert refusal.value.reason is Reason.NO_FIELD
+    assert frame_image(full, 128, 3, field_of_view=False).any()
+
+
+def test_a_field_of_less_than_half_the_size_is_too_small() -> None:
+    wide = np.zeros((200, 200, 3), np.uint8)
+    wide[70:126, 70:126] = phantoms.fundus(3, 56)
+    with pytest.raises(Unusable) as refusal:
+        frame_image(wide, 128, 3, field_of_view=True)
+    assert refusal.value.reason is Reason.TOO_SMALL
 
 
 def test_colour_becomes_grey_and_grey_is_not_colour() -> None:

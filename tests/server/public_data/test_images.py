@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from client.ingest.images import frame_image
 from common.errors import ConfigurationError
 from server.public_data import images as public_images
+from tests import phantoms
 from tests.phantoms import hollow_png
 
 
@@ -77,3 +80,24 @@ def test_a_picture_of_very_many_pixels_is_refused_before_it_is_decoded(tmp_path:
     (tmp_path / "a.png").write_bytes(hollow_png(8200, 8200))
     with pytest.raises(ConfigurationError, match="expected at most"):
         public_images.read_source(tmp_path, 32, 3)
+
+
+def test_a_folder_of_fundus_photographs_is_framed_as_hospitals_frame_them(tmp_path: Path) -> None:
+    for number in (1, 2):
+        wide = np.zeros((150, 200, 3), np.uint8)
+        wide[10:138, 40:168] = phantoms.fundus(number, 128)
+        wide[4:8, 2:40:3] = 255
+        Image.fromarray(wide).save(tmp_path / f"{number}.png")
+    found = public_images.read_source(tmp_path, 32, 3, field_of_view=True)
+    expected = frame_image(wide, 32, 3, field_of_view=True)
+    assert np.array_equal(found.images[1], expected)
+
+
+def test_a_photograph_without_a_field_is_named_unless_it_is_left_out(tmp_path: Path) -> None:
+    for number in (1, 2):
+        Image.fromarray(phantoms.fundus(number, 128)).save(tmp_path / f"{number}.png")
+    Image.new("RGB", (64, 64), (200, 90, 40)).save(tmp_path / "cut.png")
+    with pytest.raises(ConfigurationError, match=r"cut\.png: no field of view found"):
+        public_images.read_source(tmp_path, 32, 3, field_of_view=True)
+    found = public_images.read_source(tmp_path, 32, 3, ["cut.png"], field_of_view=True)
+    assert found.names == ("1.png", "2.png")
