@@ -93,7 +93,7 @@ def frames_of(header: Dataset, caps: Caps, file: int = 0) -> list[Frame]:
     if count > 1 and not is_enhanced:
         raise Unusable(Reason.MULTI_FRAME)
     if header.PhotometricInterpretation not in dicom_header.GREY:
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+        raise Unusable(Reason.COLOUR_SLICE)
     dicom_header.check_size(header, caps.max_pixel_bytes)
     if count > MOST_FRAMES:
         raise Unusable(Reason.DECLARED_TOO_LARGE)

@@ -117,7 +117,7 @@ def _check_segmentation(header: Dataset) -> None:
     if kind != "BINARY":
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
     if number_of(header, "BitsAllocated") != 1 or number_of(header, "SamplesPerPixel", 1) != 1:
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+        raise Unusable(Reason.MASK_PIXELS)
     if header.file_meta.TransferSyntaxUID not in NATIVE:
         raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
     if len(header.get("SegmentSequence") or ()) != 1:
@@ -192,7 +192,7 @@ def read_nifti(file: BinaryIO, grid: Grid, max_bytes: int) -> Mask:
         raise Unusable(Reason.UNDECODABLE) from error
     # one value beside zero
     if stored.dtype.kind not in "biuf":
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+        raise Unusable(Reason.MASK_PIXELS)
     marked = stored != 0
     if marked.any() and stored.min(where=marked, initial=stored.max()) != stored.max():
         raise Unusable(Reason.NOT_BINARY)
@@ -229,7 +229,7 @@ def _turn_onto(header: Any, shape: tuple[int, int, int], grid: Grid) -> NDArray[
     """How the file's axes become (w, h, d), by whichever of its transforms lies on the grid.
 
     One may lead to a template or be left over from another tool; two that both fit must agree.
-    Raises Unusable (mask-grid, contradictory-mask).
+    Raises Unusable (mask-without-place, mask-grid, contradictory-mask).
     """
     fitting = []
     for affine in _transforms(header):
@@ -237,6 +237,8 @@ def _turn_onto(header: Any, shape: tuple[int, int, int], grid: Grid) -> NDArray[
             fitting.append(_axes_onto(TO_LPS @ affine, shape, grid))
         except Unusable:
             continue
+    if not (header["sform_code"] > 0 or header["qform_code"] > 0):
+        raise Unusable(Reason.MASK_NOWHERE)
     if not fitting:
         raise Unusable(Reason.MASK_GRID)
     if any((turn != fitting[0]).any() for turn in fitting):

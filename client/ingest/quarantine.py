@@ -79,7 +79,8 @@ class Reason(Enum):
     NO_SIZE = ("no-size", "Rows, Columns, SamplesPerPixel or NumberOfFrames is zero or negative.")
     RESCALE = (
         "bad-rescale",
-        "RescaleSlope is 0, or slope or intercept is no number: no pixel has its own value.",
+        "RescaleSlope is 0, or slope or intercept is no number or far too large: no pixel has its "
+        "own value.",
     )
     LOOKUP_TABLE = (
         "bad-lookup-table",
@@ -157,6 +158,7 @@ class Reason(Enum):
         "The slices of the series differ in orientation, size, spacing or pixel format.",
     )
     NOT_AXIAL = ("not-axial", "The slices are nearer to sagittal or coronal than to axial.")
+    COLOUR_SLICE = ("colour-slice", "The slice is in colour; only grey ones make a volume.")
     PROJECTION = ("projection-image", "The image is a projection of a volume, no slice of it.")
     OTHER_COMPONENT = (
         "other-component",
@@ -210,6 +212,14 @@ class Reason(Enum):
     )
     SEGMENT_COUNT = ("segment-count", "The segmentation does not hold exactly one segment.")
     MASK_GRID = ("mask-grid", "The mask does not lie on the grid of its series.")
+    MASK_PIXELS = (
+        "mask-pixel-type",
+        "The mask's pixels are not one bit each (DICOM), or no plain numbers (NIfTI).",
+    )
+    MASK_NOWHERE = (
+        "mask-without-place",
+        "The codes of both transforms of the NIfTI mask are 0, so nothing says where it lies.",
+    )
     CONTRADICTORY_MASK = (
         "contradictory-mask",
         "The two transforms of the NIfTI mask both lie on the grid, turned differently.",

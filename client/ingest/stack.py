@@ -211,5 +211,5 @@ def _values_meant(full: Dataset, stored: NDArray[np.integer[Any]]) -> NDArray[np
         table = dicom.modality_values(full, patterns, counts).astype(np.float32)
     table[dicom.padding_of(full, patterns, counts)] = np.nan
     if np.isinf(table).any():
-        raise Unusable(Reason.UNSUPPORTED_PIXELS)
+        raise Unusable(Reason.RESCALE)
     return dicom.map_values(raw, table)

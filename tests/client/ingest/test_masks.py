@@ -137,7 +137,7 @@ def test_a_mask_of_another_grid_is_refused() -> None:
     nowhere = made.nifti(SERIES, MASK)
     nowhere.set_sform(None, 0)
     nowhere.set_qform(None, 0)
-    assert reason(read_nifti, nii(nowhere)) is Reason.MASK_GRID
+    assert reason(read_nifti, nii(nowhere)) is Reason.MASK_NOWHERE
     four = nibabel.Nifti1Image(
         np.stack([MASK.transpose(2, 1, 0)] * 2, -1), made.nifti(SERIES, MASK).affine
     )
@@ -162,7 +162,7 @@ def test_each_other_fault_of_a_segmentation_has_its_reason() -> None:
         is Reason.SEGMENT_COUNT
     )
     assert reason(read_segmentation, seg(SegmentSequence=[])) is Reason.SEGMENT_COUNT
-    assert reason(read_segmentation, seg(BitsAllocated=8)) is Reason.UNSUPPORTED_PIXELS
+    assert reason(read_segmentation, seg(BitsAllocated=8)) is Reason.MASK_PIXELS
     assert reason(read_segmentation, seg(PixelData=b"\1\0")) is Reason.TRUNCATED
     blank = made.segmentation(SERIES, MASK)
     assert (
@@ -176,6 +176,7 @@ def test_each_other_fault_of_a_nifti_mask_has_its_reason() -> None:
     graded[2, 5, 5], graded[3, 5, 5] = 0.5, np.nan
     assert reason(read_nifti, nii(made.nifti(SERIES, graded))) is Reason.NOT_BINARY
     assert reason(read_nifti, nii(made.nifti(SERIES, MASK * 0))) is Reason.EMPTY_MASK
+    assert reason(read_nifti, nii(made.nifti(SERIES, MASK * 1j))) is Reason.MASK_PIXELS
     negative = MASK.astype(np.int16)
     negative[2, 5, 5] = -1
     assert reason(read_nifti, nii(made.nifti(SERIES, negative))) is Reason.NOT_BINARY

@@ -391,6 +391,10 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
         with_mask(lambda s, m: made.segmentation(s, m, SegmentationType="FRACTIONAL")),
         {"fractional-mask": 1, **MASK_FAULT},
     ),
+    "a mask of bytes": (
+        with_mask(lambda s, m: made.segmentation(s, m, BitsAllocated=8)),
+        {"mask-pixel-type": 1, **MASK_FAULT},
+    ),
     "two segments": (
         with_mask(
             lambda s, m: made.segmentation(s, m, SegmentSequence=[made.Dataset(), made.Dataset()])
@@ -484,7 +488,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
     "another modality": (rewrite(Modality="CT"), {"wrong-modality": 5, "mask-without-series": 1}),
     "colour": (
         rewrite(PhotometricInterpretation="RGB", SamplesPerPixel=3),
-        {"unsupported-pixels": 5, "mask-without-series": 1},
+        {"colour-slice": 5, "mask-without-series": 1},
     ),
     "one series of two patients": (two_patients, {"mixed-patients": 5, **SERIES_FAULT}),
     "nobody": (
@@ -526,6 +530,7 @@ def test_every_file_that_does_not_enter_has_its_reason(
         ([("NOBODY-9", "vessels", "m.nii")], {"mask-without-series": 1, "no-label": 5}),
         ([("VESSEL-0010", "vessels", "m.nii")], {"not-binary-mask": 1, "mask-refused": 5}),
         ([("VESSEL-0010", "vessels", "m.nii")], {"contradictory-mask": 1, "mask-refused": 5}),
+        ([("VESSEL-0010", "vessels", "m.nii")], {"mask-without-place": 1, "mask-refused": 5}),
     ],
 )
 def test_every_row_that_does_not_fit_gives_its_reason(
@@ -538,6 +543,10 @@ def test_every_row_that_does_not_fit_gives_its_reason(
     made.write_nifti(tmp_path / "s" / "m.nii", made.nifti(series, graded))
     if "contradictory-mask" in expected:
         contradictory(tmp_path / "s")
+    if "mask-without-place" in expected:
+        nowhere = made.nifti(series, mask)
+        nowhere.set_sform(None, 0)
+        made.write_nifti(tmp_path / "s" / "m.nii", nowhere)
     report = taken(tmp_path, key, [("VESSEL-0001", "vessels", ""), *rows])
     assert dict(report.quarantined) == expected
     assert report.ingested == 6
@@ -548,7 +557,7 @@ def test_every_reason_of_volumes_is_tested() -> None:
     own = names[names.index("not-a-volume") : names.index("no-patient-id")]
     here = Path(__file__).read_text()
     assert [code for code in own if f'"{code}"' not in here] == []
-    assert len(own) == 37
+    assert len(own) == 40
 
 
 def test_what_enters_of_a_series_that_holds_several_things_are_its_own_slices(
