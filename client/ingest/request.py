@@ -174,7 +174,8 @@ class Limits:
     compressed file inflates to. `max_volume_bytes` bounds rows x columns x slices x 4 of one
     series; a child holds one volume at a time. `decode_memory_bytes`, `volume_memory_bytes`: the
     address space of a child that decodes photographs, or volumes. Images of 7,000 x 7,000 pixels
-    fit with any codec; one that finds too little memory for a larger image says `undecodable`.
+    fit with any codec, but photographs in JPEG 2000 (6,000 x 6,000). A codec that finds too little
+    memory for a larger image says `undecodable`, or that it lacks memory.
     `workers`: children at work at the same time. `choices`: what the site decided.
     """
 

@@ -48,6 +48,7 @@ MARKS = (
 )
 BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # sizes of what follows the mark BM
 READ = frozenset({"PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "WEBP"})
+DARK_LEVEL = 15  # 16-bit colours that stay below it use 12 bits, and would be shown almost black
 CODESTREAM_BYTES = 1 << 20  # of a JPEG 2000 file: what comes before its image
 
 COLOUR_MODES = {"RGB", "RGBA", "RGBX", "P", "PA", "YCbCr", "CMYK"}
@@ -106,6 +107,9 @@ def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
         pixels = _read_shallow(picture, 1)
     elif picture.mode in COLOUR_MODES:
         pixels = _read_shallow(picture, 3)
+        # the upper eight bits were kept
+        if _is_deep_colour(kind, head, tags) and pixels.max() <= DARK_LEVEL:
+            raise Unusable(Reason.UNSUPPORTED_PIXELS)
     else:
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
     # (5) turn it upright; Pillow has done so with TIFF, and taken the orientation away
@@ -186,6 +190,13 @@ def _check_kind_of_pixels(
     unmarked = kind == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
     if deep_grey_with_alpha or deep_planes or unmarked:
         raise Unusable(Reason.UNSUPPORTED_PIXELS)
+
+
+def _is_deep_colour(kind: str, head: bytes, tags: Mapping[int, Any]) -> bool:
+    """Whether a picture in colour has 16 bits a sample."""
+    if kind == "PNG":
+        return bool(head[24] > 8)
+    return bool(max(tags.get(BITS, (8,))) > 8)
 
 
 def _read_shallow(picture: Image.Image, channels: int) -> Pixels:

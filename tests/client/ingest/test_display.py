@@ -288,6 +288,17 @@ def test_padding_beyond_the_stored_bits_is_padding(tmp_path: Path) -> None:
     assert np.abs(shown(dataset, tmp_path).astype(int) - expected).max() <= 1
 
 
+def test_a_range_of_padding_is_padding_in_either_order(tmp_path: Path) -> None:
+    for first, limit in ((0, 799), (799, 0)):
+        dataset = grey(TWELVE, 12)
+        dataset.PhotometricInterpretation = "MONOCHROME1"
+        dataset.add_new("PixelPaddingValue", "US", first)
+        dataset.add_new("PixelPaddingRangeLimit", "US", limit)
+        seen = shown(dataset, tmp_path)
+        assert not seen[TWELVE < 800].any()
+        assert seen[TWELVE == 800].min() > 250
+
+
 def test_padding_that_no_pixel_can_have_changes_nothing(tmp_path: Path) -> None:
     dataset = grey()
     dataset.add_new("PixelPaddingValue", "SS", -2000)

@@ -308,6 +308,14 @@ UNREAD: dict[str, tuple[Callable[[], bytes | io.BytesIO], Reason]] = {
         lambda: tiff(COLOUR.astype(np.uint16), t284=2),
         Reason.UNSUPPORTED_PIXELS,
     ),
+    "12-bit colours in 16 bits, PNG": (
+        lambda: png(COLOUR.astype(np.uint16) * 16, 2),
+        Reason.UNSUPPORTED_PIXELS,
+    ),
+    "12-bit colours in 16 bits, TIFF": (
+        lambda: tiff(COLOUR.astype(np.uint16) * 16),
+        Reason.UNSUPPORTED_PIXELS,
+    ),
     "a codestream of another size than the file's": (
         lambda: exchange(encoded(Image.fromarray(COLOUR), "JPEG2000"), b"ihdr", 4, 25),
         Reason.UNDECODABLE,
