@@ -18,3 +18,8 @@ def root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, so that no worker waits for the other at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -34,6 +34,8 @@ from tests.artefacts import (
 from tests.sites import Hospital, Killed, pseudonym
 from tests.studies import small_study
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = 44
 PLAIN = {"synthesis__privatize": None}
 NOISED = {"synthesis__privatize__share": 1.0}

@@ -20,6 +20,8 @@ from common.wire import signing
 from deploy.bundle import wheels
 from deploy.bundle.__main__ import INSTALL, main, write_bundle
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("client", "common", "server", "kohort")
 NO_NETWORK = ["unshare", "--net"]

@@ -20,6 +20,8 @@ from server.public_data.images import Source
 from server.public_data.pairs import PublicPairs
 from tests.strict_device import GPU, strict_device
 
+pytestmark = pytest.mark.slow
+
 SIZES_PX = (64, 128, 256)
 WGAN_SIZES_PX = (64, 128, 256)
 ORIGIN = Provenance("invented pictures", "CC0-1.0", "nobody")

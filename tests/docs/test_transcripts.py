@@ -21,6 +21,8 @@ from tests.docs.transcripts import File, Step, fits, play, play_page, read_guide
 from tests.releases import small_release
 from tests.sites import write_plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 GUIDES = {
     "hospital": ["index.md", "data.md", "first-study.md", "every-day.md", "trouble.md"],

@@ -28,6 +28,8 @@ from tests.faults.runs import (
     torn_tails,
 )
 
+pytestmark = pytest.mark.slow
+
 STRIDE = 97  # prime: it meets other kinds of events in other scenarios
 ONE = 1 << 20  # one point alone
 SCENARIOS = all_scenarios()

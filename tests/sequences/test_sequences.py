@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.sequences import machine
 from tests.sequences.machine import Histories
 from tests.sequences.play import history_settings, lacking
+
+pytestmark = pytest.mark.slow
 
 HISTORIES = 25
 STEPS = 12

@@ -35,6 +35,8 @@ from tests.client.state.test_upgrade import write_old
 from tests.renewing import Clock, Member, Operator
 from tests.sites import Hospital, make_hospital, scripted
 
+pytestmark = pytest.mark.slow
+
 YEAR = 365
 LEFT = timedelta(days=14)
 

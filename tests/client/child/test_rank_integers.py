@@ -18,6 +18,8 @@ from tests.seeded_rounds import (
     training,
 )
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("gan", "glow", "wgan")
 
 

@@ -22,6 +22,8 @@ from tests.seeded_rounds import training
 from tests.sites import Hospital
 from tests.transport import until
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_daemons_child_starts_the_others_and_leaves_one_output(
     hospital: Hospital, weights: dict[str, tensors.Arrays], tmp_path: Path

@@ -46,6 +46,8 @@ from tests.client.cli.typing_commands import Cli, photographs
 from tests.fleet_server import FleetServer
 from tests.sites import write_cohort, write_plan
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime.now(UTC)
 
 

@@ -20,7 +20,10 @@ from tests.sites import make_hospital
 from tests.sized_plans import image_weights
 from tests.transport import until
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,10 @@ from tests.processes import descendants
 from tests.seeded_rounds import Site, image_hospital
 from tests.transport import until
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc"),
+]
 STEPS = 25  # long enough to be killed in the middle
 Make = Callable[..., Site]
 

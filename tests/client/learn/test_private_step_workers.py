@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from common.process import free_port
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import sys

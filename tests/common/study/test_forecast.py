@@ -26,6 +26,8 @@ from common.wire import tensors
 from tests.sized_plans import image_weights, pair_weights
 from tests.studies import small_study, vessels_plan
 
+pytestmark = pytest.mark.slow
+
 PEAK = """
 import json, sys
 from pathlib import Path

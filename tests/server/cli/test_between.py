@@ -36,7 +36,10 @@ from tests.renewing import Clock, Member, Operator
 from tests.server.cli.reports import Kohort
 from tests.transport import until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 WAIT_S = 120.0
 
 

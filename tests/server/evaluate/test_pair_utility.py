@@ -10,6 +10,8 @@ from common.measure import pair_segmenter
 from common.measure import pair_utility as common_utility
 from server.evaluate import pair_utility as utility
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 RECIPE = pair_segmenter.Recipe(
     width=8, epochs=6, batch_size=4, grid=(pair_segmenter.Choice(0.0, 2e-3),)
