@@ -31,6 +31,8 @@ from client.fleet.session import Session
 from client.fleet.settings import fleet_settings
 from client.fleet.wire import Wire
 from client.ingest.cohort import Cohort
+from client.ingest.refresh import choices_of
+from client.ingest.text_detector import is_installed
 from client.state.config import FILE, SiteConfig, check_plan, load_site
 from client.state.folder import State
 from client.state.machine import check_memory, memory_lines, read_room
@@ -192,11 +194,19 @@ def _data(scene: Scene) -> Iterator[Alert | str]:
 
 
 def _vouched(scene: Scene) -> Iterator[Alert | str]:
-    """What this hospital vouches for, so that whoever checks sees it."""
+    """What this hospital decided about its files, so that whoever checks sees it."""
     if scene.config.data.derived == "accept":
         yield (
             "data.derived is accept: this hospital vouches that images with ImageType SECONDARY "
             "are plain copies, without text or drawings"
+        )
+    if choices_of(scene.config.data).find_text:
+        yield "text in pixels is looked for: about 0.1 s of a core for each image"
+    else:
+        yield (
+            f"text in pixels is not looked for: data.text_detector is "
+            f"{scene.config.data.text_detector}, and rapidocr-onnxruntime is "
+            f"{'' if is_installed() else 'not '}installed"
         )
     if scene.config.data.silent_headers == "refuse":
         yield "data.silent_headers is refuse: files that name no body part or view stay out"

@@ -65,6 +65,8 @@ VIEW_CODES = {
 }
 # a view that is one of several, and those
 SEVERAL = {"FRONTAL": {"PA", "AP"}, "LATERAL": {"LL", "RL"}}
+# what ImageType calls an ophthalmic photograph that is none in colour
+ONE_COLOUR = {"FA", "ICG", "FAF", "AF", "AUTOFLUORESCENCE", "REDFREE", "RED", "BLUE", "IR"}
 SCHEMES = {"SCT", "SRT", "SNM3", "99SDM"}
 CLASS = ("SOPClassUID",)
 # the SOP class says it, too (PS3.4 B.5)
@@ -77,9 +79,11 @@ MEANT_FOR = {
 def check_content(header: Dataset, wanted: Wanted, *, refuse_silent: bool) -> tuple[str, ...]:
     """Return which of `body part` and `view` are wanted and not named by the header.
 
-    Raises Unusable: wrong-body-part, wrong-view, wrong-presentation; silent-header where the site
-    refuses such files.
+    Raises Unusable: wrong-channels, wrong-body-part, wrong-view, wrong-presentation;
+    silent-header where the site refuses such files.
     """
+    if wanted.colour:
+        _check_colour_photograph(header)
     silent = []
     if wanted.body_parts and not _body_part_named(header, wanted.body_parts):
         silent.append(BODY_PART)
@@ -168,6 +172,14 @@ def _views_by_other_attributes(header: Dataset) -> Iterator[str]:
         yield "FRONTAL"
     elif axes & {"A", "P"}:
         yield "LATERAL"
+
+
+def _check_colour_photograph(header: Dataset) -> None:
+    """Refuse what is said to be an angiogram or a picture by light of one colour."""
+    kinds = {text.upper() for text in texts_of(header, "ImageType")}
+    agent = text_of(header, "ContrastBolusAgent").strip().upper()
+    if kinds & ONE_COLOUR or agent not in ("", "NO", "NONE"):
+        raise Unusable(Reason.WRONG_CHANNELS)
 
 
 def _check_presentation(header: Dataset, presentation: Sequence[str]) -> None:

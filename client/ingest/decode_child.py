@@ -13,7 +13,7 @@ A photograph (volumes: volumes.py):
   3. find the format by content
   4. decode
   5. digest
-  6. frame
+  6. frame, and look for text in the frame where the site wants it
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from client.ingest.colour import check_colour
 from client.ingest.files import open_regular
 from client.ingest.images import frame_image
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import ENDS, Choices, Photograph, Settings, Take, Wanted
 from client.ingest.stills import kind_of, read_photograph
+from common.arrays import Pixels
 
 KEPT_SHARE = 8  # a child that keeps more than this part of its limit after a refusal ends
 
@@ -93,8 +95,26 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
     # (6) frame
     is_fundus = "OP" in settings.modalities
     square = frame_image(pixels, settings.size_px, settings.channels, field_of_view=is_fundus)
+    if settings.channels == 3:
+        check_colour(square)
+    if settings.choices.find_text:
+        _check_text(pixels, settings, field_of_view=is_fundus)
     whose = (patient_id, issuer, laterality)
     return Photograph(square, digest.digest(), is_dicom, *whose, silent, study)
+
+
+def _check_text(pixels: Pixels, settings: Settings, *, field_of_view: bool) -> None:
+    """Refuse text in what the frame shows, looked at in a size that bounds the cost."""
+    from client.ingest.text_detector import load_detector, text_sides
+
+    for side in text_sides(settings.size_px):
+        try:
+            framed = frame_image(pixels, side, settings.channels, field_of_view=field_of_view)
+        except Unusable as refusal:
+            if refusal.reason is Reason.TOO_SMALL:
+                continue
+            raise
+        return load_detector().check(framed)
 
 
 def serve() -> None:
@@ -107,6 +127,11 @@ def serve() -> None:
     settings = _read_settings(sys.stdin.readline())
     _confine(settings.memory_bytes)
     import client.ingest.dicom  # noqa: F401  loaded once, before the first file
+
+    if settings.choices.find_text:
+        from client.ingest.text_detector import load_detector
+
+        load_detector()
 
     # one answer a request; whoever runs out of memory says so and ends
     _answer(answers, {"ready": True})
@@ -141,7 +166,7 @@ def _read_settings(line: str) -> Settings:
     raw["modalities"] = tuple(raw["modalities"])
     if raw["window"]:
         raw["window"] = tuple(raw["window"])
-    raw["wanted"] = Wanted(**{name: tuple(value) for name, value in raw["wanted"].items()})
+    raw["wanted"] = Wanted.read(raw["wanted"])
     raw["choices"] = Choices(**raw["choices"])
     raw["take"] = Take(**raw["take"])
     return Settings(**raw)

@@ -4,7 +4,7 @@ In: an open file.
 Out: a `DicomImage`; one file is one image.
 Guarantees: only allow-listed attributes are parsed, and every bound holds before pixels are read
 (dicom_header.py). The limits of the decoding child hold for what a codec does within these bounds.
-Not covered: text burned into pixels that the header does not admit.
+Not covered: text that the header does not admit (text_detector.py).
 
   1. to 4. bound, header, rules and size: dicom_header.py; the rules also of origin.py, content.py
   5. decode one frame; a photograph or radiograph has only one, of other multi-frame objects it is

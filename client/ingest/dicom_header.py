@@ -5,8 +5,7 @@ Out: the attributes of an allow-list, or `Unusable` with a reason.
 Guarantees: no `force`; only ALLOWED attributes, STUDY and those that a caller names are parsed (no
 dates, names, free text, private tags, overlays, icons or preamble); every bound holds before pixels
 are read.
-Not covered: what else an image must be (origin.py, content.py); text burned into pixels that the
-header does not admit.
+Not covered: what else an image must be (origin.py, content.py, text_detector.py).
 
   1. bound: a deflated data set may not inflate beyond the cap
   2. header: allow-listed attributes, without pixels
@@ -37,8 +36,8 @@ ALLOWED = (
     "SecondaryCaptureDeviceSoftwareVersions HardcopyCreationDeviceID HardcopyDeviceManufacturer "
     "VideoImageFormatAcquired DigitalImageFormatAcquired "
     "BodyPartExamined AnatomicRegionSequence ViewPosition ViewCodeSequence PatientOrientation "
-    "PresentationIntentType ImageLaterality Laterality Rows Columns NumberOfFrames "
-    "SamplesPerPixel PhotometricInterpretation "
+    "PresentationIntentType ContrastBolusAgent ImageLaterality Laterality Rows Columns "
+    "NumberOfFrames SamplesPerPixel PhotometricInterpretation "
     "PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
     "PixelPaddingRangeLimit RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter "
     "WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape "

@@ -4,7 +4,7 @@ In: the allow-listed attributes of one file.
 Out: nothing, or `Unusable` with a reason that says which attributes did it.
 Guarantees: what a header says of annotations, screen shots, secondary capture, derivation or
 synthesis is heeded, whatever the Modality says.
-Not covered: text burned into pixels that no attribute admits.
+Not covered: text that no attribute admits (text_detector.py).
 
   1. a synthetic image is nobody's
   2. text that is admitted, or a screen shot

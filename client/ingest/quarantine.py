@@ -134,7 +134,16 @@ class Reason(Enum):
     OUT_OF_MEMORY = ("decoder-out-of-memory", "Decoding needed more memory than allowed.")
     TIMED_OUT = ("decoder-timed-out", "Decoding took longer than allowed; its process was ended.")
     DECODER_DIED = ("decoder-died", "The decoding process ended without an answer.")
-    WRONG_CHANNELS = ("wrong-channels", "A grey image in a study of colour photographs.")
+    WRONG_CHANNELS = (
+        "wrong-channels",
+        "In a study of colour photographs: a grey picture, also one of three equal planes, one of "
+        "a single colour, or one that ImageType or a contrast agent calls an angiogram.",
+    )
+    TEXT_IN_PIXELS = (
+        "text-in-pixels",
+        "Text was read in the picture itself: at least four letters or digits in one line, beside "
+        "markers such as L, R or PORTABLE.",
+    )
     TOO_SMALL = ("too-small", "The image has less than half of the study's size in pixels.")
     BLANK = ("blank-image", "The image shows one even shade.")
     NO_FIELD = (

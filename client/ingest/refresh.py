@@ -30,17 +30,18 @@ from client.ingest.listing import (
 )
 from client.ingest.refused import LIST, Refusals, find_refused
 from client.ingest.request import (
-    CHILD_BYTES,
     VOLUME_CHILD_BYTES,
     Choices,
     Limits,
+    child_bytes,
     count_decoders,
 )
+from client.ingest.text_detector import is_installed
 from client.state.config import Data, SiteConfig
 from client.state.folder import State
 from client.state.people import FILE as PEOPLE
 from client.state.people import People, PeopleFile
-from common.errors import disk_faults_named
+from common.errors import ConfigurationError, disk_faults_named
 from common.study.intake import Intake
 
 GONE = ".gone"  # ends the name of a cohort that is being removed
@@ -188,11 +189,12 @@ class Intakes:
 
     def limits(self, intake: Intake) -> Limits:
         """Return what this machine gives to a cohort of these rules."""
-        child_bytes = VOLUME_CHILD_BYTES if intake.volumes else CHILD_BYTES
+        choices = choices_of(self.config.data)
+        memory_bytes = VOLUME_CHILD_BYTES if intake.volumes else child_bytes(choices)
         return Limits(
             max_file_bytes=self.config.limits.max_file_mib << 20,
-            workers=count_decoders(self.config.compute.decoders, child_bytes),
-            choices=choices_of(self.config.data),
+            workers=count_decoders(self.config.compute.decoders, memory_bytes),
+            choices=choices,
         )
 
 
@@ -206,7 +208,19 @@ def choices_of(data: Data) -> Choices:
     return Choices(
         refuse_silent=data.silent_headers == "refuse",
         accept_derived=data.derived == "accept",
+        find_text=_find_text(data),
     )
+
+
+def _find_text(data: Data) -> bool:
+    """Whether text is looked for. Raises ConfigurationError where it must be and cannot."""
+    if data.text_detector == "on" and not is_installed():
+        raise ConfigurationError(
+            "data.text_detector is on, and rapidocr-onnxruntime is not installed",
+            hint="install kohort-app[site], or set data.text_detector: auto and look at the files",
+            code="E-TEXT-DETECTOR",
+        )
+    return data.text_detector != "off" and is_installed()
 
 
 def learn_persons(folder: Path) -> None:

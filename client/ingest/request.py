@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ ANSWER_CAP_BYTES = 1 << 14
 ENDS = "ends"  # in a refusal: whether the child ends with it
 CHILD_BYTES = 1 << 30  # the address space of a child that decodes photographs
 VOLUME_CHILD_BYTES = 2 << 30
+TEXT_BYTES = 1 << 29  # what the networks that find text take beside it
 MOST_DECODERS = 16
 
 
@@ -38,16 +39,30 @@ VIEW = "view"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the plan wants that a header says, beside its modality; empty: any."""
+    """What the plan wants that a header says, beside its modality; empty: any.
+
+    `colour`: whether it takes colour photographs of the eye alone.
+    """
 
     body_parts: tuple[str, ...] = ()
     views: tuple[str, ...] = ()
     presentation: tuple[str, ...] = ()
+    colour: bool = False
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Wanted:
+        """Return what `asdict` gave and JSON carried: its lists become tuples again."""
+        lists = (raw["body_parts"], raw["views"], raw["presentation"])
+        body_parts, views, presentation = map(tuple, lists)
+        return cls(body_parts, views, presentation, colour=bool(raw["colour"]))
 
     @classmethod
     def of(cls, intake: Intake) -> Wanted:
         """Return what a plan's intake rules want."""
-        return cls(intake.taken_body_parts, intake.taken_views, intake.taken_presentation)
+        colour = intake.channels == 3 and "OP" in intake.dicom_modalities
+        return cls(
+            intake.taken_body_parts, intake.taken_views, intake.taken_presentation, colour=colour
+        )
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -61,11 +76,20 @@ class Choices:
     """What the site decided about its own files (`data` of site.yaml).
 
     `refuse_silent`: whether a file whose header does not name the body part or the view is refused.
-    `accept_derived`: whether the site vouches for derived, secondary images.
+    `accept_derived`: whether the site vouches for derived, secondary images. `find_text`: whether
+    photographs are searched for text in their pixels (text_detector.py).
     """
 
     refuse_silent: bool = False
     accept_derived: bool = False
+    find_text: bool = False
+
+
+def child_bytes(choices: Choices) -> int:
+    """Return the address space of a child that decodes photographs."""
+    if choices.find_text:
+        return CHILD_BYTES + TEXT_BYTES
+    return CHILD_BYTES
 
 
 @dataclass(frozen=True)

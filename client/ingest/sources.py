@@ -30,6 +30,7 @@ from client.ingest.persons import ImageRecord, keyed_hash
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import (
     LOOK_PX,
+    TEXT_BYTES,
     Cut,
     Limits,
     Photograph,
@@ -113,11 +114,15 @@ class Source(ABC):
     def _settings(self, limits: Limits) -> Settings:
         patches = 0
         take = Take()
+        choices = limits.choices
         memory_bytes = limits.decode_memory_bytes
+        if choices.find_text:
+            memory_bytes += TEXT_BYTES
         if self.intake.volumes:
             patches = self.intake.volumes.patches_per_patient
             take = Take(**self.intake.volumes.take.model_dump())
             memory_bytes = limits.volume_memory_bytes
+            choices = replace(choices, find_text=False)
         return Settings(
             size_px=self.intake.size_px,
             channels=self.intake.channels,
@@ -131,7 +136,7 @@ class Source(ABC):
             volume_timeout_s=limits.volume_timeout_s,
             patches=patches,
             wanted=Wanted.of(self.intake),
-            choices=limits.choices,
+            choices=choices,
             take=take,
         )
 

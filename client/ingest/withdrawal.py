@@ -187,7 +187,7 @@ def _settings(intake: Intake, config: SiteConfig) -> Settings:
         limits.max_pixel_bytes,
         limits.decode_memory_bytes,
         limits.decode_timeout_s,
-        choices=replace(choices_of(config.data), refuse_silent=False),
+        choices=replace(choices_of(config.data), refuse_silent=False, find_text=False),
     )
 
 

@@ -102,6 +102,7 @@ def _list_files(source: Path) -> list[Path]:
 def _decode_settings(site: Site, study: Study) -> Settings:
     """Return the plan's intake rules under this site's limits."""
     intake = study.intake
+    choices = choices_of(site.config.data)
     cap_bytes = site.config.limits.max_file_mib << 20
     return Settings(
         intake.size_px,
@@ -113,5 +114,5 @@ def _decode_settings(site: Site, study: Study) -> Settings:
         DECODE_MEMORY_BYTES,
         DECODE_TIMEOUT_S,
         wanted=Wanted.of(intake),
-        choices=choices_of(site.config.data),
+        choices=choices,
     )

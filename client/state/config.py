@@ -60,6 +60,11 @@ class Data(FrozenModel):
         "at them and vouches that they are plain copies, such as compressed ones of an archive, "
         "without text or drawings in them",
     )
+    text_detector: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="whether photographs and radiographs are searched for text in their pixels, "
+        "which takes about 0.1 s of a core each; auto: where rapidocr-onnxruntime is installed",
+    )
     columns: dict[str, Column] = Field(
         default_factory=dict,
         description="names of columns in the labels file -> file, patient, label, laterality or "

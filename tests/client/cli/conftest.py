@@ -8,6 +8,7 @@ import pytest
 
 from client.cli.main import run_command_line
 from client.daemon.site import Site
+from client.ingest import refresh
 from client.state.folder import State
 from common.study.bundle import write_bundle
 from common.wire import signing
@@ -29,6 +30,12 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         return (code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_text_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search no picture for text: it would cost each site of these tests a second."""
+    monkeypatch.setattr(refresh, "is_installed", lambda: False)
 
 
 @pytest.fixture

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+import pytest
 
 from client.cli.letter import content_lines
 from client.cli.serve import ingest_lines
+from client.ingest import refresh
 from client.ingest.build import IngestReport
 from client.ingest.refresh import choices_of
 from client.ingest.request import Choices
@@ -35,7 +39,7 @@ def test_site_yaml_says_what_is_vouched_for_and_check_repeats_it(
     joined: tuple[Path, Path], cli: Cli
 ) -> None:
     assert choices_of(Data(folder="x")) == Choices(refuse_silent=False, accept_derived=False)
-    stated = Data(folder="x", silent_headers="refuse", derived="accept")
+    stated = Data(folder="x", silent_headers="refuse", derived="accept", text_detector="off")
     assert choices_of(stated) == Choices(refuse_silent=True, accept_derived=True)
     state, _ = joined
     _, before, _ = cli("check", "--state", state, "--offline")
@@ -44,3 +48,29 @@ def test_site_yaml_says_what_is_vouched_for_and_check_repeats_it(
     (state / "site.yaml").write_text(text.replace('derived: "refuse"', 'derived: "accept"'))
     _, after, _ = cli("check", "--state", state, "--offline")
     assert "this hospital vouches that images with ImageType SECONDARY are plain copies" in after
+
+
+@pytest.mark.parametrize(
+    ("switch", "installed", "found"),
+    [("auto", True, True), ("auto", False, False), ("on", True, True), ("off", True, False)],
+)
+def test_text_is_looked_for_where_the_package_is_installed_and_the_site_allows_it(
+    switch: Literal["auto", "on", "off"],
+    installed: bool,
+    found: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh, "is_installed", lambda: installed)
+    assert choices_of(Data(folder="x", text_detector=switch)).find_text is found
+
+
+def test_a_detector_that_must_be_and_is_not_installed_is_named(
+    joined: tuple[Path, Path], cli: Cli
+) -> None:
+    state, _ = joined
+    _, out, _ = cli("check", "--state", state, "--offline")
+    assert "text in pixels is not looked for: data.text_detector is auto" in out
+    text = (state / "site.yaml").read_text()
+    (state / "site.yaml").write_text(text.replace('detector: "auto"', 'detector: "on"'))
+    _, _, err = cli("check", "--state", state, "--offline")
+    assert "E-TEXT-DETECTOR" in err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,27 @@ def test_raw_detector_values_are_refused_by_attribute_and_by_sop_class() -> None
     assert outcome(SOPClassUID=phantoms.SOP_CLASSES["CR"], **chest) == ()
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"ImageType": ["ORIGINAL", "PRIMARY", "", "FA"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "REDFREE"]},
+        {"ContrastBolusAgent": "FLUORESCEIN"},
+    ],
+    ids=str,
+)
+def test_an_angiogram_by_its_header_is_no_colour_photograph(stated: dict[str, Any]) -> None:
+    assert outcome(Wanted(colour=True), **stated) is Reason.WRONG_CHANNELS
+    assert outcome(Wanted(), **stated) == ()
+    colour = {"ImageType": ["ORIGINAL", "PRIMARY", "", "COLOR"], "ContrastBolusAgent": ""}
+    assert outcome(Wanted(colour=True), **colour) == ()
+
+
+def test_what_is_wanted_comes_through_json_as_it_was() -> None:
+    wanted = Wanted(("CHEST",), ("PA",), (), colour=True)
+    assert Wanted.read(json.loads(json.dumps(asdict(wanted)))) == wanted
+
+
 def test_a_silent_header_is_told_or_refused_as_the_site_says() -> None:
     assert outcome() == ("body part", "view")
     assert outcome(BodyPartExamined="UNKNOWN", ViewPosition="") == ("body part", "view")
@@ -152,7 +175,7 @@ def test_an_own_word_of_the_plan_is_taken() -> None:
 
 def test_every_attribute_that_is_asked_for_is_on_the_list_of_those_that_are_read() -> None:
     asked = {"BodyPartExamined", "AnatomicRegionSequence", "ViewPosition", "ViewCodeSequence"}
-    asked |= {"PatientOrientation", "PresentationIntentType"}
+    asked |= {"PatientOrientation", "PresentationIntentType", "ContrastBolusAgent"}
     assert asked <= set(ALLOWED)
 
 
@@ -164,7 +187,7 @@ def rules(**changes: Any) -> Intake:
 
 def test_a_study_of_radiographs_takes_frontal_chests_by_default_and_others_take_anything() -> None:
     assert Wanted.of(rules()) == CHEST
-    assert Wanted.of(rules(dicom_modalities=["OP"], channels=3)) == Wanted()
+    assert Wanted.of(rules(dicom_modalities=["OP"], channels=3)) == Wanted(colour=True)
     stated = rules(body_parts=["HAND"], views=[], presentation=[])
     assert Wanted.of(stated) == Wanted(("HAND",))
 
