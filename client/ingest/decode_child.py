@@ -98,12 +98,12 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
     if settings.channels == 3:
         check_colour(square)
     if settings.choices.find_text:
-        _check_text(pixels, settings, field_of_view=is_fundus)
+        check_text(pixels, settings, field_of_view=is_fundus)
     whose = (patient_id, issuer, laterality)
     return Photograph(square, digest.digest(), is_dicom, *whose, silent, study)
 
 
-def _check_text(pixels: Pixels, settings: Settings, *, field_of_view: bool) -> None:
+def check_text(pixels: Pixels, settings: Settings, *, field_of_view: bool) -> None:
     """Refuse text in what the frame shows, looked at in a size that bounds the cost."""
     from client.ingest.text_detector import load_detector, text_sides
 

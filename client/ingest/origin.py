@@ -8,7 +8,8 @@ Not covered: text that no attribute admits (text_detector.py).
 
   1. a synthetic image is nobody's
   2. text that is admitted, or a screen shot
-  3. secondary capture: the SOP class, the conversion, or the capturing device (PS3.3 C.8.6)
+  3. secondary capture: the SOP class, the conversion, or the capturing device (PS3.3 C.8.6); a film
+     that a program converted still names its body part and view, which no capture has
   4. a derived, secondary image (PS3.3 C.7.6.1.1.2): a copy, of which a site may vouch that no text
      was drawn into it (`data.derived` of site.yaml)
 """
@@ -52,12 +53,19 @@ def check_origin(header: Dataset, *, accept_derived: bool) -> None:
         raise Unusable(Reason.BURNED_IN_TEXT)
 
     # (3) secondary capture
-    if _is_captured(header):
+    if _is_captured(header) and not _is_converted_film(header):
         raise Unusable(Reason.SECONDARY_CAPTURE)
 
     # (4) a derived, secondary image
     if "SECONDARY" in kinds and not accept_derived:
         raise Unusable(Reason.DERIVED)
+
+
+def _is_converted_film(header: Dataset) -> bool:
+    """Whether the attributes of a radiograph's acquisition are there: body part and view."""
+    view = texts_of(header, "ViewPosition") or header.get("ViewCodeSequence")
+    part = texts_of(header, "BodyPartExamined") or header.get("AnatomicRegionSequence")
+    return bool(view) and bool(part)
 
 
 def _is_captured(header: Dataset) -> bool:

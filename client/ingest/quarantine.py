@@ -94,7 +94,8 @@ class Reason(Enum):
     SECONDARY_CAPTURE = (
         "secondary-capture",
         "The SOP class, ConversionType or a capturing device says that the image was captured from "
-        "a screen, a scanner or a video, and BurnedInAnnotation is not NO.",
+        "a screen, a scanner or a video; it names no body part and view, and BurnedInAnnotation is "
+        "not NO.",
     )
     DERIVED = (
         "derived-image",

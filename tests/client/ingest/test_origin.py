@@ -59,6 +59,19 @@ def test_a_digitised_film_and_an_original_are_no_capture() -> None:
     assert outcome(ImageType=["DERIVED", "PRIMARY"]) is None
 
 
+def test_a_film_that_a_program_converted_names_its_body_part_and_view() -> None:
+    converted = {"SOPClassUID": CAPTURE, "ConversionType": "WSD", "Modality": "CR"}
+    assert outcome(**converted, BodyPartExamined="CHEST", ViewPosition="PA") is None
+    captured = Reason.SECONDARY_CAPTURE
+    assert outcome(**converted, BodyPartExamined="CHEST") is captured
+    assert outcome(**converted, ViewPosition="PA") is captured
+    assert outcome(**converted, BodyPartExamined="CHEST", ViewPosition="") is captured
+    # what else it is said to be still counts
+    said = {"BodyPartExamined": "CHEST", "ViewPosition": "PA"}
+    assert outcome(**converted, **said, ImageType=COPY) is Reason.DERIVED
+    assert outcome(**converted, **said, BurnedInAnnotation="YES") is Reason.BURNED_IN_TEXT
+
+
 def test_a_derived_secondary_image_waits_for_the_sites_word() -> None:
     assert outcome(ImageType=COPY) is Reason.DERIVED
     assert outcome(ImageType="SECONDARY") is Reason.DERIVED
