@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.ingest.census import Census, Persons
+from client.ingest.census import Census, Persons, SiteWord
 from client.ingest.cohort import CHUNK_ROWS, digest_contents
 from client.ingest.cohort_files import write_facts, write_images, write_index
 from client.ingest.identify import Identities
@@ -105,6 +105,7 @@ def ingest(
     limits: Limits | None = None,
     people: PeopleFile | None = None,
     aside: Path | None = None,
+    word: SiteWord | None = None,
     phases: Phases = show_no_phase,
 ) -> IngestReport:
     """Build the cohort of `source` in the new folder `out`; return what became of every file.
@@ -113,8 +114,9 @@ def ingest(
     the study declares one label. `wording`: the hospital's own words in it. `people`: the site's
     persons; what is found of them is kept there before the cohort appears. `aside`: a folder that
     keeps what is finished, for a start after a kill or a refusal, and the list of refused files; it
-    goes when the cohort appears. `phases(name, done, total)`: files read (volumes twice: scanned,
-    and read), images compared, images written. Raises ConfigurationError (folders, labels file, no
+    goes when the cohort appears. `word`: what the site says itself of its persons.
+    `phases(name, done, total)`: files read (volumes twice: scanned, and read), images compared,
+    images written. Raises ConfigurationError (folders, labels file, doubtful ids, no
     usable image) and EnvironmentFault (disk full and the like; nothing but `aside` is left behind).
     """
     limits = limits or Limits()
@@ -140,7 +142,8 @@ def ingest(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700, parents=True)
         try:
-            build = _Build(intake, key, labels, unfinished, people, aside)
+            word = word or SiteWord()
+            build = _Build(intake, key, labels, unfinished, people, aside, word)
             try:
                 report = build.run(files, relative, limits, phases)
             except ConfigurationError:
@@ -168,12 +171,14 @@ class _Build:
         folder: Path,
         people: PeopleFile | None,
         aside: Path | None,
+        word: SiteWord,
     ) -> None:
         self.intake = intake
         self.key = key
         self.folder = folder
         self.people = people
         self.aside = aside
+        self.word = word
         self.identities = Identities(key, labels, intake)
         self.joins: tuple[str, ...] = ()
         self.warnings: tuple[str, ...] = ()
@@ -194,12 +199,10 @@ class _Build:
         self.identities.labels.check_match()
 
         # (5, 6) join the ids of one person, and choose the images that enter
-        persons: Persons = []
-        if self.source.records:
-            census = Census(self.intake, self.identities, self.source, self.people)
-            persons = census.take(partial(phases, COMPARING))
-            self.joins = census.joins
-            self.warnings = census.warnings
+        census = Census(self.intake, self.identities, self.source, self.people, self.word)
+        persons = census.take(partial(phases, COMPARING))
+        self.joins = census.joins
+        self.warnings = census.warnings
         if not persons:
             raise self._nothing_usable(len(files))
 

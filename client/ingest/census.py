@@ -3,6 +3,8 @@
 In: the records of a source, the ids that they state, the site's persons file.
 Out: each person's pseudonyms and entering images; a line for every join, for the site's own screen.
 Guarantees:
+  - what makes persons doubtful stops the intake before anything is kept (doubts.py)
+  - a person's decisions in persons.csv count before all that files show
   - what is found of persons is kept in the persons file before anything is written
   - every record that does not enter has a reason
 Not covered: who is one person (joins.py) and which image is chosen (persons.py), as rules.
@@ -11,8 +13,11 @@ Not covered: who is one person (joins.py) and which image is chosen (persons.py)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from client.ingest.decisions import Decided, read_decisions, resolve_decisions
+from client.ingest.doubts import doubt_decisions, doubt_ids, doubt_persons, doubt_rows, settle
 from client.ingest.identify import Identities
 from client.ingest.joins import Join, Joined, join_persons
 from client.ingest.persons import ImageRecord, aliases, choose_images
@@ -33,34 +38,52 @@ CAUSES = {
 }
 
 
+@dataclass(frozen=True)
+class SiteWord:
+    """What the site says itself: persons.csv (decisions.py), and doubts that it accepts."""
+
+    persons_csv: Path | None = None
+    accept: tuple[str, ...] = ()
+
+
 class Census:
     """Steps 5 and 6 of an intake. `joins`, `warnings`: for a person's screen, after `take`."""
 
     def __init__(
-        self, intake: Intake, identities: Identities, source: Source, people: PeopleFile | None
+        self,
+        intake: Intake,
+        identities: Identities,
+        source: Source,
+        people: PeopleFile | None,
+        word: SiteWord,
     ) -> None:
         self.intake = intake
         self.identities = identities
         self.source = source
         self.people = people
+        self.word = word
         self.joins: tuple[str, ...] = ()
         self.warnings: tuple[str, ...] = ()
 
     def take(self, progress: Progress) -> Persons:
         """Return each person's pseudonyms, and the entering images with their rows of the spool.
 
-        In the cohort's order.
+        In the cohort's order. Raises ConfigurationError for doubts (E-WHO) and for a persons.csv
+        that cannot be followed (E-PERSONS-FILE).
         """
         known = People()
         if self.people is not None:
             known = self.people.read()
+        decided = self._decide(known)
+        known = known.decide(decided.same, decided.different)
         near = self.source.alike(progress)
         joined = join_persons(
             self._records(known), near, known, self.identities.spellings, self.identities.dummies
         )
-        known = self._keep(joined, known)
+        accepted = self._settle_doubts(joined, decided)
+        known = self._keep(joined, known, decided)
         self.joins = tuple(describe_joins(joined.joins, self.identities))
-        self.warnings = tuple(_warn(joined))
+        self.warnings = (*accepted, *_warn(joined))
         persons = []
         for person in joined.persons:
             names = aliases(person, known)
@@ -95,10 +118,32 @@ class Census:
                 entering.append(outcome)
         return entering
 
-    def _keep(self, joined: Joined, known: People) -> People:
+    def _decide(self, known: People) -> Decided:
+        """The decisions in persons.csv, as pairs of names."""
+        path = self.word.persons_csv
+        if path is None:
+            return Decided()
+        names = known.names | known.forms.keys()
+        said = self.identities.said
+        return resolve_decisions(path, read_decisions(path), said, self.identities.key, names)
+
+    def _settle_doubts(self, joined: Joined, decided: Decided) -> list[str]:
+        """Return warnings of doubts that the site accepts; raise ConfigurationError for others."""
+        counts = self.identities.counts
+        same = {frozenset(pair) for pair in decided.same}
+        doubts = [
+            *doubt_ids(counts),
+            *doubt_rows(counts.both, self.identities.spellings, same),
+            *doubt_persons(joined.persons, self.identities.stated),
+            *doubt_decisions(joined.still_one),
+        ]
+        return settle(doubts, self.word.accept)
+
+    def _keep(self, joined: Joined, known: People, decided: Decided) -> People:
         """Write down who is one person, for good; return all that is known then."""
         if self.people is None:
             return known
+        self.people.decide(decided.same, decided.different)
         # what joins names, and not whole persons: a later decision can part two of three
         stated = [join.names for join in joined.joins]
         for person in joined.persons:

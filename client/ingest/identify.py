@@ -12,8 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from client.ingest.decisions import Stated
+from client.ingest.doubts import IdCounts
 from client.ingest.labels import Labels, Row
-from client.ingest.persons import ImageRecord, is_placeholder, keyed_hash, normalise_id, pseudonym
+from client.ingest.persons import (
+    ImageRecord,
+    is_mangled,
+    is_placeholder,
+    keyed_hash,
+    normalise_id,
+    pseudonym,
+)
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.spelling import is_dummy_uid, spell
 from client.state.people import Spelling
@@ -35,7 +44,8 @@ class Identities:
     `stated`: pseudonyms of the ids that some file or row gives in exactly this form: with this
     issuer, or without one. `plain`: for the pseudonym of an id under an issuer, that of the same id
     without one. `spellings`: the keyed forms of each id as stated. `shown`: that id, for the site's
-    own screen. `dummies`: the keyed studies whose UID names none.
+    own screen. `dummies`: the keyed studies whose UID names none. `counts`: of what is odd in ids.
+    `said`: the same names by what a person can call them.
     """
 
     def __init__(self, key: bytes, labels: Labels, intake: Intake) -> None:
@@ -47,6 +57,8 @@ class Identities:
         self.spellings: dict[str, Spelling] = {}
         self.shown: dict[str, str] = {}
         self.dummies: set[str] = set()
+        self.counts = IdCounts()
+        self.said = Stated()
 
     def make_record(
         self,
@@ -72,6 +84,7 @@ class Identities:
 
         # the ids that the header and that row give; without any, nobody could be protected
         known = _known_ids(owner, row)
+        self._count(owner, row, known)
         if not known:
             self.labels.match.note_image(labelled=row is not None)
             raise Unusable(refusal or Reason.NO_PATIENT)
@@ -93,6 +106,9 @@ class Identities:
         pseudonyms: list[str] = []
         for issuer, identifier in known:
             pseudonyms.append(self._state(issuer, identifier))
+        self.said.add_files(names, pseudonyms)
+        if len(known) > 1:
+            self.counts.both.append((pseudonyms[0], pseudonyms[1]))
         # the id without its issuer joins two people only where some file states it in that form
         pseudonyms += [pseudonym(self.key, "", identifier) for _, identifier in known]
         keyed = keyed_hash(self.key, "pixels", digest.hex())
@@ -105,6 +121,15 @@ class Identities:
             refusal,
             self._name_studies(studies),
         )
+
+    def _count(self, owner: Owner, row: Row | None, known: Sequence[tuple[str, str]]) -> None:
+        """Count the ids of one image that are mangled, or stand for nobody."""
+        texts = [normalise_id(owner.patient_id), row.patient if row else ""]
+        self.counts.files += 1
+        if any(map(is_mangled, texts)):
+            self.counts.mangled += 1
+        elif not known and any(texts):
+            self.counts.placeholders += 1
 
     def _name_studies(self, studies: Iterable[str]) -> tuple[str, ...]:
         """The keyed hashes of study UIDs; an empty one names no study."""
@@ -122,6 +147,7 @@ class Identities:
         if name not in self.stated:
             self.spellings[name] = hide_spelling(self.key, issuer, identifier)
             self.shown[name] = f"{identifier} (issuer {issuer})" if issuer else identifier
+            self.said.add(issuer, identifier, name)
         self.stated.add(name)
         if issuer:
             self.plain[name] = pseudonym(self.key, "", identifier)

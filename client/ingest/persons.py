@@ -11,6 +11,7 @@ Not covered: who is one person (joins.py).
 from __future__ import annotations
 
 import hmac
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,17 @@ from client.ingest.quarantine import Reason
 from client.state.people import People
 
 PLACEHOLDERS = frozenset(
-    "ANONYMOUS ANONYMIZED ANONYMISED ANON UNKNOWN UNKOWN UNDEFINED NONE NULL NIL NA NAN NOID "
-    "NOPATIENTID NOTAVAILABLE PATIENT PATIENTID PID ID TEST TESTPATIENT DUMMY EMPTY DEFAULT "
-    "REMOVED REDACTED DELETED DEIDENTIFIED".split()
+    "ANONYMOUS ANONYMIZED ANONYMISED ANONYMIZE ANONYMISE ANON ANONYM ANONYMISIERT ANONYME ANONIMO "
+    "UNKNOWN UNKOWN UNBEKANNT UNBEKANNTER INCONNU DESCONOCIDO SCONOSCIUTO ONBEKEND UNDEFINED NONE "
+    "NULL NIL NA NAN NOID NONAME NOPATIENTID NOTAVAILABLE PATIENT PATIENTS PATIENTID PID ID TEST TESTPATIENT "
+    "DUMMY EMPTY DEFAULT REMOVED REDACTED DELETED DEIDENTIFIED".split()
 )
+# words that name nobody beside one of the above, or beside each other
+FILLERS = frozenset("NO NOT NAME NUMBER THE OF GIVEN KNOWN AVAILABLE SUBJECT PERSON DE".split())
+LEAST_RUN_ON = 4  # letters of a word that is found without blanks around it: NANA is a name
+LETTERS = re.compile(r"[^\W\d_]+")
+# Excel, LibreOffice and pandas write large numbers so: one digit, decimals, E, a plus, an exponent
+MANGLED = re.compile(r"[1-9](?:[.,][0-9]+)?[eE]\+[0-9]{2,3}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ def normalise_id(text: str) -> str:
 def is_placeholder(identifier: str) -> bool:
     """Return whether a normalised id names nobody.
 
-    That is: empty, a filler word, zeros, Xs, or one sign more than five times.
+    That is: empty, filler words alone, zeros, Xs, one sign more than five times, or a mangled
+    number. Words with a number, as `ANON 0017`, are the pseudonyms that an anonymiser gives.
     """
     core = "".join(filter(str.isalnum, identifier.upper()))
     return (
@@ -64,7 +73,39 @@ def is_placeholder(identifier: str) -> bool:
         or set(core) <= {"0"}
         or set(core) <= {"X"}
         or (len(core) > 5 and len(set(core)) == 1)
+        or _is_filler(identifier, core)
+        or is_mangled(identifier)
     )
+
+
+def _is_filler(identifier: str, core: str) -> bool:
+    """Whether an id is made of filler words alone, with blanks between them or without."""
+    if any(sign.isdigit() and sign != "0" for sign in core):
+        return False
+    plain = "".join(
+        sign
+        for sign in unicodedata.normalize("NFKD", identifier.upper())
+        if not unicodedata.combining(sign)
+    )
+    words = LETTERS.findall(plain)
+    if len(words) > 1:
+        return set(words) <= PLACEHOLDERS | FILLERS
+    return bool(words) and _runs_on(words[0])
+
+
+def _runs_on(text: str) -> bool:
+    """Whether letters are long filler words run together."""
+    if not text:
+        return True
+    for size in range(LEAST_RUN_ON, len(text) + 1):
+        if text[:size] in PLACEHOLDERS and _runs_on(text[size:]):
+            return True
+    return False
+
+
+def is_mangled(identifier: str) -> bool:
+    """Return whether a normalised id is a number in scientific notation, such as 1.23E+05."""
+    return MANGLED.fullmatch(identifier) is not None
 
 
 def keyed_hash(key: bytes, kind: str, *parts: str) -> str:

@@ -12,6 +12,7 @@ Not covered: groups that lose a member, which never come again (client/synthesiz
 
 from __future__ import annotations
 
+import hmac
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.ingest.build import IngestReport, Phases, ingest, show_no_phase
+from client.ingest.census import SiteWord
 from client.ingest.cohort import image_marks, people_of, persons_of
 from client.ingest.labels import Wording
 from client.ingest.listing import (
@@ -44,6 +46,7 @@ from client.state.people import People, PeopleFile
 from common.errors import ConfigurationError, disk_faults_named
 from common.study.intake import Intake
 
+DECISIONS = "persons"  # the journal's key of decisions on who is one person
 GONE = ".gone"  # ends the name of a cohort that is being removed
 ASIDE = ".aside"
 
@@ -164,7 +167,7 @@ class Intakes:
         return files, [relative_name(path, source) for path in files]
 
     def _build(self, intake: Intake, folder: Path) -> IngestReport:
-        return ingest(
+        report = ingest(
             Path(self.config.data.folder),
             intake,
             self.state.pseudonym_bytes(),
@@ -174,8 +177,17 @@ class Intakes:
             limits=self.limits(intake),
             people=PeopleFile(self.state.people),
             aside=_aside(folder),
+            word=self.word(),
             phases=self.phases,
         )
+        note_decisions(self.state)
+        return report
+
+    def word(self) -> SiteWord:
+        """Return what site.yaml says of who is one person."""
+        data = self.config.data
+        path = None if data.persons_csv is None else Path(data.persons_csv)
+        return SiteWord(path, data.accept)
 
     def labels(self) -> Path | None:
         """Return the labels file of site.yaml; None where it names none."""
@@ -196,6 +208,23 @@ class Intakes:
             workers=count_decoders(self.config.compute.decoders, memory_bytes),
             choices=choices,
         )
+
+
+def note_decisions(state: State) -> None:
+    """Journal that persons.csv decided anew on who is one person, and note it in the log.
+
+    Neither id nor pseudonym: that there were decisions, and which state of the file they led to.
+    """
+    book = PeopleFile(state.people)
+    count = book.decisions
+    latest = state.journal.latest(DECISIONS)
+    if not count or (latest is not None and latest.data["decisions"] == count):
+        return
+    digest = book.digest
+    secret = hmac.digest(state.pseudonym_bytes(), b"kohort-persons-key", "sha256")
+    commitment = hmac.digest(secret, digest.encode(), "sha256").hex()
+    state.log.note("persons-decided", once=True, commitment=commitment)
+    state.journal.append(DECISIONS, "decided", {"decisions": count, "digest": digest})
 
 
 def _aside(folder: Path) -> Path:

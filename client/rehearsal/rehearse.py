@@ -106,6 +106,7 @@ class Rehearsal:
             wording=intakes.wording(),
             limits=intakes.limits(intake),
             people=PeopleFile(own.people),
+            word=intakes.word(),
             phases=lambda name, done, total: self.show(done, total),
         )
         return own.cohort(intake)

@@ -38,6 +38,9 @@ TRAINERS = tuple(FAMILIES)  # the models that client/child/job.py can train
 Column = Literal["file", "patient", "label", "laterality", "mask"]
 
 
+Doubt = Literal["mangled-ids", "placeholders", "contradictions", "many-ids", "large-share"]
+
+
 class Data(FrozenModel):
     """Where the images of patients lie. Read only."""
 
@@ -74,6 +77,17 @@ class Data(FrozenModel):
         default_factory=dict,
         description="words in the labels file -> a label of the plan, L or R, as in {DME: dme}; "
         "sides in several languages need no line",
+    )
+
+    persons_csv: str | None = Field(
+        default=None,
+        description="path of a CSV with the columns first, second, decision: two ids, or files as "
+        "file:PATH, and whether they are the same person or different ones; null: none",
+    )
+    accept: tuple[Doubt, ...] = Field(
+        default=(),
+        description="doubts about who is one person that this site has looked into and accepts, by "
+        "the names that kohort-site ingest gives them",
     )
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
@@ -168,6 +168,14 @@ class People:
         """Return the pairs that are apart, and that further names still make one person."""
         return [pair for pair in sorted(self.parted) if pair[1] in self.name_person(pair[:1])]
 
+    def decide(
+        self, same: Iterable[tuple[str, str]], different: Iterable[tuple[str, str]]
+    ) -> People:
+        """Return what is known once a person has decided on pairs of names."""
+        joined = set(map(_sorted_pair, same))
+        parted = (self.parted | set(map(_sorted_pair, different))) - joined
+        return replace(self, persons=(*self.persons, *sorted(joined)), parted=frozenset(parted))
+
     def knows(self, names: Sequence[str]) -> bool:
         """Return whether these names are one person already, or kept apart."""
         if not set(names) <= self.names:
@@ -276,13 +284,19 @@ class PeopleFile:
         The latest decision on a pair counts. What holds already is not written again.
         """
         known = self.read()
-        joined = {pair for pair in map(_sorted_pair, same) if not known.knows(pair)}
-        joined |= {pair for pair in map(_sorted_pair, same) if pair in known.parted}
-        parted = set(map(_sorted_pair, different)) - known.parted
+        pairs = set(map(_sorted_pair, same))
+        joined = sorted(pair for pair in pairs if pair in known.parted or not known.knows(pair))
+        parted = sorted(set(map(_sorted_pair, different)) - known.parted)
         if not joined and not parted:
             return known
-        self._append("decided", {"same": sorted(joined), "different": sorted(parted)})
+        self._append("decided", {"same": joined, "different": parted})
         return self.read()
+
+    @property
+    def decisions(self) -> int:
+        """The number of entries that hold a person's decisions."""
+        with self._name_faults():
+            return sum(entry.state == "decided" for entry in self._entries())
 
     def withdraw(self, names: Iterable[str]) -> None:
         """Write withdrawals down, on disk before this returns; a second time changes nothing."""

@@ -22,6 +22,7 @@ SITE: Mapping[str, tuple[str, ...]] = {
     "reviewed": ("batch", "decision", "by"),
     "exported": ("plan", "digest"),
     "withdrawn": ("commitment",),
+    "persons-decided": ("commitment",),
     "quarantine-read": ("plan", "way"),
     "key-changed": ("old", "new"),
     "state-lost": ("epsilon",),

@@ -51,13 +51,31 @@ def test_ids_are_normalised_and_leading_zeros_stay() -> None:
     [
         *["", "-", "0", "0000", "XXX", "Anonymous", "N/A", "unknown", "NO ID", "9999999", "^^"],
         *["deleted", "DEIDENTIFIED", "De-Identified"],
+        *["ANONYMIZED PATIENT", "Patient^Anonymous", "anonymizedpatient", "NO NAME", "not given"],
+        *["Anonymous 000", "UNKNOWN, UNKNOWN", "Patient anonymis\u00e9", "unbekannter Patient"],
+        *["1.23E+05", "1,23E+05", "1E+11", "4.5e+12"],
     ],
 )
 def test_placeholders(text: str) -> None:
     assert is_placeholder(text)
 
 
-@pytest.mark.parametrize("text", ["7", "P-0001", "00042", "MRN-01-0000001", "ANNA", "1111"])
+# an anonymiser's pseudonyms, names that hold a filler word, and ids that look like numbers
+REAL = [
+    "ANON 0017",
+    "Anonymous123",
+    "Patient 12",
+    "TEST1",
+    "ID 5",
+    "DAVID",
+    "IDA",
+    "NANA",
+    "NADINE",
+]
+REAL += ["TEST SMITH", "Patient Zero", "1E5", "E+05", "12E345", "1.23E5", "12.3E+05"]
+
+
+@pytest.mark.parametrize("text", ["7", "P-0001", "00042", "MRN-01-0000001", "ANNA", "1111", *REAL])
 def test_real_ids(text: str) -> None:
     assert not is_placeholder(text)
 
