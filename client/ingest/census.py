@@ -12,7 +12,7 @@ Not covered: who is one person (joins.py) and which image is chosen (persons.py)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,8 +77,10 @@ class Census:
         decided = self._decide(known)
         known = known.decide(decided.same, decided.different)
         near = self.source.alike(progress)
+        stated = self.identities.stated | known.names
+        records = keep_stated(self.source.records, stated)
         joined = join_persons(
-            self._records(known), near, known, self.identities.spellings, self.identities.dummies
+            records, near, known, self.identities.spellings, self.identities.dummies
         )
         accepted = self._settle_doubts(joined, decided)
         known = self._keep(joined, known, decided)
@@ -157,16 +159,16 @@ class Census:
             names.update(self.source.records[record.position].pseudonyms)
         return known.has_withdrawn(names)
 
-    def _records(self, known: People) -> list[ImageRecord]:
-        """The source's records, each with the pseudonyms of ids that were stated in that form."""
-        # An id under an issuer joins the same id without one: to count one person as two would be
-        # the unsafe mistake.
-        stated = self.identities.stated | known.names
-        records = []
-        for record in self.source.records:
-            names = tuple(name for name in record.pseudonyms if name in stated)
-            records.append(replace(record, pseudonyms=names))
-        return records
+
+def keep_stated(records: Sequence[ImageRecord], stated: Collection[str]) -> list[ImageRecord]:
+    """Return records with the pseudonyms of ids that were stated in that form alone."""
+    # An id under an issuer joins the same id without one: to count one person as two would be the
+    # unsafe mistake.
+    found = []
+    for record in records:
+        names = tuple(name for name in record.pseudonyms if name in stated)
+        found.append(replace(record, pseudonyms=names))
+    return found
 
 
 def _warn(joined: Joined) -> Iterator[str]:

@@ -121,7 +121,11 @@ def test_nothing_else_reads_a_cohort_of_everybody() -> None:
         for what, found in readers.items():
             if what in text:
                 found.add(path.relative_to(client).as_posix())
-    assert readers["images.npy"] <= {"ingest/build.py", "ingest/cohort.py"}
+    assert readers["images.npy"] <= {
+        "ingest/build.py",
+        "ingest/cohort.py",
+        "ingest/cohort_files.py",
+    }
     assert readers["read_whole"] == {"ingest/cohort.py", "ingest/whose.py"}
 
 

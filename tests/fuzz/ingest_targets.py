@@ -25,6 +25,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from client.ingest.decisions import Stated, read_decisions, resolve_decisions
 from client.ingest.decode import Conversation, Decoder
 from client.ingest.decode_child import read_file
 from client.ingest.glance import glance
@@ -388,6 +389,25 @@ def _answers(folder: Path) -> Parser:
     )
 
 
+def _decisions(folder: Path) -> Parser:
+    path = folder / "persons.csv"
+    seeds = (
+        b"first,second,decision\n0012345,12345,different\nfile:a/b.png,P-1,same\n",
+        b"\xef\xbb\xbfnote;decision;first;second\nM\xc3\xbcller;same;77^^^WEST;77^^^EAST\n",
+    )
+    stated = Stated()
+    stated.add("WEST", "77", "a")
+    stated.add("", "P-1", "b")
+    stated.add_files(["a/b.png"], ["c"])
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        resolve_decisions(path, read_decisions(path), stated, bytes(32), {"a"})
+
+    odd = (b'"a\nb"', b'"', b"\x00", b";", b"\t", b",,,,", b"^^^", b"file:", b"a" * 140_000)
+    return Parser(call, (exchanged(*seeds, odd=odd), damaged(*seeds)))
+
+
 PIXELS = ("client.ingest.decode_child:read_file", "client.ingest.dicom:read_dicom")
 TARGETS = (
     Target("dicom", (*PIXELS, "client.ingest.dicom_header:read_header"), _photograph, 96, few=400),
@@ -400,5 +420,6 @@ TARGETS = (
     Target("segmentation", ("client.ingest.masks:_read_bits",), _segmentation, few=150),
     Target("glance", ("client.ingest.glance:glance",), _glance, few=200),
     Target("labels", ("client.ingest.table:open_table",), _labels),
+    Target("persons-csv", ("client.ingest.decisions:_decode",), _decisions),
     Target("child-answers", ("client.ingest.decode:Conversation.facts",), _answers),
 )

@@ -13,7 +13,7 @@ from client.ingest.cohort import Cohort
 from client.state.canaries import CanaryFile, history
 from client.state.group_store import Group, Grouping, GroupStore, Stratum
 from client.state.ledger_file import GENESIS, _digest, _verify_row, append, transaction
-from client.state.people import PeopleFile
+from client.state.people import PeopleFile, Spelling
 from common.models.glow import Glow
 from common.models.glow_checkpoint import load as load_flow
 from common.models.glow_checkpoint import save as save_flow
@@ -81,7 +81,8 @@ def _journal(folder: Path) -> Parser:
 def _people(folder: Path) -> Parser:
     """Entries of the persons file."""
     file = PeopleFile(folder / "people.sqlite")
-    file.state([["a", "b"]], {"c": "d"})
+    file.state([["a", "b"]], {"c": "d"}, {"a": Spelling(("1",), ("2",))})
+    file.decide([("a", "c")], [("a", "b")])
     file.withdraw(["a"])
     entries = file._entries()
     seeds = [json.dumps([entry.state, entry.data]).encode() for entry in entries]
@@ -97,9 +98,11 @@ def _people(folder: Path) -> Parser:
         file._entries = lambda: [entry]  # type: ignore[method-assign]
         found = file.read()
         found.has_withdrawn(["a"])
-        found.called("a")
+        found.called("a", Spelling(("2",), ("1",)))
+        found.still_one()
 
-    odd = (b'"stated"', b'"withdrawn"', b'"persons"', b'"plain"', b'"names"')
+    odd = (b'"stated"', b'"withdrawn"', b'"persons"', b'"plain"', b'"names"', b'"forms"')
+    odd = (*odd, b'"decided"', b'"same"', b'"different"')
     return Parser(call, (revalued(*seeds, odd=odd),))
 
 
