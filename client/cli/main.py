@@ -21,6 +21,7 @@ from client.cli import (
     log,
     look,
     measure,
+    persons,
     probe,
     protect,
     quarantine,
@@ -64,6 +65,7 @@ app.command()(labels.labels)
 app.command()(serve.ingest)
 app.command()(quarantine.quarantine)
 app.command()(serve.run)
+app.command()(persons.persons)
 app.command()(withdraw.withdraw)
 app.command()(review.review)
 app.command()(desk.desk)

@@ -126,7 +126,7 @@ def ingest_lines(report: IngestReport | None) -> Iterator[str]:
     for text in report.joins[:JOINS_SHOWN]:
         yield f"one person: {text}"
     if len(report.joins) > JOINS_SHOWN:
-        yield f"and {len(report.joins) - JOINS_SHOWN} joins more"
+        yield f"and {len(report.joins) - JOINS_SHOWN} joins more: kohort-site persons"
     for code, count in report.quarantined.items():
         yield f"not used: {count} files, {code}: {Reason(code).sentence}"
     if report.quarantined:

@@ -247,7 +247,7 @@ class Decoder:
     def _glance(self, talk: Conversation) -> Glance:
         """Read a glance; check every field."""
         seen = Glance(**talk.facts())  # type: ignore[arg-type]
-        texts = (seen.kind, seen.patient_id, seen.series)
+        texts = (seen.kind, seen.patient_id, seen.series, seen.issuer, seen.study)
         side = seen.laterality
         if not all(isinstance(text, str) for text in texts) or type(side) is not int:
             raise ValueError("decoder answered a wrong type")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from client.ingest.dicom import SIDES
-from client.ingest.dicom_header import bound_inflation, read_header, text_of
+from client.ingest.dicom_header import STUDY, bound_inflation, read_header, text_of
 from client.ingest.files import open_regular
 from client.ingest.masks import is_nifti
 from client.ingest.quarantine import Reason, Unusable
@@ -41,8 +41,14 @@ def _read_header(file: BinaryIO, settings: Settings) -> Glance:
         if text_of(header, "Modality") not in settings.modalities:
             raise Unusable(Reason.WRONG_MODALITY)
         side = SIDES.get(text_of(header, "ImageLaterality") or text_of(header, "Laterality"), 0)
-        texts = (text_of(header, "PatientID"), side, text_of(header, "SeriesInstanceUID"))
-        return Glance("dicom", *texts)
+        return Glance(
+            "dicom",
+            text_of(header, "PatientID"),
+            side,
+            text_of(header, "SeriesInstanceUID"),
+            text_of(header, "IssuerOfPatientID"),
+            text_of(header, STUDY),
+        )
     except (Unusable, MemoryError):
         raise
     except Exception as error:  # pydicom reads a value when it is asked for, and raises anything

@@ -21,7 +21,7 @@ Not covered: two different photographs of one person under two ids that nothing 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,11 +128,22 @@ def join_persons(
     still_one = sum(links.root(one) == links.root(other) for one, other in known.parted)
     return Joined(
         list(persons.values()),
-        tuple(dict.fromkeys(joins)),
+        tuple(dict.fromkeys(_in_one_tree(joins, links))),
         tuple(crowded),
         frozenset(disputed),
         still_one,
     )
+
+
+def _in_one_tree(joins: Iterable[Join], links: Links) -> Iterator[Join]:
+    """Joins of those names that are one person: a person's word can have parted others."""
+    for join in joins:
+        trees: dict[object, list[str]] = {}
+        for name in join.names:
+            trees.setdefault(links.root(name), []).append(name)
+        for names in trees.values():
+            if len(names) > 1:
+                yield Join(join.cause, tuple(names))
 
 
 def _same_pictures(

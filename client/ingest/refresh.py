@@ -136,7 +136,7 @@ class Intakes:
 
     def changes(self, intake: Intake) -> Changes | None:
         """Return which files came, went or changed since the cohort was built; None if unknown."""
-        files, names = self._files(intake)
+        files, names = self.files(intake)
         folder = self.state.cohort(intake)
         return compare_listing(folder, stamp_files(files, names, self.state.pseudonym_bytes()))
 
@@ -149,7 +149,7 @@ class Intakes:
         attempt = _aside(self._target(intake)) / LIST
         for path, whole in ((attempt, False), (built, True)):
             if path.is_file():
-                _, names = self._files(intake)
+                _, names = self.files(intake)
                 return find_refused(path, names, self.state.pseudonym_bytes(), built=whole)
         return None
 
@@ -159,8 +159,8 @@ class Intakes:
             return self.state.next_cohort(intake)
         return self.state.cohort(intake)
 
-    def _files(self, intake: Intake) -> tuple[list[Path], list[str]]:
-        """The files of the data folder, and their names below it."""
+    def files(self, intake: Intake) -> tuple[list[Path], list[str]]:
+        """Return the files of the data folder, and their names below it."""
         source = Path(self.config.data.folder)
         unused = self.state.cohort(intake).with_name(".none")
         files = list_files(source, unused, self.limits(intake), skip=self.labels())

@@ -150,6 +150,8 @@ class Glance:
     patient_id: str = ""
     laterality: int = 0
     series: str = ""
+    issuer: str = ""
+    study: str = ""
 
 
 @dataclass(frozen=True)

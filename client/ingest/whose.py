@@ -45,7 +45,7 @@ def find_owners(
         return []
     known = PeopleFile(state.people).read()
     # the ids that header and labels file give
-    identities = Identities(state.pseudonym_bytes(), _read_labels(config, paths), intake)
+    identities = Identities(state.pseudonym_bytes(), read_site_labels(config), intake)
     records = []
     for position, (photograph, path) in enumerate(zip(photographs, paths, strict=True)):
         records.append(_record(identities, position, photograph, path, Path(config.data.folder)))
@@ -84,8 +84,8 @@ def _record(
         return ImageRecord(position, (), -1, 0, digest, nobody.reason)
 
 
-def _read_labels(config: SiteConfig, paths: Sequence[Path]) -> Labels:
-    """The rows of the site's labels file, whatever labels they give."""
+def read_site_labels(config: SiteConfig) -> Labels:
+    """Return the rows of the site's labels file, whatever labels they give."""
     data = Path(config.data.folder)
     if config.data.labels_csv is None or not data.is_dir():
         return Labels(())

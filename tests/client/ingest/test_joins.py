@@ -96,6 +96,7 @@ def test_what_speaks_of_two_parted_ids_alone_joins_them_no_more() -> None:
     found = joined(record(0, "a"), record(1, "b"), known=known)
     assert persons(found) == [[0], [1]]
     assert found.still_one == 0
+    assert not found.joins
 
 
 def test_a_third_id_that_joins_parted_ids_is_counted() -> None:
