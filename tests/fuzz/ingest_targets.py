@@ -9,6 +9,7 @@ import json
 import os
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -59,6 +60,8 @@ SETTINGS = Settings(
     volume_timeout_s=2.0,
     wanted=WANTED,
 )
+# any picture has a place in a study of radiographs; fundus photographs need a field of view
+GREY = replace(SETTINGS, channels=1, modalities=("CR", "MR"))
 CAPS = Caps(SIDE, ("MR",), None, 1 << 20, PIXEL_CAP, PIXEL_CAP, WANTED)
 SHAPE = (4, SIDE, SIDE)
 REFUSED = (Unusable,)
@@ -76,18 +79,18 @@ def dicom_seeds(folder: Path) -> list[bytes]:
     colour = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     seeds = []
     for syntax in (None, ImplicitVRLittleEndian, ExplicitVRBigEndian):
-        head = phantoms.header("OP") if syntax is None else phantoms.header("OP", syntax=syntax)
+        head = phantoms.header("CR") if syntax is None else phantoms.header("CR", syntax=syntax)
         dataset = phantoms.with_pixels(head, grey, "MONOCHROME2", 12)
         dataset.RescaleSlope, dataset.RescaleIntercept = 2, -5
         dataset.WindowCenter, dataset.WindowWidth = 100, 50
         seeds.append(_bytes_of(dataset, folder))
     seeds += [_bytes_of(dataset, folder) for dataset in _with_tables(grey)]
-    dataset = phantoms.with_pixels(phantoms.header("OP"), colour, "RGB")
+    dataset = phantoms.with_pixels(phantoms.header("CR"), colour, "RGB")
     seeds.append(_bytes_of(dataset, folder))
     seeds.append(_bytes_of(phantoms.compressed(dataset, RLELossless), folder))
-    dataset = phantoms.with_pixels(phantoms.header("OP"), grey[..., :8], "MONOCHROME2", 12)
+    dataset = phantoms.with_pixels(phantoms.header("CR"), grey[..., :8], "MONOCHROME2", 12)
     frame = jpeg(colour)
-    colourful = phantoms.with_pixels(phantoms.header("OP"), colour, "RGB")
+    colourful = phantoms.with_pixels(phantoms.header("CR"), colour, "RGB")
     seeds.append(
         _bytes_of(phantoms.encapsulated(colourful, frame, JPEGBaseline8Bit, "YBR_FULL_422"), folder)
     )
@@ -96,13 +99,13 @@ def dicom_seeds(folder: Path) -> list[bytes]:
 
 def _with_tables(grey: np.ndarray) -> list[Any]:
     """Images with a VOI LUT of bytes, and with a segmented palette."""
-    shown = phantoms.with_pixels(phantoms.header("OP"), grey, "MONOCHROME2", 12)
+    shown = phantoms.with_pixels(phantoms.header("CR"), grey, "MONOCHROME2", 12)
     table = Dataset()
     table.LUTDescriptor, table.LUTData = [64, 0, 8], bytes(range(64))
     table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
     shown.VOILUTSequence = Sequence([table])
     shown.PresentationLUTShape = "INVERSE"
-    palette = phantoms.with_pixels(phantoms.header("OP"), grey, "PALETTE COLOR", 12)
+    palette = phantoms.with_pixels(phantoms.header("CR"), grey, "PALETTE COLOR", 12)
     segments = np.array([0, 2, 0, 257, 1, 62, 9999, 2, 1, 0, 0], "<u2").tobytes()
     for colour in ("Red", "Green", "Blue"):
         name = f"{colour}PaletteColorLookupTable"
@@ -114,7 +117,7 @@ def _with_tables(grey: np.ndarray) -> list[Any]:
 def deflated_maker(folder: Path) -> Maker:
     """Deflated data sets whose plain bytes are damaged; now and then one that inflates far."""
     dataset = phantoms.with_pixels(
-        phantoms.header("OP", syntax=DeflatedExplicitVRLittleEndian),
+        phantoms.header("CR", syntax=DeflatedExplicitVRLittleEndian),
         phantoms.grey(1, 8),
         "MONOCHROME2",
         12,
@@ -142,7 +145,7 @@ def _photograph(folder: Path) -> Parser:
 
     def call(data: bytes) -> None:
         path.write_bytes(data)
-        read_file(str(path), SETTINGS)
+        read_file(str(path), GREY)
 
     seeds = dicom_seeds(folder)
     return Parser(call, (damaged(*seeds), damaged(*seeds), deflated_maker(folder)), REFUSED)
@@ -304,7 +307,7 @@ def _glance(folder: Path) -> Parser:
 
     def call(data: bytes) -> None:
         path.write_bytes(data)
-        glance(str(path), SETTINGS)
+        glance(str(path), GREY)
 
     seeds = dicom_seeds(folder)
     return Parser(call, (damaged(*seeds), deflated_maker(folder)), REFUSED)
