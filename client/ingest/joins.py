@@ -116,7 +116,7 @@ def join_persons(
         persons_of_it = len({links.root(place) for place in places})
         if persons_of_it > (1 if study in dummies else MOST_PERSONS_A_STUDY):
             crowded.append(persons_of_it)
-        else:
+        elif study not in dummies:
             shared.append(places)
     for places in shared:
         join("study", [(place, records[place].pseudonyms) for place in places])

@@ -85,6 +85,9 @@ def test_a_dummy_study_joins_nobody_and_is_counted() -> None:
     found = joined(record(0, "a", "s"), record(1, "b", "s"), dummies=["s"])
     assert persons(found) == [[0], [1]]
     assert found.crowded == (2,)
+    found = joined(record(0, "012", "s"), record(1, "12", "s"), dummies=["s"])
+    assert [join.cause for join in found.joins] == ["spelling"]
+    assert found.crowded == ()
 
 
 APART = People(parted=frozenset({("a", "b")}))
