@@ -7,7 +7,7 @@ a picture of one plane alone. Angiograms, autofluorescence and red-free pictures
 Not covered: a grey picture in an even tint, such as sepia.
 
 Both limits stand between the palest and the reddest photograph of six public sets and the grey and
-one-plane versions of the same.
+one-plane versions of the same (docs/measurements/what_enters.md).
 """
 
 from __future__ import annotations
