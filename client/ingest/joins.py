@@ -14,7 +14,7 @@ Not covered: two different photographs of one person under two ids that nothing 
 
   1. file: a record is of every id that its header and its row of the labels file give
   2. spelling: ids that differ in spelling alone
-  3. picture: identical or nearly identical pixels
+  3. picture: identical or nearly identical pixels, or one exposure (exposure.py)
   4. earlier: what was one person before, and what a person decided
   5. study: MOST_PERSONS_A_STUDY persons by (1) to (4) share one StudyInstanceUID
 """

@@ -22,6 +22,7 @@ import numpy as np
 
 from client.ingest import decode
 from client.ingest.decode import Decoder
+from client.ingest.exposure import same_exposures
 from client.ingest.finished import entries_of, entry_of_series, finished_work, go_on
 from client.ingest.identify import Identities, Owner
 from client.ingest.likeness import count_fields, join_alike, reduce_images
@@ -189,8 +190,13 @@ class Photographs(Source):
         self._names.append(name)
 
     def alike(self, progress: Progress) -> Pairs:
-        """Yield pairs of photographs that correlate."""
-        return join_alike(self.fields, progress)
+        """Yield pairs of photographs that correlate, or that are of one exposure."""
+
+        def show(first: int) -> Progress:
+            return lambda done, total: progress((first * total + done) // 2, total)
+
+        yield from join_alike(self.fields, show(0))
+        yield from same_exposures(self.fields, show(1))
 
     def rows(self, entering: Sequence[ImageRecord]) -> list[tuple[ImageRecord, int]]:
         """Return one row for every photograph."""

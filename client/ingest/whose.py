@@ -3,8 +3,8 @@
 In: decoded photographs with their paths, the site's state folder and site.yaml.
 Out: for each photograph every name of its person; none where nobody is known.
 Guarantees: the rules are those of the intake (joins.py): ids of header and labels file in any
-spelling, studies, what was linked before, identical and nearly identical pixels, also those of the
-site's cohorts.
+spelling, studies, what was linked before, identical and nearly identical pixels and one exposure in
+two windows, also those of the site's cohorts.
 Not covered: two different photographs of one person under two ids that nothing links.
 """
 
@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from client.ingest.cohort import Cohort, image_marks
+from client.ingest.exposure import same_exposures, same_exposures_among
 from client.ingest.identify import Identities, Owner
 from client.ingest.joins import group_by_person
 from client.ingest.labels import Labels, Wording, read_labels
-from client.ingest.likeness import near_duplicates, near_pairs
+from client.ingest.likeness import near_duplicates, near_pairs, reduce_images
 from client.ingest.listing import relative_name
 from client.ingest.persons import ImageRecord, aliases, keyed_hash
 from client.ingest.quarantine import Unusable
@@ -62,7 +64,7 @@ def find_owners(
     # who is one person, in the cohorts and here
     pixels = np.stack([photograph.pixels for photograph in photographs])
     owners: dict[int, Names] = {}
-    near_here = near_duplicates(pixels)
+    near_here = chain(near_duplicates(pixels), same_exposures(reduce_images(pixels)))
     for person in group_by_person(records, near_here, known, identities.spellings):
         owners |= dict.fromkeys((record.position for record in person), aliases(person, known))
     return [owners[position] for position in range(len(records))]
@@ -123,7 +125,8 @@ def _names_by_likeness(photographs: Sequence[Photograph], folder: Path) -> Mappi
     pixels = np.stack([photograph.pixels for photograph in photographs])
     if cohort.images.shape[1:] != pixels.shape[1:]:
         return found
-    for position, row in near_pairs(pixels, cohort.images):
+    near = near_pairs(pixels, cohort.images)
+    for position, row in chain(near, same_exposures_among(pixels, cohort.images)):
         name = cohort.pseudonyms[int(cohort.patient_of[row])]
         found.setdefault(position, set()).add(name)
     return found
