@@ -117,10 +117,12 @@ def explain(
     except KohortError as error:
         yield error
         return
-    yield from found.match.lines()
     if part:
-        yield f"labels: {part}"
+        # who was not looked at is not missing
+        yield from found.match.table_lines()
+        yield f"labels: {part}; {found.match.labelled:,} of {found.match.images:,} have a row"
         return
+    yield from found.match.lines()
     try:
         found.check_match()
     except KohortError as error:

@@ -137,6 +137,7 @@ class Labels:
         )
 
 
+NO_PATIENT = "a file without a patient; it stays out unless its DICOM header says whose it is"
 MATCH_HINT = "nothing was frozen; correct the table, data.folder or data.labels_csv"
 
 
@@ -233,6 +234,8 @@ class _Reading:
             self.table.notes.add(
                 "names neither file nor patient, and counts for nobody", line.number
             )
+        elif not patient:
+            self.table.notes.add(NO_PATIENT, line.number)
         return _Meant(line.number, file, file_key(cells.get("mask", "")), row)
 
     def _side(self, cell: str, who: str, line: int) -> int:
@@ -245,7 +248,10 @@ class _Reading:
         return side or 0
 
     def _label(self, cell: str, who: str, line: int) -> str:
-        """The label that a cell means, else the cell."""
+        """The label that a cell means, else the cell; an empty one is none."""
+        if not cell:
+            self.table.notes.add("`label` is empty; such images stay out", line)
+            return ""
         meant = self.values.get(plain(cell), cell)
         label = self.declared.get(_label_key(meant))
         if label is None:
@@ -267,6 +273,8 @@ class _Reading:
         if self.known or not self.declared:
             fix = "; such images stay out unless data.values of site.yaml maps the word"
             self.unknown.tell(self.table.notes, self._close() + fix)
+        elif rows and not self.unknown.words:
+            problems.add("no row has a label; fill in the column `label`", 1)
         elif rows:
             fix = f"; map the words to {labels} in data.values of site.yaml"
             self.unknown.tell(problems, self._close() + fix)

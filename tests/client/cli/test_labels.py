@@ -98,7 +98,8 @@ def test_check_compares_labels_with_headers_as_ingest_does(
     # of a large folder a part is looked at, which is said and proves nothing
     monkeypatch.setattr(template, "MOST_HEADERS", 2)
     _, out, err = cli("check", "--state", state, "--offline")
-    assert "labels: the headers of 2 of 4 files were looked at" in out
+    assert "labels: the headers of 2 of 4 files were looked at; 0 of 2 have a row" in out
+    assert "no image is of this patient" not in out
     assert "E-LABELS" not in err
 
 

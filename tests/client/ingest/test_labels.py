@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from client.ingest.labels import Labels, Row, Wording, read_labels
+from client.fleet.app import explain
+from client.ingest.labels import MATCH_HINT, Labels, Row, Wording, read_labels
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.table import HINT
 from common.errors import ConfigurationError
 
 DECLARED = ("none", "severe")
@@ -168,3 +170,37 @@ def test_rows_and_images_of_other_hospitals_are_refused_with_the_likely_cause(
     )
     assert "lines 2, 3: no such file; one with another ending is there" in str(error.value)
     assert "MARKER" not in str(error.value) + error.value.hint
+
+
+def test_a_template_that_is_not_filled_in_is_told_from_one_that_is(tmp_path: Path) -> None:
+    empty = "file,patient,label\na/1.dcm,,\nb/1.dcm,,\n"
+    assert "no row has a label; fill in the column `label`" in str(refusal(tmp_path, empty))
+    notes = list(labels(tmp_path, "file,patient,label\na/1.dcm,,none\nb/1.dcm,p,\n").match.lines())
+    assert notes[1:3] == [
+        "labels: line 2: a file without a patient; it stays out unless its DICOM header says whose "
+        "it is",
+        "labels: line 3: `label` is empty; such images stay out",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "patient,label,laterality\nMARKER,none,MARKER\n",
+        "patient,MARKER\n",
+        'MARKER,"MARKER\n',
+        "patient,label\nMARKER,MARKER\n",
+    ],
+)
+def test_the_daemons_log_holds_the_code_and_a_constant_hint(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        labels(tmp_path, text)
+    assert explain(error.value) == f"E-LABELS-FILE ({HINT})"
+
+
+def test_the_daemons_log_holds_no_count_of_what_fits(tmp_path: Path) -> None:
+    found = labels(tmp_path, "patient,label\nMARKER,none\n")
+    found.match.images = 1
+    with pytest.raises(ConfigurationError) as error:
+        found.check_match()
+    assert explain(error.value) == f"E-LABELS-MATCH ({MATCH_HINT})"
