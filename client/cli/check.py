@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from client.cli.inspection import inspect_site
 from client.cli.options import AsJson, Monitor, StateFolder
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
@@ -29,6 +28,9 @@ def check(
 
     Beside a daemon that runs and is healthy it says so and ends with 0.
     """
+    # Flower, which calls the server, takes half a second: commands that do not call load none
+    from client.cli.inspection import inspect_site
+
     if monitor:
         watch(state, offline)
         return
@@ -73,6 +75,8 @@ def check_line(fault: Alert) -> str:
 
 def watch(state: StateFolder, offline: bool) -> None:
     """Print one line for a monitoring system, and end with 0, 1 or 2."""
+    from client.cli.inspection import inspect_site
+
     healthy = "no daemon runs here"
     alerts: dict[Alert, None] = {}
     try:

@@ -13,8 +13,6 @@ from client.cli.options import StateFolder
 from client.cli.prices import open_records, price_lines
 from client.cli.terminal import write_line
 from client.desk.door import Address
-from client.desk.pages import Desk, make_app
-from client.desk.serving import bind_file, bind_loopback, serve
 from client.desk.sessions import Sessions
 from client.egress.review import open_reviews
 from client.state.config import load_site
@@ -40,6 +38,10 @@ def desk(
 
     The link that it shows works once. It calls nobody; Ctrl-C ends it.
     """
+    # the web framework takes half a second that no other command needs
+    from client.desk.pages import Desk, make_app
+    from client.desk.serving import bind_file, bind_loopback, serve
+
     config = load_site(state)
     place = State(state)
     if socket_file is not None and port is not None:

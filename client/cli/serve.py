@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +23,6 @@ from client.daemon.device import find_devices, note_devices
 from client.daemon.metrics import SiteMetrics, shown
 from client.daemon.site import Site
 from client.fleet import health as states
-from client.fleet.app import build_app, explain, public_code
-from client.fleet.client import FleetClient
 from client.fleet.diagnosis import ignored_proxy
 from client.fleet.health import Health
 from client.fleet.renewal import Renewal
@@ -45,6 +43,9 @@ from common.storage.heartbeat import Heartbeat
 from common.storage.lock import FolderLock
 from common.storage.reserve import hold_reserve, write_with_reserve
 from common.study.plan import Study
+
+if TYPE_CHECKING:
+    from client.fleet.client import FleetClient
 
 DELIVERY_WAIT_S = 120.0
 DELIVERY_POLL_S = 0.1
@@ -304,6 +305,10 @@ def _health(heart: Heartbeat) -> Health:
 
 def _fleet_client(site: Site, health: Health, on_turn: Callable[[], None]) -> FleetClient:
     """Return the client of a site; its pull loop calls `on_turn`."""
+    # Flower takes half a second that no other command needs
+    from client.fleet.app import build_app
+    from client.fleet.client import FleetClient
+
     settings = fleet_settings(site.state, site.config, site.membership)
     app = build_app(site.answer, lambda error: note_refusal(health, error))
     return FleetClient(settings, site.plans.pins, app, health, on_turn, admit=site.admit)
@@ -311,6 +316,8 @@ def _fleet_client(site: Site, health: Health, on_turn: Callable[[], None]) -> Fl
 
 def note_refusal(health: Health, error: KohortError | None) -> None:
     """Show what this site refuses to do, with code and fix, until it answers again."""
+    from client.fleet.app import explain, public_code
+
     if error is None or error.code == "E-STUDY-ENDED":
         health.clear(states.WORK)
     else:

@@ -11,14 +11,17 @@ import logging
 import threading
 import time
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from client.fleet.client import FleetClient
 from client.fleet.expiry import ending_certificates
 from client.fleet.failures import CallFailed, classify
 from client.fleet.renewal import Renewal, finish_rotation
 from client.state.folder import State
 from client.state.request import write_request_file
 from common.errors import KohortError
+
+if TYPE_CHECKING:
+    from client.fleet.client import FleetClient
 
 LOOK_S = 60.0
 DAY_S = 86_400.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,3 +95,12 @@ def test_check_is_content_with_a_site_that_has_never_run(
     assert "server: ok" in cli("check", "--state", state)[1]
     server.instead["send-node-heartbeat"] = lambda request: (403, {}, b"")
     assert "server: 1 to repair" in cli("check", "--state", state)[1]
+
+
+def test_the_commands_load_neither_flower_nor_torch_nor_a_web_framework() -> None:
+    code = (
+        "import sys, client.cli.main; "
+        "print(*sorted({'flwr', 'torch', 'fastapi', 'uvicorn', 'pydicom'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
