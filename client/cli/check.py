@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,12 @@ from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.cli.yields import yield_lines
 from client.daemon.standing import site_standing
+from client.ingest.refresh import Intakes
 from client.state.config import load_site
 from client.state.folder import State
 from common.alerts import Alert, exit_code, monitor_line
 from common.errors import ConfigurationError, KohortError
+from common.study.plan import Study
 
 Offline = Annotated[bool, typer.Option("--offline", help="do not call the server")]
 
@@ -65,6 +68,25 @@ def show_expected(state: Path) -> None:
     for study in studies.values():
         for line in yield_lines(State(state), study):
             write_line(line)
+        for line in change_lines(state, study):
+            write_line(line)
+
+
+def change_lines(state: Path, study: Study) -> Iterator[str]:
+    """Yield what changed in the data folder since the plan's cohort was built, if anything.
+
+    What cannot be read is a fault already.
+    """
+    place = State(state)
+    if not place.cohort(study.intake).is_dir():
+        return
+    try:
+        changes = Intakes(place, load_site(state)).changes(study.intake)
+    except KohortError:
+        return
+    if changes:
+        yield f"  plan {study.name}: files since the last ingest: {changes.words()}"
+        yield "  kohort-site ingest --refresh takes them in"
 
 
 def check_line(fault: Alert) -> str:

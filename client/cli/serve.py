@@ -105,10 +105,7 @@ def _take_in(site: Site, study: Study, refresh: bool, seen: set[str]) -> Iterato
     yield from ingest_lines(report)
     changes = site.intakes.changes(study.intake) if report is None else None
     if changes:
-        yield (
-            f"files since then: {changes.new} new, {changes.gone} gone, {changes.changed} changed; "
-            "kohort-site ingest --refresh takes them in"
-        )
+        yield f"files since then: {changes.words()}; kohort-site ingest --refresh takes them in"
 
 
 def ingest_lines(report: IngestReport | None) -> Iterator[str]:

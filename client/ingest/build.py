@@ -46,6 +46,7 @@ from client.ingest.listing import (
     list_files,
     relative_name,
     stamp_files,
+    stamp_inputs,
     write_listing,
 )
 from client.ingest.persons import ImageRecord
@@ -135,6 +136,9 @@ def ingest(
     labels = read_labels(
         labels_csv, intake.labels, relative, max_bytes, masks=masks, wording=wording
     )
+    # the state of what is read, before it is read: a later change is seen
+    stamps = stamp_files(files, relative, key)
+    stamps |= stamp_settings(labels_csv, wording or Wording(), limits, key)
 
     # (3 to 7) build in a folder beside `out`, and rename it when it is whole
     unfinished = out.with_name(f".{out.name}.partial")
@@ -144,6 +148,7 @@ def ingest(
         try:
             word = word or SiteWord()
             build = _Build(intake, key, labels, unfinished, people, aside, word)
+            build.stamps = stamps
             try:
                 report = build.run(files, relative, limits, phases)
             except ConfigurationError:
@@ -158,6 +163,14 @@ def ingest(
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
     return report
+
+
+def stamp_settings(
+    labels_csv: Path | None, wording: Wording, limits: Limits, key: bytes
+) -> dict[str, str]:
+    """Return opaque stamps of the labels file, and of what site.yaml says about files."""
+    settings = (wording, limits.choices, limits.max_file_bytes)
+    return stamp_inputs(labels_csv, settings, limits.max_labels_bytes, key)
 
 
 class _Build:
@@ -179,6 +192,7 @@ class _Build:
         self.people = people
         self.aside = aside
         self.word = word
+        self.stamps: dict[str, str] = {}
         self.identities = Identities(key, labels, intake)
         self.joins: tuple[str, ...] = ()
         self.warnings: tuple[str, ...] = ()
@@ -192,8 +206,6 @@ class _Build:
         self, files: Sequence[Path], relative: Sequence[str], limits: Limits, phases: Phases
     ) -> IngestReport:
         """Decode, identify, join, choose and write; return the report."""
-        # the state of the files before they are read: a later change is seen
-        stamps = stamp_files(files, relative, self.key)
         # (3, 4) decode and identify
         self.source.collect(files, relative, limits, partial(phases, READING))
         self.identities.labels.check_match()
@@ -208,7 +220,7 @@ class _Build:
 
         # (7) write
         digest = self._write(persons, partial(phases, WRITING))
-        write_listing(self.folder / LISTING, stamps)
+        write_listing(self.folder / LISTING, self.stamps)
         self.source.remove()
         for path in (*self.folder.iterdir(), self.folder):
             sync_folder(path)

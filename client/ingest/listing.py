@@ -1,13 +1,14 @@
 """Lists the files of a hospital's folder, and tells later which came, went or changed.
 
 In: the data folder, the site's key.
-Out: paths; opaque ids of files and of their size and time.
+Out: paths; opaque ids of files and of their size and time; one of the labels file's contents.
 Guarantees: a link is listed and never followed; nothing that a file is called is stored.
 Not covered: what the files hold (sources.py); a file that changed and kept its size and time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from client.ingest.persons import keyed_hash
 from client.ingest.request import Limits
-from common.errors import ConfigurationError, RefusedError
+from common.errors import ConfigurationError, KohortError, RefusedError
 from common.storage.files import read_capped
 
 LISTING = "files.csv"
@@ -24,14 +25,28 @@ LISTING_CAP_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Changes:
-    """How many files came, went or changed; for the site's own screen."""
+    """How many files came, went or changed; for the site's own screen.
+
+    `labels`, `settings`: whether the labels file, or what site.yaml says of files, is another.
+    """
 
     new: int
     gone: int
     changed: int
+    labels: bool = False
+    settings: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.new or self.gone or self.changed)
+        return bool(self.new or self.gone or self.changed or self.labels or self.settings)
+
+    def words(self) -> str:
+        """Return what a person reads."""
+        words = f"{self.new} new, {self.gone} gone, {self.changed} changed"
+        if self.labels:
+            words += "; the labels file changed"
+        if self.settings:
+            words += "; settings of site.yaml changed"
+        return words
 
 
 def list_files(source: Path, out: Path, limits: Limits, *, skip: Path | None) -> list[Path]:
@@ -103,8 +118,33 @@ def stamp_files(files: Iterable[Path], names: Iterable[str], key: bytes) -> dict
     return stamps
 
 
-def compare_listing(folder: Path, stamps: Mapping[str, str]) -> Changes | None:
-    """Return what changed since the cohort in `folder` was built; None where it kept no list.
+def stamp_inputs(
+    labels_csv: Path | None, settings: object, max_bytes: int, key: bytes
+) -> dict[str, str]:
+    """Return an opaque stamp of the labels file's contents, and one of the site's settings.
+
+    `settings`: what of site.yaml decides about files; its text counts.
+    """
+    contents = "none"
+    if labels_csv is not None:
+        try:
+            contents = hashlib.sha256(read_capped(labels_csv, max_bytes)).hexdigest()
+        except KohortError:
+            contents = "unreadable"
+    labels, own = input_ids(key)
+    return {
+        labels: keyed_hash(key, "stamp", "labels", contents),
+        own: keyed_hash(key, "stamp", "settings", repr(settings)),
+    }
+
+
+def input_ids(key: bytes) -> tuple[str, str]:
+    """Return the opaque ids of the labels file and of the settings, which are no file's."""
+    return keyed_hash(key, "input", "labels"), keyed_hash(key, "input", "settings")
+
+
+def read_listing(folder: Path) -> dict[str, str] | None:
+    """Return the stamp of every opaque id in a cohort's list; None where it kept none.
 
     Raises RefusedError for a damaged list.
     """
@@ -113,14 +153,31 @@ def compare_listing(folder: Path, stamps: Mapping[str, str]) -> Changes | None:
         return None
     try:
         lines = read_capped(path, LISTING_CAP_BYTES).decode("ascii").splitlines()[1:]
-        before = dict(line.split(",") for line in lines)
+        return dict(line.split(",") for line in lines)
     except ValueError as error:
         raise RefusedError(
             f"{path}: not a list of files", hint="kohort-site ingest --refresh"
         ) from error
+
+
+def compare_listing(
+    folder: Path, stamps: Mapping[str, str], inputs: Mapping[str, str]
+) -> Changes | None:
+    """Return what changed since the cohort in `folder` was built; None where it kept no list.
+
+    `stamps`: of the files; `inputs`: what `stamp_inputs` returned. A list of an earlier version
+    knows nothing of these. Raises RefusedError for a damaged list.
+    """
+    before = read_listing(folder)
+    if before is None:
+        return None
+    known = [before.pop(file_id, stamp) == stamp for file_id, stamp in inputs.items()]
+    labels, settings = known or (True, True)
     common = before.keys() & stamps.keys()
     return Changes(
         new=len(stamps.keys() - common),
         gone=len(before.keys() - common),
         changed=sum(before[file_id] != stamps[file_id] for file_id in common),
+        labels=not labels,
+        settings=not settings,
     )

@@ -16,11 +16,12 @@ import hmac
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.ingest.build import IngestReport, Phases, ingest, show_no_phase
+from client.ingest.build import IngestReport, Phases, ingest, show_no_phase, stamp_settings
 from client.ingest.census import SiteWord
+from client.ingest.changes import FileChanges, compare_files
 from client.ingest.cohort import image_marks, people_of, persons_of
 from client.ingest.labels import Wording
 from client.ingest.listing import (
@@ -53,7 +54,7 @@ ASIDE = ".aside"
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh changed, in persons; `report` is that of the new cohort.
+    """What a refresh changed, in persons and `files`; `report` is that of the new cohort.
 
     `withdrawn`: persons of the old cohort who have withdrawn, whose images are now removed.
     """
@@ -64,9 +65,12 @@ class Refreshed:
     changed: int
     same: int
     report: IngestReport
+    files: FileChanges | None = None
 
     def lines(self) -> Iterator[str]:
         """Yield what a person reads, on the site's own screen."""
+        if self.files is not None:
+            yield self.files.line()
         yield (
             f"persons: {self.new} new, {self.gone} gone, {self.withdrawn} withdrawn, "
             f"{self.changed} with other images, {self.same} as before"
@@ -104,6 +108,8 @@ class Intakes:
         target = self.state.next_cohort(intake)
         report = self._build(intake, target)
         found = _compare(older[-1], target, report)
+        files = compare_files(older[-1], target, self.state.pseudonym_bytes())
+        found = replace(found, files=files)
         self._finish_removal(intake)
         return found
 
@@ -137,8 +143,10 @@ class Intakes:
     def changes(self, intake: Intake) -> Changes | None:
         """Return which files came, went or changed since the cohort was built; None if unknown."""
         files, names = self.files(intake)
-        folder = self.state.cohort(intake)
-        return compare_listing(folder, stamp_files(files, names, self.state.pseudonym_bytes()))
+        key = self.state.pseudonym_bytes()
+        limits = self.limits(intake)
+        inputs = stamp_settings(self.labels(), self.wording(), limits, key)
+        return compare_listing(self.state.cohort(intake), stamp_files(files, names, key), inputs)
 
     def refusals(self, intake: Intake) -> Refusals | None:
         """Return the files that did not enter, of the newest cohort or of an attempt since then.

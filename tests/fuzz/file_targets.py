@@ -276,7 +276,7 @@ def _listing(folder: Path) -> Parser:
 
     def call(data: bytes) -> None:
         (folder / LISTING).write_bytes(data)
-        compare_listing(folder, {"c": "d"})
+        compare_listing(folder, {"c": "d"}, {})
 
     return Parser(call, (exchanged(seed), damaged(seed)))
 
