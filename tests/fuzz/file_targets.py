@@ -467,7 +467,7 @@ TARGETS = (
         _small_files,
     ),
     Target("withdrawal-list", ("client.ingest.withdrawal:read_list",), _withdrawal),
-    Target("listing", ("client.ingest.listing:compare_listing",), _listing),
+    Target("listing", ("client.ingest.listing:read_listing",), _listing),
     Target(
         "finished-work",
         ("client.ingest.finished:Finished", "client.ingest.outcomes:unpack"),
