@@ -52,6 +52,9 @@ START_TIMEOUT_S = 60.0
 # refusals after which there is no child, or none that can be used
 LOST = (Reason.TIMED_OUT, Reason.DECODER_DIED, Reason.OUT_OF_MEMORY)
 QUIET = {
+    # memory of one image is kept for the next: to ask for it anew costs a page fault every 4 KiB
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",

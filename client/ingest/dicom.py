@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,11 @@ from client.ingest.images import strips
 from client.ingest.lookup import is_swapped, look_up, read_table
 from client.ingest.origin import check_origin
 from client.ingest.palettes import palette_colours
+from client.ingest.patterns import count_values, map_values
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Choices, Wanted
-from client.ingest.window import Window, apply_window
+from client.ingest.window import Window, apply_window, header_window
 from common.arrays import Pixels
-
-T = TypeVar("T", bound=np.generic)
 
 SIDES = {"R": 2, "L": 1}
 ONE_FRAME = {"OP", "CR", "DX"}
@@ -188,7 +187,8 @@ def _render(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | 
     # grey: one table over all possible values
     if kind in GREY:
         raw = stored.view(f"u{stored.dtype.itemsize}")
-        table = display_table(header, count_values(raw), bits, stored.dtype.kind == "i", window)
+        counts = _counts_for(header, raw, bits, window)
+        table = display_table(header, counts, bits, stored.dtype.kind == "i", window)
         return map_values(raw, table)[..., None]
     # palette: its colours
     if kind == "PALETTE COLOR":
@@ -204,27 +204,23 @@ def _render(header: Dataset, stored: NDArray[np.integer[Any]], window: Window | 
     return shown
 
 
+def _counts_for(
+    header: Dataset, raw: NDArray[Any], bits: int, window: Window | None
+) -> NDArray[np.int64]:
+    """How often each pattern occurs; 1 for each where the display does not depend on it.
+
+    It does where there is padding or a lookup table, and where the window is the image's range.
+    """
+    names = ("PixelPaddingValue", "ModalityLUTSequence", "VOILUTSequence")
+    windowed = bits <= 8 or window is not None or header_window(header) is not None
+    if windowed and all(header.get(name) is None for name in names):
+        return np.ones(1 << 8 * raw.dtype.itemsize, np.int64)
+    return count_values(raw)
+
+
 def _rows(stored: NDArray[Any]) -> Iterator[slice]:
     """The rows of each strip of stored values [H, W, ...]."""
     return strips(*stored.shape[:2])
-
-
-def count_values(raw: NDArray[Any]) -> NDArray[np.int64]:
-    """Return how often each unsigned pattern of [H, W] occurs, [256] or [65536]."""
-    counts = np.zeros(1 << 8 * raw.dtype.itemsize, np.int64)
-    for rows in _rows(raw):
-        # strip by strip, because bincount widens its input
-        counts += np.bincount(raw[rows].ravel(), minlength=len(counts))
-    return counts
-
-
-def map_values(raw: NDArray[Any], table: NDArray[T]) -> NDArray[T]:
-    """Return the table's entry for each unsigned pattern of [H, W]."""
-    found = np.empty(raw.shape, table.dtype)
-    for rows in _rows(raw):
-        # every pattern has an entry, so that nothing is clipped; without this mode it is slower
-        np.take(table, raw[rows], mode="clip", out=found[rows])
-    return found
 
 
 def display_table(

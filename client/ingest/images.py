@@ -2,10 +2,10 @@
 
 In: decoded pixels.
 Out: the square uint8 [S, S, C] of the study.
-Guarantees: beside the pixels and Pillow's copy of them, memory holds one strip of the image.
+Guarantees: beside the pixels, memory holds a strip of them and what resize.py holds.
 Not covered: text inside the field of view.
 
-Framing (antialiased bicubic):
+Framing (resize.py):
   - a fundus photograph by its field of view (common/field_of_view.py), or it is refused
   - any other image by its longer side, which becomes S; the shorter one is padded with black, the
     image in the middle
@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from client.ingest.quarantine import Reason, Unusable
+from client.ingest.resize import picture_of, resize
 from common.arrays import Pixels
 from common.field_of_view import find_field, frame_field, side_of
 
@@ -59,7 +59,7 @@ def _frame_fundus(pixels: Pixels, size_px: int) -> Pixels:
         raise Unusable(Reason.NO_FIELD)
     if side_of(field) < size_px / 2:
         raise Unusable(Reason.TOO_SMALL)
-    square = frame_field(pixels, field, size_px, _resize)
+    square = frame_field(pixels, field, size_px, resize)
     _refuse_blank(square)
     return square
 
@@ -70,7 +70,7 @@ def _frame_whole(pixels: Pixels, size_px: int) -> Pixels:
     if max(height, width) < size_px / 2:
         raise Unusable(Reason.TOO_SMALL)
     scale = size_px / max(height, width)
-    resized = _resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
+    resized = resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
     _refuse_blank(resized)
     square = np.zeros((size_px, size_px, pixels.shape[2]), np.uint8)
     height, width = resized.shape[:2]
@@ -86,27 +86,6 @@ def _refuse_blank(pixels: Pixels) -> None:
         raise Unusable(Reason.BLANK)
 
 
-def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Pixels [H, W, 1 or 3] at another height and width, by antialiased bicubic interpolation."""
-    # Pillow's copy is filled strip by strip: the pixels may be a part of a larger image
-    channels = pixels.shape[2]
-    mode = "RGB"
-    if channels == 1:
-        mode = "L"
-    picture = Image.new(mode, (pixels.shape[1], pixels.shape[0]))
-    for rows in strips(*pixels.shape[:2]):
-        picture.paste(_picture_of(pixels[rows]), (0, rows.start))
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized).reshape(height, width, channels)
-
-
-def _picture_of(pixels: Pixels) -> Image.Image:
-    """Pixels [H, W, 1 or 3] as Pillow holds them."""
-    if pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
-    return Image.fromarray(np.ascontiguousarray(pixels))
-
-
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:
     """Colour to grey by ITU-R 601 luma; grey is never passed off as colour."""
     if pixels.shape[2] == channels:
@@ -115,5 +94,5 @@ def _with_channels(pixels: Pixels, channels: int) -> Pixels:
         raise Unusable(Reason.WRONG_CHANNELS)
     grey = np.empty((*pixels.shape[:2], 1), np.uint8)
     for rows in strips(*pixels.shape[:2]):
-        grey[rows, :, 0] = np.asarray(_picture_of(pixels[rows]).convert("L"))
+        grey[rows, :, 0] = np.asarray(picture_of(pixels[rows]).convert("L"))
     return grey

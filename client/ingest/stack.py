@@ -24,6 +24,7 @@ from client.ingest import dicom, dicom_header
 from client.ingest.files import open_regular
 from client.ingest.frames import ATTRIBUTES, frames_of
 from client.ingest.parts import Chosen, Frame, choose_part
+from client.ingest.patterns import count_values, map_values
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Caps
 from client.ingest.series import Grid, arrange_slices
@@ -204,7 +205,7 @@ def _values_meant(full: Dataset, stored: NDArray[np.integer[Any]]) -> NDArray[np
     """The values that stored ones mean, float32 [H, W]; padding is NaN."""
     # one table over all stored patterns: modality values, NaN for padding
     raw = stored.view(f"u{stored.dtype.itemsize}")
-    counts = dicom.count_values(raw)
+    counts = count_values(raw)
     bits = min(int(full.BitsStored), 8 * stored.dtype.itemsize)
     patterns = dicom.stored_values(len(counts), bits, stored.dtype.kind == "i")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -212,4 +213,4 @@ def _values_meant(full: Dataset, stored: NDArray[np.integer[Any]]) -> NDArray[np
     table[dicom.padding_of(full, patterns, counts)] = np.nan
     if np.isinf(table).any():
         raise Unusable(Reason.RESCALE)
-    return dicom.map_values(raw, table)
+    return map_values(raw, table)

@@ -45,7 +45,7 @@ def apply_window(
         table = _voi_table(header)
         if table is not None:
             return np.clip(look_up(table, values, counts) / ((1 << table.bits) - 1), 0, 1)
-        center_width = _header_window(header)
+        center_width = header_window(header)
         if center_width is not None:
             return _apply_function(_function(header), values, *center_width)
     low, high = window or _plain_range(values, counts, bits)
@@ -72,8 +72,8 @@ def _function(header: Dataset) -> str:
     return "LINEAR"
 
 
-def _header_window(header: Dataset) -> tuple[float, float] | None:
-    """Centre and width of the first valid window; None without one."""
+def header_window(header: Dataset) -> tuple[float, float] | None:
+    """Return centre and width of the first valid window; None without one."""
     linear = _function(header) == "LINEAR"
     centers = numbers_of(header, "WindowCenter")
     widths = numbers_of(header, "WindowWidth")
@@ -104,11 +104,13 @@ def _plain_range(values: NDArray[np.float64], counts: NDArray[np.int64], bits: i
     """
     if bits <= 8:
         return float(values.min()), float(values.max())
-    order = np.argsort(values, kind="stable")
-    share = np.cumsum(counts[order]) / max(counts.sum(), 1)
+    # values that occur, in their order
+    found = np.flatnonzero(counts)
+    found = found[np.argsort(values[found], kind="stable")]
+    share = np.cumsum(counts[found]) / max(counts.sum(), 1)
 
     def percentile(p: float) -> float:
-        place = min(int(np.searchsorted(share, p)), len(order) - 1)
-        return float(values[order[place]])
+        place = min(int(np.searchsorted(share, p)), len(found) - 1)
+        return float(values[found[place]])
 
     return percentile(0.005), percentile(0.995)

@@ -28,7 +28,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.ingest import images
+from client.ingest import dicom, images
 from client.ingest.dicom import DicomImage, read_dicom
 from client.ingest.dicom_header import check_size, read_header
 from client.ingest.files import open_regular
@@ -180,6 +180,31 @@ def test_deep_images_without_a_window_use_their_middle_99_percent(tmp_path: Path
     ).pixels[..., 0]
     expected = stretched(pixels, *np.percentile(pixels, (0.5, 99.5)))
     assert np.abs(image.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("source", ["the study", "the file", "eight bits", "nothing"])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_values_are_counted_only_where_the_display_depends_on_it(
+    source: str, padded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = 8 if source == "eight bits" else 12
+    dataset = phantoms.with_pixels(
+        phantoms.header("DX"), phantoms.grey(8, bits=bits), "MONOCHROME2", bits
+    )
+    if source == "the file":
+        dataset.WindowCenter, dataset.WindowWidth = "1000", "900"
+    if padded:
+        dataset.PixelPaddingValue = 0
+        dataset["PixelPaddingValue"].VR = "US"
+    window = (0.0, 3000.0) if source == "the study" else None
+    counted = []
+    count = dicom.count_values
+    monkeypatch.setattr(dicom, "count_values", lambda raw: counted.append(1) or count(raw))
+    found = shown(dataset, tmp_path, window).pixels
+    assert bool(counted) == (padded or source == "nothing")
+    # counting never changes the picture
+    monkeypatch.setattr(dicom, "_counts_for", lambda _, raw, *__: count(raw))
+    assert np.array_equal(shown(dataset, tmp_path, window).pixels, found)
 
 
 def test_a_voi_lut_is_applied(tmp_path: Path) -> None:

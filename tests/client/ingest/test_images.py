@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.ingest import images
+from client.ingest import images, resize
 from client.ingest.images import frame_image
 from client.ingest.quarantine import Reason, Unusable
 from tests import phantoms
@@ -84,7 +84,8 @@ STRIPS = pytest.mark.parametrize("strip_pixels", [1, 1000, 1 << 20])
 def test_a_frame_of_strips_is_that_of_the_whole_picture(
     strip_pixels: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "STRIP_PIXELS", strip_pixels)
+    for module in (images, resize):
+        monkeypatch.setattr(module, "STRIP_PIXELS", strip_pixels)
     rng = np.random.default_rng(strip_pixels)
     for height, width in ((128, 128), (90, 131), (257, 64), (64, 65), (40, 300)):
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
