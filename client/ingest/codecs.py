@@ -83,9 +83,16 @@ def decode(full: Dataset, index: int, frames: int) -> tuple[NDArray[Any], str]:
     options = as_pixel_options(full, view_only=True)
     # one sample is looked up in a table, which knows what stands beyond the stored bits
     options["correct_unused_bits"] = int(full.SamplesPerPixel) > 1
-    stored, facts = get_decoder(syntax).as_array(
-        full, index=index, raw=True, decoding_plugin=codec, **options
-    )
+    decoder = get_decoder(syntax)
+    try:
+        stored, facts = decoder.as_array(
+            full, index=index, raw=True, decoding_plugin=codec, **options
+        )
+    except BaseException as error:
+        # a codec in Rust panics with no Exception: it would end the child
+        if type(error).__name__ == "PanicException":
+            raise Unusable(Reason.UNDECODABLE) from error
+        raise
     return stored, str(facts["photometric_interpretation"])
 
 

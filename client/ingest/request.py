@@ -199,9 +199,10 @@ class Limits:
     `max_pixel_bytes` bounds rows x columns x frames x samples x bytes of one file, and what a
     compressed file inflates to. `max_volume_bytes` bounds rows x columns x slices x 4 of one
     series; a child holds one volume at a time. `decode_memory_bytes`, `volume_memory_bytes`: the
-    address space of a child that decodes photographs, or volumes. Images of 7,000 x 7,000 pixels
-    fit with any codec, but photographs in JPEG 2000 (6,000 x 6,000). A codec that finds too little
-    memory for a larger image says `undecodable`, or that it lacks memory.
+    address space of a child that decodes photographs, or volumes. Grey images of 8,000 x 8,000
+    pixels and 16 bits fit with any codec, JPEG in colour up to 9,400 x 9,400, and photographs in
+    JPEG 2000 up to about 5,000 x 5,000. A codec that finds too little memory for a larger image
+    says `undecodable`, or that it lacks memory.
     `workers`: children at work at the same time. `choices`: what the site decided.
     """
 

@@ -55,6 +55,8 @@ COLOUR_MODES = {"RGB", "RGBA", "RGBX", "P", "PA", "YCbCr", "CMYK"}
 GREY_MODES = {"L", "LA", "1"}
 DEEP_MODES = {"I;16", "I;16B", "I", "I;16L"}
 DEEP_LEVELS = 1 << 16
+# of a pixel, in Pillow or as it is returned; all others take 4
+PIXEL_BYTES = {"1": 1, "L": 1, "LA": 2, "I;16": 2, "I;16B": 2, "RGB": 3, "P": 3, "YCbCr": 3}
 
 # tags of TIFF
 SUBFILE, BITS, PHOTOMETRIC, PLANAR = 254, 258, 262, 284
@@ -90,7 +92,7 @@ def read_photograph(file: BinaryIO, max_pixel_bytes: int) -> Pixels:
     size = _size_before_opening(file, kind, head)
     _check_size(size, max_pixel_bytes)
     picture = _open(file, kind)
-    _check_size(picture.size, max_pixel_bytes)
+    _check_size(picture.size, max_pixel_bytes, PIXEL_BYTES.get(picture.mode, 4))
     if size not in ((0, 0), picture.size):
         raise Unusable(Reason.UNDECODABLE)
     tags: Mapping[int, Any] = getattr(picture, "tag_v2", {})
@@ -161,10 +163,10 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     raise Unusable(Reason.UNDECODABLE)
 
 
-def _check_size(size: tuple[int, int], max_pixel_bytes: int) -> None:
-    """Refuse more pixels than the cap has room for, at four bytes each."""
+def _check_size(size: tuple[int, int], max_pixel_bytes: int, pixel_bytes: int = 4) -> None:
+    """Refuse more pixels than the cap has room for."""
     width, height = size
-    if width * height * 4 > max_pixel_bytes:
+    if width * height * pixel_bytes > max_pixel_bytes:
         raise Unusable(Reason.DECLARED_TOO_LARGE)
 
 

@@ -183,3 +183,22 @@ def test_no_codec_sees_an_image_that_states(
 
     monkeypatch.setattr(codecs, "get_decoder", lambda _: Untouched())
     assert refused(dataset, tmp_path) is Reason.UNDECODABLE
+
+
+def run_of(length: int) -> bytes:
+    """RLE that gives `length` sevens, a multiple of 128."""
+    return b"\x81\x07" * (length // 128)
+
+
+@pytest.mark.parametrize("surplus", [0, 128])
+def test_a_codec_that_panics_costs_its_file_and_not_the_child(surplus: int, tmp_path: Path) -> None:
+    """A first segment that is too long; what Rust raises then is no Exception."""
+    pixels = np.full((96, 96), 0x0707, np.uint16)
+    segments = (run_of(pixels.size + surplus), run_of(pixels.size))
+    starts = (2, 64, 64 + len(segments[0]), *[0] * 13)
+    frame = b"".join(word.to_bytes(4, "little") for word in starts) + b"".join(segments)
+    dataset = framed(frame, RLELossless, pixels, "MONOCHROME2", 12)
+    if surplus:
+        assert refused(dataset, tmp_path) is Reason.UNDECODABLE
+    else:
+        assert np.array_equal(read(dataset, tmp_path), shown(pixels & 0xFFF))

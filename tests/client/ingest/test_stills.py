@@ -381,6 +381,14 @@ def test_a_size_beyond_the_cap_is_refused_before_a_codec_is_asked(
     assert refusal_of(data, 1 << 28) is Reason.DECLARED_TOO_LARGE
 
 
+@pytest.mark.parametrize(("mode", "size"), [("L", 1), ("P", 3), ("RGB", 3), ("RGBA", 4)])
+def test_the_cap_counts_the_bytes_that_a_pixel_takes(mode: str, size: int) -> None:
+    data = encoded(Image.fromarray(COLOUR).convert(mode)).getvalue()
+    cap = 24 * 32 * size
+    assert read_photograph(io.BytesIO(data), cap).shape[:2] == (24, 32)
+    assert refusal_of(data, cap - 1) is Reason.DECLARED_TOO_LARGE
+
+
 def test_a_format_is_known_by_content_and_not_by_name(tmp_path: Path) -> None:
     path = tmp_path / "photograph.png"
     path.write_bytes(encoded(Image.fromarray(phantoms.fundus(3, 32)), "TIFF").getvalue())
