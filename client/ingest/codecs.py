@@ -97,7 +97,7 @@ def decode(full: Dataset, index: int, frames: int) -> tuple[NDArray[Any], str]:
 
 
 def _check_frame(frame: bytes, header: Dataset) -> None:
-    """Refuse a frame that states another size than the header, or none."""
+    """Refuse a frame that states another size than the header, or none, or that is cut off."""
     samples = int(header.SamplesPerPixel)
     allocated = int(header.BitsAllocated)
     if header.file_meta.TransferSyntaxUID == RLELossless:
@@ -105,6 +105,9 @@ def _check_frame(frame: bytes, header: Dataset) -> None:
     else:
         stated = stated_size(frame)
         sound = stated is not None and _fits(stated, header, samples, allocated)
+    # what is missing libjpeg-turbo would fill with grey, and CharLS would look for it for seconds
+    if CODECS[header.file_meta.TransferSyntaxUID] in (TURBO, "pyjpegls"):
+        sound = sound and not is_cut_off(frame)
     if not sound:
         raise Unusable(Reason.UNDECODABLE)
 
@@ -121,13 +124,7 @@ def is_available(syntax: UID) -> bool:
 
 
 def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
-    """Return the samples of one JPEG of any precision up to 16 bits, colours as they are stored.
-
-    pydicom calls it. Raises ValueError for an image that is cut off: libjpeg-turbo would fill the
-    rest with grey.
-    """
-    if is_cut_off(frame):
-        raise ValueError("the image has no end")
+    """Return the samples of one JPEG of up to 16 bits, colours as stored; pydicom calls it."""
     colours = None
     if runner.samples_per_pixel == 3:  # equal spaces: nothing is converted
         colours = "RGB"

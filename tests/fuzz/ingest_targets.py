@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import itertools
@@ -15,6 +16,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from imagecodecs import jpeg8_encode
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -22,7 +24,11 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -94,7 +100,23 @@ def dicom_seeds(folder: Path) -> list[bytes]:
     seeds.append(
         _bytes_of(phantoms.encapsulated(colourful, frame, JPEGBaseline8Bit, "YBR_FULL_422"), folder)
     )
+    seeds += [_bytes_of(dataset, folder) for dataset in _with_codecs()]
     return seeds
+
+
+def _with_codecs() -> list[Any]:
+    """A small image of each codec that has a file of its own kind."""
+    deep = phantoms.grey(1, 64, bits=12)
+    plain = phantoms.with_pixels(phantoms.header("MR"), deep, "MONOCHROME2", 12)
+    made = [
+        phantoms.compressed(copy.deepcopy(plain), syntax)
+        for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless)
+    ]
+    for syntax, lossless in ((JPEGLosslessSV1, True), (JPEGExtended12Bit, False)):
+        frame = jpeg8_encode(deep, lossless=lossless, bitspersample=12)
+        dataset = copy.deepcopy(plain)
+        made.append(phantoms.encapsulated(dataset, frame, syntax, "MONOCHROME2"))
+    return made
 
 
 def _with_tables(grey: np.ndarray) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from imagecodecs import jpeg8_encode
+from imagecodecs import jpeg8_encode, jpegls_encode
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -108,11 +108,14 @@ def test_a_scan_that_ends_its_spectrum_too_early_is_read_whole(
     assert np.abs(right.astype(float) - expected).mean() < 2
 
 
-@pytest.mark.parametrize("lossless", [True, False])
-def test_an_image_that_is_cut_off_is_not_filled_with_grey(lossless: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "syntax", [JPEGLossless, JPEGExtended12Bit, JPEGLSLossless], ids=lambda uid: uid.name
+)
+def test_an_image_that_is_cut_off_is_not_filled_with_grey(syntax: UID, tmp_path: Path) -> None:
     pixels = phantoms.grey(5, bits=12)
-    frame = jpeg8_encode(pixels, bitspersample=12, lossless=lossless)
-    syntax = JPEGLossless if lossless else JPEGExtended12Bit
+    frame = jpeg8_encode(pixels, bitspersample=12, lossless=syntax == JPEGLossless)
+    if syntax == JPEGLSLossless:
+        frame = jpegls_encode(pixels)
     read(framed(frame + bytes(8), syntax, pixels, "MONOCHROME2", 12), tmp_path)
     for length in (len(frame) // 2, len(frame) - 2):
         cut = framed(frame[:length], syntax, pixels, "MONOCHROME2", 12)
