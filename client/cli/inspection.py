@@ -30,6 +30,7 @@ from client.fleet.own_certificate import OutsideDates, check_own_certificate
 from client.fleet.session import Session
 from client.fleet.settings import fleet_settings
 from client.fleet.wire import Wire
+from client.ingest.archive import is_archive
 from client.ingest.cohort import Cohort
 from client.ingest.refresh import choices_of
 from client.ingest.text_detector import is_installed
@@ -185,6 +186,13 @@ def _data(scene: Scene) -> Iterator[Alert | str]:
             f"{folder}: no such folder",
             "mount it, or correct data.folder in site.yaml",
         )
+    elif is_archive(folder):
+        if not os.access(folder, os.R_OK):
+            yield _fault(
+                "E-DATA-FOLDER",
+                f"{folder}: not an archive that can be read",
+                "let this account read it; kohort only reads",
+            )
     elif not folder.is_dir() or not _can_enter(folder):
         yield _fault(
             "E-DATA-FOLDER",
@@ -229,7 +237,7 @@ def _labels(scene: Scene) -> Iterator[Alert | str]:
         )
         return
     # a look that is repeated every minute does not go through the folder
-    brief = scene.brief or not Path(config.data.folder).is_dir()
+    brief = scene.brief or not Path(config.data.folder).exists()
     for asked in asked_of(dict(_valid_plans(scene))):
         for found in explain(scene.root, config, asked, brief=brief):
             if isinstance(found, KohortError):

@@ -18,9 +18,10 @@ import typer
 from client.cli.options import StateFolder
 from client.cli.state_folder import open_plans
 from client.cli.terminal import progress_bar, write_line
+from client.ingest.archive import open_source
 from client.ingest.labels import Wording, read_labels
 from client.ingest.request import Limits, count_decoders
-from client.ingest.template import Asked, compare_labels, list_source, write_template
+from client.ingest.template import Asked, compare_labels, write_template
 from client.state.config import SiteConfig, load_site
 from common.errors import ConfigurationError, KohortError
 from common.storage.files import write_new
@@ -112,8 +113,9 @@ def explain(
         if brief:
             read_labels(path, asked.labels, (), limits.max_labels_bytes, wording=wording)
             return
-        files = list_source(Path(config.data.folder), state / ".none", limits, path)
-        found, part = compare_labels(files, path, asked, wording, limits)
+        source = Path(config.data.folder)
+        with open_source(source, state / ".none", limits, skip=path) as opened:
+            found, part = compare_labels(opened.paths, path, asked, wording, limits)
     except KohortError as error:
         yield error
         return
@@ -141,9 +143,12 @@ def _write(state: Path, config: SiteConfig, asked: list[Asked], out: Path) -> No
         )
     labels_csv = Path(config.data.labels_csv) if config.data.labels_csv else None
     limits = _limits(config)
-    files = list_source(folder, state / ".none", limits, labels_csv)
-    with progress_bar("looking") as progress:
-        made = write_template(files, merge_asked(asked), limits, progress)
+    unused = state / ".none"
+    with (
+        open_source(folder, unused, limits, skip=labels_csv) as opened,
+        progress_bar("looking") as progress,
+    ):
+        made = write_template(opened.paths, merge_asked(asked), limits, progress)
     if not made.rows:
         raise ConfigurationError(
             f"{folder}: none of {made.files:,} files is an image of the study's kind",

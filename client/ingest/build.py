@@ -1,4 +1,4 @@
-"""Builds a frozen cohort from a hospital's folder.
+"""Builds a frozen cohort from a hospital's folder or ZIP archive.
 
 In: a folder of DICOM files and photographs, or of MR series and masks; the plan's intake rules; the
 site's pseudonym key; a labels file.
@@ -13,7 +13,7 @@ Guarantees:
 Not covered: one person under two ids that nothing links; text burned into pixels; fewer
 than k patients (synthesis refuses them).
 
-  1. list the files
+  1. list the files; those of an archive are unpacked (archive.py)
   2. read the labels
   3. decode into a spool (sources.py)
   4. identify each image
@@ -28,7 +28,7 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,19 +36,13 @@ from pathlib import Path
 
 import numpy as np
 
+from client.ingest.archive import Opened, open_source
 from client.ingest.census import Census, Persons, SiteWord
 from client.ingest.cohort import CHUNK_ROWS, digest_contents
 from client.ingest.cohort_files import write_facts, write_images, write_index
 from client.ingest.identify import Identities
 from client.ingest.labels import Labels, Wording, read_labels
-from client.ingest.listing import (
-    LISTING,
-    list_files,
-    relative_name,
-    stamp_files,
-    stamp_inputs,
-    write_listing,
-)
+from client.ingest.listing import LISTING, stamp_files, stamp_inputs, write_listing
 from client.ingest.persons import ImageRecord
 from client.ingest.refused import LIST, write_refused
 from client.ingest.request import Limits
@@ -62,6 +56,7 @@ KEY_BYTES = 32
 
 Progress = Callable[[int, int], None]
 Phases = Callable[[str, int, int], None]
+UNPACKING = "unpacking the archive"
 READING = "reading files"
 COMPARING = "comparing images"
 WRITING = "writing the cohort"
@@ -116,9 +111,10 @@ def ingest(
     persons; what is found of them is kept there before the cohort appears. `aside`: a folder that
     keeps what is finished, for a start after a kill or a refusal, and the list of refused files; it
     goes when the cohort appears. `word`: what the site says itself of its persons.
-    `phases(name, done, total)`: files read (volumes twice: scanned, and read), images compared,
-    images written. Raises ConfigurationError (folders, labels file, doubtful ids, no
-    usable image) and EnvironmentFault (disk full and the like; nothing but `aside` is left behind).
+    `phases(name, done, total)`: files unpacked, files read (volumes twice: scanned, and read),
+    images compared, images written. Raises ConfigurationError (source, labels file, doubtful ids,
+    no usable image) and EnvironmentFault (disk full and the like; nothing but `aside` is left
+    behind).
     """
     limits = limits or Limits()
     if len(key) != KEY_BYTES:
@@ -127,30 +123,42 @@ def ingest(
         )
 
     # (1) list the files
-    files = list_files(source, out, limits, skip=labels_csv)
-    relative = [relative_name(path, source) for path in files]
+    unpacking = partial(phases, UNPACKING)
+    with open_source(source, out, limits, skip=labels_csv, progress=unpacking) as opened:
+        # (2) read the labels
+        names = list(opened.paths)
+        masks = intake.volumes is not None
+        max_bytes = limits.max_labels_bytes
+        labels = read_labels(
+            labels_csv, intake.labels, names, max_bytes, masks=masks, wording=wording
+        )
 
-    # (2) read the labels
-    masks = intake.volumes is not None
-    max_bytes = limits.max_labels_bytes
-    labels = read_labels(
-        labels_csv, intake.labels, relative, max_bytes, masks=masks, wording=wording
-    )
-    # the state of what is read, before it is read: a later change is seen
-    stamps = stamp_files(files, relative, key)
-    stamps |= stamp_settings(labels_csv, wording or Wording(), limits, key)
+        # the state of what is read, before it is read: a later change is seen
+        stamps = stamp_files(opened.marks, key)
+        stamps |= stamp_settings(labels_csv, wording or Wording(), limits, key)
 
-    # (3 to 7) build in a folder beside `out`, and rename it when it is whole
+        # (3 to 7) build
+        def begin(unfinished: Path) -> _Build:
+            said = word or SiteWord()
+            build = _Build(intake, key, labels, unfinished, people, aside, said)
+            build.stamps = stamps
+            return build
+
+        return _build_whole(out, begin, lambda build: build.run(opened, limits, phases))
+
+
+def _build_whole(
+    out: Path, begin: Callable[[Path], _Build], run: Callable[[_Build], IngestReport]
+) -> IngestReport:
+    """Build in a folder beside `out`, and rename it when it is whole."""
     unfinished = out.with_name(f".{out.name}.partial")
     with _disk_faults(out):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700, parents=True)
         try:
-            word = word or SiteWord()
-            build = _Build(intake, key, labels, unfinished, people, aside, word)
-            build.stamps = stamps
+            build = begin(unfinished)
             try:
-                report = build.run(files, relative, limits, phases)
+                report = run(build)
             except ConfigurationError:
                 build.keep_refused()
                 raise
@@ -160,8 +168,8 @@ def ingest(
             sync_folder(out.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+        if build.aside is not None:
+            shutil.rmtree(build.aside, ignore_errors=True)
     return report
 
 
@@ -202,12 +210,13 @@ class _Build:
         else:
             self.source = Photographs(intake, self.identities, folder, aside)
 
-    def run(
-        self, files: Sequence[Path], relative: Sequence[str], limits: Limits, phases: Phases
-    ) -> IngestReport:
+    def run(self, opened: Opened, limits: Limits, phases: Phases) -> IngestReport:
         """Decode, identify, join, choose and write; return the report."""
+        files, names = list(opened.paths.values()), list(opened.paths)
+        if opened.unpacked:
+            self.source.marks = list(opened.marks.values())
         # (3, 4) decode and identify
-        self.source.collect(files, relative, limits, partial(phases, READING))
+        self.source.collect(files, names, limits, partial(phases, READING))
         self.identities.labels.check_match()
 
         # (5, 6) join the ids of one person, and choose the images that enter

@@ -190,11 +190,17 @@ def go_on(
         yield outcome
 
 
-def entries_of(paths: Sequence[Path], names: Sequence[str], key: bytes) -> list[str | None]:
+def entries_of(
+    paths: Sequence[Path], names: Sequence[str], key: bytes, marks: Sequence[str] | None = None
+) -> list[str | None]:
     """Return the entry of each file: a keyed hash of its name, size and times; None where unknown.
 
-    Ask before the files are read: one that changes meanwhile has another entry at the next start.
+    `marks`: what counts instead of size and times. Ask before the files are read: one that changes
+    meanwhile has another entry at the next start.
     """
+    if marks is not None:
+        pairs = zip(names, marks, strict=True)
+        return [keyed_hash(key, "finished", name, mark) for name, mark in pairs]
     found: list[str | None] = []
     for path, name in zip(paths, names, strict=True):
         try:

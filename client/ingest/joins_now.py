@@ -29,9 +29,11 @@ def list_joins(intakes: Intakes, intake: Intake) -> list[str]:
     identities = Identities(
         intakes.state.pseudonym_bytes(), read_site_labels(intakes.config), intake
     )
-    files, names = intakes.files(intake)
+    with intakes.open_files(intake) as opened:
+        names = list(opened.paths)
+        glances = list(_glance_at(intakes, intake, list(opened.paths.values())))
     records: list[ImageRecord] = []
-    for name, seen in zip(names, _glance_at(intakes, intake, files), strict=True):
+    for name, seen in zip(names, glances, strict=True):
         # pictures join nobody here: each has a digest of its own
         place = len(records)
         owner = Owner(seen.patient_id, seen.issuer)

@@ -3,14 +3,15 @@
 In: the data folder, the site's key.
 Out: paths; opaque ids of files and of their size and time; one of the labels file's contents.
 Guarantees: a link is listed and never followed; nothing that a file is called is stored.
-Not covered: what the files hold (sources.py); a file that changed and kept its size and time.
+Not covered: what the files hold (sources.py); the files of an archive (archive.py); a file that
+changed and kept its size and time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,17 +105,20 @@ def write_listing(path: Path, stamps: Mapping[str, str]) -> None:
     path.write_text("\n".join(["file,stamp", *lines]) + "\n", encoding="ascii")
 
 
-def stamp_files(files: Iterable[Path], names: Iterable[str], key: bytes) -> dict[str, str]:
-    """Return an opaque stamp of size and time for the opaque id of every file."""
+def mark_file(path: Path) -> str:
+    """Return what tells whether a file changed: its size and time."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return "unreadable"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def stamp_files(marks: Mapping[str, str], key: bytes) -> dict[str, str]:
+    """Return an opaque stamp of the mark for the opaque id of every file; `marks`: by name."""
     stamps: dict[str, str] = {}
-    for path, name in zip(files, names, strict=True):
-        found = "unreadable"
-        try:
-            status = path.lstat()
-            found = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
-            pass
-        stamps[file_id_of(key, name)] = keyed_hash(key, "stamp", name, found)
+    for name, mark in marks.items():
+        stamps[file_id_of(key, name)] = keyed_hash(key, "stamp", name, mark)
     return stamps
 
 

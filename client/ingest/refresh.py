@@ -16,21 +16,17 @@ import hmac
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from client.ingest.archive import Opened, mark_source, open_source, sweep_unpacked
 from client.ingest.build import IngestReport, Phases, ingest, show_no_phase, stamp_settings
 from client.ingest.census import SiteWord
 from client.ingest.changes import FileChanges, compare_files
 from client.ingest.cohort import image_marks, people_of, persons_of
 from client.ingest.labels import Wording
-from client.ingest.listing import (
-    Changes,
-    compare_listing,
-    list_files,
-    relative_name,
-    stamp_files,
-)
+from client.ingest.listing import Changes, compare_listing, stamp_files
 from client.ingest.refused import LIST, Refusals, find_refused
 from client.ingest.request import (
     VOLUME_CHILD_BYTES,
@@ -139,14 +135,15 @@ class Intakes:
                 shutil.rmtree(folder, ignore_errors=True)
         for folder in self.state.root.glob(".cohort-*.partial"):
             shutil.rmtree(folder, ignore_errors=True)
+        sweep_unpacked(self.state.root)
 
     def changes(self, intake: Intake) -> Changes | None:
         """Return which files came, went or changed since the cohort was built; None if unknown."""
-        files, names = self.files(intake)
         key = self.state.pseudonym_bytes()
         limits = self.limits(intake)
         inputs = stamp_settings(self.labels(), self.wording(), limits, key)
-        return compare_listing(self.state.cohort(intake), stamp_files(files, names, key), inputs)
+        stamps = stamp_files(self.marks(intake), key)
+        return compare_listing(self.state.cohort(intake), stamps, inputs)
 
     def refusals(self, intake: Intake) -> Refusals | None:
         """Return the files that did not enter, of the newest cohort or of an attempt since then.
@@ -157,8 +154,8 @@ class Intakes:
         attempt = _aside(self._target(intake)) / LIST
         for path, whole in ((attempt, False), (built, True)):
             if path.is_file():
-                _, names = self.files(intake)
-                return find_refused(path, names, self.state.pseudonym_bytes(), built=whole)
+                key = self.state.pseudonym_bytes()
+                return find_refused(path, self.marks(intake), key, built=whole)
         return None
 
     def _target(self, intake: Intake) -> Path:
@@ -167,12 +164,19 @@ class Intakes:
             return self.state.next_cohort(intake)
         return self.state.cohort(intake)
 
-    def files(self, intake: Intake) -> tuple[list[Path], list[str]]:
-        """Return the files of the data folder, and their names below it."""
+    def marks(self, intake: Intake) -> dict[str, str]:
+        """Return what tells whether a file of the data folder changed, by name."""
         source = Path(self.config.data.folder)
-        unused = self.state.cohort(intake).with_name(".none")
-        files = list_files(source, unused, self.limits(intake), skip=self.labels())
-        return files, [relative_name(path, source) for path in files]
+        return mark_source(source, self._unused(), self.limits(intake), skip=self.labels())
+
+    def open_files(self, intake: Intake) -> AbstractContextManager[Opened]:
+        """Return the files of the data folder, while they are read."""
+        source = Path(self.config.data.folder)
+        return open_source(source, self._unused(), self.limits(intake), skip=self.labels())
+
+    def _unused(self) -> Path:
+        """A folder that is not there: nothing is built."""
+        return self.state.root / ".none"
 
     def _build(self, intake: Intake, folder: Path) -> IngestReport:
         report = ingest(

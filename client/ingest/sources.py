@@ -56,6 +56,7 @@ class Source(ABC):
     `records[i].position` is i. `spool`: the images, uint8 [rows, S, S, planes]. `fields`: what
     tells which records are alike (likeness.py), a row each. Both are files in `folder`, until
     `remove`. `aside`: where finished work is kept for a later start (finished.py); None: nowhere.
+    `marks`: what tells of each file whether it changed, where its times cannot (archive.py).
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Source(ABC):
         self.intake = intake
         self.identities = identities
         self.aside = aside
+        self.marks: Sequence[str] | None = None
         self.records: list[ImageRecord] = []
         self.quarantine: list[tuple[str, Reason]] = []
         self.silent: Counter[str] = Counter()
@@ -160,7 +162,7 @@ class Photographs(Source):
     ) -> None:
         """Decode each file (decode.py) that is not finished; those of nobody are refused."""
         settings = self._settings(limits)
-        entries = entries_of(files, names, self.identities.key)
+        entries = entries_of(files, names, self.identities.key, self.marks)
 
         def decode_missing(paths: list[Path]) -> Iterator[Photograph | Reason]:
             return decode.decode_all(paths, settings, limits.workers)
@@ -250,7 +252,7 @@ class Volumes(Source):
         total = 2 * len(files)
         settings = self._settings(limits)
         key = self.identities.key
-        entries = entries_of(files, names, key)
+        entries = entries_of(files, names, key, self.marks)
         with (
             finished_work(self.aside, key, settings) as work,
             decode.decoders(settings, limits.workers) as pool,

@@ -18,14 +18,13 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.ingest import decode
 from client.ingest.labels import Labels, Wording, read_labels
-from client.ingest.listing import list_files, relative_name
 from client.ingest.persons import is_placeholder, normalise_id
 from client.ingest.quarantine import Unusable
 from client.ingest.request import Glance, Limits, Settings
@@ -63,19 +62,8 @@ class Template:
     unused: int
 
 
-def list_source(
-    source: Path, outside: Path, limits: Limits, labels_csv: Path | None
-) -> dict[str, Path]:
-    """Return the files of the data folder by their path below it.
-
-    `outside`: a folder that is not there, and not in it. Raises ConfigurationError.
-    """
-    files = list_files(source, outside, limits, skip=labels_csv)
-    return {relative_name(path, source): path for path in files}
-
-
 def write_template(
-    files: dict[str, Path], asked: Asked, limits: Limits, progress: Progress
+    files: Mapping[str, Path], asked: Asked, limits: Limits, progress: Progress
 ) -> Template:
     """Return a labels file for these files; `progress(done, total)` counts files."""
     rows: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -115,7 +103,7 @@ def _cell(text: str) -> str:
 
 
 def _glances(
-    files: dict[str, Path], names: Sequence[str], asked: Asked, limits: Limits
+    files: Mapping[str, Path], names: Sequence[str], asked: Asked, limits: Limits
 ) -> Generator[tuple[str, Glance | Unusable], None, None]:
     """Yield each name with what its file shows, in order."""
     settings = Settings(
@@ -135,7 +123,7 @@ def _glances(
 
 
 def compare_labels(
-    files: dict[str, Path], labels_csv: Path, asked: Asked, wording: Wording, limits: Limits
+    files: Mapping[str, Path], labels_csv: Path, asked: Asked, wording: Wording, limits: Limits
 ) -> tuple[Labels, str]:
     """Return the labels with what fits, and what was looked at if that is not every file.
 
@@ -161,7 +149,9 @@ def compare_labels(
     return labels, f"the headers of {looked:,} of {len(files):,} files were looked at"
 
 
-def _compare_headers(files: dict[str, Path], asked: Asked, labels: Labels, limits: Limits) -> int:
+def _compare_headers(
+    files: Mapping[str, Path], asked: Asked, labels: Labels, limits: Limits
+) -> int:
     """Note which images have a row; return how many files were looked at, evenly spread."""
     step = max(1, -(-len(files) // MOST_HEADERS))
     looked = 0

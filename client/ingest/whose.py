@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from client.ingest.archive import is_archive, mark_source
 from client.ingest.cohort import Cohort, image_marks
 from client.ingest.exposure import same_exposures, same_exposures_among
 from client.ingest.identify import Identities, Owner
@@ -89,9 +90,12 @@ def _record(
 def read_site_labels(config: SiteConfig) -> Labels:
     """Return the rows of the site's labels file, whatever labels they give."""
     data = Path(config.data.folder)
-    if config.data.labels_csv is None or not data.is_dir():
+    if config.data.labels_csv is None or not data.exists():
         return Labels(())
-    files = [relative_name(path, data) for path in sorted(data.rglob("*"))]
+    if is_archive(data):
+        files = list(mark_source(data, data.with_name(".none"), Limits(), skip=None))
+    else:
+        files = [relative_name(path, data) for path in sorted(data.rglob("*"))]
     path = Path(config.data.labels_csv)
     wording = Wording(config.data.columns, config.data.values)
     max_bytes = Limits().max_labels_bytes

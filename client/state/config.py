@@ -45,7 +45,9 @@ class Data(FrozenModel):
     """Where the images of patients lie. Read only."""
 
     folder: str = Field(
-        min_length=1, description="folder with DICOM, NIfTI or image files; kohort only reads it"
+        min_length=1,
+        description="folder with DICOM, NIfTI or image files, or one ZIP archive of them; kohort "
+        "only reads it",
     )
     labels_csv: str | None = Field(
         default=None,

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import time
+import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from client.ingest.archive import open_source
 from client.ingest.decisions import Stated, read_decisions, resolve_decisions
 from client.ingest.decode import Conversation, Decoder
 from client.ingest.decode_child import read_file
@@ -335,6 +337,26 @@ def _glance(folder: Path) -> Parser:
     return Parser(call, (damaged(*seeds), deflated_maker(folder)), REFUSED)
 
 
+def _archive(folder: Path) -> Parser:
+    """An archive that is unpacked: as it should be, with names that lead out, and by LZMA."""
+    path = folder / "export.zip"
+    out = folder / "cohort"
+    seeds = []
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w", method) as archive:
+            for name in ("a/b", "a\\c", "../d", "DICOMDIR"):
+                archive.writestr(name, bytes(range(64)) * 4)
+        seeds += [made.getvalue(), made.getvalue().replace(b"../d", b"ab/d")]
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        with open_source(path, out, Limits(max_file_bytes=1 << 20), skip=None) as opened:
+            assert all(one.is_relative_to(folder) for one in opened.paths.values())
+
+    return Parser(call, (damaged(*seeds),))
+
+
 def _labels(folder: Path) -> Parser:
     path = folder / "labels.csv"
     seeds = (
@@ -444,6 +466,7 @@ TARGETS = (
     Target("nifti", ("client.ingest.masks:read_nifti",), _nifti, few=600),
     Target("segmentation", ("client.ingest.masks:_read_bits",), _segmentation, few=150),
     Target("glance", ("client.ingest.glance:glance",), _glance, few=200),
+    Target("archive", ("client.ingest.archive:_read_archive",), _archive, few=300),
     Target("labels", ("client.ingest.table:open_table",), _labels),
     Target("persons-csv", ("client.ingest.decisions:_decode",), _decisions),
     Target("child-answers", ("client.ingest.decode:Conversation.facts",), _answers),
