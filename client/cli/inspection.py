@@ -30,9 +30,10 @@ from client.fleet.own_certificate import OutsideDates, check_own_certificate
 from client.fleet.session import Session
 from client.fleet.settings import fleet_settings
 from client.fleet.wire import Wire
-from client.ingest.archive import is_archive
+from client.ingest.archive import is_archive, mark_source
 from client.ingest.cohort import Cohort
 from client.ingest.refresh import choices_of
+from client.ingest.request import Limits
 from client.ingest.text_detector import is_installed
 from client.state.config import FILE, SiteConfig, check_plan, load_site
 from client.state.folder import State
@@ -187,12 +188,9 @@ def _data(scene: Scene) -> Iterator[Alert | str]:
             "mount it, or correct data.folder in site.yaml",
         )
     elif is_archive(folder):
-        if not os.access(folder, os.R_OK):
-            yield _fault(
-                "E-DATA-FOLDER",
-                f"{folder}: not an archive that can be read",
-                "let this account read it; kohort only reads",
-            )
+        # its list of files; a look that is repeated every minute does not read it
+        if not scene.brief:
+            mark_source(folder, scene.root / ".none", Limits(), skip=None)
     elif not folder.is_dir() or not _can_enter(folder):
         yield _fault(
             "E-DATA-FOLDER",

@@ -237,8 +237,8 @@ def _is_plain(entry: zipfile.ZipInfo) -> bool:
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a name is a path below the archive's root, without control characters."""
-    if not name or DRIVE.match(name) or any(ord(letter) < 32 for letter in name):
+    """Whether a name is a path below the archive's root."""
+    if not name or DRIVE.match(name):
         return False
     return not {"", "..", "."} & set(name.split("/"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
@@ -129,3 +130,18 @@ def test_volumes_have_a_row_a_series(tmp_path: Path) -> None:
     sides = template.Asked(sides=True)
     seen = template.Glance("dicom", "P1", 2)
     assert template._row("a", seen, sides) == (("patient", "P1", "R"), ("", "P1", "R"))
+
+
+def test_a_template_and_labels_of_an_archive(tmp_path: Path, cli: Cli) -> None:
+    labels = photographs(tmp_path / "data")
+    shutil.make_archive(str(tmp_path / "export"), "zip", tmp_path / "data")
+    state = site(tmp_path, labels)
+    text = (state / "site.yaml").read_text()
+    (state / "site.yaml").write_text(text.replace(f"{tmp_path}/data", f"{tmp_path}/export.zip"))
+    code, out, _ = cli("labels", "--state", state, "--template")
+    assert code == 0
+    assert "12 rows for 12 files" in out
+    code, out, _ = cli("labels", "--state", state)
+    assert code == 0
+    assert "12 of 12 rows name a file or patient that is here; 12 of 12 files have a row" in out
+    assert not list(state.glob(".unpacked-*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -194,3 +195,29 @@ def test_on_a_terminal_the_codes_are_a_table_and_no_cell_is_read_as_markup() -> 
 
 def test_what_steers_a_terminal_is_spelled_out() -> None:
     assert printable("a\x1b[2Jb\n\udcff é") == "a\\x1b[2Jb\\n\\udcff é"
+
+
+def test_the_files_of_an_archive_stand_by_their_paths_in_it(site: Hospital, cli: Cli) -> None:
+    state = ("--state", site.root)
+    archive = shutil.make_archive(
+        str(site.root.parent / "export"), "zip", site.root.parent / "data"
+    )
+    settings = site.root / "site.yaml"
+    text = settings.read_text()
+    settings.write_text(text.replace(f"{site.root.parent}/data", archive))
+    assert settings.read_text() != text
+    assert cli("ingest", *state)[0] == 0
+    code, out, _ = cli("quarantine", *state)
+    assert code == 0
+    assert "unknown-format:\n  =1+1\\x1b[2J.txt\n  sub/notes.txt\n" in out
+    assert not list(site.root.glob(".unpacked-*"))
+
+    # one that was cut off takes no cohort away, and `check` names it, also without labels
+    whole = Path(archive).read_bytes()
+    Path(archive).write_bytes(whole[: len(whole) // 2])
+    assert cli("ingest", *state, "--refresh")[0] == 2
+    assert State(site.root).cohort(site.study.intake).is_dir()
+    labels = f"labels_csv: {site.root.parent}/labels.csv"
+    settings.write_text(settings.read_text().replace(labels, "labels_csv: null"))
+    _, out, err = cli("check", *state, "--offline")
+    assert "not a ZIP archive, or a damaged one" in out + err

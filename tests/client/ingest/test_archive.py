@@ -146,9 +146,7 @@ def link(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/x", "C:\\x", "..\\x", "a//b", "a/./b", "a\nb"]
-)
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "C:\\x", "..\\x", "a//b", "a/./b"])
 def test_a_name_that_leads_out_is_refused_and_not_quoted(name: str, tmp_path: Path) -> None:
     source = write_zip(tmp_path / "e.zip", ("good", b"1"), (name, b"2"))
     error = refusal(source, tmp_path)
