@@ -40,13 +40,15 @@ from client.ingest.archive import Opened, open_source
 from client.ingest.census import Census, Persons, SiteWord
 from client.ingest.cohort import CHUNK_ROWS, digest_contents
 from client.ingest.cohort_files import write_facts, write_images, write_index
+from client.ingest.decisions import CAP_BYTES as PERSONS_CAP_BYTES
 from client.ingest.identify import Identities
 from client.ingest.labels import Labels, Wording, read_labels
-from client.ingest.listing import LISTING, stamp_files, stamp_inputs, write_listing
+from client.ingest.listing import LISTING, digest_file, stamp_files, stamp_inputs, write_listing
 from client.ingest.persons import ImageRecord
 from client.ingest.refused import LIST, write_refused
 from client.ingest.request import Limits
-from client.ingest.sources import Photographs, Source, Volumes
+from client.ingest.sources import Photographs, Source
+from client.ingest.volume_source import Volumes
 from client.state.people import PeopleFile
 from common.errors import ConfigurationError, EnvironmentFault, disk_faults_named
 from common.storage.files import sync_folder
@@ -135,11 +137,11 @@ def ingest(
 
         # the state of what is read, before it is read: a later change is seen
         stamps = stamp_files(opened.marks, key)
-        stamps |= stamp_settings(labels_csv, wording or Wording(), limits, key)
+        said = word or SiteWord()
+        stamps |= stamp_settings(labels_csv, wording or Wording(), said, limits, key)
 
         # (3 to 7) build
         def begin(unfinished: Path) -> _Build:
-            said = word or SiteWord()
             build = _Build(intake, key, labels, unfinished, people, aside, said)
             build.stamps = stamps
             return build
@@ -174,10 +176,11 @@ def _build_whole(
 
 
 def stamp_settings(
-    labels_csv: Path | None, wording: Wording, limits: Limits, key: bytes
+    labels_csv: Path | None, wording: Wording, word: SiteWord, limits: Limits, key: bytes
 ) -> dict[str, str]:
-    """Return opaque stamps of the labels file, and of what site.yaml says about files."""
-    settings = (wording, limits.choices, limits.max_file_bytes)
+    """Return opaque stamps of the labels file, and of what the site says of files and persons."""
+    persons = digest_file(word.persons_csv, PERSONS_CAP_BYTES)
+    settings = (wording, limits.choices, limits.max_file_bytes, word.accept, persons)
     return stamp_inputs(labels_csv, settings, limits.max_labels_bytes, key)
 
 

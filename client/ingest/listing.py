@@ -28,7 +28,8 @@ LISTING_CAP_BYTES = 1 << 28
 class Changes:
     """How many files came, went or changed; for the site's own screen.
 
-    `labels`, `settings`: whether the labels file, or what site.yaml says of files, is another.
+    `labels`, `settings`: whether the labels file, or what the site says of files and persons, is
+    another.
     """
 
     new: int
@@ -46,7 +47,7 @@ class Changes:
         if self.labels:
             words += "; the labels file changed"
         if self.settings:
-            words += "; settings of site.yaml changed"
+            words += "; settings of site.yaml, or persons.csv, changed"
         return words
 
 
@@ -129,17 +130,21 @@ def stamp_inputs(
 
     `settings`: what of site.yaml decides about files; its text counts.
     """
-    contents = "none"
-    if labels_csv is not None:
-        try:
-            contents = hashlib.sha256(read_capped(labels_csv, max_bytes)).hexdigest()
-        except KohortError:
-            contents = "unreadable"
     labels, own = input_ids(key)
     return {
-        labels: keyed_hash(key, "stamp", "labels", contents),
+        labels: keyed_hash(key, "stamp", "labels", digest_file(labels_csv, max_bytes)),
         own: keyed_hash(key, "stamp", "settings", repr(settings)),
     }
+
+
+def digest_file(path: Path | None, max_bytes: int) -> str:
+    """Return the SHA-256 of a file's contents, in hex; a word where there is none or no reading."""
+    if path is None:
+        return "none"
+    try:
+        return hashlib.sha256(read_capped(path, max_bytes)).hexdigest()
+    except KohortError:
+        return "unreadable"
 
 
 def input_ids(key: bytes) -> tuple[str, str]:

@@ -141,7 +141,7 @@ class Intakes:
         """Return which files came, went or changed since the cohort was built; None if unknown."""
         key = self.state.pseudonym_bytes()
         limits = self.limits(intake)
-        inputs = stamp_settings(self.labels(), self.wording(), limits, key)
+        inputs = stamp_settings(self.labels(), self.wording(), self.word(), limits, key)
         stamps = stamp_files(self.marks(intake), key)
         return compare_listing(self.state.cohort(intake), stamps, inputs)
 

@@ -74,7 +74,7 @@ EXEMPT = {
     "client.single.flow": "bytes for a digest; the weights are target flow-checkpoint",
     "client.state.ledger": "events of mechanisms that this process made",
     "client.ingest.finished:program": "the sources of this program",
-    "client.ingest.listing:stamp_inputs": "bytes for a hash",
+    "client.ingest.listing:digest_file": "bytes for a hash",
     "client.ingest.quarantine:_fixes": "words that come with the program",
     "client.state.machine": "what the kernel says of the machine's memory",
     "client.state.plans": "bytes for a hash",

@@ -111,7 +111,21 @@ def test_other_settings_are_noticed(site: Site) -> None:
     settings = site.root / "site.yaml"
     settings.write_text(settings.read_text().replace("max_file_mib: 256", "max_file_mib: 255"))
     assert site.changes() == Changes(0, 0, 0, settings=True)
-    assert site.changes().words().endswith("; settings of site.yaml changed")
+    assert site.changes().words().endswith("; settings of site.yaml, or persons.csv, changed")
+
+
+def test_another_word_on_who_is_one_person_is_noticed(site: Site) -> None:
+    decisions = site.labels.with_name("persons.csv")
+    settings = site.root / "site.yaml"
+    settings.write_text(
+        settings.read_text().replace("persons_csv: null", f"persons_csv: {decisions}")
+    )
+    decisions.write_text("first,second,decision\nP0,P1,different\n")
+    assert site.changes() == Changes(0, 0, 0, settings=True)
+    site.refresh()
+    assert not site.changes()
+    decisions.write_text("first,second,decision\nP0,P1,same\n")
+    assert site.changes() == Changes(0, 0, 0, settings=True)
 
 
 def test_a_list_of_an_earlier_version_knows_nothing_of_labels_and_settings(site: Site) -> None:

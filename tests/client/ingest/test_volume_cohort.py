@@ -21,7 +21,7 @@ from client.ingest.cohort import Cohort
 from client.ingest.likeness import near_duplicates
 from client.ingest.quarantine import Reason
 from client.ingest.request import Limits
-from client.ingest.sources import deal_patches
+from client.ingest.volume_source import deal_patches
 from common.study.intake import Intake
 from tests import phantoms
 from tests import volume_phantoms as made
