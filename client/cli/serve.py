@@ -121,6 +121,7 @@ def ingest_lines(report: IngestReport | None) -> Iterator[str]:
         yield f"{count} files were taken though their headers do not name the {what}"
     for text in report.warnings:
         yield f"warning: {text}"
+    yield from report.eyes
     for text in report.joins[:JOINS_SHOWN]:
         yield f"one person: {text}"
     if len(report.joins) > JOINS_SHOWN:

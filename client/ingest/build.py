@@ -5,7 +5,8 @@ site's pseudonym key; a labels file.
 Out: a cohort's folder (cohort.py) and an `IngestReport`.
 Guarantees:
   - every file enters or gets a reason
-  - nothing that a header or file name says is stored, logged or raised; ids stay as HMACs only
+  - nothing that a header or file name says is stored, logged or raised; ids stay as HMACs only.
+    The list of eyes that may be one (eyes.py) alone names files, and is the site's
   - one person under several ids is one patient (joins.py), also where only an earlier intake saw
     it; who withdrew does not enter
   - the same files give the same digest, whatever their names and order
@@ -30,7 +31,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from client.ingest.census import Census, Persons, SiteWord
 from client.ingest.cohort import CHUNK_ROWS, digest_contents
 from client.ingest.cohort_files import write_facts, write_images, write_index
 from client.ingest.decisions import CAP_BYTES as PERSONS_CAP_BYTES
+from client.ingest.eyes import Eyes, write_eyes
 from client.ingest.identify import Identities
 from client.ingest.labels import Labels, Wording, read_labels
 from client.ingest.listing import LISTING, digest_file, stamp_files, stamp_inputs, write_listing
@@ -61,6 +63,7 @@ Phases = Callable[[str, int, int], None]
 UNPACKING = "unpacking the archive"
 READING = "reading files"
 COMPARING = "comparing images"
+EYES = "comparing eyes"
 WRITING = "writing the cohort"
 
 
@@ -77,7 +80,8 @@ class IngestReport:
     code. `ingested` plus the sum of `quarantined` is the number of files found. `silent`: of the
     files that were read, how many do not name something that the plan wants named. `labels`: how
     the labels file was read, and what of it fits nothing. `joins`: a line for every two or more
-    ids that were joined, with the ids. `warnings`: what to look into.
+    ids that were joined, with the ids. `warnings`: what to look into. `eyes`: what a comparison of
+    eyes found.
     """
 
     ingested: int
@@ -90,6 +94,7 @@ class IngestReport:
     labels: tuple[str, ...] = ()
     joins: tuple[str, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
+    eyes: tuple[str, ...] = ()
 
 
 def ingest(
@@ -114,9 +119,9 @@ def ingest(
     keeps what is finished, for a start after a kill or a refusal, and the list of refused files; it
     goes when the cohort appears. `word`: what the site says itself of its persons.
     `phases(name, done, total)`: files unpacked, files read (volumes twice: scanned, and read),
-    images compared, images written. Raises ConfigurationError (source, labels file, doubtful ids,
-    no usable image) and EnvironmentFault (disk full and the like; nothing but `aside` is left
-    behind).
+    images compared, eyes compared, images written. Raises ConfigurationError (source, labels file,
+    doubtful ids, no usable image) and EnvironmentFault (disk full and the like; nothing but `aside`
+    is left behind).
     """
     limits = limits or Limits()
     if len(key) != KEY_BYTES:
@@ -161,6 +166,7 @@ def _build_whole(
             build = begin(unfinished)
             try:
                 report = run(build)
+                report = replace(report, eyes=tuple(build.eyes.lines(out)))
             except ConfigurationError:
                 build.keep_refused()
                 raise
@@ -207,6 +213,7 @@ class _Build:
         self.identities = Identities(key, labels, intake)
         self.joins: tuple[str, ...] = ()
         self.warnings: tuple[str, ...] = ()
+        self.eyes = Eyes()
         self.source: Source
         if intake.volumes:
             self.source = Volumes(intake, self.identities, folder, aside)
@@ -224,15 +231,18 @@ class _Build:
 
         # (5, 6) join the ids of one person, and choose the images that enter
         census = Census(self.intake, self.identities, self.source, self.people, self.word)
-        persons = census.take(partial(phases, COMPARING))
+        persons = census.take(partial(phases, COMPARING), partial(phases, EYES))
         self.joins = census.joins
         self.warnings = census.warnings
+        self.eyes = census.eyes
         if not persons:
             raise self._nothing_usable(len(files))
 
         # (7) write
         digest = self._write(persons, partial(phases, WRITING))
         write_listing(self.folder / LISTING, self.stamps)
+        if isinstance(self.source, Photographs):
+            write_eyes(self.folder, self.eyes, self.source.names, self.source.spool)
         self.source.remove()
         for path in (*self.folder.iterdir(), self.folder):
             sync_folder(path)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from client.ingest.decisions import Decided, read_decisions, resolve_decisions
 from client.ingest.doubts import doubt_decisions, doubt_ids, doubt_persons, doubt_rows, settle
+from client.ingest.eyes import Eyes, Switch, compare_eyes, may_show_eyes
 from client.ingest.identify import Identities
 from client.ingest.joins import Join, Joined, join_persons
 from client.ingest.persons import ImageRecord, aliases, choose_images
@@ -33,6 +34,7 @@ CAUSES = {
     "issuer": "one id with and without its issuer",
     "spelling": "one id in two spellings",
     "picture": "the same picture",
+    "eye": "the same eye, photographed twice",
     "study": "one StudyInstanceUID",
     "earlier": "one person in an earlier intake",
 }
@@ -40,14 +42,21 @@ CAUSES = {
 
 @dataclass(frozen=True)
 class SiteWord:
-    """What the site says itself: persons.csv (decisions.py), and doubts that it accepts."""
+    """What the site says itself: persons.csv (decisions.py), and doubts that it accepts.
+
+    `same_eye`: what becomes of photographs that show one eye (eyes.py).
+    """
 
     persons_csv: Path | None = None
     accept: tuple[str, ...] = ()
+    same_eye: Switch = "off"
 
 
 class Census:
-    """Steps 5 and 6 of an intake. `joins`, `warnings`: for a person's screen, after `take`."""
+    """Steps 5 and 6 of an intake.
+
+    After `take`, for a person's screen: `joins`, `warnings`, and what `eyes` shows.
+    """
 
     def __init__(
         self,
@@ -64,24 +73,27 @@ class Census:
         self.word = word
         self.joins: tuple[str, ...] = ()
         self.warnings: tuple[str, ...] = ()
+        self.eyes = Eyes()
 
-    def take(self, progress: Progress) -> Persons:
+    def take(self, progress: Progress, eyes: Progress) -> Persons:
         """Return each person's pseudonyms, and the entering images with their rows of the spool.
 
-        In the cohort's order. Raises ConfigurationError for doubts (E-WHO) and for a persons.csv
-        that cannot be followed (E-PERSONS-FILE).
+        In the cohort's order. `progress` and `eyes` count the images that were compared. Raises
+        ConfigurationError for doubts (E-WHO) and for a persons.csv that cannot be followed
+        (E-PERSONS-FILE).
         """
         known = People()
         if self.people is not None:
             known = self.people.read()
         decided = self._decide(known)
         known = known.decide(decided.same, decided.different)
-        near = self.source.alike(progress)
+        near = list(self.source.alike(progress))
         stated = self.identities.stated | known.names
         records = keep_stated(self.source.records, stated)
-        joined = join_persons(
-            records, near, known, self.identities.spellings, self.identities.dummies
-        )
+        joined = self._join(records, near, known)
+        self.eyes = self._compare_eyes(joined, known, eyes)
+        if self.eyes.same:
+            joined = self._join(records, near, known)
         accepted = self._settle_doubts(joined, decided)
         known = self._keep(joined, known, decided)
         self.joins = tuple(describe_joins(joined.joins, self.identities))
@@ -95,6 +107,21 @@ class Census:
                 rows = self.source.rows(sorted(entering, key=lambda record: record.digest))
                 persons.append((names, rows))
         return sorted(persons, key=lambda person: person[0])
+
+    def _join(
+        self, records: Sequence[ImageRecord], near: Sequence[tuple[int, int]], known: People
+    ) -> Joined:
+        """Who is one person, by all that was found so far."""
+        spellings = self.identities.spellings
+        dummies = self.identities.dummies
+        return join_persons(records, near, known, spellings, dummies, self.eyes.same)
+
+    def _compare_eyes(self, joined: Joined, known: People, progress: Progress) -> Eyes:
+        """Which of the persons are one by their eyes; nothing is searched where it is off."""
+        if self.word.same_eye == "off" or not may_show_eyes(self.intake):
+            return Eyes()
+        spool = self.source.spool
+        return compare_eyes(spool, joined.persons, known, self.word.same_eye, progress)
 
     def _choose(
         self, person: Sequence[ImageRecord], disputed: frozenset[int], withdrawn: bool

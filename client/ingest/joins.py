@@ -10,11 +10,12 @@ Guarantees:
     gave many files one UID
   - two ids that a person called different are joined by nothing that speaks of these two alone
   - the outcome does not depend on the order of the files
-Not covered: two different photographs of one person under two ids that nothing links.
+Not covered: photographs of the two eyes of one person under two ids that nothing links.
 
   1. file: a record is of every id that its header and its row of the labels file give
   2. spelling: ids that differ in spelling alone
-  3. picture: identical or nearly identical pixels, or one exposure (exposure.py)
+  3. picture: identical or nearly identical pixels, or one exposure (exposure.py); eye: two
+     photographs of one eye (same_eye.py)
   4. earlier: what was one person before, and what a person decided
   5. study: MOST_PERSONS_A_STUDY persons by (1) to (4) share one StudyInstanceUID
 """
@@ -29,7 +30,7 @@ from client.ingest.persons import ImageRecord
 from client.ingest.spelling import same_ids
 from client.state.people import Links, Member, People, Spelling
 
-Cause = Literal["file", "spelling", "picture", "earlier", "study"]
+Cause = Literal["file", "spelling", "picture", "eye", "earlier", "study"]
 
 # A study is one visit of one person. Two ids in it are one record that was corrected or merged. An
 # anonymiser that gives one UID to many files gives it to many persons, and they must stay apart.
@@ -77,11 +78,12 @@ def join_persons(
     known: People,
     spellings: Mapping[str, Spelling],
     dummies: Collection[str] = (),
+    eyes: Iterable[tuple[int, int]] = (),
 ) -> Joined:
     """Return who is one person, and why.
 
-    `near`: pairs of places in `records`. `spellings`: by name, of the ids that files state.
-    `dummies`: studies that name none.
+    `near`, `eyes`: pairs of places in `records`, with one picture and with one eye. `spellings`: by
+    name, of the ids that files state. `dummies`: studies that name none.
     """
     # names and places of records are nodes of one forest: a tree is a person
     links = Links()
@@ -104,11 +106,13 @@ def join_persons(
     # (2) spelling
     for names in same_ids({**known.forms, **spellings}):
         join("spelling", [(name, (name,)) for name in names])
-    # (3) picture
+    # (3) picture, eye
     disputed: set[int] = set()
     for places in _same_pictures(records, near):
         join("picture", [(place, records[place].pseudonyms) for place in places])
         disputed.update(_find_disputed(records, places, known))
+    for pair in eyes:
+        join("eye", [(place, records[place].pseudonyms) for place in pair])
     # (5) study
     shared = []
     crowded = []

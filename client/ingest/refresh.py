@@ -199,7 +199,7 @@ class Intakes:
         """Return what site.yaml says of who is one person."""
         data = self.config.data
         path = None if data.persons_csv is None else Path(data.persons_csv)
-        return SiteWord(path, data.accept)
+        return SiteWord(path, data.accept, data.same_eye)
 
     def labels(self) -> Path | None:
         """Return the labels file of site.yaml; None where it names none."""

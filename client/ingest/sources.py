@@ -136,13 +136,13 @@ class Source(ABC):
 
 
 class Photographs(Source):
-    """One file, one image."""
+    """One file, one image. `names[i]`: the file of record i, below the source."""
 
     def __init__(
         self, intake: Intake, identities: Identities, folder: Path, aside: Path | None = None
     ) -> None:
         super().__init__(intake, identities, folder, aside)
-        self._names: list[str] = []
+        self.names: list[str] = []
 
     def collect(
         self,
@@ -180,7 +180,7 @@ class Photographs(Source):
         self.spool.append(photograph.pixels[None])
         self.fields.append(reduce_images(photograph.pixels[None]))
         self.records.append(record)
-        self._names.append(name)
+        self.names.append(name)
 
     def alike(self, progress: Progress) -> Pairs:
         """Yield pairs of photographs that correlate, or that are of one exposure."""
@@ -197,7 +197,7 @@ class Photographs(Source):
 
     def refuse(self, position: int, reason: Reason) -> None:
         """Note the reason for the file."""
-        self.quarantine.append((self._names[position], reason))
+        self.quarantine.append((self.names[position], reason))
 
     def file_count(self, position: int) -> int:
         """Return 1."""

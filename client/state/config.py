@@ -92,6 +92,13 @@ class Data(FrozenModel):
         "the names that kohort-site ingest gives them",
     )
 
+    same_eye: Literal["join", "list", "off"] = Field(
+        default="join",
+        description="what becomes of two colour fundus photographs under two ids whose vessels "
+        "agree: join: they are one person; list: `ingest` lists them with pictures and joins "
+        "nobody; off: vessels are not compared, which takes minutes for thousands of photographs",
+    )
+
     @model_validator(mode="after")
     def _one_name_a_column(self) -> Data:
         for column in sorted(set(self.columns.values())):
