@@ -13,6 +13,7 @@ PATTERNS = {
     "at most 32 characters",
     r"^[a-z0-9][a-z0-9-]{0,31}$": "lower-case letters, digits and hyphens, no hyphen first, "
     "at most 32 characters",
+    r"^[A-Z0-9 _]{1,16}$": "a code of DICOM in capitals, such as DX or CHEST",
     r"^[0-9a-f]{64}$": "64 lower-case hex digits",
     r"^[0-9]+\.[0-9]+\.[0-9]+$": "a version such as 1.0.0",
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$": "a date as YYYY-MM-DD",

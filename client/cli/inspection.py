@@ -17,7 +17,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from client.cli.joining import check_fields
-from client.cli.labels import asked_of, explain
+from client.cli.labels import asked_of, explain, sealing_key
 from client.cli.state_folder import open_plans
 from client.daemon.device import find_devices, noted_devices
 from client.fleet import health
@@ -34,6 +34,7 @@ from client.ingest.archive import is_archive, mark_source
 from client.ingest.cohort import Cohort
 from client.ingest.refresh import choices_of
 from client.ingest.request import Limits
+from client.ingest.sealed import is_sealed
 from client.ingest.text_detector import is_installed
 from client.state.config import FILE, SiteConfig, check_plan, load_site
 from client.state.folder import State
@@ -187,10 +188,11 @@ def _data(scene: Scene) -> Iterator[Alert | str]:
             f"{folder}: no such folder",
             "mount it, or correct data.folder in site.yaml",
         )
-    elif is_archive(folder):
+    elif is_archive(folder) or is_sealed(folder):
         # its list of files; a look that is repeated every minute does not read it
         if not scene.brief:
-            mark_source(folder, scene.root / ".none", Limits(), skip=None)
+            key = sealing_key(scene.root)
+            mark_source(folder, scene.root / ".none", Limits(), skip=None, key=key)
     elif not folder.is_dir() or not _can_enter(folder):
         yield _fault(
             "E-DATA-FOLDER",

@@ -23,6 +23,7 @@ from client.ingest.labels import Wording, read_labels
 from client.ingest.request import Limits, count_decoders
 from client.ingest.template import Asked, compare_labels, write_template
 from client.state.config import SiteConfig, load_site
+from client.state.folder import State
 from common.errors import ConfigurationError, KohortError
 from common.storage.files import write_new
 from common.study.plan import Study
@@ -114,7 +115,8 @@ def explain(
             read_labels(path, asked.labels, (), limits.max_labels_bytes, wording=wording)
             return
         source = Path(config.data.folder)
-        with open_source(source, state / ".none", limits, skip=path) as opened:
+        key = sealing_key(state)
+        with open_source(source, state / ".none", limits, skip=path, key=key) as opened:
             found, part = compare_labels(opened.paths, path, asked, wording, limits)
     except KohortError as error:
         yield error
@@ -131,6 +133,12 @@ def explain(
         yield error
 
 
+def sealing_key(state: Path) -> bytes | None:
+    """Return the key that opens what `fetch` sealed; None before `init`."""
+    place = State(state)
+    return place.pseudonym_bytes() if place.pseudonym_key.is_file() else None
+
+
 def _write(state: Path, config: SiteConfig, asked: list[Asked], out: Path) -> None:
     """Write a labels file to fill in; an existing one is never replaced."""
     folder = Path(config.data.folder)
@@ -145,7 +153,7 @@ def _write(state: Path, config: SiteConfig, asked: list[Asked], out: Path) -> No
     limits = _limits(config)
     unused = state / ".none"
     with (
-        open_source(folder, unused, limits, skip=labels_csv) as opened,
+        open_source(folder, unused, limits, skip=labels_csv, key=sealing_key(state)) as opened,
         progress_bar("looking") as progress,
     ):
         made = write_template(opened.paths, merge_asked(asked), limits, progress)

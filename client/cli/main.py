@@ -16,6 +16,7 @@ from client.cli import (
     audit,
     check,
     desk,
+    fetch,
     joining,
     labels,
     log,
@@ -62,6 +63,7 @@ app.command()(joining.join)
 app.command()(approve.approve)
 app.command()(rehearse.rehearse)
 app.command()(labels.labels)
+app.command()(fetch.fetch)
 app.command()(serve.ingest)
 app.command()(quarantine.quarantine)
 app.command()(serve.run)

@@ -1,6 +1,6 @@
-"""The hospital's source as names and files: a folder, or a ZIP archive, unpacked for a while.
+"""The hospital's source as names and files: a folder, a ZIP archive or a sealed folder.
 
-In: the path of a folder or of a ZIP archive.
+In: the path of a folder, of a ZIP archive or of a sealed folder (sealed.py), and the key of that.
 Out: its files by name, on disk; a mark of each, that tells whether it changed.
 Guarantees:
   1. everything that the archive states is checked before a byte is written: number and sizes of
@@ -31,6 +31,7 @@ from pathlib import Path
 
 from client.ingest.listing import list_files, mark_file, relative_name
 from client.ingest.request import Limits
+from client.ingest.sealed import SealedFolder, is_sealed
 from common.errors import ConfigurationError, EnvironmentFault, disk_faults_named
 
 PREFIX = ".unpacked-"
@@ -55,7 +56,7 @@ class Opened:
     """The files of a source by name, sorted.
 
     `paths`: where they lie. `marks`: what tells whether a file changed: size and time, or size and
-    CRC-32. `unpacked`: they are those of an archive, and go when it is closed.
+    CRC-32. `unpacked`: they are those of an archive or a sealed folder, and go when it is closed.
     """
 
     paths: Mapping[str, Path]
@@ -79,14 +80,16 @@ def open_source(
     limits: Limits,
     *,
     skip: Path | None,
+    key: bytes | None = None,
     progress: Progress = show_no_progress,
 ) -> Iterator[Opened]:
-    """Yield the files of a source; those of an archive lie beside `out` for the while.
+    """Yield the files of a source; packed and sealed ones lie beside `out` for the while.
 
-    `skip`: a file of a folder that does not count. Raises ConfigurationError (the source, `out`)
-    and EnvironmentFault (the disk).
+    `skip`: a file of a folder that does not count. `key`: the site's pseudonym key, which opens a
+    sealed folder. Raises ConfigurationError (the source, `out`) and EnvironmentFault (the disk).
     """
-    if not is_archive(source):
+    sealed = is_sealed(source)
+    if not sealed and not is_archive(source):
         files = list_files(source, out, limits, skip=skip)
         paths = {relative_name(path, source): path for path in files}
         yield Opened(paths, _marks_of(paths), unpacked=False)
@@ -94,6 +97,10 @@ def open_source(
     if out.exists():
         raise ConfigurationError(f"{out}: exists", hint="a cohort is frozen; name a new folder")
     sweep_unpacked(out.parent)
+    if sealed:
+        with _unsealed(SealedFolder(source, key), out.parent, limits, progress) as opened:
+            yield opened
+        return
     with _read_archive(source) as archive:
         # (1) check what the archive states
         entries = _check(source, archive, limits)
@@ -109,13 +116,36 @@ def open_source(
             yield Opened(paths, _marks_in(entries), unpacked=True)
 
 
-def mark_source(source: Path, out: Path, limits: Limits, *, skip: Path | None) -> dict[str, str]:
+@contextmanager
+def _unsealed(
+    sealed: SealedFolder, beside: Path, limits: Limits, progress: Progress
+) -> Iterator[Opened]:
+    """The files of a sealed folder, in clear for the while (2, 4)."""
+    files = sealed.files(limits.max_files)
+    with _private_folder(beside) as folder:
+        _check_space(folder, sum(file.size for file in files.values()))
+        paths = {}
+        for done, (name, file) in enumerate(files.items(), 1):
+            paths[name] = folder / str(done)
+            with disk_faults_named("cannot unpack", folder):
+                sealed.unseal(file, paths[name])
+            progress(done, len(files))
+        marks = {name: file.mark for name, file in files.items()}
+        yield Opened(paths, marks, unpacked=True)
+
+
+def mark_source(
+    source: Path, out: Path, limits: Limits, *, skip: Path | None, key: bytes | None = None
+) -> dict[str, str]:
     """Return the marks of the files of a source by name, without unpacking any."""
+    if is_sealed(source):
+        files = SealedFolder(source, key).files(limits.max_files)
+        return {name: file.mark for name, file in files.items()}
     if is_archive(source):
         with _read_archive(source) as archive:
             return _marks_in(_check(source, archive, limits))
-    files = list_files(source, out, limits, skip=skip)
-    return _marks_of({relative_name(path, source): path for path in files})
+    listed = list_files(source, out, limits, skip=skip)
+    return _marks_of({relative_name(path, source): path for path in listed})
 
 
 def _marks_of(paths: Mapping[str, Path]) -> dict[str, str]:

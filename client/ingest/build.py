@@ -131,7 +131,7 @@ def ingest(
 
     # (1) list the files
     unpacking = partial(phases, UNPACKING)
-    with open_source(source, out, limits, skip=labels_csv, progress=unpacking) as opened:
+    with open_source(source, out, limits, skip=labels_csv, key=key, progress=unpacking) as opened:
         # (2) read the labels
         names = list(opened.paths)
         masks = intake.volumes is not None

@@ -26,9 +26,8 @@ from common.study.intake import Intake
 
 def list_joins(intakes: Intakes, intake: Intake) -> list[str]:
     """Return a line for the ids that are one person, with the causes; sorted."""
-    identities = Identities(
-        intakes.state.pseudonym_bytes(), read_site_labels(intakes.config), intake
-    )
+    key = intakes.state.pseudonym_bytes()
+    identities = Identities(key, read_site_labels(intakes.config, key), intake)
     with intakes.open_files(intake) as opened:
         names = list(opened.paths)
         glances = list(_glance_at(intakes, intake, list(opened.paths.values())))

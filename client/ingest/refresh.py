@@ -167,12 +167,14 @@ class Intakes:
     def marks(self, intake: Intake) -> dict[str, str]:
         """Return what tells whether a file of the data folder changed, by name."""
         source = Path(self.config.data.folder)
-        return mark_source(source, self._unused(), self.limits(intake), skip=self.labels())
+        limits, key = self.limits(intake), self.state.pseudonym_bytes()
+        return mark_source(source, self._unused(), limits, skip=self.labels(), key=key)
 
     def open_files(self, intake: Intake) -> AbstractContextManager[Opened]:
         """Return the files of the data folder, while they are read."""
         source = Path(self.config.data.folder)
-        return open_source(source, self._unused(), self.limits(intake), skip=self.labels())
+        limits, key = self.limits(intake), self.state.pseudonym_bytes()
+        return open_source(source, self._unused(), limits, skip=self.labels(), key=key)
 
     def _unused(self) -> Path:
         """A folder that is not there: nothing is built."""

@@ -28,6 +28,7 @@ from client.ingest.listing import relative_name
 from client.ingest.persons import ImageRecord, aliases, keyed_hash
 from client.ingest.quarantine import Unusable
 from client.ingest.request import Limits, Photograph
+from client.ingest.sealed import is_sealed
 from client.state.config import SiteConfig
 from client.state.folder import State
 from client.state.people import People, PeopleFile
@@ -48,7 +49,9 @@ def find_owners(
         return []
     known = PeopleFile(state.people).read()
     # the ids that header and labels file give
-    identities = Identities(state.pseudonym_bytes(), read_site_labels(config), intake)
+    identities = Identities(
+        state.pseudonym_bytes(), read_site_labels(config, state.pseudonym_bytes()), intake
+    )
     records = []
     for position, (photograph, path) in enumerate(zip(photographs, paths, strict=True)):
         records.append(_record(identities, position, photograph, path, Path(config.data.folder)))
@@ -87,13 +90,14 @@ def _record(
         return ImageRecord(position, (), -1, 0, digest, nobody.reason)
 
 
-def read_site_labels(config: SiteConfig) -> Labels:
+def read_site_labels(config: SiteConfig, key: bytes) -> Labels:
     """Return the rows of the site's labels file, whatever labels they give."""
     data = Path(config.data.folder)
     if config.data.labels_csv is None or not data.exists():
         return Labels(())
-    if is_archive(data):
-        files = list(mark_source(data, data.with_name(".none"), Limits(), skip=None))
+    if is_archive(data) or is_sealed(data):
+        unused = data.with_name(".none")
+        files = list(mark_source(data, unused, Limits(), skip=None, key=key))
     else:
         files = [relative_name(path, data) for path in sorted(data.rglob("*"))]
     path = Path(config.data.labels_csv)

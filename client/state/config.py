@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from client.state.artefacts import Limit
+from client.state.dicomweb import Dicomweb
 from common.compute import Compute
 from common.config import FrozenModel, load_yaml
 from common.errors import ConfigurationError, PolicyError
@@ -47,7 +48,7 @@ class Data(FrozenModel):
     folder: str = Field(
         min_length=1,
         description="folder with DICOM, NIfTI or image files, or one ZIP archive of them; kohort "
-        "only reads it",
+        "only reads it. With dicomweb.url: the folder that `kohort-site fetch` fills, sealed",
     )
     labels_csv: str | None = Field(
         default=None,
@@ -294,6 +295,9 @@ class SiteConfig(FrozenModel):
         description="this hospital's name in study plans: lower-case letters, digits and hyphens"
     )
     data: Data = Field(description="where the images of patients lie")
+    dicomweb: Dicomweb = Field(
+        default_factory=Dicomweb, description="which DICOMweb server `kohort-site fetch` asks"
+    )
     rehearsal: bool = Field(
         default=False,
         description="whether every image of this site is public or invented; only then may "

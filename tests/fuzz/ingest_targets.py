@@ -11,6 +11,7 @@ import os
 import time
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -33,6 +34,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from client.dicomweb.connection import parse_answer
+from client.dicomweb.multipart import LeftOut, read_part
+from client.dicomweb.query import STUDY, read_studies, uid_of
 from client.ingest.archive import open_source
 from client.ingest.decisions import Stated, read_decisions, resolve_decisions
 from client.ingest.decode import Conversation, Decoder
@@ -43,6 +47,7 @@ from client.ingest.masks import is_nifti, lies_on, read_nifti, read_segmentation
 from client.ingest.quarantine import Unusable
 from client.ingest.request import Caps, Limits, Settings, VolumeFiles, Wanted
 from client.ingest.scanning import scan
+from client.ingest.sealed import SealedFolder
 from client.ingest.series import Grid
 from client.ingest.stack import read_stack
 from client.ingest.volumes import patches, read_volume
@@ -357,6 +362,54 @@ def _archive(folder: Path) -> Parser:
     return Parser(call, (damaged(*seeds),))
 
 
+def _sealed(folder: Path) -> Parser:
+    """A sealed file: of an empty image, and of one."""
+    seeds = []
+    made = SealedFolder.make(folder / "made", bytes(32))
+    for name, data in (("1.2/3", b""), ("1.2/3", bytes(range(64)))):
+        made.add(name, [data])
+        (sealed,) = made.files(9).values()
+        seeds.append(sealed.path.read_bytes())
+    path = sealed.path
+
+    def call(data: bytes) -> None:
+        path.write_bytes(data)
+        for number, one in enumerate(made.files(9).values()):
+            out = folder / str(number)
+            out.unlink(missing_ok=True)
+            made.unseal(one, out)
+
+    return Parser(call, (damaged(*seeds),))
+
+
+def _dicomweb(folder: Path) -> Parser:
+    """An answer of a DICOMweb server: as one of a query, and as an image in pieces of any size."""
+    path = folder / "studies.txt"
+    head = b"--edge\r\nContent-Type: application/dicom\r\n\r\n"
+    seeds = (
+        b'[{"0020000D": {"vr": "UI", "Value": ["1.2.3"]}, "00080060": {"Value": ["DX"]}}]',
+        b"\x05" + head + bytes(range(64)) + b"\r\n--edge--\r\n",
+        b"\x40preamble\r\n" + head + b"\r\n--edg\r\n--edge\r\n\r\n--edge--",
+    )
+    kinds = ('multipart/related; boundary="edge"', "multipart/related; boundary=edge")
+
+    def call(data: bytes) -> None:
+        step = 1 + data[0] if data else 1
+        blocks = [data[place : place + step] for place in range(1, len(data), step)]
+        for kind in (*kinds, data[:64].decode("latin-1")):
+            try:
+                list(read_part(kind, blocks))
+            except LeftOut:
+                continue
+        path.write_bytes(data)
+        with suppress(ConfigurationError):
+            read_studies(path)
+        for facts in parse_answer(data):
+            uid_of(facts, STUDY)
+
+    return Parser(call, (damaged(*seeds), exchanged(*seeds, odd=(b"--edge", b"[", b"{", b"\r\n"))))
+
+
 def _labels(folder: Path) -> Parser:
     path = folder / "labels.csv"
     seeds = (
@@ -467,6 +520,17 @@ TARGETS = (
     Target("segmentation", ("client.ingest.masks:_read_bits",), _segmentation, few=150),
     Target("glance", ("client.ingest.glance:glance",), _glance, few=200),
     Target("archive", ("client.ingest.archive:_read_archive",), _archive, few=300),
+    Target("sealed", ("client.ingest.sealed:SealedFolder",), _sealed, few=300),
+    Target(
+        "dicomweb",
+        (
+            "client.dicomweb.connection:parse_answer",
+            "client.dicomweb.multipart:read_part",
+            "client.dicomweb.query:read_studies",
+        ),
+        _dicomweb,
+        few=400,
+    ),
     Target("labels", ("client.ingest.table:open_table",), _labels),
     Target("persons-csv", ("client.ingest.decisions:_decode",), _decisions),
     Target("child-answers", ("client.ingest.decode:Conversation.facts",), _answers),

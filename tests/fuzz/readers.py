@@ -68,6 +68,7 @@ EXEMPT = {
     "client.daemon.training:clear": "bytes alone; boundary rules read them, target intake-updates",
     "client.egress.gate": "events of mechanisms that this process made",
     "client.egress.review": "a copy of bytes",
+    "client.dicomweb.credential": "one line that the site's own staff hands over",
     "client.desk.pages:add_signing_in": "its own style and icon",
     "client.ingest.decode_child": "lines of its own parent; the files are targets dicom to volume",
     "client.rehearsal": "bytes of its own child: a log's last line for the screen, pictures copied",
