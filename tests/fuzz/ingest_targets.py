@@ -51,6 +51,7 @@ from client.ingest.sealed import SealedFolder
 from client.ingest.series import Grid
 from client.ingest.stack import read_stack
 from client.ingest.volumes import patches, read_volume
+from common.errors import ConfigurationError
 from tests import phantoms, volume_phantoms
 from tests.fuzz.harness import Parser, Target
 from tests.fuzz.mutation import Maker, damaged, exchanged, one_of, revalued, wrapped

@@ -229,7 +229,7 @@ def test_an_answer_that_is_none_is_refused(fetch: Fetch, server: Server, answer:
         (Answer(kind="multipart/related", body=part(b"x")), "no boundary"),
         (Answer(kind=MULTIPART.replace("edge", "other"), body=part(b"x")), "no part"),
         (Answer(kind=MULTIPART, body=bytes(40_000)), "no part"),
-        (Answer(kind=MULTIPART, body=itertools.repeat(bytes(4096), 9)), "no part at its start"),
+        (Answer(kind=MULTIPART, body=itertools.repeat(bytes(1 << 16), 32)), "no part at its start"),
         (Answer(kind=MULTIPART, body=part(b"x")[:-6]), "ends before"),
         (Answer(kind=MULTIPART, body=part(b"x")[:-4] + b"\r\n" + part(b"y")), "several parts"),
     ],
