@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from client.learn.workers import ALONE, Workers, meet, part
 from client.state.jobs import LOST
 
 MEETING = "meeting"  # the file over which the processes find each other
+ENDING_S = 2.0  # between a connection that broke and the end of the process behind it
 PROGRAM = ("-P", "-m", "client.child.job")
 
 
@@ -39,11 +40,23 @@ def together(folder: Path, rank: int, devices: Sequence[torch.device]) -> Iterat
     try:
         yield meet(folder / MEETING, rank, len(devices), devices[rank])
         part()
+    except RuntimeError:
+        # the connection to a process breaks before the watch hears of its end
+        if any(_has_failed(other) for other in others):
+            os._exit(LOST)
+        raise
     finally:
         done.set()
         for other in others:
             other.kill()
             other.wait()
+
+
+def _has_failed(other: subprocess.Popen[bytes]) -> bool:
+    """Whether a process ended, or does so within ENDING_S, and not well."""
+    with suppress(subprocess.TimeoutExpired):
+        return other.wait(ENDING_S) != 0
+    return False
 
 
 def _start(folder: Path, rank: int, done: threading.Event) -> subprocess.Popen[bytes]:

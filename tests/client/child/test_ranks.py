@@ -63,25 +63,58 @@ with ranks.together(folder, rank, [torch.device("cpu")] * 2):
 """
 
 
+def started(folder: Path, text: str) -> tuple[subprocess.Popen[bytes], int]:
+    """The first process of a program, and the id of the second, once they have met."""
+    program = folder / "program.py"
+    program.write_text(text)
+    first = subprocess.Popen(
+        [sys.executable, str(program), str(folder)], stdin=subprocess.PIPE, env=environment(1)
+    )
+    assert first.stdin is not None
+    first.stdin.write(b"\n")
+    first.stdin.flush()
+    until(lambda: (folder / "met-0").exists() and (folder / "met-1").exists())
+    [second] = set(descendants(first.pid)) - {first.pid}
+    return first, second
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_process_dies_so_does_the_other(tmp_path: Path, killed: int) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(ENDLESS)
-    first = subprocess.Popen(
-        [sys.executable, str(program), str(tmp_path)], stdin=subprocess.PIPE, env=environment(1)
-    )
+    first, second = started(tmp_path, ENDLESS)
     try:
-        assert first.stdin is not None
-        first.stdin.write(b"\n")
-        first.stdin.flush()
-        until(lambda: (tmp_path / "met-0").exists() and (tmp_path / "met-1").exists())
-        [second] = set(descendants(first.pid)) - {first.pid}
         os.kill((first.pid, second)[killed], signal.SIGKILL)
         assert first.wait(60) == (-signal.SIGKILL if killed == 0 else ranks.LOST)
         deadline = time.monotonic() + 60
         while Path(f"/proc/{second}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not Path(f"/proc/{second}").exists()
+    finally:
+        first.kill()
+        first.communicate()
+
+
+# both exchange without end; who waits for a process to end hears of it late
+EXCHANGING = (
+    ENDLESS.replace(
+        "ranks.PROGRAM",
+        "import subprocess\nwait = subprocess.Popen.wait\n"
+        "def wait_late(process, timeout=None):\n"
+        "    code = wait(process, timeout)\n"
+        "    if timeout is None: time.sleep(5)\n"
+        "    return code\n"
+        "subprocess.Popen.wait = wait_late\nranks.PROGRAM",
+        1,
+    )
+    .replace('[torch.device("cpu")] * 2):', '[torch.device("cpu")] * 2) as workers:')
+    .replace("time.sleep(300)", "while True: workers.sum(torch.ones(1))")
+)
+
+
+def test_a_connection_that_breaks_is_a_process_that_was_lost(tmp_path: Path) -> None:
+    first, second = started(tmp_path, EXCHANGING)
+    try:
+        os.kill(second, signal.SIGKILL)
+        assert first.wait(60) == ranks.LOST
     finally:
         first.kill()
         first.communicate()

@@ -284,7 +284,7 @@ def test_what_a_killed_rehearsal_left_goes_at_the_next_start_and_not_beside_a_li
 
 def test_one_rehearsal_at_a_time(hospital: Hospital, children: InProcess, cli: Cli) -> None:
     (hospital.root / FOLDER).mkdir()
-    with FolderLock(hospital.root / FOLDER / LOCK, "test"):
+    with FolderLock(hospital.root / FOLDER / LOCK, "kohort-site rehearse"):
         code, _, err = cli("rehearse", "--state", hospital.root)
     assert code == 5 and "already running kohort-site rehearse" in err and not children.jobs
 
