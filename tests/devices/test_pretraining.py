@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,15 @@ from server.public_data.pairs import PublicPairs
 from tests.strict_device import GPU, strict_device
 
 pytestmark = pytest.mark.slow
+
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def returned() -> None:
+    """Let the C library give large tensors back when they end; else it keeps gigabytes of heap."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 4 << 20)
+
 
 SIZES_PX = (64, 128, 256)
 WGAN_SIZES_PX = (64, 128, 256)

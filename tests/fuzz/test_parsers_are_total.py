@@ -48,7 +48,7 @@ FAULTS = {
     "another exception": lambda data: _raise(KeyError("k")),
     "a bug of ours": lambda data: _raise(Bug("broken")),
     "a Rust panic, which is no Exception": lambda data: _raise(BaseException("panic")),
-    "a call that takes more memory than its cap": lambda data: bytearray(1 << 28),
+    "a call that takes more memory than its cap": lambda data: bytearray(1 << 33),
     "deep recursion": lambda data: _recurse(),
 }
 

@@ -149,8 +149,8 @@ def test_pulling_and_heartbeats_go_on_while_a_handler_works(
     first, _ = server.queue(instruction())
     until(lambda: running)
     second, _ = server.queue(instruction(np.ones(5, np.uint8)))
+    until(lambda: server.names().count("confirm-message-received") == 2)
     before = len(server.calls)
-    until(lambda: server.names()[before:].count("confirm-message-received") == 1)
     until(lambda: server.names()[before:].count("send-node-heartbeat") >= 3)
     assert server.replies() == []
     release.set()
