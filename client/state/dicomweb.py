@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from common.config import FrozenModel
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+FORMS = {"url": "https://HOST/PATH", "proxy": "http://HOST:PORT"}
 
 Code = Annotated[str, Field(pattern=r"^[A-Z0-9 _]{1,16}$")]
 
@@ -88,9 +89,9 @@ def _check_address(name: str, address: str) -> None:
         parts = urlsplit(address)
         _ = parts.port
     except ValueError as error:
-        raise ValueError(f"{name}: expected https://HOST/PATH") from error
+        raise ValueError(f"{name}: expected {FORMS[name]}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or not address.isascii():
-        raise ValueError(f"{name}: expected https://HOST/PATH")
+        raise ValueError(f"{name}: expected {FORMS[name]}")
     if name == "url" and (parts.username is not None or parts.password is not None):
         raise ValueError("url: holds a user or a password, expected `fetch --credential-fd`")
     if parts.query or parts.fragment or not address.isprintable() or " " in address:

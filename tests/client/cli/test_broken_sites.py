@@ -228,7 +228,7 @@ def proxy(scene: Scene, status: bytes) -> None:
     stack = ExitStack()
     port = stack.enter_context(answering(status))
     scene.undo.append(stack.close)
-    scene.site_yaml("proxy: null", f'proxy: "http://127.0.0.1:{port}"')
+    scene.site_yaml("network:\n  proxy: null", f'network:\n  proxy: "http://127.0.0.1:{port}"')
 
 
 def unused_port() -> int:
@@ -434,13 +434,17 @@ BROKEN: dict[str, Row] = {
         "network.proxy",
     ),
     "the proxy is dead": Row(
-        lambda s: s.site_yaml("proxy: null", f'proxy: "http://127.0.0.1:{unused_port()}"'),
+        lambda s: s.site_yaml(
+            "network:\n  proxy: null", f'network:\n  proxy: "http://127.0.0.1:{unused_port()}"'
+        ),
         "PROXY-UNREACHABLE",
         "the proxy of `network.proxy` does not answer",
         "correct `network.proxy`",
     ),
     "the proxy's name is unknown": Row(
-        lambda s: s.site_yaml("proxy: null", 'proxy: "http://no-such-proxy.invalid:3128"'),
+        lambda s: s.site_yaml(
+            "network:\n  proxy: null", 'network:\n  proxy: "http://no-such-proxy.invalid:3128"'
+        ),
         "PROXY-NAME-UNKNOWN",
         "the name of the proxy",
         "network.proxy",

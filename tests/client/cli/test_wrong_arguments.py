@@ -324,7 +324,7 @@ def test_a_damaged_heartbeat_of_a_running_daemon_counts_as_none(place: Place, cl
 def test_a_proxy_that_is_no_address_is_named_without_its_password(
     proxy: str, place: Place, cli: Cli
 ) -> None:
-    place.site_yaml("proxy: null", f'proxy: "{proxy}"')
+    place.site_yaml("network:\n  proxy: null", f'network:\n  proxy: "{proxy}"')
     found, _, errors = cli("check", "--state", place.state)
     assert found == 2
     assert "site.yaml: network.proxy: expected http://HOST:PORT" in errors
