@@ -11,8 +11,8 @@ Guarantees:
     it; who withdrew does not enter
   - the same files give the same digest, whatever their names and order
   - the folder appears whole or not at all
-Not covered: one person under two ids that nothing links; text burned into pixels; fewer
-than k patients (synthesis refuses them).
+Not covered: one person under two ids that nothing links; text in pixels that text_detector.py does
+not read; fewer than k patients (synthesis refuses them).
 
   1. list the files; those of an archive are unpacked (archive.py)
   2. read the labels

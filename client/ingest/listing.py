@@ -2,7 +2,7 @@
 
 In: the data folder, the site's key.
 Out: paths; opaque ids of files and of their size and time; one of the labels file's contents.
-Guarantees: a link is listed and never followed; nothing that a file is called is stored.
+Guarantees: a link is listed and never followed; nothing that a file is called is stored here.
 Not covered: what the files hold (sources.py); the files of an archive (archive.py); a file that
 changed and kept its size and time.
 """
