@@ -1,7 +1,8 @@
 """`kohort-site`: puts the hospital's commands together. Each group is a file beside this one.
 
 Out: lines for a person, or one JSON line with `--json`; exit codes of kohort/errors.py.
-Guarantees: only `run` and `check` call the server; no command raises what site.yaml allows.
+Guarantees: only `run` and `check` call the study's server, and `fetch` the hospital's own DICOMweb
+server; no command raises what site.yaml allows.
 """
 
 from __future__ import annotations
