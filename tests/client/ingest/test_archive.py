@@ -214,6 +214,10 @@ def test_damage_is_refused_with_words(tmp_path: Path) -> None:
     for cut in (b"", b"PK", whole[:40], whole[:-1]):
         source.write_bytes(cut)
         assert "not a ZIP archive, or a damaged one" in str(refusal(source, tmp_path))
+    # fewer bytes than the list of files states, with the right checksum
+    place = whole.index(b"PK\x01\x02") + 24
+    source.write_bytes(whole[:place] + (300).to_bytes(4, "little") + whole[place + 4 :])
+    assert "size or checksum are wrong" in str(refusal(source, tmp_path))
     # a byte of the contents
     source.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
     assert "size or checksum are wrong" in str(refusal(source, tmp_path))
