@@ -1,9 +1,13 @@
-"""Which files a release may hold, and the one spelling of SHA256SUMS and allowed_signers."""
+"""Which files a release may hold, and the one spelling of SHA256SUMS and allowed_signers.
+
+A release's format decides: `FORMAT` is what is written; `NAMES` has those that are read.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from kohort import signatures
 from kohort.errors import RefusedError
@@ -13,27 +17,64 @@ SIGNATURE = "SHA256SUMS.sig"
 SIGNERS = "allowed_signers"
 MANIFEST = "manifest.json"
 METADATA = "metadata.csv"
+PICTURES = "data/train"  # a folder a label, as ImageFolder reads it
+# no name in reports/ has a split's word (eval, test, dev, val): loaders would take it for data
+FINDINGS = "reports/findings.json"
+CONTACT_SHEET = "reports/contact_sheet.png"
 UNLISTED = (SUMS, SIGNATURE, SIGNERS)
 SIGN_OFF = re.compile(r"SHA256SUMS\.([a-z][a-z0-9-]{0,31})\.sig")
-TOP_LEVEL = {
-    *UNLISTED,
-    MANIFEST,
-    METADATA,
-    "LICENSE",
-    "README.md",
-    "contact_sheet.png",
-    "croissant.json",
-    "evaluation.json",
-    "index.html",
-    "privacy_statement.json",
-    "privacy_statement.md",
-    "study.sig",
-    "study.yaml",
-}
-INNER = re.compile(
-    r"data/[a-z0-9][a-z0-9-]{0,31}/[0-9]{5}\.png|masks/[0-9]{5}\.(?:png|nii\.gz)"
-    r"|pages/[0-9]{4}\.html|models/[a-z]{1,16}\.safetensors|statements/[a-z][a-z0-9-]{0,31}\.json"
+IN_EVERY_FORMAT = frozenset(
+    {
+        *UNLISTED,
+        MANIFEST,
+        METADATA,
+        "LICENSE",
+        "README.md",
+        "croissant.json",
+        "index.html",
+        "privacy_statement.json",
+        "privacy_statement.md",
+        "study.sig",
+        "study.yaml",
+    }
 )
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of one format: those at the top, and a pattern for those in folders."""
+
+    top_level: frozenset[str]
+    inner: re.Pattern[str]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.top_level or self.inner.fullmatch(name) is not None
+
+
+LABEL = "[a-z0-9][a-z0-9-]{0,31}"
+MODEL = "[a-z][a-z0-9_-]{0,31}"
+SHARED_FOLDERS = (
+    r"masks/[0-9]{5}\.(?:png|nii\.gz)|pages/[0-9]{4}\.html"
+    r"|statements/[a-z][a-z0-9-]{0,31}\.json"
+)
+FORMAT = "kohort-release/2"
+NAMES = {
+    "kohort-release/1": Names(
+        IN_EVERY_FORMAT | {"contact_sheet.png", "evaluation.json"},
+        re.compile(
+            rf"{SHARED_FOLDERS}|data/{LABEL}/[0-9]{{5}}\.png|models/[a-z]{{1,16}}\.safetensors"
+        ),
+    ),
+    FORMAT: Names(
+        IN_EVERY_FORMAT
+        | {"CITATION.cff", "datalist.json", "provenance.c2pa", "ro-crate-metadata.json"},
+        re.compile(
+            rf"{SHARED_FOLDERS}|{PICTURES}/{LABEL}/[0-9]{{5}}\.png|{PICTURES}/metadata\.csv"
+            r"|parquet/train-[0-9]{5}-of-[0-9]{5}\.parquet|webdataset/train-[0-9]{6}\.tar"
+            rf"|models/{MODEL}\.(?:safetensors|json|onnx)|reports/{MODEL}\.(?:json|png|md)"
+        ),
+    ),
+}
 IMAGES_CAP = 100_000  # five digits number them
 FILES_CAP = 200_000
 FILE_CAP_BYTES = 1 << 30
@@ -41,9 +82,12 @@ TEXT_CAP_BYTES = 1 << 26
 SIGNED_CAP_BYTES = signatures.KEY_CAP_BYTES
 
 
-def is_allowed_name(name: str) -> bool:
-    """Return whether a release may hold a file of this name."""
-    return name in TOP_LEVEL or not is_listed(name) or INNER.fullmatch(name) is not None
+def is_allowed_name(name: str, release_format: str | None = None) -> bool:
+    """Return whether a release of this format may hold a file of this name; None: of any format."""
+    if not is_listed(name):
+        return True
+    formats = NAMES.values() if release_format is None else (NAMES[release_format],)
+    return any(name in names for names in formats)
 
 
 def is_listed(name: str) -> bool:

@@ -37,7 +37,7 @@ class Manifest(FrozenModel):
     keys are left out of the file.
     """
 
-    format: str = Field(pattern=r"^kohort-release/1$")
+    format: str = Field(pattern=r"^kohort-release/[12]$")
     name: str
     version: str
     title: str

@@ -5,7 +5,8 @@ order:
   1. every file has a name and a size that a release may hold, and is no link;
   2. SHA256SUMS is signed by the key in allowed_signers, or by the key that the reader trusts;
   3. every file listed in SHA256SUMS is there with exactly that digest, and no other file is;
-  4. manifest.json and allowed_signers agree with each other and with the files;
+  4. manifest.json and allowed_signers agree with each other and with the files, whose names are
+     those of the manifest's format;
   5. metadata.csv lists exactly the images, each with its label folder, and exactly their masks;
   6. every site's statement is signed by that site's key and is about this study's plan. It states
      no smaller k (images), or the release's own epsilon and delta (a release without k: pairs drawn
@@ -48,6 +49,7 @@ from kohort.statements import open_statement
 
 SIGNERS_CAP_BYTES = 16_384
 STATEMENT_CAP_BYTES = 1 << 20
+PICTURE = re.compile(r"data/.*\.png")
 WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 SIGNERS_LINE = re.compile(
     r'operator@[a-z0-9-]+ namespaces="[a-z0-9-]+" (ssh-ed25519 [A-Za-z0-9+/=]+)\n'
@@ -192,6 +194,9 @@ def _check_manifest(folder: Path, manifest: Manifest, digests: dict[str, str]) -
     """Step 4: manifest, allowed_signers and file sizes agree."""
     if _read_signers(folder) != manifest.allowed_signers:
         raise RefusedError(f"{SIGNERS}: altered: it is not what the signed {MANIFEST} implies")
+    for name in digests:
+        if not is_allowed_name(name, manifest.format):
+            raise RefusedError(f"{name}: not a file that a {manifest.format} may hold")
     sizes = {entry.path: entry.size_bytes for entry in manifest.files}
     if set(sizes) != set(digests) - {MANIFEST}:
         raise RefusedError(f"{MANIFEST}: lists other files than {SUMS}")
@@ -207,7 +212,7 @@ def _check_manifest(folder: Path, manifest: Manifest, digests: dict[str, str]) -
 def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
     """Step 5: metadata.csv is the list of the images and masks."""
     rows = _read_rows(folder)
-    images = sorted(name for name in digests if name.startswith("data/"))
+    images = sorted(name for name in digests if PICTURE.fullmatch(name))
     listed = sorted(row.get("file_name") or "" for row in rows)
     if listed != images or len(images) != manifest.images:
         raise RefusedError(
@@ -216,7 +221,7 @@ def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -
         )
     for row in rows:
         label = row.get("label")
-        if label not in manifest.labels or row["file_name"].split("/")[1] != label:
+        if label not in manifest.labels or row["file_name"].split("/")[-2] != label:
             raise RefusedError(
                 f"{METADATA}: {row['file_name']} stands in another folder than its label"
             )

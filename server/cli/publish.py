@@ -69,7 +69,7 @@ HeldOut = Annotated[
 ]
 RehearsalFile = Annotated[
     Path | None,
-    typer.Option(help="evaluation.json of an earlier rehearsal of this plan on public data"),
+    typer.Option(help="reports/findings.json of an earlier rehearsal of this plan on public data"),
 ]
 
 

@@ -36,6 +36,7 @@ from common.config import load_yaml
 from common.errors import Bug, ConfigurationError, EnvironmentFault, PeerError
 from common.process import end_with_parent, free_port
 from common.study.plan import Study
+from kohort import layout
 from kohort.console import run_typer
 from kohort.manifest import Manifest, read_manifest
 from server.demo.export import Truth
@@ -379,7 +380,7 @@ def as_text(folder: Path, manifest: Manifest, seconds: float) -> str:
         f"\n{manifest.images} synthetic images, {what}, in {seconds:.0f} s\n"
         f"release:  {folder}\n"
         f"page:     {folder / 'index.html'}\n"
-        f"pictures: {folder / 'contact_sheet.png'}\n"
+        f"pictures: {folder / layout.CONTACT_SHEET}\n"
         f"check it: kohort verify {folder}\n"
     )
 

@@ -2,7 +2,7 @@
 
 In: a release of a rehearsal, and its public people.
 Out: a `Rehearsal`: findings, and the digest of what two equal plans share. It stands in that
-release's evaluation.json, which `kohort-server release --rehearsal FILE` reads.
+release's reports/findings.json, which `kohort-server release --rehearsal FILE` reads.
 Guarantees: a file of another plan, too large or with unknown keys is refused.
 Not covered: proof that the people were public and took part. The operator answers for that.
 """
@@ -82,7 +82,7 @@ def rehearse(
 
 
 def read_rehearsal(path: Path, study: Study) -> Rehearsal:
-    """Return the rehearsal in a release's evaluation.json.
+    """Return the rehearsal in a release's reports/findings.json.
 
     Raises RefusedError for a file without a rehearsal, and for a rehearsal of another plan.
     """
@@ -90,7 +90,7 @@ def read_rehearsal(path: Path, study: Study) -> Rehearsal:
     text = read_capped(path, FILE_CAP_BYTES)
     damage = RefusedError(
         f"{path}: holds no rehearsal",
-        hint="give the evaluation.json of a release that was built with --members and --heldout",
+        hint="give reports/findings.json of a release that was built with --members and --heldout",
     )
     with damage_named(damage):
         found = Rehearsal.model_validate(json.loads(text)["rehearsal"])

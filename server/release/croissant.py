@@ -74,7 +74,7 @@ def _distribution(study: Study, metadata_sha256: str) -> list[Any]:
         encoding_formats=["text/csv"],
         sha256=metadata_sha256,
     )
-    files = [table, _file_set("images", "data/*/*.png", "image/png")]
+    files = [table, _file_set("images", "data/train/*/*.png", "image/png")]
     if study.synthesis is None:
         files.append(_file_set("masks", "masks/*.png", "image/png"))
         files.append(_file_set("masks-nifti", "masks/*.nii.gz", "application/gzip"))

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.storage.files import file_digest
 from common.wire import signing
+from kohort import layout
 from server.release.absent import absent_sites
 from server.release.croissant import croissant
 from server.release.datasheet import licence_text, readme
@@ -32,13 +33,13 @@ def write_documents(
     # what is promised, and what was measured
     write_json(part / "privacy_statement.json", statement)
     (part / "privacy_statement.md").write_text(statement_markdown(statement), encoding="utf-8")
-    write_json(part / "evaluation.json", report)
+    write_json(part / layout.FINDINGS, report)
 
     # what a reader and a data catalogue need
     datasheet = readme(study, statement, report, len(items.images), inputs.signers)
     (part / "README.md").write_text(datasheet, encoding="utf-8")
     (part / "LICENSE").write_text(licence_text(study), encoding="utf-8")
-    table_digest = file_digest(part / "metadata.csv")
+    table_digest = file_digest(part / layout.METADATA)
     write_json(part / "croissant.json", croissant(study, statement, table_digest))
     write_pages(part, study, statement, report, items, _vouching(inputs, key))
 
@@ -66,5 +67,6 @@ def _copy_sources(part: Path, inputs: ReleaseInputs) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data, keys sorted."""
+    """Write plain data, keys sorted, and the folder where it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")

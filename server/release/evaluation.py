@@ -1,4 +1,4 @@
-"""What evaluation.json says: the pictures measured against public data.
+"""What reports/findings.json says: the pictures measured against public data.
 
 In: the inputs and the items of a release. Out: plain data.
 Guarantees: what was not measured reads "not evaluated".

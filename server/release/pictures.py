@@ -11,6 +11,7 @@ import numpy as np
 
 from common.arrays import Images
 from common.study.plan import Study
+from kohort import layout
 from server.public_data.pictures import contact_sheet, png_bytes, shrink, triptychs
 from server.release.items import Items
 from server.release.pairs import nifti_bytes
@@ -51,9 +52,9 @@ def write_images(part: Path, items: Items, study: Study, progress: Progress) -> 
         progress(i + 1, len(items.images))
 
     # the table, and the first pictures on one sheet: their order is a shuffle
-    _write_table(part / "metadata.csv", IMAGE_HEADER, rows)
+    _write_table(part / layout.METADATA, IMAGE_HEADER, rows)
     shown = np.stack([shrink(image) for image in items.images[:SHOWN_IMAGES]])
-    _write(part / "contact_sheet.png", png_bytes(contact_sheet(shown)))
+    _write(part / layout.CONTACT_SHEET, png_bytes(contact_sheet(shown)))
 
 
 def write_pairs(part: Path, items: Items, masks: Images, study: Study, progress: Progress) -> None:
@@ -73,15 +74,15 @@ def write_pairs(part: Path, items: Items, masks: Images, study: Study, progress:
         progress(i + 1, len(items.images))
 
     # the table, and the first few pairs on one sheet
-    _write_table(part / "metadata.csv", PAIR_HEADER, rows)
+    _write_table(part / layout.METADATA, PAIR_HEADER, rows)
     shown = triptychs(items.images[:SHOWN_PAIRS], masks[:SHOWN_PAIRS])
     sheet = contact_sheet(shown, columns=PAIR_COLUMNS, pad=PAIR_GAP_PX)
-    _write(part / "contact_sheet.png", png_bytes(sheet))
+    _write(part / layout.CONTACT_SHEET, png_bytes(sheet))
 
 
 def file_name(index: int, label: str) -> str:
     """Return a picture's path in the release."""
-    return f"data/{label}/{index:05d}.png"
+    return f"{layout.PICTURES}/{label}/{index:05d}.png"
 
 
 def _mechanism(study: Study, privatized: bool) -> str:

@@ -73,7 +73,7 @@ def _manifest(
     # the facts
     synthesis = study.synthesis
     return Manifest(
-        format="kohort-release/1",
+        format=layout.FORMAT,
         name=study.name,
         version=study.release.version,
         title=study.title,

@@ -255,7 +255,7 @@ def test_every_image_aggregates_at_least_k_distinct_patients_by_the_sites_own_re
 def test_the_release_verifies_and_one_changed_byte_is_named(story: Story, tmp_path: Path) -> None:
     assert verify(story.release).k == 5
     copy = Path(shutil.copytree(story.release, tmp_path / "copy"))
-    victim = next(copy.glob("data/*/*.png"))
+    victim = next(copy.glob("data/train/*/*.png"))
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
@@ -337,7 +337,7 @@ def test_released_pictures_look_like_the_cohort_and_not_like_one_of_it(story: St
     from PIL import Image
 
     pictures = np.stack(
-        [np.asarray(Image.open(p)) for p in sorted(story.release.glob("data/*/*.png"))]
+        [np.asarray(Image.open(p)) for p in sorted(story.release.glob("data/train/*/*.png"))]
     )
     assert pictures.shape[1:] == (64, 64, 3)
     red, blue = pictures[:, 16:48, 16:48, 0].mean(), pictures[:, 16:48, 16:48, 2].mean()

@@ -27,6 +27,7 @@ from common.privacy.events import charged_image_event
 from common.privacy.latent_mechanisms import LatentGaussian
 from common.process import free_port
 from common.study.plan import Study, load_study
+from kohort import layout
 from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
 from server.demo import rehearsal
@@ -198,7 +199,7 @@ def test_the_statement_says_the_epsilon_that_the_ledgers_spent(story: Story) -> 
 def test_the_report_says_what_a_classifier_learns_and_what_of_the_pathology_is_kept(
     story: Story,
 ) -> None:
-    report = json.loads((story.release / "evaluation.json").read_text())
+    report = json.loads((story.release / layout.FINDINGS).read_text())
     found = {one["name"]: one for one in report["findings"]}
     for name in (
         KAPPA,

@@ -26,6 +26,7 @@ from client.ingest.cohort import Cohort
 from common.process import free_port
 from common.storage.journal import Journal
 from common.study.plan import Study, load_study
+from kohort import layout
 from kohort.manifest import read_manifest
 from kohort.verification import verify
 from server.demo import hospitals as demo_hospitals
@@ -190,7 +191,7 @@ def test_the_documents_say_what_was_promised_audited_and_measured_on_phantoms(st
     assert {"PLD", "RDP"} <= set(updates["epsilon_by_accountant"])
     audit = updates["audit"]["models"]["wgan"]
     assert 0 <= audit["lower_bound"] <= audit["upper_bound"]
-    report = json.loads((story.release / "evaluation.json").read_text())
+    report = json.loads((story.release / layout.FINDINGS).read_text())
     assert report["reference"] == demo_hospitals.PHANTOM_REFERENCE
     scores = [f for f in report["findings"] if f["name"].startswith("segmentation DSC")]
     assert len(scores) == 3

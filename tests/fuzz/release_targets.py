@@ -298,11 +298,11 @@ def _pairs(folder: Path) -> Parser:
 
 def _release_pairs(folder: Path) -> Parser:
     """The pairs of a verified release, as a site reads them."""
-    (folder / "data" / "vessels").mkdir(parents=True)
+    (folder / "data" / "train" / "vessels").mkdir(parents=True)
     (folder / "masks").mkdir()
     image = png(np.zeros((SIDE, SIDE), np.uint8))
-    table = b"file_name,mask\ndata/vessels/00000.png,masks/00000.png\n"
-    places = ("data/vessels/00000.png", "metadata.csv")
+    table = b"file_name,mask\ndata/train/vessels/00000.png,masks/00000.png\n"
+    places = ("data/train/vessels/00000.png", "metadata.csv")
     good = (image, table)
     for place, content in zip((*places, "masks/00000.png"), (*good, image), strict=True):
         (folder / place).write_bytes(content)

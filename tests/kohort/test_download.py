@@ -140,7 +140,7 @@ def test_a_mirrors_own_files_are_not_believed(
     """It controls SHA256SUMS and manifest.json; even then nothing unlisted is fetched."""
     url, ca, release = mirror
     manifest = json.loads((release / "manifest.json").read_text())
-    manifest["files"].append({"path": "data/none/99999.png", "size_bytes": 5})
+    manifest["files"].append({"path": "data/train/none/99999.png", "size_bytes": 5})
     text = json.dumps(manifest).encode()
     sums = (release / "SHA256SUMS").read_text()
     digest = hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()

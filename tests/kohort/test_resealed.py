@@ -99,7 +99,7 @@ def first(folder: Path) -> str:
 
 def moved(folder: Path) -> None:
     """A picture in another label's folder, and so in the table and the manifest."""
-    name = "data/none/99999.png"
+    name = "data/train/none/99999.png"
     old = first(folder)
     (folder / old).rename(folder / name)
     text = (folder / "metadata.csv").read_text()
@@ -128,7 +128,7 @@ def tableless(folder: Path) -> None:
 NOTHING: Change = lambda folder: None  # noqa: E731
 WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
     "a file that the manifest does not list": (
-        lambda f: (f / "data/none/99998.png").write_bytes(b"x"),
+        lambda f: (f / "data/train/none/99998.png").write_bytes(b"x"),
         {},
         "lists other files",
     ),
@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         "allowed_signers: altered",
     ),
     "a picture that the table does not list": (
-        lambda f: table(first(f), "data/none/77777.png")(f),
+        lambda f: table(first(f), "data/train/none/77777.png")(f),
         {},
         r"metadata\.csv: lists",
     ),

@@ -58,7 +58,14 @@ def test_every_byte_of_signature_and_signers_line_counts(release: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["extra.txt", "data/none/evil.py", "data/none/99999.png", "models/x.pkl", ".hidden"]
+    "name",
+    [
+        "extra.txt",
+        "data/train/none/evil.py",
+        "data/train/none/99999.png",
+        "models/x.pkl",
+        ".hidden",
+    ],
 )
 def test_a_file_that_nobody_signed_is_refused(release: Path, name: str) -> None:
     (release / name).parent.mkdir(exist_ok=True)

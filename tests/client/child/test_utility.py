@@ -53,12 +53,12 @@ def blocks(count: int, seed: int) -> np.ndarray:
 def write_release(folder: Path, pairs: np.ndarray) -> None:
     """The pictures and the table of a release; the signature is another test's matter."""
     (folder / "masks").mkdir(parents=True)
-    (folder / "data" / "vessels").mkdir(parents=True)
+    (folder / "data" / "train" / "vessels").mkdir(parents=True)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["file_name", "mask", "mask_nifti", "label", "mechanism", "synthetic"])
     for i, pair in enumerate(pairs):
-        names = (f"data/vessels/{i:05d}.png", f"masks/{i:05d}.png")
+        names = (f"data/train/vessels/{i:05d}.png", f"masks/{i:05d}.png")
         for name, plane in zip(names, (pair[..., 0], pair[..., 1]), strict=True):
             Image.fromarray(np.ascontiguousarray(plane)).save(folder / name)
         writer.writerow([*names, f"masks/{i:05d}.nii.gz", "vessels", "dp-generator", "yes"])
@@ -163,7 +163,9 @@ def test_what_cannot_be_measured_is_refused_before_the_cohort_is_opened(
         monkeypatch.setattr(Plans, "is_approved", lambda *_: False)
         wanted = PolicyError
     elif fault == "no masks":
-        (release / "metadata.csv").write_text("file_name,label\ndata/vessels/00000.png,vessels\n")
+        (release / "metadata.csv").write_text(
+            "file_name,label\ndata/train/vessels/00000.png,vessels\n"
+        )
         wanted = ConfigurationError
     elif fault == "no cohort":
         place.cohort(study.intake).rename(place.root / "elsewhere")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import PolicyError
+from kohort import layout
 from server.operator import plan as plans
 from tests.federation import Federation, tiny_plan
 from tests.server.cli.reports import Kohort, fake_report
@@ -85,7 +86,7 @@ def test_a_complete_study_of_pairs_is_released_and_compared_with_public_pairs(
     )
     names = {
         finding["name"]
-        for finding in json.loads((folder / "evaluation.json").read_text())["findings"]
+        for finding in json.loads((folder / layout.FINDINGS).read_text())["findings"]
     }
     assert any("segmentation DSC" in name for name in names)
     run.registry.quarantine("hospital-b", "E-TEST")

@@ -13,6 +13,7 @@ from common.errors import ConfigurationError, RefusedError
 from common.study.plan import Study, load_study
 from common.study.rehearsed import plan_digest
 from common.wire import signing
+from kohort import layout
 from server.cli.publish import read_people
 from server.evaluate import attack_findings, attack_spaces, rehearsal_report
 from server.evaluate.downstream import Labelled
@@ -91,7 +92,7 @@ def test_a_rehearsal_of_strangers_says_that_nobody_is_found(
 def test_the_file_is_read_back_as_it_was_and_carries_no_image(
     copies: rehearsal_report.Rehearsal, plan: Study, tmp_path: Path
 ) -> None:
-    path = tmp_path / "evaluation.json"
+    path = tmp_path / "findings.json"
     path.write_text(
         json.dumps({"reference": None, "findings": [], "rehearsal": copies.model_dump(mode="json")})
     )
@@ -115,7 +116,7 @@ def test_what_differs_between_studies_of_one_plan_does_not_matter(key: str, plan
 def test_a_rehearsal_of_another_plan_is_refused(
     copies: rehearsal_report.Rehearsal, plan: Study, tmp_path: Path
 ) -> None:
-    path = tmp_path / "evaluation.json"
+    path = tmp_path / "findings.json"
     path.write_text(json.dumps({"rehearsal": copies.model_dump(mode="json")}))
     assert plan.synthesis is not None
     for update in (
@@ -158,7 +159,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_files_that_hold_no_rehearsal_are_refused(name: str, plan: Study, tmp_path: Path) -> None:
-    path = tmp_path / "evaluation.json"
+    path = tmp_path / "findings.json"
     path.write_text(json.dumps(BROKEN[name]))
     with pytest.raises(RefusedError, match="holds no rehearsal"):
         rehearsal_report.read_rehearsal(path, plan)
@@ -175,7 +176,7 @@ def test_a_release_shows_its_rehearsal_and_says_where_there_is_none(
         ("without", None, "no rehearsal of this plan was given"),
     ):
         folder = build_release(replace(inputs, rehearsal=one), tmp_path / name, operator)
-        report = json.loads((folder / "evaluation.json").read_text())
+        report = json.loads((folder / layout.FINDINGS).read_text())
         values = {f["name"]: f["value"] for f in report["findings"]}
         assert values.get(attack_findings.MEMBERSHIP) == (1.0 if one else None)
         assert ("membership inference" in values) == (one is None)

@@ -76,8 +76,8 @@ def test_a_plan_within_all_caps_says_what_it_may_need() -> None:
 
 
 def test_the_most_images_have_names_that_a_release_may_hold() -> None:
-    assert is_allowed_name(f"data/none/{IMAGES_CAP - 1:05d}.png")
-    assert not is_allowed_name(f"data/none/{IMAGES_CAP:05d}.png")
+    assert is_allowed_name(f"data/train/none/{IMAGES_CAP - 1:05d}.png")
+    assert not is_allowed_name(f"data/train/none/{IMAGES_CAP:05d}.png")
     assert is_allowed_name(f"pages/{IMAGES_CAP // 200 + 1000:04d}.html")
 
 

@@ -16,6 +16,7 @@ from common.errors import PolicyError, RefusedError
 from common.study.plan import load_study
 from common.wire import signing
 from common.wire.messages import Sealed
+from kohort import layout
 from kohort.verification import verify
 from server.release.build import build_release
 from server.release.limits import count_sentence
@@ -30,7 +31,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_image_folder_loads_every_image_with_its_label(release: Path) -> None:
-    dataset = ImageFolder(str(release / "data"))
+    dataset = ImageFolder(str(release / "data" / "train"))
     assert len(dataset) == 12
     assert dataset.classes == ["mild-moderate", "none", "severe"]
     assert dataset[0][0].size == (32, 32)
@@ -180,7 +181,7 @@ def test_the_canaries_lower_bound_stands_beside_the_accountants_upper_bound(rele
         and line in (release / "index.html").read_text()
     )
     findings = {
-        f["name"]: f for f in json.loads((release / "evaluation.json").read_text())["findings"]
+        f["name"]: f for f in json.loads((release / layout.FINDINGS).read_text())["findings"]
     }
     assert findings["canary lower bound, gan"]["value"] == 0.12
     # nothing of a site's audit

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.study.plan import Study
+from kohort import layout
 from server.release.glossary import TERMS, terms_in
 from server.release.statement import privacy_statement, statement_markdown
 from tests.releases import ACCOUNT, small_release
@@ -98,7 +99,7 @@ def test_a_statement_on_pairs_explains_its_terms_and_no_others() -> None:
 
 def test_page_and_datasheet_explain_what_they_measure(tmp_path: Path) -> None:
     folder, _ = small_release(tmp_path)
-    findings = json.loads((folder / "evaluation.json").read_text())["findings"]
+    findings = json.loads((folder / layout.FINDINGS).read_text())["findings"]
     words = " ".join(finding["name"] for finding in findings)
     names = [term.name for term in terms_in(words)]
     assert {"Linkage", "Precision, recall", "Membership inference"} <= set(names)

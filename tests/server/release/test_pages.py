@@ -19,6 +19,7 @@ from common.privacy import boundary
 from common.study.plan import Study
 from common.wire import signing, tensors
 from common.wire.messages import Header, Sealed, digest_of, seal
+from kohort import layout
 from kohort.manifest import read_manifest
 from kohort.verification import verify
 from server.public_data.pictures import THUMBNAIL_PX, pair_uris, png_bytes, thumbnail_uri
@@ -99,9 +100,11 @@ def links_of(page: Path) -> list[Path]:
 def test_every_picture_of_a_large_label_stands_on_one_page(release: Path) -> None:
     assert verify(release).images == 2 * COUNT
     pages = sorted((release / "pages").iterdir())
-    assert len(pages) == -(-len(list((release / "data" / "none").iterdir())) // PAGE_PICTURES)
+    assert len(pages) == -(
+        -len(list((release / "data" / "train" / "none").iterdir())) // PAGE_PICTURES
+    )
     shown = [file for page in pages for file in links_of(page) if file.suffix == ".png"]
-    assert sorted(shown) == sorted((release / "data" / "none").iterdir())
+    assert sorted(shown) == sorted((release / "data" / "train" / "none").iterdir())
     assert all(page.read_text().count("<img") <= PAGE_PICTURES for page in pages)
 
 
@@ -140,7 +143,7 @@ def test_a_large_picture_stands_on_a_page_as_a_small_one(tmp_path: Path) -> None
     assert first is not None
     shown = Image.open(io.BytesIO(base64.b64decode(first[1])))
     assert shown.size == (THUMBNAIL_PX, THUMBNAIL_PX)
-    with Image.open(release / "contact_sheet.png") as sheet:
+    with Image.open(release / layout.CONTACT_SHEET) as sheet:
         assert sheet.width < 9 * 140
     # the picture itself is whole
     with Image.open(next((release / "data").rglob("*.png"))) as whole:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from common.errors import RefusedError
+from kohort import layout
 from kohort.verification import verify
 from server.release.build import build_release
 from tests.pair_releases import Finished, finish_study
@@ -48,7 +49,7 @@ def test_every_pair_is_image_mask_and_nifti_under_one_number(
     import nibabel
     from torchvision.datasets import ImageFolder
 
-    assert len(ImageFolder(str(release / "data"))) == 12
+    assert len(ImageFolder(str(release / "data" / "train"))) == 12
     rows = list(csv.DictReader((release / "metadata.csv").read_text().splitlines()))
     assert list(rows[0]) == ["file_name", "mask", "mask_nifti", "label", "mechanism", "synthetic"]
     found = set()
@@ -64,15 +65,15 @@ def test_every_pair_is_image_mask_and_nifti_under_one_number(
         )
         found.add(np.stack([image, mask], axis=-1).tobytes())
     assert found == {pair.tobytes() for pair in finished.pairs.drawn}
-    sheet = np.asarray(Image.open(release / "contact_sheet.png"))
+    sheet = np.asarray(Image.open(release / layout.CONTACT_SHEET))
     assert sheet.shape[2] == 3 and sheet.shape[1] > 4 * 3 * 128
 
 
 def test_the_order_of_the_release_is_not_the_order_of_drawing(
     finished: Finished, release: Path
 ) -> None:
-    first = np.asarray(Image.open(release / "data/vessels/00000.png"))
-    images = [np.asarray(Image.open(p)) for p in sorted((release / "data/vessels").iterdir())]
+    first = np.asarray(Image.open(release / "data/train/vessels/00000.png"))
+    images = [np.asarray(Image.open(p)) for p in sorted((release / "data/train/vessels").iterdir())]
     assert any(
         not np.array_equal(a, b) for a, b in zip(images, finished.pairs.drawn[..., 0], strict=True)
     )
