@@ -27,7 +27,6 @@ from client.daemon.site import Site
 from client.egress.evidence import Evidence
 from client.ingest.cohort import FORMAT
 from client.ingest.cohort_files import SCHEMA
-from client.state import config as site_config
 from client.state.config import load_site
 from client.state.folder import State, new_pseudonym_key
 from client.state.group_store import Group, Stratum
@@ -35,6 +34,7 @@ from client.state.jobs import CANARIES, TALLY, Job, Progress
 from client.state.ledger import Reservation
 from client.state.membership import Membership
 from client.state.plans import Plans
+from client.state.sample import sample as site_sample
 from client.state.seen_weights import SeenWeights
 from common.privacy.accounting import Spent, spend
 from common.privacy.canaries import Secret
@@ -181,9 +181,7 @@ def make_hospital(
     study = load_study(plan)
     (root / "data").mkdir()
     state.mkdir()
-    text = site_config.sample(SITE, str(root / "data")).replace(
-        "send_slot_s: 2.0", "send_slot_s: 0"
-    )
+    text = site_sample(SITE, str(root / "data")).replace("send_slot_s: 2.0", "send_slot_s: 0")
     (state / "site.yaml").write_text(text.replace("threads: 0", "threads: 1"))
     place = State(state)
     new_pseudonym_key(place.pseudonym_key)

@@ -25,10 +25,11 @@ from client.cli.options import StateFolder
 from client.cli.state_folder import open_plans
 from client.cli.terminal import write_line
 from client.cli.yields import yield_lines
-from client.state.config import check_plan, load_site
+from client.state.config import load_site
 from client.state.folder import State
 from client.state.machine import check_memory, memory_lines, read_room
 from client.state.membership import read_membership
+from client.state.plan_check import check_plan
 from client.state.plans import Plans, log_refusal
 from client.state.price import (
     average_price_here,

@@ -32,7 +32,7 @@ def check(
     Beside a daemon that runs and is healthy it says so and ends with 0.
     """
     # Flower, which calls the server, takes half a second: commands that do not call load none
-    from client.cli.inspection import inspect_site
+    from client.cli.inspection.site import inspect_site
 
     if monitor:
         watch(state, offline)
@@ -97,7 +97,7 @@ def check_line(fault: Alert) -> str:
 
 def watch(state: StateFolder, offline: bool) -> None:
     """Print one line for a monitoring system, and end with 0, 1 or 2."""
-    from client.cli.inspection import inspect_site
+    from client.cli.inspection.site import inspect_site
 
     healthy = "no daemon runs here"
     alerts: dict[Alert, None] = {}

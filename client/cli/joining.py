@@ -14,8 +14,7 @@ from client.cli.options import StateFolder
 from client.cli.terminal import write_line
 from client.fleet.connection import check_addresses, create_node_key, read_node_key
 from client.fleet.renewal import known_number
-from client.state import config as site_config
-from client.state.config import load_site
+from client.state.config import FILE, load_site
 from client.state.folder import State, new_pseudonym_key
 from client.state.membership import (
     Membership,
@@ -26,6 +25,7 @@ from client.state.membership import (
 from client.state.operators import is_handover, take_handover
 from client.state.records import note_loss
 from client.state.request import write_request_file
+from client.state.sample import sample
 from client.state.upgrade import upgrade
 from common.errors import ConfigurationError, PolicyError, damage_named, disk_faults_named
 from common.storage.files import atomic_write
@@ -64,7 +64,7 @@ def init(
     after_loss: AfterLoss = None,
 ) -> None:
     """Make the state folder: site.yaml, keys, and the request for the operator."""
-    config_file = state / site_config.FILE
+    config_file = state / FILE
     if config_file.exists():
         raise ConfigurationError(
             f"{state}: is a site already", hint="use another --state, or edit its site.yaml"
@@ -114,7 +114,7 @@ def _config_text(site: str, data: Path, labels: Path | None) -> str:
     if labels is not None:
         labels_text = str(labels.resolve())
     try:
-        return site_config.sample(site, str(data.resolve()), labels_text)
+        return sample(site, str(data.resolve()), labels_text)
     except ValidationError as error:
         raise ConfigurationError(
             f"--site {site!r}: expected a-z, 0-9 and hyphens, a letter first, 32 at most",

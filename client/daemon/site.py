@@ -43,13 +43,14 @@ from client.egress.outbox import Outbox
 from client.egress.review import open_reviews
 from client.ingest.build import IngestReport, Phases, show_no_phase
 from client.ingest.refresh import Intakes, Refreshed
-from client.state.config import SiteConfig, check_plan
+from client.state.config import SiteConfig
 from client.state.folder import State
 from client.state.head import rollback
 from client.state.jobs import WEIGHTS, Progress
 from client.state.ledger import Ledger
 from client.state.membership import Membership
 from client.state.operators import Operators, plans_of
+from client.state.plan_check import check_plan
 from client.state.plans import log_refusal
 from client.state.records import Records
 from client.state.spool import remove_spool, spool_of

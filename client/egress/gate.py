@@ -20,10 +20,11 @@ from client.egress.artefacts import check_artefacts, freeze
 from client.egress.evidence import SINGLE, Evidence
 from client.egress.review import Reviews, batch_digest
 from client.state.canaries import Tallies
-from client.state.config import Policy, check_plan
+from client.state.config import Policy
 from client.state.group_store import GroupStore
 from client.state.ledger import Ledger, Reservation
 from client.state.ledger_file import Entry, of_kind
+from client.state.plan_check import check_plan
 from client.state.records import Records
 from common.errors import Bug, KohortError, PolicyError
 from common.privacy.boundary import (

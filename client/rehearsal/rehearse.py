@@ -22,11 +22,12 @@ from client.rehearsal.course import Course, Outcome
 from client.rehearsal.meter import Meter
 from client.rehearsal.practice_plan import Shorter, make_practice_plan, write_practice_plan
 from client.rehearsal.scratch import copy_store
-from client.state.config import SiteConfig, check_plan
+from client.state.config import SiteConfig
 from client.state.folder import State
 from client.state.jobs import Progress
 from client.state.machine import check_memory, read_room
 from client.state.people import PeopleFile
+from client.state.plan_check import check_plan
 from client.state.plans import Plans
 from common.errors import PolicyError
 from common.study.fit import check_checkpoints

@@ -21,8 +21,8 @@ from client.single.flow import load_flow
 from client.single.inputs import read_inputs
 from client.single.output import ON_SITE, comparison_sheet, inputs_table, write_images
 from client.single.request import Outcome, Request, check_request
-from client.state.config import check_plan
 from client.state.jobs import Progress
+from client.state.plan_check import check_plan
 from common.privacy.price import at_most
 from common.storage.files import atomic_write
 from common.study.plan import Study

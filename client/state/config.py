@@ -1,17 +1,14 @@
 """The hospital's own file, `site.yaml`: where data lie, what may leave, how the network looks.
 
-In: site.yaml, or nothing for a sample. Out: a frozen `SiteConfig`.
-Guarantees: every limit has a default that denies more rather than less; a plan outside the policy
-is refused with all its problems at once; the sample file is made from the model itself.
-Not covered: whether a plan is signed (common/study), what was spent before (ledger.py).
+In: site.yaml. Out: a frozen `SiteConfig`.
+Guarantees: every limit has a default that denies more rather than less.
+Not covered: whether a plan fits the policy (plan_check.py); a sample of the file (sample.py).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,21 +16,13 @@ from client.state.artefacts import Limit
 from client.state.dicomweb import Dicomweb
 from common.compute import Compute
 from common.config import FrozenModel, load_yaml
-from common.errors import ConfigurationError, PolicyError
+from common.errors import ConfigurationError
 from common.logs import LogSettings
 from common.monitoring.settings import HealthSettings, MetricsSettings
-from common.privacy.anchors import NoisyAnchors
-from common.privacy.draws import compose_draws
-from common.privacy.events import image_event
-from common.privacy.price import at_most
-from common.study.families import FAMILIES
 from common.study.fields import Identifier
-from common.study.plan import Study
-from common.study.synthesis import Synthesis
 
 FILE = "site.yaml"
 INBOX_MESSAGES = 4  # two instructions and two replies of the largest size
-TRAINERS = tuple(FAMILIES)  # the models that client/child/job.py can train
 
 
 Column = Literal["file", "patient", "label", "laterality", "mask"]
@@ -326,97 +315,3 @@ def load_site(state: Path) -> SiteConfig:
             hint="--state names the folder that `kohort-site init` made",
         )
     return load_yaml(state / FILE, SiteConfig)
-
-
-class PlanRefused(PolicyError):
-    """A plan asks for more than the policy allows; `problems` lists everything at once."""
-
-    default_code = "E-POLICY-PLAN"
-
-    def __init__(self, problems: tuple[str, ...]) -> None:
-        hint = "ask the operator for another plan, or let whoever owns site.yaml change its policy"
-        super().__init__("\n".join(problems), hint=hint)
-        self.problems = problems
-
-
-def check_plan(study: Study, policy: Policy, site: str) -> None:
-    """Raise PlanRefused, with all problems, unless the plan names this site and fits the policy."""
-    problems = tuple(_plan_problems(study, policy, site))
-    if problems:
-        raise PlanRefused(problems)
-
-
-def _plan_problems(study: Study, policy: Policy, site: str) -> Iterator[str]:
-    """What the plan asks and the policy does not give."""
-    plan = f"plan {study.name}"
-    privacy = study.privacy
-    if site not in {planned.name for planned in study.sites}:
-        yield f"{plan}: sites: {site} is not among the sites of the plan"
-    if privacy.epsilon > policy.max_epsilon:
-        limit = f"policy.max_epsilon is {policy.max_epsilon:g}"
-        yield f"{plan}: privacy.epsilon is {privacy.epsilon:g}, {limit}"
-    if privacy.delta > policy.max_delta:
-        limit = f"policy.max_delta is {policy.max_delta:g}"
-        yield f"{plan}: privacy.delta is {privacy.delta:g}, {limit}"
-    for name, model in study.models.trained().items():
-        if name not in TRAINERS:
-            yield f"{plan}: models.{name}: this version of kohort-site cannot train it"
-        if model.noise_multiplier < policy.min_noise_multiplier:
-            limit = f"policy.min_noise_multiplier is {policy.min_noise_multiplier:g}"
-            noise = f"models.{name}.noise_multiplier is {model.noise_multiplier:g}"
-            yield f"{plan}: {noise}, {limit}"
-    if study.synthesis is not None:
-        yield from _synthesis_problems(plan, study.synthesis, policy)
-        yield from _average_problems(plan, study, policy)
-
-
-def _synthesis_problems(plan: str, synthesis: Synthesis, policy: Policy) -> Iterator[str]:
-    """What the plan's synthesis asks and the policy does not give."""
-    if synthesis.k < policy.min_k:
-        yield f"{plan}: synthesis.k is {synthesis.k}, policy.min_k is {policy.min_k}"
-    if synthesis.grouping not in policy.groupings:
-        yield f"{plan}: synthesis.grouping {synthesis.grouping} is not in policy.groupings"
-    if synthesis.max_images_per_site > policy.max_images:
-        limit = f"policy.max_images is {policy.max_images}"
-        yield f"{plan}: synthesis.max_images_per_site is {synthesis.max_images_per_site}, {limit}"
-
-
-def _average_problems(plan: str, study: Study, policy: Policy) -> Iterator[str]:
-    """What noised averages without an epsilon per patient spend and the policy does not give."""
-    event = image_event(study)
-    if event is None or event.covers_patient or isinstance(event, NoisyAnchors):
-        return
-    epsilon = compose_draws([event], policy.max_delta)
-    # written so that a NaN is refused
-    if not epsilon <= policy.max_epsilon_average:
-        limit = f"policy.max_epsilon_average is {policy.max_epsilon_average:g}"
-        yield f"{plan}: synthesis.privatize spends epsilon {at_most(epsilon)} per average, {limit}"
-
-
-def sample(site: str, folder: str, labels_csv: str | None = None) -> str:
-    """Return a site.yaml with every key, its default and what it means, made from the model."""
-    config = SiteConfig(site=site, data=Data(folder=folder, labels_csv=labels_csv))
-    lines = [
-        "# kohort: what this hospital gives and allows. Nothing in a study plan can raise these "
-        "limits.",
-        "",
-    ]
-    return "\n".join([*lines, *_sample_lines(config, "")]) + "\n"
-
-
-def _sample_lines(model: FrozenModel, indent: str) -> Iterator[str]:
-    """One commented line a field; nested models as blocks."""
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        if isinstance(value, FrozenModel):
-            yield f"\n# {value.__doc__}\n{name}:"
-            yield from _sample_lines(value, indent + "  ")
-        else:
-            yield f"{indent}{name}: {_spell(value)}  # {field.description}"
-
-
-def _spell(value: Any) -> str:
-    """A value as YAML."""
-    if isinstance(value, tuple):
-        value = list(value)
-    return json.dumps(value, ensure_ascii=False)

@@ -2,7 +2,7 @@
 
 In: two plans. Out: lines, in the order of the plan's file; none for equal plans.
 Guarantees: every field that the plan's hash covers is compared, and each difference is a line.
-Not covered: what a change means for a site's policy (client/state/config.py).
+Not covered: what a change means for a site's policy (client/state/plan_check.py).
 """
 
 from __future__ import annotations

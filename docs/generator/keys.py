@@ -180,16 +180,17 @@ def study_page() -> str:
 
 def site_page() -> str:
     """Return the page of site.yaml."""
-    from client.state import config
+    from client.state.config import SiteConfig
+    from client.state.sample import sample
 
-    text = config.sample("hospital-a", "/data/dicom", "/data/labels.csv")
+    text = sample("hospital-a", "/data/dicom", "/data/labels.csv")
     before = [
         "The hospital's own file, in the state folder. `kohort-site init` writes it with these",
         "defaults. Nothing in a study plan or on the server can raise its limits.",
         "",
         *fenced("yaml", text),
     ]
-    return key_page("site.yaml", config.SiteConfig, before)
+    return key_page("site.yaml", SiteConfig, before)
 
 
 def server_page() -> str:

@@ -16,10 +16,10 @@ from client.egress.evidence import Evidence
 from client.egress.gate import Cleared
 from client.egress.outbox import Outbox
 from client.egress.review import Reviews
-from client.state.config import check_plan
 from client.state.folder import State
 from client.state.group_store import Group, Stratum
 from client.state.ledger_file import of_kind
+from client.state.plan_check import check_plan
 from common.errors import Bug, KohortError, PolicyError, RefusedError
 from common.privacy.mechanisms import SubsampledGaussian, mechanism_from
 from common.storage.journal import Journal

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from client.daemon.site import Site
-from client.state import config as site_config
 from client.state.config import load_site
 from client.state.folder import State, new_pseudonym_key
 from client.state.membership import Membership
 from client.state.plans import Plans
+from client.state.sample import sample as site_sample
 from common.errors import RefusedError
 from common.wire import signing, tensors
 from common.wire.messages import digest_of, unseal
@@ -29,7 +29,7 @@ def start_site(root: Path, toy: ToySite, bundle: Path) -> Site:
     """A daemon with the keys of a toy, whose staff approved the plan and ask for no review."""
     place = State(root)
     root.mkdir()
-    text = site_config.sample(toy.name, str(root)).replace("send_slot_s: 2.0", "send_slot_s: 0")
+    text = site_sample(toy.name, str(root)).replace("send_slot_s: 2.0", "send_slot_s: 0")
     (root / "site.yaml").write_text(text.replace("threads: 0", "threads: 1"))
     new_pseudonym_key(place.pseudonym_key)
     signing.save_private(place.sign_key, toy.key)

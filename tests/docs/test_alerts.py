@@ -10,7 +10,12 @@ from common.codes import all_advice
 from docs.generator.status import ALERTS
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("client/daemon/standing.py", "client/cli/inspection.py", "server/rounds/standing.py")
+INSPECTION = sorted((ROOT / "client/cli/inspection").glob("*.py"))
+SOURCES = (
+    ROOT / "client/daemon/standing.py",
+    *INSPECTION,
+    ROOT / "server/rounds/standing.py",
+)
 CODE = re.compile(r'"([A-Z]+(?:-[A-Z]+)+)"')
 
 
@@ -18,6 +23,6 @@ def test_every_code_of_an_alert_stands_in_the_reference() -> None:
     known = {*ALERTS, *STATES, *all_advice()}
     found = set()
     for source in SOURCES:
-        found |= set(CODE.findall((ROOT / source).read_text()))
+        found |= set(CODE.findall(source.read_text()))
     assert found - known == set()
     assert set(ALERTS) <= found

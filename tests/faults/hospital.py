@@ -26,14 +26,14 @@ from client.daemon.site import Site
 from client.ingest.cohort import Cohort
 from client.single.request import Request
 from client.single.single import privatize_images
-from client.state import config as site_config
-from client.state.config import load_site
+from client.state.config import FILE, load_site
 from client.state.folder import KEY_BYTES, State
 from client.state.jobs import ERROR, Job, Stopped
 from client.state.ledger import Reservation
 from client.state.ledger_file import of_kind
 from client.state.membership import Membership, read_membership
 from client.state.plans import Plans
+from client.state.sample import sample as site_sample
 from common.storage.files import atomic_write
 from common.study.bundle import write_bundle
 from common.study.plan import load_study
@@ -223,7 +223,7 @@ class Hospital:
     def _make_state(self, root: Path) -> None:
         """A state folder as `init` leaves it, with quick settings."""
         root.mkdir(parents=True)
-        text = site_config.sample(SITE, str(self.world.folder), str(self.world.labels_csv))
+        text = site_sample(SITE, str(self.world.folder), str(self.world.labels_csv))
         changes = dict(SETTINGS)
         if not self.review:
             changes['review: "required"'] = 'review: "not_required"'
@@ -372,7 +372,7 @@ class Joining:
         """One evening of the hospital's IT; the operator enrols whom it asks for."""
         state = State(home / "state")
         with patch("client.cli.joining.write_line", lambda _: None):
-            if not (state.root / site_config.FILE).exists():
+            if not (state.root / FILE).exists():
                 init(state.root, SITE, home / "data")
             line = signing.public_text(self.operator.public_key())
             text = enrol(state.root / f"{SITE}.request.json", self.server, self.config, line)

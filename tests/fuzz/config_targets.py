@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from client.state.config import SiteConfig, check_plan, load_site
-from client.state.config import sample as site_sample
+from client.state.config import SiteConfig, load_site
+from client.state.plan_check import check_plan
+from client.state.sample import sample as site_sample
 from common.config import build_model, load_yaml
 from common.study.bundle import open_bundle, write_bundle
 from common.study.plan import Study, load_study
@@ -219,7 +220,7 @@ TARGETS = (
     Target("study-yaml", ("common.study.plan:load_study",), _study_file, few=60),
     Target("site-yaml", ("client.state.config:load_site",), _site_file, few=60),
     Target("server-yaml", ("server.operator.config:load_config",), _server_file, few=60),
-    Target("site-policy", ("client.state.config:check_plan",), _policy, few=300),
+    Target("site-policy", ("client.state.plan_check:check_plan",), _policy, few=300),
     Target("plan-bundle", ("common.study.bundle:open_bundle",), _bundle, few=60),
     Target("app-bundle", ("common.wire.app_bundle:check_app",), _app),
 )

@@ -21,12 +21,12 @@ from client.cli.withdraw import withdraw
 from client.daemon.site import Site
 from client.single.request import Request
 from client.single.single import privatize_images
-from client.state import config as site_config
 from client.state.config import load_site
 from client.state.folder import KEY_BYTES, State
 from client.state.ledger_file import of_kind
 from client.state.membership import Membership
 from client.state.plans import Plans
+from client.state.sample import sample as site_sample
 from common.errors import Bug, ConfigurationError, KohortError
 from common.privacy.boundary import HEAD_COMMITMENT
 from common.study.plan import Study
@@ -107,7 +107,7 @@ class Hospital:
         state = State(self.folder / "state")
         state.root.mkdir(parents=True)
         labels = str(self.world.labels_csv)
-        text = site_config.sample(SITE, str(self.world.folder), labels)
+        text = site_sample(SITE, str(self.world.folder), labels)
         changes = {
             "send_slot_s: 2.0": "send_slot_s: 0",
             "max_epsilon: 10.0": f"max_epsilon: {CAP_EPSILON}",

@@ -20,9 +20,9 @@ from client.cli import main as command
 from client.cli import state_folder
 from client.ingest.cohort import FORMAT, Cohort
 from client.ingest.cohort_files import SCHEMA
-from client.state import config as site_config
 from client.state.folder import State
 from client.state.plans import Plans
+from client.state.sample import sample as site_sample
 from common.errors import ConfigurationError, KohortError, PolicyError, RefusedError
 from common.measure import pair_segmenter
 from common.measure import pair_utility as common_utility
@@ -187,7 +187,7 @@ def typed(
 ) -> list[str]:
     """The command of a site whose site.yaml names this device."""
     release, place, plans, _ = hospital
-    text = site_config.sample("hospital-a", str(release))
+    text = site_sample("hospital-a", str(release))
     assert 'device: "auto"' in text
     (place.root / "site.yaml").write_text(text.replace('device: "auto"', f'device: "{device}"'))
     membership = SimpleNamespace(operator=plans.operator)

@@ -279,12 +279,12 @@ def no_gpu(scene: Scene) -> None:
 
 def unreadable(scene: Scene) -> None:
     """The data folder may not be entered by this account."""
-    scene.patch("client.cli.inspection._can_enter", lambda _: False)
+    scene.patch("client.cli.inspection.configuration._can_enter", lambda _: False)
 
 
 def full_disk(scene: Scene) -> None:
     usage = shutil.disk_usage(scene.state)._replace(free=100 << 20)
-    scene.patch("client.cli.inspection.shutil.disk_usage", lambda _: usage)
+    scene.patch("client.cli.inspection.machine.shutil.disk_usage", lambda _: usage)
 
 
 def other_name(scene: Scene) -> None:

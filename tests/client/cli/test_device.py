@@ -63,7 +63,7 @@ def test_check_says_where_more_processes_are_asked_for_than_there_are_cores(
     text = file.read_text().replace('device: "auto"', 'device: "cpu"')
     for processes in (2, 3):
         file.write_text(text.replace("processes: 1", f"processes: {processes}"))
-        monkeypatch.setattr("client.cli.inspection.usable_cores", lambda: 2)
+        monkeypatch.setattr("client.cli.inspection.machine.usable_cores", lambda: 2)
         _, out, _ = cli("check", "--state", state, "--offline")
         line = "compute.processes is 3: no faster than 2, the cores"
         assert (line in out) == (processes == 3)

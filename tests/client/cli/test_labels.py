@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from client.ingest import template
-from client.state import config as site_config
+from client.state.sample import sample as site_sample
 from tests import phantoms
 from tests.client.cli.typing_commands import Cli, photographs
 
@@ -18,7 +18,7 @@ def site(tmp_path: Path, labels: Path | None) -> Path:
     """A state folder before it has joined: a site.yaml alone."""
     state = tmp_path / "site"
     state.mkdir()
-    text = site_config.sample("hospital-a", str(tmp_path / "data"), labels and str(labels))
+    text = site_sample("hospital-a", str(tmp_path / "data"), labels and str(labels))
     (state / "site.yaml").write_text(text)
     return state
 

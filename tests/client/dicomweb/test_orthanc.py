@@ -18,8 +18,8 @@ from client.cli.main import run_command_line
 from client.ingest.build import ingest
 from client.ingest.request import Limits
 from client.ingest.sealed import is_sealed
-from client.state.config import sample
 from client.state.folder import State, new_pseudonym_key
+from client.state.sample import sample
 from common.study.intake import Intake
 from tests import phantoms
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from client.state.config import PlanRefused, Policy, SiteConfig, check_plan, load_site, sample
+from client.state.config import Policy, SiteConfig, load_site
+from client.state.plan_check import PlanRefused, check_plan
+from client.state.sample import sample
 from common.errors import ConfigurationError
 from tests.studies import SMALL, small_study
 
@@ -55,7 +57,7 @@ def test_a_plan_within_the_policy_passes() -> None:
 def test_a_plan_with_a_model_that_no_trainer_is_for_is_refused_before_it_costs_anything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("client.state.config.TRAINERS", ("gan",))
+    monkeypatch.setattr("client.state.plan_check.TRAINERS", ("gan",))
     config = SiteConfig.model_validate({"site": "hospital-a", "data": {"folder": "/data"}})
     with pytest.raises(PlanRefused, match=r"models\.glow: .* cannot train"):
         check_plan(small_study(), config.policy, "hospital-a")

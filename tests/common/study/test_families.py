@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from client.state.config import TRAINERS
+from client.state.plan_check import TRAINERS
 from common.study.architectures import BUILDERS, build
 from common.study.families import FAMILIES, GAN, GLOW, WGAN, Family
 from common.study.plan import Study

@@ -1,0 +1,1 @@
+"""Looks at everything that would stop a run; it changes nothing."""
