@@ -8,27 +8,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from kohort import download, signatures
-from kohort.console import run_typer
-from kohort.download import Progress as Report
+from kohort.console import run_typer, warn
 from kohort.errors import ConfigurationError, KohortError
-from kohort.files import read_capped
-from kohort.layout import MANIFEST, SUMS, TEXT_CAP_BYTES
-from kohort.manifest import Manifest, read_manifest
-from kohort.sign_off import read_sign_offs
-from kohort.trust import read_trust
-from kohort.verification import verify
 
+# What a command needs is imported in it: `kohort --help` waits for nothing else.
+if TYPE_CHECKING:
+    from kohort.manifest import Manifest
+    from kohort.verdict import Verdict
+
+PROGRAM = "kohort"
+Report = Callable[[int, int], None]
 DEMO = "server.demo.rehearsal"
 # of each role one module that only its extra brings
 DEMO_NEEDS = (DEMO, "pydicom", "mlcroissant")
@@ -54,6 +51,9 @@ Require = Annotated[
         "default: as many as the release says",
     ),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="refuse a release unless --trust names who signed it")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]
 Authority = Annotated[
     Path | None, typer.Option(help="a PEM file of certificate authorities to trust")
@@ -62,15 +62,24 @@ Authority = Annotated[
 
 @app.command("verify")
 def verify_command(
-    release: Path, trust: Trust = None, require: Require = None, as_json: AsJson = False
+    release: Path,
+    trust: Trust = None,
+    require: Require = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Check a downloaded release offline: signatures, every file, every site's statement."""
+    """Check a downloaded release offline: signatures, every file, every site's statement.
+
+    Without --trust it warns that nobody has checked the key.
+    """
+    from kohort.trust import read_trust
+    from kohort.verdict import judge
+    from kohort.verification import verify
+
     trusted = read_trust(trust or ())
     with _progress_bar("verifying") as report:
         manifest = verify(release, trust=trusted, require=require, progress=report)
-    if not as_json:
-        _print(f"{release}: verified, {len(manifest.files) + 1} files as signed")
-    _print_summary(release, manifest, as_json)
+    _tell(release, judge(release, manifest, trusted), strict, as_json)
 
 
 @app.command("pull")
@@ -79,32 +88,41 @@ def pull_command(
     folder: Path,
     trust: Trust = None,
     require: Require = None,
+    strict: Strict = False,
     ca: Authority = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download a release over HTTPS into FOLDER; run again to resume; verified at the end."""
+    """Download a release over HTTPS into FOLDER; run again to resume; verified at the end.
+
+    Without --trust it warns that nobody has checked the key.
+    """
+    from kohort.download import pull
+    from kohort.trust import read_trust
+    from kohort.verdict import judge
+
     trusted = read_trust(trust or ())
     with _progress_bar("downloading") as report:
-        manifest = download.pull(
-            url, folder, ca=ca, trust=trusted, require=require, progress=report
-        )
-    _print_summary(folder, manifest, as_json)
+        manifest = pull(url, folder, ca=ca, trust=trusted, require=require, progress=report)
+    _tell(folder, judge(folder, manifest, trusted), strict, as_json)
 
 
 @app.command("list")
-def list_command(folder: Path = Path(), as_json: AsJson = False) -> None:
-    """List the releases in FOLDER and whether each verifies."""
+def list_command(folder: Path = Path(), trust: Trust = None, as_json: AsJson = False) -> None:
+    """List the releases in FOLDER, whether each verifies, and whether you trust its key."""
+    from kohort.trust import read_trust
+
+    trusted = read_trust(trust or ())
     for release in _find_releases(folder):
-        try:
-            verify(release)
-            state = "verified"
-        except KohortError as error:
-            state = f"NOT verified: {error}"
+        state, is_trusted = _state_of(release, trusted)
         manifest = _manifest_of(release)
         if as_json:
-            facts = {"path": str(release), "name": None, "version": None, "state": state}
-            if manifest:
-                facts |= {"name": manifest.name, "version": manifest.version}
+            facts = {
+                "path": str(release),
+                "name": manifest.name if manifest else None,
+                "version": manifest.version if manifest else None,
+                "state": state,
+                "trusted": is_trusted,
+            }
             _print(json.dumps(facts))
         elif manifest:
             claim = f"{manifest.name} {manifest.version}, {manifest.images} images"
@@ -140,11 +158,42 @@ def demo_command(context: typer.Context) -> None:
 
 def main() -> None:
     """Run `kohort` and exit with its code."""
-    sys.exit(run_typer("kohort", lambda: app(standalone_mode=False)))
+    sys.exit(run_typer(PROGRAM, lambda: app(standalone_mode=False)))
+
+
+def _tell(release: Path, verdict: Verdict, strict: bool, as_json: bool) -> None:
+    """Print the verdict; without a trusted key warn on standard error, or refuse where strict."""
+    from kohort import summary
+    from kohort.verdict import require_trust, unchecked_words
+
+    if strict:
+        require_trust(str(release), verdict)
+    if as_json:
+        _print(summary.as_line(verdict))
+    else:
+        _print(summary.as_text(str(release), verdict))
+    if not verdict.trusted:
+        message, hint = unchecked_words(str(release), verdict)
+        warn(PROGRAM, message, hint)
+
+
+def _state_of(release: Path, trust: frozenset[str]) -> tuple[str, bool]:
+    """In words whether a release verifies, and whether by a key that the reader trusts."""
+    from kohort.summary import state
+    from kohort.verdict import judge
+    from kohort.verification import verify
+
+    try:
+        verdict = judge(release, verify(release, trust=trust), trust)
+    except KohortError as error:
+        return f"NOT verified: {error}", False
+    return state(verdict), verdict.trusted
 
 
 def _manifest_of(release: Path) -> Manifest | None:
     """The manifest of a release, unverified; None where it cannot be read."""
+    from kohort.manifest import read_manifest
+
     try:
         return read_manifest(release)
     except KohortError:
@@ -153,6 +202,8 @@ def _manifest_of(release: Path) -> Manifest | None:
 
 def _find_releases(folder: Path) -> list[Path]:
     """The release folders in `folder`, or `folder` itself if it is one."""
+    from kohort.layout import MANIFEST
+
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
     if found:
         return found
@@ -173,47 +224,18 @@ def _is_installed(module: str) -> bool:
 
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
-
-
-def _print_summary(release: Path, manifest: Manifest, as_json: bool) -> None:
-    """Print what a verified release claims, and who signed it."""
-    key = signatures.fingerprint(signatures.parse_public(manifest.operator_key))
-    signed = read_sign_offs(release, manifest, read_capped(release / SUMS, TEXT_CAP_BYTES))
-    if as_json:
-        facts = manifest.facts() | {"fingerprint": key, "files": len(manifest.files)}
-        facts["signed_off"] = [one.name for one in signed]
-        _print(json.dumps(facts, sort_keys=True))
-        return
-    labels = ", ".join(manifest.labels)
-    count = len(manifest.sites)
-    _print(f"{manifest.name} {manifest.version} ({manifest.date}): {manifest.title}")
-    _print(f"  {manifest.images} synthetic images, labels {labels}, from {count} sites")
-    _print(f"  {_k_claim(manifest)}")
-    budget = f"({manifest.epsilon:g}, {manifest.delta:g})-DP per patient, zero-out adjacency"
-    _print(f"  model updates: {budget}")
-    _print(f"  signed by {key}")
-    for one in signed:
-        _print(f"  signed off by {one.name} {one.fingerprint}")
-    if manifest.signers:
-        _print(f"  it needs {manifest.sign_offs} of {len(manifest.signers)} sign-offs")
-
-
-def _k_claim(manifest: Manifest) -> str:
-    """What a release says about k-anonymity."""
-    if manifest.k is None:
-        return (
-            "image + mask pairs drawn from a generator trained on the updates; "
-            "k-anonymity is not claimed"
-        )
-    return (
-        f"each image is of a group of at least k = {manifest.k} distinct patients of one site "
-        f"(grouping: {manifest.grouping})"
-    )
+    sys.stdout.flush()  # before a warning
 
 
 @contextmanager
 def _progress_bar(title: str) -> Iterator[Report]:
-    """A progress bar on standard error."""
+    """A progress bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=None)

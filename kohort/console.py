@@ -54,6 +54,11 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     return 0
 
 
+def warn(program: str, message: str, hint: str) -> None:
+    """Print a warning and its hint on standard error; the exit code stays as it is."""
+    sys.stderr.write(f"{program}: warning: {message}\n{program}: hint: {hint}\n")
+
+
 def _machine_hint(error: OSError) -> str:
     """What to do about an error of the operating system."""
     if error.errno in FULL:

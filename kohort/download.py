@@ -25,12 +25,22 @@ from kohort import layout
 from kohort.errors import ConfigurationError, PeerError, RefusedError, disk_faults_named
 from kohort.files import atomic_write, file_digest
 from kohort.manifest import Manifest, read_manifest
-from kohort.verification import verify
+from kohort.verification import read_signed_sums, verify
 
 TRIES = 8
 TIMEOUT_S = 30.0
 LONGEST_WAIT_S = 5.0
 BLOCK_BYTES = 1 << 16
+# OpenSSL's codes (X509_V_ERR_...) of a certificate, and what helps
+CHECK_CLOCK = (
+    "check this machine's clock; otherwise the certificate is out of date: tell the operator"
+)
+CHECK_ADDRESS = "the certificate is of another host: check the address"
+NAME_AUTHORITY = (
+    "where the consortium has an authority of its own, name its certificate: --ca FILE; "
+    "take the file from another channel than this server"
+)
+CERTIFICATE_HINTS = {9: CHECK_CLOCK, 10: CHECK_CLOCK, 62: CHECK_ADDRESS, 64: CHECK_ADDRESS}
 Progress = Callable[[int, int], None]
 
 
@@ -54,10 +64,8 @@ def pull(
         raise ConfigurationError(
             f"{url}: expected an https:// address", hint="releases are only fetched over TLS"
         )
-    context = ssl.create_default_context(cafile=str(ca) if ca else None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     with httpx.Client(
-        verify=context, timeout=TIMEOUT_S, follow_redirects=False, trust_env=True
+        verify=_tls(ca), timeout=TIMEOUT_S, follow_redirects=False, trust_env=True
     ) as client:
         download = _Download(client, url.rstrip("/"), folder)
 
@@ -66,6 +74,8 @@ def pull(
         digests = layout.parse_sums(sums[layout.SUMS])
         for name, data in sums.items():
             atomic_write(folder / name, data)
+        # Another key than those trusted is refused before anything else is fetched.
+        read_signed_sums(folder, sums[layout.SUMS], trust, require)
 
         if layout.MANIFEST not in digests:
             raise RefusedError(f"{layout.SUMS}: does not list {layout.MANIFEST}")
@@ -73,6 +83,19 @@ def pull(
         _fetch_sign_offs(download)
         _fetch_listed(download, digests, progress)
     return verify(folder, trust=trust, require=require)
+
+
+def _tls(ca: Path | None) -> ssl.SSLContext:
+    """TLS 1.2 or newer, by this machine's authorities or by those in `ca`."""
+    try:
+        context = ssl.create_default_context(cafile=str(ca) if ca else None)
+    except ssl.SSLError as error:
+        raise ConfigurationError(
+            f"--ca {ca}: holds no certificate",
+            hint="expected a PEM file: -----BEGIN CERTIFICATE-----",
+        ) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _fetch_sign_offs(download: _Download) -> None:
@@ -178,13 +201,31 @@ def _expect_status(response: httpx.Response, name: str, statuses: tuple[int, ...
 
 
 def _wait_or_give_up(error: httpx.TransportError, address: str, attempt: int) -> None:
-    """Wait, longer after every failure; after the last attempt raise PeerError."""
+    """Wait, longer after every failure; after the last attempt raise PeerError.
+
+    A certificate that does not verify now will not do so later.
+    """
+    refused = _certificate_fault(error)
+    if refused is not None:
+        raise PeerError(
+            f"{address}: certificate verify failed: {refused.verify_message}",
+            hint=CERTIFICATE_HINTS.get(refused.verify_code, NAME_AUTHORITY),
+        ) from error
     if attempt + 1 == TRIES:
         raise PeerError(
             f"{address}: {type(error).__name__}: {error}",
             hint="check the address and the network; run again to resume",
         ) from error
     time.sleep(min(0.2 * 2**attempt, LONGEST_WAIT_S))
+
+
+def _certificate_fault(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """The refused certificate among an error's causes, where there is one."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _append_body(response: httpx.Response, part: Path, name: str, size_cap_bytes: int) -> None:

@@ -78,8 +78,7 @@ def verify(
     present = _list_files(folder)
     # (2) SHA256SUMS is signed by the operator
     sums = read_capped(folder / SUMS, TEXT_CAP_BYTES)
-    by_operator = frozenset() if require else trust
-    digests = _read_signed_sums(folder, sums, by_operator)
+    digests = read_signed_sums(folder, sums, trust, require)
     # (3) the files are those of SHA256SUMS, unchanged
     _check_digests(folder, digests, present, progress)
     # (4) manifest, allowed_signers and files agree
@@ -131,11 +130,15 @@ def _list_files(folder: Path) -> set[str]:
 # ---- (2) the operator's signature
 
 
-def _read_signed_sums(folder: Path, sums: bytes, trusted: frozenset[str]) -> dict[str, str]:
-    """Step 2: the digests in SHA256SUMS, if its signature holds.
+def read_signed_sums(
+    folder: Path, sums: bytes, trust: frozenset[str], require: int | None
+) -> dict[str, str]:
+    """Return the digests in SHA256SUMS by name, if its signature holds: step 2 alone.
 
-    `trusted`: fingerprints that the operator's key may have; none: every one.
+    `trust` and `require` are those of `verify`: where sign-offs are required, the operator's key
+    may be any. Raises RefusedError.
     """
+    trusted = frozenset() if require else trust
     # the first line is the operator's; step 4 compares them all
     match = SIGNERS_LINE.match(_read_signers(folder))
     if not match:

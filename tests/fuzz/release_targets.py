@@ -323,7 +323,7 @@ VERIFYING = (
     "kohort.verification:verify",
     "kohort.verification:_check_statement",
     "kohort.verification:_read_rows",
-    "kohort.verification:_read_signed_sums",
+    "kohort.verification:read_signed_sums",
     "kohort.verification:_read_signers",
 )
 SOURCES = ("server.public_data.images:_read_npz", "server.public_data.images:arrays_of")
@@ -336,7 +336,7 @@ TARGETS = (
     ),
     Target(
         "release-sign-offs",
-        ("kohort.sign_off:read_sign_offs", "kohort.commands:_print_summary"),
+        ("kohort.sign_off:read_sign_offs", "kohort.verdict:judge"),
         _sign_offs,
     ),
     Target("release-trust", ("kohort.trust:_read_file",), _trust),

@@ -14,7 +14,8 @@ import pytest
 import trustme
 
 from common.errors import ConfigurationError, KohortError, PeerError, RefusedError
-from kohort import download
+from common.wire import signing
+from kohort import download, layout
 from tests.releases import proposal, sign_off, small_release
 
 
@@ -134,10 +135,19 @@ def test_a_mirror_that_sends_whole_files_again_does_no_harm(
     assert len(asked) == 2 * len(set(asked))  # cut once, and then whole in one request
 
 
+def lie_signed(sums: str) -> None:
+    """The mirror's own SHA256SUMS, signed by a key of its own."""
+    key = signing.new_key()
+    line = layout.signers_line("operator@small", signing.public_text(key.public_key()))
+    Mirror.lies["/SHA256SUMS"] = sums.encode()
+    Mirror.lies["/SHA256SUMS.sig"] = signing.sign(key, signing.RELEASE, sums.encode())
+    Mirror.lies["/allowed_signers"] = line.encode()
+
+
 def test_a_mirrors_own_files_are_not_believed(
     mirror: tuple[str, Path, Path], tmp_path: Path
 ) -> None:
-    """It controls SHA256SUMS and manifest.json; even then nothing unlisted is fetched."""
+    """It signs by a key of its own; even then nothing unlisted is fetched."""
     url, ca, release = mirror
     manifest = json.loads((release / "manifest.json").read_text())
     manifest["files"].append({"path": "data/train/none/99999.png", "size_bytes": 5})
@@ -145,7 +155,7 @@ def test_a_mirrors_own_files_are_not_believed(
     sums = (release / "SHA256SUMS").read_text()
     digest = hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
     Mirror.lies["/manifest.json"] = text
-    Mirror.lies["/SHA256SUMS"] = sums.replace(digest, hashlib.sha256(text).hexdigest()).encode()
+    lie_signed(sums.replace(digest, hashlib.sha256(text).hexdigest()))
     with pytest.raises(RefusedError, match=r"99999\.png: in manifest\.json but not in SHA256SUMS"):
         download.pull(url, tmp_path / "one", ca=ca, progress=nothing)
     Mirror.lies.clear()
@@ -153,9 +163,8 @@ def test_a_mirrors_own_files_are_not_believed(
     with pytest.raises(RefusedError, match="SHA256SUMS"):
         download.pull(url, tmp_path / "two", ca=ca, progress=nothing)
     assert not (tmp_path / "two").exists()
-    Mirror.lies["/SHA256SUMS"] = "".join(
-        line for line in sums.splitlines(keepends=True) if "manifest.json" not in line
-    ).encode()
+    kept = [line for line in sums.splitlines(keepends=True) if "manifest.json" not in line]
+    lie_signed("".join(kept))
     with pytest.raises(RefusedError, match=r"SHA256SUMS: does not list manifest\.json"):
         download.pull(url, tmp_path / "three", ca=ca, progress=nothing)
 

@@ -282,7 +282,7 @@ def test_verify_says_who_signed_and_what_is_missing(case: Case, tmp_path: Path) 
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0
     assert f"signed off by hospital-a {case.fingerprint('hospital-a')}" in done.stdout
-    assert "it needs 2 of 3 sign-offs" in done.stdout
+    assert "sign-offs: 2 are there; the release needs 2 of 3" in done.stdout
     done = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(done.stdout)["signed_off"] == ["hospital-a", "hospital-b"]
 

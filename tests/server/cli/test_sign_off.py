@@ -11,6 +11,9 @@ import pytest
 
 from common.errors import ConfigurationError, RefusedError
 from common.wire import signing
+from kohort.manifest import read_manifest
+from kohort.summary import as_line
+from kohort.verdict import judge
 from kohort.verification import verify
 from tests.federation import Federation
 from tests.releases import proposal
@@ -182,13 +185,7 @@ def test_signers_in_server_yaml_are_distinct_people(
         assert code == ConfigurationError.exit_code and said in errors, (name, errors)
 
 
-def test_json_of_verify_names_the_signers(
-    made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    from kohort.commands import _print_summary
-    from kohort.manifest import read_manifest
-
+def test_json_of_verify_names_the_signers(made: tuple[Path, Path]) -> None:
     folder, _ = made
-    _print_summary(folder, read_manifest(folder), as_json=True)
-    facts = json.loads(capsys.readouterr().out)
+    facts = json.loads(as_line(judge(folder, read_manifest(folder), frozenset())))
     assert [one["name"] for one in facts["signers"]] == list(NAMES)
