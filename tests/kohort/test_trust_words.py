@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_a_key_that_nobody_checked_is_a_warning_with_its_fingerprint(
 ) -> None:
     said = kohort("verify", release)
     assert said.code == 0
-    assert said.out.startswith(f"{release}: {UNCHECKED}: 26 files as signed\n")
+    assert re.match(rf"{release}: {UNCHECKED}: \d+ files as signed\n", said.out)
     assert f"signed by {key}, dated 2026-11-21 (not checked by you)" in said.out
     assert "verified" not in said.out
     warning, hint = said.err.splitlines()
@@ -78,7 +79,7 @@ def test_strict_refuses_a_key_that_nobody_checked(kohort: Kohort, release: Path,
 def test_with_trust_it_says_who_signed_and_when(kohort: Kohort, release: Path, key: str) -> None:
     said = kohort("verify", release, "--trust", key, "--strict")
     assert (said.code, said.err) == (0, "")
-    assert said.out.startswith(f"{release}: verified, signed by whom you trust: 26 files")
+    assert said.out.startswith(f"{release}: verified, signed by whom you trust: ")
     assert f"signed by {key}, dated 2026-11-21 (a key that you trust)" in said.out
     assert "sign-offs: none; its operator alone vouches for it" in said.out
 
