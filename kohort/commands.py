@@ -1,4 +1,4 @@
-"""`kohort`: list, pull and verify releases, and start the demo.
+"""`kohort`: list, pull and verify releases, draw more from their models, and start the demo.
 
 `verify` ends with exit code 1 and names the file if anything is not as it was signed.
 """
@@ -104,6 +104,50 @@ def pull_command(
     with _progress_bar("downloading") as report:
         manifest = pull(url, folder, ca=ca, trust=trusted, require=require, progress=report)
     _tell(folder, judge(folder, manifest, trusted), strict, as_json)
+
+
+@app.command("sample")
+def sample_command(
+    release: Path,
+    count: Annotated[int, typer.Option("-n", "--count", help="how many pictures, at most 100,000")],
+    out: Annotated[Path, typer.Option(help="the new folder to write")],
+    model: Annotated[
+        str | None, typer.Option(help="gan, wgan or glow; default: the first that there is")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="draw the same again; default: this machine's chance")
+    ] = None,
+    trust: Trust = None,
+    require: Require = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw new pictures from a model of RELEASE, which is verified first, into a new folder.
+
+    Needs the extra [sample]. Without --trust it warns that nobody has checked the key.
+    """
+    from kohort.drawn_folder import write_drawn
+    from kohort.manifest import read_manifest
+    from kohort.trust import read_trust
+    from kohort.verdict import judge, unchecked_words
+
+    trusted = read_trust(trust or ())
+    with _progress_bar("drawing") as report:
+        facts = write_drawn(
+            release,
+            count,
+            out,
+            seed=seed,
+            model=model,
+            trust=trusted,
+            require=require,
+            strict=strict,
+            progress=report,
+        )
+    _print(facts.model_dump_json() if as_json else facts.as_text(str(out)))
+    if not trusted:
+        verdict = judge(release, read_manifest(release), trusted)
+        warn(PROGRAM, *unchecked_words(str(release), verdict))
 
 
 @app.command("list")

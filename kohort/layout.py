@@ -17,6 +17,7 @@ SIGNATURE = "SHA256SUMS.sig"
 SIGNERS = "allowed_signers"
 MANIFEST = "manifest.json"
 METADATA = "metadata.csv"
+DRAWN = "drawn.json"  # in a folder that `kohort sample` wrote; no release has it
 PICTURES = "data/train"  # a folder a label, as ImageFolder reads it
 # no name in reports/ has a split's word (eval, test, dev, val): loaders would take it for data
 FINDINGS = "reports/findings.json"

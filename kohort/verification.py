@@ -30,6 +30,7 @@ from kohort.errors import ConfigurationError, RefusedError
 from kohort.files import file_digest, read_capped
 from kohort.header import Header
 from kohort.layout import (
+    DRAWN,
     FILE_CAP_BYTES,
     FILES_CAP,
     MANIFEST,
@@ -72,6 +73,11 @@ def verify(
     if not folder.is_dir():
         raise ConfigurationError(
             f"{folder}: no such folder", hint="give the folder of a downloaded release"
+        )
+    if (folder / DRAWN).exists():
+        raise RefusedError(
+            f"{folder}: drawn by a user with `kohort sample`, not a signed release",
+            hint=f"verify the release that its {DRAWN} names",
         )
 
     # (1) every file has a name and a size that a release may hold

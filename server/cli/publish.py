@@ -26,7 +26,7 @@ from server.cli.sign_off import (
 from server.cli.state_folder import load_operator_key, open_record, open_registry
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
-from server.operator.caps import most_images, release_bytes
+from server.operator.caps import models_bytes, most_images, release_bytes
 from server.operator.config import limits_in
 from server.operator.hand_over import operator_keys
 from server.operator.quota import check_quota, folder_bytes, note_releases
@@ -197,7 +197,7 @@ def bytes_of_release(record: StudyRecord, weights: Mapping[str, Path]) -> int:
     if study.synthesis is not None:
         sent = folder_bytes(record.root / "images")
         images = min(images, sent // (study.intake.size_px**2 * study.intake.channels))
-    models = sum(path.stat().st_size for path in weights.values())
+    models = models_bytes([path.stat().st_size for path in weights.values()])
     return release_bytes(study, images) + models
 
 

@@ -31,6 +31,7 @@ CODE = "E-PLAN-ROOM"
 PAIRS_CAP_BYTES = 4 << 30  # the file of a study's drawn pairs
 REPLY_EXTRA_BYTES = 16 << 20  # header, signature, and what Flower adds
 PICTURE_EXTRA_BYTES = 4096  # of one file: its head, its lines in tables and pages, a block of disk
+GRAPH_BYTES = 4 << 20  # of a model: its operations, names and architecture
 THUMBNAIL_PX = 128
 ROW_BYTES = 9  # label and flag of an image in a site's batch
 
@@ -49,7 +50,7 @@ def need_of(study: Study, updates: Mapping[str, int]) -> Need:
     """Return what a plan may need at most; `updates`: the bytes of each model's update."""
     images = most_images(study)
     sizes = list(updates.values())
-    weights = sum(sizes) if study.release.models else 0
+    weights = models_bytes(sizes) if study.release.models else 0
     reply = max(sizes, default=0)
     if study.synthesis is not None:
         reply = max(reply, boundary.PART_CAP_BYTES)
@@ -59,6 +60,14 @@ def need_of(study: Study, updates: Mapping[str, int]) -> Need:
         study_bytes=study_bytes(study, sizes),
         inbox_bytes=len(study.sites) * (reply + REPLY_EXTRA_BYTES) + max(sizes, default=0),
     )
+
+
+def models_bytes(sizes: Sequence[int]) -> int:
+    """Return a bound on the models of a release; `sizes`: of the weights of each.
+
+    The ONNX file holds no more numbers than the weights; its operations take the rest.
+    """
+    return sum(2 * size + GRAPH_BYTES for size in sizes)
 
 
 def most_images(study: Study) -> int:

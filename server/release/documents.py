@@ -17,6 +17,7 @@ from server.release.croissant import croissant
 from server.release.datasheet import licence_text, readme
 from server.release.evaluation import evaluation
 from server.release.items import Evidence, Items, ReleaseInputs
+from server.release.models import write_models
 from server.release.page import write_pages
 from server.release.statement import privacy_statement, statement_markdown
 
@@ -60,10 +61,8 @@ def _copy_sources(part: Path, inputs: ReleaseInputs) -> None:
     """The signed plan, and the final models where the plan releases them."""
     for name in ("study.yaml", "study.sig"):
         shutil.copyfile(inputs.bundle / name, part / name)
-    if inputs.study.release.models and inputs.weights:
-        (part / "models").mkdir()
-        for name, path in sorted(inputs.weights.items()):
-            shutil.copyfile(path, part / "models" / f"{name}.safetensors")
+    if inputs.study.release.models:
+        write_models(part, inputs.study, inputs.weights)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from server.operator.enrolment import enrol
 from server.operator.state import ServerState
 from tests import phantoms
 from tests.docs.transcripts import File, Step, fits, play, play_page, read_guide, run_here
-from tests.releases import small_release
+from tests.drawable_releases import drawable_release
 from tests.sites import write_plan
 
 pytestmark = pytest.mark.slow
@@ -96,8 +96,7 @@ def test_the_operator_guide(folder: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="the guide uses ssh-keygen")
 def test_the_researcher_guide(folder: Path) -> None:
-    release, _ = small_release(folder / "made")
-    shutil.move(release, folder / "fundus")
+    shutil.move(drawable_release(folder / "made"), folder / "fundus")
     assert play(guide("researcher"), folder) >= LEAST_COMPARED["researcher"]
 
 

@@ -17,8 +17,10 @@ from common.study.families import GAN
 from common.study.shapes import starting_weights
 from common.wire import signing
 from kohort import layout
+from kohort.drawn_claim import STATEMENT, claim_of_drawn
 from kohort.files import file_digest
-from kohort.manifest import read_manifest
+from kohort.manifest import Manifest, read_manifest
+from kohort.models import read_model
 from kohort.sign_off import read_sign_offs
 from kohort.statements import open_statement, statement_json
 from kohort.trust import read_trust
@@ -26,10 +28,12 @@ from kohort.verification import verify
 from server.evaluate.people import _read_arrays, _read_table
 from server.public_data.images import read_names, read_source
 from server.public_data.pairs import read_pairs
+from server.release.statement import privacy_statement
 from tests.fuzz.harness import Parser, Target
 from tests.fuzz.mutation import Maker, damaged, exchanged, one_of, revalued, wrapped
 from tests.fuzz.wire_targets import ODD_HEADERS, header_of, tensor_makers
-from tests.releases import proposal, sign_off, small_release
+from tests.releases import ACCOUNT, proposal, sign_off, small_release
+from tests.studies import small_study
 
 CHANGED = ("manifest.json", "metadata.csv", "statements/hospital-a.json", "SHA256SUMS")
 SIDE = 4
@@ -319,6 +323,42 @@ def _release_pairs(folder: Path) -> Parser:
     return Parser(call, (one_of(*makers), one_of(damaged(image), damaged(table))))
 
 
+def _drawn_files(folder: Path) -> Parser:
+    """What `kohort sample` reads of a release: a model's card, and the privacy statement."""
+    (folder / "models").mkdir()
+    card = {
+        "format": "kohort-model/1", "family": "gan", "architecture": {"width": 8, "latent": 16},
+        "tensors": "generator.", "opset": 18, "inputs": [{"name": "z", "shape": [16]}],
+        "temperature": 1.0, "planes": 3, "size_px": 32, "mask": False, "label": "unlabelled",
+    }  # fmt: skip
+    statement = privacy_statement(small_study(), {}, ACCOUNT)
+    small = {key: statement[key] for key in ("format", "claims")}
+    small["updates"] = {"consortium": statement["updates"]["consortium"]}
+    good = (json.dumps(card).encode(), json.dumps(small).encode())
+    places = ("models/gan.json", STATEMENT)
+    manifest = Manifest.model_construct(epsilon=8.0, delta=1e-5)
+    (folder / "models/gan.onnx").write_bytes(b"graph")
+    for place, content in zip(places, good, strict=True):
+        (folder / place).write_bytes(content)
+
+    def call(data: bytes) -> None:
+        number = min(data[0] if data else 0, 1)
+        (folder / places[number]).write_bytes(data[1:])
+        names = (*places, "models/gan.onnx")
+        sums = layout.sums_text({name: file_digest(folder / name) for name in names})
+        (folder / "SHA256SUMS").write_text(sums)
+        try:
+            if number:
+                claim_of_drawn(folder, manifest)
+            else:
+                read_model(folder)
+        finally:
+            (folder / places[number]).write_bytes(good[number])
+
+    texts = tuple(revalued(text) for text in good)
+    return Parser(call, (one_of(*texts), one_of(*(exchanged(text) for text in good))))
+
+
 VERIFYING = (
     "kohort.verification:verify",
     "kohort.verification:_check_statement",
@@ -338,6 +378,17 @@ TARGETS = (
         "release-sign-offs",
         ("kohort.sign_off:read_sign_offs", "kohort.verdict:judge"),
         _sign_offs,
+    ),
+    Target(
+        "release-models",
+        (
+            "kohort.models:read_model",
+            "kohort.models:read_signed",
+            "kohort.models:_read_card",
+            "kohort.drawn_claim:_read_statement",
+        ),
+        _drawn_files,
+        few=600,
     ),
     Target("release-trust", ("kohort.trust:_read_file",), _trust),
     Target("site-statement", ("kohort.statements:open_statement",), _statement),

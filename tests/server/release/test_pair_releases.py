@@ -14,6 +14,7 @@ from PIL import Image
 
 from common.errors import RefusedError
 from kohort import layout
+from kohort.drawn_folder import write_drawn
 from kohort.verification import verify
 from server.release.build import build_release
 from tests.pair_releases import Finished, finish_study
@@ -67,6 +68,26 @@ def test_every_pair_is_image_mask_and_nifti_under_one_number(
     assert found == {pair.tobytes() for pair in finished.pairs.drawn}
     sheet = np.asarray(Image.open(release / layout.CONTACT_SHEET))
     assert sheet.shape[2] == 3 and sheet.shape[1] > 4 * 3 * 128
+
+
+def test_a_reader_draws_more_pairs_from_the_averaged_generator(
+    finished: Finished, release: Path, tmp_path: Path
+) -> None:
+    from torchvision.datasets import ImageFolder
+
+    facts = write_drawn(release, 20, tmp_path / "more", seed=1)
+    assert (facts.model, facts.label, facts.images) == ("wgan", "vessels", 20)
+    privacy = finished.inputs.study.privacy
+    assert (facts.claim.epsilon, facts.claim.delta) == (privacy.epsilon, privacy.delta)
+    assert "k-anonymity is not claimed" in facts.claim.sentence
+    assert len(ImageFolder(str(tmp_path / "more" / "data" / "train"))) == 20
+    rows = list(csv.DictReader((tmp_path / "more" / "metadata.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["file_name", "mask", "label", "mechanism", "synthetic"]
+    for row in rows:
+        image = np.asarray(Image.open(tmp_path / "more" / row["file_name"]))
+        mask = np.asarray(Image.open(tmp_path / "more" / row["mask"]))
+        assert image.shape == mask.shape == (32, 32)
+        assert np.isin(mask, (0, 255)).all()
 
 
 def test_the_order_of_the_release_is_not_the_order_of_drawing(
