@@ -3,8 +3,8 @@
 In: the plan, and the files of the final weights.
 Out: NAME.safetensors, NAME.json and NAME.onnx of each model.
 Guarantees: the weights are copied as they are; the graph and its card follow from them and from the
-plan alone, so the same inputs give the same bytes. Weights of other shapes than the plan's are
-refused.
+plan alone, so the same inputs give the same bytes. Weights of other shapes than the plan's
+networks, which no signed plan has (common/study/fit.py), are copied alone.
 Not covered: privacy. What training sent is differentially private, and weights and graphs are
 post-processing of that (common/privacy/claims.py).
 """
@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.errors import Bug, RefusedError
+from common.errors import Bug
 from common.study.families import FAMILIES
 from common.study.fields import CHECKPOINT_CAP_BYTES
 from common.study.plan import Study
@@ -36,10 +36,7 @@ PREFIXES = {"gan": "generator.", "wgan": "average.", "glow": "glow."}
 
 
 def write_models(part: Path, study: Study, weights: Mapping[str, Path]) -> None:
-    """Write the three files of each model in `weights` (files by model), where there are some.
-
-    Raises RefusedError for weights that are not of the plan's networks.
-    """
+    """Write the three files of each model in `weights` (files by model), where there are some."""
     if not weights:
         return
     folder = part / "models"
@@ -47,7 +44,8 @@ def write_models(part: Path, study: Study, weights: Mapping[str, Path]) -> None:
     for name, path in sorted(weights.items()):
         shutil.copyfile(path, folder / f"{name}.safetensors")
         arrays = tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)
-        _check_shapes(study, name, arrays)
+        if not _are_planned(study, name, arrays):
+            continue
         exported = _export(study, name, arrays)
         (folder / f"{name}.onnx").write_bytes(exported.onnx)
         facts = _card(study, name, exported).model_dump(mode="json")
@@ -55,15 +53,11 @@ def write_models(part: Path, study: Study, weights: Mapping[str, Path]) -> None:
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
-def _check_shapes(study: Study, name: str, arrays: tensors.Arrays) -> None:
-    """Refuse weights of other shapes than the plan's networks have."""
+def _are_planned(study: Study, name: str, arrays: tensors.Arrays) -> bool:
+    """Whether weights have the shapes of the plan's networks, as those of a signed plan have."""
     family = FAMILIES[name]
     found = {key: array.shape for key, array in family.select(arrays).items()}
-    if found != dict(planned_shapes(study, family)):
-        raise RefusedError(
-            f"models.{name}: the final weights are not those of the plan's networks",
-            hint="the starting checkpoint was trained with other sizes; set release.models: false",
-        )
+    return found == dict(planned_shapes(study, family))
 
 
 def _export(study: Study, name: str, arrays: tensors.Arrays) -> Exported:

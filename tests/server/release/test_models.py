@@ -6,9 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from common.errors import RefusedError
 from common.study.plan import Study
 from common.wire import tensors
 from kohort.models import Card
@@ -66,14 +63,15 @@ def test_the_flow_is_drawn_at_the_temperature_of_the_plans_own_draws(tmp_path: P
     assert cards(tmp_path / "b", plan)["glow"].temperature == 1.0
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_copied_alone(tmp_path: Path) -> None:
     study = Study.model_validate(small_plan())
     files = invented_weights(study, tmp_path / "weights")
     arrays = tensors.read(files["gan"], max_bytes=1 << 26)
     arrays["generator.constant"] = arrays["generator.constant"][..., :2]
     tensors.write(files["gan"], arrays)
-    with pytest.raises(RefusedError, match="not those of the plan's networks"):
-        write_models(tmp_path, study, files)
+    write_models(tmp_path, study, files)
+    names = {file.name for file in (tmp_path / "models").iterdir()}
+    assert names == {"gan.safetensors", "glow.json", "glow.onnx", "glow.safetensors"}
 
 
 def test_a_card_is_json_with_sorted_keys(tmp_path: Path) -> None:
