@@ -1,4 +1,4 @@
-"""`kohort`: list, pull and verify releases, draw more from their models, and start the demo.
+"""`kohort`: list, pull and verify releases, hear of withdrawals, draw more, start the demo.
 
 `verify` ends with exit code 1 and names the file if anything is not as it was signed.
 """
@@ -52,7 +52,25 @@ Require = Annotated[
     ),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="refuse a release unless --trust names who signed it")
+    bool,
+    typer.Option(
+        "--strict",
+        help="refuse a release unless --trust names who signed it, and one known as withdrawn",
+    ),
+]
+Catalogue = Annotated[
+    str | None,
+    typer.Option(
+        "--from", help="address of the catalogue; default: the one seen before that names it"
+    ),
+]
+AcceptOld = Annotated[
+    bool,
+    typer.Option(
+        "--accept-old",
+        help="take a catalogue that has ended, or is older than one seen before: later "
+        "withdrawals are not in it",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON line")]
 Authority = Annotated[
@@ -84,26 +102,43 @@ def verify_command(
 
 @app.command("pull")
 def pull_command(
-    url: str,
-    folder: Path,
+    wanted: Annotated[str, typer.Argument(help="NAME or NAME@VERSION of a catalogue, or https://")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="where to put it; default: NAME-VERSION")
+    ] = None,
+    catalogue: Catalogue = None,
     trust: Trust = None,
     require: Require = None,
     strict: Strict = False,
     ca: Authority = None,
+    accept_old: AcceptOld = False,
     as_json: AsJson = False,
 ) -> None:
     """Download a release over HTTPS into FOLDER; run again to resume; verified at the end.
 
+    A name is looked up in a catalogue, and the release must be the one that the catalogue names.
     Without --trust it warns that nobody has checked the key.
     """
     from kohort.download import pull
+    from kohort.from_catalogue import find_source
     from kohort.trust import read_trust
     from kohort.verdict import judge
 
     trusted = read_trust(trust or ())
+    source = find_source(
+        wanted, folder, catalogue, trusted, ca, require=require, accept_old=accept_old
+    )
     with _progress_bar("downloading") as report:
-        manifest = pull(url, folder, ca=ca, trust=trusted, require=require, progress=report)
-    _tell(folder, judge(folder, manifest, trusted), strict, as_json)
+        manifest = pull(
+            source.url,
+            source.folder,
+            ca=ca,
+            trust=source.trust,
+            require=require,
+            digest=source.digest,
+            progress=report,
+        )
+    _tell(source.folder, judge(source.folder, manifest, source.trust), strict, as_json)
 
 
 @app.command("sample")
@@ -151,10 +186,25 @@ def sample_command(
 
 
 @app.command("list")
-def list_command(folder: Path = Path(), trust: Trust = None, as_json: AsJson = False) -> None:
-    """List the releases in FOLDER, whether each verifies, and whether you trust its key."""
+def list_command(
+    url: Annotated[str | None, typer.Argument(help="address of a catalogue")] = None,
+    folder: Path = Path(),
+    trust: Trust = None,
+    ca: Authority = None,
+    accept_old: AcceptOld = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what a catalogue offers; without URL the releases in FOLDER.
+
+    Of those it says whether each verifies, and whether you trust its key.
+    """
     from kohort.trust import read_trust
 
+    if url is not None:
+        from kohort.from_catalogue import list_catalogue
+
+        list_catalogue(url, read_trust(trust or ()), ca, accept_old=accept_old, as_json=as_json)
+        return
     trusted = read_trust(trust or ())
     for release in _find_releases(folder):
         state, is_trusted = _state_of(release, trusted)
@@ -173,6 +223,22 @@ def list_command(folder: Path = Path(), trust: Trust = None, as_json: AsJson = F
             _print(f"{release}: {claim}: {state}")
         else:
             _print(f"{release}: {state}")
+
+
+@app.command("notices")
+def notices_command(
+    folder: Annotated[Path, typer.Argument(help="a release, or a folder of releases")] = Path(),
+    ca: Authority = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which releases in FOLDER were withdrawn or superseded; ends with 1 for a withdrawn one.
+
+    It asks the catalogues that `list` and `pull` have seen; where one is not reached, it says what
+    was seen last.
+    """
+    from kohort.from_catalogue import show_notices
+
+    raise typer.Exit(show_notices(_find_releases(folder), ca, as_json=as_json))
 
 
 @app.command(
@@ -208,6 +274,7 @@ def main() -> None:
 def _tell(release: Path, verdict: Verdict, strict: bool, as_json: bool) -> None:
     """Print the verdict; without a trusted key warn on standard error, or refuse where strict."""
     from kohort import summary
+    from kohort.notices import warn_of_notices
     from kohort.verdict import require_trust, unchecked_words
 
     if strict:
@@ -219,6 +286,7 @@ def _tell(release: Path, verdict: Verdict, strict: bool, as_json: bool) -> None:
     if not verdict.trusted:
         message, hint = unchecked_words(str(release), verdict)
         warn(PROGRAM, message, hint)
+    warn_of_notices(release, verdict.manifest, strict=strict)
 
 
 def _state_of(release: Path, trust: frozenset[str]) -> tuple[str, bool]:

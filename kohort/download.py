@@ -12,9 +12,11 @@ Not covered: who may download; that is the web server's business.
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -51,27 +53,24 @@ def pull(
     ca: Path | None = None,
     trust: frozenset[str] = frozenset(),
     require: int | None = None,
+    digest: str = "",
     progress: Progress,
 ) -> Manifest:
     """Return the manifest of the release at `url`, downloaded into `folder` and verified.
 
-    `trust` and `require` are those of `verify`.
+    `trust` and `require` are those of `verify`. `digest`: the SHA-256 that its SHA256SUMS must
+    have, as a catalogue says; "" for any.
 
     Raises ConfigurationError (not HTTPS), PeerError (the server is gone or sends other bytes) and
     RefusedError (the release does not verify).
     """
-    if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
-        raise ConfigurationError(
-            f"{url}: expected an https:// address", hint="releases are only fetched over TLS"
-        )
-    with httpx.Client(
-        verify=_tls(ca), timeout=TIMEOUT_S, follow_redirects=False, trust_env=True
-    ) as client:
-        download = _Download(client, url.rstrip("/"), folder)
+    with open_client(url, ca) as client:
+        download = Download(client, url.rstrip("/"), folder)
 
         # The signed list of digests comes first; it decides about every other file.
         sums = {name: download.read_small(name) for name in layout.UNLISTED}
         digests = layout.parse_sums(sums[layout.SUMS])
+        _check_expected(sums[layout.SUMS], digest)
         for name, data in sums.items():
             atomic_write(folder / name, data)
         # Another key than those trusted is refused before anything else is fetched.
@@ -98,7 +97,30 @@ def _tls(ca: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _fetch_sign_offs(download: _Download) -> None:
+@contextmanager
+def open_client(url: str, ca: Path | None) -> Iterator[httpx.Client]:
+    """Yield a client that follows no redirect; raises ConfigurationError for all but HTTPS."""
+    if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
+        raise ConfigurationError(
+            f"{url}: expected an https:// address", hint="releases are only fetched over TLS"
+        )
+    with httpx.Client(
+        verify=_tls(ca), timeout=TIMEOUT_S, follow_redirects=False, trust_env=True
+    ) as client:
+        yield client
+
+
+def _check_expected(sums: bytes, digest: str) -> None:
+    """Refuse another release than the one that a catalogue names."""
+    found = hashlib.sha256(sums).hexdigest()
+    if digest and found != digest:
+        raise RefusedError(
+            f"{layout.SUMS}: SHA-256 is {found[:16]}..., the catalogue says {digest[:16]}...",
+            hint="the server sends another release than its catalogue names; tell its operator",
+        )
+
+
+def _fetch_sign_offs(download: Download) -> None:
     """The signature of every signer that the manifest names, where there is one."""
     for signer in read_manifest(download.folder).signers:
         name = layout.sign_off_file(signer.name)
@@ -107,7 +129,7 @@ def _fetch_sign_offs(download: _Download) -> None:
             atomic_write(download.folder / name, data)
 
 
-def _fetch_listed(download: _Download, digests: Mapping[str, str], progress: Progress) -> None:
+def _fetch_listed(download: Download, digests: Mapping[str, str], progress: Progress) -> None:
     """Every file that the manifest lists."""
     entries = read_manifest(download.folder).files
     for done, entry in enumerate(entries, 1):
@@ -118,18 +140,23 @@ def _fetch_listed(download: _Download, digests: Mapping[str, str], progress: Pro
 
 
 @dataclass(frozen=True)
-class _Download:
+class Download:
     """One release's address and the folder that it is fetched into."""
 
     client: httpx.Client
     base: str
     folder: Path
 
-    def read_small(self, name: str, *, may_lack: bool = False) -> bytes:
-        """Return a small file as a whole, with retries; empty where it may lack and does."""
+    def read_small(
+        self, name: str, *, may_lack: bool = False, size_cap_bytes: int | None = None
+    ) -> bytes:
+        """Return a small file as a whole, with retries; empty where it may lack and does.
+
+        `size_cap_bytes`: the most that is read; None: what a text of a release may have.
+        """
         for attempt in range(TRIES):
             try:
-                return self._read_small_once(name, may_lack)
+                return self._read_small_once(name, may_lack, size_cap_bytes)
             except httpx.TransportError as error:
                 _wait_or_give_up(error, self.base, attempt)
         raise AssertionError("unreachable")
@@ -157,7 +184,7 @@ class _Download:
             hint="the release changed or is damaged",
         )
 
-    def _read_small_once(self, name: str, may_lack: bool) -> bytes:
+    def _read_small_once(self, name: str, may_lack: bool, cap: int | None) -> bytes:
         """A small file, in one attempt."""
         with self.client.stream("GET", f"{self.base}/{quote(name)}") as response:
             if may_lack and response.status_code == 404:
@@ -166,7 +193,7 @@ class _Download:
             data = b""
             for block in response.iter_bytes(BLOCK_BYTES):
                 data += block
-                if len(data) > layout.TEXT_CAP_BYTES:
+                if len(data) > (layout.TEXT_CAP_BYTES if cap is None else cap):
                     raise RefusedError(f"{name}: the server sends more than a release may hold")
             return data
 

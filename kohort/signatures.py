@@ -25,6 +25,7 @@ REQUEST = "kohort-request-v1"
 BUNDLE = "kohort-bundle-v1"
 AUTHORITY = "kohort-authority-v1"
 HANDOVER = "kohort-handover-v1"
+CATALOGUE = "kohort-catalogue-v1"
 
 MAGIC = b"SSHSIG"
 BEGIN = "-----BEGIN SSH SIGNATURE-----"

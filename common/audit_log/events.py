@@ -45,5 +45,7 @@ SERVER: Mapping[str, tuple[str, ...]] = {
     "release-proposed": ("plan", "release"),
     "release-signed-off": ("plan", "release", "by"),
     "release-published": ("plan", "release"),
+    "release-withdrawn": ("release", "reason"),
+    "catalogue-published": ("version", "digest"),
 }
 EVENTS: Mapping[str, tuple[str, ...]] = {**SITE, **SERVER}

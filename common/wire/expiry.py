@@ -29,14 +29,22 @@ SITE = Days(14, 14, 3)
 AUTHORITY = Days(90, 60, 30)
 
 
+# a reader refuses a catalogue that has ended
+CATALOGUE = Days(21, 14, 3)
+
+
 @dataclass(frozen=True)
 class Lifetime:
-    """A certificate: whose it is, when it ends, and what a person does about it."""
+    """A certificate: whose it is, when it ends, and what a person does about it.
+
+    `what`: the words before whose it is; another thing than a certificate has its own.
+    """
 
     whose: str
     ends: datetime
     days: Days
     fix: str
+    what: str = "certificate of "
 
 
 class Ending(NamedTuple):
@@ -47,12 +55,13 @@ class Ending(NamedTuple):
     severity: Severity
     fix: str
     ended: bool = False
+    what: str = "certificate of "
 
     @property
     def line(self) -> str:
         """What a person reads."""
         verb = "ended" if self.ended else "ends"
-        return f"certificate of {self.whose} {verb} on {self.ends:%Y-%m-%d}: {self.fix}"
+        return f"{self.what}{self.whose} {verb} on {self.ends:%Y-%m-%d}: {self.fix}"
 
 
 def severity_of(ends: datetime, days: Days, now: datetime) -> Severity | None:
@@ -74,5 +83,6 @@ def ending(lifetimes: Iterable[Lifetime], now: datetime | None = None) -> list[E
     for one in lifetimes:
         severity = severity_of(one.ends, one.days, now)
         if severity is not None:
-            found.append(Ending(one.whose, one.ends, severity, one.fix, one.ends < now))
+            ended = one.ends < now
+            found.append(Ending(one.whose, one.ends, severity, one.fix, ended, one.what))
     return sorted(found, key=lambda one: one.ends)

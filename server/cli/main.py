@@ -12,6 +12,7 @@ from common.process import keep_private
 from kohort.console import run_typer
 from server.cli import (
     authority,
+    catalogue,
     log,
     page,
     plans,
@@ -70,6 +71,8 @@ app.command()(study.study)
 app.command()(log.log)
 app.command()(publish.release)
 app.command("sign-off")(sign_off.sign_off)
+app.command()(catalogue.publish)
+app.command()(catalogue.withdraw)
 app.command()(pretrain.pretrain)
 
 

@@ -22,6 +22,7 @@ from common.monitoring.settings import HealthSettings, MetricsSettings
 from common.problems import describe
 from common.storage.files import atomic_write
 from common.study.fields import Identifier
+from kohort.catalogue import LONGEST_DAYS
 from kohort.manifest import SIGNERS_MOST, Signer
 
 DEFAULT_PORT = 9443
@@ -150,6 +151,32 @@ class ReleaseSigning(FrozenModel):
         return self
 
 
+Words = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f\"\\#]*$")]
+
+
+class CatalogueSettings(FrozenModel):
+    """What the public catalogue of releases says of itself."""
+
+    title: Words = Field(
+        default="", description="its title in quotes, for example the consortium's full name"
+    )
+    contact: Words = Field(
+        default="", description="whom readers ask, in quotes: an address for mail, or a page"
+    )
+    url: str = Field(
+        default="",
+        pattern=r"^(https://[A-Za-z0-9.:/_~%-]{1,200})?$",
+        description="address under which the catalogue is served, https://HOST/PATH",
+    )
+    days: int = Field(
+        default=90,
+        ge=1,
+        le=LONGEST_DAYS,
+        description="days for which a catalogue holds; `kohort-server publish` renews it when half "
+        "of them have gone",
+    )
+
+
 class ServerConfig(FrozenModel):
     """The operator's file."""
 
@@ -174,6 +201,9 @@ class ServerConfig(FrozenModel):
     )
     release: ReleaseSigning = Field(
         default=ReleaseSigning(), description="who vouches for a release besides the operator"
+    )
+    catalogue: CatalogueSettings = Field(
+        default=CatalogueSettings(), description="what the catalogue of releases says of itself"
     )
 
     @field_validator("url")
@@ -297,8 +327,10 @@ def _lines(model: BaseModel, indent: str) -> str:
 
 
 def _spell(value: object) -> str:
-    """A value as YAML; one that starts with a colon needs quotes."""
+    """A value as YAML: quoted where it is empty, holds a space, or begins with a colon."""
     if value is None:
         return "null"
     text = str(value)
-    return f'"{text}"' if text.startswith(":") else text
+    if isinstance(value, str) and (not text or text.startswith(":") or " " in text):
+        return f'"{text}"'
+    return text

@@ -17,11 +17,15 @@ from common.study.families import GAN
 from common.study.shapes import starting_weights
 from common.wire import signing
 from kohort import layout
+from kohort.catalogue import open_catalogue
 from kohort.drawn_claim import STATEMENT, claim_of_drawn
 from kohort.files import file_digest
 from kohort.manifest import Manifest, read_manifest
 from kohort.models import read_model
+from kohort.seen import Kept
+from kohort.seen import _read as read_kept
 from kohort.sign_off import read_sign_offs
+from kohort.signatures import CATALOGUE
 from kohort.statements import open_statement, statement_json
 from kohort.trust import read_trust
 from kohort.verification import verify
@@ -29,6 +33,7 @@ from server.evaluate.people import _read_arrays, _read_table
 from server.public_data.images import read_names, read_source
 from server.public_data.pairs import read_pairs
 from server.release.statement import privacy_statement
+from tests.catalogues import catalogue_fields, sign_catalogue
 from tests.fuzz.harness import Parser, Target
 from tests.fuzz.mutation import Maker, damaged, exchanged, one_of, revalued, wrapped
 from tests.fuzz.wire_targets import ODD_HEADERS, header_of, tensor_makers
@@ -149,6 +154,32 @@ def _release_texts(folder: Path) -> Parser:
             one_of(revalued(small), exchanged(sums)),
             one_of(exchanged(small)),
         ),
+    )
+
+
+def _catalogue(folder: Path) -> Parser:
+    """A catalogue as its operator signs it, and what the cache keeps of one."""
+    key = signing.new_key()
+    text, signature = sign_catalogue(key, catalogue_fields(key))
+    kept = Kept(
+        url="https://x.org", seen="2026-12-01T00:00:00Z", catalogue=text.decode(),
+        signature=signature.decode(),
+    ).model_dump_json().encode()  # fmt: skip
+    path = folder / "kept.json"
+
+    def call(data: bytes) -> None:
+        if data[:1] == b"\0":
+            path.write_bytes(data[1:])
+            read_kept(path)
+        elif data[:1] == b"\1":
+            open_catalogue(text, data[1:])
+        else:
+            open_catalogue(data[1:], signing.sign(key, CATALOGUE, data[1:]))
+
+    return Parser(
+        call,
+        (one_of(exchanged(kept), exchanged(signature), revalued(text)), damaged(b"\2" + text)),
+        good=b"\2" + text,
     )
 
 
@@ -389,6 +420,11 @@ TARGETS = (
         ),
         _drawn_files,
         few=600,
+    ),
+    Target(
+        "catalogue",
+        ("kohort.catalogue:open_catalogue", "kohort.seen:_read"),
+        _catalogue,
     ),
     Target("release-trust", ("kohort.trust:_read_file",), _trust),
     Target("site-statement", ("kohort.statements:open_statement",), _statement),
