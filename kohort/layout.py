@@ -19,6 +19,8 @@ MANIFEST = "manifest.json"
 METADATA = "metadata.csv"
 DRAWN = "drawn.json"  # in a folder that `kohort sample` wrote; no release has it
 PICTURES = "data/train"  # a folder a label, as ImageFolder reads it
+FOLDER_TABLE = f"{PICTURES}/metadata.csv"  # for `imagefolder`
+DATALIST = "datalist.json"  # for MONAI
 # no name in reports/ has a split's word (eval, test, dev, val): loaders would take it for data
 FINDINGS = "reports/findings.json"
 CONTACT_SHEET = "reports/contact_sheet.png"
@@ -67,8 +69,7 @@ NAMES = {
         ),
     ),
     FORMAT: Names(
-        IN_EVERY_FORMAT
-        | {"CITATION.cff", "datalist.json", "provenance.c2pa", "ro-crate-metadata.json"},
+        IN_EVERY_FORMAT | {"CITATION.cff", DATALIST, "provenance.c2pa", "ro-crate-metadata.json"},
         re.compile(
             rf"{SHARED_FOLDERS}|{PICTURES}/{LABEL}/[0-9]{{5}}\.png|{PICTURES}/metadata\.csv"
             r"|parquet/train-[0-9]{5}-of-[0-9]{5}\.parquet|webdataset/train-[0-9]{6}\.tar"

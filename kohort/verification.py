@@ -8,6 +8,7 @@ order:
   4. manifest.json and allowed_signers agree with each other and with the files, whose names are
      those of the manifest's format;
   5. metadata.csv lists exactly the images, each with its label folder, and exactly their masks;
+     data/train/metadata.csv and datalist.json, where loaders look, say the same (format 2);
   6. every site's statement is signed by that site's key and is about this study's plan. It states
      no smaller k (images), or the release's own epsilon and delta (a release without k: pairs drawn
      from a generator trained on updates);
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +30,15 @@ from pathlib import Path
 from kohort import signatures
 from kohort.errors import ConfigurationError, RefusedError
 from kohort.files import file_digest, read_capped
+from kohort.forms import folder_rows, training_list
 from kohort.header import Header
 from kohort.layout import (
+    DATALIST,
     DRAWN,
     FILE_CAP_BYTES,
     FILES_CAP,
+    FOLDER_TABLE,
+    FORMAT,
     MANIFEST,
     METADATA,
     SIGNATURE,
@@ -220,7 +226,7 @@ def _check_manifest(folder: Path, manifest: Manifest, digests: dict[str, str]) -
 
 def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
     """Step 5: metadata.csv is the list of the images and masks."""
-    rows = _read_rows(folder)
+    rows = _read_rows(folder, METADATA)
     images = sorted(name for name in digests if PICTURE.fullmatch(name))
     listed = sorted(row.get("file_name") or "" for row in rows)
     if listed != images or len(images) != manifest.images:
@@ -236,15 +242,17 @@ def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -
             )
         _check_k(row, manifest)
     _check_masks(rows, {name for name in digests if name.startswith("masks/")})
+    if manifest.format == FORMAT:
+        _check_forms(folder, manifest, digests, rows)
 
 
-def _read_rows(folder: Path) -> list[dict[str, str]]:
-    """Step 5: the rows of metadata.csv; a short row lacks its last values."""
-    text = read_capped(folder / METADATA, TEXT_CAP_BYTES).decode("utf-8", "replace")
+def _read_rows(folder: Path, name: str) -> list[dict[str, str]]:
+    """Step 5: the rows of a table; a short row lacks its last values."""
+    text = read_capped(folder / name, TEXT_CAP_BYTES).decode("utf-8", "replace")
     try:
         return list(csv.DictReader(io.StringIO(text, newline="")))
     except csv.Error as error:
-        raise RefusedError(f"{METADATA}: not a CSV table") from error
+        raise RefusedError(f"{name}: not a CSV table") from error
 
 
 def _check_k(row: dict[str, str], manifest: Manifest) -> None:
@@ -276,6 +284,23 @@ def _check_masks(rows: list[dict[str, str]], masks: set[str]) -> None:
         expected = (f"masks/{number}.png", f"masks/{number}.nii.gz")
         if (row.get("mask"), row.get("mask_nifti")) != expected:
             raise RefusedError(f"{METADATA}: {row['file_name']} stands beside another image's mask")
+
+
+def _check_forms(
+    folder: Path, manifest: Manifest, digests: dict[str, str], rows: list[dict[str, str]]
+) -> None:
+    """Step 5: what loaders read by itself says the same as metadata.csv, in the same order."""
+    for name in (FOLDER_TABLE, DATALIST):
+        if name not in digests:
+            raise RefusedError(f"{name}: missing, though a {manifest.format} has it")
+    if _read_rows(folder, FOLDER_TABLE) != folder_rows(rows):
+        raise RefusedError(f"{FOLDER_TABLE}: says other things than {METADATA}")
+    try:
+        found = json.loads(read_capped(folder / DATALIST, TEXT_CAP_BYTES))["training"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RefusedError(f"{DATALIST}: not JSON with a list `training`") from error
+    if found != training_list(rows, manifest.labels):
+        raise RefusedError(f"{DATALIST}: lists other images, labels or masks than {METADATA}")
 
 
 # ---- (6) the sites' statements

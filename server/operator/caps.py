@@ -81,13 +81,13 @@ def most_images(study: Study) -> int:
 def release_bytes(study: Study, images: int) -> int:
     """Return a bound on what a release of so many images needs on disk while it is built.
 
-    Of each image the files, its small picture on a page, and its pixels twice while the order is
-    made.
+    Of each image the files, also inside Parquet and a tar; its small picture on a page; its pixels
+    twice while the order is made.
     """
     size = study.intake.size_px
     pixels = size**2 * study.intake.channels
     small = min(size, THUMBNAIL_PX) ** 2 * study.intake.channels
-    files = 3 if study.synthesis is None else 1
+    files = 7 if study.synthesis is None else 3
     # a file that does not get smaller grows by a thousandth; base64 takes a third more
     one = files * (pixels + pixels // 500 + PICTURE_EXTRA_BYTES) + 4 * small // 3 + 2 * pixels
     return images * one

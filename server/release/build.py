@@ -11,7 +11,7 @@ The steps, numbered as in the code:
   2. everything passes the boundary rules again;
   3. identical pictures enter once; at least `release.min_images` remain;
   4. a keyed shuffle gives order and numbers;
-  5. pictures become PNG without metadata, masks PNG and NIfTI;
+  5. pictures become PNG without metadata, masks PNG and NIfTI; tables, Parquet and tars follow;
   6. documents, manifest, SHA256SUMS and signature; one rename makes the folder visible.
 """
 
@@ -27,6 +27,7 @@ from common.errors import disk_faults_named
 from server.release.collect import accept_updates, collect_images, shuffle_pairs
 from server.release.documents import write_documents
 from server.release.items import Evidence, Items, ReleaseInputs
+from server.release.loaders import write_loaders
 from server.release.pictures import write_items
 from server.release.seal import PROPOSED, check_unpublished, publish, seal_folder
 
@@ -57,6 +58,7 @@ def build_release(
 
             # (5) write pictures, masks and their table
             write_items(part, items, study, progress)
+            write_loaders(part, study)
 
             # (6) write the documents, sign the folder, make it visible
             write_documents(part, inputs, items, evidence, key)

@@ -1,4 +1,4 @@
-"""The datasheet (README.md) and the licence note of a release."""
+"""The datasheet (README.md, with its head for the Hub) and the licence note of a release."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from common.study.plan import Study
 from server.operator.config import ReleaseSigning
+from server.release.card import front_matter
 from server.release.limits import count_sentence
+from server.release.loaders import TARS_FROM_IMAGES
 from server.release.templating import render, render_with_glossary
 
 REHEARSED = (
@@ -33,7 +35,7 @@ def readme(
     signers: ReleaseSigning,
 ) -> str:
     """Return the datasheet of a release of `count` pictures as Markdown."""
-    return render_with_glossary(
+    text = render_with_glossary(
         "README.md.j2",
         study=study,
         statement=statement,
@@ -43,7 +45,9 @@ def readme(
         count=count,
         not_for=NOT_FOR,
         signing=signers,
+        tars=count >= TARS_FROM_IMAGES,
     )
+    return front_matter(study, count) + text
 
 
 def rehearsal_sentence(report: Mapping[str, Any]) -> str:

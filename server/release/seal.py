@@ -16,6 +16,7 @@ from kohort.manifest import FileEntry, Manifest
 from kohort.verification import verify
 from server.operator.config import ReleaseSigning
 from server.release.documents import write_json
+from server.release.loaders import check_loaders
 
 PROPOSED = "proposed"  # where releases wait for their signers, below the folder of releases
 
@@ -29,6 +30,9 @@ def seal_folder(
     key: Ed25519PrivateKey,
 ) -> None:
     """Write manifest, sums, signature and the signers' lines; then run `kohort verify`."""
+    # what loaders read holds the very pictures
+    check_loaders(part, study.strata())
+
     # write the manifest, which lists every file
     names = _list_files(part)
     key_line = signing.public_text(key.public_key())

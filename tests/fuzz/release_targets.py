@@ -40,7 +40,13 @@ from tests.fuzz.wire_targets import ODD_HEADERS, header_of, tensor_makers
 from tests.releases import ACCOUNT, proposal, sign_off, small_release
 from tests.studies import small_study
 
-CHANGED = ("manifest.json", "metadata.csv", "statements/hospital-a.json", "SHA256SUMS")
+CHANGED = (
+    "manifest.json",
+    "metadata.csv",
+    "statements/hospital-a.json",
+    "SHA256SUMS",
+    layout.DATALIST,
+)
 SIDE = 4
 
 
@@ -88,6 +94,8 @@ def _release(folder: Path) -> Parser:
         name = CHANGED[number]
         (release / name).write_bytes(data[1:])
         try:
+            if name not in ("manifest.json", "SHA256SUMS"):
+                _state_size(release, name)
             if name != "SHA256SUMS":
                 _sign_again(release, names, key)
             verify(release)
@@ -97,7 +105,17 @@ def _release(folder: Path) -> Parser:
 
     makers = (revalued(good["manifest.json"]), exchanged(good["metadata.csv"]))
     makers += (revalued(good["statements/hospital-a.json"]), exchanged(good["SHA256SUMS"]))
+    makers += (revalued(good[layout.DATALIST]),)
     return Parser(call, (one_of(*makers),))
+
+
+def _state_size(release: Path, name: str) -> None:
+    """The manifest with a file's own size, which is checked before the file is read."""
+    manifest = json.loads((release / "manifest.json").read_bytes())
+    for entry in manifest["files"]:
+        if entry["path"] == name:
+            entry["size_bytes"] = (release / name).stat().st_size
+    (release / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _sign_again(release: Path, names: list[str], key: signing.Ed25519PrivateKey) -> None:
@@ -392,6 +410,7 @@ def _drawn_files(folder: Path) -> Parser:
 
 VERIFYING = (
     "kohort.verification:verify",
+    "kohort.verification:_check_forms",
     "kohort.verification:_check_statement",
     "kohort.verification:_read_rows",
     "kohort.verification:read_signed_sums",

@@ -47,14 +47,20 @@ def reseal(
     (folder / layout.SIGNATURE).write_bytes(signing.sign(key, signing.RELEASE, sums))
 
 
-def table(old: str, new: str) -> Change:
+def in_file(name: str, old: str, new: str) -> Change:
+    """Replace the first `old` in a file."""
+
     def change(folder: Path) -> None:
-        path = folder / "metadata.csv"
-        text = path.read_text()
+        text = (folder / name).read_text()
         assert old in text
-        path.write_text(text.replace(old, new, 1))
+        (folder / name).write_text(text.replace(old, new, 1))
 
     return change
+
+
+def shorten(path: Path) -> None:
+    """Remove the last line of a file."""
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
 
 def statement(folder: Path, **fields: Any) -> None:
@@ -117,11 +123,11 @@ def masked(folder: Path) -> None:
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
 
 
-def tableless(folder: Path) -> None:
-    """Remove metadata.csv, from the manifest too."""
-    (folder / "metadata.csv").unlink()
+def without(folder: Path, name: str) -> None:
+    """Remove a file, from the manifest too."""
+    (folder / name).unlink()
     manifest = json.loads((folder / layout.MANIFEST).read_text())
-    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "metadata.csv"]
+    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != name]
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -142,7 +148,11 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         {},
         r"run\.py: not a file that a release may hold",
     ),
-    "no table of its images": (tableless, {}, r"metadata\.csv: missing"),
+    "no table of its images": (
+        lambda f: without(f, layout.METADATA),
+        {},
+        r"metadata\.csv: missing",
+    ),
     "sizes that are not the files'": (
         lambda f: (f / "README.md").write_text("short"),
         {"sizes": False},
@@ -154,7 +164,7 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         "allowed_signers: altered",
     ),
     "a picture that the table does not list": (
-        lambda f: table(first(f), "data/train/none/77777.png")(f),
+        lambda f: in_file(layout.METADATA, first(f), "data/train/none/77777.png")(f),
         {},
         r"metadata\.csv: lists",
     ),
@@ -165,10 +175,39 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         {"labels": ["none"]},
         "another folder than its label",
     ),
-    "a smaller k in its table": (table(",5,", ",4,"), {}, "states k = 4, at least 5"),
+    "a smaller k in its table": (
+        in_file(layout.METADATA, ",5,", ",4,"),
+        {},
+        "states k = 4, at least 5",
+    ),
     "a larger k in its manifest": (NOTHING, {"k": 6}, "states k = 5, at least 6"),
     "no k although its images have one": (NOTHING, {"k": None}, "states k = 5, none expected"),
     "a mask that nobody lists": (masked, {}, "lists 0 mask files, 1 are there"),
+    "a table of imagefolder with another label": (
+        in_file(layout.FOLDER_TABLE, ",severe,", ",none,"),
+        {},
+        r"data/train/metadata\.csv: says other things",
+    ),
+    "a table of imagefolder without its last row": (
+        lambda f: shorten(f / layout.FOLDER_TABLE),
+        {},
+        r"data/train/metadata\.csv: says other things",
+    ),
+    "a datalist with another label": (
+        in_file(layout.DATALIST, '"label": 2', '"label": 1'),
+        {},
+        r"datalist\.json: lists other",
+    ),
+    "a datalist that is no list": (
+        lambda f: (f / layout.DATALIST).write_text("[" * 100_000),
+        {},
+        r"datalist\.json: not JSON",
+    ),
+    "no datalist": (
+        lambda f: without(f, layout.DATALIST),
+        {},
+        r"datalist\.json: missing",
+    ),
     "a statement of another site": (
         lambda f: statement(f, sender="hospital-b"),
         {},
@@ -200,8 +239,16 @@ WRONG: dict[str, tuple[Change, dict[str, Any], str]] = {
         {"sites": ["hospital-a", "../hospital-b"]},
         "missing, though manifest.json names the site",
     ),
-    "a table without labels": (table("label", "kind"), {}, "another folder than its label"),
-    "a k in its table that is no number": (table(",5,", ",\u00b2,"), {}, "at least 5 expected"),
+    "a table without labels": (
+        in_file(layout.METADATA, "label", "kind"),
+        {},
+        "another folder than its label",
+    ),
+    "a k in its table that is no number": (
+        in_file(layout.METADATA, ",5,", ",\u00b2,"),
+        {},
+        "at least 5 expected",
+    ),
     "a table that is no CSV": (
         lambda f: (f / "metadata.csv").write_text("file_name\n" + "x" * 200_000 + "\n"),
         {},

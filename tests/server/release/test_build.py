@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.datasets import ImageFolder
 
 from common.errors import PolicyError, RefusedError
 from common.study.plan import load_study
@@ -28,25 +27,6 @@ from tests.releases import batch, release_inputs, small_release
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_release(tmp_path_factory.mktemp("release"))[0]
-
-
-def test_image_folder_loads_every_image_with_its_label(release: Path) -> None:
-    dataset = ImageFolder(str(release / "data" / "train"))
-    assert len(dataset) == 12
-    assert dataset.classes == ["mild-moderate", "none", "severe"]
-    assert dataset[0][0].size == (32, 32)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_mlcroissant_validates_the_metadata_and_reads_the_records(release: Path) -> None:
-    import mlcroissant
-
-    dataset = mlcroissant.Dataset(jsonld=str(release / "croissant.json"))
-    assert not dataset.metadata.ctx.issues.errors
-    assert not dataset.metadata.ctx.issues.warnings
-    records = list(dataset.records("items"))
-    assert len(records) == 12
-    assert json.loads((release / "croissant.json").read_text())["rai:hasSyntheticData"] is True
 
 
 def test_ssh_keygen_and_sha256sum_alone_verify_a_release(release: Path) -> None:

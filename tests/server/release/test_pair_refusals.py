@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from common.wire.messages import Header, seal
 from kohort.statements import open_statement, statement_json
 from kohort.verification import verify
 from server.release.collect import accept_updates
+from tests.kohort.test_resealed import reseal
 from tests.pair_releases import Finished, build_pairs, finish_study
 
 
@@ -135,27 +137,27 @@ TABLES: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def release(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_pairs(finished, tmp_path_factory.mktemp("release"))
+
+
 @pytest.mark.parametrize("sentence", TABLES)
 def test_verify_refuses_a_table_with(
-    sentence: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sentence: str, finished: Finished, release: Path, tmp_path: Path
 ) -> None:
-    """The operator's own build fails on it, because it verifies what it seals."""
-    from server.release import pictures as module
-
     old, new = TABLES[sentence]
-    original = module.write_pairs
 
-    def spoiled(part: Path, *arguments: Any) -> None:
-        original(part, *arguments)
-        text = (part / "metadata.csv").read_text().replace(old, new)
-        (part / "metadata.csv").write_text(
-            text.replace("synthetic\n", "synthetic,k\n") if ",5" in new else text
-        )
+    def spoil(folder: Path) -> None:
+        text = (folder / "metadata.csv").read_text().replace(old, new)
+        if ",5" in new:
+            text = text.replace("synthetic\n", "synthetic,k\n")
+        (folder / "metadata.csv").write_text(text)
 
-    monkeypatch.setattr(module, "write_pairs", spoiled)
-    with pytest.raises(RefusedError, match=r"metadata\.csv"):
-        build_pairs(finished, tmp_path / "out")
-    assert not list(tmp_path.glob("out/*"))
+    folder = Path(shutil.copytree(release, tmp_path / "copy"))
+    reseal(folder, finished.federation.key, spoil)
+    with pytest.raises(RefusedError, match=r"^metadata\.csv"):
+        verify(folder)
 
 
 def test_a_release_without_k_cannot_carry_image_statements(tmp_path: Path) -> None:

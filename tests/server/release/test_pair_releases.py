@@ -101,18 +101,6 @@ def test_the_order_of_the_release_is_not_the_order_of_drawing(
     assert any(np.array_equal(first, image) for image in finished.pairs.drawn[..., 0])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_mlcroissant_validates_a_release_of_pairs(release: Path) -> None:
-    import mlcroissant
-
-    dataset = mlcroissant.Dataset(jsonld=str(release / "croissant.json"))
-    assert not dataset.metadata.ctx.issues.errors and not dataset.metadata.ctx.issues.warnings
-    records = list(dataset.records("items"))
-    assert len(records) == 12 and set(records[0]) == {
-        f"items/{n}" for n in ("file_name", "mask", "mask_nifti", "label")
-    }
-
-
 def test_the_words_claim_the_updates_epsilon_and_no_k(release: Path) -> None:
     statement = json.loads((release / "privacy_statement.json").read_text())
     assert (
