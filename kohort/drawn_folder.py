@@ -183,10 +183,10 @@ def _write_pictures(
     rows = []
     for i, drawn in enumerate(pictures):
         row = {"file_name": f"{PICTURES}/{drawn.label}/{i:05d}.png"}
-        _write_png(part / row["file_name"], drawn.image)
+        write_png(part / row["file_name"], drawn.image)
         if drawn.mask is not None:
             row["mask"] = f"masks/{i:05d}.png"
-            _write_png(part / row["mask"], drawn.mask)
+            write_png(part / row["mask"], drawn.mask)
         rows.append(row | {"label": drawn.label, "mechanism": MECHANISM, "synthetic": "yes"})
         progress(i + 1, facts.images)
     table = io.StringIO()
@@ -196,7 +196,7 @@ def _write_pictures(
     (part / METADATA).write_text(table.getvalue(), encoding="utf-8")
 
 
-def _write_png(path: Path, pixels: Pixels) -> None:
+def write_png(path: Path, pixels: Pixels) -> None:
     """Write a PNG that says that a trained algorithm made it."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo

@@ -46,9 +46,9 @@ def write_models(part: Path, study: Study, weights: Mapping[str, Path]) -> None:
         arrays = tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES)
         if not _are_planned(study, name, arrays):
             continue
-        exported = _export(study, name, arrays)
+        exported = export(study, name, arrays)
         (folder / f"{name}.onnx").write_bytes(exported.onnx)
-        facts = _card(study, name, exported).model_dump(mode="json")
+        facts = card_of(study, name, exported).model_dump(mode="json")
         text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
@@ -60,8 +60,11 @@ def _are_planned(study: Study, name: str, arrays: tensors.Arrays) -> bool:
     return found == dict(planned_shapes(study, family))
 
 
-def _export(study: Study, name: str, arrays: tensors.Arrays) -> Exported:
-    """The ONNX file of a model."""
+def export(study: Study, name: str, arrays: tensors.Arrays) -> Exported:
+    """Return the ONNX file of a model, and its inputs; `arrays`: its final weights.
+
+    Raises Bug for a model of no known family.
+    """
     size_px, channels = study.intake.size_px, study.intake.channels
     plan = study.models.trained()[name]
     if isinstance(plan, GanPlan):
@@ -73,8 +76,8 @@ def _export(study: Study, name: str, arrays: tensors.Arrays) -> Exported:
     raise Bug(f"models.{name}: no graph of this family")
 
 
-def _card(study: Study, name: str, exported: Exported) -> Card:
-    """What a reader needs to know to draw from a model, or to build it from its weights."""
+def card_of(study: Study, name: str, exported: Exported) -> Card:
+    """Return what a reader needs to draw from a model, or to build it from its weights."""
     plan = study.models.trained()[name]
     pairs = name == "wgan"
     labels = study.strata()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -217,6 +218,17 @@ def test_what_is_no_graph_or_another_one_is_refused(release: Path) -> None:
         open_session(changed(release, onnx=b"no graph"))
     with pytest.raises(RefusedError, match="other inputs or outputs"):
         open_session(changed(release, onnx=adding((3, 32, 32))))
+
+
+def test_onnxruntimes_own_format_is_not_read(release: Path, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = os.fspath(tmp_path / "gan.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.log_severity_level = 4
+    model = read_model(release, "gan")
+    onnxruntime.InferenceSession(model.onnx, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(RefusedError, match="cannot load it"):
+        open_session(changed(release, onnx=(tmp_path / "gan.ort").read_bytes()))
 
 
 def test_a_graph_reads_no_file(

@@ -32,7 +32,7 @@ Numbers = Mapping[str, np.ndarray]
 
 def run(study: Study, name: str, exported: Exported, inputs: Numbers) -> np.ndarray:
     """The pictures that onnxruntime computes, as a researcher's program loads the graph."""
-    card = models._card(study, name, exported)
+    card = models.card_of(study, name, exported)
     session = open_session(Model(name, card, exported.onnx, ""))
     return session.run(None, dict(inputs))[0]
 
