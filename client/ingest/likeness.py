@@ -3,7 +3,8 @@
 In: uint8 images, reduced one by one to sums of at most 64 x 64 fields (`reduce_images`).
 Out: pairs that join whatever is alike.
 Guarantees:
-  - two images are alike when their grey values at 64 px correlate by more than 0.997; images of one
+  - two images are alike when their grey values at 64 px correlate by more than 0.997, and by more
+    than 0.95 where both are lit: a black frame around haze makes nobody one person. Images of one
     even shade are like nothing
   - this is decided exactly, in whole numbers: neither the order of the images nor a processor's
     rounding changes it
@@ -36,6 +37,10 @@ from common.arrays import Flags, Floats, Integers
 
 ALIKE_PER_MILLE = 997  # lower thresholds join strangers with similar discs
 ALIKE = ALIKE_PER_MILLE / 1000
+# Copies have 0.958 and more; hazy photographs of strangers up to 0.94 (decision 0045)
+LIT_ALIKE_PER_MILLE = 950
+FRAME = 2  # fields: what is as near to black shows a frame
+LEAST_LIT = 4  # where less than one in four fields is lit, the whole picture decides
 SIDE_PX = 64
 FREQUENCIES = 8  # along each side
 BLOCK = 256
@@ -94,9 +99,10 @@ def near_pairs(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> Iterator
     for start in range(0, len(others), BLOCK):
         right = reduce_images(others[start : start + BLOCK])
         for a in range(0, len(fields), BLOCK):
-            alike = _compare_fields(fields[a : a + BLOCK], right)
-            for i, j in np.argwhere(alike).tolist():
-                yield a + i, start + j
+            left = fields[a : a + BLOCK]
+            for i, j in np.argwhere(_compare_fields(left, right)).tolist():
+                if agree_where_lit(left[i], right[j]):
+                    yield a + i, start + j
 
 
 def _reduce_all(images: NDArray[np.uint8]) -> Fields:
@@ -219,9 +225,15 @@ def _join(
         return
     rows, i = np.unique(left, return_inverse=True)
     columns, j = np.unique(right, return_inverse=True)
-    alike = _compare_fields(fields[rows], fields[columns])[i, j]
-    for one, other in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
-        if joined.join(one, other):
+    own = fields[rows]
+    others = fields[columns]
+    alike = np.flatnonzero(_compare_fields(own, others)[i, j])
+    for place in alike.tolist():
+        one, other = int(left[place]), int(right[place])
+        if joined.tree[one] == joined.tree[other]:
+            continue
+        if agree_where_lit(own[i[place]], others[j[place]]):
+            joined.join(one, other)
             yield min(one, other), max(one, other)
 
 
@@ -235,14 +247,32 @@ def _compare_fields(left: Fields, right: Fields) -> Flags:
     return alike
 
 
-def correlates(left: NDArray[np.uint16], right: NDArray[np.uint16]) -> bool:
-    """Return whether the fields of two images correlate by more than 0.997, in whole numbers."""
+def correlates(
+    left: NDArray[np.uint16], right: NDArray[np.uint16], per_mille: int = ALIKE_PER_MILLE
+) -> bool:
+    """Return whether fields correlate by more than this, 0.997 by default, in whole numbers."""
     values = np.stack([left, right]).astype(np.int64)
     count = values.shape[1]
     sums = values.sum(axis=1)
     # n times the covariance and the variances; Python's integers do not overflow
     (first, both), (_, second) = (count * (values @ values.T) - np.outer(sums, sums)).tolist()
-    return bool(both > 0 and both * both * 1000**2 > ALIKE_PER_MILLE**2 * first * second)
+    return bool(both > 0 and both * both * 1000**2 > per_mille**2 * first * second)
+
+
+def agree_where_lit(left: NDArray[np.uint16], right: NDArray[np.uint16]) -> bool:
+    """Return whether fields correlate by more than 0.95 where neither image is near to black.
+
+    True where hardly anything is lit, as in a film of much air.
+    """
+    side = math.isqrt(len(left))
+    lit = np.pad(((left > 0) & (right > 0)).reshape(side, side), FRAME, constant_values=True)
+    for axis in (0, 1):
+        windows = np.lib.stride_tricks.sliding_window_view(lit, 2 * FRAME + 1, axis=axis)
+        lit = np.asarray(windows.all(axis=-1), dtype=bool)
+    inside = lit.reshape(-1)
+    if LEAST_LIT * int(inside.sum()) < len(left):
+        return True
+    return correlates(left[inside], right[inside], LIT_ALIKE_PER_MILLE)
 
 
 class _Joined:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from client.ingest import likeness
 from client.ingest.likeness import (
     SIGNATURE_SLACK,
+    agree_where_lit,
     correlates,
     join_alike,
     near_duplicates,
@@ -227,3 +228,30 @@ def test_idrid_has_six_pairs_and_no_other() -> None:
     pairs = list(near_duplicates(images))
     assert len(pairs) == 6
     assert all(np.array_equal(images[i], images[j]) for i, j in pairs)
+
+
+def hazy(seed: int) -> NDArray[np.uint8]:
+    """A photograph of haze in a black frame, uint8 [64, 64, 3]: a shade, and a faint slope."""
+    chance = np.random.default_rng(seed)
+    places = np.arange(64) - 31.5
+    slope = chance.normal(0, 0.06, (2, 1, 1))
+    shade = chance.uniform(130, 160) + slope[0] * places + slope[1] * places[:, None]
+    shade += chance.normal(0, 1, (64, 64))
+    shade[np.hypot(places, places[:, None]) > 31] = 0
+    return np.clip(shade, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+def test_a_frame_around_haze_makes_nobody_one_person() -> None:
+    images = np.stack([hazy(seed) for seed in range(6)])
+    fields = reduce_images(images)
+    assert all(correlates(fields[0], other) for other in fields)
+    assert not list(near_duplicates(images))
+    assert list(near_pairs(images[:2], images)) == [(0, 0), (1, 1)]
+
+
+def test_a_copy_is_found_where_little_is_lit() -> None:
+    dark = np.zeros((2, 64, 64, 1), np.uint8)
+    dark[:, 10:20, 10:20, 0] = np.random.default_rng(0).integers(50, 255, (10, 10))
+    dark[1, 15, 15] += 1
+    assert list(near_duplicates(dark)) == [(0, 1)]
+    assert agree_where_lit(*reduce_images(dark))
