@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ ONE_EXPOSURE_PER_CENT = {64: 60, 48: 70}
 SKETCHES_ALIKE = 0.45
 SKETCH = 256
 REACH = 2  # places to each side: 24 neighbours
+_HALF = [(0, 1), (0, 2), *((down, right) for down in (1, 2) for right in range(-2, 3))]
 GREY_LEVELS = 255
 
 Progress = Callable[[int, int], None]
@@ -88,21 +90,34 @@ def structure_of(fields: Fields) -> NDArray[np.int8]:
     """
     count = len(fields)
     side = math.isqrt(fields.shape[1])
-    inner = side - 2 * REACH
     values = fields.reshape(count, side, side).astype(np.int32)
     level = np.maximum(1, values.max(axis=(1, 2)) // GREY_LEVELS)[:, None, None]
-    middle = values[:, REACH : REACH + inner, REACH : REACH + inner]
-    found = np.zeros((count, inner, inner), np.int8)
-    lit = np.ones(found.shape, bool)
-    for row in range(2 * REACH + 1):
-        for column in range(2 * REACH + 1):
-            neighbour = values[:, row : row + inner, column : column + inner]
-            darker = (middle - neighbour >= level).astype(np.int8)
-            brighter = (neighbour - middle >= level).astype(np.int8)
-            found += darker - brighter
-            lit &= neighbour > 0
-    found[~lit] = 0
-    return found.reshape(count, -1)
+    found = np.zeros(values.shape, np.int8)
+    # what a place is to its neighbour, the neighbour is to the place: half of them say it all
+    for down, right in _HALF:
+        one = (slice(None), *_overlap(down, side), *_overlap(right, side))
+        other = (slice(None), *_overlap(-down, side), *_overlap(-right, side))
+        more = values[one] - values[other]
+        sign = (more >= level).astype(np.int8) - (more <= -level)
+        found[one] += sign
+        found[other] -= sign
+    inner = slice(REACH, side - REACH)
+    structure = found[:, inner, inner]
+    structure[~_lit(values > 0)] = 0
+    return structure.reshape(count, -1)
+
+
+def _overlap(step: int, side: int) -> tuple[slice]:
+    """The places along one side that have a neighbour a step back."""
+    return (slice(max(step, 0), side + min(step, 0)),)
+
+
+def _lit(bright: Flags) -> Flags:
+    """Which inner places have no black in reach, of [N, side, side]."""
+    for axis in (1, 2):
+        windows = np.lib.stride_tricks.sliding_window_view(bright, 2 * REACH + 1, axis=axis)
+        bright = np.asarray(windows.all(axis=-1), dtype=bool)
+    return bright
 
 
 def _sketch(fields: Fields) -> Sketches:
@@ -111,12 +126,16 @@ def _sketch(fields: Fields) -> Sketches:
         return np.zeros((len(fields), SKETCH), np.float32)
     structures = structure_of(fields).astype(np.float32)
     structures -= structures.mean(axis=1, keepdims=True)
-    # the same signs for all: a constant, and no secret
-    chance = np.random.default_rng(0)
-    signs = chance.choice(np.array([-1, 1], np.float32), (structures.shape[1], SKETCH))
-    sketches = structures @ signs
+    sketches = structures @ _signs(structures.shape[1])
     lengths = np.linalg.norm(sketches, axis=1, keepdims=True)
     return np.asarray(sketches / np.maximum(lengths, 1), dtype=np.float32)
+
+
+@cache
+def _signs(places: int) -> Sketches:
+    """Rows of signs, [places, SKETCH], the same for all: a constant, and no secret."""
+    chance = np.random.default_rng(0)
+    return chance.choice(np.array([-1, 1], np.float32), (places, SKETCH))
 
 
 def _confirm(

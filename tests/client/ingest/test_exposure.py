@@ -85,6 +85,20 @@ def test_pairs_across_blocks_are_found_wherever_they_lie() -> None:
     assert sorted(among) == [(0, 3), (0, 599), (1, 255), (1, 256)]
 
 
+def test_a_structure_counts_darker_neighbours_less_brighter_ones() -> None:
+    chance = np.random.default_rng(4)
+    fields = chance.integers(0, 2000, (1, 64 * 64), dtype=np.uint16)
+    fields[0, chance.integers(0, 64 * 64, 5)] = 0
+    values = fields.reshape(64, 64).astype(int)
+    level = values.max() // 255
+    seen = structure_of(fields).reshape(60, 60)
+    for row, column in chance.integers(0, 60, (200, 2)).tolist():
+        near = values[row : row + 5, column : column + 5]
+        less = values[row + 2, column + 2] - near
+        expected = int((less >= level).sum()) - int((less <= -level).sum())
+        assert seen[row, column] == (expected if near.all() else 0)
+
+
 def test_even_and_small_images_have_no_structure() -> None:
     even = np.full((3, 64, 64, 1), 90, np.uint8)
     assert not structure_of(reduce_images(even)).any()
