@@ -8,7 +8,7 @@ Guarantees:
     listed; what agrees without being turned or moved is listed and not joined, as it may be dust
   - the list is the site's alone (mode 0600), and goes with the cohort; it names files by their
     paths and has the form of persons.csv
-Not covered: how a pair is scored (same_eye.py); photographs of earlier intakes.
+Not covered: how a pair is scored (same_eye.py); photographs of earlier intakes that are gone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from client.ingest.decisions import COLUMNS, FILE, SAME
@@ -30,15 +31,14 @@ from client.ingest.same_eye import (
     MOST,
     PERHAPS,
     SAME_EYE,
-    SIDE_PX,
     Match,
-    Photographs,
     Progress,
     Search,
     find_same_eyes,
 )
+from client.ingest.vessels import SIDE_PX, Photographs
 from client.state.people import People
-from common.arrays import Pixels
+from common.arrays import Integers, Pixels
 from common.storage.files import atomic_write
 from common.study.intake import Intake
 
@@ -136,6 +136,43 @@ def compare_eyes(
         if not known.has_withdrawn({*names[match.first], *names[match.second]}):
             listed.append(match)
     return Eyes(switch, search, tuple(same), tuple(listed[:MOST_LISTED]), count)
+
+
+def find_eyes_among(
+    photographs: Pixels, others: NDArray[np.uint8], switch: Switch
+) -> list[tuple[int, int]]:
+    """Return pairs (i, j) of a photograph and one of the others that show one eye; [N, S, S, 3].
+
+    Nothing where eyes join nobody: by `switch`, or where there are too few or too many.
+    """
+    count = len(others) + len(photographs)
+    if switch != "join" or not ENOUGH <= count <= MOST:
+        return []
+    together = _Together(others, photographs)
+    search = find_same_eyes(together, range(count), since=len(others))
+    found = []
+    for match in search.above(SAME_EYE):
+        if match.first < len(others) and not match.in_place:
+            found.append((match.second - len(others), match.first))
+    return sorted(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Together:
+    """Photographs in two arrays, by one row; they are read one by one."""
+
+    first: NDArray[np.uint8]
+    second: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: Integers) -> Pixels:
+        found = []
+        for row in rows.tolist():
+            place = row - len(self.first)
+            found.append(self.second[place] if place >= 0 else self.first[row])
+        return np.stack(found)
 
 
 def write_eyes(folder: Path, eyes: Eyes, names: Sequence[str], photographs: Photographs) -> None:

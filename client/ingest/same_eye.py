@@ -4,72 +4,70 @@ In: colour fundus photographs, framed by their field of view, at least 128 px wi
 Out: pairs that may show one eye, each with a score from -1 to 1; and the scores of mirrored pairs,
 which never show one eye and tell how often strangers score as much.
 Guarantees:
-  - illumination and colour hardly count: the vessel map keeps what is darker than its surroundings
+  - illumination and colour hardly count (vessels.py)
   - turns up to 12 degrees, shifts up to a sixth of the field and scales within 6 % are searched
   - what is searched in straight pairs is searched in mirrored ones, in the same way
   - places that are dark in most photographs, as dust in a camera makes them, do not count, where
     there are ENOUGH photographs to tell them from vessels
-  - memory holds 40 KiB a photograph
+  - memory holds 12 KiB a photograph
 Not covered: another field of the retina, another camera's width of field, haze that hides vessels;
 the dust of a camera that took few of the photographs, which agrees `in_place` alone.
 
   1. map the vessels of each photograph at 128 px; leave out the places that are dark in most
-  2. compare sketches of the maps, at 32 px, turned and shifted; keep a photograph's CANDIDATES best
-  3. register the maps of these: turn, scale, and every shift at once by the Fourier transform
-  4. score: the correlation of the maps where both fields lie
+  2. choose a photograph's CANDIDATES among all earlier ones (eye_index.py)
+  3. register these at 64 px, near where the sketches agree; drop what agrees LITTLE
+  4. register the maps of the others: turn, scale, and every shift at once by the Fourier transform;
+     first near the sketches' turn, then in all turns what is CLOSE
+  5. score: the correlation of the maps where both fields lie
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from common.arrays import Flags, Integers, Pixels
+from client.ingest.eye_index import SHIFT_PX as SKETCH_SHIFT_PX
+from client.ingest.eye_index import SKETCH_PX, EyeIndex, Place
+from client.ingest.eye_index import TURNS as SKETCH_TURNS
+from client.ingest.vessels import (
+    SIDE_PX,
+    Maps,
+    Photographs,
+    find_dust,
+    map_vessels,
+    shrink,
+    turn_map,
+)
+from common.arrays import Flags, Integers
 
-SIDE_PX = 128
-FIELD_PX = 56.0  # radius of what is compared: no field's edge is near
-DARK = 4  # grey levels that are no retina
-VESSEL_PX = 1.1  # standard deviations: what is as narrow as a vessel, and its surroundings
-AROUND_PX = 3.5
-FAINT = 0.01  # grey levels: less is rounding, and an even photograph shows nothing
-CONTRAST_PX = 6.0
-MOST_CONTRAST = 1.5  # in local standard deviations: a bright lesion's edge is no better vessel
-TURNS = tuple(range(-12, 13, 3))  # degrees
+STEP = 3  # degrees
+MOST_TURN = 12
 SCALES = (0.94, 1.0, 1.06)
 SHIFT_PX = 20
-
-SKETCH_PX = 32
-SKETCH_TURNS = (-12, -6, 0, 6, 12)
-SKETCH_SHIFT_PX = 4
 CANDIDATES = 4
-BLOCK = 256
+BLOCK = 64
+
+SMALL_PX = 64
+NEARBY_PX = 2  # of 64: how far from the sketches' place step 3 looks
+LITTLE = 0.26
+CLOSE = 0.28
 
 # Dust lies at one place in all photographs of a camera, and no mirrored pair would show it.
-DUST = 0.2  # mean of a map's values over all photographs
 ENOUGH = 50  # photographs: in fewer, vessels of a few look like dust
-MOST = 10_000  # photographs: the time grows with the square
+SAMPLE = 300  # photographs that tell what is usual
+MOST = 100_000  # photographs: 12 KiB of memory each, and an hour or so in all
 
 # docs/measurements/same_eye.md: no mirrored pair of any set scores as much
 SAME_EYE = 0.5
 PERHAPS = 0.36  # what a person may look at
 
-Maps = NDArray[np.float32]
-HalfMaps = NDArray[np.float16]
+Pose = tuple[int, float]  # degrees, scale
+POSES = [(turn, scale) for turn in range(-MOST_TURN, MOST_TURN + 1, STEP) for scale in SCALES]
 Spectra = NDArray[np.complex64]
 Progress = Callable[[int, int], None]
-
-
-class Photographs(Protocol):
-    """Photographs in memory or in a file, uint8 [N, S, S, 3] by rows."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Integers) -> Pixels: ...
 
 
 @dataclass(frozen=True)
@@ -111,96 +109,164 @@ def find_same_eyes(
     photographs: Photographs,
     persons: Sequence[int],
     progress: Progress = lambda done, total: None,
+    *,
+    since: int = 0,
 ) -> Search:
     """Return the pairs of photographs of different persons that may show one eye.
 
-    `persons[i]`: a number for whoever photograph i is of. `progress(done, total)` counts the
-    photographs that were compared with all earlier ones.
+    `persons`: whose each is. `progress(done, total)` counts photographs that were compared with all
+    earlier ones. `since`: rows before it are not compared with each other.
     """
     own = np.asarray(persons, dtype=np.int64)
-    # (1) map the vessels
-    maps = _map_all(photographs)
-    count = len(maps)
-    straight = np.zeros((count, SKETCH_PX**2), np.float32)
-    mirrored = np.zeros_like(straight)
-    found: dict[bool, list[Match]] = {False: [], True: []}
-    pairs = 0
-    for index in range(count):
-        vessels = maps[index].astype(np.float32)
-        straight[index] = _sketch(vessels)
-        mirrored[index] = _sketch(vessels[:, ::-1])
-        others = np.flatnonzero(own[:index] != own[index])
-        pairs += len(others)
-        if len(others) and vessels.any():
-            # (2) compare sketches, (3, 4) register and score
-            turned = _turn_sketches(vessels)
-            bank = turn_maps(vessels)
-            for mirror, sketches in ((False, straight), (True, mirrored)):
-                for other in _nearest(turned, sketches, others):
-                    seen = maps[other].astype(np.float32)
-                    if mirror:
-                        seen = seen[:, ::-1]
-                    found[mirror].append(Match(other, index, *score_maps(bank, seen)))
-        progress(index + 1, count)
-    return Search(tuple(found[False]), tuple(found[True]), pairs)
-
-
-def _map_all(photographs: Photographs) -> HalfMaps:
-    """The maps of all photographs, [N, 128, 128], without what stays in place."""
     count = len(photographs)
-    maps = np.zeros((count, SIDE_PX, SIDE_PX), np.float16)
-    total = np.zeros((SIDE_PX, SIDE_PX), np.float64)
-    for index in range(count):
-        vessels = map_vessels(photographs[np.array([index])][0])
-        maps[index] = vessels
-        total += vessels
-    if count >= ENOUGH:
-        dust = (total / count > DUST).astype(np.float32)
-        maps[:, _blur(dust, 1.0) > 0.1] = 0
-    return maps
+    if not count:
+        return Search()
+    eyes = _Eyes(photographs)
+    found: dict[bool, list[Match]] = {False: [], True: []}
+    for start in range(0, count, BLOCK):
+        rows = range(start, min(start + BLOCK, count))
+        # (1) map the vessels
+        turning = [eyes.add(row) for row in rows]
+        asking = [one for one in turning if one.row >= since and one.vessels.any()]
+        # (2 to 5) compare with what was added before
+        for mirror in (False, True):
+            found[mirror] += eyes.match(asking, own, mirror=mirror)
+        progress(rows[-1] + 1, count)
+    return Search(tuple(found[False]), tuple(found[True]), _count_pairs(own, since))
 
 
-def map_vessels(photograph: Pixels) -> Maps:
-    """Return where a photograph, uint8 [S, S, 3], is darker than its surroundings.
+class _Turning:
+    """A photograph's map; at 64 px also turned and enlarged, each once, straight or mirrored."""
 
-    float32 [128, 128], zero mean around each place and 0 outside the field; all 0 where no field
-    is lit.
-    """
-    green = Image.fromarray(np.ascontiguousarray(photograph[..., 1]))
-    if green.size != (SIDE_PX, SIDE_PX):
-        green = green.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
-    values = np.asarray(green, dtype=np.float32)
-    lit = (values > DARK) & (_RADIUS < FIELD_PX + 4)
-    weight = lit.astype(np.float32)
+    def __init__(self, row: int, vessels: Maps) -> None:
+        self.row = row
+        self.vessels = vessels
+        self._small = shrink(vessels, SMALL_PX)
+        self._known: dict[Pose, Maps] = {}
 
-    # what is no retina takes the shade of its surroundings: its edge is no vessel
-    nearby = _blur(values * weight, 8.0) / np.maximum(_blur(weight, 8.0), 1e-3)
-    values = np.where(lit, values, nearby).astype(np.float32)
-    field = (_RADIUS < FIELD_PX) & (_blur(weight, 2.0) > 0.9)
-    inside = field.astype(np.float32)
+    def at(self, pose: Pose, *, mirror: bool) -> Maps:
+        """Return the map in this pose at unit length, [64, 64]; `mirror`: of the mirrored one."""
+        turn, scale = pose
+        # a mirrored map that turns right is a map that turns left, mirrored
+        own = (-turn if mirror else turn, scale)
+        if own not in self._known:
+            turned = turn_map(self._small, *own)
+            self._known[own] = turned / max(float(np.linalg.norm(turned)), 1e-9)
+        if mirror:
+            return self._known[own][:, ::-1]
+        return self._known[own]
 
-    # darker than the surroundings, by the contrast there
-    darker = (_blur(values, AROUND_PX) - _blur(values, VESSEL_PX)) * inside
-    around = np.maximum(_blur(inside, CONTRAST_PX), 1e-2)
-    contrast = np.sqrt(np.maximum(_blur(darker**2, CONTRAST_PX) / around, 0)) + 0.5
-    vessels = np.where(darker > FAINT, np.minimum(darker / contrast, MOST_CONTRAST), 0)
-    vessels = (vessels - _blur(vessels, CONTRAST_PX) / around) * inside
-    return np.asarray(vessels, dtype=np.float32)
+    def in_turns(self, *, mirror: bool) -> Maps:
+        """Return the map in the turns of sketches, [5, 64, 64]."""
+        return np.stack([self.at((turn, 1.0), mirror=mirror) for turn in SKETCH_TURNS])
+
+
+class _Eyes:
+    """The photographs of a search: what is kept of each, and what is usual."""
+
+    def __init__(self, photographs: Photographs) -> None:
+        count = len(photographs)
+        self._photographs = photographs
+        self._dust: Flags = np.zeros((SIDE_PX, SIDE_PX), bool)
+        chosen = np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64))
+        sample = np.stack([self._map(row) for row in chosen.tolist()])
+        if count >= ENOUGH:
+            self._dust = find_dust(sample)
+            sample[:, self._dust] = 0
+        self._index = EyeIndex(count, sample)
+        self._small = np.zeros((count, SMALL_PX, SMALL_PX), np.float16)
+
+    def _map(self, row: int) -> Maps:
+        """The map of a photograph, without what stays in place."""
+        vessels = map_vessels(self._photographs[np.array([row])][0])
+        vessels[self._dust] = 0
+        return vessels
+
+    def add(self, row: int) -> _Turning:
+        """Keep what is compared of a photograph; return its map."""
+        turning = _Turning(row, self._map(row))
+        self._small[row] = turning.at((0, 1.0), mirror=False)
+        self._index.add(row, self._index.ask(turning.in_turns(mirror=False)))
+        return turning
+
+    def match(self, asking: Sequence[_Turning], own: Integers, *, mirror: bool) -> list[Match]:
+        """Return what matches photographs, or what matches their mirrored ones."""
+        if not asking:
+            return []
+        # (2) choose candidates
+        asked = [self._index.ask(turning.in_turns(mirror=mirror)) for turning in asking]
+        agreement = self._index.compare(asked, asking[-1].row)
+        found: list[Match] = []
+        for turning, one, agrees in zip(asking, asked, agreement, strict=True):
+            others = np.flatnonzero(own[: turning.row] != own[turning.row])
+            if len(others):
+                places = self._index.choose(one, agrees, others, CANDIDATES)
+                found += self._register(turning, places, mirror=mirror)
+        return found
+
+    def _register(
+        self, turning: _Turning, places: Sequence[Place], *, mirror: bool
+    ) -> Iterator[Match]:
+        """Yield the matches of one photograph with those that lie so."""
+        vessels = turning.vessels
+        if mirror:
+            vessels = np.ascontiguousarray(vessels[:, ::-1])
+        for place in places:
+            # (3) register at 64 px
+            poses = _poses_near(place.turn)
+            turned = np.stack([turning.at(pose, mirror=mirror).reshape(-1) for pose in poses])
+            if _agree_nearby(turned, self._small[place.other].astype(np.float32), place) < LITTLE:
+                continue
+            # (4, 5) register at 128 px, and score; in all poses what is close
+            other = self._map(place.other)
+            score, in_place = score_maps(turn_maps(vessels, poses), other)
+            if score >= CLOSE:
+                score, in_place = score_maps(turn_maps(vessels, POSES), other)
+            yield Match(place.other, turning.row, score, in_place)
+
+
+def _poses_near(turn: int) -> tuple[Pose, ...]:
+    """The poses that are tried where sketches agree at this turn."""
+    turns = [one for one in (turn - STEP, turn, turn + STEP) if abs(one) <= MOST_TURN]
+    return tuple((one, scale) for one in turns for scale in SCALES)
+
+
+def _agree_nearby(turned: Maps, other: Maps, place: Place) -> float:
+    """How well maps [poses, 64 x 64] agree with another one, near where the sketches do."""
+    across = SMALL_PX // SKETCH_PX
+    reach = across * SKETCH_SHIFT_PX
+    wide = np.pad(other, NEARBY_PX + reach)
+    top = reach - across * place.down
+    left = reach - across * place.right
+    size = SMALL_PX + 2 * NEARBY_PX
+    part = wide[top : top + size, left : left + size]
+    windows = np.lib.stride_tricks.sliding_window_view(part, (SMALL_PX, SMALL_PX))
+    return float((turned @ windows.reshape(-1, SMALL_PX**2).T).max())
+
+
+def _count_pairs(own: Integers, since: int) -> int:
+    """How many pairs of different persons were compared."""
+    found = 0
+    for rows, sign in ((own, 1), (own[:since], -1)):
+        _, counts = np.unique(rows, return_counts=True)
+        found += sign * (len(rows) ** 2 - int(np.square(counts).sum())) // 2
+    return found
 
 
 @dataclass(frozen=True)
 class Bank:
-    """A vessel map in every turn and scale: maps [T, 128, 128], and their spectra."""
+    """A vessel map in several poses: maps [T, 128, 128], and their spectra."""
 
+    poses: Sequence[Pose]
     maps: Maps
     spectra: Spectra
 
 
-def turn_maps(vessels: Maps) -> Bank:
-    """Return a vessel map in every turn and scale."""
-    maps = np.stack([_turn(vessels, turn, scale) for turn in TURNS for scale in SCALES])
+def turn_maps(vessels: Maps, poses: Sequence[Pose]) -> Bank:
+    """Return a vessel map in these turns and scales."""
+    maps = np.stack([turn_map(vessels, *pose) for pose in poses])
     units = maps / np.maximum(np.linalg.norm(maps, axis=(1, 2), keepdims=True), 1e-9)
-    return Bank(maps, np.fft.rfft2(units).astype(np.complex64))
+    return Bank(poses, maps, np.fft.rfft2(units).astype(np.complex64))
 
 
 def score_maps(bank: Bank, other: Maps) -> tuple[float, bool]:
@@ -221,68 +287,8 @@ def score_maps(bank: Bank, other: Maps) -> tuple[float, bool]:
     two = moved[both]
     lengths = float(np.linalg.norm(one) * np.linalg.norm(two))
     moved_px = max(min(int(shift), SIDE_PX - int(shift)) for shift in (down, right))
-    in_place = moved_px <= 1 and int(turn) == len(bank.maps) // 2
+    in_place = moved_px <= 1 and bank.poses[int(turn)] == (0, 1.0)
     return float(one @ two) / max(lengths, 1e-9), in_place
-
-
-def _nearest(turned: Maps, sketches: Maps, others: Integers) -> list[int]:
-    """Those of the others whose sketches agree best with one photograph's, turned and shifted."""
-    agreement = np.empty(len(others), np.float32)
-    for start in range(0, len(others), BLOCK):
-        rows = others[start : start + BLOCK]
-        agreement[start : start + BLOCK] = (sketches[rows] @ turned.T).max(axis=1)
-    best = np.argsort(-agreement, kind="stable")[:CANDIDATES]
-    return [int(place) for place in others[best]]
-
-
-def _turn_sketches(vessels: Maps) -> Maps:
-    """The sketches of a map in every turn and shift, [turns x shifts, 1024]."""
-    found = []
-    reach = SKETCH_SHIFT_PX
-    for turn in SKETCH_TURNS:
-        sketch = _sketch(_turn(vessels, turn, 1.0)).reshape(SKETCH_PX, SKETCH_PX)
-        wide = np.pad(sketch, reach)
-        for down in range(2 * reach + 1):
-            for right in range(2 * reach + 1):
-                part = wide[down : down + SKETCH_PX, right : right + SKETCH_PX]
-                found.append(part.reshape(-1))
-    return np.stack(found)
-
-
-def _sketch(vessels: Maps) -> Maps:
-    """A map at 32 px, [1024] of unit length."""
-    across = SIDE_PX // SKETCH_PX
-    small = vessels.reshape(SKETCH_PX, across, SKETCH_PX, across).sum(axis=(1, 3)).reshape(-1)
-    return np.asarray(small / max(float(np.linalg.norm(small)), 1e-9), dtype=np.float32)
-
-
-def _turn(vessels: Maps, degrees: float, scale: float) -> Maps:
-    """A map turned about its middle and enlarged."""
-    cosine = np.cos(np.radians(degrees)) / scale
-    sine = np.sin(np.radians(degrees)) / scale
-    middle = (SIDE_PX - 1) / 2
-    across = middle * (1 - cosine - sine)
-    down = middle * (1 - cosine + sine)
-    picture = Image.fromarray(np.ascontiguousarray(vessels))
-    matrix = (cosine, sine, across, -sine, cosine, down)
-    turned = picture.transform(
-        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
-    )
-    return np.asarray(turned, dtype=np.float32)
-
-
-def _blur(values: NDArray[np.floating], deviation_px: float) -> Maps:
-    """Values [128, 128] under a Gaussian, as if the square were a torus."""
-    frequencies = np.fft.rfftfreq(SIDE_PX)[None] ** 2 + np.fft.fftfreq(SIDE_PX)[:, None] ** 2
-    pass_ = np.exp(-2 * (np.pi * deviation_px) ** 2 * frequencies).astype(np.float32)
-    blurred = np.fft.irfft2(np.fft.rfft2(values) * pass_, s=values.shape)
-    return np.asarray(blurred, dtype=np.float32)
-
-
-def _find_radius() -> Maps:
-    """How far each place is from the middle."""
-    places = np.arange(SIDE_PX, dtype=np.float32) - (SIDE_PX - 1) / 2
-    return np.asarray(np.hypot(places[:, None], places), dtype=np.float32)
 
 
 def _find_near() -> Flags:
@@ -291,5 +297,4 @@ def _find_near() -> Flags:
     return np.asarray(shifts[:, None] & shifts)
 
 
-_RADIUS = _find_radius()
 _NEAR = _find_near()

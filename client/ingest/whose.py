@@ -3,9 +3,10 @@
 In: decoded photographs with their paths, the site's state folder and site.yaml.
 Out: for each photograph every name of its person; none where nobody is known.
 Guarantees: the rules are those of the intake (joins.py): ids of header and labels file in any
-spelling, studies, what was linked before, identical and nearly identical pixels and one exposure in
-two windows, also those of the site's cohorts.
-Not covered: two different photographs of one person under two ids that nothing links.
+spelling, studies, what was linked before, identical and nearly identical pixels, one exposure in
+two windows, and one eye, also those of the site's cohorts.
+Not covered: two different photographs of one person under two ids that nothing links; eyes of a
+photograph whose pixels a cohort holds, which its intake compared.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from client.ingest.archive import is_archive, mark_source
 from client.ingest.cohort import Cohort, image_marks
 from client.ingest.exposure import same_exposures, same_exposures_among
+from client.ingest.eyes import find_eyes_among, may_show_eyes
 from client.ingest.identify import Identities, Owner
 from client.ingest.joins import group_by_person
 from client.ingest.labels import Labels, Wording, read_labels
@@ -60,8 +62,11 @@ def find_owners(
     # the persons of the cohorts whose pixels these are
     seen = _names_by_pixels(state)
     near = _names_by_likeness(photographs, state.cohort(intake))
+    unseen = [one.position for one in records if one.digest not in seen]
+    eyes = _names_by_eyes(photographs, unseen, intake, state.cohort(intake), config)
     for position, record in enumerate(records):
         names = {name for name in record.pseudonyms if name in stated}
+        names |= {name for name in eyes.get(position, set()) if not known.are_apart(names, [name])}
         names |= seen.get(record.digest, set()) | near.get(position, set())
         names |= _withdrawn_spellings(names, identities, known)
         records[position] = replace(record, pseudonyms=tuple(sorted(names)))
@@ -137,4 +142,25 @@ def _names_by_likeness(photographs: Sequence[Photograph], folder: Path) -> Mappi
     for position, row in chain(near, same_exposures_among(pixels, cohort.images)):
         name = cohort.pseudonyms[int(cohort.patient_of[row])]
         found.setdefault(position, set()).add(name)
+    return found
+
+
+def _names_by_eyes(
+    photographs: Sequence[Photograph],
+    unseen: Sequence[int],
+    intake: Intake,
+    folder: Path,
+    config: SiteConfig,
+) -> Mapping[int, set[str]]:
+    """The patients of the plan's cohort whose eyes these photographs show."""
+    found: dict[int, set[str]] = {}
+    if not unseen or not may_show_eyes(intake) or not folder.is_dir():
+        return found
+    cohort = Cohort.read_whole(folder)
+    pixels = np.stack([photographs[position].pixels for position in unseen])
+    if cohort.images.shape[1:] != pixels.shape[1:]:
+        return found
+    for place, row in find_eyes_among(pixels, cohort.images, config.data.same_eye):
+        name = cohort.pseudonyms[int(cohort.patient_of[row])]
+        found.setdefault(unseen[place], set()).add(name)
     return found

@@ -86,7 +86,7 @@ class Data(FrozenModel):
         default="join",
         description="what becomes of two colour fundus photographs under two ids whose vessels "
         "agree: join: they are one person; list: `ingest` lists them with pictures and joins "
-        "nobody; off: vessels are not compared, which takes minutes for thousands of photographs",
+        "nobody; off: vessels are not compared, which takes minutes for 10,000 photographs",
     )
 
     @model_validator(mode="after")

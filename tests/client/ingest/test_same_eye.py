@@ -12,18 +12,32 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from client.ingest import eyes, same_eye
+from client.ingest import eye_index, eyes, same_eye
 from client.ingest.build import IngestReport, ingest
 from client.ingest.census import SiteWord
-from client.ingest.eyes import MOST, Eyes, Switch, compare_eyes, may_show_eyes
+from client.ingest.cohort import Cohort
+from client.ingest.eyes import (
+    MOST,
+    Eyes,
+    Switch,
+    compare_eyes,
+    find_eyes_among,
+    may_show_eyes,
+)
 from client.ingest.persons import ImageRecord
-from client.ingest.same_eye import PERHAPS, SAME_EYE, Search, find_same_eyes, map_vessels
+from client.ingest.refresh import Intakes
+from client.ingest.same_eye import PERHAPS, SAME_EYE, Search, find_same_eyes
+from client.ingest.vessels import map_vessels
+from client.ingest.withdrawal import find_in_files, name_ids, resolve, withdraw
 from client.state.people import People, PeopleFile
+from common.errors import ConfigurationError
 from common.study.intake import Intake
 from tests import phantoms
+from tests.sites import make_hospital
 
 Photograph = NDArray[np.uint8]
 SIDE = 128
+COLUMNS = "file,patient,label"
 
 
 def draw_eye(
@@ -239,4 +253,87 @@ def test_whoever_withdrew_is_joined_and_not_pictured(monkeypatch: pytest.MonkeyP
 def test_too_many_photographs_are_said_and_not_searched(tmp_path: Path) -> None:
     lines = list(Eyes("join", count=MOST + 1).lines(tmp_path))
     assert len(lines) == 1
-    assert "10,001 photographs, at most 10,000" in lines[0]
+    assert "100,001 photographs, at most 100,000" in lines[0]
+
+
+def test_among_many_the_first_step_leaves_the_eye_in(
+    strangers: list[Photograph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = draw_eye(3, *CHANGES["turned, moved and enlarged"])
+    monkeypatch.setattr(eye_index, "LOOSE", 2)
+    monkeypatch.setattr(same_eye, "BLOCK", 3)
+    search = find_same_eyes(np.stack([*strangers, again]), range(8))
+    assert above(search) == [(3, 7)]
+
+
+def test_photographs_are_compared_with_those_of_a_cohort(
+    strangers: list[Photograph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eyes, "ENOUGH", 8)
+    others = np.stack(strangers)
+    again = np.stack([draw_eye(9), draw_eye(3, 6), draw_eye(3, -6)])
+    assert find_eyes_among(again, others, "join") == [(1, 3), (2, 3)]
+    assert not find_eyes_among(again, others, "list")
+    assert not find_eyes_among(again[:1], others, "join")
+    monkeypatch.setattr(eyes, "ENOUGH", 11)
+    assert not find_eyes_among(again, others, "join")
+
+
+def test_who_withdraws_by_one_id_goes_under_the_other_id_of_the_eye(
+    tmp_path: Path, intake: Callable[..., Intake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eyes, "ENOUGH", 4)
+    rules = intake(size_px=SIDE)
+    site = make_hospital(tmp_path / "site").site()
+    source = tmp_path / "photographs"
+    source.mkdir()
+    own = {"SA": draw_eye(3), "SB": draw_eye(3, 6, 5), "SC": draw_eye(1), "SD": draw_eye(2)}
+    for patient, pixels in own.items():
+        Image.fromarray(pixels).save(source / f"{patient}.png")
+    rows = [(f"{patient}.png", patient, "none") for patient in own]
+    labels = phantoms.write_labels(tmp_path / "labels.csv", rows, COLUMNS)
+    data = site.config.data.model_copy(update={"folder": str(source), "labels_csv": str(labels)})
+    config = site.config.model_copy(update={"data": data})
+    intakes = Intakes(site.state, config)
+    report = intakes.ensure(rules)
+    assert report is not None
+    assert (report.patients, report.joins) == (3, ("SA = SB: the same eye, photographed twice",))
+
+    # a photograph that no id names is of the same person, by its vessels
+    third = tmp_path / "third.png"
+    Image.fromarray(draw_eye(3, -5)).save(third)
+    stranger = tmp_path / "stranger.png"
+    Image.fromarray(draw_eye(4)).save(stranger)
+    (person,) = find_in_files([third], [rules], site.state, config)
+    assert len(person) == 2
+    with pytest.raises(ConfigurationError, match="Neither header"):
+        find_in_files([stranger], [rules], site.state, config)
+
+    # but of nobody whom a person called different
+    other = source / "SE.png"
+    Image.fromarray(draw_eye(3, -5)).save(other)
+    phantoms.write_labels(tmp_path / "labels.csv", [*rows, ("SE.png", "SE", "none")], COLUMNS)
+    known = PeopleFile(site.state.people)
+    (named,) = name_ids(["SE"], "", site.state.pseudonym_bytes())
+    known.decide((), [(name, named.name) for name in person])
+    assert find_in_files([other], [rules], site.state, config) == [(named.name,)]
+    other.unlink()
+
+    # withdraw by one id: the images of both are out at once
+    asked = name_ids(["SA"], "", site.state.pseudonym_bytes())
+    persons, unknown = resolve(asked, known.read(), ahead=False)
+    assert persons == [person]
+    assert withdraw(persons, unknown, site.state).ids == 2
+    cohort = Cohort.open(site.state.cohort(rules))
+    assert (len(cohort.images), len(cohort.aliases)) == (2, 2)
+    assert not set(person) & {name for names in cohort.aliases for name in names}
+
+    # and they stay out of the next cohort, also where the file that showed the eye is gone
+    (source / "SA.png").unlink()
+    phantoms.write_labels(tmp_path / "labels.csv", rows[1:], COLUMNS)
+    changed = intakes.refresh(rules)
+    assert changed is not None
+    assert (changed.report.patients, changed.withdrawn) == (2, 1)
+    assert changed.report.quarantined == {"withdrawn": 1}
+    cohort = Cohort.open(site.state.cohort(rules))
+    assert not set(person) & {name for names in cohort.aliases for name in names}
