@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kohort import picture_commands
 from kohort.console import run_typer, warn
 from kohort.errors import ConfigurationError, KohortError
 
@@ -264,6 +265,9 @@ def demo_command(context: typer.Context) -> None:
             raise typer.Exit(child.wait())
         except KeyboardInterrupt:  # the terminal sent it to the child as well: let it clean up
             continue
+
+
+picture_commands.add_to(app)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from kohort.files import read_capped
 from kohort.frozen import FrozenModel
 from kohort.layout import DRAWN, METADATA, PICTURES, SUMS, TEXT_CAP_BYTES
 from kohort.manifest import Manifest
+from kohort.marks import mark_png
 from kohort.models import Model, read_model
 from kohort.sample import Drawn, check_count, check_extra, draw_from
 from kohort.verdict import judge, require_trust
@@ -37,14 +38,6 @@ if TYPE_CHECKING:
     from kohort.sample import Pixels
 
 MECHANISM = "dp-generator"
-XMP = (
-    '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
-    'rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    "Iptc4xmpExt:DigitalSourceType="
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/></rdf:RDF>'
-    '</x:xmpmeta><?xpacket end="r"?>'
-)
 README = """# {count} pictures drawn from {title}
 
 **Drawn by a user. This is not the signed release**, and the consortium does not vouch for it.
@@ -199,12 +192,11 @@ def _write_pictures(
 def write_png(path: Path, pixels: Pixels) -> None:
     """Write a PNG that says that a trained algorithm made it."""
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
-    marks = PngInfo()
-    marks.add_itxt("XML:com.adobe.xmp", XMP)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, "PNG", pnginfo=marks)
+    path.write_bytes(mark_png(data.getvalue()))
 
 
 def _readme(facts: Facts, manifest: Manifest) -> str:

@@ -26,6 +26,8 @@ FINDINGS = "reports/findings.json"
 CONTACT_SHEET = "reports/contact_sheet.png"
 UNLISTED = (SUMS, SIGNATURE, SIGNERS)
 SIGN_OFF = re.compile(r"SHA256SUMS\.([a-z][a-z0-9-]{0,31})\.sig")
+PIXELS = "reports/pixels.json"  # the SHA-256 of every picture's pixels
+PROVENANCE = "provenance.c2pa"
 IN_EVERY_FORMAT = frozenset(
     {
         *UNLISTED,

@@ -2,7 +2,8 @@
 
 In: uint8 arrays that may be shown to anybody.
 Out: uint8 arrays, or the bytes of a file.
-Guarantees: the same pictures give the same bytes; a file holds no metadata.
+Guarantees: the same pictures give the same bytes; a file holds no metadata but, where asked for,
+the constant mark of a synthetic picture.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from common.arrays import Images, Pixels
+from kohort.marks import mark_png
 
 COLUMNS = 9
 RED = np.array([255, 60, 40], np.float64)
@@ -32,6 +34,11 @@ def png_bytes(image: Pixels) -> bytes:
     data = io.BytesIO()
     _picture(image).save(data, "PNG", compress_type=PNG_STRATEGY)
     return data.getvalue()
+
+
+def marked_png_bytes(image: Pixels) -> bytes:
+    """Return a PNG that says that it is synthetic (kohort/marks.py), and nothing else."""
+    return mark_png(png_bytes(image))
 
 
 def shrink(image: Pixels, most_px: int = THUMBNAIL_PX) -> Pixels:

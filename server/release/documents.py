@@ -10,9 +10,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.storage.files import file_digest
+from common.study.plan import Study
 from common.wire import signing
 from kohort import layout
+from kohort.credentials import release_facts
 from server.release.absent import absent_sites
+from server.release.c2pa import c2pa_manifest
 from server.release.croissant import croissant
 from server.release.datasheet import licence_text, readme
 from server.release.evaluation import evaluation
@@ -35,6 +38,7 @@ def write_documents(
     write_json(part / "privacy_statement.json", statement)
     (part / "privacy_statement.md").write_text(statement_markdown(statement), encoding="utf-8")
     write_json(part / layout.FINDINGS, report)
+    write_credentials(part, study, key)
 
     # what a reader and a data catalogue need
     datasheet = readme(study, statement, report, len(items.images), inputs.signers)
@@ -49,6 +53,15 @@ def write_documents(
     (part / "statements").mkdir()
     for site, data in evidence.statements.items():
         (part / "statements" / f"{site}.json").write_bytes(data)
+
+
+def write_credentials(part: Path, study: Study, key: Ed25519PrivateKey) -> None:
+    """Write provenance.c2pa, which stands beside the contact sheet and names the release."""
+    version = study.release.version
+    facts = release_facts(part, study.name, version, study.hash())
+    sheet = (part / layout.CONTACT_SHEET).read_bytes()
+    data = c2pa_manifest(f"{study.name} {version}", sheet, facts, key)
+    (part / layout.PROVENANCE).write_bytes(data)
 
 
 def _vouching(inputs: ReleaseInputs, key: Ed25519PrivateKey) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from common.arrays import Images
+from common.arrays import Images, Pixels
 from common.study.plan import Study
 from kohort import layout
-from server.public_data.pictures import contact_sheet, png_bytes, shrink, triptychs
+from kohort.png import Picture
+from server.public_data.pictures import contact_sheet, marked_png_bytes, shrink, triptychs
 from server.release.items import Items
 from server.release.pairs import nifti_bytes
 
@@ -43,46 +45,71 @@ def write_images(part: Path, items: Items, study: Study, progress: Progress) -> 
 
     # the pictures
     rows: list[Row] = []
+    digests: dict[str, str] = {}
     columns = zip(items.images, items.labels, items.privatized, strict=True)
     for i, (image, stratum, privatized) in enumerate(columns):
         label = study.strata()[stratum]
         name = file_name(i, label)
-        _write(part / name, png_bytes(image))
+        digests[name] = _write_picture(part / name, image)
         rows.append((name, label, *groups, _mechanism(study, bool(privatized)), "yes"))
         progress(i + 1, len(items.images))
 
     # the table, and the first pictures on one sheet: their order is a shuffle
     _write_table(part / layout.METADATA, IMAGE_HEADER, rows)
+    _write(part / layout.PIXELS, pixels_json(digests))
     shown = np.stack([shrink(image) for image in items.images[:SHOWN_IMAGES]])
-    _write(part / layout.CONTACT_SHEET, png_bytes(contact_sheet(shown)))
+    _write(part / layout.CONTACT_SHEET, marked_png_bytes(contact_sheet(shown)))
 
 
 def write_pairs(part: Path, items: Items, masks: Images, study: Study, progress: Progress) -> None:
     """Write every picture, and its mask under the same number as PNG and as NIfTI."""
     # pictures and masks
     rows: list[Row] = []
+    digests: dict[str, str] = {}
     columns = zip(items.images, items.labels, masks, strict=True)
     for i, (image, stratum, mask) in enumerate(columns):
         label = study.strata()[stratum]
         name = file_name(i, label)
         png = f"masks/{i:05d}.png"
         nifti = f"masks/{i:05d}.nii.gz"
-        _write(part / name, png_bytes(image))
-        _write(part / png, png_bytes(mask))
+        digests[name] = _write_picture(part / name, image)
+        digests[png] = _write_picture(part / png, mask)
         _write(part / nifti, nifti_bytes(mask))
         rows.append((name, png, nifti, label, "dp-generator", "yes"))
         progress(i + 1, len(items.images))
 
     # the table, and the first few pairs on one sheet
     _write_table(part / layout.METADATA, PAIR_HEADER, rows)
+    _write(part / layout.PIXELS, pixels_json(digests))
     shown = triptychs(items.images[:SHOWN_PAIRS], masks[:SHOWN_PAIRS])
     sheet = contact_sheet(shown, columns=PAIR_COLUMNS, pad=PAIR_GAP_PX)
-    _write(part / layout.CONTACT_SHEET, png_bytes(sheet))
+    _write(part / layout.CONTACT_SHEET, marked_png_bytes(sheet))
 
 
 def file_name(index: int, label: str) -> str:
     """Return a picture's path in the release."""
     return f"{layout.PICTURES}/{label}/{index:05d}.png"
+
+
+def pixel_digest(image: Pixels) -> str:
+    """Return the digest by which `kohort detect` finds uint8 pixels [H, W], [H, W, 1] or [H, W, 3].
+
+    It does not depend on the PNG around them (kohort/png.py).
+    """
+    height, width = image.shape[:2]
+    rgb = np.broadcast_to(image.reshape(height, width, -1), (height, width, 3))
+    return Picture(width, height, rgb.tobytes()).digest()
+
+
+def pixels_json(digests: Mapping[str, str]) -> bytes:
+    """Return the list of all pictures with the digests of their pixels."""
+    return (json.dumps(digests, indent=0, sort_keys=True) + "\n").encode()
+
+
+def _write_picture(path: Path, image: Pixels) -> str:
+    """Write a picture that is marked as synthetic; returns the digest of its pixels."""
+    _write(path, marked_png_bytes(image))
+    return pixel_digest(image)
 
 
 def _mechanism(study: Study, privatized: bool) -> str:

@@ -86,6 +86,8 @@ EXEMPT = {
     "common.passphrase": "a secret of this process: bytes alone",
     "common.study.bundle": "bytes that have the digest in the signed plan; target plan-bundle",
     "common.wire.app_bundle:archive": "writes",
+    "kohort.credentials:check_credentials": "files of a release that verified",
+    "kohort.dicom_export": "files of a release that verified",
     "kohort.drawn_folder:_facts_of": "bytes for a hash",
     "kohort.signatures:_key_bytes": "a key that was parsed",
     "server.cli": "bytes for a hash, and a join file that this process made",

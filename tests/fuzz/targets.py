@@ -7,6 +7,7 @@ from tests.fuzz import (
     door_targets,
     file_targets,
     ingest_targets,
+    picture_targets,
     release_targets,
     renewal_targets,
     restored_targets,
@@ -17,6 +18,7 @@ from tests.fuzz.harness import Target
 
 MODULES = (wire_targets, config_targets, file_targets, release_targets, ingest_targets)
 MODULES += (door_targets, restored_targets, review_targets, renewal_targets)
+MODULES += (picture_targets,)
 TARGETS: dict[str, Target] = {}
 for _module in MODULES:
     for _target in _module.TARGETS:

@@ -16,6 +16,8 @@ from common.study.plan import load_study
 from common.wire import signing
 from common.wire.messages import Sealed
 from kohort import layout
+from kohort.marks import CHUNKS
+from kohort.png import read_chunks
 from kohort.verification import verify
 from server.release.build import build_release
 from server.release.limits import count_sentence
@@ -176,14 +178,11 @@ def test_the_page_says_beside_the_bounds_what_they_do_not_prove(release: Path) -
     assert "prove a fault" not in page and "at the stated confidence" in page
 
 
-def test_pictures_carry_no_metadata(release: Path) -> None:
+def test_pictures_carry_the_constant_mark_and_no_other_metadata(release: Path) -> None:
     for path in (release / "data").rglob("*.png"):
-        data, kinds, at = path.read_bytes(), [], 8
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 4], "big")
-            kinds.append(data[at + 4 : at + 8])
-            at += 12 + length
-        assert set(kinds) <= {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+        chunks = read_chunks(path.read_bytes(), path.name)
+        beside = [chunk for chunk in chunks if chunk.kind not in (b"IHDR", b"IDAT", b"IEND")]
+        assert beside == list(CHUNKS.values())
     assert np.unique([p.parent.name for p in (release / "data").rglob("*.png")]).size == 3
 
 
