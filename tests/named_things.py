@@ -29,6 +29,7 @@ PACKAGES = ("client", "server", "common", "kohort")
 FOLDERS = (*PACKAGES, "tests", "deploy", "docs", "benchmarks")
 EXTENSIONS = (
     "py|md|toml|yaml|yml|json|csv|npz|png|jpg|safetensors|sqlite|j2|txt|html|pub|key|crt|sig|lock"
+    "|c2pa"
 )
 VALUE = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for what an f-string or template fills in
 
