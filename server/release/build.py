@@ -11,7 +11,8 @@ The steps, numbered as in the code:
   2. everything passes the boundary rules again;
   3. identical pictures enter once; at least `release.min_images` remain;
   4. a keyed shuffle gives order and numbers;
-  5. pictures become PNG without metadata, masks PNG and NIfTI; tables, Parquet and tars follow;
+  5. pictures become PNG that say they are synthetic and nothing else, masks also NIfTI; tables,
+     Parquet and tars follow;
   6. documents, manifest, SHA256SUMS and signature; one rename makes the folder visible.
 """
 
