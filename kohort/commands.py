@@ -163,9 +163,8 @@ def sample_command(
     Needs the extra [sample]. Without --trust it warns that nobody has checked the key.
     """
     from kohort.drawn_folder import write_drawn
-    from kohort.manifest import read_manifest
     from kohort.trust import read_trust
-    from kohort.verdict import judge, unchecked_words
+    from kohort.verdict import judge
 
     trusted = read_trust(trust or ())
     with _progress_bar("drawing") as report:
@@ -177,13 +176,10 @@ def sample_command(
             model=model,
             trust=trusted,
             require=require,
-            strict=strict,
+            accept=lambda manifest: _warn(release, judge(release, manifest, trusted), strict),
             progress=report,
         )
     _print(facts.model_dump_json() if as_json else facts.as_text(str(out)))
-    if not trusted:
-        verdict = judge(release, read_manifest(release), trusted)
-        warn(PROGRAM, *unchecked_words(str(release), verdict))
 
 
 @app.command("list")
@@ -278,8 +274,7 @@ def main() -> None:
 def _tell(release: Path, verdict: Verdict, strict: bool, as_json: bool) -> None:
     """Print the verdict; without a trusted key warn on standard error, or refuse where strict."""
     from kohort import summary
-    from kohort.notices import warn_of_notices
-    from kohort.verdict import require_trust, unchecked_words
+    from kohort.verdict import require_trust
 
     if strict:
         require_trust(str(release), verdict)
@@ -287,6 +282,16 @@ def _tell(release: Path, verdict: Verdict, strict: bool, as_json: bool) -> None:
         _print(summary.as_line(verdict))
     else:
         _print(summary.as_text(str(release), verdict))
+    _warn(release, verdict, strict)
+
+
+def _warn(release: Path, verdict: Verdict, strict: bool) -> None:
+    """Warn of a key that nobody checked and of notices; refuse a key or a withdrawal if strict."""
+    from kohort.notices import warn_of_notices
+    from kohort.verdict import require_trust, unchecked_words
+
+    if strict:
+        require_trust(str(release), verdict)
     if not verdict.trusted:
         message, hint = unchecked_words(str(release), verdict)
         warn(PROGRAM, message, hint)

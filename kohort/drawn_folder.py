@@ -31,7 +31,6 @@ from kohort.manifest import Manifest
 from kohort.marks import mark_png
 from kohort.models import Model, read_model
 from kohort.sample import Drawn, check_count, check_extra, draw_from
-from kohort.verdict import judge, require_trust
 from kohort.verification import verify
 
 if TYPE_CHECKING:
@@ -106,12 +105,12 @@ def write_drawn(
     model: str | None = None,
     trust: frozenset[str] = frozenset(),
     require: int | None = None,
-    strict: bool = False,
+    accept: Callable[[Manifest], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Facts:
     """Verify the release, draw `count` pictures from it into the new folder `out`; returns facts.
 
-    `strict` refuses a release unless `trust` names keys.
+    `accept` is called once the release is verified, and raises where the reader asks for more.
     Raises as `kohort.sample.draw` does, ConfigurationError where `out` exists, and
     EnvironmentFault for a disk that cannot be written.
     """
@@ -124,8 +123,7 @@ def write_drawn(
 
     # the release, the model and what holds of its pictures
     manifest = verify(release, trust=trust, require=require)
-    if strict:
-        require_trust(str(release), judge(release, manifest, trust))
+    accept(manifest)
     source = read_model(release, model)
     facts = _facts_of(release, manifest, source, count, seed)
 

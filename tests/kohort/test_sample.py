@@ -171,8 +171,10 @@ def test_only_a_release_that_verifies_is_drawn_from(release: Path, tmp_path: Pat
         write_drawn(copy, 1, tmp_path / "more")
     with pytest.raises(RefusedError, match="you trust"):
         draw(release, 1, trust=frozenset({"SHA256:other"}))
-    with pytest.raises(RefusedError, match="a key that you have not checked"):
-        write_drawn(release, 1, tmp_path / "more", strict=True)
+    arguments = ["sample", str(release), "-n", "1", "--out", str(tmp_path / "more"), "--strict"]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, RefusedError)
+    assert "a key that you have not checked" in str(done.exception)
     assert not (tmp_path / "more").exists()
 
 
