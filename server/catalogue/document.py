@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 
 from common.errors import ConfigurationError, PolicyError
+from common.problems import describe
 from common.wire import signing
 from kohort import signatures
 from kohort.catalogue import (
+    FORMAT,
     TIME,
     Catalogue,
     Entry,
@@ -57,18 +60,26 @@ def next_catalogue(
     gone = {(one.name, one.version) for one in withdrawn}
     offered = [one for one in entries if (one.name, one.version) not in gone]
     created = now.replace(microsecond=0)
-    found = Catalogue(
-        format="kohort-catalogue/1",
-        name=words.name,
-        title=words.title,
-        contact=words.contact,
-        operator_key=" ".join(signing.public_text(key.public_key()).split()[:2]),
-        version=last.catalogue.version + 1 if last else 1,
-        created=created.strftime(TIME),
-        expires=(created + timedelta(days=words.days)).strftime(TIME),
-        releases=tuple(_in_order(offered)),
-        withdrawn=tuple(withdrawn),
-    )
+    fields = {
+        "format": FORMAT,
+        "name": words.name,
+        "title": words.title,
+        "contact": words.contact,
+        "operator_key": " ".join(signing.public_text(key.public_key()).split()[:2]),
+        "version": last.catalogue.version + 1 if last else 1,
+        "created": created.strftime(TIME),
+        "expires": (created + timedelta(days=words.days)).strftime(TIME),
+        "releases": tuple(_in_order(offered)),
+        "withdrawn": tuple(withdrawn),
+    }
+    try:
+        found = Catalogue.model_validate(fields)
+    except ValidationError as error:
+        said = "; ".join(describe(item) for item in error.errors())
+        raise ConfigurationError(
+            f"the catalogue cannot say this: {said}",
+            hint="look at `catalogue` in server.yaml, and at the number of releases",
+        ) from error
     is_same = last is not None and _says(last.catalogue) == _says(found)
     if last is not None and is_same and not renew and not _is_half_over(last.catalogue, now):
         return last

@@ -73,8 +73,11 @@ def add_release(folder: Path, out: Path, trust: frozenset[str]) -> bool:
     part = target.with_name(f".{target.name}{PART}")
     with disk_faults_named("cannot write", part):
         shutil.rmtree(part, ignore_errors=True)
-        part.parent.mkdir(parents=True, exist_ok=True)
+        _make_public(out)
+        _make_public(target.parent)
         shutil.copytree(folder, part, copy_function=_link_or_copy)
+        for path in (part, *part.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
     # what is served is what was verified
     try:
         verify(part, trust=trust)
@@ -98,8 +101,8 @@ def write_site(out: Path, signed: Signed, pages: Mapping[str, bytes]) -> bool:
     part = out / (name + PART)
     with disk_faults_named("cannot write", part):
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        part.chmod(0o755)
+        _make_public(out)
+        _make_public(part)
         for path, data in files.items():
             atomic_write(part / path, data)
         (part / RELEASES).symlink_to(f"../{RELEASES}")
@@ -114,6 +117,12 @@ def write_site(out: Path, signed: Signed, pages: Mapping[str, bytes]) -> bool:
         sync_folder(out)
     _remove_old(out, name, signed.catalogue)
     return True
+
+
+def _make_public(folder: Path) -> None:
+    """Make a folder that everybody may read, whatever this program's umask is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
 
 
 def _add_sign_offs(folder: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from kohort.catalogue import CATALOGUE, open_catalogue
 from kohort.verification import verify
 from server.catalogue import publish as publishing
 from server.catalogue import site as sites
-from tests.catalogues import DAY, NOW, SENTENCE, Operator, operator
+from tests.catalogues import DAY, NOW, SENTENCE, WORDS, Operator, operator
 from tests.releases import proposal, sign_off
 
 
@@ -74,6 +75,25 @@ def test_a_withdrawn_release_stays_listed_and_never_comes_back(eyes: Operator) -
         eyes.withdraw("small", "1.1.0")
     with pytest.raises(ConfigurationError, match=r"small 9\.9\.9: not in the catalogue"):
         eyes.withdraw("small", "9.9.9")
+
+
+def test_everybody_may_read_the_site_and_nobody_the_state(eyes: Operator) -> None:
+    (eyes.releases / "small-1.0.0" / "README.md").chmod(0o600)
+    before = os.umask(0o077)  # that of the operator's commands
+    try:
+        eyes.publish()
+        eyes.withdraw("small", "1.1.0")
+    finally:
+        os.umask(before)
+    for path in (eyes.site, *eyes.site.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    assert (eyes.root / "state" / "catalogue.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_words_that_no_reader_would_take_are_refused(eyes: Operator) -> None:
+    with pytest.raises(ConfigurationError, match="printable characters"):
+        eyes.publish(words=replace(WORDS, title="eyes\u202e"))
+    assert not eyes.web.exists()
 
 
 def test_nothing_is_withdrawn_where_nothing_was_published(eyes: Operator) -> None:
