@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +53,7 @@ def publish(state: StateFolder, out: Out, releases: Releases = None, renew: Rene
         write(f"new in the catalogue: {title}\n")
     for title in told.held_back:
         write(f"withdrawn, and stays out: {title}\n")
-    _note(office, told, "catalogue-published")
+    _note(office, told)
     _say(office, told)
 
 
@@ -75,7 +76,7 @@ def withdraw(
     told = withdraw_release(office, name, version, _reason(reason), _line(sentence))
     with office.place.open_log() as log:
         log.note("release-withdrawn", once=True, release=f"{name}-{version}", reason=reason)
-    _note(office, told, "catalogue-published")
+    _note(office, told)
     write(f"withdrawn {name} {version}\n")
     _say(office, told)
 
@@ -116,13 +117,12 @@ def _line(text: str) -> str:
         ) from error
 
 
-def _note(office: Office, told: Told, event: str) -> None:
+def _note(office: Office, told: Told) -> None:
     """Note in the log which catalogue is shown."""
-    import hashlib
-
     digest = hashlib.sha256(told.signed.text).hexdigest()
     with office.place.open_log() as log:
-        log.note(event, once=True, version=str(told.signed.catalogue.version), digest=digest)
+        version = str(told.signed.catalogue.version)
+        log.note("catalogue-published", once=True, version=version, digest=digest)
 
 
 def _say(office: Office, told: Told) -> None:
