@@ -253,6 +253,9 @@ def test_a_reader_lists_pulls_and_hears_of_a_withdrawal(
     verified = run(tmp_path, "verify", "small-1.1.0")
     assert verified.returncode == 0
     assert "was WITHDRAWN on 2026-12-02" in verified.stderr
+    strict = run(tmp_path, "verify", "small-1.1.0", "--strict", "--trust", fingerprint)
+    assert strict.returncode == RefusedError.exit_code
+    assert "error: small-1.1.0: small 1.1.0 was WITHDRAWN" in strict.stderr
     Server.lies = {}
     told = run(tmp_path, "notices", "--ca", str(ca))
     assert told.returncode == 1

@@ -46,6 +46,7 @@ def site(built: Operator, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ope
 def test_every_page_is_escaped_and_loads_nothing_from_elsewhere(
     site: tuple[Operator, Site],
 ) -> None:
+    assert policy().startswith("default-src 'none'; img-src 'self' data:; style-src 'sha256-")
     pages = write_pages(site[1])
     assert set(pages) == {"index.html", "small-1.0.0.html", "small-1.1.0.html"}
     for name, data in pages.items():
