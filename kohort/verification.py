@@ -226,7 +226,7 @@ def _check_manifest(folder: Path, manifest: Manifest, digests: dict[str, str]) -
 
 def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
     """Step 5: metadata.csv is the list of the images and masks."""
-    rows = _read_rows(folder, METADATA)
+    rows = read_rows(folder, METADATA)
     images = sorted(name for name in digests if PICTURE.fullmatch(name))
     listed = sorted(row.get("file_name") or "" for row in rows)
     if listed != images or len(images) != manifest.images:
@@ -246,8 +246,8 @@ def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -
         _check_forms(folder, manifest, digests, rows)
 
 
-def _read_rows(folder: Path, name: str) -> list[dict[str, str]]:
-    """Step 5: the rows of a table; a short row lacks its last values."""
+def read_rows(folder: Path, name: str) -> list[dict[str, str]]:
+    """Return the rows of a table, unverified; a short row lacks its last values."""
     text = read_capped(folder / name, TEXT_CAP_BYTES).decode("utf-8", "replace")
     try:
         return list(csv.DictReader(io.StringIO(text, newline="")))
@@ -293,7 +293,7 @@ def _check_forms(
     for name in (FOLDER_TABLE, DATALIST):
         if name not in digests:
             raise RefusedError(f"{name}: missing, though a {manifest.format} has it")
-    if _read_rows(folder, FOLDER_TABLE) != folder_rows(rows):
+    if read_rows(folder, FOLDER_TABLE) != folder_rows(rows):
         raise RefusedError(f"{FOLDER_TABLE}: says other things than {METADATA}")
     try:
         found = json.loads(read_capped(folder / DATALIST, TEXT_CAP_BYTES))["training"]

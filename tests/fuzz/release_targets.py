@@ -22,11 +22,13 @@ from kohort.drawn_claim import STATEMENT, claim_of_drawn
 from kohort.files import file_digest
 from kohort.manifest import Manifest, read_manifest
 from kohort.models import read_model
+from kohort.picture import decode
 from kohort.seen import Kept
 from kohort.seen import _read as read_kept
 from kohort.sign_off import read_sign_offs
 from kohort.signatures import CATALOGUE
 from kohort.statements import open_statement, statement_json
+from kohort.table import read_table
 from kohort.trust import read_trust
 from kohort.verification import verify
 from server.evaluate.people import _read_arrays, _read_table
@@ -140,6 +142,24 @@ def _sign_offs(folder: Path) -> Parser:
         read_sign_offs(release, manifest, sums)
 
     return Parser(call, (exchanged(good), damaged(good)))
+
+
+def _released_pictures(folder: Path) -> Parser:
+    """A picture of a release as `kohort.load` decodes it, and the table that names it."""
+    del folder
+    grey = png(np.zeros((SIDE, SIDE), np.uint8))
+    seeds = (grey, png(np.zeros((SIDE, SIDE, 3), np.uint8)), jpeg(np.zeros((8, 8, 3), np.uint8)))
+    return Parser(lambda data: decode(data, "x.png"), (png_maker(*seeds[:2]), damaged(*seeds)))
+
+
+def _released_tables(folder: Path) -> Parser:
+    """An unverified table of a release, beside SHA256SUMS of a hostile mirror."""
+    name = "data/train/none/00000.png"
+    (folder / "SHA256SUMS").write_text(layout.sums_text({name: "0" * 64}))
+    path = folder / "metadata.csv"
+    text = f"file_name,label,mask\n{name},none,\n".encode()
+    maker = exchanged(text, odd=(b"../x.png", b"/etc/passwd", b"\x00", name.encode()))
+    return _reading(path, lambda: read_table(folder, ("none",)), maker, damaged(text))
 
 
 def _trust(folder: Path) -> Parser:
@@ -412,13 +432,20 @@ VERIFYING = (
     "kohort.verification:verify",
     "kohort.verification:_check_forms",
     "kohort.verification:_check_statement",
-    "kohort.verification:_read_rows",
+    "kohort.verification:read_rows",
     "kohort.verification:read_signed_sums",
     "kohort.verification:_read_signers",
 )
 SOURCES = ("server.public_data.images:_read_npz", "server.public_data.images:arrays_of")
 TARGETS = (
     Target("release", VERIFYING, _release, few=60),
+    Target(
+        "released-pictures",
+        ("kohort.picture:read_picture", "kohort.picture:decode"),
+        _released_pictures,
+        few=500,
+    ),
+    Target("released-tables", ("kohort.table:read_table",), _released_tables),
     Target(
         "release-texts",
         ("kohort.manifest:read_manifest", "kohort.layout:parse_sums"),

@@ -1,16 +1,19 @@
 """The distribution `kohort` installs and runs without the rest of the repository."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from tests.releases import small_release
+
+LATE = {"httpx", "rich", "numpy", "PIL", "datasets"}
 ROOT = Path(__file__).parents[2]
 UV = str(Path(sys.executable).parent / "uv")
 NOT_COPIED = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
@@ -89,11 +92,55 @@ def test_its_metadata_names_its_command_licence_and_light_dependencies(installed
     assert found.metadata["Name"] == "kohort"
     assert found.metadata["License-Expression"] == "Apache-2.0"
     assert {(e.name, e.value) for e in found.entry_points} == {("kohort", "kohort.commands:main")}
-    required = [line for line in found.requires or () if "extra ==" not in line]
-    names = {re.split("[<>=]", line)[0] for line in required}
-    assert names == {"click", "cryptography", "httpx", "pydantic", "rich", "typer"}
+    assert required(found) == {"click", "cryptography", "httpx", "pydantic", "rich", "typer"}
+    assert "kohort/py.typed" in {str(path) for path in found.files or ()}
     texts = [path for path in found.files or () if path.name == "LICENSE"]
     assert [str(path.read_text()).strip()[:14] for path in texts] == ["Apache License"]
+
+
+def required(found: Distribution) -> set[str]:
+    """The distributions that one needs here, without those of its extras."""
+    lines = [Requirement(line) for line in found.requires or ()]
+    return {one.name for one in lines if not one.marker or one.marker.evaluate({"extra": ""})}
+
+
+def test_it_takes_less_than_60_mb_with_all_that_it_requires(installed: Path) -> None:
+    waiting, size_bytes, seen = [metadata(installed)], 0, set()
+    while waiting:
+        found = waiting.pop()
+        size_bytes += sum(
+            path.stat().st_size
+            for path in map(Path, map(found.locate_file, found.files or ()))
+            if path.is_file()
+        )
+        for name in required(found) - seen:
+            seen.add(name)
+            waiting.append(distribution(name))
+    assert {"pydantic_core", "pydantic-core", "cffi", "pygments"} & {name.lower() for name in seen}
+    assert 30e6 < size_bytes < 60e6
+
+
+def test_verify_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    release, _ = small_release(tmp_path)
+    table = {("--help",): {"pydantic", "cryptography"}, ("verify", str(release)): set()}
+    for arguments, more in table.items():
+        code = (
+            ALONE.replace("main()", "", 1)
+            + f"""
+import resource
+try:
+    main()
+finally:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    names = [name for name in {sorted(more | LATE)} if name in sys.modules]
+    print("used", used.ru_utime + used.ru_stime, *names)
+"""
+        )
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        _, cpu_s, *names = done.stdout.splitlines()[-1].split()
+        assert names == []
+        assert float(cpu_s) < 1.0  # 0.15 and 0.45 where nothing else runs
 
 
 def test_the_application_leaves_command_and_package_to_kohort() -> None:
