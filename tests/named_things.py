@@ -160,7 +160,8 @@ def module_exists(dotted: str) -> bool:
         elif (place / f"{part}.py").is_file():
             place = place / f"{part}.py"
         else:
-            return place.is_file() and re.search(rf"\b{part}\b", place.read_text()) is not None
+            text = place if place.is_file() else place / "__init__.py"
+            return text.is_file() and re.search(rf"\b{part}\b", text.read_text()) is not None
     return True
 
 
