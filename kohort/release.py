@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kohort.sample import Drawn
     from kohort.torch_data import TorchImages
 
     Pixels = NDArray[np.uint8]
@@ -164,6 +165,20 @@ class Release:
             features["mask"] = datasets.Image()
             columns["mask"] = [str(self.path.absolute() / row.mask) for row in self.rows]
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+    def sample(
+        self, count: int, *, seed: int | None = None, model: str | None = None
+    ) -> Iterator[Drawn]:
+        """Return an iterator over `count` new pictures from a model of the release.
+
+        As `kohort.sample.draw`: the release is verified again, against the keys that `load` was
+        given. The claims on groups of patients do not hold for what is drawn. Needs the extra
+        [sample].
+        """
+        from kohort.sample import draw
+
+        trust = self.verdict.trust if self.verdict else frozenset()
+        return draw(self.path, count, seed=seed, model=model, trust=trust)
 
     def cite(self) -> str:
         """Return one line to cite the release by: title, version, date, signer and plan."""

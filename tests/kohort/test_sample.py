@@ -19,6 +19,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from typer.testing import CliRunner
 
+import kohort
 from common.study.plan import Study
 from kohort import sample
 from kohort.commands import app
@@ -110,6 +111,13 @@ def test_a_seed_draws_the_same_again_and_none_does_not(release: Path) -> None:
 
 
 # --- what is refused ------------------------------------------------------------------------------
+
+
+def test_a_loaded_release_draws_as_the_command_does(release: Path) -> None:
+    loaded = kohort.load(release, verify=False)
+    [one] = loaded.sample(1, seed=7, model="glow")
+    [same] = draw(release, 1, seed=7, model="glow")
+    assert one.label == same.label and np.array_equal(one.image, same.image)
 
 
 @pytest.mark.parametrize("count", [0, 100_001])
