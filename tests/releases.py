@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.arrays import Images, Labels
 from common.privacy import boundary
 from common.study.bundle import write_bundle
 from common.study.plan import Study
@@ -35,10 +36,18 @@ def batch(
     """A site's signed batch of invented pictures."""
     rng = np.random.default_rng(seed)
     size, channels = study.intake.size_px, study.intake.channels
+    images = rng.integers(0, 255, (count, size, size, channels), dtype=np.uint8)
+    return batch_of(study, site, images, np.arange(count, dtype=np.int64) % 3, key)
+
+
+def batch_of(
+    study: Study, site: str, images: Images, labels: Labels, key: Ed25519PrivateKey | None = None
+) -> SiteBatch:
+    """A site's signed batch of these pictures."""
     arrays: tensors.Arrays = {
-        "images": rng.integers(0, 255, (count, size, size, channels), dtype=np.uint8),
-        "labels": np.arange(count, dtype=np.int64) % 3,
-        "privatized": (np.arange(count) % 4 == 0).astype(np.uint8),
+        "images": images,
+        "labels": labels,
+        "privatized": (np.arange(len(images)) % 4 == 0).astype(np.uint8),
     }
     payload = tensors.dumps(arrays)
     statement = {
