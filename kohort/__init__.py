@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kohort.release import Item as Item
+    from kohort.release import NoticeWarning as NoticeWarning
     from kohort.release import Release as Release
     from kohort.release import UncheckedKeyWarning as UncheckedKeyWarning
     from kohort.release import load as load
@@ -20,4 +21,4 @@ else:
         return getattr(release, name)
 
 
-__all__ = ["Item", "Release", "UncheckedKeyWarning", "load"]
+__all__ = ["Item", "NoticeWarning", "Release", "UncheckedKeyWarning", "load"]

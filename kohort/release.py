@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kohort.errors import ConfigurationError
+from kohort.errors import ConfigurationError, KohortError
 from kohort.extras import extra
 from kohort.manifest import Manifest, read_manifest
+from kohort.notices import known_notices
 from kohort.picture import read_picture
 from kohort.table import Row, read_table
 from kohort.trust import read_trust
@@ -42,6 +43,10 @@ class UncheckedKeyWarning(UserWarning):
     """A release is consistent, but signed by a key that nobody has checked."""
 
 
+class NoticeWarning(UserWarning):
+    """A release was withdrawn or superseded, as the catalogues know that this user saw last."""
+
+
 class Item(NamedTuple):
     """One image uint8 [H, W] or [H, W, 3], its label, and its mask uint8 [H, W] of 0 and 255.
 
@@ -58,8 +63,9 @@ def load(path: str | Path, trust: Trust | None = None, verify: bool = True) -> R
 
     `trust`: the operator's fingerprint `SHA256:...`, its key line, a file of such lines, or several
     of them, from another channel than the release. Without it an `UncheckedKeyWarning` says that
-    the release is consistent, and no more. `verify=False` reads it as it is, for a folder that was
-    verified already.
+    the release is consistent, and no more. A `NoticeWarning` says that it was withdrawn or
+    superseded, where a catalogue that this user saw knows of it. `verify=False` reads it as it is,
+    for a folder that was verified already.
 
     Raises RefusedError where the release does not verify, and ConfigurationError for no folder, or
     for trust without verification (kohort.errors).
@@ -79,6 +85,8 @@ def load(path: str | Path, trust: Trust | None = None, verify: bool = True) -> R
             hint = "take the fingerprint from another channel: kohort.load(path, trust=...)"
             warnings.warn(f"{message}; {hint}", UncheckedKeyWarning, stacklevel=2)
     manifest = verdict.manifest if verdict else read_manifest(folder)
+    for line in _notice_lines(folder, manifest):
+        warnings.warn(line, NoticeWarning, stacklevel=2)
     return Release(folder, manifest, read_table(folder, manifest.labels), verdict)
 
 
@@ -196,6 +204,14 @@ class Release:
         with extra("images"):
             import numpy as np
         return np.array(read_picture(self.path, name, digest), np.uint8)
+
+
+def _notice_lines(folder: Path, manifest: Manifest) -> list[str]:
+    """What the catalogues say of the release; a damaged cache is said too, and stops nothing."""
+    try:
+        return [one.line for one in known_notices(folder, manifest)]
+    except KohortError as error:
+        return [str(error)]
 
 
 def _read_trust(trust: Trust | None) -> frozenset[str]:

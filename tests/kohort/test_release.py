@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader
 
 import kohort
 from common.errors import ConfigurationError, RefusedError
-from kohort import layout, signatures
+from common.wire import signing
+from kohort import layout, seen, signatures
 from kohort.files import file_digest
 from kohort.picture import decode
+from tests.catalogues import GONE, NOW, URL, catalogue_fields, sign_catalogue
 from tests.releases import small_release
 
 HEAVY = ("torch", "numpy", "PIL", "datasets", "httpx", "rich", "typer", "pydantic")
@@ -83,6 +85,24 @@ def test_pairs_give_the_mask_of_their_own_number(pairs: kohort.Release) -> None:
 def test_loading_warns_of_a_key_that_nobody_checked(folder: Path, key: str) -> None:
     with pytest.warns(kohort.UncheckedKeyWarning, match=re.escape(f"not checked: {key}; take")):
         assert not kohort.load(folder).trusted
+
+
+def test_loading_names_a_withdrawal_that_a_catalogue_knows(
+    release: kohort.Release, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(seen.VARIABLE, str(tmp_path))
+    operator = signing.new_key()
+    gone = GONE | {"version": "1.0.0", "sums": file_digest(release.path / layout.SUMS)}
+    text, signature = sign_catalogue(
+        operator, catalogue_fields(operator, 1, releases=[], withdrawn=[gone])
+    )
+    seen.accept(URL, text, signature, trust=frozenset(), now=NOW)
+    with pytest.warns(kohort.NoticeWarning, match=r"small 1\.0\.0 was WITHDRAWN"):
+        kohort.load(release.path, trust=key)
+    for file in seen.cache_folder().iterdir():
+        file.write_text("{}")
+    with pytest.warns(kohort.NoticeWarning):
+        kohort.load(release.path, trust=key)
 
 
 @pytest.mark.parametrize("kind", ["fingerprint", "line", "file", "several"])
@@ -241,6 +261,12 @@ def test_importing_kohort_imports_nothing_heavy() -> None:
     code = f"import sys, kohort; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    assert set(kohort.__all__) == {"Item", "Release", "UncheckedKeyWarning", "load"}
+    assert set(kohort.__all__) == {
+        "Item",
+        "NoticeWarning",
+        "Release",
+        "UncheckedKeyWarning",
+        "load",
+    }
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = kohort.lode
