@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ from tests.drawable_releases import drawable_release
 from tests.releases import ACCOUNT, small_release
 from tests.studies import small_plan, vessels_plan
 
+GUIDE = Path(__file__).parents[2] / "docs" / "researcher" / "using.md"
 GAUSSIAN = {"share": 1.0, "mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-6}
 
 
@@ -108,6 +110,21 @@ def test_a_seed_draws_the_same_again_and_none_does_not(release: Path) -> None:
 
     assert pixels(4) == pixels(4) != pixels(5)
     assert pixels(None) != pixels(None)
+
+
+def test_the_guides_programs_run(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    text = GUIDE.read_text().split("## Draw more")[1].split("\n## ")[0]
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(programs) == 2
+    (tmp_path / "fundus").symlink_to(release)
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, np.ndarray] = {}
+    for program in programs:
+        exec(program, made)
+    assert capsys.readouterr().out == "(32, 32, 3) None unlabelled\n" * 8
+    assert made["levels"].shape == (8, 3, 32, 32) and made["levels"].dtype == np.uint8
 
 
 # --- what is refused ------------------------------------------------------------------------------
