@@ -27,8 +27,8 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks import report
 from client.ingest.colour import COLOUR_SHARE, PLANE_SHARE, shares_of
 from client.ingest.decode_child import check_text
+from client.ingest.images import Framer
 from client.ingest.quarantine import Unusable
-from client.ingest.request import Settings
 from common.arrays import Pixels
 
 FILM_PX = 1024
@@ -67,10 +67,10 @@ def enlarge(picture: Pixels) -> Pixels:
 def is_text(picture: Pixels, size_px: int = 64) -> bool:
     """Whether a picture is refused for its text, as the decoding child does it."""
     channels = picture.shape[2]
-    kind = ("OP",) if channels == 3 else ("DX",)
-    settings = Settings(size_px, channels, kind, None, 0, 0, 0, 0.0)
+    framer = Framer(picture, channels, field_of_view=channels == 3)
     try:
-        check_text(picture, settings, field_of_view=channels == 3)
+        framer.frame(size_px)
+        check_text(framer, size_px)
     except Unusable:
         return True
     return False

@@ -159,8 +159,11 @@ def frame_field(pixels: Pixels, field: Field, size_px: int, resize: Resize) -> P
     kept = _cover(
         size_px, (circle.row - top) * scale, (circle.column - left) * scale, circle.radius * scale
     )
-    shares = np.minimum(disc, kept)[..., None]
-    return np.asarray(np.rint(square * shares), dtype=np.uint8)
+    shares = np.minimum(disc, kept)
+    square[shares == 0] = 0
+    edge = (shares > 0) & (shares < 1)
+    square[edge] = np.rint(square[edge] * shares[edge, None])
+    return square
 
 
 def side_of(field: Field) -> float:
@@ -188,9 +191,15 @@ def _cover(size_px: int, row: float, column: float, radius: float) -> Floats:
 
     A border without these shares would be one that no photograph has.
     """
-    places = np.arange(size_px) + 0.5
-    distances = np.hypot(places[:, None] - row, places[None, :] - column)
-    return np.asarray(np.clip(radius - distances + 0.5, 0, 1), dtype=np.float64)
+    # squares say which pixels are a pixel away from the edge, and need no root
+    rows = np.arange(size_px) + 0.5 - row
+    columns = np.arange(size_px) + 0.5 - column
+    squares = np.square(rows)[:, None] + np.square(columns)
+    shares = (squares < radius**2).astype(np.float64)
+    near = np.nonzero((squares > max(radius - 1, 0) ** 2) & (squares < (radius + 1) ** 2))
+    distances = np.hypot(rows[near[0]], columns[near[1]])
+    shares[near] = np.clip(radius - distances + 0.5, 0, 1)
+    return shares
 
 
 def _reduce(pixels: Pixels) -> tuple[Floats, int]:

@@ -31,11 +31,10 @@ import numpy as np
 
 from client.ingest.colour import check_colour
 from client.ingest.files import open_regular
-from client.ingest.images import frame_image
+from client.ingest.images import Framer
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import ENDS, Choices, Photograph, Settings, Take, Wanted
 from client.ingest.stills import kind_of, read_photograph
-from common.arrays import Pixels
 
 KEPT_SHARE = 8  # a child that keeps more than this part of its limit after a refusal ends
 
@@ -94,27 +93,24 @@ def _photograph(file: BinaryIO, settings: Settings) -> Photograph:
     digest.update(np.ascontiguousarray(pixels).data)
     # (6) frame
     is_fundus = "OP" in settings.modalities
-    square = frame_image(pixels, settings.size_px, settings.channels, field_of_view=is_fundus)
+    framer = Framer(pixels, settings.channels, field_of_view=is_fundus)
+    square = framer.frame(settings.size_px)
     if settings.channels == 3:
         check_colour(square)
     if settings.choices.find_text:
-        check_text(pixels, settings, field_of_view=is_fundus)
+        check_text(framer, settings.size_px)
     whose = (patient_id, issuer, laterality)
     return Photograph(square, digest.digest(), is_dicom, *whose, silent, study)
 
 
-def check_text(pixels: Pixels, settings: Settings, *, field_of_view: bool) -> None:
+def check_text(framer: Framer, size_px: int) -> None:
     """Refuse text in what the frame shows, looked at in a size that bounds the cost."""
     from client.ingest.text_detector import load_detector, text_sides
 
-    for side in text_sides(settings.size_px):
-        try:
-            framed = frame_image(pixels, side, settings.channels, field_of_view=field_of_view)
-        except Unusable as refusal:
-            if refusal.reason is Reason.TOO_SMALL:
-                continue
-            raise
-        return load_detector().check(framed)
+    for side in text_sides(size_px):
+        square = framer.look(side)
+        if square is not None:
+            return load_detector().check(square)
 
 
 def serve() -> None:
