@@ -1,10 +1,12 @@
 """Files a processor second of ingest, of this checkout beside another one.
 
-    python -m benchmarks.ingest_speed --other FOLDER [--files 400] [--distinct 40] [--json [FILE]]
+    python -m benchmarks.ingest_speed --other FOLDER [--files 400] [--distinct 40] [--text]
+        [--json [FILE]]
 
 FOLDER is another checkout of kohort with its environment: `git worktree add FOLDER COMMIT`, then
-`make setup` there. Invented radiographs of 2048 x 2048 pixels and 12 bits, linked many times:
-uncompressed with a window and without, JPEG-LS, lossless JPEG.
+`make setup` there. Invented radiographs of 2048 x 2048 pixels and 12 bits, with a marker of the side,
+linked many times: uncompressed with a window and without, JPEG-LS, lossless JPEG. With --text this
+checkout also runs with text in pixels sought.
 Measured: `ingest` as the daemon calls it, with one decoder; process time of the process and its
 children, without imports and the start of a child; the smallest of alternating repeats.
 Not covered: reading from a slow disk, and files that differ in size.
@@ -27,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # opacus has a pac
 import numpy as np
 from imagecodecs import jpeg8_encode, jpegls_encode
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, JPEGLSLossless, generate_uid
@@ -39,6 +41,8 @@ BITS = 12
 SIZE_PX = 128
 LEAST = {"with a window": 1.8, "without a window": 1.8, "JPEG-LS": 3.0, "lossless JPEG": 2.0}
 COLUMNS = ("radiographs", "other: files/s", "this: files/s", "times", "same cohort")
+TEXT_COLUMNS = ("text sought: files/s", "times", "taken")
+MARKER = "R"
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # run in each checkout; what `ingest` took, without what comes before the first file
 WORK = """
@@ -55,9 +59,13 @@ def spent():
     )
 
 source, out, size_px = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+limits = Limits(workers=1)
+if sys.argv[4:] == ["text"]:
+    from client.ingest.request import Choices
+    limits = Limits(workers=1, choices=Choices(find_text=True))
 rules = Intake(dicom_modalities=("DX",), size_px=size_px, channels=1, labels=("all",))
 start = spent()
-made = ingest(source, rules, bytes(32), out, limits=Limits(workers=1))
+made = ingest(source, rules, bytes(32), out, limits=limits)
 print(json.dumps({"s": spent() - start, "digest": made.digest, "found": made.ingested}))
 """
 
@@ -67,8 +75,11 @@ def draw(number: int) -> NDArray[np.uint16]:
     rng = np.random.default_rng(number)
     coarse = rng.integers(200, 3800, (12, 12)).astype(np.float32)
     soft = np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    picture = Image.fromarray(soft)
+    font = ImageFont.load_default(size=SIDE / 20)
+    ImageDraw.Draw(picture).text((SIDE / 12, SIDE / 12), MARKER, fill=3900, font=font)
     grain = rng.normal(0, 12, (SIDE, SIDE))
-    return (soft + grain).clip(0, (1 << BITS) - 1).astype(np.uint16)
+    return (np.asarray(picture) + grain).clip(0, (1 << BITS) - 1).astype(np.uint16)
 
 
 def write(kind: str, number: int, path: Path) -> None:
@@ -123,12 +134,12 @@ def make_folder(kind: str, files: int, distinct: int, folder: Path) -> Path:
     return folder
 
 
-def run_once(checkout: Path, source: Path, size_px: int) -> dict[str, Any]:
-    """One ingest in one checkout, by that checkout's own python."""
+def run_once(checkout: Path, source: Path, size_px: int, *options: str) -> dict[str, Any]:
+    """One ingest in one checkout, by that checkout's own python; options: `text`."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [str(checkout / ".venv/bin/python"), "-c", WORK, str(source)]
         done = subprocess.run(
-            [*command, f"{scratch}/cohort", str(size_px)],
+            [*command, f"{scratch}/cohort", str(size_px), *options],
             cwd=checkout,
             check=True,
             capture_output=True,
@@ -139,9 +150,16 @@ def run_once(checkout: Path, source: Path, size_px: int) -> dict[str, Any]:
 
 
 def measure(
-    other: Path, here: Path, kinds: Sequence[str], files: int, distinct: int, repeats: int
+    checkouts: tuple[Path, Path],
+    kinds: Sequence[str],
+    files: int,
+    distinct: int,
+    repeats: int,
+    *,
+    with_text: bool,
 ) -> dict[str, Any]:
-    """Files a second of both checkouts, of each kind."""
+    """Files a second of both checkouts, of each kind; `text`: of this one, with text sought."""
+    other, here = checkouts
     found: dict[str, Any] = {}
     for kind in kinds:
         with tempfile.TemporaryDirectory() as scratch:
@@ -150,9 +168,13 @@ def measure(
             for _ in range(repeats):
                 runs["other"].append(run_once(other, source, SIZE_PX))
                 runs["this"].append(run_once(here, source, SIZE_PX))
+                if with_text:
+                    runs.setdefault("text", []).append(run_once(here, source, SIZE_PX, "text"))
         rates = {name: files / min(one["s"] for one in made) for name, made in runs.items()}
         digests = {one["digest"] for made in runs.values() for one in made}
         found[kind] = {**rates, "same": len(digests) == 1, "found": runs["this"][0]["found"]}
+        if with_text:
+            found[kind]["found with text sought"] = runs["text"][0]["found"]
         print(kind, found[kind], file=sys.stderr)
     return found
 
@@ -163,8 +185,16 @@ def tables(found: dict[str, Any]) -> list[report.Table]:
     for kind, rates in found.items():
         times = rates["this"] / rates["other"]
         same = "yes" if rates["same"] else "no"
-        rows.append((kind, f"{rates['other']:.1f}", f"{rates['this']:.1f}", f"{times:.2f}", same))
-    return [report.Table("", COLUMNS, tuple(rows))]
+        row = (kind, f"{rates['other']:.1f}", f"{rates['this']:.1f}", f"{times:.2f}", same)
+        if "text" in rates:
+            times = rates["text"] / rates["other"]
+            taken = f"{rates['found with text sought']:,}"
+            row = (*row, f"{rates['text']:.1f}", f"{times:.2f}", taken)
+        rows.append(row)
+    columns = COLUMNS
+    if len(rows[0]) > len(COLUMNS):
+        columns = COLUMNS + TEXT_COLUMNS
+    return [report.Table("", columns, tuple(rows))]
 
 
 def targets(found: dict[str, Any]) -> list[report.Target]:
@@ -174,6 +204,9 @@ def targets(found: dict[str, Any]) -> list[report.Target]:
         times = rates["this"] / rates["other"]
         aim = f"{kind}: at least {LEAST[kind]} times"
         made.append(report.Target(aim, f"{times:.2f}", times >= LEAST[kind]))
+        if "text" in rates:
+            times = rates["text"] / rates["other"]
+            made.append(report.Target(f"{aim}, text sought", f"{times:.2f}", times >= LEAST[kind]))
     return made
 
 
@@ -185,14 +218,14 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=tuple(LEAST), default=tuple(LEAST))
     parser.add_argument("--files", type=int, default=400)
     parser.add_argument("--distinct", type=int, default=40)
+    parser.add_argument("--text", action="store_true", help="also with text in pixels sought")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     report.say_conditions()
     here = Path(__file__).resolve().parents[1]
-    found = measure(
-        options.other.resolve(), here, options.kinds, options.files, options.distinct,
-        options.repeats,
-    )  # fmt: skip
+    checkouts = (options.other.resolve(), here)
+    counts = (options.files, options.distinct, options.repeats)
+    found = measure(checkouts, options.kinds, *counts, with_text=options.text)
     report.give(options.json, "ingest_speed", tables(found), found, targets(found))
 
 

@@ -179,9 +179,9 @@ def _as_input(colour: Pixels) -> NDArray[np.float32]:
 def parts_with_strokes(colour: Pixels) -> list[Box]:
     """Return the parts of uint8 [side, side, 3] that can hold letters (step 1).
 
-    Their sides are multiples of INPUT_PX. A letter has fine strokes in two directions at least; ribs,
-    borders and vessels have one, or are not fine. Where the parts are as large as the picture, they
-    are the picture.
+    Their sides are multiples of INPUT_PX. A letter has fine strokes in two directions at least;
+    ribs, borders and vessels have one, or are not fine. Where the parts are as large as the picture,
+    they are the picture.
     """
     # what is fine, and how strong it is in its weaker direction (Shi and Tomasi 1994)
     grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)
