@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import report
+from benchmarks.public_sets import read_set
 from client.ingest.exposure import ONE_EXPOSURE_PER_CENT, same_exposures, structure_of
-from client.ingest.images import frame_image
 from client.ingest.likeness import near_duplicates, reduce_images
-from client.ingest.quarantine import Unusable
 from common.arrays import Flags, Floats, Images
 
 SIZE_PX = 64
@@ -47,27 +46,6 @@ WINDOWS = {
 WIDE = ("gamma 0.6", "gamma 1.5, darker", "15 to 85 %")
 LEAST_RECALL = 0.9
 SCALES = (5_000, 20_000, 50_000)
-
-
-def read_set(data: Path, name: str) -> tuple[Images, NDArray[np.str_]]:
-    """Framed images, uint8 [N, 64, 64, C], and whose each is."""
-    with np.load(data / f"{name}.npz", allow_pickle=False) as arrays:
-        images = arrays["images"][:MOST]
-        people = [str(place) for place in range(len(images))]
-        if "patient" in arrays:
-            people = [str(one) or people[i] for i, one in enumerate(arrays["patient"][:MOST])]
-    if images.ndim == 3:
-        images = images[..., None]
-    framed = []
-    kept = []
-    for place, pixels in enumerate(images):
-        channels = pixels.shape[2]
-        try:
-            framed.append(frame_image(pixels, SIZE_PX, channels, field_of_view=channels == 3))
-        except Unusable:
-            continue
-        kept.append(people[place])
-    return np.stack(framed), np.array(kept)
 
 
 def under_window(images: Images, low: float, high: float, gamma: float) -> Images:
@@ -162,7 +140,7 @@ def main() -> None:
     recalls = {}
     sets = []
     for title, name in SETS.items():
-        images, people = read_set(given.data, name)
+        images, people = read_set(given.data, name, SIZE_PX, MOST)
         sets.append(images)
         joined[title], recalls[title] = judge(images, people)
     scales = {f"{count}": judge_many(sets, count) for count in SCALES}

@@ -4,9 +4,9 @@
         [--json [FILE]]
 
 FOLDER is another checkout of kohort with its environment: `git worktree add FOLDER COMMIT`, then
-`make setup` there. Invented radiographs of 2048 x 2048 pixels and 12 bits, with a marker of the side,
-linked many times: uncompressed with a window and without, JPEG-LS, lossless JPEG. With --text this
-checkout also runs with text in pixels sought.
+`make setup` there. Invented radiographs of 2048 x 2048 pixels and 12 bits, with a marker of the
+side, linked many times: uncompressed with a window and without, JPEG-LS, lossless JPEG. With --text
+this checkout also runs with text in pixels sought.
 Measured: `ingest` as the daemon calls it, with one decoder; process time of the process and its
 children, without imports and the start of a child; the smallest of alternating repeats.
 Not covered: reading from a slow disk, and files that differ in size.
@@ -185,13 +185,19 @@ def tables(found: dict[str, Any]) -> list[report.Table]:
     for kind, rates in found.items():
         times = rates["this"] / rates["other"]
         same = "yes" if rates["same"] else "no"
-        row = (kind, f"{rates['other']:.1f}", f"{rates['this']:.1f}", f"{times:.2f}", same)
+        row: tuple[str, ...] = (
+            kind,
+            f"{rates['other']:.1f}",
+            f"{rates['this']:.1f}",
+            f"{times:.2f}",
+            same,
+        )
         if "text" in rates:
             times = rates["text"] / rates["other"]
             taken = f"{rates['found with text sought']:,}"
             row = (*row, f"{rates['text']:.1f}", f"{times:.2f}", taken)
         rows.append(row)
-    columns = COLUMNS
+    columns: tuple[str, ...] = COLUMNS
     if len(rows[0]) > len(COLUMNS):
         columns = COLUMNS + TEXT_COLUMNS
     return [report.Table("", columns, tuple(rows))]

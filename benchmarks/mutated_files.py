@@ -1,10 +1,11 @@
 """Damaged image files, decoded by children as ingest does: their peak memory, what became of them.
 
-    python -m benchmarks.mutated_files [--files 20000] [--json [FILE]]
+    python -m benchmarks.mutated_files [--files 20000] [--text] [--json [FILE]]
 
 Seeds: small DICOM files of every kind of codec, and stills of every format. Each file is a seed
 with bytes, lengths and sizes changed at random (tests/fuzz/mutation.py), by a fixed random seed.
 Peak: the largest resident memory of any child. A child that dies, or hangs, costs one file.
+With --text the children also look for text in the pixels.
 Not covered: large images; volumes.
 """
 
@@ -41,7 +42,7 @@ from pydicom.uid import (
 from benchmarks import report
 from client.ingest.decode import Decoder
 from client.ingest.quarantine import Reason, Unusable
-from client.ingest.request import Limits, Settings
+from client.ingest.request import Choices, Limits, Settings, child_bytes
 from tests import phantoms
 from tests.fuzz.mutation import damaged
 
@@ -90,7 +91,7 @@ def draw_stills() -> Iterator[bytes]:
         yield buffer.getvalue()
 
 
-def settings() -> Settings:
+def settings(choices: Choices) -> Settings:
     """What a study of radiographs asks of a child, with the limits of ingest."""
     limits = Limits()
     return Settings(
@@ -100,19 +101,20 @@ def settings() -> Settings:
         window=None,
         max_file_bytes=limits.max_file_bytes,
         max_pixel_bytes=limits.max_pixel_bytes,
-        memory_bytes=limits.decode_memory_bytes,
+        memory_bytes=child_bytes(choices),
         timeout_s=limits.decode_timeout_s,
+        choices=choices,
     )
 
 
-def measure(files: int, folder: Path) -> dict[str, Any]:
+def measure(files: int, folder: Path, choices: Choices) -> dict[str, Any]:
     """Outcomes, the slowest file, and the peak of any child in MiB."""
     make = damaged(*draw_dicom(folder), *draw_stills())
     rng = Random(0)
     path = folder / "file"
     outcomes: Counter[str] = Counter()
     slowest_s = 0.0
-    decoder = Decoder(settings())
+    decoder = Decoder(settings(choices))
     for done in range(files):
         path.write_bytes(make(rng))
         start = time.monotonic()
@@ -158,11 +160,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     report.add_json(parser)
     parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--text", action="store_true", help="look for text in the pixels")
     options = parser.parse_args()
     report.say_conditions()
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure(options.files, Path(scratch))
-    report.give(options.json, "mutated_files", tables(found), found, targets(found))
+        found = measure(options.files, Path(scratch), Choices(find_text=options.text))
+    name = "mutated_files.text" if options.text else "mutated_files"
+    report.give(options.json, name, tables(found), found, targets(found))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import report
-from client.ingest.images import frame_image
-from client.ingest.quarantine import Unusable
+from benchmarks.public_sets import read_set
 from client.ingest.same_eye import PERHAPS, SAME_EYE, Search, find_same_eyes
 from client.ingest.vessels import SIDE_PX
 from common.arrays import Floats, Images, Pixels
@@ -42,24 +41,6 @@ SECONDS_AMONG_MANY = 100
 THRESHOLDS = (0.25, 0.3, PERHAPS, 0.4, 0.45, SAME_EYE, 0.55, 0.6)
 CLEAR = ("IDRiD", "EyePACS")  # photographs without haze
 LEAST_RECALL = 0.9
-
-
-def read_set(data: Path, name: str) -> tuple[Images, NDArray[np.str_]]:
-    """Framed photographs, uint8 [N, 128, 128, 3], and whose each is."""
-    with np.load(data / f"{name}.npz", allow_pickle=False) as arrays:
-        images = arrays["images"]
-        people = [f"{name} {place}" for place in range(len(images))]
-        if "patient" in arrays:
-            people = [str(one) or people[i] for i, one in enumerate(arrays["patient"])]
-    framed = []
-    kept = []
-    for place, pixels in enumerate(images):
-        try:
-            framed.append(frame_image(pixels, SIDE_PX, 3, field_of_view=True))
-        except Unusable:
-            continue
-        kept.append(people[place])
-    return np.stack(framed), np.array(kept)
 
 
 def photograph_again(pixels: Pixels, strength: float, chance: np.random.Generator) -> Pixels:
@@ -188,7 +169,7 @@ def main() -> None:
 
     found: dict[str, object] = {}
     recalls: dict[str, object] = {}
-    sets = [read_set(given.data, name) for name in SETS.values()]
+    sets = [read_set(given.data, name, SIDE_PX) for name in SETS.values()]
     images = np.concatenate([one for one, _ in sets])
     people = np.unique(np.concatenate([one for _, one in sets]), return_inverse=True)[1]
     # each search in a process of its own; times are of the processor

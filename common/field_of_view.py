@@ -195,7 +195,7 @@ def _cover(size_px: int, row: float, column: float, radius: float) -> Floats:
     rows = np.arange(size_px) + 0.5 - row
     columns = np.arange(size_px) + 0.5 - column
     squares = np.square(rows)[:, None] + np.square(columns)
-    shares = (squares < radius**2).astype(np.float64)
+    shares: Floats = (squares < radius**2).astype(np.float64)
     near = np.nonzero((squares > max(radius - 1, 0) ** 2) & (squares < (radius + 1) ** 2))
     distances = np.hypot(rows[near[0]], columns[near[1]])
     shares[near] = np.clip(radius - distances + 0.5, 0, 1)

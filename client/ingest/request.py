@@ -29,7 +29,7 @@ ANSWER_CAP_BYTES = 1 << 14
 ENDS = "ends"  # in a refusal: whether the child ends with it
 CHILD_BYTES = 1 << 30  # the address space of a child that decodes photographs
 VOLUME_CHILD_BYTES = 2 << 30
-TEXT_BYTES = 1 << 29  # what the networks that find text take beside it
+TEXT_BYTES = 1 << 27  # what the networks that find text take beside it
 MOST_DECODERS = 16
 
 

@@ -44,8 +44,8 @@ PART_PX = 16
 AROUND_PX = 32  # what the first network sees around strokes
 INPUT_PX = 32  # it takes multiples of this
 # a part is shown to it flat and with more contrast: it weighs strokes by all that it sees
-FLAT_PX = 4
-CONTRAST = 3
+FLAT_PX = 3
+CONTRAST = 4
 PLACE_LIKELY = 0.3
 BOX_LIKELY = 0.5
 MOST_BOXES = 20
@@ -180,8 +180,8 @@ def parts_with_strokes(colour: Pixels) -> list[Box]:
     """Return the parts of uint8 [side, side, 3] that can hold letters (step 1).
 
     Their sides are multiples of INPUT_PX. A letter has fine strokes in two directions at least;
-    ribs, borders and vessels have one, or are not fine. Where the parts are as large as the picture,
-    they are the picture.
+    ribs, borders and vessels have one, or are not fine. Parts that are together as large as the
+    picture become the whole picture.
     """
     # what is fine, and how strong it is in its weaker direction (Shi and Tomasi 1994)
     grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)

@@ -32,3 +32,11 @@ def test_a_ratio_under_its_aim_is_not_met() -> None:
     found = {"JPEG-LS": {"other": 1.0, "this": 2.9, "same": False}}
     assert [target.met for target in ingest_speed.targets(found)] == [False]
     assert ingest_speed.tables(found)[0].rows == (("JPEG-LS", "1.0", "2.9", "2.90", "no"),)
+
+
+def test_text_that_is_sought_has_a_ratio_and_an_aim_of_its_own() -> None:
+    rates = {"other": 1.0, "this": 4.0, "text": 2.0, "same": False, "found with text sought": 1200}
+    targets = ingest_speed.targets({"JPEG-LS": rates})
+    assert [target.met for target in targets] == [True, False]
+    row = ("JPEG-LS", "1.0", "4.0", "4.00", "no", "2.0", "2.00", "1,200")
+    assert ingest_speed.tables({"JPEG-LS": rates})[0].rows == (row,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from client.ingest.decode_child import read_file
+from client.ingest.request import Choices
 from tests.benchmarks.test_speed_scripts import script
 
 mutated_files = script("mutated_files")
@@ -16,7 +17,7 @@ def test_every_seed_is_read_before_it_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for seed in seeds:
         path.write_bytes(seed)
-        assert read_file(str(path), mutated_files.settings()).pixels.any()
+        assert read_file(str(path), mutated_files.settings(Choices())).pixels.any()
 
 
 def test_a_peak_over_the_cap_and_a_hung_child_are_not_met() -> None:

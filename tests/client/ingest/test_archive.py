@@ -15,15 +15,15 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from client.ingest import archive as archives
 from client.ingest import decode_child
 from client.ingest.archive import PREFIX, mark_source, open_source, sweep_unpacked
-from client.ingest.build import READING, IngestReport, ingest
+from client.ingest.build import READING, ingest
 from client.ingest.listing import LISTING
 from client.ingest.request import Limits, Photograph, Settings
 from common.errors import ConfigurationError, EnvironmentFault
 from common.study.intake import Intake
 from tests import phantoms
 from tests import volume_phantoms as made
+from tests.client.ingest.cut_short import ONE_WORKER, Killed, take_in
 
-ONE_WORKER = Limits(workers=1)
 RULES = Intake.model_validate(
     {
         "dicom_modalities": ["MR"],
@@ -35,10 +35,6 @@ RULES = Intake.model_validate(
 )
 Rules = Callable[..., Intake]
 Entry = tuple[zipfile.ZipInfo | str, bytes]
-
-
-class Killed(BaseException):
-    """Ends an intake wherever it is."""
 
 
 def zip_folder(folder: Path, path: Path) -> Path:
@@ -61,18 +57,6 @@ def write_directory(path: Path) -> Path:
     dataset.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
     del dataset.SOPClassUID, dataset.Modality, dataset.SeriesInstanceUID
     return phantoms.save(dataset, path)
-
-
-def take_in(source: Path, labels: Path, rules: Intake, key: bytes, out: Path) -> IngestReport:
-    return ingest(
-        source,
-        rules,
-        key,
-        out,
-        labels_csv=labels,
-        limits=ONE_WORKER,
-        aside=out.with_name("aside"),
-    )
 
 
 def unpacked_beside(out: Path) -> list[Path]:
@@ -100,8 +84,8 @@ def test_an_archive_gives_the_cohort_of_its_folder(
     labels = labels.rename(tmp_path / "labels.csv")
     labels.write_text(f"{labels.read_text()}I0001,P-0009,none\n")
     archive = zip_folder(tmp_path / "data", tmp_path / "export.zip")
-    plain = take_in(tmp_path / "data", labels, intake(), key, tmp_path / "one" / "cohort")
-    found = take_in(archive, labels, intake(), key, tmp_path / "two" / "cohort")
+    plain = take_in((tmp_path / "data", labels), intake(), key, tmp_path / "one" / "cohort")
+    found = take_in((archive, labels), intake(), key, tmp_path / "two" / "cohort")
     assert found == plain
     assert found.patients == 5
     assert found.quarantined == {"not-an-image": 1}
@@ -235,7 +219,7 @@ def test_an_archive_inside_is_a_file_of_an_unknown_format(
     labels = phantoms.write_photographs(tmp_path / "data", 2)
     zip_folder(tmp_path / "data", tmp_path / "inner.zip").rename(tmp_path / "data" / "inner.zip")
     archive = zip_folder(tmp_path / "data", tmp_path / "export.zip")
-    found = take_in(archive, labels, intake(), key, tmp_path / "cohort")
+    found = take_in((archive, labels), intake(), key, tmp_path / "cohort")
     assert (found.patients, found.quarantined) == (2, {"unknown-format": 1})
 
 
@@ -266,25 +250,12 @@ def test_an_intake_of_an_archive_goes_on_after_a_kill(
         decoded.append(path)
         return read(path, settings)
 
-    def kill(name: str, done: int, total: int) -> None:
-        if name == READING and done == 3:
-            raise Killed
-
     monkeypatch.setattr(decode_child, "read_file", watched)
     out = tmp_path / "cohort"
     with pytest.raises(Killed):
-        ingest(
-            archive,
-            intake(),
-            key,
-            out,
-            labels_csv=labels,
-            limits=ONE_WORKER,
-            aside=tmp_path / "aside",
-            phases=kill,
-        )
+        take_in((archive, labels), intake(), key, out, (READING, 3))
     assert unpacked_beside(out) == []
-    assert take_in(archive, labels, intake(), key, out).patients == 4
+    assert take_in((archive, labels), intake(), key, out).patients == 4
     assert len(decoded) == 4
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from client.ingest import images, resize
-from client.ingest.images import frame_image
+from client.ingest.images import Framer, frame_image
 from client.ingest.quarantine import Reason, Unusable
 from tests import phantoms
 
@@ -100,3 +100,23 @@ def test_a_frame_of_strips_is_that_of_the_whole_picture(
         square = frame_image(pixels, 64, channels, field_of_view=False)
         top, left = (64 - size[1]) // 2, (64 - size[0]) // 2
         assert np.array_equal(square[top : top + size[1], left : left + size[0]], expected)
+
+
+@pytest.mark.parametrize("field_of_view", [True, False])
+def test_a_look_shows_what_the_frame_shows(field_of_view: bool) -> None:
+    photograph = phantoms.fundus(5, 304)
+    framer = Framer(photograph, 3, field_of_view=field_of_view)
+    frame, look = framer.frame(64), framer.look(64)
+    assert look is not None
+    assert np.abs(frame.astype(int) - look).mean() < 3
+    assert framer.look(1024) is None
+
+
+def test_the_field_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    find = images.find_field
+    monkeypatch.setattr(images, "find_field", lambda pixels: calls.append(1) or find(pixels))
+    framer = Framer(phantoms.fundus(5, 304), 3, field_of_view=True)
+    framer.frame(64)
+    framer.look(128)
+    assert len(calls) == 1

@@ -15,24 +15,19 @@ from pathlib import Path
 import pytest
 
 from client.ingest import decode_child, scanning, volumes
-from client.ingest.build import COMPARING, READING, WRITING, IngestReport, ingest
+from client.ingest.build import COMPARING, READING, WRITING, ingest
 from client.ingest.finished import NAME
 from client.ingest.refused import LIST
-from client.ingest.request import Limits, Photograph, Settings
+from client.ingest.request import Photograph, Settings
 from common.errors import ConfigurationError, EnvironmentFault
 from common.study.intake import Intake
 from tests import phantoms
 from tests import volume_phantoms as made
+from tests.client.ingest.cut_short import ONE_WORKER, Killed, Stop, take_in
 
-ONE_WORKER = Limits(workers=1)
 PEOPLE = 6
 FILES = PEOPLE + 2
 Rules = Callable[..., Intake]
-Stop = tuple[str, int]  # a phase, and how much of it is done
-
-
-class Killed(BaseException):
-    """Ends an intake wherever it is."""
 
 
 @pytest.fixture
@@ -57,28 +52,6 @@ def decoded(monkeypatch: pytest.MonkeyPatch, in_process: None) -> list[str]:
 
     monkeypatch.setattr(decode_child, "read_file", watched)
     return names
-
-
-def take_in(
-    folder: tuple[Path, Path], rules: Intake, key: bytes, out: Path, stop: Stop | None = None
-) -> IngestReport:
-    """Ingest; with `stop`, end when so many files or images of that phase are done."""
-
-    def show(name: str, done: int, total: int) -> None:
-        if stop is not None and name == stop[0] and done >= stop[1]:
-            raise Killed
-
-    source, labels = folder
-    return ingest(
-        source,
-        rules,
-        key,
-        out,
-        labels_csv=labels,
-        limits=ONE_WORKER,
-        aside=out.with_name("aside"),
-        phases=show,
-    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,7 +15,13 @@ from client.ingest.decode import Decoder
 from client.ingest.decode_child import read_file
 from client.ingest.quarantine import Reason, Unusable
 from client.ingest.request import Choices, Settings, child_bytes
-from client.ingest.text_detector import connected_places, count_letters, load_detector, text_sides
+from client.ingest.text_detector import (
+    connected_places,
+    count_letters,
+    load_detector,
+    parts_with_strokes,
+    text_sides,
+)
 from tests import phantoms
 
 SIDE = 480
@@ -49,6 +55,47 @@ def is_refused(picture: NDArray[np.uint8]) -> bool:
 )
 def test_names_dates_and_numbers_are_found(text: str, height_px: int, level: int) -> None:
     assert is_refused(film(text, height_px, level))
+
+
+def smooth(text: str) -> NDArray[np.uint8]:
+    """A film [480, 480] without grain: a slope, a border, ribs, and a text at (30, 40)."""
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    ribs = np.cos(np.hypot(rows - 900, columns - 240) / 10)
+    values = 90 + columns * 0.1 + 30 * ribs * np.clip((400 - columns) / 80, 0, 1)
+    picture = Image.fromarray(np.where(columns > 440, 250, values).astype(np.uint8))
+    ImageDraw.Draw(picture).text((30, 40), text, fill=240, font=ImageFont.load_default(size=22))
+    return np.asarray(picture)
+
+
+def parts_of(picture: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
+    """The parts of a grey picture that can hold letters."""
+    return parts_with_strokes(np.repeat(picture[..., None], 3, axis=2))
+
+
+def test_letters_are_sought_where_strokes_are_and_nowhere_else() -> None:
+    (part,) = parts_of(smooth("MUELLER, ANNA"))
+    top, left, bottom, right = part
+    assert top == left == 0
+    assert 60 < bottom < 160
+    assert 200 < right < 320
+    assert bottom % 32 == right % 32 == 0
+
+
+def test_slopes_ribs_and_borders_are_no_strokes() -> None:
+    assert parts_of(smooth("")) == []
+
+
+def test_a_picture_full_of_strokes_is_searched_whole() -> None:
+    grain = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
+    assert parts_of(grain) == [(0, 0, SIDE, SIDE)]
+
+
+def test_no_network_is_asked_about_a_picture_without_strokes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = load_detector()
+    monkeypatch.setattr(detector, "_detector", None)
+    detector.check(smooth("")[..., None])
 
 
 @pytest.mark.parametrize("text", ["", "R", "L  PA", "PORTABLE"])
