@@ -85,6 +85,14 @@ def test_slopes_ribs_and_borders_are_no_strokes() -> None:
     assert parts_of(smooth("")) == []
 
 
+def test_a_faint_line_in_a_smooth_film_is_read() -> None:
+    mask = Image.new("L", (SIDE, SIDE), 0)
+    font = ImageFont.load_default(size=16)
+    ImageDraw.Draw(mask).text((30, 40), "MUELLER, ANNA", fill=255, font=font)
+    faint = smooth("") + np.asarray(mask) / 255 * 20
+    assert is_refused(faint.clip(0, 255).astype(np.uint8))
+
+
 def test_a_picture_full_of_strokes_is_searched_whole() -> None:
     grain = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
     assert parts_of(grain) == [(0, 0, SIDE, SIDE)]
