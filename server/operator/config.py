@@ -170,7 +170,7 @@ class CatalogueSettings(FrozenModel):
     )
     days: int = Field(
         default=90,
-        ge=1,
+        ge=30,  # `status` names an end from two weeks before on
         le=LONGEST_DAYS,
         description="days for which a catalogue holds; `kohort-server publish` renews it when half "
         "of them have gone",
